@@ -1,0 +1,67 @@
+"""What can stop a run, as the person who started it should read it.
+
+    PipelineError            a person can mend it; printed as `error: …`, a blank line, `hint: …`
+    ├── JobError          2  the job file, a template or a flag
+    ├── InputError        2  the table that is read, or the place that is written
+    ├── RunStateError     2  the run directory: locked, of another job, damaged
+    ├── AuthError         2  the key, the project or the region was refused
+    ├── BudgetReached     3  the next call could pass the spend cap; resumable
+    ├── QuotaExhausted    3  the day's quota is used up; resumable
+    └── ServiceError      3  the service is down, or refuses everything alike; resumable
+    Halted                   inside the program only: no new call is admitted, the document stays as it is
+
+A failed prompt is none of these: it is data in its row (`records.Result`). The number is the exit code.
+"""
+
+
+class PipelineError(Exception):
+    """Stops the run; `hint` is the next thing to do, often a command."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class JobError(PipelineError):
+    """The job file, a template or a flag is wrong."""
+
+
+class InputError(PipelineError):
+    """The input table cannot be read as the job says, or the output cannot be written."""
+
+
+class RunStateError(PipelineError):
+    """The run directory belongs to another job, is in use, or is damaged."""
+
+
+class AuthError(PipelineError):
+    """The key, the project or the region was refused."""
+
+
+class BudgetReached(PipelineError):
+    """The next call could pass the spend cap."""
+
+    exit_code = 3
+
+
+class QuotaExhausted(PipelineError):
+    """The day's quota of this project and model is used up, or it has none."""
+
+    exit_code = 3
+
+
+class ServiceError(PipelineError):
+    """The service does not answer, or refuses every request for the same reason."""
+
+    exit_code = 3
+
+
+class Halted(Exception):
+    """No new call is admitted; raised to every document that asks for one. `reason` is None after Ctrl-C."""
+
+    def __init__(self, reason: PipelineError | None = None) -> None:
+        super().__init__(str(reason) if reason else "interrupted")
+        self.reason = reason

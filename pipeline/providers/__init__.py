@@ -1,0 +1,1 @@
+"""Services that answer prompts; the only importers of httpx."""

@@ -1,0 +1,1 @@
+"""Bookkeeping of what a project may use: requests, tokens, days."""

@@ -1,0 +1,194 @@
+"""The values that travel between modules: frozen, money in `Decimal` USD, times in UTC, durations in seconds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from functools import cached_property
+from typing import Literal
+
+Status = Literal["ok", "truncated", "blocked", "invalid", "error"]
+STATUSES: tuple[Status, ...] = ("ok", "truncated", "blocked", "invalid", "error")
+
+ErrorKind = Literal[
+    "truncated",  # the answer reached max_output_tokens; what there is of it is kept
+    "prompt_blocked",  # the safety filter refused the prompt
+    "answer_blocked",  # the safety filter withheld the answer
+    "recitation",  # the answer was cut because it repeats published text
+    "empty_input",  # the document has no text: nothing was sent
+    "too_long",  # larger than the model's context or than a whole minute's token quota
+    "invalid_request",  # the service refused this prompt (400, 404, 413, 422)
+    "empty_answer",  # the service answered without text
+    "malformed_reply",  # the service answered something that is not its protocol
+    "quota",  # refused for quota until attempts ran out
+    "network",  # no connection, or it broke
+    "timeout",  # no answer in time
+    "server",  # 500, 502, 503, 504 until attempts ran out
+    "auth",  # the key, the project or the region was refused
+]
+PASSING: frozenset[ErrorKind] = frozenset({"quota", "network", "timeout", "server", "auth"})
+"""Failures that may pass by themselves and cost nothing: a row that ends in one is tried again by the next run."""
+
+Step = Literal["answer", "map", "reduce"]
+
+VerdictKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "fatal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One row of the input. `row` counts from 0 over the rows that `where` lets through."""
+
+    row: int
+    key: str
+    fields: Mapping[str, object]  # the columns that the templates use
+    text: str | None = None  # the column that may be chunked; None when the job names none
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one or more calls, as they are billed; a counter the service leaves out is 0.
+
+    `input_tokens` includes `cached_tokens`; `output_tokens` excludes `thinking_tokens`, which are billed as output too;
+    `tool_tokens` are billed as input.
+    """
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    thinking_tokens: int = 0
+    tool_tokens: int = 0
+    estimated: bool = False  # True when the service sent no usage and we counted
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.output_tokens + other.output_tokens,
+            self.thinking_tokens + other.thinking_tokens,
+            self.tool_tokens + other.tool_tokens,
+            self.estimated or other.estimated,
+        )
+
+
+@dataclass(frozen=True)
+class Params:
+    """What is sent beside the text, the same for every prompt of one step; None leaves the model's default."""
+
+    model: str
+    system: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    thinking: str | int | None = None  # a level ("minimal" … "xhigh"), or a budget in tokens (0 off, -1 automatic)
+    response_mime_type: str | None = None
+    safety: tuple[tuple[str, str], ...] = ()  # (category, threshold)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Hash of every field: two prompts with equal digest and equal text have the same answer."""
+        import hashlib
+
+        import orjson
+
+        return hashlib.blake2b(orjson.dumps(self, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request to be made. `chunk` counts from 0 of `chunks`; for a reduce step it counts within its level."""
+
+    row: int
+    key: str
+    step: Step
+    text: str
+    params: Params
+    input_tokens_est: int
+    fingerprint: str  # hash of all that changes the answer: params and text; not the row
+    level: int = 0  # reduce level, from 1; 0 for answer and map
+    chunk: int = 0
+    chunks: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What became of one prompt: an answer that was paid for, or, with `raw` empty, a failure that was not.
+
+    `text` is the answer without thoughts; `raw` the response body as it came. `status` is never an exception: a blocked
+    or truncated answer is a reply like any other.
+    """
+
+    text: str
+    status: Status
+    finish_reason: str | None = None  # as the service names it: STOP, MAX_TOKENS, SAFETY, …
+    error_kind: ErrorKind | None = None
+    error: str | None = None  # one line for a person; never a key, never prompt text
+    usage: Usage = Usage()
+    model: str = ""  # as the service reports it: the model that answered and is billed
+    response_id: str = ""
+    raw: bytes = b""
+    endpoint: str = ""
+    latency_s: float = 0.0  # of the request that was answered
+    attempts: int = 1  # requests made for this prompt, refusals for quota not counted
+    rate_limited: int = 0  # refusals for quota
+    finished_at: float = 0.0  # seconds since the epoch
+    served_at: float | None = None  # the response's Date header, seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaHit:
+    """One violated quota of a 429."""
+
+    quota_id: str
+    meter: Literal["requests", "tokens"]
+    window: Literal["minute", "day"]
+    limit: int | None = None  # the true limit, when the service tells it; 0: the model is not offered at all
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a failed request means for the caller. `message` is one line for a person, without key or prompt text."""
+
+    kind: VerdictKind
+    error_kind: ErrorKind
+    message: str
+    http_status: int | None = None  # None: no response
+    retry_after_s: float | None = None
+    quota: tuple[QuotaHit, ...] = ()
+    sent: bool = True  # False when the request provably never reached the server
+    served_at: float | None = None  # the response's Date header, seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the project may use of one model; `tpm` counts input tokens only. None: unknown."""
+
+    rpm: int | None = None
+    tpm: int | None = None
+    rpd: int | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one document; the sums are over its calls."""
+
+    row: int
+    key: str
+    status: Status
+    response: str | None
+    error_kind: ErrorKind | None = None
+    error: str | None = None
+    finish_reason: str | None = None
+    model: str | None = None
+    usage: Usage = Usage()
+    input_tokens_est: int = 0
+    cost_usd: Decimal | None = None  # None: the price is unknown
+    calls: int = 0  # replies that were paid for
+    chunks: int = 0  # pieces the text was cut into; 1 when it was sent whole, 0 when nothing was sent
+    attempts: int = 0
+    rate_limited: int = 0
+    latency_s: float = 0.0  # sum over the calls
+    finished_at: datetime | None = field(default=None)

@@ -1,0 +1,1 @@
+"""The run directory: everything that was paid for, on disk."""
