@@ -135,6 +135,7 @@ class Reply:
     rate_limited: int = 0  # refusals for quota
     finished_at: float = 0.0  # seconds since the epoch
     served_at: float | None = None  # the response's Date header, seconds since the epoch
+    cost_usd: Decimal | None = Decimal(0)  # None: the price is unknown
 
 
 @dataclass(frozen=True, slots=True)

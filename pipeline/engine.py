@@ -1,0 +1,199 @@
+"""Opens documents, runs their flows, writes results: the program's one task group."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from pipeline import flows
+from pipeline.calls import Send, Spending, Tries, budget, journal, record_failures, replay, single_flight
+from pipeline.dispatch import Dispatcher
+from pipeline.errors import Halted, PipelineError
+from pipeline.job import Job
+from pipeline.records import Document, Reply, Result, Status, Usage
+from pipeline.store.run import RunStore
+
+MAX_OPEN_DOCUMENTS = 4096
+"""Documents open at once: twice the most calls in flight, so that a slot never waits for a document."""
+MAX_OPEN_CHARACTERS = 64_000_000
+"""Text of the open documents, so that long ones do not fill the memory."""
+
+
+@dataclass
+class Monitor:
+    """What a run looks like from outside, updated as it goes; read by the progress line and the tests."""
+
+    rows: int
+    outcomes: Counter[Status] = field(default_factory=Counter)
+    calls: int = 0
+    usage: Usage = field(default_factory=Usage)
+    cost_usd: Decimal = Decimal(0)
+    unpriced: int = 0  # replies whose price is unknown
+    saved: int = 0  # calls that an identical one answered
+    answered: int = 0  # rows that got an outcome in this session
+    started_at: float = field(default_factory=time.monotonic)
+    dispatcher: Dispatcher | None = None
+    stopping: bool = False
+
+    @property
+    def done(self) -> int:
+        """Rows with an outcome, those of earlier sessions included."""
+        return self.outcomes.total()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run was opened."""
+        return time.monotonic() - self.started_at
+
+    def bought(self, reply: Reply) -> None:
+        """Count a reply that was paid for."""
+        self.calls += 1
+        self.usage += reply.usage
+        if reply.cost_usd is None:
+            self.unpriced += 1
+        else:
+            self.cost_usd += reply.cost_usd
+
+
+class Engine:
+    """One run of one job. `run` returns when every row has an outcome or no new call is admitted any more."""
+
+    def __init__(
+        self,
+        job: Job,
+        batches: Iterable[Iterable[Document]],
+        store: RunStore,
+        dispatcher: Callable[[Send], Dispatcher],
+        send: Send,
+        monitor: Monitor,
+        spending: Spending,
+    ) -> None:
+        self._job = job
+        self._batches = batches
+        self._store = store
+        self.monitor = monitor
+        tries: Tries = {}
+        self.dispatcher = monitor.dispatcher = dispatcher(journal(send, store, job.own_rates, tries, monitor.bought))
+        call = record_failures(self.dispatcher.submit, store, tries)
+        call = budget(call, spending, job.own_rates, self.halt)
+        self._call = replay(single_flight(call), store)
+        self._gate = _Gate()
+        self._scope = anyio.CancelScope()
+        self.stopped: PipelineError | None = None
+        self.interrupted = False
+
+    async def run(self) -> None:
+        """Answer every row that has no lasting outcome yet."""
+        with self._scope:
+            async with anyio.create_task_group() as keeping:
+                keeping.start_soon(self._store.keep)
+                async with anyio.create_task_group() as dispatching:
+                    dispatching.start_soon(self.dispatcher.run)
+                    async with anyio.create_task_group() as documents:
+                        await self._open_documents(documents)
+                    self.dispatcher.close()
+                keeping.cancel_scope.cancel()
+
+    def halt(self, reason: PipelineError | None) -> None:
+        """Admit no new call; what is in flight finishes and is kept. `reason` is None after Ctrl-C."""
+        self._stop(reason)
+        self.dispatcher.halt(reason)
+
+    def abandon(self) -> None:
+        """Stop now: the replies in flight are lost, everything before them is kept."""
+        self.interrupted = True
+        self._scope.cancel()
+
+    def _stop(self, reason: PipelineError | None) -> None:
+        self.monitor.stopping = True
+        if reason is None:
+            self.interrupted = True
+        elif self.stopped is None:
+            self.stopped = reason
+
+    async def _open_documents(self, tasks: anyio.abc.TaskGroup) -> None:
+        batches = iter(self._batches)
+        while not self.monitor.stopping:
+            batch = await anyio.to_thread.run_sync(_next, batches)
+            if batch is None:
+                return
+            for document in batch:
+                if self._store.outcomes.done(document.row):
+                    continue
+                await self._gate.enter(document)
+                await self._store.room()
+                if self.monitor.stopping:
+                    return
+                tasks.start_soon(self._document, document)
+
+    async def _document(self, document: Document) -> None:
+        try:
+            answer = await flows.run(document, self._job, self._call)
+        except Halted as halted:
+            self._stop(halted.reason)
+        else:
+            result = self._result(document, answer)
+            self._store.append_result(result)
+            self.monitor.outcomes[result.status] += 1
+            self.monitor.answered += 1
+        finally:
+            self._gate.leave(document)
+
+    def _result(self, document: Document, answer: flows.Answer) -> Result:
+        final, replies = answer.final, answer.replies
+        usage = sum((reply.usage for reply in replies), Usage())
+        costs = [reply.cost_usd for reply in replies]
+        return Result(
+            row=document.row,
+            key=document.key,
+            status=final.status,
+            response=final.text or None,
+            error_kind=final.error_kind,
+            error=final.error,
+            finish_reason=final.finish_reason,
+            model=final.model or None,
+            usage=usage,
+            input_tokens_est=answer.input_tokens_est,
+            cost_usd=None if None in costs else sum((cost for cost in costs if cost), Decimal(0)),
+            calls=sum(reply.usage != Usage() for reply in replies),
+            chunks=answer.chunks,
+            attempts=sum(reply.attempts for reply in replies),
+            rate_limited=sum(reply.rate_limited for reply in replies),
+            latency_s=round(sum(reply.latency_s for reply in replies), 3),
+            finished_at=datetime.now(UTC),
+        )
+
+
+class _Gate:
+    """Bounds the open documents by number and by the size of their texts; one is always let in."""
+
+    def __init__(self) -> None:
+        self._documents = 0
+        self._characters = 0
+        self._left = anyio.Event()
+
+    async def enter(self, document: Document) -> None:
+        while self._documents and (self._documents >= MAX_OPEN_DOCUMENTS or self._characters >= MAX_OPEN_CHARACTERS):
+            self._left = anyio.Event()
+            await self._left.wait()
+        self._documents += 1
+        self._characters += _size(document)
+
+    def leave(self, document: Document) -> None:
+        self._documents -= 1
+        self._characters -= _size(document)
+        self._left.set()
+
+
+def _size(document: Document) -> int:
+    return len(document.text or "") + sum(len(value) for value in document.fields.values() if isinstance(value, str))
+
+
+def _next(batches: Iterator[Iterable[Document]]) -> list[Document] | None:
+    return next((list(batch) for batch in batches), None)

@@ -1,0 +1,207 @@
+"""What one document does: plain async functions over an injected `call`; they know no network and no disk.
+
+The same flows run in a dry run, where `call` predicts, and in a real one, where it buys.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import anyio
+
+from pipeline.chunking import split
+from pipeline.errors import Halted
+from pipeline.job import Job
+from pipeline.records import Document, Params, Prompt, Reply, Step
+from pipeline.templates import Parts, Template
+from pipeline.tokens import estimate
+
+Call = Callable[[Prompt], Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a flow came to: the reply that is the document's answer or its failure, and every reply on the way."""
+
+    final: Reply
+    replies: tuple[Reply, ...] = ()
+    chunks: int = 0  # pieces the text was cut into, 1 when it was sent whole, 0 when nothing was sent
+    input_tokens_est: int = 0
+
+
+async def run(document: Document, job: Job, call: Call) -> Answer:
+    """Run the job's flow for one document. Raises `Halted` when a call is not admitted any more."""
+    if document.text is not None and not document.text.strip():
+        return Answer(
+            Reply("", "invalid", error_kind="empty_input", error=f"the column {job.spec.input.text} is empty")
+        )
+    if job.spec.chunk is None:
+        return await answer(document, job, call)
+    return await map_reduce(document, job, call)
+
+
+async def answer(document: Document, job: Job, call: Call) -> Answer:
+    """One call for the whole row."""
+    values = dict(document.fields) if document.text is None else {**document.fields, "text": document.text}
+    prompt = build(document, "answer", job.template, job.params, values)
+    reply = await call(prompt)
+    return Answer(reply, (reply,), 1, prompt.input_tokens_est)
+
+
+async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
+    """One call for each piece, concurrently, then merging calls until one answer is left.
+
+    A text that fits one piece takes one call. A piece that fails fails the document; a truncated one does not, but the
+    answer is then marked truncated.
+    """
+    chunk, reduce_template, reduce_params = job.spec.chunk, job.reduce_template, job.reduce_params
+    assert chunk and job.spec.reduce and reduce_template and reduce_params and document.text is not None
+    pieces = split(document.text, chunk.max_tokens, chunk.overlap_tokens)
+    if len(pieces) == 1:
+        values = {**document.fields, "text": document.text, "chunk": 1, "chunks": 1}
+        prompt = build(document, "answer", job.template, job.params, values)
+        reply = await call(prompt)
+        return Answer(reply, (reply,), 1, prompt.input_tokens_est)
+    prompts = [
+        build(
+            document,
+            "map",
+            job.template,
+            job.params,
+            {
+                **document.fields,
+                "text": document.text[piece.start : piece.end],
+                "chunk": number + 1,
+                "chunks": len(pieces),
+            },
+            chunk=number,
+            chunks=len(pieces),
+        )
+        for number, piece in enumerate(pieces)
+    ]
+    estimated = sum(prompt.input_tokens_est for prompt in prompts)
+    replies = await gather(call, prompts)
+    bought = list(replies)
+    parts = [reply.text for reply in replies]
+    budget = job.spec.reduce.max_input_tokens or chunk.max_tokens
+    level = 0
+    while not (failed := _failure(replies)) and len(parts) > 1:
+        level += 1
+        groups = group(parts, budget)
+        prompts = [
+            build(
+                document,
+                "reduce",
+                reduce_template,
+                reduce_params,
+                {**document.fields, "parts": Parts(members)},
+                level=level,
+                chunk=number,
+                chunks=len(groups),
+            )
+            for number, members in enumerate(groups)
+            if len(members) > 1
+        ]
+        estimated += sum(prompt.input_tokens_est for prompt in prompts)
+        replies = await gather(call, prompts)
+        bought += replies
+        alone = [members[0] for members in groups if len(members) == 1]  # only ever the last part of a level
+        parts = [reply.text for reply in replies] + alone
+    final = failed or _honest(replies[0], bought)
+    return Answer(final, tuple(bought), len(pieces), estimated)
+
+
+def build(
+    document: Document,
+    step: Step,
+    template: Template,
+    params: Params,
+    values: dict[str, object],
+    *,
+    level: int = 0,
+    chunk: int = 0,
+    chunks: int = 1,
+) -> Prompt:
+    """The one place where a prompt is made, for estimates and runs alike."""
+    text = template.render(values)
+    digest = hashlib.blake2b(params.digest, digest_size=16)
+    digest.update(text.encode("utf-8", "surrogatepass"))
+    tokens = estimate(text) + _system_tokens(params.system)
+    return Prompt(document.row, document.key, step, text, params, tokens, digest.hexdigest(), level, chunk, chunks)
+
+
+async def gather(call: Call, prompts: Sequence[Prompt]) -> list[Reply]:
+    """Make the calls concurrently; replies in the order of the prompts.
+
+    The first failure withdraws the calls that were not sent yet, and the list then ends before the first reply that
+    never came. Raises `Halted` when a call was not admitted.
+    """
+    replies: list[Reply | None] = [None] * len(prompts)
+    halted: list[Halted] = []
+
+    async def one(index: int, prompt: Prompt) -> None:
+        try:
+            replies[index] = reply = await call(prompt)
+        except Halted as stop:
+            halted.append(stop)
+            tasks.cancel_scope.cancel()
+        else:
+            if not usable(reply):
+                tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        for index, prompt in enumerate(prompts):
+            tasks.start_soon(one, index, prompt)
+    if halted and not any(reply and not usable(reply) for reply in replies):
+        raise halted[0]
+    return [reply for reply in replies if reply is not None]
+
+
+def usable(reply: Reply) -> bool:
+    """Whether the text may be built upon: an answer, whole or cut at the token limit with something in it."""
+    return reply.status == "ok" or (reply.status == "truncated" and bool(reply.text))
+
+
+def group(parts: Sequence[str], budget_tokens: int) -> list[list[str]]:
+    """Neighbouring parts that fit one reduce prompt together; at least two in each, so that every level shrinks.
+
+    A last part that would stand alone takes a neighbour, or, where its neighbours are only two, stays alone.
+    """
+    groups: list[list[str]] = []
+    filled = 0
+    for part in parts:
+        size = estimate(part) + 2  # the blank line between parts
+        if groups and (filled + size <= budget_tokens or len(groups[-1]) < 2):
+            groups[-1].append(part)
+            filled += size
+        else:
+            groups.append([part])
+            filled = size
+    if len(groups) > 1 and len(groups[-1]) == 1 and len(groups[-2]) > 2:
+        groups[-1].insert(0, groups[-2].pop())
+    return groups
+
+
+def _failure(replies: Sequence[Reply]) -> Reply | None:
+    """The failure that ends the document, without the text of a mere part."""
+    failed = next((reply for reply in replies if not usable(reply)), None)
+    return replace(failed, text="") if failed else None
+
+
+def _honest(final: Reply, replies: Sequence[Reply]) -> Reply:
+    """`final`, marked truncated when an answer that it was built from was cut."""
+    cut = sum(reply.status == "truncated" for reply in replies)
+    if final.status != "ok" or not cut:
+        return final
+    return replace(
+        final,
+        status="truncated",
+        error_kind="truncated",
+        error=f"{cut} of {len(replies)} part answers reached max_output_tokens",
+    )
+
+
+@lru_cache(maxsize=64)
+def _system_tokens(system: str | None) -> int:
+    return estimate(system) if system else 0

@@ -1,0 +1,196 @@
+"""What a run directory says about its run, also while the run goes on. Reads only."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from pipeline.errors import RunStateError
+from pipeline.records import STATUSES, Reply, Status, Usage
+from pipeline.store import parts
+from pipeline.store.manifest import Lock, Manifest
+from pipeline.store.manifest import read as read_manifest
+from pipeline.store.run import Outcomes, load
+
+RUNS = Path("runs")
+
+_SUMS = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A run in numbers: outcomes by row, and sums over every call that was paid for."""
+
+    manifest: Manifest
+    directory: Path
+    status: str  # finished, stopped, interrupted, or running
+    rows: int
+    outcomes: Counter[Status]
+    waiting: int  # failed rows that the next run tries again
+    calls: int
+    calls_by_step: dict[str, int]
+    attempts: int
+    rate_limited: int
+    usage: Usage
+    input_tokens_est: int
+    cost_usd: Decimal
+    unpriced: int
+    latency_p50_s: float | None
+    latency_p95_s: float | None
+    seconds: float
+
+    @property
+    def done(self) -> int:
+        """Rows with an outcome."""
+        return self.outcomes.total()
+
+    def as_json(self) -> dict[str, object]:
+        """The stable keys of `run --json` and `report --json`."""
+        return {
+            "run": self.manifest.job,
+            "status": self.status,
+            "rows": self.rows,
+            **{status: self.outcomes[status] for status in STATUSES},
+            "calls": self.calls,
+            "attempts": self.attempts,
+            "rate_limited": self.rate_limited,
+            "input_tokens": self.usage.input_tokens + self.usage.tool_tokens,
+            "cached_tokens": self.usage.cached_tokens,
+            "output_tokens": self.usage.output_tokens,
+            "thinking_tokens": self.usage.thinking_tokens,
+            "cost_usd": None if self.unpriced else float(round(self.cost_usd, 8)),
+            "seconds": round(self.seconds, 1),
+            "output": self.manifest.output,
+            "run_dir": str(self.directory),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A row without a whole answer."""
+
+    row: int
+    key: str
+    status: str
+    error_kind: str | None
+    error: str | None
+
+
+def newest(runs: Path = RUNS) -> Path:
+    """The run directory that was written to last. Raises `RunStateError` when there is none."""
+    found = list(every(runs))
+    if not found:
+        raise RunStateError(f"no runs in {runs}/", "`pipeline run jobs/summarize.toml --offline` makes one")
+    return max(found, key=lambda path: (path / "run.log").stat().st_mtime if (path / "run.log").exists() else 0)
+
+
+def every(runs: Path = RUNS) -> Iterator[Path]:
+    """Every run directory, by name."""
+    return iter(sorted(path.parent for path in runs.glob("*/manifest.json")))
+
+
+def summarize(directory: Path) -> Summary:
+    """Read one run directory. Raises `RunStateError` when it is none, or damaged."""
+    manifest = read_manifest(directory / "manifest.json")
+    if manifest is None:
+        raise RunStateError(f"{directory} is not a run directory", "`pipeline runs` lists them")
+    outcomes, unsealed = load(directory, lambda raw: Reply("", "ok"))
+    counts = Counter({status: outcomes.count(status) for status in STATUSES})
+    sealed = [path for path in parts.part_paths(directory / "calls") if path not in set(parts.void(directory))]
+    calls = pl.concat(
+        [*(pl.scan_parquet(path) for path in sealed), parts.calls_frame(unsealed.calls, {}).lazy()]
+    ).select("step", "paid", "attempts", "rate_limited", "input_tokens_est", "cost_usd", "latency_s", *_SUMS)
+    paid = calls.filter("paid")
+    sums, steps, tries = pl.collect_all(
+        [
+            paid.select(
+                pl.col(*_SUMS, "input_tokens_est", "cost_usd").sum(),
+                calls=pl.len(),
+                unpriced=pl.col("cost_usd").null_count(),
+                p50=pl.col("latency_s").quantile(0.5),
+                p95=pl.col("latency_s").quantile(0.95),
+            ),
+            paid.group_by("step").len().sort("step"),
+            calls.select(pl.col("attempts", "rate_limited").sum()),
+        ]
+    )
+    total, tried = sums.row(0, named=True), tries.row(0, named=True)
+    events = list(_events(directory / "run.log"))
+    rows = next((event["rows"] for event in reversed(events) if event["event"] == "start"), counts.total())
+    return Summary(
+        manifest=manifest,
+        directory=directory,
+        status=_status(events, directory),
+        rows=rows,
+        outcomes=counts,
+        waiting=outcomes.waiting(),
+        calls=total["calls"],
+        calls_by_step=dict(steps.iter_rows()),
+        attempts=tried["attempts"],
+        rate_limited=tried["rate_limited"],
+        usage=Usage(**{name: total[name] for name in _SUMS}),
+        input_tokens_est=total["input_tokens_est"],
+        cost_usd=total["cost_usd"] or Decimal(0),
+        unpriced=total["unpriced"],
+        latency_p50_s=total["p50"],
+        latency_p95_s=total["p95"],
+        seconds=_seconds(events),
+    )
+
+
+def outcomes_of(directory: Path) -> Outcomes:
+    """The outcome of every row so far."""
+    return load(directory, lambda raw: Reply("", "ok"))[0]
+
+
+def in_use(directory: Path) -> bool:
+    """Whether a living process writes into the run directory."""
+    return Lock.held(directory / "lock")
+
+
+def failures(directory: Path) -> list[Failure]:
+    """Rows whose newest outcome is not ok, in row order."""
+    outcomes, unsealed = load(directory, lambda raw: Reply("", "ok"))
+    newest_failure: dict[int, Failure] = {}
+    for frame in parts.read_parts(directory / "results", ("row", "key", "status", "error_kind", "error")):
+        for row in frame.filter(pl.col("status") != "ok").iter_rows():
+            newest_failure[row[0]] = Failure(*row)
+    for result in unsealed.results.values():
+        if result.status != "ok":
+            newest_failure[result.row] = Failure(result.row, result.key, result.status, result.error_kind, result.error)
+    return [failure for _, failure in sorted(newest_failure.items()) if not outcomes.is_ok(failure.row)]
+
+
+def _events(log: Path) -> Iterator[dict[str, Any]]:
+    if not log.exists():
+        return
+    for line in log.read_bytes().splitlines():
+        try:
+            yield orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue  # a line torn by a kill
+
+
+def _status(events: list[dict[str, Any]], directory: Path) -> str:
+    last = next((event for event in reversed(events) if event["event"] in ("start", "end")), None)
+    if last is None or last["event"] == "start":
+        return "running" if in_use(directory) else "interrupted"
+    return str(last["status"])
+
+
+def _seconds(events: list[dict[str, Any]]) -> float:
+    """Sum over the sessions; of a killed one, until its last sign of life."""
+    total = current = 0.0
+    for event in events:
+        if event["event"] == "start":
+            total += current
+            current = 0.0
+        seconds = event.get("seconds")
+        if isinstance(seconds, int | float):
+            current = float(seconds)
+    return total + current

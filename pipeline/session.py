@@ -1,0 +1,349 @@
+"""One run from the job file to the output table: opens everything, runs the engine, writes the output."""
+
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from importlib.metadata import version
+from itertools import takewhile
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import httpx
+import polars as pl
+
+from pipeline import plan, report
+from pipeline.calls import Send, Spending
+from pipeline.dispatch import Dispatcher
+from pipeline.emulator import Emulator
+from pipeline.engine import Engine, Monitor
+from pipeline.errors import AuthError, InputError, JobError, PipelineError, RunStateError, ServiceError
+from pipeline.job import DEFAULT_BASE_URL, Job, api_key
+from pipeline.prices import CHECKED, MODELS, model_info
+from pipeline.providers.gemini import Gemini
+from pipeline.providers.transport import Wire
+from pipeline.records import STATUSES, Document, Limits, Verdict
+from pipeline.source import Source, open_source, output_conflict
+from pipeline.store.export import export, output_schema
+from pipeline.store.manifest import Manifest
+from pipeline.store.manifest import read as read_manifest
+from pipeline.store.run import RunStore
+from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, check_variables
+
+HEARTBEAT_S = 10.0
+"""Between lines of numbers in run.log: what is not known of a killed run's duration, at most."""
+
+Watch = Callable[[Monitor], Coroutine[None, None, None]]
+Confirm = Callable[[plan.Plan, bool], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the flags of `run` say beyond the job file."""
+
+    offline: bool = False
+    limit: int | None = None
+    max_cost_usd: Decimal | None = None
+    fresh: bool = False
+    retry: frozenset[str] = frozenset()
+    skip_failed: bool = False
+    wait: bool = False
+
+
+@dataclass(frozen=True)
+class Session:
+    """A job with its input opened and checked: nothing was sent, nothing was written."""
+
+    job: Job
+    source: Source
+    rows: int
+    options: Options
+
+    @property
+    def directory(self) -> Path:
+        """The run directory; an offline run has its own, so that a rehearsal never mixes with real answers."""
+        return report.RUNS / (f"{self.job.name}-offline" if self.options.offline else self.job.name)
+
+    @property
+    def output(self) -> Path:
+        """Where the results are written."""
+        return Path(self.job.spec.output.path)
+
+    @property
+    def output_columns(self) -> list[str]:
+        """Input columns that the output repeats."""
+        text = None if self.job.spec.output.include_text else self.job.spec.input.text
+        return [name for name in self.source.schema if name != text]
+
+    def documents(self) -> Iterator[Iterator[Document]]:
+        """The job's rows, in batches of bounded size."""
+        limit = self.rows
+        for frame in self.source.batches():
+            documents = self.source.documents(frame)
+            yield takewhile(lambda document: document.row < limit, documents)
+            if frame.item(-1, 0) >= limit - 1:
+                return
+
+    def manifest(self, estimate: plan.Plan | None) -> Manifest:
+        """What this session's run belongs to."""
+        return Manifest(
+            job=self.job.name,
+            job_path=str(self.job.path),
+            fingerprint=self.job.fingerprint,
+            identity=self.job.identity,
+            source=self.source.fingerprint,
+            source_path=self.job.spec.input.path,
+            output=str(self.output),
+            model=self.job.params.model,
+            offline=self.options.offline,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            prices_dated=CHECKED.isoformat(),
+            versions={name: version(name) for name in ("prompt-pipeline", "polars", "genai-prices")},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended; `stopped` is what stopped it early."""
+
+    summary: report.Summary
+    stopped: PipelineError | None
+    interrupted: bool
+    saved: int  # calls that an identical one answered
+
+    @property
+    def exit_code(self) -> int:
+        """0 all rows ok, 1 finished but some failed, 130 interrupted, else that of what stopped it."""
+        if self.stopped:
+            return self.stopped.exit_code
+        if self.interrupted:
+            return 130
+        return 0 if self.summary.outcomes["ok"] == self.summary.done >= self.summary.rows else 1
+
+
+def prepare(job: Job, options: Options) -> Session:
+    """Open and check everything that can be wrong before anything is spent. Raises `PipelineError`."""
+    check_model(job, options.offline)
+    spec = job.spec.input
+    source = open_source(spec.path, id=spec.id, text=spec.text, where=spec.where)
+    columns = list(source.schema)
+    own = CHUNK_VARIABLES if job.spec.chunk else frozenset({"text"}) if spec.text else frozenset()
+    check_variables(job.template, columns, own)
+    if job.reduce_template:
+        check_variables(job.reduce_template, columns, REDUCE_VARIABLES)
+    source = open_source(spec.path, id=spec.id, text=spec.text, where=spec.where, columns=job.columns)
+    output_conflict(source, job.spec.output.path)
+    source.check()
+    rows = source.count() if options.limit is None else min(source.count(), options.limit)
+    session = Session(job, source, rows, options)
+    output_schema(session_schema(session), session.output)
+    _check_rehearsal(session)
+    return session
+
+
+def session_schema(session: Session) -> pl.Schema:
+    """Types of the input columns that the output repeats."""
+    return pl.Schema({name: session.source.schema[name] for name in session.output_columns})
+
+
+def check_model(job: Job, offline: bool) -> None:
+    """Raise `JobError` for a model that Google's endpoint does not serve, as far as this version knows."""
+    import difflib
+
+    name = job.params.model
+    elsewhere = (job.spec.endpoint.base_url or DEFAULT_BASE_URL) != DEFAULT_BASE_URL
+    if model_info(name) or job.own_rates or (elsewhere and not offline):
+        return
+    close = difflib.get_close_matches(name, [model.name for model in MODELS], n=1)
+    raise JobError(
+        f"{name} is not a known model\n{job.path}, [model] name",
+        (f"did you mean {close[0]}? " if close else "")
+        + "`pipeline models` lists prices; set [model] prices to use another",
+    )
+
+
+def _check_rehearsal(session: Session) -> None:
+    """An offline run must not replace the exported answers of a real one."""
+    real = read_manifest(report.RUNS / session.job.name / "manifest.json") if session.options.offline else None
+    if real and Path(real.output) == session.output and session.output.exists():
+        raise InputError(
+            f"{session.output} holds the answers of a real run; an offline run would replace them",
+            f"`--out {session.output.with_stem(session.output.stem + '-offline')}` writes beside them",
+        )
+
+
+@asynccontextmanager
+async def open_provider(job: Job, offline: bool) -> AsyncIterator[Gemini]:
+    """The service that answers: the one the job names, or the embedded emulator through the same client."""
+    endpoint = job.spec.endpoint
+    if offline:
+        async with Wire(httpx.ASGITransport(Emulator())) as wire:
+            yield Gemini(wire, base_url="http://emulator", api_key="offline", timeout_s=endpoint.timeout_s)
+        return
+    key = api_key(job)
+    async with Wire() as wire:
+        yield Gemini(
+            wire,
+            base_url=endpoint.base_url or DEFAULT_BASE_URL,
+            api_version=endpoint.api_version,
+            api_key=key,
+            timeout_s=endpoint.timeout_s,
+        )
+
+
+def limits_of(job: Job, offline: bool) -> Limits:
+    """The configured limits; the emulator has none of its own, so offline an unset one counts as none."""
+    limits = job.limits
+    if not offline:
+        return limits
+    return Limits(limits.rpm or 0, limits.tpm or 0, limits.rpd, limits.concurrency)
+
+
+async def check_service(session: Session) -> list[tuple[str, str, str]]:
+    """Ask the service whether the key and the model are good; free of charge. Raises `PipelineError`."""
+    job = session.job
+    async with open_provider(job, session.options.offline) as provider:
+        found = await provider.list_models()
+        if isinstance(found, Verdict):
+            raise (AuthError if found.kind == "auth" else ServiceError)(
+                f"{provider.endpoint} does not answer as it should: {found.message}",
+                "check the key and [endpoint] base_url; nothing was spent",
+            )
+        names = [model.name for model in found]
+        if job.params.model not in names:
+            raise JobError(
+                f"{provider.endpoint} does not offer {job.params.model} to this key",
+                f"it offers {', '.join(names[:12])}" if names else "it offers no model at all",
+            )
+        return [("endpoint", provider.endpoint, "answers"), ("model", job.params.model, "offered to this key")]
+
+
+async def estimate(session: Session) -> plan.Plan:
+    """What is left of this job and what it takes. Sends and writes nothing."""
+    outcomes = None
+    if read_manifest(session.directory / "manifest.json"):
+        outcomes = report.outcomes_of(session.directory)
+    return await plan.make(session.job, session.documents(), session.rows, outcomes.done if outcomes else _never)
+
+
+def _never(row: int) -> bool:
+    return False
+
+
+async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
+    """Start the job's run, or continue it. `confirm` sees the plan and may raise; `watch` shows progress.
+
+    Raises `PipelineError` for what is wrong before the first call.
+    """
+    job, options = session.job, session.options
+    if not options.offline:
+        api_key(job)
+    if options.fresh:
+        set_aside(session.directory)
+    async with open_provider(job, options.offline) as provider:
+        store = RunStore(session.directory, provider.parse)
+        continued = store.open(session.manifest(None))
+        try:
+            if options.retry:
+                store.reopen(options.retry)
+            if options.skip_failed:
+                store.outcomes.settle()
+            planned = await plan.make(job, session.documents(), session.rows, store.outcomes.done)
+            spending = _spending(job, options, store, planned)
+            confirm(planned, continued)
+            engine = _engine(session, store, provider.generate, spending, provider)
+            await _attended(engine, store, watch)
+            await store.seal()
+            await anyio.to_thread.run_sync(
+                export,
+                session.source.batches(columns=session.output_columns),
+                session_schema(session),
+                session.directory / "results",
+                session.output,
+                session.rows,
+            )
+            status = "stopped" if engine.stopped else "interrupted" if engine.interrupted else "finished"
+            store.log("end", status=status, seconds=round(engine.monitor.seconds, 3), reason=str(engine.stopped or ""))
+        finally:
+            store.close()
+    return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted, engine.monitor.saved)
+
+
+def set_aside(directory: Path) -> None:
+    """Keep an earlier run beside the new one, under its name and the time it was started."""
+    old = read_manifest(directory / "manifest.json")
+    if old is None:
+        return
+    if report.in_use(directory):
+        raise RunStateError(f"{directory} is in use", "stop that run first")
+    stamp = old.created_at.replace(":", "").replace("+0000", "Z")
+    directory.rename(directory.with_name(f"{directory.name}.{stamp}"))
+
+
+def _spending(job: Job, options: Options, store: RunStore, planned: plan.Plan) -> Spending:
+    caps = [Decimal(str(job.spec.budget.max_usd))] if job.spec.budget.max_usd is not None else []
+    if options.max_cost_usd is not None:
+        caps = [options.max_cost_usd]  # the flag wins over the job file
+    if caps and planned.cost_usd is None and planned.prompts and not job.spec.budget.allow_unpriced:
+        raise JobError(
+            f"there is a budget, but the price of {job.params.model} is unknown: it could not be kept",
+            "set [model] prices = { input = …, output = … }, or [budget] allow_unpriced = true",
+        )
+    cap = caps[0] if caps and not options.offline else None
+    return Spending(cap, store.spent_usd())
+
+
+def _engine(session: Session, store: RunStore, send: Send, spending: Spending, provider: Gemini) -> Engine:
+    options = session.options
+    waiting = store.outcomes
+    monitor = Monitor(session.rows)
+    monitor.outcomes.update({status: waiting.count(status, lasting=True) for status in STATUSES})
+    monitor.cost_usd = store.spent_usd()
+
+    def dispatcher(send: Send) -> Dispatcher:
+        return Dispatcher(
+            send,
+            limits_of(session.job, options.offline),
+            count_tokens=provider.count_tokens,
+            wait=options.wait,
+            on_event=lambda event, numbers: store.log(event, **numbers),
+        )
+
+    return Engine(session.job, session.documents(), store, dispatcher, send, monitor, spending)
+
+
+async def _attended(engine: Engine, store: RunStore, watch: Watch) -> None:
+    store.log("start", rows=engine.monitor.rows, pid=os.getpid())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_heed_signals, engine)
+        tasks.start_soon(_heartbeat, engine, store)
+        tasks.start_soon(watch, engine.monitor)
+        await engine.run()
+        tasks.cancel_scope.cancel()
+
+
+async def _heed_signals(engine: Engine) -> None:
+    """First Ctrl-C (or SIGTERM): finish what is in flight. Second: stop now."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            if engine.interrupted:
+                engine.abandon()
+            else:
+                engine.halt(None)
+
+
+async def _heartbeat(engine: Engine, store: RunStore) -> None:
+    while True:
+        await anyio.sleep(HEARTBEAT_S)
+        monitor = engine.monitor
+        store.log(
+            "progress",
+            seconds=round(monitor.seconds, 3),
+            rows_done=monitor.done,
+            calls=monitor.calls,
+            cost_usd=str(monitor.cost_usd),
+        )

@@ -1,0 +1,133 @@
+"""The output table: the input's own columns and the results, in input order, replaced atomically."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import polars as pl
+from polars.io.plugins import register_io_source
+
+from pipeline.errors import InputError
+from pipeline.store.parts import RESULTS_SCHEMA, part_paths
+
+ROW = "__row__"
+PENDING = "pending"
+"""Status of a row that has no outcome yet."""
+
+RESULT_COLUMNS: dict[str, pl.DataType] = {
+    name: pl.Float64() if name == "cost_usd" else RESULTS_SCHEMA[name]
+    for name in (
+        "status",
+        "response",
+        "error_kind",
+        "error",
+        "finish_reason",
+        "model",
+        "input_tokens",
+        "cached_tokens",
+        "output_tokens",
+        "thinking_tokens",
+        "cost_usd",
+        "calls",
+        "chunks",
+        "attempts",
+        "latency_s",
+        "finished_at",
+    )
+}
+"""Columns that follow the input's own, typed from the first row whatever is in them."""
+
+
+def output_schema(own: pl.Schema, path: Path) -> pl.Schema:
+    """Columns of the output. An input column that bears a result's name becomes `input_<name>`.
+
+    Raises `InputError` where that is taken too, or for a column that the format of `path` cannot hold.
+    """
+    renamed = _renamed(own)
+    for name, other in renamed.items():
+        if other in own or other in RESULT_COLUMNS:
+            raise InputError(
+                f"the input has columns `{name}` and `{other}`, and the output needs `{name}`", "rename one of them"
+            )
+    if path.suffix == ".csv":
+        for name, dtype in own.items():
+            if dtype.is_nested() or dtype == pl.Binary:
+                raise InputError(
+                    f"column `{name}` is a {dtype}, which {path} cannot hold",
+                    "write to .parquet instead, or .jsonl for lists and structs",
+                )
+    return pl.Schema({renamed.get(name, name): dtype for name, dtype in own.items()} | RESULT_COLUMNS)
+
+
+def export(batches: Iterable[pl.DataFrame], own: pl.Schema, results: Path, path: Path, rows: int) -> None:
+    """Write `path`: the first `rows` rows of the input's `batches` (with `__row__`), joined with the sealed `results`.
+
+    Memory is bounded by a few parts. Raises `InputError` when `path` cannot be written; the old file then stays.
+    """
+    schema = output_schema(own, path)
+
+    def frames(
+        columns: list[str] | None, predicate: pl.Expr | None, most: int | None, size: int | None
+    ) -> Iterator[pl.DataFrame]:
+        parts = _Parts(results)
+        for batch in batches:
+            if batch[ROW][0] >= rows:
+                return
+            batch = batch.filter(pl.col(ROW) < rows).rename(_renamed(own))
+            joined = batch.join(parts.between(batch[ROW][0], batch[ROW][-1]), on=ROW, how="left", maintain_order="left")
+            joined = joined.with_columns(pl.col("status").fill_null(PENDING)).drop(ROW)
+            yield joined.select(columns) if columns is not None else joined
+
+    source = register_io_source(frames, schema=schema)
+    hidden = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            source.sink_parquet(hidden, compression="zstd", maintain_order=True)
+        elif path.suffix == ".csv":
+            source.sink_csv(hidden, maintain_order=True)
+        else:
+            source.sink_ndjson(hidden, maintain_order=True)
+        hidden.chmod(0o666 & ~_umask())
+        hidden.rename(path)
+    except OSError as error:
+        hidden.unlink(missing_ok=True)
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}\nEvery answer is safe in {results.parent}.",
+            "make room or choose another place with `--out`, and run the same command again: nothing is bought twice",
+        ) from None
+
+
+def _renamed(own: Iterable[str]) -> dict[str, str]:
+    return {name: f"input_{name}" for name in own if name in RESULT_COLUMNS}
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class _Parts:
+    """Results by row range: parts are read when their range is reached and let go when it is passed."""
+
+    def __init__(self, results: Path) -> None:
+        self._waiting: list[tuple[int, int, int, Path]] = []
+        for number, path in enumerate(part_paths(results)):
+            rows = pl.scan_parquet(path).select(low=pl.col("row").min(), high=pl.col("row").max()).collect()
+            if rows["low"][0] is not None:
+                self._waiting.append((rows["low"][0], rows["high"][0], number, path))
+        self._waiting.sort(reverse=True)
+        self._open: list[tuple[int, int, pl.DataFrame]] = []
+
+    def between(self, low: int, high: int) -> pl.DataFrame:
+        """The newest outcome of each row from `low` to `high`, at most one a row."""
+        while self._waiting and self._waiting[-1][0] <= high:
+            _, last, number, path = self._waiting.pop()
+            frame = pl.read_parquet(path, columns=["row", *RESULT_COLUMNS], memory_map=False)
+            self._open.append((last, number, frame.with_columns(pl.col("cost_usd").cast(pl.Float64))))
+        self._open = sorted((item for item in self._open if item[0] >= low), key=lambda item: item[1])
+        found = [frame.filter(pl.col("row").is_between(low, high)) for _, _, frame in self._open]
+        if not found:
+            return pl.DataFrame(schema={ROW: pl.Int64, **RESULT_COLUMNS})
+        return pl.concat(found).unique("row", keep="last", maintain_order=True).rename({"row": ROW})

@@ -1,0 +1,118 @@
+"""What a run belongs to: written once, atomically; and the lock that lets one process write."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pipeline.errors import RunStateError
+
+VERSION = 1
+"""Layout of the run directory; a newer one is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The job and the input that a run was started with."""
+
+    job: str
+    job_path: str
+    fingerprint: str  # of all in the job that can change an answer
+    identity: Mapping[str, Any]  # what that fingerprint hashes, to say what differs
+    source: str  # fingerprint of the input
+    source_path: str
+    output: str
+    model: str
+    offline: bool
+    created_at: str
+    prices_dated: str
+    estimate: Mapping[str, Any] | None = None  # what the plan said when the run was started
+    versions: Mapping[str, str] | None = None
+    version: int = VERSION
+
+
+def write(path: Path, manifest: Manifest) -> None:
+    """Write the manifest, whole or not at all."""
+    hidden = path.with_name(f".{path.name}.tmp")
+    with hidden.open("wb") as file:
+        file.write(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        file.flush()
+        os.fsync(file.fileno())
+    hidden.rename(path)
+
+
+def read(path: Path) -> Manifest | None:
+    """The manifest, or None where there is none. Raises `RunStateError` for one that cannot be read."""
+    try:
+        data = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (orjson.JSONDecodeError, OSError) as error:
+        raise RunStateError(f"cannot read {path}: {error}", "restore it, or start anew with `--fresh`") from None
+    if data.get("version", 0) > VERSION:
+        raise RunStateError(
+            f"{path.parent} was made by a newer prompt-pipeline (layout {data['version']}, this one knows {VERSION})",
+            "upgrade prompt-pipeline, or start anew with `--fresh`",
+        )
+    return Manifest(**data)
+
+
+def differences(old: Manifest, new: Manifest) -> list[str]:
+    """What differs in ways that can change an answer, one line each, without the values of prompts."""
+    lines = []
+    if old.source != new.source:
+        lines.append(f"the input: {new.source_path} is not what it was when the run was started")
+    for section in sorted(old.identity.keys() | new.identity.keys()):
+        before, after = old.identity.get(section) or {}, new.identity.get(section) or {}
+        lines += [
+            f"[{section}] {key}{_change(before.get(key), after.get(key))}"
+            for key in sorted(before.keys() | after.keys())
+            if before.get(key) != after.get(key)
+        ]
+    return lines
+
+
+def _change(before: object, after: object) -> str:
+    shown = [str(value) if value is not None else "unset" for value in (before, after)]
+    return f": {shown[0]} → {shown[1]}" if all(len(text) <= 40 and "\n" not in text for text in shown) else ""
+
+
+class Lock:
+    """The right to write into one run directory; the system gives it back when the holder dies."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a+b")
+        path.chmod(0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().decode("utf-8", "replace").strip() or "another process"
+            self._file.close()
+            raise RunStateError(
+                f"{path.parent} is in use by {holder}", f"`pipeline report {path.parent}` shows its progress"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        self._file.flush()
+
+    @staticmethod
+    def held(path: Path) -> bool:
+        """Whether a living process writes into the directory of this lock file."""
+        try:
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def release(self) -> None:
+        """Let another process write."""
+        self._file.close()

@@ -1,0 +1,203 @@
+"""Sealed parts: Parquet files that are whole or not there.
+
+Written under a hidden name, forced to the disk, then renamed.
+A part's number is that of the journal it was sealed from.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+from polars.datatypes import DataTypeClass
+
+from pipeline.errors import RunStateError
+from pipeline.records import Result
+from pipeline.store.journal import Call
+
+PolarsDataType = pl.DataType | DataTypeClass
+
+MONEY = pl.Decimal(18, 12)
+_TOKENS: dict[str, PolarsDataType] = {
+    name: pl.Int64 for name in ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens")
+}
+_TIME = pl.Datetime("ms", "UTC")
+
+_CALLS: dict[str, PolarsDataType] = {
+    "row": pl.Int64,
+    "key": pl.String,
+    "step": pl.String,
+    "level": pl.Int32,
+    "chunk": pl.Int32,
+    "chunks": pl.Int32,
+    "fingerprint": pl.String,
+    "paid": pl.Boolean,
+    "status": pl.String,
+    "error_kind": pl.String,
+    "error": pl.String,
+    "finish_reason": pl.String,
+    "text": pl.String,  # null where the result of the row holds the same text
+    "raw": pl.String,  # only of a reply that could not be read
+    "model": pl.String,
+    "endpoint": pl.String,
+    "response_id": pl.String,
+    "input_tokens_est": pl.Int64,
+    **_TOKENS,
+    "tool_tokens": pl.Int64,
+    "usage_estimated": pl.Boolean,
+    "cost_usd": MONEY,
+    "attempts": pl.Int32,
+    "rate_limited": pl.Int32,
+    "latency_s": pl.Float64,
+    "finished_at": _TIME,
+}
+CALLS_SCHEMA = pl.Schema(_CALLS)
+"""One row per reply that was paid for, and per prompt that failed without one."""
+
+_RESULTS: dict[str, PolarsDataType] = {
+    "row": pl.Int64,
+    "key": pl.String,
+    "status": pl.String,
+    "response": pl.String,
+    "error_kind": pl.String,
+    "error": pl.String,
+    "finish_reason": pl.String,
+    "model": pl.String,
+    **_TOKENS,
+    "input_tokens_est": pl.Int64,
+    "cost_usd": MONEY,
+    "calls": pl.Int32,
+    "chunks": pl.Int32,
+    "attempts": pl.Int32,
+    "rate_limited": pl.Int32,
+    "latency_s": pl.Float64,
+    "finished_at": _TIME,
+}
+RESULTS_SCHEMA = pl.Schema(_RESULTS)
+"""One row per outcome of a document; a later part replaces the outcome of an earlier one."""
+
+
+def calls_frame(calls: Sequence[Call], answers: dict[int, str | None]) -> pl.DataFrame:
+    """Calls as columns; `answers` are the responses by row, whose text is not stored a second time."""
+    replies = [call.reply for call in calls]
+    columns = {
+        "row": [call.row for call in calls],
+        "key": [call.key for call in calls],
+        "step": [call.step for call in calls],
+        "level": [call.level for call in calls],
+        "chunk": [call.chunk for call in calls],
+        "chunks": [call.chunks for call in calls],
+        "fingerprint": [call.fingerprint for call in calls],
+        "paid": [call.paid for call in calls],
+        "status": [reply.status for reply in replies],
+        "error_kind": [reply.error_kind for reply in replies],
+        "error": [reply.error for reply in replies],
+        "finish_reason": [reply.finish_reason for reply in replies],
+        "text": [None if call.reply.text == answers.get(call.row) else call.reply.text for call in calls],
+        "raw": [reply.raw.decode("utf-8", "replace") or None for reply in replies],
+        "model": [reply.model for reply in replies],
+        "endpoint": [reply.endpoint for reply in replies],
+        "response_id": [reply.response_id for reply in replies],
+        "input_tokens_est": [call.input_tokens_est for call in calls],
+        "input_tokens": [reply.usage.input_tokens for reply in replies],
+        "cached_tokens": [reply.usage.cached_tokens for reply in replies],
+        "output_tokens": [reply.usage.output_tokens for reply in replies],
+        "thinking_tokens": [reply.usage.thinking_tokens for reply in replies],
+        "tool_tokens": [reply.usage.tool_tokens for reply in replies],
+        "usage_estimated": [reply.usage.estimated for reply in replies],
+        "cost_usd": [reply.cost_usd for reply in replies],
+        "attempts": [reply.attempts for reply in replies],
+        "rate_limited": [reply.rate_limited for reply in replies],
+        "latency_s": [reply.latency_s for reply in replies],
+        "finished_at": [datetime.fromtimestamp(reply.finished_at, UTC) for reply in replies],
+    }
+    return pl.DataFrame(columns, schema=CALLS_SCHEMA)
+
+
+def results_frame(results: Iterable[Result]) -> pl.DataFrame:
+    """Results as columns, in row order."""
+    rows = sorted(results, key=lambda result: result.row)
+    columns = {
+        "row": [result.row for result in rows],
+        "key": [result.key for result in rows],
+        "status": [result.status for result in rows],
+        "response": [result.response for result in rows],
+        "error_kind": [result.error_kind for result in rows],
+        "error": [result.error for result in rows],
+        "finish_reason": [result.finish_reason for result in rows],
+        "model": [result.model for result in rows],
+        "input_tokens": [result.usage.input_tokens + result.usage.tool_tokens for result in rows],
+        "cached_tokens": [result.usage.cached_tokens for result in rows],
+        "output_tokens": [result.usage.output_tokens for result in rows],
+        "thinking_tokens": [result.usage.thinking_tokens for result in rows],
+        "input_tokens_est": [result.input_tokens_est for result in rows],
+        "cost_usd": [result.cost_usd for result in rows],
+        "calls": [result.calls for result in rows],
+        "chunks": [result.chunks for result in rows],
+        "attempts": [result.attempts for result in rows],
+        "rate_limited": [result.rate_limited for result in rows],
+        "latency_s": [result.latency_s for result in rows],
+        "finished_at": [result.finished_at for result in rows],
+    }
+    return pl.DataFrame(columns, schema=RESULTS_SCHEMA)
+
+
+def write_part(frame: pl.DataFrame, directory: Path, number: int) -> None:
+    """Write one part so that it is whole or not there, whatever happens in between."""
+    final = part_path(directory, number)
+    hidden = directory / f".{final.name}.tmp"
+    try:
+        with hidden.open("wb") as file:
+            frame.write_parquet(file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        hidden.rename(final)
+        sync_directory(directory)
+    except OSError as error:
+        raise RunStateError(
+            f"cannot write {final}: {error.strerror}\nWhat it was to hold is still in the journal: nothing is lost.",
+            "make room, then run the same command again",
+        ) from None
+
+
+def part_path(directory: Path, number: int) -> Path:
+    """Where part `number` is, or would be."""
+    return directory / f"part-{number:06d}.parquet"
+
+
+def part_paths(directory: Path) -> list[Path]:
+    """The parts of a directory in the order they were sealed."""
+    return sorted(directory.glob("part-*.parquet"))
+
+
+def newest(results: Path) -> int:
+    """Number of the newest part, 0 when there is none: the seal that was completed last."""
+    return max((int(path.stem.removeprefix("part-")) for path in part_paths(results)), default=0)
+
+
+def void(directory: Path) -> list[Path]:
+    """Calls parts of a seal that was not completed: the journal still holds all that is in them."""
+    sealed = part_path(directory / "calls", newest(directory / "results"))
+    return [path for path in part_paths(directory / "calls") if path > sealed]
+
+
+def read_parts(directory: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Some columns of each part, oldest first. Raises `RunStateError` for a damaged part."""
+    for path in part_paths(directory):
+        try:
+            yield pl.read_parquet(path, columns=list(columns), memory_map=False)
+        except (pl.exceptions.PolarsError, OSError):
+            raise RunStateError(
+                f"{path} is damaged\nThe other parts are whole; its rows would be bought again without it.",
+                "restore it from a backup, or move it away to go on without it",
+            ) from None
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and new names in `directory` survive power loss."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

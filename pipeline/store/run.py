@@ -1,0 +1,279 @@
+"""One run directory, open for writing: journal, sealed parts, and which rows are done.
+
+    manifest.json                 what the run belongs to
+    journal-000007.jsonl          calls and results since the last seal
+    calls/part-000006.parquet     calls of finished documents
+    results/part-000006.parquet   outcomes of documents
+    lock, run.log
+
+A seal turns journal N into parts N without stopping the run: calls of unfinished documents are copied to journal N+1,
+which takes all further lines; then calls/part-N, then results/part-N are written; then journal N is removed. The newest
+results part says how far sealing came: journals up to its number are spent, calls parts beyond it are half a seal and
+void. So a kill between any two of these steps is read right by the next start.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import BinaryIO
+
+import anyio
+import anyio.to_thread
+import orjson
+
+from pipeline.errors import RunStateError
+from pipeline.records import PASSING, STATUSES, Prompt, Reply, Result, Status
+from pipeline.store import parts
+from pipeline.store.journal import Call, Journal, call_line, kept, read, read_call, read_result, result_line
+from pipeline.store.manifest import Lock, Manifest, differences
+from pipeline.store.manifest import read as read_manifest
+from pipeline.store.manifest import write as write_manifest
+
+SEAL_ROWS = 10_000
+SEAL_BYTES = 32 * 2**20
+SYNC_S = 0.2
+"""Longest time that an answer is on its way to the disk itself; SIGKILL does not lose it, power loss may."""
+
+_PASSING_BIT = 0x80
+
+
+class Outcomes:
+    """The outcome of every row in one byte: 0 for none yet. 10 million rows take 10 MB."""
+
+    def __init__(self) -> None:
+        self._states = bytearray()
+
+    def set(self, row: int, status: Status, passing: bool) -> None:
+        """Remember a row's outcome; `passing` means that the next run tries it again."""
+        if row >= len(self._states):
+            self._states.extend(bytes(max(row + 1 - len(self._states), len(self._states))))
+        self._states[row] = STATUSES.index(status) + 1 | (_PASSING_BIT if passing else 0)
+
+    def done(self, row: int) -> bool:
+        """Whether the row has an outcome that stays."""
+        return row < len(self._states) and 0 < self._states[row] < _PASSING_BIT
+
+    def count(self, status: Status, *, lasting: bool = False) -> int:
+        """Rows with this outcome; `lasting` leaves out those that will be tried again."""
+        code = STATUSES.index(status) + 1
+        return self._states.count(code) + (0 if lasting else self._states.count(code | _PASSING_BIT))
+
+    def settle(self) -> None:
+        """Leave every outcome as it is: nothing is tried again."""
+        self._states = self._states.translate(bytes(code & ~_PASSING_BIT for code in range(256)))
+
+    def is_ok(self, row: int) -> bool:
+        """Whether the row was answered."""
+        return row < len(self._states) and self._states[row] == 1
+
+    def waiting(self) -> int:
+        """Rows whose failure may pass: the next run tries them again."""
+        return sum(self._states.count(code | _PASSING_BIT) for code in range(1, len(STATUSES) + 1))
+
+
+@dataclass
+class Batch:
+    """What one journal holds."""
+
+    number: int
+    calls: list[Call] = field(default_factory=list)
+    results: dict[int, Result] = field(default_factory=dict)
+
+
+def is_passing(result: Result) -> bool:
+    """Whether the next run tries this row again: it failed for a reason that may pass, and bought no answer."""
+    return result.status == "error" and result.error_kind in PASSING
+
+
+def load(directory: Path, parse: Callable[[bytes], Reply]) -> tuple[Outcomes, Batch]:
+    """State of a run directory, unchanged: outcomes by row, and what is not sealed yet, merged into one batch."""
+    outcomes = Outcomes()
+    for frame in parts.read_parts(directory / "results", ("row", "status", "error_kind")):
+        for row, status, kind in frame.iter_rows():
+            outcomes.set(row, status, status == "error" and kind in PASSING)
+    merged = Batch(0)
+    merged.number = sealed = parts.newest(directory / "results")
+    seen: set[tuple[int, str, str, int, int]] = set()
+    for path in sorted(directory.glob("journal-*.jsonl")):
+        number = int(path.stem.removeprefix("journal-"))
+        if number <= sealed:
+            continue
+        merged.number = number
+        for record, line in read(path):
+            if "call" in record:
+                call = read_call(record["call"], line, parse)
+                identity = (call.row, call.fingerprint, call.step, call.level, call.chunk)
+                if not call.paid or identity not in seen:
+                    seen.add(identity)
+                    merged.calls.append(call)
+            else:
+                result = read_result(record["result"])
+                merged.results[result.row] = result
+                outcomes.set(result.row, result.status, is_passing(result))
+    return outcomes, merged
+
+
+class RunStore:
+    """A run directory held by this process. Use as an async context manager around the run."""
+
+    def __init__(self, directory: Path, parse: Callable[[bytes], Reply], *, seal_rows: int = SEAL_ROWS) -> None:
+        self.directory = directory
+        self.outcomes = Outcomes()
+        self._parse = parse
+        self._seal_rows = seal_rows
+        self._batch = Batch(0)
+        self._journal: Journal
+        self._replies: dict[str, Call] = {}
+        self._sealing = anyio.Lock()
+        self._room = anyio.Event()
+        self._log: BinaryIO
+        self._lock: Lock
+
+    def open(self, manifest: Manifest) -> bool:
+        """Take the directory, recover what a crash left, and say whether a run is continued.
+
+        Raises `RunStateError` when it is in use, belongs to another job or input, or cannot be read.
+        """
+        try:
+            for name in ("", "calls", "results"):
+                (self.directory / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise RunStateError(f"cannot write {self.directory}: {error.strerror}") from None
+        self._lock = Lock(self.directory / "lock")
+        try:
+            known = read_manifest(self.directory / "manifest.json")
+            if known:
+                self._check(known, manifest)
+            else:
+                write_manifest(self.directory / "manifest.json", manifest)
+            self._recover()
+            self._log = (self.directory / "run.log").open("ab", buffering=0)
+            (self.directory / "run.log").chmod(0o600)
+        except BaseException:
+            self._lock.release()
+            raise
+        return known is not None
+
+    def _check(self, known: Manifest, manifest: Manifest) -> None:
+        if different := differences(known, manifest):
+            kept_rows = sum(load(self.directory, self._parse)[0].count(status) for status in STATUSES)
+            raise RunStateError(
+                f"{self.directory} was made from a different job or input\n"
+                + "\n".join(f"  {line}" for line in different)
+                + f"\n{kept_rows:,} results are kept there.",
+                "`--fresh` starts a new run and keeps the old one beside it; undo the change to continue this one",
+            )
+
+    def _recover(self) -> None:
+        for half in (*self.directory.glob("*/.*.tmp"), *parts.void(self.directory)):
+            half.unlink()
+        self.outcomes, self._batch = load(self.directory, self._parse)
+        spent = sorted(self.directory.glob("journal-*.jsonl"))
+        self._write_parts(self._begin_journal())
+        for path in spent:
+            path.unlink()
+
+    def reply(self, fingerprint: str) -> Call | None:
+        """The reply that was bought for this content and is not sealed away yet."""
+        return self._replies.get(fingerprint)
+
+    def append_call(self, prompt: Prompt, reply: Reply) -> None:
+        """Keep one reply, paid or failed; when this returns, SIGKILL cannot lose it."""
+        line = call_line(prompt, reply)
+        self._journal.append(line)
+        call = kept(prompt, reply, line)
+        self._batch.calls.append(call)
+        if call.paid:
+            self._replies[call.fingerprint] = call
+
+    def append_result(self, result: Result) -> None:
+        """Keep one document's outcome."""
+        self._journal.append(result_line(result))
+        self._batch.results[result.row] = result
+        self.outcomes.set(result.row, result.status, is_passing(result))
+
+    def log(self, event: str, **numbers: object) -> None:
+        """One line in run.log: an event with numbers, never a key, never prompt text."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = orjson.dumps({"at": at, "event": event, **numbers}, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        self._log.write(line)
+
+    async def room(self) -> None:
+        """Wait while the answers not sealed yet are more than two seals' worth."""
+        while len(self._batch.results) >= 2 * self._seal_rows or self._journal.size >= 2 * SEAL_BYTES:
+            self._room = anyio.Event()
+            await self._room.wait()
+
+    async def keep(self) -> None:
+        """Sync and seal until cancelled: the run's one writer of parts."""
+        while True:
+            await anyio.sleep(SYNC_S)
+            await anyio.to_thread.run_sync(self._journal.sync)
+            if len(self._batch.results) >= self._seal_rows or self._journal.size >= SEAL_BYTES:
+                await self.seal()
+
+    async def seal(self) -> None:
+        """Turn the journal into parts; lines that come meanwhile go to the next journal."""
+        with anyio.CancelScope(shield=True):
+            async with self._sealing:
+                if not self._batch.results:
+                    return
+                old = self._journal
+                batch = self._begin_journal()
+                await anyio.to_thread.run_sync(self._finish_seal, old, batch)
+        self._room.set()
+
+    def close(self) -> None:
+        """Seal what is left, sync, and give the directory back."""
+        try:
+            if self._batch.results:
+                old = self._journal
+                self._finish_seal(old, self._begin_journal())
+            self._journal.close()
+            self._log.close()
+        finally:
+            self._lock.release()
+
+    def spent_usd(self) -> Decimal:
+        """USD paid for by this run so far; a call of unknown price counts nothing."""
+        sealed = (
+            Decimal(frame["cost_usd"].sum()) for frame in parts.read_parts(self.directory / "calls", ("cost_usd",))
+        )
+        return sum(sealed, Decimal(0)) + sum((call.reply.cost_usd or 0 for call in self._batch.calls), Decimal(0))
+
+    def reopen(self, kinds: frozenset[str]) -> None:
+        """Try the rows again whose newest outcome has one of these statuses or error kinds."""
+        for frame in parts.read_parts(self.directory / "results", ("row", "status", "error_kind")):
+            for row, status, kind in frame.iter_rows():
+                self.outcomes.set(
+                    row, status, status in kinds or kind in kinds or (status == "error" and kind in PASSING)
+                )
+
+    def _begin_journal(self) -> Batch:
+        """Start the next journal with the paid calls of unfinished rows; returns what is to be sealed."""
+        batch = self._batch
+        kept_on = [call for call in batch.calls if call.paid and not self.outcomes.done(call.row)]
+        self._batch = Batch(batch.number + 1, kept_on)
+        self._replies = {call.fingerprint: call for call in kept_on}
+        batch.calls = [call for call in batch.calls if not call.paid or self.outcomes.done(call.row)]
+        self._journal = Journal(self.directory / f"journal-{self._batch.number:06d}.jsonl")
+        if kept_on:
+            self._journal.append(b"".join(call.line for call in kept_on))
+        return batch
+
+    def _finish_seal(self, old: Journal, batch: Batch) -> None:
+        self._journal.sync()
+        parts.sync_directory(self.directory)
+        self._write_parts(batch)
+        old.close()
+        old.path.unlink()
+
+    def _write_parts(self, batch: Batch) -> None:
+        self._journal.sync()
+        if not batch.results and not batch.calls:
+            return
+        answers = {row: result.response for row, result in batch.results.items()}
+        parts.write_part(parts.calls_frame(batch.calls, answers), self.directory / "calls", batch.number)
+        parts.write_part(parts.results_frame(batch.results.values()), self.directory / "results", batch.number)
