@@ -1,1 +1,1 @@
-"""Bookkeeping of what a project may use: requests, tokens, days."""
+"""How much may be sent now: pace of requests, ledger of tokens, the day's count, and what refusals teach."""

@@ -1,0 +1,140 @@
+"""The emulator as an ASGI app: routes, keys and models."""
+
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.emulator import bodies, catalog, wire
+from pipeline.emulator.generate import Generator
+from pipeline.emulator.http import Call, ClientGone, Receive, Response, Scope, Send, Sender, json_response, read_call
+from pipeline.emulator.messages import Refusal
+from pipeline.emulator.options import EmulatorOptions
+from pipeline.emulator.stats import Stats
+
+_PATH = re.compile(r"/(v1|v1beta)/models(?:/([^/:]+)(?::(\w+))?)?")
+_STATS = "/emulator/stats"
+_METHODS = {
+    ("POST", "generateContent"): "GenerativeService.GenerateContent",
+    ("POST", "countTokens"): "GenerativeService.CountTokens",
+    ("GET", "getModel"): "ModelService.GetModel",
+    ("GET", "listModels"): "ModelService.ListModels",
+}
+_PAGE = 50
+_MAX_PAGE = 1_000
+
+
+class Emulator:
+    """An ASGI app that answers as the Gemini API does; `stats` counts what it saw.
+
+    `clock` returns seconds since the epoch and moves quotas and the Date header; waiting is the event loop's. In
+    process there is no connection to break: `connection_lost` makes the exception that is raised into the client.
+    """
+
+    def __init__(
+        self,
+        options: EmulatorOptions | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        connection_lost: Callable[[str], Exception] = ConnectionResetError,
+    ) -> None:
+        self.options = options or EmulatorOptions()
+        self.stats = Stats(self.options.track_prompts, deque(maxlen=self.options.log_size))
+        offset_s = self.options.offset_s
+
+        def server_clock() -> float:
+            return clock() + offset_s
+
+        self._generator = Generator(self.options, self.stats, server_clock)
+        self._sender = Sender(server_clock, connection_lost)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
+        if scope["type"] != "http":
+            raise ValueError(f"the emulator speaks HTTP only, not {scope['type']}")
+        call = read_call(scope, receive)
+        if call.path == _STATS:
+            body = self.stats.body(call.parameter("prompts") == "true", call.parameter("log") == "true")
+            await self._sender.send(json_response(body), scope, receive, send)
+            return
+        self.stats.in_flight += 1
+        self.stats.max_in_flight = max(self.stats.max_in_flight, self.stats.in_flight)
+        try:
+            response = await self._respond(call)
+            self.stats.by_status[0 if response.broken else response.status] += 1
+            await self._sender.send(response, scope, receive, send)
+        except ClientGone:
+            return
+        finally:
+            self.stats.in_flight -= 1
+
+    async def _respond(self, call: Call) -> Response:
+        try:
+            return await self._route(call)
+        except Refusal as refusal:
+            return json_response(refusal.body, refusal.status)
+
+    async def _route(self, call: Call) -> Response:
+        match = _PATH.fullmatch(call.path)
+        if match is None:
+            raise bodies.unknown_path(call.path)
+        version, name, method = match.groups()
+        method = method or ("getModel" if name else "listModels")
+        if (call.method, method) not in _METHODS:
+            raise bodies.unknown_path(call.path)
+        if method == "generateContent":
+            self.stats.requests += 1
+        key = self._key(call, version, _METHODS[call.method, method])
+        if method == "listModels":
+            return json_response(_list_models(call, version))
+        model = self._model(name, version, method)
+        if method == "getModel":
+            return json_response(model.resource())
+        if method == "countTokens":
+            return await self._count_tokens(call)
+        return await self._generator.answer(call, self._served(model), key)
+
+    def _key(self, call: Call, version: str, method: str) -> str:
+        if call.header(b"authorization")[:7].lower() == "bearer ":
+            raise bodies.wrong_credential(f"google.ai.generativelanguage.{version}.{method}")
+        key = call.header(b"x-goog-api-key") or call.parameter("key")
+        if not key:
+            raise bodies.no_key()
+        accepted = key in self.options.keys if self.options.keys else not key.startswith("invalid")
+        if not accepted:
+            raise bodies.bad_key()
+        return key
+
+    def _model(self, name: str, version: str, method: str) -> catalog.Model:
+        if self.options.any_model:
+            return catalog.MODELS.get(name) or catalog.Model(name)
+        if catalog.retired(name):
+            raise bodies.retired_model(name, catalog.SUCCESSOR)
+        model = catalog.find(name, version)
+        if model is None or (method != "getModel" and method not in model.methods):
+            raise bodies.unknown_model(name, version, method)
+        return model
+
+    def _served(self, model: catalog.Model) -> catalog.Model:
+        """The model that answers for `model`: the service routes some names to others, and so may an option."""
+        name = self.options.routes.get(model.name) or catalog.ROUTES.get(model.name, model.name)
+        return catalog.MODELS.get(name) or catalog.Model(name)
+
+    async def _count_tokens(self, call: Call) -> Response:
+        fields = wire.read_count(await call.body())
+        self.stats.count_tokens += 1
+        return json_response(wire.token_counts(wire.prompt_tokens(fields, self.options.tokenizer)))
+
+
+def _list_models(call: Call, version: str) -> dict[str, Any]:
+    """One page of models; `pageSize` and `pageToken` as the service reads them."""
+    size, token = call.parameter("pageSize") or str(_PAGE), call.parameter("pageToken") or "0"
+    if not size.isdecimal() or not token.isdecimal():
+        raise bodies.refusal(400, "Request contains an invalid argument.")
+    models = catalog.models_of(version)
+    start, stop = int(token), int(token) + min(int(size) or _PAGE, _MAX_PAGE)
+    page: dict[str, Any] = {"models": [model.resource() for model in models[start:stop]]}
+    if stop < len(models):
+        page["nextPageToken"] = str(stop)
+    return page

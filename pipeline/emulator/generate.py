@@ -1,0 +1,119 @@
+"""One `generateContent`: quota, refusals, faults, answer."""
+
+import math
+from base64 import urlsafe_b64encode
+from collections import Counter
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+import anyio
+import orjson
+
+from pipeline.emulator import bodies, faults, wire
+from pipeline.emulator.catalog import Model
+from pipeline.emulator.http import Call, Response
+from pipeline.emulator.messages import Refusal
+from pipeline.emulator.options import EmulatorOptions
+from pipeline.emulator.quotas import Quotas, exhausted
+from pipeline.emulator.replies import answer_to
+from pipeline.emulator.stats import Seen, Stats
+
+
+class Generator:
+    """The models behind `generateContent`; `clock` is the server's, in seconds since the epoch."""
+
+    def __init__(self, options: EmulatorOptions, stats: Stats, clock: Callable[[], float]) -> None:
+        self._options = options
+        self._stats = stats
+        self._clock = clock
+        self._quotas = Quotas(options)
+        self._admitted = 0
+        self._answers = 0
+        self._born = f"{options.seed}/{clock()}"
+
+    async def answer(self, call: Call, model: Model, key: str) -> Response:
+        """Serve one request; raises `Refusal` for what is refused.
+
+        What the front end refuses (a body that is not this message, a prompt over the context) uses up no quota; what
+        the model refuses, and a fault, does, as the service's billing pages say of 400 and 500.
+        """
+        ask = wire.read_generate(await call.body())
+        tokens = wire.prompt_tokens(ask.fields, self._options.tokenizer)
+        if tokens.total() > model.input_token_limit:
+            raise bodies.too_many_tokens(model.input_token_limit)
+        prompt = ask.prompt_hash()
+        attempt = self._stats.attempts(prompt)
+        luck = faults.luck(self._options.seed, "fault", prompt, attempt)
+        fault = self._options.faults.pick(luck, self._admitted)
+        self._admit(key, model.name, tokens.total(), prompt, fault)
+        self._stats.add_attempt(prompt)
+        wire.check(ask, model.name)
+        luck = faults.luck(self._options.seed, "detail", prompt, attempt)
+        if not await self._wait(_server_timeout(call), luck):
+            fault = "504"
+        if fault:
+            self._stats.faults[fault] += 1
+        response = self._failure(fault, luck) or self._answered(ask, tokens, model, prompt, fault)
+        self._note(model.name, 0 if response.broken else response.status, tokens.total(), prompt, fault)
+        return response
+
+    def _admit(self, key: str, model: str, tokens: int, prompt: int, fault: str | None) -> None:
+        quota = self._quotas.of(key, model)
+        if quota is not None:
+            now = self._clock()
+            violations = quota.violations(now, tokens)
+            if violations:
+                quota.add_rejected(now)
+                self._stats.rate_limited += 1
+                self._note(model, 429, tokens, prompt, None)
+                raise Refusal(429, exhausted(violations, model, now, self._options))
+            if self._options.count_failed or fault is None or fault in faults.ANSWERS:
+                quota.add(now, tokens)
+        self._admitted += 1
+
+    async def _wait(self, timeout_s: float, luck: float) -> bool:
+        """Take the time an answer takes; False when the caller's own deadline for the server came first."""
+        latency_s = self._options.latency_s + luck * self._options.latency_jitter_s
+        if latency_s > 0:
+            await anyio.sleep(min(latency_s, timeout_s))
+        return latency_s <= timeout_s
+
+    def _failure(self, fault: str | None, luck: float) -> Response | None:
+        if fault in ("reset", "hang"):
+            return Response(0, b"", broken=fault)
+        failure = faults.RESPONSES.get(fault or "")
+        return Response(failure.status, failure.body(luck), failure.content_type) if failure else None
+
+    def _answered(self, ask: wire.Ask, tokens: Counter[str], model: Model, prompt: int, fault: str | None) -> Response:
+        version = self._options.model_version or model.name
+        if fault == "block":
+            output = 0
+            body = wire.blocked(wire.usage(tokens, ask.tier), version, self._response_id())
+        else:
+            answer = answer_to(
+                ask, model.output_token_limit, self._options.thinking_tokens, self._options.tokenizer, fault
+            )
+            output = answer.output_tokens + answer.thinking_tokens
+            counters = wire.usage(tokens, ask.tier, answer.output_tokens, answer.thinking_tokens)
+            body = wire.answered(answer, counters, version, self._response_id())
+        if fault == "nousage":
+            del body["usageMetadata"]
+        if fault == "truncated":
+            return Response(200, orjson.dumps(body), tier=ask.tier, broken=fault)
+        self._stats.add_answer(prompt, tokens.total(), output)
+        return Response(200, orjson.dumps(body), tier=ask.tier)
+
+    def _response_id(self) -> str:
+        self._answers += 1
+        name = f"{self._born}/{self._answers}"
+        return urlsafe_b64encode(blake2b(name.encode(), digest_size=16).digest()).decode().rstrip("=")
+
+    def _note(self, model: str, status: int, tokens: int, prompt: int, fault: str | None) -> None:
+        self._stats.log.append(Seen(self._clock(), model, status, tokens, prompt, fault))
+
+
+def _server_timeout(call: Call) -> float:
+    """The caller's deadline for the server in seconds (`X-Server-Timeout`)."""
+    value: Any = call.header(b"x-server-timeout")
+    return float(value) if value.isdecimal() and int(value) else math.inf

@@ -1,0 +1,128 @@
+"""Requests and responses over ASGI, broken ones included."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Any
+from urllib.parse import parse_qs
+
+import orjson
+
+from pipeline.emulator import bodies
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+ABORT = "emulator.abort"
+"""ASGI scope extension: a function that resets the connection, from a server that can."""
+
+MAX_BODY = 100 * 2**20  # bytes of a request, as the service's own limit for inline data
+
+
+class ClientGone(Exception):
+    """The client closed the connection while it was sending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request."""
+
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    headers: dict[bytes, bytes]
+    receive: Receive
+
+    def parameter(self, name: str) -> str | None:
+        """The first value of a query parameter."""
+        return self.query[name][0] if name in self.query else None
+
+    def header(self, name: bytes) -> str:
+        """A header's value; empty when absent."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+    async def body(self) -> bytes:
+        """The request body; raises `Refusal` past `MAX_BODY` and `ClientGone` when it never ends."""
+        received = bytearray()
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            received += message.get("body", b"")
+            if len(received) > MAX_BODY:
+                raise bodies.refusal(400, f"Request payload size exceeds the limit: {MAX_BODY} bytes.")
+            if not message.get("more_body", False):
+                return bytes(received)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One response; `broken` (reset, truncated, hang) says that it is not delivered whole."""
+
+    status: int
+    body: bytes
+    content_type: str = bodies.JSON
+    tier: str | None = None
+    broken: str | None = None
+
+
+def read_call(scope: Scope, receive: Receive) -> Call:
+    """The request of an ASGI scope."""
+    query = parse_qs(scope["query_string"].decode("latin-1")) if scope["query_string"] else {}
+    return Call(scope["method"], scope["path"], query, dict(scope["headers"]), receive)
+
+
+def json_response(body: object, status: int = 200) -> Response:
+    """A JSON response."""
+    return Response(status, orjson.dumps(body))
+
+
+class Sender:
+    """Puts responses on the wire, dated by `clock`; where no server can reset a connection, raises `lost` instead."""
+
+    def __init__(self, clock: Callable[[], float], lost: Callable[[str], Exception]) -> None:
+        self._clock = clock
+        self._lost = lost
+        self._second = -1
+        self._date = b""
+
+    async def send(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+        """Deliver `response`, or as much of it as it is meant to deliver."""
+        if response.broken == "hang":
+            return await _until_gone(receive)
+        if response.broken == "reset":
+            abort = scope.get("extensions", {}).get(ABORT)
+            if abort is None:
+                raise self._lost("connection reset by the emulator")
+            abort()
+            return await _until_gone(receive)
+        await send({"type": "http.response.start", "status": response.status, "headers": self._headers(response)})
+        if response.broken == "truncated":
+            half = response.body[: len(response.body) // 2]
+            await send({"type": "http.response.body", "body": half, "more_body": True})
+            raise self._lost("connection closed by the emulator in the middle of a response")
+        return await send({"type": "http.response.body", "body": response.body})
+
+    def _headers(self, response: Response) -> list[tuple[bytes, bytes]]:
+        headers = [
+            (b"content-type", response.content_type.encode()),
+            (b"content-length", str(len(response.body)).encode()),
+            (b"date", self._now()),
+            (b"vary", b"Origin, X-Origin, Referer"),
+            (b"server", b"scaffolding on HTTPServer2"),
+        ]
+        if response.tier:
+            headers.append((b"x-gemini-service-tier", response.tier.encode()))
+        return headers
+
+    def _now(self) -> bytes:
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._date = second, formatdate(second, usegmt=True).encode()
+        return self._date
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,38 @@
+"""What an emulator can be told."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.emulator.counting import Tokenizer
+from pipeline.emulator.faults import NO_FAULTS, Faults
+
+Algorithm = Literal["fixed", "log", "counter", "bucket"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmulatorOptions:
+    """One emulator's behaviour; the default has no quotas, no delays and no faults."""
+
+    rpm: int | None = None  # requests per minute, per key and model; None: unlimited, 0: not offered
+    tpm: int | None = None  # input tokens per minute
+    rpd: int | None = None  # requests per day, from midnight Pacific
+    algorithm: Algorithm = "fixed"  # fixed window, sliding log, sliding-window counter, token bucket
+    offset_s: float = 0.0  # the server's clock minus the given clock: moves the minute's boundary
+    count_rejected: bool = False  # a 429 uses up one request per minute too
+    count_failed: bool = True  # a request that ends in a fault uses up quota, as 400, 500 and 503 do
+    tier: Literal[0, 1, 2, 3] = 1  # 0: free; names the quotas in a 429
+    quota_details: Literal["full", "opaque"] = "full"  # opaque: a 429 that names neither quota nor delay
+    day_delay: Literal["short", "true"] = "short"  # a day quota's RetryInfo: the minute's rest, as seen, or the day's
+    latency_s: float = 0.0
+    latency_jitter_s: float = 0.0  # up to this much is added
+    faults: Faults = NO_FAULTS
+    seed: int = 0  # of faults, latency and response ids
+    keys: frozenset[str] = frozenset()  # empty: any key that does not start with "invalid"
+    any_model: bool = False  # serve names the catalog does not know
+    routes: Mapping[str, str] = field(default_factory=dict)  # requested model → the model that serves it
+    model_version: str | None = "emulator"  # what answers call their model; None: the model that served
+    tokenizer: Tokenizer = "coarse"
+    thinking_tokens: int = 0  # per answer, unless the request sets a thinking budget of 0
+    track_prompts: int = 1_000_000  # distinct prompts whose answers are counted, near 100 bytes each
+    log_size: int = 0  # latest requests kept in `Emulator.stats.log`

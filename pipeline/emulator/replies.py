@@ -1,0 +1,59 @@
+"""From a request to the answer the emulator gives: text, length, thinking, and the faults inside a 200."""
+
+from typing import Any
+
+import orjson
+
+from pipeline.emulator import bodies
+from pipeline.emulator.answers import json_value, summarize
+from pipeline.emulator.counting import Tokenizer, count, cut
+from pipeline.emulator.wire import Answer, Ask
+
+_THOUGHT = "**Reading the prompt**\n\nThe most central sentences are picked."
+_SIGNATURE = "RW11bGF0b3I="  # base64, to be returned unchanged in a later turn
+
+
+def answer_to(ask: Ask, output_limit: int, thinking_tokens: int, tokenizer: Tokenizer, fault: str | None) -> Answer:
+    """The answer to `ask`; `output_limit` is the model's own, in tokens with thinking; `fault` one of `ANSWERS`."""
+    limit = min(ask.config.get("maxOutputTokens") or output_limit, output_limit)
+    thoughts = 0 if ask.thinking.get("thinkingBudget") == 0 else thinking_tokens
+    if fault == "max_tokens_empty":
+        return Answer((), "MAX_TOKENS", 0, limit)
+    if fault in ("empty", "safety"):
+        return Answer((), "STOP" if fault == "empty" else "SAFETY", 0, min(thoughts, limit))
+    if thoughts >= limit:
+        return Answer((), "MAX_TOKENS", 0, limit)
+    whole = _until_stop(_text(ask), ask.config.get("stopSequences") or ())
+    text = cut(whole, limit - thoughts, tokenizer)
+    finish_reason = "STOP" if len(text) == len(whole) else "MAX_TOKENS"
+    if fault == "recitation":
+        text, finish_reason = text[: len(text) // 2], "RECITATION"
+    return Answer(_parts(text, bool(thoughts), ask), finish_reason, count(text, tokenizer), thoughts)
+
+
+def _text(ask: Ask) -> str:
+    mime_type = ask.config.get("responseMimeType")
+    if mime_type == "application/json":
+        return orjson.dumps(_value(ask)).decode()
+    if mime_type == "text/x.enum" and ask.schema:
+        return str(_value(ask))
+    return summarize(ask.text)
+
+
+def _value(ask: Ask) -> Any:
+    try:
+        return json_value(ask.text, ask.schema)
+    except (TypeError, ValueError, AttributeError):
+        raise bodies.refusal(400, "The specified schema is not a valid schema.") from None
+
+
+def _until_stop(text: str, sequences: tuple[str, ...]) -> str:
+    ends = [end for sequence in sequences if sequence and (end := text.find(sequence)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def _parts(text: str, thought: bool, ask: Ask) -> list[dict[str, Any]]:
+    part = {"text": text, "thoughtSignature": _SIGNATURE} if thought else {"text": text}
+    if thought and ask.thinking.get("includeThoughts"):
+        return [{"text": _THOUGHT, "thought": True}, part]
+    return [part]

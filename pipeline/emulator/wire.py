@@ -1,0 +1,199 @@
+"""`generateContent` and `countTokens` as values: what a request asks, and the bodies that answer it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from pipeline.emulator import bodies, catalog
+from pipeline.emulator.counting import Tokenizer, count
+from pipeline.emulator.messages import Refusal, parse
+from pipeline.emulator.schema import COUNT_REQUEST, GENERATE_REQUEST
+
+Fields = Mapping[str, Any]
+
+_MIME_TYPES = ("text/plain", "application/json", "application/xml", "application/yaml", "text/x.enum")
+_ROLES = ("user", "model", "function")
+_MEDIA_TOKENS = {"IMAGE": 1120, "VIDEO": 70, "AUDIO": 25, "DOCUMENT": 560}  # one image, frame, second, page
+_ONE_REQUEST_OUTPUT = 32_768  # gemini-4-argon without streaming
+_COUNTED_APART = ("tools", "toolConfig")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What one `generateContent` asks, canonical in its spelling; `fields` is the whole request."""
+
+    fields: Fields
+    config: Fields
+    tier: str  # flex, standard or priority
+
+    @property
+    def text(self) -> str:
+        """The text of the last turn."""
+        return "\n".join(part["text"] for part in self.fields["contents"][-1]["parts"] if "text" in part)
+
+    @property
+    def schema(self) -> Any:
+        """The JSON shape that is asked for, if any."""
+        return self.config.get("responseSchema") or self.config.get("responseJsonSchema")
+
+    @property
+    def thinking(self) -> Fields:
+        """The thinking settings; empty when none are sent."""
+        return self.config.get("thinkingConfig") or {}
+
+    def prompt_hash(self) -> int:
+        """64 bits of what was asked: turns and system instruction, not the model and not its settings."""
+        asked = [self.fields.get("contents"), self.fields.get("systemInstruction")]
+        dumped = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+        return int.from_bytes(blake2b(dumped, digest_size=8).digest(), "big")
+
+
+def read_generate(body: bytes) -> Ask:
+    """Read a `generateContent` body; raises `Refusal` for what the front end refuses (400)."""
+    fields = parse(GENERATE_REQUEST, body)
+    tier = fields.get("serviceTier", "standard")
+    return Ask(fields, fields.get("generationConfig") or {}, "standard" if tier == "unspecified" else tier)
+
+
+def read_count(body: bytes) -> Fields:
+    """Read a `countTokens` body in either form; returns the request to be counted."""
+    fields = parse(COUNT_REQUEST, body)
+    nested: Fields | None = fields.get("generateContentRequest")
+    if nested is None:
+        _check_contents(fields, "CountTokensRequest")
+        return {"contents": fields["contents"]}
+    if not nested.get("model"):
+        raise _invalid("CountTokensRequest.generate_content_request.model: model is not specified")
+    _check_contents(nested, "CountTokensRequest.generate_content_request")
+    return nested
+
+
+def check(ask: Ask, model: str) -> None:
+    """Refuse (400) what the model refuses, in the words of the service where they are known."""
+    _check_contents(ask.fields, "GenerateContentRequest")
+    last = ask.fields["contents"][-1]
+    if last.get("role") == "model":
+        raise bodies.refusal(400, "Please ensure that multiturn requests end with a user turn.")
+    if not any(part.get("text") or _other_data(part) for part in last["parts"]):
+        raise _invalid("GenerateContentRequest.contents: the last user turn must not be empty text")
+    _check_config(ask, model)
+
+
+def prompt_tokens(fields: Fields, tokenizer: Tokenizer) -> Counter[str]:
+    """Input tokens of a request by modality: turns, system instruction, tools and schema, and one to start."""
+    texts, tokens = [], Counter({"TEXT": 1})
+    for content in (fields.get("systemInstruction") or {}, *(fields.get("contents") or ())):
+        for part in content.get("parts") or ():
+            if "text" in part:
+                texts.append(part["text"])
+            elif (media := part.get("inlineData") or part.get("fileData")) is not None:
+                modality = _modality(media.get("mimeType", ""))
+                tokens[modality] += _MEDIA_TOKENS[modality]
+            else:
+                texts.append(orjson.dumps(part).decode())
+    config = fields.get("generationConfig") or {}
+    apart = [fields.get(name) for name in _COUNTED_APART]
+    apart += [config.get("responseSchema"), config.get("responseJsonSchema")]
+    texts += [orjson.dumps(value).decode() for value in apart if value]
+    tokens["TEXT"] += sum(count(text, tokenizer) for text in texts)
+    return tokens
+
+
+def token_counts(tokens: Counter[str]) -> dict[str, Any]:
+    """The body of `countTokens`."""
+    return {"totalTokens": tokens.total(), "promptTokensDetails": _details(tokens)}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer before it is put on the wire; `parts` empty: the candidate has no text at all."""
+
+    parts: Sequence[Fields]
+    finish_reason: str
+    output_tokens: int = 0
+    thinking_tokens: int = 0
+
+
+def usage(tokens: Counter[str], tier: str, output: int = 0, thinking: int = 0) -> dict[str, Any]:
+    """The usage counters; as in protobuf JSON, a zero is left out."""
+    counters = {
+        "promptTokenCount": tokens.total(),
+        "candidatesTokenCount": output,
+        "totalTokenCount": tokens.total() + output + thinking,
+        "promptTokensDetails": _details(tokens),
+        "thoughtsTokenCount": thinking,
+        "serviceTier": tier,
+    }
+    return {name: value for name, value in counters.items() if value}
+
+
+def answered(answer: Answer, counters: Fields, model: str, response_id: str) -> dict[str, Any]:
+    """The body of an answer."""
+    content = {"parts": answer.parts, "role": "model"} if answer.parts else {}
+    return {
+        "candidates": [{"content": content, "finishReason": answer.finish_reason, "index": 0}],
+        "usageMetadata": counters,
+        "modelVersion": model,
+        "responseId": response_id,
+    }
+
+
+def blocked(counters: Fields, model: str, response_id: str) -> dict[str, Any]:
+    """The body for a prompt that the safety filter refused: no candidates."""
+    return {
+        "promptFeedback": {"blockReason": "PROHIBITED_CONTENT"},
+        "usageMetadata": counters,
+        "modelVersion": model,
+        "responseId": response_id,
+    }
+
+
+def _details(tokens: Counter[str]) -> list[dict[str, Any]]:
+    return [{"modality": modality, "tokenCount": n} for modality, n in tokens.items() if n]
+
+
+def _modality(mime_type: str) -> str:
+    kind = mime_type.partition("/")[0].upper()
+    return kind if kind in _MEDIA_TOKENS else "DOCUMENT"
+
+
+def _other_data(part: Fields) -> bool:
+    return any(name in part for name in ("inlineData", "fileData", "functionCall", "functionResponse", "toolResponse"))
+
+
+def _check_contents(fields: Fields, message: str) -> None:
+    if not fields.get("contents"):
+        raise _invalid(f"{message}.contents: contents is not specified")
+    for i, content in enumerate(fields["contents"]):
+        if (content.get("role") or "user") not in _ROLES:
+            raise bodies.refusal(400, "Please use a valid role: user, model.")
+        if not content.get("parts"):
+            raise _invalid(f"{message}.contents[{i}].parts: contents.parts must not be empty.")
+
+
+def _check_config(ask: Ask, model: str) -> None:
+    config, prefix = ask.config, "GenerateContentRequest.generation_config"
+    limit = config.get("maxOutputTokens")
+    if limit is not None and limit <= 0:
+        raise _invalid(f"{prefix}.max_output_tokens: max_output_tokens must be positive.")
+    if limit is not None and limit > _ONE_REQUEST_OUTPUT and model == "gemini-4-argon":
+        raise _invalid(f"{prefix}.max_output_tokens: at most {_ONE_REQUEST_OUTPUT} without streaming.")
+    if config.get("candidateCount", 1) != 1:
+        raise bodies.refusal(400, "Multiple candidates is not enabled for this model")
+    if config.get("responseMimeType", "text/plain") not in _MIME_TYPES:
+        allowed = ", ".join(f"`{mime_type}`" for mime_type in _MIME_TYPES)
+        raise _invalid(f"{prefix}.response_mime_type: allowed mimetypes are {allowed}.")
+    if config.get("responseSchema") and config.get("responseJsonSchema"):
+        raise _invalid(f"{prefix}: only one of response_schema and response_json_schema may be set.")
+    if "thinkingBudget" in ask.thinking and "thinkingLevel" in ask.thinking:
+        raise bodies.refusal(400, "You can only set only one of thinking budget and thinking level.")
+    if ask.thinking.get("thinkingLevel") == "MINIMAL" and model == catalog.SUCCESSOR:
+        raise bodies.refusal(400, "Thinking level MINIMAL is not supported for this model.")
+
+
+def _invalid(violation: str) -> Refusal:
+    return bodies.refusal(400, f"* {violation}\n")

@@ -1,0 +1,370 @@
+"""What a failed exchange means: status, headers and body in, a `Verdict` out. Pure, and never raises.
+
+Written for Google's error model (`google.rpc.Status` with ErrorInfo, QuotaFailure and RetryInfo) and for what relays
+make of it: arrays, JSON as a string inside `message`, string codes, a 429 dressed as a 502, HTML, plain text.
+"""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from pipeline.providers.transport import Lost
+from pipeline.records import ErrorKind, QuotaHit, Verdict, VerdictKind
+
+MESSAGE_CHARS = 300
+DAY_SCALE_WAIT_S = 2 * 3600.0
+"""No minute window asks for a wait this long: it is the day's quota, whatever the body calls it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An error body, in whichever shape it came; absent fields are empty."""
+
+    message: str = ""
+    code: int | None = None  # HTTP status that the body itself names
+    names: tuple[str, ...] = ()  # `status`, string `code`, `type`: RESOURCE_EXHAUSTED, insufficient_quota, …
+    details: tuple[Mapping[str, Any], ...] = ()
+
+
+def classify(status: int, headers: Mapping[str, str], body: bytes, *, secret: str = "") -> Verdict:
+    """Read a response that is not an answer; `secret` (the key) is blotted out of the message.
+
+    A body that names another status than the response is believed: relays answer 502 for a 429. `retry_after_s` is the
+    longest of the Retry-After header, RetryInfo and the message, which disagree in recorded traffic. For a day's quota
+    it often repeats the minute window: the caller knows when the day ends.
+    """
+    fields = {name.lower(): value for name, value in headers.items()}
+    fault = read_fault(body)
+    if fault is None:
+        fault = Fault(message=_plain_words(body))
+    served_at = http_date(fields.get("date"))
+    wait_s = _retry_after(fields.get("retry-after"), served_at, fault)
+    hits = quota_hits(fault)
+    kind, error_kind = _meaning(_believed(status, fault), fault, hits, wait_s)
+    return Verdict(
+        kind=kind,
+        error_kind=error_kind,
+        message=_message(status, kind, fault, hits, secret),
+        http_status=status,
+        retry_after_s=None if kind == "fatal" else wait_s,
+        quota=hits,
+        served_at=served_at,
+    )
+
+
+def unanswered(lost: Lost) -> Verdict:
+    """A request that got no response: worth another try, whatever the reason."""
+    return Verdict(
+        kind="transient",
+        error_kind="timeout" if lost.kind == "timeout" else "network",
+        message=clean(lost.message),
+        sent=lost.sent,
+    )
+
+
+# --- the error body ---------------------------------------------------------------------------------------------------
+
+
+def read_fault(body: bytes) -> Fault | None:
+    """Find the error object in a body; None when there is none."""
+    return _fault(load(body), nested=3)
+
+
+def _fault(value: object, nested: int) -> Fault | None:
+    if isinstance(value, list):
+        value = next((item for item in value if isinstance(item, dict)), None)
+    if not isinstance(value, dict):
+        return None
+    error = value.get("error")
+    if isinstance(error, str):
+        error = {**value, "message": error}
+    elif not isinstance(error, dict):
+        error = value
+    message = next((error[name] for name in ("message", "msg", "detail") if isinstance(error.get(name), str)), None)
+    code = whole_number(error.get("code"))
+    if message is None and code is None:
+        return None
+    outer = Fault(
+        message=message or "",
+        code=code if code is not None and 400 <= code <= 599 else None,
+        names=tuple(
+            name for name in map(string, map(error.get, ("status", "code", "type"))) if name and not name.isdigit()
+        ),
+        details=tuple(mappings(error.get("details"))),
+    )
+    start = outer.message.find("{")
+    if nested and start >= 0:
+        inner = _fault(load(outer.message[start : outer.message.rfind("}") + 1]), nested - 1)
+        if inner is not None:
+            return Fault(
+                inner.message, inner.code or outer.code, inner.names + outer.names, inner.details or outer.details
+            )
+    return outer
+
+
+def _plain_words(body: bytes) -> str:
+    """Something to say about a body that is not JSON: the title of a page, the start of a text."""
+    text = body[:4096].decode("utf-8", "replace").strip()
+    title = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)
+    if title:
+        return title[1]
+    return "" if text.startswith(("<", "{", "[")) else text[:120]
+
+
+# --- what it means ----------------------------------------------------------------------------------------------------
+
+_STATUS_OF_NAME = {
+    "invalid_argument": 400,
+    "failed_precondition": 400,
+    "out_of_range": 400,
+    "unauthenticated": 401,
+    "permission_denied": 403,
+    "not_found": 404,
+    "resource_exhausted": 429,
+    "cancelled": 499,
+    "internal": 500,
+    "unimplemented": 501,
+    "unavailable": 503,
+    "deadline_exceeded": 504,
+    # names of the Interactions API, and of relays that speak OpenAI's
+    "authentication": 401,
+    "invalid_api_key": 401,
+    "payment_required": 402,
+    "insufficient_quota": 402,
+    "insufficient_user_quota": 402,
+    "rate_limit_exceeded": 429,
+    "quota_exceeded": 429,
+    "too_many_requests": 429,
+}
+_MONEY_GONE = re.compile(
+    r"prepa(?:y|id)\w* credits?|credits? (?:are|is|have been|has been) (?:depleted|exhausted|used up)"
+    r"|spend(?:ing)?[- ](?:limit|cap)|insufficient[_ ](?:user[_ ])?(?:quota|balance|credits?|funds)",
+    re.IGNORECASE,
+)
+_BAD_KEY = re.compile(
+    r"api[ _]key (?:not valid|not found|expired|invalid)|invalid api[ _]key|multiple authentication credentials",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile(
+    r"exceeds the maximum number of tokens allowed|maximum context length|payload size exceeds", re.IGNORECASE
+)
+_UNKNOWN_FIELD = re.compile(r"unknown name \"|cannot find field|no such field", re.IGNORECASE)
+
+
+def _believed(status: int, fault: Fault) -> int:
+    named = [code for name in fault.names if (code := _STATUS_OF_NAME.get(name.lower()))]
+    if 402 in named:
+        return 402
+    return 429 if status == 429 else fault.code or next(iter(named), status)
+
+
+def _meaning(
+    status: int, fault: Fault, hits: Sequence[QuotaHit], wait_s: float | None
+) -> tuple[VerdictKind, ErrorKind]:
+    text = fault.message
+    if status == 402 or (status in (403, 429) and not hits and _MONEY_GONE.search(text)):
+        return "spend_limit", "quota"
+    if status == 429:
+        return _quota_meaning(hits, wait_s), "quota"
+    if status in (401, 403, 407) or (status == 400 and _refuses_key_or_region(fault)):
+        return "auth", "auth"
+    if 400 <= status < 500 and _TOO_LONG.search(text):
+        return "reject", "too_long"
+    # Every request of a run has the same fields, path and method: what is wrong with them is wrong with all.
+    if status in (404, 405, 410, 501) or 300 <= status < 400 or (status == 400 and _UNKNOWN_FIELD.search(text)):
+        return "fatal", "invalid_request"
+    if status == 408:
+        return "transient", "timeout"
+    if status in (425, 499) or status >= 500:
+        return "transient", "server"
+    if status >= 400:
+        return "reject", "invalid_request"
+    return "transient", "malformed_reply"  # 200 and the like, but no answer
+
+
+def _quota_meaning(hits: Sequence[QuotaHit], wait_s: float | None) -> VerdictKind:
+    if any(hit.limit == 0 for hit in hits):
+        return "fatal"
+    if any(hit.window == "day" for hit in hits) or (wait_s or 0.0) > DAY_SCALE_WAIT_S:
+        return "day_quota"
+    return "rate_limit"
+
+
+def _refuses_key_or_region(fault: Fault) -> bool:
+    reasons = (detail.get("reason") for detail in fault.details)
+    return (
+        "FAILED_PRECONDITION" in fault.names  # region or billing; nothing else of ours has preconditions
+        or any(isinstance(reason, str) and reason.startswith("API_KEY_") for reason in reasons)
+        or _BAD_KEY.search(fault.message) is not None
+    )
+
+
+# --- quotas -----------------------------------------------------------------------------------------------------------
+
+_SPOKEN_LIMIT = re.compile(r"metric: ([^,\s]{1,200}), limit: ([0-9]{1,15})")
+_MODEL = re.compile(r"model: ([\w.\-/]{1,100})")
+
+
+def quota_hits(fault: Fault) -> tuple[QuotaHit, ...]:
+    """The quotas that a 429 names, each once, in its order.
+
+    In a QuotaFailure an absent `quotaValue` is 0 (zeros are omitted on the wire) unless the message gives the number.
+    """
+    spoken: dict[str, int] = {}
+    for metric, limit in _SPOKEN_LIMIT.findall(fault.message):
+        spoken[metric] = max(int(limit), spoken.get(metric, 0))
+    hits: list[QuotaHit] = []
+    for detail in fault.details:
+        for violation in mappings(detail.get("violations")):
+            metric, quota_id = string(violation.get("quotaMetric")), string(violation.get("quotaId"))
+            if metric or quota_id:
+                value = whole_number(violation.get("quotaValue"))
+                hits.append(_hit(quota_id or metric, metric, spoken.get(metric, 0) if value is None else value))
+        metadata = mapping(detail.get("metadata"))
+        if quota_id := string(metadata.get("quota_limit")):
+            limit = whole_number(metadata.get("quota_limit_value"))
+            hits.append(_hit(quota_id, string(metadata.get("quota_metric")), limit))
+    if not hits:
+        # Details lost on the way: the window of such a limit is unknown, so only a zero says anything.
+        hits = [_hit(metric, metric, None if limit else 0) for metric, limit in spoken.items()]
+    return tuple(dict.fromkeys(hits))
+
+
+def _hit(quota_id: str, metric: str, limit: int | None) -> QuotaHit:
+    name = f"{quota_id} {metric}".lower()
+    return QuotaHit(
+        quota_id=quota_id[:200],
+        meter="tokens" if "token" in name else "requests",
+        window="day" if "perday" in name or "per_day" in name else "minute",
+        limit=limit,
+    )
+
+
+# --- waiting ----------------------------------------------------------------------------------------------------------
+
+_UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_PART = re.compile(r"([0-9]{1,9}(?:\.[0-9]{0,9})?)(h|ms|m|us|µs|ns|s)")
+_DURATION = re.compile(rf"(?:{_PART.pattern})+")
+_SPOKEN_WAIT = re.compile(r"(?:retry|try again) (?:in|after) ([0-9][0-9.hmnuµs]{0,60})(?: ?(s)ec)?", re.IGNORECASE)
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of `34s`, `45.837906927s` (protobuf) and `10h17m5.723541104s`, `850.5ms` (Go); None for anything else."""
+    if not _DURATION.fullmatch(text):
+        return None
+    return sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(text))
+
+
+@lru_cache(maxsize=64)
+def http_date(value: str | None) -> float | None:
+    """Seconds since the epoch of an HTTP date such as `Sun, 22 Nov 2026 10:00:00 GMT`; None when it is not one."""
+    if not value:
+        return None
+    try:
+        moment = parsedate_to_datetime(value)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _retry_after(header: str | None, served_at: float | None, fault: Fault) -> float | None:
+    waits = [_header_wait(header, served_at)] if header else []
+    waits += [parse_duration(string(detail.get("retryDelay"))) for detail in fault.details]
+    for number, seconds in _SPOKEN_WAIT.findall(fault.message):
+        waits.append(parse_duration(number.rstrip(".") + seconds.lower()))
+    return max((wait for wait in waits if wait is not None), default=None)
+
+
+def _header_wait(value: str, served_at: float | None) -> float | None:
+    if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", value.strip()):
+        return float(value)
+    moment = http_date(value)
+    if moment is None:
+        return None
+    return max(0.0, moment - (time.time() if served_at is None else served_at))
+
+
+# --- words for a person -----------------------------------------------------------------------------------------------
+
+_KEY_SHAPED = re.compile(r"\b(?:AIza|AQ\.|sk-|ya29\.)[\w.\-]{12,}")
+_QUOTED = re.compile(r"\"([^\"]*)(\"?)")
+_IDENTIFIER = re.compile(r"[\w.\-/:\[\]]{1,64}")
+
+
+def clean(text: str, secret: str = "", limit: int = MESSAGE_CHARS) -> str:
+    """One printable line of at most `limit` characters, without keys, and without quoted text that is not a name.
+
+    A 400 may quote the request: a quoted run is kept only when it looks like a field or a model, never a sentence.
+    """
+    if secret:
+        text = text.replace(secret, "***")
+    text = _KEY_SHAPED.sub("***", text)[:4096]
+    text = " ".join("".join(c if c.isprintable() else " " for c in _without_quotes(text)).split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _without_quotes(text: str) -> str:
+    for quoted in _QUOTED.finditer(text):
+        if not quoted[2] or not _IDENTIFIER.fullmatch(quoted[1]):
+            # All up to the last quote goes: which quotes belong together is a guess when the quoted text has some.
+            balanced = text.count('"') % 2 == 0
+            return f'{text[: quoted.start()]}"…"{text[text.rindex(chr(34)) + 1 :] if balanced else ""}'
+    return text
+
+
+def _message(status: int, kind: VerdictKind, fault: Fault, hits: Sequence[QuotaHit], secret: str) -> str:
+    model = _MODEL.search(fault.message)
+    name = clean(model[1], secret) if model else "the model"
+    if kind == "fatal" and hits:
+        zero = ", ".join(_quota_words(hit) for hit in hits if hit.limit == 0)
+        return clean(f"HTTP {status}: {name} is not offered to this project: no {zero}; another model or tier has some")
+    if kind in ("rate_limit", "day_quota") and hits:
+        used = ", ".join(_quota_words(hit) + (f" (limit {hit.limit})" if hit.limit else "") for hit in hits)
+        return clean(f"HTTP {status}: quota of {name} used up: {used}")
+    named = next((f" {clean(word, secret, 40)}" for word in fault.names), "")
+    silent = "redirects elsewhere: set the base URL to that address" if 300 <= status < 400 else "no explanation"
+    return clean(f"HTTP {status}{named}: {clean(fault.message, secret) or silent}")
+
+
+def _quota_words(hit: QuotaHit) -> str:
+    return f"{'input tokens' if hit.meter == 'tokens' else 'requests'} per {hit.window}"
+
+
+# --- JSON that others wrote -------------------------------------------------------------------------------------------
+
+
+def load(raw: bytes | str) -> object:
+    """The JSON value; None for anything that is not JSON."""
+    try:
+        return orjson.loads(raw)
+    except ValueError:
+        return None
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """A JSON object; empty for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def mappings(value: object) -> list[dict[str, Any]]:
+    """The objects of a JSON array; empty for anything else."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def string(value: object) -> str:
+    """A JSON string; empty for anything else."""
+    return value if isinstance(value, str) else ""
+
+
+def whole_number(value: object) -> int | None:
+    """A count: an int, or an int64 as protobuf writes it, a string; None for anything else and from 10**15 up."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,15}", value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**15 else None

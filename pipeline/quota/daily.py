@@ -1,0 +1,69 @@
+"""The day's quota: how much of it is used, and when the next day begins."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, time, timedelta
+from math import ceil
+from zoneinfo import ZoneInfo
+
+RESET_ZONE = "America/Los_Angeles"
+"""Google resets requests per day at midnight Pacific (rate limit page, 2026-10)."""
+RESET_JITTER_S = 5.0
+"""Added to the reset, so that a clock a little ahead does not ask a second too early."""
+_LONG_S = 3600.0
+
+
+def day_of(now: float, zone: str = RESET_ZONE) -> str:
+    """The quota day (YYYY-MM-DD) at `now`, in epoch seconds."""
+    return datetime.fromtimestamp(now, ZoneInfo(zone)).date().isoformat()
+
+
+def next_reset(now: float, zone: str = RESET_ZONE) -> float:
+    """Epoch seconds of the first midnight in `zone` after `now`; a day there can have 23 or 25 hours."""
+    where = ZoneInfo(zone)
+    tomorrow = datetime.fromtimestamp(now, where).date() + timedelta(days=1)
+    return datetime.combine(tomorrow, time(), where).timestamp()
+
+
+def until_text(now: float, then: float) -> str:
+    """Both ways to say when: "at 2026-11-23 08:00 UTC (in 5 h 12 min)"; epoch seconds."""
+    minutes = max(0, ceil((then - now) / 60))
+    at = datetime.fromtimestamp(then, UTC)
+    return f"at {at:%Y-%m-%d %H:%M} UTC (in {minutes // 60} h {minutes % 60} min)"
+
+
+class DailyQuota:
+    """Requests of the day, over all runs that share the counter behind `count`; times are epoch seconds."""
+
+    def __init__(self, limit: int | None, *, count: Callable[[str], int], zone: str = RESET_ZONE) -> None:
+        """`count(day)` reads how many requests a day (YYYY-MM-DD) has had; without `limit` only the service tells."""
+        self._limit = limit
+        self._count = count
+        self._zone = zone
+        self._closed_until: float | None = None
+        self._day, self._day_ends = "", 0.0
+
+    def opens_at(self, now: float) -> float | None:
+        """None while the day has requests left, else when the next day begins."""
+        if self._closed_until is not None:
+            if now < self._closed_until:
+                return self._closed_until
+            self._closed_until = None
+        if self._limit is None or self._count(self.today(now)) < self._limit:
+            return None
+        return self._day_ends + RESET_JITTER_S
+
+    def exhausted(self, now: float, retry_after_s: float | None) -> None:
+        """The service says that the day is used up.
+
+        A delay of hours that it names is believed; one of seconds repeats its minute window.
+        """
+        if retry_after_s is not None and retry_after_s > _LONG_S:
+            self._closed_until = now + retry_after_s
+        else:
+            self._closed_until = next_reset(now, self._zone) + RESET_JITTER_S
+
+    def today(self, now: float) -> str:
+        """The quota day (YYYY-MM-DD) at `now`."""
+        if now >= self._day_ends:
+            self._day, self._day_ends = day_of(now, self._zone), next_reset(now, self._zone)
+        return self._day

@@ -1,0 +1,301 @@
+"""What one endpoint (project and model) may be sent now: all meters together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from random import Random
+
+from pipeline.quota.adaptive import AdaptiveLimit, Admitted
+from pipeline.quota.book import QuotaBook, Send
+from pipeline.quota.breaker import Breaker
+from pipeline.quota.daily import RESET_ZONE, DailyQuota
+from pipeline.quota.ledger import Charge, TokenLedger
+from pipeline.quota.pacer import RequestPacer
+from pipeline.quota.phase import MinutePhase
+from pipeline.quota.slots import Slots
+from pipeline.records import Limits, QuotaHit, Verdict
+
+FIRST_RPM, FIRST_TPM = 5, 250_000
+"""Where nothing is configured: what Gemini's free tier allowed in 2026, to grow from."""
+OUTAGE_AFTER = 8
+"""Failures in a row that mean the server is down."""
+REFUSALS_IN_A_ROW = 20
+"""Refusals for quota in a row, one without any detail counts for all, after which a single request probes."""
+GIVE_UP_S = 1800.0
+"""A server that fails or refuses everything this long stops the run, which can be resumed."""
+SHARER_S = 10.0
+"""Another process shares the requests while it has sent one in this time, or in three of its periods."""
+_HOLD_JITTER_S = 0.25
+_LONGEST_HOLD_S = 600.0
+_DEFAULT_HOLD_S = 1.0
+_CAUTIOUS_RPM = 60
+
+Notify = Callable[[str, dict[str, object]], None]
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One request on its way: its charge in the ledger and its line in the book."""
+
+    sent_at: float
+    charge: Charge | None = None
+    entry: int = 0
+    day: str = ""
+
+
+class EndpointQuota:
+    """Meters, hold and breakers of one endpoint.
+
+    A request leaves in this order: `opens_at` says None, `acquire` returns, `room` has space for it, `send` charges it;
+    there is no await after `room`. Its ticket is then closed exactly once: by `answered`, `refused` or `failed`.
+    `now` is the loop's clock; epoch seconds come from `wall`. A limit of 0 means that there is none.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        now: float,
+        wall: Callable[[], float],
+        notify: Notify,
+        rng: Random,
+        book: QuotaBook | None = None,
+        zone: str = RESET_ZONE,
+    ) -> None:
+        self._wall, self._notify, self._rng = wall, notify, rng
+        self._book = book if book is not None else QuotaBook(None, "")
+        self.unlimited = limits.rpm == 0 and limits.tpm == 0 and limits.rpd is None
+        self.requests = self._meter("requests", limits.rpm, FIRST_RPM)
+        self.tokens = self._meter("tokens", limits.tpm, FIRST_TPM)
+        self.phase = MinutePhase()
+        self.ledger = TokenLedger(self.tokens.value if self.tokens else inf, self.phase)
+        self.day = DailyQuota(limits.rpd or None, count=self._book.requests_on, zone=zone)
+        self._outage = Breaker(OUTAGE_AFTER, rng)
+        self._refusals = Breaker(REFUSALS_IN_A_ROW, rng)
+        self._hold_until = -inf
+        self._admitted = {"requests": 0, "tokens": 0}
+        self._began_at: float | None = None
+        self._strict = False
+        self._others: dict[str, float] = {}
+        self._sharers = 1
+        recent = [] if self.unlimited else self._load_recent(now)
+        # Without a book nobody knows whether another run has just ended; at a fast pace caution costs nothing.
+        drained = bool(recent) or (book is None and self._rpm >= _CAUTIOUS_RPM)
+        self._pacer = RequestPacer(self._rpm, drained=drained) if self.requests else None
+        self._share_requests(now)
+        self.slots = Slots(limits.concurrency, self._rpm)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits per minute that are kept now; 0 where there is none."""
+        return Limits(
+            rpm=int(self.requests.value) if self.requests else 0, tpm=int(self.tokens.value) if self.tokens else 0
+        )
+
+    def use(self, now: float) -> tuple[float, float]:
+        """Parts of the limits on requests and on tokens that the last minute used; 0 where there is no limit."""
+        requests, tokens = self.ledger.last_minute(now)
+        return (
+            requests / self.requests.value if self.requests else 0.0,
+            tokens / self.tokens.value if self.tokens else 0.0,
+        )
+
+    @property
+    def tokens_limit(self) -> float:
+        """Tokens a minute that are believed to be allowed, `inf` where there is no limit."""
+        return self.tokens.value if self.tokens else inf
+
+    @property
+    def period_s(self) -> float:
+        """Seconds between two requests in the long run."""
+        return self._pacer.period_s if self._pacer else 0.0
+
+    @property
+    def largest(self) -> float:
+        """Tokens that no prompt may exceed: a whole minute's quota where it is known for certain, else `inf`."""
+        known = self.tokens.known if self.tokens else None
+        return inf if known is None else known
+
+    def opens_at(self, now: float) -> float | None:
+        """None when a request may leave; else when to ask again, `inf` while a probe is on its way."""
+        waits = [self._outage.opens_at(now), self._refusals.opens_at(now)]
+        if now < self._hold_until:
+            waits.append(self._hold_until)
+        return max((wait for wait in waits if wait is not None), default=None)
+
+    def down_s(self, now: float) -> float:
+        """How long every request has failed or been refused."""
+        return max(self._outage.down_s(now), self._refusals.down_s(now))
+
+    def paced(self) -> bool:
+        """Whether `acquire` would wait."""
+        return self._pacer is not None and not self._pacer.ready()
+
+    async def acquire(self, now: float) -> None:
+        """Wait for the pace of requests. One task only."""
+        if self._pacer is None:
+            return
+        if self.requests and not self._pacer.ready() and self.requests.grow(now, self._pacer.period_s):
+            self._requests_changed(now)
+        await self._pacer.acquire()
+
+    def room(self, now: float, spread: float, bias: float) -> float:
+        """The largest prompt that fits now, in expected tokens, when estimates may be off as `TokenLedger` explains."""
+        return self.ledger.room(now, spread=spread, bias=bias)
+
+    def fits_at(self, now: float, tokens: float) -> float:
+        """When that many tokens may fit at the earliest; called while tokens are what holds the work up."""
+        if self.tokens and self.tokens.grow(now, 0.0):
+            self._tokens_changed()
+        return self.ledger.fits_at(now, tokens)
+
+    def look_around(self, now: float) -> None:
+        """Charge what other processes have sent on the same quota, and share the pace with them."""
+        news = self._book.news()
+        for send in news:
+            self._others[send.who] = now
+            self.ledger.settle(self.ledger.reserve(now, send.tokens), None)
+        if news or self._others:
+            self._share_requests(now)
+
+    def send(self, now: float, tokens: int, spread: float, bias: float) -> Ticket:
+        """Charge one request that leaves now."""
+        self._outage.sent()
+        self._refusals.sent()
+        if self.unlimited:
+            return Ticket(now)
+        if self._began_at is None:
+            self._began_at = now
+        wall = self._wall()
+        day = self.day.today(wall)
+        charge = self.ledger.reserve(now, tokens, spread=spread, bias=bias)
+        return Ticket(now, charge, self._book.send(wall, tokens, day), day)
+
+    def answered(self, ticket: Ticket, now: float, tokens: int | None, date: float | None, received: float) -> None:
+        """An answer came: `tokens` as the service counted them, `date` its Date header, `received` when it was read."""
+        self._outage.succeeded()
+        self._refusals.succeeded()
+        self.slots.answered(now - ticket.sent_at)
+        if date is not None:
+            self.phase.observe(date, ticket.sent_at, max(ticket.sent_at, received))
+        self._settle(ticket, tokens)
+
+    def failed(self, ticket: Ticket, now: float, verdict: Verdict) -> None:
+        """The request failed for another reason than quota; whatever may have reached the server stays charged."""
+        if verdict.served_at is not None:
+            self.phase.observe(verdict.served_at, ticket.sent_at, now)
+        if verdict.sent:
+            self._settle(ticket, None)
+        else:
+            self._release(ticket)
+        if verdict.kind != "transient":
+            self._outage.succeeded()
+            return
+        if verdict.http_status == 503:
+            self.slots.overloaded(now)
+        if self._outage.failed(now, ticket.sent_at):
+            self._notify("outage", {"message": verdict.message})
+
+    def refused(self, ticket: Ticket, now: float, verdict: Verdict) -> None:
+        """The request was refused for quota: it did not count; hold, and learn the limit."""
+        self._outage.succeeded()
+        if verdict.served_at is not None:
+            self.phase.observe(verdict.served_at, ticket.sent_at, now)
+        self._release(ticket)
+        if verdict.kind == "day_quota":
+            self.day.exhausted(self._wall(), verdict.retry_after_s)
+            return
+        if self._refusals.failed(now, ticket.sent_at, weight=1 if verdict.quota else REFUSALS_IN_A_ROW):
+            self._notify("refused", {"message": verdict.message})
+        wait = min(_LONGEST_HOLD_S, max(_DEFAULT_HOLD_S, verdict.retry_after_s or 0.0))
+        self._hold_until = max(self._hold_until, now + wait + self._rng.uniform(0.0, _HOLD_JITTER_S))
+        hits = [hit for hit in verdict.quota if hit.window == "minute"] or [self._likely_hit(now)]
+        for hit in hits:
+            self._learn(hit, ticket, now)
+
+    def unknown(self, ticket: Ticket) -> None:
+        """Nobody knows what became of the request: it stays charged."""
+        self._settle(ticket, None)
+
+    def _meter(self, name: str, configured: int | None, start: int) -> AdaptiveLimit | None:
+        if configured == 0:
+            return None
+        return AdaptiveLimit(configured, start, self._book.learned(name, self._wall()))
+
+    @property
+    def _rpm(self) -> float:
+        return self.requests.value if self.requests else inf
+
+    def _load_recent(self, now: float) -> list[Send]:
+        wall = self._wall()
+        recent = self._book.recent(wall)
+        for send in recent:
+            at = now - (wall - send.at)
+            self.ledger.settle(self.ledger.reserve(at, send.tokens), None)
+            self._others[send.who] = max(at, self._others.get(send.who, at))
+        return recent
+
+    def _share_requests(self, now: float) -> None:
+        if self._pacer is None:
+            return
+        lately = max(SHARER_S, 3 * self._sharers * self._pacer.period_s)
+        self._others = {who: seen for who, seen in self._others.items() if now - seen < lately}
+        if self._sharers != 1 + len(self._others):
+            self._sharers = 1 + len(self._others)
+            self._notify("sharing", {"runs": self._sharers})
+            self._pacer.change(self._rpm / self._sharers, now)
+
+    def _settle(self, ticket: Ticket, tokens: int | None) -> None:
+        if ticket.charge is None:
+            return
+        self.ledger.settle(ticket.charge, tokens)
+        self._admitted["requests"] += 1
+        self._admitted["tokens"] += ticket.charge.tokens
+        if tokens is not None:
+            self._book.settle(ticket.entry, tokens)
+
+    def _release(self, ticket: Ticket) -> None:
+        if ticket.charge is None:
+            return
+        self.ledger.release(ticket.charge)
+        self._book.refund(ticket.entry, ticket.day)
+
+    def _likely_hit(self, now: float) -> QuotaHit:
+        """What a refusal without details is most likely about: the meter that is used most."""
+        requests, tokens = self.use(now)
+        return QuotaHit("", "tokens" if tokens > requests else "requests", "minute")
+
+    def _learn(self, hit: QuotaHit, ticket: Ticket, now: float) -> None:
+        meter = self.requests if hit.meter == "requests" else self.tokens
+        if meter is None:
+            return
+        if hit.meter == "tokens" and (hit.limit is None or hit.limit >= meter.value):
+            self.phase.distrust()
+        which = 0 if hit.meter == "requests" else 1
+        began_at = now if self._began_at is None else self._began_at
+        in_flight = self.ledger.in_flight()[which]
+        admitted = Admitted(
+            last_minute=self.ledger.last_minute(now)[which],
+            since_cut=self.ledger.since(meter.cut_at)[which],
+            total=self._admitted[hit.meter] + in_flight,
+            began_at=began_at,
+        )
+        if not meter.refused(now, ticket.sent_at, admitted, hit.limit):
+            return
+        self._book.learn(hit.meter, meter.value, self._wall())
+        if hit.meter == "requests":
+            self._strict = True
+            self._requests_changed(now)
+        else:
+            self._tokens_changed()
+
+    def _requests_changed(self, now: float) -> None:
+        assert self._pacer is not None
+        self._pacer.change(self._rpm / self._sharers, now, strict=self._strict)
+        self.slots.change(self._rpm)
+        self._notify("limit", {"meter": "requests", "per_minute": int(self._rpm)})
+
+    def _tokens_changed(self) -> None:
+        assert self.tokens is not None
+        self.ledger.limit = self.tokens.value
+        self._notify("limit", {"meter": "tokens", "per_minute": int(self.tokens.value)})

@@ -1,0 +1,225 @@
+"""Tokens per minute: an exact record of what was sent, asked what still fits under every way a server may count."""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+from math import inf, sqrt
+
+from pipeline.quota.pacer import JITTER_S, WINDOW_S
+from pipeline.quota.phase import USABLE_S, MinutePhase
+
+DEVIATIONS = 3.0
+"""Standard deviations held back for the estimates in flight, all of them together."""
+RECOMPUTE_S = 0.05
+"""How long the costly bound over all phases is kept; in between it only grows, by what is sent."""
+_KEEP_S = 2 * WINDOW_S + JITTER_S + USABLE_S + 1.0
+_TRIM_AT = 1024
+
+
+@dataclass(slots=True, eq=False)
+class Charge:
+    """One request: when it left and the input tokens it counts, reserved first and settled once."""
+
+    at: float
+    tokens: int
+    requests: int
+    index: int
+    deviation: float  # tokens, one standard deviation of a reservation; 0 once settled
+    bias: float  # tokens that all reservations may be off by together; 0 once settled
+    open: bool = True
+
+
+class _Tail:
+    """Running sum of the charges since an instant that moves forward, and now and then a little back."""
+
+    __slots__ = ("requests", "start", "tokens")
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.tokens = 0
+        self.requests = 0
+
+    def move(self, charges: list[Charge], base: int, since: float) -> int:
+        """Tokens charged at `since` or later."""
+        position = self.start - base
+        while position < len(charges) and charges[position].at < since:
+            self.tokens -= charges[position].tokens
+            self.requests -= charges[position].requests
+            position += 1
+        while position > 0 and charges[position - 1].at >= since:
+            position -= 1
+            self.tokens += charges[position].tokens
+            self.requests += charges[position].requests
+        self.start = position + base
+        return self.tokens
+
+
+class TokenLedger:
+    """Every request of the last two minutes with its tokens.
+
+    A prompt fits when it fits both rules: the tokens of any 60 s stay within `limit` (which also satisfies fixed
+    windows and token buckets), and so does a counter per minute of the server's clock, the minute before weighted by
+    the part of it that a sliding window still covers. Arrivals may be up to `JITTER_S` later than sends. While the
+    server's minute is not known, the counter is bounded over all phases: safe, but some percent slower.
+
+    All times are seconds of one clock that only goes forward; `now` never decreases from call to call.
+    """
+
+    def __init__(self, limit: float, phase: MinutePhase) -> None:
+        self.limit = limit
+        self._phase = phase
+        self._charges: list[Charge] = []
+        self._base = 0  # index of the first charge still kept
+        self._minute, self._current, self._previous = _Tail(), _Tail(), _Tail()
+        self._variance = 0.0  # of the open reservations
+        self._bias = 0.0
+        self._open_requests = self._open_tokens = 0
+        self._bound_at = -inf  # the bound over all phases: when it was computed, and what it was
+        self._bound = 0.0
+
+    def reserve(self, now: float, tokens: int, *, spread: float = 0.0, bias: float = 0.0, requests: int = 1) -> Charge:
+        """Charge a request that leaves now; `spread` and `bias` say how far off `tokens` may be, as parts of it."""
+        charge = Charge(now, 0, 0, self._base + len(self._charges), spread * tokens, bias * tokens)
+        self._charges.append(charge)
+        self._variance += charge.deviation**2
+        self._bias += charge.bias
+        self._open_requests += requests
+        self._open_tokens += tokens
+        self._amend(charge, tokens, requests)
+        return charge
+
+    def settle(self, charge: Charge, tokens: int | None) -> None:
+        """Close a reservation with what was really counted; None keeps what was reserved."""
+        self._close(charge)
+        self._amend(charge, charge.tokens if tokens is None else tokens, charge.requests)
+
+    def release(self, charge: Charge) -> None:
+        """Close a reservation of a request that provably never counted."""
+        self._close(charge)
+        self._amend(charge, 0, 0)
+
+    def used(self, now: float) -> float:
+        """The most that the server can have counted against the limit by now."""
+        self._trim(now)
+        minute = self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
+        bounds = self._phase.bounds
+        if bounds is None:
+            return max(minute, self._over_all_phases(now))
+        current, previous, elapsed = self._counter(now, *bounds)
+        return max(minute, current + previous * (1.0 - elapsed / WINDOW_S))
+
+    def room(self, now: float, *, spread: float = 0.0, bias: float = 0.0) -> float:
+        """The largest prompt that fits now, in expected tokens; negative when nothing does.
+
+        Solves c·(1 + bias) + open bias + DEVIATIONS·√(open variance + (spread·c)²) = limit − used for c.
+        """
+        if self.limit == inf:
+            return inf
+        used = self.used(now)
+        if used == 0:
+            return self.limit
+        left = self.limit - used - self._bias
+        if not spread and not bias:
+            return left - DEVIATIONS * sqrt(self._variance)
+        slope, k = 1.0 + bias, DEVIATIONS * spread
+        square = slope * slope - k * k
+        return (slope * left - sqrt(k * k * left * left + square * DEVIATIONS**2 * self._variance)) / square
+
+    def fits_at(self, now: float, tokens: float) -> float:
+        """When `tokens` may fit at the earliest if nothing is settled before; later than `now`."""
+        soonest = now + 0.001
+        allowed = self.limit - self._bias - DEVIATIONS * sqrt(self._variance) - tokens
+        self.used(now)
+        surplus = self._minute.tokens - allowed
+        position = self._minute.start - self._base
+        while surplus > 0 and position < len(self._charges):
+            surplus -= self._charges[position].tokens
+            soonest = max(soonest, self._charges[position].at + WINDOW_S + JITTER_S)
+            position += 1
+        bounds = self._phase.bounds
+        if bounds is None:
+            return max(soonest, now + 2 * RECOMPUTE_S)
+        current, previous, elapsed = self._counter(now, *bounds)
+        if current + previous * (1.0 - elapsed / WINDOW_S) <= allowed:
+            return soonest
+        share = max(0.0, allowed - current) / previous if previous else 0.0
+        return max(soonest, now + WINDOW_S * (1.0 - share) - elapsed)
+
+    def last_minute(self, now: float) -> tuple[int, int]:
+        """Requests and tokens of the last 60 s."""
+        tokens = self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
+        return self._minute.requests, tokens
+
+    def since(self, instant: float) -> tuple[int, int]:
+        """Requests and tokens charged after `instant`, at most two minutes back."""
+        requests = tokens = 0
+        for charge in reversed(self._charges):
+            if charge.at <= instant:
+                break
+            requests += charge.requests
+            tokens += charge.tokens
+        return requests, tokens
+
+    def in_flight(self) -> tuple[int, int]:
+        """Requests and tokens reserved and not yet closed."""
+        return self._open_requests, self._open_tokens
+
+    def _close(self, charge: Charge) -> None:
+        if not charge.open:
+            raise RuntimeError("a reservation is closed twice")
+        charge.open = False
+        self._open_requests -= charge.requests
+        self._open_tokens -= charge.tokens
+        self._variance = max(0.0, self._variance - charge.deviation**2)
+        self._bias = max(0.0, self._bias - charge.bias)
+
+    def _amend(self, charge: Charge, tokens: int, requests: int) -> None:
+        more_tokens, more_requests = tokens - charge.tokens, requests - charge.requests
+        charge.tokens, charge.requests = tokens, requests
+        for tail in (self._minute, self._current, self._previous):
+            if charge.index >= tail.start:
+                tail.tokens += more_tokens
+                tail.requests += more_requests
+        if more_tokens > 0:
+            self._bound += more_tokens
+
+    def _counter(self, now: float, low: float, high: float) -> tuple[int, int, float]:
+        """Most tokens in the server's minute and the one before, and the least seconds that minute has lasted.
+
+        By the slowest clock that is possible least of the minute is over; by the fastest it began earliest.
+        """
+        elapsed = (now + low) % WINDOW_S
+        began = now - elapsed - (high - low) - JITTER_S
+        current = self._current.move(self._charges, self._base, began)
+        both = self._previous.move(self._charges, self._base, began - WINDOW_S)
+        return current, both - current, elapsed
+
+    def _over_all_phases(self, now: float) -> float:
+        """The greatest value of a counter per minute over every phase it may have.
+
+        With F(x) the charges of age x or less, a minute that began p seconds ago counts
+        p/60·F(p) + (1 − p/60)·F(p + 60). Between two ages of charges that falls with p, so the greatest value is at such an age, or at 0 or 60.
+        """
+        if now - self._bound_at < RECOMPUTE_S:
+            return self._bound
+        ages = [max(0.0, now - JITTER_S - charge.at) for charge in reversed(self._charges)]
+        sums = [0, *accumulate(charge.tokens for charge in reversed(self._charges))]
+        bound = float(sums[bisect_right(ages, WINDOW_S)])
+        for age in (0.0, *ages):
+            elapsed = age if age <= WINDOW_S else age - WINDOW_S
+            if elapsed > WINDOW_S:
+                break
+            part = elapsed / WINDOW_S
+            current, both = sums[bisect_right(ages, elapsed)], sums[bisect_right(ages, elapsed + WINDOW_S)]
+            bound = max(bound, part * current + (1.0 - part) * both)
+        self._bound_at, self._bound = now, bound
+        return bound
+
+    def _trim(self, now: float) -> None:
+        if len(self._charges) <= _TRIM_AT or self._charges[_TRIM_AT].at > now - _KEEP_S:
+            return
+        for tail in (self._minute, self._current, self._previous):
+            if tail.start - self._base < _TRIM_AT:
+                tail.move(self._charges, self._base, now - _KEEP_S)
+        del self._charges[:_TRIM_AT]
+        self._base += _TRIM_AT

@@ -1,0 +1,171 @@
+"""Which of the ready prompts goes next: the largest that fits, within a window, and none waits forever."""
+
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from math import inf
+from operator import attrgetter
+from random import Random
+from typing import Generic, Protocol, TypeVar
+
+DEPTH = 256
+"""Prompts that are compared. Heavy-tailed documents reached 99.1 % of the token quota with 64, 99.7 % with 256."""
+MAX_WAIT_S = 120.0
+"""Who has been passed over this long goes next, and everything waits until it fits."""
+LANES = 3
+"""Lane 0: what is sent again; 1: what finishes a document; 2: all others."""
+
+
+class Waiting(Protocol):
+    """What can wait here."""
+
+    @property
+    def gone(self) -> bool:
+        """Nobody wants it any more."""
+        ...
+
+
+Item = TypeVar("Item", bound=Waiting)
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[Item]):
+    key: tuple[float, float]  # size, and a number that only grows
+    item: Item
+    since: float | None  # None until it enters the window
+    waiting: bool = True
+
+
+_key = attrgetter("key")
+
+
+def _overdue(entry: _Entry[Item], now: float) -> bool:
+    return entry.since is not None and now - entry.since > MAX_WAIT_S
+
+
+class _Lane(Generic[Item]):
+    """A window, kept sorted by size, over a pool; drawn at random from a pool that is larger than the window.
+
+    Drawing at random mixes sizes when the input is sorted by length, so both meters stay busy.
+    """
+
+    def __init__(self, rng: Random | None) -> None:
+        self._rng = rng
+        self._pool: deque[_Entry[Item]] = deque()
+        self._window: list[_Entry[Item]] = []
+        self._order: deque[_Entry[Item]] = deque()
+
+    def __iter__(self) -> Iterator[Item]:
+        for entry in (*self._order, *self._pool):
+            if entry.waiting and not entry.item.gone:
+                yield entry.item
+
+    def __len__(self) -> int:
+        return len(self._window) + len(self._pool)
+
+    def add(self, entry: _Entry[Item], now: float) -> None:
+        self._pool.append(entry)
+        self._refill(now)
+
+    def oldest(self, now: float) -> _Entry[Item] | None:
+        while self._order:
+            entry = self._order[0]
+            if entry.waiting and not entry.item.gone:
+                return entry
+            self._order.popleft()
+            if entry.waiting:
+                self.remove(entry, now)
+        return None
+
+    def smallest(self, now: float) -> _Entry[Item] | None:
+        while self._window:
+            if not self._window[0].item.gone:
+                return self._window[0]
+            self.remove(self._window[0], now)
+        return None
+
+    def largest(self, room: float, fits: Callable[[Item], bool], now: float) -> _Entry[Item] | None:
+        position = bisect_right(self._window, (room, inf), key=_key) - 1
+        while position >= 0:
+            entry = self._window[position]
+            if entry.item.gone:
+                self.remove(entry, now)
+            elif fits(entry.item):
+                return entry
+            position = min(position, len(self._window)) - 1
+        return None
+
+    def remove(self, entry: _Entry[Item], now: float) -> None:
+        del self._window[bisect_left(self._window, entry.key, key=_key)]
+        entry.waiting = False
+        self._refill(now)
+
+    def _refill(self, now: float) -> None:
+        while self._pool and len(self._window) < DEPTH:
+            if self._rng is not None and len(self._pool) > 1:
+                drawn = self._rng.randrange(len(self._pool))
+                self._pool[0], self._pool[drawn] = self._pool[drawn], self._pool[0]
+            entry = self._pool.popleft()
+            if entry.item.gone:
+                entry.waiting = False
+                continue
+            if entry.since is None:
+                entry.since = now
+            insort(self._window, entry, key=_key)
+            self._order.append(entry)
+
+
+class Lookahead(Generic[Item]):
+    """The ready prompts of one endpoint."""
+
+    def __init__(self, rng: Random | None) -> None:
+        """Without `rng` prompts enter the window in the order they came."""
+        self._numbers = count()
+        self._lanes: tuple[_Lane[Item], ...] = tuple(_Lane(rng) for _ in range(LANES))
+
+    def __iter__(self) -> Iterator[Item]:
+        for lane in self._lanes:
+            yield from lane
+
+    def __len__(self) -> int:
+        """How many wait; of those that are gone some may still be counted."""
+        return sum(len(lane) for lane in self._lanes)
+
+    def add(self, item: Item, size: float, lane: int, now: float, *, since: float | None = None) -> None:
+        """Let `item` wait; `size` in tokens, `since` when it began to wait if that was before."""
+        self._lanes[lane].add(_Entry((size, next(self._numbers)), item, since), now)
+
+    def take(self, now: float, room: float, fits: Callable[[Item], bool]) -> Item | None:
+        """Remove and return what goes now, or None when nothing does.
+
+        `room` is the size up to which it is worth asking `fits`; when it is infinite the oldest goes.
+        """
+        for lane in self._lanes:
+            oldest = lane.oldest(now)
+            if oldest is None:
+                continue
+            if room == inf or _overdue(oldest, now):
+                if not fits(oldest.item):
+                    return None
+                lane.remove(oldest, now)
+                return oldest.item
+        for lane in self._lanes:
+            entry = lane.largest(room, fits, now)
+            if entry is not None:
+                lane.remove(entry, now)
+                return entry.item
+        return None
+
+    def next_wanted(self, now: float) -> Item | None:
+        """What everything waits for when `take` returned None: who waited too long, else the smallest."""
+        smallest: _Entry[Item] | None = None
+        for lane in self._lanes:
+            oldest = lane.oldest(now)
+            if oldest is not None and _overdue(oldest, now):
+                return oldest.item
+            entry = lane.smallest(now)
+            if entry is not None and (smallest is None or entry.key < smallest.key):
+                smallest = entry
+        return smallest.item if smallest else None

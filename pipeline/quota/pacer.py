@@ -1,0 +1,82 @@
+"""Requests per minute: even spacing on aiolimiter's leaky bucket, safe against every way a server may count."""
+
+import asyncio
+from math import floor
+
+from aiolimiter import AsyncLimiter
+
+WINDOW_S = 60.0
+JITTER_S = 0.3
+"""How much the way to the server may vary: the range of the delay, not its size. Costs JITTER_S / 60 of the rate."""
+CATCH_UP_S = 0.2
+"""A wake-up this late is caught up on by a small burst; what a busy machine loses beyond it is lost."""
+RESERVE_FROM_RPM = 100
+"""From here on the burst is taken off the limit from the start; below, one request would cost too much to give away."""
+
+
+class RequestPacer:
+    """Lets requests go so that no window of 60 s, wherever it begins, ever holds more than `rpm` of them.
+
+    With at most `b + r·t` sends in any `t` seconds and arrivals that vary by `JITTER_S`, `b + r·(60 + JITTER_S) <= rpm`
+    satisfies fixed windows of any phase, a sliding log, a sliding-window counter and a token bucket alike. Below
+    `RESERVE_FROM_RPM` that bound is only kept when `strict`: without it a sliding-window counter may refuse one.
+
+    One task only may acquire: aiolimiter serves its waiters smallest first, not in order.
+    """
+
+    def __init__(self, rpm: float, *, drained: bool, strict: bool = False) -> None:
+        """With `drained` no burst is left at the start: right after another run, which may have used it."""
+        self._strict = strict
+        self._drain = 0.0
+        self._last_grant: float | None = None
+        self._build(rpm)
+        if drained:
+            self._drain = self._limiter.max_rate
+
+    @property
+    def rpm(self) -> float:
+        """The limit that is kept, requests a minute."""
+        return self._rpm
+
+    @property
+    def period_s(self) -> float:
+        """Seconds between two requests in the long run."""
+        return self._limiter.time_period / self._limiter.max_rate
+
+    def change(self, rpm: float, now: float, *, strict: bool | None = None) -> None:
+        """Keep another limit from now on. The burst is not granted a second time."""
+        self._strict = self._strict if strict is None else strict
+        undrained = self._drain
+        self._build(rpm)
+        burst = self._limiter.max_rate
+        if undrained:
+            self._drain = burst
+        elif self._last_grant is not None:
+            self._drain = max(0.0, burst - (now - self._last_grant) / self.period_s)
+
+    def ready(self) -> bool:
+        """Whether `acquire` would return at once."""
+        return not self._drain and self._limiter.has_capacity()
+
+    async def acquire(self) -> None:
+        """Wait until one request may leave, and count it."""
+        if self._drain:
+            drain, self._drain = self._drain, 0.0
+            await self._limiter.acquire(drain)
+        await self._limiter.acquire()
+        self._last_grant = asyncio.get_running_loop().time()
+
+    def _build(self, rpm: float) -> None:
+        burst, period = spacing(rpm, strict=self._strict)
+        self._rpm = rpm
+        self._limiter = AsyncLimiter(burst, burst * period)
+        self._drain = 0.0
+
+
+def spacing(rpm: float, *, strict: bool = False) -> tuple[int, float]:
+    """Burst and seconds between requests for a limit of `rpm`."""
+    padded = WINDOW_S + JITTER_S
+    burst = max(1, floor(CATCH_UP_S * rpm / padded))
+    if rpm >= RESERVE_FROM_RPM or strict:
+        return burst, padded / max(rpm - burst, rpm / 2)
+    return burst, padded / rpm

@@ -1,0 +1,279 @@
+"""How many tokens a text has: an estimate from its letters and shapes, and its correction by what the service counts.
+
+The estimate is a sum of counts, each times a coefficient: `FEATURES` over ASCII characters, `BLOCKS` over all others.
+Measured 2026-11 on 5,400 documents in 18 kinds (prose and technical text in many languages, code, JSON, CSV, URLs,
+chat) against the Gemma vocabulary, a near relative of what Gemini uses, with whole sources held out: off by 4.4 % per
+document in the mean, 14.3 % at the 95th percentile, −0.8 % over the corpus; by 8.1, 5.1 and 3.9 % for the first 60, 200
+and 600 characters of a document. The usual rule, four characters a token for English and 1.5 for Chinese, is off by 21,
+53 and −25 %. So it is a good prior and not the service's count: `Calibration` learns the rest from the answers.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import ceil, sqrt
+
+import polars as pl
+
+SCALE = 10_000
+"""Coefficients are whole ten-thousandths of a token: added up in any order they give the same sum."""
+
+# Coefficients of the counts over ASCII characters; what each counts is its pattern in FEATURES.
+_WORD, _LETTERS_4, _LETTERS_8, _CAPITAL = 9693, -188, 3951, 793
+_DIGIT, _DIGIT_AFTER_BLANK, _HEX_SWITCH = 10532, 2855, 1464
+_MARK, _MARK_RUN, _MARK_REPEATED_4 = 1711, 7815, -2304
+_SPACE_RUN, _TAB_RUN, _NEWLINE_RUN = 7732, 5780, 15024
+_OTHER = 18365  # control characters, and every character above ASCII that is in none of BLOCKS
+
+_CONTROL = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F]"
+_MARKS = "".join(chr(c) for c in range(33, 127) if not chr(c).isalnum())
+
+FEATURES: tuple[tuple[str, int], ...] = (
+    (r"[A-Za-z]+", _WORD),
+    (r"[A-Za-z]{4}", _LETTERS_4),
+    (r"[A-Za-z]{8}", _LETTERS_8),
+    (r"[A-Z]", _CAPITAL),
+    (r"[0-9]", _DIGIT),
+    (r"[ \t][0-9]", _DIGIT_AFTER_BLANK),
+    (r"[0-9][a-f]|[a-f][0-9]", _HEX_SWITCH),
+    (r"[!-/:-@\[-`{-~]", _MARK),
+    (r"[!-/:-@\[-`{-~]+", _MARK_RUN),
+    ("|".join(re.escape(mark) + "{4}" for mark in _MARKS), _MARK_REPEATED_4),
+    (r" {2,}", _SPACE_RUN),
+    (r"\t+", _TAB_RUN),
+    (r"[\r\n]+", _NEWLINE_RUN),
+    (_CONTROL, _OTHER),
+)
+"""Pattern and coefficient: tokens × SCALE for each match. A single space costs nothing: it belongs to its word."""
+
+BLOCKS: tuple[tuple[str, int, tuple[tuple[int, int], ...]], ...] = (
+    ("han", 5674, ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))),
+    ("cjk punctuation", 20815, ((0x3000, 0x3020), (0x30FB, 0x30FB), (0xFF00, 0xFF65))),
+    ("kana", 3462, ((0x3041, 0x30FA), (0x30FC, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F))),
+    ("hangul", 8079, ((0x1100, 0x11FF), (0x3131, 0x318E), (0xAC00, 0xD7A3))),
+    ("extended latin", 6654, ((0xC0, 0x24F), (0x1E00, 0x1EFF))),
+    ("cyrillic", 2849, ((0x400, 0x52F),)),
+    ("greek", 4274, ((0x370, 0x3FF), (0x1F00, 0x1FFF))),
+    ("arabic", 3449, ((0x600, 0x6FF), (0x750, 0x77F), (0x8A0, 0x8FF), (0xFB50, 0xFDFF), (0xFE70, 0xFEFC))),
+    ("hebrew", 5002, ((0x590, 0x5FF),)),
+    ("indic and thai", 5575, ((0x900, 0xE7F),)),
+    # The joiner and the variation selector are tokens of their own, as the pictures they join are.
+    ("emoji", 10770, ((0x200D, 0x200D), (0x2600, 0x27BF), (0xFE0F, 0xFE0F), (0x1F000, 0x1FAFF))),
+    ("symbols", 3219, ((0xA0, 0xBF), (0x2010, 0x25FF))),
+)
+"""Name, coefficient per character (tokens × SCALE) and first and last code point of each range."""
+
+_UPPER = bytes(range(ord("A"), ord("Z") + 1))
+_LETTERS = _UPPER + _UPPER.lower()
+_DIGITS = b"0123456789"
+_MARK_BYTES = _MARKS.encode()
+_NEWLINES = b"\r\n"
+_ASCII = bytes(range(0x80))
+_ABOVE_ASCII = bytes(range(0x80, 0x100))
+_CONTINUATIONS = bytes(range(0x80, 0xC0))  # a character above ASCII without them is its UTF-8 lead byte
+
+
+def _all_but(kept: bytes) -> bytes:
+    return bytes(set(range(0x100)) - set(kept))
+
+
+def _shape(**kinds: bytes) -> bytes:
+    """Table for `bytes.translate`: the first letter of each keyword for its bytes, a space for all others."""
+    table = bytearray(b" " * 0x100)
+    for name, members in kinds.items():
+        for byte in members:
+            table[byte] = ord(name[0])
+    return bytes(table)
+
+
+_WORDS = _shape(word=_LETTERS)
+_MARK_RUNS = _shape(mark=_MARK_BYTES)
+_NEWLINE_RUNS = _shape(newline=_NEWLINES)
+_TAB_RUNS = _shape(tab=b"\t")
+_SPACE_RUNS = _shape(space=b" ")
+_DIGIT_NEIGHBOURS = _shape(blank=b" \t", digit=_DIGITS, hex=b"abcdef")
+_HEX_SWITCHES = re.compile(b"dh|hd")
+_SPACES_AND_LETTERS = _LETTERS + b" " + _ABOVE_ASCII
+_NOT_MARKS = _all_but(_MARK_BYTES)
+_NOT_DIGITS = _all_but(_DIGITS)
+_NOT_CONTROLS = _all_but(bytes(c for c in range(0x80) if re.match(_CONTROL, chr(c))))
+
+
+def _kind_table() -> str:
+    """One letter for each code point: "a" for the first of BLOCKS and so on, "?" for none of them."""
+    table = bytearray(b"?" * 0x110000)
+    for index, (_, _, ranges) in enumerate(BLOCKS):
+        for first, last in ranges:
+            table[first : last + 1] = bytes([ord("a") + index]) * (last + 1 - first)
+    return table.decode("ascii")
+
+
+_KIND_OF = _kind_table()  # 1.1 MB; as the table of `str.translate` it classifies a character in 36 ns
+_KINDS = tuple((bytes([ord("a") + index]), weight) for index, (_, weight, _) in enumerate(BLOCKS))
+
+
+def estimate(text: str) -> int:
+    """Tokens of `text`, rounded up; 0 only for the empty text.
+
+    Byte operations instead of patterns, because every prompt and every candidate of the chunker passes here.
+    """
+    if text.isascii():
+        units = _ascii_units(text.encode("ascii"))
+    else:
+        encoded = text.encode("utf-8", "surrogatepass")
+        above = encoded.translate(None, _ASCII).decode("utf-8", "surrogatepass")
+        units = _ascii_units(encoded.translate(None, _CONTINUATIONS)) + _units_above_ascii(above)
+    return max(1, -(-units // SCALE)) if text else 0
+
+
+def _ascii_units(text: bytes) -> int:
+    """Tokens × SCALE of the ASCII bytes; each byte above ASCII only parts its neighbours."""
+    words = text.translate(_WORDS)
+    units = (
+        _WORD * _runs(words, b"w")
+        + _LETTERS_4 * words.count(b"wwww")
+        + _LETTERS_8 * words.count(b"wwwwwwww")
+        + _CAPITAL * (len(text) - len(text.translate(None, _UPPER)))
+    )
+    if b"  " in text:
+        units += _SPACE_RUN * _runs(text.translate(_SPACE_RUNS), b"ss")
+    rest = text.translate(None, _SPACES_AND_LETTERS)
+    if not rest:
+        return units
+    if marks := rest.translate(None, _NOT_MARKS):
+        units += _MARK * len(marks) + _mark_run_units(text, marks)
+    if digits := len(rest.translate(None, _NOT_DIGITS)):
+        units += _DIGIT * digits + _digit_neighbour_units(text)
+    if b"\n" in rest or b"\r" in rest:
+        units += _NEWLINE_RUN * _runs(text.translate(_NEWLINE_RUNS), b"n")
+    if b"\t" in rest:
+        units += _TAB_RUN * _runs(text.translate(_TAB_RUNS), b"t")
+    return units + _OTHER * len(rest.translate(None, _NOT_CONTROLS))
+
+
+def _runs(shape: bytes, end: bytes) -> int:
+    """Runs in `shape` that end with `end`; what is not of their kind must be a space."""
+    return shape.count(end + b" ") + shape.endswith(end)
+
+
+def _mark_run_units(text: bytes, marks: bytes) -> int:
+    shape = text.translate(_MARK_RUNS)
+    units = _MARK_RUN * _runs(shape, b"m")
+    if b"mmmm" in shape:
+        units += _MARK_REPEATED_4 * sum(text.count(bytes([mark]) * 4) for mark in set(marks))
+    return units
+
+
+def _digit_neighbour_units(text: bytes) -> int:
+    shape = text.translate(_DIGIT_NEIGHBOURS)
+    units = _DIGIT_AFTER_BLANK * shape.count(b"bd")
+    if b"dh" in shape or b"hd" in shape:
+        units += _HEX_SWITCH * len(_HEX_SWITCHES.findall(shape))
+    return units
+
+
+def _units_above_ascii(text: str) -> int:
+    """Tokens × SCALE of a text without ASCII characters."""
+    kinds = text.translate(_KIND_OF).encode("ascii")
+    units, left = 0, len(kinds)
+    for kind, weight in _KINDS:
+        count = kinds.count(kind)
+        units += weight * count
+        left -= count
+        if not left:
+            return units
+    return units + _OTHER * left
+
+
+def estimate_column(texts: pl.Series) -> pl.Series:
+    """Tokens of each text as Int64, equal to `estimate` of it; 0 for a null.
+
+    In polars, so that the interpreter is free meanwhile and the patterns share the cores.
+    """
+    text = pl.col("text")
+    frame = texts.fill_null("").alias("text").to_frame()
+    units = frame.select(_weighted_matches(FEATURES)).to_series()
+    above = frame.select((text.str.len_bytes() != text.str.len_chars()).arg_true()).to_series()
+    if len(above):
+        more = frame[above].select(_weighted_matches(_BLOCK_PATTERNS)).to_series()
+        units = units.scatter(above, units.gather(above) + more)
+    least = (text != "").cast(pl.Int64)
+    tokens = pl.max_horizontal((units + (SCALE - 1)) // SCALE, least)
+    return frame.select(tokens).to_series().alias(texts.name)
+
+
+def _block_patterns() -> tuple[tuple[str, int], ...]:
+    """BLOCKS as patterns; what is in none of them costs `_OTHER`, so that a block counts by its difference."""
+    classes = ("".join(rf"\x{{{first:X}}}-\x{{{last:X}}}" for first, last in ranges) for _, _, ranges in BLOCKS)
+    blocks = ((f"[{members}]", weight - _OTHER) for members, (_, weight, _) in zip(classes, BLOCKS, strict=True))
+    return ((r"[^\x00-\x7F]", _OTHER), *blocks)
+
+
+_BLOCK_PATTERNS = _block_patterns()
+
+
+def _weighted_matches(patterns: tuple[tuple[str, int], ...]) -> pl.Expr:
+    text = pl.col("text").str
+    return pl.sum_horizontal(text.count_matches(pattern).cast(pl.Int64) * weight for pattern, weight in patterns)
+
+
+_DECAY = 0.98  # of what is remembered, at each answer
+_SETTLED_AFTER = 20  # answers
+_FIRST_MARGIN = 1.15
+
+
+@dataclass(slots=True)
+class Calibration:
+    """Observed tokens over estimated tokens, learned from the answers of one model and template.
+
+    Measured 2026-11: from about 20 answers on the bias of the sum is within ±0.3 %; the spread of documents stays.
+    """
+
+    answers: int = 0
+    estimated: float = 0.0  # tokens, decayed
+    observed: float = 0.0  # tokens, decayed
+    squared_error: float = 0.0  # of one answer relative to its corrected estimate, decayed sum
+    weight: float = 0.0  # of the answers in `squared_error`
+
+    @property
+    def ratio(self) -> float:
+        """Factor for the next estimate; 1.0 before any answer."""
+        return self.observed / self.estimated if self.answers else 1.0
+
+    @property
+    def margin(self) -> float:
+        """Factor for what one document may need beyond its corrected estimate.
+
+        1.15 until 20 answers are in; then one standard deviation of the observed errors, at most the same 1.15. One
+        deviation for each document is enough: the many in flight err in both directions, and an answer settles its own.
+        """
+        if self.answers < _SETTLED_AFTER:
+            return _FIRST_MARGIN
+        return min(_FIRST_MARGIN, 1.0 + sqrt(self.squared_error / self.weight))
+
+    def observe(self, estimated: int, actual: int) -> None:
+        """Learn from one answer; a count that is not positive says nothing and is passed over."""
+        if estimated <= 0 or actual <= 0:
+            return
+        if self.answers:
+            error = actual / (estimated * self.ratio) - 1.0
+            self.squared_error = _DECAY * self.squared_error + error * error
+            self.weight = _DECAY * self.weight + 1.0
+        self.estimated = _DECAY * self.estimated + estimated
+        self.observed = _DECAY * self.observed + actual
+        self.answers += 1
+
+    def reserve(self, estimated: int) -> int:
+        """Tokens to hold for a prompt of this estimate until its answer tells the true number."""
+        return ceil(estimated * self.ratio * self.margin)
+
+    def to_dict(self) -> dict[str, float]:
+        """The whole state, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, float]) -> "Calibration":
+        """The calibration that `to_dict` described."""
+        return cls(
+            int(state["answers"]), state["estimated"], state["observed"], state["squared_error"], state["weight"]
+        )
