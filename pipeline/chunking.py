@@ -19,6 +19,7 @@ _COSTLIEST_CHARACTER = 3  # tokens, whatever stands before it
 _FILL = 16  # a piece is full when less than a 16th of its room is left
 _OVERLAP_FILL = 8  # the same of an overlap, before its start moves to a good place
 _LOOKAHEAD = 64  # characters behind the reach of a piece, by which the splitter knows a word or sentence goes on
+_CONTEXT = 256  # characters before an overlap, by which the splitter knows where its words and characters begin
 _LONGEST_CLUSTER = 16  # characters of one emoji with its joiners
 _SAMPLE = 2_000  # characters, for the first guess at characters per token
 _GUESSES = 6  # by proportion; then by halves
@@ -38,8 +39,8 @@ def split(text: str, max_tokens: int, overlap_tokens: int = 0) -> list[Piece]:
     """Cut `text` into pieces of at most `max_tokens` by `tokens.estimate`, overlap included; none for the empty text.
 
     `"".join(text[p.start + p.overlap : p.end] for p in pieces)` is the text. A piece ends at a paragraph if it can,
-    else at a sentence, a word, a character as readers see it, and fills at least half of the characters it could. An
-    overlap is at most `overlap_tokens` and starts, in its older half, at the best of the same places.
+    else at a sentence, a word, a character as readers see it, but not before half of what fits. An overlap is at most
+    `overlap_tokens` and starts, in its older half, at the best of the same places.
 
     A character takes up to 3 tokens: one that alone is above `max_tokens` becomes a piece of its own, and the overlap
     leaves room for one, so there is none when `max_tokens` is 3 or less. Raises ValueError unless
@@ -67,7 +68,10 @@ def _piece_end(text: str, start: int, body: int, limit: int, overlap_limit: int,
     pace = length / tokens if tokens else pace
     if reach == len(text):
         return reach, pace
-    end = _boundary(text, body, (body + reach + 1) // 2, reach, reach)
+    if len(text) - reach <= length and estimate(text[start:]) <= limit:  # no piece of its own for a little rest
+        return len(text), pace
+    least = max(body + 1, min((body + reach) // 2, reach - _LONGEST_CLUSTER))
+    end = _boundary(text, body, least, reach, reach)
     # Three equal marks cost more than four: the part can be above the limit that the whole just met.
     return (end if tokens < limit or estimate(text[start:end]) <= limit else reach), pace
 
@@ -80,7 +84,7 @@ def _overlap_start(text: str, begin: int, end: int, limit: int, pace: float) -> 
     if first in (begin, end):
         return first
     last = min(first + max(length // 2, min(length, _LONGEST_CLUSTER)), end - 1)
-    start = _boundary(text, max(begin, first - length), first, last, first)
+    start = _boundary(text, max(begin, first - _CONTEXT), first, last, first)
     return start if tokens < limit or estimate(text[start:end]) <= limit else first
 
 

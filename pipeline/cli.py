@@ -6,8 +6,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from pipeline.errors import InputError, JobError, PipelineError
 
@@ -65,10 +65,12 @@ def _explain(error: BaseException) -> int:
     """Say what went wrong, and return the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, click.ClickException):
-        error.show()
+    if isinstance(error, TyperException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "pipeline"
+        sys.stderr.write(f"error: {error.format_message()}\n\nhint: `{command} --help` shows what it takes\n")
         return 2
-    if isinstance(error, click.Abort):
+    if isinstance(error, typer.Abort):
         sys.stderr.write("Nothing was sent.\n")
         return INTERRUPTED
     known = _known(error)
@@ -258,6 +260,7 @@ def emulate(
     rpd: Rpd = None,
     algorithm: Annotated[Algorithm, typer.Option(help="how it counts a minute")] = Algorithm.fixed,
     latency: Annotated[float, typer.Option(metavar="SECONDS", help="of every answer")] = 0.0,
+    jitter: Annotated[float, typer.Option(metavar="SECONDS", help="up to this much more latency")] = 0.0,
     faults: Annotated[str, typer.Option(metavar="SPEC", help="e.g. 503:0.05,reset:0.01,429*3")] = "",
     seed: Annotated[int, typer.Option(help="of faults and latency")] = 0,
 ) -> None:
@@ -269,7 +272,14 @@ def emulate(
     except ValueError as error:
         raise JobError(f"--faults: {error}", "`pipeline emulate --help` shows the flags") from None
     options = emulator.EmulatorOptions(
-        rpm=rpm, tpm=tpm, rpd=rpd, algorithm=algorithm.value, latency_s=latency, faults=parsed, seed=seed
+        rpm=rpm,
+        tpm=tpm,
+        rpd=rpd,
+        algorithm=algorithm.value,
+        latency_s=latency,
+        latency_jitter_s=jitter,
+        faults=parsed,
+        seed=seed,
     )
     try:
         emulator.serve(options, host, port, ready=_say_ready)

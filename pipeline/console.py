@@ -7,8 +7,8 @@ from decimal import Decimal
 
 import anyio
 import orjson
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pipeline.engine import Monitor
@@ -199,7 +199,7 @@ def show_summary(summary: Summary, to: Console = out, saved: int = 0) -> None:
         if usage.thinking_tokens
         else ("tokens out", count(usage.output_tokens), ""),
         ("cost", cost, f"{money(per_1000)} per 1,000 rows" if per_1000 else ""),
-        ("latency", f"{summary.latency_p50_s:.2f} s", f"median; {summary.latency_p95_s:.2f} s at p95")
+        ("latency", f"{summary.latency_p50_s:.3g} s", f"median; {summary.latency_p95_s:.3g} s at p95")
         if summary.latency_p50_s is not None and summary.latency_p95_s is not None
         else None,
         ("time", duration(summary.seconds), ""),
@@ -211,19 +211,19 @@ def show_summary(summary: Summary, to: Console = out, saved: int = 0) -> None:
 
 def show_failures(failures: Sequence[Failure], most: int = 50) -> None:
     """The rows without a whole answer."""
-    table = _table("row", "id", "status", "cause", "what happened")
-    for failure in failures[:most]:
-        table.add_row(str(failure.row), failure.key, failure.status, failure.error_kind or "", failure.error or "")
-    out.print(table)
+    lines = [
+        (str(failure.row), failure.key, failure.status, failure.error_kind or "", failure.error or "")
+        for failure in failures[:most]
+    ]
+    _grid(("row", "id", "status", "cause", "what happened"), lines)
     if len(failures) > most:
         out.print(f"… and {len(failures) - most:,} more: `--json` lists all", style="dim")
 
 
 def show_runs(summaries: Iterable[Summary]) -> None:
     """Every run with its state."""
-    table = _table("run", "status", "rows", "ok", "cost", "started")
-    for summary in summaries:
-        table.add_row(
+    lines = [
+        (
             str(summary.directory),
             summary.status,
             f"{summary.done:,} / {summary.rows:,}",
@@ -231,21 +231,27 @@ def show_runs(summaries: Iterable[Summary]) -> None:
             "unknown" if summary.unpriced else money(summary.cost_usd),
             summary.manifest.created_at[:16].replace("T", " "),
         )
-    out.print(table)
+        for summary in summaries
+    ]
+    _grid(("run", "status", "rows", "ok", "cost", "started (UTC)"), lines)
 
 
 def show_models(lines: Sequence[dict[str, object]]) -> None:
     """Prices and sizes of the known models."""
-    table = _table("model", "in", "out", "cached", "context", "longest answer", "note")
-    for line in lines:
-        table.add_row(
+    cells = [
+        (
             str(line["model"]),
-            *(f"{line[key]:g}" if line[key] is not None else "?" for key in ("input", "output", "cached")),
+            *("?" if line[key] is None else f"{line[key]:g}" for key in ("input", "output", "cached")),
             count(int(str(line["context_tokens"]))),
             count(int(str(line["max_output_tokens"]))),
-            str(line["note"]),
         )
-    out.print(table)
+        for line in lines
+    ]
+    _grid(("model", "in", "out", "cached", "context", "longest answer"), cells)
+    out.print()
+    for line in lines:
+        if line["note"]:
+            out.print(f"  {line['model']}: {line['note']}", style="dim")
 
 
 def models_json() -> list[dict[str, object]]:
@@ -285,11 +291,12 @@ def _columns(to: Console, rows: Sequence[tuple[str, str, str]]) -> None:
         to.print(Text.assemble((f"  {name:<{names}}  ", "dim"), f"{value:<{values}}   {remark}".rstrip()))
 
 
-def _table(*headers: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
-    for header in headers:
-        table.add_column(header, no_wrap=header != "what happened", overflow="fold")
-    return table
+def _grid(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """A table whose columns are as wide as their cells; nothing is wrapped or cut."""
+    widths = [max(cell_len(row[column]) for row in (headers, *lines)) for column in range(len(headers))]
+    for number, row in enumerate((headers, *lines)):
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        out.print("  ".join(padded).rstrip(), style="" if number else "dim", markup=False)
 
 
 def _cost(cost: Range | None) -> str:

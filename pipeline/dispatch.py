@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
-from math import ceil, inf, sqrt
+from math import inf
 from random import Random
 
 import anyio
@@ -17,9 +17,9 @@ from pipeline.errors import AuthError, Halted, JobError, PipelineError, QuotaExh
 from pipeline.quota.book import QuotaBook
 from pipeline.quota.daily import RESET_ZONE, until_text
 from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota, Notify, Ticket
+from pipeline.quota.estimates import EXACT, Estimates, Trust
 from pipeline.quota.lookahead import Lookahead
-from pipeline.records import Limits, Prompt, Reply, Status, Step, Verdict
-from pipeline.tokens import Calibration
+from pipeline.records import Limits, Prompt, Reply, Status, Verdict
 
 UNLIMITED = Limits(rpm=0, tpm=0)
 """No limit on anything but what is in flight: a limit of 0 means that there is none."""
@@ -27,9 +27,6 @@ COUNT_ABOVE = 0.02
 """Prompts above this part of the tokens per minute are counted by the service before they are sent."""
 COUNTING_AT_ONCE = 8
 BACKOFF_FIRST_S, BACKOFF_LONGEST_S = 1.0, 60.0
-FIRST_BIAS = 0.45
-"""How far all estimates together may be off before any answer is in: ±30 % of the truth is 1.43 times the estimate."""
-_MEMORY = 50  # answers that a calibration remembers
 _LONGEST_SLEEP_S = 60.0  # after which the wall clock is read again: it goes on while a machine is suspended
 _AGAIN, _FINISHING, _OTHERS = range(3)  # lanes of the lookahead
 
@@ -93,7 +90,7 @@ class Dispatcher:
             limits, now=self._loop.time(), wall=wall, notify=on_event, rng=self._rng, book=book, zone=reset_zone
         )
         self._waiting: Lookahead[_Job] = Lookahead(self._rng if self._quota.tokens else None)
-        self._calibration: dict[Step, Calibration] = {}
+        self._estimates = Estimates()
         self._uncounted: deque[_Job] = deque()
         self._counting: set[_Job] = set()
         self._later: list[tuple[float, int, _Job]] = []  # heap: when, tie-breaker, job
@@ -261,32 +258,32 @@ class Dispatcher:
         if self._quota.tokens is None:
             return self._waiting.take(now, inf, lambda job: True)
         self._quota.look_around(now)
-        return self._waiting.take(now, self._quota.room(now, 0.0, 0.0), lambda job: self._fits(job, now))
+        rooms = {trust: self._quota.room(now, trust) for trust in (EXACT, *self._estimates)}
+        limit = self._quota.tokens_limit
 
-    def _fits(self, job: _Job, now: float) -> bool:
-        tokens, spread, bias = self._cost(job)
-        return min(tokens, self._quota.tokens_limit) <= self._quota.room(now, spread, bias)
+        def fits(job: _Job) -> bool:
+            tokens, trust = self._cost(job)
+            return min(tokens, limit) <= rooms[trust]
+
+        return self._waiting.take(now, max(rooms.values()), fits)
 
     def _fits_at(self, now: float) -> float:
         """When what everything waits for may fit; what never will is refused."""
         wanted = self._waiting.next_wanted(now)
         if wanted is None:
             return inf
-        tokens, _, _ = self._cost(wanted)
+        tokens, trust = self._cost(wanted)
         if tokens > self._quota.largest:
             self._refuse_too_long(wanted, tokens)
             return now
-        return self._quota.fits_at(now, min(tokens, self._quota.tokens_limit))
+        return self._quota.fits_at(now, min(tokens, self._quota.tokens_limit), trust)
 
-    def _cost(self, job: _Job) -> tuple[int, float, float]:
-        """Input tokens, how far off they may be for this prompt (one deviation) and for all alike, as parts of them."""
+    def _cost(self, job: _Job) -> tuple[int, Trust]:
+        """Expected input tokens, and how far off they may be."""
         if job.exact_tokens is not None:
-            return job.exact_tokens, 0.0, 0.0
-        calibration = self._calibration.setdefault(job.prompt.step, Calibration())
-        spread = calibration.margin - 1.0
-        answers = min(_MEMORY, calibration.answers)
-        bias = min(FIRST_BIAS, 2.0 * spread / sqrt(answers)) if answers else FIRST_BIAS
-        return ceil(job.prompt.input_tokens_est * calibration.ratio), spread, bias
+            return job.exact_tokens, EXACT
+        trust = self._estimates.trust(job.prompt.step)
+        return trust.tokens(job.prompt.input_tokens_est), trust
 
     def _launch(self, job: _Job, now: float, group: TaskGroup) -> None:
         self._unit_at = None
@@ -334,7 +331,7 @@ class Dispatcher:
         received = now if not reply.finished_at else min(now, now - (self._wall() - reply.finished_at))
         self._quota.answered(ticket, now, tokens, reply.served_at, received)
         if tokens is not None:
-            self._calibration.setdefault(job.prompt.step, Calibration()).observe(job.prompt.input_tokens_est, tokens)
+            self._estimates.observe(job.prompt.step, job.prompt.input_tokens_est, tokens)
         job.attempts += 1
         self.attempts += 1
         self.answered += 1

@@ -134,8 +134,8 @@ def build(
 async def gather(call: Call, prompts: Sequence[Prompt]) -> list[Reply]:
     """Make the calls concurrently; replies in the order of the prompts.
 
-    The first failure withdraws the calls that were not sent yet, and the list then ends before the first reply that
-    never came. Raises `Halted` when a call was not admitted.
+    The first failure withdraws the calls that were not sent yet; the list then lacks their replies. Raises `Halted`
+    when a call was not admitted, unless one failed.
     """
     replies: list[Reply | None] = [None] * len(prompts)
     halted: list[Halted] = []

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.errors import JobError
 from pipeline.prices import Rates, fixed_rates
 from pipeline.records import Limits, Params
-from pipeline.templates import Template, read_template, read_text
+from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Template, read_template, read_text
 
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
@@ -25,7 +25,7 @@ _ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "model")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Input(_Section):
@@ -74,9 +74,9 @@ class Reduce(_Section):
 class Prices(_Section):
     """Own prices in USD per million tokens, for a model that the tables lack."""
 
-    input: float = Field(ge=0, strict=False)
-    output: float = Field(ge=0, strict=False)
-    cached: float | None = Field(None, ge=0, strict=False)
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cached: float | None = Field(None, ge=0)
 
 
 class ModelSection(_Section):
@@ -84,10 +84,10 @@ class ModelSection(_Section):
 
     name: str = Field(description="as in `pipeline models`")
     max_output_tokens: int | None = Field(None, ge=1, description="longest answer, thinking included")
-    temperature: float | None = Field(None, ge=0, le=2, strict=False, description="ignored by Gemini 3.6 and later")
-    top_p: float | None = Field(None, ge=0, le=1, strict=False, description="ignored by Gemini 3.6 and later")
+    temperature: float | None = Field(None, ge=0, le=2, description="ignored by Gemini 3.6 and later")
+    top_p: float | None = Field(None, ge=0, le=1, description="ignored by Gemini 3.6 and later")
     top_k: int | None = Field(None, ge=1, description="ignored by Gemini 3.6 and later")
-    seed: int | None = Field(None, description="best effort of the service")
+    seed: int | None = Field(None, ge=-(2**31), lt=2**31, description="best effort of the service")
     stop: list[str] = Field(default_factory=list, description="the answer ends before any of these")
     thinking: Literal["minimal", "low", "medium", "high", "xhigh"] | int | None = Field(
         None, description="a level, or a budget in tokens for Gemini 2.5 (0 off, -1 automatic)"
@@ -109,7 +109,7 @@ class Endpoint(_Section):
     key_env: str | None = Field(
         None, description="variable that holds the key. Default: `GEMINI_API_KEY`, else `GOOGLE_API_KEY`"
     )
-    timeout_s: float = Field(300, gt=0, strict=False, description="longest wait for one answer, seconds")
+    timeout_s: float = Field(300, gt=0, description="longest wait for one answer, seconds")
 
 
 class LimitsSection(_Section):
@@ -124,7 +124,7 @@ class LimitsSection(_Section):
 class Budget(_Section):
     """Caps on spending."""
 
-    max_usd: float | None = Field(None, gt=0, strict=False, description="the run never spends more")
+    max_usd: float | None = Field(None, gt=0, description="the run never spends more")
     allow_unpriced: bool = Field(False, description="run under a cap though the model's price is unknown")
 
 
@@ -174,7 +174,7 @@ class Job:
     reduce_template: Template | None
     params: Params
     reduce_params: Params | None
-    origins: Mapping[str, str]  # "model.name" → "flag", "environment" or "job file"; others are defaults
+    origins: Mapping[str, str]  # "model.name" → "flag", the variable's name or the job file's path; no entry: a default
 
     @cached_property
     def fingerprint(self) -> str:
@@ -197,15 +197,11 @@ class Job:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Input columns that the templates name, in no order; the chunked text and the parts are not columns."""
-        names = set(self.template.variables)
+        """Input columns that the templates name, sorted; the chunked text and the parts are not columns."""
+        own = CHUNK_VARIABLES if self.spec.chunk else {"text"} if self.spec.input.text else set()
+        names = self.template.variables - own
         if self.reduce_template:
-            names |= self.reduce_template.variables
-            names -= {"parts"}
-        if self.spec.input.text:
-            names -= {"text"}
-        if self.spec.chunk:
-            names -= {"chunk", "chunks"}
+            names |= self.reduce_template.variables - REDUCE_VARIABLES
         return tuple(sorted(names))
 
     @property
@@ -235,12 +231,9 @@ def load(path: Path, flags: Mapping[str, object] | None = None) -> Job:
     origins = {
         f"{section}.{key}": str(path) for section, values in data.items() if isinstance(values, dict) for key in values
     }
-    endpoint = data.get("endpoint")
     if (base_url := os.environ.get("GOOGLE_GEMINI_BASE_URL")) and isinstance(data.setdefault("endpoint", {}), dict):
         data["endpoint"]["base_url"] = base_url
         origins["endpoint.base_url"] = "GOOGLE_GEMINI_BASE_URL"
-    elif endpoint is None:
-        data.pop("endpoint", None)
     for name, value in (flags or {}).items():
         if value is not None:
             section, key = name.split(".")
@@ -326,19 +319,22 @@ def _other_jobs(path: Path) -> str:
 
 
 def _as_job_error(error: ValidationError, path: Path) -> JobError:
-    first = error.errors(include_url=False)[0]
-    place = [str(part) for part in first["loc"]]
+    # A misspelt key is also a missing one: the spelling is what helps.
+    first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
+    # pydantic names the branch of a union as if it were a key.
+    place = [str(part) for part in first["loc"] if not str(part).startswith("literal[")]
     section = f"[{place[0]}]" if place else "the job file"
+    table = f"[{'.'.join(place[:-1])}]"
     name = place[-1] if place else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(place[:-1])
         close = difflib.get_close_matches(name, known, n=1)
-        what = f"`{name}` is not a setting of {section}" if len(place) > 1 else f"[{name}] is not a section"
+        what = f"`{name}` is not a setting of {table}" if len(place) > 1 else f"[{name}] is not a section"
         return JobError(
             f"{what}\n{path}", f"did you mean `{close[0]}`?" if close else f"it knows {', '.join(sorted(known))}"
         )
     if first["type"] == "missing":
-        what = f"{section} has no `{name}`" if len(place) > 1 else f"the section [{name}] is missing"
+        what = f"{table} has no `{name}`" if len(place) > 1 else f"the section [{name}] is missing"
         return JobError(f"{what}\n{path}", "the README's job file reference shows every setting")
     message = first["msg"].removeprefix("Value error, ")
     where = f"{section} {'.'.join(place[1:])}".strip() if place else ""

@@ -11,16 +11,18 @@ from pipeline import flows
 from pipeline.job import Job
 from pipeline.prices import CHECKED, MODELS, cost, model_info
 from pipeline.records import Document, Limits, Prompt, Reply, Step, Usage
+from pipeline.tokens import estimate
 
 SAMPLE_ROWS = 20_000
-"""A longer table is planned from this many evenly spaced rows."""
+"""More rows than this are planned from at most this many of them, evenly spaced."""
 
 UNKNOWN_LIMITS = Limits(rpm=5, tpm=250_000)
 """What a run starts with when a limit is not configured: the smallest that has been seen granted (2026-10)."""
 
 _RPM_SHARE, _TPM_SHARE = 0.99, 0.97  # of the limit that the dispatcher reaches, measured in the limiter tests
 _TAIL_S = 10.0  # answers of the last requests
-_FILLER = "word "  # one token a repetition, by estimate
+_WORD = "word "
+_WORDS_PER_TOKEN = 1000 / estimate(_WORD * 1000)
 _UNBOUNDED_OUTPUT_TOKENS = 1000  # expected length of an answer that nothing bounds
 
 
@@ -78,11 +80,12 @@ class _Tally:
 
 
 async def make(job: Job, batches: Iterable[Iterable[Document]], rows: int, done: Callable[[int], bool]) -> Plan:
-    """Plan every row that is not `done`, or an even sample of a long table. `rows` is the table's length."""
+    """Plan every row that is not `done`, or an even sample of many. `rows` is the table's length."""
     steps: Counter[Step] = Counter()
     tally = _Tally()
-    already = 0
-    every = max(1, math.ceil(rows / SAMPLE_ROWS))
+    left = sum(not done(row) for row in range(rows))
+    every = max(1, math.ceil(left / SAMPLE_ROWS))
+    seen = 0
     now = datetime.now(UTC)
     limits = job.limits
 
@@ -99,29 +102,31 @@ async def make(job: Job, batches: Iterable[Iterable[Document]], rows: int, done:
             tally.unpriced |= price is None
             setattr(tally, name, getattr(tally, name) + (price or 0))
         return Reply(
-            _FILLER * expected, "ok", model=prompt.params.model, usage=Usage(prompt.input_tokens_est, 0, expected)
+            _WORD * round(expected * _WORDS_PER_TOKEN),
+            "ok",
+            model=prompt.params.model,
+            usage=Usage(prompt.input_tokens_est, 0, expected),
         )
 
     for batch in batches:
         for document in batch:
             if done(document.row):
-                already += 1
                 continue
-            if document.row % every:
+            seen += 1
+            if (seen - 1) % every:
                 continue
             answer = await flows.run(document, job, predicted)
             tally.documents += 1
             tally.refused += answer.chunks == 0
             tally.chunked += answer.chunks > 1
             tally.longest = max(tally.longest, answer.chunks)
-    left = rows - already
     scale = left / tally.documents if tally.documents else 0.0
     by_step = {step: round(count * scale) for step, count in steps.items()}
     seconds, nights, bottleneck = duration(sum(by_step.values()), round(tally.input_tokens * scale), limits)
     money = Decimal(str(scale))
     return Plan(
         documents=left,
-        documents_done=already,
+        documents_done=rows - left,
         documents_chunked=round(tally.chunked * scale),
         longest_chunks=tally.longest,
         documents_refused=round(tally.refused * scale),

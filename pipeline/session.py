@@ -1,5 +1,6 @@
 """One run from the job file to the output table: opens everything, runs the engine, writes the output."""
 
+import hashlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -19,13 +20,14 @@ import polars as pl
 from pipeline import plan, report
 from pipeline.calls import Send, Spending
 from pipeline.dispatch import Dispatcher
-from pipeline.emulator import Emulator
+from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.engine import Engine, Monitor
 from pipeline.errors import AuthError, InputError, JobError, PipelineError, RunStateError, ServiceError
 from pipeline.job import DEFAULT_BASE_URL, Job, api_key
 from pipeline.prices import CHECKED, MODELS, model_info
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
+from pipeline.quota.book import QuotaBook
 from pipeline.records import STATUSES, Document, Limits, Verdict
 from pipeline.source import Source, open_source, output_conflict
 from pipeline.store.export import export, output_schema
@@ -36,6 +38,8 @@ from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, check_variable
 
 HEARTBEAT_S = 10.0
 """Between lines of numbers in run.log: what is not known of a killed run's duration, at most."""
+
+_OFFLINE = EmulatorOptions(any_model=True, track_prompts=0)
 
 Watch = Callable[[Monitor], Coroutine[None, None, None]]
 Confirm = Callable[[plan.Plan, bool], None]
@@ -181,7 +185,7 @@ async def open_provider(job: Job, offline: bool) -> AsyncIterator[Gemini]:
     """The service that answers: the one the job names, or the embedded emulator through the same client."""
     endpoint = job.spec.endpoint
     if offline:
-        async with Wire(httpx.ASGITransport(Emulator())) as wire:
+        async with Wire(httpx.ASGITransport(Emulator(_OFFLINE))) as wire:
             yield Gemini(wire, base_url="http://emulator", api_key="offline", timeout_s=endpoint.timeout_s)
         return
     key = api_key(job)
@@ -234,6 +238,18 @@ def _never(row: int) -> bool:
     return False
 
 
+def open_book(job: Job, endpoint: str, offline: bool) -> QuotaBook:
+    """Sends and day counts that all runs of one key and model share, in the user's state directory.
+
+    The key itself is not in it: only a hash tells two projects apart. An offline run keeps its own count.
+    """
+    if offline:
+        return QuotaBook(None, endpoint)
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    project = hashlib.blake2b(api_key(job).encode(), digest_size=8).hexdigest()
+    return QuotaBook(state / "prompt-pipeline" / "quota.sqlite", f"{endpoint}/{project}/{job.params.model}")
+
+
 async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
     """Start the job's run, or continue it. `confirm` sees the plan and may raise; `watch` shows progress.
 
@@ -255,8 +271,9 @@ async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
             planned = await plan.make(job, session.documents(), session.rows, store.outcomes.done)
             spending = _spending(job, options, store, planned)
             confirm(planned, continued)
-            engine = _engine(session, store, provider.generate, spending, provider)
-            await _attended(engine, store, watch)
+            with open_book(job, provider.endpoint, options.offline) as book:
+                engine = _engine(session, store, provider, spending, book)
+                await _attended(engine, store, watch)
             await store.seal()
             await anyio.to_thread.run_sync(
                 export,
@@ -297,11 +314,10 @@ def _spending(job: Job, options: Options, store: RunStore, planned: plan.Plan) -
     return Spending(cap, store.spent_usd())
 
 
-def _engine(session: Session, store: RunStore, send: Send, spending: Spending, provider: Gemini) -> Engine:
+def _engine(session: Session, store: RunStore, provider: Gemini, spending: Spending, book: QuotaBook) -> Engine:
     options = session.options
-    waiting = store.outcomes
     monitor = Monitor(session.rows)
-    monitor.outcomes.update({status: waiting.count(status, lasting=True) for status in STATUSES})
+    monitor.outcomes.update({status: store.outcomes.count(status, lasting=True) for status in STATUSES})
     monitor.cost_usd = store.spent_usd()
 
     def dispatcher(send: Send) -> Dispatcher:
@@ -311,9 +327,10 @@ def _engine(session: Session, store: RunStore, send: Send, spending: Spending, p
             count_tokens=provider.count_tokens,
             wait=options.wait,
             on_event=lambda event, numbers: store.log(event, **numbers),
+            book=book,
         )
 
-    return Engine(session.job, session.documents(), store, dispatcher, send, monitor, spending)
+    return Engine(session.job, session.documents(), store, dispatcher, provider.generate, monitor, spending)
 
 
 async def _attended(engine: Engine, store: RunStore, watch: Watch) -> None:

@@ -1,7 +1,9 @@
 """Prompt templates: minijinja, strict, text inserted as it is."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 from minijinja import Environment, TemplateError
@@ -38,9 +40,7 @@ class Template:
     def render(self, values: Mapping[str, object]) -> str:
         """The prompt's text; a null cell becomes nothing. Raises `JobError` when the template fails on these values."""
         try:
-            return self._environment.render_template(
-                "prompt", **{name: "" if value is None else value for name, value in values.items()}
-            )
+            return self._environment.render_template("prompt", **{name: _cell(value) for name, value in values.items()})
         except TemplateError as error:
             raise JobError(f"the template fails: {_first_line(error)}\n{self.where}, line {error.line}") from None
 
@@ -53,7 +53,11 @@ def read_template(inline: str | None, file: str | None, beside: Path, where: str
 def read_text(inline: str | None, file: str | None, beside: Path, where: str) -> str:
     """A text of the job file, or of a file beside it. Raises `JobError` unless exactly one is there and readable."""
     if (inline is None) == (file is None):
-        raise JobError(f"{where} needs exactly one of it and {where.rsplit(' ', 1)[-1]}_file")
+        name = where.rsplit(" ", 1)[-1]
+        wrong = "is missing" if inline is None else f"and {name}_file are both there"
+        raise JobError(
+            f"{where} {wrong}", f"give one of the two: `{name}`, or `{name}_file` for a text beside the job file"
+        )
     if inline is not None:
         return inline
     assert file is not None
@@ -78,5 +82,10 @@ def check_variables(template: Template, columns: Sequence[str], extra: frozenset
         )
 
 
+def _cell(value: object) -> object:
+    """`value` for minijinja, which would make a decimal a float: 1.50 must not become 1.5."""
+    return "" if value is None else str(value) if isinstance(value, Decimal) else value
+
+
 def _first_line(error: TemplateError) -> str:
-    return str(error).splitlines()[0].removesuffix(" (in prompt:1)")
+    return re.sub(r" \(in prompt:\d+\)$", "", str(error).splitlines()[0])

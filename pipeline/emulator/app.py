@@ -18,8 +18,8 @@ _STATS = "/emulator/stats"
 _METHODS = {
     ("POST", "generateContent"): "GenerativeService.GenerateContent",
     ("POST", "countTokens"): "GenerativeService.CountTokens",
-    ("GET", "getModel"): "ModelService.GetModel",
-    ("GET", "listModels"): "ModelService.ListModels",
+    ("GET", "models.get"): "ModelService.GetModel",
+    ("GET", "models.list"): "ModelService.ListModels",
 }
 _PAGE = 50
 _MAX_PAGE = 1_000
@@ -80,16 +80,16 @@ class Emulator:
         if match is None:
             raise bodies.unknown_path(call.path)
         version, name, method = match.groups()
-        method = method or ("getModel" if name else "listModels")
+        method = method or ("models.get" if name else "models.list")
         if (call.method, method) not in _METHODS:
             raise bodies.unknown_path(call.path)
         if method == "generateContent":
             self.stats.requests += 1
         key = self._key(call, version, _METHODS[call.method, method])
-        if method == "listModels":
+        if method == "models.list":
             return json_response(_list_models(call, version))
         model = self._model(name, version, method)
-        if method == "getModel":
+        if method == "models.get":
             return json_response(model.resource())
         if method == "countTokens":
             return await self._count_tokens(call)
@@ -112,7 +112,7 @@ class Emulator:
         if catalog.retired(name):
             raise bodies.retired_model(name, catalog.SUCCESSOR)
         model = catalog.find(name, version)
-        if model is None or (method != "getModel" and method not in model.methods):
+        if model is None or (method != "models.get" and method not in model.methods):
             raise bodies.unknown_model(name, version, method)
         return model
 

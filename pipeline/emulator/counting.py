@@ -15,7 +15,7 @@ _WINDOW = 65_536  # characters matched at once: the list of matches stays small 
 
 
 def count(text: str, tokenizer: Tokenizer) -> int:
-    """Tokens of `text`: "coarse" is near 4.6 characters a token in English and 2 in Chinese, "fine" 2.5 and 1."""
+    """Tokens of `text`: "coarse" is near 4 characters a token in English and 2 in Chinese, "fine" 2.5 and 1."""
     findall = _RULES[tokenizer].findall
     if len(text) <= _WINDOW:
         return len(findall(text))

@@ -23,7 +23,7 @@ class Violation:
 
 
 class Quota:
-    """The quotas of one project (here: key) and model."""
+    """The quotas of one project (here: key) and model; a routed name counts against the model that serves it."""
 
     def __init__(self, options: EmulatorOptions) -> None:
         minute = ALGORITHMS[options.algorithm]
@@ -110,24 +110,22 @@ def _told_delay(violation: Violation, now: float, options: EmulatorOptions) -> f
 def _names(quota: str, tier: int) -> tuple[str, str]:
     """quotaMetric and quotaId as the service names them for that tier."""
     per = "Day" if quota == "rpd" else "Minute"
-    if tier == 0 and quota == "tpm":
-        metric, quota_id = (
-            "generate_content_free_tier_input_token_count",
-            ("GenerateContentInputTokensPerModelPerMinute-FreeTier"),
-        )
-    elif tier == 0:
-        metric, quota_id = (
-            "generate_content_free_tier_requests",
-            (f"GenerateRequestsPer{per}PerProjectPerModel-FreeTier"),
-        )
-    elif quota == "tpm":
-        infix, suffix = ("", "") if tier == 1 else (f"_{tier}", f"-PaidTier{tier}")
-        metric = f"generate_content_paid_tier{infix}_input_token_count"
-        quota_id = f"GenerateContentPaidTierInputTokensPerModelPerMinute{suffix}"
-    else:
-        metric = "generate_requests_per_model" + ("_per_day" if quota == "rpd" else "")
-        quota_id = f"GenerateRequestsPer{per}PerProjectPerModel"
-    return f"{bodies.SERVICE}/{metric}", quota_id
+    infix, suffix = {0: ("", "-FreeTier"), 1: ("", "")}.get(tier, (f"_{tier}", f"-PaidTier{tier}"))
+    match quota == "tpm", tier == 0:
+        case True, True:
+            metric, quota_id = (
+                "generate_content_free_tier_input_token_count",
+                "GenerateContentInputTokensPerModelPerMinute",
+            )
+        case True, False:
+            metric = f"generate_content_paid_tier{infix}_input_token_count"
+            quota_id = "GenerateContentPaidTierInputTokensPerModelPerMinute"
+        case False, True:
+            metric, quota_id = "generate_content_free_tier_requests", f"GenerateRequestsPer{per}PerProjectPerModel"
+        case _:
+            metric = "generate_requests_per_model" + ("_per_day" if quota == "rpd" else "")
+            quota_id, suffix = f"GenerateRequestsPer{per}PerProjectPerModel", ""
+    return f"{bodies.SERVICE}/{metric}", quota_id + suffix
 
 
 def _go_duration(seconds: float) -> str:

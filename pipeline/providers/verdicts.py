@@ -283,8 +283,9 @@ def _retry_after(header: str | None, served_at: float | None, fault: Fault) -> f
 
 
 def _header_wait(value: str, served_at: float | None) -> float | None:
-    if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", value.strip()):
-        return float(value)
+    seconds = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*", value)
+    if seconds:
+        return float(seconds[1])
     moment = http_date(value)
     if moment is None:
         return None

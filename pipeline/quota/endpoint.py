@@ -9,6 +9,7 @@ from pipeline.quota.adaptive import AdaptiveLimit, Admitted
 from pipeline.quota.book import QuotaBook, Send
 from pipeline.quota.breaker import Breaker
 from pipeline.quota.daily import RESET_ZONE, DailyQuota
+from pipeline.quota.estimates import Trust
 from pipeline.quota.ledger import Charge, TokenLedger
 from pipeline.quota.pacer import RequestPacer
 from pipeline.quota.phase import MinutePhase
@@ -139,15 +140,15 @@ class EndpointQuota:
             self._requests_changed(now)
         await self._pacer.acquire()
 
-    def room(self, now: float, spread: float, bias: float) -> float:
-        """The largest prompt that fits now, in expected tokens, when estimates may be off as `TokenLedger` explains."""
-        return self.ledger.room(now, spread=spread, bias=bias)
+    def room(self, now: float, trust: Trust) -> float:
+        """The largest prompt that fits now, in expected tokens."""
+        return self.ledger.room(now, trust)
 
-    def fits_at(self, now: float, tokens: float) -> float:
+    def fits_at(self, now: float, tokens: float, trust: Trust) -> float:
         """When that many tokens may fit at the earliest; called while tokens are what holds the work up."""
         if self.tokens and self.tokens.grow(now, 0.0):
             self._tokens_changed()
-        return self.ledger.fits_at(now, tokens)
+        return self.ledger.fits_at(now, tokens, trust)
 
     def look_around(self, now: float) -> None:
         """Charge what other processes have sent on the same quota, and share the pace with them."""
@@ -158,7 +159,7 @@ class EndpointQuota:
         if news or self._others:
             self._share_requests(now)
 
-    def send(self, now: float, tokens: int, spread: float, bias: float) -> Ticket:
+    def send(self, now: float, tokens: int, trust: Trust) -> Ticket:
         """Charge one request that leaves now."""
         self._outage.sent()
         self._refusals.sent()
@@ -168,7 +169,7 @@ class EndpointQuota:
             self._began_at = now
         wall = self._wall()
         day = self.day.today(wall)
-        charge = self.ledger.reserve(now, tokens, spread=spread, bias=bias)
+        charge = self.ledger.reserve(now, tokens, trust)
         return Ticket(now, charge, self._book.send(wall, tokens, day), day)
 
     def answered(self, ticket: Ticket, now: float, tokens: int | None, date: float | None, received: float) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import inf, sqrt
 
+from pipeline.quota.estimates import EXACT, Trust
 from pipeline.quota.pacer import JITTER_S, WINDOW_S
 from pipeline.quota.phase import USABLE_S, MinutePhase
 
@@ -14,6 +15,7 @@ RECOMPUTE_S = 0.05
 """How long the costly bound over all phases is kept; in between it only grows, by what is sent."""
 _KEEP_S = 2 * WINDOW_S + JITTER_S + USABLE_S + 1.0
 _TRIM_AT = 1024
+_LEAST_WAIT_S = 0.005
 
 
 @dataclass(slots=True, eq=False)
@@ -77,15 +79,15 @@ class TokenLedger:
         self._bound_at = -inf  # the bound over all phases: when it was computed, and what it was
         self._bound = 0.0
 
-    def reserve(self, now: float, tokens: int, *, spread: float = 0.0, bias: float = 0.0, requests: int = 1) -> Charge:
-        """Charge a request that leaves now; `spread` and `bias` say how far off `tokens` may be, as parts of it."""
-        charge = Charge(now, 0, 0, self._base + len(self._charges), spread * tokens, bias * tokens)
+    def reserve(self, now: float, tokens: int, trust: Trust = EXACT) -> Charge:
+        """Charge a request that leaves now; `trust` says how far off `tokens` may be."""
+        charge = Charge(now, 0, 0, self._base + len(self._charges), trust.spread * tokens, trust.bias * tokens)
         self._charges.append(charge)
         self._variance += charge.deviation**2
         self._bias += charge.bias
-        self._open_requests += requests
+        self._open_requests += 1
         self._open_tokens += tokens
-        self._amend(charge, tokens, requests)
+        self._amend(charge, tokens, 1)
         return charge
 
     def settle(self, charge: Charge, tokens: int | None) -> None:
@@ -108,10 +110,10 @@ class TokenLedger:
         current, previous, elapsed = self._counter(now, *bounds)
         return max(minute, current + previous * (1.0 - elapsed / WINDOW_S))
 
-    def room(self, now: float, *, spread: float = 0.0, bias: float = 0.0) -> float:
+    def room(self, now: float, trust: Trust = EXACT) -> float:
         """The largest prompt that fits now, in expected tokens; negative when nothing does.
 
-        Solves c·(1 + bias) + open bias + DEVIATIONS·√(open variance + (spread·c)²) = limit − used for c.
+        Solves c·(1 + bias) + open bias + DEVIATIONS·√(open variance + (spread·c)²) = limit − used, for c.
         """
         if self.limit == inf:
             return inf
@@ -119,16 +121,15 @@ class TokenLedger:
         if used == 0:
             return self.limit
         left = self.limit - used - self._bias
-        if not spread and not bias:
-            return left - DEVIATIONS * sqrt(self._variance)
-        slope, k = 1.0 + bias, DEVIATIONS * spread
+        slope, k = 1.0 + trust.bias, DEVIATIONS * trust.spread
         square = slope * slope - k * k
         return (slope * left - sqrt(k * k * left * left + square * DEVIATIONS**2 * self._variance)) / square
 
-    def fits_at(self, now: float, tokens: float) -> float:
+    def fits_at(self, now: float, tokens: float, trust: Trust = EXACT) -> float:
         """When `tokens` may fit at the earliest if nothing is settled before; later than `now`."""
-        soonest = now + 0.001
-        allowed = self.limit - self._bias - DEVIATIONS * sqrt(self._variance) - tokens
+        soonest = now + _LEAST_WAIT_S
+        deviation = sqrt(self._variance + (trust.spread * tokens) ** 2)
+        allowed = self.limit - self._bias - DEVIATIONS * deviation - tokens * (1.0 + trust.bias)
         self.used(now)
         surplus = self._minute.tokens - allowed
         position = self._minute.start - self._base

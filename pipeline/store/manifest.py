@@ -43,6 +43,7 @@ def write(path: Path, manifest: Manifest) -> None:
         file.write(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         file.flush()
         os.fsync(file.fileno())
+    hidden.chmod(0o600)
     hidden.rename(path)
 
 

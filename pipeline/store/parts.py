@@ -19,9 +19,9 @@ from pipeline.store.journal import Call
 PolarsDataType = pl.DataType | DataTypeClass
 
 MONEY = pl.Decimal(18, 12)
-_TOKENS: dict[str, PolarsDataType] = {
-    name: pl.Int64 for name in ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens")
-}
+_TOKENS: dict[str, PolarsDataType] = dict.fromkeys(
+    ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens"), pl.Int64
+)
 _TIME = pl.Datetime("ms", "UTC")
 
 _CALLS: dict[str, PolarsDataType] = {

@@ -1,0 +1,49 @@
+"""A real emulator in a process of its own, for tests that need a socket or another process's memory."""
+
+import json
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.request import urlopen
+
+from pipeline.emulator import EmulatorOptions, parse_faults
+
+_SERVE = """
+import pickle, sys
+from pipeline.emulator import serve
+serve(pickle.load(sys.stdin.buffer), ready=lambda url: print(url, flush=True))
+"""
+
+
+@contextmanager
+def served(options: EmulatorOptions | None = None, *, faults: str = "", **flags: Any) -> Iterator[str]:
+    """Base URL of an emulator that is killed at the end: `served(rpm=60, faults="503:0.1")`."""
+    if options is None:
+        options = EmulatorOptions(faults=parse_faults(faults), **flags)
+    process = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        process.stdin.write(pickle.dumps(options))
+        process.stdin.close()
+        url = process.stdout.readline().decode().strip()
+        if not url:
+            raise RuntimeError(f"the emulator ended with exit code {process.wait()} before it listened")
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def stats(base_url: str, prompts: bool = False, log: bool = False) -> dict[str, Any]:
+    """The served emulator's counters."""
+    query = f"prompts={str(prompts).lower()}&log={str(log).lower()}"
+    with urlopen(f"{base_url}/emulator/stats?{query}") as response:
+        return json.load(response)

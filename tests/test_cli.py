@@ -1,0 +1,396 @@
+"""The command line as a user meets it: streams, exit codes, words. Runs in a copy of jobs/ and sample_data/."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import pytest
+from serving import served, stats
+
+from pipeline.cli import main
+
+RUN_KEYS = [
+    "run",
+    "status",
+    "rows",
+    "ok",
+    "truncated",
+    "blocked",
+    "invalid",
+    "error",
+    "calls",
+    "attempts",
+    "rate_limited",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "thinking_tokens",
+    "cost_usd",
+    "seconds",
+    "output",
+    "run_dir",
+]
+ESTIMATE_KEYS = [
+    "documents",
+    "documents_chunked",
+    "prompts",
+    "prompts_by_step",
+    "input_tokens",
+    "output_tokens",
+    "cost_usd",
+    "seconds",
+    "nights",
+    "bottleneck",
+    "model",
+    "prices_dated",
+]
+JOBS = ("summarize", "generate", "extract")
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def here(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("jobs", "sample_data"):
+        shutil.copytree(root / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return Ran(int(end.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def small_job(
+    here: Path, extra: str = "", template: str = "Say {{ word }}", model: str = "gemini-3.5-flash-lite"
+) -> Path:
+    """Six short rows, no limits but those in `extra`."""
+    (here / "words.csv").write_text("word\nalpha\nbeta\ngamma\ndelta\nepsilon\nzeta\n")
+    path = here / "small.toml"
+    path.write_text(
+        f'[input]\npath = "words.csv"\n[prompt]\ntemplate = "{template}"\n'
+        f'[model]\nname = "{model}"\nmax_output_tokens = 50\n[output]\npath = "out.parquet"\n{extra}\n'
+    )
+    return path
+
+
+UNLIMITED = "[limits]\nrpm = 0\ntpm = 0"
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_shipped_jobs_run_offline(here: Path, cli: Callable[..., Ran], name: str) -> None:
+    ran = cli("run", f"jobs/{name}.toml", "--offline", "--rpm", 0, "--tpm", 0, "--json")
+    assert ran.code == 0, ran.err
+    result = ran.json
+    assert list(result) == RUN_KEYS
+    assert result["status"] == "finished"
+    assert result["ok"] == result["rows"] > 0
+    assert result["cost_usd"] == 0
+    assert Path(result["output"]).exists()
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_estimate_counts_the_prompts_of_the_run(here: Path, cli: Callable[..., Ran], name: str) -> None:
+    estimate = cli("estimate", f"jobs/{name}.toml", "--json").json
+    assert [key for key in estimate if key in ESTIMATE_KEYS] == ESTIMATE_KEYS
+    assert estimate["cost_usd"]["low"] <= estimate["cost_usd"]["expected"] <= estimate["cost_usd"]["high"]
+    ran = cli("run", f"jobs/{name}.toml", "--offline", "--rpm", 0, "--tpm", 0, "--json").json
+    assert ran["calls"] == estimate["prompts"]
+    assert abs(ran["input_tokens"] - estimate["input_tokens"]) < 0.15 * ran["input_tokens"]
+
+
+def test_summaries_are_in_input_order_with_the_promised_columns(here: Path, cli: Callable[..., Ran]) -> None:
+    assert cli("run", "jobs/summarize.toml", "--offline", "--rpm", 0, "--tpm", 0).code == 0
+    table = pl.read_parquet("results/summaries.parquet")
+    own = pl.read_parquet("sample_data/licences.parquet")
+    assert table["doc_id"].to_list() == own["doc_id"].to_list()
+    assert table.columns == [name for name in own.columns if name != "body"] + [
+        "status",
+        "response",
+        "error_kind",
+        "error",
+        "finish_reason",
+        "model",
+        "input_tokens",
+        "cached_tokens",
+        "output_tokens",
+        "thinking_tokens",
+        "cost_usd",
+        "calls",
+        "chunks",
+        "attempts",
+        "latency_s",
+        "finished_at",
+    ]
+    assert set(table["model"]) == {"emulator"}
+    assert table.schema["error_kind"] == pl.String
+    chunked = table.filter(pl.col("chunks") > 1)
+    assert (chunked["calls"] > chunked["chunks"]).all()
+    assert (table.filter(pl.col("chunks") == 1)["calls"] == 1).all()
+
+
+def test_running_again_buys_nothing_again(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here, UNLIMITED)
+    first = cli("run", job, "--offline", "--json").json
+    before = pl.read_parquet("out.parquet")
+    again = cli("run", job, "--offline", "--json").json
+    assert again["calls"] == first["calls"] == 6
+    assert pl.read_parquet("out.parquet").equals(before)
+
+
+def test_limit_runs_the_first_rows_and_the_next_run_the_rest(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here, UNLIMITED)
+    first = cli("run", job, "--offline", "--limit", 2, "--json").json
+    assert (first["rows"], first["calls"]) == (2, 2)
+    assert pl.read_parquet("out.parquet")["word"].to_list() == ["alpha", "beta"]
+    rest = cli("run", job, "--offline", "--json").json
+    assert (rest["rows"], rest["ok"], rest["calls"]) == (6, 6, 6)
+
+
+def test_identical_prompts_are_sent_once(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here, UNLIMITED)
+    (here / "words.csv").write_text("word\n" + "same\n" * 20 + "other\n")
+    ran = cli("run", job, "--offline", "--json").json
+    assert (ran["ok"], ran["calls"]) == (21, 2)
+    table = pl.read_parquet("out.parquet")
+    assert table["response"].n_unique() == 2
+    assert table["calls"].sum() == 2
+
+
+def test_a_changed_prompt_is_refused_and_fresh_keeps_the_old_run(here: Path, cli: Callable[..., Ran]) -> None:
+    cli("run", small_job(here, UNLIMITED), "--offline")
+    job = small_job(here, UNLIMITED, template="Sing {{ word }}")
+    refused = cli("run", job, "--offline")
+    assert refused.code == 2
+    assert "[prompt] template" in refused.err and "--fresh" in refused.err
+    assert cli("run", job, "--offline", "--fresh").code == 0
+    assert len(list((here / "runs").glob("small-offline*"))) == 2
+
+
+def test_limits_and_output_may_change(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here, UNLIMITED)
+    cli("run", job, "--offline")
+    again = cli("run", job, "--offline", "--out", "other.csv", "--rpm", 5000)
+    assert again.code == 0
+    assert pl.read_csv("other.csv").height == 6
+
+
+def test_a_real_run_speaks_the_wire_and_counts_money(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(model_version=None) as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        ran = cli("run", small_job(here, UNLIMITED), "--yes", "--json")
+    assert ran.code == 0, ran.err
+    table = pl.read_parquet("out.parquet")
+    price = table["input_tokens"].sum() * 0.30e-6 + table["output_tokens"].sum() * 2.50e-6
+    assert ran.json["cost_usd"] == pytest.approx(price, rel=1e-6)
+    assert table["cost_usd"].sum() == pytest.approx(price, rel=1e-6)
+    assert set(table["model"]) == {"gemini-3.5-flash-lite"}
+
+
+def test_nobody_there_to_say_yes(here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    ran = cli("run", small_job(here, UNLIMITED))
+    assert ran.code == 2 and "--yes" in ran.err and ran.out == ""
+
+
+def test_a_bad_key_stops_before_anything_is_spent(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served() as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        monkeypatch.setenv("GEMINI_API_KEY", "invalid-secret-key")
+        ran = cli("run", small_job(here, UNLIMITED), "--yes")
+        assert stats(url)["answered"] == 0
+    assert ran.code == 2
+    assert "API key not valid" in ran.err
+    assert "invalid-secret-key" not in ran.err + ran.out
+    for path in (here / "runs").rglob("*"):
+        assert path.is_dir() or b"invalid-secret-key" not in path.read_bytes()
+
+
+def test_day_quota_stops_resumable(here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(rpd=4) as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        ran = cli("run", small_job(here, UNLIMITED), "--yes")
+        assert ran.code == 3
+        assert "day" in ran.err
+        assert pl.read_parquet("out.parquet")["status"].to_list().count("ok") == 4
+        assert set(pl.read_parquet("out.parquet")["status"]) == {"ok", "pending"}
+        report = cli("report", "--json").json
+        assert (report["status"], report["ok"]) == ("stopped", 4)
+
+
+def test_budget_stops_before_it_is_passed(here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(model_version=None) as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        ran = cli("run", small_job(here, UNLIMITED), "--yes", "--max-cost", "0.00014", "--json")
+        assert ran.code == 3
+        assert 0 < ran.json["cost_usd"] <= 0.00014
+        assert 0 < ran.json["ok"] < 6
+        more = cli("run", small_job(here, UNLIMITED), "--yes", "--max-cost", "1", "--json")
+    assert more.code == 0
+    assert more.json["calls"] == 6
+
+
+def test_failed_rows_give_exit_code_1_and_are_listed(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(faults="block*2") as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        ran = cli("run", small_job(here, UNLIMITED), "--yes", "--json")
+        assert ran.code == 1
+        assert (ran.json["blocked"], ran.json["ok"]) == (2, 4)
+        listed = cli("report", "runs/small", "--failed", "--json").json
+        assert [row["status"] for row in listed] == ["blocked", "blocked"]
+        assert {row["error_kind"] for row in listed} == {"prompt_blocked"}
+        assert "prompt_blocked" in cli("report", "--failed").out
+        again = cli("run", small_job(here, UNLIMITED), "--yes", "--json").json
+        assert (again["blocked"], again["calls"]) == (2, 6)
+        redone = cli("run", small_job(here, UNLIMITED), "--yes", "--retry", "blocked", "--json")
+        assert redone.code == 0
+        assert redone.json["calls"] == 8
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (
+            lambda text: text.replace("bodi", "body").replace('text = "body"', 'text = "bodi"'),
+            ["bodi", "did you mean `body`"],
+        ),
+        (lambda text: text.replace("{{ title }}", "{{ titel }}"), ["{{ titel }}", "did you mean `title`"]),
+        (
+            lambda text: text.replace("max_tokens = 2000", "max_token = 2000"),
+            ["`max_token`", "did you mean `max_tokens`"],
+        ),
+        (lambda text: text.replace("gemini-3.5-flash-lite", "gemini-3.5-flsh-lite"), ["flsh", "gemini-3.5-flash-lite"]),
+        (lambda text: text.replace('id = "doc_id"', 'id = "lang"'), ["lang is not unique", "rows"]),
+        (lambda text: text.replace("results/summaries.parquet", "sample_data/licences.parquet"), ["is the input"]),
+        (
+            lambda text: text.replace("licences.parquet", "licenses.parquet", 1),
+            ["licenses.parquet", "licences.parquet"],
+        ),
+        (lambda text: text + "\nrpm = = 3", ["not valid TOML"]),
+        (lambda text: text.replace("overlap_tokens = 100", "overlap_tokens = 1500"), ["overlap_tokens"]),
+    ],
+)
+def test_a_mistake_is_explained_before_anything_happens(
+    here: Path, cli: Callable[..., Ran], edit: Callable[[str], str], words: list[str]
+) -> None:
+    job = here / "jobs" / "summarize.toml"
+    job.write_text(edit(job.read_text()))
+    for command in (["run", job, "--offline"], ["estimate", job]):
+        ran = cli(*command)
+        assert ran.code == 2
+        assert ran.out == ""
+        assert ran.err.startswith("error: ")
+        assert "Traceback" not in ran.err
+        for word in words:
+            assert word in ran.err
+    assert not (here / "runs").exists()
+
+
+def test_no_key_names_the_variables(here: Path, cli: Callable[..., Ran]) -> None:
+    ran = cli("run", "jobs/generate.toml", "--yes")
+    assert ran.code == 2
+    assert "GEMINI_API_KEY and GOOGLE_API_KEY are both unset" in ran.err
+    assert "hint: `export GEMINI_API_KEY=…`, or try without one: `--offline`" in ran.err
+    assert not (here / "runs").exists()
+
+
+def test_an_offline_run_does_not_replace_real_answers(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(here, UNLIMITED)
+    with served() as url:
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        assert cli("run", job, "--yes").code == 0
+    monkeypatch.delenv("GOOGLE_GEMINI_BASE_URL")
+    refused = cli("run", job, "--offline")
+    assert refused.code == 2 and "--out" in refused.err
+    assert cli("run", job, "--offline", "--out", "rehearsal.parquet").code == 0
+
+
+def test_check_asks_the_service(here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    with served() as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        assert cli("check", "jobs/summarize.toml").code == 0
+        missing = cli("check", "jobs/summarize.toml", "--model", "gemini-9-none")
+        assert missing.code == 2 and "gemini-9-none" in missing.err
+        monkeypatch.setenv("GEMINI_API_KEY", "invalid")
+        refused = cli("check", "jobs/summarize.toml")
+        assert refused.code == 2 and "API key not valid" in refused.err
+
+
+def test_show_config_says_where_a_value_comes_from(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://127.0.0.1:1")
+    lines = cli("run", "jobs/summarize.toml", "--rpm", 7, "--show-config").out.splitlines()
+    found = {line.split()[0]: line for line in lines if line.strip()}
+    assert "7" in found["limits.rpm"] and found["limits.rpm"].endswith("flag")
+    assert found["endpoint.base_url"].endswith("GOOGLE_GEMINI_BASE_URL")
+    assert found["limits.tpm"].endswith("jobs/summarize.toml")
+    assert found["limits.rpd"].endswith("default")
+
+
+def test_plain_output_fits_80_columns(here: Path, cli: Callable[..., Ran]) -> None:
+    cli("run", "jobs/extract.toml", "--offline", "--rpm", 0, "--tpm", 0)
+    texts = [cli("estimate", f"jobs/{name}.toml").out for name in JOBS]
+    texts += [cli(command).out for command in ("report", "runs", "models")]
+    for line in "\n".join(texts).splitlines():
+        assert len(line) <= 100, line
+
+
+def test_runs_and_report_without_runs(here: Path, cli: Callable[..., Ran]) -> None:
+    assert cli("runs").code == 0
+    ran = cli("report")
+    assert ran.code == 2 and "no runs" in ran.err
+    assert cli("report", "nowhere").code == 2
+
+
+def test_json_is_the_only_thing_on_stdout(here: Path, cli: Callable[..., Ran]) -> None:
+    ran = cli("run", small_job(here, UNLIMITED), "--offline", "--json")
+    assert json.loads(ran.out)["run"] == "small"
+    assert json.loads(cli("models", "--json").out)["models"]
+    assert json.loads(cli("runs", "--json").out)[0]["run"] == "small"
+
+
+@pytest.mark.parametrize("bad", [["run"], ["run", "jobs/summarize.toml", "--nope"], ["nonsense"]])
+def test_wrong_usage_is_2(cli: Callable[..., Ran], here: Path, bad: list[str]) -> None:
+    assert cli(*bad).code == 2
+
+
+def test_bad_flag_values_are_explained(cli: Callable[..., Ran], here: Path) -> None:
+    job = small_job(here)
+    assert "not an amount" in cli("run", job, "--offline", "--max-cost", "lots").err
+    assert "no status or cause" in cli("run", job, "--offline", "--retry", "blokced").err
+    assert "unknown fault" in cli("emulate", "--faults", "fire:0.1").err

@@ -1,0 +1,163 @@
+"""Real processes, real SIGKILL: every row once, nothing that reached the journal bought again."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from serving import served, stats
+
+IN_FLIGHT = 8
+_DRIVER = """
+from pipeline.store.run import RunStore
+RunStore.__init__.__kwdefaults__["seal_rows"] = 7  # so that kills hit seals as well
+from pipeline.cli import main
+main()
+"""
+
+
+def start(cwd: Path, url: str, *arguments: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "AQ.test"}
+    return subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, "run", "job.toml", "--yes", "--json", *arguments],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def summarize_job(path: Path, documents: int) -> None:
+    """A map-reduce job over `documents` texts, all different; every third is long."""
+    texts = []
+    for number in range(documents):
+        sentences = 60 if number % 3 == 0 else 6
+        texts.append(
+            " ".join(f"Sentence {k} of report {number} says that the value was {k * number}." for k in range(sentences))
+        )
+    pl.DataFrame({"id": [f"r{n}" for n in range(documents)], "body": texts}).write_parquet(path / "input.parquet")
+    (path / "job.toml").write_text(
+        f"""
+[input]
+path = "input.parquet"
+id = "id"
+text = "body"
+[prompt]
+template = "Summarize part {{{{ chunk }}}}: {{{{ text }}}}"
+[chunk]
+max_tokens = 400
+overlap_tokens = 40
+[reduce]
+template = "Merge for {{{{ id }}}}: {{{{ parts }}}}"
+[model]
+name = "gemini-3.5-flash-lite"
+max_output_tokens = 200
+[limits]
+rpm = 0
+tpm = 0
+concurrency = {IN_FLIGHT}
+[output]
+path = "output.parquet"
+"""
+    )
+
+
+def killed_and_finished(tmp_path: Path, url: str, kills: int, seed: int) -> tuple[dict, int]:
+    """Start, SIGKILL at a random moment, again and again; then finish. Returns the last run's JSON and the kills."""
+    chance = random.Random(seed)
+    done = 0
+    while done < kills:
+        process = start(tmp_path, url)
+        began = time.monotonic()
+        journal = tmp_path / "runs" / "job"
+        while process.poll() is None and not any(journal.glob("journal-*")) and time.monotonic() - began < 20:
+            time.sleep(0.01)  # real time: another process is being watched
+        time.sleep(chance.uniform(0.0, 0.5))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        done += 1
+    out, err = start(tmp_path, url).communicate(timeout=120)
+    assert out, err.decode()
+    return json.loads(out), done
+
+
+@pytest.mark.parametrize(("kills", "documents"), [(6, 60), pytest.param(50, 500, marks=pytest.mark.long)])
+def test_sigkill_at_any_moment_loses_at_most_what_was_in_flight(tmp_path: Path, kills: int, documents: int) -> None:
+    summarize_job(tmp_path, documents)
+    with served(latency_s=0.08, latency_jitter_s=0.1) as url:
+        result, killed = killed_and_finished(tmp_path, url, kills, seed=kills)
+        bought = stats(url, prompts=True)
+    assert killed >= min(kills, 5)
+    assert (result["status"], result["ok"], result["rows"]) == ("finished", documents, documents)
+
+    output = pl.read_parquet(tmp_path / "output.parquet")
+    assert output["id"].to_list() == [f"r{n}" for n in range(documents)]
+    assert set(output["status"]) == {"ok"}
+
+    results = pl.concat([pl.read_parquet(path) for path in (tmp_path / "runs/job/results").glob("*.parquet")])
+    assert sorted(results["row"]) == list(range(documents))
+
+    twice = sum(count - 1 for count in bought["prompts"].values())
+    assert twice <= killed * IN_FLIGHT
+    assert bought["answered"] - twice == len(bought["prompts"])
+    calls = pl.concat([pl.read_parquet(path) for path in (tmp_path / "runs/job/calls").glob("*.parquet")])
+    assert calls["fingerprint"].n_unique() == calls.height == len(bought["prompts"]) == result["calls"]
+    assert output["calls"].sum() == calls.height
+    assert output["input_tokens"].sum() == calls["input_tokens"].sum() == result["input_tokens"]
+
+
+def test_ctrl_c_finishes_what_is_in_flight_and_the_next_run_continues(tmp_path: Path) -> None:
+    summarize_job(tmp_path, 60)
+    with served(latency_s=0.3) as url:
+        process = start(tmp_path, url)
+        while stats(url)["answered"] < 5:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 130, err.decode()
+        first = json.loads(out)
+        assert first["status"] == "interrupted"
+        assert 0 < first["calls"] == stats(url)["answered"]
+        partial = pl.read_parquet(tmp_path / "output.parquet")
+        assert partial.height == 60
+        assert set(partial["status"]) == {"ok", "pending"}
+        out, err = start(tmp_path, url).communicate(timeout=120)
+        assert json.loads(out)["ok"] == 60, err.decode()
+        assert stats(url)["answered"] == json.loads(out)["calls"]
+
+
+def test_a_second_ctrl_c_stops_at_once_and_loses_only_what_is_in_flight(tmp_path: Path) -> None:
+    summarize_job(tmp_path, 30)
+    with served(latency_s=3.0) as url:
+        process = start(tmp_path, url)
+        while stats(url)["in_flight"] < IN_FLIGHT:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert time.monotonic() - began < 2.5, "it waited for the replies in flight"
+        assert process.returncode == 130, err.decode()
+        assert json.loads(out)["status"] == "interrupted"
+
+
+def test_a_second_process_on_the_run_is_told_who_holds_it(tmp_path: Path) -> None:
+    summarize_job(tmp_path, 30)
+    with served(latency_s=0.5) as url:
+        first = start(tmp_path, url)
+        while stats(url)["requests"] == 0:
+            time.sleep(0.02)
+        out, err = start(tmp_path, url).communicate(timeout=30)
+        assert b"in use by process" in err and not out
+        first.kill()
+        first.communicate()

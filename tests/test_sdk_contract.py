@@ -1,0 +1,173 @@
+"""Google's own SDK drives the emulator over a socket: what it understands is the wire protocol."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from google import genai
+from google.genai import errors, types
+from pydantic import BaseModel
+from serving import served, stats
+
+MODEL = "gemini-3.5-flash-lite"
+TEXT = "The river flooded the town. The town had postponed the wall. A bakery gave away bread. The town rebuilds."
+
+
+@pytest.fixture(scope="module")
+def base_url() -> Iterator[str]:
+    with served(thinking_tokens=7) as url:
+        yield url
+
+
+@contextmanager
+def sdk(base_url: str, version: str = "v1beta", key: str = "AQ.key") -> Iterator[genai.Client]:
+    options = types.HttpOptions(base_url=base_url, api_version=version)
+    client = genai.Client(api_key=key, vertexai=False, http_options=options)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta"])
+def test_generate_content_with_every_setting(base_url: str, version: str) -> None:
+    config = types.GenerateContentConfig(
+        system_instruction="You are terse.",
+        max_output_tokens=64,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=40,
+        seed=1,
+        stop_sequences=["never said"],
+        thinking_config=types.ThinkingConfig(thinking_level=types.ThinkingLevel.LOW, include_thoughts=True),
+        safety_settings=[
+            types.SafetySetting(
+                category=types.HarmCategory.HARM_CATEGORY_HARASSMENT,
+                threshold=types.HarmBlockThreshold.BLOCK_ONLY_HIGH,
+            )
+        ],
+        service_tier=types.ServiceTier.FLEX,
+        labels={"team": "x"},
+    )
+    with sdk(base_url, version) as client:
+        response = client.models.generate_content(model=MODEL, contents=TEXT, config=config)
+    assert response.text.startswith("The river flooded the town.")
+    assert response.model_version == "emulator"
+    assert response.response_id
+    assert response.candidates[0].finish_reason is types.FinishReason.STOP
+    assert response.candidates[0].content.parts[0].thought is True
+    usage = response.usage_metadata
+    assert usage.thoughts_token_count == 7
+    assert usage.total_token_count == usage.prompt_token_count + usage.candidates_token_count + 7
+    assert usage.prompt_tokens_details[0].modality is types.MediaModality.TEXT
+    assert response.sdk_http_response.headers["x-gemini-service-tier"] == "flex"
+
+
+def test_json_by_pydantic_model_is_parsed(base_url: str) -> None:
+    class Summary(BaseModel):
+        title: str
+        tags: list[str]
+        score: float | None = None
+
+    config = types.GenerateContentConfig(response_mime_type="application/json", response_schema=Summary)
+    with sdk(base_url) as client:
+        response = client.models.generate_content(model=MODEL, contents=TEXT, config=config)
+    assert isinstance(response.parsed, Summary)
+    assert response.parsed.title
+    assert response.parsed.tags
+
+
+def test_json_by_json_schema_is_valid_json(base_url: str) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3}}, "required": ["n"]}
+    config = types.GenerateContentConfig(response_mime_type="application/json", response_json_schema=schema)
+    with sdk(base_url) as client:
+        response = client.models.generate_content(model=MODEL, contents=TEXT, config=config)
+    assert json.loads(response.text) == {"n": 3}
+
+
+def test_a_chat_sends_its_history(base_url: str) -> None:
+    with sdk(base_url) as client:
+        chat = client.chats.create(model=MODEL)
+        assert chat.send_message("First question.").text == "First question."
+        assert chat.send_message("Second question.").text == "Second question."
+
+
+def test_an_answer_cut_by_thinking_has_no_text(base_url: str) -> None:
+    config = types.GenerateContentConfig(max_output_tokens=5)
+    with sdk(base_url) as client:
+        response = client.models.generate_content(model=MODEL, contents=TEXT, config=config)
+    assert response.text is None
+    assert response.candidates[0].finish_reason is types.FinishReason.MAX_TOKENS
+    assert response.usage_metadata.candidates_token_count is None
+
+
+def test_count_tokens_agrees_with_usage(base_url: str) -> None:
+    with sdk(base_url) as client:
+        counted = client.models.count_tokens(model=MODEL, contents=TEXT)
+        response = client.models.generate_content(model=MODEL, contents=TEXT)
+    assert counted.total_tokens == response.usage_metadata.prompt_token_count
+
+
+def test_models_are_listed_over_pages_and_got_by_name(base_url: str) -> None:
+    with sdk(base_url) as client:
+        names = [model.name for model in client.models.list(config={"page_size": 5})]
+        model = client.models.get(model=MODEL)
+    assert f"models/{MODEL}" in names
+    assert len(names) == len(set(names)) > 10
+    assert model.input_token_limit == 1_048_576
+    assert "generateContent" in model.supported_actions
+
+
+def test_errors_arrive_as_the_sdks_classes(base_url: str) -> None:
+    with sdk(base_url, key="invalid") as client, pytest.raises(errors.ClientError) as caught:
+        client.models.generate_content(model=MODEL, contents="hi")
+    assert (caught.value.code, caught.value.status) == (400, "INVALID_ARGUMENT")
+    assert caught.value.message == "API key not valid. Please pass a valid API key."
+    with sdk(base_url) as client, pytest.raises(errors.ClientError) as caught:
+        client.models.generate_content(model="gemini-does-not-exist", contents="hi")
+    assert (caught.value.code, caught.value.status) == (404, "NOT_FOUND")
+    with sdk(base_url, "v1") as client, pytest.raises(errors.ClientError) as caught:
+        client.models.get(model="gemini-flash-latest")
+    assert caught.value.code == 404
+    with sdk(base_url) as client, pytest.raises(errors.ClientError, match="max_output_tokens must be positive"):
+        client.models.generate_content(model=MODEL, contents="hi", config={"max_output_tokens": -1})
+
+
+def test_a_429_arrives_with_its_details() -> None:
+    with served(rpm=1, tier=2) as url, sdk(url) as client:
+        client.models.generate_content(model=MODEL, contents="hi")
+        with pytest.raises(errors.ClientError) as caught:
+            client.models.generate_content(model=MODEL, contents="hi")
+        assert (caught.value.code, caught.value.status) == (429, "RESOURCE_EXHAUSTED")
+        details = {detail["@type"].rpartition(".")[2]: detail for detail in caught.value.details["error"]["details"]}
+        assert details["QuotaFailure"]["violations"][0]["quotaValue"] == "1"
+        assert details["RetryInfo"]["retryDelay"].endswith("s")
+        assert stats(url)["by_status"] == {"200": 1, "429": 1}
+
+
+def test_the_sdks_own_retries_get_past_faults() -> None:
+    retry = types.HttpRetryOptions(attempts=4, initial_delay=0.01, max_delay=0.01, jitter=0.0)
+    with served(faults="503*1,500*1,html502*1") as url, sdk(url) as client:
+        config = types.GenerateContentConfig(http_options=types.HttpOptions(retry_options=retry))
+        assert client.models.generate_content(model=MODEL, contents="Hello.", config=config).text == "Hello."
+        assert stats(url)["faults"] == {"503": 1, "500": 1, "html502": 1}
+
+
+def test_an_overload_is_a_server_error_and_a_blocked_prompt_is_an_answer() -> None:
+    with served(faults="503*1,block*1") as url, sdk(url) as client:
+        with pytest.raises(errors.ServerError) as caught:
+            client.models.generate_content(model=MODEL, contents="hi")
+        assert (caught.value.code, caught.value.status) == (503, "UNAVAILABLE")
+        response = client.models.generate_content(model=MODEL, contents="hi")
+        assert response.candidates is None
+        assert response.prompt_feedback.block_reason is types.BlockedReason.PROHIBITED_CONTENT
+
+
+def test_connections_break_for_real() -> None:
+    with served(faults="reset*1,truncated*1") as url, sdk(url) as client:
+        for words in ("[Rr]eset", "incomplete|closed"):
+            with pytest.raises(Exception, match=words):
+                client.models.generate_content(model=MODEL, contents="hi")
+        assert client.models.generate_content(model=MODEL, contents="hi").text == "hi"
+        assert stats(url)["answered"] == 1

@@ -1,0 +1,171 @@
+import json
+import random
+import re
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.tokens import BLOCKS, FEATURES, SCALE, Calibration, estimate, estimate_column
+
+ALPHABETS = (
+    "aZbf 09",
+    "aBcdefgh ,.-=\"'",
+    "\t\n\r \x00\x0b\x1f\x7f",
+    "----====a",
+    "中文汉字。，！？；：（）ＡＢ　",
+    "ひらカナー・ｶﾅ한글ㄱ",
+    "éßñĀ àü\u0301\u0308",
+    "жфα ωאב عربी हไท",
+    "😀👩\u200d👧🇩🇪✂\ufe0f☃",
+    "«»–—…→“”\xa0\x85\u2028\u202e\U00020000\U0010ffff",
+)
+texts = st.one_of(
+    st.text(st.sampled_from("".join(ALPHABETS)), max_size=60),
+    st.sampled_from(ALPHABETS).flatmap(lambda alphabet: st.text(st.sampled_from(alphabet), max_size=60)),
+    st.text(max_size=60),
+)
+
+
+def by_definition(text: str) -> int:
+    """The estimate as FEATURES and BLOCKS read, one character and one pattern at a time."""
+    units = sum(weight * len(re.findall(pattern, text)) for pattern, weight in FEATURES)
+    other = dict(FEATURES)[r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F]"]
+    for character in text:
+        if not character.isascii():
+            code = ord(character)
+            units += next((w for _, w, ranges in BLOCKS if any(a <= code <= b for a, b in ranges)), other)
+    return max(-(-units // SCALE), 1 if text else 0)
+
+
+@given(texts)
+@settings(max_examples=500, deadline=None)
+def test_the_fast_estimate_is_the_defined_one(text):
+    assert estimate(text) == by_definition(text)
+
+
+@given(st.lists(texts | st.none(), max_size=20))
+@settings(max_examples=200, deadline=None)
+def test_a_column_is_estimated_like_its_texts(column):
+    expected = [estimate(text or "") for text in column]
+    estimated = estimate_column(pl.Series("body", column, dtype=pl.String))
+    assert estimated.to_list() == expected
+    assert (estimated.name, estimated.dtype) == ("body", pl.Int64)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens_in_ten_thousandths"),
+    [
+        ("word", 9693 - 188),
+        ("words and", 2 * 9693 - 188),
+        ("Internationalization", 9693 + 793 - 5 * 188 + 2 * 3951),
+        ("in 1998", 9693 + 4 * 10532 + 2855),
+        ("7f3a", 2 * 9693 + 2 * 10532 + 2 * 1464),  # 7f and 3a: a switch is counted once
+        ("f7f", 2 * 9693 + 10532 + 1464),
+        ("a, b... c", 3 * 9693 + 4 * 1711 + 2 * 7815),
+        ("=====", 5 * 1711 + 7815 - 2304),
+        ("==--", 4 * 1711 + 7815),
+        ("a   b\t\tc", 3 * 9693 + 7732 + 5780),
+        ("a\r\n\r\nb\nc", 3 * 9693 + 2 * 15024),
+        ("今天 2 次。", 3 * 5674 + 10532 + 2855 + 20815),
+        ("カーいﾊ", 4 * 3462),
+        ("한국 да ευ", 2 * 8079 + 2 * 2849 + 2 * 4274),
+        ("naïve", 2 * 9693 + 6654),  # a letter above ASCII parts its word
+        ("👩\u200d👧❤\ufe0f", 5 * 10770),
+        ("\x00\u0301\ue000", 3 * 18365),
+    ],
+)
+def test_counts_times_coefficients(text, tokens_in_ten_thousandths):
+    assert estimate(text) == -(-tokens_in_ten_thousandths // 10_000)
+    assert estimate(text * 0 + (text + "\n") * 100) == -(-(100 * (tokens_in_ten_thousandths + 15024)) // 10_000)
+
+
+def test_only_the_empty_text_has_no_tokens():
+    assert estimate("") == 0
+    assert estimate(" ") == 1
+
+
+def test_a_lone_surrogate_is_a_character_like_others():
+    assert estimate("\ud800") == 2
+    assert estimate("中\udfff") == 3
+
+
+@given(texts, texts)
+@settings(deadline=None)
+def test_joining_two_texts_adds_at_most_a_token(left, right):
+    assert estimate(left + right) <= estimate(left) + estimate(right) + 1
+
+
+def test_prose_is_near_what_it_is_known_to_have():
+    # Chinese prose has 1.86 characters a token, punctuation and Latin mixed in; English about 4.5.
+    chinese = "机器学习模型的推理成本在2024年大幅下降，但研究人员发现GPU集群的利用率仍然很低。为什么？" * 20
+    english = "The committee found that the cost of inference fell sharply, but the machines are still idle. " * 20
+    assert 1.4 < len(chinese) / estimate(chinese) < 2.1
+    assert 4.0 < len(english) / estimate(english) < 6.0
+
+
+def test_before_any_answer_the_estimate_is_reserved_with_fifteen_percent():
+    calibration = Calibration()
+    assert (calibration.answers, calibration.ratio) == (0, 1.0)
+    assert calibration.reserve(1000) == 1150
+    assert calibration.reserve(0) == 0
+
+
+def test_the_ratio_follows_the_answers_and_forgets_old_ones():
+    calibration = Calibration()
+    for _ in range(100):
+        calibration.observe(1000, 1200)
+    assert calibration.ratio == pytest.approx(1.2)
+    for _ in range(34):  # .98 ** 34 is a half
+        calibration.observe(1000, 1000)
+    assert calibration.ratio == pytest.approx(1.1, abs=0.02)
+
+
+def test_long_answers_count_more_than_short_ones():
+    calibration = Calibration()
+    calibration.observe(10, 20)
+    calibration.observe(10_000, 10_000)
+    assert calibration.ratio == pytest.approx(1.001, abs=0.0005)
+
+
+def test_after_twenty_answers_the_margin_is_the_observed_spread():
+    choose = random.Random(4)
+    calibration = Calibration()
+    for answers in range(400):
+        assert (calibration.margin == 1.15) == (answers < 20)
+        estimated = choose.randrange(500, 5000)
+        calibration.observe(estimated, round(estimated * 1.3 * choose.gauss(1.0, 0.05)))
+    assert calibration.ratio == pytest.approx(1.3, rel=0.02)
+    assert calibration.margin == pytest.approx(1.05, abs=0.015)
+    assert calibration.reserve(1000) == pytest.approx(1300 * 1.05, rel=0.03)
+
+
+def test_the_margin_never_passes_the_first_one():
+    calibration = Calibration()
+    for answer in range(60):
+        calibration.observe(1000, 4000 if answer % 2 else 500)
+    assert calibration.margin == 1.15
+
+
+def test_an_exact_estimate_ends_without_margin():
+    calibration = Calibration()
+    for _ in range(20):
+        calibration.observe(1000, 1000)
+    assert calibration.reserve(1000) == 1000
+
+
+@pytest.mark.parametrize(("estimated", "actual"), [(0, 5), (5, 0), (-1, 5), (5, -1)])
+def test_an_answer_without_a_count_teaches_nothing(estimated, actual):
+    calibration = Calibration()
+    calibration.observe(estimated, actual)
+    assert calibration == Calibration()
+
+
+def test_a_calibration_survives_json():
+    calibration = Calibration()
+    for answer in range(30):
+        calibration.observe(100 + answer, 120 + answer * 2)
+    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    assert again == calibration
+    assert again.reserve(777) == calibration.reserve(777)
