@@ -47,23 +47,26 @@ def single_flight(call: Call) -> Call:
 
     async def once(prompt: Prompt) -> Reply:
         while flight := flights.get(prompt.fingerprint):
+            if flight.landed is None:
+                flight.landed = anyio.Event()
             await flight.landed.wait()
             if flight.reply is not None:
                 return shared(flight.reply)
-        flight = flights[prompt.fingerprint] = _Flight(anyio.Event())
+        flight = flights[prompt.fingerprint] = _Flight()
         try:
             flight.reply = await call(prompt)
             return flight.reply
         finally:
             del flights[prompt.fingerprint]
-            flight.landed.set()
+            if flight.landed is not None:
+                flight.landed.set()
 
     return once
 
 
 @dataclass(slots=True)
 class _Flight:
-    landed: anyio.Event
+    landed: anyio.Event | None = None  # made by the first who waits: nearly nobody does
     reply: Reply | None = None  # stays None when the leader was withdrawn: the next in line then sends
 
 

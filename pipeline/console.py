@@ -77,15 +77,16 @@ def show_plan(plan: Plan, name: str, path: str, to: Console = out) -> None:
     to.print(Text.assemble((name, "bold"), f"  {plan.model}  {path}\n"))
     notes = []
     if plan.documents_done:
-        notes.append(f"{count(plan.documents_done)} are done")
-    if plan.documents_chunked:
-        notes.append(f"{count(plan.documents_chunked)} need chunking, longest {plan.longest_chunks} chunks")
+        notes.append(f"{count(plan.documents_done)} more are done")
     if plan.documents_refused:
         notes.append(f"{count(plan.documents_refused)} are empty and not sent")
     steps = " + ".join(f"{step} {count(number)}" for step, number in plan.prompts_by_step.items())
     output = plan.output_tokens
     rows = [
-        ("documents", count(plan.documents), f"({'; '.join(notes)})" if notes else ""),
+        ("documents", count(plan.documents), "; ".join(notes)),
+        ("to be cut", count(plan.documents_chunked), f"into at most {plan.longest_chunks} pieces")
+        if plan.documents_chunked
+        else None,
         ("prompts", count(plan.prompts), steps if len(plan.prompts_by_step) > 1 else ""),
         ("input tokens", count(plan.input_tokens), "estimated from the text"),
         ("output tokens", f"≤ {count(float(output.high))}", f"expected {count(float(output.expected))}"),
@@ -128,7 +129,7 @@ def show_start(plan: Plan, name: str, directory: str, continued: bool, offline: 
     cost = "offline, costs nothing" if offline else _cost(plan.cost_usd)
     if continued and plan.documents_done:
         left = f"{count(plan.documents_done)} rows done, {count(plan.documents)} left: {left}"
-    err.print(Text.assemble((name, "bold"), f" → {directory}   {left}, {cost}, about {duration(plan.seconds)}"))
+    err.print(Text.assemble((name, "bold"), f" → {directory}\n  {left}, {cost}, about {duration(plan.seconds)}"))
 
 
 async def watch(monitor: Monitor) -> None:
@@ -144,22 +145,23 @@ async def watch(monitor: Monitor) -> None:
 
 
 def progress_line(monitor: Monitor, *, bar: bool) -> str:
-    """Rows done of all, calls a minute, the fuller meter, cost, failures, time left."""
-    share = monitor.done / monitor.rows if monitor.rows else 1.0
+    """Calls made of those planned, the fuller meter, rows done, cost, failures, time left."""
+    share = min(1.0, monitor.calls / monitor.prompts) if monitor.prompts else 1.0
     filled = "█" * int(share * _BAR)
-    parts = [f"{monitor.done:,} / {monitor.rows:,}  {share:.0%}"]
+    parts = [f"{monitor.calls:,} / {max(monitor.calls, monitor.prompts):,} calls {share:4.0%}"]
     if bar:
         parts.append(f"▕{filled:<{_BAR}}▏")
-    per_minute = monitor.calls / monitor.seconds * 60 if monitor.seconds > 1 else 0.0
-    parts.append(f"{per_minute:,.0f}/min")
+    parts.append(f"{monitor.done:,} rows done")
+    if monitor.dispatcher and any(use := monitor.dispatcher.use):
+        meter = max(range(2), key=use.__getitem__)
+        parts.append(f"{('rpm', 'tpm')[meter]} {use[meter]:.0%}")
     parts.append(money(monitor.cost_usd))
     if failed := monitor.done - monitor.outcomes["ok"]:
         parts.append(f"{failed:,} not ok")
     if monitor.dispatcher and (refused := monitor.dispatcher.rate_limited):
         parts.append(f"{refused:,} refused for quota")
-    left = monitor.rows - monitor.done
-    if monitor.answered and left:
-        parts.append(f"eta {duration(left / monitor.answered * monitor.seconds)}")
+    if monitor.calls and (left := monitor.prompts - monitor.calls) > 0:
+        parts.append(f"eta {duration(left / monitor.calls * monitor.seconds)}")
     return "  ".join(parts)
 
 

@@ -13,9 +13,10 @@ from random import Random
 import anyio
 from anyio.abc import TaskGroup
 
-from pipeline.errors import AuthError, Halted, JobError, PipelineError, QuotaExhausted, ServiceError
+from pipeline.errors import Halted, PipelineError
+from pipeline.quota import stops
 from pipeline.quota.book import QuotaBook
-from pipeline.quota.daily import RESET_ZONE, until_text
+from pipeline.quota.daily import RESET_ZONE
 from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota, Notify, Ticket
 from pipeline.quota.estimates import EXACT, Estimates, Trust
 from pipeline.quota.lookahead import Lookahead
@@ -191,13 +192,8 @@ class Dispatcher:
         if opens_at is not None:
             return opens_at
         opens_at = self._quota.opens_at(now)
-        if opens_at is not None and self._quota.down_s(now) > GIVE_UP_S:
-            self.halt(
-                ServiceError(
-                    f"The service has refused or failed every request for {GIVE_UP_S / 60:.0f} minutes.",
-                    "What was answered is kept; run the same command again when the service is back.",
-                )
-            )
+        if opens_at is not None and self._quota.down_s() > GIVE_UP_S:
+            self.halt(stops.down(GIVE_UP_S))
         return opens_at
 
     def _day_opens_at(self, now: float) -> float | None:
@@ -206,18 +202,12 @@ class Dispatcher:
         if opens_at is None:
             self._sleeping = False
             return None
-        back = until_text(wall, opens_at)
         if not self._wait:
-            self.halt(
-                QuotaExhausted(
-                    f"The day's quota of this project and model is used up; it returns {back}.",
-                    "What was answered is kept; run the same command again then, or add --wait to sleep until then.",
-                )
-            )
+            self.halt(stops.day_used_up(wall, opens_at))
             return inf
         if not self._sleeping:
             self._sleeping = True
-            self._notify("day", {"message": f"The day's quota is used up: sleeping; it returns {back}."})
+            self._notify("day", {"until": opens_at, "message": stops.day_used_up(wall, opens_at).message})
         return now + min(_LONGEST_SLEEP_S, opens_at - wall)
 
     async def _rest(self, until: float) -> None:
@@ -255,9 +245,9 @@ class Dispatcher:
         return False
 
     def _pick(self, now: float) -> _Job | None:
+        self._quota.look_around(now)
         if self._quota.tokens is None:
             return self._waiting.take(now, inf, lambda job: True)
-        self._quota.look_around(now)
         rooms = {trust: self._quota.room(now, trust) for trust in (EXACT, *self._estimates)}
         limit = self._quota.tokens_limit
 
@@ -313,6 +303,7 @@ class Dispatcher:
             outcome = await self._send(job.prompt)
         except BaseException:
             self._quota.unknown(ticket)
+            self._withhold(job)
             raise
         finally:
             self.in_flight -= 1
@@ -345,12 +336,7 @@ class Dispatcher:
         self.rate_limited += 1
         job.rate_limited += 1
         if any(hit.limit == 0 for hit in verdict.quota):
-            self.halt(
-                QuotaExhausted(
-                    f"This project has no quota for this model: {verdict.message}",
-                    "Choose another model, or enable billing for the project.",
-                )
-            )
+            self.halt(stops.no_quota(verdict))
         self._again(job, now)
 
     def _take_failure(self, job: _Job, ticket: Ticket, verdict: Verdict, now: float) -> None:
@@ -366,7 +352,7 @@ class Dispatcher:
             wait = max(verdict.retry_after_s or 0.0, self._rng.uniform(0.0, longest))
             self._again(job, now, now + wait)
         else:
-            self.halt(_stopped_by(verdict))
+            self.halt(stops.stopped_by(verdict))
             self._again(job, now)
 
     def _again(self, job: _Job, now: float, when: float | None = None) -> None:
@@ -453,16 +439,3 @@ class Dispatcher:
             job.answer.set_result(
                 replace(reply, attempts=job.attempts, rate_limited=job.rate_limited, finished_at=self._wall())
             )
-
-
-def _stopped_by(verdict: Verdict) -> PipelineError:
-    """The end of a run that no other prompt would fare better in."""
-    if verdict.kind == "auth":
-        return AuthError(
-            verdict.message, "Check the key, and that its project may use this model: `pipeline check JOB`."
-        )
-    if verdict.kind == "spend_limit":
-        return QuotaExhausted(verdict.message, "Raise the limit or add credit, then run the same command again.")
-    if verdict.http_status is not None and 400 <= verdict.http_status < 500:
-        return JobError(verdict.message, "Mend the job, then check it before anything is spent: `pipeline check JOB`.")
-    return ServiceError(verdict.message, "What was answered is kept; run the same command again later.")

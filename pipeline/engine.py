@@ -30,6 +30,7 @@ class Monitor:
     """What a run looks like from outside, updated as it goes; read by the progress line and the tests."""
 
     rows: int
+    prompts: int = 0  # calls that the plan expects of this session
     outcomes: Counter[Status] = field(default_factory=Counter)
     calls: int = 0
     usage: Usage = field(default_factory=Usage)

@@ -84,7 +84,7 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
     replies = await gather(call, prompts)
     bought = list(replies)
     parts = [reply.text for reply in replies]
-    budget = job.spec.reduce.max_input_tokens or chunk.max_tokens
+    budget = job.spec.reduce.max_input_tokens
     level = 0
     while not (failed := _failure(replies)) and len(parts) > 1:
         level += 1

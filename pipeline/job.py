@@ -65,8 +65,8 @@ class Reduce(_Section):
     template: str | None = Field(None, description="`{{ parts }}` inserts the answers to the pieces")
     template_file: str | None = Field(None, description="the template in a file beside the job file")
     system: str | None = Field(None, description="system instruction of the merging calls. Default: that of [prompt]")
-    max_input_tokens: int | None = Field(
-        None, ge=128, description="room for parts in one prompt; more parts are merged in levels. Default: chunk size"
+    max_input_tokens: int = Field(
+        16_000, ge=128, description="room for part answers in one prompt; more of them are merged in levels"
     )
     max_output_tokens: int | None = Field(None, ge=1, description="longest merged answer. Default: that of [model]")
 
@@ -103,7 +103,7 @@ class Endpoint(_Section):
     """Where the calls go."""
 
     base_url: str | None = Field(
-        None, description="a relay, proxy or emulator. Default: `GOOGLE_GEMINI_BASE_URL`, else Google's"
+        None, description="a relay, proxy or emulator; `GOOGLE_GEMINI_BASE_URL` wins over it. Default: Google's"
     )
     api_version: Literal["v1", "v1beta"] = Field("v1beta", description="v1beta knows more models")
     key_env: str | None = Field(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from random import Random
 
 from pipeline import flows
 from pipeline.job import Job
@@ -14,7 +15,7 @@ from pipeline.records import Document, Limits, Prompt, Reply, Step, Usage
 from pipeline.tokens import estimate
 
 SAMPLE_ROWS = 20_000
-"""More rows than this are planned from at most this many of them, evenly spaced."""
+"""More rows than this are planned from at most this many of them, one of each stretch of neighbours."""
 
 UNKNOWN_LIMITS = Limits(rpm=5, tpm=250_000)
 """What a run starts with when a limit is not configured: the smallest that has been seen granted (2026-10)."""
@@ -22,7 +23,7 @@ UNKNOWN_LIMITS = Limits(rpm=5, tpm=250_000)
 _RPM_SHARE, _TPM_SHARE = 0.99, 0.97  # of the limit that the dispatcher reaches, measured in the limiter tests
 _TAIL_S = 10.0  # answers of the last requests
 _WORD = "word "
-_WORDS_PER_TOKEN = 1000 / estimate(_WORD * 1000)
+_WORDS_PER_TOKEN = 10_000 / estimate(_WORD * 10_000)
 _UNBOUNDED_OUTPUT_TOKENS = 1000  # expected length of an answer that nothing bounds
 
 
@@ -79,17 +80,33 @@ class _Tally:
     unpriced: bool = False
 
 
-async def make(job: Job, batches: Iterable[Iterable[Document]], rows: int, done: Callable[[int], bool]) -> Plan:
-    """Plan every row that is not `done`, or an even sample of many. `rows` is the table's length."""
+def _nothing(fingerprint: str) -> Reply | None:
+    return None
+
+
+async def make(
+    job: Job,
+    batches: Iterable[Iterable[Document]],
+    rows: int,
+    done: Callable[[int], bool],
+    bought: Callable[[str], Reply | None] = _nothing,
+) -> Plan:
+    """Plan every row that is not `done`, or an even sample of many. `rows` is the table's length.
+
+    A prompt whose fingerprint has a reply that was `bought` already is not counted: the run replays it.
+    """
     steps: Counter[Step] = Counter()
     tally = _Tally()
     left = sum(not done(row) for row in range(rows))
     every = max(1, math.ceil(left / SAMPLE_ROWS))
-    seen = 0
+    seen = chosen = 0
+    pick = Random(0)  # a fixed stride would see only one language of a table that alternates two
     now = datetime.now(UTC)
     limits = job.limits
 
     async def predicted(prompt: Prompt) -> Reply:
+        if (known := bought(prompt.fingerprint)) is not None:
+            return known
         steps[prompt.step] += 1
         expected, high = predicted_output(prompt)
         tally.input_tokens += prompt.input_tokens_est
@@ -102,7 +119,7 @@ async def make(job: Job, batches: Iterable[Iterable[Document]], rows: int, done:
             tally.unpriced |= price is None
             setattr(tally, name, getattr(tally, name) + (price or 0))
         return Reply(
-            _WORD * round(expected * _WORDS_PER_TOKEN),
+            _WORD * int(expected * _WORDS_PER_TOKEN),
             "ok",
             model=prompt.params.model,
             usage=Usage(prompt.input_tokens_est, 0, expected),
@@ -112,8 +129,11 @@ async def make(job: Job, batches: Iterable[Iterable[Document]], rows: int, done:
         for document in batch:
             if done(document.row):
                 continue
+            place = seen % every
+            if place == 0:
+                chosen = pick.randrange(every)
             seen += 1
-            if (seen - 1) % every:
+            if place != chosen:
                 continue
             answer = await flows.run(document, job, predicted)
             tally.documents += 1

@@ -15,7 +15,7 @@ from pipeline.records import STATUSES, Reply, Status, Usage
 from pipeline.store import parts
 from pipeline.store.manifest import Lock, Manifest
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.run import Outcomes, load
+from pipeline.store.run import load
 
 RUNS = Path("runs")
 
@@ -101,24 +101,27 @@ def summarize(directory: Path) -> Summary:
         raise RunStateError(f"{directory} is not a run directory", "`pipeline runs` lists them")
     outcomes, unsealed = load(directory, lambda raw: Reply("", "ok"))
     counts = Counter({status: outcomes.count(status) for status in STATUSES})
-    sealed = [path for path in parts.part_paths(directory / "calls") if path not in set(parts.void(directory))]
+    sealed = [path for path in parts.part_paths(directory / "calls") if parts.part_number(path) <= unsealed.sealed]
     calls = pl.concat(
         [*(pl.scan_parquet(path) for path in sealed), parts.calls_frame(unsealed.calls, {}).lazy()]
     ).select("step", "paid", "attempts", "rate_limited", "input_tokens_est", "cost_usd", "latency_s", *_SUMS)
-    paid = calls.filter("paid")
-    sums, steps, tries = pl.collect_all(
-        [
-            paid.select(
-                pl.col(*_SUMS, "input_tokens_est", "cost_usd").sum(),
-                calls=pl.len(),
-                unpriced=pl.col("cost_usd").null_count(),
-                p50=pl.col("latency_s").quantile(0.5),
-                p95=pl.col("latency_s").quantile(0.95),
-            ),
-            paid.group_by("step").len().sort("step"),
-            calls.select(pl.col("attempts", "rate_limited").sum()),
-        ]
-    )
+    paid = calls.filter(pl.col("paid"))
+    try:
+        sums, steps, tries = pl.collect_all(
+            [
+                paid.select(
+                    pl.col(*_SUMS, "input_tokens_est", "cost_usd").sum(),
+                    calls=pl.len(),
+                    unpriced=pl.col("cost_usd").null_count(),
+                    p50=pl.col("latency_s").quantile(0.5),
+                    p95=pl.col("latency_s").quantile(0.95),
+                ),
+                paid.group_by("step").len().sort("step"),
+                calls.select(pl.col("attempts", "rate_limited").sum()),
+            ]
+        )
+    except (pl.exceptions.PolarsError, OSError):
+        raise parts.damaged(directory / "calls") from None
     total, tried = sums.row(0, named=True), tries.row(0, named=True)
     events = list(_events(directory / "run.log"))
     rows = next((event["rows"] for event in reversed(events) if event["event"] == "start"), counts.total())
@@ -141,11 +144,6 @@ def summarize(directory: Path) -> Summary:
         latency_p95_s=total["p95"],
         seconds=_seconds(events),
     )
-
-
-def outcomes_of(directory: Path) -> Outcomes:
-    """The outcome of every row so far."""
-    return load(directory, lambda raw: Reply("", "ok"))[0]
 
 
 def in_use(directory: Path) -> bool:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -25,15 +25,16 @@ from pipeline.engine import Engine, Monitor
 from pipeline.errors import AuthError, InputError, JobError, PipelineError, RunStateError, ServiceError
 from pipeline.job import DEFAULT_BASE_URL, Job, api_key
 from pipeline.prices import CHECKED, MODELS, model_info
-from pipeline.providers.gemini import Gemini
+from pipeline.providers.gemini import Gemini, parse_reply
 from pipeline.providers.transport import Wire
 from pipeline.quota.book import QuotaBook
-from pipeline.records import STATUSES, Document, Limits, Verdict
+from pipeline.records import STATUSES, Document, Limits, Reply, Verdict
 from pipeline.source import Source, open_source, output_conflict
 from pipeline.store.export import export, output_schema
-from pipeline.store.manifest import Manifest
+from pipeline.store.journal import Call
+from pipeline.store.manifest import Manifest, differences
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.run import RunStore
+from pipeline.store.run import RunStore, load
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, check_variables
 
 HEARTBEAT_S = 10.0
@@ -92,7 +93,7 @@ class Session:
             if frame.item(-1, 0) >= limit - 1:
                 return
 
-    def manifest(self, estimate: plan.Plan | None) -> Manifest:
+    def manifest(self) -> Manifest:
         """What this session's run belongs to."""
         return Manifest(
             job=self.job.name,
@@ -228,23 +229,29 @@ async def check_service(session: Session) -> list[tuple[str, str, str]]:
 
 async def estimate(session: Session) -> plan.Plan:
     """What is left of this job and what it takes. Sends and writes nothing."""
-    outcomes = None
-    if read_manifest(session.directory / "manifest.json"):
-        outcomes = report.outcomes_of(session.directory)
-    return await plan.make(session.job, session.documents(), session.rows, outcomes.done if outcomes else _never)
+    known = read_manifest(session.directory / "manifest.json")
+    if known is None or differences(known, session.manifest()):
+        return await plan.make(session.job, session.documents(), session.rows, lambda row: False)
+    outcomes, unsealed = load(session.directory, parse_reply)
+    calls = {call.fingerprint: call for call in unsealed.calls if call.paid}
+    return await plan.make(session.job, session.documents(), session.rows, outcomes.done, _bought(calls.get))
 
 
-def _never(row: int) -> bool:
-    return False
+def _bought(find: Callable[[str], Call | None]) -> Callable[[str], Reply | None]:
+    def reply(fingerprint: str) -> Reply | None:
+        call = find(fingerprint)
+        return call.reply if call else None
+
+    return reply
 
 
-def open_book(job: Job, endpoint: str, offline: bool) -> QuotaBook:
+def open_book(job: Job, endpoint: str, offline: bool) -> AbstractContextManager[QuotaBook | None]:
     """Sends and day counts that all runs of one key and model share, in the user's state directory.
 
-    The key itself is not in it: only a hash tells two projects apart. An offline run keeps its own count.
+    The key itself is not in it: only a hash tells two projects apart. An offline run keeps no book.
     """
     if offline:
-        return QuotaBook(None, endpoint)
+        return nullcontext()
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     project = hashlib.blake2b(api_key(job).encode(), digest_size=8).hexdigest()
     return QuotaBook(state / "prompt-pipeline" / "quota.sqlite", f"{endpoint}/{project}/{job.params.model}")
@@ -262,17 +269,17 @@ async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
         set_aside(session.directory)
     async with open_provider(job, options.offline) as provider:
         store = RunStore(session.directory, provider.parse)
-        continued = store.open(session.manifest(None))
+        continued = store.open(session.manifest())
         try:
             if options.retry:
                 store.reopen(options.retry)
             if options.skip_failed:
                 store.outcomes.settle()
-            planned = await plan.make(job, session.documents(), session.rows, store.outcomes.done)
+            planned = await plan.make(job, session.documents(), session.rows, store.outcomes.done, _bought(store.reply))
             spending = _spending(job, options, store, planned)
             confirm(planned, continued)
             with open_book(job, provider.endpoint, options.offline) as book:
-                engine = _engine(session, store, provider, spending, book)
+                engine = _engine(session, store, provider, spending, book, planned.prompts)
                 await _attended(engine, store, watch)
             await store.seal()
             await anyio.to_thread.run_sync(
@@ -314,9 +321,11 @@ def _spending(job: Job, options: Options, store: RunStore, planned: plan.Plan) -
     return Spending(cap, store.spent_usd())
 
 
-def _engine(session: Session, store: RunStore, provider: Gemini, spending: Spending, book: QuotaBook) -> Engine:
+def _engine(
+    session: Session, store: RunStore, provider: Gemini, spending: Spending, book: QuotaBook | None, prompts: int
+) -> Engine:
     options = session.options
-    monitor = Monitor(session.rows)
+    monitor = Monitor(session.rows, prompts)
     monitor.outcomes.update({status: store.outcomes.count(status, lasting=True) for status in STATUSES})
     monitor.cost_usd = store.spent_usd()
 

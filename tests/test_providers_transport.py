@@ -136,7 +136,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("base", [f"http://127.0.0.1:{free_port()}", "http://no-such-host.invalid"])
+@pytest.mark.parametrize(
+    "base", [f"http://127.0.0.1:{free_port()}", "http://no-such-host.invalid"], ids=["refused", "unknown host"]
+)
 def test_no_connection_means_not_sent(base: str) -> None:
     answer = anyio.run(post, base)
     assert isinstance(answer, Lost) and (answer.kind, answer.sent) == ("not_connected", False)

@@ -9,6 +9,7 @@ is followed, so a key never travels to another host; no cookie is kept; no `.net
 environment. HTTP/1.1 only: one HTTP/2 connection caps the calls in flight at about 100.
 """
 
+import asyncio
 from base64 import b64encode
 from dataclasses import dataclass
 from types import TracebackType
@@ -82,9 +83,12 @@ class Wire:
         self, url: httpx.URL, headers: httpx.Headers, content: bytes, timeout_s: float = READ_TIMEOUT_S
     ) -> Response | Lost:
         """POST `content`; `timeout_s` limits the whole exchange, from the first byte out to the last byte in."""
-        return await self._exchange(
-            httpx.Request("POST", url, headers=headers, content=content, extensions=self._extensions), timeout_s
+        # A given stream keeps httpx from adding headers one by one (50 µs a call): aiohttp adds the same ones anyway.
+        request = httpx.Request(
+            "POST", url, headers=headers, stream=httpx.ByteStream(content), extensions=self._extensions
         )
+        request.read()
+        return await self._exchange(request, timeout_s)
 
     async def get(self, url: httpx.URL, headers: httpx.Headers, timeout_s: float = READ_TIMEOUT_S) -> Response | Lost:
         """GET `url`; `timeout_s` as in `post`."""
@@ -93,10 +97,11 @@ class Wire:
     async def _exchange(self, request: httpx.Request, timeout_s: float) -> Response | Lost:
         transport = self._transport_for(request.url)
         try:
-            with anyio.fail_after(timeout_s):
+            # asyncio's own timeout: anyio's costs 80 µs a call more, a sixth of the whole line.
+            async with asyncio.timeout(timeout_s):
                 response = await transport.handle_async_request(request)
                 try:
-                    body = await response.aread()
+                    body = await _read(response)
                 finally:
                     # A connection whose body was not read to its end is closed here, also when the call is cancelled.
                     await response.aclose()
@@ -114,6 +119,12 @@ class Wire:
             transport = self._by_proxy.get(proxy) or _aiohttp_transport(proxy)
             self._by_proxy[proxy] = self._by_origin[origin] = transport
         return transport
+
+
+async def _read(response: httpx.Response) -> bytes:
+    if "content-encoding" in response.headers or not isinstance(response.stream, httpx.AsyncByteStream):
+        return await response.aread()
+    return b"".join([part async for part in response.stream])
 
 
 def proxy_for(url: httpx.URL) -> httpx.URL | None:

@@ -263,6 +263,7 @@ def parse_duration(text: str) -> float | None:
 
 
 @lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # answers of the same second bear the same date
 def http_date(value: str | None) -> float | None:
     """Seconds since the epoch of an HTTP date such as `Sun, 22 Nov 2026 10:00:00 GMT`; None when it is not one."""
     if not value:

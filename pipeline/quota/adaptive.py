@@ -6,18 +6,22 @@ from math import inf
 KEEP = 0.99
 """Part of what was admitted that is believed to be the limit."""
 EPISODE_S = 60.0
-_LEAST = 0.02  # of the limit before, in one cut
+_LEAST = 0.02  # of the limit before, in the first cut
 _REPEAT = 0.7  # the deepest cut when one follows another within EPISODE_S
-_STEP, _LONGEST_STEP = 0.02, 0.32
-_FIRST_GAP_S, _LONGEST_GAP_S = 60.0, 600.0
+_MEASURE_S = 20.0  # over less time no rate can be measured
+_REPEAT_SOON, _NAMED_SOON = 0.85, 0.95  # the cut then; a named limit that is not lower is used by others too
+_STEP, _NAMED_STEP, _LONGEST_STEP = 0.02, 0.06, 0.32  # upward; twice as long each time it succeeds
+_NAMED_GAP_S, _GAP_S = 60.0, 600.0
 _DOUBLING_S = 10.0
+_FILLED = 0.7  # of the limit must have been used in the last minute before it doubles: the overshoot stays small
+_SMALL = 60.0  # a minute, up to which that does not matter
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """What the server let through before a refusal, in the unit of the meter."""
 
-    last_minute: float
+    last_minute: float  # before the refused request left
     since_cut: float
     total: float
     began_at: float  # of `total`
@@ -42,7 +46,9 @@ class AdaptiveLimit:
         self._cut_at = -inf
         self._changed_at: float | None = None
         self._step = _STEP
-        self._gap_s = _FIRST_GAP_S
+        self._gap_s = _GAP_S
+        self._probed_at = -inf
+        self._before_probe = self.value
 
     @property
     def known(self) -> float | None:
@@ -58,60 +64,66 @@ class AdaptiveLimit:
         """Learn from a refusal of a request sent at `sent_at`; True when the limit changed."""
         if sent_at <= self._cut_at:
             return False
-        repeated = now - self._cut_at < EPISODE_S
         if named is not None and named < self.value:
             self._top = self.value = self._safe = named
+        elif now - self._probed_at < self._gap_s:
+            self.value = self._safe = self._before_probe
+        elif now - self._cut_at < EPISODE_S:
+            self._cut_again(now, admitted, _NAMED_SOON if named is not None else _REPEAT_SOON)
         else:
-            self._cut(now, admitted, repeated)
+            self._safe = self.value = max(
+                1.0, _LEAST * self.value, min(0.98 * self.value, KEEP * self._explained(now, admitted))
+            )
+        # A limit that is named and not lower is used by others too, who may leave; one nobody names is probed seldom.
+        self._gap_s = _GAP_S if named is None else _NAMED_GAP_S
         self._growing = False
         self._cut_at = self._changed_at = now
-        self._step = _STEP
-        self._gap_s = min(_LONGEST_GAP_S, self._gap_s * 2) if repeated else self._gap_s
+        self._probed_at = -inf
+        self._step = _STEP if named is None else _NAMED_STEP
         return True
 
-    def grow(self, now: float, period_s: float) -> bool:
-        """Probe upward; called while the limit is what holds the work up. `period_s`: seconds between requests."""
+    def grow(self, now: float, last_minute: float) -> bool:
+        """Probe upward; called while this limit is what holds the work up. `last_minute` is what it let through."""
         if self.value >= self._top:
             return False
         if self._changed_at is None:
             self._changed_at = now
         age = now - self._changed_at
         if self._growing:
-            if age < max(_DOUBLING_S, 2 * period_s):
+            if age < _DOUBLING_S or (self.value > _SMALL and last_minute < _FILLED * self.value):
                 return False
-            self.value = self._safe = min(self._top, self.value * 2)
+            self.value = self._safe = min(self._top, 2.0 * self.value)
         elif self.value < self._safe:
             if age < EPISODE_S:
                 return False
-            self.value = min(self._safe, self.value * 1.1)
+            self.value = min(self._safe, 1.1 * self.value)
         else:
             if age < self._gap_s:
                 return False
-            self.value = self._safe = min(self._top, self.value * (1 + self._step))
-            self._step = min(_LONGEST_STEP, self._step * 2)
-            self._gap_s = _FIRST_GAP_S
+            self._before_probe, self._probed_at = self.value, now
+            self.value = self._safe = min(self._top, self.value * (1.0 + self._step))
+            self._step = min(_LONGEST_STEP, 2.0 * self._step)
+            self._gap_s = _NAMED_GAP_S
         self._changed_at = now
         return True
 
-    def _cut(self, now: float, admitted: Admitted, repeated: bool) -> None:
-        before = self.value
-        if repeated:
-            rate = admitted.since_cut / max(1.0, now - self._cut_at) * 60.0
-            self.value = min(0.98 * before, max(KEEP * rate, _REPEAT * before))
-            self._safe = min(self._safe, 0.98 * before)
+    def _cut_again(self, now: float, admitted: Admitted, soon: float) -> None:
+        """Refused within a minute of the last cut: the limit is what got through since, but not too little."""
+        elapsed_s = now - self._cut_at
+        self._safe = 0.98 * self.value
+        if elapsed_s < _MEASURE_S:
+            self.value = max(1.0, min(KEEP * admitted.last_minute, soon * self.value))
         else:
-            self.value = min(0.98 * before, KEEP * self._explained(now, admitted))
-            self._safe = self.value
-        self.value = max(self.value, _LEAST * before, 1.0)
-        self._safe = max(self._safe, self.value)
+            rate = admitted.since_cut / elapsed_s * 60.0
+            self.value = max(1.0, min(self._safe, max(KEEP * rate, _REPEAT * self.value)))
 
     def _explained(self, now: float, admitted: Admitted) -> float:
         """The limit that explains a refusal after quiet.
 
-        Every server that counts windows refuses once a minute holds its limit. One that let through a full minute at
-        the believed rate and refuses all the same keeps a bucket that was full at first: by now it has admitted its
-        capacity and what flowed in since.
+        A server that counts windows has let through its limit in the last minute. One that let through a whole minute
+        at the believed rate, and refuses for the first time, keeps a bucket that was full at first: by now it has
+        given its capacity and what flowed in since.
         """
-        if admitted.last_minute < 0.97 * self.value:
+        if self._cut_at > -inf or admitted.last_minute < 0.97 * self.value:
             return admitted.last_minute
         return min(admitted.last_minute, admitted.total / (1.0 + (now - admitted.began_at) / 60.0))

@@ -1,6 +1,7 @@
 """What was sent and learned, shared by every run of a project: a small SQLite file in the user's state directory."""
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,44 @@ class Send:
     tokens: int
 
 
+class MemoryBook:
+    """The book of a run that shares with nobody: it counts the days, and forgets them at the end."""
+
+    def __init__(self) -> None:
+        self._days: Counter[str] = Counter()
+
+    def recent(self, now: float) -> list[Send]:
+        """None: other runs are not known."""
+        return []
+
+    def news(self) -> list[Send]:
+        """None, as for `recent`."""
+        return []
+
+    def send(self, at: float, tokens: int, day: str) -> int:
+        """Count one request."""
+        self._days[day] += 1
+        return 0
+
+    def settle(self, entry: int, tokens: int) -> None:
+        """Nobody else asks."""
+
+    def refund(self, entry: int, day: str) -> None:
+        """Take out a request that never counted."""
+        self._days[day] -= 1
+
+    def requests_on(self, day: str) -> int:
+        """Requests of this run on a quota day (YYYY-MM-DD)."""
+        return self._days[day]
+
+    def learn(self, meter: str, value: float, now: float) -> None:
+        """Nobody asks later."""
+
+    def learned(self, meter: str, now: float) -> float | None:
+        """None: earlier runs are not known."""
+        return None
+
+
 class QuotaBook:
     """The sends, day counts and learned limits of one endpoint and model.
 
@@ -46,17 +85,15 @@ class QuotaBook:
     about 18 µs, a look for news 3 µs when there is none (measured 2026-11).
     """
 
-    def __init__(self, path: Path | None, endpoint: str) -> None:
-        """`endpoint` names project, service and model, never a key; without `path` the book is in memory."""
-        self._where = str(path) if path else ":memory:"
+    def __init__(self, path: Path, endpoint: str) -> None:
+        """`endpoint` names project, service and model, never a key."""
+        self._where = str(path)
         self._endpoint = endpoint
         self._who = uuid4().hex
         self._version = -1
         self._seen = 0
-        self._days: dict[str, int] = {}
         try:
-            if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self._where, timeout=5.0, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = OFF")

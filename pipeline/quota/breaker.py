@@ -5,6 +5,8 @@ from random import Random
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
+QUIET_S = 900.0
+"""Failures further apart than this are of different outages: nothing was sent in between."""
 
 
 class Breaker:
@@ -23,6 +25,7 @@ class Breaker:
         self._paused_at = -inf
         self._probing = False
         self._down_since: float | None = None
+        self._failed_at = -inf
 
     def opens_at(self, now: float) -> float | None:
         """None when a request may leave; else when to ask again, `inf` while a probe is on its way."""
@@ -46,8 +49,9 @@ class Breaker:
 
     def failed(self, now: float, sent_at: float, *, weight: int = 1) -> bool:
         """The server failed; True when that begins a pause."""
-        if self._down_since is None:
+        if self._down_since is None or now - self._failed_at > QUIET_S:
             self._down_since = now
+        self._failed_at = now
         if self._until != -inf and sent_at < self._paused_at:
             return False
         self._failures += weight
@@ -59,6 +63,10 @@ class Breaker:
         self._probing = False
         return True
 
-    def down_s(self, now: float) -> float:
-        """Seconds since the first failure that no success followed."""
-        return 0.0 if self._down_since is None else now - self._down_since
+    def undecided(self) -> None:
+        """The probe, if one was on its way, told nothing: another may go."""
+        self._probing = False
+
+    def down_s(self) -> float:
+        """Seconds from the first to the last failure that no success followed."""
+        return 0.0 if self._down_since is None else self._failed_at - self._down_since

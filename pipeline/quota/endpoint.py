@@ -6,12 +6,12 @@ from math import inf
 from random import Random
 
 from pipeline.quota.adaptive import AdaptiveLimit, Admitted
-from pipeline.quota.book import QuotaBook, Send
+from pipeline.quota.book import MemoryBook, QuotaBook, Send
 from pipeline.quota.breaker import Breaker
 from pipeline.quota.daily import RESET_ZONE, DailyQuota
 from pipeline.quota.estimates import Trust
 from pipeline.quota.ledger import Charge, TokenLedger
-from pipeline.quota.pacer import RequestPacer
+from pipeline.quota.pacer import RESERVE_FROM_RPM, WINDOW_S, RequestPacer
 from pipeline.quota.phase import MinutePhase
 from pipeline.quota.slots import Slots
 from pipeline.records import Limits, QuotaHit, Verdict
@@ -64,7 +64,7 @@ class EndpointQuota:
         zone: str = RESET_ZONE,
     ) -> None:
         self._wall, self._notify, self._rng = wall, notify, rng
-        self._book = book if book is not None else QuotaBook(None, "")
+        self._book: QuotaBook | MemoryBook = book if book is not None else MemoryBook()
         self.unlimited = limits.rpm == 0 and limits.tpm == 0 and limits.rpd is None
         self.requests = self._meter("requests", limits.rpm, FIRST_RPM)
         self.tokens = self._meter("tokens", limits.tpm, FIRST_TPM)
@@ -122,11 +122,14 @@ class EndpointQuota:
         waits = [self._outage.opens_at(now), self._refusals.opens_at(now)]
         if now < self._hold_until:
             waits.append(self._hold_until)
+        if self.requests:
+            fits_at = self.ledger.request_fits_at(now, self.requests.value, counted=self._strict)
+            waits.append(fits_at if fits_at > now else None)
         return max((wait for wait in waits if wait is not None), default=None)
 
-    def down_s(self, now: float) -> float:
+    def down_s(self) -> float:
         """How long every request has failed or been refused."""
-        return max(self._outage.down_s(now), self._refusals.down_s(now))
+        return max(self._outage.down_s(), self._refusals.down_s())
 
     def paced(self) -> bool:
         """Whether `acquire` would wait."""
@@ -136,8 +139,10 @@ class EndpointQuota:
         """Wait for the pace of requests. One task only."""
         if self._pacer is None:
             return
-        if self.requests and not self._pacer.ready() and self.requests.grow(now, self._pacer.period_s):
-            self._requests_changed(now)
+        if self.requests and not self._pacer.ready():
+            last_minute, _ = self.ledger.last_minute(now)
+            if self.requests.grow(now, last_minute):
+                self._requests_changed(now)
         await self._pacer.acquire()
 
     def room(self, now: float, trust: Trust) -> float:
@@ -146,7 +151,7 @@ class EndpointQuota:
 
     def fits_at(self, now: float, tokens: float, trust: Trust) -> float:
         """When that many tokens may fit at the earliest; called while tokens are what holds the work up."""
-        if self.tokens and self.tokens.grow(now, 0.0):
+        if self.tokens and self.tokens.grow(now, self.ledger.last_minute(now)[1]):
             self._tokens_changed()
         return self.ledger.fits_at(now, tokens, trust)
 
@@ -191,7 +196,9 @@ class EndpointQuota:
             self._release(ticket)
         if verdict.kind != "transient":
             self._outage.succeeded()
+            self._refusals.succeeded()
             return
+        self._refusals.undecided()
         if verdict.http_status == 503:
             self.slots.overloaded(now)
         if self._outage.failed(now, ticket.sent_at):
@@ -204,6 +211,7 @@ class EndpointQuota:
             self.phase.observe(verdict.served_at, ticket.sent_at, now)
         self._release(ticket)
         if verdict.kind == "day_quota":
+            self._refusals.undecided()
             self.day.exhausted(self._wall(), verdict.retry_after_s)
             return
         if self._refusals.failed(now, ticket.sent_at, weight=1 if verdict.quota else REFUSALS_IN_A_ROW):
@@ -216,6 +224,8 @@ class EndpointQuota:
 
     def unknown(self, ticket: Ticket) -> None:
         """Nobody knows what became of the request: it stays charged."""
+        self._outage.undecided()
+        self._refusals.undecided()
         self._settle(ticket, None)
 
     def _meter(self, name: str, configured: int | None, start: int) -> AdaptiveLimit | None:
@@ -272,11 +282,15 @@ class EndpointQuota:
             return
         if hit.meter == "tokens" and (hit.limit is None or hit.limit >= meter.value):
             self.phase.distrust()
+        if self._forgave_no_burst(hit, meter):
+            self._strict = True
+            self._requests_changed(now)
+            return
         which = 0 if hit.meter == "requests" else 1
         began_at = now if self._began_at is None else self._began_at
         in_flight = self.ledger.in_flight()[which]
         admitted = Admitted(
-            last_minute=self.ledger.last_minute(now)[which],
+            last_minute=self.ledger.since(ticket.sent_at - WINDOW_S)[which] - self.ledger.since(ticket.sent_at)[which],
             since_cut=self.ledger.since(meter.cut_at)[which],
             total=self._admitted[hit.meter] + in_flight,
             began_at=began_at,
@@ -289,6 +303,12 @@ class EndpointQuota:
             self._requests_changed(now)
         else:
             self._tokens_changed()
+
+    def _forgave_no_burst(self, hit: QuotaHit, meter: AdaptiveLimit) -> bool:
+        """A low limit is first kept without the one request in reserve that a sliding-window counter needs."""
+        if hit.meter != "requests" or self._strict or meter.known is None:
+            return False
+        return meter.value < RESERVE_FROM_RPM and (hit.limit is None or hit.limit >= meter.value)
 
     def _requests_changed(self, now: float) -> None:
         assert self._pacer is not None

@@ -14,7 +14,7 @@ _MEMORY = 50  # answers that a calibration remembers
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trust:
-    """How to read an estimate: times `ratio`; one prompt may be off by `spread`, all alike by `bias`, as parts of it."""
+    """How to read an estimate: times `ratio`; one may be off by `spread`, all alike by `bias`, as parts of it."""
 
     ratio: float
     spread: float

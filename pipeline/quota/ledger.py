@@ -1,9 +1,11 @@
 """Tokens per minute: an exact record of what was sent, asked what still fits under every way a server may count."""
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from math import inf, sqrt
+from operator import attrgetter
 
 from pipeline.quota.estimates import EXACT, Trust
 from pipeline.quota.pacer import JITTER_S, WINDOW_S
@@ -42,7 +44,7 @@ class _Tail:
         self.requests = 0
 
     def move(self, charges: list[Charge], base: int, since: float) -> int:
-        """Tokens charged at `since` or later."""
+        """Sum up what was charged at `since` or later; the tokens of it."""
         position = self.start - base
         while position < len(charges) and charges[position].at < since:
             self.tokens -= charges[position].tokens
@@ -54,6 +56,11 @@ class _Tail:
             self.requests += charges[position].requests
         self.start = position + base
         return self.tokens
+
+
+Amount = Callable[[Charge | _Tail], int]
+_tokens: Amount = attrgetter("tokens")
+_requests: Amount = attrgetter("requests")
 
 
 class TokenLedger:
@@ -72,10 +79,12 @@ class TokenLedger:
         self._phase = phase
         self._charges: list[Charge] = []
         self._base = 0  # index of the first charge still kept
-        self._minute, self._current, self._previous = _Tail(), _Tail(), _Tail()
+        self._minute, self._current, self._both = _Tail(), _Tail(), _Tail()
         self._variance = 0.0  # of the open reservations
         self._bias = 0.0
         self._open_requests = self._open_tokens = 0
+        self._used_at: float | None = None  # of the last answer of `used`, until a charge changes
+        self._used = 0.0
         self._bound_at = -inf  # the bound over all phases: when it was computed, and what it was
         self._bound = 0.0
 
@@ -102,13 +111,9 @@ class TokenLedger:
 
     def used(self, now: float) -> float:
         """The most that the server can have counted against the limit by now."""
-        self._trim(now)
-        minute = self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
-        bounds = self._phase.bounds
-        if bounds is None:
-            return max(minute, self._over_all_phases(now))
-        current, previous, elapsed = self._counter(now, *bounds)
-        return max(minute, current + previous * (1.0 - elapsed / WINDOW_S))
+        if now != self._used_at:
+            self._used_at, self._used = now, self._most(now)
+        return self._used
 
     def room(self, now: float, trust: Trust = EXACT) -> float:
         """The largest prompt that fits now, in expected tokens; negative when nothing does.
@@ -127,24 +132,26 @@ class TokenLedger:
 
     def fits_at(self, now: float, tokens: float, trust: Trust = EXACT) -> float:
         """When `tokens` may fit at the earliest if nothing is settled before; later than `now`."""
-        soonest = now + _LEAST_WAIT_S
         deviation = sqrt(self._variance + (trust.spread * tokens) ** 2)
         allowed = self.limit - self._bias - DEVIATIONS * deviation - tokens * (1.0 + trust.bias)
         self.used(now)
-        surplus = self._minute.tokens - allowed
-        position = self._minute.start - self._base
-        while surplus > 0 and position < len(self._charges):
-            surplus -= self._charges[position].tokens
-            soonest = max(soonest, self._charges[position].at + WINDOW_S + JITTER_S)
-            position += 1
+        soonest = max(now + _LEAST_WAIT_S, self._falls_to(allowed, _tokens))
         bounds = self._phase.bounds
         if bounds is None:
             return max(soonest, now + 2 * RECOMPUTE_S)
-        current, previous, elapsed = self._counter(now, *bounds)
-        if current + previous * (1.0 - elapsed / WINDOW_S) <= allowed:
-            return soonest
-        share = max(0.0, allowed - current) / previous if previous else 0.0
-        return max(soonest, now + WINDOW_S * (1.0 - share) - elapsed)
+        return max(soonest, self._counter_falls_to(now, bounds, allowed, _tokens))
+
+    def request_fits_at(self, now: float, limit: float, *, counted: bool) -> float:
+        """When one more request keeps within `limit` a minute: -inf for now; with `counted` by the counter too.
+
+        The pace keeps that by itself; this is for limits that fell, and for requests of other runs.
+        """
+        self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
+        fits_at = self._falls_to(limit - 1.0, _requests)
+        bounds = self._phase.bounds
+        if counted and bounds is not None:
+            fits_at = max(fits_at, self._counter_falls_to(now, bounds, limit - 1.0, _requests))
+        return fits_at
 
     def last_minute(self, now: float) -> tuple[int, int]:
         """Requests and tokens of the last 60 s."""
@@ -165,6 +172,16 @@ class TokenLedger:
         """Requests and tokens reserved and not yet closed."""
         return self._open_requests, self._open_tokens
 
+    def _most(self, now: float) -> float:
+        self._trim(now)
+        minute = self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
+        bounds = self._phase.bounds
+        if bounds is None:
+            return max(minute, self._over_all_phases(now))
+        elapsed = self._count(now, *bounds)
+        current, both = self._current.tokens, self._both.tokens
+        return max(minute, current + (both - current) * (1.0 - elapsed / WINDOW_S))
+
     def _close(self, charge: Charge) -> None:
         if not charge.open:
             raise RuntimeError("a reservation is closed twice")
@@ -175,31 +192,55 @@ class TokenLedger:
         self._bias = max(0.0, self._bias - charge.bias)
 
     def _amend(self, charge: Charge, tokens: int, requests: int) -> None:
+        self._used_at = None
         more_tokens, more_requests = tokens - charge.tokens, requests - charge.requests
         charge.tokens, charge.requests = tokens, requests
-        for tail in (self._minute, self._current, self._previous):
+        for tail in (self._minute, self._current, self._both):
             if charge.index >= tail.start:
                 tail.tokens += more_tokens
                 tail.requests += more_requests
         if more_tokens > 0:
             self._bound += more_tokens
 
-    def _counter(self, now: float, low: float, high: float) -> tuple[int, int, float]:
-        """Most tokens in the server's minute and the one before, and the least seconds that minute has lasted.
+    def _count(self, now: float, low: float, high: float) -> float:
+        """Bring the counter up to date: the most that may be in the server's minute, and in it and the one before.
 
-        By the slowest clock that is possible least of the minute is over; by the fastest it began earliest.
+        Returns the least seconds that minute has lasted: by the slowest clock that is possible least of it is over; by
+        the fastest it began earliest.
         """
         elapsed = (now + low) % WINDOW_S
         began = now - elapsed - (high - low) - JITTER_S
-        current = self._current.move(self._charges, self._base, began)
-        both = self._previous.move(self._charges, self._base, began - WINDOW_S)
-        return current, both - current, elapsed
+        self._current.move(self._charges, self._base, began)
+        self._both.move(self._charges, self._base, began - WINDOW_S)
+        return elapsed
+
+    def _falls_to(self, allowed: float, amount: Amount) -> float:
+        """When the sum over a sliding minute falls to `allowed` if nothing is sent: -inf when it is there."""
+        surplus = amount(self._minute) - allowed
+        position = self._minute.start - self._base
+        falls_at = -inf
+        while surplus > 0 and position < len(self._charges):
+            surplus -= amount(self._charges[position])
+            falls_at = self._charges[position].at + WINDOW_S + JITTER_S + _LEAST_WAIT_S
+            position += 1
+        return falls_at
+
+    def _counter_falls_to(self, now: float, bounds: tuple[float, float], allowed: float, amount: Amount) -> float:
+        """The same for the counter per minute; at most until the next minute begins."""
+        elapsed = self._count(now, *bounds)
+        current = amount(self._current)
+        previous = amount(self._both) - current
+        if current + previous * (1.0 - elapsed / WINDOW_S) <= allowed:
+            return -inf
+        share = max(0.0, allowed - current) / previous if previous else 0.0
+        return now + WINDOW_S * (1.0 - share) - elapsed + _LEAST_WAIT_S
 
     def _over_all_phases(self, now: float) -> float:
         """The greatest value of a counter per minute over every phase it may have.
 
         With F(x) the charges of age x or less, a minute that began p seconds ago counts
-        p/60·F(p) + (1 − p/60)·F(p + 60). Between two ages of charges that falls with p, so the greatest value is at such an age, or at 0 or 60.
+        p/60·F(p) + (1 − p/60)·F(p + 60). Between two ages of charges that falls with p, so the greatest value is at
+        such an age, or at 0 or 60.
         """
         if now - self._bound_at < RECOMPUTE_S:
             return self._bound
@@ -219,7 +260,7 @@ class TokenLedger:
     def _trim(self, now: float) -> None:
         if len(self._charges) <= _TRIM_AT or self._charges[_TRIM_AT].at > now - _KEEP_S:
             return
-        for tail in (self._minute, self._current, self._previous):
+        for tail in (self._minute, self._current, self._both):
             if tail.start - self._base < _TRIM_AT:
                 tail.move(self._charges, self._base, now - _KEEP_S)
         del self._charges[:_TRIM_AT]

@@ -41,8 +41,11 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = path.stat().st_size if path.exists() else 0
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._refused(error) from None
+        self.size = os.fstat(self._fd).st_size
         self._synced = self.size
 
     def append(self, line: bytes) -> None:
@@ -53,23 +56,31 @@ class Journal:
                 written += os.write(self._fd, line[written:])
         except OSError as error:
             os.ftruncate(self._fd, self.size)
-            raise RunStateError(
-                f"cannot write {self.path}: {error.strerror}\nEverything before this answer is safe.",
-                "make room, then run the same command again",
-            ) from None
+            raise self._refused(error) from None
         self.size += len(line)
 
     def sync(self) -> None:
         """Force what was appended to the disk; nothing to do when nothing was."""
         size = self.size
         if size != self._synced:
-            os.fdatasync(self._fd)
+            try:
+                os.fdatasync(self._fd)
+            except OSError as error:
+                raise self._refused(error) from None
             self._synced = size
 
     def close(self) -> None:
         """Sync and close."""
-        self.sync()
-        os.close(self._fd)
+        try:
+            self.sync()
+        finally:
+            os.close(self._fd)
+
+    def _refused(self, error: OSError) -> RunStateError:
+        return RunStateError(
+            f"cannot write {self.path}: {error.strerror}\nEverything before this answer is safe.",
+            "make room, then run the same command again",
+        )
 
 
 def call_line(prompt: Prompt, reply: Reply) -> bytes:
@@ -129,8 +140,8 @@ def result_line(result: Result) -> bytes:
     return orjson.dumps({"result": record}, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def read(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """The records of a journal with their lines. A torn last line is left out.
+def read(path: Path, parse: Callable[[bytes], Reply]) -> Iterator[Call | Result]:
+    """The records of a journal, replies read again by the provider's `parse`. A torn last line is left out.
 
     Raises `RunStateError` for a damaged line that is not the last: then the disk, not a crash, is the cause.
     """
@@ -139,8 +150,8 @@ def read(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield orjson.loads(line), line
-            except orjson.JSONDecodeError:
+                yield _record(line, parse)
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
                 if not file.read(1):
                     return
                 raise RunStateError(
@@ -166,8 +177,12 @@ def kept(prompt: Prompt, reply: Reply, line: bytes) -> Call:
     )
 
 
-def read_call(record: dict[str, Any], line: bytes, parse: Callable[[bytes], Reply]) -> Call:
-    """A call record, its reply read again by the provider's `parse`."""
+def _record(line: bytes, parse: Callable[[bytes], Reply]) -> Call | Result:
+    record = orjson.loads(line)
+    return _read_call(record["call"], line, parse) if "call" in record else _read_result(record["result"])
+
+
+def _read_call(record: dict[str, Any], line: bytes, parse: Callable[[bytes], Reply]) -> Call:
     if "failure" in record:
         status, kind, error = record["failure"]
         reply = Reply("", status, error_kind=kind, error=error)
@@ -202,8 +217,7 @@ def read_call(record: dict[str, Any], line: bytes, parse: Callable[[bytes], Repl
     )
 
 
-def read_result(record: dict[str, Any]) -> Result:
-    """A result record."""
+def _read_result(record: dict[str, Any]) -> Result:
     cost, finished = record["cost_usd"], record["finished_at"]
     return Result(
         **{

@@ -11,9 +11,12 @@ from typing import Any
 import orjson
 
 from pipeline.errors import RunStateError
+from pipeline.store.parts import sync_directory
 
 VERSION = 1
 """Layout of the run directory; a newer one is refused."""
+
+_WORDS = ("system", "template")  # settings whose values are the text of prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,6 @@ class Manifest:
     offline: bool
     created_at: str
     prices_dated: str
-    estimate: Mapping[str, Any] | None = None  # what the plan said when the run was started
     versions: Mapping[str, str] | None = None
     version: int = VERSION
 
@@ -39,12 +41,14 @@ class Manifest:
 def write(path: Path, manifest: Manifest) -> None:
     """Write the manifest, whole or not at all."""
     hidden = path.with_name(f".{path.name}.tmp")
+    hidden.touch(0o600)
     with hidden.open("wb") as file:
         file.write(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         file.flush()
         os.fsync(file.fileno())
     hidden.chmod(0o600)
     hidden.rename(path)
+    sync_directory(path.parent)
 
 
 def read(path: Path) -> Manifest | None:
@@ -55,12 +59,16 @@ def read(path: Path) -> Manifest | None:
         return None
     except (orjson.JSONDecodeError, OSError) as error:
         raise RunStateError(f"cannot read {path}: {error}", "restore it, or start anew with `--fresh`") from None
-    if data.get("version", 0) > VERSION:
+    version = data.get("version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > VERSION:
         raise RunStateError(
-            f"{path.parent} was made by a newer prompt-pipeline (layout {data['version']}, this one knows {VERSION})",
+            f"{path.parent} was made by a newer prompt-pipeline (layout {version}, this one knows {VERSION})",
             "upgrade prompt-pipeline, or start anew with `--fresh`",
         )
-    return Manifest(**data)
+    try:
+        return Manifest(**data)
+    except TypeError:
+        raise RunStateError(f"{path} is not a manifest", "restore it, or start anew with `--fresh`") from None
 
 
 def differences(old: Manifest, new: Manifest) -> list[str]:
@@ -71,7 +79,7 @@ def differences(old: Manifest, new: Manifest) -> list[str]:
     for section in sorted(old.identity.keys() | new.identity.keys()):
         before, after = old.identity.get(section) or {}, new.identity.get(section) or {}
         lines += [
-            f"[{section}] {key}{_change(before.get(key), after.get(key))}"
+            f"[{section}] {key}{'' if key in _WORDS else _change(before.get(key), after.get(key))}"
             for key in sorted(before.keys() | after.keys())
             if before.get(key) != after.get(key)
         ]

@@ -4,6 +4,7 @@ Written under a hidden name, forced to the disk, then renamed.
 A part's number is that of the journal it was sealed from.
 """
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -147,14 +148,18 @@ def write_part(frame: pl.DataFrame, directory: Path, number: int) -> None:
     """Write one part so that it is whole or not there, whatever happens in between."""
     final = part_path(directory, number)
     hidden = directory / f".{final.name}.tmp"
+    encoded = io.BytesIO()  # polars would report a full disk as a fault of the file's format
+    frame.write_parquet(encoded, compression="zstd")
     try:
+        hidden.touch(0o600)
         with hidden.open("wb") as file:
-            frame.write_parquet(file, compression="zstd")
+            file.write(encoded.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         hidden.rename(final)
         sync_directory(directory)
     except OSError as error:
+        hidden.unlink(missing_ok=True)
         raise RunStateError(
             f"cannot write {final}: {error.strerror}\nWhat it was to hold is still in the journal: nothing is lost.",
             "make room, then run the same command again",
@@ -171,27 +176,41 @@ def part_paths(directory: Path) -> list[Path]:
     return sorted(directory.glob("part-*.parquet"))
 
 
+def part_number(path: Path) -> int:
+    """Number of a part's file."""
+    return int(path.stem.removeprefix("part-"))
+
+
 def newest(results: Path) -> int:
     """Number of the newest part, 0 when there is none: the seal that was completed last."""
-    return max((int(path.stem.removeprefix("part-")) for path in part_paths(results)), default=0)
+    return max(map(part_number, part_paths(results)), default=0)
 
 
 def void(directory: Path) -> list[Path]:
     """Calls parts of a seal that was not completed: the journal still holds all that is in them."""
-    sealed = part_path(directory / "calls", newest(directory / "results"))
-    return [path for path in part_paths(directory / "calls") if path > sealed]
+    sealed = newest(directory / "results")
+    return [path for path in part_paths(directory / "calls") if part_number(path) > sealed]
 
 
 def read_parts(directory: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Some columns of each part, oldest first. Raises `RunStateError` for a damaged part."""
-    for path in part_paths(directory):
-        try:
-            yield pl.read_parquet(path, columns=list(columns), memory_map=False)
-        except (pl.exceptions.PolarsError, OSError):
-            raise RunStateError(
-                f"{path} is damaged\nThe other parts are whole; its rows would be bought again without it.",
-                "restore it from a backup, or move it away to go on without it",
-            ) from None
+    return (read_part(path, columns) for path in part_paths(directory))
+
+
+def read_part(path: Path, columns: Sequence[str]) -> pl.DataFrame:
+    """Some columns of one part, in the order asked for. Raises `RunStateError` when it is damaged."""
+    try:
+        return pl.read_parquet(path, columns=list(columns), memory_map=False)
+    except (pl.exceptions.PolarsError, OSError):
+        raise damaged(path) from None
+
+
+def damaged(path: Path) -> RunStateError:
+    """What to tell of a part, or of a directory of parts, that cannot be read."""
+    return RunStateError(
+        f"{path} is damaged\nThe other parts are whole; its rows would be bought again without it.",
+        "restore it from a backup, or move it away to go on without it",
+    )
 
 
 def sync_directory(directory: Path) -> None:

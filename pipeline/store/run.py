@@ -14,6 +14,7 @@ void. So a kill between any two of these steps is read right by the next start.
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -26,7 +27,7 @@ import orjson
 from pipeline.errors import RunStateError
 from pipeline.records import PASSING, STATUSES, Prompt, Reply, Result, Status
 from pipeline.store import parts
-from pipeline.store.journal import Call, Journal, call_line, kept, read, read_call, read_result, result_line
+from pipeline.store.journal import Call, Journal, call_line, kept, read, result_line
 from pipeline.store.manifest import Lock, Manifest, differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
@@ -80,6 +81,7 @@ class Batch:
     number: int
     calls: list[Call] = field(default_factory=list)
     results: dict[int, Result] = field(default_factory=dict)
+    sealed: int = 0  # number of the parts that all of this comes after
 
 
 def is_passing(result: Result) -> bool:
@@ -88,35 +90,46 @@ def is_passing(result: Result) -> bool:
 
 
 def load(directory: Path, parse: Callable[[bytes], Reply]) -> tuple[Outcomes, Batch]:
-    """State of a run directory, unchanged: outcomes by row, and what is not sealed yet, merged into one batch."""
-    outcomes = Outcomes()
-    for frame in parts.read_parts(directory / "results", ("row", "status", "error_kind")):
-        for row, status, kind in frame.iter_rows():
-            outcomes.set(row, status, status == "error" and kind in PASSING)
-    merged = Batch(0)
-    merged.number = sealed = parts.newest(directory / "results")
-    seen: set[tuple[int, str, str, int, int]] = set()
+    """State of a run directory, unchanged: outcomes by row, and what is not sealed yet, merged into one batch.
+
+    The directory may be in use: a seal that is completed meanwhile is followed, so that nothing is missed or counted
+    twice.
+    """
+    outcomes, sealed = Outcomes(), 0
+    while True:
+        for path in parts.part_paths(directory / "results"):
+            if parts.part_number(path) > sealed:
+                sealed = parts.part_number(path)
+                for row, status, kind in parts.read_part(path, ("row", "status", "error_kind")).iter_rows():
+                    outcomes.set(row, status, status == "error" and kind in PASSING)
+        with suppress(FileNotFoundError):
+            unsealed = _unsealed(directory, sealed, parse)
+            if parts.newest(directory / "results") == sealed:
+                break
+    for result in unsealed.results.values():
+        outcomes.set(result.row, result.status, is_passing(result))
+    return outcomes, unsealed
+
+
+def _unsealed(directory: Path, sealed: int, parse: Callable[[bytes], Reply]) -> Batch:
+    merged = Batch(sealed, sealed=sealed)
+    seen: set[bytes] = set()
     for path in sorted(directory.glob("journal-*.jsonl")):
         number = int(path.stem.removeprefix("journal-"))
         if number <= sealed:
             continue
         merged.number = number
-        for record, line in read(path):
-            if "call" in record:
-                call = read_call(record["call"], line, parse)
-                identity = (call.row, call.fingerprint, call.step, call.level, call.chunk)
-                if not call.paid or identity not in seen:
-                    seen.add(identity)
-                    merged.calls.append(call)
-            else:
-                result = read_result(record["result"])
-                merged.results[result.row] = result
-                outcomes.set(result.row, result.status, is_passing(result))
-    return outcomes, merged
+        for record in read(path, parse):
+            if isinstance(record, Result):
+                merged.results[record.row] = record
+            elif not record.paid or record.line not in seen:  # one carried on is in two journals until the seal is done
+                seen.add(record.line)
+                merged.calls.append(record)
+    return merged
 
 
 class RunStore:
-    """A run directory held by this process. Use as an async context manager around the run."""
+    """A run directory held by this process, from `open` to `close`."""
 
     def __init__(self, directory: Path, parse: Callable[[bytes], Reply], *, seal_rows: int = SEAL_ROWS) -> None:
         self.directory = directory
@@ -125,6 +138,8 @@ class RunStore:
         self._seal_rows = seal_rows
         self._batch = Batch(0)
         self._journal: Journal
+        self._carried_bytes = 0  # of the journal: calls of unfinished rows that came from the one before
+        self._half_sealed = False
         self._replies: dict[str, Call] = {}
         self._sealing = anyio.Lock()
         self._room = anyio.Event()
@@ -137,24 +152,35 @@ class RunStore:
         Raises `RunStateError` when it is in use, belongs to another job or input, or cannot be read.
         """
         try:
-            for name in ("", "calls", "results"):
-                (self.directory / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+            with ExitStack() as failed:
+                for name in ("", "calls", "results"):
+                    (self.directory / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+                parts.sync_directory(self.directory.parent)
+                self._lock = Lock(self.directory / "lock")
+                failed.callback(self._lock.release)
+                known = read_manifest(self.directory / "manifest.json")
+                if known:
+                    self._check(known, manifest)
+                else:
+                    self._check_unused()
+                    write_manifest(self.directory / "manifest.json", manifest)
+                self._recover()
+                self._log = (self.directory / "run.log").open("ab", buffering=0)
+                (self.directory / "run.log").chmod(0o600)
+                failed.pop_all()
         except OSError as error:
-            raise RunStateError(f"cannot write {self.directory}: {error.strerror}") from None
-        self._lock = Lock(self.directory / "lock")
-        try:
-            known = read_manifest(self.directory / "manifest.json")
-            if known:
-                self._check(known, manifest)
-            else:
-                write_manifest(self.directory / "manifest.json", manifest)
-            self._recover()
-            self._log = (self.directory / "run.log").open("ab", buffering=0)
-            (self.directory / "run.log").chmod(0o600)
-        except BaseException:
-            self._lock.release()
-            raise
+            raise RunStateError(
+                f"cannot write {self.directory}: {error.strerror}\nWhat is kept there is untouched.",
+                "make room or mend its permissions, then run the same command again",
+            ) from None
         return known is not None
+
+    def _check_unused(self) -> None:
+        if any(self.directory.glob("journal-*.jsonl")) or any(self.directory.glob("*/part-*.parquet")):
+            raise RunStateError(
+                f"{self.directory} holds answers, but its manifest.json is gone: nobody knows to which job they belong",
+                "restore it, or move the directory away to start anew",
+            )
 
     def _check(self, known: Manifest, manifest: Manifest) -> None:
         if different := differences(known, manifest):
@@ -172,6 +198,7 @@ class RunStore:
         self.outcomes, self._batch = load(self.directory, self._parse)
         spent = sorted(self.directory.glob("journal-*.jsonl"))
         self._write_parts(self._begin_journal())
+        self._half_sealed = False
         for path in spent:
             path.unlink()
 
@@ -195,15 +222,17 @@ class RunStore:
         self.outcomes.set(result.row, result.status, is_passing(result))
 
     def log(self, event: str, **numbers: object) -> None:
-        """One line in run.log: an event with numbers, never a key, never prompt text."""
+        """One line in run.log: an event with numbers, never a key, never prompt text. A full disk drops it."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         line = orjson.dumps({"at": at, "event": event, **numbers}, default=str, option=orjson.OPT_APPEND_NEWLINE)
-        self._log.write(line)
+        with suppress(OSError):
+            self._log.write(line)
 
     async def room(self) -> None:
         """Wait while the answers not sealed yet are more than two seals' worth."""
-        while len(self._batch.results) >= 2 * self._seal_rows or self._journal.size >= 2 * SEAL_BYTES:
-            self._room = anyio.Event()
+        while self._is_due(2):
+            if self._room.is_set():
+                self._room = anyio.Event()
             await self._room.wait()
 
     async def keep(self) -> None:
@@ -211,14 +240,18 @@ class RunStore:
         while True:
             await anyio.sleep(SYNC_S)
             await anyio.to_thread.run_sync(self._journal.sync)
-            if len(self._batch.results) >= self._seal_rows or self._journal.size >= SEAL_BYTES:
+            if self._is_due(1):
                 await self.seal()
+
+    def _is_due(self, seals: int) -> bool:
+        fresh = self._journal.size - self._carried_bytes
+        return len(self._batch.results) >= seals * self._seal_rows or fresh >= seals * SEAL_BYTES
 
     async def seal(self) -> None:
         """Turn the journal into parts; lines that come meanwhile go to the next journal."""
         with anyio.CancelScope(shield=True):
             async with self._sealing:
-                if not self._batch.results:
+                if not self._can_seal():
                     return
                 old = self._journal
                 batch = self._begin_journal()
@@ -227,14 +260,17 @@ class RunStore:
 
     def close(self) -> None:
         """Seal what is left, sync, and give the directory back."""
-        try:
-            if self._batch.results:
+        with ExitStack() as closing:
+            closing.callback(self._lock.release)
+            closing.callback(self._log.close)
+            closing.callback(lambda: self._journal.close())
+            if self._can_seal():
                 old = self._journal
                 self._finish_seal(old, self._begin_journal())
-            self._journal.close()
-            self._log.close()
-        finally:
-            self._lock.release()
+
+    def _can_seal(self) -> bool:
+        # After a seal that failed, a newer part would declare the journal of the failed one spent.
+        return bool(self._batch.results) and not self._half_sealed
 
     def spent_usd(self) -> Decimal:
         """USD paid for by this run so far; a call of unknown price counts nothing."""
@@ -253,25 +289,29 @@ class RunStore:
 
     def _begin_journal(self) -> Batch:
         """Start the next journal with the paid calls of unfinished rows; returns what is to be sealed."""
+        self._half_sealed = True
         batch = self._batch
-        kept_on = [call for call in batch.calls if call.paid and not self.outcomes.done(call.row)]
+        # Not every done row: one that is tried again on request is done until then, and its calls are worth keeping.
+        finished = {row for row in batch.results if self.outcomes.done(row)}
+        kept_on = [call for call in batch.calls if call.paid and call.row not in finished]
         self._batch = Batch(batch.number + 1, kept_on)
         self._replies = {call.fingerprint: call for call in kept_on}
-        batch.calls = [call for call in batch.calls if not call.paid or self.outcomes.done(call.row)]
+        batch.calls = [call for call in batch.calls if not call.paid or call.row in finished]
         self._journal = Journal(self.directory / f"journal-{self._batch.number:06d}.jsonl")
         if kept_on:
             self._journal.append(b"".join(call.line for call in kept_on))
+        self._carried_bytes = self._journal.size
         return batch
 
     def _finish_seal(self, old: Journal, batch: Batch) -> None:
-        self._journal.sync()
-        parts.sync_directory(self.directory)
         self._write_parts(batch)
+        self._half_sealed = False
         old.close()
         old.path.unlink()
 
     def _write_parts(self, batch: Batch) -> None:
         self._journal.sync()
+        parts.sync_directory(self.directory)
         if not batch.results and not batch.calls:
             return
         answers = {row: result.response for row, result in batch.results.items()}

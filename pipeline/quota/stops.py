@@ -1,0 +1,44 @@
+"""What a service can say that ends a run: the errors, as the person who started it reads them."""
+
+from pipeline.errors import AuthError, JobError, PipelineError, QuotaExhausted, ServiceError
+from pipeline.quota.daily import until_text
+from pipeline.records import Verdict
+
+_KEPT = "What was answered is kept"
+
+
+def day_used_up(now: float, opens_at: float) -> QuotaExhausted:
+    """No request left today; both times in epoch seconds."""
+    return QuotaExhausted(
+        f"The day's quota of this project and model is used up; it returns {until_text(now, opens_at)}.",
+        f"{_KEPT}; run the same command again then, or add --wait to sleep until then.",
+    )
+
+
+def no_quota(verdict: Verdict) -> QuotaExhausted:
+    """The limit is 0: the model is not offered to this project."""
+    return QuotaExhausted(
+        f"This project has no quota for this model: {verdict.message}",
+        "Choose another model, or enable billing for the project.",
+    )
+
+
+def down(seconds: float) -> ServiceError:
+    """Nothing but failures and refusals for so long."""
+    return ServiceError(
+        f"The service has failed or refused every request for {seconds / 60:.0f} minutes.",
+        f"{_KEPT}; run the same command again when the service is back.",
+    )
+
+
+def stopped_by(verdict: Verdict) -> PipelineError:
+    """The end of a run in which no other prompt would fare better."""
+    if verdict.kind == "auth":
+        return AuthError(verdict.message, "Check the key and what its project may use: `pipeline check JOB`.")
+    if verdict.kind == "spend_limit":
+        return QuotaExhausted(
+            verdict.message, f"{_KEPT}; raise the limit or add credit, then run the same command again."
+        )
+    if verdict.http_status is not None and 400 <= verdict.http_status < 500:
+        return JobError(verdict.message, "Mend the job, then check it before anything is spent: `pipeline check JOB`.")
+    return ServiceError(verdict.message, f"{_KEPT}; run the same command again later.")

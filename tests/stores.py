@@ -1,0 +1,128 @@
+"""Prompts, replies and results as a run makes them, and a run directory that can be left as a crash leaves it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from pipeline.providers.gemini import parse_reply
+from pipeline.records import Params, Prompt, Reply, Result, Status, Usage
+from pipeline.store import parts
+from pipeline.store.manifest import Manifest
+from pipeline.store.run import RunStore
+
+AT = 1_780_000_000.25
+CENT = Decimal("0.01")
+PARAMS = Params("gemini-3.5-flash-lite", max_output_tokens=100)
+
+
+def manifest(**changes: Any) -> Manifest:
+    fields: dict[str, Any] = {
+        "job": "notes",
+        "job_path": "jobs/notes.toml",
+        "fingerprint": "f0",
+        "identity": {"model": {"name": "gemini-3.5-flash-lite", "temperature": 0.5, "stop": ["END"]}},
+        "source": "s0",
+        "source_path": "notes.csv",
+        "output": "results/notes.csv",
+        "model": "gemini-3.5-flash-lite",
+        "offline": True,
+        "created_at": "2026-11-22T20:00:00+00:00",
+        "prices_dated": "2026-11-01",
+    }
+    return Manifest(**{**fields, **changes})
+
+
+def prompt(row: int, content: str = "", **fields: Any) -> Prompt:
+    """A prompt whose fingerprint is its content, by default its row's own."""
+    values = {"step": "answer", "input_tokens_est": 10, "fingerprint": content or f"content {row}", **fields}
+    return Prompt(row=row, key=f"key {row}", text="what is sent", params=PARAMS, **values)
+
+
+def body(text: str, finish: str = "STOP", *, indent: bool = False) -> bytes:
+    """A response as the service sends it."""
+    answer = {
+        "candidates": [{"content": {"role": "model", "parts": [{"text": text}]}, "finishReason": finish}],
+        "usageMetadata": {"promptTokenCount": 12, "candidatesTokenCount": 34, "totalTokenCount": 46},
+        "modelVersion": "gemini-3.5-flash-lite-001",
+        "responseId": "r-1",
+    }
+    return orjson.dumps(answer, option=orjson.OPT_INDENT_2 if indent else None)
+
+
+def paid(text: str = "an answer", cost_usd: Decimal | None = CENT, *, raw: bytes | None = None, **fields: Any) -> Reply:
+    """A reply as the provider reads it from a response."""
+    values = {"endpoint": "gemini@example", "latency_s": 1.25, "finished_at": AT, "cost_usd": cost_usd, **fields}
+    return replace(parse_reply(body(text) if raw is None else raw), **values)
+
+
+def failed(kind: str = "server", **fields: Any) -> Reply:
+    """A prompt that failed without an answer."""
+    return Reply("", "error", error_kind=kind, error=f"{kind} trouble", attempts=5, finished_at=AT, **fields)
+
+
+def result(row: int, status: Status = "ok", kind: str | None = None, **fields: Any) -> Result:
+    """The outcome of one document that took one call."""
+    values: dict[str, Any] = {
+        "response": f"answer {row}" if status in ("ok", "truncated") else None,
+        "error": f"{kind} trouble" if kind else None,
+        "usage": Usage(12, 0, 34),
+        "cost_usd": CENT,
+        "calls": 1,
+        "chunks": 1,
+        "attempts": 1,
+        "finished_at": datetime(2026, 11, 22, 20, tzinfo=UTC),
+        **fields,
+    }
+    return Result(row=row, key=f"key {row}", status=status, error_kind=kind, **values)
+
+
+def answer(store: RunStore, row: int, status: Status = "ok", kind: str | None = None, **fields: Any) -> None:
+    """Buy the answer of a row and write its outcome."""
+    store.append_call(prompt(row), paid(f"answer {row}"))
+    store.append_result(result(row, status, kind, **fields))
+
+
+@contextmanager
+def opened(directory: Path, **options: Any) -> Iterator[RunStore]:
+    """The run directory, open, and closed at the end as a run that ends well closes it."""
+    store = RunStore(directory, parse_reply, **options)
+    store.open(manifest())
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def killed(directory: Path, **options: Any) -> Iterator[RunStore]:
+    """The run directory, open, and left at the end as SIGKILL leaves it."""
+    store = RunStore(directory, parse_reply, **options)
+    try:
+        store.open(manifest())
+        yield store
+    finally:
+        for name in ("_journal", "_log", "_lock"):
+            with suppress(AttributeError, OSError):
+                abandon(getattr(store, name))
+
+
+def abandon(held: Any) -> None:
+    """Give back what the system takes from a dead process, without a last sync."""
+    if hasattr(held, "_fd"):
+        os.close(held._fd)
+    else:
+        (held.release if hasattr(held, "release") else held.close)()
+
+
+def sealed(directory: Path, kind: str) -> pl.DataFrame:
+    """All parts of one kind, in the order they were sealed."""
+    schema = parts.CALLS_SCHEMA if kind == "calls" else parts.RESULTS_SCHEMA
+    return pl.concat([pl.DataFrame(schema=schema), *parts.read_parts(directory / kind, schema.names())])

@@ -1,0 +1,552 @@
+"""What becomes of a prompt; that the limits are kept is in test_quota_matrix.py."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import anyio
+import pytest
+from servers import EPOCH, PARAMS, World, answer_all, dispatcher_for, documents
+from vclock import run
+
+from pipeline.dispatch import UNLIMITED, Dispatcher
+from pipeline.errors import AuthError, Halted, JobError, PipelineError, QuotaExhausted, ServiceError
+from pipeline.quota.book import QuotaBook
+from pipeline.quota.daily import next_reset
+from pipeline.quota.endpoint import GIVE_UP_S
+from pipeline.records import Limits, Prompt, QuotaHit, Reply, Step, Usage, Verdict
+
+MINUTE = QuotaHit("PerMinute", "requests", "minute")
+REFUSED = Verdict("rate_limit", "quota", "slow down", http_status=429, retry_after_s=3.0, quota=(MINUTE,))
+DAY_FULL = Verdict("day_quota", "quota", "PerDay", 429, 30.0, (QuotaHit("PerDay", "requests", "day", 20),))
+BROKEN = Verdict("transient", "server", "overloaded", http_status=503)
+NO_RESPONSE = Verdict("transient", "network", "no connection", sent=False)
+REJECTED = Verdict("reject", "invalid_request", "no such field", http_status=400)
+
+
+def prompt(row: int = 0, tokens: int = 100, step: Step = "answer") -> Prompt:
+    return Prompt(row, str(row), step, "", PARAMS, tokens, str(row))
+
+
+class Service:
+    """Answers each request with the next of `script`, then with replies; remembers when requests came."""
+
+    def __init__(self, script: Iterable[Verdict | Reply] = (), latency_s: float = 1.0) -> None:
+        self.script = list(script)
+        self.latency_s = latency_s
+        self.times: list[float] = []
+        self.rows: list[int] = []
+        self.finished = 0
+
+    async def send(self, one: Prompt) -> Reply | Verdict:
+        self.times.append(anyio.current_time())
+        self.rows.append(one.row)
+        outcome = self.script.pop(0) if self.script else Reply("text", "ok", usage=Usage(one.input_tokens_est))
+        await anyio.sleep(self.latency_s)
+        self.finished += 1
+        return outcome
+
+
+def wall() -> float:
+    return EPOCH + anyio.current_time()
+
+
+def dispatching(
+    service: Service, body: Callable[[Dispatcher], Awaitable[Any]], limits: Limits = UNLIMITED, **options: Any
+) -> Any:
+    """Run `body` beside a dispatcher in front of `service`, in virtual time."""
+
+    async def main() -> Any:
+        dispatcher = Dispatcher(service.send, limits, **({"wall": wall, "rng": Random(1)} | options))
+        async with anyio.create_task_group() as group:
+            group.start_soon(dispatcher.run)
+            result = await body(dispatcher)
+            dispatcher.close()
+        assert dispatcher.in_flight == dispatcher.ready == 0
+        assert dispatcher._quota.ledger.in_flight() == (0, 0)
+        return result
+
+    return run(main)
+
+
+def one_reply(service: Service, limits: Limits = UNLIMITED, **options: Any) -> Reply:
+    return dispatching(service, lambda dispatcher: dispatcher.submit(prompt()), limits, **options)
+
+
+def stopped(service: Service, limits: Limits = UNLIMITED, **options: Any) -> PipelineError | None:
+    """The reason with which the only prompt was withheld."""
+
+    async def body(dispatcher: Dispatcher) -> PipelineError | None:
+        with pytest.raises(Halted) as caught:
+            await dispatcher.submit(prompt())
+        with pytest.raises(Halted) as again:
+            await dispatcher.submit(prompt(1))
+        assert again.value.reason is caught.value.reason
+        return caught.value.reason
+
+    return dispatching(service, body, limits, **options)
+
+
+# --- one prompt ---------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_handed_through_with_its_count_of_requests():
+    reply = one_reply(Service())
+    assert (reply.text, reply.status, reply.attempts, reply.rate_limited) == ("text", "ok", 1, 0)
+
+
+def test_a_rejected_prompt_is_not_sent_again():
+    service = Service([REJECTED])
+    reply = one_reply(service)
+    assert (reply.status, reply.error_kind, reply.raw, reply.attempts) == ("invalid", "invalid_request", b"", 1)
+    assert reply.error == "no such field"
+    assert reply.finished_at == EPOCH + 1.0
+    assert len(service.times) == 1
+
+
+def test_what_may_pass_is_sent_again_with_growing_random_pauses():
+    service = Service([BROKEN, NO_RESPONSE, BROKEN])
+    reply = one_reply(service)
+    assert (reply.status, reply.attempts, reply.rate_limited) == ("ok", 4, 0)
+    pauses = [later - before - 1.0 for before, later in zip(service.times, service.times[1:], strict=False)]
+    assert all(0 <= pause <= 2**n + 0.01 for n, pause in enumerate(pauses))
+
+
+def test_attempts_are_bounded():
+    service = Service([BROKEN] * 9)
+    reply = one_reply(service, max_attempts=3)
+    assert (reply.status, reply.error_kind, reply.attempts) == ("error", "server", 3)
+    assert len(service.times) == 3
+
+
+def test_a_delay_that_the_service_asks_for_is_kept():
+    service = Service([replace(BROKEN, retry_after_s=20.0)])
+    assert one_reply(service).status == "ok"
+    assert service.times[1] >= 21.0
+
+
+def test_a_refusal_for_quota_costs_no_attempt_and_holds_everything():
+    service = Service([REFUSED])
+
+    async def body(dispatcher: Dispatcher) -> Reply:
+        replies: list[Reply] = []
+
+        async def submit(row: int) -> None:
+            replies.append(await dispatcher.submit(prompt(row)))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(submit, 0)
+            await anyio.sleep(1.1)
+            group.start_soon(submit, 1)
+        assert (dispatcher.rate_limited, dispatcher.attempts, dispatcher.sent) == (1, 2, 3)
+        return replies
+
+    replies = dispatching(service, body)
+    assert sorted((reply.attempts, reply.rate_limited) for reply in replies) == [(1, 0), (1, 1)]
+    assert service.rows == [0, 0, 1]
+    assert all(4.0 <= time <= 4.3 for time in service.times[1:]), "hold for 3 s, then the refused one first"
+
+
+def test_more_refusals_than_attempts_do_not_lose_the_prompt():
+    assert one_reply(Service([REFUSED] * 30), max_attempts=2).rate_limited == 30
+
+
+def test_refusals_without_details_are_asked_ever_more_slowly_by_one_request_at_a_time():
+    opaque = replace(REFUSED, quota=(), retry_after_s=None)
+
+    async def body(dispatcher: Dispatcher) -> None:
+        async with anyio.create_task_group() as group:
+            for row in range(5):
+                group.start_soon(dispatcher.submit, prompt(row))
+
+    service = Service([opaque] * 12, latency_s=0.1)
+    dispatching(service, body)
+    probes = service.times[5:12]
+    pauses = [later - before for before, later in zip(probes, probes[1:], strict=False)]
+    assert all(later > 1.2 * before for before, later in zip(pauses, pauses[1:], strict=False) if before < 30)
+    assert len(service.times) == 17
+
+
+def test_a_service_that_only_refuses_is_not_asked_forever():
+    opaque = replace(REFUSED, quota=(), retry_after_s=None)
+    service = Service([opaque] * 10_000)
+    assert isinstance(stopped(service), ServiceError)
+    assert GIVE_UP_S <= service.times[-1] <= GIVE_UP_S + 120
+    assert len(service.times) < 50
+
+
+def test_a_prompt_of_more_tokens_than_a_minute_allows_is_refused_at_once():
+    service = Service()
+
+    async def body(dispatcher: Dispatcher) -> Reply:
+        return await dispatcher.submit(prompt(tokens=5000))
+
+    reply = dispatching(service, body, Limits(rpm=60, tpm=4000))
+    assert (reply.status, reply.error_kind, reply.attempts) == ("invalid", "too_long", 0)
+    assert "5,000" in reply.error and "4,000" in reply.error
+    assert service.times == []
+
+
+def test_a_large_prompt_is_counted_by_the_service_first():
+    counted: list[int] = []
+
+    async def count_tokens(one: Prompt) -> int | Verdict:
+        counted.append(one.row)
+        await anyio.sleep(0.1)
+        return 3000 if one.row == 0 else 9000 if one.row == 1 else BROKEN
+
+    async def body(dispatcher: Dispatcher) -> list[Reply]:
+        sizes = (5000, 300, 300, 10)
+        return [await dispatcher.submit(prompt(row, tokens)) for row, tokens in enumerate(sizes)]
+
+    replies = dispatching(Service(), body, Limits(rpm=600, tpm=4000), count_tokens=count_tokens)
+    assert [reply.error_kind for reply in replies] == [None, "too_long", None, None]
+    assert counted == [0, 1, 2], "the small one is not worth the question"
+
+
+def test_a_limit_that_is_only_assumed_refuses_nothing():
+    async def body(dispatcher: Dispatcher) -> Reply:
+        return await dispatcher.submit(prompt(tokens=300_000))
+
+    assert dispatching(Service(), body, Limits()).status == "ok"
+
+
+def test_a_prompt_that_a_named_limit_rules_out_is_refused_when_it_is_known():
+    hit = QuotaHit("Tokens", "tokens", "minute", 2000)
+    service = Service([replace(REFUSED, quota=(hit,))])
+
+    async def body(dispatcher: Dispatcher) -> Reply:
+        return await dispatcher.submit(prompt(tokens=3000))
+
+    reply = dispatching(service, body, Limits(rpm=600, tpm=4000))
+    assert (reply.error_kind, reply.rate_limited) == ("too_long", 1)
+
+
+# --- what stops a run ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verdict", "error"),
+    [
+        (Verdict("auth", "auth", "bad key", 403), AuthError),
+        (Verdict("spend_limit", "quota", "prepayment credits are depleted", 429), QuotaExhausted),
+        (Verdict("fatal", "invalid_request", "no such model", 404), JobError),
+        (Verdict("fatal", "server", "gone", None), ServiceError),
+        (DAY_FULL, QuotaExhausted),
+        (replace(REFUSED, quota=(replace(MINUTE, limit=0),)), QuotaExhausted),
+    ],
+)
+def test_some_failures_stop_the_run_and_keep_the_prompt_for_the_next(verdict, error):
+    service = Service([verdict])
+    reason = stopped(service)
+    assert type(reason) is error
+    assert reason.message and reason.hint
+    assert len(service.times) == 1
+
+
+def test_a_used_up_day_says_when_it_returns():
+    reason = stopped(Service([DAY_FULL]))
+    assert "2026-11-23 08:00 UTC" in reason.message
+    assert "--wait" in reason.hint
+    assert reason.exit_code == 3
+
+
+def test_with_wait_the_day_is_slept_through():
+    events: list[str] = []
+    service = Service([DAY_FULL])
+    reply = one_reply(service, wait=True, on_event=lambda kind, fields: events.append(kind))
+    assert (reply.status, reply.rate_limited) == ("ok", 1)
+    assert next_reset(EPOCH) <= EPOCH + service.times[1] <= next_reset(EPOCH) + 66
+    assert events.count("day") == 1
+
+
+def test_no_quota_at_all_is_not_waited_for():
+    none = replace(DAY_FULL, quota=(replace(DAY_FULL.quota[0], limit=0),))
+    assert isinstance(stopped(Service([none]), wait=True), QuotaExhausted)
+
+
+def test_the_days_requests_are_counted_over_runs(tmp_path: Path):
+    def run_once(submitted: int) -> tuple[int, PipelineError | None]:
+        service = Service()
+
+        async def body(dispatcher: Dispatcher) -> PipelineError | None:
+            try:
+                for row in range(submitted):
+                    await dispatcher.submit(prompt(row))
+            except Halted as halted:
+                return halted.reason
+            return None
+
+        with QuotaBook(tmp_path / "book", "m") as book:
+            reason = dispatching(service, body, Limits(rpm=0, tpm=0, rpd=10), book=book)
+        return len(service.times), reason
+
+    assert run_once(7) == (7, None)
+    sent, reason = run_once(7)
+    assert sent == 3
+    assert isinstance(reason, QuotaExhausted)
+    assert run_once(1)[0] == 0
+
+
+def test_failed_requests_count_to_the_day_and_refused_ones_do_not():
+    service = Service([BROKEN, REFUSED, BROKEN, REJECTED])
+
+    async def body(dispatcher: Dispatcher) -> int:
+        await dispatcher.submit(prompt())
+        await dispatcher.submit(prompt(1))
+        return dispatcher._quota._book.requests_on("2026-11-22")
+
+    assert dispatching(service, body, Limits(rpm=0, tpm=0, rpd=100)) == 4
+
+
+# --- stopping -----------------------------------------------------------------------------------------------------
+
+
+def test_halt_withholds_what_waits_and_finishes_what_is_in_flight():
+    service = Service(latency_s=5.0)
+    outcomes: dict[int, object] = {}
+
+    async def body(dispatcher: Dispatcher) -> None:
+        async def submit(row: int) -> None:
+            try:
+                outcomes[row] = (await dispatcher.submit(prompt(row))).status
+            except Halted as halted:
+                outcomes[row] = halted.reason
+
+        async with anyio.create_task_group() as group:
+            for row in range(5):
+                group.start_soon(submit, row)
+            await anyio.sleep(1.0)
+            assert (dispatcher.in_flight, dispatcher.ready) == (2, 3)
+            dispatcher.halt(None)
+            dispatcher.halt(JobError("later reasons do not replace the first"))
+            await anyio.sleep(1.0)
+            assert outcomes == {2: None, 3: None, 4: None}
+
+    dispatching(service, body, replace(UNLIMITED, concurrency=2))
+    assert outcomes == {0: "ok", 1: "ok", 2: None, 3: None, 4: None}
+    assert service.finished == 2
+
+
+def test_after_halt_a_failure_in_flight_is_not_sent_again():
+    service = Service([BROKEN], latency_s=5.0)
+
+    async def body(dispatcher: Dispatcher) -> None:
+        async with anyio.create_task_group() as group:
+
+            async def submit() -> None:
+                with pytest.raises(Halted):
+                    await dispatcher.submit(prompt())
+
+            group.start_soon(submit)
+            await anyio.sleep(1.0)
+            dispatcher.halt(None)
+
+    dispatching(service, body)
+    assert len(service.times) == 1
+
+
+@pytest.mark.parametrize("stop", ["halt", "close after cancel"])
+def test_run_ends_at_once_though_the_pace_is_slow(stop):
+    async def body(dispatcher: Dispatcher) -> float:
+        async with anyio.create_task_group() as group:
+            for row in range(3):
+                group.start_soon(quietly, dispatcher, row)
+            await anyio.sleep(2.0)
+            if stop == "halt":
+                dispatcher.halt(None)
+            else:
+                group.cancel_scope.cancel()
+        return anyio.current_time()
+
+    async def quietly(dispatcher: Dispatcher, row: int) -> None:
+        try:
+            await dispatcher.submit(prompt(row))
+        except Halted:
+            return
+
+    async def main() -> None:
+        service = Service()
+        dispatcher = Dispatcher(service.send, Limits(rpm=1, tpm=10_000), wall=wall)
+        async with anyio.create_task_group() as group:
+            group.start_soon(dispatcher.run)
+            await body(dispatcher)
+            dispatcher.close()
+        assert anyio.current_time() < 3.0
+
+    run(main)
+
+
+def test_a_prompt_cancelled_while_it_waits_is_withdrawn():
+    service = Service()
+
+    async def body(dispatcher: Dispatcher) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(dispatcher.submit, prompt(0))
+            await anyio.sleep(0.1)
+            with anyio.move_on_after(0.5):
+                await dispatcher.submit(prompt(1))
+            assert dispatcher.ready == 0
+
+    dispatching(service, body, replace(UNLIMITED, concurrency=1))
+    assert service.rows == [0]
+
+
+def test_a_prompt_cancelled_in_flight_is_finished_all_the_same():
+    service = Service(latency_s=5.0)
+
+    async def body(dispatcher: Dispatcher) -> None:
+        with anyio.move_on_after(1.0):
+            await dispatcher.submit(prompt(0))
+        assert dispatcher.in_flight == 1
+
+    dispatching(service, body, Limits(rpm=600, tpm=10_000))
+    assert service.finished == 1
+
+
+def test_a_bug_in_send_comes_out_of_run():
+    async def send(one: Prompt) -> Reply | Verdict:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        dispatcher = Dispatcher(send, Limits(rpm=600, tpm=10_000), wall=wall)
+        async with anyio.create_task_group() as group:
+            group.start_soon(dispatcher.run)
+            await dispatcher.submit(prompt())
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run(main)
+    assert caught.value.subgroup(ZeroDivisionError)
+
+
+def test_cancelling_the_program_at_any_moment_leaves_no_reservation_open():
+    """Every await in turn: the clock stops at many instants, everything is cancelled, and the ledger is closed."""
+    for step in range(60):
+        world = World("log", 600, 100_000, seed=step)
+        prompts = documents(world, [500, 2500, 9000] * 40)
+        prompts = [replace(one, step="reduce" if one.row % 5 == 0 else "map") for one in prompts]
+
+        async def main(world: World = world, prompts: list[Prompt] = prompts, step: int = step) -> Dispatcher:
+            dispatcher = dispatcher_for(world, Limits(rpm=600, tpm=100_000))
+            with anyio.move_on_after(0.013 + 0.21 * step):
+                await answer_all(dispatcher, prompts, at_once=50)
+            return dispatcher
+
+        dispatcher = run(main)
+        assert dispatcher._quota.ledger.in_flight() == (0, 0)
+        assert dispatcher.in_flight == 0
+        assert len(world.left) == dispatcher.sent
+
+
+def test_submitters_that_come_and_go_lose_nothing_and_stop_nothing():
+    world = World("counter", 3000, 10**6, seed=4)
+    prompts = documents(world, [300] * 600)
+    rng, answered, cancelled = Random(9), [], []
+
+    async def main() -> Dispatcher:
+        dispatcher = dispatcher_for(world, Limits(rpm=3000, tpm=10**6))
+
+        async def submit(one: Prompt) -> None:
+            with anyio.move_on_after(rng.uniform(0.0, 30.0)) as scope:
+                answered.append(await dispatcher.submit(one))
+            if scope.cancelled_caught:
+                cancelled.append(one)
+
+        async with anyio.create_task_group() as runner:
+            runner.start_soon(dispatcher.run)
+            async with anyio.create_task_group() as group:
+                for one in prompts:
+                    group.start_soon(submit, one)
+            dispatcher.close()
+        return dispatcher
+
+    dispatcher = run(main)
+    assert len(answered) + len(cancelled) == 600
+    assert min(len(answered), len(cancelled)) > 100
+    assert dispatcher._quota.ledger.in_flight() == (0, 0)
+    assert dispatcher.ready == dispatcher.in_flight == 0
+    assert world.refused == []
+
+
+# --- order, slots, outages ----------------------------------------------------------------------------------------
+
+
+def test_reduces_go_before_new_maps():
+    service = Service(latency_s=1.0)
+
+    async def body(dispatcher: Dispatcher) -> None:
+        async with anyio.create_task_group() as group:
+            for row in range(4):
+                group.start_soon(dispatcher.submit, prompt(row, step="map"))
+            await anyio.sleep(0.5)
+            group.start_soon(dispatcher.submit, prompt(9, step="reduce"))
+
+    dispatching(service, body, replace(UNLIMITED, concurrency=1))
+    assert service.rows == [0, 9, 1, 2, 3]
+
+
+def test_no_more_are_in_flight_than_slots():
+    world = World("bucket", 10**6, 10**9)
+    prompts = documents(world, [10] * 300)
+
+    async def main() -> None:
+        await answer_all(dispatcher_for(world, Limits(rpm=0, tpm=0, concurrency=17)), prompts)
+
+    run(main)
+    assert world.most_in_flight == 17
+
+
+def test_an_outage_is_waited_out_by_single_probes_and_loses_almost_nothing():
+    """Five minutes of 503: whoever was in flight spends an attempt, then one probe at a time asks."""
+    world = World("log", 600, 10**6, seed=2, fault=lambda t: BROKEN if 60.0 <= t < 360.0 else None, latency=(1.0, 0.3))
+    prompts = documents(world, [100] * 2000)
+    events: list[str] = []
+
+    async def main() -> list[Reply]:
+        dispatcher = dispatcher_for(
+            world, Limits(rpm=600, tpm=10**6), on_event=lambda kind, fields: events.append(kind)
+        )
+        return await answer_all(dispatcher, prompts)
+
+    replies = run(main)
+    during = [at for at, _ in world.left if 61.0 <= at < 360.0]
+    assert len(during) < 60
+    assert "outage" in events
+    assert sum(reply.status == "ok" for reply in replies) >= 1995
+    assert world.refused == []
+
+
+def test_a_service_that_stays_down_stops_the_run():
+    world = World("log", 600, 10**6, fault=lambda t: BROKEN)
+    prompts = documents(world, [100] * 2000)
+
+    async def main() -> float:
+        with pytest.raises(ExceptionGroup) as caught:
+            await answer_all(dispatcher_for(world, Limits(rpm=600, tpm=10**6), max_attempts=5), prompts)
+        assert caught.value.subgroup(lambda error: isinstance(error, Halted) and type(error.reason) is ServiceError)
+        return anyio.current_time()
+
+    assert run(main) < GIVE_UP_S + 200
+
+
+def test_progress_can_be_read():
+    world = World("log", 600, 100_000)
+    prompts = documents(world, [100] * 900)
+
+    async def main() -> None:
+        dispatcher = dispatcher_for(world, Limits(rpm=600, tpm=100_000))
+        async with anyio.create_task_group() as group:
+            group.start_soon(answer_all, dispatcher, prompts)
+            await anyio.sleep(70.0)
+            requests, tokens = dispatcher.use
+            assert 0.97 <= requests <= 1.0
+            assert tokens == pytest.approx(0.6, abs=0.03)
+            assert dispatcher.limits == Limits(rpm=600, tpm=100_000)
+            assert dispatcher.slots < inf
+            assert dispatcher.sent == dispatcher.in_flight + dispatcher.answered
+            assert dispatcher.ready == 900 - dispatcher.sent
+
+    run(main)

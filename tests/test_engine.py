@@ -1,0 +1,188 @@
+"""The engine over a fake service: every row once, stops cleanly, memory bounded."""
+
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import anyio
+import polars as pl
+import pytest
+from stores import manifest, paid
+
+from jobs import CHUNKED, PLAIN, make_job
+from pipeline import engine as engines
+from pipeline.calls import Spending
+from pipeline.dispatch import UNLIMITED, Dispatcher
+from pipeline.engine import Engine, Monitor
+from pipeline.job import Job
+from pipeline.providers.gemini import parse_reply
+from pipeline.records import Document, Limits, Prompt, Reply, Verdict
+from pipeline.store.run import RunStore
+
+Send = Callable[[Prompt], Awaitable[Reply | Verdict]]
+
+
+def documents(count: int, text: str | None = None) -> Iterator[list[Document]]:
+    for start in range(0, count, 10):
+        yield [Document(row, f"k{row}", {"topic": f"t{row}"}, text) for row in range(start, min(count, start + 10))]
+
+
+def play(
+    path: Path,
+    job: Job,
+    batches: Iterator[list[Document]],
+    send: Send,
+    rows: int,
+    *,
+    limits: Limits = UNLIMITED,
+    cap_usd: Decimal | None = None,
+    meanwhile: Callable[[Engine], Awaitable[None]] | None = None,
+) -> tuple[Engine, Counter[str]]:
+    """One session of a run; returns the engine and the outcomes in the store."""
+
+    async def body() -> tuple[Engine, Counter[str]]:
+        store = RunStore(path / "run", parse_reply)
+        store.open(manifest())
+        try:
+            monitor = Monitor(rows)
+            engine = Engine(
+                job, batches, store, lambda send: Dispatcher(send, limits), send, monitor, Spending(cap_usd)
+            )
+            async with anyio.create_task_group() as tasks:
+                if meanwhile:
+                    tasks.start_soon(meanwhile, engine)
+                await engine.run()
+                tasks.cancel_scope.cancel()
+            return engine, Counter({status: store.outcomes.count(status) for status in ("ok", "invalid", "error")})
+        finally:
+            store.close()
+
+    return anyio.run(body)
+
+
+def test_every_row_gets_one_outcome(tmp_path: Path) -> None:
+    sent: Counter[str] = Counter()
+
+    async def send(prompt: Prompt) -> Reply:
+        sent[prompt.text] += 1
+        return paid(prompt.text)
+
+    engine, outcomes = play(tmp_path, make_job(tmp_path, PLAIN), documents(35), send, 35)
+    assert outcomes["ok"] == engine.monitor.done == engine.monitor.calls == 35
+    assert sent == Counter({f"Say t{row}": 1 for row in range(35)})
+    assert engine.stopped is None and not engine.interrupted
+
+
+def test_one_bad_row_leaves_its_neighbours_alone(tmp_path: Path) -> None:
+    async def send(prompt: Prompt) -> Reply | Verdict:
+        if prompt.row == 3:
+            return Verdict("reject", "invalid_request", "no such thing", http_status=400)
+        return paid()
+
+    _, outcomes = play(tmp_path, make_job(tmp_path, PLAIN), documents(9), send, 9)
+    assert (outcomes["ok"], outcomes["invalid"]) == (8, 1)
+
+
+def test_the_costs_of_a_row_are_those_of_its_calls(tmp_path: Path) -> None:
+    async def send(prompt: Prompt) -> Reply:
+        return paid("a part")
+
+    job = make_job(tmp_path, CHUNKED)
+    text = "This is a sentence of the report. " * 60
+    engine, _ = play(tmp_path, job, documents(1, text), send, 1)
+    result = pl.read_parquet(next((tmp_path / "run" / "results").glob("*.parquet"))).row(0, named=True)
+    calls = pl.read_parquet(next((tmp_path / "run" / "calls").glob("*.parquet")))
+    assert result["calls"] == calls.height == engine.monitor.calls > 3
+    assert result["cost_usd"] == calls["cost_usd"].sum() == engine.monitor.cost_usd
+    assert result["chunks"] == calls.filter(pl.col("step") == "map").height
+
+
+def test_a_failed_piece_still_shows_what_its_siblings_cost(tmp_path: Path) -> None:
+    async def send(prompt: Prompt) -> Reply | Verdict:
+        if prompt.chunk == 0:
+            await anyio.sleep(0.01)
+            return Verdict("reject", "invalid_request", "no", http_status=400)
+        await anyio.sleep(0.05)
+        return paid("a part")
+
+    job = make_job(tmp_path, CHUNKED)
+    limits = Limits(0, 0, None, 4)
+    engine, outcomes = play(tmp_path, job, documents(1, "A sentence of the report. " * 200), send, 1, limits=limits)
+    result = pl.read_parquet(next((tmp_path / "run" / "results").glob("*.parquet"))).row(0, named=True)
+    assert outcomes["invalid"] == 1
+    assert 3 <= engine.monitor.calls == result["calls"] <= 4, "in flight: kept and counted; waiting: not sent"
+    assert result["cost_usd"] == engine.monitor.cost_usd
+    assert result["response"] is None
+
+
+def test_halt_keeps_what_is_in_flight_and_leaves_the_rest(tmp_path: Path) -> None:
+    started = 0
+
+    async def send(prompt: Prompt) -> Reply:
+        nonlocal started
+        started += 1
+        await anyio.sleep(0.05)
+        return paid()
+
+    async def interrupt(engine: Engine) -> None:
+        await anyio.sleep(0.02)
+        engine.halt(None)
+
+    limits = Limits(0, 0, None, 4)
+    job = make_job(tmp_path, PLAIN)
+    engine, outcomes = play(tmp_path, job, documents(40), send, 40, limits=limits, meanwhile=interrupt)
+    assert outcomes["ok"] == started == 4
+    assert engine.interrupted and engine.stopped is None
+    engine, outcomes = play(tmp_path, job, documents(40), send, 40)
+    assert outcomes["ok"] == 40 and started == 40
+
+
+def test_abandon_does_not_wait_for_the_replies(tmp_path: Path) -> None:
+    async def send(prompt: Prompt) -> Reply:
+        await anyio.sleep(60)
+        return paid()
+
+    async def interrupt(engine: Engine) -> None:
+        await anyio.sleep(0.02)
+        engine.halt(None)
+        await anyio.sleep(0.02)
+        engine.abandon()
+
+    began = time.monotonic()
+    engine, outcomes = play(tmp_path, make_job(tmp_path, PLAIN), documents(5), send, 5, meanwhile=interrupt)
+    assert time.monotonic() - began < 30
+    assert engine.interrupted and outcomes.total() == 0
+
+
+def test_documents_are_opened_in_bounded_numbers_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "MAX_OPEN_DOCUMENTS", 7)
+    monkeypatch.setattr(engines, "MAX_OPEN_CHARACTERS", 1000)
+    open_now: set[int] = set()
+    widest = 0
+
+    async def send(prompt: Prompt) -> Reply:
+        nonlocal widest
+        open_now.add(prompt.row)
+        widest = max(widest, len(open_now))
+        await anyio.sleep(0.001)
+        open_now.discard(prompt.row)
+        return paid()
+
+    short = make_job(tmp_path, PLAIN)
+    play(tmp_path / "short", short, documents(60), send, 60)
+    assert widest <= 7
+    widest = 0
+    wide = ([Document(row, str(row), {"topic": f"{row}" + "x" * 600}, None)] for row in range(10))
+    play(tmp_path / "wide", short, wide, send, 10)
+    assert widest == 2, "600 + 600 characters pass the bound of 1,000 only because one more is let in below it"
+
+
+def test_a_bug_in_the_provider_surfaces(tmp_path: Path) -> None:
+    async def send(prompt: Prompt) -> Reply:
+        raise ZeroDivisionError
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        play(tmp_path, make_job(tmp_path, PLAIN), documents(3), send, 3)
+    assert caught.group_contains(ZeroDivisionError)

@@ -1,0 +1,530 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import CHUNKED, PLAIN, make_job, write_job
+from pipeline.errors import JobError
+from pipeline.job import (
+    Budget,
+    Chunk,
+    Endpoint,
+    Input,
+    Job,
+    LimitsSection,
+    ModelSection,
+    Output,
+    Prices,
+    PromptSection,
+    Reduce,
+    api_key,
+    load,
+)
+from pipeline.prices import fixed_rates
+from pipeline.records import Limits
+
+
+def refused(action: Callable[[], object]) -> JobError:
+    with pytest.raises(JobError) as caught:
+        action()
+    assert "pydantic" not in caught.value.message
+    return caught.value
+
+
+# ---- where a value comes from
+
+
+def test_a_plain_job_has_the_defaults(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    assert job.name == "job"
+    assert job.params.model == "gemini-3.5-flash-lite"
+    assert job.params.system is None
+    assert job.params.max_output_tokens is None
+    assert job.limits == Limits()
+    assert job.spec.chunk is None
+    assert job.spec.endpoint.base_url is None
+    assert job.spec.budget.max_usd is None
+    assert job.own_rates is None
+    assert job.reduce_template is None
+    assert job.reduce_params is None
+
+
+def test_an_empty_endpoint_section_is_no_section(tmp_path: Path) -> None:
+    assert make_job(tmp_path, endpoint={}).spec.endpoint == make_job(tmp_path).spec.endpoint
+
+
+def test_precedence_is_flag_environment_file_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare, name = write_job(tmp_path), "endpoint.base_url"
+    assert (load(bare).spec.endpoint.base_url, load(bare).origins.get(name)) == (None, None)
+
+    path = write_job(tmp_path, endpoint={"base_url": "http://file"})
+    job = load(path)
+    assert (job.spec.endpoint.base_url, job.origins[name]) == ("http://file", str(path))
+
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://environment")
+    job = load(path)
+    assert (job.spec.endpoint.base_url, job.origins[name]) == ("http://environment", "GOOGLE_GEMINI_BASE_URL")
+
+    job = load(path, {name: "http://flag"})
+    assert (job.spec.endpoint.base_url, job.origins[name]) == ("http://flag", "flag")
+
+
+def test_the_environment_counts_without_an_endpoint_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://environment")
+    assert make_job(tmp_path).spec.endpoint.base_url == "http://environment"
+
+
+def test_an_empty_variable_is_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "")
+    assert make_job(tmp_path, endpoint={"base_url": "http://file"}).spec.endpoint.base_url == "http://file"
+
+
+def test_flags_win_one_by_one_and_a_flag_not_given_changes_nothing(tmp_path: Path) -> None:
+    path = write_job(tmp_path, limits={"rpm": 5, "tpm": 7})
+    job = load(path, {"limits.rpm": 9, "limits.tpm": None, "limits.rpd": 0, "model.name": None})
+    assert job.limits == Limits(rpm=9, tpm=7, rpd=0)
+    assert job.origins["limits.rpm"] == job.origins["limits.rpd"] == "flag"
+    assert job.origins["limits.tpm"] == job.origins["model.name"] == str(path)
+    assert "limits.concurrency" not in job.origins
+
+
+def test_a_flag_is_checked_like_the_file(tmp_path: Path) -> None:
+    error = refused(lambda: load(write_job(tmp_path), {"output.path": "out.xlsx"}))
+    assert "[output]: path must end in one of .parquet .csv .jsonl" in error.message
+
+
+def test_the_models_prefix_of_google_is_dropped(tmp_path: Path) -> None:
+    assert make_job(tmp_path, model={"name": "models/gemini-3.8-flash"}).params.model == "gemini-3.8-flash"
+
+
+def test_parameters_reach_every_call(tmp_path: Path) -> None:
+    model = {
+        "max_output_tokens": 10,
+        "temperature": 1,
+        "top_p": 0.5,
+        "top_k": 3,
+        "seed": -1,
+        "stop": ["END", "完"],
+        "thinking": 0,
+        "response_mime_type": "application/json",
+        "safety": {"harassment": "block_none", "HARM_CATEGORY_HATE_SPEECH": "OFF"},
+    }
+    job = make_job(tmp_path, CHUNKED, model=model, prompt={"system": "Be kind."})
+    params = job.params
+    assert (params.max_output_tokens, params.temperature, params.top_p, params.top_k) == (10, 1.0, 0.5, 3)
+    assert (params.seed, params.stop, params.thinking) == (-1, ("END", "完"), 0)
+    assert params.response_mime_type == "application/json"
+    assert params.safety == (("HARM_CATEGORY_HARASSMENT", "BLOCK_NONE"), ("HARM_CATEGORY_HATE_SPEECH", "OFF"))
+    assert params.system == "Be kind."
+    assert job.reduce_params == params
+
+
+def test_the_reduce_step_may_have_its_own_system_and_length(tmp_path: Path) -> None:
+    job = make_job(
+        tmp_path,
+        CHUNKED,
+        prompt={"system": "map"},
+        model={"max_output_tokens": 10},
+        reduce={"system": "", "max_output_tokens": 20},
+    )
+    assert (job.params.system, job.params.max_output_tokens) == ("map", 10)
+    assert job.reduce_params
+    assert (job.reduce_params.system, job.reduce_params.max_output_tokens) == ("", 20)
+
+
+def test_own_prices_become_rates(tmp_path: Path) -> None:
+    job = make_job(tmp_path, model={"prices": {"input": 1, "output": 2.5}})
+    assert job.own_rates == fixed_rates(1, 2.5)
+
+
+# ---- columns
+
+
+def test_columns_are_those_of_the_template(tmp_path: Path) -> None:
+    job = make_job(tmp_path, prompt={"template": "{{ b }} {{ a }} {{ text }} {{ chunk }} {{ parts }}"})
+    assert job.columns == ("a", "b", "chunk", "parts", "text")
+
+
+def test_the_text_column_is_not_read_twice(tmp_path: Path) -> None:
+    assert make_job(tmp_path, input={"text": "body"}, prompt={"template": "{{ title }}: {{ text }}"}).columns == (
+        "title",
+    )
+
+
+def test_a_chunked_job_needs_the_columns_of_both_templates(tmp_path: Path) -> None:
+    job = make_job(
+        tmp_path,
+        CHUNKED,
+        prompt={"template": "{{ title }} {{ chunk }}/{{ chunks }} {{ text }}"},
+        reduce={"template": "{{ lang }} {{ title }} {{ parts }}"},
+    )
+    assert job.columns == ("lang", "title")
+
+
+def test_a_name_that_only_the_other_step_knows_is_a_column(tmp_path: Path) -> None:
+    job = make_job(
+        tmp_path,
+        CHUNKED,
+        prompt={"template": "{{ text }} {{ parts }}"},
+        reduce={"template": "{{ chunk }} {{ text }} {{ parts }}"},
+    )
+    assert job.columns == ("chunk", "parts", "text")
+
+
+# ---- the file itself
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    path = write_job(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load(path).name == "job"
+
+
+def test_windows_line_ends_are_fine(tmp_path: Path) -> None:
+    path = write_job(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load(path).template.source == "Say {{ topic }}"
+
+
+def test_invalid_toml_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text("[input]\npath = = 3\n")
+    message = refused(lambda: load(path)).message
+    assert message.startswith(f"{path} is not valid TOML")
+    assert "line 2" in message
+
+
+def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_bytes("[input]\npath = '数据.csv'".encode("gb18030"))
+    assert f"{path} is not UTF-8 (byte " in refused(lambda: load(path)).message
+
+
+def test_a_directory_is_no_job_file(tmp_path: Path) -> None:
+    assert f"cannot read {tmp_path}" in refused(lambda: load(tmp_path)).message
+
+
+def test_a_missing_file_suggests_the_nearest_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "relative to the directory" in refused(lambda: load(Path("jobs/summarize.toml"))).hint
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "summarize.toml").touch()
+    error = refused(lambda: load(Path("jobs/sumarise.toml")))
+    assert error.message == "no job file at jobs/sumarise.toml"
+    assert error.hint == "did you mean jobs/summarize.toml?"
+
+
+# ---- mistakes in it
+
+
+@pytest.mark.parametrize(
+    ("sections", "message", "hint"),
+    [
+        ({"model": {"temprature": 1}}, "`temprature` is not a setting of [model]", "did you mean `temperature`?"),
+        ({"model": {"name": None, "nmae": "x"}}, "`nmae` is not a setting of [model]", "did you mean `name`?"),
+        ({"model": {"max-output-tokens": 1}}, "`max-output-tokens` is not a setting", "`max_output_tokens`"),
+        ({"limits": {"zzz": 1}}, "`zzz` is not a setting of [limits]", "it knows concurrency, rpd, rpm, tpm"),
+        ({"limit": {"rpm": 1}}, "[limit] is not a section", "did you mean `limits`?"),
+        ({"model": None, "modle": {"name": "x"}}, "[modle] is not a section", "did you mean `model`?"),
+        ({"chunk": {"max_tokns": 64}}, "`max_tokns` is not a setting of [chunk]", "did you mean `max_tokens`?"),
+        ({"model": {"prices": {"inptu": 1}}}, "`inptu` is not a setting of [model.prices]", "did you mean `input`?"),
+        ({"output": None}, "the section [output] is missing", "README"),
+        ({"input": {"path": None}}, "[input] has no `path`", "README"),
+        ({"model": {"prices": {"input": 1}}}, "[model.prices] has no `output`", "README"),
+    ],
+)
+def test_an_unknown_or_missing_name(tmp_path: Path, sections: dict[str, Any], message: str, hint: str) -> None:
+    error = refused(lambda: make_job(tmp_path, **sections))
+    assert error.message.startswith(message)
+    assert str(tmp_path / "job.toml") in error.message
+    assert hint in error.hint
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"input": {"path": 1}}, "[input] path: input should be a valid string"),
+        ({"limits": {"rpm": "1000"}}, "[limits] rpm: input should be a valid integer"),
+        ({"limits": {"rpm": True}}, "[limits] rpm: input should be a valid integer"),
+        ({"limits": {"rpm": 1.5}}, "[limits] rpm: input should be a valid integer"),
+        ({"limits": {"rpm": -1}}, "[limits] rpm: input should be greater than or equal to 0"),
+        ({"limits": {"concurrency": 0}}, "[limits] concurrency: input should be greater than or equal to 1"),
+        ({"budget": {"max_usd": "5"}}, "[budget] max_usd: input should be a valid number"),
+        ({"budget": {"max_usd": True}}, "[budget] max_usd: input should be a valid number"),
+        ({"budget": {"max_usd": 0}}, "[budget] max_usd: input should be greater than 0"),
+        ({"budget": {"max_usd": float("inf")}}, "[budget] max_usd: input should be a finite number"),
+        ({"endpoint": {"timeout_s": float("nan")}}, "[endpoint] timeout_s: input should be a finite number"),
+        ({"model": {"temperature": 2.1}}, "[model] temperature: input should be less than or equal to 2"),
+        ({"model": {"seed": 2**31}}, "[model] seed: input should be less than 2147483648"),
+        ({"model": {"stop": "END"}}, "[model] stop: input should be a valid list"),
+        ({"model": {"stop": [1]}}, "[model] stop.0: input should be a valid string"),
+        ({"model": {"thinking": "hgih"}}, "[model] thinking: input should be 'minimal', 'low', 'medium', 'high' or"),
+        ({"model": {"thinking": True}}, "[model] thinking: input should be"),
+        ({"model": {"response_mime_type": "json"}}, "[model] response_mime_type: input should be 'text/plain'"),
+        ({"endpoint": {"api_version": "v2"}}, "[endpoint] api_version: input should be 'v1' or 'v1beta'"),
+        ({"output": {"path": "out.xlsx"}}, "[output]: path must end in one of .parquet .csv .jsonl"),
+        ({"chunk": {"max_tokens": 64}, "input": {"text": "t"}}, "[chunk] and [reduce] go together"),
+        ({"reduce": {"template": "{{ parts }}"}}, "[chunk] and [reduce] go together"),
+    ],
+)
+def test_a_wrong_value_names_section_key_and_file(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
+    error = refused(lambda: make_job(tmp_path, **sections))
+    assert error.message.startswith(message)
+    assert error.message.endswith(f"\n{tmp_path / 'job.toml'}")
+
+
+@pytest.mark.parametrize("flags", [None, {"limits.rpm": 3}])
+def test_a_section_that_is_no_table(tmp_path: Path, flags: dict[str, object] | None) -> None:
+    path = write_job(tmp_path)
+    path.write_text("limits = 5\n" + path.read_text())
+    assert refused(lambda: load(path, flags)).message.startswith("[limits]: input should be a valid dictionary")
+
+
+def test_an_endpoint_that_is_no_table_beside_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://environment")
+    path = write_job(tmp_path)
+    path.write_text("endpoint = 5\n" + path.read_text())
+    assert refused(lambda: load(path)).message.startswith("[endpoint]: ")
+
+
+# ---- chunking
+
+
+def test_chunking_needs_the_text_column(tmp_path: Path) -> None:
+    error = refused(lambda: make_job(tmp_path, CHUNKED, input={"text": None}))
+    assert error.message.startswith("[chunk] needs [input] text")
+
+
+@pytest.mark.parametrize("overlap", [33, 64, 1000])
+def test_overlap_is_at_most_half_of_a_piece(tmp_path: Path, overlap: int) -> None:
+    error = refused(lambda: make_job(tmp_path, CHUNKED, chunk={"overlap_tokens": overlap}))
+    assert error.message.startswith("[chunk]: overlap_tokens must be at most half of max_tokens")
+
+
+def test_overlap_may_be_half_of_a_piece(tmp_path: Path) -> None:
+    job = make_job(tmp_path, CHUNKED, chunk={"overlap_tokens": 32})
+    assert job.spec.chunk == Chunk(max_tokens=64, overlap_tokens=32)
+
+
+def test_a_chunked_template_must_use_the_text(tmp_path: Path) -> None:
+    error = refused(lambda: make_job(tmp_path, CHUNKED, prompt={"template": "{{ body }}"}))
+    assert error.message.startswith("the template does not use {{ text }}")
+    assert "[prompt] template" in error.message
+
+
+def test_a_reduce_template_must_use_the_parts(tmp_path: Path) -> None:
+    error = refused(lambda: make_job(tmp_path, CHUNKED, reduce={"template": "{{ part }}"}))
+    assert error.message.startswith("the template does not use {{ parts }}")
+    assert "[reduce] template" in error.message
+
+
+# ---- texts in files beside it
+
+
+def test_files_are_found_beside_the_job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "map.md").write_bytes("\ufeff{{ text }} 总结".encode())
+    (tmp_path / "texts" / "merge.md").write_text("{{ parts }}")
+    (tmp_path / "voice.md").write_text("Be kind.\n")
+    files = {
+        "prompt": {"template": None, "template_file": "texts/map.md", "system_file": "voice.md"},
+        "reduce": {"template": None, "template_file": "texts/merge.md"},
+    }
+    monkeypatch.chdir("/")
+    job = make_job(tmp_path, CHUNKED, **files)
+    assert job.template.source == "{{ text }} 总结"
+    assert job.template.where == str(tmp_path / "texts" / "map.md")
+    assert job.params.system == "Be kind.\n"
+    assert job.reduce_template and job.reduce_template.source == "{{ parts }}"
+
+
+@pytest.mark.parametrize(("section", "key"), [("prompt", "template"), ("prompt", "system"), ("reduce", "template")])
+def test_a_missing_text_file(tmp_path: Path, section: str, key: str) -> None:
+    error = refused(lambda: make_job(tmp_path, CHUNKED, **{section: {key: None, f"{key}_file": "gone.md"}}))
+    assert error.message.startswith(f"cannot read {tmp_path / 'gone.md'}")
+    assert f"[{section}] {key}_file" in error.message
+    assert "relative to the job file" in error.hint
+
+
+@pytest.mark.parametrize(("section", "key"), [("prompt", "template"), ("prompt", "system"), ("reduce", "template")])
+def test_a_text_given_twice(tmp_path: Path, section: str, key: str) -> None:
+    (tmp_path / "a.md").write_text("{{ text }} {{ parts }}")
+    both = {key: "{{ text }} {{ parts }}", f"{key}_file": "a.md"}
+    error = refused(lambda: make_job(tmp_path, CHUNKED, **{section: both}))
+    assert error.message == f"{tmp_path / 'job.toml'}, [{section}] {key} and {key}_file are both there"
+    assert f"`{key}_file`" in error.hint
+
+
+@pytest.mark.parametrize("section", ["prompt", "reduce"])
+def test_a_template_not_given(tmp_path: Path, section: str) -> None:
+    error = refused(lambda: make_job(tmp_path, CHUNKED, **{section: {"template": None}}))
+    assert error.message == f"{tmp_path / 'job.toml'}, [{section}] template is missing"
+
+
+def test_a_template_that_does_not_parse_names_its_line(tmp_path: Path) -> None:
+    error = refused(lambda: make_job(tmp_path, prompt={"template": "a\n{{ b"}))
+    assert error.message.endswith(f"{tmp_path / 'job.toml'}, [prompt] template, line 2")
+
+
+# ---- the key
+
+
+def test_keys_are_looked_up_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path)
+    assert "GEMINI_API_KEY and GOOGLE_API_KEY are both unset" in refused(lambda: api_key(job)).message
+    monkeypatch.setenv("GOOGLE_API_KEY", "second")
+    assert api_key(job) == "second"
+    monkeypatch.setenv("GEMINI_API_KEY", " first\n")
+    assert api_key(job) == "first"
+    monkeypatch.setenv("GEMINI_API_KEY", "  ")
+    assert api_key(job) == "second"
+
+
+def test_a_named_variable_is_the_only_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "not this one")
+    job = make_job(tmp_path, endpoint={"key_env": "MY_KEY"})
+    error = refused(lambda: api_key(job))
+    assert error.message == "no API key: MY_KEY is unset"
+    assert "export MY_KEY=" in error.hint and "--offline" in error.hint
+    monkeypatch.setenv("MY_KEY", "mine")
+    assert api_key(job) == "mine"
+
+
+# ---- the fingerprint
+
+FULL: dict[str, Any] = {
+    "prompt": {"system": "Be kind."},
+    "chunk": {"max_tokens": 64},
+    "reduce": {"template": "Merge:\n{{ parts }}"},
+}
+CHANGES: dict[type, dict[str, Any]] = {
+    Input: {"path": "other.csv", "id": "key", "text": "content", "where": "lang = 'en'"},
+    PromptSection: {"template": "{{ text }}!", "system": "Be brief."},
+    Chunk: {"max_tokens": 65, "overlap_tokens": 10},
+    Reduce: {"template": "{{ parts }}", "system": "Merge.", "max_input_tokens": 200, "max_output_tokens": 7},
+    ModelSection: {
+        "name": "gemini-3.8-flash",
+        "max_output_tokens": 5,
+        "temperature": 0,
+        "top_p": 0.5,
+        "top_k": 1,
+        "seed": 0,
+        "stop": ["END"],
+        "thinking": "low",
+        "response_mime_type": "application/json",
+        "safety": {"HARASSMENT": "OFF"},
+    },
+}
+NO_CHANGES: dict[type, dict[str, Any]] = {
+    Endpoint: {"base_url": "http://x", "api_version": "v1", "key_env": "MY_KEY", "timeout_s": 5},
+    LimitsSection: {"rpm": 1, "tpm": 1, "rpd": 1, "concurrency": 1},
+    Budget: {"max_usd": 1, "allow_unpriced": True},
+    Output: {"path": "other.csv", "include_text": True},
+}
+SECTION_OF = {
+    Input: "input",
+    PromptSection: "prompt",
+    Chunk: "chunk",
+    Reduce: "reduce",
+    ModelSection: "model",
+    Endpoint: "endpoint",
+    LimitsSection: "limits",
+    Budget: "budget",
+    Output: "output",
+}
+
+
+def full_job(directory: Path, section: str = "model", **changes: object) -> Job:
+    return make_job(directory, CHUNKED, **{**FULL, section: {**FULL.get(section, {}), **changes}})
+
+
+def each(changes: dict[type, dict[str, Any]]) -> list[Any]:
+    return [
+        pytest.param(SECTION_OF[model], key, value, id=f"{SECTION_OF[model]}.{key}")
+        for model, values in changes.items()
+        for key, value in values.items()
+    ]
+
+
+def test_every_setting_either_changes_the_fingerprint_or_does_not() -> None:
+    files = {PromptSection: {"template_file", "system_file"}, Reduce: {"template_file"}, ModelSection: {"prices"}}
+    for model, values in {**CHANGES, **NO_CHANGES}.items():
+        assert set(values) | files.get(model, set()) == set(model.model_fields)
+
+
+@pytest.mark.parametrize(("section", "key", "value"), each(CHANGES))
+def test_what_can_change_an_answer_changes_the_fingerprint(
+    tmp_path: Path, section: str, key: str, value: object
+) -> None:
+    assert full_job(tmp_path, section, **{key: value}).fingerprint != full_job(tmp_path).fingerprint
+
+
+@pytest.mark.parametrize(("section", "key", "value"), each(NO_CHANGES))
+def test_what_cannot_change_an_answer_does_not(tmp_path: Path, section: str, key: str, value: object) -> None:
+    assert full_job(tmp_path, section, **{key: value}).fingerprint == full_job(tmp_path).fingerprint
+
+
+def test_prices_do_not_change_the_fingerprint(tmp_path: Path) -> None:
+    prices = dict.fromkeys(Prices.model_fields, 1)
+    assert full_job(tmp_path, "model", prices=prices).fingerprint == full_job(tmp_path).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "text"),
+    [("prompt", "system", "Be kind."), ("prompt", "template", "{{ text }}"), ("reduce", "template", "{{ parts }}")],
+)
+def test_a_file_counts_by_its_text_not_by_its_name(tmp_path: Path, section: str, key: str, text: str) -> None:
+    inline = full_job(tmp_path, section, **{key: text}).fingerprint
+    found = []
+    for name, content in (("a.md", text), ("b.md", text), ("b.md", text + "!")):
+        (tmp_path / name).write_text(content)
+        found.append(full_job(tmp_path, section, **{key: None, f"{key}_file": name}).fingerprint)
+    assert found[0] == found[1] == inline
+    assert found[2] != inline
+
+
+def test_name_place_and_order_of_a_job_file_do_not_count(tmp_path: Path) -> None:
+    path = write_job(tmp_path, limits={"rpm": 1})
+    (tmp_path / "other").mkdir()
+    moved = tmp_path / "other" / "renamed.toml"
+    moved.write_text("".join(f"[{block}" for block in reversed(path.read_text().split("[")[1:])))
+    assert load(moved).fingerprint == load(path).fingerprint
+
+
+def test_a_default_written_out_is_no_change(tmp_path: Path) -> None:
+    assert full_job(tmp_path, "chunk", overlap_tokens=0).fingerprint == full_job(tmp_path).fingerprint
+    assert full_job(tmp_path, "model", stop=[]).fingerprint == full_job(tmp_path).fingerprint
+
+
+def test_a_flag_counts_like_the_file(tmp_path: Path) -> None:
+    path = write_job(tmp_path, PLAIN)
+    other = load(path, {"model.name": "gemini-3.8-flash"}).fingerprint
+    assert other == make_job(tmp_path, model={"name": "gemini-3.8-flash"}).fingerprint
+    assert other != make_job(tmp_path).fingerprint
+
+
+# ---- as shipped
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("summarize", {"title"}),
+        ("generate", {"sku", "name_en", "name_zh", "category", "features", "price_cny", "audience"}),
+        ("extract", {"channel", "lang", "comment"}),
+    ],
+)
+def test_the_shipped_jobs_load(root: Path, monkeypatch: pytest.MonkeyPatch, name: str, columns: set[str]) -> None:
+    monkeypatch.chdir(root)
+    job = load(Path("jobs") / f"{name}.toml")
+    assert job.name == name
+    assert set(job.columns) == columns
+    assert Path(job.spec.input.path).is_file()
+    assert job.spec.budget.max_usd
+    assert job.params.system
+    assert (job.reduce_template is not None) == (name == "summarize")
+
+
+def test_every_shipped_job_is_tested(root: Path) -> None:
+    assert {path.stem for path in (root / "jobs").glob("*.toml")} == {"summarize", "generate", "extract"}

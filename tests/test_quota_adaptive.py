@@ -1,0 +1,107 @@
+import pytest
+
+from pipeline.quota.adaptive import AdaptiveLimit, Admitted
+
+
+def admitted(last_minute: float = 0.0, since_cut: float = 0.0, total: float = 10**9, began_at: float = 0.0) -> Admitted:
+    return Admitted(last_minute, since_cut, total, began_at)
+
+
+def test_the_limit_becomes_what_was_admitted_in_the_last_minute():
+    limit = AdaptiveLimit(1000, 5)
+    assert limit.refused(36.0, 35.9, admitted(600), None)
+    assert limit.value == pytest.approx(594)
+    assert limit.known == 1000
+
+
+def test_a_lower_limit_that_is_named_is_taken_and_never_probed():
+    limit = AdaptiveLimit(1000, 5)
+    assert limit.refused(36.0, 35.9, admitted(600), 600)
+    assert limit.value == limit.known == 600
+    assert not limit.grow(10_000.0, 600)
+
+
+def test_what_was_sent_before_a_cut_cuts_no_more():
+    limit = AdaptiveLimit(1000, 5)
+    limit.refused(36.0, 35.9, admitted(600), None)
+    assert not limit.refused(36.1, 35.95, admitted(600), None)
+    assert limit.value == pytest.approx(594)
+
+
+def test_a_bucket_that_was_full_at_first_is_seen_through():
+    # 600 a minute and 600 in store admit 1000 a minute for a minute and a half
+    limit = AdaptiveLimit(1000, 5)
+    limit.refused(90.0, 89.9, admitted(1000, total=1500), None)
+    assert limit.value == pytest.approx(594)
+
+
+def test_a_refused_probe_goes_back_to_where_it_came_from():
+    limit = AdaptiveLimit(1000, 5)
+    limit.refused(36.0, 35.9, admitted(600), None)
+    assert not limit.grow(600.0, 594)
+    assert limit.grow(640.0, 594)
+    assert limit.value == pytest.approx(594 * 1.02)
+    limit.refused(660.0, 659.0, admitted(606), None)
+    assert limit.value == pytest.approx(594)
+
+
+def test_probes_grow_while_they_succeed_and_end_at_what_was_configured():
+    limit = AdaptiveLimit(1000, 5)
+    limit.refused(36.0, 35.9, admitted(600), 1000)  # named and not lower: somebody else uses it too
+    now, values = 36.0, []
+    while limit.value < 1000:
+        now += 60.1
+        assert limit.grow(now, limit.value)
+        values.append(limit.value)
+    assert values == sorted(values)
+    assert now < 36 + 6 * 61
+    assert not limit.grow(now + 1000, 1000)
+
+
+def test_refused_again_within_a_minute_cuts_deeper_but_not_to_nothing():
+    limit = AdaptiveLimit(1000, 5)
+    limit.refused(36.0, 35.9, admitted(600), None)
+    limit.refused(40.0, 39.0, admitted(600, since_cut=5), None)
+    assert limit.value == pytest.approx(0.85 * 594)
+    limit.refused(65.0, 64.0, admitted(600, since_cut=0), None)
+    assert limit.value == pytest.approx(0.7 * 0.85 * 594)
+    before = limit.value
+    assert not limit.grow(100.0, before)
+    assert limit.grow(126.0, before)
+    assert limit.value == pytest.approx(1.1 * before)
+
+
+def test_unknown_limits_double_while_they_are_filled_until_refused():
+    limit = AdaptiveLimit(None, 5)
+    assert limit.known is None
+    assert not limit.grow(0.0, 1)
+    assert limit.grow(12.0, 1)
+    assert limit.value == 10
+    for now in (24.0, 36.0, 48.0):
+        assert limit.grow(now, 3)
+    assert limit.grow(60.0, 60)
+    assert limit.value == 160
+    assert not limit.grow(75.0, 100), "less than 70 % of it is used: whether 160 would be admitted is not known"
+    assert limit.grow(80.0, 113)
+    limit.refused(90.0, 89.9, admitted(150), None)
+    assert limit.value == pytest.approx(148.5)
+    assert not limit.grow(110.0, 148), "once refused it is probed, not doubled"
+
+
+def test_what_an_earlier_run_learned_is_where_the_next_begins():
+    assert AdaptiveLimit(1000, 5, learned=594).value == 594
+    assert AdaptiveLimit(1000, 5, learned=594).known == 1000
+    assert AdaptiveLimit(500, 5, learned=594).value == 500
+    learned = AdaptiveLimit(None, 5, learned=594)
+    assert learned.value == 594
+    assert not learned.grow(0.0, 594)
+    assert not learned.grow(60.0, 594)
+
+
+def test_no_cut_leaves_nothing():
+    limit = AdaptiveLimit(100, 5)
+    now = 0.0
+    for _ in range(50):
+        now += 5.0
+        limit.refused(now, now - 0.1, admitted(0), None)
+    assert limit.value == 1.0

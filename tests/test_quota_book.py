@@ -1,0 +1,133 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RunStateError
+from pipeline.quota.book import KEEP_S, LEARNED_FOR_S, MemoryBook, QuotaBook
+
+DAY = "2026-11-22"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "quota.sqlite"
+
+
+def test_sends_and_counts_outlive_the_process_that_wrote_them(path):
+    with QuotaBook(path, "gemini/m") as book:
+        first = book.send(1000.0, 70, DAY)
+        book.send(1001.0, 30, DAY)
+        book.settle(first, 75)
+    with QuotaBook(path, "gemini/m") as later:
+        assert [(send.at, send.tokens) for send in later.recent(1002.0)] == [(1000.0, 75), (1001.0, 30)]
+        assert later.requests_on(DAY) == 2
+        assert later.requests_on("2026-11-23") == 0
+
+
+def test_a_refund_takes_out_the_send_and_its_count(path):
+    with QuotaBook(path, "gemini/m") as book:
+        book.refund(book.send(1000.0, 70, DAY), DAY)
+        assert book.requests_on(DAY) == 0
+        assert book.recent(1001.0) == []
+
+
+def test_endpoints_do_not_mix(path):
+    with QuotaBook(path, "gemini/a") as one, QuotaBook(path, "gemini/b") as other:
+        one.send(1000.0, 70, DAY)
+        one.learn("requests", 600.0, 1000.0)
+        assert other.requests_on(DAY) == 0
+        assert other.news() == other.recent(1001.0) == []
+        assert other.learned("requests", 1001.0) is None
+
+
+def test_news_are_what_others_sent_once_each(path):
+    with QuotaBook(path, "m") as one, QuotaBook(path, "m") as other:
+        assert one.recent(999.0) == other.recent(999.0) == []
+        one.send(1000.0, 70, DAY)
+        assert [send.tokens for send in other.news()] == [70]
+        assert other.news() == []
+        other.send(1001.0, 30, DAY)
+        assert other.news() == []
+        assert [send.tokens for send in one.news()] == [30]
+        assert one.requests_on(DAY) == other.requests_on(DAY) == 2
+
+
+def test_old_sends_are_forgotten_and_counts_are_not(path):
+    with QuotaBook(path, "m") as book:
+        book.send(1000.0, 70, DAY)
+        assert book.recent(1000.0 + KEEP_S + 1) == []
+        assert book.requests_on(DAY) == 1
+
+
+def test_a_learned_limit_is_believed_for_a_day(path):
+    with QuotaBook(path, "m") as book:
+        book.learn("tokens", 250_000.0, 1000.0)
+        book.learn("tokens", 240_000.0, 1001.0)
+        assert book.learned("tokens", 2000.0) == 240_000.0
+        assert book.learned("tokens", 1002.0 + LEARNED_FOR_S) is None
+
+
+def test_kill_9_loses_no_send(path):
+    """A process that is killed in the middle of writing leaves every finished entry, and a book that works."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom pipeline.quota.book import QuotaBook\n"
+        f"book = QuotaBook(Path({str(path)!r}), 'm')\n"
+        "for number in range(10**6):\n"
+        f"    book.send(1000.0, number, {DAY!r})\n    print(number, flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(200):
+            last = int(process.stdout.readline())
+        os.kill(process.pid, signal.SIGKILL)
+        last = max([last, *(int(line) for line in process.stdout.read().split("\n")[:-1])])
+    with QuotaBook(path, "m") as book:
+        tokens = [send.tokens for send in book.recent(1001.0)]
+        assert tokens[: last + 1] == list(range(last + 1))
+        assert book.requests_on(DAY) == len(tokens)
+        book.send(1001.0, 1, DAY)
+
+
+def test_two_processes_count_together(path):
+    code = (
+        "from pathlib import Path\nfrom pipeline.quota.book import QuotaBook\n"
+        f"book = QuotaBook(Path({str(path)!r}), 'm')\n"
+        f"for number in range(300): book.send(1000.0, 1, {DAY!r})\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    with QuotaBook(path, "m") as book:
+        assert book.requests_on(DAY) == 600
+
+
+def test_a_damaged_book_is_refused_with_the_way_out(path):
+    path.parent.mkdir()
+    path.write_bytes(b"not a database, " * 1000)
+    with pytest.raises(RunStateError) as caught:
+        QuotaBook(path, "m")
+    assert str(path) in caught.value.message
+    assert "remove" in caught.value.hint
+
+
+def test_entering_a_send_is_cheap(path):
+    """On the event loop's thread: it must not hold up what is in flight."""
+    with QuotaBook(path, "m") as book:
+        began = time.perf_counter()
+        for number in range(500):
+            book.send(1000.0 + number, 1, DAY)
+            book.news()
+        assert (time.perf_counter() - began) / 500 < 0.002
+
+
+def test_a_book_in_memory_counts_days_and_knows_nobody_else():
+    book = MemoryBook()
+    book.refund(book.send(1000.0, 5, DAY), DAY)
+    book.send(1000.0, 5, DAY)
+    assert book.requests_on(DAY) == 1
+    assert book.recent(1001.0) == book.news() == []
+    assert book.learned("tokens", 1001.0) is None

@@ -1,0 +1,76 @@
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.quota.daily import RESET_JITTER_S, DailyQuota, day_of, next_reset, until_text
+
+HOUR_S = 3600.0
+
+
+def at(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("now", "reset"),
+    [
+        ("2026-11-22T21:00", "2026-11-23T08:00"),  # winter: UTC−8
+        ("2026-07-01T06:59", "2026-07-01T07:00"),  # summer: UTC−7
+        ("2026-07-01T07:00", "2026-07-02T07:00"),  # at midnight the new day has begun
+        ("2026-03-08T09:00", "2026-03-09T07:00"),  # a day of 23 hours
+        ("2026-11-01T08:00", "2026-11-02T08:00"),  # a day of 25 hours
+    ],
+)
+def test_the_day_begins_at_midnight_pacific(now, reset):
+    assert next_reset(at(now)) == at(reset)
+
+
+def test_days_with_a_change_of_clocks_have_23_and_25_hours():
+    spring, autumn = next_reset(at("2026-03-08T07:59")), next_reset(at("2026-11-01T06:59"))
+    assert next_reset(spring) - spring == 23 * HOUR_S
+    assert next_reset(autumn) - autumn == 25 * HOUR_S
+
+
+@given(st.floats(0.0, 4e9))
+def test_the_reset_is_ahead_and_begins_another_day(now):
+    reset = next_reset(now)
+    assert now < reset <= now + 25 * HOUR_S
+    assert day_of(now) == day_of(reset - 1.0) != day_of(reset)
+
+
+def test_the_zone_can_be_another():
+    assert next_reset(at("2026-11-22T21:00"), "UTC") == at("2026-11-23T00:00")
+
+
+def test_a_full_day_opens_at_the_reset_and_counts_anew():
+    counts = {"2026-11-22": 500}
+    quota = DailyQuota(500, count=lambda day: counts.get(day, 0))
+    now = at("2026-11-22T21:00")
+    opens_at = quota.opens_at(now)
+    assert opens_at == at("2026-11-23T08:00") + RESET_JITTER_S
+    assert quota.opens_at(opens_at) is None
+    counts["2026-11-22"] = 499
+    assert DailyQuota(500, count=lambda day: counts.get(day, 0)).opens_at(now) is None
+
+
+@pytest.mark.parametrize(
+    ("named_s", "expected"),
+    [
+        (None, "2026-11-23T08:00:05"),
+        (31.0, "2026-11-23T08:00:05"),  # the minute window's delay, repeated
+        (3 * HOUR_S, "2026-11-23T00:00:00"),  # hours are meant
+    ],
+)
+def test_the_service_may_close_the_day(named_s, expected):
+    quota = DailyQuota(None, count=lambda day: 0)
+    now = at("2026-11-22T21:00")
+    assert quota.opens_at(now) is None
+    quota.exhausted(now, named_s)
+    assert quota.opens_at(now) == at(expected)
+    assert quota.opens_at(at(expected)) is None
+
+
+def test_a_time_is_told_both_ways():
+    assert until_text(at("2026-11-22T21:00"), at("2026-11-23T08:00")) == "at 2026-11-23 08:00 UTC (in 11 h 0 min)"

@@ -1,0 +1,124 @@
+from dataclasses import dataclass
+from math import inf
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.quota.lookahead import DEPTH, MAX_WAIT_S, Lookahead
+
+AGAIN, FINISHING, OTHERS = range(3)
+
+
+@dataclass(eq=False)
+class Item:
+    size: float
+    gone: bool = False
+
+
+def take(ready: Lookahead[Item], room: float, now: float = 0.0) -> Item | None:
+    return ready.take(now, room, lambda item: item.size <= room)
+
+
+def filled(sizes: list[float], lane: int = OTHERS, rng: Random | None = None) -> tuple[Lookahead[Item], list[Item]]:
+    ready: Lookahead[Item] = Lookahead(rng)
+    items = [Item(size) for size in sizes]
+    for item in items:
+        ready.add(item, item.size, lane, 0.0)
+    return ready, items
+
+
+def test_the_largest_that_fits_goes():
+    ready, _ = filled([5, 90, 40, 60])
+    assert [take(ready, 60).size for _ in range(2)] == [60, 40]
+    assert take(ready, 4) is None
+    assert len(ready) == 2
+
+
+def test_what_is_sent_again_goes_before_reduces_and_these_before_the_rest():
+    ready: Lookahead[Item] = Lookahead(None)
+    for lane, size in ((OTHERS, 30), (FINISHING, 20), (AGAIN, 10)):
+        ready.add(Item(size), size, lane, 0.0)
+    assert [take(ready, 100).size for _ in range(3)] == [10, 20, 30]
+
+
+def test_without_a_limit_they_go_in_the_order_they_came():
+    ready, items = filled([5, 90, 40, 60] * 200)
+    assert [take(ready, inf) for _ in items] == items
+
+
+def test_who_waited_too_long_goes_next_and_all_wait_until_it_fits():
+    ready, (large, small) = filled([90, 5])
+    late = MAX_WAIT_S + 1
+    assert take(ready, 50, late) is None
+    assert ready.next_wanted(late) is large
+    assert take(ready, 90, late) is large
+    assert take(ready, 50, late) is small
+
+
+def test_small_ones_are_not_passed_over_forever():
+    ready, (small,) = filled([5])
+    for now in range(0, 200, 10):
+        large = Item(90)
+        ready.add(large, 90, OTHERS, float(now))
+        taken = take(ready, 100, float(now))
+        assert taken is not None
+        if taken is small:
+            assert now > MAX_WAIT_S
+            return
+    raise AssertionError("never taken")
+
+
+def test_time_waited_before_counts_when_it_is_told():
+    ready: Lookahead[Item] = Lookahead(None)
+    ready.add(Item(90), 90, AGAIN, 500.0, since=100.0)
+    assert ready.next_wanted(500.0) is not None
+    assert take(ready, 50, 500.0) is None
+
+
+def test_what_is_gone_is_neither_taken_nor_waited_for():
+    ready, items = filled([5, 90, 40])
+    items[0].gone = items[1].gone = True
+    assert list(ready) == [items[2]]
+    assert ready.next_wanted(0.0) is items[2]
+    assert take(ready, 100) is items[2]
+    assert take(ready, inf) is None
+    assert ready.next_wanted(0.0) is None
+    assert len(ready) == 0
+
+
+def test_beyond_the_window_sizes_are_mixed():
+    """Sorted input: with a pool larger than the window, what leaves first is not all small."""
+    ready, _ = filled([float(size) for size in range(8 * DEPTH)], rng=Random(1))
+    first = [take(ready, inf).size for _ in range(DEPTH)]
+    assert sum(first[DEPTH // 2 :]) / (DEPTH / 2) < 2 * DEPTH
+    later = [take(ready, inf).size for _ in range(4 * DEPTH)]
+    assert 3 * DEPTH < sum(later) / len(later) < 6 * DEPTH
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 100)), max_size=400),
+    st.lists(st.tuples(st.integers(0, 120), st.booleans()), max_size=400),
+    st.booleans(),
+)
+def test_everything_comes_out_once_or_is_gone(entries, takes, mixed):
+    ready: Lookahead[Item] = Lookahead(Random(0) if mixed else None)
+    items = []
+    for lane, size in entries:
+        items.append(Item(size))
+        ready.add(items[-1], size, lane, 0.0)
+    rng, out = Random(1), []
+    for room, lose in takes:
+        if lose and items:
+            rng.choice(items).gone = True
+        item = take(ready, room)
+        if item is not None:
+            assert item.size <= room and not item.gone
+            out.append(item)
+            item.gone = True
+    while (item := take(ready, 1000)) is not None:
+        out.append(item)
+        item.gone = True
+    assert len(set(map(id, out))) == len(out)
+    assert all(item.gone for item in items)
+    assert len(ready) == 0

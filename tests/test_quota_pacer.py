@@ -1,0 +1,98 @@
+import anyio
+import pytest
+from servers import SERVERS
+from vclock import run
+
+from pipeline.quota.pacer import JITTER_S, RequestPacer, spacing
+
+
+async def grants(pacer: RequestPacer, seconds: float) -> list[float]:
+    times = []
+    with anyio.move_on_after(seconds):
+        while True:
+            await pacer.acquire()
+            times.append(anyio.current_time())
+    return times
+
+
+@pytest.mark.parametrize("rpm", [1, 5, 15, 100, 200, 1000, 30_000])
+@pytest.mark.parametrize("strict", [False, True])
+def test_burst_and_rate_keep_every_padded_window_within_the_limit(rpm, strict):
+    burst, period = spacing(rpm, strict=strict)
+    reserved = rpm >= 100 or (strict and rpm > 1)
+    assert (burst if reserved and rpm > 2 else 0) + (60 + JITTER_S) / period <= rpm + 1e-9
+    assert burst == max(1, int(0.2 * rpm / 60.3))
+
+
+@pytest.mark.parametrize("rpm", [200, 1000, 2000, 30_000])
+def test_the_padding_costs_less_than_one_percent(rpm):
+    _, period = spacing(rpm)
+    assert 60 / period >= 0.99 * rpm
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_every_server_admits_a_paced_minute_from_any_phase(server):
+    sent = run(grants, RequestPacer(600, drained=False), 200.0)
+    for phase in range(0, 60, 7):
+        model = SERVERS[server](600)
+        for at in sent:
+            assert model.delay(at + phase, 1) == 0.0
+            model.add(at + phase, 1)
+    assert len(sent) >= 0.99 * 2000
+
+
+def test_drained_grants_no_burst():
+    full, drained = (run(grants, RequestPacer(6000, drained=value), 0.05) for value in (False, True))
+    assert len(full) >= 19
+    assert len(drained) <= 6
+
+
+def test_a_late_wake_up_is_caught_up_on():
+    async def lag() -> int:
+        pacer = RequestPacer(3000, drained=True)
+        await pacer.acquire()
+        await anyio.sleep(0.15)
+        return len(await grants(pacer, 0.001))
+
+    assert run(lag) in (7, 8)  # 0.15 s at 50 a second
+
+
+@pytest.mark.parametrize("rpm", [5, 60, 1000, 6000])
+def test_changing_the_limit_grants_no_second_burst(rpm):
+    async def change_often() -> list[float]:
+        pacer = RequestPacer(rpm, drained=True)
+        times: list[float] = []
+        for _ in range(20):
+            times += await grants(pacer, 30.0 * 60 / rpm)
+            pacer.change(rpm, anyio.current_time())
+        return times
+
+    sent = run(change_often)
+    burst, period = spacing(rpm)
+    for first in range(0, len(sent), 3):
+        for last in range(first, min(len(sent), first + 3 * rpm), 5):
+            assert last - first + 1 <= burst + (sent[last] - sent[first]) / period + 1e-6
+
+
+def test_a_changed_limit_holds_at_once():
+    async def fall() -> tuple[int, int]:
+        pacer = RequestPacer(600, drained=False)
+        before = len(await grants(pacer, 60.0))
+        pacer.change(60, anyio.current_time())
+        return before, len(await grants(pacer, 60.0))
+
+    before, after = run(fall)
+    assert 590 <= before <= 602
+    assert 58 <= after <= 60
+
+
+def test_acquire_survives_cancellation_without_losing_a_grant():
+    async def cancel_often() -> int:
+        pacer, count = RequestPacer(600, drained=True), 0
+        while anyio.current_time() < 60.0:
+            with anyio.move_on_after(0.033):
+                await pacer.acquire()
+                count += 1
+        return count
+
+    assert run(cancel_often) >= 590

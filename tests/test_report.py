@@ -1,0 +1,310 @@
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+
+import anyio
+import orjson
+import pytest
+from stores import CENT, answer, failed, killed, manifest, opened, paid, prompt, result
+
+from pipeline import report
+from pipeline.errors import RunStateError
+from pipeline.records import Usage
+from pipeline.report import Failure, failures, summarize
+from pipeline.store.manifest import write
+from pipeline.store.run import RunStore
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "notes"
+
+
+def log(directory: Path, *events: dict[str, object]) -> Path:
+    """A run directory that has nothing but a manifest and these events."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write(directory / "manifest.json", manifest())
+    lines = [orjson.dumps({"at": "2026-11-22T20:00:00Z", **event}) for event in events]
+    (directory / "run.log").write_bytes(b"".join(line + b"\n" for line in lines))
+    return directory
+
+
+def start(rows: int = 10) -> dict[str, object]:
+    return {"event": "start", "rows": rows, "pid": 1}
+
+
+def progress(seconds: float) -> dict[str, object]:
+    return {"event": "progress", "seconds": seconds, "rows_done": 1}
+
+
+def end(seconds: float, status: str = "finished") -> dict[str, object]:
+    return {"event": "end", "status": status, "seconds": seconds, "reason": ""}
+
+
+# ---- sums
+
+
+def test_a_run_directory_without_calls_is_all_zeros(directory: Path) -> None:
+    with opened(directory):
+        pass
+    summary = summarize(directory)
+    assert (summary.rows, summary.done, summary.calls, summary.attempts, summary.cost_usd) == (0, 0, 0, 0, 0)
+    assert (summary.usage, summary.calls_by_step) == (Usage(), {})
+    assert (summary.latency_p50_s, summary.latency_p95_s, summary.seconds) == (None, None, 0)
+
+
+def spend(store: RunStore) -> None:
+    """Three rows: two with an answer, the second of two calls; one that failed."""
+    store.log("start", rows=5, pid=1)
+    store.append_call(prompt(0), paid(latency_s=1.0, usage=Usage(100, 20, 30, 4, 5)))
+    store.append_result(result(0))
+    store.append_call(prompt(1, "m", step="map"), paid(latency_s=2.0, attempts=3, rate_limited=2))
+    store.append_call(prompt(1, "r", step="reduce", level=1), paid(latency_s=9.0, cost_usd=Decimal("0.000000000001")))
+    store.append_result(result(1, "truncated", "truncated"))
+    store.append_call(prompt(2), failed("quota", rate_limited=7))
+    store.append_result(result(2, "error", "quota"))
+
+
+@pytest.mark.parametrize("stage", ["running", "killed", "sealed", "closed", "continued"])
+def test_the_numbers_are_the_same_while_running_after_a_crash_and_after_the_end(directory: Path, stage: str) -> None:
+    if stage in ("running", "sealed"):
+        with opened(directory) as store:
+            spend(store)
+            if stage == "sealed":
+                anyio.run(store.seal)
+            summary = summarize(directory)
+            listed = failures(directory)
+    else:
+        with killed(directory) as store:
+            spend(store)
+            if stage == "closed":
+                store.close()
+        if stage == "continued":
+            with opened(directory):
+                pass
+        summary, listed = summarize(directory), failures(directory)
+    assert (summary.rows, summary.done, summary.waiting) == (5, 3, 1)
+    assert dict(summary.outcomes) == {"ok": 1, "truncated": 1, "blocked": 0, "invalid": 0, "error": 1}
+    assert (summary.calls, summary.calls_by_step) == (3, {"answer": 1, "map": 1, "reduce": 1})
+    assert (summary.attempts, summary.rate_limited) == (1 + 3 + 1 + 5, 2 + 7)
+    assert summary.usage == Usage(100 + 12 + 12, 20, 30 + 34 + 34, 4, 5)
+    assert (summary.cost_usd, summary.unpriced) == (2 * CENT + Decimal("0.000000000001"), 0)
+    assert summary.input_tokens_est == 30
+    assert (summary.latency_p50_s, summary.latency_p95_s) == (2.0, 9.0)
+    assert listed == [
+        Failure(1, "key 1", "truncated", "truncated", "truncated trouble"),
+        Failure(2, "key 2", "error", "quota", "quota trouble"),
+    ]
+
+
+def test_calls_of_unfinished_rows_are_counted_where_they_wait(directory: Path) -> None:
+    with opened(directory) as store:
+        answer(store, 0)
+        store.append_call(prompt(1), paid())
+        anyio.run(store.seal)
+        assert (summarize(directory).calls, summarize(directory).cost_usd) == (2, 2 * CENT)
+    assert (summarize(directory).calls, summarize(directory).cost_usd) == (2, 2 * CENT)
+
+
+def test_a_row_that_succeeds_at_last_is_no_failure_and_both_tries_are_counted(directory: Path) -> None:
+    with opened(directory) as store:
+        for row in (3, 1):
+            store.append_call(prompt(row), failed())
+            store.append_result(result(row, "error", "server"))
+        answer(store, 2, "blocked", "recitation")
+    assert [failure.row for failure in failures(directory)] == [1, 2, 3]
+    with opened(directory) as store:
+        answer(store, 1)
+        store.append_result(result(3, "error", "network"))
+        for listed in (failures(directory), failures(directory)):
+            assert [(failure.row, failure.error_kind) for failure in listed] == [(2, "recitation"), (3, "network")]
+            anyio.run(store.seal)
+    summary = summarize(directory)
+    assert (summary.outcomes["ok"], summary.outcomes["error"], summary.outcomes["blocked"]) == (1, 1, 1)
+    assert (summary.waiting, summary.calls, summary.attempts) == (1, 2, 2 + 5 + 5)
+
+
+def test_one_unknown_price_makes_the_cost_unknown(directory: Path) -> None:
+    with opened(directory) as store:
+        answer(store, 0)
+        store.append_call(prompt(1), paid(cost_usd=None))
+    summary = summarize(directory)
+    assert (summary.cost_usd, summary.unpriced) == (CENT, 1)
+    assert summary.as_json()["cost_usd"] is None
+
+
+def test_a_failure_without_a_price_leaves_the_cost_known(directory: Path) -> None:
+    with opened(directory) as store:
+        store.append_call(prompt(0), failed(cost_usd=None))
+    assert summarize(directory).unpriced == 0
+
+
+def test_the_json_has_stable_keys_and_counts_tool_tokens_as_input(directory: Path) -> None:
+    with opened(directory) as store:
+        spend(store)
+    assert summarize(directory).as_json() == {
+        "run": "notes",
+        "status": "interrupted",
+        "rows": 5,
+        "ok": 1,
+        "truncated": 1,
+        "blocked": 0,
+        "invalid": 0,
+        "error": 1,
+        "calls": 3,
+        "attempts": 10,
+        "rate_limited": 9,
+        "input_tokens": 129,
+        "cached_tokens": 20,
+        "output_tokens": 98,
+        "thinking_tokens": 4,
+        "cost_usd": 0.02,
+        "seconds": 0.0,
+        "output": "results/notes.csv",
+        "run_dir": str(directory),
+    }
+    orjson.dumps(summarize(directory).as_json())
+
+
+def test_reading_changes_nothing(directory: Path) -> None:
+    with killed(directory) as store:
+        spend(store)
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    summarize(directory)
+    failures(directory)
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+
+
+# ---- status and time
+
+
+@pytest.mark.parametrize(
+    ("events", "status"),
+    [
+        ([], "interrupted"),
+        ([start()], "interrupted"),
+        ([start(), progress(10)], "interrupted"),
+        ([start(), end(12)], "finished"),
+        ([start(), end(12, "stopped")], "stopped"),
+        ([start(), end(12, "interrupted")], "interrupted"),
+        ([start(), end(12), start()], "interrupted"),
+        ([start(), start(), end(12)], "finished"),
+        ([start(), end(12), {"event": "limit", "rpm": 10}], "finished"),
+    ],
+)
+def test_the_last_session_says_how_the_run_stands(
+    directory: Path, events: Sequence[dict[str, object]], status: str
+) -> None:
+    assert summarize(log(directory, *events)).status == status
+
+
+def test_a_session_without_an_end_is_running_only_while_its_process_lives(directory: Path) -> None:
+    with opened(directory) as store:
+        store.log("start", rows=3, pid=1)
+        assert report.in_use(directory)
+        assert (summarize(directory).status, summarize(directory).rows) == ("running", 3)
+        store.log("end", status="stopped", seconds=1.5)
+        assert summarize(directory).status == "stopped"
+    assert not report.in_use(directory)
+    assert summarize(directory).status == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("events", "seconds"),
+    [
+        ([start(), progress(10), progress(20), end(25.5)], 25.5),
+        ([start(), progress(10), progress(20)], 20),
+        ([start(), end(5), start(), end(7)], 12),
+        ([start(), progress(10), progress(20), start(), progress(10), end(11)], 31),
+        ([start(), start(), start(), progress(10)], 10),
+        ([start(), end(5), start()], 5),
+    ],
+)
+def test_time_is_summed_over_sessions_and_of_a_killed_one_until_its_last_sign_of_life(
+    directory: Path, events: Sequence[dict[str, object]], seconds: float
+) -> None:
+    assert summarize(log(directory, *events)).seconds == seconds
+
+
+def test_rows_are_those_of_the_last_session(directory: Path) -> None:
+    assert summarize(log(directory, start(10), end(1), start(20))).rows == 20
+
+
+def test_a_torn_line_in_the_log_is_passed_over(directory: Path) -> None:
+    path = log(directory, start(), progress(10), end(12)) / "run.log"
+    path.write_bytes(path.read_bytes() + b'{"at":"2026-11-22T20:00:00Z","eve')
+    summary = summarize(directory)
+    assert (summary.status, summary.seconds) == ("finished", 12)
+
+
+# ---- which directory
+
+
+def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(RunStateError, match="is not a run directory") as caught:
+            summarize(place)
+        assert "pipeline runs" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["calls", "results"])
+def test_a_damaged_part_is_named_as_the_reason(directory: Path, kind: str) -> None:
+    with opened(directory) as store:
+        answer(store, 0)
+    path = directory / kind / "part-000001.parquet"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(RunStateError, match=f"{kind}.* is damaged"):
+        summarize(directory)
+
+
+def test_the_newest_run_is_the_one_written_to_last(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with pytest.raises(RunStateError, match="no runs in") as caught:
+        report.newest(runs)
+    assert "pipeline run" in caught.value.hint
+    for name in ("b", "a", "c"):
+        with opened(runs / name) as store:
+            store.log("start", rows=1)
+    (runs / "not a run").mkdir()
+    assert [path.name for path in report.every(runs)] == ["a", "b", "c"]
+    os.utime(runs / "a" / "run.log", (4e9, 4e9))
+    assert report.newest(runs) == runs / "a"
+
+
+# ---- read by one process while another writes
+
+_WRITER = """
+import sys
+from pathlib import Path
+import anyio
+from stores import answer, opened, paid, prompt
+with opened(Path(sys.argv[1])) as store:
+    store.append_call(prompt(10**6), paid())
+    print("started", flush=True)
+    for row in range(150):
+        answer(store, row)
+        if row % 10 == 9:
+            anyio.run(store.seal)
+"""
+
+
+def test_a_report_is_right_at_every_second_of_a_run_that_seals_all_the_time(directory: Path) -> None:
+    writer = subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(directory)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE,
+    )
+    seen = []
+    with writer:
+        assert writer.stdout is not None and writer.stdout.readline() == b"started\n"
+        while writer.poll() is None:
+            summary = summarize(directory)
+            assert summary.cost_usd == summary.calls * CENT
+            assert summary.outcomes["ok"] <= summary.calls - 1 <= summary.outcomes["ok"] + 1
+            seen.append(summary.calls)
+    assert writer.returncode == 0
+    assert seen == sorted(seen), "a number once shown never shrinks"
+    assert (summarize(directory).calls, summarize(directory).outcomes["ok"]) == (151, 150)

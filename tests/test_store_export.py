@@ -1,0 +1,357 @@
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import date, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stores import result
+
+from pipeline.errors import InputError, RunStateError
+from pipeline.records import Result
+from pipeline.store import parts
+from pipeline.store.export import RESULT_COLUMNS, ROW, export, output_schema
+
+FORMATS = (".parquet", ".csv", ".jsonl")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    directory = tmp_path / "notes" / "results"
+    directory.mkdir(parents=True)
+    return directory
+
+
+def seal(results: Path, *sealed: Iterable[Result]) -> None:
+    """One part for each group."""
+    for number, group in enumerate(sealed, parts.newest(results) + 1):
+        parts.write_part(parts.results_frame(group), results, number)
+
+
+def batches(frame: pl.DataFrame, size: int = 4) -> Iterator[pl.DataFrame]:
+    numbered = frame.with_row_index(ROW).with_columns(pl.col(ROW).cast(pl.Int64))
+    return (numbered.slice(start, size) for start in range(0, frame.height, size))
+
+
+def write(frame: pl.DataFrame, results: Path, path: Path, rows: int | None = None, size: int = 4) -> pl.DataFrame:
+    export(batches(frame, size), frame.schema, results, path, frame.height if rows is None else rows)
+    return read(path)
+
+
+def read(path: Path) -> pl.DataFrame:
+    if path.suffix == ".parquet":
+        return pl.read_parquet(path)
+    return pl.read_csv(path, infer_schema=False) if path.suffix == ".csv" else pl.read_ndjson(path)
+
+
+IDS = pl.DataFrame({"id": [f"d{row}" for row in range(10)]})
+
+
+# ---- which outcome stands in which row
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_rows_come_in_input_order_whatever_the_order_they_were_answered_in(
+    tmp_path: Path, results: Path, suffix: str
+) -> None:
+    order = list(range(10))
+    random.Random(4).shuffle(order)
+    seal(results, *([result(row)] for row in order))
+    table = write(IDS, results, tmp_path / f"out{suffix}", size=3)
+    assert table["id"].to_list() == IDS["id"].to_list()
+    assert table["response"].to_list() == [f"answer {row}" for row in range(10)]
+
+
+def test_the_later_outcome_of_a_row_wins(tmp_path: Path, results: Path) -> None:
+    first = [result(row, "error", "server") for row in range(10)]
+    seal(results, first, [result(3), result(8, "blocked", "recitation")], [result(8, response="at last")])
+    table = write(IDS, results, tmp_path / "out.parquet")
+    assert table["status"].to_list() == ["error"] * 3 + ["ok"] + ["error"] * 4 + ["ok", "error"]
+    assert (table["response"][8], table["error"][8], table["error_kind"][0]) == ("at last", None, "server")
+
+
+def test_a_row_without_an_outcome_is_pending_and_otherwise_empty(tmp_path: Path, results: Path) -> None:
+    seal(results, [result(2)], [])
+    table = write(IDS, results, tmp_path / "out.parquet")
+    assert table["status"].to_list() == ["pending"] * 2 + ["ok"] + ["pending"] * 7
+    pending = table.row(0, named=True)
+    assert {name for name, value in pending.items() if value is not None} == {"id", "status"}
+
+
+def test_without_any_part_every_row_is_pending(tmp_path: Path, results: Path) -> None:
+    table = write(IDS, results, tmp_path / "out.parquet")
+    assert table["status"].to_list() == ["pending"] * 10
+    assert table.schema == output_schema(IDS.schema, Path("out.parquet"))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 10, 99])
+def test_only_the_rows_of_this_run_are_written(tmp_path: Path, results: Path, rows: int) -> None:
+    seal(results, [result(row) for row in range(10)])
+    assert write(IDS, results, tmp_path / "out.csv", rows)["id"].to_list() == IDS["id"].to_list()[:rows]
+
+
+def test_no_more_batches_are_read_than_the_rows_need(tmp_path: Path, results: Path) -> None:
+    read_batches: list[int] = []
+
+    def counted() -> Iterator[pl.DataFrame]:
+        for number, batch in enumerate(batches(pl.DataFrame({"id": list(range(1000))}))):
+            read_batches.append(number)
+            yield batch
+
+    export(counted(), pl.Schema({"id": pl.Int64}), results, tmp_path / "out.csv", 6)
+    assert read_batches == [0, 1, 2]
+
+
+def test_rows_that_the_input_left_out_shift_nothing(tmp_path: Path, results: Path) -> None:
+    seal(results, [result(row) for row in (0, 1, 2)])
+    frame = pl.DataFrame({ROW: pl.Series([0, 2], dtype=pl.Int64), "id": ["a", "c"]})
+    export([frame], pl.Schema({"id": pl.String}), results, tmp_path / "out.csv", 3)
+    assert read(tmp_path / "out.csv").select("id", "response").rows() == [("a", "answer 0"), ("c", "answer 2")]
+
+
+@given(
+    history=st.lists(st.lists(st.tuples(st.integers(0, 24), st.sampled_from(["ok", "error", "blocked"])), max_size=12)),
+    size=st.integers(1, 30),
+    rows=st.integers(1, 25),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_history_of_parts_comes_out_as_a_dict_would_have_it(
+    tmp_path_factory: pytest.TempPathFactory, history: list[list[tuple[int, Any]]], size: int, rows: int
+) -> None:
+    directory = tmp_path_factory.mktemp("any")
+    newest: dict[int, Result] = {}
+    for number, group in enumerate(history, 1):
+        outcomes = {row: result(row, status, response=f"{row} in {number}") for row, status in group}
+        newest |= outcomes
+        seal(directory, outcomes.values())
+    frame = pl.DataFrame({"n": list(range(25))})
+    table = write(frame, directory, directory / "out.parquet", rows, size)
+    assert table.select("n", "status", "response").rows() == [
+        (row, newest[row].status, newest[row].response) if row in newest else (row, "pending", None)
+        for row in range(rows)
+    ]
+
+
+# ---- columns and types
+
+
+def test_the_columns_of_the_input_come_first_and_a_result_column_keeps_its_name(tmp_path: Path, results: Path) -> None:
+    frame = pl.DataFrame({"status": ["mine"], "id": [1], "response": ["theirs"], "row": [9], "key": ["k"]})
+    seal(results, [result(0)])
+    table = write(frame, results, tmp_path / "out.parquet")
+    assert table.columns[:6] == ["input_status", "id", "input_response", "row", "key", "status"]
+    assert table.row(0)[:7] == ("mine", 1, "theirs", 9, "k", "ok", "answer 0")
+
+
+@pytest.mark.parametrize("name", ["status", "cost_usd", "input_tokens"])
+def test_a_name_that_is_taken_twice_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"columns `{name}` and `input_{name}`, and the output needs `{name}`"):
+        output_schema(pl.Schema({name: pl.String, f"input_{name}": pl.String}), Path("out.csv"))
+
+
+def test_every_format_is_typed_from_the_first_row_though_all_values_are_missing(tmp_path: Path, results: Path) -> None:
+    nothing = replace(result(0, "error", "server"), error=None, error_kind=None, cost_usd=None, finished_at=None)
+    seal(results, [nothing])
+    frame = pl.DataFrame({"id": [None, None]}, schema={"id": pl.String})
+    tables = {suffix: write(frame, results, tmp_path / f"out{suffix}") for suffix in FORMATS}
+    schema = output_schema(frame.schema, Path("out.parquet"))
+    assert tables[".parquet"].schema == schema
+    assert {suffix: table.columns for suffix, table in tables.items()} == {suffix: list(schema) for suffix in FORMATS}
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [list(line) for line in lines] == [list(schema)] * 2
+    assert [line["status"] for line in lines] == ["error", "pending"]
+
+
+def test_the_same_table_comes_out_of_every_format(tmp_path: Path, results: Path) -> None:
+    text = 'two\nlines, "quoted" 第一行 😀'
+    full = result(1, "truncated", "truncated", response=text, cost_usd=Decimal("0.000000000001"), latency_s=1.5)
+    seal(results, [result(0), full])
+    frame = pl.DataFrame({"id": ["a", "b", "c"], "day": [date(2026, 11, 22)] * 3})
+    tables = {suffix: write(frame, results, tmp_path / f"out{suffix}") for suffix in FORMATS}
+    parquet = tables[".parquet"]
+    assert parquet.schema["cost_usd"] == pl.Float64
+    assert parquet["cost_usd"].to_list() == [0.01, 1e-12, None]
+    for suffix in (".csv", ".jsonl"):
+        table = tables[suffix]
+        for name, dtype in parquet.schema.items():
+            if dtype.is_temporal():
+                assert [value and str(value)[:10] for value in table[name]] == [
+                    value and str(value)[:10] for value in parquet[name]
+                ]
+            else:
+                assert table[name].cast(dtype).to_list() == parquet[name].to_list(), (suffix, name)
+
+
+def test_results_have_the_documented_types() -> None:
+    schema = output_schema(pl.Schema({"id": pl.String}), Path("out.csv"))
+    assert list(schema) == ["id", *RESULT_COLUMNS]
+    assert {name for name, dtype in schema.items() if dtype == pl.Null} == set()
+    assert schema["finished_at"] == pl.Datetime("ms", "UTC")
+
+
+HOLDS: dict[str, tuple[pl.DataType, set[str]]] = {
+    "list": (pl.List(pl.Int64()), {".parquet", ".jsonl"}),
+    "array": (pl.Array(pl.Int64(), 2), {".parquet", ".jsonl"}),
+    "struct": (pl.Struct({"a": pl.Int64()}), {".parquet", ".jsonl"}),
+    "binary": (pl.Binary(), {".parquet"}),
+    "binary in a list": (pl.List(pl.List(pl.Binary())), {".parquet"}),
+    "binary in a struct": (pl.Struct({"a": pl.Struct({"b": pl.Binary()})}), {".parquet"}),
+    "duration": (pl.Duration("us"), {".parquet", ".jsonl"}),
+    "decimal": (pl.Decimal(10, 2), set(FORMATS)),
+    "time": (pl.Time(), set(FORMATS)),
+    "null": (pl.Null(), set(FORMATS)),
+    "category": (pl.Categorical(), set(FORMATS)),
+}
+VALUES: dict[str, Any] = {
+    "list": [1],
+    "array": [1, 2],
+    "struct": {"a": 1},
+    "binary": b"\xff",
+    "binary in a list": [[b"\xff"]],
+    "binary in a struct": {"a": {"b": b"\xff"}},
+    "duration": timedelta(1),
+    "decimal": Decimal("1.5"),
+    "category": "x",
+}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("kind", HOLDS)
+def test_a_column_that_a_format_cannot_hold_is_refused_before_the_run_and_any_other_is_written(
+    tmp_path: Path, results: Path, kind: str, suffix: str
+) -> None:
+    dtype, holds = HOLDS[kind]
+    frame = pl.DataFrame({"mine": pl.Series([VALUES.get(kind)], dtype=dtype)})
+    path = tmp_path / f"out{suffix}"
+    if suffix in holds:
+        assert write(frame, results, path).height == 1
+        return
+    with pytest.raises(InputError) as caught:
+        output_schema(frame.schema, path)
+    assert caught.value.message.startswith("column `mine` is a ") and f"{path} cannot hold" in caught.value.message
+    assert ".parquet" in caught.value.hint
+
+
+# ---- replaced whole or not at all
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_old_file_stays_when_reading_or_writing_fails(tmp_path: Path, results: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    path.write_text("what was there")
+
+    def broken() -> Iterator[pl.DataFrame]:
+        yield next(batches(IDS))
+        raise InputError("the input is gone")
+
+    with pytest.raises(InputError, match="the input is gone"):
+        export(broken(), IDS.schema, results, path, 10)
+    seal(results, [result(0)])
+    whole = (results / "part-000001.parquet").read_bytes()
+    (results / "part-000001.parquet").write_bytes(whole[:50])
+    with pytest.raises(RunStateError, match=r"part-000001\.parquet is damaged"):
+        write(IDS, results, path)
+    assert path.read_text() == "what was there"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["notes", path.name]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path: Path, results: Path, suffix: str) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    path = tmp_path / f"out{suffix}"
+    path.write_text("what was there")
+    (tmp_path / f".out{suffix}.tmp").symlink_to("/dev/full")
+    with pytest.raises(InputError) as caught:
+        write(IDS, results, path)
+    assert caught.value.message == (
+        f"cannot write {path}: No space left on device (os error 28)\nEvery answer is safe in {results.parent}."
+    )
+    assert "nothing is bought twice" in caught.value.hint
+    assert path.read_text() == "what was there"
+    assert not (tmp_path / f".out{suffix}.tmp").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, results: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"cannot write .*/file/out\.csv: "):
+        write(IDS, results, tmp_path / "file" / "out.csv")
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*/out\.csv: Is a directory"):
+        write(IDS, results, tmp_path / "out.csv")
+
+
+def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_name(
+    tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("fsync"), fsync(fd))[1])
+    monkeypatch.setattr(Path, "rename", lambda path, to: (steps.append(f"{path.name} to {to.name}"), rename(path, to)))
+    write(IDS, results, tmp_path / "new" / "out.csv")
+    assert steps == ["fsync", ".out.csv.tmp to out.csv"]
+
+
+def test_the_output_has_the_permissions_of_any_file_the_user_makes(tmp_path: Path, results: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write(IDS, results, tmp_path / "out.csv")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out.csv").stat().st_mode & 0o777 == 0o640
+
+
+# ---- bounded memory
+
+_BIG = """
+import resource, sys
+from pathlib import Path
+import polars as pl
+from pipeline.store import parts
+from pipeline.store.export import ROW, export
+
+rows, size, results = 50_000, 500, Path(sys.argv[1])
+for number in range(rows // size):
+    row = pl.int_range(number * size, (number + 1) * size, eager=True)
+    answers = pl.DataFrame({"row": row, "status": ["ok"] * size, "response": [f"{n:08}" * 400 for n in row]})
+    frame = pl.concat([pl.DataFrame(schema=parts.RESULTS_SCHEMA), answers], how="diagonal")
+    parts.write_part(frame, results, number + 1)
+
+def batches():
+    for start in range(0, rows, 4096):
+        row = pl.int_range(start, min(start + 4096, rows), eager=True).alias(ROW)
+        yield pl.DataFrame([row, row.cast(pl.String).alias("id")])
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[2:]:
+    export(batches(), pl.Schema({"id": pl.String}), results, Path(path), rows)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_50_000_answers_in_100_parts_are_exported_without_holding_them_all(tmp_path: Path, results: Path) -> None:
+    paths = [tmp_path / "out.csv", tmp_path / "out.parquet"]
+    run = subprocess.run(
+        [sys.executable, "-c", _BIG, str(results), *map(str, paths)], capture_output=True, text=True, check=True
+    )
+    assert paths[0].stat().st_size > 160_000_000
+    print(run.stdout)
+    csv_mb, both_mb = map(int, run.stdout.split())
+    assert csv_mb < 260, run.stdout
+    assert both_mb < 480, run.stdout  # with row groups of polars' own size: 690
+    for scan in (pl.scan_csv(paths[0], infer_schema=False), pl.scan_parquet(paths[1])):
+        in_order = (pl.col("response").str.head(8).cast(pl.Int64) == pl.col("id").cast(pl.Int64)).all()
+        assert scan.select(pl.len(), in_order, pl.col("id").last()).collect(engine="streaming").row(0) == (
+            50_000,
+            True,
+            "49999",
+        )
