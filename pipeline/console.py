@@ -99,7 +99,7 @@ def show_plan(plan: Plan, name: str, path: str, to: Console = out) -> None:
     for line in plan.assumptions:
         to.print(f"  {line}", style="dim")
     if plan.sampled_rows:
-        to.print(f"  counted from {plan.sampled_rows:,} evenly spaced rows", style="dim")
+        to.print(f"  counted from {plan.sampled_rows:,} rows spread over the table", style="dim")
     to.print(f"prices of {plan.prices_dated}; nothing was sent", style="dim")
 
 
@@ -134,14 +134,37 @@ def show_start(plan: Plan, name: str, directory: str, continued: bool, offline: 
 
 async def watch(monitor: Monitor) -> None:
     """One line that changes, or, where stderr is no terminal, a line now and then; until cancelled."""
-    if not err.is_terminal:
-        while True:
-            await anyio.sleep(QUIET_S)
+    if err.is_terminal:
+        with err.status("") as status:
+            while True:
+                _tell(monitor)
+                status.update(Text(_stopping(monitor) or progress_line(monitor, bar=True)))
+                await anyio.sleep(REFRESH_S)
+    since = 0.0
+    while True:
+        await anyio.sleep(REFRESH_S)
+        _tell(monitor)
+        since += REFRESH_S
+        if since >= QUIET_S:
             err.print(progress_line(monitor, bar=False))
-    with err.status("") as status:
-        while True:
-            status.update(Text(_stopping(monitor) or progress_line(monitor, bar=True)))
-            await anyio.sleep(REFRESH_S)
+            since = 0.0
+
+
+def _tell(monitor: Monitor) -> None:
+    while monitor.notices:
+        if text := notice(*monitor.notices.pop(0)):
+            err.print(Text(text, "yellow"))
+
+
+def notice(event: str, numbers: dict[str, object]) -> str:
+    """What a person is told of an event of the dispatcher; nothing of one that is told in other ways."""
+    if event == "limit":
+        return f"limit: {numbers['per_minute']:,} {numbers['meter']} a minute ({numbers['origin']})"
+    if event == "sharing":
+        return f"sharing this quota with {numbers['runs']} other run(s) on this machine"
+    if event == "halt":
+        return ""  # the end of the run says it
+    return f"{event}: {numbers['message']}" if "message" in numbers else ""
 
 
 def progress_line(monitor: Monitor, *, bar: bool) -> str:

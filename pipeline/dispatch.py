@@ -1,12 +1,10 @@
 """Ready prompts → one endpoint: picks what fits now, sends it, reads what became of it, sends again what may pass."""
 
 import asyncio
-import itertools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
-from heapq import heappop, heappush
+from dataclasses import replace
 from math import inf
 from random import Random
 
@@ -15,11 +13,10 @@ from anyio.abc import TaskGroup
 
 from pipeline.errors import Halted, PipelineError
 from pipeline.quota import stops
+from pipeline.quota.backlog import Backlog, Job
 from pipeline.quota.book import QuotaBook
 from pipeline.quota.daily import RESET_ZONE
 from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota, Notify, Ticket
-from pipeline.quota.estimates import EXACT, Estimates, Trust
-from pipeline.quota.lookahead import Lookahead
 from pipeline.records import Limits, Prompt, Reply, Status, Verdict
 
 UNLIMITED = Limits(rpm=0, tpm=0)
@@ -29,28 +26,9 @@ COUNT_ABOVE = 0.02
 COUNTING_AT_ONCE = 8
 BACKOFF_FIRST_S, BACKOFF_LONGEST_S = 1.0, 60.0
 _LONGEST_SLEEP_S = 60.0  # after which the wall clock is read again: it goes on while a machine is suspended
-_AGAIN, _FINISHING, _OTHERS = range(3)  # lanes of the lookahead
 
 Send = Callable[[Prompt], Awaitable[Reply | Verdict]]
 CountTokens = Callable[[Prompt], Awaitable[int | Verdict]]
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """One submitted prompt until it is answered."""
-
-    prompt: Prompt
-    answer: asyncio.Future[Reply]
-    since: float
-    exact_tokens: int | None = None
-    attempts: int = 0
-    rate_limited: int = 0
-    queued: bool = True  # False while its request is in flight
-
-    @property
-    def gone(self) -> bool:
-        """Answered, or nobody waits for the answer any more."""
-        return self.answer.done()
 
 
 class Dispatcher:
@@ -90,25 +68,28 @@ class Dispatcher:
         self._quota = EndpointQuota(
             limits, now=self._loop.time(), wall=wall, notify=on_event, rng=self._rng, book=book, zone=reset_zone
         )
-        self._waiting: Lookahead[_Job] = Lookahead(self._rng if self._quota.tokens else None)
-        self._estimates = Estimates()
-        self._uncounted: deque[_Job] = deque()
-        self._counting: set[_Job] = set()
-        self._later: list[tuple[float, int, _Job]] = []  # heap: when, tie-breaker, job
-        self._ties = itertools.count()
-        self._idle: list[asyncio.Future[tuple[_Job, Ticket] | None]] = []
+        self._backlog = Backlog(self._rng if self._quota.tokens else None)
+        self._uncounted: deque[Job] = deque()
+        self._counting: set[Job] = set()
+        self._idle: list[asyncio.Future[tuple[Job, Ticket] | None]] = []
         self._waker: asyncio.Future[None] | None = None
         self._pacing: anyio.CancelScope | None = None
         self._unit_at: float | None = None  # when the pacer granted a request that has not left yet
         self._closed = self._halted = self._sleeping = False
         self._reason: PipelineError | None = None
-        self.ready = self.in_flight = 0
+        self._flying: dict[Job, Ticket] = {}
+        self.ready = 0
         self.sent = self.answered = self.failed = self.rate_limited = self.attempts = 0
 
     @property
     def limits(self) -> Limits:
         """The limits per minute that are kept now, configured or learned; 0 where there is none."""
         return self._quota.limits
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are on their way."""
+        return len(self._flying)
 
     @property
     def slots(self) -> int:
@@ -123,20 +104,28 @@ class Dispatcher:
     async def submit(self, prompt: Prompt) -> Reply:
         """Wait for quota, send, send again what may pass; a failure of the prompt is a reply too.
 
-        Raises `Halted` when no new call is admitted any more. Cancelled while it waits, the prompt is withdrawn; in
-        flight, its request goes on, as it is paid for.
+        Raises `Halted` when no new call is admitted any more. Cancelled while it waits, the prompt is withdrawn;
+        cancelled in flight, it is waited for and returned all the same, as it is paid for, but not sent again.
         """
         if self._halted:
             raise Halted(self._reason)
-        job = _Job(prompt, self._loop.create_future(), self._loop.time())
+        job = Job(prompt, self._loop.create_future(), self._loop.time())
         self.ready += 1
         self._enter(job)
         try:
             return await job.answer
         except asyncio.CancelledError:
-            self._leave_queue(job)
-            self._wake()
-            raise
+            if job.queued:
+                self._leave_queue(job)
+                self._wake()
+                raise
+            if job in self._flying:
+                job.withdrawn, job.answer = True, self._loop.create_future()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([job.answer])
+            if job.reply is None:
+                raise
+            return job.reply
 
     async def run(self) -> None:
         """The one task; returns after `close` or `halt` once nothing is in flight. Raises what `send` raises."""
@@ -147,6 +136,10 @@ class Dispatcher:
                     parked.set_result(None)
         finally:
             self.halt(self._reason)
+            for job, ticket in self._flying.items():
+                self._quota.unknown(ticket)
+                self._withhold(job)
+            self._flying.clear()
 
     def close(self) -> None:
         """No prompt will be submitted any more: `run` ends when all are answered."""
@@ -160,16 +153,15 @@ class Dispatcher:
         self._halted, self._reason = True, reason
         if reason:
             self._notify("halt", {"message": reason.message})
-        for job in (*self._waiting, *self._uncounted, *self._counting, *(job for _, _, job in self._later)):
+        for job in (*self._backlog, *self._uncounted, *self._counting):
             self._withhold(job)
         self._uncounted.clear()
-        self._later.clear()
         self._wake()
 
     async def _serve(self, group: TaskGroup) -> None:
-        while self.in_flight or not (self._halted or (self._closed and not self.ready)):
+        while self._flying or not (self._halted or (self._closed and not self.ready)):
             now = self._loop.time()
-            self._bring_back(now)
+            self._backlog.bring_back(now)
             self._start_counting(group)
             until = self._blocked_until(now)
             if until is not None:
@@ -184,9 +176,9 @@ class Dispatcher:
 
     def _blocked_until(self, now: float) -> float | None:
         """None when a request may leave; else when to look again, `inf` when only an event can change it."""
-        if self._halted or self.in_flight >= self._quota.slots.count:
+        if self._halted or len(self._flying) >= self._quota.slots.count:
             return inf
-        if not self._waiting:
+        if not self._backlog:
             return inf
         opens_at = self._day_opens_at(now)
         if opens_at is not None:
@@ -212,7 +204,7 @@ class Dispatcher:
 
     async def _rest(self, until: float) -> None:
         """Sleep until then, or until something happened or a failed prompt may go again."""
-        until = min(until, self._later[0][0] if self._later else inf)
+        until = min(until, self._backlog.due_at)
         self._waker = self._loop.create_future()
         timer = self._loop.call_at(until, self._wake) if until < inf else None
         try:
@@ -244,70 +236,48 @@ class Dispatcher:
         self._pacing = None
         return False
 
-    def _pick(self, now: float) -> _Job | None:
+    def _pick(self, now: float) -> Job | None:
         self._quota.look_around(now)
-        if self._quota.tokens is None:
-            return self._waiting.take(now, inf, lambda job: True)
-        rooms = {trust: self._quota.room(now, trust) for trust in (EXACT, *self._estimates)}
-        limit = self._quota.tokens_limit
-
-        def fits(job: _Job) -> bool:
-            tokens, trust = self._cost(job)
-            return min(tokens, limit) <= rooms[trust]
-
-        return self._waiting.take(now, max(rooms.values()), fits)
+        return self._backlog.take(now, lambda trust: self._quota.room(now, trust), self._quota.tokens_limit)
 
     def _fits_at(self, now: float) -> float:
         """When what everything waits for may fit; what never will is refused."""
-        wanted = self._waiting.next_wanted(now)
+        wanted = self._backlog.next_wanted(now)
         if wanted is None:
             return inf
-        tokens, trust = self._cost(wanted)
+        tokens, trust = self._backlog.cost(wanted)
         if tokens > self._quota.largest:
             self._refuse_too_long(wanted, tokens)
             return now
         return self._quota.fits_at(now, min(tokens, self._quota.tokens_limit), trust)
 
-    def _cost(self, job: _Job) -> tuple[int, Trust]:
-        """Expected input tokens, and how far off they may be."""
-        if job.exact_tokens is not None:
-            return job.exact_tokens, EXACT
-        trust = self._estimates.trust(job.prompt.step)
-        return trust.tokens(job.prompt.input_tokens_est), trust
-
-    def _launch(self, job: _Job, now: float, group: TaskGroup) -> None:
+    def _launch(self, job: Job, now: float, group: TaskGroup) -> None:
         self._unit_at = None
-        ticket = self._quota.send(now, *self._cost(job))
+        ticket = self._quota.send(now, *self._backlog.cost(job))
         job.since = now
         self._leave_queue(job)
-        self.in_flight += 1
+        self._flying[job] = ticket
         self.sent += 1
         if self._idle:
             self._idle.pop().set_result((job, ticket))
         else:
             group.start_soon(self._sender, job, ticket)
 
-    async def _sender(self, job: _Job, ticket: Ticket) -> None:
+    async def _sender(self, job: Job, ticket: Ticket) -> None:
         """Make one request after another: waking a task costs a tenth of starting one (44 µs, measured 2026-11)."""
         while True:
             await self._make(job, ticket)
-            parked: asyncio.Future[tuple[_Job, Ticket] | None] = self._loop.create_future()
+            parked: asyncio.Future[tuple[Job, Ticket] | None] = self._loop.create_future()
             self._idle.append(parked)
             work = await parked
             if work is None:
                 return
             job, ticket = work
 
-    async def _make(self, job: _Job, ticket: Ticket) -> None:
-        try:
-            outcome = await self._send(job.prompt)
-        except BaseException:
-            self._quota.unknown(ticket)
-            self._withhold(job)
-            raise
-        finally:
-            self.in_flight -= 1
-            self._wake()
+    async def _make(self, job: Job, ticket: Ticket) -> None:
+        outcome = await self._send(job.prompt)
+        del self._flying[job]
+        self._wake()
         now = self._loop.time()
         if isinstance(outcome, Reply):
             self._take_answer(job, ticket, outcome, now)
@@ -316,30 +286,29 @@ class Dispatcher:
         else:
             self._take_failure(job, ticket, outcome, now)
 
-    def _take_answer(self, job: _Job, ticket: Ticket, reply: Reply, now: float) -> None:
+    def _take_answer(self, job: Job, ticket: Ticket, reply: Reply, now: float) -> None:
         usage = reply.usage
         tokens = usage.input_tokens if usage.input_tokens > 0 and not usage.estimated else None
         received = now if not reply.finished_at else min(now, now - (self._wall() - reply.finished_at))
         self._quota.answered(ticket, now, tokens, reply.served_at, received)
         if tokens is not None:
-            self._estimates.observe(job.prompt.step, job.prompt.input_tokens_est, tokens)
+            self._backlog.estimates.observe(job.prompt.step, job.prompt.input_tokens_est, tokens)
         job.attempts += 1
         self.attempts += 1
         self.answered += 1
         if job.attempts != reply.attempts or job.rate_limited != reply.rate_limited:
             reply = replace(reply, attempts=job.attempts, rate_limited=job.rate_limited)
-        if not job.gone:
-            job.answer.set_result(reply)
+        self._deliver(job, reply)
 
-    def _take_refusal(self, job: _Job, ticket: Ticket, verdict: Verdict, now: float) -> None:
+    def _take_refusal(self, job: Job, ticket: Ticket, verdict: Verdict, now: float) -> None:
         self._quota.refused(ticket, now, verdict)
         self.rate_limited += 1
         job.rate_limited += 1
         if any(hit.limit == 0 for hit in verdict.quota):
             self.halt(stops.no_quota(verdict))
-        self._again(job, now)
+        self._again(job, now, now)
 
-    def _take_failure(self, job: _Job, ticket: Ticket, verdict: Verdict, now: float) -> None:
+    def _take_failure(self, job: Job, ticket: Ticket, verdict: Verdict, now: float) -> None:
         self._quota.failed(ticket, now, verdict)
         job.attempts += 1
         self.attempts += 1
@@ -353,43 +322,33 @@ class Dispatcher:
             self._again(job, now, now + wait)
         else:
             self.halt(stops.stopped_by(verdict))
-            self._again(job, now)
+            self._again(job, now, now)
 
-    def _again(self, job: _Job, now: float, when: float | None = None) -> None:
+    def _again(self, job: Job, now: float, when: float) -> None:
         """Let a prompt wait again, at the front; from `when` on."""
         if job.gone:
             return
-        if self._halted:
+        if job.withdrawn or self._halted:
             self._withhold(job)
             return
         job.queued = True
         self.ready += 1
-        if when is None:
-            self._waiting.add(job, self._cost(job)[0], _AGAIN, now, since=job.since)
-        else:
-            heappush(self._later, (when, next(self._ties), job))
+        self._backlog.add_again(job, now, when)
 
-    def _bring_back(self, now: float) -> None:
-        while self._later and (self._later[0][0] <= now or self._later[0][2].gone):
-            _, _, job = heappop(self._later)
-            if not job.gone:
-                self._waiting.add(job, self._cost(job)[0], _AGAIN, now, since=job.since)
-
-    def _enter(self, job: _Job) -> None:
-        tokens = self._cost(job)[0]
+    def _enter(self, job: Job) -> None:
+        tokens = self._backlog.cost(job)[0]
         if self._count_tokens is not None and tokens > COUNT_ABOVE * self._quota.tokens_limit:
             self._uncounted.append(job)
         else:
             self._line_up(job)
         self._wake()
 
-    def _line_up(self, job: _Job) -> None:
-        tokens = self._cost(job)[0]
+    def _line_up(self, job: Job) -> None:
+        tokens = self._backlog.cost(job)[0]
         if tokens > self._quota.largest:
             self._refuse_too_long(job, tokens)
         else:
-            lane = _FINISHING if job.prompt.step == "reduce" else _OTHERS
-            self._waiting.add(job, tokens, lane, self._loop.time())
+            self._backlog.add(job, self._loop.time())
 
     def _start_counting(self, group: TaskGroup) -> None:
         while self._uncounted and len(self._counting) < COUNTING_AT_ONCE:
@@ -398,7 +357,7 @@ class Dispatcher:
                 self._counting.add(job)
                 group.start_soon(self._count, job)
 
-    async def _count(self, job: _Job) -> None:
+    async def _count(self, job: Job) -> None:
         """Ask the service how long a large prompt is; what it cannot tell stays an estimate."""
         assert self._count_tokens is not None
         try:
@@ -412,17 +371,19 @@ class Dispatcher:
         self._line_up(job)
         self._wake()
 
-    def _leave_queue(self, job: _Job) -> None:
+    def _leave_queue(self, job: Job) -> None:
         if job.queued:
             job.queued = False
             self.ready -= 1
 
-    def _withhold(self, job: _Job) -> None:
+    def _withhold(self, job: Job) -> None:
         self._leave_queue(job)
-        if not job.gone:
+        if job.withdrawn:
+            job.answer.cancel()
+        elif not job.gone:
             job.answer.set_exception(Halted(self._reason))
 
-    def _refuse_too_long(self, job: _Job, tokens: int) -> None:
+    def _refuse_too_long(self, job: Job, tokens: int) -> None:
         message = (
             f"The prompt has {tokens:,} input tokens; the service takes {self._quota.largest:,.0f} a minute at most."
             " Chunk the text smaller."
@@ -430,12 +391,16 @@ class Dispatcher:
         self._leave_queue(job)
         self._end(job, Reply("", "invalid", error_kind="too_long", error=message))
 
-    def _fail(self, job: _Job, status: Status, verdict: Verdict) -> None:
+    def _fail(self, job: Job, status: Status, verdict: Verdict) -> None:
         self._end(job, Reply("", status, error_kind=verdict.error_kind, error=verdict.message))
 
-    def _end(self, job: _Job, reply: Reply) -> None:
+    def _end(self, job: Job, reply: Reply) -> None:
         self.failed += 1
+        self._deliver(
+            job, replace(reply, attempts=job.attempts, rate_limited=job.rate_limited, finished_at=self._wall())
+        )
+
+    def _deliver(self, job: Job, reply: Reply) -> None:
+        job.reply = reply
         if not job.gone:
-            job.answer.set_result(
-                replace(reply, attempts=job.attempts, rate_limited=job.rate_limited, finished_at=self._wall())
-            )
+            job.answer.set_result(reply)

@@ -41,6 +41,7 @@ class Monitor:
     started_at: float = field(default_factory=time.monotonic)
     dispatcher: Dispatcher | None = None
     stopping: bool = False
+    notices: list[tuple[str, dict[str, object]]] = field(default_factory=list)  # events not shown yet
 
     @property
     def done(self) -> int:

@@ -5,7 +5,7 @@ import hashlib
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -291,18 +291,12 @@ def _compile(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
                 f"the template does not use {{{{ parts }}}}, so nothing would be merged\n{reduce_template.where}",
                 "`{{ parts }}` inserts the answers to the pieces",
             )
-        reduce_params = _replace(
+        reduce_params = replace(
             params,
             system=reduce.system if reduce.system is not None else system,
             max_output_tokens=reduce.max_output_tokens or params.max_output_tokens,
         )
     return Job(path.stem, path, spec, template, reduce_template, params, reduce_params, origins)
-
-
-def _replace(params: Params, **changes: Any) -> Params:
-    from dataclasses import asdict
-
-    return Params(**{**asdict(params), **changes})
 
 
 def _safety(name: str, value: str) -> tuple[str, str]:

@@ -298,13 +298,12 @@ async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
 
 
 def set_aside(directory: Path) -> None:
-    """Keep an earlier run beside the new one, under its name and the time it was started."""
-    old = read_manifest(directory / "manifest.json")
-    if old is None:
+    """Keep an earlier run, whatever state it is in, beside the new one, under its name and the present time."""
+    if not directory.exists():
         return
     if report.in_use(directory):
         raise RunStateError(f"{directory} is in use", "stop that run first")
-    stamp = old.created_at.replace(":", "").replace("+0000", "Z")
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     directory.rename(directory.with_name(f"{directory.name}.{stamp}"))
 
 
@@ -329,13 +328,17 @@ def _engine(
     monitor.outcomes.update({status: store.outcomes.count(status, lasting=True) for status in STATUSES})
     monitor.cost_usd = store.spent_usd()
 
+    def heard(event: str, numbers: dict[str, object]) -> None:
+        store.log(event, **numbers)
+        monitor.notices.append((event, numbers))
+
     def dispatcher(send: Send) -> Dispatcher:
         return Dispatcher(
             send,
             limits_of(session.job, options.offline),
             count_tokens=provider.count_tokens,
             wait=options.wait,
-            on_event=lambda event, numbers: store.log(event, **numbers),
+            on_event=heard,
             book=book,
         )
 

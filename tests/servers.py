@@ -127,6 +127,7 @@ class World:
     latency: tuple[float, float] = (2.0, 0.9)  # lognormal, cut to 0.2–30 s
     names_limit: bool = False  # quotaValue in a refusal
     details: bool = True  # QuotaFailure in a refusal
+    date_error_s: float = 0.0  # the clock of the Date header minus the clock that counts
     fault: Callable[[float], Verdict | None] = lambda t: None  # what happens to a request that arrives now
     true_tokens: dict[int, int] = field(default_factory=dict)
 
@@ -154,6 +155,10 @@ class World:
         """The server's clock, a part of a minute ahead."""
         return self.wall() + self.offset
 
+    def date(self, ago_s: float = 0.0) -> float:
+        """The Date header of a response that was stamped so long ago."""
+        return math.floor(self.clock() + self.date_error_s - ago_s)
+
     async def send(self, prompt: Prompt) -> Reply | Verdict:
         tokens = self.true_tokens[prompt.row]
         self.left.append((self.now(), tokens))
@@ -170,7 +175,7 @@ class World:
                 return refusal
             latency = min(30.0, max(0.2, self.rng.lognormvariate(math.log(self.latency[0]), self.latency[1])))
             await anyio.sleep(latency)
-            return Reply("", "ok", usage=Usage(input_tokens=tokens), served_at=math.floor(self.clock() - 0.02))
+            return Reply("", "ok", usage=Usage(input_tokens=tokens), served_at=self.date(0.02))
         finally:
             self.in_flight -= 1
 
@@ -203,7 +208,7 @@ class World:
             http_status=429,
             retry_after_s=delay if self.details else None,
             quota=(hit,) if self.details else (),
-            served_at=math.floor(self.clock()),
+            served_at=self.date(),
         )
 
     def steady(self, skip_s: float = 120.0) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
+from itertools import pairwise
 from math import inf
 from pathlib import Path
 from random import Random
@@ -111,7 +112,7 @@ def test_what_may_pass_is_sent_again_with_growing_random_pauses():
     service = Service([BROKEN, NO_RESPONSE, BROKEN])
     reply = one_reply(service)
     assert (reply.status, reply.attempts, reply.rate_limited) == ("ok", 4, 0)
-    pauses = [later - before - 1.0 for before, later in zip(service.times, service.times[1:], strict=False)]
+    pauses = [later - before - 1.0 for before, later in pairwise(service.times)]
     assert all(0 <= pause <= 2**n + 0.01 for n, pause in enumerate(pauses))
 
 
@@ -165,8 +166,8 @@ def test_refusals_without_details_are_asked_ever_more_slowly_by_one_request_at_a
     service = Service([opaque] * 12, latency_s=0.1)
     dispatching(service, body)
     probes = service.times[5:12]
-    pauses = [later - before for before, later in zip(probes, probes[1:], strict=False)]
-    assert all(later > 1.2 * before for before, later in zip(pauses, pauses[1:], strict=False) if before < 30)
+    pauses = [later - before for before, later in pairwise(probes)]
+    assert all(later > 1.2 * before for before, later in pairwise(pauses) if before < 30)
     assert len(service.times) == 17
 
 
@@ -400,11 +401,25 @@ def test_a_prompt_cancelled_in_flight_is_finished_all_the_same():
 
     async def body(dispatcher: Dispatcher) -> None:
         with anyio.move_on_after(1.0):
-            await dispatcher.submit(prompt(0))
-        assert dispatcher.in_flight == 1
+            reply = await dispatcher.submit(prompt(0))
+            assert reply.status == "ok"
+            assert 5.0 <= anyio.current_time() < 5.2
+        assert service.finished == 1
 
     dispatching(service, body, Limits(rpm=600, tpm=10_000))
-    assert service.finished == 1
+
+
+def test_a_prompt_cancelled_in_flight_is_not_sent_again():
+    service = Service([BROKEN], latency_s=5.0)
+
+    async def body(dispatcher: Dispatcher) -> None:
+        with anyio.move_on_after(1.0) as scope:
+            await dispatcher.submit(prompt(0))
+        assert scope.cancelled_caught
+        assert 5.0 <= anyio.current_time() < 5.2
+
+    dispatching(service, body)
+    assert len(service.times) == 1
 
 
 def test_a_bug_in_send_comes_out_of_run():

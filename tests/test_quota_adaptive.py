@@ -95,7 +95,9 @@ def test_what_an_earlier_run_learned_is_where_the_next_begins():
     learned = AdaptiveLimit(None, 5, learned=594)
     assert learned.value == 594
     assert not learned.grow(0.0, 594)
-    assert not learned.grow(60.0, 594)
+    assert not learned.grow(60.0, 300)
+    assert learned.grow(60.0, 594)
+    assert learned.value == 594 * 1.25
 
 
 def test_no_cut_leaves_nothing():
@@ -105,3 +107,15 @@ def test_no_cut_leaves_nothing():
         now += 5.0
         limit.refused(now, now - 0.1, admitted(0), None)
     assert limit.value == 1.0
+
+
+def test_a_limit_that_is_named_is_the_goal_where_nothing_was_configured():
+    limit = AdaptiveLimit(None, 5)
+    limit.refused(30.0, 29.0, admitted(4), 1000)  # somebody else uses most of it
+    assert limit.known == 1000
+    assert limit.value < 5
+    now = 30.0
+    while limit.value < 1000:
+        now += 61.0
+        limit.grow(now, limit.value)
+    assert limit.value == 1000

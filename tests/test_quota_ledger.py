@@ -79,7 +79,7 @@ def test_used_is_the_sum_by_definition_whatever_is_settled_and_released(steps, b
         line = [now, tokens]
         charges.append(line)
         due.append((index + later, charge, line, fate, round(tokens * part)))
-        for when, one, its_line, its_fate, actual in [entry for entry in due if entry[0] == index]:
+        for _, one, its_line, its_fate, actual in [entry for entry in due if entry[0] == index]:
             if its_fate == "release":
                 ledger.release(one)
                 its_line[1] = 0
@@ -234,3 +234,12 @@ def test_exact_trust_adds_no_margin():
     ledger = TokenLedger(LIMIT, KnownPhase((0.0, 0.1)))
     ledger.reserve(0.0, 400)
     assert ledger.room(1.0) == pytest.approx(600)
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 0.1)])
+def test_a_charge_counts_in_full_until_its_latest_arrival_is_a_minute_old(bounds):
+    ledger = TokenLedger(LIMIT, KnownPhase(bounds))
+    ledger.settle(ledger.reserve(1.0, 100), None)
+    assert ledger.used(1.0 + WINDOW_S + JITTER_S - 0.01) == 100
+    assert ledger.used(1.0 + WINDOW_S + JITTER_S + 0.01) < 100 or bounds is None
+    assert ledger.used(1.0 + 2 * WINDOW_S + JITTER_S + 0.2) == 0

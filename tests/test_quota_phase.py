@@ -1,10 +1,11 @@
 from math import floor
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.quota.phase import MinutePhase
+from pipeline.quota.phase import MOST_CONTRADICTIONS, MinutePhase
 
 
 def observe(phase: MinutePhase, rng: Random, offset: float, at: float, latency: float, way_back: float) -> None:
@@ -32,13 +33,18 @@ def test_dates_stamped_at_any_moment_of_the_request_are_survived(seed):
     assert bounds[0] - 0.05 <= offset <= bounds[1] + 0.05
 
 
-def test_nothing_is_known_before_the_first_response_or_from_a_very_slow_one():
+def test_nothing_is_known_before_the_first_response():
+    assert MinutePhase().bounds is None
+
+
+def test_after_contradictions_only_the_certain_is_believed():
     phase = MinutePhase()
-    assert phase.bounds is None
-    contradicted = MinutePhase()
-    contradicted.observe(100, 0.0, 50.0)
-    contradicted.observe(200, 1.0, 51.0)  # impossible: the same clock, 100 s further in one
-    assert contradicted.bounds is None
+    for number in range(MOST_CONTRADICTIONS + 1):
+        phase.observe(100 + 100 * (number % 2), number, 50.0 + number)  # the same clock cannot say both
+    assert phase.bounds is None, "stamped at some time in 50 s: too little to go by"
+    phase.observe(1000, 900.0, 900.5)
+    low, high = phase.bounds
+    assert (low, high) == pytest.approx((99.5, 101.0), abs=0.1)
 
 
 def test_clocks_that_drift_apart_are_followed():
@@ -52,10 +58,19 @@ def test_clocks_that_drift_apart_are_followed():
             assert low <= offset <= high
 
 
-def test_distrust_is_for_good():
+def test_distrust_lasts_ten_minutes_and_longer_when_it_is_repeated():
     phase = MinutePhase()
     phase.observe(100, 0.0, 0.1)
     assert phase.bounds is not None
-    phase.distrust()
-    phase.observe(101, 1.0, 1.1)
+    phase.distrust(1.0)
     assert phase.bounds is None
+    phase.observe(700, 600.0, 600.1)
+    assert phase.bounds is None
+    phase.observe(702, 602.0, 602.1)
+    assert phase.bounds is not None
+    phase.distrust(603.0)
+    phase.distrust(604.0)  # of the same moment
+    phase.observe(2902, 2802.0, 2802.1)
+    assert phase.bounds is None
+    phase.observe(3104, 3004.0, 3004.1)
+    assert phase.bounds is not None

@@ -93,7 +93,7 @@ class Gemini:
         if isinstance(answer, Lost) or answer.status != 200:
             return self._verdict(answer)
         reply = parse_reply(answer.body)
-        if reply.error_kind == "malformed_reply" and _from_a_gateway(answer.body):
+        if reply.error_kind == "malformed_reply" and (not answer.body or _from_a_gateway(answer.body)):
             return self._verdict(answer)
         usage = reply.usage
         return replace(

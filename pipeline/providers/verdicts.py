@@ -186,7 +186,7 @@ def _meaning(
         return "transient", "server"
     if status >= 400:
         return "reject", "invalid_request"
-    return "transient", "malformed_reply"  # 200 and the like, but no answer
+    return "transient", "server"  # 200 and the like, but no answer: nothing was bought
 
 
 def _quota_meaning(hits: Sequence[QuotaHit], wait_s: float | None) -> VerdictKind:

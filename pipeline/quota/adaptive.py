@@ -30,17 +30,19 @@ class Admitted:
 class AdaptiveLimit:
     """The limit of one meter, requests or tokens a minute.
 
-    Never refused and never told: it doubles while it is what holds the work up. Refused: it becomes the limit that the
-    service names, or what was admitted in the last minute; then it is probed upward, carefully, never above what was
-    configured or named. One cut an episode: refusals of what was sent before a cut say nothing new.
+    Never refused and never told: it doubles while it is what holds the work up (grows by a quarter from where an
+    earlier run got to). Refused: it becomes the limit that the service names, or what was admitted in the last minute;
+    then it is probed upward, carefully, never above what was configured or named. One cut an episode: refusals of what
+    was sent before a cut say nothing new.
     """
 
     def __init__(self, configured: float | None, start: float, learned: float | None = None) -> None:
         """`learned` is what an earlier run came to believe; `start` is used when nothing is known."""
         self._top = configured if configured is not None else inf
         self.value = min(self._top, learned if learned is not None else self._top)
-        self._growing = self.value == inf
-        if self._growing:
+        self._growing = configured is None
+        self._factor = 2.0 if learned is None else 1.25
+        if self.value == inf:
             self.value = start
         self._safe = self.value
         self._cut_at = -inf
@@ -64,6 +66,8 @@ class AdaptiveLimit:
         """Learn from a refusal of a request sent at `sent_at`; True when the limit changed."""
         if sent_at <= self._cut_at:
             return False
+        if named is not None and self._top == inf:
+            self._top = max(named, 1.0)
         if named is not None and named < self.value:
             self._top = self.value = self._safe = named
         elif now - self._probed_at < self._gap_s:
@@ -92,7 +96,7 @@ class AdaptiveLimit:
         if self._growing:
             if age < _DOUBLING_S or (self.value > _SMALL and last_minute < _FILLED * self.value):
                 return False
-            self.value = self._safe = min(self._top, 2.0 * self.value)
+            self.value = self._safe = min(self._top, self._factor * self.value)
         elif self.value < self._safe:
             if age < EPISODE_S:
                 return False

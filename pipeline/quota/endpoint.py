@@ -30,6 +30,7 @@ _HOLD_JITTER_S = 0.25
 _LONGEST_HOLD_S = 600.0
 _DEFAULT_HOLD_S = 1.0
 _CAUTIOUS_RPM = 60
+_FULL = 0.9  # of the tokens of a minute: refused at less, and the limit itself is lower
 
 Notify = Callable[[str, dict[str, object]], None]
 
@@ -39,6 +40,7 @@ class Ticket:
     """One request on its way: its charge in the ledger and its line in the book."""
 
     sent_at: float
+    tokens: int = 0  # as reserved
     charge: Charge | None = None
     entry: int = 0
     day: str = ""
@@ -140,8 +142,10 @@ class EndpointQuota:
         if self._pacer is None:
             return
         if self.requests and not self._pacer.ready():
+            proven = self.requests.value
             last_minute, _ = self.ledger.last_minute(now)
             if self.requests.grow(now, last_minute):
+                self._book.learn("requests", proven, self._wall())
                 self._requests_changed(now)
         await self._pacer.acquire()
 
@@ -151,8 +155,11 @@ class EndpointQuota:
 
     def fits_at(self, now: float, tokens: float, trust: Trust) -> float:
         """When that many tokens may fit at the earliest; called while tokens are what holds the work up."""
-        if self.tokens and self.tokens.grow(now, self.ledger.last_minute(now)[1]):
-            self._tokens_changed()
+        if self.tokens:
+            proven = self.tokens.value
+            if self.tokens.grow(now, self.ledger.last_minute(now)[1]):
+                self._book.learn("tokens", proven, self._wall())
+                self._tokens_changed()
         return self.ledger.fits_at(now, tokens, trust)
 
     def look_around(self, now: float) -> None:
@@ -169,13 +176,13 @@ class EndpointQuota:
         self._outage.sent()
         self._refusals.sent()
         if self.unlimited:
-            return Ticket(now)
+            return Ticket(now, tokens)
         if self._began_at is None:
             self._began_at = now
         wall = self._wall()
         day = self.day.today(wall)
         charge = self.ledger.reserve(now, tokens, trust)
-        return Ticket(now, charge, self._book.send(wall, tokens, day), day)
+        return Ticket(now, tokens, charge, self._book.send(wall, tokens, day), day)
 
     def answered(self, ticket: Ticket, now: float, tokens: int | None, date: float | None, received: float) -> None:
         """An answer came: `tokens` as the service counted them, `date` its Date header, `received` when it was read."""
@@ -231,7 +238,12 @@ class EndpointQuota:
     def _meter(self, name: str, configured: int | None, start: int) -> AdaptiveLimit | None:
         if configured == 0:
             return None
-        return AdaptiveLimit(configured, start, self._book.learned(name, self._wall()))
+        learned = self._book.learned(name, self._wall())
+        limit = AdaptiveLimit(configured, start, learned)
+        if limit.value != configured:
+            origin = "assumed" if learned is None else "learned"
+            self._notify("limit", {"meter": name, "per_minute": int(limit.value), "origin": origin})
+        return limit
 
     @property
     def _rpm(self) -> float:
@@ -280,8 +292,6 @@ class EndpointQuota:
         meter = self.requests if hit.meter == "requests" else self.tokens
         if meter is None:
             return
-        if hit.meter == "tokens" and (hit.limit is None or hit.limit >= meter.value):
-            self.phase.distrust()
         if self._forgave_no_burst(hit, meter):
             self._strict = True
             self._requests_changed(now)
@@ -289,12 +299,17 @@ class EndpointQuota:
         which = 0 if hit.meter == "requests" else 1
         began_at = now if self._began_at is None else self._began_at
         in_flight = self.ledger.in_flight()[which]
+        before, after = self.ledger.since(ticket.sent_at - WINDOW_S), self.ledger.since(ticket.sent_at)
         admitted = Admitted(
-            last_minute=self.ledger.since(ticket.sent_at - WINDOW_S)[which] - self.ledger.since(ticket.sent_at)[which],
+            # What was refused is more than was left: the limit is between the sums without and with it.
+            last_minute=before[which] - after[which] + (ticket.tokens if hit.meter == "tokens" else 0),
             since_cut=self.ledger.since(meter.cut_at)[which],
             total=self._admitted[hit.meter] + in_flight,
             began_at=began_at,
         )
+        if hit.meter == "tokens" and self._phase_explains(hit, ticket, admitted.last_minute):
+            self.phase.distrust(now)
+            return
         if not meter.refused(now, ticket.sent_at, admitted, hit.limit):
             return
         self._book.learn(hit.meter, meter.value, self._wall())
@@ -310,13 +325,20 @@ class EndpointQuota:
             return False
         return meter.value < RESERVE_FROM_RPM and (hit.limit is None or hit.limit >= meter.value)
 
+    def _phase_explains(self, hit: QuotaHit, ticket: Ticket, last_minute: float) -> bool:
+        """The limit was kept by the minute we read from the server's clock, so it may count by another."""
+        if self.phase.bounds is None and ticket.sent_at > self.phase.distrusted_at:
+            return False
+        limit = self.tokens_limit
+        return last_minute >= _FULL * limit if hit.limit is None else hit.limit >= limit
+
     def _requests_changed(self, now: float) -> None:
         assert self._pacer is not None
         self._pacer.change(self._rpm / self._sharers, now, strict=self._strict)
         self.slots.change(self._rpm)
-        self._notify("limit", {"meter": "requests", "per_minute": int(self._rpm)})
+        self._notify("limit", {"meter": "requests", "per_minute": int(self._rpm), "origin": "measured"})
 
     def _tokens_changed(self) -> None:
         assert self.tokens is not None
         self.ledger.limit = self.tokens.value
-        self._notify("limit", {"meter": "tokens", "per_minute": int(self.tokens.value)})
+        self._notify("limit", {"meter": "tokens", "per_minute": int(self.tokens.value), "origin": "measured"})

@@ -11,7 +11,7 @@ from pipeline.quota.estimates import EXACT, Trust
 from pipeline.quota.pacer import JITTER_S, WINDOW_S
 from pipeline.quota.phase import USABLE_S, MinutePhase
 
-DEVIATIONS = 3.0
+DEVIATIONS = 2.5
 """Standard deviations held back for the estimates in flight, all of them together."""
 RECOMPUTE_S = 0.05
 """How long the costly bound over all phases is kept; in between it only grows, by what is sent."""
@@ -90,6 +90,7 @@ class TokenLedger:
 
     def reserve(self, now: float, tokens: int, trust: Trust = EXACT) -> Charge:
         """Charge a request that leaves now; `trust` says how far off `tokens` may be."""
+        self._trim(now)
         charge = Charge(now, 0, 0, self._base + len(self._charges), trust.spread * tokens, trust.bias * tokens)
         self._charges.append(charge)
         self._variance += charge.deviation**2
@@ -173,7 +174,6 @@ class TokenLedger:
         return self._open_requests, self._open_tokens
 
     def _most(self, now: float) -> float:
-        self._trim(now)
         minute = self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
         bounds = self._phase.bounds
         if bounds is None:

@@ -1,0 +1,104 @@
+"""The prompts that wait for quota: ready, or to be sent again later; and what each of them will cost."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import inf
+from random import Random
+
+from pipeline.quota.estimates import EXACT, Estimates, Trust
+from pipeline.quota.lookahead import Lookahead
+from pipeline.records import Prompt, Reply
+
+_AGAIN, _FINISHING, _OTHERS = range(3)  # lanes of the lookahead
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One submitted prompt until it is answered."""
+
+    prompt: Prompt
+    answer: asyncio.Future[Reply]
+    since: float  # when it was submitted, then when it last left; the loop's clock
+    exact_tokens: int | None = None  # as the service counted them before
+    attempts: int = 0
+    rate_limited: int = 0
+    queued: bool = True
+    withdrawn: bool = False  # the submitter was cancelled in flight, and waits for what it bought
+    reply: Reply | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Answered, or nobody waits for the answer any more."""
+        return self.answer.done()
+
+
+class Backlog:
+    """Sent again before reduces, reduces before all others; among these the largest that fits, as `Lookahead` says."""
+
+    def __init__(self, rng: Random | None) -> None:
+        """Without `rng` jobs keep their order."""
+        self._ready: Lookahead[Job] = Lookahead(rng)
+        self._later: list[tuple[float, int, Job]] = []  # heap: when, tie-breaker, job
+        self._ties = itertools.count()
+        self.estimates = Estimates()
+
+    def __bool__(self) -> bool:
+        """Whether any may go now."""
+        return bool(self._ready)
+
+    def __iter__(self) -> Iterator[Job]:
+        yield from self._ready
+        yield from (job for _, _, job in self._later)
+
+    @property
+    def due_at(self) -> float:
+        """When the next one may be sent again, `inf` for none."""
+        return self._later[0][0] if self._later else inf
+
+    def cost(self, job: Job) -> tuple[int, Trust]:
+        """Expected input tokens, and how far off they may be."""
+        if job.exact_tokens is not None:
+            return job.exact_tokens, EXACT
+        trust = self.estimates.trust(job.prompt.step)
+        return trust.tokens(job.prompt.input_tokens_est), trust
+
+    def add(self, job: Job, now: float) -> None:
+        """A prompt that is ready."""
+        lane = _FINISHING if job.prompt.step == "reduce" else _OTHERS
+        self._ready.add(job, self.cost(job)[0], lane, now)
+
+    def add_again(self, job: Job, now: float, when: float) -> None:
+        """One that was sent before, to go again at the front; from `when` on."""
+        if when > now:
+            heappush(self._later, (when, next(self._ties), job))
+        else:
+            self._ready.add(job, self.cost(job)[0], _AGAIN, now, since=job.since)
+
+    def bring_back(self, now: float) -> None:
+        """Let those whose time has come be ready again."""
+        while self._later and self._later[0][0] <= now:
+            _, _, job = heappop(self._later)
+            if not job.gone:
+                self.add_again(job, now, now)
+
+    def take(self, now: float, room: Callable[[Trust], float], limit: float) -> Job | None:
+        """Remove and return what goes now, or None when nothing does.
+
+        `room` tells how many tokens fit now; a prompt beyond `limit`, the whole minute's, needs no more room than that.
+        """
+        if limit == inf:
+            return self._ready.take(now, inf, lambda job: True)
+        rooms = {trust: room(trust) for trust in (EXACT, *self.estimates)}
+
+        def fits(job: Job) -> bool:
+            tokens, trust = self.cost(job)
+            return min(tokens, limit) <= rooms[trust]
+
+        return self._ready.take(now, max(rooms.values()), fits)
+
+    def next_wanted(self, now: float) -> Job | None:
+        """What everything waits for when `take` returned None."""
+        return self._ready.next_wanted(now)

@@ -1,0 +1,62 @@
+"""Words and numbers on the screen."""
+
+from collections import Counter
+from decimal import Decimal
+
+import pytest
+
+from pipeline.console import count, duration, money, notice, progress_line
+from pipeline.engine import Monitor
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(0, "$0.00"), (Decimal("14.434"), "$14.43"), (1234.5, "$1,234.50"), (0.0495, "$0.0495"), (0.000012, "$0.000012")],
+)
+def test_money_has_the_places_that_a_small_amount_needs(amount: float, text: str) -> None:
+    assert money(amount) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (12, "12 s"),
+        (99, "99 s"),
+        (2052, "34 min"),
+        (5 * 3600 + 720, "5 h 12 min"),
+        (7200, "2 h"),
+        (51 * 3600, "2 d 3 h"),
+        (96 * 3600, "4 d"),
+    ],
+)
+def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_large_counts_are_short() -> None:
+    assert (count(17_902), count(48_100_000)) == ("17,902", "48.1 M")
+
+
+def test_progress_shows_calls_rows_cost_and_failures() -> None:
+    monitor = Monitor(
+        rows=100, prompts=200, outcomes=Counter(ok=30, blocked=2), calls=50, cost_usd=Decimal("1.25"), answered=32
+    )
+    line = progress_line(monitor, bar=True)
+    assert line.startswith("50 / 200 calls  25%  ▕█████               ▏  32 rows done")
+    assert "$1.25" in line and "2 not ok" in line and "eta" in line
+    assert len(line) <= 80
+
+
+def test_progress_of_a_plan_that_was_too_small_never_passes_100_percent() -> None:
+    line = progress_line(Monitor(rows=10, prompts=10, calls=12), bar=False)
+    assert line.startswith("12 / 12 calls 100%")
+
+
+def test_every_event_has_words() -> None:
+    assert notice("limit", {"meter": "requests", "per_minute": 1500, "origin": "measured"}) == (
+        "limit: 1,500 requests a minute (measured)"
+    )
+    assert "2 other run" in notice("sharing", {"runs": 2})
+    assert notice("outage", {"message": "overloaded"}) == "outage: overloaded"
+    assert notice("halt", {"message": "told at the end"}) == ""

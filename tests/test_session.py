@@ -1,0 +1,129 @@
+"""One run from job file to output: what the session checks and sets up around the engine."""
+
+from pathlib import Path
+
+import anyio
+import polars as pl
+import pytest
+
+from jobs import PLAIN, make_job, write_job
+from pipeline import report, session
+from pipeline.engine import Monitor
+from pipeline.errors import InputError, JobError, RunStateError
+from pipeline.job import load
+from pipeline.plan import Plan
+from pipeline.records import Limits
+from pipeline.session import Options
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "topics.csv").write_text("topic,note\nrain,a\nsnow,b\nfog,c\n")
+    return tmp_path
+
+
+async def quiet(monitor: Monitor) -> None:
+    await anyio.sleep_forever()
+
+
+def play(path: Path, options: Options | None = None, **sections: dict) -> session.Ended:
+    job = make_job(path, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, **sections})
+    prepared = session.prepare(job, options or Options(offline=True))
+    return anyio.run(session.run, prepared, lambda plan, continued: None, quiet)
+
+
+def test_confirm_sees_the_plan_and_can_stop_before_anything_is_sent(here: Path) -> None:
+    class No(Exception):
+        pass
+
+    seen: list[tuple[Plan, bool]] = []
+
+    def confirm(plan: Plan, continued: bool) -> None:
+        seen.append((plan, continued))
+        raise No
+
+    prepared = session.prepare(make_job(here, PLAIN), Options(offline=True))
+    with pytest.raises(No):
+        anyio.run(session.run, prepared, confirm, quiet)
+    assert seen[0][0].prompts == 3 and seen[0][1] is False
+    assert report.summarize(prepared.directory).calls == 0
+    assert play(here).exit_code == 0, "the directory was given back"
+
+
+def test_a_column_and_the_text_may_both_stand_in_a_template(here: Path) -> None:
+    ended = play(here, input={"text": "note"}, prompt={"template": "{{ topic }}: {{ text }}"})
+    assert ended.summary.outcomes["ok"] == 3
+    assert pl.read_ndjson("results/out.jsonl").columns[0] == "topic"
+    assert "note" not in pl.read_ndjson("results/out.jsonl").columns
+
+
+def test_include_text_keeps_the_text(here: Path) -> None:
+    play(here, input={"text": "note"}, prompt={"template": "{{ text }}"}, output={"include_text": True})
+    assert pl.read_ndjson("results/out.jsonl")["note"].to_list() == ["a", "b", "c"]
+
+
+def test_an_empty_text_is_invalid_and_costs_no_call(here: Path) -> None:
+    (here / "topics.csv").write_text("topic,note\nrain,a\nsnow,\nfog,c\n")
+    ended = play(here, input={"text": "note"}, prompt={"template": "{{ text }}"})
+    assert (ended.summary.outcomes["invalid"], ended.summary.calls, ended.exit_code) == (1, 2, 1)
+    row = pl.read_ndjson("results/out.jsonl").row(1, named=True)
+    assert (row["status"], row["error_kind"], row["calls"], row["chunks"]) == ("invalid", "empty_input", 0, 0)
+
+
+def test_a_budget_needs_a_price(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "AQ.x")
+    job = make_job(
+        here,
+        PLAIN,
+        model={"name": "mystery-model"},
+        endpoint={"base_url": "http://127.0.0.1:9", "key_env": "MY_KEY"},
+        budget={"max_usd": 1.0},
+    )
+    prepared = session.prepare(job, Options())
+    with pytest.raises(JobError, match="price of mystery-model is unknown"):
+        anyio.run(session.run, prepared, lambda plan, continued: None, quiet)
+
+
+def test_own_prices_make_any_model_known(here: Path) -> None:
+    job = make_job(here, PLAIN, model={"name": "my-own-model", "prices": {"input": 1.0, "output": 2.0}})
+    session.check_model(job, offline=False)
+
+
+def test_offline_unset_limits_are_none_and_online_unknown(here: Path) -> None:
+    job = make_job(here, PLAIN, limits={"rpm": 5})
+    assert session.limits_of(job, offline=True) == Limits(5, 0, None, None)
+    assert session.limits_of(job, offline=False) == Limits(5, None, None, None)
+
+
+def test_fresh_sets_aside_even_a_damaged_run(here: Path) -> None:
+    play(here)
+    (here / "runs" / "job-offline" / "manifest.json").write_text("{")
+    with pytest.raises(RunStateError):
+        play(here)
+    assert play(here, Options(offline=True, fresh=True)).exit_code == 0
+    assert len(list((here / "runs").iterdir())) == 2
+
+
+def test_output_over_input_is_refused(here: Path) -> None:
+    (here / "results").mkdir()
+    (here / "results" / "out.jsonl").write_text('{"topic": "rain"}\n')
+    with pytest.raises(InputError, match="is the input"):
+        session.prepare(make_job(here, PLAIN, input={"path": "results/out.jsonl"}), Options(offline=True))
+
+
+def test_the_offline_service_is_the_emulator_through_the_same_client(here: Path) -> None:
+    async def body() -> None:
+        async with session.open_provider(make_job(here, PLAIN), offline=True) as provider:
+            assert provider.endpoint == "gemini@emulator"
+            models = await provider.list_models()
+            assert isinstance(models, list) and models
+
+    anyio.run(body)
+
+
+def test_half_done_work_is_planned_as_what_is_left(here: Path) -> None:
+    play(here, Options(offline=True, limit=2))
+    job = load(write_job(here, PLAIN, limits={"rpm": 0, "tpm": 0}))
+    plan = anyio.run(session.estimate, session.prepare(job, Options(offline=True)))
+    assert (plan.documents, plan.documents_done, plan.prompts) == (1, 2, 1)
