@@ -24,7 +24,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 REFRESH_S = 0.25
 QUIET_S = 15.0
 """Between progress lines when stderr is no terminal."""
-_BAR = 20
+_BAR = 10
 
 
 def money(amount: Decimal | float) -> str:
@@ -171,10 +171,10 @@ def progress_line(monitor: Monitor, *, bar: bool) -> str:
     """Calls made of those planned, the fuller meter, rows done, cost, failures, time left."""
     share = min(1.0, monitor.calls / monitor.prompts) if monitor.prompts else 1.0
     filled = "█" * int(share * _BAR)
-    parts = [f"{monitor.calls:,} / {max(monitor.calls, monitor.prompts):,} calls {share:4.0%}"]
+    parts = [f"{monitor.calls:,}/{max(monitor.calls, monitor.prompts):,} calls {share:4.0%}"]
     if bar:
         parts.append(f"▕{filled:<{_BAR}}▏")
-    parts.append(f"{monitor.done:,} rows done")
+    parts.append(f"{monitor.done:,} rows")
     if monitor.dispatcher and any(use := monitor.dispatcher.use):
         meter = max(range(2), key=use.__getitem__)
         parts.append(f"{('rpm', 'tpm')[meter]} {use[meter]:.0%}")

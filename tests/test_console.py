@@ -43,14 +43,14 @@ def test_progress_shows_calls_rows_cost_and_failures() -> None:
         rows=100, prompts=200, outcomes=Counter(ok=30, blocked=2), calls=50, cost_usd=Decimal("1.25"), answered=32
     )
     line = progress_line(monitor, bar=True)
-    assert line.startswith("50 / 200 calls  25%  ▕█████               ▏  32 rows done")
+    assert line.startswith("50/200 calls  25%  ▕██        ▏  32 rows")
     assert "$1.25" in line and "2 not ok" in line and "eta" in line
     assert len(line) <= 80
 
 
 def test_progress_of_a_plan_that_was_too_small_never_passes_100_percent() -> None:
     line = progress_line(Monitor(rows=10, prompts=10, calls=12), bar=False)
-    assert line.startswith("12 / 12 calls 100%")
+    assert line.startswith("12/12 calls 100%")
 
 
 def test_every_event_has_words() -> None:
