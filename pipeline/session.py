@@ -284,7 +284,7 @@ async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
             await store.seal()
             await anyio.to_thread.run_sync(
                 export,
-                session.source.batches(columns=session.output_columns),
+                session.source.batches(columns=session.output_columns, size=1024),
                 session_schema(session),
                 session.directory / "results",
                 session.output,
