@@ -1,10 +1,11 @@
 """One run from the job file to the output table: opens everything, runs the engine, writes the output."""
 
+import gc
 import hashlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -267,33 +268,53 @@ async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
         api_key(job)
     if options.fresh:
         set_aside(session.directory)
-    async with open_provider(job, options.offline) as provider:
-        store = RunStore(session.directory, provider.parse)
-        continued = store.open(session.manifest())
-        try:
-            if options.retry:
-                store.reopen(options.retry)
-            if options.skip_failed:
-                store.outcomes.settle()
-            planned = await plan.make(job, session.documents(), session.rows, store.outcomes.done, _bought(store.reply))
-            spending = _spending(job, options, store, planned)
-            confirm(planned, continued)
-            with open_book(job, provider.endpoint, options.offline) as book:
-                engine = _engine(session, store, provider, spending, book, planned.prompts)
-                await _attended(engine, store, watch)
-            await store.seal()
-            await anyio.to_thread.run_sync(
-                export,
-                session.source.batches(columns=session.output_columns, size=1024),
-                session_schema(session),
-                session.directory / "results",
-                session.output,
-                session.rows,
-            )
-            status = "stopped" if engine.stopped else "interrupted" if engine.interrupted else "finished"
-            store.log("end", status=status, seconds=round(engine.monitor.seconds, 3), reason=str(engine.stopped or ""))
-        finally:
-            store.close()
+    with _rare_collections():
+        async with open_provider(job, options.offline) as provider:
+            return await _run(session, provider, confirm, watch)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let the garbage collector look seldom: a run keeps 100,000 live objects that are no garbage.
+
+    At Python's default it takes 35 % of the line's CPU: 1,560 calls/s instead of 2,400 (measured 2026-11-22).
+    """
+    usual = gc.get_threshold()
+    gc.set_threshold(100_000, 20, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+
+
+async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watch) -> Ended:
+    job, options = session.job, session.options
+    store = RunStore(session.directory, provider.parse)
+    continued = store.open(session.manifest())
+    try:
+        if options.retry:
+            store.reopen(options.retry)
+        if options.skip_failed:
+            store.outcomes.settle()
+        planned = await plan.make(job, session.documents(), session.rows, store.outcomes.done, _bought(store.reply))
+        spending = _spending(job, options, store, planned)
+        confirm(planned, continued)
+        with open_book(job, provider.endpoint, options.offline) as book:
+            engine = _engine(session, store, provider, spending, book, planned.prompts)
+            await _attended(engine, store, watch)
+        await store.seal()
+        await anyio.to_thread.run_sync(
+            export,
+            session.source.batches(columns=session.output_columns, size=1024),
+            session_schema(session),
+            session.directory / "results",
+            session.output,
+            session.rows,
+        )
+        status = "stopped" if engine.stopped else "interrupted" if engine.interrupted else "finished"
+        store.log("end", status=status, seconds=round(engine.monitor.seconds, 3), reason=str(engine.stopped or ""))
+    finally:
+        store.close()
     return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted, engine.monitor.saved)
 
 
