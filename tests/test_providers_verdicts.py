@@ -127,7 +127,7 @@ TABLE = {
     "503 text": (503, b"upstream connect error or disconnect/reset before headers", "transient", "server"),
     "404 page of a wrong base URL": (404, b"<!doctype html><title>Not Found</title>", "fatal", "invalid_request"),
     "redirect": (302, b"", "fatal", "invalid_request"),
-    "no content": (204, b"", "transient", "malformed_reply"),
+    "no content": (204, b"", "transient", "server"),
     "529 of a front end": (529, b"", "transient", "server"),
 }
 
