@@ -10,7 +10,7 @@ One concern each, each calling exactly the next one down.
 """
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -21,6 +21,7 @@ from pipeline.errors import BudgetReached, Halted, PipelineError
 from pipeline.flows import Call
 from pipeline.prices import LONG_PROMPT_TOKENS, MODELS, Rates, cost, model_info
 from pipeline.records import Prompt, Reply, Usage, Verdict
+from pipeline.store.journal import Sent
 from pipeline.store.run import RunStore
 
 Send = Callable[[Prompt], Awaitable[Reply | Verdict]]
@@ -124,12 +125,22 @@ def budget(
 
 def worst_case_usd(prompt: Prompt, own: Rates | None) -> Decimal:
     """USD of this prompt with the longest answer that it allows, at today's price; 0 where the price is unknown."""
-    known = model_info(prompt.params.model)
-    longest = prompt.params.max_output_tokens or (known or MODELS[0]).max_output_tokens
-    usage = Usage(input_tokens=math.ceil(prompt.input_tokens_est * _ESTIMATE_MARGIN), output_tokens=longest)
-    if prompt.input_tokens_est <= LONG_PROMPT_TOKENS < usage.input_tokens:
+    params = prompt.params
+    return _worst_usd(params.model, prompt.input_tokens_est, params.max_output_tokens, own) or Decimal(0)
+
+
+def lost_usd(lost: Iterable[Sent], own: Rates | None) -> Decimal | None:
+    """What requests whose replies were lost may have cost at most; None: the price is unknown."""
+    worst = [_worst_usd(sent.model, sent.input_tokens_est, sent.max_output_tokens, own) for sent in lost]
+    return None if None in worst else sum((usd for usd in worst if usd), Decimal(0))
+
+
+def _worst_usd(model: str, input_tokens_est: int, max_output_tokens: int | None, own: Rates | None) -> Decimal | None:
+    longest = max_output_tokens or (model_info(model) or MODELS[0]).max_output_tokens
+    usage = Usage(input_tokens=math.ceil(input_tokens_est * _ESTIMATE_MARGIN), output_tokens=longest)
+    if input_tokens_est <= LONG_PROMPT_TOKENS < usage.input_tokens:
         usage = replace(usage, input_tokens=LONG_PROMPT_TOKENS + 1)
-    return cost(usage, prompt.params.model, datetime.now(UTC), own=own) or Decimal(0)
+    return cost(usage, model, datetime.now(UTC), own=own)
 
 
 Tries = dict[str, list[int]]
@@ -156,8 +167,10 @@ def journal(send: Send, store: RunStore, own: Rates | None, tries: Tries, bought
     """
 
     async def kept(prompt: Prompt) -> Reply | Verdict:
+        store.append_sent(prompt)
         outcome = await send(prompt)
         if isinstance(outcome, Verdict):
+            store.append_ended(prompt)
             counts = tries.setdefault(prompt.fingerprint, [0, 0])
             counts[outcome.kind in ("rate_limit", "day_quota", "spend_limit")] += 1
             return outcome

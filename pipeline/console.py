@@ -134,6 +134,14 @@ def show_start(plan: Plan, name: str, directory: str, continued: bool, offline: 
 
 async def watch(monitor: Monitor) -> None:
     """One line that changes, or, where stderr is no terminal, a line now and then; until cancelled."""
+    _tell(monitor)
+    try:
+        await _progress(monitor)
+    finally:
+        _tell(monitor)
+
+
+async def _progress(monitor: Monitor) -> None:
     if err.is_terminal:
         with err.status("") as status:
             while True:
@@ -162,6 +170,12 @@ def notice(event: str, numbers: dict[str, object]) -> str:
         return f"limit: {numbers['per_minute']:,} {numbers['meter']} a minute ({numbers['origin']})"
     if event == "sharing":
         return f"sharing this quota with {numbers['runs']} other run(s) on this machine"
+    if event == "lost":
+        requests, most = numbers["requests"], numbers["at_most_usd"]
+        cost = "may have cost an unknown sum and " if most is None else ""
+        if isinstance(most, Decimal) and most:
+            cost = f"may have cost up to {money(most)} and "
+        return f"the last session was killed with {requests} request(s) in flight: they {cost}are sent again"
     if event == "halt":
         return ""  # the end of the run says it
     return f"{event}: {numbers['message']}" if "message" in numbers else ""
@@ -208,7 +222,9 @@ def show_summary(summary: Summary, to: Console = out, saved: int = 0) -> None:
     usage, off = summary.usage, ""
     if summary.input_tokens_est and usage.input_tokens and not usage.estimated:
         ratio = summary.input_tokens_est / usage.input_tokens - 1
-        off = f"the estimate was {abs(ratio):.1%} {'high' if ratio > 0 else 'low'}"
+        off = (
+            f"the estimate was {abs(ratio):.1%} {'high' if ratio > 0 else 'low'}" if round(ratio, 3) else "as estimated"
+        )
     retries = summary.attempts - summary.calls
     cost = "unknown" if summary.unpriced else money(summary.cost_usd)
     per_1000 = summary.cost_usd / summary.done * 1000 if summary.done and not summary.unpriced else None
@@ -334,5 +350,6 @@ def _bound(plan: Plan) -> str:
     return f"limited by {plan.bottleneck}" if plan.bottleneck != "none" else "no limit configured"
 
 
-def _range_json(amount: Range) -> dict[str, float]:
-    return {name: float(round(getattr(amount, name), 8)) for name in ("low", "expected", "high")}
+def _range_json(amount: Range) -> dict[str, int | float]:
+    values = {name: getattr(amount, name) for name in ("low", "expected", "high")}
+    return {name: value if isinstance(value, int) else float(round(value, 8)) for name, value in values.items()}

@@ -14,7 +14,7 @@ import anyio.to_thread
 from pipeline import flows
 from pipeline.calls import Send, Spending, Tries, budget, journal, record_failures, replay, single_flight
 from pipeline.dispatch import Dispatcher
-from pipeline.errors import Halted, PipelineError
+from pipeline.errors import Halted, PipelineError, ServiceError
 from pipeline.job import Job
 from pipeline.records import Document, Reply, Result, Status, Usage
 from pipeline.store.run import RunStore
@@ -23,6 +23,8 @@ MAX_OPEN_DOCUMENTS = 2560
 """Documents open at once: the most calls in flight (2,000) and some to choose from. 10 kB of memory each, measured."""
 MAX_OPEN_CHARACTERS = 64_000_000
 """Text of the open documents, so that long ones do not fill the memory."""
+FAIL_FAST_ROWS = 20
+"""When the first so many rows of a run fail, all for one cause, it is the job's or the service's, not the rows'."""
 
 
 @dataclass
@@ -85,6 +87,7 @@ class Engine:
         call = record_failures(self.dispatcher.submit, store, tries)
         call = budget(call, spending, job.own_rates, self.halt)
         self._call = replay(single_flight(call), store)
+        self._first_failures = _FirstFailures(watching=not monitor.done)
         self._gate = _Gate()
         self._scope = anyio.CancelScope()
         self.stopped: PipelineError | None = None
@@ -144,6 +147,8 @@ class Engine:
             self._store.append_result(result)
             self.monitor.outcomes[result.status] += 1
             self.monitor.answered += 1
+            if reason := self._first_failures.after(result):
+                self.halt(reason)
         finally:
             self._gate.leave(document)
 
@@ -169,6 +174,32 @@ class Engine:
             rate_limited=sum(reply.rate_limited for reply in replies),
             latency_s=round(sum(reply.latency_s for reply in replies), 3),
             finished_at=datetime.now(UTC),
+        )
+
+
+class _FirstFailures:
+    """Tells when the first rows of a run all failed alike.
+
+    It watches a run without outcomes only: whoever continues a run that was stopped for this has been told.
+    """
+
+    def __init__(self, watching: bool) -> None:
+        self._watching = watching
+        self._rows = 0
+        self._kind: str | None = None
+
+    def after(self, result: Result) -> PipelineError | None:
+        """Why to stop after this row, if so."""
+        if not self._watching or result.error_kind == "empty_input":
+            return None
+        self._watching = result.status != "ok" and self._kind in (None, result.error_kind)
+        self._rows, self._kind = self._rows + 1, result.error_kind
+        if not self._watching or self._rows < FAIL_FAST_ROWS:
+            return None
+        self._watching = False
+        return ServiceError(
+            f"the first {self._rows} rows all failed for the same cause, {self._kind}: {result.error}",
+            f"mend it, and `--retry {self._kind}` redoes these rows; the same command goes on with the others",
         )
 
 

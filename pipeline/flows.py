@@ -11,7 +11,7 @@ from functools import lru_cache
 import anyio
 
 from pipeline.chunking import split
-from pipeline.errors import Halted
+from pipeline.errors import Halted, JobError
 from pipeline.job import Job
 from pipeline.records import Document, Params, Prompt, Reply, Step
 from pipeline.templates import Parts, Template
@@ -31,14 +31,18 @@ class Answer:
 
 
 async def run(document: Document, job: Job, call: Call) -> Answer:
-    """Run the job's flow for one document. Raises `Halted` when a call is not admitted any more."""
+    """Run the job's flow for one document. Raises `Halted` when a call is not admitted any more.
+
+    A template that fails on the document's values fails this document only.
+    """
     if document.text is not None and not document.text.strip():
         return Answer(
             Reply("", "invalid", error_kind="empty_input", error=f"the column {job.spec.input.text} is empty")
         )
-    if job.spec.chunk is None:
-        return await answer(document, job, call)
-    return await map_reduce(document, job, call)
+    try:
+        return await (answer if job.spec.chunk is None else map_reduce)(document, job, call)
+    except JobError as error:
+        return Answer(_unrendered(error))
 
 
 async def answer(document: Document, job: Job, call: Call) -> Answer:
@@ -89,20 +93,23 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
     while not (failed := _failure(replies)) and len(parts) > 1:
         level += 1
         groups = group(parts, budget)
-        prompts = [
-            build(
-                document,
-                "reduce",
-                reduce_template,
-                reduce_params,
-                {**document.fields, "parts": Parts(members)},
-                level=level,
-                chunk=number,
-                chunks=len(groups),
-            )
-            for number, members in enumerate(groups)
-            if len(members) > 1
-        ]
+        try:
+            prompts = [
+                build(
+                    document,
+                    "reduce",
+                    reduce_template,
+                    reduce_params,
+                    {**document.fields, "parts": Parts(members)},
+                    level=level,
+                    chunk=number,
+                    chunks=len(groups),
+                )
+                for number, members in enumerate(groups)
+                if len(members) > 1
+            ]
+        except JobError as error:
+            return Answer(_unrendered(error), tuple(bought), len(pieces), estimated)
         estimated += sum(prompt.input_tokens_est for prompt in prompts)
         replies = await gather(call, prompts)
         bought += replies
@@ -181,6 +188,10 @@ def group(parts: Sequence[str], budget_tokens: int) -> list[list[str]]:
     if len(groups) > 1 and len(groups[-1]) == 1 and len(groups[-2]) > 2:
         groups[-1].insert(0, groups[-2].pop())
     return groups
+
+
+def _unrendered(error: JobError) -> Reply:
+    return Reply("", "invalid", error_kind="template_error", error=error.message.replace("\n", "; "))
 
 
 def _failure(replies: Sequence[Reply]) -> Reply | None:

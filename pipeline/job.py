@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -128,6 +129,36 @@ class Budget(_Section):
     allow_unpriced: bool = Field(False, description="run under a cap though the model's price is unknown")
 
 
+class Cache(_Section):
+    """Whole answers are kept and used again by other runs; the section alone turns it on."""
+
+    url: str | None = Field(
+        None,
+        description="path of the SQLite file, or `redis://host:port/db`. Default: "
+        "`prompt-pipeline/answers.sqlite` in the user's cache directory",
+    )
+    password_env: str | None = Field(None, description="variable that holds the Redis server's password")
+    max_age_days: float = Field(30, gt=0, description="an older answer is bought again")
+    max_mb: float = Field(1000, gt=0, description="size of the file; answers used longest ago are thrown out")
+
+    @model_validator(mode="after")
+    def _known_scheme(self) -> "Cache":
+        if self.url is None or "://" not in self.url:
+            if self.password_env is not None:
+                raise ValueError("password_env is for a Redis server: url names none")
+            return self
+        try:
+            parts = urlsplit(self.url)
+            port = parts.port
+        except ValueError:
+            raise ValueError("url is not redis://host:port/db") from None
+        if parts.scheme not in ("redis", "rediss") or not parts.hostname or port == 0:
+            raise ValueError("url must be the path of a file, redis://host:port/db or rediss://host:port/db")
+        if parts.password is not None:
+            raise ValueError("url must not hold a password: name a variable that does with password_env")
+        return self
+
+
 class Output(_Section):
     """The table that is written."""
 
@@ -152,6 +183,7 @@ class JobFile(_Section):
     endpoint: Endpoint = Endpoint()  # type: ignore[call-arg]  # every field has a default
     limits: LimitsSection = LimitsSection()  # type: ignore[call-arg]
     budget: Budget = Budget()  # type: ignore[call-arg]
+    cache: Cache | None = None
     output: Output
 
     @model_validator(mode="after")
@@ -178,7 +210,7 @@ class Job:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that can change an answer: not limits, budget, output, endpoint."""
+        """Hash of all that can change an answer: not limits, budget, cache, output, endpoint."""
         return hashlib.blake2b(orjson.dumps(self.identity, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
 
     @cached_property

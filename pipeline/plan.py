@@ -90,8 +90,11 @@ async def make(
     rows: int,
     done: Callable[[int], bool],
     bought: Callable[[str], Reply | None] = _nothing,
+    limits: Limits | None = None,
 ) -> Plan:
-    """Plan every row that is not `done`, or an even sample of many. `rows` is the table's length.
+    """Plan every row that is not `done`, or an even sample of many, under `limits` (default: the job's).
+
+    `rows` is the table's length.
 
     A prompt whose fingerprint has a reply that was `bought` already is not counted: the run replays it.
     """
@@ -102,7 +105,7 @@ async def make(
     seen = chosen = 0
     pick = Random(0)  # a fixed stride would see only one language of a table that alternates two
     now = datetime.now(UTC)
-    limits = job.limits
+    limits = limits or job.limits
 
     async def predicted(prompt: Prompt) -> Reply:
         if (known := bought(prompt.fingerprint)) is not None:

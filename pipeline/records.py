@@ -16,6 +16,7 @@ ErrorKind = Literal[
     "answer_blocked",  # the safety filter withheld the answer
     "recitation",  # the answer was cut because it repeats published text
     "empty_input",  # the document has no text: nothing was sent
+    "template_error",  # the template fails on the values of this row
     "too_long",  # larger than the model's context or than a whole minute's token quota
     "invalid_request",  # the service refused this prompt (400, 404, 413, 422)
     "empty_answer",  # the service answered without text

@@ -19,7 +19,7 @@ import httpx
 import polars as pl
 
 from pipeline import plan, report
-from pipeline.calls import Send, Spending
+from pipeline.calls import Send, Spending, lost_usd
 from pipeline.dispatch import Dispatcher
 from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.engine import Engine, Monitor
@@ -232,18 +232,21 @@ async def estimate(session: Session) -> plan.Plan:
     """What is left of this job and what it takes. Sends and writes nothing."""
     known = read_manifest(session.directory / "manifest.json")
     if known is None or differences(known, session.manifest()):
-        return await plan.make(session.job, session.documents(), session.rows, lambda row: False)
+        return await _planned(session, lambda row: False, lambda fingerprint: None)
     outcomes, unsealed = load(session.directory, parse_reply)
     calls = {call.fingerprint: call for call in unsealed.calls if call.paid}
-    return await plan.make(session.job, session.documents(), session.rows, outcomes.done, _bought(calls.get))
+    return await _planned(session, outcomes.done, calls.get)
 
 
-def _bought(find: Callable[[str], Call | None]) -> Callable[[str], Reply | None]:
-    def reply(fingerprint: str) -> Reply | None:
+async def _planned(session: Session, done: Callable[[int], bool], find: Callable[[str], Call | None]) -> plan.Plan:
+    """Plan the rows that are not `done`; `find` knows the calls that were bought and can be replayed."""
+
+    def bought(fingerprint: str) -> Reply | None:
         call = find(fingerprint)
         return call.reply if call else None
 
-    return reply
+    limits = limits_of(session.job, session.options.offline)
+    return await plan.make(session.job, session.documents(), session.rows, done, bought, limits)
 
 
 def open_book(job: Job, endpoint: str, offline: bool) -> AbstractContextManager[QuotaBook | None]:
@@ -296,7 +299,7 @@ async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watc
             store.reopen(options.retry)
         if options.skip_failed:
             store.outcomes.settle()
-        planned = await plan.make(job, session.documents(), session.rows, store.outcomes.done, _bought(store.reply))
+        planned = await _planned(session, store.outcomes.done, store.reply)
         spending = _spending(job, options, store, planned)
         confirm(planned, continued)
         with open_book(job, provider.endpoint, options.offline) as book:
@@ -352,6 +355,11 @@ def _engine(
     def heard(event: str, numbers: dict[str, object]) -> None:
         store.log(event, **numbers)
         monitor.notices.append((event, numbers))
+
+    if store.lost:
+        most = Decimal(0) if options.offline else lost_usd(store.lost, session.job.own_rates)
+        heard("lost", {"requests": len(store.lost), "at_most_usd": most})
+        store.forget_lost()
 
     def dispatcher(send: Send) -> Dispatcher:
         return Dispatcher(

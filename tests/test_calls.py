@@ -10,11 +10,22 @@ import anyio.lowlevel
 import pytest
 from stores import manifest, paid, prompt
 
-from pipeline.calls import Spending, budget, journal, record_failures, replay, shared, single_flight, worst_case_usd
+from pipeline.calls import (
+    Spending,
+    budget,
+    journal,
+    lost_usd,
+    record_failures,
+    replay,
+    shared,
+    single_flight,
+    worst_case_usd,
+)
 from pipeline.errors import BudgetReached, Halted, PipelineError
 from pipeline.prices import fixed_rates
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Prompt, Reply, Usage, Verdict
+from pipeline.store.journal import Sent
 from pipeline.store.run import RunStore
 
 RATES = fixed_rates(1.0, 10.0)  # USD per million tokens
@@ -146,6 +157,12 @@ def test_the_worst_case_is_the_longest_answer_at_todays_price() -> None:
     assert worst_case_usd(unknown, None) == 0
 
 
+def test_lost_requests_may_have_cost_their_worst_cases() -> None:
+    sent = Sent("f", 0, "gemini-3.5-flash-lite", 10, 100)
+    assert lost_usd([sent, sent], RATES) == 2 * worst_case_usd(priced(0), RATES)
+    assert lost_usd([sent, sent._replace(model="nobody-knows")], None) is None
+
+
 def test_a_long_prompt_is_reserved_at_the_long_rate() -> None:
     near = replace(priced(0), input_tokens_est=190_000)
     near = replace(near, params=replace(near.params, model="gemini-2.5-pro"))
@@ -233,14 +250,16 @@ def test_a_reply_is_priced_and_in_the_journal_before_anyone_sees_it(tmp_path: Pa
         ]
 
         async def send(asked: Prompt) -> Reply | Verdict:
+            assert asked.fingerprint in store._batch.in_flight
             return answers.pop(0)
 
         bought: list[Reply] = []
         kept = journal(send, store, None, {}, bought.append)
         assert isinstance(await kept(prompt(0)), Verdict)
         assert isinstance(await kept(prompt(0)), Verdict)
-        assert store.reply("content 0") is None
+        assert store.reply("content 0") is None and not store._batch.in_flight
         reply = await kept(prompt(0))
+        assert not store._batch.in_flight
         assert isinstance(reply, Reply)
         assert reply.cost_usd == Decimal("0.000325")
         assert (reply.attempts, reply.rate_limited) == (2, 1)

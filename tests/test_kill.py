@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,32 @@ def test_sigkill_at_any_moment_loses_at_most_what_was_in_flight(tmp_path: Path, 
     assert calls["fingerprint"].n_unique() == calls.height == len(bought["prompts"]) == result["calls"]
     assert output["calls"].sum() == calls.height
     assert output["input_tokens"].sum() == calls["input_tokens"].sum() == result["input_tokens"]
+
+
+def test_the_next_run_says_once_what_was_in_flight_at_a_kill_and_what_it_may_have_cost(tmp_path: Path) -> None:
+    summarize_job(tmp_path, 30)
+    with served(latency_s=1.5) as url:
+        process = start(tmp_path, url)
+        while stats(url)["in_flight"] < IN_FLIGHT:
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+        out, err = start(tmp_path, url, "--limit", "2").communicate(timeout=60)
+        assert json.loads(out)["ok"] == 2, err.decode()
+        told = re.search(
+            r"killed with (\d+) request\(s\) in flight: they may have cost up to \$0\.0\d+ and", err.decode()
+        )
+        assert told and int(told[1]) == IN_FLIGHT
+        _, err = start(tmp_path, url, "--limit", "3").communicate(timeout=60)
+        assert b"in flight" not in err
+    (lost,) = [event for event in events(tmp_path) if event["event"] == "lost"]
+    # 200 tokens of answer at $2.50 and some hundred of prompt at $0.30 a million, for each
+    assert lost["requests"] == IN_FLIGHT and 8 * 0.0005 < float(lost["at_most_usd"]) < 8 * 0.0009
+
+
+def events(path: Path) -> list[dict]:
+    """The lines of the run's log."""
+    return [json.loads(line) for line in (path / "runs/job/run.log").read_text().splitlines()]
 
 
 def test_ctrl_c_finishes_what_is_in_flight_and_the_next_run_continues(tmp_path: Path) -> None:

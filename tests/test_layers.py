@@ -2,7 +2,8 @@
 
 Rank 0 is what everything may know: the exceptions and the records. Above it stand pure functions (1, 2: the chunker
 asks the estimator, a job compiles its templates), then what a run is put together from, each knowing nothing of the
-others (3: flows, source, store, quota, providers, emulator), what needs several of those (4: dispatch, plan, report),
+others (3: flows, source, store, quota, providers, emulator), what needs several of those (4: dispatch, cache, plan,
+report),
 the durable call (5), the engine that makes calls for documents (6), the session that opens and closes everything (7),
 what a person sees (8), and the command line (9, 10). Modules of one rank never import each other. A folder has one
 rank; its files may import each other, without circles. Imports for types only count like others.
@@ -33,6 +34,7 @@ RANKS: dict[str, int] = {
     "providers": 3,
     "emulator": 3,
     "dispatch": 4,
+    "cache": 4,
     "plan": 4,
     "report": 4,
     "calls": 5,
@@ -46,6 +48,7 @@ RANKS: dict[str, int] = {
 ONLY_IMPORTERS: dict[str, set[str]] = {
     "httpx": {"providers", "session"},  # the session puts the emulator behind the client without a socket
     "httpx_aiohttp": {"providers"},
+    "redis": {"cache"},
     "rich": {"console"},
     "typer": {"cli"},
     "click": {"cli"},

@@ -15,7 +15,7 @@ from stores import body, failed, paid, prompt, result
 from pipeline.errors import RunStateError
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Reply, Result, Usage
-from pipeline.store.journal import Call, Journal, call_line, kept, read, result_line
+from pipeline.store.journal import Call, Ended, Journal, Sent, call_line, ended_line, kept, read, result_line, sent_line
 
 UNICODE = '第一行\n第二行 😀 "quoted" \\ \u2028\u2029\u0000\u0085'
 
@@ -118,6 +118,11 @@ def test_any_text_any_usage_and_any_layout_survive(
     assert (read_back.reply.text, read_back.reply.cost_usd) == (text, cost)
 
 
+def test_a_request_that_left_and_one_that_came_back_are_read_back_equal(tmp_path: Path) -> None:
+    sent = Sent("f0", 7, "gemini-3.5-flash-lite", 1200, 800)
+    assert written(tmp_path / "journal", sent_line(sent), ended_line("f0")) == [sent, Ended("f0")]
+
+
 # ---- torn and damaged files
 
 LINES = (
@@ -126,6 +131,8 @@ LINES = (
     call_line(prompt(1), failed()),
     call_line(prompt(2), paid(raw=b"<p>\n</p>")),
     result_line(result(1, "error", "server")),
+    sent_line(Sent("content 3", 3, "gemini-3.5-flash-lite", 10, None)),
+    ended_line("content 3"),
 )
 WHOLE = b"".join(LINES)
 

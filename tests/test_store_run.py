@@ -14,7 +14,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import CENT, abandon, answer, failed, killed, manifest, opened, paid, prompt, result, sealed
+from stores import CENT, PARAMS, abandon, answer, failed, killed, manifest, opened, paid, prompt, result, sealed
 
 from pipeline import report
 from pipeline.errors import RunStateError
@@ -484,6 +484,53 @@ def test_a_living_holder_is_named_and_a_killed_one_is_replaced_without_loss(dire
     with opened(directory) as store:
         bought = store.reply("content 0")
         assert bought is not None and bought.reply.text == "bought before the kill"
+
+
+# ---- what was in flight
+
+
+def lost(directory: Path) -> list[str]:
+    """What a start finds that was in flight; nobody is told."""
+    with killed(directory) as store:
+        return [sent.fingerprint for sent in store.lost]
+
+
+def test_a_start_finds_what_was_in_flight_at_a_kill(directory: Path) -> None:
+    with killed(directory) as store:
+        for row in range(5):
+            store.append_sent(prompt(row))
+        store.append_call(prompt(0), paid())
+        store.append_call(prompt(1), failed())
+        store.append_ended(prompt(2))
+    for _ in range(2):  # until somebody was told
+        assert lost(directory) == ["content 3", "content 4"]
+    with killed(directory) as store:
+        (first, _) = store.lost
+        assert (first.row, first.model, first.input_tokens_est, first.max_output_tokens) == (3, PARAMS.model, 10, 100)
+        store.forget_lost()
+        assert store.lost == ()
+    assert lost(directory) == []
+
+
+def test_what_is_in_flight_is_carried_over_a_seal_and_a_crash_in_it(directory: Path) -> None:
+    with killed(directory) as store:
+        store.append_sent(prompt(0))
+        answer(store, 0)
+        store.append_sent(prompt(1))
+        store.append_sent(prompt(2))
+        anyio.run(store.seal)
+        store.append_call(prompt(1), paid())
+        store.append_result(result(1))
+        with steps(directory, SEAL.index("fsync calls")), suppress(Crash):
+            anyio.run(store.seal)
+    assert lost(directory) == ["content 2"]
+
+
+def test_a_clean_end_leaves_nothing_in_flight(directory: Path) -> None:
+    with opened(directory) as store:
+        store.append_sent(prompt(0))
+        answer(store, 0)
+    assert lost(directory) == []
 
 
 # ---- a crash between any two steps

@@ -36,6 +36,22 @@ class Call(NamedTuple):
     line: bytes
 
 
+class Sent(NamedTuple):
+    """A request that left, as it is kept until its reply or failure follows."""
+
+    fingerprint: str
+    row: int
+    model: str
+    input_tokens_est: int
+    max_output_tokens: int | None
+
+
+class Ended(NamedTuple):
+    """A request that came back without an answer: it is in flight no more."""
+
+    fingerprint: str
+
+
 class Journal:
     """One journal file, open for appending. Raises `RunStateError` when the disk refuses."""
 
@@ -116,6 +132,16 @@ def call_line(prompt: Prompt, reply: Reply) -> bytes:
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
+def sent_line(sent: Sent) -> bytes:
+    """The journal line of a request that is about to leave."""
+    return orjson.dumps({"sent": tuple(sent)}, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def ended_line(fingerprint: str) -> bytes:
+    """The journal line of a request that came back without an answer."""
+    return orjson.dumps({"ended": fingerprint}, option=orjson.OPT_APPEND_NEWLINE)
+
+
 def result_line(result: Result) -> bytes:
     """The journal line of one document's outcome."""
     record = {
@@ -140,7 +166,7 @@ def result_line(result: Result) -> bytes:
     return orjson.dumps({"result": record}, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def read(path: Path, parse: Callable[[bytes], Reply]) -> Iterator[Call | Result]:
+def read(path: Path, parse: Callable[[bytes], Reply]) -> Iterator[Call | Result | Sent | Ended]:
     """The records of a journal, replies read again by the provider's `parse`. A torn last line is left out.
 
     Raises `RunStateError` for a damaged line that is not the last: then the disk, not a crash, is the cause.
@@ -177,8 +203,12 @@ def kept(prompt: Prompt, reply: Reply, line: bytes) -> Call:
     )
 
 
-def _record(line: bytes, parse: Callable[[bytes], Reply]) -> Call | Result:
+def _record(line: bytes, parse: Callable[[bytes], Reply]) -> Call | Result | Sent | Ended:
     record = orjson.loads(line)
+    if "sent" in record:
+        return Sent(*record["sent"])
+    if "ended" in record:
+        return Ended(record["ended"])
     return _read_call(record["call"], line, parse) if "call" in record else _read_result(record["result"])
 
 
