@@ -80,7 +80,7 @@ class Journal:
         size = self.size
         if size != self._synced:
             try:
-                os.fdatasync(self._fd)
+                getattr(os, "fdatasync", os.fsync)(self._fd)  # macOS has only the latter
             except OSError as error:
                 raise self._refused(error) from None
             self._synced = size
