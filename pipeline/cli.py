@@ -142,7 +142,7 @@ def run(
     if json:
         console.show_json(ended.summary.as_json())
     else:
-        console.show_summary(ended.summary, console.err, ended.saved)
+        console.show_summary(ended.summary, console.err)
     if ended.stopped:
         console.show_error(ended.stopped, "stopped")
     elif ended.interrupted:
@@ -181,6 +181,7 @@ def estimate(
 def report(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="run directory; default: the newest")] = None,
     failed: Annotated[bool, typer.Option("--failed", help="list the rows that are not ok")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="first compare every sealed part with its checksum")] = False,
     json: Json = False,
 ) -> None:
     """What happened, also while it runs."""
@@ -190,6 +191,8 @@ def report(
     from pipeline import report as reports
 
     directory = run if run is not None else reports.newest()
+    if verify:
+        console.err.print(f"{reports.verify(directory):,} sealed parts are whole")
     if failed:
         failures = reports.failures(directory)
         if json:

@@ -79,7 +79,7 @@ def show_plan(plan: Plan, name: str, path: str, to: Console = out) -> None:
     if plan.documents_done:
         notes.append(f"{count(plan.documents_done)} more are done")
     if plan.documents_refused:
-        notes.append(f"{count(plan.documents_refused)} are empty and not sent")
+        notes.append(f"{count(plan.documents_refused)} are not sent: empty, or the template fails")
     steps = " + ".join(f"{step} {count(number)}" for step, number in plan.prompts_by_step.items())
     output = plan.output_tokens
     rows = [
@@ -182,10 +182,11 @@ def notice(event: str, numbers: dict[str, object]) -> str:
 
 
 def progress_line(monitor: Monitor, *, bar: bool) -> str:
-    """Calls made of those planned, the fuller meter, rows done, cost, failures, time left."""
-    share = min(1.0, monitor.calls / monitor.prompts) if monitor.prompts else 1.0
+    """Calls answered of those planned, the fuller meter, rows done, cost, failures, time left."""
+    answered = monitor.calls + monitor.saved.calls
+    share = min(1.0, answered / monitor.prompts) if monitor.prompts else 1.0
     filled = "█" * int(share * _BAR)
-    parts = [f"{monitor.calls:,}/{max(monitor.calls, monitor.prompts):,} calls {share:4.0%}"]
+    parts = [f"{answered:,}/{max(answered, monitor.prompts):,} calls {share:4.0%}"]
     if bar:
         parts.append(f"▕{filled:<{_BAR}}▏")
     parts.append(f"{monitor.done:,} rows")
@@ -197,8 +198,8 @@ def progress_line(monitor: Monitor, *, bar: bool) -> str:
         parts.append(f"{failed:,} not ok")
     if monitor.dispatcher and (refused := monitor.dispatcher.rate_limited):
         parts.append(f"{refused:,} refused for quota")
-    if monitor.calls and (left := monitor.prompts - monitor.calls) > 0:
-        parts.append(f"eta {duration(left / monitor.calls * monitor.seconds)}")
+    if answered and (left := monitor.prompts - answered) > 0:
+        parts.append(f"eta {duration(left / answered * monitor.seconds)}")
     return "  ".join(parts)
 
 
@@ -208,7 +209,7 @@ def _stopping(monitor: Monitor) -> str:
     return f"stopping: waiting for {monitor.dispatcher.in_flight} replies (Ctrl-C again to abandon them)"
 
 
-def show_summary(summary: Summary, to: Console = out, saved: int = 0) -> None:
+def show_summary(summary: Summary, to: Console = out) -> None:
     """What a run came to."""
     manifest, outcomes = summary.manifest, summary.outcomes
     to.print(
@@ -226,6 +227,9 @@ def show_summary(summary: Summary, to: Console = out, saved: int = 0) -> None:
             f"the estimate was {abs(ratio):.1%} {'high' if ratio > 0 else 'low'}" if round(ratio, 3) else "as estimated"
         )
     retries = summary.attempts - summary.calls
+    saved = summary.identical + summary.cached
+    savers = {"identical prompts": summary.identical, "earlier runs": summary.cached}
+    answered_by = " and ".join(f"{number:,} by {which}" for which, number in savers.items() if number)
     cost = "unknown" if summary.unpriced else money(summary.cost_usd)
     per_1000 = summary.cost_usd / summary.done * 1000 if summary.done and not summary.unpriced else None
     rows = [
@@ -234,7 +238,7 @@ def show_summary(summary: Summary, to: Console = out, saved: int = 0) -> None:
         ("retries", f"{retries:,}", f"{summary.rate_limited:,} refused for quota")
         if retries or summary.rate_limited
         else None,
-        ("saved", f"{saved:,}", "calls that an identical prompt answered") if saved else None,
+        ("saved calls", f"{saved:,}", f"{answered_by}, worth {money(summary.saved_usd)}") if saved else None,
         ("tokens in", count(usage.input_tokens + usage.tool_tokens), off),
         ("tokens out", count(usage.output_tokens), f"{count(usage.thinking_tokens)} thinking, billed as output")
         if usage.thinking_tokens

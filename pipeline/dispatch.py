@@ -340,15 +340,14 @@ class Dispatcher:
         if self._count_tokens is not None and tokens > COUNT_ABOVE * self._quota.tokens_limit:
             self._uncounted.append(job)
         else:
-            self._line_up(job)
+            self._line_up(job, tokens)
         self._wake()
 
-    def _line_up(self, job: Job) -> None:
-        tokens = self._backlog.cost(job)[0]
+    def _line_up(self, job: Job, tokens: int) -> None:
         if tokens > self._quota.largest:
             self._refuse_too_long(job, tokens)
         else:
-            self._backlog.add(job, self._loop.time())
+            self._backlog.add(job, tokens, self._loop.time())
 
     def _start_counting(self, group: TaskGroup) -> None:
         while self._uncounted and len(self._counting) < COUNTING_AT_ONCE:
@@ -368,7 +367,7 @@ class Dispatcher:
             return
         if isinstance(counted, int):
             job.exact_tokens = counted
-        self._line_up(job)
+        self._line_up(job, self._backlog.cost(job)[0])
         self._wake()
 
     def _leave_queue(self, job: Job) -> None:

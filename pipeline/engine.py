@@ -3,20 +3,34 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from random import Random
 
 import anyio
 import anyio.abc
 import anyio.to_thread
 
 from pipeline import flows
-from pipeline.calls import Send, Spending, Tries, budget, journal, record_failures, replay, single_flight
+from pipeline.cache import AnswerCache
+from pipeline.calls import (
+    Saved,
+    Send,
+    Spending,
+    Tries,
+    budget,
+    cached,
+    journal,
+    record_failures,
+    replay,
+    single_flight,
+)
 from pipeline.dispatch import Dispatcher
-from pipeline.errors import Halted, PipelineError, ServiceError
+from pipeline.errors import Halted, PipelineError, RowsFailed
 from pipeline.job import Job
-from pipeline.records import Document, Reply, Result, Status, Usage
+from pipeline.records import PASSING, Document, Reply, Result, Status, Usage
 from pipeline.store.run import RunStore
 
 MAX_OPEN_DOCUMENTS = 2560
@@ -38,7 +52,7 @@ class Monitor:
     usage: Usage = field(default_factory=Usage)
     cost_usd: Decimal = Decimal(0)
     unpriced: int = 0  # replies whose price is unknown
-    saved: int = 0  # calls that an identical one answered
+    saved: Saved = field(default_factory=Saved)
     answered: int = 0  # rows that got an outcome in this session
     started_at: float = field(default_factory=time.monotonic)
     dispatcher: Dispatcher | None = None
@@ -77,16 +91,20 @@ class Engine:
         send: Send,
         monitor: Monitor,
         spending: Spending,
+        cache: AnswerCache | None = None,
     ) -> None:
         self._job = job
         self._batches = batches
         self._store = store
+        self._spending = spending
         self.monitor = monitor
         tries: Tries = {}
-        self.dispatcher = monitor.dispatcher = dispatcher(journal(send, store, job.own_rates, tries, monitor.bought))
+        self.dispatcher = monitor.dispatcher = dispatcher(journal(send, store, job.own_rates, tries, self._bought))
         call = record_failures(self.dispatcher.submit, store, tries)
-        call = budget(call, spending, job.own_rates, self.halt)
-        self._call = replay(single_flight(call), store)
+        call = budget(call, spending, job.own_rates, self.halt, self._tell)
+        call = cached(call, cache, job.own_rates, monitor.saved)
+        self._call = replay(single_flight(call, monitor.saved), store, monitor.saved)
+        self._cache = cache
         self._first_failures = _FirstFailures(watching=not monitor.done)
         self._gate = _Gate()
         self._scope = anyio.CancelScope()
@@ -96,8 +114,10 @@ class Engine:
     async def run(self) -> None:
         """Answer every row that has no lasting outcome yet."""
         with self._scope:
-            async with anyio.create_task_group() as keeping:
+            async with self._cache or nullcontext(), anyio.create_task_group() as keeping:
                 keeping.start_soon(self._store.keep)
+                if self._cache:
+                    keeping.start_soon(self._cache.keep)
                 async with anyio.create_task_group() as dispatching:
                     dispatching.start_soon(self.dispatcher.run)
                     async with anyio.create_task_group() as documents:
@@ -114,6 +134,14 @@ class Engine:
         """Stop now: the replies in flight are lost, everything before them is kept."""
         self.interrupted = True
         self._scope.cancel()
+
+    def _bought(self, reply: Reply) -> None:
+        self.monitor.bought(reply)
+        self._spending.bought(reply)
+
+    def _tell(self, event: str, numbers: dict[str, object]) -> None:
+        self._store.log(event, **numbers)
+        self.monitor.notices.append((event, numbers))
 
     def _stop(self, reason: PipelineError | None) -> None:
         self.monitor.stopping = True
@@ -197,9 +225,11 @@ class _FirstFailures:
         if not self._watching or self._rows < FAIL_FAST_ROWS:
             return None
         self._watching = False
-        return ServiceError(
+        return RowsFailed(
             f"the first {self._rows} rows all failed for the same cause, {self._kind}: {result.error}",
-            f"mend it, and `--retry {self._kind}` redoes these rows; the same command goes on with the others",
+            "the same command tries them again"
+            if self._kind in PASSING
+            else "mend the job and start anew with `--fresh`; or, if it is as it should be, the same command goes on",
         )
 
 
@@ -229,4 +259,14 @@ def _size(document: Document) -> int:
 
 
 def _next(batches: Iterator[Iterable[Document]]) -> list[Document] | None:
-    return next((list(batch) for batch in batches), None)
+    return next((mixed(batch) for batch in batches), None)
+
+
+def mixed(batch: Iterable[Document]) -> list[Document]:
+    """The rows of a batch in a random order, always the same: sorted by length they would use one meter at a time.
+
+    A file sorted over many batches stays sorted between them. 0.2 µs a row, measured.
+    """
+    documents = list(batch)
+    Random(len(documents)).shuffle(documents)
+    return documents

@@ -7,7 +7,8 @@
     ├── AuthError         2  the key, the project or the region was refused
     ├── BudgetReached     3  the next call could pass the spend cap; resumable
     ├── QuotaExhausted    3  the day's quota is used up; resumable
-    └── ServiceError      3  the service is down, or refuses everything alike; resumable
+    ├── ServiceError      3  the service is down, or refuses everything alike; resumable
+    └── RowsFailed        3  the first rows of a run all failed for one cause; resumable
     Halted                   inside the program only: no new call is admitted, the document stays as it is
 
 A failed prompt is none of these: it is data in its row (`records.Result`). The number is the exit code.
@@ -55,6 +56,12 @@ class QuotaExhausted(PipelineError):
 
 class ServiceError(PipelineError):
     """The service does not answer, or refuses every request for the same reason."""
+
+    exit_code = 3
+
+
+class RowsFailed(PipelineError):
+    """The first rows of a run all failed for one cause: it is the job's, not the rows'."""
 
     exit_code = 3
 

@@ -30,6 +30,14 @@ class Answer:
     input_tokens_est: int = 0
 
 
+class _Unrendered(Exception):
+    """A template fails on the values of one document; `reply` is what becomes of it."""
+
+    def __init__(self, error: JobError) -> None:
+        super().__init__(error.message)
+        self.reply = Reply("", "invalid", error_kind="template_error", error=error.message.replace("\n", "; "))
+
+
 async def run(document: Document, job: Job, call: Call) -> Answer:
     """Run the job's flow for one document. Raises `Halted` when a call is not admitted any more.
 
@@ -41,8 +49,8 @@ async def run(document: Document, job: Job, call: Call) -> Answer:
         )
     try:
         return await (answer if job.spec.chunk is None else map_reduce)(document, job, call)
-    except JobError as error:
-        return Answer(_unrendered(error))
+    except _Unrendered as failure:
+        return Answer(failure.reply)
 
 
 async def answer(document: Document, job: Job, call: Call) -> Answer:
@@ -108,8 +116,8 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
                 for number, members in enumerate(groups)
                 if len(members) > 1
             ]
-        except JobError as error:
-            return Answer(_unrendered(error), tuple(bought), len(pieces), estimated)
+        except _Unrendered as failure:
+            return Answer(failure.reply, tuple(bought), len(pieces), estimated)
         estimated += sum(prompt.input_tokens_est for prompt in prompts)
         replies = await gather(call, prompts)
         bought += replies
@@ -131,7 +139,10 @@ def build(
     chunks: int = 1,
 ) -> Prompt:
     """The one place where a prompt is made, for estimates and runs alike."""
-    text = template.render(values)
+    try:
+        text = template.render(values)
+    except JobError as error:
+        raise _Unrendered(error) from None
     digest = hashlib.blake2b(params.digest, digest_size=16)
     digest.update(text.encode("utf-8", "surrogatepass"))
     tokens = estimate(text) + _system_tokens(params.system)
@@ -188,10 +199,6 @@ def group(parts: Sequence[str], budget_tokens: int) -> list[list[str]]:
     if len(groups) > 1 and len(groups[-1]) == 1 and len(groups[-2]) > 2:
         groups[-1].insert(0, groups[-2].pop())
     return groups
-
-
-def _unrendered(error: JobError) -> Reply:
-    return Reply("", "invalid", error_kind="template_error", error=error.message.replace("\n", "; "))
 
 
 def _failure(replies: Sequence[Reply]) -> Reply | None:

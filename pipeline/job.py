@@ -126,6 +126,12 @@ class Budget(_Section):
     """Caps on spending."""
 
     max_usd: float | None = Field(None, gt=0, description="the run never spends more")
+    max_usd_per_day: float | None = Field(
+        None, gt=0, description="all runs with this key on this machine, since 00:00 UTC"
+    )
+    max_usd_per_month: float | None = Field(
+        None, gt=0, description="all runs with this key on this machine, since the first of the month, UTC"
+    )
     allow_unpriced: bool = Field(False, description="run under a cap though the model's price is unknown")
 
 
@@ -152,7 +158,7 @@ class Cache(_Section):
             port = parts.port
         except ValueError:
             raise ValueError("url is not redis://host:port/db") from None
-        if parts.scheme not in ("redis", "rediss") or not parts.hostname or port == 0:
+        if parts.scheme not in ("redis", "rediss") or not parts.hostname or port == 0 or parts.query:
             raise ValueError("url must be the path of a file, redis://host:port/db or rediss://host:port/db")
         if parts.password is not None:
             raise ValueError("url must not hold a password: name a variable that does with password_env")
@@ -164,6 +170,9 @@ class Output(_Section):
 
     path: str = Field(description=".parquet, .csv or .jsonl")
     include_text: bool = Field(False, description="keep the `[input] text` column")
+    csv_safe: bool = Field(
+        False, description="in .csv, put a `'` before text that a spreadsheet would run as a formula (= + - @ tab CR)"
+    )
 
     @model_validator(mode="after")
     def _known_suffix(self) -> "Output":

@@ -12,7 +12,7 @@ import polars as pl
 
 from pipeline.errors import RunStateError
 from pipeline.records import STATUSES, Reply, Status, Usage
-from pipeline.store import parts
+from pipeline.store import parts, seals
 from pipeline.store.manifest import Lock, Manifest
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.run import load
@@ -40,6 +40,9 @@ class Summary:
     input_tokens_est: int
     cost_usd: Decimal
     unpriced: int
+    identical: int  # calls that one with the same content answered
+    cached: int  # calls that an earlier run answered
+    saved_usd: Decimal  # what both would have cost
     latency_p50_s: float | None
     latency_p95_s: float | None
     seconds: float
@@ -59,6 +62,9 @@ class Summary:
             "calls": self.calls,
             "attempts": self.attempts,
             "rate_limited": self.rate_limited,
+            "identical": self.identical,
+            "cached": self.cached,
+            "saved_usd": float(round(self.saved_usd, 8)),
             "input_tokens": self.usage.input_tokens + self.usage.tool_tokens,
             "cached_tokens": self.usage.cached_tokens,
             "output_tokens": self.usage.output_tokens,
@@ -140,15 +146,23 @@ def summarize(directory: Path) -> Summary:
         input_tokens_est=total["input_tokens_est"],
         cost_usd=total["cost_usd"] or Decimal(0),
         unpriced=total["unpriced"],
+        identical=int(_over_sessions(events, "identical")),
+        cached=int(_over_sessions(events, "cached")),
+        saved_usd=_over_sessions(events, "saved_usd"),
         latency_p50_s=total["p50"],
         latency_p95_s=total["p95"],
-        seconds=_seconds(events),
+        seconds=float(_over_sessions(events, "seconds")),
     )
 
 
 def in_use(directory: Path) -> bool:
     """Whether a living process writes into the run directory."""
     return Lock.held(directory / "lock")
+
+
+def verify(directory: Path) -> int:
+    """Read every byte of every sealed part; returns their number. Raises `RunStateError` for one that is not whole."""
+    return seals.verify(directory)
 
 
 def failures(directory: Path) -> list[Failure]:
@@ -181,14 +195,13 @@ def _status(events: list[dict[str, Any]], directory: Path) -> str:
     return str(last["status"])
 
 
-def _seconds(events: list[dict[str, Any]]) -> float:
+def _over_sessions(events: list[dict[str, Any]], name: str) -> Decimal:
     """Sum over the sessions; of a killed one, until its last sign of life."""
-    total = current = 0.0
+    total = current = Decimal(0)
     for event in events:
         if event["event"] == "start":
             total += current
-            current = 0.0
-        seconds = event.get("seconds")
-        if isinstance(seconds, int | float):
-            current = float(seconds)
+            current = Decimal(0)
+        elif event["event"] in ("progress", "end") and name in event:
+            current = Decimal(str(event[name]))
     return total + current

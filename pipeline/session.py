@@ -19,6 +19,7 @@ import httpx
 import polars as pl
 
 from pipeline import plan, report
+from pipeline.cache import AnswerCache, Shelf, service_of, shelf_of
 from pipeline.calls import Send, Spending, lost_usd
 from pipeline.dispatch import Dispatcher
 from pipeline.emulator import Emulator, EmulatorOptions
@@ -31,6 +32,7 @@ from pipeline.providers.transport import Wire
 from pipeline.quota.book import QuotaBook
 from pipeline.records import STATUSES, Document, Limits, Reply, Verdict
 from pipeline.source import Source, open_source, output_conflict
+from pipeline.spend import SpendBook
 from pipeline.store.export import export, output_schema
 from pipeline.store.journal import Call
 from pipeline.store.manifest import Manifest, differences
@@ -119,7 +121,6 @@ class Ended:
     summary: report.Summary
     stopped: PipelineError | None
     interrupted: bool
-    saved: int  # calls that an identical one answered
 
     @property
     def exit_code(self) -> int:
@@ -256,9 +257,21 @@ def open_book(job: Job, endpoint: str, offline: bool) -> AbstractContextManager[
     """
     if offline:
         return nullcontext()
+    return QuotaBook(_state_file("quota.sqlite"), f"{endpoint}/{_project(job)}/{job.params.model}")
+
+
+def open_spend(job: Job, endpoint: str, offline: bool) -> AbstractContextManager[SpendBook | None]:
+    """What all runs of one key spend, by day, in the user's state directory. An offline run spends nothing."""
+    return nullcontext() if offline else SpendBook(_state_file("spend.sqlite"), f"{endpoint}/{_project(job)}")
+
+
+def _state_file(name: str) -> Path:
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    project = hashlib.blake2b(api_key(job).encode(), digest_size=8).hexdigest()
-    return QuotaBook(state / "prompt-pipeline" / "quota.sqlite", f"{endpoint}/{project}/{job.params.model}")
+    return state / "prompt-pipeline" / name
+
+
+def _project(job: Job) -> str:
+    return hashlib.blake2b(api_key(job).encode(), digest_size=8).hexdigest()
 
 
 async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
@@ -292,6 +305,7 @@ def _rare_collections() -> Iterator[None]:
 
 async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watch) -> Ended:
     job, options = session.job, session.options
+    shelf = None if options.offline else shelf_of(job)
     store = RunStore(session.directory, provider.parse)
     continued = store.open(session.manifest())
     try:
@@ -300,10 +314,14 @@ async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watc
         if options.skip_failed:
             store.outcomes.settle()
         planned = await _planned(session, store.outcomes.done, store.reply)
-        spending = _spending(job, options, store, planned)
+        refuse_unpriced(job, options, planned)
         confirm(planned, continued)
-        with open_book(job, provider.endpoint, options.offline) as book:
-            engine = _engine(session, store, provider, spending, book, planned.prompts)
+        with (
+            open_book(job, provider.endpoint, options.offline) as book,
+            open_spend(job, provider.endpoint, options.offline) as spent,
+        ):
+            spending = _spending(job, options, store, spent)
+            engine = _engine(session, store, provider, spending, book, shelf, planned.prompts)
             await _attended(engine, store, watch)
         await store.seal()
         await anyio.to_thread.run_sync(
@@ -313,12 +331,13 @@ async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watc
             session.directory / "results",
             session.output,
             session.rows,
+            job.spec.output.csv_safe,
         )
         status = "stopped" if engine.stopped else "interrupted" if engine.interrupted else "finished"
-        store.log("end", status=status, seconds=round(engine.monitor.seconds, 3), reason=str(engine.stopped or ""))
+        store.log("end", status=status, reason=str(engine.stopped or ""), **_numbers(engine.monitor))
     finally:
         store.close()
-    return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted, engine.monitor.saved)
+    return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted)
 
 
 def set_aside(directory: Path) -> None:
@@ -331,21 +350,42 @@ def set_aside(directory: Path) -> None:
     directory.rename(directory.with_name(f"{directory.name}.{stamp}"))
 
 
-def _spending(job: Job, options: Options, store: RunStore, planned: plan.Plan) -> Spending:
-    caps = [Decimal(str(job.spec.budget.max_usd))] if job.spec.budget.max_usd is not None else []
-    if options.max_cost_usd is not None:
-        caps = [options.max_cost_usd]  # the flag wins over the job file
-    if caps and planned.cost_usd is None and planned.prompts and not job.spec.budget.allow_unpriced:
+def refuse_unpriced(job: Job, options: Options, planned: plan.Plan) -> None:
+    """Raise `JobError` for a cap on spending that could not be kept because nobody knows what a call costs."""
+    caps = job.spec.budget
+    capped = any((caps.max_usd, caps.max_usd_per_day, caps.max_usd_per_month, options.max_cost_usd))
+    if capped and planned.cost_usd is None and planned.prompts and not job.spec.budget.allow_unpriced:
         raise JobError(
             f"there is a budget, but the price of {job.params.model} is unknown: it could not be kept",
             "set [model] prices = { input = …, output = … }, or [budget] allow_unpriced = true",
         )
-    cap = caps[0] if caps and not options.offline else None
-    return Spending(cap, store.spent_usd())
+
+
+def _spending(job: Job, options: Options, store: RunStore, book: SpendBook | None) -> Spending:
+    if options.offline:
+        return Spending(None)
+    caps = job.spec.budget
+    return Spending(
+        options.max_cost_usd or _exact(caps.max_usd),  # the flag wins over the job file
+        store.spent_usd(),
+        book=book,
+        day_cap_usd=_exact(caps.max_usd_per_day),
+        month_cap_usd=_exact(caps.max_usd_per_month),
+    )
+
+
+def _exact(usd: float | None) -> Decimal | None:
+    return None if usd is None else Decimal(str(usd))
 
 
 def _engine(
-    session: Session, store: RunStore, provider: Gemini, spending: Spending, book: QuotaBook | None, prompts: int
+    session: Session,
+    store: RunStore,
+    provider: Gemini,
+    spending: Spending,
+    book: QuotaBook | None,
+    shelf: Shelf | None,
+    prompts: int,
 ) -> Engine:
     options = session.options
     monitor = Monitor(session.rows, prompts)
@@ -371,7 +411,8 @@ def _engine(
             book=book,
         )
 
-    return Engine(session.job, session.documents(), store, dispatcher, provider.generate, monitor, spending)
+    cache = AnswerCache(shelf, service_of(session.job), provider.parse, heard) if shelf else None
+    return Engine(session.job, session.documents(), store, dispatcher, provider.generate, monitor, spending, cache)
 
 
 async def _attended(engine: Engine, store: RunStore, watch: Watch) -> None:
@@ -397,11 +438,17 @@ async def _heed_signals(engine: Engine) -> None:
 async def _heartbeat(engine: Engine, store: RunStore) -> None:
     while True:
         await anyio.sleep(HEARTBEAT_S)
-        monitor = engine.monitor
-        store.log(
-            "progress",
-            seconds=round(monitor.seconds, 3),
-            rows_done=monitor.done,
-            calls=monitor.calls,
-            cost_usd=str(monitor.cost_usd),
-        )
+        store.log("progress", **_numbers(engine.monitor))
+
+
+def _numbers(monitor: Monitor) -> dict[str, object]:
+    saved = monitor.saved
+    return {
+        "seconds": round(monitor.seconds, 3),
+        "rows_done": monitor.done,
+        "calls": monitor.calls,
+        "cost_usd": str(monitor.cost_usd),
+        "identical": saved.identical,
+        "cached": saved.cached,
+        "saved_usd": str(saved.usd),
+    }

@@ -109,7 +109,7 @@ def killed(directory: Path, **options: Any) -> Iterator[RunStore]:
         store.open(manifest())
         yield store
     finally:
-        for name in ("_journal", "_log", "_lock"):
+        for name in ("_journal", "_log", "_lock", "_content"):
             with suppress(AttributeError, OSError):
                 abandon(getattr(store, name))
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 import pytest
-from stores import manifest, paid, prompt
+from stores import CENT, manifest, paid, prompt, result
 
 from pipeline.calls import (
+    Saved,
     Spending,
     budget,
     journal,
@@ -25,6 +26,7 @@ from pipeline.errors import BudgetReached, Halted, PipelineError
 from pipeline.prices import fixed_rates
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Prompt, Reply, Usage, Verdict
+from pipeline.spend import SpendBook
 from pipeline.store.journal import Sent
 from pipeline.store.run import RunStore
 
@@ -61,13 +63,31 @@ class Seller:
 def test_what_the_journal_holds_is_not_bought_again(tmp_path: Path) -> None:
     async def body(store: RunStore) -> None:
         seller = Seller()
-        call = replay(seller, store)
+        saved = Saved()
+        call = replay(seller, store, saved)
         store.append_call(prompt(0, "same"), paid("kept"))
         own, other = await call(prompt(0, "same")), await call(prompt(7, "same"))
         assert (own.text, other.text, seller.sold) == ("kept", "kept", [])
         assert own.usage.input_tokens > 0 and own.cost_usd
         assert other.usage == Usage() and other.cost_usd == 0
         assert (await call(prompt(0, "another"))).text == "for another"
+        assert (saved.identical, saved.usd) == (1, CENT), "a row's own reply is no saving"
+
+    in_store(tmp_path, body)
+
+
+def test_what_was_sealed_long_ago_is_not_bought_again(tmp_path: Path) -> None:
+    async def body(store: RunStore) -> None:
+        seller, saved = Seller(), Saved()
+        call = replay(seller, store, saved)
+        store.append_call(prompt(0, "same"), paid("kept"))
+        store.append_result(result(0))
+        await store.seal()
+        other = await call(prompt(90_000, "same"))
+        assert (other.text, other.usage, other.cost_usd, seller.sold) == ("kept", Usage(), 0, [])
+        assert (saved.identical, saved.usd) == (1, CENT)
+        own = await call(prompt(0, "same"))
+        assert (own.text, own.cost_usd, saved.identical) == ("kept", CENT, 1), "a row that is tried again pays once"
 
     in_store(tmp_path, body)
 
@@ -75,7 +95,8 @@ def test_what_the_journal_holds_is_not_bought_again(tmp_path: Path) -> None:
 def test_the_same_content_is_in_flight_once() -> None:
     async def body() -> None:
         seller = Seller()
-        call = single_flight(seller)
+        saved = Saved()
+        call = single_flight(seller, saved)
         replies: dict[int, Reply] = {}
 
         async def ask(row: int, content: str) -> None:
@@ -88,6 +109,7 @@ def test_the_same_content_is_in_flight_once() -> None:
         assert [asked.fingerprint for asked in seller.sold] == ["same", "other"]
         assert sum(reply.usage != Usage() for reply in replies.values()) == 2
         assert {replies[row].text for row in range(5)} == {"for same"}
+        assert (saved.identical, saved.usd) == (4, Decimal("0.004"))
         await call(prompt(9, "same"))
         assert len(seller.sold) == 3, "a flight ends when it lands; what was bought is the journal's to remember"
 
@@ -105,7 +127,7 @@ def test_when_the_leader_is_withdrawn_the_next_in_line_sends() -> None:
                 await gate.wait()
             return paid()
 
-        call = single_flight(slow)
+        call = single_flight(slow, Saved())
         replies: list[Reply] = []
 
         async def follow() -> None:
@@ -126,7 +148,7 @@ def test_when_the_leader_is_withdrawn_the_next_in_line_sends() -> None:
 def test_a_failed_leader_fails_its_followers_alike_and_free() -> None:
     async def body() -> None:
         refused = Reply("", "invalid", error_kind="invalid_request", error="no", attempts=1)
-        call = single_flight(Seller(refused))
+        call = single_flight(Seller(refused), Saved())
         replies: list[Reply] = []
 
         async def ask(row: int) -> None:
@@ -149,6 +171,10 @@ def test_a_shared_reply_costs_nothing() -> None:
 def priced(row: int, *, longest: int = 100) -> Prompt:
     one = prompt(row)
     return replace(one, params=replace(one.params, max_output_tokens=longest))
+
+
+def untold(event: str, numbers: dict[str, object]) -> None:
+    """Nobody listens to the warnings of the budget."""
 
 
 def test_the_worst_case_is_the_longest_answer_at_todays_price() -> None:
@@ -181,7 +207,7 @@ def test_the_budget_is_never_passed_and_stops_the_run() -> None:
             highest = max(highest, spending.spent_usd + spending.reserved_usd)
             return await seller(asked)
 
-        call = budget(watched, spending, RATES, halted.append)
+        call = budget(watched, spending, RATES, halted.append, untold)
         stopped: list[Halted] = []
 
         async def ask(row: int) -> None:
@@ -208,7 +234,7 @@ def test_calls_wait_for_reservations_to_settle_before_the_budget_stops_anything(
     async def body() -> None:
         spending = Spending(cap_usd=Decimal("0.0101"))
         cheap = [paid(cost_usd=Decimal("0.0001")) for _ in range(20)]
-        call = budget(Seller(*cheap), spending, RATES, pytest.fail)
+        call = budget(Seller(*cheap), spending, RATES, pytest.fail, untold)
         async with anyio.create_task_group() as tasks:
             for row in range(20):  # the worst cases together are twice the cap, the real costs a fifth of it
                 tasks.start_soon(call, priced(row))
@@ -225,7 +251,7 @@ def test_a_withdrawn_call_gives_its_reservation_back() -> None:
             await anyio.sleep_forever()
             raise AssertionError
 
-        call = budget(never, spending, RATES, pytest.fail)
+        call = budget(never, spending, RATES, pytest.fail, untold)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(call, priced(0))
             await anyio.wait_all_tasks_blocked()
@@ -236,9 +262,41 @@ def test_a_withdrawn_call_gives_its_reservation_back() -> None:
     anyio.run(body)
 
 
+@pytest.mark.parametrize("period", ["day", "month"])
+def test_a_cap_on_all_runs_counts_what_the_others_spent(tmp_path: Path, period: str) -> None:
+    name = f"the {period}'s budget"
+
+    async def body() -> None:
+        with SpendBook(tmp_path / "s", "p") as book, SpendBook(tmp_path / "s", "p") as others:
+            others.add(Decimal("0.0075"))
+            spending = Spending(None, book=book, **{f"{period}_cap_usd": Decimal("0.0101")})
+            halted: list[PipelineError] = []
+            told: list[str] = []
+
+            async def buying(asked: Prompt) -> Reply:
+                reply = await Seller()(asked)
+                spending.bought(reply)
+                return reply
+
+            def tell(event: str, numbers: dict[str, object]) -> None:
+                told.append(str(numbers["message"]))
+
+            call = budget(buying, spending, RATES, halted.append, tell)
+            await call(priced(0))
+            await call(priced(1))
+            assert told == [f"84% of {name} of $0.0101 is spent"], "once"
+            with pytest.raises(Halted):
+                await call(priced(2))
+            assert others.spent() == (Decimal("0.0095"), Decimal("0.0095"))
+            assert halted[0].exit_code == 3
+            assert halted[0].message.startswith(f"the next call could pass {name} of $0.0101 ($0.0095 spent")
+
+    anyio.run(body)
+
+
 def test_without_a_cap_nothing_stands_in_the_way() -> None:
     seller = Seller()
-    assert budget(seller, Spending(None), RATES, pytest.fail) is seller
+    assert budget(seller, Spending(None), RATES, pytest.fail, untold) is seller
 
 
 def test_a_reply_is_priced_and_in_the_journal_before_anyone_sees_it(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ RUN_KEYS = [
     "calls",
     "attempts",
     "rate_limited",
+    "identical",
+    "cached",
+    "saved_usd",
     "input_tokens",
     "cached_tokens",
     "output_tokens",
@@ -171,7 +174,8 @@ def test_identical_prompts_are_sent_once(here: Path, cli: Callable[..., Ran]) ->
     job = small_job(here, UNLIMITED)
     (here / "words.csv").write_text("word\n" + "same\n" * 20 + "other\n")
     ran = cli("run", job, "--offline", "--json").json
-    assert (ran["ok"], ran["calls"]) == (21, 2)
+    assert (ran["ok"], ran["calls"], ran["identical"]) == (21, 2, 19)
+    assert "19 by identical prompts, worth $0.00" in cli("report").out
     table = pl.read_parquet("out.parquet")
     assert table["response"].n_unique() == 2
     assert table["calls"].sum() == 2

@@ -5,6 +5,7 @@ from decimal import Decimal
 
 import pytest
 
+from pipeline.calls import Saved
 from pipeline.console import count, duration, money, notice, progress_line
 from pipeline.engine import Monitor
 
@@ -46,6 +47,11 @@ def test_progress_shows_calls_rows_cost_and_failures() -> None:
     assert line.startswith("50/200 calls  25%  ▕██        ▏  32 rows")
     assert "$1.25" in line and "2 not ok" in line and "eta" in line
     assert len(line) <= 80
+
+
+def test_progress_counts_calls_that_need_not_be_made() -> None:
+    line = progress_line(Monitor(rows=10, prompts=20, calls=5, saved=Saved(identical=3, cached=2)), bar=False)
+    assert line.startswith("10/20 calls  50%")
 
 
 def test_progress_of_a_plan_that_was_too_small_never_passes_100_percent() -> None:

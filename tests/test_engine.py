@@ -3,22 +3,24 @@
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import anyio
 import polars as pl
 import pytest
-from stores import manifest, paid
+from stores import manifest, opened, paid
 
 from jobs import CHUNKED, PLAIN, make_job
 from pipeline import engine as engines
 from pipeline.calls import Spending
 from pipeline.dispatch import UNLIMITED, Dispatcher
-from pipeline.engine import Engine, Monitor
+from pipeline.engine import FAIL_FAST_ROWS, Engine, Monitor, mixed
+from pipeline.errors import RowsFailed
 from pipeline.job import Job
 from pipeline.providers.gemini import parse_reply
-from pipeline.records import Document, Limits, Prompt, Reply, Verdict
+from pipeline.records import Document, Limits, Prompt, Reply, Usage, Verdict
 from pipeline.store.run import RunStore
 
 Send = Callable[[Prompt], Awaitable[Reply | Verdict]]
@@ -38,6 +40,7 @@ def play(
     *,
     limits: Limits = UNLIMITED,
     cap_usd: Decimal | None = None,
+    monitor: Monitor | None = None,
     meanwhile: Callable[[Engine], Awaitable[None]] | None = None,
 ) -> tuple[Engine, Counter[str]]:
     """One session of a run; returns the engine and the outcomes in the store."""
@@ -46,9 +49,14 @@ def play(
         store = RunStore(path / "run", parse_reply)
         store.open(manifest())
         try:
-            monitor = Monitor(rows)
             engine = Engine(
-                job, batches, store, lambda send: Dispatcher(send, limits), send, monitor, Spending(cap_usd)
+                job,
+                batches,
+                store,
+                lambda send: Dispatcher(send, limits),
+                send,
+                monitor or Monitor(rows),
+                Spending(cap_usd),
             )
             async with anyio.create_task_group() as tasks:
                 if meanwhile:
@@ -186,3 +194,63 @@ def test_a_bug_in_the_provider_surfaces(tmp_path: Path) -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
         play(tmp_path, make_job(tmp_path, PLAIN), documents(3), send, 3)
     assert caught.group_contains(ZeroDivisionError)
+
+
+async def truncated(prompt: Prompt) -> Reply:
+    return Reply("half", "truncated", error_kind="truncated", error="cut at 8 tokens", raw=b"{}", usage=Usage(1, 0, 8))
+
+
+def test_when_the_first_rows_all_fail_alike_the_run_stops_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    job, limits = make_job(tmp_path, PLAIN), Limits(0, 0, None, 4)
+    engine, _ = play(tmp_path, job, documents(60), truncated, 60, limits=limits)
+    assert isinstance(engine.stopped, RowsFailed) and engine.stopped.exit_code == 3
+    assert "first 20 rows" in engine.stopped.message and "truncated: cut at 8 tokens" in engine.stopped.message
+    assert "--fresh" in engine.stopped.hint and "the same command goes on" in engine.stopped.hint
+    assert FAIL_FAST_ROWS <= engine.monitor.answered <= FAIL_FAST_ROWS + 20, "what was in flight is kept"
+    with opened(tmp_path / "run") as store:
+        first = Monitor(60, outcomes=Counter(truncated=store.outcomes.count("truncated")))
+    engine, _ = play(tmp_path, job, documents(60), truncated, 60, monitor=first)
+    assert engine.stopped is None and engine.monitor.done == 60
+
+
+def test_when_the_first_rows_fail_for_now_the_next_run_tries_them_and_stops_again(tmp_path: Path) -> None:
+    async def send(prompt: Prompt) -> Reply:
+        return Reply("", "error", error_kind="server", error="overloaded")
+
+    for _ in range(2):
+        engine, _ = play(tmp_path, make_job(tmp_path, PLAIN), documents(30), send, 30)
+        assert isinstance(engine.stopped, RowsFailed) and engine.stopped.hint == "the same command tries them again"
+
+
+@pytest.mark.parametrize("row", [0, 7, 19])
+@pytest.mark.parametrize("other", ["ok", "blocked"])
+def test_one_row_that_ends_otherwise_lets_the_run_go_on(tmp_path: Path, row: int, other: str) -> None:
+    async def send(prompt: Prompt) -> Reply:
+        if prompt.row != row:
+            return await truncated(prompt)
+        return paid() if other == "ok" else replace(await truncated(prompt), status="blocked", error_kind="recitation")
+
+    limits = Limits(0, 0, None, 1)
+    engine, _ = play(tmp_path, make_job(tmp_path, PLAIN), documents(30), send, 30, limits=limits)
+    assert engine.stopped is None and engine.monitor.answered == 30
+
+
+def test_a_template_that_fails_on_every_row_stops_the_run_and_nothing_is_sent(tmp_path: Path) -> None:
+    job = make_job(tmp_path, PLAIN, prompt={"template": "Say {{ topic + 1 }}"})
+    engine, outcomes = play(tmp_path, job, documents(500), pytest.fail, 500)
+    assert engine.stopped and "template_error: the template fails" in engine.stopped.message
+    assert FAIL_FAST_ROWS <= outcomes["invalid"] <= FAIL_FAST_ROWS + 10
+
+
+def test_empty_rows_are_no_reason_to_stop(tmp_path: Path) -> None:
+    _, outcomes = play(tmp_path, make_job(tmp_path, CHUNKED), documents(40, " "), pytest.fail, 40)
+    assert outcomes["invalid"] == 40
+
+
+def test_a_batch_is_opened_in_mixed_order_always_the_same() -> None:
+    batch = [Document(row, f"k{row}", {}, None) for row in range(4096)]
+    opened = mixed(iter(batch))
+    assert opened == mixed(batch)
+    assert sorted(document.row for document in opened) == list(range(4096))
+    first = [document.row for document in opened[:256]]
+    assert 1800 < sum(first) / len(first) < 2300, "of all lengths, where the input is sorted by length"

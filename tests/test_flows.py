@@ -471,3 +471,25 @@ def test_parts_above_the_room_are_merged_in_pairs() -> None:
 
 def test_one_group_where_everything_fits() -> None:
     assert group(["a", "b", "c"], 128) == [["a", "b", "c"]]
+
+
+# ---- templates that fail on the values of a row
+
+
+def test_a_template_that_fails_on_a_row_is_that_rows_outcome(tmp_path: Path) -> None:
+    job = make_job(tmp_path, prompt={"template": "Say {{ topic + 1 }}"})
+    service = Service()
+    answer = run(job, Document(7, "key", {"topic": "secret words"}), service)
+    assert (answer.final.status, answer.final.error_kind, answer.chunks) == ("invalid", "template_error", 0)
+    assert answer.final.error and "the template fails" in answer.final.error and "secret" not in answer.final.error
+    assert not service.asked
+    assert run(job, Document(8, "key", {"topic": 1}), service).final.status == "ok"
+
+
+def test_a_merge_that_cannot_be_rendered_still_shows_what_the_parts_cost(tmp_path: Path) -> None:
+    job = chunked(tmp_path, reduce={"template": "{{ parts }} {{ 1 + topic }}"})
+    service = Service()
+    answer = run(job, text(LONG, topic="words"), service)
+    assert (answer.final.error_kind, answer.chunks) == ("template_error", len(service.of("map")))
+    assert len(answer.replies) == len(service.asked) == answer.chunks > 1
+    assert answer.input_tokens_est == sum(prompt.input_tokens_est for prompt in service.asked)

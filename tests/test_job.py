@@ -8,6 +8,7 @@ from jobs import CHUNKED, PLAIN, make_job, write_job
 from pipeline.errors import JobError
 from pipeline.job import (
     Budget,
+    Cache,
     Chunk,
     Endpoint,
     Input,
@@ -397,6 +398,7 @@ FULL: dict[str, Any] = {
     "prompt": {"system": "Be kind."},
     "chunk": {"max_tokens": 64},
     "reduce": {"template": "Merge:\n{{ parts }}"},
+    "cache": {"url": "redis://here/0"},
 }
 CHANGES: dict[type, dict[str, Any]] = {
     Input: {"path": "other.csv", "id": "key", "text": "content", "where": "lang = 'en'"},
@@ -419,8 +421,9 @@ CHANGES: dict[type, dict[str, Any]] = {
 NO_CHANGES: dict[type, dict[str, Any]] = {
     Endpoint: {"base_url": "http://x", "api_version": "v1", "key_env": "MY_KEY", "timeout_s": 5},
     LimitsSection: {"rpm": 1, "tpm": 1, "rpd": 1, "concurrency": 1},
-    Budget: {"max_usd": 1, "allow_unpriced": True},
-    Output: {"path": "other.csv", "include_text": True},
+    Budget: {"max_usd": 1, "max_usd_per_day": 1, "max_usd_per_month": 1, "allow_unpriced": True},
+    Cache: {"url": "redis://there/0", "password_env": "REDIS_PASSWORD", "max_age_days": 1, "max_mb": 1},
+    Output: {"path": "other.csv", "include_text": True, "csv_safe": True},
 }
 SECTION_OF = {
     Input: "input",
@@ -431,6 +434,7 @@ SECTION_OF = {
     Endpoint: "endpoint",
     LimitsSection: "limits",
     Budget: "budget",
+    Cache: "cache",
     Output: "output",
 }
 

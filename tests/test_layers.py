@@ -2,11 +2,10 @@
 
 Rank 0 is what everything may know: the exceptions and the records. Above it stand pure functions (1, 2: the chunker
 asks the estimator, a job compiles its templates), then what a run is put together from, each knowing nothing of the
-others (3: flows, source, store, quota, providers, emulator), what needs several of those (4: dispatch, cache, plan,
-report),
-the durable call (5), the engine that makes calls for documents (6), the session that opens and closes everything (7),
-what a person sees (8), and the command line (9, 10). Modules of one rank never import each other. A folder has one
-rank; its files may import each other, without circles. Imports for types only count like others.
+others (3: flows, source, store, quota, providers, emulator), what serves or uses several of those (4: dispatch, cache,
+plan, report), the durable call (5), the engine that makes calls for documents (6), the session that opens and closes
+everything (7), what a person sees (8), and the command line (9, 10). Modules of one rank never import each other. A
+folder has one rank; its files may import each other, without circles. Imports for types only count like others.
 """
 
 import ast
@@ -37,6 +36,7 @@ RANKS: dict[str, int] = {
     "cache": 4,
     "plan": 4,
     "report": 4,
+    "spend": 4,
     "calls": 5,
     "engine": 6,
     "session": 7,

@@ -3,8 +3,14 @@ import pytest
 from pipeline.quota.adaptive import AdaptiveLimit, Admitted
 
 
-def admitted(last_minute: float = 0.0, since_cut: float = 0.0, total: float = 10**9, began_at: float = 0.0) -> Admitted:
-    return Admitted(last_minute, since_cut, total, began_at)
+def admitted(
+    last_minute: float = 0.0,
+    since_cut: float = 0.0,
+    resumed_at: float = 0.0,
+    total: float = 10**9,
+    began_at: float = 0.0,
+) -> Admitted:
+    return Admitted(last_minute, since_cut, resumed_at, total, began_at)
 
 
 def test_the_limit_becomes_what_was_admitted_in_the_last_minute():
@@ -61,31 +67,30 @@ def test_probes_grow_while_they_succeed_and_end_at_what_was_configured():
 def test_refused_again_within_a_minute_cuts_deeper_but_not_to_nothing():
     limit = AdaptiveLimit(1000, 5)
     limit.refused(36.0, 35.9, admitted(600), None)
-    limit.refused(40.0, 39.0, admitted(600, since_cut=5), None)
-    assert limit.value == pytest.approx(0.85 * 594)
-    limit.refused(65.0, 64.0, admitted(600, since_cut=0), None)
-    assert limit.value == pytest.approx(0.7 * 0.85 * 594)
+    limit.refused(62.0, 61.0, admitted(600, since_cut=5, resumed_at=60.0), None)
+    assert limit.value == pytest.approx(0.85 * 594), "in two seconds no rate can be measured"
+    limit.refused(90.0, 89.0, admitted(600, since_cut=0, resumed_at=65.0), None)
+    assert limit.value == pytest.approx(0.5 * 0.85 * 594)
     before = limit.value
-    assert not limit.grow(100.0, before)
-    assert limit.grow(126.0, before)
+    assert not limit.grow(140.0, before)
+    assert limit.grow(151.0, before)
     assert limit.value == pytest.approx(1.1 * before)
 
 
-def test_unknown_limits_double_while_they_are_filled_until_refused():
+def test_unknown_limits_double_while_they_are_low_and_grow_slowly_then():
     limit = AdaptiveLimit(None, 5)
     assert limit.known is None
     assert not limit.grow(0.0, 1)
-    assert limit.grow(12.0, 1)
-    assert limit.value == 10
-    for now in (24.0, 36.0, 48.0):
+    assert not limit.grow(9.0, 1)
+    for now, value in zip(range(12, 80, 12), (10, 20, 40, 80, 160, 320), strict=True):
         assert limit.grow(now, 3)
-    assert limit.grow(60.0, 60)
-    assert limit.value == 160
-    assert not limit.grow(75.0, 100), "less than 70 % of it is used: whether 160 would be admitted is not known"
-    assert limit.grow(80.0, 113)
-    limit.refused(90.0, 89.9, admitted(150), None)
-    assert limit.value == pytest.approx(148.5)
-    assert not limit.grow(110.0, 148), "once refused it is probed, not doubled"
+        assert limit.value == value
+    assert not limit.grow(100.0, 220), "less than 70 % of it is used: whether 320 would be admitted is not known"
+    assert limit.grow(100.0, 225)
+    assert limit.value == pytest.approx(1.08 * 320)
+    limit.refused(105.0, 104.9, admitted(300), None)
+    assert limit.value == pytest.approx(297)
+    assert not limit.grow(130.0, 297), "once refused it is probed, and grows no more"
 
 
 def test_what_an_earlier_run_learned_is_where_the_next_begins():
@@ -97,7 +102,7 @@ def test_what_an_earlier_run_learned_is_where_the_next_begins():
     assert not learned.grow(0.0, 594)
     assert not learned.grow(60.0, 300)
     assert learned.grow(60.0, 594)
-    assert learned.value == 594 * 1.25
+    assert learned.value == pytest.approx(1.08 * 594)
 
 
 def test_no_cut_leaves_nothing():

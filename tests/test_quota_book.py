@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RunStateError
-from pipeline.quota.book import KEEP_S, LEARNED_FOR_S, MemoryBook, QuotaBook
+from pipeline.quota.book import GROUP_OF, GROUP_S, KEEP_S, LEARNED_FOR_S, MemoryBook, QuotaBook
 
 DAY = "2026-11-22"
 
@@ -31,9 +31,36 @@ def test_sends_and_counts_outlive_the_process_that_wrote_them(path):
 
 def test_a_refund_takes_out_the_send_and_its_count(path):
     with QuotaBook(path, "gemini/m") as book:
-        book.refund(book.send(1000.0, 70, DAY), DAY)
+        book.refund(book.send(1000.0, 70, DAY))
         assert book.requests_on(DAY) == 0
         assert book.recent(1001.0) == []
+
+
+def test_sends_in_a_burst_are_written_together_and_none_is_forgotten(path):
+    with QuotaBook(path, "m") as book, QuotaBook(path, "m") as other:
+        entries = [book.send(1000.0, number, DAY) for number in range(1, 12)]
+        assert [send.tokens for send in other.recent(1001.0)] == [1], "the first at once, the others soon"
+        assert book.requests_on(DAY) == 11
+        book.settle(entries[0], 101)
+        book.settle(entries[1], 102)
+        book.refund(entries[2])
+        for number in range(12, 12 + GROUP_OF):
+            book.send(1000.0, number, DAY)
+        assert sorted(send.tokens for send in other.recent(1001.0))[-1] >= 102
+        assert len(other.recent(1001.0)) >= 10
+        assert book.requests_on(DAY) == 10 + GROUP_OF
+        book.refund(entries[4])
+        assert book.requests_on(DAY) == 9 + GROUP_OF
+    with QuotaBook(path, "m") as later:
+        tokens = [send.tokens for send in later.recent(1001.0)]
+        assert tokens == [101, 102, 4, *range(6, 12 + GROUP_OF)]
+
+
+def test_at_an_even_pace_every_send_is_in_the_file_before_it_leaves(path):
+    with QuotaBook(path, "m") as book, QuotaBook(path, "m") as other:
+        for number in range(50):
+            book.send(1000.0 + number * 1.01 * GROUP_S, number, DAY)
+            assert [send.tokens for send in other.news()] == [number]
 
 
 def test_endpoints_do_not_mix(path):
@@ -78,7 +105,7 @@ def test_kill_9_loses_no_send(path):
         "import sys\nfrom pathlib import Path\nfrom pipeline.quota.book import QuotaBook\n"
         f"book = QuotaBook(Path({str(path)!r}), 'm')\n"
         "for number in range(10**6):\n"
-        f"    book.send(1000.0, number, {DAY!r})\n    print(number, flush=True)\n"
+        f"    book.send(1000.0 + 0.02 * number, number, {DAY!r})\n    print(number, flush=True)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -87,7 +114,7 @@ def test_kill_9_loses_no_send(path):
         os.kill(process.pid, signal.SIGKILL)
         last = max([last, *(int(line) for line in process.stdout.read().split("\n")[:-1])])
     with QuotaBook(path, "m") as book:
-        tokens = [send.tokens for send in book.recent(1001.0)]
+        tokens = [send.tokens for send in book.recent(1010.0)]
         assert tokens[: last + 1] == list(range(last + 1))
         assert book.requests_on(DAY) == len(tokens)
         book.send(1001.0, 1, DAY)
@@ -97,7 +124,7 @@ def test_two_processes_count_together(path):
     code = (
         "from pathlib import Path\nfrom pipeline.quota.book import QuotaBook\n"
         f"book = QuotaBook(Path({str(path)!r}), 'm')\n"
-        f"for number in range(300): book.send(1000.0, 1, {DAY!r})\n"
+        f"for number in range(300): book.send(1000.0 + number, 1, {DAY!r})\nbook.close()\n"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
@@ -126,7 +153,7 @@ def test_entering_a_send_is_cheap(path):
 
 def test_a_book_in_memory_counts_days_and_knows_nobody_else():
     book = MemoryBook()
-    book.refund(book.send(1000.0, 5, DAY), DAY)
+    book.refund(book.send(1000.0, 5, DAY))
     book.send(1000.0, 5, DAY)
     assert book.requests_on(DAY) == 1
     assert book.recent(1001.0) == book.news() == []

@@ -157,6 +157,9 @@ def test_the_json_has_stable_keys_and_counts_tool_tokens_as_input(directory: Pat
         "calls": 3,
         "attempts": 10,
         "rate_limited": 9,
+        "identical": 0,
+        "cached": 0,
+        "saved_usd": 0.0,
         "input_tokens": 129,
         "cached_tokens": 20,
         "output_tokens": 98,
@@ -227,6 +230,13 @@ def test_time_is_summed_over_sessions_and_of_a_killed_one_until_its_last_sign_of
     directory: Path, events: Sequence[dict[str, object]], seconds: float
 ) -> None:
     assert summarize(log(directory, *events)).seconds == seconds
+
+
+def test_what_was_saved_is_summed_over_sessions(directory: Path) -> None:
+    first = {**end(5), "identical": 3, "cached": 1, "saved_usd": "0.001"}
+    second = {**progress(9), "identical": 2, "cached": 0, "saved_usd": "0.0005"}
+    summary = summarize(log(directory, start(), first, start(), second))
+    assert (summary.identical, summary.cached, summary.saved_usd) == (5, 1, Decimal("0.0015"))
 
 
 def test_rows_are_those_of_the_last_session(directory: Path) -> None:

@@ -5,15 +5,17 @@ from pathlib import Path
 import anyio
 import polars as pl
 import pytest
+from serving import served, stats
 
 from jobs import PLAIN, make_job, write_job
 from pipeline import report, session
 from pipeline.engine import Monitor
-from pipeline.errors import InputError, JobError, RunStateError
+from pipeline.errors import BudgetReached, InputError, JobError, RunStateError
 from pipeline.job import load
 from pipeline.plan import Plan
 from pipeline.records import Limits
 from pipeline.session import Options
+from pipeline.store.run import RunStore
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +87,24 @@ def test_a_budget_needs_a_price(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
         anyio.run(session.run, prepared, lambda plan, continued: None, quiet)
 
 
+def test_the_days_budget_is_shared_by_all_runs_of_a_key(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    first = {"model": {"name": "gemini-3.5-flash-lite", "max_output_tokens": 2}, "budget": {"max_usd_per_day": 1.0}}
+    with served(model_version=None) as url:  # answers under the model's own name, which has a price
+        endpoint = {"base_url": url}
+        spent = play(here, Options(), endpoint=endpoint, **first).summary.cost_usd
+        assert spent > 0
+        second = first | {"budget": {"max_usd_per_day": float(spent)}, "prompt": {"template": "Tell {{ topic }}"}}
+        stopped = play(here, Options(fresh=True), endpoint=endpoint, **second)
+        assert isinstance(stopped.stopped, BudgetReached) and stopped.exit_code == 3
+        assert "the day's budget" in stopped.stopped.message and "max_usd_per_day" in stopped.stopped.hint
+        assert stats(url)["answered"] == 3
+        aside = second | {"output": {"path": "rehearsal.jsonl"}}
+        assert play(here, Options(offline=True), **aside).exit_code == 0, "a rehearsal costs nothing"
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.another")
+        assert play(here, Options(), endpoint=endpoint, **second).summary.calls > 0, "another project"
+
+
 def test_own_prices_make_any_model_known(here: Path) -> None:
     job = make_job(here, PLAIN, model={"name": "my-own-model", "prices": {"input": 1.0, "output": 2.0}})
     session.check_model(job, offline=False)
@@ -127,3 +147,18 @@ def test_half_done_work_is_planned_as_what_is_left(here: Path) -> None:
     job = load(write_job(here, PLAIN, limits={"rpm": 0, "tpm": 0}))
     plan = anyio.run(session.estimate, session.prepare(job, Options(offline=True)))
     assert (plan.documents, plan.documents_done, plan.prompts) == (1, 2, 1)
+
+
+def test_identical_prompts_are_sent_once_across_seals_and_starts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RunStore.__init__.__kwdefaults__, "seal_rows", 20)
+    monkeypatch.setattr("pipeline.store.run.SYNC_S", 0.01)
+    monkeypatch.setattr("pipeline.engine.MAX_OPEN_DOCUMENTS", 10)
+    topics = [f"topic {number}" for number in range(60)]
+    (here / "topics.csv").write_text("\n".join(["topic", *topics, *topics, *reversed(topics)]))
+    first = play(here, Options(offline=True, limit=100)).summary
+    assert (first.outcomes["ok"], first.calls, first.identical) == (100, 60, 40)
+    both = play(here).summary
+    assert (both.outcomes["ok"], both.calls, both.identical) == (180, 60, 120)
+    assert len(list(Path("runs/job-offline/results").iterdir())) > 3
+    answers = pl.read_ndjson("results/out.jsonl")["response"].to_list()
+    assert answers[:60] == answers[60:120] == answers[:119:-1]

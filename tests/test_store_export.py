@@ -56,6 +56,30 @@ def read(path: Path) -> pl.DataFrame:
 IDS = pl.DataFrame({"id": [f"d{row}" for row in range(10)]})
 
 
+# ---- cells that a spreadsheet would run
+
+CELLS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "plain", "a=b", " =1", "'=1", "", None]
+
+
+def test_csv_safe_puts_a_quote_before_text_that_a_spreadsheet_would_run(tmp_path: Path, results: Path) -> None:
+    own = pl.DataFrame({"text": CELLS, "kind": pl.Series(CELLS, dtype=pl.Categorical), "number": [-1] * len(CELLS)})
+    seal(results, [result(row, response=cell, error=cell) for row, cell in enumerate(CELLS)])
+    path = tmp_path / "out.csv"
+    export(batches(own), own.schema, results, path, own.height, csv_safe=True)
+    safe = [f"'{cell}" if cell and cell[0] in "=+-@\t\r" else cell for cell in CELLS]
+    table = read(path)
+    for column in ("text", "kind", "response", "error"):
+        assert [cell or None for cell in table[column]] == [cell or None for cell in safe], column
+    assert set(table["number"]) == {"-1"}, "numbers are numbers"
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_without_csv_safe_and_in_other_formats_text_stays_as_it_is(tmp_path: Path, results: Path, suffix: str) -> None:
+    own = pl.DataFrame({"text": ["=1+1"]})
+    export(batches(own), own.schema, results, tmp_path / f"out{suffix}", 1, csv_safe=suffix != ".csv")
+    assert read(tmp_path / f"out{suffix}")["text"].to_list() == ["=1+1"]
+
+
 # ---- which outcome stands in which row
 
 

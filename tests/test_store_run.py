@@ -393,6 +393,8 @@ def test_a_new_directory_and_all_in_it_belong_to_the_user_alone(directory: Path)
         "manifest.json",
         "lock",
         "run.log",
+        "parts.jsonl",
+        "content.sqlite",
         "journal-000002.jsonl",
         "calls/part-000001.parquet",
         "results/part-000001.parquet",
@@ -634,6 +636,9 @@ SEAL = (
     "fsync results/.part-000001.parquet.tmp",
     "rename results/.part-000001.parquet.tmp",
     "fsync results",
+    "open parts.jsonl",
+    "write parts.jsonl",
+    "fsync parts.jsonl",
     "fdatasync journal-000001.jsonl",
     "unlink journal-000001.jsonl",
 )
@@ -674,6 +679,9 @@ RECOVERY = (
     "fsync results/.part-000002.parquet.tmp",
     "rename results/.part-000002.parquet.tmp",
     "fsync results",
+    "open parts.jsonl",
+    "write parts.jsonl",
+    "fsync parts.jsonl",
     "unlink journal-000001.jsonl",
     "unlink journal-000002.jsonl",
 )

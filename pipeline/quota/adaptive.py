@@ -7,14 +7,15 @@ KEEP = 0.99
 """Part of what was admitted that is believed to be the limit."""
 EPISODE_S = 60.0
 _LEAST = 0.02  # of the limit before, in the first cut
-_REPEAT = 0.7  # the deepest cut when one follows another within EPISODE_S
+_REPEAT = 0.5  # the deepest cut when one follows another within EPISODE_S
 _MEASURE_S = 20.0  # over less time no rate can be measured
 _REPEAT_SOON, _NAMED_SOON = 0.85, 0.95  # the cut then; a named limit that is not lower is used by others too
 _STEP, _NAMED_STEP, _LONGEST_STEP = 0.02, 0.06, 0.32  # upward; twice as long each time it succeeds
 _NAMED_GAP_S, _GAP_S = 60.0, 600.0
-_DOUBLING_S = 10.0
-_FILLED = 0.7  # of the limit must have been used in the last minute before it doubles: the overshoot stays small
-_SMALL = 60.0  # a minute, up to which that does not matter
+_GROWTH_S = 10.0  # between two steps of growth
+_FAST, _SLOW = 2.0, 1.08  # a step; slow is ×1.6 a minute
+_FILLED = 0.7  # of the limit must have been used in the last minute before it grows slowly
+_SMALL = 240.0  # a minute, up to which it grows fast: the few that are on their way when it is refused are few
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Admitted:
 
     last_minute: float  # before the refused request left
     since_cut: float
+    resumed_at: float  # when the first request left after the last hold
     total: float
     began_at: float  # of `total`
 
@@ -30,10 +32,11 @@ class Admitted:
 class AdaptiveLimit:
     """The limit of one meter, requests or tokens a minute.
 
-    Never refused and never told: it doubles while it is what holds the work up (grows by a quarter from where an
-    earlier run got to). Refused: it becomes the limit that the service names, or what was admitted in the last minute;
-    then it is probed upward, carefully, never above what was configured or named. One cut an episode: refusals of what
-    was sent before a cut say nothing new.
+    Never refused and never told: it grows while it is what holds the work up, fast at first. Of the requests on their
+    way when a window is full, a server refuses about the part by which the rate grew within that window, and all of
+    them if it counts fixed minutes: hence slowly, once they are more than a few. Refused: it becomes the limit that the
+    service names, or what was admitted in the last minute; then it is probed upward, carefully, never above what was
+    configured or named. One cut an episode: refusals of what was sent before a cut say nothing new.
     """
 
     def __init__(self, configured: float | None, start: float, learned: float | None = None) -> None:
@@ -41,7 +44,7 @@ class AdaptiveLimit:
         self._top = configured if configured is not None else inf
         self.value = min(self._top, learned if learned is not None else self._top)
         self._growing = configured is None
-        self._factor = 2.0 if learned is None else 1.25
+        self._fast_below = _SMALL if learned is None else 0.0
         if self.value == inf:
             self.value = start
         self._safe = self.value
@@ -94,9 +97,10 @@ class AdaptiveLimit:
             self._changed_at = now
         age = now - self._changed_at
         if self._growing:
-            if age < _DOUBLING_S or (self.value > _SMALL and last_minute < _FILLED * self.value):
+            fast = self.value < self._fast_below
+            if age < _GROWTH_S or not (fast or last_minute >= _FILLED * self.value):
                 return False
-            self.value = self._safe = min(self._top, self._factor * self.value)
+            self.value = self._safe = min(self._top, self.value * (_FAST if fast else _SLOW))
         elif self.value < self._safe:
             if age < EPISODE_S:
                 return False
@@ -113,12 +117,11 @@ class AdaptiveLimit:
 
     def _cut_again(self, now: float, admitted: Admitted, soon: float) -> None:
         """Refused within a minute of the last cut: the limit is what got through since, but not too little."""
-        elapsed_s = now - self._cut_at
         self._safe = 0.98 * self.value
-        if elapsed_s < _MEASURE_S:
+        if now - admitted.resumed_at < _MEASURE_S:
             self.value = max(1.0, min(KEEP * admitted.last_minute, soon * self.value))
         else:
-            rate = admitted.since_cut / elapsed_s * 60.0
+            rate = admitted.since_cut / (now - self._cut_at) * 60.0
             self.value = max(1.0, min(self._safe, max(KEEP * rate, _REPEAT * self.value)))
 
     def _explained(self, now: float, admitted: Admitted) -> float:

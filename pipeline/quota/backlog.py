@@ -65,10 +65,10 @@ class Backlog:
         trust = self.estimates.trust(job.prompt.step)
         return trust.tokens(job.prompt.input_tokens_est), trust
 
-    def add(self, job: Job, now: float) -> None:
-        """A prompt that is ready."""
+    def add(self, job: Job, tokens: int, now: float) -> None:
+        """A prompt that is ready, with what it will cost."""
         lane = _FINISHING if job.prompt.step == "reduce" else _OTHERS
-        self._ready.add(job, self.cost(job)[0], lane, now)
+        self._ready.add(job, tokens, lane, now)
 
     def add_again(self, job: Job, now: float, when: float) -> None:
         """One that was sent before, to go again at the front; from `when` on."""

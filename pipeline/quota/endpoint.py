@@ -6,7 +6,7 @@ from math import inf
 from random import Random
 
 from pipeline.quota.adaptive import AdaptiveLimit, Admitted
-from pipeline.quota.book import MemoryBook, QuotaBook, Send
+from pipeline.quota.book import GROUP_S, Entry, MemoryBook, QuotaBook, Send
 from pipeline.quota.breaker import Breaker
 from pipeline.quota.daily import RESET_ZONE, DailyQuota
 from pipeline.quota.estimates import Trust
@@ -26,6 +26,9 @@ GIVE_UP_S = 1800.0
 """A server that fails or refuses everything this long stops the run, which can be resumed."""
 SHARER_S = 10.0
 """Another process shares the requests while it has sent one in this time, or in three of its periods."""
+_TELLING_WAIT_S = 3.0  # a shorter one ends with a minute by chance too often
+_SAME_S = 0.5
+_WORTH_TELLING = 1.25
 _HOLD_JITTER_S = 0.25
 _LONGEST_HOLD_S = 600.0
 _DEFAULT_HOLD_S = 1.0
@@ -42,8 +45,7 @@ class Ticket:
     sent_at: float
     tokens: int = 0  # as reserved
     charge: Charge | None = None
-    entry: int = 0
-    day: str = ""
+    entry: Entry | None = None
 
 
 class EndpointQuota:
@@ -75,11 +77,13 @@ class EndpointQuota:
         self.day = DailyQuota(limits.rpd or None, count=self._book.requests_on, zone=zone)
         self._outage = Breaker(OUTAGE_AFTER, rng)
         self._refusals = Breaker(REFUSALS_IN_A_ROW, rng)
-        self._hold_until = -inf
+        self._hold_until = self._resumed_at = -inf
         self._admitted = {"requests": 0, "tokens": 0}
         self._began_at: float | None = None
         self._strict = False
+        self._told: dict[str, float] = {}
         self._others: dict[str, float] = {}
+        self._looked_at = -inf
         self._sharers = 1
         recent = [] if self.unlimited else self._load_recent(now)
         # Without a book nobody knows whether another run has just ended; at a fast pace caution costs nothing.
@@ -164,6 +168,9 @@ class EndpointQuota:
 
     def look_around(self, now: float) -> None:
         """Charge what other processes have sent on the same quota, and share the pace with them."""
+        if now - self._looked_at < GROUP_S:
+            return
+        self._looked_at = now
         news = self._book.news()
         for send in news:
             self._others[send.who] = now
@@ -179,10 +186,12 @@ class EndpointQuota:
             return Ticket(now, tokens)
         if self._began_at is None:
             self._began_at = now
+        if self._resumed_at < self._hold_until:
+            self._resumed_at = now
         wall = self._wall()
         day = self.day.today(wall)
         charge = self.ledger.reserve(now, tokens, trust)
-        return Ticket(now, tokens, charge, self._book.send(wall, tokens, day), day)
+        return Ticket(now, tokens, charge, self._book.send(wall, tokens, day))
 
     def answered(self, ticket: Ticket, now: float, tokens: int | None, date: float | None, received: float) -> None:
         """An answer came: `tokens` as the service counted them, `date` its Date header, `received` when it was read."""
@@ -226,8 +235,9 @@ class EndpointQuota:
         wait = min(_LONGEST_HOLD_S, max(_DEFAULT_HOLD_S, verdict.retry_after_s or 0.0))
         self._hold_until = max(self._hold_until, now + wait + self._rng.uniform(0.0, _HOLD_JITTER_S))
         hits = [hit for hit in verdict.quota if hit.window == "minute"] or [self._likely_hit(now)]
+        window_began = self._window_began(ticket, now, verdict.retry_after_s or 0.0)
         for hit in hits:
-            self._learn(hit, ticket, now)
+            self._learn(hit, ticket, now, window_began)
 
     def unknown(self, ticket: Ticket) -> None:
         """Nobody knows what became of the request: it stays charged."""
@@ -269,7 +279,7 @@ class EndpointQuota:
             self._pacer.change(self._rpm / self._sharers, now)
 
     def _settle(self, ticket: Ticket, tokens: int | None) -> None:
-        if ticket.charge is None:
+        if ticket.charge is None or ticket.entry is None:
             return
         self.ledger.settle(ticket.charge, tokens)
         self._admitted["requests"] += 1
@@ -278,17 +288,30 @@ class EndpointQuota:
             self._book.settle(ticket.entry, tokens)
 
     def _release(self, ticket: Ticket) -> None:
-        if ticket.charge is None:
+        if ticket.charge is None or ticket.entry is None:
             return
         self.ledger.release(ticket.charge)
-        self._book.refund(ticket.entry, ticket.day)
+        self._book.refund(ticket.entry)
 
     def _likely_hit(self, now: float) -> QuotaHit:
         """What a refusal without details is most likely about: the meter that is used most."""
         requests, tokens = self.use(now)
         return QuotaHit("", "tokens" if tokens > requests else "requests", "minute")
 
-    def _learn(self, hit: QuotaHit, ticket: Ticket, now: float) -> None:
+    def _window_began(self, ticket: Ticket, now: float, wait: float) -> float:
+        """When the window began that a refused request did not fit into.
+
+        A minute before it left; but a server that says to wait until its own minute ends counts by that minute.
+        """
+        bounds = self.phase.bounds
+        if bounds is not None and wait > _TELLING_WAIT_S:
+            ends_at = now + wait
+            before_end = (ends_at + sum(bounds) / 2) % WINDOW_S
+            if min(before_end, WINDOW_S - before_end) < _SAME_S + (bounds[1] - bounds[0]) / 2:
+                return ends_at - WINDOW_S
+        return ticket.sent_at - WINDOW_S
+
+    def _learn(self, hit: QuotaHit, ticket: Ticket, now: float, window_began: float) -> None:
         meter = self.requests if hit.meter == "requests" else self.tokens
         if meter is None:
             return
@@ -299,11 +322,12 @@ class EndpointQuota:
         which = 0 if hit.meter == "requests" else 1
         began_at = now if self._began_at is None else self._began_at
         in_flight = self.ledger.in_flight()[which]
-        before, after = self.ledger.since(ticket.sent_at - WINDOW_S), self.ledger.since(ticket.sent_at)
+        before, after = self.ledger.since(window_began), self.ledger.since(ticket.sent_at)
         admitted = Admitted(
             # What was refused is more than was left: the limit is between the sums without and with it.
             last_minute=before[which] - after[which] + (ticket.tokens if hit.meter == "tokens" else 0),
             since_cut=self.ledger.since(meter.cut_at)[which],
+            resumed_at=self._resumed_at,
             total=self._admitted[hit.meter] + in_flight,
             began_at=began_at,
         )
@@ -336,9 +360,16 @@ class EndpointQuota:
         assert self._pacer is not None
         self._pacer.change(self._rpm / self._sharers, now, strict=self._strict)
         self.slots.change(self._rpm)
-        self._notify("limit", {"meter": "requests", "per_minute": int(self._rpm), "origin": "measured"})
+        self._tell("requests", self._rpm)
 
     def _tokens_changed(self) -> None:
         assert self.tokens is not None
         self.ledger.limit = self.tokens.value
-        self._notify("limit", {"meter": "tokens", "per_minute": int(self.tokens.value), "origin": "measured"})
+        self._tell("tokens", self.tokens.value)
+
+    def _tell(self, meter: str, limit: float) -> None:
+        """Tell of a limit that changed, but not of every small step of its growth."""
+        told = self._told.get(meter, inf)
+        if not told <= limit < _WORTH_TELLING * told:
+            self._told[meter] = limit
+            self._notify("limit", {"meter": meter, "per_minute": int(limit), "origin": "measured"})

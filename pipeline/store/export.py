@@ -38,6 +38,9 @@ RESULT_COLUMNS: dict[str, pl.DataType] = {
 }
 """Columns that follow the input's own, typed from the first row whatever is in them."""
 
+_TEXTS = (pl.String, pl.Categorical, pl.Enum)
+_FORMULA = r"^[=+\-@\t\r]"
+"""What a spreadsheet may run when a cell begins with it (OWASP, "CSV Injection")."""
 _ROW_GROUP = 10_000
 """Rows that are held until they are written: answers of 4 KB take 260 MB; with polars' own default, 810 MB."""
 
@@ -62,13 +65,22 @@ def output_schema(own: pl.Schema, path: Path) -> pl.Schema:
     return pl.Schema({renamed.get(name, name): dtype for name, dtype in own.items()} | RESULT_COLUMNS)
 
 
-def export(batches: Iterable[pl.DataFrame], own: pl.Schema, results: Path, path: Path, rows: int) -> None:
+def export(
+    batches: Iterable[pl.DataFrame],
+    own: pl.Schema,
+    results: Path,
+    path: Path,
+    rows: int,
+    csv_safe: bool = False,
+) -> None:
     """Write `path`: the first `rows` rows of the input's `batches` (with `__row__`), joined with the sealed `results`.
 
-    Memory is bounded by a few parts. Raises `InputError` when `path` cannot be written, `RunStateError` for a damaged
-    part; the old file then stays.
+    `csv_safe` defuses spreadsheet formulas in a .csv. Memory is bounded by a few parts. Raises `InputError` when `path`
+    cannot be written, `RunStateError` for a damaged part; the old file then stays.
     """
     schema = output_schema(own, path)
+    texts = [name for name, dtype in schema.items() if dtype in _TEXTS] if csv_safe and path.suffix == ".csv" else []
+    schema.update(dict.fromkeys(texts, pl.String()))
 
     def frames(
         columns: list[str] | None, predicate: pl.Expr | None, most: int | None, size: int | None
@@ -80,6 +92,7 @@ def export(batches: Iterable[pl.DataFrame], own: pl.Schema, results: Path, path:
             batch = batch.filter(pl.col(ROW) < rows).rename(_renamed(own))
             joined = batch.join(parts.between(batch[ROW][0], batch[ROW][-1]), on=ROW, how="left", maintain_order="left")
             joined = joined.with_columns(pl.col("status").fill_null(PENDING)).drop(ROW)
+            joined = joined.with_columns(_defused(name) for name in texts)
             yield joined.select(columns) if columns is not None else joined
 
     source = register_io_source(frames, schema=schema)
@@ -105,6 +118,11 @@ def export(batches: Iterable[pl.DataFrame], own: pl.Schema, results: Path, path:
     finally:
         with suppress(OSError):
             hidden.unlink(missing_ok=True)
+
+
+def _defused(column: str) -> pl.Expr:
+    text = pl.col(column).cast(pl.String)
+    return pl.when(text.str.contains(_FORMULA)).then("'" + text).otherwise(text).alias(column)
 
 
 def _renamed(own: Iterable[str]) -> dict[str, str]:

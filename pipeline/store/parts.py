@@ -16,6 +16,7 @@ from polars.datatypes import DataTypeClass
 from pipeline.errors import RunStateError
 from pipeline.records import Result
 from pipeline.store.journal import Call
+from pipeline.store.seals import Sealed, digest
 
 PolarsDataType = pl.DataType | DataTypeClass
 
@@ -144,7 +145,7 @@ def results_frame(results: Iterable[Result]) -> pl.DataFrame:
     return pl.DataFrame(columns, schema=RESULTS_SCHEMA)
 
 
-def write_part(frame: pl.DataFrame, directory: Path, number: int) -> None:
+def write_part(frame: pl.DataFrame, directory: Path, number: int) -> Sealed:
     """Write one part so that it is whole or not there, whatever happens in between."""
     final = part_path(directory, number)
     hidden = directory / f".{final.name}.tmp"
@@ -164,6 +165,14 @@ def write_part(frame: pl.DataFrame, directory: Path, number: int) -> None:
             f"cannot write {final}: {error.strerror}\nWhat it was to hold is still in the journal: nothing is lost.",
             "make room, then run the same command again",
         ) from None
+    content = encoded.getbuffer()
+    return Sealed(f"{directory.name}/{final.name}", frame.height, len(content), digest(content))
+
+
+def describe(path: Path) -> Sealed:
+    """A part as it lies there. Raises `RunStateError` for a damaged one."""
+    content = path.read_bytes()
+    return Sealed(f"{path.parent.name}/{path.name}", read_part(path, ("row",)).height, len(content), digest(content))
 
 
 def part_path(directory: Path, number: int) -> Path:
@@ -209,7 +218,7 @@ def damaged(path: Path) -> RunStateError:
     """What to tell of a part, or of a directory of parts, that cannot be read."""
     return RunStateError(
         f"{path} is damaged\nThe other parts are whole; its rows would be bought again without it.",
-        "restore it from a backup, or move it away to go on without it",
+        "restore it from a backup; `pipeline report --verify` says which parts are whole",
     )
 
 

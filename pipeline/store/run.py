@@ -4,12 +4,14 @@
     journal-000007.jsonl          calls and results since the last seal
     calls/part-000006.parquet     calls of finished documents
     results/part-000006.parquet   outcomes of documents
+    parts.jsonl                   one line a part: its rows, size and checksum
+    content.sqlite                where each answer was sealed, made from the parts
     lock, run.log
 
 A seal turns journal N into parts N without stopping the run: calls of unfinished documents are copied to journal N+1,
-which takes all further lines; then calls/part-N, then results/part-N are written; then journal N is removed. The newest
-results part says how far sealing came: journals up to its number are spent, calls parts beyond it are half a seal and
-void. So a kill between any two of these steps is read right by the next start.
+which takes all further lines; then calls/part-N, then results/part-N are written, and noted in parts.jsonl; then
+journal N is removed. The newest results part says how far sealing came: journals up to its number are spent, calls
+parts beyond it are half a seal and void. So a kill between any two of these steps is read right by the next start.
 """
 
 import time
@@ -26,7 +28,8 @@ import orjson
 
 from pipeline.errors import RunStateError
 from pipeline.records import PASSING, STATUSES, Prompt, Reply, Result, Status
-from pipeline.store import parts
+from pipeline.store import parts, seals
+from pipeline.store.content import Answered, ContentIndex
 from pipeline.store.journal import Call, Ended, Journal, Sent, call_line, ended_line, kept, read, result_line, sent_line
 from pipeline.store.manifest import Lock, Manifest, differences
 from pipeline.store.manifest import read as read_manifest
@@ -95,8 +98,9 @@ def load(directory: Path, parse: Callable[[bytes], Reply]) -> tuple[Outcomes, Ba
     """State of a run directory, unchanged: outcomes by row, and what is not sealed yet, merged into one batch.
 
     The directory may be in use: a seal that is completed meanwhile is followed, so that nothing is missed or counted
-    twice.
+    twice. Raises `RunStateError` for a part that is missing or damaged.
     """
+    seals.check(directory)
     outcomes, sealed = Outcomes(), 0
     while True:
         for path in parts.part_paths(directory / "results"):
@@ -151,6 +155,8 @@ class RunStore:
         self._carried_bytes = 0  # of the journal: calls of unfinished rows that came from the one before
         self._half_sealed = False
         self._replies: dict[str, Call] = {}
+        self._former: dict[str, Call] = {}  # the same of the journal that is being sealed
+        self._content: ContentIndex
         self._sealing = anyio.Lock()
         self._room = anyio.Event()
         self._log: BinaryIO
@@ -175,6 +181,9 @@ class RunStore:
                     self._check_unused()
                     write_manifest(self.directory / "manifest.json", manifest)
                 self._recover()
+                self._content = ContentIndex(self.directory)
+                failed.callback(self._content.close)
+                self._content.catch_up()
                 self._log = (self.directory / "run.log").open("ab", buffering=0)
                 (self.directory / "run.log").chmod(0o600)
                 failed.pop_all()
@@ -203,8 +212,11 @@ class RunStore:
             )
 
     def _recover(self) -> None:
+        noted = seals.check(self.directory)  # before anything is removed: without its results a calls part looks void
         for half in (*self.directory.glob("*/.*.tmp"), *parts.void(self.directory)):
             half.unlink()
+        sealed = (path for kind in ("calls", "results") for path in parts.part_paths(self.directory / kind))
+        seals.record(self.directory, [parts.describe(path) for path in sealed if not seals.noted(path, noted)])
         self.outcomes, self._batch = load(self.directory, self._parse)
         self.lost = tuple(self._batch.in_flight.values())
         spent = sorted(self.directory.glob("journal-*.jsonl"))
@@ -215,7 +227,11 @@ class RunStore:
 
     def reply(self, fingerprint: str) -> Call | None:
         """The reply that was bought for this content and is not sealed away yet."""
-        return self._replies.get(fingerprint)
+        return self._replies.get(fingerprint) or self._former.get(fingerprint)
+
+    async def sealed_reply(self, fingerprint: str) -> Answered | None:
+        """The whole answer that was bought for this content and is sealed away."""
+        return await self._content.find(fingerprint)
 
     def append_sent(self, prompt: Prompt) -> None:
         """Note that a request is about to leave, so that the next start knows of it if this process is killed.
@@ -292,6 +308,7 @@ class RunStore:
                 old = self._journal
                 batch = self._begin_journal()
                 await anyio.to_thread.run_sync(self._finish_seal, old, batch)
+                self._former = {}
         self._room.set()
 
     def close(self) -> None:
@@ -299,6 +316,7 @@ class RunStore:
         with ExitStack() as closing:
             closing.callback(self._lock.release)
             closing.callback(self._log.close)
+            closing.callback(self._content.close)
             closing.callback(lambda: self._journal.close())
             if self._can_seal():
                 old = self._journal
@@ -331,7 +349,7 @@ class RunStore:
         finished = {row for row in batch.results if self.outcomes.done(row)}
         kept_on = [call for call in batch.calls if call.paid and call.row not in finished]
         self._batch = Batch(batch.number + 1, kept_on, in_flight=batch.in_flight)
-        self._replies = {call.fingerprint: call for call in kept_on}
+        self._former, self._replies = self._replies, {call.fingerprint: call for call in kept_on}
         batch.calls = [call for call in batch.calls if not call.paid or call.row in finished]
         self._journal = Journal(self.directory / f"journal-{self._batch.number:06d}.jsonl")
         carried = [*(call.line for call in kept_on), *map(sent_line, batch.in_flight.values())]
@@ -342,6 +360,7 @@ class RunStore:
 
     def _finish_seal(self, old: Journal, batch: Batch) -> None:
         self._write_parts(batch)
+        self._content.catch_up()
         self._half_sealed = False
         old.close()
         old.path.unlink()
@@ -352,5 +371,8 @@ class RunStore:
         if not batch.results and not batch.calls:
             return
         answers = {row: result.response for row, result in batch.results.items()}
-        parts.write_part(parts.calls_frame(batch.calls, answers), self.directory / "calls", batch.number)
-        parts.write_part(parts.results_frame(batch.results.values()), self.directory / "results", batch.number)
+        written = (
+            parts.write_part(parts.calls_frame(batch.calls, answers), self.directory / "calls", batch.number),
+            parts.write_part(parts.results_frame(batch.results.values()), self.directory / "results", batch.number),
+        )
+        seals.record(self.directory, written)

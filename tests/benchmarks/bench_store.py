@@ -20,7 +20,7 @@ import polars as pl
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Params, Prompt, Reply, Result, Usage
 from pipeline.report import failures, summarize
-from pipeline.store import parts
+from pipeline.store import parts, seals
 from pipeline.store.journal import Journal, kept
 from pipeline.store.manifest import Manifest
 from pipeline.store.run import SEAL_ROWS, RunStore
@@ -129,10 +129,10 @@ def seal(directory: Path) -> list[tuple[str, float]]:
     ]
 
 
-def generate(directory: Path, rows: int) -> None:
+def generate(directory: Path, rows: int, manifest: Manifest = MANIFEST) -> None:
     """Sealed parts of so many finished rows, and a journal of 1,000 calls of unfinished ones."""
     store = RunStore(directory, parse_reply)
-    store.open(MANIFEST)
+    store.open(manifest)
     for row in range(rows, rows + 1000):
         store.append_call(*answered(row)[:2])
     store.close()
@@ -144,7 +144,7 @@ def generate(directory: Path, rows: int) -> None:
         row = pl.int_range(number * SEAL_ROWS, (number + 1) * SEAL_ROWS, eager=True).alias("row")
         for name, one in (("calls", call), ("results", outcome)):
             frame = one.drop("row").select(pl.all().repeat_by(SEAL_ROWS).explode()).select(row, pl.all())
-            parts.write_part(frame.select(one.columns), directory / name, number + 1)
+            seals.record(directory, [parts.write_part(frame.select(one.columns), directory / name, number + 1)])
 
 
 def load(rows: int, directory: Path) -> None:

@@ -1,0 +1,397 @@
+"""Whole answers of earlier runs, found again by content: in a SQLite file of the user's, or on a Redis server.
+
+A cache may forget anything at any time and never stops a run: the first thing that goes wrong is told once, and the run
+goes on without it. What a run paid for is safe in its own directory, never only here. Of a prompt nothing is stored but
+a hash.
+"""
+
+import hashlib
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Protocol
+
+import anyio
+import anyio.to_thread
+
+from pipeline.errors import JobError
+from pipeline.job import DEFAULT_BASE_URL, Job
+from pipeline.records import Reply
+
+WRITE_S = 0.5
+"""Between writes: a kill loses so much of the cache, and nothing of the run."""
+WAITING_BYTES = 64 * 2**20
+"""Answers not written yet; what comes on top while the disk or the server is slow is not cached."""
+
+_FORMAT = "1"
+_KEY_BYTES = 16
+_DAY_S = 86_400.0
+
+
+class Unusable(Exception):
+    """The place of the cache cannot be read or written; the words are for a person."""
+
+
+class Entry(NamedTuple):
+    """One answer to keep; `made` in epoch seconds, `body` packed."""
+
+    key: bytes
+    model: str
+    made: float
+    body: bytes
+
+
+class Shelf(Protocol):
+    """Where packed answers are. Everything raises `Unusable`, and only that."""
+
+    async def open(self) -> str:
+        """Make ready; returns what a person should know, if anything."""
+        ...
+
+    async def get(self, key: bytes) -> bytes | None:
+        """The packed answer, if there is one that is young enough."""
+        ...
+
+    async def write(self, entries: Sequence[Entry]) -> None:
+        """Keep these, and make room for them."""
+        ...
+
+    async def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+def shelf_of(job: Job) -> Shelf | None:
+    """The place that `[cache]` names, not opened yet; None without that section.
+
+    Raises `JobError` when it is a Redis server and the extra is not installed, or its password is not set.
+    """
+    section = job.spec.cache
+    if section is None:
+        return None
+    if section.url is None:
+        return SqliteShelf(default_path(), section.max_age_days, section.max_mb)
+    if "://" not in section.url:
+        return SqliteShelf(Path(section.url).expanduser(), section.max_age_days, section.max_mb)
+    password = None
+    if section.password_env is not None and not (password := os.environ.get(section.password_env)):
+        raise JobError(
+            f"no password for the cache: {section.password_env} is unset\n{job.path}, [cache] password_env",
+            f"`export {section.password_env}=…`",
+        )
+    return RedisShelf(section.url, password, section.max_age_days)
+
+
+def default_path() -> Path:
+    """The SQLite file in the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt-pipeline" / "answers.sqlite"
+
+
+def service_of(job: Job) -> str:
+    """Who answers, for the key: a relay may serve something else under the same model name."""
+    return (job.spec.endpoint.base_url or DEFAULT_BASE_URL).rstrip("/")
+
+
+def key_of(service: str, fingerprint: str) -> bytes:
+    """Where the answer to this content is: everything that can change it, and nothing else."""
+    return hashlib.blake2b(f"{_FORMAT}\n{service}\n{fingerprint}".encode(), digest_size=_KEY_BYTES).digest()
+
+
+def pack(key: bytes, raw: bytes) -> bytes:
+    """A response body as it is stored, behind its key; 1 kB takes 15 µs."""
+    return key + zlib.compress(raw, 1)
+
+
+def unpack(key: bytes, packed: bytes) -> bytes | None:
+    """The response body; None when it is damaged, or was stored under another key."""
+    if packed[:_KEY_BYTES] != key:
+        return None
+    try:
+        return zlib.decompress(packed[_KEY_BYTES:])
+    except zlib.error:
+        return None
+
+
+class AnswerCache:
+    """The cache of one run, from `async with` to its end; `keep` writes while it is open.
+
+    `parse` reads a stored response body; `heard` is told once of what went wrong, as an event with a message.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        service: str,
+        parse: Callable[[bytes], Reply],
+        heard: Callable[[str, dict[str, object]], None],
+    ) -> None:
+        self._shelf = shelf
+        self._service = service
+        self._parse = parse
+        self._heard = heard
+        self._usable = True
+        self._waiting: list[tuple[bytes, str, float, bytes]] = []  # key, model, epoch seconds, body
+        self._waiting_bytes = 0
+
+    async def __aenter__(self) -> "AnswerCache":
+        with anyio.CancelScope(shield=True):
+            try:
+                if news := await self._shelf.open():
+                    self._heard("cache", {"message": news})
+            except Unusable as error:
+                self._give_up(error)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._write()
+            await self._shelf.close()
+
+    async def get(self, fingerprint: str) -> Reply | None:
+        """The whole answer that this content got in an earlier run, if it is known."""
+        if not self._usable:
+            return None
+        key = key_of(self._service, fingerprint)
+        try:
+            packed = await self._shelf.get(key)
+        except Unusable as error:
+            self._give_up(error)
+            return None
+        if packed is None or (raw := unpack(key, packed)) is None:
+            return None
+        reply = self._parse(raw)
+        return reply if reply.status == "ok" else None
+
+    def put(self, fingerprint: str, reply: Reply) -> None:
+        """Remember a reply if it is a whole answer; it is written a little later."""
+        if self._usable and reply.status == "ok" and self._waiting_bytes < WAITING_BYTES:
+            self._waiting.append((key_of(self._service, fingerprint), reply.model, time.time(), reply.raw))
+            self._waiting_bytes += len(reply.raw)
+
+    async def keep(self) -> None:
+        """Write what was put, every now and then, until cancelled."""
+        while True:
+            await anyio.sleep(WRITE_S)
+            with anyio.CancelScope(shield=True):
+                await self._write()
+
+    async def _write(self) -> None:
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        if not self._usable:
+            return
+        entries = await anyio.to_thread.run_sync(_packed, waiting) if waiting else []
+        try:
+            await self._shelf.write(entries)
+        except Unusable as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Unusable) -> None:
+        if self._usable:
+            self._usable = False
+            self._heard("cache", {"message": f"{error}; the run goes on without it"})
+
+
+def _packed(waiting: Sequence[tuple[bytes, str, float, bytes]]) -> list[Entry]:
+    return [Entry(key, model, made, pack(key, raw)) for key, model, made, raw in waiting]
+
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    key BLOB PRIMARY KEY, model TEXT NOT NULL, made REAL NOT NULL, used REAL NOT NULL, body BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS answers_used ON answers (used);
+"""
+
+
+class SqliteShelf:
+    """Answers in one SQLite file that several processes may use at once.
+
+    Reading is done where it is asked for: readers of a write-ahead log wait for nobody. Writing is done in a thread, in
+    batches. Power loss may cost the newest answers.
+    """
+
+    TOUCH_S = 3600.0
+    """How exact the last use of an answer is known: noting every hit would make reading as dear as writing."""
+    EVICT_ROWS = 64
+    EVICT_TO = 0.9
+    """Share of the size limit that is left after making room, so that not every write has to."""
+
+    def __init__(self, path: Path, max_age_days: float, max_mb: float) -> None:
+        self._path = path
+        self._max_age_s = max_age_days * _DAY_S
+        self._max_bytes = int(max_mb * 1e6)
+        self._touched: list[bytes] = []
+        self._reader: sqlite3.Connection | None = None
+        self._writer: sqlite3.Connection | None = None
+
+    async def open(self) -> str:
+        """Open the file, or a new one in place of one that is damaged."""
+        return await anyio.to_thread.run_sync(self._open)
+
+    async def get(self, key: bytes) -> bytes | None:
+        """The packed answer, if there is one that is young enough."""
+        assert self._reader
+        now = time.time()
+        try:
+            row = self._reader.execute(
+                "SELECT body, used FROM answers WHERE key = ? AND made > ?", (key, now - self._max_age_s)
+            ).fetchone()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+        if row is None:
+            return None
+        if now - row[1] > self.TOUCH_S:
+            self._touched.append(key)
+        return bytes(row[0])
+
+    async def write(self, entries: Sequence[Entry]) -> None:
+        """Keep these, note which were used, and throw out those used longest ago."""
+        touched, self._touched = self._touched, []
+        if entries or touched:
+            await anyio.to_thread.run_sync(self._write, entries, touched)
+
+    async def close(self) -> None:
+        """Close the file."""
+        for connection in (self._reader, self._writer):
+            if connection:
+                connection.close()
+
+    def _open(self) -> str:
+        try:
+            self._connect()
+        except (sqlite3.OperationalError, OSError) as error:
+            raise self._unusable(error) from None
+        except sqlite3.DatabaseError as error:  # not a database at all, or a damaged one
+            return self._start_anew(error)
+        return ""
+
+    def _connect(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        writer = self._writer = sqlite3.connect(self._path, timeout=30.0, isolation_level=None, check_same_thread=False)
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("PRAGMA synchronous = NORMAL")
+        writer.executescript(_SCHEMA)
+        writer.execute("DELETE FROM answers WHERE used < ?", (time.time() - self._max_age_s,))  # so made before, too
+        self._reader = sqlite3.connect(self._path, timeout=1.0, isolation_level=None, check_same_thread=False)
+        self._reader.execute("SELECT key FROM answers LIMIT 1").fetchone()
+
+    def _start_anew(self, damage: sqlite3.DatabaseError) -> str:
+        aside = self._path.with_name(f"{self._path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+        try:
+            if self._writer:
+                self._writer.close()
+            self._path.rename(aside)
+            for suffix in ("-wal", "-shm"):
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+            self._connect()
+        except (sqlite3.Error, OSError) as error:
+            raise self._unusable(error) from None
+        return f"{self._path} is damaged ({damage}); it was set aside as {aside.name}, and a new one is begun"
+
+    def _write(self, entries: Sequence[Entry], touched: Sequence[bytes]) -> None:
+        assert self._writer
+        now = time.time()
+        try:
+            with self._writer as db:
+                db.execute("BEGIN IMMEDIATE")
+                db.executemany(
+                    "INSERT OR REPLACE INTO answers (key, model, made, used, body) VALUES (?, ?, ?, ?, ?)",
+                    [(entry.key, entry.model, entry.made, now, entry.body) for entry in entries],
+                )
+                db.executemany("UPDATE answers SET used = ? WHERE key = ?", [(now, key) for key in touched])
+                self._make_room(db)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+
+    def _make_room(self, db: sqlite3.Connection) -> None:
+        if _used_bytes(db) <= self._max_bytes:
+            return
+        oldest = "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers ORDER BY used, rowid LIMIT ?)"
+        while _used_bytes(db) > self._max_bytes * self.EVICT_TO and db.execute(oldest, (self.EVICT_ROWS,)).rowcount:
+            pass
+
+    def _unusable(self, error: Exception) -> Unusable:
+        words = error.strerror if isinstance(error, OSError) else str(error)
+        return Unusable(f"{self._path} cannot be used: {words}")
+
+
+def _used_bytes(db: sqlite3.Connection) -> int:
+    """Of the file, without pages that are free to be used again."""
+    pages, free, size = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
+class RedisShelf:
+    """Answers on a Redis server, which itself sees to its size (`maxmemory`) and forgets them when they are too old."""
+
+    TIMEOUT_S = 2.0
+    CONNECTIONS = 16
+    PREFIX = b"prompt-pipeline:"
+
+    def __init__(self, url: str, password: str | None, max_age_days: float) -> None:
+        """Raises `JobError` when the extra is not installed; connects to nobody yet."""
+        try:
+            from redis.asyncio import Redis
+            from redis.asyncio.retry import Retry
+            from redis.backoff import NoBackoff
+        except ImportError:
+            raise JobError(
+                "[cache] url names a Redis server, but the client for it is not installed",
+                "`pip install 'prompt-pipeline[redis]'`, or leave [cache] url out to keep the answers in a file",
+            ) from None
+        self._keep_s = max(1, round(max_age_days * _DAY_S))
+        self._failed: Unusable | None = None
+        self._client = Redis.from_url(
+            url,
+            password=password,
+            socket_timeout=self.TIMEOUT_S,
+            socket_connect_timeout=self.TIMEOUT_S,
+            max_connections=self.CONNECTIONS,
+            retry=Retry(NoBackoff(), 1),  # a connection that lay idle may have been closed
+        )
+
+    async def open(self) -> str:
+        """See whether the server is there."""
+        self._lanes = anyio.CapacityLimiter(self.CONNECTIONS - 1)  # one more is for `write`
+        async with self._lanes:
+            await self._ask(self._client.ping)
+        return ""
+
+    async def get(self, key: bytes) -> bytes | None:
+        """The packed answer, if the server has it."""
+        async with self._lanes:
+            found = await self._ask(lambda: self._client.get(self.PREFIX + key))
+        return found if isinstance(found, bytes) else None
+
+    async def write(self, entries: Sequence[Entry]) -> None:
+        """Send all in one go."""
+        if entries:
+            pipe = self._client.pipeline(transaction=False)
+            for entry in entries:
+                pipe.set(self.PREFIX + entry.key, entry.body, ex=self._keep_s)
+            await self._ask(pipe.execute)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _ask(self, command: Callable[[], Awaitable[object]]) -> object:
+        """Ask the server; after its first failure nobody waits for it again."""
+        from redis.exceptions import RedisError
+
+        if self._failed is None:
+            try:
+                return await command()
+            except (RedisError, OSError) as error:
+                self._failed = Unusable(f"the Redis server cannot be used: {error}")
+        raise self._failed

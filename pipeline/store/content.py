@@ -1,0 +1,154 @@
+"""Where the answer to a content was sealed, so that an identical prompt far down the input is not sent again.
+
+`content.sqlite` in the run directory: a hash of each answered prompt's fingerprint → number of the calls part. Nothing
+is in it that the parts do not say: missing or damaged, it is built again from them. 10 million answers take 0.25 GB of
+disk and no memory.
+"""
+
+import hashlib
+import os
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anyio
+import anyio.to_thread
+import polars as pl
+
+from pipeline.errors import RunStateError
+from pipeline.records import Reply, Usage
+from pipeline.store import parts
+
+NAME = "content.sqlite"
+OPEN_PARTS = 4
+"""Parts whose answers are kept at hand: an input that repeats itself in order asks one part many times."""
+
+_USAGE = {"usage_estimated": "estimated"} | {
+    name: name for name in ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
+}
+_REPLY = ("finish_reason", "model", "endpoint", "response_id", "latency_s", "attempts", "rate_limited", "cost_usd")
+
+
+class Answered(NamedTuple):
+    """A whole answer of this run, and the row that bought it."""
+
+    row: int
+    reply: Reply
+
+
+class ContentIndex:
+    """The sealed answers of one run by content. When the index itself fails, nothing is found any more."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._path = directory / NAME
+        self._indexed = 0  # number of the newest part that is in
+        self._usable = True
+        self._parts: dict[int, tuple[dict[str, int], pl.DataFrame]] = {}
+        self._reading = anyio.Lock()
+        self._connections: list[sqlite3.Connection] = []
+        try:
+            self._connect()
+        except sqlite3.Error:
+            self.close()
+            self._give_up()
+            with suppress(sqlite3.Error):
+                self._connect()
+                self._usable = True
+
+    def catch_up(self) -> None:
+        """Take in the parts that were sealed since; runs in a thread while others look up."""
+        newest = parts.newest(self._directory / "results")
+        try:
+            for path in parts.part_paths(self._directory / "calls"):
+                if self._usable and self._indexed < parts.part_number(path) <= newest:
+                    self._take_in(path)
+        except sqlite3.Error:
+            self._give_up()
+
+    async def find(self, fingerprint: str) -> Answered | None:
+        """The answer to this content; 6 µs where there is none, 50 µs in an open part, else 10 ms."""
+        if not self._indexed or not self._usable:
+            return None
+        try:
+            found = self._reader.execute("SELECT part FROM content WHERE hash = ?", (_hash(fingerprint),)).fetchone()
+        except sqlite3.Error:
+            self._give_up()
+            return None
+        if found is None:
+            return None
+        try:
+            numbers, frame = await self._part(found[0])
+        except RunStateError:  # the part was moved away: what was in it is bought again
+            return None
+        return _answered(frame.row(numbers[fingerprint], named=True)) if fingerprint in numbers else None
+
+    def close(self) -> None:
+        """Close the file."""
+        while self._connections:
+            self._connections.pop().close()
+
+    def _connect(self) -> None:
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # A crash of the machine may cost the index, which is built again: so nothing waits for the disk.
+        self._reader, self._writer = self._opened(), self._opened()
+        self._writer.execute("PRAGMA synchronous = OFF")
+        self._writer.execute("PRAGMA journal_mode = WAL")
+        self._writer.execute("CREATE TABLE IF NOT EXISTS content (hash INTEGER PRIMARY KEY, part INTEGER NOT NULL)")
+        self._indexed = self._reader.execute("PRAGMA user_version").fetchone()[0]
+
+    def _opened(self) -> sqlite3.Connection:
+        self._connections.append(sqlite3.connect(self._path, isolation_level=None, check_same_thread=False))
+        return self._connections[-1]
+
+    def _give_up(self) -> None:
+        """Use it no more; the next start builds a new one."""
+        self._usable = False
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(NAME + suffix).unlink(missing_ok=True)
+
+    def _take_in(self, path: Path) -> None:
+        number = parts.part_number(path)
+        frame = parts.read_part(path, ("fingerprint", "status", "paid"))
+        answered = frame.filter(pl.col("paid") & (pl.col("status") == "ok"))["fingerprint"]
+        hashes = sorted(map(_hash, answered))  # in the order of the file's pages
+        with self._writer as db:
+            db.execute("BEGIN IMMEDIATE")
+            db.executemany("INSERT OR REPLACE INTO content VALUES (?, ?)", [(key, number) for key in hashes])
+            db.execute(f"PRAGMA user_version = {number}")
+        self._indexed = number
+
+    async def _part(self, number: int) -> tuple[dict[str, int], pl.DataFrame]:
+        async with self._reading:
+            part = self._parts.pop(number, None)
+            if part is None:
+                part = await anyio.to_thread.run_sync(self._read, number)
+            self._parts[number] = part
+            if len(self._parts) > OPEN_PARTS:
+                del self._parts[next(iter(self._parts))]
+        return part
+
+    def _read(self, number: int) -> tuple[dict[str, int], pl.DataFrame]:
+        columns = ("row", "fingerprint", "paid", "status", "text", "finished_at", *_REPLY, *_USAGE)
+        calls = parts.read_part(parts.part_path(self._directory / "calls", number), columns)
+        results = parts.read_part(parts.part_path(self._directory / "results", number), ("row", "response"))
+        answers = calls.filter(pl.col("paid") & (pl.col("status") == "ok")).join(results, on="row", how="left")
+        answers = answers.with_columns(pl.coalesce("text", "response").alias("text")).drop("response")
+        return {fingerprint: at for at, fingerprint in enumerate(answers["fingerprint"])}, answers
+
+
+def _hash(fingerprint: str) -> int:
+    """64 bits: two of 10 million contents share them once in 400,000 runs, and are told apart by the part."""
+    return int.from_bytes(hashlib.blake2b(fingerprint.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _answered(row: dict[str, Any]) -> Answered:
+    reply = Reply(
+        row["text"],
+        "ok",
+        usage=Usage(**{name: row[column] for column, name in _USAGE.items()}),
+        finished_at=row["finished_at"].timestamp(),
+        **{name: row[name] for name in _REPLY},
+    )
+    return Answered(row["row"], reply)

@@ -1,0 +1,126 @@
+"""What was sealed: one line a part in `parts.jsonl`, by which a removed or damaged part is noticed.
+
+A line is written after its part is in place. A part without a line is one whose seal a kill cut short: the next start
+writes its line. Every start and every report compares names and sizes; `verify` reads each byte.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from pipeline.errors import RunStateError
+
+NAME = "parts.jsonl"
+
+
+class Sealed(NamedTuple):
+    """One part as it was sealed; `part` is its path in the run directory."""
+
+    part: str
+    rows: int
+    size: int  # bytes
+    digest: str
+
+
+def digest(content: bytes | memoryview) -> str:
+    """Checksum of a part's bytes."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def record(directory: Path, sealed: Sequence[Sealed]) -> None:
+    """Add lines, forced to the disk. Raises `RunStateError` when the disk refuses."""
+    if not sealed:
+        return
+    path = directory / NAME
+    lines = b"".join(orjson.dumps(line._asdict(), option=orjson.OPT_APPEND_NEWLINE) for line in sealed)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            _drop_torn_line(fd)
+            os.write(fd, lines)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise RunStateError(
+            f"cannot write {path}: {error.strerror}\nEvery part is whole: nothing is lost.",
+            "make room, then run the same command again",
+        ) from None
+
+
+def read(directory: Path) -> dict[str, Sealed]:
+    """Every part that was sealed, by its path in the run directory. A torn last line is left out."""
+    path = directory / NAME
+    found = {}
+    for line in _lines(path):
+        try:
+            sealed = Sealed(**orjson.loads(line))
+        except (ValueError, TypeError):
+            raise RunStateError(
+                f"{path} is damaged\nThe parts themselves may be whole.",
+                "restore it, or move it away: the parts that are there are then taken as they are",
+            ) from None
+        found[sealed.part] = sealed
+    return found
+
+
+def noted(part: Path, known: Mapping[str, Sealed]) -> bool:
+    """Whether there is a line for the part at this path."""
+    return f"{part.parent.name}/{part.name}" in known
+
+
+def check(directory: Path) -> dict[str, Sealed]:
+    """Compare the parts that were sealed with those that are there, by name and size; returns `read`.
+
+    Raises `RunStateError` for one that is missing or was changed.
+    """
+    known = read(directory)
+    for sealed in known.values():
+        try:
+            size = (directory / sealed.part).stat().st_size
+        except FileNotFoundError:
+            raise _broken(directory, sealed, "is missing") from None
+        if size != sealed.size:
+            raise _broken(directory, sealed, "is damaged")
+    return known
+
+
+def verify(directory: Path) -> int:
+    """Read every byte of every part that was sealed; returns their number.
+
+    Raises `RunStateError` for one that is missing or was changed.
+    """
+    known = check(directory)
+    for sealed in known.values():
+        if digest((directory / sealed.part).read_bytes()) != sealed.digest:
+            raise _broken(directory, sealed, "is damaged")
+    return len(known)
+
+
+def _broken(directory: Path, sealed: Sealed, how: str) -> RunStateError:
+    what = "rows are finished and paid for" if sealed.part.startswith("results/") else "paid calls stand"
+    return RunStateError(
+        f"{directory / sealed.part} {how}: {sealed.rows:,} {what} in it\n"
+        "The other parts are untouched, and nothing was bought or written.",
+        f"restore it from a backup; or move it away, take its line out of {directory / NAME} and go on without it: "
+        + ("its rows are then bought again" if sealed.part.startswith("results/") else "the report then lacks them"),
+    )
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return iter(())
+    return (line for line in content.splitlines(keepends=True) if line.endswith(b"\n"))
+
+
+def _drop_torn_line(fd: int) -> None:
+    size = os.fstat(fd).st_size
+    whole = os.pread(fd, size, 0).rfind(b"\n") + 1
+    if whole < size:
+        os.ftruncate(fd, whole)

@@ -1,0 +1,76 @@
+"""Rows of the dispatcher's test matrix: one world, one dispatcher, and what must hold in every run."""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import pytest
+from servers import SERVERS, World, answer_all, dispatcher_for
+from vclock import run
+
+from pipeline.dispatch import Dispatcher
+from pipeline.records import Limits, Prompt, Reply
+
+SEEDS = (1, 2, 3)
+
+
+@dataclass
+class Outcome:
+    world: World
+    dispatcher: Dispatcher
+    replies: list[Reply]
+    events: list[tuple[float, str, dict[str, object]]] = field(default_factory=list)
+
+
+def cases(function: Callable[..., None]) -> Callable[..., None]:
+    """Every server: with one seed and a short run, or (`long`) with each seed and a run of full length."""
+    quick = [pytest.param(server, SEEDS[n % 3], False, id=f"{server}") for n, server in enumerate(SERVERS)]
+    full = [
+        pytest.param(server, seed, True, id=f"{server}-{seed}-full", marks=pytest.mark.long)
+        for server in SERVERS
+        for seed in SEEDS
+    ]
+    return pytest.mark.parametrize(("server", "seed", "full"), quick + full)(function)
+
+
+def dispatch(
+    world: World,
+    prompts: list[Prompt],
+    limits: Limits,
+    *,
+    at_once: int = 1000,
+    beside: Callable[[World], Awaitable[None]] | None = None,
+    **options: Any,
+) -> Outcome:
+    """Answer all prompts and check what must hold in every run."""
+
+    async def main() -> Outcome:
+        events: list[tuple[float, str, dict[str, object]]] = []
+        dispatcher = dispatcher_for(
+            world, limits, on_event=lambda kind, fields: events.append((world.now(), kind, fields)), **options
+        )
+        async with anyio.create_task_group() as group:
+            if beside is not None:
+                group.start_soon(beside, world)
+            replies = await answer_all(dispatcher, prompts, at_once=at_once)
+            group.cancel_scope.cancel()
+        return Outcome(world, dispatcher, replies, events)
+
+    outcome = run(main)
+    dispatcher = outcome.dispatcher
+    assert dispatcher._quota.ledger.in_flight() == (0, 0), "every reservation is settled or released"
+    assert dispatcher.sent == len(world.left) == dispatcher.attempts + dispatcher.rate_limited
+    assert dispatcher.rate_limited == len(world.refused)
+    assert dispatcher.in_flight == dispatcher.ready == 0
+    return outcome
+
+
+def assert_kept(outcome: Outcome, prompts: list[Prompt], limits: Limits) -> None:
+    """All answered, nothing refused, and no 60 s above the limits wherever they begin."""
+    assert Counter(reply.status for reply in outcome.replies) == {"ok": len(prompts)}
+    assert outcome.world.refused == []
+    requests, tokens = outcome.world.most_in_a_window()
+    assert requests <= limits.rpm
+    assert tokens <= limits.tpm

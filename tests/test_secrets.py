@@ -1,0 +1,156 @@
+"""The key is nowhere but in the environment and in the request's header; prompts are in no log and in no error."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from serving import served, stats
+
+from jobs import PLAIN, write_job
+
+KEY = "AQ.Ab8-recognisable_KEY-5501984"
+PROMPT = "marmalade-7742"
+_MAIN = "from pipeline.cli import main\n{patch}\nmain()\n"
+_BUG = "import pipeline.calls\npipeline.calls.cost = lambda *_, **__: 1 / 0"
+
+
+class Streams:
+    """What the processes of a test wrote to their streams."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def finish(self, process: subprocess.Popen[str]) -> int:
+        out, err = process.communicate(timeout=60)
+        self.text += out + err
+        return process.returncode
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A job with a recognisable prompt; at the end every file is searched for the key, and the log for the prompt."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "topics.csv").write_text("topic\n" + "".join(f"{PROMPT} {number}\n" for number in range(8)))
+    write_job(
+        tmp_path, PLAIN, prompt={"system": f"Be {PROMPT}."}, limits={"rpm": 0, "tpm": 0, "concurrency": 4}, cache={}
+    )
+    yield tmp_path
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    for path in files:
+        assert KEY.encode() not in path.read_bytes(), path
+    assert PROMPT not in (tmp_path / "runs/job/run.log").read_text()
+
+
+@pytest.fixture
+def streams(here: Path) -> Iterator[Streams]:
+    written = Streams()
+    yield written
+    assert KEY not in written.text
+    assert PROMPT not in written.text
+
+
+def start(url: str, *arguments: str, patch: str = "") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _MAIN.format(patch=patch), "run", "job.toml", "--yes", *arguments],
+        env=os.environ | {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": KEY},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def errors(here: Path) -> list[str]:
+    lines = (here / "results/out.jsonl").read_text().splitlines()
+    return [error for line in lines if (error := json.loads(line)["error"])]
+
+
+def test_a_run_that_succeeds_and_its_report(here: Path, streams: Streams) -> None:
+    with served() as url:
+        assert streams.finish(start(url)) == 0
+        config = Streams()  # shows the prompt, as it should
+        assert config.finish(start(url, "--show-config")) == 0 and KEY not in config.text
+    reports = (["report", "--json"], ["report", "--failed"], ["runs"], ["report", "--verify"])
+    for arguments in reports:
+        ran = subprocess.run([sys.executable, "-m", "pipeline", *arguments], capture_output=True, text=True, check=True)
+        streams.text += ran.stdout + ran.stderr
+
+
+def test_rows_that_fail_in_every_way(here: Path, streams: Streams) -> None:
+    with served(faults="400*1,block*1,html502*1,reset*1,truncated*1,garbage*1,nested503*1,bare429*1") as url:
+        assert streams.finish(start(url)) == 1
+    assert len(errors(here)) >= 2
+    assert not any(PROMPT in error for error in errors(here))
+
+
+def test_a_refused_key(here: Path, streams: Streams) -> None:
+    with served(faults="403") as url:
+        assert streams.finish(start(url)) == 2
+    assert "error: " in streams.text or "stopped: " in streams.text
+
+
+def test_a_bug_with_its_traceback(here: Path, streams: Streams) -> None:
+    with served() as url:
+        assert streams.finish(start(url, patch=_BUG)) == 70
+    assert "Traceback" in streams.text and "ZeroDivisionError" in streams.text
+    assert list(here.glob("runs/job/journal-*.jsonl"))
+
+
+def test_a_killed_process_and_what_the_others_on_the_machine_see_of_it(here: Path, streams: Streams) -> None:
+    with served(latency_s=3.0) as url:
+        process = start(url)
+        while not stats(url)["in_flight"]:
+            time.sleep(0.02)
+        arguments = Path(f"/proc/{process.pid}/cmdline")
+        if arguments.exists():
+            assert b"job.toml" in arguments.read_bytes() and KEY.encode() not in arguments.read_bytes()
+        process.kill()
+        streams.finish(process)
+        assert streams.finish(start(url, "--limit", "1")) == 0
+    assert "in flight" in streams.text
+
+
+@contextmanager
+def echoing() -> Iterator[str]:
+    """A relay that refuses every request with a message that repeats the key and the request."""
+
+    class Echo(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = self.rfile.read(int(self.headers["content-length"])).decode()
+            message = f"bad request with key {self.headers['x-goog-api-key']} to {self.path}: {asked!r}"
+            body = json.dumps({"error": {"code": 400, "message": message, "status": "INVALID_ARGUMENT"}}).encode()
+            self.send_response(400)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            """The test's own streams stay clean."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_relay_that_repeats_key_and_prompt_in_its_errors(here: Path, streams: Streams) -> None:
+    with echoing() as url:
+        assert streams.finish(start(url)) == 1
+    assert len(errors(here)) == 8
+    assert all("bad request" in error and PROMPT not in error for error in errors(here))

@@ -1,0 +1,100 @@
+"""Spending by day and month, shared by processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RunStateError
+from pipeline.spend import SpendBook
+
+NOON = 1_795_348_800.0  # 2026-11-22 12:00 UTC
+DAY = 86_400.0
+
+
+class Clock:
+    now = NOON
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "spend.sqlite"
+
+
+def usd(*amounts: str) -> tuple[Decimal, ...]:
+    return tuple(map(Decimal, amounts))
+
+
+def test_a_day_and_a_month_begin_at_midnight_utc(path: Path) -> None:
+    clock = Clock()
+    with SpendBook(path, "p", clock=clock) as book:
+        assert book.spent() == usd("0", "0")
+        book.add(Decimal("0.25"))
+        book.add(Decimal("0.000000001"))
+        assert book.spent() == usd("0.250000001", "0.250000001")
+        clock.now = NOON + DAY / 2 - 1
+        assert book.spent() == usd("0.250000001", "0.250000001")
+        clock.now += 1
+        assert book.spent() == usd("0", "0.250000001")
+        book.add(Decimal("1.5"))
+        assert book.spent() == usd("1.5", "1.750000001")
+        clock.now = NOON + 9 * DAY  # 1 December
+        assert book.spent() == usd("0", "0")
+
+
+def test_less_than_a_billionth_counts_as_one(path: Path) -> None:
+    with SpendBook(path, "p") as book:
+        book.add(Decimal("1e-12"))
+        assert book.spent()[0] == Decimal("1e-9")
+
+
+def test_what_another_process_spends_is_seen_at_once_and_other_projects_are_not(path: Path) -> None:
+    clock = Clock()
+    with SpendBook(path, "p", clock=clock) as one, SpendBook(path, "p", clock=clock) as other:
+        one.add(Decimal(1))
+        assert other.spent() == one.spent() == usd("1", "1")
+        other.add(Decimal(2))
+        assert one.spent() == other.spent() == usd("3", "3")
+        with SpendBook(path, "q", clock=clock) as stranger:
+            assert stranger.spent() == usd("0", "0")
+
+
+_SPENDER = """
+import sys
+from decimal import Decimal
+from pathlib import Path
+from pipeline.spend import SpendBook
+book = SpendBook(Path(sys.argv[1]), "p")
+for _ in range(50):
+    book.add(Decimal("0.01"))
+print("spent", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_sigkill_loses_nothing_that_was_added(path: Path) -> None:
+    arguments = [sys.executable, "-c", _SPENDER, str(path)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as spender:
+        assert spender.stdout is not None and spender.stdout.readline() == b"spent\n"
+        os.kill(spender.pid, signal.SIGKILL)
+    with SpendBook(path, "p") as book:
+        assert book.spent()[1] == Decimal("0.5")
+
+
+@pytest.mark.parametrize("content", [b"this is no database" * 100, None])
+def test_a_file_that_cannot_be_used_is_named(path: Path, content: bytes | None) -> None:
+    path.parent.mkdir()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(RunStateError) as caught:
+        SpendBook(path, "p")
+    assert str(path) in caught.value.message and "move" in caught.value.hint

@@ -1,0 +1,127 @@
+"""Parts that were removed or changed after they were sealed."""
+
+from pathlib import Path
+
+import anyio
+import pytest
+from stores import answer, manifest, opened, sealed
+
+from pipeline import report
+from pipeline.errors import RunStateError
+from pipeline.providers.gemini import parse_reply
+from pipeline.store import seals
+from pipeline.store.run import RunStore
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A run with two seals: rows 0 to 2, and row 3."""
+    path = tmp_path / "run"
+    with opened(path) as store:
+        for row in range(3):
+            answer(store, row)
+        anyio.run(store.seal)
+        answer(store, 3)
+    return path
+
+
+def refused(directory: Path) -> RunStateError:
+    """What start and report say alike; neither changes anything."""
+    before = sorted(directory.rglob("*"))
+    told = []
+    for read in (RunStore(directory, parse_reply).open, lambda _: report.summarize(directory)):
+        with pytest.raises(RunStateError) as caught:
+            read(manifest())
+        told.append((caught.value.message, caught.value.hint))
+    assert told[0] == told[1]
+    assert sorted(directory.rglob("*")) == before
+    return caught.value
+
+
+def test_every_part_has_a_line_with_its_rows_and_size(directory: Path) -> None:
+    noted = seals.check(directory)
+    assert {part: line.rows for part, line in noted.items()} == {
+        "calls/part-000001.parquet": 3,
+        "results/part-000001.parquet": 3,
+        "calls/part-000002.parquet": 1,
+        "results/part-000002.parquet": 1,
+    }
+    assert all((directory / line.part).stat().st_size == line.size for line in noted.values())
+    assert seals.verify(directory) == report.verify(directory) == 4
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_results_part_that_was_removed_is_told_with_its_rows_and_not_bought_again(
+    directory: Path, number: int
+) -> None:
+    (directory / f"results/part-00000{number}.parquet").unlink()
+    error = refused(directory)
+    assert f"part-00000{number}.parquet is missing: {3 if number == 1 else 1} rows are finished" in error.message
+    assert "backup" in error.hint and "parts.jsonl" in error.hint and "bought again" in error.hint
+
+
+def test_a_calls_part_that_was_removed_is_told(directory: Path) -> None:
+    (directory / "calls/part-000001.parquet").unlink()
+    error = refused(directory)
+    assert "calls/part-000001.parquet is missing: 3 paid calls" in error.message
+    assert "the report then lacks them" in error.hint
+
+
+def test_a_part_of_another_size_is_damaged(directory: Path) -> None:
+    path = directory / "results/part-000001.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "results/part-000001.parquet is damaged: 3 rows" in refused(directory).message
+
+
+def test_a_changed_byte_is_found_by_reading_every_byte(directory: Path) -> None:
+    path = directory / "calls/part-000002.parquet"
+    content = bytearray(path.read_bytes())
+    content[10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunStateError, match=r"calls/part-000002\.parquet is damaged"):
+        report.verify(directory)
+
+
+def test_a_part_that_was_given_up_is_gone_on_without(directory: Path) -> None:
+    (directory / "results/part-000001.parquet").unlink()
+    lines = (directory / seals.NAME).read_bytes().splitlines(keepends=True)
+    (directory / seals.NAME).write_bytes(b"".join(line for line in lines if b"results/part-000001" not in line))
+    with opened(directory) as store:
+        assert [store.outcomes.done(row) for row in range(4)] == [False, False, False, True]
+        answer(store, 0)
+    assert sorted(sealed(directory, "results")["row"]) == [0, 3]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 50])
+def test_lines_that_a_crash_or_power_loss_took_are_written_again(directory: Path, keep: int) -> None:
+    path = directory / seals.NAME
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"\n") + 1 + keep])
+    with opened(directory) as store:
+        assert sum(store.outcomes.done(row) for row in range(4)) == 4
+    assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_a_damaged_line_in_the_middle_is_told(directory: Path) -> None:
+    path = directory / seals.NAME
+    path.write_bytes(path.read_bytes().replace(b'"rows":3', b'"rosw":3', 1))
+    error = refused(directory)
+    assert error.message.startswith(f"{path} is damaged") and "move it away" in error.hint
+    path.unlink()
+    with opened(directory):
+        pass
+    assert seals.verify(directory) == 4
+
+
+def test_a_directory_without_parts_has_nothing_to_check(tmp_path: Path) -> None:
+    assert seals.check(tmp_path) == {}
+    seals.record(tmp_path, [])
+    assert not (tmp_path / seals.NAME).exists()
+
+
+def test_a_line_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    (tmp_path / seals.NAME).symlink_to("/dev/full")
+    with pytest.raises(RunStateError, match=r"parts\.jsonl: No space left on device"):
+        seals.record(tmp_path, [seals.Sealed("calls/part-000001.parquet", 1, 2, "d")])
