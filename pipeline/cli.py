@@ -1,6 +1,8 @@
 """The command line: flags → one function → exit code. Everything heavy is imported by the command that needs it."""
 
 import sys
+import tomllib
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from pathlib import Path
@@ -108,6 +110,10 @@ def run(
         str | None,
         typer.Option(metavar="KINDS", help="redo rows with these statuses or causes, e.g. truncated,blocked"),
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="with --retry: redo them with this [model] setting"),
+    ] = None,
     skip_failed: Annotated[bool, typer.Option("--skip-failed", help="do not retry rows that failed before")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask before spending")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="sleep until the day's quota resets, then go on")] = False,
@@ -128,8 +134,12 @@ def run(
     if show_config:
         _show_config(loaded)
         return
-    options = session.Options(offline, limit, _usd(max_cost), fresh, _kinds(retry), skip_failed, wait)
-    prepared = session.prepare(loaded, options)
+    changed = _changes(changes, retry)
+    options = session.Options(
+        offline, limit, _usd(max_cost), fresh, _kinds(retry), skip_failed, wait, _canonical(changed)
+    )
+    redo = _load(job, out, model, rpm, tpm, rpd, changed) if changed else None
+    prepared = session.prepare(loaded, options, redo)
 
     def confirm(plan: "Plan", continued: bool) -> None:
         console.show_start(plan, loaded.name, str(prepared.directory), continued, offline)
@@ -298,11 +308,44 @@ def _say_ready(url: str) -> None:
     sys.stderr.write(f"hint: `GOOGLE_GEMINI_BASE_URL={url} GEMINI_API_KEY=any pipeline run JOB --yes`; Ctrl-C stops\n")
 
 
-def _load(path: Path, out: str | None, model: str | None, rpm: int | None, tpm: int | None, rpd: int | None) -> "Job":
+def _load(
+    path: Path,
+    out: str | None,
+    model: str | None,
+    rpm: int | None,
+    tpm: int | None,
+    rpd: int | None,
+    changes: Mapping[str, object] | None = None,
+) -> "Job":
     from pipeline.job import load
 
     flags = {"output.path": out, "model.name": model, "limits.rpm": rpm, "limits.tpm": tpm, "limits.rpd": rpd}
-    return load(path, flags)
+    return load(path, flags | {f"model.{key}": value for key, value in (changes or {}).items()})
+
+
+def _changes(items: list[str] | None, retry: str | None) -> dict[str, object]:
+    """What `--set` says: a value as TOML writes it, or else a text. Raises `JobError`."""
+    if items and retry is None:
+        raise JobError("--set needs --retry", "`--retry truncated --set max_output_tokens=2000` redoes just those rows")
+    found: dict[str, object] = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        key = key.strip().removeprefix("model.")
+        if not equals or not key.replace("_", "").isalnum():
+            raise JobError(f"--set {item} is not KEY=VALUE", "for instance `--set max_output_tokens=2000`")
+        if key in ("name", "prices"):
+            raise JobError(f"--set cannot change [model] {key}", "another model is another run: `--fresh --model NAME`")
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = value.strip()
+    return found
+
+
+def _canonical(changes: Mapping[str, object]) -> str | None:
+    from json import dumps
+
+    return dumps(changes, sort_keys=True, ensure_ascii=False) if changes else None
 
 
 def _show_config(job: "Job") -> None:

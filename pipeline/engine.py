@@ -92,6 +92,7 @@ class Engine:
         monitor: Monitor,
         spending: Spending,
         cache: AnswerCache | None = None,
+        changes: str | None = None,
     ) -> None:
         self._job = job
         self._batches = batches
@@ -105,6 +106,7 @@ class Engine:
         call = cached(call, cache, job.own_rates, monitor.saved)
         self._call = replay(single_flight(call, monitor.saved), store, monitor.saved)
         self._cache = cache
+        self._changes = changes
         self._first_failures = _FirstFailures(watching=not monitor.done)
         self._gate = _Gate()
         self._scope = anyio.CancelScope()
@@ -202,6 +204,7 @@ class Engine:
             rate_limited=sum(reply.rate_limited for reply in replies),
             latency_s=round(sum(reply.latency_s for reply in replies), 3),
             finished_at=datetime.now(UTC),
+            changes=self._changes,
         )
 
 

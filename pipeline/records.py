@@ -194,3 +194,4 @@ class Result:
     rate_limited: int = 0
     latency_s: float = 0.0  # sum over the calls
     finished_at: datetime | None = field(default=None)
+    changes: str | None = None  # what `--set` changed of [model] for it, as JSON

@@ -60,6 +60,7 @@ class Options:
     retry: frozenset[str] = frozenset()
     skip_failed: bool = False
     wait: bool = False
+    changes: str | None = None  # [model] keys that `--set` changes for the rows of `retry`, as JSON
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ class Session:
     source: Source
     rows: int
     options: Options
+    redo: Job | None = None  # the job with `options.changes`; the run stays that of `job`
+
+    @property
+    def working(self) -> Job:
+        """The job that makes the calls of this session."""
+        return self.redo or self.job
 
     @property
     def directory(self) -> Path:
@@ -87,12 +94,12 @@ class Session:
         text = None if self.job.spec.output.include_text else self.job.spec.input.text
         return [name for name in self.source.schema if name != text]
 
-    def documents(self) -> Iterator[Iterator[Document]]:
-        """The job's rows, in batches of bounded size."""
+    def documents(self, wanted: Callable[[int], bool] = lambda row: True) -> Iterator[Iterator[Document]]:
+        """The job's rows that are `wanted`, in batches of bounded size."""
         limit = self.rows
         for frame in self.source.batches():
-            documents = self.source.documents(frame)
-            yield takewhile(lambda document: document.row < limit, documents)
+            documents = takewhile(lambda document: document.row < limit, self.source.documents(frame))
+            yield (document for document in documents if wanted(document.row))
             if frame.item(-1, 0) >= limit - 1:
                 return
 
@@ -132,8 +139,11 @@ class Ended:
         return 0 if self.summary.outcomes["ok"] == self.summary.done >= self.summary.rows else 1
 
 
-def prepare(job: Job, options: Options) -> Session:
-    """Open and check everything that can be wrong before anything is spent. Raises `PipelineError`."""
+def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
+    """Open and check everything that can be wrong before anything is spent. Raises `PipelineError`.
+
+    `redo` is the job as `--set` changes it for the rows that are redone.
+    """
     check_model(job, options.offline)
     spec = job.spec.input
     source = open_source(spec.path, id=spec.id, text=spec.text, where=spec.where)
@@ -146,7 +156,7 @@ def prepare(job: Job, options: Options) -> Session:
     output_conflict(source, job.spec.output.path)
     source.check()
     rows = source.count() if options.limit is None else min(source.count(), options.limit)
-    session = Session(job, source, rows, options)
+    session = Session(job, source, rows, options, redo)
     output_schema(session_schema(session), session.output)
     _check_rehearsal(session)
     return session
@@ -247,7 +257,14 @@ async def _planned(session: Session, done: Callable[[int], bool], find: Callable
         return call.reply if call else None
 
     limits = limits_of(session.job, session.options.offline)
-    return await plan.make(session.job, session.documents(), session.rows, done, bought, limits)
+    return await plan.make(session.working, session.documents(), session.rows, done, bought, limits)
+
+
+def _done(session: Session, store: RunStore) -> Callable[[int], bool]:
+    """Rows that this session leaves alone: with `--set`, all but those that are redone."""
+    if session.redo is None:
+        return store.outcomes.done
+    return lambda row: not store.outcomes.again(row)
 
 
 def open_book(job: Job, endpoint: str, offline: bool) -> AbstractContextManager[QuotaBook | None]:
@@ -310,10 +327,10 @@ async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watc
     continued = store.open(session.manifest())
     try:
         if options.retry:
-            store.reopen(options.retry)
+            store.reopen(options.retry, options.changes)
         if options.skip_failed:
             store.outcomes.settle()
-        planned = await _planned(session, store.outcomes.done, store.reply)
+        planned = await _planned(session, _done(session, store), store.reply)
         refuse_unpriced(job, options, planned)
         confirm(planned, continued)
         with (
@@ -412,7 +429,18 @@ def _engine(
         )
 
     cache = AnswerCache(shelf, service_of(session.job), provider.parse, heard) if shelf else None
-    return Engine(session.job, session.documents(), store, dispatcher, provider.generate, monitor, spending, cache)
+    done = _done(session, store)
+    return Engine(
+        session.working,
+        session.documents(lambda row: not done(row)),
+        store,
+        dispatcher,
+        provider.generate,
+        monitor,
+        spending,
+        cache,
+        session.options.changes,
+    )
 
 
 async def _attended(engine: Engine, store: RunStore, watch: Watch) -> None:

@@ -281,6 +281,40 @@ def test_failed_rows_give_exit_code_1_and_are_listed(
         assert redone.json["calls"] == 8
 
 
+def test_retry_with_set_redoes_just_those_rows_and_only_once(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(here, UNLIMITED)
+    job.write_text(job.read_text().replace("max_output_tokens = 50", "max_output_tokens = 6"))
+    long = "a word that goes on and on until the answer has no room for the rest of it"
+    (here / "words.csv").write_text(f"word\nshort\n{long}\nlonger {long}\n")
+    with served() as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        first = cli("run", job, "--yes", "--json").json
+        assert (first["ok"], first["truncated"], first["calls"]) == (1, 2, 3)
+        still = cli("run", job, "--yes", "--retry", "truncated", "--set", "max_output_tokens=8", "--json").json
+        assert (still["truncated"], still["calls"]) == (2, 5)
+        again = cli("run", job, "--yes", "--retry", "truncated", "--set", "max_output_tokens=8", "--json").json
+        assert again["calls"] == 5, "they were redone so already"
+        whole = cli("run", job, "--yes", "--retry", "truncated", "--set", "model.max_output_tokens=200", "--json")
+        assert (whole.json["ok"], whole.json["calls"], whole.code) == (3, 7, 0)
+        assert cli("run", job, "--yes", "--json").json["calls"] == 7, "the run is still that of the job file"
+
+
+def test_set_is_checked(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here, UNLIMITED)
+    assert "--set needs --retry" in cli("run", job, "--offline", "--set", "max_output_tokens=8").err
+    for bad, words in (
+        ("max_output_tokens", "not KEY=VALUE"),
+        ("name=other", "cannot change"),
+        ("max_output_token=8", "did you mean `max_output_tokens`"),
+        ("max_output_tokens=many", "[model] max_output_tokens"),
+    ):
+        ran = cli("run", job, "--offline", "--retry", "truncated", "--set", bad)
+        assert ran.code == 2 and words in ran.err, ran.err
+
+
 @pytest.mark.parametrize(
     ("edit", "words"),
     [

@@ -162,6 +162,7 @@ def result_line(result: Result) -> bytes:
         "rate_limited": result.rate_limited,
         "latency_s": result.latency_s,
         "finished_at": result.finished_at,
+        "changes": result.changes,
     }
     return orjson.dumps({"result": record}, option=orjson.OPT_APPEND_NEWLINE)
 

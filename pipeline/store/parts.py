@@ -75,6 +75,7 @@ _RESULTS: dict[str, PolarsDataType] = {
     "rate_limited": pl.Int32,
     "latency_s": pl.Float64,
     "finished_at": _TIME,
+    "changes": pl.String,  # what `--set` changed of [model] for this outcome, as JSON
 }
 RESULTS_SCHEMA = pl.Schema(_RESULTS)
 """One row per outcome of a document; a later part replaces the outcome of an earlier one."""
@@ -141,6 +142,7 @@ def results_frame(results: Iterable[Result]) -> pl.DataFrame:
         "rate_limited": [result.rate_limited for result in rows],
         "latency_s": [result.latency_s for result in rows],
         "finished_at": [result.finished_at for result in rows],
+        "changes": [result.changes for result in rows],
     }
     return pl.DataFrame(columns, schema=RESULTS_SCHEMA)
 

@@ -60,6 +60,10 @@ class Outcomes:
         """Whether the row has an outcome that stays."""
         return row < len(self._states) and 0 < self._states[row] < _PASSING_BIT
 
+    def again(self, row: int) -> bool:
+        """Whether the row has an outcome, and is tried again all the same."""
+        return row < len(self._states) and self._states[row] >= _PASSING_BIT
+
     def count(self, status: Status, *, lasting: bool = False) -> int:
         """Rows with this outcome; `lasting` leaves out those that will be tried again."""
         code = STATUSES.index(status) + 1
@@ -333,13 +337,20 @@ class RunStore:
         )
         return sum(sealed, Decimal(0)) + sum((call.reply.cost_usd or 0 for call in self._batch.calls), Decimal(0))
 
-    def reopen(self, kinds: frozenset[str]) -> None:
-        """Try the rows again whose newest outcome has one of these statuses or error kinds."""
-        for frame in parts.read_parts(self.directory / "results", ("row", "status", "error_kind")):
-            for row, status, kind in frame.iter_rows():
-                self.outcomes.set(
-                    row, status, status in kinds or kind in kinds or (status == "error" and kind in PASSING)
-                )
+    def reopen(self, kinds: frozenset[str], changes: str | None = None) -> None:
+        """Try the rows again whose newest outcome has one of these statuses or error kinds.
+
+        With `changes` only these rows, and not those whose outcome was made with the same changes already: so a redo
+        that was killed goes on where it was.
+        """
+        for frame in parts.read_parts(self.directory / "results", ("row", "status", "error_kind", "changes")):
+            for row, status, kind, made_with in frame.iter_rows():
+                again = status in kinds or kind in kinds
+                if changes is None:
+                    again = again or (status == "error" and kind in PASSING)
+                else:
+                    again = again and made_with != changes
+                self.outcomes.set(row, status, again)
 
     def _begin_journal(self) -> Batch:
         """Start the next journal with all that is unfinished, paid calls and requests; returns what is to be sealed."""
