@@ -128,7 +128,7 @@ def run(
     """Start this job's run, or continue it."""
     import anyio
 
-    from pipeline import console, session
+    from pipeline import console, running, session
 
     loaded = _load(job, out, model, rpm, tpm, rpd)
     if show_config:
@@ -148,7 +148,7 @@ def run(
                 raise JobError("nobody is here to say yes to the cost", "add `--yes`, and perhaps `--max-cost USD`")
             typer.confirm("Continue?", abort=True, err=True)
 
-    ended = anyio.run(session.run, prepared, confirm, console.watch, backend_options=_backend())
+    ended = anyio.run(running.run, prepared, confirm, console.watch, backend_options=_backend())
     if json:
         console.show_json(ended.summary.as_json())
     else:

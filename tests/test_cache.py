@@ -21,7 +21,7 @@ from stores import body, paid, prompt
 
 from jobs import PLAIN, make_job, write_job
 from pipeline import cache as caches
-from pipeline import report, session
+from pipeline import report, running, session
 from pipeline.cache import AnswerCache, RedisShelf, Shelf, SqliteShelf, key_of, pack, service_of, shelf_of, unpack
 from pipeline.calls import Saved, cached
 from pipeline.engine import Monitor
@@ -494,7 +494,7 @@ async def quiet(monitor: Monitor) -> None:
 def play(path: Path, fresh: bool = False, **sections: Any) -> report.Summary:
     job = make_job(path, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, **sections})
     prepared = session.prepare(job, session.Options(fresh=fresh))
-    ended = anyio.run(session.run, prepared, lambda plan, continued: None, quiet)
+    ended = anyio.run(running.run, prepared, lambda plan, continued: None, quiet)
     assert ended.exit_code == 0
     return ended.summary
 

@@ -8,7 +8,7 @@ import pytest
 from serving import served, stats
 
 from jobs import PLAIN, write_job
-from pipeline import session
+from pipeline import running, session
 from pipeline.dispatch import Dispatcher
 from pipeline.engine import Monitor
 from pipeline.errors import ServiceError
@@ -30,11 +30,11 @@ async def quiet(monitor: Monitor) -> None:
     await anyio.sleep_forever()
 
 
-def play(here: Path, url: str, **sections: dict) -> session.Ended:
+def play(here: Path, url: str, **sections: dict) -> running.Ended:
     """One session of the job against the service at `url`."""
     path = write_job(here, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, "endpoint": {"base_url": url}, **sections})
     prepared = session.prepare(load(path), session.Options())
-    return anyio.run(session.run, prepared, lambda plan, continued: None, quiet)
+    return anyio.run(running.run, prepared, lambda plan, continued: None, quiet)
 
 
 def output() -> pl.DataFrame:
@@ -94,7 +94,7 @@ def test_rows_that_failed_for_a_passing_reason_are_tried_again_by_the_next_run(
     def impatient(*arguments: object, **options: object) -> Dispatcher:
         return Dispatcher(*arguments, **options, max_attempts=2)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(session, "Dispatcher", impatient)
+    monkeypatch.setattr(running, "Dispatcher", impatient)
     with served(faults=f"{fault}:0.4") as url:
         first = play(here, url)
         bought = stats(url)["answered"]

@@ -40,6 +40,7 @@ RANKS: dict[str, int] = {
     "calls": 5,
     "engine": 6,
     "session": 7,
+    "running": 8,
     "console": 8,
     "cli": 9,
     "__main__": 10,

@@ -37,7 +37,9 @@ def test_heavy_tailed_documents_estimated_wrong(server: str, seed: int, full: bo
     prompts = documents(world, heavy(8000 if full else 2000, 8000, 350_000, seed), bias=bias)
     outcome = dispatch(world, prompts, limits)
     assert_kept(outcome, prompts, limits)
-    assert world.steady() >= (0.965 if full else 0.94)  # a short run ends up to 3 % off by where its largest fall
+    # With exact estimates it is .972 to .978: what is lost is lost in packing documents of a third of a minute, not to
+    # the margins of estimates. A short run ends up to 3 % off by where its largest fall.
+    assert world.steady() >= (0.965 if full else 0.94)
 
 
 @cases

@@ -8,7 +8,7 @@ import pytest
 from serving import served, stats
 
 from jobs import PLAIN, make_job, write_job
-from pipeline import report, session
+from pipeline import report, running, session
 from pipeline.engine import Monitor
 from pipeline.errors import BudgetReached, InputError, JobError, RunStateError
 from pipeline.job import load
@@ -29,10 +29,10 @@ async def quiet(monitor: Monitor) -> None:
     await anyio.sleep_forever()
 
 
-def play(path: Path, options: Options | None = None, **sections: dict) -> session.Ended:
+def play(path: Path, options: Options | None = None, **sections: dict) -> running.Ended:
     job = make_job(path, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, **sections})
     prepared = session.prepare(job, options or Options(offline=True))
-    return anyio.run(session.run, prepared, lambda plan, continued: None, quiet)
+    return anyio.run(running.run, prepared, lambda plan, continued: None, quiet)
 
 
 def test_confirm_sees_the_plan_and_can_stop_before_anything_is_sent(here: Path) -> None:
@@ -47,7 +47,7 @@ def test_confirm_sees_the_plan_and_can_stop_before_anything_is_sent(here: Path) 
 
     prepared = session.prepare(make_job(here, PLAIN), Options(offline=True))
     with pytest.raises(No):
-        anyio.run(session.run, prepared, confirm, quiet)
+        anyio.run(running.run, prepared, confirm, quiet)
     assert seen[0][0].prompts == 3 and seen[0][1] is False
     assert report.summarize(prepared.directory).calls == 0
     assert play(here).exit_code == 0, "the directory was given back"
@@ -84,7 +84,7 @@ def test_a_budget_needs_a_price(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     prepared = session.prepare(job, Options())
     with pytest.raises(JobError, match="price of mystery-model is unknown"):
-        anyio.run(session.run, prepared, lambda plan, continued: None, quiet)
+        anyio.run(running.run, prepared, lambda plan, continued: None, quiet)
 
 
 def test_the_days_budget_is_shared_by_all_runs_of_a_key(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import anyio
 import orjson
 import polars as pl
 
-from pipeline import session
+from pipeline import running, session
 from pipeline.engine import Monitor
 from pipeline.job import Job, load
 from pipeline.providers.gemini import parse_reply
@@ -84,7 +84,7 @@ async def quiet(monitor: Monitor) -> None:
 def main(rows: int) -> None:
     core = min(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
-    session.open_provider = instant
+    running.open_provider = instant
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ |= {"XDG_STATE_HOME": folder, "GEMINI_API_KEY": "AQ.bench"}
@@ -97,7 +97,7 @@ def main(rows: int) -> None:
         base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         began, cpu = time.monotonic(), time.process_time()
         prepared = session.prepare(load(Path("job.toml")), session.Options())
-        ended = anyio.run(session.run, prepared, lambda plan, going: None, quiet, backend_options={"use_uvloop": True})
+        ended = anyio.run(running.run, prepared, lambda plan, going: None, quiet, backend_options={"use_uvloop": True})
         seconds, spent = time.monotonic() - began, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         back = pl.scan_parquet("out.parquet").filter(pl.col("status") == "ok").select(pl.len()).collect().item()

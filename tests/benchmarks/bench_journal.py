@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 from bench_store import MANIFEST, answered, generate
 
-from pipeline import session
+from pipeline import running, session
 from pipeline.engine import Monitor
 from pipeline.job import Job, load
 from pipeline.providers.gemini import parse_reply
@@ -135,9 +135,9 @@ def go_on(rows: int) -> None:
     async def quiet(monitor: Monitor) -> None:
         await anyio.sleep_forever()
 
-    session.open_provider = watching
+    running.open_provider = watching
     prepared = session.prepare(load(Path("job.toml")), session.Options())
-    anyio.run(session.run, prepared, lambda plan, going: None, quiet, backend_options={"use_uvloop": True})
+    anyio.run(running.run, prepared, lambda plan, going: None, quiet, backend_options={"use_uvloop": True})
 
 
 if __name__ == "__main__":

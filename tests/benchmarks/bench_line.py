@@ -65,7 +65,7 @@ def ours(url: str, calls: int, in_flight: int) -> tuple[int, float]:
     import anyio
     import polars as pl
 
-    from pipeline import session
+    from pipeline import running, session
     from pipeline.engine import Monitor
     from pipeline.job import load
 
@@ -86,7 +86,7 @@ def ours(url: str, calls: int, in_flight: int) -> tuple[int, float]:
 
         prepared = session.prepare(load(Path("job.toml")), session.Options())
         confirm = lambda plan, continued: None  # noqa: E731
-        ended = anyio.run(session.run, prepared, confirm, quiet, backend_options={"use_uvloop": True})
+        ended = anyio.run(running.run, prepared, confirm, quiet, backend_options={"use_uvloop": True})
         return pl.read_parquet("out.parquet").filter(pl.col("status") == "ok").height, ended.summary.seconds
 
 
