@@ -169,7 +169,9 @@ def notice(event: str, numbers: dict[str, object]) -> str:
     if event == "limit":
         return f"limit: {numbers['per_minute']:,} {numbers['meter']} a minute ({numbers['origin']})"
     if event == "sharing":
-        return f"sharing this quota with {numbers['runs']} other run(s) on this machine"
+        if numbers["runs"] == 1:
+            return "no other run on this machine uses this quota any more"
+        return f"{numbers['runs']} runs on this machine share this quota, this one included"
     if event == "lost":
         requests, most = numbers["requests"], numbers["at_most_usd"]
         cost = "may have cost an unknown sum and " if most is None else ""

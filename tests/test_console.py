@@ -63,7 +63,8 @@ def test_every_event_has_words() -> None:
     assert notice("limit", {"meter": "requests", "per_minute": 1500, "origin": "measured"}) == (
         "limit: 1,500 requests a minute (measured)"
     )
-    assert "2 other run" in notice("sharing", {"runs": 2})
+    assert notice("sharing", {"runs": 2}) == "2 runs on this machine share this quota, this one included"
+    assert "no other run" in notice("sharing", {"runs": 1})
     at_most = {"requests": 8, "at_most_usd": Decimal("0.0142")}
     assert notice("lost", at_most) == (
         "the last session was killed with 8 request(s) in flight: they may have cost up to $0.0142 and are sent again"
