@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pipeline.store.run import load
 RUNS = Path("runs")
 
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
+_CALL_COLUMNS = ("step", "paid", "attempts", "rate_limited", "input_tokens_est", "cost_usd", "latency_s", *_SUMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,30 @@ def every(runs: Path = RUNS) -> Iterator[Path]:
     return iter(sorted(path.parent for path in runs.glob("*/manifest.json")))
 
 
+@dataclass
+class _Sums:
+    """Sums over calls, taken part by part: of each call only its latency is kept, in 4 bytes."""
+
+    paid: Counter[str] = field(default_factory=Counter)  # tokens by counter
+    steps: Counter[str] = field(default_factory=Counter)  # calls that were paid for
+    attempts: int = 0
+    rate_limited: int = 0
+    cost_usd: Decimal = Decimal(0)
+    unpriced: int = 0
+    latencies_s: list[pl.Series] = field(default_factory=list)
+
+    def add(self, calls: pl.DataFrame) -> None:
+        """Add the calls of one part."""
+        paid = calls.filter(pl.col("paid"))
+        self.paid.update(paid.select(pl.col(*_SUMS, "input_tokens_est").sum()).row(0, named=True))
+        self.steps.update(dict(paid.group_by("step").len().iter_rows()))
+        self.attempts += int(calls["attempts"].sum())
+        self.rate_limited += int(calls["rate_limited"].sum())
+        self.cost_usd += Decimal(paid["cost_usd"].sum())
+        self.unpriced += paid["cost_usd"].null_count()
+        self.latencies_s.append(paid["latency_s"].cast(pl.Float32))
+
+
 def summarize(directory: Path) -> Summary:
     """Read one run directory. Raises `RunStateError` when it is none, or damaged."""
     manifest = read_manifest(directory / "manifest.json")
@@ -107,28 +132,12 @@ def summarize(directory: Path) -> Summary:
         raise RunStateError(f"{directory} is not a run directory", "`pipeline runs` lists them")
     outcomes, unsealed = load(directory, lambda raw: Reply("", "ok"))
     counts = Counter({status: outcomes.count(status) for status in STATUSES})
-    sealed = [path for path in parts.part_paths(directory / "calls") if parts.part_number(path) <= unsealed.sealed]
-    calls = pl.concat(
-        [*(pl.scan_parquet(path) for path in sealed), parts.calls_frame(unsealed.calls, {}).lazy()]
-    ).select("step", "paid", "attempts", "rate_limited", "input_tokens_est", "cost_usd", "latency_s", *_SUMS)
-    paid = calls.filter(pl.col("paid"))
-    try:
-        sums, steps, tries = pl.collect_all(
-            [
-                paid.select(
-                    pl.col(*_SUMS, "input_tokens_est", "cost_usd").sum(),
-                    calls=pl.len(),
-                    unpriced=pl.col("cost_usd").null_count(),
-                    p50=pl.col("latency_s").quantile(0.5),
-                    p95=pl.col("latency_s").quantile(0.95),
-                ),
-                paid.group_by("step").len().sort("step"),
-                calls.select(pl.col("attempts", "rate_limited").sum()),
-            ]
-        )
-    except (pl.exceptions.PolarsError, OSError):
-        raise parts.damaged(directory / "calls") from None
-    total, tried = sums.row(0, named=True), tries.row(0, named=True)
+    sums = _Sums()
+    for path in parts.part_paths(directory / "calls"):
+        if parts.part_number(path) <= unsealed.sealed:
+            sums.add(parts.read_part(path, _CALL_COLUMNS))
+    sums.add(parts.calls_frame(unsealed.calls, {}).select(_CALL_COLUMNS))
+    latencies = pl.concat(sums.latencies_s)
     events = list(_events(directory / "run.log"))
     rows = next((event["rows"] for event in reversed(events) if event["event"] == "start"), counts.total())
     return Summary(
@@ -138,19 +147,25 @@ def summarize(directory: Path) -> Summary:
         rows=rows,
         outcomes=counts,
         waiting=outcomes.waiting(),
-        calls=total["calls"],
-        calls_by_step=dict(steps.iter_rows()),
-        attempts=tried["attempts"],
-        rate_limited=tried["rate_limited"],
-        usage=Usage(**{name: total[name] for name in _SUMS}),
-        input_tokens_est=total["input_tokens_est"],
-        cost_usd=total["cost_usd"] or Decimal(0),
-        unpriced=total["unpriced"],
+        calls=sums.steps.total(),
+        calls_by_step=dict(sorted(sums.steps.items())),
+        attempts=sums.attempts,
+        rate_limited=sums.rate_limited,
+        usage=Usage(
+            sums.paid["input_tokens"],
+            sums.paid["cached_tokens"],
+            sums.paid["output_tokens"],
+            sums.paid["thinking_tokens"],
+            sums.paid["tool_tokens"],
+        ),
+        input_tokens_est=sums.paid["input_tokens_est"],
+        cost_usd=sums.cost_usd,
+        unpriced=sums.unpriced,
         identical=int(_over_sessions(events, "identical")),
         cached=int(_over_sessions(events, "cached")),
         saved_usd=_over_sessions(events, "saved_usd"),
-        latency_p50_s=total["p50"],
-        latency_p95_s=total["p95"],
+        latency_p50_s=latencies.quantile(0.5),
+        latency_p95_s=latencies.quantile(0.95),
         seconds=float(_over_sessions(events, "seconds")),
     )
 
