@@ -35,8 +35,17 @@ def start(cwd: Path, url: str, *arguments: str) -> subprocess.Popen[bytes]:
     )
 
 
-def summarize_job(path: Path, documents: int) -> None:
-    """A map-reduce job over `documents` texts, all different; every third is long."""
+CHUNKED = """
+[chunk]
+max_tokens = 400
+overlap_tokens = 40
+[reduce]
+template = "Merge for {{ id }}: {{ parts }}"
+"""
+
+
+def summarize_job(path: Path, documents: int, sections: str = CHUNKED) -> None:
+    """A job over `documents` texts, all different, every third long: map-reduce, or without `sections` a call a row."""
     texts = []
     for number in range(documents):
         sentences = 60 if number % 3 == 0 else 6
@@ -51,12 +60,8 @@ path = "input.parquet"
 id = "id"
 text = "body"
 [prompt]
-template = "Summarize part {{{{ chunk }}}}: {{{{ text }}}}"
-[chunk]
-max_tokens = 400
-overlap_tokens = 40
-[reduce]
-template = "Merge for {{{{ id }}}}: {{{{ parts }}}}"
+template = "Summarize: {{{{ text }}}}"
+{sections}
 [model]
 name = "gemini-3.5-flash-lite"
 max_output_tokens = 200
@@ -91,9 +96,19 @@ def killed_and_finished(tmp_path: Path, url: str, kills: int, seed: int) -> tupl
     return json.loads(out), done
 
 
-@pytest.mark.parametrize(("kills", "documents"), [(6, 60), pytest.param(50, 500, marks=pytest.mark.long)])
-def test_sigkill_at_any_moment_loses_at_most_what_was_in_flight(tmp_path: Path, kills: int, documents: int) -> None:
-    summarize_job(tmp_path, documents)
+@pytest.mark.parametrize(
+    ("kills", "documents", "sections"),
+    [
+        pytest.param(6, 60, CHUNKED, id="map-reduce"),
+        pytest.param(6, 200, "", id="a call a row"),
+        pytest.param(50, 500, CHUNKED, id="map-reduce, long", marks=pytest.mark.long),
+        pytest.param(50, 1500, "", id="a call a row, long", marks=pytest.mark.long),
+    ],
+)
+def test_sigkill_at_any_moment_loses_at_most_what_was_in_flight(
+    tmp_path: Path, kills: int, documents: int, sections: str
+) -> None:
+    summarize_job(tmp_path, documents, sections)
     with served(latency_s=0.08, latency_jitter_s=0.1) as url:
         result, killed = killed_and_finished(tmp_path, url, kills, seed=kills)
         bought = stats(url, prompts=True)
