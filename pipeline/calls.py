@@ -197,9 +197,7 @@ def budget(
     async def within(prompt: Prompt) -> Reply:
         nonlocal settled
         worst = worst_case_usd(prompt, own)
-        while cap := next(
-            (cap for cap in spending.caps() if cap.spent_usd + spending.reserved_usd + worst > cap.usd), None
-        ):
+        while cap := spending.passed_by(worst):
             if not spending.reserved_usd:
                 reason = BudgetReached(
                     f"the next call could pass {cap.name} of ${cap.usd} "

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.errors import RunStateError
+from pipeline.quota.book import open_shared
 
 _NANO = Decimal("1e-9")
 _SCHEMA = """
@@ -35,11 +36,7 @@ class SpendBook:
         self._version = -1
         self._spent = (Decimal(0), Decimal(0))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self._where, timeout=5.0, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = OFF")
-            self._db.executescript(_SCHEMA)
+            self._db = open_shared(path, _SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise self._broken(error) from error
 

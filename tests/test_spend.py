@@ -32,6 +32,15 @@ def usd(*amounts: str) -> tuple[Decimal, ...]:
     return tuple(map(Decimal, amounts))
 
 
+def test_the_file_is_for_the_user_only(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "spend.sqlite"
+    with SpendBook(path, "project") as book:
+        book.add(Decimal("0.5"))
+        modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert set(modes.values()) == {0o600} and path.name in modes
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_day_and_a_month_begin_at_midnight_utc(path: Path) -> None:
     clock = Clock()
     with SpendBook(path, "p", clock=clock) as book:

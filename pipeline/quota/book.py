@@ -89,6 +89,20 @@ class MemoryBook:
         return None
 
 
+def open_shared(path: Path, schema: str) -> sqlite3.Connection:
+    """A small SQLite file that several processes write, for the user's eyes only; raises OSError or sqlite3.Error.
+
+    WAL without fsync: a power cut may lose the last seconds, a crash of the program loses nothing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.touch(0o600)
+    db = sqlite3.connect(path, timeout=5.0, isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = OFF")
+    db.executescript(schema)
+    return db
+
+
 class QuotaBook:
     """The sends, day counts and learned limits of one endpoint and model.
 
@@ -109,11 +123,7 @@ class QuotaBook:
         self._written_at = 0.0
         self._settled: list[tuple[int, int]] = []  # tokens and number
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self._where, timeout=5.0, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = OFF")
-            self._db.executescript(_SCHEMA)
+            self._db = open_shared(path, _SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise self._broken(error) from error
 
