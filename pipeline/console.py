@@ -13,7 +13,8 @@ from rich.text import Text
 
 from pipeline.engine import Monitor
 from pipeline.errors import PipelineError
-from pipeline.plan import Plan, Range
+from pipeline.plan import Plan
+from pipeline.plan.amounts import Range
 from pipeline.prices import MODELS, rates
 from pipeline.records import STATUSES
 from pipeline.report import Failure, Summary

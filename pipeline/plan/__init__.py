@@ -10,6 +10,7 @@ from random import Random
 
 from pipeline import flows
 from pipeline.job import Job
+from pipeline.plan.amounts import Range
 from pipeline.prices import CHECKED, MODELS, cost, model_info
 from pipeline.records import Document, Limits, Prompt, Reply, Step, Usage
 from pipeline.tokens import estimate
@@ -25,15 +26,6 @@ _TAIL_S = 10.0  # answers of the last requests
 _WORD = "word "
 _WORDS_PER_TOKEN = 10_000 / estimate(_WORD * 10_000)
 _UNBOUNDED_OUTPUT_TOKENS = 1000  # expected length of an answer that nothing bounds
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """An amount with its bounds."""
-
-    low: int | Decimal
-    expected: int | Decimal
-    high: int | Decimal
 
 
 @dataclass(frozen=True, slots=True)

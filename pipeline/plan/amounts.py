@@ -1,0 +1,74 @@
+"""What a plan counts: sums over prompts, by step and price tier, and ranges around them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import NamedTuple
+
+import polars as pl
+
+from pipeline.records import Step
+
+MIXED_FROM, DENSE_FROM = 1.1, 2.2
+"""UTF-8 bytes per character from which a text counts as mixed, and as dense (mostly Chinese, Japanese, Korean)."""
+
+KINDS = ("ascii", "mixed", "dense")
+"""Kinds of script, by index: estimates of one kind are off alike, so each has a ratio of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """An amount with its bounds."""
+
+    low: int | Decimal
+    expected: int | Decimal
+    high: int | Decimal
+
+
+class Cell(NamedTuple):
+    """Sums over the prompts of one step and price tier; scaled up from a sample they are not whole numbers."""
+
+    prompts: float = 0.0
+    input_tokens: float = 0.0  # with cached tokens
+    cached_tokens: float = 0.0
+    output_tokens: float = 0.0  # without thinking
+    thinking_tokens: float = 0.0
+
+    def plus(self, other: "Cell") -> "Cell":
+        """Both together."""
+        return Cell(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+    def times(self, factor: float) -> "Cell":
+        """So many times as much."""
+        return Cell(*(amount * factor for amount in self))
+
+
+class Tier(NamedTuple):
+    """Prompts that are priced alike: of one step, and with `long` those above `prices.LONG_PROMPT_TOKENS` tokens."""
+
+    step: Step
+    long: bool
+
+
+Work = Mapping[Tier, Cell]
+"""Calls to be made."""
+
+
+def total(work: Work) -> Cell:
+    """Sums over all steps and tiers."""
+    cells = tuple(work.values())
+    return Cell(*map(sum, zip(*cells, strict=True))) if cells else Cell()
+
+
+def kind_of(text: str) -> int:
+    """Kind of a text, as index into `KINDS`; the empty text is ascii."""
+    if text.isascii():
+        return 0
+    density = len(text.encode("utf-8", "surrogatepass")) / len(text)
+    return (density >= MIXED_FROM) + (density >= DENSE_FROM)
+
+
+def kind_column(size_bytes: pl.Expr, characters: pl.Expr) -> pl.Expr:
+    """Kinds as UInt8 from the lengths of texts in bytes and characters, equal to `kind_of` of each text."""
+    density = size_bytes / characters.clip(1)
+    return (density >= MIXED_FROM).cast(pl.UInt8) + (density >= DENSE_FROM).cast(pl.UInt8)
