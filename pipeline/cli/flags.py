@@ -1,0 +1,101 @@
+"""Flags that several commands take, and what their values mean."""
+
+import tomllib
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import JobError
+
+if TYPE_CHECKING:
+    from pipeline.job import Job
+
+JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="job file, e.g. jobs/summarize.toml")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
+Offline = Annotated[bool, typer.Option("--offline", help="answers from the embedded emulator: no key, no cost")]
+Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="write the results here")]
+Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="another model than the job's")]
+Rpm = Annotated[int | None, typer.Option("--rpm", help="requests per minute; 0: no limit")]
+Tpm = Annotated[int | None, typer.Option("--tpm", help="input tokens per minute; 0: no limit")]
+Rpd = Annotated[int | None, typer.Option("--rpd", help="requests per day")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="only the first N rows")]
+
+
+def load_job(
+    path: Path,
+    out: str | None,
+    model: str | None,
+    rpm: int | None,
+    tpm: int | None,
+    rpd: int | None,
+    changes: Mapping[str, object] | None = None,
+) -> "Job":
+    """The job file with the flags in place. Raises `JobError`."""
+    from pipeline.job import load
+
+    flags = {"output.path": out, "model.name": model, "limits.rpm": rpm, "limits.tpm": tpm, "limits.rpd": rpd}
+    return load(path, flags | {f"model.{key}": value for key, value in (changes or {}).items()})
+
+
+def parse_changes(items: list[str] | None, retry: str | None) -> dict[str, object]:
+    """What `--set` says: a value as TOML writes it, or else a text. Raises `JobError`."""
+    if items and retry is None:
+        raise JobError("--set needs --retry", "`--retry truncated --set max_output_tokens=2000` redoes just those rows")
+    found: dict[str, object] = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        key = key.strip().removeprefix("model.")
+        if not equals or not key.replace("_", "").isalnum():
+            raise JobError(f"--set {item} is not KEY=VALUE", "for instance `--set max_output_tokens=2000`")
+        if key in ("name", "prices"):
+            raise JobError(f"--set cannot change [model] {key}", "another model is another run: `--fresh --model NAME`")
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = value.strip()
+    return found
+
+
+def canonical(changes: Mapping[str, object]) -> str | None:
+    """The same changes always as the same JSON; None for none."""
+    from json import dumps
+
+    return dumps(changes, sort_keys=True, ensure_ascii=False) if changes else None
+
+
+def parse_usd(text: str | None) -> Decimal | None:
+    """An amount above 0. Raises `JobError`."""
+    if text is None:
+        return None
+    try:
+        amount = Decimal(text.removeprefix("$"))
+    except InvalidOperation:
+        raise JobError(f"--max-cost {text} is not an amount in USD") from None
+    if amount <= 0:
+        raise JobError("--max-cost must be above 0", "`pipeline estimate` says what the job costs")
+    return amount
+
+
+def parse_kinds(text: str | None) -> frozenset[str]:
+    """Statuses and causes of rows to be redone. Raises `JobError`."""
+    if text is None:
+        return frozenset()
+    from typing import get_args
+
+    from pipeline.records import STATUSES, ErrorKind
+
+    kinds = frozenset(kind.strip() for kind in text.split(",") if kind.strip())
+    known = {*STATUSES[1:], *get_args(ErrorKind)}
+    if unknown := sorted(kinds - known):
+        raise JobError(f"--retry: {unknown[0]} is no status or cause", f"they are {', '.join(sorted(known))}")
+    return kinds
+
+
+def backend() -> dict[str, bool]:
+    """Options of `anyio.run`: uvloop where it is installed."""
+    from importlib.util import find_spec
+
+    return {"use_uvloop": find_spec("uvloop") is not None}

@@ -1,0 +1,136 @@
+"""Commands that buy nothing: `report`, `runs`, `models`, `check`, `emulate`."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.flags import JobPath, Json, Model, Offline, Rpd, Rpm, Tpm, load_job
+from pipeline.errors import InputError, JobError
+
+
+class Algorithm(StrEnum):
+    """How a server may count a minute's quota."""
+
+    fixed = "fixed"
+    log = "log"
+    counter = "counter"
+    bucket = "bucket"
+
+
+def report(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="run directory; default: the newest")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="list the rows that are not ok")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="first compare every sealed part with its checksum")] = False,
+    json: Json = False,
+) -> None:
+    """What happened, also while it runs."""
+    from dataclasses import asdict
+
+    from pipeline import console
+    from pipeline import report as reports
+
+    directory = run if run is not None else reports.newest()
+    if verify:
+        console.err.print(f"{reports.verify(directory):,} sealed parts are whole")
+    if failed:
+        failures = reports.failures(directory)
+        if json:
+            console.show_json([asdict(failure) for failure in failures])
+        else:
+            console.show_failures(failures)
+        return
+    summary = reports.summarize(directory)
+    if json:
+        console.show_json(summary.as_json())
+    else:
+        console.show_summary(summary)
+
+
+def runs(json: Json = False) -> None:
+    """Every run and its state."""
+    from pipeline import console
+    from pipeline import report as reports
+
+    summaries = [reports.summarize(directory) for directory in reports.every()]
+    if json:
+        console.show_json([summary.as_json() for summary in summaries])
+    elif summaries:
+        console.show_runs(summaries)
+    else:
+        console.show_hint("no runs yet: `pipeline run jobs/summarize.toml --offline` makes one")
+
+
+def models(json: Json = False) -> None:
+    """Prices in USD per million tokens, context sizes, and the date of the data."""
+    from pipeline import console
+    from pipeline.prices import CHECKED
+
+    lines = console.models_json()
+    if json:
+        console.show_json({"prices_dated": CHECKED.isoformat(), "models": lines})
+    else:
+        console.show_models(lines)
+        console.out.print(f"\nUSD per million tokens, standard lane; prices of {CHECKED}", style="dim")
+
+
+def check(job: JobPath, offline: Offline = False, model: Model = None, json: Json = False) -> None:
+    """Key, endpoint, model, columns, templates: everything that can be wrong, before anything is spent."""
+    import anyio
+
+    from pipeline import console, session
+
+    loaded = load_job(job, None, model, None, None, None)
+    prepared = session.prepare(loaded, session.Options(offline=offline))
+    found = anyio.run(session.check_service, prepared)
+    facts = [("rows", f"{prepared.rows:,}", loaded.spec.input.path), *found]
+    if json:
+        console.show_json({name: value for name, value, _ in facts})
+    else:
+        console.show_columns(console.out, facts)
+        console.show_hint(f"`pipeline estimate {job}` says what it costs")
+
+
+def emulate(
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port; 0 picks a free one")] = 8089,
+    rpm: Rpm = None,
+    tpm: Tpm = None,
+    rpd: Rpd = None,
+    algorithm: Annotated[Algorithm, typer.Option(help="how it counts a minute")] = Algorithm.fixed,
+    latency: Annotated[float, typer.Option(metavar="SECONDS", help="of every answer")] = 0.0,
+    jitter: Annotated[float, typer.Option(metavar="SECONDS", help="up to this much more latency")] = 0.0,
+    faults: Annotated[str, typer.Option(metavar="SPEC", help="e.g. 503:0.05,reset:0.01,429*3")] = "",
+    seed: Annotated[int, typer.Option(help="of faults and latency")] = 0,
+) -> None:
+    """Serve the emulator: the Gemini protocol with quotas and faults, for rehearsals."""
+    from pipeline import emulator
+
+    try:
+        parsed = emulator.parse_faults(faults)
+    except ValueError as error:
+        raise JobError(f"--faults: {error}", "`pipeline emulate --help` shows the flags") from None
+    options = emulator.EmulatorOptions(
+        rpm=rpm,
+        tpm=tpm,
+        rpd=rpd,
+        algorithm=algorithm.value,
+        latency_s=latency,
+        latency_jitter_s=jitter,
+        faults=parsed,
+        seed=seed,
+    )
+    try:
+        emulator.serve(options, host, port, ready=_say_ready)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host} port {port}: {error.strerror}", "`--port 0` picks a free one"
+        ) from None
+
+
+def _say_ready(url: str) -> None:
+    sys.stdout.write(f"{url}\n")
+    sys.stdout.flush()
+    sys.stderr.write(f"hint: `GOOGLE_GEMINI_BASE_URL={url} GEMINI_API_KEY=any pipeline run JOB --yes`; Ctrl-C stops\n")

@@ -1,0 +1,93 @@
+"""What is said of a run while it goes on."""
+
+from decimal import Decimal
+
+import anyio
+from rich.text import Text
+
+from pipeline.console.screen import duration, err, money
+from pipeline.engine import Monitor
+
+REFRESH_S = 0.25
+QUIET_S = 15.0
+"""Between progress lines when stderr is no terminal."""
+_BAR = 10
+
+
+async def watch(monitor: Monitor) -> None:
+    """One line that changes, or, where stderr is no terminal, a line now and then; until cancelled."""
+    _tell(monitor)
+    try:
+        await _progress(monitor)
+    finally:
+        _tell(monitor)
+
+
+async def _progress(monitor: Monitor) -> None:
+    if err.is_terminal:
+        with err.status("") as status:
+            while True:
+                _tell(monitor)
+                status.update(Text(_stopping(monitor) or progress_line(monitor, bar=True)))
+                await anyio.sleep(REFRESH_S)
+    since = 0.0
+    while True:
+        await anyio.sleep(REFRESH_S)
+        _tell(monitor)
+        since += REFRESH_S
+        if since >= QUIET_S:
+            err.print(progress_line(monitor, bar=False))
+            since = 0.0
+
+
+def _tell(monitor: Monitor) -> None:
+    while monitor.notices:
+        if text := notice(*monitor.notices.pop(0)):
+            err.print(Text(text, "yellow"))
+
+
+def notice(event: str, numbers: dict[str, object]) -> str:
+    """What a person is told of an event of the dispatcher; nothing of one that is told in other ways."""
+    if event == "limit":
+        return f"limit: {numbers['per_minute']:,} {numbers['meter']} a minute ({numbers['origin']})"
+    if event == "sharing":
+        if numbers["runs"] == 1:
+            return "no other run on this machine uses this quota any more"
+        return f"{numbers['runs']} runs on this machine share this quota, this one included"
+    if event == "lost":
+        requests, most = numbers["requests"], numbers["at_most_usd"]
+        cost = "may have cost an unknown sum and " if most is None else ""
+        if isinstance(most, Decimal) and most:
+            cost = f"may have cost up to {money(most)} and "
+        return f"the last session was killed with {requests} request(s) in flight: they {cost}are sent again"
+    if event == "halt":
+        return ""  # the end of the run says it
+    return f"{event}: {numbers['message']}" if "message" in numbers else ""
+
+
+def progress_line(monitor: Monitor, *, bar: bool) -> str:
+    """Calls answered of those planned, the fuller meter, rows done, cost, failures, time left."""
+    answered = monitor.calls + monitor.saved.calls
+    share = min(1.0, answered / monitor.prompts) if monitor.prompts else 1.0
+    filled = "█" * int(share * _BAR)
+    parts = [f"{answered:,}/{max(answered, monitor.prompts):,} calls {share:4.0%}"]
+    if bar:
+        parts.append(f"▕{filled:<{_BAR}}▏")
+    parts.append(f"{monitor.done:,} rows")
+    if monitor.dispatcher and any(use := monitor.dispatcher.use):
+        meter = max(range(2), key=use.__getitem__)
+        parts.append(f"{('rpm', 'tpm')[meter]} {use[meter]:.0%}")
+    parts.append(money(monitor.cost_usd))
+    if failed := monitor.done - monitor.outcomes["ok"]:
+        parts.append(f"{failed:,} not ok")
+    if monitor.dispatcher and (refused := monitor.dispatcher.rate_limited):
+        parts.append(f"{refused:,} refused for quota")
+    if answered and (left := monitor.prompts - answered) > 0:
+        parts.append(f"eta {duration(left / answered * monitor.seconds)}")
+    return "  ".join(parts)
+
+
+def _stopping(monitor: Monitor) -> str:
+    if not monitor.stopping or monitor.dispatcher is None:
+        return ""
+    return f"stopping: waiting for {monitor.dispatcher.in_flight} replies (Ctrl-C again to abandon them)"

@@ -1,0 +1,127 @@
+"""What is said of runs and of models."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC
+
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.console.screen import count, duration, money, out, show_columns, show_grid
+from pipeline.prices import MODELS, rates
+from pipeline.records import STATUSES
+from pipeline.report import Failure, Summary
+
+
+def show_summary(summary: Summary, to: Console = out) -> None:
+    """What a run came to."""
+    manifest, outcomes = summary.manifest, summary.outcomes
+    to.print(
+        Text.assemble((manifest.job, "bold"), f"   {summary.status}   {manifest.model}")
+        + Text("   offline: answers are the emulator's" if manifest.offline else "", "yellow")
+        + Text("\n")
+    )
+    not_ok = "   ".join(f"{outcomes[status]:,} {status}" for status in STATUSES[1:] if outcomes[status])
+    pending = summary.rows - summary.done
+    steps = " + ".join(f"{step} {number:,}" for step, number in summary.calls_by_step.items())
+    usage, off = summary.usage, ""
+    if summary.input_tokens_est and usage.input_tokens and not usage.estimated:
+        ratio = summary.input_tokens_est / usage.input_tokens - 1
+        off = (
+            f"the estimate was {abs(ratio):.1%} {'high' if ratio > 0 else 'low'}" if round(ratio, 3) else "as estimated"
+        )
+    retries = summary.attempts - summary.calls
+    saved = summary.identical + summary.cached
+    savers = {"identical prompts": summary.identical, "earlier runs": summary.cached}
+    answered_by = " and ".join(f"{number:,} by {which}" for which, number in savers.items() if number)
+    cost = "unknown" if summary.unpriced else money(summary.cost_usd)
+    per_1000 = summary.cost_usd / summary.done * 1000 if summary.done and not summary.unpriced else None
+    rows = [
+        ("rows", f"{outcomes['ok']:,} ok", not_ok + (f"   {pending:,} not reached" if pending > 0 else "")),
+        ("calls", f"{summary.calls:,}", steps if len(summary.calls_by_step) > 1 else ""),
+        ("retries", f"{retries:,}", f"{summary.rate_limited:,} refused for quota")
+        if retries or summary.rate_limited
+        else None,
+        ("saved calls", f"{saved:,}", f"{answered_by}, worth {money(summary.saved_usd)}") if saved else None,
+        ("tokens in", count(usage.input_tokens + usage.tool_tokens), off),
+        ("tokens out", count(usage.output_tokens), f"{count(usage.thinking_tokens)} thinking, billed as output")
+        if usage.thinking_tokens
+        else ("tokens out", count(usage.output_tokens), ""),
+        ("cost", cost, f"{money(per_1000)} per 1,000 rows" if per_1000 else ""),
+        ("latency", f"{summary.latency_p50_s:.3g} s", f"median; {summary.latency_p95_s:.3g} s at p95")
+        if summary.latency_p50_s is not None and summary.latency_p95_s is not None
+        else None,
+        ("time", duration(summary.seconds), ""),
+        ("output", manifest.output, ""),
+        ("run", str(summary.directory), ""),
+    ]
+    show_columns(to, [row for row in rows if row])
+
+
+def show_failures(failures: Sequence[Failure], most: int = 50) -> None:
+    """The rows without a whole answer."""
+    lines = [
+        (str(failure.row), failure.key, failure.status, failure.error_kind or "", failure.error or "")
+        for failure in failures[:most]
+    ]
+    show_grid(("row", "id", "status", "cause", "what happened"), lines)
+    if len(failures) > most:
+        out.print(f"… and {len(failures) - most:,} more: `--json` lists all", style="dim")
+
+
+def show_runs(summaries: Iterable[Summary]) -> None:
+    """Every run with its state."""
+    lines = [
+        (
+            str(summary.directory),
+            summary.status,
+            f"{summary.done:,} / {summary.rows:,}",
+            f"{summary.outcomes['ok']:,}",
+            "unknown" if summary.unpriced else money(summary.cost_usd),
+            summary.manifest.created_at[:16].replace("T", " "),
+        )
+        for summary in summaries
+    ]
+    show_grid(("run", "status", "rows", "ok", "cost", "started (UTC)"), lines)
+
+
+def show_models(lines: Sequence[dict[str, object]]) -> None:
+    """Prices and sizes of the known models."""
+    cells = [
+        (
+            str(line["model"]),
+            *("?" if line[key] is None else f"{line[key]:g}" for key in ("input", "output", "cached")),
+            count(int(str(line["context_tokens"]))),
+            count(int(str(line["max_output_tokens"]))),
+        )
+        for line in lines
+    ]
+    show_grid(("model", "in", "out", "cached", "context", "longest answer"), cells)
+    out.print()
+    for line in lines:
+        if line["note"]:
+            out.print(f"  {line['model']}: {line['note']}", style="dim")
+
+
+def models_json() -> list[dict[str, object]]:
+    """The known models, prices in USD per million tokens today."""
+    from datetime import datetime
+
+    today = datetime.now(UTC).date()
+    lines: list[dict[str, object]] = []
+    for model in MODELS:
+        found = rates(model.name, today)
+        prices = (found.input, found.output, found.cached) if found else (None, None, None)
+        names = ("input", "output", "cached")
+        lines.append(
+            {
+                "model": model.name,
+                **{
+                    name: None if price is None else float(price * 1_000_000)
+                    for name, price in zip(names, prices, strict=True)
+                },
+                "context_tokens": model.context_tokens,
+                "max_output_tokens": model.max_output_tokens,
+                "note": model.note,
+            }
+        )
+    return lines

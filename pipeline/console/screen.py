@@ -1,0 +1,76 @@
+"""Words, numbers and columns on the screen. Data goes to stdout, everything else to stderr."""
+
+import sys
+from collections.abc import Sequence
+from decimal import Decimal
+
+import orjson
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.errors import PipelineError
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def money(amount: Decimal | float) -> str:
+    """USD with as many places as a small amount needs."""
+    value = float(amount)
+    if value == 0:
+        return "$0.00"
+    return f"${value:,.2f}" if value >= 0.995 else f"${value:.4f}" if value >= 0.0001 else f"${value:.6f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 12 s, 34 min, 5 h 12 min, 2 d 3 h."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def count(number: float) -> str:
+    """A number of things: 17,902, or 48.1 M above ten million."""
+    return f"{number / 1e6:,.1f} M" if number >= 10_000_000 else f"{round(number):,}"
+
+
+def show_error(error: PipelineError, word: str = "error") -> None:
+    """`error: what`, where, then a blank line and the next command."""
+    err.print(Text.assemble((f"{word}: ", "bold red" if word == "error" else "bold yellow"), error.message))
+    if error.hint:
+        show_hint(error.hint)
+
+
+def show_hint(text: str) -> None:
+    """The next command."""
+    err.print(Text.assemble("\n", ("hint: ", "bold cyan"), text))
+
+
+def show_json(value: object) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def show_columns(to: Console, rows: Sequence[tuple[str, str, str]]) -> None:
+    """Name, value and remark in columns; the remark starts where the longest value with one ends."""
+    names = max(len(row[0]) for row in rows)
+    values = max(len(row[1]) for row in rows if row[2])
+    for name, value, remark in rows:
+        to.print(Text.assemble((f"  {name:<{names}}  ", "dim"), f"{value:<{values}}   {remark}".rstrip()))
+
+
+def show_grid(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """A table whose columns are as wide as their cells; nothing is wrapped or cut."""
+    widths = [max(cell_len(row[column]) for row in (headers, *lines)) for column in range(len(headers))]
+    for number, row in enumerate((headers, *lines)):
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        out.print("  ".join(padded).rstrip(), style="" if number else "dim", markup=False)
