@@ -1,12 +1,13 @@
 """What a call costs: prices of genai-prices, and a small dated table for what it lacks.
 
-Every price is looked up for the model that answered, at the time of the call. An unknown price is None, never 0.
+Every price is looked up for the model that answers, at the time of the call. An unknown price is None, never 0.
 """
 
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
+from dataclasses import astuple, dataclass
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 from pipeline.records import Usage
@@ -18,6 +19,15 @@ CHECKED = date(2026, 11, 22)
 
 LONG_PROMPT_TOKENS = 200_000
 """A prompt above this many tokens pays the long rate, where the model has one, for the whole call."""
+
+MIN_CACHED_PROMPT_TOKENS = 4096
+"""Shorter prompts are never served from the implicit cache: Gemini 3 and 4 as documented on 2026-09-07."""
+
+HORIZON = timedelta(days=400)
+"""No price is announced farther ahead: what is planned for later is taken at the price of then."""
+
+NOTED_AHEAD = timedelta(days=92)
+"""How far ahead a change of price is told to whoever chooses a model."""
 
 _LANE_FACTOR: dict[Lane, Decimal] = {
     "standard": Decimal(1),
@@ -36,33 +46,45 @@ class Rates:
     cached: Decimal
     output: Decimal
 
+    def usd(self, input_tokens: Decimal | int, cached_tokens: Decimal | int, output_tokens: Decimal | int) -> Decimal:
+        """USD for so many tokens: `input_tokens` with the cached ones, `output_tokens` with thinking."""
+        return self.input * (input_tokens - cached_tokens) + self.cached * cached_tokens + self.output * output_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A text model: context and longest answer in tokens; `note` is what a user should know before choosing it."""
+    """A text model: its sizes in tokens, and what becomes of its name.
+
+    From `off` on (UTC), requests are silently routed to `successor` and billed at its rates.
+    """
 
     name: str
     context_tokens: int = 1_048_576
     max_output_tokens: int = 65_536
-    note: str = ""
+    shared_context: bool = False  # prompt and answer must fit into the context together
+    min_cached_tokens: int = MIN_CACHED_PROMPT_TOKENS
+    off: date | None = None
+    successor: str | None = None
+    alias_of: str | None = None
+    new_projects: bool = True  # offered to projects that have not used it yet
 
 
 MODELS: tuple[Model, ...] = (
-    Model("gemini-4-argon", max_output_tokens=32_768, note="price doubles on 2026-12-01"),
-    Model("gemini-3.8-flash", note="price doubles on 2027-01-01"),
-    Model("gemini-3.7-flash", note="deprecated, answered by gemini-3.8-flash"),
-    Model("gemini-3.6-flash", note="price doubles on 2027-01-01"),
-    Model("gemini-3.5-flash", note="deprecated, answered by gemini-3.6-flash"),
+    Model("gemini-4-argon", max_output_tokens=32_768, shared_context=True),
+    Model("gemini-3.8-flash"),
+    Model("gemini-3.7-flash", off=date(2026, 10, 8), successor="gemini-3.8-flash"),
+    Model("gemini-3.6-flash"),
+    Model("gemini-3.5-flash", off=date(2026, 10, 8), successor="gemini-3.6-flash"),
     Model("gemini-3.5-flash-lite"),
-    Model("gemini-3.1-flash-lite", note="off on 2027-05-07"),
+    Model("gemini-3.1-flash-lite", off=date(2027, 5, 7)),
     Model("gemini-3.1-pro-preview"),
     Model("gemini-3-flash-preview"),
-    Model("gemini-2.5-pro", note="off on 2026-12-01, then answered by gemini-3.8-flash"),
-    Model("gemini-2.5-flash", note="off on 2026-12-01, then answered by gemini-3.5-flash-lite"),
-    Model("gemini-2.5-flash-lite", note="not offered to new projects"),
-    Model("gemini-flash-latest", note="alias of gemini-3.8-flash"),
-    Model("gemini-flash-lite-latest", note="alias of gemini-3.5-flash-lite"),
-    Model("gemini-pro-latest", note="alias of gemini-3.1-pro-preview"),
+    Model("gemini-2.5-pro", min_cached_tokens=2048, off=date(2026, 12, 1), successor="gemini-3.8-flash"),
+    Model("gemini-2.5-flash", min_cached_tokens=2048, off=date(2026, 12, 1), successor="gemini-3.5-flash-lite"),
+    Model("gemini-2.5-flash-lite", min_cached_tokens=2048, new_projects=False),
+    Model("gemini-flash-latest", alias_of="gemini-3.8-flash"),
+    Model("gemini-flash-lite-latest", alias_of="gemini-3.5-flash-lite"),
+    Model("gemini-pro-latest", alias_of="gemini-3.1-pro-preview"),
 )
 """Gemini's text models as documented on 2026-11-22. Other models are used by naming their prices in the job."""
 
@@ -76,21 +98,34 @@ def model_info(name: str) -> Model | None:
     return _BY_NAME.get(name.removeprefix("models/"))
 
 
-@lru_cache(maxsize=1024)
+def answering(name: str, day: date) -> str:
+    """The model that answers requests for `name` on `day` (UTC), and that is billed for."""
+    model = model_info(name)
+    if model is None:
+        return name
+    routed = model.alias_of or (model.successor if model.off and model.off <= day else None)
+    return answering(routed, day) if routed else model.name
+
+
+@lru_cache(maxsize=4096)
 def rates(model: str, day: date, lane: Lane = "standard", long: bool = False) -> Rates | None:
-    """Rates of `model` on `day` (UTC), or None when no price is known. The emulator's answers cost nothing."""
+    """Rates for requests to `model` on `day` (UTC), or None when no price is known: those of the model that answers.
+
+    A model that is off without a known successor keeps its last price. The emulator's answers cost nothing.
+    """
     if model == EMULATOR:
         return _FREE
     from genai_prices import Usage as Priced  # takes 0.2 s to import
     from genai_prices import calc_price
 
     prompt = LONG_PROMPT_TOKENS + 1 if long else 1000
+    billed = answering(model, day)
     at = datetime.combine(day, time(12), UTC)
     context = {"processing": "batch"} if lane == "batch" else None
 
     def priced(usage: Priced, context: dict[str, str] | None) -> tuple[Decimal, Decimal]:
         found = calc_price(
-            usage, model_ref=model, provider_id="google", genai_request_timestamp=at, price_context=context
+            usage, model_ref=billed, provider_id="google", genai_request_timestamp=at, price_context=context
         )
         return found.input_price, found.output_price
 
@@ -112,13 +147,76 @@ def fixed_rates(input_usd: float, output_usd: float, cached_usd: float | None = 
     return Rates(plain, cached, Decimal(str(output_usd)) / _MEGA)
 
 
+def effective_rates(model: str, day: date, lane: Lane, long: bool, own: Rates | None) -> Rates | None:
+    """The job's `own` rates, on whatever lane and day, or else those of the tables."""
+    return own if own and model != EMULATOR else rates(model, day, lane, long)
+
+
 def cost(usage: Usage, model: str, at: datetime, lane: Lane = "standard", own: Rates | None = None) -> Decimal | None:
     """USD for one call's `usage` on `model` at `at` (UTC); `own` rates replace the tables. None: price unknown."""
-    found = own if own and model != EMULATOR else rates(model, at.date(), lane, usage.input_tokens > LONG_PROMPT_TOKENS)
+    found = effective_rates(model, at.date(), lane, usage.input_tokens > LONG_PROMPT_TOKENS, own)
     if found is None:
         return None
-    return (
-        found.input * (usage.input_tokens - usage.cached_tokens + usage.tool_tokens)
-        + found.cached * usage.cached_tokens
-        + found.output * (usage.output_tokens + usage.thinking_tokens)
+    return found.usd(
+        usage.input_tokens + usage.tool_tokens, usage.cached_tokens, usage.output_tokens + usage.thinking_tokens
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PriceChange:
+    """From `day` (UTC) on, requests for `model` have another price, or another model answers them."""
+
+    day: date
+    model: str
+    before: Rates | None
+    after: Rates | None
+    successor: str | None  # who answers from then on, when it is another model than before
+
+    @property
+    def verb(self) -> str:
+        """What the price does, for a person: doubles, halves, rises, falls, stays, changes."""
+        if self.before is None or self.after is None:
+            return "changes"
+        if self.before == self.after:
+            return "stays"
+        pairs = tuple(zip(astuple(self.before), astuple(self.after), strict=True))
+        if all(after == 2 * before for before, after in pairs):
+            return "doubles"
+        if all(2 * after == before for before, after in pairs):
+            return "halves"
+        if all(after >= before for before, after in pairs):
+            return "rises"
+        return "falls" if all(after <= before for before, after in pairs) else "changes"
+
+
+@lru_cache(maxsize=256)
+def price_changes(model: str, first: date, last: date, lane: Lane = "standard") -> tuple[PriceChange, ...]:
+    """What changes after `first` and up to `last` (UTC) for requests to `model`, found by comparing each two days.
+
+    Days beyond `HORIZON` after `first` are not looked at.
+    """
+    days = (first + timedelta(number) for number in range(min(last - first, HORIZON).days + 1))
+    known = [(day, answering(model, day), rates(model, day, lane)) for day in days]
+    return tuple(
+        PriceChange(day, model, before, after, None if name == previous else name)
+        for (_, previous, before), (day, name, after) in pairwise(known)
+        if (previous, before) != (name, after)
+    )
+
+
+def note(model: Model, day: date) -> str:
+    """What a user should know on `day` before choosing `model`: who answers, and what changes within `NOTED_AHEAD`."""
+    if model.alias_of:
+        return f"alias of {model.alias_of}"
+    if model.off and model.off <= day:
+        return f"deprecated, answered by {model.successor}" if model.successor else f"off since {model.off}"
+    parts = [] if model.new_projects else ["not offered to new projects"]
+    if model.off:
+        parts.append(f"off on {model.off}" + (f", then answered by {model.successor}" if model.successor else ""))
+    until = min(model.off or date.max, day + NOTED_AHEAD)
+    parts += [
+        f"price {change.verb} on {change.day}"
+        for change in price_changes(model.name, day, until)
+        if not change.successor
+    ]
+    return "; ".join(parts)

@@ -1,9 +1,9 @@
 """One run, from the plan to the output table: opens what it needs, runs the engine, writes the output."""
 
 import gc
-import hashlib
 import os
 import signal
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,17 +14,22 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from pipeline import plan, report
+from pipeline import report
 from pipeline.cache import AnswerCache, Shelf, service_of, shelf_of
 from pipeline.calls import Send, Spending, lost_usd
 from pipeline.dispatch import Dispatcher
 from pipeline.engine import Engine, Monitor
 from pipeline.errors import JobError, PipelineError, RunStateError
 from pipeline.job import Job, api_key
+from pipeline.plan import Plan
+from pipeline.plan.forecast import Bought
 from pipeline.providers.gemini import Gemini
 from pipeline.quota.book import QuotaBook
-from pipeline.records import STATUSES
-from pipeline.session import Options, Session, limits_of, open_provider, planned_for, session_schema
+from pipeline.records import STATUSES, Reply
+from pipeline.report.accuracy import PLAN_EVENT, Amounts, logged
+from pipeline.session import Options, Session, limits_of, open_provider, session_schema
+from pipeline.session.estimates import planned
+from pipeline.session.state import quota_place, spend_place
 from pipeline.spend import SpendBook
 from pipeline.store.export import export
 from pipeline.store.run import RunStore
@@ -33,7 +38,7 @@ HEARTBEAT_S = 10.0
 """Between lines of numbers in run.log: what is not known of a killed run's duration, at most."""
 
 Watch = Callable[[Monitor], Coroutine[None, None, None]]
-Confirm = Callable[[plan.Plan, bool], None]
+Confirm = Callable[[Plan, bool], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,34 +60,32 @@ class Ended:
 
 
 def _done(session: Session, store: RunStore) -> Callable[[int], bool]:
-    """Rows that this session leaves alone: with `--set`, all but those that are redone."""
-    if session.redo is None:
-        return store.outcomes.done
-    return lambda row: not store.outcomes.again(row)
+    """Rows that this session leaves alone: with `--set`, all but those that are redone; all but a pilot's rows."""
+    if session.redo is not None:
+        return lambda row: not store.outcomes.again(row)
+    if (pilot := session.options.pilot) is not None:
+        return lambda row: row not in pilot or store.outcomes.done(row)
+    return store.outcomes.done
+
+
+def _bought(store: RunStore) -> Bought:
+    async def bought(fingerprint: str) -> Reply | None:
+        found = store.reply(fingerprint) or await store.sealed_reply(fingerprint)
+        return found.reply if found else None
+
+    return bought
 
 
 def open_book(job: Job, endpoint: str, offline: bool) -> AbstractContextManager[QuotaBook | None]:
-    """Sends and day counts that all runs of one key and model share, in the user's state directory.
-
-    The key itself is not in it: only a hash tells two projects apart. An offline run keeps no book.
-    """
+    """Sends and day counts that all runs of one key and model share. An offline run keeps no book."""
     if offline:
         return nullcontext()
-    return QuotaBook(_state_file("quota.sqlite"), f"{endpoint}/{_project(job)}/{job.params.model}")
+    return QuotaBook(*quota_place(job, endpoint))
 
 
 def open_spend(job: Job, endpoint: str, offline: bool) -> AbstractContextManager[SpendBook | None]:
-    """What all runs of one key spend, by day, in the user's state directory. An offline run spends nothing."""
-    return nullcontext() if offline else SpendBook(_state_file("spend.sqlite"), f"{endpoint}/{_project(job)}")
-
-
-def _state_file(name: str) -> Path:
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return state / "prompt-pipeline" / name
-
-
-def _project(job: Job) -> str:
-    return hashlib.blake2b(api_key(job).encode(), digest_size=8).hexdigest()
+    """What all runs of one key spend, by day. An offline run spends nothing."""
+    return nullcontext() if offline else SpendBook(*spend_place(job, endpoint))
 
 
 async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
@@ -125,27 +128,30 @@ async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watc
             store.reopen(options.retry, options.changes)
         if options.skip_failed:
             store.outcomes.settle()
-        planned = await planned_for(session, _done(session, store), store.reply)
-        refuse_unpriced(job, options, planned)
-        confirm(planned, continued)
+        plan = await planned(session, _done(session, store), _bought(store))
+        refuse_unpriced(job, options, plan)
+        confirm(plan, continued)
         with (
             open_book(job, provider.endpoint, options.offline) as book,
             open_spend(job, provider.endpoint, options.offline) as spent,
         ):
             spending = _spending(job, options, store, spent)
-            engine = _engine(session, store, provider, spending, book, shelf, planned.prompts)
+            engine = _engine(session, store, provider, spending, book, shelf, plan.load.prompts)
+            store.log(PLAN_EVENT, **_expectation(session, plan))
             await _attended(engine, store, watch)
         await store.seal()
-        await anyio.to_thread.run_sync(
-            export,
-            session.source.batches(columns=session.output_columns, size=1024),
-            session_schema(session),
-            session.directory / "results",
-            session.output,
-            session.rows,
-            job.spec.output.csv_safe,
-        )
-        status = "stopped" if engine.stopped else "interrupted" if engine.interrupted else "finished"
+        if options.pilot is None:
+            await anyio.to_thread.run_sync(
+                export,
+                session.source.batches(columns=session.output_columns, size=1024),
+                session_schema(session),
+                session.directory / "results",
+                session.output,
+                session.rows,
+                job.spec.output.csv_safe,
+            )
+        whole = "finished" if options.pilot is None else "pilot"
+        status = "stopped" if engine.stopped else "interrupted" if engine.interrupted else whole
         store.log("end", status=status, reason=str(engine.stopped or ""), **_numbers(engine.monitor))
     finally:
         store.close()
@@ -162,11 +168,11 @@ def set_aside(directory: Path) -> None:
     directory.rename(directory.with_name(f"{directory.name}.{stamp}"))
 
 
-def refuse_unpriced(job: Job, options: Options, planned: plan.Plan) -> None:
+def refuse_unpriced(job: Job, options: Options, plan: Plan) -> None:
     """Raise `JobError` for a cap on spending that could not be kept because nobody knows what a call costs."""
     caps = job.spec.budget
     capped = any((caps.max_usd, caps.max_usd_per_day, caps.max_usd_per_month, options.max_cost_usd))
-    if capped and planned.cost_usd is None and planned.prompts and not job.spec.budget.allow_unpriced:
+    if capped and plan.cost_usd is None and plan.load.prompts and not job.spec.budget.allow_unpriced:
         raise JobError(
             f"there is a budget, but the price of {job.params.model} is unknown: it could not be kept",
             "set [model] prices = { input = …, output = … }, or [budget] allow_unpriced = true",
@@ -262,6 +268,27 @@ async def _heartbeat(engine: Engine, store: RunStore) -> None:
     while True:
         await anyio.sleep(HEARTBEAT_S)
         store.log("progress", **_numbers(engine.monitor))
+
+
+def _expectation(session: Session, plan: Plan) -> dict[str, object]:
+    """The plan as the report compares it with what came of it."""
+    steps: dict[str, Amounts] = {
+        step: Amounts(
+            round(each.prompts),
+            round(each.input_tokens),
+            round(each.answer_tokens),
+            Decimal(0) if session.options.offline else each.cost_usd,
+        )
+        for step, each in plan.steps.items()
+    }
+    return {
+        "at_s": time.time(),
+        "rows": session.rows,
+        "pilot": session.options.pilot is not None,
+        "steps": logged(steps),
+        "seconds": round(plan.timeline.seconds, 1),
+        "based_on": plan.based_on,
+    }
 
 
 def _numbers(monitor: Monitor) -> dict[str, object]:

@@ -1,8 +1,18 @@
 """Every test starts without keys, proxies or state of the machine it runs on."""
 
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import Ran
+from hypothesis import settings
+
+from pipeline.cli import main
+
+settings.register_profile("suite", deadline=None)  # the machine may be busy with other tests
+settings.load_profile("suite")
 
 _FOREIGN = (
     "GEMINI_API_KEY",
@@ -30,3 +40,26 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
 def root() -> Path:
     """The checkout."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture
+def here(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory with jobs/ and sample_data/, to work in."""
+    for name in ("jobs", "sample_data"):
+        shutil.copytree(root / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """`cli("run", path, "--yes")` → exit code and streams."""
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return Ran(int(end.value.code or 0), captured.out, captured.err)
+
+    return run

@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from random import Random
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
+from corpus import make_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import stats
@@ -561,7 +563,7 @@ def test_simple_schemas_are_satisfied(schema: dict[str, Any]) -> None:
 
 
 @settings(deadline=None)
-@given(st.text(), st.integers(0, 40), st.sampled_from(["coarse", "fine"]))
+@given(st.text(), st.integers(0, 40), st.sampled_from(["coarse", "fine", "subword"]))
 def test_a_cut_text_has_as_many_tokens_as_it_may(text: str, tokens: int, tokenizer: Any) -> None:
     prefix = cut(text, tokens, tokenizer)
     assert text.startswith(prefix)
@@ -603,6 +605,47 @@ def test_two_tokenizers_count_differently() -> None:
         for tokenizer in ("coarse", "fine")
     ]
     assert counts[0] < counts[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("the weather report", 3),
+        ("internationalization", 4),
+        ("snakeCase HTTPS", 4),
+        ("2024", 4),
+        ("f(x)\n\n    return", 7),
+        ("für", 2),
+        ("погода вечером", 4),
+        ("こんにちは", 2),
+        ("👍👍", 2),
+        ("，。", 2),
+        ("", 0),
+    ],
+)
+def test_subwords(text: str, tokens: int) -> None:
+    assert count(text, "subword") == tokens
+
+
+@pytest.mark.parametrize(
+    ("sort", "characters_per_token"),
+    [
+        ("english", (4.0, 4.8)),
+        ("german", (3.5, 4.4)),
+        ("russian", (3.2, 4.2)),
+        ("arabic", (3.0, 4.0)),
+        ("chinese", (1.4, 1.9)),
+        ("japanese", (1.5, 2.2)),
+        ("korean", (1.4, 2.0)),
+        ("csv", (1.4, 2.2)),
+    ],
+)
+def test_subwords_are_as_long_as_those_of_real_vocabularies(
+    sort: str, characters_per_token: tuple[float, float]
+) -> None:
+    text = make_text(sort, 20_000, Random(1))
+    low, high = characters_per_token
+    assert low < len(text) / count(text, "subword") < high
 
 
 def test_media_is_counted_by_modality() -> None:

@@ -23,6 +23,7 @@ RANKS: dict[str, int] = {
     "records": 0,
     "tokens": 1,
     "prices": 1,
+    "media": 1,
     "templates": 1,
     "chunking": 2,
     "job": 2,

@@ -7,7 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.prices import EMULATOR, LONG_PROMPT_TOKENS, MODELS, Lane, Rates, cost, fixed_rates, model_info, rates
+from pipeline.prices import (
+    EMULATOR,
+    HORIZON,
+    LONG_PROMPT_TOKENS,
+    MODELS,
+    Lane,
+    Model,
+    PriceChange,
+    Rates,
+    answering,
+    cost,
+    effective_rates,
+    fixed_rates,
+    model_info,
+    note,
+    price_changes,
+    rates,
+)
 from pipeline.records import Usage
 
 MILLION = 1_000_000
@@ -42,8 +59,9 @@ def decimals(text: str) -> tuple[Decimal, ...]:
         ("gemini-3.7-flash", JANUARY, False, "1.50 0.15 7.50"),
         ("gemini-3.6-flash", NOVEMBER, False, "0.75 0.075 3.75"),
         ("gemini-3.6-flash", JANUARY, False, "1.50 0.15 7.50"),
-        ("gemini-3.5-flash", NOVEMBER, False, "1.50 0.15 9.00"),
-        ("gemini-3.5-flash", JANUARY, False, "1.50 0.15 9.00"),
+        ("gemini-3.5-flash", date(2026, 10, 7), False, "1.50 0.15 9.00"),
+        ("gemini-3.5-flash", date(2026, 10, 8), False, "0.75 0.075 3.75"),  # answered by 3.6 from here on
+        ("gemini-3.5-flash", JANUARY, False, "1.50 0.15 7.50"),
         (LITE, NOVEMBER, False, "0.30 0.03 2.50"),
         (LITE, JANUARY, True, "0.30 0.03 2.50"),
         ("gemini-3.1-flash-lite", NOVEMBER, False, "0.25 0.025 1.50"),
@@ -52,7 +70,14 @@ def decimals(text: str) -> tuple[Decimal, ...]:
         ("gemini-3-flash-preview", NOVEMBER, False, "0.50 0.05 3.00"),
         ("gemini-2.5-pro", NOVEMBER, False, "1.25 0.125 10"),
         ("gemini-2.5-pro", NOVEMBER, True, "2.50 0.25 15"),
+        ("gemini-2.5-pro", date(2026, 11, 30), True, "2.50 0.25 15"),
+        ("gemini-2.5-pro", DECEMBER, False, "0.75 0.075 3.75"),  # answered by 3.8 from here on, which has no long rate
+        ("gemini-2.5-pro", DECEMBER, True, "0.75 0.075 3.75"),
+        ("gemini-2.5-pro", JANUARY, False, "1.50 0.15 7.50"),
         ("gemini-2.5-flash", NOVEMBER, False, "0.30 0.03 2.50"),
+        ("gemini-2.5-flash", DECEMBER, False, "0.30 0.03 2.50"),
+        ("gemini-3.1-flash-lite", date(2027, 5, 7), False, "0.25 0.025 1.50"),  # off, and no successor is known
+        ("models/gemini-2.5-pro", NOVEMBER, False, "1.25 0.125 10"),
         ("gemini-2.5-flash-lite", NOVEMBER, False, "0.10 0.01 0.40"),
         ("gemini-flash-latest", NOVEMBER, False, "0.75 0.075 3.75"),
         ("gemini-flash-lite-latest", NOVEMBER, False, "0.30 0.03 2.50"),
@@ -70,9 +95,12 @@ def test_standard_price(model: str, day: date, long: bool, expected: str) -> Non
         ("gemini-4-argon", DECEMBER, False, "2 10"),
         ("gemini-3.8-flash", NOVEMBER, False, "0.375 1.875"),
         ("gemini-3.8-flash", JANUARY, False, "0.75 3.75"),
-        ("gemini-3.7-flash", NOVEMBER, False, "0.375 1.875"),  # the library has no batch rate for it
+        ("gemini-3.7-flash", NOVEMBER, False, "0.375 1.875"),
+        ("gemini-3.7-flash", date(2026, 10, 7), False, "0.375 1.875"),  # the library has no batch rate for it
         ("gemini-3.6-flash", NOVEMBER, False, "0.375 1.875"),
-        ("gemini-3.5-flash", NOVEMBER, False, "0.75 4.50"),  # nor for it
+        ("gemini-3.5-flash", NOVEMBER, False, "0.375 1.875"),
+        ("gemini-3.5-flash", date(2026, 10, 7), False, "0.75 4.50"),  # nor for it
+        ("gemini-2.5-pro", DECEMBER, False, "0.375 1.875"),
         (LITE, NOVEMBER, False, "0.15 1.25"),
         ("gemini-3.1-flash-lite", NOVEMBER, False, "0.125 0.75"),
         ("gemini-3.1-pro-preview", NOVEMBER, False, "1 6"),
@@ -90,8 +118,22 @@ def test_batch_price(model: str, day: date, long: bool, expected: str) -> None:
     assert (plain, output) == decimals(expected)
 
 
-def test_cached_tokens_in_a_batch_have_the_rate_of_their_own() -> None:
-    assert usd(rates(LITE, NOVEMBER, "batch")) == decimals("0.15 0.02 1.25")
+@pytest.mark.parametrize(
+    ("model", "cached"),
+    [
+        *((name, "0.0375") for name in ("gemini-3.8-flash", "gemini-3.6-flash", "gemini-3.7-flash")),  # half
+        ("gemini-4-argon", "0.05"),
+        ("gemini-3.1-flash-lite", "0.0125"),
+        (LITE, "0.02"),  # of its own
+        ("gemini-3.1-pro-preview", "0.20"),  # as on the standard lane
+        ("gemini-3-flash-preview", "0.05"),
+        ("gemini-2.5-pro", "0.125"),
+        ("gemini-2.5-flash", "0.03"),
+        ("gemini-2.5-flash-lite", "0.01"),
+    ],
+)
+def test_cached_tokens_in_a_batch(model: str, cached: str) -> None:
+    assert usd(rates(model, NOVEMBER, "batch"))[1] == Decimal(cached)
 
 
 @pytest.mark.parametrize("model", [model.name for model in MODELS])
@@ -193,3 +235,128 @@ def test_model_names_are_unique_and_found_with_googles_prefix_too() -> None:
     for model in MODELS:
         assert model_info(model.name) is model_info(f"models/{model.name}") is model
     assert model_info("gemini-9-none") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "day", "expected"),
+    [
+        ("gemini-3.7-flash", date(2026, 10, 7), "gemini-3.7-flash"),
+        ("gemini-3.7-flash", date(2026, 10, 8), "gemini-3.8-flash"),
+        ("gemini-3.5-flash", NOVEMBER, "gemini-3.6-flash"),
+        ("gemini-2.5-pro", date(2026, 11, 30), "gemini-2.5-pro"),
+        ("gemini-2.5-pro", DECEMBER, "gemini-3.8-flash"),
+        ("gemini-2.5-flash", DECEMBER, LITE),
+        ("models/gemini-2.5-flash", DECEMBER, LITE),
+        ("gemini-3.1-flash-lite", date(2028, 1, 1), "gemini-3.1-flash-lite"),
+        ("gemini-flash-latest", NOVEMBER, "gemini-3.8-flash"),
+        ("gemini-flash-lite-latest", NOVEMBER, LITE),
+        ("gemini-pro-latest", NOVEMBER, "gemini-3.1-pro-preview"),
+        ("gemini-9-none", NOVEMBER, "gemini-9-none"),
+        (EMULATOR, NOVEMBER, EMULATOR),
+    ],
+)
+def test_who_answers(name: str, day: date, expected: str) -> None:
+    assert answering(name, day) == expected
+
+
+def test_every_successor_and_alias_is_a_model_that_is_served() -> None:
+    for model in MODELS:
+        for target in filter(None, (model.successor, model.alias_of)):
+            found = model_info(target)
+            assert found is not None and found.off is None and found.alias_of is None
+
+
+def test_own_rates_hold_on_every_day_and_lane_but_not_for_the_emulator() -> None:
+    own = fixed_rates(1, 2)
+    assert effective_rates("gemini-2.5-pro", DECEMBER, "batch", True, own) == own
+    assert effective_rates(EMULATOR, DECEMBER, "batch", True, own) == fixed_rates(0, 0)
+    assert effective_rates(LITE, DECEMBER, "flex", False, None) == rates(LITE, DECEMBER, "flex")
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("gemini-4-argon", "price doubles on 2026-12-01"),
+        ("gemini-3.8-flash", "price doubles on 2027-01-01"),
+        ("gemini-3.7-flash", "deprecated, answered by gemini-3.8-flash"),
+        ("gemini-3.6-flash", "price doubles on 2027-01-01"),
+        ("gemini-3.5-flash", "deprecated, answered by gemini-3.6-flash"),
+        (LITE, ""),
+        ("gemini-3.1-flash-lite", "off on 2027-05-07"),
+        ("gemini-2.5-pro", "off on 2026-12-01, then answered by gemini-3.8-flash"),
+        ("gemini-2.5-flash", "off on 2026-12-01, then answered by gemini-3.5-flash-lite"),
+        ("gemini-2.5-flash-lite", "not offered to new projects"),
+        ("gemini-flash-latest", "alias of gemini-3.8-flash"),
+    ],
+)
+def test_note_on_a_day_in_november(model: str, expected: str) -> None:
+    found = model_info(model)
+    assert found is not None and note(found, NOVEMBER) == expected
+
+
+def test_a_note_goes_with_the_time() -> None:
+    argon, pro = (model_info(name) for name in ("gemini-4-argon", "gemini-2.5-pro"))
+    assert argon is not None and pro is not None
+    assert note(argon, DECEMBER) == ""
+    assert note(argon, date(2026, 8, 1)) == ""  # too far ahead
+    assert note(pro, DECEMBER) == "deprecated, answered by gemini-3.8-flash"
+    assert note(Model("gone", off=DECEMBER), DECEMBER) == "off since 2026-12-01"
+
+
+# ---- changes of price
+
+
+def test_a_year_of_changes() -> None:
+    found = price_changes("gemini-2.5-pro", NOVEMBER, date(2027, 12, 27))
+    assert [(change.day, change.verb, change.successor) for change in found] == [
+        (DECEMBER, "falls", "gemini-3.8-flash"),
+        (JANUARY, "doubles", None),
+    ]
+    assert usd(found[0].before) == decimals("1.25 0.125 10")
+    assert found[0].after == found[1].before == rates("gemini-3.8-flash", DECEMBER)
+    assert usd(found[1].after) == decimals("1.50 0.15 7.50")
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "last", "expected"),
+    [
+        ("gemini-4-argon", date(2026, 11, 30), DECEMBER, [(DECEMBER, "doubles", None)]),
+        ("gemini-4-argon", DECEMBER, JANUARY, []),  # the first day begins with its own price
+        ("gemini-4-argon", NOVEMBER, date(2026, 11, 30), []),
+        ("gemini-4-argon", JANUARY, NOVEMBER, []),
+        ("gemini-flash-latest", NOVEMBER, JANUARY, [(JANUARY, "doubles", None)]),
+        ("gemini-2.5-flash", NOVEMBER, JANUARY, [(DECEMBER, "stays", LITE)]),
+        ("gemini-3.5-flash", date(2026, 10, 1), NOVEMBER, [(date(2026, 10, 8), "falls", "gemini-3.6-flash")]),
+        ("gemini-9-none", NOVEMBER, JANUARY, []),
+    ],
+)
+def test_changes_between_two_days(
+    model: str, first: date, last: date, expected: list[tuple[date, str, str | None]]
+) -> None:
+    assert [(change.day, change.verb, change.successor) for change in price_changes(model, first, last)] == expected
+
+
+def test_decades_are_looked_at_only_as_far_as_prices_are_announced() -> None:
+    assert price_changes("gemini-3.8-flash", NOVEMBER, date(2126, 1, 1)) == price_changes(
+        "gemini-3.8-flash", NOVEMBER, NOVEMBER + HORIZON
+    )
+
+
+def test_changes_of_a_lane() -> None:
+    (change,) = price_changes(LITE, date(2026, 10, 1), NOVEMBER, "batch")  # cached tokens, when batch rates began
+    assert (change.day, change.verb) == (date(2026, 10, 14), "rises")
+    assert price_changes(LITE, date(2026, 10, 1), NOVEMBER) == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verb"),
+    [
+        (fixed_rates(1, 2), fixed_rates(0.5, 1), "halves"),
+        (fixed_rates(1, 2), fixed_rates(1, 3), "rises"),
+        (fixed_rates(1, 2), fixed_rates(2, 1), "changes"),
+        (None, fixed_rates(1, 2), "changes"),
+        (fixed_rates(1, 2), None, "changes"),
+    ],
+)
+def test_how_a_price_changes(before: Rates | None, after: Rates | None, verb: str) -> None:
+    assert PriceChange(DECEMBER, "mine", before, after, None).verb == verb

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RunStateError
-from pipeline.quota.book import GROUP_OF, GROUP_S, KEEP_S, LEARNED_FOR_S, MemoryBook, QuotaBook
+from pipeline.quota.book import (
+    GROUP_OF,
+    GROUP_S,
+    KEEP_S,
+    LEARNED_FOR_S,
+    Known,
+    MemoryBook,
+    QuotaBook,
+    read_known,
+)
 
 DAY = "2026-11-22"
 
@@ -97,6 +106,28 @@ def test_a_learned_limit_is_believed_for_a_day(path):
         book.learn("tokens", 240_000.0, 1001.0)
         assert book.learned("tokens", 2000.0) == 240_000.0
         assert book.learned("tokens", 1002.0 + LEARNED_FOR_S) is None
+
+
+def test_what_is_known_is_read_beside_a_run_and_after_it(path):
+    assert read_known(path, "gemini/m", DAY, 2000.0) == Known()
+    assert not path.parent.exists(), "asking makes no book"
+    with QuotaBook(path, "gemini/m") as book:
+        book.send(1000.0, 70, DAY)
+        book.learn("requests", 600.0, 1000.0)
+        assert read_known(path, "gemini/m", DAY, 2000.0) == Known(1, 600.0, None)
+        book.learn("tokens", 250_000.0, 1500.0)
+    content = path.read_bytes()
+    assert read_known(path, "gemini/m", DAY, 2000.0) == Known(1, 600.0, 250_000.0)
+    assert read_known(path, "gemini/m", "2026-11-23", 1001.0 + LEARNED_FOR_S) == Known(0, None, 250_000.0)
+    assert read_known(path, "gemini/other", DAY, 2000.0) == Known()
+    assert path.read_bytes() == content
+
+
+def test_what_is_known_is_not_read_from_a_damaged_book(path):
+    path.parent.mkdir()
+    path.write_bytes(b"not a database, " * 1000)
+    with pytest.raises(RunStateError, match="cannot be used"):
+        read_known(path, "m", DAY, 2000.0)
 
 
 def test_kill_9_loses_no_send(path):

@@ -166,6 +166,7 @@ def test_the_json_has_stable_keys_and_counts_tool_tokens_as_input(directory: Pat
         "thinking_tokens": 4,
         "cost_usd": 0.02,
         "seconds": 0.0,
+        "accuracy": None,
         "output": "results/notes.csv",
         "run_dir": str(directory),
     }

@@ -15,6 +15,7 @@ from pipeline.job import load
 from pipeline.plan import Plan
 from pipeline.records import Limits
 from pipeline.session import Options
+from pipeline.session.estimates import Wishes, estimate
 from pipeline.store.run import RunStore
 
 
@@ -48,7 +49,7 @@ def test_confirm_sees_the_plan_and_can_stop_before_anything_is_sent(here: Path) 
     prepared = session.prepare(make_job(here, PLAIN), Options(offline=True))
     with pytest.raises(No):
         anyio.run(running.run, prepared, confirm, quiet)
-    assert seen[0][0].prompts == 3 and seen[0][1] is False
+    assert seen[0][0].load.prompts == 3 and seen[0][1] is False
     assert report.summarize(prepared.directory).calls == 0
     assert play(here).exit_code == 0, "the directory was given back"
 
@@ -145,8 +146,8 @@ def test_the_offline_service_is_the_emulator_through_the_same_client(here: Path)
 def test_half_done_work_is_planned_as_what_is_left(here: Path) -> None:
     play(here, Options(offline=True, limit=2))
     job = load(write_job(here, PLAIN, limits={"rpm": 0, "tpm": 0}))
-    plan = anyio.run(session.estimate, session.prepare(job, Options(offline=True)))
-    assert (plan.documents, plan.documents_done, plan.prompts) == (1, 2, 1)
+    plan = anyio.run(estimate, session.prepare(job, Options(offline=True)), Wishes()).plan
+    assert (plan.documents, plan.documents_done, plan.load.prompts) == (1, 2, 1)
 
 
 def test_identical_prompts_are_sent_once_across_seals_and_starts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """What a person sees: plans, progress, summaries, errors."""
 
-from pipeline.console.plans import plan_json, show_plan, show_start
+from pipeline.console.plans import plan_json, show_estimate, show_start
 from pipeline.console.progress import notice, progress_line, watch
 from pipeline.console.reports import models_json, show_failures, show_models, show_runs, show_summary
 from pipeline.console.screen import (
@@ -28,12 +28,12 @@ __all__ = [
     "progress_line",
     "show_columns",
     "show_error",
+    "show_estimate",
     "show_failures",
     "show_grid",
     "show_hint",
     "show_json",
     "show_models",
-    "show_plan",
     "show_runs",
     "show_start",
     "show_summary",

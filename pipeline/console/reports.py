@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC
+from decimal import Decimal
 
 from rich.console import Console
 from rich.text import Text
 
 from pipeline.console.screen import count, duration, money, out, show_columns, show_grid
-from pipeline.prices import MODELS, rates
+from pipeline.prices import MODELS, note, rates
 from pipeline.records import STATUSES
 from pipeline.report import Failure, Summary
+from pipeline.report.accuracy import Accuracy
 
 
 def show_summary(summary: Summary, to: Console = out) -> None:
@@ -23,12 +25,7 @@ def show_summary(summary: Summary, to: Console = out) -> None:
     not_ok = "   ".join(f"{outcomes[status]:,} {status}" for status in STATUSES[1:] if outcomes[status])
     pending = summary.rows - summary.done
     steps = " + ".join(f"{step} {number:,}" for step, number in summary.calls_by_step.items())
-    usage, off = summary.usage, ""
-    if summary.input_tokens_est and usage.input_tokens and not usage.estimated:
-        ratio = summary.input_tokens_est / usage.input_tokens - 1
-        off = (
-            f"the estimate was {abs(ratio):.1%} {'high' if ratio > 0 else 'low'}" if round(ratio, 3) else "as estimated"
-        )
+    usage = summary.usage
     retries = summary.attempts - summary.calls
     saved = summary.identical + summary.cached
     savers = {"identical prompts": summary.identical, "earlier runs": summary.cached}
@@ -42,7 +39,7 @@ def show_summary(summary: Summary, to: Console = out) -> None:
         if retries or summary.rate_limited
         else None,
         ("saved calls", f"{saved:,}", f"{answered_by}, worth {money(summary.saved_usd)}") if saved else None,
-        ("tokens in", count(usage.input_tokens + usage.tool_tokens), off),
+        ("tokens in", count(usage.input_tokens + usage.tool_tokens), ""),
         ("tokens out", count(usage.output_tokens), f"{count(usage.thinking_tokens)} thinking, billed as output")
         if usage.thinking_tokens
         else ("tokens out", count(usage.output_tokens), ""),
@@ -55,6 +52,39 @@ def show_summary(summary: Summary, to: Console = out) -> None:
         ("run", str(summary.directory), ""),
     ]
     show_columns(to, [row for row in rows if row])
+    if summary.accuracy and pending <= 0:
+        to.print()
+        show_accuracy(summary.accuracy, to)
+
+
+def show_accuracy(accuracy: Accuracy, to: Console = out) -> None:
+    """How far the estimate was off: by how much more, or less, it became than was said before."""
+    steps = [step for step in accuracy.estimated if step != "total" or len(accuracy.estimated) > 2]
+    lines = []
+    for step in steps:
+        guess, real = accuracy.estimated[step], accuracy.actual[step]
+        time = _off(accuracy.estimated_s, accuracy.actual_s) if step == steps[-1] else ""
+        lines.append(
+            (
+                f"  {step}",
+                _off(guess.calls, real.calls),
+                _off(guess.input_tokens, real.input_tokens),
+                _off(guess.output_tokens, real.output_tokens),
+                _off(guess.cost_usd, real.cost_usd),
+                time,
+            )
+        )
+    show_grid(("  against the estimate", "calls", "tokens in", "tokens out", "cost", "time"), lines, to)
+
+
+def _off(estimated: float | Decimal | None, actual: float | Decimal | None) -> str:
+    """+3.1 % when it became that much more than estimated."""
+    if estimated is None or actual is None:
+        return "?"
+    if not estimated:
+        return "as said" if not actual else "not seen"
+    off = float(actual) / float(estimated) - 1
+    return "as said" if abs(off) < 0.0005 else f"{off:+.1%}" if abs(off) < 1 else f"{off:+.0%}"
 
 
 def show_failures(failures: Sequence[Failure], most: int = 50) -> None:
@@ -121,7 +151,7 @@ def models_json() -> list[dict[str, object]]:
                 },
                 "context_tokens": model.context_tokens,
                 "max_output_tokens": model.max_output_tokens,
-                "note": model.note,
+                "note": note(model, today),
             }
         )
     return lines

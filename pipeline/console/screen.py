@@ -1,5 +1,6 @@
 """Words, numbers and columns on the screen. Data goes to stdout, everything else to stderr."""
 
+import re
 import sys
 from collections.abc import Sequence
 from decimal import Decimal
@@ -10,6 +11,11 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import PipelineError
+
+Row = tuple[str, str, str]
+"""Name, value and remark."""
+
+_NUMBER = re.compile(r"\s*[-+$]{0,2}[\d,.]+( ?%| M|[* ])?|\?||as said|not seen|nothing")  # or what stands for one
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -60,7 +66,7 @@ def show_json(value: object) -> None:
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
-def show_columns(to: Console, rows: Sequence[tuple[str, str, str]]) -> None:
+def show_columns(to: Console, rows: Sequence[Row]) -> None:
     """Name, value and remark in columns; the remark starts where the longest value with one ends."""
     names = max(len(row[0]) for row in rows)
     values = max(len(row[1]) for row in rows if row[2])
@@ -68,9 +74,14 @@ def show_columns(to: Console, rows: Sequence[tuple[str, str, str]]) -> None:
         to.print(Text.assemble((f"  {name:<{names}}  ", "dim"), f"{value:<{values}}   {remark}".rstrip()))
 
 
-def show_grid(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """A table whose columns are as wide as their cells; nothing is wrapped or cut."""
-    widths = [max(cell_len(row[column]) for row in (headers, *lines)) for column in range(len(headers))]
+def show_grid(headers: Sequence[str], lines: Sequence[Sequence[str]], to: Console = out) -> None:
+    """A table whose columns are as wide as their cells, numbers to the right; nothing is wrapped or cut."""
+    columns = list(zip(*lines, strict=True)) if lines else [()] * len(headers)
+    widths = [max(map(cell_len, (header, *cells))) for header, cells in zip(headers, columns, strict=True)]
+    to_the_right = [all(_NUMBER.fullmatch(cell) for cell in cells) for cells in columns]
     for number, row in enumerate((headers, *lines)):
-        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-        out.print("  ".join(padded).rstrip(), style="" if number else "dim", markup=False)
+        padded = (
+            " " * (width - cell_len(cell)) + cell if right else cell + " " * (width - cell_len(cell))
+            for cell, width, right in zip(row, widths, to_the_right, strict=True)
+        )
+        to.print("  ".join(padded).rstrip(), style="" if number else "dim", markup=False)

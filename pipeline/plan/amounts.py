@@ -60,6 +60,11 @@ def total(work: Work) -> Cell:
     return Cell(*map(sum, zip(*cells, strict=True))) if cells else Cell()
 
 
+def merged(one: Work, other: Work) -> Work:
+    """Both together."""
+    return {tier: one.get(tier, Cell()).plus(other.get(tier, Cell())) for tier in (*one, *(other.keys() - one.keys()))}
+
+
 def kind_of(text: str) -> int:
     """Kind of a text, as index into `KINDS`; the empty text is ascii."""
     if text.isascii():

@@ -3,6 +3,7 @@
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ LEARNED_FOR_S = 86_400.0
 GROUP_S, GROUP_OF = 0.01, 16
 """Sends closer together than this share a transaction, so many at most."""
 
+_REQUESTS_ON = "SELECT requests FROM days WHERE endpoint = ? AND day = ?"
+_LEARNED = "SELECT value FROM learned WHERE endpoint = ? AND meter = ? AND at > ?"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sends (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -101,6 +104,35 @@ def open_shared(path: Path, schema: str) -> sqlite3.Connection:
     db.execute("PRAGMA synchronous = OFF")
     db.executescript(schema)
     return db
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What earlier runs left in the book: requests of a day, and limits a minute that they learned."""
+
+    requests: int = 0
+    rpm: float | None = None
+    tpm: float | None = None
+
+
+def read_known(path: Path, endpoint: str, day: str, now: float) -> Known:
+    """Read the book without making or changing it; `day` is a quota day (YYYY-MM-DD), `now` epoch seconds.
+
+    Raises `RunStateError` for a damaged file.
+    """
+    if not path.exists():
+        return Known()
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            requests = db.execute(_REQUESTS_ON, (endpoint, day)).fetchone()
+            learned = (
+                db.execute(_LEARNED, (endpoint, meter, now - LEARNED_FOR_S)).fetchone()
+                for meter in ("requests", "tokens")
+            )
+            rpm, tpm = (row and row[0] for row in learned)
+    except sqlite3.Error as error:
+        raise _unusable(str(path), error) from error
+    return Known(requests[0] if requests else 0, rpm, tpm)
 
 
 class QuotaBook:
@@ -189,7 +221,7 @@ class QuotaBook:
 
     def requests_on(self, day: str) -> int:
         """Requests of all processes on a quota day (YYYY-MM-DD)."""
-        rows = self._rows("SELECT requests FROM days WHERE endpoint = ? AND day = ?", (self._endpoint, day))
+        rows = self._rows(_REQUESTS_ON, (self._endpoint, day))
         return (int(rows[0][0]) if rows else 0) + sum(entry.day == day for entry in self._pending)
 
     def learn(self, meter: str, value: float, now: float) -> None:
@@ -201,10 +233,7 @@ class QuotaBook:
 
     def learned(self, meter: str, now: float) -> float | None:
         """The limit (per minute) that an earlier run learned, unless that is too long ago."""
-        rows = self._rows(
-            "SELECT value FROM learned WHERE endpoint = ? AND meter = ? AND at > ?",
-            (self._endpoint, meter, now - LEARNED_FOR_S),
-        )
+        rows = self._rows(_LEARNED, (self._endpoint, meter, now - LEARNED_FOR_S))
         return float(rows[0][0]) if rows else None
 
     def _changed(self) -> bool:
@@ -251,7 +280,11 @@ class QuotaBook:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> RunStateError:
-        return RunStateError(
-            f"The quota book {self._where} cannot be used: {error}",
-            f"If no other run is going on, remove {self._where} and run again; only its counts of today are lost.",
-        )
+        return _unusable(self._where, error)
+
+
+def _unusable(where: str, error: Exception) -> RunStateError:
+    return RunStateError(
+        f"The quota book {where} cannot be used: {error}",
+        f"If no other run is going on, remove {where} and run again; only its counts of today are lost.",
+    )

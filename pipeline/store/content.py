@@ -38,9 +38,13 @@ class Answered(NamedTuple):
 
 
 class ContentIndex:
-    """The sealed answers of one run by content. When the index itself fails, nothing is found any more."""
+    """The sealed answers of one run by content. When the index itself fails, nothing is found any more.
 
-    def __init__(self, directory: Path) -> None:
+    With `read_only` nothing is written, and parts that are not in it yet are not found.
+    """
+
+    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
+        self._read_only = read_only
         self._directory = directory
         self._path = directory / NAME
         self._indexed = 0  # number of the newest part that is in
@@ -90,6 +94,13 @@ class ContentIndex:
             self._connections.pop().close()
 
     def _connect(self) -> None:
+        if self._read_only:
+            # Without a log beside it nobody writes: then not even the lock file of a reader is made.
+            mode = "mode=ro" if self._path.with_name(f"{NAME}-wal").exists() else "immutable=1"
+            self._reader = sqlite3.connect(f"{self._path.absolute().as_uri()}?{mode}", uri=True)
+            self._connections.append(self._reader)
+            self._indexed = self._reader.execute("PRAGMA user_version").fetchone()[0]
+            return
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         # A crash of the machine may cost the index, which is built again: so nothing waits for the disk.
         self._reader, self._writer = self._opened(), self._opened()
@@ -105,6 +116,8 @@ class ContentIndex:
     def _give_up(self) -> None:
         """Use it no more; the next start builds a new one."""
         self._usable = False
+        if self._read_only:
+            return
         for suffix in ("", "-wal", "-shm"):
             self._path.with_name(NAME + suffix).unlink(missing_ok=True)
 

@@ -12,20 +12,18 @@ from pathlib import Path
 import httpx
 import polars as pl
 
-from pipeline import plan, report
+from pipeline import report
 from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.errors import AuthError, InputError, JobError, ServiceError
 from pipeline.job import DEFAULT_BASE_URL, Job, api_key
 from pipeline.prices import CHECKED, MODELS, model_info
-from pipeline.providers.gemini import Gemini, parse_reply
+from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
-from pipeline.records import Document, Limits, Reply, Verdict
+from pipeline.records import Document, Limits, Verdict
 from pipeline.source import Source, open_source, output_conflict
 from pipeline.store.export import output_schema
-from pipeline.store.journal import Call
-from pipeline.store.manifest import Manifest, differences
+from pipeline.store.manifest import Manifest
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.run import load
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, check_variables
 
 _OFFLINE = EmulatorOptions(any_model=True, track_prompts=0)
@@ -42,6 +40,7 @@ class Options:
     retry: frozenset[str] = frozenset()
     skip_failed: bool = False
     wait: bool = False
+    pilot: frozenset[int] | None = None  # only these rows, and no output table
     changes: str | None = None  # [model] keys that `--set` changes for the rows of `retry`, as JSON
 
 
@@ -201,24 +200,3 @@ async def check_service(session: Session) -> list[tuple[str, str, str]]:
                 f"it offers {', '.join(names[:12])}" if names else "it offers no model at all",
             )
         return [("endpoint", provider.endpoint, "answers"), ("model", job.params.model, "offered to this key")]
-
-
-async def estimate(session: Session) -> plan.Plan:
-    """What is left of this job and what it takes. Sends and writes nothing."""
-    known = read_manifest(session.directory / "manifest.json")
-    if known is None or differences(known, session.manifest()):
-        return await planned_for(session, lambda row: False, lambda fingerprint: None)
-    outcomes, unsealed = load(session.directory, parse_reply)
-    calls = {call.fingerprint: call for call in unsealed.calls if call.paid}
-    return await planned_for(session, outcomes.done, calls.get)
-
-
-async def planned_for(session: Session, done: Callable[[int], bool], find: Callable[[str], Call | None]) -> plan.Plan:
-    """Plan the rows that are not `done`; `find` knows the calls that were bought and can be replayed."""
-
-    def bought(fingerprint: str) -> Reply | None:
-        call = find(fingerprint)
-        return call.reply if call else None
-
-    limits = limits_of(session.job, session.options.offline)
-    return await plan.make(session.working, session.documents(), session.rows, done, bought, limits)

@@ -1,8 +1,9 @@
 """What a run directory says about its run, also while the run goes on. Reads only."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import polars as pl
 
 from pipeline.errors import RunStateError
 from pipeline.records import STATUSES, Reply, Status, Usage
+from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_step, baseline, compare
 from pipeline.store import parts, seals
 from pipeline.store.manifest import Lock, Manifest
 from pipeline.store.manifest import read as read_manifest
@@ -20,7 +22,10 @@ from pipeline.store.run import load
 RUNS = Path("runs")
 
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
-_CALL_COLUMNS = ("step", "paid", "attempts", "rate_limited", "input_tokens_est", "cost_usd", "latency_s", *_SUMS)
+_CALL_COLUMNS = (
+    *("step", "paid", "attempts", "rate_limited", "input_tokens_est", "cost_usd", "latency_s", "finished_at"),
+    *_SUMS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Summary:
 
     manifest: Manifest
     directory: Path
-    status: str  # finished, stopped, interrupted, or running
+    status: str  # finished, stopped, interrupted, pilot, or running
     rows: int
     outcomes: Counter[Status]
     waiting: int  # failed rows that the next run tries again
@@ -47,6 +52,7 @@ class Summary:
     latency_p50_s: float | None
     latency_p95_s: float | None
     seconds: float
+    accuracy: Accuracy | None  # None: no plan for as many rows is known
 
     @property
     def done(self) -> int:
@@ -74,6 +80,7 @@ class Summary:
             "seconds": round(self.seconds, 1),
             "output": self.manifest.output,
             "run_dir": str(self.directory),
+            "accuracy": self.accuracy.as_json() if self.accuracy else None,
         }
 
 
@@ -105,8 +112,10 @@ def every(runs: Path = RUNS) -> Iterator[Path]:
 class _Sums:
     """Sums over calls, taken part by part: of each call only its latency is kept, in 4 bytes."""
 
+    planned_at_s: float | None  # when the plan was made that the run is measured by
     paid: Counter[str] = field(default_factory=Counter)  # tokens by counter
-    steps: Counter[str] = field(default_factory=Counter)  # calls that were paid for
+    steps: dict[str, Amounts] = field(default_factory=dict)  # calls that were paid for
+    before: dict[str, Amounts] = field(default_factory=dict)  # those of them before the plan
     attempts: int = 0
     rate_limited: int = 0
     cost_usd: Decimal = Decimal(0)
@@ -117,12 +126,20 @@ class _Sums:
         """Add the calls of one part."""
         paid = calls.filter(pl.col("paid"))
         self.paid.update(paid.select(pl.col(*_SUMS, "input_tokens_est").sum()).row(0, named=True))
-        self.steps.update(dict(paid.group_by("step").len().iter_rows()))
+        _add(self.steps, amounts_by_step(paid))
+        if self.planned_at_s is not None:
+            planned_at = datetime.fromtimestamp(self.planned_at_s, UTC)
+            _add(self.before, amounts_by_step(paid.filter(pl.col("finished_at") < planned_at)))
         self.attempts += int(calls["attempts"].sum())
         self.rate_limited += int(calls["rate_limited"].sum())
         self.cost_usd += Decimal(paid["cost_usd"].sum())
         self.unpriced += paid["cost_usd"].null_count()
         self.latencies_s.append(paid["latency_s"].cast(pl.Float32))
+
+
+def _add(sums: dict[str, Amounts], more: dict[str, Amounts]) -> None:
+    for step, amounts in more.items():
+        sums[step] = sums.get(step, Amounts()).plus(amounts)
 
 
 def summarize(directory: Path) -> Summary:
@@ -132,13 +149,14 @@ def summarize(directory: Path) -> Summary:
         raise RunStateError(f"{directory} is not a run directory", "`pipeline runs` lists them")
     outcomes, unsealed = load(directory, lambda raw: Reply("", "ok"))
     counts = Counter({status: outcomes.count(status) for status in STATUSES})
-    sums = _Sums()
+    events = list(_events(directory / "run.log"))
+    plan = baseline(events)
+    sums = _Sums(plan.at_s if plan else None)
     for path in parts.part_paths(directory / "calls"):
         if parts.part_number(path) <= unsealed.sealed:
             sums.add(parts.read_part(path, _CALL_COLUMNS))
     sums.add(parts.calls_frame(unsealed.calls, {}).select(_CALL_COLUMNS))
     latencies = pl.concat(sums.latencies_s)
-    events = list(_events(directory / "run.log"))
     rows = next((event["rows"] for event in reversed(events) if event["event"] == "start"), counts.total())
     return Summary(
         manifest=manifest,
@@ -147,8 +165,8 @@ def summarize(directory: Path) -> Summary:
         rows=rows,
         outcomes=counts,
         waiting=outcomes.waiting(),
-        calls=sums.steps.total(),
-        calls_by_step=dict(sorted(sums.steps.items())),
+        calls=sum(amounts.calls for amounts in sums.steps.values()),
+        calls_by_step={step: amounts.calls for step, amounts in sorted(sums.steps.items())},
         attempts=sums.attempts,
         rate_limited=sums.rate_limited,
         usage=Usage(
@@ -167,7 +185,14 @@ def summarize(directory: Path) -> Summary:
         latency_p50_s=latencies.quantile(0.5),
         latency_p95_s=latencies.quantile(0.95),
         seconds=float(_over_sessions(events, "seconds")),
+        accuracy=_accuracy(plan, sums, events),
     )
+
+
+def _accuracy(plan: Baseline | None, sums: _Sums, events: Sequence[dict[str, Any]]) -> Accuracy | None:
+    if plan is None:
+        return None
+    return compare(plan, sums.before, sums.steps, float(_over_sessions(events[plan.position :], "seconds")))
 
 
 def in_use(directory: Path) -> bool:
@@ -210,7 +235,7 @@ def _status(events: list[dict[str, Any]], directory: Path) -> str:
     return str(last["status"])
 
 
-def _over_sessions(events: list[dict[str, Any]], name: str) -> Decimal:
+def _over_sessions(events: Sequence[dict[str, Any]], name: str) -> Decimal:
     """Sum over the sessions; of a killed one, until its last sign of life."""
     total = current = Decimal(0)
     for event in events:

@@ -1,0 +1,210 @@
+"""The plan of a run: what is left to do, and what it will take in calls, tokens, money and time. Nothing is sent."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import polars as pl
+
+from pipeline import flows
+from pipeline.job import Job
+from pipeline.plan.amounts import Range, Work, total
+from pipeline.plan.costs import Share, cost_by_day, cost_over, notices, split_by_day
+from pipeline.plan.forecast import Bought, Forecaster
+from pipeline.plan.learned import Learned
+from pipeline.plan.pace import Load, Pace
+from pipeline.plan.plans import Example, Found, Plan, StepPlan
+from pipeline.plan.survey import (
+    SAMPLE_BYTES,
+    SAMPLE_ROWS,
+    WHOLE_BYTES,
+    WHOLE_ROWS,
+    Picks,
+    Survey,
+    documents,
+    listing,
+    pick,
+)
+from pipeline.plan.tally import Sums, Tally
+from pipeline.plan.timing import timeline
+from pipeline.prices import CHECKED, Rates, effective_rates
+from pipeline.records import Document, Prompt, Reply, Step
+from pipeline.source import Source
+from pipeline.tokens import estimate
+
+_GLANCE_ROWS, _GLANCE_BYTES = 2_000, 10_000_000
+"""Looked at for a changed job: half a second."""
+
+_STEPS: tuple[Step, ...] = ("answer", "map", "reduce")
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """The rows to be planned: the table, what a look over it told, and which rows are left to do (None: all)."""
+
+    source: Source
+    survey: Survey
+    wanted: pl.Series | None = None
+    whole: bool = False  # count every row, however many
+
+    @property
+    def left(self) -> int:
+        """Rows that are left to do."""
+        return len(self.survey.sizes) if self.wanted is None else int(self.wanted.sum())
+
+    def picks(self) -> Picks:
+        """The rows that are looked at: all, or a sample of a large table."""
+        most = (len(self.survey.sizes), 2**63) if self.whole else (WHOLE_ROWS, WHOLE_BYTES)
+        picks = pick(self.survey, self.wanted, *most)
+        return picks if picks.whole else pick(self.survey, self.wanted, SAMPLE_ROWS, SAMPLE_BYTES)
+
+
+async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: Pace, start: datetime) -> Plan:
+    """Plan the rows of `given` that are left to do, for a run that starts at `start`.
+
+    A prompt whose fingerprint has a reply that was `bought` already is not counted: the run replays it.
+    """
+    picks = given.picks()
+    forecaster = Forecaster(job, learned, bought, pace.limits)
+    tally = Tally(picks, learned, {long: _rates(job, start.date(), long) for long in (False, True)})
+    await _forecast(given, picks, forecaster, tally)
+    sums = tally.sums()
+    expected = total(sums.expected)
+    load = Load(round(expected.prompts), round(expected.input_tokens), tally.largest_tokens, max(1, tally.depth))
+    times = timeline(load, pace, start)
+    shares = split_by_day((day.starts_at, day.ends_at, day.prompts) for day in times.days) or ((start.date(), 1.0),)
+    return Plan(
+        model=job.params.model,
+        documents=given.left,
+        documents_done=len(given.survey.sizes) - given.left,
+        documents_chunked=round(sums.named["chunked"]),
+        longest_chunks=tally.longest_chunks,
+        found=_found(given, sums),
+        steps=_steps(sums.expected, job, learned, shares),
+        work=sums.expected,
+        spared=sums.spared,
+        prompts=sums.prompts(),
+        input_tokens=sums.input_tokens(),
+        output_tokens=sums.output_tokens(learned),
+        cost_usd=_cost(sums, job, learned, shares),
+        load=load,
+        pace=pace,
+        timeline=times,
+        prices_dated=CHECKED.isoformat(),
+        sampled_rows=0 if picks.whole else len(picks.numbers),
+        bounded=_is_bounded(sums, learned),
+        based_on=learned.based_on,
+        assumptions=tuple(_assumptions(job, pace, sums, learned)),
+        notices=notices(
+            job.params.model,
+            start,
+            times.finish_at,
+            job.own_rates,
+            cost_by_day(sums.expected, job.params.model, shares, own=job.own_rates),
+        ),
+    )
+
+
+async def expected_work(given: Input, job: Job, learned: Learned, bought: Bought, pace: Pace) -> Work:
+    """Expected calls alone, from a small sample: for a job that is changed to see what it would cost."""
+    picks = pick(given.survey, given.wanted, _GLANCE_ROWS, _GLANCE_BYTES)
+    tally = Tally(picks, learned, {False: None, True: None})
+    await _forecast(given, picks, Forecaster(job, learned, bought, pace.limits), tally)
+    return tally.sums().expected
+
+
+async def first_prompts(given: Input, picks: Picks, job: Job) -> list[tuple[Prompt, int]]:
+    """The prompts that the picked rows begin with, each with its kind of script; merging ones are not known yet."""
+    prompts: list[tuple[Prompt, int]] = []
+
+    async def collect(prompt: Prompt) -> Reply:
+        if prompt.step != "reduce":
+            prompts.append((prompt, given.survey.kinds[prompt.row]))
+        return Reply("", "ok")
+
+    for document in _picked(given.source, picks):
+        await flows.run(document, job, collect)
+    return prompts
+
+
+def prefix_tokens(job: Job) -> int:
+    """Tokens that all first prompts of the job begin with: system instruction and template up to its first tag."""
+    literal = re.split(r"\{[{%#]", job.template.source, maxsplit=1)[0]
+    return estimate(job.params.system or "") + estimate(literal)
+
+
+async def _forecast(given: Input, picks: Picks, forecaster: Forecaster, tally: Tally) -> None:
+    kinds, repeats = given.survey.kinds, given.survey.repeats
+    for document, stratum, size_bytes in zip(_picked(given.source, picks), picks.strata, picks.sizes, strict=True):
+        kind = kinds[document.row]
+        apart = not picks.whole and repeats[document.row]  # the row that it repeats need not be picked
+        tally.add(document, stratum, size_bytes, await forecaster.of(document, kind, apart), kind)
+
+
+def _picked(source: Source, picks: Picks) -> Iterator[Document]:
+    if len(picks.numbers):
+        for batch in documents(source, picks):
+            yield from batch
+
+
+def _rates(job: Job, day: date, long: bool = False) -> Rates | None:
+    return effective_rates(job.params.model, day, "standard", long, job.own_rates)
+
+
+def _cost(sums: Sums, job: Job, learned: Learned, shares: Sequence[Share]) -> Range | None:
+    low, expected, high = (
+        cost_over(work, job.params.model, shares, own=job.own_rates) for work in (sums.low, sums.expected, sums.high)
+    )
+    if low is None or expected is None or high is None:
+        return None
+    return sums.cost_usd((low, expected, high), learned, _rates(job, shares[-1][0]))
+
+
+def _steps(work: Work, job: Job, learned: Learned, shares: Sequence[Share]) -> Mapping[Step, StepPlan]:
+    plans: dict[Step, StepPlan] = {}
+    for step in _STEPS:
+        own = {tier: cell for tier, cell in work.items() if tier.step == step}
+        if not own:
+            continue
+        sums = total(own)
+        plans[step] = StepPlan(
+            sums.prompts,
+            sums.input_tokens,
+            sums.output_tokens + sums.thinking_tokens,
+            cost_over(own, job.params.model, shares, own=job.own_rates),
+            learned.output(step, round(sums.input_tokens / max(1.0, sums.prompts))),
+        )
+    return plans
+
+
+def _found(given: Input, sums: Sums) -> Mapping[str, Found]:
+    """What stands out among the rows that are left; examples of repeats and empty ones are of the whole table."""
+    survey, shown = given.survey, listing(given.source, given.survey)
+    repeats = tuple(Example(each.row, each.key, f"as row {each.repeats}") for each in shown.first_repeats)
+    empty = tuple(Example(each.row, each.key, "") for each in shown.first_empty)
+    left = True if given.wanted is None else given.wanted
+    found = {
+        "repeats": Found(int((survey.repeats & left).sum()), repeats),
+        "empty_input": Found(int((survey.empty & left).sum()), empty),
+    }
+    for name in ("too_long", "template_error", "chunked"):
+        found[name] = Found(round(sums.named[name]), sums.examples.get(name, ()))
+    return {name: each for name, each in found.items() if each.rows}
+
+
+def _is_bounded(sums: Sums, learned: Learned) -> bool:
+    """Whether there is a step whose answers nobody has seen yet."""
+    return any(learned.output(tier.step, 1) is None for tier in sums.expected)
+
+
+def _assumptions(job: Job, pace: Pace, sums: Sums, learned: Learned) -> Iterable[str]:
+    if pace.limits.rpm is None or pace.limits.tpm is None:
+        yield "[limits] are not set: time is that of a run that is not refused while it grows"
+    if not learned.based_on:
+        yield "tokens are estimated from the text, ±10 % until answers correct them"
+    if _is_bounded(sums, learned):
+        if job.params.max_output_tokens is None:
+            yield "[model] max_output_tokens is not set: the highest cost is every answer at the model's limit"
+        else:
+            yield "nothing is known of the answers' length: expected at half of max_output_tokens"

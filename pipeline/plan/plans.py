@@ -1,0 +1,79 @@
+"""What a plan says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+
+from pipeline.plan.amounts import Range, Work
+from pipeline.plan.learned import Answers
+from pipeline.plan.pace import Load, Pace
+from pipeline.plan.timing import Timeline
+from pipeline.records import Step
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Expected calls of one step."""
+
+    prompts: float
+    input_tokens: float
+    answer_tokens: float  # output and thinking
+    cost_usd: Decimal | None
+    answers: Answers | None  # what is known of the length of its answers
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row to show: its key, never its text."""
+
+    row: int
+    key: str
+    remark: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Rows that a user may want to look at before the run: how many, and a few of them."""
+
+    rows: int
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run of the job will do, as far as it can be known before it. Ranges are at 95 %, or bounds."""
+
+    model: str
+    documents: int  # left to do
+    documents_done: int
+    documents_chunked: int
+    longest_chunks: int
+    found: Mapping[str, Found]  # repeats, empty_input, template_error, too_long, chunked: those that there are
+    steps: Mapping[Step, StepPlan]
+    work: Work  # as expected
+    spared: Work  # calls that are not made, since another row asks the same
+    prompts: Range
+    input_tokens: Range
+    output_tokens: Range  # output and thinking
+    cost_usd: Range | None  # None: the price is unknown
+    load: Load
+    pace: Pace
+    timeline: Timeline
+    prices_dated: str
+    sampled_rows: int  # 0: every row was planned
+    bounded: bool  # the length of answers is not known: output and cost are bounds, not 95 %
+    based_on: str  # what estimates are corrected by; may be empty
+    assumptions: tuple[str, ...]
+    notices: tuple[str, ...]
+
+    @property
+    def prompts_by_step(self) -> dict[Step, int]:
+        """Calls by step, rounded."""
+        return {step: round(each.prompts) for step, each in self.steps.items()}
+
+    @property
+    def documents_refused(self) -> int:
+        """Rows that are not sent: empty, too long, or the template fails."""
+        return sum(
+            self.found[name].rows for name in ("empty_input", "template_error", "too_long") if name in self.found
+        )

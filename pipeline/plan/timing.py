@@ -1,0 +1,238 @@
+"""How long a run takes, on which days, what limits it, and what would make it end in time."""
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
+from math import ceil, log
+from zoneinfo import ZoneInfo
+
+from pipeline.errors import JobError
+from pipeline.plan.pace import UNKNOWN_LIMITS, Bound, Load, Pace, Sending, sending
+from pipeline.quota.daily import RESET_JITTER_S, RESET_ZONE, next_reset
+from pipeline.quota.pacer import WINDOW_S
+from pipeline.records import Limits
+
+DAYS_LISTED = 30
+"""Beyond so many days of quota the rest is told as one stretch."""
+
+_DAY_S = 86_400.0
+_ENOUGH = 10**15  # of any limit: it never binds
+_LAST = datetime(9999, 12, 1, tzinfo=UTC)  # the calendar ends soon after
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """Prompts of one day of quota, or of `days` in a row: from when the first may leave to the last answer."""
+
+    starts_at: datetime
+    ends_at: datetime
+    prompts: int
+    days: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """When a run does its work if it starts now and sleeps through days that are used up (`--wait`)."""
+
+    seconds: float  # from the start to the last answer
+    busy_s: float  # of these, without waiting for the reset of the day's quota
+    finish_at: datetime  # no later than the end of the calendar
+    days: tuple[Day, ...]  # with `rpd`, one for each day that has prompts
+    bound: Bound
+    ungrown_s: float | None  # if unknown limits stay at `UNKNOWN_LIMITS`; None: all limits are known
+
+    @property
+    def nights(self) -> int:
+        """Days of quota that it takes."""
+        return sum(day.days for day in self.days)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """Whether a run ends in time, and what would make it so."""
+
+    at: datetime
+    margin_s: float  # what is left over; negative: what is missing
+    prompts_done: int  # answered by then
+    share_done: float  # of all prompts
+    needed: Limits | None  # least values of the limits that must be higher, None where not; None: nothing helps
+
+    @property
+    def fits(self) -> bool:
+        """Whether the last answer comes in time."""
+        return self.margin_s >= 0.0
+
+
+def timeline(load: Load, pace: Pace, start: datetime) -> Timeline:
+    """What the run's own limiter makes of `load` from `start` on (aware), if the service refuses nothing.
+
+    Within 3 % of the dispatcher in virtual time, 5 % for prompts of mixed sizes; where both meters bind alike, less by
+    up to the time of `lookahead.DEPTH` requests. Unknown limits grow unhindered; the service's minute is taken to be
+    that of the clock.
+    """
+    begun = start.timestamp()
+    if load.prompts <= 0:
+        return Timeline(0.0, 0.0, _moment(begun), (), "none", None)
+    days, last = _days(load.prompts, pace, _Leg(sending(load, pace, begun % WINDOW_S), begun))
+    left, tail_s = load.prompts - last.done, _tail_s(load, pace, last)
+    sent_s = last.sending.at(left)
+    finish = last.begun + sent_s + tail_s
+    bound: Bound = "rpd" if last.begun > begun else "latency" if tail_s >= sent_s else last.sending.bound(left)
+    days[-1] = replace(days[-1], ends_at=_moment(finish))
+    known = replace(pace, limits=_ungrown(pace.limits))
+    ungrown_s = timeline(load, known, start).seconds if known != pace else None
+    return Timeline(finish - begun, last.busy_s + sent_s + tail_s, _moment(finish), tuple(days), bound, ungrown_s)
+
+
+def deadline(load: Load, pace: Pace, start: datetime, at: datetime) -> Deadline:
+    """Whether `load`, begun at `start`, is answered by `at`; both aware. What would help is found by `timeline` too."""
+
+    def ends_in_time(part: Load, limits: Limits) -> bool:
+        return timeline(part, replace(pace, limits=limits), start).finish_at <= at
+
+    def too_many(prompts: int) -> bool:
+        return not ends_in_time(_part(load, prompts), pace.limits)
+
+    margin_s = (at - timeline(load, pace, start).finish_at).total_seconds()
+    if margin_s >= 0 or not load.prompts:
+        return Deadline(at, margin_s, load.prompts, 1.0, Limits())
+    done = bisect_left(range(1, load.prompts), True, key=too_many)
+    needed = _needed(pace.limits, load.prompts, lambda limits: ends_in_time(load, limits))
+    return Deadline(at, margin_s, done, done / load.prompts, needed)
+
+
+def next_time(text: str, now: datetime) -> datetime:
+    """The moment that a person means by "07:00" (the next), "2026-11-24 07:00" or any ISO time; local unless it says.
+
+    Raises `JobError` for what is no time, and for what is past.
+    """
+    local_now = now.astimezone().replace(tzinfo=None)
+    try:
+        if clock := re.fullmatch(r"(\d{1,2}):(\d{2})", text.strip()):
+            when = datetime.combine(local_now.date(), time(int(clock[1]), int(clock[2])))
+            return (when if when > local_now else when + timedelta(days=1)).astimezone()
+        at = datetime.fromisoformat(text.strip()).astimezone()
+    except (ValueError, OverflowError) as error:
+        raise JobError(f"{text!r} is not a time", 'write "07:00" or "2026-11-24 07:00"') from error
+    if at <= now:
+        raise JobError(f"{text!r} is past: it is {local_now:%Y-%m-%d %H:%M} now", 'write "07:00" for the next morning')
+    return at
+
+
+@dataclass(frozen=True, slots=True)
+class _Leg:
+    """Sending without a pause since `begun`, when `done` prompts had left in `busy_s` seconds."""
+
+    sending: Sending
+    begun: float
+    done: int = 0
+    busy_s: float = 0.0
+
+    def at(self, prompts: int) -> float:
+        """When the last of so many, from the first of the run on, leaves."""
+        return self.begun + self.sending.at(prompts - self.done)
+
+    def resumed(self, at: float, done: int, busy_s: float) -> "_Leg":
+        """The next one, after the reset of the day's quota."""
+        return _Leg(self.sending.after(done - self.done), at, done, self.busy_s + busy_s)
+
+
+def _days(prompts: int, pace: Pace, leg: _Leg) -> tuple[list[Day], _Leg]:
+    """Days of quota, and the sending of the last."""
+    days: list[Day] = []
+    rpd, now, done = pace.limits.rpd, leg.begun, 0
+    if not rpd:
+        return [Day(_moment(now), _moment(now), prompts)], leg
+    left_today = max(0, rpd - pace.used_today)
+    while len(days) < DAYS_LISTED:
+        reset = next_reset(now)
+        today = min(prompts - done, left_today)
+        passes = leg.at(done + today) > reset
+        if passes:
+            today = leg.done + leg.sending.until(reset - leg.begun, prompts - leg.done) - done
+        done += today
+        if today:
+            days.append(Day(_moment(now), _moment(reset if passes else leg.at(done) + pace.latency_s), today))
+        if done == prompts:
+            return days, leg
+        left_today, now = rpd, reset
+        if not passes:
+            now += RESET_JITTER_S
+            leg = leg.resumed(now, done, leg.at(done) - leg.begun)
+    return _stretch(days, prompts, rpd, now, leg)
+
+
+def _stretch(days: list[Day], prompts: int, rpd: int, now: float, leg: _Leg) -> tuple[list[Day], _Leg]:
+    """The days after those that are listed: each uses up its quota, or none does."""
+    left = prompts - sum(day.prompts for day in days)
+    day_s = leg.sending.at(rpd)
+    if day_s >= _DAY_S:
+        count = 1 + int((leg.at(prompts) - now) // _DAY_S)
+    else:
+        count = ceil(left / rpd)
+        whole = count - 1
+        leg = leg.resumed(_midnight(now, whole) + RESET_JITTER_S, prompts - left + whole * rpd, whole * day_s)
+    return [*days, Day(_moment(now), _moment(now), left, count)], leg
+
+
+def _tail_s(load: Load, pace: Pace, last: _Leg) -> float:
+    """From the last prompt to the last answer.
+
+    The longest chain is taken to begin last, which is at most the other answers of it too long. Of k answers on their
+    way the slowest takes from the mean (k = 1) to `slow_s` (k = 100), about evenly in log k.
+    """
+    left, at = load.prompts - last.done, last.sending.at
+    others = min(load.depth, left) - 1
+    chain_s = max(0.0, at(left - others) + others * pace.latency_s - at(left))
+    if pace.slow_s is None:
+        return chain_s + pace.latency_s
+    in_flight = left - last.sending.until(at(left) - pace.latency_s, left)
+    share = min(1.0, log(max(1, in_flight)) / log(100))
+    return chain_s + pace.latency_s + share * (pace.slow_s - pace.latency_s)
+
+
+def _needed(limits: Limits, prompts: int, fits: Callable[[Limits], bool]) -> Limits | None:
+    """The least limits that fit, where the present ones do not: each in turn, those after it lifted."""
+    tried = Limits(rpm=0, tpm=0, rpd=0, concurrency=prompts)
+    if not fits(tried):
+        return None
+    needed = Limits()
+    for name in ("rpm", "tpm", "concurrency", "rpd"):
+        kept = replace(tried, **{name: getattr(limits, name)})
+        if not fits(kept):
+            least = _least(tried, name, fits)
+            kept, needed = replace(tried, **{name: least}), replace(needed, **{name: least})
+        tried = kept
+    return needed
+
+
+def _least(limits: Limits, name: str, fits: Callable[[Limits], bool]) -> int:
+    return 1 + bisect_left(range(1, _ENOUGH), True, key=lambda value: fits(replace(limits, **{name: value})))
+
+
+def _part(load: Load, prompts: int) -> Load:
+    """The first so many prompts of `load`."""
+    return replace(
+        load, prompts=prompts, input_tokens=round(load.mean_tokens * prompts), depth=min(load.depth, prompts)
+    )
+
+
+def _ungrown(limits: Limits) -> Limits:
+    return replace(
+        limits,
+        rpm=UNKNOWN_LIMITS.rpm if limits.rpm is None else limits.rpm,
+        tpm=UNKNOWN_LIMITS.tpm if limits.tpm is None else limits.tpm,
+    )
+
+
+def _midnight(now: float, days: int) -> float:
+    """When the quota of so many days later begins, at the latest where the calendar ends."""
+    zone = ZoneInfo(RESET_ZONE)
+    today = datetime.fromtimestamp(now, zone).date().toordinal()
+    return datetime.combine(date.fromordinal(min(today + days, _LAST.toordinal())), time(), zone).timestamp()
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(min(seconds, _LAST.timestamp()), UTC)

@@ -1,0 +1,220 @@
+"""What a session would take: the table surveyed, earlier answers learned from, what is kept taken into account.
+
+The plan that a run starts with is made here too, from the run's own store.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import anyio.to_thread
+import polars as pl
+
+from pipeline import plan, report
+from pipeline.errors import JobError
+from pipeline.job import Job
+from pipeline.plan.compare import Offer, Saving, chunk_sizes, compare, identical_rows, other_lanes, shared_prefix
+from pipeline.plan.earlier import earlier
+from pipeline.plan.exact import SAMPLE, count_sample
+from pipeline.plan.forecast import Bought
+from pipeline.plan.learned import Learned, merged
+from pipeline.plan.pace import Pace
+from pipeline.plan.planner import Input, expected_work, first_prompts, prefix_tokens
+from pipeline.plan.survey import Survey, pick_pilot, survey
+from pipeline.plan.timing import Deadline, deadline
+from pipeline.prices import Lane, Model
+from pipeline.providers.gemini import parse_reply
+from pipeline.quota.book import Known, read_known
+from pipeline.quota.daily import day_of
+from pipeline.records import Reply
+from pipeline.session import Session, limits_of, open_provider
+from pipeline.session.state import quota_place
+from pipeline.store.content import ContentIndex
+from pipeline.store.manifest import differences
+from pipeline.store.manifest import read as read_manifest
+from pipeline.store.run import load
+
+ASSUMED_LATENCY_S = 5.0
+"""Of one answer, before any is known: it decides the time only where no limit does, and that of the last answers."""
+_EMULATOR_LATENCY_S = 0.02
+
+Done = Callable[[int], bool]
+
+
+class Kept(NamedTuple):
+    """What a run directory has already: which rows are left alone, and the replies that would be replayed."""
+
+    done: Done
+    bought: Bought
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the flags of `estimate` ask beyond the plan."""
+
+    whole: bool = False  # count every row, however large the table
+    exact: bool = False  # have a sample counted by the service
+    compare: bool = False
+    by: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A plan, and what was asked about it."""
+
+    plan: plan.Plan
+    offers: tuple[Offer, ...] = ()
+    savings: tuple[Saving, ...] = ()
+    deadline: Deadline | None = None
+
+
+async def estimate(session: Session, wishes: Wishes) -> Estimate:
+    """What is left of this job and what it takes. Writes nothing, and sends nothing but what `exact` has counted."""
+    start = datetime.now(UTC)
+    found = await look(session)
+    with kept(session) as (done, bought):
+        given = Input(session.source, found, _left(session, done), wishes.whole)
+        learned = await _learned(session, found)
+        if wishes.exact:
+            learned = merged(learned, await _counted(session, given))
+        pace = await _pace(session, learned)
+        made = await plan.make(given, session.working, learned, bought, pace, start)
+        savings: tuple[Saving, ...] = ()
+        if wishes.compare:
+            savings = await _savings(session, given, learned, bought, made)
+    offers = _offers(session.working, made, start) if wishes.compare else ()
+    return Estimate(made, offers, savings, deadline(made.load, pace, start, wishes.by) if wishes.by else None)
+
+
+async def planned(session: Session, done: Done, bought: Bought) -> plan.Plan:
+    """The plan that a run starts with: of the rows that are not `done`."""
+    found = await look(session)
+    given = Input(session.source, found, _left(session, done))
+    learned = await _learned(session, found)
+    return await plan.make(given, session.working, learned, bought, await _pace(session, learned), datetime.now(UTC))
+
+
+async def pilot_rows(session: Session, number: int) -> frozenset[int]:
+    """So many rows to try first, spread over kinds of script and lengths, of those that are left to do."""
+    found = await look(session)
+    with kept(session) as (done, _):
+        return frozenset(pick_pilot(found, _left(session, done), number).numbers)
+
+
+async def look(session: Session) -> Survey:
+    """One pass over the table."""
+    return await anyio.to_thread.run_sync(survey, session.source, session.rows)
+
+
+@contextmanager
+def kept(session: Session) -> Iterator[Kept]:
+    """What the job's run directory has, when it belongs to this job and input; reads only."""
+    known = read_manifest(session.directory / "manifest.json")
+    if known is None or differences(known, session.manifest()):
+        yield Kept(lambda row: False, _nothing)
+        return
+    outcomes, unsealed = load(session.directory, parse_reply)
+    calls = {call.fingerprint: call.reply for call in unsealed.calls if call.paid}
+    index = ContentIndex(session.directory, read_only=True)
+
+    async def bought(fingerprint: str) -> Reply | None:
+        if (reply := calls.get(fingerprint)) is not None:
+            return reply
+        sealed = await index.find(fingerprint)
+        return sealed.reply if sealed else None
+
+    try:
+        yield Kept(outcomes.done, bought)
+    finally:
+        index.close()
+
+
+async def _nothing(fingerprint: str) -> Reply | None:
+    return None
+
+
+def _left(session: Session, done: Done) -> pl.Series:
+    """Which rows are to be done."""
+    return pl.Series([not done(row) for row in range(session.rows)], dtype=pl.Boolean)
+
+
+async def _learned(session: Session, found: Survey) -> Learned:
+    return await anyio.to_thread.run_sync(
+        earlier, report.RUNS, session.working, session.options.offline, session.source.fingerprint, found.kinds
+    )
+
+
+async def _counted(session: Session, given: Input) -> Learned:
+    """Have the service count a sample of the first prompts."""
+    picks = pick_pilot(given.survey, given.wanted, SAMPLE)
+    prompts = await first_prompts(given, picks, session.working)
+    async with open_provider(session.job, session.options.offline) as provider:
+        return await count_sample(prompts, provider.count_tokens)
+
+
+async def _pace(session: Session, learned: Learned) -> Pace:
+    offline = session.options.offline
+    limits = limits_of(session.job, offline)
+    known = Known() if offline else await _known(session.job)
+    return Pace(
+        replace(limits, rpm=_least(limits.rpm, known.rpm), tpm=_least(limits.tpm, known.tpm)),
+        learned.latency_s or (_EMULATOR_LATENCY_S if offline else ASSUMED_LATENCY_S),
+        used_today=known.requests,
+    )
+
+
+def _least(configured: int | None, learned: float | None) -> int | None:
+    """A minute's limit, as the run will use it: 0 is none at all."""
+    if learned is None:
+        return configured
+    return min(configured or int(learned), int(learned))
+
+
+async def _known(job: Job) -> Known:
+    """What earlier runs of this key learned of its quota; nothing without a key."""
+    try:
+        async with open_provider(job, offline=False) as provider:
+            path, name = quota_place(job, provider.endpoint)
+    except JobError:
+        return Known()
+    now = time.time()
+    return await anyio.to_thread.run_sync(read_known, path, name, day_of(now), now)
+
+
+def _offers(job: Job, made: plan.Plan, start: datetime) -> tuple[Offer, ...]:
+    def seconds_of(model: Model, lane: Lane) -> float | None:
+        return made.timeline.seconds if lane == "standard" else None
+
+    return compare(made.work, made.load.largest_tokens, job.params.max_output_tokens, seconds_of, start.date())
+
+
+async def _savings(
+    session: Session, given: Input, learned: Learned, bought: Bought, made: plan.Plan
+) -> tuple[Saving, ...]:
+    job, day = session.working, datetime.now(UTC).date()
+    model, own = job.params.model, job.own_rates
+    first = sum(cell.prompts for tier, cell in made.work.items() if tier.step != "reduce")
+    others = [
+        (tokens, await expected_work(given, changed, learned, bought, made.pace))
+        for tokens, changed in _larger_chunks(job)
+    ]
+    now = await expected_work(given, job, learned, bought, made.pace) if others else {}
+    return (
+        *identical_rows(made.spared, model, day, own=own),
+        *shared_prefix(first, prefix_tokens(job), model, day, own=own),
+        *chunk_sizes(now, others, model, day, own=own),
+        *other_lanes(made.work, model, day, own),
+    )
+
+
+def _larger_chunks(job: Job) -> Iterator[tuple[int, Job]]:
+    """The job with pieces two, four and eight times as long."""
+    chunk = job.spec.chunk
+    if chunk is None:
+        return
+    for factor in (2, 4, 8):
+        longer = chunk.model_copy(update={"max_tokens": chunk.max_tokens * factor})
+        yield longer.max_tokens, replace(job, spec=job.spec.model_copy(update={"chunk": longer}))

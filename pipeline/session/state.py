@@ -1,0 +1,29 @@
+"""What all runs of one key share, in the user's state directory: the quota book and the ledger of spending.
+
+The key itself is in neither: only a hash tells two projects apart.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from pipeline.job import Job, api_key
+
+
+def quota_place(job: Job, endpoint: str) -> tuple[Path, str]:
+    """File and name of the book for this key, endpoint and model. Raises `JobError` without a key."""
+    return _file("quota.sqlite"), f"{endpoint}/{_project(job)}/{job.params.model}"
+
+
+def spend_place(job: Job, endpoint: str) -> tuple[Path, str]:
+    """File and name of the spending with this key. Raises `JobError` without a key."""
+    return _file("spend.sqlite"), f"{endpoint}/{_project(job)}"
+
+
+def _file(name: str) -> Path:
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "prompt-pipeline" / name
+
+
+def _project(job: Job) -> str:
+    return hashlib.blake2b(api_key(job).encode(), digest_size=8).hexdigest()

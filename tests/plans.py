@@ -1,0 +1,62 @@
+"""Plans of small tables, for tests."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import anyio
+import polars as pl
+
+from pipeline import plan
+from pipeline.job import Job
+from pipeline.plan.learned import NOTHING, Learned
+from pipeline.plan.pace import Pace
+from pipeline.plan.planner import Input
+from pipeline.plan.survey import survey
+from pipeline.records import Document, Reply
+from pipeline.source import open_source
+
+START = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
+LATENCY_S = 5.0
+
+
+def texts(lengths: Sequence[int]) -> list[Document]:
+    """Documents of so many characters each, without a sentence in common."""
+    return [
+        Document(row, str(row), {}, " ".join(f"Row {row} says {n} here." for n in range(length // 16 + 1))[:length])
+        for row, length in enumerate(lengths)
+    ]
+
+
+def topics(number: int) -> list[Document]:
+    """Documents without a text, all different."""
+    return [Document(row, str(row), {"topic": f"number {row}"}) for row in range(number)]
+
+
+def given(job: Job, documents: Sequence[Document], done: Callable[[int], bool] | None = None) -> Input:
+    """The documents as a table beside the job file, looked over."""
+    path = job.path.parent / f"table-{len(documents)}.parquet"
+    text = job.spec.input.text
+    frame = pl.DataFrame([{**each.fields, **({text: each.text} if text else {})} for each in documents])
+    if not documents:
+        frame = pl.DataFrame(schema=dict.fromkeys((*job.columns, *([text] if text else [])), pl.String))
+    frame.write_parquet(path)
+    source = open_source(str(path), text=text, columns=job.columns)
+    wanted = pl.Series([not done(row) for row in range(len(documents))], dtype=pl.Boolean) if done else None
+    return Input(source, survey(source, len(documents)), wanted)
+
+
+async def nothing_bought(fingerprint: str) -> Reply | None:
+    return None
+
+
+def make(
+    job: Job,
+    documents: Sequence[Document],
+    done: Callable[[int], bool] | None = None,
+    learned: Learned = NOTHING,
+    start: datetime = START,
+    bought: plan.Bought = nothing_bought,
+) -> plan.Plan:
+    """The plan of a run over the documents that are not done."""
+    pace = Pace(job.limits, LATENCY_S)
+    return anyio.run(plan.make, given(job, documents, done), job, learned, bought, pace, start)

@@ -1,0 +1,139 @@
+"""`pipeline estimate` as a user types it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from commands import UNLIMITED, Ran, small_job
+from rich.cells import cell_len
+from serving import served, stats
+
+from pipeline.store.parts import read_parts
+
+
+def with_key(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+
+
+def test_everything_at_once_fits_80_columns(here: Path, cli: Callable[..., Ran]) -> None:
+    rows = ["id,body", *(f"a-rather-long-identifier-{row},{'word ' * (row * 40)}" for row in range(60))]
+    (here / "long.csv").write_text("\n".join([*rows, "again," + "word " * 80, "none,", ""]))
+    (here / "long.toml").write_text(
+        '[input]\npath = "long.csv"\nid = "id"\ntext = "body"\n[prompt]\ntemplate = "{{ text }}"\n'
+        '[chunk]\nmax_tokens = 500\n[reduce]\ntemplate = "{{ parts }}"\n[model]\nname = "gemini-2.5-flash"\n'
+        '[limits]\nrpm = 5\ntpm = 2000\nrpd = 20\n[output]\npath = "out.parquet"\n'
+    )
+    ran = cli("estimate", "long.toml", "--compare", "--by", "07:00")
+    assert ran.code == 0, ran.err
+    assert [line for line in ran.out.splitlines() if cell_len(line) > 80] == []
+    for word in ("repeat an earlier row", "empty, not sent", "cut into pieces", "does not fit", "days of quota"):
+        assert word in ran.out
+    assert "switched off on 2026-12-01" in " ".join(ran.out.split())
+    assert "word word" not in ran.out, "text of the input is not shown"
+
+
+def test_a_pilot_is_part_of_the_run(here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    job = small_job(here, UNLIMITED)
+    with served(model_version=None, tokenizer="fine") as url:
+        with_key(monkeypatch, url)
+        before = cli("estimate", job, "--json").json
+        piloted = cli("estimate", job, "--pilot", 4, "--yes", "--json")
+        assert piloted.code == 0, piloted.err
+        after = piloted.json
+        assert stats(url)["answered"] == 4
+        assert not (here / "out.parquet").exists()
+        assert cli("report", "--json").json["status"] == "pilot"
+        ran = cli("run", job, "--yes", "--json").json
+        assert stats(url)["answered"] == 6
+    assert before["bounds_only"] and not after["bounds_only"]
+    assert (after["documents"], after["documents_done"], after["prompts"]) == (2, 4, 2)
+    assert after["based_on"] == "4 answers of this run"
+    assert len(after["steps"]["answer"]["answer_tokens"]) == 3
+    assert (ran["ok"], ran["calls"]) == (6, 6)
+    assert ran["accuracy"]["total"]["calls"] == [6, 6], "what the pilot bought is on both sides"
+    calls = pl.concat(read_parts(here / "runs" / "small" / "calls", ("row", "input_tokens", "cost_usd")))
+    assert sorted(calls["row"]) == list(range(6))
+    left = int(calls["input_tokens"].sum()) - ran["accuracy"]["total"]["input_tokens"][0]
+    assert abs(left) <= 0.05 * calls["input_tokens"].sum()
+
+
+def test_a_pilot_asks_before_it_spends_and_keeps_the_budget(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(here, UNLIMITED)
+    with served(model_version=None) as url:
+        with_key(monkeypatch, url)
+        unasked = cli("estimate", job, "--pilot", 3)
+        assert (unasked.code, unasked.out) == (2, "")
+        assert "--yes" in unasked.err
+        assert stats(url)["answered"] == 0
+        capped = cli("estimate", job, "--pilot", 3, "--yes", "--max-cost", "0.0000001")
+        assert capped.code == 3
+        assert stats(url)["answered"] == 0
+
+
+def test_an_exact_count_corrects_the_estimate_and_spends_nothing(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tokenizer="fine") as url:
+        with_key(monkeypatch, url)
+        plain = cli("estimate", "jobs/generate.toml", "--json").json
+        exact = cli("estimate", "jobs/generate.toml", "--exact", "--json").json
+        assert stats(url)["answered"] == 0
+        ran = cli("run", "jobs/generate.toml", "--rpm", 0, "--tpm", 0, "--yes", "--json").json
+    assert exact["based_on"] == "24 counted prompts"
+    assert exact["input_tokens"] == pytest.approx(ran["input_tokens"], rel=0.01)
+    width = exact["input_tokens_range"]["high"] - exact["input_tokens_range"]["low"]
+    assert width < plain["input_tokens_range"]["high"] - plain["input_tokens_range"]["low"]
+    assert abs(plain["input_tokens"] - ran["input_tokens"]) > abs(exact["input_tokens"] - ran["input_tokens"])
+
+
+def test_an_exact_count_needs_a_key_and_a_service_that_counts(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = cli("estimate", "jobs/generate.toml", "--exact")
+    assert ran.code == 2
+    assert "GEMINI_API_KEY" in ran.err
+    with served() as url:
+        with_key(monkeypatch, url)
+        monkeypatch.setenv("GEMINI_API_KEY", "invalid-key")
+        ran = cli("estimate", "jobs/generate.toml", "--exact")
+    assert ran.code == 2
+    assert "API key not valid" in ran.err
+    assert "invalid-key" not in ran.err
+
+
+def test_compare_lists_models_and_what_saves(here: Path, cli: Callable[..., Ran]) -> None:
+    made = cli("estimate", "jobs/summarize.toml", "--compare", "--json").json
+    cheapest = [offer for offer in made["offers"] if offer["cheapest"]]
+    assert len(cheapest) == 1
+    same = next(
+        offer for offer in made["offers"] if (offer["model"], offer["lane"]) == ("gemini-3.5-flash-lite", "standard")
+    )
+    assert same["cost_usd"] == pytest.approx(made["cost_usd"]["expected"])
+    assert cheapest[0]["cost_usd"] <= same["cost_usd"]
+    assert {"flex", "batch", "chunk_size", "shared_prefix"} == {saving["what"] for saving in made["savings"]}
+
+
+def test_by_says_whether_it_fits_and_what_would(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here, "[limits]\nrpm = 1\ntpm = 0")
+    made = cli("estimate", job, "--by", "2999-01-01 07:00", "--json").json["deadline"]
+    assert made["fits"] and made["margin_s"] > 0
+    late = cli("estimate", job, "--by", "yesterday")
+    assert late.code == 2
+    assert "yesterday" in late.err and "07:00" in late.err
+
+
+def test_an_estimate_writes_nothing(here: Path, cli: Callable[..., Ran]) -> None:
+    cli("run", small_job(here, UNLIMITED), "--offline", "--limit", 3)
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    assert cli("estimate", small_job(here, UNLIMITED), "--offline", "--compare").code == 0
+    after = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    written = {path.name for path in after if after[path] != before.get(path)}
+    assert written <= {"words.csv", "small.toml"}, "made again by the test itself"
+
+
+def test_the_whole_table_is_counted_on_request(here: Path, cli: Callable[..., Ran]) -> None:
+    assert cli("estimate", small_job(here, UNLIMITED), "--all", "--json").json["sampled_rows"] == 0

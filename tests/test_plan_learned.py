@@ -1,0 +1,347 @@
+from collections.abc import Sequence
+from functools import cache
+from random import Random
+from typing import Any
+
+import polars as pl
+import pytest
+from corpus import SORTS, make_corpus, make_text
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.emulator.counting import Tokenizer, count
+from pipeline.plan.amounts import KINDS, kind_of
+from pipeline.plan.learned import (
+    CALL_COLUMNS,
+    LEAST_ERROR,
+    NOTHING,
+    PRIOR_ERROR,
+    SETTLED,
+    Learned,
+    Ratio,
+    counted,
+    learn,
+    merged,
+    t_quantile,
+)
+from pipeline.plan.survey import Survey, pick_pilot
+from pipeline.store.parts import CALLS_SCHEMA
+from pipeline.tokens import estimate
+
+TOKENIZERS: tuple[Tokenizer, ...] = ("coarse", "fine", "subword")
+CALL = {
+    "row": 0,
+    "step": "answer",
+    "paid": True,
+    "usage_estimated": False,
+    "input_tokens_est": 100,
+    "input_tokens": 110,
+    "cached_tokens": 0,
+    "output_tokens": 40,
+    "thinking_tokens": 10,
+    "latency_s": 2.0,
+}
+
+
+def calls(*rows: dict[str, Any]) -> pl.DataFrame:
+    """Calls as they are stored: `CALL` with what is told of each laid over it."""
+    schema = {name: CALLS_SCHEMA[name] for name in CALL_COLUMNS}
+    return pl.DataFrame([{**CALL, **row} for row in rows], schema=schema)
+
+
+def learned(*rows: dict[str, Any], kinds: Sequence[int] | None = None, run: int = 0) -> Learned:
+    return learn([calls(*rows)], None if kinds is None else pl.Series(kinds, dtype=pl.UInt8), run)
+
+
+# ---- input
+
+
+def test_nothing_is_known_before_any_answer() -> None:
+    assert NOTHING.ratio("answer", 0) == Ratio(1.0, 0, PRIOR_ERROR)
+    assert NOTHING.output("answer", 100) is None
+    assert NOTHING.output_error("answer") == 1.0
+    assert (NOTHING.answers, NOTHING.latency_s, NOTHING.cached_share, NOTHING.based_on) == (0, None, 0.0, "")
+
+
+def test_the_ratio_is_one_of_sums() -> None:
+    known = learned({"input_tokens_est": 100, "input_tokens": 100}, {"input_tokens_est": 900, "input_tokens": 1100})
+    assert known.ratio("answer", 0).value == pytest.approx(1.2)
+    assert known.ratio("answer", 0).answers == 2
+
+
+def test_each_kind_has_its_own_ratio() -> None:
+    rows = [{"row": row, "input_tokens": 90 if row % 2 else 130} for row in range(40)]
+    known = learned(*rows, kinds=[2 if row % 2 else 0 for row in range(40)])
+    assert known.ratio("answer", 0)[:2] == (pytest.approx(1.3), 20)
+    assert known.ratio("answer", 2)[:2] == (pytest.approx(0.9), 20)
+
+
+def test_a_kind_without_answers_borrows_and_says_how_doubtful_that_is() -> None:
+    kinds = [row % 2 for row in range(40)]
+    alike = learned(*({"row": row, "input_tokens": 110 + row % 3} for row in range(40)), kinds=kinds)
+    apart = learned(*({"row": row, "input_tokens": 200 if row % 2 else 100} for row in range(40)), kinds=kinds)
+    assert alike.ratio("answer", 2).value == pytest.approx(1.10975)
+    assert apart.ratio("answer", 2).value == pytest.approx(1.5)
+    assert alike.ratio("answer", 2).error > 2 * alike.ratio("answer", 0).error
+    assert apart.ratio("answer", 2).error > 5 * alike.ratio("answer", 2).error
+
+
+def test_a_single_answer_of_a_kind_that_differs_counts_more_than_many_of_others() -> None:
+    mixed = [{"row": row, "input_tokens": 80 if row % 2 else 160} for row in range(30)]
+    known = learned(*mixed, {"row": 30, "input_tokens": 300}, kinds=[row % 2 for row in range(30)] + [2])
+    assert known.ratio("answer", 2)[:2] == (pytest.approx(3.0), 1)
+    same = [{"row": row} for row in range(30)]
+    known = learned(*same, {"row": 30, "input_tokens": 120}, kinds=[0] * 30 + [2])
+    assert known.ratio("answer", 2)[:2] == (pytest.approx(3420 / 3100), 31)
+
+
+def test_more_answers_narrow_the_error_down_to_a_floor() -> None:
+    rows = [{"input_tokens": 100 + number % 20} for number in range(4000)]
+    errors = [learned(*rows[:few], kinds=[0]).ratio("answer", 0).error for few in (1, 4, 16, 64, 4000)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] == LEAST_ERROR
+
+
+def test_one_long_prompt_makes_many_short_ones_count_less() -> None:
+    short = [{"input_tokens": 105 + number % 10} for number in range(50)]
+    long = {"input_tokens_est": 100_000, "input_tokens": 110_000}
+    alone, with_long = learned(*short, kinds=[0]), learned(*short, long, kinds=[0])
+    assert with_long.ratio("answer", 0).error > 3 * alone.ratio("answer", 0).error
+
+
+@pytest.mark.parametrize(
+    "useless",
+    [
+        {"paid": False, "input_tokens": 0},
+        {"usage_estimated": True, "input_tokens": 100},
+        {"input_tokens_est": 0},
+        {"input_tokens": 0},
+    ],
+)
+def test_only_what_the_service_counted_teaches(useless: dict[str, Any]) -> None:
+    assert learned(useless).answers == 0
+    assert learned({}, useless).ratio("answer", 1).value == pytest.approx(1.1)
+
+
+def test_whole_rows_and_pieces_teach_each_other_but_not_where_they_know_better() -> None:
+    pieces = learned({"step": "map", "input_tokens": 130})
+    assert pieces.ratio("answer", 0).value == pytest.approx(1.3)
+    assert pieces.output("answer", 100) == pieces.output("map", 100) is not None
+    both = learned({"step": "map", "input_tokens": 130}, {"output_tokens": 77})
+    assert both.ratio("answer", 0).value == pytest.approx(1.1)
+    assert both.output("answer", 100) != both.output("map", 100)
+
+
+def test_a_merging_step_without_answers_takes_the_ratio_of_the_others_and_no_lengths() -> None:
+    known = learned(*[{}] * 30)
+    assert known.ratio("reduce", 0).value == pytest.approx(1.1)
+    assert known.ratio("reduce", 0).error > known.ratio("answer", 0).error / 2
+    assert known.output("reduce", 100) is None
+    assert known.output_error("reduce") == 1.0
+
+
+def test_a_row_beyond_the_table_is_of_no_kind() -> None:
+    assert learned({"row": 7}, kinds=[0, 1]).taught["kind"].to_list() == [None]
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 2)), min_size=1, max_size=30))
+def test_the_corrected_estimates_add_up_to_what_was_observed(answers: list[tuple[int, int, int]]) -> None:
+    rows = [
+        {"row": row, "input_tokens_est": estimated, "input_tokens": observed}
+        for row, (estimated, observed, _) in enumerate(answers)
+    ]
+    whole = learned(*rows).ratio("answer", 0)
+    assert whole.value * sum(row["input_tokens_est"] for row in rows) == pytest.approx(
+        sum(row["input_tokens"] for row in rows)
+    )
+    in_parts = learn([calls(row) for row in rows], None)
+    assert in_parts.ratio("answer", 0) == pytest.approx(whole)
+    known = learned(*rows, kinds=[kind for *_, kind in answers])
+    assert all(known.ratio("answer", kind).error >= LEAST_ERROR for kind in range(3))
+
+
+# ---- answers
+
+
+def test_answers_in_tokens() -> None:
+    known = learned(*[{"output_tokens": 10 * number, "cached_tokens": 22} for number in range(1, 11)])
+    answers = known.output("answer", 100)
+    assert answers is not None
+    assert answers == (10, pytest.approx(55), pytest.approx(10), pytest.approx(0.2), 30, 70, 100)
+    assert known.cached_share == pytest.approx(0.2)
+    assert known.latency_s == pytest.approx(2.0)
+
+
+@given(st.integers(1, 2**40))
+def test_a_bucket_holds_lengths_up_to_twice_the_shortest(tokens: int) -> None:
+    one = [{"input_tokens_est": tokens, "output_tokens": 7}] * 5
+    other = [{"input_tokens_est": 4 * tokens, "output_tokens": 99}] * 5
+    known = learned(*one, *other)
+    answers = [known.output("answer", length) for length in (tokens, 4 * tokens)]
+    assert [answer and answer.output_tokens for answer in answers] == [7, 99]
+
+
+def test_a_bucket_with_few_answers_borrows_from_the_step() -> None:
+    short, long = {"input_tokens_est": 100, "output_tokens": 10}, {"input_tokens_est": 10_000, "output_tokens": 100}
+    known = learned(*[short] * 6, *[long] * 4)
+    assert known.output("answer", 127)[:2] == (6, 10)  # type: ignore[index]
+    assert known.output("answer", 128)[:2] == known.output("answer", 10_000)[:2] == (10, 46)  # type: ignore[index]
+
+
+def test_a_call_may_teach_only_its_input() -> None:
+    unlike = dict.fromkeys(("cached_tokens", "output_tokens", "thinking_tokens", "latency_s"))
+    known = learned(*[unlike] * 10)
+    assert known.ratio("answer", 0).value == pytest.approx(1.1)
+    assert (known.output("answer", 100), known.latency_s, known.cached_share) == (None, None, 0.0)
+    assert known.answers == 10
+
+
+def test_the_error_of_the_output_covers_the_miss() -> None:
+    pick = Random(3)
+
+    def answers(number: int) -> list[dict[str, Any]]:
+        return [
+            {"input_tokens_est": length, "output_tokens": round(length * pick.lognormvariate(-1, 0.5))}
+            for length in pick.choices((100, 1_000, 10_000), k=number)
+        ]
+
+    covered = 0
+    for _ in range(100):
+        known, to_come = learned(*answers(60)), answers(300)
+        found = (known.output("answer", row["input_tokens_est"]) for row in to_come)
+        expected = sum(answer.output_tokens + answer.thinking_tokens for answer in found if answer)
+        miss = abs(expected / sum(row["output_tokens"] + 10 for row in to_come) - 1)
+        covered += miss <= known.output_error("answer", len(to_come))
+    assert covered >= 90
+    assert known.output_error("answer", 1) > 3 * known.output_error("answer", 10_000) > 0.03
+
+
+@pytest.mark.parametrize("rows", [[{}], [{"output_tokens": 0, "thinking_tokens": 0}] * 9])
+def test_the_error_of_the_output_is_all_of_it_when_nothing_tells(rows: list[dict[str, Any]]) -> None:
+    assert learned(*rows).output_error("answer") == 1.0
+
+
+def test_no_more_prompts_and_answers_all_alike() -> None:
+    assert learned(*[{}] * 9).output_error("answer", 0) == 1.0
+    assert learned(*[{}] * 9).output_error("answer", 5) == LEAST_ERROR
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (4, 2.776), (10, 2.228), (1e9, 1.960)])
+def test_the_quantile_of_student(freedom: float, expected: float) -> None:
+    assert t_quantile(freedom) == pytest.approx(expected, rel=0.01)
+
+
+def test_the_quantile_of_student_falls() -> None:
+    quantiles = [t_quantile(tenths / 10) for tenths in range(1, 400)]
+    assert quantiles == sorted(quantiles, reverse=True)
+
+
+# ---- sources
+
+
+def test_answers_of_this_run_win_once_there_are_enough() -> None:
+    others = learned(*[{"input_tokens": 200, "output_tokens": 1}] * 100, {"step": "reduce"}, run=1)
+    few = merged(learned(*[{}] * (SETTLED - 1)), others)
+    assert few.ratio("answer", 0).answers == SETTLED - 1 + 100
+    enough = merged(others, learned(*[{}] * SETTLED))
+    assert enough.ratio("answer", 0)[:2] == (pytest.approx(1.1), SETTLED)
+    assert enough.output("answer", 100)[:2] == (SETTLED, 40)  # type: ignore[index]
+    assert enough.output("reduce", 100) is not None
+
+
+def test_a_count_wins_over_answers_of_the_first_steps() -> None:
+    answers = learned(*[{}] * 100, *[{"step": "reduce", "input_tokens": 90}] * 30, kinds=[0])
+    known = merged(answers, counted([0, 0, 1], [100, 100, 100], [140, 140, 70]))
+    assert [known.ratio(step, 0).value for step in ("answer", "map", "reduce")] == pytest.approx([1.4, 1.4, 0.9])
+    assert known.output("answer", 100) == answers.output("answer", 100)
+    assert known.answers == answers.answers
+    assert counted([], [], []).ratio("answer", 0) == Ratio()
+
+
+@pytest.mark.parametrize(
+    ("sources", "phrase"),
+    [
+        ([learned(*[{}] * 412)], "412 answers of this run"),
+        ([learned({}, run=3)], "1 answer of 1 earlier run"),
+        ([learned(*[{}] * 1990, run=1), learned(*[{}] * 10, run=2)], "2,000 answers of 2 earlier runs"),
+        ([learned({}), learned({}, run=1)], "1 answer of this run and 1 answer of 1 earlier run"),
+        ([learned({}), counted([0], [9], [9])], "1 counted prompt and 1 answer of this run"),
+        ([], ""),
+    ],
+)
+def test_it_says_what_it_is_based_on(sources: list[Learned], phrase: str) -> None:
+    assert merged(*sources).based_on == phrase
+
+
+# ---- how far a pilot gets
+
+
+@cache
+def documents() -> tuple[str, ...]:
+    return tuple(text for _, text in make_corpus())
+
+
+@cache
+def estimates() -> tuple[int, ...]:
+    return tuple(map(estimate, documents()))
+
+
+@cache
+def survey() -> Survey:
+    texts = pl.Series(documents())
+    return Survey(
+        sizes=texts.str.len_bytes(),
+        kinds=pl.Series(map(kind_of, documents()), dtype=pl.UInt8),
+        repeats=~texts.is_first_distinct(),
+        empty=texts == "",
+        first_repeats=(),
+    )
+
+
+@cache
+def counts(tokenizer: Tokenizer) -> tuple[int, ...]:
+    return tuple(count(text, tokenizer) for text in documents())
+
+
+def pilot(tokenizer: Tokenizer, rows: int, seed: int) -> tuple[float, float]:
+    """Relative miss of the corrected sum after a pilot, and its stated error."""
+    chosen = pick_pilot(survey(), None, rows, seed).numbers
+    given, true = estimates(), counts(tokenizer)
+    known = learn(
+        [calls(*({"row": row, "input_tokens_est": given[row], "input_tokens": true[row]} for row in chosen))],
+        survey().kinds,
+    )
+    ratios = [known.ratio("answer", kind) for kind in range(len(KINDS))]
+    corrected = [tokens * ratios[kind].value for tokens, kind in zip(given, survey().kinds, strict=True)]
+    doubt = sum(tokens * ratios[kind].error for tokens, kind in zip(corrected, survey().kinds, strict=True))
+    return abs(sum(corrected) / sum(true) - 1), doubt / sum(corrected)
+
+
+def test_before_any_answer_the_sum_is_right_to_a_tenth() -> None:
+    assert abs(sum(estimates()) / sum(counts("subword")) - 1) < 0.05 < PRIOR_ERROR
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_before_any_answer_each_sort_is_right_to_a_seventh(sort: str) -> None:
+    text = make_text(sort, 30_000, Random(5))
+    assert abs(estimate(text) / count(text, "subword") - 1) < 0.15
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_after_a_pilot_of_60_the_sum_is_right_to_3_percent(seed: int) -> None:
+    miss, stated = pilot("subword", 60, seed)
+    assert miss < 0.03
+    assert stated < 0.06
+
+
+@pytest.mark.parametrize(("tokenizer", "most"), [("coarse", 0.05), ("fine", 0.06), ("subword", 0.01)])
+def test_a_pilot_comes_near_even_where_no_vocabulary_counts_alike(tokenizer: Tokenizer, most: float) -> None:
+    misses = [pilot(tokenizer, 60, seed)[0] for seed in range(20)]
+    assert sum(misses) / len(misses) < most
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("rows", [20, 60])
+def test_the_stated_error_covers_the_miss(tokenizer: Tokenizer, rows: int) -> None:
+    pilots = [pilot(tokenizer, rows, seed) for seed in range(30)]
+    assert sum(miss <= stated for miss, stated in pilots) >= 27

@@ -1,0 +1,96 @@
+"""Estimate against outcome."""
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+from stores import CENT, answer, opened, paid, prompt, result
+
+from pipeline.report import summarize
+from pipeline.report.accuracy import PLAN_EVENT, Amounts, baseline, compare, logged
+
+
+def plan(rows: int = 10, at_s: float = 0.0, *, pilot: bool = False, **steps: Amounts) -> dict[str, Any]:
+    event = {"event": PLAN_EVENT, "at_s": at_s, "rows": rows, "pilot": pilot, "steps": logged(steps)}
+    return orjson.loads(orjson.dumps({**event, "seconds": 60.0, "based_on": "no answers yet"}))
+
+
+ONE = Amounts(10, 1000, 200, Decimal("0.5"))
+
+
+def test_amounts_survive_the_log() -> None:
+    found = baseline([plan(answer=ONE, map=Amounts(1, 2, 3, None))])
+    assert found is not None
+    assert found.steps == {"answer": ONE, "map": Amounts(1, 2, 3, None)}
+
+
+def test_a_run_without_a_plan_has_no_accuracy() -> None:
+    assert baseline([{"event": "start", "rows": 3}]) is None
+
+
+def test_a_pilot_is_no_estimate_of_the_run() -> None:
+    assert baseline([plan(pilot=True, answer=ONE)]) is None
+    found = baseline([plan(pilot=True), plan(at_s=5.0, answer=ONE)])
+    assert found is not None
+    assert (found.at_s, found.position) == (5.0, 1)
+
+
+def test_the_first_plan_for_as_many_rows_as_now_counts() -> None:
+    events = [plan(3, 1.0), plan(10, 2.0), plan(10, 3.0)]
+    found = baseline(events)
+    assert found is not None
+    assert found.at_s == 2.0
+
+
+def test_what_was_bought_before_the_plan_is_part_of_both_sides() -> None:
+    found = baseline([plan(answer=ONE)])
+    assert found is not None
+    before = Amounts(2, 100, 20, Decimal("0.1"))
+    compared = compare(found, {"answer": before}, {"answer": Amounts(12, 1200, 250, Decimal("0.7"))}, 70.0)
+    assert compared.estimated["answer"] == compared.estimated["total"] == Amounts(12, 1100, 220, Decimal("0.6"))
+    assert compared.actual["total"] == Amounts(12, 1200, 250, Decimal("0.7"))
+    assert compared.as_json()["answer"] == {
+        "calls": [12, 12],
+        "input_tokens": [1100, 1200],
+        "output_tokens": [220, 250],
+        "cost_usd": [0.6, 0.7],
+    }
+
+
+def test_a_step_that_was_not_foreseen_is_shown_and_an_unknown_price_stays_unknown() -> None:
+    found = baseline([plan(answer=Amounts(1, 1, 1, None))])
+    assert found is not None
+    compared = compare(found, {}, {"map": ONE}, 1.0)
+    assert compared.estimated["map"] == Amounts()
+    assert compared.estimated["total"].cost_usd is None
+    assert compared.actual["total"] == ONE
+
+
+def test_the_report_tells_calls_before_the_plan_from_those_after_it(tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "notes"
+    with opened(directory) as store:
+        for row, finished_at in enumerate((100.0, 200.0, 300.0)):
+            store.append_call(prompt(row), paid(finished_at=finished_at))
+            store.append_result(result(row))
+        event = plan(3, at_s=150.0, answer=Amounts(2, 20, 10, CENT * 3))
+        store.log(PLAN_EVENT, **{name: value for name, value in event.items() if name != "event"})
+        store.log("start", rows=3, pid=1)
+        store.log("end", status="finished", seconds=50.0)
+    accuracy = summarize(directory).accuracy
+    assert accuracy is not None
+    assert (accuracy.estimated["answer"].calls, accuracy.actual["answer"].calls) == (3, 3)
+    assert accuracy.estimated["answer"].cost_usd == CENT * 4
+    assert accuracy.actual["answer"].cost_usd == CENT * 3
+    assert (accuracy.estimated_s, accuracy.actual_s) == (60.0, 50.0)
+
+
+def test_calls_of_every_part_and_of_the_journal_count(tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "notes"
+    with opened(directory, seal_rows=1) as store:
+        store.log(PLAN_EVENT, at_s=0.0, rows=2, pilot=False, steps=logged({"answer": ONE}), seconds=1.0, based_on="")
+        answer(store, 0)
+        answer(store, 1)
+        summary = summarize(directory)
+        assert summary.accuracy is not None
+        assert summary.accuracy.actual["answer"].calls == summary.calls == 2
