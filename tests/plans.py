@@ -1,6 +1,7 @@
 """Plans of small tables, for tests."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import anyio
@@ -10,7 +11,7 @@ from pipeline import plan
 from pipeline.job import Job
 from pipeline.plan.learned import NOTHING, Learned
 from pipeline.plan.pace import Pace
-from pipeline.plan.planner import Input
+from pipeline.plan.planner import USUAL, Effort, Input
 from pipeline.plan.survey import survey
 from pipeline.records import Document, Reply
 from pipeline.source import open_source
@@ -56,7 +57,8 @@ def make(
     learned: Learned = NOTHING,
     start: datetime = START,
     bought: plan.Bought = nothing_bought,
+    effort: Effort = USUAL,
 ) -> plan.Plan:
     """The plan of a run over the documents that are not done."""
     pace = Pace(job.limits, LATENCY_S)
-    return anyio.run(plan.make, given(job, documents, done), job, learned, bought, pace, start)
+    return anyio.run(plan.make, replace(given(job, documents, done), effort=effort), job, learned, bought, pace, start)

@@ -1,6 +1,7 @@
 """The plan is the run: prompts as the flows ask them, ranges that hold, nothing twice."""
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
@@ -16,9 +17,8 @@ from plans import START, given, make, texts, topics
 from jobs import CHUNKED, make_job
 from pipeline import flows
 from pipeline.job import Job
-from pipeline.plan import planner
 from pipeline.plan.learned import CALL_COLUMNS, Learned, learn
-from pipeline.plan.planner import first_prompts, prefix_tokens
+from pipeline.plan.planner import EVERYTHING, Effort, first_prompts, prefix_tokens
 from pipeline.prices import MODELS, answering
 from pipeline.records import Document, Prompt, Reply
 from pipeline.tokens import estimate
@@ -186,17 +186,16 @@ def test_what_is_bought_is_not_planned_again(tmp_path: Path) -> None:
 # ---- a long table is planned from a sample
 
 
-def sampled(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    for name in ("WHOLE_ROWS", "SAMPLE_ROWS"):
-        monkeypatch.setattr(planner, name, rows)
+def sampled(rows: int) -> Effort:
+    """At most so many rows are looked at."""
+    return Effort(rows, 2**40, rows, 2**40)
 
 
-def test_a_sample_stands_for_the_table_and_says_how_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_stands_for_the_table_and_says_how_well(tmp_path: Path) -> None:
     job = make_job(tmp_path, CHUNKED, model={"max_output_tokens": 100})
     documents = texts([40 + (row * 37) % 900 for row in range(600)])
     whole = make(job, documents)
-    sampled(monkeypatch, 150)
-    made = make(job, documents)
+    made = make(job, documents, effort=sampled(150))
     assert 120 <= made.sampled_rows <= 150
     assert made.documents == whole.documents == 600
     assert made.prompts.low <= whole.prompts.expected <= made.prompts.high
@@ -206,31 +205,25 @@ def test_a_sample_stands_for_the_table_and_says_how_well(tmp_path: Path, monkeyp
     assert made.documents_chunked == pytest.approx(whole.documents_chunked, rel=0.05)
 
 
-def test_rows_that_repeat_are_not_counted_though_their_originals_are_not_picked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_that_repeat_are_not_counted_though_their_originals_are_not_picked(tmp_path: Path) -> None:
     job = make_job(tmp_path, CHUNKED, chunk=None, reduce=None, prompt={"template": "{{ text }}"})
     one = texts([200 + row % 50 for row in range(400)])
     documents = [*one, *(Document(row + 400, str(row + 400), {}, each.text) for row, each in enumerate(one))]
-    sampled(monkeypatch, 100)
-    made = make(job, documents)
+    made = make(job, documents, effort=sampled(100))
     assert made.sampled_rows <= 100
     assert made.load.prompts == pytest.approx(400, abs=1)
     assert sum(cell.prompts for cell in made.spared.values()) == pytest.approx(400, abs=1)
 
 
-def test_the_sample_is_of_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampled(monkeypatch, 10)
-    made = make(make_job(tmp_path), topics(1000), lambda row: row < 995)
+def test_the_sample_is_of_what_is_left(tmp_path: Path) -> None:
+    made = make(make_job(tmp_path), topics(1000), lambda row: row < 995, effort=sampled(10))
     assert (made.documents, made.documents_done, made.load.prompts, made.sampled_rows) == (5, 995, 5, 0)
 
 
-def test_every_row_is_counted_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampled(monkeypatch, 10)
-    job = make_job(tmp_path)
-    table = given(job, topics(100))
-    assert not table.picks().whole
-    assert planner.Input(table.source, table.survey, None, whole=True).picks().whole
+def test_every_row_is_counted_on_request(tmp_path: Path) -> None:
+    table = given(make_job(tmp_path), topics(100))
+    assert not replace(table, effort=sampled(10)).picks().whole
+    assert replace(table, effort=EVERYTHING).picks().whole
 
 
 # ---- what answers taught

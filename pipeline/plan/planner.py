@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
+from typing import NamedTuple
 
 import polars as pl
 
@@ -16,10 +17,6 @@ from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Load, Pace
 from pipeline.plan.plans import Example, Found, Plan, StepPlan
 from pipeline.plan.survey import (
-    SAMPLE_BYTES,
-    SAMPLE_ROWS,
-    WHOLE_BYTES,
-    WHOLE_ROWS,
     Picks,
     Survey,
     documents,
@@ -33,8 +30,24 @@ from pipeline.records import Document, Prompt, Reply, Step
 from pipeline.source import Source
 from pipeline.tokens import estimate
 
-_GLANCE_ROWS, _GLANCE_BYTES = 2_000, 10_000_000
-"""Looked at for a changed job: half a second."""
+
+class Effort(NamedTuple):
+    """Up to how much text every row is planned, and how much of it is picked from a larger table."""
+
+    whole_rows: int
+    whole_bytes: int
+    sample_rows: int
+    sample_bytes: int
+
+
+USUAL = Effort(100_000, 250_000_000, 50_000, 200_000_000)
+"""For an estimate: 20 s, or 8 s of a larger table and its tokens to about ±0.5 % (measured 2026-11)."""
+BRIEF = Effort(20_000, 50_000_000, 10_000, 40_000_000)
+"""Before a run, which waits for it: 3 s, tokens to about ±1 %."""
+GLANCE = Effort(2_000, 10_000_000, 2_000, 10_000_000)
+"""For a job that is changed to see what it would cost: half a second."""
+EVERYTHING = Effort(2**63, 2**63, 0, 0)
+"""Every row, however large the table."""
 
 _STEPS: tuple[Step, ...] = ("answer", "map", "reduce")
 
@@ -46,7 +59,7 @@ class Input:
     source: Source
     survey: Survey
     wanted: pl.Series | None = None
-    whole: bool = False  # count every row, however many
+    effort: Effort = USUAL
 
     @property
     def left(self) -> int:
@@ -55,9 +68,9 @@ class Input:
 
     def picks(self) -> Picks:
         """The rows that are looked at: all, or a sample of a large table."""
-        most = (len(self.survey.sizes), 2**63) if self.whole else (WHOLE_ROWS, WHOLE_BYTES)
-        picks = pick(self.survey, self.wanted, *most)
-        return picks if picks.whole else pick(self.survey, self.wanted, SAMPLE_ROWS, SAMPLE_BYTES)
+        most = self.effort
+        picks = pick(self.survey, self.wanted, most.whole_rows, most.whole_bytes)
+        return picks if picks.whole else pick(self.survey, self.wanted, most.sample_rows, most.sample_bytes)
 
 
 async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: Pace, start: datetime) -> Plan:
@@ -107,8 +120,9 @@ async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: P
 
 
 async def expected_work(given: Input, job: Job, learned: Learned, bought: Bought, pace: Pace) -> Work:
-    """Expected calls alone, from a small sample: for a job that is changed to see what it would cost."""
-    picks = pick(given.survey, given.wanted, _GLANCE_ROWS, _GLANCE_BYTES)
+    """Expected calls alone, at a glance: for a job that is changed to see what it would cost."""
+    given = replace(given, effort=GLANCE)
+    picks = given.picks()
     tally = Tally(picks, learned, {False: None, True: None})
     await _forecast(given, picks, Forecaster(job, learned, bought, pace.limits), tally)
     return tally.sums().expected

@@ -12,12 +12,6 @@ from pipeline.plan.amounts import KINDS, kind_column
 from pipeline.records import Document
 from pipeline.source.documents import ROW, Source
 
-WHOLE_ROWS, WHOLE_BYTES = 100_000, 250_000_000
-"""A table within both is planned row by row: 100,000 flows over 2 kB take 7 to 12 s."""
-
-SAMPLE_ROWS, SAMPLE_BYTES = 50_000, 200_000_000
-"""Picked of a larger table: of a million rows of 2 kB, English, Chinese and code, tokens are ±0.4 %, flows take 7 s."""
-
 _FRAME_ROWS = 8192
 _EXAMPLES = 5
 _LEAST_PICKED = (12, 5, 2, 1)  # of a stratum, the first of them that is within bounds

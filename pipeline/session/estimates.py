@@ -22,7 +22,7 @@ from pipeline.plan.exact import SAMPLE, count_sample
 from pipeline.plan.forecast import Bought
 from pipeline.plan.learned import Learned, merged
 from pipeline.plan.pace import Pace
-from pipeline.plan.planner import Input, expected_work, first_prompts, prefix_tokens
+from pipeline.plan.planner import BRIEF, EVERYTHING, USUAL, Input, expected_work, first_prompts, prefix_tokens
 from pipeline.plan.survey import Survey, pick_pilot, survey
 from pipeline.plan.timing import Deadline, deadline
 from pipeline.prices import Lane, Model
@@ -76,7 +76,7 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     start = datetime.now(UTC)
     found = await look(session)
     with kept(session) as (done, bought):
-        given = Input(session.source, found, _left(session, done), wishes.whole)
+        given = Input(session.source, found, _left(session, done), EVERYTHING if wishes.whole else USUAL)
         learned = await _learned(session, found)
         if wishes.exact:
             learned = merged(learned, await _counted(session, given))
@@ -92,7 +92,7 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
 async def planned(session: Session, done: Done, bought: Bought) -> plan.Plan:
     """The plan that a run starts with: of the rows that are not `done`."""
     found = await look(session)
-    given = Input(session.source, found, _left(session, done))
+    given = Input(session.source, found, _left(session, done), BRIEF)
     learned = await _learned(session, found)
     return await plan.make(given, session.working, learned, bought, await _pace(session, learned), datetime.now(UTC))
 
