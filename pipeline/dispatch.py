@@ -238,7 +238,7 @@ class Dispatcher:
 
     def _pick(self, now: float) -> Job | None:
         self._quota.look_around(now)
-        return self._backlog.take(now, lambda trust: self._quota.room(now, trust), self._quota.tokens_limit)
+        return self._backlog.take(now, self._quota)
 
     def _fits_at(self, now: float) -> float:
         """When what everything waits for may fit; what never will is refused."""
@@ -249,6 +249,7 @@ class Dispatcher:
         if tokens > self._quota.largest:
             self._refuse_too_long(wanted, tokens)
             return now
+        self._quota.held_up(now)
         return self._quota.fits_at(now, min(tokens, self._quota.tokens_limit), trust)
 
     def _launch(self, job: Job, now: float, group: TaskGroup) -> None:
@@ -291,7 +292,7 @@ class Dispatcher:
         tokens = usage.input_tokens if usage.input_tokens > 0 and not usage.estimated else None
         received = now if not reply.finished_at else min(now, now - (self._wall() - reply.finished_at))
         self._quota.answered(ticket, now, tokens, reply.served_at, received)
-        if tokens is not None:
+        if tokens is not None and job.exact_tokens is None:  # those that were counted are not chosen by their estimates
             self._backlog.estimates.observe(job.prompt.step, job.prompt.input_tokens_est, tokens)
         job.attempts += 1
         self.attempts += 1

@@ -27,7 +27,7 @@ from pipeline.providers.gemini import Gemini
 from pipeline.quota.book import QuotaBook
 from pipeline.records import STATUSES, Reply
 from pipeline.report.accuracy import PLAN_EVENT, Amounts, logged
-from pipeline.session import Options, Session, limits_of, open_provider, session_schema
+from pipeline.session import Options, Session, check_rehearsal, limits_of, open_provider, session_schema
 from pipeline.session.estimates import planned
 from pipeline.session.state import quota_place, spend_place
 from pipeline.spend import SpendBook
@@ -96,6 +96,8 @@ async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
     job, options = session.job, session.options
     if not options.offline:
         api_key(job)
+    elif options.pilot is None:
+        check_rehearsal(session)
     if options.fresh:
         set_aside(session.directory)
     with _rare_collections():
@@ -128,14 +130,14 @@ async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watc
             store.reopen(options.retry, options.changes)
         if options.skip_failed:
             store.outcomes.settle()
-        plan = await planned(session, _done(session, store), _bought(store))
+        plan = await planned(session, _done(session, store), _bought(store), store.spent_usd())
         refuse_unpriced(job, options, plan)
         confirm(plan, continued)
         with (
             open_book(job, provider.endpoint, options.offline) as book,
             open_spend(job, provider.endpoint, options.offline) as spent,
         ):
-            spending = _spending(job, options, store, spent)
+            spending = _spending(session, store, spent)
             engine = _engine(session, store, provider, spending, book, shelf, plan.load.prompts)
             store.log(PLAN_EVENT, **_expectation(session, plan))
             await _attended(engine, store, watch)
@@ -179,12 +181,12 @@ def refuse_unpriced(job: Job, options: Options, plan: Plan) -> None:
         )
 
 
-def _spending(job: Job, options: Options, store: RunStore, book: SpendBook | None) -> Spending:
-    if options.offline:
+def _spending(session: Session, store: RunStore, book: SpendBook | None) -> Spending:
+    if session.options.offline:
         return Spending(None)
-    caps = job.spec.budget
+    caps = session.job.spec.budget
     return Spending(
-        options.max_cost_usd or _exact(caps.max_usd),  # the flag wins over the job file
+        session.max_usd,
         store.spent_usd(),
         book=book,
         day_cap_usd=_exact(caps.max_usd_per_day),

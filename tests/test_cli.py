@@ -1,6 +1,9 @@
 """The command line as a user meets it: streams, exit codes, words. Runs in a copy of jobs/ and sample_data/."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -375,3 +378,16 @@ def test_bad_flag_values_are_explained(cli: Callable[..., Ran], here: Path) -> N
     assert "not an amount" in cli("run", job, "--offline", "--max-cost", "lots").err
     assert "no status or cause" in cli("run", job, "--offline", "--retry", "blokced").err
     assert "unknown fault" in cli("emulate", "--faults", "fire:0.1").err
+
+
+def test_a_stream_that_knows_only_ascii_stops_nothing(here: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    (here / "jobs" / "extract.toml").rename(here / "jobs" / "Übung.toml")
+
+    def said(*arguments: str) -> bytes:
+        command = [sys.executable, "-m", "pipeline", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+
+    assert b"?bung" in said("estimate", "jobs/Übung.toml")
+    ran = said("run", "jobs/Übung.toml", "--offline", "--rpm", "0", "--tpm", "0", "--json")
+    assert json.loads(ran.decode("utf-8"))["run"] == "Übung", "JSON is UTF-8 all the same"

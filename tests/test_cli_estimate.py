@@ -1,5 +1,11 @@
 """`pipeline estimate` as a user types it."""
 
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +53,8 @@ def test_a_pilot_is_part_of_the_run(here: Path, cli: Callable[..., Ran], monkeyp
         assert cli("report", "--json").json["status"] == "pilot"
         ran = cli("run", job, "--yes", "--json").json
         assert stats(url)["answered"] == 6
+    assert "pilot of 4 rows: 4 calls, $" in piloted.err
+    assert "pilot: 4 rows (4 ok), 4 calls, $" in piloted.err and "kept for the run" in piloted.err
     assert before["bounds_only"] and not after["bounds_only"]
     assert (after["documents"], after["documents_done"], after["prompts"]) == (2, 4, 2)
     assert after["based_on"] == "4 answers of this run"
@@ -137,3 +145,105 @@ def test_an_estimate_writes_nothing(here: Path, cli: Callable[..., Ran]) -> None
 
 def test_the_whole_table_is_counted_on_request(here: Path, cli: Callable[..., Ran]) -> None:
     assert cli("estimate", small_job(here, UNLIMITED), "--all", "--json").json["sampled_rows"] == 0
+
+
+def test_when_all_is_done_it_says_so(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here, UNLIMITED)
+    assert cli("run", job, "--offline").code == 0
+    again = cli("estimate", job, "--offline", "--pilot", 3, "--compare", "--by", "07:00")
+    assert (again.code, again.err) == (0, "")
+    assert "6   all done" in again.out and "nothing is left to be sent" in again.out
+    assert "$" not in again.out
+    assert "all 6 rows are done: nothing is left to be sent" in cli("run", job, "--offline").err
+
+
+def test_a_budget_that_is_too_small_is_told_before_the_run(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here, "[budget]\nmax_usd = 0.0002")
+    (expected,) = cli("estimate", job, "--json").json["notices"]
+    assert "is expected to reach [budget] max_usd, $0.0002" in expected
+    (possible,) = cli("estimate", job, "--max-cost", "0.0006", "--json").json["notices"]
+    assert "may reach --max-cost, $0.0006" in possible, "the flag wins"
+    assert cli("estimate", job, "--max-cost", "5", "--json").json["notices"] == []
+    assert cli("estimate", job, "--offline", "--json").json["notices"] == [], "the emulator costs nothing"
+    assert cli("estimate", job, "--max-cost", "lots").code == 2
+
+
+def test_what_a_run_has_spent_counts_to_its_budget(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(here, UNLIMITED)
+    with served(model_version=None) as url:
+        with_key(monkeypatch, url)
+        spent = cli("run", job, "--yes", "--limit", 3, "--json").json["cost_usd"]
+        left = cli("estimate", job, "--json").json["cost_usd"]
+        cap = f"{spent / 2 + left['high']:.8f}"
+        assert cap > f"{left['high']:.8f}"
+        assert "reach --max-cost" in cli("estimate", job, "--max-cost", cap, "--json").json["notices"][0]
+        assert "reach --max-cost" in cli("run", job, "--yes", "--max-cost", cap).err
+
+
+def test_a_run_of_another_job_under_this_name_is_told(here: Path, cli: Callable[..., Ran]) -> None:
+    assert cli("run", small_job(here, UNLIMITED), "--offline").code == 0
+    made = cli("estimate", small_job(here, UNLIMITED, "Tell {{ word }}"), "--offline", "--json").json
+    assert made["documents"] == 6
+    assert "[prompt] template" in made["notices"][0] and "--fresh" in made["notices"][0]
+
+
+def test_a_rehearsal_can_be_estimated_beside_real_answers(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(here, UNLIMITED)
+    with served() as url:
+        with_key(monkeypatch, url)
+        assert cli("run", job, "--yes").code == 0
+    assert cli("estimate", job, "--offline").code == 0
+    assert cli("run", job, "--offline").code == 2
+
+
+def test_prices_of_the_job_stand_beside_the_list(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here)
+    assert "as planned above" not in cli("estimate", job, "--compare").out
+    job.write_text(job.read_text().replace("[output]", "prices = { input = 1.0, output = 2.0 }\n[output]"))
+    assert "this job as planned above: $0.0003" in cli("estimate", job, "--compare").out
+
+
+def test_a_row_that_is_not_sent_does_not_rule_models_out(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here, UNLIMITED)
+    (here / "words.csv").write_text("word\n" + "word " * 1_200_000 + "\nbeta\n")
+    made = cli("estimate", job, "--compare", "--json").json
+    assert made["found"]["too_long"]["rows"] == 1
+    assert all(offer["fits"] for offer in made["offers"])
+
+
+def test_ctrl_c_ends_the_question_before_the_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = small_job(here, UNLIMITED)
+    with served() as url:
+        with_key(monkeypatch, url)
+        terminal, end = pty.openpty()
+        command = [sys.executable, "-m", "pipeline", "estimate", str(job), "--pilot", "2"]
+        with subprocess.Popen(command, stdin=end, stdout=end, stderr=end) as process:
+            os.close(end)
+            said = b""
+            while b"Continue?" not in said:
+                said += os.read(terminal, 1024)
+            time.sleep(0.5)  # a signal just before the read would only be seen after it
+            process.send_signal(signal.SIGINT)
+            try:
+                assert process.wait(timeout=10) == 130
+            finally:
+                process.kill()
+        os.close(terminal)
+        assert stats(url)["answered"] == 0
+
+
+def test_a_cost_that_was_declined_binds_nobody_to_the_job(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served() as url:
+        with_key(monkeypatch, url)
+        assert cli("run", small_job(here, UNLIMITED)).code == 2, "nobody is here to agree"
+        changed = small_job(here, UNLIMITED, "Tell {{ word }}")
+        assert cli("estimate", changed, "--json").json["notices"] == []
+        assert cli("run", changed, "--yes", "--limit", 2).code == 0
+        refused = cli("run", small_job(here, UNLIMITED), "--yes")
+    assert refused.code == 2 and "2 results are kept there" in refused.err

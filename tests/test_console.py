@@ -6,8 +6,11 @@ from decimal import Decimal
 import pytest
 
 from pipeline.calls import Saved
-from pipeline.console import count, duration, money, notice, progress_line
+from pipeline.console import count, duration, money, notice, progress_line, things
+from pipeline.console.progress import fitting_line
+from pipeline.console.reports import show_accuracy
 from pipeline.engine import Monitor
+from pipeline.report.accuracy import Accuracy, Amounts
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,10 @@ def test_large_counts_are_short() -> None:
     assert (count(17_902), count(48_100_000)) == ("17,902", "48.1 M")
 
 
+def test_one_thing_is_said_as_one() -> None:
+    assert (things(1, "row"), things(0, "row"), things(2500, "call")) == ("1 row", "0 rows", "2,500 calls")
+
+
 def test_progress_shows_calls_rows_cost_and_failures() -> None:
     monitor = Monitor(
         rows=100, prompts=200, outcomes=Counter(ok=30, blocked=2), calls=50, cost_usd=Decimal("1.25"), answered=32
@@ -47,6 +54,14 @@ def test_progress_shows_calls_rows_cost_and_failures() -> None:
     assert line.startswith("50/200 calls  25%  ▕██        ▏  32 rows")
     assert "$1.25" in line and "2 not ok" in line and "eta" in line
     assert len(line) <= 80
+
+
+def test_progress_fits_the_line_without_its_bar() -> None:
+    monitor = Monitor(rows=100_000, prompts=200_000, outcomes=Counter(ok=98_500, error=500), calls=150_000)
+    with_bar, without = (progress_line(monitor, bar=bar) for bar in (True, False))
+    assert "▕" in with_bar and "▕" not in without and "eta" in without
+    assert fitting_line(monitor, len(with_bar)) == with_bar
+    assert fitting_line(monitor, len(with_bar) - 1) == without
 
 
 def test_progress_counts_calls_that_need_not_be_made() -> None:
@@ -73,3 +88,15 @@ def test_every_event_has_words() -> None:
     assert "cost" not in notice("lost", at_most | {"at_most_usd": Decimal(0)})
     assert notice("outage", {"message": "overloaded"}) == "outage: overloaded"
     assert notice("halt", {"message": "told at the end"}) == ""
+
+
+@pytest.mark.parametrize(
+    ("estimated_s", "actual_s", "said"),
+    [(5.0, 1.2, "5 s → 1 s"), (2.1, 1.9, "as said"), (100.0, 120.0, "+20.0%"), (5.0, 120.0, "+2300%")],
+)
+def test_short_times_are_told_as_they_are(
+    capsys: pytest.CaptureFixture[str], estimated_s: float, actual_s: float, said: str
+) -> None:
+    known = {"answer": Amounts(3, 100, 50, Decimal(1)), "total": Amounts(3, 100, 50, Decimal(1))}
+    show_accuracy(Accuracy(known, known, estimated_s, actual_s, ""))
+    assert capsys.readouterr().out.splitlines()[1].split("as said", 4)[-1].strip() == said

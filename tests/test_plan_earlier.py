@@ -25,7 +25,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def look(tmp_path: Path, job: Job, offline: bool = False, most: int = 200_000) -> Learned:
-    return earlier(tmp_path / "runs", job, offline, "table", KINDS, most)
+    return earlier(tmp_path / "runs", job, offline, "table", KINDS, most=most)
 
 
 @contextmanager
@@ -269,3 +269,14 @@ def test_a_model_named_in_full_is_the_same_model(tmp_path: Path, job: Job) -> No
     full = make_job(tmp_path, model={"name": "models/gemini-3.5-flash-lite"})
     bought(tmp_path, full, "other")
     assert look(tmp_path, job).output("answer", 100) is not None
+
+
+def test_answers_about_this_table_weigh_the_rows_that_they_stand_for(tmp_path: Path, job: Job) -> None:
+    strata = pl.Series([0] * 90 + [1] * 30, dtype=pl.UInt16)
+    with run(tmp_path, job) as store:
+        buy(store, range(3), tokens=100)
+        buy(store, range(90, 93), tokens=200)
+    known = earlier(tmp_path / "runs", job, False, "table", KINDS, strata)
+    assert known.ratio("answer", 0).value == pytest.approx(0.75 * 1 + 0.25 * 2)
+    elsewhere = earlier(tmp_path / "runs", job, False, "another table", KINDS, strata)
+    assert elsewhere.ratio("answer", 0).value == pytest.approx(1.5)

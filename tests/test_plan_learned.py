@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from pipeline.emulator.counting import Tokenizer, count
 from pipeline.plan.amounts import KINDS, kind_of
+from pipeline.plan.intervals import LEAST_ERROR
 from pipeline.plan.learned import (
     CALL_COLUMNS,
-    LEAST_ERROR,
     NOTHING,
     PRIOR_ERROR,
     SETTLED,
@@ -22,15 +22,13 @@ from pipeline.plan.learned import (
     counted,
     learn,
     merged,
-    t_quantile,
 )
-from pipeline.plan.survey import Survey, pick_pilot
+from pipeline.plan.survey import Survey, pick_pilot, strata
 from pipeline.store.parts import CALLS_SCHEMA
 from pipeline.tokens import estimate
 
 TOKENIZERS: tuple[Tokenizer, ...] = ("coarse", "fine", "subword")
 CALL = {
-    "row": 0,
     "step": "answer",
     "paid": True,
     "usage_estimated": False,
@@ -44,9 +42,9 @@ CALL = {
 
 
 def calls(*rows: dict[str, Any]) -> pl.DataFrame:
-    """Calls as they are stored: `CALL` with what is told of each laid over it."""
+    """Calls as they are stored, one a row: `CALL` with what is told of each laid over it."""
     schema = {name: CALLS_SCHEMA[name] for name in CALL_COLUMNS}
-    return pl.DataFrame([{**CALL, **row} for row in rows], schema=schema)
+    return pl.DataFrame([{"row": number, **CALL, **row} for number, row in enumerate(rows)], schema=schema)
 
 
 def learned(*rows: dict[str, Any], kinds: Sequence[int] | None = None, run: int = 0) -> Learned:
@@ -60,7 +58,8 @@ def test_nothing_is_known_before_any_answer() -> None:
     assert NOTHING.ratio("answer", 0) == Ratio(1.0, 0, PRIOR_ERROR)
     assert NOTHING.output("answer", 100) is None
     assert NOTHING.output_error("answer") == 1.0
-    assert (NOTHING.answers, NOTHING.latency_s, NOTHING.cached_share, NOTHING.based_on) == (0, None, 0.0, "")
+    assert (NOTHING.answers, NOTHING.latency_s, NOTHING.slow_s) == (0, None, None)
+    assert (NOTHING.cached_share, NOTHING.based_on) == (0.0, "")
 
 
 def test_the_ratio_is_one_of_sums() -> None:
@@ -97,7 +96,7 @@ def test_a_single_answer_of_a_kind_that_differs_counts_more_than_many_of_others(
 
 def test_more_answers_narrow_the_error_down_to_a_floor() -> None:
     rows = [{"input_tokens": 100 + number % 20} for number in range(4000)]
-    errors = [learned(*rows[:few], kinds=[0]).ratio("answer", 0).error for few in (1, 4, 16, 64, 4000)]
+    errors = [learned(*rows[:few], kinds=[0] * 4000).ratio("answer", 0).error for few in (1, 4, 16, 64, 4000)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] == LEAST_ERROR
 
@@ -105,8 +104,20 @@ def test_more_answers_narrow_the_error_down_to_a_floor() -> None:
 def test_one_long_prompt_makes_many_short_ones_count_less() -> None:
     short = [{"input_tokens": 105 + number % 10} for number in range(50)]
     long = {"input_tokens_est": 100_000, "input_tokens": 110_000}
-    alone, with_long = learned(*short, kinds=[0]), learned(*short, long, kinds=[0])
+    alone, with_long = learned(*short, kinds=[0] * 50), learned(*short, long, kinds=[0] * 51)
     assert with_long.ratio("answer", 0).error > 3 * alone.ratio("answer", 0).error
+
+
+def test_answers_about_one_row_tell_as_much_as_one() -> None:
+    rows = [{"input_tokens": 100 + number % 5 * 10, "output_tokens": 30 + number % 5 * 10} for number in range(30)]
+    pieces = [{**each, "row": row, "step": "map"} for row, each in enumerate(rows) for _ in range(10)]
+    one_each, ten_each = learned(*rows, kinds=[0] * 30), learned(*pieces, kinds=[0] * 30)
+    assert ten_each.ratio("map", 0).answers == 300
+    assert ten_each.ratio("map", 0)[::2] == pytest.approx(one_each.ratio("answer", 0)[::2])
+    assert ten_each.output_error("map") == pytest.approx(one_each.output_error("answer"))
+    apart = learned(*({**each, "row": number} for number, each in enumerate(pieces)), kinds=[0] * 300)
+    assert apart.ratio("map", 0).error < 0.5 * ten_each.ratio("map", 0).error
+    assert apart.output_error("map") < 0.5 * ten_each.output_error("map")
 
 
 @pytest.mark.parametrize(
@@ -167,25 +178,65 @@ def test_answers_in_tokens() -> None:
     known = learned(*[{"output_tokens": 10 * number, "cached_tokens": 22} for number in range(1, 11)])
     answers = known.output("answer", 100)
     assert answers is not None
-    assert answers == (10, pytest.approx(55), pytest.approx(10), pytest.approx(0.2), 30, 70, 100)
+    assert answers[:-1] == (10, pytest.approx(55), pytest.approx(10), pytest.approx(0.2), 30, 70, 100)
     assert known.cached_share == pytest.approx(0.2)
+    assert list(answers.lengths) == sorted(answers.lengths)
+    assert sum(answers.lengths) / len(answers.lengths) == pytest.approx(1)
+    assert 10 < 55 * answers.lengths[0] < 55 * answers.lengths[-1] < 100
+
+
+def test_how_long_answers_take() -> None:
+    known = learned(*[{"latency_s": 1.0}] * 98, *[{"latency_s": 51.0}] * 2)
     assert known.latency_s == pytest.approx(2.0)
+    assert known.slow_s == 51.0
+    assert learned(*[{"latency_s": 1.0}] * 298, *[{"latency_s": 51.0}] * 2).slow_s == 1.0
 
 
-@given(st.integers(1, 2**40))
-def test_a_bucket_holds_lengths_up_to_twice_the_shortest(tokens: int) -> None:
-    one = [{"input_tokens_est": tokens, "output_tokens": 7}] * 5
-    other = [{"input_tokens_est": 4 * tokens, "output_tokens": 99}] * 5
-    known = learned(*one, *other)
-    answers = [known.output("answer", length) for length in (tokens, 4 * tokens)]
-    assert [answer and answer.output_tokens for answer in answers] == [7, 99]
+@given(st.integers(1, 1000), st.integers(2, 100))
+def test_answers_as_long_as_their_input_are_expected_so(tokens: int, times: int) -> None:
+    rows = [
+        {"input_tokens_est": tokens * times**power, "output_tokens": 3 * tokens * times**power} for power in range(3)
+    ]
+    known = learned(*[{**row, "thinking_tokens": 0} for row in rows] * 2)
+    for length in (tokens, tokens * times**2, 7 * tokens):
+        answers = known.output("answer", length)
+        assert answers is not None
+        assert answers[1:3] == pytest.approx((3 * length, 0))
+        assert answers[4:7] == pytest.approx((3 * length,) * 3)
 
 
-def test_a_bucket_with_few_answers_borrows_from_the_step() -> None:
-    short, long = {"input_tokens_est": 100, "output_tokens": 10}, {"input_tokens_est": 10_000, "output_tokens": 100}
-    known = learned(*[short] * 6, *[long] * 4)
-    assert known.output("answer", 127)[:2] == (6, 10)  # type: ignore[index]
-    assert known.output("answer", 128)[:2] == known.output("answer", 10_000)[:2] == (10, 46)  # type: ignore[index]
+def test_answers_of_one_length_are_expected_so_beyond_all_inputs_seen() -> None:
+    known = learned(*[{"input_tokens_est": 10 * number, "output_tokens": 50 + number % 2} for number in range(1, 41)])
+    for length in (1, 100, 10_000):
+        answers = known.output("answer", length)
+        assert answers is not None
+        assert answers.output_tokens == pytest.approx(50.5, rel=0.02)
+
+
+def test_answers_that_shorten_with_their_input_are_taken_as_all_alike() -> None:
+    known = learned(*[{"input_tokens_est": 10 * number, "output_tokens": 500 // number} for number in range(1, 11)])
+    assert known.output("answer", 10) == known.output("answer", 100)
+
+
+def test_each_kind_is_answered_at_its_own_length_where_enough_are_known() -> None:
+    kinds = [0] * 20 + [4] * 20 + [1]
+    known = learned(*({"output_tokens": 100 if kind == 4 else 40} for kind in kinds), kinds=kinds)
+    lengths = [known.output("answer", 100, kind) for kind in (0, 4, 1, None)]
+    assert [answer and answer.answers for answer in lengths] == [20, 20, 41, 41]
+    assert [answer and answer.output_tokens for answer in lengths] == pytest.approx([40, 100, 2840 / 41, 2840 / 41])
+
+
+def test_an_answer_weighs_as_many_rows_as_it_stands_for() -> None:
+    strata = pl.Series([1] * 90 + [2] * 10 + [None] * 900, dtype=pl.UInt16)
+    rows = [{"row": row, "input_tokens": 100 if row < 90 else 200, "output_tokens": row} for row in (0, 10, 90, 91, 92)]
+    known = learn([calls(*rows)], pl.Series([0] * 1000, dtype=pl.UInt8), strata=strata)
+    assert known.ratio("answer", 0).value == pytest.approx(0.9 * 1.0 + 0.1 * 2.0)
+    answers = known.output("answer", 100)
+    assert answers is not None
+    assert answers.output_tokens == pytest.approx(0.9 * 5 + 0.1 * 91)
+    assert known.taught["weight"].mean() == pytest.approx(1)
+    alone = learn([calls({"row": 500}, {"row": 0})], pl.Series([0] * 1000, dtype=pl.UInt8), strata=strata)
+    assert alone.taught.sort("row")["weight"].to_list() == pytest.approx([180 / 91, 2 / 91])
 
 
 def test_a_call_may_teach_only_its_input() -> None:
@@ -224,16 +275,6 @@ def test_the_error_of_the_output_is_all_of_it_when_nothing_tells(rows: list[dict
 def test_no_more_prompts_and_answers_all_alike() -> None:
     assert learned(*[{}] * 9).output_error("answer", 0) == 1.0
     assert learned(*[{}] * 9).output_error("answer", 5) == LEAST_ERROR
-
-
-@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (4, 2.776), (10, 2.228), (1e9, 1.960)])
-def test_the_quantile_of_student(freedom: float, expected: float) -> None:
-    assert t_quantile(freedom) == pytest.approx(expected, rel=0.01)
-
-
-def test_the_quantile_of_student_falls() -> None:
-    quantiles = [t_quantile(tenths / 10) for tenths in range(1, 400)]
-    assert quantiles == sorted(quantiles, reverse=True)
 
 
 # ---- sources
@@ -303,6 +344,7 @@ def counts(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(count(text, tokenizer) for text in documents())
 
 
+@cache
 def pilot(tokenizer: Tokenizer, rows: int, seed: int) -> tuple[float, float]:
     """Relative miss of the corrected sum after a pilot, and its stated error."""
     chosen = pick_pilot(survey(), None, rows, seed).numbers
@@ -310,6 +352,7 @@ def pilot(tokenizer: Tokenizer, rows: int, seed: int) -> tuple[float, float]:
     known = learn(
         [calls(*({"row": row, "input_tokens_est": given[row], "input_tokens": true[row]} for row in chosen))],
         survey().kinds,
+        strata=strata(survey()),
     )
     ratios = [known.ratio("answer", kind) for kind in range(len(KINDS))]
     corrected = [tokens * ratios[kind].value for tokens, kind in zip(given, survey().kinds, strict=True)]
@@ -327,17 +370,16 @@ def test_before_any_answer_each_sort_is_right_to_a_seventh(sort: str) -> None:
     assert abs(estimate(text) / count(text, "subword") - 1) < 0.15
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_after_a_pilot_of_60_the_sum_is_right_to_3_percent(seed: int) -> None:
-    miss, stated = pilot("subword", 60, seed)
-    assert miss < 0.03
-    assert stated < 0.06
+@pytest.mark.parametrize(("tokenizer", "most"), [("subword", 0.02), ("coarse", 0.03), ("fine", 0.045)])
+def test_after_a_pilot_of_60_19_of_20_sums_are_right_to_a_few_percent(tokenizer: Tokenizer, most: float) -> None:
+    pilots = [pilot(tokenizer, 60, seed) for seed in range(40)]
+    assert sum(miss < most for miss, _ in pilots) >= 38
+    assert max(stated for _, stated in pilots) < 3 * most
 
 
-@pytest.mark.parametrize(("tokenizer", "most"), [("coarse", 0.05), ("fine", 0.06), ("subword", 0.01)])
-def test_a_pilot_comes_near_even_where_no_vocabulary_counts_alike(tokenizer: Tokenizer, most: float) -> None:
-    misses = [pilot(tokenizer, 60, seed)[0] for seed in range(20)]
-    assert sum(misses) / len(misses) < most
+@pytest.mark.parametrize(("tokenizer", "most"), [("subword", 0.01), ("coarse", 0.015), ("fine", 0.02)])
+def test_after_a_pilot_of_200_it_is_right_to_1_or_2_percent(tokenizer: Tokenizer, most: float) -> None:
+    assert sum(pilot(tokenizer, 200, seed)[0] < most for seed in range(20)) >= 19
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)

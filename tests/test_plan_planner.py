@@ -12,12 +12,13 @@ from typing import Any
 import anyio
 import polars as pl
 import pytest
-from plans import START, given, make, texts, topics
+from plans import START, given, make, nothing_bought, texts, topics
 
 from jobs import CHUNKED, make_job
-from pipeline import flows
+from pipeline import flows, plan
 from pipeline.job import Job
-from pipeline.plan.learned import CALL_COLUMNS, Learned, learn
+from pipeline.plan.learned import CALL_COLUMNS, NOTHING, Learned, learn
+from pipeline.plan.pace import Pace
 from pipeline.plan.planner import EVERYTHING, Effort, first_prompts, prefix_tokens
 from pipeline.prices import MODELS, answering
 from pipeline.records import Document, Prompt, Reply
@@ -345,3 +346,15 @@ def test_assumptions_say_what_is_not_known(tmp_path: Path) -> None:
     taught = answered("answer", *[(10, 15, 40) for _ in range(40)])
     bounded: dict[str, Any] = {"limits": UNLIMITED, "model": {"max_output_tokens": 10}}
     assert make(make_job(tmp_path, **bounded), topics(1), learned=taught).assumptions == ()
+
+
+def test_a_plan_under_way_can_be_given_up(tmp_path: Path) -> None:
+    job = make_job(tmp_path, limits=UNLIMITED)
+
+    async def given_up() -> bool:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await plan.make(given(job, topics(3)), job, NOTHING, nothing_bought, Pace(job.limits, 5.0), START)
+        return scope.cancelled_caught
+
+    assert anyio.run(given_up)

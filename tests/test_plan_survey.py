@@ -276,13 +276,48 @@ def test_a_pilot_has_every_kind_and_nothing_that_is_not_sent(rows: int) -> None:
     assert rows < 20 or pilot.numbers.to_list() != survey.pick_pilot(found, None, rows, seed=1).numbers.to_list()
 
 
-def test_a_pilot_follows_the_bytes() -> None:
-    found = found_of([100] * 900 + [10_000] * 100)  # 8 % and 92 % of the bytes
-    assert found.sizes.gather(survey.pick_pilot(found, None, 100).numbers).to_list().count(10_000) == 92
+def test_in_a_pilot_a_row_counts_by_the_root_of_its_size() -> None:
+    found = found_of([100] * 900 + [10_000] * 100)  # one in ten, but ten times as likely
+    assert found.sizes.gather(survey.pick_pilot(found, None, 100).numbers).to_list().count(10_000) == 53
+
+
+def test_strata_are_of_one_kind_and_about_one_size_and_leave_out_what_is_not_sent() -> None:
+    found = found_of(
+        [100, 101, 100, 10_000, 100, 0],
+        [0, 0, 4, 0, 0, 0],
+        repeats=[False] * 4 + [True, False],
+        empty=[False] * 5 + [True],
+    )
+    strata = survey.strata(found).to_list()
+    assert strata[0] == strata[1]
+    assert len(set(strata[:4])) == 3
+    assert strata[4:] == [None, None]
 
 
 def test_a_pilot_of_a_small_table_is_all_of_it() -> None:
     assert survey.pick_pilot(found_of([10, 20, 30]), None, 50).numbers.to_list() == [0, 1, 2]
+
+
+# ---- rows that are as likely as one another
+
+
+def test_rows_are_picked_evenly_within_both_bounds() -> None:
+    found = found_of([10, 1000] * 5000, repeats=[row < 100 for row in range(10_000)], empty=[False, True] * 5000)
+    picks = survey.pick_evenly(found, None, 400, 10**9)
+    assert len(picks.numbers) == len(set(picks.numbers)) == 400
+    assert picks.numbers.is_sorted()
+    assert not (found.repeats | found.empty).gather(picks.numbers).any()
+    assert 150 < (picks.numbers < 5000).sum() < 250
+    assert picks.numbers.to_list() == survey.pick_evenly(found, None, 400, 10**9).numbers.to_list()
+    assert picks.numbers.to_list() != survey.pick_evenly(found, None, 400, 10**9, seed=1).numbers.to_list()
+    assert len(survey.pick_evenly(found, None, 400, 101).numbers) == 11
+    assert len(survey.pick_evenly(found, None, 400, 1).numbers) == 1
+
+
+def test_all_rows_of_a_small_table_are_picked_evenly() -> None:
+    found, wanted = found_of([10, 20, 30]), pl.Series([True, False, True])
+    assert survey.pick_evenly(found, wanted, 9, 99).numbers.to_list() == [0, 2]
+    assert survey.pick_evenly(found, pl.Series([False] * 3), 9, 99).numbers.to_list() == []
 
 
 # ---- the documents of the picked rows

@@ -5,12 +5,13 @@ from pipeline.quota.adaptive import AdaptiveLimit, Admitted
 
 def admitted(
     last_minute: float = 0.0,
+    last_two_minutes: float = 0.0,
     since_cut: float = 0.0,
     resumed_at: float = 0.0,
     total: float = 10**9,
     began_at: float = 0.0,
 ) -> Admitted:
-    return Admitted(last_minute, since_cut, resumed_at, total, began_at)
+    return Admitted(last_minute, last_two_minutes, since_cut, resumed_at, total, began_at)
 
 
 def test_the_limit_becomes_what_was_admitted_in_the_last_minute():
@@ -91,6 +92,23 @@ def test_unknown_limits_double_while_they_are_low_and_grow_slowly_then():
     limit.refused(105.0, 104.9, admitted(300), None)
     assert limit.value == pytest.approx(297)
     assert not limit.grow(130.0, 297), "once refused it is probed, and grows no more"
+
+
+def test_growth_that_overran_a_full_bucket_is_seen_through_at_the_second_refusal():
+    # 1,000 a minute and 1,000 in store have admitted 3,000 in two minutes, 1,830 of them in the last
+    limit = AdaptiveLimit(None, 2000)
+    limit.refused(300.0, 299.9, admitted(1830), None)
+    assert limit.value == pytest.approx(0.99 * 1830)
+    limit.refused(303.0, 302.9, admitted(1800, 3000, since_cut=60, resumed_at=301.0), None)
+    assert limit.value == pytest.approx(990)
+    assert not limit.grow(420.0, 990), "nothing above that has been admitted for long"
+
+
+def test_after_growth_a_refusal_that_does_not_come_at_once_is_of_another_kind():
+    limit = AdaptiveLimit(None, 2000)
+    limit.refused(300.0, 299.9, admitted(1020), None)
+    limit.refused(307.0, 306.9, admitted(1010, 1700, since_cut=60, resumed_at=301.0), None)
+    assert limit.value == pytest.approx(0.85 * 0.99 * 1020)
 
 
 def test_what_an_earlier_run_learned_is_where_the_next_begins():

@@ -93,6 +93,15 @@ def test_news_are_what_others_sent_once_each(path):
         assert one.requests_on(DAY) == other.requests_on(DAY) == 2
 
 
+def test_a_run_that_has_ended_shares_no_longer_but_its_sends_count(path):
+    with QuotaBook(path, "m") as other:
+        with QuotaBook(path, "m") as ended:
+            ended.send(1000.0, 70, DAY)
+        other.send(1001.0, 30, DAY)
+        with QuotaBook(path, "m") as later:
+            assert [(bool(send.who), send.tokens) for send in later.recent(1002.0)] == [(False, 70), (True, 30)]
+
+
 def test_old_sends_are_forgotten_and_counts_are_not(path):
     with QuotaBook(path, "m") as book:
         book.send(1000.0, 70, DAY)

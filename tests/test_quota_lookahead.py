@@ -5,7 +5,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.quota.lookahead import DEPTH, MAX_WAIT_S, STALE_S, Lookahead
+from pipeline.quota.lookahead import DEPTH, MAX_WAIT_S, PATIENCE, Lookahead
 
 AGAIN, FINISHING, OTHERS = range(3)
 
@@ -16,8 +16,11 @@ class Item:
     gone: bool = False
 
 
-def take(ready: Lookahead[Item], room: float, now: float = 0.0) -> Item | None:
-    return ready.take(now, room, lambda item: item.size <= room)
+def take(
+    ready: Lookahead[Item], room: float, now: float = 0.0, *, fits_at: float = inf, until: float = inf
+) -> Item | None:
+    """`fits_at` for whatever does not fit now."""
+    return ready.take(now, room, lambda item: item.size <= room, lambda item: fits_at, until)
 
 
 def filled(sizes: list[float], lane: int = OTHERS, rng: Random | None = None) -> tuple[Lookahead[Item], list[Item]]:
@@ -56,6 +59,39 @@ def test_who_waited_too_long_goes_next_and_all_wait_until_it_fits():
     assert take(ready, 50, late) is small
 
 
+def test_the_oldest_is_waited_for_once_that_is_short_against_its_age():
+    ready, (large, small) = filled([90, 5])
+    assert take(ready, 50, 100.0, fits_at=100.0 + 1.1 * PATIENCE * 100.0) is small
+    ready.add(small, 5, OTHERS, 100.0)
+    assert take(ready, 50, 101.0, fits_at=101.0 + 0.9 * PATIENCE * 101.0) is None
+    assert ready.next_wanted(101.0) is large
+    assert take(ready, 90, 103.0) is large
+    assert take(ready, 50, 103.0) is small
+
+
+def test_none_is_waited_for_beyond_the_end_of_the_minute_unless_it_must_be():
+    ready, (large, small) = filled([90, 5])
+    assert take(ready, 50, 100.0, fits_at=101.0, until=100.5) is small
+    ready.add(small, 5, OTHERS, 100.0)
+    late = MAX_WAIT_S + 1.0
+    assert take(ready, 50, late, fits_at=late + 1.0, until=late + 0.5) is None
+    assert ready.next_wanted(late) is large
+
+
+def test_the_time_of_fitting_is_asked_for_no_oftener_than_it_can_matter():
+    """One answer holds until it is within the patience: others going before can only move it away."""
+    ready, _ = filled([90, *[5] * 1000])
+    asked = []
+
+    def fits_at(item: Item) -> float:
+        asked.append(item.size)
+        return now + 20.0
+
+    for now in range(300):
+        assert ready.take(float(now), 50, lambda item: item.size <= 50, fits_at).size == 5
+    assert len(asked) <= 300 / 14 + 1
+
+
 def test_small_ones_are_not_passed_over_forever():
     ready, (small,) = filled([5])
     for now in range(0, 2000, 10):
@@ -64,7 +100,7 @@ def test_small_ones_are_not_passed_over_forever():
         taken = take(ready, 100, float(now))
         assert taken is not None
         if taken is small:
-            assert now > STALE_S
+            assert now > MAX_WAIT_S
             return
     raise AssertionError("never taken")
 

@@ -31,15 +31,16 @@ def test_requests_bind(server: str, seed: int, full: bool) -> None:
 
 @cases
 @pytest.mark.parametrize("bias", [0.7, 1.3])
-def test_heavy_tailed_documents_estimated_wrong(server: str, seed: int, full: bool, bias: float) -> None:
+@pytest.mark.parametrize("at_once", [1000, pytest.param(MAX_OPEN_DOCUMENTS, marks=pytest.mark.long)])
+def test_heavy_tailed_documents_estimated_wrong(server: str, seed: int, full: bool, at_once: int, bias: float) -> None:
     limits = Limits(rpm=1000, tpm=1_000_000)
     world = World(server, 1000, 1_000_000, seed=seed)
     prompts = documents(world, heavy(8000 if full else 2000, 8000, 350_000, seed), bias=bias)
-    outcome = dispatch(world, prompts, limits)
+    outcome = dispatch(world, prompts, limits, at_once=at_once)
     assert_kept(outcome, prompts, limits)
-    # With exact estimates it is .972 to .978: what is lost is lost in packing documents of a third of a minute, not to
-    # the margins of estimates. A short run ends up to 3 % off by where its largest fall.
-    assert world.steady() >= (0.965 if full else 0.94)
+    # The delay on the way to the server costs .005, margins for estimates in flight .005, the counter's rule and gaps
+    # that nothing fills .01. A short run ends up to 3 % off by where its largest fall.
+    assert world.steady() >= (0.97 if full else 0.95)
 
 
 @cases

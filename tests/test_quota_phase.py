@@ -1,4 +1,4 @@
-from math import floor
+from math import floor, inf
 from random import Random
 
 import pytest
@@ -45,6 +45,16 @@ def test_after_contradictions_only_the_certain_is_believed():
     phase.observe(1000, 900.0, 900.5)
     low, high = phase.bounds
     assert (low, high) == pytest.approx((99.5, 101.0), abs=0.1)
+
+
+def test_the_end_of_the_minute_is_the_earliest_that_is_possible():
+    phase = MinutePhase()
+    assert phase.ends_at(0.0) == inf
+    phase.observe(100, 0.0, 0.1)
+    low, high = phase.bounds
+    ends_at = phase.ends_at(0.1)
+    assert (ends_at + high) % 60.0 == pytest.approx(0.0, abs=1e-9) and low < high
+    assert 0.1 < ends_at <= 60.1
 
 
 def test_clocks_that_drift_apart_are_followed():

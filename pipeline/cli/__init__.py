@@ -1,6 +1,7 @@
 """The command line: flags → one function → exit code. Everything heavy is imported by the command that needs it."""
 
 import sys
+from io import TextIOWrapper
 from typing import NoReturn
 
 import typer
@@ -33,13 +34,16 @@ for _command in (
 
 def main() -> NoReturn:
     """Run the command line; the process ends with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character stops no run
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted before anything was sent.\n")
+        sys.stderr.write("\nInterrupted. What was paid for is kept.\n")
         sys.exit(INTERRUPTED)
     except BaseException as error:
         sys.exit(_explain(error))

@@ -1,6 +1,8 @@
 """`pipeline run` and `pipeline estimate`."""
 
+import signal
 import sys
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,11 +29,11 @@ from pipeline.cli.flags import (
 from pipeline.errors import JobError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from decimal import Decimal
+    from collections.abc import Callable, Iterator
 
     from pipeline.job import Job
     from pipeline.plan import Plan
+    from pipeline.running import Ended, Watch
     from pipeline.session import Session
 
 
@@ -61,9 +63,7 @@ def run(
     show_config: Annotated[bool, typer.Option("--show-config", help="say where each setting comes from")] = False,
 ) -> None:
     """Start this job's run, or continue it."""
-    import anyio
-
-    from pipeline import console, running, session
+    from pipeline import console, session
 
     loaded = load_job(job, out, model, rpm, tpm, rpd)
     if show_config:
@@ -76,7 +76,7 @@ def run(
     redo = load_job(job, out, model, rpm, tpm, rpd, changed) if changed else None
     prepared = session.prepare(loaded, options, redo)
 
-    ended = anyio.run(running.run, prepared, _confirm(prepared, yes), console.watch, backend_options=backend())
+    ended = _run(prepared, yes, console.watch)
     if json:
         console.show_json(ended.summary.as_json())
     else:
@@ -129,49 +129,84 @@ def estimate(
 
     loaded = load_job(job, None, model, rpm, tpm, rpd)
     wishes = estimates.Wishes(everything, exact, compare, next_time(by, datetime.now(UTC)) if by else None)
-    prepared = session.prepare(loaded, session.Options(offline=offline, limit=limit))
+    prepared = session.prepare(loaded, session.Options(offline, limit, parse_usd(max_cost)))
     if pilot is not None:
-        _pilot(prepared, pilot, parse_usd(max_cost), yes)
-    made = anyio.run(estimates.estimate, prepared, wishes)
+        _pilot(prepared, pilot, yes)
+    with console.busy("reading the table" + (", having prompts counted" if exact else "")):
+        made = anyio.run(estimates.estimate, prepared, wishes)
     if json:
         console.show_json(console.plan_json(made))
     else:
         console.show_estimate(made, loaded.name, loaded.spec.input.path)
 
 
-def _pilot(prepared: "Session", number: int, max_cost_usd: "Decimal | None", yes: bool) -> None:
-    """Run so many rows of the job, and keep them; ends the command unless they were run."""
+def _pilot(prepared: "Session", number: int, yes: bool) -> None:
+    """Run so many of the rows that are left, and keep them; ends the command unless they were run."""
     from dataclasses import replace
 
     import anyio
 
-    from pipeline import console, running
+    from pipeline import console
     from pipeline.session import estimates
 
-    rows = anyio.run(estimates.pilot_rows, prepared, number)
-    options = replace(prepared.options, pilot=rows, max_cost_usd=max_cost_usd)
-    trial = replace(prepared, options=options)
-    ended = anyio.run(running.run, trial, _confirm(trial, yes), console.watch, backend_options=backend())
+    with console.busy("reading the table"):
+        rows = anyio.run(estimates.pilot_rows, prepared, number)
+    if not rows:
+        return
+    trial = replace(prepared, options=replace(prepared.options, pilot=rows))
+    trying = console.PilotWatch()
+    ended = _run(trial, yes, trying.watch)
+    trying.show()
     if ended.stopped:
         console.show_error(ended.stopped, "stopped")
     if ended.stopped or ended.interrupted:
-        console.show_hint("what was answered is kept; the same command without --pilot estimates with it")
         raise typer.Exit(ended.exit_code)
 
 
-def _confirm(prepared: "Session", yes: bool) -> "Callable[[Plan, bool], None]":
+def _run(prepared: "Session", yes: bool, watch: "Watch") -> "Ended":
+    """Run it once the plan is agreed to."""
+    import anyio
+
+    from pipeline import console, running
+
+    with ExitStack() as reading:
+        reading.enter_context(console.busy("reading the table"))
+        confirm = _confirm(prepared, yes, reading.close)
+        return anyio.run(running.run, prepared, confirm, watch, backend_options=backend())
+
+
+def _confirm(prepared: "Session", yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool], None]":
+    """Show the plan and ask; `read` is called when it is known."""
     from pipeline import console
 
     offline = prepared.options.offline
 
     def confirm(plan: "Plan", continued: bool) -> None:
-        console.show_start(plan, prepared.job.name, str(prepared.directory), continued, offline)
+        read()
+        pilot = prepared.options.pilot is not None
+        console.show_start(plan, prepared.job.name, str(prepared.directory), continued, offline, pilot)
         if not (offline or yes or plan.load.prompts == 0):
             if not (sys.stdin.isatty() and sys.stderr.isatty()):
                 raise JobError("nobody is here to say yes to the cost", "add `--yes`, and perhaps `--max-cost USD`")
-            typer.confirm("Continue?", abort=True, err=True)
+            with _heeding_ctrl_c():
+                typer.confirm("Continue?", abort=True, err=True)
 
     return confirm
+
+
+@contextmanager
+def _heeding_ctrl_c() -> "Iterator[None]":
+    """Let Ctrl-C end a question at once: an event loop heeds it only after the answer."""
+
+    def interrupt(number: int, frame: object) -> None:
+        sys.stderr.write("\n")
+        raise KeyboardInterrupt
+
+    of_the_loop = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, of_the_loop)
 
 
 def _show_config(job: "Job") -> None:

@@ -1,9 +1,11 @@
 """What a person sees: plans, progress, summaries, errors."""
 
-from pipeline.console.plans import plan_json, show_estimate, show_start
-from pipeline.console.progress import notice, progress_line, watch
+from pipeline.console.plans import show_estimate, show_start
+from pipeline.console.plans_json import plan_json
+from pipeline.console.progress import PilotWatch, notice, progress_line, watch
 from pipeline.console.reports import models_json, show_failures, show_models, show_runs, show_summary
 from pipeline.console.screen import (
+    busy,
     count,
     duration,
     err,
@@ -14,9 +16,12 @@ from pipeline.console.screen import (
     show_grid,
     show_hint,
     show_json,
+    things,
 )
 
 __all__ = [
+    "PilotWatch",
+    "busy",
     "count",
     "duration",
     "err",
@@ -37,5 +42,6 @@ __all__ = [
     "show_runs",
     "show_start",
     "show_summary",
+    "things",
     "watch",
 ]

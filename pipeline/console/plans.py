@@ -2,20 +2,22 @@
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from decimal import Decimal
+from math import isclose
 from textwrap import fill
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.console.screen import Row, count, duration, err, money, out, show_columns, show_grid
+from pipeline.console.plans_json import limits_json
+from pipeline.console.screen import Row, count, duration, err, money, out, show_columns, show_grid, things
 from pipeline.plan import Plan
 from pipeline.plan.amounts import Range
 from pipeline.plan.compare import ASSUMPTION, LANES, Offer, Saving
+from pipeline.plan.lengths import Answers
 from pipeline.plan.plans import Example, Found
 from pipeline.plan.timing import Deadline, Timeline
 from pipeline.prices import Lane
-from pipeline.records import Limits
 from pipeline.session.estimates import Estimate
 
 _FOUND = {
@@ -26,23 +28,35 @@ _FOUND = {
     "chunked": "cut into pieces",
 }
 _SAVINGS = {
-    "identical_rows": "identical rows",
+    "identical_rows": "already saved",
     "shared_prefix": "shared prefix",
     "flex": "flex lane",
     "batch": "batch lane",
     "chunk_size": "larger pieces",
 }
-_WIDTH = 78
-_KEY_WIDTH = 12
+_BOUNDS = {
+    "rpm": "limited by requests a minute",
+    "tpm": "limited by tokens a minute",
+    "rpd": "limited by requests a day",
+    "concurrency": "limited by calls in flight",
+    "latency": "most of it waiting for answers",
+    "none": "no limit configured",
+}
+_WIDTH, _NARROWEST = 78, 40
+_KEY_WIDTH = 24
 _DAYS_SHOWN = 7
-_EXAMPLES_WIDTH = 44
+_PILOT_FROM = 40
+"""Rows from which a pilot of 20 leaves enough to be worth it."""
 
 
 def show_estimate(made: Estimate, name: str, path: str, to: Console = out) -> None:
     """What `estimate` says."""
     plan = made.plan
     to.print(Text.assemble((name, "bold"), f"  {plan.model}  {path}\n"))
-    show_columns(to, [row for row in _rows(plan) if row])
+    if not plan.load.prompts:
+        _show_nothing_left(plan, to)
+        return
+    show_columns(to, list(_rows(plan)))
     if made.deadline:
         _show_deadline(made.deadline, plan, to)
     if len(plan.steps) > 1 or any(step.answers for step in plan.steps.values()):
@@ -56,7 +70,7 @@ def show_estimate(made: Estimate, name: str, path: str, to: Console = out) -> No
         _show_days(plan.timeline, to)
     if made.offers:
         to.print()
-        _show_offers(made.offers, plan.model, to)
+        _show_offers(made.offers, plan, to)
     if made.savings:
         to.print()
         _show_savings(made.savings, to)
@@ -66,56 +80,77 @@ def show_estimate(made: Estimate, name: str, path: str, to: Console = out) -> No
     to.print(f"prices of {plan.prices_dated}", style="dim")
 
 
+def _show_nothing_left(plan: Plan, to: Console) -> None:
+    """There is no call to plan: all rows are done, or none of them can be sent."""
+    if plan.documents:
+        rows = ("rows", count(plan.documents), _done(plan))
+    else:
+        rows = ("rows", count(plan.documents_done), "all done: `pipeline report` says what they came to")
+    show_columns(to, [rows, ("calls", "0", "nothing is left to be sent")])
+    if plan.found:
+        to.print()
+        _show_found(plan, to)
+    if plan.notices:
+        to.print()
+        _show_notes(plan.notices, to, "yellow")
+
+
 def _show_notes(lines: Iterable[str], to: Console, style: str = "dim") -> None:
     for line in lines:
-        to.print(Text(fill(line, _WIDTH, initial_indent="  ", subsequent_indent="    "), style))
+        width = min(_WIDTH, max(_NARROWEST, to.width))
+        filled = fill(line, width, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
+        to.print(Text(filled, style))
 
 
-def _rows(plan: Plan) -> Iterator[Row | None]:
-    done = f"{count(plan.documents_done)} more are done" if plan.documents_done else ""
+def _rows(plan: Plan) -> Iterator[Row]:
     steps = " + ".join(f"{step} {count(number)}" for step, number in plan.prompts_by_step.items())
-    yield "documents", count(plan.documents), done
-    yield "prompts", _expected(plan.prompts), steps if len(plan.steps) > 1 else _spread(plan.prompts)
+    yield "rows", count(plan.documents), _done(plan)
+    yield "calls", _expected(plan.prompts), steps if len(plan.steps) > 1 else _spread(plan.prompts)
     yield "tokens in", _expected(plan.input_tokens), _spread(plan.input_tokens)
     yield "tokens out", _expected(plan.output_tokens), _spread(plan.output_tokens)
     if plan.cost_usd is None:
-        yield "cost", "unknown", "`pipeline models` lists prices; [model] prices sets one"
+        yield "cost", "unknown", "[model] prices sets the price of a model"
     else:
-        yield "cost", money(plan.cost_usd.expected), f"{money(plan.cost_usd.low)} – {money(plan.cost_usd.high)}"
+        yield "cost", money(plan.cost_usd.expected), _from_to(plan.cost_usd)
     yield "time", f"about {duration(plan.timeline.seconds)}", _bound(plan.timeline)
-    yield "finished", _moment(plan.timeline.finish_at), "if started now" if plan.load.prompts else ""
+    yield "finished", _moment(plan.timeline.finish_at), "if started now"
+
+
+def _done(plan: Plan) -> str:
+    return f"{count(plan.documents_done)} more are done" if plan.documents_done else ""
 
 
 def _show_steps(plan: Plan, to: Console) -> None:
-    lines = [
-        (
-            f"  {step}",
-            count(each.prompts),
-            count(each.input_tokens),
-            count(each.answer_tokens),
-            "?" if each.cost_usd is None else money(each.cost_usd),
-            " / ".join(count(value) for value in (each.answers.p10, each.answers.p50, each.answers.p90))
-            if each.answers
-            else "not known yet",
-        )
-        for step, each in plan.steps.items()
-    ]
-    show_grid(("  step", "prompts", "tokens in", "tokens out", "cost", "an answer: P10 / P50 / P90"), lines, to)
+    headers = ["  step", "calls", "tokens in", "tokens out", "cost"]
+    known = any(each.answers for each in plan.steps.values())
+    lines = []
+    for step, each in plan.steps.items():
+        usd = "?" if each.cost_usd is None else money(each.cost_usd)
+        line = [f"  {step}", count(each.prompts), count(each.input_tokens), count(each.answer_tokens), usd]
+        if known:
+            line.append(_answer(each.answers))
+        lines.append(line)
+    show_grid([*headers, "an answer: P10 / median / P90"] if known else headers, lines, to)
+
+
+def _answer(known: Answers | None) -> str:
+    return " / ".join(count(value) for value in (known.p10, known.p50, known.p90)) if known else "not known yet"
 
 
 def _show_found(plan: Plan, to: Console) -> None:
-    lines = []
-    for name, found in plan.found.items():
-        lines.append((f"  {count(found.rows)}", _FOUND[name], _examples(found)))
-    show_grid(("  rows", "what", "for instance"), lines, to)
+    rows = [f"  {count(found.rows)}" for found in plan.found.values()]
+    names = [_FOUND[name] for name in plan.found]
+    width = _WIDTH - max(map(len, ("  rows", *rows))) - max(map(len, ("what", *names))) - 4
+    examples = [_examples(found, width) for found in plan.found.values()]
+    show_grid(("  rows", "what", "for instance"), list(zip(rows, names, examples, strict=True)), to)
 
 
-def _examples(found: Found) -> str:
+def _examples(found: Found, width: int) -> str:
     """As many as fit the line."""
     shown = ""
     for each in map(_example, found.examples):
         longer = f"{shown}; {each}" if shown else each
-        if len(longer) > _EXAMPLES_WIDTH:
+        if cell_len(longer) > width:
             break
         shown = longer
     return shown
@@ -123,72 +158,76 @@ def _examples(found: Found) -> str:
 
 def _example(each: Example) -> str:
     key = f" ({_clipped(each.key)})" if each.key != str(each.row) else ""
-    return f"row {each.row}{key} {each.remark}".rstrip()
+    return f"row {each.row}{key}: {each.remark}" if each.remark else f"row {each.row}{key}"
 
 
 def _clipped(key: str) -> str:
-    return key if len(key) <= _KEY_WIDTH else key[: _KEY_WIDTH - 1] + "…"
+    return key if cell_len(key) <= _KEY_WIDTH else set_cell_size(key, _KEY_WIDTH - 1).rstrip() + "…"
 
 
 def _show_days(timeline: Timeline, to: Console) -> None:
-    lines = [
-        (
-            f"  {_moment(day.starts_at)}",
-            _moment(day.ends_at),
-            count(day.prompts),
-            f"{day.days} days" if day.days > 1 else "",
-        )
-        for day in timeline.days[:_DAYS_SHOWN]
-    ]
-    show_grid(("  from (local time)", "until", "prompts", ""), lines, to)
-    if left := timeline.days[_DAYS_SHOWN:]:
-        more = sum(day.days for day in left)
-        to.print(f"  … {more} more day(s), the last until {_moment(timeline.finish_at)}", style="dim")
+    listed = timeline.days if len(timeline.days) <= _DAYS_SHOWN else timeline.days[: _DAYS_SHOWN - 2]
+    lines = [(f"  {_moment(day.starts_at)}", _moment(day.ends_at), count(day.prompts)) for day in listed]
+    show_grid(("  from (local time)", "until", "calls"), lines, to)
+    if left := timeline.days[len(listed) :]:
+        more, calls = sum(day.days for day in left), sum(day.prompts for day in left)
+        end = _moment(timeline.finish_at)
+        to.print(f"  … {things(more, 'more day')} with {count(calls)} calls, the last until {end}", style="dim")
 
 
 def _show_deadline(deadline: Deadline, plan: Plan, to: Console) -> None:
     if deadline.fits:
         to.print(Text(f"  fits: {duration(deadline.margin_s)} to spare before {_moment(deadline.at)}", "green"))
         return
-    to.print(
-        Text(
-            f"  does not fit: {duration(-deadline.margin_s)} too late for {_moment(deadline.at)}; "
-            f"{deadline.share_done:.0%} ({count(deadline.prompts_done)} prompts) would be done",
-            "yellow",
-        )
+    _show_notes(
+        (
+            f"does not fit: {duration(-deadline.margin_s)} too late for {_moment(deadline.at)}; "
+            f"{deadline.share_done:.0%} ({count(deadline.prompts_done)} calls) would be done by then",
+        ),
+        to,
+        "yellow",
     )
     if deadline.needed is None:
-        to.print("  no limit would make it fit: start earlier, or send less", style="dim")
+        _show_notes(("no limit would make it fit: start earlier, or send less",), to)
         return
-    needed = [f"{value:,} {name}" for name, value in _limits_json(deadline.needed).items()]
-    rows = round(plan.documents * deadline.share_done)
-    to.print(f"  it would fit with {' and '.join(needed)}, or with `--limit {rows}`", style="dim")
+    needed = [f"{name} = {value:,}" for name, value in limits_json(deadline.needed).items()]
+    rows = int(plan.documents * deadline.share_done)
+    fewer = f", or with `--limit {rows}`" if rows and not plan.documents_done else ""
+    _show_notes((f"it would fit with {' and '.join(needed)}{fewer}",), to)
 
 
-def _show_offers(offers: tuple[Offer, ...], model: str, to: Console) -> None:
+def _show_offers(offers: tuple[Offer, ...], plan: Plan, to: Console) -> None:
     """One line a model, cheapest first; its lanes side by side."""
     by_model: dict[str, dict[Lane, Offer]] = {}
     for offer in offers:
         by_model.setdefault(offer.model, {})[offer.lane] = offer
     lines = [
-        (
-            f"{'>' if name == model else ' '} {name}",
-            *(_offered(lanes.get(lane)) for lane in LANES),
-            next((duration(each.seconds) for each in lanes.values() if each.seconds is not None), "?"),
-            "fits" if all(each.fits for each in lanes.values()) else "too small",
-        )
+        (f"{'>' if name == plan.model else ' '} {name}", *(_offered(lanes.get(lane)) for lane in LANES))
         for name, lanes in by_model.items()
     ]
-    show_grid(("  model", *LANES, "time", "context"), lines, to)
+    show_grid(("  model", *LANES), lines, to)
+    remarks = (
+        f"{offer.model}: {'; '.join(filter(None, (offer.misfit, offer.note)))}"
+        for offer in offers
+        if offer.misfit or offer.note
+    )
     _show_notes(
         (
             "* the cheapest that fits and is open to new projects   > this job",
-            "time is that of the standard lane, the one that runs use; flex answers as capacity allows, batch in 24 h",
-            *dict.fromkeys(f"{offer.model}: {offer.misfit}" for offer in offers if offer.misfit),
+            "runs use the standard lane; flex answers when it can, batch within 24 h",
+            *_apart(plan, by_model.get(plan.model, {}).get("standard")),
+            *dict.fromkeys(remarks),
             ASSUMPTION,
         ),
         to,
     )
+
+
+def _apart(plan: Plan, same: Offer | None) -> Iterator[str]:
+    """The plan has prices of its own, or other ones later on."""
+    listed = float(same.cost_usd) if same and same.cost_usd else 0.0
+    if plan.cost_usd and not isclose(listed, plan.cost_usd.expected, rel_tol=0.001):
+        yield f"at list prices of today; this job as planned above: {money(plan.cost_usd.expected)}"
 
 
 def _offered(offer: Offer | None) -> str:
@@ -201,7 +240,7 @@ def _show_savings(savings: tuple[Saving, ...], to: Console) -> None:
     names = max(len(_SAVINGS[each.what]) for each in savings)
     amounts = [money(each.usd) if each.usd else "nothing" for each in savings]
     width = max(map(len, amounts))
-    to.print("  would save", style="dim")
+    to.print("  savings", style="dim")
     for each, amount in zip(savings, amounts, strict=True):
         start = f"  {_SAVINGS[each.what]:<{names}}  {amount:>{width}}  "
         indent = " " * len(start)
@@ -209,10 +248,16 @@ def _show_savings(savings: tuple[Saving, ...], to: Console) -> None:
 
 
 def _provenance(plan: Plan) -> Iterator[str]:
+    if plan.timeline.ungrown_s is not None:
+        yield f"if the limits never grow it takes {duration(plan.timeline.ungrown_s)}"
     if plan.based_on:
         yield f"learned from {plan.based_on}"
     if plan.bounded:
-        yield "`--pilot 20` tries 20 rows and measures it; they are kept for the run"
+        yield "ranges are bounds: from empty answers to every answer at its limit"
+        if plan.documents >= _PILOT_FROM:
+            yield "`--pilot 20` runs 20 rows and measures it; they are kept for the run"
+    else:
+        yield "ranges hold 95 times in 100"
     if plan.sampled_rows:
         yield f"counted from {plan.sampled_rows:,} rows of all kinds and lengths; `--all` counts every row"
 
@@ -227,6 +272,11 @@ def _spread(amount: Range) -> str:
     return f"{count(float(amount.low))} – {count(float(amount.high))}"
 
 
+def _from_to(cost: Range) -> str:
+    low, high = money(cost.low), money(cost.high)
+    return f"{low} – {high}" if low != high else ""
+
+
 def _moment(at: datetime) -> str:
     """Local time, as a person says it: 07:12 today, 07:12 tomorrow, Thu 3 Dec 07:12."""
     local, today = at.astimezone(), datetime.now().astimezone().date()
@@ -238,121 +288,30 @@ def _moment(at: datetime) -> str:
     return f"{local:%a} {local.day} {local:%b}{year} {local:%H:%M}"
 
 
-def plan_json(made: Estimate) -> dict[str, object]:
-    """The stable keys of `estimate --json`."""
-    plan = made.plan
-    return {
-        "documents": plan.documents,
-        "documents_done": plan.documents_done,
-        "documents_chunked": plan.documents_chunked,
-        "prompts": plan.prompts.expected,
-        "prompts_range": _range_json(plan.prompts),
-        "prompts_by_step": plan.prompts_by_step,
-        "input_tokens": plan.input_tokens.expected,
-        "input_tokens_range": _range_json(plan.input_tokens),
-        "output_tokens": _range_json(plan.output_tokens),
-        "cost_usd": _range_json(plan.cost_usd) if plan.cost_usd else None,
-        "steps": {
-            step: {
-                "prompts": round(each.prompts),
-                "input_tokens": round(each.input_tokens),
-                "output_tokens": round(each.answer_tokens),
-                "cost_usd": _usd(each.cost_usd),
-                "answer_tokens": [each.answers.p10, each.answers.p50, each.answers.p90] if each.answers else None,
-            }
-            for step, each in plan.steps.items()
-        },
-        "found": {
-            name: {
-                "rows": found.rows,
-                "examples": [{"row": each.row, "id": each.key, "remark": each.remark} for each in found.examples],
-            }
-            for name, found in plan.found.items()
-        },
-        "seconds": round(plan.timeline.seconds, 1),
-        "finish_at": plan.timeline.finish_at.isoformat(timespec="seconds"),
-        "nights": plan.timeline.nights,
-        "days": [
-            {
-                "starts_at": day.starts_at.isoformat(timespec="seconds"),
-                "ends_at": day.ends_at.isoformat(timespec="seconds"),
-                "prompts": day.prompts,
-                "days": day.days,
-            }
-            for day in plan.timeline.days
-        ],
-        "bottleneck": plan.timeline.bound,
-        "model": plan.model,
-        "prices_dated": plan.prices_dated,
-        "sampled_rows": plan.sampled_rows,
-        "bounds_only": plan.bounded,
-        "based_on": plan.based_on,
-        "assumptions": list(plan.assumptions),
-        "notices": list(plan.notices),
-        "deadline": _deadline_json(made.deadline) if made.deadline else None,
-        "offers": [
-            {
-                "model": offer.model,
-                "lane": offer.lane,
-                "cost_usd": _usd(offer.cost_usd),
-                "seconds": None if offer.seconds is None else round(offer.seconds, 1),
-                "delivery": offer.delivery,
-                "fits": offer.fits,
-                "misfit": offer.misfit,
-                "cheapest": offer.cheapest,
-                "note": offer.note,
-            }
-            for offer in made.offers
-        ],
-        "savings": [{"what": each.what, "usd": _usd(each.usd), "detail": each.detail} for each in made.savings],
-    }
-
-
-def _deadline_json(deadline: Deadline) -> dict[str, object]:
-    needed = deadline.needed
-    return {
-        "at": deadline.at.isoformat(timespec="seconds"),
-        "fits": deadline.fits,
-        "margin_s": round(deadline.margin_s, 1),
-        "prompts_done": deadline.prompts_done,
-        "needed": None if needed is None else _limits_json(needed),
-    }
-
-
-def _limits_json(limits: Limits) -> dict[str, int]:
-    values = {name: getattr(limits, name) for name in ("rpm", "tpm", "rpd", "concurrency")}
-    return {name: value for name, value in values.items() if value}
-
-
-def show_start(plan: Plan, name: str, directory: str, continued: bool, offline: bool) -> None:
-    """One line before the first call."""
-    left = f"{_expected(plan.prompts)} prompts"
-    cost = "offline, costs nothing" if offline else _cost(plan.cost_usd)
-    if continued and plan.documents_done:
-        left = f"{count(plan.documents_done)} rows done, {count(plan.documents)} left: {left}"
-    seconds = duration(plan.timeline.seconds)
-    err.print(Text.assemble((name, "bold"), f" → {directory}\n  {left}, {cost}, about {seconds}"))
-    for line in plan.notices:
-        err.print(Text(f"  {line}", "yellow"))
+def show_start(plan: Plan, name: str, directory: str, continued: bool, offline: bool, pilot: bool = False) -> None:
+    """What is about to be done, before the first call."""
+    if plan.load.prompts:
+        cost = "offline, costs nothing" if offline else _cost(plan.cost_usd)
+        left = f"{things(plan.load.prompts, 'call')}, {cost}, about {duration(plan.timeline.seconds)}"
+    else:
+        left = "nothing is left to be sent"
+    if pilot:
+        left = f"pilot of {things(plan.documents, 'row')}: {left}"
+    elif not plan.documents:
+        left = f"all {count(plan.documents_done)} rows are done: {left}"
+    elif continued and plan.documents_done:
+        left = f"{things(plan.documents_done, 'row')} done, {count(plan.documents)} left: {left}"
+    err.print(Text.assemble((name, "bold"), f" → {directory}\n  {left}"))
+    _show_notes(plan.notices, err, "yellow")
 
 
 def _cost(cost: Range | None) -> str:
-    return f"{money(cost.low)} – {money(cost.high)}" if cost else "unknown price"
+    if cost is None:
+        return "unknown price"
+    spread = _from_to(cost)
+    return money(cost.expected) + (f" ({spread})" if spread else "")
 
 
 def _bound(timeline: Timeline) -> str:
-    what = "no limit configured" if timeline.bound == "none" else f"limited by {timeline.bound}"
-    if timeline.nights > 1:
-        what = f"{timeline.nights} days of quota, {what}"
-    if timeline.ungrown_s is not None:
-        what += f"; {duration(timeline.ungrown_s)} if it never grows"
-    return what
-
-
-def _usd(amount: Decimal | None) -> float | None:
-    return None if amount is None else float(round(amount, 8))
-
-
-def _range_json(amount: Range) -> dict[str, int | float]:
-    values = {name: getattr(amount, name) for name in ("low", "expected", "high")}
-    return {name: value if isinstance(value, int) else float(round(value, 8)) for name, value in values.items()}
+    what = _BOUNDS[timeline.bound]
+    return f"{timeline.nights} days of quota, {what}" if timeline.nights > 1 else what

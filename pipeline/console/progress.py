@@ -1,17 +1,20 @@
 """What is said of a run while it goes on."""
 
+from collections import Counter
 from decimal import Decimal
 
 import anyio
+from rich.cells import cell_len
 from rich.text import Text
 
-from pipeline.console.screen import duration, err, money
+from pipeline.console.screen import duration, err, money, things
 from pipeline.engine import Monitor
+from pipeline.records import STATUSES, Status
 
 REFRESH_S = 0.25
 QUIET_S = 15.0
 """Between progress lines when stderr is no terminal."""
-_BAR = 10
+_BAR, _SPINNER = 10, 2
 
 
 async def watch(monitor: Monitor) -> None:
@@ -23,12 +26,37 @@ async def watch(monitor: Monitor) -> None:
         _tell(monitor)
 
 
+class PilotWatch:
+    """Watches the run of a pilot, and says at the end what that alone came to."""
+
+    def __init__(self) -> None:
+        self._monitor: Monitor | None = None
+        self._before_usd = Decimal(0)
+        self._outcomes: Counter[Status] = Counter()
+
+    async def watch(self, monitor: Monitor) -> None:
+        """As `watch`, from before the first call on."""
+        self._monitor, self._before_usd, self._outcomes = monitor, monitor.cost_usd, monitor.outcomes.copy()
+        await watch(monitor)
+
+    def show(self) -> None:
+        """One line: rows, calls, what was spent, and that it is kept."""
+        monitor = self._monitor
+        if monitor is None or not monitor.answered + monitor.calls:
+            return
+        found = monitor.outcomes - self._outcomes
+        outcomes = ", ".join(f"{found[status]:,} {status}" for status in STATUSES if found[status])
+        spent = "at an unknown price" if monitor.unpriced else f"{money(monitor.cost_usd - self._before_usd)} spent"
+        rows = f"{things(monitor.answered, 'row')} ({outcomes})" if outcomes else "no row"
+        err.print(f"  pilot: {rows}, {things(monitor.calls, 'call')}, {spent}; kept for the run\n")
+
+
 async def _progress(monitor: Monitor) -> None:
     if err.is_terminal:
         with err.status("") as status:
             while True:
                 _tell(monitor)
-                status.update(Text(_stopping(monitor) or progress_line(monitor, bar=True)))
+                status.update(Text(_stopping(monitor) or fitting_line(monitor, err.width - _SPINNER)))
                 await anyio.sleep(REFRESH_S)
     since = 0.0
     while True:
@@ -65,6 +93,12 @@ def notice(event: str, numbers: dict[str, object]) -> str:
     return f"{event}: {numbers['message']}" if "message" in numbers else ""
 
 
+def fitting_line(monitor: Monitor, width: int) -> str:
+    """The progress line, without its bar where that is too wide."""
+    line = progress_line(monitor, bar=True)
+    return line if cell_len(line) <= width else progress_line(monitor, bar=False)
+
+
 def progress_line(monitor: Monitor, *, bar: bool) -> str:
     """Calls answered of those planned, the fuller meter, rows done, cost, failures, time left."""
     answered = monitor.calls + monitor.saved.calls
@@ -73,7 +107,7 @@ def progress_line(monitor: Monitor, *, bar: bool) -> str:
     parts = [f"{answered:,}/{max(answered, monitor.prompts):,} calls {share:4.0%}"]
     if bar:
         parts.append(f"▕{filled:<{_BAR}}▏")
-    parts.append(f"{monitor.done:,} rows")
+    parts.append(f"{things(monitor.done, 'row')}")
     if monitor.dispatcher and any(use := monitor.dispatcher.use):
         meter = max(range(2), key=use.__getitem__)
         parts.append(f"{('rpm', 'tpm')[meter]} {use[meter]:.0%}")

@@ -13,6 +13,9 @@ from pipeline.records import STATUSES
 from pipeline.report import Failure, Summary
 from pipeline.report.accuracy import Accuracy
 
+_SHORT_S = 60.0
+"""Below it start and end of a run outweigh what was estimated."""
+
 
 def show_summary(summary: Summary, to: Console = out) -> None:
     """What a run came to."""
@@ -40,15 +43,17 @@ def show_summary(summary: Summary, to: Console = out) -> None:
         else None,
         ("saved calls", f"{saved:,}", f"{answered_by}, worth {money(summary.saved_usd)}") if saved else None,
         ("tokens in", count(usage.input_tokens + usage.tool_tokens), ""),
-        ("tokens out", count(usage.output_tokens), f"{count(usage.thinking_tokens)} thinking, billed as output")
-        if usage.thinking_tokens
-        else ("tokens out", count(usage.output_tokens), ""),
+        (
+            "tokens out",
+            count(usage.output_tokens + usage.thinking_tokens),
+            f"{count(usage.thinking_tokens)} of them thinking" if usage.thinking_tokens else "",
+        ),
         ("cost", cost, f"{money(per_1000)} per 1,000 rows" if per_1000 else ""),
         ("latency", f"{summary.latency_p50_s:.3g} s", f"median; {summary.latency_p95_s:.3g} s at p95")
         if summary.latency_p50_s is not None and summary.latency_p95_s is not None
         else None,
         ("time", duration(summary.seconds), ""),
-        ("output", manifest.output, ""),
+        ("output", manifest.output, "not written yet: the run does" if summary.status == "pilot" else ""),
         ("run", str(summary.directory), ""),
     ]
     show_columns(to, [row for row in rows if row])
@@ -63,7 +68,7 @@ def show_accuracy(accuracy: Accuracy, to: Console = out) -> None:
     lines = []
     for step in steps:
         guess, real = accuracy.estimated[step], accuracy.actual[step]
-        time = _off(accuracy.estimated_s, accuracy.actual_s) if step == steps[-1] else ""
+        time = _off_time(accuracy.estimated_s, accuracy.actual_s) if step == steps[-1] else ""
         lines.append(
             (
                 f"  {step}",
@@ -87,8 +92,19 @@ def _off(estimated: float | Decimal | None, actual: float | Decimal | None) -> s
     return "as said" if abs(off) < 0.0005 else f"{off:+.1%}" if abs(off) < 1 else f"{off:+.0%}"
 
 
+def _off_time(estimated_s: float, actual_s: float) -> str:
+    """The same of a duration; short ones are told as they are."""
+    if max(estimated_s, actual_s) >= _SHORT_S:
+        return _off(estimated_s, actual_s)
+    before, after = duration(estimated_s), duration(actual_s)
+    return "as said" if before == after else f"{before} → {after}"
+
+
 def show_failures(failures: Sequence[Failure], most: int = 50) -> None:
     """The rows without a whole answer."""
+    if not failures:
+        out.print("every row that was reached is ok")
+        return
     lines = [
         (str(failure.row), failure.key, failure.status, failure.error_kind or "", failure.error or "")
         for failure in failures[:most]

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from decimal import Decimal
 
 import orjson
@@ -49,6 +50,16 @@ def count(number: float) -> str:
     return f"{number / 1e6:,.1f} M" if number >= 10_000_000 else f"{round(number):,}"
 
 
+def things(number: float, name: str) -> str:
+    """1 row, 2 rows."""
+    return f"{count(number)} {name}" if round(number) == 1 else f"{count(number)} {name}s"
+
+
+def busy(text: str) -> AbstractContextManager[object]:
+    """Say what is being done while it takes a while, where stderr is a terminal."""
+    return err.status(text) if err.is_terminal else nullcontext()
+
+
 def show_error(error: PipelineError, word: str = "error") -> None:
     """`error: what`, where, then a blank line and the next command."""
     err.print(Text.assemble((f"{word}: ", "bold red" if word == "error" else "bold yellow"), error.message))
@@ -62,14 +73,15 @@ def show_hint(text: str) -> None:
 
 
 def show_json(value: object) -> None:
-    """One JSON document on stdout."""
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+    """One JSON document on stdout, in UTF-8 wherever it goes."""
+    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    sys.stdout.flush()
 
 
 def show_columns(to: Console, rows: Sequence[Row]) -> None:
     """Name, value and remark in columns; the remark starts where the longest value with one ends."""
     names = max(len(row[0]) for row in rows)
-    values = max(len(row[1]) for row in rows if row[2])
+    values = max((len(row[1]) for row in rows if row[2]), default=0)
     for name, value, remark in rows:
         to.print(Text.assemble((f"  {name:<{names}}  ", "dim"), f"{value:<{values}}   {remark}".rstrip()))
 

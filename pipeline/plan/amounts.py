@@ -1,5 +1,6 @@
 """What a plan counts: sums over prompts, by step and price tier, and ranges around them."""
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -9,11 +10,14 @@ import polars as pl
 
 from pipeline.records import Step
 
-MIXED_FROM, DENSE_FROM = 1.1, 2.2
-"""UTF-8 bytes per character from which a text counts as mixed, and as dense (mostly Chinese, Japanese, Korean)."""
+KINDS = ("ascii", "accented", "mixed", "two-byte", "dense")
+"""Kinds of script, by index: estimates of one kind are off alike, so each has a ratio of its own.
 
-KINDS = ("ascii", "mixed", "dense")
-"""Kinds of script, by index: estimates of one kind are off alike, so each has a ratio of its own."""
+Nothing but ASCII; a few other letters or marks, as in French and German; more of them, as in chat with emoji; letters
+of two bytes, as in Russian and Arabic; Chinese, Japanese and Korean, also mixed with English.
+"""
+_KIND_FROM = (1.1, 1.5, 2.0)
+"""UTF-8 bytes per character from which a text that is not ASCII is of the third, fourth and fifth kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,10 @@ def kind_of(text: str) -> int:
     """Kind of a text, as index into `KINDS`; the empty text is ascii."""
     if text.isascii():
         return 0
-    density = len(text.encode("utf-8", "surrogatepass")) / len(text)
-    return (density >= MIXED_FROM) + (density >= DENSE_FROM)
+    return 1 + bisect_right(_KIND_FROM, len(text.encode("utf-8", "surrogatepass")) / len(text))
 
 
 def kind_column(size_bytes: pl.Expr, characters: pl.Expr) -> pl.Expr:
     """Kinds as UInt8 from the lengths of texts in bytes and characters, equal to `kind_of` of each text."""
     density = size_bytes / characters.clip(1)
-    return (density >= MIXED_FROM).cast(pl.UInt8) + (density >= DENSE_FROM).cast(pl.UInt8)
+    return pl.sum_horizontal(size_bytes > characters, *(density >= least for least in _KIND_FROM)).cast(pl.UInt8)

@@ -39,12 +39,19 @@ class _Run:
 
 
 def earlier(
-    runs: Path, job: Job, offline: bool, source_fingerprint: str, kinds: pl.Series, most: int = MOST_CALLS
+    runs: Path,
+    job: Job,
+    offline: bool,
+    source_fingerprint: str,
+    kinds: pl.Series,
+    strata: pl.Series | None = None,
+    most: int = MOST_CALLS,
 ) -> Learned:
     """What the newest `most` calls under `runs` teach for `job`; of its own run first, however old.
 
-    `kinds` are the kinds of script by row of the table with that fingerprint. The emulator's answers teach offline runs
-    only, and the model's only others. What cannot be read is passed over: it must not keep anybody from a plan.
+    `kinds` and `strata` are those of each row of the table with that fingerprint, as `learn` takes them. The emulator's
+    answers teach offline runs only, and the model's only others. What cannot be read is passed over: it must not keep
+    anybody from a plan.
     """
     sources: list[Learned] = []
     for run in _alike(runs, job, offline, source_fingerprint):
@@ -56,7 +63,9 @@ def earlier(
             continue
         most -= calls.height
         number = THIS_RUN if run.own else 1 + len(sources)
-        sources.append(learn([_teaching(run, calls, changed)], kinds if run.same_rows else None, number))
+        teaching = [_teaching(run, calls, changed)]
+        known = learn(teaching, kinds, number, strata) if run.same_rows else learn(teaching, None, number)
+        sources.append(known)
     return merged(*sources)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import sqrt
 from typing import Generic, NamedTuple, TypeVar
 
-from pipeline.plan.learned import t_quantile
+from pipeline.plan.intervals import t_quantile
 from pipeline.plan.survey import Stratum
 
 Name = TypeVar("Name", bound=Hashable)

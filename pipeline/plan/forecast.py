@@ -9,7 +9,7 @@ from pipeline.job import Job
 from pipeline.plan.amounts import Cell, Tier, Work, merged
 from pipeline.plan.learned import Learned
 from pipeline.prices import LONG_PROMPT_TOKENS, MODELS, Model, model_info
-from pipeline.records import Document, ErrorKind, Limits, Prompt, Reply, Step, Usage
+from pipeline.records import Document, ErrorKind, Limits, Prompt, Reply, Step
 from pipeline.tokens import estimate
 
 Scenario = Literal["low", "expected", "high"]
@@ -22,9 +22,10 @@ Bought = Callable[[str], Awaitable[Reply | None]]
 _WORD = "word "
 _WORDS_PER_TOKEN = 10_000 / estimate(_WORD * 10_000)
 _NAME_TOKENS = estimate("fullname " * 1000) / 1000
-_UNBOUNDED_OUTPUT_TOKENS = 1000  # expected length of an answer that nothing bounds
-_BOUND_CHARACTERS = 50_000_000
-"""Predicted answer text that goes into the bounds of one plan: some 2 s. Later documents are bounded in proportion."""
+UNBOUNDED_OUTPUT_TOKENS = 1000
+"""Expected length of an answer that nothing bounds."""
+_BOUND_CHARACTERS = 20_000_000
+"""Of texts and predicted answers that go into the bounds of one plan: 2 s. Later ones are bounded in proportion."""
 
 _TO_LETTERS = str.maketrans("0123456789", "ghijklmnop")
 
@@ -54,7 +55,7 @@ class Forecaster:
         self._model: Model = model_info(job.params.model) or MODELS[0]
         self._most_tokens = min(self._model.context_tokens, limits.tpm or self._model.context_tokens)
         self._seen: dict[Scenario, set[int]] = {"low": set(), "expected": set(), "high": set()}
-        self._characters = 0  # of predicted answers, for bounds
+        self._characters = 0  # of texts and of predicted answers, for bounds
         self._bounds: dict[Scenario, _Bounds] = {"low": _Bounds(), "high": _Bounds()}
 
     async def of(self, document: Document, kind: int, repeats: bool = False) -> Forecast:
@@ -70,28 +71,44 @@ class Forecaster:
         if repeats:
             low, made, high, spared = {}, {}, {}, merged(made, spared)
         elif answer.chunks > 1 and not refused:
-            low = await self._bound(document, kind, "low", low)
-            high = await self._bound(document, kind, "high", high)
+            measured = self._characters <= _BOUND_CHARACTERS
+            low = await self._bound(document, kind, "low", low, measured)
+            high = await self._bound(document, kind, "high", high, measured)
         return Forecast(low, made, high, spared, answer.chunks, expected.largest_tokens, expected.depth, refused)
 
-    async def _bound(self, document: Document, kind: int, scenario: Scenario, flat: Work) -> Work:
-        """`flat`, but with short or long part answers merged: other merging calls, and longer ones."""
+    async def _bound(self, document: Document, kind: int, scenario: Scenario, flat: Work, measured: bool) -> Work:
+        """`flat`, but with short or long part answers merged: other merging calls, and longer ones.
+
+        Unless `measured`, in proportion to earlier documents.
+        """
         bounds = self._bounds[scenario]
-        if self._characters > _BOUND_CHARACTERS:
+        if not measured:
             return bounds.of(flat)
         tally = _Tally(self, scenario, kind)
         await flows.run(document, self._job, tally.reply)
-        self._characters += tally.characters
+        self._characters += len(document.text or "") + tally.characters
         work = tally.work(scenario)
         bounds.add(flat, work)
         return work
 
-    def output(self, prompt: Prompt, scenario: Scenario) -> tuple[float, float]:
+    def output(self, prompt: Prompt, scenario: Scenario, kind: int) -> tuple[float, float]:
         """Tokens of the answer to `prompt`, and of the thinking before it."""
-        known = self._learned.output(prompt.step, prompt.input_tokens_est)
+        known = self._learned.output(prompt.step, prompt.input_tokens_est, kind)
         if known is not None:
             return known.output_tokens, known.thinking_tokens
         return float(predicted_output(prompt)[SCENARIOS.index(scenario)]), 0.0
+
+    def text_tokens(self, prompt: Prompt, scenario: Scenario, kind: int) -> float:
+        """Tokens of the answer's text: of known lengths one by chance, since on each depends what is merged at once.
+
+        Its bounds are those of the mean of as many answers as are known.
+        """
+        known = self._learned.output(prompt.step, prompt.input_tokens_est, kind)
+        if known is None:
+            return self.output(prompt, scenario, kind)[0]
+        doubt = self._learned.output_error(prompt.step, known.answers) * (SCENARIOS.index(scenario) - 1)
+        times = known.lengths[int(prompt.fingerprint[16:24], 16) % len(known.lengths)]
+        return known.output_tokens * times * (1 + doubt)
 
 
 class _Tally:
@@ -128,10 +145,9 @@ class _Tally:
         (self._repeated if content in seen else self._prompts).append((prompt, tokens))
         seen.add(content)
         self._levels.add(prompt.level)
-        output, _ = owner.output(prompt, self._scenario)
-        text = _text(prompt.fingerprint, output / ratio)
+        text = _text(prompt.fingerprint, owner.text_tokens(prompt, self._scenario, self._kind) / ratio)
         self.characters += len(text)
-        return Reply(text, "ok", model=prompt.params.model, usage=Usage(round(tokens), 0, round(output)))
+        return Reply(text, "ok")
 
     def work(self, scenario: Scenario) -> Work:
         """The calls, with answers as long as `scenario` has them."""
@@ -146,7 +162,7 @@ class _Tally:
         cells: dict[Tier, Cell] = {}
         for prompt, tokens in prompts:
             tier = Tier(prompt.step, tokens > LONG_PROMPT_TOKENS)
-            cell = Cell(1, tokens, tokens * self._owner.cached_share, *self._owner.output(prompt, scenario))
+            cell = Cell(1, tokens, tokens * self._owner.cached_share, *self._owner.output(prompt, scenario, self._kind))
             cells[tier] = cells.get(tier, Cell()).plus(cell)
         return cells
 
@@ -177,11 +193,11 @@ def predicted_output(prompt: Prompt) -> tuple[int, int, int]:
     known = model_info(prompt.params.model) or MODELS[0]
     bound = prompt.params.max_output_tokens
     if bound is None:
-        return 0, min(_UNBOUNDED_OUTPUT_TOKENS, known.max_output_tokens), known.max_output_tokens
+        return 0, min(UNBOUNDED_OUTPUT_TOKENS, known.max_output_tokens), known.max_output_tokens
     return 0, max(1, bound // 2), bound
 
 
 def _text(fingerprint: str, tokens: float) -> str:
-    """A text of about so many tokens by estimate, another for each prompt: merged answers differ as real ones do."""
+    """A text of about so many tokens by estimate, another for each prompt."""
     name = fingerprint[:8].translate(_TO_LETTERS)
     return f"{name} {_WORD * round((tokens - _NAME_TOKENS) * _WORDS_PER_TOKEN)}"

@@ -1,10 +1,10 @@
 """What answers teach about the next ones: how far estimates of input are off, how long answers get, what they wait.
 
-Input is learned by step and kind of script, as observed over estimated tokens; answers by step and length of the
-input, in buckets of powers of two. All of it is kept as one row an answer, so that sources can be put together.
+Input is learned by step and kind of script, as observed over estimated tokens; answers by step and kind too, as a
+multiple of a power of the input's length. All of it is kept as one row an answer, so that sources can be put together.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, sqrt
@@ -13,6 +13,8 @@ from typing import NamedTuple
 import polars as pl
 
 from pipeline.plan.amounts import KINDS
+from pipeline.plan.intervals import LEAST_ERROR, t_quantile
+from pipeline.plan.lengths import Answers, Lengths
 from pipeline.records import Step
 
 PRIOR_ERROR = 0.10
@@ -21,11 +23,6 @@ PRIOR_ERROR = 0.10
 Over the corpus of `tokens` it is off by 0.8 %, but that is against a relative of the model's vocabulary and one table
 is not a corpus: documents of one sort are off alike, and one document by 4.4 % in the mean, 14.3 % at P95.
 """
-LEAST_ERROR = 0.005
-"""What a sum may always be off, however many answers: the next texts are not quite like the last."""
-
-ENOUGH = 5
-"""Answers in one bucket that are taken instead of those of the whole step."""
 SETTLED = 20
 """Answers of a step by this run from which on those of other runs do not count for it."""
 
@@ -46,9 +43,10 @@ _BETWEEN_KINDS = 0.5
 _SCHEMA = pl.Schema(
     {
         "run": pl.Int32,
+        "row": pl.Int64,  # answers about one row are off alike: together they tell as much as one
         "step": pl.String,
         "kind": pl.UInt8,  # null: unknown, an answer about another table
-        "bucket": pl.Int64,
+        "weight": pl.Float64,  # rows that it stands for, 1 in the mean
         "estimated": pl.Int64,
         "input": pl.Int64,
         "cached": pl.Int64,  # this and what follows: null where only the ratio may be learned
@@ -67,18 +65,6 @@ class Ratio(NamedTuple):
     value: float = 1.0
     answers: int = 0
     error: float = PRIOR_ERROR
-
-
-class Answers(NamedTuple):
-    """Answers to prompts of one step, of about the same length: tokens in the mean, and quantiles of all output."""
-
-    answers: int
-    output_tokens: float  # without thinking
-    thinking_tokens: float
-    cached_share: float  # of the input
-    p10: float  # of output and thinking together, as the next two
-    p50: float
-    p90: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,22 +94,16 @@ class Learned:
         """What estimates of such prompts are to be multiplied by: 1.0 when nothing is known."""
         return self._ratios[step, kind]
 
-    def output(self, step: Step, input_tokens_est: int) -> Answers | None:
-        """Answers to prompts of this length, or to all of the step; None when there are none."""
-        step = self._answered(step, self._lengths)
-        return self._lengths.get((step, _bucket(input_tokens_est))) or self._lengths.get((step, None))
+    def output(self, step: Step, input_tokens_est: int, kind: int | None = None) -> Answers | None:
+        """Answers to prompts of this length, of this kind or of all; None when there are none of the step."""
+        return self._lengths.of(self._answered(step, self._lengths.steps), input_tokens_est, kind)
 
     def output_error(self, step: Step, prompts: float = inf) -> float:
         """Relative error, at 95 %, of the output tokens expected of so many more prompts spread like the answers.
 
         1.0 when too few answers are known to tell.
         """
-        spread = self._spreads.get(self._answered(step, self._lengths))
-        if spread is None or prompts <= 0:
-            return 1.0
-        deviation, freedom, answers = spread
-        error = t_quantile(freedom) * deviation * sqrt(1 / answers + 1 / prompts)
-        return min(1.0, max(LEAST_ERROR, error))
+        return self._lengths.error(self._answered(step, self._lengths.steps), prompts)
 
     @cached_property
     def latency_s(self) -> float | None:
@@ -132,15 +112,24 @@ class Learned:
         return mean if isinstance(mean, float) else None
 
     @cached_property
+    def slow_s(self) -> float | None:
+        """99 of 100 answered requests took no longer; None when there is none."""
+        return self.taught["latency_s"].quantile(0.99)
+
+    @cached_property
     def cached_share(self) -> float:
         """Share of the input tokens that was cached."""
         sums = self.taught.filter(pl.col("cached").is_not_null()).select(pl.col("cached", "input").sum()).row(0)
         return sums[0] / sums[1] if sums[1] else 0.0
 
-    def _answered(self, step: Step, known: Mapping[tuple[str, int | None], object]) -> Step:
+    def _answered(self, step: Step, known: Collection[str]) -> Step:
         """The step to learn from: one without any answers is asked like its sibling."""
         sibling = _SIBLINGS.get(step, step)
-        return sibling if (step, None) not in known and (sibling, None) in known else step
+        return sibling if step not in known and sibling in known else step
+
+    @cached_property
+    def _lengths(self) -> Lengths:
+        return Lengths(self.taught.filter(pl.col("output").is_not_null()))
 
     @cached_property
     def _ratios(self) -> Mapping[tuple[Step, int], Ratio]:
@@ -152,47 +141,25 @@ class Learned:
         overall = _fits_by(taught.with_columns(step=pl.lit("all"))).get(("all", None))
 
         def of(step: Step, kind: int) -> Ratio:
-            step = self._answered(step, steps)
+            step = self._answered(step, {step for step, _ in steps})
             alike, others = kinds.get((step, kind)), steps.get((step, None), overall)
             known = [*([alike.ratio()] if alike else ()), *([others.borrowed()] if others else ())]
             return min(known, key=lambda ratio: ratio.error, default=Ratio())
 
         return {(step, kind): of(step, kind) for step in _STEPS for kind in range(len(KINDS))}
 
-    @cached_property
-    def _lengths(self) -> Mapping[tuple[str, int | None], Answers]:
-        """By step and bucket, where there are enough, and by step."""
-        answers = self.taught.filter(pl.col("output").is_not_null())
-        by_bucket = {place: known for place, known in _answers_by(answers, "bucket").items() if known.answers >= ENOUGH}
-        return {**by_bucket, **_answers_by(answers)}
-
-    @cached_property
-    def _spreads(self) -> Mapping[str, tuple[float, int, int]]:
-        """Deviation of an answer from the mean of its bucket over the mean answer, degrees of freedom and answers."""
-        tokens = (pl.col("output") + pl.col("thinking")).cast(pl.Float64)
-        enough = pl.len().over("step", "bucket") >= ENOUGH
-        buckets = (
-            self.taught.filter(pl.col("output").is_not_null())
-            .with_columns(bucket=pl.when(enough).then("bucket"))
-            .group_by("step", "bucket")
-            .agg(answers=pl.len(), sum=tokens.sum(), squares=(tokens - tokens.mean()).pow(2).sum())
-        )
-        sums = buckets.group_by("step").agg(pl.col("answers", "sum", "squares").sum(), buckets=pl.len())
-        return {
-            step: (sqrt(squares / (answers - groups)) * answers / total, answers - groups, answers)
-            for step, answers, total, squares, groups in sums.iter_rows()
-            if answers > groups and total
-        }
-
 
 NOTHING = Learned(_SCHEMA.to_frame())
 
 
-def learn(frames: Iterable[pl.DataFrame], kinds: pl.Series | None, run: int = THIS_RUN) -> Learned:
+def learn(
+    frames: Iterable[pl.DataFrame], kinds: pl.Series | None, run: int = THIS_RUN, strata: pl.Series | None = None
+) -> Learned:
     """Learn from calls, with at least the columns `CALL_COLUMNS`: from those that were paid for and counted.
 
-    `kinds` are the kinds of script by row (index into `KINDS`), when the calls are about the very table that is
-    planned. A call whose columns from `cached_tokens` on are null teaches only the ratio.
+    By row, when the calls are about the very table that is planned: `kinds` of script (index into `KINDS`), and the
+    `strata` that rows were picked from, null for one that need not be counted; an answer then weighs as many rows of
+    its stratum as it stands for. A call whose columns from `cached_tokens` on are null teaches only the ratio.
     """
     taught = [
         frame.filter("paid", ~pl.col("usage_estimated"), pl.col("input_tokens_est") > 0, pl.col("input_tokens") > 0)
@@ -204,18 +171,23 @@ def learn(frames: Iterable[pl.DataFrame], kinds: pl.Series | None, run: int = TH
     if not taught:
         return NOTHING
     answers = pl.concat(taught)
-    if kinds is None:
-        answers = answers.with_columns(kind=pl.lit(None, pl.UInt8))
-    else:
-        by_row = kinds.cast(pl.UInt8).alias("kind").to_frame().with_row_index("row").cast({"row": pl.Int64})
-        answers = answers.join(by_row, on="row", how="left")
+    if kinds is not None:
+        table = kinds.alias("kind").to_frame().with_columns(stratum=pl.lit(None) if strata is None else strata)
+        by_row = table.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64), rows=pl.len().over("stratum"))
+        stands_for = (
+            pl.when(pl.col("stratum").is_null())
+            .then(1)
+            .otherwise(pl.col("rows") / pl.col("row").n_unique().over("stratum"))
+        )
+        answers = answers.join(by_row, on="row", how="left").with_columns(weight=stands_for)
+        answers = answers.with_columns(pl.col("weight") / pl.col("weight").mean())
     return _learned(answers, run)
 
 
 def counted(kinds: Iterable[int], estimated: Iterable[int], observed: Iterable[int]) -> Learned:
     """Learn from prompts whose input tokens the service counted without answering."""
     columns = {"kind": list(kinds), "estimated": list(estimated), "input": list(observed)}
-    return _learned(pl.DataFrame({"step": "answer", **columns}, strict=False), COUNTED)
+    return _learned(pl.DataFrame({"step": "answer", **columns}, strict=False).with_row_index("row"), COUNTED)
 
 
 def merged(*sources: Learned) -> Learned:
@@ -226,42 +198,22 @@ def merged(*sources: Learned) -> Learned:
     return Learned(taught.filter((pl.col("run") <= THIS_RUN) | ~pl.col("step").is_in(settled)))
 
 
-def t_quantile(freedom: float) -> float:
-    """Two-sided 95 % quantile of Student's t; within 0.2 % from 3 degrees of freedom on, 1 % from 2, 12 % below.
-
-    The expansion of Cornish and Fisher about the normal quantile.
-    """
-    if freedom <= 1:
-        return 12.706
-    z, n = 1.959964, freedom
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92_160
-    return z + first / n + second / n**2 + third / n**3 + fourth / n**4
-
-
 def _learned(answers: pl.DataFrame, run: int) -> Learned:
     given = {name: pl.col(name) for name in answers.columns if name in _SCHEMA}
-    bucket = 64 - pl.col("estimated").cast(pl.Int64).bitwise_leading_zeros().cast(pl.Int64)  # as `_bucket` of it
-    columns = {**dict.fromkeys(_SCHEMA, pl.lit(None)), **given, "run": pl.lit(run), "bucket": bucket}
+    columns = {**dict.fromkeys(_SCHEMA, pl.lit(None)), "weight": pl.lit(1.0), **given, "run": pl.lit(run)}
     return Learned(answers.select(column.cast(_SCHEMA[name]).alias(name) for name, column in columns.items()))
-
-
-def _bucket(input_tokens_est: int) -> int:
-    return input_tokens_est.bit_length()
 
 
 class _Fit(NamedTuple):
     """Ratio of sums over some answers, and how far single ones are off it.
 
-    Few long prompts weigh as much as many short ones: `effective` is how many of one length would tell as much.
+    Few long rows weigh as much as many short ones: `effective` is how many of one length would tell as much.
     """
 
     value: float
     answers: int
     effective: float
-    spread: float  # standard deviation of an answer, relative; with what is known beforehand
+    spread: float  # standard deviation of a row, relative; with what is known beforehand
 
     def ratio(self) -> Ratio:
         """For prompts of the same kind."""
@@ -278,9 +230,11 @@ class _Fit(NamedTuple):
 
 def _fits_by(taught: pl.DataFrame, *by: str) -> dict[tuple[str, int | None], _Fit]:
     """Fits by step and `by`, at most one column."""
-    estimated, observed = pl.col("estimated").cast(pl.Float64), pl.col("input").cast(pl.Float64)
-    sums = taught.group_by("step", *by).agg(
-        answers=pl.len(),
+    estimated, observed = pl.col("estimated"), pl.col("input")
+    weighted = (amount * pl.col("weight") for amount in (estimated, observed))
+    rows = taught.group_by("step", *by, "run", "row").agg(*(each.sum() for each in weighted), answers=pl.len())
+    sums = rows.group_by("step", *by).agg(
+        pl.col("answers").sum(),
         estimated_sum=estimated.sum(),
         observed_sum=observed.sum(),
         squares=(estimated * estimated).sum(),
@@ -300,21 +254,6 @@ def _fit(
     freedom = _SPREAD_ANSWERS + effective - 1
     spread = sqrt((_SPREAD_ANSWERS * _SPREAD**2 + effective * residual) / freedom)
     return _Fit(value, answers, effective, spread)
-
-
-def _answers_by(answers: pl.DataFrame, *by: str) -> dict[tuple[str, int | None], Answers]:
-    """Answers by step and `by`, at most one column."""
-    output, thinking = pl.col("output"), pl.col("thinking")
-    rows = answers.group_by("step", *by).agg(
-        answers=pl.len(),
-        output_mean=output.mean(),
-        thinking_mean=thinking.mean(),
-        cached_share=pl.col("cached").sum() / pl.col("input").sum(),
-        p10=(output + thinking).quantile(0.1),
-        p50=(output + thinking).quantile(0.5),
-        p90=(output + thinking).quantile(0.9),
-    )
-    return {_place(row, by): Answers(*row[-7:]) for row in rows.iter_rows()}
 
 
 def _place(row: tuple[str, int | None], by: tuple[str, ...]) -> tuple[str, int | None]:

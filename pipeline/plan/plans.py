@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from pipeline.plan.amounts import Range, Work
-from pipeline.plan.learned import Answers
+from pipeline.plan.lengths import Answers
 from pipeline.plan.pace import Load, Pace
 from pipeline.plan.timing import Timeline
 from pipeline.records import Step

@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isqrt
 from random import Random
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ class Picks:
 
     numbers: pl.Series  # UInt32
     sizes: pl.Series  # UInt32: bytes, as in the survey
-    strata: pl.Series  # UInt8: key of `populations`
+    strata: pl.Series  # UInt16: key of `populations`
     populations: Mapping[int, Stratum]  # all rows that these stand for
 
     @property
@@ -124,8 +125,9 @@ def pick(found: Survey, wanted: pl.Series | None, most_rows: int, most_bytes: in
 
 
 def pick_pilot(found: Survey, wanted: pl.Series | None, rows: int, seed: int = 0) -> Picks:
-    """So many of the `wanted` rows to try first, spread over kinds and sizes in proportion to bytes.
+    """So many of the `wanted` rows to try first, spread over kinds and sizes.
 
+    Rows of a stratum count by the root of their size: input varies as the size, answers often do not vary with it.
     At least one of each kind, as far as `rows` allows; none that is empty or repeats another.
     """
     assigned = _assigned(found, wanted)
@@ -133,8 +135,28 @@ def pick_pilot(found: Survey, wanted: pl.Series | None, rows: int, seed: int = 0
     by_weight = sorted(strata, key=lambda one: one.size_bytes)
     heaviest = {one.number // _SIZE_CLASSES: one.number for one in by_weight}
     floor = dict.fromkeys(list(heaviest.values())[:rows], 1)
-    counts = _allocated(strata, floor, rows, most_bytes=sum(one.rows * one.largest_bytes for one in strata))
+    spread = [one._replace(size_bytes=isqrt(one.size_bytes * one.rows)) for one in strata]
+    counts = _allocated(spread, floor, rows, most_bytes=sum(one.rows * one.largest_bytes for one in strata))
     return _picks(found, assigned, strata, _chosen(assigned, strata, counts, seed))
+
+
+def pick_evenly(found: Survey, wanted: pl.Series | None, most_rows: int, most_bytes: int, seed: int = 0) -> Picks:
+    """So many of the `wanted` rows, one as likely as another; `most_bytes` are exceeded by one row at most.
+
+    None that is empty or repeats another.
+    """
+    assigned = _assigned(found, wanted)
+    rows = (assigned < _REPEAT).arg_true()
+    rows = rows.sample(min(len(rows), most_rows), shuffle=True, seed=seed)
+    sizes = found.sizes.gather(rows).cast(pl.UInt64)
+    numbers = rows.filter(sizes.cum_sum() - sizes < most_bytes).sort()
+    return _picks(found, assigned, _strata(found, assigned), numbers)
+
+
+def strata(found: Survey) -> pl.Series:
+    """The number of each row's stratum, of which rows are picked; null for a row that is empty or repeats another."""
+    assigned = _assigned(found, None)
+    return assigned.set(assigned >= _REPEAT, None)
 
 
 def documents(source: Source, picks: Picks) -> Iterator[Iterator[Document]]:
@@ -208,7 +230,7 @@ def _keys(source: Source, rows: Collection[int]) -> dict[int, str]:
 
 
 def _assigned(found: Survey, wanted: pl.Series | None) -> pl.Series:
-    """Number of each row's stratum, UInt8."""
+    """Number of each row's stratum, UInt16."""
     columns = {"size": found.sizes, "kind": found.kinds, "repeat": found.repeats, "empty": found.empty}
     size_class = (2 * pl.col("size").clip(1).cast(pl.Float32).log(2)).cast(pl.UInt8).clip(0, _SIZE_CLASSES - 1)
     number = (
@@ -218,10 +240,10 @@ def _assigned(found: Survey, wanted: pl.Series | None) -> pl.Series:
         .then(_EMPTY)
         .when("repeat")
         .then(_REPEAT)
-        .otherwise(pl.col("kind") * _SIZE_CLASSES + size_class)
+        .otherwise(pl.col("kind").cast(pl.UInt16) * _SIZE_CLASSES + size_class)
     )
     frame = pl.DataFrame(columns).with_columns(wanted=pl.lit(True) if wanted is None else wanted)
-    return frame.select(number.cast(pl.UInt8)).to_series()
+    return frame.select(number.cast(pl.UInt16)).to_series()
 
 
 def _strata(found: Survey, assigned: pl.Series) -> list[Stratum]:

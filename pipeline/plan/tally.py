@@ -17,6 +17,7 @@ from pipeline.prices import Rates
 from pipeline.records import Document
 
 _EXAMPLES = 5
+_UNKNOWN = Rates(Decimal(0), Decimal(0), Decimal(0))
 
 Part = Literal[Scenario, "spared"]
 _PARTS: tuple[Part, ...] = (*SCENARIOS, "spared")
@@ -58,14 +59,13 @@ class Tally:
             amounts[forecast.refused] = 1.0
         self._expansion.add(stratum, size_bytes, amounts)
         self.longest_chunks = max(self.longest_chunks, forecast.chunks)
-        self.largest_tokens = max(self.largest_tokens, forecast.largest_tokens)
+        if not forecast.refused:
+            self.largest_tokens = max(self.largest_tokens, forecast.largest_tokens)
         self.depth = max(self.depth, forecast.depth)
         self._show(document, forecast)
 
     def _usd(self, tier: Tier, cell: Cell) -> float:
-        rates = self._rates[tier.long]
-        if rates is None:
-            return 0.0
+        rates = _usd(self._rates, tier)
         given = cell.input_tokens - cell.cached_tokens
         answered = cell.output_tokens + cell.thinking_tokens
         return float(rates.input) * given + float(rates.cached) * cell.cached_tokens + float(rates.output) * answered
@@ -130,18 +130,19 @@ class Sums:
         """Tokens of all answers, thinking included: bounds for steps that were never answered."""
         width = hypot(self.widths["output"], *(miss for _, miss in self._output_doubts(learned)))
         low, expected, high = (_answer_tokens(total(work)) for work in (self.low, self.expected, self.high))
-        return whole(low - width, expected, high + width)
+        return whole(min(low, expected) - width, expected, max(high, expected) + width)
 
-    def cost_usd(self, usd: tuple[Decimal, Decimal, Decimal], learned: Learned, rates: Rates | None) -> Range:
-        """Around `usd`, the cost of the three scenarios."""
+    def cost_usd(
+        self, usd: tuple[Decimal, Decimal, Decimal], learned: Learned, rates: Mapping[bool, Rates | None]
+    ) -> Range:
+        """Around `usd`, the cost of the three scenarios; `rates` are those of short and of long prompts."""
         low, expected, high = usd
         sampled = Decimal(self.widths["usd"] / self.named["usd"] if self.named["usd"] else 0.0)
 
         def doubts(work: Work) -> Decimal:
-            if rates is None:
-                return Decimal(0)
-            given = float(rates.input) * self._doubt * total(work).input_tokens
-            return Decimal(hypot(given, *(float(rates.output) * miss for _, miss in self._output_doubts(learned))))
+            given = sum(_usd(rates, tier).input * Decimal(cell.input_tokens) for tier, cell in work.items())
+            answered = (float(_usd(rates, tier).output) * miss for tier, miss in self._output_doubts(learned))
+            return Decimal(hypot(self._doubt * float(given), *answered))
 
         least = min(low, expected) * (1 - sampled) - doubts(self.low)
         return Range(max(Decimal(0), least), expected, max(high, expected) * (1 + sampled) + doubts(self.high))
@@ -154,10 +155,10 @@ class Sums:
             sum(amount for name, amount in self.named.items() if name.startswith("doubt ")) / tokens if tokens else 0.0
         )
 
-    def _output_doubts(self, learned: Learned) -> list[tuple[str, float]]:
+    def _output_doubts(self, learned: Learned) -> list[tuple[Tier, float]]:
         """The same of the answers, for the steps whose answers are known."""
         return [
-            (tier.step, _answer_tokens(cell) * learned.output_error(tier.step, cell.prompts))
+            (tier, _answer_tokens(cell) * learned.output_error(tier.step, cell.prompts))
             for tier, cell in self.expected.items()
             if learned.output(tier.step, round(cell.input_tokens / max(1.0, cell.prompts))) is not None
         ]
@@ -166,6 +167,11 @@ class Sums:
 def whole(low: float, expected: float, high: float) -> Range:
     """A range of whole numbers from 0."""
     return Range(max(0, round(low)), round(expected), round(high))
+
+
+def _usd(rates: Mapping[bool, Rates | None], tier: Tier) -> Rates:
+    """Of one token; nothing where the price is unknown, and so the cost too."""
+    return rates[tier.long] or _UNKNOWN
 
 
 def _answer_tokens(cell: Cell) -> float:

@@ -9,6 +9,7 @@ EPISODE_S = 60.0
 _LEAST = 0.02  # of the limit before, in the first cut
 _REPEAT = 0.5  # the deepest cut when one follows another within EPISODE_S
 _MEASURE_S = 20.0  # over less time no rate can be measured
+_AT_ONCE_S = 4.0
 _REPEAT_SOON, _NAMED_SOON = 0.85, 0.95  # the cut then; a named limit that is not lower is used by others too
 _STEP, _NAMED_STEP, _LONGEST_STEP = 0.02, 0.06, 0.32  # upward; twice as long each time it succeeds
 _NAMED_GAP_S, _GAP_S = 60.0, 600.0
@@ -23,6 +24,7 @@ class Admitted:
     """What the server let through before a refusal, in the unit of the meter."""
 
     last_minute: float  # before the refused request left
+    last_two_minutes: float
     since_cut: float
     resumed_at: float  # when the first request left after the last hold
     total: float
@@ -44,6 +46,7 @@ class AdaptiveLimit:
         self._top = configured if configured is not None else inf
         self.value = min(self._top, learned if learned is not None else self._top)
         self._growing = configured is None
+        self._overgrown = False  # the last cut ended the growth
         self._fast_below = _SMALL if learned is None else 0.0
         if self.value == inf:
             self.value = start
@@ -76,14 +79,14 @@ class AdaptiveLimit:
         elif now - self._probed_at < self._gap_s:
             self.value = self._safe = self._before_probe
         elif now - self._cut_at < EPISODE_S:
-            self._cut_again(now, admitted, _NAMED_SOON if named is not None else _REPEAT_SOON)
+            self._cut_again(now, admitted, named is not None)
         else:
             self._safe = self.value = max(
                 1.0, _LEAST * self.value, min(0.98 * self.value, KEEP * self._explained(now, admitted))
             )
         # A limit that is named and not lower is used by others too, who may leave; one nobody names is probed seldom.
         self._gap_s = _GAP_S if named is None else _NAMED_GAP_S
-        self._growing = False
+        self._overgrown, self._growing = self._growing, False
         self._cut_at = self._changed_at = now
         self._probed_at = -inf
         self._step = _STEP if named is None else _NAMED_STEP
@@ -115,14 +118,22 @@ class AdaptiveLimit:
         self._changed_at = now
         return True
 
-    def _cut_again(self, now: float, admitted: Admitted, soon: float) -> None:
-        """Refused within a minute of the last cut: the limit is what got through since, but not too little."""
-        self._safe = 0.98 * self.value
-        if now - admitted.resumed_at < _MEASURE_S:
-            self.value = max(1.0, min(KEEP * admitted.last_minute, soon * self.value))
+    def _cut_again(self, now: float, admitted: Admitted, named: bool) -> None:
+        """Refused within a minute of the last cut: the limit is what got through since, but not too little.
+
+        After growth, refused at once at a pace that had been admitted for a minute: a bucket that was full when the
+        pace passed its limit, and has given that and what flowed in since.
+        """
+        refused, self._safe = self.value, 0.98 * self.value
+        resumed_s = now - admitted.resumed_at
+        if self._overgrown and not named and resumed_s < _AT_ONCE_S:
+            self._safe = self.value = max(1.0, min(self._safe, KEEP * admitted.last_two_minutes / 3.0))
+        elif resumed_s < _MEASURE_S:
+            soon = _NAMED_SOON if named else _REPEAT_SOON
+            self.value = max(1.0, min(KEEP * admitted.last_minute, soon * refused))
         else:
             rate = admitted.since_cut / (now - self._cut_at) * 60.0
-            self.value = max(1.0, min(self._safe, max(KEEP * rate, _REPEAT * self.value)))
+            self.value = max(1.0, min(self._safe, max(KEEP * rate, _REPEAT * refused)))
 
     def _explained(self, now: float, admitted: Admitted) -> float:
         """The limit that explains a refusal after quiet.

@@ -2,12 +2,13 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf
 from random import Random
 
+from pipeline.quota.endpoint import EndpointQuota
 from pipeline.quota.estimates import EXACT, Estimates, Trust
 from pipeline.quota.lookahead import Lookahead
 from pipeline.records import Prompt, Reply
@@ -84,20 +85,25 @@ class Backlog:
             if not job.gone:
                 self.add_again(job, now, now)
 
-    def take(self, now: float, room: Callable[[Trust], float], limit: float) -> Job | None:
+    def take(self, now: float, quota: EndpointQuota) -> Job | None:
         """Remove and return what goes now, or None when nothing does.
 
-        `room` tells how many tokens fit now; a prompt beyond `limit`, the whole minute's, needs no more room than that.
+        A prompt beyond the whole minute's tokens needs no more room than that.
         """
+        limit = quota.tokens_limit
         if limit == inf:
-            return self._ready.take(now, inf, lambda job: True)
-        rooms = {trust: room(trust) for trust in (EXACT, *self.estimates)}
+            return self._ready.take(now, inf, lambda job: True, lambda job: now)
+        rooms = {trust: quota.room(now, trust) for trust in (EXACT, *self.estimates)}
 
         def fits(job: Job) -> bool:
             tokens, trust = self.cost(job)
             return min(tokens, limit) <= rooms[trust]
 
-        return self._ready.take(now, max(rooms.values()), fits)
+        def fits_at(job: Job) -> float:
+            tokens, trust = self.cost(job)
+            return quota.fits_at(now, min(tokens, limit), trust)
+
+        return self._ready.take(now, max(rooms.values()), fits, fits_at, until=quota.phase.ends_at(now))
 
     def next_wanted(self, now: float) -> Job | None:
         """What everything waits for when `take` returned None."""

@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS learned (
 class Send:
     """One request as the book has it; `at` in epoch seconds."""
 
-    who: str
+    who: str  # empty: a run that has ended
     at: float
     tokens: int
 
@@ -168,8 +168,9 @@ class QuotaBook:
         self.close()
 
     def close(self) -> None:
-        """Close the file; what was written stays."""
+        """Close the file; what was written stays, as sends of nobody: this run shares the quota no longer."""
         self._write()
+        self._run("UPDATE sends SET who = '' WHERE who = ?", (self._who,))
         self._db.close()
 
     def recent(self, now: float) -> list[Send]:

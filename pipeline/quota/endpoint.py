@@ -158,13 +158,16 @@ class EndpointQuota:
         return self.ledger.room(now, trust)
 
     def fits_at(self, now: float, tokens: float, trust: Trust) -> float:
-        """When that many tokens may fit at the earliest; called while tokens are what holds the work up."""
+        """When that many tokens may fit at the earliest, if nothing else is sent."""
+        return self.ledger.fits_at(now, tokens, trust)
+
+    def held_up(self, now: float) -> None:
+        """Tokens are what holds the work up: a limit on them that is only believed may grow."""
         if self.tokens:
             proven = self.tokens.value
             if self.tokens.grow(now, self.ledger.last_minute(now)[1]):
                 self._book.learn("tokens", proven, self._wall())
                 self._tokens_changed()
-        return self.ledger.fits_at(now, tokens, trust)
 
     def look_around(self, now: float) -> None:
         """Charge what other processes have sent on the same quota, and share the pace with them."""
@@ -173,7 +176,8 @@ class EndpointQuota:
         self._looked_at = now
         news = self._book.news()
         for send in news:
-            self._others[send.who] = now
+            if send.who:
+                self._others[send.who] = now
             self.ledger.settle(self.ledger.reserve(now, send.tokens), None)
         if news or self._others:
             self._share_requests(now)
@@ -265,7 +269,8 @@ class EndpointQuota:
         for send in recent:
             at = now - (wall - send.at)
             self.ledger.settle(self.ledger.reserve(at, send.tokens), None)
-            self._others[send.who] = max(at, self._others.get(send.who, at))
+            if send.who:
+                self._others[send.who] = max(at, self._others.get(send.who, at))
         return recent
 
     def _share_requests(self, now: float) -> None:
@@ -326,6 +331,7 @@ class EndpointQuota:
         admitted = Admitted(
             # What was refused is more than was left: the limit is between the sums without and with it.
             last_minute=before[which] - after[which] + (ticket.tokens if hit.meter == "tokens" else 0),
+            last_two_minutes=self.ledger.since(now - 2 * WINDOW_S)[which],
             since_cut=self.ledger.since(meter.cut_at)[which],
             resumed_at=self._resumed_at,
             total=self._admitted[hit.meter] + in_flight,

@@ -9,7 +9,7 @@ from pipeline.tokens import Calibration
 
 FIRST_BIAS = 0.45
 """How far all estimates together may be off before any answer is in: ±30 % of the truth is 1.43 times the estimate."""
-_CHOSEN_LOW = 0.8  # deviations; without it one refusal in half an hour was seen
+_CHOSEN_LOW = 1.2  # deviations; with 0.8, three refusals in 50 simulated hours of heavy-tailed prompts; with this none
 
 
 @dataclass(frozen=True, slots=True, eq=False)

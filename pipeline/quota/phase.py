@@ -1,5 +1,9 @@
 """Where the server is in its minute, read from the `Date` headers of its responses."""
 
+from math import inf
+
+from pipeline.quota.pacer import WINDOW_S
+
 DRIFT = 1e-4
 """How fast two clocks may part, seconds a second; crystals stay within 50 ppm, two of them within 100."""
 WAY_BACK_S = 0.15
@@ -19,12 +23,12 @@ class MinutePhase:
     """
 
     def __init__(self) -> None:
-        self._low = float("-inf")
-        self._high = float("inf")
-        self._read_at = float("-inf")  # when a response was last read
+        self._low = -inf
+        self._high = inf
+        self._read_at = -inf  # when a response was last read
         self._contradictions = 0
-        self.distrusted_at = float("-inf")
-        self._distrusted_until = float("-inf")
+        self.distrusted_at = -inf
+        self._distrusted_until = -inf
         self._distrusted_for_s = DISTRUST_S
 
     @property
@@ -34,9 +38,14 @@ class MinutePhase:
             return None
         return self._low, self._high
 
+    def ends_at(self, now: float) -> float:
+        """When the server's minute ends at the earliest, on our clock; `inf` when its phase is not known."""
+        bounds = self.bounds
+        return inf if bounds is None else now + WINDOW_S - (now + bounds[1]) % WINDOW_S
+
     def observe(self, date: float, sent: float, received: float) -> None:
         """Learn from one response: its `Date` in epoch seconds, our clock at sending and at reading it."""
-        if received > self._read_at > float("-inf"):
+        if received > self._read_at > -inf:
             drift = DRIFT * (received - self._read_at)
             self._low -= drift
             self._high += drift
@@ -44,7 +53,7 @@ class MinutePhase:
         self._narrow(date, sent, received)
         if self._low > self._high:
             self._contradictions += 1
-            self._low, self._high = float("-inf"), float("inf")
+            self._low, self._high = -inf, inf
             self._narrow(date, sent, received)
 
     def distrust(self, now: float) -> None:

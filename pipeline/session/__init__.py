@@ -21,6 +21,7 @@ from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
 from pipeline.records import Document, Limits, Verdict
 from pipeline.source import Source, open_source, output_conflict
+from pipeline.source.documents import ROW
 from pipeline.store.export import output_schema
 from pipeline.store.manifest import Manifest
 from pipeline.store.manifest import read as read_manifest
@@ -65,6 +66,12 @@ class Session:
         return report.RUNS / (f"{self.job.name}-offline" if self.options.offline else self.job.name)
 
     @property
+    def max_usd(self) -> Decimal | None:
+        """What the run may spend in all, earlier sessions included; the flag wins over the job file."""
+        cap = self.job.spec.budget.max_usd
+        return self.options.max_cost_usd or (None if cap is None else Decimal(str(cap)))
+
+    @property
     def output(self) -> Path:
         """Where the results are written."""
         return Path(self.job.spec.output.path)
@@ -77,11 +84,12 @@ class Session:
 
     def documents(self, wanted: Callable[[int], bool] = lambda row: True) -> Iterator[Iterator[Document]]:
         """The job's rows that are `wanted`, in batches of bounded size."""
-        limit = self.rows
+        limit, pilot = self.rows, self.options.pilot
         for frame in self.source.batches():
-            documents = takewhile(lambda document: document.row < limit, self.source.documents(frame))
+            chosen = frame if pilot is None else frame.filter(pl.col(ROW).is_in(pilot))
+            documents = takewhile(lambda document: document.row < limit, self.source.documents(chosen))
             yield (document for document in documents if wanted(document.row))
-            if frame.item(-1, 0) >= limit - 1:
+            if frame.item(-1, ROW) >= limit - 1:
                 return
 
     def manifest(self) -> Manifest:
@@ -115,13 +123,12 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
     check_variables(job.template, columns, own)
     if job.reduce_template:
         check_variables(job.reduce_template, columns, REDUCE_VARIABLES)
-    source = open_source(spec.path, id=spec.id, text=spec.text, where=spec.where, columns=job.columns)
+    source = source.showing(job.columns)
     output_conflict(source, job.spec.output.path)
     source.check()
     rows = source.count() if options.limit is None else min(source.count(), options.limit)
     session = Session(job, source, rows, options, redo)
     output_schema(session_schema(session), session.output)
-    _check_rehearsal(session)
     return session
 
 
@@ -146,8 +153,8 @@ def check_model(job: Job, offline: bool) -> None:
     )
 
 
-def _check_rehearsal(session: Session) -> None:
-    """An offline run must not replace the exported answers of a real one."""
+def check_rehearsal(session: Session) -> None:
+    """Raise `InputError` for an offline run that would replace the exported answers of a real one."""
     real = read_manifest(report.RUNS / session.job.name / "manifest.json") if session.options.offline else None
     if real and Path(real.output) == session.output and session.output.exists():
         raise InputError(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import NamedTuple
 
 import anyio.to_thread
@@ -18,12 +19,12 @@ from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.plan.compare import Offer, Saving, chunk_sizes, compare, identical_rows, other_lanes, shared_prefix
 from pipeline.plan.earlier import earlier
-from pipeline.plan.exact import SAMPLE, count_sample
+from pipeline.plan.exact import POOL_BYTES, POOL_ROWS, count_sample
 from pipeline.plan.forecast import Bought
 from pipeline.plan.learned import Learned, merged
 from pipeline.plan.pace import Pace
 from pipeline.plan.planner import BRIEF, EVERYTHING, USUAL, Input, expected_work, first_prompts, prefix_tokens
-from pipeline.plan.survey import Survey, pick_pilot, survey
+from pipeline.plan.survey import Survey, pick_evenly, pick_pilot, strata, survey
 from pipeline.plan.timing import Deadline, deadline
 from pipeline.prices import Lane, Model
 from pipeline.providers.gemini import parse_reply
@@ -35,7 +36,7 @@ from pipeline.session.state import quota_place
 from pipeline.store.content import ContentIndex
 from pipeline.store.manifest import differences
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.run import load
+from pipeline.store.run import is_unused, load
 
 ASSUMED_LATENCY_S = 5.0
 """Of one answer, before any is known: it decides the time only where no limit does, and that of the last answers."""
@@ -86,15 +87,41 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
         if wishes.compare:
             savings = await _savings(session, given, learned, bought, made)
     offers = _offers(session.working, made, start) if wishes.compare else ()
-    return Estimate(made, offers, savings, deadline(made.load, pace, start, wishes.by) if wishes.by else None)
+    spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
+    told = replace(made, notices=(*_elsewhere(session), *_over_budget(session, made, spent_usd), *made.notices))
+    return Estimate(told, offers, savings, deadline(made.load, pace, start, wishes.by) if wishes.by else None)
 
 
-async def planned(session: Session, done: Done, bought: Bought) -> plan.Plan:
-    """The plan that a run starts with: of the rows that are not `done`."""
+async def planned(session: Session, done: Done, bought: Bought, spent_usd: Decimal = Decimal(0)) -> plan.Plan:
+    """The plan that a run starts with, which has cost `spent_usd` so far: of the rows that are not `done`."""
     found = await look(session)
     given = Input(session.source, found, _left(session, done), BRIEF)
     learned = await _learned(session, found)
-    return await plan.make(given, session.working, learned, bought, await _pace(session, learned), datetime.now(UTC))
+    pace = await _pace(session, learned)
+    made = await plan.make(given, session.working, learned, bought, pace, datetime.now(UTC))
+    return replace(made, notices=(*_over_budget(session, made, spent_usd), *made.notices))
+
+
+def _over_budget(session: Session, made: plan.Plan, spent_usd: Decimal) -> Iterator[str]:
+    """Whether what the run may spend is too little for it."""
+    cap, cost = session.max_usd, made.cost_usd
+    if cap is None or not cost or not made.load.prompts or session.options.offline or spent_usd + cost.high <= cap:
+        return
+    will = "is expected to" if spent_usd + cost.expected > cap else "may"
+    name = "--max-cost" if session.options.max_cost_usd else "[budget] max_usd"
+    dollars = round(cap, 2) if cap == round(cap, 2) else cap
+    yield f"the run {will} reach {name}, ${dollars:,f}: it then stops, and can be continued with a higher one"
+
+
+def _elsewhere(session: Session) -> Iterator[str]:
+    """Why the run directory of this name says nothing about this job."""
+    known = read_manifest(session.directory / "manifest.json")
+    unlike = differences(known, session.manifest()) if known else []
+    if unlike and not is_unused(session.directory):
+        yield (
+            f"{session.directory} is a run of a different job or input ({unlike[0]}) and not counted; "
+            "`pipeline run` needs `--fresh`"
+        )
 
 
 async def pilot_rows(session: Session, number: int) -> frozenset[int]:
@@ -106,7 +133,7 @@ async def pilot_rows(session: Session, number: int) -> frozenset[int]:
 
 async def look(session: Session) -> Survey:
     """One pass over the table."""
-    return await anyio.to_thread.run_sync(survey, session.source, session.rows)
+    return await anyio.to_thread.run_sync(survey, session.source, session.rows, abandon_on_cancel=True)
 
 
 @contextmanager
@@ -143,13 +170,19 @@ def _left(session: Session, done: Done) -> pl.Series:
 
 async def _learned(session: Session, found: Survey) -> Learned:
     return await anyio.to_thread.run_sync(
-        earlier, report.RUNS, session.working, session.options.offline, session.source.fingerprint, found.kinds
+        earlier,
+        report.RUNS,
+        session.working,
+        session.options.offline,
+        session.source.fingerprint,
+        found.kinds,
+        strata(found),
     )
 
 
 async def _counted(session: Session, given: Input) -> Learned:
     """Have the service count a sample of the first prompts."""
-    picks = pick_pilot(given.survey, given.wanted, SAMPLE)
+    picks = pick_evenly(given.survey, given.wanted, POOL_ROWS, POOL_BYTES)
     prompts = await first_prompts(given, picks, session.working)
     async with open_provider(session.job, session.options.offline) as provider:
         return await count_sample(prompts, provider.count_tokens)
@@ -162,6 +195,7 @@ async def _pace(session: Session, learned: Learned) -> Pace:
     return Pace(
         replace(limits, rpm=_least(limits.rpm, known.rpm), tpm=_least(limits.tpm, known.tpm)),
         learned.latency_s or (_EMULATOR_LATENCY_S if offline else ASSUMED_LATENCY_S),
+        learned.slow_s,
         used_today=known.requests,
     )
 

@@ -4,13 +4,14 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
 import orjson
 import polars as pl
+from polars.datatypes import DataTypeClass
 
 from pipeline.errors import InputError
 from pipeline.records import Document
@@ -21,6 +22,7 @@ ROW = "__row__"
 
 _WHOLE_BYTES = 64 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 64, 2**16
+_CHECKED_ROWS = 16_384
 _OVER_ROWS = {"Agg", "Over", "Len", "SubPlan", "Rank", "Shift"}
 
 
@@ -60,22 +62,31 @@ class Source:
                 _hash_file(digest, Path(path))
         return digest.hexdigest()
 
+    def showing(self, columns: Sequence[str]) -> "Source":
+        """The same table with these columns in its documents. Raises `InputError` for one that cannot be there."""
+        path, schema = self.table.path, self.table.schema
+        for name in columns:
+            if name not in schema:
+                hint = _instead(self.table, name) or f"columns are {', '.join(schema)}"
+                raise InputError(f"the template uses {{{{ {name} }}}}, which is not a column of {path}", hint)
+            if _has_bytes(schema[name]):
+                raise InputError(f"column `{name}` of {path} is {schema[name]}: it cannot stand in a template")
+        return replace(self, columns=tuple(columns))
+
     def count(self) -> int:
-        """Number of documents; counted once, by reading the columns of `where`, or a Parquet file's footer."""
-        return self._count
+        """Number of documents; counted once, by a pass over the table that raises as `check` does."""
+        return self._rows
 
     def check(self) -> None:
         """Read the table once for all that can be wrong in its rows; raises `InputError` that names the place.
 
-        Cells of a CSV, `where` on real values, ids empty or not unique, and whether there is any row at all.
+        Cells of a CSV, `where` on real values, ids empty or not unique, and whether there is any row at all. A Parquet
+        file is read for its ids and for `where` only.
         """
-        self.table.check_cells()
-        if self.count() == 0:
+        if self._rows == 0:
             if self.where is None:
                 raise InputError(f"{self.table.path} has no rows", "a table has a header and at least one row")
             raise InputError(f"no row of {self.table.path} passes where = {self.where!r}", "loosen [input] where")
-        if self.id is not None:
-            self._check_ids(self.id)
 
     def batches(self, *, size: int = 4096, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
         """Frames of 1 to `size` rows, in file order: `ROW`, then `columns` (default: what `documents` needs).
@@ -107,28 +118,34 @@ class Source:
         return list(dict.fromkeys(name for name in (self.id, self.text, *self.columns) if name is not None))
 
     @cached_property
-    def _count(self) -> int:
-        if self.table.kind == "parquet" and self.predicate is None:
+    def _rows(self) -> int:
+        if self.table.kind == "parquet" and self.predicate is None and self.id is None:
             with explained(self.table):
                 return int(self.table.scan().select(pl.len()).collect().item())
-        return sum(frame.height for frame in self.batches(columns=()))
+        column = self.id or self.table.schema.names()[0]
+        values = (frame[column] for frame in self.table.checked([column], self.predicate, _CHECKED_ROWS))
+        return sum(map(len, values)) if self.id is None else self._count_ids(self.id, values)
 
-    def _check_ids(self, name: str) -> None:
+    def _count_ids(self, name: str, values: Iterator[pl.Series]) -> int:
+        """Number of ids, each of which has to be there and unique."""
         # One hash per row: 80 MB for 10 million, where the ids themselves would be several times that.
         hashes = [pl.Series(dtype=pl.UInt64)]
-        for frame in self.batches(columns=[name]):
-            if frame[name].null_count():
-                row = frame.filter(pl.col(name).is_null()).item(0, ROW)
-                raise InputError(f"{name} is empty in row {row}", "remove `id` to use row numbers, or fix the file")
-            hashes.append(frame[name].hash())
+        rows, nameless = 0, None
+        for ids in values:
+            if nameless is None and ids.null_count():
+                nameless = rows + ids.is_null().arg_true()[0]
+            rows += len(ids)
+            hashes.append(ids.hash())
+        if nameless is not None:  # said after all were read: an id may be missing because a row is too short
+            raise InputError(f"{name} is empty in row {nameless}", "remove `id` to use row numbers, or fix the file")
         column = pl.concat(hashes)
         ordered = column.sort()
         repeated = ordered.filter(ordered == ordered.shift(1)).unique()
         if repeated.is_empty():
-            return
-        values = "1 value repeats" if len(repeated) == 1 else f"{len(repeated):,} values repeat"
+            return rows
+        repeats = "1 value repeats" if len(repeated) == 1 else f"{len(repeated):,} values repeat"
         raise InputError(
-            f"{name} is not unique: {values} (first: {self._first_repeated(name, column, repeated)})",
+            f"{name} is not unique: {repeats} (first: {self._first_repeated(name, column, repeated)})",
             "remove `id` to use row numbers, or fix the file",
         )
 
@@ -163,12 +180,6 @@ def open_source(
             raise InputError(
                 f"column `{name}` is not in {path}\nIt has: {names}", _instead(table, name, f" ({setting})") or setting
             )
-    for name in columns:
-        if name not in table.schema:
-            hint = _instead(table, name) or f"columns are {', '.join(table.schema)}"
-            raise InputError(f"the template uses {{{{ {name} }}}}, which is not a column of {path}", hint)
-        if table.schema[name] in (pl.Binary, pl.Object):
-            raise InputError(f"column `{name}` of {path} is {table.schema[name]}: it cannot stand in a template")
     if id is not None and not _can_name(table.schema[id]):
         raise InputError(
             f"column `{id}` of {path} is {table.schema[id]}: an id is text, a whole number or a date",
@@ -180,7 +191,7 @@ def open_source(
             f"a template can use it as it is: {{{{ {text} }}}}",
         )
     predicate = None if where is None else _compiled(table, where)
-    return Source(table, id, text, where, tuple(columns), predicate)
+    return Source(table, id, text, where, (), predicate).showing(columns)
 
 
 def output_conflict(source: Source, out_path: str) -> None:
@@ -249,6 +260,15 @@ def _instead(table: Table, name: str, place: str = "") -> str:
 
 def _can_name(dtype: pl.DataType) -> bool:
     return dtype.is_integer() or dtype.is_temporal() or dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)
+
+
+def _has_bytes(dtype: pl.DataType | DataTypeClass) -> bool:
+    """Whether there are values without a text of their own in this type, however deep."""
+    if isinstance(dtype, pl.Struct):
+        return any(_has_bytes(field.dtype) for field in dtype.fields)
+    if isinstance(dtype, pl.List | pl.Array):
+        return _has_bytes(dtype.inner)
+    return dtype in (pl.Binary, pl.Object)
 
 
 def _hash_file(digest: "hashlib.blake2b", path: Path) -> None:

@@ -121,6 +121,12 @@ def load(directory: Path, parse: Callable[[bytes], Reply]) -> tuple[Outcomes, Ba
     return outcomes, unsealed
 
 
+def is_unused(directory: Path) -> bool:
+    """Whether the run was given up before its first call, as when its cost was not agreed to: it binds nobody."""
+    written = any(path.stat().st_size for path in directory.glob("journal-*.jsonl"))
+    return not (written or any(directory.glob("*/part-*.parquet")) or (directory / "parts.jsonl").exists())
+
+
 def _unsealed(directory: Path, sealed: int, parse: Callable[[bytes], Reply]) -> Batch:
     merged = Batch(sealed, sealed=sealed)
     seen: set[bytes] = set()
@@ -206,7 +212,10 @@ class RunStore:
             )
 
     def _check(self, known: Manifest, manifest: Manifest) -> None:
-        if different := differences(known, manifest):
+        different = differences(known, manifest)
+        if different and is_unused(self.directory):
+            write_manifest(self.directory / "manifest.json", manifest)
+        elif different:
             kept_rows = sum(load(self.directory, self._parse)[0].count(status) for status in STATUSES)
             raise RunStateError(
                 f"{self.directory} was made from a different job or input\n"

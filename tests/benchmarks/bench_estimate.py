@@ -1,11 +1,15 @@
-"""What an estimate costs before anything is forecast: reading the table, picking rows, running their flows.
+"""What `pipeline estimate` costs on a large table: seconds, the peak of memory, and how near it comes.
 
-    python tests/benchmarks/bench_estimate.py [rows, default 100_000]
+    python tests/benchmarks/bench_estimate.py [rows ...] [--all]
 
-Rows of 2 kB in the mean, English, Chinese and code, of skewed lengths, as Parquet and as CSV; each table in a process
-of its own. Prints seconds, the peak of memory so far, and the interval of the input tokens.
+Rows of 2 kB in the mean, English, Chinese and code, of skewed lengths, as Parquet and as CSV, for one call a row and
+for map-reduce; each estimate in a process of its own. Default: a million rows, of which a sample is looked at, and
+100,000, which are all looked at. With `--all` every row of a larger table is counted too, to see how far the sample was
+off and whether what was stated holds.
 """
 
+import json
+import os
 import random
 import subprocess
 import sys
@@ -13,18 +17,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import anyio
 import polars as pl
 from bench_chunking import chinese_sentence, corpus, english_sentence
 from bench_tokens import CODE
 
-from pipeline import flows
-from pipeline.job import Job, load
-from pipeline.plan import survey
-from pipeline.plan.expansion import Expansion
-from pipeline.records import Prompt, Reply
-from pipeline.source import Source, open_source
+from pipeline.job import load
+from pipeline.plan.survey import Survey, survey
+from pipeline.session import Options, estimates, prepare
+from pipeline.source import Source
 
 JOB = """
 [input]
@@ -36,41 +40,91 @@ template = "Summarize: {{{{ text }}}}"
 [model]
 name = "gemini-3.5-flash-lite"
 max_output_tokens = 200
+[limits]
+rpm = 1000
+tpm = 1000000
 [output]
 path = "out.parquet"
 """
+MERGING = """
+[chunk]
+max_tokens = 500
+[reduce]
+template = "Merge: {{ parts }}"
+"""
 TABLES = {"parquet": "in-*.parquet", "csv": "in.csv"}
-AMOUNTS = 30  # that a forecast counts for a document
+JOBS = {"one call a row": JOB, "map-reduce": JOB + MERGING.replace("{", "{{").replace("}", "}}")}
 
 
-def main(rows: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for kind in TABLES:
-            for task in ("generate", "measure"):
-                subprocess.run([sys.executable, __file__, str(rows), kind, task, folder], check=True)
-            for path in Path(folder).iterdir():
-                path.unlink()
+def main(sizes: list[int], check_samples: bool) -> None:
+    print(f"{'':45}{'check':>8}{'survey':>8}{'plan':>8}{'in all':>9}{'peak':>9}    input tokens")
+    for rows in sizes:
+        for kind, name in TABLES.items():
+            with tempfile.TemporaryDirectory() as place:
+                folder = Path(place)
+                subprocess.run([sys.executable, __file__, "generate", str(rows), kind, place], check=True)
+                for job, text in JOBS.items():
+                    path = folder / f"{job.replace(' ', '-')}.toml"
+                    path.write_text(text.format(path=folder / name))
+                    sampled = tell(f"{rows:,} rows, {kind}, {job}", path)
+                    if check_samples and sampled["looked_at"] < rows:
+                        compare(sampled, tell("    every row", path, "--all"))
 
 
-def texts(rows: int) -> Iterator[str | None]:
-    choose = random.Random(rows)
-    corpora = [  # with bytes per character
-        (corpus(english_sentence, 2_000_000), 1),
-        (corpus(chinese_sentence, 4_000_000), 3),
-        (CODE * 10_000, 1),
-    ]
-    text = None
-    for _ in range(rows):
-        fate = choose.random()
-        if fate < 0.005:
-            yield None
-        elif fate < 0.015:
-            yield text
-        else:
-            whole, width = choose.choices(corpora, (60, 25, 15))[0]
-            start = choose.randrange(len(whole) // 2)
-            text = whole[start : start + 1 + int(choose.lognormvariate(7.1, 1)) // width]
-            yield text
+def tell(name: str, path: Path, *flags: str) -> dict[str, Any]:
+    """Estimate in a process of its own, and print a line about it."""
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, __file__, "measure", str(path), *flags], check=True, stdout=subprocess.PIPE)
+    seconds = time.perf_counter() - started  # with starting Python, as a user waits for it
+    told: dict[str, Any] = json.loads(done.stdout)
+    check, survey, plan = (told["seconds"][phase] for phase in ("check", "survey", "plan"))
+    low, expected, high = told["input_tokens"]
+    print(
+        f"{name:45}{check:>6.1f} s{survey:>6.1f} s{plan:>6.1f} s{seconds:>7.1f} s{told['peak_mb']:>6,.0f} MB    "
+        f"{expected:,} ({low / expected - 1:+.1%} to {high / expected - 1:+.1%}), {told['looked_at']:,} looked at",
+        flush=True,
+    )
+    return told
+
+
+def compare(sampled: dict[str, Any], whole: dict[str, Any]) -> None:
+    for name in ("prompts", "input_tokens"):
+        low, expected, high = sampled[name]
+        truth = whole[name][1]
+        place = "inside" if low <= truth <= high else "OUTSIDE"
+        print(
+            f"        {name}: {truth:,}, {truth / expected - 1:+.2%} from what the sample told, {place} what was stated"
+        )
+
+
+def measure(path: Path, whole: bool) -> None:
+    seconds: dict[str, float] = {}
+
+    def timed(source: Source, rows: int) -> Survey:
+        started = time.perf_counter()
+        found = survey(source, rows)
+        seconds["survey"] = time.perf_counter() - started
+        return found
+
+    os.chdir(path.parent)  # where there are no earlier runs
+    started = time.perf_counter()
+    session = prepare(load(path), Options())
+    seconds["check"] = time.perf_counter() - started
+    started = time.perf_counter()
+    with patch.object(estimates, "survey", timed):
+        plan = anyio.run(estimates.estimate, session, estimates.Wishes(whole=whole)).plan
+    seconds["plan"] = time.perf_counter() - started - seconds["survey"]
+    ranges = {
+        name: (amount.low, amount.expected, amount.high)
+        for name, amount in (("prompts", plan.prompts), ("input_tokens", plan.input_tokens))
+    }
+    looked_at = plan.sampled_rows or plan.documents
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "looked_at": looked_at, **ranges}))
+
+
+def peak_mb() -> float:
+    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's peak from before exec
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def generate(rows: int, kind: str, folder: Path) -> None:
@@ -85,63 +139,34 @@ def generate(rows: int, kind: str, folder: Path) -> None:
                 frame.write_csv(file, include_header=start == 0)
 
 
-def measure(rows: int, kind: str, folder: Path) -> None:
-    path = folder / "job.toml"
-    path.write_text(JOB.format(path=folder / TABLES[kind]))
-    job = load(path)
-    size = sum(file.stat().st_size for file in folder.glob("in*")) / 1e6
-    print(f"{rows:,} rows, {size:,.0f} MB of {kind} (peak {peak_mb():,.0f} MB before it is opened)")
-    started = time.perf_counter()
-    source = open_source(job.spec.input.path, id="id", text="text", columns=job.columns)
-    source.check()
-    assert source.count() == rows
-    started = tell("check and count", started)
-    found = survey.survey(source, rows)
-    started = tell(f"survey: {int(found.sizes.sum()) / rows:,.0f} bytes a row", started)
-    listed = survey.listing(source, found)
-    started = tell(f"listing: {listed.repeats:,} repeats, {listed.empty:,} empty", started)
-    picks = survey.pick(found, None, survey.WHOLE_ROWS, survey.WHOLE_BYTES)
-    if not picks.whole:
-        picks = survey.pick(found, None, survey.SAMPLE_ROWS, survey.SAMPLE_BYTES)
-    started = tell(f"pick {len(picks.numbers):,} rows, {int(picks.sizes.sum()) / 1e6:,.0f} MB", started)
-    seen = sum(1 for batch in survey.documents(source, picks) for _ in batch)
-    started = tell(f"read {seen:,} documents", started)
-    expansion = anyio.run(look, source, job, picks)
-    tell("read, run their flows, expand", started)
-    tokens, width = expansion.totals()["tokens"], expansion.half_widths()["tokens"]
-    print(f"    {tokens:,.0f} input tokens ± {width / tokens:.2%}\n", flush=True)
-
-
-async def look(source: Source, job: Job, picks: survey.Picks) -> Expansion[str]:
-    """The flow of each picked row over replies that say nothing."""
-    expansion: Expansion[str] = Expansion(picks.populations, ["tokens"])
-    others = {f"amount {number}": 1.0 for number in range(AMOUNTS - 1)}
-    reply = Reply("", "ok")
-
-    async def predicted(prompt: Prompt) -> Reply:
-        return reply
-
-    made = (document for batch in survey.documents(source, picks) for document in batch)
-    for document, size_bytes, stratum in zip(made, picks.sizes, picks.strata, strict=True):
-        answer = await flows.run(document, job, predicted)
-        expansion.add(stratum, size_bytes, {"tokens": answer.input_tokens_est, **others})
-    return expansion
-
-
-def tell(name: str, started: float) -> float:
-    now = time.perf_counter()
-    print(f"    {name:48} {now - started:>7.2f} s    peak {peak_mb():,.0f} MB", flush=True)
-    return time.perf_counter()
-
-
-def peak_mb() -> float:
-    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's peak from before exec
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+def texts(rows: int) -> Iterator[str | None]:
+    choose = random.Random(rows)
+    corpora = [  # with bytes per character
+        (corpus(english_sentence, 2_000_000), 1),
+        (corpus(chinese_sentence, 4_000_000), 3),
+        (CODE * 10_000, 1),
+    ]
+    text = None
+    for row in range(rows):
+        fate = choose.random()
+        if fate < 0.005:
+            yield None
+        elif fate < 0.015:
+            yield text
+        else:
+            whole, width = choose.choices(corpora, (60, 25, 15))[0]
+            start = choose.randrange(len(whole) // 2)
+            text = whole[start : start + 1 + int(choose.lognormvariate(7.1, 1)) // width]
+            text = text.replace("\n\n", f"\n\n{row} ")  # else rows would have pieces in common
+            yield text
 
 
 if __name__ == "__main__":
-    count = int(sys.argv[1]) if sys.argv[1:] else 100_000
-    if sys.argv[2:]:
-        {"generate": generate, "measure": measure}[sys.argv[3]](count, sys.argv[2], Path(sys.argv[4]))
-    else:
-        main(count)
+    match sys.argv[1:]:
+        case ["generate", count, table, place]:
+            generate(int(count), table, Path(place))
+        case ["measure", path, *flags]:
+            measure(Path(path), "--all" in flags)
+        case given:
+            counts = [int(one) for one in given if one != "--all"]
+            main(counts or [1_000_000, 100_000], "--all" in given)

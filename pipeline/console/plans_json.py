@@ -1,0 +1,104 @@
+"""A plan as `estimate --json` prints it."""
+
+from decimal import Decimal
+
+from pipeline.plan.amounts import Range
+from pipeline.plan.timing import Deadline
+from pipeline.records import Limits
+from pipeline.session.estimates import Estimate
+
+
+def plan_json(made: Estimate) -> dict[str, object]:
+    """The stable keys of `estimate --json`."""
+    plan = made.plan
+    return {
+        "documents": plan.documents,
+        "documents_done": plan.documents_done,
+        "documents_chunked": plan.documents_chunked,
+        "prompts": plan.prompts.expected,
+        "prompts_range": _range_json(plan.prompts),
+        "prompts_by_step": plan.prompts_by_step,
+        "input_tokens": plan.input_tokens.expected,
+        "input_tokens_range": _range_json(plan.input_tokens),
+        "output_tokens": _range_json(plan.output_tokens),
+        "cost_usd": _range_json(plan.cost_usd) if plan.cost_usd else None,
+        "steps": {
+            step: {
+                "prompts": round(each.prompts),
+                "input_tokens": round(each.input_tokens),
+                "output_tokens": round(each.answer_tokens),
+                "cost_usd": _usd(each.cost_usd),
+                "answer_tokens": [each.answers.p10, each.answers.p50, each.answers.p90] if each.answers else None,
+            }
+            for step, each in plan.steps.items()
+        },
+        "found": {
+            name: {
+                "rows": found.rows,
+                "examples": [{"row": each.row, "id": each.key, "remark": each.remark} for each in found.examples],
+            }
+            for name, found in plan.found.items()
+        },
+        "seconds": round(plan.timeline.seconds, 1),
+        "finish_at": plan.timeline.finish_at.isoformat(timespec="seconds"),
+        "nights": plan.timeline.nights,
+        "days": [
+            {
+                "starts_at": day.starts_at.isoformat(timespec="seconds"),
+                "ends_at": day.ends_at.isoformat(timespec="seconds"),
+                "prompts": day.prompts,
+                "days": day.days,
+            }
+            for day in plan.timeline.days
+        ],
+        "bottleneck": plan.timeline.bound,
+        "model": plan.model,
+        "prices_dated": plan.prices_dated,
+        "sampled_rows": plan.sampled_rows,
+        "bounds_only": plan.bounded,
+        "based_on": plan.based_on,
+        "assumptions": list(plan.assumptions),
+        "notices": list(plan.notices),
+        "deadline": _deadline_json(made.deadline) if made.deadline else None,
+        "offers": [
+            {
+                "model": offer.model,
+                "lane": offer.lane,
+                "cost_usd": _usd(offer.cost_usd),
+                "seconds": None if offer.seconds is None else round(offer.seconds, 1),
+                "delivery": offer.delivery,
+                "fits": offer.fits,
+                "misfit": offer.misfit,
+                "cheapest": offer.cheapest,
+                "note": offer.note,
+            }
+            for offer in made.offers
+        ],
+        "savings": [{"what": each.what, "usd": _usd(each.usd), "detail": each.detail} for each in made.savings],
+    }
+
+
+def _deadline_json(deadline: Deadline) -> dict[str, object]:
+    needed = deadline.needed
+    return {
+        "at": deadline.at.isoformat(timespec="seconds"),
+        "fits": deadline.fits,
+        "margin_s": round(deadline.margin_s, 1),
+        "prompts_done": deadline.prompts_done,
+        "needed": None if needed is None else limits_json(needed),
+    }
+
+
+def limits_json(limits: Limits) -> dict[str, int]:
+    """Those that are set, by name."""
+    values = {name: getattr(limits, name) for name in ("rpm", "tpm", "rpd", "concurrency")}
+    return {name: value for name, value in values.items() if value}
+
+
+def _usd(amount: Decimal | None) -> float | None:
+    return None if amount is None else float(round(amount, 8))
+
+
+def _range_json(amount: Range) -> dict[str, int | float]:
+    values = {name: getattr(amount, name) for name in ("low", "expected", "high")}
+    return {name: value if isinstance(value, int) else float(round(value, 8)) for name, value in values.items()}
