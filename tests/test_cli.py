@@ -391,3 +391,23 @@ def test_a_stream_that_knows_only_ascii_stops_nothing(here: Path) -> None:
     assert b"?bung" in said("estimate", "jobs/Übung.toml")
     ran = said("run", "jobs/Übung.toml", "--offline", "--rpm", "0", "--tpm", "0", "--json")
     assert json.loads(ran.decode("utf-8"))["run"] == "Übung", "JSON is UTF-8 all the same"
+
+
+def test_a_damaged_run_does_not_hide_the_others(here: Path, cli: Callable[..., Ran]) -> None:
+    assert cli("run", small_job(here, UNLIMITED), "--offline").code == 0
+    (here / "runs" / "broken").mkdir()
+    (here / "runs" / "broken" / "manifest.json").write_text("{")
+    ran = cli("runs")
+    assert ran.code == 0
+    assert "runs/small-offline" in ran.out
+    assert "runs/broken/manifest.json" in ran.err
+
+
+def test_a_full_disk_under_stdout_is_told_without_a_traceback(here: Path, root: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "pipeline", "models"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=here
+        )
+    assert ended.returncode == 2
+    assert "No space left" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -208,6 +208,24 @@ def test_a_large_prompt_is_counted_by_the_service_first():
     assert counted == [0, 1, 2], "the small one is not worth the question"
 
 
+def test_a_prompt_that_was_counted_teaches_nothing_about_estimates():
+    """Which prompts go depends on their estimates where they have no count: only these tell how far off such are."""
+
+    async def count_tokens(one: Prompt) -> int:
+        return 3000
+
+    async def body(dispatcher: Dispatcher) -> list[float]:
+        ratios = []
+        for row, tokens in ((0, 1000), (1, 60)):
+            await dispatcher.submit(prompt(row, tokens))
+            ratios.append(dispatcher._backlog.estimates.trust("answer").ratio)
+        return ratios
+
+    service = Service([Reply("text", "ok", usage=Usage(3000)), Reply("text", "ok", usage=Usage(90))])
+    ratios = dispatching(service, body, Limits(rpm=600, tpm=4000), count_tokens=count_tokens)
+    assert ratios == pytest.approx([1.0, 1.5])
+
+
 def test_a_limit_that_is_only_assumed_refuses_nothing():
     async def body(dispatcher: Dispatcher) -> Reply:
         return await dispatcher.submit(prompt(tokens=300_000))

@@ -1,5 +1,6 @@
 """The command line: flags → one function → exit code. Everything heavy is imported by the command that needs it."""
 
+import errno
 import sys
 from io import TextIOWrapper
 from typing import NoReturn
@@ -8,7 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from pipeline.cli import inspect, jobs
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RunStateError
 
 INTERRUPTED, BUG = 130, 70
 
@@ -80,6 +81,8 @@ def _explain(error: BaseException) -> int:
 def _known(error: BaseException) -> PipelineError | None:
     if isinstance(error, PipelineError):
         return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunStateError(f"cannot write: {error.strerror}", "make room, then run the same command again")
     if isinstance(error, BaseExceptionGroup):
         return next((found for inner in error.exceptions if (found := _known(inner))), None)
     return None

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.flags import JobPath, Json, Model, Offline, Rpd, Rpm, Tpm, load_job
-from pipeline.errors import InputError, JobError
+from pipeline.errors import InputError, JobError, RunStateError
 
 
 class Algorithm(StrEnum):
@@ -54,7 +54,12 @@ def runs(json: Json = False) -> None:
     from pipeline import console
     from pipeline import report as reports
 
-    summaries = [reports.summarize(directory) for directory in reports.every()]
+    summaries = []
+    for directory in reports.every():
+        try:
+            summaries.append(reports.summarize(directory))
+        except RunStateError as damaged:  # the others are shown all the same
+            console.show_error(damaged)
     if json:
         console.show_json([summary.as_json() for summary in summaries])
     elif summaries:
