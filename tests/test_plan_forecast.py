@@ -5,19 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import polars as pl
 import pytest
-from plans import nothing_bought, texts, topics
+from plans import known, nothing_bought, texts, topics
 
 from jobs import CHUNKED, PLAIN, make_job
 from pipeline import flows
 from pipeline.job import Job
 from pipeline.plan import forecast
 from pipeline.plan.amounts import Cell, Tier, total
-from pipeline.plan.forecast import Bought, Forecast, Forecaster, predicted_output
-from pipeline.plan.learned import CALL_COLUMNS, NOTHING, Learned, learn
-from pipeline.prices import LONG_PROMPT_TOKENS, MODELS, model_info
-from pipeline.records import Document, Limits, Params, Prompt, Reply
+from pipeline.plan.forecast import Bought, Forecast, Forecaster
+from pipeline.plan.learned import NOTHING, Learned
+from pipeline.prices import LONG_PROMPT_TOKENS, MODELS
+from pipeline.records import Document, Limits, Prompt, Reply
 from pipeline.tokens import estimate
 
 ANSWER, MAP, REDUCE = (Tier(step, False) for step in ("answer", "map", "reduce"))
@@ -40,25 +39,9 @@ def forecasts(
     return anyio.run(everything)
 
 
-def known(*answers: tuple[str, int, int, int, int]) -> Learned:
-    """What answers of (step, estimated, input, output, thinking) teach, a tenth of the input cached."""
-    rows = [
-        dict(zip(CALL_COLUMNS, (row, step, True, False, given, real, real // 10, out, thought, 1.0), strict=True))
-        for row, (step, given, real, out, thought) in enumerate(answers)
-    ]
-    return learn([pl.DataFrame(rows)], pl.Series([0] * len(rows), dtype=pl.UInt8))
-
-
 def factor(times: int) -> Learned:
     """Nothing but that the service counts so many times as much."""
     return known(*[("answer", 10, 10 * times, 40, 0)] * 9)
-
-
-def prompt(
-    step: str = "answer", bound: int | None = 100, model: str = "gemini-3.5-flash-lite", name: int = 0
-) -> Prompt:
-    params = Params(model, max_output_tokens=bound)
-    return Prompt(0, "0", step, "words", params, 60, f"{name:032x}")  # type: ignore[arg-type]
 
 
 # ---- scenarios
@@ -95,15 +78,6 @@ def test_longer_answers_are_merged_in_more_calls(tmp_path: Path) -> None:
     assert made.depth > 3
 
 
-def test_nothing_known_of_the_length() -> None:
-    most = model_info("gemini-3.5-flash-lite")
-    assert most is not None
-    assert predicted_output(prompt(bound=None)) == (0, forecast.UNBOUNDED_OUTPUT_TOKENS, most.max_output_tokens)
-    assert predicted_output(prompt(bound=800)) == (0, 400, 800)
-    assert predicted_output(prompt(bound=1)) == (0, 1, 1)
-    assert predicted_output(prompt(bound=None, model="mine"))[2] == MODELS[0].max_output_tokens
-
-
 # ---- what is known of answers
 
 
@@ -118,20 +92,6 @@ def test_a_known_step_is_as_long_as_its_answers_and_an_unknown_one_within_its_bo
     assert [work[REDUCE].output_tokens for work in (made.low, made.expected, made.high)] == [0, 100, 200]
     plain = forecasts(job, texts([3000]))[0]
     assert made.expected[MAP].input_tokens == pytest.approx(1.5 * plain.expected[MAP].input_tokens)
-
-
-def test_texts_vary_as_known_answers_do(tmp_path: Path) -> None:
-    taught = known(*[("map", 60, 60, 10 + row, 0) for row in range(81)])
-    forecaster = Forecaster(make_job(tmp_path, CHUNKED), taught, nothing_bought, Limits())
-    prompts = [prompt("map", name=name << 32) for name in range(2000)]
-    drawn = [forecaster.text_tokens(each, "expected", 0) for each in prompts]
-    assert 10 <= min(drawn) < 15 and 85 < max(drawn) <= 90
-    assert sum(drawn) / len(drawn) == pytest.approx(50, rel=0.03)
-    error = taught.output_error("map", 81)
-    assert [forecaster.text_tokens(prompts[5], each, 0) / drawn[5] for each in ("low", "high")] == pytest.approx(
-        [1 - error, 1 + error]
-    )
-    assert forecaster.output(prompts[5], "low", 0) == forecaster.output(prompts[6], "high", 0) == pytest.approx((50, 0))
 
 
 # ---- what is asked twice is sent once

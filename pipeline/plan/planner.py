@@ -13,10 +13,11 @@ from pipeline import flows
 from pipeline.job import Job
 from pipeline.plan.amounts import Range, Work, total
 from pipeline.plan.costs import Share, cost_by_day, cost_over, notices, split_by_day
-from pipeline.plan.forecast import UNBOUNDED_OUTPUT_TOKENS, Bought, Forecaster
+from pipeline.plan.forecast import Bought, Forecaster
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Load, Pace
 from pipeline.plan.plans import Example, Found, Plan, StepPlan
+from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
 from pipeline.plan.survey import (
     Picks,
     Survey,

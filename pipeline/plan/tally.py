@@ -9,9 +9,10 @@ from typing import Literal
 
 from pipeline.plan.amounts import Cell, Range, Tier, Work, total
 from pipeline.plan.expansion import Expansion
-from pipeline.plan.forecast import SCENARIOS, Forecast, Scenario
+from pipeline.plan.forecast import Forecast
 from pipeline.plan.learned import Learned
 from pipeline.plan.plans import Example
+from pipeline.plan.predict import SCENARIOS, Scenario
 from pipeline.plan.survey import Picks
 from pipeline.prices import Rates
 from pipeline.records import Document

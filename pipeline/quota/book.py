@@ -1,6 +1,7 @@
 """What was sent and learned, shared by every run of a project: a small SQLite file in the user's state directory."""
 
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
@@ -18,6 +19,7 @@ LEARNED_FOR_S = 86_400.0
 """A learned limit is believed for a day: tiers and models change."""
 GROUP_S, GROUP_OF = 0.01, 16
 """Sends closer together than this share a transaction, so many at most."""
+_LOCKED_S = 5.0  # how long another process may keep the file locked
 
 _REQUESTS_ON = "SELECT requests FROM days WHERE endpoint = ? AND day = ?"
 _LEARNED = "SELECT value FROM learned WHERE endpoint = ? AND meter = ? AND at > ?"
@@ -99,11 +101,24 @@ def open_shared(path: Path, schema: str) -> sqlite3.Connection:
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(0o600)
-    db = sqlite3.connect(path, timeout=5.0, isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
+    db = sqlite3.connect(path, timeout=_LOCKED_S, isolation_level=None)
+    _write_ahead(db)
     db.execute("PRAGMA synchronous = OFF")
     db.executescript(schema)
     return db
+
+
+def _write_ahead(db: sqlite3.Connection) -> None:
+    """Switch to WAL; when two processes do that to a new file at once, SQLite fails one of them without waiting."""
+    give_up_at = time.monotonic() + _LOCKED_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+        time.sleep(0.01)
 
 
 @dataclass(frozen=True, slots=True)

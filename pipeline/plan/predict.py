@@ -1,0 +1,66 @@
+"""What the service is expected to count and to answer, as far as anything is learned of it."""
+
+from typing import Literal
+
+from pipeline.plan.learned import Learned
+from pipeline.prices import MODELS, model_info
+from pipeline.records import Prompt
+from pipeline.tokens import estimate
+
+Scenario = Literal["low", "expected", "high"]
+"""Every answer as short as can be, as expected, at the longest that the job allows."""
+SCENARIOS: tuple[Scenario, ...] = ("low", "expected", "high")
+
+UNBOUNDED_OUTPUT_TOKENS = 1000
+"""Expected length of an answer that nothing bounds."""
+
+_WORD = "word "
+_WORDS_PER_TOKEN = 10_000 / estimate(_WORD * 10_000)
+_NAME_TOKENS = estimate("fullname " * 1000) / 1000
+_TO_LETTERS = str.maketrans("0123456789", "ghijklmnop")
+
+
+class Predictor:
+    """Predicts counts and answers for prompts about texts of some kind of script (`amounts.KINDS`)."""
+
+    def __init__(self, learned: Learned) -> None:
+        self.cached_share = learned.cached_share  # of input tokens
+        self._learned = learned
+
+    def input_tokens(self, prompt: Prompt, kind: int) -> float:
+        """Tokens of the prompt as the service will count them."""
+        return prompt.input_tokens_est * self._learned.ratio(prompt.step, kind).value
+
+    def output(self, prompt: Prompt, scenario: Scenario, kind: int) -> tuple[float, float]:
+        """Tokens of the answer, and of the thinking before it."""
+        known = self._learned.output(prompt.step, prompt.input_tokens_est, kind)
+        if known is not None:
+            return known.output_tokens, known.thinking_tokens
+        return float(predicted_output(prompt)[SCENARIOS.index(scenario)]), 0.0
+
+    def text_tokens(self, prompt: Prompt, scenario: Scenario, kind: int) -> float:
+        """Tokens of the answer's text: of known lengths one by chance, since on each depends what is merged at once.
+
+        Its bounds are those of the mean of as many answers as are known.
+        """
+        known = self._learned.output(prompt.step, prompt.input_tokens_est, kind)
+        if known is None:
+            return self.output(prompt, scenario, kind)[0]
+        doubt = self._learned.output_error(prompt.step, known.answers) * (SCENARIOS.index(scenario) - 1)
+        times = known.lengths[int(prompt.fingerprint[16:24], 16) % len(known.lengths)]
+        return known.output_tokens * times * (1 + doubt)
+
+    def text(self, prompt: Prompt, scenario: Scenario, kind: int) -> str:
+        """A text that the service would count as so many tokens, another for each prompt."""
+        tokens = self.text_tokens(prompt, scenario, kind) / self._learned.ratio(prompt.step, kind).value
+        name = prompt.fingerprint[:8].translate(_TO_LETTERS)
+        return f"{name} {_WORD * round((tokens - _NAME_TOKENS) * _WORDS_PER_TOKEN)}"
+
+
+def predicted_output(prompt: Prompt) -> tuple[int, int, int]:
+    """Shortest, expected and longest answer in tokens, before anything is known of this job's answers."""
+    known = model_info(prompt.params.model) or MODELS[0]
+    bound = prompt.params.max_output_tokens
+    if bound is None:
+        return 0, min(UNBOUNDED_OUTPUT_TOKENS, known.max_output_tokens), known.max_output_tokens
+    return 0, max(1, bound // 2), bound
