@@ -20,7 +20,7 @@ def take(
     ready: Lookahead[Item], room: float, now: float = 0.0, *, fits_at: float = inf, until: float = inf
 ) -> Item | None:
     """`fits_at` for whatever does not fit now."""
-    return ready.take(now, room, lambda item: item.size <= room, lambda item: fits_at, until)
+    return ready.take(now, room, lambda item: item.size <= room, lambda item: fits_at, lambda now: until)
 
 
 def filled(sizes: list[float], lane: int = OTHERS, rng: Random | None = None) -> tuple[Lookahead[Item], list[Item]]:
@@ -88,7 +88,7 @@ def test_the_time_of_fitting_is_asked_for_no_oftener_than_it_can_matter():
         return now + 20.0
 
     for now in range(300):
-        assert ready.take(float(now), 50, lambda item: item.size <= 50, fits_at).size == 5
+        assert ready.take(float(now), 50, lambda item: item.size <= 50, fits_at, lambda now: inf).size == 5
     assert len(asked) <= 300 / 14 + 1
 
 

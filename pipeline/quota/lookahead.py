@@ -146,12 +146,12 @@ class Lookahead(Generic[Item]):
         room: float,
         fits: Callable[[Item], bool],
         fits_at: Callable[[Item], float],
-        until: float = inf,
+        until: Callable[[float], float],
     ) -> Item | None:
         """Remove and return what goes now, or None when nothing does.
 
         `room` is the size up to which it is worth asking `fits`; when it is infinite the oldest goes. `fits_at` tells
-        when one that does not fit would, if nothing else went before; beyond `until` none is waited for.
+        when one that does not fit would, if nothing else went before; beyond `until(now)` none is waited for.
         """
         self._awaited = None
         for lane in self._lanes:
@@ -180,7 +180,9 @@ class Lookahead(Generic[Item]):
         return min(smallest, key=_key).item if smallest else None
 
 
-def _worth_waiting(entry: _Entry[Item], now: float, fits_at: Callable[[Item], float], until: float) -> bool:
+def _worth_waiting(
+    entry: _Entry[Item], now: float, fits_at: Callable[[Item], float], until: Callable[[float], float]
+) -> bool:
     """Whether nothing else may go before.
 
     What goes before only moves the time away at which this fits: until one answer of `fits_at` is near, none is needed.
@@ -189,6 +191,6 @@ def _worth_waiting(entry: _Entry[Item], now: float, fits_at: Callable[[Item], fl
         return True
     if now < entry.look_at:
         return False
-    at = fits_at(entry.item)
-    entry.look_at = (at + PATIENCE * entry.since) / (1.0 + PATIENCE) if at < until else until
+    at, end = fits_at(entry.item), until(now)
+    entry.look_at = (at + PATIENCE * entry.since) / (1.0 + PATIENCE) if at < end else end
     return now >= entry.look_at

@@ -201,10 +201,10 @@ async def _pace(session: Session, learned: Learned) -> Pace:
 
 
 def _least(configured: int | None, learned: float | None) -> int | None:
-    """A minute's limit, as the run will use it: 0 is none at all."""
-    if learned is None:
+    """A minute's limit, as the run will use it: 0 is none at all, whatever was learned."""
+    if learned is None or configured == 0:
         return configured
-    return min(configured or int(learned), int(learned))
+    return int(learned) if configured is None else min(configured, int(learned))
 
 
 async def _known(job: Job) -> Known:
