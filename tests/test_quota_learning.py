@@ -103,7 +103,7 @@ def test_two_runs_share_one_quota(server: str, seed: int, full: bool, tmp_path: 
 
     run(main)
     assert len(world.refused) <= 2
-    assert world.dispatched() >= 0.88
+    assert world.dispatched() >= 0.87  # while one run waits for a gap of its own, the other may fill it
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in SEEDS[1:])])
