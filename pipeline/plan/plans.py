@@ -58,6 +58,7 @@ class Plan:
     cost_usd: Range | None  # None: the price is unknown
     load: Load
     pace: Pace
+    detour: float  # time in the table's order over that of the rows mixed
     timeline: Timeline
     prices_dated: str
     sampled_rows: int  # 0: every row was planned

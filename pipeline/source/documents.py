@@ -20,6 +20,9 @@ from pipeline.source.tables import Table, explained, open_table
 ROW = "__row__"
 """Name of the row number's column: Int64, from 0 over the rows that `where` lets through, in file order."""
 
+BATCH_ROWS = 4096
+"""Rows that are read, and mixed, at a time."""
+
 _WHOLE_BYTES = 64 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 64, 2**16
 _CHECKED_ROWS = 16_384
@@ -88,7 +91,7 @@ class Source:
                 raise InputError(f"{self.table.path} has no rows", "a table has a header and at least one row")
             raise InputError(f"no row of {self.table.path} passes where = {self.where!r}", "loosen [input] where")
 
-    def batches(self, *, size: int = 4096, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+    def batches(self, *, size: int = BATCH_ROWS, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
         """Frames of 1 to `size` rows, in file order: `ROW`, then `columns` (default: what `documents` needs).
 
         Memory does not grow with the table, but for a Parquet file that is one row group, whose compressed size it
