@@ -405,10 +405,21 @@ def test_a_damaged_run_does_not_hide_the_others(here: Path, cli: Callable[..., R
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
 def test_a_full_disk_under_stdout_is_told_without_a_traceback(here: Path, root: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
-        ended = subprocess.run(
-            [sys.executable, "-m", "pipeline", "models"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=here
-        )
-    assert ended.returncode == 2
-    assert "No space left" in ended.stderr
-    assert "Traceback" not in ended.stderr
+        ended = [
+            subprocess.run(
+                [sys.executable, *unbuffered, "-m", "pipeline", "models", *form],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=here,
+                env=environment,
+            )
+            for unbuffered in ([], ["-u"])
+            for form in ([], ["--json"])
+        ]
+    for each in ended:
+        assert each.returncode == 2, each.stderr
+        assert "No space left" in each.stderr
+        assert "Traceback" not in each.stderr and "Exception" not in each.stderr

@@ -1,7 +1,9 @@
 """The command line: flags → one function → exit code. Everything heavy is imported by the command that needs it."""
 
 import errno
+import os
 import sys
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import NoReturn
 
@@ -82,7 +84,14 @@ def _known(error: BaseException) -> PipelineError | None:
     if isinstance(error, PipelineError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _drop_stdout()
         return RunStateError(f"cannot write: {error.strerror}", "make room, then run the same command again")
     if isinstance(error, BaseExceptionGroup):
         return next((found for inner in error.exceptions if (found := _known(inner))), None)
     return None
+
+
+def _drop_stdout() -> None:
+    """Let what stdout still holds go nowhere: where it did not fit, it would fail again at the process's end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
