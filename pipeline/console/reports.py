@@ -22,7 +22,7 @@ def show_summary(summary: Summary, to: Console = out) -> None:
     manifest, outcomes = summary.manifest, summary.outcomes
     to.print(
         Text.assemble((manifest.job, "bold"), f"   {summary.status}   {manifest.model}")
-        + Text("   offline: answers are the emulator's" if manifest.offline else "", "yellow")
+        + Text("   offline: the emulator's answers" if manifest.offline else "", "yellow")
         + Text("\n")
     )
     not_ok = "   ".join(f"{outcomes[status]:,} {status}" for status in STATUSES[1:] if outcomes[status])
