@@ -1,5 +1,6 @@
 """Plans of small tables, for tests."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ import polars as pl
 
 from pipeline import plan
 from pipeline.job import Job
+from pipeline.plan import amounts
 from pipeline.plan.learned import CALL_COLUMNS, NOTHING, Learned, learn
 from pipeline.plan.pace import Pace
 from pipeline.plan.planner import USUAL, Effort, Input
@@ -79,3 +81,10 @@ def prompt(
     """A prompt of 60 tokens whose fingerprint is `name`."""
     params = Params(model, max_output_tokens=bound)
     return Prompt(0, "0", step, "words", params, 60, f"{name:032x}")
+
+
+def kind_of(text: str) -> int:
+    """Kind of a text, as index into `KINDS`; the empty text is ascii."""
+    if text.isascii():
+        return 0
+    return 1 + bisect_right(amounts._KIND_FROM, len(text.encode("utf-8", "surrogatepass")) / len(text))

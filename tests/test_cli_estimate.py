@@ -15,6 +15,7 @@ from commands import UNLIMITED, Ran, small_job
 from rich.cells import cell_len
 from serving import served, stats
 
+from pipeline.plan.planner import Effort
 from pipeline.store.parts import read_parts
 
 
@@ -143,8 +144,13 @@ def test_an_estimate_writes_nothing(here: Path, cli: Callable[..., Ran]) -> None
     assert written <= {"words.csv", "small.toml"}, "made again by the test itself"
 
 
-def test_the_whole_table_is_counted_on_request(here: Path, cli: Callable[..., Ran]) -> None:
-    assert cli("estimate", small_job(here, UNLIMITED), "--all", "--json").json["sampled_rows"] == 0
+def test_the_whole_table_is_counted_on_request(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.session.estimates.USUAL", Effort(2, 10**6, 2, 10**6))
+    job = small_job(here, UNLIMITED)
+    assert 0 < cli("estimate", job, "--json").json["sampled_rows"] < 6
+    assert cli("estimate", job, "--all", "--json").json["sampled_rows"] == 0
 
 
 def test_when_all_is_done_it_says_so(here: Path, cli: Callable[..., Ran]) -> None:

@@ -7,8 +7,9 @@ import pytest
 from corpus import make_text
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import kind_of
 
-from pipeline.plan.amounts import KINDS, Cell, Tier, Work, kind_column, kind_of, merged, total
+from pipeline.plan.amounts import KINDS, Cell, Tier, Work, kind_column, merged, total
 
 SHORT, LONG = Tier("map", False), Tier("map", True)
 

@@ -10,12 +10,12 @@ import vclock
 from corpus import make_corpus
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import kind_of
 
 from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.emulator.counting import Tokenizer
 from pipeline.emulator.counting import count as count_text
 from pipeline.errors import AuthError, PipelineError, ServiceError
-from pipeline.plan.amounts import kind_of
 from pipeline.plan.exact import SAMPLE, count_sample, pick
 from pipeline.plan.learned import Learned
 from pipeline.providers.gemini import Gemini

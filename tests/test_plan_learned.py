@@ -8,9 +8,10 @@ import pytest
 from corpus import SORTS, make_corpus, make_text
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import kind_of
 
 from pipeline.emulator.counting import Tokenizer, count
-from pipeline.plan.amounts import KINDS, kind_of
+from pipeline.plan.amounts import KINDS
 from pipeline.plan.intervals import LEAST_ERROR
 from pipeline.plan.learned import (
     CALL_COLUMNS,

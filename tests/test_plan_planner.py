@@ -100,7 +100,7 @@ def test_prompts_are_those_that_the_flows_will_ask(
 
 def test_documents_by_kind(tmp_path: Path) -> None:
     made = make(make_job(tmp_path, CHUNKED), texts([0, 50, 100, 1000, 3000]))
-    assert (made.documents, made.documents_done, made.documents_refused, made.documents_chunked) == (5, 0, 1, 2)
+    assert (made.documents, made.documents_done, made.documents_chunked) == (5, 0, 2)
     assert made.longest_chunks > 5
     assert made.prompts_by_step["answer"] == 2
     assert made.load.depth >= 2
@@ -144,7 +144,7 @@ def test_a_row_that_is_too_long_is_named_and_not_sent(tmp_path: Path) -> None:
     job = make_job(tmp_path, CHUNKED, chunk=None, reduce=None, prompt={"template": "{{ text }}"}, limits={"tpm": 1000})
     made = make(job, texts([100, 9000, 200]))
     assert made.load.prompts == 2
-    assert made.found["too_long"].rows == made.documents_refused == 1
+    assert made.found["too_long"].rows == 1
     assert made.found["too_long"].examples[0].row == 1
     assert "tokens" in made.found["too_long"].examples[0].remark
 

@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import kind_of
 
 from pipeline.plan import survey
-from pipeline.plan.amounts import kind_of
 from pipeline.plan.survey import Picks, Survey
 from pipeline.source import open_source
 from pipeline.source.documents import Source
@@ -133,28 +133,16 @@ def test_only_the_first_rows_are_surveyed(tmp_path: Path, monkeypatch: pytest.Mo
     assert survey.survey(source, 8).repeats.to_list() == [False] * 7 + [True]
 
 
-def test_the_listing_shows_keys_and_no_text(tmp_path: Path) -> None:
-    keys = [f"k{row}" for row in range(10)]
-    source = source_of(tmp_path, {"id": keys, "body": TEXTS}, id="id", text="body")
-    listed = survey.listing(source, survey.survey(source, 10))
-    assert (listed.repeats, listed.empty) == (2, 4)
-    assert listed.first_repeats == ((7, "k7", 11, 0), (9, "k9", 12, 5))
-    assert [example.key for example in listed.first_empty] == ["k1", "k2", "k3", "k4"]
-    assert [example.size_bytes for example in listed.longest] == [20, 12, 12, 11, 11]
-    assert listed.longest[0] == (6, "k6", 20, None)
-    assert "words" not in repr(listed)
+def test_keys_are_ids_or_else_row_numbers(tmp_path: Path) -> None:
+    named = source_of(tmp_path, {"id": [f"k{row}" for row in range(10)], "body": TEXTS}, id="id", text="body")
+    assert survey.keys_of(named, {7, 1}) == {1: "k1", 7: "k7"}
+    assert survey.keys_of(source_of(tmp_path, {"body": TEXTS}, text="body"), {7, 1}) == {1: "1", 7: "7"}
+    assert survey.keys_of(named, set()) == {}
 
 
-def test_the_listing_of_a_table_without_id_goes_by_row_number(tmp_path: Path) -> None:
-    source = source_of(tmp_path, {"body": TEXTS}, text="body")
-    listed = survey.listing(source, survey.survey(source, 10))
-    assert listed.first_repeats[0] == (7, "7", 11, 0)
-    assert survey.listing(source, survey.survey(source, 0)) == survey.Listing(0, 0, (), (), ())
-
-
-def test_the_longest_are_the_first_of_their_size() -> None:
-    assert survey._longest(pl.Series([5, 9, 5, 5, 9, 5, 1, 5], dtype=pl.UInt32)) == [1, 4, 0, 2, 3]
-    assert survey._longest(pl.Series([5, 9], dtype=pl.UInt32)) == [1, 0]
+def test_the_first_repeats_name_the_rows_that_they_repeat(tmp_path: Path) -> None:
+    found = survey.survey(source_of(tmp_path, {"body": TEXTS}, text="body"), 10)
+    assert found.first_repeats == ((7, 0), (9, 5))
 
 
 # ---- which rows are picked

@@ -1,6 +1,5 @@
 """What a plan counts: sums over prompts, by step and price tier, and ranges around them."""
 
-from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -69,14 +68,7 @@ def merged(one: Work, other: Work) -> Work:
     return {tier: one.get(tier, Cell()).plus(other.get(tier, Cell())) for tier in (*one, *(other.keys() - one.keys()))}
 
 
-def kind_of(text: str) -> int:
-    """Kind of a text, as index into `KINDS`; the empty text is ascii."""
-    if text.isascii():
-        return 0
-    return 1 + bisect_right(_KIND_FROM, len(text.encode("utf-8", "surrogatepass")) / len(text))
-
-
 def kind_column(size_bytes: pl.Expr, characters: pl.Expr) -> pl.Expr:
-    """Kinds as UInt8 from the lengths of texts in bytes and characters, equal to `kind_of` of each text."""
+    """Kinds as UInt8 from the lengths of texts in bytes and characters; that of the empty text is the first."""
     density = size_bytes / characters.clip(1)
     return pl.sum_horizontal(size_bytes > characters, *(density >= least for least in _KIND_FROM)).cast(pl.UInt8)

@@ -19,13 +19,7 @@ from pipeline.plan.order import NOTICED, detour
 from pipeline.plan.pace import Load, Pace
 from pipeline.plan.plans import Example, Found, Plan, StepPlan
 from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
-from pipeline.plan.survey import (
-    Picks,
-    Survey,
-    documents,
-    listing,
-    pick,
-)
+from pipeline.plan.survey import EXAMPLES, Picks, Survey, documents, keys_of, pick
 from pipeline.plan.tally import Sums, Tally
 from pipeline.plan.timing import timeline
 from pipeline.prices import CHECKED, Rates, effective_rates
@@ -209,14 +203,15 @@ def _steps(work: Work, job: Job, learned: Learned, shares: Sequence[Share]) -> M
 
 
 def _found(given: Input, sums: Sums) -> Mapping[str, Found]:
-    """What stands out among the rows that are left; examples of repeats and empty ones are of the whole table."""
-    survey, shown = given.survey, listing(given.source, given.survey)
-    repeats = tuple(Example(each.row, each.key, f"as row {each.repeats}") for each in shown.first_repeats)
-    empty = tuple(Example(each.row, each.key, "") for each in shown.first_empty)
+    """What stands out among the rows that are left; examples of repeats are of the whole table."""
     left = True if given.wanted is None else given.wanted
+    repeats, empty = given.survey.repeats & left, given.survey.empty & left
+    originals, blank = dict(given.survey.first_repeats), empty.arg_true().head(EXAMPLES).to_list()
+    keys = keys_of(given.source, {*originals, *blank})
+    alike = tuple(Example(row, keys[row], f"as row {original}") for row, original in originals.items())
     found = {
-        "repeats": Found(int((survey.repeats & left).sum()), repeats),
-        "empty_input": Found(int((survey.empty & left).sum()), empty),
+        "repeats": Found(int(repeats.sum()), alike),
+        "empty_input": Found(int(empty.sum()), tuple(Example(row, keys[row], "") for row in blank)),
     }
     for name in ("too_long", "template_error", "chunked"):
         found[name] = Found(round(sums.named[name]), sums.examples.get(name, ()))

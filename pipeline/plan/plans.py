@@ -71,10 +71,3 @@ class Plan:
     def prompts_by_step(self) -> dict[Step, int]:
         """Calls by step, rounded."""
         return {step: round(each.prompts) for step, each in self.steps.items()}
-
-    @property
-    def documents_refused(self) -> int:
-        """Rows that are not sent: empty, too long, or the template fails."""
-        return sum(
-            self.found[name].rows for name in ("empty_input", "template_error", "too_long") if name in self.found
-        )

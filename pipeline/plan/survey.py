@@ -14,31 +14,12 @@ from pipeline.records import Document
 from pipeline.source.documents import ROW, Source
 
 _FRAME_ROWS = 8192
-_EXAMPLES = 5
+EXAMPLES = 5
+"""Rows of one sort that are shown."""
 _LEAST_PICKED = (12, 5, 2, 1)  # of a stratum, the first of them that is within bounds
 _SIZE_CLASSES = 64  # steps of √2, up to 4 GiB
 _REPEAT, _EMPTY, _UNWANTED = (len(KINDS) * _SIZE_CLASSES + number for number in range(3))
 _NOT_BLANK = r"[^\s\x1C-\x1F]"  # what `str.strip` leaves; it takes these four too, which are no white space in Unicode
-
-
-class Example(NamedTuple):
-    """A row to show: its key, never its text."""
-
-    row: int
-    key: str
-    size_bytes: int
-    repeats: int | None = None  # the first row of the same content
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """What stands out in a table: how many rows, and a few of them."""
-
-    repeats: int
-    empty: int
-    first_repeats: tuple[Example, ...]
-    first_empty: tuple[Example, ...]
-    longest: tuple[Example, ...]  # longest first
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,25 +65,24 @@ def survey(source: Source, rows: int) -> Survey:
     table = pl.concat(_parts(source, rows))
     hashes = table.drop_in_place("hash")
     repeats = _seen_before(hashes) & ~table["empty"]
-    examples = repeats.arg_true().head(_EXAMPLES).to_list()
+    examples = repeats.arg_true().head(EXAMPLES).to_list()
     first_repeats = tuple((row, int((hashes == hashes[row]).arg_true()[0])) for row in examples)
     del hashes
     table = table.rechunk()
     return Survey(table["size"], table["kind"], repeats, table["empty"], first_repeats)
 
 
-def listing(source: Source, found: Survey) -> Listing:
-    """What to show of a survey; with an id column, that is read once more, up to the last row shown."""
-    originals = dict(found.first_repeats)
-    empty = found.empty.arg_true().head(_EXAMPLES).to_list()
-    longest = _longest(found.sizes)
-    keys = _keys(source, {*originals, *empty, *longest})
-
-    def examples(rows: Collection[int]) -> tuple[Example, ...]:
-        return tuple(Example(row, keys[row], found.sizes[row], originals.get(row)) for row in rows)
-
-    counts = int(found.repeats.sum()), int(found.empty.sum())
-    return Listing(*counts, examples(originals), examples(empty), examples(longest))
+def keys_of(source: Source, rows: Collection[int]) -> dict[int, str]:
+    """Keys of these rows; with an id column, that is read once more, up to the last of them."""
+    if source.id is None or not rows:
+        return {row: str(row) for row in rows}
+    keys: dict[int, str] = {}
+    for frame in source.batches(size=_FRAME_ROWS, columns=[source.id]):
+        for row, key in frame.filter(pl.col(ROW).is_in(rows)).iter_rows():
+            keys[row] = str(key)
+        if len(keys) == len(rows):
+            break
+    return keys
 
 
 def pick(found: Survey, wanted: pl.Series | None, most_rows: int, most_bytes: int, seed: int = 0) -> Picks:
@@ -209,24 +189,6 @@ def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
     if dtype.is_nested() or dtype == pl.Duration:  # which have no cast to text
         return pl.struct(name).struct.json_encode().alias(name)
     return pl.col(name).cast(pl.String)
-
-
-def _longest(sizes: pl.Series) -> list[int]:
-    least = sizes.top_k(_EXAMPLES).min() or 0
-    rows = [*(sizes > least).arg_true(), *(sizes == least).arg_true().head(_EXAMPLES)]
-    return sorted(rows, key=lambda row: -int(sizes[row]))[:_EXAMPLES]
-
-
-def _keys(source: Source, rows: Collection[int]) -> dict[int, str]:
-    if source.id is None or not rows:
-        return {row: str(row) for row in rows}
-    keys: dict[int, str] = {}
-    for frame in source.batches(size=_FRAME_ROWS, columns=[source.id]):
-        for row, key in frame.filter(pl.col(ROW).is_in(rows)).iter_rows():
-            keys[row] = str(key)
-        if len(keys) == len(rows):
-            break
-    return keys
 
 
 def _assigned(found: Survey, wanted: pl.Series | None) -> pl.Series:

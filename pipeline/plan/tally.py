@@ -1,6 +1,6 @@
 """Sums over the documents that were planned, and the ranges around them."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -13,11 +13,10 @@ from pipeline.plan.forecast import Forecast
 from pipeline.plan.learned import Learned
 from pipeline.plan.plans import Example
 from pipeline.plan.predict import SCENARIOS, Scenario
-from pipeline.plan.survey import Picks
+from pipeline.plan.survey import EXAMPLES, Picks
 from pipeline.prices import Rates
 from pipeline.records import Document
 
-_EXAMPLES = 5
 _UNKNOWN = Rates(Decimal(0), Decimal(0), Decimal(0))
 
 Part = Literal[Scenario, "spared"]
@@ -81,17 +80,17 @@ class Tally:
         else:
             return
         shown = self._examples.setdefault(name, [])
-        if len(shown) < _EXAMPLES:
+        if len(shown) < EXAMPLES:
             shown.append(Example(document.row, document.key, remark))
 
     def sums(self) -> "Sums":
         """Everything added, expanded to all the rows that it stands for."""
         totals = self._expansion.totals()
         works: dict[Part, dict[Tier, list[float]]] = {part: {} for part in _PARTS}
-        named: Counter[str] = Counter()
+        named: dict[str, float] = defaultdict(float)
         for name, amount in totals.items():
             if isinstance(name, str):
-                named[name] = amount  # type: ignore[assignment]  # a Counter for its zeros
+                named[name] = amount
             else:
                 part, tier, number = name
                 works[part].setdefault(tier, [0.0] * len(Cell._fields))[number] = amount
