@@ -138,7 +138,7 @@ async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watc
             open_spend(job, provider.endpoint, options.offline) as spent,
         ):
             spending = _spending(session, store, spent)
-            engine = _engine(session, store, provider, spending, book, shelf, plan.load.prompts)
+            engine = _engine(session, store, provider, spending, book, shelf, plan)
             store.log(PLAN_EVENT, **_expectation(session, plan))
             await _attended(engine, store, watch)
         await store.seal()
@@ -205,10 +205,10 @@ def _engine(
     spending: Spending,
     book: QuotaBook | None,
     shelf: Shelf | None,
-    prompts: int,
+    plan: Plan,
 ) -> Engine:
     options = session.options
-    monitor = Monitor(session.rows, prompts)
+    monitor = Monitor(session.rows, plan.load.prompts)
     monitor.outcomes.update({status: store.outcomes.count(status, lasting=True) for status in STATUSES})
     monitor.cost_usd = store.spent_usd()
 
@@ -235,7 +235,7 @@ def _engine(
     done = _done(session, store)
     return Engine(
         session.working,
-        session.documents(lambda row: not done(row)),
+        session.documents(lambda row: not done(row), plan.order),
         store,
         dispatcher,
         provider.generate,

@@ -131,6 +131,29 @@ def test_sigkill_at_any_moment_loses_at_most_what_was_in_flight(
     assert output["input_tokens"].sum() == calls["input_tokens"].sum() == result["input_tokens"]
 
 
+def test_a_table_sorted_by_length_is_answered_whole_after_a_kill(tmp_path: Path) -> None:
+    """Longer than a batch, so that it is read in two places at once: the kill finds short and long rows answered."""
+    rows = 4500
+    summarize_job(tmp_path, 1, "")
+    ids, texts = [f"r{n}" for n in range(rows)], [f"{n} " + "word " * (n // 50) for n in range(rows)]
+    pl.DataFrame({"id": ids, "body": texts}).write_parquet(tmp_path / "input.parquet")
+    with served() as url:
+        process = start(tmp_path, url)
+        while stats(url)["answered"] < rows // 3:
+            time.sleep(0.02)  # real time: another process is being watched
+        process.kill()
+        process.communicate()
+        parts = (tmp_path / "runs/job/results").glob("*.parquet")
+        sealed = pl.concat([pl.read_parquet(path, columns=["row"]) for path in parts])["row"]
+        out, err = start(tmp_path, url).communicate(timeout=120)
+        bought = stats(url, prompts=True)
+    assert 0.2 < (sealed < rows // 2).mean() < 0.8
+    assert json.loads(out)["ok"] == rows, err.decode()
+    output = pl.read_parquet(tmp_path / "output.parquet")
+    assert output["id"].to_list() == ids and set(output["status"]) == {"ok"}
+    assert len(bought["prompts"]) == rows and bought["answered"] - rows <= IN_FLIGHT
+
+
 def test_the_next_run_says_once_what_was_in_flight_at_a_kill_and_what_it_may_have_cost(tmp_path: Path) -> None:
     summarize_job(tmp_path, 30)
     with served(latency_s=1.5) as url:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import anyio
+import polars as pl
 import pytest
 from matrix import assert_kept, cases, dispatch
 from servers import World, answer_all, dispatcher_for, documents, heavy, lognormal, small
@@ -17,6 +18,8 @@ from pipeline.engine import MAX_OPEN_DOCUMENTS, mixed
 from pipeline.errors import Halted, QuotaExhausted
 from pipeline.quota.book import QuotaBook
 from pipeline.records import Document, Limits, Reply
+from pipeline.source.documents import BATCH_ROWS, ROW
+from pipeline.source.order import reading_order, woven
 
 
 @cases
@@ -89,6 +92,26 @@ def test_input_that_is_sorted_by_length_keeps_both_meters_busy(server: str, seed
     assert world.dispatched() >= 0.95
     middle = [tokens for at, tokens in world.admitted if 60.0 < at <= 180.0]
     assert len(middle) >= 0.95 * 2 * 1000 and sum(middle) >= 0.9 * 2 * 2_000_000
+
+
+@cases
+def test_a_large_table_that_is_sorted_by_length_keeps_both_meters_busy(server: str, seed: int, full: bool) -> None:
+    """Read in the order that the plan makes for it, batch by batch; in file order .84, and .76 of 50,000 rows."""
+    limits = Limits(rpm=1000, tpm=2_000_000)
+    world = World(server, 1000, 2_000_000, seed=seed)
+    sizes = sorted(lognormal(50_000 if full else 9000, 2000, seed))
+    prompts = documents(world, sizes)
+    order = reading_order(pl.Series(sizes))
+    assert order
+    table = pl.DataFrame({ROW: range(len(sizes))})
+    opened = [
+        prompts[document.row]
+        for batch in woven(order, lambda: table.iter_slices(BATCH_ROWS))
+        for document in mixed(Document(row, str(row), {}, "") for frame in batch for row in frame[ROW])
+    ]
+    outcome = dispatch(world, opened, limits, at_once=MAX_OPEN_DOCUMENTS)
+    assert_kept(outcome, prompts, limits)
+    assert world.dispatched() >= (0.98 if full else 0.965)  # .984 to .987; in a short run the last seconds count more
 
 
 @cases

@@ -1,5 +1,8 @@
 """One run from job file to output: what the session checks and sets up around the engine."""
 
+import gzip
+import os
+import signal
 from pathlib import Path
 
 import anyio
@@ -15,7 +18,9 @@ from pipeline.job import load
 from pipeline.plan import Plan
 from pipeline.records import Limits
 from pipeline.session import Options
-from pipeline.session.estimates import Wishes, estimate
+from pipeline.session.estimates import Wishes, estimate, look
+from pipeline.source.documents import BATCH_ROWS
+from pipeline.source.order import BLOCK_ROWS, reading_order
 from pipeline.store.run import RunStore
 
 
@@ -163,3 +168,98 @@ def test_identical_prompts_are_sent_once_across_seals_and_starts(here: Path, mon
     assert len(list(Path("runs/job-offline/results").iterdir())) > 3
     answers = pl.read_ndjson("results/out.jsonl")["response"].to_list()
     assert answers[:60] == answers[60:120] == answers[:119:-1]
+
+
+# ---- a table sorted by length
+
+
+def sorted_table(path: Path, rows: int) -> None:
+    """Rows that grow from 8 to 400 characters, each with its number in front."""
+    texts = [f"{row:07} " + "x" * (392 * row // rows) for row in range(rows)]
+    frame = pl.DataFrame({"id": [f"k{row}" for row in range(rows)], "topic": texts, "n": range(rows)})
+    if path.suffix == ".parquet":
+        frame.write_parquet(path, row_group_size=1500)
+    elif path.suffix == ".jsonl":
+        frame.write_ndjson(path)
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress(frame.write_csv().encode()))
+    else:
+        frame.write_csv(path)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.jsonl", "t.parquet"])
+@pytest.mark.parametrize(("where", "limit"), [(None, None), ("TRY_CAST(n AS INT) % 2 = 1", 9001)])
+def test_every_format_is_read_in_the_order_of_the_plan(
+    here: Path, name: str, where: str | None, limit: int | None
+) -> None:
+    sorted_table(here / name, 12_000 if where is None else 22_000)
+    job = make_job(here, PLAIN, input={"path": name, "id": "id", "where": where})
+    prepared = session.prepare(job, Options(offline=True, limit=limit))
+    done = frozenset(range(0, prepared.rows, 7))
+    left = pl.Series([row not in done for row in range(prepared.rows)])
+    order = reading_order(anyio.run(look, prepared).sizes, left)
+    assert order
+
+    def wanted(row: int) -> bool:
+        return row not in done
+
+    in_file_order = [document for batch in prepared.documents(wanted) for document in batch]
+    batches = [list(batch) for batch in prepared.documents(wanted, order)]
+    read = [document for batch in batches for document in batch]
+    assert [document.row for document in in_file_order] == [row for row in range(prepared.rows) if wanted(row)]
+    assert sorted(read, key=lambda document: document.row) == in_file_order != read
+    assert {BATCH_ROWS} == {len(batch) // BLOCK_ROWS * BLOCK_ROWS for batch in batches[:-1]}
+    means = [sum(len(document.fields["topic"]) for document in batch) / len(batch) for batch in batches]
+    assert max(means) < 1.05 * min(means)
+
+
+def test_pilots_of_a_sorted_table_are_the_rows_that_were_picked(here: Path) -> None:
+    sorted_table(here / "t.parquet", 12_000)
+    rows = frozenset(range(0, 12_000, 2))
+    prepared = session.prepare(make_job(here, PLAIN, input={"path": "t.parquet"}), Options(offline=True, pilot=rows))
+    order = reading_order(anyio.run(look, prepared).sizes)
+    assert order
+    read = [document.row for batch in prepared.documents(order=order) for document in batch]
+    assert sorted(read) == sorted(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("t.csv", 5000),
+        pytest.param("t.csv", 20_000, marks=pytest.mark.long),
+        pytest.param("t.parquet", 20_000, marks=pytest.mark.long),
+    ],
+)
+def test_a_sorted_table_is_answered_whole_and_in_its_order_after_ctrl_c_and_resume(
+    here: Path, name: str, rows: int
+) -> None:
+    sorted_table(here / name, rows)
+    prepared = session.prepare(
+        make_job(here, PLAIN, input={"path": name, "id": "id"}, limits={"rpm": 0, "tpm": 0}), Options(offline=True)
+    )
+    plans: list[Plan] = []
+
+    async def interrupt(monitor: Monitor) -> None:
+        while monitor.done < rows // 3:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        await anyio.sleep_forever()
+
+    first = anyio.run(running.run, prepared, lambda plan, continued: plans.append(plan), interrupt)
+    assert first.interrupted and rows // 3 <= first.summary.done < rows
+    part = pl.read_ndjson("results/out.jsonl")
+    assert part["id"].to_list() == [f"k{row}" for row in range(rows)]
+    answered = part.with_row_index().filter(pl.col("status") == "ok")["index"]
+    assert answered.min() < 500 and answered.max() > rows * 0.6, "short rows and long ones"
+    assert 0.2 < (answered < rows // 2).mean() < 0.8
+
+    last = anyio.run(running.run, prepared, lambda plan, continued: plans.append(plan), quiet)
+    assert all(plan.order for plan in plans) or plans[1].documents <= BATCH_ROWS
+    assert last.exit_code == 0 and last.summary.calls == rows, "every row bought once"
+    whole = pl.read_ndjson("results/out.jsonl")
+    assert whole["id"].to_list() == [f"k{row}" for row in range(rows)]
+    assert set(whole["status"]) == {"ok"}
+    results = pl.concat([pl.read_parquet(path) for path in prepared.directory.glob("results/*.parquet")])
+    assert sorted(results["row"]) == list(range(rows))
+    assert results.sort("row")["key"].to_list() == [f"k{row}" for row in range(rows)]

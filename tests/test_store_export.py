@@ -18,6 +18,8 @@ from stores import result
 
 from pipeline.errors import InputError, RunStateError
 from pipeline.records import Result
+from pipeline.source.order import BLOCK_ROWS, reading_order
+from pipeline.store import export as exports
 from pipeline.store import parts
 from pipeline.store.export import RESULT_COLUMNS, ROW, export, output_schema
 
@@ -335,6 +337,60 @@ def test_the_output_has_the_permissions_of_any_file_the_user_makes(tmp_path: Pat
 
 
 # ---- bounded memory
+
+
+def sealed_in(results: Path, order: list[int], size: int, answer: str = "answer") -> None:
+    """Answers to rows in the order they came, in parts of `size`."""
+    for start in range(0, len(order), size):
+        row = pl.Series("row", sorted(order[start : start + size]), dtype=pl.Int64)
+        answers = row.to_frame().with_columns(status=pl.lit("ok"), response=answer + " " + row.cast(pl.String))
+        frame = pl.concat([pl.DataFrame(schema=parts.RESULTS_SCHEMA), answers], how="diagonal")
+        parts.write_part(frame, results, parts.newest(results) + 1)
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+def test_of_parts_with_long_and_short_rows_in_turns_only_what_is_due_is_held(
+    tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch, ascending: bool
+) -> None:
+    """40 parts of 1,000 rows, as a run of a sorted table leaves them; 400 rows were answered once more at the end."""
+    rows, held = 40_000, []
+    between = exports._Parts.between
+
+    def watched(self: exports._Parts, low: int, high: int) -> pl.DataFrame:
+        found = between(self, low, high)
+        held.append(sum(frame.height for _, frame in self._open))
+        return found
+
+    monkeypatch.setattr(exports._Parts, "between", watched)
+    order = reading_order(pl.Series(range(1, rows + 1) if ascending else range(rows, 0, -1), dtype=pl.UInt32))
+    assert order
+    sealed_in(results, [row for batch in order.batches for block in batch for row in rows_of(block, rows)], 1000)
+    sealed_in(results, list(range(0, rows, 100)), 100, "again")
+    table = write(pl.DataFrame({"id": range(rows)}), results, tmp_path / "out.parquet", size=1024)
+    assert table["id"].to_list() == list(range(rows))
+    expected = [f"{'answer' if row % 100 else 'again'} {row}" for row in range(rows)]
+    assert table["response"].to_list() == expected
+    assert 1000 <= max(held) <= 3000, "of 40,000; as many as in file order"
+
+
+def rows_of(block: int, rows: int) -> range:
+    return range(block * BLOCK_ROWS, min(rows, (block + 1) * BLOCK_ROWS))
+
+
+def test_a_part_is_read_piece_by_piece_where_its_rows_lie_far_apart(tmp_path: Path, results: Path) -> None:
+    sealed_in(results, [3, 4, 4_100, 40_000, 40_001, 99_999], 6)
+    kept = exports._Parts(results)
+    assert [kept.between(row, row + 9)[ROW].to_list() for row in (0, 4_099, 20_000, 40_000, 90_000, 99_990)] == [
+        [3, 4],
+        [4_100],
+        [],
+        [40_000, 40_001],
+        [],
+        [99_999],
+    ]
+    pieces = [each for part, path in enumerate(parts.part_paths(results)) for each in exports._segments(part, path)]
+    assert [(each.first, each.last) for each in pieces] == [(3, 4_100), (40_000, 40_001), (99_999, 99_999)]
+
 
 _BIG = """
 import sys

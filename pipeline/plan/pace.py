@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, inf
 from typing import Literal
 
@@ -54,11 +54,6 @@ class Pace:
     latency_s: float
     slow_s: float | None = None
     used_today: int = 0  # requests of the day's quota that are spent
-
-    def slowed(self, factor: float) -> "Pace":
-        """With so many times less of both minute limits."""
-        rpm, tpm = (limit and max(1, round(limit / factor)) for limit in (self.limits.rpm, self.limits.tpm))
-        return replace(self, limits=replace(self.limits, rpm=rpm, tpm=tpm))
 
     @property
     def slots(self) -> int:

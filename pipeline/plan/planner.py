@@ -15,7 +15,6 @@ from pipeline.plan.amounts import Range, Work, total
 from pipeline.plan.costs import Share, cost_by_day, cost_over, notices, split_by_day
 from pipeline.plan.forecast import Bought, Forecaster
 from pipeline.plan.learned import Learned
-from pipeline.plan.order import NOTICED, detour
 from pipeline.plan.pace import Load, Pace
 from pipeline.plan.plans import Example, Found, Plan, StepPlan
 from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
@@ -25,6 +24,7 @@ from pipeline.plan.timing import timeline
 from pipeline.prices import CHECKED, Rates, effective_rates
 from pipeline.records import Document, Prompt, Reply, Step
 from pipeline.source import Source
+from pipeline.source.order import reading_order
 from pipeline.tokens import estimate
 
 
@@ -85,9 +85,7 @@ async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: P
     sums = tally.sums()
     expected = total(sums.expected)
     load = Load(round(expected.prompts), round(expected.input_tokens), tally.largest_tokens, max(1, tally.depth))
-    longer = 1.0 if job.spec.chunk else detour(given.survey.sizes, given.wanted, load, pace.limits)
-    longer = longer if longer > NOTICED else 1.0
-    times = timeline(load, pace.slowed(longer), start)
+    times = timeline(load, pace, start)
     shares = split_by_day((day.starts_at, day.ends_at, day.prompts) for day in times.days) or ((start.date(), 1.0),)
     return Plan(
         model=job.params.model,
@@ -105,22 +103,19 @@ async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: P
         cost_usd=_cost(sums, job, learned, shares),
         load=load,
         pace=pace,
-        detour=longer,
         timeline=times,
+        order=reading_order(given.survey.sizes, given.wanted),
         prices_dated=CHECKED.isoformat(),
         sampled_rows=0 if picks.whole else len(picks.numbers),
         bounded=_is_bounded(sums, learned),
         based_on=learned.based_on,
         assumptions=tuple(_assumptions(job, pace, sums, learned)),
-        notices=(
-            *notices(
-                job.params.model,
-                start,
-                times.finish_at,
-                job.own_rates,
-                cost_by_day(sums.expected, job.params.model, shares, own=job.own_rates),
-            ),
-            *_sorted_notice(longer),
+        notices=notices(
+            job.params.model,
+            start,
+            times.finish_at,
+            job.own_rates,
+            cost_by_day(sums.expected, job.params.model, shares, own=job.own_rates),
         ),
     )
 
@@ -216,11 +211,6 @@ def _found(given: Input, sums: Sums) -> Mapping[str, Found]:
     for name in ("too_long", "template_error", "chunked"):
         found[name] = Found(round(sums.named[name]), sums.examples.get(name, ()))
     return {name: each for name, each in found.items() if each.rows}
-
-
-def _sorted_notice(longer: float) -> Iterator[str]:
-    if longer > 1.0:
-        yield f"the rows are sorted by length: shuffled, the same run would take {1 - 1 / longer:.0%} less time"
 
 
 def _is_bounded(sums: Sums, learned: Learned) -> bool:

@@ -9,6 +9,7 @@ from pipeline.plan.lengths import Answers
 from pipeline.plan.pace import Load, Pace
 from pipeline.plan.timing import Timeline
 from pipeline.records import Step
+from pipeline.source.order import Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,8 @@ class Plan:
     cost_usd: Range | None  # None: the price is unknown
     load: Load
     pace: Pace
-    detour: float  # time in the table's order over that of the rows mixed
     timeline: Timeline
+    order: Order | None  # in which a run reads the rows; None: that of the table
     prices_dated: str
     sampled_rows: int  # 0: every row was planned
     bounded: bool  # the length of answers is not known: output and cost are bounds, not 95 %

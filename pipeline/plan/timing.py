@@ -86,19 +86,16 @@ def timeline(load: Load, pace: Pace, start: datetime) -> Timeline:
     return Timeline(finish - begun, last.busy_s + sent_s + tail_s, _moment(finish), tuple(days), bound, ungrown_s)
 
 
-def deadline(load: Load, pace: Pace, start: datetime, at: datetime, detour: float = 1.0) -> Deadline:
-    """Whether `load`, begun at `start`, is answered by `at`; both aware. What would help is found by `timeline` too.
-
-    In the order that the rows have it takes `detour` times the limits.
-    """
+def deadline(load: Load, pace: Pace, start: datetime, at: datetime) -> Deadline:
+    """Whether `load`, begun at `start`, is answered by `at`; both aware. What would help is found by `timeline` too."""
 
     def ends_in_time(part: Load, limits: Limits) -> bool:
-        return timeline(part, replace(pace, limits=limits).slowed(detour), start).finish_at <= at
+        return timeline(part, replace(pace, limits=limits), start).finish_at <= at
 
     def too_many(prompts: int) -> bool:
         return not ends_in_time(_part(load, prompts), pace.limits)
 
-    margin_s = (at - timeline(load, pace.slowed(detour), start).finish_at).total_seconds()
+    margin_s = (at - timeline(load, pace, start).finish_at).total_seconds()
     if margin_s >= 0 or not load.prompts:
         return Deadline(at, margin_s, load.prompts, 1.0, Limits())
     done = bisect_left(range(1, load.prompts), True, key=too_many)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.metadata import version
-from itertools import takewhile
 from pathlib import Path
 
 import httpx
@@ -22,6 +21,7 @@ from pipeline.providers.transport import Wire
 from pipeline.records import Document, Limits, Verdict
 from pipeline.source import Source, open_source, output_conflict
 from pipeline.source.documents import ROW
+from pipeline.source.order import Order, woven
 from pipeline.store.export import output_schema
 from pipeline.store.manifest import Manifest
 from pipeline.store.manifest import read as read_manifest
@@ -82,15 +82,26 @@ class Session:
         text = None if self.job.spec.output.include_text else self.job.spec.input.text
         return [name for name in self.source.schema if name != text]
 
-    def documents(self, wanted: Callable[[int], bool] = lambda row: True) -> Iterator[Iterator[Document]]:
-        """The job's rows that are `wanted`, in batches of bounded size."""
-        limit, pilot = self.rows, self.options.pilot
+    def documents(
+        self, wanted: Callable[[int], bool] = lambda row: True, order: Order | None = None
+    ) -> Iterator[Iterator[Document]]:
+        """The job's rows that are `wanted`, in batches of bounded size, each to be used up before the next.
+
+        `order` is that in which blocks of them are read, and has all of them; None is that of the table.
+        """
+        if order:
+            for frames in woven(order, self.source.batches):
+                yield (document for frame in frames for document in self._wanted(frame, wanted))
+            return
         for frame in self.source.batches():
-            chosen = frame if pilot is None else frame.filter(pl.col(ROW).is_in(pilot))
-            documents = takewhile(lambda document: document.row < limit, self.source.documents(chosen))
-            yield (document for document in documents if wanted(document.row))
-            if frame.item(-1, ROW) >= limit - 1:
+            yield self._wanted(frame, wanted)
+            if frame.item(-1, ROW) >= self.rows - 1:
                 return
+
+    def _wanted(self, frame: pl.DataFrame, wanted: Callable[[int], bool]) -> Iterator[Document]:
+        pilot = self.options.pilot
+        chosen = frame.filter(pl.col(ROW) < self.rows, True if pilot is None else pl.col(ROW).is_in(pilot))
+        return (document for document in self.source.documents(chosen) if wanted(document.row))
 
     def manifest(self) -> Manifest:
         """What this session's run belongs to."""

@@ -89,7 +89,7 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     offers = _offers(session.working, made, start) if wishes.compare else ()
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
     told = replace(made, notices=(*_elsewhere(session), *_over_budget(session, made, spent_usd), *made.notices))
-    return Estimate(told, offers, savings, _deadline(made, start, wishes))
+    return Estimate(told, offers, savings, deadline(made.load, pace, start, wishes.by) if wishes.by else None)
 
 
 async def planned(session: Session, done: Done, bought: Bought, spent_usd: Decimal = Decimal(0)) -> plan.Plan:
@@ -100,10 +100,6 @@ async def planned(session: Session, done: Done, bought: Bought, spent_usd: Decim
     pace = await _pace(session, learned)
     made = await plan.make(given, session.working, learned, bought, pace, datetime.now(UTC))
     return replace(made, notices=(*_over_budget(session, made, spent_usd), *made.notices))
-
-
-def _deadline(made: plan.Plan, start: datetime, wishes: Wishes) -> Deadline | None:
-    return deadline(made.load, made.pace, start, wishes.by, made.detour) if wishes.by else None
 
 
 def _over_budget(session: Session, made: plan.Plan, spent_usd: Decimal) -> Iterator[str]:

@@ -3,7 +3,9 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 from polars.io.plugins import register_io_source
@@ -41,6 +43,8 @@ RESULT_COLUMNS: dict[str, pl.DataType] = {
 _TEXTS = (pl.String, pl.Categorical, pl.Enum)
 _FORMULA = r"^[=+\-@\t\r]"
 """What a spreadsheet may run when a cell begins with it (OWASP, "CSV Injection")."""
+_FAR_ROWS = 4_096
+"""Rows missing in between that make it worth reading a part in two segments; a part has some 4,000 rows in all."""
 _ROW_GROUP = 10_000
 """Rows that are held until they are written: answers of 4 KB take 260 MB; with polars' own default, 810 MB."""
 
@@ -145,26 +149,44 @@ def _umask() -> int:
     return mask
 
 
+class _Segment(NamedTuple):
+    """Rows of one part that lie close together in the input: it has two where short and long rows took turns."""
+
+    first: int
+    last: int
+    part: int
+    path: Path
+    start: int  # place in the part
+    height: int
+
+    def read(self) -> pl.DataFrame:
+        frame = read_part(self.path, ("row", *RESULT_COLUMNS), self.start, self.height)
+        return frame.with_columns(pl.col("cost_usd").cast(pl.Float64))
+
+
+def _segments(part: int, path: Path) -> Iterator[_Segment]:
+    rows = read_part(path, ("row",))["row"]
+    for start, stop in pairwise((0, *(rows.diff() > _FAR_ROWS).arg_true(), len(rows))):
+        if start < stop:
+            yield _Segment(rows[start], rows[stop - 1], part, path, start, stop - start)
+
+
 class _Parts:
-    """Results by row range: parts are read when their range is reached and let go when it is passed."""
+    """Results by row range: a segment is read when its range is reached and let go when it is passed."""
 
     def __init__(self, results: Path) -> None:
-        self._waiting: list[tuple[int, int, int, Path]] = []
-        for number, path in enumerate(part_paths(results)):
-            rows = read_part(path, ("row",))["row"]
-            if len(rows):
-                self._waiting.append((rows[0], rows[-1], number, path))
-        self._waiting.sort(reverse=True)
-        self._open: list[tuple[int, int, pl.DataFrame]] = []
+        paths = enumerate(part_paths(results))
+        self._waiting = sorted((each for part, path in paths for each in _segments(part, path)), reverse=True)
+        self._open: list[tuple[_Segment, pl.DataFrame]] = []
 
     def between(self, low: int, high: int) -> pl.DataFrame:
         """The newest outcome of each row from `low` to `high`, at most one a row."""
-        while self._waiting and self._waiting[-1][0] <= high:
-            _, last, number, path = self._waiting.pop()
-            frame = read_part(path, ("row", *RESULT_COLUMNS))
-            self._open.append((last, number, frame.with_columns(pl.col("cost_usd").cast(pl.Float64))))
-        self._open = sorted((item for item in self._open if item[0] >= low), key=lambda item: item[1])
-        found = [frame.filter(pl.col("row").is_between(low, high)) for _, _, frame in self._open]
+        while self._waiting and self._waiting[-1].first <= high:
+            segment = self._waiting.pop()
+            self._open.append((segment, segment.read()))
+        self._open = [(segment, frame) for segment, frame in self._open if segment.last >= low]
+        self._open.sort(key=lambda held: held[0].part)
+        found = [frame.filter(pl.col("row").is_between(low, high)) for _, frame in self._open]
         if not found:
             return pl.DataFrame(schema={ROW: pl.Int64, **RESULT_COLUMNS})
         return pl.concat(found).unique("row", keep="last", maintain_order=True).rename({"row": ROW})

@@ -208,10 +208,13 @@ def read_parts(directory: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame
     return (read_part(path, columns) for path in part_paths(directory))
 
 
-def read_part(path: Path, columns: Sequence[str]) -> pl.DataFrame:
-    """Some columns of one part, in the order asked for. Raises `RunStateError` when it is damaged."""
+def read_part(path: Path, columns: Sequence[str], start: int = 0, count: int | None = None) -> pl.DataFrame:
+    """Some columns of one part, in the order asked for, of `count` rows from its row number `start` on.
+
+    Raises `RunStateError` when it is damaged. Memory is that of these rows: a slice of the whole would keep all of it.
+    """
     try:
-        return pl.read_parquet(path, columns=list(columns), memory_map=False)
+        return pl.scan_parquet(path, glob=False).select(columns).slice(start, count).collect()
     except (pl.exceptions.PolarsError, OSError):
         raise damaged(path) from None
 

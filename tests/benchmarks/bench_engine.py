@@ -1,8 +1,9 @@
 """The engine alone: an in-process provider that answers at once, so that everything else is what is measured.
 
-    python tests/benchmarks/bench_engine.py [rows]
+    python tests/benchmarks/bench_engine.py [rows] [--sorted] [-v]
 
-Rows of 1 kB, one core, plan, journal, parts and export included. Prints rows/s and the peak of memory.
+Rows of 1 kB, one core, plan, journal, parts and export included. Prints rows/s and the peak of memory. With `--sorted`
+rows grow from 0.2 to 1.8 kB from the first to the last, so that the table is read in two places at once.
 """
 
 import os
@@ -22,6 +23,7 @@ import polars as pl
 from pipeline import running, session
 from pipeline.engine import Monitor
 from pipeline.job import Job, load
+from pipeline.plan import Plan
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Prompt, Reply, Usage
 
@@ -37,10 +39,11 @@ RAW = orjson.dumps(
 
 _INPUT = """
 import sys, polars as pl
-filler = "the market report of the quarter shows that costs were lower than planned and " * 13
-rows = int(sys.argv[1])
+filler = "the market report of the quarter shows that costs were lower than planned and " * 24
+rows, least, most = map(int, sys.argv[1:])
 for start in range(0, rows, 50_000):
-    texts = [f"{start + number} {filler}"[:1000] for number in range(min(50_000, rows - start))]
+    numbers = range(start, min(start + 50_000, rows))
+    texts = [f"{number} {filler}"[:least + (most - least) * number // rows] for number in numbers]
     pl.DataFrame({"text": texts}).write_parquet(f"in-{start:09}.parquet", row_group_size=20_000)
 """
 
@@ -81,14 +84,16 @@ async def quiet(monitor: Monitor) -> None:
     await anyio.sleep_forever()
 
 
-def main(rows: int) -> None:
+def main(rows: int, in_order: bool) -> None:
     core = min(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
     running.open_provider = instant
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ |= {"XDG_STATE_HOME": folder, "GEMINI_API_KEY": "AQ.bench"}
-        subprocess.run([sys.executable, "-c", _INPUT, str(rows)], check=True)  # so that its memory is not ours
+        lengths = (200, 1800) if in_order else (1000, 1000)
+        command = [sys.executable, "-c", _INPUT, *map(str, (rows, *lengths))]
+        subprocess.run(command, check=True)  # so that its memory is not ours
         Path("job.toml").write_text(
             '[input]\npath = "in-*.parquet"\n[prompt]\ntemplate = "Summarize: {{ text }}"\n'
             '[model]\nname = "gemini-3.5-flash-lite"\nmax_output_tokens = 200\n'
@@ -97,9 +102,13 @@ def main(rows: int) -> None:
         base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         began, cpu = time.monotonic(), time.process_time()
         prepared = session.prepare(load(Path("job.toml")), session.Options())
-        ended = anyio.run(running.run, prepared, lambda plan, going: None, quiet, backend_options={"use_uvloop": True})
+        plans: list[Plan] = []
+        ended = anyio.run(
+            running.run, prepared, lambda plan, _: plans.append(plan), quiet, backend_options={"use_uvloop": True}
+        )
         seconds, spent = time.monotonic() - began, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        assert (plans[0].order is not None) == in_order
         back = pl.scan_parquet("out.parquet").filter(pl.col("status") == "ok").select(pl.len()).collect().item()
         assert back == rows == ended.summary.calls, (back, ended.summary.calls)
         print(
@@ -109,4 +118,5 @@ def main(rows: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if sys.argv[1:] else 100_000)
+    numbers = [int(argument) for argument in sys.argv[1:] if argument.isdecimal()]
+    main(numbers[0] if numbers else 100_000, "--sorted" in sys.argv)
