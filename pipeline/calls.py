@@ -163,6 +163,16 @@ class Spending:
             if cap is not None:
                 yield Cap(name, cap, spent, f"the same command continues {period}, or now with a higher [budget] {key}")
 
+    def unkept(self) -> BudgetReached | None:
+        """Why the caps over several runs cannot be kept, if so: what the others spend, or this one, cannot be told."""
+        trouble = self.book.trouble if self.book is not None else None
+        if trouble is None or (self.day_cap_usd is None and self.month_cap_usd is None):
+            return None
+        return BudgetReached(
+            f"the budget of the day or month cannot be kept: {trouble}",
+            "what was answered is kept; the same command continues when the file can be used again",
+        )
+
     def passed_by(self, worst_usd: Decimal) -> Cap | None:
         """The first cap that one more call could pass."""
         return next((cap for cap in self.caps() if cap.spent_usd + self.reserved_usd + worst_usd > cap.usd), None)
@@ -189,8 +199,8 @@ def budget(
 ) -> Call:
     """Admit a call only if its worst case fits under every cap beside all that is under way.
 
-    A call that does not fit waits for others to settle; when none is left, `halt` stops the run. `tell` hears of a cap
-    of which 80 % are spent.
+    A call that does not fit waits for others to settle; when none is left, or a cap cannot be kept, `halt` stops the
+    run. `tell` hears of a cap of which 80 % are spent.
     """
     settled = anyio.Event()
 
@@ -207,6 +217,9 @@ def budget(
                 halt(reason)
                 raise Halted(reason)
             await settled.wait()
+        if unkept := spending.unkept():
+            halt(unkept)
+            raise Halted(unkept)
         spending.reserved_usd += worst
         try:
             reply = await call(prompt)

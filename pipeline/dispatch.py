@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from math import inf
@@ -15,20 +14,16 @@ from pipeline.errors import Halted, PipelineError
 from pipeline.quota import stops
 from pipeline.quota.backlog import Backlog, Job
 from pipeline.quota.book import QuotaBook
-from pipeline.quota.daily import RESET_ZONE
+from pipeline.quota.counting import Counting, CountTokens
 from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota, Notify, Ticket
 from pipeline.records import Limits, Prompt, Reply, Status, Verdict
 
 UNLIMITED = Limits(rpm=0, tpm=0)
 """No limit on anything but what is in flight: a limit of 0 means that there is none."""
-COUNT_ABOVE = 0.02
-"""Prompts above this part of the tokens per minute are counted by the service before they are sent."""
-COUNTING_AT_ONCE = 8
 BACKOFF_FIRST_S, BACKOFF_LONGEST_S = 1.0, 60.0
 _LONGEST_SLEEP_S = 60.0  # after which the wall clock is read again: it goes on while a machine is suspended
 
 Send = Callable[[Prompt], Awaitable[Reply | Verdict]]
-CountTokens = Callable[[Prompt], Awaitable[int | Verdict]]
 
 
 class Dispatcher:
@@ -51,7 +46,6 @@ class Dispatcher:
         wait: bool = False,
         on_event: Notify = lambda kind, fields: None,
         book: QuotaBook | None = None,
-        reset_zone: str = RESET_ZONE,
         wall: Callable[[], float] = time.time,
         rng: Random | None = None,
     ) -> None:
@@ -62,15 +56,11 @@ class Dispatcher:
         counts and learned limits over from other runs. `wall` is epoch seconds; all else goes by the loop's clock.
         """
         self._loop = asyncio.get_running_loop()
-        self._send, self._count_tokens = send, count_tokens
-        self._max_attempts, self._wait = max_attempts, wait
+        self._send, self._max_attempts, self._wait = send, max_attempts, wait
         self._notify, self._wall, self._rng = on_event, wall, rng or Random()
-        self._quota = EndpointQuota(
-            limits, now=self._loop.time(), wall=wall, notify=on_event, rng=self._rng, book=book, zone=reset_zone
-        )
+        self._quota = EndpointQuota(limits, now=self._loop.time(), wall=wall, notify=on_event, rng=self._rng, book=book)
         self._backlog = Backlog(self._rng if self._quota.tokens else None)
-        self._uncounted: deque[Job] = deque()
-        self._counting: set[Job] = set()
+        self._counting = Counting(count_tokens, self._counted, self._rng)
         self._idle: list[asyncio.Future[tuple[Job, Ticket] | None]] = []
         self._waker: asyncio.Future[None] | None = None
         self._pacing: anyio.CancelScope | None = None
@@ -132,6 +122,7 @@ class Dispatcher:
         try:
             async with anyio.create_task_group() as group:
                 await self._serve(group)
+                self._counting.stop()
                 for parked in self._idle:
                     parked.set_result(None)
         finally:
@@ -153,16 +144,15 @@ class Dispatcher:
         self._halted, self._reason = True, reason
         if reason:
             self._notify("halt", {"message": reason.message})
-        for job in (*self._backlog, *self._uncounted, *self._counting):
+        for job in (*self._backlog, *self._counting):
             self._withhold(job)
-        self._uncounted.clear()
         self._wake()
 
     async def _serve(self, group: TaskGroup) -> None:
         while self._flying or not (self._halted or (self._closed and not self.ready)):
             now = self._loop.time()
             self._backlog.bring_back(now)
-            self._start_counting(group)
+            self._counting.start(now, group)
             until = self._blocked_until(now)
             if until is not None:
                 await self._rest(until)
@@ -305,8 +295,6 @@ class Dispatcher:
         self._quota.refused(ticket, now, verdict)
         self.rate_limited += 1
         job.rate_limited += 1
-        if any(hit.limit == 0 for hit in verdict.quota):
-            self.halt(stops.no_quota(verdict))
         self._again(job, now, now)
 
     def _take_failure(self, job: Job, ticket: Ticket, verdict: Verdict, now: float) -> None:
@@ -318,7 +306,9 @@ class Dispatcher:
         elif verdict.kind == "transient" and job.attempts >= self._max_attempts:
             self._fail(job, "error", verdict)
         elif verdict.kind == "transient":
-            longest = min(BACKOFF_LONGEST_S, BACKOFF_FIRST_S * 2 ** (job.attempts - 1))
+            # At a slow pace one that goes again too soon goes instead of all others, and an outage uses it up.
+            first = max(BACKOFF_FIRST_S, 2.0 * self._quota.period_s)
+            longest = min(BACKOFF_LONGEST_S, first * 2 ** (job.attempts - 1))
             wait = max(verdict.retry_after_s or 0.0, self._rng.uniform(0.0, longest))
             self._again(job, now, now + wait)
         else:
@@ -338,8 +328,8 @@ class Dispatcher:
 
     def _enter(self, job: Job) -> None:
         tokens = self._backlog.cost(job)[0]
-        if self._count_tokens is not None and tokens > COUNT_ABOVE * self._quota.tokens_limit:
-            self._uncounted.append(job)
+        if self._counting.worth(tokens, self._quota.tokens_limit):
+            self._counting.add(job)
         else:
             self._line_up(job, tokens)
         self._wake()
@@ -350,25 +340,9 @@ class Dispatcher:
         else:
             self._backlog.add(job, tokens, self._loop.time())
 
-    def _start_counting(self, group: TaskGroup) -> None:
-        while self._uncounted and len(self._counting) < COUNTING_AT_ONCE:
-            job = self._uncounted.popleft()
-            if not job.gone:
-                self._counting.add(job)
-                group.start_soon(self._count, job)
-
-    async def _count(self, job: Job) -> None:
-        """Ask the service how long a large prompt is; what it cannot tell stays an estimate."""
-        assert self._count_tokens is not None
-        try:
-            counted = await self._count_tokens(job.prompt)
-        finally:
-            self._counting.discard(job)
-        if job.gone:
-            return
-        if isinstance(counted, int):
-            job.exact_tokens = counted
-        self._line_up(job, self._backlog.cost(job)[0])
+    def _counted(self, job: Job) -> None:
+        if not job.gone:
+            self._line_up(job, self._backlog.cost(job)[0])
         self._wake()
 
     def _leave_queue(self, job: Job) -> None:

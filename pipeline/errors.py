@@ -5,7 +5,7 @@
     ├── InputError        2  the table that is read, or the place that is written
     ├── RunStateError     2  the run directory: locked, of another job, damaged
     ├── AuthError         2  the key, the project or the region was refused
-    ├── BudgetReached     3  the next call could pass the spend cap; resumable
+    ├── BudgetReached     3  the next call could pass a spend cap, or one cannot be kept; resumable
     ├── QuotaExhausted    3  the day's quota is used up; resumable
     ├── ServiceError      3  the service is down, or refuses everything alike; resumable
     └── RowsFailed        3  the first rows of a run all failed for one cause; resumable
@@ -43,7 +43,7 @@ class AuthError(PipelineError):
 
 
 class BudgetReached(PipelineError):
-    """The next call could pass the spend cap."""
+    """The next call could pass a spend cap, or nobody can tell whether it would."""
 
     exit_code = 3
 

@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import JobError
 from pipeline.prices import Rates, fixed_rates
-from pipeline.records import Limits, Params
+from pipeline.records import RESET_ZONE, Limits, Params
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Template, read_template, read_text
 
 KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
@@ -118,8 +119,18 @@ class LimitsSection(_Section):
 
     rpm: int | None = Field(None, ge=0, description="requests per minute")
     tpm: int | None = Field(None, ge=0, description="input tokens per minute")
-    rpd: int | None = Field(None, ge=0, description="requests per day, reset at midnight Pacific")
+    rpd: int | None = Field(None, ge=0, description="requests per day")
     concurrency: int | None = Field(None, ge=1, description="most calls in flight. Default: from the measured latency")
+    reset_zone: str = Field(RESET_ZONE, description="time zone at whose midnight the day's requests reset, e.g. `UTC`")
+
+    @field_validator("reset_zone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError):  # not there; not a name; a folder of names
+            raise ValueError(f'"{name}" is no time zone; name one as "America/Los_Angeles" or "UTC"') from None
+        return name
 
 
 class Budget(_Section):

@@ -163,6 +163,10 @@ class Verdict:
     served_at: float | None = None  # the response's Date header, seconds since the epoch
 
 
+RESET_ZONE = "America/Los_Angeles"
+"""Google resets requests per day at midnight Pacific (rate limit page, 2026-10)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What the project may use of one model; `tpm` counts input tokens only. None: unknown."""
@@ -171,6 +175,7 @@ class Limits:
     tpm: int | None = None
     rpd: int | None = None
     concurrency: int | None = None
+    reset_zone: str = RESET_ZONE  # at whose midnight `rpd` begins anew
 
 
 @dataclass(frozen=True, slots=True)

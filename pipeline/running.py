@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -133,14 +133,13 @@ async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watc
         plan = await planned(session, _done(session, store), _bought(store), store.spent_usd())
         refuse_unpriced(job, options, plan)
         confirm(plan, continued)
-        with (
-            open_book(job, provider.endpoint, options.offline) as book,
-            open_spend(job, provider.endpoint, options.offline) as spent,
-        ):
+        with ExitStack() as books:
+            book = books.enter_context(open_book(job, provider.endpoint, options.offline))
+            spent = books.enter_context(open_spend(job, provider.endpoint, options.offline))
             spending = _spending(session, store, spent)
             engine = _engine(session, store, provider, spending, book, shelf, plan)
             store.log(PLAN_EVENT, **_expectation(session, plan))
-            await _attended(engine, store, watch)
+            await _attended(engine, store, watch, books)
         await store.seal()
         if options.pilot is None:
             await anyio.to_thread.run_sync(
@@ -216,6 +215,10 @@ def _engine(
         store.log(event, **numbers)
         monitor.notices.append((event, numbers))
 
+    for shared in (book, spending.book):
+        if shared is not None:
+            shared.on_trouble = lambda message: heard("book", {"message": message})
+
     if store.lost:
         most = Decimal(0) if options.offline else lost_usd(store.lost, session.job.own_rates)
         heard("lost", {"requests": len(store.lost), "at_most_usd": most})
@@ -246,13 +249,14 @@ def _engine(
     )
 
 
-async def _attended(engine: Engine, store: RunStore, watch: Watch) -> None:
+async def _attended(engine: Engine, store: RunStore, watch: Watch, books: ExitStack) -> None:
     store.log("start", rows=engine.monitor.rows, pid=os.getpid())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_heed_signals, engine)
         tasks.start_soon(_heartbeat, engine, store)
         tasks.start_soon(watch, engine.monitor)
         await engine.run()
+        books.close()  # while what they have to say is still heard
         tasks.cancel_scope.cancel()
 
 

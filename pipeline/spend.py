@@ -1,16 +1,14 @@
 """What was spent, by day, over all runs of a project: a small SQLite file in the user's state directory."""
 
 import sqlite3
-from collections.abc import Callable, Iterable
+import time
+from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
-from time import time
-from types import TracebackType
-from typing import Any
 
-from pipeline.errors import RunStateError
-from pipeline.quota.book import open_shared
+from pipeline.quota.shared import SharedFile
 
 _NANO = Decimal("1e-9")
 _SCHEMA = """
@@ -18,71 +16,88 @@ CREATE TABLE IF NOT EXISTS spend (
     project TEXT NOT NULL, day TEXT NOT NULL, nano_usd INTEGER NOT NULL, PRIMARY KEY (project, day)
 ) WITHOUT ROWID;
 """
+_ADD = (
+    "INSERT INTO spend (project, day, nano_usd) VALUES (?, ?, ?)"
+    " ON CONFLICT DO UPDATE SET nano_usd = nano_usd + excluded.nano_usd"
+)
 
 
-class SpendBook:
+class SpendBook(SharedFile):
     """The spending of one project, by UTC day, over every run that has this file.
 
     An amount is in the file when `add` returns, so kill -9 loses none, and other processes see it at once. Without
     fsync: a power cut may lose the last seconds. `add` takes 14 µs, `spent` 7 µs (measured 2026-11).
+
+    Once open it raises nothing: while the file cannot be used, what this run spends is kept here, and written later.
     """
 
-    def __init__(self, path: Path, project: str, *, clock: Callable[[], float] = time) -> None:
-        """`project` names service and project, never a key; `clock` tells epoch seconds."""
-        self._where = str(path)
-        self._project = project
-        self._clock = clock
-        self._today = ""
-        self._version = -1
-        self._spent = (Decimal(0), Decimal(0))
-        try:
-            self._db = open_shared(path, _SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise self._broken(error) from error
-
-    def __enter__(self) -> "SpendBook":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    def __init__(
+        self,
+        path: Path,
+        project: str,
+        *,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._db.close()
+        """`project` names service and project, never a key; `wall` is epoch seconds. Raises `RunStateError`."""
+        hint = (
+            f"If no other run is going on, move {path} away and run again: what was spent today and this month then"
+            " counts from zero."
+        )
+        super().__init__(path, _SCHEMA, name="The ledger of spending", hint=hint, clock=clock)
+        self._project = project
+        self._wall = wall
+        self._unwritten: Counter[str] = Counter()  # billionths of a dollar by day
+        self._today = ""
+        self._spent = (0, 0)  # billionths of a dollar in the file, of day and month
+
+    @property
+    def unwritten_usd(self) -> Decimal:
+        """What this run spent that is not in the file."""
+        return self._unwritten.total() * _NANO
+
+    def close(self) -> None:
+        """Close the file; what could not be written before is tried once more, and told if it still cannot."""
+        self.be_patient()
+        self._write()
+        super().close()
+        if self._unwritten:
+            self.on_trouble(
+                f"${self.unwritten_usd:.6f} that this run spent could not be written to {self.path}:"
+                " the caps of day and month do not count it"
+            )
 
     def add(self, usd: Decimal) -> None:
         """Count what a reply cost, rounded up to a billionth of a dollar."""
-        nano = int((usd / _NANO).to_integral_value(ROUND_CEILING))
-        self._rows(
-            "INSERT INTO spend (project, day, nano_usd) VALUES (?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET nano_usd = nano_usd + excluded.nano_usd",
-            (self._project, self._day(), nano),
-        )
-        self._version = -1  # the file's version tells of other processes' writes only
+        self._unwritten[self._day()] += int((usd / _NANO).to_integral_value(ROUND_CEILING))
+        self._write()
 
     def spent(self) -> tuple[Decimal, Decimal]:
-        """USD of all runs on this UTC day, and in this UTC month."""
-        day, (version,) = self._day(), self._rows("PRAGMA data_version")[0]
-        if (day, version) != (self._today, self._version):
-            self._today, self._version = day, version
-            of_day, of_month = self._rows(
+        """USD of all runs on this UTC day, and in this UTC month; of other runs what was last known of them."""
+        day = self._day()
+        of_day, of_month = self.read(lambda db: self._sums(db, day)) or self._spent
+        unwritten = self.unwritten_usd
+        return of_day * _NANO + unwritten, of_month * _NANO + unwritten
+
+    def _sums(self, db: sqlite3.Connection, day: str) -> tuple[int, int]:
+        """Billionths of a dollar of the day and of its month; read again only when there is something new."""
+        if self.changed(db) or day != self._today:
+            self._today = day
+            of_day, of_month = db.execute(
                 "SELECT sum(CASE WHEN day = ? THEN nano_usd END), sum(nano_usd) FROM spend"
                 " WHERE project = ? AND day BETWEEN ? AND ?",
                 (day, self._project, f"{day[:8]}01", day),
-            )[0]
-            self._spent = ((of_day or 0) * _NANO, (of_month or 0) * _NANO)
+            ).fetchone()
+            self._spent = of_day or 0, of_month or 0
         return self._spent
 
+    def _write(self) -> None:
+        if not self._unwritten:
+            return
+        rows = [(self._project, day, nano) for day, nano in self._unwritten.items()]
+        if self.write(lambda db: db.executemany(_ADD, rows)):
+            self._unwritten.clear()
+            self._today = ""  # `changed` tells of other processes' writes only
+
     def _day(self) -> str:
-        return datetime.fromtimestamp(self._clock(), UTC).date().isoformat()
-
-    def _rows(self, statement: str, values: Iterable[Any] = ()) -> list[Any]:
-        try:
-            return self._db.execute(statement, tuple(values)).fetchall()
-        except sqlite3.Error as error:
-            raise self._broken(error) from error
-
-    def _broken(self, error: Exception) -> RunStateError:
-        return RunStateError(
-            f"The spending of earlier runs, {self._where}, cannot be read or written: {error}",
-            f"If no other run is going on, move {self._where} away and run again: what was spent today and this month"
-            " then counts from zero.",
-        )
+        return datetime.fromtimestamp(self._wall(), UTC).date().isoformat()

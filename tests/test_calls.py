@@ -23,6 +23,7 @@ from pipeline.calls import (
     worst_case_usd,
 )
 from pipeline.errors import BudgetReached, Halted, PipelineError
+from pipeline.flows import Call
 from pipeline.prices import fixed_rates
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Prompt, Reply, Usage, Verdict
@@ -290,6 +291,27 @@ def test_a_cap_on_all_runs_counts_what_the_others_spent(tmp_path: Path, period: 
             assert others.spent() == (Decimal("0.0095"), Decimal("0.0095"))
             assert halted[0].exit_code == 3
             assert halted[0].message.startswith(f"the next call could pass {name} of $0.0101 ($0.0095 spent")
+
+    anyio.run(body)
+
+
+def test_a_cap_on_all_runs_that_cannot_be_kept_stops_the_run_and_no_other_cap_does(tmp_path: Path) -> None:
+    async def body() -> None:
+        with SpendBook(tmp_path / "s", "p") as book:
+            halted: list[PipelineError] = []
+
+            def buying(spending: Spending) -> Call:
+                return budget(Seller(), spending, RATES, halted.append, untold)
+
+            capped = buying(Spending(None, book=book, month_cap_usd=Decimal(1)))
+            await capped(priced(0))
+            book.trouble = "the disk is full"
+            await buying(Spending(Decimal(1), book=book))(priced(1))
+            assert not halted
+            with pytest.raises(Halted):
+                await capped(priced(2))
+            assert halted[0].exit_code == 3 and "the disk is full" in halted[0].message
+            assert "the same command continues" in halted[0].hint
 
     anyio.run(body)
 

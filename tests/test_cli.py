@@ -334,6 +334,20 @@ def test_check_asks_the_service(here: Path, cli: Callable[..., Ran], monkeypatch
         assert refused.code == 2 and "API key not valid" in refused.err
 
 
+def test_check_shows_and_forgets_what_earlier_runs_learned(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(here)
+    with served(rpd=4) as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        assert cli("run", job, "--yes", "--rpm", "0", "--tpm", "0").code == 3
+        assert "used up" in cli("check", job).out
+        assert "used up" not in cli("check", job, "--forget").out
+        assert "used up" not in cli("check", job).out
+    assert cli("check", job, "--forget", "--offline").code == 2
+
+
 def test_show_config_says_where_a_value_comes_from(
     here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,8 @@ def test_progress_of_a_plan_that_was_too_small_never_passes_100_percent() -> Non
 
 
 def test_every_event_has_words() -> None:
+    learned = notice("limit", {"meter": "requests", "per_minute": 1500, "origin": "learned"})
+    assert "(learned; " in learned and "--forget" in learned and len(learned) < 80
     assert notice("limit", {"meter": "requests", "per_minute": 1500, "origin": "measured"}) == (
         "limit: 1,500 requests a minute (measured)"
     )

@@ -1,7 +1,7 @@
 """What becomes of a prompt; that the limits are kept is in test_quota_matrix.py."""
 
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -9,13 +9,18 @@ from random import Random
 from typing import Any
 
 import anyio
+import orjson
 import pytest
 from servers import EPOCH, PARAMS, World, answer_all, dispatcher_for, documents
 from vclock import run
 
 from pipeline.dispatch import UNLIMITED, Dispatcher
+from pipeline.emulator.options import EmulatorOptions
+from pipeline.emulator.quotas import Violation, exhausted
 from pipeline.errors import AuthError, Halted, JobError, PipelineError, QuotaExhausted, ServiceError
+from pipeline.providers.verdicts import classify
 from pipeline.quota.book import QuotaBook
+from pipeline.quota.counting import LONGEST_COUNT_S
 from pipeline.quota.daily import next_reset
 from pipeline.quota.endpoint import GIVE_UP_S
 from pipeline.records import Limits, Prompt, QuotaHit, Reply, Step, Usage, Verdict
@@ -208,6 +213,56 @@ def test_a_large_prompt_is_counted_by_the_service_first():
     assert counted == [0, 1, 2], "the small one is not worth the question"
 
 
+def test_a_count_that_never_comes_holds_up_nothing_for_long():
+    async def count_tokens(one: Prompt) -> int | Verdict:
+        await anyio.sleep(300.0)
+        return 3000
+
+    service = Service()
+
+    async def body(dispatcher: Dispatcher) -> None:
+        async with anyio.create_task_group() as group:
+            for row in range(100):
+                group.start_soon(dispatcher.submit, prompt(row, 3000))
+
+    dispatching(service, body, Limits(rpm=600, tpm=100_000), count_tokens=count_tokens)
+    assert service.times[0] == pytest.approx(LONGEST_COUNT_S, abs=0.2)
+    assert service.times[-1] < 240.0, "300,000 tokens take three minutes"
+
+
+@pytest.mark.parametrize("ended_by", ["halt", "cancel"])
+def test_no_count_is_waited_for_at_the_end(ended_by):
+    async def count_tokens(one: Prompt) -> int | Verdict:
+        await anyio.sleep(300.0)
+        return 3000
+
+    async def body(dispatcher: Dispatcher) -> None:
+        async def submit(row: int) -> None:
+            with pytest.raises(Halted):
+                await dispatcher.submit(prompt(row, 3000))
+
+        async with anyio.create_task_group() as group:
+            for row in range(20):
+                group.start_soon(submit, row)
+            await anyio.sleep(2.0)
+            if ended_by == "halt":
+                dispatcher.halt(None)
+            else:
+                group.cancel_scope.cancel()
+
+    async def main() -> None:
+        service = Service()
+        dispatcher = Dispatcher(service.send, Limits(rpm=600, tpm=10_000), wall=wall, count_tokens=count_tokens)
+        async with anyio.create_task_group() as group:
+            group.start_soon(dispatcher.run)
+            await body(dispatcher)
+            dispatcher.close()
+        assert anyio.current_time() < 2.1
+        assert service.times == []
+
+    run(main)
+
+
 def test_a_prompt_that_was_counted_teaches_nothing_about_estimates():
     """Which prompts go depends on their estimates where they have no count: only these tell how far off such are."""
 
@@ -255,7 +310,6 @@ def test_a_prompt_that_a_named_limit_rules_out_is_refused_when_it_is_known():
         (Verdict("fatal", "invalid_request", "no such model", 404), JobError),
         (Verdict("fatal", "server", "gone", None), ServiceError),
         (DAY_FULL, QuotaExhausted),
-        (replace(REFUSED, quota=(replace(MINUTE, limit=0),)), QuotaExhausted),
     ],
 )
 def test_some_failures_stop_the_run_and_keep_the_prompt_for_the_next(verdict, error):
@@ -273,6 +327,11 @@ def test_a_used_up_day_says_when_it_returns():
     assert reason.exit_code == 3
 
 
+def test_the_day_returns_at_midnight_of_its_zone():
+    reason = stopped(Service([DAY_FULL]), replace(UNLIMITED, reset_zone="Asia/Tokyo"))
+    assert "2026-11-23 15:00 UTC" in reason.message
+
+
 def test_with_wait_the_day_is_slept_through():
     events: list[str] = []
     service = Service([DAY_FULL])
@@ -282,9 +341,18 @@ def test_with_wait_the_day_is_slept_through():
     assert events.count("day") == 1
 
 
-def test_no_quota_at_all_is_not_waited_for():
-    none = replace(DAY_FULL, quota=(replace(DAY_FULL.quota[0], limit=0),))
-    assert isinstance(stopped(Service([none]), wait=True), QuotaExhausted)
+@pytest.mark.parametrize("limits", [{"rpm": 0}, {"tpm": 0}, {"rpd": 0}, {"rpm": 0, "tpm": 0, "rpd": 0}])
+def test_a_model_that_is_not_offered_is_not_waited_for_and_the_job_is_not_blamed(limits):
+    """As the service words it: the limit is 0, which it leaves out, and a short delay that means nothing."""
+    options = EmulatorOptions(**limits)
+    none = tuple(Violation(name, 0, 29.1) for name in limits)
+    verdict = classify(429, {}, orjson.dumps(exhausted(none, "gemini-2.5-pro", EPOCH, options)))
+    service = Service([verdict])
+    reason = stopped(service, wait=True)
+    assert isinstance(reason, QuotaExhausted)
+    assert "gemini-2.5-pro is not offered to this project" in reason.message
+    assert "--model" in reason.hint
+    assert len(service.times) == 1
 
 
 def test_the_days_requests_are_counted_over_runs(tmp_path: Path):
@@ -521,6 +589,18 @@ def test_reduces_go_before_new_maps():
     assert service.rows == [0, 9, 1, 2, 3]
 
 
+def test_what_is_sent_again_goes_before_what_was_never_sent():
+    service = Service([BROKEN], latency_s=1.0)
+
+    async def body(dispatcher: Dispatcher) -> None:
+        async with anyio.create_task_group() as group:
+            for row in range(6):
+                group.start_soon(dispatcher.submit, prompt(row))
+
+    dispatching(service, body, replace(UNLIMITED, concurrency=1))
+    assert service.rows == [0, 1, 0, 2, 3, 4, 5], "after a pause of less than a second"
+
+
 def test_no_more_are_in_flight_than_slots():
     world = World("bucket", 10**6, 10**9)
     prompts = documents(world, [10] * 300)
@@ -532,24 +612,130 @@ def test_no_more_are_in_flight_than_slots():
     assert world.most_in_flight == 17
 
 
-def test_an_outage_is_waited_out_by_single_probes_and_loses_almost_nothing():
-    """Five minutes of 503: whoever was in flight spends an attempt, then one probe at a time asks."""
-    world = World("log", 600, 10**6, seed=2, fault=lambda t: BROKEN if 60.0 <= t < 360.0 else None, latency=(1.0, 0.3))
-    prompts = documents(world, [100] * 2000)
-    events: list[str] = []
+@dataclass
+class Course:
+    """How a run went whose service failed at times."""
+
+    world: World
+    replies: list[Reply]
+    outages: list[float]  # when a person was told something
+
+    def lost(self) -> int:
+        return sum(reply.status != "ok" for reply in self.replies)
+
+    def sent(self, begin: float, end: float) -> int:
+        return sum(begin <= at < end for at, _ in self.world.left)
+
+
+def course(world: World, count: int, rpm: int) -> Course:
+    prompts = documents(world, [100] * count)
+    outages: list[float] = []
+
+    def heard(kind: str, fields: dict[str, object]) -> None:
+        if kind == "outage":
+            outages.append(anyio.current_time())
 
     async def main() -> list[Reply]:
-        dispatcher = dispatcher_for(
-            world, Limits(rpm=600, tpm=10**6), on_event=lambda kind, fields: events.append(kind)
-        )
+        return await answer_all(dispatcher_for(world, Limits(rpm=rpm, tpm=10**6), on_event=heard), prompts)
+
+    return Course(world, run(main), outages)
+
+
+@pytest.mark.parametrize("lasts_s", [20.0, 300.0])
+@pytest.mark.parametrize("latency", [(1.0, 0.3), (2.0, 0.9), (15.0, 0.3)])
+def test_an_outage_is_waited_out_by_single_probes_and_loses_nothing(latency, lasts_s):
+    """Answers to what left before it may come for half a minute: they do not mean that the service is back."""
+    ends = 60.0 + lasts_s
+    world = World("log", 600, 10**6, seed=2, fault=lambda t: BROKEN if 60.0 <= t < ends else None, latency=latency)
+    went = course(world, 2000, 600)
+    assert went.lost() == 0
+    assert went.sent(61.0, ends) < 15
+    assert max(reply.attempts for reply in went.replies) <= 4
+    assert len(went.outages) == 2
+    assert 60.0 < went.outages[0] < 66.0
+    assert ends < went.outages[1] < ends + 90.0
+    assert world.refused == []
+
+
+@pytest.mark.parametrize("rpm", [5, 15, 60])
+def test_an_outage_at_a_slow_pace_uses_no_prompt_up(rpm):
+    """The first that fails is not the only one that is sent until the outage is noticed."""
+    for seed in range(3):
+        world = World("log", rpm, 10**6, seed=seed, fault=lambda t: BROKEN if 120.0 <= t < 240.0 else None)
+        assert course(world, 5 * rpm, rpm).lost() == 0
+
+
+def by_chance(probability: float, during: Callable[[float], bool] = lambda t: False) -> Callable[[float], Any]:
+    rng = Random(3)
+    return lambda t: BROKEN if during(t) or rng.random() < probability else None
+
+
+@pytest.mark.parametrize("rpm", [30, 120, 600])
+def test_overloads_by_chance_do_not_slow_the_run_down(rpm):
+    world = World("log", rpm, 10**6, seed=8, fault=by_chance(0.15))
+    went = course(world, 6 * rpm, rpm)
+    assert world.left[-1][0] < 1.05 * 60.0 * len(world.left) / rpm + 10.0
+    assert went.lost() <= 2, "a third of one was to be expected, of 3,600 and five attempts"
+    assert went.outages == []
+
+
+def test_after_an_outage_the_whole_rate_is_back_though_some_fail():
+    world = World("log", 600, 10**6, seed=8, fault=by_chance(0.15, lambda t: 200.0 < t < 260.0))
+    went = course(world, 6000, 600)
+    assert went.lost() <= 2
+    assert min(went.sent(60.0 * minute, 60.0 * (minute + 1)) for minute in range(6, 12)) >= 590
+
+
+def test_a_server_that_takes_only_some_at_once_is_relieved():
+    """Ten are served, more are told 503: soon about as many are in flight, and few prompts use up their attempts."""
+    world = World("log", 600, 10**6, seed=8, latency=(10.0, 0.3))
+    prompts = documents(world, [100] * 1500)
+    served, refused = 0, 0
+    slots: list[int] = []
+
+    async def send(one: Prompt) -> Reply | Verdict:
+        nonlocal served, refused
+        if served >= 10:
+            await anyio.sleep(0.15)
+            refused += 1
+            return BROKEN
+        served += 1
+        outcome = await world.send(one)
+        served -= 1
+        slots.append(dispatcher.slots)
+        return outcome
+
+    async def main() -> list[Reply]:
+        nonlocal dispatcher
+        dispatcher = Dispatcher(send, Limits(rpm=600, tpm=10**6), wall=world.wall, rng=Random(1))
         return await answer_all(dispatcher, prompts)
 
+    dispatcher: Dispatcher
     replies = run(main)
-    during = [at for at, _ in world.left if 61.0 <= at < 360.0]
-    assert len(during) < 60
-    assert "outage" in events
-    assert sum(reply.status == "ok" for reply in replies) >= 1995
-    assert world.refused == []
+    assert sorted(slots)[len(slots) // 2] < 20
+    assert refused < 0.8 * len(replies), "2.9 if nothing relieves it"
+    assert sum(reply.status != "ok" for reply in replies) < 0.01 * len(replies), "a quarter, likewise"
+    assert world.admitted[-1][0] < 1.1 * 10.5 * len(replies) / 10
+
+
+@pytest.mark.parametrize(("breaking", "others"), [(4, 0), (20, 300)])
+def test_prompts_that_break_the_server_end_though_each_may_be_the_probe(breaking, others):
+    """Some fail whatever is tried: alone or among others, each is sent five times and no more."""
+    world = World("log", 600, 10**6, seed=1)
+    prompts = documents(world, [100] * (breaking + others))
+    tried: list[int] = []
+
+    async def send(one: Prompt) -> Reply | Verdict:
+        tried.append(one.row)
+        await anyio.sleep(0.1)
+        return BROKEN if one.row < breaking else await world.send(one)
+
+    async def main() -> list[Reply]:
+        return await answer_all(Dispatcher(send, Limits(rpm=600, tpm=10**6), wall=world.wall, rng=Random(1)), prompts)
+
+    replies = run(main)
+    assert sum(reply.status == "ok" for reply in replies) == others
+    assert all(tried.count(row) == 5 for row in range(breaking))
 
 
 def test_a_service_that_stays_down_stops_the_run():

@@ -90,6 +90,17 @@ def test_flags_win_one_by_one_and_a_flag_not_given_changes_nothing(tmp_path: Pat
     assert "limits.concurrency" not in job.origins
 
 
+def test_the_zone_of_the_days_quota(tmp_path: Path) -> None:
+    assert make_job(tmp_path).limits.reset_zone == "America/Los_Angeles"
+    assert make_job(tmp_path, limits={"reset_zone": "Europe/Berlin"}).limits == Limits(reset_zone="Europe/Berlin")
+
+
+@pytest.mark.parametrize("zone", ["Mars/Olympus", "", "America", "../UTC", "a\0b", "x" * 300])
+def test_a_zone_that_does_not_exist_is_refused(tmp_path: Path, zone: str) -> None:
+    message = refused(lambda: make_job(tmp_path, limits={"reset_zone": zone})).message
+    assert message.startswith("[limits] reset_zone: ") and "is no time zone" in message
+
+
 def test_a_flag_is_checked_like_the_file(tmp_path: Path) -> None:
     error = refused(lambda: load(write_job(tmp_path), {"output.path": "out.xlsx"}))
     assert "[output]: path must end in one of .parquet .csv .jsonl" in error.message
@@ -225,7 +236,11 @@ def test_a_missing_file_suggests_the_nearest_job(tmp_path: Path, monkeypatch: py
         ({"model": {"temprature": 1}}, "`temprature` is not a setting of [model]", "did you mean `temperature`?"),
         ({"model": {"name": None, "nmae": "x"}}, "`nmae` is not a setting of [model]", "did you mean `name`?"),
         ({"model": {"max-output-tokens": 1}}, "`max-output-tokens` is not a setting", "`max_output_tokens`"),
-        ({"limits": {"zzz": 1}}, "`zzz` is not a setting of [limits]", "it knows concurrency, rpd, rpm, tpm"),
+        (
+            {"limits": {"zzz": 1}},
+            "`zzz` is not a setting of [limits]",
+            "it knows concurrency, reset_zone, rpd, rpm, tpm",
+        ),
         ({"limit": {"rpm": 1}}, "[limit] is not a section", "did you mean `limits`?"),
         ({"model": None, "modle": {"name": "x"}}, "[modle] is not a section", "did you mean `model`?"),
         ({"chunk": {"max_tokns": 64}}, "`max_tokns` is not a setting of [chunk]", "did you mean `max_tokens`?"),
@@ -420,7 +435,7 @@ CHANGES: dict[type, dict[str, Any]] = {
 }
 NO_CHANGES: dict[type, dict[str, Any]] = {
     Endpoint: {"base_url": "http://x", "api_version": "v1", "key_env": "MY_KEY", "timeout_s": 5},
-    LimitsSection: {"rpm": 1, "tpm": 1, "rpd": 1, "concurrency": 1},
+    LimitsSection: {"rpm": 1, "tpm": 1, "rpd": 1, "concurrency": 1, "reset_zone": "UTC"},
     Budget: {"max_usd": 1, "max_usd_per_day": 1, "max_usd_per_month": 1, "allow_unpriced": True},
     Cache: {"url": "redis://there/0", "password_env": "REDIS_PASSWORD", "max_age_days": 1, "max_mb": 1},
     Output: {"path": "other.csv", "include_text": True, "csv_safe": True},

@@ -48,6 +48,16 @@ def test_each_day_begins_at_midnight_pacific_and_ends_with_its_quota() -> None:
     assert (plan.nights, plan.bound) == (3, "rpd")
 
 
+def test_days_begin_at_midnight_of_their_zone() -> None:
+    limits = replace(pace_of(rpm=60, rpd=1000).limits, reset_zone="UTC")
+    plan = timeline(load_of(1000 * (DAYS_LISTED + 5)), Pace(limits, LATENCY_S), START)
+    assert [day.starts_at for day in plan.days[1:3]] == [at("2026-11-24T00:00:05"), at("2026-11-25T00:00:05")]
+    last_day = at("2026-11-23T00:00:05") + timedelta(days=DAYS_LISTED + 4)
+    assert plan.finish_at == last_day + timedelta(seconds=999 * 60.3 / 60 + LATENCY_S)
+    missed = deadline(load_of(2500), Pace(limits, LATENCY_S), START, at("2026-11-24T12:00"))
+    assert missed.needed == Limits(rpd=1250), "of two days, the second from midnight UTC on"
+
+
 def test_what_is_used_today_is_missing_today() -> None:
     plan = timeline(load_of(1000), pace_of(rpm=60, rpd=1000, used_today=400), START)
     assert [day.prompts for day in plan.days] == [600, 400]

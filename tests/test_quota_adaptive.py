@@ -1,17 +1,20 @@
+from math import inf
+
 import pytest
 
 from pipeline.quota.adaptive import AdaptiveLimit, Admitted
 
 
 def admitted(
-    last_minute: float = 0.0,
-    last_two_minutes: float = 0.0,
+    least: float = 0.0,
+    most: float = 0.0,
+    bucket: float = 10**9,
     since_cut: float = 0.0,
     resumed_at: float = 0.0,
-    total: float = 10**9,
-    began_at: float = 0.0,
+    answered_at: float = inf,
+    opaque: bool = False,
 ) -> Admitted:
-    return Admitted(last_minute, last_two_minutes, since_cut, resumed_at, total, began_at)
+    return Admitted(least, max(least, most), bucket, since_cut, resumed_at, answered_at, opaque)
 
 
 def test_the_limit_becomes_what_was_admitted_in_the_last_minute():
@@ -35,11 +38,23 @@ def test_what_was_sent_before_a_cut_cuts_no_more():
     assert limit.value == pytest.approx(594)
 
 
-def test_a_bucket_that_was_full_at_first_is_seen_through():
-    # 600 a minute and 600 in store admit 1000 a minute for a minute and a half
+def test_a_bucket_that_was_full_at_first_is_seen_through_at_the_second_refusal():
+    # 600 a minute and 600 in store admit 1,000 a minute for a minute and a half
     limit = AdaptiveLimit(1000, 5)
-    limit.refused(90.0, 89.9, admitted(1000, total=1500), None)
-    assert limit.value == pytest.approx(594)
+    limit.refused(90.0, 89.9, admitted(1000, bucket=600), None)
+    assert limit.value == pytest.approx(980)
+    limit.refused(94.0, 93.9, admitted(990, bucket=602, since_cut=30, resumed_at=92.0), None)
+    assert limit.value == pytest.approx(0.99 * 602)
+    assert not limit.grow(160.0, limit.value), "more than that has not been admitted for long"
+
+
+def test_where_nothing_tells_how_it_counts_the_least_is_kept_first_and_the_most_regained_soon():
+    limit = AdaptiveLimit(None, 1400)
+    limit.refused(300.0, 299.9, admitted(940, 1000), None)
+    assert limit.value == pytest.approx(0.99 * 940)
+    assert limit.grow(361.0, 930)
+    assert limit.value == pytest.approx(0.99 * 1000)
+    assert not limit.grow(430.0, 990)
 
 
 def test_a_refused_probe_goes_back_to_where_it_came_from():
@@ -97,18 +112,52 @@ def test_unknown_limits_double_while_they_are_low_and_grow_slowly_then():
 def test_growth_that_overran_a_full_bucket_is_seen_through_at_the_second_refusal():
     # 1,000 a minute and 1,000 in store have admitted 3,000 in two minutes, 1,830 of them in the last
     limit = AdaptiveLimit(None, 2000)
-    limit.refused(300.0, 299.9, admitted(1830), None)
+    limit.refused(300.0, 299.9, admitted(1830, bucket=1000), None)
     assert limit.value == pytest.approx(0.99 * 1830)
-    limit.refused(303.0, 302.9, admitted(1800, 3000, since_cut=60, resumed_at=301.0), None)
+    limit.refused(303.0, 302.9, admitted(1800, bucket=1000, since_cut=60, resumed_at=301.0), None)
     assert limit.value == pytest.approx(990)
     assert not limit.grow(420.0, 990), "nothing above that has been admitted for long"
 
 
-def test_after_growth_a_refusal_that_does_not_come_at_once_is_of_another_kind():
+def test_a_steady_pace_is_not_taken_for_a_bucket():
     limit = AdaptiveLimit(None, 2000)
-    limit.refused(300.0, 299.9, admitted(1020), None)
-    limit.refused(307.0, 306.9, admitted(1010, 1700, since_cut=60, resumed_at=301.0), None)
+    limit.refused(300.0, 299.9, admitted(1020, bucket=1010), None)
+    limit.refused(307.0, 306.9, admitted(1010, bucket=1000, since_cut=60, resumed_at=301.0), None)
     assert limit.value == pytest.approx(0.85 * 0.99 * 1020)
+    assert limit.grow(370.0, 800)
+
+
+def test_a_limit_that_others_use_is_halved_at_most():
+    limit = AdaptiveLimit(1000, 5)
+    limit.refused(1.0, 0.9, admitted(3), 1000)
+    assert limit.value == 500
+    limit.refused(5.0, 4.9, admitted(4, resumed_at=4.0), 1000)
+    assert limit.value == 250
+
+
+def test_so_little_was_sent_that_nothing_is_known_so_it_grows_again():
+    limit = AdaptiveLimit(1000, 5)
+    limit.refused(1.0, 0.9, admitted(3), None)
+    assert limit.value == 20
+    assert limit.exploring
+    now, values = 1.0, []
+    while limit.value < 1000:
+        now += 11.0
+        limit.grow(now, limit.value)
+        values.append(limit.value)
+    assert values[:4] == [40, 80, 160, 320]
+    assert now < 240
+
+
+def test_what_is_refused_while_nothing_is_answered_proves_no_lower_limit():
+    """The service refuses everything for five minutes: one cut, not one for each that asks whether it is back."""
+    for opaque, most in ((True, 900), (False, 100)):
+        limit = AdaptiveLimit(1000, 5)
+        limit.refused(600.0, 599.9, admitted(990, answered_at=599.0), None)
+        believed = limit.value
+        for now in range(602, 900, 10):
+            assert not limit.refused(now, now - 0.1, admitted(most, answered_at=599.5, opaque=opaque), None)
+        assert limit.value == believed == pytest.approx(0.98 * 1000)
 
 
 def test_what_an_earlier_run_learned_is_where_the_next_begins():

@@ -18,16 +18,19 @@ def test_it_stays_open_while_successes_come_between():
 
 
 def test_failures_in_a_row_pause_then_one_request_probes():
-    one = breaker()
-    assert [one.failed(10.0, 9.0) for _ in range(3)] == [False, False, True]
+    one, closed = breaker(), []
+    for _ in range(3):
+        one.failed(10.0, 9.0)
+        closed.append(one.closed)
+    assert closed == [False, False, True]
     opens_at = one.opens_at(10.0)
     assert opens_at is not None and 10.75 <= opens_at <= 11.25
     assert one.opens_at(opens_at) is None
-    one.sent()
+    one.sent(opens_at)
     assert one.opens_at(opens_at) == inf
-    one.succeeded()
+    one.succeeded(opens_at)
     assert one.opens_at(opens_at) is None
-    one.sent()
+    one.sent(opens_at)
     assert one.opens_at(opens_at) is None
 
 
@@ -38,7 +41,7 @@ def test_failed_probes_double_the_pause_up_to_a_minute():
         opens_at = one.opens_at(now)
         pauses.append(opens_at - now)
         now = opens_at
-        one.sent()
+        one.sent(now)
     assert all(0.7 * 2**n <= min(pauses[n], 60) <= 1.3 * 2**n for n in range(6))
     assert max(pauses) <= 1.25 * LONGEST_PAUSE_S
 
@@ -52,18 +55,73 @@ def test_what_was_in_flight_when_the_pause_began_does_not_lengthen_it():
     assert one.opens_at(10.1) == opens_at
 
 
+def test_an_answer_to_what_left_before_the_outage_does_not_end_it():
+    one = breaker()
+    for _ in range(3):
+        one.failed(10.0, 9.9)
+        one.succeeded(9.8)
+    assert one.closed
+    one.sent(12.0)
+    one.succeeded(9.8)
+    assert one.opens_at(12.0) == inf, "the probe is still on its way"
+    one.succeeded(12.0)
+    assert not one.closed
+
+
+def test_failures_that_come_back_before_the_answers_are_not_all_there_is():
+    """One in five fails at once, the others take ten seconds: nothing has been answered yet, and nothing is wrong."""
+    one = breaker()
+    for number in range(100):
+        one.sent(float(number))
+        if number % 5 == 0:
+            one.failed(number + 0.1, float(number))
+    assert not one.closed
+
+
+def test_what_hangs_is_judged_by_what_left_before_it():
+    """Forty wait a minute in vain, each followed by another: those that left since may well fare the same."""
+    one = breaker(8)
+    for number in range(40):
+        one.sent(float(number))
+    for number in range(8):
+        assert not one.closed
+        one.failed(60.0 + number, float(number))
+        one.sent(60.0 + number)
+    assert one.closed
+
+
+def test_an_outage_is_told_once_when_its_first_probe_fails_and_then_its_end():
+    one, now, told = breaker(1), 0.0, []
+    for _ in range(5):
+        told.append(one.failed(now, now))
+        now = one.opens_at(now)
+        one.sent(now)
+    assert told == [False, True, False, False, False]
+    assert one.succeeded(now)
+    assert not one.succeeded(now)
+
+
+def test_a_pause_that_its_first_probe_ends_is_not_told():
+    one = breaker(1)
+    assert not one.failed(10.0, 9.0)
+    now = one.opens_at(10.0)
+    one.sent(now)
+    assert not one.succeeded(now)
+
+
 def test_a_probe_that_tells_nothing_lets_another_go():
     one = breaker(1)
     one.failed(10.0, 9.0)
     now = one.opens_at(10.0)
-    one.sent()
+    one.sent(now)
     one.undecided()
     assert one.opens_at(now) is None
 
 
 def test_weight_counts_for_many():
     one = breaker(20)
-    assert one.failed(1.0, 0.5, weight=20)
+    one.failed(1.0, 0.5, weight=20)
+    assert one.closed
 
 
 def test_the_time_down_is_between_failures_of_one_outage():

@@ -67,9 +67,15 @@ def test_the_service_may_close_the_day(named_s, expected):
     quota = DailyQuota(None, count=lambda day: 0)
     now = at("2026-11-22T21:00")
     assert quota.opens_at(now) is None
-    quota.exhausted(now, named_s)
+    assert quota.exhausted(now, named_s) == at(expected)
     assert quota.opens_at(now) == at(expected)
     assert quota.opens_at(at(expected)) is None
+
+
+def test_what_an_earlier_run_was_told_closes_the_day_too():
+    quota = DailyQuota(500, count=lambda day: 0, closed_until=at("2026-11-23T08:00"))
+    assert quota.opens_at(at("2026-11-22T21:00")) == at("2026-11-23T08:00")
+    assert quota.opens_at(at("2026-11-23T08:00")) is None
 
 
 def test_a_time_is_told_both_ways():

@@ -1,5 +1,6 @@
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from random import Random
 
 import pytest
@@ -243,3 +244,31 @@ def test_a_charge_counts_in_full_until_its_latest_arrival_is_a_minute_old(bounds
     assert ledger.used(1.0 + WINDOW_S + JITTER_S - 0.01) == 100
     assert ledger.used(1.0 + WINDOW_S + JITTER_S + 0.01) < 100 or bounds is None
     assert ledger.used(1.0 + 2 * WINDOW_S + JITTER_S + 0.2) == 0
+
+
+def test_a_minute_that_has_had_more_than_the_one_before_is_new_ground():
+    ledger = TokenLedger(10**9, KnownPhase((0.0, 0.1)))
+    for second in range(0, 60, 3):
+        ledger.settle(ledger.reserve(float(second), 1), None)
+    reached = []
+    for second in range(60, 120):
+        ledger.settle(ledger.reserve(float(second), 1), None)
+        if ledger.on_new_ground(float(second)):
+            reached.append(second)
+    assert reached == list(range(reached[0], 120))
+    assert reached[0] == pytest.approx(80, abs=1), "the minute before had 20"
+
+
+def test_without_the_servers_minute_there_is_no_new_ground():
+    ledger = TokenLedger(10**9, KnownPhase(None))
+    ledger.settle(ledger.reserve(0.0, 1), None)
+    assert not ledger.on_new_ground(1.0)
+
+
+def test_when_the_first_charge_after_an_instant_is_a_minute_old():
+    ledger = TokenLedger(10**9, KnownPhase(None))
+    for at in (1.0, 5.0, 9.0):
+        ledger.settle(ledger.reserve(at, 1), None)
+    assert ledger.leaves_at(1.0) == 65.0
+    assert ledger.leaves_at(0.0) == 61.0
+    assert ledger.leaves_at(9.0) == inf

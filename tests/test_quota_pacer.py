@@ -3,7 +3,7 @@ import pytest
 from servers import SERVERS
 from vclock import run
 
-from pipeline.quota.pacer import JITTER_S, RequestPacer, spacing
+from pipeline.quota.pacer import CAREFUL_S, JITTER_S, RequestPacer, careful_s, spacing
 
 
 async def grants(pacer: RequestPacer, seconds: float) -> list[float]:
@@ -96,3 +96,8 @@ def test_acquire_survives_cancellation_without_losing_a_grant():
         return count
 
     assert run(cancel_often) >= 590
+
+
+def test_where_the_limit_may_be_found_out_two_follow_within_the_time_of_a_refusal():
+    assert careful_s(60.0 / 1000) == CAREFUL_S
+    assert careful_s(60.0 / 10_000) == pytest.approx(4 * 60.0 / 10_000), "high limits are found in minutes too"

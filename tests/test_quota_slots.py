@@ -1,4 +1,5 @@
 from math import ceil, inf, sqrt
+from random import Random
 
 import pytest
 
@@ -37,20 +38,62 @@ def test_a_changed_rate_changes_it():
     assert slots.count > 10 * before
 
 
-def test_overload_cuts_once_in_the_time_of_an_answer_and_answers_give_it_back():
+def test_two_refusals_for_overload_take_a_slot_and_four_answers_give_it_back():
     slots = Slots(100, inf)
-    for _ in range(10):
-        slots.overloaded(50.0)
+    for _ in range(60):
+        slots.overloaded()
     assert slots.count == 70
-    slots.overloaded(70.0)
-    assert slots.count == 49
-    for _ in range(200):
+    for _ in range(60):
+        slots.answered(1.0)
+    assert slots.count == 85
+    for _ in range(61):
         slots.answered(1.0)
     assert slots.count == 100
 
 
-def test_at_least_one_is_left():
-    slots = Slots(2, inf)
-    for now in range(0, 10_000, 100):
-        slots.overloaded(float(now))
+def mean_count(full: int, failing: float) -> float:
+    """Of `full` slots, while so many requests fail whatever is done."""
+    slots, rng, counts = Slots(full, inf), Random(1), []
+    for _ in range(40 * full):
+        if rng.random() < failing:
+            slots.overloaded()
+        else:
+            slots.answered(1.0)
+        counts.append(slots.count)
+    return sum(counts[20 * full :]) / (20 * full)
+
+
+@pytest.mark.parametrize("full", [2, 8, 60, 600])
+def test_what_fails_by_chance_costs_little_up_to_a_third(full):
+    assert mean_count(full, 0.25) >= 0.8 * full
+
+
+@pytest.mark.parametrize("full", [60, 600])
+def test_what_fails_more_often_takes_the_slots_away(full):
+    assert mean_count(full, 0.45) < 0.15 * full
+
+
+@pytest.mark.parametrize("full", [2, 60, 600])
+def test_one_that_was_taken_down_to_one_is_back_within_some_answers_of_each_slot(full):
+    """Answers come the faster the more slots there are: from 1 to 600 in 26 times the time of one answer."""
+    slots = Slots(full, inf)
+    for _ in range(10 * full):
+        slots.overloaded()
     assert slots.count == 1
+    rounds = 0
+    while slots.count < full:
+        rounds += 1
+        for _ in range(slots.count):
+            slots.answered(1.0)
+    assert rounds <= 30
+
+
+def test_what_was_taken_is_no_more_than_a_slower_rate_needs():
+    slots = Slots(None, 6000)
+    for _ in range(10_000):
+        slots.overloaded()
+    slots.change(60)
+    assert slots.count == 1
+    for _ in range(200):
+        slots.answered(10.0)
+    assert slots.count == Slots(None, 60).count

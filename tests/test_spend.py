@@ -2,14 +2,18 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import RunStateError
+from pipeline.quota.shared import RETRY_S
 from pipeline.spend import SpendBook
 
 NOON = 1_795_348_800.0  # 2026-11-22 12:00 UTC
@@ -43,7 +47,7 @@ def test_the_file_is_for_the_user_only(tmp_path: Path) -> None:
 
 def test_a_day_and_a_month_begin_at_midnight_utc(path: Path) -> None:
     clock = Clock()
-    with SpendBook(path, "p", clock=clock) as book:
+    with SpendBook(path, "p", wall=clock) as book:
         assert book.spent() == usd("0", "0")
         book.add(Decimal("0.25"))
         book.add(Decimal("0.000000001"))
@@ -66,12 +70,12 @@ def test_less_than_a_billionth_counts_as_one(path: Path) -> None:
 
 def test_what_another_process_spends_is_seen_at_once_and_other_projects_are_not(path: Path) -> None:
     clock = Clock()
-    with SpendBook(path, "p", clock=clock) as one, SpendBook(path, "p", clock=clock) as other:
+    with SpendBook(path, "p", wall=clock) as one, SpendBook(path, "p", wall=clock) as other:
         one.add(Decimal(1))
         assert other.spent() == one.spent() == usd("1", "1")
         other.add(Decimal(2))
         assert one.spent() == other.spent() == usd("3", "3")
-        with SpendBook(path, "q", clock=clock) as stranger:
+        with SpendBook(path, "q", wall=clock) as stranger:
             assert stranger.spent() == usd("0", "0")
 
 
@@ -97,13 +101,50 @@ def test_sigkill_loses_nothing_that_was_added(path: Path) -> None:
         assert book.spent()[1] == Decimal("0.5")
 
 
-@pytest.mark.parametrize("content", [b"this is no database" * 100, None])
-def test_a_file_that_cannot_be_used_is_named(path: Path, content: bytes | None) -> None:
-    path.parent.mkdir()
-    if content is None:
-        path.mkdir()
-    else:
-        path.write_bytes(content)
+def test_a_file_that_cannot_be_used_is_named(path: Path) -> None:
+    path.mkdir(parents=True)
     with pytest.raises(RunStateError) as caught:
         SpendBook(path, "p")
     assert str(path) in caught.value.message and "move" in caught.value.hint
+
+
+def test_what_is_spent_while_the_file_is_locked_counts_at_once_and_is_written_later(path: Path) -> None:
+    clock, told = Clock(), []
+    with SpendBook(path, "p", clock=clock) as book, SpendBook(path, "p") as others:
+        book.on_trouble = told.append
+        others.add(Decimal(1))
+        with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
+            stranger.execute("BEGIN EXCLUSIVE")
+            began = time.perf_counter()
+            for _ in range(10):
+                book.add(Decimal("0.1"))
+            assert time.perf_counter() - began < 0.5, "it waits for the lock once, and shortly"
+            assert book.trouble is None
+            clock.now += RETRY_S
+            assert book.spent() == usd("2", "2")
+            book.add(Decimal(1))
+            assert book.spent() == usd("3", "3") and book.unwritten_usd == 2
+            assert book.trouble and len(told) == 1
+            stranger.execute("ROLLBACK")
+        assert others.spent() == usd("1", "1")
+        clock.now += RETRY_S
+        book.add(Decimal(1))
+        assert book.trouble is None and book.unwritten_usd == 0
+        assert book.spent() == others.spent() == usd("4", "4")
+
+
+def test_at_the_end_a_lock_is_waited_for_and_what_could_not_be_written_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.quota.shared._PATIENCE_S", 0.3)
+    told: list[str] = []
+    book = SpendBook(path, "p")
+    book.on_trouble = told.append
+    with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
+        stranger.execute("BEGIN EXCLUSIVE")
+        book.add(Decimal("0.25"))
+        assert told == []
+        book.close()
+    assert len(told) == 1 and told[0].startswith(f"$0.250000 that this run spent could not be written to {path}")
+    with SpendBook(path, "p") as book:
+        assert book.spent() == usd("0", "0")

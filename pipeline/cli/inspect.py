@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.flags import JobPath, Json, Model, Offline, Rpd, Rpm, Tpm, load_job
+from pipeline.cli.flags import JobPath, Json, Model, Offline, load_job
 from pipeline.errors import InputError, JobError, RunStateError
 
 
@@ -81,15 +81,25 @@ def models(json: Json = False) -> None:
         console.out.print(f"\nUSD per million tokens, standard lane; prices of {CHECKED}", style="dim")
 
 
-def check(job: JobPath, offline: Offline = False, model: Model = None, json: Json = False) -> None:
+def check(
+    job: JobPath,
+    offline: Offline = False,
+    model: Model = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="forget limits that earlier runs learned, and a day that was used up")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Key, endpoint, model, columns, templates: everything that can be wrong, before anything is spent."""
     import anyio
 
     from pipeline import console, session
 
+    if forget and offline:
+        raise JobError("--forget has nothing to forget with --offline: the emulator's limits are not kept")
     loaded = load_job(job, None, model, None, None, None)
     prepared = session.prepare(loaded, session.Options(offline=offline))
-    found = anyio.run(session.check_service, prepared)
+    found = anyio.run(session.check_service, prepared, forget)
     facts = [("rows", f"{prepared.rows:,}", loaded.spec.input.path), *found]
     if json:
         console.show_json({name: value for name, value, _ in facts})
@@ -101,9 +111,9 @@ def check(job: JobPath, offline: Offline = False, model: Model = None, json: Jso
 def emulate(
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port; 0 picks a free one")] = 8089,
-    rpm: Rpm = None,
-    tpm: Tpm = None,
-    rpd: Rpd = None,
+    rpm: Annotated[int | None, typer.Option(help="requests per minute; 0: no model is offered")] = None,
+    tpm: Annotated[int | None, typer.Option(help="input tokens per minute; 0: no model is offered")] = None,
+    rpd: Annotated[int | None, typer.Option(help="requests per day; 0: no model is offered")] = None,
     algorithm: Annotated[Algorithm, typer.Option(help="how it counts a minute")] = Algorithm.fixed,
     latency: Annotated[float, typer.Option(metavar="SECONDS", help="of every answer")] = 0.0,
     jitter: Annotated[float, typer.Option(metavar="SECONDS", help="up to this much more latency")] = 0.0,

@@ -77,7 +77,8 @@ def _tell(monitor: Monitor) -> None:
 def notice(event: str, numbers: dict[str, object]) -> str:
     """What a person is told of an event of the dispatcher; nothing of one that is told in other ways."""
     if event == "limit":
-        return f"limit: {numbers['per_minute']:,} {numbers['meter']} a minute ({numbers['origin']})"
+        forget = "; forget: `pipeline check JOB --forget`" if numbers["origin"] == "learned" else ""
+        return f"limit: {numbers['per_minute']:,} {numbers['meter']} a minute ({numbers['origin']}{forget})"
     if event == "sharing":
         if numbers["runs"] == 1:
             return "no other run on this machine uses this quota any more"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pipeline.quota.adaptive import AdaptiveLimit
 from pipeline.quota.endpoint import FIRST_RPM, FIRST_TPM
-from pipeline.quota.pacer import JITTER_S, WINDOW_S, spacing
+from pipeline.quota.pacer import JITTER_S, WINDOW_S, careful_s, spacing
 from pipeline.quota.slots import CAP, START, Slots
 from pipeline.records import Limits
 
@@ -181,6 +181,11 @@ class _Sent:
         part = (at - self.times[after - 1]) / (self.times[after] - self.times[after - 1])
         return self.counts[after - 1] + part * (self.counts[after] - self.counts[after - 1])
 
+    def on_new_ground(self, at: float, second: float) -> bool:
+        """Whether the service's minute has had more than the one before it."""
+        began = at - (at + second) % WINDOW_S
+        return self.total - self.by(began) > self.by(began) - self.by(began - WINDOW_S)
+
     def counted(self, at: float, second: float) -> float:
         """The most that a service can count by now, by the last minute or by its own minutes."""
         elapsed = (at + second) % WINDOW_S
@@ -199,6 +204,8 @@ def _grow(load: Load, pace: Pace, second: float) -> tuple[_Sent, Bound]:
     bound: Bound = "rpm"
     while sent.total < load.prompts and now - grown_at < _SETTLED_TURNS * max(_PERIOD_S, pace.latency_s):
         period_s = spacing(requests.value)[1] if requests else 0.0
+        if requests and requests.exploring and now > pace.latency_s and sent.on_new_ground(now, second):
+            period_s = max(period_s, careful_s(period_s))
         some = max(1, round(_STEP_S / period_s)) if requests else inf
         now += some * period_s if requests else _STEP_S
         in_flight = sent.total - sent.by(now - pace.latency_s)

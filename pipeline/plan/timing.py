@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from math import ceil, log
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from pipeline.errors import JobError
 from pipeline.plan.pace import UNKNOWN_LIMITS, Bound, Load, Pace, Sending, sending
-from pipeline.quota.daily import RESET_JITTER_S, RESET_ZONE, next_reset
+from pipeline.quota.daily import RESET_JITTER_S, next_reset
 from pipeline.quota.pacer import WINDOW_S
 from pipeline.records import Limits
 
@@ -142,12 +143,12 @@ class _Leg:
 def _days(prompts: int, pace: Pace, leg: _Leg) -> tuple[list[Day], _Leg]:
     """Days of quota, and the sending of the last."""
     days: list[Day] = []
-    rpd, now, done = pace.limits.rpd, leg.begun, 0
+    rpd, zone, now, done = pace.limits.rpd, pace.limits.reset_zone, leg.begun, 0
     if not rpd:
         return [Day(_moment(now), _moment(now), prompts)], leg
     left_today = max(0, rpd - pace.used_today)
     while len(days) < DAYS_LISTED:
-        reset = next_reset(now)
+        reset = next_reset(now, zone)
         today = min(prompts - done, left_today)
         passes = leg.at(done + today) > reset
         if passes:
@@ -161,10 +162,10 @@ def _days(prompts: int, pace: Pace, leg: _Leg) -> tuple[list[Day], _Leg]:
         if not passes:
             now += RESET_JITTER_S
             leg = leg.resumed(now, done, leg.at(done) - leg.begun)
-    return _stretch(days, prompts, rpd, now, leg)
+    return _stretch(days, prompts, rpd, zone, now, leg)
 
 
-def _stretch(days: list[Day], prompts: int, rpd: int, now: float, leg: _Leg) -> tuple[list[Day], _Leg]:
+def _stretch(days: list[Day], prompts: int, rpd: int, zone: str, now: float, leg: _Leg) -> tuple[list[Day], _Leg]:
     """The days after those that are listed: each uses up its quota, or none does."""
     left = prompts - sum(day.prompts for day in days)
     day_s = leg.sending.at(rpd)
@@ -173,7 +174,7 @@ def _stretch(days: list[Day], prompts: int, rpd: int, now: float, leg: _Leg) -> 
     else:
         count = ceil(left / rpd)
         whole = count - 1
-        leg = leg.resumed(_midnight(now, whole) + RESET_JITTER_S, prompts - left + whole * rpd, whole * day_s)
+        leg = leg.resumed(_midnight(now, whole, zone) + RESET_JITTER_S, prompts - left + whole * rpd, whole * day_s)
     return [*days, Day(_moment(now), _moment(now), left, count)], leg
 
 
@@ -195,21 +196,25 @@ def _tail_s(load: Load, pace: Pace, last: _Leg) -> float:
 
 def _needed(limits: Limits, prompts: int, fits: Callable[[Limits], bool]) -> Limits | None:
     """The least limits that fit, where the present ones do not: each in turn, those after it lifted."""
-    tried = Limits(rpm=0, tpm=0, rpd=0, concurrency=prompts)
+    tried = replace(limits, rpm=0, tpm=0, rpd=0, concurrency=prompts)
     if not fits(tried):
         return None
     needed = Limits()
     for name in ("rpm", "tpm", "concurrency", "rpd"):
-        kept = replace(tried, **{name: getattr(limits, name)})
+        kept = _with(tried, name, getattr(limits, name))
         if not fits(kept):
             least = _least(tried, name, fits)
-            kept, needed = replace(tried, **{name: least}), replace(needed, **{name: least})
+            kept, needed = _with(tried, name, least), _with(needed, name, least)
         tried = kept
     return needed
 
 
 def _least(limits: Limits, name: str, fits: Callable[[Limits], bool]) -> int:
-    return 1 + bisect_left(range(1, _ENOUGH), True, key=lambda value: fits(replace(limits, **{name: value})))
+    return 1 + bisect_left(range(1, _ENOUGH), True, key=lambda value: fits(_with(limits, name, value)))
+
+
+def _with(limits: Limits, name: str, value: Any) -> Limits:
+    return replace(limits, **{name: value})
 
 
 def _part(load: Load, prompts: int) -> Load:
@@ -227,11 +232,11 @@ def _ungrown(limits: Limits) -> Limits:
     )
 
 
-def _midnight(now: float, days: int) -> float:
+def _midnight(now: float, days: int, zone: str) -> float:
     """When the quota of so many days later begins, at the latest where the calendar ends."""
-    zone = ZoneInfo(RESET_ZONE)
-    today = datetime.fromtimestamp(now, zone).date().toordinal()
-    return datetime.combine(date.fromordinal(min(today + days, _LAST.toordinal())), time(), zone).timestamp()
+    where = ZoneInfo(zone)
+    today = datetime.fromtimestamp(now, where).date().toordinal()
+    return datetime.combine(date.fromordinal(min(today + days, _LAST.toordinal())), time(), where).timestamp()
 
 
 def _moment(seconds: float) -> datetime:

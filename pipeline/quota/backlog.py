@@ -92,7 +92,9 @@ class Backlog:
         """
         limit = quota.tokens_limit
         if limit == inf:
-            return self._ready.take(now, inf, lambda job: True, lambda job: now, quota.phase.ends_at)
+            return self._ready.take(
+                now, inf, lambda job: True, lambda job: now, quota.phase.ends_at, backwards=quota.down
+            )
         rooms = {trust: quota.room(now, trust) for trust in (EXACT, *self.estimates)}
 
         def fits(job: Job) -> bool:
@@ -103,7 +105,7 @@ class Backlog:
             tokens, trust = self.cost(job)
             return quota.fits_at(now, min(tokens, limit), trust)
 
-        return self._ready.take(now, max(rooms.values()), fits, fits_at, quota.phase.ends_at)
+        return self._ready.take(now, max(rooms.values()), fits, fits_at, quota.phase.ends_at, backwards=quota.down)
 
     def next_wanted(self, now: float) -> Job | None:
         """What everything waits for when `take` returned None."""

@@ -2,27 +2,28 @@
 
 import sqlite3
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
 from pipeline.errors import RunStateError
+from pipeline.quota.shared import SharedFile, unusable
 
 KEEP_S = 130.0
 """Sends older than this can no longer count against any minute."""
-LEARNED_FOR_S = 86_400.0
-"""A learned limit is believed for a day: tiers and models change."""
+LEARNED_FOR_S = 6 * 3600.0
+"""A learned limit is believed for some hours: tiers and models change, and one learned too low holds every run up."""
 GROUP_S, GROUP_OF = 0.01, 16
 """Sends closer together than this share a transaction, so many at most."""
-_LOCKED_S = 5.0  # how long another process may keep the file locked
+_NAME = "The quota book"
 
 _REQUESTS_ON = "SELECT requests FROM days WHERE endpoint = ? AND day = ?"
 _LEARNED = "SELECT value FROM learned WHERE endpoint = ? AND meter = ? AND at > ?"
+_DAY_OPENS_AT = "SELECT value FROM learned WHERE endpoint = ? AND meter = 'day' AND value > ?"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sends (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -93,41 +94,22 @@ class MemoryBook:
         """None: earlier runs are not known."""
         return None
 
+    def close_day(self, until: float, now: float) -> None:
+        """As `learn`."""
 
-def open_shared(path: Path, schema: str) -> sqlite3.Connection:
-    """A small SQLite file that several processes write, for the user's eyes only; raises OSError or sqlite3.Error.
-
-    WAL without fsync: a power cut may lose the last seconds, a crash of the program loses nothing.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.touch(0o600)
-    db = sqlite3.connect(path, timeout=_LOCKED_S, isolation_level=None)
-    _write_ahead(db)
-    db.execute("PRAGMA synchronous = OFF")
-    db.executescript(schema)
-    return db
-
-
-def _write_ahead(db: sqlite3.Connection) -> None:
-    """Switch to WAL; when two processes do that to a new file at once, SQLite fails one of them without waiting."""
-    give_up_at = time.monotonic() + _LOCKED_S
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
-                raise
-        time.sleep(0.01)
+    def day_opens_at(self, now: float) -> float | None:
+        """None, as for `learned`."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What earlier runs left in the book: requests of a day, and limits a minute that they learned."""
+    """What earlier runs left in the book: requests of a day, limits a minute that they learned, a day used up."""
 
     requests: int = 0
     rpm: float | None = None
     tpm: float | None = None
+    day_opens_at: float | None = None  # epoch seconds
 
 
 def read_known(path: Path, endpoint: str, day: str, now: float) -> Known:
@@ -145,63 +127,60 @@ def read_known(path: Path, endpoint: str, day: str, now: float) -> Known:
                 for meter in ("requests", "tokens")
             )
             rpm, tpm = (row and row[0] for row in learned)
+            opens = db.execute(_DAY_OPENS_AT, (endpoint, now)).fetchone()
     except sqlite3.Error as error:
-        raise _unusable(str(path), error) from error
-    return Known(requests[0] if requests else 0, rpm, tpm)
+        raise unusable(_NAME, path, error, _hint(path)) from error
+    return Known(requests[0] if requests else 0, rpm, tpm, opens[0] if opens else None)
 
 
-class QuotaBook:
+class QuotaBook(SharedFile):
     """The sends, day counts and learned limits of one endpoint and model.
 
     A send is in the file before it leaves, so kill -9 loses none, and other processes see it at once; above 6,000
     requests a minute up to `GROUP_OF` are written together, and as many may be lost. The next run starts without its
-    burst, which is larger than that at such a rate, and stays within the limit all the same. The file is in WAL mode
-    without fsync: a power cut may lose the last seconds, a crash of the program does not.
+    burst, which is larger than that at such a rate, and stays within the limit all the same.
+
+    Once open it raises nothing: while the file cannot be used, this run's own counts are kept here, and written later.
     """
 
-    def __init__(self, path: Path, endpoint: str) -> None:
-        """`endpoint` names project, service and model, never a key."""
-        self._where = str(path)
+    def __init__(self, path: Path, endpoint: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`endpoint` names project, service and model, never a key. Raises `RunStateError`."""
+        super().__init__(path, _SCHEMA, name=_NAME, hint=_hint(path), clock=clock)
         self._endpoint = endpoint
         self._who = uuid4().hex
-        self._version = -1
         self._seen = 0
-        self._pending: list[Entry] = []
         self._written_at = 0.0
-        self._settled: list[tuple[int, int]] = []  # tokens and number
-        try:
-            self._db = open_shared(path, _SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise self._broken(error) from error
-
-    def __enter__(self) -> "QuotaBook":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self._days: dict[str, int] = {}  # requests, as in the file
+        # What is not in the file yet:
+        self._pending: OrderedDict[Entry, None] = OrderedDict()
+        self._settled: list[tuple[int, int, str]] = []  # tokens, number, ours
+        self._refunded: list[tuple[int, str]] = []
+        self._uncounted: Counter[str] = Counter()  # requests by day
+        self._learned: dict[str, tuple[float, float]] = {}  # meter → value and when
 
     def close(self) -> None:
         """Close the file; what was written stays, as sends of nobody: this run shares the quota no longer."""
+        self.be_patient()
         self._write()
-        self._run("UPDATE sends SET who = '' WHERE who = ?", (self._who,))
-        self._db.close()
+        self.write(lambda db: db.execute("UPDATE sends SET who = '' WHERE who = ?", (self._who,)))
+        super().close()
 
     def recent(self, now: float) -> list[Send]:
         """The sends of all processes that may still count, oldest first; older ones are forgotten."""
-        self._run("DELETE FROM sends WHERE at < ?", (now - KEEP_S,))
-        rows = self._rows("SELECT id, who, at, tokens FROM sends WHERE endpoint = ? ORDER BY at", (self._endpoint,))
+        rows = self._rows("SELECT id, who, at, tokens FROM sends WHERE endpoint = ? ORDER BY at", self._endpoint)
+        self.write(lambda db: db.execute("DELETE FROM sends WHERE at < ?", (now - KEEP_S,)))
         self._seen = max((row[0] for row in rows), default=self._seen)
-        return [Send(who, min(at, now), tokens) for _, who, at, tokens in rows]
+        return [Send(who, min(at, now), tokens) for _, who, at, tokens in rows if at >= now - KEEP_S]
 
     def news(self) -> list[Send]:
         """What other processes sent since `recent` or the last `news`."""
-        if not self._changed():
+        if not self.read(self.changed):
             return []
         rows = self._rows(
             "SELECT id, who, at, tokens FROM sends WHERE id > ? AND endpoint = ? AND who <> ? ORDER BY id",
-            (self._seen, self._endpoint, self._who),
+            self._seen,
+            self._endpoint,
+            self._who,
         )
         self._seen = max((row[0] for row in rows), default=self._seen)
         return [Send(who, at, tokens) for _, who, at, tokens in rows]
@@ -209,7 +188,8 @@ class QuotaBook:
     def send(self, at: float, tokens: int, day: str) -> Entry:
         """Enter one request before it leaves; `settle` or `refund` it later."""
         entry = Entry(at, tokens, day)
-        self._pending.append(entry)
+        self._pending[entry] = None
+        self._uncounted[day] += 1
         if len(self._pending) >= GROUP_OF or not 0 <= at - self._written_at < GROUP_S:
             self._write()
             self._written_at = at
@@ -220,87 +200,89 @@ class QuotaBook:
         if entry.number is None:
             entry.tokens = tokens
         elif tokens != entry.tokens:
-            self._settled.append((tokens, entry.number))
+            self._settled.append((tokens, entry.number, self._who))
 
     def refund(self, entry: Entry) -> None:
         """Take out a request that never counted."""
+        self._uncounted[entry.day] -= 1
         if entry.number is None:
-            self._pending.remove(entry)
+            self._pending.pop(entry, None)
             return
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute("DELETE FROM sends WHERE id = ?", (entry.number,))
-            self._count(entry.day, -1)
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise self._broken(error) from error
+        self._refunded.append((entry.number, self._who))
+        self._write()
 
     def requests_on(self, day: str) -> int:
         """Requests of all processes on a quota day (YYYY-MM-DD)."""
-        rows = self._rows(_REQUESTS_ON, (self._endpoint, day))
-        return (int(rows[0][0]) if rows else 0) + sum(entry.day == day for entry in self._pending)
+        rows = self._rows(_REQUESTS_ON, self._endpoint, day)
+        if rows:
+            self._days[day] = rows[0][0]
+        return self._days.get(day, 0) + self._uncounted[day]
 
     def learn(self, meter: str, value: float, now: float) -> None:
         """Keep a learned limit (per minute) for the next run."""
-        self._run(
-            "INSERT OR REPLACE INTO learned (endpoint, meter, value, at) VALUES (?, ?, ?, ?)",
-            (self._endpoint, meter, value, now),
-        )
+        self._learned[meter] = (value, now)
+        self._write()
 
     def learned(self, meter: str, now: float) -> float | None:
         """The limit (per minute) that an earlier run learned, unless that is too long ago."""
-        rows = self._rows(_LEARNED, (self._endpoint, meter, now - LEARNED_FOR_S))
+        rows = self._rows(_LEARNED, self._endpoint, meter, now - LEARNED_FOR_S)
         return float(rows[0][0]) if rows else None
 
-    def _changed(self) -> bool:
-        (version,) = self._rows("PRAGMA data_version")[0]  # moves only when another connection has written
-        changed, self._version = bool(version != self._version), version
-        return changed
+    def close_day(self, until: float, now: float) -> None:
+        """Keep that the service said the day's quota is used up; both in epoch seconds."""
+        self.learn("day", until, now)
+
+    def day_opens_at(self, now: float) -> float | None:
+        """When the day is over that the service said is used up, in epoch seconds; None when it is."""
+        rows = self._rows(_DAY_OPENS_AT, self._endpoint, now)
+        return float(rows[0][0]) if rows else None
+
+    def forget(self) -> None:
+        """Learned limits, and that the day is used up: for the runs to come. Raises `RunStateError`."""
+        self.be_patient()
+        if self.write(lambda db: db.execute("DELETE FROM learned WHERE endpoint = ?", (self._endpoint,))) is None:
+            raise RunStateError(f"{_NAME} cannot be changed now", "another process keeps it locked: try again")
 
     def _write(self) -> None:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("UPDATE sends SET tokens = ? WHERE id = ?", self._settled)
-            self._db.executemany(
-                "INSERT INTO sends (endpoint, who, at, tokens) VALUES (?, ?, ?, ?)",
-                [(self._endpoint, self._who, entry.at, entry.tokens) for entry in self._pending],
-            )
-            (last,) = self._db.execute("SELECT last_insert_rowid()").fetchone()  # of one transaction they are in a row
-            for day, requests in Counter([entry.day for entry in self._pending]).items():
-                self._count(day, requests)
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise self._broken(error) from error
+        last = self.write(self._enter)
+        if last is None:
+            self._forget_old()
+            return
         for number, entry in enumerate(reversed(self._pending)):
             entry.number = last - number
-        self._settled.clear()
-        self._pending.clear()
+        for day, requests in self._uncounted.items():
+            self._days[day] = max(0, self._days.get(day, 0) + requests)
+        for written in (self._pending, self._settled, self._refunded, self._uncounted, self._learned):
+            written.clear()
 
-    def _count(self, day: str, requests: int) -> None:
-        self._db.execute(
+    def _enter(self, db: sqlite3.Connection) -> int:
+        """Write all that is not in the file; returns the number of the last send, which are in a row."""
+        # The numbers of a file that was replaced in mid-run are others' in the new one.
+        db.executemany("UPDATE sends SET tokens = ? WHERE id = ? AND who = ?", self._settled)
+        db.executemany("DELETE FROM sends WHERE id = ? AND who = ?", self._refunded)
+        db.executemany(
+            "INSERT OR REPLACE INTO learned (endpoint, meter, value, at) VALUES (?, ?, ?, ?)",
+            [(self._endpoint, meter, value, at) for meter, (value, at) in self._learned.items()],
+        )
+        db.executemany(
             "INSERT INTO days (endpoint, day, requests) VALUES (?, ?, ?)"
             " ON CONFLICT DO UPDATE SET requests = max(0, requests + excluded.requests)",
-            (self._endpoint, day, requests),
+            [(self._endpoint, day, requests) for day, requests in self._uncounted.items()],
         )
+        db.executemany(
+            "INSERT INTO sends (endpoint, who, at, tokens) VALUES (?, ?, ?, ?)",
+            [(self._endpoint, self._who, entry.at, entry.tokens) for entry in self._pending],
+        )
+        return int(db.execute("SELECT last_insert_rowid()").fetchone()[0])
 
-    def _run(self, statement: str, values: Iterable[Any] = ()) -> None:
-        try:
-            self._db.execute(statement, tuple(values))
-        except sqlite3.Error as error:
-            raise self._broken(error) from error
+    def _forget_old(self) -> None:
+        """Let go of sends that count against no minute any more: a file that stays away is not to fill the memory."""
+        while self._pending and next(reversed(self._pending)).at - next(iter(self._pending)).at > KEEP_S:
+            self._pending.popitem(last=False)
 
-    def _rows(self, statement: str, values: Iterable[Any] = ()) -> list[Any]:
-        try:
-            return self._db.execute(statement, tuple(values)).fetchall()
-        except sqlite3.Error as error:
-            raise self._broken(error) from error
-
-    def _broken(self, error: Exception) -> RunStateError:
-        return _unusable(self._where, error)
+    def _rows(self, statement: str, *values: object) -> list[Any]:
+        return self.read(lambda db: db.execute(statement, values).fetchall()) or []
 
 
-def _unusable(where: str, error: Exception) -> RunStateError:
-    return RunStateError(
-        f"The quota book {where} cannot be used: {error}",
-        f"If no other run is going on, remove {where} and run again; only its counts of today are lost.",
-    )
+def _hint(path: Path) -> str:
+    return f"If no other run is going on, remove {path} and run again; only its counts of today are lost."

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, time, timedelta
 from math import ceil
 from zoneinfo import ZoneInfo
 
-RESET_ZONE = "America/Los_Angeles"
-"""Google resets requests per day at midnight Pacific (rate limit page, 2026-10)."""
+from pipeline.records import RESET_ZONE
+
 RESET_JITTER_S = 5.0
 """Added to the reset, so that a clock a little ahead does not ask a second too early."""
 _LONG_S = 3600.0
@@ -34,12 +34,22 @@ def until_text(now: float, then: float) -> str:
 class DailyQuota:
     """Requests of the day, over all runs that share the counter behind `count`; times are epoch seconds."""
 
-    def __init__(self, limit: int | None, *, count: Callable[[str], int], zone: str = RESET_ZONE) -> None:
-        """`count(day)` reads how many requests a day (YYYY-MM-DD) has had; without `limit` only the service tells."""
+    def __init__(
+        self,
+        limit: int | None,
+        *,
+        count: Callable[[str], int],
+        zone: str = RESET_ZONE,
+        closed_until: float | None = None,
+    ) -> None:
+        """`count(day)` reads how many requests a day (YYYY-MM-DD) has had; without `limit` only the service tells.
+
+        `closed_until`: an earlier run was told that this day is used up.
+        """
         self._limit = limit
         self._count = count
         self._zone = zone
-        self._closed_until: float | None = None
+        self._closed_until = closed_until
         self._day, self._day_ends = "", 0.0
 
     def opens_at(self, now: float) -> float | None:
@@ -52,8 +62,8 @@ class DailyQuota:
             return None
         return self._day_ends + RESET_JITTER_S
 
-    def exhausted(self, now: float, retry_after_s: float | None) -> None:
-        """The service says that the day is used up.
+    def exhausted(self, now: float, retry_after_s: float | None) -> float:
+        """The service says that the day is used up; returns when the next begins.
 
         A delay of hours that it names is believed; one of seconds repeats its minute window.
         """
@@ -61,6 +71,7 @@ class DailyQuota:
             self._closed_until = now + retry_after_s
         else:
             self._closed_until = next_reset(now, self._zone) + RESET_JITTER_S
+        return self._closed_until
 
     def today(self, now: float) -> str:
         """The quota day (YYYY-MM-DD) at `now`."""

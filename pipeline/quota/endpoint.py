@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from math import inf
 from random import Random
 
-from pipeline.quota.adaptive import AdaptiveLimit, Admitted
+from pipeline.quota.adaptive import AdaptiveLimit
 from pipeline.quota.book import GROUP_S, Entry, MemoryBook, QuotaBook, Send
 from pipeline.quota.breaker import Breaker
-from pipeline.quota.daily import RESET_ZONE, DailyQuota
+from pipeline.quota.daily import DailyQuota
 from pipeline.quota.estimates import Trust
+from pipeline.quota.evidence import Admitted, Which, last_minute
 from pipeline.quota.ledger import Charge, TokenLedger
-from pipeline.quota.pacer import RESERVE_FROM_RPM, WINDOW_S, RequestPacer
+from pipeline.quota.pacer import RESERVE_FROM_RPM, WINDOW_S, RequestPacer, careful_s
 from pipeline.quota.phase import MinutePhase
 from pipeline.quota.slots import Slots
 from pipeline.records import Limits, QuotaHit, Verdict
@@ -26,8 +27,6 @@ GIVE_UP_S = 1800.0
 """A server that fails or refuses everything this long stops the run, which can be resumed."""
 SHARER_S = 10.0
 """Another process shares the requests while it has sent one in this time, or in three of its periods."""
-_TELLING_WAIT_S = 3.0  # a shorter one ends with a minute by chance too often
-_SAME_S = 0.5
 _WORTH_TELLING = 1.25
 _HOLD_JITTER_S = 0.25
 _LONGEST_HOLD_S = 600.0
@@ -65,7 +64,6 @@ class EndpointQuota:
         notify: Notify,
         rng: Random,
         book: QuotaBook | None = None,
-        zone: str = RESET_ZONE,
     ) -> None:
         self._wall, self._notify, self._rng = wall, notify, rng
         self._book: QuotaBook | MemoryBook = book if book is not None else MemoryBook()
@@ -74,10 +72,15 @@ class EndpointQuota:
         self.tokens = self._meter("tokens", limits.tpm, FIRST_TPM)
         self.phase = MinutePhase()
         self.ledger = TokenLedger(self.tokens.value if self.tokens else inf, self.phase)
-        self.day = DailyQuota(limits.rpd or None, count=self._book.requests_on, zone=zone)
+        self.day = DailyQuota(
+            limits.rpd or None,
+            count=self._book.requests_on,
+            zone=limits.reset_zone,
+            closed_until=self._book.day_opens_at(wall()),
+        )
         self._outage = Breaker(OUTAGE_AFTER, rng)
         self._refusals = Breaker(REFUSALS_IN_A_ROW, rng)
-        self._hold_until = self._resumed_at = -inf
+        self._hold_until = self._resumed_at = self._sent_at = self._answered_at = -inf
         self._admitted = {"requests": 0, "tokens": 0}
         self._began_at: float | None = None
         self._strict = False
@@ -128,10 +131,17 @@ class EndpointQuota:
         waits = [self._outage.opens_at(now), self._refusals.opens_at(now)]
         if now < self._hold_until:
             waits.append(self._hold_until)
-        if self.requests:
+        if self.requests and self._pacer:
             fits_at = self.ledger.request_fits_at(now, self.requests.value, counted=self._strict)
+            if self.requests.exploring and self.ledger.on_new_ground(now):
+                fits_at = max(fits_at, self._sent_at + careful_s(self._pacer.period_s))
             waits.append(fits_at if fits_at > now else None)
         return max((wait for wait in waits if wait is not None), default=None)
+
+    @property
+    def down(self) -> bool:
+        """Whether the server is believed to be down: the next request only asks whether it is back."""
+        return self._outage.closed
 
     def down_s(self) -> float:
         """How long every request has failed or been refused."""
@@ -147,8 +157,7 @@ class EndpointQuota:
             return
         if self.requests and not self._pacer.ready():
             proven = self.requests.value
-            last_minute, _ = self.ledger.last_minute(now)
-            if self.requests.grow(now, last_minute):
+            if self.requests.grow(now, self.ledger.last_minute(now)[0]):
                 self._book.learn("requests", proven, self._wall())
                 self._requests_changed(now)
         await self._pacer.acquire()
@@ -184,14 +193,15 @@ class EndpointQuota:
 
     def send(self, now: float, tokens: int, trust: Trust) -> Ticket:
         """Charge one request that leaves now."""
-        self._outage.sent()
-        self._refusals.sent()
+        self._outage.sent(now)
+        self._refusals.sent(now)
         if self.unlimited:
             return Ticket(now, tokens)
         if self._began_at is None:
             self._began_at = now
         if self._resumed_at < self._hold_until:
             self._resumed_at = now
+        self._sent_at = now
         wall = self._wall()
         day = self.day.today(wall)
         charge = self.ledger.reserve(now, tokens, trust)
@@ -199,8 +209,8 @@ class EndpointQuota:
 
     def answered(self, ticket: Ticket, now: float, tokens: int | None, date: float | None, received: float) -> None:
         """An answer came: `tokens` as the service counted them, `date` its Date header, `received` when it was read."""
-        self._outage.succeeded()
-        self._refusals.succeeded()
+        self._answers_again(ticket)
+        self._answered_at = max(self._answered_at, ticket.sent_at)
         self.slots.answered(now - ticket.sent_at)
         if date is not None:
             self.phase.observe(date, ticket.sent_at, max(ticket.sent_at, received))
@@ -215,14 +225,18 @@ class EndpointQuota:
         else:
             self._release(ticket)
         if verdict.kind != "transient":
-            self._outage.succeeded()
-            self._refusals.succeeded()
+            self._answers_again(ticket)
             return
         self._refusals.undecided()
         if verdict.http_status == 503:
-            self.slots.overloaded(now)
+            self.slots.overloaded()
         if self._outage.failed(now, ticket.sent_at):
             self._notify("outage", {"message": verdict.message})
+
+    def _answers_again(self, ticket: Ticket) -> None:
+        self._refusals.succeeded()
+        if self._outage.succeeded(ticket.sent_at):
+            self._notify("outage", {"message": "over, the service answers again"})
 
     def refused(self, ticket: Ticket, now: float, verdict: Verdict) -> None:
         """The request was refused for quota: it did not count; hold, and learn the limit."""
@@ -232,16 +246,16 @@ class EndpointQuota:
         self._release(ticket)
         if verdict.kind == "day_quota":
             self._refusals.undecided()
-            self.day.exhausted(self._wall(), verdict.retry_after_s)
+            wall = self._wall()
+            self._book.close_day(self.day.exhausted(wall, verdict.retry_after_s), wall)
             return
         if self._refusals.failed(now, ticket.sent_at, weight=1 if verdict.quota else REFUSALS_IN_A_ROW):
             self._notify("refused", {"message": verdict.message})
         wait = min(_LONGEST_HOLD_S, max(_DEFAULT_HOLD_S, verdict.retry_after_s or 0.0))
         self._hold_until = max(self._hold_until, now + wait + self._rng.uniform(0.0, _HOLD_JITTER_S))
         hits = [hit for hit in verdict.quota if hit.window == "minute"] or [self._likely_hit(now)]
-        window_began = self._window_began(ticket, now, verdict.retry_after_s or 0.0)
         for hit in hits:
-            self._learn(hit, ticket, now, window_began)
+            self._learn(hit, ticket, now, verdict.retry_after_s or 0.0)
 
     def unknown(self, ticket: Ticket) -> None:
         """Nobody knows what became of the request: it stays charged."""
@@ -303,20 +317,7 @@ class EndpointQuota:
         requests, tokens = self.use(now)
         return QuotaHit("", "tokens" if tokens > requests else "requests", "minute")
 
-    def _window_began(self, ticket: Ticket, now: float, wait: float) -> float:
-        """When the window began that a refused request did not fit into.
-
-        A minute before it left; but a server that says to wait until its own minute ends counts by that minute.
-        """
-        bounds = self.phase.bounds
-        if bounds is not None and wait > _TELLING_WAIT_S:
-            ends_at = now + wait
-            before_end = (ends_at + sum(bounds) / 2) % WINDOW_S
-            if min(before_end, WINDOW_S - before_end) < _SAME_S + (bounds[1] - bounds[0]) / 2:
-                return ends_at - WINDOW_S
-        return ticket.sent_at - WINDOW_S
-
-    def _learn(self, hit: QuotaHit, ticket: Ticket, now: float, window_began: float) -> None:
+    def _learn(self, hit: QuotaHit, ticket: Ticket, now: float, wait_s: float) -> None:
         meter = self.requests if hit.meter == "requests" else self.tokens
         if meter is None:
             return
@@ -324,20 +325,25 @@ class EndpointQuota:
             self._strict = True
             self._requests_changed(now)
             return
-        which = 0 if hit.meter == "requests" else 1
+        which: Which = 0 if hit.meter == "requests" else 1
         began_at = now if self._began_at is None else self._began_at
         in_flight = self.ledger.in_flight()[which]
-        before, after = self.ledger.since(window_began), self.ledger.since(ticket.sent_at)
+        least, most = last_minute(self.ledger, self.phase.bounds, which, ticket.sent_at, now, wait_s)
+        # What was refused is more than was left: the limit is between the sums without and with it.
+        refused = ticket.tokens if hit.meter == "tokens" else 0
         admitted = Admitted(
-            # What was refused is more than was left: the limit is between the sums without and with it.
-            last_minute=before[which] - after[which] + (ticket.tokens if hit.meter == "tokens" else 0),
-            last_two_minutes=self.ledger.since(now - 2 * WINDOW_S)[which],
+            least=least + refused,
+            most=most + refused,
+            bucket=max(
+                self.ledger.since(now - 2 * WINDOW_S)[which] / 3.0,
+                (self._admitted[hit.meter] + in_flight) / (1.0 + (now - began_at) / WINDOW_S),
+            ),
             since_cut=self.ledger.since(meter.cut_at)[which],
             resumed_at=self._resumed_at,
-            total=self._admitted[hit.meter] + in_flight,
-            began_at=began_at,
+            answered_at=self._answered_at,
+            opaque=not hit.quota_id,
         )
-        if hit.meter == "tokens" and self._phase_explains(hit, ticket, admitted.last_minute):
+        if hit.meter == "tokens" and self._phase_explains(hit, ticket, admitted.least):
             self.phase.distrust(now)
             return
         if not meter.refused(now, ticket.sent_at, admitted, hit.limit):

@@ -61,6 +61,7 @@ class _Tail:
 Amount = Callable[[Charge | _Tail], int]
 _tokens: Amount = attrgetter("tokens")
 _requests: Amount = attrgetter("requests")
+_at = attrgetter("at")
 
 
 class TokenLedger:
@@ -168,6 +169,19 @@ class TokenLedger:
             requests += charge.requests
             tokens += charge.tokens
         return requests, tokens
+
+    def on_new_ground(self, now: float) -> bool:
+        """Whether the server's minute has had more requests than the one before it; False while it is not known."""
+        bounds = self._phase.bounds
+        if bounds is None:
+            return False
+        self._count(now, *bounds)
+        return 2 * self._current.requests > self._both.requests
+
+    def leaves_at(self, instant: float) -> float:
+        """When the first charge after `instant` is a minute old."""
+        position = bisect_right(self._charges, instant, key=_at)
+        return self._charges[position].at + WINDOW_S if position < len(self._charges) else inf
 
     def in_flight(self) -> tuple[int, int]:
         """Requests and tokens reserved and not yet closed."""

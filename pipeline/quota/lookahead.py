@@ -147,6 +147,8 @@ class Lookahead(Generic[Item]):
         fits: Callable[[Item], bool],
         fits_at: Callable[[Item], float],
         until: Callable[[float], float],
+        *,
+        backwards: bool = False,
     ) -> Item | None:
         """Remove and return what goes now, or None when nothing does.
 
@@ -154,7 +156,8 @@ class Lookahead(Generic[Item]):
         when one that does not fit would, if nothing else went before; beyond `until(now)` none is waited for.
         """
         self._awaited = None
-        for lane in self._lanes:
+        lanes = self._lanes[::-1] if backwards else self._lanes
+        for lane in lanes:
             oldest = lane.oldest(now)
             if oldest is None:
                 continue
@@ -165,7 +168,7 @@ class Lookahead(Generic[Item]):
             elif _worth_waiting(oldest, now, fits_at, until):
                 self._awaited = oldest.item
                 return None
-        for lane in self._lanes:
+        for lane in lanes:
             entry = lane.largest(room, fits, now)
             if entry is not None:
                 lane.remove(entry, now)

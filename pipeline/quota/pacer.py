@@ -13,6 +13,10 @@ CATCH_UP_S = 0.2
 RESERVE_FROM_RPM = 100
 """From here on the burst is taken off the limit from the start; below, one request would cost too much to give away."""
 
+CAREFUL_S = 0.125
+"""Between requests that may find out the limit: two more have left when the refusal of one comes back after 0.2 s."""
+_CAREFUL_PERIODS = 4.0  # but at most so much slower than the pace, so that high limits are found in minutes too
+
 
 class RequestPacer:
     """Lets requests go so that no window of 60 s, wherever it begins, ever holds more than `rpm` of them.
@@ -71,6 +75,11 @@ class RequestPacer:
         self._rpm = rpm
         self._limiter = AsyncLimiter(burst, burst * period)
         self._drain = 0.0
+
+
+def careful_s(period_s: float) -> float:
+    """Seconds between two requests where more is sent than was ever let through; `period_s` is the usual pace."""
+    return min(CAREFUL_S, _CAREFUL_PERIODS * period_s)
 
 
 def spacing(rpm: float, *, strict: bool = False) -> tuple[int, float]:

@@ -9,9 +9,8 @@ FIRST_LATENCY_S = 10.0
 """What an answer is assumed to take until `_SETTLED_AFTER` have come; too many cost nothing, too few cost rate."""
 _SETTLED_AFTER = 20
 _DECAY = 0.98  # of the running mean, at each answer
-_CUT = 0.7
-_REGAIN = 1.02  # at each answer
-_LEAST_SHARE = 0.05
+_TAKEN = 0.5  # slots, by each 503
+_GIVEN_BACK = 0.25  # by each answer
 
 
 class Slots:
@@ -27,8 +26,7 @@ class Slots:
         self._rpm = rpm
         self._mean_s = FIRST_LATENCY_S
         self._answers = 0
-        self._share = 1.0
-        self._cut_at = -inf
+        self._taken = 0.0
         self._resize()
 
     def change(self, rpm: float) -> None:
@@ -37,23 +35,23 @@ class Slots:
         self._resize()
 
     def answered(self, latency_s: float) -> None:
-        """Learn from one answer, and take back a part of what an overload took."""
+        """Learn from one answer, and give back a part of what an overload took."""
         self._answers += 1
         weight = max(1.0 - _DECAY, 1.0 / self._answers) if self._answers >= _SETTLED_AFTER else 0.05
         self._mean_s += weight * (latency_s - self._mean_s)
-        if self._share < 1.0 or self._answers % 8 == 0:
-            self._share = min(1.0, self._share * _REGAIN)
+        if self._taken or self._answers % 8 == 0:
+            self._taken = max(0.0, self._taken - _GIVEN_BACK)
             self._resize()
 
-    def overloaded(self, now: float) -> None:
-        """The server said 503: use fewer connections, at most one cut in the time of one answer."""
-        if now - self._cut_at >= self._mean_s:
-            self._cut_at = now
-            self._share = max(_LEAST_SHARE, self._share * _CUT)
-            self._resize()
+    def overloaded(self) -> None:
+        """The server said 503: use fewer connections."""
+        self._taken += _TAKEN
+        self._resize()
 
     def _resize(self) -> None:
-        self.count = max(1, ceil(self._share * self._wanted()))
+        wanted = self._wanted()
+        self._taken = min(self._taken, wanted - 1.0)
+        self.count = ceil(wanted - self._taken)
 
     def _wanted(self) -> int:
         if self._fixed is not None:

@@ -11,15 +11,8 @@ def day_used_up(now: float, opens_at: float) -> QuotaExhausted:
     """No request left today; both times in epoch seconds."""
     return QuotaExhausted(
         f"The day's quota of this project and model is used up; it returns {until_text(now, opens_at)}.",
-        f"{_KEPT}; run the same command again then, or add --wait to sleep until then.",
-    )
-
-
-def no_quota(verdict: Verdict) -> QuotaExhausted:
-    """The limit is 0: the model is not offered to this project."""
-    return QuotaExhausted(
-        f"This project has no quota for this model: {verdict.message}",
-        "Choose another model, or enable billing for the project.",
+        f"{_KEPT}; run the same command again then, or add --wait to sleep until then. If the quota was raised since:"
+        " `pipeline check JOB --forget`, and [limits] rpd where it is set.",
     )
 
 
@@ -35,9 +28,15 @@ def stopped_by(verdict: Verdict) -> PipelineError:
     """The end of a run in which no other prompt would fare better."""
     if verdict.kind == "auth":
         return AuthError(verdict.message, "Check the key and what its project may use: `pipeline check JOB`.")
+    if any(hit.limit == 0 for hit in verdict.quota):
+        return QuotaExhausted(
+            verdict.message, "Choose another model with `--model NAME`, or enable billing for the project."
+        )
     if verdict.kind == "spend_limit":
         return QuotaExhausted(
-            verdict.message, f"{_KEPT}; raise the limit or add credit, then run the same command again."
+            verdict.message,
+            f"{_KEPT}; raise the limit or add credit, then run the same command again. What a tier may spend in ten"
+            " minutes comes back by itself.",
         )
     if verdict.http_status is not None and 400 <= verdict.http_status < 500:
         return JobError(verdict.message, "Mend the job, then check it before anything is spent: `pipeline check JOB`.")

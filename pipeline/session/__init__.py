@@ -1,8 +1,9 @@
 """A job with its input and its service, opened and checked: everything before the first call."""
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.metadata import version
@@ -18,7 +19,10 @@ from pipeline.job import DEFAULT_BASE_URL, Job, api_key
 from pipeline.prices import CHECKED, MODELS, model_info
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
+from pipeline.quota.book import QuotaBook, read_known
+from pipeline.quota.daily import day_of, until_text
 from pipeline.records import Document, Limits, Verdict
+from pipeline.session.state import quota_place
 from pipeline.source import Source, open_source, output_conflict
 from pipeline.source.documents import ROW
 from pipeline.source.order import Order, woven
@@ -198,11 +202,14 @@ def limits_of(job: Job, offline: bool) -> Limits:
     limits = job.limits
     if not offline:
         return limits
-    return Limits(limits.rpm or 0, limits.tpm or 0, limits.rpd, limits.concurrency)
+    return replace(limits, rpm=limits.rpm or 0, tpm=limits.tpm or 0)
 
 
-async def check_service(session: Session) -> list[tuple[str, str, str]]:
-    """Ask the service whether the key and the model are good; free of charge. Raises `PipelineError`."""
+async def check_service(session: Session, forget: bool = False) -> list[tuple[str, str, str]]:
+    """Ask the service whether the key and the model are good; free of charge. Raises `PipelineError`.
+
+    With `forget` the limits that earlier runs learned are first forgotten; those that are left are told.
+    """
     job = session.job
     async with open_provider(job, session.options.offline) as provider:
         found = await provider.list_models()
@@ -217,4 +224,20 @@ async def check_service(session: Session) -> list[tuple[str, str, str]]:
                 f"{provider.endpoint} does not offer {job.params.model} to this key",
                 f"it offers {', '.join(names[:12])}" if names else "it offers no model at all",
             )
-        return [("endpoint", provider.endpoint, "answers"), ("model", job.params.model, "offered to this key")]
+        facts = [("endpoint", provider.endpoint, "answers"), ("model", job.params.model, "offered to this key")]
+        return facts if session.options.offline else [*facts, *_learned(job, provider.endpoint, forget)]
+
+
+def _learned(job: Job, endpoint: str, forget: bool) -> Iterator[tuple[str, str, str]]:
+    """What earlier runs left in the quota book that holds up the next."""
+    path, name = quota_place(job, endpoint)
+    if forget:
+        with QuotaBook(path, name) as book:
+            book.forget()
+    now = time.time()
+    known = read_known(path, name, day_of(now, job.limits.reset_zone), now)
+    for meter, limit in (("rpm", known.rpm), ("tpm", known.tpm)):
+        if limit is not None:
+            yield meter, f"{limit:,.0f}", "learned by earlier runs; `--forget` forgets it"
+    if known.day_opens_at is not None:
+        yield "day", "used up", f"it returns {until_text(now, known.day_opens_at)}; `--forget` forgets it"

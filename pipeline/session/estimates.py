@@ -196,7 +196,7 @@ async def _pace(session: Session, learned: Learned) -> Pace:
         replace(limits, rpm=_least(limits.rpm, known.rpm), tpm=_least(limits.tpm, known.tpm)),
         learned.latency_s or (_EMULATOR_LATENCY_S if offline else ASSUMED_LATENCY_S),
         learned.slow_s,
-        used_today=known.requests,
+        used_today=known.requests if known.day_opens_at is None else limits.rpd or 0,
     )
 
 
@@ -215,7 +215,7 @@ async def _known(job: Job) -> Known:
     except JobError:
         return Known()
     now = time.time()
-    return await anyio.to_thread.run_sync(read_known, path, name, day_of(now), now)
+    return await anyio.to_thread.run_sync(read_known, path, name, day_of(now, job.limits.reset_zone), now)
 
 
 def _offers(job: Job, made: plan.Plan, start: datetime) -> tuple[Offer, ...]:

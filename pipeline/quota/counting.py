@@ -1,0 +1,83 @@
+"""Has the service count large prompts before they are sent, for as long as it can: an estimate may be far off."""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from random import Random
+
+import anyio
+from anyio.abc import TaskGroup
+
+from pipeline.quota.backlog import Job
+from pipeline.quota.breaker import Breaker
+from pipeline.records import Prompt, Verdict
+
+COUNT_ABOVE = 0.02
+"""Prompts above this part of the tokens per minute are counted."""
+COUNTING_AT_ONCE = 8
+LONGEST_COUNT_S = 10.0
+"""A count that takes longer is given up: the estimate will do."""
+FAILURES_IN_A_ROW = 8
+
+CountTokens = Callable[[Prompt], Awaitable[int | Verdict]]
+
+
+class Counting:
+    """The prompts that are being counted, and those that wait for it.
+
+    After `FAILURES_IN_A_ROW` the service is asked about one prompt a minute at most, to find out whether it counts
+    again; once it has said that it knows no such thing, about none. All others go by their estimates.
+    """
+
+    def __init__(self, ask: CountTokens | None, done: Callable[[Job], None], rng: Random) -> None:
+        """`done` gets back every prompt that was added, with `exact_tokens` where the service told them."""
+        self._ask = ask
+        self._done = done
+        self._breaker = Breaker(FAILURES_IN_A_ROW, rng)
+        self._waiting: deque[Job] = deque()
+        self._asked: dict[Job, anyio.CancelScope] = {}
+
+    def __iter__(self) -> Iterator[Job]:
+        yield from self._asked
+        yield from self._waiting
+
+    def worth(self, tokens: int, limit: float) -> bool:
+        """Whether to have a prompt of about so many tokens counted, where `limit` may be sent a minute."""
+        return self._ask is not None and tokens > COUNT_ABOVE * limit
+
+    def add(self, job: Job) -> None:
+        """Let a prompt wait to be counted."""
+        self._waiting.append(job)
+
+    def start(self, now: float, group: TaskGroup) -> None:
+        """Ask about those that wait, a few at once; give back at once what nobody is to be asked about."""
+        while self._waiting and len(self._asked) < COUNTING_AT_ONCE:
+            job = self._waiting.popleft()
+            if self._ask is None or self._breaker.opens_at(now) is not None:
+                self._done(job)
+            elif not job.gone:
+                self._breaker.sent(now)
+                self._asked[job] = anyio.move_on_after(LONGEST_COUNT_S)
+                group.start_soon(self._count, self._ask, job, now)
+
+    def stop(self) -> None:
+        """Ask nothing more, and wait for no count that is under way."""
+        self._ask = None
+        self._waiting.clear()
+        for scope in self._asked.values():
+            scope.cancel()
+
+    async def _count(self, ask: CountTokens, job: Job, asked_at: float) -> None:
+        counted: int | Verdict | None = None
+        try:
+            with self._asked[job]:
+                counted = await ask(job.prompt)
+        finally:
+            del self._asked[job]
+        if isinstance(counted, int):
+            job.exact_tokens = counted
+            self._breaker.succeeded()
+        elif counted is not None and counted.kind == "fatal":
+            self._ask = None
+        else:
+            self._breaker.failed(anyio.current_time(), asked_at)
+        self._done(job)

@@ -1,0 +1,149 @@
+"""A small SQLite file that several processes write, and that may fail in mid-run without stopping anybody."""
+
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from pipeline.errors import RunStateError
+
+RETRY_S = 5.0
+"""After a failure the file is left alone so long."""
+_PATIENCE_S = 5.0  # how long another process may keep the file locked before a run begins, when nobody waits
+_BUSY_S = 0.1  # the same in mid-run, on the event loop's thread
+
+Found = TypeVar("Found")
+
+
+class SharedFile:
+    """The connection to the file, for the user's eyes only.
+
+    To open it raises `RunStateError`. Later nothing is raised: `read` and `write` return None while the file is locked,
+    damaged, full or gone, and it is opened anew every `RETRY_S`. What lasts is `trouble`, until something is written
+    again: any failure but a lock, and a lock that is still there at the second try. `on_trouble` hears of the first.
+    WAL without fsync: a power cut may lose the last seconds, a crash of the program loses nothing.
+    """
+
+    def __init__(
+        self, path: Path, schema: str, *, name: str, hint: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`name` and `hint` are for the error: "The quota book", and what to do; `clock` tells seconds."""
+        self.trouble: str | None = None
+        self.on_trouble: Callable[[str], None] = lambda message: None
+        self.path, self._schema, self._name = path, schema, name
+        self._clock = clock
+        self._busy_s = _PATIENCE_S
+        self._told = False
+        self._version = -1
+        self._retry_at: float | None = None
+        try:
+            self._db: sqlite3.Connection | None = self._connected()
+            self._db.execute(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
+        except (OSError, sqlite3.Error) as error:
+            raise unusable(name, path, error, hint) from error
+        self._busy_s = _BUSY_S
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._drop()
+
+    def read(self, work: Callable[[sqlite3.Connection], Found]) -> Found | None:
+        """What `work` makes of the file, which is never None."""
+        if self._retry_at is not None and self._clock() < self._retry_at:
+            return None
+        try:
+            if self._db is None:
+                self._db = self._connected()
+            return work(self._db)
+        except sqlite3.ProgrammingError:
+            raise
+        except (OSError, sqlite3.Error) as error:
+            self._failed(error)
+            return None
+
+    def write(self, work: Callable[[sqlite3.Connection], Found]) -> Found | None:
+        """As `read`, in one transaction."""
+
+        def transaction(db: sqlite3.Connection) -> Found:
+            db.execute("BEGIN IMMEDIATE")
+            found = work(db)
+            db.execute("COMMIT")
+            return found
+
+        found = self.read(transaction)
+        if found is not None:
+            self.trouble = self._retry_at = None
+        return found
+
+    def changed(self, db: sqlite3.Connection) -> bool:
+        """Whether another process has written since the last call; for use in `read`."""
+        (version,) = db.execute("PRAGMA data_version").fetchone()
+        changed, self._version = bool(version != self._version), version
+        return changed
+
+    def be_patient(self) -> None:
+        """Use the file at once, and wait for a lock as long as at the start: nothing else is going on any more."""
+        self._drop()
+        self._busy_s, self._retry_at = _PATIENCE_S, None
+
+    def _drop(self) -> None:
+        """Close the connection, whatever state it is in; an unfinished transaction is undone."""
+        if self._db:
+            with suppress(sqlite3.Error):
+                self._db.close()
+            self._db, self._version = None, -1
+
+    def _failed(self, error: Exception) -> None:
+        self._drop()
+        if self._retry_at is not None or not _locked(error):
+            self.trouble = f"{self._name} {self.path} cannot be used: {error}"
+            if not self._told:
+                self._told = True
+                self.on_trouble(f"{self.trouble}; what is counted meanwhile is kept, and written when it can be")
+        self._retry_at = self._clock() + RETRY_S
+
+    def _connected(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path.touch(0o600)
+        db = sqlite3.connect(self.path, self._busy_s, isolation_level=None)
+        try:
+            _write_ahead(db, self._busy_s)
+            db.execute("PRAGMA synchronous = OFF")
+            db.executescript(self._schema)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+
+def unusable(name: str, path: Path, error: Exception, hint: str) -> RunStateError:
+    """What is raised before a run begins; `name` as in "The quota book"."""
+    return RunStateError(f"{name} {path} cannot be used: {error}", hint)
+
+
+def _write_ahead(db: sqlite3.Connection, patience_s: float) -> None:
+    """Switch to WAL; when two processes do that to a new file at once, SQLite fails one of them without waiting."""
+    give_up_at = time.monotonic() + patience_s
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not _locked(error) or time.monotonic() > give_up_at:
+                raise
+        time.sleep(0.01)
+
+
+def _locked(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY

@@ -1,0 +1,169 @@
+"""What may happen to a shared file in mid-run, with a real second connection and real damage."""
+
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RunStateError
+from pipeline.quota.shared import RETRY_S, SharedFile
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS things (name TEXT)"
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "shared.sqlite"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another process holds the file."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def opened(path: Path, clock: Clock) -> tuple[SharedFile, list[str]]:
+    file = SharedFile(path, SCHEMA, name="The book", hint="mend it", clock=clock)
+    told: list[str] = []
+    file.on_trouble = told.append
+    return file, told
+
+
+def put(file: SharedFile, name: str) -> bool:
+    return file.write(lambda db: db.execute("INSERT INTO things VALUES (?)", (name,))) is not None
+
+
+def names(file: SharedFile) -> list[str] | None:
+    return file.read(lambda db: [name for (name,) in db.execute("SELECT name FROM things")])
+
+
+def test_a_short_lock_is_nobodys_business(path: Path) -> None:
+    clock = Clock()
+    file, told = opened(path, clock)
+    with file:
+        with locked(path):
+            began = time.perf_counter()
+            assert not put(file, "a")
+            assert time.perf_counter() - began < 0.5, "the event loop stands still so long"
+            began = time.perf_counter()
+            assert not put(file, "a") and names(file) is None, "left alone for a while"
+            assert time.perf_counter() - began < 0.05
+        clock.now += RETRY_S
+        assert put(file, "a") and names(file) == ["a"]
+        assert told == [] and file.trouble is None
+
+
+def test_a_lasting_lock_is_told_once_and_ends(path: Path) -> None:
+    clock = Clock()
+    file, told = opened(path, clock)
+    with file:
+        for _ in range(2):
+            with locked(path):
+                for _ in range(3):
+                    assert not put(file, "a")
+                    clock.now += RETRY_S
+                assert file.trouble == f"The book {path} cannot be used: database is locked"
+                assert names(file) == [], "readers wait for nobody"
+                assert file.trouble, "and do not end it"
+            assert put(file, "a")
+            assert file.trouble is None
+            file.write(lambda db: db.execute("DELETE FROM things"))
+        assert len(told) == 1 and told[0].startswith(f"The book {path} cannot be used: database is locked")
+
+
+def test_damage_is_told_at_once_and_a_new_file_is_used(path: Path) -> None:
+    clock = Clock()
+    file, told = opened(path, clock)
+    with file:
+        assert put(file, "a")
+        damage(path)
+        assert not put(file, "b")
+        assert len(told) == 1 and file.trouble
+        for part in path.parent.iterdir():
+            part.unlink()
+        assert not put(file, "b"), "not yet"
+        clock.now += RETRY_S
+        assert put(file, "c") and names(file) == ["c"]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_place_that_is_gone_is_no_end_either(path: Path, tmp_path: Path) -> None:
+    clock = Clock()
+    file, told = opened(path, clock)
+    with file:
+        damage(path)
+        assert not put(file, "a")
+        path.parent.rename(tmp_path / "elsewhere")
+        path.parent.write_text("a file in its place")
+        clock.now += RETRY_S
+        assert not put(file, "a")
+        assert "File exists" in (file.trouble or "") and len(told) == 1
+
+
+def test_a_full_disk_undoes_the_transaction(path: Path) -> None:
+    clock = Clock()
+    file, told = opened(path, clock)
+    with file:
+        assert put(file, "a")
+
+        def too_much(db: sqlite3.Connection) -> int:
+            db.execute("INSERT INTO things VALUES ('b')")
+            (pages,) = db.execute("PRAGMA page_count").fetchone()
+            db.execute(f"PRAGMA max_page_count = {pages}")
+            return db.execute("INSERT INTO things VALUES (zeroblob(1000000))").rowcount
+
+        assert file.write(too_much) is None
+        assert "full" in told[0]
+        clock.now += RETRY_S
+        assert names(file) == ["a"]
+
+
+def test_a_mistake_of_the_program_is_not_taken_for_a_fault_of_the_file(path: Path) -> None:
+    file, _ = opened(path, Clock())
+    with file, pytest.raises(sqlite3.ProgrammingError):
+        file.read(lambda db: db.execute("SELECT ?", ()).fetchall())
+
+
+def test_what_others_write_is_noticed_also_by_a_new_connection(path: Path) -> None:
+    clock = Clock()
+    file, _ = opened(path, clock)
+    other, _ = opened(path, clock)
+    with file, other:
+        assert file.read(file.changed) and put(other, "a")
+        assert file.read(lambda db: [file.changed(db), file.changed(db)]) == [True, False]
+        with locked(path):
+            assert not put(file, "b")
+        clock.now += RETRY_S
+        assert file.read(lambda db: [file.changed(db)]) == [True], "nobody knows what it missed"
+
+
+@pytest.mark.parametrize("content", [b"not a database, " * 1000, None])
+def test_a_file_that_cannot_be_opened_is_named_with_the_way_out(path: Path, content: bytes | None) -> None:
+    path.parent.mkdir()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(RunStateError) as caught:
+        opened(path, Clock())
+    assert str(path) in caught.value.message and caught.value.hint == "mend it"
+
+
+def damage(path: Path) -> None:
+    """As a failing disk does: what was written is something else."""
+    for part in path.parent.iterdir():
+        part.write_bytes(b"not a database, " * 4096)

@@ -1,0 +1,149 @@
+"""Whole runs over a socket while the files that they share with others cannot be used; and what runs leave there."""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import anyio
+import pytest
+from serving import served, stats
+
+from jobs import PLAIN, write_job
+from pipeline import running, session
+from pipeline.engine import Monitor
+from pipeline.errors import BudgetReached, QuotaExhausted
+from pipeline.job import load
+from pipeline.session import estimates
+
+ROWS = 150
+Meddling = Callable[[Path], None]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    monkeypatch.setattr("pipeline.quota.shared.RETRY_S", 0.2)
+    monkeypatch.setattr("pipeline.quota.shared._PATIENCE_S", 0.2)
+    (tmp_path / "topics.csv").write_text("topic\n" + "".join(f"topic {number}\n" for number in range(ROWS)))
+    return tmp_path
+
+
+def place(name: str) -> Path:
+    return Path(os.environ["XDG_STATE_HOME"]) / "prompt-pipeline" / name
+
+
+def damage(path: Path) -> None:
+    for part in path.parent.glob(f"{path.name}*"):
+        part.write_bytes(b"not a database, " * 4096)
+
+
+@contextmanager
+def holding() -> Iterator[Meddling]:
+    """Another process that locks a file, and keeps it locked."""
+    others: list[sqlite3.Connection] = []
+
+    def lock(path: Path) -> None:
+        others.append(sqlite3.connect(path, isolation_level=None))
+        others[-1].execute("BEGIN EXCLUSIVE")
+
+    try:
+        yield lock
+    finally:
+        for other in others:
+            other.close()
+
+
+class Run:
+    """One session of the job, with something done to a shared file after the tenth answer."""
+
+    def __init__(self, here: Path, url: str, meddle: Callable[[], None] = lambda: None, **sections: dict) -> None:
+        limits = {"rpm": 6000, "tpm": 0, "concurrency": 8}
+        self.job = load(write_job(here, PLAIN, **{"endpoint": {"base_url": url}, "limits": limits, **sections}))
+        self._meddle = meddle
+        self.notices: list[str] = []
+        prepared = session.prepare(self.job, session.Options())
+        self.ended = anyio.run(running.run, prepared, lambda plan, continued: None, self._watch)
+
+    async def _watch(self, monitor: Monitor) -> None:
+        try:
+            while monitor.calls < 10:  # noqa: ASYNC110  the monitor tells nobody
+                await anyio.sleep(0.001)
+            self._meddle()
+            await anyio.sleep_forever()
+        finally:
+            self.notices = [str(numbers["message"]) for event, numbers in monitor.notices if event == "book"]
+
+
+@pytest.mark.parametrize("fault", ["locked", "damaged"])
+def test_a_quota_book_that_fails_in_mid_run_stops_nothing(here: Path, fault: str) -> None:
+    with served(latency_s=0.02) as url, holding() as lock:
+        meddle = lock if fault == "locked" else damage
+        run = Run(here, url, lambda: meddle(place("quota.sqlite")))
+        assert stats(url)["bought_twice"] == 0
+    assert run.ended.exit_code == 0 and run.ended.summary.outcomes["ok"] == ROWS
+    assert len(run.notices) == 1 and str(place("quota.sqlite")) in run.notices[0]
+
+
+@pytest.mark.parametrize("fault", ["locked", "damaged"])
+def test_a_day_cap_that_cannot_be_kept_stops_the_run_resumable(here: Path, fault: str) -> None:
+    with served(latency_s=0.02, model_version=None) as url:
+        cap = {"max_usd_per_day": 5.0}
+        with holding() as lock:
+            meddle = lock if fault == "locked" else damage
+            run = Run(here, url, lambda: meddle(place("spend.sqlite")), budget=cap)
+        stopped = run.ended.stopped
+        assert isinstance(stopped, BudgetReached) and run.ended.exit_code == 3
+        assert str(place("spend.sqlite")) in stopped.message and "the same command continues" in stopped.hint
+        answered = run.ended.summary.outcomes["ok"]
+        assert 10 <= answered < ROWS, "in flight is kept, and nothing is sent any more"
+        assert stats(url)["answered"] == answered
+        assert "that this run spent could not be written" in run.notices[-1]
+        if fault == "damaged":
+            for part in place("spend.sqlite").parent.glob("spend.sqlite*"):
+                part.unlink()
+        more = Run(here, url, budget=cap)
+        assert more.ended.exit_code == 0 and more.ended.summary.outcomes["ok"] == ROWS
+        seen = stats(url)
+        assert (seen["answered"], seen["bought_twice"]) == (ROWS, 0)
+
+
+def test_without_such_a_cap_the_run_goes_on_and_writes_what_it_spent_when_it_can(here: Path) -> None:
+    with served(latency_s=0.02, model_version=None) as url:
+        with holding() as lock:
+            run = Run(here, url, lambda: lock(place("spend.sqlite")), budget={"max_usd": 5.0})
+        assert run.ended.exit_code == 0 and run.ended.summary.outcomes["ok"] == ROWS
+        assert len(run.notices) == 2 and "could not be written" in run.notices[1]
+        with closing(sqlite3.connect(place("spend.sqlite"))) as db:
+            written = db.execute("SELECT sum(nano_usd) FROM spend").fetchone()[0] * Decimal("1e-9")
+        assert Decimal(0) < written < run.ended.summary.cost_usd
+        left = f"${run.ended.summary.cost_usd - written:.6f} that this run spent"
+        assert run.notices[1].startswith(left)
+
+
+def test_a_used_up_day_is_remembered_until_it_is_forgotten(here: Path) -> None:
+    with served(rpd=20) as url:
+        first = Run(here, url, limits={"rpm": 6000, "tpm": 0, "rpd": 1000})
+        assert isinstance(first.ended.stopped, QuotaExhausted)
+        before = stats(url)
+        assert before["answered"] == 20
+        again = Run(here, url)
+        assert isinstance(again.ended.stopped, QuotaExhausted) and again.ended.exit_code == 3
+        assert "it returns at" in again.ended.stopped.message and "--forget" in again.ended.stopped.hint
+        assert stats(url) == before, "nothing is sent"
+
+        prepared = session.prepare(again.job, session.Options())
+        told = {name: remark for name, _, remark in anyio.run(session.check_service, prepared)}
+        assert "it returns at" in told["day"]
+        expected = anyio.run(estimates.estimate, session.prepare(first.job, session.Options()), estimates.Wishes())
+        assert expected.plan.timeline.bound == "rpd", "the plan begins with the next day"
+        told = {name: remark for name, _, remark in anyio.run(session.check_service, prepared, True)}
+        assert "day" not in told
+        third = Run(here, url)
+        assert isinstance(third.ended.stopped, QuotaExhausted)
+        assert stats(url)["requests"] > before["requests"], "the service is asked again"
+    with closing(sqlite3.connect(place("quota.sqlite"))) as db:
+        assert db.execute("SELECT requests FROM days").fetchall() == [(20,)], "what was sent is not forgotten"
