@@ -173,6 +173,7 @@ class Dispatcher:
         opens_at = self._day_opens_at(now)
         if opens_at is not None:
             return opens_at
+        self._quota.look_around(now)
         opens_at = self._quota.opens_at(now)
         if opens_at is not None and self._quota.down_s() > GIVE_UP_S:
             self.halt(stops.down(GIVE_UP_S))
@@ -227,7 +228,6 @@ class Dispatcher:
         return False
 
     def _pick(self, now: float) -> Job | None:
-        self._quota.look_around(now)
         return self._backlog.take(now, self._quota)
 
     def _fits_at(self, now: float) -> float:
@@ -239,8 +239,9 @@ class Dispatcher:
         if tokens > self._quota.largest:
             self._refuse_too_long(wanted, tokens)
             return now
-        self._quota.held_up(now)
-        return self._quota.fits_at(now, min(tokens, self._quota.tokens_limit), trust)
+        room = min(tokens, self._quota.tokens_limit)
+        self._quota.held_up(now, room, trust)
+        return self._quota.fits_at(now, room, trust)
 
     def _launch(self, job: Job, now: float, group: TaskGroup) -> None:
         self._unit_at = None

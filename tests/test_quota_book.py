@@ -105,6 +105,39 @@ def test_a_run_that_has_ended_shares_no_longer_but_its_sends_count(path):
             assert [(bool(send.who), send.tokens) for send in later.recent(1002.0)] == [(False, 70), (True, 30)]
 
 
+def test_others_read_what_was_settled_and_what_was_refunded(path):
+    with QuotaBook(path, "m") as one, QuotaBook(path, "m") as other:
+        first, second = (other.send(1000.0 + number, 50, DAY) for number in range(2))
+        numbers = [send.number for send in one.news()]
+        other.settle(first, 70)
+        assert one.tokens_since(numbers[0]) == {numbers[0]: 50, numbers[1]: 50}
+        other.flush()
+        other.refund(second)
+        assert one.tokens_since(numbers[0]) == {numbers[0]: 70}
+        assert other.tokens_since(numbers[0]) == {}, "its own need no reading"
+
+
+def test_what_is_sent_in_a_burst_is_in_the_file_when_it_is_flushed(path):
+    with QuotaBook(path, "m") as one, QuotaBook(path, "m") as other:
+        for number in range(3):
+            one.send(1000.0, number, DAY)
+        assert [send.tokens for send in other.news()] == [0]
+        one.flush()
+        assert [send.tokens for send in other.news()] == [1, 2]
+
+
+def test_what_is_asked_for_is_heard_by_others_and_ends_with_the_run(path):
+    with QuotaBook(path, "m") as one:
+        with QuotaBook(path, "m") as other:
+            other.ask(1000.0, 900)
+            other.ask(1001.0, 800)
+            one.ask(1001.0, 700)
+            one.news()
+            assert [(ask.at, ask.most) for ask in one.asked] == [(1001.0, 800)]
+        one.news()
+        assert list(one.asked) == []
+
+
 def test_old_sends_are_forgotten_and_counts_are_not(path):
     with QuotaBook(path, "m") as book:
         book.send(1000.0, 70, DAY)
@@ -299,7 +332,10 @@ def test_a_book_in_memory_counts_days_and_knows_nobody_else():
     book.refund(book.send(1000.0, 5, DAY))
     book.send(1000.0, 5, DAY)
     assert book.requests_on(DAY) == 1
-    assert book.recent(1001.0) == book.news() == []
+    book.ask(1000.0, 5)
+    book.flush()
+    assert book.recent(1001.0) == book.news() == list(book.asked) == []
+    assert book.tokens_since(0) == {}
     book.close_day(90_000.0, 1000.0)
     assert book.day_opens_at(1001.0) is None
     assert book.learned("tokens", 1001.0) is None

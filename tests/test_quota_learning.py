@@ -12,11 +12,10 @@ from subprocess import PIPE
 import anyio
 import pytest
 from matrix import SEEDS, cases, dispatch
-from servers import World, answer_all, dispatcher_for, documents, heavy, lognormal, small
-from vclock import run
+from servers import World, documents, heavy, small
 
 from pipeline.quota.book import QuotaBook
-from pipeline.records import Limits, Prompt
+from pipeline.records import Limits
 
 
 @cases
@@ -90,28 +89,6 @@ def test_nothing_configured(server: str, seed: int, full: bool, names_limit: boo
     # A bucket has saved up a minute, so it refuses late, by then at a pace that is far too high.
     assert 1 <= len(world.refused) <= (6 if server == "bucket" else 3)
     assert outcome.dispatcher.limits.rpm >= (1000 if names_limit else 980)
-
-
-@cases
-def test_two_runs_share_one_quota(server: str, seed: int, full: bool, tmp_path: Path) -> None:
-    world = World(server, 600, 300_000, seed=seed)
-    prompts = documents(world, lognormal(3000, 500, seed))
-    halves = prompts[:2000], prompts[2000:]
-    limits = Limits(rpm=600, tpm=300_000)
-
-    async def one(begin_s: float, part: list[Prompt]) -> None:
-        await anyio.sleep(begin_s)
-        with QuotaBook(tmp_path / "book", "m") as book:
-            await answer_all(dispatcher_for(world, limits, book=book), part)
-
-    async def main() -> None:
-        async with anyio.create_task_group() as group:
-            group.start_soon(one, 0.0, halves[0])
-            group.start_soon(one, 65.0, halves[1])
-
-    run(main)
-    assert len(world.refused) <= 2
-    assert world.dispatched() >= 0.87  # while one run waits for a gap of its own, the other may fill it
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in SEEDS[1:])])

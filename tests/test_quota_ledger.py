@@ -272,3 +272,28 @@ def test_when_the_first_charge_after_an_instant_is_a_minute_old():
     assert ledger.leaves_at(1.0) == 65.0
     assert ledger.leaves_at(0.0) == 61.0
     assert ledger.leaves_at(9.0) == inf
+
+
+def test_what_is_heard_of_late_counts_from_when_it_left_and_can_be_corrected():
+    ledger = TokenLedger(LIMIT, KnownPhase())
+    ledger.settle(ledger.reserve(10.0, 100), None)
+    heard = ledger.reserve(12.0, 300)  # at 20
+    ledger.settle(heard, None)
+    late = ledger.reserve(5.0, 50)  # left before our last
+    ledger.settle(late, None)
+    assert ledger.last_minute(20.0) == (3, 450)
+    ledger.correct(heard, 200)
+    assert ledger.last_minute(20.0) == (3, 350)
+    assert ledger.last_minute(12.1 + WINDOW_S + JITTER_S) == (0, 0)
+    assert late.at == 12.0, "in order: safe, as later is longer counted"
+
+
+@given(st.integers(0, LIMIT), st.integers(1, LIMIT // 2))
+def test_a_prompt_fits_when_there_is_no_surplus(used, tokens):
+    ledger = TokenLedger(LIMIT, KnownPhase(known=(0.0, 0.0)))
+    if used:
+        ledger.reserve(1.0, used, Trust(1.0, 0.1, 0.05))
+    trust = Trust(1.0, 0.1, 0.05)
+    surplus = ledger.surplus(2.0, tokens, trust)
+    if used and abs(surplus) > 1e-6:
+        assert (tokens <= ledger.room(2.0, trust)) == (surplus < 0)

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 from math import inf
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +44,16 @@ def test_what_is_sent_again_goes_before_reduces_and_these_before_the_rest():
     for lane, size in ((OTHERS, 30), (FINISHING, 20), (AGAIN, 10)):
         ready.add(Item(size), size, lane, 0.0)
     assert [take(ready, 100).size for _ in range(3)] == [10, 20, 30]
+
+
+@pytest.mark.parametrize("room", [100, inf])
+def test_backwards_the_last_lane_comes_first(room):
+    ready: Lookahead[Item] = Lookahead(None)
+    for lane, size in ((AGAIN, 30), (FINISHING, 20), (OTHERS, 10), (AGAIN, 31)):
+        ready.add(Item(size), size, lane, 0.0)
+    taken = [ready.take(0.0, room, lambda item: True, lambda item: inf, lambda now: inf, backwards=True)]
+    taken += [take(ready, room) for _ in range(3)]
+    assert [item.size for item in taken] == [10, *((30, 31) if room == inf else (31, 30)), 20]
 
 
 def test_without_a_limit_they_go_in_the_order_they_came():

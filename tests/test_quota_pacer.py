@@ -101,3 +101,41 @@ def test_acquire_survives_cancellation_without_losing_a_grant():
 def test_where_the_limit_may_be_found_out_two_follow_within_the_time_of_a_refusal():
     assert careful_s(60.0 / 1000) == CAREFUL_S
     assert careful_s(60.0 / 10_000) == pytest.approx(4 * 60.0 / 10_000), "high limits are found in minutes too"
+
+
+def test_a_run_takes_the_pace_that_others_leave_and_yields_it_at_once():
+    """Two runs, told of each other's requests when they left: at first only one wants any, then both do."""
+
+    async def share() -> dict[str, list[float]]:
+        pacers = {"one": RequestPacer(600, drained=True), "other": RequestPacer(600, drained=True)}
+        for pacer in pacers.values():
+            pacer.change(600, 0.0, runs=2)
+        sent: dict[str, list[float]] = {"one": [], "other": []}
+
+        async def send(name: str, begin: float) -> None:
+            await anyio.sleep(begin)
+            while anyio.current_time() < 120.0:
+                await pacers[name].acquire()
+                sent[name].append(anyio.current_time())
+                for other in pacers.keys() - {name}:
+                    pacers[other].charge([anyio.current_time()])
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(send, "one", 0.0)
+            group.start_soon(send, "other", 60.0)
+        return sent
+
+    sent = run(share)
+    alone = [at for at in sent["one"] if at < 60.0]
+    assert 590 <= len(alone) <= 600
+    parts = [len([at for at in sent[name] if at >= 60.0]) for name in sent]
+    assert min(parts) >= 290
+    together = sorted(sent["one"] + sent["other"])
+    for first in range(0, len(together) - 600, 7):
+        assert together[first + 600] - together[first] >= 60.0, "no minute has more than the limit"
+
+
+def test_each_run_beside_the_first_costs_one_request_in_reserve():
+    for runs in (1, 2, 3):
+        burst, period = spacing(1000, runs=runs)
+        assert burst + runs - 1 + (60 + JITTER_S) / period == pytest.approx(1000)

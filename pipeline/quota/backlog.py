@@ -37,7 +37,10 @@ class Job:
 
 
 class Backlog:
-    """Sent again before reduces, reduces before all others; among these the largest that fits, as `Lookahead` says."""
+    """Sent again before reduces, reduces before all others; among these the largest that fits, as `Lookahead` says.
+
+    The other way round while the server is down: who failed before is not used up by asking whether it is back.
+    """
 
     def __init__(self, rng: Random | None) -> None:
         """Without `rng` jobs keep their order."""

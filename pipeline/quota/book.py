@@ -3,7 +3,7 @@
 import sqlite3
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,9 @@ CREATE TABLE IF NOT EXISTS sends (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     endpoint TEXT NOT NULL, who TEXT NOT NULL, at REAL NOT NULL, tokens INTEGER NOT NULL
 );
+CREATE TABLE IF NOT EXISTS asked (
+    endpoint TEXT NOT NULL, who TEXT NOT NULL, at REAL NOT NULL, most INTEGER NOT NULL, PRIMARY KEY (endpoint, who)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS days (
     endpoint TEXT NOT NULL, day TEXT NOT NULL, requests INTEGER NOT NULL, PRIMARY KEY (endpoint, day)
 ) WITHOUT ROWID;
@@ -45,6 +48,16 @@ class Send:
     who: str  # empty: a run that has ended
     at: float
     tokens: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What another run asks for: that the last minute holds at most so many tokens; `at` in epoch seconds."""
+
+    who: str
+    at: float
+    most: int
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +73,8 @@ class Entry:
 class MemoryBook:
     """The book of a run that shares with nobody: it counts the days, and forgets them at the end."""
 
+    asked: Sequence[Ask] = ()
+
     def __init__(self) -> None:
         self._days: Counter[str] = Counter()
 
@@ -70,6 +85,16 @@ class MemoryBook:
     def news(self) -> list[Send]:
         """None, as for `recent`."""
         return []
+
+    def tokens_since(self, number: int) -> dict[int, int]:
+        """None, as for `recent`."""
+        return {}
+
+    def ask(self, at: float, most: int) -> None:
+        """Nobody hears it."""
+
+    def flush(self) -> None:
+        """Nobody reads it."""
 
     def send(self, at: float, tokens: int, day: str) -> Entry:
         """Count one request."""
@@ -149,6 +174,7 @@ class QuotaBook(SharedFile):
         self._endpoint = endpoint
         self._who = uuid4().hex
         self._seen = 0
+        self.asked: Sequence[Ask] = ()  # by other runs, as of the last `news`
         self._written_at = 0.0
         self._days: dict[str, int] = {}  # requests, as in the file
         # What is not in the file yet:
@@ -163,27 +189,55 @@ class QuotaBook(SharedFile):
         self.be_patient()
         self._write()
         self.write(lambda db: db.execute("UPDATE sends SET who = '' WHERE who = ?", (self._who,)))
+        self.write(lambda db: db.execute("DELETE FROM asked WHERE who = ?", (self._who,)))
         super().close()
 
     def recent(self, now: float) -> list[Send]:
         """The sends of all processes that may still count, oldest first; older ones are forgotten."""
-        rows = self._rows("SELECT id, who, at, tokens FROM sends WHERE endpoint = ? ORDER BY at", self._endpoint)
+        rows = self._rows("SELECT who, at, tokens, id FROM sends WHERE endpoint = ? ORDER BY at", self._endpoint)
         self.write(lambda db: db.execute("DELETE FROM sends WHERE at < ?", (now - KEEP_S,)))
-        self._seen = max((row[0] for row in rows), default=self._seen)
-        return [Send(who, min(at, now), tokens) for _, who, at, tokens in rows if at >= now - KEEP_S]
+        self.write(lambda db: db.execute("DELETE FROM asked WHERE at < ?", (now - KEEP_S,)))
+        self._seen = max((row[-1] for row in rows), default=self._seen)
+        return [Send(who, min(at, now), tokens, number) for who, at, tokens, number in rows if at >= now - KEEP_S]
 
     def news(self) -> list[Send]:
         """What other processes sent since `recent` or the last `news`."""
         if not self.read(self.changed):
             return []
         rows = self._rows(
-            "SELECT id, who, at, tokens FROM sends WHERE id > ? AND endpoint = ? AND who <> ? ORDER BY id",
+            "SELECT who, at, tokens, id FROM sends WHERE id > ? AND endpoint = ? AND who <> ? ORDER BY id",
             self._seen,
             self._endpoint,
             self._who,
         )
-        self._seen = max((row[0] for row in rows), default=self._seen)
-        return [Send(who, at, tokens) for _, who, at, tokens in rows]
+        self._seen = max((row[-1] for row in rows), default=self._seen)
+        asked = self._rows("SELECT who, at, most FROM asked WHERE endpoint = ? AND who <> ?", self._endpoint, self._who)
+        self.asked = [Ask(*row) for row in asked]
+        return [Send(*row) for row in rows]
+
+    def tokens_since(self, number: int) -> dict[int, int]:
+        """The tokens of other processes' sends from this one on, as far as they are settled now."""
+        rows = self._rows(
+            "SELECT id, tokens FROM sends WHERE id >= ? AND endpoint = ? AND who <> ?",
+            number,
+            self._endpoint,
+            self._who,
+        )
+        return dict(rows)
+
+    def ask(self, at: float, most: int) -> None:
+        """Ask the other processes to let the tokens of the last minute fall to this."""
+        self.write(
+            lambda db: db.execute(
+                "INSERT OR REPLACE INTO asked (endpoint, who, at, most) VALUES (?, ?, ?, ?)",
+                (self._endpoint, self._who, at, most),
+            )
+        )
+
+    def flush(self) -> None:
+        """Write at once what would be written with the next send: others wait for it."""
+        if self._pending or self._settled:
+            self._write()
 
     def send(self, at: float, tokens: int, day: str) -> Entry:
         """Enter one request before it leaves; `settle` or `refund` it later."""

@@ -1,12 +1,12 @@
 """What one endpoint (project and model) may be sent now: all meters together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from random import Random
 
 from pipeline.quota.adaptive import AdaptiveLimit
-from pipeline.quota.book import GROUP_S, Entry, MemoryBook, QuotaBook, Send
+from pipeline.quota.book import Entry, MemoryBook, QuotaBook
 from pipeline.quota.breaker import Breaker
 from pipeline.quota.daily import DailyQuota
 from pipeline.quota.estimates import Trust
@@ -14,6 +14,7 @@ from pipeline.quota.evidence import Admitted, Which, last_minute
 from pipeline.quota.ledger import Charge, TokenLedger
 from pipeline.quota.pacer import RESERVE_FROM_RPM, WINDOW_S, RequestPacer, careful_s
 from pipeline.quota.phase import MinutePhase
+from pipeline.quota.sharing import LOOK_S, Sharing
 from pipeline.quota.slots import Slots
 from pipeline.records import Limits, QuotaHit, Verdict
 
@@ -25,8 +26,6 @@ REFUSALS_IN_A_ROW = 20
 """Refusals for quota in a row, one without any detail counts for all, after which a single request probes."""
 GIVE_UP_S = 1800.0
 """A server that fails or refuses everything this long stops the run, which can be resumed."""
-SHARER_S = 10.0
-"""Another process shares the requests while it has sent one in this time, or in three of its periods."""
 _WORTH_TELLING = 1.25
 _HOLD_JITTER_S = 0.25
 _LONGEST_HOLD_S = 600.0
@@ -81,18 +80,15 @@ class EndpointQuota:
         self._outage = Breaker(OUTAGE_AFTER, rng)
         self._refusals = Breaker(REFUSALS_IN_A_ROW, rng)
         self._hold_until = self._resumed_at = self._sent_at = self._answered_at = -inf
-        self._admitted = {"requests": 0, "tokens": 0}
-        self._began_at: float | None = None
         self._strict = False
         self._told: dict[str, float] = {}
-        self._others: dict[str, float] = {}
-        self._looked_at = -inf
-        self._sharers = 1
-        recent = [] if self.unlimited else self._load_recent(now)
+        self._runs = 1
+        self._sharing = Sharing(self._book, wall, self.ledger)
+        recent = [] if self.unlimited else self._sharing.recent(now)
         # Without a book nobody knows whether another run has just ended; at a fast pace caution costs nothing.
         drained = bool(recent) or (book is None and self._rpm >= _CAUTIOUS_RPM)
         self._pacer = RequestPacer(self._rpm, drained=drained) if self.requests else None
-        self._share_requests(now)
+        self._share_requests(now, recent)
         self.slots = Slots(limits.concurrency, self._rpm)
 
     @property
@@ -164,15 +160,18 @@ class EndpointQuota:
 
     def room(self, now: float, trust: Trust) -> float:
         """The largest prompt that fits now, in expected tokens."""
-        return self.ledger.room(now, trust)
+        return min(self.ledger.room(now, trust), self._sharing.room(now))
 
     def fits_at(self, now: float, tokens: float, trust: Trust) -> float:
         """When that many tokens may fit at the earliest, if nothing else is sent."""
-        return self.ledger.fits_at(now, tokens, trust)
+        fits_at = self.ledger.fits_at(now, tokens, trust)
+        return fits_at if tokens <= self._sharing.room(now) else max(fits_at, now + LOOK_S)
 
-    def held_up(self, now: float) -> None:
-        """Tokens are what holds the work up: a limit on them that is only believed may grow."""
+    def held_up(self, now: float, tokens: float, trust: Trust) -> None:
+        """Tokens are what holds the work up: others may have to leave some, and a limit only believed may grow."""
         if self.tokens:
+            if self._runs > 1:
+                self._sharing.ask(now, tokens, trust)
             proven = self.tokens.value
             if self.tokens.grow(now, self.ledger.last_minute(now)[1]):
                 self._book.learn("tokens", proven, self._wall())
@@ -180,16 +179,9 @@ class EndpointQuota:
 
     def look_around(self, now: float) -> None:
         """Charge what other processes have sent on the same quota, and share the pace with them."""
-        if now - self._looked_at < GROUP_S:
-            return
-        self._looked_at = now
-        news = self._book.news()
-        for send in news:
-            if send.who:
-                self._others[send.who] = now
-            self.ledger.settle(self.ledger.reserve(now, send.tokens), None)
-        if news or self._others:
-            self._share_requests(now)
+        sent = self._sharing.news(now)
+        if sent or self._runs > 1:
+            self._share_requests(now, sent)
 
     def send(self, now: float, tokens: int, trust: Trust) -> Ticket:
         """Charge one request that leaves now."""
@@ -197,19 +189,20 @@ class EndpointQuota:
         self._refusals.sent(now)
         if self.unlimited:
             return Ticket(now, tokens)
-        if self._began_at is None:
-            self._began_at = now
         if self._resumed_at < self._hold_until:
             self._resumed_at = now
         self._sent_at = now
         wall = self._wall()
         day = self.day.today(wall)
         charge = self.ledger.reserve(now, tokens, trust)
-        return Ticket(now, tokens, charge, self._book.send(wall, tokens, day))
+        entry = self._book.send(wall, trust.at_most(tokens), day)
+        if self._runs > 1:
+            self._book.flush()
+        return Ticket(now, tokens, charge, entry)
 
     def answered(self, ticket: Ticket, now: float, tokens: int | None, date: float | None, received: float) -> None:
         """An answer came: `tokens` as the service counted them, `date` its Date header, `received` when it was read."""
-        self._answers_again(ticket)
+        self._responded(ticket)
         self._answered_at = max(self._answered_at, ticket.sent_at)
         self.slots.answered(now - ticket.sent_at)
         if date is not None:
@@ -225,18 +218,13 @@ class EndpointQuota:
         else:
             self._release(ticket)
         if verdict.kind != "transient":
-            self._answers_again(ticket)
+            self._responded(ticket)
             return
         self._refusals.undecided()
         if verdict.http_status == 503:
             self.slots.overloaded()
         if self._outage.failed(now, ticket.sent_at):
             self._notify("outage", {"message": verdict.message})
-
-    def _answers_again(self, ticket: Ticket) -> None:
-        self._refusals.succeeded()
-        if self._outage.succeeded(ticket.sent_at):
-            self._notify("outage", {"message": "over, the service answers again"})
 
     def refused(self, ticket: Ticket, now: float, verdict: Verdict) -> None:
         """The request was refused for quota: it did not count; hold, and learn the limit."""
@@ -277,32 +265,25 @@ class EndpointQuota:
     def _rpm(self) -> float:
         return self.requests.value if self.requests else inf
 
-    def _load_recent(self, now: float) -> list[Send]:
-        wall = self._wall()
-        recent = self._book.recent(wall)
-        for send in recent:
-            at = now - (wall - send.at)
-            self.ledger.settle(self.ledger.reserve(at, send.tokens), None)
-            if send.who:
-                self._others[send.who] = max(at, self._others.get(send.who, at))
-        return recent
+    def _share_requests(self, now: float, sent: Sequence[float]) -> None:
+        if self._pacer:
+            self._pacer.charge(sent)
+        runs = self._sharing.runs(now)
+        if runs != self._runs:
+            self._runs = runs
+            self._notify("sharing", {"runs": runs})
+            if self._pacer:
+                self._pacer.change(self._rpm, now, runs=runs)
 
-    def _share_requests(self, now: float) -> None:
-        if self._pacer is None:
-            return
-        lately = max(SHARER_S, 3 * self._sharers * self._pacer.period_s)
-        self._others = {who: seen for who, seen in self._others.items() if now - seen < lately}
-        if self._sharers != 1 + len(self._others):
-            self._sharers = 1 + len(self._others)
-            self._notify("sharing", {"runs": self._sharers})
-            self._pacer.change(self._rpm / self._sharers, now)
+    def _responded(self, ticket: Ticket) -> None:
+        self._refusals.succeeded()
+        if self._outage.succeeded(ticket.sent_at):
+            self._notify("outage", {"message": "over, the service answers again"})
 
     def _settle(self, ticket: Ticket, tokens: int | None) -> None:
         if ticket.charge is None or ticket.entry is None:
             return
         self.ledger.settle(ticket.charge, tokens)
-        self._admitted["requests"] += 1
-        self._admitted["tokens"] += ticket.charge.tokens
         if tokens is not None:
             self._book.settle(ticket.entry, tokens)
 
@@ -326,8 +307,6 @@ class EndpointQuota:
             self._requests_changed(now)
             return
         which: Which = 0 if hit.meter == "requests" else 1
-        began_at = now if self._began_at is None else self._began_at
-        in_flight = self.ledger.in_flight()[which]
         least, most = last_minute(self.ledger, self.phase.bounds, which, ticket.sent_at, now, wait_s)
         # What was refused is more than was left: the limit is between the sums without and with it.
         refused = ticket.tokens if hit.meter == "tokens" else 0
@@ -336,7 +315,7 @@ class EndpointQuota:
             most=most + refused,
             bucket=max(
                 self.ledger.since(now - 2 * WINDOW_S)[which] / 3.0,
-                (self._admitted[hit.meter] + in_flight) / (1.0 + (now - began_at) / WINDOW_S),
+                self.ledger.mean(now)[which],
             ),
             since_cut=self.ledger.since(meter.cut_at)[which],
             resumed_at=self._resumed_at,
@@ -370,7 +349,7 @@ class EndpointQuota:
 
     def _requests_changed(self, now: float) -> None:
         assert self._pacer is not None
-        self._pacer.change(self._rpm / self._sharers, now, strict=self._strict)
+        self._pacer.change(self._rpm, now, strict=self._strict, runs=self._runs)
         self.slots.change(self._rpm)
         self._tell("requests", self._rpm)
 

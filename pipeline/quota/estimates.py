@@ -24,6 +24,10 @@ class Trust:
         """Expected tokens, rounded up."""
         return ceil(estimated * self.ratio)
 
+    def at_most(self, tokens: int) -> int:
+        """What so many expected tokens hardly exceed."""
+        return ceil(tokens * (1.0 + self.bias + self.spread))
+
 
 EXACT = Trust(1.0, 0.0, 0.0)
 

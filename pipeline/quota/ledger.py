@@ -84,6 +84,8 @@ class TokenLedger:
         self._variance = 0.0  # of the open reservations
         self._bias = 0.0
         self._open_requests = self._open_tokens = 0
+        self._all_requests = self._all_tokens = 0
+        self._began_at: float | None = None
         self._used_at: float | None = None  # of the last answer of `used`, until a charge changes
         self._used = 0.0
         self._bound_at = -inf  # the bound over all phases: when it was computed, and what it was
@@ -92,8 +94,11 @@ class TokenLedger:
     def reserve(self, now: float, tokens: int, trust: Trust = EXACT) -> Charge:
         """Charge a request that leaves now; `trust` says how far off `tokens` may be."""
         self._trim(now)
-        charge = Charge(now, 0, 0, self._base + len(self._charges), trust.spread * tokens, trust.bias * tokens)
+        at = max(now, self._charges[-1].at) if self._charges else now  # what others sent is heard of late
+        charge = Charge(at, 0, 0, self._base + len(self._charges), trust.spread * tokens, trust.bias * tokens)
         self._charges.append(charge)
+        if self._began_at is None:
+            self._began_at = at
         self._variance += charge.deviation**2
         self._bias += charge.bias
         self._open_requests += 1
@@ -110,6 +115,10 @@ class TokenLedger:
         """Close a reservation of a request that provably never counted."""
         self._close(charge)
         self._amend(charge, 0, 0)
+
+    def correct(self, charge: Charge, tokens: int) -> None:
+        """Amend a closed one, by what another run has settled it with meanwhile."""
+        self._amend(charge, tokens, charge.requests)
 
     def used(self, now: float) -> float:
         """The most that the server can have counted against the limit by now."""
@@ -134,14 +143,17 @@ class TokenLedger:
 
     def fits_at(self, now: float, tokens: float, trust: Trust = EXACT) -> float:
         """When `tokens` may fit at the earliest if nothing is settled before; later than `now`."""
-        deviation = sqrt(self._variance + (trust.spread * tokens) ** 2)
-        allowed = self.limit - self._bias - DEVIATIONS * deviation - tokens * (1.0 + trust.bias)
+        allowed = self._allowed(tokens, trust)
         self.used(now)
         soonest = max(now + _LEAST_WAIT_S, self._falls_to(allowed, _tokens))
         bounds = self._phase.bounds
         if bounds is None:
             return max(soonest, now + 2 * RECOMPUTE_S)
         return max(soonest, self._counter_falls_to(now, bounds, allowed, _tokens))
+
+    def surplus(self, now: float, tokens: float, trust: Trust = EXACT) -> float:
+        """How far what is used must fall before `tokens` fit; negative when they do."""
+        return self.used(now) - self._allowed(tokens, trust)
 
     def request_fits_at(self, now: float, limit: float, *, counted: bool) -> float:
         """When one more request keeps within `limit` a minute: -inf for now; with `counted` by the counter too.
@@ -183,9 +195,19 @@ class TokenLedger:
         position = bisect_right(self._charges, instant, key=_at)
         return self._charges[position].at + WINDOW_S if position < len(self._charges) else inf
 
+    def mean(self, now: float) -> tuple[float, float]:
+        """Requests and tokens of all time by its minutes, and one more: what a bucket allows that was full at first."""
+        minutes = 1.0 if self._began_at is None else 1.0 + (now - self._began_at) / WINDOW_S
+        return self._all_requests / minutes, self._all_tokens / minutes
+
     def in_flight(self) -> tuple[int, int]:
         """Requests and tokens reserved and not yet closed."""
         return self._open_requests, self._open_tokens
+
+    def _allowed(self, tokens: float, trust: Trust) -> float:
+        """What may be used at most when `tokens` are to fit."""
+        deviation = sqrt(self._variance + (trust.spread * tokens) ** 2)
+        return self.limit - self._bias - DEVIATIONS * deviation - tokens * (1.0 + trust.bias)
 
     def _most(self, now: float) -> float:
         minute = self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
@@ -208,6 +230,8 @@ class TokenLedger:
     def _amend(self, charge: Charge, tokens: int, requests: int) -> None:
         self._used_at = None
         more_tokens, more_requests = tokens - charge.tokens, requests - charge.requests
+        self._all_requests += more_requests
+        self._all_tokens += more_tokens
         charge.tokens, charge.requests = tokens, requests
         for tail in (self._minute, self._current, self._both):
             if charge.index >= tail.start:

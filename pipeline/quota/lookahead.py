@@ -153,7 +153,8 @@ class Lookahead(Generic[Item]):
         """Remove and return what goes now, or None when nothing does.
 
         `room` is the size up to which it is worth asking `fits`; when it is infinite the oldest goes. `fits_at` tells
-        when one that does not fit would, if nothing else went before; beyond `until(now)` none is waited for.
+        when one that does not fit would, if nothing else went before; beyond `until(now)` none is waited for. The last
+        lane comes first when `backwards`.
         """
         self._awaited = None
         lanes = self._lanes[::-1] if backwards else self._lanes

@@ -1,8 +1,10 @@
 """Requests per minute: even spacing on aiolimiter's leaky bucket, safe against every way a server may count."""
 
 import asyncio
-from math import floor
+from collections.abc import Iterable
+from math import floor, inf
 
+import anyio
 from aiolimiter import AsyncLimiter
 
 WINDOW_S = 60.0
@@ -25,12 +27,17 @@ class RequestPacer:
     satisfies fixed windows of any phase, a sliding log, a sliding-window counter and a token bucket alike. Below
     `RESERVE_FROM_RPM` that bound is only kept when `strict`: without it a sliding-window counter may refuse one.
 
+    With several `runs` on one limit each has an equal part, and beyond it whatever the others leave: a request goes
+    before its own turn when all runs together, as far as `charge` was told, are behind the pace.
+
     One task only may acquire: aiolimiter serves its waiters smallest first, not in order.
     """
 
     def __init__(self, rpm: float, *, drained: bool, strict: bool = False) -> None:
         """With `drained` no burst is left at the start: right after another run, which may have used it."""
         self._strict = strict
+        self._runs = 1
+        self._due_at = -inf  # when the next request is due that any run makes
         self._drain = 0.0
         self._last_grant: float | None = None
         self._build(rpm)
@@ -47,9 +54,10 @@ class RequestPacer:
         """Seconds between two requests in the long run."""
         return self._limiter.time_period / self._limiter.max_rate
 
-    def change(self, rpm: float, now: float, *, strict: bool | None = None) -> None:
-        """Keep another limit from now on. The burst is not granted a second time."""
+    def change(self, rpm: float, now: float, *, strict: bool | None = None, runs: int = 1) -> None:
+        """Keep another limit from now on, or share it with others. The burst is not granted a second time."""
         self._strict = self._strict if strict is None else strict
+        self._runs = runs
         undrained = self._drain
         self._build(rpm)
         burst = self._limiter.max_rate
@@ -62,18 +70,32 @@ class RequestPacer:
         """Whether `acquire` would return at once."""
         return not self._drain and self._limiter.has_capacity()
 
+    def charge(self, sent: Iterable[float]) -> None:
+        """Count requests that left at these times, of whichever run."""
+        for at in sent:
+            self._due_at = max(self._due_at, at) + self._all_period_s
+
     async def acquire(self) -> None:
         """Wait until one request may leave, and count it."""
+        if self._runs == 1:
+            await self._turn()
+        else:
+            with anyio.CancelScope(deadline=self._due_at - (self._all_burst - 1) * self._all_period_s):
+                await self._turn()
+        self._last_grant = asyncio.get_running_loop().time()
+        self.charge((self._last_grant,))
+
+    async def _turn(self) -> None:
         if self._drain:
             drain, self._drain = self._drain, 0.0
             await self._limiter.acquire(drain)
         await self._limiter.acquire()
-        self._last_grant = asyncio.get_running_loop().time()
 
     def _build(self, rpm: float) -> None:
-        burst, period = spacing(rpm, strict=self._strict)
         self._rpm = rpm
-        self._limiter = AsyncLimiter(burst, burst * period)
+        self._all_burst, self._all_period_s = spacing(rpm, strict=self._strict, runs=self._runs)
+        burst = max(1, self._all_burst // self._runs)
+        self._limiter = AsyncLimiter(burst, burst * self._all_period_s * self._runs)
         self._drain = 0.0
 
 
@@ -82,10 +104,13 @@ def careful_s(period_s: float) -> float:
     return min(CAREFUL_S, _CAREFUL_PERIODS * period_s)
 
 
-def spacing(rpm: float, *, strict: bool = False) -> tuple[int, float]:
-    """Burst and seconds between requests for a limit of `rpm`."""
+def spacing(rpm: float, *, strict: bool = False, runs: int = 1) -> tuple[int, float]:
+    """Burst and seconds between requests for a limit of `rpm` that `runs` share.
+
+    Each other run may be about to send one that nobody has seen yet.
+    """
     padded = WINDOW_S + JITTER_S
     burst = max(1, floor(CATCH_UP_S * rpm / padded))
     if rpm >= RESERVE_FROM_RPM or strict:
-        return burst, padded / max(rpm - burst, rpm / 2)
+        return burst, padded / max(rpm - burst - runs + 1, rpm / 2)
     return burst, padded / rpm

@@ -1,0 +1,121 @@
+"""Other runs on the same quota: what they have sent is charged here too, and who has had least goes first."""
+
+from collections.abc import Callable, Iterable
+from math import ceil, inf
+
+from pipeline.quota.book import GROUP_S, MemoryBook, QuotaBook, Send
+from pipeline.quota.estimates import Trust
+from pipeline.quota.ledger import Charge, TokenLedger
+from pipeline.quota.pacer import WINDOW_S
+from pipeline.quota.phase import MinutePhase
+
+SHARER_S = WINDOW_S
+"""Another run shares the quota while it has sent or asked for something in this time; one that ends costs nothing."""
+SETTLE_S = 0.5
+"""How often is read what others have settled meanwhile."""
+ASK_EVERY_S = 1.0
+LOOK_S = 0.1
+"""How often a run looks around while it leaves room to others."""
+ASKED_FOR_S = 2.5
+"""How long a word asked for room counts: a run that was killed holds nobody up for longer."""
+CONTENT = 0.9
+"""Of an equal part of the tokens: who has that asks for no more, so that equals do not wait for each other."""
+
+
+class Sharing:
+    """The other runs on one quota.
+
+    What they send is charged like what is sent here: together all runs use every token, however unequally they want
+    them. Who gets them would be chance, and always the same run: the one that needs the least margin. So a run that
+    waits for tokens and has had less than an equal part asks for room, and a run that has had more leaves it.
+    """
+
+    def __init__(self, book: QuotaBook | MemoryBook, wall: Callable[[], float], ledger: TokenLedger) -> None:
+        """`wall` is epoch seconds; all else goes by the loop's clock."""
+        self._book, self._wall, self._ledger = book, wall, ledger
+        self._theirs = TokenLedger(inf, MinutePhase())
+        self._open: dict[int, tuple[Charge, Charge]] = {}  # sends that may still be settled
+        self._heard: dict[str, float] = {}  # of each other run
+        self._looked_at = self._settled_at = self._asked_at = -inf
+
+    def recent(self, now: float) -> list[float]:
+        """Charge what all runs have sent in the last two minutes; returns when."""
+        return self._charge(self._book.recent(self._wall()), now)
+
+    def news(self, now: float) -> list[float]:
+        """Charge what others have sent and settled since the last time; returns when they sent."""
+        if not self._heard and now - self._looked_at < GROUP_S:
+            return []
+        self._looked_at = now
+        times = self._charge(self._book.news(), now)
+        for ask in self._book.asked:
+            self._hear(ask.who, now - (self._wall() - ask.at))
+        if self._open and now - self._settled_at >= SETTLE_S:
+            self._settled_at = now
+            self._settle(now)
+        return times
+
+    def runs(self, now: float) -> int:
+        """How many runs share the quota, this one included."""
+        if self._heard:
+            self._heard = {who: at for who, at in self._heard.items() if now - at < SHARER_S}
+        return 1 + len(self._heard)
+
+    def ask(self, now: float, tokens: float, trust: Trust) -> None:
+        """What waits here for `tokens` is held up: ask for room, if this run has had few tokens."""
+        self._book.flush()
+        if now - self._asked_at < ASK_EVERY_S:
+            return
+        used, ours = self._used(now)
+        if ours < CONTENT * self._fair:
+            self._asked_at = now
+            self._book.ask(self._wall(), ceil(used - self._ledger.surplus(now, tokens, trust)))
+
+    def room(self, now: float) -> float:
+        """The tokens that others leave to this run; `inf` where nobody asks for room, or this run has had few."""
+        if not self._book.asked:
+            return inf
+        since = self._wall() - ASKED_FOR_S
+        most = min((ask.most for ask in self._book.asked if ask.at > since), default=inf)
+        if most == inf:
+            return inf
+        used, ours = self._used(now)
+        return most - used if ours > self._fair else inf
+
+    @property
+    def _fair(self) -> float:
+        return self._ledger.limit / (1 + len(self._heard))
+
+    def _used(self, now: float) -> tuple[int, int]:
+        """Tokens of the last minute, of all runs and of this one."""
+        used = self._ledger.last_minute(now)[1]
+        return used, used - self._theirs.last_minute(now)[1]
+
+    def _charge(self, sends: Iterable[Send], now: float) -> list[float]:
+        wall = self._wall()
+        times = []
+        for send in sends:
+            at = now - max(0.0, wall - send.at)
+            times.append(at)
+            both = self._ledger.reserve(at, send.tokens), self._theirs.reserve(at, send.tokens)
+            for ledger, charge in zip((self._ledger, self._theirs), both, strict=True):
+                ledger.settle(charge, None)
+            if send.who:
+                self._open[send.number] = both
+                self._hear(send.who, at)
+        return times
+
+    def _settle(self, now: float) -> None:
+        """Correct what others reserved by what they were charged in the end; a refund is gone."""
+        tokens = self._book.tokens_since(min(self._open))
+        for number, both in list(self._open.items()):
+            settled = tokens.get(number, 0)
+            if settled != both[0].tokens:
+                self._ledger.correct(both[0], settled)
+                self._theirs.correct(both[1], settled)
+            elif both[0].at > now - WINDOW_S:
+                continue
+            del self._open[number]
+
+    def _hear(self, who: str, at: float) -> None:
+        self._heard[who] = max(at, self._heard.get(who, at))
