@@ -20,6 +20,8 @@ from pipeline.records import Limits, Prompt, Reply, Status, Verdict
 
 UNLIMITED = Limits(rpm=0, tpm=0)
 """No limit on anything but what is in flight: a limit of 0 means that there is none."""
+REFUSED_ALONE = 3
+"""Refusals with a whole minute's tokens for itself that a prompt is too long after: one may be somebody else's."""
 BACKOFF_FIRST_S, BACKOFF_LONGEST_S = 1.0, 60.0
 _LONGEST_SLEEP_S = 60.0  # after which the wall clock is read again: it goes on while a machine is suspended
 
@@ -293,10 +295,15 @@ class Dispatcher:
         self._deliver(job, reply)
 
     def _take_refusal(self, job: Job, ticket: Ticket, verdict: Verdict, now: float) -> None:
-        self._quota.refused(ticket, now, verdict)
+        job.refused_alone += self._quota.refused(ticket, now, verdict)
         self.rate_limited += 1
         job.rate_limited += 1
-        self._again(job, now, now)
+        if job.refused_alone < REFUSED_ALONE:
+            self._again(job, now, now)
+        elif not job.gone:
+            self._end_too_long(
+                job, ticket.tokens, "fewer a minute: it was refused three times with a minute for itself"
+            )
 
     def _take_failure(self, job: Job, ticket: Ticket, verdict: Verdict, now: float) -> None:
         self._quota.failed(ticket, now, verdict)
@@ -359,11 +366,11 @@ class Dispatcher:
             job.answer.set_exception(Halted(self._reason))
 
     def _refuse_too_long(self, job: Job, tokens: int) -> None:
-        message = (
-            f"The prompt has {tokens:,} input tokens; the service takes {self._quota.largest:,.0f} a minute at most."
-            " Chunk the text smaller."
-        )
         self._leave_queue(job)
+        self._end_too_long(job, tokens, f"{self._quota.largest:,.0f} a minute at most")
+
+    def _end_too_long(self, job: Job, tokens: int, takes: str) -> None:
+        message = f"The prompt has {tokens:,} input tokens; the service takes {takes}. Chunk the text smaller."
         self._end(job, Reply("", "invalid", error_kind="too_long", error=message))
 
     def _fail(self, job: Job, status: Status, verdict: Verdict) -> None:

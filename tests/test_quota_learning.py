@@ -12,7 +12,7 @@ from subprocess import PIPE
 import anyio
 import pytest
 from matrix import SEEDS, cases, dispatch
-from servers import World, documents, heavy, small
+from servers import World, documents, heavy, lognormal, small
 
 from pipeline.quota.book import QuotaBook
 from pipeline.records import Limits
@@ -48,6 +48,17 @@ def test_the_true_limit_is_lower(
     # After the second refusal of a bucket it takes a minute until what was sent above the limit no longer counts.
     assert world.steady() >= (0.9 if not full and server == "bucket" and not names_limit else 0.96)
     assert outcome.dispatcher.limits.rpm <= (true if names_limit or not full else 1.15 * true)
+
+
+@cases
+def test_the_true_limit_on_tokens_is_lower(server: str, seed: int, full: bool) -> None:
+    world = World(server, 10_000, 600_000, seed=seed)
+    prompts = documents(world, lognormal(3000 if full else 1000, 3000, seed))
+    outcome = dispatch(world, prompts, Limits(rpm=1000, tpm=1_000_000))
+    assert Counter(reply.status for reply in outcome.replies) == {"ok": len(prompts)}
+    assert len(world.refused) <= (10 if full else 5)  # in a quarter of an hour two probes are refused
+    assert world.dispatched() >= 0.92
+    assert outcome.dispatcher.limits.rpm == 1000
 
 
 @cases
@@ -100,6 +111,21 @@ def test_a_date_that_does_not_tell_when_the_minute_begins_is_soon_distrusted(see
     assert Counter(reply.status for reply in outcome.replies) == {"ok": len(prompts)}
     assert len(world.refused) <= 25
     assert world.steady() >= 0.88
+
+
+@pytest.mark.parametrize("details", [True, False])
+def test_a_prompt_beyond_a_limit_that_nobody_names_ends_after_three_refusals_of_it_alone(details: bool) -> None:
+    world = World("fixed", 600, 250_000, seed=3, details=details)
+    prompts = documents(world, [*lognormal(300, 1500, 3), 300_000])
+    outcome = dispatch(world, prompts, Limits(rpm=600, tpm=1_000_000))
+    ended = {reply.error_kind: reply for reply in outcome.replies}
+    assert Counter(reply.status for reply in outcome.replies) == {"ok": 300, "invalid": 1}
+    assert "300,000 input tokens" in (ended["too_long"].error or "")
+    assert "refused three times" in (ended["too_long"].error or "")
+    assert 4 <= len(world.refused) <= 8
+    assert world.refused[-1][0] < 900.0
+    assert outcome.dispatcher.limits.rpm == 600, "that is not the requests' fault"
+    assert outcome.dispatcher.limits.tpm >= 150_000
 
 
 def test_a_learned_limit_is_told_and_kept_for_the_next_run(tmp_path: Path) -> None:

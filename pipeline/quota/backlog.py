@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -26,6 +27,7 @@ class Job:
     exact_tokens: int | None = None  # as the service counted them before
     attempts: int = 0
     rate_limited: int = 0
+    refused_alone: int = 0  # of these, with the tokens of a whole minute for itself
     queued: bool = True
     withdrawn: bool = False  # the submitter was cancelled in flight, and waits for what it bought
     reply: Reply | None = None
@@ -102,13 +104,15 @@ class Backlog:
 
         def fits(job: Job) -> bool:
             tokens, trust = self.cost(job)
-            return min(tokens, limit) <= rooms[trust]
+            return tokens <= quota.largest and min(tokens, limit) <= rooms[trust]
 
         def fits_at(job: Job) -> float:
             tokens, trust = self.cost(job)
             return quota.fits_at(now, min(tokens, limit), trust)
 
-        return self._ready.take(now, max(rooms.values()), fits, fits_at, quota.phase.ends_at, backwards=quota.down)
+        most = max(rooms.values())
+        room = most if most < limit else sys.float_info.max
+        return self._ready.take(now, room, fits, fits_at, quota.phase.ends_at, backwards=quota.down)
 
     def next_wanted(self, now: float) -> Job | None:
         """What everything waits for when `take` returned None."""

@@ -226,8 +226,11 @@ class EndpointQuota:
         if self._outage.failed(now, ticket.sent_at):
             self._notify("outage", {"message": verdict.message})
 
-    def refused(self, ticket: Ticket, now: float, verdict: Verdict) -> None:
-        """The request was refused for quota: it did not count; hold, and learn the limit."""
+    def refused(self, ticket: Ticket, now: float, verdict: Verdict) -> bool:
+        """The request was refused for quota: it did not count; hold, and learn the limit.
+
+        True when it had the tokens of a whole minute for itself, as far as is known, and they were not enough.
+        """
         self._outage.succeeded()
         if verdict.served_at is not None:
             self.phase.observe(verdict.served_at, ticket.sent_at, now)
@@ -236,14 +239,18 @@ class EndpointQuota:
             self._refusals.undecided()
             wall = self._wall()
             self._book.close_day(self.day.exhausted(wall, verdict.retry_after_s), wall)
-            return
+            return False
         if self._refusals.failed(now, ticket.sent_at, weight=1 if verdict.quota else REFUSALS_IN_A_ROW):
             self._notify("refused", {"message": verdict.message})
         wait = min(_LONGEST_HOLD_S, max(_DEFAULT_HOLD_S, verdict.retry_after_s or 0.0))
         self._hold_until = max(self._hold_until, now + wait + self._rng.uniform(0.0, _HOLD_JITTER_S))
         hits = [hit for hit in verdict.quota if hit.window == "minute"] or [self._likely_hit(now)]
+        alone = ticket.tokens >= self.tokens_limit and self.ledger.since(ticket.sent_at - WINDOW_S)[1] == 0
+        if alone and all(hit.meter == "tokens" and hit.limit is None for hit in verdict.quota):
+            return True
         for hit in hits:
             self._learn(hit, ticket, now, verdict.retry_after_s or 0.0)
+        return False
 
     def unknown(self, ticket: Ticket) -> None:
         """Nobody knows what became of the request: it stays charged."""
