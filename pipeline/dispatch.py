@@ -160,7 +160,7 @@ class Dispatcher:
                 await self._rest(until)
             elif self._has_unit(now) or await self._pace(now):
                 now = self._loop.time()
-                job = self._pick(now)
+                job = self._backlog.take(now, self._quota)
                 if job is not None:
                     self._launch(job, now, group)
                 elif not self._halted:
@@ -228,9 +228,6 @@ class Dispatcher:
             self._unit_at = self._loop.time()
         self._pacing = None
         return False
-
-    def _pick(self, now: float) -> Job | None:
-        return self._backlog.take(now, self._quota)
 
     def _fits_at(self, now: float) -> float:
         """When what everything waits for may fit; what never will is refused."""
@@ -302,7 +299,7 @@ class Dispatcher:
             self._again(job, now, now)
         elif not job.gone:
             self._end_too_long(
-                job, ticket.tokens, "fewer a minute: it was refused three times with a minute for itself"
+                job, ticket.tokens, f"fewer a minute: it was refused {REFUSED_ALONE} times with a minute for itself"
             )
 
     def _take_failure(self, job: Job, ticket: Ticket, verdict: Verdict, now: float) -> None:

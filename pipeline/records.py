@@ -21,7 +21,7 @@ ErrorKind = Literal[
     "invalid_request",  # the service refused this prompt (400, 404, 413, 422)
     "empty_answer",  # the service answered without text
     "malformed_reply",  # the service answered something that is not its protocol
-    "quota",  # refused for quota until attempts ran out
+    "quota",  # refused for quota; costs no attempt, so no row ends with it
     "network",  # no connection, or it broke
     "timeout",  # no answer in time
     "server",  # 500, 502, 503, 504 until attempts ran out

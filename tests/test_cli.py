@@ -343,8 +343,10 @@ def test_check_shows_and_forgets_what_earlier_runs_learned(
         monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
         assert cli("run", job, "--yes", "--rpm", "0", "--tpm", "0").code == 3
         assert "used up" in cli("check", job).out
-        assert "used up" not in cli("check", job, "--forget").out
+        assert "limited by requests a day" in cli("estimate", job).out
+        assert json.loads(cli("check", job, "--forget", "--json").out)["forgotten"] == "day used up"
         assert "used up" not in cli("check", job).out
+        assert json.loads(cli("check", job, "--forget", "--json").out)["forgotten"] == "nothing"
     assert cli("check", job, "--forget", "--offline").code == 2
 
 

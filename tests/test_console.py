@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.calls import Saved
 from pipeline.console import count, duration, money, notice, progress_line, things
-from pipeline.console.progress import fitting_line
+from pipeline.console.progress import Recent, fitting_line
 from pipeline.console.reports import show_accuracy
 from pipeline.engine import Monitor
 from pipeline.report.accuracy import Accuracy, Amounts
@@ -74,9 +74,28 @@ def test_progress_of_a_plan_that_was_too_small_never_passes_100_percent() -> Non
     assert line.startswith("12/12 calls 100%")
 
 
+def test_the_time_left_goes_by_the_pace_of_the_last_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred slow seconds at the start are soon forgotten; without answers there is no time to tell."""
+    monitor, recent, now = Monitor(rows=2000, prompts=2000, started_at=0.0), Recent(), 0.0
+    monkeypatch.setattr("pipeline.engine.time.monotonic", lambda: now)
+
+    def after(seconds: int, a_second: int) -> str:
+        nonlocal now
+        for _ in range(seconds):
+            now, monitor.calls, since = now + 1.0, monitor.calls + a_second, recent.since(monitor)
+        return progress_line(monitor, bar=False, since=since)
+
+    assert "eta" not in after(100, 0)
+    assert after(10, 1).endswith("eta 6 h 5 min"), "the first minutes count in full"
+    assert after(125, 5).endswith("eta 5 min")
+    assert "eta" not in after(121, 0)
+
+
 def test_every_event_has_words() -> None:
     learned = notice("limit", {"meter": "requests", "per_minute": 1500, "origin": "learned"})
     assert "(learned; " in learned and "--forget" in learned and len(learned) < 80
+    assumed = notice("limit", {"meter": "tokens", "per_minute": 250_000, "origin": "assumed"})
+    assert "(assumed; " in assumed and "grows" in assumed and len(assumed) < 80
     assert notice("limit", {"meter": "requests", "per_minute": 1500, "origin": "measured"}) == (
         "limit: 1,500 requests a minute (measured)"
     )
@@ -89,6 +108,7 @@ def test_every_event_has_words() -> None:
     assert "unknown sum" in notice("lost", at_most | {"at_most_usd": None})
     assert "cost" not in notice("lost", at_most | {"at_most_usd": Decimal(0)})
     assert notice("outage", {"message": "overloaded"}) == "outage: overloaded"
+    assert notice("day", {"until": 0.0, "message": "The day's quota is used up."}) == "The day's quota is used up."
     assert notice("halt", {"message": "told at the end"}) == ""
 
 

@@ -67,6 +67,19 @@ def test_what_is_used_today_is_missing_today() -> None:
     assert timeline(load_of(600), pace_of(rpm=60, rpd=1000, used_today=400), START).bound == "rpm"
 
 
+@pytest.mark.parametrize("rpd", [None, 1000])
+def test_a_day_that_the_service_says_is_used_up_is_waited_for(rpd: int | None) -> None:
+    """Whether or not `[limits] rpd` is set."""
+    opens = at("2026-11-23T08:00:05")
+    closed = replace(pace_of(rpm=60, rpd=rpd), opens_at=opens.timestamp())
+    plan = timeline(load_of(600), closed, START)
+    assert (plan.days[0].starts_at, plan.nights, plan.bound) == (opens, 1, "rpd")
+    assert plan.finish_at == opens + timedelta(seconds=timeline(load_of(600), pace_of(rpm=60), opens).seconds)
+    assert plan.busy_s < plan.seconds - 7 * 3600
+    assert deadline(load_of(600), closed, START, opens).needed is None, "no limit that is higher helps"
+    assert timeline(load_of(600), closed, opens + timedelta(hours=1)).bound == "rpm", "past: it means nothing"
+
+
 @pytest.mark.parametrize(
     ("start", "hours"), [("2026-03-08T07:59", 23), ("2026-11-01T06:59", 25), ("2026-11-23T07:59", 24)]
 )

@@ -1,13 +1,12 @@
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sharedfiles import Clock, damage, locked
 
 from pipeline.errors import RunStateError
 from pipeline.quota.book import (
@@ -81,7 +80,7 @@ def test_endpoints_do_not_mix(path):
         one.learn("requests", 600.0, 1000.0)
         assert other.requests_on(DAY) == 0
         assert other.news() == other.recent(1001.0) == []
-        assert other.learned("requests", 1001.0) is None
+        assert other.known(DAY, 1001.0) == Known()
 
 
 def test_news_are_what_others_sent_once_each(path):
@@ -149,8 +148,8 @@ def test_a_learned_limit_is_believed_for_some_hours(path):
     with QuotaBook(path, "m") as book:
         book.learn("tokens", 250_000.0, 1000.0)
         book.learn("tokens", 240_000.0, 1001.0)
-        assert book.learned("tokens", 2000.0) == 240_000.0
-        assert book.learned("tokens", 1002.0 + LEARNED_FOR_S) is None
+        assert book.known(DAY, 2000.0) == Known(tpm=240_000.0)
+        assert book.known(DAY, 1002.0 + LEARNED_FOR_S) == Known()
 
 
 def test_a_used_up_day_is_remembered_until_it_is_over(path):
@@ -158,9 +157,9 @@ def test_a_used_up_day_is_remembered_until_it_is_over(path):
         book.close_day(90_000.0, 1000.0)
     assert read_known(path, "m", DAY, 2000.0) == Known(day_opens_at=90_000.0)
     with QuotaBook(path, "m") as later, QuotaBook(path, "other") as other:
-        assert later.day_opens_at(1000.0 + 2 * LEARNED_FOR_S) == 90_000.0
-        assert later.day_opens_at(90_000.0) is None
-        assert other.day_opens_at(2000.0) is None
+        assert later.known(DAY, 1000.0 + 2 * LEARNED_FOR_S) == Known(day_opens_at=90_000.0)
+        assert later.known(DAY, 90_000.0) == Known()
+        assert other.known(DAY, 2000.0) == Known()
 
 
 def test_what_was_learned_can_be_forgotten_and_what_was_sent_not(path):
@@ -174,19 +173,11 @@ def test_what_was_learned_can_be_forgotten_and_what_was_sent_not(path):
     assert read_known(path, "other", DAY, 2000.0) == Known(1, 60.0, None, 90_000.0)
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_while_the_book_is_locked_the_run_counts_for_itself_and_writes_it_later(path):
     clock = Clock()
     with QuotaBook(path, "m", clock=clock) as book, QuotaBook(path, "m") as other:
         first = book.send(1000.0, 10, DAY)
-        with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
-            stranger.execute("BEGIN EXCLUSIVE")
+        with locked(path):
             began = time.perf_counter()
             entries = [book.send(1001.0 + number, 20 + number, DAY) for number in range(40)]
             book.refund(first)
@@ -195,13 +186,12 @@ def test_while_the_book_is_locked_the_run_counts_for_itself_and_writes_it_later(
             book.learn("tokens", 5000.0, 1041.0)
             assert time.perf_counter() - began < 1.0, "it waits for the lock once, and shortly"
             assert book.requests_on(DAY) == 39
-            stranger.execute("ROLLBACK")
         assert other.requests_on(DAY) == 1
         clock.now += RETRY_S
         book.send(1042.0, 70, DAY)
         assert book.requests_on(DAY) == other.requests_on(DAY) == 40
         assert [send.tokens for send in other.recent(1042.0)] == [99, *range(22, 60), 70]
-        assert other.learned("tokens", 1042.0) == 5000.0
+        assert other.known(DAY, 1042.0).tpm == 5000.0
         book.settle(entries[2], 100)
     with QuotaBook(path, "m") as later:
         assert sorted(send.tokens for send in later.recent(1042.0))[-1] == 100
@@ -213,14 +203,13 @@ def test_a_damaged_book_costs_a_run_neither_its_counts_nor_its_memory(path):
         book.on_trouble = told.append
         book.send(1000.0, 10, DAY)
         assert book.requests_on(DAY) == 1
-        for part in path.parent.iterdir():
-            part.write_bytes(b"not a database, " * 4096)
+        damage(path)
         for number in range(2000):
             clock.now += 1.0
             entry = book.send(1001.0 + number, 10, DAY)
         book.refund(entry)
         assert book.requests_on(DAY) == 2000
-        assert book.news() == book.recent(3001.0) == [] and book.learned("tokens", 3001.0) is None
+        assert book.news() == book.recent(3001.0) == [] and book.known(DAY, 3001.0) == Known()
         assert len(book._pending) <= KEEP_S + 1
         assert len(told) == 1 and str(path) in told[0]
     with pytest.raises(RunStateError):
@@ -231,8 +220,7 @@ def test_a_book_that_is_replaced_in_mid_run_is_used_and_what_others_wrote_there_
     clock = Clock()
     with QuotaBook(path, "m", clock=clock) as book:
         old = [book.send(1000.0 + number, 10, DAY) for number in range(2)]
-        for part in path.parent.iterdir():
-            part.write_bytes(b"not a database, " * 4096)
+        damage(path)
         book.send(1002.0, 20, DAY)
         for part in path.parent.iterdir():
             part.unlink()
@@ -247,10 +235,8 @@ def test_a_book_that_is_replaced_in_mid_run_is_used_and_what_others_wrote_there_
 
 def test_forgetting_says_when_it_cannot(path, monkeypatch):
     monkeypatch.setattr("pipeline.quota.shared._PATIENCE_S", 0.05)
-    with QuotaBook(path, "m") as book, closing(sqlite3.connect(path, isolation_level=None)) as stranger:
-        stranger.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(RunStateError, match="cannot be changed now"):
-            book.forget()
+    with QuotaBook(path, "m") as book, locked(path), pytest.raises(RunStateError, match="cannot be changed now"):
+        book.forget()
 
 
 def test_what_is_known_is_read_beside_a_run_and_after_it(path):
@@ -337,5 +323,4 @@ def test_a_book_in_memory_counts_days_and_knows_nobody_else():
     assert book.recent(1001.0) == book.news() == list(book.asked) == []
     assert book.tokens_since(0) == {}
     book.close_day(90_000.0, 1000.0)
-    assert book.day_opens_at(1001.0) is None
-    assert book.learned("tokens", 1001.0) is None
+    assert book.known(DAY, 1001.0) == Known()

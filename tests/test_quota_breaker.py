@@ -21,7 +21,7 @@ def test_failures_in_a_row_pause_then_one_request_probes():
     one, closed = breaker(), []
     for _ in range(3):
         one.failed(10.0, 9.0)
-        closed.append(one.closed)
+        closed.append(one.tripped)
     assert closed == [False, False, True]
     opens_at = one.opens_at(10.0)
     assert opens_at is not None and 10.75 <= opens_at <= 11.25
@@ -60,12 +60,12 @@ def test_an_answer_to_what_left_before_the_outage_does_not_end_it():
     for _ in range(3):
         one.failed(10.0, 9.9)
         one.succeeded(9.8)
-    assert one.closed
+    assert one.tripped
     one.sent(12.0)
     one.succeeded(9.8)
     assert one.opens_at(12.0) == inf, "the probe is still on its way"
     one.succeeded(12.0)
-    assert not one.closed
+    assert not one.tripped
 
 
 def test_failures_that_come_back_before_the_answers_are_not_all_there_is():
@@ -75,7 +75,7 @@ def test_failures_that_come_back_before_the_answers_are_not_all_there_is():
         one.sent(float(number))
         if number % 5 == 0:
             one.failed(number + 0.1, float(number))
-    assert not one.closed
+    assert not one.tripped
 
 
 def test_what_hangs_is_judged_by_what_left_before_it():
@@ -84,10 +84,10 @@ def test_what_hangs_is_judged_by_what_left_before_it():
     for number in range(40):
         one.sent(float(number))
     for number in range(8):
-        assert not one.closed
+        assert not one.tripped
         one.failed(60.0 + number, float(number))
         one.sent(60.0 + number)
-    assert one.closed
+    assert one.tripped
 
 
 def test_an_outage_is_told_once_when_its_first_probe_fails_and_then_its_end():
@@ -121,7 +121,7 @@ def test_a_probe_that_tells_nothing_lets_another_go():
 def test_weight_counts_for_many():
     one = breaker(20)
     one.failed(1.0, 0.5, weight=20)
-    assert one.closed
+    assert one.tripped
 
 
 def test_the_time_down_is_between_failures_of_one_outage():

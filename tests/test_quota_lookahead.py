@@ -117,10 +117,13 @@ def test_small_ones_are_not_passed_over_forever():
 
 
 def test_time_waited_before_counts_when_it_is_told():
-    ready: Lookahead[Item] = Lookahead(None)
-    ready.add(Item(90), 90, AGAIN, 500.0, since=100.0)
-    assert ready.next_wanted(500.0) is not None
-    assert take(ready, 50, 500.0) is None
+    ready, (small,) = filled([5], lane=FINISHING)
+    ready.add(large := Item(90), 90, AGAIN, 500.0, since=100.0)
+    assert take(ready, 50, 99.0 + MAX_WAIT_S) is small
+    ready.add(small, 5, FINISHING, 500.0)
+    late = 101.0 + MAX_WAIT_S
+    assert take(ready, 50, late) is None
+    assert ready.next_wanted(late) is large
 
 
 def test_what_is_gone_is_neither_taken_nor_waited_for():

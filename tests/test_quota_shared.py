@@ -3,11 +3,10 @@
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from sharedfiles import Clock, damage, locked
 
 from pipeline.errors import RunStateError
 from pipeline.quota.shared import RETRY_S, SharedFile
@@ -15,25 +14,9 @@ from pipeline.quota.shared import RETRY_S, SharedFile
 SCHEMA = "CREATE TABLE IF NOT EXISTS things (name TEXT)"
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "shared.sqlite"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Another process holds the file."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("BEGIN EXCLUSIVE")
-        yield
-        other.execute("ROLLBACK")
 
 
 def opened(path: Path, clock: Clock) -> tuple[SharedFile, list[str]]:
@@ -161,9 +144,3 @@ def test_a_file_that_cannot_be_opened_is_named_with_the_way_out(path: Path, cont
     with pytest.raises(RunStateError) as caught:
         opened(path, Clock())
     assert str(path) in caught.value.message and caught.value.hint == "mend it"
-
-
-def damage(path: Path) -> None:
-    """As a failing disk does: what was written is something else."""
-    for part in path.parent.iterdir():
-        part.write_bytes(b"not a database, " * 4096)

@@ -9,6 +9,7 @@ import anyio
 import pytest
 from matrix import cases
 from servers import WINDOW_S, World, answer_all, dispatcher_for, documents, heavy, lognormal, small
+from sharedfiles import Clock
 from vclock import run
 
 from pipeline.quota.book import QuotaBook
@@ -147,38 +148,40 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "book"
 
 
-def sharing(book: QuotaBook, now: float, limit: float = 1000.0) -> tuple[Sharing, TokenLedger]:
-    ledger = TokenLedger(limit, MinutePhase())
-    one = Sharing(book, lambda: clock[0], ledger)
-    one.recent(now)
+@pytest.fixture
+def wall() -> Clock:
+    """At the loop's 0."""
+    return Clock(1000.0)
+
+
+def sharing(book: QuotaBook, wall: Clock) -> tuple[Sharing, TokenLedger]:
+    """A run that begins now and may send 1,000 tokens a minute."""
+    ledger = TokenLedger(1000.0, MinutePhase())
+    one = Sharing(book, wall, ledger)
+    one.recent(0.0)
     return one, ledger
 
 
-clock = [0.0]
-
-
-def test_what_others_send_is_charged_when_it_left_and_corrected_when_it_is_settled(path: Path) -> None:
+def test_what_others_send_is_charged_when_it_left_and_corrected_when_it_is_settled(path: Path, wall: Clock) -> None:
     with QuotaBook(path, "m") as book, QuotaBook(path, "m") as other:
-        clock[0] = 1000.0
-        one, ledger = sharing(book, 0.0)
+        one, ledger = sharing(book, wall)
         entries = [other.send(1000.0, 300, DAY), other.send(1001.0, 200, DAY)]
-        clock[0] = 1002.0
+        wall.now = 1002.0
         assert one.news(2.0) == [0.0, 1.0]
         assert ledger.last_minute(2.0) == (2, 500)
         other.settle(entries[0], 250)
         other.flush()
         other.refund(entries[1])
-        clock[0] = 1003.0
+        wall.now = 1003.0
         assert one.news(3.0) == []
         assert ledger.last_minute(3.0)[1] == 250
         assert ledger.last_minute(60.2)[1] == 250
         assert ledger.last_minute(60.4)[1] == 0, "by when it left, not by when it was heard of"
 
 
-def test_a_run_is_counted_until_it_has_been_silent_for_long(path: Path) -> None:
+def test_a_run_is_counted_until_it_has_been_silent_for_long(path: Path, wall: Clock) -> None:
     with QuotaBook(path, "m") as book, QuotaBook(path, "m") as other:
-        clock[0] = 1000.0
-        one, _ = sharing(book, 0.0)
+        one, _ = sharing(book, wall)
         assert one.runs(0.0) == 1
         other.send(1000.0, 1, DAY)
         one.news(0.0)
@@ -186,20 +189,19 @@ def test_a_run_is_counted_until_it_has_been_silent_for_long(path: Path) -> None:
         assert one.runs(SHARER_S + 0.1) == 1
 
 
-def test_who_has_had_little_asks_and_who_has_had_much_leaves_room(path: Path) -> None:
+def test_who_has_had_little_asks_and_who_has_had_much_leaves_room(path: Path, wall: Clock) -> None:
     with QuotaBook(path, "m") as rich_book, QuotaBook(path, "m") as poor_book:
-        clock[0] = 1000.0
-        rich, rich_ledger = sharing(rich_book, 0.0)
+        rich, rich_ledger = sharing(rich_book, wall)
         rich_ledger.settle(rich_ledger.reserve(0.0, 900), None)
         rich_book.send(1000.0, 900, DAY)
-        poor, poor_ledger = sharing(poor_book, 0.0)
+        poor, poor_ledger = sharing(poor_book, wall)
         assert poor_ledger.last_minute(0.0)[1] == 900
         assert rich.room(0.0) == inf
         poor.ask(1.0, 150, EXACT)
         rich.news(1.0)
         assert rich.room(1.0) == -50, "150 of 1000 are to fit besides"
         assert poor.room(1.0) == inf
-        clock[0] += ASKED_FOR_S
+        wall.now += ASKED_FOR_S
         assert rich.room(1.0 + ASKED_FOR_S) == inf, "who asked may have been killed"
         rich.ask(4.0, 150, EXACT)
         poor.news(4.0)

@@ -2,15 +2,14 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from sharedfiles import Clock, locked
 
 from pipeline.errors import RunStateError
 from pipeline.quota.shared import RETRY_S
@@ -18,13 +17,6 @@ from pipeline.spend import SpendBook
 
 NOON = 1_795_348_800.0  # 2026-11-22 12:00 UTC
 DAY = 86_400.0
-
-
-class Clock:
-    now = NOON
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -46,7 +38,7 @@ def test_the_file_is_for_the_user_only(tmp_path: Path) -> None:
 
 
 def test_a_day_and_a_month_begin_at_midnight_utc(path: Path) -> None:
-    clock = Clock()
+    clock = Clock(NOON)
     with SpendBook(path, "p", wall=clock) as book:
         assert book.spent() == usd("0", "0")
         book.add(Decimal("0.25"))
@@ -69,7 +61,7 @@ def test_less_than_a_billionth_counts_as_one(path: Path) -> None:
 
 
 def test_what_another_process_spends_is_seen_at_once_and_other_projects_are_not(path: Path) -> None:
-    clock = Clock()
+    clock = Clock(NOON)
     with SpendBook(path, "p", wall=clock) as one, SpendBook(path, "p", wall=clock) as other:
         one.add(Decimal(1))
         assert other.spent() == one.spent() == usd("1", "1")
@@ -113,8 +105,7 @@ def test_what_is_spent_while_the_file_is_locked_counts_at_once_and_is_written_la
     with SpendBook(path, "p", clock=clock) as book, SpendBook(path, "p") as others:
         book.on_trouble = told.append
         others.add(Decimal(1))
-        with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
-            stranger.execute("BEGIN EXCLUSIVE")
+        with locked(path):
             began = time.perf_counter()
             for _ in range(10):
                 book.add(Decimal("0.1"))
@@ -125,7 +116,6 @@ def test_what_is_spent_while_the_file_is_locked_counts_at_once_and_is_written_la
             book.add(Decimal(1))
             assert book.spent() == usd("3", "3") and book.unwritten_usd == 2
             assert book.trouble and len(told) == 1
-            stranger.execute("ROLLBACK")
         assert others.spent() == usd("1", "1")
         clock.now += RETRY_S
         book.add(Decimal(1))
@@ -140,8 +130,7 @@ def test_at_the_end_a_lock_is_waited_for_and_what_could_not_be_written_is_told(
     told: list[str] = []
     book = SpendBook(path, "p")
     book.on_trouble = told.append
-    with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
-        stranger.execute("BEGIN EXCLUSIVE")
+    with locked(path):
         book.add(Decimal("0.25"))
         assert told == []
         book.close()

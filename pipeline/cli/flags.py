@@ -20,7 +20,7 @@ Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="write th
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="another model than the job's")]
 Rpm = Annotated[int | None, typer.Option("--rpm", help="requests per minute; 0: no limit")]
 Tpm = Annotated[int | None, typer.Option("--tpm", help="input tokens per minute; 0: no limit")]
-Rpd = Annotated[int | None, typer.Option("--rpd", help="requests per day")]
+Rpd = Annotated[int | None, typer.Option("--rpd", help="requests per day; 0: no limit")]
 MaxCost = Annotated[str | None, typer.Option("--max-cost", metavar="USD", help="stop before this is passed")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before spending")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="only the first N rows")]

@@ -1,7 +1,8 @@
 """What is said of a run while it goes on."""
 
-from collections import Counter
+from collections import Counter, deque
 from decimal import Decimal
+from typing import NamedTuple
 
 import anyio
 from rich.cells import cell_len
@@ -14,7 +15,23 @@ from pipeline.records import STATUSES, Status
 REFRESH_S = 0.25
 QUIET_S = 15.0
 """Between progress lines when stderr is no terminal."""
+RECENT_S = 120.0
+"""The time left goes by the pace of so long: limits grow, other runs come and go, outages end."""
 _BAR, _SPINNER = 10, 2
+_LIMITS = {
+    "assumed": "assumed; it grows until one is refused",
+    "learned": "learned; forget: `pipeline check JOB --forget`",
+}
+
+
+class Mark(NamedTuple):
+    """How far a run was: seconds since it was opened, and calls that it had answers to."""
+
+    seconds: float = 0.0
+    calls: int = 0
+
+
+START = Mark()
 
 
 async def watch(monitor: Monitor) -> None:
@@ -51,20 +68,38 @@ class PilotWatch:
         err.print(f"  pilot: {rows}, {things(monitor.calls, 'call')}, {spent}; kept for the run\n")
 
 
+class Recent:
+    """How far the run was `RECENT_S` ago."""
+
+    def __init__(self) -> None:
+        self._marks: deque[Mark] = deque()
+
+    def since(self, monitor: Monitor) -> Mark:
+        """The oldest mark that counts; makes one of now. In the first `RECENT_S` the start counts."""
+        now = Mark(monitor.seconds, monitor.calls + monitor.saved.calls)
+        self._marks.append(now)
+        while self._marks[0].seconds < now.seconds - RECENT_S:
+            self._marks.popleft()
+        return self._marks[0] if now.seconds > RECENT_S else START
+
+
 async def _progress(monitor: Monitor) -> None:
+    recent = Recent()
     if err.is_terminal:
         with err.status("") as status:
             while True:
                 _tell(monitor)
-                status.update(Text(_stopping(monitor) or fitting_line(monitor, err.width - _SPINNER)))
+                line = fitting_line(monitor, err.width - _SPINNER, recent.since(monitor))
+                status.update(Text(_stopping(monitor) or line))
                 await anyio.sleep(REFRESH_S)
     since = 0.0
     while True:
         await anyio.sleep(REFRESH_S)
         _tell(monitor)
+        mark = recent.since(monitor)
         since += REFRESH_S
         if since >= QUIET_S:
-            err.print(progress_line(monitor, bar=False))
+            err.print(progress_line(monitor, bar=False, since=mark))
             since = 0.0
 
 
@@ -77,8 +112,8 @@ def _tell(monitor: Monitor) -> None:
 def notice(event: str, numbers: dict[str, object]) -> str:
     """What a person is told of an event of the dispatcher; nothing of one that is told in other ways."""
     if event == "limit":
-        forget = "; forget: `pipeline check JOB --forget`" if numbers["origin"] == "learned" else ""
-        return f"limit: {numbers['per_minute']:,} {numbers['meter']} a minute ({numbers['origin']}{forget})"
+        why = _LIMITS.get(str(numbers["origin"]), numbers["origin"])
+        return f"limit: {numbers['per_minute']:,} {numbers['meter']} a minute ({why})"
     if event == "sharing":
         if numbers["runs"] == 1:
             return "no other run on this machine uses this quota any more"
@@ -91,17 +126,19 @@ def notice(event: str, numbers: dict[str, object]) -> str:
         return f"the last session was killed with {requests} request(s) in flight: they {cost}are sent again"
     if event == "halt":
         return ""  # the end of the run says it
+    if event in ("book", "day"):
+        return str(numbers["message"])
     return f"{event}: {numbers['message']}" if "message" in numbers else ""
 
 
-def fitting_line(monitor: Monitor, width: int) -> str:
+def fitting_line(monitor: Monitor, width: int, since: Mark = START) -> str:
     """The progress line, without its bar where that is too wide."""
-    line = progress_line(monitor, bar=True)
-    return line if cell_len(line) <= width else progress_line(monitor, bar=False)
+    line = progress_line(monitor, bar=True, since=since)
+    return line if cell_len(line) <= width else progress_line(monitor, bar=False, since=since)
 
 
-def progress_line(monitor: Monitor, *, bar: bool) -> str:
-    """Calls answered of those planned, the fuller meter, rows done, cost, failures, time left."""
+def progress_line(monitor: Monitor, *, bar: bool, since: Mark = START) -> str:
+    """Calls answered of those planned, the fuller meter, rows done, cost, failures, time left at the pace `since`."""
     answered = monitor.calls + monitor.saved.calls
     share = min(1.0, answered / monitor.prompts) if monitor.prompts else 1.0
     filled = "█" * int(share * _BAR)
@@ -117,8 +154,8 @@ def progress_line(monitor: Monitor, *, bar: bool) -> str:
         parts.append(f"{failed:,} not ok")
     if monitor.dispatcher and (refused := monitor.dispatcher.rate_limited):
         parts.append(f"{refused:,} refused for quota")
-    if answered and (left := monitor.prompts - answered) > 0:
-        parts.append(f"eta {duration(left / answered * monitor.seconds)}")
+    if answered > since.calls and (left := monitor.prompts - answered) > 0:
+        parts.append(f"eta {duration(left / (answered - since.calls) * (monitor.seconds - since.seconds))}")
     return "  ".join(parts)
 
 

@@ -54,6 +54,7 @@ class Pace:
     latency_s: float
     slow_s: float | None = None
     used_today: int = 0  # requests of the day's quota that are spent
+    opens_at: float = 0.0  # epoch seconds; the service said that the day is used up until then
 
     @property
     def slots(self) -> int:

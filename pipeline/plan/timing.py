@@ -76,7 +76,8 @@ def timeline(load: Load, pace: Pace, start: datetime) -> Timeline:
     begun = start.timestamp()
     if load.prompts <= 0:
         return Timeline(0.0, 0.0, _moment(begun), (), "none", None)
-    days, last = _days(load.prompts, pace, _Leg(sending(load, pace, begun % WINDOW_S), begun))
+    opens = max(begun, pace.opens_at)
+    days, last = _days(load.prompts, pace, _Leg(sending(load, pace, opens % WINDOW_S), opens))
     left, tail_s = load.prompts - last.done, _tail_s(load, pace, last)
     sent_s = last.sending.at(left)
     finish = last.begun + sent_s + tail_s

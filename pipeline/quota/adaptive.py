@@ -8,6 +8,9 @@ KEEP = 0.99
 """Part of what was admitted that is believed to be the limit."""
 EPISODE_S = 60.0
 _LEAST = 0.02  # of the limit before, in the first cut
+_BELOW = 0.98  # of what was refused: the limit is lower than that
+_BACK = 1.1  # a step back up to what is believed to be safe
+_KEPT = 0.5  # of the limit: who sent less in a minute is not refused for the pace
 _TOO_LITTLE = 0.1  # of it: so little was sent that the limit is not known by that
 _REPEAT = 0.5  # the deepest cut when one follows another within EPISODE_S
 _MEASURE_S = 20.0  # over less time no rate can be measured
@@ -39,7 +42,7 @@ class AdaptiveLimit:
         if self.value == inf:
             self.value = start
         self._safe = self.value
-        self._cut_at = -inf
+        self.cut_at = -inf  # when it was last cut
         self._changed_at: float | None = None
         self._step = _STEP
         self._gap_s = _GAP_S
@@ -56,15 +59,10 @@ class AdaptiveLimit:
         """Whether more is tried than was ever let through."""
         return self._growing or self._probed_at > -inf
 
-    @property
-    def cut_at(self) -> float:
-        """When the limit was last cut; -inf before the first time."""
-        return self._cut_at
-
     def refused(self, now: float, sent_at: float, admitted: Admitted, named: float | None) -> bool:
         """Learn from a refusal of a request sent at `sent_at`; True when the limit changed."""
         lower = named is not None and named < self.value
-        if sent_at <= self._cut_at or (not lower and self._proves_nothing(admitted)):
+        if sent_at <= self.cut_at or (not lower and self._proves_nothing(admitted)):
             return False
         guessed = False
         if named is not None and self._top == inf:
@@ -73,17 +71,17 @@ class AdaptiveLimit:
             self._top = self.value = self._safe = named
         elif now - self._probed_at < self._gap_s:
             self.value = self._safe = self._before_probe
-        elif now - self._cut_at < EPISODE_S:
+        elif now - self.cut_at < EPISODE_S:
             self._cut_again(now, admitted, named is not None)
         else:
-            floor, ceiling = max(1.0, (_LEAST if named is None else _REPEAT) * self.value), 0.98 * self.value
+            floor, ceiling = max(1.0, (_LEAST if named is None else _REPEAT) * self.value), _BELOW * self.value
             least, most = (KEEP * counted for counted in (admitted.least, admitted.most))
             guessed = named is None and least < _TOO_LITTLE * self.value
             self.value, self._safe = max(floor, min(ceiling, least)), max(floor, min(ceiling, most))
         # A limit that is named and not lower is used by others too, who may leave; one nobody names is probed seldom.
         self._gap_s = _GAP_S if named is None else _NAMED_GAP_S
         self._growing = guessed
-        self._cut_at = self._changed_at = now
+        self.cut_at = self._changed_at = now
         self._probed_at = -inf
         self._step = _STEP if named is None else _NAMED_STEP
         return True
@@ -103,7 +101,7 @@ class AdaptiveLimit:
         elif self.value < self._safe:
             if age < EPISODE_S:
                 return False
-            self.value = min(self._safe, 1.1 * self.value)
+            self.value = min(self._safe, _BACK * self.value)
         else:
             if age < self._gap_s:
                 return False
@@ -116,9 +114,9 @@ class AdaptiveLimit:
 
     def _proves_nothing(self, admitted: Admitted) -> bool:
         """Nothing was answered since the last cut, and it is not our pace: that was not kept, or no quota is named."""
-        if admitted.answered_at > self._cut_at:
+        if admitted.answered_at > self.cut_at:
             return False
-        return self._cut_at > -inf and (admitted.opaque or admitted.most < 0.5 * self.value)
+        return self.cut_at > -inf and (admitted.opaque or admitted.most < _KEPT * self.value)
 
     def _cut_again(self, now: float, admitted: Admitted, named: bool) -> None:
         """Refused within a minute of the last cut: the limit is what got through since, but not too little.
@@ -126,9 +124,9 @@ class AdaptiveLimit:
         Over a short time no rate can be measured; but a bucket that was full when the pace passed its limit has given
         that and what flowed in since.
         """
-        refused, self._safe = self.value, 0.98 * self.value
+        refused, self._safe = self.value, _BELOW * self.value
         if now - admitted.resumed_at >= _MEASURE_S:
-            rate = admitted.since_cut / (now - self._cut_at) * 60.0
+            rate = admitted.since_cut / (now - self.cut_at) * 60.0
             self.value = max(1.0, min(self._safe, max(KEEP * rate, _REPEAT * refused)))
             return
         soon = (_NAMED_SOON if named else _REPEAT_SOON) * refused

@@ -111,7 +111,7 @@ class Backlog:
             return quota.fits_at(now, min(tokens, limit), trust)
 
         most = max(rooms.values())
-        room = most if most < limit else sys.float_info.max
+        room = most if most < limit else sys.float_info.max  # any; `inf` would take the oldest, not the largest
         return self._ready.take(now, room, fits, fits_at, quota.phase.ends_at, backwards=quota.down)
 
     def next_wanted(self, now: float) -> Job | None:

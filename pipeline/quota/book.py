@@ -70,6 +70,16 @@ class Entry:
     number: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What earlier runs left in the book: requests of a day, limits a minute that they learned, a day used up."""
+
+    requests: int = 0
+    rpm: float | None = None
+    tpm: float | None = None
+    day_opens_at: float | None = None  # epoch seconds
+
+
 class MemoryBook:
     """The book of a run that shares with nobody: it counts the days, and forgets them at the end."""
 
@@ -115,26 +125,12 @@ class MemoryBook:
     def learn(self, meter: str, value: float, now: float) -> None:
         """Nobody asks later."""
 
-    def learned(self, meter: str, now: float) -> float | None:
-        """None: earlier runs are not known."""
-        return None
-
     def close_day(self, until: float, now: float) -> None:
         """As `learn`."""
 
-    def day_opens_at(self, now: float) -> float | None:
-        """None, as for `learned`."""
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What earlier runs left in the book: requests of a day, limits a minute that they learned, a day used up."""
-
-    requests: int = 0
-    rpm: float | None = None
-    tpm: float | None = None
-    day_opens_at: float | None = None  # epoch seconds
+    def known(self, day: str, now: float) -> Known:
+        """Nothing: earlier runs are not known."""
+        return Known()
 
 
 def read_known(path: Path, endpoint: str, day: str, now: float) -> Known:
@@ -146,16 +142,9 @@ def read_known(path: Path, endpoint: str, day: str, now: float) -> Known:
         return Known()
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            requests = db.execute(_REQUESTS_ON, (endpoint, day)).fetchone()
-            learned = (
-                db.execute(_LEARNED, (endpoint, meter, now - LEARNED_FOR_S)).fetchone()
-                for meter in ("requests", "tokens")
-            )
-            rpm, tpm = (row and row[0] for row in learned)
-            opens = db.execute(_DAY_OPENS_AT, (endpoint, now)).fetchone()
+            return _known(db, endpoint, day, now)
     except sqlite3.Error as error:
         raise unusable(_NAME, path, error, _hint(path)) from error
-    return Known(requests[0] if requests else 0, rpm, tpm, opens[0] if opens else None)
 
 
 class QuotaBook(SharedFile):
@@ -277,19 +266,13 @@ class QuotaBook(SharedFile):
         self._learned[meter] = (value, now)
         self._write()
 
-    def learned(self, meter: str, now: float) -> float | None:
-        """The limit (per minute) that an earlier run learned, unless that is too long ago."""
-        rows = self._rows(_LEARNED, self._endpoint, meter, now - LEARNED_FOR_S)
-        return float(rows[0][0]) if rows else None
-
     def close_day(self, until: float, now: float) -> None:
         """Keep that the service said the day's quota is used up; both in epoch seconds."""
         self.learn("day", until, now)
 
-    def day_opens_at(self, now: float) -> float | None:
-        """When the day is over that the service said is used up, in epoch seconds; None when it is."""
-        rows = self._rows(_DAY_OPENS_AT, self._endpoint, now)
-        return float(rows[0][0]) if rows else None
+    def known(self, day: str, now: float) -> Known:
+        """What is in the file; nothing while it cannot be read. As `read_known`, which opens it for that alone."""
+        return self.read(lambda db: _known(db, self._endpoint, day, now)) or Known()
 
     def forget(self) -> None:
         """Learned limits, and that the day is used up: for the runs to come. Raises `RunStateError`."""
@@ -336,6 +319,15 @@ class QuotaBook(SharedFile):
 
     def _rows(self, statement: str, *values: object) -> list[Any]:
         return self.read(lambda db: db.execute(statement, values).fetchall()) or []
+
+
+def _known(db: sqlite3.Connection, endpoint: str, day: str, now: float) -> Known:
+    def value(statement: str, *values: object) -> Any:
+        row = db.execute(statement, (endpoint, *values)).fetchone()
+        return row and row[0]
+
+    rpm, tpm = (value(_LEARNED, meter, now - LEARNED_FOR_S) for meter in ("requests", "tokens"))
+    return Known(value(_REQUESTS_ON, day) or 0, rpm, tpm, value(_DAY_OPENS_AT, now))
 
 
 def _hint(path: Path) -> str:

@@ -33,13 +33,13 @@ class Breaker:
         self._failed_at = -inf
 
     @property
-    def closed(self) -> bool:
+    def tripped(self) -> bool:
         """Whether only a probe may go."""
         return self._until != -inf
 
     def opens_at(self, now: float) -> float | None:
         """None when a request may leave; else when to ask again, `inf` while a probe is on its way."""
-        if self._until == -inf:
+        if not self.tripped:
             return None
         if self._probing:
             return inf
@@ -48,7 +48,7 @@ class Breaker:
     def sent(self, now: float) -> None:
         """A request leaves: while the way is closed it is the probe."""
         self._sent.append(now)
-        self._probing = self._until != -inf
+        self._probing = self.tripped
 
     def succeeded(self, sent_at: float = inf) -> bool:
         """The server did what it was asked for at `sent_at`; True when that ends what `failed` told."""
@@ -68,11 +68,11 @@ class Breaker:
         if self._down_since is None or now - self._failed_at > QUIET_S:
             self._down_since = now
         self._failed_at = now
-        if self.closed and sent_at < self._paused_at:
+        if self.tripped and sent_at < self._paused_at:
             return False
         self._failures += weight
         until_then = bisect_right(self._sent, sent_at)
-        if not self.closed and self._failures < max(self._threshold, NEARLY_ALL * until_then):
+        if not self.tripped and self._failures < max(self._threshold, NEARLY_ALL * until_then):
             return False
         first_probe = self._pause_s == FIRST_PAUSE_S
         self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2.0 * self._pause_s))

@@ -54,10 +54,8 @@ class DailyQuota:
 
     def opens_at(self, now: float) -> float | None:
         """None while the day has requests left, else when the next day begins."""
-        if self._closed_until is not None:
-            if now < self._closed_until:
-                return self._closed_until
-            self._closed_until = None
+        if self._closed_until is not None and now < self._closed_until:
+            return self._closed_until
         if self._limit is None or self._count(self.today(now)) < self._limit:
             return None
         return self._day_ends + RESET_JITTER_S

@@ -8,7 +8,7 @@ from random import Random
 from pipeline.quota.adaptive import AdaptiveLimit
 from pipeline.quota.book import Entry, MemoryBook, QuotaBook
 from pipeline.quota.breaker import Breaker
-from pipeline.quota.daily import DailyQuota
+from pipeline.quota.daily import DailyQuota, day_of
 from pipeline.quota.estimates import Trust
 from pipeline.quota.evidence import Admitted, Which, last_minute
 from pipeline.quota.ledger import Charge, TokenLedger
@@ -67,15 +67,16 @@ class EndpointQuota:
         self._wall, self._notify, self._rng = wall, notify, rng
         self._book: QuotaBook | MemoryBook = book if book is not None else MemoryBook()
         self.unlimited = limits.rpm == 0 and limits.tpm == 0 and limits.rpd is None
-        self.requests = self._meter("requests", limits.rpm, FIRST_RPM)
-        self.tokens = self._meter("tokens", limits.tpm, FIRST_TPM)
+        known = self._book.known(day_of(wall(), limits.reset_zone), wall())
+        self.requests = self._meter("requests", limits.rpm, FIRST_RPM, known.rpm)
+        self.tokens = self._meter("tokens", limits.tpm, FIRST_TPM, known.tpm)
         self.phase = MinutePhase()
         self.ledger = TokenLedger(self.tokens.value if self.tokens else inf, self.phase)
         self.day = DailyQuota(
             limits.rpd or None,
             count=self._book.requests_on,
             zone=limits.reset_zone,
-            closed_until=self._book.day_opens_at(wall()),
+            closed_until=known.day_opens_at,
         )
         self._outage = Breaker(OUTAGE_AFTER, rng)
         self._refusals = Breaker(REFUSALS_IN_A_ROW, rng)
@@ -137,7 +138,7 @@ class EndpointQuota:
     @property
     def down(self) -> bool:
         """Whether the server is believed to be down: the next request only asks whether it is back."""
-        return self._outage.closed
+        return self._outage.tripped
 
     def down_s(self) -> float:
         """How long every request has failed or been refused."""
@@ -258,10 +259,9 @@ class EndpointQuota:
         self._refusals.undecided()
         self._settle(ticket, None)
 
-    def _meter(self, name: str, configured: int | None, start: int) -> AdaptiveLimit | None:
+    def _meter(self, name: str, configured: int | None, start: int, learned: float | None) -> AdaptiveLimit | None:
         if configured == 0:
             return None
-        learned = self._book.learned(name, self._wall())
         limit = AdaptiveLimit(configured, start, learned)
         if limit.value != configured:
             origin = "assumed" if learned is None else "learned"
@@ -321,7 +321,7 @@ class EndpointQuota:
             least=least + refused,
             most=most + refused,
             bucket=max(
-                self.ledger.since(now - 2 * WINDOW_S)[which] / 3.0,
+                self.ledger.since(now - 2 * WINDOW_S)[which] / 3.0,  # two minutes, and the one that it held at first
                 self.ledger.mean(now)[which],
             ),
             since_cut=self.ledger.since(meter.cut_at)[which],
@@ -356,7 +356,7 @@ class EndpointQuota:
 
     def _requests_changed(self, now: float) -> None:
         assert self._pacer is not None
-        self._pacer.change(self._rpm, now, strict=self._strict, runs=self._runs)
+        self._pacer.change(self._rpm, now, strict=self._strict)
         self.slots.change(self._rpm)
         self._tell("requests", self._rpm)
 

@@ -54,10 +54,10 @@ class RequestPacer:
         """Seconds between two requests in the long run."""
         return self._limiter.time_period / self._limiter.max_rate
 
-    def change(self, rpm: float, now: float, *, strict: bool | None = None, runs: int = 1) -> None:
+    def change(self, rpm: float, now: float, *, strict: bool | None = None, runs: int | None = None) -> None:
         """Keep another limit from now on, or share it with others. The burst is not granted a second time."""
         self._strict = self._strict if strict is None else strict
-        self._runs = runs
+        self._runs = self._runs if runs is None else runs
         undrained = self._drain
         self._build(rpm)
         burst = self._limiter.max_rate
@@ -88,7 +88,11 @@ class RequestPacer:
     async def _turn(self) -> None:
         if self._drain:
             drain, self._drain = self._drain, 0.0
-            await self._limiter.acquire(drain)
+            try:
+                await self._limiter.acquire(drain)
+            except asyncio.CancelledError:
+                self._drain = drain
+                raise
         await self._limiter.acquire()
 
     def _build(self, rpm: float) -> None:

@@ -59,7 +59,7 @@ class SharedFile:
         self._drop()
 
     def read(self, work: Callable[[sqlite3.Connection], Found]) -> Found | None:
-        """What `work` makes of the file, which is never None."""
+        """What `work` returns, which must not be None; None while the file cannot be used."""
         if self._retry_at is not None and self._clock() < self._retry_at:
             return None
         try:

@@ -14,10 +14,10 @@ SHARER_S = WINDOW_S
 SETTLE_S = 0.5
 """How often is read what others have settled meanwhile."""
 ASK_EVERY_S = 1.0
+ASKED_FOR_S = 2.5
+"""How long it counts that a run asked for room: one that was killed holds nobody up for longer."""
 LOOK_S = 0.1
 """How often a run looks around while it leaves room to others."""
-ASKED_FOR_S = 2.5
-"""How long a word asked for room counts: a run that was killed holds nobody up for longer."""
 CONTENT = 0.9
 """Of an equal part of the tokens: who has that asks for no more, so that equals do not wait for each other."""
 
@@ -49,7 +49,7 @@ class Sharing:
         self._looked_at = now
         times = self._charge(self._book.news(), now)
         for ask in self._book.asked:
-            self._hear(ask.who, now - (self._wall() - ask.at))
+            self._hear(ask.who, self._loop_time(ask.at, now))
         if self._open and now - self._settled_at >= SETTLE_S:
             self._settled_at = now
             self._settle(now)
@@ -73,8 +73,6 @@ class Sharing:
 
     def room(self, now: float) -> float:
         """The tokens that others leave to this run; `inf` where nobody asks for room, or this run has had few."""
-        if not self._book.asked:
-            return inf
         since = self._wall() - ASKED_FOR_S
         most = min((ask.most for ask in self._book.asked if ask.at > since), default=inf)
         if most == inf:
@@ -92,30 +90,33 @@ class Sharing:
         return used, used - self._theirs.last_minute(now)[1]
 
     def _charge(self, sends: Iterable[Send], now: float) -> list[float]:
-        wall = self._wall()
         times = []
         for send in sends:
-            at = now - max(0.0, wall - send.at)
+            at = self._loop_time(send.at, now)
             times.append(at)
-            both = self._ledger.reserve(at, send.tokens), self._theirs.reserve(at, send.tokens)
-            for ledger, charge in zip((self._ledger, self._theirs), both, strict=True):
-                ledger.settle(charge, None)
+            charge, theirs = self._ledger.reserve(at, send.tokens), self._theirs.reserve(at, send.tokens)
+            self._ledger.settle(charge, None)
+            self._theirs.settle(theirs, None)
             if send.who:
-                self._open[send.number] = both
+                self._open[send.number] = charge, theirs
                 self._hear(send.who, at)
         return times
 
     def _settle(self, now: float) -> None:
         """Correct what others reserved by what they were charged in the end; a refund is gone."""
         tokens = self._book.tokens_since(min(self._open))
-        for number, both in list(self._open.items()):
+        for number, (charge, theirs) in list(self._open.items()):
             settled = tokens.get(number, 0)
-            if settled != both[0].tokens:
-                self._ledger.correct(both[0], settled)
-                self._theirs.correct(both[1], settled)
-            elif both[0].at > now - WINDOW_S:
+            if settled != charge.tokens:
+                self._ledger.correct(charge, settled)
+                self._theirs.correct(theirs, settled)
+            elif charge.at > now - WINDOW_S:
                 continue
             del self._open[number]
+
+    def _loop_time(self, at: float, now: float) -> float:
+        """What the loop's clock said at `at`, in epoch seconds."""
+        return now - max(0.0, self._wall() - at)
 
     def _hear(self, who: str, at: float) -> None:
         self._heard[who] = max(at, self._heard.get(who, at))

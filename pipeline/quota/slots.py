@@ -8,7 +8,7 @@ CAP = 2_000
 FIRST_LATENCY_S = 10.0
 """What an answer is assumed to take until `_SETTLED_AFTER` have come; too many cost nothing, too few cost rate."""
 _SETTLED_AFTER = 20
-_DECAY = 0.98  # of the running mean, at each answer
+_LEAST_WEIGHT = 0.02  # of one answer in the running mean
 _TAKEN, _GIVEN_BACK = 0.5, 0.25  # slots, by each 503 and by each answer
 
 
@@ -40,7 +40,7 @@ class Slots:
     def answered(self, latency_s: float) -> None:
         """Learn from one answer, and give back a part of what an overload took."""
         self._answers += 1
-        weight = max(1.0 - _DECAY, 1.0 / self._answers) if self._answers >= _SETTLED_AFTER else 0.05
+        weight = max(_LEAST_WEIGHT, 1.0 / max(_SETTLED_AFTER, self._answers))
         self._mean_s += weight * (latency_s - self._mean_s)
         if self._taken or self._answers % 8 == 0:
             self._taken = max(0.0, self._taken - _GIVEN_BACK)

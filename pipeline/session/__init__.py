@@ -208,7 +208,7 @@ def limits_of(job: Job, offline: bool) -> Limits:
 async def check_service(session: Session, forget: bool = False) -> list[tuple[str, str, str]]:
     """Ask the service whether the key and the model are good; free of charge. Raises `PipelineError`.
 
-    With `forget` the limits that earlier runs learned are first forgotten; those that are left are told.
+    What earlier runs learned of the quota is told, and with `forget` forgotten.
     """
     job = session.job
     async with open_provider(job, session.options.offline) as provider:
@@ -229,15 +229,18 @@ async def check_service(session: Session, forget: bool = False) -> list[tuple[st
 
 
 def _learned(job: Job, endpoint: str, forget: bool) -> Iterator[tuple[str, str, str]]:
-    """What earlier runs left in the quota book that holds up the next."""
+    """What earlier runs left in the quota book that holds up the next, or would have."""
     path, name = quota_place(job, endpoint)
+    now = time.time()
+    known = read_known(path, name, day_of(now, job.limits.reset_zone), now)
+    limits = [(meter, f"{limit:,.0f}") for meter, limit in (("rpm", known.rpm), ("tpm", known.tpm)) if limit]
     if forget:
         with QuotaBook(path, name) as book:
             book.forget()
-    now = time.time()
-    known = read_known(path, name, day_of(now, job.limits.reset_zone), now)
-    for meter, limit in (("rpm", known.rpm), ("tpm", known.tpm)):
-        if limit is not None:
-            yield meter, f"{limit:,.0f}", "learned by earlier runs; `--forget` forgets it"
+        forgotten = [*(f"{meter} {limit}" for meter, limit in limits), *["day used up"] * bool(known.day_opens_at)]
+        yield "forgotten", ", ".join(forgotten) or "nothing", "of what earlier runs learned of this quota"
+        return
+    for meter, limit in limits:
+        yield meter, limit, "learned; `--forget` forgets it"
     if known.day_opens_at is not None:
         yield "day", "used up", f"it returns {until_text(now, known.day_opens_at)}; `--forget` forgets it"

@@ -196,7 +196,8 @@ async def _pace(session: Session, learned: Learned) -> Pace:
         replace(limits, rpm=_least(limits.rpm, known.rpm), tpm=_least(limits.tpm, known.tpm)),
         learned.latency_s or (_EMULATOR_LATENCY_S if offline else ASSUMED_LATENCY_S),
         learned.slow_s,
-        used_today=known.requests if known.day_opens_at is None else limits.rpd or 0,
+        used_today=known.requests if known.day_opens_at is None else 0,
+        opens_at=known.day_opens_at or 0.0,
     )
 
 
