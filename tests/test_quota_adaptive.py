@@ -2,7 +2,7 @@ from math import inf
 
 import pytest
 
-from pipeline.quota.adaptive import AdaptiveLimit, Admitted
+from pipeline.quota.adaptive import EPISODE_S, AdaptiveLimit, Admitted
 
 
 def admitted(
@@ -191,3 +191,14 @@ def test_a_limit_that_is_named_is_the_goal_where_nothing_was_configured():
         now += 61.0
         limit.grow(now, limit.value)
     assert limit.value == 1000
+
+
+def test_what_other_runs_are_let_through_is_believed_unless_a_refusal_has_just_told_more():
+    unset, kept = AdaptiveLimit(None, 5), AdaptiveLimit(300, 5, learned=150)
+    assert unset.witnessed(0.0, 250) and 250 < unset.value <= 280 and unset.exploring
+    assert not unset.witnessed(1.0, unset.value), "no more than is believed"
+    assert kept.witnessed(0.0, 299) and kept.value == 300
+    assert not kept.witnessed(1.0, 400), "never above what was configured"
+    unset.refused(10.0, 9.9, admitted(200), None)
+    assert not unset.witnessed(11.0, 250)
+    assert unset.witnessed(10.0 + EPISODE_S, 250) and unset.value > 250

@@ -31,7 +31,11 @@ class Together:
     sends: list[tuple[float, int, int]] = field(default_factory=list)  # when, which run, true tokens
     last: dict[int, float] = field(default_factory=dict)  # when each run sent its last prompt
 
-    def run(self, parts: Sequence[list[Prompt]], begins: Sequence[float], path: Path, **limits: int) -> None:
+    def run(
+        self, parts: Sequence[list[Prompt]], begins: Sequence[float], path: Path, *, unset: int = -1, **limits: int
+    ) -> None:
+        """All with these limits, but for the run `unset`."""
+
         async def one(which: int) -> None:
             async def send(prompt: Prompt) -> Reply | Verdict:
                 self.sends.append((self.world.now(), which, self.world.true_tokens[prompt.row]))
@@ -40,7 +44,8 @@ class Together:
 
             await anyio.sleep(begins[which])
             with QuotaBook(path, "m") as book:
-                dispatcher = dispatcher_for(self.world, Limits(**limits), book=book)
+                known = Limits() if which == unset else Limits(**limits)
+                dispatcher = dispatcher_for(self.world, known, book=book)
                 dispatcher._send = send
                 await answer_all(dispatcher, parts[which])
 
@@ -118,6 +123,18 @@ def test_runs_use_one_quota_together(
     assert len(runs.world.refused) <= (1 if binds == "slow" else 0)  # by a counter, whose burst both may use at once
     assert runs.use(begins[-1], min(runs.last.values())) >= together
     assert runs.world.dispatched() >= overall
+
+
+@cases
+def test_a_run_without_limits_joins_one_that_knows_them(server: str, seed: int, full: bool, tmp_path: Path) -> None:
+    """Five requests a minute, less than what the other sends, would have it wait until that one ends."""
+    count = 3000 if full else 1500
+    runs = Together(World(server, 300, 1_000_000, seed=seed))
+    parts = list(split(documents(runs.world, small(count, 100, seed)), (count - 300, 300)))
+    runs.run(parts, (0.0, 65.0), tmp_path / "book", unset=1, rpm=300, tpm=1_000_000)
+    assert runs.part(1, 65.0, 185.0) > 0.2
+    assert len(runs.world.refused) <= 3
+    assert runs.world.dispatched() >= 0.95
 
 
 @cases

@@ -112,6 +112,13 @@ class AdaptiveLimit:
         self._changed_at = now
         return True
 
+    def witnessed(self, now: float, last_minute: float) -> bool:
+        """Believe what other runs are let through, unless a refusal has just told more; True when the limit changed."""
+        if now - self.cut_at < EPISODE_S or last_minute <= self.value or self.value >= self._top:
+            return False
+        self.value = self._safe = min(self._top, (_SLOW if self._growing else 1.0 + _STEP) * last_minute)
+        return True
+
     def _proves_nothing(self, admitted: Admitted) -> bool:
         """Nothing was answered since the last cut, and it is not our pace: that was not kept, or no quota is named."""
         if admitted.answered_at > self.cut_at:

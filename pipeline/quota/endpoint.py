@@ -26,11 +26,13 @@ REFUSALS_IN_A_ROW = 20
 """Refusals for quota in a row, one without any detail counts for all, after which a single request probes."""
 GIVE_UP_S = 1800.0
 """A server that fails or refuses everything this long stops the run, which can be resumed."""
+_PROBING = "one request at a time asks whether that is over"
 _WORTH_TELLING = 1.25
 _HOLD_JITTER_S = 0.25
 _LONGEST_HOLD_S = 600.0
 _DEFAULT_HOLD_S = 1.0
 _CAUTIOUS_RPM = 60
+_SOON_S = 1.0  # other runs may end, or show meanwhile that more is allowed
 _FULL = 0.9  # of the tokens of a minute: refused at less, and the limit itself is lower
 
 Notify = Callable[[str, dict[str, object]], None]
@@ -132,6 +134,8 @@ class EndpointQuota:
             fits_at = self.ledger.request_fits_at(now, self.requests.value, counted=self._strict)
             if self.requests.exploring and self.ledger.on_new_ground(now):
                 fits_at = max(fits_at, self._sent_at + careful_s(self._pacer.period_s))
+            if self._runs > 1:
+                fits_at = min(fits_at, now + _SOON_S)
             waits.append(fits_at if fits_at > now else None)
         return max((wait for wait in waits if wait is not None), default=None)
 
@@ -183,6 +187,8 @@ class EndpointQuota:
         sent = self._sharing.news(now)
         if sent or self._runs > 1:
             self._share_requests(now, sent)
+        if self._runs > 1:
+            self._witness(now)
 
     def send(self, now: float, tokens: int, trust: Trust) -> Ticket:
         """Charge one request that leaves now."""
@@ -225,7 +231,7 @@ class EndpointQuota:
         if verdict.http_status == 503:
             self.slots.overloaded()
         if self._outage.failed(now, ticket.sent_at):
-            self._notify("outage", {"message": verdict.message})
+            self._notify("outage", {"message": f"{verdict.message}; {_PROBING}"})
 
     def refused(self, ticket: Ticket, now: float, verdict: Verdict) -> bool:
         """The request was refused for quota: it did not count; hold, and learn the limit.
@@ -242,7 +248,7 @@ class EndpointQuota:
             self._book.close_day(self.day.exhausted(wall, verdict.retry_after_s), wall)
             return False
         if self._refusals.failed(now, ticket.sent_at, weight=1 if verdict.quota else REFUSALS_IN_A_ROW):
-            self._notify("refused", {"message": verdict.message})
+            self._notify("refused", {"message": f"{verdict.message}; {_PROBING}"})
         wait = min(_LONGEST_HOLD_S, max(_DEFAULT_HOLD_S, verdict.retry_after_s or 0.0))
         self._hold_until = max(self._hold_until, now + wait + self._rng.uniform(0.0, _HOLD_JITTER_S))
         hits = [hit for hit in verdict.quota if hit.window == "minute"] or [self._likely_hit(now)]
@@ -281,6 +287,14 @@ class EndpointQuota:
             self._notify("sharing", {"runs": runs})
             if self._pacer:
                 self._pacer.change(self._rpm, now, runs=runs)
+
+    def _witness(self, now: float) -> None:
+        """Others may know of more than this run believes in: within that it would wait until they end."""
+        requests, tokens = self.ledger.last_minute(now)
+        if self.requests and self.requests.witnessed(now, requests):
+            self._requests_changed(now)
+        if self.tokens and self.tokens.witnessed(now, tokens):
+            self._tokens_changed()
 
     def _responded(self, ticket: Ticket) -> None:
         self._refusals.succeeded()
@@ -355,19 +369,20 @@ class EndpointQuota:
         return last_minute >= _FULL * limit if hit.limit is None else hit.limit >= limit
 
     def _requests_changed(self, now: float) -> None:
-        assert self._pacer is not None
+        assert self._pacer is not None and self.requests is not None
         self._pacer.change(self._rpm, now, strict=self._strict)
         self.slots.change(self._rpm)
-        self._tell("requests", self._rpm)
+        self._tell("requests", self.requests)
 
     def _tokens_changed(self) -> None:
         assert self.tokens is not None
         self.ledger.limit = self.tokens.value
-        self._tell("tokens", self.tokens.value)
+        self._tell("tokens", self.tokens)
 
-    def _tell(self, meter: str, limit: float) -> None:
+    def _tell(self, meter: str, limit: AdaptiveLimit) -> None:
         """Tell of a limit that changed, but not of every small step of its growth."""
         told = self._told.get(meter, inf)
-        if not told <= limit < _WORTH_TELLING * told:
-            self._told[meter] = limit
-            self._notify("limit", {"meter": meter, "per_minute": int(limit), "origin": "measured"})
+        if not told <= limit.value < _WORTH_TELLING * told:
+            self._told[meter] = limit.value
+            origin = "tried" if limit.exploring else "measured"
+            self._notify("limit", {"meter": meter, "per_minute": int(limit.value), "origin": origin})
