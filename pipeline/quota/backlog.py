@@ -95,7 +95,7 @@ class Backlog:
 
         A prompt beyond the whole minute's tokens needs no more room than that.
         """
-        limit = quota.tokens_limit
+        limit, largest = quota.tokens_limit, quota.largest
         if limit == inf:
             return self._ready.take(
                 now, inf, lambda job: True, lambda job: now, quota.phase.ends_at, backwards=quota.down
@@ -104,7 +104,7 @@ class Backlog:
 
         def fits(job: Job) -> bool:
             tokens, trust = self.cost(job)
-            return tokens <= quota.largest and min(tokens, limit) <= rooms[trust]
+            return tokens <= largest and min(tokens, limit) <= rooms[trust]
 
         def fits_at(job: Job) -> float:
             tokens, trust = self.cost(job)

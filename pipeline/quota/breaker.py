@@ -26,16 +26,12 @@ class Breaker:
         self._failures = 0
         self._sent: list[float] = []  # when, since the last success
         self._pause_s = 0.0
-        self._until = -inf  # end of the pause; -inf: the way is open
+        self.tripped = False  # only a probe may go
+        self._until = -inf  # end of the pause
         self._paused_at = -inf
         self._probing = False
         self._down_since: float | None = None
         self._failed_at = -inf
-
-    @property
-    def tripped(self) -> bool:
-        """Whether only a probe may go."""
-        return self._until != -inf
 
     def opens_at(self, now: float) -> float | None:
         """None when a request may leave; else when to ask again, `inf` while a probe is on its way."""
@@ -52,14 +48,16 @@ class Breaker:
 
     def succeeded(self, sent_at: float = inf) -> bool:
         """The server did what it was asked for at `sent_at`; True when that ends what `failed` told."""
-        if self._down_since is not None and sent_at < self._down_since:
+        if self._down_since is None:
+            self._sent.clear()
+            return False
+        if sent_at < self._down_since:
             return False
         told = self._pause_s > FIRST_PAUSE_S
         self._sent.clear()
         self._failures = 0
         self._pause_s = 0.0
-        self._until = -inf
-        self._probing = False
+        self.tripped = self._probing = False
         self._down_since = None
         return told
 
@@ -78,7 +76,7 @@ class Breaker:
         self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2.0 * self._pause_s))
         self._paused_at = now
         self._until = now + self._pause_s * self._rng.uniform(0.75, 1.25)
-        self._probing = False
+        self.tripped, self._probing = True, False
         return first_probe
 
     def undecided(self) -> None:

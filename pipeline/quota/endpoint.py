@@ -165,7 +165,8 @@ class EndpointQuota:
 
     def room(self, now: float, trust: Trust) -> float:
         """The largest prompt that fits now, in expected tokens."""
-        return min(self.ledger.room(now, trust), self._sharing.room(now))
+        room = self.ledger.room(now, trust)
+        return min(room, self._sharing.room(now)) if self._book.asked else room
 
     def fits_at(self, now: float, tokens: float, trust: Trust) -> float:
         """When that many tokens may fit at the earliest, if nothing else is sent."""

@@ -77,13 +77,15 @@ class RequestPacer:
 
     async def acquire(self) -> None:
         """Wait until one request may leave, and count it."""
-        if self._runs == 1:
-            await self._turn()
-        else:
+        if self._runs > 1:
             with anyio.CancelScope(deadline=self._due_at - (self._all_burst - 1) * self._all_period_s):
                 await self._turn()
+        elif self._drain:
+            await self._turn()
+        else:  # one coroutine less for each request
+            await self._limiter.acquire()
         self._last_grant = asyncio.get_running_loop().time()
-        self.charge((self._last_grant,))
+        self._due_at = max(self._due_at, self._last_grant) + self._all_period_s
 
     async def _turn(self) -> None:
         if self._drain:
