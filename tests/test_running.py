@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 from serving import served, stats
+from sharedfiles import damage
 
 from jobs import PLAIN, write_job
 from pipeline import running, session
@@ -34,11 +35,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def place(name: str) -> Path:
     return Path(os.environ["XDG_STATE_HOME"]) / "prompt-pipeline" / name
-
-
-def damage(path: Path) -> None:
-    for part in path.parent.glob(f"{path.name}*"):
-        part.write_bytes(b"not a database, " * 4096)
 
 
 @contextmanager
