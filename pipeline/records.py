@@ -161,6 +161,9 @@ class Verdict:
     quota: tuple[QuotaHit, ...] = ()
     sent: bool = True  # False when the request provably never reached the server
     served_at: float | None = None  # the response's Date header, seconds since the epoch
+    billed: bool = False  # the service may have billed it all the same: against a cap it counts as its worst case
+    most_requests: int | None = None  # requests that one prompt may make in all for this cause; None: the usual number
+    raw: bytes = b""  # the start of a body that could not be read, to be kept with what it may have cost
 
 
 RESET_ZONE = "America/Los_Angeles"
