@@ -8,7 +8,9 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
-CASES = {f"{group}{number}" for group, last in {"T": 16, "P": 6, "O": 8, "R": 11, "S": 10, "D": 17}.items() for number in range(1, last + 1)}  # fmt: skip
+GROUPS = {"T": 16, "P": 6, "O": 8, "R": 11, "S": 10, "D": 17}
+"""Tables, prompts, output and runs, replies, stops and places, durability and money: how many there are of each."""
+CASES = {f"{group}{number}" for group, last in GROUPS.items() for number in range(1, last + 1)}
 
 
 def covered() -> dict[str, list[str]]:
