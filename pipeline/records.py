@@ -32,6 +32,12 @@ PASSING: frozenset[ErrorKind] = frozenset({"quota", "network", "timeout", "serve
 
 Step = Literal["answer", "map", "reduce"]
 
+EMULATOR_HEADER = "x-pipeline-emulator"
+EMULATOR_FIELD = "pipelineEmulator"
+"""The emulator's marks, on every response of it: a header, and the first field of every JSON body."""
+EMULATOR_RESPONSE_ID = "pipeline-emulator-"
+"""How an emulated answer's `responseId` begins: a relay that passes on known fields only passes on that one."""
+
 VerdictKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "fatal"]
 
 
@@ -137,6 +143,7 @@ class Reply:
     finished_at: float = 0.0  # seconds since the epoch
     served_at: float | None = None  # the response's Date header, seconds since the epoch
     cost_usd: Decimal | None = Decimal(0)  # None: the price is unknown
+    emulated: bool = False  # it bears the emulator's mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +171,7 @@ class Verdict:
     billed: bool = False  # the service may have billed it all the same: against a cap it counts as its worst case
     most_requests: int | None = None  # requests that one prompt may make in all for this cause; None: the usual number
     raw: bytes = b""  # the start of a body that could not be read, to be kept with what it may have cost
+    emulated: bool = False  # it bears the emulator's mark
 
 
 RESET_ZONE = "America/Los_Angeles"

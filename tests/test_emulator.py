@@ -23,6 +23,7 @@ from pipeline.emulator.answers import json_value, language, summarize
 from pipeline.emulator.counting import count, cut
 from pipeline.emulator.faults import KINDS
 from pipeline.emulator.limits import ALGORITHMS, next_midnight
+from pipeline.records import EMULATOR_FIELD, EMULATOR_HEADER, EMULATOR_RESPONSE_ID
 
 MODEL = "gemini-3.5-flash-lite"
 NOON = datetime(2026, 11, 22, 20, 0, tzinfo=ZoneInfo("UTC")).timestamp()  # 12:00 Pacific, second 00
@@ -89,7 +90,7 @@ def test_an_answer_has_the_recorded_shape() -> None:
     response = Client().generate()
     assert response.status_code == 200
     body = response.json()
-    assert list(body) == ["candidates", "usageMetadata", "modelVersion", "responseId"]
+    assert list(body) == [EMULATOR_FIELD, "candidates", "usageMetadata", "modelVersion", "responseId"]
     assert body["modelVersion"] == "emulator"
     candidate = body["candidates"][0]
     assert candidate["content"]["role"] == "model"
@@ -902,8 +903,33 @@ def test_a_limit_of_zero_leaves_out_its_value() -> None:
     assert all("quotaValue" not in violation for violation in violations)
 
 
+@pytest.mark.parametrize("faults", ["", "503*1", "html502*1", "429*1", "block*1", "nousage*1", "empty*1"])
+def test_every_response_says_that_it_is_emulated(faults: str) -> None:
+    client = Client(faults=parse_faults(faults))
+    answers = [
+        client.generate(),
+        client.generate(model="gemini-does-not-exist"),
+        client.generate(text=""),
+        client.get("/v1beta/models?pageSize=1"),
+        client.get(f"/v1beta/models/{MODEL}"),
+        client.get("/elsewhere"),
+        client.count({"contents": [{"parts": [{"text": "hi"}]}]}),
+    ]
+    for answer in answers:
+        assert answer.headers[EMULATOR_HEADER] == "1"
+        assert answer.text.startswith("<") or answer.json()[EMULATOR_FIELD] is True
+    assert client.generate().json()["responseId"].startswith(EMULATOR_RESPONSE_ID)
+
+
+def test_an_emulator_that_plays_the_service_itself_bears_no_mark() -> None:
+    answer = Client(marked=False).generate()
+    assert EMULATOR_HEADER not in answer.headers
+    assert EMULATOR_FIELD not in answer.json()
+    assert not answer.json()["responseId"].startswith(EMULATOR_RESPONSE_ID)
+
+
 def test_an_opaque_429_has_no_details() -> None:
-    client = Client(rpm=1, quota_details="opaque")
+    client = Client(rpm=1, quota_details="opaque", marked=False)
     client.generate()
     assert client.generate().json() == {
         "error": {

@@ -47,7 +47,7 @@ class Emulator:
             return clock() + offset_s
 
         self._generator = Generator(self.options, self.stats, server_clock)
-        self._sender = Sender(server_clock, connection_lost)
+        self._sender = Sender(server_clock, connection_lost, self.options.marked)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""

@@ -18,6 +18,7 @@ from pipeline.emulator.options import EmulatorOptions
 from pipeline.emulator.quotas import Quotas, exhausted
 from pipeline.emulator.replies import answer_to
 from pipeline.emulator.stats import Seen, Stats
+from pipeline.records import EMULATOR_RESPONSE_ID
 
 
 class Generator:
@@ -107,7 +108,8 @@ class Generator:
     def _response_id(self) -> str:
         self._answers += 1
         name = f"{self._born}/{self._answers}"
-        return urlsafe_b64encode(blake2b(name.encode(), digest_size=16).digest()).decode().rstrip("=")
+        mark = EMULATOR_RESPONSE_ID if self._options.marked else ""
+        return mark + urlsafe_b64encode(blake2b(name.encode(), digest_size=16).digest()).decode().rstrip("=")
 
     def _note(self, model: str, status: int, tokens: int, prompt: int, fault: str | None) -> None:
         self._stats.log.append(Seen(self._clock(), model, status, tokens, prompt, fault))

@@ -1,7 +1,7 @@
 """Requests and responses over ASGI, broken ones included."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import parse_qs
@@ -9,6 +9,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from pipeline.emulator import bodies
+from pipeline.records import EMULATOR_FIELD, EMULATOR_HEADER
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -16,6 +17,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 ABORT = "emulator.abort"
 """ASGI scope extension: a function that resets the connection, from a server that can."""
+
+_MARK = f'"{EMULATOR_FIELD}":true'.encode()
 
 MAX_BODY = 100 * 2**20  # bytes of a request, as the service's own limit for inline data
 
@@ -79,11 +82,15 @@ def json_response(body: object, status: int = 200) -> Response:
 
 
 class Sender:
-    """Puts responses on the wire, dated by `clock`; where no server can reset a connection, raises `lost` instead."""
+    """Puts responses on the wire, dated by `clock`; where no server can reset a connection, raises `lost` instead.
 
-    def __init__(self, clock: Callable[[], float], lost: Callable[[str], Exception]) -> None:
+    With `marked` every response says that it is the emulator's.
+    """
+
+    def __init__(self, clock: Callable[[], float], lost: Callable[[str], Exception], marked: bool = True) -> None:
         self._clock = clock
         self._lost = lost
+        self._marked = marked
         self._second = -1
         self._date = b""
 
@@ -97,6 +104,8 @@ class Sender:
                 raise self._lost("connection reset by the emulator")
             abort()
             return await _until_gone(receive)
+        if self._marked:
+            response = replace(response, body=_with_mark(response.body))
         await send({"type": "http.response.start", "status": response.status, "headers": self._headers(response)})
         if response.broken == "truncated":
             half = response.body[: len(response.body) // 2]
@@ -112,6 +121,8 @@ class Sender:
             (b"vary", b"Origin, X-Origin, Referer"),
             (b"server", b"scaffolding on HTTPServer2"),
         ]
+        if self._marked:
+            headers.append((EMULATOR_HEADER.encode(), b"1"))
         if response.tier:
             headers.append((b"x-gemini-service-tier", response.tier.encode()))
         return headers
@@ -121,6 +132,13 @@ class Sender:
         if second != self._second:
             self._second, self._date = second, formatdate(second, usegmt=True).encode()
         return self._date
+
+
+def _with_mark(body: bytes) -> bytes:
+    """The body with the mark as the first field, where it is a JSON object; at the start even a cut body keeps it."""
+    if not body.startswith(b"{"):
+        return body
+    return b"{" + _MARK + (b"" if body.startswith(b"{}") else b",") + body[1:]
 
 
 async def _until_gone(receive: Receive) -> None:

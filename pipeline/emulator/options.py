@@ -35,4 +35,5 @@ class EmulatorOptions:
     tokenizer: Tokenizer = "coarse"
     thinking_tokens: int = 0  # per answer, unless the request sets a thinking budget of 0
     track_prompts: int = 1_000_000  # distinct prompts whose answers are counted, near 100 bytes each
+    marked: bool = True  # every response says that it is emulated; not so where a test plays the service itself
     log_size: int = 0  # latest requests kept in `Emulator.stats.log`

@@ -29,11 +29,24 @@ from pipeline.providers.verdicts import (
     unanswered,
     whole_number,
 )
-from pipeline.records import ErrorKind, Params, Prompt, Reply, Status, Usage, Verdict
+from pipeline.records import (
+    EMULATOR_FIELD,
+    EMULATOR_HEADER,
+    EMULATOR_RESPONSE_ID,
+    ErrorKind,
+    Params,
+    Prompt,
+    Reply,
+    Status,
+    Usage,
+    Verdict,
+)
 from pipeline.tokens import estimate
 
 BASE_URL = "https://generativelanguage.googleapis.com"
 API_VERSION = "v1beta"
+ASK_TIMEOUT_S = 10.0
+"""Longest wait for who answers, before the first call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +117,7 @@ class Gemini:
             latency_s=latency_s,
             finished_at=finished_at,
             served_at=http_date(answer.headers.get("date")),
+            emulated=reply.emulated or EMULATOR_HEADER in answer.headers,
         )
 
     def parse(self, raw: bytes) -> Reply:
@@ -120,6 +134,15 @@ class Gemini:
             return self._verdict(answer)
         total = whole_number(mapping(load(answer.body)).get("totalTokens"))
         return self._verdict(answer) if total is None else total
+
+    async def is_emulator(self) -> bool:
+        """Whether the emulator answers here: whoever does not say so is taken for the real service. Free of charge.
+
+        Asks for one model at most `ASK_TIMEOUT_S`, so that a relay without that route holds nobody up.
+        """
+        url = httpx.URL(f"{self._root}/models", params={"pageSize": "1"})
+        answer = await self._wire.get(url, self._headers, min(self._timeout_s, ASK_TIMEOUT_S))
+        return not isinstance(answer, Lost) and is_emulated(answer)
 
     async def list_models(self) -> list[Model] | Verdict:
         """Every model that the key may use for `generateContent`, in the service's order."""
@@ -150,7 +173,13 @@ class Gemini:
     def _verdict(self, answer: Response | Lost) -> Verdict:
         if isinstance(answer, Lost):
             return unanswered(answer)
-        return classify(answer.status, answer.headers, answer.body, secret=self._key)
+        verdict = classify(answer.status, answer.headers, answer.body, secret=self._key)
+        return replace(verdict, emulated=True) if is_emulated(answer) else verdict
+
+
+def is_emulated(answer: Response) -> bool:
+    """Whether the response bears the emulator's mark: a proxy may drop the header, a relay the body's field."""
+    return EMULATOR_HEADER in answer.headers or _is_marked(mapping(load(answer.body)))
 
 
 def bare_model(name: str) -> str:
@@ -269,7 +298,12 @@ def parse_reply(raw: bytes) -> Reply:
         model=bare_model(string(body.get("modelVersion"))),
         response_id=string(body.get("responseId")),
         raw=raw,
+        emulated=_is_marked(body),
     )
+
+
+def _is_marked(body: Mapping[str, Any]) -> bool:
+    return EMULATOR_FIELD in body or string(body.get("responseId")).startswith(EMULATOR_RESPONSE_ID)
 
 
 def _outcome(finish: str | None, text: str) -> tuple[Status, ErrorKind | None, str | None]:
@@ -301,6 +335,7 @@ def _without_candidates(body: dict[str, Any], raw: bytes) -> Reply:
         model=bare_model(string(body.get("modelVersion"))),
         response_id=string(body.get("responseId")),
         raw=raw,
+        emulated=_is_marked(body),
     )
 
 
