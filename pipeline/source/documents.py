@@ -46,6 +46,11 @@ class Source:
         return dict(self.table.schema)
 
     @property
+    def json_columns(self) -> frozenset[str]:
+        """Columns whose cells are JSON texts, one value each, typed String in `schema`."""
+        return self.table.json_columns
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """The files, in the order they are read."""
         return self.table.paths

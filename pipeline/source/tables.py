@@ -54,6 +54,8 @@ class Table:
     separator: str
     schema: pl.Schema
     remote: bool
+    json_columns: frozenset[str] = frozenset()
+    """Columns of JSONL whose values are nested or of several types: String, each cell its own JSON text or null."""
 
     def scan(self) -> pl.LazyFrame:
         """All rows, lazily. A CSV row without a single value, such as a blank line, is no row."""
