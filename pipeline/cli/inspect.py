@@ -117,12 +117,38 @@ def emulate(
     algorithm: Annotated[Algorithm, typer.Option(help="how it counts a minute")] = Algorithm.fixed,
     latency: Annotated[float, typer.Option(metavar="SECONDS", help="of every answer")] = 0.0,
     jitter: Annotated[float, typer.Option(metavar="SECONDS", help="up to this much more latency")] = 0.0,
-    faults: Annotated[str, typer.Option(metavar="SPEC", help="e.g. 503:0.05,reset:0.01,429*3")] = "",
+    faults: Annotated[str, typer.Option(metavar="SPEC", help="e.g. 503:0.05,reset:0.01,429*3; `list` tells all")] = "",
     seed: Annotated[int, typer.Option(help="of faults and latency")] = 0,
 ) -> None:
-    """Serve the emulator: the Gemini protocol with quotas and faults, for rehearsals."""
+    """Serve the emulator: the Gemini protocol with quotas and faults, for rehearsals.
+
+    A fault is NAME:RATE, NAME*N (the first N requests) or NAME (all of them), several with commas between:
+
+    refused or failed: 400, 402, 403, 408, 413, 429, 499, 500, 503, 504, html502, array429, bare429, nested503,
+    location, garbage
+
+    money gone: prepaid, balance400, balance429, balance200, no_channel
+
+    long waits: wait_day, wait_2099, wait_2h, late_day
+
+    answers without an answer: block, empty, safety, recitation, max_tokens_empty
+
+    odd counts: nousage, no_prompt_count, cached, cached_over, negative, absurd, text_counts, overlong, dearer,
+    unpriced
+
+    odd forms: 201, 203, 206, error0, finish_stop, finish_length, finish_2, surrogate, bad_utf8, bom, deep, sse,
+    json_array, openai, echo, echo_error, two_gzip, x_gzip
+
+    unreadable answers: cut_json, html200, empty_body, false_gzip, cut_gzip, big_header, two_lengths, bad_chunk,
+    bomb, endless
+
+    broken connections: reset, hang, truncated, paid_reset, paid_hang
+    """
     from pipeline import emulator
 
+    if faults == "list":
+        sys.stdout.write("".join(f"{line}\n" for line in emulator.told()))
+        return
     try:
         parsed = emulator.parse_faults(faults)
     except ValueError as error:

@@ -4,64 +4,130 @@ A request's fate hangs on the seed, on its prompt and on how often that prompt w
 which requests arrive: the same job meets the same faults at any concurrency.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Literal
 
-import orjson
-
-from pipeline.emulator import bodies
-
-_FREE_TEXT = "text/plain; charset=UTF-8"
+Bill = Literal["no", "yes", "unread", "lost"]
+"""What the server bills: nothing; an answer that can be read; one whose response cannot; one that never came whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A failure that is a complete response, in one or more wordings."""
+    """One kind of failure: what is sent, for a person, and what the server bills for it."""
 
-    status: int
-    variants: tuple[bytes, ...]
-    content_type: str = bodies.JSON
-
-    def body(self, luck: float) -> bytes:
-        """The wording that a number in [0, 1) picks."""
-        return self.variants[int(luck * len(self.variants))]
+    says: str
+    bill: Bill = "no"
 
 
-def _json(*errors: Any) -> tuple[bytes, ...]:
-    return tuple(orjson.dumps(error) for error in errors)
-
-
-_NESTED = orjson.dumps(bodies.error(503, bodies.OVERLOADED)).decode()
-
-RESPONSES: Mapping[str, Fault] = {
-    "400": Fault(400, _json(bodies.error(400, "Request contains an invalid argument."))),
-    "403": Fault(403, _json(bodies.error(403, bodies.LEAKED))),
-    "408": Fault(408, (b"Request Timeout",), _FREE_TEXT),
-    "413": Fault(413, (bodies.html_page(413, "Request Entity Too Large"),), bodies.HTML),
-    "429": Fault(429, _json(bodies.error(429, bodies.EXHAUSTED))),
-    "499": Fault(499, _json(bodies.error(499, bodies.CANCELLED))),
-    "500": Fault(500, _json(bodies.error(500, bodies.INTERNAL))),
-    "503": Fault(503, _json(bodies.error(503, bodies.OVERLOADED), bodies.error(503, bodies.HIGH_DEMAND))),
-    "504": Fault(504, _json(bodies.error(504, bodies.DEADLINE))),
-    "html502": Fault(502, (bodies.html_page(502, "Server Error"),), bodies.HTML),
-    "array429": Fault(429, _json([bodies.error(429, bodies.EXHAUSTED)])),
-    "bare429": Fault(429, _json(bodies.error(429, bodies.QUOTA_EXCEEDED, [bodies.help_link()]))),
-    "prepaid": Fault(429, _json(bodies.error(429, bodies.PREPAID))),
-    "location": Fault(400, _json(bodies.error(400, bodies.LOCATION, status="FAILED_PRECONDITION"))),
-    "nested503": Fault(503, _json({"error": {"code": 503, "message": _NESTED, "status": "Service Unavailable"}})),
-    "garbage": Fault(200, (b"<html>upstream connect error", b"OK", b'{"candidates": [{"content"', b"")),
+GROUPS: Mapping[str, Mapping[str, Fault]] = {
+    "refused or failed": {
+        "400": Fault("invalid argument"),
+        "402": Fault("payment required"),
+        "403": Fault("leaked key"),
+        "408": Fault("a proxy's timeout"),
+        "413": Fault("a proxy's page: too large"),
+        "429": Fault("exhausted, without details"),
+        "499": Fault("cancelled"),
+        "500": Fault("internal error"),
+        "503": Fault("overloaded, in two wordings"),
+        "504": Fault("deadline expired"),
+        "html502": Fault("a front end's page"),
+        "array429": Fault("a 429 in an array"),
+        "bare429": Fault("a 429 that names no quota"),
+        "nested503": Fault("a 503 as a string in `message`"),
+        "location": Fault("region not supported"),
+        "garbage": Fault("200 with a page, `OK`, cut JSON or nothing, from a gateway"),
+    },
+    "money gone": {
+        "prepaid": Fault("429: prepayment credits are depleted"),
+        "balance400": Fault("400: credit balance is too low"),
+        "balance429": Fault("429: 余额不足"),
+        "balance200": Fault("余额不足 in a 200"),
+        "no_channel": Fault("503: 无可用渠道"),
+    },
+    "long waits": {
+        "wait_day": Fault("503 with Retry-After: 86400"),
+        "wait_2099": Fault("503 with a Retry-After date in 2099"),
+        "wait_2h": Fault("503 with RetryInfo 7200s"),
+        "late_day": Fault("a day refusal that is held past midnight Pacific, if that is near"),
+    },
+    "answers without an answer": {
+        "block": Fault("blocked prompt", "yes"),
+        "empty": Fault("no text", "yes"),
+        "safety": Fault("withheld for safety", "yes"),
+        "recitation": Fault("cut for recitation", "yes"),
+        "max_tokens_empty": Fault("the limit reached before any text", "yes"),
+    },
+    "odd counts": {
+        "nousage": Fault("no usage at all", "yes"),
+        "no_prompt_count": Fault("usage without a prompt count, much thinking", "yes"),
+        "cached": Fault("half of the prompt from the service's cache", "yes"),
+        "cached_over": Fault("more cached tokens than the prompt has", "yes"),
+        "negative": Fault("counts below zero", "yes"),
+        "absurd": Fault("99999999999999 prompt tokens", "yes"),
+        "text_counts": Fault("counts as strings and fractions", "yes"),
+        "overlong": Fault("four times max_output_tokens, billed", "yes"),
+        "dearer": Fault("the dearest model answers, and bills", "yes"),
+        "unpriced": Fault("a model that nobody knows answers", "yes"),
+    },
+    "odd forms": {
+        "201": Fault("a whole answer under 201", "yes"),
+        "203": Fault("a whole answer under 203", "yes"),
+        "206": Fault("a whole answer under 206", "yes"),
+        "error0": Fault("an error of code 0 beside the answer", "yes"),
+        "finish_stop": Fault("finishReason `stop`", "yes"),
+        "finish_length": Fault("finishReason `length`", "yes"),
+        "finish_2": Fault("finishReason 2, the enum's number", "yes"),
+        "surrogate": Fault("half a character, escaped", "yes"),
+        "bad_utf8": Fault("bytes that are no UTF-8", "yes"),
+        "bom": Fault("a byte order mark", "yes"),
+        "deep": Fault("300 levels in a field nobody reads", "yes"),
+        "sse": Fault("an event stream", "yes"),
+        "json_array": Fault("the array of a stream", "yes"),
+        "openai": Fault("OpenAI's shape", "yes"),
+        "echo": Fault("the request's headers, key and all, in the answer", "yes"),
+        "echo_error": Fault("the same in a 500"),
+        "two_gzip": Fault("two gzip members", "yes"),
+        "x_gzip": Fault("Content-Encoding: x-gzip", "yes"),
+    },
+    "unreadable answers": {
+        "cut_json": Fault("half the JSON in a whole response", "unread"),
+        "html200": Fault("a gateway's page in place of the answer", "unread"),
+        "empty_body": Fault("no body", "unread"),
+        "false_gzip": Fault("Content-Encoding: gzip, and it is not", "unread"),
+        "cut_gzip": Fault("gzip that ends early", "unread"),
+        "big_header": Fault("a header of 64 kB", "unread"),
+        "two_lengths": Fault("Content-Length twice", "unread"),
+        "bad_chunk": Fault("a chunk without a size", "unread"),
+        "bomb": Fault("512 MiB of blanks, gzipped", "unread"),
+        "endless": Fault("blanks without an end", "unread"),
+    },
+    "broken connections": {
+        "reset": Fault("reset before the first byte"),
+        "hang": Fault("no answer until the client gives up"),
+        "truncated": Fault("closed in the middle of the body", "lost"),
+        "paid_reset": Fault("reset after the answer was made", "lost"),
+        "paid_hang": Fault("made, billed, never sent", "lost"),
+    },
 }
-"""Faults that replace the response; `408` and `413` are those of a proxy, `403` is the leaked key."""
+"""Every fault by its name; `408`, `413` and `html502` are those of a proxy."""
 
-ANSWERS = frozenset({"block", "empty", "safety", "recitation", "max_tokens_empty", "nousage"})
-"""Faults inside a 200 that is billed: blocked prompt, answer without text, withheld, cut short, no usage counters."""
+KINDS: Mapping[str, Fault] = {name: fault for group in GROUPS.values() for name, fault in group.items()}
 
-BROKEN = frozenset({"reset", "truncated", "hang"})
-"""Faults of the connection: reset before the first byte, body cut in half, no answer until the client gives up."""
 
-KINDS = frozenset(RESPONSES) | ANSWERS | BROKEN
+def bill_of(kind: str | None) -> Bill:
+    """What the server bills for a request with that fault."""
+    return "yes" if kind is None else KINDS[kind].bill
+
+
+def told() -> Iterator[str]:
+    """Every fault in a line of its own: its name, what is sent, what is billed."""
+    bills = {"no": "", "yes": "; billed", "unread": "; billed, not readable", "lost": "; billed, not delivered"}
+    for group, kinds in GROUPS.items():
+        yield group
+        yield from (f"  {name:<17}{fault.says}{bills[fault.bill]}" for name, fault in kinds.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,18 @@ import orjson
 
 from pipeline.emulator import bodies, faults, wire
 from pipeline.emulator.catalog import Model
-from pipeline.emulator.http import Call, Response
+from pipeline.emulator.failures import failure
+from pipeline.emulator.http import Call, Response, json_response
+from pipeline.emulator.limits import next_midnight
 from pipeline.emulator.messages import Refusal
+from pipeline.emulator.oddities import Billed, odd_bill, odd_body, odd_response
 from pipeline.emulator.options import EmulatorOptions
-from pipeline.emulator.quotas import Quotas, exhausted
+from pipeline.emulator.quotas import Quotas, Violation, exhausted
 from pipeline.emulator.replies import answer_to
 from pipeline.emulator.stats import Seen, Stats
 from pipeline.records import EMULATOR_RESPONSE_ID
+
+_NEAR_MIDNIGHT_S = 120  # how long a request may be held until the day is another
 
 
 class Generator:
@@ -55,7 +60,10 @@ class Generator:
             fault = "504"
         if fault:
             self._stats.faults[fault] += 1
-        response = self._failure(fault, luck) or self._answered(ask, tokens, model, prompt, fault)
+        if fault == "late_day":
+            response = await self._late_refusal(model.name)
+        else:
+            response = failure(fault, luck, call) or self._answered(call, ask, tokens, model, prompt, fault)
         self._note(model.name, 0 if response.broken else response.status, tokens.total(), prompt, fault)
         return response
 
@@ -69,7 +77,7 @@ class Generator:
                 self._stats.rate_limited += 1
                 self._note(model, 429, tokens, prompt, None)
                 raise Refusal(429, exhausted(violations, model, now, self._options))
-            if self._options.count_failed or fault is None or fault in faults.ANSWERS:
+            if self._options.count_failed or faults.bill_of(fault) != "no":
                 quota.add(now, tokens)
         self._admitted += 1
 
@@ -80,30 +88,34 @@ class Generator:
             await anyio.sleep(min(latency_s, timeout_s))
         return latency_s <= timeout_s
 
-    def _failure(self, fault: str | None, luck: float) -> Response | None:
-        if fault in ("reset", "hang"):
-            return Response(0, b"", broken=fault)
-        failure = faults.RESPONSES.get(fault or "")
-        return Response(failure.status, failure.body(luck), failure.content_type) if failure else None
+    async def _late_refusal(self, model: str) -> Response:
+        """The day's refusal of a request that came just before midnight Pacific, sent just after it."""
+        now = self._clock()
+        midnight = next_midnight(now)
+        if midnight - now <= _NEAR_MIDNIGHT_S:
+            await anyio.sleep(midnight - now + 1)
+        violation = Violation("rpd", self._options.rpd or 1_000, 1)
+        return json_response(exhausted([violation], model, self._clock(), self._options), 429)
 
-    def _answered(self, ask: wire.Ask, tokens: Counter[str], model: Model, prompt: int, fault: str | None) -> Response:
+    def _answered(
+        self, call: Call, ask: wire.Ask, tokens: Counter[str], model: Model, prompt: int, fault: str | None
+    ) -> Response:
         version = self._options.model_version or model.name
+        limit = model.output_token_limit
         if fault == "block":
-            output = 0
+            billed = Billed(model.name, tokens.total(), 0)
             body = wire.blocked(wire.usage(tokens, ask.tier), version, self._response_id())
         else:
-            answer = answer_to(
-                ask, model.output_token_limit, self._options.thinking_tokens, self._options.tokenizer, fault
-            )
-            output = answer.output_tokens + answer.thinking_tokens
-            counters = wire.usage(tokens, ask.tier, answer.output_tokens, answer.thinking_tokens)
-            body = wire.answered(answer, counters, version, self._response_id())
-        if fault == "nousage":
-            del body["usageMetadata"]
-        if fault == "truncated":
-            return Response(200, orjson.dumps(body), tier=ask.tier, broken=fault)
-        self._stats.add_answer(prompt, tokens.total(), output)
-        return Response(200, orjson.dumps(body), tier=ask.tier)
+            answer = answer_to(ask, limit, self._options.thinking_tokens, self._options.tokenizer, fault)
+            billed = Billed(model.name, tokens.total(), answer.output_tokens, answer.thinking_tokens)
+            billed = odd_bill(fault, billed, ask.config.get("maxOutputTokens") or limit)
+            counters = wire.usage(tokens, ask.tier, billed.output_tokens, billed.thinking_tokens)
+            body = odd_body(fault, wire.answered(answer, counters, version, self._response_id()), call)
+        bill = faults.bill_of(fault)
+        self._stats.add_bill(billed, bill)
+        if bill == "yes":
+            self._stats.add_answer(prompt, billed.input_tokens, billed.output_tokens + billed.thinking_tokens)
+        return odd_response(fault, Response(200, orjson.dumps(body), tier=ask.tier))
 
     def _response_id(self) -> str:
         self._answers += 1

@@ -1,11 +1,13 @@
 """Requests and responses over ASGI, broken ones included."""
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import parse_qs
 
+import anyio
+import anyio.lowlevel
 import orjson
 
 from pipeline.emulator import bodies
@@ -19,6 +21,11 @@ ABORT = "emulator.abort"
 """ASGI scope extension: a function that resets the connection, from a server that can."""
 
 _MARK = f'"{EMULATOR_FIELD}":true'.encode()
+
+RAW = "emulator.raw"
+"""ASGI scope extension: a function that puts bytes on the connection as they are, then closes it."""
+
+_ENDLESS = 512 * 2**20  # bytes after which even an endless body breaks off
 
 MAX_BODY = 100 * 2**20  # bytes of a request, as the service's own limit for inline data
 
@@ -45,6 +52,10 @@ class Call:
         """A header's value; empty when absent."""
         return self.headers.get(name, b"").decode("latin-1")
 
+    def shown(self) -> dict[str, str]:
+        """The request's headers as a careless server tells them, key included."""
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers.items()}
+
     async def body(self) -> bytes:
         """The request body; raises `Refusal` past `MAX_BODY` and `ClientGone` when it never ends."""
         received = bytearray()
@@ -61,13 +72,18 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One response; `broken` (reset, truncated, hang) says that it is not delivered whole."""
+    """One response; `broken` says that it is not delivered whole, or not as HTTP.
+
+    It is one of reset, hang, truncated, endless, two_lengths and bad_chunk. `coding` makes the bytes of the wire.
+    """
 
     status: int
     body: bytes
     content_type: str = bodies.JSON
     tier: str | None = None
     broken: str | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()  # beside the usual ones
+    coding: Callable[[bytes], bytes] | None = None
 
 
 def read_call(scope: Scope, receive: Receive) -> Call:
@@ -99,30 +115,45 @@ class Sender:
         if response.broken == "hang":
             return await _until_gone(receive)
         if response.broken == "reset":
-            abort = scope.get("extensions", {}).get(ABORT)
-            if abort is None:
-                raise self._lost("connection reset by the emulator")
-            abort()
+            self._beneath_http(ABORT, scope)()
             return await _until_gone(receive)
         if self._marked:
             response = replace(response, body=_with_mark(response.body))
-        await send({"type": "http.response.start", "status": response.status, "headers": self._headers(response)})
+        if response.coding is not None:
+            response = replace(response, body=response.coding(response.body))
+        headers = self._headers(response)
+        if response.broken in _BAD_HTTP:
+            self._beneath_http(RAW, scope)(_BAD_HTTP[response.broken](response, headers))
+            return await _until_gone(receive)
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
         if response.broken == "truncated":
             half = response.body[: len(response.body) // 2]
             await send({"type": "http.response.body", "body": half, "more_body": True})
             raise self._lost("connection closed by the emulator in the middle of a response")
+        if response.broken == "endless":
+            self._beneath_http(RAW, scope)
+            return await _blanks_until_gone(receive, send)
         return await send({"type": "http.response.body", "body": response.body})
+
+    def _beneath_http(self, extension: str, scope: Scope) -> Callable[..., None]:
+        """What only a server with a socket can do; in process the connection is lost instead."""
+        able: Callable[..., None] | None = scope.get("extensions", {}).get(extension)
+        if able is None:
+            raise self._lost("connection broken by the emulator")
+        return able
 
     def _headers(self, response: Response) -> list[tuple[bytes, bytes]]:
         headers = [
             (b"content-type", response.content_type.encode()),
-            (b"content-length", str(len(response.body)).encode()),
             (b"date", self._now()),
             (b"vary", b"Origin, X-Origin, Referer"),
             (b"server", b"scaffolding on HTTPServer2"),
+            *response.headers,
         ]
         if self._marked:
             headers.append((EMULATOR_HEADER.encode(), b"1"))
+        if response.broken not in ("endless", "bad_chunk"):
+            headers.append((b"content-length", str(len(response.body)).encode()))
         if response.tier:
             headers.append((b"x-gemini-service-tier", response.tier.encode()))
         return headers
@@ -141,6 +172,40 @@ def _with_mark(body: bytes) -> bytes:
     return b"{" + _MARK + (b"" if body.startswith(b"{}") else b",") + body[1:]
 
 
+def _twice_as_long(response: Response, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    return _head(response, (*headers, (b"content-length", str(len(response.body) + 1).encode()))) + response.body
+
+
+def _badly_chunked(response: Response, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    return _head(response, (*headers, (b"transfer-encoding", b"chunked"))) + b"size?\r\n" + response.body
+
+
+def _head(response: Response, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    lines = [b"HTTP/1.1 %d OK" % response.status, *(name + b": " + value for name, value in headers)]
+    return b"\r\n".join([*lines, b"", b""])
+
+
+_BAD_HTTP: Mapping[str | None, Callable[[Response, Sequence[tuple[bytes, bytes]]], bytes]] = {
+    "two_lengths": _twice_as_long,
+    "bad_chunk": _badly_chunked,
+}
+
+
 async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _blanks_until_gone(receive: Receive, send: Send) -> None:
+    blanks = {"type": "http.response.body", "body": b" " * 2**16, "more_body": True}
+    async with anyio.create_task_group() as group:
+
+        async def end_with_the_client() -> None:
+            await _until_gone(receive)
+            group.cancel_scope.cancel()
+
+        group.start_soon(end_with_the_client)
+        for _ in range(_ENDLESS // 2**16):
+            await send(blanks)
+            await anyio.lowlevel.checkpoint()  # a client that left is noticed
+        group.cancel_scope.cancel()

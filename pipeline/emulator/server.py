@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.emulator.app import Emulator
-from pipeline.emulator.http import ABORT, Receive, Scope, Send
+from pipeline.emulator.http import ABORT, RAW, Receive, Scope, Send
 from pipeline.emulator.options import EmulatorOptions
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def serve(
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=_BACKLOG) as listener:
-        app = _Resettable(Emulator(options))
+        app = _Reaching(Emulator(options))
         config = uvicorn.Config(
             app,
             lifespan="off",
@@ -55,8 +55,8 @@ def serve(
             app.server.run(sockets=[listener])
 
 
-class _Resettable:
-    """Lets the app reset the connection of the request it serves."""
+class _Reaching:
+    """Lets the app reach beneath HTTP, to the connection of the request that it serves."""
 
     def __init__(self, app: Emulator) -> None:
         self._app = app
@@ -66,17 +66,27 @@ class _Resettable:
         def abort() -> None:
             self._reset(scope["client"])
 
-        scope.setdefault("extensions", {})[ABORT] = abort
+        def raw(data: bytes) -> None:
+            if (transport := self._transport(scope["client"])) is not None:
+                transport.write(data)
+                transport.close()
+
+        scope.setdefault("extensions", {}).update({ABORT: abort, RAW: raw})
         await self._app(scope, receive, send)
 
     def _reset(self, client: Any) -> None:
-        connections = self.server.server_state.connections if self.server else set()
-        for connection in connections:
-            transport: Any = connection.transport
-            if tuple(transport.get_extra_info("peername")[:2]) == tuple(client):
-                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
-                transport.abort()
-                return
+        if (transport := self._transport(client)) is not None:
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
+            transport.abort()
+
+    def _transport(self, client: Any) -> Any:
+        """The connection of that client's address; None when it is gone."""
+        connections = self.server.server_state.connections if self.server else ()
+        return next((one.transport for one in connections if _peer(one) == tuple(client)), None)
+
+
+def _peer(connection: Any) -> tuple[Any, ...]:
+    return tuple((connection.transport.get_extra_info("peername") or ())[:2])
 
 
 @contextmanager

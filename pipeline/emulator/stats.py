@@ -4,6 +4,9 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pipeline.emulator.faults import Bill
+from pipeline.emulator.oddities import Billed
+
 _OPEN = 100_000  # prompts that were tried and not answered yet; the oldest is forgotten
 
 
@@ -23,7 +26,8 @@ class Stats:
     """Counters over all `generateContent` requests, and some beside.
 
     `answered` counts the answers that were delivered, blocked and truncated ones too: what a client has paid for and
-    holds. A prompt past the first `track_prompts` distinct ones is counted in the sums only.
+    holds. A prompt past the first `track_prompts` distinct ones is counted in the sums only. `billed` counts every
+    answer that was made, those included that the client could not read or never got.
     """
 
     track_prompts: int
@@ -38,6 +42,7 @@ class Stats:
     output_tokens: int = 0
     by_status: Counter[int] = field(default_factory=Counter)  # every route
     faults: Counter[str] = field(default_factory=Counter)
+    billed: dict[tuple[Bill, str], Counter[str]] = field(default_factory=dict)  # bill and model → requests and tokens
     prompts: dict[int, int] = field(default_factory=dict)  # hash of a prompt → answers
     _open: dict[int, int] = field(default_factory=dict)  # hash of a prompt → attempts since its last answer
 
@@ -60,6 +65,15 @@ class Stats:
         if prompt in self.prompts or len(self.prompts) < self.track_prompts:
             self.prompts[prompt] = self.prompts.get(prompt, 0) + 1
 
+    def add_bill(self, billed: Billed, bill: Bill) -> None:
+        """Count what the server bills for one answer, and whether the client can read it."""
+        sums = self.billed.setdefault((bill, billed.model), Counter())
+        sums["requests"] += 1
+        sums["input_tokens"] += billed.input_tokens
+        sums["cached_tokens"] += billed.cached_tokens
+        sums["output_tokens"] += billed.output_tokens
+        sums["thinking_tokens"] += billed.thinking_tokens
+
     def body(self, with_prompts: bool = False, with_log: bool = False) -> dict[str, Any]:
         """The counters for `GET /emulator/stats`; `with_prompts` adds each prompt's answers by hash."""
         answers = self.prompts.values()
@@ -74,6 +88,8 @@ class Stats:
             "output_tokens": self.output_tokens,
             "by_status": {str(status): n for status, n in sorted(self.by_status.items())},
             "faults": dict(self.faults),
+            "billed": [{"bill": bill, "model": model, **sums} for (bill, model), sums in self.billed.items()],
+            "billed_unread": sum(sums["requests"] for (bill, _), sums in self.billed.items() if bill != "yes"),
             "distinct_prompts": len(self.prompts),
             "bought_twice": sum(n > 1 for n in answers),
         }
