@@ -347,7 +347,7 @@ class RedisShelf:
         except ImportError:
             raise JobError(
                 "[cache] url names a Redis server, but the client for it is not installed",
-                "`pip install 'prompt-pipeline[redis]'`, or leave [cache] url out to keep the answers in a file",
+                "`pip install 'redis>=8.1'`, or leave [cache] url out to keep the answers in a file",
             ) from None
         self._keep_s = max(1, round(max_age_days * _DAY_S))
         self._failed: Unusable | None = None

@@ -65,6 +65,16 @@ class Monitor:
         return self.outcomes.total()
 
     @property
+    def has_sent(self) -> bool:
+        """Whether this session sent anything."""
+        return self.dispatcher is not None and self.dispatcher.sent > 0
+
+    @property
+    def has_spent(self) -> bool:
+        """Whether this session was given an answer to pay for."""
+        return self.calls > 0
+
+    @property
     def seconds(self) -> float:
         """Since the run was opened."""
         return time.monotonic() - self.started_at

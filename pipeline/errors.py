@@ -11,8 +11,29 @@
     └── RowsFailed        3  the first rows of a run all failed for one cause; resumable
     Halted                   inside the program only: no new call is admitted, the document stays as it is
 
-A failed prompt is none of these: it is data in its row (`records.Result`). The number is the exit code.
+A failed prompt is none of these: it is data in its row (`records.Result`). The number is the exit code: 2 says that
+nothing was spent: in the middle of a run such an error has a 3 (`resumable_once`).
 """
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+RESUMABLE = 3
+"""Exit code of what stopped a run that had sent requests already."""
+
+_PLACES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, then run the same command again"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise `ulimit -n`, then run the same command again"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), "mend the permissions of the place, then run the same command again"
+    ),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ENOLCK, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR),
+        "look after the disk or the path, then run the same command again",
+    ),
+}
+"""What the system may refuse in any place, by no fault of the program: number → what to do."""
 
 
 class PipelineError(Exception):
@@ -24,6 +45,32 @@ class PipelineError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def as_known(error: BaseException) -> PipelineError | None:
+    """What a person can mend in `error`, an exception group or a refusal of the system; None for a bug."""
+    if isinstance(error, PipelineError):
+        return error
+    if isinstance(error, OSError) and error.errno in _PLACES:
+        place = f" {error.filename}" if isinstance(error.filename, str) else ""
+        return RunStateError(f"the system refuses{place}: {error.strerror}", _PLACES[error.errno])
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for inner in error.exceptions if (found := as_known(inner))), None)
+    return None
+
+
+@contextmanager
+def resumable_once(spent: Callable[[PipelineError], bool]) -> Iterator[None]:
+    """Give a known error of the block exit code 3 instead of 2 when something was `spent` before it came."""
+    try:
+        yield
+    except Exception as error:
+        known = as_known(error)
+        if known is None or known.exit_code == RESUMABLE or not spent(known):
+            raise
+        known.exit_code = RESUMABLE
+        known.message += "\nWhat was answered is kept."
+        raise known from error
 
 
 class JobError(PipelineError):

@@ -19,7 +19,7 @@ from pipeline.cache import AnswerCache, Shelf, service_of, shelf_of
 from pipeline.calls import Send, Spending, lost_usd
 from pipeline.dispatch import Dispatcher
 from pipeline.engine import Engine, Monitor
-from pipeline.errors import JobError, PipelineError, RunStateError
+from pipeline.errors import RESUMABLE, AuthError, JobError, PipelineError, RunStateError, resumable_once
 from pipeline.job import Job, api_key
 from pipeline.plan import Plan
 from pipeline.plan.forecast import Bought
@@ -91,7 +91,7 @@ def open_spend(job: Job, endpoint: str, offline: bool) -> AbstractContextManager
 async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
     """Start the job's run, or continue it. `confirm` sees the plan and may raise; `watch` shows progress.
 
-    Raises `PipelineError` for what is wrong before the first call.
+    Raises `PipelineError` for what is wrong before the first call, and for what goes wrong after it with exit code 3.
     """
     job, options = session.job, session.options
     if not options.offline:
@@ -100,9 +100,21 @@ async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
         check_rehearsal(session)
     if options.fresh:
         set_aside(session.directory)
-    with _rare_collections():
+    seen: list[Monitor] = []
+
+    def spent(error: PipelineError) -> bool:
+        return any(monitor.has_spent or (monitor.has_sent and not isinstance(error, AuthError)) for monitor in seen)
+
+    async def watched(monitor: Monitor) -> None:
+        seen.append(monitor)
+        await watch(monitor)
+
+    with _rare_collections(), resumable_once(spent):
         async with open_provider(job, options.offline) as provider:
-            return await _run(session, provider, confirm, watch)
+            ended = await _run(session, provider, confirm, watched)
+    if ended.stopped and spent(ended.stopped):
+        ended.stopped.exit_code = RESUMABLE
+    return ended
 
 
 @contextmanager

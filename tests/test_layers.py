@@ -1,11 +1,12 @@
 """Every module has a rank and imports only from lower ranks, so that the program reads from the bottom up.
 
-Rank 0 is what everything may know: the exceptions and the records. Above it stand pure functions (1, 2: the chunker
-asks the estimator, a job compiles its templates), then what a run is put together from, each knowing nothing of the
-others (3: flows, source, store, quota, providers, emulator), what serves or uses several of those (4: dispatch, cache,
-plan, report), the durable call (5), the engine that makes calls for documents (6), the session that opens and closes
-everything (7), what a person sees (8), and the command line (9, 10). Modules of one rank never import each other. A
-folder has one rank; its files may import each other, without circles. Imports for types only count like others.
+Rank 0 is what everything may know: the exceptions, the records, the process and its terminal. Above it stand pure
+functions (1, 2: the chunker asks the estimator, a job compiles its templates), then what a run is put together from,
+each knowing nothing of the others (3: flows, source, store, quota, providers, emulator), what serves or uses several of
+those (4: dispatch, cache, plan, report), the durable call (5), the engine that makes calls for documents (6), the
+session that opens and closes everything (7), what a person sees (8), and the command line (9, 10). Modules of one rank
+never import each other. A folder has one rank; its files may import each other, without circles. Imports for types only
+count like others.
 """
 
 import ast
@@ -21,6 +22,8 @@ RANKS: dict[str, int] = {
     "__init__": 0,  # the version
     "errors": 0,
     "records": 0,
+    "terminal": 0,
+    "process": 0,
     "tokens": 1,
     "prices": 1,
     "media": 1,

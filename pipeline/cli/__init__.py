@@ -1,27 +1,25 @@
 """The command line: flags → one function → exit code. Everything heavy is imported by the command that needs it."""
 
-import errno
-import os
 import sys
-from contextlib import suppress
-from io import TextIOWrapper
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
+from pipeline import __version__
 from pipeline.cli import inspect, jobs
-from pipeline.errors import PipelineError, RunStateError
+from pipeline.errors import PipelineError, as_known
+from pipeline.process import flush_or_drop, make_fit
+from pipeline.terminal import visible
 
 INTERRUPTED, BUG = 130, 70
 
 app = typer.Typer(
     help="Bulk LLM calls from a table to a table: quota-perfect, paid once, priced before they are sent.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 for _command in (
     jobs.run,
@@ -35,63 +33,82 @@ for _command in (
     app.command()(_command)
 
 
+@app.callback(invoke_without_command=True)
+def _bare(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", help="name and version")] = False,
+) -> None:
+    if version:
+        sys.stdout.write(f"prompt-pipeline {__version__}\n")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        sys.stdout.write(f"{context.get_help()}\n")
+        raise typer.Exit
+
+
+_bare.__doc__ = app.info.help
+
+
 def main() -> NoReturn:
     """Run the command line; the process ends with its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character stops no run
+    make_fit()
     try:
+        _refuse_half_characters(sys.argv[1:])
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as end:
         sys.exit(end.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. What was paid for is kept.\n")
-        sys.exit(INTERRUPTED)
     except BaseException as error:
         sys.exit(_explain(error))
 
 
+def _refuse_half_characters(arguments: list[str]) -> None:
+    for number, argument in enumerate(arguments, 1):
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            what = f"argument {number} is not UTF-8: {argument}"
+            raise PipelineError(what, "rename the file, or mend the flag") from None
+
+
 def _explain(error: BaseException) -> int:
-    """Say what went wrong, and return the exit code."""
+    """Say what went wrong, on stdout as well where JSON was asked for, and return the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, KeyboardInterrupt):
+        _say("\nInterrupted. What was paid for is kept.\n")
+        return _in_json("interrupted", "the same command continues", INTERRUPTED)
+    if isinstance(error, typer.Abort):
+        _say("Nothing was sent.\n")
+        return _in_json("not agreed to: nothing was sent", "", INTERRUPTED)
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
-        command = context.command_path if context else "pipeline"
-        sys.stderr.write(f"error: {error.format_message()}\n\nhint: `{command} --help` shows what it takes\n")
-        return 2
-    if isinstance(error, typer.Abort):
-        sys.stderr.write("Nothing was sent.\n")
-        return INTERRUPTED
-    known = _known(error)
+        hint = f"`{context.command_path if context else 'pipeline'} --help` shows what it takes"
+        _say(f"error: {error.format_message()}\n\nhint: {hint}\n")
+        return _in_json(error.format_message(), hint, 2)
+    known = as_known(error)
     if known is not None:
         from pipeline.console import show_error
 
+        flush_or_drop()
         show_error(known)
-        return known.exit_code
+        return _in_json(known.message, known.hint, known.exit_code)
     import traceback
 
-    traceback.print_exception(error)
-    sys.stderr.write(
-        "\nThis is a bug of prompt-pipeline. Every answer that was paid for is in the run directory.\n"
-        "hint: the same command continues; the lines above belong in a bug report\n"
-    )
-    return BUG
+    _say("".join(traceback.format_exception(error)))
+    hint = "the same command continues; the lines above belong in a bug report"
+    _say(f"\nThis is a bug of prompt-pipeline. Every answer that was paid for is in the run directory.\nhint: {hint}\n")
+    return _in_json(f"a bug: {type(error).__name__}", hint, BUG)
 
 
-def _known(error: BaseException) -> PipelineError | None:
-    if isinstance(error, PipelineError):
-        return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        _drop_stdout()
-        return RunStateError(f"cannot write: {error.strerror}", "make room, then run the same command again")
-    if isinstance(error, BaseExceptionGroup):
-        return next((found for inner in error.exceptions if (found := _known(inner))), None)
-    return None
+def _in_json(message: str, hint: str, code: int) -> int:
+    """The error as the one JSON document on stdout, for a program that reads it."""
+    if "--json" in sys.argv:
+        from pipeline.console import show_failure
+
+        show_failure(PipelineError(message, hint))
+    return code
 
 
-def _drop_stdout() -> None:
-    """Let what stdout still holds go nowhere: where it did not fit, it would fail again at the process's end."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _say(text: str) -> None:
+    sys.stderr.write(visible(text))

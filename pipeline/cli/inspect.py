@@ -69,7 +69,7 @@ def runs(json: Json = False) -> None:
 
 
 def models(json: Json = False) -> None:
-    """Prices in USD per million tokens, context sizes, and the date of the data."""
+    """Prices, context sizes, and the date of the data. Prices are USD per million tokens."""
     from pipeline import console
     from pipeline.prices import CHECKED
 
@@ -90,7 +90,10 @@ def check(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Key, endpoint, model, columns, templates: everything that can be wrong, before anything is spent."""
+    """Everything that can be wrong, before anything is spent.
+
+    Key, endpoint, model, table, columns, templates, the place of the output.
+    """
     import anyio
 
     from pipeline import console, session
@@ -120,7 +123,7 @@ def emulate(
     faults: Annotated[str, typer.Option(metavar="SPEC", help="e.g. 503:0.05,reset:0.01,429*3; `list` tells all")] = "",
     seed: Annotated[int, typer.Option(help="of faults and latency")] = 0,
 ) -> None:
-    """Serve the emulator: the Gemini protocol with quotas and faults, for rehearsals.
+    """Serve the Gemini protocol with quotas and faults, for rehearsals.
 
     A fault is NAME:RATE, NAME*N (the first N requests) or NAME (all of them), several with commas between:
 

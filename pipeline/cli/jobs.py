@@ -26,7 +26,7 @@ from pipeline.cli.flags import (
     parse_kinds,
     parse_usd,
 )
-from pipeline.errors import JobError
+from pipeline.errors import JobError, PipelineError, resumable_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,10 +77,11 @@ def run(
     prepared = session.prepare(loaded, options, redo)
 
     ended = _run(prepared, yes, console.watch)
-    if json:
-        console.show_json(ended.summary.as_json())
-    else:
-        console.show_summary(ended.summary, console.err)
+    with resumable_once(lambda error: ended.summary.calls > 0):
+        if json:
+            console.show_json(ended.summary.as_json())
+        else:
+            console.show_summary(ended.summary, console.err)
     if ended.stopped:
         console.show_error(ended.stopped, "stopped")
     elif ended.interrupted:
@@ -131,7 +132,7 @@ def estimate(
     wishes = estimates.Wishes(everything, exact, compare, next_time(by, datetime.now(UTC)) if by else None)
     prepared = session.prepare(loaded, session.Options(offline, limit, parse_usd(max_cost)))
     if pilot is not None:
-        _pilot(prepared, pilot, yes)
+        _pilot(prepared, pilot, yes, json)
     with console.busy("reading the table" + (", having prompts counted" if exact else "")):
         made = anyio.run(estimates.estimate, prepared, wishes)
     if json:
@@ -140,8 +141,11 @@ def estimate(
         console.show_estimate(made, loaded.name, loaded.spec.input.path)
 
 
-def _pilot(prepared: "Session", number: int, yes: bool) -> None:
-    """Run so many of the rows that are left, and keep them; ends the command unless they were run."""
+def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> None:
+    """Run so many of the rows that are left, and keep them; ends the command unless they were run.
+
+    With `json` what stopped it is the document on stdout.
+    """
     from dataclasses import replace
 
     import anyio
@@ -160,6 +164,8 @@ def _pilot(prepared: "Session", number: int, yes: bool) -> None:
     if ended.stopped:
         console.show_error(ended.stopped, "stopped")
     if ended.stopped or ended.interrupted:
+        if json:
+            console.show_failure(ended.stopped or PipelineError("interrupted", "the same command continues"))
         raise typer.Exit(ended.exit_code)
 
 

@@ -7,10 +7,9 @@ from textwrap import fill
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.text import Text
 
 from pipeline.console.plans_json import limits_json
-from pipeline.console.screen import Row, count, duration, err, money, out, show_columns, show_grid, things
+from pipeline.console.screen import Row, count, duration, err, money, out, show_columns, show_grid, styled, things
 from pipeline.plan import Plan
 from pipeline.plan.amounts import Range
 from pipeline.plan.compare import ASSUMPTION, LANES, Offer, Saving
@@ -19,6 +18,7 @@ from pipeline.plan.plans import Example, Found
 from pipeline.plan.timing import Deadline, Timeline
 from pipeline.prices import Lane
 from pipeline.session.estimates import Estimate
+from pipeline.terminal import one_line
 
 _FOUND = {
     "repeats": "repeat an earlier row",
@@ -52,7 +52,7 @@ _PILOT_FROM = 40
 def show_estimate(made: Estimate, name: str, path: str, to: Console = out) -> None:
     """What `estimate` says."""
     plan = made.plan
-    to.print(Text.assemble((name, "bold"), f"  {plan.model}  {path}\n"))
+    to.print(styled((one_line(name), "bold"), f"  {one_line(plan.model)}  {one_line(path)}\n"))
     if not plan.load.prompts:
         _show_nothing_left(plan, to)
         return
@@ -99,7 +99,7 @@ def _show_notes(lines: Iterable[str], to: Console, style: str = "dim") -> None:
     for line in lines:
         width = min(_WIDTH, max(_NARROWEST, to.width))
         filled = fill(line, width, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
-        to.print(Text(filled, style))
+        to.print(styled((filled, style)))
 
 
 def _rows(plan: Plan) -> Iterator[Row]:
@@ -157,7 +157,7 @@ def _examples(found: Found, width: int) -> str:
 
 
 def _example(each: Example) -> str:
-    key = f" ({_clipped(each.key)})" if each.key != str(each.row) else ""
+    key = f" ({_clipped(one_line(each.key))})" if each.key != str(each.row) else ""
     return f"row {each.row}{key}: {each.remark}" if each.remark else f"row {each.row}{key}"
 
 
@@ -177,7 +177,8 @@ def _show_days(timeline: Timeline, to: Console) -> None:
 
 def _show_deadline(deadline: Deadline, plan: Plan, to: Console) -> None:
     if deadline.fits:
-        to.print(Text(f"  fits: {duration(deadline.margin_s)} to spare before {_moment(deadline.at)}", "green"))
+        fits = f"  fits: {duration(deadline.margin_s)} to spare before {_moment(deadline.at)}"
+        to.print(styled((fits, "green")))
         return
     _show_notes(
         (
@@ -244,7 +245,7 @@ def _show_savings(savings: tuple[Saving, ...], to: Console) -> None:
     for each, amount in zip(savings, amounts, strict=True):
         start = f"  {_SAVINGS[each.what]:<{names}}  {amount:>{width}}  "
         indent = " " * len(start)
-        to.print(Text(start + fill(indent + each.detail, _WIDTH, subsequent_indent=indent).lstrip()))
+        to.print(styled(start + fill(indent + each.detail, _WIDTH, subsequent_indent=indent).lstrip()))
 
 
 def _provenance(plan: Plan) -> Iterator[str]:
@@ -301,7 +302,7 @@ def show_start(plan: Plan, name: str, directory: str, continued: bool, offline: 
         left = f"all {count(plan.documents_done)} rows are done: {left}"
     elif continued and plan.documents_done:
         left = f"{things(plan.documents_done, 'row')} done, {count(plan.documents)} left: {left}"
-    err.print(Text.assemble((name, "bold"), f" → {directory}\n  {left}"))
+    err.print(styled((one_line(name), "bold"), f" → {one_line(directory)}\n  {left}"))
     _show_notes(plan.notices, err, "yellow")
 
 

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import anyio
 from rich.cells import cell_len
-from rich.text import Text
 
-from pipeline.console.screen import duration, err, money, things
+from pipeline.console.screen import duration, err, money, styled, things
 from pipeline.engine import Monitor
 from pipeline.records import STATUSES, Status
 
@@ -90,7 +89,7 @@ async def _progress(monitor: Monitor) -> None:
             while True:
                 _tell(monitor)
                 line = fitting_line(monitor, err.width - _SPINNER, recent.since(monitor))
-                status.update(Text(_stopping(monitor) or line))
+                status.update(styled(_stopping(monitor) or line))
                 await anyio.sleep(REFRESH_S)
     since = 0.0
     while True:
@@ -106,7 +105,7 @@ async def _progress(monitor: Monitor) -> None:
 def _tell(monitor: Monitor) -> None:
     while monitor.notices:
         if text := notice(*monitor.notices.pop(0)):
-            err.print(Text(text, "yellow"))
+            err.print(styled((text, "yellow")))
 
 
 def notice(event: str, numbers: dict[str, object]) -> str:

@@ -5,13 +5,13 @@ from datetime import UTC
 from decimal import Decimal
 
 from rich.console import Console
-from rich.text import Text
 
-from pipeline.console.screen import count, duration, money, out, show_columns, show_grid
+from pipeline.console.screen import count, duration, money, out, show_columns, show_grid, styled
 from pipeline.prices import MODELS, note, rates
 from pipeline.records import STATUSES
 from pipeline.report import Failure, Summary
 from pipeline.report.accuracy import Accuracy
+from pipeline.terminal import one_line
 
 _SHORT_S = 60.0
 """Below it start and end of a run outweigh what was estimated."""
@@ -21,9 +21,12 @@ def show_summary(summary: Summary, to: Console = out) -> None:
     """What a run came to."""
     manifest, outcomes = summary.manifest, summary.outcomes
     to.print(
-        Text.assemble((manifest.job, "bold"), f"   {summary.status}   {manifest.model}")
-        + Text("   offline: the emulator's answers" if manifest.offline else "", "yellow")
-        + Text("\n")
+        styled(
+            (one_line(manifest.job), "bold"),
+            f"   {summary.status}   {one_line(manifest.model)}",
+            ("   offline: the emulator's answers" if manifest.offline else "", "yellow"),
+            "\n",
+        )
     )
     not_ok = "   ".join(f"{outcomes[status]:,} {status}" for status in STATUSES[1:] if outcomes[status])
     pending = summary.rows - summary.done

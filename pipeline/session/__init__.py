@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import polars as pl
 
-from pipeline import report
+from pipeline import __version__, report
 from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.errors import AuthError, InputError, JobError, ServiceError
 from pipeline.job import DEFAULT_BASE_URL, Job, api_key
@@ -121,7 +121,7 @@ class Session:
             offline=self.options.offline,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             prices_dated=CHECKED.isoformat(),
-            versions={name: version(name) for name in ("prompt-pipeline", "polars", "genai-prices")},
+            versions={"prompt-pipeline": __version__} | {name: version(name) for name in ("polars", "genai-prices")},
         )
 
 

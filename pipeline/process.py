@@ -1,0 +1,125 @@
+"""What this process is given by whoever starts it, made fit for a run: streams, encoding, open files."""
+
+import errno
+import io
+import os
+import resource
+import select
+import sys
+from contextlib import suppress
+from typing import Any
+
+MOST_FILES = 65_536
+"""Open files that a run asks the system for, where it may have so many."""
+_STREAMS = ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"))
+
+
+def make_fit() -> None:
+    """Streams that take any character and break nothing, and as many open files as the system allows."""
+    _fill_descriptors()
+    _speak_utf8()
+    _steady(1, "stdout", frozenset({errno.EPIPE, errno.EBADF}))
+    _steady(2, "stderr", None)
+    _raise_file_limit()
+
+
+def files_left() -> int:
+    """How many files and sockets this process may open beside those that it has."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_FILES if soft == resource.RLIM_INFINITY else soft - _open_files(soft)
+
+
+def flush_or_drop() -> None:
+    """Write what stdout still holds; where it does not fit, let it go nowhere: it would fail again at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _fill_descriptors() -> None:
+    """Put /dev/null where cron or a daemon closed a stream: a file or socket of ours would be taken for it."""
+    for number, name, mode in _STREAMS:
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _speak_utf8() -> None:
+    """Start anew in UTF-8 mode where the locale is another: file names and flags could not be read otherwise."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
+
+
+def _steady(number: int, name: str, passing: frozenset[int] | None) -> None:
+    """Let a stream of the process go nowhere from its first error on, if it is one of `passing`; None: any error."""
+    stream = getattr(sys, name)
+    try:
+        ours = isinstance(stream, io.TextIOWrapper) and stream.fileno() == number
+    except (OSError, ValueError):
+        ours = False
+    if ours:
+        raw = io.BufferedWriter(_Descriptor(number, passing))
+        setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "replace", line_buffering=stream.line_buffering))
+
+
+class _Descriptor(io.RawIOBase):
+    """Bytes to a descriptor; after an error that passes they go nowhere."""
+
+    def __init__(self, number: int, passing: frozenset[int] | None) -> None:
+        super().__init__()
+        self._number, self._passing = number, passing
+        self._gone = False
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._number
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def isatty(self) -> bool:
+        """Whether a person sees it."""
+        return os.isatty(self._number)
+
+    def write(self, data: Any, /) -> int:
+        """Write, or drop."""
+        while not self._gone:
+            try:
+                return os.write(self._number, data)
+            except BlockingIOError:
+                select.select([], [self._number], [])
+            except OSError as error:
+                if self._passing is not None and error.errno not in self._passing:
+                    raise
+                self._gone = True
+        return len(data)
+
+
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):  # macOS may allow fewer than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _open_files(soft: int) -> int:
+    for listing in ("/proc/self/fd", "/dev/fd"):
+        with suppress(OSError):
+            return len(os.listdir(listing)) - 1  # noqa: PTH208
+    return sum(_is_open(number) for number in range(soft))
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True

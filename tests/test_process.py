@@ -1,0 +1,82 @@
+"""The program as cron, a daemon or a shell starts it: streams closed or full, other locales, few open files."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import UNLIMITED, small_job
+
+PIPELINE = f"{shlex.quote(sys.executable)} -m pipeline"
+
+
+def shell(command: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """What a shell makes of `command`, in which PIPELINE stands for the program."""
+    environment = {"PYTHONPATH": str(Path(__file__).parent.parent), **os.environ, **variables}
+    line = command.replace("PIPELINE", PIPELINE)
+    return subprocess.run(["bash", "-c", line], capture_output=True, env=environment, check=False)
+
+
+def rows_written(here: Path) -> int:
+    import polars as pl
+
+    return pl.read_parquet(here / "out.parquet").height
+
+
+@pytest.mark.case("S9")
+@pytest.mark.parametrize(
+    "closed", ["<&- >&- 2>&-", "<&-", ">&-", "2>&-", ">&- 2>&-", "<&- 2>&-", "2>/dev/full", "1<&0 </dev/null"]
+)
+def test_a_run_ends_as_it_should_without_its_streams(here: Path, closed: str) -> None:
+    """A file or socket of ours must not be taken for a stream, and a stream that is gone must not end the run."""
+    ran = shell(f"PIPELINE run {small_job(here, UNLIMITED)} --offline {closed}")
+    assert ran.returncode == 0, ran.stderr.decode()
+    assert rows_written(here) == 6
+
+
+@pytest.mark.case("S9")
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&- 2>&-"])
+def test_a_failure_without_streams_has_its_exit_code(here: Path, closed: str) -> None:
+    assert shell(f"PIPELINE run nothing.toml {closed}").returncode == 2
+
+
+@pytest.mark.case("S9")
+@pytest.mark.parametrize("command", ["models", "run small.toml --offline --json --fresh"])
+def test_a_reader_that_has_enough_ends_nothing(here: Path, command: str) -> None:
+    small_job(here, UNLIMITED)
+    ran = shell(f"PIPELINE {command} | true; exit ${{PIPESTATUS[0]}}")
+    assert (ran.returncode, b"Traceback" in ran.stderr) == (0, False), ran.stderr.decode()
+
+
+@pytest.mark.case("S9")
+def test_progress_that_nobody_reads_ends_nothing(here: Path) -> None:
+    small_job(here, UNLIMITED)
+    ran = shell("PIPELINE run small.toml --offline 2> >(true)")
+    assert ran.returncode == 0 and rows_written(here) == 6
+
+
+def test_numbers_that_do_not_fit_the_disk_are_told_after_the_run(here: Path) -> None:
+    """The answers are kept, so it is no 2, which says that nothing was spent."""
+    ran = shell(f"PIPELINE run {small_job(here, UNLIMITED)} --offline --json >/dev/full")
+    assert ran.returncode == 3
+    assert b"No space left" in ran.stderr and b"What was answered is kept." in ran.stderr
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "POSIX"}, {"LANG": ""}])
+def test_chinese_names_work_in_any_locale(here: Path, locale: dict[str, str]) -> None:
+    small_job(here, UNLIMITED).rename("评论.toml")
+    ran = shell("PIPELINE run 评论.toml --offline --out 结果/表.csv", **locale)
+    assert ran.returncode == 0, ran.stderr.decode()
+    assert Path("结果/表.csv").exists()
+    report = shell("PIPELINE report runs/评论-offline --json", **locale)
+    assert report.returncode == 0 and json.loads(report.stdout)["run"] == "评论"
+
+
+def test_a_flag_that_is_no_text_is_refused(here: Path) -> None:
+    ran = shell("PIPELINE run $'caf\\xe9.toml' --json")
+    assert ran.returncode == 2
+    assert b"argument 2 is not UTF-8: caf\\udce9.toml" in ran.stderr
+    assert json.loads(ran.stdout)["error"].startswith("argument 2 is not UTF-8")
