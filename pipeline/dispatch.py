@@ -16,16 +16,22 @@ from pipeline.quota.backlog import Backlog, Job
 from pipeline.quota.book import QuotaBook
 from pipeline.quota.counting import Counting, CountTokens
 from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota, Notify, Ticket
+from pipeline.quota.retries import is_enough, pause_s
+from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
 from pipeline.records import Limits, Prompt, Reply, Status, Verdict
 
 UNLIMITED = Limits(rpm=0, tpm=0)
 """No limit on anything but what is in flight: a limit of 0 means that there is none."""
 REFUSED_ALONE = 3
 """Refusals with a whole minute's tokens for itself that a prompt is too long after: one may be somebody else's."""
-BACKOFF_FIRST_S, BACKOFF_LONGEST_S = 1.0, 60.0
 _LONGEST_SLEEP_S = 60.0  # after which the wall clock is read again: it goes on while a machine is suspended
 
 Send = Callable[[Prompt], Awaitable[Reply | Verdict]]
+Admit = Callable[[Prompt], bool]
+"""Reserves what one request may cost; False: wait until one that is in flight has come back.
+
+Raises the `PipelineError` that stops the run when no waiting would help.
+"""
 
 
 class Dispatcher:
@@ -47,6 +53,7 @@ class Dispatcher:
         max_attempts: int = 5,
         wait: bool = False,
         on_event: Notify = lambda kind, fields: None,
+        admit: Admit | None = None,
         book: QuotaBook | None = None,
         wall: Callable[[], float] = time.time,
         rng: Random | None = None,
@@ -54,11 +61,12 @@ class Dispatcher:
         """Make it inside the running event loop.
 
         `send` makes one request and raises for no failure of it. With `wait` a used-up day is slept through.
-        `on_event` hears what a person may want to know: limit, sharing, refused, outage, day, halt. `book` carries
-        counts and learned limits over from other runs. `wall` is epoch seconds; all else goes by the loop's clock.
+        `on_event` hears what a person may want to know: limit, sharing, refused, outage, wait, day, halt. `admit` is
+        asked right before each request, so that it reserves for requests in flight only. `book` carries counts and
+        learned limits over from other runs. `wall` is epoch seconds; all else goes by the loop's clock.
         """
         self._loop = asyncio.get_running_loop()
-        self._send, self._max_attempts, self._wait = send, max_attempts, wait
+        self._send, self._max_attempts, self._wait, self._admit = send, max_attempts, wait, admit
         self._notify, self._wall, self._rng = on_event, wall, rng or Random()
         self._quota = EndpointQuota(limits, now=self._loop.time(), wall=wall, notify=on_event, rng=self._rng, book=book)
         self._backlog = Backlog(self._rng if self._quota.tokens else None)
@@ -69,6 +77,7 @@ class Dispatcher:
         self._unit_at: float | None = None  # when the pacer granted a request that has not left yet
         self._closed = self._halted = self._sleeping = False
         self._reason: PipelineError | None = None
+        self._resting_until = self._told_until = -inf
         self._flying: dict[Job, Ticket] = {}
         self.ready = 0
         self.sent = self.answered = self.failed = self.rate_limited = self.attempts = 0
@@ -92,6 +101,14 @@ class Dispatcher:
     def use(self) -> tuple[float, float]:
         """Parts of the limits on requests and on tokens that the last minute used."""
         return self._quota.use(self._loop.time())
+
+    @property
+    def waits_until(self) -> float | None:
+        """Epoch seconds until which nothing is sent or awaited, as far as is known; None while anything goes on."""
+        now, wall = self._loop.time(), self._wall()
+        if self._flying or not self.ready or not now < self._resting_until < inf:
+            return None
+        return (self._quota.day.opens_at(wall) if self._sleeping else None) or wall + self._resting_until - now
 
     async def submit(self, prompt: Prompt) -> Reply:
         """Wait for quota, send, send again what may pass; a failure of the prompt is a reply too.
@@ -161,10 +178,25 @@ class Dispatcher:
             elif self._has_unit(now) or await self._pace(now):
                 now = self._loop.time()
                 job = self._backlog.take(now, self._quota)
-                if job is not None:
+                if job is None:
+                    if not self._halted:
+                        await self._rest(self._fits_at(now))
+                elif self._is_admitted(job, now):
                     self._launch(job, now, group)
                 elif not self._halted:
-                    await self._rest(self._fits_at(now))
+                    await self._rest(inf)
+
+    def _is_admitted(self, job: Job, now: float) -> bool:
+        """Whether it may be paid for now; one that may not goes first when something has come back."""
+        try:
+            if self._admit is None or self._admit(job.prompt):
+                return True
+        except PipelineError as reason:
+            self._backlog.add_again(job, now, now)
+            self.halt(reason)
+            return False
+        self._backlog.add_again(job, now, now)
+        return False
 
     def _blocked_until(self, now: float) -> float | None:
         """None when a request may leave; else when to look again, `inf` when only an event can change it."""
@@ -198,7 +230,7 @@ class Dispatcher:
     async def _rest(self, until: float) -> None:
         """Sleep until then, or until something happened or a failed prompt may go again."""
         until = min(until, self._backlog.due_at)
-        self._waker = self._loop.create_future()
+        self._waker, self._resting_until = self._loop.create_future(), until
         timer = self._loop.call_at(until, self._wake) if until < inf else None
         try:
             await self._waker
@@ -293,6 +325,8 @@ class Dispatcher:
 
     def _take_refusal(self, job: Job, ticket: Ticket, verdict: Verdict, now: float) -> None:
         job.refused_alone += self._quota.refused(ticket, now, verdict)
+        if verdict.kind == "rate_limit":
+            self._tell_wait(verdict, min(asked_s(verdict), LONGEST_WAIT_S), now)
         self.rate_limited += 1
         job.rate_limited += 1
         if job.refused_alone < REFUSED_ALONE:
@@ -308,17 +342,22 @@ class Dispatcher:
         self.attempts += 1
         if verdict.kind == "reject":
             self._fail(job, "invalid", verdict)
-        elif verdict.kind == "transient" and job.attempts >= self._max_attempts:
+        elif verdict.kind == "transient" and is_enough(job, verdict, self._max_attempts):
             self._fail(job, "error", verdict)
         elif verdict.kind == "transient":
-            # At a slow pace one that goes again too soon goes instead of all others, and an outage uses it up.
-            first = max(BACKOFF_FIRST_S, 2.0 * self._quota.period_s)
-            longest = min(BACKOFF_LONGEST_S, first * 2 ** (job.attempts - 1))
-            wait = max(verdict.retry_after_s or 0.0, self._rng.uniform(0.0, longest))
+            wait, asked = pause_s(job, verdict, self._quota.period_s, self._rng)
+            self._tell_wait(verdict, asked, now)
             self._again(job, now, now + wait)
         else:
             self.halt(stops.stopped_by(verdict))
             self._again(job, now, now)
+
+    def _tell_wait(self, verdict: Verdict, kept_s: float, now: float) -> None:
+        """Tell of a long wait that the service asks for, once until it is over."""
+        if max(asked_s(verdict), kept_s) > TOLD_S and now >= self._told_until:
+            self._told_until = now + kept_s
+            wall = self._wall()
+            self._notify("wait", {"until": wall + kept_s, "message": told(verdict, kept_s, wall)})
 
     def _again(self, job: Job, now: float, when: float) -> None:
         """Let a prompt wait again, at the front; from `when` on."""

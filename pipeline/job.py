@@ -76,9 +76,9 @@ class Reduce(_Section):
 class Prices(_Section):
     """Own prices in USD per million tokens, for a model that the tables lack."""
 
-    input: float = Field(ge=0)
-    output: float = Field(ge=0)
-    cached: float | None = Field(None, ge=0)
+    input: float = Field(ge=0, allow_inf_nan=False)
+    output: float = Field(ge=0, allow_inf_nan=False)
+    cached: float | None = Field(None, ge=0, allow_inf_nan=False)
 
 
 class ModelSection(_Section):
@@ -136,12 +136,15 @@ class LimitsSection(_Section):
 class Budget(_Section):
     """Caps on spending."""
 
-    max_usd: float | None = Field(None, gt=0, description="the run never spends more")
+    max_usd: float | None = Field(None, gt=0, allow_inf_nan=False, description="the run never spends more")
     max_usd_per_day: float | None = Field(
-        None, gt=0, description="all runs with this key on this machine, since 00:00 UTC"
+        None, gt=0, allow_inf_nan=False, description="all runs with this key on this machine, since 00:00 UTC"
     )
     max_usd_per_month: float | None = Field(
-        None, gt=0, description="all runs with this key on this machine, since the first of the month, UTC"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="all runs with this key on this machine, since the first of the month, UTC",
     )
     allow_unpriced: bool = Field(False, description="run under a cap though the model's price is unknown")
 

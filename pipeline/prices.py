@@ -3,6 +3,7 @@
 Every price is looked up for the model that answers, at the time of the call. An unknown price is None, never 0.
 """
 
+import re
 from dataclasses import astuple, dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -93,16 +94,28 @@ EMULATOR = "emulator"
 _FREE = Rates(Decimal(0), Decimal(0), Decimal(0))
 
 
+LONGEST_ANSWER_TOKENS = max(model.max_output_tokens for model in MODELS)
+"""Longest answer of any model known: what one that is not known is taken to give at most, for an estimate."""
+
+_VERSION = re.compile(r"(?:[-@](?:latest|stable|preview|exp|\d[\d-]*))+$")
+
+
 def model_info(name: str) -> Model | None:
     """Context and output size of a model, or None for one this version does not know."""
-    return _BY_NAME.get(name.removeprefix("models/"))
+    plain = plain_name(name)
+    return _BY_NAME.get(plain) or _BY_NAME.get(_VERSION.sub("", plain))
+
+
+def plain_name(name: str) -> str:
+    """`gemini-x` of `models/gemini-x`, `publishers/google/models/Gemini-X`, `google/gemini-x`; a tuned one's whole."""
+    return name if name.startswith("tunedModels/") else name.strip().rsplit("/", 1)[-1].lower()
 
 
 def answering(name: str, day: date) -> str:
     """The model that answers requests for `name` on `day` (UTC), and that is billed for."""
     model = model_info(name)
     if model is None:
-        return name
+        return plain_name(name)
     routed = model.alias_of or (model.successor if model.off and model.off <= day else None)
     return answering(routed, day) if routed else model.name
 

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from decimal import Decimal
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -9,6 +11,7 @@ from pipeline.calls import Saved
 from pipeline.console import count, duration, money, notice, progress_line, things
 from pipeline.console.progress import Recent, fitting_line
 from pipeline.console.reports import show_accuracy
+from pipeline.dispatch import Dispatcher
 from pipeline.engine import Monitor
 from pipeline.report.accuracy import Accuracy, Amounts
 
@@ -62,6 +65,17 @@ def test_progress_fits_the_line_without_its_bar() -> None:
     assert "▕" in with_bar and "▕" not in without and "eta" in without
     assert fitting_line(monitor, len(with_bar)) == with_bar
     assert fitting_line(monitor, len(with_bar) - 1) == without
+
+
+@pytest.mark.case("S3")
+def test_while_everything_waits_the_line_says_until_when_instead_of_the_time_left() -> None:
+    monitor = Monitor(rows=10, prompts=20, calls=5, answered=5)
+    assert "eta" in progress_line(monitor, bar=False)
+    monitor.dispatcher = cast(Dispatcher, SimpleNamespace(use=(0.0, 0.0), rate_limited=0, waits_until=4_102_448_402.0))
+    line = progress_line(monitor, bar=False)
+    assert line.endswith("waits until 01:00:02 UTC") and "eta" not in line
+    text = "the service asks to wait until 14:02 UTC (HTTP 503)"
+    assert notice("wait", {"until": 1.0, "message": text}) == text
 
 
 def test_progress_counts_calls_that_need_not_be_made() -> None:

@@ -23,7 +23,8 @@ from pipeline.quota.book import QuotaBook
 from pipeline.quota.counting import LONGEST_COUNT_S
 from pipeline.quota.daily import next_reset
 from pipeline.quota.endpoint import GIVE_UP_S
-from pipeline.records import Limits, Prompt, QuotaHit, Reply, Step, Usage, Verdict
+from pipeline.quota.waits import LONGEST_WAIT_S
+from pipeline.records import PASSING, Limits, Prompt, QuotaHit, Reply, Step, Usage, Verdict
 
 MINUTE = QuotaHit("PerMinute", "requests", "minute")
 REFUSED = Verdict("rate_limit", "quota", "slow down", http_status=429, retry_after_s=3.0, quota=(MINUTE,))
@@ -769,3 +770,158 @@ def test_progress_can_be_read():
             assert dispatcher.ready == 900 - dispatcher.sent
 
     run(main)
+
+
+# ---- waits that the service asks for
+
+
+@pytest.mark.case("S3")
+@pytest.mark.parametrize(
+    ("asked_s", "until"),
+    [
+        (86_400.0, "2026-11-24 "),
+        (2.3e9, " UTC"),  # a date in 2099
+        (7200.0, " UTC"),
+        (1e30, " UTC"),
+    ],
+)
+def test_one_prompt_waits_at_most_its_ceiling_and_is_told_once_until_when(asked_s: float, until: str) -> None:
+    told: list[dict[str, Any]] = []
+    service = Service([replace(BROKEN, retry_after_s=asked_s)])
+
+    async def body(dispatcher: Dispatcher) -> Reply:
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch, dispatcher)
+            return await dispatcher.submit(prompt())
+
+    seen: list[float | None] = []
+
+    async def watch(dispatcher: Dispatcher) -> None:
+        await anyio.sleep(60.0)
+        seen.append(dispatcher.waits_until)
+
+    reply = dispatching(service, body, on_event=lambda kind, fields: kind == "wait" and told.append(fields))
+    assert (reply.status, reply.attempts) == ("ok", 2)
+    assert service.times[1] - service.times[0] == pytest.approx(LONGEST_WAIT_S, abs=2.0)
+    assert len(told) == 1 and "the service asks to wait until " in told[0]["message"]
+    assert "it is asked again at " in told[0]["message"] and "overloaded" in told[0]["message"]
+    assert told[0]["until"] == pytest.approx(EPOCH + 1.0 + LONGEST_WAIT_S)
+    assert seen == [pytest.approx(told[0]["until"])], "while it waits, somebody can say until when"
+
+
+@pytest.mark.case("S3")
+def test_a_service_that_keeps_asking_ends_the_row_for_the_next_run() -> None:
+    service = Service([replace(BROKEN, retry_after_s=86_400.0)] * 9)
+    reply = one_reply(service)
+    assert (reply.status, reply.error_kind, reply.attempts) == ("error", "server", 2)
+    assert reply.error_kind in PASSING
+    assert service.times[-1] <= LONGEST_WAIT_S + 10.0
+
+
+@pytest.mark.case("S3")
+def test_others_are_sent_while_one_waits() -> None:
+    service = Service([replace(BROKEN, retry_after_s=86_400.0)])
+
+    async def body(dispatcher: Dispatcher) -> list[float]:
+        finished: list[float] = []
+
+        async def ask(row: int) -> None:
+            await dispatcher.submit(prompt(row))
+            finished.append(anyio.current_time())
+
+        async with anyio.create_task_group() as group:
+            for row in range(100):
+                group.start_soon(ask, row)
+        return finished
+
+    finished = dispatching(service, body, Limits(rpm=0, tpm=0, concurrency=4))
+    assert finished[-2] < 40.0 < LONGEST_WAIT_S < finished[-1]
+
+
+@pytest.mark.case("S3")
+@pytest.mark.parametrize("asked_s", [float("nan"), float("inf"), -float("inf"), -5.0, 0.0, None])
+@pytest.mark.parametrize("verdict", [BROKEN, REFUSED, DAY_FULL])
+def test_a_wait_that_is_no_time_is_none(verdict: Verdict, asked_s: float | None) -> None:
+    service = Service([replace(verdict, retry_after_s=asked_s)])
+    reply = one_reply(service, wait=True)
+    assert reply.status == "ok"
+    if verdict is not DAY_FULL:
+        assert service.times[1] - service.times[0] < 10.0
+
+
+@pytest.mark.case("S3")
+def test_a_refusal_holds_no_longer_than_the_ceiling_and_is_told() -> None:
+    told: list[str] = []
+    service = Service([replace(REFUSED, retry_after_s=5000.0)])
+    reply = one_reply(service, on_event=lambda kind, fields: kind == "wait" and told.append(fields["message"]))
+    assert reply.status == "ok"
+    assert service.times[1] == pytest.approx(LONGEST_WAIT_S + 1.0, abs=2.0)
+    assert len(told) == 1 and "asked again at" in told[0]
+
+
+def test_an_ordinary_minutes_wait_is_not_told() -> None:
+    told: list[str] = []
+    service = Service([REFUSED, replace(BROKEN, retry_after_s=30.0)])
+    assert one_reply(service, on_event=lambda kind, fields: told.append(kind)).status == "ok"
+    assert "wait" not in told
+
+
+@pytest.mark.parametrize(("most", "requests"), [(3, 3), (2, 2), (1, 1), (None, 5), (9, 5)])
+@pytest.mark.case("R3")
+def test_what_cannot_be_read_is_asked_for_so_often_and_no_more(most: int | None, requests: int) -> None:
+    unread = Verdict("transient", "malformed_reply", "cut", http_status=200, billed=True, most_requests=most)
+    service = Service([unread] * 9)
+    reply = one_reply(service)
+    assert (reply.status, reply.error_kind, reply.attempts) == ("error", "malformed_reply", requests)
+    assert len(service.times) == requests
+
+
+@pytest.mark.case("R3")
+def test_only_the_failures_for_that_cause_count_towards_its_bound() -> None:
+    unread = Verdict("transient", "malformed_reply", "cut", http_status=200, billed=True, most_requests=3)
+    service = Service([BROKEN, BROKEN, unread, unread])
+    reply = one_reply(service)
+    assert (reply.status, reply.attempts) == ("ok", 5)
+
+
+# ---- the day in which a request was sent
+
+
+def around_midnight(verdict: Verdict, sent_before_s: float, limits: Limits = UNLIMITED) -> tuple[Service, Reply | None]:
+    """One prompt sent so long before midnight and refused 4 s later; then what became of it."""
+    start = next_reset(EPOCH) - sent_before_s
+    service = Service([verdict], latency_s=4.0)
+
+    def clock() -> float:
+        return start + anyio.current_time()
+
+    async def body(dispatcher: Dispatcher) -> Reply | None:
+        try:
+            return await dispatcher.submit(prompt())
+        except Halted:
+            return None
+
+    return service, dispatching(service, body, limits, wall=clock)
+
+
+@pytest.mark.case("S4")
+@pytest.mark.parametrize("limits", [UNLIMITED, Limits(rpm=60, tpm=0, rpd=100)])
+def test_a_refusal_for_the_day_counts_for_the_day_that_it_was_sent_in(limits: Limits) -> None:
+    service, reply = around_midnight(DAY_FULL, sent_before_s=3.0, limits=limits)
+    assert reply is not None and reply.status == "ok" and service.times[1] < 20.0
+
+
+@pytest.mark.case("S4")
+def test_a_day_that_is_refused_in_itself_is_closed() -> None:
+    service, reply = around_midnight(DAY_FULL, sent_before_s=-1.0)
+    assert reply is None and len(service.times) == 1
+
+
+@pytest.mark.case("S4")
+def test_the_servers_clock_may_be_behind() -> None:
+    """By ours the new day had begun when it was sent; the server refused it in the old one."""
+    behind = replace(DAY_FULL, served_at=next_reset(EPOCH) - 1.0)
+    _, reply = around_midnight(behind, sent_before_s=-1.0)
+    assert reply is not None and reply.status == "ok"
+    mad = replace(DAY_FULL, served_at=next_reset(EPOCH) - 86_400.0)
+    assert around_midnight(mad, sent_before_s=-1.0)[1] is None, "a clock that is a day off tells no day"

@@ -21,7 +21,7 @@ ROWS = 30
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
-    monkeypatch.setattr("pipeline.dispatch.BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr("pipeline.quota.retries.BACKOFF_FIRST_S", 0.01)
     (tmp_path / "topics.csv").write_text("topic\n" + "".join(f"topic {number}\n" for number in range(ROWS)))
     return tmp_path
 

@@ -6,7 +6,7 @@ from plans import known, prompt
 from pipeline.plan import predict
 from pipeline.plan.learned import NOTHING
 from pipeline.plan.predict import Predictor, predicted_output
-from pipeline.prices import MODELS, model_info
+from pipeline.prices import LONGEST_ANSWER_TOKENS, model_info
 from pipeline.tokens import estimate
 
 
@@ -16,7 +16,7 @@ def test_nothing_known_of_the_length() -> None:
     assert predicted_output(prompt(bound=None)) == (0, predict.UNBOUNDED_OUTPUT_TOKENS, most.max_output_tokens)
     assert predicted_output(prompt(bound=800)) == (0, 400, 800)
     assert predicted_output(prompt(bound=1)) == (0, 1, 1)
-    assert predicted_output(prompt(bound=None, model="mine"))[2] == MODELS[0].max_output_tokens
+    assert predicted_output(prompt(bound=None, model="mine"))[2] == LONGEST_ANSWER_TOKENS
 
 
 def test_texts_vary_as_known_answers_do() -> None:

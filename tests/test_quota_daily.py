@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.quota.daily import RESET_JITTER_S, DailyQuota, day_of, next_reset, until_text
+from pipeline.quota.daily import LONGEST_DAY_S, RESET_JITTER_S, DailyQuota, day_of, next_reset, until_text
 
 HOUR_S = 3600.0
 
@@ -80,3 +80,14 @@ def test_what_an_earlier_run_was_told_closes_the_day_too():
 
 def test_a_time_is_told_both_ways():
     assert until_text(at("2026-11-22T21:00"), at("2026-11-23T08:00")) == "at 2026-11-23 08:00 UTC (in 11 h 0 min)"
+
+
+def test_no_day_is_closed_for_longer_than_a_day_whatever_is_named_or_the_clock_does() -> None:
+    now = at("2026-11-22T21:00")
+    quota = DailyQuota(None, count=lambda day: 0)
+    assert quota.exhausted(now, 365 * 24 * HOUR_S) == now + LONGEST_DAY_S
+    assert DailyQuota(None, count=lambda day: 0, closed_until=now + 1e12).opens_at(now) is None
+    counts = {"2026-11-22": 5, "2026-11-21": 1}
+    quota = DailyQuota(5, count=lambda day: counts.get(day, 0))
+    assert quota.opens_at(now) is not None
+    assert quota.opens_at(now - 24 * HOUR_S) is None, "the clock was set back to a day with requests left"

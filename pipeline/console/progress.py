@@ -1,6 +1,8 @@
 """What is said of a run while it goes on."""
 
+import time
 from collections import Counter, deque
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ QUIET_S = 15.0
 RECENT_S = 120.0
 """The time left goes by the pace of so long: limits grow, other runs come and go, outages end."""
 _BAR, _SPINNER = 10, 2
+_WAIT_S = 5.0  # that nothing is sent: from here on its end is told instead of the time left
 _LIMITS = {
     "assumed": "assumed; it grows until one is refused",
     "learned": "learned; forget: `pipeline check JOB --forget`",
@@ -125,7 +128,7 @@ def notice(event: str, numbers: dict[str, object]) -> str:
         return f"the last session was killed with {requests} request(s) in flight: they {cost}are sent again"
     if event == "halt":
         return ""  # the end of the run says it
-    if event in ("book", "day"):
+    if event in ("book", "day", "wait"):
         return str(numbers["message"])
     return f"{event}: {numbers['message']}" if "message" in numbers else ""
 
@@ -153,7 +156,9 @@ def progress_line(monitor: Monitor, *, bar: bool, since: Mark = START) -> str:
         parts.append(f"{failed:,} not ok")
     if monitor.dispatcher and (refused := monitor.dispatcher.rate_limited):
         parts.append(f"{refused:,} refused for quota")
-    if answered > since.calls and (left := monitor.prompts - answered) > 0:
+    if monitor.dispatcher and (until := monitor.dispatcher.waits_until or 0) - time.time() >= _WAIT_S:
+        parts.append(f"waits until {datetime.fromtimestamp(until, UTC):%H:%M:%S} UTC")
+    elif answered > since.calls and (left := monitor.prompts - answered) > 0:
         parts.append(f"eta {duration(left / (answered - since.calls) * (monitor.seconds - since.seconds))}")
     return "  ".join(parts)
 

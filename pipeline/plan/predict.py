@@ -3,7 +3,7 @@
 from typing import Literal
 
 from pipeline.plan.learned import Learned
-from pipeline.prices import MODELS, model_info
+from pipeline.prices import LONGEST_ANSWER_TOKENS, model_info
 from pipeline.records import Prompt
 from pipeline.tokens import estimate
 
@@ -59,8 +59,9 @@ class Predictor:
 
 def predicted_output(prompt: Prompt) -> tuple[int, int, int]:
     """Shortest, expected and longest answer in tokens, before anything is known of this job's answers."""
-    known = model_info(prompt.params.model) or MODELS[0]
     bound = prompt.params.max_output_tokens
     if bound is None:
-        return 0, min(UNBOUNDED_OUTPUT_TOKENS, known.max_output_tokens), known.max_output_tokens
+        known = model_info(prompt.params.model)
+        longest = known.max_output_tokens if known else LONGEST_ANSWER_TOKENS
+        return 0, min(UNBOUNDED_OUTPUT_TOKENS, longest), longest
     return 0, max(1, bound // 2), bound

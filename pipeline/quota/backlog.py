@@ -28,6 +28,8 @@ class Job:
     attempts: int = 0
     rate_limited: int = 0
     refused_alone: int = 0  # of these, with the tokens of a whole minute for itself
+    bounded: int = 0  # attempts that failed for a cause for which only some may be made
+    waited_s: float = 0.0  # at the service's word, after failures
     queued: bool = True
     withdrawn: bool = False  # the submitter was cancelled in flight, and waits for what it bought
     reply: Reply | None = None

@@ -9,6 +9,8 @@ from pipeline.records import RESET_ZONE
 
 RESET_JITTER_S = 5.0
 """Added to the reset, so that a clock a little ahead does not ask a second too early."""
+LONGEST_DAY_S = 25 * 3600.0
+"""No day's quota stays away for longer: a delay beyond it is a mistake, or the clock was set back since."""
 _LONG_S = 3600.0
 
 
@@ -22,6 +24,12 @@ def next_reset(now: float, zone: str = RESET_ZONE) -> float:
     where = ZoneInfo(zone)
     tomorrow = datetime.fromtimestamp(now, where).date() + timedelta(days=1)
     return datetime.combine(tomorrow, time(), where).timestamp()
+
+
+def day_began(now: float, zone: str = RESET_ZONE) -> float:
+    """Epoch seconds of the last midnight in `zone` up to `now`."""
+    where = ZoneInfo(zone)
+    return datetime.combine(datetime.fromtimestamp(now, where).date(), time(), where).timestamp()
 
 
 def until_text(now: float, then: float) -> str:
@@ -50,11 +58,11 @@ class DailyQuota:
         self._count = count
         self._zone = zone
         self._closed_until = closed_until
-        self._day, self._day_ends = "", 0.0
+        self._day, self._day_begins, self._day_ends = "", 0.0, 0.0
 
     def opens_at(self, now: float) -> float | None:
         """None while the day has requests left, else when the next day begins."""
-        if self._closed_until is not None and now < self._closed_until:
+        if self._closed_until is not None and 0 < self._closed_until - now <= LONGEST_DAY_S + RESET_JITTER_S:
             return self._closed_until
         if self._limit is None or self._count(self.today(now)) < self._limit:
             return None
@@ -63,16 +71,21 @@ class DailyQuota:
     def exhausted(self, now: float, retry_after_s: float | None) -> float:
         """The service says that the day is used up; returns when the next begins.
 
-        A delay of hours that it names is believed; one of seconds repeats its minute window.
+        A delay of hours that it names is believed, up to `LONGEST_DAY_S`; one of seconds repeats its minute window.
         """
         if retry_after_s is not None and retry_after_s > _LONG_S:
-            self._closed_until = now + retry_after_s
+            self._closed_until = now + min(retry_after_s, LONGEST_DAY_S)
         else:
             self._closed_until = next_reset(now, self._zone) + RESET_JITTER_S
         return self._closed_until
 
     def today(self, now: float) -> str:
         """The quota day (YYYY-MM-DD) at `now`."""
-        if now >= self._day_ends:
+        if not self._day_begins <= now < self._day_ends:
             self._day, self._day_ends = day_of(now, self._zone), next_reset(now, self._zone)
+            self._day_begins = day_began(now, self._zone)
         return self._day
+
+    def has_begun_since(self, then: float, now: float) -> bool:
+        """Whether another quota day began between two moments."""
+        return day_of(then, self._zone) < self.today(now)

@@ -8,7 +8,7 @@ from random import Random
 from pipeline.quota.adaptive import AdaptiveLimit
 from pipeline.quota.book import Entry, MemoryBook, QuotaBook
 from pipeline.quota.breaker import Breaker
-from pipeline.quota.daily import DailyQuota, day_of
+from pipeline.quota.daily import RESET_JITTER_S, DailyQuota, day_of
 from pipeline.quota.estimates import Trust
 from pipeline.quota.evidence import Admitted, Which, last_minute
 from pipeline.quota.ledger import Charge, TokenLedger
@@ -16,6 +16,7 @@ from pipeline.quota.pacer import RESERVE_FROM_RPM, WINDOW_S, RequestPacer, caref
 from pipeline.quota.phase import MinutePhase
 from pipeline.quota.sharing import LOOK_S, Sharing
 from pipeline.quota.slots import Slots
+from pipeline.quota.waits import LONGEST_WAIT_S, asked_s
 from pipeline.records import Limits, QuotaHit, Verdict
 
 FIRST_RPM, FIRST_TPM = 5, 250_000
@@ -29,9 +30,9 @@ GIVE_UP_S = 1800.0
 _PROBING = "one request at a time asks whether that is over"
 _WORTH_TELLING = 1.25
 _HOLD_JITTER_S = 0.25
-_LONGEST_HOLD_S = 600.0
 _DEFAULT_HOLD_S = 1.0
 _CAUTIOUS_RPM = 60
+_CLOCKS_DIFFER_S = 600.0  # at most; a server's clock that is farther off tells no day
 _SOON_S = 1.0  # other runs may end, or show meanwhile that more is allowed
 _FULL = 0.9  # of the tokens of a minute: refused at less, and the limit itself is lower
 
@@ -245,20 +246,30 @@ class EndpointQuota:
         self._release(ticket)
         if verdict.kind == "day_quota":
             self._refusals.undecided()
-            wall = self._wall()
-            self._book.close_day(self.day.exhausted(wall, verdict.retry_after_s), wall)
+            self._day_refused(ticket, now, verdict)
             return False
         if self._refusals.failed(now, ticket.sent_at, weight=1 if verdict.quota else REFUSALS_IN_A_ROW):
             self._notify("refused", {"message": f"{verdict.message}; {_PROBING}"})
-        wait = min(_LONGEST_HOLD_S, max(_DEFAULT_HOLD_S, verdict.retry_after_s or 0.0))
+        wait = min(LONGEST_WAIT_S, max(_DEFAULT_HOLD_S, asked_s(verdict)))
         self._hold_until = max(self._hold_until, now + wait + self._rng.uniform(0.0, _HOLD_JITTER_S))
         hits = [hit for hit in verdict.quota if hit.window == "minute"] or [self._likely_hit(now)]
         alone = ticket.tokens >= self.tokens_limit and self.ledger.since(ticket.sent_at - WINDOW_S)[1] == 0
         if alone and all(hit.meter == "tokens" and hit.limit is None for hit in verdict.quota):
             return True
         for hit in hits:
-            self._learn(hit, ticket, now, verdict.retry_after_s or 0.0)
+            self._learn(hit, ticket, now, asked_s(verdict))
         return False
+
+    def _day_refused(self, ticket: Ticket, now: float, verdict: Verdict) -> None:
+        """Close the day in which the request was sent, by our clock or by the server's: a new one stays open."""
+        wall = self._wall()
+        counted_at = wall - (now - ticket.sent_at)
+        if verdict.served_at is not None and abs(verdict.served_at - wall) < _CLOCKS_DIFFER_S:
+            counted_at = min(counted_at, verdict.served_at)
+        if self.day.has_begun_since(counted_at, wall):
+            self._hold_until = max(self._hold_until, now + RESET_JITTER_S)
+        else:
+            self._book.close_day(self.day.exhausted(wall, verdict.retry_after_s), wall)
 
     def unknown(self, ticket: Ticket) -> None:
         """Nobody knows what became of the request: it stays charged."""
