@@ -25,7 +25,7 @@ from pipeline.flows import Call
 from pipeline.prices import LONG_PROMPT_TOKENS, MODELS, Rates, cost, model_info
 from pipeline.records import Prompt, Reply, Usage, Verdict
 from pipeline.spend import SpendBook
-from pipeline.store.journal import Sent
+from pipeline.store.lines import Sent
 from pipeline.store.run import RunStore
 
 Send = Callable[[Prompt], Awaitable[Reply | Verdict]]

@@ -28,7 +28,7 @@ from pipeline.prices import fixed_rates
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Prompt, Reply, Usage, Verdict
 from pipeline.spend import SpendBook
-from pipeline.store.journal import Sent
+from pipeline.store.lines import Sent
 from pipeline.store.run import RunStore
 
 RATES = fixed_rates(1.0, 10.0)  # USD per million tokens

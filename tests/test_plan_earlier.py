@@ -14,6 +14,7 @@ from pipeline.plan.earlier import earlier
 from pipeline.plan.learned import Learned
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Usage
+from pipeline.store.manifest import VERSION
 from pipeline.store.run import RunStore
 
 KINDS = pl.Series([0, 1, 2, 0, 1, 2] * 20, dtype=pl.UInt8)
@@ -212,7 +213,7 @@ def _garble_manifest(run: Path) -> None:
 
 def _newer_layout(run: Path) -> None:
     path = run / "manifest.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    path.write_text(path.read_text().replace(f'"version": {VERSION}', f'"version": {VERSION + 1}'))
 
 
 def _foreign_manifest(run: Path) -> None:

@@ -1,6 +1,6 @@
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -15,14 +15,16 @@ from stores import body, failed, paid, prompt, result
 from pipeline.errors import RunStateError
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Reply, Result, Usage
-from pipeline.store.journal import Call, Ended, Journal, Sent, call_line, ended_line, kept, read, result_line, sent_line
+from pipeline.store.journal import Journal, Whose, journal_path, read
+from pipeline.store.lines import Call, Ended, Sent, call_line, ended_line, kept, result_line, sent_line
 
+PLAIN = Whose("")
 UNICODE = '第一行\n第二行 😀 "quoted" \\ \u2028\u2029\u0000\u0085'
 
 
 def written(path: Path, *lines: bytes) -> list[Call | Result]:
     path.write_bytes(b"".join(lines))
-    return list(read(path, parse_reply))
+    return list(read(path, parse_reply, PLAIN))
 
 
 def round_trip(tmp_path: Path, reply: Reply) -> tuple[Call, Call]:
@@ -67,17 +69,54 @@ def test_a_call_is_read_back_as_it_is_remembered(tmp_path: Path, reply: Reply) -
     assert read_back.paid == bool(reply.raw)
 
 
-def test_an_unreadable_reply_keeps_its_body_even_where_it_is_not_utf8(tmp_path: Path) -> None:
+@pytest.mark.case("D13")
+def test_an_unreadable_reply_keeps_its_body_byte_for_byte(tmp_path: Path) -> None:
     reply = paid(raw=b"\xff\xfe garbage \x00\n\n of a relay")
     _, read_back = round_trip(tmp_path, reply)
     assert (read_back.paid, read_back.reply.error_kind) == (True, "malformed_reply")
-    assert read_back.reply.raw == "\ufffd\ufffd garbage \x00\n\n of a relay".encode()
+    assert read_back.reply.raw == reply.raw
 
 
 def test_the_body_of_a_response_stands_in_its_line_as_it_came() -> None:
-    line = call_line(prompt(0), paid(raw=body("text", indent=True)))
-    assert orjson.loads(line)["call"]["raw"] == orjson.loads(body("text"))
-    assert orjson.loads(line)["call"]["raw"]["responseId"] == "r-1"
+    raw = body("text", indent=True)
+    assert orjson.loads(call_line(prompt(0), paid(raw=raw)))["call"]["body"] == raw.decode()
+
+
+@pytest.mark.case("D6")
+@pytest.mark.parametrize("depth", [300, 1000, 5000])
+def test_a_body_nested_deep_in_a_field_that_nobody_reads_is_read_back(tmp_path: Path, depth: int) -> None:
+    deep = b"[" * depth + b"]" * depth
+    remembered, read_back = round_trip(tmp_path, paid(raw=body("text")[:-1] + b',"deep":' + deep + b"}"))
+    assert read_back == remembered
+
+
+@pytest.mark.case("D13")
+@pytest.mark.parametrize(
+    "raw", [body("text \xff".encode("latin-1").decode("latin-1")), body("a").replace(b"a", b"\xff")]
+)
+@pytest.mark.parametrize("status", ["ok", "error"])
+def test_what_was_decided_when_a_reply_came_is_what_is_read_back(tmp_path: Path, raw: bytes, status: str) -> None:
+    """Whatever `parse` makes of the body later: another version may read it differently."""
+    kind = None if status == "ok" else "malformed_reply"
+    reply = paid(raw=raw, status=status, error_kind=kind, finish_reason="ODD", error=kind, response_id="r")
+    line = call_line(prompt(0), reply)
+    path = tmp_path / "journal"
+    path.write_bytes(line)
+    [read_back] = read(path, lambda raw: Reply("", "blocked", error_kind="answer_blocked", error="no"), PLAIN)
+    assert isinstance(read_back, Call)
+    decided = (read_back.reply.status, read_back.reply.error_kind, read_back.reply.finish_reason, read_back.reply.error)
+    assert decided == (status, kind, "ODD", kind)
+    assert (read_back.reply.usage, read_back.reply.response_id) == (reply.usage, "r")
+
+
+@pytest.mark.case("R11")
+def test_what_no_line_can_hold_is_held_at_its_edge(tmp_path: Path) -> None:
+    odd = paid(usage=Usage(10**30, 0, -(10**30)), error="half \ud83d", model="m\udfff", latency_s=float("nan"))
+    _, read_back = round_trip(tmp_path, odd)
+    assert read_back.reply.usage == Usage(2**63 - 1, 0, -(2**63))
+    assert (read_back.reply.error, read_back.reply.model) == ("half ?", "m?")
+    [outcome] = written(tmp_path / "journal", result_line(result(0, response="half \ud83d", attempts=10**20)))
+    assert isinstance(outcome, Result) and (outcome.response, outcome.attempts) == ("half ?", 2**63 - 1)
 
 
 def test_neither_prompt_text_nor_template_stands_in_the_journal() -> None:
@@ -188,6 +227,132 @@ def test_a_changed_byte_is_read_or_refused_but_never_a_crash(
         assert "is damaged" in error.message
 
 
+# ---- whose a journal is, and that it is whole
+
+RUN, OTHER = Whose("0" * 31 + "a"), Whose("0" * 31 + "b")
+
+
+def kept_by(directory: Path, whose: Whose = RUN, lines: Iterable[bytes] = LINES, number: int = 3) -> Path:
+    """A journal as a run writes it."""
+    directory.mkdir(exist_ok=True)
+    journal = Journal(journal_path(directory, number), whose.run, lines)
+    journal.close()
+    return journal.path
+
+
+def read_all(path: Path, whose: Whose = RUN) -> list[object]:
+    return list(read(path, parse_reply, whose))
+
+
+def refusal(path: Path, whose: Whose = RUN) -> RunStateError:
+    with pytest.raises(RunStateError) as caught:
+        read_all(path, whose)
+    return caught.value
+
+
+def test_a_journal_is_json_lines_whose_last_field_is_a_checksum(tmp_path: Path) -> None:
+    path = kept_by(tmp_path)
+    lines = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+    assert lines[0]["journal"] == {"run": RUN.run, "number": 3}
+    assert [next(iter(line)) for line in lines[1:]] == ["call", "result", "call", "call", "result", "sent", "ended"]
+    assert all(list(line)[-1] == "crc" for line in lines)
+    assert read_all(path) == written(tmp_path / "plain", *LINES)
+
+
+@pytest.mark.case("D12")
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+@settings(max_examples=300, deadline=None)
+def test_a_flipped_bit_is_never_taken_for_an_answer(
+    tmp_path_factory: pytest.TempPathFactory, place: int, bit: int
+) -> None:
+    path = kept_by(tmp_path_factory.mktemp("flip"))
+    content = bytearray(path.read_bytes())
+    at = place % len(content)
+    content[at] ^= 1 << bit
+    path.write_bytes(content)
+    if at == len(content) - 1:  # the newline of the last line: what it says is whole
+        assert read_all(path) == written(path.parent / "plain", *LINES)
+        return
+    error = refusal(path)
+    number = path.read_bytes()[: at + (content[at] == 10)].count(b"\n") + (content[at] != 10)
+    assert f"line {number} of {path} is damaged" in error.message or (number == 1 and "another run" in error.message)
+    assert "Nothing was bought" in error.message or "nothing was bought" in error.message
+
+
+@pytest.mark.case("D12")
+@pytest.mark.parametrize(
+    ("line", "told", "hint"),
+    [
+        (0, "It says whose journal it is", "nothing is lost"),
+        (1, "It says a reply that was paid for (row 0, counted from 0)", "its call will be bought again"),
+        (2, "It says the outcome of a row (row 0, counted from 0)", "put together again"),
+        (6, "It says that a request left", "not counted"),
+    ],
+)
+def test_a_changed_line_is_named_with_what_is_lost_and_can_be_taken_out(
+    tmp_path: Path, line: int, told: str, hint: str
+) -> None:
+    path = kept_by(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:line], lines[line].replace(b'"crc":"', b'"crc":"0', 1), *lines[line + 1 :]]))
+    error = refusal(path)
+    assert f"line {line + 1} of {path} is damaged" in error.message and told in error.message and hint in error.hint
+    path.write_bytes(b"".join(lines[:line] + lines[line + 1 :]))
+    assert len(read_all(path)) == len(LINES) - (line > 0)
+
+
+@pytest.mark.case("D12")
+@given(st.integers(0, 10**6))
+@settings(max_examples=150, deadline=None)
+def test_any_prefix_of_a_journal_with_checksums_has_every_whole_line(
+    tmp_path_factory: pytest.TempPathFactory, size: int
+) -> None:
+    path = kept_by(tmp_path_factory.mktemp("prefix"))
+    content = path.read_bytes()
+    size %= len(content) + 1
+    path.write_bytes(content[:size])
+    whole = content[: size + 1].count(b"\n")  # without its newline a line is whole
+    assert len(read_all(path)) == max(0, whole - 1)
+
+
+def test_zeros_that_a_power_cut_left_at_the_end_are_dropped(tmp_path: Path) -> None:
+    path = kept_by(tmp_path)
+    whole = path.read_bytes()
+    for tail in (b"\0" * 100, b'{"call":{"row"' + b"\0" * 100 + b"\n"):
+        path.write_bytes(whole + tail)
+        assert len(read_all(path)) == len(LINES)
+
+
+@pytest.mark.case("D12")
+def test_a_journal_of_another_run_is_refused(tmp_path: Path) -> None:
+    for foreign in (kept_by(tmp_path / "other", OTHER), kept_by(tmp_path / "blank", OTHER, ())):
+        error = refusal(foreign)
+        assert f"{foreign} belongs to another run" in error.message and "move it out" in error.hint
+    plain = journal_path(tmp_path, 4)
+    plain.write_bytes(WHOLE)  # of a version without checksums
+    assert f"{plain} belongs to another run" in refusal(plain).message
+    assert len(read_all(plain, Whose(RUN.run, 4))) == len(LINES)
+    assert "belongs to another run" in refusal(kept_by(tmp_path / "newer"), PLAIN).message
+
+
+@pytest.mark.case("D12")
+def test_a_line_of_another_run_within_ours_is_damaged(tmp_path: Path) -> None:
+    theirs = kept_by(tmp_path / "other", OTHER).read_bytes().splitlines(keepends=True)
+    path = kept_by(tmp_path)
+    ours = path.read_bytes()
+    path.write_bytes(ours + theirs[1])
+    assert f"line {len(LINES) + 2} of" in refusal(path).message
+    path.write_bytes(ours + b"".join(theirs))
+    assert f"line {len(LINES) + 2} of" in refusal(path).message
+
+
+@pytest.mark.case("D12")
+def test_a_renamed_journal_is_told(tmp_path: Path) -> None:
+    path = kept_by(tmp_path).rename(journal_path(tmp_path, 9))
+    error = refusal(path)
+    assert f"{path} was journal 3 of this run" in error.message and "its name" in error.hint
+
+
 # ---- appending
 
 
@@ -208,34 +373,55 @@ def full_after(allowed: int, error: int = errno.ENOSPC) -> Callable[[int, Any], 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "write", full_after(10**9))
-    journal = Journal(tmp_path / "journal")
+    journal = Journal(journal_path(tmp_path, 3), RUN.run)
     for line in LINES:
         journal.append(line)
     journal.close()
-    assert (tmp_path / "journal").read_bytes() == WHOLE
-    assert journal.size == len(WHOLE)
+    assert journal.path.read_bytes() == kept_by(tmp_path / "whole").read_bytes()
+    assert journal.size == journal.path.stat().st_size
 
 
 @pytest.mark.parametrize("room", [0, 1, 150])
 def test_a_full_disk_is_told_and_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-    journal = Journal(tmp_path / "journal")
+    journal = Journal(journal_path(tmp_path, 3), RUN.run)
     journal.append(LINES[0])
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", full_after(room))
         with pytest.raises(RunStateError) as caught:
             journal.append(LINES[1])
     assert caught.value.message == (
-        f"cannot write {tmp_path / 'journal'}: No space left on device\nEverything before this answer is safe."
+        f"cannot write {journal.path}: No space left on device\nEverything before this answer is safe."
     )
     assert "make room" in caught.value.hint
-    assert journal.path.read_bytes() == LINES[0]
+    assert journal.path.read_bytes() == kept_by(tmp_path / "other", RUN, LINES[:1]).read_bytes()
     journal.append(LINES[2])
     journal.close()
-    assert list(read(journal.path, parse_reply)) == written(tmp_path / "other", LINES[0], LINES[2])
+    assert read_all(journal.path) == written(tmp_path / "other" / "plain", LINES[0], LINES[2])
+
+
+@pytest.mark.case("D11")
+def test_half_a_line_that_cannot_be_taken_back_at_once_is_taken_back_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, size: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    journal = Journal(journal_path(tmp_path, 3), RUN.run)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full_after(50))
+        patched.setattr(os, "ftruncate", refuse)
+        with pytest.raises(RunStateError, match="No space left"):
+            journal.append(LINES[0])
+        patched.setattr(os, "write", full_after(10**9))
+        with pytest.raises(RunStateError, match="Input/output error"):
+            journal.append(LINES[1])
+    journal.append(LINES[2])
+    journal.close()
+    assert read_all(journal.path) == written(tmp_path / "plain", LINES[2])
 
 
 def test_a_disk_that_refuses_the_sync_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal(tmp_path / "journal")
+    journal = Journal(journal_path(tmp_path, 3), RUN.run)
     journal.append(LINES[0])
 
     def refuse(fd: int) -> None:
@@ -250,7 +436,7 @@ def test_a_disk_that_refuses_the_sync_is_told(tmp_path: Path, monkeypatch: pytes
 
 def test_a_journal_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
     with pytest.raises(RunStateError, match=r"cannot write .*journal: "):
-        Journal(tmp_path / "missing" / "journal")
+        Journal(tmp_path / "missing" / "journal", "")
 
 
 def test_sync_touches_the_disk_only_when_something_was_appended(
@@ -258,7 +444,10 @@ def test_sync_touches_the_disk_only_when_something_was_appended(
 ) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fdatasync", synced.append)
-    journal = Journal(tmp_path / "journal")
+    journal = Journal(journal_path(tmp_path, 3), RUN.run)
+    journal.sync()
+    assert synced, "the first line"
+    synced.clear()
     journal.sync()
     assert not synced
     journal.append(LINES[0])
@@ -270,8 +459,8 @@ def test_sync_touches_the_disk_only_when_something_was_appended(
 
 
 def test_an_appended_line_is_in_the_file_before_any_sync_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal")
+    journal = Journal(journal_path(tmp_path, 3), RUN.run)
     journal.append(LINES[0])
-    assert journal.path.read_bytes() == LINES[0]
+    assert len(read_all(journal.path)) == 1
     assert journal.path.stat().st_mode & 0o777 == 0o600
     journal.close()

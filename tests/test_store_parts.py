@@ -12,7 +12,7 @@ from stores import AT, failed, paid, prompt, result
 from pipeline.errors import RunStateError
 from pipeline.records import Prompt, Reply, Usage
 from pipeline.store import parts
-from pipeline.store.journal import Call, kept
+from pipeline.store.lines import Call, kept
 
 
 def call(asked: Prompt, reply: Reply) -> Call:

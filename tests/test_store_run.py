@@ -20,8 +20,9 @@ from pipeline import report
 from pipeline.errors import RunStateError
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import PASSING, STATUSES, Status
-from pipeline.store import parts, run
-from pipeline.store.run import Outcomes, RunStore, is_passing, load
+from pipeline.store import parts, run, state
+from pipeline.store.run import RunStore
+from pipeline.store.state import Outcomes, is_passing, load
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def test_what_was_appended_is_in_the_file_when_append_returns(directory: Path) -
     with killed(directory) as store:
         answer(store, 0)
         [path] = directory.glob("journal-*.jsonl")
-        assert path.read_bytes().count(b"\n") == 2
+        assert path.read_bytes().count(b"\n") == 3
 
 
 def test_a_seal_moves_finished_documents_to_parts_and_carries_the_others_on(directory: Path) -> None:
@@ -628,6 +629,8 @@ SEAL = (
     "write journal-000002.jsonl",
     "fdatasync journal-000002.jsonl",
     "fsync .",
+    "open parts.jsonl",
+    "write parts.jsonl",
     "touch calls/.part-000001.parquet.tmp",
     "fsync calls/.part-000001.parquet.tmp",
     "rename calls/.part-000001.parquet.tmp",
@@ -654,13 +657,13 @@ def test_a_seal_takes_these_steps(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["seal", "close"])
-@pytest.mark.parametrize("step", SEAL)
-def test_a_crash_in_a_seal_loses_nothing_and_doubles_nothing(directory: Path, step: str, how: str) -> None:
+@pytest.mark.parametrize("step", range(len(SEAL)), ids=SEAL)
+def test_a_crash_in_a_seal_loses_nothing_and_doubles_nothing(directory: Path, step: int, how: str) -> None:
     with killed(directory) as store:
         buy_and_finish(store)
-        with steps(directory, SEAL.index(step)) as taken, pytest.raises(Crash):
+        with steps(directory, step) as taken, pytest.raises(Crash):
             anyio.run(store.seal) if how == "seal" else store.close()
-        assert taken[: SEAL.index(step) + 1] == list(SEAL[: SEAL.index(step) + 1])
+        assert taken[: step + 1] == list(SEAL[: step + 1])
     assert_whole(directory)
 
 
@@ -671,6 +674,8 @@ RECOVERY = (
     "write journal-000003.jsonl",
     "fdatasync journal-000003.jsonl",
     "fsync .",
+    "open parts.jsonl",
+    "write parts.jsonl",
     "touch calls/.part-000002.parquet.tmp",
     "fsync calls/.part-000002.parquet.tmp",
     "rename calls/.part-000002.parquet.tmp",
@@ -704,10 +709,10 @@ def test_a_recovery_takes_these_steps(directory: Path) -> None:
     assert_whole(directory)
 
 
-@pytest.mark.parametrize("step", RECOVERY)
-def test_a_crash_in_a_recovery_loses_nothing_and_doubles_nothing(directory: Path, step: str) -> None:
+@pytest.mark.parametrize("step", range(len(RECOVERY)), ids=RECOVERY)
+def test_a_crash_in_a_recovery_loses_nothing_and_doubles_nothing(directory: Path, step: int) -> None:
     leave_half_a_seal(directory)
-    with steps(directory, RECOVERY.index(step)), pytest.raises(Crash, match=f"^{step}$"), killed(directory):
+    with steps(directory, step), pytest.raises(Crash, match=f"^{RECOVERY[step]}$"), killed(directory):
         pass
     assert_whole(directory)
 
@@ -718,7 +723,11 @@ FIRST_START = (
     "rename .manifest.json.tmp",
     "fsync .",
     "open journal-000001.jsonl",
+    "write journal-000001.jsonl",
+    "fdatasync journal-000001.jsonl",
     "fsync .",
+    "open parts.jsonl",
+    "write parts.jsonl",
 )
 
 
@@ -803,19 +812,19 @@ def test_a_close_that_fails_gives_the_directory_back_all_the_same(
 # ---- reading while somebody else writes
 
 
-@pytest.mark.parametrize("step", [*SEAL, "end"])
+@pytest.mark.parametrize("step", range(len(SEAL) + 1), ids=[*SEAL, "end"])
 def test_a_seal_under_the_readers_eyes_is_counted_once(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    directory: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """The reader looks at the parts before the seal, and at the journals when it stands at `step`, then it ends."""
     with killed(directory) as store:
         buy_and_finish(store)
-        look, sealing = run._unsealed, iter([True])
+        look, sealing = state._unsealed, iter([True])
 
         def look_late(*where: Any) -> Any:
             if not next(sealing, False):
                 return look(*where)
-            with steps(directory, (*SEAL, "end").index(step)), suppress(Crash):
+            with steps(directory, step), suppress(Crash):
                 anyio.run(store.seal)
             with suppress(OSError):
                 abandon(store._lock)
@@ -825,7 +834,7 @@ def test_a_seal_under_the_readers_eyes_is_counted_once(
             opened_meanwhile.close()
             return seen
 
-        monkeypatch.setattr(run, "_unsealed", look_late)
+        monkeypatch.setattr(state, "_unsealed", look_late)
         summary = report.summarize(directory)
         monkeypatch.undo()
     assert (summary.cost_usd, summary.calls, summary.outcomes.total()) == (TOTAL, len(BOUGHT), 3)
@@ -834,14 +843,14 @@ def test_a_seal_under_the_readers_eyes_is_counted_once(
 def test_a_journal_that_vanishes_while_it_is_read_was_sealed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with killed(directory) as store:
         buy_and_finish(store)
-        read, sealing = run.read, iter([True])
+        read, sealing = state.read, iter([True])
 
-        def read_late(path: Path, parse: Any) -> Any:
+        def read_late(*arguments: Any) -> Any:
             if next(sealing, False):
                 anyio.run(store.seal)
-            return read(path, parse)
+            return read(*arguments)
 
-        monkeypatch.setattr(run, "read", read_late)
+        monkeypatch.setattr(state, "read", read_late)
         outcomes, unsealed = load(directory, parse_reply)
         monkeypatch.undo()
     assert (outcomes.count("ok"), outcomes.count("error"), unsealed.sealed, unsealed.results) == (2, 1, 1, {})

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import anyio
+import orjson
 import pytest
-from stores import answer, manifest, opened, sealed
+from stores import answer, killed, manifest, opened, paid, prompt, sealed
 
 from pipeline import report
 from pipeline.errors import RunStateError
 from pipeline.providers.gemini import parse_reply
 from pipeline.store import seals
+from pipeline.store.journal import journal_path, journal_paths
 from pipeline.store.run import RunStore
 
 
@@ -92,6 +94,10 @@ def test_a_part_that_was_given_up_is_gone_on_without(directory: Path) -> None:
     assert sorted(sealed(directory, "results")["row"]) == [0, 3]
 
 
+def parts_of(lines: bytes) -> set[str]:
+    return {line["part"] for line in map(orjson.loads, lines.splitlines()) if "part" in line}
+
+
 @pytest.mark.parametrize("keep", [0, 1, 50])
 def test_lines_that_a_crash_or_power_loss_took_are_written_again(directory: Path, keep: int) -> None:
     path = directory / seals.NAME
@@ -99,7 +105,7 @@ def test_lines_that_a_crash_or_power_loss_took_are_written_again(directory: Path
     path.write_bytes(whole[: whole.index(b"\n") + 1 + keep])
     with opened(directory) as store:
         assert sum(store.outcomes.done(row) for row in range(4)) == 4
-    assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert seals.check(directory).keys() == parts_of(whole)
 
 
 def test_a_damaged_line_in_the_middle_is_told(directory: Path) -> None:
@@ -125,3 +131,63 @@ def test_a_line_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / seals.NAME).symlink_to("/dev/full")
     with pytest.raises(RunStateError, match=r"parts\.jsonl: No space left on device"):
         seals.record(tmp_path, [seals.Sealed("calls/part-000001.parquet", 1, 2, "d")])
+
+
+# ---- journals that were removed
+
+
+@pytest.fixture
+def unsealed(tmp_path: Path) -> Path:
+    """A run that was killed: two rows are sealed, one answer is in its journal."""
+    path = tmp_path / "run"
+    with killed(path) as store:
+        answer(store, 0)
+        answer(store, 1)
+        anyio.run(store.seal)
+        store.append_call(prompt(2), paid())
+    return path
+
+
+@pytest.mark.case("D12")
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_journal_that_was_removed_is_told_and_gone_on_without_when_asked(unsealed: Path, empty: bool) -> None:
+    [path] = journal_paths(unsealed)
+    path.write_bytes(b"") if empty else path.unlink()
+    error = refused(unsealed)
+    assert f"{path} is {'empty' if empty else 'missing'}: replies that were paid for" in error.message
+    assert "backup" in error.hint and "bought again" in error.hint
+    lines = (unsealed / seals.NAME).read_bytes().splitlines(keepends=True)
+    naming = [number for number, line in enumerate(lines) if b'{"journals"' in line and b"2" in line]
+    (unsealed / seals.NAME).write_bytes(b"".join(lines[: naming[-1]] + lines[naming[-1] + 1 :]))
+    with opened(unsealed) as store:
+        assert [store.outcomes.done(row) for row in range(3)] == [True, True, False]
+        assert store.reply("content 2") is None
+
+
+def test_a_blank_journal_of_a_run_that_ended_may_be_removed(directory: Path) -> None:
+    for path in journal_paths(directory):
+        path.unlink()
+    with opened(directory) as store:
+        assert [store.outcomes.done(row) for row in range(4)] == [True] * 4
+
+
+@pytest.mark.case("D12")
+@pytest.mark.parametrize("number", [1, 2, 9])
+def test_another_runs_journal_in_the_directory_is_refused_and_stays(
+    unsealed: Path, tmp_path: Path, number: int
+) -> None:
+    with killed(tmp_path / "other") as store:
+        answer(store, 2)
+    [theirs] = journal_paths(tmp_path / "other")
+    laid = theirs.rename(journal_path(unsealed, number))
+    error = refused(unsealed)
+    assert f"{laid} belongs to another run" in error.message and "move it out" in error.hint
+
+
+@pytest.mark.case("D12")
+def test_a_flipped_bit_stops_start_and_report(unsealed: Path) -> None:
+    [path] = journal_paths(unsealed)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"an answer") + 3] ^= 1
+    path.write_bytes(content)
+    assert f"line 2 of {path} is damaged" in refused(unsealed).message

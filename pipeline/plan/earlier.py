@@ -18,7 +18,7 @@ from pipeline.records import Reply, Step
 from pipeline.store import parts
 from pipeline.store.manifest import Manifest
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.run import load
+from pipeline.store.state import load
 
 MOST_CALLS = 200_000
 """Newest calls that are read over all runs: 0.9 s when the run has a million rows, half of it for its outcomes."""

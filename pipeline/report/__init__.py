@@ -17,7 +17,7 @@ from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_ste
 from pipeline.store import parts, seals
 from pipeline.store.manifest import Lock, Manifest
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.run import load
+from pipeline.store.state import load
 
 RUNS = Path("runs")
 

@@ -36,7 +36,7 @@ from pipeline.session.state import quota_place
 from pipeline.store.content import ContentIndex
 from pipeline.store.manifest import differences
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.run import is_unused, load
+from pipeline.store.state import is_unused, load
 
 ASSUMED_LATENCY_S = 5.0
 """Of one answer, before any is known: it decides the time only where no limit does, and that of the last answers."""

@@ -2,78 +2,78 @@
 
 A line is in the hands of the operating system before the next request is sent, so SIGKILL loses nothing that was
 appended; `sync` makes it survive power loss as well. A torn last line is dropped when the file is read.
+
+The first line says whose the journal is. The last field of every line is a checksum of what stands before it, begun
+with the run's identity: a line that was changed, or that another run wrote, is not taken for an answer.
 """
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
-from datetime import datetime
-from decimal import Decimal
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+from zlib import crc32
 
 import orjson
 
 from pipeline.errors import RunStateError
-from pipeline.records import Prompt, Reply, Result, Usage
+from pipeline.records import Reply, Result
+from pipeline.store.lines import Call, Ended, Sent, record_of
 
-_USAGE = tuple(field.name for field in fields(Usage))
-
-
-class Call(NamedTuple):
-    """One reply as it is kept, without its body, and where it belongs; `line` is its journal line, to copy it on."""
-
-    row: int
-    key: str
-    step: str
-    level: int
-    chunk: int
-    chunks: int
-    fingerprint: str
-    input_tokens_est: int
-    reply: Reply
-    paid: bool
-    line: bytes
+_HEADER = b'{"journal":'
+_SUM = b',"crc":"%08x"}\n'
+_SUM_BYTES = len(_SUM % 0)
 
 
-class Sent(NamedTuple):
-    """A request that left, as it is kept until its reply or failure follows."""
+class Whose(NamedTuple):
+    """Whose journals are expected: the run's identity, and up to which number they were written without checksums."""
 
-    fingerprint: str
-    row: int
-    model: str
-    input_tokens_est: int
-    max_output_tokens: int | None
+    run: str
+    plain: int = 0
 
-
-class Ended(NamedTuple):
-    """A request that came back without an answer: it is in flight no more."""
-
-    fingerprint: str
+    def owns(self, path: Path) -> bool:
+        """Whether this file must have a first line and checksums."""
+        return bool(self.run) and journal_number(path) > self.plain
 
 
 class Journal:
-    """One journal file, open for appending. Raises `RunStateError` when the disk refuses."""
+    """One journal file of the run `run`, open for appending. Raises `RunStateError` when the disk refuses."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, run: str, carried: Iterable[bytes] = ()) -> None:
+        """`carried` are the lines that a new one begins with, of the journal before it."""
         self.path = path
+        self._seed = crc32(run.encode())
+        self._torn = False
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self.size = os.fstat(self._fd).st_size
         except OSError as error:
             raise self._refused(error) from None
-        self.size = os.fstat(self._fd).st_size
         self._synced = self.size
+        if not self.size:
+            header = orjson.dumps({"journal": {"run": run, "number": journal_number(path)}}) + b"\n"
+            self._write(b"".join(_with_sum(line, self._seed) for line in (header, *carried)))
 
     def append(self, line: bytes) -> None:
         """Hand one line, newline included, to the operating system."""
+        self._write(_with_sum(line, self._seed))
+
+    def _write(self, content: bytes) -> None:
         try:
-            written = os.write(self._fd, line)
-            while written < len(line):
-                written += os.write(self._fd, line[written:])
+            if self._torn:  # what comes after half a line would be damaged with it
+                os.ftruncate(self._fd, self.size)
+                self._torn = False
+            written = os.write(self._fd, content)
+            while written < len(content):
+                written += os.write(self._fd, content[written:])
         except OSError as error:
-            os.ftruncate(self._fd, self.size)
+            self._torn = True
+            with suppress(OSError):
+                os.ftruncate(self._fd, self.size)
+                self._torn = False
             raise self._refused(error) from None
-        self.size += len(line)
+        self.size += len(content)
 
     def sync(self) -> None:
         """Force what was appended to the disk; nothing to do when nothing was."""
@@ -90,175 +90,138 @@ class Journal:
         try:
             self.sync()
         finally:
-            os.close(self._fd)
+            try:
+                os.close(self._fd)
+            except OSError as error:
+                raise self._refused(error) from None
 
     def _refused(self, error: OSError) -> RunStateError:
         return RunStateError(
             f"cannot write {self.path}: {error.strerror}\nEverything before this answer is safe.",
-            "make room, then run the same command again",
+            "make room or mend the disk, then run the same command again",
         )
 
 
-def call_line(prompt: Prompt, reply: Reply) -> bytes:
-    """The journal line of one reply. A readable body is kept as it came; an unreadable one as text."""
-    record: dict[str, Any] = {
-        "call": {
-            "row": prompt.row,
-            "key": prompt.key,
-            "step": prompt.step,
-            "level": prompt.level,
-            "chunk": prompt.chunk,
-            "chunks": prompt.chunks,
-            "fingerprint": prompt.fingerprint,
-            "input_tokens_est": prompt.input_tokens_est,
-            "endpoint": reply.endpoint,
-            "latency_s": reply.latency_s,
-            "attempts": reply.attempts,
-            "rate_limited": reply.rate_limited,
-            "finished_at": reply.finished_at,
-            "model": reply.model,
-            "usage": _usage_fields(reply.usage),
-            "cost_usd": None if reply.cost_usd is None else str(reply.cost_usd),
-        }
-    }
-    call = record["call"]
-    if not reply.raw:
-        call["failure"] = [reply.status, reply.error_kind, reply.error]
-    elif reply.error_kind == "malformed_reply":
-        call["raw_text"] = reply.raw.decode("utf-8", "replace")
-    else:
-        # Line breaks inside JSON strings are always escaped: the bare ones are only layout.
-        call["raw"] = orjson.Fragment(reply.raw.replace(b"\n", b" ").replace(b"\r", b" "))
-    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+def journal_path(directory: Path, number: int) -> Path:
+    """Where journal `number` is, or would be."""
+    return directory / f"journal-{number:06d}.jsonl"
 
 
-def sent_line(sent: Sent) -> bytes:
-    """The journal line of a request that is about to leave."""
-    return orjson.dumps({"sent": tuple(sent)}, option=orjson.OPT_APPEND_NEWLINE)
+def journal_paths(directory: Path) -> list[Path]:
+    """The journals of a run directory, oldest first."""
+    return sorted(directory.glob("journal-*.jsonl"))
 
 
-def ended_line(fingerprint: str) -> bytes:
-    """The journal line of a request that came back without an answer."""
-    return orjson.dumps({"ended": fingerprint}, option=orjson.OPT_APPEND_NEWLINE)
+def journal_number(path: Path) -> int:
+    """Number of a journal's file; 0 where its name has none."""
+    number = path.stem.removeprefix("journal-")
+    return int(number) if number.isdecimal() else 0
 
 
-def result_line(result: Result) -> bytes:
-    """The journal line of one document's outcome."""
-    record = {
-        "row": result.row,
-        "key": result.key,
-        "status": result.status,
-        "response": result.response,
-        "error_kind": result.error_kind,
-        "error": result.error,
-        "finish_reason": result.finish_reason,
-        "model": result.model,
-        "usage": _usage_fields(result.usage),
-        "input_tokens_est": result.input_tokens_est,
-        "cost_usd": None if result.cost_usd is None else str(result.cost_usd),
-        "calls": result.calls,
-        "chunks": result.chunks,
-        "attempts": result.attempts,
-        "rate_limited": result.rate_limited,
-        "latency_s": result.latency_s,
-        "finished_at": result.finished_at,
-        "changes": result.changes,
-    }
-    return orjson.dumps({"result": record}, option=orjson.OPT_APPEND_NEWLINE)
+def is_blank(path: Path) -> bool:
+    """Whether nothing but its first line, or not even that, was written into a journal."""
+    with path.open("rb") as file:
+        first = file.readline()
+        return not first or (first.startswith(_HEADER) and not file.read(1))
 
 
-def read(path: Path, parse: Callable[[bytes], Reply]) -> Iterator[Call | Result | Sent | Ended]:
+def read(path: Path, parse: Callable[[bytes], Reply], whose: Whose) -> Iterator[Call | Result | Sent | Ended]:
     """The records of a journal, replies read again by the provider's `parse`. A torn last line is left out.
 
-    Raises `RunStateError` for a damaged line that is not the last: then the disk, not a crash, is the cause.
+    Raises `RunStateError` for a journal of another run, and for a line that was changed, which no crash does.
     """
+    owned, seed = whose.owns(path), crc32(whose.run.encode())
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
+            whole = _without_sum(line, seed) if owned else line
+            if number == 1:
+                _check_first(path, line, whole, whose)
+            if whole is None and (not line.endswith(b"\n") or (b"\0" in line and not file.read(1))):
                 return
             try:
-                yield _record(line, parse)
-            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
-                if not file.read(1):
+                if whole is None:
+                    raise ValueError("the checksum is another")
+                if whole.startswith(_HEADER):
+                    continue
+                if not whole.endswith(b"\n"):
                     return
-                raise RunStateError(
-                    f"line {number} of {path} is damaged: the disk or another program changed it",
-                    "remove that line to go on without it: its call will be bought again, and nothing else",
-                ) from None
+                yield record_of(whole, parse)
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+                if not owned and not file.read(1):
+                    return
+                raise _damaged(path, number, line) from None
 
 
-def kept(prompt: Prompt, reply: Reply, line: bytes) -> Call:
-    """What is remembered of a reply that was just appended as `line`."""
-    return Call(
-        prompt.row,
-        prompt.key,
-        prompt.step,
-        prompt.level,
-        prompt.chunk,
-        prompt.chunks,
-        prompt.fingerprint,
-        prompt.input_tokens_est,
-        replace(reply, raw=reply.raw if reply.error_kind == "malformed_reply" else b""),
-        bool(reply.raw),
-        line,
+def check_first(path: Path, whose: Whose) -> None:
+    """Raise `RunStateError` for a journal of another run, by its first line alone."""
+    with path.open("rb") as file:
+        line = file.readline()
+    _check_first(path, line, _without_sum(line, crc32(whose.run.encode())), whose)
+
+
+def _check_first(path: Path, line: bytes, whole: bytes | None, whose: Whose) -> None:
+    """`whole` is the line without its checksum, None where that is not ours."""
+    stands = _header(line)
+    if stands == (whose.run, journal_number(path)):
+        return
+    if stands is not None and stands[0] == whose.run:
+        raise RunStateError(
+            f"{path} was journal {stands[1]} of this run: somebody renamed it",
+            "give it back its name; nothing was bought or written",
+        )
+    without_sums = whole is None and whose.owns(path) and line.endswith(b"}\n") and _SUM[:6] not in line
+    if stands is not None or without_sums:
+        raise RunStateError(
+            f"{path} belongs to another run: it was not written by this one\nNothing was bought or written.",
+            "move it out of this directory to go on; what this run bought stands in its own journals and parts",
+        )
+
+
+def _header(line: bytes) -> tuple[str, int] | None:
+    """Run and number that a journal's first line gives, where it is whole."""
+    if not line.startswith(_HEADER):
+        return None
+    try:
+        stands = orjson.loads(line)["journal"]
+        run, number = stands["run"], stands["number"]
+        return (run, number) if _without_sum(line, crc32(run.encode())) else None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+_BOUGHT_AGAIN = "its call will be bought again, and nothing else"
+_WHAT = {
+    b'{"journal"': ("whose journal it is", "nothing is lost"),
+    b'{"call"': ("a reply that was paid for", _BOUGHT_AGAIN),
+    b'{"result"': ("the outcome of a row", "the row is put together again from the replies that are kept"),
+    b'{"sent"': ("that a request left", "only what it may have cost is not counted"),
+    b'{"ended"': ("that a request came back without an answer", "nothing is lost"),
+}
+
+
+def _damaged(path: Path, number: int, line: bytes) -> RunStateError:
+    told, then = next((words for start, words in _WHAT.items() if line.startswith(start)), (None, None))
+    row = re.search(rb'"row":(\d{1,18}),', line)
+    where = f" (row {int(row[1]):,}, counted from 0)" if row else ""
+    return RunStateError(
+        f"line {number} of {path} is damaged: the disk or another program changed it"
+        + (f"\nIt says {told}{where}." if told else "")
+        + "\nThe other lines are kept, and nothing was bought or written.",
+        f"restore the file; or remove that line to go on without it: {then or _BOUGHT_AGAIN}",
     )
 
 
-def _record(line: bytes, parse: Callable[[bytes], Reply]) -> Call | Result | Sent | Ended:
-    record = orjson.loads(line)
-    if "sent" in record:
-        return Sent(*record["sent"])
-    if "ended" in record:
-        return Ended(record["ended"])
-    return _read_call(record["call"], line, parse) if "call" in record else _read_result(record["result"])
+def _with_sum(line: bytes, seed: int) -> bytes:
+    """A line with its checksum as the last field: it stays JSON."""
+    record = line[:-2]
+    return record + _SUM % crc32(record, seed)
 
 
-def _read_call(record: dict[str, Any], line: bytes, parse: Callable[[bytes], Reply]) -> Call:
-    if "failure" in record:
-        status, kind, error = record["failure"]
-        reply = Reply("", status, error_kind=kind, error=error)
-    else:
-        raw = orjson.dumps(record["raw"]) if "raw" in record else record["raw_text"].encode()
-        reply = parse(raw)
-    cost = record["cost_usd"]
-    reply = replace(
-        reply,
-        raw=reply.raw if reply.error_kind == "malformed_reply" else b"",
-        usage=Usage(**record["usage"]),
-        model=record["model"],
-        endpoint=record["endpoint"],
-        latency_s=record["latency_s"],
-        attempts=record["attempts"],
-        rate_limited=record["rate_limited"],
-        finished_at=record["finished_at"],
-        cost_usd=None if cost is None else Decimal(cost),
-    )
-    return Call(
-        record["row"],
-        record["key"],
-        record["step"],
-        record["level"],
-        record["chunk"],
-        record["chunks"],
-        record["fingerprint"],
-        record["input_tokens_est"],
-        reply,
-        "failure" not in record,
-        line,
-    )
+def _without_sum(line: bytes, seed: int) -> bytes | None:
+    """The line as it was appended; None where it is not whole, or its checksum not of this run.
 
-
-def _read_result(record: dict[str, Any]) -> Result:
-    cost, finished = record["cost_usd"], record["finished_at"]
-    return Result(
-        **{
-            **record,
-            "usage": Usage(**record["usage"]),
-            "cost_usd": None if cost is None else Decimal(cost),
-            "finished_at": None if finished is None else datetime.fromisoformat(finished),
-        }
-    )
-
-
-def _usage_fields(usage: Usage) -> dict[str, int]:
-    return {name: getattr(usage, name) for name in _USAGE}
+    A line whose newline alone is missing, or was changed, is whole.
+    """
+    ended = line if line.endswith(b"\n") else line[: -1 if line[-1:] != b"}" else None] + b"\n"
+    record = ended[:-_SUM_BYTES]
+    return record + b"}\n" if ended[-_SUM_BYTES:] == _SUM % crc32(record, seed) else None

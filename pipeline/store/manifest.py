@@ -13,8 +13,8 @@ import orjson
 from pipeline.errors import RunStateError
 from pipeline.store.parts import sync_directory
 
-VERSION = 1
-"""Layout of the run directory; a newer one is refused."""
+VERSION = 2
+"""Layout of the run directory; a newer one is refused. In layout 1 journals had neither first line nor checksums."""
 
 _WORDS = ("system", "template")  # settings whose values are the text of prompts
 
@@ -36,6 +36,8 @@ class Manifest:
     prices_dated: str
     versions: Mapping[str, str] | None = None
     version: int = VERSION
+    run: str = ""  # what its journals begin with; empty in layout 1
+    plain_journals: int = 0  # journals up to this number are of layout 1
 
 
 def write(path: Path, manifest: Manifest) -> None:

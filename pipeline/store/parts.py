@@ -15,7 +15,7 @@ from polars.datatypes import DataTypeClass
 
 from pipeline.errors import RunStateError
 from pipeline.records import Result
-from pipeline.store.journal import Call
+from pipeline.store.lines import Call
 from pipeline.store.seals import Sealed, digest
 
 PolarsDataType = pl.DataType | DataTypeClass

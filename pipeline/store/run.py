@@ -4,7 +4,7 @@
     journal-000007.jsonl          calls and results since the last seal
     calls/part-000006.parquet     calls of finished documents
     results/part-000006.parquet   outcomes of documents
-    parts.jsonl                   one line a part: its rows, size and checksum
+    parts.jsonl                   one line a part: its rows, size and checksum; and which journals there are
     content.sqlite                where each answer was sealed, made from the parts
     lock, run.log
 
@@ -17,138 +17,32 @@ parts beyond it are half a seal and void. So a kill between any two of these ste
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 import anyio
 import anyio.to_thread
 import orjson
 
 from pipeline.errors import RunStateError
-from pipeline.records import PASSING, STATUSES, Prompt, Reply, Result, Status
+from pipeline.records import PASSING, STATUSES, Prompt, Reply, Result
 from pipeline.store import parts, seals
 from pipeline.store.content import Answered, ContentIndex
-from pipeline.store.journal import Call, Ended, Journal, Sent, call_line, ended_line, kept, read, result_line, sent_line
-from pipeline.store.manifest import Lock, Manifest, differences
+from pipeline.store.journal import Journal, is_blank, journal_number, journal_path, journal_paths
+from pipeline.store.lines import Call, Sent, call_line, ended_line, kept, result_line, sent_line
+from pipeline.store.manifest import VERSION, Lock, Manifest, differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
+from pipeline.store.state import Batch, Outcomes, is_passing, is_unused, load
 
 SEAL_ROWS = 4_000
 """Results in a part. One that is not sealed yet takes 12 kB of memory, so 10,000 took 70 MB more (measured 2026-11)."""
 SEAL_BYTES = 32 * 2**20
 SYNC_S = 0.2
 """Longest time that an answer is on its way to the disk itself; SIGKILL does not lose it, power loss may."""
-
-_PASSING_BIT = 0x80
-
-
-class Outcomes:
-    """The outcome of every row in one byte: 0 for none yet. 10 million rows take 10 MB."""
-
-    def __init__(self) -> None:
-        self._states = bytearray()
-
-    def set(self, row: int, status: Status, passing: bool) -> None:
-        """Remember a row's outcome; `passing` means that the next run tries it again."""
-        if row >= len(self._states):
-            self._states.extend(bytes(max(row + 1 - len(self._states), len(self._states))))
-        self._states[row] = STATUSES.index(status) + 1 | (_PASSING_BIT if passing else 0)
-
-    def done(self, row: int) -> bool:
-        """Whether the row has an outcome that stays."""
-        return row < len(self._states) and 0 < self._states[row] < _PASSING_BIT
-
-    def again(self, row: int) -> bool:
-        """Whether the row has an outcome, and is tried again all the same."""
-        return row < len(self._states) and self._states[row] >= _PASSING_BIT
-
-    def count(self, status: Status, *, lasting: bool = False) -> int:
-        """Rows with this outcome; `lasting` leaves out those that will be tried again."""
-        code = STATUSES.index(status) + 1
-        return self._states.count(code) + (0 if lasting else self._states.count(code | _PASSING_BIT))
-
-    def settle(self) -> None:
-        """Leave every outcome as it is: nothing is tried again."""
-        self._states = self._states.translate(bytes(code & ~_PASSING_BIT for code in range(256)))
-
-    def is_ok(self, row: int) -> bool:
-        """Whether the row was answered."""
-        return row < len(self._states) and self._states[row] == 1
-
-    def waiting(self) -> int:
-        """Rows whose failure may pass: the next run tries them again."""
-        return sum(self._states.count(code | _PASSING_BIT) for code in range(1, len(STATUSES) + 1))
-
-
-@dataclass
-class Batch:
-    """What one journal holds."""
-
-    number: int
-    calls: list[Call] = field(default_factory=list)
-    results: dict[int, Result] = field(default_factory=dict)
-    in_flight: dict[str, Sent] = field(default_factory=dict)  # sent, and neither answered nor refused so far
-    sealed: int = 0  # number of the parts that all of this comes after
-
-
-def is_passing(result: Result) -> bool:
-    """Whether the next run tries this row again: it failed for a reason that may pass, and bought no answer."""
-    return result.status == "error" and result.error_kind in PASSING
-
-
-def load(directory: Path, parse: Callable[[bytes], Reply]) -> tuple[Outcomes, Batch]:
-    """State of a run directory, unchanged: outcomes by row, and what is not sealed yet, merged into one batch.
-
-    The directory may be in use: a seal that is completed meanwhile is followed, so that nothing is missed or counted
-    twice. Raises `RunStateError` for a part that is missing or damaged.
-    """
-    seals.check(directory)
-    outcomes, sealed = Outcomes(), 0
-    while True:
-        for path in parts.part_paths(directory / "results"):
-            if parts.part_number(path) > sealed:
-                sealed = parts.part_number(path)
-                for row, status, kind in parts.read_part(path, ("row", "status", "error_kind")).iter_rows():
-                    outcomes.set(row, status, status == "error" and kind in PASSING)
-        with suppress(FileNotFoundError):
-            unsealed = _unsealed(directory, sealed, parse)
-            if parts.newest(directory / "results") == sealed:
-                break
-    for result in unsealed.results.values():
-        outcomes.set(result.row, result.status, is_passing(result))
-    return outcomes, unsealed
-
-
-def is_unused(directory: Path) -> bool:
-    """Whether the run was given up before its first call, as when its cost was not agreed to: it binds nobody."""
-    written = any(path.stat().st_size for path in directory.glob("journal-*.jsonl"))
-    return not (written or any(directory.glob("*/part-*.parquet")) or (directory / "parts.jsonl").exists())
-
-
-def _unsealed(directory: Path, sealed: int, parse: Callable[[bytes], Reply]) -> Batch:
-    merged = Batch(sealed, sealed=sealed)
-    seen: set[bytes] = set()
-    for path in sorted(directory.glob("journal-*.jsonl")):
-        number = int(path.stem.removeprefix("journal-"))
-        if number <= sealed:
-            continue
-        merged.number = number
-        for record in read(path, parse):
-            if isinstance(record, Sent):
-                merged.in_flight[record.fingerprint] = record
-                continue
-            if isinstance(record, Result):
-                merged.results[record.row] = record
-                continue
-            merged.in_flight.pop(record.fingerprint, None)
-            if isinstance(record, Ended):
-                continue
-            if not record.paid or record.line not in seen:  # one carried on is in two journals until the seal is done
-                seen.add(record.line)
-                merged.calls.append(record)
-    return merged
 
 
 class RunStore:
@@ -189,7 +83,8 @@ class RunStore:
                     self._check(known, manifest)
                 else:
                     self._check_unused()
-                    write_manifest(self.directory / "manifest.json", manifest)
+                    write_manifest(self.directory / "manifest.json", replace(manifest, run=uuid4().hex))
+                self._run = self._identified()
                 self._recover()
                 self._content = ContentIndex(self.directory)
                 failed.callback(self._content.close)
@@ -205,7 +100,7 @@ class RunStore:
         return known is not None
 
     def _check_unused(self) -> None:
-        if any(self.directory.glob("journal-*.jsonl")) or any(self.directory.glob("*/part-*.parquet")):
+        if journal_paths(self.directory) or any(self.directory.glob("*/part-*.parquet")):
             raise RunStateError(
                 f"{self.directory} holds answers, but its manifest.json is gone: nobody knows to which job they belong",
                 "restore it, or move the directory away to start anew",
@@ -214,7 +109,8 @@ class RunStore:
     def _check(self, known: Manifest, manifest: Manifest) -> None:
         different = differences(known, manifest)
         if different and is_unused(self.directory):
-            write_manifest(self.directory / "manifest.json", manifest)
+            same = replace(manifest, run=known.run, plain_journals=known.plain_journals, version=known.version)
+            write_manifest(self.directory / "manifest.json", same)
         elif different:
             kept_rows = sum(load(self.directory, self._parse)[0].count(status) for status in STATUSES)
             raise RunStateError(
@@ -224,6 +120,16 @@ class RunStore:
                 "`--fresh` starts a new run and keeps the old one beside it; undo the change to continue this one",
             )
 
+    def _identified(self) -> str:
+        """What the run's journals begin with; one of layout 1 is given it now."""
+        known = read_manifest(self.directory / "manifest.json")
+        assert known
+        if not known.run:
+            plain = max(map(journal_number, journal_paths(self.directory)), default=0)
+            known = replace(known, run=uuid4().hex, plain_journals=plain, version=VERSION)
+            write_manifest(self.directory / "manifest.json", known)
+        return known.run
+
     def _recover(self) -> None:
         noted = seals.check(self.directory)  # before anything is removed: without its results a calls part looks void
         for half in (*self.directory.glob("*/.*.tmp"), *parts.void(self.directory)):
@@ -232,7 +138,7 @@ class RunStore:
         seals.record(self.directory, [parts.describe(path) for path in sealed if not seals.noted(path, noted)])
         self.outcomes, self._batch = load(self.directory, self._parse)
         self.lost = tuple(self._batch.in_flight.values())
-        spent = sorted(self.directory.glob("journal-*.jsonl"))
+        spent = journal_paths(self.directory)
         self._write_parts(self._begin_journal())
         self._half_sealed = False
         for path in spent:
@@ -334,6 +240,8 @@ class RunStore:
             if self._can_seal():
                 old = self._journal
                 self._finish_seal(old, self._begin_journal())
+            if not self._half_sealed and is_blank(self._journal.path):
+                seals.record_journals(self.directory, [])  # nothing is in it: whoever removes it does no harm
 
     def _can_seal(self) -> bool:
         # After a seal that failed, a newer part would declare the journal of the failed one spent.
@@ -371,10 +279,8 @@ class RunStore:
         self._batch = Batch(batch.number + 1, kept_on, in_flight=batch.in_flight)
         self._former, self._replies = self._replies, {call.fingerprint: call for call in kept_on}
         batch.calls = [call for call in batch.calls if not call.paid or call.row in finished]
-        self._journal = Journal(self.directory / f"journal-{self._batch.number:06d}.jsonl")
         carried = [*(call.line for call in kept_on), *map(sent_line, batch.in_flight.values())]
-        if carried:
-            self._journal.append(b"".join(carried))
+        self._journal = Journal(journal_path(self.directory, self._batch.number), self._run, carried)
         self._carried_bytes = self._journal.size
         return batch
 
@@ -388,7 +294,12 @@ class RunStore:
     def _write_parts(self, batch: Batch) -> None:
         self._journal.sync()
         parts.sync_directory(self.directory)
-        if not batch.results and not batch.calls:
+        due = bool(batch.results or batch.calls)
+        before = [
+            number for number in map(journal_number, journal_paths(self.directory)) if due and number <= batch.number
+        ]
+        seals.record_journals(self.directory, [*before, batch.number + 1])
+        if not due:
             return
         answers = {row: result.response for row, result in batch.results.items()}
         written = (

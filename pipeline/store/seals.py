@@ -2,19 +2,24 @@
 
 A line is written after its part is in place. A part without a line is one whose seal a kill cut short: the next start
 writes its line. Every start and every report compares names and sizes; `verify` reads each byte.
+
+A line of another kind names the journals that hold what is not sealed yet; the newest counts.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import orjson
 
 from pipeline.errors import RunStateError
 
 NAME = "parts.jsonl"
+_JOURNALS = b'{"journals":'
+
+Found = TypeVar("Found")
 
 
 class Sealed(NamedTuple):
@@ -35,37 +40,59 @@ def record(directory: Path, sealed: Sequence[Sealed]) -> None:
     """Add lines, forced to the disk. Raises `RunStateError` when the disk refuses."""
     if not sealed:
         return
+    _append(directory, [line._asdict() for line in sealed], sync=True)
+
+
+def record_journals(directory: Path, numbers: Sequence[int]) -> None:
+    """Note which journals hold what is not sealed yet, so that one that is removed is missed.
+
+    Raises as `record`. Without waiting for the disk: a power cut may take the note, and nothing with it.
+    """
+    _append(directory, [{"journals": numbers}], sync=False)
+
+
+def journals(directory: Path) -> list[int]:
+    """The journals that hold what is not sealed yet, as far as was noted."""
+    noted = [line for line in _lines(directory / NAME) if line.startswith(_JOURNALS)]
+    return _parsed(
+        directory / NAME, lambda: [int(number) for number in orjson.loads(noted[-1])["journals"]] if noted else []
+    )
+
+
+def _append(directory: Path, records: Sequence[Mapping[str, object]], *, sync: bool) -> None:
     path = directory / NAME
-    lines = b"".join(orjson.dumps(line._asdict(), option=orjson.OPT_APPEND_NEWLINE) for line in sealed)
+    lines = b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             _drop_torn_line(fd)
             os.write(fd, lines)
-            os.fsync(fd)
+            if sync:
+                os.fsync(fd)
         finally:
             os.close(fd)
     except OSError as error:
         raise RunStateError(
             f"cannot write {path}: {error.strerror}\nEvery part is whole: nothing is lost.",
-            "make room, then run the same command again",
+            "make room or mend the disk, then run the same command again",
         ) from None
 
 
 def read(directory: Path) -> dict[str, Sealed]:
     """Every part that was sealed, by its path in the run directory. A torn last line is left out."""
     path = directory / NAME
-    found = {}
-    for line in _lines(path):
-        try:
-            sealed = Sealed(**orjson.loads(line))
-        except (ValueError, TypeError):
-            raise RunStateError(
-                f"{path} is damaged\nThe parts themselves may be whole.",
-                "restore it, or move it away: the parts that are there are then taken as they are",
-            ) from None
-        found[sealed.part] = sealed
-    return found
+    lines = [line for line in _lines(path) if not line.startswith(_JOURNALS)]
+    return {sealed.part: sealed for sealed in _parsed(path, lambda: [Sealed(**orjson.loads(line)) for line in lines])}
+
+
+def _parsed(path: Path, parse: Callable[[], list[Found]]) -> list[Found]:
+    try:
+        return parse()
+    except (ValueError, TypeError, LookupError):
+        raise RunStateError(
+            f"{path} is damaged\nThe parts themselves may be whole.",
+            "restore it, or move it away: the parts that are there are then taken as they are",
+        ) from None
 
 
 def noted(part: Path, known: Mapping[str, Sealed]) -> bool:

@@ -21,7 +21,8 @@ from pipeline.providers.gemini import parse_reply
 from pipeline.records import Params, Prompt, Reply, Result, Usage
 from pipeline.report import failures, summarize
 from pipeline.store import parts, seals
-from pipeline.store.journal import Journal, kept
+from pipeline.store.journal import Journal
+from pipeline.store.lines import kept
 from pipeline.store.manifest import Manifest
 from pipeline.store.run import SEAL_ROWS, RunStore
 
@@ -117,7 +118,7 @@ def seal(directory: Path) -> list[tuple[str, float]]:
     parts.write_part(frame, directory, 1)
     written = time.perf_counter() - started - framed
     lines = b"".join(call.line for call in calls)
-    journal = Journal(directory / "sync")
+    journal = Journal(directory / "sync", "")
     journal.append(lines)
     started = time.perf_counter()
     journal.close()

@@ -1,0 +1,223 @@
+"""The lines of a journal: what is kept of requests, replies and outcomes, written as JSON and read again."""
+
+import base64
+from collections.abc import Callable
+from dataclasses import fields, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import orjson
+
+from pipeline.records import Prompt, Reply, Result, Usage
+
+_USAGE = tuple(field.name for field in fields(Usage))
+
+
+class Call(NamedTuple):
+    """One reply as it is kept, without its body, and where it belongs; `line` is its journal line, to copy it on."""
+
+    row: int
+    key: str
+    step: str
+    level: int
+    chunk: int
+    chunks: int
+    fingerprint: str
+    input_tokens_est: int
+    reply: Reply
+    paid: bool
+    line: bytes
+
+
+class Sent(NamedTuple):
+    """A request that left, as it is kept until its reply or failure follows."""
+
+    fingerprint: str
+    row: int
+    model: str
+    input_tokens_est: int
+    max_output_tokens: int | None
+
+
+class Ended(NamedTuple):
+    """A request that came back without an answer: it is in flight no more."""
+
+    fingerprint: str
+
+
+def call_line(prompt: Prompt, reply: Reply) -> bytes:
+    """The journal line of one reply: what was read from it, and its body byte for byte."""
+    record: dict[str, Any] = {
+        "call": {
+            "row": prompt.row,
+            "key": prompt.key,
+            "step": prompt.step,
+            "level": prompt.level,
+            "chunk": prompt.chunk,
+            "chunks": prompt.chunks,
+            "fingerprint": prompt.fingerprint,
+            "input_tokens_est": prompt.input_tokens_est,
+            "endpoint": reply.endpoint,
+            "latency_s": reply.latency_s,
+            "attempts": reply.attempts,
+            "rate_limited": reply.rate_limited,
+            "finished_at": reply.finished_at,
+            "model": reply.model,
+            "usage": _usage_fields(reply.usage),
+            "cost_usd": None if reply.cost_usd is None else str(reply.cost_usd),
+        }
+    }
+    call = record["call"]
+    if not reply.raw:
+        call["failure"] = [reply.status, reply.error_kind, reply.error]
+        return _line(record)
+    call["outcome"] = [reply.status, reply.finish_reason, reply.error_kind, reply.error, reply.response_id]
+    try:
+        call["body"] = reply.raw.decode()
+    except UnicodeDecodeError:
+        call["body_base64"] = base64.b64encode(reply.raw).decode()
+    return _line(record)
+
+
+def sent_line(sent: Sent) -> bytes:
+    """The journal line of a request that is about to leave."""
+    return _line({"sent": tuple(sent)})
+
+
+def ended_line(fingerprint: str) -> bytes:
+    """The journal line of a request that came back without an answer."""
+    return _line({"ended": fingerprint})
+
+
+def result_line(result: Result) -> bytes:
+    """The journal line of one document's outcome."""
+    record = {
+        "row": result.row,
+        "key": result.key,
+        "status": result.status,
+        "response": result.response,
+        "error_kind": result.error_kind,
+        "error": result.error,
+        "finish_reason": result.finish_reason,
+        "model": result.model,
+        "usage": _usage_fields(result.usage),
+        "input_tokens_est": result.input_tokens_est,
+        "cost_usd": None if result.cost_usd is None else str(result.cost_usd),
+        "calls": result.calls,
+        "chunks": result.chunks,
+        "attempts": result.attempts,
+        "rate_limited": result.rate_limited,
+        "latency_s": result.latency_s,
+        "finished_at": result.finished_at,
+        "changes": result.changes,
+    }
+    return _line({"result": record})
+
+
+def kept(prompt: Prompt, reply: Reply, line: bytes) -> Call:
+    """What is remembered of a reply that was just appended as `line`."""
+    return Call(
+        prompt.row,
+        prompt.key,
+        prompt.step,
+        prompt.level,
+        prompt.chunk,
+        prompt.chunks,
+        prompt.fingerprint,
+        prompt.input_tokens_est,
+        replace(reply, raw=reply.raw if reply.error_kind == "malformed_reply" else b""),
+        bool(reply.raw),
+        line,
+    )
+
+
+def record_of(line: bytes, parse: Callable[[bytes], Reply]) -> Call | Result | Sent | Ended:
+    """What a line says, a reply read again by the provider's `parse`.
+
+    Raises ValueError, LookupError, TypeError, AttributeError or ArithmeticError for a line that says nothing.
+    """
+    record = orjson.loads(line)
+    if "sent" in record:
+        return Sent(*record["sent"])
+    if "ended" in record:
+        return Ended(record["ended"])
+    return _read_call(record["call"], line, parse) if "call" in record else _read_result(record["result"])
+
+
+def _read_call(record: dict[str, Any], line: bytes, parse: Callable[[bytes], Reply]) -> Call:
+    cost = record["cost_usd"]
+    reply = replace(
+        _read_reply(record, parse),
+        usage=Usage(**record["usage"]),
+        model=record["model"],
+        endpoint=record["endpoint"],
+        latency_s=record["latency_s"],
+        attempts=record["attempts"],
+        rate_limited=record["rate_limited"],
+        finished_at=record["finished_at"],
+        cost_usd=None if cost is None else Decimal(cost),
+    )
+    return Call(
+        record["row"],
+        record["key"],
+        record["step"],
+        record["level"],
+        record["chunk"],
+        record["chunks"],
+        record["fingerprint"],
+        record["input_tokens_est"],
+        reply,
+        "failure" not in record,
+        line,
+    )
+
+
+def _read_reply(record: dict[str, Any], parse: Callable[[bytes], Reply]) -> Reply:
+    """What was decided when the reply came; its text is in the body."""
+    if "failure" in record:
+        status, kind, error = record["failure"]
+        return Reply("", status, error_kind=kind, error=error)
+    if "outcome" not in record:  # a line without checksum: its body was read as JSON, or kept as text
+        reply = parse(orjson.dumps(record["raw"]) if "raw" in record else record["raw_text"].encode())
+        return replace(reply, raw=reply.raw if reply.error_kind == "malformed_reply" else b"")
+    raw = record["body"].encode() if "body" in record else base64.b64decode(record["body_base64"])
+    status, finish_reason, kind, error, response_id = record["outcome"]
+    reply = Reply("", status, raw=raw) if kind == "malformed_reply" else replace(parse(raw), status=status, raw=b"")
+    return replace(reply, finish_reason=finish_reason, error_kind=kind, error=error, response_id=response_id)
+
+
+def _read_result(record: dict[str, Any]) -> Result:
+    cost, finished = record["cost_usd"], record["finished_at"]
+    return Result(
+        **{
+            **record,
+            "usage": Usage(**record["usage"]),
+            "cost_usd": None if cost is None else Decimal(cost),
+            "finished_at": None if finished is None else datetime.fromisoformat(finished),
+        }
+    )
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # half a surrogate pair, or a number of more than 64 bits: paid for all the same
+        return orjson.dumps(_tame(record), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _tame(value: Any) -> Any:
+    """The value with what no line can hold at the edge of what it can."""
+    if isinstance(value, dict):
+        return {name: _tame(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tame(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, int):
+        return value if isinstance(value, bool) else max(-(2**63), min(value, 2**63 - 1))
+    return value
+
+
+def _usage_fields(usage: Usage) -> dict[str, int]:
+    return {name: getattr(usage, name) for name in _USAGE}

@@ -1,0 +1,160 @@
+"""What a run directory says, read without changing it: the outcome of every row, and what is not sealed yet."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import RunStateError
+from pipeline.records import PASSING, STATUSES, Reply, Result, Status
+from pipeline.store import parts, seals
+from pipeline.store.journal import (
+    Whose,
+    check_first,
+    is_blank,
+    journal_number,
+    journal_path,
+    journal_paths,
+    read,
+)
+from pipeline.store.lines import Call, Ended, Sent
+from pipeline.store.manifest import read as read_manifest
+
+_PASSING_BIT = 0x80
+
+
+class Outcomes:
+    """The outcome of every row in one byte: 0 for none yet. 10 million rows take 10 MB."""
+
+    def __init__(self) -> None:
+        self._states = bytearray()
+
+    def set(self, row: int, status: Status, passing: bool) -> None:
+        """Remember a row's outcome; `passing` means that the next run tries it again."""
+        if row >= len(self._states):
+            self._states.extend(bytes(max(row + 1 - len(self._states), len(self._states))))
+        self._states[row] = STATUSES.index(status) + 1 | (_PASSING_BIT if passing else 0)
+
+    def done(self, row: int) -> bool:
+        """Whether the row has an outcome that stays."""
+        return row < len(self._states) and 0 < self._states[row] < _PASSING_BIT
+
+    def again(self, row: int) -> bool:
+        """Whether the row has an outcome, and is tried again all the same."""
+        return row < len(self._states) and self._states[row] >= _PASSING_BIT
+
+    def count(self, status: Status, *, lasting: bool = False) -> int:
+        """Rows with this outcome; `lasting` leaves out those that will be tried again."""
+        code = STATUSES.index(status) + 1
+        return self._states.count(code) + (0 if lasting else self._states.count(code | _PASSING_BIT))
+
+    def settle(self) -> None:
+        """Leave every outcome as it is: nothing is tried again."""
+        self._states = self._states.translate(bytes(code & ~_PASSING_BIT for code in range(256)))
+
+    def is_ok(self, row: int) -> bool:
+        """Whether the row was answered."""
+        return row < len(self._states) and self._states[row] == 1
+
+    def waiting(self) -> int:
+        """Rows whose failure may pass: the next run tries them again."""
+        return sum(self._states.count(code | _PASSING_BIT) for code in range(1, len(STATUSES) + 1))
+
+
+@dataclass
+class Batch:
+    """What one journal holds."""
+
+    number: int
+    calls: list[Call] = field(default_factory=list)
+    results: dict[int, Result] = field(default_factory=dict)
+    in_flight: dict[str, Sent] = field(default_factory=dict)  # sent, and neither answered nor refused so far
+    sealed: int = 0  # number of the parts that all of this comes after
+    journals: set[int] = field(default_factory=set)  # that it was read from
+
+
+def is_passing(result: Result) -> bool:
+    """Whether the next run tries this row again: it failed for a reason that may pass, and bought no answer."""
+    return result.status == "error" and result.error_kind in PASSING
+
+
+def load(directory: Path, parse: Callable[[bytes], Reply]) -> tuple[Outcomes, Batch]:
+    """State of a run directory, unchanged: outcomes by row, and what is not sealed yet, merged into one batch.
+
+    The directory may be in use: a seal that is completed meanwhile is followed, so that nothing is missed or counted
+    twice. Raises `RunStateError` for a part or a journal that is missing, damaged, or of another run.
+    """
+    seals.check(directory)
+    outcomes, sealed = Outcomes(), 0
+    while True:
+        for path in parts.part_paths(directory / "results"):
+            if parts.part_number(path) > sealed:
+                sealed = parts.part_number(path)
+                for row, status, kind in parts.read_part(path, ("row", "status", "error_kind")).iter_rows():
+                    outcomes.set(row, status, status == "error" and kind in PASSING)
+        expected = seals.journals(directory)
+        with suppress(FileNotFoundError):
+            unsealed = _unsealed(directory, sealed, parse)
+            if parts.newest(directory / "results") == sealed:
+                break
+    for number in expected:
+        if number > sealed and number not in unsealed.journals:
+            raise _gone(directory, number)
+    for result in unsealed.results.values():
+        outcomes.set(result.row, result.status, is_passing(result))
+    return outcomes, unsealed
+
+
+def whose(directory: Path) -> Whose:
+    """Whose journals lie there, by the manifest."""
+    manifest = read_manifest(directory / "manifest.json")
+    return Whose(manifest.run, manifest.plain_journals) if manifest else Whose("")
+
+
+def is_unused(directory: Path) -> bool:
+    """Whether the run was given up before its first call, as when its cost was not agreed to: it binds nobody."""
+    return not (
+        any(directory.glob("*/part-*.parquet"))
+        or seals.read(directory)
+        or not all(is_blank(path) for path in journal_paths(directory))
+    )
+
+
+def _unsealed(directory: Path, sealed: int, parse: Callable[[bytes], Reply]) -> Batch:
+    merged = Batch(sealed, sealed=sealed)
+    seen: set[bytes] = set()
+    paths = journal_paths(directory)
+    owner = whose(directory)  # after the paths: a run of an older version is given its identity before its next journal
+    for path in paths:
+        number = journal_number(path)
+        check_first(path, owner)
+        if number <= sealed:
+            continue
+        merged.number = number
+        if path.stat().st_size:
+            merged.journals.add(number)
+        for record in read(path, parse, owner):
+            if isinstance(record, Sent):
+                merged.in_flight[record.fingerprint] = record
+                continue
+            if isinstance(record, Result):
+                merged.results[record.row] = record
+                continue
+            merged.in_flight.pop(record.fingerprint, None)
+            if isinstance(record, Ended):
+                continue
+            if not record.paid or record.line not in seen:  # one carried on is in two journals until the seal is done
+                seen.add(record.line)
+                merged.calls.append(record)
+    return merged
+
+
+def _gone(directory: Path, number: int) -> RunStateError:
+    path = journal_path(directory, number)
+    return RunStateError(
+        f"{path} {'is empty' if path.exists() else 'is missing'}: replies that were paid for stand in it\n"
+        "Nothing was bought or written.",
+        f"restore it from a backup; or take the last line that names it out of {directory / seals.NAME}"
+        " to go on without it:"
+        " what stood in it is then bought again",
+    )
