@@ -315,8 +315,8 @@ def _numbers(monitor: Monitor) -> dict[str, object]:
         "seconds": round(monitor.seconds, 3),
         "rows_done": monitor.done,
         "calls": monitor.calls,
-        "cost_usd": str(monitor.cost_usd),
+        "cost_usd": float(round(monitor.cost_usd, 10)),
         "identical": saved.identical,
         "cached": saved.cached,
-        "saved_usd": str(saved.usd),
+        "saved_usd": float(round(saved.usd, 10)),
     }

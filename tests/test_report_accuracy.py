@@ -2,18 +2,19 @@
 
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import orjson
 from stores import CENT, answer, opened, paid, prompt, result
 
 from pipeline.report import summarize
 from pipeline.report.accuracy import PLAN_EVENT, Amounts, baseline, compare, logged
+from pipeline.report.events import Event, Started, parse_events
 
 
-def plan(rows: int = 10, at_s: float = 0.0, *, pilot: bool = False, **steps: Amounts) -> dict[str, Any]:
-    event = {"event": PLAN_EVENT, "at_s": at_s, "rows": rows, "pilot": pilot, "steps": logged(steps)}
-    return orjson.loads(orjson.dumps({**event, "seconds": 60.0, "based_on": "no answers yet"}))
+def plan(rows: int = 10, at_s: float = 0.0, *, pilot: bool = False, **steps: Amounts) -> Event:
+    told = {"event": PLAN_EVENT, "at_s": at_s, "rows": rows, "pilot": pilot, "steps": logged(steps)}
+    (event,) = parse_events([orjson.dumps({**told, "seconds": 60.0, "based_on": "no answers yet"})])
+    return event
 
 
 ONE = Amounts(10, 1000, 200, Decimal("0.5"))
@@ -26,7 +27,7 @@ def test_amounts_survive_the_log() -> None:
 
 
 def test_a_run_without_a_plan_has_no_accuracy() -> None:
-    assert baseline([{"event": "start", "rows": 3}]) is None
+    assert baseline([Started(event="start", rows=3)]) is None
 
 
 def test_a_pilot_is_no_estimate_of_the_run() -> None:
@@ -73,8 +74,8 @@ def test_the_report_tells_calls_before_the_plan_from_those_after_it(tmp_path: Pa
         for row, finished_at in enumerate((100.0, 200.0, 300.0)):
             store.append_call(prompt(row), paid(finished_at=finished_at))
             store.append_result(result(row))
-        event = plan(3, at_s=150.0, answer=Amounts(2, 20, 10, CENT * 3))
-        store.log(PLAN_EVENT, **{name: value for name, value in event.items() if name != "event"})
+        steps = logged({"answer": Amounts(2, 20, 10, CENT * 3)})
+        store.log(PLAN_EVENT, at_s=150.0, rows=3, pilot=False, steps=steps, seconds=60.0, based_on="")
         store.log("start", rows=3, pid=1)
         store.log("end", status="finished", seconds=50.0)
     accuracy = summarize(directory).accuracy

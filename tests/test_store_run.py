@@ -288,7 +288,7 @@ def test_the_log_is_json_lines_with_numbers_and_survives_a_full_disk(directory: 
     lines = [orjson.loads(line) for line in (directory / "run.log").read_bytes().splitlines()]
     assert [(line["event"], line.get("rows"), line.get("cost_usd")) for line in lines] == [
         ("start", 3, None),
-        ("progress", None, "0.5"),
+        ("progress", None, 0.5),
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.flags import JobPath, Json, Model, Offline, load_job
-from pipeline.errors import InputError, JobError, RunStateError
+from pipeline.errors import InputError, JobError, RunStateError, as_known
 
 
 class Algorithm(StrEnum):
@@ -58,7 +58,10 @@ def runs(json: Json = False) -> None:
     for directory in reports.every():
         try:
             summaries.append(reports.summarize(directory))
-        except RunStateError as damaged:  # the others are shown all the same
+        except (RunStateError, OSError) as error:  # the others are shown all the same
+            damaged = as_known(error)
+            if damaged is None:
+                raise
             console.show_error(damaged)
     if json:
         console.show_json([summary.as_json() for summary in summaries])

@@ -1,19 +1,19 @@
 """What a run directory says about its run, also while the run goes on. Reads only."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
-import orjson
 import polars as pl
 
 from pipeline.errors import RunStateError
 from pipeline.records import STATUSES, Reply, Status, Usage
 from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_step, baseline, compare
+from pipeline.report.events import Ended, Event, Progressed, Started, read_events
+from pipeline.report.latencies import Latencies
 from pipeline.store import parts, seals
 from pipeline.store.manifest import Lock, Manifest
 from pipeline.store.manifest import read as read_manifest
@@ -110,7 +110,7 @@ def every(runs: Path = RUNS) -> Iterator[Path]:
 
 @dataclass
 class _Sums:
-    """Sums over calls, taken part by part: of each call only its latency is kept, in 4 bytes."""
+    """Sums over calls, taken part by part: nothing is kept of each call."""
 
     planned_at_s: float | None  # when the plan was made that the run is measured by
     paid: Counter[str] = field(default_factory=Counter)  # tokens by counter
@@ -120,7 +120,7 @@ class _Sums:
     rate_limited: int = 0
     cost_usd: Decimal = Decimal(0)
     unpriced: int = 0
-    latencies_s: list[pl.Series] = field(default_factory=list)
+    latencies: Latencies = field(default_factory=Latencies)
 
     def add(self, calls: pl.DataFrame) -> None:
         """Add the calls of one part."""
@@ -134,7 +134,7 @@ class _Sums:
         self.rate_limited += int(calls["rate_limited"].sum())
         self.cost_usd += Decimal(paid["cost_usd"].sum())
         self.unpriced += paid["cost_usd"].null_count()
-        self.latencies_s.append(paid["latency_s"].cast(pl.Float32))
+        self.latencies.add(paid["latency_s"])
 
 
 def _add(sums: dict[str, Amounts], more: dict[str, Amounts]) -> None:
@@ -149,15 +149,14 @@ def summarize(directory: Path) -> Summary:
         raise RunStateError(f"{directory} is not a run directory", "`pipeline runs` lists them")
     outcomes, unsealed = load(directory, lambda raw: Reply("", "ok"))
     counts = Counter({status: outcomes.count(status) for status in STATUSES})
-    events = list(_events(directory / "run.log"))
+    events = read_events(directory / "run.log")
     plan = baseline(events)
     sums = _Sums(plan.at_s if plan else None)
     for path in parts.part_paths(directory / "calls"):
         if parts.part_number(path) <= unsealed.sealed:
             sums.add(parts.read_part(path, _CALL_COLUMNS))
     sums.add(parts.calls_frame(unsealed.calls, {}).select(_CALL_COLUMNS))
-    latencies = pl.concat(sums.latencies_s)
-    rows = next((event["rows"] for event in reversed(events) if event["event"] == "start"), counts.total())
+    rows = next((event.rows for event in reversed(events) if isinstance(event, Started)), counts.total())
     return Summary(
         manifest=manifest,
         directory=directory,
@@ -179,20 +178,20 @@ def summarize(directory: Path) -> Summary:
         input_tokens_est=sums.paid["input_tokens_est"],
         cost_usd=sums.cost_usd,
         unpriced=sums.unpriced,
-        identical=int(_over_sessions(events, "identical")),
-        cached=int(_over_sessions(events, "cached")),
-        saved_usd=_over_sessions(events, "saved_usd"),
-        latency_p50_s=latencies.quantile(0.5),
-        latency_p95_s=latencies.quantile(0.95),
-        seconds=float(_over_sessions(events, "seconds")),
+        identical=int(_over_sessions(events, lambda numbers: numbers.identical)),
+        cached=int(_over_sessions(events, lambda numbers: numbers.cached)),
+        saved_usd=_over_sessions(events, lambda numbers: numbers.saved_usd),
+        latency_p50_s=sums.latencies.quantile(0.5),
+        latency_p95_s=sums.latencies.quantile(0.95),
+        seconds=_seconds(events),
         accuracy=_accuracy(plan, sums, events),
     )
 
 
-def _accuracy(plan: Baseline | None, sums: _Sums, events: Sequence[dict[str, Any]]) -> Accuracy | None:
+def _accuracy(plan: Baseline | None, sums: _Sums, events: Sequence[Event]) -> Accuracy | None:
     if plan is None:
         return None
-    return compare(plan, sums.before, sums.steps, float(_over_sessions(events[plan.position :], "seconds")))
+    return compare(plan, sums.before, sums.steps, _seconds(events[plan.position :]))
 
 
 def in_use(directory: Path) -> bool:
@@ -218,30 +217,24 @@ def failures(directory: Path) -> list[Failure]:
     return [failure for _, failure in sorted(newest_failure.items()) if not outcomes.is_ok(failure.row)]
 
 
-def _events(log: Path) -> Iterator[dict[str, Any]]:
-    if not log.exists():
-        return
-    for line in log.read_bytes().splitlines():
-        try:
-            yield orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue  # a line torn by a kill
+def _status(events: Sequence[Event], directory: Path) -> str:
+    last = next((event for event in reversed(events) if isinstance(event, Started | Ended)), None)
+    if isinstance(last, Ended):
+        return last.status
+    return "running" if in_use(directory) else "interrupted"
 
 
-def _status(events: list[dict[str, Any]], directory: Path) -> str:
-    last = next((event for event in reversed(events) if event["event"] in ("start", "end")), None)
-    if last is None or last["event"] == "start":
-        return "running" if in_use(directory) else "interrupted"
-    return str(last["status"])
+def _seconds(events: Sequence[Event]) -> float:
+    return float(_over_sessions(events, lambda numbers: Decimal(str(numbers.seconds))))
 
 
-def _over_sessions(events: Sequence[dict[str, Any]], name: str) -> Decimal:
+def _over_sessions(events: Sequence[Event], of: Callable[[Progressed | Ended], Decimal | int]) -> Decimal:
     """Sum over the sessions; of a killed one, until its last sign of life."""
     total = current = Decimal(0)
     for event in events:
-        if event["event"] == "start":
+        if isinstance(event, Started):
             total += current
             current = Decimal(0)
-        elif event["event"] in ("progress", "end") and name in event:
-            current = Decimal(str(event[name]))
+        elif isinstance(event, Progressed | Ended):
+            current = Decimal(of(event))
     return total + current

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
 import polars as pl
+
+from pipeline.report.events import Event, Planned
 
 PLAN_EVENT = "plan"
 """Name of the line in run.log that holds what a session was expected to take."""
@@ -67,16 +68,15 @@ class Baseline:
     position: int  # of its line in the log
 
 
-def baseline(events: Sequence[Mapping[str, Any]]) -> Baseline | None:
+def baseline(events: Sequence[Event]) -> Baseline | None:
     """The plan to compare with, or None: a pilot's is none, nor one for another number of rows."""
-    plans = [(number, event) for number, event in enumerate(events) if event["event"] == PLAN_EVENT]
-    whole = [(number, event) for number, event in plans if not event["pilot"]]
-    found = next(((number, event) for number, event in whole if event["rows"] == whole[-1][1]["rows"]), None)
+    whole = [(number, event) for number, event in enumerate(events) if isinstance(event, Planned) and not event.pilot]
+    found = next(((number, event) for number, event in whole if event.rows == whole[-1][1].rows), None)
     if found is None:
         return None
     number, event = found
-    steps = {step: _amounts(values) for step, values in event["steps"].items()}
-    return Baseline(event["at_s"], steps, event["seconds"], event["based_on"], number)
+    steps = {step: Amounts(*amounts) for step, amounts in event.steps.items()}
+    return Baseline(event.at_s, steps, event.seconds, event.based_on, number)
 
 
 def compare(
@@ -113,14 +113,8 @@ def amounts_by_step(paid: pl.DataFrame) -> dict[str, Amounts]:
 def logged(steps: Mapping[str, Amounts]) -> dict[str, list[object]]:
     """Steps of a plan as they stand in the log."""
     return {
-        step: [each.calls, each.input_tokens, each.output_tokens, None if each.cost_usd is None else str(each.cost_usd)]
-        for step, each in steps.items()
+        step: [each.calls, each.input_tokens, each.output_tokens, _usd(each.cost_usd)] for step, each in steps.items()
     }
-
-
-def _amounts(values: Sequence[Any]) -> Amounts:
-    calls, given, out, cost = values
-    return Amounts(calls, given, out, None if cost is None else Decimal(cost))
 
 
 def _total(steps: Mapping[str, Amounts]) -> Amounts:

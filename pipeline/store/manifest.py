@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import RunStateError
 from pipeline.store.parts import sync_directory
@@ -26,7 +27,7 @@ class Manifest:
     job: str
     job_path: str
     fingerprint: str  # of all in the job that can change an answer
-    identity: Mapping[str, Any]  # what that fingerprint hashes, to say what differs
+    identity: Mapping[str, Mapping[str, Any]]  # what that fingerprint hashes, to say what differs
     source: str  # fingerprint of the input
     source_path: str
     output: str
@@ -38,6 +39,9 @@ class Manifest:
     version: int = VERSION
     run: str = ""  # what its journals begin with; empty in layout 1
     plain_journals: int = 0  # journals up to this number are of layout 1
+
+
+_SHAPE = TypeAdapter(Manifest)
 
 
 def write(path: Path, manifest: Manifest) -> None:
@@ -56,7 +60,8 @@ def write(path: Path, manifest: Manifest) -> None:
 def read(path: Path) -> Manifest | None:
     """The manifest, or None where there is none. Raises `RunStateError` for one that cannot be read."""
     try:
-        data = orjson.loads(path.read_bytes())
+        written = path.read_bytes()
+        data = orjson.loads(written)
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, OSError) as error:
@@ -68,8 +73,9 @@ def read(path: Path) -> Manifest | None:
             "upgrade prompt-pipeline, or start anew with `--fresh`",
         )
     try:
+        _SHAPE.validate_json(written, strict=True)
         return Manifest(**data)
-    except TypeError:
+    except (ValidationError, TypeError):
         raise RunStateError(f"{path} is not a manifest", "restore it, or start anew with `--fresh`") from None
 
 

@@ -45,6 +45,10 @@ SYNC_S = 0.2
 """Longest time that an answer is on its way to the disk itself; SIGKILL does not lose it, power loss may."""
 
 
+def _logged(value: object) -> object:
+    return float(round(value, 10)) if isinstance(value, Decimal) else str(value)
+
+
 class RunStore:
     """A run directory held by this process, from `open` to `close`."""
 
@@ -195,7 +199,7 @@ class RunStore:
     def log(self, event: str, **numbers: object) -> None:
         """One line in run.log: an event with numbers, never a key, never prompt text. A full disk drops it."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        line = orjson.dumps({"at": at, "event": event, **numbers}, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        line = orjson.dumps({"at": at, "event": event, **numbers}, default=_logged, option=orjson.OPT_APPEND_NEWLINE)
         with suppress(OSError):
             self._log.write(line)
 

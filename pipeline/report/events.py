@@ -1,0 +1,80 @@
+"""What run.log tells the report. A line that is damaged, or is no event of ours, is passed over."""
+
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+LINE_BYTES = 1_000_000
+"""A longer line is no event."""
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Seconds = Annotated[float, Field(ge=0, le=253_402_300_799)]  # also since the epoch: up to the year 9999
+Usd = Annotated[Decimal, Field(ge=0, le=10**12)]
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class Started(_Event):
+    """A session begins, with so many rows in the table."""
+
+    event: Literal["start"]
+    rows: Count
+
+
+class Planned(_Event):
+    """What the session was expected to take."""
+
+    event: Literal["plan"]
+    at_s: Seconds
+    rows: Count
+    pilot: bool
+    steps: dict[str, tuple[Count, Count, Count, Usd | None]]  # calls, tokens in, tokens out, cost
+    seconds: Seconds
+    based_on: str
+
+
+class _Numbers(_Event):
+    seconds: Seconds = 0
+    identical: Count = 0
+    cached: Count = 0
+    saved_usd: Usd = Decimal(0)
+
+
+class Progressed(_Numbers):
+    """A sign of life, with the session's numbers so far."""
+
+    event: Literal["progress"]
+
+
+class Ended(_Numbers):
+    """A session ends."""
+
+    event: Literal["end"]
+    status: Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
+
+
+Event = Started | Planned | Progressed | Ended
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+
+
+def read_events(log: Path) -> list[Event]:
+    """The events of a run, oldest first; none where there is no log that can be read."""
+    try:
+        with log.open("rb") as file:
+            return list(parse_events(iter(lambda: file.readline(LINE_BYTES), b"")))
+    except OSError:
+        return []
+
+
+def parse_events(lines: Iterable[bytes]) -> Iterator[Event]:
+    """The lines that are events."""
+    for line in lines:
+        try:
+            yield _EVENT.validate_json(line)
+        except ValidationError:  # torn by a kill, damaged, or an event that the report has no use for
+            continue
