@@ -66,18 +66,17 @@ class Shelf(Protocol):
         ...
 
 
-def shelf_of(job: Job) -> Shelf | None:
-    """The place that `[cache]` names, not opened yet; None without that section.
+def shelf_of(job: Job, suffix: str = "") -> Shelf | None:
+    """The place that `[cache]` names, not opened yet; None without that section. `suffix` goes to a file's name.
 
     Raises `JobError` when it is a Redis server and the extra is not installed, or its password is not set.
     """
     section = job.spec.cache
     if section is None:
         return None
-    if section.url is None:
-        return SqliteShelf(default_path(), section.max_age_days, section.max_mb)
-    if "://" not in section.url:
-        return SqliteShelf(Path(section.url).expanduser(), section.max_age_days, section.max_mb)
+    if section.url is None or "://" not in section.url:
+        path = Path(section.url).expanduser() if section.url else default_path()
+        return SqliteShelf(path.with_stem(path.stem + suffix), section.max_age_days, section.max_mb)
     password = None
     if section.password_env is not None and not (password := os.environ.get(section.password_env)):
         raise JobError(
@@ -92,9 +91,9 @@ def default_path() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt-pipeline" / "answers.sqlite"
 
 
-def service_of(job: Job) -> str:
-    """Who answers, for the key: a relay may serve something else under the same model name."""
-    return (job.spec.endpoint.base_url or DEFAULT_BASE_URL).rstrip("/")
+def service_of(job: Job, suffix: str = "") -> str:
+    """Who answers, for the key: a relay may serve something else under the same model name, as an emulator does."""
+    return (job.spec.endpoint.base_url or DEFAULT_BASE_URL).rstrip("/") + suffix
 
 
 def key_of(service: str, fingerprint: str) -> bytes:

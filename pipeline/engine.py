@@ -30,6 +30,7 @@ from pipeline.calls import (
 from pipeline.dispatch import Dispatcher
 from pipeline.errors import Halted, PipelineError, RowsFailed
 from pipeline.job import Job
+from pipeline.prices import Rates
 from pipeline.records import PASSING, Document, Reply, Result, Status, Usage
 from pipeline.store.run import RunStore
 
@@ -103,17 +104,20 @@ class Engine:
         spending: Spending,
         cache: AnswerCache | None = None,
         changes: str | None = None,
+        rates: Rates | None = None,
     ) -> None:
+        """`rates` are what a call costs, whatever the job and the tables say."""
         self._job = job
         self._batches = batches
         self._store = store
         self._spending = spending
         self.monitor = monitor
         tries: Tries = {}
-        self.dispatcher = monitor.dispatcher = dispatcher(journal(send, store, job.own_rates, tries, self._bought))
+        rates = rates or job.own_rates
+        self.dispatcher = monitor.dispatcher = dispatcher(journal(send, store, rates, tries, self._bought))
         call = record_failures(self.dispatcher.submit, store, tries)
-        call = budget(call, spending, job.own_rates, self.halt, self._tell)
-        call = cached(call, cache, job.own_rates, monitor.saved)
+        call = budget(call, spending, rates, self.halt, self._tell)
+        call = cached(call, cache, rates, monitor.saved)
         self._call = replay(single_flight(call, monitor.saved), store, monitor.saved)
         self._cache = cache
         self._changes = changes

@@ -283,6 +283,11 @@ def load(path: Path, flags: Mapping[str, object] | None = None) -> Job:
         raise JobError(f"{path} is not UTF-8 (byte {error.start})", "save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{path} is not valid TOML: {error}") from None
+    if path.stem.startswith(".") or not path.stem.isprintable():
+        raise JobError(
+            f"the job file is called {path.name!r}, and its run directory would be called {path.stem!r}",
+            "give it a plain name such as summarize.toml",
+        )
     origins = {
         f"{section}.{key}": str(path) for section, values in data.items() if isinstance(values, dict) for key in values
     }

@@ -90,8 +90,8 @@ MODELS: tuple[Model, ...] = (
 """Gemini's text models as documented on 2026-11-22. Other models are used by naming their prices in the job."""
 
 _BY_NAME = {model.name: model for model in MODELS}
-EMULATOR = "emulator"
-_FREE = Rates(Decimal(0), Decimal(0), Decimal(0))
+FREE = Rates(Decimal(0), Decimal(0), Decimal(0))
+"""What a rehearsal costs."""
 
 
 LONGEST_ANSWER_TOKENS = max(model.max_output_tokens for model in MODELS)
@@ -124,10 +124,8 @@ def answering(name: str, day: date) -> str:
 def rates(model: str, day: date, lane: Lane = "standard", long: bool = False) -> Rates | None:
     """Rates for requests to `model` on `day` (UTC), or None when no price is known: those of the model that answers.
 
-    A model that is off without a known successor keeps its last price. The emulator's answers cost nothing.
+    A model that is off without a known successor keeps its last price.
     """
-    if model == EMULATOR:
-        return _FREE
     from genai_prices import Usage as Priced  # takes 0.2 s to import
     from genai_prices import calc_price
 
@@ -162,7 +160,7 @@ def fixed_rates(input_usd: float, output_usd: float, cached_usd: float | None = 
 
 def effective_rates(model: str, day: date, lane: Lane, long: bool, own: Rates | None) -> Rates | None:
     """The job's `own` rates, on whatever lane and day, or else those of the tables."""
-    return own if own and model != EMULATOR else rates(model, day, lane, long)
+    return own or rates(model, day, lane, long)
 
 
 def cost(usage: Usage, model: str, at: datetime, lane: Lane = "standard", own: Rates | None = None) -> Decimal | None:

@@ -19,26 +19,35 @@ from pipeline.cache import AnswerCache, Shelf, service_of, shelf_of
 from pipeline.calls import Send, Spending, lost_usd
 from pipeline.dispatch import Dispatcher
 from pipeline.engine import Engine, Monitor
-from pipeline.errors import RESUMABLE, AuthError, JobError, PipelineError, RunStateError, resumable_once
+from pipeline.errors import (
+    RESUMABLE,
+    AuthError,
+    JobError,
+    PipelineError,
+    RunStateError,
+    ServiceError,
+    resumable_once,
+)
 from pipeline.job import Job, api_key
 from pipeline.plan import Plan
 from pipeline.plan.forecast import Bought
 from pipeline.providers.gemini import Gemini
 from pipeline.quota.book import QuotaBook
-from pipeline.records import STATUSES, Reply
+from pipeline.records import STATUSES, Prompt, Reply, Verdict
 from pipeline.report.accuracy import PLAN_EVENT, Amounts, logged
-from pipeline.session import Options, Session, check_rehearsal, limits_of, open_provider, session_schema
+from pipeline.session import Options, Session, asked, open_provider, session_schema
 from pipeline.session.estimates import planned
 from pipeline.session.state import quota_place, spend_place
 from pipeline.spend import SpendBook
 from pipeline.store.export import export
+from pipeline.store.manifest import SUFFIXES
 from pipeline.store.run import RunStore
 
 HEARTBEAT_S = 10.0
 """Between lines of numbers in run.log: what is not known of a killed run's duration, at most."""
 
 Watch = Callable[[Monitor], Coroutine[None, None, None]]
-Confirm = Callable[[Plan, bool], None]
+Confirm = Callable[[Plan, bool, Session], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,30 +85,27 @@ def _bought(store: RunStore) -> Bought:
     return bought
 
 
-def open_book(job: Job, endpoint: str, offline: bool) -> AbstractContextManager[QuotaBook | None]:
-    """Sends and day counts that all runs of one key and model share. An offline run keeps no book."""
-    if offline:
+def open_book(session: Session, endpoint: str) -> AbstractContextManager[QuotaBook | None]:
+    """Sends and day counts that all runs of one key and model share; an offline run keeps none."""
+    if session.options.offline:
         return nullcontext()
-    return QuotaBook(*quota_place(job, endpoint))
+    return QuotaBook(*quota_place(session.job, endpoint, session.kind))
 
 
-def open_spend(job: Job, endpoint: str, offline: bool) -> AbstractContextManager[SpendBook | None]:
-    """What all runs of one key spend, by day. An offline run spends nothing."""
-    return nullcontext() if offline else SpendBook(*spend_place(job, endpoint))
+def open_spend(session: Session, endpoint: str) -> AbstractContextManager[SpendBook | None]:
+    """What all runs of one key spend, by day. A rehearsal spends nothing."""
+    return nullcontext() if session.rehearsal else SpendBook(*spend_place(session.job, endpoint))
 
 
 async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
-    """Start the job's run, or continue it. `confirm` sees the plan and may raise; `watch` shows progress.
+    """Start the job's run, or continue it. `confirm` sees the plan, whether a run is continued, and the session as the
+    service made it, real or a rehearsal; it may raise. `watch` shows progress.
 
     Raises `PipelineError` for what is wrong before the first call, and for what goes wrong after it with exit code 3.
     """
     job, options = session.job, session.options
     if not options.offline:
         api_key(job)
-    elif options.pilot is None:
-        check_rehearsal(session)
-    if options.fresh:
-        set_aside(session.directory)
     seen: list[Monitor] = []
 
     def spent(error: PipelineError) -> bool:
@@ -111,6 +117,9 @@ async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
 
     with _rare_collections(), resumable_once(spent):
         async with open_provider(job, options.offline) as provider:
+            session = await asked(session, provider)
+            if options.fresh:
+                set_aside(session.directory)
             ended = await _run(session, provider, confirm, watched)
     if ended.stopped and spent(ended.stopped):
         ended.stopped.exit_code = RESUMABLE
@@ -134,7 +143,7 @@ def _rare_collections() -> Iterator[None]:
 
 async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watch) -> Ended:
     job, options = session.job, session.options
-    shelf = None if options.offline else shelf_of(job)
+    shelf = None if options.offline else shelf_of(job, SUFFIXES[session.kind])
     store = RunStore(session.directory, provider.parse)
     continued = store.open(session.manifest())
     try:
@@ -143,11 +152,12 @@ async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watc
         if options.skip_failed:
             store.outcomes.settle()
         plan = await planned(session, _done(session, store), _bought(store), store.spent_usd())
-        refuse_unpriced(job, options, plan)
-        confirm(plan, continued)
+        if not session.rehearsal:
+            refuse_unpriced(job, options, plan)
+        confirm(plan, continued, session)
         with ExitStack() as books:
-            book = books.enter_context(open_book(job, provider.endpoint, options.offline))
-            spent = books.enter_context(open_spend(job, provider.endpoint, options.offline))
+            book = books.enter_context(open_book(session, provider.endpoint))
+            spent = books.enter_context(open_spend(session, provider.endpoint))
             spending = _spending(session, store, spent)
             engine = _engine(session, store, provider, spending, book, shelf, plan)
             store.log(PLAN_EVENT, **_expectation(session, plan))
@@ -193,7 +203,7 @@ def refuse_unpriced(job: Job, options: Options, plan: Plan) -> None:
 
 
 def _spending(session: Session, store: RunStore, book: SpendBook | None) -> Spending:
-    if session.options.offline:
+    if session.rehearsal:
         return Spending(None)
     caps = session.job.spec.budget
     return Spending(
@@ -232,33 +242,62 @@ def _engine(
             shared.on_trouble = lambda message: heard("book", {"message": message})
 
     if store.lost:
-        most = Decimal(0) if options.offline else lost_usd(store.lost, session.job.own_rates)
+        most = lost_usd(store.lost, session.rates)
         heard("lost", {"requests": len(store.lost), "at_most_usd": most})
         store.forget_lost()
 
     def dispatcher(send: Send) -> Dispatcher:
         return Dispatcher(
             send,
-            limits_of(session.job, options.offline),
+            session.limits,
             count_tokens=provider.count_tokens,
             wait=options.wait,
             on_event=heard,
             book=book,
         )
 
-    cache = AnswerCache(shelf, service_of(session.job), provider.parse, heard) if shelf else None
+    cache = (
+        AnswerCache(shelf, service_of(session.job, SUFFIXES[session.kind]), provider.parse, heard) if shelf else None
+    )
     done = _done(session, store)
-    return Engine(
+
+    async def generate(prompt: Prompt) -> Reply | Verdict:
+        outcome = await provider.generate(prompt)
+        if stranger := _stranger(session, provider.endpoint, outcome):
+            engine.halt(stranger)
+            return Verdict("fatal", "server", stranger.message, sent=False)
+        return outcome
+
+    engine = Engine(
         session.working,
         session.documents(lambda row: not done(row), plan.order),
         store,
         dispatcher,
-        provider.generate,
+        generate,
         monitor,
         spending,
         cache,
         session.options.changes,
+        session.rates,
     )
+    return engine
+
+
+def _stranger(session: Session, endpoint: str, outcome: Reply | Verdict) -> ServiceError | None:
+    """Why this outcome counts as nothing: in the middle of a run another service answers than at its start."""
+    if outcome.emulated and not session.rehearsal:
+        return ServiceError(
+            f"{endpoint} answers as an emulator now, and did not at the start: none of its answers was taken",
+            "look at GOOGLE_GEMINI_BASE_URL, [endpoint] base_url and the proxy; the same command then goes on",
+        )
+    # A failure without the mark may be a proxy's: only an answer is certainly another service's.
+    if session.rehearsal and not outcome.emulated and isinstance(outcome, Reply):
+        return ServiceError(
+            f"{endpoint} answered as an emulator at the start, and does not now: a real service may have answered,"
+            " and may bill what was in flight. None of its answers was taken",
+            "look at GOOGLE_GEMINI_BASE_URL, [endpoint] base_url and the proxy before you run it again",
+        )
+    return None
 
 
 async def _attended(engine: Engine, store: RunStore, watch: Watch, books: ExitStack) -> None:
@@ -295,7 +334,7 @@ def _expectation(session: Session, plan: Plan) -> dict[str, object]:
             round(each.prompts),
             round(each.input_tokens),
             round(each.answer_tokens),
-            Decimal(0) if session.options.offline else each.cost_usd,
+            Decimal(0) if session.rehearsal else each.cost_usd,
         )
         for step, each in plan.steps.items()
     }

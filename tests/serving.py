@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from pipeline.emulator import EmulatorOptions, parse_faults
 
@@ -21,9 +21,12 @@ serve(pickle.load(sys.stdin.buffer), ready=lambda url: print(url, flush=True))
 
 @contextmanager
 def served(options: EmulatorOptions | None = None, *, faults: str = "", **flags: Any) -> Iterator[str]:
-    """Base URL of an emulator that is killed at the end: `served(rpm=60, faults="503:0.1")`."""
+    """Base URL of an emulator that is killed at the end: `served(rpm=60, faults="503:0.1")`.
+
+    It plays the service itself: a run against it is a real one. With `marked=True` it is a rehearsal.
+    """
     if options is None:
-        options = EmulatorOptions(faults=parse_faults(faults), **flags)
+        options = EmulatorOptions(faults=parse_faults(faults), **{"marked": False, "model_version": None, **flags})
     process = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         process.stdin.write(pickle.dumps(options))
@@ -45,5 +48,5 @@ def served(options: EmulatorOptions | None = None, *, faults: str = "", **flags:
 def stats(base_url: str, prompts: bool = False, log: bool = False) -> dict[str, Any]:
     """The served emulator's counters."""
     query = f"prompts={str(prompts).lower()}&log={str(log).lower()}"
-    with urlopen(f"{base_url}/emulator/stats?{query}") as response:
+    with build_opener(ProxyHandler({})).open(f"{base_url}/emulator/stats?{query}") as response:
         return json.load(response)

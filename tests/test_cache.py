@@ -494,7 +494,7 @@ async def quiet(monitor: Monitor) -> None:
 def play(path: Path, fresh: bool = False, **sections: Any) -> report.Summary:
     job = make_job(path, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, **sections})
     prepared = session.prepare(job, session.Options(fresh=fresh))
-    ended = anyio.run(running.run, prepared, lambda plan, continued: None, quiet)
+    ended = anyio.run(running.run, prepared, lambda plan, continued, session: None, quiet)
     assert ended.exit_code == 0
     return ended.summary
 

@@ -203,7 +203,7 @@ def test_a_rehearsal_can_be_estimated_beside_real_answers(
         with_key(monkeypatch, url)
         assert cli("run", job, "--yes").code == 0
     assert cli("estimate", job, "--offline").code == 0
-    assert cli("run", job, "--offline").code == 2
+    assert cli("run", job, "--offline", "--json").json["output"] == "out-offline.parquet"
 
 
 def test_prices_of_the_job_stand_beside_the_list(here: Path, cli: Callable[..., Ran]) -> None:

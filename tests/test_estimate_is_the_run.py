@@ -68,7 +68,7 @@ class Desk:
         return anyio.run(estimates.estimate, self.session(), Wishes(**wishes)).plan
 
     def run(self, **options: Any) -> running.Ended:
-        return anyio.run(running.run, self.session(**options), lambda plan, continued: None, quiet)
+        return anyio.run(running.run, self.session(**options), lambda plan, continued, session: None, quiet)
 
     def pilot(self, number: int) -> None:
         self.run(pilot=anyio.run(estimates.pilot_rows, self.session(), number))

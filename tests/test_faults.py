@@ -34,7 +34,7 @@ def play(here: Path, url: str, **sections: dict) -> running.Ended:
     """One session of the job against the service at `url`."""
     path = write_job(here, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, "endpoint": {"base_url": url}, **sections})
     prepared = session.prepare(load(path), session.Options())
-    return anyio.run(running.run, prepared, lambda plan, continued: None, quiet)
+    return anyio.run(running.run, prepared, lambda plan, continued, session: None, quiet)
 
 
 def output() -> pl.DataFrame:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.plan.amounts import Cell, Tier, Work
 from pipeline.plan.costs import cost_by_day, cost_over, notices, priced, split_by_day
-from pipeline.prices import EMULATOR, Lane, cost, fixed_rates
+from pipeline.prices import Lane, cost, fixed_rates
 from pipeline.records import Usage
 
 NOVEMBER, DECEMBER, JANUARY = date(2026, 11, 22), date(2026, 12, 1), date(2027, 1, 1)
@@ -68,10 +68,6 @@ def test_own_prices_hold_on_every_lane_and_for_long_prompts() -> None:
     for lane in get_args(Lane):
         assert priced(SHORT, "mine", NOVEMBER, lane, own) == Decimal("0.06") + Decimal("0.02") + Decimal("0.03")
     assert priced(LONG, "mine", NOVEMBER, own=own) == Decimal("0.1") + Decimal("0.002")
-
-
-def test_the_emulator_costs_nothing_whatever_the_job_says() -> None:
-    assert priced(SHORT, EMULATOR, NOVEMBER, own=fixed_rates(1, 2)) == 0
 
 
 @given(st.integers(0, 10**5), st.integers(0, 10**5), st.integers(0, 10**4), st.integers(0, 10**4))
@@ -193,7 +189,6 @@ def test_small_sums_keep_their_digits() -> None:
         ("gemini-3.1-flash-lite", at(23), ()),
         (LITE, at(23), ()),
         ("gemini-9-none", at(23), ()),
-        (EMULATOR, at(23), ()),
     ],
 )
 def test_what_comes_soon_after_the_run(model: str, start: datetime, expected: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from pipeline.plan.earlier import earlier
 from pipeline.plan.learned import Learned
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Usage
-from pipeline.store.manifest import VERSION
+from pipeline.store.manifest import VERSION, Kind
 from pipeline.store.run import RunStore
 
 KINDS = pl.Series([0, 1, 2, 0, 1, 2] * 20, dtype=pl.UInt8)
@@ -25,8 +25,8 @@ def job(tmp_path: Path) -> Job:
     return make_job(tmp_path)
 
 
-def look(tmp_path: Path, job: Job, offline: bool = False, most: int = 200_000) -> Learned:
-    return earlier(tmp_path / "runs", job, offline, "table", KINDS, most=most)
+def look(tmp_path: Path, job: Job, kind: Kind = "real", most: int = 200_000) -> Learned:
+    return earlier(tmp_path / "runs", job, kind, "table", KINDS, most=most)
 
 
 @contextmanager
@@ -106,13 +106,15 @@ def test_rows_of_another_table_are_of_no_kind(tmp_path: Path, job: Job, fields: 
     assert known.ratio("answer", 0) == known.ratio("answer", 2)
 
 
-@pytest.mark.parametrize("offline", [False, True])
-def test_the_emulator_teaches_rehearsals_only(tmp_path: Path, job: Job, offline: bool) -> None:
+@pytest.mark.case("O6")
+@pytest.mark.parametrize(("kind", "ratio"), [("real", 1.5), ("offline", 0.7), ("rehearsal", 0.9)])
+def test_runs_of_the_same_kind_teach_and_no_others(tmp_path: Path, job: Job, kind: Kind, ratio: float) -> None:
     bought(tmp_path, job, tokens=150)
     bought(tmp_path, job, "job-offline", tokens=70, offline=True)
-    known = look(tmp_path, job, offline)
+    bought(tmp_path, job, "job-rehearsal", tokens=90, rehearsal=True)
+    known = look(tmp_path, job, kind)
     assert known.based_on == "6 answers of this run"
-    assert known.ratio("answer", 0).value == pytest.approx(0.7 if offline else 1.5)
+    assert known.ratio("answer", 0).value == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +279,7 @@ def test_answers_about_this_table_weigh_the_rows_that_they_stand_for(tmp_path: P
     with run(tmp_path, job) as store:
         buy(store, range(3), tokens=100)
         buy(store, range(90, 93), tokens=200)
-    known = earlier(tmp_path / "runs", job, False, "table", KINDS, strata)
+    known = earlier(tmp_path / "runs", job, "real", "table", KINDS, strata)
     assert known.ratio("answer", 0).value == pytest.approx(0.75 * 1 + 0.25 * 2)
-    elsewhere = earlier(tmp_path / "runs", job, False, "another table", KINDS, strata)
+    elsewhere = earlier(tmp_path / "runs", job, "real", "another table", KINDS, strata)
     assert elsewhere.ratio("answer", 0).value == pytest.approx(1.5)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.prices import (
-    EMULATOR,
+    FREE,
     HORIZON,
     LONG_PROMPT_TOKENS,
     MODELS,
@@ -163,9 +163,10 @@ def test_another_vendors_model_is_not_priced_as_googles() -> None:
 
 
 @pytest.mark.parametrize("lane", get_args(Lane))
-def test_the_emulator_costs_nothing_whatever_the_job_says(lane: Lane) -> None:
-    assert cost(Usage(10**9, 0, 10**9), EMULATOR, NOON, lane) == 0
-    assert cost(Usage(10**9, 0, 10**9), EMULATOR, NOON, lane, own=fixed_rates(1, 2)) == 0
+def test_a_rehearsal_costs_nothing_and_a_model_that_is_called_emulator_does(lane: Lane) -> None:
+    assert cost(Usage(10**9, 0, 10**9), LITE, NOON, lane, own=FREE) == 0
+    assert cost(Usage(10**9, 0, 10**9), "emulator", NOON, lane) is None
+    assert cost(Usage(10**6, 0, 10**6), "emulator", NOON, lane, own=fixed_rates(1, 2)) == 3
 
 
 # ---- one call
@@ -252,7 +253,6 @@ def test_model_names_are_unique_and_found_with_googles_prefix_too() -> None:
         ("gemini-flash-lite-latest", NOVEMBER, LITE),
         ("gemini-pro-latest", NOVEMBER, "gemini-3.1-pro-preview"),
         ("gemini-9-none", NOVEMBER, "gemini-9-none"),
-        (EMULATOR, NOVEMBER, EMULATOR),
     ],
 )
 def test_who_answers(name: str, day: date, expected: str) -> None:
@@ -266,10 +266,9 @@ def test_every_successor_and_alias_is_a_model_that_is_served() -> None:
             assert found is not None and found.off is None and found.alias_of is None
 
 
-def test_own_rates_hold_on_every_day_and_lane_but_not_for_the_emulator() -> None:
+def test_own_rates_hold_on_every_day_and_lane() -> None:
     own = fixed_rates(1, 2)
     assert effective_rates("gemini-2.5-pro", DECEMBER, "batch", True, own) == own
-    assert effective_rates(EMULATOR, DECEMBER, "batch", True, own) == fixed_rates(0, 0)
     assert effective_rates(LITE, DECEMBER, "flex", False, None) == rates(LITE, DECEMBER, "flex")
 
 

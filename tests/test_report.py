@@ -147,6 +147,7 @@ def test_the_json_has_stable_keys_and_counts_tool_tokens_as_input(directory: Pat
         spend(store)
     assert summarize(directory).as_json() == {
         "run": "notes",
+        "rehearsal": True,
         "status": "interrupted",
         "rows": 5,
         "ok": 1,

@@ -16,7 +16,7 @@ TEXT = "The river flooded the town. The town had postponed the wall. A bakery ga
 
 @pytest.fixture(scope="module")
 def base_url() -> Iterator[str]:
-    with served(thinking_tokens=7) as url:
+    with served(thinking_tokens=7, marked=True, model_version="emulator") as url:
         yield url
 
 

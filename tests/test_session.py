@@ -38,7 +38,7 @@ async def quiet(monitor: Monitor) -> None:
 def play(path: Path, options: Options | None = None, **sections: dict) -> running.Ended:
     job = make_job(path, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, **sections})
     prepared = session.prepare(job, options or Options(offline=True))
-    return anyio.run(running.run, prepared, lambda plan, continued: None, quiet)
+    return anyio.run(running.run, prepared, lambda plan, continued, session: None, quiet)
 
 
 def test_confirm_sees_the_plan_and_can_stop_before_anything_is_sent(here: Path) -> None:
@@ -47,7 +47,7 @@ def test_confirm_sees_the_plan_and_can_stop_before_anything_is_sent(here: Path) 
 
     seen: list[tuple[Plan, bool]] = []
 
-    def confirm(plan: Plan, continued: bool) -> None:
+    def confirm(plan: Plan, continued: bool, session: session.Session) -> None:
         seen.append((plan, continued))
         raise No
 
@@ -62,20 +62,20 @@ def test_confirm_sees_the_plan_and_can_stop_before_anything_is_sent(here: Path) 
 def test_a_column_and_the_text_may_both_stand_in_a_template(here: Path) -> None:
     ended = play(here, input={"text": "note"}, prompt={"template": "{{ topic }}: {{ text }}"})
     assert ended.summary.outcomes["ok"] == 3
-    assert pl.read_ndjson("results/out.jsonl").columns[0] == "topic"
-    assert "note" not in pl.read_ndjson("results/out.jsonl").columns
+    assert pl.read_ndjson("results/out-offline.jsonl").columns[0] == "topic"
+    assert "note" not in pl.read_ndjson("results/out-offline.jsonl").columns
 
 
 def test_include_text_keeps_the_text(here: Path) -> None:
     play(here, input={"text": "note"}, prompt={"template": "{{ text }}"}, output={"include_text": True})
-    assert pl.read_ndjson("results/out.jsonl")["note"].to_list() == ["a", "b", "c"]
+    assert pl.read_ndjson("results/out-offline.jsonl")["note"].to_list() == ["a", "b", "c"]
 
 
 def test_an_empty_text_is_invalid_and_costs_no_call(here: Path) -> None:
     (here / "topics.csv").write_text("topic,note\nrain,a\nsnow,\nfog,c\n")
     ended = play(here, input={"text": "note"}, prompt={"template": "{{ text }}"})
     assert (ended.summary.outcomes["invalid"], ended.summary.calls, ended.exit_code) == (1, 2, 1)
-    row = pl.read_ndjson("results/out.jsonl").row(1, named=True)
+    row = pl.read_ndjson("results/out-offline.jsonl").row(1, named=True)
     assert (row["status"], row["error_kind"], row["calls"], row["chunks"]) == ("invalid", "empty_input", 0, 0)
 
 
@@ -90,7 +90,7 @@ def test_a_budget_needs_a_price(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     prepared = session.prepare(job, Options())
     with pytest.raises(JobError, match="price of mystery-model is unknown"):
-        anyio.run(running.run, prepared, lambda plan, continued: None, quiet)
+        anyio.run(running.run, prepared, lambda plan, continued, session: None, quiet)
 
 
 def test_the_days_budget_is_shared_by_all_runs_of_a_key(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,9 +116,12 @@ def test_own_prices_make_any_model_known(here: Path) -> None:
     session.check_model(job, offline=False)
 
 
-def test_offline_unset_limits_are_none_and_online_unknown(here: Path) -> None:
+def test_offline_limits_are_obeyed_when_asked_and_online_always(here: Path) -> None:
     job = make_job(here, PLAIN, limits={"rpm": 5})
-    assert session.limits_of(job, offline=True) == Limits(5, 0, None, None)
+    assert session.limits_of(job, offline=True) == Limits(0, 0, 0, None)
+    assert session.limits_of(job, offline=True, pace=True) == Limits(5, 0, 0, None)
+    flagged = load(job.path, {"limits.rpd": 7})
+    assert session.limits_of(flagged, offline=True) == Limits(0, 0, 7, None), "a flag means itself"
     assert session.limits_of(job, offline=False) == Limits(5, None, None, None)
 
 
@@ -166,7 +169,7 @@ def test_identical_prompts_are_sent_once_across_seals_and_starts(here: Path, mon
     both = play(here).summary
     assert (both.outcomes["ok"], both.calls, both.identical) == (180, 60, 120)
     assert len(list(Path("runs/job-offline/results").iterdir())) > 3
-    answers = pl.read_ndjson("results/out.jsonl")["response"].to_list()
+    answers = pl.read_ndjson("results/out-offline.jsonl")["response"].to_list()
     assert answers[:60] == answers[60:120] == answers[:119:-1]
 
 
@@ -246,18 +249,18 @@ def test_a_sorted_table_is_answered_whole_and_in_its_order_after_ctrl_c_and_resu
         os.kill(os.getpid(), signal.SIGINT)
         await anyio.sleep_forever()
 
-    first = anyio.run(running.run, prepared, lambda plan, continued: plans.append(plan), interrupt)
+    first = anyio.run(running.run, prepared, lambda plan, continued, session: plans.append(plan), interrupt)
     assert first.interrupted and rows // 3 <= first.summary.done < rows
-    part = pl.read_ndjson("results/out.jsonl")
+    part = pl.read_ndjson("results/out-offline.jsonl")
     assert part["id"].to_list() == [f"k{row}" for row in range(rows)]
     answered = part.with_row_index().filter(pl.col("status") == "ok")["index"]
     assert answered.min() < 500 and answered.max() > rows * 0.6, "short rows and long ones"
     assert 0.2 < (answered < rows // 2).mean() < 0.8
 
-    last = anyio.run(running.run, prepared, lambda plan, continued: plans.append(plan), quiet)
+    last = anyio.run(running.run, prepared, lambda plan, continued, session: plans.append(plan), quiet)
     assert all(plan.order for plan in plans) or plans[1].documents <= BATCH_ROWS
     assert last.exit_code == 0 and last.summary.calls == rows, "every row bought once"
-    whole = pl.read_ndjson("results/out.jsonl")
+    whole = pl.read_ndjson("results/out-offline.jsonl")
     assert whole["id"].to_list() == [f"k{row}" for row in range(rows)]
     assert set(whole["status"]) == {"ok"}
     results = pl.concat([pl.read_parquet(path) for path in prepared.directory.glob("results/*.parquet")])

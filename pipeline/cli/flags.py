@@ -22,6 +22,7 @@ Rpm = Annotated[int | None, typer.Option("--rpm", help="requests per minute; 0: 
 Tpm = Annotated[int | None, typer.Option("--tpm", help="input tokens per minute; 0: no limit")]
 Rpd = Annotated[int | None, typer.Option("--rpd", help="requests per day; 0: no limit")]
 MaxCost = Annotated[str | None, typer.Option("--max-cost", metavar="USD", help="stop before this is passed")]
+Pace = Annotated[bool, typer.Option("--pace", help="with --offline: keep to the job's [limits] all the same")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before spending")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="only the first N rows")]
 

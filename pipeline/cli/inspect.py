@@ -180,4 +180,7 @@ def emulate(
 def _say_ready(url: str) -> None:
     sys.stdout.write(f"{url}\n")
     sys.stdout.flush()
-    sys.stderr.write(f"hint: `GOOGLE_GEMINI_BASE_URL={url} GEMINI_API_KEY=any pipeline run JOB --yes`; Ctrl-C stops\n")
+    sys.stderr.write(
+        f"hint: `GOOGLE_GEMINI_BASE_URL={url} GEMINI_API_KEY=rehearsal pipeline run JOB` rehearses it, in"
+        " runs/JOB-rehearsal, apart from real answers; Ctrl-C stops\n"
+    )

@@ -15,6 +15,7 @@ from pipeline.cli.flags import (
     Model,
     Offline,
     Out,
+    Pace,
     Rpd,
     Rpm,
     Tpm,
@@ -60,6 +61,7 @@ def run(
     tpm: Tpm = None,
     rpd: Rpd = None,
     json: Json = False,
+    pace: Pace = False,
     show_config: Annotated[bool, typer.Option("--show-config", help="say where each setting comes from")] = False,
 ) -> None:
     """Start this job's run, or continue it."""
@@ -71,7 +73,15 @@ def run(
         return
     changed = parse_changes(changes, retry)
     options = session.Options(
-        offline, limit, parse_usd(max_cost), fresh, parse_kinds(retry), skip_failed, wait, changes=canonical(changed)
+        offline,
+        limit,
+        parse_usd(max_cost),
+        fresh,
+        parse_kinds(retry),
+        skip_failed,
+        wait,
+        changes=canonical(changed),
+        pace=pace,
     )
     redo = load_job(job, out, model, rpm, tpm, rpd, changed) if changed else None
     prepared = session.prepare(loaded, options, redo)
@@ -87,7 +97,7 @@ def run(
     elif ended.interrupted:
         console.show_hint("nothing is lost; the same command continues")
     elif ended.exit_code == 1:
-        console.show_hint(f"`pipeline report {prepared.directory} --failed` lists the rows that are not ok")
+        console.show_hint(f"`pipeline report {ended.summary.directory} --failed` lists the rows that are not ok")
     raise typer.Exit(ended.exit_code)
 
 
@@ -117,6 +127,7 @@ def estimate(
     rpm: Rpm = None,
     tpm: Tpm = None,
     rpd: Rpd = None,
+    pace: Pace = False,
     json: Json = False,
 ) -> None:
     """Dry run: prompts, tokens, cost, time, days of quota. Nothing is sent without --pilot or --exact."""
@@ -130,7 +141,9 @@ def estimate(
 
     loaded = load_job(job, None, model, rpm, tpm, rpd)
     wishes = estimates.Wishes(everything, exact, compare, next_time(by, datetime.now(UTC)) if by else None)
-    prepared = session.prepare(loaded, session.Options(offline, limit, parse_usd(max_cost)))
+    prepared = session.prepare(loaded, session.Options(offline, limit, parse_usd(max_cost), pace=pace))
+    if pilot is not None or exact:
+        prepared = anyio.run(session.identified, prepared)
     if pilot is not None:
         _pilot(prepared, pilot, yes, json)
     with console.busy("reading the table" + (", having prompts counted" if exact else "")):
@@ -177,21 +190,19 @@ def _run(prepared: "Session", yes: bool, watch: "Watch") -> "Ended":
 
     with ExitStack() as reading:
         reading.enter_context(console.busy("reading the table"))
-        confirm = _confirm(prepared, yes, reading.close)
+        confirm = _confirm(yes, reading.close)
         return anyio.run(running.run, prepared, confirm, watch, backend_options=backend())
 
 
-def _confirm(prepared: "Session", yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool], None]":
+def _confirm(yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool, Session], None]":
     """Show the plan and ask; `read` is called when it is known."""
     from pipeline import console
 
-    offline = prepared.options.offline
-
-    def confirm(plan: "Plan", continued: bool) -> None:
+    def confirm(plan: "Plan", continued: bool, session: "Session") -> None:
         read()
-        pilot = prepared.options.pilot is not None
-        console.show_start(plan, prepared.job.name, str(prepared.directory), continued, offline, pilot)
-        if not (offline or yes or plan.load.prompts == 0):
+        pilot = session.options.pilot is not None
+        console.show_start(plan, session.job.name, str(session.directory), continued, session.kind, pilot)
+        if not (session.rehearsal or yes or plan.load.prompts == 0):
             if not (sys.stdin.isatty() and sys.stderr.isatty()):
                 raise JobError("nobody is here to say yes to the cost", "add `--yes`, and perhaps `--max-cost USD`")
             with _heeding_ctrl_c():

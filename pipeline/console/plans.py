@@ -18,6 +18,7 @@ from pipeline.plan.plans import Example, Found
 from pipeline.plan.timing import Deadline, Timeline
 from pipeline.prices import Lane
 from pipeline.session.estimates import Estimate
+from pipeline.store.manifest import Kind
 from pipeline.terminal import one_line
 
 _FOUND = {
@@ -289,10 +290,10 @@ def _moment(at: datetime) -> str:
     return f"{local:%a} {local.day} {local:%b}{year} {local:%H:%M}"
 
 
-def show_start(plan: Plan, name: str, directory: str, continued: bool, offline: bool, pilot: bool = False) -> None:
+def show_start(plan: Plan, name: str, directory: str, continued: bool, kind: Kind, pilot: bool = False) -> None:
     """What is about to be done, before the first call."""
     if plan.load.prompts:
-        cost = "offline, costs nothing" if offline else _cost(plan.cost_usd)
+        cost = _cost(plan.cost_usd) if kind == "real" else f"{kind}, costs nothing"
         left = f"{things(plan.load.prompts, 'call')}, {cost}, about {duration(plan.timeline.seconds)}"
     else:
         left = "nothing is left to be sent"

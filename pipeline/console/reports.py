@@ -24,7 +24,7 @@ def show_summary(summary: Summary, to: Console = out) -> None:
         styled(
             (one_line(manifest.job), "bold"),
             f"   {summary.status}   {one_line(manifest.model)}",
-            ("   offline: the emulator's answers" if manifest.offline else "", "yellow"),
+            ("" if manifest.kind == "real" else f"   {manifest.kind}: the emulator's answers", "yellow"),
             "\n",
         )
     )
@@ -125,12 +125,13 @@ def show_runs(summaries: Iterable[Summary]) -> None:
             summary.status,
             f"{summary.done:,} / {summary.rows:,}",
             f"{summary.outcomes['ok']:,}",
+            "" if summary.manifest.kind == "real" else summary.manifest.kind,
             "unknown" if summary.unpriced else money(summary.cost_usd),
             summary.manifest.created_at[:16].replace("T", " "),
         )
         for summary in summaries
     ]
-    show_grid(("run", "status", "rows", "ok", "cost", "started (UTC)"), lines)
+    show_grid(("run", "status", "rows", "ok", "", "cost", "started (UTC)"), lines)
 
 
 def show_models(lines: Sequence[dict[str, object]]) -> None:

@@ -16,7 +16,7 @@ from pipeline.job import Job
 from pipeline.plan.learned import CALL_COLUMNS, THIS_RUN, Learned, learn, merged
 from pipeline.records import Reply, Step
 from pipeline.store import parts
-from pipeline.store.manifest import Manifest
+from pipeline.store.manifest import SUFFIXES, Kind, Manifest
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.state import load
 
@@ -41,7 +41,7 @@ class _Run:
 def earlier(
     runs: Path,
     job: Job,
-    offline: bool,
+    kind: Kind,
     source_fingerprint: str,
     kinds: pl.Series,
     strata: pl.Series | None = None,
@@ -49,12 +49,12 @@ def earlier(
 ) -> Learned:
     """What the newest `most` calls under `runs` teach for `job`; of its own run first, however old.
 
-    `kinds` and `strata` are those of each row of the table with that fingerprint, as `learn` takes them. The emulator's
-    answers teach offline runs only, and the model's only others. What cannot be read is passed over: it must not keep
+    `kinds` and `strata` are those of each row of the table with that fingerprint, as `learn` takes them. Only runs of
+    the same `kind` teach: a rehearsal says nothing of the service. What cannot be read is passed over: it must not keep
     anybody from a plan.
     """
     sources: list[Learned] = []
-    for run in _alike(runs, job, offline, source_fingerprint):
+    for run in _alike(runs, job, kind, source_fingerprint):
         if most <= 0:
             break
         try:
@@ -69,12 +69,12 @@ def earlier(
     return merged(*sources)
 
 
-def _alike(runs: Path, job: Job, offline: bool, source_fingerprint: str) -> list[_Run]:
+def _alike(runs: Path, job: Job, kind: Kind, source_fingerprint: str) -> list[_Run]:
     """Runs that can teach anything: the job's own, then the newest first."""
-    own = runs / (f"{job.name}-offline" if offline else job.name)
+    own = runs / f"{job.name}{SUFFIXES[kind]}"
     found = []
     for manifest, directory in _manifests(runs):
-        if manifest.offline != offline or manifest.model != job.params.model:
+        if manifest.kind != kind or manifest.model != job.params.model:
             continue
         try:
             inputs, lengths = _taught(manifest.identity, job.identity)

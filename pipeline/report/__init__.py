@@ -63,6 +63,7 @@ class Summary:
         """The stable keys of `run --json` and `report --json`."""
         return {
             "run": self.manifest.job,
+            "rehearsal": self.manifest.kind != "real",
             "status": self.status,
             "rows": self.rows,
             **{status: self.outcomes[status] for status in STATUSES},

@@ -14,9 +14,9 @@ import polars as pl
 
 from pipeline import __version__, report
 from pipeline.emulator import Emulator, EmulatorOptions
-from pipeline.errors import AuthError, InputError, JobError, ServiceError
+from pipeline.errors import AuthError, JobError, ServiceError
 from pipeline.job import DEFAULT_BASE_URL, Job, api_key
-from pipeline.prices import CHECKED, MODELS, model_info
+from pipeline.prices import CHECKED, FREE, MODELS, Rates, model_info
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
 from pipeline.quota.book import QuotaBook, read_known
@@ -27,10 +27,10 @@ from pipeline.source import Source, open_source, output_conflict
 from pipeline.source.documents import ROW
 from pipeline.source.order import Order, woven
 from pipeline.store.export import output_schema
-from pipeline.store.manifest import Manifest
-from pipeline.store.manifest import read as read_manifest
+from pipeline.store.manifest import SUFFIXES, Kind, Manifest
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, check_variables
 
+METERS = ("rpm", "tpm", "rpd")
 _OFFLINE = EmulatorOptions(any_model=True, track_prompts=0)
 
 
@@ -47,6 +47,7 @@ class Options:
     wait: bool = False
     pilot: frozenset[int] | None = None  # only these rows, and no output table
     changes: str | None = None  # [model] keys that `--set` changes for the rows of `retry`, as JSON
+    pace: bool = False  # offline, obey the job's limits all the same
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ class Session:
     rows: int
     options: Options
     redo: Job | None = None  # the job with `options.changes`; the run stays that of `job`
+    kind: Kind = "real"  # who answers
+    asked: bool = False  # whether the service was asked who it is
+
+    @property
+    def rehearsal(self) -> bool:
+        """Whether an emulator answers: it costs nothing, and shares nothing with real runs."""
+        return self.kind != "real"
 
     @property
     def working(self) -> Job:
@@ -65,9 +73,19 @@ class Session:
         return self.redo or self.job
 
     @property
+    def rates(self) -> Rates | None:
+        """What a call of this session costs where the tables do not say it: in a rehearsal nothing."""
+        return FREE if self.rehearsal else self.job.own_rates
+
+    @property
+    def limits(self) -> Limits:
+        """The limits that this session obeys; see `limits_of`."""
+        return limits_of(self.job, self.options.offline, self.options.pace)
+
+    @property
     def directory(self) -> Path:
-        """The run directory; an offline run has its own, so that a rehearsal never mixes with real answers."""
-        return report.RUNS / (f"{self.job.name}-offline" if self.options.offline else self.job.name)
+        """The run directory; a rehearsal has its own."""
+        return report.RUNS / f"{self.job.name}{SUFFIXES[self.kind]}"
 
     @property
     def max_usd(self) -> Decimal | None:
@@ -77,8 +95,11 @@ class Session:
 
     @property
     def output(self) -> Path:
-        """Where the results are written."""
-        return Path(self.job.spec.output.path)
+        """Where the results are written: those of a rehearsal beside the real ones, unless a flag names the place."""
+        path = Path(self.job.spec.output.path)
+        if self.job.origins.get("output.path") == "flag":
+            return path
+        return path.with_stem(path.stem + SUFFIXES[self.kind])
 
     @property
     def output_columns(self) -> list[str]:
@@ -118,7 +139,8 @@ class Session:
             source_path=self.job.spec.input.path,
             output=str(self.output),
             model=self.job.params.model,
-            offline=self.options.offline,
+            offline=self.kind == "offline",
+            rehearsal=self.kind == "rehearsal",
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             prices_dated=CHECKED.isoformat(),
             versions={"prompt-pipeline": __version__} | {name: version(name) for name in ("polars", "genai-prices")},
@@ -139,12 +161,30 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
     if job.reduce_template:
         check_variables(job.reduce_template, columns, REDUCE_VARIABLES)
     source = source.showing(job.columns)
-    output_conflict(source, job.spec.output.path)
     source.check()
     rows = source.count() if options.limit is None else min(source.count(), options.limit)
-    session = Session(job, source, rows, options, redo)
+    session = Session(job, source, rows, options, redo, "offline" if options.offline else "real", options.offline)
+    for path in (job.spec.output.path, str(session.output)):  # what a real run would refuse, a rehearsal refuses too
+        output_conflict(source, path)
     output_schema(session_schema(session), session.output)
     return session
+
+
+async def identified(session: Session) -> Session:
+    """The session as a whole real or a rehearsal, by what the service says it is; free of charge, asked once."""
+    if session.asked:
+        return session
+    async with open_provider(session.job, session.options.offline) as provider:
+        return await asked(session, provider)
+
+
+async def asked(session: Session, provider: Gemini) -> Session:
+    """As `identified`, with the service open."""
+    if session.asked:
+        return session
+    told = replace(session, kind="rehearsal" if await provider.is_emulator() else "real", asked=True)
+    output_conflict(told.source, str(told.output))
+    return told
 
 
 def session_schema(session: Session) -> pl.Schema:
@@ -168,16 +208,6 @@ def check_model(job: Job, offline: bool) -> None:
     )
 
 
-def check_rehearsal(session: Session) -> None:
-    """Raise `InputError` for an offline run that would replace the exported answers of a real one."""
-    real = read_manifest(report.RUNS / session.job.name / "manifest.json") if session.options.offline else None
-    if real and Path(real.output) == session.output and session.output.exists():
-        raise InputError(
-            f"{session.output} holds the answers of a real run; an offline run would replace them",
-            f"`--out {session.output.with_stem(session.output.stem + '-offline')}` writes beside them",
-        )
-
-
 @asynccontextmanager
 async def open_provider(job: Job, offline: bool) -> AsyncIterator[Gemini]:
     """The service that answers: the one the job names, or the embedded emulator through the same client."""
@@ -197,12 +227,15 @@ async def open_provider(job: Job, offline: bool) -> AsyncIterator[Gemini]:
         )
 
 
-def limits_of(job: Job, offline: bool) -> Limits:
-    """The configured limits; the emulator has none of its own, so offline an unset one counts as none."""
+def limits_of(job: Job, offline: bool, pace: bool = False) -> Limits:
+    """The configured limits. Offline only those that a flag names, or with `pace` all: the emulator has none itself."""
     limits = job.limits
     if not offline:
         return limits
-    return replace(limits, rpm=limits.rpm or 0, tpm=limits.tpm or 0)
+    rpm, tpm, rpd = (
+        (getattr(limits, meter) or 0) if pace or job.origins.get(f"limits.{meter}") == "flag" else 0 for meter in METERS
+    )
+    return replace(limits, rpm=rpm, tpm=tpm, rpd=rpd)
 
 
 async def check_service(session: Session, forget: bool = False) -> list[tuple[str, str, str]]:
@@ -224,13 +257,16 @@ async def check_service(session: Session, forget: bool = False) -> list[tuple[st
                 f"{provider.endpoint} does not offer {job.params.model} to this key",
                 f"it offers {', '.join(names[:12])}" if names else "it offers no model at all",
             )
-        facts = [("endpoint", provider.endpoint, "answers"), ("model", job.params.model, "offered to this key")]
-        return facts if session.options.offline else [*facts, *_learned(job, provider.endpoint, forget)]
+        told = await asked(session, provider)
+        answers = "answers; it is an emulator: a run is a rehearsal" if told.rehearsal else "answers"
+        facts = [("endpoint", provider.endpoint, answers), ("model", job.params.model, "offered to this key")]
+        return facts if session.options.offline else [*facts, *_learned(told, provider.endpoint, forget)]
 
 
-def _learned(job: Job, endpoint: str, forget: bool) -> Iterator[tuple[str, str, str]]:
+def _learned(session: Session, endpoint: str, forget: bool) -> Iterator[tuple[str, str, str]]:
     """What earlier runs left in the quota book that holds up the next, or would have."""
-    path, name = quota_place(job, endpoint)
+    job = session.job
+    path, name = quota_place(job, endpoint, session.kind)
     now = time.time()
     known = read_known(path, name, day_of(now, job.limits.reset_zone), now)
     limits = [(meter, f"{limit:,.0f}") for meter, limit in (("rpm", known.rpm), ("tpm", known.tpm)) if limit]

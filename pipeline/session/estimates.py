@@ -31,7 +31,7 @@ from pipeline.providers.gemini import parse_reply
 from pipeline.quota.book import Known, read_known
 from pipeline.quota.daily import day_of
 from pipeline.records import Reply
-from pipeline.session import Session, limits_of, open_provider
+from pipeline.session import METERS, Session, open_provider
 from pipeline.session.state import quota_place
 from pipeline.store.content import ContentIndex
 from pipeline.store.manifest import differences
@@ -88,7 +88,8 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
             savings = await _savings(session, given, learned, bought, made)
     offers = _offers(session.working, made, start) if wishes.compare else ()
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
-    told = replace(made, notices=(*_elsewhere(session), *_over_budget(session, made, spent_usd), *made.notices))
+    notices = *_elsewhere(session), *_unpaced(session), *_over_budget(session, made, spent_usd), *made.notices
+    told = replace(made, notices=notices)
     return Estimate(told, offers, savings, deadline(made.load, pace, start, wishes.by) if wishes.by else None)
 
 
@@ -99,13 +100,21 @@ async def planned(session: Session, done: Done, bought: Bought, spent_usd: Decim
     learned = await _learned(session, found)
     pace = await _pace(session, learned)
     made = await plan.make(given, session.working, learned, bought, pace, datetime.now(UTC))
-    return replace(made, notices=(*_over_budget(session, made, spent_usd), *made.notices))
+    return replace(made, notices=(*_unpaced(session), *_over_budget(session, made, spent_usd), *made.notices))
+
+
+def _unpaced(session: Session) -> Iterator[str]:
+    """That an offline run does not keep to the job's limits."""
+    limits, kept = session.job.limits, session.limits
+    ignored = [meter for meter in METERS if getattr(limits, meter) and not getattr(kept, meter)]
+    if ignored:
+        yield f"offline, the job's limits ({', '.join(ignored)}) are not kept to: `--pace` keeps to them"
 
 
 def _over_budget(session: Session, made: plan.Plan, spent_usd: Decimal) -> Iterator[str]:
     """Whether what the run may spend is too little for it."""
     cap, cost = session.max_usd, made.cost_usd
-    if cap is None or not cost or not made.load.prompts or session.options.offline or spent_usd + cost.high <= cap:
+    if cap is None or not cost or not made.load.prompts or session.rehearsal or spent_usd + cost.high <= cap:
         return
     will = "is expected to" if spent_usd + cost.expected > cap else "may"
     name = "--max-cost" if session.options.max_cost_usd else "[budget] max_usd"
@@ -173,7 +182,7 @@ async def _learned(session: Session, found: Survey) -> Learned:
         earlier,
         report.RUNS,
         session.working,
-        session.options.offline,
+        session.kind,
         session.source.fingerprint,
         found.kinds,
         strata(found),
@@ -189,9 +198,8 @@ async def _counted(session: Session, given: Input) -> Learned:
 
 
 async def _pace(session: Session, learned: Learned) -> Pace:
-    offline = session.options.offline
-    limits = limits_of(session.job, offline)
-    known = Known() if offline else await _known(session.job)
+    offline, limits = session.options.offline, session.limits
+    known = Known() if offline else await _known(session)
     return Pace(
         replace(limits, rpm=_least(limits.rpm, known.rpm), tpm=_least(limits.tpm, known.tpm)),
         learned.latency_s or (_EMULATOR_LATENCY_S if offline else ASSUMED_LATENCY_S),
@@ -208,11 +216,12 @@ def _least(configured: int | None, learned: float | None) -> int | None:
     return int(learned) if configured is None else min(configured, int(learned))
 
 
-async def _known(job: Job) -> Known:
+async def _known(session: Session) -> Known:
     """What earlier runs of this key learned of its quota; nothing without a key."""
+    job = session.job
     try:
         async with open_provider(job, offline=False) as provider:
-            path, name = quota_place(job, provider.endpoint)
+            path, name = quota_place(job, provider.endpoint, session.kind)
     except JobError:
         return Known()
     now = time.time()

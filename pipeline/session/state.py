@@ -8,11 +8,16 @@ import os
 from pathlib import Path
 
 from pipeline.job import Job, api_key
+from pipeline.store.manifest import SUFFIXES, Kind
 
 
-def quota_place(job: Job, endpoint: str) -> tuple[Path, str]:
-    """File and name of the book for this key, endpoint and model. Raises `JobError` without a key."""
-    return _file("quota.sqlite"), f"{endpoint}/{_project(job)}/{job.params.model}"
+def quota_place(job: Job, endpoint: str, kind: Kind = "real") -> tuple[Path, str]:
+    """File and name of the book for this key, endpoint and model; a rehearsal's is apart from that of real runs.
+
+    Raises `JobError` without a key.
+    """
+    name = f"{endpoint}/{_project(job)}/{job.params.model}"
+    return _file(f"quota{SUFFIXES[kind]}.sqlite"), name
 
 
 def spend_place(job: Job, endpoint: str) -> tuple[Path, str]:

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +17,16 @@ from pipeline.store.parts import sync_directory
 VERSION = 2
 """Layout of the run directory; a newer one is refused. In layout 1 journals had neither first line nor checksums."""
 
+Kind = Literal["real", "offline", "rehearsal"]
+"""Who answers a run as a whole: the service, the embedded emulator, or a served one, however it was reached."""
+SUFFIXES: Mapping[Kind, str] = {"real": "", "offline": "-offline", "rehearsal": "-rehearsal"}
+"""What a rehearsal's directory and output add to their names."""
+
+_ANSWERS: Mapping[Kind, str] = {
+    "real": "the service's answers",
+    "offline": "the embedded emulator's answers",
+    "rehearsal": "a served emulator's answers",
+}
 _WORDS = ("system", "template")  # settings whose values are the text of prompts
 
 
@@ -39,6 +49,12 @@ class Manifest:
     version: int = VERSION
     run: str = ""  # what its journals begin with; empty in layout 1
     plain_journals: int = 0  # journals up to this number are of layout 1
+    rehearsal: bool = False  # answered by a served emulator; `offline` by the embedded one
+
+    @property
+    def kind(self) -> Kind:
+        """Who answers the run."""
+        return "offline" if self.offline else "rehearsal" if self.rehearsal else "real"
 
 
 _SHAPE = TypeAdapter(Manifest)
@@ -82,6 +98,8 @@ def read(path: Path) -> Manifest | None:
 def differences(old: Manifest, new: Manifest) -> list[str]:
     """What differs in ways that can change an answer, one line each, without the values of prompts."""
     lines = []
+    if old.kind != new.kind:
+        lines.append(f"who answers: it holds {_ANSWERS[old.kind]}, this run would add {_ANSWERS[new.kind]}")
     if old.source != new.source:
         lines.append(f"the input: {new.source_path} is not what it was when the run was started")
     for section in sorted(old.identity.keys() | new.identity.keys()):

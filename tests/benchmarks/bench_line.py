@@ -85,7 +85,7 @@ def ours(url: str, calls: int, in_flight: int) -> tuple[int, float]:
             await anyio.sleep_forever()
 
         prepared = session.prepare(load(Path("job.toml")), session.Options())
-        confirm = lambda plan, continued: None  # noqa: E731
+        confirm = lambda plan, continued, session: None  # noqa: E731
         ended = anyio.run(running.run, prepared, confirm, quiet, backend_options={"use_uvloop": True})
         return pl.read_parquet("out.parquet").filter(pl.col("status") == "ok").height, ended.summary.seconds
 
