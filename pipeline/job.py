@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import io
 import os
 import tomllib
 from collections.abc import Mapping
@@ -37,6 +38,19 @@ class Input(_Section):
     id: str | None = Field(None, description="the column that names a row; must be unique. Default: the row number")
     text: str | None = Field(None, description="the column that may be chunked")
     where: str | None = Field(None, description="SQL predicate: only these rows")
+    encoding: str | None = Field(
+        None, description="of .csv, .tsv and .jsonl, as Python names it: `gb18030`, `utf-16`, `latin-1`. Default: UTF-8"
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str | None) -> str | None:
+        try:
+            if name is not None:
+                io.TextIOWrapper(io.BytesIO(), encoding=name).read()
+        except (LookupError, UnicodeError, ValueError, AssertionError):  # not there; no text; a name with NUL
+            raise ValueError(f'"{name}" is no encoding; name one as "gb18030", "utf-16" or "latin-1"') from None
+        return name
 
 
 class PromptSection(_Section):

@@ -166,12 +166,15 @@ async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watc
         if options.pilot is None:
             await anyio.to_thread.run_sync(
                 export,
-                session.source.batches(columns=session.output_columns, size=1024),
+                session.source.batches(
+                    columns=session.output_columns, size=1024, json=session.output.suffix == ".jsonl"
+                ),
                 session_schema(session),
                 session.directory / "results",
                 session.output,
                 session.rows,
                 job.spec.output.csv_safe,
+                session.source.json_columns.intersection(session.output_columns),
             )
         whole = "finished" if options.pilot is None else "pilot"
         status = "stopped" if engine.stopped else "interrupted" if engine.interrupted else whole

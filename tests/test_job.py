@@ -416,7 +416,7 @@ FULL: dict[str, Any] = {
     "cache": {"url": "redis://here/0"},
 }
 CHANGES: dict[type, dict[str, Any]] = {
-    Input: {"path": "other.csv", "id": "key", "text": "content", "where": "lang = 'en'"},
+    Input: {"encoding": "gb18030", "path": "other.csv", "id": "key", "text": "content", "where": "lang = 'en'"},
     PromptSection: {"template": "{{ text }}!", "system": "Be brief."},
     Chunk: {"max_tokens": 65, "overlap_tokens": 10},
     Reduce: {"template": "{{ parts }}", "system": "Merge.", "max_input_tokens": 200, "max_output_tokens": 7},
@@ -547,3 +547,11 @@ def test_the_shipped_jobs_load(root: Path, monkeypatch: pytest.MonkeyPatch, name
 
 def test_every_shipped_job_is_tested(root: Path) -> None:
     assert {path.stem for path in (root / "jobs").glob("*.toml")} == {"summarize", "generate", "extract"}
+
+
+@pytest.mark.case("T14")
+@pytest.mark.parametrize("name", ["utf-99", "hex", "rot13", "", "gb\0"])
+def test_an_encoding_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+    path = write_job(tmp_path, PLAIN)
+    assert "is no encoding; name one as" in refused(lambda: load(path, {"input.encoding": name})).message
+    assert load(path, {"input.encoding": "GBK"}).spec.input.encoding == "GBK"

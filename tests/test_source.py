@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.records import Document
-from pipeline.source import ROW, Source, faults, open_source, output_conflict, tables
+from pipeline.source import ROW, Source, open_source, output_conflict, tables
 
 SAMPLES = Path(__file__).parent.parent / "sample_data"
 
@@ -337,85 +337,10 @@ def test_a_parquet_file_damaged_inside_is_an_input_error(tmp_path: Path) -> None
     assert "bad.parquet" in refused(lambda: documents(source)).message
 
 
-def test_bytes_that_are_not_utf8_are_named_by_line_and_column(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", b'id,body\n1,fine\n2,"two\nlines"\n3,' + "中文".encode("gb18030") + b"\n")
-    error = refused_rows(path)
-    assert error.message == f"{path}, line 5, column `body`: not UTF-8" and "iconv" in error.hint
-    error = refused(lambda: open_source(write(tmp_path / "h.csv", b"caf\xe9,b\n1,2\n")))
-    assert "line 1" in error.message and "caf\\xe9" in error.message
-    assert "UTF-16" in refused(lambda: open_source(write(tmp_path / "u.csv", "a,b\n1,2\n".encode("utf-16")))).message
-    error = refused(lambda: open_source(write(tmp_path / "a.jsonl", b'{"a": "ok"}\n{"a": "\xff"}\n')))
-    assert error.message.endswith("a.jsonl, line 2, byte 8: not UTF-8")
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("a,b,c\n1,2,3\n1,2,3,4\n", "line 3 has 4 cells, the header has 3"),
-        ('a,b,c\n1,"x\ny",3\n1,2\n4,5,6\n', "line 4 has 2 cells, the header has 3"),
-        ("a,b,c\n1\n", "line 2 has 1 cell, the header has 3"),
-        ('a,b\n1,2\n3,"open\n4,5\n', "line 3: a quote opens here and never closes"),
-        ('a,b\n1,"x"y\n', "line 2: "),
-    ],
-)
-def test_a_broken_csv_row_is_named_by_its_line(tmp_path: Path, content: str, said: str) -> None:
-    error = refused_rows(write(tmp_path / "a.csv", content))
-    assert f"a.csv, {said}" in error.message and error.hint
-
-
 def test_empty_last_cells_are_no_short_rows(tmp_path: Path) -> None:
     source = open_source(write(tmp_path / "a.csv", "a,b\n1,\n2,x\n\n"), columns=["b"])
     source.check()
     assert [document.fields["b"] for document in documents(source)] == [None, "x"]
-
-
-def test_a_regular_file_with_empty_last_cells_is_not_read_row_by_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def slow(*_: object) -> InputError:
-        raise AssertionError("read row by row")
-
-    monkeypatch.setattr(tables, "csv_fault", slow)
-    content = '\ufeffa,b,c\r\n1,"x,\r\ny",\r\n"d""e",,""\r\n,,\r\n4,5,'
-    source = open_source(write(tmp_path / "a.csv", content), columns=["a", "b"])
-    source.check()
-    assert [document.fields for document in documents(source)] == [
-        {"a": "1", "b": "x,\r\ny"},
-        {"a": 'd"e', "b": None},
-        {"a": "4", "b": "5"},
-    ]
-
-
-written = st.lists(st.lists(cells, min_size=2, max_size=4).filter(any), min_size=1, max_size=8)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(written, st.sampled_from(STYLES), st.booleans(), st.integers(1, 40))
-def test_what_the_csv_module_writes_is_even_when_its_rows_are(
-    tmp_path: Path, rows: list[list[str]], style: tuple[str, Any], ended: bool, block_bytes: int
-) -> None:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator=style[0], quoting=style[1]).writerows([("a", "b", "c"), *rows])
-    content = buffer.getvalue() if ended else buffer.getvalue().removesuffix(style[0])
-    path = write(tmp_path / "any.csv", content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(faults, "_BLOCK_BYTES", block_bytes)
-        assert faults.csv_is_even(path, ",", 3) == all(len(row) == 3 for row in rows)
-    # An empty cell too many at the very end of the file is passed over: polars does not see it, and nothing shifts.
-    if any(len(row) != 3 for row in rows) and not content.endswith(","):
-        assert "the header has 3" in refused_rows(path).message
-
-
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.text(st.sampled_from('",,\r\n\n x'), max_size=24), st.integers(1, 3), st.integers(1, 24))
-def test_reading_row_by_row_finds_nothing_in_a_file_that_is_even(
-    tmp_path: Path, content: str, columns: int, block_bytes: int
-) -> None:
-    names = ["a", "b", "c"][:columns]
-    path = write(tmp_path / "any.csv", ",".join(names) + "\n" + content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(faults, "_BLOCK_BYTES", block_bytes)
-        assert not faults.csv_is_even(path, ",", columns) or faults.csv_fault(path, ",", names) is None
 
 
 def test_a_packed_file_with_empty_last_cells_is_checked(tmp_path: Path) -> None:
@@ -439,50 +364,12 @@ def test_a_broken_row_is_named_in_the_right_file_of_a_glob(tmp_path: Path) -> No
     assert refused_rows(str(tmp_path / "*.csv")).message.startswith(f"{tmp_path / 'b.csv'}, line 3 has 1 cell")
 
 
-@pytest.mark.parametrize(
-    ("header", "said"), [("a,b,a", "two columns are named `a`"), ("a,,c", "column 2 has no name"), ("\n", "is empty")]
-)
-def test_a_bad_csv_header_is_refused(tmp_path: Path, header: str, said: str) -> None:
-    assert said in refused(lambda: open_source(write(tmp_path / "a.csv", f"{header}\n1,2,3\n"))).message
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ('{"a": 1}\n\n{"a": \n', "line 3, column"),
-        ('{"a": 1}\n[1, 2]\n', "line 2 is not a JSON object"),
-        ('[{"a": 1},\n{"a": 2}]\n', "line 1, column"),
-        ('\ufeff{"a": 1}\n', "starts with a byte order mark"),
-        ("\n\n", "cannot read"),
-    ],
-)
-def test_a_broken_jsonl_line_is_named_by_its_number(tmp_path: Path, content: str, said: str) -> None:
-    error = refused(lambda: open_source(write(tmp_path / "a.jsonl", content)))
-    assert "a.jsonl" in error.message and said in error.message
-
-
-def test_half_a_surrogate_pair_in_jsonl_is_refused_and_a_whole_one_is_read(tmp_path: Path) -> None:
-    whole = '{"a": "\\ud83d\\ude00"}\n'
-    path = write(tmp_path / "a.jsonl", whole)
-    source = open_source(path, text="a")
-    source.check()
-    assert documents(source)[0].text == "😀"
-    error = refused_rows(write(tmp_path / "a.jsonl", whole + '{"a": "\\ud83d"}\n'), text="a")
-    assert f"{path}, line 2, column" in error.message and "surrogate" in error.message
-
-
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz"])
 def test_a_cut_off_packed_file_is_named(tmp_path: Path, name: str) -> None:
     packed = gzip.compress(b"".join(b'{"a": "%d"}\n' % (number * 7919) for number in range(2000)))
     for length in (12, len(packed) // 2):
         path = write(tmp_path / name, packed[:length])
         assert f"{path}" in refused(lambda path=path: open_source(path).check()).message
-
-
-def test_jsonl_files_whose_types_contradict_are_refused(tmp_path: Path) -> None:
-    write(tmp_path / "a.jsonl", '{"a": 1}\n')
-    write(tmp_path / "b.jsonl", '{"a": [1]}\n')
-    assert "b.jsonl does not fit" in refused(lambda: open_source(str(tmp_path / "*.jsonl"))).message
 
 
 def test_a_remote_table_that_cannot_be_reached_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:

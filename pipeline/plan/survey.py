@@ -78,8 +78,8 @@ def keys_of(source: Source, rows: Collection[int]) -> dict[int, str]:
         return {row: str(row) for row in rows}
     keys: dict[int, str] = {}
     for frame in source.batches(size=_FRAME_ROWS, columns=[source.id]):
-        for row, key in frame.filter(pl.col(ROW).is_in(rows)).iter_rows():
-            keys[row] = str(key)
+        found = frame.filter(pl.col(ROW).is_in(rows))
+        keys.update(zip(found[ROW].to_list(), source.keys(found), strict=True))
         if len(keys) == len(rows):
             break
     return keys

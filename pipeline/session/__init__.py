@@ -154,7 +154,7 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
     """
     check_model(job, options.offline)
     spec = job.spec.input
-    source = open_source(spec.path, id=spec.id, text=spec.text, where=spec.where)
+    source = open_source(spec.path, id=spec.id, text=spec.text, where=spec.where, encoding=spec.encoding)
     columns = list(source.schema)
     own = CHUNK_VARIABLES if job.spec.chunk else frozenset({"text"}) if spec.text else frozenset()
     check_variables(job.template, columns, own)

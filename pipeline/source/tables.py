@@ -1,20 +1,24 @@
 """Files on disk or in cloud storage as one table: found, compared, streamed in bounded memory."""
 
+import codecs
 import difflib
 import glob
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
 
 from pipeline.errors import InputError
-from pipeline.source.faults import csv_fault, csv_header, csv_is_even, half_character, jsonl_fault
+from pipeline.source import jsonl
+from pipeline.source.csvs import CsvFile, open_csv
+from pipeline.source.partitions import Cells, partitions
+from pipeline.source.text import refuse_disguise
 
 Kind = Literal["csv", "parquet", "jsonl"]
 
@@ -36,7 +40,6 @@ _WINDOW_BYTES = 32_000_000
 """Decoded size of one Parquet window: 1.2 s per GB of text with it, 75 to 115 MB of memory above the file's own."""
 _FIRST_WINDOW = 512
 _WIDEST_WINDOW = 65_536
-_MASK, _CELLS = "__where__", "__cells__"
 _UNREADABLE = (OSError, EOFError, zlib.error)
 
 # polars reads a CSV in blocks, two ahead for each core; its own 32 MiB take 240 MB more on two cores and no less time.
@@ -52,61 +55,80 @@ class Table:
     paths: tuple[str, ...]  # in the order they are read; one URL when remote
     kind: Kind
     separator: str
-    schema: pl.Schema
+    schema: pl.Schema  # with the columns that stand on the paths
     remote: bool
-    json_columns: frozenset[str] = frozenset()
-    """Columns of JSONL whose values are nested or of several types: String, each cell its own JSON text or null."""
+    encoding: str | None = None  # of CSV and JSONL; None is UTF-8
+    found: jsonl.Found | None = None  # what stands in JSONL
+    on_path: Mapping[str, Cells] = field(
+        default_factory=dict
+    )  # by path: columns whose value is the same in all its rows
 
-    def scan(self) -> pl.LazyFrame:
-        """All rows, lazily. A CSV row without a single value, such as a blank line, is no row."""
-        return _scan(list(self.paths), self.kind, self.separator, self.schema, self.remote)
+    @property
+    def json_columns(self) -> frozenset[str]:
+        """Columns of JSONL whose values are nested or of several types: each cell is its own JSON text or null."""
+        return self.found.json if self.found else frozenset()
 
-    def frames(self, columns: Sequence[str | pl.Expr], where: pl.Expr | None, size: int) -> Iterator[pl.DataFrame]:
-        """`columns` of the rows that `where` lets through, in file order, in frames of at most `size` rows."""
-        frames: Iterator[pl.DataFrame]
-        if self.kind == "parquet" and not self.remote:
-            frames = (
-                frame for path in self.paths for frame in _windows(pl.scan_parquet(path, glob=False), columns, where)
-            )
-        else:
-            rows = self.scan() if where is None else self.scan().filter(where)
-            frames = rows.select(columns).collect_batches(chunk_size=size, maintain_order=True, lazy=True)
+    @property
+    def where_schema(self) -> pl.Schema:
+        """The types that `where` sees: as `schema`, but JSON that is nothing but numbers counts as such."""
+        return pl.Schema({**self.schema, **(self.found.numbers if self.found else {})})
+
+    def height(self) -> int | None:
+        """Number of rows, where that is known without reading them; a CSV's bytes are looked at."""
         with explained(self):
-            for frame in frames:
-                yield from frame.iter_slices(size)
+            if self.kind == "parquet":
+                paths = [self.path] if self.remote else self.paths
+                return sum(int(_scan(path, self).select(pl.len()).collect().item()) for path in paths)
+            if self.kind == "csv" and not self.remote:
+                found = [self._csv(path).plain for path in self.paths]
+                known = [one.lines for one in found if one is not None and not one.blank]
+                return sum(known) if len(known) == len(found) else None
+            return self.found.rows if self.found else None
 
-    def checked(self, columns: Sequence[str], where: pl.Expr | None, size: int) -> Iterator[pl.DataFrame]:
-        """As `frames`, but refuses what they pass over: a CSV row too long or too short, half a character in JSONL.
+    def frames(self, columns: Sequence[str], where: pl.Expr | None, size: int) -> Iterator[pl.DataFrame]:
+        """`columns` of the rows that `where` lets through, in file order, in frames of at most `size` rows.
 
-        Reads every cell of a CSV, so bytes that are not UTF-8 come to light too.
+        Raises `InputError` for anything in a text file that could be read in more than one way, also in rows and
+        columns that are not asked for. A CSV row without a single value, such as a blank line, is no row.
         """
-        if self.kind == "jsonl" and not self.remote:
-            _raise_first(half_character(path) for path in self.paths)
-        if self.kind != "csv":
-            yield from self.frames(columns, where, size)
-            return
-        last = pl.col(self.schema.names()[-1])
-        every_cell = pl.when(last.is_not_null()).then(pl.sum_horizontal(pl.all().str.len_bytes()))
-        passes = pl.lit(True) if where is None else where
-        filled = True
-        for frame in self.frames([*columns, every_cell.alias(_CELLS), passes.alias(_MASK)], None, size):
-            filled = filled and not frame[_CELLS].null_count()
-            yield frame.filter(_MASK).select(columns)
-        # The reader fills a short row with nulls: only a table whose last column has none is known to be even.
-        if not filled and not self.remote:
-            names = self.schema.names()
-            uneven = (path for path in self.paths if not csv_is_even(path, self.separator, len(names)))
-            _raise_first(csv_fault(path, self.separator, names) for path in uneven)
+        asked = [] if where is None else list(dict.fromkeys(where.meta.root_names()))
+        needed = list(dict.fromkeys([*columns, *asked]))
+        numbers = [pl.col(name).cast(self.where_schema[name]) for name in asked if name in self.json_columns]
+        with explained(self):
+            for path in self.paths:
+                cells = {name: cell for name, cell in self.on_path.get(path, {}).items() if name in needed}
+                fixed = [pl.lit(cell, self.schema[name]).alias(name) for name, cell in cells.items()]
+                own = [name for name in needed if name not in cells] or self._own_names[:1]
+                for frame in self._read(path, own, size):
+                    whole = frame.with_columns(fixed) if fixed else frame
+                    if where is not None and numbers:
+                        whole = whole.filter(whole.with_columns(numbers).select(where).to_series())
+                    elif where is not None:
+                        whole = whole.filter(where)
+                    yield from whole.select(columns).iter_slices(size)
 
-    def raise_fault(self) -> None:
-        """Raise the `InputError` that names the file and the line, if reading row by row finds the fault."""
-        if self.kind == "csv" and not self.remote:
-            _raise_first(csv_fault(path, self.separator, self.schema.names()) for path in self.paths)
-        if self.kind == "jsonl" and not self.remote:
-            _raise_first(jsonl_fault(path) for path in self.paths)
+    @property
+    def _own_names(self) -> list[str]:
+        """Columns that stand in the files themselves."""
+        on_path = self.on_path.get(self.paths[0], {})
+        return [name for name in self.schema if name not in on_path]
+
+    def _read(self, path: str, columns: list[str], size: int) -> Iterator[pl.DataFrame]:
+        if self.remote:
+            rows = _scan(path, self).select(columns)
+            return rows.collect_batches(chunk_size=size, maintain_order=True, lazy=True)
+        if self.kind == "parquet":
+            return _windows(_scan(path, self).select(columns))
+        if self.kind == "csv":
+            return self._csv(path).frames(columns, size)
+        schema = {name: self.schema[name] for name in columns}
+        return jsonl.frames(path, self.encoding, schema, self.json_columns, size)
+
+    def _csv(self, path: str) -> CsvFile:
+        return CsvFile(path, self.separator, self.encoding, tuple(self._own_names))
 
 
-def open_table(path: str) -> Table:
+def open_table(path: str, encoding: str | None = None) -> Table:
     """Find the files and their schema. Raises `InputError` for whatever is wrong with the files as such.
 
     A JSONL file is read once for its schema, since a key may first appear on its last line.
@@ -114,13 +136,27 @@ def open_table(path: str) -> Table:
     remote = _REMOTE.match(path) is not None
     paths = [path] if remote else _find(path)
     kind, separator = _kind_of(paths)
-    schemas = []
-    for one in paths:
-        opened = Table(one, (one,), kind, separator, pl.Schema(), remote)
-        with explained(opened):
-            schemas.append(_schema(one, kind, separator, remote))
-    schema = _merged(paths, schemas) if kind == "jsonl" else _common(paths, schemas, ordered=kind == "csv")
-    return Table(path, tuple(paths), kind, separator, schema, remote)
+    encoding = None if encoding is None or codecs.lookup(encoding).name in ("utf-8", "utf-8-sig") else encoding
+    if encoding and (kind == "parquet" or remote):
+        raise InputError(f"{path} is not read by [input] encoding", "it is for .csv and .jsonl files on disk")
+    table = Table(path, tuple(paths), kind, separator, pl.Schema(), remote, encoding)
+    with explained(table):
+        if remote:
+            return replace(table, schema=_scan(path, table).collect_schema())
+        for one in paths:
+            if Path(one).stat().st_size == 0:
+                raise InputError(f"{one} is empty", "a table has at least a header")
+            if kind != "parquet":
+                refuse_disguise(one, encoding)
+        if kind == "jsonl":
+            found = jsonl.look(paths, encoding)
+            if not found.kinds:
+                raise InputError(f"{path} is empty", 'each line is one object: {"column": value, …}')
+            own, table = found.schema, replace(table, found=found)
+        else:
+            own = _common(paths, [_schema(one, table) for one in paths], ordered=kind == "csv")
+    on_paths, cells = partitions(paths, own, texts=kind == "csv")
+    return replace(table, schema=pl.Schema({**own, **on_paths}), on_path=cells)
 
 
 @contextmanager
@@ -137,8 +173,6 @@ def explained(table: Table) -> Iterator[None]:
             "TRY_CAST gives null where a value does not convert",
         ) from None
     except failures as error:
-        with suppress(*_UNREADABLE):
-            table.raise_fault()
         hint = "check the address and the credentials" if table.remote else "it may be cut off or damaged"
         if table.kind == "parquet" and isinstance(error, pl.exceptions.PolarsError) and not table.remote:
             reason = _first_line(error).removeprefix("parquet: ")
@@ -150,31 +184,30 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _scan(paths: list[str], kind: Kind, separator: str, schema: pl.Schema | None, remote: bool) -> pl.LazyFrame:
-    if kind == "parquet":
-        return pl.scan_parquet(paths, glob=remote)
-    if kind == "jsonl":
-        names = paths if remote else [glob.escape(path) for path in paths]  # this reader always expands patterns
-        return pl.scan_ndjson(names, schema=schema, infer_schema_length=None)
-    rows = pl.scan_csv(paths, separator=separator, infer_schema=False, glob=remote)
+def _scan(path: str, table: Table) -> pl.LazyFrame:
+    """A Parquet file, or a remote table of any kind."""
+    if table.kind == "parquet":
+        return pl.scan_parquet(path, glob=table.remote, hive_partitioning=None if table.remote else False)
+    if table.kind == "jsonl":
+        return pl.scan_ndjson(path, infer_schema_length=None)
+    rows = pl.scan_csv(path, separator=table.separator, infer_schema=False, glob=True)
     return rows.filter(~pl.all_horizontal(pl.all().is_null()))
 
 
-def _windows(rows: pl.LazyFrame, columns: Sequence[str | pl.Expr], where: pl.Expr | None) -> Iterator[pl.DataFrame]:
+def _windows(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
     """Read a Parquet file slice by slice, as many rows at a time as fit `_WINDOW_BYTES`.
 
     A file that is one row group costs its compressed size in memory this way; a streaming query would decode it whole
     (2.9 GB for 2 GB of text).
     """
-    wanted = rows.select(columns) if where is None else rows.select(*columns, where.alias(_MASK))
     height = rows.select(pl.len()).collect().item()
     start, count = 0, _FIRST_WINDOW
     while start < height:
-        window = wanted.slice(start, count).collect(engine="in-memory")
+        window = rows.slice(start, count).collect(engine="in-memory")
         start += window.height
         fitting = _WINDOW_BYTES * window.height // max(1, int(window.estimated_size()))
         count = max(1, min(fitting, 4 * count, _WIDEST_WINDOW))
-        yield window if where is None else window.filter(_MASK).drop(_MASK)
+        yield window
 
 
 def _find(path: str) -> list[str]:
@@ -216,14 +249,10 @@ def _kind_of(paths: Sequence[str]) -> tuple[Kind, str]:
     return KINDS[_suffix(paths[0])]
 
 
-def _schema(path: str, kind: Kind, separator: str, remote: bool) -> pl.Schema:
-    if remote:
-        return _scan([path], kind, separator, None, remote).collect_schema()
-    if Path(path).stat().st_size == 0:
-        raise InputError(f"{path} is empty", "a table has at least a header")
-    if kind == "csv":
-        return pl.Schema(dict.fromkeys(csv_header(path, separator), pl.String()))
-    return _scan([path], kind, separator, None, remote).collect_schema()
+def _schema(path: str, table: Table) -> pl.Schema:
+    if table.kind == "parquet":
+        return _scan(path, table).collect_schema()
+    return pl.Schema(dict.fromkeys(open_csv(path, table.separator, table.encoding).names, pl.String()))
 
 
 def _common(paths: Sequence[str], schemas: Sequence[pl.Schema], ordered: bool) -> pl.Schema:
@@ -244,22 +273,5 @@ def _common(paths: Sequence[str], schemas: Sequence[pl.Schema], ordered: bool) -
     return first
 
 
-def _merged(paths: Sequence[str], schemas: Sequence[pl.Schema]) -> pl.Schema:
-    merged = schemas[0]
-    for path, schema in zip(paths[1:], schemas[1:], strict=True):
-        try:
-            pair = [pl.DataFrame(schema=merged), pl.DataFrame(schema=schema)]
-            merged = pl.concat(pair, how="diagonal_relaxed").schema
-        except pl.exceptions.PolarsError as error:
-            raise InputError(f"{path} does not fit the files before it: {_first_line(error)}") from None
-    return merged
-
-
 def _same_columns(schema: pl.Schema) -> str:
     return f"the files of one input have the same columns, here {', '.join(schema)}"
-
-
-def _raise_first(faults: Iterator[InputError | None]) -> None:
-    for fault in faults:
-        if fault:
-            raise fault

@@ -1,12 +1,13 @@
 """The output table: the input's own columns and the results, in input order, replaced atomically."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import orjson
 import polars as pl
 from polars.io.plugins import register_io_source
 
@@ -76,15 +77,21 @@ def export(
     path: Path,
     rows: int,
     csv_safe: bool = False,
+    json_columns: Collection[str] = (),
 ) -> None:
     """Write `path`: the first `rows` rows of the input's `batches` (with `__row__`), joined with the sealed `results`.
 
-    `csv_safe` defuses spreadsheet formulas in a .csv. Memory is bounded by a few parts. Raises `InputError` when `path`
-    cannot be written, `RunStateError` for a damaged part; the old file then stays.
+    `csv_safe` defuses spreadsheet formulas in a .csv; `json_columns` of the input are JSON texts, which a .jsonl takes
+    as they are. Memory is bounded by a few parts. Raises `InputError` when `path` cannot be written, `RunStateError`
+    for a damaged part; the old file then stays.
     """
     schema = output_schema(own, path)
     texts = [name for name, dtype in schema.items() if dtype in _TEXTS] if csv_safe and path.suffix == ".csv" else []
     schema.update(dict.fromkeys(texts, pl.String()))
+    names = list(schema)
+    raw = {_renamed(own).get(name, name) for name in json_columns} if path.suffix == ".jsonl" else set()
+    if raw:
+        schema = pl.Schema({"line": pl.String()})
 
     def frames(
         columns: list[str] | None, predicate: pl.Expr | None, most: int | None, size: int | None
@@ -97,6 +104,8 @@ def export(
             joined = batch.join(parts.between(batch[ROW][0], batch[ROW][-1]), on=ROW, how="left", maintain_order="left")
             joined = joined.with_columns(pl.col("status").fill_null(PENDING)).drop(ROW)
             joined = joined.with_columns(_defused(name) for name in texts)
+            if raw:
+                joined = joined.select(_as_json(names, raw))
             yield joined.select(columns) if columns is not None else joined
 
     source = register_io_source(frames, schema=schema)
@@ -107,6 +116,8 @@ def export(
             source.sink_parquet(hidden, compression="zstd", row_group_size=_ROW_GROUP, maintain_order=True)
         elif path.suffix == ".csv":
             source.sink_csv(hidden, maintain_order=True)
+        elif raw:
+            source.sink_csv(hidden, include_header=False, quote_style="never", maintain_order=True)
         else:
             source.sink_ndjson(hidden, maintain_order=True)
         hidden.chmod(0o666 & ~_umask())
@@ -127,6 +138,18 @@ def export(
 def _defused(column: str) -> pl.Expr:
     text = pl.col(column).cast(pl.String)
     return pl.when(text.str.contains(_FORMULA)).then("'" + text).otherwise(text).alias(column)
+
+
+def _as_json(names: Iterable[str], raw: Collection[str]) -> pl.Expr:
+    """Each row as one JSON object; the cells of `raw` columns are JSON already."""
+    fields: list[pl.Expr] = []
+    for name in names:
+        encoded = pl.struct(pl.col(name).alias("v")).struct.json_encode()
+        value = encoded.str.strip_prefix('{"v":').str.strip_suffix("}")
+        fields.append(
+            pl.lit(f"{orjson.dumps(name).decode()}:") + (pl.col(name).fill_null("null") if name in raw else value)
+        )
+    return ("{" + pl.concat_str(fields, separator=",") + "}").alias("line")
 
 
 def _renamed(own: Iterable[str]) -> dict[str, str]:

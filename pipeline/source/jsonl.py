@@ -1,0 +1,287 @@
+"""What a JSONL file means: one object a line, each value as it stands there, digit for digit.
+
+A column whose values are all text, all true or false, all whole numbers of 64 bit, or all numbers that print as they
+are written has that type. Every other column is JSON: each cell is the text of its own value.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import chain
+
+import orjson
+import polars as pl
+
+from pipeline.errors import InputError
+from pipeline.source.text import BOM, decoded, open_bytes, open_lines, undecodable
+
+TEXT, INTEGER, LONG, BIG, FLOAT, ODD, BOOLEAN, LIST, OBJECT = (
+    "text",
+    "whole numbers",
+    "whole numbers beyond 2^53",
+    "whole numbers beyond 64 bit",
+    "numbers",
+    "numbers in a form of their own",
+    "true or false",
+    "lists",
+    "objects",
+)
+WHOLE = frozenset({INTEGER, LONG, BIG})
+_KINDS: dict[type, str] = {str: TEXT, bool: BOOLEAN, list: LIST, dict: OBJECT}
+_TYPES: tuple[tuple[set[str], pl.DataType], ...] = (
+    (set(), pl.Null()),
+    ({TEXT}, pl.String()),
+    ({BOOLEAN}, pl.Boolean()),
+    ({INTEGER, LONG}, pl.Int64()),
+    ({FLOAT}, pl.Float64()),
+)
+_NUMBERS: tuple[tuple[set[str], pl.DataType], ...] = (
+    (set(WHOLE), pl.Int128()),
+    ({INTEGER, FLOAT, ODD}, pl.Float64()),
+)
+_EXACT = 2**53
+_LARGEST = 2**63
+_BATCH_BYTES = 4_000_000
+_HALF = re.compile("[\ud800-\udfff]")
+
+Kinds = dict[str, dict[str, str]]
+"""Column → kind of value → the place where it first stands, as "a.jsonl, line 3"."""
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one pass tells of JSONL files: how many rows they have, and what stands in which column."""
+
+    rows: int
+    kinds: Kinds
+
+    @property
+    def schema(self) -> pl.Schema:
+        """Type of each column, in the order in which they appear; String where it is `json`."""
+        return pl.Schema({name: _first(_TYPES, kinds) or pl.String() for name, kinds in self.kinds.items()})
+
+    @property
+    def json(self) -> frozenset[str]:
+        """Columns whose cells are JSON texts."""
+        return frozenset(name for name, kinds in self.kinds.items() if _first(_TYPES, kinds) is None)
+
+    @property
+    def numbers(self) -> dict[str, pl.DataType]:
+        """JSON columns of nothing but numbers, with a type that holds each of them as nearly as `where` needs."""
+        typed = {name: _first(_NUMBERS, self.kinds[name]) for name in self.json}
+        return {name: dtype for name, dtype in typed.items() if dtype is not None}
+
+
+def look(paths: Sequence[str], encoding: str | None) -> Found:
+    """Read every line. Raises `InputError` with file and line for one that is not one exact JSON object in itself.
+
+    Half a character, a key that stands twice, NaN and a number without an end are none.
+    """
+    kinds: Kinds = {}
+    rows = 0
+    for path in paths:
+        for lines, batch in _batches(path, encoding, 2**13, exact=True):
+            rows += len(batch)
+            for name in dict.fromkeys(chain.from_iterable(batch)):
+                known = kinds.setdefault(name, {})
+                for kind, row in _kinds([each.get(name) for each in batch], known):
+                    known[kind] = f"{path}, line {lines[row]}"
+    return Found(rows, kinds)
+
+
+def frames(
+    path: str, encoding: str | None, schema: Mapping[str, pl.DataType], json_columns: frozenset[str], size: int
+) -> Iterator[pl.DataFrame]:
+    """The columns of `schema` of each row, in frames of at most `size` rows; a key that a row lacks is null."""
+    exact = any(name in json_columns for name in schema)
+    for _, batch in _batches(path, encoding, size, exact):
+        columns = []
+        for name, dtype in schema.items():
+            cells = [row.get(name) for row in batch]
+            if name in json_columns:
+                cells = [None if cell is None else orjson.dumps(cell).decode() for cell in cells]
+            try:
+                columns.append(pl.Series(name, cells, dtype))
+            except (TypeError, OverflowError, ValueError, pl.exceptions.PolarsError):
+                raise InputError(f"{path} changed while it was read", "run the same command again") from None
+        yield pl.DataFrame(columns)
+
+
+def value_of(text: str) -> object:
+    """The value of a JSON text; a number that a float would print in another way is a `Decimal`."""
+    return orjson.loads(text) if text[0] == '"' else json.loads(text, parse_float=_float, parse_int=_int)
+
+
+def text_of(column: pl.Series) -> pl.Series:
+    """JSON texts as a person reads them: strings without quotes and escapes, everything else as it is."""
+    return pl.Series(
+        column.name, [orjson.loads(cell) if cell is not None and cell[0] == '"' else cell for cell in column], pl.String
+    )
+
+
+def _first(types: tuple[tuple[set[str], pl.DataType], ...], kinds: Mapping[str, str]) -> pl.DataType | None:
+    return next((dtype for allowed, dtype in types if kinds.keys() <= allowed), None)
+
+
+def _kinds(cells: Sequence[object], known: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+    """Kinds of value that are not `known` yet, each with the first cell that has it."""
+    types = set(map(type, cells)) - {type(None)}
+    fresh = {one for one in types if _KINDS.get(one) not in known}
+    if int in fresh and INTEGER in known:
+        whole = [cell for cell in cells if type(cell) is int]
+        if min(whole) >= -_EXACT and max(whole) <= _EXACT:
+            fresh.remove(int)
+    if float in fresh and {FLOAT, ODD} <= known.keys():
+        fresh.remove(float)
+    found = dict(known)
+    for row, cell in enumerate(cells if fresh else ()):
+        if cell is not None and (kind := _kind(cell)) not in found:
+            found[kind] = ""
+            yield kind, row
+
+
+def _kind(cell: object) -> str:
+    if isinstance(cell, orjson.Fragment):
+        return BIG if orjson.dumps(cell).removeprefix(b"-").isdigit() else ODD
+    if type(cell) is int:
+        return INTEGER if abs(cell) <= _EXACT else LONG if -_LARGEST <= cell < _LARGEST else BIG
+    if type(cell) is float:
+        return FLOAT if repr(cell).encode() == orjson.dumps(cell) else ODD
+    return _KINDS[type(cell)]
+
+
+def _batches(path: str, encoding: str | None, size: int, exact: bool) -> Iterator[tuple[list[int], list[Row]]]:
+    """Rows with the numbers of their lines; blank lines are no rows."""
+    parse = _exact if exact else _loads
+    lines: list[int] = []
+    rows: list[Row] = []
+    read = 0
+    for number, line in enumerate(_lines(path, encoding), 1):
+        if line.isspace():
+            continue
+        row = parse(line, path, number)
+        lines.append(number)
+        rows.append(row)
+        read += len(line)
+        if len(rows) >= size or read >= _BATCH_BYTES:
+            yield lines, rows
+            lines, rows, read = [], [], 0
+    if rows:
+        yield lines, rows
+
+
+def _lines(path: str, encoding: str | None) -> Iterator[bytes]:
+    if encoding is None:
+        with open_bytes(path) as file:
+            yield file.readline().removeprefix(BOM.encode())
+            yield from file
+        return
+    with open_lines(path, encoding, "\n") as texts:
+        for number, text in enumerate(texts, 1):
+            if not decoded(text):
+                raise undecodable(path, f"{path}, line {number}", text, encoding)
+            yield text.encode()
+
+
+def _loads(line: bytes, path: str, number: int) -> Row:
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise _fault(path, number, line, error) from None
+    if not isinstance(row, dict):
+        raise InputError(f"{path}, line {number} is not a JSON object", 'each line is one object: {"column": value, …}')
+    return row
+
+
+def _exact(line: bytes, path: str, number: int) -> Row:
+    """The object of a line, with a `Fragment` for each number that would be written in another way."""
+    row = _loads(line, path, number)
+    again = orjson.dumps(row)
+    if again == line.strip():
+        return row
+    if again.count(b":") == line.count(b":") and b"\\u00" not in line:  # then no key is lost
+        types = set(map(type, row.values()))
+        if types.isdisjoint((float, list, dict)):
+            return row
+    try:
+        slow: Row = _DECODER.decode(line.decode())
+    except _TwiceError as error:
+        raise InputError(f"{path}, line {number}: the key `{error}` stands twice", "remove one of the two") from None
+    except RecursionError:
+        raise InputError(f"{path}, line {number} is nested too deeply", "flatten its values") from None
+    return slow
+
+
+class _TwiceError(ValueError):
+    pass
+
+
+def _object(pairs: list[tuple[str, object]]) -> Row:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _written_float(text: str) -> object:
+    number = float(text)
+    return number if orjson.dumps(number) == text.encode() else orjson.Fragment(text.encode())
+
+
+def _written_int(text: str) -> object:
+    if len(text) < 20 and -_LARGEST <= (number := int(text)) < _LARGEST:
+        return number
+    return orjson.Fragment(text.encode())
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_written_float, parse_int=_written_int)
+
+
+def _float(text: str) -> object:
+    number = float(text)
+    return number if repr(number) == text else Decimal(text)
+
+
+def _int(text: str) -> object:
+    return int(text) if len(text) < 4000 else Decimal(text)
+
+
+def _fault(path: str, number: int, line: bytes, error: orjson.JSONDecodeError) -> InputError:
+    place = f"{path}, line {number}"
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as wrong:
+        marked = line.decode(errors="pipeline.undecodable")
+        return undecodable(path, f"{place}, byte {wrong.start + 1}", marked, None)
+    try:
+        row = json.loads(text, parse_constant=_constant)
+    except _ConstantError as constant:
+        return InputError(f"{place}: {constant} is not JSON", "write null, or a number")
+    except (ValueError, RecursionError):
+        row = None
+    for name, value in row.items() if isinstance(row, dict) else ():
+        if half := _HALF.search(name + json.dumps(value, ensure_ascii=False)):
+            return InputError(
+                f"{place}, column `{_shown(name)}`: \\u{ord(half[0]):x} is half a character (a lone surrogate)",
+                "no text can hold it: write the whole pair, or \\ufffd in its place",
+            )
+    return InputError(
+        f"{place}, column {error.colno}: not JSON: {error.msg}",
+        "each line is one JSON object; a file that is one array becomes lines with `jq -c '.[]'`",
+    )
+
+
+class _ConstantError(Exception):
+    pass
+
+
+def _constant(name: str) -> object:
+    raise _ConstantError(name)
+
+
+def _shown(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
