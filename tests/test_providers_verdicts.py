@@ -137,7 +137,7 @@ RELAYS = {
     "no channel": (
         503,
         {"error": {"message": "no available channel", "type": "new_api_error", "code": "model_not_found"}},
-        "transient",
+        "fatal",
     ),
     "string code": (500, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, "rate_limit"),
     "number as a string": (500, {"error": {"message": "slow down", "code": "429"}}, "rate_limit"),
@@ -255,7 +255,6 @@ def test_messages_of_quotas_say_which_and_of_whom() -> None:
         "HTTP 429: quota of gemini-2.5-flash-lite used up: requests per day (limit 20)"
     )
     assert "gemini-2.5-pro is not offered to this project" in classify(429, {}, E5.encode()).message
-    assert classify(302, {}, b"").message == "HTTP 302: redirects elsewhere: set the base URL to that address"
 
 
 def test_neither_key_nor_quoted_prompt_reach_the_message() -> None:

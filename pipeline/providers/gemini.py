@@ -1,12 +1,15 @@
 """Gemini's Developer API, and every relay that speaks it: `models.generateContent`, one request, one answer.
 
-`build_request` and `parse_reply` are pure; `Gemini` puts one `Wire` exchange between them.
+`build_request` and `answers.parse_reply` are pure; `Gemini` puts one `Wire` exchange between them.
 """
 
+import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from ipaddress import ip_address
 from math import ceil
 from typing import Any
 from urllib.parse import quote
@@ -17,36 +20,23 @@ import orjson
 
 from pipeline import __version__
 from pipeline.errors import AuthError, JobError
+from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, judge, parse_reply, read_answer
+from pipeline.providers.blotting import blotted
+from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Response, Wire
-from pipeline.providers.verdicts import (
-    classify,
-    http_date,
-    load,
-    mapping,
-    mappings,
-    read_fault,
-    string,
-    unanswered,
-    whole_number,
-)
-from pipeline.records import (
-    EMULATOR_FIELD,
-    EMULATOR_HEADER,
-    EMULATOR_RESPONSE_ID,
-    ErrorKind,
-    Params,
-    Prompt,
-    Reply,
-    Status,
-    Usage,
-    Verdict,
-)
-from pipeline.tokens import estimate
+from pipeline.providers.verdicts import classify, http_date, unanswered
+from pipeline.records import EMULATOR_HEADER, Params, Prompt, Reply, Verdict
 
 BASE_URL = "https://generativelanguage.googleapis.com"
 API_VERSION = "v1beta"
 ASK_TIMEOUT_S = 10.0
 """Longest wait for who answers, before the first call."""
+MOST_KEPT_BYTES = 65_536
+"""Of a body that cannot be read, which is kept with what it may have cost."""
+MOST_COUNTED_TOKENS = 10_000_000
+MOST_PAGES = 50
+MOST_MODELS = 10_000
+"""Of a listing of models: Google's has one page of some sixty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,39 +91,71 @@ class Gemini:
         """Make one request; never retries, never waits for quota."""
         url = self._url(prompt.params.model, "generateContent")
         started = anyio.current_time()
-        answer = await self._wire.post(url, self._headers, build_request(prompt), self._timeout_s)
+        response = await self._exchange(url, build_request(prompt))
         latency_s, finished_at = anyio.current_time() - started, time.time()
-        if isinstance(answer, Lost) or answer.status != 200:
-            return self._verdict(answer)
-        reply = parse_reply(answer.body)
-        if reply.error_kind == "malformed_reply" and (not answer.body or _from_a_gateway(answer.body)):
-            return self._verdict(answer)
-        usage = reply.usage
+        if isinstance(response, Lost):
+            return self._verdict(response)
+        body, answer = self._read(response.body)
+        if isinstance(answer, Unread):
+            return self._unread(response, answer)
+        reply = judge(answer, body, prompt)
+        if not _succeeded(response) and reply.status != "ok":
+            return self._verdict(response)
         return replace(
             reply,
-            usage=replace(usage, input_tokens=prompt.input_tokens_est) if usage.estimated else usage,
             model=reply.model or bare_model(prompt.params.model),
             endpoint=self.endpoint,
             latency_s=latency_s,
             finished_at=finished_at,
-            served_at=http_date(answer.headers.get("date")),
-            emulated=reply.emulated or EMULATOR_HEADER in answer.headers,
+            served_at=http_date(response.headers.get("date")),
+            emulated=reply.emulated or EMULATOR_HEADER in response.headers,
         )
 
     def parse(self, raw: bytes) -> Reply:
         """Read a stored response body again; see `parse_reply`."""
         return parse_reply(raw)
 
+    def _read(self, body: bytes) -> tuple[bytes, Answer | Unread]:
+        """The answer in a body, and the body to keep: another one when the key stands in pieces of the first."""
+        answer = read_answer(body)
+        if self._key and isinstance(answer, Answer) and blotted(whole := answer.as_body(), self._key) is not whole:
+            body = blotted(whole, self._key)
+            answer = read_answer(body)
+        return body, answer
+
+    def _unread(self, response: Response, unread: Unread) -> Verdict:
+        """What a response without an answer means. It may have been billed, unless it says that it failed."""
+        verdict = self._verdict(response)
+        if not _succeeded(response):
+            return verdict
+        if unread.refused or verdict.kind != "transient":
+            return replace(verdict, billed=unread.refused and unread.billed)
+        lost = response.lost
+        if lost is not None and lost.kind in ("timeout", "unreadable"):
+            return replace(unanswered(lost, secret=self._key), raw=response.body[:MOST_KEPT_BYTES])
+        return replace(
+            verdict,
+            error_kind="malformed_reply",
+            message=f"HTTP {response.status}: {lost.message if lost else unread.why}",
+            billed=True,
+            most_requests=unread.most_requests,
+            raw=response.body[:MOST_KEPT_BYTES],
+        )
+
     async def count_tokens(self, prompt: Prompt) -> int | Verdict:
         """Input tokens of `prompt` as the service counts them, system instruction included; free of charge."""
         model = bare_model(prompt.params.model)
         # Only this form counts the system instruction; the model inside is required though it stands in the URL.
         body = orjson.dumps({"generateContentRequest": {"model": f"models/{model}", **_request(prompt)}})
-        answer = await self._wire.post(self._url(model, "countTokens"), self._headers, body, self._timeout_s)
-        if isinstance(answer, Lost) or answer.status != 200:
+        answer = await self._exchange(self._url(model, "countTokens"), body)
+        if isinstance(answer, Lost) or not _succeeded(answer):
             return self._verdict(answer)
         total = whole_number(mapping(load(answer.body)).get("totalTokens"))
-        return self._verdict(answer) if total is None else total
+        if total is None:
+            return self._verdict(answer)
+        if not 0 < total <= MOST_COUNTED_TOKENS:
+            return Verdict("transient", "malformed_reply", f"the service counts {total:,} tokens in a prompt")
+        return total
 
     async def is_emulator(self) -> bool:
         """Whether the emulator answers here: whoever does not say so is taken for the real service. Free of charge.
@@ -145,23 +167,37 @@ class Gemini:
         return not isinstance(answer, Lost) and is_emulated(answer)
 
     async def list_models(self) -> list[Model] | Verdict:
-        """Every model that the key may use for `generateContent`, in the service's order."""
-        models: list[Model] = []
+        """Every model that the key may use for `generateContent`, in the service's order.
+
+        Of a listing that does not end, those of `MOST_PAGES` pages and of one `timeout_s`.
+        """
+        models: dict[str, Model] = {}
         page = ""
-        while True:
-            url = httpx.URL(
-                f"{self._root}/models", params={"pageSize": "1000", **({"pageToken": page} if page else {})}
-            )
-            answer = await self._wire.get(url, self._headers, self._timeout_s)
-            if isinstance(answer, Lost) or answer.status != 200:
+        until = anyio.current_time() + self._timeout_s
+        for _ in range(MOST_PAGES):
+            params = {"pageSize": "1000", **({"pageToken": page} if page else {})}
+            answer = await self._exchange(httpx.URL(f"{self._root}/models", params=params))
+            if isinstance(answer, Lost) or not _succeeded(answer):
                 return self._verdict(answer)
             listing = load(answer.body)
-            if not isinstance(listing, dict) or "error" in listing:
+            if not isinstance(listing, dict) or listing.get("error"):
                 return self._verdict(answer)
-            models += [_model(item) for item in mappings(listing.get("models")) if _generates(item)]
+            for model in map(_model, filter(_generates, mappings(listing.get("models")))):
+                models.setdefault(model.name, model)
             page, last = string(listing.get("nextPageToken")), page
-            if not page or page == last:
-                return models
+            if page in ("", last) or len(models) >= MOST_MODELS or anyio.current_time() >= until:
+                break
+        return list(models.values())
+
+    async def _exchange(self, url: httpx.URL, content: bytes | None = None) -> Response | Lost:
+        """POST `content`, or GET; the key is out of the body before anybody reads it."""
+        if content is None:
+            answer = await self._wire.get(url, self._headers, self._timeout_s)
+        else:
+            answer = await self._wire.post(url, self._headers, content, self._timeout_s)
+        if isinstance(answer, Lost) or not self._key:
+            return answer
+        return answer._replace(body=blotted(_as_utf8(answer), self._key))
 
     def _url(self, model: str, method: str) -> httpx.URL:
         url = self._urls.get((model, method))
@@ -172,19 +208,34 @@ class Gemini:
 
     def _verdict(self, answer: Response | Lost) -> Verdict:
         if isinstance(answer, Lost):
-            return unanswered(answer)
+            return unanswered(answer, secret=self._key)
         verdict = classify(answer.status, answer.headers, answer.body, secret=self._key)
         return replace(verdict, emulated=True) if is_emulated(answer) else verdict
 
 
 def is_emulated(answer: Response) -> bool:
     """Whether the response bears the emulator's mark: a proxy may drop the header, a relay the body's field."""
-    return EMULATOR_HEADER in answer.headers or _is_marked(mapping(load(answer.body)))
+    return EMULATOR_HEADER in answer.headers or is_marked(mapping(load(answer.body)))
 
 
-def bare_model(name: str) -> str:
-    """`gemini-x` of `models/gemini-x`."""
-    return name.removeprefix("models/")
+def _succeeded(response: Response) -> bool:
+    return 200 <= response.status < 300
+
+
+_CHARSET = re.compile(r"charset=[\"']?([\w\-]+)", re.IGNORECASE | re.ASCII)
+
+
+def _as_utf8(response: Response) -> bytes:
+    """The body in UTF-8 when its header names another encoding that it is in: what is stored has no header."""
+    named = _CHARSET.search(response.headers.get("content-type", ""))
+    if named is None or named[1].lower() in ("utf-8", "utf8", "us-ascii") or response.body.isascii():
+        return response.body
+    try:
+        response.body.decode("utf-8")
+    except UnicodeDecodeError:
+        with suppress(LookupError, UnicodeDecodeError):
+            return response.body.decode(named[1]).encode()
+    return response.body
 
 
 def _checked_key(key: str) -> str:
@@ -197,20 +248,31 @@ def _checked_key(key: str) -> str:
 def _root(base_url: str, api_version: str) -> httpx.URL:
     try:
         url = httpx.URL(base_url.strip())
-    except httpx.InvalidURL:
-        url = httpx.URL("")
-    if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
+        usable = url.scheme in ("http", "https") and _is_host(url.raw_host.decode()) and url.port != 0
+    except (httpx.InvalidURL, ValueError):
+        usable = False
+    if not usable or url.userinfo or url.query or url.fragment or (url.port or 1) > 65_535:
         raise JobError(
-            "the base URL must be http(s)://host, perhaps with a port and a path, without user, query or fragment",
+            "the base URL must be http(s)://host, perhaps with a port from 1 to 65535 and a path, without user, query"
+            " or fragment\n[endpoint] base_url, or GOOGLE_GEMINI_BASE_URL",
             hint=f"Google's own is {BASE_URL}; look at base_url in the job and at GOOGLE_GEMINI_BASE_URL",
         )
     path = url.path.rstrip("/")
     return url.copy_with(path=path if path.endswith(("/v1", "/v1beta")) else f"{path}/{api_version}")
 
 
-def _from_a_gateway(body: bytes) -> bool:
-    """Whether a 200 is an error or a web page: nothing was generated, so it is no answer to keep."""
-    return body.lstrip()[:1] == b"<" or read_fault(body) is not None
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_\-]{1,63}(?<!-)", re.ASCII)
+
+
+def _is_host(host: str) -> bool:
+    """Whether a name may be that of a host: what can never be found is no outage."""
+    if ":" in host or host.replace(".", "").isdecimal():
+        try:
+            return bool(ip_address(host))
+        except ValueError:
+            return False
+    labels = host.removesuffix(".").split(".")
+    return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in labels)
 
 
 # --- request ----------------------------------------------------------------------------------------------------------
@@ -253,125 +315,7 @@ def _thinking(thinking: str | int | None) -> dict[str, Any] | None:
     return {"thinkingLevel": thinking.lower()} if isinstance(thinking, str) else {"thinkingBudget": thinking}
 
 
-# --- reply ------------------------------------------------------------------------------------------------------------
-
-_TRUNCATED = frozenset({"MAX_TOKENS", "CONTINUATION"})
-_RECITATION = frozenset({"RECITATION", "IMAGE_RECITATION"})
-_BLOCKED = frozenset(
-    {
-        "SAFETY",
-        "PROHIBITED_CONTENT",
-        "BLOCKLIST",
-        "SPII",
-        "LANGUAGE",
-        "MODEL_ARMOR",
-        "IMAGE_SAFETY",
-        "IMAGE_PROHIBITED_CONTENT",
-        "IMAGE_OTHER",
-    }
-)
-_UNSAID = "FINISH_REASON_UNSPECIFIED"
-
-
-def parse_reply(raw: bytes) -> Reply:
-    """Read a response body; whatever it is, a `Reply` comes back and nothing is raised.
-
-    Only finish reason STOP, or none at all as relays send it, with some text is `ok`. Text before a block or a cut is
-    kept. Usage is marked `estimated` when the body has none: output counted by us, input left 0.
-    """
-    body = load(raw)
-    if not isinstance(body, dict) or body.get("error"):
-        return _malformed(raw, "the answer is not a generateContent response")
-    candidates = mappings(body.get("candidates"))
-    if not candidates:
-        return _without_candidates(body, raw)
-    text = _answer_text(candidates[0])
-    finish = string(candidates[0].get("finishReason"))[:64] or None
-    status, error_kind, error = _outcome(finish, text)
-    return Reply(
-        text=text,
-        status=status,
-        finish_reason=finish,
-        error_kind=error_kind,
-        error=error,
-        usage=_usage(body.get("usageMetadata"), text),
-        model=bare_model(string(body.get("modelVersion"))),
-        response_id=string(body.get("responseId")),
-        raw=raw,
-        emulated=_is_marked(body),
-    )
-
-
-def _is_marked(body: Mapping[str, Any]) -> bool:
-    return EMULATOR_FIELD in body or string(body.get("responseId")).startswith(EMULATOR_RESPONSE_ID)
-
-
-def _outcome(finish: str | None, text: str) -> tuple[Status, ErrorKind | None, str | None]:
-    if finish in _TRUNCATED:
-        words = "the answer reached the output limit" if text else "the output limit was reached before any text"
-        return "truncated", "truncated", words
-    if finish in _RECITATION:
-        return "blocked", "recitation", "the answer was cut because it repeats published text"
-    if finish in _BLOCKED:
-        return "blocked", "answer_blocked", f"the answer was blocked: {finish}"
-    if finish not in (None, "STOP", _UNSAID):
-        return "error", "malformed_reply", f"the answer ended with {_name(finish)}"
-    if not text:
-        return "error", "empty_answer", "the answer has no text"
-    return "ok", None, None
-
-
-def _without_candidates(body: dict[str, Any], raw: bytes) -> Reply:
-    block = string(mapping(body.get("promptFeedback")).get("blockReason"))[:64]
-    if not block and "usageMetadata" not in body:
-        return _malformed(raw, "the answer has neither candidates nor usage")
-    return Reply(
-        text="",
-        status="blocked" if block else "error",
-        finish_reason=block or None,
-        error_kind="prompt_blocked" if block else "empty_answer",
-        error=f"the prompt was blocked: {_name(block)}" if block else "the answer has no candidates",
-        usage=_usage(body.get("usageMetadata"), ""),
-        model=bare_model(string(body.get("modelVersion"))),
-        response_id=string(body.get("responseId")),
-        raw=raw,
-        emulated=_is_marked(body),
-    )
-
-
-def _malformed(raw: bytes, error: str) -> Reply:
-    return Reply(
-        text="", status="error", error_kind="malformed_reply", error=error, usage=Usage(estimated=True), raw=raw
-    )
-
-
-def _answer_text(candidate: dict[str, Any]) -> str:
-    parts = mappings(mapping(candidate.get("content")).get("parts"))
-    return "".join(string(part.get("text")) for part in parts if not part.get("thought"))
-
-
-def _usage(metadata: object, text: str) -> Usage:
-    counts = mapping(metadata)
-    prompt, cached, output, thinking, tool, total = (
-        whole_number(counts.get(name)) or 0
-        for name in (
-            "promptTokenCount",
-            "cachedContentTokenCount",
-            "candidatesTokenCount",
-            "thoughtsTokenCount",
-            "toolUsePromptTokenCount",
-            "totalTokenCount",
-        )
-    )
-    if not prompt:
-        return Usage(output_tokens=output or estimate(text), estimated=True)
-    # Zeros are left out on the wire, and relays leave out more: what the total has beyond the sum is billed as output.
-    unnamed = max(0, total - prompt - output - thinking - tool)
-    if output or not text:
-        thinking += unnamed
-    else:
-        output += unnamed
-    return Usage(prompt, cached, output, thinking, tool)
+# --- models -----------------------------------------------------------------------------------------------------------
 
 
 def _model(item: dict[str, Any]) -> Model:
@@ -385,8 +329,3 @@ def _model(item: dict[str, Any]) -> Model:
 def _generates(item: dict[str, Any]) -> bool:
     methods = item.get("supportedGenerationMethods")
     return not isinstance(methods, list) or "generateContent" in methods
-
-
-def _name(value: str) -> str:
-    """A finish or block reason as a message may show it: it is foreign text."""
-    return value if value.replace("_", "").isalnum() and value.isascii() else "a reason without a name"

@@ -10,6 +10,7 @@ environment. HTTP/1.1 only: one HTTP/2 connection caps the calls in flight at ab
 """
 
 import asyncio
+import re
 from base64 import b64encode
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,31 +20,44 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import anyio
 import httpx
+from aiohttp.http_exceptions import HttpProcessingError
 from httpx_aiohttp import AiohttpTransport
 
 from pipeline.errors import PipelineError
+from pipeline.providers.encoding import TooLarge, Undecodable, decoded
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 300.0
 KEEPALIVE_S = 30.0
 DNS_CACHE_S = 300
-
-
-class Response(NamedTuple):
-    """A whole HTTP response; `body` is decompressed, `headers` look names up in any case."""
-
-    status: int
-    headers: httpx.Headers
-    body: bytes
+MOST_HEADER_BYTES = 65_536
+"""Of one header line; proxies in companies add some of 10 kB."""
+MOST_BODY_BYTES = 16 * 1024 * 1024
+"""Of one response, packed or unpacked: twice the longest answer of any model, a million tokens of 8 bytes in JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A request without a response; `sent` is False when it provably never reached the server."""
+    """A request without a response that can be read; `sent` is False when it provably never reached the server.
 
-    kind: Literal["not_connected", "timeout", "broken"]
+    `unreadable`: a response came and breaks HTTP or its own header, as it would the next time.
+    """
+
+    kind: Literal["not_connected", "timeout", "broken", "unreadable"]
     sent: bool
     message: str  # one line, without headers or body
+
+
+class Response(NamedTuple):
+    """An HTTP response; `body` is decompressed, `headers` look names up in any case.
+
+    `lost` says why `body` is not whole, as far as the protocol tells: it may hold all that matters all the same.
+    """
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    lost: Lost | None = None
 
 
 class Wire:
@@ -96,18 +110,29 @@ class Wire:
 
     async def _exchange(self, request: httpx.Request, timeout_s: float) -> Response | Lost:
         transport = self._transport_for(request.url)
+        response: httpx.Response | None = None
+        parts: list[bytes] = []
+        lost: Lost | None = None
         try:
             # asyncio's own timeout: anyio's costs 80 µs a call more, a sixth of the whole line.
             async with asyncio.timeout(timeout_s):
                 response = await transport.handle_async_request(request)
                 try:
-                    body = await _read(response)
+                    await _read(response, parts)
                 finally:
                     # A connection whose body was not read to its end is closed here, also when the call is cancelled.
                     await response.aclose()
-        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError is one of them
-            return _lost(error)
-        return Response(response.status_code, response.headers, body)
+        except (httpx.HTTPError, aiohttp.ClientError, HttpProcessingError, OSError, TooLarge) as error:
+            lost = _lost(error)  # OSError: TimeoutError is one of them
+        if response is None:
+            return lost or Lost("broken", sent=True, message="no answer")
+        try:
+            body = decoded(b"".join(parts), response.headers.get("content-encoding", ""), MOST_BODY_BYTES)
+        except TooLarge as error:
+            body, lost = b"", _lost(error)
+        except Undecodable as error:
+            body, lost = b"", lost or Lost("unreadable", sent=True, message=str(error))
+        return Response(response.status_code, response.headers, body, lost)
 
     def _transport_for(self, url: httpx.URL) -> httpx.AsyncBaseTransport:
         if self._replacement is not None:
@@ -121,10 +146,15 @@ class Wire:
         return transport
 
 
-async def _read(response: httpx.Response) -> bytes:
-    if "content-encoding" in response.headers or not isinstance(response.stream, httpx.AsyncByteStream):
-        return await response.aread()
-    return b"".join([part async for part in response.stream])
+async def _read(response: httpx.Response, parts: list[bytes]) -> None:
+    """Collect the body as it comes, packed; raises `TooLarge` beyond `MOST_BODY_BYTES`."""
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    size = 0
+    async for part in response.stream:
+        parts.append(part)
+        size += len(part)
+        if size > MOST_BODY_BYTES:
+            raise TooLarge
 
 
 def proxy_for(url: httpx.URL) -> httpx.URL | None:
@@ -161,6 +191,8 @@ def _aiohttp_transport(proxy: httpx.URL | None) -> AiohttpTransport:
                 limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=DNS_CACHE_S, ssl=certificates
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
+            max_line_size=MOST_HEADER_BYTES,
+            max_field_size=MOST_HEADER_BYTES,
         )
 
     return AiohttpTransport(client=session, verify=certificates, proxy=_with_credentials(proxy) if proxy else None)
@@ -188,11 +220,25 @@ def _lost(error: Exception) -> Lost:
     # httpx-aiohttp 0.2.0 maps every aiohttp connection error to ConnectTimeout, a reset in mid-answer included: only
     # the cause says what happened.
     cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-    message = " ".join(f"{cause}".split())[:200]
     if isinstance(cause, _NOT_CONNECTED):
-        return Lost("not_connected", sent=False, message=message or "no connection")
+        return Lost("not_connected", sent=False, message=" ".join(f"{cause}".split())[:200] or "no connection")
     if isinstance(cause, _CONNECT_TIMEOUT):
         return Lost("timeout", sent=False, message="no connection in time")
     if isinstance(cause, _TIMEOUT):
         return Lost("timeout", sent=True, message="no complete answer in time")
-    return Lost("broken", sent=True, message=message or type(cause).__name__)
+    if isinstance(cause, TooLarge):
+        most = f"{MOST_BODY_BYTES // 2**20} MiB"
+        return Lost("unreadable", sent=True, message=f"the answer is larger than {most}: no model's answer is")
+    if isinstance(cause, aiohttp.ClientPayloadError):
+        return Lost("broken", sent=True, message="the connection ended before the answer did")
+    if isinstance(cause, aiohttp.ClientResponseError | HttpProcessingError):
+        return Lost("unreadable", sent=True, message=f"the answer breaks HTTP: {_breach(cause.message)}")
+    return Lost("broken", sent=True, message=" ".join(f"{cause}".split())[:200] or type(cause).__name__)
+
+
+def _breach(message: str) -> str:
+    """What aiohttp's parser says, without the bytes that it shows: they are the server's."""
+    if "Got more than" in message:
+        return f"a header or line is longer than {MOST_HEADER_BYTES // 1024} kB"
+    words = re.split(r"\bb['\"]", message)[0]
+    return " ".join(words.split()).rstrip(" :^") or "malformed"

@@ -12,9 +12,10 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
-import orjson
-
+from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
+from pipeline.providers.phrases import STATUS_OF_NAME, said
 from pipeline.providers.transport import Lost
 from pipeline.records import ErrorKind, QuotaHit, Verdict, VerdictKind
 
@@ -51,7 +52,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, secret: st
     return Verdict(
         kind=kind,
         error_kind=error_kind,
-        message=_message(status, kind, fault, hits, secret),
+        message=_message(status, kind, fault, hits, secret, _host(fields.get("location", ""))),
         http_status=status,
         retry_after_s=None if kind == "fatal" else wait_s,
         quota=hits,
@@ -59,13 +60,19 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, secret: st
     )
 
 
-def unanswered(lost: Lost) -> Verdict:
-    """A request that got no response: worth another try, whatever the reason."""
+def unanswered(lost: Lost, *, secret: str = "") -> Verdict:
+    """A request that got no response, or none that could be read: worth another try, whatever the reason.
+
+    What was sent may have been answered and billed. What breaks HTTP comes back the same way: it is asked once more.
+    """
+    unreadable = lost.kind == "unreadable"
     return Verdict(
         kind="transient",
-        error_kind="timeout" if lost.kind == "timeout" else "network",
-        message=clean(lost.message),
+        error_kind="malformed_reply" if unreadable else "timeout" if lost.kind == "timeout" else "network",
+        message=clean(lost.message, secret),
         sent=lost.sent,
+        billed=lost.sent,
+        most_requests=2 if unreadable else None,
     )
 
 
@@ -77,25 +84,31 @@ def read_fault(body: bytes) -> Fault | None:
     return _fault(load(body), nested=3)
 
 
+_MESSAGES = ("message", "msg", "detail", "error_msg", "error_message", "errmsg", "status_msg", "error_description")
+_CODES = ("code", "error_code", "errcode", "status_code")
+
+
 def _fault(value: object, nested: int) -> Fault | None:
-    if isinstance(value, list):
-        value = next((item for item in value if isinstance(item, dict)), None)
-    if not isinstance(value, dict):
-        return None
-    error = value.get("error")
+    value = mapping(value)
+    error = value.get("error") or value.get("errors") or value.get("base_resp") or value.get("Error")
     if isinstance(error, str):
         error = {**value, "message": error}
-    elif not isinstance(error, dict):
-        error = value
-    message = next((error[name] for name in ("message", "msg", "detail") if isinstance(error.get(name), str)), None)
-    code = whole_number(error.get("code"))
+    elif isinstance(error, list) and error and isinstance(error[0], str):
+        error = {**value, "message": error[0]}
+    else:
+        error = mapping(error) or value
+    message = next((error[name] for name in _MESSAGES if isinstance(error.get(name), str)), None)
+    codes = [error[name] for name in _CODES if name in error]
+    code = next((number for number in map(whole_number, codes) if number is not None), None)
     if message is None and code is None:
         return None
     outer = Fault(
         message=message or "",
         code=code if code is not None and 400 <= code <= 599 else None,
         names=tuple(
-            name for name in map(string, map(error.get, ("status", "code", "type"))) if name and not name.isdigit()
+            name
+            for name in map(string, (error.get("status"), *codes, error.get("type")))
+            if name and not name.isdigit()
         ),
         details=tuple(mappings(error.get("details"))),
     )
@@ -120,46 +133,11 @@ def _plain_words(body: bytes) -> str:
 
 # --- what it means ----------------------------------------------------------------------------------------------------
 
-_STATUS_OF_NAME = {
-    "invalid_argument": 400,
-    "failed_precondition": 400,
-    "out_of_range": 400,
-    "unauthenticated": 401,
-    "permission_denied": 403,
-    "not_found": 404,
-    "resource_exhausted": 429,
-    "cancelled": 499,
-    "internal": 500,
-    "unimplemented": 501,
-    "unavailable": 503,
-    "deadline_exceeded": 504,
-    # names of the Interactions API, and of relays that speak OpenAI's
-    "authentication": 401,
-    "invalid_api_key": 401,
-    "payment_required": 402,
-    "insufficient_quota": 402,
-    "insufficient_user_quota": 402,
-    "rate_limit_exceeded": 429,
-    "quota_exceeded": 429,
-    "too_many_requests": 429,
-}
-_MONEY_GONE = re.compile(
-    r"prepa(?:y|id)\w* credits?|credits? (?:are|is|have been|has been) (?:depleted|exhausted|used up)"
-    r"|spend(?:ing)?[- ](?:limit|cap)|insufficient[_ ](?:user[_ ])?(?:quota|balance|credits?|funds)",
-    re.IGNORECASE,
-)
-_BAD_KEY = re.compile(
-    r"api[ _]key (?:not valid|not found|expired|invalid)|invalid api[ _]key|multiple authentication credentials",
-    re.IGNORECASE,
-)
-_TOO_LONG = re.compile(
-    r"exceeds the maximum number of tokens allowed|maximum context length|payload size exceeds", re.IGNORECASE
-)
 _UNKNOWN_FIELD = re.compile(r"unknown name \"|cannot find field|no such field", re.IGNORECASE)
 
 
 def _believed(status: int, fault: Fault) -> int:
-    named = [code for name in fault.names if (code := _STATUS_OF_NAME.get(name.lower()))]
+    named = [code for name in fault.names if (code := STATUS_OF_NAME.get(name.lower()))]
     if 402 in named:
         return 402
     return 429 if status == 429 else fault.code or next(iter(named), status)
@@ -169,14 +147,20 @@ def _meaning(
     status: int, fault: Fault, hits: Sequence[QuotaHit], wait_s: float | None
 ) -> tuple[VerdictKind, ErrorKind]:
     text = fault.message
-    if status == 402 or (status in (403, 429) and not hits and _MONEY_GONE.search(text)):
+    # A 400 may quote the request, and what a prompt says is not what the service says.
+    words = None if hits else said(_without_quotes(text) if status in (400, 413, 422) else text)
+    if status == 402 or words == "money":
         return "spend_limit", "quota"
-    if status == 429:
+    if status == 429 or (words == "pace" and status not in (401, 407)):
         return _quota_meaning(hits, wait_s), "quota"
-    if status in (401, 403, 407) or (status == 400 and _refuses_key_or_region(fault)):
+    if status in (401, 403, 407) or words == "key" or (status == 400 and _refuses_key_or_region(fault)):
         return "auth", "auth"
-    if 400 <= status < 500 and _TOO_LONG.search(text):
+    if words == "too_long" and 400 <= status < 500:
         return "reject", "too_long"
+    if words == "no_channel":
+        return "fatal", "server"
+    if words == "busy" and status in (400, 409, 422):
+        return "transient", "server"
     # Every request of a run has the same fields, path and method: what is wrong with them is wrong with all.
     if status in (404, 405, 410, 501) or 300 <= status < 400 or (status == 400 and _UNKNOWN_FIELD.search(text)):
         return "fatal", "invalid_request"
@@ -202,7 +186,6 @@ def _refuses_key_or_region(fault: Fault) -> bool:
     return (
         "FAILED_PRECONDITION" in fault.names  # region or billing; nothing else of ours has preconditions
         or any(isinstance(reason, str) and reason.startswith("API_KEY_") for reason in reasons)
-        or _BAD_KEY.search(fault.message) is not None
     )
 
 
@@ -262,7 +245,6 @@ def parse_duration(text: str) -> float | None:
     return sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(text))
 
 
-@lru_cache(maxsize=64)
 @lru_cache(maxsize=8)  # answers of the same second bear the same date
 def http_date(value: str | None) -> float | None:
     """Seconds since the epoch of an HTTP date such as `Sun, 22 Nov 2026 10:00:00 GMT`; None when it is not one."""
@@ -284,7 +266,7 @@ def _retry_after(header: str | None, served_at: float | None, fault: Fault) -> f
 
 
 def _header_wait(value: str, served_at: float | None) -> float | None:
-    seconds = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*", value)
+    seconds = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*", value)
     if seconds:
         return float(seconds[1])
     moment = http_date(value)
@@ -321,7 +303,9 @@ def _without_quotes(text: str) -> str:
     return text
 
 
-def _message(status: int, kind: VerdictKind, fault: Fault, hits: Sequence[QuotaHit], secret: str) -> str:
+def _message(
+    status: int, kind: VerdictKind, fault: Fault, hits: Sequence[QuotaHit], secret: str, elsewhere: str
+) -> str:
     model = _MODEL.search(fault.message)
     name = clean(model[1], secret) if model else "the model"
     if kind == "fatal" and hits:
@@ -331,42 +315,22 @@ def _message(status: int, kind: VerdictKind, fault: Fault, hits: Sequence[QuotaH
         used = ", ".join(_quota_words(hit) + (f" (limit {hit.limit})" if hit.limit else "") for hit in hits)
         return clean(f"HTTP {status}: quota of {name} used up: {used}")
     named = next((f" {clean(word, secret, 40)}" for word in fault.names), "")
-    silent = "redirects elsewhere: set the base URL to that address" if 300 <= status < 400 else "no explanation"
-    return clean(f"HTTP {status}{named}: {clean(fault.message, secret) or silent}")
+    if 300 <= status < 400:
+        return clean(f"HTTP {status}: redirects to {elsewhere}: set [endpoint] base_url to that address", secret)
+    return clean(f"HTTP {status}{named}: {clean(fault.message, secret) or 'no explanation'}")
+
+
+def _host(location: str) -> str:
+    """Where a redirect points to, as far as it can be shown: its path and query are the request's."""
+    try:
+        url = urlsplit(location.strip())
+        port = f":{url.port}" if url.port else ""
+    except ValueError:
+        return "an address that is none"
+    if not url.hostname:
+        return "another path of the same host" if location else "an address that it does not name"
+    return f"{url.scheme or 'https'}://{url.hostname}{port}"
 
 
 def _quota_words(hit: QuotaHit) -> str:
     return f"{'input tokens' if hit.meter == 'tokens' else 'requests'} per {hit.window}"
-
-
-# --- JSON that others wrote -------------------------------------------------------------------------------------------
-
-
-def load(raw: bytes | str) -> object:
-    """The JSON value; None for anything that is not JSON."""
-    try:
-        return orjson.loads(raw)
-    except ValueError:
-        return None
-
-
-def mapping(value: object) -> dict[str, Any]:
-    """A JSON object; empty for anything else."""
-    return value if isinstance(value, dict) else {}
-
-
-def mappings(value: object) -> list[dict[str, Any]]:
-    """The objects of a JSON array; empty for anything else."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def string(value: object) -> str:
-    """A JSON string; empty for anything else."""
-    return value if isinstance(value, str) else ""
-
-
-def whole_number(value: object) -> int | None:
-    """A count: an int, or an int64 as protobuf writes it, a string; None for anything else and from 10**15 up."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,15}", value):
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**15 else None

@@ -38,6 +38,6 @@ def stopped_by(verdict: Verdict) -> PipelineError:
             f"{_KEPT}; raise the limit or add credit, then run the same command again. What a tier may spend in ten"
             " minutes comes back by itself.",
         )
-    if verdict.http_status is not None and 400 <= verdict.http_status < 500:
+    if verdict.http_status is not None and 300 <= verdict.http_status < 500:
         return JobError(verdict.message, "Mend the job, then check it before anything is spent: `pipeline check JOB`.")
     return ServiceError(verdict.message, f"{_KEPT}; run the same command again later.")

@@ -27,7 +27,7 @@ from pipeline.plan.planner import BRIEF, EVERYTHING, USUAL, Input, expected_work
 from pipeline.plan.survey import Survey, pick_evenly, pick_pilot, strata, survey
 from pipeline.plan.timing import Deadline, deadline
 from pipeline.prices import Lane, Model
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 from pipeline.quota.book import Known, read_known
 from pipeline.quota.daily import day_of
 from pipeline.records import Reply

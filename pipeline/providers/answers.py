@@ -1,0 +1,346 @@
+"""What a response body says: one `Reply`, whatever form a service or relay gave its answer. Pure, and never raises.
+
+Read are a generateContent response, the pieces of a stream of them (server-sent events, a JSON array, one after the
+other), the same inside a wrapper, and OpenAI's chat completion, whole or in pieces.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from pipeline.providers.foreign import folded, mapping, mappings, read_values, string
+from pipeline.providers.usage import read_usage
+from pipeline.records import EMULATOR_FIELD, EMULATOR_RESPONSE_ID, ErrorKind, Prompt, Reply, Status, Usage
+
+MOST_NAME_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A body that holds no answer: why, and how many requests a prompt may make in all when that is all that comes.
+
+    `refused`: it is an error object, which says that nothing was generated; `billed` if it names counts all the same.
+    """
+
+    why: str
+    most_requests: int = 3
+    refused: bool = False
+    billed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer in whichever form it came, before it is judged."""
+
+    text: str
+    finish: str | None
+    candidates: bool
+    block: str
+    usage: object
+    model: str
+    response_id: str
+    emulated: bool
+
+    def as_body(self) -> bytes:
+        """A response body that reads as this answer does."""
+        candidate = {"content": {"parts": [{"text": self.text}]}, "finishReason": self.finish}
+        marks = {EMULATOR_FIELD: True} if self.emulated else {}
+        return orjson.dumps(
+            {
+                "candidates": [candidate] * self.candidates,
+                "promptFeedback": {"blockReason": self.block},
+                "usageMetadata": self.usage,
+                "modelVersion": self.model,
+                "responseId": self.response_id,
+                **marks,
+            }
+        )
+
+
+def parse_reply(raw: bytes) -> Reply:
+    """Read a response body; whatever it is, a `Reply` comes back and nothing is raised.
+
+    Only finish reason STOP, or none at all as relays send it, with some text is `ok`. Text before a block or a cut is
+    kept. Usage is marked `estimated` where a count was missing or impossible; an input that is unknown is left 0.
+    """
+    answer = read_answer(raw)
+    if isinstance(answer, Unread):
+        return Reply("", "error", error_kind="malformed_reply", error=answer.why, usage=Usage(estimated=True), raw=raw)
+    return judge(answer, raw)
+
+
+def judge(answer: Answer, raw: bytes, prompt: Prompt | None = None) -> Reply:
+    """The reply that an answer is; what was sent with `prompt` bounds its counts and stands in for a missing one."""
+    status, error_kind, error = _outcome(answer)
+    asked = prompt.params.model if prompt else ""
+    return Reply(
+        text=answer.text,
+        status=status,
+        finish_reason=answer.finish or answer.block or None,
+        error_kind=error_kind,
+        error=error,
+        usage=read_usage(
+            answer.usage, answer.text, prompt.input_tokens_est if prompt else 0, answer.model or bare_model(asked)
+        ),
+        model=answer.model,
+        response_id=answer.response_id,
+        raw=raw,
+        emulated=answer.emulated,
+    )
+
+
+def read_answer(raw: bytes) -> Answer | Unread:
+    """Find the answer in a response body."""
+    if not raw.strip():
+        return Unread("the answer is empty")
+    reading = read_values(raw)
+    pieces = [_native(piece) for piece in _objects(reading.values)]
+    if not pieces:
+        page = raw.lstrip()[:1] == b"<"
+        return Unread("the answer is a web page" if page else "the answer is no JSON object, or was cut short")
+    answer = _joined(pieces)
+    error = next((piece["error"] for piece in pieces if is_error(piece.get("error"))), None)
+    if error is not None and not (answer.text and answer.finish):
+        if answer.text:
+            return Unread("the answer ended with an error")
+        return Unread("the answer is an error", refused=True, billed=bool(answer.usage))
+    if reading.holed or (reading.streamed and answer.candidates and not (answer.finish or reading.ended)):
+        return Unread("the answer was cut short")
+    if not (answer.candidates or answer.block or answer.usage):
+        names = ", ".join(name for name in pieces[0] if _PLAIN_NAME.fullmatch(name))[:100]
+        return Unread(
+            f"the answer has another form than generateContent (its fields: {names or 'none'}): "
+            "is [endpoint] base_url the address of the service's Gemini interface?",
+            most_requests=2,
+        )
+    return answer
+
+
+def is_error(error: object) -> bool:
+    """Whether a value under `error` says that something failed: not null, nor a code of 0 without more."""
+    if isinstance(error, dict):
+        code = error.get("code")
+        if code in (0, 200, "0", "200", "OK", "ok"):
+            return False
+        return bool(code) or any(string(inner) for inner in error.values())
+    if isinstance(error, list):
+        return any(map(is_error, error))
+    if isinstance(error, str):
+        return error.strip().lower() not in ("", "0", "ok", "none", "null", "success", "false")
+    return bool(error)
+
+
+def bare_model(name: str) -> str:
+    """`gemini-x` of `models/gemini-x` and of `publishers/google/models/gemini-x`."""
+    return name.rpartition("models/")[2]
+
+
+# --- forms ------------------------------------------------------------------------------------------------------------
+
+_PLAIN_NAME = re.compile(r"[A-Za-z_][\w\-]{0,30}", re.ASCII)
+_WRAPPERS = ("response", "data", "result", "body")
+_ANSWERS = ("candidates", "choices", "promptFeedback", "prompt_feedback")
+
+
+def _objects(values: Sequence[object]) -> list[dict[str, Any]]:
+    """The objects among the values and in their arrays, out of a wrapper if they are in one."""
+    return [_unwrapped(found) for value in values for found in mappings(value)]
+
+
+def _unwrapped(piece: dict[str, Any]) -> dict[str, Any]:
+    if any(name in piece for name in _ANSWERS):
+        return piece
+    inner = (mapping(piece.get(name)) for name in _WRAPPERS)
+    return next((found for found in inner if any(name in found for name in _ANSWERS)), piece)
+
+
+def _native(piece: dict[str, Any]) -> dict[str, Any]:
+    """A chat completion, or a piece of one, in the form of a generateContent response; anything else as it is."""
+    if "choices" not in piece or "candidates" in piece:
+        return piece
+    named = {"modelVersion": piece.get("model"), "responseId": piece.get("id"), "usage": piece.get("usage")}
+    candidates = []
+    for choice in mappings(piece["choices"])[:1]:
+        message = mapping(choice.get("message")) or mapping(choice.get("delta"))
+        content = message.get("content")
+        finish = choice.get("finish_reason") or ("content_filter" if message.get("refusal") else None)
+        candidates.append({"content": choice.get("text") if content is None else content, "finishReason": finish})
+    return {**piece, **named, "candidates": candidates}
+
+
+def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
+    """One answer of all pieces: their texts one after the other, of the counts and reasons the last."""
+    texts: list[str] = []
+    finish: str | None = None
+    block = model = response_id = ""
+    usage: dict[str, Any] = {}
+    candidates = emulated = False
+    for piece in pieces:
+        fields = piece if "usageMetadata" in piece else folded(piece) | dict(piece)
+        candidate = _first(mappings(fields.get("candidates")))
+        if candidate is not None:
+            candidates = True
+            texts.append(_text(candidate.get("content")))
+            finish = finish_reason(candidate.get("finishReason", candidate.get("finish_reason"))) or finish
+        feedback = folded(mapping(fields.get("promptFeedback") or fields.get("promptfeedback")))
+        block = block_reason(feedback.get("blockreason")) or block
+        counts = fields.get("usageMetadata") or fields.get("usagemetadata") or fields.get("usage")
+        usage |= mapping(counts)
+        model = bare_model(string(fields.get("modelVersion") or fields.get("modelversion")))[:MOST_NAME_CHARS] or model
+        response_id = string(fields.get("responseId") or fields.get("responseid"))[:MOST_NAME_CHARS] or response_id
+        emulated = emulated or is_marked(piece)
+    return Answer("".join(texts), finish, candidates, block, usage, model, response_id, emulated)
+
+
+def is_marked(body: Mapping[str, Any]) -> bool:
+    """Whether an object bears the emulator's mark."""
+    named = (string(body.get(name)) for name in ("responseId", "response_id", "id"))
+    return EMULATOR_FIELD in body or any(name.startswith(EMULATOR_RESPONSE_ID) for name in named)
+
+
+def _first(candidates: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The candidate that is the answer: the first with text, else the first."""
+    if len(candidates) > 1:
+        candidates = sorted(candidates, key=lambda one: not _text(one.get("content")))
+    return candidates[0] if candidates else None
+
+
+def _text(content: object) -> str:
+    """The text of a candidate's content, thoughts left out: of its parts, or of what stands in their place."""
+    if isinstance(content, dict):
+        content = content.get("parts", content.get("text"))
+    if isinstance(content, dict):
+        content = [content]
+    if not isinstance(content, list):
+        return _as_text(content)
+    return "".join(_part(part) for part in content)
+
+
+def _part(part: object) -> str:
+    if not isinstance(part, dict):
+        return _as_text(part)
+    if part.get("thought") in (True, 1, "true", "True") or part.get("type") in ("thinking", "reasoning"):
+        return ""
+    return _as_text(part.get("text"))
+
+
+def _as_text(value: object) -> str:
+    """A text; one that a relay has taken for JSON is JSON again."""
+    if isinstance(value, str) or value is None:
+        return value or ""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # deeper than it can write
+        return ""
+
+
+# --- reasons ----------------------------------------------------------------------------------------------------------
+
+_UNSAID = "FINISH_REASON_UNSPECIFIED"
+_FINISH_NUMBERS = (
+    _UNSAID,
+    "STOP",
+    "MAX_TOKENS",
+    "SAFETY",
+    "RECITATION",
+    "OTHER",
+    "LANGUAGE",
+    "BLOCKLIST",
+    "PROHIBITED_CONTENT",
+    "SPII",
+    "MALFORMED_FUNCTION_CALL",
+    "IMAGE_SAFETY",
+    "UNEXPECTED_TOOL_CALL",
+)
+"""By their numbers in the enum of `google.ai.generativelanguage.v1beta.Candidate`."""
+_BLOCK_NUMBERS = ("", "SAFETY", "OTHER", "BLOCKLIST", "PROHIBITED_CONTENT", "IMAGE_SAFETY")
+_FINISH_OTHERWISE = {
+    "END_TURN": "STOP",
+    "STOP_SEQUENCE": "STOP",
+    "EOS": "STOP",
+    "COMPLETE": "STOP",
+    "COMPLETED": "STOP",
+    "FINISHED": "STOP",
+    "LENGTH": "MAX_TOKENS",
+    "MAX_OUTPUT_TOKENS": "MAX_TOKENS",
+    "MAX_LENGTH": "MAX_TOKENS",
+    "MODEL_LENGTH": "MAX_TOKENS",
+    "MODEL_CONTEXT_WINDOW_EXCEEDED": "MAX_TOKENS",
+    "CONTENT_FILTER": "SAFETY",
+    "CONTENT_FILTERED": "SAFETY",
+    "REFUSAL": "SAFETY",
+    "UNSPECIFIED": _UNSAID,
+}
+"""What relays and other services call it."""
+_TRUNCATED = frozenset({"MAX_TOKENS", "CONTINUATION"})
+_RECITATION = frozenset({"RECITATION", "IMAGE_RECITATION"})
+_BLOCKED = frozenset(
+    {
+        "SAFETY",
+        "PROHIBITED_CONTENT",
+        "BLOCKLIST",
+        "SPII",
+        "LANGUAGE",
+        "MODEL_ARMOR",
+        "IMAGE_SAFETY",
+        "IMAGE_PROHIBITED_CONTENT",
+        "IMAGE_OTHER",
+    }
+)
+
+
+def finish_reason(value: object) -> str | None:
+    """The finish reason as the enum spells it, of any spelling of it or of its number; an unknown one as it is."""
+    name = _reason(value, _FINISH_NUMBERS, "FINISH_REASON_")
+    return _FINISH_OTHERWISE.get(name, name) or None
+
+
+def block_reason(value: object) -> str:
+    """The reason why a prompt was blocked, likewise; empty when there is none."""
+    name = _reason(value, _BLOCK_NUMBERS, "BLOCK_REASON_").removeprefix("BLOCKED_REASON_")
+    return "" if name == "UNSPECIFIED" else name
+
+
+def _reason(value: object, numbers: Sequence[str], prefix: str) -> str:
+    if value is None or value == "":
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        return "OTHER"
+    value = value.strip()[:64]
+    if value.isdecimal() and int(value) < len(numbers):
+        return numbers[int(value)]
+    # FinishReason.STOP, maxTokens, content-filter
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s\-]+", "_", value.rpartition(".")[2] or value)
+    return spaced.upper().removeprefix(prefix)
+
+
+def _outcome(answer: Answer) -> tuple[Status, ErrorKind | None, str | None]:
+    finish, text = answer.finish, answer.text
+    if answer.block and not text and not finish:
+        return "blocked", "prompt_blocked", f"the prompt was blocked: {_name(answer.block)}"
+    if not answer.candidates:
+        return "error", "empty_answer", "the answer has no candidates"
+    if finish in _TRUNCATED:
+        words = "the answer reached the output limit" if text else "the output limit was reached before any text"
+        return "truncated", "truncated", words
+    if finish in _RECITATION:
+        return "blocked", "recitation", "the answer was cut because it repeats published text"
+    if finish in _BLOCKED:
+        return "blocked", "answer_blocked", f"the answer was blocked: {finish}"
+    if finish not in (None, "STOP", _UNSAID):
+        return "error", "malformed_reply", f"the answer ended with {_name(finish)}"
+    if not text:
+        return "error", "empty_answer", "the answer has no text"
+    return "ok", None, None
+
+
+def _name(value: str) -> str:
+    """A finish or block reason as a message may show it: it is foreign text."""
+    return value if value.replace("_", "").isalnum() and value.isascii() else "a reason without a name"

@@ -1,0 +1,110 @@
+"""What services and relays say when they refuse, in their own words: the one place to add another wording.
+
+Collected from Google, OpenAI, OpenRouter, DeepSeek, one-api and its descendants, Zhipu, Moonshot, Alibaba and LiteLLM,
+2026-11.
+"""
+
+import re
+from typing import Literal
+
+Meaning = Literal["money", "no_channel", "pace", "key", "too_long", "busy"]
+
+PHRASES: dict[Meaning, tuple[str, ...]] = {
+    # Nothing is answered until somebody pays or raises a limit. Before the key: a key without credit is refused too.
+    "money": (
+        r"prepa(?:y|id)\w* credits?",
+        r"credits? (?:are|is|have been|has been|were) (?:depleted|exhausted|used up|insufficient)",
+        r"(?:out of|run out of|not enough|no|insufficient|requires? more) (?:api |account )?credits?\b",
+        r"balance (?:is |has )?(?:been )?(?:too low|insufficient|not enough|not sufficient)",
+        r"balance (?:is |has )?(?:been )?(?:exhausted|depleted|negative|zero|used up)",
+        r"(?:insufficient|not enough|no|low) (?:account |user |wallet |credit )?(?:balance|funds|money)",
+        r"insufficient[_ -](?:user[_ ]|account[_ ])?(?:quota|balance|credits?|funds)",
+        r"quota is not enough|(?:user|token) quota (?:is )?(?:insufficient|exhausted)",
+        r"spend(?:ing)?[- ](?:limit|cap)|billing (?:hard )?limit",
+        r"budget (?:has been |was |is )?exceeded|exceeded (?:the |your |its )?(?:\w+ )?budget",
+        r"billing (?:is )?(?:not active|not enabled|disabled)|requires billing to be enabled",
+        r"arrear|overdue[- ](?:payment|bill)|payment (?:is )?(?:required|overdue)|account in good standing",
+        "余额不足|余額不足|余额已用|余额为(?:0|零)|账户余额(?:低|过低)|帐户余额",
+        "额度不足|額度不足|额度已(?:用|耗)|額度已(?:用|耗)|额度(?:用|耗)[尽完]|剩余额度(?:不足|为0)|配额不足",
+        "预扣费(?:额度)?失败|預扣費(?:額度)?失敗|欠费|欠費|请(?:先|及时|尽快)?充值|請(?:先|及時)?充值|充值后",
+        "资源包(?:已)?(?:用|耗)[尽完]|套餐(?:已)?(?:用|耗)[尽完]|账户已停服",
+        "残高(?:が)?不足|잔액(?:이)? ?부족|недостаточно (?:средств|баланса)",
+        r"saldo insuficiente|(?:solde|cr[ée]dits?) insuffisant|guthaben (?:ist )?(?:aufgebraucht|erschöpft)",
+    ),
+    # The relay has nobody to pass the request on to: its operator has to mend that.
+    "no_channel": (
+        "无可用(?:的)?(?:渠道|通道|账号|帐号)|無可用(?:的)?(?:渠道|通道|帳號)|(?:没有|暂无)可用(?:的)?(?:渠道|通道)",
+        r"no available (?:channel|distributor|account|provider)",
+    ),
+    # Too fast, told without a 429.
+    "pace": (
+        r"rate[ _]limit|too many requests|throttl(?:ed|ing)",
+        "请求(?:过于|太)?频繁|請求(?:過於|太)?頻繁|请求(?:数)?(?:过|太)[多快]|操作(?:过于|太)?频繁|访问(?:过于|太)?频繁",
+        "频率(?:过高|超限|限制)|速率限制|限流|并发(?:数|量)?(?:过高|超限|超过|达到)",
+    ),
+    # A key that nobody takes.
+    "key": (
+        r"api[ _]key (?:is )?(?:not valid|not found|expired|invalid|incorrect|disabled)",
+        r"(?:invalid|incorrect|wrong) api[ _]?key|multiple authentication credentials",
+        r"invalid (?:access|auth|bearer|api) ?token|invalid authentication",
+        "(?:无效|错误)的?(?:令牌|密钥|凭证|api ?key)|(?:無效|錯誤)的?(?:令牌|密鑰|api ?key)",
+        "(?:令牌|密钥|api ?key)(?:已|已被)?(?:过期|失效|无效|禁用|不存在|错误|不正确)",
+        "(?:令牌|密鑰)(?:已|已被)?(?:過期|失效|無效|禁用)",
+        "令牌状态不可用|未提供(?:令牌|密钥)|鉴权失败|认证失败|身份验证失败",
+    ),
+    # One prompt that is too long for the model.
+    "too_long": (r"exceeds the maximum number of tokens allowed|maximum context length|payload size exceeds",),
+    # A passing state, told as if the request were wrong.
+    "busy": (
+        r"(?:please )?(?:try again|retry) later|overloaded|temporarily unavailable|high demand",
+        "系统繁忙|服务(?:器)?繁忙|负载(?:已)?(?:饱和|过高)|请?稍[后候](?:再试|重试)|稍後再試",
+    ),
+}
+"""Patterns by what they mean; of several meanings the first counts."""
+
+STATUS_OF_NAME = {
+    # canonical names of Google's errors
+    "invalid_argument": 400,
+    "failed_precondition": 400,
+    "out_of_range": 400,
+    "unauthenticated": 401,
+    "permission_denied": 403,
+    "not_found": 404,
+    "resource_exhausted": 429,
+    "cancelled": 499,
+    "internal": 500,
+    "unimplemented": 501,
+    "unavailable": 503,
+    "deadline_exceeded": 504,
+    # names of the Interactions API, and of relays that speak OpenAI's
+    "authentication": 401,
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "payment_required": 402,
+    "insufficient_quota": 402,
+    "insufficient_user_quota": 402,
+    "insufficient_balance": 402,
+    "insufficient_credits": 402,
+    "insufficient_funds": 402,
+    "pre_consume_token_quota_failed": 402,
+    "exceeded_current_quota_error": 402,
+    "billing_not_active": 402,
+    "billing_hard_limit_reached": 402,
+    "credit_balance_too_low": 402,
+    "budget_exceeded": 402,
+    "arrearage": 402,
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "quota_exceeded": 429,
+    "too_many_requests": 429,
+    "throttling": 429,
+}
+"""HTTP status that an error's name stands for, in lower case."""
+
+_SAID = {meaning: re.compile("|".join(patterns), re.IGNORECASE) for meaning, patterns in PHRASES.items()}
+_MOST_CHARS = 4096
+
+
+def said(text: str) -> Meaning | None:
+    """What an error's words mean, if they are known."""
+    return next((meaning for meaning, pattern in _SAID.items() if pattern.search(text[:_MOST_CHARS])), None)
