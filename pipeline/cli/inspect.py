@@ -1,5 +1,6 @@
 """Commands that buy nothing: `report`, `runs`, `models`, `check`, `emulate`."""
 
+import errno
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -9,6 +10,10 @@ import typer
 
 from pipeline.cli.flags import JobPath, Json, Model, Offline, load_job
 from pipeline.errors import InputError, JobError, RunStateError, as_known
+from pipeline.terminal import visible
+
+
+_LONGEST_S = 86_400.0
 
 
 class Algorithm(StrEnum):
@@ -115,11 +120,13 @@ def check(
 
 
 def emulate(
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port; 0 picks a free one")] = 8089,
-    rpm: Annotated[int | None, typer.Option(help="requests per minute; 0: no model is offered")] = None,
-    tpm: Annotated[int | None, typer.Option(help="input tokens per minute; 0: no model is offered")] = None,
-    rpd: Annotated[int | None, typer.Option(help="requests per day; 0: no model is offered")] = None,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; a loopback one answers this machine only")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="port; 0 picks a free one")] = 8089,
+    rpm: Annotated[int | None, typer.Option(min=0, help="requests per minute; 0: no model is offered")] = None,
+    tpm: Annotated[int | None, typer.Option(min=0, help="input tokens per minute; 0: no model is offered")] = None,
+    rpd: Annotated[int | None, typer.Option(min=0, help="requests per day; 0: no model is offered")] = None,
     algorithm: Annotated[Algorithm, typer.Option(help="how it counts a minute")] = Algorithm.fixed,
     latency: Annotated[float, typer.Option(metavar="SECONDS", help="of every answer")] = 0.0,
     jitter: Annotated[float, typer.Option(metavar="SECONDS", help="up to this much more latency")] = 0.0,
@@ -159,6 +166,9 @@ def emulate(
         parsed = emulator.parse_faults(faults)
     except ValueError as error:
         raise JobError(f"--faults: {error}", "`pipeline emulate --help` shows the flags") from None
+    for flag, seconds in (("--latency", latency), ("--jitter", jitter)):
+        if not 0 <= seconds <= _LONGEST_S:
+            raise JobError(f"{flag} {seconds} is not a time from 0 to {_LONGEST_S:.0f} s")
     options = emulator.EmulatorOptions(
         rpm=rpm,
         tpm=tpm,
@@ -172,13 +182,14 @@ def emulate(
     try:
         emulator.serve(options, host, port, ready=_say_ready)
     except OSError as error:
-        raise InputError(
-            f"cannot listen on {host} port {port}: {error.strerror}", "`--port 0` picks a free one"
-        ) from None
+        hint = (
+            "`--port 0` picks a free one" if error.errno == errno.EADDRINUSE else "`--host 127.0.0.1` is this machine"
+        )
+        raise InputError(f"cannot listen on {host} port {port}: {error.strerror}", hint) from None
 
 
 def _say_ready(url: str) -> None:
-    sys.stdout.write(f"{url}\n")
+    sys.stdout.write(f"{visible(url)}\n")
     sys.stdout.flush()
     sys.stderr.write(
         f"hint: `GOOGLE_GEMINI_BASE_URL={url} GEMINI_API_KEY=rehearsal pipeline run JOB` rehearses it, in"

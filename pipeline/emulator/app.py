@@ -127,6 +127,11 @@ class Emulator:
         return json_response(wire.token_counts(wire.prompt_tokens(fields, self.options.tokenizer)))
 
 
+def is_private(path: str, query: bytes) -> bool:
+    """Whether the answer would tell of single prompts or requests."""
+    return path == _STATS and bool(query)
+
+
 def _list_models(call: Call, version: str) -> dict[str, Any]:
     """One page of models; `pageSize` and `pageToken` as the service reads them."""
     size, token = call.parameter("pageSize") or str(_PAGE), call.parameter("pageToken") or "0"

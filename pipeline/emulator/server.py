@@ -1,5 +1,6 @@
 """The emulator behind a real socket: rehearsals, tests in other processes, other people's clients."""
 
+import errno
 import signal
 import socket
 import struct
@@ -8,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipeline.emulator.app import Emulator
+from pipeline.emulator.access import is_welcome
+from pipeline.emulator.app import Emulator, is_private
 from pipeline.emulator.http import ABORT, RAW, Receive, Scope, Send
 from pipeline.emulator.options import EmulatorOptions
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 2_048  # connections that may wait to be accepted: a client opens hundreds at once
 _STOP_S = 1  # for answers in flight at the end
+_NOT_WELCOME = b"This emulator answers only the machine that it runs on, under its own address.\n"
 _LINGER_OFF = struct.pack("ii", 1, 0)  # closing such a socket sends RST
 
 
@@ -29,13 +32,13 @@ def serve(
 ) -> None:
     """Serve an emulator until SIGINT or SIGTERM; port 0 takes a free one; `ready` gets the base URL once it listens.
 
-    Raises OSError when the address cannot be had.
+    On an address of this machine it answers this machine alone; beyond it all is open to whoever reaches it, but what
+    the stats tell of single prompts. Raises OSError when the address cannot be had.
     """
     import uvicorn
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=_BACKLOG) as listener:
-        app = _Reaching(Emulator(options))
+    with _listening(host, port) as listener:
+        app = _Reaching(Emulator(options), host)
         config = uvicorn.Config(
             app,
             lifespan="off",
@@ -55,14 +58,30 @@ def serve(
             app.server.run(sockets=[listener])
 
 
-class _Reaching:
-    """Lets the app reach beneath HTTP, to the connection of the request that it serves."""
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.getaddrinfo(host, port, family)
+    except ValueError:  # characters that no name has
+        raise OSError(errno.EINVAL, "no address of a machine") from None
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
 
-    def __init__(self, app: Emulator) -> None:
+
+class _Reaching:
+    """Lets the app reach beneath HTTP, to the connection of the request that it serves; turns strangers away."""
+
+    def __init__(self, app: Emulator, bound: str) -> None:
         self._app = app
+        self._bound = bound
         self.server: Server | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        if not is_welcome(self._bound, host, scope["client"][0], is_private(scope["path"], scope["query_string"])):
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": _NOT_WELCOME})
+            return
+
         def abort() -> None:
             self._reset(scope["client"])
 
