@@ -12,7 +12,6 @@ from pipeline.cli.flags import JobPath, Json, Model, Offline, load_job
 from pipeline.errors import InputError, JobError, RunStateError, as_known
 from pipeline.terminal import visible
 
-
 _LONGEST_S = 86_400.0
 
 
