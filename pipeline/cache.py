@@ -21,6 +21,7 @@ import anyio.to_thread
 
 from pipeline.errors import JobError
 from pipeline.job import DEFAULT_BASE_URL, Job
+from pipeline.process import make_private
 from pipeline.records import Reply
 
 WRITE_S = 0.5
@@ -272,7 +273,7 @@ class SqliteShelf:
         return ""
 
     def _connect(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self._path.parent)
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         writer = self._writer = sqlite3.connect(self._path, timeout=30.0, isolation_level=None, check_same_thread=False)
         writer.execute("PRAGMA journal_mode = WAL")

@@ -7,6 +7,7 @@ import resource
 import select
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 MOST_FILES = 65_536
@@ -27,6 +28,14 @@ def files_left() -> int:
     """How many files and sockets this process may open beside those that it has."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_FILES if soft == resource.RLIM_INFINITY else soft - _open_files(soft)
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory, and those above it that are missing, for the user's eyes only, whatever the umask."""
+    for path in reversed([path for path in (directory, *directory.parents) if not path.exists()]):
+        with suppress(FileExistsError):  # another run was first
+            path.mkdir(0o700)
+            path.chmod(0o700)
 
 
 def flush_or_drop() -> None:

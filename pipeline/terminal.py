@@ -28,6 +28,13 @@ def one_line(text: str) -> str:
     return visible(text).translate(_IN_A_LINE)
 
 
+def without_secrets(text: str) -> str:
+    """An address without what may be a password or a token in it: user, query and fragment; other text as it is."""
+    if "://" not in text:
+        return text
+    return re.sub(r"[?#].*", "?…", re.sub(r"://[^?#]*@", "://…@", text, flags=re.DOTALL), flags=re.DOTALL)
+
+
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

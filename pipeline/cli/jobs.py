@@ -28,6 +28,7 @@ from pipeline.cli.flags import (
     parse_usd,
 )
 from pipeline.errors import JobError, PipelineError, resumable_once
+from pipeline.terminal import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -239,5 +240,5 @@ def _show_config(job: "Job") -> None:
 
 
 def _short(value: object) -> str:
-    text = str(value).splitlines()[0] if value not in (None, "", [], {}) else "-"
+    text = without_secrets(str(value)).splitlines()[0] if value not in (None, "", [], {}) else "-"
     return text if len(text) <= 48 else text[:47] + "…"

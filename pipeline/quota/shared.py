@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from pipeline.errors import RunStateError
+from pipeline.process import make_private
 
 RETRY_S = 5.0
 """After a failure the file is left alone so long."""
@@ -114,7 +115,7 @@ class SharedFile:
         self._retry_at = self._clock() + RETRY_S
 
     def _connected(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.path.parent)
         self.path.touch(0o600)
         db = sqlite3.connect(self.path, self._busy_s, isolation_level=None)
         try:

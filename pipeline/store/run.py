@@ -28,6 +28,7 @@ import anyio.to_thread
 import orjson
 
 from pipeline.errors import RunStateError
+from pipeline.process import make_private
 from pipeline.records import PASSING, STATUSES, Prompt, Reply, Result
 from pipeline.store import parts, seals
 from pipeline.store.content import Answered, ContentIndex
@@ -78,7 +79,7 @@ class RunStore:
         try:
             with ExitStack() as failed:
                 for name in ("", "calls", "results"):
-                    (self.directory / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+                    make_private(self.directory / name)
                 parts.sync_directory(self.directory.parent)
                 self._lock = Lock(self.directory / "lock")
                 failed.callback(self._lock.release)
