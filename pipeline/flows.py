@@ -4,7 +4,7 @@ The same flows run in a dry run, where `call` predicts, and in a real one, where
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -55,8 +55,8 @@ async def run(document: Document, job: Job, call: Call) -> Answer:
 
 async def answer(document: Document, job: Job, call: Call) -> Answer:
     """One call for the whole row."""
-    values = dict(document.fields) if document.text is None else {**document.fields, "text": document.text}
-    prompt = build(document, "answer", job.template, job.params, values)
+    own = {} if document.text is None else {"text": document.text}
+    prompt = build(document, "answer", job.template, job.params, own)
     reply = await call(prompt)
     return Answer(reply, (reply,), 1, prompt.input_tokens_est)
 
@@ -71,8 +71,8 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
     assert chunk and job.spec.reduce and reduce_template and reduce_params and document.text is not None
     pieces = split(document.text, chunk.max_tokens, chunk.overlap_tokens)
     if len(pieces) == 1:
-        values = {**document.fields, "text": document.text, "chunk": 1, "chunks": 1}
-        prompt = build(document, "answer", job.template, job.params, values)
+        own = {"text": document.text, "chunk": 1, "chunks": 1}
+        prompt = build(document, "answer", job.template, job.params, own)
         reply = await call(prompt)
         return Answer(reply, (reply,), 1, prompt.input_tokens_est)
     prompts = [
@@ -81,12 +81,7 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
             "map",
             job.template,
             job.params,
-            {
-                **document.fields,
-                "text": document.text[piece.start : piece.end],
-                "chunk": number + 1,
-                "chunks": len(pieces),
-            },
+            {"text": document.text[piece.start : piece.end], "chunk": number + 1, "chunks": len(pieces)},
             chunk=number,
             chunks=len(pieces),
         )
@@ -108,7 +103,7 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
                     "reduce",
                     reduce_template,
                     reduce_params,
-                    {**document.fields, "parts": Parts(members)},
+                    {"parts": Parts(members)},
                     level=level,
                     chunk=number,
                     chunks=len(groups),
@@ -132,15 +127,15 @@ def build(
     step: Step,
     template: Template,
     params: Params,
-    values: dict[str, object],
+    own: Mapping[str, object],
     *,
     level: int = 0,
     chunk: int = 0,
     chunks: int = 1,
 ) -> Prompt:
-    """The one place where a prompt is made, for estimates and runs alike."""
+    """The one place where a prompt is made, for estimates and runs alike; `own` are the job's own variables."""
     try:
-        text = template.render(values)
+        text = template.render(document.fields, own)
     except JobError as error:
         raise _Unrendered(error) from None
     digest = hashlib.blake2b(params.digest, digest_size=16)

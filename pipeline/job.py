@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -266,12 +266,25 @@ class Job:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Input columns that the templates name, sorted; the chunked text and the parts are not columns."""
-        own = CHUNK_VARIABLES if self.spec.chunk else {"text"} if self.spec.input.text else set()
-        names = self.template.variables - own
-        if self.reduce_template:
-            names |= self.reduce_template.variables - REDUCE_VARIABLES
+        """Input columns that the templates need, sorted; the chunked text and the parts are not columns."""
+        names = {
+            name
+            for template, own in self.templates
+            for name in (template.variables - own) | template.uses.of_row.keys()
+        }
         return tuple(sorted(names))
+
+    @property
+    def templates(self) -> tuple[tuple[Template, frozenset[str]], ...]:
+        """Each template with the variables that the job itself gives it."""
+        own = CHUNK_VARIABLES if self.spec.chunk else frozenset({"text"}) if self.spec.input.text else frozenset()
+        merging = ((self.reduce_template, REDUCE_VARIABLES),) if self.reduce_template else ()
+        return ((self.template, own), *merging)
+
+    def reads(self, table: Collection[str]) -> tuple[str, ...]:
+        """Those of a table's columns that the templates look at, in its order."""
+        found = frozenset[str]().union(*(template.reads(table, own) for template, own in self.templates))
+        return tuple(name for name in table if name in found)
 
     @property
     def limits(self) -> Limits:
@@ -353,14 +366,14 @@ def _compile(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
     )
     reduce_template = reduce_params = None
     if spec.chunk and spec.reduce:
-        if "text" not in template.variables:
+        if not template.mentions("text"):
             raise JobError(
                 f"the template does not use {{{{ text }}}}, so the pieces would never be sent\n{template.where}",
                 "with [chunk], `{{ text }}` is the piece of the text column",
             )
         reduce = spec.reduce
         reduce_template = read_template(reduce.template, reduce.template_file, beside, f"{path}, [reduce] template")
-        if "parts" not in reduce_template.variables:
+        if not reduce_template.mentions("parts"):
             raise JobError(
                 f"the template does not use {{{{ parts }}}}, so nothing would be merged\n{reduce_template.where}",
                 "`{{ parts }}` inserts the answers to the pieces",

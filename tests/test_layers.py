@@ -24,6 +24,7 @@ RANKS: dict[str, int] = {
     "records": 0,
     "terminal": 0,
     "process": 0,
+    "values": 0,
     "tokens": 1,
     "prices": 1,
     "media": 1,

@@ -1,4 +1,4 @@
-from decimal import Decimal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -6,13 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import JobError
-from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Parts, Template, check_variables, read_text
+from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Parts, Template, read_text
+from pipeline.templates.checks import check_template
+from pipeline.values import Exact
 
 WHERE = "job.toml, [prompt] template"
 
 
 def render(source: str, **values: object) -> str:
     return Template(source, WHERE).render(values)
+
+
+def check_variables(template: Template, columns: Sequence[str], own: frozenset[str]) -> None:
+    check_template(template, dict.fromkeys(columns), own)
 
 
 def refused(source: str, **values: object) -> JobError:
@@ -49,8 +55,8 @@ def test_a_null_cell_becomes_nothing() -> None:
         (0, "0"),
         (10**20, "1" + "0" * 20),
         (1.5, "1.5"),
-        (Decimal("1.50"), "1.50"),
-        (Decimal("12345678901234567890.12"),) * 2,
+        (Exact("1.50"), "1.50"),
+        (Exact("12345678901234567890.12"),) * 2,
     ],
 )
 def test_numbers_are_written_in_full(value: object, text: object) -> None:

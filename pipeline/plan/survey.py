@@ -12,6 +12,7 @@ import polars as pl
 from pipeline.plan.amounts import KINDS, kind_column
 from pipeline.records import Document
 from pipeline.source.documents import ROW, Source
+from pipeline.values import as_text
 
 _FRAME_ROWS = 8192
 EXAMPLES = 5
@@ -171,7 +172,7 @@ def _seen_before(hashes: pl.Series) -> pl.Series:
 
 def _measured(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
     names = list(dict.fromkeys(name for name in (source.text, *source.columns) if name is not None))
-    texts = frame.select(ROW, *(_as_text(name, frame.schema[name]) for name in names))
+    texts = frame.select(ROW, *(as_text(name, frame.schema[name]) for name in names))
     nothing = pl.lit(0, pl.UInt32)
     size = pl.sum_horizontal(nothing, *(pl.col(name).str.len_bytes() for name in names))
     characters = pl.sum_horizontal(nothing, *(pl.col(name).str.len_chars() for name in names))
@@ -183,12 +184,6 @@ def _measured(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
         pl.struct(nothing.alias(ROW), *names).hash().alias("hash"),  # a template may use no column at all
         blank.alias("empty"),
     ).drop(ROW)
-
-
-def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
-    if dtype.is_nested() or dtype == pl.Duration:  # which have no cast to text
-        return pl.struct(name).struct.json_encode().alias(name)
-    return pl.col(name).cast(pl.String)
 
 
 def _assigned(found: Survey, wanted: pl.Series | None) -> pl.Series:

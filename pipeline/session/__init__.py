@@ -28,7 +28,7 @@ from pipeline.source.documents import ROW
 from pipeline.source.order import Order, woven
 from pipeline.store.export import output_schema
 from pipeline.store.manifest import SUFFIXES, Kind, Manifest
-from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, check_variables
+from pipeline.templates.checks import check_template
 
 METERS = ("rpm", "tpm", "rpd")
 _OFFLINE = EmulatorOptions(any_model=True, track_prompts=0)
@@ -155,12 +155,10 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
     check_model(job, options.offline)
     spec = job.spec.input
     source = open_source(spec.path, id=spec.id, text=spec.text, where=spec.where, encoding=spec.encoding)
-    columns = list(source.schema)
-    own = CHUNK_VARIABLES if job.spec.chunk else frozenset({"text"}) if spec.text else frozenset()
-    check_variables(job.template, columns, own)
-    if job.reduce_template:
-        check_variables(job.reduce_template, columns, REDUCE_VARIABLES)
-    source = source.showing(job.columns)
+    kinds = source.kinds
+    for template, own in job.templates:
+        check_template(template, kinds, own, spec.text)
+    source = source.showing(job.reads(kinds))
     source.check()
     rows = source.count() if options.limit is None else min(source.count(), options.limit)
     session = Session(job, source, rows, options, redo, "offline" if options.offline else "real", options.offline)

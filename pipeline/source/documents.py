@@ -17,6 +17,7 @@ from pipeline.errors import InputError
 from pipeline.records import Document
 from pipeline.source import jsonl
 from pipeline.source.tables import Table, open_table
+from pipeline.values import Fields, Kind, cells, json_cells, kind, texts
 
 ROW = "__row__"
 """Name of the row number's column: Int64, from 0 over the rows that `where` lets through, in file order."""
@@ -50,6 +51,12 @@ class Source:
     def json_columns(self) -> frozenset[str]:
         """Columns whose cells are JSON texts, one value each, typed String in `schema`."""
         return self.table.json_columns
+
+    @property
+    def kinds(self) -> dict[str, Kind | None]:
+        """What is known of the values of each column before they are read."""
+        known = self.schema.items()
+        return {name: None if name in self.table.json_columns else kind(dtype) for name, dtype in known}
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -119,25 +126,25 @@ class Source:
         """The documents of a frame that `batches` gave; an empty text is "", an id that is a number becomes text."""
         rows = frame[ROW].to_list()
         keys = self.keys(frame)
-        texts = [None] * len(rows) if self.text is None else frame[self.text].cast(pl.String).fill_null("").to_list()
+        bodies = [None] * len(rows) if self.text is None else frame[self.text].cast(pl.String).fill_null("").to_list()
         names = self.columns
-        cells = [self._values(frame[name]) for name in names]
+        columns = [self._cells(frame[name]) for name in names]
         fields = (
-            (dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)) if names else ({} for _ in rows)
+            (Fields(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+            if names
+            else (Fields() for _ in rows)
         )
-        return map(Document, rows, keys, fields, texts)
+        return map(Document, rows, keys, fields, bodies)
+
+    def _cells(self, column: pl.Series) -> list[object]:
+        return json_cells(column) if column.name in self.table.json_columns else cells(column)
 
     def keys(self, frame: pl.DataFrame) -> list[str]:
         """The key of each row of a frame that `batches` gave: its id, else its row number."""
-        return list(map(str, (frame[ROW] if self.id is None else self._ids(frame[self.id])).to_list()))
+        return list(map(str, frame[ROW].to_list() if self.id is None else texts(self._ids(frame[self.id]))))
 
     def _ids(self, column: pl.Series) -> pl.Series:
         return jsonl.text_of(column) if column.name in self.json_columns else column
-
-    def _values(self, column: pl.Series) -> list[object]:
-        if column.name not in self.json_columns:
-            return column.to_list()
-        return [None if cell is None else jsonl.value_of(cell) for cell in column]
 
     @cached_property
     def _needed(self) -> list[str]:

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from itertools import chain
 
 import orjson
@@ -108,11 +107,6 @@ def frames(
             except (TypeError, OverflowError, ValueError, pl.exceptions.PolarsError):
                 raise InputError(f"{path} changed while it was read", "run the same command again") from None
         yield pl.DataFrame(columns)
-
-
-def value_of(text: str) -> object:
-    """The value of a JSON text; a number that a float would print in another way is a `Decimal`."""
-    return orjson.loads(text) if text[0] == '"' else json.loads(text, parse_float=_float, parse_int=_int)
 
 
 def text_of(column: pl.Series) -> pl.Series:
@@ -239,15 +233,6 @@ def _written_int(text: str) -> object:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_written_float, parse_int=_written_int)
-
-
-def _float(text: str) -> object:
-    number = float(text)
-    return number if repr(number) == text else Decimal(text)
-
-
-def _int(text: str) -> object:
-    return int(text) if len(text) < 4000 else Decimal(text)
 
 
 def _fault(path: str, number: int, line: bytes, error: orjson.JSONDecodeError) -> InputError:

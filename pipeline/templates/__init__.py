@@ -1,0 +1,172 @@
+"""Prompt templates: minijinja, strict, text inserted as it is."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property
+from operator import ge, gt, le, lt
+from pathlib import Path
+from typing import Any
+
+from minijinja import Environment, TemplateError
+
+from pipeline.errors import JobError
+from pipeline.templates.names import OWN, ROW, Uses, uses
+from pipeline.templates.nulls import COMPARE, EACH, NUMBER, rewritten
+from pipeline.templates.syntax import Statement, parse
+from pipeline.values import Exact, Kind, Unreadable, json_text
+
+CHUNK_VARIABLES = frozenset({"text", "chunk", "chunks"})
+REDUCE_VARIABLES = frozenset({"parts"})
+
+_FUEL = 20_000_000
+"""Instructions of one rendering, about 3 s: a loop in a loop over `range(100000)` must not hold up a run."""
+
+
+class Parts(list[str]):
+    """Part answers of a reduce prompt: `{{ parts }}` joins them by blank lines; a `for` loop walks them."""
+
+    def __str__(self) -> str:
+        return "\n\n".join(self)
+
+
+class Template:
+    """A compiled template. `where` names its place in the job file for errors; a syntax error is a `JobError`."""
+
+    def __init__(self, source: str, where: str) -> None:
+        self.source = source
+        self.where = where
+        self._environment = _environment()
+        try:
+            self._environment.add_template("prompt", source)
+        except TemplateError as error:
+            raise JobError(
+                f"the template does not parse: {_first_line(error)}\n{where}, line {error.line}",
+                '`{{ column }}` inserts a column, `{{ row["order-id"] }}` one whose name is no word; '
+                "`{% raw %}…{% endraw %}` keeps braces as they are",
+            ) from None
+        try:
+            self.statements: tuple[Statement, ...] = parse(source)
+        except RecursionError:
+            raise JobError(f"the template is nested too deeply\n{where}", "write it with fewer parentheses") from None
+        self.uses = self.uses_of({})
+        self._environment.add_template("prompt", rewritten(source, self.statements))
+        self._names = (*self.uses.names, *self.uses.perhaps)
+        self._row = bool(self.uses.of_row) or ROW in self.uses.whole
+        self._own = bool(self.uses.of_own) or OWN in self.uses.whole
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that have to come from outside, the keys of `row` and `own` not among them."""
+        return frozenset(self.uses.names)
+
+    def uses_of(self, kinds: Mapping[str, Kind | None]) -> Uses:
+        """What the template uses when the names from outside are of these kinds."""
+        return uses(self.source, self.statements, kinds)
+
+    def mentions(self, name: str) -> bool:
+        """Whether it uses this variable of the job, by itself or as a key of `own`."""
+        return name in self.uses.names or name in self.uses.of_own or OWN in self.uses.whole
+
+    def reads(self, columns: Collection[str], own: frozenset[str]) -> frozenset[str]:
+        """Those of a table's columns that the template inserts or looks at."""
+        if ROW in self.uses.whole:
+            return frozenset(columns)
+        bare = (self.variables | frozenset(self.uses.perhaps)) - own
+        if self._own:
+            bare |= {OWN}
+        return frozenset(columns) & (bare | frozenset(self.uses.of_row))
+
+    def render(self, fields: Mapping[str, object], own: Mapping[str, object] | None = None) -> str:
+        """The prompt's text, of a row's `fields` and the job's `own` variables, which win over columns.
+
+        A null cell becomes nothing. Raises `JobError` when the template fails on these values.
+        """
+        own = own or {}
+        values = {}
+        for name in self._names:
+            if name in own:
+                values[name] = own[name]
+            elif name in fields:
+                values[name] = fields[name]
+        if self._row:
+            values[ROW] = fields
+        if self._own:
+            values[OWN] = fields.get(OWN, own)
+        for value in fields.values() if self._row else values.values():
+            if isinstance(value, Unreadable):
+                raise JobError(f"{value}\n{self.where}")
+        try:
+            return self._environment.render_template("prompt", **values)
+        except TemplateError as error:
+            raise JobError(f"the template fails: {_first_line(error)}\n{self.where}, line {error.line}") from None
+        except _Unlike as error:
+            reason = "values of two kinds are compared: `|int`, `|float` or `|string` makes them alike"
+            raise JobError(f"the template fails: {reason}\n{self.where}, line {error.args[0]}") from None
+        except Exception as error:  # of a method of a value, such as a date's
+            reason = f"{type(error).__name__}: {error}"
+            raise JobError(f"the template fails: {reason}\n{self.where}") from None
+
+
+def read_template(inline: str | None, file: str | None, beside: Path, where: str) -> Template:
+    """Compile `inline`, or the file that `file` names relative to the job file's directory `beside`."""
+    return Template(read_text(inline, file, beside, where), where if file is None else str(beside / file))
+
+
+def read_text(inline: str | None, file: str | None, beside: Path, where: str) -> str:
+    """A text of the job file, or of a file beside it. Raises `JobError` unless exactly one is there and readable."""
+    if (inline is None) == (file is None):
+        name = where.rsplit(" ", 1)[-1]
+        wrong = "is missing" if inline is None else f"and {name}_file are both there"
+        raise JobError(
+            f"{where} {wrong}", f"give one of the two: `{name}`, or `{name}_file` for a text beside the job file"
+        )
+    if inline is not None:
+        return inline
+    assert file is not None
+    try:
+        return (beside / file).read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise JobError(f"{beside / file} is not UTF-8 (byte {error.start})\n{where}_file") from None
+    except OSError as error:
+        raise JobError(
+            f"cannot read {beside / file}: {error.strerror}\n{where}_file", "its path is relative to the job file"
+        ) from None
+
+
+def _environment() -> Environment:
+    environment = Environment(undefined_behavior="strict", auto_escape_callback=lambda name: False, fuel=_FUEL)
+    environment.add_filter("tojson", json_text)
+    environment.add_filter(EACH, _each)
+    environment.add_filter(NUMBER, _number)
+    environment.add_global(COMPARE, _compare)
+    return environment
+
+
+def _each(values: Iterable[object] | None) -> list[object]:
+    return ["" if value is None else value for value in values or ()]
+
+
+class _Unlike(Exception):
+    """Values of two kinds are compared; the argument is the line."""
+
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {"<": lt, "<=": le, ">": gt, ">=": ge}
+
+
+def _compare(line: int, name: str, left: object, right: object) -> bool:
+    """Compare what is not two numbers nor two texts; raises `_Unlike` for what has no order."""
+    one, other = _number(left), _number(right)
+    if name in ("==", "!="):
+        return (one == other) == (name == "==")
+    try:
+        return _OPERATORS[name](one, other)
+    except TypeError:
+        raise _Unlike(line) from None
+
+
+def _number(value: object) -> object:
+    return float(value.text) if isinstance(value, Exact) else value
+
+
+def _first_line(error: TemplateError) -> str:
+    return re.sub(r" \(in prompt:\d+\)$", "", str(error).splitlines()[0])

@@ -1,0 +1,240 @@
+"""A template rewritten so that null prints as nothing, in text and in comparisons too, and stays null otherwise.
+
+minijinja prints `None`, takes null for less than any number, and compares values of different kinds by the kind. The
+rewritten template says what is meant in minijinja's own words, on the same lines: `{{ x }}` is `x` unless it is none.
+"""
+
+from collections.abc import Sequence
+
+from pipeline.templates.syntax import Expr, Statement, words
+
+_OF_TEXT = words("capitalize count e escape float format indent int length lines lower replace reverse safe split")
+_OF_TEXT |= words("string striptags title trim truncate upper urlencode wordwrap")
+_ALWAYS_TEXT = _OF_TEXT | {"join", "tojson"}
+_PATH = ("var", "attr", "item")
+_SPECIAL = ("loop", "self", "super", "caller")
+_SAME = ("==", "!=")
+COMPARING = {"eq": "==", "equalto": "==", "ne": "!="}
+COMPARING |= {"lt": "<", "lessthan": "<", "le": "<=", "gt": ">", "greaterthan": ">", "ge": ">="}
+"""Tests that compare, each with its operator."""
+_CALM_METHODS = words("count endswith find format get isoformat items join keys lower replace split startswith")
+_CALM_METHODS |= words("strftime strip title upper values")
+"""Methods that may be called twice: they change nothing."""
+
+_ARITHMETIC = ("+", "-", "*", "/", "//", "%", "**")
+_LONGEST = 2_000
+"""Characters of an expression that is still repeated."""
+
+COMPARE, NUMBER, EACH = "__compare", "__number", "__each"
+"""The function that compares what minijinja would compare by kind, and filters: a decimal, the items of a list."""
+
+
+def rewritten(source: str, statements: Sequence[Statement]) -> str:
+    """The source of the template to be rendered."""
+    return _Rewriting(source, statements).template()
+
+
+class _Rewriting:
+    def __init__(self, source: str, statements: Sequence[Statement]) -> None:
+        self.source = source
+        self.statements = _flat(statements)
+        self.assigned = {_root(target) for one in self.statements for target in one.targets}
+
+    # ---- statements
+
+    def template(self) -> str:
+        pieces: list[str] = []
+        at = 0
+        for one in self.statements:
+            text = self.printed(one) if one.kind == "emit" else self.between(one.start, one.end, _shown(one))
+            pieces += self.source[at : one.start], text
+            at = one.end
+        return "".join(pieces) + self.source[at:]
+
+    def printed(self, one: Statement) -> str:
+        expr = one.exprs[0]
+        opening, closing = self.source[one.start : expr.start], self.source[expr.end : one.end]
+        text = self.text(expr)
+        bare = expr.bare()
+        if bare.kind == "call" and _of_method(bare) and not _pure(bare):
+            assigned = f"{opening.replace('{{', '{%', 1)}set __value = {text}%}}"
+            return f"{assigned}{{{{ '' if __value is none else __value {closing}"
+        return f"{opening}{self.filled(expr, text)}{closing}"
+
+    # ---- expressions
+
+    def text(self, expr: Expr) -> str:
+        """The expression with all in it rewritten."""
+        if expr.kind == "compare":
+            return self.comparison(expr)
+        parts = {part: self.text(part) for part in expr.parts}
+        for part in self.operands(expr):
+            parts[part] = self.filled(part, parts[part])
+        if expr.kind == "neg" or (expr.kind == "operator" and expr.name in _ARITHMETIC):
+            parts = {part: self.number(part, text) for part, text in parts.items()}
+        if expr.kind == "filter":
+            parts[expr.parts[0]] = self.input(expr, parts[expr.parts[0]])
+        if expr.kind == "call" and _of_method(expr):
+            function = expr.parts[0].bare()
+            of = function.parts[0]
+            method = self.filled(of, self.text(of)) + self.source[of.end : function.end]
+            parts[expr.parts[0]] = method if function is expr.parts[0] else f"({method})"
+        found = self.between(expr.start, expr.end, expr.parts, parts)
+        if expr.kind == "test" and expr.name in COMPARING and len(expr.parts) == 2 and _pure(expr):
+            return self.guarded(COMPARING[expr.name], expr.parts, [parts[part] for part in expr.parts], found)
+        return found
+
+    def operands(self, expr: Expr) -> Sequence[Expr]:
+        """Parts of an expression where null means the empty text."""
+        if expr.kind == "operator" and expr.name == "~":
+            return expr.parts
+        if expr.kind == "filter" and expr.name in _OF_TEXT:
+            return expr.parts if expr.name in ("format", "replace") else expr.parts[:1]
+        return expr.parts[:1] if expr.kind == "slice" else ()
+
+    def input(self, expr: Expr, text: str) -> str:
+        """What a filter is given, `text` as it is written."""
+        first = expr.parts[0]
+        bare = first.bare()
+        if len(text) > _LONGEST or not _pure(first):
+            return text
+        if expr.name in ("default", "d"):
+            return f"(({text}) if ({_once(text)}) is not none)"
+        if expr.name in ("int", "float", "round", "abs"):
+            return self.number(first, text)
+        if expr.name == "tojson":
+            return f"(({text}) or {_once(text)})"  # a filter of ours takes what is undefined for none: `or` does not
+        if expr.name == "join" and bare.kind in ("list", "tuple"):  # `join` passes over what is undefined
+            items = {one: self.filled(one, f"({self.text(one)} or {_once(self.text(one))})") for one in bare.parts}
+            return self.between(first.start, first.end, bare.parts, items)
+        if expr.name == "join" and bare.kind in _PATH and _root(bare) not in self.assigned:
+            return f"(({text}) or {_once(text)})|{EACH}"
+        return text
+
+    def comparison(self, expr: Expr) -> str:
+        names, parts = expr.name.split(), expr.parts
+        texts = [self.text(part) for part in parts]
+        for place, name in enumerate(names):
+            left, right = parts[place], parts[place + 1]
+            if name in _SAME and _empty(right):
+                texts[place] = self.filled(left, texts[place])
+            if name in ("in", "not-in") or (name in _SAME and _empty(left)):
+                texts[place + 1] = self.filled(right, texts[place + 1])
+        if not all(map(_pure, parts)):
+            return self.between(expr.start, expr.end, parts, dict(zip(parts, texts, strict=True)))
+        return f"({' and '.join(self.pair(parts, texts, place, name) for place, name in enumerate(names))})"
+
+    def pair(self, parts: Sequence[Expr], texts: Sequence[str], place: int, name: str) -> str:
+        """One comparison of a chain; the line breaks within it stay only where they stand once."""
+        between = self.source[parts[place].end : parts[place + 1].start]
+        left = texts[place] if not place else _once(texts[place])
+        found = f"{left}{between}{texts[place + 1]}"
+        if name in ("in", "not-in"):
+            left = self.number(parts[place], left)
+            return f"({left}{between}{texts[place + 1]})"
+        return self.guarded(name, parts[place : place + 2], texts[place : place + 2], found)
+
+    def guarded(self, name: str, parts: Sequence[Expr], texts: Sequence[str], found: str) -> str:
+        """A comparison, `found`: false when a value is null; `COMPARE` is asked unless minijinja knows both kinds."""
+        one, other = map(_once, texts)
+        order = name not in _SAME
+        plain = not order and any(_constant(part) and not _number(part) for part in parts)
+        if plain or len(found) > _LONGEST:
+            return f"({found})"
+        kinds = ("number", "string") if order else ("number", "string", "none")
+        there = [
+            f"({text}) is not none"
+            for part, text in zip(parts, (one, other), strict=True)
+            if order and not _constant(part)
+        ]
+        known = " or ".join(f"(({one}) is {kind} and ({other}) is {kind})" for kind in kinds)
+        line = self.source.count("\n", 0, parts[0].start) + 1
+        # `or` fails on what is undefined, where a function is given none
+        asked = f"{COMPARE}({line}, '{name}', ({one}) or {one}, ({other}) or {other})"
+        return f"({' and '.join([*there, f'({found} if {known} else {asked})'])})"
+
+    def number(self, expr: Expr, text: str) -> str:
+        """`text` of an expression, with a number in the place of a decimal."""
+        if expr.bare().kind not in _PATH or len(text) > _LONGEST:
+            return text
+        once = _once(text)
+        kept = " or ".join(f"({once}) is {kind}" for kind in ("number", "string", "none"))
+        return f"({text} if {kept} else (({once}) or {once})|{NUMBER})"
+
+    def filled(self, expr: Expr, text: str) -> str:
+        """`text` of an expression, with the empty text where it is null."""
+        if not _may_be_null(expr) or not _pure(expr) or len(text) > _LONGEST:
+            return text
+        return f"('' if ({_once(text)}) is none else {text})"
+
+    def between(self, start: int, end: int, parts: Sequence[Expr], texts: dict[Expr, str] | None = None) -> str:
+        """The source from `start` to `end` with these parts rewritten."""
+        pieces: list[str] = []
+        at = start
+        for part in sorted(parts, key=lambda part: part.start):
+            pieces += self.source[at : part.start], self.text(part) if texts is None else texts[part]
+            at = part.end
+        return "".join(pieces) + self.source[at:end]
+
+
+def _flat(statements: Sequence[Statement]) -> list[Statement]:
+    """All statements, those in bodies too, as they stand in the source."""
+    found = list(statements)
+    for one in statements:
+        for body in one.bodies:
+            found += _flat(body)
+    return sorted(found, key=lambda one: one.start)
+
+
+def _shown(one: Statement) -> Sequence[Expr]:
+    """The expressions of a tag; the call of a `call` tag or `do` has to stay a call."""
+    if one.kind in ("call", "do"):
+        return [*one.exprs[0].parts, *one.exprs[1:]]
+    return one.exprs
+
+
+def _pure(expr: Expr) -> bool:
+    """Whether it may be computed twice."""
+    if expr.kind == "call" and not (expr.parts[0].kind == "attr" and expr.parts[0].name in _CALM_METHODS):
+        return False
+    return all(map(_pure, expr.parts))
+
+
+def _may_be_null(expr: Expr) -> bool:
+    bare = expr.bare()
+    if bare.kind == "filter":
+        return bare.name not in _ALWAYS_TEXT
+    if bare.kind == "operator":
+        return bare.name in ("and", "or")
+    if bare.kind == "call":
+        return _of_method(bare)
+    return bare.kind in (*_PATH, "either") and bare.name not in _SPECIAL
+
+
+def _constant(expr: Expr) -> bool:
+    return expr.bare().kind in ("const", "list", "tuple", "map")
+
+
+def _number(expr: Expr) -> bool:
+    return expr.bare().name[:1].isdigit()
+
+
+def _empty(expr: Expr) -> bool:
+    return expr.bare().kind == "const" and expr.bare().name in ("''", '""')
+
+
+def _of_method(call: Expr) -> bool:
+    """Whether what is called is a method of a value, which may give null; functions and macros give none."""
+    function = call.parts[0].bare()
+    return function.kind == "attr" and not (function.parts[0].kind == "var" and function.parts[0].name in _SPECIAL)
+
+
+def _root(expr: Expr) -> str:
+    while expr.kind != "var" and expr.parts:
+        expr = expr.parts[0]
+    return expr.name
+
+
+def _once(text: str) -> str:
+    """The text again, without its line breaks: what follows stays on its line."""
+    return text if '"' in text or "'" in text else " ".join(text.split("\n"))

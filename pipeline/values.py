@@ -1,0 +1,340 @@
+"""A cell as a template and a text see it: exact, printed as a person would write it, at any depth.
+
+Python has no type for some of what a column holds: a decimal whose digits count, nanoseconds, a year beyond 9999.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from itertools import islice
+from typing import Any, Literal
+
+import polars as pl
+from polars.datatypes import DataTypeClass
+
+Kind = Literal["text", "number", "time", "truth"]
+"""What is known of a column's values before they are there; a number of a CSV is text."""
+
+_DAY_S = 86_400
+_FIRST_DAY, _LAST_DAY = (day.toordinal() - date(1970, 1, 1).toordinal() for day in (date.min, date.max))
+_PER_S = {"ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_WIDEST_INT = 2**127
+"""minijinja makes a float of a whole number beyond."""
+
+
+class Exact:
+    """A number by its digits: `1.50` stays `1.50`. A template compares it and computes with it as with a float."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Exact) and self._number == other._number
+
+    def __lt__(self, other: "Exact") -> bool:
+        return self._number < other._number
+
+    def __gt__(self, other: "Exact") -> bool:
+        return self._number > other._number
+
+    def __hash__(self) -> int:
+        return hash(self._number)
+
+    def __bool__(self) -> bool:
+        return bool(self._number)
+
+    def __getattr__(self, name: str) -> Any:
+        """The methods of its text."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.text, name)
+
+    @property
+    def _number(self) -> Decimal:
+        return Decimal(self.text)
+
+
+class Unreadable:
+    """A cell whose value no template can have; as text it says which one."""
+
+    __slots__ = ("column", "raw")
+
+    def __init__(self, column: str, raw: str) -> None:
+        self.column = column
+        self.raw = raw
+
+    def __str__(self) -> str:
+        return f"the column {self.column} holds {self.raw}"
+
+
+class Items(list[Any]):
+    """A list that prints its items as they print themselves, text in quotes."""
+
+    def __str__(self) -> str:
+        return f"[{', '.join(map(_within, self))}]"
+
+
+class Fields(dict[str, Any]):
+    """A struct that prints as `Items` do."""
+
+    def __str__(self) -> str:
+        return f"{{{', '.join(f'{name!r}: {_within(value)}' for name, value in self.items())}}}"
+
+
+class JsonItems(list[Any]):
+    """A list of a JSON cell: prints as the text that stands in the file."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class JsonFields(dict[str, Any]):
+    """An object of a JSON cell: prints as the text that stands in the file."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class _Instant(datetime):
+    """A time to the nanosecond."""
+
+    nanosecond = 0  # below the microsecond
+
+    def __str__(self) -> str:
+        text = self.isoformat(" ", "microseconds")
+        return f"{text[:26]}{self.nanosecond:03d}{text[26:]}"
+
+
+class _Clock(time):
+    nanosecond = 0
+
+    def __str__(self) -> str:
+        return f"{self.isoformat('microseconds')}{self.nanosecond:03d}"
+
+
+class _Span(timedelta):
+    nanosecond = 0
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}{'' if self.microseconds else '.000000'}{self.nanosecond:03d}"
+
+
+def kind(dtype: pl.DataType) -> Kind | None:
+    """What the values of a column are; None for nested ones."""
+    if dtype in (pl.String, pl.Categorical, pl.Enum):
+        return "text"
+    if dtype.is_numeric():
+        return "number"
+    if dtype.is_temporal():
+        return "time"
+    return "truth" if dtype == pl.Boolean else None
+
+
+def cells(column: pl.Series) -> list[Any]:
+    """The values of a column for a template; a cell that has none is `Unreadable`."""
+    dtype = column.dtype
+    if isinstance(dtype, pl.Struct):
+        return _structs(column, dtype)
+    if isinstance(dtype, pl.List | pl.Array):
+        return _lists(column.arr.to_list() if isinstance(dtype, pl.Array) else column)
+    if dtype.is_decimal():
+        return [text if text is None else Exact(text) for text in column.cast(pl.String).to_list()]
+    if dtype == pl.Float32:  # the shortest digits that name it: 0.1, not 0.10000000149011612
+        return column.cast(pl.String).cast(pl.Float64).to_list()
+    return _times(column) if dtype.is_temporal() else column.to_list()
+
+
+def json_cells(column: pl.Series) -> list[Any]:
+    """The values of a column of JSON texts: each cell's own object, whole numbers exact."""
+    return [text if text is None else _parsed(text) for text in column.to_list()]
+
+
+def texts(column: pl.Series) -> list[str | None]:
+    """The values of a column as text."""
+    return [None if value is None else value if isinstance(value, str) else str(value) for value in cells(column)]
+
+
+def as_text(name: str, dtype: pl.DataType) -> pl.Expr:
+    """A column as text of about the length that it prints with, whatever is in it; equal texts mean equal cells."""
+    column = pl.col(name)
+    if dtype.is_nested() or dtype == pl.Duration:  # which have no cast to text
+        return pl.struct(column.cast(_physical(dtype))).struct.json_encode().alias(name)
+    if dtype.is_temporal() and dtype != pl.Time:
+        shown = pl.when(_has_year(column, dtype)).then(column).cast(pl.String)
+        return pl.coalesce(shown, column.to_physical().cast(pl.String)).alias(name)
+    return column.cast(pl.String)
+
+
+def json_text(value: object, indent: int | bool | None = None) -> str:
+    """JSON with nothing escaped that need not be, numbers by their digits, dates as text."""
+    width = 2 if indent is True else indent or 0
+    return "".join(_json(value, width, "\n" if width else ""))
+
+
+def _json(value: object, width: int, line: str) -> Iterator[str]:
+    inner = line + " " * width
+    if isinstance(value, Mapping):
+        pairs: Iterable[Sequence[str]] = (
+            (json.dumps(str(name), ensure_ascii=False), ": ", *_json(item, width, inner))
+            for name, item in value.items()
+        )
+        yield from _enclosed("{", pairs, "}", inner, line)
+    elif isinstance(value, list | tuple):
+        yield from _enclosed("[", (tuple(_json(item, width, inner)) for item in value), "]", inner, line)
+    elif isinstance(value, float) and not -float("inf") < value < float("inf"):
+        yield "null"
+    elif value is None or isinstance(value, bool | int | float):
+        yield json.dumps(value)
+    else:
+        yield value.text if isinstance(value, Exact) else json.dumps(str(value), ensure_ascii=False)
+
+
+def _enclosed(opening: str, items: Iterable[Sequence[str]], closing: str, inner: str, line: str) -> Iterator[str]:
+    separator = opening
+    for item in items:
+        yield separator + inner if line else separator
+        yield from item
+        separator = "," if line else ", "
+    yield opening + closing if separator == opening else line + closing
+
+
+def _within(value: object) -> str:
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _parsed(text: str) -> Any:
+    if text[0] in "-0123456789":  # a number by itself is inserted as it is written
+        number = _whole(text) if text.lstrip("-").isdigit() else _fraction(text)
+        return number if str(number) == text else Exact(text)
+    value = json.loads(text, parse_int=_whole, parse_float=_fraction, object_hook=JsonFields)
+    if isinstance(value, list):
+        value = JsonItems(value)
+    if isinstance(value, JsonItems | JsonFields):
+        value.text = text
+    return value
+
+
+def _whole(digits: str) -> int | Exact:
+    value = int(digits) if len(digits) < 45 else _WIDEST_INT  # Python refuses thousands of digits
+    return value if -_WIDEST_INT <= value < _WIDEST_INT else Exact(digits)
+
+
+def _fraction(digits: str) -> float | Exact:
+    value = float(digits)
+    return value if Decimal(repr(value)) == Decimal(digits) else Exact(digits)
+
+
+def _structs(column: pl.Series, dtype: pl.Struct) -> list[Any]:
+    names = [field.name for field in dtype.fields]
+    values = [cells(column.struct.field(name).rename(column.name)) for name in names]
+    rows: Iterable[tuple[Any, ...]] = zip(*values, strict=True) if values else (() for _ in range(len(column)))
+    return [
+        None if null else _readable(row) or Fields(zip(names, row, strict=True))
+        for null, row in zip(column.is_null().to_list(), rows, strict=True)
+    ]
+
+
+def _lists(column: pl.Series) -> list[Any]:
+    lengths = column.list.len()
+    items = iter(cells(column.filter(lengths > 0).explode()))
+    rows = (None if length is None else Items(islice(items, length)) for length in lengths.to_list())
+    return [row and (_readable(row) or row) if row is not None else None for row in rows]
+
+
+def _readable(row: Iterable[Any]) -> Unreadable | None:
+    """What makes a nested cell unreadable as a whole."""
+    return next((value for value in row if isinstance(value, Unreadable)), None)
+
+
+def _times(column: pl.Series) -> list[Any]:
+    dtype = column.dtype
+    numbers = column.to_physical()
+    unit = getattr(dtype, "time_unit", None) or "ns"
+    if dtype == pl.Duration:
+        return [None if number is None else _span(number, unit, column.name) for number in numbers.to_list()]
+    if dtype != pl.Time:
+        there = column.to_frame().select(_has_year(pl.col(column.name), dtype)).to_series()
+        values = column.set(~there, None).to_list()
+        for row in (~there).arg_true():
+            values[row] = Unreadable(column.name, f"{numbers[row]} {_SINCE[unit if dtype == pl.Datetime else 'd']}")
+    else:
+        values = column.to_list()
+    if unit == "ns" and dtype != pl.Date:
+        rest = numbers % 1_000
+        for row in (rest > 0).arg_true():
+            values[row] = _fine(values[row], rest[row])
+    return values
+
+
+_SINCE = {
+    "d": "days since 1970, a date outside the years 1 to 9999",
+    "ms": "ms since 1970, a time outside the years 1 to 9999",
+    "us": "µs since 1970, a time outside the years 1 to 9999",
+    "ns": "ns since 1970, a time outside the years 1 to 9999",
+}
+
+
+def _has_year(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """Whether a date or time is in the years 1 to 9999; a zone may move it by a day."""
+    number = column.to_physical()
+    if not isinstance(dtype, pl.Datetime):
+        return number.is_between(_FIRST_DAY, _LAST_DAY)
+    margin = 1 if dtype.time_zone else 0
+    per_day = _DAY_S * _PER_S[dtype.time_unit]
+    first, last = (_FIRST_DAY + margin) * per_day, (_LAST_DAY + 1 - margin) * per_day - 1
+    return number.is_between(max(first, -(2**63)), min(last, 2**63 - 1))
+
+
+def _span(number: int, unit: str, name: str) -> timedelta | Unreadable:
+    try:
+        if unit == "ns":
+            return _fine_span(number)
+        return timedelta(**{"milliseconds" if unit == "ms" else "microseconds": number})
+    except OverflowError:
+        return Unreadable(name, f"{number} {unit}, longer than 999,999,999 days")
+
+
+def _fine_span(number: int) -> timedelta:
+    whole, rest = divmod(number, 1_000)
+    if not rest:
+        return timedelta(microseconds=whole)
+    span = _Span(microseconds=whole)
+    span.nanosecond = rest
+    return span
+
+
+def _fine(value: datetime | time, rest: int) -> datetime | time:
+    """The same with its nanoseconds."""
+    if isinstance(value, datetime):
+        fine: _Instant | _Clock = _Instant.combine(value.date(), value.timetz())
+        fine = fine.replace(fold=value.fold)
+    else:
+        fine = _Clock(value.hour, value.minute, value.second, value.microsecond)
+    fine.nanosecond = rest
+    return fine
+
+
+def _physical(dtype: pl.DataType | DataTypeClass) -> pl.DataType | DataTypeClass:
+    """The type of the numbers behind dates and times, however deep."""
+    if isinstance(dtype, pl.Struct):
+        return pl.Struct({field.name: _physical(field.dtype) for field in dtype.fields})
+    if isinstance(dtype, pl.List):
+        return pl.List(_physical(dtype.inner))
+    if isinstance(dtype, pl.Array):
+        return pl.List(_physical(dtype.inner))
+    if dtype == pl.Date:
+        return pl.Int32()
+    return pl.Int64() if dtype.is_temporal() else dtype
