@@ -1,7 +1,7 @@
 """The values that travel between modules: frozen, money in `Decimal` USD, times in UTC, durations in seconds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
@@ -77,6 +77,10 @@ class Usage:
         )
 
 
+_ALWAYS_HASHED = 11
+"""Fields of `Params` of November 2026, up to `safety`: a later one stands behind them."""
+
+
 @dataclass(frozen=True)
 class Params:
     """What is sent beside the text, the same for every prompt of one step; None leaves the model's default."""
@@ -95,12 +99,20 @@ class Params:
 
     @cached_property
     def digest(self) -> bytes:
-        """Hash of every field: two prompts with equal digest and equal text have the same answer."""
+        """Hash of what is set: two prompts with equal digest and equal text have the same answer.
+
+        The first eleven fields count always, a later one only where it is set: a new one buys nothing again.
+        """
         import hashlib
 
         import orjson
 
-        return hashlib.blake2b(orjson.dumps(self, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+        hashed = {
+            field.name: value
+            for number, field in enumerate(fields(self))
+            if (value := getattr(self, field.name)) != field.default or number < _ALWAYS_HASHED
+        }
+        return hashlib.blake2b(orjson.dumps(hashed), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,6 +243,8 @@ def _engine(
     for shared in (book, spending.book):
         if shared is not None:
             shared.on_trouble = lambda message: heard("book", {"message": message})
+            if shared.made_anew:
+                heard("book", {"message": shared.made_anew})
 
     if store.lost:
         most = lost_usd(store.lost, session.rates)
@@ -315,8 +317,11 @@ async def _attended(engine: Engine, store: RunStore, watch: Watch, books: ExitSt
 
 
 async def _heed_signals(engine: Engine) -> None:
-    """First Ctrl-C (or SIGTERM): finish what is in flight. Second: stop now."""
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    """First Ctrl-C (or SIGTERM, or SIGHUP of a terminal that is gone): finish what is in flight. Second: stop now."""
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
+        heeded.append(signal.SIGHUP)
+    with anyio.open_signal_receiver(*heeded) as signals:
         async for _ in signals:
             if engine.interrupted:
                 engine.abandon()

@@ -1,8 +1,10 @@
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -212,8 +214,8 @@ def test_a_damaged_book_costs_a_run_neither_its_counts_nor_its_memory(path):
         assert book.news() == book.recent(3001.0) == [] and book.known(DAY, 3001.0) == Known()
         assert len(book._pending) <= KEEP_S + 1
         assert len(told) == 1 and str(path) in told[0]
-    with pytest.raises(RunStateError):
-        QuotaBook(path, "m")
+    with QuotaBook(path, "m") as book:
+        assert "set aside" in book.made_anew
 
 
 def test_a_book_that_is_replaced_in_mid_run_is_used_and_what_others_wrote_there_is_left_alone(path):
@@ -254,11 +256,79 @@ def test_what_is_known_is_read_beside_a_run_and_after_it(path):
     assert path.read_bytes() == content
 
 
-def test_what_is_known_is_not_read_from_a_damaged_book(path):
+def notables(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+
+
+def some_tables(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE days (endpoint TEXT, day TEXT, requests INTEGER, PRIMARY KEY (endpoint, day))")
+
+
+HALF_MADE = {
+    "empty": lambda path: path.touch(),
+    "zeros": lambda path: path.write_bytes(bytes(8192)),
+    "half a page": lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(80)),
+    "no tables": notables,
+    "some tables": some_tables,
+}
+
+
+@pytest.mark.case("D2")
+@pytest.mark.parametrize("how", HALF_MADE)
+def test_a_half_made_book_is_an_empty_one(path: Path, how: str) -> None:
     path.parent.mkdir()
-    path.write_bytes(b"not a database, " * 1000)
-    with pytest.raises(RunStateError, match="cannot be used"):
-        read_known(path, "m", DAY, 2000.0)
+    HALF_MADE[how](path)
+    assert read_known(path, "m", DAY, 2000.0) == Known()
+    with QuotaBook(path, "m") as book:
+        assert book.made_anew == ""
+        book.send(1000.0, 1, DAY)
+        book.flush()
+        assert (book.trouble, book.requests_on(DAY)) == (None, 1)
+    assert read_known(path, "m", DAY, 2000.0).requests == 1
+
+
+def other_layout(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE learned (what TEXT)")
+
+
+def cut(path: Path) -> None:
+    with QuotaBook(path, "m") as book:
+        book.send(1000.0, 1, DAY)
+    path.write_bytes(path.read_bytes()[:6000])
+
+
+DAMAGED = {
+    "no database": lambda path: path.write_bytes(b"not a database, " * 1000),
+    "other layout": other_layout,
+    "cut": cut,
+    "a directory": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.case("D2")
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_damaged_book_is_set_aside_and_told(path: Path, how: str) -> None:
+    path.parent.mkdir()
+    DAMAGED[how](path)
+    assert read_known(path, "m", DAY, 2000.0) == Known()
+    with QuotaBook(path, "m") as book:
+        assert str(path) in book.made_anew and "set aside as quota.sqlite.damaged-" in book.made_anew
+        book.send(1000.0, 1, DAY)
+        book.flush()
+        assert (book.trouble, book.requests_on(DAY)) == (None, 1)
+    assert len(list(path.parent.glob("quota.sqlite.damaged-*"))) == 1
+
+
+@pytest.mark.case("D2")
+def test_a_place_out_of_reach_is_told_with_what_to_mend(path: Path) -> None:
+    path.parent.parent.mkdir(exist_ok=True, parents=True)
+    path.parent.write_text("a file in its place")
+    with pytest.raises(RunStateError, match="cannot be used") as caught:
+        QuotaBook(path, "m")
+    assert f"mend the permissions of {path.parent}" in caught.value.hint
 
 
 def test_kill_9_loses_no_send(path):
@@ -292,15 +362,6 @@ def test_two_processes_count_together(path):
     assert [process.wait(60) for process in processes] == [0, 0]
     with QuotaBook(path, "m") as book:
         assert book.requests_on(DAY) == 600
-
-
-def test_a_damaged_book_is_refused_with_the_way_out(path):
-    path.parent.mkdir()
-    path.write_bytes(b"not a database, " * 1000)
-    with pytest.raises(RunStateError) as caught:
-        QuotaBook(path, "m")
-    assert str(path) in caught.value.message
-    assert "remove" in caught.value.hint
 
 
 def test_entering_a_send_is_cheap(path):

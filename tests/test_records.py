@@ -1,4 +1,4 @@
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from typing import Any, get_args
 
 import pytest
@@ -56,6 +56,38 @@ def test_equal_parameters_have_equal_digests_also_when_one_was_read_before() -> 
 
 def test_a_level_and_a_budget_of_thinking_are_not_the_same() -> None:
     assert replace(PARAMS, thinking=1).digest != replace(PARAMS, thinking="1").digest
+
+
+@pytest.mark.case("O8")
+@pytest.mark.parametrize(
+    ("params", "digest"),
+    [
+        (PARAMS, "9acbdd023e0b811681e57f283c295406"),
+        (
+            Params("m", "be kind", 1, 0.0, 0.5, 1, 0, ("END",), "low", "application/json", (("A", "B"),)),
+            "29692e30f7d434bed8c5ecbf7ed4ab25",
+        ),
+    ],
+)
+def test_a_digest_is_what_it_was_in_november_2026(params: Params, digest: str) -> None:
+    """Half-done documents and caches of that time hang on it."""
+    assert params.digest.hex() == digest
+
+
+@dataclass(frozen=True)
+class Later(Params):
+    """Parameters of a later version."""
+
+    grammar: str | None = None
+    tools: tuple[str, ...] = ()
+
+
+@pytest.mark.case("O8")
+def test_a_new_field_changes_the_digest_only_where_it_is_set() -> None:
+    assert Later(**CHANGED).digest == Params(**CHANGED).digest
+    assert Later("m").digest == Params("m").digest
+    digests = {Later("m").digest, Later("m", grammar="g").digest, Later("m", tools=("t",)).digest}
+    assert len(digests) == 3
 
 
 def test_status_and_error_names_are_all_listed() -> None:

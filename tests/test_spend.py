@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
@@ -137,3 +139,40 @@ def test_at_the_end_a_lock_is_waited_for_and_what_could_not_be_written_is_told(
     assert len(told) == 1 and told[0].startswith(f"$0.250000 that this run spent could not be written to {path}")
     with SpendBook(path, "p") as book:
         assert book.spent() == usd("0", "0")
+
+
+HALF_MADE = {
+    "empty": b"",
+    "zeros": bytes(4096),
+    "half a page": b"SQLite format 3\0" + bytes(80),
+}
+
+
+@pytest.mark.case("D2")
+@pytest.mark.parametrize("how", HALF_MADE)
+def test_a_half_made_book_is_an_empty_one(path: Path, how: str) -> None:
+    path.parent.mkdir()
+    path.write_bytes(HALF_MADE[how])
+    with SpendBook(path, "project") as book:
+        book.add(Decimal("0.5"))
+        assert book.spent() == usd("0.5", "0.5") and book.trouble is None
+
+
+@pytest.mark.case("D2")
+@pytest.mark.parametrize("how", ["no database", "other layout", "cut", "a directory"])
+def test_a_damaged_book_is_refused_for_it_holds_what_was_spent(path: Path, how: str) -> None:
+    path.parent.mkdir()
+    if how == "no database":
+        path.write_bytes(b"not a database, " * 1000)
+    elif how == "a directory":
+        path.mkdir()
+    elif how == "cut":
+        with SpendBook(path, "project") as book:
+            book.add(Decimal("0.5"))
+        path.write_bytes(path.read_bytes()[:6000])
+    else:
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("CREATE TABLE spend (what TEXT)")
+    with pytest.raises(RunStateError, match="cannot be used") as caught:
+        SpendBook(path, "project")
+    assert f"move {path} away" in caught.value.hint and "counts from zero" in caught.value.hint

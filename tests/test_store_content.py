@@ -1,5 +1,7 @@
 """Where an answer was sealed: identical prompts are found however far apart, after a crash, and without the index."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -114,3 +116,24 @@ def test_what_was_in_a_part_that_is_gone_is_bought_again_and_found_again(directo
         answer(store, 0)
         anyio.run(store.seal)
         assert all(find(store, "content 0"))
+
+
+@pytest.mark.case("D2")
+@pytest.mark.parametrize("how", ["empty", "no database", "cut", "other layout", "a directory"])
+def test_an_index_that_is_half_made_or_damaged_is_built_again(directory: Path, how: str) -> None:
+    with opened(directory) as store:
+        answer(store, 0)
+    path = directory / "content.sqlite"
+    whole = path.read_bytes()
+    path.unlink()
+    if how == "a directory":
+        path.mkdir()
+    elif how == "other layout":
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("CREATE TABLE content (what TEXT)")
+    else:
+        path.write_bytes({"empty": b"", "no database": b"no database " * 500, "cut": whole[:5000]}[how])
+    for _ in range(2):
+        with opened(directory) as store:
+            found = anyio.run(store.sealed_reply, "content 0")
+    assert found is not None and found.reply.text == "answer 0"

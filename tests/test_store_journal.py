@@ -113,7 +113,7 @@ def test_what_was_decided_when_a_reply_came_is_what_is_read_back(tmp_path: Path,
 def test_what_no_line_can_hold_is_held_at_its_edge(tmp_path: Path) -> None:
     odd = paid(usage=Usage(10**30, 0, -(10**30)), error="half \ud83d", model="m\udfff", latency_s=float("nan"))
     _, read_back = round_trip(tmp_path, odd)
-    assert read_back.reply.usage == Usage(2**63 - 1, 0, -(2**63))
+    assert read_back.reply.usage == Usage(2**63 - 1, 0, -(2**63), estimated=True)
     assert (read_back.reply.error, read_back.reply.model) == ("half ?", "m?")
     [outcome] = written(tmp_path / "journal", result_line(result(0, response="half \ud83d", attempts=10**20)))
     assert isinstance(outcome, Result) and (outcome.response, outcome.attempts) == ("half ?", 2**63 - 1)

@@ -7,8 +7,9 @@ from typing import Any
 
 import polars as pl
 import pytest
-from stores import AT, failed, paid, prompt, result
+from stores import AT, CENT, answer, failed, killed, opened, paid, prompt, result, sealed
 
+from pipeline import report
 from pipeline.errors import RunStateError
 from pipeline.records import Prompt, Reply, Usage
 from pipeline.store import parts
@@ -210,3 +211,55 @@ def test_a_damaged_part_is_named(tmp_path: Path, damage: str) -> None:
         next(reading)
     assert caught.value.message.startswith(f"{path} is damaged\n")
     assert "backup" in caught.value.hint
+
+
+ABSURD = {
+    "99999999999999 tokens": {"usage": Usage(99_999_999_999_999, 0, 34), "cost_usd": Decimal("24999999.99")},
+    "more than 64 bits": {"usage": Usage(12, 10**30, -(10**30))},
+    "no number": {"cost_usd": Decimal("NaN")},
+    "endless": {"cost_usd": Decimal("Infinity"), "latency_s": float("inf")},
+    "a debt": {"cost_usd": Decimal("-1e30")},
+    "attempts": {"attempts": 2**40, "rate_limited": 2**40},
+    "no time": {"latency_s": float("nan"), "finished_at": float("nan")},
+    "far future": {"finished_at": 1e300},
+    "before time": {"finished_at": -1e300},
+    "half a character": {"text": "\ud83d", "model": "\udfff", "error": "\ud83d", "response_id": "\ud83d"},
+}
+
+
+@pytest.mark.case("R11")
+@pytest.mark.parametrize("how", ABSURD)
+def test_an_absurd_value_is_kept_at_the_edge_and_costs_no_other_row(tmp_path: Path, how: str) -> None:
+    """Now, and at the next start from the journal."""
+    directory = tmp_path / "notes"
+    with killed(directory) as store:
+        answer(store, 0)
+        store.append_call(prompt(1), replace(paid("text"), **ABSURD[how]))
+        fields = {name: value for name, value in ABSURD[how].items() if name in ("usage", "cost_usd", "attempts")}
+        store.append_result(result(1, response=ABSURD[how].get("text", "text"), **fields))
+        answer(store, 2)
+    with opened(directory) as store:
+        assert [store.outcomes.done(row) for row in range(3)] == [True] * 3
+        store.spent_usd()
+    calls, results = sealed(directory, "calls"), sealed(directory, "results")
+    assert calls["row"].to_list() == results["row"].to_list() == [0, 1, 2]
+    assert calls["latency_s"].is_finite().all() and calls["finished_at"].null_count() == 0
+    plain = calls.filter(pl.col("row") != 1)
+    assert plain["cost_usd"].to_list() == [CENT, CENT] and not plain["usage_estimated"].any()
+    if how in ("99999999999999 tokens", "more than 64 bits", "no number", "endless", "a debt"):
+        assert calls.filter(row=1)["usage_estimated"].item()
+    report.summarize(directory)
+
+
+@pytest.mark.case("R11")
+def test_a_journal_that_could_not_be_sealed_before_can_be_now(tmp_path: Path) -> None:
+    """As a version without this left it: six rows, of which one says 99999999999999 tokens."""
+    directory = tmp_path / "notes"
+    with killed(directory) as store:
+        for row in range(6):
+            usage = Usage(99_999_999_999_999 if row == 3 else 12, 0, 34)
+            store.append_call(prompt(row), paid(usage=usage, cost_usd=usage.input_tokens * Decimal("2.5e-7")))
+            store.append_result(result(row, usage=usage))
+    with opened(directory):
+        pass
+    assert sealed(directory, "results")["input_tokens"].to_list() == [12, 12, 12, 99_999_999_999_999, 12, 12]

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from pipeline.errors import RunStateError
-from pipeline.quota.shared import SharedFile, unusable
+from pipeline.quota.shared import SharedFile, is_blank, is_damaged, unusable
 
 KEEP_S = 130.0
 """Sends older than this can no longer count against any minute."""
@@ -136,14 +136,16 @@ class MemoryBook:
 def read_known(path: Path, endpoint: str, day: str, now: float) -> Known:
     """Read the book without making or changing it; `day` is a quota day (YYYY-MM-DD), `now` epoch seconds.
 
-    Raises `RunStateError` for a damaged file.
+    A damaged or half-made file says nothing: the next run sees to it. Raises `RunStateError` for one out of reach.
     """
-    if not path.exists():
-        return Known()
     try:
+        if not path.is_file() or is_blank(path):
+            return Known()
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             return _known(db, endpoint, day, now)
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
+        if is_damaged(error):
+            return Known()
         raise unusable(_NAME, path, error, _hint(path)) from error
 
 
@@ -159,7 +161,7 @@ class QuotaBook(SharedFile):
 
     def __init__(self, path: Path, endpoint: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`endpoint` names project, service and model, never a key. Raises `RunStateError`."""
-        super().__init__(path, _SCHEMA, name=_NAME, hint=_hint(path), clock=clock)
+        super().__init__(path, _SCHEMA, name=_NAME, hint=_hint(path), disposable=True, clock=clock)
         self._endpoint = endpoint
         self._who = uuid4().hex
         self._seen = 0

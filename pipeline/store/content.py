@@ -54,10 +54,10 @@ class ContentIndex:
         self._connections: list[sqlite3.Connection] = []
         try:
             self._connect()
-        except sqlite3.Error:
+        except (sqlite3.Error, OSError):
             self.close()
             self._give_up()
-            with suppress(sqlite3.Error):
+            with suppress(sqlite3.Error, OSError):
                 self._connect()
                 self._usable = True
 
@@ -68,7 +68,7 @@ class ContentIndex:
             for path in parts.part_paths(self._directory / "calls"):
                 if self._usable and self._indexed < parts.part_number(path) <= newest:
                     self._take_in(path)
-        except sqlite3.Error:
+        except (sqlite3.Error, OSError):
             self._give_up()
 
     async def find(self, fingerprint: str) -> Answered | None:
@@ -91,7 +91,8 @@ class ContentIndex:
     def close(self) -> None:
         """Close the file."""
         while self._connections:
-            self._connections.pop().close()
+            with suppress(sqlite3.Error):
+                self._connections.pop().close()
 
     def _connect(self) -> None:
         if self._read_only:
@@ -102,12 +103,25 @@ class ContentIndex:
             self._indexed = self._reader.execute("PRAGMA user_version").fetchone()[0]
             return
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if self._is_cut():
+            raise sqlite3.DatabaseError("the file is cut off")
         # A crash of the machine may cost the index, which is built again: so nothing waits for the disk.
         self._reader, self._writer = self._opened(), self._opened()
         self._writer.execute("PRAGMA synchronous = OFF")
         self._writer.execute("PRAGMA journal_mode = WAL")
         self._writer.execute("CREATE TABLE IF NOT EXISTS content (hash INTEGER PRIMARY KEY, part INTEGER NOT NULL)")
         self._indexed = self._reader.execute("PRAGMA user_version").fetchone()[0]
+
+    def _is_cut(self) -> bool:
+        """Whether the file is shorter than it says: SQLite reads what is missing as if nothing were there."""
+        with self._path.open("rb") as file:
+            head = file.read(100)
+        wal = self._path.with_name(f"{NAME}-wal")
+        if len(head) < 100 or (wal.exists() and wal.stat().st_size):  # what is missing may be in there
+            return False
+        page = int.from_bytes(head[16:18], "big")
+        pages = int.from_bytes(head[28:32], "big")
+        return self._path.stat().st_size < pages * (65_536 if page == 1 else page)
 
     def _opened(self) -> sqlite3.Connection:
         self._connections.append(sqlite3.connect(self._path, isolation_level=None, check_same_thread=False))
@@ -119,7 +133,11 @@ class ContentIndex:
         if self._read_only:
             return
         for suffix in ("", "-wal", "-shm"):
-            self._path.with_name(NAME + suffix).unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.with_name(NAME + suffix).unlink()
+        if self._path.is_dir():
+            with suppress(OSError):
+                self._path.rename(self._path.with_name(f"{NAME}.damaged"))
 
     def _take_in(self, path: Path) -> None:
         number = parts.part_number(path)

@@ -152,10 +152,10 @@ def _read_call(record: dict[str, Any], line: bytes, parse: Callable[[bytes], Rep
         usage=Usage(**record["usage"]),
         model=record["model"],
         endpoint=record["endpoint"],
-        latency_s=record["latency_s"],
+        latency_s=record["latency_s"] or 0.0,
         attempts=record["attempts"],
         rate_limited=record["rate_limited"],
-        finished_at=record["finished_at"],
+        finished_at=record["finished_at"] or 0.0,
         cost_usd=None if cost is None else Decimal(cost),
     )
     return Call(
@@ -192,6 +192,7 @@ def _read_result(record: dict[str, Any]) -> Result:
     return Result(
         **{
             **record,
+            "latency_s": record["latency_s"] or 0.0,  # JSON has null for what is no number
             "usage": Usage(**record["usage"]),
             "cost_usd": None if cost is None else Decimal(cost),
             "finished_at": None if finished is None else datetime.fromisoformat(finished),
@@ -203,7 +204,11 @@ def _line(record: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # half a surrogate pair, or a number of more than 64 bits: paid for all the same
-        return orjson.dumps(_tame(record), option=orjson.OPT_APPEND_NEWLINE)
+        tamed = _tame(record)
+    for kind, fields_ in record.items():
+        if isinstance(fields_, dict) and tamed[kind].get("usage") != fields_.get("usage"):
+            tamed[kind]["usage"]["estimated"] = True
+    return orjson.dumps(tamed, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _tame(value: Any) -> Any:

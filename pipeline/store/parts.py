@@ -5,10 +5,14 @@ A part's number is that of the journal it was sealed from.
 """
 
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from polars.datatypes import DataTypeClass
@@ -21,6 +25,8 @@ from pipeline.store.seals import Sealed, digest
 PolarsDataType = pl.DataType | DataTypeClass
 
 MONEY = pl.Decimal(18, 12)
+_MOST_MONEY = Decimal("999999.999999999999")
+_LAST_S = 253_402_300_799.0  # 9999-12-31T23:59:59Z
 _TOKENS: dict[str, PolarsDataType] = dict.fromkeys(
     ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens"), pl.Int64
 )
@@ -84,7 +90,7 @@ RESULTS_SCHEMA = pl.Schema(_RESULTS)
 def calls_frame(calls: Sequence[Call], answers: dict[int, str | None]) -> pl.DataFrame:
     """Calls as columns; `answers` are the responses by row, whose text is not stored a second time."""
     replies = [call.reply for call in calls]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "row": [call.row for call in calls],
         "key": [call.key for call in calls],
         "step": [call.step for call in calls],
@@ -112,16 +118,16 @@ def calls_frame(calls: Sequence[Call], answers: dict[int, str | None]) -> pl.Dat
         "cost_usd": [reply.cost_usd for reply in replies],
         "attempts": [reply.attempts for reply in replies],
         "rate_limited": [reply.rate_limited for reply in replies],
-        "latency_s": [reply.latency_s for reply in replies],
-        "finished_at": [datetime.fromtimestamp(reply.finished_at, UTC) for reply in replies],
+        "latency_s": [_seconds(reply.latency_s) for reply in replies],
+        "finished_at": [_moment(reply.finished_at) for reply in replies],
     }
-    return pl.DataFrame(columns, schema=CALLS_SCHEMA)
+    return _frame(columns, CALLS_SCHEMA)
 
 
 def results_frame(results: Iterable[Result]) -> pl.DataFrame:
     """Results as columns, in row order."""
     rows = sorted(results, key=lambda result: result.row)
-    columns = {
+    columns: dict[str, list[Any]] = {
         "row": [result.row for result in rows],
         "key": [result.key for result in rows],
         "status": [result.status for result in rows],
@@ -140,11 +146,50 @@ def results_frame(results: Iterable[Result]) -> pl.DataFrame:
         "chunks": [result.chunks for result in rows],
         "attempts": [result.attempts for result in rows],
         "rate_limited": [result.rate_limited for result in rows],
-        "latency_s": [result.latency_s for result in rows],
+        "latency_s": [_seconds(result.latency_s) for result in rows],
         "finished_at": [result.finished_at for result in rows],
         "changes": [result.changes for result in rows],
     }
-    return pl.DataFrame(columns, schema=RESULTS_SCHEMA)
+    return _frame(columns, RESULTS_SCHEMA)
+
+
+def _frame(columns: dict[str, list[Any]], schema: pl.Schema) -> pl.DataFrame:
+    """The columns as they are, or, where one value does not fit its type, with that value at the edge of what does.
+
+    A number that nobody can have meant must not cost the other rows of the seal: its call says `usage_estimated`.
+    """
+    if all(usd is None or usd.is_finite() for usd in columns["cost_usd"]):  # polars panics on one that is not
+        with suppress(pl.exceptions.PolarsError, TypeError, ValueError, ArithmeticError):
+            return pl.DataFrame(columns, schema=schema)
+    fitted = {name: [_fitting(value, schema[name]) for value in values] for name, values in columns.items()}
+    if "usage_estimated" in columns:
+        counts = [name for name, kind in schema.items() if kind in (pl.Int64, MONEY)]
+        fitted["usage_estimated"] = [
+            estimated or any(columns[name][at] != fitted[name][at] for name in counts)
+            for at, estimated in enumerate(columns["usage_estimated"])
+        ]
+    return pl.DataFrame(fitted, schema=schema)
+
+
+def _fitting(value: Any, kind: PolarsDataType) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, Decimal):
+        return min(max(value, -_MOST_MONEY), _MOST_MONEY) if value.is_finite() else _MOST_MONEY
+    if isinstance(value, int) and kind in (pl.Int32, pl.Int64):
+        most = 2 ** (31 if kind == pl.Int32 else 63) - 1
+        return min(max(value, -most), most)
+    return value
+
+
+def _moment(seconds: float) -> datetime:
+    """Epoch seconds as a time, the nearest one that there is."""
+    return datetime.fromtimestamp(min(max(_seconds(seconds), 0.0), _LAST_S), UTC)
+
+
+def _seconds(seconds: float) -> float:
+    """A number that sums and quantiles can be made of."""
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 def write_part(frame: pl.DataFrame, directory: Path, number: int) -> Sealed:
