@@ -191,7 +191,13 @@ def set_aside(directory: Path) -> None:
     if report.in_use(directory):
         raise RunStateError(f"{directory} is in use", "stop that run first")
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    directory.rename(directory.with_name(f"{directory.name}.{stamp}"))
+    try:
+        directory.rename(directory.with_name(f"{directory.name}.{stamp}"))
+    except OSError as error:
+        raise RunStateError(
+            f"{directory} cannot be set aside: {error.strerror}\nIt is as it was, and nothing was sent.",
+            f"mend the permissions of {directory.parent}, or leave out `--fresh`",
+        ) from None
 
 
 def refuse_unpriced(job: Job, options: Options, plan: Plan) -> None:

@@ -200,6 +200,26 @@ def test_ctrl_c_finishes_what_is_in_flight_and_the_next_run_continues(tmp_path: 
         assert stats(url)["answered"] == json.loads(out)["calls"]
 
 
+@pytest.mark.case("S6")
+@pytest.mark.parametrize("ignored", [False, True], ids=["a terminal that is gone", "nohup"])
+def test_sighup_is_sigterm_unless_it_is_ignored(tmp_path: Path, ignored: bool) -> None:
+    summarize_job(tmp_path, 24, "")
+    was = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    with served(latency_s=0.3) as url:
+        process = start(tmp_path, url)
+        signal.signal(signal.SIGHUP, was)
+        while stats(url)["answered"] < 5:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGHUP)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == (0 if ignored else 130), err.decode()
+        assert json.loads(out)["calls"] == stats(url)["answered"], "what was in flight is finished"
+        assert (json.loads(out)["status"] == "finished") is ignored
+        assert pl.read_parquet(tmp_path / "output.parquet").height == 24
+        out, err = start(tmp_path, url).communicate(timeout=120)
+        assert json.loads(out)["ok"] == stats(url)["answered"] == 24, err.decode()
+
+
 def test_a_second_ctrl_c_stops_at_once_and_loses_only_what_is_in_flight(tmp_path: Path) -> None:
     summarize_job(tmp_path, 30)
     with served(latency_s=3.0) as url:
@@ -223,6 +243,6 @@ def test_a_second_process_on_the_run_is_told_who_holds_it(tmp_path: Path) -> Non
         while stats(url)["requests"] == 0:
             time.sleep(0.02)
         out, err = start(tmp_path, url).communicate(timeout=30)
-        assert b"in use by process" in err and not out
+        assert b"in use by process" in err and "in use by process" in json.loads(out)["error"]
         first.kill()
         first.communicate()

@@ -573,8 +573,9 @@ def steps(directory: Path, last: int | None = None) -> Iterator[list[str]]:
         patch.setattr(owner, verb, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        watch(patch, os, "open", ".jsonl")
-        for verb in ("write", "fdatasync", "fsync"):
+        for verb in ("open", "write"):
+            watch(patch, os, verb, ".jsonl")
+        for verb in ("fdatasync", "fsync"):
             watch(patch, os, verb)
         for verb in ("touch", "rename", "unlink"):
             watch(patch, Path, verb)

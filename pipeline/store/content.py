@@ -68,7 +68,7 @@ class ContentIndex:
             for path in parts.part_paths(self._directory / "calls"):
                 if self._usable and self._indexed < parts.part_number(path) <= newest:
                     self._take_in(path)
-        except (sqlite3.Error, OSError):
+        except (sqlite3.Error, OSError, RunStateError):
             self._give_up()
 
     async def find(self, fingerprint: str) -> Answered | None:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,36 +119,47 @@ def _change(before: object, after: object) -> str:
 
 
 class Lock:
-    """The right to write into one run directory; the system gives it back when the holder dies."""
+    """The right to write into one run directory; the system gives it back when the holder dies.
+
+    Raises `RunStateError` when another process has it, and where the file system cannot say.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a+b")
-        path.chmod(0o600)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().decode("utf-8", "replace").strip() or "another process"
-            self._file.close()
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = ""
+            if isinstance(error, BlockingIOError):
+                holder = os.pread(self._fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            self.release()
+            if not holder:
+                raise RunStateError(
+                    f"{path} cannot be locked: {error.strerror}\nTwo runs could write there at once; nothing was sent.",
+                    "run in a directory on a disk of this machine: some network file systems lock nothing",
+                ) from None
             raise RunStateError(
                 f"{path.parent} is in use by {holder}", f"`pipeline report {path.parent}` shows its progress"
             ) from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        self._file.flush()
+        with suppress(OSError):  # only a courtesy to whoever asks
+            os.fchmod(self._fd, 0o600)
+            os.ftruncate(self._fd, 0)
+            os.write(self._fd, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     @staticmethod
     def held(path: Path) -> bool:
-        """Whether a living process writes into the directory of this lock file."""
+        """Whether a living process writes into the directory of this lock file: none, where nothing can be locked."""
         try:
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
+        except OSError:
+            return False
         return False
 
     def release(self) -> None:
         """Let another process write."""
-        self._file.close()
+        fd, self._fd = self._fd, -1
+        with suppress(OSError):
+            os.close(fd)

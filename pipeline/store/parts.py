@@ -207,10 +207,11 @@ def write_part(frame: pl.DataFrame, directory: Path, number: int) -> Sealed:
         hidden.rename(final)
         sync_directory(directory)
     except OSError as error:
-        hidden.unlink(missing_ok=True)
+        with suppress(OSError):  # the next start removes it
+            hidden.unlink(missing_ok=True)
         raise RunStateError(
             f"cannot write {final}: {error.strerror}\nWhat it was to hold is still in the journal: nothing is lost.",
-            "make room, then run the same command again",
+            "make room or mend the disk, then run the same command again",
         ) from None
     content = encoded.getbuffer()
     return Sealed(f"{directory.name}/{final.name}", frame.height, len(content), digest(content))

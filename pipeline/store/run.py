@@ -137,8 +137,11 @@ class RunStore:
 
     def _recover(self) -> None:
         noted = seals.check(self.directory)  # before anything is removed: without its results a calls part looks void
-        for half in (*self.directory.glob("*/.*.tmp"), *parts.void(self.directory)):
-            half.unlink()
+        for half in self.directory.glob("*/.*.tmp"):
+            with suppress(OSError):
+                half.unlink()
+        for half in parts.void(self.directory):
+            half.unlink()  # or its calls would be counted twice
         sealed = (path for kind in ("calls", "results") for path in parts.part_paths(self.directory / kind))
         seals.record(self.directory, [parts.describe(path) for path in sealed if not seals.noted(path, noted)])
         self.outcomes, self._batch = load(self.directory, self._parse)
@@ -147,7 +150,8 @@ class RunStore:
         self._write_parts(self._begin_journal())
         self._half_sealed = False
         for path in spent:
-            path.unlink()
+            with suppress(OSError):  # its number says that it is spent
+                path.unlink()
 
     def reply(self, fingerprint: str) -> Call | None:
         """The reply that was bought for this content and is not sealed away yet."""
@@ -239,14 +243,19 @@ class RunStore:
         """Seal what is left, sync, and give the directory back."""
         with ExitStack() as closing:
             closing.callback(self._lock.release)
-            closing.callback(self._log.close)
+            closing.callback(self._close_log)
             closing.callback(self._content.close)
             closing.callback(lambda: self._journal.close())
             if self._can_seal():
                 old = self._journal
                 self._finish_seal(old, self._begin_journal())
-            if not self._half_sealed and is_blank(self._journal.path):
-                seals.record_journals(self.directory, [])  # nothing is in it: whoever removes it does no harm
+            with suppress(OSError, RunStateError):
+                if not self._half_sealed and is_blank(self._journal.path):
+                    seals.record_journals(self.directory, [])  # nothing is in it: whoever removes it does no harm
+
+    def _close_log(self) -> None:
+        with suppress(OSError):
+            self._log.close()
 
     def _can_seal(self) -> bool:
         # After a seal that failed, a newer part would declare the journal of the failed one spent.
@@ -293,12 +302,19 @@ class RunStore:
         self._write_parts(batch)
         self._content.catch_up()
         self._half_sealed = False
-        old.close()
-        old.path.unlink()
+        with suppress(OSError, RunStateError):  # all that is in it is in the parts
+            old.close()
+            old.path.unlink()
 
     def _write_parts(self, batch: Batch) -> None:
         self._journal.sync()
-        parts.sync_directory(self.directory)
+        try:
+            parts.sync_directory(self.directory)
+        except OSError as error:
+            raise RunStateError(
+                f"cannot write {self.directory}: {error.strerror}\nEvery answer is in its journals: nothing is lost.",
+                "mend the disk, then run the same command again",
+            ) from None
         due = bool(batch.results or batch.calls)
         before = [
             number for number in map(journal_number, journal_paths(self.directory)) if due and number <= batch.number
