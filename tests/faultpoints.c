@@ -35,13 +35,14 @@ void fault_arm(const char *folder, long place, int number, int which, int stays,
     at = place, error = number, kinds = which, lasting = stays, board = shared;
 }
 
+static int inside(const char *path) {
+    return !strncmp(path, root, root_size) && (path[root_size] == '/' || !path[root_size]);
+}
+
 static int below(const char *path) {
-    char full[PATH_MAX];
-    if (path[0] != '/') {
-        if (!getcwd(full, sizeof full)) return 0;
-        path = full;
-    }
-    return !strncmp(path, root, root_size);
+    char folder[PATH_MAX];
+    if (path[0] == '/') return inside(path);
+    return getcwd(folder, sizeof folder) && inside(folder);
 }
 
 static int below_fd(int fd) {
@@ -50,7 +51,7 @@ static int below_fd(int fd) {
     ssize_t size = readlink(link, path, sizeof path - 1);
     if (size < 0) return 0;
     path[size] = 0;
-    return !strncmp(path, root, root_size);
+    return inside(path);
 }
 
 /* Whether this place fails: then errno says how. Does not return from a kill. */

@@ -174,7 +174,7 @@ def _become(order: dict[str, Any], shim: ctypes.CDLL, board: mmap.mmap, outs: li
         at, error, kinds, lasting = order["fault"]
         address = ctypes.addressof(ctypes.c_char.from_buffer(board))
         shim.fault_arm(
-            (order["folder"] + "/").encode(),
+            order["folder"].encode(),
             ctypes.c_long(at),
             error,
             kinds,
