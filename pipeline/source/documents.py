@@ -17,6 +17,7 @@ from pipeline.errors import InputError
 from pipeline.records import Document
 from pipeline.source import jsonl
 from pipeline.source.tables import Table, open_table
+from pipeline.source.unique import repeats
 from pipeline.values import Fields, Kind, cells, json_cells, kind, texts
 
 ROW = "__row__"
@@ -28,6 +29,7 @@ BATCH_ROWS = 4096
 _WHOLE_BYTES = 64 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 64, 2**16
 _CHECKED_ROWS = 16_384
+_CANDIDATES = 1_000
 _OVER_ROWS = {"Agg", "Over", "Len", "SubPlan", "Rank", "Shift"}
 
 
@@ -154,44 +156,56 @@ class Source:
     def _rows(self) -> int:
         if self.predicate is None and self.id is None and (rows := self.table.height()) is not None:
             return rows
-        column = self.id or self.table.schema.names()[0]
-        values = (self._ids(frame[column]) for frame in self.table.frames([column], self.predicate, _CHECKED_ROWS))
-        return sum(map(len, values)) if self.id is None else self._count_ids(self.id, values)
+        if self.id is not None:
+            return self._count_ids(self.id)
+        return sum(map(len, self.table.frames(self.table.schema.names()[:1], self.predicate, _CHECKED_ROWS)))
 
-    def _count_ids(self, name: str, values: Iterator[pl.Series]) -> int:
+    def _count_ids(self, name: str) -> int:
         """Number of ids, each of which has to be there and unique."""
-        # One hash per row: 80 MB for 10 million, where the ids themselves would be several times that.
-        hashes = [pl.Series(dtype=pl.UInt64)]
         rows, nameless = 0, None
-        for ids in values:
-            if nameless is None and ids.null_count():
-                nameless = rows + ids.is_null().arg_true()[0]
-            rows += len(ids)
-            hashes.append(ids.hash())
+
+        def hashes() -> Iterator[pl.Series]:
+            nonlocal rows, nameless
+            for ids in self._all_ids(name):
+                if nameless is None and ids.null_count():
+                    nameless = rows + ids.is_null().arg_true()[0]
+                rows += len(ids)
+                yield ids.hash()
+
+        repeated = repeats(hashes())
         if nameless is not None:  # said after all were read: an id may be missing because a row is too short
             raise InputError(f"{name} is empty in row {nameless}", "remove `id` to use row numbers, or fix the file")
-        column = pl.concat(hashes)
-        ordered = column.sort()
-        repeated = ordered.filter(ordered == ordered.shift(1)).unique()
-        if repeated.is_empty():
-            return rows
-        repeats = "1 value repeats" if len(repeated) == 1 else f"{len(repeated):,} values repeat"
-        raise InputError(
-            f"{name} is not unique: {repeats} (first: {self._first_repeated(name, column, repeated)})",
-            "remove `id` to use row numbers, or fix the file",
-        )
+        if repeated.number and (examples := self._first_repeated(name, repeated.hashes)):
+            told = "1 value repeats" if repeated.number == 1 else f"{repeated.number:,} values repeat"
+            raise InputError(
+                f"{name} is not unique: {told} (first: {'; '.join(examples)})",
+                "remove `id` to use row numbers, or fix the file",
+            )
+        return rows
 
-    def _first_repeated(self, name: str, column: pl.Series, repeated: pl.Series) -> str:
-        hits = column.is_in(repeated.implode()).arg_true()
-        found = []
-        for value in column.gather(hits).unique(maintain_order=True).head(3):
-            first, second = (column == value).arg_true().head(2)
-            found.append(f"{self._shown(name, first)}, rows {first} and {second}")
-        return "; ".join(found)
+    def _all_ids(self, name: str) -> Iterator[pl.Series]:
+        for frame in self.table.frames([name], self.predicate, _CHECKED_ROWS):
+            ids = self._ids(frame[name])
+            yield ids.cast(pl.String) if ids.dtype in (pl.Categorical, pl.Enum) else ids
 
-    def _shown(self, name: str, row: int) -> str:
-        frame = next(frame for frame in self.batches(columns=[name]) if frame.item(-1, ROW) >= row)
-        value = self._ids(frame.filter(pl.col(ROW) == row)[name]).item(0)
+    def _first_repeated(self, name: str, hashes: pl.Series) -> list[str]:
+        """The first ids that do repeat among those with these hashes, each with its first two rows."""
+        rows: dict[object, list[int]] = {}
+        start = 0
+        for ids in self._all_ids(name):
+            for place in ids.hash().is_in(hashes.implode()).arg_true():
+                value = ids[place]
+                places = rows.get(value, []) if len(rows) >= _CANDIDATES else rows.setdefault(value, [])
+                if len(places) < 2:
+                    places.append(start + place)
+            start += len(ids)
+            if all(len(places) > 1 for places in list(rows.values())[:3]) and len(rows) >= 3:
+                break
+        found = [(value, places) for value, places in rows.items() if len(places) > 1][:3]
+        return [f"{self._quoted(value)}, rows {first} and {second}" for value, (first, second, *_) in found]
+
+    @staticmethod
+    def _quoted(value: object) -> str:
         return f'"{value}"' if isinstance(value, str) else str(value)
 
 
