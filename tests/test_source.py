@@ -2,7 +2,7 @@ import csv
 import gzip
 import io
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,38 +11,18 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tables import documents, fields, refused, refused_rows, write
 
-from pipeline.errors import InputError
+from pipeline.plan.survey import survey
 from pipeline.records import Document
-from pipeline.source import ROW, Source, open_source, output_conflict, tables
+from pipeline.source import ROW, open_source, output_conflict, tables
 
 SAMPLES = Path(__file__).parent.parent / "sample_data"
-
-
-def documents(source: Source, size: int = 4096) -> list[Document]:
-    return [document for frame in source.batches(size=size) for document in source.documents(frame)]
-
-
-def write(path: Path, content: str | bytes) -> str:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return str(path)
 
 
 def parquet(path: Path, columns: Mapping[str, Any], **options: Any) -> str:
     pl.DataFrame(columns).write_parquet(path, **options)
     return str(path)
-
-
-def refused(action: Callable[[], object]) -> InputError:
-    with pytest.raises(InputError) as caught:
-        action()
-    assert "\x1b" not in caught.value.message and "Resolved plan" not in caught.value.message
-    return caught.value
-
-
-def refused_rows(path: str, **options: Any) -> InputError:
-    source = open_source(path, **options)
-    return refused(source.check)
 
 
 # ---- what comes out
@@ -241,7 +221,64 @@ def test_where_errors_name_the_predicate_and_help(tmp_path: Path) -> None:
     assert "no row" in refused_rows(path, where="lang = 'fr'").message
 
 
+@pytest.mark.case("T16")
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_no_column_name_is_taken(tmp_path: Path, suffix: str) -> None:
+    names = [
+        "__row__",
+        "__where__",
+        "__cells__",
+        "row",
+        "line",
+        "v",
+        "size",
+        "hash",
+        "empty",
+        "where",
+        "len",
+        "literal",
+    ]
+    path = str(tmp_path / f"a.{suffix}")
+    frame = pl.DataFrame({name: [f"{name} {row}" for row in range(5)] for name in names})
+    {"parquet": frame.write_parquet, "csv": frame.write_csv, "jsonl": frame.write_ndjson}[suffix](path)
+    for name in names:
+        source = open_source(path, id=name, text=name, columns=names, where=f"\"{name}\" <> '{name} 2'")
+        source.check()
+        assert [document.key for document in documents(source)] == [f"{name} {row}" for row in (0, 1, 3, 4)]
+        assert survey(source, 4).sizes.sum() > 0
+
+
 # ---- globs
+
+
+@pytest.mark.case("T10")
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_directories_named_key_value_are_columns(tmp_path: Path, suffix: str) -> None:
+    for year, lang, number in ((2024, "zh%20CN", 1), (2025, "__HIVE_DEFAULT_PARTITION__", 2)):
+        folder = tmp_path / f"year={year}" / f"lang={lang}"
+        folder.mkdir(parents=True)
+        frame = pl.DataFrame({"id": [f"{number}"], "body": ["x"]})
+        path = str(folder / f"a.{suffix}")
+        {"parquet": frame.write_parquet, "csv": frame.write_csv, "jsonl": frame.write_ndjson}[suffix](path)
+    number = str if suffix == "csv" else int  # cells of a CSV are text
+    for path in ("*/*/*", "year=*/**/*"):
+        found = fields(str(tmp_path / f"{path}.{suffix}"), id="id")
+        assert [row["year"] for row in found] == [number(2024), number(2025)]
+        assert [row["lang"] for row in found] == ["zh CN", None]
+    one = open_source(str(tmp_path / "year=2024" / "*" / f"*.{suffix}"), columns=["year"], where="lang = 'zh CN'")
+    assert documents(one)[0].fields == {"year": number(2024)}
+    year = "CAST(year AS BIGINT)" if suffix == "csv" else "year"
+    assert open_source(str(tmp_path / f"*/*/*.{suffix}"), where=f"{year} > 2024").count() == 1
+    before = open_source(str(tmp_path / f"*/*/*.{suffix}")).fingerprint
+    (tmp_path / "year=2024").rename(tmp_path / "year=2023")
+    assert open_source(str(tmp_path / f"*/*/*.{suffix}")).fingerprint != before
+
+
+@pytest.mark.case("T10")
+def test_a_column_of_the_file_wins_over_one_of_its_path(tmp_path: Path) -> None:
+    (tmp_path / "year=2024" / "part=007").mkdir(parents=True)
+    path = parquet(tmp_path / "year=2024" / "part=007" / "a.parquet", {"year": [1999]})
+    assert fields(path) == [{"year": 1999, "part": "007"}]
 
 
 def test_files_of_a_glob_are_one_table_sorted_by_name(tmp_path: Path) -> None:
@@ -412,7 +449,7 @@ def test_types_that_cannot_serve_are_refused(tmp_path: Path) -> None:
         message = refused(lambda name=name: open_source(path, columns=[name])).message
         assert f"column `{name}` of {path}" in message and "cannot stand in a template" in message
     path = parquet(tmp_path / "b.parquet", {ROW: [1]})
-    assert f"`{ROW}`" in refused(lambda: open_source(path)).message
+    assert f"{ROW!r}" in refused(lambda: open_source(path)).message
 
 
 # ---- ids

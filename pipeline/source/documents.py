@@ -20,8 +20,9 @@ from pipeline.source.tables import Table, open_table
 from pipeline.source.unique import repeats
 from pipeline.values import Fields, Kind, cells, json_cells, kind, texts
 
-ROW = "__row__"
-"""Name of the row number's column: Int64, from 0 over the rows that `where` lets through, in file order."""
+ROW = "\0row"
+"""Name of the row number's column, as no table has it: Int64, from 0 over the rows that `where` lets through, in file
+order."""
 
 BATCH_ROWS = 4096
 """Rows that are read, and mixed, at a time."""
@@ -73,6 +74,8 @@ class Source:
         keeps such a file's size and misses those blocks goes unseen. Of a remote table only address and schema count.
         """
         digest = hashlib.blake2b(digest_size=16)
+        if any(self.table.on_path.values()):
+            digest.update(repr([self.table.on_path[path] for path in self.paths]).encode())
         if self.table.remote:
             digest.update(f"{self.table.path}\n{self.schema}".encode())
         else:
@@ -225,7 +228,7 @@ def open_source(
     """
     table = open_table(path, encoding)
     if ROW in table.schema:
-        raise InputError(f"{path} has a column named `{ROW}`", "rename it: the row number goes by that name")
+        raise InputError(f"{path} has a column named {ROW!r}", "rename it: the row number goes by that name")
     for name, setting in ((id, "[input] id"), (text, "[input] text")):
         if name is not None and name not in table.schema:
             names = ", ".join(table.schema)

@@ -14,7 +14,7 @@ from polars.io.plugins import register_io_source
 from pipeline.errors import InputError
 from pipeline.store.parts import RESULTS_SCHEMA, PolarsDataType, part_paths, read_part
 
-ROW = "__row__"
+ROW = "\0row"
 PENDING = "pending"
 """Status of a row that has no outcome yet."""
 
@@ -79,7 +79,7 @@ def export(
     csv_safe: bool = False,
     json_columns: Collection[str] = (),
 ) -> None:
-    """Write `path`: the first `rows` rows of the input's `batches` (with `__row__`), joined with the sealed `results`.
+    """Write `path`: the first `rows` rows of the input's `batches` (with `ROW`), joined with the sealed `results`.
 
     `csv_safe` defuses spreadsheet formulas in a .csv; `json_columns` of the input are JSON texts, which a .jsonl takes
     as they are. Memory is bounded by a few parts. Raises `InputError` when `path` cannot be written, `RunStateError`
