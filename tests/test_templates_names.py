@@ -257,7 +257,7 @@ def test_a_column_named_row() -> None:
 @pytest.mark.case("T15")
 @pytest.mark.parametrize(
     ("name", "own"),
-    [("text", {"text"}), *((name, CHUNK_VARIABLES) for name in CHUNK_VARIABLES), ("parts", REDUCE_VARIABLES)],
+    [("text", {"text"}), *((name, CHUNK_VARIABLES) for name in sorted(CHUNK_VARIABLES)), ("parts", REDUCE_VARIABLES)],
 )
 def test_a_column_beside_a_variable_of_the_job(name: str, own: Collection[str]) -> None:
     columns: dict[str, Kind | None] = {"body": "text", name: "text"}
