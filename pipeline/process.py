@@ -10,8 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import PipelineError
+
 MOST_FILES = 65_536
 """Open files that a run asks the system for, where it may have so many."""
+LEAST_FILES = 32
+"""Open files without which nothing can be done: half of them are there before a run asks for its first."""
 _STREAMS = ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"))
 
 
@@ -28,6 +32,11 @@ def files_left() -> int:
     """How many files and sockets this process may open beside those that it has."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_FILES if soft == resource.RLIM_INFINITY else soft - _open_files(soft)
+
+
+def too_few_files(left: int) -> PipelineError:
+    """Nothing can be done with so many."""
+    return PipelineError(f"this process may open {left} more files: too few", "raise it, as with `ulimit -n 1024`")
 
 
 def make_private(directory: Path) -> None:

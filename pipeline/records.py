@@ -199,6 +199,7 @@ class Limits:
     rpd: int | None = None
     concurrency: int | None = None
     reset_zone: str = RESET_ZONE  # at whose midnight `rpd` begins anew
+    sockets: int | None = None  # that this process may open, where that bounds the requests in flight
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -31,9 +31,12 @@ from pipeline.errors import (
 from pipeline.job import Job, api_key
 from pipeline.plan import Plan
 from pipeline.plan.forecast import Bought
+from pipeline.process import files_left, too_few_files
 from pipeline.providers.gemini import Gemini
 from pipeline.quota.book import QuotaBook
-from pipeline.records import STATUSES, Prompt, Reply, Verdict
+from pipeline.quota.endpoint import Notify
+from pipeline.quota.slots import CAP
+from pipeline.records import STATUSES, Limits, Prompt, Reply, Verdict
 from pipeline.report.accuracy import PLAN_EVENT, Amounts, logged
 from pipeline.session import Options, Session, asked, open_provider, session_schema
 from pipeline.session.estimates import planned
@@ -45,6 +48,9 @@ from pipeline.store.run import RunStore
 
 HEARTBEAT_S = 10.0
 """Between lines of numbers in run.log: what is not known of a killed run's duration, at most."""
+
+SPARE_FILES = 16
+"""Files that a run opens beside its sockets now and then: parts, the output, names looked up; 3 at once were seen."""
 
 Watch = Callable[[Monitor], Coroutine[None, None, None]]
 Confirm = Callable[[Plan, bool, Session], None]
@@ -257,10 +263,12 @@ def _engine(
         heard("lost", {"requests": len(store.lost), "at_most_usd": most})
         store.forget_lost()
 
+    limits = session.limits if options.offline else within_files(session.limits, files_left(), heard)
+
     def dispatcher(send: Send) -> Dispatcher:
         return Dispatcher(
             send,
-            session.limits,
+            limits,
             count_tokens=provider.count_tokens,
             wait=options.wait,
             on_event=heard,
@@ -292,6 +300,21 @@ def _engine(
         session.rates,
     )
     return engine
+
+
+def within_files(limits: Limits, left: int, heard: Notify) -> Limits:
+    """The limits with as many requests in flight as there are files `left` to open; told where that is fewer.
+
+    Raises `PipelineError` where there are none.
+    """
+    sockets = max(left - SPARE_FILES, left // 4)
+    if sockets >= (limits.concurrency or CAP):
+        return limits
+    if sockets < 1:
+        raise too_few_files(left)
+    message = f"at most {sockets} calls at once: this process may open only {left} files more (`ulimit -n`)"
+    heard("files", {"message": message})
+    return replace(limits, sockets=sockets)
 
 
 def _stranger(session: Session, endpoint: str, outcome: Reply | Verdict) -> ServiceError | None:

@@ -5,10 +5,17 @@ import os
 import shlex
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 
 import pytest
 from commands import UNLIMITED, small_job
+from serving import served, stats
+
+from pipeline.errors import PipelineError
+from pipeline.quota.slots import Slots
+from pipeline.records import Limits
+from pipeline.running import within_files
 
 PIPELINE = f"{shlex.quote(sys.executable)} -m pipeline"
 
@@ -23,7 +30,8 @@ def shell(command: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
 def rows_written(here: Path) -> int:
     import polars as pl
 
-    return pl.read_parquet(here / "out.parquet").height
+    (output,) = here.glob("out*.parquet")
+    return pl.read_parquet(output).height
 
 
 @pytest.mark.case("S9")
@@ -80,3 +88,51 @@ def test_a_flag_that_is_no_text_is_refused(here: Path) -> None:
     assert ran.returncode == 2
     assert b"argument 2 is not UTF-8: caf\\udce9.toml" in ran.stderr
     assert json.loads(ran.stdout)["error"].startswith("argument 2 is not UTF-8")
+
+
+@pytest.mark.case("D9")
+@pytest.mark.parametrize(("files", "rows"), [(256, 300), (40, 12)])
+def test_few_open_files_bound_the_calls_in_flight(here: Path, files: int, rows: int) -> None:
+    """Both limits are lowered, so that the soft one cannot be raised."""
+    job = small_job(here, f"{UNLIMITED}\nconcurrency = 500")
+    (here / "words.csv").write_text("word\n" + "".join(f"w{number}\n" for number in range(rows)))
+    with served(latency_s=0.3) as url:
+        real = {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "some-key"}
+        ran = shell(f"ulimit -n {files}; PIPELINE run {job} --yes --json", **real)
+        seen = stats(url)
+    assert ran.returncode == 0, ran.stderr.decode()
+    assert json.loads(ran.stdout)["ok"] == seen["requests"] == rows, "nothing failed for want of a socket"
+    assert ran.stderr.count(b"calls at once: this process may open only") == 1
+    assert seen["max_in_flight"] < files
+
+
+@pytest.mark.case("D9")
+def test_the_soft_limit_is_raised_to_the_hard_one(here: Path) -> None:
+    job = small_job(here, f"{UNLIMITED}\nconcurrency = 100")
+    (here / "words.csv").write_text("word\n" + "".join(f"w{number}\n" for number in range(150)))
+    with served(latency_s=0.3) as url:
+        real = {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "some-key"}
+        ran = shell(f"ulimit -Sn 60; ulimit -Hn 400; PIPELINE run {job} --yes", **real)
+        assert ran.returncode == 0 and b"ulimit" not in ran.stderr, ran.stderr.decode()
+        assert stats(url)["max_in_flight"] > 60
+
+
+@pytest.mark.case("D9")
+@pytest.mark.parametrize("files", [30, 20, 12, 8])
+def test_too_few_open_files_are_refused_with_words(here: Path, files: int) -> None:
+    ran = shell(f"ulimit -n {files}; PIPELINE run {small_job(here, UNLIMITED)} --offline")
+    assert (ran.returncode, b"ulimit -n" in ran.stderr, b"Traceback" in ran.stderr) == (2, True, False), ran.stderr
+
+
+@pytest.mark.case("D9")
+def test_files_bound_the_slots() -> None:
+    heard: list[dict[str, object]] = []
+
+    def bounded(concurrency: int | None, left: int) -> int | None:
+        return within_files(Limits(concurrency=concurrency), left, lambda kind, numbers: heard.append(numbers)).sockets
+
+    assert (bounded(500, 600), bounded(None, 3000)) == (None, None) and not heard
+    assert (bounded(500, 226), bounded(None, 500), bounded(10, 20)) == (210, 484, 5) and len(heard) == 3
+    with pytest.raises(PipelineError, match="too few"):
+        bounded(None, 3)
+    assert Slots(500, inf, 210).count == 210 and Slots(None, 1e6, 100).count == 100 and Slots(20, inf, 100).count == 20

@@ -9,7 +9,7 @@ from typer.exceptions import TyperException
 from pipeline import __version__
 from pipeline.cli import inspect, jobs
 from pipeline.errors import PipelineError, as_known
-from pipeline.process import flush_or_drop, make_fit
+from pipeline.process import LEAST_FILES, files_left, flush_or_drop, make_fit, too_few_files
 from pipeline.terminal import visible
 
 INTERRUPTED, BUG = 130, 70
@@ -54,6 +54,8 @@ def main() -> NoReturn:
     make_fit()
     try:
         _refuse_half_characters(sys.argv[1:])
+        if (left := files_left()) < LEAST_FILES:
+            raise too_few_files(left)
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as end:

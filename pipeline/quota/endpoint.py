@@ -93,7 +93,7 @@ class EndpointQuota:
         drained = bool(recent) or (book is None and self._rpm >= _CAUTIOUS_RPM)
         self._pacer = RequestPacer(self._rpm, drained=drained) if self.requests else None
         self._share_requests(now, recent)
-        self.slots = Slots(limits.concurrency, self._rpm)
+        self.slots = Slots(limits.concurrency, self._rpm, limits.sockets)
 
     @property
     def limits(self) -> Limits:

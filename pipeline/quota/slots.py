@@ -23,9 +23,10 @@ class Slots:
     more answers, those that were taken are back in some 25 times the time of one answer, however many they were.
     """
 
-    def __init__(self, fixed: int | None, rpm: float) -> None:
-        """`rpm` is the limit on requests a minute, `inf` where there is none."""
+    def __init__(self, fixed: int | None, rpm: float, most: int | None = None) -> None:
+        """`rpm` is the limit on requests a minute, `inf` where there is none; `most` bounds the slots in any case."""
         self._fixed = fixed
+        self._most = most or max(CAP, fixed or 0)
         self._rpm = rpm
         self._mean_s = FIRST_LATENCY_S
         self._answers = 0
@@ -58,8 +59,8 @@ class Slots:
 
     def _wanted(self) -> int:
         if self._fixed is not None:
-            return self._fixed
+            return min(self._most, self._fixed)
         if self._rpm == inf:
-            return START
+            return min(self._most, START)
         load = self._rpm / 60.0 * self._mean_s
-        return min(CAP, ceil(load + 4.0 * sqrt(load)) + 1)
+        return min(self._most, CAP, ceil(load + 4.0 * sqrt(load)) + 1)
