@@ -5,7 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
@@ -14,8 +14,14 @@ from pipeline.emulator import EmulatorOptions, parse_faults
 
 _SERVE = """
 import pickle, sys
+from threading import Thread
 from pipeline.emulator import serve
-serve(pickle.load(sys.stdin.buffer), ready=lambda url: print(url, flush=True))
+*others, last = pickle.load(sys.stdin.buffer)
+def tell(number):
+    return lambda url: (sys.stdout.write(f"{number} {url}\\n"), sys.stdout.flush())
+for number, options in enumerate(others):
+    Thread(target=serve, args=(options,), kwargs={"ready": tell(number)}).start()
+serve(last, ready=tell(len(others)))
 """
 
 
@@ -27,16 +33,23 @@ def served(options: EmulatorOptions | None = None, *, faults: str = "", **flags:
     """
     if options is None:
         options = EmulatorOptions(faults=parse_faults(faults), **{"marked": False, "model_version": None, **flags})
+    with served_each([options]) as urls:
+        yield urls[0]
+
+
+@contextmanager
+def served_each(several: Sequence[EmulatorOptions]) -> Iterator[list[str]]:
+    """The same for several emulators in one process: they start in the time of one."""
     process = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        process.stdin.write(pickle.dumps(options))
+        process.stdin.write(pickle.dumps(several))
         process.stdin.close()
-        url = process.stdout.readline().decode().strip()
-        if not url:
+        told = [process.stdout.readline().decode().split() for _ in several]
+        if not all(told):
             raise RuntimeError(f"the emulator ended with exit code {process.wait()} before it listened")
-        yield url
+        yield [url for _, url in sorted(told, key=lambda pair: int(pair[0]))]
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM if len(several) == 1 else signal.SIGKILL)
         try:
             process.wait(timeout=5)
         except subprocess.TimeoutExpired:
