@@ -297,7 +297,7 @@ def test_a_day_s_refusal_is_held_past_midnight_where_that_is_near(before_s: floa
 def _exchange(url: str, most: int = 1 << 20) -> bytes:
     """What comes back over a socket of our own, up to `most` bytes."""
     at = httpx.URL(url)
-    head = f"POST /v1beta/models/{MODEL}:generateContent HTTP/1.1\r\nhost: x\r\nx-goog-api-key: AQ.k\r\n"
+    head = f"POST /v1beta/models/{MODEL}:generateContent HTTP/1.1\r\nhost: {at.host}\r\nx-goog-api-key: AQ.k\r\n"
     received = b""
     with socket.create_connection((at.host, at.port or 80), timeout=30) as client:
         client.sendall(f"{head}content-length: {len(BODY)}\r\n\r\n".encode() + BODY)

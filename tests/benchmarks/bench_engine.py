@@ -65,6 +65,9 @@ class Instant:
             finished_at=time.time(),
         )
 
+    async def is_emulator(self) -> bool:
+        return False
+
     def parse(self, raw: bytes) -> Reply:
         return parse_reply(raw)
 
@@ -104,7 +107,7 @@ def main(rows: int, in_order: bool) -> None:
         prepared = session.prepare(load(Path("job.toml")), session.Options())
         plans: list[Plan] = []
         ended = anyio.run(
-            running.run, prepared, lambda plan, _: plans.append(plan), quiet, backend_options={"use_uvloop": True}
+            running.run, prepared, lambda plan, *_: plans.append(plan), quiet, backend_options={"use_uvloop": True}
         )
         seconds, spent = time.monotonic() - began, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
