@@ -322,6 +322,14 @@ def test_a_damaged_book_is_set_aside_and_told(path: Path, how: str) -> None:
     assert len(list(path.parent.glob("quota.sqlite.damaged-*"))) == 1
 
 
+def test_what_is_known_is_read_where_nothing_can_be_written(path: Path) -> None:
+    with QuotaBook(path, "m") as book:
+        book.send(1000.0, 1, DAY)
+    before = sorted(path.parent.iterdir())
+    assert read_known(path, "m", DAY, 2000.0).requests == 1
+    assert sorted(path.parent.iterdir()) == before == [path], "not even a lock file"
+
+
 @pytest.mark.case("D2")
 def test_a_place_out_of_reach_is_told_with_what_to_mend(path: Path) -> None:
     path.parent.parent.mkdir(exist_ok=True, parents=True)

@@ -145,20 +145,20 @@ def estimate(
     prepared = session.prepare(loaded, session.Options(offline, limit, parse_usd(max_cost), pace=pace))
     if pilot is not None or exact:
         prepared = anyio.run(session.identified, prepared)
-    if pilot is not None:
-        _pilot(prepared, pilot, yes, json)
-    with console.busy("reading the table" + (", having prompts counted" if exact else "")):
-        made = anyio.run(estimates.estimate, prepared, wishes)
-    if json:
-        console.show_json(console.plan_json(made))
-    else:
-        console.show_estimate(made, loaded.name, loaded.spec.input.path)
+    tried = pilot is not None and _pilot(prepared, pilot, yes, json)
+    with resumable_once(lambda error: tried):
+        with console.busy("reading the table" + (", having prompts counted" if exact else "")):
+            made = anyio.run(estimates.estimate, prepared, wishes)
+        if json:
+            console.show_json(console.plan_json(made))
+        else:
+            console.show_estimate(made, loaded.name, loaded.spec.input.path)
 
 
-def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> None:
+def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> bool:
     """Run so many of the rows that are left, and keep them; ends the command unless they were run.
 
-    With `json` what stopped it is the document on stdout.
+    Returns whether any were left. With `json` what stopped it is the document on stdout.
     """
     from dataclasses import replace
 
@@ -170,7 +170,7 @@ def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> None:
     with console.busy("reading the table"):
         rows = anyio.run(estimates.pilot_rows, prepared, number)
     if not rows:
-        return
+        return False
     trial = replace(prepared, options=replace(prepared.options, pilot=rows))
     trying = console.PilotWatch()
     ended = _run(trial, yes, trying.watch)
@@ -181,6 +181,7 @@ def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> None:
         if json:
             console.show_failure(ended.stopped or PipelineError("interrupted", "the same command continues"))
         raise typer.Exit(ended.exit_code)
+    return True
 
 
 def _run(prepared: "Session", yes: bool, watch: "Watch") -> "Ended":

@@ -141,7 +141,9 @@ def read_known(path: Path, endpoint: str, day: str, now: float) -> Known:
     try:
         if not path.is_file() or is_blank(path):
             return Known()
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        # Without a log beside it nobody writes: then not even the lock file of a reader is made.
+        mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)) as db:
             return _known(db, endpoint, day, now)
     except (OSError, sqlite3.Error) as error:
         if is_damaged(error):
