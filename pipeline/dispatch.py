@@ -53,7 +53,6 @@ class Dispatcher:
         max_attempts: int = 5,
         wait: bool = False,
         on_event: Notify = lambda kind, fields: None,
-        admit: Admit | None = None,
         book: QuotaBook | None = None,
         wall: Callable[[], float] = time.time,
         rng: Random | None = None,
@@ -61,12 +60,14 @@ class Dispatcher:
         """Make it inside the running event loop.
 
         `send` makes one request and raises for no failure of it. With `wait` a used-up day is slept through.
-        `on_event` hears what a person may want to know: limit, sharing, refused, outage, wait, day, halt. `admit` is
-        asked right before each request, so that it reserves for requests in flight only. `book` carries counts and
-        learned limits over from other runs. `wall` is epoch seconds; all else goes by the loop's clock.
+        `on_event` hears what a person may want to know: limit, sharing, refused, outage, wait, day, halt. `book`
+        carries counts and learned limits over from other runs. `wall` is epoch seconds; all else goes by the loop's
+        clock.
         """
+        self.admit: Admit = lambda prompt: True
+        """Asked right before each request: so it reserves for requests in flight, and for no others."""
         self._loop = asyncio.get_running_loop()
-        self._send, self._max_attempts, self._wait, self._admit = send, max_attempts, wait, admit
+        self._send, self._max_attempts, self._wait = send, max_attempts, wait
         self._notify, self._wall, self._rng = on_event, wall, rng or Random()
         self._quota = EndpointQuota(limits, now=self._loop.time(), wall=wall, notify=on_event, rng=self._rng, book=book)
         self._backlog = Backlog(self._rng if self._quota.tokens else None)
@@ -189,7 +190,7 @@ class Dispatcher:
     def _is_admitted(self, job: Job, now: float) -> bool:
         """Whether it may be paid for now; one that may not goes first when something has come back."""
         try:
-            if self._admit is None or self._admit(job.prompt):
+            if self.admit(job.prompt):
                 return True
         except PipelineError as reason:
             self._backlog.add_again(job, now, now)

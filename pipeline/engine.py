@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from random import Random
@@ -14,19 +14,9 @@ import anyio.abc
 import anyio.to_thread
 
 from pipeline import flows
+from pipeline.budget import Desk, Seen, Spending
 from pipeline.cache import AnswerCache
-from pipeline.calls import (
-    Saved,
-    Send,
-    Spending,
-    Tries,
-    budget,
-    cached,
-    journal,
-    record_failures,
-    replay,
-    single_flight,
-)
+from pipeline.calls import Saved, Send, Tries, cached, journal, record_failures, replay, single_flight
 from pipeline.dispatch import Dispatcher
 from pipeline.errors import Halted, PipelineError, RowsFailed
 from pipeline.job import Job
@@ -80,10 +70,11 @@ class Monitor:
         """Since the run was opened."""
         return time.monotonic() - self.started_at
 
-    def bought(self, reply: Reply) -> None:
-        """Count a reply that was paid for."""
-        self.calls += 1
-        self.usage += reply.usage
+    def bought(self, reply: Reply, answered: bool) -> None:
+        """Count a reply that was paid for, or what may have been paid without one."""
+        if answered:
+            self.calls += 1
+            self.usage += reply.usage
         if reply.cost_usd is None:
             self.unpriced += 1
         else:
@@ -105,18 +96,19 @@ class Engine:
         cache: AnswerCache | None = None,
         changes: str | None = None,
         rates: Rates | None = None,
+        seen: Seen | None = None,
     ) -> None:
-        """`rates` are what a call costs, whatever the job and the tables say."""
+        """`rates` are what a call costs, whatever the job and the tables say; `seen`: what earlier sessions showed."""
         self._job = job
         self._batches = batches
         self._store = store
-        self._spending = spending
         self.monitor = monitor
         tries: Tries = {}
         rates = rates or job.own_rates
-        self.dispatcher = monitor.dispatcher = dispatcher(journal(send, store, rates, tries, self._bought))
+        self.desk = Desk(spending, rates, self._tell, seen, job.spec.budget.allow_unpriced)
+        self.dispatcher = monitor.dispatcher = dispatcher(journal(send, store, self.desk, tries, monitor.bought))
+        self.dispatcher.admit = self.desk.admit
         call = record_failures(self.dispatcher.submit, store, tries)
-        call = budget(call, spending, rates, self.halt, self._tell)
         call = cached(call, cache, rates, monitor.saved)
         self._call = replay(single_flight(call, monitor.saved), store, monitor.saved)
         self._cache = cache
@@ -150,10 +142,6 @@ class Engine:
         """Stop now: the replies in flight are lost, everything before them is kept."""
         self.interrupted = True
         self._scope.cancel()
-
-    def _bought(self, reply: Reply) -> None:
-        self.monitor.bought(reply)
-        self._spending.bought(reply)
 
     def _tell(self, event: str, numbers: dict[str, object]) -> None:
         self._store.log(event, **numbers)
@@ -199,7 +187,9 @@ class Engine:
     def _result(self, document: Document, answer: flows.Answer) -> Result:
         final, replies = answer.final, answer.replies
         usage = sum((reply.usage for reply in replies), Usage())
-        costs = [reply.cost_usd for reply in replies]
+        costs = [cost for reply in replies for cost in (reply.cost_usd, reply.unread_usd)]
+        if any(reply.unread_usd != 0 or reply.at_most_usd != 0 for reply in replies):
+            usage = replace(usage, estimated=True)
         return Result(
             row=document.row,
             key=document.key,

@@ -15,8 +15,9 @@ import anyio
 import anyio.to_thread
 
 from pipeline import report
+from pipeline.budget import SEEN_COLUMNS, Spending, seen_in
 from pipeline.cache import AnswerCache, Shelf, service_of, shelf_of
-from pipeline.calls import Send, Spending, lost_usd
+from pipeline.calls import Send, charge_lost
 from pipeline.dispatch import Dispatcher
 from pipeline.engine import Engine, Monitor
 from pipeline.errors import (
@@ -31,6 +32,7 @@ from pipeline.errors import (
 from pipeline.job import Job, api_key
 from pipeline.plan import Plan
 from pipeline.plan.forecast import Bought
+from pipeline.prices import model_info
 from pipeline.process import files_left, too_few_files
 from pipeline.providers.gemini import Gemini
 from pipeline.quota.book import QuotaBook
@@ -208,12 +210,20 @@ def set_aside(directory: Path) -> None:
 
 def refuse_unpriced(job: Job, options: Options, plan: Plan) -> None:
     """Raise `JobError` for a cap on spending that could not be kept because nobody knows what a call costs."""
-    caps = job.spec.budget
+    caps, model = job.spec.budget, job.params.model
     capped = any((caps.max_usd, caps.max_usd_per_day, caps.max_usd_per_month, options.max_cost_usd))
-    if capped and plan.cost_usd is None and plan.load.prompts and not job.spec.budget.allow_unpriced:
+    if not capped or not plan.load.prompts or caps.allow_unpriced:
+        return
+    if plan.cost_usd is None:
         raise JobError(
-            f"there is a budget, but the price of {job.params.model} is unknown: it could not be kept",
+            f"there is a budget, but the price of {model} is unknown: it could not be kept",
             "set [model] prices = { input = …, output = … }, or [budget] allow_unpriced = true",
+        )
+    unbounded = [params for params in (job.params, job.reduce_params) if params and not params.max_output_tokens]
+    if unbounded and model_info(model) is None:
+        raise JobError(
+            f"there is a budget, but nobody knows how long an answer of {model} may be: it could not be kept",
+            "set [model] max_output_tokens, or [budget] allow_unpriced = true",
         )
 
 
@@ -246,7 +256,7 @@ def _engine(
     options = session.options
     monitor = Monitor(session.rows, plan.load.prompts)
     monitor.outcomes.update({status: store.outcomes.count(status, lasting=True) for status in STATUSES})
-    monitor.cost_usd = store.spent_usd()
+    monitor.cost_usd = store.cost_usd()
 
     def heard(event: str, numbers: dict[str, object]) -> None:
         store.log(event, **numbers)
@@ -257,11 +267,6 @@ def _engine(
             shared.on_trouble = lambda message: heard("book", {"message": message})
             if shared.made_anew:
                 heard("book", {"message": shared.made_anew})
-
-    if store.lost:
-        most = lost_usd(store.lost, session.rates)
-        heard("lost", {"requests": len(store.lost), "at_most_usd": most})
-        store.forget_lost()
 
     limits = session.limits if options.offline else within_files(session.limits, files_left(), heard)
 
@@ -298,7 +303,11 @@ def _engine(
         cache,
         session.options.changes,
         session.rates,
+        seen=seen_in(store.calls(SEEN_COLUMNS, newest=None if spending.capped else 2)),
     )
+    if store.lost:
+        requests, most = charge_lost(store, engine.desk)
+        heard("lost", {"requests": requests, "at_most_usd": most})
     return engine
 
 

@@ -15,6 +15,9 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spend (
     project TEXT NOT NULL, day TEXT NOT NULL, nano_usd INTEGER NOT NULL, PRIMARY KEY (project, day)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS charged (
+    project TEXT NOT NULL, name TEXT NOT NULL, day TEXT NOT NULL, PRIMARY KEY (project, name)
+) WITHOUT ROWID;
 """
 _ADD = (
     "INSERT INTO spend (project, day, nano_usd) VALUES (?, ?, ?)"
@@ -68,9 +71,23 @@ class SpendBook(SharedFile):
             )
 
     def add(self, usd: Decimal) -> None:
-        """Count what a reply cost, rounded up to a billionth of a dollar."""
-        self._unwritten[self._day()] += int((usd / _NANO).to_integral_value(ROUND_CEILING))
+        """Count what a request cost, rounded up to a billionth of a dollar; never less than nothing."""
+        self._unwritten[self._day()] += _nano(usd)
         self._write()
+
+    def add_once(self, name: str, usd: Decimal, at: float) -> None:
+        """Count an amount on the day of `at` (epoch seconds; 0: today), once for each name."""
+        day = _day_of(at) if at else self._day()
+
+        def entered(db: sqlite3.Connection) -> bool:
+            new = "INSERT OR IGNORE INTO charged (project, name, day) VALUES (?, ?, ?)"
+            if db.execute(new, (self._project, name, day)).rowcount:
+                db.execute(_ADD, (self._project, day, _nano(usd)))
+            return True
+
+        if self.write(entered) is None:
+            self._unwritten[day] += _nano(usd)
+        self._today = ""
 
     def spent(self) -> tuple[Decimal, Decimal]:
         """USD of all runs on this UTC day, and in this UTC month; of other runs what was last known of them."""
@@ -100,4 +117,12 @@ class SpendBook(SharedFile):
             self._today = ""  # `changed` tells of other processes' writes only
 
     def _day(self) -> str:
-        return datetime.fromtimestamp(self._wall(), UTC).date().isoformat()
+        return _day_of(self._wall())
+
+
+def _day_of(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).date().isoformat()
+
+
+def _nano(usd: Decimal) -> int:
+    return max(0, int((usd / _NANO).to_integral_value(ROUND_CEILING)))

@@ -65,7 +65,8 @@ def paid(text: str = "an answer", cost_usd: Decimal | None = CENT, *, raw: bytes
 
 def failed(kind: str = "server", **fields: Any) -> Reply:
     """A prompt that failed without an answer."""
-    return Reply("", "error", error_kind=kind, error=f"{kind} trouble", attempts=5, finished_at=AT, **fields)
+    values = {"attempts": 5, "finished_at": AT, **fields}
+    return Reply("", "error", error_kind=kind, error=f"{kind} trouble", **values)
 
 
 def result(row: int, status: Status = "ok", kind: str | None = None, **fields: Any) -> Result:

@@ -14,7 +14,7 @@ from stores import manifest, opened, paid
 
 from jobs import CHUNKED, PLAIN, make_job
 from pipeline import engine as engines
-from pipeline.calls import Spending
+from pipeline.budget import Spending
 from pipeline.dispatch import UNLIMITED, Dispatcher
 from pipeline.engine import FAIL_FAST_ROWS, Engine, Monitor, mixed
 from pipeline.errors import RowsFailed

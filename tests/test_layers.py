@@ -42,6 +42,7 @@ RANKS: dict[str, int] = {
     "plan": 4,
     "report": 4,
     "spend": 4,
+    "budget": 4,
     "calls": 5,
     "engine": 6,
     "session": 7,

@@ -214,7 +214,8 @@ def test_the_same_table_comes_out_of_every_format(tmp_path: Path, results: Path)
                     value and str(value)[:10] for value in parquet[name]
                 ]
             else:
-                assert table[name].cast(dtype).to_list() == parquet[name].to_list(), (suffix, name)
+                cells = table[name] == "true" if (dtype, suffix) == (pl.Boolean, ".csv") else table[name]
+                assert cells.cast(dtype).to_list() == parquet[name].to_list(), (suffix, name)
 
 
 def test_results_have_the_documented_types() -> None:

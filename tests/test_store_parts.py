@@ -62,6 +62,8 @@ def test_a_call_becomes_one_row_with_its_provenance() -> None:
         "tool_tokens": 6,
         "usage_estimated": False,
         "cost_usd": Decimal("0.000000000001"),
+        "at_most_usd": Decimal(0),
+        "worst_usd": None,
         "attempts": 3,
         "rate_limited": 2,
         "latency_s": 0.5,

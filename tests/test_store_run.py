@@ -14,7 +14,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import CENT, PARAMS, abandon, answer, failed, killed, manifest, opened, paid, prompt, result, sealed
+from stores import AT, CENT, PARAMS, abandon, answer, failed, killed, manifest, opened, paid, prompt, result, sealed
 
 from pipeline import report
 from pipeline.errors import RunStateError
@@ -510,8 +510,8 @@ def test_a_start_finds_what_was_in_flight_at_a_kill(directory: Path) -> None:
     with killed(directory) as store:
         (first, _) = store.lost
         assert (first.row, first.model, first.input_tokens_est, first.max_output_tokens) == (3, PARAMS.model, 10, 100)
-        store.forget_lost()
-        assert store.lost == ()
+        store.append_call(first.prompt, failed("network", at_most_usd=CENT), answered=False)
+        store.append_ended(prompt(4))
     assert lost(directory) == []
 
 
@@ -864,6 +864,7 @@ ROW = st.integers(0, 4)
 ACTION = st.one_of(
     st.tuples(st.just("buy"), ROW, st.integers(0, 2)),
     st.tuples(st.just("fail"), ROW, st.just(0)),
+    st.tuples(st.just("lose"), ROW, st.integers(0, 2)),
     st.tuples(st.just("finish"), ROW, st.sampled_from([0, 1, 2])),
     st.tuples(st.just("seal"), st.just(0), st.just(0)),
 )
@@ -875,6 +876,8 @@ class History:
 
     def __init__(self) -> None:
         self.paid: dict[str, Decimal] = {}
+        self.unread: Counter[str] = Counter()
+        self.uncertain = Decimal(0)
         self.failed = 0
         self.outcomes: dict[int, str] = {}
 
@@ -890,6 +893,14 @@ class History:
         elif verb == "fail":
             store.append_call(prompt(row, f"{content} failed"), failed())
             self.failed += 1
+        elif verb == "lose":
+            usd = price(self.unread.total())
+            lost = failed(
+                "malformed_reply", raw=b"{", cost_usd=usd, at_most_usd=CENT, finished_at=AT + self.unread.total()
+            )
+            store.append_call(prompt(row, content), lost, answered=False)
+            self.unread[content] += 1
+            self.uncertain += usd + CENT
         elif verb == "finish":
             status, kind = (("ok", None), ("error", "server"), ("blocked", "prompt_blocked"))[number]
             store.append_result(result(row, status, kind))
@@ -900,7 +911,9 @@ class History:
             self.paid[content] = price(len(self.paid))
 
     def check(self, store: RunStore) -> None:
-        assert store.spent_usd() == sum(self.paid.values(), Decimal(0))
+        assert store.spent_usd() == sum(self.paid.values(), Decimal(0)) + self.uncertain
+        for content in self.unread:
+            assert bool(store.unread_usd(content)) != self.done(int(content[0]))
         assert [store.outcomes.done(row) for row in range(5)] == [self.done(row) for row in range(5)]
         for content in self.paid:
             if not self.done(int(content[0])):
@@ -930,4 +943,4 @@ def test_no_history_of_kills_loses_or_doubles_anything(
         results.filter(status="blocked")["row"]
     ).total() == len(history.outcomes)
     assert Counter(calls.filter("paid")["fingerprint"]) == dict.fromkeys(history.paid, 1)
-    assert calls.filter(paid=False).height == history.failed
+    assert calls.filter(paid=False).height == history.failed + history.unread.total()

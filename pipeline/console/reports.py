@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from rich.console import Console
 
-from pipeline.console.screen import count, duration, money, out, show_columns, show_grid, styled
+from pipeline.console.screen import count, duration, money, out, show_columns, show_grid, styled, things
 from pipeline.prices import MODELS, note, rates
 from pipeline.records import STATUSES
 from pipeline.report import Failure, Summary
@@ -52,6 +52,7 @@ def show_summary(summary: Summary, to: Console = out) -> None:
             f"{count(usage.thinking_tokens)} of them thinking" if usage.thinking_tokens else "",
         ),
         ("cost", cost, f"{money(per_1000)} per 1,000 rows" if per_1000 else ""),
+        ("", "", _uncertain(summary)) if summary.uncertain and not summary.unpriced else None,
         ("latency", f"{summary.latency_p50_s:.3g} s", f"median; {summary.latency_p95_s:.3g} s at p95")
         if summary.latency_p50_s is not None and summary.latency_p95_s is not None
         else None,
@@ -63,6 +64,12 @@ def show_summary(summary: Summary, to: Console = out) -> None:
     if summary.accuracy and pending <= 0:
         to.print()
         show_accuracy(summary.accuracy, to)
+
+
+def _uncertain(summary: Summary) -> str:
+    """What may have been paid that nobody knows of."""
+    most = "an unknown sum" if summary.at_most_usd is None else f"at most {money(summary.at_most_usd)}"
+    return f"and {most} more for {things(summary.uncertain, 'request')} whose replies never came or could not be read"
 
 
 def show_accuracy(accuracy: Accuracy, to: Console = out) -> None:

@@ -23,7 +23,8 @@ RUNS = Path("runs")
 
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
 _CALL_COLUMNS = (
-    *("step", "paid", "attempts", "rate_limited", "input_tokens_est", "cost_usd", "latency_s", "finished_at"),
+    *("step", "paid", "attempts", "rate_limited", "input_tokens_est", "latency_s", "finished_at"),
+    *("cost_usd", "at_most_usd", "usage_estimated"),
     *_SUMS,
 )
 
@@ -46,6 +47,9 @@ class Summary:
     input_tokens_est: int
     cost_usd: Decimal
     unpriced: int
+    at_most_usd: Decimal | None  # so much more the uncertain requests may have cost; None: nobody knows
+    uncertain: int  # requests whose replies never came, or could not be read or counted
+    usage_estimated: int  # of them, those that came: their tokens or cost are estimates
     identical: int  # calls that one with the same content answered
     cached: int  # calls that an earlier run answered
     saved_usd: Decimal  # what both would have cost
@@ -78,6 +82,9 @@ class Summary:
             "output_tokens": self.usage.output_tokens,
             "thinking_tokens": self.usage.thinking_tokens,
             "cost_usd": None if self.unpriced else float(round(self.cost_usd, 8)),
+            "at_most_usd": None if self.at_most_usd is None else float(round(self.at_most_usd, 8)),
+            "uncertain": self.uncertain,
+            "usage_estimated": self.usage_estimated,
             "seconds": round(self.seconds, 1),
             "output": self.manifest.output,
             "run_dir": str(self.directory),
@@ -121,6 +128,9 @@ class _Sums:
     rate_limited: int = 0
     cost_usd: Decimal = Decimal(0)
     unpriced: int = 0
+    at_most_usd: Decimal | None = Decimal(0)
+    uncertain: int = 0
+    estimated: int = 0
     latencies: Latencies = field(default_factory=Latencies)
 
     def add(self, calls: pl.DataFrame) -> None:
@@ -133,8 +143,13 @@ class _Sums:
             _add(self.before, amounts_by_step(paid.filter(pl.col("finished_at") < planned_at)))
         self.attempts += int(calls["attempts"].sum())
         self.rate_limited += int(calls["rate_limited"].sum())
-        self.cost_usd += Decimal(paid["cost_usd"].sum())
-        self.unpriced += paid["cost_usd"].null_count()
+        self.cost_usd += Decimal(calls["cost_usd"].sum())
+        self.unpriced += calls.filter(pl.col("paid") | pl.col("usage_estimated"))["cost_usd"].null_count()
+        more = calls["at_most_usd"]
+        known = self.at_most_usd is not None and not more.has_nulls()
+        self.at_most_usd = (self.at_most_usd or Decimal(0)) + Decimal(more.sum()) if known else None
+        self.uncertain += more.null_count() + int((more > 0).sum())
+        self.estimated += int(calls["usage_estimated"].sum())
         self.latencies.add(paid["latency_s"])
 
 
@@ -179,6 +194,9 @@ def summarize(directory: Path) -> Summary:
         input_tokens_est=sums.paid["input_tokens_est"],
         cost_usd=sums.cost_usd,
         unpriced=sums.unpriced,
+        at_most_usd=sums.at_most_usd,
+        uncertain=sums.uncertain,
+        usage_estimated=sums.estimated,
         identical=int(_over_sessions(events, lambda numbers: numbers.identical)),
         cached=int(_over_sessions(events, lambda numbers: numbers.cached)),
         saved_usd=_over_sessions(events, lambda numbers: numbers.saved_usd),

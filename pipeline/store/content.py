@@ -27,7 +27,10 @@ OPEN_PARTS = 4
 _USAGE = {"usage_estimated": "estimated"} | {
     name: name for name in ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
 }
-_REPLY = ("finish_reason", "model", "endpoint", "response_id", "latency_s", "attempts", "rate_limited", "cost_usd")
+_REPLY = (
+    *("finish_reason", "model", "endpoint", "response_id", "latency_s", "attempts", "rate_limited"),
+    *("cost_usd", "at_most_usd", "worst_usd"),
+)
 
 
 class Answered(NamedTuple):
@@ -166,6 +169,8 @@ class ContentIndex:
         results = parts.read_part(parts.part_path(self._directory / "results", number), ("row", "response"))
         answers = calls.filter(pl.col("paid") & (pl.col("status") == "ok")).join(results, on="row", how="left")
         answers = answers.with_columns(pl.coalesce("text", "response").alias("text")).drop("response")
+        unread = calls.filter(~pl.col("paid")).group_by("fingerprint").agg(pl.col("cost_usd").sum().alias("unread_usd"))
+        answers = answers.join(unread, on="fingerprint", how="left").with_columns(pl.col("unread_usd").fill_null(0))
         return {fingerprint: at for at, fingerprint in enumerate(answers["fingerprint"])}, answers
 
 
@@ -180,6 +185,6 @@ def _answered(row: dict[str, Any]) -> Answered:
         "ok",
         usage=Usage(**{name: row[column] for column, name in _USAGE.items()}),
         finished_at=row["finished_at"].timestamp(),
-        **{name: row[name] for name in _REPLY},
+        **{name: row[name] for name in (*_REPLY, "unread_usd")},
     )
     return Answered(row["row"], reply)

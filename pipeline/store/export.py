@@ -31,6 +31,7 @@ RESULT_COLUMNS: dict[str, pl.DataType] = {
         "cached_tokens",
         "output_tokens",
         "thinking_tokens",
+        "usage_estimated",
         "cost_usd",
         "calls",
         "chunks",

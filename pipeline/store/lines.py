@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline.records import Prompt, Reply, Result, Usage
+from pipeline.records import Params, Prompt, Reply, Result, Step, Usage
 
 _USAGE = tuple(field.name for field in fields(Usage))
 
@@ -29,6 +29,11 @@ class Call(NamedTuple):
     paid: bool
     line: bytes
 
+    @property
+    def has_cost(self) -> bool:
+        """Whether it was paid for, or may have been."""
+        return self.paid or self.reply.cost_usd != 0 or self.reply.at_most_usd != 0
+
 
 class Sent(NamedTuple):
     """A request that left, as it is kept until its reply or failure follows."""
@@ -38,6 +43,37 @@ class Sent(NamedTuple):
     model: str
     input_tokens_est: int
     max_output_tokens: int | None
+    at: float = 0.0  # epoch seconds; 0 where an older version wrote it, which left out the rest too
+    key: str = ""
+    step: Step = "answer"
+    level: int = 0
+    chunk: int = 0
+    chunks: int = 1
+
+    @property
+    def prompt(self) -> Prompt:
+        """What was sent, without its text."""
+        params = Params(self.model, max_output_tokens=self.max_output_tokens)
+        where = {"level": self.level, "chunk": self.chunk, "chunks": self.chunks}
+        return Prompt(self.row, self.key, self.step, "", params, self.input_tokens_est, self.fingerprint, **where)
+
+
+def sent_of(prompt: Prompt, at: float) -> Sent:
+    """The note of a prompt that is about to be sent."""
+    params = prompt.params
+    return Sent(
+        prompt.fingerprint,
+        prompt.row,
+        params.model,
+        prompt.input_tokens_est,
+        params.max_output_tokens,
+        at,
+        prompt.key,
+        prompt.step,
+        prompt.level,
+        prompt.chunk,
+        prompt.chunks,
+    )
 
 
 class Ended(NamedTuple):
@@ -46,8 +82,11 @@ class Ended(NamedTuple):
     fingerprint: str
 
 
-def call_line(prompt: Prompt, reply: Reply) -> bytes:
-    """The journal line of one reply: what was read from it, and its body byte for byte."""
+def call_line(prompt: Prompt, reply: Reply, answered: bool = True) -> bytes:
+    """The journal line of one reply: what was read from it, and its body byte for byte.
+
+    Not `answered`: a request that may have been billed all the same, with the start of what came, if anything did.
+    """
     record: dict[str, Any] = {
         "call": {
             "row": prompt.row,
@@ -65,12 +104,18 @@ def call_line(prompt: Prompt, reply: Reply) -> bytes:
             "finished_at": reply.finished_at,
             "model": reply.model,
             "usage": _usage_fields(reply.usage),
-            "cost_usd": None if reply.cost_usd is None else str(reply.cost_usd),
+            "cost_usd": _text(reply.cost_usd),
         }
     }
     call = record["call"]
-    if not reply.raw:
+    if reply.at_most_usd != 0:
+        call["at_most_usd"] = _text(reply.at_most_usd)
+    if reply.worst_usd is not None:
+        call["worst_usd"] = str(reply.worst_usd)
+    if not reply.raw or not answered:
         call["failure"] = [reply.status, reply.error_kind, reply.error]
+        if reply.raw:
+            call["start"] = reply.raw.decode("utf-8", "replace")
         return _line(record)
     call["outcome"] = [reply.status, reply.finish_reason, reply.error_kind, reply.error, reply.response_id]
     try:
@@ -103,7 +148,7 @@ def result_line(result: Result) -> bytes:
         "model": result.model,
         "usage": _usage_fields(result.usage),
         "input_tokens_est": result.input_tokens_est,
-        "cost_usd": None if result.cost_usd is None else str(result.cost_usd),
+        "cost_usd": _text(result.cost_usd),
         "calls": result.calls,
         "chunks": result.chunks,
         "attempts": result.attempts,
@@ -115,8 +160,8 @@ def result_line(result: Result) -> bytes:
     return _line({"result": record})
 
 
-def kept(prompt: Prompt, reply: Reply, line: bytes) -> Call:
-    """What is remembered of a reply that was just appended as `line`."""
+def kept(prompt: Prompt, reply: Reply, line: bytes, answered: bool = True) -> Call:
+    """What is remembered of a reply that was just appended as `line`; `answered` as in `call_line`."""
     return Call(
         prompt.row,
         prompt.key,
@@ -127,7 +172,7 @@ def kept(prompt: Prompt, reply: Reply, line: bytes) -> Call:
         prompt.fingerprint,
         prompt.input_tokens_est,
         replace(reply, raw=reply.raw if reply.error_kind == "malformed_reply" else b""),
-        bool(reply.raw),
+        answered and bool(reply.raw),
         line,
     )
 
@@ -146,7 +191,6 @@ def record_of(line: bytes, parse: Callable[[bytes], Reply]) -> Call | Result | S
 
 
 def _read_call(record: dict[str, Any], line: bytes, parse: Callable[[bytes], Reply]) -> Call:
-    cost = record["cost_usd"]
     reply = replace(
         _read_reply(record, parse),
         usage=Usage(**record["usage"]),
@@ -156,7 +200,9 @@ def _read_call(record: dict[str, Any], line: bytes, parse: Callable[[bytes], Rep
         attempts=record["attempts"],
         rate_limited=record["rate_limited"],
         finished_at=record["finished_at"] or 0.0,
-        cost_usd=None if cost is None else Decimal(cost),
+        cost_usd=_usd(record["cost_usd"]),
+        at_most_usd=_usd(record.get("at_most_usd", 0)),
+        worst_usd=_usd(record.get("worst_usd")),
     )
     return Call(
         record["row"],
@@ -177,7 +223,7 @@ def _read_reply(record: dict[str, Any], parse: Callable[[bytes], Reply]) -> Repl
     """What was decided when the reply came; its text is in the body."""
     if "failure" in record:
         status, kind, error = record["failure"]
-        return Reply("", status, error_kind=kind, error=error)
+        return Reply("", status, error_kind=kind, error=error, raw=record.get("start", "").encode())
     if "outcome" not in record:  # a line without checksum: its body was read as JSON, or kept as text
         reply = parse(orjson.dumps(record["raw"]) if "raw" in record else record["raw_text"].encode())
         return replace(reply, raw=reply.raw if reply.error_kind == "malformed_reply" else b"")
@@ -188,13 +234,13 @@ def _read_reply(record: dict[str, Any], parse: Callable[[bytes], Reply]) -> Repl
 
 
 def _read_result(record: dict[str, Any]) -> Result:
-    cost, finished = record["cost_usd"], record["finished_at"]
+    finished = record["finished_at"]
     return Result(
         **{
             **record,
             "latency_s": record["latency_s"] or 0.0,  # JSON has null for what is no number
             "usage": Usage(**record["usage"]),
-            "cost_usd": None if cost is None else Decimal(cost),
+            "cost_usd": _usd(record["cost_usd"]),
             "finished_at": None if finished is None else datetime.fromisoformat(finished),
         }
     )
@@ -222,6 +268,14 @@ def _tame(value: Any) -> Any:
     if isinstance(value, int):
         return value if isinstance(value, bool) else max(-(2**63), min(value, 2**63 - 1))
     return value
+
+
+def _text(usd: Decimal | None) -> str | None:
+    return None if usd is None else str(usd)
+
+
+def _usd(text: str | int | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
 
 
 def _usage_fields(usage: Usage) -> dict[str, int]:

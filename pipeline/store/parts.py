@@ -55,13 +55,16 @@ _CALLS: dict[str, PolarsDataType] = {
     "tool_tokens": pl.Int64,
     "usage_estimated": pl.Boolean,
     "cost_usd": MONEY,
+    "at_most_usd": MONEY,  # so much more it may have cost; null: unknown
+    "worst_usd": MONEY,  # what it was reckoned to cost at most before it was sent; null: there was no cap
     "attempts": pl.Int32,
     "rate_limited": pl.Int32,
     "latency_s": pl.Float64,
     "finished_at": _TIME,
 }
 CALLS_SCHEMA = pl.Schema(_CALLS)
-"""One row per reply that was paid for, and per prompt that failed without one."""
+"""One row per reply that was paid for, per prompt that failed without one, and per request that may have been billed
+without one: not `paid`, with an estimate of `cost_usd` where something came, and `at_most_usd`."""
 
 _RESULTS: dict[str, PolarsDataType] = {
     "row": pl.Int64,
@@ -74,6 +77,7 @@ _RESULTS: dict[str, PolarsDataType] = {
     "model": pl.String,
     **_TOKENS,
     "input_tokens_est": pl.Int64,
+    "usage_estimated": pl.Boolean,  # some of its tokens or cost; null: an older version did not say
     "cost_usd": MONEY,
     "calls": pl.Int32,
     "chunks": pl.Int32,
@@ -85,6 +89,13 @@ _RESULTS: dict[str, PolarsDataType] = {
 }
 RESULTS_SCHEMA = pl.Schema(_RESULTS)
 """One row per outcome of a document; a later part replaces the outcome of an earlier one."""
+
+_ADDED: dict[str, pl.Expr] = {
+    "at_most_usd": pl.lit(0, MONEY),
+    "worst_usd": pl.lit(None, MONEY),
+    "usage_estimated": pl.lit(None, pl.Boolean),
+}
+"""Columns that parts of an older version lack."""
 
 
 def calls_frame(calls: Sequence[Call], answers: dict[int, str | None]) -> pl.DataFrame:
@@ -116,6 +127,8 @@ def calls_frame(calls: Sequence[Call], answers: dict[int, str | None]) -> pl.Dat
         "tool_tokens": [reply.usage.tool_tokens for reply in replies],
         "usage_estimated": [reply.usage.estimated for reply in replies],
         "cost_usd": [reply.cost_usd for reply in replies],
+        "at_most_usd": [reply.at_most_usd for reply in replies],
+        "worst_usd": [reply.worst_usd for reply in replies],
         "attempts": [reply.attempts for reply in replies],
         "rate_limited": [reply.rate_limited for reply in replies],
         "latency_s": [_seconds(reply.latency_s) for reply in replies],
@@ -141,6 +154,7 @@ def results_frame(results: Iterable[Result]) -> pl.DataFrame:
         "output_tokens": [result.usage.output_tokens for result in rows],
         "thinking_tokens": [result.usage.thinking_tokens for result in rows],
         "input_tokens_est": [result.input_tokens_est for result in rows],
+        "usage_estimated": [result.usage.estimated for result in rows],
         "cost_usd": [result.cost_usd for result in rows],
         "calls": [result.calls for result in rows],
         "chunks": [result.chunks for result in rows],
@@ -260,7 +274,10 @@ def read_part(path: Path, columns: Sequence[str], start: int = 0, count: int | N
     Raises `RunStateError` when it is damaged. Memory is that of these rows: a slice of the whole would keep all of it.
     """
     try:
-        return pl.scan_parquet(path, glob=False).select(columns).slice(start, count).collect()
+        part = pl.scan_parquet(path, glob=False)
+        if lacking := (_ADDED.keys() & columns) - part.collect_schema().keys():
+            part = part.with_columns(_ADDED[name].alias(name) for name in lacking)
+        return part.select(columns).slice(start, count).collect()
     except (pl.exceptions.PolarsError, OSError):
         raise damaged(path) from None
 

@@ -15,7 +15,7 @@ parts beyond it are half a seal and void. So a kill between any two of these ste
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -26,6 +26,7 @@ from uuid import uuid4
 import anyio
 import anyio.to_thread
 import orjson
+import polars as pl
 
 from pipeline.errors import RunStateError
 from pipeline.process import make_private
@@ -33,7 +34,7 @@ from pipeline.records import PASSING, STATUSES, Prompt, Reply, Result
 from pipeline.store import parts, seals
 from pipeline.store.content import Answered, ContentIndex
 from pipeline.store.journal import Journal, is_blank, journal_number, journal_path, journal_paths
-from pipeline.store.lines import Call, Sent, call_line, ended_line, kept, result_line, sent_line
+from pipeline.store.lines import Call, Sent, call_line, ended_line, kept, result_line, sent_line, sent_of
 from pipeline.store.manifest import VERSION, Lock, Manifest, differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
@@ -44,6 +45,7 @@ SEAL_ROWS = 4_000
 SEAL_BYTES = 32 * 2**20
 SYNC_S = 0.2
 """Longest time that an answer is on its way to the disk itself; SIGKILL does not lose it, power loss may."""
+_NOTHING = Decimal(0)
 
 
 def _logged(value: object) -> object:
@@ -64,6 +66,7 @@ class RunStore:
         self._carried_bytes = 0  # of the journal: calls of unfinished rows that came from the one before
         self._half_sealed = False
         self._replies: dict[str, Call] = {}
+        self._unread: dict[str, Decimal | None] = {}  # by content, as `unread_usd` says
         self._former: dict[str, Call] = {}  # the same of the journal that is being sealed
         self._content: ContentIndex
         self._sealing = anyio.Lock()
@@ -153,6 +156,11 @@ class RunStore:
             with suppress(OSError):  # its number says that it is spent
                 path.unlink()
 
+    @property
+    def identity(self) -> str:
+        """A name that no other run has."""
+        return self._run
+
     def reply(self, fingerprint: str) -> Call | None:
         """The reply that was bought for this content and is not sealed away yet."""
         return self._replies.get(fingerprint) or self._former.get(fingerprint)
@@ -166,31 +174,25 @@ class RunStore:
 
         Takes 3 µs (measured 2026-11).
         """
-        params = prompt.params
-        sent = Sent(prompt.fingerprint, prompt.row, params.model, prompt.input_tokens_est, params.max_output_tokens)
+        sent = sent_of(prompt, time.time())
         self._journal.append(sent_line(sent))
         self._batch.in_flight[sent.fingerprint] = sent
 
     def append_ended(self, prompt: Prompt) -> None:
-        """Note that a request came back without an answer; it may be sent again."""
-        self._end(prompt.fingerprint)
+        """Note that a request came back without an answer, and cost nothing; it may be sent again."""
+        self._journal.append(ended_line(prompt.fingerprint))
+        self._batch.in_flight.pop(prompt.fingerprint, None)
 
-    def forget_lost(self) -> None:
-        """Somebody was told of `lost`: the next start need not say it again."""
-        for sent in self.lost:
-            self._end(sent.fingerprint)
-        self.lost = ()
+    def append_call(self, prompt: Prompt, reply: Reply, *, answered: bool = True) -> None:
+        """Keep one reply, paid or failed; when this returns, SIGKILL cannot lose it.
 
-    def _end(self, fingerprint: str) -> None:
-        self._journal.append(ended_line(fingerprint))
-        self._batch.in_flight.pop(fingerprint, None)
-
-    def append_call(self, prompt: Prompt, reply: Reply) -> None:
-        """Keep one reply, paid or failed; when this returns, SIGKILL cannot lose it."""
-        line = call_line(prompt, reply)
+        Not `answered`: a request without an answer that was billed, or may have been; the prompt may be sent again.
+        """
+        line = call_line(prompt, reply, answered)
         self._journal.append(line)
-        call = kept(prompt, reply, line)
+        call = kept(prompt, reply, line, answered)
         self._batch.calls.append(call)
+        self._note_unread(call)
         self._batch.in_flight.pop(call.fingerprint, None)
         if call.paid:
             self._replies[call.fingerprint] = call
@@ -261,12 +263,32 @@ class RunStore:
         # After a seal that failed, a newer part would declare the journal of the failed one spent.
         return bool(self._batch.results) and not self._half_sealed
 
+    def unread_usd(self, fingerprint: str) -> Decimal | None:
+        """USD of requests for this content whose replies could not be read, of a row that has no outcome yet."""
+        return self._unread.get(fingerprint, _NOTHING)
+
     def spent_usd(self) -> Decimal:
-        """USD paid for by this run so far; a call of unknown price counts nothing."""
-        sealed = (
-            Decimal(frame["cost_usd"].sum()) for frame in parts.read_parts(self.directory / "calls", ("cost_usd",))
-        )
-        return sum(sealed, Decimal(0)) + sum((call.reply.cost_usd or 0 for call in self._batch.calls), Decimal(0))
+        """USD that count against a cap: what this run paid so far, and what it may have paid that nobody can know."""
+        return self._sum("cost_usd", "at_most_usd")
+
+    def cost_usd(self) -> Decimal:
+        """USD paid by this run so far; a call of unknown price counts nothing."""
+        return self._sum("cost_usd")
+
+    def calls(self, columns: Sequence[str], newest: int | None = None) -> Iterator[pl.DataFrame]:
+        """Some columns of what was bought so far, part by part; of the `newest` parts only, and what is not sealed."""
+        for path in parts.part_paths(self.directory / "calls")[-newest if newest else None :]:
+            yield parts.read_part(path, columns)
+        yield parts.calls_frame(self._batch.calls, {}).select(columns)
+
+    def _sum(self, *columns: str) -> Decimal:
+        return sum((Decimal(frame[name].sum()) for frame in self.calls(columns) for name in columns), Decimal(0))
+
+    def _note_unread(self, call: Call) -> None:
+        if not call.paid and call.has_cost:
+            known = self._unread.get(call.fingerprint, _NOTHING)
+            usd = call.reply.cost_usd
+            self._unread[call.fingerprint] = None if known is None or usd is None else known + usd
 
     def reopen(self, kinds: frozenset[str], changes: str | None = None) -> None:
         """Try the rows again whose newest outcome has one of these statuses or error kinds.
@@ -289,10 +311,13 @@ class RunStore:
         batch = self._batch
         # Not every done row: one that is tried again on request is done until then, and its calls are worth keeping.
         finished = {row for row in batch.results if self.outcomes.done(row)}
-        kept_on = [call for call in batch.calls if call.paid and call.row not in finished]
+        kept_on = [call for call in batch.calls if call.has_cost and call.row not in finished]
         self._batch = Batch(batch.number + 1, kept_on, in_flight=batch.in_flight)
-        self._former, self._replies = self._replies, {call.fingerprint: call for call in kept_on}
-        batch.calls = [call for call in batch.calls if not call.paid or call.row in finished]
+        self._former, self._replies = self._replies, {call.fingerprint: call for call in kept_on if call.paid}
+        self._unread = {}
+        for call in kept_on:
+            self._note_unread(call)
+        batch.calls = [call for call in batch.calls if not call.has_cost or call.row in finished]
         carried = [*(call.line for call in kept_on), *map(sent_line, batch.in_flight.values())]
         self._journal = Journal(journal_path(self.directory, self._batch.number), self._run, carried)
         self._carried_bytes = self._journal.size

@@ -143,7 +143,9 @@ def _unsealed(directory: Path, sealed: int, parse: Callable[[bytes], Reply]) -> 
             merged.in_flight.pop(record.fingerprint, None)
             if isinstance(record, Ended):
                 continue
-            if not record.paid or record.line not in seen:  # one carried on is in two journals until the seal is done
+            if (
+                not record.has_cost or record.line not in seen
+            ):  # one carried on is in two journals until the seal is done
                 seen.add(record.line)
                 merged.calls.append(record)
     return merged

@@ -1,0 +1,361 @@
+"""The cash desk: what a request may cost, what is reserved for those in flight, what was spent, and the caps on it.
+
+Every request that may be billed is reserved at its worst case right before it leaves, and settled when it has come
+back: by what its reply cost, by nothing where the service refused it, and by its worst case where nobody can know.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import NamedTuple, Protocol
+
+import polars as pl
+
+from pipeline.errors import BudgetReached, PipelineError
+from pipeline.prices import LONG_PROMPT_TOKENS, LONGEST_ANSWER_TOKENS, Rates, cost, model_info
+from pipeline.records import Prompt, Reply, Usage, Verdict
+
+ESTIMATE_AFTER = 20
+"""Readable replies of a step after which one that cannot be read is taken for their mean; until then for its worst."""
+
+_WARN_SHARE = Decimal("0.8")
+_ESTIMATE_MARGIN = 1.3
+"""Room for a low token estimate in the reserved worst case: its error is below this for 95 % of documents."""
+_NONE = Decimal(0)
+_TOKENS = ("input_tokens_est", "input_tokens", "tool_tokens", "output_tokens", "thinking_tokens")
+SEEN_COLUMNS = ("step", "paid", "cost_usd", "worst_usd", "usage_estimated", *_TOKENS)
+
+Tell = Callable[[str, dict[str, object]], None]
+
+
+class Book(Protocol):
+    """What all runs of a project spend, day by day."""
+
+    trouble: str | None
+    on_trouble: Callable[[str], None]
+    made_anew: str
+
+    def spent(self) -> tuple[Decimal, Decimal]:
+        """USD of this day, and of this month."""
+        ...
+
+    def add(self, usd: Decimal) -> None:
+        """Count what a request cost, or may have cost."""
+        ...
+
+    def add_once(self, name: str, usd: Decimal, at: float) -> None:
+        """Count an amount on the day of `at` (epoch seconds), once for each name."""
+        ...
+
+
+class Cap(NamedTuple):
+    """One cap on spending and what counts against it; `name` as in "the budget"."""
+
+    name: str
+    usd: Decimal
+    spent_usd: Decimal
+    hint: str
+
+
+@dataclass(slots=True)
+class Spending:
+    """USD spent by this run so far and reserved for requests in flight, against its caps (None: no cap).
+
+    What is spent counts what requests may have cost that nobody can know. The caps of day and month are on the spending
+    of all runs in `book`, UTC.
+    """
+
+    cap_usd: Decimal | None
+    spent_usd: Decimal = Decimal(0)
+    reserved_usd: Decimal = Decimal(0)
+    book: Book | None = None
+    day_cap_usd: Decimal | None = None
+    month_cap_usd: Decimal | None = None
+    warned: set[str] = field(default_factory=set)  # caps of which 80 % were told
+
+    @property
+    def capped(self) -> bool:
+        """Whether there is any cap."""
+        return any(usd is not None for usd in (self.cap_usd, self.day_cap_usd, self.month_cap_usd))
+
+    def caps(self) -> Iterator[Cap]:
+        """Every cap that there is, as it stands now."""
+        if self.cap_usd is not None:
+            hint = "raise `[budget] max_usd` or `--max-cost`; the same command then continues"
+            yield Cap("the budget", self.cap_usd, self.spent_usd, hint)
+        if self.book is None or (self.day_cap_usd is None and self.month_cap_usd is None):
+            return
+        day_usd, month_usd = self.book.spent()
+        for name, key, cap, spent, period in (
+            ("the day's budget", "max_usd_per_day", self.day_cap_usd, day_usd, "tomorrow (UTC)"),
+            ("the month's budget", "max_usd_per_month", self.month_cap_usd, month_usd, "next month (UTC)"),
+        ):
+            if cap is not None:
+                yield Cap(name, cap, spent, f"the same command continues {period}, or now with a higher [budget] {key}")
+
+    def unkept(self) -> BudgetReached | None:
+        """Why the caps over several runs cannot be kept, if so: what the others spend, or this one, cannot be told."""
+        trouble = self.book.trouble if self.book is not None else None
+        if trouble is None or (self.day_cap_usd is None and self.month_cap_usd is None):
+            return None
+        return BudgetReached(
+            f"the budget of the day or month cannot be kept: {trouble}",
+            "what was answered is kept; the same command continues when the file can be used again",
+        )
+
+    def passed_by(self, worst_usd: Decimal) -> Cap | None:
+        """The first cap that one more request could pass."""
+        return next((cap for cap in self.caps() if cap.spent_usd + self.reserved_usd + worst_usd > cap.usd), None)
+
+    def spend(self, usd: Decimal) -> None:
+        """Count an amount, for the other runs of the project too."""
+        self.spent_usd += usd
+        if self.book is not None and usd:
+            self.book.add(usd)
+
+    def warnings(self) -> Iterator[Cap]:
+        """Each cap once, when 80 % of it are spent."""
+        for cap in self.caps():
+            if cap.name not in self.warned and cap.spent_usd >= cap.usd * _WARN_SHARE:
+                self.warned.add(cap.name)
+                yield cap
+
+
+@dataclass(slots=True)
+class Lengths:
+    """Sums over the readable replies of one step: what one that cannot be read is likely to have cost."""
+
+    replies: int = 0
+    estimated_tokens: int = 0  # of input, before they were sent
+    input_tokens: int = 0
+    output_tokens: int = 0  # with thinking
+
+    def add(self, estimated_tokens: int, usage: Usage, replies: int = 1) -> None:
+        """Count one reply, or several together."""
+        self.replies += replies
+        self.estimated_tokens += estimated_tokens
+        self.input_tokens += usage.input_tokens + usage.tool_tokens
+        self.output_tokens += usage.output_tokens + usage.thinking_tokens
+
+    def likely(self, estimated_tokens: int) -> Usage | None:
+        """Tokens of one more reply; None while too few are known."""
+        if self.replies < ESTIMATE_AFTER or not self.estimated_tokens:
+            return None
+        given = round(estimated_tokens * self.input_tokens / self.estimated_tokens)
+        return Usage(given, output_tokens=round(self.output_tokens / self.replies))
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the replies so far have shown of this service's bills; those of earlier sessions are put in at the start."""
+
+    replies: int = 0  # to requests that were reserved for
+    ratio: Decimal = Decimal(1)  # the most that was billed of what a request was reckoned to cost at most
+    steps: dict[str, Lengths] = field(default_factory=dict)
+
+
+class Bill(NamedTuple):
+    """What a request cost, what more it may have cost (None: unknown), and what it was reckoned to cost at most."""
+
+    cost_usd: Decimal | None
+    at_most_usd: Decimal | None
+    worst_usd: Decimal | None  # None: it was not reserved for, as there is no cap, or its price is unknown
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it is certain that nothing was billed."""
+        return self.cost_usd == 0 and self.at_most_usd == 0
+
+
+class Desk:
+    """Reserves for every request that leaves under a cap, and says what each has cost, or may have.
+
+    Nobody knows before the first replies what is really billed: thinking may come on top of the longest answer, or a
+    dearer model may answer. So few requests are in flight at first, twice as many as replies have come, and reserved is
+    the worst case times the largest part of it that was ever billed. What passes a cap all the same is at most what the
+    requests in flight are billed beyond that, when it happens for the first time.
+    """
+
+    def __init__(
+        self,
+        spending: Spending,
+        own: Rates | None = None,
+        tell: Tell = lambda event, numbers: None,
+        seen: Seen | None = None,
+        allow_unpriced: bool = False,
+    ) -> None:
+        """`own` rates replace the tables, whatever model answers. `tell` hears of what a person may want to know."""
+        self._spending, self._own, self._tell = spending, own, tell
+        self._seen = seen or Seen()
+        self._allow_unpriced = allow_unpriced
+        self._held: dict[str, tuple[Decimal | None, Decimal]] = {}  # content → worst case, and what is reserved for it
+        self._unpriced: str | None = None  # a model that answered at a price that nobody knows
+        self._told: set[object] = set()
+
+    def admit(self, prompt: Prompt) -> bool:
+        """Reserve for one request; False while those in flight may leave room for it.
+
+        Raises `BudgetReached` when nothing is in flight and it could pass a cap, or when a cap cannot be kept.
+        """
+        if not self._spending.capped:
+            return True
+        if unkept := self._unkept():
+            raise unkept
+        if len(self._held) >= max(1, 2 * self._seen.replies):
+            return False
+        worst = worst_case_usd(prompt, self._own)
+        held = (worst or _NONE) * self._seen.ratio
+        cap = self._spending.passed_by(held)
+        if cap is None:
+            self._held[prompt.fingerprint] = worst, held
+            self._spending.reserved_usd += held
+            return True
+        if self._held:
+            return False
+        raise BudgetReached(
+            f"the next call could pass {cap.name} of ${cap.usd} "
+            f"(${cap.spent_usd:.4f} spent, at most ${held:.4f} for this call)",
+            cap.hint,
+        )
+
+    def lost(self, prompt: Prompt, name: str, at: float) -> Bill:
+        """Count a request that was in flight when its session was killed, at `at`, as its worst case.
+
+        Against the caps of day and month it counts once for each `name`: who counts it may be killed too.
+        """
+        most = self._most_usd(prompt)
+        self._spending.spent_usd += most or _NONE
+        if self._spending.book is not None and most:
+            self._spending.book.add_once(name, most, at)
+        return Bill(_NONE, most, None)
+
+    def answered(self, prompt: Prompt, reply: Reply) -> Bill:
+        """Settle a request that was answered."""
+        worst, held = self._settle(prompt)
+        at, asked = datetime.fromtimestamp(reply.finished_at, UTC), prompt.params.model
+        usd = cost(reply.usage, reply.model or asked, at, own=self._own)
+        more: Decimal | None = _NONE
+        if usd is None:
+            usd = cost(reply.usage, asked, at, own=self._own)
+            self._tell_unpriced(reply.model, asked, usd)
+            more = _beyond(usd, self._most_usd(prompt, worst, held))
+        elif reply.usage.estimated:
+            more = _beyond(usd, self._most_usd(prompt, worst, held))
+        else:
+            self._learn(prompt, reply.usage, usd, worst)
+        self._seen.replies += held is not None
+        return Bill(usd, more, worst)
+
+    def unanswered(self, prompt: Prompt, verdict: Verdict) -> Bill | None:
+        """Settle a request that came back without an answer; None where the service did not bill it.
+
+        A reply that came is taken for a usual one of its step, and one that never came for nothing; against the caps
+        both count as their worst case. An error is not billed (Google's billing FAQ: neither 400 nor 500).
+        """
+        worst, held = self._settle(prompt)
+        if not may_be_billed(verdict):
+            return None
+        most = self._most_usd(prompt, worst, held)
+        usd = self._likely_usd(prompt, most) if has_come(verdict) else _NONE
+        return Bill(usd, _beyond(usd, most), worst)
+
+    def charge(self, bill: Bill) -> None:
+        """Count a bill against the caps, as soon as it is in the journal."""
+        self._spending.spend((bill.cost_usd or _NONE) + (bill.at_most_usd or _NONE))
+        if self._spending.capped:
+            for near in self._spending.warnings():
+                share = near.spent_usd / near.usd
+                self._tell("budget", {"message": f"{share:.0%} of {near.name} of ${near.usd} is spent"})
+
+    def _unkept(self) -> PipelineError | None:
+        if self._unpriced is not None:
+            return BudgetReached(
+                f"{self._unpriced} answers, whose price is unknown: the budget cannot be kept",
+                "what was answered is kept; set [model] prices = { input = …, output = … } and run again",
+            )
+        return self._spending.unkept()
+
+    def _settle(self, prompt: Prompt) -> tuple[Decimal | None, Decimal | None]:
+        worst, held = self._held.pop(prompt.fingerprint, (None, None))
+        self._spending.reserved_usd -= held or 0
+        return worst, held
+
+    def _most_usd(self, prompt: Prompt, worst: Decimal | None = None, held: Decimal | None = None) -> Decimal | None:
+        """What was reserved for it, else what would be."""
+        if worst is not None and held is not None:
+            return held
+        worst = worst_case_usd(prompt, self._own)
+        return None if worst is None else worst * self._seen.ratio
+
+    def _likely_usd(self, prompt: Prompt, most: Decimal | None) -> Decimal | None:
+        lengths = self._seen.steps.get(prompt.step)
+        usage = lengths.likely(prompt.input_tokens_est) if lengths else None
+        return most if usage is None else cost(usage, prompt.params.model, datetime.now(UTC), own=self._own)
+
+    def _learn(self, prompt: Prompt, usage: Usage, usd: Decimal, worst: Decimal | None) -> None:
+        lengths = self._seen.steps.get(prompt.step)
+        if lengths is None:
+            lengths = self._seen.steps[prompt.step] = Lengths()
+        lengths.add(prompt.input_tokens_est, usage)
+        if worst and usd > worst * self._seen.ratio:
+            self._seen.ratio = usd / worst
+            if (doubled := math.ceil(math.log2(self._seen.ratio))) not in self._told:
+                self._told.add(doubled)
+                times = f"{self._seen.ratio:.2g} times"
+                text = f"a call cost {times} what was reckoned at most: so much is reserved from now on"
+                self._tell("price", {"message": text})
+
+    def _tell_unpriced(self, answered: str, asked: str, usd: Decimal | None) -> None:
+        if usd is None and not self._allow_unpriced:
+            self._unpriced = answered
+        if answered not in self._told:
+            self._told.add(answered)
+            counted = "nothing" if usd is None else f"what {asked} costs, and as its worst case against a budget"
+            text = f"{answered} answers, whose price is unknown: it counts as {counted}; [model] prices can name it"
+            self._tell("price", {"message": text})
+
+
+def seen_in(frames: Iterable[pl.DataFrame]) -> Seen:
+    """What the calls of earlier sessions have shown, from the columns `SEEN_COLUMNS` of the store's calls."""
+    seen = Seen()
+    for frame in frames:
+        paid = frame.filter("paid")
+        seen.replies += paid.height - paid["worst_usd"].null_count()
+        counted = paid.filter(~pl.col("usage_estimated"))
+        reserved = counted.filter(pl.col("worst_usd") > 0)
+        ratio = (reserved["cost_usd"].cast(pl.Float64) / reserved["worst_usd"].cast(pl.Float64)).max()
+        if isinstance(ratio, float):
+            seen.ratio = max(seen.ratio, Decimal(ratio))
+        for step, replies, *tokens in counted.group_by("step").agg(pl.len(), pl.col(*_TOKENS).sum()).iter_rows():
+            estimated, given, tool, output, thinking = tokens
+            usage = Usage(given, output_tokens=output, thinking_tokens=thinking, tool_tokens=tool)
+            seen.steps.setdefault(step, Lengths()).add(estimated, usage, replies)
+    return seen
+
+
+def may_be_billed(verdict: Verdict) -> bool:
+    """Whether a failed request may have been billed: it was sent, and nothing that can be read came back."""
+    return verdict.billed or (verdict.kind == "transient" and verdict.sent and verdict.http_status is None)
+
+
+def has_come(verdict: Verdict) -> bool:
+    """Whether something came back of a request that may have been billed, though it cannot be read."""
+    return verdict.billed and verdict.error_kind not in ("timeout", "network")
+
+
+def worst_case_usd(prompt: Prompt, own: Rates | None) -> Decimal | None:
+    """USD of this prompt with the longest answer that it allows, at today's price; None: the price is unknown."""
+    params = prompt.params
+    model = None if params.max_output_tokens else model_info(params.model)
+    longest = params.max_output_tokens or (model.max_output_tokens if model else LONGEST_ANSWER_TOKENS)
+    given = math.ceil(prompt.input_tokens_est * _ESTIMATE_MARGIN)
+    if prompt.input_tokens_est <= LONG_PROMPT_TOKENS < given:
+        given = LONG_PROMPT_TOKENS + 1
+    return cost(Usage(given, output_tokens=longest), params.model, datetime.now(UTC), own=own)
+
+
+def _beyond(usd: Decimal | None, most: Decimal | None) -> Decimal | None:
+    """What may have to be paid beyond `usd`."""
+    return None if most is None else max(_NONE, most - (usd or _NONE))

@@ -1,0 +1,564 @@
+"""The cash desk: no cap is passed, whatever answers, is billed, gets lost or cannot be read."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import anyio
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stores import manifest, prompt, sealed
+from vclock import run
+
+from pipeline.budget import ESTIMATE_AFTER, SEEN_COLUMNS, Bill, Desk, Lengths, Seen, Spending, seen_in, worst_case_usd
+from pipeline.calls import charge_lost, journal, record_failures
+from pipeline.dispatch import Dispatcher
+from pipeline.errors import BudgetReached, Halted, PipelineError
+from pipeline.prices import Rates, cost, fixed_rates, rates
+from pipeline.providers.gemini import parse_reply
+from pipeline.records import Limits, Prompt, Reply, Usage, Verdict
+from pipeline.spend import SpendBook
+from pipeline.store.run import RunStore
+
+RATES = fixed_rates(1.0, 10.0)  # USD per million tokens
+AT = 1_780_000_000.0
+WORST = Decimal("0.001013")
+"""13 tokens of input, with the margin for a low estimate, and 100 of output."""
+TIMEOUT = Verdict("transient", "timeout", "no complete answer in time", billed=True)
+BROKEN = Verdict("transient", "network", "the connection broke")
+REFUSED = Verdict("transient", "network", "no connection", sent=False)
+OVERLOADED = Verdict("transient", "server", "overloaded", http_status=503)
+UNREAD = Verdict("transient", "malformed_reply", "cut", http_status=200, billed=True, most_requests=3, raw=b'{"candi')
+Outcome = Reply | Verdict
+
+
+def asked(row: int, *, longest: int | None = 100, model: str = "gemini-3.5-flash-lite") -> Prompt:
+    """A prompt of 10 tokens, whose content is its row's own."""
+    one = prompt(row)
+    return replace(one, params=replace(one.params, model=model, max_output_tokens=longest))
+
+
+def answer(output_tokens: int = 10, *, model: str = "gemini-3.5-flash-lite", **fields: Any) -> Reply:
+    """A reply as the provider reads it, not priced yet."""
+    usage = fields.pop("usage", Usage(10, output_tokens=output_tokens))
+    return Reply("text", "ok", usage=usage, model=model, raw=b"{}", finished_at=AT, **fields)
+
+
+@dataclass
+class Service:
+    """Answers as told, and remembers what it billed and how many requests were in flight at once."""
+
+    outcomes: Callable[[int], Outcome]  # by number of the request
+    billed_usd: Decimal = Decimal(0)
+    requests: int = 0
+    in_flight: int = 0
+    most_in_flight: int = 0
+    price: Rates = RATES
+    billed: Callable[[int], Usage] | None = None  # where it is not what the outcome says
+    latency_s: float = 1.0
+
+    async def send(self, one: Prompt) -> Outcome:
+        number, outcome = self.requests, self.outcomes(self.requests)
+        self.requests += 1
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        if isinstance(outcome, Reply) and self.billed is None:
+            self.billed_usd += cost(outcome.usage, "any", at(), own=self.price) or 0
+        elif self.billed is not None:
+            self.billed_usd += cost(self.billed(number), "any", at(), own=self.price) or 0
+        try:
+            await anyio.sleep(self.latency_s)
+        finally:
+            self.in_flight -= 1
+        return outcome
+
+
+def at() -> Any:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(AT, UTC)
+
+
+@dataclass
+class Course:
+    """One session: what came of it."""
+
+    spending: Spending
+    replies: dict[int, Reply] = field(default_factory=dict)
+    stopped: PipelineError | None = None
+    told: list[str] = field(default_factory=list)
+
+
+def session(
+    store: RunStore,
+    service: Service,
+    rows: Iterable[int],
+    cap_usd: str | None = None,
+    *,
+    own: Rates | None = RATES,
+    book: SpendBook | None = None,
+    concurrency: int = 50,
+    of: Callable[[int], Prompt] = asked,
+    **caps: Any,
+) -> Course:
+    """Ask for these rows under a cap, in virtual time, with what the store knows of earlier sessions."""
+    spending = Spending(Decimal(cap_usd) if cap_usd else None, store.spent_usd(), book=book, **caps)
+    course = Course(spending)
+
+    def tell(event: str, numbers: dict[str, object]) -> None:
+        course.told.append(f"{event}: {numbers.get('message')}")
+
+    async def main() -> None:
+        desk = Desk(spending, own, tell, seen_in(store.calls(SEEN_COLUMNS)))
+        if store.lost:
+            charge_lost(store, desk)
+        tries: dict[str, list[int]] = {}
+        send = journal(service.send, store, desk, tries, lambda reply, answered: None)
+        limits = Limits(rpm=0, tpm=0, concurrency=concurrency)
+        dispatcher = Dispatcher(send, limits, wall=lambda: AT + anyio.current_time(), rng=Random(1))
+        dispatcher.admit = desk.admit
+        call = record_failures(dispatcher.submit, store, tries)
+
+        async def ask(row: int) -> None:
+            try:
+                course.replies[row] = await call(of(row))
+            except Halted as halted:
+                course.stopped = halted.reason
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(dispatcher.run)
+            async with anyio.create_task_group() as documents:
+                for row in rows:
+                    documents.start_soon(ask, row)
+            dispatcher.close()
+
+    run(main)
+    assert spending.reserved_usd == 0, "every reservation was settled"
+    return course
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[RunStore]:
+    """The run directory, sealed at the end."""
+    store = RunStore(path / "run", parse_reply)
+    store.open(manifest())
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RunStore]:
+    """An open run directory."""
+    with opened(tmp_path) as store:
+        yield store
+
+
+# ---- what a request may cost
+
+
+def test_the_worst_case_is_the_longest_answer_at_todays_price() -> None:
+    assert worst_case_usd(asked(0), RATES) == WORST
+    assert worst_case_usd(asked(0, model="nobody-knows"), None) is None
+
+
+def test_a_long_prompt_is_reserved_at_the_long_rate() -> None:
+    near = replace(asked(0, model="gemini-2.5-pro"), input_tokens_est=190_000)
+    worst = worst_case_usd(near, None)
+    assert worst is not None and worst > Decimal("2.5e-6") * 200_000
+
+
+@pytest.mark.case("S8")
+def test_the_longest_answer_of_an_unknown_model_is_that_of_no_shorter_one() -> None:
+    unknown, known = (asked(0, longest=None, model=name) for name in ("nobody-knows", "gemini-3.8-flash"))
+    assert worst_case_usd(unknown, RATES) == worst_case_usd(known, RATES)
+
+
+# ---- caps
+
+
+def test_the_budget_is_never_passed_and_stops_the_run(store: RunStore) -> None:
+    service = Service(lambda number: answer(99))  # 0.001: three of them, and a fourth could pass 0.0031
+    course = session(store, service, range(10), "0.0031")
+    assert service.requests == 3 and course.spending.spent_usd == Decimal("0.003")
+    assert isinstance(course.stopped, BudgetReached) and "--max-cost" in course.stopped.hint
+    assert course.stopped.exit_code == 3
+    assert course.stopped.message.startswith("the next call could pass the budget of $0.0031 ($0.0030 spent, at most")
+
+
+def test_calls_wait_for_others_to_settle_before_the_budget_stops_anything(store: RunStore) -> None:
+    """The worst cases together are twice the cap, the real costs a fifth of it."""
+    course = session(store, Service(lambda number: answer(9)), range(20), "0.0101")
+    assert course.stopped is None and course.spending.spent_usd == Decimal("0.002")
+
+
+def test_without_a_cap_nothing_stands_in_the_way(store: RunStore) -> None:
+    service = Service(lambda number: answer())
+    session(store, service, range(50))
+    assert service.most_in_flight == 50
+
+
+def test_80_percent_of_a_cap_are_told_once(store: RunStore) -> None:
+    course = session(store, Service(lambda number: answer(99)), range(9), "0.0101")
+    assert [text for text in course.told if "of the budget" in text] == [
+        "budget: 89% of the budget of $0.0101 is spent"
+    ]
+
+
+@pytest.mark.parametrize("period", ["day", "month"])
+def test_a_cap_on_all_runs_counts_what_the_others_spent(tmp_path: Path, store: RunStore, period: str) -> None:
+    name = f"the {period}'s budget"
+    with SpendBook(tmp_path / "s", "p") as book, SpendBook(tmp_path / "s", "p") as others:
+        others.add(Decimal("0.0075"))
+        caps = {f"{period}_cap_usd": Decimal("0.0101")}
+        course = session(store, Service(lambda number: answer(99)), range(3), book=book, concurrency=1, **caps)
+        assert f"budget: 84% of {name} of $0.0101 is spent" in course.told
+        assert others.spent() == (Decimal("0.0095"), Decimal("0.0095"))
+        assert course.stopped is not None and course.stopped.exit_code == 3
+        assert course.stopped.message.startswith(f"the next call could pass {name} of $0.0101 ($0.0095 spent")
+
+
+def test_a_cap_on_all_runs_that_cannot_be_kept_stops_the_run_and_no_other_cap_does(
+    tmp_path: Path, store: RunStore
+) -> None:
+    with SpendBook(tmp_path / "s", "p") as book:
+        service = Service(lambda number: answer())
+        assert session(store, service, range(1), "1", book=book).stopped is None
+        book.trouble = "the disk is full"
+        stopped = session(store, service, [1], book=book, month_cap_usd=Decimal(1)).stopped
+        assert stopped is not None and stopped.exit_code == 3 and "the disk is full" in stopped.message
+        assert "the same command continues" in stopped.hint and service.requests == 1
+
+
+# ---- D1: who answers has no price
+
+
+@pytest.mark.case("D1")
+@pytest.mark.parametrize("model", ["relay-7", "emulator", "gpt-4o", "", "tunedModels/mine"])
+def test_an_answer_of_unknown_price_counts_as_the_jobs_model_and_as_its_worst_case(store: RunStore, model: str) -> None:
+    service = Service(lambda number: answer(model=model), price=_table("gemini-3.5-flash-lite"))
+    course = session(store, service, range(600), "0.02", own=None)
+    assert service.billed_usd <= course.spending.spent_usd <= Decimal("0.02")
+    assert course.stopped is None or service.requests < 600
+    costs = {reply.cost_usd for reply in course.replies.values()}
+    assert costs == {cost(Usage(10, output_tokens=10), "gemini-3.5-flash-lite", at())}
+    told = [text for text in course.told if "whose price is unknown" in text]
+    assert len(told) == (1 if model else 0), "once"
+    assert bool(model) is (course.stopped is not None), "without a name the job's own model answered"
+
+
+@pytest.mark.case("D1")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "publishers/google/models/gemini-3.5-flash-lite",
+        "projects/p/locations/global/publishers/google/models/gemini-3.5-flash-lite",
+        "models/gemini-3.5-flash-lite",
+        "google/gemini-3.5-flash-lite",
+        "gemini-3.5-flash-lite-001",
+        "gemini-3.5-flash-lite@001",
+        "gemini-3.5-flash-lite-latest",
+        "gemini-3.5-flash-lite-preview-09-2026",
+        "Gemini-3.5-Flash-Lite",
+    ],
+)
+def test_a_name_with_a_place_or_a_version_has_the_price_of_its_model(store: RunStore, name: str) -> None:
+    course = session(store, Service(lambda number: answer(model=name)), range(3), "1", own=None)
+    expected = cost(Usage(10, output_tokens=10), "gemini-3.5-flash-lite", at())
+    assert {(reply.cost_usd, reply.at_most_usd) for reply in course.replies.values()} == {(expected, 0)}
+
+
+@pytest.mark.case("D1")
+def test_the_jobs_own_prices_hold_whatever_answers(store: RunStore) -> None:
+    course = session(store, Service(lambda number: answer(model="relay-7")), range(600), "0.02")
+    assert {reply.cost_usd for reply in course.replies.values()} == {Decimal("0.00011")}
+    assert course.stopped is not None and not any("price" in text for text in course.told)
+
+
+@pytest.mark.case("D1")
+def test_where_nobody_knows_any_price_a_cap_stops_the_run_unless_that_is_allowed() -> None:
+    unknown = asked(0, model="nobody-knows")
+    for allowed in (False, True):
+        desk = Desk(Spending(Decimal(1)), allow_unpriced=allowed)
+        assert desk.admit(unknown)
+        assert desk.answered(unknown, answer(model="nor-this")) == Bill(None, None, None)
+        if allowed:
+            assert desk.admit(unknown)
+        else:
+            with pytest.raises(BudgetReached, match="nor-this answers, whose price is unknown"):
+                desk.admit(unknown)
+
+
+def _table(model: str) -> Rates:
+    found = rates(model, at().date())
+    assert found is not None
+    return found
+
+
+# ---- D3: what was sent and never came back
+
+
+@pytest.mark.case("D3")
+@pytest.mark.parametrize("lost", [TIMEOUT, BROKEN])
+def test_what_never_came_back_is_charged_at_its_worst_case_each_time(store: RunStore, lost: Verdict) -> None:
+    service = Service(lambda number: lost, billed=lambda number: Usage(10, output_tokens=100))
+    course = session(store, service, range(600), "0.01")
+    assert service.requests == 9, "of $0.001013 each"
+    assert service.billed_usd <= course.spending.spent_usd == 9 * WORST <= Decimal("0.01")
+    assert isinstance(course.stopped, BudgetReached)
+    assert store.spent_usd() == 9 * WORST and store.cost_usd() == 0
+
+
+@pytest.mark.case("D3")
+@pytest.mark.parametrize("free", [REFUSED, OVERLOADED])
+def test_what_never_left_and_what_failed_at_the_service_costs_nothing(store: RunStore, free: Verdict) -> None:
+    course = session(store, Service(lambda number: free if number < 3 else answer()), range(1), "0.01")
+    assert course.replies[0].status == "ok" and course.spending.spent_usd == Decimal("0.00011")
+    assert store.spent_usd() == Decimal("0.00011")
+
+
+@pytest.mark.case("D3")
+def test_a_charge_stays_over_restarts_and_seals(tmp_path: Path) -> None:
+    service = Service(lambda number: TIMEOUT)
+    for spent in (2, 4, 4, 4):
+        with opened(tmp_path) as store:
+            row = spent * 10
+            concurrency = 1 if spent == 2 else 50
+            session(store, service, range(row, row + 5), f"{spent * WORST}", concurrency=concurrency)
+            assert store.spent_usd() == spent * WORST
+    assert service.requests == 4
+
+
+@pytest.mark.case("D3")
+def test_a_charge_counts_for_the_day_and_the_month(tmp_path: Path, store: RunStore) -> None:
+    with SpendBook(tmp_path / "s", "p") as book:
+        course = session(store, Service(lambda number: TIMEOUT), range(9), book=book, day_cap_usd=Decimal("0.004"))
+        assert course.stopped is not None and "the day's budget" in course.stopped.message
+        assert book.spent() == (3 * WORST, 3 * WORST)
+
+
+@pytest.mark.case("D3")
+def test_what_is_given_up_in_flight_is_charged(store: RunStore) -> None:
+    async def main() -> None:
+        desk = Desk(Spending(Decimal(1)), RATES)
+        service = Service(lambda number: answer(), latency_s=60.0)
+        send = journal(service.send, store, desk, {}, lambda reply, answered: None)
+        with anyio.move_on_after(1.0):
+            assert desk.admit(asked(0))
+            await send(asked(0))
+
+    run(main)
+    assert store.spent_usd() == WORST and not store._batch.in_flight
+
+
+# ---- D4: more is billed than was reckoned
+
+
+@pytest.mark.case("D4")
+@pytest.mark.parametrize("times", [2, 5, 20])
+def test_a_cap_holds_though_every_answer_is_longer_than_the_longest(store: RunStore, times: int) -> None:
+    service = Service(lambda number: answer(usage=Usage(10, output_tokens=100, thinking_tokens=100 * times - 100)))
+    cap = Decimal("0.2")
+    course = session(store, service, range(600), f"{cap}")
+    assert service.billed_usd == course.spending.spent_usd <= cap
+    assert service.billed_usd > Decimal("0.8") * cap and isinstance(course.stopped, BudgetReached)
+    assert any("times what was reckoned" in text for text in course.told)
+
+
+@pytest.mark.case("D4")
+def test_before_the_first_reply_one_request_is_in_flight_and_what_it_shows_counts(store: RunStore) -> None:
+    """Even where the first alone costs more than the cap."""
+    service = Service(lambda number: answer(usage=Usage(10, output_tokens=4000)))
+    course = session(store, service, range(600), "0.02")
+    assert service.requests == 1 and course.stopped is not None
+
+
+@pytest.mark.case("D4")
+def test_a_dearer_model_that_answers_is_reserved_for(store: RunStore) -> None:
+    dear = _table("gemini-3.1-pro-preview")
+    service = Service(lambda number: answer(100, model="gemini-3.1-pro-preview"), price=dear)
+    course = session(store, service, range(600), "0.02", own=None)
+    assert Decimal("0.015") < service.billed_usd == course.spending.spent_usd <= Decimal("0.02")
+
+
+@pytest.mark.case("D4")
+def test_what_was_seen_is_known_to_the_next_session(tmp_path: Path) -> None:
+    service = Service(lambda number: answer(usage=Usage(10, output_tokens=1000)))  # 0.01, ten times the worst case
+    with opened(tmp_path) as store:
+        session(store, service, range(3), "0.035")
+    assert service.requests == 3
+    with opened(tmp_path) as store:
+        seen = seen_in(store.calls(SEEN_COLUMNS))
+        assert (seen.replies, round(seen.ratio, 1)) == (3, Decimal("9.9"))
+        course = session(store, service, range(3, 9), "0.045")
+        assert service.requests == 4 and store.spent_usd() <= Decimal("0.045") and course.stopped is not None
+
+
+@pytest.mark.case("D4")
+def test_the_run_is_soon_as_wide_as_it_may_be(store: RunStore) -> None:
+    service = Service(lambda number: answer())
+    session(store, service, range(2000), "100", concurrency=500)
+    assert service.most_in_flight == 500
+    # 1, 2, 6, 18, 54, 162, 486 in seven seconds, and then all: ten seconds where four would do
+    assert service.requests == 2000
+
+
+# ---- R3: replies that cannot be read
+
+
+@pytest.mark.case("R3")
+def test_what_cannot_be_read_is_charged_at_its_worst_case_and_asked_for_so_often(store: RunStore) -> None:
+    service = Service(lambda number: UNREAD, billed=lambda number: Usage(10, output_tokens=100))
+    course = session(store, service, range(300), "0.01")
+    assert service.requests == 9 and service.billed_usd <= course.spending.spent_usd <= Decimal("0.01")
+    ended = [reply for reply in course.replies.values() if reply.error_kind == "malformed_reply"]
+    assert all(reply.attempts == 3 and reply.unread_usd == 3 * WORST for reply in ended)
+
+
+@pytest.mark.case("R3")
+def test_the_price_of_what_cannot_be_read_is_that_of_its_step_once_it_is_known(store: RunStore) -> None:
+    """The row costs what its replies cost, those that could not be read included; the caps count the worst case."""
+    first = ESTIMATE_AFTER
+    service = Service(lambda number: UNREAD if number in (first, first + 1) else answer(30 if number % 2 else 50))
+    session(store, service, range(first), "1", concurrency=1)
+    course = session(store, service, [first], "1", concurrency=1)
+    reply = course.replies[first]
+    likely = Decimal("0.00041")
+    assert (reply.cost_usd, reply.unread_usd, reply.attempts) == (Decimal("0.00051"), 2 * likely, 3)
+    known = first * likely + Decimal("0.00051")
+    assert store.cost_usd() == known + 2 * likely
+    assert store.spent_usd() == known + 2 * WORST == course.spending.spent_usd
+
+
+@pytest.mark.case("R3")
+def test_a_row_keeps_what_its_unread_replies_cost_over_a_restart(tmp_path: Path) -> None:
+    service = Service(lambda number: UNREAD if number < 1 else TIMEOUT)
+    with opened(tmp_path) as store:
+        session(store, service, [0], f"{WORST * 2}", concurrency=1)
+    service.outcomes = lambda number: answer(9)
+    with opened(tmp_path) as store:
+        course = session(store, service, [0], "1")
+        assert (course.replies[0].cost_usd, course.replies[0].unread_usd) == (Decimal("0.0001"), WORST)
+
+
+@pytest.mark.case("R3")
+def test_the_start_of_what_could_not_be_read_is_kept(tmp_path: Path) -> None:
+    from stores import result
+
+    with opened(tmp_path) as store:
+        session(store, Service(lambda number: UNREAD), [0])
+        store.append_result(result(0, "error", "malformed_reply"))
+    calls = sealed(tmp_path / "run", "calls")
+    assert calls["raw"].to_list() == ['{"candi'] * 3 + [None]
+    assert calls["paid"].to_list() == [False] * 4 and calls["attempts"].to_list() == [0, 0, 0, 3]
+    assert calls["cost_usd"].sum() == 3 * WORST and calls["usage_estimated"].to_list() == [True] * 3 + [False]
+
+
+@pytest.mark.case("R3")
+def test_a_reply_without_counts_counts_as_its_worst_case_against_a_cap(store: RunStore) -> None:
+    service = Service(lambda number: answer(usage=Usage(10, output_tokens=9, estimated=True)))
+    course = session(store, service, range(300), "0.01")
+    assert service.requests == 9 and course.spending.spent_usd == 9 * WORST
+    assert store.cost_usd() == 9 * Decimal("0.0001")
+
+
+# ---- D5: what a kill loses
+
+
+@pytest.mark.case("D5")
+def test_what_a_kill_lost_is_charged_once_for_the_run_and_for_its_day(tmp_path: Path) -> None:
+    from stores import killed
+
+    path = tmp_path / "s"
+    with killed(tmp_path / "run") as store:
+        store.append_sent(asked(0))
+        store.append_sent(asked(1))
+    for _ in range(3):  # killed again in the middle of it, twice after the book and before the journal
+        with SpendBook(path, "p") as book, killed(tmp_path / "run") as store:
+            desk = Desk(Spending(Decimal(1), book=book), RATES)
+            if store.lost:
+                sent = store.lost[0]
+                desk.lost(sent.prompt, f"{store.identity}/{sent.fingerprint}/{sent.at}", sent.at)
+    with SpendBook(path, "p") as book:
+        with killed(tmp_path / "run") as store:
+            assert charge_lost(store, Desk(Spending(Decimal(1), book=book), RATES)) == (2, 2 * WORST)
+            assert store.spent_usd() == 2 * WORST and store.lost == ()
+        with opened(tmp_path) as store:
+            assert store.lost == () and store.spent_usd() == 2 * WORST
+        assert book.spent() == (2 * WORST, 2 * WORST)
+
+
+@pytest.mark.case("D5")
+def test_a_rehearsal_loses_nothing(tmp_path: Path) -> None:
+    from stores import killed
+
+    with killed(tmp_path / "run") as store:
+        store.append_sent(asked(0))
+    with opened(tmp_path) as store:
+        assert charge_lost(store, Desk(Spending(None), fixed_rates(0, 0))) == (1, 0)
+        assert store.spent_usd() == 0 and not next(store.calls(("row",))).height
+
+
+# ---- whatever happens
+
+EVENTS = st.lists(
+    st.one_of(
+        st.just(TIMEOUT),
+        st.just(BROKEN),
+        st.just(REFUSED),
+        st.just(OVERLOADED),
+        st.just(UNREAD),
+        st.integers(0, 100).map(answer),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(EVENTS, st.integers(1, 60), st.integers(1, 30))
+@settings(max_examples=60, deadline=None)
+def test_no_cap_is_passed_whatever_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, events: list[Outcome], tenths: int, concurrency: int
+) -> None:
+    """What can have been billed is billed in full; all of it fits under the cap, and nothing waits forever."""
+
+    def billed(number: int) -> Usage:
+        outcome = events[number % len(events)]
+        if isinstance(outcome, Reply):
+            return outcome.usage
+        return Usage() if outcome in (REFUSED, OVERLOADED) else Usage(13, output_tokens=100)
+
+    cap = WORST * tenths / 4
+    with opened(tmp_path_factory.mktemp("caps")) as store:
+        service = Service(lambda number: events[number % len(events)], billed=billed)
+        course = session(store, service, range(25), f"{cap}", concurrency=concurrency)
+        assert service.billed_usd <= course.spending.spent_usd <= cap
+        assert store.spent_usd() == course.spending.spent_usd >= store.cost_usd() >= 0
+        assert course.stopped is not None or len(course.replies) == 25
+        known = sum((reply.cost_usd or 0) + (reply.unread_usd or 0) for reply in course.replies.values())
+        assert known <= store.cost_usd()
+
+
+def test_lengths_tell_a_usual_reply_when_enough_are_known() -> None:
+    lengths = Lengths()
+    for number in range(ESTIMATE_AFTER):
+        assert lengths.likely(10) is None
+        lengths.add(10, Usage(12, output_tokens=number, thinking_tokens=1))
+    assert lengths.likely(20) == Usage(24, output_tokens=10)
+
+
+def test_what_was_seen_is_read_from_what_is_kept() -> None:
+    row = {"step": "map", "paid": True, "cost_usd": 0.3, "worst_usd": 0.1, "usage_estimated": False}
+    tokens = {"input_tokens_est": 10, "input_tokens": 12, "tool_tokens": 1, "output_tokens": 5, "thinking_tokens": 2}
+    rows = [row | tokens, row | tokens | {"worst_usd": None}, row | tokens | {"paid": False, "cost_usd": 9.0}]
+    seen = seen_in([pl.DataFrame(rows)])
+    assert (seen.replies, round(seen.ratio, 6)) == (1, 3)
+    assert seen.steps == {"map": Lengths(2, 20, 26, 14)}
+    assert seen_in([]) == Seen()
