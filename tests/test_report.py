@@ -11,6 +11,7 @@ import pytest
 from stores import CENT, answer, failed, killed, manifest, opened, paid, prompt, result
 
 from pipeline import report
+from pipeline.console.reports import show_summary
 from pipeline.errors import RunStateError
 from pipeline.records import Usage
 from pipeline.report import Failure, failures, summarize
@@ -323,3 +324,23 @@ def test_a_report_is_right_at_every_second_of_a_run_that_seals_all_the_time(dire
     assert writer.returncode == 0
     assert seen == sorted(seen), "a number once shown never shrinks"
     assert (summarize(directory).calls, summarize(directory).outcomes["ok"]) == (151, 150)
+
+
+@pytest.mark.case("D3", "R3")
+def test_what_may_have_been_paid_is_told(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with opened(directory) as store:
+        spend(store)
+        lost = failed("timeout", attempts=0, at_most_usd=CENT)
+        store.append_call(prompt(7), lost, answered=False)
+        counts = {"cost_usd": CENT, "at_most_usd": CENT, "usage": Usage(estimated=True)}
+        unread = failed("malformed_reply", attempts=0, raw=b"{", **counts)
+        store.append_call(prompt(8), unread, answered=False)
+    summary = summarize(directory)
+    assert (summary.at_most_usd, summary.uncertain, summary.usage_estimated) == (2 * CENT, 2, 1)
+    assert summary.cost_usd == 3 * CENT + Decimal("0.000000000001") and summary.calls == 3
+    show_summary(summary)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "and at most $0.0200 more for 2 requests whose replies never came or could not be read" in text
+    with opened(directory) as store:
+        store.append_call(prompt(9), failed("timeout", attempts=0, at_most_usd=None), answered=False)
+    assert summarize(directory).as_json()["at_most_usd"] is None

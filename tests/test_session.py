@@ -4,6 +4,7 @@ import gzip
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import anyio
 import polars as pl
@@ -91,6 +92,38 @@ def test_a_budget_needs_a_price(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
     prepared = session.prepare(job, Options())
     with pytest.raises(JobError, match="price of mystery-model is unknown"):
         anyio.run(running.run, prepared, lambda plan, continued, session: None, quiet)
+
+
+@pytest.mark.case("S8")
+@pytest.mark.parametrize("cap", ["max_usd", "max_usd_per_month"])
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({}, True),
+        ({"max_output_tokens": 100}, False),
+        ({"name": "gemini-3.5-flash-lite-001"}, False),  # of a known model
+    ],
+)
+def test_a_budget_needs_a_longest_answer(
+    here: Path, monkeypatch: pytest.MonkeyPatch, cap: str, changes: dict[str, Any], refused: bool
+) -> None:
+    monkeypatch.setenv("MY_KEY", "AQ.x")
+    model = {"name": "mystery-model", "prices": {"input": 1, "output": 2}, **changes}
+    endpoint = {"base_url": "http://127.0.0.1:9", "key_env": "MY_KEY"}
+    job = make_job(here, PLAIN, model=model, endpoint=endpoint, budget={cap: 1.0})
+
+    class Agreed(Exception):
+        """The run would begin."""
+
+    def confirm(plan: object, continued: bool, session: object) -> None:
+        raise Agreed
+
+    words = "nobody knows how long an answer of mystery-model may be"
+    with pytest.raises(JobError if refused else Agreed, match=words if refused else None) as caught:
+        anyio.run(running.run, session.prepare(job, Options()), confirm, quiet)
+    if isinstance(caught.value, JobError):
+        assert "max_output_tokens" in caught.value.hint
+    assert play(here, Options(offline=True), model=model, budget={cap: 1.0}).exit_code == 0, "a rehearsal costs nothing"
 
 
 def test_the_days_budget_is_shared_by_all_runs_of_a_key(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,3 +176,38 @@ def test_a_damaged_book_is_refused_for_it_holds_what_was_spent(path: Path, how: 
     with pytest.raises(RunStateError, match="cannot be used") as caught:
         SpendBook(path, "project")
     assert f"move {path} away" in caught.value.hint and "counts from zero" in caught.value.hint
+
+
+@pytest.mark.case("D5")
+def test_an_amount_with_a_name_counts_once_on_its_day_whoever_comes_with_it(path: Path) -> None:
+    clock = Clock(NOON)
+    with SpendBook(path, "p", wall=clock) as book, SpendBook(path, "p", wall=clock) as other:
+        book.add_once("run/1", Decimal("0.25"), NOON - DAY)
+        assert book.spent() == other.spent() == usd("0", "0.25"), "it was sent yesterday"
+        for one in (book, other, book):
+            one.add_once("run/1", Decimal("0.25"), NOON - DAY)
+            one.add_once("run/2", Decimal("0.5"), 0.0)
+        assert book.spent() == other.spent() == usd("0.5", "0.75")
+    with SpendBook(path, "q", wall=clock) as another:
+        another.add_once("run/1", Decimal(1), NOON)
+        assert another.spent() == usd("1", "1"), "another project's"
+
+
+@pytest.mark.case("D5", "R1")
+def test_no_amount_is_less_than_nothing(path: Path) -> None:
+    with SpendBook(path, "p", wall=Clock(NOON)) as book:
+        book.add(Decimal("0.5"))
+        book.add(Decimal("-0.4"))
+        book.add_once("name", Decimal("-0.4"), NOON)
+        assert book.spent() == usd("0.5", "0.5")
+
+
+def test_an_amount_with_a_name_that_cannot_be_written_counts_for_this_run_and_is_written_later(path: Path) -> None:
+    clock = Clock(NOON)
+    with SpendBook(path, "p", wall=clock, clock=clock) as book:
+        with locked(path):
+            book.add_once("run/1", Decimal("0.25"), NOON)
+            assert book.spent() == usd("0.25", "0.25")
+        clock.now += RETRY_S
+        book.add(Decimal("0.5"))
+        assert book.unwritten_usd == 0 and book.spent() == usd("0.75", "0.75")

@@ -265,3 +265,20 @@ def test_a_journal_that_could_not_be_sealed_before_can_be_now(tmp_path: Path) ->
     with opened(directory):
         pass
     assert sealed(directory, "results")["input_tokens"].to_list() == [12, 12, 12, 99_999_999_999_999, 12, 12]
+
+
+@pytest.mark.parametrize("kind", ["calls", "results"])
+def test_parts_of_an_older_version_lack_columns_that_are_empty_then(tmp_path: Path, kind: str) -> None:
+    """Runs go on that an older version began: it knew neither what a call may have cost nor estimates of rows."""
+    if kind == "calls":
+        frame = parts.calls_frame([call(prompt(0), paid())], {}).drop("at_most_usd", "worst_usd")
+        added = {"at_most_usd": Decimal(0), "worst_usd": None}
+    else:
+        frame = parts.results_frame([result(0)]).drop("usage_estimated")
+        added = {"usage_estimated": None}
+    parts.write_part(frame, tmp_path, 1)
+    path = parts.part_path(tmp_path, 1)
+    [row] = parts.read_part(path, ("row", *added)).rows(named=True)
+    assert row == {"row": 0, **added}
+    with pytest.raises(RunStateError):
+        parts.read_part(path, ("row", "unheard_of"))
