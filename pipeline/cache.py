@@ -266,10 +266,14 @@ class SqliteShelf:
     def _open(self) -> str:
         try:
             self._connect()
-        except (sqlite3.OperationalError, OSError) as error:
-            raise self._unusable(error) from None
-        except sqlite3.DatabaseError as error:  # not a database at all, or a damaged one
+        except sqlite3.DatabaseError as error:
+            # Not a database at all, a damaged one, or one with another table; any other trouble may pass.
+            other_table = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR
+            if isinstance(error, sqlite3.OperationalError) and not other_table:
+                raise self._unusable(error) from None
             return self._start_anew(error)
+        except OSError as error:
+            raise self._unusable(error) from None
         return ""
 
     def _connect(self) -> None:

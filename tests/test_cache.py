@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import fields, replace
 from decimal import Decimal
 from pathlib import Path
@@ -297,6 +298,24 @@ def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
     (aside,) = path.parent.glob("answers.sqlite.damaged-*")
     assert aside.read_bytes().startswith(b"this is no database")
     assert found(file(tmp_path), "f") == ["text"]
+
+
+@pytest.mark.case("D2")
+@pytest.mark.parametrize("how", ["empty", "no tables", "zeros", "other table", "cut"])
+def test_a_half_made_file_is_an_empty_one_and_an_odd_one_is_begun_anew(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "deep" / "answers.sqlite"
+    path.parent.mkdir()
+    if how in ("no tables", "other table"):
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("CREATE TABLE answers (what TEXT)" if how == "other table" else "PRAGMA journal_mode = WAL")
+    elif how == "cut":
+        fill(file(tmp_path), f="text")
+        path.write_bytes(path.read_bytes()[:5000])
+    else:
+        path.write_bytes(b"" if how == "empty" else bytes(8192))
+    heard = fill(file(tmp_path), g="text")
+    assert bool(heard) is (how in ("zeros", "other table", "cut")), heard
+    assert found(file(tmp_path), "g") == ["text"]
 
 
 def test_damage_inside_the_file_is_told_once_and_the_run_goes_on(tmp_path: Path) -> None:

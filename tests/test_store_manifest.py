@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import re
 from dataclasses import asdict
@@ -142,6 +144,41 @@ def test_a_held_lock_is_refused_with_its_holder_until_it_is_released(tmp_path: P
     assert not Lock.held(path)
     Lock(path).release()
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.case("D11")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_that_locks_nothing_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(fd: object, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "lock"
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", refuse)
+        with pytest.raises(RunStateError) as caught:
+            Lock(path)
+        assert f"{path} cannot be locked: {os.strerror(number)}" in caught.value.message
+        assert "disk of this machine" in caught.value.hint
+        assert not Lock.held(path)
+    Lock(path).release()
+
+
+@pytest.mark.case("D11")
+def test_a_holder_that_cannot_write_its_name_holds_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        held = Lock(tmp_path / "lock")
+    assert Lock.held(tmp_path / "lock")
+    held.release()
+    held.release()
+    assert not Lock.held(tmp_path / "lock")
 
 
 def test_a_lock_that_is_looked_at_can_still_be_taken(tmp_path: Path) -> None:
