@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import polars as pl
 
@@ -174,22 +174,17 @@ def _plain(path: str, separator: str, columns: int, _: tuple[int, ...]) -> Plain
 def plain(path: str, separator: str, columns: int) -> Plain | None:
     """Whether each row of a CSV file has so many cells beyond doubt: quotes only around cells, UTF-8 throughout.
 
-    1 GB/s. The header has to be the first line, and line ends are "\\n" or "\\r\\n".
+    0.5 GB/s. The header has to be the first line, and line ends are "\\n" or "\\r\\n".
     """
     cut, quote = separator.encode(), b'"'
-    structural = cut + b'"\r\n'
-    shapes = bytes(byte if byte in structural else ord("x") for byte in range(256))
+    before, after = {b"", cut, b"\n"}, {b"", cut, b"\n", b"\r"}
+    content = bytes(byte for byte in range(256) if byte not in cut + b"\n")
     row = cut * (columns - 1) + b"\n"
     rest, quoted, lines_read, blank, empties = b"", False, 0, False, False
     with open_bytes(path) as file:
         start = len(_UTF8_BOM) if file.read(len(_UTF8_BOM)) == _UTF8_BOM else 0
-        file.seek(start)
-        header, first = file.readline(_LINE_BYTES), file.readline(_LINE_BYTES)
-        if not header.strip(b"\r\n") or header.count(quote) % 2 or first in (b"\n", b"\r\n"):
-            return None  # polars takes the header for one line, and counts columns in the line below it
-        if first.startswith(_UTF8_BOM):
-            return None  # polars would pass over it there too
-        file.seek(start)
+        if not _begins_plainly(file, start):
+            return None
         while block := file.read(_BLOCK_BYTES):
             while not block.endswith(b"\n") and (more := file.readline(_LINE_BYTES)):
                 block += more
@@ -198,31 +193,48 @@ def plain(path: str, separator: str, columns: int) -> Plain | None:
             if block.endswith(b"\r") or not _is_utf8(block):
                 return None
             ended = block if block.endswith(b"\n") else block + b"\n"
-            pieces = (quote * quoted + ended).split(quote)  # every other one is within quotes
-            quoted = len(pieces) % 2 == 0
-            bare = (quote.join(pieces[::2]) + quote * quoted).translate(shapes)
-            if b'x"' in bare or b'"x' in bare or bare.count(b"\r") != bare.count(b"\r\n"):
+            pieces = (quote * quoted + ended).split(quote)
+            outside, inside = pieces[::2], pieces[1::2]
+            quoted = len(inside) == len(outside)
+            if not {piece[-1:] for piece in outside[: len(inside)]} <= before:
                 return None
-            lines, end, rest = (rest + bare.translate(None, b"\r")).rpartition(b"\n")
-            lines += end
-            if left := lines.translate(None, b'x"').replace(row, b""):
-                if left.strip(b"\n") or re.search(rb'(?:^|\n)[x"]+(?=\n)', lines):
+            if not {piece[:1] for piece in outside[1:]} <= after:
+                return None
+            bare = quote.join(outside) + quote * quoted
+            if b"\r" in bare:
+                if bare.count(b"\r") != bare.count(b"\r\n"):
                     return None
-                blank = True
-            if not blank:
-                values = lines.translate(None, quote + cut)
-                blank = values.startswith(b"\n") or b"\n\n" in values
-            empties = empties or b'""' in block
-            lines_read += lines.count(b"\n")
+                bare = bare.replace(b"\r\n", b"\n")
+            whole, end, rest = (rest + bare).rpartition(b"\n")
+            if not end:
+                continue
+            lines = whole.split(b"\n")
+            left = (whole.translate(None, content) + b"\n").replace(row, b"")  # of a blank line "\n" is left
+            if left.strip(b"\n") or (left and len(left) != lines.count(b"")):
+                return None
+            blank = blank or not all(line.strip(cut + quote) for line in lines)
+            empties = empties or b"" in inside
+            lines_read += len(lines)
     return None if quoted else Plain(lines_read - 1, blank, empties)
+
+
+def _begins_plainly(file: BinaryIO, start: int) -> bool:
+    """Whether header and first row are as polars takes them; leaves the file at its `start`."""
+    file.seek(start)
+    header, first = file.readline(_LINE_BYTES), file.readline(_LINE_BYTES)
+    file.seek(start)
+    if not header.strip(b"\r\n") or header.count(b'"') % 2:
+        return False  # it takes the header for one line
+    # It counts columns in the line below, and passes over a mark there.
+    return first not in (b"\n", b"\r\n") and not first.startswith(_UTF8_BOM)
 
 
 def _is_utf8(block: bytes) -> bool:
     if block.isascii():
         return True
     try:
-        block.decode()
-    except UnicodeDecodeError:
+        pl.Series([block]).cast(pl.String)  # 14 times as fast as `decode`
+    except pl.exceptions.PolarsError:
         return False
     return True
 

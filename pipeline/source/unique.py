@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 _RUN = 2**16
 """Hashes that are sorted at a time, 0.5 MB of them."""
 _RANGES = 256
-"""Parts of the hashes' range that are compared one after the other; each has some 400,000 of 100 million."""
+"""Parts of the hashes' range, at most, that are compared one after the other; each has some 400,000 of 100 million."""
 _MOST = 2**20
 _WIDTH = 8
 
@@ -40,7 +40,8 @@ def repeats(hashes: Iterable[pl.Series]) -> Repeats:
         with tempfile.TemporaryFile() as file:
             fences = [_spilled(file, run) for run in (first, second)]
             fences += [_spilled(file, run) for run in runs]
-            return _count(_repeated(_range(file, fences, number).sort()) for number in range(_RANGES))
+            step = max(1, _RANGES // len(fences))
+            return _count(_repeated(_range(file, fences, at, at + step).sort()) for at in range(0, _RANGES, step))
     except OSError as error:
         raise InputError(
             f"cannot check whether ids are unique: {error.strerror} in {tempfile.gettempdir()}",
@@ -69,11 +70,11 @@ def _spilled(file: BinaryIO, run: pl.Series) -> "array[int]":
     return array("Q", (start + _WIDTH * place for place in (0, *inner.to_list(), len(run))))
 
 
-def _range(file: BinaryIO, fences: "list[array[int]]", number: int) -> pl.Series:
+def _range(file: BinaryIO, fences: "list[array[int]]", first: int, end: int) -> pl.Series:
     read = bytearray()
     for fence in fences:
-        file.seek(fence[number])
-        read += file.read(fence[number + 1] - fence[number])
+        file.seek(fence[first])
+        read += file.read(fence[min(end, _RANGES)] - fence[first])
     held = pl.Series([bytes(read)])
     return held.bin.reinterpret(dtype=pl.Array(pl.UInt64, len(read) // _WIDTH)).explode()
 
