@@ -5,6 +5,7 @@ Python has no type for some of what a column holds: a decimal whose digits count
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import islice
@@ -18,6 +19,8 @@ Kind = Literal["text", "number", "time", "truth"]
 
 _DAY_S = 86_400
 _FIRST_DAY, _LAST_DAY = (day.toordinal() - date(1970, 1, 1).toordinal() for day in (date.min, date.max))
+_WRITTEN_DAYS = 95_000_000
+"""Days from 1970 that polars can write, some 260,000 years."""
 _PER_S = {"ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _WIDEST_INT = 2**127
 """minijinja makes a float of a whole number beyond."""
@@ -62,14 +65,12 @@ class Exact:
         return Decimal(self.text)
 
 
+@dataclass(frozen=True, slots=True)
 class Unreadable:
     """A cell whose value no template can have; as text it says which one."""
 
-    __slots__ = ("column", "raw")
-
-    def __init__(self, column: str, raw: str) -> None:
-        self.column = column
-        self.raw = raw
+    column: str
+    raw: str
 
     def __str__(self) -> str:
         return f"the column {self.column} holds {self.raw}"
@@ -176,6 +177,50 @@ def as_text(name: str, dtype: pl.DataType) -> pl.Expr:
         shown = pl.when(_has_year(column, dtype)).then(column).cast(pl.String)
         return pl.coalesce(shown, column.to_physical().cast(pl.String)).alias(name)
     return column.cast(pl.String)
+
+
+def holds_times(dtype: pl.DataType | DataTypeClass) -> bool:
+    """Whether there are dates or times in this type, however deep: polars cannot write those far from today as text."""
+    if isinstance(dtype, pl.Struct):
+        return any(holds_times(field.dtype) for field in dtype.fields)
+    if isinstance(dtype, pl.List | pl.Array):
+        return holds_times(dtype.inner)
+    return dtype in (pl.Date, pl.Datetime)
+
+
+def written(column: pl.Series, suffix: str) -> pl.Series:
+    """A column that holds dates or times as text of a .csv, or JSON text of a .jsonl, as polars would write it.
+
+    A cell with a date that has no text is written by its number.
+    """
+    near = _near(column)
+    places = pl.select(pl.when(near).then(pl.int_range(len(column)))).to_series()
+    there = column.gather(places).to_frame()  # which leaves nothing of the others behind their nulls
+    numbers = column.to_frame().cast({column.name: _physical(column.dtype)})
+    if suffix == ".csv":
+        text = there.to_series().dt.strftime(_csv_form(column.dtype))
+        return pl.select(pl.coalesce(text, numbers.to_series().cast(pl.String)).alias(column.name)).to_series()
+    texts = [_encoded(frame.rename({column.name: "v"})) for frame in (there, numbers)]
+    return pl.select(pl.when(near).then(texts[0]).otherwise(texts[1]).alias(column.name)).to_series()
+
+
+def _near(column: pl.Series) -> pl.Series:
+    if column.dtype.is_nested():
+        return pl.Series([not isinstance(value, Unreadable) for value in cells(column)], dtype=pl.Boolean)
+    per_day = 1 if column.dtype == pl.Date else _DAY_S * _PER_S[getattr(column.dtype, "time_unit", "us")]
+    days = column.to_physical() // per_day
+    return days.is_between(-_WRITTEN_DAYS, _WRITTEN_DAYS).fill_null(True)
+
+
+def _csv_form(dtype: pl.DataType) -> str:
+    if not isinstance(dtype, pl.Datetime):
+        return "%F"
+    return f"%FT%H:%M:%S%.{ {'ms': 3, 'us': 6, 'ns': 9}[dtype.time_unit] }f{'%z' if dtype.time_zone else ''}"
+
+
+def _encoded(frame: pl.DataFrame) -> pl.Series:
+    encoded = pl.struct("v").struct.json_encode()
+    return frame.select(encoded.str.strip_prefix('{"v":').str.strip_suffix("}")).to_series()
 
 
 def json_text(value: object, indent: int | bool | None = None) -> str:

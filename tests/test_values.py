@@ -1,6 +1,7 @@
 import math
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from typing import Literal
 
 import polars as pl
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.templates import Template
-from pipeline.values import Exact, Unreadable, as_text, cells, json_cells, json_text, kind, texts
+from pipeline.values import Exact, Unreadable, as_text, cells, json_cells, json_text, kind, texts, written
 
 
 def printed(column: pl.Series) -> list[str]:
@@ -210,3 +211,38 @@ def test_json_can_be_indented() -> None:
 )
 def test_the_kind_of_a_column(dtype: pl.DataType, expected: str | None) -> None:
     assert kind(dtype) == expected
+
+
+# ---- text out
+
+MOMENTS = [1_704_164_645_123_456_789, 0, -1, None, 1_704_164_645_000_000_000]
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+def test_times_are_written_as_polars_writes_them(unit: Literal["ms", "us", "ns"], zone: str | None) -> None:
+    per_unit = {"ms": 10**6, "us": 10**3, "ns": 1}[unit]
+    numbers = pl.Series("v", [None if number is None else number // per_unit for number in MOMENTS])
+    frame = numbers.cast(pl.Datetime(unit, zone)).to_frame()
+    assert pl.DataFrame({"v": written(frame["v"], ".csv")}).write_csv() == frame.write_csv()
+    nested = frame.select(v=pl.struct(a=pl.concat_list("v")))
+    for each in (frame, nested):
+        lines = [f'{{"v":{text}}}' for text in written(each["v"], ".jsonl").fill_null("null")]
+        assert lines == each.write_ndjson().splitlines()
+
+
+def test_dates_are_written_as_polars_writes_them() -> None:
+    frame = pl.Series("v", [0, 19_000, -1_000_000, 90_000_000, None], dtype=pl.Int32).cast(pl.Date).to_frame()
+    assert pl.DataFrame({"v": written(frame["v"], ".csv")}).write_csv() == frame.write_csv()
+
+
+@pytest.mark.case("T8")
+@pytest.mark.parametrize(
+    ("dtype", "far"), [(pl.Datetime("ms"), 2**62), (pl.Datetime("us", "UTC"), -(2**63)), (pl.Date, -(2**31))]
+)
+def test_what_has_no_text_is_written_by_its_number(dtype: pl.DataType, far: int) -> None:
+    column = pl.Series("v", [far, None]).cast(pl.Int32 if dtype == pl.Date else pl.Int64).cast(dtype)
+    assert written(column, ".csv").to_list() == [str(far), None]
+    assert written(column, ".jsonl").fill_null("null").to_list() == [str(far), "null"]
+    nested = pl.DataFrame({"v": column}).select(v=pl.struct(a=pl.concat_list("v"))).to_series()
+    assert written(nested, ".jsonl").to_list() == [f'{{"a":[{far}]}}', '{"a":[null]}']

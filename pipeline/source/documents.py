@@ -197,7 +197,7 @@ class Source:
         start = 0
         for ids in self._all_ids(name):
             for place in ids.hash().is_in(hashes.implode()).arg_true():
-                value = ids[place]
+                (value,) = cells(ids.slice(place, 1))
                 places = rows.get(value, []) if len(rows) >= _CANDIDATES else rows.setdefault(value, [])
                 if len(places) < 2:
                     places.append(start + place)

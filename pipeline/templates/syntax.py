@@ -1,21 +1,14 @@
 """The syntax tree of a template that minijinja has accepted, with the place of each node in the source.
 
 minijinja does not show its tree, and its list of undeclared variables has gaps. What is parsed here was parsed by it
-before, so nothing is checked twice. Grammar: `compiler/parser.rs` and `lexer.rs` of minijinja 3.
+before, so nothing is checked twice. Grammar: `compiler/parser.rs` of minijinja 3.
 """
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
-_NUMBER = r"0[bBoOxX][0-9a-fA-F_]+|[0-9][0-9_]*(?:\.(?![^\W\d])[0-9_]*)?(?:[eE][+-]?[0-9_]+)?"
-_TOKEN = re.compile(
-    rf"(?P<string>{_STRING})|(?P<number>{_NUMBER})|(?P<mark>//|\*\*|==|!=|>=|<=|[-+*/%.,:~|=><()\[\]{{}}])", re.DOTALL
-)
-_TAG = re.compile(r"\{[{%#]")
-_RAW = re.compile(r"\{%[-+]?[ \t\n\f\r]*raw[ \t\n\f\r]*[-+]?%\}")
-_ENDRAW = re.compile(r"\{%[-+]?[ \t\n\f\r]*endraw[ \t\n\f\r]*[-+]?%\}")
+from pipeline.templates.tokens import Token, tokens
+
 _COMPARISONS = ("==", "!=", "<", "<=", ">", ">=", "in", "not")
 _CONSTANTS = {"true", "True", "false", "False", "none", "None"}
 
@@ -58,14 +51,6 @@ class Statement:
     name: str = ""  # of a block or a macro
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
-    kind: str  # name, string, number, mark, begin, end
-    text: str
-    start: int
-    end: int
-
-
 def words(text: str) -> frozenset[str]:
     """Names between blanks."""
     return frozenset(text.split())
@@ -73,51 +58,11 @@ def words(text: str) -> frozenset[str]:
 
 def parse(source: str) -> tuple[Statement, ...]:
     """The statements of a template that minijinja accepts; text between the tags is left out."""
-    return _Parser(list(_tokens(source))).body(())[0]
-
-
-def _tokens(source: str) -> Iterator[_Token]:
-    at = 0
-    while tag := _TAG.search(source, at):
-        at = tag.start()
-        if tag[0] == "{#":
-            at = source.index("#}", at + 2) + 2
-        elif raw := _RAW.match(source, at):
-            end = _ENDRAW.search(source, raw.end())
-            assert end
-            at = end.end()
-        else:
-            inside = tag.end() + (source[tag.end() : tag.end() + 1] in ("-", "+"))
-            yield _Token("begin", tag[0], at, inside)
-            tokens = _inside(source, inside, "}}" if tag[0] == "{{" else "%}")
-            for token in tokens:
-                yield token
-                at = token.end
-
-
-def _inside(source: str, at: int, closing: str) -> Iterator[_Token]:
-    """Tokens up to the one that closes the tag."""
-    depth = 0
-    while True:
-        while source[at] in " \t\n\f\r":
-            at += 1
-        sign = source[at] in "-+"
-        if not depth and source.startswith(closing, at + sign):
-            yield _Token("end", closing, at, at + sign + 2)
-            return
-        if found := _TOKEN.match(source, at):
-            kind, end = found.lastgroup or "", found.end()
-            depth += (found[0] in ("(", "[", "{")) - (found[0] in (")", "]", "}"))
-        else:
-            kind, end = "name", at + 1
-            while f"a{source[end]}".isidentifier():
-                end += 1
-        yield _Token(kind, source[at:end], at, end)
-        at = end
+    return _Parser(list(tokens(source))).body(())[0]
 
 
 class _Parser:
-    def __init__(self, tokens: Sequence[_Token]) -> None:
+    def __init__(self, tokens: Sequence[Token]) -> None:
         self.tokens = tokens
         self.at = 0
 
@@ -128,7 +73,7 @@ class _Parser:
         token = self.tokens[self.at]
         return token.text if token.kind not in ("string", "number") else ""
 
-    def take(self) -> _Token:
+    def take(self) -> Token:
         self.at += 1
         return self.tokens[self.at - 1]
 
