@@ -884,6 +884,34 @@ def test_only_the_failures_for_that_cause_count_towards_its_bound() -> None:
     assert (reply.status, reply.attempts) == ("ok", 5)
 
 
+@pytest.mark.case("R3")
+@pytest.mark.parametrize(
+    ("raw", "status", "longest_s"),
+    [(b'{"candidates": [{"con', 200, 60.0), (b"", None, 60.0), (b"<html>", 200, inf), (b"", 200, inf)],
+)
+def test_a_service_whose_answers_cannot_be_read_is_no_outage(raw: bytes, status: int | None, longest_s: float) -> None:
+    """A page, or nothing, is a gateway's: then one request at a time asks whether the service is back."""
+    unread = Verdict("transient", "malformed_reply", "cut", status, billed=True, most_requests=3, raw=raw)
+    service = Service([unread] * 99)
+
+    async def body(dispatcher: Dispatcher) -> list[Reply]:
+        replies: list[Reply] = []
+
+        async def ask(row: int) -> None:
+            replies.append(await dispatcher.submit(prompt(row)))
+
+        async with anyio.create_task_group() as group:
+            for row in range(12):
+                group.start_soon(ask, row)
+        return replies
+
+    events: list[str] = []
+    replies = dispatching(service, body, on_event=lambda kind, fields: events.append(kind))
+    assert {(reply.status, reply.error_kind, reply.attempts) for reply in replies} == {("error", "malformed_reply", 3)}
+    assert ("outage" in events) is (longest_s == inf)
+    assert service.times[-1] < longest_s
+
+
 # ---- the day in which a request was sent
 
 

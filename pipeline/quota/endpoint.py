@@ -226,7 +226,7 @@ class EndpointQuota:
             self._settle(ticket, None)
         else:
             self._release(ticket)
-        if verdict.kind != "transient":
+        if verdict.kind != "transient" or _is_unread_answer(verdict):
             self._responded(ticket)
             return
         self._refusals.undecided()
@@ -398,3 +398,9 @@ class EndpointQuota:
             self._told[meter] = limit.value
             origin = "tried" if limit.exploring else "measured"
             self._notify("limit", {"meter": meter, "per_minute": int(limit.value), "origin": origin})
+
+
+def _is_unread_answer(verdict: Verdict) -> bool:
+    """Whether the service itself answered, though nobody can read it: a page, or nothing, is a gateway's."""
+    unread = verdict.billed and verdict.error_kind == "malformed_reply"
+    return unread and (verdict.http_status is None or verdict.raw.lstrip()[:1] in (b"{", b"["))
