@@ -157,7 +157,11 @@ class Engine:
     async def _open_documents(self, tasks: anyio.abc.TaskGroup) -> None:
         batches = iter(self._batches)
         while not self.monitor.stopping:
-            batch = await anyio.to_thread.run_sync(_next, batches)
+            try:
+                batch = await anyio.to_thread.run_sync(_next, batches)
+            except PipelineError as reason:  # the input: what is in flight is kept all the same
+                self.halt(reason)
+                return
             if batch is None:
                 return
             for document in batch:

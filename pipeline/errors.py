@@ -2,7 +2,9 @@
 
     PipelineError            a person can mend it; printed as `error: …`, a blank line, `hint: …`
     ├── JobError          2  the job file, a template or a flag
-    ├── InputError        2  the table that is read, or the place that is written
+    ├── InputError        2  the table that is read, or a place that cannot be written to
+    ├── InputChanged      3  the table that is read is not what it was when the run began; resumable
+    ├── OutputError       3  the answers are there, and their table could not be written; resumable
     ├── RunStateError     2  the run directory: locked, of another job, damaged
     ├── AuthError         2  the key, the project or the region was refused
     ├── BudgetReached     3  the next call could pass a spend cap, or one cannot be kept; resumable
@@ -79,6 +81,18 @@ class JobError(PipelineError):
 
 class InputError(PipelineError):
     """The input table cannot be read as the job says, or the output cannot be written."""
+
+
+class InputChanged(PipelineError):
+    """The input changed under a run: nothing more can be asked of it, and no answer put beside its rows."""
+
+    exit_code = 3
+
+
+class OutputError(PipelineError):
+    """The output cannot be written, or must not be; every answer is safe in the run directory."""
+
+    exit_code = 3
 
 
 class RunStateError(PipelineError):

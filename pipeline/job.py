@@ -199,13 +199,20 @@ class Output(_Section):
     path: str = Field(description=".parquet, .csv or .jsonl")
     include_text: bool = Field(False, description="keep the `[input] text` column")
     csv_safe: bool = Field(
-        False, description="in .csv, put a `'` before text that a spreadsheet would run as a formula (= + - @ tab CR)"
+        False,
+        description="in .csv, put a `'` before text that a spreadsheet would run: = + - @, tab, line break",
     )
+
+    excel: bool = Field(False, description="a .csv that Excel opens rightly: a byte order mark, and CRLF")
 
     @model_validator(mode="after")
     def _known_suffix(self) -> "Output":
-        if Path(self.path).suffix not in OUTPUT_SUFFIXES:
+        if Path(self.path).suffix not in OUTPUT_SUFFIXES or self.path.endswith("/"):
             raise ValueError(f"path must end in one of {' '.join(OUTPUT_SUFFIXES)}")
+        if "\0" in self.path:
+            raise ValueError("path has a character that no path has")
+        if self.excel and not self.path.endswith(".csv"):
+            raise ValueError(f"excel is for a .csv: {self.path} is none")
         return self
 
 

@@ -40,12 +40,13 @@ from pipeline.quota.endpoint import Notify
 from pipeline.quota.slots import CAP
 from pipeline.records import STATUSES, Limits, Prompt, Reply, Verdict
 from pipeline.report.accuracy import PLAN_EVENT, Amounts, logged
-from pipeline.session import Options, Session, asked, open_provider, session_schema
+from pipeline.session import Options, Session, asked, open_provider
 from pipeline.session.estimates import planned
+from pipeline.session.output import exported, output_place
 from pipeline.session.state import quota_place, spend_place
 from pipeline.spend import SpendBook
-from pipeline.store.export import export
 from pipeline.store.manifest import SUFFIXES
+from pipeline.store.place import Place
 from pipeline.store.run import RunStore
 
 HEARTBEAT_S = 10.0
@@ -65,6 +66,7 @@ class Ended:
     summary: report.Summary
     stopped: PipelineError | None
     interrupted: bool
+    unwritten: PipelineError | None = None  # why the output is not what the run came to
 
     @property
     def exit_code(self) -> int:
@@ -73,6 +75,8 @@ class Ended:
             return self.stopped.exit_code
         if self.interrupted:
             return 130
+        if self.unwritten:
+            return self.unwritten.exit_code
         return 0 if self.summary.outcomes["ok"] == self.summary.done >= self.summary.rows else 1
 
 
@@ -126,9 +130,10 @@ async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
     with _rare_collections(), resumable_once(spent):
         async with open_provider(job, options.offline) as provider:
             session = await asked(session, provider)
-            if options.fresh:
-                set_aside(session.directory)
-            ended = await _run(session, provider, confirm, watched)
+            with output_place(session) as place:
+                if options.fresh:
+                    set_aside(session.directory)
+                ended = await _run(session, provider, place, confirm, watched)
     if ended.stopped and spent(ended.stopped):
         ended.stopped.exit_code = RESUMABLE
     return ended
@@ -149,7 +154,7 @@ def _rare_collections() -> Iterator[None]:
         gc.set_threshold(*usual)
 
 
-async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watch) -> Ended:
+async def _run(session: Session, provider: Gemini, place: Place | None, confirm: Confirm, watch: Watch) -> Ended:
     job, options = session.job, session.options
     shelf = None if options.offline else shelf_of(job, SUFFIXES[session.kind])
     store = RunStore(session.directory, provider.parse)
@@ -171,25 +176,16 @@ async def _run(session: Session, provider: Gemini, confirm: Confirm, watch: Watc
             store.log(PLAN_EVENT, **_expectation(session, plan))
             await _attended(engine, store, watch, books)
         await store.seal()
-        if options.pilot is None:
-            await anyio.to_thread.run_sync(
-                export,
-                session.source.batches(
-                    columns=session.output_columns, size=1024, json=session.output.suffix == ".jsonl"
-                ),
-                session_schema(session),
-                session.directory / "results",
-                session.output,
-                session.rows,
-                job.spec.output.csv_safe,
-                session.source.json_columns.intersection(session.output_columns),
-            )
+        unwritten = None
+        if place is not None:
+            unwritten = await anyio.to_thread.run_sync(exported, session, place, engine.stopped)
         whole = "finished" if options.pilot is None else "pilot"
-        status = "stopped" if engine.stopped else "interrupted" if engine.interrupted else whole
-        store.log("end", status=status, reason=str(engine.stopped or ""), **_numbers(engine.monitor))
+        stopped = engine.stopped or (None if engine.interrupted else unwritten)
+        status = "stopped" if stopped else "interrupted" if engine.interrupted else whole
+        store.log("end", status=status, reason=str(stopped or ""), **_numbers(engine.monitor))
     finally:
         store.close()
-    return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted)
+    return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted, unwritten)
 
 
 def set_aside(directory: Path) -> None:

@@ -1,14 +1,15 @@
+import csv
 import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import polars as pl
 import pytest
@@ -16,19 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import result
 
-from pipeline.errors import InputError, RunStateError
+from pipeline.errors import InputChanged, InputError, OutputError, RunStateError
 from pipeline.records import Result
 from pipeline.source.order import BLOCK_ROWS, reading_order
 from pipeline.store import export as exports
 from pipeline.store import parts
-from pipeline.store.export import RESULT_COLUMNS, ROW, export, output_schema
+from pipeline.store.export import RESULT_COLUMNS, ROW, Form, attempt, export, output_schema
+from pipeline.store.place import Counted, held
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    directory = tmp_path / "notes" / "results"
+    directory = tmp_path / "runs" / "notes" / "results"
     directory.mkdir(parents=True)
     return directory
 
@@ -45,8 +47,31 @@ def batches(frame: pl.DataFrame, size: int = 4) -> Iterator[pl.DataFrame]:
 
 
 def write(frame: pl.DataFrame, results: Path, path: Path, rows: int | None = None, size: int = 4) -> pl.DataFrame:
-    export(batches(frame, size), frame.schema, results, path, frame.height if rows is None else rows)
+    put(batches(frame, size), frame.schema, results, path, frame.height if rows is None else rows)
     return read(path)
+
+
+def put(
+    frames: Iterable[pl.DataFrame],
+    own: pl.Schema,
+    results: Path,
+    path: Path,
+    rows: int,
+    overwrite: bool = True,
+    keys: Callable[[pl.DataFrame], list[str]] | None = None,
+    **form: Any,
+) -> Counted:
+    """Write the table in its place, as a run does."""
+    counted: list[Counted] = []
+    shape = Form(path.suffix, **form)
+
+    def write(file: BinaryIO) -> Counted:
+        counted.append(export(frames, own, results, file, shape, rows, keys))
+        return counted[0]
+
+    with held(path, results.parent, rows, overwrite, lambda file: attempt(own, shape, file)) as place:
+        place.replace(write, lambda: None)
+    return counted[0]
 
 
 def read(path: Path) -> pl.DataFrame:
@@ -60,25 +85,57 @@ IDS = pl.DataFrame({"id": [f"d{row}" for row in range(10)]})
 
 # ---- cells that a spreadsheet would run
 
-CELLS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "plain", "a=b", " =1", "'=1", "", None]
+RUN = [
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "\tx",
+    " =1",
+    "\u3000\u200b=1",
+    "\x00=1",
+    "＝1",
+    "＋1",
+    "－1",
+    "＠A",
+    "\u2212 1",
+]
+CELLS = [*RUN, "plain", "a=b", "'=1", "x\n=1", "", None]
 
 
+@pytest.mark.case("D16")
 def test_csv_safe_puts_a_quote_before_text_that_a_spreadsheet_would_run(tmp_path: Path, results: Path) -> None:
-    own = pl.DataFrame({"text": CELLS, "kind": pl.Series(CELLS, dtype=pl.Categorical), "number": [-1] * len(CELLS)})
+    own = pl.DataFrame({"=text": CELLS, "kind": pl.Series(CELLS, dtype=pl.Categorical), "number": [-1] * len(CELLS)})
     seal(results, [result(row, response=cell, error=cell) for row, cell in enumerate(CELLS)])
     path = tmp_path / "out.csv"
-    export(batches(own), own.schema, results, path, own.height, csv_safe=True)
-    safe = [f"'{cell}" if cell and cell[0] in "=+-@\t\r" else cell for cell in CELLS]
-    table = read(path)
-    for column in ("text", "kind", "response", "error"):
-        assert [cell or None for cell in table[column]] == [cell or None for cell in safe], column
-    assert set(table["number"]) == {"-1"}, "numbers are numbers"
+    put(batches(own), own.schema, results, path, own.height, csv_safe=True)
+    with path.open(newline="") as file:
+        header, *table = csv.reader(file, strict=True)
+    assert header[0] == "'=text", "a header is a cell too"
+    safe = [f"'{cell}" if cell in RUN else cell or "" for cell in CELLS]
+    for column in ("'=text", "kind", "response", "error"):
+        assert [row[header.index(column)] for row in table] == safe, column
+    assert {row[header.index("number")] for row in table} == {"-1"}, "numbers are numbers"
+
+
+def test_a_csv_for_excel_has_a_mark_of_its_encoding_and_the_line_ends_of_windows(tmp_path: Path, results: Path) -> None:
+    own = pl.DataFrame({"文": ["评论\nzwei", "3"]})
+    seal(results, [result(0, response="答")])
+    put(batches(own), own.schema, results, tmp_path / "out.csv", 2, excel=True)
+    raw = (tmp_path / "out.csv").read_bytes()
+    assert raw.startswith(b"\xef\xbb\xbf") and raw.count(b"\r\n") == 3
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.reader(file, strict=True))
+    assert (rows[0][0], rows[1][0], rows[1][2]) == ("文", "评论\nzwei", "答")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_without_csv_safe_and_in_other_formats_text_stays_as_it_is(tmp_path: Path, results: Path, suffix: str) -> None:
     own = pl.DataFrame({"text": ["=1+1"]})
-    export(batches(own), own.schema, results, tmp_path / f"out{suffix}", 1, csv_safe=suffix != ".csv")
+    put(batches(own), own.schema, results, tmp_path / f"out{suffix}", 1, csv_safe=suffix != ".csv")
     assert read(tmp_path / f"out{suffix}")["text"].to_list() == ["=1+1"]
 
 
@@ -119,7 +176,7 @@ def test_without_any_part_every_row_is_pending(tmp_path: Path, results: Path) ->
     assert table.schema == output_schema(IDS.schema, Path("out.parquet"))
 
 
-@pytest.mark.parametrize("rows", [1, 4, 5, 10, 99])
+@pytest.mark.parametrize("rows", [1, 4, 5, 10])
 def test_only_the_rows_of_this_run_are_written(tmp_path: Path, results: Path, rows: int) -> None:
     seal(results, [result(row) for row in range(10)])
     assert write(IDS, results, tmp_path / "out.csv", rows)["id"].to_list() == IDS["id"].to_list()[:rows]
@@ -133,15 +190,38 @@ def test_no_more_batches_are_read_than_the_rows_need(tmp_path: Path, results: Pa
             read_batches.append(number)
             yield batch
 
-    export(counted(), pl.Schema({"id": pl.Int64}), results, tmp_path / "out.csv", 6)
+    put(counted(), pl.Schema({"id": pl.Int64}), results, tmp_path / "out.csv", 6)
     assert read_batches == [0, 1, 2]
 
 
-def test_rows_that_the_input_left_out_shift_nothing(tmp_path: Path, results: Path) -> None:
+@pytest.mark.case("O1")
+def test_rows_that_the_input_has_lost_are_told_and_nothing_is_replaced(tmp_path: Path, results: Path) -> None:
     seal(results, [result(row) for row in (0, 1, 2)])
-    frame = pl.DataFrame({ROW: pl.Series([0, 2], dtype=pl.Int64), "id": ["a", "c"]})
-    export([frame], pl.Schema({"id": pl.String}), results, tmp_path / "out.csv", 3)
-    assert read(tmp_path / "out.csv").select("id", "response").rows() == [("a", "answer 0"), ("c", "answer 2")]
+    (tmp_path / "out.csv").write_text("what was there")
+    with pytest.raises(InputChanged, match="has 2 rows now, and had 3"):
+        put(batches(IDS.head(2)), IDS.schema, results, tmp_path / "out.csv", 3)
+    assert (tmp_path / "out.csv").read_text() == "what was there"
+
+
+@pytest.mark.case("O1")
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_row_with_another_key_than_it_was_asked_under_is_told_by_its_number(
+    tmp_path: Path, results: Path, suffix: str
+) -> None:
+    seal(results, [result(row, response=f"answer {row}") for row in range(10)])
+    keyed = pl.DataFrame({"key": [f"key {row}" for row in range(10)], "n": list(range(10))})
+    path = tmp_path / f"out{suffix}"
+
+    def ids(frame: pl.DataFrame) -> list[str]:
+        return [str(key) for key in frame["key"]]
+
+    put(batches(keyed), keyed.schema, results, path, 10, keys=ids)
+    assert read(path)["response"].to_list() == [f"answer {row}" for row in range(10)], "a column may be called `key`"
+    before = path.read_bytes()
+    swapped = keyed[[0, 1, 2, 4, 3, 5, 6, 7, 8, 9]]
+    with pytest.raises(InputChanged, match="row 3 of the input is 'key 4' now, and was 'key 3'"):
+        put(batches(swapped), keyed.schema, results, path, 10, keys=ids)
+    assert path.read_bytes() == before
 
 
 @given(
@@ -153,14 +233,16 @@ def test_rows_that_the_input_left_out_shift_nothing(tmp_path: Path, results: Pat
 def test_any_history_of_parts_comes_out_as_a_dict_would_have_it(
     tmp_path_factory: pytest.TempPathFactory, history: list[list[tuple[int, Any]]], size: int, rows: int
 ) -> None:
-    directory = tmp_path_factory.mktemp("any")
+    at = tmp_path_factory.mktemp("any")
+    directory = at / "runs" / "any" / "results"
+    directory.mkdir(parents=True)
     newest: dict[int, Result] = {}
     for number, group in enumerate(history, 1):
         outcomes = {row: result(row, status, response=f"{row} in {number}") for row, status in group}
         newest |= outcomes
         seal(directory, outcomes.values())
     frame = pl.DataFrame({"n": list(range(25))})
-    table = write(frame, directory, directory / "out.parquet", rows, size)
+    table = write(frame, directory, at / "out.parquet", rows, size)
     assert table.select("n", "status", "response").rows() == [
         (row, newest[row].status, newest[row].response) if row in newest else (row, "pending", None)
         for row in range(rows)
@@ -281,14 +363,14 @@ def test_the_old_file_stays_when_reading_or_writing_fails(tmp_path: Path, result
         raise InputError("the input is gone")
 
     with pytest.raises(InputError, match="the input is gone"):
-        export(broken(), IDS.schema, results, path, 10)
+        put(broken(), IDS.schema, results, path, 10)
     seal(results, [result(0)])
     whole = (results / "part-000001.parquet").read_bytes()
     (results / "part-000001.parquet").write_bytes(whole[:50])
     with pytest.raises(RunStateError, match=r"part-000001\.parquet is damaged"):
         write(IDS, results, path)
     assert path.read_text() == "what was there"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["notes", path.name]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, "runs"]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -297,24 +379,19 @@ def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path: Path, results: Pat
         pytest.skip("no /dev/full")
     path = tmp_path / f"out{suffix}"
     path.write_text("what was there")
-    (tmp_path / f".out{suffix}.tmp").symlink_to("/dev/full")
-    with pytest.raises(InputError) as caught:
-        write(IDS, results, path)
-    assert caught.value.message == (
-        f"cannot write {path}: No space left on device (os error 28)\nEvery answer is safe in {results.parent}."
-    )
-    assert "nothing is bought twice" in caught.value.hint
+
+    def write(_: BinaryIO) -> Counted:
+        with Path("/dev/full").open("wb") as full:
+            return export(batches(IDS), IDS.schema, results, full, Form(suffix), 10)
+
+    with held(path, results.parent, 10, True, lambda file: None) as place, pytest.raises(OutputError) as caught:
+        place.replace(write, lambda: None)
+    assert caught.value.exit_code == 3
+    assert caught.value.message.startswith(f"cannot write {path}: No space left on device")
+    assert f"Every answer is safe in {results.parent}." in caught.value.message
+    assert "nothing twice" in caught.value.hint
     assert path.read_text() == "what was there"
-    assert not (tmp_path / f".out{suffix}.tmp").exists()
-
-
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, results: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match=r"cannot write .*/file/out\.csv: "):
-        write(IDS, results, tmp_path / "file" / "out.csv")
-    (tmp_path / "out.csv").mkdir()
-    with pytest.raises(InputError, match=r"cannot write .*/out\.csv: Is a directory"):
-        write(IDS, results, tmp_path / "out.csv")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, "runs"]
 
 
 def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_name(
@@ -323,9 +400,9 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_name(
     steps: list[str] = []
     fsync, rename = os.fsync, Path.rename
     monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("fsync"), fsync(fd))[1])
-    monkeypatch.setattr(Path, "rename", lambda path, to: (steps.append(f"{path.name} to {to.name}"), rename(path, to)))
+    monkeypatch.setattr(Path, "rename", lambda path, to: (steps.append(f"rename to {to.name}"), rename(path, to)))
     write(IDS, results, tmp_path / "new" / "out.csv")
-    assert steps == ["fsync", ".out.csv.tmp to out.csv"]
+    assert steps == ["fsync", "fsync", "rename to output.json", "rename to out.csv", "fsync"], "the folder's at last"
 
 
 def test_the_output_has_the_permissions_of_any_file_the_user_makes(tmp_path: Path, results: Path) -> None:
@@ -398,7 +475,7 @@ import sys
 from pathlib import Path
 import polars as pl
 from pipeline.store import parts
-from pipeline.store.export import ROW, export
+from pipeline.store.export import ROW, Form, export
 
 rows, size, results = 50_000, 500, Path(sys.argv[1])
 for number in range(rows // size):
@@ -417,7 +494,8 @@ def peak_kb():  # getrusage would count the peak of the process that started thi
 
 before = peak_kb()
 for path in sys.argv[2:]:
-    export(batches(), pl.Schema({"id": pl.String}), results, Path(path), rows)
+    with open(path, "wb") as file:
+        export(batches(), pl.Schema({"id": pl.String}), results, file, Form(Path(path).suffix), rows)
     print((peak_kb() - before) // 1024)
 """
 

@@ -63,6 +63,9 @@ def run(
     rpd: Rpd = None,
     json: Json = False,
     pace: Pace = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the output, though another run wrote it or it holds more rows")
+    ] = False,
     show_config: Annotated[bool, typer.Option("--show-config", help="say where each setting comes from")] = False,
 ) -> None:
     """Start this job's run, or continue it."""
@@ -83,6 +86,7 @@ def run(
         wait,
         changes=canonical(changed),
         pace=pace,
+        overwrite=overwrite,
     )
     redo = load_job(job, out, model, rpm, tpm, rpd, changed) if changed else None
     prepared = session.prepare(loaded, options, redo)
@@ -93,11 +97,11 @@ def run(
             console.show_json(ended.summary.as_json())
         else:
             console.show_summary(ended.summary, console.err)
-    if ended.stopped:
-        console.show_error(ended.stopped, "stopped")
-    elif ended.interrupted:
+    for reason in filter(None, (ended.stopped, ended.unwritten)):
+        console.show_error(reason, "stopped")
+    if ended.interrupted and not ended.stopped:
         console.show_hint("nothing is lost; the same command continues")
-    elif ended.exit_code == 1:
+    if ended.exit_code == 1:
         console.show_hint(f"`pipeline report {ended.summary.directory} --failed` lists the rows that are not ok")
     raise typer.Exit(ended.exit_code)
 

@@ -57,7 +57,7 @@ def show_summary(summary: Summary, to: Console = out) -> None:
         if summary.latency_p50_s is not None and summary.latency_p95_s is not None
         else None,
         ("time", duration(summary.seconds), ""),
-        ("output", manifest.output, "not written yet: the run does" if summary.status == "pilot" else ""),
+        ("output", summary.output, "not written yet: the run does" if summary.status == "pilot" else ""),
         ("run", str(summary.directory), ""),
     ]
     show_columns(to, [row for row in rows if row])

@@ -17,6 +17,7 @@ from pipeline.report.latencies import Latencies
 from pipeline.store import parts, seals
 from pipeline.store.manifest import Lock, Manifest
 from pipeline.store.manifest import read as read_manifest
+from pipeline.store.place import last_output
 from pipeline.store.state import load
 
 RUNS = Path("runs")
@@ -59,6 +60,11 @@ class Summary:
     accuracy: Accuracy | None  # None: no plan for as many rows is known
 
     @property
+    def output(self) -> str:
+        """The table that was written last, or the one that is to be."""
+        return last_output(self.directory) or self.manifest.output
+
+    @property
     def done(self) -> int:
         """Rows with an outcome."""
         return self.outcomes.total()
@@ -86,7 +92,7 @@ class Summary:
             "uncertain": self.uncertain,
             "usage_estimated": self.usage_estimated,
             "seconds": round(self.seconds, 1),
-            "output": self.manifest.output,
+            "output": self.output,
             "run_dir": str(self.directory),
             "accuracy": self.accuracy.as_json() if self.accuracy else None,
         }

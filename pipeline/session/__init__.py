@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 
 import httpx
@@ -14,7 +15,7 @@ import polars as pl
 
 from pipeline import __version__, report
 from pipeline.emulator import Emulator, EmulatorOptions
-from pipeline.errors import AuthError, JobError, ServiceError
+from pipeline.errors import AuthError, InputChanged, InputError, JobError, ServiceError
 from pipeline.job import DEFAULT_BASE_URL, Job, api_key
 from pipeline.prices import CHECKED, FREE, MODELS, Rates, model_info
 from pipeline.providers.gemini import Gemini
@@ -26,11 +27,12 @@ from pipeline.session.state import quota_place
 from pipeline.source import Source, open_source, output_conflict
 from pipeline.source.documents import ROW
 from pipeline.source.order import Order, woven
-from pipeline.store.export import output_schema
+from pipeline.store.export import Form, attempt, output_schema
 from pipeline.store.manifest import SUFFIXES, Kind, Manifest
 from pipeline.templates.checks import check_template
 
 METERS = ("rpm", "tpm", "rpd")
+_MOST_DAYS = 73_000_000  # from 1970: beyond 262,000 years the writers of text panic
 _OFFLINE = EmulatorOptions(any_model=True, track_prompts=0)
 
 
@@ -48,6 +50,7 @@ class Options:
     pilot: frozenset[int] | None = None  # only these rows, and no output table
     changes: str | None = None  # [model] keys that `--set` changes for the rows of `retry`, as JSON
     pace: bool = False  # offline, obey the job's limits all the same
+    overwrite: bool = False  # replace the output whoever wrote it, and whatever is in it
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,21 @@ class Session:
         text = None if self.job.spec.output.include_text else self.job.spec.input.text
         return [name for name in self.source.schema if name != text]
 
+    @property
+    def form(self) -> Form:
+        """How the output is written."""
+        output, json = self.job.spec.output, self.source.json_columns.intersection(self.output_columns)
+        return Form(self.output.suffix, output.csv_safe, output.excel, json)
+
+    def check_input(self, looked_into: bool = False) -> None:
+        """Raise `InputChanged` when the input's files are not what they were when they were opened; see `Source`."""
+        if change := self.source.changed(looked_into):
+            raise InputChanged(
+                f"the input changed while the run went on: {change}\n"
+                f"Every answer is safe in {self.directory}, beside the input that it was asked of.",
+                "put the input back as it was, and the same command goes on; `--fresh` begins anew with the one of now",
+            )
+
     def documents(
         self, wanted: Callable[[int], bool] = lambda row: True, order: Order | None = None
     ) -> Iterator[Iterator[Document]]:
@@ -124,6 +142,7 @@ class Session:
                 return
 
     def _wanted(self, frame: pl.DataFrame, wanted: Callable[[int], bool]) -> Iterator[Document]:
+        self.check_input()  # what was read before this moment is of the table that was checked
         pilot = self.options.pilot
         chosen = frame.filter(pl.col(ROW) < self.rows, True if pilot is None else pl.col(ROW).is_in(pilot))
         return (document for document in self.source.documents(chosen) if wanted(document.row))
@@ -165,7 +184,28 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
     for path in (job.spec.output.path, str(session.output)):  # what a real run would refuse, a rehearsal refuses too
         output_conflict(source, path)
     output_schema(session_schema(session), session.output)
+    attempt(session_schema(session), session.form, BytesIO())
+    check_times(session)
+    session.check_input(looked_into=True)
     return session
+
+
+def check_times(session: Session) -> None:
+    """Raise `InputError` for a date or time that a text format cannot write: of a year that no calendar library has."""
+    if session.output.suffix == ".parquet":
+        return
+    schema = session_schema(session)
+    names = [name for name, dtype in schema.items() if dtype == pl.Date or isinstance(dtype, pl.Datetime)]
+    for frame in session.source.batches(columns=names) if names else ():
+        for name in names:
+            days = frame[name].dt.cast_time_unit("ms").to_physical() // 86_400_000 if schema[name] != pl.Date else None
+            found = (frame[name].to_physical() if days is None else days).cast(pl.Int64).abs() > _MOST_DAYS
+            if row := frame.filter(found).head(1)[ROW].to_list():
+                raise InputError(
+                    f"column `{name}` has a time in row {row[0]} that {session.output} cannot hold: its year is beyond"
+                    " 200,000",
+                    "write to .parquet, or mend the value",
+                )
 
 
 async def identified(session: Session) -> Session:

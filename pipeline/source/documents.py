@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -15,7 +16,7 @@ from polars.datatypes import DataTypeClass
 
 from pipeline.errors import InputError
 from pipeline.records import Document
-from pipeline.source import jsonl
+from pipeline.source import jsonl, standing
 from pipeline.source.tables import Table, open_table
 from pipeline.source.unique import repeats
 from pipeline.values import Fields, Kind, cells, json_cells, kind, texts
@@ -27,8 +28,6 @@ order."""
 BATCH_ROWS = 4096
 """Rows that are read, and mixed, at a time."""
 
-_WHOLE_BYTES = 64 * 2**20
-_SAMPLES, _SAMPLE_BYTES = 64, 2**16
 _CHECKED_ROWS = 16_384
 _CANDIDATES = 1_000
 _OVER_ROWS = {"Agg", "Over", "Len", "SubPlan", "Rank", "Shift"}
@@ -44,6 +43,7 @@ class Source:
     where: str | None
     columns: tuple[str, ...]
     predicate: pl.Expr | None
+    stamps: tuple[standing.Stamp | None, ...] = ()  # of the files, when they were opened
 
     @property
     def schema(self) -> dict[str, pl.DataType]:
@@ -73,15 +73,43 @@ class Source:
         A file above 64 MiB is hashed by its first and last MiB and 64 evenly spaced blocks of 64 KiB: an edit that
         keeps such a file's size and misses those blocks goes unseen. Of a remote table only address and schema count.
         """
-        digest = hashlib.blake2b(digest_size=16)
-        if any(self.table.on_path.values()):
-            digest.update(repr([self.table.on_path[path] for path in self.paths]).encode())
+        return self._fingerprint()
+
+    def _fingerprint(self) -> str:
         if self.table.remote:
-            digest.update(f"{self.table.path}\n{self.schema}".encode())
-        else:
-            for path in self.paths:
-                _hash_file(digest, Path(path))
-        return digest.hexdigest()
+            return hashlib.blake2b(f"{self.table.path}\n{self.schema}".encode(), digest_size=16).hexdigest()
+        found = standing.fingerprint_files(self.paths)
+        if not any(self.table.on_path.values()):
+            return found
+        on_path = repr([self.table.on_path[path] for path in self.paths])
+        return hashlib.blake2b(f"{on_path}\n{found}".encode(), digest_size=16).hexdigest()
+
+    def changed(self, looked_into: bool = False) -> str | None:
+        """What happened to the files since they were opened, in words; None when they are what they were.
+
+        A file that was only touched, or replaced by its copy, is what it was, if it is no larger than 64 MiB. With
+        `looked_into` content is compared even where size and time are the same.
+        """
+        if self.table.remote:
+            return None
+        now = standing.stamps(self.paths)
+        same = now == self.stamps
+        if same and not looked_into:
+            return None
+        with suppress(OSError):
+            if (same or self._is_copy(now)) and self._fingerprint() == self.fingerprint:
+                return None
+        files = zip(self.paths, self.stamps, now, strict=True)
+        differing = (standing.difference(path, before, after) for path, before, after in files if before != after)
+        return next(differing, f"{self.table.path} was written to")
+
+    def _is_copy(self, now: Sequence[standing.Stamp | None]) -> bool:
+        """Whether the content can tell: sizes are the same, and so small that all of it is hashed."""
+        return all(
+            before and after and before[2] == after[2] <= standing.WHOLE_BYTES
+            for before, after in zip(self.stamps, now, strict=True)
+            if before != after
+        )
 
     def showing(self, columns: Sequence[str]) -> "Source":
         """The same table with these columns in its documents. Raises `InputError` for one that cannot be there."""
@@ -250,7 +278,8 @@ def open_source(
             f"a template can use it as it is: {{{{ {text} }}}}",
         )
     predicate = None if where is None else _compiled(table, where)
-    return Source(table, id, text, where, (), predicate).showing(columns)
+    stamps = () if table.remote else standing.stamps(table.paths)
+    return Source(table, id, text, where, (), predicate, stamps).showing(columns)
 
 
 def output_conflict(source: Source, out_path: str) -> None:
@@ -337,22 +366,6 @@ def _has_bytes(dtype: pl.DataType | DataTypeClass) -> bool:
     if isinstance(dtype, pl.List | pl.Array):
         return _has_bytes(dtype.inner)
     return dtype in (pl.Binary, pl.Object)
-
-
-def _hash_file(digest: "hashlib.blake2b", path: Path) -> None:
-    size = path.stat().st_size
-    digest.update(f"{path.name}\n{size}\n".encode())
-    with path.open("rb") as file:
-        if size <= _WHOLE_BYTES:
-            while block := file.read(2**20):
-                digest.update(block)
-            return
-        for start in (0, size - 2**20):
-            file.seek(start)
-            digest.update(file.read(2**20))
-        for sample in range(_SAMPLES):
-            file.seek(size * sample // _SAMPLES)
-            digest.update(file.read(_SAMPLE_BYTES))
 
 
 def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:

@@ -1,18 +1,18 @@
-"""The output table: the input's own columns and the results, in input order, replaced atomically."""
+"""The output table: the input's own columns and the results, in input order, each row held to its key."""
 
-import os
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import orjson
 import polars as pl
 from polars.io.plugins import register_io_source
 
-from pipeline.errors import InputError
+from pipeline.errors import InputChanged, InputError, PipelineError
 from pipeline.store.parts import RESULTS_SCHEMA, PolarsDataType, part_paths, read_part
+from pipeline.store.place import Counted
 
 ROW = "\0row"
 PENDING = "pending"
@@ -43,12 +43,24 @@ RESULT_COLUMNS: dict[str, pl.DataType] = {
 """Columns that follow the input's own, typed from the first row whatever is in them."""
 
 _TEXTS = (pl.String, pl.Categorical, pl.Enum)
-_FORMULA = r"^[=+\-@\t\r]"
-"""What a spreadsheet may run when a cell begins with it (OWASP, "CSV Injection")."""
+_FORMULA = r"^[\pZ\pC]*[=+\-@＝＋－＠﹦﹢﹣﹫−]|^[\t\r\n]"
+"""What a spreadsheet may run when a cell begins with it, behind blanks too (OWASP, "CSV Injection")."""
+_KEY = "__key__"
+_OTHER_FORMATS = "write to .parquet instead, or .jsonl for lists and structs"
 _FAR_ROWS = 4_096
 """Rows missing in between that make it worth reading a part in two segments; a part has some 4,000 rows in all."""
 _ROW_GROUP = 10_000
 """Rows that are held until they are written: answers of 4 KB take 260 MB; with polars' own default, 810 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the table is written: `suffix` is that of its path, `json_columns` hold JSON texts."""
+
+    suffix: str
+    csv_safe: bool = False  # defuse what a spreadsheet would run
+    excel: bool = False  # a CSV that Excel opens rightly: its mark of UTF-8, and its line ends
+    json_columns: frozenset[str] = frozenset()
 
 
 def output_schema(own: pl.Schema, path: Path) -> pl.Schema:
@@ -66,7 +78,7 @@ def output_schema(own: pl.Schema, path: Path) -> pl.Schema:
         if not _can_hold(path.suffix, dtype):
             raise InputError(
                 f"column `{name}` is a {dtype}, which {path} cannot hold",
-                "write to .parquet instead, or .jsonl for lists and structs",
+                _OTHER_FORMATS,
             )
     return pl.Schema({renamed.get(name, name): dtype for name, dtype in own.items()} | RESULT_COLUMNS)
 
@@ -75,70 +87,101 @@ def export(
     batches: Iterable[pl.DataFrame],
     own: pl.Schema,
     results: Path,
-    path: Path,
+    file: BinaryIO,
+    form: Form,
     rows: int,
-    csv_safe: bool = False,
-    json_columns: Collection[str] = (),
-) -> None:
-    """Write `path`: the first `rows` rows of the input's `batches` (with `ROW`), joined with the sealed `results`.
+    keys: Callable[[pl.DataFrame], Sequence[str]] | None = None,
+) -> Counted:
+    """Write to `file` the first `rows` rows of `batches`, the input's (with `ROW`), joined with sealed `results`.
 
-    `csv_safe` defuses spreadsheet formulas in a .csv; `json_columns` of the input are JSON texts, which a .jsonl takes
-    as they are. Memory is bounded by a few parts. Raises `InputError` when `path` cannot be written, `RunStateError`
-    for a damaged part; the old file then stays.
+    `keys` are those of a batch's rows; columns of a batch beyond `own` are for it only. Memory is bounded by a few
+    parts. Raises `InputChanged` when a row has another key than it was asked under, or when rows are missing;
+    `RunStateError` for a damaged part; what the writer raises when the file cannot be written.
     """
-    schema = output_schema(own, path)
-    texts = [name for name, dtype in schema.items() if dtype in _TEXTS] if csv_safe and path.suffix == ".csv" else []
-    schema.update(dict.fromkeys(texts, pl.String()))
-    names = list(schema)
-    raw = {_renamed(own).get(name, name) for name in json_columns} if path.suffix == ".jsonl" else set()
-    if raw:
-        schema = pl.Schema({"line": pl.String()})
+    schema = output_schema(own, Path(f"output{form.suffix}"))
+    renamed = _renamed(own)
+    names, trouble, counted = list(schema), [], [0, 0]
 
-    def frames(
-        columns: list[str] | None, predicate: pl.Expr | None, most: int | None, size: int | None
-    ) -> Iterator[pl.DataFrame]:
+    def joined() -> Iterator[pl.DataFrame]:
         parts = _Parts(results)
         for batch in batches:
             if batch[ROW][0] >= rows:
                 return
-            batch = batch.filter(pl.col(ROW) < rows).rename(_renamed(own))
-            joined = batch.join(parts.between(batch[ROW][0], batch[ROW][-1]), on=ROW, how="left", maintain_order="left")
-            joined = joined.with_columns(pl.col("status").fill_null(PENDING)).drop(ROW)
-            joined = joined.with_columns(_defused(name) for name in texts)
-            if raw:
-                joined = joined.select(_as_json(names, raw))
-            yield joined.select(columns) if columns is not None else joined
+            batch = batch.filter(pl.col(ROW) < rows)
+            found = parts.between(batch[ROW][0], batch[ROW][-1])
+            if keys is not None:
+                mine = pl.DataFrame({ROW: batch[ROW], _KEY: keys(batch)}, schema_overrides={_KEY: pl.String})
+                _check_keys(mine.join(found.select(ROW, "key"), on=ROW, maintain_order="left"))
+            frame = batch.select(ROW, *own).rename(renamed)
+            frame = frame.join(found.drop("key"), on=ROW, how="left", maintain_order="left")
+            counted[0] += frame.height
+            counted[1] += frame.height - frame["status"].null_count()
+            yield frame.with_columns(pl.col("status").fill_null(PENDING)).select(names)
+        if counted[0] < rows:
+            raise InputChanged(f"the input has {counted[0]:,} rows now, and had {rows:,} when the run began")
 
-    source = register_io_source(frames, schema=schema)
-    hidden = path.with_name(f".{path.name}.tmp")
+    def heeded() -> Iterator[pl.DataFrame]:
+        try:
+            yield from joined()
+        except PipelineError as error:  # the writer would make another one of it
+            trouble.append(error)
+            raise
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            source.sink_parquet(hidden, compression="zstd", row_group_size=_ROW_GROUP, maintain_order=True)
-        elif path.suffix == ".csv":
-            source.sink_csv(hidden, maintain_order=True)
-        elif raw:
-            source.sink_csv(hidden, include_header=False, quote_style="never", maintain_order=True)
-        else:
-            source.sink_ndjson(hidden, maintain_order=True)
-        hidden.chmod(0o666 & ~_umask())
-        with hidden.open("rb") as file:
-            os.fsync(file.fileno())
-        hidden.rename(path)
-    except (OSError, pl.exceptions.PolarsError) as error:  # polars calls a full disk a fault of the format
-        reason = getattr(error, "strerror", None) or str(error).rpartition("underlying IO error: ")[2]
-        raise InputError(
-            f"cannot write {path}: {reason}\nEvery answer is safe in {results.parent}.",
-            "make room or choose another place with `--out`, and run the same command again: nothing is bought twice",
-        ) from None
-    finally:
-        with suppress(OSError):
-            hidden.unlink(missing_ok=True)
+        _write(heeded(), schema, form, {renamed.get(name, name) for name in form.json_columns}, file)
+    except Exception:
+        if trouble:
+            raise trouble[0] from None
+        raise
+    return Counted(*counted)
 
 
-def _defused(column: str) -> pl.Expr:
-    text = pl.col(column).cast(pl.String)
-    return pl.when(text.str.contains(_FORMULA)).then("'" + text).otherwise(text).alias(column)
+def attempt(own: pl.Schema, form: Form, file: BinaryIO) -> None:
+    """Write a table of these types with one empty row. Raises `InputError` for one that the format cannot hold."""
+    schema = output_schema(own, Path(f"output{form.suffix}"))
+    frame = pl.DataFrame({name: pl.Series([None], dtype=dtype) for name, dtype in schema.items()}, schema=schema)
+    try:
+        _write(iter([frame]), schema, form, form.json_columns & own.keys(), file)
+    except pl.exceptions.PolarsError as error:
+        reason = (str(error).splitlines() or ["?"])[0]
+        raise InputError(f"{form.suffix} cannot hold the columns of the output: {reason}", _OTHER_FORMATS) from None
+
+
+def _check_keys(frame: pl.DataFrame) -> None:
+    """Raise `InputChanged` for the first row whose key is not the one that it was asked under."""
+    other = frame.filter(pl.col("key") != pl.col(_KEY)).head(1)
+    for row, now, asked in other.select(ROW, _KEY, "key").iter_rows():
+        raise InputChanged(f"row {row} of the input is {now!r} now, and was {asked!r} when it was asked")
+
+
+def _write(frames: Iterator[pl.DataFrame], schema: pl.Schema, form: Form, raw: Collection[str], file: BinaryIO) -> None:
+    """Write the frames in the form; `raw` names their columns of JSON texts."""
+    texts = [name for name, dtype in schema.items() if dtype in _TEXTS] if form.csv_safe else []
+    if form.suffix == ".csv":
+        heads = {name: _defused_name(name) for name in schema} if form.csv_safe else {}
+        types = schema | dict.fromkeys(texts, pl.String())
+        schema = pl.Schema({heads.get(name, name): dtype for name, dtype in types.items()})
+        frames = (frame.with_columns(map(_defused, texts)).rename(heads) for frame in frames)
+    elif form.suffix == ".jsonl" and raw:
+        line = _as_json(list(schema), raw)
+        schema = pl.Schema({"line": pl.String()})
+        frames = (frame.select(line) for frame in frames)
+
+    def source(
+        columns: list[str] | None, predicate: pl.Expr | None, most: int | None, size: int | None
+    ) -> Iterator[pl.DataFrame]:
+        return (frame if columns is None else frame.select(columns) for frame in frames)
+
+    table = register_io_source(source, schema=schema)
+    if form.suffix == ".parquet":
+        table.sink_parquet(file, compression="zstd", row_group_size=_ROW_GROUP, maintain_order=True)
+    elif form.suffix == ".csv":
+        ends = "\r\n" if form.excel else "\n"
+        table.sink_csv(file, include_bom=form.excel, line_terminator=ends, maintain_order=True)
+    elif raw:
+        table.sink_csv(file, include_header=False, quote_style="never", maintain_order=True)
+    else:
+        table.sink_ndjson(file, maintain_order=True)
 
 
 def _as_json(names: Iterable[str], raw: Collection[str]) -> pl.Expr:
@@ -153,6 +196,15 @@ def _as_json(names: Iterable[str], raw: Collection[str]) -> pl.Expr:
     return ("{" + pl.concat_str(fields, separator=",") + "}").alias("line")
 
 
+def _defused_name(name: str) -> str:
+    return "'" + name if pl.select(pl.lit(name).str.contains(_FORMULA)).item() else name
+
+
+def _defused(column: str) -> pl.Expr:
+    text = pl.col(column).cast(pl.String)
+    return pl.when(text.str.contains(_FORMULA)).then("'" + text).otherwise(text).alias(column)
+
+
 def _renamed(own: Iterable[str]) -> dict[str, str]:
     return {name: f"input_{name}" for name in own if name in RESULT_COLUMNS}
 
@@ -160,17 +212,13 @@ def _renamed(own: Iterable[str]) -> dict[str, str]:
 def _can_hold(suffix: str, dtype: PolarsDataType) -> bool:
     if suffix == ".csv":
         return not dtype.is_nested() and dtype not in (pl.Binary, pl.Duration)
+    if dtype == pl.Object or (suffix == ".parquet" and isinstance(dtype, pl.Struct) and not dtype.fields):
+        return False
     if isinstance(dtype, pl.Struct):
         return all(_can_hold(suffix, inner) for inner in dtype.to_schema().values())
     if isinstance(dtype, pl.List | pl.Array):
         return _can_hold(suffix, dtype.inner)
     return suffix == ".parquet" or dtype != pl.Binary
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 class _Segment(NamedTuple):
@@ -184,7 +232,7 @@ class _Segment(NamedTuple):
     height: int
 
     def read(self) -> pl.DataFrame:
-        frame = read_part(self.path, ("row", *RESULT_COLUMNS), self.start, self.height)
+        frame = read_part(self.path, ("row", "key", *RESULT_COLUMNS), self.start, self.height)
         return frame.with_columns(pl.col("cost_usd").cast(pl.Float64))
 
 
@@ -212,5 +260,5 @@ class _Parts:
         self._open.sort(key=lambda held: held[0].part)
         found = [frame.filter(pl.col("row").is_between(low, high)) for _, frame in self._open]
         if not found:
-            return pl.DataFrame(schema={ROW: pl.Int64, **RESULT_COLUMNS})
+            return pl.DataFrame(schema={ROW: pl.Int64, "key": pl.String, **RESULT_COLUMNS})
         return pl.concat(found).unique("row", keep="last", maintain_order=True).rename({"row": ROW})
