@@ -104,7 +104,6 @@ def test_layout_1_is_continued_and_then_as_safe_as_any(directory: Path) -> None:
         kept = [store.reply(f"content {row}") for row in (1, 2)]
         assert [call.reply.error_kind if call else "gone" for call in kept] == [None, "malformed_reply"]
         assert [sent.row for sent in store.lost] == [5]
-        store.forget_lost()
         answer(store, 4)
     known = orjson.loads((directory / "manifest.json").read_bytes())
     assert (known["version"], len(known["run"]), known["plain_journals"]) == (VERSION, 32, 1)

@@ -858,6 +858,26 @@ def test_a_journal_that_vanishes_while_it_is_read_was_sealed(directory: Path, mo
     assert sorted(call.fingerprint for call in unsealed.calls) == ["2 map", "3 map 0", "3 map 1"]
 
 
+@pytest.mark.case("D12")
+def test_a_journal_that_is_carried_on_under_the_readers_eyes_is_not_missed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start without anything to seal removes it while a report has read which journals there are."""
+    with killed(directory) as store:
+        store.append_call(prompt(0), paid())
+    look, starting = state._unsealed, iter([True])
+
+    def look_late(*where: Any) -> Any:
+        if next(starting, False):
+            with killed(directory):
+                pass
+        return look(*where)
+
+    monkeypatch.setattr(state, "_unsealed", look_late)
+    _, unsealed = load(directory, parse_reply)
+    assert [call.fingerprint for call in unsealed.calls] == ["content 0"]
+
+
 # ---- any history of sessions and kills
 
 ROW = st.integers(0, 4)

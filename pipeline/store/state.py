@@ -95,7 +95,7 @@ def load(directory: Path, parse: Callable[[bytes], Reply]) -> tuple[Outcomes, Ba
         expected = seals.journals(directory)
         with suppress(FileNotFoundError):
             unsealed = _unsealed(directory, sealed, parse)
-            if parts.newest(directory / "results") == sealed:
+            if parts.newest(directory / "results") == sealed and seals.journals(directory) == expected:
                 break
     for number in expected:
         if number > sealed and number not in unsealed.journals:
