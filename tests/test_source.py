@@ -485,6 +485,17 @@ def test_a_short_row_is_named_rather_than_the_id_that_it_lacks(tmp_path: Path) -
     assert "line 3 has 1 cell" in refused_rows(path, id="id", where="b <> 'y'").message
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, suffix: str) -> None:
+    frame = pl.DataFrame({"id": ["x", "y"]})
+    path = str(tmp_path / f"a.{suffix}")
+    save = {"parquet": pl.DataFrame.write_parquet, "csv": pl.DataFrame.write_csv, "jsonl": pl.DataFrame.write_ndjson}
+    save[suffix](frame, path)
+    source = open_source(path, id="id")
+    save[suffix](frame.head(1), path)
+    assert refused(source.check).message == f"{path} changed while it was read"
+
+
 # ---- identity
 
 

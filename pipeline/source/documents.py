@@ -132,7 +132,10 @@ class Source:
         Cells of a CSV, `where` on real values, ids empty or not unique, and whether there is any row at all. A Parquet
         file is read for its ids and for `where` only.
         """
-        if self._rows == 0:
+        rows = self._rows
+        if self.table.changed:
+            raise InputError(f"{self.table.path} changed while it was read", "run the same command again")
+        if rows == 0:
             if self.where is None:
                 raise InputError(f"{self.table.path} has no rows", "a table has a header and at least one row")
             raise InputError(f"no row of {self.table.path} passes where = {self.where!r}", "loosen [input] where")

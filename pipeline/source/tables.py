@@ -16,7 +16,7 @@ import polars as pl
 
 from pipeline.errors import InputError
 from pipeline.source import jsonl
-from pipeline.source.csvs import CsvFile, open_csv
+from pipeline.source.csvs import CsvFile, open_csv, stamp
 from pipeline.source.partitions import Cells, partitions
 from pipeline.source.text import refuse_disguise
 
@@ -59,9 +59,13 @@ class Table:
     remote: bool
     encoding: str | None = None  # of CSV and JSONL; None is UTF-8
     found: jsonl.Found | None = None  # what stands in JSONL
-    on_path: Mapping[str, Cells] = field(
-        default_factory=dict
-    )  # by path: columns whose value is the same in all its rows
+    on_path: Mapping[str, Cells] = field(default_factory=dict)  # by path: columns of one value in all its rows
+    stamps: tuple[tuple[int, ...], ...] = ()  # of the files, when the table was opened
+
+    @property
+    def changed(self) -> bool:
+        """Whether a file is not what it was when the table was opened, by its size and time of change."""
+        return self.stamps != (() if self.remote else tuple(map(stamp, self.paths)))
 
     @property
     def json_columns(self) -> frozenset[str]:
@@ -143,6 +147,7 @@ def open_table(path: str, encoding: str | None = None) -> Table:
     with explained(table):
         if remote:
             return replace(table, schema=_scan(path, table).collect_schema())
+        table = replace(table, stamps=tuple(map(stamp, paths)))
         for one in paths:
             if Path(one).stat().st_size == 0:
                 raise InputError(f"{one} is empty", "a table has at least a header")
