@@ -91,6 +91,7 @@ REPLIES: Mapping[str, Right] = {
 LOST = {"truncated": "network", "paid_reset": "network", "paid_hang": "timeout"}
 """Faults that are billed though nothing whole came back, and the cause that a row tells of them."""
 
+WAITS = ("wait_day", "wait_2099", "wait_2h")
 MONEY_GONE = (*GROUPS["money gone"], "402")
 
 
@@ -102,8 +103,10 @@ def _options(kind: str, **flags: Any) -> EmulatorOptions:
 @pytest.fixture(scope="module")
 def services() -> Iterator[dict[str, str]]:
     """One service for each fault, by its name."""
-    kinds = [*REPLIES, *LOST, *MONEY_GONE, "echo_error"]
-    with served_each([_options(f"{kind}:0.4" if kind in (*LOST, "echo_error") else kind) for kind in kinds]) as urls:
+    kinds = [*REPLIES, *LOST, *MONEY_GONE, *WAITS, "echo_error"]
+    with served_each(
+        [_options(f"{kind}:0.4" if kind in (*LOST, *WAITS, "echo_error") else kind) for kind in kinds]
+    ) as urls:
         yield dict(zip(kinds, urls, strict=True))
 
 
@@ -226,6 +229,19 @@ def test_no_fault_lifts_the_cap(
     assert float(billed_usd(seen)) <= cap or seen["requests"] == 1, "nobody knows before the first what it costs"
     assert ended.summary.cost_usd >= 0
     assert output().height == 120
+
+
+@pytest.mark.case("S3")
+@pytest.mark.parametrize("kind", WAITS)
+def test_a_wait_that_is_asked_for_has_a_ceiling_and_is_told(
+    here: Path, services: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.quota.retries.LONGEST_WAIT_S", 0.2)
+    since = Since(services[kind])
+    ended = play(here, services[kind])
+    assert since.seen()["requests"] > ROWS and output().height == ROWS
+    assert ended.exit_code in (0, 1, 3)
+    assert "the service asks to wait until" in (here / "runs/job/run.log").read_text()
 
 
 @pytest.mark.case("S5")

@@ -137,7 +137,7 @@ def go_on(rows: int) -> None:
 
     running.open_provider = watching
     prepared = session.prepare(load(Path("job.toml")), session.Options())
-    anyio.run(running.run, prepared, lambda plan, going: None, quiet, backend_options={"use_uvloop": True})
+    anyio.run(running.run, prepared, lambda plan, going, session: None, quiet, backend_options={"use_uvloop": True})
 
 
 if __name__ == "__main__":
