@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 import anyio
 import anyio.to_thread
 
+from pipeline.environment import cache_home, home
 from pipeline.errors import JobError
 from pipeline.job import DEFAULT_BASE_URL, Job
 from pipeline.process import make_private
@@ -76,7 +77,7 @@ def shelf_of(job: Job, suffix: str = "") -> Shelf | None:
     if section is None:
         return None
     if section.url is None or "://" not in section.url:
-        path = Path(section.url).expanduser() if section.url else default_path()
+        path = _expanded(section.url) if section.url else default_path()
         return SqliteShelf(path.with_stem(path.stem + suffix), section.max_age_days, section.max_mb)
     password = None
     if section.password_env is not None and not (password := os.environ.get(section.password_env)):
@@ -87,9 +88,13 @@ def shelf_of(job: Job, suffix: str = "") -> Shelf | None:
     return RedisShelf(section.url, password, section.max_age_days)
 
 
+def _expanded(url: str) -> Path:
+    return home() / url[2:] if url.startswith("~/") else Path(url).expanduser()
+
+
 def default_path() -> Path:
     """The SQLite file in the user's cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt-pipeline" / "answers.sqlite"
+    return cache_home() / "prompt-pipeline" / "answers.sqlite"
 
 
 def service_of(job: Job, suffix: str = "") -> str:

@@ -117,7 +117,7 @@ def test_every_event_has_words() -> None:
     assert "no other run" in notice("sharing", {"runs": 1})
     at_most = {"requests": 8, "at_most_usd": Decimal("0.0142")}
     assert notice("lost", at_most) == (
-        "the last session was killed with 8 request(s) in flight: they may have cost up to $0.0142 and are sent again"
+        "the last session ended with 8 request(s) in flight: they may have cost up to $0.0142 and are sent again"
     )
     assert "unknown sum" in notice("lost", at_most | {"at_most_usd": None})
     assert "cost" not in notice("lost", at_most | {"at_most_usd": Decimal(0)})

@@ -8,6 +8,7 @@ from typer.exceptions import TyperException
 
 from pipeline import __version__
 from pipeline.cli import inspect, jobs
+from pipeline.environment import check_directory
 from pipeline.errors import PipelineError, as_known
 from pipeline.process import LEAST_FILES, files_left, flush_or_drop, make_fit, too_few_files
 from pipeline.terminal import visible
@@ -54,6 +55,7 @@ def main() -> NoReturn:
     make_fit()
     try:
         _refuse_half_characters(sys.argv[1:])
+        check_directory()
         if (left := files_left()) < LEAST_FILES:
             raise too_few_files(left)
         code = app(standalone_mode=False)

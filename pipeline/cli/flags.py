@@ -27,6 +27,10 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before spendi
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="only the first N rows")]
 
 
+_MOST_PLACES = 9
+"""Before the point of an amount, less one: who types more has slipped."""
+
+
 def load_job(
     path: Path,
     out: str | None,
@@ -76,7 +80,9 @@ def parse_usd(text: str | None) -> Decimal | None:
     try:
         amount = Decimal(text.removeprefix("$"))
     except InvalidOperation:
-        raise JobError(f"--max-cost {text} is not an amount in USD") from None
+        amount = Decimal("nan")
+    if not amount.is_finite() or amount.adjusted() > _MOST_PLACES:
+        raise JobError(f"--max-cost {text} is not an amount in USD", "for instance `--max-cost 2.50`")
     if amount <= 0:
         raise JobError("--max-cost must be above 0", "`pipeline estimate` says what the job costs")
     return amount

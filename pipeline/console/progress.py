@@ -125,7 +125,7 @@ def notice(event: str, numbers: dict[str, object]) -> str:
         cost = "may have cost an unknown sum and " if most is None else ""
         if isinstance(most, Decimal) and most:
             cost = f"may have cost up to {money(most)} and "
-        return f"the last session was killed with {requests} request(s) in flight: they {cost}are sent again"
+        return f"the last session ended with {requests} request(s) in flight: they {cost}are sent again"
     if event == "halt":
         return ""  # the end of the run says it
     if event in ("book", "day", "wait"):
@@ -166,4 +166,6 @@ def progress_line(monitor: Monitor, *, bar: bool, since: Mark = START) -> str:
 def _stopping(monitor: Monitor) -> str:
     if not monitor.stopping or monitor.dispatcher is None:
         return ""
-    return f"stopping: waiting for {monitor.dispatcher.in_flight} replies (Ctrl-C again to abandon them)"
+    left = monitor.dispatcher.in_flight
+    replies = "1 reply" if left == 1 else f"{left} replies"
+    return f"stopping: waiting for {replies} (Ctrl-C again to abandon them)"

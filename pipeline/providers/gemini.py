@@ -240,7 +240,7 @@ def _as_utf8(response: Response) -> bytes:
 
 def _checked_key(key: str) -> str:
     key = key.strip()
-    if not key.isascii() or not (key.isprintable() and " " not in key):
+    if not key.isascii() or not key.isprintable() or any(character in key for character in " \"'`"):
         raise AuthError("the API key has characters that no key has", hint="copy it again, without spaces or quotes")
     return key
 

@@ -173,7 +173,7 @@ def proxy_for(url: httpx.URL) -> httpx.URL | None:
         proxy = httpx.URL(named if "://" in named else f"http://{named}")
     except httpx.InvalidURL:
         proxy = httpx.URL("")
-    if proxy.scheme not in ("http", "https") or not proxy.host:
+    if proxy.scheme not in ("http", "https") or not proxy.host or not 0 < (proxy.port or 1) <= 65_535:
         raise PipelineError(
             f"the {proxy.scheme or 'malformed'} proxy that the environment names for {url.host} cannot be used: "
             "it must be http(s)://host:port",

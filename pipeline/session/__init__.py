@@ -1,5 +1,6 @@
 """A job with its input and its service, opened and checked: everything before the first call."""
 
+import difflib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ import polars as pl
 
 from pipeline import __version__, report
 from pipeline.emulator import Emulator, EmulatorOptions
+from pipeline.environment import check_certificates
 from pipeline.errors import AuthError, InputChanged, InputError, JobError, ServiceError
 from pipeline.job import DEFAULT_BASE_URL, Job, api_key
 from pipeline.prices import CHECKED, FREE, MODELS, Rates, model_info
@@ -232,8 +234,6 @@ def session_schema(session: Session) -> pl.Schema:
 
 def check_model(job: Job, offline: bool) -> None:
     """Raise `JobError` for a model that Google's endpoint does not serve, as far as this version knows."""
-    import difflib
-
     name = job.params.model
     elsewhere = (job.spec.endpoint.base_url or DEFAULT_BASE_URL) != DEFAULT_BASE_URL
     if model_info(name) or job.own_rates or (elsewhere and not offline):
@@ -254,6 +254,7 @@ async def open_provider(job: Job, offline: bool) -> AsyncIterator[Gemini]:
         async with Wire(httpx.ASGITransport(Emulator(_OFFLINE))) as wire:
             yield Gemini(wire, base_url="http://emulator", api_key="offline", timeout_s=endpoint.timeout_s)
         return
+    check_certificates()
     key = api_key(job)
     async with Wire() as wire:
         yield Gemini(
@@ -285,7 +286,11 @@ async def check_service(session: Session, forget: bool = False) -> list[tuple[st
     async with open_provider(job, session.options.offline) as provider:
         found = await provider.list_models()
         if isinstance(found, Verdict):
-            raise (AuthError if found.kind == "auth" else ServiceError)(
+            if found.kind == "auth":
+                raise AuthError(
+                    f"{provider.endpoint} refuses the key: {found.message}", "look at the key; nothing was spent"
+                )
+            raise ServiceError(
                 f"{provider.endpoint} does not answer as it should: {found.message}",
                 "check the key and [endpoint] base_url; nothing was spent",
             )
@@ -293,12 +298,19 @@ async def check_service(session: Session, forget: bool = False) -> list[tuple[st
         if job.params.model not in names:
             raise JobError(
                 f"{provider.endpoint} does not offer {job.params.model} to this key",
-                f"it offers {', '.join(names[:12])}" if names else "it offers no model at all",
+                _offered(job.params.model, names),
             )
         told = await asked(session, provider)
         answers = "answers; it is an emulator: a run is a rehearsal" if told.rehearsal else "answers"
         facts = [("endpoint", provider.endpoint, answers), ("model", job.params.model, "offered to this key")]
         return facts if session.options.offline else [*facts, *_learned(told, provider.endpoint, forget)]
+
+
+def _offered(model: str, names: list[str]) -> str:
+    """What is closest to the model that was asked for, or some of what there is."""
+    if close := difflib.get_close_matches(model, names, n=1):
+        return f"did you mean {close[0]}?"
+    return f"it offers {', '.join(names[:12])}" if names else "it offers no model at all"
 
 
 def _learned(session: Session, endpoint: str, forget: bool) -> Iterator[tuple[str, str, str]]:

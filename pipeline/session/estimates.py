@@ -15,7 +15,7 @@ import anyio.to_thread
 import polars as pl
 
 from pipeline import plan, report
-from pipeline.errors import JobError
+from pipeline.errors import PipelineError
 from pipeline.job import Job
 from pipeline.plan.compare import Offer, Saving, chunk_sizes, compare, identical_rows, other_lanes, shared_prefix
 from pipeline.plan.earlier import earlier
@@ -217,12 +217,12 @@ def _least(configured: int | None, learned: float | None) -> int | None:
 
 
 async def _known(session: Session) -> Known:
-    """What earlier runs of this key learned of its quota; nothing without a key."""
+    """What earlier runs of this key learned of its quota; nothing without a key or a place for it."""
     job = session.job
     try:
         async with open_provider(job, offline=False) as provider:
             path, name = quota_place(job, provider.endpoint, session.kind)
-    except JobError:
+    except PipelineError:
         return Known()
     now = time.time()
     return await anyio.to_thread.run_sync(read_known, path, name, day_of(now, job.limits.reset_zone), now)

@@ -1,0 +1,75 @@
+"""Places and certificates that the environment names, checked with the variable's name for the person who set it."""
+
+import os
+import ssl
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+
+
+def state_home() -> Path:
+    """The user's directory of state. Raises `PipelineError`."""
+    return _place("XDG_STATE_HOME", ".local/state")
+
+
+def cache_home() -> Path:
+    """The user's directory of caches. Raises `PipelineError`."""
+    return _place("XDG_CACHE_HOME", ".cache")
+
+
+def home() -> Path:
+    """The user's home directory. Raises `PipelineError` where HOME is unset and the system knows none."""
+    try:
+        found = Path.home()
+    except RuntimeError:
+        raise PipelineError(
+            "HOME is unset, and the system knows no home directory of this user",
+            "set HOME, or XDG_STATE_HOME and XDG_CACHE_HOME, to a directory that can be written",
+        ) from None
+    return _absolute("HOME", found)
+
+
+def check_directory() -> None:
+    """Raise `PipelineError` where the directory that one is in is gone: nothing could be written."""
+    try:
+        Path.cwd()
+    except OSError:
+        raise PipelineError("the directory you are in is gone", "`cd` to one that is there") from None
+
+
+def check_certificates() -> None:
+    """Raise `PipelineError` for certificates that are named and cannot be read: no connection would be trusted."""
+    if file := os.environ.get("SSL_CERT_FILE"):
+        try:
+            ssl.create_default_context(cafile=file)
+        except (OSError, ValueError) as error:  # ssl.SSLError, for what is no PEM, is an OSError
+            what = "holds no certificate in PEM" if isinstance(error, ssl.SSLError) else f"cannot be read: {error}"
+            raise PipelineError(f"SSL_CERT_FILE: {file} {what}", _CERTIFICATES) from None
+    directory = os.environ.get("SSL_CERT_DIR")
+    if directory and not any(Path(each).is_dir() for each in directory.split(os.pathsep)):
+        raise PipelineError(f"SSL_CERT_DIR: {directory} is no directory", _CERTIFICATES)
+
+
+_CERTIFICATES = "name one that is there, or unset the variable: a usual set of certificates comes along"
+
+
+def _place(variable: str, usual: str) -> Path:
+    if named := os.environ.get(variable):
+        return _writable(variable, _absolute(variable, Path(named)))
+    return _writable("HOME", home() / usual)
+
+
+def _absolute(variable: str, path: Path) -> Path:
+    if not path.is_absolute():
+        raise PipelineError(f"{variable} is {path}, which is no absolute path", f"`export {variable}=/…`")
+    return path
+
+
+def _writable(variable: str, path: Path) -> Path:
+    there = next(each for each in (path, *path.parents) if each.exists() or each.is_symlink())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return path
+    what = "cannot be written" if there.is_dir() else "is no directory"
+    raise PipelineError(
+        f"{variable} leads to {path}, but {there} {what}", f"set {variable} to a place that can be written"
+    )
