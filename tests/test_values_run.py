@@ -33,7 +33,7 @@ def job(template: str, input: str = "", suffix: str = "parquet") -> str:
 
 
 @pytest.mark.case("T8")
-@pytest.mark.parametrize("suffix", ["parquet"])
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
 @pytest.mark.parametrize(
     ("dtype", "far"),
     [(pl.Datetime("ms"), FAR), (pl.Duration("ms"), FAR), (pl.Date, 2**31 - 1), (pl.List(pl.Datetime("us")), [-FAR])],
@@ -42,6 +42,8 @@ def test_a_value_out_of_range_makes_its_row_invalid_and_others_run(
     cli: Callable[..., Ran], dtype: pl.DataType, far: object, suffix: str
 ) -> None:
     near: object = [0] if isinstance(far, list) else 0
+    if suffix == "csv" and dtype not in (pl.Datetime("ms"), pl.Date):
+        return  # which a CSV cannot hold
     numbers = pl.Series("at", [near, far, None], dtype=pl.Int32 if dtype == pl.Date else None)
     pl.DataFrame({"at": numbers.cast(dtype), "n": [1, 2, 3]}).write_parquet("in.parquet")
     path = job("When? {{ at }} {{ n }}", suffix=suffix)

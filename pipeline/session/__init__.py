@@ -34,7 +34,6 @@ from pipeline.store.manifest import SUFFIXES, Kind, Manifest
 from pipeline.templates.checks import check_template
 
 METERS = ("rpm", "tpm", "rpd")
-_MOST_DAYS = 73_000_000  # from 1970: beyond 262,000 years the writers of text panic
 _OFFLINE = EmulatorOptions(any_model=True, track_prompts=0)
 
 
@@ -187,27 +186,8 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
         output_conflict(source, path)
     output_schema(session_schema(session), session.output)
     attempt(session_schema(session), session.form, BytesIO())
-    check_times(session)
     session.check_input(looked_into=True)
     return session
-
-
-def check_times(session: Session) -> None:
-    """Raise `InputError` for a date or time that a text format cannot write: of a year that no calendar library has."""
-    if session.output.suffix == ".parquet":
-        return
-    schema = session_schema(session)
-    names = [name for name, dtype in schema.items() if dtype == pl.Date or isinstance(dtype, pl.Datetime)]
-    for frame in session.source.batches(columns=names) if names else ():
-        for name in names:
-            days = frame[name].dt.cast_time_unit("ms").to_physical() // 86_400_000 if schema[name] != pl.Date else None
-            found = (frame[name].to_physical() if days is None else days).cast(pl.Int64).abs() > _MOST_DAYS
-            if row := frame.filter(found).head(1)[ROW].to_list():
-                raise InputError(
-                    f"column `{name}` has a time in row {row[0]} that {session.output} cannot hold: its year is beyond"
-                    " 200,000",
-                    "write to .parquet, or mend the value",
-                )
 
 
 async def identified(session: Session) -> Session:

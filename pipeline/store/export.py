@@ -13,6 +13,7 @@ from polars.io.plugins import register_io_source
 from pipeline.errors import InputChanged, InputError, PipelineError
 from pipeline.store.parts import RESULTS_SCHEMA, PolarsDataType, part_paths, read_part
 from pipeline.store.place import Counted
+from pipeline.values import holds_times, written
 
 ROW = "\0row"
 PENDING = "pending"
@@ -157,6 +158,12 @@ def _check_keys(frame: pl.DataFrame) -> None:
 def _write(frames: Iterator[pl.DataFrame], schema: pl.Schema, form: Form, raw: Collection[str], file: BinaryIO) -> None:
     """Write the frames in the form; `raw` names their columns of JSON texts."""
     texts = [name for name, dtype in schema.items() if dtype in _TEXTS] if form.csv_safe else []
+    times = [name for name, dtype in schema.items() if name not in RESULT_COLUMNS and holds_times(dtype)]
+    if times and form.suffix != ".parquet":
+        rows = frames  # the generators below run later
+        frames = (frame.with_columns(written(frame[name], form.suffix) for name in times) for frame in rows)
+        schema = pl.Schema(schema | dict.fromkeys(times, pl.String()))
+        raw = {*raw, *times}
     if form.suffix == ".csv":
         heads = {name: _defused_name(name) for name in schema} if form.csv_safe else {}
         types = schema | dict.fromkeys(texts, pl.String())
