@@ -117,6 +117,9 @@ class Watching:
         print(f"half-done run: row {prompt.row:,} sent after {seconds:.1f} s, peak {peak:.0f} MB", flush=True)
         os._exit(0 if seconds < START_S and peak < PEAK_MB else 1)
 
+    async def is_emulator(self) -> bool:
+        return False
+
     def parse(self, raw: bytes) -> Reply:
         return parse_reply(raw)
 
