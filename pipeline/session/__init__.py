@@ -17,7 +17,7 @@ import polars as pl
 from pipeline import __version__, report
 from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.environment import check_certificates
-from pipeline.errors import AuthError, InputChanged, InputError, JobError, ServiceError
+from pipeline.errors import AuthError, InputChanged, JobError, ServiceError
 from pipeline.job import DEFAULT_BASE_URL, Job, api_key
 from pipeline.prices import CHECKED, FREE, MODELS, Rates, model_info
 from pipeline.providers.gemini import Gemini
