@@ -168,9 +168,10 @@ def cost(usage: Usage, model: str, at: datetime, lane: Lane = "standard", own: R
     found = effective_rates(model, at.date(), lane, usage.input_tokens > LONG_PROMPT_TOKENS, own)
     if found is None:
         return None
-    return found.usd(
-        usage.input_tokens + usage.tool_tokens, usage.cached_tokens, usage.output_tokens + usage.thinking_tokens
-    )
+    # Counts that an older version stored as the service told them may be impossible: a cost is never a credit.
+    input_tokens = max(0, usage.input_tokens) + max(0, usage.tool_tokens)
+    cached_tokens = min(max(0, usage.cached_tokens), input_tokens)
+    return found.usd(input_tokens, cached_tokens, max(0, usage.output_tokens) + max(0, usage.thinking_tokens))
 
 
 @dataclass(frozen=True, slots=True)

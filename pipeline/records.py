@@ -64,7 +64,7 @@ class Usage:
     output_tokens: int = 0
     thinking_tokens: int = 0
     tool_tokens: int = 0
-    estimated: bool = False  # True when the service sent no usage and we counted
+    estimated: bool = False  # a count was missing or impossible: inferred from the total, or counted by us
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(

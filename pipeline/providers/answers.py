@@ -43,6 +43,7 @@ class Answer:
     model: str
     response_id: str
     emulated: bool
+    pieces: int = 1
 
     def as_body(self) -> bytes:
         """A response body that reads as this answer does."""
@@ -192,13 +193,13 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
         model = bare_model(string(fields.get("modelVersion") or fields.get("modelversion")))[:MOST_NAME_CHARS] or model
         response_id = string(fields.get("responseId") or fields.get("responseid"))[:MOST_NAME_CHARS] or response_id
         emulated = emulated or is_marked(piece)
-    return Answer("".join(texts), finish, candidates, block, usage, model, response_id, emulated)
+    return Answer("".join(texts), finish, candidates, block, usage, model, response_id, emulated, len(pieces))
 
 
 def is_marked(body: Mapping[str, Any]) -> bool:
     """Whether an object bears the emulator's mark."""
     named = (string(body.get(name)) for name in ("responseId", "response_id", "id"))
-    return EMULATOR_FIELD in body or any(name.startswith(EMULATOR_RESPONSE_ID) for name in named)
+    return EMULATOR_FIELD in body or any(EMULATOR_RESPONSE_ID in name for name in named)
 
 
 def _first(candidates: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

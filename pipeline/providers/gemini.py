@@ -118,9 +118,10 @@ class Gemini:
     def _read(self, body: bytes) -> tuple[bytes, Answer | Unread]:
         """The answer in a body, and the body to keep: another one when the key stands in pieces of the first."""
         answer = read_answer(body)
-        if self._key and isinstance(answer, Answer) and blotted(whole := answer.as_body(), self._key) is not whole:
-            body = blotted(whole, self._key)
-            answer = read_answer(body)
+        if self._key and isinstance(answer, Answer) and (answer.pieces > 1 or self._key in answer.text):
+            whole = answer.as_body()
+            if (clear := blotted(whole, self._key)) != whole:
+                return clear, read_answer(clear)
         return body, answer
 
     def _unread(self, response: Response, unread: Unread) -> Verdict:
