@@ -18,6 +18,9 @@ MAX_DEPTH = 64
 """Of a body nested deeper than Python's parser can read, what lies deeper than this is left out: an answer has 6."""
 _JUNK_CHARS = 4096  # how far into a body its first brace is looked for
 MOST_COUNT = 10**15
+MOST_ODD_BYTES = 2 * 1024 * 1024
+"""A larger body is read strictly or not at all: the second look takes seconds and ten times its memory,
+and the longest answer has half a million bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ def read_values(raw: bytes) -> Reading:
     try:
         value = orjson.loads(raw)
     except ValueError:
-        return _read_text(_decoded(raw))
+        return _read_text(_decoded(raw)) if len(raw) <= MOST_ODD_BYTES else Reading()
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         return _read_text(value)
     return Reading((value,))
@@ -50,6 +53,8 @@ def load(raw: bytes | str) -> object:
     try:
         return orjson.loads(raw)
     except ValueError:
+        if len(raw) > MOST_ODD_BYTES:
+            return None
         values = _read_text(_decoded(raw) if isinstance(raw, bytes) else raw).values
         return values[0] if values else None
 

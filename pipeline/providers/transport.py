@@ -122,8 +122,11 @@ class Wire:
                 finally:
                     # A connection whose body was not read to its end is closed here, also when the call is cancelled.
                     await response.aclose()
-        except (httpx.HTTPError, aiohttp.ClientError, HttpProcessingError, OSError, TooLarge) as error:
+        except (httpx.HTTPError, aiohttp.ClientError, HttpProcessingError, OSError) as error:
             lost = _lost(error)  # OSError: TimeoutError is one of them
+        except TooLarge as error:
+            lost = _lost(error)
+            del parts[1:]
         if response is None:
             return lost or Lost("broken", sent=True, message="no answer")
         try:
