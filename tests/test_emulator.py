@@ -3,6 +3,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
@@ -1184,11 +1185,12 @@ def test_a_served_emulator_ends_cleanly_on_a_signal_even_with_a_request_in_fligh
         with socket.create_connection((url.host, url.port)) as client:
             body = b'{"contents": [{"parts": [{"text": "hi"}]}]}'
             client.sendall(
-                b"POST /v1/models/gemini-3.8-flash:generateContent HTTP/1.1\r\nhost: x\r\nx-goog-api-key: AQ.k\r\n"
-                b"content-length: %d\r\n\r\n%s" % (len(body), body)
+                b"POST /v1/models/gemini-3.8-flash:generateContent HTTP/1.1\r\nhost: localhost\r\n"
+                b"x-goog-api-key: AQ.k\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
             )
+            until = time.monotonic() + 30
             while stats(str(url))["faults"] == {}:
-                pass
+                assert time.monotonic() < until, "the emulator took no notice of the request"
             process.send_signal(number)
             assert process.wait(timeout=10) == 0
         assert process.stderr.read() == ""
