@@ -6,7 +6,7 @@ back: by what its reply cost, by nothing where the service refused it, and by it
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import NamedTuple, Protocol
@@ -131,6 +131,7 @@ class Lengths:
     estimated_tokens: int = 0  # of input, before they were sent
     input_tokens: int = 0
     output_tokens: int = 0  # with thinking
+    thinking_tokens: int = 0
 
     def add(self, estimated_tokens: int, usage: Usage, replies: int = 1) -> None:
         """Count one reply, or several together."""
@@ -138,6 +139,7 @@ class Lengths:
         self.estimated_tokens += estimated_tokens
         self.input_tokens += usage.input_tokens + usage.tool_tokens
         self.output_tokens += usage.output_tokens + usage.thinking_tokens
+        self.thinking_tokens += usage.thinking_tokens
 
     def likely(self, estimated_tokens: int) -> Usage | None:
         """Tokens of one more reply; None while too few are known."""
@@ -230,6 +232,16 @@ class Desk:
         if self._spending.book is not None and most:
             self._spending.book.add_once(name, most, at)
         return Bill(_NONE, most, None)
+
+    def reckoned(self, prompt: Prompt, usage: Usage) -> Usage:
+        """The counts of a reply; one whose counts had to be inferred is taken to have thought as others of its step.
+
+        Thinking is billed and never seen: a service that leaves it out leaves nothing to count it by.
+        """
+        lengths = self._seen.steps.get(prompt.step)
+        if not usage.estimated or usage.thinking_tokens or not lengths or lengths.replies < ESTIMATE_AFTER:
+            return usage
+        return replace(usage, thinking_tokens=round(lengths.thinking_tokens / lengths.replies))
 
     def answered(self, prompt: Prompt, reply: Reply) -> Bill:
         """Settle a request that was answered."""

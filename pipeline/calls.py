@@ -172,6 +172,7 @@ def journal(send: Send, store: RunStore, desk: Desk, tries: Tries, bought: Calla
             counts[outcome.kind in ("rate_limit", "day_quota", "spend_limit")] += 1
             return outcome
         failed, refused = tries.pop(prompt.fingerprint, (0, 0))
+        outcome = replace(outcome, usage=desk.reckoned(prompt, outcome.usage))
         bill = desk.answered(prompt, outcome)
         reply = replace(
             outcome,

@@ -44,6 +44,7 @@ class Monitor:
     cost_usd: Decimal = Decimal(0)
     unpriced: int = 0  # replies whose price is unknown
     saved: Saved = field(default_factory=Saved)
+    uncertain: int = 0  # requests without an answer that were billed, or may have been
     answered: int = 0  # rows that got an outcome in this session
     started_at: float = field(default_factory=time.monotonic)
     dispatcher: Dispatcher | None = None
@@ -62,8 +63,8 @@ class Monitor:
 
     @property
     def has_spent(self) -> bool:
-        """Whether this session was given an answer to pay for."""
-        return self.calls > 0
+        """Whether this session has something to pay for, or may have."""
+        return self.calls + self.uncertain > 0
 
     @property
     def seconds(self) -> float:
@@ -75,6 +76,8 @@ class Monitor:
         if answered:
             self.calls += 1
             self.usage += reply.usage
+        else:
+            self.uncertain += 1
         if reply.cost_usd is None:
             self.unpriced += 1
         else:

@@ -554,11 +554,21 @@ def test_lengths_tell_a_usual_reply_when_enough_are_known() -> None:
     assert lengths.likely(20) == Usage(24, output_tokens=10)
 
 
+@pytest.mark.case("R4")
+def test_a_reply_whose_counts_were_inferred_has_thought_as_others_of_its_step(store: RunStore) -> None:
+    bare = answer(usage=Usage(10, output_tokens=10, estimated=True))
+    full = answer(usage=Usage(10, output_tokens=10, thinking_tokens=70))
+    course = session(store, Service(lambda number: bare if number in (3, 40) else full), range(50), concurrency=1)
+    thought = [course.replies[row].usage.thinking_tokens for row in range(50)]
+    assert thought == [0 if row == 3 else 70 for row in range(50)], "the third came before enough was known"
+    assert course.replies[40].cost_usd == course.replies[41].cost_usd
+
+
 def test_what_was_seen_is_read_from_what_is_kept() -> None:
     row = {"step": "map", "paid": True, "cost_usd": 0.3, "worst_usd": 0.1, "usage_estimated": False}
     tokens = {"input_tokens_est": 10, "input_tokens": 12, "tool_tokens": 1, "output_tokens": 5, "thinking_tokens": 2}
     rows = [row | tokens, row | tokens | {"worst_usd": None}, row | tokens | {"paid": False, "cost_usd": 9.0}]
     seen = seen_in([pl.DataFrame(rows)])
     assert (seen.replies, round(seen.ratio, 6)) == (1, 3)
-    assert seen.steps == {"map": Lengths(2, 20, 26, 14)}
+    assert seen.steps == {"map": Lengths(2, 20, 26, 14, 4)}
     assert seen_in([]) == Seen()

@@ -126,17 +126,20 @@ def test_a_failed_piece_still_shows_what_its_siblings_cost(tmp_path: Path) -> No
 
 
 def test_halt_keeps_what_is_in_flight_and_leaves_the_rest(tmp_path: Path) -> None:
-    started = 0
+    started, four_in_flight, halted = 0, anyio.Event(), anyio.Event()
 
     async def send(prompt: Prompt) -> Reply:
         nonlocal started
         started += 1
-        await anyio.sleep(0.05)
+        if started == 4:
+            four_in_flight.set()
+        await halted.wait()
         return paid()
 
     async def interrupt(engine: Engine) -> None:
-        await anyio.sleep(0.02)
+        await four_in_flight.wait()
         engine.halt(None)
+        halted.set()
 
     limits = Limits(0, 0, None, 4)
     job = make_job(tmp_path, PLAIN)

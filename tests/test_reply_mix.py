@@ -62,7 +62,7 @@ MIXED = [kind for kind in REPLIES if kind not in ("overlong", "no_prompt_count",
 @pytest.mark.parametrize("rows", [250, pytest.param(2_000, marks=pytest.mark.long)])
 def test_a_run_over_a_service_that_fails_in_all_ways_costs_what_the_service_bills(here: Path, rows: int) -> None:
     faults = parse_faults(",".join(f"{kind}:0.02" for kind in MIXED))
-    options = EmulatorOptions(faults=faults, marked=False, model_version=None)
+    options = EmulatorOptions(faults=faults, marked=False, model_version=None, thinking_tokens=60)
     cap = 2.0 * rows * LIMIT * 2.5e-6
     with served(options) as url:
         ended = play(here, rows, endpoint={"base_url": url, "timeout_s": 30.0}, budget={"max_usd": cap})
