@@ -64,8 +64,8 @@ def make(rows: int) -> None:
         for name, one in (("calls", call), ("results", outcome)):
             own = {"row": row, "key": row.cast(pl.String).alias("key"), "fingerprint": row.cast(pl.String)}
             frame = one.drop(own.keys() & set(one.columns)).select(pl.all().repeat_by(len(row)).explode())
-            columns = {column: own.get(column, frame.get(column)) for column in one.columns}
-            whole = pl.DataFrame(columns, schema=one.schema)
+            columns = {name: series for name, series in (frame.to_dict() | own).items() if name in one.columns}
+            whole = pl.DataFrame(columns).select(one.columns).cast(dict(one.schema))
             seals.record(prepared.directory, [parts.write_part(whole, prepared.directory / name, part)])
 
 
