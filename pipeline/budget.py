@@ -234,12 +234,14 @@ class Desk:
         return Bill(_NONE, most, None)
 
     def reckoned(self, prompt: Prompt, usage: Usage) -> Usage:
-        """The counts of a reply; one whose counts had to be inferred is taken to have thought as others of its step.
+        """The counts of a reply; one whose output was not told is taken to have thought as others of its step.
 
         Thinking is billed and never seen: a service that leaves it out leaves nothing to count it by.
         """
         lengths = self._seen.steps.get(prompt.step)
-        if not usage.estimated or usage.thinking_tokens or not lengths or lengths.replies < ESTIMATE_AFTER:
+        if usage.output_told or usage.thinking_tokens or prompt.params.thinking == 0:
+            return usage
+        if not lengths or lengths.replies < ESTIMATE_AFTER:
             return usage
         return replace(usage, thinking_tokens=round(lengths.thinking_tokens / lengths.replies))
 

@@ -16,7 +16,7 @@ import anyio.to_thread
 from pipeline import flows
 from pipeline.budget import Desk, Seen, Spending
 from pipeline.cache import AnswerCache
-from pipeline.calls import Saved, Send, Tries, cached, journal, record_failures, replay, single_flight
+from pipeline.calls import GIVEN_UP, Saved, Send, Tries, cached, journal, record_failures, replay, single_flight
 from pipeline.dispatch import Dispatcher
 from pipeline.errors import Halted, PipelineError, RowsFailed
 from pipeline.job import Job
@@ -76,7 +76,7 @@ class Monitor:
         if answered:
             self.calls += 1
             self.usage += reply.usage
-        else:
+        elif reply.error != GIVEN_UP.message:  # given up as the key was refused, it would have been refused too
             self.uncertain += 1
         if reply.cost_usd is None:
             self.unpriced += 1

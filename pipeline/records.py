@@ -65,6 +65,7 @@ class Usage:
     thinking_tokens: int = 0
     tool_tokens: int = 0
     estimated: bool = False  # a count was missing or impossible: inferred from the total, or counted by us
+    output_told: bool = field(default=True, compare=False)  # False: how much was thought, unseen, is not known
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(

@@ -469,6 +469,19 @@ def test_a_reply_without_counts_counts_as_its_worst_case_against_a_cap(store: Ru
     assert store.cost_usd() == 9 * Decimal("0.0001")
 
 
+@pytest.mark.case("R3")
+def test_what_was_told_or_did_not_think_has_no_more_thinking(store: RunStore) -> None:
+    def asked_so(row: int) -> Prompt:
+        one = asked(row)
+        return replace(one, params=replace(one.params, thinking=0)) if row == 31 else one
+
+    told, untold = Usage(10, 0, 5, estimated=True), Usage(10, 0, 5, estimated=True, output_told=False)
+    odd = {30: told, 31: untold}
+    service = Service(lambda number: answer(usage=odd.get(number, Usage(10, 0, 5, 45))))
+    course = session(store, service, range(32), of=asked_so, concurrency=1)
+    assert [course.replies[row].usage.thinking_tokens for row in (29, 30, 31)] == [45, 0, 0]
+
+
 # ---- D5: what a kill loses
 
 
@@ -556,7 +569,7 @@ def test_lengths_tell_a_usual_reply_when_enough_are_known() -> None:
 
 @pytest.mark.case("R4")
 def test_a_reply_whose_counts_were_inferred_has_thought_as_others_of_its_step(store: RunStore) -> None:
-    bare = answer(usage=Usage(10, output_tokens=10, estimated=True))
+    bare = answer(usage=Usage(10, output_tokens=10, estimated=True, output_told=False))
     full = answer(usage=Usage(10, output_tokens=10, thinking_tokens=70))
     course = session(store, Service(lambda number: bare if number in (3, 40) else full), range(50), concurrency=1)
     thought = [course.replies[row].usage.thinking_tokens for row in range(50)]

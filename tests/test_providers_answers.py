@@ -595,3 +595,22 @@ def test_usage_of_any_counts_is_sane(counts: dict[str, Any], text: str) -> None:
         named = counts.get("thoughtsTokenCount")
         if isinstance(named, int) and not isinstance(named, bool) and 0 <= named <= 65_536:
             assert usage.thinking_tokens >= named, "what was named is billed"
+
+
+@pytest.mark.case("R3")
+@pytest.mark.parametrize(
+    ("usage", "text", "is_told"),
+    [
+        (None, "text", False),
+        ([], "", False),
+        ("20 tokens", "text", False),
+        ({"promptTokenCount": 20}, "text", False),
+        ({"promptTokenCount": 20, "candidatesTokenCount": 3, "thoughtsTokenCount": "much"}, "text", False),
+        ({"promptTokenCount": 20, "candidatesTokenCount": 3}, "text", True),
+        ({"candidatesTokenCount": 3}, "text", False),
+        ({"promptTokenCount": 20, "totalTokenCount": 90}, "text", True),
+        ({"promptTokenCount": 20, "totalTokenCount": 20}, "", True),
+    ],
+)
+def test_usage_knows_whether_the_answers_length_was_told(usage: object, text: str, is_told: bool) -> None:
+    assert read_usage(usage, text, 20).output_told is is_told

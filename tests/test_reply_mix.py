@@ -21,6 +21,7 @@ from test_reply_faults import LOST, REPLIES, billed_usd, quiet
 from jobs import PLAIN, write_job
 from pipeline import running, session
 from pipeline.emulator import EmulatorOptions, parse_faults
+from pipeline.errors import AuthError
 from pipeline.job import Job, load
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
@@ -92,6 +93,34 @@ def test_what_never_came_is_told_beside_the_cost_and_counts_against_the_cap(here
     assert billed_usd(seen, "yes") <= summary.cost_usd + Decimal("1e-6")
     assert billed_usd(seen) <= summary.cost_usd + summary.at_most_usd
     assert float(billed_usd(seen)) <= 0.03
+
+
+@pytest.mark.case("D3")
+@pytest.mark.parametrize(("timeouts", "code"), [(0, 2), (3, 3)])
+def test_a_refused_key_is_a_3_only_after_what_may_have_been_billed(
+    here: Path, timeouts: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+
+    async def service(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(404)
+        sent.append("")
+        if len(sent) <= timeouts:
+            raise httpx.ReadTimeout("nothing came", request=request)
+        await anyio.sleep(0.01 * len(sent))
+        return httpx.Response(401, json={"error": {"code": 401, "status": "UNAUTHENTICATED", "message": "no"}})
+
+    @asynccontextmanager
+    async def provider(job: Job, *_: Any) -> AsyncIterator[Gemini]:
+        async with Wire(httpx.MockTransport(service)) as wire:
+            yield Gemini(wire, base_url="http://service", api_key="AQ.test", timeout_s=10)
+
+    monkeypatch.setattr(running, "open_provider", provider)
+    with pytest.raises(AuthError) as caught:
+        ended = play(here, 20, limits={"rpm": 0, "tpm": 0, "concurrency": 8})
+        raise ended.stopped or AssertionError(ended)
+    assert caught.value.exit_code == code and len(sent) > timeouts
 
 
 # --- any mutation of a real body --------------------------------------------------------------------------------------

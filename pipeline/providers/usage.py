@@ -65,15 +65,17 @@ def read_usage(metadata: object, text: str, sent_tokens: int = 0, model: str = "
     cached = counts.named(_CACHED, math.inf) or 0
     tool = counts.named(_TOOL, most_input) or 0
     total = counts.named(_TOTAL, most_input + 2 * most_output) or 0
+    odd_before, counts.odd = counts.odd, False
     output = counts.named(_OUTPUT, math.inf) or 0
     thinking = counts.named(_THINKING, math.inf) or 0
-    estimated = counts.odd
+    is_told = not counts.odd and bool(thinking or ((prompt or total) and (output or not text)))
+    estimated = counts.odd or odd_before
     if "thoughtstokencount" not in counts.own and output >= thinking:
         output -= thinking
     if thinking > most_output:
         thinking, estimated = most_output, True
     if output > most_output:
-        output, estimated = (estimate(text) if text else most_output), True
+        output, estimated, is_told = (estimate(text) if text else most_output), True, False
 
     if not prompt:
         estimated = True
@@ -85,11 +87,11 @@ def read_usage(metadata: object, text: str, sent_tokens: int = 0, model: str = "
         prompt, cached, estimated = (prompt + cached, cached, True) if apart else (prompt, 0, True)
     unnamed = min(total - prompt - output - thinking - tool, most_output)
     if unnamed > 0:
-        estimated = True
+        estimated = is_told = True
         if output or not text:
             thinking += unnamed
         else:
             output = unnamed
     elif text and not output and not thinking:
         output, estimated = estimate(text), True
-    return Usage(prompt, cached, output, thinking, tool, estimated)
+    return Usage(prompt, cached, output, thinking, tool, estimated, is_told)
