@@ -13,11 +13,14 @@ import anyio
 from pipeline.chunking import split
 from pipeline.errors import Halted, JobError
 from pipeline.job import Job
-from pipeline.records import Document, Params, Prompt, Reply, Step
+from pipeline.records import Document, ErrorKind, Params, Prompt, Reply, Step
 from pipeline.templates import Parts, Template
 from pipeline.tokens import estimate
 
 Call = Callable[[Prompt], Awaitable[Reply]]
+
+MOST_CHARACTERS = 2**26
+"""Of one prompt: 64 for each token of a context of 1,048,576; the longest tokens, runs of blanks, have some 30."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +34,17 @@ class Answer:
 
 
 class _Unrendered(Exception):
-    """A template fails on the values of one document; `reply` is what becomes of it."""
+    """No prompt can be made of one document; `reply` is what becomes of it."""
 
-    def __init__(self, error: JobError) -> None:
-        super().__init__(error.message)
-        self.reply = Reply("", "invalid", error_kind="template_error", error=error.message.replace("\n", "; "))
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.reply = Reply("", "invalid", error_kind=kind, error=message.replace("\n", "; "))
 
 
 async def run(document: Document, job: Job, call: Call) -> Answer:
     """Run the job's flow for one document. Raises `Halted` when a call is not admitted any more.
 
-    A template that fails on the document's values fails this document only.
+    A template that fails on the document's values fails this document only, as does a prompt beyond `MOST_CHARACTERS`.
     """
     if document.text is not None and not document.text.strip():
         return Answer(
@@ -137,7 +140,13 @@ def build(
     try:
         text = template.render(document.fields, own)
     except JobError as error:
-        raise _Unrendered(error) from None
+        raise _Unrendered("template_error", error.message) from None
+    if len(text) > MOST_CHARACTERS:  # before it is copied for its hash, its tokens, the journal and the wire
+        raise _Unrendered(
+            "too_long",
+            f"The prompt has {len(text):,} characters; the context of a model holds fewer than {MOST_CHARACTERS:,}. "
+            "Chunk the text smaller.",
+        )
     digest = hashlib.blake2b(params.digest, digest_size=16)
     digest.update(text.encode("utf-8", "surrogatepass"))
     tokens = estimate(text) + _system_tokens(params.system)

@@ -486,6 +486,20 @@ def test_a_template_that_fails_on_a_row_is_that_rows_outcome(tmp_path: Path) -> 
     assert run(job, Document(8, "key", {"topic": 1}), service).final.status == "ok"
 
 
+@pytest.mark.case("D17")
+def test_a_prompt_beyond_any_context_is_refused_uncounted_and_in_pieces_it_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows, "MOST_CHARACTERS", 400)
+    job, service = make_job(tmp_path, prompt={"template": "{{ topic[:390] }}{{ end }}"}), Service()
+    fits, beyond = ({"topic": "a" * 10_000, "end": "b" * more} for more in (10, 11))
+    assert run(job, Document(0, "0", fits), service).final.status == "ok", "what the template leaves out is not counted"
+    answer = run(job, Document(1, "1", beyond), service)
+    assert (answer.final.status, answer.final.error_kind) == ("invalid", "too_long")
+    assert answer.final.error and "has 401 characters" in answer.final.error and len(service.asked) == 1
+    assert run(chunked(tmp_path), text(LONG), Service()).final.status == "ok" and len(LONG) > 400
+
+
 def test_a_merge_that_cannot_be_rendered_still_shows_what_the_parts_cost(tmp_path: Path) -> None:
     job = chunked(tmp_path, reduce={"template": "{{ parts }} {{ 1 + topic }}"})
     service = Service()

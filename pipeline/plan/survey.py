@@ -15,6 +15,8 @@ from pipeline.source.documents import ROW, Source
 from pipeline.values import as_text
 
 _FRAME_ROWS = 8192
+_SLICE_ROWS = 2**18
+"""Rows that are worked on at a time where a step needs tens of bytes a row."""
 EXAMPLES = 5
 """Rows of one sort that are shown."""
 _LEAST_PICKED = (12, 5, 2, 1)  # of a stratum, the first of them that is within bounds
@@ -200,18 +202,25 @@ def _assigned(found: Survey, wanted: pl.Series | None) -> pl.Series:
         .otherwise(pl.col("kind").cast(pl.UInt16) * _SIZE_CLASSES + size_class)
     )
     frame = pl.DataFrame(columns).with_columns(wanted=pl.lit(True) if wanted is None else wanted)
-    return frame.select(number.cast(pl.UInt16)).to_series()
+    return pl.concat(part.select(number.cast(pl.UInt16)) for part in _slices(frame)).to_series()
+
+
+def _slices(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """The frame in pieces of bounded size, at least one."""
+    return (frame.slice(start, _SLICE_ROWS) for start in range(0, max(frame.height, 1), _SLICE_ROWS))
 
 
 def _strata(found: Survey, assigned: pl.Series) -> list[Stratum]:
     size = pl.col("size")
-    sums = (
-        pl.DataFrame({"number": assigned, "size": found.sizes})
-        .filter(pl.col("number") != _UNWANTED)
+    rows = pl.DataFrame({"number": assigned, "size": found.sizes})
+    sums = pl.concat(
+        part.filter(pl.col("number") != _UNWANTED)
         .group_by("number")
         .agg(pl.len(), size.cast(pl.UInt64).sum().alias("sum"), size.max().alias("max"))
+        for part in _slices(rows)
     )
-    return [Stratum(*row) for row in sums.sort("number").iter_rows()]
+    whole = sums.group_by("number").agg(pl.col("len", "sum").sum(), pl.col("max").max())
+    return [Stratum(*row) for row in whole.sort("number").iter_rows()]
 
 
 def _most_bytes(strata: Sequence[Stratum], picked: Mapping[int, int]) -> int:
@@ -243,13 +252,11 @@ def _allocated(strata: Sequence[Stratum], floor: dict[int, int], most_rows: int,
 def _chosen(assigned: pl.Series, strata: Sequence[Stratum], counts: Mapping[int, int], seed: int) -> pl.Series:
     """Numbers of so many rows of each stratum, at random."""
     choose = Random(seed)
-    by_stratum = pl.DataFrame({"number": assigned}).with_row_index().sort("number", maintain_order=True)["index"]
-    places: list[int] = []
-    start = 0
+    chosen = [pl.Series(dtype=pl.UInt32)]
     for stratum in strata:
-        places += choose.sample(range(start, start + stratum.rows), counts.get(stratum.number, 0))
-        start += stratum.rows
-    return by_stratum.gather(places).sort()
+        rows = (assigned == stratum.number).arg_true()
+        chosen.append(rows.gather(choose.sample(range(stratum.rows), counts.get(stratum.number, 0))))
+    return pl.concat(chosen).sort()
 
 
 def _picks(found: Survey, assigned: pl.Series, strata: Sequence[Stratum], numbers: pl.Series) -> Picks:

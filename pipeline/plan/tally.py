@@ -72,7 +72,8 @@ class Tally:
 
     def _show(self, document: Document, forecast: Forecast) -> None:
         if forecast.refused == "too_long":
-            name, remark = "too_long", f"{forecast.largest_tokens:,} tokens"
+            name, tokens = "too_long", forecast.largest_tokens
+            remark = f"{tokens:,} tokens" if tokens else "too long to be counted"
         elif forecast.refused == "template_error":
             name, remark = "template_error", ""
         elif forecast.chunks > 1:
