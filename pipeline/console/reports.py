@@ -53,7 +53,7 @@ def show_summary(summary: Summary, to: Console = out) -> None:
         ),
         ("cost", cost, f"{money(per_1000)} per 1,000 rows" if per_1000 else ""),
         ("", "", _uncertain(summary)) if summary.uncertain and not summary.unpriced else None,
-        ("latency", f"{summary.latency_p50_s:.3g} s", f"median; {summary.latency_p95_s:.3g} s at p95")
+        ("latency", _seconds(summary.latency_p50_s), f"median; {_seconds(summary.latency_p95_s)} at p95")
         if summary.latency_p50_s is not None and summary.latency_p95_s is not None
         else None,
         ("time", duration(summary.seconds), ""),
@@ -182,3 +182,8 @@ def models_json() -> list[dict[str, object]]:
             }
         )
     return lines
+
+
+def _seconds(value: float) -> str:
+    """A latency, which is known to 1 %."""
+    return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
