@@ -88,6 +88,7 @@ def test_summaries_are_in_input_order_with_the_promised_columns(here: Path, cli:
         "cached_tokens",
         "output_tokens",
         "thinking_tokens",
+        "usage_estimated",
         "cost_usd",
         "calls",
         "chunks",

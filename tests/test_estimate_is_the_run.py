@@ -176,7 +176,7 @@ def course(url: str, tmp_path_factory: pytest.TempPathFactory) -> Course:
         other = desk(directory, url, ONE_CALL, make_corpus(300, seed=1))
         its_plan = other.estimate()
         calls = its.calls()
-        other.run(fresh=True)
+        other.run(fresh=True, overwrite=True)
         return Course(first, forecast, stages, calls, ended, its_plan, other.calls())
 
 

@@ -438,7 +438,7 @@ NO_CHANGES: dict[type, dict[str, Any]] = {
     LimitsSection: {"rpm": 1, "tpm": 1, "rpd": 1, "concurrency": 1, "reset_zone": "UTC"},
     Budget: {"max_usd": 1, "max_usd_per_day": 1, "max_usd_per_month": 1, "allow_unpriced": True},
     Cache: {"url": "redis://there/0", "password_env": "REDIS_PASSWORD", "max_age_days": 1, "max_mb": 1},
-    Output: {"path": "other.csv", "include_text": True, "csv_safe": True},
+    Output: {"path": "other.csv", "include_text": True, "csv_safe": True, "excel": True},
 }
 SECTION_OF = {
     Input: "input",

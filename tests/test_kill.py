@@ -165,9 +165,9 @@ def test_the_next_run_says_once_what_was_in_flight_at_a_kill_and_what_it_may_hav
         out, err = start(tmp_path, url, "--limit", "2").communicate(timeout=60)
         assert json.loads(out)["ok"] == 2, err.decode()
         told = re.search(
-            r"killed with (\d+) request\(s\) in flight: they may have cost up to \$0\.0\d+ and", err.decode()
+            r"ended with (\d+) request\(s\) in flight: they may have cost up to \$0\.0\d+ and", err.decode()
         )
-        assert told and int(told[1]) == IN_FLIGHT
+        assert told and int(told[1]) == IN_FLIGHT, err.decode()
         _, err = start(tmp_path, url, "--limit", "3").communicate(timeout=60)
         assert b"in flight" not in err
     (lost,) = [event for event in events(tmp_path) if event["event"] == "lost"]
@@ -243,6 +243,7 @@ def test_a_second_process_on_the_run_is_told_who_holds_it(tmp_path: Path) -> Non
         while stats(url)["requests"] == 0:
             time.sleep(0.02)
         out, err = start(tmp_path, url).communicate(timeout=30)
-        assert b"in use by process" in err and "in use by process" in json.loads(out)["error"]
+        held = f"another run writes output.parquet: process {first.pid}"
+        assert held.encode() in err and held in json.loads(out)["error"]
         first.kill()
         first.communicate()

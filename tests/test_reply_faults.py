@@ -118,6 +118,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("state", "cache"):
         monkeypatch.setenv(f"XDG_{name.upper()}_HOME", str(tmp_path / name))
     monkeypatch.setattr("pipeline.quota.retries.BACKOFF_FIRST_S", 0.01)
+    for pause in ("FIRST", "LONGEST"):  # a page in place of every answer is an outage
+        monkeypatch.setattr(f"pipeline.quota.breaker.{pause}_PAUSE_S", 0.01)
     yield tmp_path
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path

@@ -510,7 +510,7 @@ def test_a_copy_has_the_same_fingerprint_and_an_edit_another(tmp_path: Path) -> 
 
 
 def test_a_large_file_is_sampled_at_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.source.documents._WHOLE_BYTES", 2**20)
+    monkeypatch.setattr("pipeline.source.standing.WHOLE_BYTES", 2**20)
     content = b"a\n" + b"x" * (3 * 2**20) + b"\n"
     found = {open_source(write(tmp_path / "a.csv", content)).fingerprint}
     found.add(open_source(write(tmp_path / "a.csv", content[:-2] + b"y\n")).fingerprint)
