@@ -438,7 +438,7 @@ NO_CHANGES: dict[type, dict[str, Any]] = {
     LimitsSection: {"rpm": 1, "tpm": 1, "rpd": 1, "concurrency": 1, "reset_zone": "UTC"},
     Budget: {"max_usd": 1, "max_usd_per_day": 1, "max_usd_per_month": 1, "allow_unpriced": True},
     Cache: {"url": "redis://there/0", "password_env": "REDIS_PASSWORD", "max_age_days": 1, "max_mb": 1},
-    Output: {"path": "other.csv", "include_text": True, "csv_safe": True, "excel": True},
+    Output: {"path": "other.csv", "include_text": True, "csv_safe": True},
 }
 SECTION_OF = {
     Input: "input",
@@ -468,6 +468,7 @@ def each(changes: dict[type, dict[str, Any]]) -> list[Any]:
 
 def test_every_setting_either_changes_the_fingerprint_or_does_not() -> None:
     files = {PromptSection: {"template_file", "system_file"}, Reduce: {"template_file"}, ModelSection: {"prices"}}
+    files[Output] = {"excel"}
     for model, values in {**CHANGES, **NO_CHANGES}.items():
         assert set(values) | files.get(model, set()) == set(model.model_fields)
 
@@ -482,6 +483,11 @@ def test_what_can_change_an_answer_changes_the_fingerprint(
 @pytest.mark.parametrize(("section", "key", "value"), each(NO_CHANGES))
 def test_what_cannot_change_an_answer_does_not(tmp_path: Path, section: str, key: str, value: object) -> None:
     assert full_job(tmp_path, section, **{key: value}).fingerprint == full_job(tmp_path).fingerprint
+
+
+def test_a_csv_for_excel_does_not_change_the_fingerprint(tmp_path: Path) -> None:
+    job = full_job(tmp_path, "output", path="out.csv", excel=True)
+    assert job.fingerprint == full_job(tmp_path).fingerprint
 
 
 def test_prices_do_not_change_the_fingerprint(tmp_path: Path) -> None:
