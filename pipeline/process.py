@@ -83,7 +83,8 @@ def _steady(number: int, name: str, passing: frozenset[int] | None) -> None:
         ours = False
     if ours:
         raw = io.BufferedWriter(_Descriptor(number, passing))
-        setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "replace", line_buffering=stream.line_buffering))
+        by_lines = stream.line_buffering or stream.write_through  # the latter with PYTHONUNBUFFERED
+        setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "replace", line_buffering=by_lines))
 
 
 class _Descriptor(io.RawIOBase):

@@ -1,16 +1,22 @@
 """Words and numbers on the screen."""
 
+import re
 from collections import Counter
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.text import Text
 
 from pipeline.calls import Saved
-from pipeline.console import count, duration, money, notice, progress_line, things
-from pipeline.console.progress import Recent, fitting_line
+from pipeline.console import count, duration, money, notice, progress_line, show_columns, show_grid, things
+from pipeline.console.progress import Recent, _stopping, fitting_line
 from pipeline.console.reports import show_accuracy
+from pipeline.console.screen import Screen, folded
 from pipeline.dispatch import Dispatcher
 from pipeline.engine import Monitor
 from pipeline.report.accuracy import Accuracy, Amounts
@@ -65,6 +71,18 @@ def test_progress_fits_the_line_without_its_bar() -> None:
     assert "▕" in with_bar and "▕" not in without and "eta" in without
     assert fitting_line(monitor, len(with_bar)) == with_bar
     assert fitting_line(monitor, len(with_bar) - 1) == without
+
+
+@pytest.mark.parametrize("width", [48, 58, 78])
+def test_what_a_narrow_terminal_must_show_is_shown(width: int) -> None:
+    monitor = Monitor(rows=100_000, prompts=200_000, outcomes=Counter(ok=98_500, error=500), calls=150_000)
+    monitor.dispatcher = cast(
+        Dispatcher, SimpleNamespace(use=(0.97, 0.5), rate_limited=12, waits_until=0, in_flight=40)
+    )
+    line = fitting_line(monitor, width)
+    assert "150,000/200,000 calls" in line and len(line) <= width
+    monitor.stopping = True
+    assert "Ctrl-C again" in _stopping(monitor, 58) and len(_stopping(monitor, 58)) <= 58
 
 
 @pytest.mark.case("S3")
@@ -136,3 +154,82 @@ def test_short_times_are_told_as_they_are(
     known = {"answer": Amounts(3, 100, 50, Decimal(1)), "total": Amounts(3, 100, 50, Decimal(1))}
     show_accuracy(Accuracy(known, known, estimated_s, actual_s, ""))
     assert capsys.readouterr().out.splitlines()[1].split("as said", 4)[-1].strip() == said
+
+
+# ---- long lines on a terminal
+
+
+WORDS = st.lists(st.one_of(st.text("ab客`", min_size=1, max_size=9), st.just("`pipeline check JOB`")), max_size=12)
+
+
+@given(WORDS, st.integers(8, 40), st.integers(0, 6))
+def test_a_line_is_folded_between_words_and_never_in_a_command(words: list[str], width: int, indent: int) -> None:
+    line = " ".join(words)
+    lines = folded(Text(line), width, indent).plain.split("\n")
+    assert " ".join(each.strip(" ") for each in lines) == line.strip(" "), "not a character is lost"
+    assert all(each.startswith(" " * indent) for each in lines[1:])
+    for each in lines:
+        assert cell_len(each) <= width or " " not in each.strip(" ") or "`" in each
+    if line.count("`") == 2 * line.count("`pipeline check JOB`"):
+        assert all(each.count("`") % 2 == 0 for each in lines)
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """A terminal of 60 columns."""
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    return Screen()
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was printed, without its colours."""
+    return re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+
+
+def test_remarks_are_folded_beside_their_values_or_below_them(
+    narrow: Screen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_columns(narrow, [("rows", "13", "of them seven that are cut into pieces, and two that are empty")])
+    assert lines_of(capsys) == [
+        "  rows  13   of them seven that are cut into pieces, and two",
+        "             that are empty",
+    ]
+    show_columns(narrow, [("rows", "13", "samples/licences.parquet"), ("model", "gemini-3.5-flash-lite", "offered")])
+    assert lines_of(capsys) == [
+        "  rows   13                      samples/licences.parquet",
+        "  model  gemini-3.5-flash-lite   offered",
+    ]
+    show_columns(narrow, [("endpoint", "gemini@generativelanguage", "a/longer/path/to/the/licences.parquet")])
+    assert lines_of(capsys) == [
+        "  endpoint  gemini@generativelanguage",
+        "            a/longer/path/to/the/licences.parquet",
+    ]
+
+
+def test_a_table_that_is_too_wide_is_told_cell_by_cell(narrow: Screen, capsys: pytest.CaptureFixture[str]) -> None:
+    show_grid(
+        ("row", "status", "what happened"), [("7", "error", "no answer in time, for five attempts; twice refused")]
+    )
+    assert lines_of(capsys) == [
+        "row  status  what happened",
+        "  7  error   no answer in time, for five attempts; twice",
+        "             refused",
+    ]
+    show_grid(("run", "status", "", "cost"), [("runs/" + "x" * 40, "finished", "offline", "$0.00")])
+    assert lines_of(capsys) == [
+        "run",
+        "runs/" + "x" * 40,
+        "  status finished   offline   cost $0.00",
+    ]
+    wide = ("n", *(f"column {number}" for number in range(8)))
+    show_grid(wide, [("1", *("100" for _ in wide[1:])), ("2", *("" for _ in wide[1:]))])
+    assert max(map(len, lines := lines_of(capsys))) <= 60
+    assert lines[0] == "n 1" and lines[1].startswith("  column 0 100   column 1 100")
+
+
+def test_nothing_is_folded_on_its_way_to_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Screen().print("word " * 40)
+    show_grid(("run", "what"), [("x" * 100, "word " * 40)], Screen())
+    assert len(capsys.readouterr().out.splitlines()) == 3

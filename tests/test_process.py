@@ -51,6 +51,12 @@ def test_a_failure_without_streams_has_its_exit_code(here: Path, closed: str) ->
     assert shell(f"PIPELINE run nothing.toml {closed}").returncode == 2
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_each_line_on_stderr_leaves_at_once(unbuffered: str) -> None:
+    code = "import os, sys; from pipeline.process import make_fit; make_fit(); sys.stderr.write('told\\n'); os._exit(0)"
+    assert shell(f'{shlex.quote(sys.executable)} -c "{code}"', PYTHONUNBUFFERED=unbuffered).stderr == b"told\n"
+
+
 @pytest.mark.case("S9")
 @pytest.mark.parametrize("command", ["models", "run small.toml --offline --json --fresh"])
 def test_a_reader_that_has_enough_ends_nothing(here: Path, command: str) -> None:

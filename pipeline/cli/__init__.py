@@ -88,9 +88,9 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         hint = f"`{context.command_path if context else 'pipeline'} --help` shows what it takes"
-        _say(f"error: {error.format_message()}\n\nhint: {hint}\n")
-        return _in_json(error.format_message(), hint, 2)
-    known = as_known(error)
+        known: PipelineError | None = PipelineError(error.format_message(), hint)
+    else:
+        known = as_known(error)
     if known is not None:
         from pipeline.console import show_error
 

@@ -156,10 +156,12 @@ def emulate(
 
     broken connections: reset, hang, truncated, paid_reset, paid_hang
     """
-    from pipeline import emulator
+    from pipeline import console, emulator
 
     if faults == "list":
-        sys.stdout.write("".join(f"{line}\n" for line in emulator.told()))
+        for group, told in emulator.told():
+            console.out.print(group)
+            console.show_columns(console.out, [(name, says, "") for name, says in told])
         return
     try:
         parsed = emulator.parse_faults(faults)
@@ -188,9 +190,11 @@ def emulate(
 
 
 def _say_ready(url: str) -> None:
+    from pipeline import console
+
     sys.stdout.write(f"{visible(url)}\n")
     sys.stdout.flush()
-    sys.stderr.write(
-        f"hint: `GOOGLE_GEMINI_BASE_URL={url} GEMINI_API_KEY=rehearsal pipeline run JOB` rehearses it, in"
-        " runs/JOB-rehearsal, apart from real answers; Ctrl-C stops\n"
+    console.show_hint(
+        f"`GOOGLE_GEMINI_BASE_URL={url} GEMINI_API_KEY=rehearsal pipeline run JOB` rehearses it, in"
+        " runs/JOB-rehearsal, apart from real answers; Ctrl-C stops"
     )

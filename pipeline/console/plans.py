@@ -3,13 +3,24 @@
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from math import isclose
-from textwrap import fill
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console
 
 from pipeline.console.plans_json import limits_json
-from pipeline.console.screen import Row, count, duration, err, money, out, show_columns, show_grid, styled, things
+from pipeline.console.screen import (
+    Row,
+    Screen,
+    count,
+    duration,
+    err,
+    folded,
+    money,
+    out,
+    show_columns,
+    show_grid,
+    styled,
+    things,
+)
 from pipeline.plan import Plan
 from pipeline.plan.amounts import Range
 from pipeline.plan.compare import ASSUMPTION, LANES, Offer, Saving
@@ -43,14 +54,14 @@ _BOUNDS = {
     "latency": "most of it waiting for answers",
     "none": "no limit configured",
 }
-_WIDTH, _NARROWEST = 78, 40
+_WIDTH = 78
 _KEY_WIDTH = 24
 _DAYS_SHOWN = 7
 _PILOT_FROM = 40
 """Rows from which a pilot of 20 leaves enough to be worth it."""
 
 
-def show_estimate(made: Estimate, name: str, path: str, to: Console = out) -> None:
+def show_estimate(made: Estimate, name: str, path: str, to: Screen = out) -> None:
     """What `estimate` says."""
     plan = made.plan
     to.print(styled((one_line(name), "bold"), f"  {one_line(plan.model)}  {one_line(path)}\n"))
@@ -81,7 +92,7 @@ def show_estimate(made: Estimate, name: str, path: str, to: Console = out) -> No
     to.print(f"prices of {plan.prices_dated}", style="dim")
 
 
-def _show_nothing_left(plan: Plan, to: Console) -> None:
+def _show_nothing_left(plan: Plan, to: Screen) -> None:
     """There is no call to plan: all rows are done, or none of them can be sent."""
     if plan.documents:
         rows = ("rows", count(plan.documents), _done(plan))
@@ -96,11 +107,9 @@ def _show_nothing_left(plan: Plan, to: Console) -> None:
         _show_notes(plan.notices, to, "yellow")
 
 
-def _show_notes(lines: Iterable[str], to: Console, style: str = "dim") -> None:
+def _show_notes(lines: Iterable[str], to: Screen, style: str = "dim") -> None:
     for line in lines:
-        width = min(_WIDTH, max(_NARROWEST, to.width))
-        filled = fill(line, width, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
-        to.print(styled((filled, style)))
+        to.print(folded(styled((f"  {line}", style)), min(_WIDTH, to.width)))
 
 
 def _rows(plan: Plan) -> Iterator[Row]:
@@ -121,7 +130,7 @@ def _done(plan: Plan) -> str:
     return f"{count(plan.documents_done)} more are done" if plan.documents_done else ""
 
 
-def _show_steps(plan: Plan, to: Console) -> None:
+def _show_steps(plan: Plan, to: Screen) -> None:
     headers = ["  step", "calls", "tokens in", "tokens out", "cost"]
     known = any(each.answers for each in plan.steps.values())
     lines = []
@@ -138,10 +147,10 @@ def _answer(known: Answers | None) -> str:
     return " / ".join(count(value) for value in (known.p10, known.p50, known.p90)) if known else "not known yet"
 
 
-def _show_found(plan: Plan, to: Console) -> None:
+def _show_found(plan: Plan, to: Screen) -> None:
     rows = [f"  {count(found.rows)}" for found in plan.found.values()]
     names = [_FOUND[name] for name in plan.found]
-    width = _WIDTH - max(map(len, ("  rows", *rows))) - max(map(len, ("what", *names))) - 4
+    width = min(_WIDTH, to.width) - max(map(len, ("  rows", *rows))) - max(map(len, ("what", *names))) - 4
     examples = [_examples(found, width) for found in plan.found.values()]
     show_grid(("  rows", "what", "for instance"), list(zip(rows, names, examples, strict=True)), to)
 
@@ -166,7 +175,7 @@ def _clipped(key: str) -> str:
     return key if cell_len(key) <= _KEY_WIDTH else set_cell_size(key, _KEY_WIDTH - 1).rstrip() + "…"
 
 
-def _show_days(timeline: Timeline, to: Console) -> None:
+def _show_days(timeline: Timeline, to: Screen) -> None:
     listed = timeline.days if len(timeline.days) <= _DAYS_SHOWN else timeline.days[: _DAYS_SHOWN - 2]
     lines = [(f"  {_moment(day.starts_at)}", _moment(day.ends_at), count(day.prompts)) for day in listed]
     show_grid(("  from (local time)", "until", "calls"), lines, to)
@@ -176,7 +185,7 @@ def _show_days(timeline: Timeline, to: Console) -> None:
         to.print(f"  … {things(more, 'more day')} with {count(calls)} calls, the last until {end}", style="dim")
 
 
-def _show_deadline(deadline: Deadline, plan: Plan, to: Console) -> None:
+def _show_deadline(deadline: Deadline, plan: Plan, to: Screen) -> None:
     if deadline.fits:
         fits = f"  fits: {duration(deadline.margin_s)} to spare before {_moment(deadline.at)}"
         to.print(styled((fits, "green")))
@@ -198,7 +207,7 @@ def _show_deadline(deadline: Deadline, plan: Plan, to: Console) -> None:
     _show_notes((f"it would fit with {' and '.join(needed)}{fewer}",), to)
 
 
-def _show_offers(offers: tuple[Offer, ...], plan: Plan, to: Console) -> None:
+def _show_offers(offers: tuple[Offer, ...], plan: Plan, to: Screen) -> None:
     """One line a model, cheapest first; its lanes side by side."""
     by_model: dict[str, dict[Lane, Offer]] = {}
     for offer in offers:
@@ -238,15 +247,14 @@ def _offered(offer: Offer | None) -> str:
     return money(offer.cost_usd) + ("*" if offer.cheapest else " ")
 
 
-def _show_savings(savings: tuple[Saving, ...], to: Console) -> None:
+def _show_savings(savings: tuple[Saving, ...], to: Screen) -> None:
     names = max(len(_SAVINGS[each.what]) for each in savings)
     amounts = [money(each.usd) if each.usd else "nothing" for each in savings]
     width = max(map(len, amounts))
     to.print("  savings", style="dim")
     for each, amount in zip(savings, amounts, strict=True):
         start = f"  {_SAVINGS[each.what]:<{names}}  {amount:>{width}}  "
-        indent = " " * len(start)
-        to.print(styled(start + fill(indent + each.detail, _WIDTH, subsequent_indent=indent).lstrip()))
+        to.print(folded(styled(start + each.detail), min(_WIDTH, to.width), len(start)))
 
 
 def _provenance(plan: Plan) -> Iterator[str]:

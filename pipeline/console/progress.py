@@ -18,10 +18,11 @@ QUIET_S = 15.0
 """Between progress lines when stderr is no terminal."""
 RECENT_S = 120.0
 """The time left goes by the pace of so long: limits grow, other runs come and go, outages end."""
-_BAR, _SPINNER = 10, 2
+_BAR, _SPINNER, _GAP = 10, 2, "  "
 _WAIT_S = 5.0  # that nothing is sent: from here on its end is told instead of the time left
 _LIMITS = {
     "assumed": "assumed; it grows until one is refused",
+    "tried": "tried; it grows until one is refused",
     "learned": "learned; forget: `pipeline check JOB --forget`",
 }
 
@@ -91,8 +92,8 @@ async def _progress(monitor: Monitor) -> None:
         with err.status("") as status:
             while True:
                 _tell(monitor)
-                line = fitting_line(monitor, err.width - _SPINNER, recent.since(monitor))
-                status.update(styled(_stopping(monitor) or line))
+                width = err.width - _SPINNER
+                status.update(styled(_stopping(monitor, width) or fitting_line(monitor, width, recent.since(monitor))))
                 await anyio.sleep(REFRESH_S)
     since = 0.0
     while True:
@@ -134,38 +135,47 @@ def notice(event: str, numbers: dict[str, object]) -> str:
 
 
 def fitting_line(monitor: Monitor, width: int, since: Mark = START) -> str:
-    """The progress line, without its bar where that is too wide."""
-    line = progress_line(monitor, bar=True, since=since)
-    return line if cell_len(line) <= width else progress_line(monitor, bar=False, since=since)
+    """The progress line without what does not fit: first the bar goes, then the meter, then the refusals."""
+    parts = _parts(monitor, bar=True, since=since)
+    for name in ("bar", "meter", "refused", "rows", "cost"):
+        if cell_len(_GAP.join(parts.values())) <= width:
+            break
+        parts.pop(name, None)
+    return _GAP.join(parts.values())
 
 
 def progress_line(monitor: Monitor, *, bar: bool, since: Mark = START) -> str:
     """Calls answered of those planned, the fuller meter, rows done, cost, failures, time left at the pace `since`."""
+    return _GAP.join(_parts(monitor, bar=bar, since=since).values())
+
+
+def _parts(monitor: Monitor, *, bar: bool, since: Mark) -> dict[str, str]:
     answered = monitor.calls + monitor.saved.calls
     share = min(1.0, answered / monitor.prompts) if monitor.prompts else 1.0
     filled = "█" * int(share * _BAR)
-    parts = [f"{answered:,}/{max(answered, monitor.prompts):,} calls {share:4.0%}"]
+    parts = {"calls": f"{answered:,}/{max(answered, monitor.prompts):,} calls {share:4.0%}"}
     if bar:
-        parts.append(f"▕{filled:<{_BAR}}▏")
-    parts.append(f"{things(monitor.done, 'row')}")
+        parts["bar"] = f"▕{filled:<{_BAR}}▏"
+    parts["rows"] = things(monitor.done, "row")
     if monitor.dispatcher and any(use := monitor.dispatcher.use):
         meter = max(range(2), key=use.__getitem__)
-        parts.append(f"{('rpm', 'tpm')[meter]} {use[meter]:.0%}")
-    parts.append(money(monitor.cost_usd))
+        parts["meter"] = f"{('rpm', 'tpm')[meter]} {use[meter]:.0%}"
+    parts["cost"] = money(monitor.cost_usd)
     if failed := monitor.done - monitor.outcomes["ok"]:
-        parts.append(f"{failed:,} not ok")
+        parts["failed"] = f"{failed:,} not ok"
     if monitor.dispatcher and (refused := monitor.dispatcher.rate_limited):
-        parts.append(f"{refused:,} refused for quota")
+        parts["refused"] = f"{refused:,} refused for quota"
     if monitor.dispatcher and (until := monitor.dispatcher.waits_until or 0) - time.time() >= _WAIT_S:
-        parts.append(f"waits until {datetime.fromtimestamp(until, UTC):%H:%M:%S} UTC")
+        parts["wait"] = f"waits until {datetime.fromtimestamp(until, UTC):%H:%M:%S} UTC"
     elif answered > since.calls and (left := monitor.prompts - answered) > 0:
-        parts.append(f"eta {duration(left / (answered - since.calls) * (monitor.seconds - since.seconds))}")
-    return "  ".join(parts)
+        parts["eta"] = f"eta {duration(left / (answered - since.calls) * (monitor.seconds - since.seconds))}"
+    return parts
 
 
-def _stopping(monitor: Monitor) -> str:
+def _stopping(monitor: Monitor, width: int) -> str:
     if not monitor.stopping or monitor.dispatcher is None:
         return ""
     left = monitor.dispatcher.in_flight
     replies = "1 reply" if left == 1 else f"{left} replies"
-    return f"stopping: waiting for {replies} (Ctrl-C again to abandon them)"
+    line = f"stopping: waiting for {replies} (Ctrl-C again to abandon them)"
+    return line if len(line) <= width else f"stopping: {replies} to come (Ctrl-C again: abandon)"

@@ -4,9 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC
 from decimal import Decimal
 
-from rich.console import Console
-
-from pipeline.console.screen import count, duration, money, out, show_columns, show_grid, styled, things
+from pipeline.console.screen import Screen, count, duration, money, out, show_columns, show_grid, styled, things
 from pipeline.prices import MODELS, note, rates
 from pipeline.records import STATUSES
 from pipeline.report import Failure, Summary
@@ -17,7 +15,7 @@ _SHORT_S = 60.0
 """Below it start and end of a run outweigh what was estimated."""
 
 
-def show_summary(summary: Summary, to: Console = out) -> None:
+def show_summary(summary: Summary, to: Screen = out) -> None:
     """What a run came to."""
     manifest, outcomes = summary.manifest, summary.outcomes
     to.print(
@@ -72,7 +70,7 @@ def _uncertain(summary: Summary) -> str:
     return f"and {most} more for {things(summary.uncertain, 'request')} whose replies never came or could not be read"
 
 
-def show_accuracy(accuracy: Accuracy, to: Console = out) -> None:
+def show_accuracy(accuracy: Accuracy, to: Screen = out) -> None:
     """How far the estimate was off: by how much more, or less, it became than was said before."""
     steps = [step for step in accuracy.estimated if step != "total" or len(accuracy.estimated) > 2]
     lines = []

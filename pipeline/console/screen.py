@@ -23,6 +23,10 @@ from pipeline.terminal import escaped_json, one_line, visible
 Row = tuple[str, str, str]
 """Name, value and remark."""
 
+_UNIT = re.compile(r"(?:`[^`\n]*`|\S)+")
+"""A word, or a command in backticks, which is copied whole."""
+_GAP = "   "
+_LEAST_REMARK = 24  # cells beside the values: a remark that has less goes on below them
 _NUMBER = re.compile(r"\s*[-+$]{0,2}[\d,.]+( ?%| M|[* ])?|\?||as said|not seen|nothing")  # or what stands for one
 
 
@@ -37,9 +41,15 @@ class Screen(Console):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
-    def print(self, *objects: Any, **options: Any) -> None:
-        """As `Console.print`; a plain string is `styled`."""
-        super().print(*(styled(each) if isinstance(each, str) else each for each in objects), **options)
+    def print(self, *objects: Any, indent: int | None = None, **options: Any) -> None:
+        """As `Console.print`; a plain string is `styled`, and on a terminal a long line is folded between words.
+
+        What follows is indented by `indent` cells, or by two more than the line.
+        """
+        shown = [styled(each) if isinstance(each, str) else each for each in objects]
+        if self.is_terminal:
+            shown = [folded(each, self.width, indent) if isinstance(each, Text) else each for each in shown]
+        super().print(*shown, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """As `Console.render`, once more for text that was made elsewhere."""
@@ -49,6 +59,33 @@ class Screen(Console):
     def on_broken_pipe(self) -> None:
         """Whoever read it has enough, as `head` has: that ends nothing."""
         self.quiet = True
+
+
+def folded(text: Text, width: int, indent: int | None = None) -> Text:
+    """`text` with lines of at most `width` cells, broken between words and never in a command: a long one stays."""
+    lines: list[Text] = []
+    for line in text.split("\n", allow_blank=True):
+        plain = line.plain
+        inner = len(plain) - len(plain.lstrip(" ")) + 2 if indent is None else indent
+        first, *others = line.divide(_breaks(plain, width, inner))
+        first.rstrip()
+        lines.append(first)
+        for other in others:
+            other.rstrip()
+            lines.append(Text.assemble(" " * inner, other))
+    return Text("\n", style=text.style).join(lines)
+
+
+def _breaks(line: str, width: int, indent: int) -> list[int]:
+    """Where the lines begin into which `line` is folded, but the first."""
+    found: list[int] = []
+    begin, room, is_empty = 0, width, True
+    for unit in _UNIT.finditer(line):
+        if not is_empty and cell_len(line[begin : unit.end()]) > room:
+            begin, room = unit.start(), width - indent
+            found.append(begin)
+        is_empty = False
+    return found
 
 
 out = Screen()
@@ -120,28 +157,58 @@ def show_failure(error: PipelineError) -> None:
     show_json({"error": error.message, "hint": error.hint})
 
 
-def show_columns(to: Console, rows: Sequence[Row]) -> None:
+def show_columns(to: Screen, rows: Sequence[Row]) -> None:
     """Name, value and remark in columns; the remark starts where the longest value with one ends."""
     shown = [tuple(map(one_line, row)) for row in rows]
     names = max(cell_len(row[0]) for row in shown)
     values = max((cell_len(row[1]) for row in shown if row[2]), default=0)
+    start = 4 + names
+    beside = start + values + len(_GAP)
+    room = max(_LEAST_REMARK, *(cell_len(unit) for row in shown for unit in _UNIT.findall(row[2])), 0)
+    below = beside if beside + room <= to.width else start
     for name, value, remark in shown:
-        line = f"{_padded(value, values)}   {remark}".rstrip()
-        to.print(styled((f"  {_padded(name, names)}  ", "dim"), line))
+        line = f"{_padded(value, values)}{_GAP}{remark}".rstrip()
+        to.print(styled((f"  {_padded(name, names)}  ", "dim"), line), indent=below if remark else start)
 
 
-def show_grid(headers: Sequence[str], lines: Sequence[Sequence[str]], to: Console = out) -> None:
-    """A table whose columns are as wide as their cells, numbers to the right; nothing is wrapped or cut."""
+def show_grid(headers: Sequence[str], lines: Sequence[Sequence[str]], to: Screen = out) -> None:
+    """A table whose columns are as wide as their cells, numbers to the right; nothing is cut.
+
+    On a terminal that is too narrow words in the last column are folded, or else each row is told cell by cell.
+    """
     lines = [tuple(map(one_line, line)) for line in lines]
     columns = list(zip(*lines, strict=True)) if lines else [()] * len(headers)
     widths = [max(map(cell_len, (header, *cells))) for header, cells in zip(headers, columns, strict=True)]
     to_the_right = [all(_NUMBER.fullmatch(cell) for cell in cells) for cells in columns]
+    before_last = sum(widths[:-1]) + 2 * len(widths) - 2
+    too_wide = to.is_terminal and before_last + widths[-1] > to.width
+    if too_wide and (to_the_right[-1] or to.width - before_last < _LEAST_REMARK):
+        _show_one_by_one(headers, lines, to, numbered=to_the_right[0])
+        return
     for number, row in enumerate((headers, *lines)):
         padded = (
             " " * (width - cell_len(cell)) + cell if right else _padded(cell, width)
             for cell, width, right in zip(row, widths, to_the_right, strict=True)
         )
-        to.print("  ".join(padded).rstrip(), style="" if number else "dim")
+        to.print("  ".join(padded).rstrip(), indent=before_last, style="" if number else "dim")
+
+
+def _show_one_by_one(headers: Sequence[str], lines: Sequence[Sequence[str]], to: Screen, *, numbered: bool) -> None:
+    """Each row under its first cell, as `header cell`; a cell without a header stands alone, an empty one nowhere."""
+    if not numbered:
+        to.print(headers[0], style="dim")
+    names = [header.strip() for header in headers[1:]]
+    for first, *cells in lines:
+        to.print(f"{headers[0]} {first}" if numbered else first)
+        indent = len(first) - len(first.lstrip(" ")) + 2
+        told = (f"{name} {cell.strip()}".strip() for name, cell in zip(names, cells, strict=True) if cell.strip())
+        line = ""
+        for each in told:
+            if line and indent + cell_len(line + _GAP + each) > to.width:
+                to.print(" " * indent + line)
+                line = ""
+            line = f"{line}{_GAP}{each}" if line else each
+        to.print(" " * indent + line)
 
 
 def _padded(cell: str, width: int) -> str:

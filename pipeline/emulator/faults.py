@@ -68,8 +68,8 @@ GROUPS: Mapping[str, Mapping[str, Fault]] = {
         "negative": Fault("counts below zero", "yes"),
         "absurd": Fault("99999999999999 prompt tokens", "yes"),
         "text_counts": Fault("counts as strings and fractions", "yes"),
-        "overlong": Fault("four times max_output_tokens, billed", "yes"),
-        "dearer": Fault("the dearest model answers, and bills", "yes"),
+        "overlong": Fault("four times max_output_tokens", "yes"),
+        "dearer": Fault("the dearest model answers", "yes"),
         "unpriced": Fault("a model that nobody knows answers", "yes"),
     },
     "odd forms": {
@@ -122,12 +122,12 @@ def bill_of(kind: str | None) -> Bill:
     return "yes" if kind is None else KINDS[kind].bill
 
 
-def told() -> Iterator[str]:
-    """Every fault in a line of its own: its name, what is sent, what is billed."""
+def told() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Each group with its faults: name, and what is sent and billed."""
     bills = {"no": "", "yes": "; billed", "unread": "; billed, not readable", "lost": "; billed, not delivered"}
+    longest = max(map(len, KINDS))
     for group, kinds in GROUPS.items():
-        yield group
-        yield from (f"  {name:<17}{fault.says}{bills[fault.bill]}" for name, fault in kinds.items())
+        yield group, [(name.ljust(longest), f"{fault.says}{bills[fault.bill]}") for name, fault in kinds.items()]
 
 
 @dataclass(frozen=True, slots=True)
