@@ -70,9 +70,15 @@ def resumable_once(spent: Callable[[PipelineError], bool]) -> Iterator[None]:
         known = as_known(error)
         if known is None or known.exit_code == RESUMABLE or not spent(known):
             raise
-        known.exit_code = RESUMABLE
-        known.message += "\nWhat was answered is kept."
+        make_resumable(known)
         raise known from error
+
+
+def make_resumable(error: PipelineError) -> None:
+    """Give what stopped a run in its middle exit code 3, and the words that what was answered is kept."""
+    if error.exit_code != RESUMABLE:
+        error.exit_code = RESUMABLE
+        error.message += "\nWhat was answered is kept."
 
 
 class JobError(PipelineError):

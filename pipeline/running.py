@@ -21,12 +21,12 @@ from pipeline.calls import Send, charge_lost
 from pipeline.dispatch import Dispatcher
 from pipeline.engine import Engine, Monitor
 from pipeline.errors import (
-    RESUMABLE,
     AuthError,
     JobError,
     PipelineError,
     RunStateError,
     ServiceError,
+    make_resumable,
     resumable_once,
 )
 from pipeline.job import Job, api_key
@@ -135,7 +135,7 @@ async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
                     set_aside(session.directory)
                 ended = await _run(session, provider, place, confirm, watched)
     if ended.stopped and spent(ended.stopped):
-        ended.stopped.exit_code = RESUMABLE
+        make_resumable(ended.stopped)
     return ended
 
 

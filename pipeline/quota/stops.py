@@ -27,7 +27,11 @@ def down(seconds: float) -> ServiceError:
 def stopped_by(verdict: Verdict) -> PipelineError:
     """The end of a run in which no other prompt would fare better."""
     if verdict.kind == "auth":
-        return AuthError(verdict.message, "Check the key and what its project may use: `pipeline check JOB`.")
+        status = f" (HTTP {verdict.http_status})" if verdict.http_status else ""
+        return AuthError(
+            f"The service refuses the key, its project or the region{status}: {verdict.message}",
+            "Check the key and what its project may use: `pipeline check JOB`; then the same command goes on.",
+        )
     if any(hit.limit == 0 for hit in verdict.quota):
         return QuotaExhausted(
             verdict.message, "Choose another model with `--model NAME`, or enable billing for the project."
