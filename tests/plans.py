@@ -48,6 +48,14 @@ def given(job: Job, documents: Sequence[Document], done: Callable[[int], bool] |
     return Input(source, survey(source, len(documents)), wanted)
 
 
+def telling(kinds: Sequence[int], strata: Sequence[int | None] | None = None) -> Callable[[pl.Series], pl.DataFrame]:
+    """What `learn` asks about rows of a table with these kinds and strata."""
+    stratum = pl.Series("stratum", strata or [None] * len(kinds), dtype=pl.UInt16)
+    table = pl.DataFrame([pl.Series("kind", kinds, dtype=pl.UInt8), stratum]).with_row_index("row")
+    told = table.with_columns(pl.col("row").cast(pl.Int64), rows=pl.len().over("stratum"))
+    return lambda rows: told.filter(pl.col("row").is_in(rows.implode()))
+
+
 async def nothing_bought(fingerprint: str) -> Reply | None:
     return None
 
@@ -72,7 +80,7 @@ def known(*answers: tuple[str, int, int, int, int]) -> Learned:
         dict(zip(CALL_COLUMNS, (row, step, True, False, given, real, real // 10, out, thought, 1.0), strict=True))
         for row, (step, given, real, out, thought) in enumerate(answers)
     ]
-    return learn([pl.DataFrame(rows)], pl.Series([0] * len(rows), dtype=pl.UInt8))
+    return learn([pl.DataFrame(rows)], telling([0] * len(rows)))
 
 
 def prompt(

@@ -19,18 +19,19 @@ import polars as pl
 import pytest
 from commands import Ran
 from corpus import Text, make_corpus
-from plans import LATENCY_S, START, given, nothing_bought
+from plans import LATENCY_S, START, given, nothing_bought, telling
 from serving import served
 
 from jobs import CHUNKED, PLAIN, Sections, make_job
 from pipeline import plan, running, session
 from pipeline.engine import Monitor
 from pipeline.job import Job
-from pipeline.plan import Plan, planner, survey
+from pipeline.plan import Plan, picks, planner
 from pipeline.plan.amounts import KINDS, Range, total
 from pipeline.plan.learned import CALL_COLUMNS, NOTHING, Learned, learn
 from pipeline.plan.pace import Pace
 from pipeline.plan.planner import Input, first_prompts
+from pipeline.plan.survey import survey
 from pipeline.records import Document, Reply
 from pipeline.session import Options, estimates
 from pipeline.session.estimates import Wishes
@@ -80,7 +81,7 @@ class Desk:
 
     def input(self) -> Input:
         opened = self.session()
-        return Input(opened.source, survey.survey(opened.source, opened.rows))
+        return Input(opened.source, survey(opened.source, opened.rows))
 
 
 def desk(directory: Path, url: str, base: Sections, texts: list[Text], **sections: Any) -> Desk:
@@ -341,7 +342,7 @@ def all_known(documents: list[Document]) -> Learned:
         for row in range(len(documents))
         for step, size in (("answer", 4 + row % 8), ("map", 8), ("reduce", 4 + row % 8))
     ]
-    return learn([pl.DataFrame(rows)], pl.Series([row % len(KINDS) for row in range(len(documents))], dtype=pl.UInt8))
+    return learn([pl.DataFrame(rows)], telling([row % len(KINDS) for row in range(len(documents))]))
 
 
 def test_19_of_20_samples_hold_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +358,7 @@ def test_19_of_20_samples_hold_the_whole(tmp_path: Path, monkeypatch: pytest.Mon
     whole = planned(planner.EVERYTHING)
     held: Counter[str] = Counter()
     for seed in range(40):
-        monkeypatch.setattr(planner, "pick", partial(survey.pick, seed=seed))
+        monkeypatch.setattr(planner, "pick", partial(picks.pick, seed=seed))
         made = planned(planner.Effort(250, 10**9, 250, 10**9))
         assert made.sampled_rows == 250
         assert whole.cost_usd

@@ -239,7 +239,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_only_what_is_in_flight(tmp_path
 
 def test_a_second_process_on_the_run_is_told_who_holds_it(tmp_path: Path) -> None:
     summarize_job(tmp_path, 30)
-    with served(latency_s=0.5) as url:
+    with served(latency_s=60) as url:  # it goes on until it is killed
         first = start(tmp_path, url)
         while stats(url)["requests"] == 0:
             time.sleep(0.02)

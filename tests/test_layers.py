@@ -25,6 +25,7 @@ RANKS: dict[str, int] = {
     "terminal": 0,
     "values": 0,
     "process": 1,
+    "spill": 1,
     "environment": 1,
     "tokens": 1,
     "prices": 1,

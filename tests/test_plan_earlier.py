@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 import stores
+from plans import telling
 
 from jobs import CHUNKED, Sections, make_job
 from pipeline.job import Job
@@ -17,7 +18,7 @@ from pipeline.records import Usage
 from pipeline.store.manifest import VERSION, Kind
 from pipeline.store.run import RunStore
 
-KINDS = pl.Series([0, 1, 2, 0, 1, 2] * 20, dtype=pl.UInt8)
+KINDS = [0, 1, 2, 0, 1, 2] * 20
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def look(tmp_path: Path, job: Job, kind: Kind = "real", most: int = 200_000) -> Learned:
-    return earlier(tmp_path / "runs", job, kind, "table", KINDS, most=most)
+    return earlier(tmp_path / "runs", job, kind, "table", telling(KINDS), most=most)
 
 
 @contextmanager
@@ -275,11 +276,11 @@ def test_a_model_named_in_full_is_the_same_model(tmp_path: Path, job: Job) -> No
 
 
 def test_answers_about_this_table_weigh_the_rows_that_they_stand_for(tmp_path: Path, job: Job) -> None:
-    strata = pl.Series([0] * 90 + [1] * 30, dtype=pl.UInt16)
+    about = telling(KINDS, [0] * 90 + [1] * 30)
     with run(tmp_path, job) as store:
         buy(store, range(3), tokens=100)
         buy(store, range(90, 93), tokens=200)
-    known = earlier(tmp_path / "runs", job, "real", "table", KINDS, strata)
+    known = earlier(tmp_path / "runs", job, "real", "table", about)
     assert known.ratio("answer", 0).value == pytest.approx(0.75 * 1 + 0.25 * 2)
-    elsewhere = earlier(tmp_path / "runs", job, "real", "another table", KINDS, strata)
+    elsewhere = earlier(tmp_path / "runs", job, "real", "another table", about)
     assert elsewhere.ratio("answer", 0).value == pytest.approx(1.5)

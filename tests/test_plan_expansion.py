@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import survey
+from pipeline.plan import picks as drawing
 from pipeline.plan.expansion import Expansion
-from pipeline.plan.survey import Stratum, Survey
+from pipeline.plan.picks import Stratum
+from pipeline.plan.survey import Survey
 
 Row = tuple[int, int, dict[str, float]]  # size, kind, amounts
 
@@ -22,7 +23,8 @@ def expanded(rows: Sequence[Row], most_rows: int, seed: int = 0, watched: Sequen
     size = pl.Series([row[0] for row in rows], dtype=pl.UInt32)
     kind = pl.Series([row[1] for row in rows], dtype=pl.UInt8)
     no = pl.repeat(False, len(rows), eager=True)
-    picks = survey.pick(Survey(size, kind, no, no, ()), None, most_rows, 10**12, seed)
+    facts = [pl.DataFrame({"size": size, "kind": kind})]
+    picks = drawing.pick(Survey(facts, no, no, ()), None, most_rows, 10**12, seed)
     expansion: Expansion[str] = Expansion(picks.populations, watched)
     for row, size_bytes, stratum in zip(picks.numbers, picks.sizes, picks.strata, strict=True):
         expansion.add(stratum, size_bytes, rows[row][2])

@@ -8,7 +8,7 @@ import pytest
 from corpus import SORTS, make_corpus, make_text
 from hypothesis import given
 from hypothesis import strategies as st
-from plans import kind_of
+from plans import kind_of, telling
 
 from pipeline.emulator.counting import Tokenizer, count
 from pipeline.plan.amounts import KINDS
@@ -24,7 +24,8 @@ from pipeline.plan.learned import (
     learn,
     merged,
 )
-from pipeline.plan.survey import Survey, pick_pilot, strata
+from pipeline.plan.picks import about, pick_pilot
+from pipeline.plan.survey import Survey
 from pipeline.store.parts import CALLS_SCHEMA
 from pipeline.tokens import estimate
 
@@ -49,7 +50,7 @@ def calls(*rows: dict[str, Any]) -> pl.DataFrame:
 
 
 def learned(*rows: dict[str, Any], kinds: Sequence[int] | None = None, run: int = 0) -> Learned:
-    return learn([calls(*rows)], None if kinds is None else pl.Series(kinds, dtype=pl.UInt8), run)
+    return learn([calls(*rows)], None if kinds is None else telling(kinds), run)
 
 
 # ---- input
@@ -228,15 +229,15 @@ def test_each_kind_is_answered_at_its_own_length_where_enough_are_known() -> Non
 
 
 def test_an_answer_weighs_as_many_rows_as_it_stands_for() -> None:
-    strata = pl.Series([1] * 90 + [2] * 10 + [None] * 900, dtype=pl.UInt16)
+    told = telling([0] * 1000, [*[1] * 90, *[2] * 10, *[None] * 900])
     rows = [{"row": row, "input_tokens": 100 if row < 90 else 200, "output_tokens": row} for row in (0, 10, 90, 91, 92)]
-    known = learn([calls(*rows)], pl.Series([0] * 1000, dtype=pl.UInt8), strata=strata)
+    known = learn([calls(*rows)], told)
     assert known.ratio("answer", 0).value == pytest.approx(0.9 * 1.0 + 0.1 * 2.0)
     answers = known.output("answer", 100)
     assert answers is not None
     assert answers.output_tokens == pytest.approx(0.9 * 5 + 0.1 * 91)
     assert known.taught["weight"].mean() == pytest.approx(1)
-    alone = learn([calls({"row": 500}, {"row": 0})], pl.Series([0] * 1000, dtype=pl.UInt8), strata=strata)
+    alone = learn([calls({"row": 500}, {"row": 0})], told)
     assert alone.taught.sort("row")["weight"].to_list() == pytest.approx([180 / 91, 2 / 91])
 
 
@@ -329,11 +330,15 @@ def estimates() -> tuple[int, ...]:
 
 
 @cache
+def kinds() -> pl.Series:
+    return pl.Series(map(kind_of, documents()), dtype=pl.UInt8)
+
+
+@cache
 def survey() -> Survey:
     texts = pl.Series(documents())
     return Survey(
-        sizes=texts.str.len_bytes(),
-        kinds=pl.Series(map(kind_of, documents()), dtype=pl.UInt8),
+        facts=[pl.DataFrame({"size": texts.str.len_bytes(), "kind": kinds()})],
         repeats=~texts.is_first_distinct(),
         empty=texts == "",
         first_repeats=(),
@@ -352,12 +357,11 @@ def pilot(tokenizer: Tokenizer, rows: int, seed: int) -> tuple[float, float]:
     given, true = estimates(), counts(tokenizer)
     known = learn(
         [calls(*({"row": row, "input_tokens_est": given[row], "input_tokens": true[row]} for row in chosen))],
-        survey().kinds,
-        strata=strata(survey()),
+        about(survey()),
     )
     ratios = [known.ratio("answer", kind) for kind in range(len(KINDS))]
-    corrected = [tokens * ratios[kind].value for tokens, kind in zip(given, survey().kinds, strict=True)]
-    doubt = sum(tokens * ratios[kind].error for tokens, kind in zip(corrected, survey().kinds, strict=True))
+    corrected = [tokens * ratios[kind].value for tokens, kind in zip(given, kinds(), strict=True)]
+    doubt = sum(tokens * ratios[kind].error for tokens, kind in zip(corrected, kinds(), strict=True))
     return abs(sum(corrected) / sum(true) - 1), doubt / sum(corrected)
 
 

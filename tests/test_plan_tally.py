@@ -7,12 +7,13 @@ from typing import Any
 
 import polars as pl
 import pytest
+from plans import telling
 
 from pipeline.plan.amounts import Cell, Range, Tier, Work
 from pipeline.plan.forecast import Forecast
 from pipeline.plan.intervals import t_quantile
 from pipeline.plan.learned import CALL_COLUMNS, NOTHING, PRIOR_ERROR, Learned, learn
-from pipeline.plan.survey import Picks, Stratum
+from pipeline.plan.picks import Picks, Stratum
 from pipeline.plan.tally import Sums, Tally, whole
 from pipeline.prices import Rates
 from pipeline.records import Document
@@ -59,7 +60,7 @@ def known(*answers: tuple[str, int, int, int], kinds: Sequence[int] | None = Non
         dict(zip(CALL_COLUMNS, (row, step, True, False, given, real, 0, output, 0, 1.0), strict=True))
         for row, (step, given, real, output) in enumerate(answers)
     ]
-    return learn([pl.DataFrame(rows)], pl.Series(kinds or [0] * len(rows), dtype=pl.UInt8))
+    return learn([pl.DataFrame(rows)], telling(kinds or [0] * len(rows)))
 
 
 # ---- sums

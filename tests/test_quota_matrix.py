@@ -101,7 +101,7 @@ def test_a_large_table_that_is_sorted_by_length_keeps_both_meters_busy(server: s
     world = World(server, 1000, 2_000_000, seed=seed)
     sizes = sorted(lognormal(50_000 if full else 9000, 2000, seed))
     prompts = documents(world, sizes)
-    order = reading_order(pl.Series(sizes))
+    order = reading_order([pl.Series(sizes)])
     assert order
     table = pl.DataFrame({ROW: range(len(sizes))})
     opened = [

@@ -233,7 +233,7 @@ def test_every_format_is_read_in_the_order_of_the_plan(
     prepared = session.prepare(job, Options(offline=True, limit=limit))
     done = frozenset(range(0, prepared.rows, 7))
     left = pl.Series([row not in done for row in range(prepared.rows)])
-    order = reading_order(anyio.run(look, prepared).sizes, left)
+    order = reading_order((frame["size"] for frame in anyio.run(look, prepared).slices()), left)
     assert order
 
     def wanted(row: int) -> bool:
@@ -253,7 +253,7 @@ def test_pilots_of_a_sorted_table_are_the_rows_that_were_picked(here: Path) -> N
     sorted_table(here / "t.parquet", 12_000)
     rows = frozenset(range(0, 12_000, 2))
     prepared = session.prepare(make_job(here, PLAIN, input={"path": "t.parquet"}), Options(offline=True, pilot=rows))
-    order = reading_order(anyio.run(look, prepared).sizes)
+    order = reading_order(frame["size"] for frame in anyio.run(look, prepared).slices())
     assert order
     read = [document.row for batch in prepared.documents(order=order) for document in batch]
     assert sorted(read) == sorted(rows)

@@ -17,7 +17,7 @@ from pipeline.source.order import BATCH_BYTES, BLOCK_ROWS, Order, reading_order,
 
 def made(sizes: Sequence[int], wanted: Sequence[bool] | None = None) -> Order | None:
     left = None if wanted is None else pl.Series(wanted, dtype=pl.Boolean)
-    return reading_order(pl.Series(sizes, dtype=pl.UInt32), left)
+    return reading_order([pl.Series(sizes, dtype=pl.UInt32)], left)
 
 
 def frames_of(rows: int, sizes: Sequence[int]) -> Iterator[pl.DataFrame]:

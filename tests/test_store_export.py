@@ -440,7 +440,7 @@ def test_of_parts_with_long_and_short_rows_in_turns_only_what_is_due_is_held(
         return found
 
     monkeypatch.setattr(exports._Parts, "between", watched)
-    order = reading_order(pl.Series(range(1, rows + 1) if ascending else range(rows, 0, -1), dtype=pl.UInt32))
+    order = reading_order([pl.Series(range(1, rows + 1) if ascending else range(rows, 0, -1), dtype=pl.UInt32)])
     assert order
     sealed_in(results, [row for batch in order.batches for block in batch for row in rows_of(block, rows)], 1000)
     sealed_in(results, list(range(0, rows, 100)), 100, "again")

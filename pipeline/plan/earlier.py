@@ -4,7 +4,7 @@ Input teaches from any run that asked the same: the step's template and system i
 everything that may change their length was the same too. Reads only, also from runs that go on meanwhile.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from pipeline.records import Reply, Step
 from pipeline.store import parts
 from pipeline.store.manifest import SUFFIXES, Kind, Manifest
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.state import load
+from pipeline.store.state import load_unsealed
 
 MOST_CALLS = 200_000
-"""Newest calls that are read over all runs: 0.9 s when the run has a million rows, half of it for its outcomes."""
+"""Newest calls that are read over all runs: some 0.5 s."""
 
 _UNREADABLE = (PipelineError, OSError, pl.exceptions.PolarsError, ValueError, TypeError, LookupError, AttributeError)
 _STEPS: tuple[Step, ...] = ("answer", "map", "reduce")
@@ -43,13 +43,12 @@ def earlier(
     job: Job,
     kind: Kind,
     source_fingerprint: str,
-    kinds: pl.Series,
-    strata: pl.Series | None = None,
+    about: Callable[[pl.Series], pl.DataFrame],
     most: int = MOST_CALLS,
 ) -> Learned:
     """What the newest `most` calls under `runs` teach for `job`; of its own run first, however old.
 
-    `kinds` and `strata` are those of each row of the table with that fingerprint, as `learn` takes them. Only runs of
+    `about` tells of the rows of the table with that fingerprint, as `learn` takes it. Only runs of
     the same `kind` teach: a rehearsal says nothing of the service. What cannot be read is passed over: it must not keep
     anybody from a plan.
     """
@@ -64,8 +63,7 @@ def earlier(
         most -= calls.height
         number = THIS_RUN if run.own else 1 + len(sources)
         teaching = [_teaching(run, calls, changed)]
-        known = learn(teaching, kinds, number, strata) if run.same_rows else learn(teaching, None, number)
-        sources.append(known)
+        sources.append(learn(teaching, about if run.same_rows else None, number))
     return merged(*sources)
 
 
@@ -124,17 +122,18 @@ def _where(identity: Mapping[str, Any]) -> object:
 
 
 def _read(directory: Path, most: int) -> tuple[pl.DataFrame, set[int]]:
-    """The newest calls of a run, and the rows that were asked another way: redone with `--set`."""
-    _, unsealed = load(directory, lambda raw: Reply("", "ok"))
+    """The newest calls of a run, and those of their rows that were asked another way: redone with `--set`."""
+    unsealed = load_unsealed(directory, lambda raw: Reply("", "ok"))
     changed = {row for row, result in unsealed.results.items() if result.changes is not None}
-    for results in parts.read_parts(directory / "results", ("row", "changes")):
-        changed.update(results.filter(pl.col("changes").is_not_null())["row"])
     frames = [parts.calls_frame(unsealed.calls, {}).select(CALL_COLUMNS)]
     for path in reversed(parts.part_paths(directory / "calls")):
         if sum(frame.height for frame in frames) >= most:
             break
-        if parts.part_number(path) <= unsealed.sealed:
+        number = parts.part_number(path)
+        if number <= unsealed.sealed:
             frames.append(parts.read_part(path, CALL_COLUMNS))
+            results = parts.read_part(parts.part_path(directory / "results", number), ("row", "changes"))
+            changed.update(results.filter(pl.col("changes").is_not_null())["row"])
     return pl.concat(frames).head(most), changed
 
 

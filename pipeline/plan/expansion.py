@@ -7,7 +7,7 @@ from math import sqrt
 from typing import Generic, NamedTuple, TypeVar
 
 from pipeline.plan.intervals import t_quantile
-from pipeline.plan.survey import Stratum
+from pipeline.plan.picks import Stratum
 
 Name = TypeVar("Name", bound=Hashable)
 

@@ -4,7 +4,7 @@ Input is learned by step and kind of script, as observed over estimated tokens; 
 multiple of a power of the input's length. All of it is kept as one row an answer, so that sources can be put together.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, sqrt
@@ -153,13 +153,14 @@ NOTHING = Learned(_SCHEMA.to_frame())
 
 
 def learn(
-    frames: Iterable[pl.DataFrame], kinds: pl.Series | None, run: int = THIS_RUN, strata: pl.Series | None = None
+    frames: Iterable[pl.DataFrame], about: Callable[[pl.Series], pl.DataFrame] | None = None, run: int = THIS_RUN
 ) -> Learned:
     """Learn from calls, with at least the columns `CALL_COLUMNS`: from those that were paid for and counted.
 
-    By row, when the calls are about the very table that is planned: `kinds` of script (index into `KINDS`), and the
-    `strata` that rows were picked from, null for one that need not be counted; an answer then weighs as many rows of
-    its stratum as it stands for. A call whose columns from `cached_tokens` on are null teaches only the ratio.
+    `about` tells of rows, when the calls are about the very table that is planned: `row`, its `kind` of script (index
+    into `KINDS`), the `stratum` that it may be picked from and how many `rows` that has, null for one that need not be
+    counted; an answer then weighs as many rows of its stratum as it stands for. A call whose columns from
+    `cached_tokens` on are null teaches only the ratio.
     """
     taught = [
         frame.filter("paid", ~pl.col("usage_estimated"), pl.col("input_tokens_est") > 0, pl.col("input_tokens") > 0)
@@ -171,15 +172,13 @@ def learn(
     if not taught:
         return NOTHING
     answers = pl.concat(taught)
-    if kinds is not None:
-        table = kinds.alias("kind").to_frame().with_columns(stratum=pl.lit(None) if strata is None else strata)
-        by_row = table.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64), rows=pl.len().over("stratum"))
+    if about is not None:
         stands_for = (
             pl.when(pl.col("stratum").is_null())
             .then(1)
             .otherwise(pl.col("rows") / pl.col("row").n_unique().over("stratum"))
         )
-        answers = answers.join(by_row, on="row", how="left").with_columns(weight=stands_for)
+        answers = answers.join(about(answers["row"]), on="row", how="left").with_columns(weight=stands_for)
         answers = answers.with_columns(pl.col("weight") / pl.col("weight").mean())
     return _learned(answers, run)
 

@@ -16,9 +16,10 @@ from pipeline.plan.costs import Share, cost_by_day, cost_over, notices, split_by
 from pipeline.plan.forecast import Bought, Forecaster
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Load, Pace
+from pipeline.plan.picks import Picks, documents, pick
 from pipeline.plan.plans import Example, Found, Plan, StepPlan
 from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
-from pipeline.plan.survey import EXAMPLES, Picks, Survey, documents, keys_of, pick
+from pipeline.plan.survey import EXAMPLES, Survey, keys_of
 from pipeline.plan.tally import Sums, Tally
 from pipeline.plan.timing import timeline
 from pipeline.prices import CHECKED, Rates, effective_rates
@@ -64,7 +65,7 @@ class Input:
     @property
     def left(self) -> int:
         """Rows that are left to do."""
-        return len(self.survey.sizes) if self.wanted is None else int(self.wanted.sum())
+        return self.survey.rows if self.wanted is None else int(self.wanted.sum())
 
     def picks(self) -> Picks:
         """The rows that are looked at: all, or a sample of a large table."""
@@ -90,7 +91,7 @@ async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: P
     return Plan(
         model=job.params.model,
         documents=given.left,
-        documents_done=len(given.survey.sizes) - given.left,
+        documents_done=given.survey.rows - given.left,
         documents_chunked=round(sums.named["chunked"]),
         longest_chunks=tally.longest_chunks,
         found=_found(given, sums),
@@ -104,7 +105,7 @@ async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: P
         load=load,
         pace=pace,
         timeline=times,
-        order=reading_order(given.survey.sizes, given.wanted),
+        order=reading_order((frame["size"] for frame in given.survey.slices()), given.wanted),
         prices_dated=CHECKED.isoformat(),
         sampled_rows=0 if picks.whole else len(picks.numbers),
         bounded=_is_bounded(sums, learned),
@@ -132,10 +133,11 @@ async def expected_work(given: Input, job: Job, learned: Learned, bought: Bought
 async def first_prompts(given: Input, picks: Picks, job: Job) -> list[tuple[Prompt, int]]:
     """The prompts that the picked rows begin with, each with its kind of script; merging ones are not known yet."""
     prompts: list[tuple[Prompt, int]] = []
+    kinds = dict(given.survey.at(picks.numbers).select("row", "kind").iter_rows())
 
     async def collect(prompt: Prompt) -> Reply:
         if prompt.step != "reduce":
-            prompts.append((prompt, given.survey.kinds[prompt.row]))
+            prompts.append((prompt, kinds[prompt.row]))
         return Reply("", "ok")
 
     for document in _picked(given.source, picks):
@@ -151,8 +153,8 @@ def prefix_tokens(job: Job) -> int:
 
 async def _forecast(given: Input, picks: Picks, forecaster: Forecaster, tally: Tally) -> None:
     sampled = not picks.whole
-    kinds, repeats = (column.gather(picks.numbers) for column in (given.survey.kinds, given.survey.repeats))
-    rows = zip(_picked(given.source, picks), picks.strata, picks.sizes, kinds, repeats, strict=True)
+    told = given.survey.at(picks.numbers)
+    rows = zip(_picked(given.source, picks), picks.strata, picks.sizes, told["kind"], told["repeat"], strict=True)
     for number, (document, stratum, size_bytes, kind, repeated) in enumerate(rows):
         if number % _UNTIL_HEEDED == 0:
             await checkpoint()

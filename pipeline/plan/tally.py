@@ -11,9 +11,10 @@ from pipeline.plan.amounts import Cell, Range, Tier, Work, total
 from pipeline.plan.expansion import Expansion
 from pipeline.plan.forecast import Forecast
 from pipeline.plan.learned import Learned
+from pipeline.plan.picks import Picks
 from pipeline.plan.plans import Example
 from pipeline.plan.predict import SCENARIOS, Scenario
-from pipeline.plan.survey import EXAMPLES, Picks
+from pipeline.plan.survey import EXAMPLES
 from pipeline.prices import Rates
 from pipeline.records import Document
 

@@ -23,8 +23,9 @@ from pipeline.plan.exact import POOL_BYTES, POOL_ROWS, count_sample
 from pipeline.plan.forecast import Bought
 from pipeline.plan.learned import Learned, merged
 from pipeline.plan.pace import Pace
+from pipeline.plan.picks import about, pick_evenly, pick_pilot
 from pipeline.plan.planner import BRIEF, EVERYTHING, USUAL, Input, expected_work, first_prompts, prefix_tokens
-from pipeline.plan.survey import Survey, pick_evenly, pick_pilot, strata, survey
+from pipeline.plan.survey import Survey, survey
 from pipeline.plan.timing import Deadline, deadline
 from pipeline.prices import Lane, Model
 from pipeline.providers.answers import parse_reply
@@ -41,6 +42,9 @@ from pipeline.store.state import is_unused, load
 ASSUMED_LATENCY_S = 5.0
 """Of one answer, before any is known: it decides the time only where no limit does, and that of the last answers."""
 _EMULATOR_LATENCY_S = 0.02
+
+_SLICE_ROWS = 2**16
+"""Rows that are asked after at a time, 8 bytes each."""
 
 Done = Callable[[int], bool]
 
@@ -174,7 +178,9 @@ async def _nothing(fingerprint: str) -> Reply | None:
 
 def _left(session: Session, done: Done) -> pl.Series:
     """Which rows are to be done."""
-    return pl.Series([not done(row) for row in range(session.rows)], dtype=pl.Boolean)
+    parts = (range(start, min(start + _SLICE_ROWS, session.rows)) for start in range(0, session.rows, _SLICE_ROWS))
+    left = [pl.Series([not done(row) for row in part], dtype=pl.Boolean) for part in parts]
+    return pl.concat([pl.Series(dtype=pl.Boolean), *left], rechunk=True)
 
 
 async def _learned(session: Session, found: Survey) -> Learned:
@@ -184,8 +190,7 @@ async def _learned(session: Session, found: Survey) -> Learned:
         session.working,
         session.kind,
         session.source.fingerprint,
-        found.kinds,
-        strata(found),
+        about(found),
     )
 
 

@@ -21,8 +21,6 @@ and .978; with blocks of 512, of which the longest take minutes of tokens, .976 
 2026-11). Reading takes 2 µs a row more than in file order."""
 BATCH_BYTES = 32_000_000
 """Text of a batch, so that long rows do not fill the memory; it is exceeded by a block at most."""
-_SUMMED_ROWS = 2**18
-"""Rows that are summed up at a time, a multiple of `BLOCK_ROWS`: 8 MB."""
 EVEN = 1.05
 """Up to here file order will do: time of the rows in it over that of the rows mixed; lognormal rows take 1.01."""
 
@@ -45,11 +43,11 @@ class _Block(NamedTuple):
     surplus_bytes: float  # above as many rows of mean size
 
 
-def reading_order(sizes: pl.Series, wanted: pl.Series | None = None) -> Order | None:
+def reading_order(sizes: Iterable[pl.Series], wanted: pl.Series | None = None) -> Order | None:
     """An order in which any stretch of the `wanted` rows (None: all) is like the whole; None when file order will do.
 
-    `sizes` are bytes by row number. What is ahead by bytes is followed by light blocks, what is behind by heavy ones,
-    so the limits need not be known. Rows are summed up a slice at a time: memory grows with blocks, not with rows.
+    `sizes` are bytes by row number, in slices. What is ahead by bytes is followed by light blocks, what is behind by
+    heavy ones, so the limits need not be known. Memory grows with blocks, not with rows.
     """
     blocks, batches = _sums(sizes, wanted)
     rows, total_bytes = (int(batches[name].sum()) for name in ("len", "size"))
@@ -72,18 +70,21 @@ def woven(order: Order, frames: Callable[[], Iterator[pl.DataFrame]]) -> Iterato
         yield chain.from_iterable(next(readers[block in order.heavy], ()) for block in batch)
 
 
-def _sums(sizes: pl.Series, wanted: pl.Series | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _sums(sizes: Iterable[pl.Series], wanted: pl.Series | None) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Rows and bytes of what is wanted, by block of the table and by batch of what is wanted, both in order."""
-    by_block, by_batch, placed = [], [], 0
-    for start in range(0, max(len(sizes), 1), _SUMMED_ROWS):
-        rows = pl.DataFrame({"size": sizes.slice(start, _SUMMED_ROWS)}).with_row_index("row", start)
-        left = rows if wanted is None else rows.filter(wanted.slice(start, _SUMMED_ROWS))
+    by_block, by_batch, passed, placed = [], [], 0, 0
+    for part in sizes:
+        rows = pl.DataFrame({"size": part}).with_row_index("row", passed)
+        left = rows if wanted is None else rows.filter(wanted.slice(passed, len(part)))
         left = left.with_row_index("place", placed)
-        placed += left.height
+        passed, placed = passed + len(part), placed + left.height
         by_block.append(_summed(left, pl.col("row") // BLOCK_ROWS))
         by_batch.append(_summed(left, pl.col("place") // BATCH_ROWS))
-    batches = pl.concat(by_batch).group_by("place").agg(pl.col("len", "size").sum())
-    return pl.concat(by_block), batches.sort("place")
+    blocks, batches = (
+        pl.concat(parts).group_by(name, maintain_order=True).agg(pl.col("len", "size").sum())
+        for name, parts in (("row", by_block), ("place", by_batch))
+    )
+    return blocks, batches
 
 
 def _summed(rows: pl.DataFrame, group: pl.Expr) -> pl.DataFrame:

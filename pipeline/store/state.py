@@ -32,7 +32,7 @@ class Outcomes:
     def set(self, row: int, status: Status, passing: bool) -> None:
         """Remember a row's outcome; `passing` means that the next run tries it again."""
         if row >= len(self._states):
-            self._states.extend(bytes(max(row + 1 - len(self._states), len(self._states))))
+            self._states.extend(bytes(row + 1 - len(self._states) + len(self._states) // 8))
         self._states[row] = STATUSES.index(status) + 1 | (_PASSING_BIT if passing else 0)
 
     def done(self, row: int) -> bool:
@@ -84,14 +84,29 @@ def load(directory: Path, parse: Callable[[bytes], Reply]) -> tuple[Outcomes, Ba
     The directory may be in use: a seal that is completed meanwhile is followed, so that nothing is missed or counted
     twice. Raises `RunStateError` for a part or a journal that is missing, damaged, or of another run.
     """
+    outcomes = Outcomes()
+
+    def take_in(part: Path) -> None:
+        for row, status, kind in parts.read_part(part, ("row", "status", "error_kind")).iter_rows():
+            outcomes.set(row, status, status == "error" and kind in PASSING)
+
+    unsealed = load_unsealed(directory, parse, take_in)
+    for result in unsealed.results.values():
+        outcomes.set(result.row, result.status, is_passing(result))
+    return outcomes, unsealed
+
+
+def load_unsealed(
+    directory: Path, parse: Callable[[bytes], Reply], take_in: Callable[[Path], None] = lambda part: None
+) -> Batch:
+    """What is not sealed yet, as `load`; `take_in` is told each part of results that comes before it, oldest first."""
     seals.check(directory)
-    outcomes, sealed = Outcomes(), 0
+    sealed = 0
     while True:
         for path in parts.part_paths(directory / "results"):
             if parts.part_number(path) > sealed:
                 sealed = parts.part_number(path)
-                for row, status, kind in parts.read_part(path, ("row", "status", "error_kind")).iter_rows():
-                    outcomes.set(row, status, status == "error" and kind in PASSING)
+                take_in(path)
         expected = seals.journals(directory)
         with suppress(FileNotFoundError):
             unsealed = _unsealed(directory, sealed, parse)
@@ -100,9 +115,7 @@ def load(directory: Path, parse: Callable[[bytes], Reply]) -> tuple[Outcomes, Ba
     for number in expected:
         if number > sealed and number not in unsealed.journals:
             raise _gone(directory, number)
-    for result in unsealed.results.values():
-        outcomes.set(result.row, result.status, is_passing(result))
-    return outcomes, unsealed
+    return unsealed
 
 
 def whose(directory: Path) -> Whose:

@@ -1,0 +1,202 @@
+"""Which rows of a table a plan takes a closer look at, and which a pilot asks first: drawn by kind and size."""
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from random import Random
+from typing import NamedTuple
+
+import polars as pl
+
+from pipeline.plan.amounts import KINDS
+from pipeline.plan.survey import Survey
+from pipeline.records import Document
+from pipeline.source.documents import ROW, Source
+
+_LEAST_PICKED = (12, 5, 2, 1)  # of a stratum, the first of them that is within bounds
+_SIZE_CLASSES = 64  # steps of √2, up to 4 GiB
+_REPEAT, _EMPTY, _UNWANTED = (len(KINDS) * _SIZE_CLASSES + number for number in range(3))
+
+_SIZE_CLASS = (2 * pl.col("size").clip(1).cast(pl.Float32).log(2)).cast(pl.UInt8).clip(0, _SIZE_CLASSES - 1)
+_NUMBER = (
+    pl.when(~pl.col("wanted"))
+    .then(_UNWANTED)
+    .when("empty")
+    .then(_EMPTY)
+    .when("repeat")
+    .then(_REPEAT)
+    .otherwise(pl.col("kind").cast(pl.UInt16) * _SIZE_CLASSES + _SIZE_CLASS)
+    .cast(pl.UInt16)
+)
+
+
+class Stratum(NamedTuple):
+    """Rows of one kind and about one size."""
+
+    number: int
+    rows: int
+    size_bytes: int
+    largest_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picks:
+    """Rows to be planned, in the order of the table; `numbers`, `sizes` and `strata` are of one length."""
+
+    numbers: pl.Series  # UInt32
+    sizes: pl.Series  # UInt32: bytes, as in the survey
+    strata: pl.Series  # UInt16: key of `populations`
+    populations: Mapping[int, Stratum]  # all rows that these stand for
+
+    @property
+    def whole(self) -> bool:
+        """Whether they stand for themselves only."""
+        return len(self.numbers) == sum(stratum.rows for stratum in self.populations.values())
+
+
+def pick(found: Survey, wanted: pl.Series | None, most_rows: int, most_bytes: int, seed: int = 0) -> Picks:
+    """All rows that are `wanted` (None: all there are) when they are within both bounds, else a random sample of them.
+
+    Its strata are kind × size in steps of √2, each with rows in proportion to its bytes: Neyman's allocation when what
+    a row takes varies as its size. Of repeats and of empty rows, where nothing is sent, a few are enough. Every stratum
+    has a row, even where that goes beyond a bound. The same seed picks the same rows.
+    """
+    strata = _strata(found, wanted)
+    if sum(one.rows for one in strata) <= most_rows and sum(one.size_bytes for one in strata) <= most_bytes:
+        return _picks(strata, pl.concat(_numbered(found, wanted)))
+    for least in _LEAST_PICKED:
+        floor = {one.number: min(one.rows, least) for one in strata}
+        if sum(floor.values()) <= most_rows and _most_bytes(strata, floor) <= most_bytes:
+            break
+    counts = _allocated(strata, floor, most_rows, most_bytes)
+    return _picks(strata, _chosen(_numbered(found, wanted), strata, counts, seed))
+
+
+def pick_pilot(found: Survey, wanted: pl.Series | None, rows: int, seed: int = 0) -> Picks:
+    """So many of the `wanted` rows to try first, spread over kinds and sizes.
+
+    Rows of a stratum count by the root of their size: input varies as the size, answers often do not vary with it.
+    At least one of each kind, as far as `rows` allows; none that is empty or repeats another.
+    """
+    strata = [one for one in _strata(found, wanted) if one.number < _REPEAT]
+    by_weight = sorted(strata, key=lambda one: one.size_bytes)
+    heaviest = {one.number // _SIZE_CLASSES: one.number for one in by_weight}
+    floor = dict.fromkeys(list(heaviest.values())[:rows], 1)
+    spread = [one._replace(size_bytes=isqrt(one.size_bytes * one.rows)) for one in strata]
+    counts = _allocated(spread, floor, rows, most_bytes=sum(one.rows * one.largest_bytes for one in strata))
+    return _picks(strata, _chosen(_numbered(found, wanted), strata, counts, seed))
+
+
+def pick_evenly(found: Survey, wanted: pl.Series | None, most_rows: int, most_bytes: int, seed: int = 0) -> Picks:
+    """So many of the `wanted` rows, one as likely as another; `most_bytes` are exceeded by one row at most.
+
+    None that is empty or repeats another.
+    """
+    strata = [one for one in _strata(found, wanted) if one.number < _REPEAT]
+    alike = (frame.filter(pl.col("number") < _REPEAT) for frame in _numbered(found, wanted))
+    one = Stratum(0, sum(one.rows for one in strata), 0, 0)
+    apart = (frame.with_columns(stratum="number", number=pl.lit(0, pl.UInt16)) for frame in alike)
+    drawn = _chosen(apart, [one], {0: min(one.rows, most_rows)}, seed).sample(fraction=1, shuffle=True, seed=seed)
+    before = pl.col("size").cast(pl.UInt64).cum_sum() - pl.col("size")
+    return _picks(strata, drawn.filter(before < most_bytes).sort("row").with_columns(number="stratum"))
+
+
+def about(found: Survey) -> Callable[[pl.Series], pl.DataFrame]:
+    """What tells of these rows: `row`, `kind`, `stratum` of which rows are picked, and how many `rows` that has.
+
+    The last two are null for a row that is empty or repeats another.
+    """
+    strata = [(one.number, one.rows) for one in _strata(found, None) if one.number < _REPEAT]
+    populations = pl.DataFrame(strata, {"stratum": pl.UInt16, "rows": pl.UInt32}, orient="row")
+
+    def of(rows: pl.Series) -> pl.DataFrame:
+        asked = found.at(rows.filter(rows < found.rows).unique().sort().cast(pl.UInt32))
+        number = pl.when(_NUMBER < _REPEAT).then(_NUMBER)
+        told = asked.select(pl.col("row").cast(pl.Int64), "kind", number.alias("stratum"))
+        return told.join(populations, on="stratum", how="left")
+
+    return of
+
+
+def documents(source: Source, picks: Picks) -> Iterator[Iterator[Document]]:
+    """The documents of the picked rows, in batches of bounded size; reads the table up to the last of them."""
+    left = picks.numbers
+    for frame in source.batches():
+        if left.is_empty():
+            return
+        first = frame.item(0, ROW)
+        here = left.search_sorted(first + frame.height)
+        yield source.documents(frame[left.head(here) - first])
+        left = left.slice(here)
+
+
+def _numbered(found: Survey, wanted: pl.Series | None) -> Iterator[pl.DataFrame]:
+    """The `wanted` rows, slice by slice: `row`, `size`, and the `number` of its stratum, UInt16."""
+    for frame in found.slices(wanted):
+        yield frame.select("row", "size", _NUMBER.alias("number")).filter(pl.col("number") != _UNWANTED)
+
+
+def _strata(found: Survey, wanted: pl.Series | None) -> list[Stratum]:
+    size = pl.col("size")
+    sums = pl.concat(
+        frame.group_by("number").agg(pl.len(), size.cast(pl.UInt64).sum().alias("sum"), size.max().alias("max"))
+        for frame in _numbered(found, wanted)
+    )
+    whole = sums.group_by("number").agg(pl.col("len", "sum").sum(), pl.col("max").max())
+    return [Stratum(*row) for row in whole.sort("number").iter_rows()]
+
+
+def _most_bytes(strata: Sequence[Stratum], picked: Mapping[int, int]) -> int:
+    """What so many rows may have, whichever they are."""
+    return sum(stratum.largest_bytes * picked.get(stratum.number, 0) for stratum in strata)
+
+
+def _allocated(strata: Sequence[Stratum], floor: dict[int, int], most_rows: int, most_bytes: int) -> dict[int, int]:
+    """Rows to pick by stratum: `floor`, then one at a time to whose share of bytes is owed most, within the bounds."""
+    picked = dict(floor)
+    rows, size_bytes = sum(picked.values()), _most_bytes(strata, picked)
+    by_number = {stratum.number: stratum for stratum in strata if stratum.number < _REPEAT}
+
+    def claim(stratum: Stratum) -> tuple[float, int]:  # highest averages with odd divisors: shares rounded to nearest
+        return -stratum.size_bytes / (2 * picked.get(stratum.number, 0) + 1), stratum.number
+
+    claims = [claim(stratum) for stratum in by_number.values()]
+    heapq.heapify(claims)
+    while claims and rows < most_rows:
+        stratum = by_number[heapq.heappop(claims)[1]]
+        already = picked.get(stratum.number, 0)
+        if already < stratum.rows and size_bytes + stratum.largest_bytes <= most_bytes:
+            picked[stratum.number] = already + 1
+            rows, size_bytes = rows + 1, size_bytes + stratum.largest_bytes
+            heapq.heappush(claims, claim(stratum))
+    return picked
+
+
+def _chosen(
+    frames: Iterable[pl.DataFrame], strata: Sequence[Stratum], counts: Mapping[int, int], seed: int
+) -> pl.DataFrame:
+    """So many rows of each stratum, at random, in the order of `frames`."""
+    choose = Random(seed)
+    places = {
+        stratum.number: pl.Series(
+            sorted(choose.sample(range(stratum.rows), counts.get(stratum.number, 0))), dtype=pl.Int64
+        )
+        for stratum in strata
+    }
+    passed = dict.fromkeys(places, 0)
+    chosen = []
+    for frame in frames:
+        here = [pl.Series(dtype=pl.Int64)]
+        for number, mine in places.items():
+            rows = (frame["number"] == number).arg_true()
+            low, high = mine.search_sorted(pl.Series([passed[number], passed[number] + len(rows)]))
+            here.append(rows.gather(mine[low:high] - passed[number]).cast(pl.Int64))
+            passed[number] += len(rows)
+        chosen.append(frame[pl.concat(here).sort()])
+    return pl.concat(chosen)
+
+
+def _picks(strata: Sequence[Stratum], rows: pl.DataFrame) -> Picks:
+    populations = {stratum.number: stratum for stratum in strata}
+    return Picks(rows["row"], rows["size"], rows["number"], populations)
