@@ -126,7 +126,7 @@ class Engine:
         """Answer every row that has no lasting outcome yet."""
         with self._scope:
             async with self._cache or nullcontext(), anyio.create_task_group() as keeping:
-                keeping.start_soon(self._store.keep)
+                keeping.start_soon(self._keep)
                 if self._cache:
                     keeping.start_soon(self._cache.keep)
                 async with anyio.create_task_group() as dispatching:
@@ -135,6 +135,12 @@ class Engine:
                         await self._open_documents(documents)
                     self.dispatcher.close()
                 keeping.cancel_scope.cancel()
+
+    async def _keep(self) -> None:
+        try:
+            await self._store.keep()
+        except PipelineError as reason:  # what is in flight may still find room in the journal
+            self.halt(reason)
 
     def halt(self, reason: PipelineError | None) -> None:
         """Admit no new call; what is in flight finishes and is kept. `reason` is None after Ctrl-C."""

@@ -175,7 +175,10 @@ async def _run(session: Session, provider: Gemini, place: Place | None, confirm:
             engine = _engine(session, store, provider, spending, book, shelf, plan)
             store.log(PLAN_EVENT, **_expectation(session, plan))
             await _attended(engine, store, watch, books)
-        await store.seal()
+        try:
+            await store.seal()
+        except PipelineError as error:
+            raise engine.stopped or error from error
         unwritten = None
         if place is not None:
             unwritten = await anyio.to_thread.run_sync(exported, session, place, engine.stopped)

@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import polars as pl
 import pytest
+from stores import answer as append
 from stores import manifest, opened, paid
 
 from jobs import CHUNKED, PLAIN, make_job
@@ -17,7 +18,7 @@ from pipeline import engine as engines
 from pipeline.budget import Spending
 from pipeline.dispatch import UNLIMITED, Dispatcher
 from pipeline.engine import FAIL_FAST_ROWS, Engine, Monitor, mixed
-from pipeline.errors import RowsFailed
+from pipeline.errors import RowsFailed, RunStateError
 from pipeline.job import Job
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Document, Limits, Prompt, Reply, Usage, Verdict
@@ -257,3 +258,47 @@ def test_a_batch_is_opened_in_mixed_order_always_the_same() -> None:
     assert sorted(document.row for document in opened) == list(range(4096))
     first = [document.row for document in opened[:256]]
     assert 1800 < sum(first) / len(first) < 2300, "of all lengths, where the input is sorted by length"
+
+
+@pytest.mark.case("D11")
+def test_a_disk_that_refuses_a_sync_or_a_seal_lets_what_is_in_flight_come_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_flight, refused, asked = anyio.Event(), anyio.Event(), Counter[str]()
+
+    async def send(prompt: Prompt) -> Reply:
+        asked[prompt.text] += 1
+        if asked.total() == 5:
+            in_flight.set()
+        await refused.wait()
+        await anyio.sleep(0.01)
+        return paid(prompt.text)
+
+    async def keep(store: RunStore) -> None:
+        await in_flight.wait()
+        refused.set()
+        raise RunStateError("cannot write journal-000001.jsonl: Input/output error")
+
+    job = make_job(tmp_path, PLAIN)
+    with monkeypatch.context() as patched:
+        patched.setattr(RunStore, "keep", keep)
+        engine, outcomes = play(tmp_path, job, documents(35), send, 35, limits=Limits(concurrency=5))
+    assert isinstance(engine.stopped, RunStateError) and not engine.interrupted
+    assert outcomes["ok"] == asked.total() == 5
+    _, outcomes = play(tmp_path, job, documents(35), send, 35)
+    assert outcomes["ok"] == 35 and set(asked.values()) == {1}
+
+
+def test_where_nobody_seals_any_more_nobody_waits_for_room(tmp_path: Path) -> None:
+    async def refused() -> None:
+        with opened(tmp_path / "run", seal_rows=1) as store:
+            for row in range(3):
+                append(store, row)
+            store._journal.path.rename(tmp_path / "elsewhere")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(store.room)
+                with pytest.raises(RunStateError, match="removed, moved or replaced"):
+                    await store.keep()
+            (tmp_path / "elsewhere").rename(store._journal.path)
+
+    anyio.run(refused)

@@ -1,6 +1,7 @@
 """Spending by day and month, shared by processes."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -211,3 +212,29 @@ def test_an_amount_with_a_name_that_cannot_be_written_counts_for_this_run_and_is
         clock.now += RETRY_S
         book.add(Decimal("0.5"))
         assert book.unwritten_usd == 0 and book.spent() == usd("0.75", "0.75")
+
+
+@pytest.mark.case("D11")
+@pytest.mark.parametrize("how", ["removed", "replaced", "its directory removed"])
+def test_a_book_that_other_runs_would_not_see_is_trouble_until_it_is_there_again(path: Path, how: str) -> None:
+    clock = Clock(NOON)
+    with SpendBook(path, "p", wall=clock, clock=clock) as book:
+        told: list[str] = []
+        book.on_trouble = told.append
+        book.add(Decimal("0.25"))
+        if how == "replaced":
+            with SpendBook(path.with_name("other"), "p", wall=clock):
+                pass
+            path.with_name("other").rename(path)
+        elif how == "removed":
+            path.unlink()
+        else:
+            shutil.rmtree(path.parent)
+        book.add(Decimal("0.5"))
+        assert book.trouble is not None and "removed or replaced" in book.trouble and len(told) == 1
+        assert book.unwritten_usd == Decimal("0.5")
+        clock.now += RETRY_S
+        book.add(Decimal(1))
+        assert book.trouble is None and book.unwritten_usd == 0
+    with SpendBook(path, "p", wall=clock) as other:
+        assert other.spent()[0] in usd("1.5", "1.75")  # SQLite may find the replaced file's log beside the new one

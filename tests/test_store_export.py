@@ -518,3 +518,12 @@ def test_50_000_answers_in_100_parts_are_exported_without_holding_them_all(tmp_p
             True,
             "49999",
         )
+
+
+@pytest.mark.case("O2")
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_a_full_disk_is_told_as_one_and_not_as_a_fault_of_the_format(suffix: str) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("only Linux has a device that is always full")
+    with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("wb", buffering=0) as file:
+        attempt(IDS.schema, Form(suffix), file)

@@ -464,3 +464,28 @@ def test_an_appended_line_is_in_the_file_before_any_sync_and_only_its_owner_may_
     assert len(read_all(journal.path)) == 1
     assert journal.path.stat().st_mode & 0o777 == 0o600
     journal.close()
+
+
+# ---- a journal that is not in its place any more
+
+
+@pytest.mark.case("D11")
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced", "its directory moved"])
+def test_a_journal_that_nobody_would_find_is_told_by_its_next_sync(tmp_path: Path, how: str) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    journal = Journal(journal_path(directory, 1), "r")
+    journal.sync()
+    match how:
+        case "removed":
+            journal.path.unlink()
+        case "moved":
+            journal.path.rename(tmp_path / "elsewhere")
+        case "replaced":
+            (tmp_path / "copy").write_bytes(journal.path.read_bytes())
+            (tmp_path / "copy").rename(journal.path)
+        case _:
+            directory.rename(tmp_path / "another")
+    with pytest.raises(RunStateError, match=r"journal-000001\.jsonl was removed, moved or replaced") as told:
+        journal.sync()
+    assert told.value.exit_code == 3

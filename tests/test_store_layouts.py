@@ -1,5 +1,8 @@
 """Run directories as earlier versions left them: read, continued, and given what they lacked."""
 
+import os
+from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
 
 import orjson
@@ -7,10 +10,12 @@ import pytest
 from stores import answer, opened, sealed
 
 from pipeline import report
+from pipeline.errors import InputError
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Usage
 from pipeline.store.journal import journal_path, journal_paths
 from pipeline.store.manifest import VERSION
+from pipeline.store.place import held
 from pipeline.store.state import load
 
 MANIFEST = """\
@@ -73,7 +78,7 @@ JOURNAL = "".join(
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """A run of layout 1 that was killed."""
-    path = tmp_path / "notes"
+    path = tmp_path / "runs" / "notes"
     for name in ("calls", "results"):
         (path / name).mkdir(parents=True)
     (path / "manifest.json").write_text(MANIFEST)
@@ -123,3 +128,48 @@ def test_a_kill_between_its_identity_and_its_next_journal_loses_nothing(director
         assert store.outcomes.is_ok(0)
         assert store.reply("content 1") is not None
     assert [path.name for path in journal_paths(directory)] == ["journal-000002.jsonl"]
+
+
+def ended(directory: Path, start: str, end: str) -> None:
+    lines = ({"at": at, "event": event} for at, event in ((start, "start"), (end, "end")))
+    (directory / "run.log").write_bytes(b"torn\n" + b"".join(orjson.dumps(line) + b"\n" for line in lines))
+
+
+@pytest.mark.case("O4")
+@pytest.mark.parametrize("upgraded", [False, True])
+@pytest.mark.parametrize(
+    ("written", "rows", "refused"),
+    [
+        ("2026-11-22T20:00:09", 3, ""),
+        ("2026-11-22T20:00:09", 2, "holds 3 finished rows, and this run would write 2"),
+        ("2026-11-22T20:00:11", 3, "no run that is kept here wrote it"),
+        ("2026-11-22T19:59:59", 3, "no run that is kept here wrote it"),
+    ],
+    ids=["its own", "fewer rows", "edited since", "older than the run"],
+)
+def test_a_table_that_a_run_of_layout_1_wrote_is_its_own(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, upgraded: bool, written: str, rows: int, refused: str
+) -> None:
+    monkeypatch.chdir(directory.parents[1])
+    with opened(directory) as store:
+        answer(store, 4)
+    known = orjson.loads((directory / "manifest.json").read_bytes())
+    if not upgraded:
+        known = {name: known[name] for name in orjson.loads(MANIFEST)} | {"version": 1}
+        (directory / "manifest.json").write_bytes(orjson.dumps(known))
+    ended(directory, "2026-11-22T20:00:01Z", "2026-11-22T20:00:09Z")
+    table = directory.parents[1] / "results" / "notes.csv"
+    table.parent.mkdir()
+    table.write_text("what it wrote")
+    at = datetime.fromisoformat(f"{written}.500+00:00").timestamp()
+    os.utime(table, (at, at))
+    another = directory.parent / "another"
+    expected = pytest.raises(InputError, match=refused) if refused else nullcontext()
+    with expected, held(table, directory, rows, False, lambda file: None):
+        pass
+    if not refused:
+        with (
+            pytest.raises(InputError, match="3 finished rows of another run"),
+            held(table, another, rows, False, lambda file: None),
+        ):
+            pass

@@ -12,7 +12,7 @@ from polars.io.plugins import register_io_source
 
 from pipeline.errors import InputChanged, InputError, PipelineError
 from pipeline.store.parts import RESULTS_SCHEMA, PolarsDataType, part_paths, read_part
-from pipeline.store.place import Counted
+from pipeline.store.place import Counted, refusal_of
 from pipeline.values import holds_times, written
 
 ROW = "\0row"
@@ -138,12 +138,15 @@ def export(
 
 
 def attempt(own: pl.Schema, form: Form, file: BinaryIO) -> None:
-    """Write a table of these types with one empty row. Raises `InputError` for one that the format cannot hold."""
+    """Write a table of these types with one empty row. Raises `InputError` for one that the format cannot hold,
+    `OSError` when the system refuses."""
     schema = output_schema(own, Path(f"output{form.suffix}"))
     frame = pl.DataFrame({name: pl.Series([None], dtype=dtype) for name, dtype in schema.items()}, schema=schema)
     try:
         _write(iter([frame]), schema, form, form.json_columns & own.keys(), file)
     except pl.exceptions.PolarsError as error:
+        if refusal := refusal_of(error):  # a full disk is a fault of the format to the writer
+            raise refusal from None
         reason = (str(error).splitlines() or ["?"])[0]
         raise InputError(f"{form.suffix} cannot hold the columns of the output: {reason}", _OTHER_FORMATS) from None
 

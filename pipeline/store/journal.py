@@ -17,7 +17,7 @@ from zlib import crc32
 
 import orjson
 
-from pipeline.errors import RunStateError
+from pipeline.errors import RESUMABLE, RunStateError
 from pipeline.records import Reply, Result
 from pipeline.store.lines import Call, Ended, Sent, record_of
 
@@ -76,7 +76,11 @@ class Journal:
         self.size += len(content)
 
     def sync(self) -> None:
-        """Force what was appended to the disk; nothing to do when nothing was."""
+        """Force what was appended to the disk; nothing to do when nothing was.
+
+        Raises `RunStateError` also when the file is not in its place any more: what is appended would be found nowhere.
+        """
+        self._check_place()
         size = self.size
         if size != self._synced:
             try:
@@ -84,6 +88,20 @@ class Journal:
             except OSError as error:
                 raise self._refused(error) from None
             self._synced = size
+
+    def _check_place(self) -> None:
+        try:
+            if os.path.samestat(os.fstat(self._fd), self.path.stat()):
+                return
+        except OSError:
+            pass
+        gone = RunStateError(
+            f"{self.path} was removed, moved or replaced while this run wrote it: no more is bought\n"
+            "What it holds is kept only where that file is now.",
+            "put the run directory back as it was, then run the same command again",
+        )
+        gone.exit_code = RESUMABLE
+        raise gone
 
     def close(self) -> None:
         """Sync and close."""

@@ -1,7 +1,8 @@
 """The place of an output table: tried and held before the first call, replaced whole, and never unasked.
 
 A run notes in its directory (`output.json`) what it wrote where, so that the next one knows whose a table is. The note
-is made before the table is put in place: a kill between the two leaves a note of a table that is not there.
+is made before the table is put in place: a kill between the two leaves a note of a table that is not there. Layout 1
+made no notes: there the manifest names the table, and run.log tells when it was written.
 """
 
 import errno
@@ -13,13 +14,16 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import BinaryIO
 
 import orjson
 
 from pipeline.errors import InputError, OutputError, PipelineError, RunStateError
-from pipeline.store.parts import sync_directory
+from pipeline.store.manifest import read as read_manifest
+from pipeline.store.parts import read_parts, sync_directory
 
 NOTE = "output.json"
 _KEPT_NOTES = 8
@@ -67,6 +71,7 @@ class Place:
         known = list(_notes(self._directory.parent))
         theirs = [(directory, note) for directory, note in known if note.path == str(self._target)]
         writers = [(directory, note) for directory, note in theirs if _is(self._target, note)]
+        writers = writers or list(_of_layout_1(self._directory.parent, self._target))
         if not writers:
             reason = "no run that is kept here wrote it"
             if theirs:
@@ -218,9 +223,15 @@ def _check_place(path: Path, target: Path, runs: Path) -> None:
             return
 
 
+def refusal_of(error: Exception) -> OSError | None:
+    """What the system refused to polars, which calls a full disk a fault of the format; None for another cause."""
+    number = re.search(r"\(os error (\d{1,4})\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
 def _reason(error: Exception) -> str:
-    text = str(error)
-    return getattr(error, "strerror", None) or text.rpartition("underlying IO error: ")[2] or type(error).__name__
+    known = error if isinstance(error, OSError) and error.strerror else refusal_of(error)
+    return known.strerror if known else str(error) or type(error).__name__
 
 
 def _signature(target: Path) -> tuple[int, int, int, int] | None:
@@ -253,6 +264,33 @@ def _notes_of(directory: Path) -> list[Written]:
         return [Written(**note) for note in orjson.loads((directory / NOTE).read_bytes())]
     except (OSError, ValueError, TypeError):
         return []
+
+
+def _of_layout_1(runs: Path, target: Path) -> Iterator[tuple[Path, Written]]:
+    """Runs of layout 1, which made no notes, that wrote the table which is there: it is as old as one of their ends."""
+    for directory in sorted(path.parent for path in runs.glob("*/manifest.json")):
+        with suppress(OSError, RunStateError):
+            known, seen = read_manifest(directory / "manifest.json"), target.stat()
+            if not known or not (known.version == 1 or known.plain_journals):
+                continue
+            if os.path.realpath(known.output) != str(target):
+                continue
+            if any(start <= seen.st_mtime < end + 1 for start, end in _sessions(directory / "run.log")):
+                rows = {row for frame in read_parts(directory / "results", ("row",)) for row in frame["row"]}
+                yield directory, Written(str(target), seen.st_size, seen.st_mtime_ns, "", len(rows), len(rows))
+
+
+def _sessions(log: Path) -> Iterator[tuple[float, float]]:
+    """When the sessions of a run began and ended, in whole epoch seconds; one that was killed wrote no table."""
+    start = inf
+    for line in log.read_bytes().splitlines():
+        with suppress(ValueError, LookupError, TypeError):
+            told = orjson.loads(line)
+            if (event := told["event"]) in ("start", "end"):
+                at = datetime.fromisoformat(told["at"]).timestamp()
+                if event == "end":
+                    yield start, at
+                start = at if event == "start" else inf
 
 
 def _is(target: Path, note: Written) -> bool:

@@ -69,6 +69,7 @@ class RunStore:
         self._unread: dict[str, Decimal | None] = {}  # by content, as `unread_usd` says
         self._former: dict[str, Call] = {}  # the same of the journal that is being sealed
         self._content: ContentIndex
+        self._is_kept = True
         self._sealing = anyio.Lock()
         self._room = anyio.Event()
         self._log: BinaryIO
@@ -211,19 +212,23 @@ class RunStore:
             self._log.write(line)
 
     async def room(self) -> None:
-        """Wait while the answers not sealed yet are more than two seals' worth."""
-        while self._is_due(2):
+        """Wait while the answers not sealed yet are more than two seals' worth; not where nobody seals any more."""
+        while self._is_due(2) and self._is_kept:
             if self._room.is_set():
                 self._room = anyio.Event()
             await self._room.wait()
 
     async def keep(self) -> None:
-        """Sync and seal until cancelled: the run's one writer of parts."""
-        while True:
-            await anyio.sleep(SYNC_S)
-            await anyio.to_thread.run_sync(self._journal.sync)
-            if self._is_due(1):
-                await self.seal()
+        """Sync and seal until cancelled: the run's one writer of parts. Raises `RunStateError` for the disk."""
+        try:
+            while True:
+                await anyio.sleep(SYNC_S)
+                await anyio.to_thread.run_sync(self._journal.sync)
+                if self._is_due(1):
+                    await self.seal()
+        finally:
+            self._is_kept = False
+            self._room.set()
 
     def _is_due(self, seals: int) -> bool:
         fresh = self._journal.size - self._carried_bytes
