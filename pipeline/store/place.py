@@ -231,7 +231,7 @@ def refusal_of(error: Exception) -> OSError | None:
 
 def _reason(error: Exception) -> str:
     known = error if isinstance(error, OSError) and error.strerror else refusal_of(error)
-    return known.strerror if known else str(error) or type(error).__name__
+    return (known.strerror if known else str(error)) or type(error).__name__
 
 
 def _signature(target: Path) -> tuple[int, int, int, int] | None:
