@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from commands import UNLIMITED, Ran, small_job
+from playing import playing
 from rich.cells import cell_len
 from serving import served, stats
 
@@ -112,6 +113,30 @@ def test_an_exact_count_needs_a_key_and_a_service_that_counts(
     assert ran.code == 2
     assert "API key not valid" in ran.err
     assert "invalid-key" not in ran.err
+
+
+@pytest.mark.case("S7")
+@pytest.mark.parametrize(
+    "counted",
+    [
+        *({"totalTokens": value} for value in (0, "0", -5, 1.5, 10**18, "many", None, True, [], {"n": 1})),
+        {},
+        [],
+        "5",
+        {"totaltokens": 5},
+    ],
+    ids=str,
+)
+def test_a_count_that_is_none_is_told_and_taken_for_nothing(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, counted: object
+) -> None:
+    with playing() as service:
+        service.counted = counted
+        with_key(monkeypatch, service.url)
+        ran = cli("estimate", small_job(here, UNLIMITED), "--exact")
+        assert not service.answered, "nothing is bought"
+    assert ran.code == 3 and "Traceback" not in ran.err
+    assert "the service counts no prompt" in ran.err and "without --exact nothing is asked" in ran.err
 
 
 def test_compare_lists_models_and_what_saves(here: Path, cli: Callable[..., Ran]) -> None:

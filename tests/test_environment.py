@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import UNLIMITED, Ran, small_job
-from serving import served
+from serving import served, stats
 from test_process import shell
 
 
@@ -44,6 +44,41 @@ def test_what_the_environment_names_wrongly_is_named(
         ran = cli(*command)
         assert ran.code == 2 and "Traceback" not in ran.err and "hunter2" not in ran.err
         assert variable in ran.err or "the API key" in ran.err, ran.err
+
+
+@pytest.mark.case("S10")
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:99999", "http://x:0/v1", "https://me:hunter2@relay.example:99999"]
+)
+def test_an_address_in_the_job_file_that_cannot_be_is_named(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "some-key")
+    job = small_job(here, f'{UNLIMITED}\n[endpoint]\nbase_url = "{address}"')
+    for command in (["check", job], ["run", job, "--yes"], ["estimate", job, "--exact"]):
+        ran = cli(*command)
+        assert ran.code == 2 and "Traceback" not in ran.err and "hunter2" not in ran.err
+        assert address.replace("me:hunter2", "…") in ran.err and "[endpoint] base_url" in ran.err
+        assert not (here / "runs").exists(), "nothing was begun"
+
+
+@pytest.mark.case("O2")
+@pytest.mark.parametrize("path", ["/proc/out.csv", "/proc/self/out.parquet", "/proc/no/such/place/out.jsonl"])
+def test_an_output_where_no_file_can_be_is_refused_before_the_first_call(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("no /proc")
+    job = small_job(here, UNLIMITED)
+    job.write_text(job.read_text().replace("out.parquet", path))
+    with served() as url:
+        monkeypatch.setenv("GEMINI_API_KEY", "some-key")
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        for command in (["check", job], ["run", job, "--yes"]):
+            ran = cli(*command)
+            assert ran.code == 2 and "Traceback" not in ran.err
+            assert f"cannot write {path}" in ran.err and "[output] path" in ran.err
+        assert stats(url)["answered"] == 0
 
 
 PLACES = {"a file": "words.csv", "below a file": "words.csv/x", "relative": "state"}

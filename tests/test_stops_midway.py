@@ -1,74 +1,24 @@
 """What stops a run in its middle, by the whole command line: exit 3, answers are kept, nothing is bought twice."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock, Thread
-from typing import Any
 
 import polars as pl
 import pytest
 from commands import Ran
+from playing import Service, playing
 
 ROWS, BEFORE = 30, 10
-Handler = Callable[[int], tuple[int, object] | None]
-
-
-class Service:
-    """Answers as Gemini does, until `instead` says otherwise of the request with that number."""
-
-    def __init__(self) -> None:
-        self.answered: Counter[str] = Counter()
-        self.asked = 0
-        self.instead: Handler = lambda number: None
-        self._lock = Lock()
-
-    def generate(self, prompt: str) -> tuple[int, object]:
-        with self._lock:
-            self.asked += 1
-            other = self.instead(self.asked)
-            if other is not None:
-                return other
-            self.answered[prompt] += 1
-        candidate = {"content": {"role": "model", "parts": [{"text": "yes"}]}, "finishReason": "STOP"}
-        usage = {"promptTokenCount": 5, "candidatesTokenCount": 1, "totalTokenCount": 6}
-        return 200, {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "gemini-3.5-flash-lite"}
 
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     """A real one, at the base URL."""
-    playing = Service()
-
-    class Answering(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self._answer(200, {"models": [{"name": "models/gemini-3.5-flash-lite"}]})
-
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            self._answer(*playing.generate(asked["contents"][0]["parts"][0]["text"]))
-
-        def _answer(self, status: int, body: object) -> None:
-            written = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(written)))
-            self.end_headers()
-            self.wfile.write(written)
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
-    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
-    yield playing
-    server.shutdown()
-    server.server_close()
+    with playing() as service:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", service.url)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        yield service
 
 
 @pytest.fixture

@@ -104,12 +104,16 @@ def check(
     import anyio
 
     from pipeline import console, session
+    from pipeline.session.output import output_place
 
     if forget and offline:
         raise JobError("--forget has nothing to forget with --offline: the emulator's limits are not kept")
     loaded = load_job(job, None, model, None, None, None)
     prepared = session.prepare(loaded, session.Options(offline=offline))
     found = anyio.run(session.check_service, prepared, forget)
+    told = anyio.run(session.identified, prepared)
+    with output_place(told):
+        found.append(("output", str(told.output), "can be written"))
     facts = [("rows", f"{prepared.rows:,}", loaded.spec.input.path), *found]
     if json:
         console.show_json({name: value for name, value, _ in facts})

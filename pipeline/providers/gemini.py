@@ -26,6 +26,7 @@ from pipeline.providers.foreign import load, mapping, mappings, string, whole_nu
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Response, Wire
 from pipeline.providers.verdicts import classify, http_date, unanswered
 from pipeline.records import EMULATOR_HEADER, Params, Prompt, Reply, Verdict
+from pipeline.terminal import without_secrets
 
 BASE_URL = "https://generativelanguage.googleapis.com"
 API_VERSION = "v1beta"
@@ -253,9 +254,10 @@ def _root(base_url: str, api_version: str) -> httpx.URL:
     except (httpx.InvalidURL, ValueError):
         usable = False
     if not usable or url.userinfo or url.query or url.fragment or (url.port or 1) > 65_535:
+        named = f" {without_secrets(base_url)}" if "://" in base_url else ""
         raise JobError(
-            "the base URL must be http(s)://host, perhaps with a port from 1 to 65535 and a path, without user, query"
-            " or fragment\n[endpoint] base_url, or GOOGLE_GEMINI_BASE_URL",
+            f"the base URL{named} cannot be one: it is http(s)://host, perhaps with a port from 1 to 65535 and a path,"
+            " without user, query or fragment\n[endpoint] base_url, or GOOGLE_GEMINI_BASE_URL",
             hint=f"Google's own is {BASE_URL}; look at base_url in the job and at GOOGLE_GEMINI_BASE_URL",
         )
     path = url.path.rstrip("/")
