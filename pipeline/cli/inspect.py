@@ -25,7 +25,7 @@ class Algorithm(StrEnum):
 
 
 def report(
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="run directory; default: the newest")] = None,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="run directory; default: the newest")] = None,
     failed: Annotated[bool, typer.Option("--failed", help="list the rows that are not ok")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="first compare every sealed part with its checksum")] = False,
     json: Json = False,
@@ -76,7 +76,10 @@ def runs(json: Json = False) -> None:
 
 
 def models(json: Json = False) -> None:
-    """Prices, context sizes, and the date of the data. Prices are USD per million tokens."""
+    """Prices and sizes of the known models.
+
+    Prices are USD per million tokens, with the date of the data.
+    """
     from pipeline import console
     from pipeline.prices import CHECKED
 
@@ -97,9 +100,10 @@ def check(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Everything that can be wrong, before anything is spent.
+    """All that can be wrong, before it costs.
 
-    Key, endpoint, model, table, columns, templates, the place of the output.
+    Key, endpoint, model, table, columns, templates, the place of the output: what `pipeline run` would refuse
+    (`pipeline run --help` lists it) is refused here with the same words and exit code 2.
     """
     import anyio
 
@@ -136,7 +140,9 @@ def emulate(
     faults: Annotated[str, typer.Option(metavar="SPEC", help="e.g. 503:0.05,reset:0.01,429*3; `list` tells all")] = "",
     seed: Annotated[int, typer.Option(help="of faults and latency")] = 0,
 ) -> None:
-    """Serve the Gemini protocol with quotas and faults, for rehearsals.
+    """Serve the Gemini protocol, for rehearsals.
+
+    With quotas and faults, if asked for. What runs against it is a rehearsal, apart from real runs.
 
     A fault is NAME:RATE, NAME*N (the first N requests) or NAME (all of them), several with commas between:
 

@@ -68,7 +68,17 @@ def run(
     ] = False,
     show_config: Annotated[bool, typer.Option("--show-config", help="say where each setting comes from")] = False,
 ) -> None:
-    """Start this job's run, or continue it."""
+    """Start this job's run, or continue it.
+
+    Refused before anything is sent, with exit code 2 and the place: a table that is not exactly one (file, line,
+    column), an id that is empty or there twice, a template with a name that is no column, an output that cannot be
+    written or that another job wrote, a key, an address or an amount that cannot be used.
+
+    Taken: whatever was paid for, however odd its form. What cannot be answered is named in its row: exit code 1.
+
+    Stopped in the middle: exit code 3, what was answered is kept, and the same command goes on and buys nothing twice.
+    After Ctrl-C: 130.
+    """
     from pipeline import console, session
 
     loaded = load_job(job, out, model, rpm, tpm, rpd)
@@ -100,7 +110,7 @@ def run(
     for reason in filter(None, (ended.stopped, ended.unwritten)):
         console.show_error(reason, "stopped")
     if ended.interrupted and not ended.stopped:
-        console.show_hint("nothing is lost; the same command continues")
+        console.show_hint("what was answered is kept; the same command continues")
     if ended.exit_code == 1:
         console.show_hint(f"`pipeline report {ended.summary.directory} --failed` lists the rows that are not ok")
     raise typer.Exit(ended.exit_code)
@@ -135,7 +145,11 @@ def estimate(
     pace: Pace = False,
     json: Json = False,
 ) -> None:
-    """Dry run: prompts, tokens, cost, time, days of quota. Nothing is sent without --pilot or --exact."""
+    """Dry run: calls, tokens, cost, time.
+
+    Days of quota too. Nothing is sent without --pilot or --exact. Refused is what `pipeline run` refuses of the job,
+    the table and the templates.
+    """
     from datetime import UTC, datetime
 
     import anyio

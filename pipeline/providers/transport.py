@@ -224,7 +224,8 @@ def _lost(error: Exception) -> Lost:
     # the cause says what happened.
     cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
     if isinstance(cause, _NOT_CONNECTED):
-        return Lost("not_connected", sent=False, message=" ".join(f"{cause}".split())[:200] or "no connection")
+        message = " ".join(f"{cause}".replace(" ssl:default", "").split())  # aiohttp says so of plain HTTP too
+        return Lost("not_connected", sent=False, message=message[:200] or "no connection")
     if isinstance(cause, _CONNECT_TIMEOUT):
         return Lost("timeout", sent=False, message="no connection in time")
     if isinstance(cause, _TIMEOUT):
