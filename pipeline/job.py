@@ -42,6 +42,17 @@ class Input(_Section):
         None, description="of .csv, .tsv and .jsonl, as Python names it: `gb18030`, `utf-16`, `latin-1`. Default: UTF-8"
     )
 
+    separator: str | None = Field(
+        None, description="the character between the cells of a .csv: `;` or `\\t`. Default: `,`, in a .tsv a tab"
+    )
+
+    @field_validator("separator")
+    @classmethod
+    def _one_character(cls, mark: str | None) -> str | None:
+        if mark is not None and (len(mark) != 1 or not mark.isascii() or mark in '"\r\n\0'):
+            raise ValueError("a separator is one character, such as ';'")
+        return mark
+
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, name: str | None) -> str | None:

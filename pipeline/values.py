@@ -4,6 +4,7 @@ Python has no type for some of what a column holds: a decimal whose digits count
 """
 
 import json
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
@@ -155,6 +156,8 @@ def cells(column: pl.Series) -> list[Any]:
         return [text if text is None else Exact(text) for text in column.cast(pl.String).to_list()]
     if dtype == pl.Float32:  # the shortest digits that name it: 0.1, not 0.10000000149011612
         return column.cast(pl.String).cast(pl.Float64).to_list()
+    if dtype == pl.Float16:
+        return [None if number is None else _half(number) for number in column.to_list()]
     return _times(column) if dtype.is_temporal() else column.to_list()
 
 
@@ -280,6 +283,21 @@ def _whole(digits: str) -> int | Exact:
 def _fraction(digits: str) -> float | Exact:
     value = float(digits)
     return value if Decimal(repr(value)) == Decimal(digits) else Exact(digits)
+
+
+def _half(number: float) -> float:
+    """The shortest digits that name a number of 16 bits; a whole one keeps all of them."""
+    if number.is_integer():
+        return number
+    shortest = (float(f"{number:.{digits}g}") for digits in range(1, 6))
+    return next((short for short in shortest if _as_half(short) == number), number)
+
+
+def _as_half(number: float) -> float | None:
+    try:
+        return float(struct.unpack("e", struct.pack("e", number))[0])
+    except OverflowError:
+        return None
 
 
 def _structs(column: pl.Series, dtype: pl.Struct) -> list[Any]:

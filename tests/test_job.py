@@ -416,7 +416,14 @@ FULL: dict[str, Any] = {
     "cache": {"url": "redis://here/0"},
 }
 CHANGES: dict[type, dict[str, Any]] = {
-    Input: {"encoding": "gb18030", "path": "other.csv", "id": "key", "text": "content", "where": "lang = 'en'"},
+    Input: {
+        "encoding": "gb18030",
+        "separator": ";",
+        "path": "other.csv",
+        "id": "key",
+        "text": "content",
+        "where": "lang = 'en'",
+    },
     PromptSection: {"template": "{{ text }}!", "system": "Be brief."},
     Chunk: {"max_tokens": 65, "overlap_tokens": 10},
     Reduce: {"template": "{{ parts }}", "system": "Merge.", "max_input_tokens": 200, "max_output_tokens": 7},
@@ -561,3 +568,10 @@ def test_an_encoding_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     path = write_job(tmp_path, PLAIN)
     assert "is no encoding; name one as" in refused(lambda: load(path, {"input.encoding": name})).message
     assert load(path, {"input.encoding": "GBK"}).spec.input.encoding == "GBK"
+
+
+@pytest.mark.parametrize("mark", ["", ";;", '"', "\n", "；"])
+def test_a_separator_is_one_character(tmp_path: Path, mark: str) -> None:
+    path = write_job(tmp_path, PLAIN)
+    assert "a separator is one character" in refused(lambda: load(path, {"input.separator": mark})).message
+    assert load(path, {"input.separator": "\t"}).spec.input.separator == "\t"

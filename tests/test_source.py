@@ -1,7 +1,9 @@
+import base64
 import csv
 import gzip
 import io
 import shutil
+import zlib
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -225,6 +227,7 @@ def test_where_errors_name_the_predicate_and_help(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
 def test_no_column_name_is_taken(tmp_path: Path, suffix: str) -> None:
     names = [
+        "",
         "__row__",
         "__where__",
         "__cells__",
@@ -272,6 +275,14 @@ def test_directories_named_key_value_are_columns(tmp_path: Path, suffix: str) ->
     before = open_source(str(tmp_path / f"*/*/*.{suffix}")).fingerprint
     (tmp_path / "year=2024").rename(tmp_path / "year=2023")
     assert open_source(str(tmp_path / f"*/*/*.{suffix}")).fingerprint != before
+
+
+@pytest.mark.case("T10")
+def test_a_partition_that_is_not_url_encoded_text_stays_as_it_is(tmp_path: Path) -> None:
+    for value in ("100%", "%ff", "a%2Fb"):
+        (tmp_path / f"c={value}").mkdir()
+        parquet(tmp_path / f"c={value}" / "a.parquet", {"v": [1]})
+    assert [row["c"] for row in fields(str(tmp_path / "*" / "*.parquet"))] == ["%ff", "100%", "a/b"]
 
 
 @pytest.mark.case("T10")
@@ -345,6 +356,9 @@ def test_a_directory_and_an_unknown_suffix_say_what_to_do(tmp_path: Path) -> Non
     write(tmp_path / "a.csv", "a\n1\n")
     error = refused(lambda: open_source(str(tmp_path)))
     assert "is a directory" in error.message and f"`{tmp_path}/*.csv`" in error.hint
+    (tmp_path / "table" / "year=2024").mkdir(parents=True)
+    write(tmp_path / "table" / "year=2024" / "a.csv.gz", "")
+    assert f"`{tmp_path}/table/**/*.csv.gz`" in refused(lambda: open_source(str(tmp_path / "table"))).hint
     for name, hint in (("a.json", "jq"), ("a.xlsx", "CSV"), ("a.docx", ".parquet"), ("a.parquet.gz", ".parquet")):
         error = refused(lambda name=name: open_source(write(tmp_path / name, "x")))
         assert name in error.message and hint in error.hint
@@ -372,6 +386,48 @@ def test_a_parquet_file_damaged_inside_is_an_input_error(tmp_path: Path) -> None
     data[4:60] = bytes(56)
     source = open_source(write(tmp_path / "bad.parquet", bytes(data)), text="a")
     assert "bad.parquet" in refused(lambda: documents(source)).message
+
+
+PYARROW = {  # written by pyarrow 26: a column `v` of one row; zlib and base85
+    "offset": (  # pa.timestamp("us", "+05:30")
+        "c-lo#!AiqG5S=Wt^x&o7hF#c0E(r)}HAOv$m)X*4siiegq{mP~RM5s$8}J+aC_l~FO^gqAcX%`J%`m&dG!Y=Q(6L|?aKSYIFnc^`"
+        "A&yjh36k%(Px)&m7!e_p-XT1>|L*J9)%Z+lr6bT(9CA>U7DW2SH&Jh<$r?y_bIMiZ+$q7Lo^L>Dd5mege7tV#<&Sq}aZw=Q0UOK_"
+        "YcvH;5epo<6dHrLu)!E{=7|57FtOLVjn-C2`aA36d`;_&lew!jbtl43Z$_;@_1ScN8p@4!>xTQnWcjkF|CAtuGOOM{^N+!{EC*Rt"
+        "?dsr=SNrGPTQIsBo(~hH?V2~V;uZbCFDM04$^"
+    ),
+    "wide": (  # pa.decimal256(50, 2)
+        "c-n1I!AiqG5S=U~6p`L0WML1vG@zu_7R^EIVYWsZM67}8C6`c3^q`5UHh<!`_<7E5OGWU(&OT=6%^POtl#LKD#yCR3#6?#DfH22_"
+        "fAEDJ8J&agu9wfN*8&A#506p!&Zd8W9ej#%6S>k8Qb`qp!k+BAAh`lL>E&J?c2mV>!0O8*SBBP)A4J&oa*)bDq%6C8yx4m9-_D7_"
+        "85!Ku7B@sK>5{IAN}857r!~>7AycB%CVp>5V!~p_7DmVVndxKu>Ro3_X0}qddlBvRdQ4OqmKgn&or6uSe@cHQq{#&Qpe~yC&(+6Z"
+        "S=WQ2X{t8ZteW*p^%jid;puQBm09=$FMG~^@dFoqQY!"
+    ),
+    "json": (  # pa.json_()
+        "c-mc3%TB^T6dfAVuwdb4noiP1W1uTQib4XB#pPA051=Tt>`Ea;c~!6_YWzb#z_0KdoGAq#Cz;nh_nvzuGaWEgjBpYs)0m?h9`h1H"
+        "h+`ubr}Nv1eNvXycYH+B1tjttXF6Hfm_s;`;>1{xQm#K}n!pi>ND7j0f~0svD1&KG&;?zIw<M~JXw8LiOn9P%@|5C~xS%5<i3u=_"
+        "_Mp7e7C*Vu5H3)3VTUV#EmU1-0=Q5MDX3NfZrG*<&<X=TD@B7%R#e|(#WYU?aG)L~HCY@YErYeHIg#F8WCuoFS_i6k2-aK7sdhLs"
+        "pR}o|zl_ct-(KDZBRA|r?KFG$vy$0f^v}my-*@u!VD#wu)<B)_nz+nYBfQ_gOZ-A;qTAPdcdAnyn$z5HP<XWmCBMB;=VProvrJ>U"
+        "H(mWxU#TEb_U!eOKY7kLo|m!L>(y2cChN_^YANT7*<4m75_|uz7(yNTHNF9u!-C8"
+    ),
+}
+
+
+def pyarrow(path: Path, name: str) -> str:
+    return write(path / f"{name}.parquet", zlib.decompress(base64.b85decode(PYARROW[name])))
+
+
+@pytest.mark.case("T8")
+def test_types_of_parquet_that_polars_cannot_hold_are_refused_by_column(tmp_path: Path) -> None:
+    error = refused(lambda: open_source(pyarrow(tmp_path, "offset")))
+    assert "column `v`" in error.message and '"+05:30"' in error.message and "tz_convert" in error.hint
+    error = refused(lambda: open_source(pyarrow(tmp_path, "wide")))
+    assert "column `v`" in error.message and "precision" in error.message and "38 digits" in error.hint
+    twice = Path(parquet(tmp_path / "twice.parquet", {"column_a": [1], "column_b": [2]}))
+    twice.write_bytes(twice.read_bytes().replace(b"column_b", b"column_a"))
+    assert "two columns are named `column_a`" in refused(lambda: open_source(str(twice))).message
+
+
+def test_json_of_arrow_is_text(tmp_path: Path) -> None:
+    assert fields(pyarrow(tmp_path, "json")) == [{"v": '{"a": 1}'}]
 
 
 def test_empty_last_cells_are_no_short_rows(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def truth(content: bytes, separator: str) -> Rows | str:
         return str(error)
     header = next((row for row in rows if row), [])
     body = [row for row in rows[rows.index(header) + 1 :] if any(row)] if header else []
-    if not body or not all(header) or len(set(header)) < len(header):
+    if not body or len(set(header)) < len(header):
         return "no table"
     return [header, *body] if all(len(row) == len(header) for row in body) else "ragged"
 
@@ -219,7 +219,11 @@ def test_a_broken_csv_row_is_named_by_its_line(tmp_path: Path, content: str, sai
 
 @pytest.mark.parametrize(
     ("header", "said"),
-    [("a,b,a", "line 1: two columns are named `a`"), ("a,,c", "column 2 has no name"), ("\n\na,b,a", "line 3: two")],
+    [
+        ("a,b,a", "line 1: two columns are named `a`"),
+        ("a,,c,", "columns 2 and 4 have no name"),
+        ("\n\na,b,a", "line 3: two"),
+    ],
 )
 def test_a_bad_csv_header_is_refused(tmp_path: Path, header: str, said: str) -> None:
     assert said in refused(lambda: open_source(write(tmp_path / "a.csv", f"{header}\n1,2,3\n"))).message
@@ -356,3 +360,27 @@ def test_a_file_in_disguise_is_named_for_what_it_is(
 ) -> None:
     error = refused_rows(write(tmp_path / name, content))
     assert said in error.message and hint in error.hint
+
+
+@pytest.mark.case("T4")
+def test_one_column_may_have_no_name_as_that_of_an_index(tmp_path: Path) -> None:
+    pandas = write(tmp_path / "pandas.csv", ",text\n0,a\n1,b\n")
+    assert fields(pandas) == [{"": "0", "text": "a"}, {"": "1", "text": "b"}]
+    r = write(tmp_path / "r.csv", '"","text"\n"1",5" pipe\n"2",b\n')  # read by the csv module
+    assert fields(r) == [{"": "1", "text": '5" pipe'}, {"": "2", "text": "b"}]
+    trailing = write(tmp_path / "trailing.csv", 'text,\na,\n"",\nb,\n')
+    assert fields(trailing) == [{"text": "a", "": None}, {"text": "b", "": None}]
+
+
+@pytest.mark.case("T13")
+def test_a_separator_can_be_named_and_is_hinted_at(tmp_path: Path) -> None:
+    german = write(tmp_path / "a.csv", 'id;text;preis\n1;"a;b";1,5\n2;"say ""hi""";2\n')
+    row = {"id": "1", "text": "a;b", "preis": "1,5"}
+    assert fields(german, separator=";") == [row, {"id": "2", "text": 'say "hi"', "preis": "2"}]
+    assert '`[input] separator = ";"` reads it' in refused(lambda: open_source(german, id="id")).hint
+    piped = write(tmp_path / "b.csv", 'id|text\n1|5" pipe\n')
+    assert fields(piped, separator="|") == [{"id": "1", "text": '5" pipe'}]
+    noted = refused(lambda: open_source(write(tmp_path / "c.csv", "sep=;\nid;text\n1;a\n")))
+    assert "line 1 is `sep=;`" in noted.message and '[input] separator = ";"' in noted.hint
+    lines = write(tmp_path / "d.jsonl", '{"a":1}\n')
+    assert "for .csv files" in refused(lambda: open_source(lines, separator=";")).hint

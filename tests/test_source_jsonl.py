@@ -222,3 +222,31 @@ def test_objects_and_digits_reach_the_output(
     for frame in (pl.read_parquet("out.parquet"), pl.read_csv("out.csv", infer_schema=False)):
         assert frame["meta"].to_list() == ['{"key_0":0}', '{"key_1":1.50}', None]
         assert frame["v"].to_list() == ["9007199254740993", '1.50 "x"', "true"]
+
+
+@pytest.mark.case("T6")
+def test_minus_zero_stays_as_it_is_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"v":-0}\n{"v": -0 , "w": "-0"}\n{"v":-0.0}\n{"v":[-0,0]}\n')
+    assert [str(row["v"]) for row in fields(path)] == ["-0", "-0", "-0.0", "[-0,0]"]
+
+
+@pytest.mark.case("T5")
+def test_a_key_may_be_empty(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"":"x","a":1}\n{"":"y","a":{"":2}}\n')
+    assert [str(row[""]) for row in fields(path)] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ('[{"a":1},{"a":2}]\n', "jq -c '.[]' "),
+        ('[\n{"a":1}\n]\n', "jq -c '.[]' "),
+        ('{\n"a":1\n}\n', "jq -c '.' "),
+        ('{"a":1}{"a":2}\n', "jq -c '.' "),
+        ('{"a":1e400}\n', "in quotes"),
+    ],
+)
+def test_json_that_is_no_lines_is_answered_with_the_command_that_makes_them(
+    tmp_path: Path, content: str, hint: str
+) -> None:
+    assert hint in refused(lambda: open_source(write(tmp_path / "a.jsonl", content))).hint

@@ -24,6 +24,9 @@ def printed(column: pl.Series) -> list[str]:
     [
         (pl.Series([0.1], dtype=pl.Float32), "0.1"),
         (pl.Series([16_777_216.0], dtype=pl.Float32), "16777216.0"),
+        (pl.Series([0.1], dtype=pl.Float16), "0.1"),
+        (pl.Series([65_504.0], dtype=pl.Float16), "65504.0"),
+        (pl.Series([-1.5e-07], dtype=pl.Float16), "-0.0000002"),
         (pl.Series([Decimal("1.50")]), "1.50"),
         (pl.Series([Decimal("12345678901234567890123456.10")]), "12345678901234567890123456.10"),
         (pl.Series([[Decimal("1.50"), None]]), "[1.50, None]"),

@@ -174,7 +174,9 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
     """
     check_model(job, options.offline)
     spec = job.spec.input
-    source = open_source(spec.path, id=spec.id, text=spec.text, where=spec.where, encoding=spec.encoding)
+    source = open_source(
+        spec.path, id=spec.id, text=spec.text, where=spec.where, encoding=spec.encoding, separator=spec.separator
+    )
     kinds = source.kinds
     for template, own in job.templates:
         check_template(template, kinds, own, spec.text)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+import orjson
 import polars as pl
 
 from pipeline.errors import InputError
@@ -65,7 +66,7 @@ class CsvFile:
         )
         read = rows.select(self.names if found.blank else columns)
         for frame in read.collect_batches(chunk_size=size, maintain_order=True, lazy=True):
-            nulled = pl.DataFrame([_nulled(column) for column in frame]) if found.empties else frame
+            nulled = frame.with_columns(map(_nulled, frame)) if found.empties else frame
             kept = _with_values(nulled).select(columns) if found.blank else nulled
             yield from kept.iter_slices(size)
 
@@ -73,7 +74,7 @@ class CsvFile:
         places = [(name, self.names.index(name)) for name in columns]
         for batch in _batches(self._rows(), size):
             cells = list(zip(*batch, strict=True))
-            yield pl.DataFrame([_nulled(pl.Series(name, cells[place], pl.String)) for name, place in places])
+            yield pl.DataFrame({name: _nulled(pl.Series(name, cells[place], pl.String)) for name, place in places})
 
     def _rows(self) -> Iterator[list[str]]:
         with open_lines(self.path, self.encoding, "") as lines:
@@ -147,17 +148,25 @@ def open_csv(path: str, separator: str, encoding: str | None) -> CsvFile:
     if bad := next((name for name in names if not decoded(name)), None):
         raise undecodable(path, f"{place}: a column name", bad, encoding)
     if names[0].lower().startswith("sep=") and not any(names[1:]):
+        note = separator.join(names)
+        mark = separator if len(names) > 1 else note[4:]
+        setting = "" if mark == separator else f", and set `{separator_setting(mark)}`"
         raise InputError(
-            f"{place} is `{separator.join(names)}`, a note for Excel and no header",
-            f"remove the line: `sed -i 1d {path}`",
+            f"{place} is `{note}`, a note for Excel and no header", f"remove the line: `sed -i 1d {path}`{setting}"
         )
-    if "" in names:
-        raise InputError(f"{place}: column {names.index('') + 1} has no name", "the first line names the columns")
+    if names.count("") > 1:
+        first, second, *_ = (number for number, name in enumerate(names, 1) if not name)
+        raise InputError(f"{place}: columns {first} and {second} have no name", "the first line names the columns")
     if len(set(names)) < len(names):
         seen: set[str] = set()
         repeated = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise InputError(f"{place}: two columns are named `{repeated}`", "rename one of them")
     return CsvFile(path, separator, encoding, tuple(names))
+
+
+def separator_setting(mark: str) -> str:
+    """The line of a job file that names a separator."""
+    return f"[input] separator = {orjson.dumps(mark).decode()}"
 
 
 def stamp(path: str) -> tuple[int, ...]:

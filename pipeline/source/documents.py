@@ -17,6 +17,7 @@ from polars.datatypes import DataTypeClass
 from pipeline.errors import InputError
 from pipeline.records import Document
 from pipeline.source import jsonl, standing
+from pipeline.source.csvs import separator_setting
 from pipeline.source.tables import Table, open_table
 from pipeline.source.unique import repeats
 from pipeline.values import Fields, Kind, cells, json_cells, kind, texts
@@ -251,13 +252,14 @@ def open_source(
     where: str | None = None,
     columns: Sequence[str] = (),
     encoding: str | None = None,
+    separator: str | None = None,
 ) -> Source:
     """Open the table at `path`, a file, a glob or a cloud address, and check its columns.
 
     Raises `InputError` for a file, a column, a type or a predicate that does not fit; what can be wrong in the rows is
     for `Source.check`.
     """
-    table = open_table(path, encoding)
+    table = open_table(path, encoding, separator)
     if ROW in table.schema:
         raise InputError(f"{path} has a column named {ROW!r}", "rename it: the row number goes by that name")
     for name, setting in ((id, "[input] id"), (text, "[input] text")):
@@ -353,7 +355,7 @@ def _instead(table: Table, name: str, place: str = "") -> str:
     names = list(table.schema)
     for separator in (";", "\t", "|"):
         if table.kind == "csv" and len(names) == 1 and separator in names[0]:
-            return f"the file seems to separate cells by {separator!r}: save it with commas, or with tabs as .tsv"
+            return f"the file seems to separate cells by {separator!r}: `{separator_setting(separator)}` reads it"
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean `{close[0]}`?{place}" if close else ""
 

@@ -43,6 +43,7 @@ _NUMBERS: tuple[tuple[set[str], pl.DataType], ...] = (
 _EXACT = 2**53
 _LARGEST = 2**63
 _BATCH_BYTES = 4_000_000
+_MINUS_ZERO = re.compile(rb"[:\s]-0[,}\s]")
 _HALF = re.compile("[\ud800-\udfff]")
 
 Kinds = dict[str, dict[str, str]]
@@ -97,13 +98,13 @@ def frames(
     """The columns of `schema` of each row, in frames of at most `size` rows; a key that a row lacks is null."""
     exact = any(name in json_columns for name in schema)
     for _, batch in _batches(path, encoding, size, exact):
-        columns = []
+        columns = {}
         for name, dtype in schema.items():
             cells = [row.get(name) for row in batch]
             if name in json_columns:
                 cells = [None if cell is None else orjson.dumps(cell).decode() for cell in cells]
             try:
-                columns.append(pl.Series(name, cells, dtype))
+                columns[name] = pl.Series(name, cells, dtype)
             except (TypeError, OverflowError, ValueError, pl.exceptions.PolarsError):
                 raise InputError(f"{path} changed while it was read", "run the same command again") from None
         yield pl.DataFrame(columns)
@@ -186,7 +187,8 @@ def _loads(line: bytes, path: str, number: int) -> Row:
     except orjson.JSONDecodeError as error:
         raise _fault(path, number, line, error) from None
     if not isinstance(row, dict):
-        raise InputError(f"{path}, line {number} is not a JSON object", 'each line is one object: {"column": value, …}')
+        hint = _as_lines(path, line) if isinstance(row, list) else 'each line is one object: {"column": value, …}'
+        raise InputError(f"{path}, line {number} is not a JSON object", hint)
     return row
 
 
@@ -196,7 +198,8 @@ def _exact(line: bytes, path: str, number: int) -> Row:
     again = orjson.dumps(row)
     if again == line.strip():
         return row
-    if again.count(b":") == line.count(b":") and b"\\u00" not in line:  # then no key is lost
+    if again.count(b":") == line.count(b":") and b"\\u00" not in line and not _MINUS_ZERO.search(line):
+        # no key is lost
         types = set(map(type, row.values()))
         if types.isdisjoint((float, list, dict)):
             return row
@@ -227,7 +230,7 @@ def _written_float(text: str) -> object:
 
 
 def _written_int(text: str) -> object:
-    if len(text) < 20 and -_LARGEST <= (number := int(text)) < _LARGEST:
+    if text != "-0" and len(text) < 20 and -_LARGEST <= (number := int(text)) < _LARGEST:
         return number
     return orjson.Fragment(text.encode())
 
@@ -254,10 +257,15 @@ def _fault(path: str, number: int, line: bytes, error: orjson.JSONDecodeError) -
                 f"{place}, column `{_shown(name)}`: \\u{ord(half[0]):x} is half a character (a lone surrogate)",
                 "no text can hold it: write the whole pair, or \\ufffd in its place",
             )
-    return InputError(
-        f"{place}, column {error.colno}: not JSON: {error.msg}",
-        "each line is one JSON object; a file that is one array becomes lines with `jq -c '.[]'`",
-    )
+    hint = _as_lines(path, line)
+    if "infinity" in error.msg:
+        hint = "no number is as large: write it in quotes, as text"
+    return InputError(f"{place}, column {error.colno}: not JSON: {error.msg}", hint)
+
+
+def _as_lines(path: str, line: bytes) -> str:
+    each = ".[]" if line.lstrip().startswith(b"[") else "."
+    return f"each line is one JSON object: `jq -c '{each}' {path} > lines.jsonl` writes it so"
 
 
 class _ConstantError(Exception):

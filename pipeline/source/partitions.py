@@ -34,5 +34,12 @@ def partitions(paths: Sequence[str], own: pl.Schema, texts: bool) -> tuple[pl.Sc
 
 def _pairs(path: str) -> list[tuple[str, str | None]]:
     found = (part.partition("=") for part in PurePath(path).parent.parts)
-    pairs = ((unquote(key), unquote(value)) for key, mark, value in found if key and mark and value)
+    pairs = ((_decoded(key), _decoded(value)) for key, mark, value in found if key and mark and value)
     return [(key, None if value == _NULL else value) for key, value in pairs]
+
+
+def _decoded(text: str) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        return text

@@ -9,10 +9,13 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
+from zoneinfo import ZoneInfo
 
 import polars as pl
+from polars.datatypes import DataTypeClass
 
 from pipeline.errors import InputError
 from pipeline.source import jsonl
@@ -45,6 +48,8 @@ _UNREADABLE = (OSError, EOFError, zlib.error)
 # polars reads a CSV in blocks, two ahead for each core; its own 32 MiB take 240 MB more on two cores and no less time.
 # Nothing but this variable says so; it counts for queries that start later.
 os.environ.setdefault("POLARS_CSV_CHUNK_SIZE", str(4 * 2**20))
+# Over a zone that it does not know polars would panic: `_refuse_types` names the column.
+os.environ.setdefault("POLARS_IGNORE_TIMEZONE_PARSE_ERROR", "1")
 
 
 @dataclass(frozen=True)
@@ -132,21 +137,26 @@ class Table:
         return CsvFile(path, self.separator, self.encoding, tuple(self._own_names))
 
 
-def open_table(path: str, encoding: str | None = None) -> Table:
+def open_table(path: str, encoding: str | None = None, separator: str | None = None) -> Table:
     """Find the files and their schema. Raises `InputError` for whatever is wrong with the files as such.
 
     A JSONL file is read once for its schema, since a key may first appear on its last line.
     """
     remote = _REMOTE.match(path) is not None
     paths = [path] if remote else _find(path)
-    kind, separator = _kind_of(paths)
+    kind, usual = _kind_of(paths)
+    if separator is not None and kind != "csv":
+        raise InputError(f"{path} is not read by [input] separator", "it is for .csv files")
+    separator = separator or usual
     encoding = None if encoding is None or codecs.lookup(encoding).name in ("utf-8", "utf-8-sig") else encoding
     if encoding and (kind == "parquet" or remote):
         raise InputError(f"{path} is not read by [input] encoding", "it is for .csv and .jsonl files on disk")
     table = Table(path, tuple(paths), kind, separator, pl.Schema(), remote, encoding)
     with explained(table):
         if remote:
-            return replace(table, schema=_scan(path, table).collect_schema())
+            schema = _scan(path, table).collect_schema()
+            _refuse_types(path, schema)
+            return replace(table, schema=schema)
         table = replace(table, stamps=tuple(map(stamp, paths)))
         for one in paths:
             if Path(one).stat().st_size == 0:
@@ -172,6 +182,9 @@ def explained(table: Table) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except pl.exceptions.DuplicateError as error:
+        name = (re.findall("'(.*)'", str(error)) or ["?"])[0]
+        raise InputError(f"{table.path}: two columns are named `{name}`", "rename one of them") from None
     except pl.exceptions.InvalidOperationError as error:  # only `where` computes anything
         raise InputError(
             f"[input] where fails on {table.path}: {_first_line(error)}",
@@ -192,7 +205,9 @@ def _first_line(error: Exception) -> str:
 def _scan(path: str, table: Table) -> pl.LazyFrame:
     """A Parquet file, or a remote table of any kind."""
     if table.kind == "parquet":
-        return pl.scan_parquet(path, glob=table.remote, hive_partitioning=None if table.remote else False)
+        rows = pl.scan_parquet(path, glob=table.remote, hive_partitioning=None if table.remote else False)
+        extended = [name for name, dtype in rows.collect_schema().items() if isinstance(dtype, pl.BaseExtension)]
+        return rows.with_columns(pl.col(extended).ext.storage()) if extended else rows  # arrow.json is text
     if table.kind == "jsonl":
         return pl.scan_ndjson(path, infer_schema_length=None)
     rows = pl.scan_csv(path, separator=table.separator, infer_schema=False, glob=True)
@@ -220,9 +235,11 @@ def _find(path: str) -> list[str]:
     if at.is_file():
         return [path]
     if at.is_dir():
-        suffixes = sorted({file.suffix for file in at.iterdir() if file.suffix in KINDS})
-        hint = f"name its files: `{at}/*{suffixes[0]}`" if suffixes else "there is no table in it"
-        raise InputError(f"{path} is a directory", hint)
+        for within in ("*", "**/*"):
+            found = islice((file.name for file in at.glob(within) if _suffix(file.name) in KINDS), 1)
+            for name in found:
+                raise InputError(f"{path} is a directory", f"name its files: `{at}/{within}{_ending(name)}`")
+        raise InputError(f"{path} is a directory", "there is no table in it")
     if glob.has_magic(path):
         if files := sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file()):  # noqa: PTH207
             return files
@@ -237,6 +254,12 @@ def _nearby(at: Path) -> str:
     if close := difflib.get_close_matches(at.name, names, n=1):
         return f"did you mean `{at.parent / close[0]}`?"
     return f"{at.parent} has {', '.join(names[:8])}{', …' if len(names) > 8 else ''}" if names else ""
+
+
+def _ending(name: str) -> str:
+    """The suffix as it stands, with that of a packed file."""
+    packed = ".gz" if name.endswith(".gz") else ""
+    return f"{Path(name.removesuffix('.gz')).suffix}{packed}"
 
 
 def _suffix(name: str) -> str:
@@ -256,8 +279,43 @@ def _kind_of(paths: Sequence[str]) -> tuple[Kind, str]:
 
 def _schema(path: str, table: Table) -> pl.Schema:
     if table.kind == "parquet":
-        return _scan(path, table).collect_schema()
+        schema = _scan(path, table).collect_schema()
+        _refuse_types(path, schema)
+        return schema
     return pl.Schema(dict.fromkeys(open_csv(path, table.separator, table.encoding).names, pl.String()))
+
+
+def _refuse_types(path: str, schema: pl.Schema) -> None:
+    """Raise `InputError` for a column whose values polars cannot hold, or cannot compute with."""
+    for name, dtype in schema.items():
+        for zone in sorted(_zones(dtype)):
+            if not _is_zone(zone):
+                raise InputError(
+                    f'column `{name}` of {path} holds times in "{zone}", which is no zone with a name',
+                    'write them in UTC, as pandas does after `.dt.tz_convert("UTC")`, or in a named zone',
+                )
+        try:
+            pl.Series(name, [None], dtype)
+        except pl.exceptions.PolarsError as error:
+            hint = "write it as text, or as a number of 38 digits at most"
+            raise InputError(f"column `{name}` of {path} is {dtype}: {_first_line(error)}", hint) from None
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        return False
+    return True
+
+
+def _zones(dtype: pl.DataType | DataTypeClass) -> set[str]:
+    """The time zones of a type, however deep."""
+    if isinstance(dtype, pl.Struct):
+        return set().union(*(_zones(field.dtype) for field in dtype.fields))
+    if isinstance(dtype, pl.List | pl.Array):
+        return _zones(dtype.inner)
+    return {dtype.time_zone} if isinstance(dtype, pl.Datetime) and dtype.time_zone else set()
 
 
 def _common(paths: Sequence[str], schemas: Sequence[pl.Schema], ordered: bool) -> pl.Schema:

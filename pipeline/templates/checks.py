@@ -1,6 +1,7 @@
 """What is wrong with a template before any row is read: names, functions, and values that are never alike."""
 
 import difflib
+import json
 import re
 from collections.abc import Collection, Mapping
 
@@ -148,6 +149,10 @@ def _nearest(name: str, columns: Collection[str], own: Collection[str], source: 
     names = ", ".join(columns)
     if name in FUNCTIONS:
         return f"`{name}` is a function: call it, `{name}(…)`; columns are {names}"
+    (only,) = columns if len(columns) == 1 else ("",)
+    for mark in (";", "\t", "|"):
+        if name in (part.strip('" ') for part in only.split(mark)):
+            return f"the file seems to separate cells by {mark!r}: `[input] separator = {json.dumps(mark)}` reads it"
     for column in columns:
         if not column.isidentifier() and (column in source or name in re.split(r"\W+", column)):
             return f'the column `{column}` is inserted by `{{{{ row["{column}"] }}}}`'
