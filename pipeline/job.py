@@ -34,7 +34,9 @@ class _Section(BaseModel):
 class Input(_Section):
     """The table that is read."""
 
-    path: str = Field(description="a file, a glob, or cloud storage that polars reads: .csv .tsv .parquet .jsonl")
+    path: str = Field(
+        description="a file or a glob: .csv .tsv .parquet .jsonl; or a .parquet in cloud storage that polars reads"
+    )
     id: str | None = Field(None, description="the column that names a row; must be unique. Default: the row number")
     text: str | None = Field(None, description="the column that may be chunked")
     where: str | None = Field(None, description="SQL predicate: only these rows")

@@ -474,6 +474,17 @@ def test_a_remote_table_that_cannot_be_reached_is_an_input_error(monkeypatch: py
     assert error.message == "cannot read s3://bucket/a.parquet: dns error" and "credentials" in error.hint
 
 
+@pytest.mark.case("T1", "T5")
+@pytest.mark.parametrize(
+    "address", ["s3://b/a.csv", "https://h/a.csv.gz", "gs://b/*.tsv", "az://c/a.jsonl", "hf://d/a.ndjson"]
+)
+def test_a_remote_text_file_is_refused_by_name_as_only_a_parquet_file_is_read_from_there(address: str) -> None:
+    for encoding in (None, "gb18030"):
+        error = refused(lambda encoding=encoding: open_source(address, encoding=encoding))
+        assert error.message.startswith(f"{address} is ") and "not read" in error.message
+        assert "copy it here" in error.hint and "Parquet" in error.hint
+
+
 # ---- columns
 
 

@@ -61,7 +61,7 @@ class Table:
     kind: Kind
     separator: str
     schema: pl.Schema  # with the columns that stand on the paths
-    remote: bool
+    remote: bool  # Parquet only
     encoding: str | None = None  # of CSV and JSONL; None is UTF-8
     found: jsonl.Found | None = None  # what stands in JSONL
     on_path: Mapping[str, Cells] = field(default_factory=dict)  # by path: columns of one value in all its rows
@@ -88,7 +88,7 @@ class Table:
             if self.kind == "parquet":
                 paths = [self.path] if self.remote else self.paths
                 return sum(int(_scan(path, self).select(pl.len()).collect().item()) for path in paths)
-            if self.kind == "csv" and not self.remote:
+            if self.kind == "csv":
                 found = [self._csv(path).plain for path in self.paths]
                 known = [one.lines for one in found if one is not None and not one.blank]
                 return sum(known) if len(known) == len(found) else None
@@ -149,8 +149,13 @@ def open_table(path: str, encoding: str | None = None, separator: str | None = N
         raise InputError(f"{path} is not read by [input] separator", "it is for .csv files")
     separator = separator or usual
     encoding = None if encoding is None or codecs.lookup(encoding).name in ("utf-8", "utf-8-sig") else encoding
-    if encoding and (kind == "parquet" or remote):
-        raise InputError(f"{path} is not read by [input] encoding", "it is for .csv and .jsonl files on disk")
+    if remote and kind != "parquet":
+        raise InputError(
+            f"{path} is {kind.upper()} in cloud storage, which is not read: only a file on this disk is read exactly",
+            "copy it here first, or make it Parquet, which is read where it lies",
+        )
+    if encoding and kind == "parquet":
+        raise InputError(f"{path} is not read by [input] encoding", "it is for .csv and .jsonl")
     table = Table(path, tuple(paths), kind, separator, pl.Schema(), remote, encoding)
     with explained(table):
         if remote:
@@ -203,15 +208,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _scan(path: str, table: Table) -> pl.LazyFrame:
-    """A Parquet file, or a remote table of any kind."""
-    if table.kind == "parquet":
-        rows = pl.scan_parquet(path, glob=table.remote, hive_partitioning=None if table.remote else False)
-        extended = [name for name, dtype in rows.collect_schema().items() if isinstance(dtype, pl.BaseExtension)]
-        return rows.with_columns(pl.col(extended).ext.storage()) if extended else rows  # arrow.json is text
-    if table.kind == "jsonl":
-        return pl.scan_ndjson(path, infer_schema_length=None)
-    rows = pl.scan_csv(path, separator=table.separator, infer_schema=False, glob=True)
-    return rows.filter(~pl.all_horizontal(pl.all().is_null()))
+    """A Parquet file, or all that a remote address means."""
+    rows = pl.scan_parquet(path, glob=table.remote, hive_partitioning=None if table.remote else False)
+    extended = [name for name, dtype in rows.collect_schema().items() if isinstance(dtype, pl.BaseExtension)]
+    return rows.with_columns(pl.col(extended).ext.storage()) if extended else rows  # arrow.json is text
 
 
 def _windows(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
