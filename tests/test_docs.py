@@ -4,12 +4,15 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import typer
+from commands import Ran
 from pydantic import BaseModel
+from test_layers import RANKS
 
 from pipeline import errors
 from pipeline.cli import app
@@ -103,6 +106,30 @@ def test_every_cause_and_column_is_in_the_readme() -> None:
 def test_every_path_in_the_readme_is_there() -> None:
     for path in re.findall(r"`((?:jobs|sample_data|tests|pipeline)/[\w./*-]*)`", README):
         assert list(ROOT.glob(path)), path
+
+
+@pytest.mark.parametrize("typed", ["estimate jobs/summarize.toml", "run jobs/summarize.toml --offline"])
+def test_what_the_readme_shows_is_what_comes(here: Path, cli: Callable[..., Ran], typed: str) -> None:
+    shown = README.partition(f"```\n$ pipeline {typed}\n")[2].partition("```")[0]
+    ran = cli(*typed.split())
+    assert ran.code == 0, ran.err
+    hangs_on_the_clock = ("  finished ", "  latency ", "  time ", "  total ")
+    came, told = (
+        [line for line in text.splitlines() if not line.startswith(hangs_on_the_clock)]
+        for text in (ran.out or ran.err, shown)
+    )
+    assert came == told
+
+
+def test_the_drawing_of_the_modules_is_the_code() -> None:
+    drawing = README.partition("## Inside")[2].split("```")[1]
+    ranks: dict[str, int] = {}
+    rank = 0
+    for line in drawing.strip("\n").splitlines():
+        number, names = line[:3].strip(), line[3:46]
+        rank = int(number) if number else rank
+        ranks |= dict.fromkeys(re.findall(r"[a-z_]+", names), rank)
+    assert ranks == {name: rank for name, rank in RANKS.items() if not name.startswith("__")}
 
 
 def test_the_two_commands_are_one_line_each_and_ci_runs_them() -> None:
