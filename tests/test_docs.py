@@ -16,8 +16,8 @@ from test_layers import RANKS
 
 from pipeline import errors
 from pipeline.cli import app
-from pipeline.job import JobFile
 from pipeline.records import PASSING, ErrorKind
+from pipeline.sections import JobFile
 from pipeline.store.export import PENDING, RESULT_COLUMNS
 
 ROOT = Path(__file__).parent.parent

@@ -6,24 +6,22 @@ import pytest
 
 from jobs import CHUNKED, PLAIN, make_job, write_job
 from pipeline.errors import JobError
-from pipeline.job import (
+from pipeline.job import Job, api_key, load
+from pipeline.prices import fixed_rates
+from pipeline.records import Limits
+from pipeline.sections import (
     Budget,
     Cache,
     Chunk,
     Endpoint,
     Input,
-    Job,
     LimitsSection,
     ModelSection,
     Output,
     Prices,
     PromptSection,
     Reduce,
-    api_key,
-    load,
 )
-from pipeline.prices import fixed_rates
-from pipeline.records import Limits
 
 
 def refused(action: Callable[[], object]) -> JobError:

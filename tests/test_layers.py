@@ -30,6 +30,7 @@ RANKS: dict[str, int] = {
     "tokens": 1,
     "prices": 1,
     "media": 1,
+    "sections": 1,
     "templates": 1,
     "chunking": 2,
     "job": 2,

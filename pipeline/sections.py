@@ -1,0 +1,238 @@
+"""The sections of a job file, each with its settings, what they mean and what is checked of each alone."""
+
+import io
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pipeline.records import RESET_ZONE
+
+OUTPUT_SUFFIXES = (".parquet", ".csv", ".jsonl")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Input(_Section):
+    """The table that is read."""
+
+    path: str = Field(
+        description="a file or a glob: .csv .tsv .parquet .jsonl; or a .parquet in cloud storage that polars reads"
+    )
+    id: str | None = Field(None, description="the column that names a row; must be unique. Default: the row number")
+    text: str | None = Field(None, description="the column that may be chunked")
+    where: str | None = Field(None, description="SQL predicate: only these rows")
+    encoding: str | None = Field(
+        None, description="of .csv, .tsv and .jsonl, as Python names it: `gb18030`, `utf-16`, `latin-1`. Default: UTF-8"
+    )
+
+    separator: str | None = Field(
+        None, description="the character between the cells of a .csv: `;` or `\\t`. Default: `,`, in a .tsv a tab"
+    )
+
+    @field_validator("separator")
+    @classmethod
+    def _one_character(cls, mark: str | None) -> str | None:
+        if mark is not None and (len(mark) != 1 or not mark.isascii() or mark in '"\r\n\0'):
+            raise ValueError("a separator is one character, such as ';'")
+        return mark
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str | None) -> str | None:
+        try:
+            if name is not None:
+                io.TextIOWrapper(io.BytesIO(), encoding=name).read()
+        except (LookupError, UnicodeError, ValueError, AssertionError):  # not there; no text; a name with NUL
+            raise ValueError(f'"{name}" is no encoding; name one as "gb18030", "utf-16" or "latin-1"') from None
+        return name
+
+
+class PromptSection(_Section):
+    """What is asked about each row."""
+
+    template: str | None = Field(None, description="minijinja; `{{ column }}` inserts a column")
+    template_file: str | None = Field(None, description="the template in a file beside the job file")
+    system: str | None = Field(None, description="system instruction, the same for every row")
+    system_file: str | None = Field(None, description="the system instruction in a file beside the job file")
+
+
+class Chunk(_Section):
+    """How a long text is cut."""
+
+    max_tokens: int = Field(ge=64, description="largest piece of `[input] text`, by estimate")
+    overlap_tokens: int = Field(0, ge=0, description="how much of the previous piece the next one repeats, at most")
+
+    @model_validator(mode="after")
+    def _overlap_leaves_progress(self) -> "Chunk":
+        if self.overlap_tokens * 2 > self.max_tokens:
+            raise ValueError("overlap_tokens must be at most half of max_tokens")
+        return self
+
+
+class Reduce(_Section):
+    """How the parts of one long document become one answer."""
+
+    template: str | None = Field(None, description="`{{ parts }}` inserts the answers to the pieces")
+    template_file: str | None = Field(None, description="the template in a file beside the job file")
+    system: str | None = Field(None, description="system instruction of the merging calls. Default: that of [prompt]")
+    max_input_tokens: int = Field(
+        16_000, ge=128, description="room for part answers in one prompt; more of them are merged in levels"
+    )
+    max_output_tokens: int | None = Field(None, ge=1, description="longest merged answer. Default: that of [model]")
+
+
+class Prices(_Section):
+    """Own prices in USD per million tokens, for a model that the tables lack."""
+
+    input: float = Field(ge=0, allow_inf_nan=False)
+    output: float = Field(ge=0, allow_inf_nan=False)
+    cached: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+
+class ModelSection(_Section):
+    """The model and its parameters; what is left out stays at the model's default."""
+
+    name: str = Field(description="as in `pipeline models`")
+    max_output_tokens: int | None = Field(None, ge=1, description="longest answer, thinking included")
+    temperature: float | None = Field(None, ge=0, le=2, description="ignored by Gemini 3.6 and later")
+    top_p: float | None = Field(None, ge=0, le=1, description="ignored by Gemini 3.6 and later")
+    top_k: int | None = Field(None, ge=1, description="ignored by Gemini 3.6 and later")
+    seed: int | None = Field(None, ge=-(2**31), lt=2**31, description="best effort of the service")
+    stop: list[str] = Field(default_factory=list, description="the answer ends before any of these")
+    thinking: Literal["minimal", "low", "medium", "high", "xhigh"] | int | None = Field(
+        None, description="a level, or a budget in tokens for Gemini 2.5 (0 off, -1 automatic)"
+    )
+    response_mime_type: Literal["text/plain", "application/json", "text/x.enum"] | None = Field(
+        None, description='"application/json" makes the answer one JSON text'
+    )
+    safety: dict[str, str] = Field(default_factory=dict, description='e.g. { HARASSMENT = "BLOCK_ONLY_HIGH" }')
+    prices: Prices | None = Field(None, description="{ input, output, cached } in USD per million tokens")
+
+
+class Endpoint(_Section):
+    """Where the calls go."""
+
+    base_url: str | None = Field(
+        None, description="a relay, proxy or emulator; `GOOGLE_GEMINI_BASE_URL` wins over it. Default: Google's"
+    )
+    api_version: Literal["v1", "v1beta"] = Field("v1beta", description="v1beta knows more models")
+    key_env: str | None = Field(
+        None, description="variable that holds the key. Default: `GEMINI_API_KEY`, else `GOOGLE_API_KEY`"
+    )
+    timeout_s: float = Field(300, gt=0, description="longest wait for one answer, seconds")
+
+
+class LimitsSection(_Section):
+    """What the project may use of this model, as granted; a limit left out is learned, 0 means there is none."""
+
+    rpm: int | None = Field(None, ge=0, description="requests per minute")
+    tpm: int | None = Field(None, ge=0, description="input tokens per minute")
+    rpd: int | None = Field(None, ge=0, description="requests per day")
+    concurrency: int | None = Field(None, ge=1, description="most calls in flight. Default: from the measured latency")
+    reset_zone: str = Field(RESET_ZONE, description="time zone at whose midnight the day's requests reset, e.g. `UTC`")
+
+    @field_validator("reset_zone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError):  # not there; not a name; a folder of names
+            raise ValueError(f'"{name}" is no time zone; name one as "America/Los_Angeles" or "UTC"') from None
+        return name
+
+
+class Budget(_Section):
+    """Caps on spending."""
+
+    max_usd: float | None = Field(None, gt=0, allow_inf_nan=False, description="the run never spends more")
+    max_usd_per_day: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="all runs with this key on this machine, since 00:00 UTC"
+    )
+    max_usd_per_month: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="all runs with this key on this machine, since the first of the month, UTC",
+    )
+    allow_unpriced: bool = Field(False, description="run under a cap though the model's price is unknown")
+
+
+class Cache(_Section):
+    """Whole answers are kept and used again by other runs; the section alone turns it on."""
+
+    url: str | None = Field(
+        None,
+        description="path of the SQLite file, or `redis://host:port/db`. Default: "
+        "`prompt-pipeline/answers.sqlite` in the user's cache directory",
+    )
+    password_env: str | None = Field(None, description="variable that holds the Redis server's password")
+    max_age_days: float = Field(30, gt=0, description="an older answer is bought again")
+    max_mb: float = Field(1000, gt=0, description="size of the file; answers used longest ago are thrown out")
+
+    @model_validator(mode="after")
+    def _known_scheme(self) -> "Cache":
+        if self.url is None or "://" not in self.url:
+            if self.password_env is not None:
+                raise ValueError("password_env is for a Redis server: url names none")
+            return self
+        try:
+            parts = urlsplit(self.url)
+            port = parts.port
+        except ValueError:
+            raise ValueError("url is not redis://host:port/db") from None
+        if parts.scheme not in ("redis", "rediss") or not parts.hostname or port == 0 or parts.query:
+            raise ValueError("url must be the path of a file, redis://host:port/db or rediss://host:port/db")
+        if parts.password is not None:
+            raise ValueError("url must not hold a password: name a variable that does with password_env")
+        return self
+
+
+class Output(_Section):
+    """The table that is written."""
+
+    path: str = Field(description=".parquet, .csv or .jsonl")
+    include_text: bool = Field(False, description="keep the `[input] text` column")
+    csv_safe: bool = Field(
+        False,
+        description="in .csv, put a `'` before text that a spreadsheet would run: = + - @, tab, line break",
+    )
+
+    excel: bool = Field(False, description="a .csv that Excel opens rightly: a byte order mark, and CRLF")
+
+    @model_validator(mode="after")
+    def _known_suffix(self) -> "Output":
+        if Path(self.path).suffix not in OUTPUT_SUFFIXES or self.path.endswith("/"):
+            raise ValueError(f"path must end in one of {' '.join(OUTPUT_SUFFIXES)}")
+        if "\0" in self.path:
+            raise ValueError("path has a character that no path has")
+        if self.excel and not self.path.endswith(".csv"):
+            raise ValueError(f"excel is for a .csv: {self.path} is none")
+        return self
+
+
+class JobFile(_Section):
+    """The sections of a job file."""
+
+    input: Input
+    prompt: PromptSection
+    chunk: Chunk | None = None
+    reduce: Reduce | None = None
+    model: ModelSection
+    endpoint: Endpoint = Endpoint()  # type: ignore[call-arg]  # every field has a default
+    limits: LimitsSection = LimitsSection()  # type: ignore[call-arg]
+    budget: Budget = Budget()  # type: ignore[call-arg]
+    cache: Cache | None = None
+    output: Output
+
+    @model_validator(mode="after")
+    def _chunking_is_whole(self) -> "JobFile":
+        if (self.chunk is None) != (self.reduce is None):
+            raise ValueError("[chunk] and [reduce] go together")
+        if self.chunk and self.input.text is None:
+            raise ValueError("[chunk] needs [input] text: the column that is cut")
+        return self
