@@ -143,6 +143,26 @@ def test_a_learned_limit_is_told_and_kept_for_the_next_run(tmp_path: Path) -> No
     assert told == [[(600, "measured")], [(600, "learned")]]
 
 
+def test_what_one_early_refusal_let_guess_is_not_kept_for_the_next_run(tmp_path: Path) -> None:
+    """Of a few seconds nobody knows a limit: a run that is stopped then must not hold up those that follow."""
+    refusal = Verdict("rate_limit", "quota", "exhausted", http_status=429)
+
+    def admitted_in_a_minute(rows: int, refused: int | None) -> int:
+        world = World("fixed", 100_000, 10**9)
+        world.fault = lambda t: refusal if len(world.left) == refused else None
+
+        async def main() -> None:
+            with QuotaBook(tmp_path / "book", "m") as book, anyio.move_on_after(60.0):
+                dispatcher = dispatcher_for(world, Limits(rpm=1200, tpm=10**9), book=book)
+                await answer_all(dispatcher, documents(world, small(rows, 100, 1)))
+
+        run(main)
+        return len(world.admitted)
+
+    admitted_in_a_minute(30, refused=20)
+    assert admitted_in_a_minute(600, refused=None) == 600, "at the pace that is configured"
+
+
 SHARER = """
 import sys, time
 from pathlib import Path

@@ -59,6 +59,11 @@ class AdaptiveLimit:
         """Whether more is tried than was ever let through."""
         return self._growing or self._probed_at > -inf
 
+    @property
+    def is_guess(self) -> bool:
+        """Whether it was cut to what little had been sent, and grows back to what was configured or named."""
+        return self._growing and self._top < inf
+
     def refused(self, now: float, sent_at: float, admitted: Admitted, named: float | None) -> bool:
         """Learn from a refusal of a request sent at `sent_at`; True when the limit changed."""
         lower = named is not None and named < self.value

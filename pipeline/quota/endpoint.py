@@ -160,7 +160,7 @@ class EndpointQuota:
         if self.requests and not self._pacer.ready():
             proven = self.requests.value
             if self.requests.grow(now, self.ledger.last_minute(now)[0]):
-                self._book.learn("requests", proven, self._wall())
+                self._keep("requests", self.requests, proven)
                 self._requests_changed(now)
         await self._pacer.acquire()
 
@@ -181,7 +181,7 @@ class EndpointQuota:
                 self._sharing.ask(now, tokens, trust)
             proven = self.tokens.value
             if self.tokens.grow(now, self.ledger.last_minute(now)[1]):
-                self._book.learn("tokens", proven, self._wall())
+                self._keep("tokens", self.tokens, proven)
                 self._tokens_changed()
 
     def look_around(self, now: float) -> None:
@@ -360,12 +360,17 @@ class EndpointQuota:
             return
         if not meter.refused(now, ticket.sent_at, admitted, hit.limit):
             return
-        self._book.learn(hit.meter, meter.value, self._wall())
+        self._keep(hit.meter, meter, meter.value)
         if hit.meter == "requests":
             self._strict = True
             self._requests_changed(now)
         else:
             self._tokens_changed()
+
+    def _keep(self, name: str, limit: AdaptiveLimit, value: float) -> None:
+        """Keep what is believed for the runs to come, but no guess: they would begin there, and take it for true."""
+        if not limit.is_guess:
+            self._book.learn(name, value, self._wall())
 
     def _forgave_no_burst(self, hit: QuotaHit, meter: AdaptiveLimit) -> bool:
         """A low limit is first kept without the one request in reserve that a sliding-window counter needs."""
