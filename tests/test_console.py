@@ -15,7 +15,7 @@ from rich.text import Text
 from pipeline.calls import Saved
 from pipeline.console import count, duration, money, notice, progress_line, show_columns, show_grid, things
 from pipeline.console.progress import Recent, _stopping, fitting_line
-from pipeline.console.reports import show_accuracy
+from pipeline.console.reports import _seconds, show_accuracy
 from pipeline.console.screen import Screen, folded
 from pipeline.dispatch import Dispatcher
 from pipeline.engine import Monitor
@@ -45,6 +45,11 @@ def test_money_has_the_places_that_a_small_amount_needs(amount: float, text: str
 )
 def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_latencies_are_said_without_an_exponent() -> None:
+    said = [_seconds(value) for value in (0.0, 1e-6, 0.001, 0.00914, 0.744, 2.04, 9.96, 61.7)]
+    assert said == [*["under 0.001 s"] * 2, "0.001 s", "0.0091 s", "0.74 s", "2 s", "10 s", "62 s"]
 
 
 def test_large_counts_are_short() -> None:

@@ -184,4 +184,6 @@ def models_json() -> list[dict[str, object]]:
 
 def _seconds(value: float) -> str:
     """A latency, which is known to 1 %."""
+    if value < 0.001:
+        return "under 0.001 s"
     return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
