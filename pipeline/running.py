@@ -6,10 +6,8 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -20,28 +18,18 @@ from pipeline.cache import AnswerCache, Shelf, service_of, shelf_of
 from pipeline.calls import Send, charge_lost
 from pipeline.dispatch import Dispatcher
 from pipeline.engine import Engine, Monitor
-from pipeline.errors import (
-    AuthError,
-    JobError,
-    PipelineError,
-    RunStateError,
-    ServiceError,
-    make_resumable,
-    resumable_once,
-)
-from pipeline.job import Job, api_key
+from pipeline.errors import AuthError, PipelineError, make_resumable, resumable_once
+from pipeline.job import api_key
 from pipeline.plan import Plan
 from pipeline.plan.forecast import Bought
-from pipeline.prices import model_info
-from pipeline.process import files_left, too_few_files
+from pipeline.process import files_left
 from pipeline.providers.gemini import Gemini
 from pipeline.quota.book import QuotaBook
-from pipeline.quota.endpoint import Notify
-from pipeline.quota.slots import CAP
-from pipeline.records import STATUSES, Limits, Prompt, Reply, Verdict
+from pipeline.records import STATUSES, Prompt, Reply, Verdict
 from pipeline.report.accuracy import PLAN_EVENT, Amounts, logged
-from pipeline.session import Options, Session, asked, open_provider
+from pipeline.session import Session, asked, open_provider
 from pipeline.session.estimates import planned
+from pipeline.session.guards import refuse_unpriced, set_aside, stranger, within_files
 from pipeline.session.output import exported, output_place
 from pipeline.session.state import quota_place, spend_place
 from pipeline.spend import SpendBook
@@ -51,9 +39,6 @@ from pipeline.store.run import RunStore
 
 HEARTBEAT_S = 10.0
 """Between lines of numbers in run.log: what is not known of a killed run's duration, at most."""
-
-SPARE_FILES = 16
-"""Files that a run opens beside its sockets now and then: parts, the output, names looked up; 3 at once were seen."""
 
 Watch = Callable[[Monitor], Coroutine[None, None, None]]
 Confirm = Callable[[Plan, bool, Session], None]
@@ -191,41 +176,6 @@ async def _run(session: Session, provider: Gemini, place: Place | None, confirm:
     return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted, unwritten)
 
 
-def set_aside(directory: Path) -> None:
-    """Keep an earlier run, whatever state it is in, beside the new one, under its name and the present time."""
-    if not directory.exists():
-        return
-    if report.in_use(directory):
-        raise RunStateError(f"{directory} is in use", "stop that run first")
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    try:
-        directory.rename(directory.with_name(f"{directory.name}.{stamp}"))
-    except OSError as error:
-        raise RunStateError(
-            f"{directory} cannot be set aside: {error.strerror}\nIt is as it was, and nothing was sent.",
-            f"mend the permissions of {directory.parent}, or leave out `--fresh`",
-        ) from None
-
-
-def refuse_unpriced(job: Job, options: Options, plan: Plan) -> None:
-    """Raise `JobError` for a cap on spending that could not be kept because nobody knows what a call costs."""
-    caps, model = job.spec.budget, job.params.model
-    capped = any((caps.max_usd, caps.max_usd_per_day, caps.max_usd_per_month, options.max_cost_usd))
-    if not capped or not plan.load.prompts or caps.allow_unpriced:
-        return
-    if plan.cost_usd is None:
-        raise JobError(
-            f"there is a budget, but the price of {model} is unknown: it could not be kept",
-            "set [model] prices = { input = …, output = … }, or [budget] allow_unpriced = true",
-        )
-    unbounded = [params for params in (job.params, job.reduce_params) if params and not params.max_output_tokens]
-    if unbounded and model_info(model) is None:
-        raise JobError(
-            f"there is a budget, but nobody knows how long an answer of {model} may be: it could not be kept",
-            "set [model] max_output_tokens, or [budget] allow_unpriced = true",
-        )
-
-
 def _spending(session: Session, store: RunStore, book: SpendBook | None) -> Spending:
     if session.rehearsal:
         return Spending(None)
@@ -286,9 +236,9 @@ def _engine(
 
     async def generate(prompt: Prompt) -> Reply | Verdict:
         outcome = await provider.generate(prompt)
-        if stranger := _stranger(session, provider.endpoint, outcome):
-            engine.halt(stranger)
-            return Verdict("fatal", "server", stranger.message, sent=False)
+        if changed := stranger(session, provider.endpoint, outcome):
+            engine.halt(changed)
+            return Verdict("fatal", "server", changed.message, sent=False)
         return outcome
 
     engine = Engine(
@@ -308,38 +258,6 @@ def _engine(
         requests, most = charge_lost(store, engine.desk)
         heard("lost", {"requests": requests, "at_most_usd": most})
     return engine
-
-
-def within_files(limits: Limits, left: int, heard: Notify) -> Limits:
-    """The limits with as many requests in flight as there are files `left` to open; told where that is fewer.
-
-    Raises `PipelineError` where there are none.
-    """
-    sockets = max(left - SPARE_FILES, left // 4)
-    if sockets >= (limits.concurrency or CAP):
-        return limits
-    if sockets < 1:
-        raise too_few_files(left)
-    message = f"at most {sockets} calls at once: this process may open only {left} files more (`ulimit -n`)"
-    heard("files", {"message": message})
-    return replace(limits, sockets=sockets)
-
-
-def _stranger(session: Session, endpoint: str, outcome: Reply | Verdict) -> ServiceError | None:
-    """Why this outcome counts as nothing: in the middle of a run another service answers than at its start."""
-    if outcome.emulated and not session.rehearsal:
-        return ServiceError(
-            f"{endpoint} answers as an emulator now, and did not at the start: none of its answers was taken",
-            "look at GOOGLE_GEMINI_BASE_URL, [endpoint] base_url and the proxy; the same command then goes on",
-        )
-    # A failure without the mark may be a proxy's: only an answer is certainly another service's.
-    if session.rehearsal and not outcome.emulated and isinstance(outcome, Reply):
-        return ServiceError(
-            f"{endpoint} answered as an emulator at the start, and does not now: a real service may have answered,"
-            " and may bill what was in flight. None of its answers was taken",
-            "look at GOOGLE_GEMINI_BASE_URL, [endpoint] base_url and the proxy before you run it again",
-        )
-    return None
 
 
 async def _attended(engine: Engine, store: RunStore, watch: Watch, books: ExitStack) -> None:

@@ -182,13 +182,20 @@ def as_text(name: str, dtype: pl.DataType) -> pl.Expr:
     return column.cast(pl.String)
 
 
-def holds_times(dtype: pl.DataType | DataTypeClass) -> bool:
-    """Whether there are dates or times in this type, however deep: polars cannot write those far from today as text."""
+def leaves(dtype: pl.DataType | DataTypeClass) -> Iterator[pl.DataType | DataTypeClass]:
+    """The types of the values in a column of this type, however deep."""
     if isinstance(dtype, pl.Struct):
-        return any(holds_times(field.dtype) for field in dtype.fields)
-    if isinstance(dtype, pl.List | pl.Array):
-        return holds_times(dtype.inner)
-    return dtype in (pl.Date, pl.Datetime)
+        for field in dtype.fields:
+            yield from leaves(field.dtype)
+    elif isinstance(dtype, pl.List | pl.Array):
+        yield from leaves(dtype.inner)
+    else:
+        yield dtype
+
+
+def holds_times(dtype: pl.DataType | DataTypeClass) -> bool:
+    """Whether there are dates or times in this type: polars cannot write those far from today as text."""
+    return any(leaf in (pl.Date, pl.Datetime) for leaf in leaves(dtype))
 
 
 def written(column: pl.Series, suffix: str) -> pl.Series:
@@ -394,9 +401,7 @@ def _physical(dtype: pl.DataType | DataTypeClass) -> pl.DataType | DataTypeClass
     """The type of the numbers behind dates and times, however deep."""
     if isinstance(dtype, pl.Struct):
         return pl.Struct({field.name: _physical(field.dtype) for field in dtype.fields})
-    if isinstance(dtype, pl.List):
-        return pl.List(_physical(dtype.inner))
-    if isinstance(dtype, pl.Array):
+    if isinstance(dtype, pl.List | pl.Array):
         return pl.List(_physical(dtype.inner))
     if dtype == pl.Date:
         return pl.Int32()

@@ -15,7 +15,7 @@ from serving import served, stats
 from pipeline.errors import PipelineError
 from pipeline.quota.slots import Slots
 from pipeline.records import Limits
-from pipeline.running import within_files
+from pipeline.session.guards import within_files
 
 PIPELINE = f"{shlex.quote(sys.executable)} -m pipeline"
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import orjson
 import polars as pl
-from polars.datatypes import DataTypeClass
 
 from pipeline.errors import InputError
 from pipeline.records import Document
@@ -20,7 +19,7 @@ from pipeline.source import jsonl, standing
 from pipeline.source.csvs import separator_setting
 from pipeline.source.tables import Table, open_table
 from pipeline.source.unique import repeats
-from pipeline.values import Fields, Kind, cells, json_cells, kind, texts
+from pipeline.values import Fields, Kind, cells, json_cells, kind, leaves, texts
 
 ROW = "\0row"
 """Name of the row number's column, as no table has it: Int64, from 0 over the rows that `where` lets through, in file
@@ -119,7 +118,7 @@ class Source:
             if name not in schema:
                 hint = _instead(self.table, name) or f"columns are {', '.join(schema)}"
                 raise InputError(f"the template uses {{{{ {name} }}}}, which is not a column of {path}", hint)
-            if _has_bytes(schema[name]):
+            if any(leaf in (pl.Binary, pl.Object) for leaf in leaves(schema[name])):
                 raise InputError(f"column `{name}` of {path} is {schema[name]}: it cannot stand in a template")
         return replace(self, columns=tuple(columns))
 
@@ -362,15 +361,6 @@ def _instead(table: Table, name: str, place: str = "") -> str:
 
 def _can_name(dtype: pl.DataType) -> bool:
     return dtype.is_integer() or dtype.is_temporal() or dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)
-
-
-def _has_bytes(dtype: pl.DataType | DataTypeClass) -> bool:
-    """Whether there are values without a text of their own in this type, however deep."""
-    if isinstance(dtype, pl.Struct):
-        return any(_has_bytes(field.dtype) for field in dtype.fields)
-    if isinstance(dtype, pl.List | pl.Array):
-        return _has_bytes(dtype.inner)
-    return dtype in (pl.Binary, pl.Object)
 
 
 def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:

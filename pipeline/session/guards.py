@@ -1,0 +1,86 @@
+"""What a run refuses to start with or to go on with, and what it makes do with."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline import report
+from pipeline.errors import JobError, RunStateError, ServiceError
+from pipeline.job import Job
+from pipeline.plan import Plan
+from pipeline.prices import model_info
+from pipeline.process import too_few_files
+from pipeline.quota.endpoint import Notify
+from pipeline.quota.slots import CAP
+from pipeline.records import Limits, Reply, Verdict
+from pipeline.session import Options, Session
+
+SPARE_FILES = 16
+"""Files that a run opens beside its sockets now and then: parts, the output, names looked up; 3 at once were seen."""
+
+
+def set_aside(directory: Path) -> None:
+    """Keep an earlier run, whatever state it is in, beside the new one, under its name and the present time."""
+    if not directory.exists():
+        return
+    if report.in_use(directory):
+        raise RunStateError(f"{directory} is in use", "stop that run first")
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    try:
+        directory.rename(directory.with_name(f"{directory.name}.{stamp}"))
+    except OSError as error:
+        raise RunStateError(
+            f"{directory} cannot be set aside: {error.strerror}\nIt is as it was, and nothing was sent.",
+            f"mend the permissions of {directory.parent}, or leave out `--fresh`",
+        ) from None
+
+
+def refuse_unpriced(job: Job, options: Options, plan: Plan) -> None:
+    """Raise `JobError` for a cap on spending that could not be kept because nobody knows what a call costs."""
+    caps, model = job.spec.budget, job.params.model
+    capped = any((caps.max_usd, caps.max_usd_per_day, caps.max_usd_per_month, options.max_cost_usd))
+    if not capped or not plan.load.prompts or caps.allow_unpriced:
+        return
+    if plan.cost_usd is None:
+        raise JobError(
+            f"there is a budget, but the price of {model} is unknown: it could not be kept",
+            "set [model] prices = { input = …, output = … }, or [budget] allow_unpriced = true",
+        )
+    unbounded = [params for params in (job.params, job.reduce_params) if params and not params.max_output_tokens]
+    if unbounded and model_info(model) is None:
+        raise JobError(
+            f"there is a budget, but nobody knows how long an answer of {model} may be: it could not be kept",
+            "set [model] max_output_tokens, or [budget] allow_unpriced = true",
+        )
+
+
+def within_files(limits: Limits, left: int, heard: Notify) -> Limits:
+    """The limits with as many requests in flight as there are files `left` to open; told where that is fewer.
+
+    Raises `PipelineError` where there are none.
+    """
+    sockets = max(left - SPARE_FILES, left // 4)
+    if sockets >= (limits.concurrency or CAP):
+        return limits
+    if sockets < 1:
+        raise too_few_files(left)
+    message = f"at most {sockets} calls at once: this process may open only {left} files more (`ulimit -n`)"
+    heard("files", {"message": message})
+    return replace(limits, sockets=sockets)
+
+
+def stranger(session: Session, endpoint: str, outcome: Reply | Verdict) -> ServiceError | None:
+    """Why this outcome counts as nothing: in the middle of a run another service answers than at its start."""
+    if outcome.emulated and not session.rehearsal:
+        return ServiceError(
+            f"{endpoint} answers as an emulator now, and did not at the start: none of its answers was taken",
+            "look at GOOGLE_GEMINI_BASE_URL, [endpoint] base_url and the proxy; the same command then goes on",
+        )
+    # A failure without the mark may be a proxy's: only an answer is certainly another service's.
+    if session.rehearsal and not outcome.emulated and isinstance(outcome, Reply):
+        return ServiceError(
+            f"{endpoint} answered as an emulator at the start, and does not now: a real service may have answered,"
+            " and may bill what was in flight. None of its answers was taken",
+            "look at GOOGLE_GEMINI_BASE_URL, [endpoint] base_url and the proxy before you run it again",
+        )
+    return None
