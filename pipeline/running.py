@@ -14,7 +14,7 @@ import anyio.to_thread
 
 from pipeline import report
 from pipeline.budget import SEEN_COLUMNS, Spending, seen_in
-from pipeline.cache import AnswerCache, Shelf, service_of, shelf_of
+from pipeline.cache import AnswerCache, service_of, shelf_of
 from pipeline.calls import Send, charge_lost
 from pipeline.dispatch import Dispatcher
 from pipeline.engine import Engine, Monitor
@@ -32,6 +32,7 @@ from pipeline.session.estimates import planned
 from pipeline.session.guards import refuse_unpriced, set_aside, stranger, within_files
 from pipeline.session.output import exported, output_place
 from pipeline.session.state import quota_place, spend_place
+from pipeline.shelves import Shelf
 from pipeline.spend import SpendBook
 from pipeline.store.manifest import SUFFIXES
 from pipeline.store.place import Place

@@ -23,7 +23,7 @@ from stores import body, paid, prompt
 from jobs import PLAIN, make_job, write_job
 from pipeline import cache as caches
 from pipeline import report, running, session
-from pipeline.cache import AnswerCache, RedisShelf, Shelf, SqliteShelf, key_of, pack, service_of, shelf_of, unpack
+from pipeline.cache import AnswerCache, key_of, pack, service_of, shelf_of, unpack
 from pipeline.calls import Saved, cached
 from pipeline.engine import Monitor
 from pipeline.errors import JobError
@@ -32,6 +32,7 @@ from pipeline.job import load
 from pipeline.prices import fixed_rates
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Document, Params, Prompt, Reply, Usage
+from pipeline.shelves import RedisShelf, Shelf, SqliteShelf
 from pipeline.templates import read_template
 
 Heard = list[tuple[str, dict[str, object]]]
@@ -259,7 +260,8 @@ def test_what_is_put_is_written_while_the_run_goes_on(tmp_path: Path, monkeypatc
 _WRITER = """
 import sys, anyio
 from pathlib import Path
-from pipeline.cache import AnswerCache, SqliteShelf
+from pipeline.cache import AnswerCache
+from pipeline.shelves import SqliteShelf
 from pipeline.providers.gemini import parse_reply
 who, path, raw = sys.argv[1], Path(sys.argv[2]), sys.argv[3].encode()
 async def main():

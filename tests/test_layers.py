@@ -33,6 +33,7 @@ RANKS: dict[str, int] = {
     "sections": 1,
     "templates": 1,
     "chunking": 2,
+    "shelves": 2,
     "job": 2,
     "flows": 3,
     "source": 3,
@@ -58,7 +59,7 @@ RANKS: dict[str, int] = {
 ONLY_IMPORTERS: dict[str, set[str]] = {
     "httpx": {"providers", "session"},  # the session puts the emulator behind the client without a socket
     "httpx_aiohttp": {"providers"},
-    "redis": {"cache"},
+    "redis": {"shelves"},
     "rich": {"console"},
     "typer": {"cli"},
     "click": {"cli"},

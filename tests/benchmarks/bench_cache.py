@@ -18,8 +18,9 @@ import orjson
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from redis_server import redis_server
 
-from pipeline.cache import AnswerCache, RedisShelf, Shelf, SqliteShelf
+from pipeline.cache import AnswerCache
 from pipeline.providers.gemini import parse_reply
+from pipeline.shelves import RedisShelf, Shelf, SqliteShelf
 
 BATCH = 1000
 WORDS = "An answer of some twenty words, as a short summary of one row would be, neither empty nor long. "
