@@ -4,7 +4,7 @@ The same flows run in a dry run, where `call` predicts, and in a real one, where
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -16,6 +16,7 @@ from pipeline.job import Job
 from pipeline.records import Document, ErrorKind, Params, Prompt, Reply, Step
 from pipeline.templates import Parts, Template
 from pipeline.tokens import estimate
+from pipeline.values import Unreadable
 
 Call = Callable[[Prompt], Awaitable[Reply]]
 
@@ -151,6 +152,29 @@ def build(
     digest.update(text.encode("utf-8", "surrogatepass"))
     tokens = estimate(text) + _system_tokens(params.system)
     return Prompt(document.row, document.key, step, text, params, tokens, digest.hexdigest(), level, chunk, chunks)
+
+
+def check_rendering(job: Job, documents: Iterable[Document]) -> None:
+    """Raise the `JobError` with which the template fails on each of these documents, however many they are.
+
+    Looks no further than the first one on which it works, or of which another row may say more.
+    """
+    failed = 0
+    first: JobError | None = None
+    for document in documents:
+        if document.text is not None and not document.text.strip():
+            continue
+        own: dict[str, object] = {} if document.text is None else {"text": document.text}
+        try:
+            job.template.render(document.fields, own | ({"chunk": 1, "chunks": 1} if job.spec.chunk else {}))
+            return
+        except JobError as error:
+            if any(isinstance(value, Unreadable) for value in document.fields.values()) or "fuel" in error.message:
+                return
+            first = first or error
+            failed += 1
+    if first and failed > 1:
+        raise JobError(f"{first.message}\nIt fails on each of {failed:,} rows.", first.hint)
 
 
 async def gather(call: Call, prompts: Sequence[Prompt]) -> list[Reply]:

@@ -299,3 +299,18 @@ def test_a_sorted_table_is_answered_whole_and_in_its_order_after_ctrl_c_and_resu
     results = pl.concat([pl.read_parquet(path) for path in prepared.directory.glob("results/*.parquet")])
     assert sorted(results["row"]) == list(range(rows))
     assert results.sort("row")["key"].to_list() == [f"k{row}" for row in range(rows)]
+
+
+@pytest.mark.case("P1")
+def test_a_template_that_fails_on_every_row_is_refused_and_one_that_fails_on_some_is_not(here: Path) -> None:
+    rows = [{"topic": "rain", "st": {"a": 1}}, {"topic": "snow", "st": {"a": 2}}, {"topic": "fog", "st": None}]
+    pl.DataFrame(rows).write_parquet("topics.parquet")
+    table = {"path": "topics.parquet"}
+    with pytest.raises(JobError, match=r"`st.aa` is undefined\n.*line 1\nIt fails on each of 3 rows"):
+        play(here, input=table, prompt={"template": "{{ topic }} {{ st.aa }}"})
+    assert not (here / "runs").exists()
+    ended = play(here, input=table, prompt={"template": "{{ topic }} {{ st.a }}"})
+    assert (ended.summary.outcomes["ok"], ended.summary.outcomes["invalid"]) == (2, 1)
+    last = {"path": "topics.parquet", "where": "topic = 'fog'"}
+    ended = play(here, Options(offline=True, fresh=True, overwrite=True), input=last, prompt={"template": "{{ st.a }}"})
+    assert ended.summary.outcomes["invalid"] == 1, "one row alone says nothing of a template"

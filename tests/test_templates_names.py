@@ -136,7 +136,7 @@ def test_a_misspelling_is_found_wherever_it_is(source: str) -> None:
         ("{{ 'it''s' \"fine\" ~ '\\'' }}", "itsfine'"),
         ("{{ 1e3 + 0x10 + 1_000 }}", "2016.0"),
         ("{{ 2 ** -1 }} {{ --n }} {{ 7 // 2 * 2 % 4 }}", "0.5 7 2"),
-        ("{{ text|replace('a', old='b') if false else 'c' }}", "c"),
+        ("{{ text|indent(4, blank=true) if false else 'c' }}", "c"),
         ("{{ range(*[2])|list }}", "[0, 1]"),
         ("{% set स्वर = 1 %}{{ स्वर }}", "1"),
         ("no variable at all", "no variable at all"),
@@ -352,3 +352,53 @@ def test_values_whose_kinds_are_known_only_in_the_row_are_compared_or_fail_there
     assert template.render({"tags": [4, 2.5, None]}).split() == ["True", "False", "False"]
     with pytest.raises(JobError, match=r"two kinds.*\n.*line 2"):
         template.render({"tags": ["4"]})
+
+
+@pytest.mark.case("P1")
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("\n{{ text|upper(3) }}", "`upper` is given too many arguments"),
+        ("\n{{ text|replace('a') }}", "`replace` is given too few arguments"),
+        ("\n{{ n is divisibleby }}", "`divisibleby` is given too few arguments"),
+        ("\n{% filter truncate(size=3) %}{{ text }}{% endfilter %}", "`truncate` is given too many arguments"),
+    ],
+)
+def test_arguments_that_no_value_makes_right_are_refused_by_line(source: str, said: str) -> None:
+    error = refused(source)
+    assert error.message == f"{said}\n{WHERE}, line 2" and error.hint
+
+
+@pytest.mark.case("P1")
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ text|truncate(9) }}", "one..."),
+        ("{{ text|truncate(9, true, '') }}", "one two t"),
+        ("{{ text|truncate(9, leeway=20) }}", "one two three four"),
+        ("{% filter truncate(9) %}{{ text }}{% endfilter %}", "one..."),
+        ("{{ text|wordwrap(9) }}", "one two\nthree\nfour"),
+        ("{{ tags|sort(true)|join(',') }}{{ ['a', 'A']|unique(true)|join }}", "b,aaA"),
+        ("{{ {'a': 2, 'b': 1}|dictsort(false, 'value')|first|first }}", "b"),
+    ],
+)
+def test_filters_take_their_arguments_by_place_as_in_jinja(source: str, text: str) -> None:
+    check(source)
+    assert Template(source, WHERE).render({"text": "one two three four", "tags": ["a", "b"]}) == text
+
+
+@pytest.mark.case("P1")
+@pytest.mark.parametrize(
+    "source",
+    [
+        *(f"{{{{ tags.txet|{name} }}}}" for name in ("length", "e", "truncate(5)", "indent(2)", "urlencode", "count")),
+        "{{ [tags.txet] }}",
+        "{{ {'a': tags.txet}|tojson }}",
+        "{{ dict(a=tags['txet'])|tojson }}",
+        "{{ '{}'.format(tags.txet) }}",
+    ],
+)
+def test_a_misspelling_within_a_value_is_never_taken_for_nothing(source: str) -> None:
+    check(source)
+    with pytest.raises(JobError, match="undefined"):
+        Template(source, WHERE).render({"tags": {"text": "x"}})

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.metadata import version
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,7 @@ from pipeline import __version__, report
 from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.environment import check_certificates
 from pipeline.errors import AuthError, InputChanged, JobError, ServiceError
+from pipeline.flows import check_rendering
 from pipeline.job import DEFAULT_BASE_URL, Job, api_key
 from pipeline.prices import CHECKED, FREE, MODELS, Rates, model_info
 from pipeline.providers.gemini import Gemini
@@ -184,6 +186,7 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
     source.check()
     rows = source.count() if options.limit is None else min(source.count(), options.limit)
     session = Session(job, source, rows, options, redo, "offline" if options.offline else "real", options.offline)
+    check_rendering(job, chain.from_iterable(session.documents()))
     for path in (job.spec.output.path, str(session.output)):  # what a real run would refuse, a rehearsal refuses too
         output_conflict(source, path)
     output_schema(session_schema(session), session.output)

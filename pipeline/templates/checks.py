@@ -5,11 +5,12 @@ import json
 import re
 from collections.abc import Collection, Mapping
 
-from minijinja import Environment
+from minijinja import Environment, TemplateError
 
 from pipeline.errors import JobError
 from pipeline.templates import Template
-from pipeline.templates.names import FUNCTIONS, OWN, ROW, Unlike
+from pipeline.templates.names import FUNCTIONS, OWN, ROW, Given, Unlike
+from pipeline.templates.nulls import BY_NAME
 from pipeline.templates.syntax import words
 from pipeline.values import Kind
 
@@ -30,6 +31,7 @@ def check_template(
     """
     _check_syntax(template)
     _check_names(template, columns, own)
+    _check_arguments(template)
     _check_both(template, columns, own, text)
     own_kinds: dict[str, Kind | None] = {"text": "text", "chunk": "number", "chunks": "number", "parts": None}
     kinds = {name: kind for name, kind in columns.items() if name not in own}
@@ -53,6 +55,31 @@ def _check_syntax(template: Template) -> None:
                 raise JobError(
                     f"`{name}` is not a {what} of minijinja\n{template.where}, line {line}", _similar(name, what)
                 )
+
+
+def _check_arguments(template: Template) -> None:
+    environment = Environment()
+    for given, line in template.uses.given.items():
+        if wrong := _unlike_form(environment, given):
+            raise JobError(
+                f"`{given.name}` is given {wrong}\n{template.where}, line {line}",
+                "https://docs.rs/minijinja has the arguments of each filter and test",
+            )
+
+
+def _unlike_form(environment: Environment, given: Given) -> str:
+    """What is wrong with the number or the names of the arguments, whatever their values are."""
+    names = [f"{name}=" for name in BY_NAME.get(given.name, ())[: given.positional]]
+    names += [""] * (given.positional - len(names))
+    for value in ("'a'", "1"):
+        arguments = [f"{name}{value}" for name in (*names, *(f"{key}=" for key in given.keywords))]
+        form = f"({', '.join(arguments)})" if arguments else ""
+        try:
+            environment.eval_expr(f"{value} {given.mark} {given.name}{form}")
+        except TemplateError as error:
+            if found := re.match("too many arguments|missing argument", str(error)):
+                return found[0].replace("missing argument", "too few arguments")
+    return ""
 
 
 def _check_names(template: Template, columns: Mapping[str, Kind | None], own: frozenset[str]) -> None:

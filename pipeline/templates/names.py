@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from minijinja import Environment
 
@@ -39,6 +40,15 @@ class Unlike:
     line: int
 
 
+class Given(NamedTuple):
+    """A filter or test and the form of its arguments."""
+
+    mark: str  # "|" or "is"
+    name: str
+    positional: int
+    keywords: tuple[str, ...]
+
+
 @dataclass
 class Uses:
     """The names that a template uses, each with the line where it does so first."""
@@ -51,6 +61,7 @@ class Uses:
     calls: dict[str, int] = field(default_factory=dict)
     filters: dict[str, int] = field(default_factory=dict)
     tests: dict[str, int] = field(default_factory=dict)
+    given: dict["Given", int] = field(default_factory=dict)  # what filters and tests are given
     reading: dict[str, int] = field(default_factory=dict)  # tags that read another template
     unlike: list[Unlike] = field(default_factory=list)
 
@@ -188,6 +199,12 @@ class _Walk:
                     self.note(self.found.filters, name, expr.start)
             if expr.kind == "test":
                 self.note(self.found.tests, expr.name, expr.start)
+            if expr.kind in ("filter", "test", "chain") and " " not in expr.name:
+                arguments = expr.parts[expr.kind != "chain" :]
+                keywords = tuple(each.name for each in arguments if each.kind == "keyword")
+                mark = "is" if expr.kind == "test" else "|"
+                form = Given(mark, expr.name, len(arguments) - len(keywords), keywords)
+                self.found.given.setdefault(form, self.source.count("\n", 0, expr.start) + 1)
             if expr.kind == "filter" and expr.name in _APPLYING:
                 place, where = _APPLYING[expr.name]
                 if len(expr.parts) > place and (named := expr.parts[place].bare()).kind == "const":

@@ -12,6 +12,9 @@ _OF_TEXT = words("capitalize count e escape float format indent int length lines
 _OF_TEXT |= words("string striptags title trim truncate upper urlencode wordwrap")
 _ALWAYS_TEXT = _OF_TEXT | {"join", "tojson"}
 _PATH = ("var", "attr", "item")
+_PARTS = ("attr", "item")
+_PASSING = words("count e escape indent length pprint truncate urlencode wordwrap zip")
+"""Filters that take what is undefined for nothing, also where minijinja is strict."""
 _SPECIAL = ("loop", "self", "super", "caller")
 _SAME = ("==", "!=")
 COMPARING = {"eq": "==", "equalto": "==", "ne": "!="}
@@ -24,6 +27,15 @@ _CALM_METHODS |= words("strftime strip title upper values")
 _ARITHMETIC = ("+", "-", "*", "/", "//", "%", "**")
 _LONGEST = 2_000
 """Characters of an expression that is still repeated."""
+
+BY_NAME = {
+    "truncate": ("length", "killwords", "end", "leeway"),
+    "wordwrap": ("width", "break_long_words", "wrapstring", "break_on_hyphens"),
+    "sort": ("reverse", "case_sensitive", "attribute"),
+    "unique": ("case_sensitive", "attribute"),
+    "dictsort": ("case_sensitive", "by", "reverse"),
+}
+"""Arguments that Jinja takes by their place, and minijinja by their name only."""
 
 COMPARE, NUMBER, EACH = "__compare", "__number", "__each"
 """The function that compares what minijinja would compare by kind, and filters: a decimal, the items of a list."""
@@ -70,10 +82,18 @@ class _Rewriting:
         parts = {part: self.text(part) for part in expr.parts}
         for part in self.operands(expr):
             parts[part] = self.filled(part, parts[part])
+        for part in filter(_may_be_undefined, _members(expr)):
+            value = part.parts[0] if part.kind == "keyword" else part
+            named, text = self.source[part.start : value.start], self.text(value)
+            parts[part] = f"{named if value is not part else ''}(({text}) or {_once(text)})"
         if expr.kind == "neg" or (expr.kind == "operator" and expr.name in _ARITHMETIC):
             parts = {part: self.number(part, text) for part, text in parts.items()}
         if expr.kind == "filter":
             parts[expr.parts[0]] = self.input(expr, parts[expr.parts[0]])
+        if expr.kind in ("filter", "chain") and expr.name in BY_NAME:
+            given = expr.parts[expr.kind == "filter" :]
+            for name, part in zip(BY_NAME[expr.name], given, strict=False):
+                parts[part] = parts[part] if part.kind == "keyword" else f"{name}={parts[part]}"
         if expr.kind == "call" and _of_method(expr):
             function = expr.parts[0].bare()
             of = function.parts[0]
@@ -102,8 +122,8 @@ class _Rewriting:
             return f"(({text}) if ({_once(text)}) is not none)"
         if expr.name in ("int", "float", "round", "abs"):
             return self.number(first, text)
-        if expr.name == "tojson":
-            return f"(({text}) or {_once(text)})"  # a filter of ours takes what is undefined for none: `or` does not
+        if expr.name == "tojson" or (expr.name in _PASSING and bare.kind in _PARTS):
+            return f"(({text}) or {_once(text)})"  # which takes what is undefined for none or nothing: `or` does not
         if expr.name == "join" and bare.kind in ("list", "tuple"):  # `join` passes over what is undefined
             items = {one: self.filled(one, f"({self.text(one)} or {_once(self.text(one))})") for one in bare.parts}
             return self.between(first.start, first.end, bare.parts, items)
@@ -191,6 +211,19 @@ def _shown(one: Statement) -> Sequence[Expr]:
     if one.kind in ("call", "do"):
         return [*one.exprs[0].parts, *one.exprs[1:]]
     return one.exprs
+
+
+def _members(expr: Expr) -> Sequence[Expr]:
+    """Parts of a list, a mapping or a call that minijinja lets be undefined; a macro may ask whether its are."""
+    if expr.kind == "call":
+        of = expr.parts[0].bare()
+        return expr.parts[1:] if _of_method(expr) or (of.kind == "var" and of.name == "dict") else ()
+    return expr.parts if expr.kind in ("list", "tuple", "map") else ()
+
+
+def _may_be_undefined(part: Expr) -> bool:
+    bare = part.parts[0].bare() if part.kind == "keyword" else part.bare()
+    return bare.kind in _PARTS and _root(bare) not in _SPECIAL and _pure(bare)
 
 
 def _pure(expr: Expr) -> bool:
