@@ -250,3 +250,33 @@ def test_json_that_is_no_lines_is_answered_with_the_command_that_makes_them(
     tmp_path: Path, content: str, hint: str
 ) -> None:
     assert hint in refused(lambda: open_source(write(tmp_path / "a.jsonl", content))).hint
+
+
+@pytest.mark.parametrize("where", [None, "other > 0"])
+def test_an_id_that_stands_twice_or_nowhere_is_named_alike_whether_it_is_text_or_a_number(
+    tmp_path: Path, where: str | None
+) -> None:
+    def told(*ids: str) -> str:
+        path = tmp_path / "a.jsonl"
+        path.write_text("".join(f'{{"id": {id}, "other": 1}}\n' for id in ids).replace('"id": -, ', ""))
+        return refused(lambda: open_source(str(path), id="id", where=where).check()).message
+
+    assert told("1", "7", "1") == "id is not unique: 1 value repeats (first: 1, rows 0 and 2)"
+    assert told('"a"', "2", '"a"') == 'id is not unique: 1 value repeats (first: "a", rows 0 and 2)'
+    assert told("2", '"x"', '"2"') == 'id is not unique: 1 value repeats (first: "2", rows 0 and 2)'
+    assert told("9" * 30, '"x"', "9" * 30).endswith(f'(first: "{"9" * 30}", rows 0 and 2)')
+    assert told("1", "-", "null") == "id is empty in row 1"
+    assert told('"a"', '"a"', "-") == "id is empty in row 2"
+    assert open_source(str(tmp_path / "a.jsonl"), where=where).count() == 3
+
+
+def test_many_keys_of_one_name_late_in_a_long_object_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("{" + ",".join(f'"{number}":1' for number in range(200_000)) + ',"7":2,"8":3}')
+    assert refused(lambda: open_source(str(path))).message == f"{path}, line 1: the key `7` stands twice"
+
+
+def test_a_colon_that_is_escaped_hides_no_key(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": "b", "a": "\\u003A"}')
+    assert refused(lambda: open_source(str(path))).message.endswith("line 1: the key `a` stands twice")

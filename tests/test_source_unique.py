@@ -41,7 +41,7 @@ def test_repeated_ids_of_a_table_above_one_run_are_named_with_their_rows(tmp_pat
 def test_values_that_only_share_a_hash_do_not_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "a.parquet")
     pl.DataFrame({"id": range(5000)}).write_parquet(path)
-    monkeypatch.setattr(pl.Series, "hash", lambda self: (self % 100).cast(pl.UInt64))
+    monkeypatch.setattr(pl.Series, "hash", lambda self: (self.cast(pl.Int64) % 100).cast(pl.UInt64))
     assert open_source(path, id="id").count() == 5000
 
 

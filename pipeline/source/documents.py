@@ -18,7 +18,7 @@ from pipeline.records import Document
 from pipeline.source import jsonl, standing
 from pipeline.source.csvs import separator_setting
 from pipeline.source.tables import Table, open_table
-from pipeline.source.unique import repeats
+from pipeline.source.unique import hashed, repeats
 from pipeline.values import Fields, Kind, cells, json_cells, kind, leaves, texts
 
 ROW = "\0row"
@@ -204,9 +204,13 @@ class Source:
                 if nameless is None and ids.null_count():
                     nameless = rows + ids.is_null().arg_true()[0]
                 rows += len(ids)
-                yield ids.hash()
+                yield hashed(ids)
 
-        repeated = repeats(hashes())
+        found = self.table.found if self.predicate is None else None
+        if found and found.repeated and name in found.kinds:  # they were looked at when the files were opened
+            rows, nameless, repeated = found.rows, found.nameless, found.repeated
+        else:
+            repeated = repeats(hashes())
         if nameless is not None:  # said after all were read: an id may be missing because a row is too short
             raise InputError(f"{name} is empty in row {nameless}", "remove `id` to use row numbers, or fix the file")
         if repeated.number and (examples := self._first_repeated(name, repeated.hashes)):
@@ -227,7 +231,7 @@ class Source:
         rows: dict[object, list[int]] = {}
         start = 0
         for ids in self._all_ids(name):
-            for place in ids.hash().is_in(hashes.implode()).arg_true():
+            for place in hashed(ids).is_in(hashes.implode()).arg_true():
                 (value,) = cells(ids.slice(place, 1))
                 places = rows.get(value, []) if len(rows) >= _CANDIDATES else rows.setdefault(value, [])
                 if len(places) < 2:
@@ -258,7 +262,7 @@ def open_source(
     Raises `InputError` for a file, a column, a type or a predicate that does not fit; what can be wrong in the rows is
     for `Source.check`.
     """
-    table = open_table(path, encoding, separator)
+    table = open_table(path, encoding, separator, id)
     if ROW in table.schema:
         raise InputError(f"{path} has a column named {ROW!r}", "rename it: the row number goes by that name")
     for name, setting in ((id, "[input] id"), (text, "[input] text")):

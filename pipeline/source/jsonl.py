@@ -15,6 +15,7 @@ import polars as pl
 
 from pipeline.errors import InputError
 from pipeline.source.text import BOM, decoded, open_bytes, open_lines, undecodable
+from pipeline.source.unique import Repeats, hashed, repeats
 
 TEXT, INTEGER, LONG, BIG, FLOAT, ODD, BOOLEAN, LIST, OBJECT = (
     "text",
@@ -57,6 +58,8 @@ class Found:
 
     rows: int
     kinds: Kinds
+    repeated: Repeats | None = None  # ids that stand there more than once, where ids were asked for
+    nameless: int | None = None  # the first row without one
 
     @property
     def schema(self) -> pl.Schema:
@@ -75,21 +78,32 @@ class Found:
         return {name: dtype for name, dtype in typed.items() if dtype is not None}
 
 
-def look(paths: Sequence[str], encoding: str | None) -> Found:
-    """Read every line. Raises `InputError` with file and line for one that is not one exact JSON object in itself.
+def look(paths: Sequence[str], encoding: str | None, id: str | None = None) -> Found:
+    """Read every line, its `id` too. Raises `InputError` with file and line for what is not one exact JSON object.
 
     Half a character, a key that stands twice, NaN and a number without an end are none.
     """
     kinds: Kinds = {}
-    rows = 0
-    for path in paths:
-        for lines, batch in _batches(path, encoding, 2**13, exact=True):
-            rows += len(batch)
-            for name in dict.fromkeys(chain.from_iterable(batch)):
-                known = kinds.setdefault(name, {})
-                for kind, row in _kinds([each.get(name) for each in batch], known):
-                    known[kind] = f"{path}, line {lines[row]}"
-    return Found(rows, kinds)
+    rows, nameless = 0, None
+
+    def hashes() -> Iterator[pl.Series]:
+        nonlocal rows, nameless
+        for path in paths:
+            for lines, batch in _batches(path, encoding, 2**13, exact=True):
+                for name in dict.fromkeys(chain.from_iterable(batch)):
+                    known = kinds.setdefault(name, {})
+                    for kind, row in _kinds([each.get(name) for each in batch], known):
+                        known[kind] = f"{path}, line {lines[row]}"
+                if id is not None:
+                    ids = [each.get(id) for each in batch]
+                    if nameless is None and None in ids:
+                        nameless = rows + ids.index(None)
+                    yield hashed(pl.Series([_printed(each) for each in ids], dtype=pl.String))
+                rows += len(batch)
+                batch.clear()
+
+    repeated = repeats(hashes())
+    return Found(rows, kinds, None if id is None else repeated, nameless)
 
 
 def frames(
@@ -107,6 +121,8 @@ def frames(
                 columns[name] = pl.Series(name, cells, dtype)
             except (TypeError, OverflowError, ValueError, pl.exceptions.PolarsError):
                 raise InputError(f"{path} changed while it was read", "run the same command again") from None
+        cells = []
+        batch.clear()  # a row may have hundreds of MB
         yield pl.DataFrame(columns)
 
 
@@ -115,6 +131,11 @@ def text_of(column: pl.Series) -> pl.Series:
     return pl.Series(
         column.name, [orjson.loads(cell) if cell is not None and cell[0] == '"' else cell for cell in column], pl.String
     )
+
+
+def _printed(cell: object) -> str | None:
+    """An id as it prints: the same for a number and for a text of its digits."""
+    return cell if cell is None or isinstance(cell, str) else orjson.dumps(cell).decode()
 
 
 def _first(types: tuple[tuple[set[str], pl.DataType], ...], kinds: Mapping[str, str]) -> pl.DataType | None:
@@ -149,7 +170,7 @@ def _kind(cell: object) -> str:
 
 
 def _batches(path: str, encoding: str | None, size: int, exact: bool) -> Iterator[tuple[list[int], list[Row]]]:
-    """Rows with the numbers of their lines; blank lines are no rows."""
+    """Rows with the numbers of their lines; blank lines are no rows. Whoever is done with the rows clears them."""
     parse = _exact if exact else _loads
     lines: list[int] = []
     rows: list[Row] = []
@@ -157,11 +178,11 @@ def _batches(path: str, encoding: str | None, size: int, exact: bool) -> Iterato
     for number, line in enumerate(_lines(path, encoding), 1):
         if line.isspace():
             continue
-        row = parse(line, path, number)
+        rows.append(parse(line, path, number))
         lines.append(number)
-        rows.append(row)
         read += len(line)
         if len(rows) >= size or read >= _BATCH_BYTES:
+            del line
             yield lines, rows
             lines, rows, read = [], [], 0
     if rows:
@@ -196,9 +217,10 @@ def _exact(line: bytes, path: str, number: int) -> Row:
     """The object of a line, with a `Fragment` for each number that would be written in another way."""
     row = _loads(line, path, number)
     again = orjson.dumps(row)
-    if again == line.strip():
+    if line.startswith(again) and not line[len(again) :].strip():
         return row
-    if again.count(b":") == line.count(b":") and b"\\u00" not in line and not _MINUS_ZERO.search(line):
+    minus_zero = b"-0" in line and _MINUS_ZERO.search(line)
+    if again.count(b":") == line.count(b":") and b"\\u003" not in line and not minus_zero:  # U+003A is a colon
         # no key is lost
         types = set(map(type, row.values()))
         if types.isdisjoint((float, list, dict)):
@@ -219,8 +241,8 @@ class _TwiceError(ValueError):
 def _object(pairs: list[tuple[str, object]]) -> Row:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+        seen: set[str] = set()
+        raise _TwiceError(next(name for name, _ in pairs if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
     return found
 
 

@@ -137,10 +137,10 @@ class Table:
         return CsvFile(path, self.separator, self.encoding, tuple(self._own_names))
 
 
-def open_table(path: str, encoding: str | None = None, separator: str | None = None) -> Table:
+def open_table(path: str, encoding: str | None = None, separator: str | None = None, id: str | None = None) -> Table:
     """Find the files and their schema. Raises `InputError` for whatever is wrong with the files as such.
 
-    A JSONL file is read once for its schema, since a key may first appear on its last line.
+    A JSONL file is read once for its schema, since a key may first appear on its last line, and for what its ids are.
     """
     remote = _REMOTE.match(path) is not None
     paths = [path] if remote else _find(path)
@@ -169,7 +169,7 @@ def open_table(path: str, encoding: str | None = None, separator: str | None = N
             if kind != "parquet":
                 refuse_disguise(one, encoding)
         if kind == "jsonl":
-            found = jsonl.look(paths, encoding)
+            found = jsonl.look(paths, encoding, id)
             if not found.kinds:
                 raise InputError(f"{path} is empty", 'each line is one object: {"column": value, …}')
             own, table = found.schema, replace(table, found=found)

@@ -24,6 +24,11 @@ class Repeats(NamedTuple):
     hashes: pl.Series
 
 
+def hashed(ids: pl.Series) -> pl.Series:
+    """Hashes of 64 bit: those of whole numbers are those of their digits as text."""
+    return (ids.cast(pl.String) if ids.dtype.is_integer() else ids).hash()
+
+
 def repeats(hashes: Iterable[pl.Series]) -> Repeats:
     """Hashes of 64 bit that occur more than once.
 
