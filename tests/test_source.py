@@ -339,6 +339,36 @@ def test_mixed_files_are_refused_with_both_names(tmp_path: Path) -> None:
     assert "different kinds" in refused(lambda: open_source(str(tmp_path / "*"))).message
 
 
+@pytest.mark.case("T10")
+def test_types_of_a_parquet_column_may_differ_as_long_as_one_holds_all_values(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", {"n": pl.Series([1], dtype=pl.Int32), "s": [None], "c": pl.Series(["x"])})
+    parquet(tmp_path / "b.parquet", {"n": [2**40], "s": ["y"], "c": pl.Series(["z"], dtype=pl.Categorical)})
+    parquet(tmp_path / "c.parquet", {"n": [None], "s": [None], "c": [None]})
+    assert fields(str(tmp_path / "*.parquet"), where="n > 0 OR n IS NULL") == [
+        {"n": 1, "s": None, "c": "x"},
+        {"n": 2**40, "s": "y", "c": "z"},
+        {"n": None, "s": None, "c": None},
+    ]
+    parquet(tmp_path / "d.parquet", {"n": [0.5], "s": ["y"], "c": ["z"]})
+    error = refused(lambda: open_source(str(tmp_path / "*.parquet")))
+    assert "column `n` is Float64 in" in error.message and "Int64 in" in error.message
+
+
+@pytest.mark.case("T10")
+def test_what_writers_leave_beside_a_table_is_not_of_it(tmp_path: Path) -> None:
+    (tmp_path / "t" / "_temporary" / "0").mkdir(parents=True)
+    (tmp_path / "t" / "_delta_log").mkdir()
+    for name in ("part-0", "_own", "_temporary/0/part-1", "_delta_log/0.checkpoint"):
+        parquet(tmp_path / "t" / f"{name}.parquet", {"v": [name]})
+    for name in ("_SUCCESS", "_metadata", "_committed_1", ".part-0.crc"):
+        write(tmp_path / "t" / name, "")
+    for pattern in ("t/*", "t/**", "t/**/*.parquet"):
+        assert [row["v"] for row in fields(str(tmp_path / pattern))] == ["_own", "part-0"], pattern
+    assert [row["v"] for row in fields(str(tmp_path / "t/_delta_log/*.parquet"))] == ["_delta_log/0.checkpoint"]
+    (tmp_path / "t" / "readme.md").touch()
+    assert "readme.md is not a kind of table" in refused(lambda: open_source(str(tmp_path / "t/*"))).message
+
+
 # ---- files that cannot be read
 
 

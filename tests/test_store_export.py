@@ -300,6 +300,21 @@ def test_the_same_table_comes_out_of_every_format(tmp_path: Path, results: Path)
                 assert cells.cast(dtype).to_list() == parquet[name].to_list(), (suffix, name)
 
 
+@pytest.mark.case("T9")
+def test_a_number_that_json_lacks_is_its_word_and_not_null(tmp_path: Path, results: Path) -> None:
+    values = [1.5, None, float("nan"), float("inf"), -float("inf"), -0.0, 1e300, 5e-324]
+    path = tmp_path / "out.jsonl"
+    for dtype in (pl.Float64, pl.Float32):
+        frame = pl.DataFrame({"v": pl.Series(values[:6], dtype=dtype), "text": ['é,"\n'] * 6})
+        put(batches(frame), frame.schema, results, path, 6)
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [row["v"] for row in rows] == [1.5, None, "NaN", "Infinity", "-Infinity", 0.0]
+        assert {row["text"] for row in rows} == {'é,"\n'} and str(rows[5]["v"]) == "-0.0"
+    frame = pl.DataFrame({"v": values[6:]})
+    put(batches(frame), frame.schema, results, path, 2)
+    assert [json.loads(line)["v"] for line in path.read_text().splitlines()] == values[6:]
+
+
 def test_results_have_the_documented_types() -> None:
     schema = output_schema(pl.Schema({"id": pl.String}), Path("out.csv"))
     assert list(schema) == ["id", *RESULT_COLUMNS]

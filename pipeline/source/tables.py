@@ -43,6 +43,13 @@ _WINDOW_BYTES = 32_000_000
 """Decoded size of one Parquet window: 1.2 s per GB of text with it, 75 to 115 MB of memory above the file's own."""
 _FIRST_WINDOW = 512
 _WIDEST_WINDOW = 65_536
+_WIDENING = (
+    (pl.Int8(), pl.Int16(), pl.Int32(), pl.Int64(), pl.Int128()),
+    (pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64()),
+)
+_TEXTS = (pl.String, pl.Categorical, pl.Enum)
+_ASIDE = {"_temporary", "_delta_log", "_spark_metadata"}
+"""Directories of Spark and Delta that hold files which are not of the table."""
 _UNREADABLE = (OSError, EOFError, zlib.error)
 
 # polars reads a CSV in blocks, two ahead for each core; its own 32 MiB take 240 MB more on two cores and no less time.
@@ -127,7 +134,10 @@ class Table:
             rows = _scan(path, self).select(columns)
             return rows.collect_batches(chunk_size=size, maintain_order=True, lazy=True)
         if self.kind == "parquet":
-            return _windows(_scan(path, self).select(columns))
+            rows = _scan(path, self).select(columns)
+            written = rows.collect_schema()
+            wider = [name for name in columns if written[name] != self.schema[name]]
+            return _windows(rows.with_columns(pl.col(name).cast(self.schema[name]) for name in wider))
         if self.kind == "csv":
             return self._csv(path).frames(columns, size)
         schema = {name: self.schema[name] for name in columns}
@@ -241,10 +251,17 @@ def _find(path: str) -> list[str]:
                 raise InputError(f"{path} is a directory", f"name its files: `{at}/{within}{_ending(name)}`")
         raise InputError(f"{path} is a directory", "there is no table in it")
     if glob.has_magic(path):
-        if files := sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file()):  # noqa: PTH207
-            return files
+        files = sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file())  # noqa: PTH207
+        if tables := [file for file in files if not _is_note(Path(file), at.parts)]:
+            return tables
         raise InputError(f"no file matches {path}", _nearby(at) or "paths are relative to the directory you are in")
     raise InputError(f"there is no {path}", _nearby(at) or "paths are relative to the directory you are in")
+
+
+def _is_note(file: Path, asked: Sequence[str]) -> bool:
+    """Whether a writer of tables put the file beside them, unasked: `_SUCCESS`, what a job left, a table's log."""
+    unknown = _suffix(file.name) not in KINDS and file.name.startswith("_")
+    return unknown or not _ASIDE.difference(asked).isdisjoint(file.parts[:-1])
 
 
 def _nearby(at: Path) -> str:
@@ -320,20 +337,36 @@ def _zones(dtype: pl.DataType | DataTypeClass) -> set[str]:
 
 def _common(paths: Sequence[str], schemas: Sequence[pl.Schema], ordered: bool) -> pl.Schema:
     first = schemas[0]
+    common = pl.Schema(first)
     for path, schema in zip(paths, schemas, strict=True):
         if missing := [name for name in first if name not in schema]:
             raise InputError(f"{path} has no column `{missing[0]}`, which {paths[0]} has", _same_columns(first))
         if extra := [name for name in schema if name not in first]:
             raise InputError(f"{path} has a column `{extra[0]}` that {paths[0]} has not", _same_columns(first))
-        if changed := [name for name in first if first[name] != schema[name]]:
-            name = changed[0]
-            raise InputError(
-                f"column `{name}` is {schema[name]} in {path} and {first[name]} in {paths[0]}",
-                "the files of one input have the same columns",
-            )
+        for name, known in common.items():
+            wider = _wider(known, schema[name])
+            if wider is None:
+                other = next(path for path, schema in zip(paths, schemas, strict=True) if schema[name] == known)
+                raise InputError(
+                    f"column `{name}` is {schema[name]} in {path} and {known} in {other}",
+                    "the files of one input have the same columns, each of one type",
+                )
+            common[name] = wider
         if ordered and list(schema) != list(first):
             raise InputError(f"{path} has its columns in another order than {paths[0]}", _same_columns(first))
-    return first
+    return common
+
+
+def _wider(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
+    """The type that holds the values of both as they are."""
+    if one == other or other == pl.Null:
+        return one
+    if one == pl.Null:
+        return other
+    for widening in _WIDENING:
+        if one in widening and other in widening:
+            return max(one, other, key=widening.index)
+    return pl.String() if one in _TEXTS and other in _TEXTS else None
 
 
 def _same_columns(schema: pl.Schema) -> str:

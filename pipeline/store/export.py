@@ -167,6 +167,12 @@ def _write(frames: Iterator[pl.DataFrame], schema: pl.Schema, form: Form, raw: C
         frames = (frame.with_columns(written(frame[name], form.suffix) for name in times) for frame in rows)
         schema = pl.Schema(schema | dict.fromkeys(times, pl.String()))
         raw = {*raw, *times}
+    floats = [name for name, dtype in schema.items() if name not in RESULT_COLUMNS and dtype.is_float()]
+    if floats and form.suffix == ".jsonl":
+        numbers = frames
+        frames = (frame.with_columns(map(_float_json, floats)) for frame in numbers)
+        schema = pl.Schema(schema | dict.fromkeys(floats, pl.String()))
+        raw = {*raw, *floats}
     if form.suffix == ".csv":
         heads = {name: _defused_name(name) for name in schema} if form.csv_safe else {}
         types = schema | dict.fromkeys(texts, pl.String())
@@ -198,12 +204,22 @@ def _as_json(names: Iterable[str], raw: Collection[str]) -> pl.Expr:
     """Each row as one JSON object; the cells of `raw` columns are JSON already."""
     fields: list[pl.Expr] = []
     for name in names:
-        encoded = pl.struct(pl.col(name).alias("v")).struct.json_encode()
-        value = encoded.str.strip_prefix('{"v":').str.strip_suffix("}")
-        fields.append(
-            pl.lit(f"{orjson.dumps(name).decode()}:") + (pl.col(name).fill_null("null") if name in raw else value)
-        )
+        value = pl.col(name).fill_null("null") if name in raw else _json_of(name)
+        fields.append(pl.lit(f"{orjson.dumps(name).decode()}:") + value)
     return ("{" + pl.concat_str(fields, separator=",") + "}").alias("line")
+
+
+def _json_of(name: str) -> pl.Expr:
+    encoded = pl.struct(pl.col(name).alias("v")).struct.json_encode()
+    return encoded.str.strip_prefix('{"v":').str.strip_suffix("}")
+
+
+def _float_json(name: str) -> pl.Expr:
+    """A number as JSON; one that JSON lacks is its word, as in protocol buffers and Spark."""
+    value = pl.col(name)
+    infinite = pl.when(value > 0).then(pl.lit('"Infinity"')).otherwise(pl.lit('"-Infinity"'))
+    word = pl.when(value.is_nan()).then(pl.lit('"NaN"')).otherwise(infinite)
+    return pl.when(value.is_null() | value.is_finite()).then(_json_of(name)).otherwise(word).alias(name)
 
 
 def _defused_name(name: str) -> str:
