@@ -384,3 +384,44 @@ def test_a_separator_can_be_named_and_is_hinted_at(tmp_path: Path) -> None:
     assert "line 1 is `sep=;`" in noted.message and '[input] separator = ";"' in noted.hint
     lines = write(tmp_path / "d.jsonl", '{"a":1}\n')
     assert "for .csv files" in refused(lambda: open_source(lines, separator=";")).hint
+
+
+@pytest.mark.case("T14")
+@pytest.mark.parametrize(
+    ("encoding", "content", "said"),
+    [
+        ("utf-16", b"id,text\n1,a\n", "no byte order mark"),
+        ("utf-32", b"id,text\n1,a\n", "no byte order mark"),
+        ("utf-16", "id,text\n1,a\n".encode("utf-16-le"), "no byte order mark"),
+        ("gb18030", "id,text\n1,日本\n".encode(), "is UTF-8, not gb18030"),
+        ("latin-1", "id,text\n1,é\n".encode(), "is UTF-8, not latin-1"),
+        ("cp1251", "id,text\n1,привет\n".encode(), "is UTF-8, not cp1251"),
+        ("gbk", "\ufeffid,text\n1,a\n".encode(), "is UTF-8, not gbk"),
+        ("latin-1", "id,text\n1,ä\n".encode("utf-16"), "is UTF-16, not ISO8859-1"),
+    ],
+)
+def test_an_encoding_that_is_not_the_files_is_refused(tmp_path: Path, encoding: str, content: bytes, said: str) -> None:
+    error = refused(lambda: open_source(write(tmp_path / "a.csv", content), encoding=encoding))
+    assert said in error.message and "encoding" in error.hint
+
+
+@pytest.mark.case("T14")
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("gb18030", "plain"),
+        ("gb18030", "联通 你好世界"),
+        ("gb18030", "小"),
+        ("latin-1", "Größe, à la carte"),
+        ("cp1251", "привет"),
+        ("utf-16-le", "plain ä"),
+        ("utf-16", "日本"),
+        ("utf-32", "日本"),
+        ("shift_jis", "日本語"),
+    ],
+)
+def test_an_encoding_that_is_the_files_is_taken(tmp_path: Path, encoding: str, text: str) -> None:
+    path = write(tmp_path / "a.csv", f'text\n"{text}"\n'.encode(encoding))
+    assert fields(path, encoding=encoding) == [{"text": text}]
+    lines = write(tmp_path / "a.jsonl", f'{{"text":"{text}"}}\n'.encode(encoding))
+    assert fields(lines, encoding=encoding) == [{"text": text}]

@@ -31,6 +31,7 @@ _DISGUISES = (  # first bytes, what they begin, what to do
     (b"<!DOCTYPE", "a web page", "download the file itself"),
     (b"<html", "a web page", "download the file itself"),
 )
+_WESTERN = ("cp1252", "iso8859-1", "iso8859-15", "mac-roman")
 _WIDE = (  # UTF-32 first: its mark begins as that of UTF-16 does
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -84,8 +85,33 @@ def refuse_disguise(path: str, encoding: str | None) -> None:
             if start == _GZIP and path.endswith(".gz"):
                 raise InputError(f"{path} is packed twice", "unpack it once")
             raise InputError(f"{path} is {what}", hint.format(path=path))
-    if encoding is None and (wide := _wide(head, surely=True)):
-        raise InputError(f"{path} is {wide.upper()}, not UTF-8", f'`[input] encoding = "{wide}"` reads it')
+    named = "utf-8" if encoding is None else codecs.lookup(encoding).name
+    wide = _wide(head, surely=True)
+    if wide and not named.startswith(("utf-16", "utf-32")):
+        raise InputError(f"{path} is {wide.upper()}, not {named.upper()}", f'`[input] encoding = "{wide}"` reads it')
+    if named in ("utf-16", "utf-32") and not head.startswith(tuple(mark for mark, _ in _WIDE)):
+        hint = f'`[input] encoding = "{wide}"` reads it' if wide else "leave [input] encoding out, or name another"
+        raise InputError(f"{path} has no byte order mark, as {named.upper()} needs it", hint)
+    if encoding is not None and not wide and _is_utf8(path, named):
+        raise InputError(f"{path} is UTF-8, not {encoding}", "leave [input] encoding out")
+
+
+def _is_utf8(path: str, named: str) -> bool:
+    """Whether the start of a file for which another encoding is named is UTF-8 beyond doubt.
+
+    One Chinese character in five of GBK is two bytes of UTF-8 as well, six of them in a row are one in 10,000; what
+    is three bytes of UTF-8 is none of the common ones. In Western encodings no text has such pairs.
+    """
+    with open_bytes(path) as file:
+        sample = file.read(_SAMPLE_BYTES)
+    if sample.startswith(codecs.BOM_UTF8):
+        return True
+    try:
+        text = (sample[: sample.rfind(b"\n") + 1] or sample).decode()
+    except UnicodeDecodeError:
+        return False
+    weight = sum(1 if char < "\u0800" else 3 for char in text if char > "\x7f")
+    return weight >= (1 if named in _WESTERN else 6)
 
 
 def fitting_encoding(path: str) -> str | None:
@@ -115,6 +141,8 @@ def _share(sample: bytes, encoding: str) -> float:
     except UnicodeDecodeError:
         return 0
     others = _NOT_ASCII.findall(text)
+    if encoding == "cp1251" and len(others) < 4:  # a Latin letter or two by themselves
+        return 0
     return sum(_is_common(char, encoding) for char in others) / len(others) if others else 0
 
 
