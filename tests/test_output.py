@@ -245,6 +245,9 @@ def test_one_job_at_a_time_writes_an_output(here: Path, cli: Cli) -> None:
     with held(Path("out.csv"), other, 6, False, lambda file: None):
         refused = cli("run", job, "--offline", "--out", "out.csv")
         assert refused.code == 2 and "another run writes out.csv" in refused.err
+    with held(Path("out-offline.parquet"), here / "runs" / "small-offline", 6, False, lambda file: None):
+        looked = cli("check", job, "--offline")
+        assert looked.code == 0 and "a run writes it now" in looked.out, "the rest is told all the same"
     assert cli("run", job, "--offline", "--out", "out.csv").code == 0
     assert not list(here.glob(".out*")), "nothing is left beside it"
 

@@ -116,8 +116,11 @@ def check(
     prepared = session.prepare(loaded, session.Options(offline=offline))
     found = anyio.run(session.check_service, prepared, forget)
     told = anyio.run(session.identified, prepared)
-    with output_place(told):
-        found.append(("output", str(told.output), "can be written"))
+    try:
+        with output_place(told):
+            found.append(("output", str(told.output), "can be written"))
+    except RunStateError:  # what is locked can be looked at all the same
+        found.append(("output", str(told.output), "a run writes it now"))
     facts = [("rows", f"{prepared.rows:,}", loaded.spec.input.path), *found]
     if json:
         console.show_json({name: value for name, value, _ in facts})
