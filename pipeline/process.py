@@ -5,15 +5,19 @@ import io
 import os
 import resource
 import select
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pipeline.errors import PipelineError
 
 MOST_FILES = 65_536
 """Open files that a run asks the system for, where it may have so many."""
+INTERRUPTED = 130
+"""Exit code of what a signal ended."""
 LEAST_FILES = 32
 """Open files without which nothing can be done: half of them are there before a run asks for its first."""
 _STREAMS = ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"))
@@ -26,6 +30,23 @@ def make_fit() -> None:
     _steady(1, "stdout", frozenset({errno.EPIPE, errno.EBADF}))
     _steady(2, "stderr", None)
     _raise_file_limit()
+
+
+def heed_signals() -> None:
+    """Let SIGTERM, and SIGHUP where `nohup` did not have it ignored, do what Ctrl-C does at that moment.
+
+    So a signal ends a start, a plan or the writing of the output as it ends a run: told, and with the same code.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _as_ctrl_c)
+
+
+def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
+    interrupt = signal.getsignal(signal.SIGINT)
+    if not callable(interrupt):  # a job in a shell's background has Ctrl-C ignored
+        raise KeyboardInterrupt
+    interrupt(signal.SIGINT, frame)
 
 
 def files_left() -> int:

@@ -277,12 +277,17 @@ async def _heed_signals(engine: Engine) -> None:
     heeded = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
         heeded.append(signal.SIGHUP)
-    with anyio.open_signal_receiver(*heeded) as signals:
-        async for _ in signals:
-            if engine.interrupted:
-                engine.abandon()
-            else:
-                engine.halt(None)
+    before = [(number, handler) for number in heeded if (handler := signal.getsignal(number)) is not None]
+    try:
+        with anyio.open_signal_receiver(*heeded) as signals:
+            async for _ in signals:
+                if engine.interrupted:
+                    engine.abandon()
+                else:
+                    engine.halt(None)
+    finally:
+        for number, handler in before:  # asyncio leaves the system's own: the output is still to be written
+            signal.signal(number, handler)
 
 
 async def _heartbeat(engine: Engine, store: RunStore) -> None:

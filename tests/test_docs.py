@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from test_layers import RANKS
 
 from pipeline import errors
-from pipeline.cli import app
+from pipeline.cli.app import app
 from pipeline.records import PASSING, ErrorKind
 from pipeline.sections import JobFile
 from pipeline.store.export import PENDING, RESULT_COLUMNS

@@ -3,13 +3,15 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
 
 import pytest
-from commands import UNLIMITED, small_job
+from commands import UNLIMITED, Ran, small_job
 from serving import served, stats
 
 from pipeline.errors import PipelineError
@@ -142,3 +144,81 @@ def test_files_bound_the_slots() -> None:
     with pytest.raises(PipelineError, match="too few"):
         bounded(None, 3)
     assert Slots(500, inf, 210).count == 210 and Slots(None, 1e6, 100).count == 100 and Slots(20, inf, 100).count == 20
+
+
+# ---- a signal while the program starts
+
+_STRUCK = """
+import builtins, os, sys
+_, at, number = sys.argv
+genuine = builtins.__import__
+def importing(name, *arguments, **options):
+    if name == at:
+        builtins.__import__ = genuine
+        os.kill(os.getpid(), int(number))
+    return genuine(name, *arguments, **options)
+builtins.__import__ = importing
+from pipeline.cli import main
+sys.argv = ["pipeline", "run", "small.toml", "--yes", "--json"]
+main()
+"""
+
+
+@pytest.mark.case("S6")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("at", ["pipeline.cli.app", "typer", "polars", "pipeline.engine"])
+def test_a_signal_during_the_start_is_told_and_leaves_nothing(here: Path, number: signal.Signals, at: str) -> None:
+    small_job(here, UNLIMITED)
+    before = set(here.rglob("*"))
+    command = [sys.executable, "-c", _STRUCK, at, str(int(number))]
+    environment = {"PYTHONPATH": str(Path(__file__).parent.parent), **os.environ, "GEMINI_API_KEY": "AQ.test"}
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 130, done.stderr
+    assert b"Interrupted." in done.stderr and b"Traceback" not in done.stderr
+    assert set(here.rglob("*")) - before == set()
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["a terminal that is gone", "nohup"])
+def test_sighup_during_the_start_is_heeded_unless_it_is_ignored(ignored: bool) -> None:
+    script = (
+        "import os, signal\nfrom pipeline.process import heed_signals\n"
+        f"signal.signal(signal.SIGHUP, signal.SIG_{'IGN' if ignored else 'DFL'})\nheed_signals()\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGHUP)\nexcept KeyboardInterrupt:\n    print('heeded')"
+    )
+    environment = {"PYTHONPATH": str(Path(__file__).parent.parent), **os.environ}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=60, check=True)
+    assert (done.stdout == b"heeded\n") is not ignored
+
+
+def test_sigterm_is_heeded_in_a_shells_background_where_ctrl_c_is_ignored() -> None:
+    script = (
+        "import os, signal\nfrom pipeline.process import heed_signals\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\nheed_signals()\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM)\nexcept KeyboardInterrupt:\n    print('heeded')"
+    )
+    environment = {"PYTHONPATH": str(Path(__file__).parent.parent), **os.environ}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"heeded\n"
+
+
+def _wrapped() -> RuntimeError:
+    error = RuntimeError("Error calling __set_name__")
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), _wrapped(), BaseExceptionGroup("tasks", [KeyboardInterrupt()])],
+    ids=["plain", "in a class half made", "in a group of tasks"],
+)
+def test_ctrl_c_is_no_bug_whatever_it_hits(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def struck(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.cli.jobs.load_job", struck)
+    ran = cli("run", small_job(here), "--json")
+    assert (ran.code, ran.json["error"]) == (130, "interrupted")
+    assert "Interrupted." in ran.err and "Traceback" not in ran.err

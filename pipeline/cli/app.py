@@ -1,0 +1,154 @@
+"""Flags → one function → exit code. Everything heavy is imported by the command that needs it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from pipeline import __version__
+from pipeline.cli import inspect, jobs
+from pipeline.environment import check_directory
+from pipeline.errors import PipelineError, as_known
+from pipeline.process import INTERRUPTED, LEAST_FILES, files_left, flush_or_drop, make_fit, too_few_files
+from pipeline.terminal import visible
+
+BUG = 70
+
+
+class _Interrupted(Exception):
+    """Ctrl-C in a command."""
+
+
+class _Commands(TyperGroup):
+    """Keeps Ctrl-C from typer, which makes a wordless end of it."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _told():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _told():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _Interrupted from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Bulk LLM calls from a table to a table: quota-perfect, paid once, priced before they are sent.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+for _command in (
+    jobs.run,
+    jobs.estimate,
+    inspect.report,
+    inspect.runs,
+    inspect.models,
+    inspect.check,
+    inspect.emulate,
+):
+    app.command()(_command)
+
+
+@app.callback(invoke_without_command=True)
+def _bare(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", help="name and version")] = False,
+) -> None:
+    if version:
+        sys.stdout.write(f"prompt-pipeline {__version__}\n")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        sys.stdout.write(f"{context.get_help()}\n")
+        raise typer.Exit
+
+
+_bare.__doc__ = app.info.help
+
+
+def command_line() -> NoReturn:
+    """Run what was typed; the process ends with its exit code."""
+    make_fit()
+    try:
+        _refuse_half_characters(sys.argv[1:])
+        check_directory()
+        if (left := files_left()) < LEAST_FILES:
+            raise too_few_files(left)
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except BaseException as error:
+        sys.exit(_explain(error))
+
+
+def _refuse_half_characters(arguments: list[str]) -> None:
+    for number, argument in enumerate(arguments, 1):
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            what = f"argument {number} is not UTF-8: {argument}"
+            raise PipelineError(what, "rename the file, or mend the flag") from None
+
+
+def _explain(error: BaseException) -> int:
+    """Say what went wrong, on stdout as well where JSON was asked for, and return the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if _is_interrupt(error):
+        _say("\nInterrupted. What was paid for is kept.\n")
+        return _in_json("interrupted", "the same command continues", INTERRUPTED)
+    if isinstance(error, typer.Abort):
+        _say("Nothing was sent.\n")
+        return _in_json("not agreed to: nothing was sent", "", INTERRUPTED)
+    if isinstance(error, TyperException):
+        context = getattr(error, "ctx", None)
+        hint = f"`{context.command_path if context else 'pipeline'} --help` shows what it takes"
+        known: PipelineError | None = PipelineError(error.format_message(), hint)
+    else:
+        known = as_known(error)
+    if known is not None:
+        from pipeline.console import show_error
+
+        flush_or_drop()
+        show_error(known)
+        return _in_json(known.message, known.hint, known.exit_code)
+    import traceback
+
+    _say("".join(traceback.format_exception(error)))
+    hint = "the same command continues; the lines above belong in a bug report"
+    _say(f"\nThis is a bug of prompt-pipeline. Every answer that was paid for is in the run directory.\nhint: {hint}\n")
+    return _in_json(f"a bug: {type(error).__name__}", hint, BUG)
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, as it is or as what it hit made of it: a class half made, a group of tasks."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_is_interrupt, error.exceptions))
+    return isinstance(error, KeyboardInterrupt | _Interrupted) or isinstance(error.__cause__, KeyboardInterrupt)
+
+
+def _in_json(message: str, hint: str, code: int) -> int:
+    """The error as the one JSON document on stdout, for a program that reads it."""
+    if "--json" in sys.argv:
+        from pipeline.console import show_failure
+
+        show_failure(PipelineError(message, hint))
+    return code
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(visible(text))
