@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.providers import transport
 from pipeline.providers.transport import Lost, Response, Wire, proxy_for
 
 HEADERS = httpx.Headers({"x-goog-api-key": "AQ.secret", "content-type": "application/json"})
@@ -96,9 +97,10 @@ def test_compressed_and_chunked_bodies_arrive_whole(chunked: bool) -> None:
     assert isinstance(answer, Response) and answer.body == text
 
 
-def test_connections_are_used_again_and_cookies_are_not_kept() -> None:
+def test_connections_are_used_again_and_cookies_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bytes] = []
     ports = set()
+    monkeypatch.setattr(transport, "QUIET_S", 0.0)
     raw = b"HTTP/1.1 200 OK\r\nset-cookie: session=1; path=/\r\ncontent-length: 2\r\n\r\n{}"
 
     async def handler(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -115,6 +117,58 @@ def test_connections_are_used_again_and_cookies_are_not_kept() -> None:
     anyio.run(run)
     assert len(ports) == 1 and len(seen) == 4
     assert not any(b"session=1" in request for request in seen)
+
+
+def numbered(number: int) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n%02d" % number
+
+
+@pytest.mark.case("R6")
+@pytest.mark.parametrize("stray", [numbered(99), numbered(99)[:30], b"\r\n\r\n" + numbered(99), b"x", b""])
+@pytest.mark.parametrize("quiet_s", [0.0, 30.0], ids=["found when it is wanted", "not used before it has rested"])
+def test_what_a_server_says_unasked_is_no_answer_to_the_next_request(
+    monkeypatch: pytest.MonkeyPatch, stray: bytes, quiet_s: float
+) -> None:
+    monkeypatch.setattr(transport, "QUIET_S", quiet_s)
+    requests = 0
+
+    async def handler(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        requests += 1
+        writer.write(numbered(requests))
+        await writer.drain()
+        await asyncio.sleep(0)
+        writer.write(stray) if stray else writer.close()
+
+    async def run() -> list[Response | Lost]:
+        async with serving(handler) as base, Wire() as wire:
+            answers = []
+            for _ in range(4):
+                answers.append(await wire.post(httpx.URL(f"{base}/x"), HEADERS, b"{}"))
+                await asyncio.sleep(0.02)  # real time: the stray is on its way through a socket
+            return answers
+
+    answers = anyio.run(run)
+    for number, answer in enumerate(answers, 1):  # one that is broken by what follows it at once is asked for again
+        assert isinstance(answer, Lost) or answer.lost or answer.body == b"%02d" % number
+
+
+def test_with_few_files_a_connection_is_used_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "QUIET_S", 30.0)
+    monkeypatch.setattr("resource.getrlimit", lambda which: (2, 2))
+    ports = set[int]()
+
+    async def handler(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ports.add(writer.get_extra_info("peername")[1])
+        writer.write(OK)
+
+    async def run() -> None:
+        async with serving(handler) as base, Wire() as wire:
+            for _ in range(3):
+                await wire.post(httpx.URL(f"{base}/x"), HEADERS, b"{}")
+
+    anyio.run(run)
+    assert len(ports) == 1
 
 
 def test_a_redirect_is_returned_and_the_key_goes_nowhere_else() -> None:
@@ -289,6 +343,7 @@ def test_a_silent_app_times_out_like_a_server() -> None:
 def test_http_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bytes] = []
     ports = set()
+    monkeypatch.setattr(transport, "QUIET_S", 0.0)
 
     async def handler(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ports.add(writer.get_extra_info("peername")[1])

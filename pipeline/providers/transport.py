@@ -11,10 +11,13 @@ environment. HTTP/1.1 only: one HTTP/2 connection caps the calls in flight at ab
 
 import asyncio
 import re
+import resource
+import select
+import time
 from base64 import b64encode
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -30,6 +33,8 @@ CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 300.0
 KEEPALIVE_S = 30.0
 DNS_CACHE_S = 300
+QUIET_S = 0.1
+"""So long a connection must have been silent since its last answer; 1,000 calls/s then use 100 connections more."""
 MOST_HEADER_BYTES = 65_536
 """Of one header line; proxies in companies add some of 10 kB."""
 MOST_BODY_BYTES = 16 * 1024 * 1024
@@ -190,15 +195,41 @@ def _aiohttp_transport(proxy: httpx.URL | None) -> AiohttpTransport:
 
     def session() -> aiohttp.ClientSession:  # called by the first request: aiohttp wants a running loop
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=DNS_CACHE_S, ssl=certificates
-            ),
+            connector=_Connector(limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=DNS_CACHE_S, ssl=certificates),
             cookie_jar=aiohttp.DummyCookieJar(),
             max_line_size=MOST_HEADER_BYTES,
             max_field_size=MOST_HEADER_BYTES,
         )
 
     return AiohttpTransport(client=session, verify=certificates, proxy=_with_credentials(proxy) if proxy else None)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Hands out no connection on which something came that nobody asked for: the next request would take it as its own.
+
+    So one rests for `QUIET_S` before it is used again, where there are files enough for others meanwhile. What comes
+    unasked while a request is on its way cannot be told from its answer: HTTP/1.1 has no name for a request.
+    """
+
+    async def _get(self, key: Any, traces: Any) -> Any:
+        if (idle := self._conns.get(key)) and time.monotonic() - idle[0][1] < QUIET_S and self._has_room(len(idle)):
+            return None
+        while (connection := await super()._get(key, traces)) is not None and _is_talked_over(connection.protocol):
+            connection.close()
+        return connection
+
+    def _has_room(self, idle: int) -> bool:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return soft == resource.RLIM_INFINITY or len(self._acquired) + idle < soft // 2
+
+
+def _is_talked_over(protocol: Any) -> bool:
+    """Whether something was read, or can be, from a connection that waits for a request: words, or its end."""
+    if protocol.should_close or protocol.transport is None:
+        return True
+    ready = select.poll()
+    ready.register(protocol.transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(ready.poll(0))
 
 
 def _with_credentials(proxy: httpx.URL) -> httpx.Proxy:
