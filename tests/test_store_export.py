@@ -261,9 +261,14 @@ def test_the_columns_of_the_input_come_first_and_a_result_column_keeps_its_name(
 
 
 @pytest.mark.parametrize("name", ["status", "cost_usd", "input_tokens"])
-def test_a_name_that_is_taken_twice_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"columns `{name}` and `input_{name}`, and the output needs `{name}`"):
-        output_schema(pl.Schema({name: pl.String, f"input_{name}": pl.String}), Path("out.csv"))
+def test_an_output_may_be_the_input_again_and_again(name: str, tmp_path: Path, results: Path) -> None:
+    frame = pl.DataFrame({name: ["2nd"], f"input_{name}": ["1st"], "id": [1]})
+    seal(results, [result(0)])
+    table = write(frame, results, tmp_path / "out.csv")
+    own = table.columns[: len(table.columns) - len(RESULT_COLUMNS)]
+    assert own == list(output_schema(frame.schema, Path("out.csv")))[:3] and own[2] == "id"
+    assert own[0] == f"input_input_{name}" and own[1] in (f"input_{name}", f"input_input_input_{name}")
+    assert table.row(0)[:2] == ("2nd", "1st") and table["status"].to_list() == ["ok"]
 
 
 def test_every_format_is_typed_from_the_first_row_though_all_values_are_missing(tmp_path: Path, results: Path) -> None:

@@ -421,6 +421,20 @@ def test_another_job_or_input_is_refused_with_what_differs_and_what_is_kept(dire
         assert store.outcomes.count("ok") == 3
 
 
+@pytest.mark.case("D15")
+def test_a_job_file_elsewhere_with_the_same_name_is_told(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").touch()
+    store = RunStore(directory, parse_reply)
+    store.open(manifest(job_path=str(tmp_path / "a.toml")))
+    answer(store, 0)
+    store.close()
+    error = refused(directory, source="s1", job_path="b/a.toml")
+    assert f"  the job file: {tmp_path}/a.toml, and this is b/a.toml" in error.message.splitlines()
+    assert "another name" in error.hint and "--fresh" not in error.hint
+    (tmp_path / "a.toml").unlink()  # it was moved
+    assert "--fresh" in refused(directory, source="s1", job_path="b/a.toml").hint
+
+
 def test_answers_without_a_manifest_belong_to_nobody(directory: Path) -> None:
     with opened(directory) as store:
         answer(store, 0)

@@ -65,16 +65,11 @@ class Form:
 
 
 def output_schema(own: pl.Schema, path: Path) -> pl.Schema:
-    """Columns of the output. An input column that bears a result's name becomes `input_<name>`.
+    """Columns of the output. An input column that bears a result's name becomes `input_<name>`; once more, if taken.
 
-    Raises `InputError` where that is taken too, or for a column that the format of `path` cannot hold.
+    Raises `InputError` for a column that the format of `path` cannot hold.
     """
     renamed = _renamed(own)
-    for name, other in renamed.items():
-        if other in own or other in RESULT_COLUMNS:
-            raise InputError(
-                f"the input has columns `{name}` and `{other}`, and the output needs `{name}`", "rename one of them"
-            )
     for name, dtype in own.items():
         if not _can_hold(path.suffix, dtype):
             raise InputError(
@@ -232,7 +227,15 @@ def _defused(column: str) -> pl.Expr:
 
 
 def _renamed(own: Iterable[str]) -> dict[str, str]:
-    return {name: f"input_{name}" for name in own if name in RESULT_COLUMNS}
+    taken, renamed = {*own, *RESULT_COLUMNS}, dict[str, str]()
+    for name in own:
+        other = name
+        while name in RESULT_COLUMNS and other in taken:
+            other = f"input_{other}"
+        if other != name:
+            renamed[name] = other
+            taken.add(other)
+    return renamed
 
 
 def _can_hold(suffix: str, dtype: PolarsDataType) -> bool:

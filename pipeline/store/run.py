@@ -122,11 +122,15 @@ class RunStore:
             write_manifest(self.directory / "manifest.json", same)
         elif different:
             kept_rows = sum(load(self.directory, self._parse)[0].count(status) for status in STATUSES)
+            hint = "`--fresh` starts a new run and keeps the old one beside it; undo the change to continue this one"
+            if known.job_path != manifest.job_path and Path(known.job_path).is_file():
+                different = [f"the job file: {known.job_path}, and this is {manifest.job_path}", *different]
+                hint = "give one of the two job files another name: a run's directory is named after its job"
             raise RunStateError(
                 f"{self.directory} was made from a different job or input\n"
                 + "\n".join(f"  {line}" for line in different)
                 + f"\n{kept_rows:,} results are kept there.",
-                "`--fresh` starts a new run and keeps the old one beside it; undo the change to continue this one",
+                hint,
             )
 
     def _identified(self) -> str:
