@@ -92,21 +92,27 @@ class Fields(dict[str, Any]):
 
 
 class JsonItems(list[Any]):
-    """A list of a JSON cell: prints as the text that stands in the file."""
+    """A list of a JSON cell: prints as the text that stands in the file, one within another value as JSON."""
 
-    text: str
+    text: str | None = None
 
     def __str__(self) -> str:
-        return self.text
+        return json_text(self) if self.text is None else self.text
 
 
 class JsonFields(dict[str, Any]):
-    """An object of a JSON cell: prints as the text that stands in the file."""
+    """An object of a JSON cell: prints as `JsonItems` do."""
 
-    text: str
+    text: str | None = None
 
     def __str__(self) -> str:
-        return self.text
+        return json_text(self) if self.text is None else self.text
+
+
+class _Written(float):
+    """A number within a JSON cell that is written in another way than Python would."""
+
+    text: str
 
 
 class _Instant(datetime):
@@ -249,6 +255,8 @@ def _json(value: object, width: int, line: str) -> Iterator[str]:
         yield from _enclosed("{", pairs, "}", inner, line)
     elif isinstance(value, list | tuple):
         yield from _enclosed("[", (tuple(_json(item, width, inner)) for item in value), "]", inner, line)
+    elif isinstance(value, _Written):
+        yield value.text
     elif isinstance(value, float) and not -float("inf") < value < float("inf"):
         yield "null"
     elif value is None or isinstance(value, bool | int | float):
@@ -272,14 +280,27 @@ def _within(value: object) -> str:
 
 def _parsed(text: str) -> Any:
     if text[0] in "-0123456789":  # a number by itself is inserted as it is written
-        number = _whole(text) if text.lstrip("-").isdigit() else _fraction(text)
+        number = _whole(text) if text.lstrip("-").isdigit() else float(text)
         return number if str(number) == text else Exact(text)
     value = json.loads(text, parse_int=_whole, parse_float=_fraction, object_hook=JsonFields)
     if isinstance(value, list):
         value = JsonItems(value)
     if isinstance(value, JsonItems | JsonFields):
         value.text = text
+        _name_lists(value)
     return value
+
+
+def _name_lists(value: JsonItems | JsonFields) -> None:
+    """Make `JsonItems` of the lists in it, however deep."""
+    inner: list[Any] = [value]
+    while inner:
+        one = inner.pop()
+        for place, item in list(one.items() if isinstance(one, JsonFields) else enumerate(one)):
+            if type(item) is list:
+                item = one[place] = JsonItems(item)
+            if isinstance(item, JsonItems | JsonFields):
+                inner.append(item)
 
 
 def _whole(digits: str) -> int | Exact:
@@ -288,8 +309,9 @@ def _whole(digits: str) -> int | Exact:
 
 
 def _fraction(digits: str) -> float | Exact:
-    value = float(digits)
-    return value if Decimal(repr(value)) == Decimal(digits) else Exact(digits)
+    value = _Written(digits)
+    value.text = digits
+    return value if Decimal(float.__repr__(value)) == Decimal(digits) else Exact(digits)
 
 
 def _half(number: float) -> float:

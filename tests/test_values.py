@@ -249,3 +249,21 @@ def test_what_has_no_text_is_written_by_its_number(dtype: pl.DataType, far: int)
     assert written(column, ".jsonl").fill_null("null").to_list() == [str(far), "null"]
     nested = pl.DataFrame({"v": column}).select(v=pl.struct(a=pl.concat_list("v"))).to_series()
     assert written(nested, ".jsonl").to_list() == [f'{{"a":[{far}]}}', '{"a":[null]}']
+
+
+@pytest.mark.case("T5", "T9")
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ m }}", '{"p":{"q":1.50,"é":null},"l":[1,[true,{}]]}'),
+        ("{{ m.p }}", '{"q": 1.50, "é": null}'),
+        ("{{ m.l }} {{ m.l[1] }} {{ m.l[1][1] }}", "[1, [true, {}]] [true, {}] {}"),
+        ("{% for x in [m.p, m.l] %}{{ x }};{% endfor %}", '{"q": 1.50, "é": null};[1, [true, {}]];'),
+        ("{{ m.p ~ '' }} {{ m.p|string }} {{ m.p|tojson }}", " ".join(['{"q": 1.50, "é": null}'] * 3)),
+        ("{{ m.p.q + 1 }} {{ m.p.q > 1 }} {{ m.p.q is number }}", "2.5 True True"),
+        ("{{ m.items()|list|length }} {{ m.l|length }} {{ m.p.get('q') }}", "2 2 1.5"),
+    ],
+)
+def test_what_is_within_a_json_cell_prints_as_json(source: str, text: str) -> None:
+    (cell,) = json_cells(pl.Series(['{"p":{"q":1.50,"é":null},"l":[1,[true,{}]]}']))
+    assert Template(source, "t").render({"m": cell}) == text

@@ -125,7 +125,7 @@ class RunStore:
             hint = "`--fresh` starts a new run and keeps the old one beside it; undo the change to continue this one"
             if known.job_path != manifest.job_path and Path(known.job_path).is_file():
                 different = [f"the job file: {known.job_path}, and this is {manifest.job_path}", *different]
-                hint = "give one of the two job files another name: a run's directory is named after its job"
+                hint = "give one of the two job files another name; `--fresh` starts a new run in place of the other's"
             raise RunStateError(
                 f"{self.directory} was made from a different job or input\n"
                 + "\n".join(f"  {line}" for line in different)
