@@ -127,6 +127,8 @@ class SqliteShelf:
     def _connect(self) -> None:
         make_private(self._path.parent)
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if not self._path.is_file():
+            raise sqlite3.DatabaseError("it is no file")  # a pipe would be waited for
         writer = self._writer = sqlite3.connect(self._path, timeout=30.0, isolation_level=None, check_same_thread=False)
         writer.execute("PRAGMA journal_mode = WAL")
         writer.execute("PRAGMA synchronous = NORMAL")

@@ -558,3 +558,18 @@ def test_without_the_section_a_fresh_run_buys_again_and_no_file_is_made(
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
         assert play(served_here).calls == play(served_here, fresh=True).calls == 4
     assert not caches.default_path().exists()
+
+
+@pytest.mark.case("D2")
+def test_a_pipe_in_the_place_of_the_file_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    os.mkfifo(tmp_path / "deep" / "answers.sqlite")
+
+    async def run() -> str:
+        shelf = file(tmp_path)
+        news = await shelf.open()
+        await shelf.close()
+        return news
+
+    assert "it is no file" in anyio.run(run)
+    assert (tmp_path / "deep" / "answers.sqlite").is_file()

@@ -222,3 +222,18 @@ def test_ctrl_c_is_no_bug_whatever_it_hits(
     ran = cli("run", small_job(here), "--json")
     assert (ran.code, ran.json["error"]) == (130, "interrupted")
     assert "Interrupted." in ran.err and "Traceback" not in ran.err
+
+
+def test_a_directory_that_goes_during_the_start_is_no_bug(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    gone = tmp_path_factory.mktemp("gone")
+    monkeypatch.chdir(gone)
+
+    def struck(*arguments: object) -> None:
+        gone.rmdir()
+        Path.cwd()
+
+    monkeypatch.setattr("pipeline.cli.jobs.load_job", struck)
+    ran = cli("run", "job.toml", "--json")
+    assert (ran.code, ran.json["error"]) == (2, "the directory you are in is gone")

@@ -1,5 +1,6 @@
 """What may happen to a shared file in mid-run, with a real second connection and real damage."""
 
+import os
 import re
 import sqlite3
 import stat
@@ -145,3 +146,13 @@ def test_a_file_that_cannot_be_opened_is_named_with_the_way_out(path: Path, cont
     with pytest.raises(RunStateError) as caught:
         opened(path, Clock())
     assert str(path) in caught.value.message and caught.value.hint == "mend it"
+
+
+@pytest.mark.case("D2")
+def test_a_pipe_in_its_place_is_not_waited_for(path: Path) -> None:
+    path.parent.mkdir()
+    os.mkfifo(path)
+    with pytest.raises(RunStateError, match="it is no file"):
+        opened(path, Clock())
+    with SharedFile(path, SCHEMA, name="The book", hint="mend it", disposable=True) as file:
+        assert "it is no file" in file.made_anew and put(file, "a")

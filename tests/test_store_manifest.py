@@ -8,10 +8,12 @@ from typing import Any
 
 import orjson
 import pytest
-from stores import manifest
+from stores import answer, manifest, opened
 
+from pipeline import report
 from pipeline.errors import RunStateError
 from pipeline.store.manifest import VERSION, Lock, Manifest, differences, read, write
+from pipeline.store.place import last_output
 
 
 def changed(**sections: Any) -> list[str]:
@@ -197,3 +199,26 @@ def test_the_name_of_an_earlier_holder_does_not_stay(tmp_path: Path) -> None:
     assert path.read_text().startswith(f"process {os.getpid()} on ")
     assert "1234567890" not in path.read_text()
     lock.release()
+
+
+@pytest.mark.case("D2")
+@pytest.mark.parametrize(
+    "name",
+    ["manifest.json", "journal-000001.jsonl", "parts.jsonl", "run.log", "content.sqlite", "output.json"]
+    + [f"{kind}/part-000001.parquet" for kind in ("calls", "results")],
+)
+@pytest.mark.parametrize("what", ["a pipe", "a link that leads nowhere"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, name: str, what: str) -> None:
+    with opened(tmp_path / "run") as store:
+        answer(store, 0)
+    place = tmp_path / "run" / name
+    place.unlink(missing_ok=True)
+    if what == "a pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(RunStateError, match=f"{name} is not a file"), opened(tmp_path / "run"):
+        pass
+    with pytest.raises(RunStateError, match=f"{name} is not a file"):
+        report.summarize(tmp_path / "run")
+    assert last_output(tmp_path / "run") is None

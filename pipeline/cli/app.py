@@ -119,7 +119,7 @@ def _explain(error: BaseException) -> int:
         hint = f"`{context.command_path if context else 'pipeline'} --help` shows what it takes"
         known: PipelineError | None = PipelineError(error.format_message(), hint)
     else:
-        known = as_known(error)
+        known = as_known(error) or _gone_directory(error)
     if known is not None:
         from pipeline.console import show_error
 
@@ -139,6 +139,16 @@ def _is_interrupt(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return any(map(_is_interrupt, error.exceptions))
     return isinstance(error, KeyboardInterrupt | _Interrupted) or isinstance(error.__cause__, KeyboardInterrupt)
+
+
+def _gone_directory(error: BaseException) -> PipelineError | None:
+    """What a file that is not found means where the directory that one is in was removed meanwhile."""
+    if isinstance(error, FileNotFoundError):
+        try:
+            check_directory()
+        except PipelineError as gone:
+            return gone
+    return None
 
 
 def _in_json(message: str, hint: str, code: int) -> int:

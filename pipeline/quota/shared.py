@@ -150,6 +150,8 @@ class SharedFile:
     def _connected(self) -> sqlite3.Connection:
         make_private(self.path.parent)
         self.path.touch(0o600)
+        if not self.path.is_file() and not self.path.is_dir():
+            raise WrongLayout("it is no file")  # a pipe would be waited for
         if self.path.is_file() and is_blank(self.path):
             os.truncate(self.path, 0)
         self._stat = self.path.stat()

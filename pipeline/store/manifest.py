@@ -75,8 +75,12 @@ def write(path: Path, manifest: Manifest) -> None:
 
 
 def read(path: Path) -> Manifest | None:
-    """The manifest, or None where there is none. Raises `RunStateError` for one that cannot be read."""
+    """The manifest, or None where there is none.
+
+    Raises `RunStateError` for one that cannot be read, and where something beside it would be waited for without end.
+    """
     try:
+        _check_files(path.parent)
         written = path.read_bytes()
         data = orjson.loads(written)
     except FileNotFoundError:
@@ -94,6 +98,14 @@ def read(path: Path) -> Manifest | None:
         return Manifest(**data)
     except (ValidationError, TypeError):
         raise RunStateError(f"{path} is not a manifest", "restore it, or start anew with `--fresh`") from None
+
+
+def _check_files(directory: Path) -> None:
+    """Raise `RunStateError` for a pipe, a socket or a device in a run directory: to open one may take for ever."""
+    for place in (directory, directory / "calls", directory / "results"):
+        for entry in list(os.scandir(place)) if place.is_dir() else ():
+            if not (entry.is_file() or entry.is_dir()) and os.path.lexists(entry.path):
+                raise RunStateError(f"{entry.path} is not a file", "move it away, and restore what was there")
 
 
 def differences(old: Manifest, new: Manifest) -> list[str]:

@@ -261,6 +261,8 @@ def _notes(runs: Path) -> Iterator[tuple[Path, Written]]:
 def _notes_of(directory: Path) -> list[Written]:
     """The notes of one run; none where they cannot be read: its table is then nobody's."""
     try:
+        if not (directory / NOTE).is_file():
+            return []
         return [Written(**note) for note in orjson.loads((directory / NOTE).read_bytes())]
     except (OSError, ValueError, TypeError):
         return []
