@@ -103,7 +103,7 @@ class RunStore:
                 failed.pop_all()
         except OSError as error:
             raise RunStateError(
-                f"cannot write {error.filename or self.directory}: {error.strerror}\nWhat is kept there is untouched.",
+                f"cannot write {self.directory}: {error.strerror}\nWhat is kept there is untouched.",
                 "make room or mend its permissions, then run the same command again",
             ) from None
         return known is not None
