@@ -314,3 +314,19 @@ def test_a_template_that_fails_on_every_row_is_refused_and_one_that_fails_on_som
     last = {"path": "topics.parquet", "where": "topic = 'fog'"}
     ended = play(here, Options(offline=True, fresh=True, overwrite=True), input=last, prompt={"template": "{{ st.a }}"})
     assert ended.summary.outcomes["invalid"] == 1, "one row alone says nothing of a template"
+
+
+@pytest.mark.case("P4")
+@pytest.mark.parametrize(
+    "condition",
+    ["{% if flag %}a{% endif %}", "{{ 'a' if not flag else 'b' }}", "{% if topic and row['flag'] %}a{% endif %}"],
+)
+def test_words_for_true_and_false_in_a_csv_are_no_condition(here: Path, condition: str) -> None:
+    (here / "topics.csv").write_text("topic,flag\nrain,True\nsnow,False\nfog,\n")
+    with pytest.raises(JobError, match=r"holds for `False` too\n.*line 1") as caught:
+        play(here, prompt={"template": f"{{{{ topic }}}} {condition}"})
+    assert 'flag == "False"' in caught.value.hint
+    assert play(here, prompt={"template": "{{ topic }} {% if flag == 'True' %}a{% endif %}"}).exit_code == 0
+    (here / "topics.csv").write_text("topic,flag\nrain,yes\nsnow,\nfog,maybe\n")
+    again = Options(offline=True, fresh=True)
+    assert play(here, again, prompt={"template": f"{{{{ topic }}}} {condition}"}).exit_code == 0

@@ -402,3 +402,16 @@ def test_a_misspelling_within_a_value_is_never_taken_for_nothing(source: str) ->
     check(source)
     with pytest.raises(JobError, match="undefined"):
         Template(source, WHERE).render({"tags": {"text": "x"}})
+
+
+@pytest.mark.case("P4")
+@pytest.mark.parametrize(
+    "source", ["\n{% for x in score %}{{ x }}{% endfor %}", "\n{% for x in text[:3] %}{% endfor %}"]
+)
+def test_a_text_is_not_walked_by_its_characters_unasked(source: str) -> None:
+    error = refused(source)
+    assert "character by character" in error.message and error.message.endswith("line 2")
+    assert ".split" in error.hint and "|list" in error.hint
+    check(
+        "{% for x in score.split(',') %}{% endfor %}{% for x in text|list %}{% endfor %}{% for x in tags %}{% endfor %}"
+    )

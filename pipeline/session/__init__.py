@@ -33,7 +33,7 @@ from pipeline.source.documents import ROW
 from pipeline.source.order import Order, woven
 from pipeline.store.export import Form, attempt, output_schema
 from pipeline.store.manifest import SUFFIXES, Kind, Manifest
-from pipeline.templates.checks import check_template
+from pipeline.templates.checks import check_template, check_truths
 
 METERS = ("rpm", "tpm", "rpd")
 _OFFLINE = EmulatorOptions(any_model=True, track_prompts=0)
@@ -187,6 +187,13 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
     rows = source.count() if options.limit is None else min(source.count(), options.limit)
     session = Session(job, source, rows, options, redo, "offline" if options.offline else "real", options.offline)
     check_rendering(job, chain.from_iterable(session.documents()))
+    for template, own in job.templates:
+        names = [name for name in source.columns if source.kinds[name] == "text" and name not in own]
+        asked = [name for name in names if name in template.uses.truths]
+        for frame in source.batches(columns=asked) if asked else ():
+            for name in asked:
+                check_truths(template, name, frame[name].cast(pl.String).drop_nulls().unique().to_list())
+            break
     for path in (job.spec.output.path, str(session.output)):  # what a real run would refuse, a rehearsal refuses too
         output_conflict(source, path)
     output_schema(session_schema(session), session.output)

@@ -22,6 +22,10 @@ _KINDS: dict[Kind, str] = {
 }
 
 
+_FALSE = frozenset({"false", "f", "no", "n", "0", "off"})
+_TRUE = frozenset({"true", "t", "yes", "y", "1", "on"})
+
+
 def check_template(
     template: Template, columns: Mapping[str, Kind | None], own: frozenset[str], text: str | None = None
 ) -> None:
@@ -37,8 +41,26 @@ def check_template(
     kinds = {name: kind for name, kind in columns.items() if name not in own}
     kinds |= {name: own_kinds[name] for name in own} | {f"{OWN}.{name}": own_kinds[name] for name in own}
     kinds |= {f"{ROW}.{name}": kind for name, kind in columns.items()}
-    for unlike in template.uses_of(kinds).unlike:
+    uses = template.uses_of(kinds)
+    for unlike in uses.unlike:
         raise _never_alike(template, unlike)
+    for name, line in uses.spelled.items():
+        raise JobError(
+            f"the template walks `{name}`, which is text, character by character\n{template.where}, line {line}",
+            f'`{name}.split(",")` are its parts, `{name}.splitlines()` its lines, `{name}|list` its characters',
+        )
+
+
+def check_truths(template: Template, name: str, texts: Collection[str]) -> None:
+    """Raise `JobError` when a column decides a condition by being there, and its texts say true and false."""
+    said = {text.strip().lower() for text in texts}
+    line = template.uses.truths.get(name)
+    if line is not None and said & _FALSE and said <= _FALSE | _TRUE:
+        other = sorted(text for text in texts if text.strip().lower() in _FALSE)[0]
+        raise JobError(
+            f"the column `{name}` is text, so that `if {name}` holds for `{other}` too\n{template.where}, line {line}",
+            f'`{name} == "{other}"` compares with the word',
+        )
 
 
 def _check_syntax(template: Template) -> None:

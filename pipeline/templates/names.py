@@ -64,6 +64,8 @@ class Uses:
     given: dict["Given", int] = field(default_factory=dict)  # what filters and tests are given
     reading: dict[str, int] = field(default_factory=dict)  # tags that read another template
     unlike: list[Unlike] = field(default_factory=list)
+    spelled: dict[str, int] = field(default_factory=dict)  # texts that are walked character by character
+    truths: dict[str, int] = field(default_factory=dict)  # names from outside that are true or false by themselves
 
     def outside(self) -> frozenset[str]:
         """Names that have to come from outside, `row` and `own` with a known key not among them."""
@@ -115,9 +117,13 @@ class _Walk:
     def statement(self, one: Statement, scope: _Scope, later: set[str]) -> None:
         if one.kind == "if":
             self.exprs(one.exprs, scope)
+            self.truth(one.exprs[0], scope)
             self.ways(one.bodies, scope)
         elif one.kind == "for":
             self.exprs(one.exprs[:1], scope)
+            if self.kind(one.exprs[0], scope) == "text":
+                walked = one.exprs[0]
+                self.note(self.found.spelled, self.source[walked.start : walked.end], walked.start)
             inner = scope.copy()
             self.assign(one.targets, inner)
             self.exprs(one.exprs[1:], inner)
@@ -194,6 +200,8 @@ class _Walk:
         else:
             self.exprs(expr.parts, scope)
             self.compared(expr, scope)
+            if expr.kind == "either":
+                self.truth(expr.parts[0], scope)
             if expr.kind in ("filter", "chain"):
                 for name in expr.name.split():
                     self.note(self.found.filters, name, expr.start)
@@ -209,6 +217,17 @@ class _Walk:
                 place, where = _APPLYING[expr.name]
                 if len(expr.parts) > place and (named := expr.parts[place].bare()).kind == "const":
                     self.note(getattr(self.found, where), str(constant(named)), expr.start)
+
+    def truth(self, expr: Expr, scope: _Scope) -> None:
+        """Note the names that decide a condition by being there."""
+        bare = expr.bare()
+        if bare.kind == "not" or (bare.kind == "operator" and bare.name in ("and", "or")):
+            for part in bare.parts:
+                self.truth(part, scope)
+        elif bare.kind == "var" and not _local(bare, scope):
+            self.note(self.found.truths, bare.name, bare.start)
+        elif keyed := self.keyed(bare, scope):
+            self.note(self.found.truths, keyed[1], bare.start)
 
     def variable(self, expr: Expr, scope: _Scope) -> None:
         if expr.name in scope.known:
