@@ -22,6 +22,9 @@ Call = Callable[[Prompt], Awaitable[Reply]]
 
 MOST_CHARACTERS = 2**26
 """Of one prompt: 64 for each token of a context of 1,048,576; the longest tokens, runs of blanks, have some 30."""
+MOST_BYTES = 2**27
+"""The same in UTF-8, where a Chinese character has three: 128 for each token."""
+_SLICE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +141,12 @@ def build(
     chunks: int = 1,
 ) -> Prompt:
     """The one place where a prompt is made, for estimates and runs alike; `own` are the job's own variables."""
+    _refuse_beyond(template.least_characters(document.fields, own))  # a text that long is not copied to be rendered
     try:
         text = template.render(document.fields, own)
     except JobError as error:
         raise _Unrendered("template_error", error.message) from None
-    if len(text) > MOST_CHARACTERS:  # before it is copied for its hash, its tokens, the journal and the wire
-        raise _Unrendered(
-            "too_long",
-            f"The prompt has {len(text):,} characters; the context of a model holds fewer than {MOST_CHARACTERS:,}. "
-            "Chunk the text smaller.",
-        )
+    _refuse_beyond(len(text), text)  # before it is copied for its hash, its tokens, the journal and the wire
     digest = hashlib.blake2b(params.digest, digest_size=16)
     digest.update(text.encode("utf-8", "surrogatepass"))
     tokens = estimate(text) + _system_tokens(params.system)
@@ -175,6 +174,25 @@ def check_rendering(job: Job, documents: Iterable[Document]) -> None:
             failed += 1
     if first and failed > 1:
         raise JobError(f"{first.message}\nIt fails on each of {failed:,} rows.", first.hint)
+
+
+def _refuse_beyond(characters: int, text: str = "") -> None:
+    """Raise for a prompt that no context holds."""
+    if characters > MOST_CHARACTERS:
+        has, most = f"{characters:,} characters", f"{MOST_CHARACTERS:,}"
+    elif 4 * len(text) > MOST_BYTES and not text.isascii() and (size_bytes := _size_bytes(text)) > MOST_BYTES:
+        has, most = f"{size_bytes:,} bytes", f"{MOST_BYTES:,}"
+    else:
+        return
+    raise _Unrendered(
+        "too_long", f"The prompt has {has}; the context of a model holds fewer than {most}. Chunk the text smaller."
+    )
+
+
+def _size_bytes(text: str) -> int:
+    """In UTF-8, without another copy of the whole."""
+    slices = (text[start : start + _SLICE] for start in range(0, len(text), _SLICE))
+    return sum(len(part.encode("utf-8", "surrogatepass")) for part in slices)
 
 
 async def gather(call: Call, prompts: Sequence[Prompt]) -> list[Reply]:

@@ -500,6 +500,45 @@ def test_a_prompt_beyond_any_context_is_refused_uncounted_and_in_pieces_it_is_an
     assert run(chunked(tmp_path), text(LONG), Service()).final.status == "ok" and len(LONG) > 400
 
 
+@pytest.mark.case("D17")
+@pytest.mark.parametrize(
+    ("template", "refused"),
+    [
+        ("{{ topic }}{{ end }}", True),
+        ("{{ (topic) }}", True),
+        ("{% set topic = topic[:9] %}{{ topic }}", False),
+        ("{% if end %}{% set topic = '' %}{% endif %}{{ topic }}", False),
+        ("{% if not end %}{{ topic }}{% endif %}", False),
+        ("{{ topic|length }}", False),
+    ],
+)
+def test_a_text_beyond_any_context_is_not_rendered_where_it_would_be_inserted_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, refused: bool
+) -> None:
+    monkeypatch.setattr(flows, "MOST_CHARACTERS", 400)
+    job, rendered = make_job(tmp_path, prompt={"template": template}), Service()
+    least = job.template.least_characters({"topic": "a" * 500, "end": "b"}, {})
+    assert (least >= 500) == refused
+    answer = run(job, Document(0, "0", {"topic": "a" * 500, "end": "b"}), rendered)
+    assert (answer.final.error_kind == "too_long") == refused and (not rendered.asked) == refused
+
+
+@pytest.mark.case("D17")
+def test_a_prompt_is_measured_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows, "MOST_BYTES", 300)
+    monkeypatch.setattr(flows, "_SLICE", 7)
+    job = make_job(tmp_path, prompt={"template": "{{ topic }}"})
+    for topic, fits in (
+        ("字" * 100, True),
+        ("字" * 101, False),
+        ("é" * 150, True),
+        ("é" * 151, False),
+        ("a" * 301, True),
+    ):
+        answer = run(job, Document(0, "0", {"topic": topic}), Service())
+        assert (answer.final.error_kind is None) == fits
+
+
 def test_a_merge_that_cannot_be_rendered_still_shows_what_the_parts_cost(tmp_path: Path) -> None:
     job = chunked(tmp_path, reduce={"template": "{{ parts }} {{ 1 + topic }}"})
     service = Service()

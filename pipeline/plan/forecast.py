@@ -1,7 +1,7 @@
 """What one document will take: the job's own flow, run over predicted replies. Nothing is sent."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline import flows
 from pipeline.job import Job
@@ -115,7 +115,8 @@ class _Tally:
         if tokens > self._most_tokens:
             return _TOO_LONG
         content = int(prompt.fingerprint[:16], 16)
-        (self._repeated if content in self._seen else self._prompts).append((prompt, tokens))
+        counted = replace(prompt, text="")  # of a long document these are as large as itself
+        (self._repeated if content in self._seen else self._prompts).append((counted, tokens))
         self._seen.add(content)
         self._levels.add(prompt.level)
         text = self._predictor.text(prompt, self._scenario, self._kind)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 2**20
 _LINE_BYTES = 2**24
 _BATCH_CHARS = 4_000_000
+_BATCH_BYTES = 32_000_000
 _RECORD_CHARS = 2**24
 _UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -65,7 +66,8 @@ class CsvFile:
             self.path, separator=self.separator, schema=schema, has_header=False, skip_lines=1, glob=False
         )
         read = rows.select(self.names if found.blank else columns)
-        for frame in read.collect_batches(chunk_size=size, maintain_order=True, lazy=True):
+        # Without a chunk size a batch is a block of the file: long rows come one by one.
+        for frame in _gathered(read.collect_batches(maintain_order=True, lazy=True), size):
             nulled = frame.with_columns(map(_nulled, frame)) if found.empties else frame
             kept = _with_values(nulled).select(columns) if found.blank else nulled
             yield from kept.iter_slices(size)
@@ -73,8 +75,11 @@ class CsvFile:
     def _exact(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
         places = [(name, self.names.index(name)) for name in columns]
         for batch in _batches(self._rows(), size):
-            cells = list(zip(*batch, strict=True))
-            yield pl.DataFrame({name: _nulled(pl.Series(name, cells[place], pl.String)) for name, place in places})
+            columns_read = {name: [row[place] for row in batch] for name, place in places}
+            batch.clear()  # a row may have hundreds of MB
+            yield pl.DataFrame(
+                {name: _nulled(pl.Series(name, columns_read.pop(name), pl.String)) for name, _ in places}
+            )
 
     def _rows(self) -> Iterator[list[str]]:
         with open_lines(self.path, self.encoding, "") as lines:
@@ -83,7 +88,7 @@ class CsvFile:
             line = reader.line_num + 1
             try:
                 for cells in reader:
-                    if not decoded("".join(cells)):
+                    if not (all(map(str.isascii, cells)) or all(map(decoded, cells))):
                         at = next(index for index, cell in enumerate(cells) if not decoded(cell))
                         raise undecodable(self.path, self._place(line, at), cells[at], self.encoding)
                     if any(cells):
@@ -93,6 +98,7 @@ class CsvFile:
                                 "a cell that holds a separator or a line break needs quotes around it",
                             )
                         yield cells
+                        del cells
                     line = reader.line_num + 1
             except csv.Error as error:
                 raise self._odd(line, error) from None
@@ -260,10 +266,26 @@ def _batches(rows: Iterator[list[str]], size: int) -> Iterator[list[list[str]]]:
         batch.append(cells)
         chars += sum(map(len, cells))
         if len(batch) >= size or chars >= _BATCH_CHARS:
+            del cells
             yield batch
             batch, chars = [], 0
     if batch:
         yield batch
+
+
+def _gathered(frames: Iterator[pl.DataFrame], size: int) -> Iterator[pl.DataFrame]:
+    """Frames put together until they have `size` rows, or as many bytes as are to be in memory."""
+    held: list[pl.DataFrame] = []
+    rows = read = 0
+    for frame in frames:
+        held.append(frame)
+        rows += frame.height
+        read += int(frame.estimated_size())
+        if rows >= size or read >= _BATCH_BYTES:
+            yield pl.concat(held)
+            held, rows, read = [], 0, 0
+    if held:
+        yield pl.concat(held)
 
 
 def _nulled(column: pl.Series) -> pl.Series:

@@ -10,7 +10,7 @@ from typing import Any
 from minijinja import Environment, TemplateError
 
 from pipeline.errors import JobError
-from pipeline.templates.names import OWN, ROW, Uses, uses
+from pipeline.templates.names import OWN, ROW, Uses, assigned_by, uses
 from pipeline.templates.nulls import COMPARE, EACH, NUMBER, rewritten
 from pipeline.templates.syntax import Statement, parse
 from pipeline.values import Exact, Kind, Unreadable, json_text
@@ -53,6 +53,9 @@ class Template:
         self._names = (*self.uses.names, *self.uses.perhaps)
         self._row = bool(self.uses.of_row) or ROW in self.uses.whole
         self._own = bool(self.uses.of_own) or OWN in self.uses.whole
+        shown = [each.exprs[0].bare() for each in self.statements if each.kind == "emit"]
+        assigned = set().union(*map(assigned_by, self.statements))
+        self._inserted = [expr.name for expr in shown if expr.kind == "var" and expr.name not in assigned]
 
     @cached_property
     def variables(self) -> frozenset[str]:
@@ -75,6 +78,11 @@ class Template:
         if self._own:
             bare |= {OWN}
         return frozenset(columns) & (bare | frozenset(self.uses.of_row))
+
+    def least_characters(self, fields: Mapping[str, object], own: Mapping[str, object]) -> int:
+        """So many characters a rendering has in any case: of the texts that are inserted as they are, and always."""
+        values = (own.get(name, fields.get(name)) for name in self._inserted)
+        return sum(len(value) for value in values if isinstance(value, str))
 
     def render(self, fields: Mapping[str, object], own: Mapping[str, object] | None = None) -> str:
         """The prompt's text, of a row's `fields` and the job's `own` variables, which win over columns.

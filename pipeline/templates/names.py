@@ -110,7 +110,7 @@ class _Walk:
     # ---- statements
 
     def body(self, statements: Sequence[Statement], scope: _Scope) -> None:
-        later = scope.perhaps | set().union(*map(_assigned, statements)) if statements else scope.perhaps
+        later = scope.perhaps | set().union(*map(assigned_by, statements)) if statements else scope.perhaps
         for statement in statements:
             self.statement(statement, scope, later)
 
@@ -354,10 +354,10 @@ def _local(expr: Expr, scope: _Scope) -> bool:
     return expr.name in scope.known or expr.name in scope.perhaps
 
 
-def _assigned(one: Statement) -> set[str]:
+def assigned_by(one: Statement) -> set[str]:
     """Names that a statement leaves assigned beside it."""
     if one.kind in ("with", "macro", "call", "block"):
         return {one.name} - {""}
     names = {target.name for target in one.targets if target.kind == "var"} if one.kind != "for" else set()
     bodies = one.bodies[1:] if one.kind == "for" else one.bodies
-    return names.union(*(_assigned(inner) for body in bodies for inner in body))
+    return names.union(*(assigned_by(inner) for body in bodies for inner in body))
