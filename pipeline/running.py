@@ -22,7 +22,7 @@ from pipeline.errors import AuthError, PipelineError, make_resumable, resumable_
 from pipeline.job import api_key
 from pipeline.plan import Plan
 from pipeline.plan.forecast import Bought
-from pipeline.process import files_left
+from pipeline.process import files_left, give_back_memory
 from pipeline.providers.gemini import Gemini
 from pipeline.quota.book import QuotaBook
 from pipeline.records import STATUSES, Prompt, Reply, Verdict
@@ -167,6 +167,7 @@ async def _run(session: Session, provider: Gemini, place: Place | None, confirm:
             raise engine.stopped or error from error
         unwritten = None
         if place is not None:
+            give_back_memory()  # or what answers took stays beside what writing the table takes
             unwritten = await anyio.to_thread.run_sync(exported, session, place, engine.stopped)
         whole = "finished" if options.pilot is None else "pilot"
         stopped = engine.stopped or (None if engine.interrupted else unwritten)

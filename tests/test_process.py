@@ -1,5 +1,6 @@
 """The program as cron, a daemon or a shell starts it: streams closed or full, other locales, few open files."""
 
+import ctypes
 import json
 import os
 import shlex
@@ -15,6 +16,7 @@ from commands import UNLIMITED, Ran, small_job
 from serving import served, stats
 
 from pipeline.errors import PipelineError
+from pipeline.process import give_back_memory
 from pipeline.quota.slots import Slots
 from pipeline.records import Limits
 from pipeline.session.guards import within_files
@@ -237,3 +239,11 @@ def test_a_directory_that_goes_during_the_start_is_no_bug(
     monkeypatch.setattr("pipeline.cli.jobs.load_job", struck)
     ran = cli("run", "job.toml", "--json")
     assert (ran.code, ran.json["error"]) == (2, "the directory you are in is gone")
+
+
+def test_memory_is_given_back_where_the_system_takes_it_and_nothing_is_said_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    give_back_memory()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # a C library without `malloc_trim`
+    give_back_memory()
