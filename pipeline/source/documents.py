@@ -45,7 +45,7 @@ class Source:
     predicate: pl.Expr | None
     stamps: tuple[standing.Stamp | None, ...] = ()  # of the files, when they were opened
 
-    @property
+    @cached_property
     def schema(self) -> dict[str, pl.DataType]:
         """Type of each column of the table, in its order; a CSV's columns are all text."""
         return dict(self.table.schema)
@@ -55,7 +55,7 @@ class Source:
         """Columns whose cells are JSON texts, one value each, typed String in `schema`."""
         return self.table.json_columns
 
-    @property
+    @cached_property
     def kinds(self) -> dict[str, Kind | None]:
         """What is known of the values of each column before they are read."""
         known = self.schema.items()
