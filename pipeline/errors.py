@@ -6,7 +6,7 @@
     ├── InputChanged      3  the table that is read is not what it was when the run began; resumable
     ├── OutputError       3  the answers are there, and their table could not be written; resumable
     ├── RunStateError     2  the run directory: locked, of another job, damaged
-    ├── AuthError         2  the key, the project or the region was refused
+    ├── AuthError         2  the key, the project, the region or the proxy's login was refused
     ├── BudgetReached     3  the next call could pass a spend cap, or one cannot be kept; resumable
     ├── QuotaExhausted    3  the day's quota is used up; resumable
     ├── ServiceError      3  the service is down, or refuses everything alike; resumable
@@ -106,7 +106,7 @@ class RunStateError(PipelineError):
 
 
 class AuthError(PipelineError):
-    """The key, the project or the region was refused."""
+    """The key, the project, the region or the proxy's login was refused."""
 
 
 class BudgetReached(PipelineError):

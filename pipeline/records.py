@@ -38,7 +38,7 @@ EMULATOR_FIELD = "pipelineEmulator"
 EMULATOR_RESPONSE_ID = "pipeline-emulator-"
 """How an emulated answer's `responseId` begins: a relay that passes on known fields only passes on that one."""
 
-VerdictKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "fatal"]
+VerdictKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "proxy", "fatal"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,9 @@ def playing() -> Iterator[Service]:
     class Answering(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def do_CONNECT(self) -> None:
+            self._answer(*(service.instead(0) or (501, "no tunnel")))
+
         def do_GET(self) -> None:
             self._answer(200, {"models": [{"name": "models/gemini-3.5-flash-lite"}]})
 

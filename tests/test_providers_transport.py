@@ -372,8 +372,8 @@ def test_https_asks_the_proxy_for_a_tunnel_and_shows_it_no_key(monkeypatch: pyte
             return await post("https://model.invalid")
 
     answer = anyio.run(run)
-    assert isinstance(answer, Lost) and (answer.kind, answer.sent) == ("not_connected", False)
-    assert "407" in answer.message
+    assert isinstance(answer, Lost) and (answer.kind, answer.sent) == ("proxy", False)
+    assert "HTTP 407" in answer.message
     assert seen[0].startswith(b"CONNECT model.invalid:443 HTTP/1.1\r\n") and b"secret" not in seen[0]
     assert b"Proxy-Authorization: Basic dXNlcjpwYXNz" in seen[0] and "pass" not in answer.message
 

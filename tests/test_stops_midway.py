@@ -73,6 +73,34 @@ def test_a_key_that_is_refused_at_once_cost_nothing(
     assert stopped.code == 2 and f"(HTTP {refusal})" in stopped.err and "kept" not in stopped.err
 
 
+PROXY = (407, {"error": "Proxy Authentication Required"})
+
+
+def test_a_proxy_that_asks_for_a_login_is_named_and_not_the_key(
+    job: Path, service: Service, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is asked to pass a request on, or for a tunnel; in mid-run too."""
+    proxy = service.url.removeprefix("http://")
+    for scheme in ("http", "https"):
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", f"{scheme}://model.example")
+        monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://me:hunter2@{proxy}")
+        service.instead = lambda number: PROXY
+        refused = cli("run", job, "--yes")
+        assert refused.code == 2 and "kept" not in refused.err
+        assert f"the proxy http://{proxy} " in refused.err and "HTTPS_PROXY" in refused.err, refused.err
+        assert "hunter2" not in refused.err and "the key" not in refused.err
+    exact = cli("estimate", job, "--exact")
+    assert exact.code == 2 and f"the proxy http://{proxy} " in exact.err
+    checked = cli("check", job)
+    assert checked.code == 2 and f"the proxy http://{proxy} " in checked.err and "the key" not in checked.err
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://model.example")
+    service.asked = 0
+    service.instead = lambda number: PROXY if number > BEFORE else None
+    stopped = cli("run", job, "--yes")
+    assert stopped.code == 3 and "What was answered is kept." in stopped.err and f"http://{proxy} " in stopped.err
+    assert Counter(pl.read_parquet("out.parquet")["status"]) == {"ok": BEFORE, "pending": ROWS - BEFORE}
+
+
 @pytest.mark.parametrize("name", ["calls", "results", "parts.jsonl"])
 def test_a_run_directory_that_fails_in_mid_run_keeps_what_was_answered(
     job: Path, here: Path, service: Service, cli: Callable[..., Ran], name: str

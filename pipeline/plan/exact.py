@@ -11,6 +11,7 @@ from aiolimiter import AsyncLimiter
 
 from pipeline.errors import AuthError, ServiceError
 from pipeline.plan.learned import Learned, counted
+from pipeline.quota.stops import refused_by_proxy
 from pipeline.records import Prompt, Verdict
 
 SAMPLE = 200
@@ -58,6 +59,8 @@ async def count_sample(prompts: Iterable[tuple[Prompt, int]], count: Count, most
         for _ in range(_AT_ONCE):
             workers.start_soon(work)
     if refused and not answered:
+        if refused[-1].kind == "proxy":
+            raise refused_by_proxy(refused[-1])
         message = f"the service counts no prompt: {refused[-1].message}"
         if refused[-1].kind == "auth":
             raise AuthError(message, "check the key and what its project may use; nothing was spent")

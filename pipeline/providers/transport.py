@@ -45,10 +45,11 @@ MOST_BODY_BYTES = 16 * 1024 * 1024
 class Lost:
     """A request without a response that can be read; `sent` is False when it provably never reached the server.
 
-    `unreadable`: a response came and breaks HTTP or its own header, as it would the next time.
+    `unreadable`: a response came and breaks HTTP or its own header, as it would the next time. `proxy`: a proxy that
+    the environment names passes nothing on.
     """
 
-    kind: Literal["not_connected", "timeout", "broken", "unreadable"]
+    kind: Literal["not_connected", "timeout", "broken", "unreadable", "proxy"]
     sent: bool
     message: str  # one line, without headers or body
 
@@ -128,12 +129,14 @@ class Wire:
                     # A connection whose body was not read to its end is closed here, also when the call is cancelled.
                     await response.aclose()
         except (httpx.HTTPError, aiohttp.ClientError, HttpProcessingError, OSError) as error:
-            lost = _lost(error)  # OSError: TimeoutError is one of them
+            lost = _stopped_on_the_way(request.url, error) or _lost(error)  # OSError: TimeoutError is one of them
         except TooLarge as error:
             lost = _lost(error)
             del parts[1:]
         if response is None:
             return lost or Lost("broken", sent=True, message="no answer")
+        if response.status_code == 407 and request.url.scheme == "http" and (proxy := proxy_for(request.url)):
+            return _passes_nothing_on(proxy, 407)
         try:
             body = decoded(b"".join(parts), response.headers.get("content-encoding", ""), MOST_BODY_BYTES)
         except TooLarge as error:
@@ -248,6 +251,20 @@ _NOT_CONNECTED = (
 )
 _CONNECT_TIMEOUT = (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _TIMEOUT = (TimeoutError, httpx.TimeoutException)
+
+
+def _stopped_on_the_way(url: httpx.URL, error: Exception) -> Lost | None:
+    """What a proxy says that opens no tunnel, for the login or the host; its other failures may pass."""
+    cause = error.__cause__
+    if isinstance(cause, aiohttp.ClientHttpProxyError) and cause.status in (401, 403, 405, 407):
+        return _passes_nothing_on(proxy_for(url) or url, cause.status)
+    return None
+
+
+def _passes_nothing_on(proxy: httpx.URL, status: int) -> Lost:
+    why = "asks for a login, or refuses the one it is given" if status == 407 else "passes no request on"
+    place = f"{proxy.scheme}://{proxy.netloc.decode()}"
+    return Lost("proxy", sent=False, message=f"the proxy {place} {why} (HTTP {status})")
 
 
 def _lost(error: Exception) -> Lost:

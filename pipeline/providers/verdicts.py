@@ -61,13 +61,13 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, secret: st
 
 
 def unanswered(lost: Lost, *, secret: str = "") -> Verdict:
-    """A request that got no response, or none that could be read: worth another try, whatever the reason.
+    """A request that got no response, or none that could be read: worth another try, unless a proxy refuses all.
 
     What was sent may have been answered and billed. What breaks HTTP comes back the same way: it is asked once more.
     """
     unreadable = lost.kind == "unreadable"
     return Verdict(
-        kind="transient",
+        kind="proxy" if lost.kind == "proxy" else "transient",
         error_kind="malformed_reply" if unreadable else "timeout" if lost.kind == "timeout" else "network",
         message=clean(lost.message, secret),
         sent=lost.sent,

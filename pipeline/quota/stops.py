@@ -24,8 +24,19 @@ def down(seconds: float) -> ServiceError:
     )
 
 
+def refused_by_proxy(verdict: Verdict) -> AuthError:
+    """The way to the service is barred by what the environment names."""
+    return AuthError(
+        f"No request reaches the service: {verdict.message}.",
+        "Put the login into HTTPS_PROXY or HTTP_PROXY, as http://USER:PASSWORD@HOST:PORT; or name the service's host in"
+        " NO_PROXY to go without.",
+    )
+
+
 def stopped_by(verdict: Verdict) -> PipelineError:
     """The end of a run in which no other prompt would fare better."""
+    if verdict.kind == "proxy":
+        return refused_by_proxy(verdict)
     if verdict.kind == "auth":
         status = f" (HTTP {verdict.http_status})" if verdict.http_status else ""
         return AuthError(

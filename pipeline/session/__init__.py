@@ -26,6 +26,7 @@ from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
 from pipeline.quota.book import QuotaBook, read_known
 from pipeline.quota.daily import day_of, until_text
+from pipeline.quota.stops import refused_by_proxy
 from pipeline.records import Document, Limits, Verdict
 from pipeline.session.state import quota_place
 from pipeline.source import Source, open_source, output_conflict
@@ -278,6 +279,8 @@ async def check_service(session: Session, forget: bool = False) -> list[tuple[st
     async with open_provider(job, session.options.offline) as provider:
         found = await provider.list_models()
         if isinstance(found, Verdict):
+            if found.kind == "proxy":
+                raise refused_by_proxy(found)
             if found.kind == "auth":
                 raise AuthError(
                     f"{provider.endpoint} refuses the key: {found.message}", "look at the key; nothing was spent"
