@@ -4,7 +4,7 @@
 
 Rows of 1 kB, one core, plan, journal, parts and export included. Prints rows/s and the peak of memory. With `--sorted`
 rows grow from 0.2 to 1.8 kB from the first to the last, so that the table is read in two places at once. With
-`--answered` rows have 0.25 kB and all but the last 12,000 or so lie answered in sealed parts when the run starts,
+`--answered` rows have 0.25 kB and all but the last 100,000 lie answered in sealed parts when the run starts,
 written by another process: what grows with rows (check of ids, outcomes, index of contents, plan, export, report) is
 seen at millions of them in minutes. They are not made by the network, the dispatcher or the flows.
 """
@@ -39,6 +39,9 @@ RAW = orjson.dumps(
     }
 )
 
+
+LEFT = 100_000
+"""Rows to be answered with `--answered`: so many that what calls take in memory has come to its height."""
 
 _INPUT = """
 import sys, polars as pl
@@ -124,12 +127,12 @@ def peak_mb() -> float:
 
 
 def answered(prepared: session.Session, rows: int) -> int:
-    """Write sealed parts of all rows but some 10,000, in a process of its own; returns how many are left."""
+    """Write sealed parts of all rows but some `LEFT`, in a process of its own; returns how many are left."""
     store = RunStore(prepared.directory, parse_reply)
     store.open(prepared.manifest())
     store.close()
-    parts = max(rows - 10_000, 0) // SEAL_ROWS
-    command = [sys.executable, "-c", _PARTS, str(prepared.directory), *map(str, (rows - 10_000, SEAL_ROWS)), ANSWER]
+    parts = max(rows - LEFT, 0) // SEAL_ROWS
+    command = [sys.executable, "-c", _PARTS, str(prepared.directory), *map(str, (rows - LEFT, SEAL_ROWS)), ANSWER]
     subprocess.run(command, check=True)
     return rows - parts * SEAL_ROWS
 
