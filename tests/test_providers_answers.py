@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from test_providers_gemini import OK, answer, generate, prompt
 
 from pipeline.prices import cost, fixed_rates
-from pipeline.providers.answers import parse_reply
+from pipeline.providers.answers import Answer, Unread, parse_reply, read_answer
 from pipeline.providers.encoding import TooLarge, Undecodable, decoded
+from pipeline.providers.foreign import MOST_FIELDS
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
 from pipeline.providers.usage import read_usage
@@ -614,3 +615,13 @@ def test_usage_of_any_counts_is_sane(counts: dict[str, Any], text: str) -> None:
 )
 def test_usage_knows_whether_the_answers_length_was_told(usage: object, text: str, is_told: bool) -> None:
     assert read_usage(usage, text, 20).output_told is is_told
+
+
+@pytest.mark.case("D7")
+def test_of_a_million_fields_the_first_are_looked_at() -> None:
+    junk = {f"junk_{number}": 1 for number in range(MOST_FIELDS)}
+    late = orjson.dumps(junk | {"usage_metadata": {"prompt_token_count": 7}})
+    early = orjson.dumps({"usage_metadata": {"prompt_token_count": 7}} | junk)
+    assert isinstance(read_answer(late), Unread)
+    answer = read_answer(early)
+    assert isinstance(answer, Answer) and answer.usage == {"prompt_token_count": 7}

@@ -7,11 +7,12 @@ other), the same inside a wrapper, and OpenAI's chat completion, whole or in pie
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import orjson
 
-from pipeline.providers.foreign import folded, mapping, mappings, read_values, string
+from pipeline.providers.foreign import MOST_FIELDS, folded, mapping, mappings, read_values, string
 from pipeline.providers.usage import read_usage
 from pipeline.records import EMULATOR_FIELD, EMULATOR_RESPONSE_ID, ErrorKind, Prompt, Reply, Status, Usage
 
@@ -111,7 +112,7 @@ def read_answer(raw: bytes) -> Answer | Unread:
     if reading.holed or (reading.streamed and answer.candidates and not (answer.finish or reading.ended)):
         return Unread("the answer was cut short")
     if not (answer.candidates or answer.block or answer.usage):
-        names = ", ".join(name for name in pieces[0] if _PLAIN_NAME.fullmatch(name))[:100]
+        names = ", ".join(name for name in islice(pieces[0], MOST_FIELDS) if _PLAIN_NAME.fullmatch(name))[:100]
         return Unread(
             f"the answer has another form than generateContent (its fields: {names or 'none'}): "
             "is [endpoint] base_url the address of the service's Gemini interface?",

@@ -4,7 +4,7 @@
 
 Rows of 1 kB, one core, plan, journal, parts and export included. Prints rows/s and the peak of memory. With `--sorted`
 rows grow from 0.2 to 1.8 kB from the first to the last, so that the table is read in two places at once. With
-`--answered` rows have 0.25 kB and all but the last 100,000 lie answered in sealed parts when the run starts,
+`--answered` rows have 0.25 kB and all but the last 400,000 lie answered in sealed parts when the run starts,
 written by another process: what grows with rows (check of ids, outcomes, index of contents, plan, export, report) is
 seen at millions of them in minutes. They are not made by the network, the dispatcher or the flows.
 """
@@ -40,7 +40,7 @@ RAW = orjson.dumps(
 )
 
 
-LEFT = 100_000
+LEFT = 400_000
 """Rows to be answered with `--answered`: so many that what calls take in memory has come to its height."""
 
 _INPUT = """
