@@ -1,5 +1,8 @@
 """What stops a run in its middle, by the whole command line: exit 3, answers are kept, nothing is bought twice."""
 
+import errno
+import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,6 +102,48 @@ def test_a_proxy_that_asks_for_a_login_is_named_and_not_the_key(
     stopped = cli("run", job, "--yes")
     assert stopped.code == 3 and "What was answered is kept." in stopped.err and f"http://{proxy} " in stopped.err
     assert Counter(pl.read_parquet("out.parquet")["status"]) == {"ok": BEFORE, "pending": ROWS - BEFORE}
+
+
+def test_a_disk_that_fills_in_mid_run_has_room_for_what_is_in_flight(
+    job: Path, here: Path, service: Service, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.write_text(job.read_text().replace("concurrency = 2", "concurrency = 8"))
+    service.instead = lambda number: time.sleep(
+        0.1 * (number > BEFORE)
+    )  # one after another: longer than to the next sync
+    reserve, write = here / "runs/midway/reserve", os.write
+
+    def crowded(fd: int, data: bytes) -> int:
+        """The journals find no room after the first answers, but where the reserve was."""
+        journals = {path.stat().st_ino for path in here.glob("runs/midway/journal-*")}
+        if service.asked > BEFORE and reserve.exists() and os.fstat(fd).st_ino in journals:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", crowded)
+        stopped = cli("run", job, "--yes")
+    assert stopped.code == 3 and "no space is left on the disk of runs/midway" in stopped.err, stopped.err
+    assert "What was answered is kept." in stopped.err and "make room" in stopped.err
+    assert len(service.answered) > BEFORE and not reserve.exists()
+    assert Counter(pl.read_parquet("out.parquet")["status"])["ok"] == len(service.answered)
+    service.instead = lambda number: None
+    assert cli("run", job, "--yes").code == 0
+    assert len(service.answered) == ROWS and set(service.answered.values()) == {1}, "nothing is paid twice"
+    assert not reserve.exists()
+
+
+def test_a_disk_without_room_for_what_will_be_in_flight_is_told_before_the_first_call(
+    job: Path, service: Service, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "posix_fallocate", refuse, raising=False)
+        stopped = cli("run", job, "--yes")
+    assert stopped.code == 2 and "less than 8 MB are left" in stopped.err and not service.answered
+    assert cli("run", job, "--yes").code == 0
 
 
 @pytest.mark.parametrize("name", ["calls", "results", "parts.jsonl"])

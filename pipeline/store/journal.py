@@ -20,6 +20,7 @@ import orjson
 from pipeline.errors import RESUMABLE, RunStateError
 from pipeline.records import Reply, Result
 from pipeline.store.lines import Call, Ended, Sent, record_of
+from pipeline.store.reserve import Reserve
 
 _HEADER = b'{"journal":'
 _SUM = b',"crc":"%08x"}\n'
@@ -40,9 +41,11 @@ class Whose(NamedTuple):
 class Journal:
     """One journal file of the run `run`, open for appending. Raises `RunStateError` when the disk refuses."""
 
-    def __init__(self, path: Path, run: str, carried: Iterable[bytes] = ()) -> None:
-        """`carried` are the lines that a new one begins with, of the journal before it."""
+    def __init__(self, path: Path, run: str, carried: Iterable[bytes] = (), reserve: Reserve | None = None) -> None:
+        """`carried` are the lines that a new one begins with, of the journal before it. `reserve` is what a full disk
+        is helped out with, once."""
         self.path = path
+        self._reserve = reserve
         self._seed = crc32(run.encode())
         self._torn = False
         try:
@@ -72,8 +75,11 @@ class Journal:
             with suppress(OSError):
                 os.ftruncate(self._fd, self.size)
                 self._torn = False
-            raise self._refused(error) from None
-        self.size += len(content)
+            if not (self._reserve and self._reserve.helps(error)):
+                raise self._refused(error) from None
+            self._write(content)
+        else:
+            self.size += len(content)
 
     def sync(self) -> None:
         """Force what was appended to the disk; nothing to do when nothing was.

@@ -38,6 +38,7 @@ from pipeline.store.lines import Call, Sent, call_line, ended_line, kept, result
 from pipeline.store.manifest import VERSION, Lock, Manifest, differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
+from pipeline.store.reserve import Reserve
 from pipeline.store.state import Batch, Outcomes, is_passing, is_unused, load
 
 SEAL_ROWS = 4_000
@@ -74,6 +75,7 @@ class RunStore:
         self._room = anyio.Event()
         self._log: BinaryIO
         self._lock: Lock
+        self._reserve = Reserve(self.directory / "reserve")
 
     def open(self, manifest: Manifest) -> bool:
         """Take the directory, recover what a crash left, and say whether a run is continued.
@@ -98,6 +100,8 @@ class RunStore:
                 self._content = ContentIndex(self.directory)
                 failed.callback(self._content.close)
                 self._content.catch_up()
+                self._reserve.take()
+                failed.callback(self._reserve.give_back)
                 self._log = (self.directory / "run.log").open("ab", buffering=0)
                 (self.directory / "run.log").chmod(0o600)
                 failed.pop_all()
@@ -228,11 +232,20 @@ class RunStore:
             while True:
                 await anyio.sleep(SYNC_S)
                 await anyio.to_thread.run_sync(self._journal.sync)
+                if self._reserve.is_used:
+                    raise self._full()
                 if self._is_due(1):
                     await self.seal()
         finally:
             self._is_kept = False
             self._room.set()
+
+    def _full(self) -> RunStateError:
+        return RunStateError(
+            f"no space is left on the disk of {self.directory}: nothing more is asked\n"
+            "What was in flight is written where room was kept for it.",
+            "make room, then run the same command again",
+        )
 
     def _is_due(self, seals: int) -> bool:
         fresh = self._journal.size - self._carried_bytes
@@ -255,6 +268,7 @@ class RunStore:
         with ExitStack() as closing:
             closing.callback(self._lock.release)
             closing.callback(self._close_log)
+            closing.callback(self._reserve.give_back)
             closing.callback(self._content.close)
             closing.callback(lambda: self._journal.close())
             if self._can_seal():
@@ -328,7 +342,7 @@ class RunStore:
             self._note_unread(call)
         batch.calls = [call for call in batch.calls if not call.has_cost or call.row in finished]
         carried = [*(call.line for call in kept_on), *map(sent_line, batch.in_flight.values())]
-        self._journal = Journal(journal_path(self.directory, self._batch.number), self._run, carried)
+        self._journal = Journal(journal_path(self.directory, self._batch.number), self._run, carried, self._reserve)
         self._carried_bytes = self._journal.size
         return batch
 

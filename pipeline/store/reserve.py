@@ -1,0 +1,60 @@
+"""Room kept free beside the journals: when the disk fills, the answers to what is in flight are still written."""
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.errors import RunStateError
+
+RESERVE_BYTES = 8 * 2**20
+"""The replies to 500 requests in flight, at 4,000 tokens each."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Reserve:
+    """A file of `RESERVE_BYTES` that is there while a run is, and goes when its room is needed.
+
+    Where the file system promises no room, as one that compresses, it holds less than that, or nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_taken = False
+        self.is_used = False
+        """Whether the room was needed: nothing more should be asked."""
+
+    def take(self) -> None:
+        """Take the room. Raises `RunStateError` when there is not so much, and `OSError` for another refusal."""
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._is_taken = True
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+            else:  # macOS
+                os.write(descriptor, bytes(RESERVE_BYTES))
+        except OSError as error:
+            self.give_back()
+            if error.errno in _FULL:
+                raise RunStateError(
+                    f"cannot write {self._path.parent}: less than {RESERVE_BYTES // 2**20} MB are left there"
+                    "\nWhat is kept there is untouched.",
+                    "make room, then run the same command again",
+                ) from None
+        finally:
+            os.close(descriptor)
+
+    def helps(self, error: OSError) -> bool:
+        """Whether what was refused so may be tried again, as there is room now."""
+        if error.errno not in _FULL or not self._is_taken:
+            return False
+        self.give_back()
+        self.is_used = True
+        return True
+
+    def give_back(self) -> None:
+        """Return the room to the disk."""
+        if self._is_taken:
+            self._is_taken = False
+            with suppress(OSError):
+                self._path.unlink()
