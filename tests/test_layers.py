@@ -24,6 +24,7 @@ RANKS: dict[str, int] = {
     "records": 0,
     "terminal": 0,
     "values": 0,
+    "cells": 1,
     "process": 1,
     "spill": 1,
     "environment": 1,

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.cells import as_text, cells, json_cells, kind, texts, written
 from pipeline.templates import Template
-from pipeline.values import Exact, Unreadable, as_text, cells, json_cells, json_text, kind, texts, written
+from pipeline.values import Exact, Unreadable, json_text
 
 
 def printed(column: pl.Series) -> list[str]:

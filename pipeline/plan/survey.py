@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from pipeline.cells import as_text
 from pipeline.plan.amounts import kind_column
 from pipeline.source.documents import ROW, Source
 from pipeline.spill import Spill
-from pipeline.values import as_text
 
 _FRAME_ROWS = 8192
 _SLICE_ROWS = 2**18

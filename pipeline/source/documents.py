@@ -13,13 +13,14 @@ from pathlib import Path
 import orjson
 import polars as pl
 
+from pipeline.cells import cells, json_cells, kind, leaves, texts
 from pipeline.errors import InputError
 from pipeline.records import Document
 from pipeline.source import jsonl, standing
 from pipeline.source.csvs import separator_setting
 from pipeline.source.tables import Table, open_table
 from pipeline.source.unique import hashed, repeats
-from pipeline.values import Fields, Kind, cells, json_cells, kind, leaves, texts
+from pipeline.values import Fields, Kind
 
 ROW = "\0row"
 """Name of the row number's column, as no table has it: Int64, from 0 over the rows that `where` lets through, in file

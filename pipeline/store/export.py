@@ -10,10 +10,10 @@ import orjson
 import polars as pl
 from polars.io.plugins import register_io_source
 
+from pipeline.cells import holds_times, written
 from pipeline.errors import InputChanged, InputError, PipelineError
 from pipeline.store.parts import RESULTS_SCHEMA, PolarsDataType, part_paths, read_part
 from pipeline.store.place import Counted, refusal_of
-from pipeline.values import holds_times, written
 
 ROW = "\0row"
 PENDING = "pending"
