@@ -14,7 +14,7 @@ from pipeline.chunking import split
 from pipeline.errors import Halted, JobError
 from pipeline.job import Job
 from pipeline.records import Document, ErrorKind, Params, Prompt, Reply, Step
-from pipeline.templates import Parts, Template
+from pipeline.templates import Parts, Template, try_merging
 from pipeline.tokens import estimate
 from pipeline.values import Unreadable
 
@@ -25,6 +25,7 @@ MOST_CHARACTERS = 2**26
 MOST_BYTES = 2**27
 """The same in UTF-8, where a Chinese character has three: 128 for each token."""
 _SLICE = 2**20
+_BLANK = "the template makes an empty prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,10 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
         prompt = build(document, "answer", job.template, job.params, own)
         reply = await call(prompt)
         return Answer(reply, (reply,), 1, prompt.input_tokens_est)
+    try:
+        try_merging(reduce_template, document.fields)  # before its pieces are paid for
+    except JobError as error:
+        raise _Unrendered("template_error", error.message) from None
     prompts = [
         build(
             document,
@@ -146,6 +151,8 @@ def build(
         text = template.render(document.fields, own)
     except JobError as error:
         raise _Unrendered("template_error", error.message) from None
+    if not text.strip():
+        raise _Unrendered("empty_input", f"{_BLANK}; {template.where}")
     _refuse_beyond(len(text), text)  # before it is copied for its hash, its tokens, the journal and the wire
     digest = hashlib.blake2b(params.digest, digest_size=16)
     digest.update(text.encode("utf-8", "surrogatepass"))
@@ -165,7 +172,11 @@ def check_rendering(job: Job, documents: Iterable[Document]) -> None:
             continue
         own: dict[str, object] = {} if document.text is None else {"text": document.text}
         try:
-            job.template.render(document.fields, own | ({"chunk": 1, "chunks": 1} if job.spec.chunk else {}))
+            text = job.template.render(document.fields, own | ({"chunk": 1, "chunks": 1} if job.spec.chunk else {}))
+            if not text.strip():
+                raise JobError(f"{_BLANK}\n{job.template.where}")
+            if job.reduce_template and _is_cut(document, job):
+                try_merging(job.reduce_template, document.fields)
             return
         except JobError as error:
             if any(isinstance(value, Unreadable) for value in document.fields.values()) or "fuel" in error.message:
@@ -174,6 +185,11 @@ def check_rendering(job: Job, documents: Iterable[Document]) -> None:
             failed += 1
     if first and failed > 1:
         raise JobError(f"{first.message}\nIt fails on each of {failed:,} rows.", first.hint)
+
+
+def _is_cut(document: Document, job: Job) -> bool:
+    chunk = job.spec.chunk
+    return chunk is not None and document.text is not None and estimate(document.text) > chunk.max_tokens
 
 
 def _refuse_beyond(characters: int, text: str = "") -> None:

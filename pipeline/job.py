@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ def load(path: Path, flags: Mapping[str, object] | None = None) -> Job:
             if isinstance(data.setdefault(section, {}), dict):
                 data[section][key] = value
                 origins[name] = "flag"
+    _refuse_huge(data, path)
     try:
         spec = JobFile.model_validate(data)
     except ValidationError as error:
@@ -143,6 +145,10 @@ def _compile(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
     if prompt.system_file is not None:
         system = read_text(prompt.system, prompt.system_file, beside, f"{path}, [prompt] system")
     model = spec.model
+    safety = sorted(_safety(name, value) for name, value in model.safety.items())
+    for (name, _), (following, _) in pairwise(safety):
+        if name == following:
+            raise JobError(f"[model] safety names {name} twice\n{path}")
     params = Params(
         model=model.name.removeprefix("models/"),
         system=system,
@@ -154,7 +160,7 @@ def _compile(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
         stop=tuple(model.stop),
         thinking=model.thinking,
         response_mime_type=model.response_mime_type,
-        safety=tuple(sorted(_safety(name, value) for name, value in model.safety.items())),
+        safety=tuple(safety),
     )
     reduce_template = reduce_params = None
     if spec.chunk and spec.reduce:
@@ -176,6 +182,16 @@ def _compile(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
             max_output_tokens=reduce.max_output_tokens or params.max_output_tokens,
         )
     return Job(path.stem, path, spec, template, reduce_template, params, reduce_params, origins)
+
+
+def _refuse_huge(data: Mapping[str, Any], path: Path, place: tuple[str, ...] = ()) -> None:
+    """Raise for a whole number that TOML lacks, at any depth: nothing that it is written to or sent in has it."""
+    for key, value in data.items():
+        if isinstance(value, dict):
+            _refuse_huge(value, path, (*place, key))
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            section, *rest = (*place, key)
+            raise JobError(f"[{section}] {'.'.join(rest)}: the number has more than 64 bits\n{path}")
 
 
 def _safety(name: str, value: str) -> tuple[str, str]:

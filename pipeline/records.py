@@ -15,7 +15,7 @@ ErrorKind = Literal[
     "prompt_blocked",  # the safety filter refused the prompt
     "answer_blocked",  # the safety filter withheld the answer
     "recitation",  # the answer was cut because it repeats published text
-    "empty_input",  # the document has no text: nothing was sent
+    "empty_input",  # the document has no text, or its prompt: nothing was sent
     "template_error",  # the template fails on the values of this row
     "too_long",  # larger than the model's context or than a whole minute's token quota
     "invalid_request",  # the service refused this prompt (400, 404, 413, 422)

@@ -179,6 +179,8 @@ class Cache(_Section):
         if self.url is None or "://" not in self.url:
             if self.password_env is not None:
                 raise ValueError("password_env is for a Redis server: url names none")
+            if self.url is not None and (not Path(self.url).name or "\0" in self.url):
+                raise ValueError("url must be the path of a file, or redis://host:port/db")
             return self
         try:
             parts = urlsplit(self.url)

@@ -411,7 +411,7 @@ def test_each_parameter_changes_the_fingerprint(changed: dict[str, Any]) -> None
 
 
 @settings(deadline=None)
-@given(st.text(), st.text())
+@given(*[st.text().filter(str.strip)] * 2)
 def test_the_text_and_only_the_text_changes_the_fingerprint(one: str, other: str) -> None:
     params = Params("m")
     first, second = prompt_of(params, x=one), prompt_of(params, x=other)
@@ -507,8 +507,8 @@ def test_a_prompt_beyond_any_context_is_refused_uncounted_and_in_pieces_it_is_an
         ("{{ topic }}{{ end }}", True),
         ("{{ (topic) }}", True),
         ("{% set topic = topic[:9] %}{{ topic }}", False),
-        ("{% if end %}{% set topic = '' %}{% endif %}{{ topic }}", False),
-        ("{% if not end %}{{ topic }}{% endif %}", False),
+        ("{% if end %}{% set topic = 'x' %}{% endif %}{{ topic }}", False),
+        ("{% if not end %}{{ topic }}{% endif %}x", False),
         ("{{ topic|length }}", False),
     ],
 )
@@ -540,9 +540,52 @@ def test_a_prompt_is_measured_in_bytes_too(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_merge_that_cannot_be_rendered_still_shows_what_the_parts_cost(tmp_path: Path) -> None:
-    job = chunked(tmp_path, reduce={"template": "{{ parts }} {{ 1 + topic }}"})
+    job = chunked(tmp_path, reduce={"template": "{{ parts[0]|int }}"})
     service = Service()
     answer = run(job, text(LONG, topic="words"), service)
     assert (answer.final.error_kind, answer.chunks) == ("template_error", len(service.of("map")))
     assert len(answer.replies) == len(service.asked) == answer.chunks > 1
     assert answer.input_tokens_est == sum(prompt.input_tokens_est for prompt in service.asked)
+
+
+# ---- what no answer can make right is not paid for
+
+
+@pytest.mark.case("P1")
+@pytest.mark.parametrize(
+    "broken", ["{{ parts.foo }}", "{{ parts }}{{ n|round }}", "{{ parts + 1 }}", "{{ parts[0].x.y }}"]
+)
+def test_a_merging_that_fails_whatever_is_answered_fails_before_its_pieces_are_bought(
+    tmp_path: Path, broken: str
+) -> None:
+    service = Service()
+    answer = run(chunked(tmp_path, reduce={"template": f"{broken} {{{{ parts }}}}"}), text(LONG, n=None), service)
+    assert service.asked == []
+    assert (answer.final.status, answer.final.error_kind) == ("invalid", "template_error")
+    assert "[reduce] template, line 1" in answer.final.error
+
+
+@pytest.mark.case("P1")
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ parts|first|int }}",
+        "{{ parts[1].split(': ')[1] }}",
+        "{% for part in parts %}{{ part.split('SCORE=')[2]|float }}{% endfor %}",
+        "{{ parts[11] }}",
+    ],
+)
+def test_a_merging_that_some_answers_make_right_is_tried_on_the_true_ones(tmp_path: Path, template: str) -> None:
+    service = Service(lambda prompt: Reply("SCORE=2SCORE=3", "ok") if "float" in template else told(prompt))
+    run(chunked(tmp_path, reduce={"template": template}), text(LONG), service)
+    assert len(service.of("map")) > 2
+
+
+@pytest.mark.case("P1")
+@pytest.mark.parametrize("blank", ["", " \n", None])
+def test_a_prompt_of_which_nothing_is_left_is_not_sent(tmp_path: Path, blank: str | None) -> None:
+    service = Service()
+    answer = run(make_job(tmp_path, prompt={"template": "{{ topic }}\n"}), Document(0, "0", {"topic": blank}), service)
+    assert service.asked == []
+    assert (answer.final.status, answer.final.error_kind) == ("invalid", "empty_input")
+    assert answer.final.error.startswith("the template makes an empty prompt; ")

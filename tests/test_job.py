@@ -573,3 +573,23 @@ def test_a_separator_is_one_character(tmp_path: Path, mark: str) -> None:
     path = write_job(tmp_path, PLAIN)
     assert "a separator is one character" in refused(lambda: load(path, {"input.separator": mark})).message
     assert load(path, {"input.separator": "\t"}).spec.input.separator == "\t"
+
+
+@pytest.mark.case("S7")
+@pytest.mark.parametrize(("section", "key"), [("model", "max_output_tokens"), ("model", "top_k"), ("limits", "rpm")])
+def test_a_number_beyond_64_bits_is_refused(tmp_path: Path, section: str, key: str) -> None:
+    with pytest.raises(JobError, match=rf"\[{section}\] {key}: the number has more than 64 bits"):
+        make_job(tmp_path, **{section: {key: 10**20}})
+
+
+def test_a_category_of_safety_stands_once_however_it_is_spelled(tmp_path: Path) -> None:
+    twice = {"harassment": "OFF", "HARM_CATEGORY_HARASSMENT": "BLOCK_NONE"}
+    with pytest.raises(JobError, match="safety names HARM_CATEGORY_HARASSMENT twice"):
+        make_job(tmp_path, model={"safety": twice})
+
+
+@pytest.mark.case("S7")
+@pytest.mark.parametrize("url", ["", ".", "/", "./", "a\0b"])
+def test_a_cache_is_the_path_of_a_file(tmp_path: Path, url: str) -> None:
+    with pytest.raises(JobError, match=r"\[cache\]: url must be the path of a file"):
+        make_job(tmp_path, cache={"url": url})

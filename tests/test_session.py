@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from serving import served, stats
 
-from jobs import PLAIN, make_job, write_job
+from jobs import CHUNKED, PLAIN, make_job, write_job
 from pipeline import report, running, session
 from pipeline.engine import Monitor
 from pipeline.errors import BudgetReached, InputError, JobError, RunStateError
@@ -330,3 +330,19 @@ def test_words_for_true_and_false_in_a_csv_are_no_condition(here: Path, conditio
     (here / "topics.csv").write_text("topic,flag\nrain,yes\nsnow,\nfog,maybe\n")
     again = Options(offline=True, fresh=True)
     assert play(here, again, prompt={"template": f"{{{{ topic }}}} {condition}"}).exit_code == 0
+
+
+@pytest.mark.case("P1")
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"prompt": {"template": " \n"}}, "the template makes an empty prompt"),
+        ({"reduce": {"template": "{{ parts }}{{ parts.all }}"}}, r"`parts.all` is undefined\n.*\[reduce\] template"),
+    ],
+)
+def test_a_template_that_no_row_and_no_answer_makes_right_is_refused(here: Path, sections: Any, said: str) -> None:
+    (here / "texts.jsonl").write_text("".join(f'{{"topic":"{n}","body":"{"A sentence. " * 90}"}}\n' for n in range(3)))
+    (here / "topics.csv").write_text("topic\nrain\nsnow\n")
+    with pytest.raises(JobError, match=said):
+        play(here, **({**CHUNKED, **sections} if "reduce" in sections else sections))
+    assert not (here / "runs").exists()

@@ -210,6 +210,8 @@ def _found(given: Input, sums: Sums) -> Mapping[str, Found]:
         "repeats": Found(int(repeats.sum()), alike),
         "empty_input": Found(int(empty.sum()), tuple(Example(row, keys[row], "") for row in blank)),
     }
+    if not blank:  # the text column has a word in each row, or there is none: what the template makes nothing of
+        found["empty_input"] = Found(round(sums.named["empty_input"]), sums.examples.get("empty_input", ()))
     for name in ("too_long", "template_error", "chunked"):
         found[name] = Found(round(sums.named[name]), sums.examples.get(name, ()))
     return {name: each for name, each in found.items() if each.rows}

@@ -75,8 +75,8 @@ class Tally:
         if forecast.refused == "too_long":
             name, tokens = "too_long", forecast.largest_tokens
             remark = f"{tokens:,} tokens" if tokens else "too long to be counted"
-        elif forecast.refused == "template_error":
-            name, remark = "template_error", ""
+        elif forecast.refused in ("template_error", "empty_input"):
+            name, remark = forecast.refused, ""
         elif forecast.chunks > 1:
             name, remark = "chunked", f"{forecast.chunks} pieces"
         else:

@@ -18,6 +18,7 @@ from pipeline.values import Exact, Kind, Unreadable, json_text
 CHUNK_VARIABLES = frozenset({"text", "chunk", "chunks"})
 REDUCE_VARIABLES = frozenset({"parts"})
 
+_QUOTED = re.compile(r"""'([^']+)'|"([^"]+)\"""")
 _FUEL = 20_000_000
 """Instructions of one rendering, about 3 s: a loop in a loop over `range(100000)` must not hold up a run."""
 
@@ -113,6 +114,23 @@ class Template:
         except Exception as error:  # of a method of a value, such as a date's
             reason = f"{type(error).__name__}: {error}"
             raise JobError(f"the template fails: {reason}\n{self.where}") from None
+
+
+def try_merging(template: Template, fields: Mapping[str, object]) -> None:
+    """Raise the `JobError` with which a [reduce] template fails on this row whatever the answers to its pieces are.
+
+    It is tried on numbers, on texts, on many, and on answers that hold each text that stands in the template.
+    """
+    told = "".join(f"{one or other}1" for one, other in _QUOTED.findall(template.source))
+    first: JobError | None = None
+    for answers in (["1", "2"], ["One: 1", "Two: 2"], ["1"] * 50, [told * 50] * 50):
+        try:
+            template.render(fields, {"parts": Parts(answers)})
+            return
+        except JobError as error:
+            first = first or error
+    assert first
+    raise first
 
 
 def read_template(inline: str | None, file: str | None, beside: Path, where: str) -> Template:
