@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 from polars.datatypes import DataTypeClass
 
-from pipeline.values import Clock, Exact, Fields, Instant, Items, Kind, Span, Unreadable, parsed
+from pipeline.values import Clock, Exact, Fields, Instant, Items, Kind, Span, Unreadable, json_text, parsed
 
 _DAY_S = 86_400
 _FIRST_DAY, _LAST_DAY = (day.toordinal() - date(1970, 1, 1).toordinal() for day in (date.min, date.max))
@@ -80,6 +80,42 @@ def leaves(dtype: pl.DataType | DataTypeClass) -> Iterator[pl.DataType | DataTyp
 def holds_times(dtype: pl.DataType | DataTypeClass) -> bool:
     """Whether there are dates or times in this type: polars cannot write those far from today as text."""
     return any(leaf in (pl.Date, pl.Datetime) for leaf in leaves(dtype))
+
+
+def holds_floats(dtype: pl.DataType | DataTypeClass) -> bool:
+    """Whether there are numbers within this nested type that JSON may lack."""
+    return dtype.is_nested() and any(leaf.is_float() for leaf in leaves(dtype))
+
+
+def written_nested(column: pl.Series) -> pl.Series:
+    """A column that `holds_floats` as JSON texts of a .jsonl; a number that JSON lacks is its word."""
+    dtype = column.dtype
+    texts = written(column, ".jsonl") if holds_times(dtype) else _encoded(column.to_frame("v"))
+    if not _has_odd(column):
+        return texts.rename(column.name)
+    values = column.to_frame().cast({column.name: _physical(dtype)}).to_series().to_list()
+    worded = (json_text(_worded(parsed(text), value)) for text, value in zip(texts.to_list(), values, strict=True))
+    return pl.Series(column.name, list(worded), dtype=pl.String)
+
+
+def _has_odd(column: pl.Series) -> bool:
+    dtype = column.dtype
+    if isinstance(dtype, pl.Struct):
+        return any(map(_has_odd, column.struct.unnest().get_columns()))
+    if isinstance(dtype, pl.List | pl.Array):
+        return _has_odd(column.explode())
+    return dtype.is_float() and not column.is_finite().all()
+
+
+def _worded(told: Any, value: Any) -> Any:
+    """What JSON tells of a value, with words for the numbers that it tells as null."""
+    if isinstance(told, dict):
+        return {name: _worded(item, value[name]) for name, item in told.items()}
+    if isinstance(told, list):
+        return [_worded(item, other) for item, other in zip(told, value, strict=True)]
+    if told is not None or not isinstance(value, float):
+        return told
+    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
 
 
 def written(column: pl.Series, suffix: str) -> pl.Series:

@@ -320,6 +320,28 @@ def test_a_number_that_json_lacks_is_its_word_and_not_null(tmp_path: Path, resul
     assert [json.loads(line)["v"] for line in path.read_text().splitlines()] == values[6:]
 
 
+@pytest.mark.case("T9")
+def test_a_number_that_json_lacks_is_its_word_at_any_depth(tmp_path: Path, results: Path) -> None:
+    nan, infinite = float("nan"), float("inf")
+    deep = [{"on": date(2024, 1, 2), "l": [{"x": nan, "s": 'é"', "d": Decimal("1.50")}]}, None, {"on": None, "l": []}]
+    frame = pl.DataFrame(
+        {
+            "list": [[1.0, nan, None], [], None],
+            "array": pl.Series([[0.1, -infinite], None, [1.0, 2.0]], dtype=pl.Array(pl.Float32, 2)),
+            "deep": deep,
+            "ones": [[1], [2], None],
+        }
+    )
+    path = tmp_path / "out.jsonl"
+    put(batches(frame), frame.schema, results, path, 3)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["list"] for row in rows] == [[1.0, "NaN", None], [], None]
+    assert [row["array"] for row in rows] == [[0.1, "-Infinity"], None, [1.0, 2.0]]
+    told = {"on": "2024-01-02", "l": [{"x": "NaN", "s": 'é"', "d": "1.50"}]}
+    assert [row["deep"] for row in rows] == [told, None, {"on": None, "l": []}]
+    assert [row["ones"] for row in rows] == [[1], [2], None]
+
+
 def test_results_have_the_documented_types() -> None:
     schema = output_schema(pl.Schema({"id": pl.String}), Path("out.csv"))
     assert list(schema) == ["id", *RESULT_COLUMNS]

@@ -10,7 +10,7 @@ import orjson
 import polars as pl
 from polars.io.plugins import register_io_source
 
-from pipeline.cells import holds_times, written
+from pipeline.cells import holds_floats, holds_times, written, written_nested
 from pipeline.errors import InputChanged, InputError, PipelineError
 from pipeline.store.parts import RESULTS_SCHEMA, PolarsDataType, part_paths, read_part
 from pipeline.store.place import Counted, refusal_of
@@ -156,13 +156,20 @@ def _check_keys(frame: pl.DataFrame) -> None:
 def _write(frames: Iterator[pl.DataFrame], schema: pl.Schema, form: Form, raw: Collection[str], file: BinaryIO) -> None:
     """Write the frames in the form; `raw` names their columns of JSON texts."""
     texts = [name for name, dtype in schema.items() if dtype in _TEXTS] if form.csv_safe else []
-    times = [name for name, dtype in schema.items() if name not in RESULT_COLUMNS and holds_times(dtype)]
+    own = {name: dtype for name, dtype in schema.items() if name not in RESULT_COLUMNS}
+    nested = [name for name, dtype in own.items() if form.suffix == ".jsonl" and holds_floats(dtype)]
+    if nested:
+        plain = frames
+        frames = (frame.with_columns(written_nested(frame[name]) for name in nested) for frame in plain)
+        schema = pl.Schema(schema | dict.fromkeys(nested, pl.String()))
+        raw = {*raw, *nested}
+    times = [name for name, dtype in own.items() if name not in nested and holds_times(dtype)]
     if times and form.suffix != ".parquet":
         rows = frames  # the generators below run later
         frames = (frame.with_columns(written(frame[name], form.suffix) for name in times) for frame in rows)
         schema = pl.Schema(schema | dict.fromkeys(times, pl.String()))
         raw = {*raw, *times}
-    floats = [name for name, dtype in schema.items() if name not in RESULT_COLUMNS and dtype.is_float()]
+    floats = [name for name, dtype in own.items() if dtype.is_float()]
     if floats and form.suffix == ".jsonl":
         numbers = frames
         frames = (frame.with_columns(map(_float_json, floats)) for frame in numbers)
