@@ -398,6 +398,7 @@ def test_bad_flag_values_are_explained(cli: Callable[..., Ran], here: Path) -> N
     job = small_job(here)
     assert "not an amount" in cli("run", job, "--offline", "--max-cost", "lots").err
     assert "no status or cause" in cli("run", job, "--offline", "--retry", "blokced").err
+    assert cli("run", job, "--offline", "--retry", " ,").err.startswith("error: --retry names no status and no cause")
     assert "unknown fault" in cli("emulate", "--faults", "fire:0.1").err
 
 

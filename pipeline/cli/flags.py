@@ -98,6 +98,8 @@ def parse_kinds(text: str | None) -> frozenset[str]:
 
     kinds = frozenset(kind.strip() for kind in text.split(",") if kind.strip())
     known = {*STATUSES[1:], *get_args(ErrorKind)}
+    if not kinds:  # of a variable that is not set: nothing would be redone, without a word
+        raise JobError("--retry names no status and no cause", f"they are {', '.join(sorted(known))}")
     if unknown := sorted(kinds - known):
         raise JobError(f"--retry: {unknown[0]} is no status or cause", f"they are {', '.join(sorted(known))}")
     return kinds
