@@ -1,13 +1,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
 
 import anyio
 import orjson
 import pytest
+from commands import Ran
 from stores import CENT, answer, failed, killed, manifest, opened, paid, prompt, result
 
 from pipeline import report
@@ -344,3 +345,13 @@ def test_what_may_have_been_paid_is_told(directory: Path, capsys: pytest.Capture
     with opened(directory) as store:
         store.append_call(prompt(9), failed("timeout", attempts=0, at_most_usd=None), answered=False)
     assert summarize(directory).as_json()["at_most_usd"] is None
+
+
+def test_a_run_is_found_by_its_path_and_by_its_name(here: Path, cli: Callable[..., Ran]) -> None:
+    cli("run", "jobs/generate.toml", "--offline", "--yes")
+    for name in ("generate-offline", "runs/generate-offline", here / "runs" / "generate-offline"):
+        assert cli("report", name, "--json").json["run"] == "generate"
+    missed = cli("report", "generate")
+    assert missed.code == 2 and "generate is not a run directory" in missed.err
+    assert "did you mean runs/generate-offline?" in missed.err
+    assert "did you mean" not in cli("report", "zzz").err

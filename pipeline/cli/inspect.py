@@ -25,7 +25,9 @@ class Algorithm(StrEnum):
 
 
 def report(
-    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="run directory; default: the newest")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="run directory or its name; default: the newest")
+    ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="list the rows that are not ok")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="first compare every sealed part with its checksum")] = False,
     json: Json = False,
@@ -36,7 +38,7 @@ def report(
     from pipeline import console
     from pipeline import report as reports
 
-    directory = run if run is not None else reports.newest()
+    directory = reports.find(run) if run is not None else reports.newest()
     if verify:
         console.err.print(f"{reports.verify(directory):,} sealed parts are whole")
     if failed:

@@ -1,5 +1,6 @@
 """What a run directory says about its run, also while the run goes on. Reads only."""
 
+import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -120,6 +121,16 @@ def newest(runs: Path = RUNS) -> Path:
 def every(runs: Path = RUNS) -> Iterator[Path]:
     """Every run directory, by name."""
     return iter(sorted(path.parent for path in runs.glob("*/manifest.json")))
+
+
+def find(run: Path) -> Path:
+    """The run directory of this path, or of this name. Raises `RunStateError` when there is none."""
+    for directory in (run, RUNS / run):
+        if (directory / "manifest.json").exists():
+            return directory
+    close = difflib.get_close_matches(run.name, [directory.name for directory in every()], n=1, cutoff=0.5)
+    meant = f"did you mean {RUNS / close[0]}? " if close else ""
+    raise RunStateError(f"{run} is not a run directory", f"{meant}`pipeline runs` lists them")
 
 
 @dataclass
