@@ -282,3 +282,15 @@ def test_parts_of_an_older_version_lack_columns_that_are_empty_then(tmp_path: Pa
     assert row == {"row": 0, **added}
     with pytest.raises(RunStateError):
         parts.read_part(path, ("row", "unheard_of"))
+
+
+def test_a_part_that_one_may_not_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As polars tells it to anybody but root."""
+    path = parts.write_part(FRAME, tmp_path, 1)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(f"Permission denied (os error 13): {path}")
+
+    monkeypatch.setattr(pl, "scan_parquet", refuse)
+    with pytest.raises(RunStateError, match="cannot be read: permission denied"):
+        parts.read_part(path, ["row"])

@@ -448,7 +448,7 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     assert "file/notes: Not a directory" in refused(tmp_path / "file" / "notes").message
     (tmp_path / "notes" / "lock").mkdir(parents=True)
-    assert f"cannot write {tmp_path / 'notes'}: Is a directory" in refused(tmp_path / "notes").message
+    assert f"cannot write {tmp_path / 'notes/lock'}: Is a directory" in refused(tmp_path / "notes").message
 
 
 def test_a_refused_directory_is_free_for_the_next(directory: Path) -> None:

@@ -278,6 +278,11 @@ def read_part(path: Path, columns: Sequence[str], start: int = 0, count: int | N
         if lacking := (_ADDED.keys() & columns) - part.collect_schema().keys():
             part = part.with_columns(_ADDED[name].alias(name) for name in lacking)
         return part.select(columns).slice(start, count).collect()
+    except PermissionError:
+        raise RunStateError(
+            f"{path} cannot be read: permission denied\nNothing is wrong with it.",
+            "run as the user who owns it, or `chmod u+r` it; then the same command again",
+        ) from None
     except (pl.exceptions.PolarsError, OSError):
         raise damaged(path) from None
 

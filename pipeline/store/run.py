@@ -106,8 +106,9 @@ class RunStore:
                 (self.directory / "run.log").chmod(0o600)
                 failed.pop_all()
         except OSError as error:
+            place = error.filename if isinstance(error.filename, str) else self.directory
             raise RunStateError(
-                f"cannot write {self.directory}: {error.strerror}\nWhat is kept there is untouched.",
+                f"cannot write {place}: {error.strerror}\nWhat is kept there is untouched.",
                 "make room or mend its permissions, then run the same command again",
             ) from None
         return known is not None
