@@ -113,6 +113,13 @@ class ModelSection(_Section):
     safety: dict[str, str] = Field(default_factory=dict, description='e.g. { HARASSMENT = "BLOCK_ONLY_HIGH" }')
     prices: Prices | None = Field(None, description="{ input, output, cached } in USD per million tokens")
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if {"", ".", ".."} & set(name.split("/")) or not name.isprintable() or name != name.strip():
+            raise ValueError(f'"{name}" is no name of a model')  # it becomes a part of the address
+        return name
+
 
 class Endpoint(_Section):
     """Where the calls go."""

@@ -593,3 +593,16 @@ def test_a_category_of_safety_stands_once_however_it_is_spelled(tmp_path: Path) 
 def test_a_cache_is_the_path_of_a_file(tmp_path: Path, url: str) -> None:
     with pytest.raises(JobError, match=r"\[cache\]: url must be the path of a file"):
         make_job(tmp_path, cache={"url": url})
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", "../x", "models/../x", "a//b", "./a", "a/", "a\nb", "a\0", " gemini-3.8-flash"]
+)
+def test_what_would_change_the_address_is_no_name_of_a_model(tmp_path: Path, name: str) -> None:
+    with pytest.raises(JobError, match="is no name of a model"):
+        make_job(tmp_path, model={"name": name})
+
+
+@pytest.mark.parametrize("name", ["[官转]gemini-3.8-flash", "publishers/google/models/gemini-3.8-flash", "a b", "x..y"])
+def test_names_that_relays_give_are_names_of_models(tmp_path: Path, name: str) -> None:
+    assert make_job(tmp_path, model={"name": name}).params.model.endswith(name.rpartition("models/")[2])

@@ -15,7 +15,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 class Reserve:
     """A file of `RESERVE_BYTES` that is there while a run is, and goes when its room is needed.
 
-    Where the file system promises no room, as one that compresses, it holds less than that, or nothing.
+    Where the file system promises no room, as one that compresses or that knows no such promise, it holds less than
+    that, or nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,7 +26,7 @@ class Reserve:
         """Whether the room was needed: nothing more should be asked."""
 
     def take(self) -> None:
-        """Take the room. Raises `RunStateError` when there is not so much, and `OSError` for another refusal."""
+        """Take the room. Raises `RunStateError` when there is not so much, `OSError` when no file can be made."""
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._is_taken = True
         try:
