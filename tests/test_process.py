@@ -151,8 +151,10 @@ def test_files_bound_the_slots() -> None:
 # ---- a signal while the program starts
 
 _STRUCK = """
-import builtins, os, sys
+import builtins, os, signal, sys
 _, at, number = sys.argv
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored, as nohup
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 genuine = builtins.__import__
 def importing(name, *arguments, **options):
     if name == at:
