@@ -214,24 +214,23 @@ def test_remarks_are_folded_beside_their_values_or_below_them(
 
 
 def test_a_table_that_is_too_wide_is_told_cell_by_cell(narrow: Screen, capsys: pytest.CaptureFixture[str]) -> None:
-    show_grid(
-        ("row", "status", "what happened"), [("7", "error", "no answer in time, for five attempts; twice refused")]
-    )
+    lines = [("7", "error", "no answer in time, for five attempts; twice refused")]
+    show_grid(("row", "status", "what happened"), lines, narrow)
     assert lines_of(capsys) == [
         "row  status  what happened",
         "  7  error   no answer in time, for five attempts; twice",
         "             refused",
     ]
-    show_grid(("run", "status", "", "cost"), [("runs/" + "x" * 40, "finished", "offline", "$0.00")])
+    show_grid(("run", "status", "", "cost"), [("runs/" + "x" * 40, "finished", "offline", "$0.00")], narrow)
     assert lines_of(capsys) == [
         "run",
         "runs/" + "x" * 40,
         "  status finished   offline   cost $0.00",
     ]
     wide = ("n", *(f"column {number}" for number in range(8)))
-    show_grid(wide, [("1", *("100" for _ in wide[1:])), ("2", *("" for _ in wide[1:]))])
-    assert max(map(len, lines := lines_of(capsys))) <= 60
-    assert lines[0] == "n 1" and lines[1].startswith("  column 0 100   column 1 100")
+    show_grid(wide, [("1", *("100" for _ in wide[1:])), ("2", *("" for _ in wide[1:]))], narrow)
+    assert max(map(len, told := lines_of(capsys))) <= 60
+    assert told[0] == "n 1" and told[1].startswith("  column 0 100   column 1 100")
 
 
 def test_nothing_is_folded_on_its_way_to_a_file(capsys: pytest.CaptureFixture[str]) -> None:

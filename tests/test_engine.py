@@ -178,7 +178,7 @@ def test_documents_are_opened_in_bounded_numbers_and_sizes(tmp_path: Path, monke
         nonlocal widest
         open_now.add(prompt.row)
         widest = max(widest, len(open_now))
-        await anyio.sleep(0.001)
+        await anyio.sleep(0.03)
         open_now.discard(prompt.row)
         return paid()
 
