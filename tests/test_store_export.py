@@ -569,3 +569,15 @@ def test_a_full_disk_is_told_as_one_and_not_as_a_fault_of_the_format(suffix: str
         pytest.skip("only Linux has a device that is always full")
     with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("wb", buffering=0) as file:
         attempt(IDS.schema, Form(suffix), file)
+
+
+def test_fewer_rows_of_long_answers_are_held_until_they_are_written(tmp_path: Path, results: Path) -> None:
+    """A Parquet file tells of each row group in its footer, whose length stands before its last four bytes."""
+    frame = pl.DataFrame({"n": pl.int_range(5_000, eager=True)})
+    footers = []
+    for characters in (1, 3_850, 1_000_000):  # 40,000, 4,000 and 1,000 rows in a group
+        seal(results, [replace(result(row), response="x" * characters) for row in range(4)])
+        put(batches(frame, 1_000), frame.schema, results, tmp_path / "out.parquet", 5_000)
+        assert pl.scan_parquet(tmp_path / "out.parquet").select(pl.len()).collect().item() == 5_000
+        footers.append(int.from_bytes((tmp_path / "out.parquet").read_bytes()[-8:-4], "little"))
+    assert footers[0] + 1_000 < footers[1] and footers[1] + 3_000 < footers[2]  # one, two and five groups
