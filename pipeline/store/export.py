@@ -57,6 +57,8 @@ group to the end takes 70 kB: of groups of 40,000 rows 2 bytes a row, of 10,000 
 _SAMPLED_PARTS = 32
 _OTHER_BYTES = 150
 """Of a row's results beside its response."""
+_LONGER = 4
+"""So many times the input's first rows the later ones may be: a table may be sorted by length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ def _group_rows(results: Path, own: pl.DataFrame | None) -> int:
     some = paths[:: len(paths) // _SAMPLED_PARTS + 1] + paths[-1:]
     lengths = (read_part(path, ("response",))["response"].str.len_bytes().mean() for path in some)
     response = max((float(str(length or 0)) for length in lengths), default=0.0)
-    mine = own.estimated_size() / own.height if own is not None and own.height else 0.0
+    mine = _LONGER * own.estimated_size() / own.height if own is not None and own.height else 0.0
     least, most = _GROUP_ROWS
     return min(max(int(_GROUP_BYTES / (response + mine + _OTHER_BYTES)), least), most)
 
