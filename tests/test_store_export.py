@@ -41,9 +41,9 @@ def seal(results: Path, *sealed: Iterable[Result]) -> None:
         parts.write_part(parts.results_frame(group), results, number)
 
 
-def batches(frame: pl.DataFrame, size: int = 4) -> Iterator[pl.DataFrame]:
+def batches(frame: pl.DataFrame, size: int = 4) -> list[pl.DataFrame]:
     numbered = frame.with_row_index(ROW).with_columns(pl.col(ROW).cast(pl.Int64))
-    return (numbered.slice(start, size) for start in range(0, frame.height, size))
+    return [numbered.slice(start, size) for start in range(0, frame.height, size)]
 
 
 def write(frame: pl.DataFrame, results: Path, path: Path, rows: int | None = None, size: int = 4) -> pl.DataFrame:
@@ -66,7 +66,7 @@ def put(
     shape = Form(path.suffix, **form)
 
     def write(file: BinaryIO) -> Counted:
-        counted.append(export(frames, own, results, file, shape, rows, keys))
+        counted.append(export(lambda: frames, own, results, file, shape, rows, keys))
         return counted[0]
 
     with held(path, results.parent, rows, overwrite, lambda file: attempt(own, shape, file)) as place:
@@ -401,7 +401,7 @@ def test_the_old_file_stays_when_reading_or_writing_fails(tmp_path: Path, result
     path.write_text("what was there")
 
     def broken() -> Iterator[pl.DataFrame]:
-        yield next(batches(IDS))
+        yield batches(IDS)[0]
         raise InputError("the input is gone")
 
     with pytest.raises(InputError, match="the input is gone"):
@@ -424,7 +424,7 @@ def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path: Path, results: Pat
 
     def write(_: BinaryIO) -> Counted:
         with Path("/dev/full").open("wb") as full:
-            return export(batches(IDS), IDS.schema, results, full, Form(suffix), 10)
+            return export(lambda: batches(IDS), IDS.schema, results, full, Form(suffix), 10)
 
     with held(path, results.parent, 10, True, lambda file: None) as place, pytest.raises(OutputError) as caught:
         place.replace(write, lambda: None)
@@ -537,7 +537,7 @@ def peak_kb():  # getrusage would count the peak of the process that started thi
 before = peak_kb()
 for path in sys.argv[2:]:
     with open(path, "wb") as file:
-        export(batches(), pl.Schema({"id": pl.String}), results, file, Form(Path(path).suffix), rows)
+        export(batches, pl.Schema({"id": pl.String}), results, file, Form(Path(path).suffix), rows)
     print((peak_kb() - before) // 1024)
 """
 
@@ -571,13 +571,32 @@ def test_a_full_disk_is_told_as_one_and_not_as_a_fault_of_the_format(suffix: str
         attempt(IDS.schema, Form(suffix), file)
 
 
+def footer_bytes(path: Path) -> int:
+    """Length of a Parquet file's footer, which tells of each row group; it stands before the last four bytes."""
+    return int.from_bytes(path.read_bytes()[-8:-4], "little")
+
+
 def test_fewer_rows_of_long_answers_are_held_until_they_are_written(tmp_path: Path, results: Path) -> None:
-    """A Parquet file tells of each row group in its footer, whose length stands before its last four bytes."""
     frame = pl.DataFrame({"n": pl.int_range(5_000, eager=True)})
     footers = []
-    for characters in (1, 3_850, 1_000_000):  # 40,000, 4,000 and 1,000 rows in a group
+    for characters in (1, 20_000, 1_000_000):  # one group, four, and what the writer's notes of many make the best
         seal(results, [replace(result(row), response="x" * characters) for row in range(4)])
         put(batches(frame, 1_000), frame.schema, results, tmp_path / "out.parquet", 5_000)
         assert pl.scan_parquet(tmp_path / "out.parquet").select(pl.len()).collect().item() == 5_000
-        footers.append(int.from_bytes((tmp_path / "out.parquet").read_bytes()[-8:-4], "little"))
-    assert footers[0] + 1_000 < footers[1] and footers[1] + 3_000 < footers[2]  # one, two and five groups
+        footers.append(footer_bytes(tmp_path / "out.parquet"))
+    assert footers[0] + 1_000 < footers[1] and footers[1] + 3_000 < footers[2]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_rows_that_are_long_in_one_place_only_make_every_group_small(tmp_path: Path, results: Path, last: bool) -> None:
+    """As a table is that was sorted by length; but one long row alone does not."""
+    footers = []
+    for long_rows in (0, 1, 9_000):
+        texts = ["short"] * (20_000 - long_rows)
+        texts[len(texts) * last : len(texts) * last] = ["x" * 10_000] * long_rows
+        frame = pl.DataFrame({"n": pl.Series(texts)})
+        put(batches(frame, 1_000), frame.schema, results, tmp_path / "out.parquet", 20_000)
+        assert pl.read_parquet(tmp_path / "out.parquet", columns=["n"]).equals(frame)
+        footers.append(footer_bytes(tmp_path / "out.parquet"))
+    assert footers[0] == pytest.approx(footers[1], abs=200)
+    assert footers[2] > footers[0] + 3_000

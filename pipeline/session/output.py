@@ -30,7 +30,7 @@ def exported(session: Session, place: Place, stopped: PipelineError | None) -> P
         columns = [*own, *({source.id} - own.keys() if source.id else ())]
         json = session.form.suffix == ".jsonl"
         return export(
-            source.batches(columns=columns, size=1024, json=json),
+            lambda: source.batches(columns=columns, size=1024, json=json),
             own,
             session.directory / "results",
             file,

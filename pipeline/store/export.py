@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, pairwise
+from itertools import pairwise
+from math import isqrt
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -50,15 +51,14 @@ _KEY = "__key__"
 _OTHER_FORMATS = "write to .parquet instead, or .jsonl for lists and structs"
 _FAR_ROWS = 4_096
 """Rows missing in between that make it worth reading a part in two segments; a part has some 4,000 rows in all."""
-_GROUP_BYTES = 16_000_000
-_GROUP_ROWS = (1_000, 40_000)
-"""Rows that are held until they are written: as many as have 16 MB, within these bounds. What the writer keeps of each
-group to the end takes 70 kB: of groups of 40,000 rows 2 bytes a row, of 10,000 rows 7."""
+_GROUP_BYTES = 32_000_000
+_KEPT_BYTES = 3_700
+"""What the writer of Parquet keeps of each column of each row group until the file is whole (polars 2.1)."""
+_STRETCH_ROWS = 8_192
+"""Rows over which lengths are averaged: a table may be sorted by length, and one long row is no long stretch."""
 _SAMPLED_PARTS = 32
 _OTHER_BYTES = 150
 """Of a row's results beside its response."""
-_LONGER = 4
-"""So many times the input's first rows the later ones may be: a table may be sorted by length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def output_schema(own: pl.Schema, path: Path) -> pl.Schema:
 
 
 def export(
-    batches: Iterable[pl.DataFrame],
+    read: Callable[[], Iterable[pl.DataFrame]],
     own: pl.Schema,
     results: Path,
     file: BinaryIO,
@@ -95,11 +95,12 @@ def export(
     rows: int,
     keys: Callable[[pl.DataFrame], Sequence[str]] | None = None,
 ) -> Counted:
-    """Write to `file` the first `rows` rows of `batches`, the input's (with `ROW`), joined with sealed `results`.
+    """Write to `file` the first `rows` rows of the batches that `read` gives, joined with sealed `results`.
 
-    `keys` are those of a batch's rows; columns of a batch beyond `own` are for it only. Memory is bounded by a few
-    parts. Raises `InputChanged` when a row has another key than it was asked under, or when rows are missing;
-    `RunStateError` for a damaged part; what the writer raises when the file cannot be written.
+    A batch has the input's columns `own` and `ROW`. `keys` are those of its rows; other columns are for it only.
+    Memory is bounded by a few parts, and the input read twice for it where the output is Parquet. Raises
+    `InputChanged` when a row has another key than it was asked under, or when rows are missing; `RunStateError` for a
+    damaged part; what the writer raises when the file cannot be written.
     """
     schema = output_schema(own, Path(f"output{form.suffix}"))
     renamed = _renamed(own)
@@ -107,7 +108,7 @@ def export(
 
     def joined() -> Iterator[pl.DataFrame]:
         parts = _Parts(results)
-        for batch in batches:
+        for batch in read():
             if batch[ROW][0] >= rows:
                 return
             batch = batch.filter(pl.col(ROW) < rows)
@@ -130,10 +131,10 @@ def export(
             trouble.append(error)
             raise
 
-    batches = iter(batches)
-    first = list(islice(batches, 1))
-    batches = chain(first, batches)
-    group_rows = _group_rows(results, first[0].select(*own) if first else None) if form.suffix == ".parquet" else 0
+    group_rows = 0
+    if form.suffix == ".parquet":
+        width = _widest(frame.select(*own) for frame in read()) + _widest_response(results) + _OTHER_BYTES
+        group_rows = _group_rows(rows, len(schema), width)
     try:
         _write(heeded(), schema, form, {renamed.get(name, name) for name in form.json_columns}, file, group_rows)
     except Exception:
@@ -164,15 +165,28 @@ def _check_keys(frame: pl.DataFrame) -> None:
         raise InputChanged(f"row {row} of the input is {now!r} now, and was {asked!r} when it was asked")
 
 
-def _group_rows(results: Path, own: pl.DataFrame | None) -> int:
-    """Rows of a row group of Parquet, from the longest of some parts' responses and the first rows of the input."""
+def _group_rows(rows: int, columns: int, width: float) -> int:
+    """Rows of a row group of Parquet whose rows have `width` bytes: one is held until it is written.
+
+    As many as have 32 MB; more where what the writer keeps of so many groups would take more than a group does.
+    """
+    return max(1, int(_GROUP_BYTES / width), isqrt(int(rows * columns * _KEPT_BYTES / width)))
+
+
+def _widest(frames: Iterable[pl.DataFrame]) -> float:
+    """Bytes of a row where rows are longest."""
+    widest, held, height, rows = 0.0, 0.0, 0, 0
+    for frame in frames:
+        held, height, rows = held + frame.estimated_size(), height + frame.height, rows + frame.height
+        if height >= _STRETCH_ROWS:
+            widest, held, height = max(widest, held / height), 0.0, 0
+    return max(widest, held / max(1, min(rows, _STRETCH_ROWS)))
+
+
+def _widest_response(results: Path) -> float:
     paths = part_paths(results)
     some = paths[:: len(paths) // _SAMPLED_PARTS + 1] + paths[-1:]
-    lengths = (read_part(path, ("response",))["response"].str.len_bytes().mean() for path in some)
-    response = max((float(str(length or 0)) for length in lengths), default=0.0)
-    mine = _LONGER * own.estimated_size() / own.height if own is not None and own.height else 0.0
-    least, most = _GROUP_ROWS
-    return min(max(int(_GROUP_BYTES / (response + mine + _OTHER_BYTES)), least), most)
+    return _widest(read_part(path, ("response",)) for path in some)
 
 
 def _write(
@@ -181,7 +195,7 @@ def _write(
     form: Form,
     raw: Collection[str],
     file: BinaryIO,
-    group_rows: int = _GROUP_ROWS[0],
+    group_rows: int = 1,
 ) -> None:
     """Write the frames in the form; `raw` names their columns of JSON texts."""
     texts = [name for name, dtype in schema.items() if dtype in _TEXTS] if form.csv_safe else []
