@@ -1,6 +1,5 @@
 """Prompts, replies and results as a run makes them, and a run directory that can be left as a crash leaves it."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -12,9 +11,11 @@ from typing import Any
 import orjson
 import polars as pl
 
+from pipeline.errors import RunStateError
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Params, Prompt, Reply, Result, Status, Usage
 from pipeline.store import parts
+from pipeline.store.journal import Journal
 from pipeline.store.manifest import Manifest
 from pipeline.store.run import RunStore
 
@@ -111,14 +112,14 @@ def killed(directory: Path, **options: Any) -> Iterator[RunStore]:
         yield store
     finally:
         for name in ("_journal", "_log", "_lock", "_content"):
-            with suppress(AttributeError, OSError):
+            with suppress(AttributeError, OSError, RunStateError):
                 abandon(getattr(store, name))
 
 
 def abandon(held: Any) -> None:
     """Give back what the system takes from a dead process, without a last sync."""
-    if hasattr(held, "_fd"):
-        os.close(held._fd)
+    if isinstance(held, Journal):
+        held._close()
     else:
         (held.release if hasattr(held, "release") else held.close)()
 

@@ -397,6 +397,7 @@ def test_a_new_directory_and_all_in_it_belong_to_the_user_alone(directory: Path)
         "parts.jsonl",
         "content.sqlite",
         "journal-000002.jsonl",
+        "synced",
         "calls/part-000001.parquet",
         "results/part-000001.parquet",
     }
@@ -657,7 +658,6 @@ SEAL = (
     "open parts.jsonl",
     "write parts.jsonl",
     "fsync parts.jsonl",
-    "fdatasync journal-000001.jsonl",
     "unlink journal-000001.jsonl",
 )
 

@@ -10,7 +10,7 @@ from stores import answer, killed, manifest, opened, paid, prompt, sealed
 from pipeline import report
 from pipeline.errors import RunStateError
 from pipeline.providers.gemini import parse_reply
-from pipeline.store import seals
+from pipeline.store import seals, state
 from pipeline.store.journal import journal_path, journal_paths
 from pipeline.store.run import RunStore
 
@@ -162,6 +162,38 @@ def test_a_journal_that_was_removed_is_told_and_gone_on_without_when_asked(unsea
     with opened(unsealed) as store:
         assert [store.outcomes.done(row) for row in range(3)] == [True, True, False]
         assert store.reply("content 2") is None
+
+
+@pytest.mark.case("D12")
+@pytest.mark.parametrize("lines", [1, 2])
+@pytest.mark.parametrize("note", ["there", "removed", "torn", "older"])
+def test_a_journal_that_was_cut_off_is_told_and_gone_on_with_when_asked(tmp_path: Path, lines: int, note: str) -> None:
+    directory = tmp_path / "run"
+    with killed(directory) as store:
+        store.append_call(prompt(2), paid())
+        store.append_call(prompt(3), paid())
+        answer(store, 0)
+        before = (directory / "synced").read_bytes()
+        anyio.run(store.seal)
+        store.append_call(prompt(4), paid())  # not on the disk yet: a power cut may take it
+    [path] = journal_paths(directory)
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(whole[:-1]))
+    assert state.load(directory, parse_reply)[1].calls[-1].row == 3
+    path.write_bytes(b"".join(whole[:lines]))
+    noted = directory / "synced"
+    if note == "there":
+        error = refused(directory)
+        assert f"{path} was cut off: it has {path.stat().st_size:,} bytes" in error.message
+        assert str(noted) in error.hint and "bought again" in error.hint
+        noted.unlink()
+    elif note == "removed":
+        noted.unlink()
+    else:  # as a power cut may leave it
+        noted.write_bytes(noted.read_bytes()[:9] if note == "torn" else before)
+    with opened(directory) as store:
+        assert [store.reply(f"content {row}") is not None for row in (2, 3, 4)] == [lines == 2, False, False]
+        assert store.outcomes.done(0)
 
 
 def test_a_blank_journal_of_a_run_that_ended_may_be_removed(directory: Path) -> None:

@@ -3,6 +3,8 @@
 A line is in the hands of the operating system before the next request is sent, so SIGKILL loses nothing that was
 appended; `sync` makes it survive power loss as well. A torn last line is dropped when the file is read.
 
+Beside them `synced` says how long the newest is at least: one that was cut off later is not taken for whole.
+
 The first line says whose the journal is. The last field of every line is a checksum of what stands before it, begun
 with the run's identity: a line that was changed, or that another run wrote, is not taken for an answer.
 """
@@ -25,6 +27,9 @@ from pipeline.store.reserve import Reserve
 _HEADER = b'{"journal":'
 _SUM = b',"crc":"%08x"}\n'
 _SUM_BYTES = len(_SUM % 0)
+SYNCED = "synced"
+"""File beside the journals: number of the newest, and its bytes when it last was on the disk."""
+_SYNCED = b"journal %06d: %015d\n"
 
 
 class Whose(NamedTuple):
@@ -48,12 +53,15 @@ class Journal:
         self._reserve = reserve
         self._seed = crc32(run.encode())
         self._torn = False
+        self._note = -1
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             self.size = os.fstat(self._fd).st_size
         except OSError as error:
             raise self._refused(error) from None
         self._synced = self.size
+        with suppress(OSError):  # it is a note only
+            self._note = os.open(path.parent / SYNCED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not self.size:
             header = orjson.dumps({"journal": {"run": run, "number": journal_number(path)}}) + b"\n"
             self._write(b"".join(_with_sum(line, self._seed) for line in (header, *carried)))
@@ -94,6 +102,8 @@ class Journal:
             except OSError as error:
                 raise self._refused(error) from None
             self._synced = size
+            with suppress(OSError):
+                os.pwrite(self._note, _SYNCED % (journal_number(self.path), size), 0)
 
     def _check_place(self) -> None:
         try:
@@ -114,10 +124,21 @@ class Journal:
         try:
             self.sync()
         finally:
-            try:
-                os.close(self._fd)
-            except OSError as error:
-                raise self._refused(error) from None
+            self._close()
+
+    def discard(self) -> None:
+        """Close and remove: all that is in it is kept elsewhere."""
+        with suppress(OSError):
+            self.path.unlink()
+        self._close()
+
+    def _close(self) -> None:
+        with suppress(OSError):
+            os.close(self._note)
+        try:
+            os.close(self._fd)
+        except OSError as error:
+            raise self._refused(error) from None
 
     def _refused(self, error: OSError) -> RunStateError:
         return RunStateError(
@@ -176,6 +197,30 @@ def read(path: Path, parse: Callable[[bytes], Reply], whose: Whose) -> Iterator[
                 raise _damaged(path, number, line) from None
 
 
+def synced(directory: Path) -> tuple[int, int]:
+    """Number of the newest journal, and the bytes it had on the disk; zeros where nobody noted it.
+
+    It is written after the journal and never synced: after a power loss it may be older than the journal, not newer.
+    """
+    with suppress(OSError, ValueError):
+        number, size = (directory / SYNCED).read_bytes().removeprefix(b"journal ").split(b": ")
+        return int(number), int(size)
+    return 0, 0
+
+
+def check_length(path: Path, noted: tuple[int, int]) -> None:
+    """Raise `RunStateError` for a journal shorter than `synced` said, before it was looked at; no crash does that."""
+    number, size = noted
+    now = path.stat().st_size
+    if journal_number(path) == number and 0 < now < size:
+        raise RunStateError(
+            f"{path} was cut off: it has {now:,} bytes, and {size:,} were safe on the disk\n"
+            "Replies that were paid for stood in the rest. Nothing was bought or written.",
+            f"restore it; or remove {path.with_name(SYNCED)} to go on with what is left:"
+            " what stood in the rest is then bought again",
+        )
+
+
 def check_first(path: Path, whose: Whose) -> None:
     """Raise `RunStateError` for a journal of another run, by its first line alone."""
     with path.open("rb") as file:
@@ -231,7 +276,8 @@ def _damaged(path: Path, number: int, line: bytes) -> RunStateError:
         f"line {number} of {path} is damaged: the disk or another program changed it"
         + (f"\nIt says {told}{where}." if told else "")
         + "\nThe other lines are kept, and nothing was bought or written.",
-        f"restore the file; or remove that line to go on without it: {then or _BOUGHT_AGAIN}",
+        f"restore the file; or remove that line and {path.with_name(SYNCED)} to go on without it:"
+        f" {then or _BOUGHT_AGAIN}",
     )
 
 

@@ -2,6 +2,7 @@
 
     manifest.json                 what the run belongs to
     journal-000007.jsonl          calls and results since the last seal
+    synced                        how long that journal is on the disk, at least
     calls/part-000006.parquet     calls of finished documents
     results/part-000006.parquet   outcomes of documents
     parts.jsonl                   one line a part: its rows, size and checksum; and which journals there are
@@ -351,9 +352,8 @@ class RunStore:
         self._write_parts(batch)
         self._content.catch_up()
         self._half_sealed = False
-        with suppress(OSError, RunStateError):  # all that is in it is in the parts
-            old.close()
-            old.path.unlink()
+        with suppress(RunStateError):  # all that is in it is in the parts
+            old.discard()
 
     def _write_parts(self, batch: Batch) -> None:
         self._journal.sync()

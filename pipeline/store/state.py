@@ -11,11 +11,13 @@ from pipeline.store import parts, seals
 from pipeline.store.journal import (
     Whose,
     check_first,
+    check_length,
     is_blank,
     journal_number,
     journal_path,
     journal_paths,
     read,
+    synced,
 )
 from pipeline.store.lines import Call, Ended, Sent
 from pipeline.store.manifest import read as read_manifest
@@ -136,6 +138,7 @@ def is_unused(directory: Path) -> bool:
 def _unsealed(directory: Path, sealed: int, parse: Callable[[bytes], Reply]) -> Batch:
     merged = Batch(sealed, sealed=sealed)
     seen: set[bytes] = set()
+    noted = synced(directory)
     paths = journal_paths(directory)
     owner = whose(directory)  # after the paths: a run of an older version is given its identity before its next journal
     for path in paths:
@@ -143,6 +146,7 @@ def _unsealed(directory: Path, sealed: int, parse: Callable[[bytes], Reply]) -> 
         check_first(path, owner)
         if number <= sealed:
             continue
+        check_length(path, noted)
         merged.number = number
         if path.stat().st_size:
             merged.journals.add(number)
