@@ -37,36 +37,40 @@ class Service:
         return 200, {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "gemini-3.5-flash-lite"}
 
 
+class JsonHandler(BaseHTTPRequestHandler):
+    """Answers in JSON, and says nothing on the terminal."""
+
+    def answer(self, status: int, body: object) -> None:
+        written = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(written)))
+        self.end_headers()
+        self.wfile.write(written)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
 @contextmanager
 def playing() -> Iterator[Service]:
     """A real one, at `url`."""
     service = Service()
 
-    class Answering(BaseHTTPRequestHandler):
+    class Answering(JsonHandler):
         protocol_version = "HTTP/1.1"
 
         def do_CONNECT(self) -> None:
-            self._answer(*(service.instead(0) or (501, "no tunnel")))
+            self.answer(*(service.instead(0) or (501, "no tunnel")))
 
         def do_GET(self) -> None:
-            self._answer(200, {"models": [{"name": "models/gemini-3.5-flash-lite"}]})
+            self.answer(200, {"models": [{"name": "models/gemini-3.5-flash-lite"}]})
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             if "countTokens" in self.path:
-                self._answer(200, service.counted)
+                self.answer(200, service.counted)
             else:
-                self._answer(*service.generate(asked["contents"][0]["parts"][0]["text"]))
-
-        def _answer(self, status: int, body: object) -> None:
-            written = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(written)))
-            self.end_headers()
-            self.wfile.write(written)
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing."""
+                self.answer(*service.generate(asked["contents"][0]["parts"][0]["text"]))
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

@@ -9,13 +9,14 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
 
 import pytest
 from commands import Ran
 from hypothesis import given
 from hypothesis import strategies as st
+from playing import JsonHandler
 
 from pipeline.console.screen import err, out, show_columns, show_grid, styled
 from pipeline.terminal import escaped_json, one_line, visible
@@ -87,24 +88,14 @@ def write(here: Path, column: str, **more: str) -> Path:
     return job
 
 
-class Server(BaseHTTPRequestHandler):
+class Server(JsonHandler):
     """Lists a model whose name is an attack, and refuses everything in such words."""
 
     def do_GET(self) -> None:
-        self._answer(200, {"models": [{"name": f"models/{NASTY}"}]})
+        self.answer(200, {"models": [{"name": f"models/{NASTY}"}]})
 
     def do_POST(self) -> None:
-        self._answer(400, {"error": {"code": 400, "message": f"no {NASTY}", "status": "INVALID_ARGUMENT"}})
-
-    def _answer(self, status: int, body: object) -> None:
-        written = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(written)))
-        self.end_headers()
-        self.wfile.write(written)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
+        self.answer(400, {"error": {"code": 400, "message": f"no {NASTY}", "status": "INVALID_ARGUMENT"}})
 
 
 @pytest.fixture
