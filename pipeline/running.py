@@ -167,7 +167,8 @@ async def _run(session: Session, provider: Gemini, place: Place | None, confirm:
             raise engine.stopped or error from error
         unwritten = None
         if place is not None:
-            give_back_memory()  # or what answers took stays beside what writing the table takes
+            store.outcomes.forget()  # all is sealed, and this with what answers took would stay beside
+            give_back_memory()  # what writing the table takes
             unwritten = await anyio.to_thread.run_sync(exported, session, place, engine.stopped)
         whole = "finished" if options.pilot is None else "pilot"
         stopped = engine.stopped or (None if engine.interrupted else unwritten)

@@ -51,7 +51,7 @@ _KEY = "__key__"
 _OTHER_FORMATS = "write to .parquet instead, or .jsonl for lists and structs"
 _FAR_ROWS = 4_096
 """Rows missing in between that make it worth reading a part in two segments; a part has some 4,000 rows in all."""
-_GROUP_BYTES = 32_000_000
+_GROUP_BYTES = 16_000_000
 _KEPT_BYTES = 3_700
 """What the writer of Parquet keeps of each column of each row group until the file is whole (polars 2.1)."""
 _STRETCH_ROWS = 8_192
@@ -168,7 +168,7 @@ def _check_keys(frame: pl.DataFrame) -> None:
 def _group_rows(rows: int, columns: int, width: float) -> int:
     """Rows of a row group of Parquet whose rows have `width` bytes: one is held until it is written.
 
-    As many as have 32 MB; more where what the writer keeps of so many groups would take more than a group does.
+    As many as have 16 MB; more where what the writer keeps of so many groups would take more than a group does.
     """
     return max(1, int(_GROUP_BYTES / width), isqrt(int(rows * columns * _KEPT_BYTES / width)))
 

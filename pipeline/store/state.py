@@ -58,6 +58,10 @@ class Outcomes:
         """Whether the row was answered."""
         return row < len(self._states) and self._states[row] == 1
 
+    def forget(self) -> None:
+        """Give back what they take: nothing is known of any row then."""
+        self._states = bytearray()
+
     def waiting(self) -> int:
         """Rows whose failure may pass: the next run tries them again."""
         return sum(self._states.count(code | _PASSING_BIT) for code in range(1, len(STATUSES) + 1))
