@@ -36,6 +36,8 @@ def cells(column: pl.Series) -> list[Any]:
         return _structs(column, dtype)
     if isinstance(dtype, pl.List | pl.Array):
         return _lists(column.arr.to_list() if isinstance(dtype, pl.Array) else column)
+    if isinstance(dtype, pl.Map):
+        return [_mapping(entries) for entries in _lists(column.map.entries())]
     if dtype.is_decimal():
         return [text if text is None else Exact(text) for text in column.cast(pl.String).to_list()]
     if dtype == pl.Float32:  # the shortest digits that name it: 0.1, not 0.10000000149011612
@@ -66,15 +68,23 @@ def as_text(name: str, dtype: pl.DataType) -> pl.Expr:
     return column.cast(pl.String)
 
 
+def types(dtype: pl.DataType | DataTypeClass) -> Iterator[pl.DataType | DataTypeClass]:
+    """This type and those within it, however deep."""
+    yield dtype
+    inner: Iterable[pl.DataType | DataTypeClass] = ()
+    if isinstance(dtype, pl.Struct):
+        inner = (field.dtype for field in dtype.fields)
+    elif isinstance(dtype, pl.List | pl.Array):
+        inner = (dtype.inner,)
+    elif isinstance(dtype, pl.Map):
+        inner = (dtype.key, dtype.value)
+    for each in inner:
+        yield from types(each)
+
+
 def leaves(dtype: pl.DataType | DataTypeClass) -> Iterator[pl.DataType | DataTypeClass]:
     """The types of the values in a column of this type, however deep."""
-    if isinstance(dtype, pl.Struct):
-        for field in dtype.fields:
-            yield from leaves(field.dtype)
-    elif isinstance(dtype, pl.List | pl.Array):
-        yield from leaves(dtype.inner)
-    else:
-        yield dtype
+    return (each for each in types(dtype) if not each.is_nested())
 
 
 def holds_times(dtype: pl.DataType | DataTypeClass) -> bool:
@@ -104,6 +114,8 @@ def _has_odd(column: pl.Series) -> bool:
         return any(map(_has_odd, column.struct.unnest().get_columns()))
     if isinstance(dtype, pl.List | pl.Array):
         return _has_odd(column.explode())
+    if isinstance(dtype, pl.Map):
+        return _has_odd(column.map.values().explode())
     return dtype.is_float() and not column.is_finite().all()
 
 
@@ -185,6 +197,11 @@ def _lists(column: pl.Series) -> list[Any]:
     return [row and (_readable(row) or row) if row is not None else None for row in rows]
 
 
+def _mapping(entries: Any) -> Any:
+    """What a cell of a mapping is, of its pairs."""
+    return Fields((each["key"], each["value"]) for each in entries) if isinstance(entries, Items) else entries
+
+
 def _readable(row: Iterable[Any]) -> Unreadable | None:
     """What makes a nested cell unreadable as a whole."""
     return next((value for value in row if isinstance(value, Unreadable)), None)
@@ -264,6 +281,10 @@ def _physical(dtype: pl.DataType | DataTypeClass) -> pl.DataType | DataTypeClass
         return pl.Struct({field.name: _physical(field.dtype) for field in dtype.fields})
     if isinstance(dtype, pl.List | pl.Array):
         return pl.List(_physical(dtype.inner))
+    if isinstance(dtype, pl.Map) and dtype.key != pl.String:  # JSON has no other keys
+        return pl.List(pl.Struct({"key": _physical(dtype.key), "value": _physical(dtype.value)}))
+    if isinstance(dtype, pl.Map):
+        return pl.Map(dtype.key, _physical(dtype.value))
     if dtype == pl.Date:
         return pl.Int32()
     return pl.Int64() if dtype.is_temporal() else dtype

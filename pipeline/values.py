@@ -78,7 +78,7 @@ class Fields(dict[str, Any]):
     """A struct that prints as `Items` do."""
 
     def __str__(self) -> str:
-        return f"{{{', '.join(f'{name!r}: {_within(value)}' for name, value in self.items())}}}"
+        return f"{{{', '.join(f'{_within(name)}: {_within(value)}' for name, value in self.items())}}}"
 
 
 class JsonItems(list[Any]):

@@ -330,6 +330,7 @@ def test_a_number_that_json_lacks_is_its_word_at_any_depth(tmp_path: Path, resul
             "array": pl.Series([[0.1, -infinite], None, [1.0, 2.0]], dtype=pl.Array(pl.Float32, 2)),
             "deep": deep,
             "ones": [[1], [2], None],
+            "named": pl.Series([{"a": nan, "b": 1.5}, None, {}], dtype=pl.Map(pl.String(), pl.Float64())),
         }
     )
     path = tmp_path / "out.jsonl"
@@ -340,6 +341,7 @@ def test_a_number_that_json_lacks_is_its_word_at_any_depth(tmp_path: Path, resul
     told = {"on": "2024-01-02", "l": [{"x": "NaN", "s": 'é"', "d": "1.50"}]}
     assert [row["deep"] for row in rows] == [told, None, {"on": None, "l": []}]
     assert [row["ones"] for row in rows] == [[1], [2], None]
+    assert [row["named"] for row in rows] == [{"a": "NaN", "b": 1.5}, None, {}]
 
 
 def test_results_have_the_documented_types() -> None:
@@ -356,6 +358,9 @@ HOLDS: dict[str, tuple[pl.DataType, set[str]]] = {
     "binary": (pl.Binary(), {".parquet"}),
     "binary in a list": (pl.List(pl.List(pl.Binary())), {".parquet"}),
     "binary in a struct": (pl.Struct({"a": pl.Struct({"b": pl.Binary()})}), {".parquet"}),
+    "mapping": (pl.Map(pl.String(), pl.Float64()), {".parquet", ".jsonl"}),
+    "mapping by number": (pl.Map(pl.Int8(), pl.Float64()), {".parquet"}),
+    "binary in a mapping": (pl.Map(pl.String(), pl.Binary()), {".parquet"}),
     "duration": (pl.Duration("us"), {".parquet", ".jsonl"}),
     "decimal": (pl.Decimal(10, 2), set(FORMATS)),
     "time": (pl.Time(), set(FORMATS)),
@@ -366,6 +371,9 @@ VALUES: dict[str, Any] = {
     "list": [1],
     "array": [1, 2],
     "struct": {"a": 1},
+    "mapping": {"a": 1.5},
+    "mapping by number": {1: 1.5},
+    "binary in a mapping": {"a": b"\xff"},
     "binary": b"\xff",
     "binary in a list": [[b"\xff"]],
     "binary in a struct": {"a": {"b": b"\xff"}},

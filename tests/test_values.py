@@ -12,6 +12,9 @@ from pipeline.cells import as_text, cells, json_cells, kind, texts, written
 from pipeline.templates import Template
 from pipeline.values import Exact, Unreadable, json_text
 
+MAP = pl.Map(pl.String(), pl.Decimal(5, 2))
+DATES = pl.Map(pl.String(), pl.Date())
+
 
 def printed(column: pl.Series) -> list[str]:
     """What `{{ x }}` makes of each value."""
@@ -37,6 +40,11 @@ def printed(column: pl.Series) -> list[str]:
         (pl.Series([[[date(2024, 1, 2)], []]]), "[[2024-01-02], []]"),
         (pl.Series([{"price": Decimal("1.50"), "on": date(2024, 1, 2)}]), "{'price': 1.50, 'on': 2024-01-02}"),
         (pl.Series([[{"at": time(1, 2, 3)}]]), "[{'at': 01:02:03}]"),
+        (pl.Series([{"a": Decimal("1.50"), "b": None}], dtype=MAP), "{'a': 1.50, 'b': None}"),
+        (pl.Series([[{"a": Decimal("1.50")}], []], dtype=pl.List(MAP)).head(1), "[{'a': 1.50}]"),
+        (pl.Series([{"m": {"a": date(2024, 1, 2)}}], dtype=pl.Struct({"m": DATES})), "{'m': {'a': 2024-01-02}}"),
+        (pl.Series([{1: 0.1}], dtype=pl.Map(pl.Int8(), pl.Float32())), "{1: 0.1}"),
+        (pl.Series([{date(2024, 1, 2): [0.1]}], dtype=pl.Map(pl.Date(), pl.List(pl.Float32()))), "{2024-01-02: [0.1]}"),
         (pl.Series([["a", 'b"c']]), "['a', 'b\"c']"),
         (pl.Series([True]), "True"),
         (pl.Series([[True, None]]), "[True, None]"),
@@ -250,6 +258,18 @@ def test_what_has_no_text_is_written_by_its_number(dtype: pl.DataType, far: int)
     assert written(column, ".jsonl").fill_null("null").to_list() == [str(far), "null"]
     nested = pl.DataFrame({"v": column}).select(v=pl.struct(a=pl.concat_list("v"))).to_series()
     assert written(nested, ".jsonl").to_list() == [f'{{"a":[{far}]}}', '{"a":[null]}']
+
+
+@pytest.mark.case("T8", "T9")
+def test_a_mapping_far_away_in_time_is_named_and_written_by_its_number() -> None:
+    column = pl.Series("v", [{"a": 2**31 - 1, "b": None}, None, {}], dtype=pl.Map(pl.String(), pl.Int32())).cast(DATES)
+    assert cells(column) == [
+        Unreadable("v", f"{2**31 - 1} days since 1970, a date outside the years 1 to 9999"),
+        None,
+        {},
+    ]
+    assert written(column, ".jsonl").fill_null("null").to_list() == ['{"a":2147483647,"b":null}', "null", "{}"]
+    assert column.to_frame().select(as_text("v", column.dtype))["v"].to_list()[0] == '{"v":{"a":2147483647,"b":null}}'
 
 
 @pytest.mark.case("T5", "T9")

@@ -15,8 +15,8 @@ from typing import Literal
 from zoneinfo import ZoneInfo
 
 import polars as pl
-from polars.datatypes import DataTypeClass
 
+from pipeline.cells import leaves, types
 from pipeline.errors import InputError
 from pipeline.source import jsonl
 from pipeline.source.csvs import CsvFile, open_csv, stamp
@@ -48,6 +48,8 @@ _WIDENING = (
     (pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64()),
 )
 _TEXTS = (pl.String, pl.Categorical, pl.Enum)
+_INTERVAL = pl.Struct({"months": pl.Int32(), "days": pl.Int32(), "nanoseconds": pl.Duration("ns")})
+"""What polars takes an interval for, whose values it cannot read."""
 _ASIDE = {"_temporary", "_delta_log", "_spark_metadata"}
 """Directories of Spark and Delta that hold files which are not of the table."""
 _UNREADABLE = (OSError, EOFError, zlib.error)
@@ -305,12 +307,17 @@ def _schema(path: str, table: Table) -> pl.Schema:
 def _refuse_types(path: str, schema: pl.Schema) -> None:
     """Raise `InputError` for a column whose values polars cannot hold, or cannot compute with."""
     for name, dtype in schema.items():
-        for zone in sorted(_zones(dtype)):
+        zones = (getattr(leaf, "time_zone", None) for leaf in leaves(dtype))
+        for zone in filter(None, zones):
             if not _is_zone(zone):
                 raise InputError(
                     f'column `{name}` of {path} holds times in "{zone}", which is no zone with a name',
                     'write them in UTC, as pandas does after `.dt.tz_convert("UTC")`, or in a named zone',
                 )
+        unread = (each for each in types(dtype) if each == _INTERVAL or isinstance(each, pl.BaseExtension))
+        for each in unread:
+            what = "an interval" if each == _INTERVAL else f"{each} within another type"
+            raise InputError(f"column `{name}` of {path} is {what}, which is not read", "write it as text")
         try:
             pl.Series(name, [None], dtype)
         except pl.exceptions.PolarsError as error:
@@ -324,15 +331,6 @@ def _is_zone(name: str) -> bool:
     except (KeyError, ValueError, OSError):
         return False
     return True
-
-
-def _zones(dtype: pl.DataType | DataTypeClass) -> set[str]:
-    """The time zones of a type, however deep."""
-    if isinstance(dtype, pl.Struct):
-        return set().union(*(_zones(field.dtype) for field in dtype.fields))
-    if isinstance(dtype, pl.List | pl.Array):
-        return _zones(dtype.inner)
-    return {dtype.time_zone} if isinstance(dtype, pl.Datetime) and dtype.time_zone else set()
 
 
 def _common(paths: Sequence[str], schemas: Sequence[pl.Schema], ordered: bool) -> pl.Schema:

@@ -297,6 +297,8 @@ def _can_hold(suffix: str, dtype: PolarsDataType) -> bool:
         return all(_can_hold(suffix, inner) for inner in dtype.to_schema().values())
     if isinstance(dtype, pl.List | pl.Array):
         return _can_hold(suffix, dtype.inner)
+    if isinstance(dtype, pl.Map):  # JSON has keys of text only
+        return (suffix == ".parquet" or dtype.key == pl.String) and _can_hold(suffix, dtype.value)
     return suffix == ".parquet" or dtype != pl.Binary
 
 
