@@ -265,14 +265,20 @@ class Desk:
     def unanswered(self, prompt: Prompt, verdict: Verdict) -> Bill | None:
         """Settle a request that came back without an answer; None where the service did not bill it.
 
-        A reply that came is taken for a usual one of its step, and one that never came for nothing; against the caps
-        both count as their worst case. An error is not billed (Google's billing FAQ: neither 400 nor 500).
+        A reply that came is taken for a usual one of its step, or for what it says of tokens where that is more, and
+        one that never came for nothing; against the caps both count as their worst case. An error is not billed
+        (Google's billing FAQ: neither 400 nor 500), but one that names tokens.
         """
         worst, held = self._settle(prompt)
         if not may_be_billed(verdict):
             return None
         most = self._most_usd(prompt, worst, held)
         usd = self._likely_usd(prompt, most) if has_come(verdict) else _NONE
+        if verdict.usage is not None:
+            told = cost(verdict.usage, verdict.model or prompt.params.model, datetime.now(UTC), own=self._own)
+            if told is not None:
+                usd = max(usd or _NONE, told)
+                self._heed(told, worst)
         return Bill(usd, _beyond(usd, most), worst)
 
     def charge(self, bill: Bill) -> None:
@@ -313,6 +319,10 @@ class Desk:
         if lengths is None:
             lengths = self._seen.steps[prompt.step] = Lengths()
         lengths.add(prompt.input_tokens_est, usage)
+        self._heed(usd, worst)
+
+    def _heed(self, usd: Decimal, worst: Decimal | None) -> None:
+        """Reserve from now on for what was billed beyond the worst case."""
         if worst and usd > worst * self._seen.ratio:
             self._seen.ratio = usd / worst
             if (doubled := math.ceil(math.log2(self._seen.ratio))) not in self._told:

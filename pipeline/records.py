@@ -187,6 +187,8 @@ class Verdict:
     billed: bool = False  # the service may have billed it all the same: against a cap it counts as its worst case
     most_requests: int | None = None  # requests that one prompt may make in all for this cause; None: the usual number
     raw: bytes = b""  # the start of a body that could not be read, to be kept with what it may have cost
+    usage: Usage | None = None  # what such a body says of tokens all the same: it cost that at least
+    model: str = ""  # that answered, beside `usage`
     emulated: bool = False  # it bears the emulator's mark
 
 

@@ -1,5 +1,6 @@
 """The sections of a job file, each with its settings, what they mean and what is checked of each alone."""
 
+import codecs
 import io
 from pathlib import Path
 from typing import Literal
@@ -47,6 +48,8 @@ class Input(_Section):
         try:
             if name is not None:
                 io.TextIOWrapper(io.BytesIO(), encoding=name).read()
+                if codecs.lookup(name).name in ("idna", "punycode"):  # how names of hosts are written
+                    raise ValueError
         except (LookupError, UnicodeError, ValueError, AssertionError):  # not there; no text; a name with NUL
             raise ValueError(f'"{name}" is no encoding; name one as "gb18030", "utf-16" or "latin-1"') from None
         return name

@@ -462,6 +462,17 @@ def test_the_start_of_what_could_not_be_read_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.case("R3")
+def test_what_an_unreadable_reply_says_of_tokens_is_the_least_that_it_costs_and_is_reserved_for(
+    store: RunStore,
+) -> None:
+    told = Usage(10, output_tokens=1000)
+    service = Service(lambda number: replace(UNREAD, usage=told, model="any"), billed=lambda number: told)
+    course = session(store, service, range(300), "0.02")
+    assert store.cost_usd() == service.billed_usd == course.spending.spent_usd
+    assert Decimal("0.01") < service.billed_usd <= Decimal("0.02")
+
+
+@pytest.mark.case("R3")
 def test_a_reply_without_counts_counts_as_its_worst_case_against_a_cap(store: RunStore) -> None:
     service = Service(lambda number: answer(usage=Usage(10, output_tokens=9, estimated=True)))
     course = session(store, service, range(300), "0.01")

@@ -561,7 +561,7 @@ def test_every_shipped_job_is_tested(root: Path) -> None:
 
 
 @pytest.mark.case("T14")
-@pytest.mark.parametrize("name", ["utf-99", "hex", "rot13", "", "gb\0"])
+@pytest.mark.parametrize("name", ["utf-99", "hex", "rot13", "idna", "Punycode", "", "gb\0"])
 def test_an_encoding_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     path = write_job(tmp_path, PLAIN)
     assert "is no encoding; name one as" in refused(lambda: load(path, {"input.encoding": name})).message

@@ -96,6 +96,12 @@ def test_a_body_in_the_encoding_that_its_header_names_is_read_and_stored_in_utf8
     assert reply.text == "東京 text" and "東京".encode() in reply.raw
 
 
+@pytest.mark.parametrize("charset", ["undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "zip"])
+def test_no_name_of_an_encoding_is_more_than_a_reply_can_bear(charset: str) -> None:
+    raw = answer(text="a\\ud83db").replace(b"STOP", b"STOP\xff").replace(b"\\\\u", b"\\u")
+    assert isinstance(kept(raw, **{"content-type": f"application/json; charset={charset}"}), Reply)
+
+
 @pytest.mark.parametrize("charset", ["latin-7000", "utf-8", "iso-8859-1"])
 def test_a_header_that_names_a_false_encoding_changes_nothing(charset: str) -> None:
     reply = kept(answer(text="größe"), **{"content-type": f"application/json;charset={charset}"})
@@ -341,6 +347,22 @@ def test_a_hole_in_a_stream_is_no_answer() -> None:
 
 
 @pytest.mark.case("R9")
+@pytest.mark.case("R3")
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"data: " + orjson.dumps({**WHOLE, "candidates": [{"content": {"parts": [{"text": "te"}]}}]}) + b"\n\n",
+        orjson.dumps({"error": {"code": 500, "message": "late"}, "usageMetadata": WHOLE["usageMetadata"]}),
+        b"data: " + orjson.dumps({**WHOLE, "candidates": [{"content": {"parts": [{"text": "te"}]}}]})
+        + b'\n\n{"error": {"code": 503, "message": "overloaded"}}\n\n',
+    ],
+    ids=["a stream cut short", "an error", "a stream that ends with an error"],
+)  # fmt: skip
+def test_what_cannot_be_used_tells_its_counts_all_the_same(raw: bytes) -> None:
+    verdict = refused(raw)
+    assert verdict.billed and verdict.usage == Usage(5, 0, 2)
+
+
 def test_openais_form_is_read_whole_and_in_pieces() -> None:
     usage = {
         "prompt_tokens": 20,
@@ -460,6 +482,11 @@ def test_counts_are_made_sane(counts: object, usage: Usage) -> None:
         ({"completion_tokens": 0, "prompt_tokens": 10, "completion_tokens_details": {"reasoning_tokens": 60}, "total_tokens": 70}, Usage(10, 0, 0, 60)),
         ({"completion_tokens": 70, "prompt_tokens": 10, "completion_tokens_details": {"reasoning_tokens": 60}, "total_tokens": 80}, Usage(10, 0, 10, 60)),
         ({"input_tokens": 10, "output_tokens": 4}, Usage(10, 0, 4)),
+        # parts by modality without their sum
+        ({"promptTokensDetails": [{"modality": "TEXT", "tokenCount": 20}, {"modality": "IMAGE", "tokenCount": 258}], "candidatesTokenCount": 10}, Usage(278, 0, 10, estimated=True)),
+        ({"promptTokenCount": 20, "candidatesTokensDetails": [{"tokenCount": "4000"}, {"tokenCount": -9}, None, 7]}, Usage(20, 0, 4000, estimated=True)),
+        ({"promptTokenCount": 20, "toolUsePromptTokensDetails": [{"tokenCount": 7000}], "candidatesTokenCount": 10}, Usage(20, 0, 10, 0, 7000, estimated=True)),
+        ({"promptTokenCount": 20, "candidatesTokenCount": 10, "promptTokensDetails": [{"tokenCount": 5000}]}, Usage(20, 0, 10)),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_inferred_and_marked(counts: dict[str, Any], usage: Usage) -> None:

@@ -15,6 +15,7 @@ from pipeline.providers.verdicts import (
     parse_duration,
     read_fault,
     unanswered,
+    without_prompt,
 )
 from pipeline.records import QuotaHit
 
@@ -341,3 +342,18 @@ def test_a_lost_request_is_worth_another_try(lost: Lost, error_kind: str) -> Non
     verdict = unanswered(lost)
     assert (verdict.kind, verdict.error_kind, verdict.http_status) == ("transient", error_kind, None)
     assert verdict.sent == lost.sent and verdict.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("message", "left"),
+    [
+        ("HTTP 400: no: Write about the sea and the wind, please", 'HTTP 400: no: "…", please'),
+        ("HTTP 400: no: about the sea and the wind", 'HTTP 400: no: "…"'),
+        ("HTTP 400: no: Write about th…", 'HTTP 400: no: "…"…'),  # cut off where it was too long
+        ("HTTP 400: be brief, said you", 'HTTP 400: "…", said you'),  # a short text, and all of it
+        ("HTTP 400: about the sea", "HTTP 400: about the sea"),  # a few words are anybody's
+        ("HTTP 503: The model is overloaded.", "HTTP 503: The model is overloaded."),
+    ],
+)
+def test_what_a_message_repeats_of_the_prompt_is_left_out(message: str, left: str) -> None:
+    assert without_prompt(message, "Write about the sea\nand the  wind", "be brief", "x") == left

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -122,13 +122,13 @@ def test_a_killed_process_and_what_the_others_on_the_machine_see_of_it(here: Pat
 
 
 @contextmanager
-def echoing() -> Iterator[str]:
-    """A relay that refuses every request with a message that repeats the key and the request."""
+def echoing(words: Callable[[str], str]) -> Iterator[str]:
+    """A relay that refuses every request with a message that repeats the key and, as `words` puts it, the request."""
 
     class Echo(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked = self.rfile.read(int(self.headers["content-length"])).decode()
-            message = f"bad request with key {self.headers['x-goog-api-key']} to {self.path}: {asked!r}"
+            message = f"bad request with key {self.headers['x-goog-api-key']} to {self.path}: {words(asked)}"
             body = json.dumps({"error": {"code": 400, "message": message, "status": "INVALID_ARGUMENT"}}).encode()
             self.send_response(400)
             self.send_header("content-type", "application/json")
@@ -149,8 +149,16 @@ def echoing() -> Iterator[str]:
             thread.join()
 
 
-def test_a_relay_that_repeats_key_and_prompt_in_its_errors(here: Path, streams: Streams) -> None:
-    with echoing() as url:
+def _texts(asked: str) -> str:
+    body = json.loads(asked)
+    return f"{body['systemInstruction']['parts'][0]['text']} and {body['contents'][0]['parts'][0]['text']}, no more"
+
+
+@pytest.mark.parametrize("words", [repr, _texts], ids=["quoted", "as plain words"])
+def test_a_relay_that_repeats_key_and_prompt_in_its_errors(
+    here: Path, streams: Streams, words: Callable[[str], str]
+) -> None:
+    with echoing(words) as url:
         assert streams.finish(start(url)) == 1
     assert len(errors(here)) == 8
     assert all("bad request" in error and PROMPT not in error for error in errors(here))

@@ -23,13 +23,14 @@ MOST_NAME_CHARS = 200
 class Unread:
     """A body that holds no answer: why, and how many requests a prompt may make in all when that is all that comes.
 
-    `refused`: it is an error object, which says that nothing was generated; `billed` if it names counts all the same.
+    `refused`: it is an error object, which says that nothing was generated, unless `usage` names counts, of `model`.
     """
 
     why: str
     most_requests: int = 3
     refused: bool = False
-    billed: bool = True
+    usage: object = None
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +108,10 @@ def read_answer(raw: bytes) -> Answer | Unread:
     error = next((piece["error"] for piece in pieces if is_error(piece.get("error"))), None)
     if error is not None and not (answer.text and answer.finish):
         if answer.text:
-            return Unread("the answer ended with an error")
-        return Unread("the answer is an error", refused=True, billed=bool(answer.usage))
+            return Unread("the answer ended with an error", usage=answer.usage, model=answer.model)
+        return Unread("the answer is an error", refused=True, usage=answer.usage, model=answer.model)
     if reading.holed or (reading.streamed and answer.candidates and not (answer.finish or reading.ended)):
-        return Unread("the answer was cut short")
+        return Unread("the answer was cut short", usage=answer.usage, model=answer.model)
     if not (answer.candidates or answer.block or answer.usage):
         names = ", ".join(name for name in islice(pieces[0], MOST_FIELDS) if _PLAIN_NAME.fullmatch(name))[:100]
         return Unread(

@@ -24,7 +24,8 @@ from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, ju
 from pipeline.providers.blotting import blotted
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Response, Wire
-from pipeline.providers.verdicts import classify, http_date, unanswered
+from pipeline.providers.usage import read_usage
+from pipeline.providers.verdicts import classify, http_date, unanswered, without_prompt
 from pipeline.records import EMULATOR_HEADER, Params, Prompt, Reply, Verdict
 from pipeline.terminal import without_secrets
 
@@ -95,13 +96,13 @@ class Gemini:
         response = await self._exchange(url, build_request(prompt))
         latency_s, finished_at = anyio.current_time() - started, time.time()
         if isinstance(response, Lost):
-            return self._verdict(response)
+            return self._verdict(response, prompt)
         body, answer = self._read(response.body)
         if isinstance(answer, Unread):
-            return self._unread(response, answer)
+            return self._unread(response, answer, prompt)
         reply = judge(answer, body, prompt)
         if not _succeeded(response) and reply.status != "ok":
-            return self._verdict(response)
+            return self._verdict(response, prompt)
         return replace(
             reply,
             model=reply.model or bare_model(prompt.params.model),
@@ -125,13 +126,17 @@ class Gemini:
                 return clear, read_answer(clear)
         return body, answer
 
-    def _unread(self, response: Response, unread: Unread) -> Verdict:
+    def _unread(self, response: Response, unread: Unread, prompt: Prompt) -> Verdict:
         """What a response without an answer means. It may have been billed, unless it says that it failed."""
-        verdict = self._verdict(response)
+        verdict = self._verdict(response, prompt)
         if not _succeeded(response):
             return verdict
+        asked = bare_model(prompt.params.model)
+        if unread.usage:
+            usage = read_usage(unread.usage, "", prompt.input_tokens_est, unread.model or asked)
+            verdict = replace(verdict, usage=usage, model=unread.model or asked)
         if unread.refused or verdict.kind != "transient":
-            return replace(verdict, billed=unread.refused and unread.billed)
+            return replace(verdict, billed=unread.refused and bool(unread.usage))
         lost = response.lost
         if lost is not None and lost.kind in ("timeout", "unreadable"):
             return replace(unanswered(lost, secret=self._key), raw=response.body[:MOST_KEPT_BYTES])
@@ -151,10 +156,10 @@ class Gemini:
         body = orjson.dumps({"generateContentRequest": {"model": f"models/{model}", **_request(prompt)}})
         answer = await self._exchange(self._url(model, "countTokens"), body)
         if isinstance(answer, Lost) or not _succeeded(answer):
-            return self._verdict(answer)
+            return self._verdict(answer, prompt)
         total = whole_number(mapping(load(answer.body)).get("totalTokens"))
         if total is None:
-            return self._verdict(answer)
+            return self._verdict(answer, prompt)
         if not 0 < total <= MOST_COUNTED_TOKENS:
             return Verdict("transient", "malformed_reply", f"the service counts {total:,} tokens in a prompt")
         return total
@@ -208,10 +213,12 @@ class Gemini:
             url = self._urls[model, method] = httpx.URL(f"{self._root}/{quote(path, safe='/')}:{method}")
         return url
 
-    def _verdict(self, answer: Response | Lost) -> Verdict:
+    def _verdict(self, answer: Response | Lost, prompt: Prompt | None = None) -> Verdict:
         if isinstance(answer, Lost):
             return unanswered(answer, secret=self._key)
         verdict = classify(answer.status, answer.headers, answer.body, secret=self._key)
+        if prompt is not None:
+            verdict = replace(verdict, message=without_prompt(verdict.message, prompt.text, prompt.params.system or ""))
         return replace(verdict, emulated=True) if is_emulated(answer) else verdict
 
 
@@ -235,7 +242,7 @@ def _as_utf8(response: Response) -> bytes:
     try:
         response.body.decode("utf-8")
     except UnicodeDecodeError:
-        with suppress(LookupError, UnicodeDecodeError):
+        with suppress(LookupError, ValueError):  # Python has codecs that fail in ways of their own
             return response.body.decode(named[1]).encode()
     return response.body
 

@@ -7,7 +7,7 @@ is inferred from the total or from what was sent and answered. Whatever is not a
 import math
 
 from pipeline.prices import MODELS, model_info
-from pipeline.providers.foreign import any_number, folded, mapping
+from pipeline.providers.foreign import any_number, folded, mapping, mappings
 from pipeline.records import Usage
 from pipeline.tokens import estimate
 
@@ -50,6 +50,15 @@ class _Counts:
                 return None
         return None
 
+    def summed(self, name: str, most: float) -> int | None:
+        """The sum of a count's parts by modality, where the count itself is missing; None when there are none."""
+        parts = [any_number(part.get("tokenCount", part.get("token_count"))) for part in mappings(self.own.get(name))]
+        total = sum(number for number in parts if number is not None and number > 0)
+        if not total:
+            return None
+        self.odd = True
+        return math.ceil(min(total, most))
+
 
 def read_usage(metadata: object, text: str, sent_tokens: int = 0, model: str = "") -> Usage:
     """Tokens as they are billed, of `usageMetadata` or `usage` beside an answer of `text`.
@@ -61,12 +70,12 @@ def read_usage(metadata: object, text: str, sent_tokens: int = 0, model: str = "
     most_input = (info or MODELS[0]).context_tokens
     most_output = max(MOST_OUTPUT_TOKENS, info.max_output_tokens) if info else most_input
     counts = _Counts(metadata)
-    prompt = counts.named(_PROMPT, most_input) or 0
+    prompt = counts.named(_PROMPT, most_input) or counts.summed("prompttokensdetails", most_input) or 0
     cached = counts.named(_CACHED, math.inf) or 0
-    tool = counts.named(_TOOL, most_input) or 0
+    tool = counts.named(_TOOL, most_input) or counts.summed("tooluseprompttokensdetails", most_input) or 0
     total = counts.named(_TOTAL, most_input + 2 * most_output) or 0
     odd_before, counts.odd = counts.odd, False
-    output = counts.named(_OUTPUT, math.inf) or 0
+    output = counts.named(_OUTPUT, math.inf) or counts.summed("candidatestokensdetails", most_output) or 0
     thinking = counts.named(_THINKING, math.inf) or 0
     is_told = not counts.odd and bool(thinking or ((prompt or total) and (output or not text)))
     estimated = counts.odd or odd_before

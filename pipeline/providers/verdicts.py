@@ -279,6 +279,8 @@ def _header_wait(value: str, served_at: float | None) -> float | None:
 
 _KEY_SHAPED = re.compile(r"\b(?:AIza|AQ\.|sk-|ya29\.)[\w.\-]{12,}")
 _QUOTED = re.compile(r"\"([^\"]*)(\"?)")
+_ECHO = '"…"'
+_ECHO_CHARS, _LEAST_ECHO_CHARS = 20, 8
 _IDENTIFIER = re.compile(r"[\w.\-/:\[\]]{1,64}")
 
 
@@ -292,6 +294,25 @@ def clean(text: str, secret: str = "", limit: int = MESSAGE_CHARS) -> str:
     text = _KEY_SHAPED.sub("***", text)[:4096]
     text = " ".join("".join(c if c.isprintable() else " " for c in _without_quotes(text)).split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def without_prompt(message: str, *texts: str) -> str:
+    """A message without what it repeats of the texts that were sent: 20 characters in a row or more, or all of one."""
+    for sent in (" ".join(text.split()) for text in texts):
+        least = min(_ECHO_CHARS, len(sent))
+        at = 0
+        while least >= _LEAST_ECHO_CHARS and at < len(message):
+            end = at + least
+            if message.endswith("…") and end >= len(message) > at + _LEAST_ECHO_CHARS:
+                end = len(message) - 1  # cut off there: it may have gone on as the text does
+            if end > len(message) or message[at] == " " or message[at:end] not in sent:
+                at += 1
+                continue
+            while end < len(message) and message[at : end + 1] in sent:
+                end += 1
+            message = f"{message[:at]}{_ECHO}{' ' * (message[end - 1] == ' ')}{message[end:]}"
+            at += len(_ECHO)
+    return message
 
 
 def _without_quotes(text: str) -> str:
