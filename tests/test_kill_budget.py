@@ -100,7 +100,7 @@ def test_no_reply_lets_a_cap_be_passed(tmp_path: Path, fault: str) -> None:
     assert billed <= Decimal("0.008")
     counted = Decimal(str(result["cost_usd"])) + Decimal(str(result["at_most_usd"]))
     assert billed <= counted + Decimal("1e-8") and counted <= Decimal("0.008")
-    if fault not in ("overlong", "dearer"):
+    if fault not in ("overlong", "dearer", "false_gzip"):  # read whole: their counts are exact
         assert result["uncertain"] + result["usage_estimated"] > 0
 
 
