@@ -87,11 +87,17 @@ sys.stdin.read()
 """
 
 
-def test_sigkill_loses_nothing_that_was_added(path: Path) -> None:
+@pytest.mark.parametrize("log", ["whole", "damaged", "removed"])
+def test_sigkill_loses_nothing_that_was_added_whatever_becomes_of_the_log(path: Path, log: str) -> None:
     arguments = [sys.executable, "-c", _SPENDER, str(path)]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as spender:
         assert spender.stdout is not None and spender.stdout.readline() == b"spent\n"
         os.kill(spender.pid, signal.SIGKILL)
+    written_ahead = path.with_name(f"{path.name}-wal")
+    if log == "damaged":
+        written_ahead.write_bytes(bytes(byte ^ 1 for byte in written_ahead.read_bytes()))
+    elif log == "removed":
+        written_ahead.unlink()
     with SpendBook(path, "p") as book:
         assert book.spent()[1] == Decimal("0.5")
 
