@@ -193,6 +193,7 @@ def test_an_error_that_is_none_beside_an_answer_is_none(error: object) -> None:
 def test_a_whole_answer_beside_an_error_or_under_a_false_status_is_kept() -> None:
     assert kept(answer(error={"code": 503, "message": "late"})).status == "ok"
     assert kept(OK, 500).text == "OK"
+    assert kept(answer("MAX_TOKENS"), 500).status == "truncated"
     assert refused(answer("SAFETY", None), 500).kind == "transient"
 
 
@@ -358,9 +359,18 @@ def test_a_hole_in_a_stream_is_no_answer() -> None:
     ],
     ids=["a stream cut short", "an error", "a stream that ends with an error"],
 )  # fmt: skip
-def test_what_cannot_be_used_tells_its_counts_all_the_same(raw: bytes) -> None:
-    verdict = refused(raw)
+@pytest.mark.parametrize("status", [200, 500, 429])
+def test_what_cannot_be_used_tells_its_counts_all_the_same(raw: bytes, status: int) -> None:
+    verdict = refused(raw, status)
     assert verdict.billed and verdict.usage == Usage(5, 0, 2)
+
+
+@pytest.mark.case("R3")
+@pytest.mark.parametrize("status", [200, 429])
+def test_an_error_whose_counts_are_all_0_is_not_billed(status: int) -> None:
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    verdict = refused(orjson.dumps({"error": {"code": 429, "message": "slow down"}, "usage": usage}), status)
+    assert (verdict.billed, verdict.usage, verdict.error_kind) == (False, None, "quota")
 
 
 def test_openais_form_is_read_whole_and_in_pieces() -> None:

@@ -24,7 +24,7 @@ from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, ju
 from pipeline.providers.blotting import blotted
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Response, Wire
-from pipeline.providers.usage import read_usage
+from pipeline.providers.usage import names_tokens, read_usage
 from pipeline.providers.verdicts import classify, http_date, unanswered, without_prompt
 from pipeline.records import EMULATOR_HEADER, Params, Prompt, Reply, Verdict
 from pipeline.terminal import without_secrets
@@ -101,8 +101,8 @@ class Gemini:
         if isinstance(answer, Unread):
             return self._unread(response, answer, prompt)
         reply = judge(answer, body, prompt)
-        if not _succeeded(response) and reply.status != "ok":
-            return self._verdict(response, prompt)
+        if not _succeeded(response) and not reply.text:
+            return self._verdict(response, prompt, answer)
         return replace(
             reply,
             model=reply.model or bare_model(prompt.params.model),
@@ -128,15 +128,9 @@ class Gemini:
 
     def _unread(self, response: Response, unread: Unread, prompt: Prompt) -> Verdict:
         """What a response without an answer means. It may have been billed, unless it says that it failed."""
-        verdict = self._verdict(response, prompt)
-        if not _succeeded(response):
+        verdict = self._verdict(response, prompt, unread)
+        if not _succeeded(response) or unread.refused or verdict.kind != "transient":
             return verdict
-        asked = bare_model(prompt.params.model)
-        if unread.usage:
-            usage = read_usage(unread.usage, "", prompt.input_tokens_est, unread.model or asked)
-            verdict = replace(verdict, usage=usage, model=unread.model or asked)
-        if unread.refused or verdict.kind != "transient":
-            return replace(verdict, billed=unread.refused and bool(unread.usage))
         lost = response.lost
         if lost is not None and lost.kind in ("timeout", "unreadable"):
             return replace(unanswered(lost, secret=self._key), raw=response.body[:MOST_KEPT_BYTES])
@@ -213,12 +207,19 @@ class Gemini:
             url = self._urls[model, method] = httpx.URL(f"{self._root}/{quote(path, safe='/')}:{method}")
         return url
 
-    def _verdict(self, answer: Response | Lost, prompt: Prompt | None = None) -> Verdict:
+    def _verdict(
+        self, answer: Response | Lost, prompt: Prompt | None = None, found: Answer | Unread | None = None
+    ) -> Verdict:
+        """What a failed exchange means; it was billed where what was `found` in its body names tokens."""
         if isinstance(answer, Lost):
             return unanswered(answer, secret=self._key)
         verdict = classify(answer.status, answer.headers, answer.body, secret=self._key)
         if prompt is not None:
             verdict = replace(verdict, message=without_prompt(verdict.message, prompt.text, prompt.params.system or ""))
+            if found and names_tokens(found.usage):
+                model = found.model or bare_model(prompt.params.model)
+                usage = read_usage(found.usage, "", prompt.input_tokens_est, model)
+                verdict = replace(verdict, usage=usage, model=model, billed=True)
         return replace(verdict, emulated=True) if is_emulated(answer) else verdict
 
 

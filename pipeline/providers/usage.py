@@ -60,6 +60,11 @@ class _Counts:
         return math.ceil(min(total, most))
 
 
+def names_tokens(metadata: object) -> bool:
+    """Whether `usageMetadata` or `usage` has a count above 0."""
+    return any((any_number(value) or 0) > 0 for value in mapping(metadata).values())
+
+
 def read_usage(metadata: object, text: str, sent_tokens: int = 0, model: str = "") -> Usage:
     """Tokens as they are billed, of `usageMetadata` or `usage` beside an answer of `text`.
 
