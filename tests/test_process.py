@@ -182,6 +182,29 @@ def test_a_signal_during_the_start_is_told_and_leaves_nothing(here: Path, number
     assert set(here.rglob("*")) - before == set()
 
 
+_STRUCK_LATE = """
+import os, signal, sys
+class Late:
+    def __del__(self, kill=os.kill, own=os.getpid(), number=int(sys.argv[1])):
+        kill(own, number)
+late = Late()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+from pipeline.cli import main
+sys.argv = ["pipeline", "--version"]
+main()
+"""
+
+
+@pytest.mark.case("S6")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_when_all_is_said_changes_no_exit_code(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", _STRUCK_LATE, str(int(number))]
+    environment = {"PYTHONPATH": str(Path(__file__).parent.parent), **os.environ}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"") and done.stdout.startswith(b"prompt-pipeline ")
+
+
 @pytest.mark.parametrize("ignored", [False, True], ids=["a terminal that is gone", "nohup"])
 def test_sighup_during_the_start_is_heeded_unless_it_is_ignored(ignored: bool) -> None:
     script = (

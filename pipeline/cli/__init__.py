@@ -1,11 +1,12 @@
 """The command line. Signals are heeded before anything heavy is imported."""
 
+import atexit
 import os
 import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from pipeline.process import INTERRUPTED, heed_signals
+from pipeline.process import INTERRUPTED, heed_signals, heed_signals_no_more
 
 
 def main() -> NoReturn:
@@ -19,3 +20,5 @@ def main() -> NoReturn:
         with suppress(OSError):
             os.write(2, b"\nInterrupted. What was paid for is kept.\n")
         sys.exit(INTERRUPTED)
+    finally:
+        atexit.register(heed_signals_no_more)  # once no thread is waited for any more
