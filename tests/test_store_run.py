@@ -266,8 +266,23 @@ def test_a_reply_bought_for_a_row_tried_again_is_not_lost_to_a_kill(directory: P
     with opened(directory) as store:
         store.reopen(frozenset({"truncated"}))
         store.append_result(result(0, response="a second try"))
-    assert sealed(directory, "results")["status"].to_list() == ["truncated", "ok"]
+    results = sealed(directory, "results")
+    assert results["status"].to_list() == ["truncated", "ok"]
+    assert results["cost_usd"].to_list() == [CENT, 2 * CENT], "a row costs what all its replies cost"
     assert sealed(directory, "calls").height == 2
+
+
+def test_a_row_that_is_redone_costs_what_each_of_its_replies_cost(directory: Path) -> None:
+    with opened(directory) as store:
+        for row in range(3):
+            answer(store, row, "truncated", "truncated")
+    with opened(directory) as store:
+        store.reopen(frozenset({"truncated"}))
+        for row, usd in ((0, 5 * CENT), (1, None)):
+            store.append_call(prompt(row), paid("whole", cost_usd=usd))
+            store.append_result(result(row, cost_usd=usd))
+        store.append_result(result(2, cost_usd=Decimal(0)))  # another row bought the answer to the same
+    assert sealed(directory, "results")["cost_usd"].to_list()[3:] == [6 * CENT, None, CENT]
 
 
 def test_the_log_is_json_lines_with_numbers_and_survives_a_full_disk(directory: Path) -> None:

@@ -70,6 +70,7 @@ class RunStore:
         self._replies: dict[str, Call] = {}
         self._unread: dict[str, Decimal | None] = {}  # by content, as `unread_usd` says
         self._former: dict[str, Call] = {}  # the same of the journal that is being sealed
+        self._redone: dict[int, Decimal | None] = {}  # by row that is tried again on request: what all its calls cost
         self._content: ContentIndex
         self._is_kept = True
         self._sealing = anyio.Lock()
@@ -204,12 +205,16 @@ class RunStore:
         call = kept(prompt, reply, line, answered)
         self._batch.calls.append(call)
         self._note_unread(call)
+        if (before := self._redone.get(call.row)) is not None:
+            self._redone[call.row] = None if reply.cost_usd is None else before + reply.cost_usd
         self._batch.in_flight.pop(call.fingerprint, None)
         if call.paid:
             self._replies[call.fingerprint] = call
 
     def append_result(self, result: Result) -> None:
-        """Keep one document's outcome."""
+        """Keep one document's outcome; of a row that was tried again on request the cost is that of every try."""
+        if result.row in self._redone:
+            result = replace(result, cost_usd=self._redone.pop(result.row))
         self._journal.append(result_line(result))
         self._batch.results[result.row] = result
         self.outcomes.set(result.row, result.status, is_passing(result))
@@ -329,6 +334,11 @@ class RunStore:
                 else:
                     again = again and made_with != changes
                 self.outcomes.set(row, status, again)
+        for frame in self.calls(("row", "cost_usd")):
+            for row, usd in frame.iter_rows():
+                if self.outcomes.again(row):
+                    known = self._redone.get(row, _NOTHING)
+                    self._redone[row] = None if known is None or usd is None else known + usd
 
     def _begin_journal(self) -> Batch:
         """Start the next journal with all that is unfinished, paid calls and requests; returns what is to be sealed."""
