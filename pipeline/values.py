@@ -4,21 +4,29 @@ Python has no type for some of what a column holds: a decimal whose digits count
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
-from decimal import Decimal
-from typing import Any, Literal
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, TypeVar
 
+_T = TypeVar("_T")
 Kind = Literal["text", "number", "time", "truth"]
 """What is known of a column's values before they are there; a number of a CSV is text."""
 
 _WIDEST_INT = 2**127
 """minijinja makes a float of a whole number beyond."""
+_LONGEST = 45
+"""Digits of a whole number that Python reads: it refuses thousands."""
 
 
 class Exact:
-    """A number by its digits: `1.50` stays `1.50`. A template compares it and computes with it as with a float."""
+    """A number by its digits: `1.50` stays `1.50`. It compares by them, and a template computes with it as a float.
+
+    It is no number to Python, as minijinja would take one for a float and print that.
+    """
 
     __slots__ = ("text",)
 
@@ -30,20 +38,32 @@ class Exact:
 
     __repr__ = __str__
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Exact) and self._number == other._number
+    def __eq__(self, other: object) -> Any:
+        return self._than(operator.eq, other)
 
-    def __lt__(self, other: "Exact") -> bool:
-        return self._number < other._number
+    def __lt__(self, other: object) -> Any:
+        return self._than(operator.lt, other)
 
-    def __gt__(self, other: "Exact") -> bool:
-        return self._number > other._number
+    def __le__(self, other: object) -> Any:
+        return self._than(operator.le, other)
+
+    def __gt__(self, other: object) -> Any:
+        return self._than(operator.gt, other)
+
+    def __ge__(self, other: object) -> Any:
+        return self._than(operator.ge, other)
 
     def __hash__(self) -> int:
-        return hash(self._number)
+        value = digits(self)  # an equal int or float has the same
+        return hash(value if value == value.to_integral_value() else float(value))
 
     def __bool__(self) -> bool:
-        return bool(self._number)
+        return bool(digits(self))
+
+    def __format__(self, form: str) -> str:
+        if form[-1:] in ("", "s"):
+            return format(self.text, form)
+        return format(self.number if form[-1] in "bcdoxX" else digits(self), form)
 
     def __getattr__(self, name: str) -> Any:
         """The methods of its text."""
@@ -52,8 +72,28 @@ class Exact:
         return getattr(self.text, name)
 
     @property
-    def _number(self) -> Decimal:
-        return Decimal(self.text)
+    def whole(self) -> bool:
+        """Whether it is written without a fraction and an exponent."""
+        return self.text.lstrip("-").isdigit()
+
+    @property
+    def number(self) -> int | float:
+        """What Python computes with."""
+        return int(self.text) if self.whole and len(self.text) < _LONGEST else float(self.text)
+
+    def _than(self, compare: Callable[[Any, Any], Any], other: object) -> Any:
+        if isinstance(other, Exact | int) or (isinstance(other, float) and not math.isnan(other)):
+            return compare(digits(self), digits(other))
+        return NotImplemented
+
+
+def digits(number: int | float | Exact) -> Decimal:
+    """A number by the digits that it is printed with; one that is too long for a `Decimal` is infinite or 0."""
+    text = number.text if isinstance(number, Exact) else repr(number + 0)
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return Decimal(repr(float(text)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +107,33 @@ class Unreadable:
         return f"the column {self.column} holds {self.raw}"
 
 
+def fixed(kind: type[_T]) -> type[_T]:
+    """A list or mapping that no template can change: its row is asked again, piece by piece, and may be written out."""
+    for name in _CHANGING & set(dir(kind)):
+        setattr(kind, name, _refuse)
+    return kind
+
+
+_CHANGING = {
+    "append",
+    "extend",
+    "insert",
+    "remove",
+    "pop",
+    "clear",
+    "sort",
+    "reverse",
+    "update",
+    "setdefault",
+    "popitem",
+}
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise TypeError("a template cannot change what a cell holds")
+
+
+@fixed
 class Items(list[Any]):
     """A list that prints its items as they print themselves, text in quotes."""
 
@@ -74,6 +141,7 @@ class Items(list[Any]):
         return f"[{', '.join(map(_within, self))}]"
 
 
+@fixed
 class Fields(dict[str, Any]):
     """A struct that prints as `Items` do."""
 
@@ -81,6 +149,7 @@ class Fields(dict[str, Any]):
         return f"{{{', '.join(f'{_within(name)}: {_within(value)}' for name, value in self.items())}}}"
 
 
+@fixed
 class JsonItems(list[Any]):
     """A list of a JSON cell: prints as the text that stands in the file, one within another value as JSON."""
 
@@ -90,6 +159,7 @@ class JsonItems(list[Any]):
         return json_text(self) if self.text is None else self.text
 
 
+@fixed
 class JsonFields(dict[str, Any]):
     """An object of a JSON cell: prints as `JsonItems` do."""
 
@@ -97,12 +167,6 @@ class JsonFields(dict[str, Any]):
 
     def __str__(self) -> str:
         return json_text(self) if self.text is None else self.text
-
-
-class _Written(float):
-    """A number within a JSON cell that is written in another way than Python would."""
-
-    text: str
 
 
 class Instant(datetime):
@@ -150,8 +214,6 @@ def _json(value: object, width: int, line: str) -> Iterator[str]:
         yield from _enclosed("{", pairs, "}", inner, line)
     elif isinstance(value, list | tuple):
         yield from _enclosed("[", (tuple(_json(item, width, inner)) for item in value), "]", inner, line)
-    elif isinstance(value, _Written):
-        yield value.text
     elif isinstance(value, float) and not -float("inf") < value < float("inf"):
         yield "null"
     elif value is None or isinstance(value, bool | int | float):
@@ -176,9 +238,9 @@ def _within(value: object) -> str:
 def parsed(text: str) -> Any:
     """The value of a JSON text: each object its own keys, numbers exact and as they are written."""
     if text[0] in "-0123456789":  # a number by itself is inserted as it is written
-        number = _whole(text) if text.lstrip("-").isdigit() else float(text)
+        number = _whole(text) if text.lstrip("-").isdigit() else None
         return number if str(number) == text else Exact(text)
-    value = json.loads(text, parse_int=_whole, parse_float=_fraction, object_hook=JsonFields)
+    value = json.loads(text, parse_int=_whole, parse_float=Exact, object_hook=JsonFields)
     if isinstance(value, list):
         value = JsonItems(value)
     if isinstance(value, JsonItems | JsonFields):
@@ -200,11 +262,5 @@ def _name_lists(value: JsonItems | JsonFields) -> None:
 
 
 def _whole(digits: str) -> int | Exact:
-    value = int(digits) if len(digits) < 45 else _WIDEST_INT  # Python refuses thousands of digits
+    value = int(digits) if len(digits) < _LONGEST else _WIDEST_INT
     return value if -_WIDEST_INT <= value < _WIDEST_INT else Exact(digits)
-
-
-def _fraction(digits: str) -> float | Exact:
-    value = _Written(digits)
-    value.text = digits
-    return value if Decimal(float.__repr__(value)) == Decimal(digits) else Exact(digits)

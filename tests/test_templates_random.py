@@ -65,13 +65,17 @@ class Drawing:
         if depth <= 0:
             return self.of(*scope.text, "'s'", '"it\'s"', "'{{ zz }}'", 'row["o-d"]', "row['客户 评论']", "row.a", "''")
         one, deeper = self.text(scope, depth - 1), depth - 1
-        kind = self.draw(st.integers(0, 14))
+        kind = self.draw(st.integers(0, 16))
+        if kind == 15:
+            return f"'%s|%6.2f'|format({one}, {self.number(scope, 0)})"
+        if kind == 16:
+            return f"'{{}}|{{:>6}}'.format({one}, {self.text(scope, 0)})"
         if kind == 0:
             return f"{one} ~ {self.number(scope, deeper)}"
         if kind == 1:
             return f"({one}){self.of('|upper', '|trim', '|title', '|length|string', '|tojson', '|default(a)')}"
         if kind == 2:
-            return f"({one})[{self.of('', '1', '-1')}:{self.of('', '2', f'({self.number(scope, 0)})')}]"
+            return f"({one})[{self.of('', '1', '-1')}:{self.of('', '2', f'({self.number(scope, 0)})|int')}]"
         if kind == 3:
             return f"({one} if {self.truth(scope, deeper)} else {self.text(scope, deeper)})"
         if kind == 4:
@@ -105,6 +109,8 @@ class Drawing:
             f"({one} if {self.truth(scope, 0)} else 1)",
             f"({one}) // 2 % 3",
             f"{self.items(scope, depth - 1)}|length",
+            f"[{one}, {self.number(scope, 0)}]|{self.of('max', 'min', 'sum', 'first')}",
+            f"([{{'k': {one}}}, {{'k': {self.number(scope, 0)}}}]|sort(attribute='k')|first).k",
             one,
         )
 
@@ -129,6 +135,10 @@ class Drawing:
             f"({self.text(scope, depth - 1)}).split(' ')",
             "tags|map('upper')|list",
             "tags[::-1]",
+            "tags|sort(reverse=true)",
+            f"[{self.text(scope, 0)}, {self.text(scope, 0)}, {self.number(scope, 0)}]|{self.of('sort', 'unique|list')}",
+            f"[{self.text(scope, 0)}, 's']|{self.of('select', 'reject')}('{self.of('eq', 'ne', 'lt')}', 's')|list",
+            f"[{{'k': {self.text(scope, 0)}}}]|map(attribute='k')|list",
         )
 
     def body(self, scope: Scope, depth: int) -> str:

@@ -282,7 +282,7 @@ def test_a_mapping_far_away_in_time_is_named_and_written_by_its_number() -> None
         ("{% for x in [m.p, m.l] %}{{ x }};{% endfor %}", '{"q": 1.50, "é": null};[1, [true, {}]];'),
         ("{{ m.p ~ '' }} {{ m.p|string }} {{ m.p|tojson }}", " ".join(['{"q": 1.50, "é": null}'] * 3)),
         ("{{ m.p.q + 1 }} {{ m.p.q > 1 }} {{ m.p.q is number }}", "2.5 True True"),
-        ("{{ m.items()|list|length }} {{ m.l|length }} {{ m.p.get('q') }}", "2 2 1.5"),
+        ("{{ m.items()|list|length }} {{ m.l|length }} {{ m.p.get('q') }}", "2 2 1.50"),
     ],
 )
 def test_what_is_within_a_json_cell_prints_as_json(source: str, text: str) -> None:

@@ -1,19 +1,17 @@
 """Prompt templates: minijinja, strict, text inserted as it is."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
-from operator import ge, gt, le, lt
 from pathlib import Path
-from typing import Any
 
 from minijinja import Environment, TemplateError
 
 from pipeline.errors import JobError
+from pipeline.templates import filters, nulls
 from pipeline.templates.names import OWN, ROW, Uses, assigned_by, uses
-from pipeline.templates.nulls import COMPARE, EACH, NUMBER, rewritten
 from pipeline.templates.syntax import Statement, parse
-from pipeline.values import Exact, Kind, Unreadable, json_text
+from pipeline.values import Fields, Kind, Unreadable, fixed, json_text
 
 CHUNK_VARIABLES = frozenset({"text", "chunk", "chunks"})
 REDUCE_VARIABLES = frozenset({"parts"})
@@ -23,6 +21,7 @@ _FUEL = 20_000_000
 """Instructions of one rendering, about 3 s: a loop in a loop over `range(100000)` must not hold up a run."""
 
 
+@fixed
 class Parts(list[str]):
     """Part answers of a reduce prompt: `{{ parts }}` joins them by blank lines; a `for` loop walks them."""
 
@@ -50,7 +49,7 @@ class Template:
         except RecursionError:
             raise JobError(f"the template is nested too deeply\n{where}", "write it with fewer parentheses") from None
         self.uses = self.uses_of({})
-        self._environment.add_template("prompt", rewritten(source, self.statements))
+        self._environment.add_template("prompt", nulls.rewritten(source, self.statements))
         self._names = (*self.uses.names, *self.uses.perhaps)
         self._row = bool(self.uses.of_row) or ROW in self.uses.whole
         self._own = bool(self.uses.of_own) or OWN in self.uses.whole
@@ -98,7 +97,7 @@ class Template:
             elif name in fields:
                 values[name] = fields[name]
         if self._row:
-            values[ROW] = fields
+            values[ROW] = Fields(fields)
         if self._own:
             values[OWN] = fields.get(OWN, own)
         for value in fields.values() if self._row else values.values():
@@ -108,9 +107,9 @@ class Template:
             return self._environment.render_template("prompt", **values)
         except TemplateError as error:
             raise JobError(f"the template fails: {_first_line(error)}\n{self.where}, line {error.line}") from None
-        except _Unlike as error:
-            reason = "values of two kinds are compared: `|int`, `|float` or `|string` makes them alike"
-            raise JobError(f"the template fails: {reason}\n{self.where}, line {error.args[0]}") from None
+        except filters.Unlike as error:
+            reason, *line = error.args
+            raise JobError(f"the template fails: {reason}\n{', line '.join(map(str, [self.where, *line]))}") from None
         except Exception as error:  # of a method of a value, such as a date's
             reason = f"{type(error).__name__}: {error}"
             raise JobError(f"the template fails: {reason}\n{self.where}") from None
@@ -162,36 +161,15 @@ def read_text(inline: str | None, file: str | None, beside: Path, where: str) ->
 def _environment() -> Environment:
     environment = Environment(undefined_behavior="strict", auto_escape_callback=lambda name: False, fuel=_FUEL)
     environment.add_filter("tojson", json_text)
-    environment.add_filter(EACH, _each)
-    environment.add_filter(NUMBER, _number)
-    environment.add_global(COMPARE, _compare)
+    own: dict[str, Callable[..., object]] = {f"__{name}": function for name, function in filters.FILTERS.items()}
+    own |= {nulls.NUMBER: filters.number, nulls.NUMBERS: filters.numbers, nulls.EACH: filters.each}
+    own |= {nulls.HAVING: filters.having, nulls.PLAIN: filters.plain, nulls.FORMATTED: filters.formatted}
+    for name, function in own.items():
+        environment.add_filter(name, function)
+    for name, test in (filters.TESTS | {nulls.WHOLE: filters.is_whole, nulls.FRACTION: filters.is_fraction}).items():
+        environment.add_test(name, test)
+    environment.add_global(nulls.COMPARE, filters.compare)
     return environment
-
-
-def _each(values: Iterable[object] | None) -> list[object]:
-    return ["" if value is None else value for value in values or ()]
-
-
-class _Unlike(Exception):
-    """Values of two kinds are compared; the argument is the line."""
-
-
-_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {"<": lt, "<=": le, ">": gt, ">=": ge}
-
-
-def _compare(line: int, name: str, left: object, right: object) -> bool:
-    """Compare what is not two numbers nor two texts; raises `_Unlike` for what has no order."""
-    one, other = _number(left), _number(right)
-    if name in ("==", "!="):
-        return (one == other) == (name == "==")
-    try:
-        return _OPERATORS[name](one, other)
-    except TypeError:
-        raise _Unlike(line) from None
-
-
-def _number(value: object) -> object:
-    return float(value.text) if isinstance(value, Exact) else value
 
 
 def _first_line(error: TemplateError) -> str:

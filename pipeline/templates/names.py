@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from minijinja import Environment
 
-from pipeline.templates.nulls import COMPARING
+from pipeline.templates.filters import COMPARING
 from pipeline.templates.syntax import Expr, Statement, words
 from pipeline.values import Kind
 

@@ -1,11 +1,12 @@
 """A template rewritten so that null prints as nothing, in text and in comparisons too, and stays null otherwise.
 
-minijinja prints `None`, takes null for less than any number, and compares values of different kinds by the kind. The
-rewritten template says what is meant in minijinja's own words, on the same lines: `{{ x }}` is `x` unless it is none.
+minijinja prints `None`, and gives a function of ours null for what is undefined. The rewritten template says what is
+meant in minijinja's own words and with `filters`, on the same lines: `{{ x }}` is `x` unless it is none.
 """
 
 from collections.abc import Sequence
 
+from pipeline.templates.filters import COMPARING, FILTERS
 from pipeline.templates.syntax import Expr, Statement, words
 
 _OF_TEXT = words("capitalize count e escape float format indent int length lines lower replace reverse safe split")
@@ -13,16 +14,15 @@ _OF_TEXT |= words("string striptags title trim truncate upper urlencode wordwrap
 _ALWAYS_TEXT = _OF_TEXT | {"join", "tojson"}
 _PATH = ("var", "attr", "item")
 _PARTS = ("attr", "item")
-_PASSING = words("count e escape indent length pprint truncate urlencode wordwrap zip")
+_PASSING = words("count e escape format indent length map pprint truncate urlencode wordwrap zip") | set(FILTERS)
 """Filters that take what is undefined for nothing, also where minijinja is strict."""
+_OF_NUMBERS = ("int", "float", "round", "abs")
 _SPECIAL = ("loop", "self", "super", "caller")
 _SAME = ("==", "!=")
-COMPARING = {"eq": "==", "equalto": "==", "ne": "!="}
-COMPARING |= {"lt": "<", "lessthan": "<", "le": "<=", "gt": ">", "greaterthan": ">", "ge": ">="}
-"""Tests that compare, each with its operator."""
 _CALM_METHODS = words("count endswith find format get isoformat items join keys lower replace split startswith")
 _CALM_METHODS |= words("strftime strip title upper values")
 """Methods that may be called twice: they change nothing."""
+_CALM_FUNCTIONS = ("dict", "range")
 
 _ARITHMETIC = ("+", "-", "*", "/", "//", "%", "**")
 _LONGEST = 2_000
@@ -37,8 +37,9 @@ BY_NAME = {
 }
 """Arguments that Jinja takes by their place, and minijinja by their name only."""
 
-COMPARE, NUMBER, EACH = "__compare", "__number", "__each"
-"""The function that compares what minijinja would compare by kind, and filters: a decimal, the items of a list."""
+COMPARE, NUMBER, NUMBERS, EACH, HAVING = "__compare", "__number", "__numbers", "__each", "__having"
+PLAIN, FORMATTED, WHOLE, FRACTION = "__plain", "__formatted", "__whole", "__fraction"
+"""Names of what stands in `filters`, beside those of minijinja's filters behind two strokes."""
 
 
 def rewritten(source: str, statements: Sequence[Statement]) -> str:
@@ -98,37 +99,80 @@ class _Rewriting:
             function = expr.parts[0].bare()
             of = function.parts[0]
             method = self.filled(of, self.text(of)) + self.source[of.end : function.end]
+            if function.name == "format":
+                own = f"{self.filled(of, self.text(of))}|{FORMATTED}{self.rest(expr, parts)}"
+                return self.unless_plain(expr, self.values(expr, parts), method + self.rest(expr, parts), own)
             parts[expr.parts[0]] = method if function is expr.parts[0] else f"({method})"
         found = self.between(expr.start, expr.end, expr.parts, parts)
+        if expr.kind == "filter":
+            return self.filtered(expr, parts, found)
+        if expr.kind == "test" and expr.name in ("integer", "float"):
+            own = WHOLE if expr.name == "integer" else FRACTION
+            return f"({found} or ({parts[expr.parts[0]]}) is {own})"
         if expr.kind == "test" and expr.name in COMPARING and len(expr.parts) == 2 and _pure(expr):
-            return self.guarded(COMPARING[expr.name], expr.parts, [parts[part] for part in expr.parts], found)
+            return f"({self.guarded(COMPARING[expr.name], expr.parts, [parts[part] for part in expr.parts], found)})"
         return found
+
+    def rest(self, expr: Expr, parts: dict[Expr, str]) -> str:
+        """What follows the first part of an expression."""
+        return self.between(expr.parts[0].end, expr.end, expr.parts[1:], parts)
+
+    def filtered(self, expr: Expr, parts: dict[Expr, str], found: str) -> str:
+        """A filter, `found` with its input and arguments: minijinja's own where all it looks at is plain."""
+        name, attribute = expr.name, _attribute(expr)
+        own = parts[expr.parts[0]] + self.rest(expr, parts).replace(name, f"__{name}", 1)
+        if name == "format":
+            return self.unless_plain(expr, self.values(expr, parts), found, own)
+        if name not in FILTERS or (name == "map" and not attribute):
+            return found
+        looked_at = f"({_once(parts[expr.parts[0]])})"
+        return self.unless_plain(expr, looked_at, found, own, _once(self.text(attribute)) if attribute else "")
+
+    def values(self, expr: Expr, parts: dict[Expr, str]) -> str:
+        """The arguments of an expression as a list."""
+        return f"[{', '.join(_once(parts[part].split('=', part.kind == 'keyword')[-1]) for part in expr.parts[1:])}]"
+
+    def unless_plain(self, expr: Expr, looked_at: str, found: str, own: str, attribute: str = "") -> str:
+        """`own` in the place of `found` where the values `looked_at` are not plain.
+
+        minijinja gives Python 3 for 3.0, so that what need not go that way does not.
+        """
+        if not _pure(expr) or len(found) > _LONGEST:
+            return own
+        return f"({found} if {looked_at}|{PLAIN}{f'({attribute})' * bool(attribute)} else {own})"
 
     def operands(self, expr: Expr) -> Sequence[Expr]:
         """Parts of an expression where null means the empty text."""
         if expr.kind == "operator" and expr.name == "~":
             return expr.parts
         if expr.kind == "filter" and expr.name in _OF_TEXT:
-            return expr.parts if expr.name in ("format", "replace") else expr.parts[:1]
+            return expr.parts if expr.name == "replace" else expr.parts[:1]
         return expr.parts[:1] if expr.kind == "slice" else ()
 
     def input(self, expr: Expr, text: str) -> str:
         """What a filter is given, `text` as it is written."""
         first = expr.parts[0]
         bare = first.bare()
-        if len(text) > _LONGEST or not _pure(first):
-            return text
-        if expr.name in ("default", "d"):
-            return f"(({text}) if ({_once(text)}) is not none)"
-        if expr.name in ("int", "float", "round", "abs"):
+        if len(text) <= _LONGEST and _pure(first):
+            if expr.name in ("default", "d"):
+                return f"(({text}) if ({_once(text)}) is not none)"
+            if expr.name == "tojson" or (expr.name in _PASSING and bare.kind in _PARTS):
+                text = f"(({text}) or {_once(text)})"  # which takes what is undefined for nothing: `or` does not
+            elif expr.name == "join" and bare.kind in ("list", "tuple"):  # `join` passes over what is undefined
+                items = {one: self.filled(one, f"({self.text(one)} or {_once(self.text(one))})") for one in bare.parts}
+                return self.between(first.start, first.end, bare.parts, items)
+            elif expr.name == "join" and bare.kind in _PATH and _root(bare) not in self.assigned:
+                text = f"(({text}) or {_once(text)})"
+        if expr.name in _OF_NUMBERS:
             return self.number(first, text)
-        if expr.name == "tojson" or (expr.name in _PASSING and bare.kind in _PARTS):
-            return f"(({text}) or {_once(text)})"  # which takes what is undefined for none or nothing: `or` does not
-        if expr.name == "join" and bare.kind in ("list", "tuple"):  # `join` passes over what is undefined
-            items = {one: self.filled(one, f"({self.text(one)} or {_once(self.text(one))})") for one in bare.parts}
-            return self.between(first.start, first.end, bare.parts, items)
-        if expr.name == "join" and bare.kind in _PATH and _root(bare) not in self.assigned:
-            return f"(({text}) or {_once(text)})|{EACH}"
+        if expr.name == "join" and bare.kind not in ("list", "tuple"):
+            return self.unless_plain(first, f"({_once(text)})", text, f"({text})|{EACH}")
+        named = expr.parts[1].bare().name.strip("'\"") if len(expr.parts) > 1 else ""
+        if expr.name == "map" and named in _OF_NUMBERS:
+            return self.unless_plain(first, f"({_once(text)})", text, f"({text})|{NUMBERS}")
+        if expr.name in ("selectattr", "rejectattr") and len(expr.parts) > 2 and _pure(expr.parts[1]):
+            attribute = _once(self.text(expr.parts[1]))
+            return self.unless_plain(first, f"({_once(text)})", text, f"({text})|{HAVING}({attribute})", attribute)
         return text
 
     def comparison(self, expr: Expr) -> str:
@@ -140,45 +184,38 @@ class _Rewriting:
                 texts[place] = self.filled(left, texts[place])
             if name in ("in", "not-in") or (name in _SAME and _empty(left)):
                 texts[place + 1] = self.filled(right, texts[place + 1])
-        if not all(map(_pure, parts)):
+        if len(names) > 1 and not all(map(_pure, parts)):
             return self.between(expr.start, expr.end, parts, dict(zip(parts, texts, strict=True)))
         return f"({' and '.join(self.pair(parts, texts, place, name) for place, name in enumerate(names))})"
 
     def pair(self, parts: Sequence[Expr], texts: Sequence[str], place: int, name: str) -> str:
         """One comparison of a chain; the line breaks within it stay only where they stand once."""
         between = self.source[parts[place].end : parts[place + 1].start]
-        left = texts[place] if not place else _once(texts[place])
-        found = f"{left}{between}{texts[place + 1]}"
-        if name in ("in", "not-in"):
-            left = self.number(parts[place], left)
-            return f"({left}{between}{texts[place + 1]})"
-        return self.guarded(name, parts[place : place + 2], texts[place : place + 2], found)
+        found = f"{texts[place] if not place else _once(texts[place])}{between}{texts[place + 1]}"
+        return f"({self.guarded(name, parts[place : place + 2], texts[place : place + 2], found)})"
 
     def guarded(self, name: str, parts: Sequence[Expr], texts: Sequence[str], found: str) -> str:
-        """A comparison, `found`: false when a value is null; `COMPARE` is asked unless minijinja knows both kinds."""
+        """A comparison, `found`: of two texts it is minijinja's own, of others `COMPARE`, which goes by the values."""
         one, other = map(_once, texts)
-        order = name not in _SAME
-        plain = not order and any(_constant(part) and not _number(part) for part in parts)
-        if plain or len(found) > _LONGEST:
-            return f"({found})"
-        kinds = ("number", "string") if order else ("number", "string", "none")
-        there = [
-            f"({text}) is not none"
-            for part, text in zip(parts, (one, other), strict=True)
-            if order and not _constant(part)
-        ]
-        known = " or ".join(f"(({one}) is {kind} and ({other}) is {kind})" for kind in kinds)
+        if name in _SAME and any(part.bare().kind == "const" and not _number(part) for part in parts):
+            return found
         line = self.source.count("\n", 0, parts[0].start) + 1
+        if len(found) > _LONGEST or not all(map(_pure, parts)):
+            return f"{COMPARE}({line}, '{name}', {texts[0]}, {texts[1]})"
         # `or` fails on what is undefined, where a function is given none
         asked = f"{COMPARE}({line}, '{name}', ({one}) or {one}, ({other}) or {other})"
-        return f"({' and '.join([*there, f'({found} if {known} else {asked})'])})"
+        if any(map(_number, parts)):
+            return asked
+        return f"({found}) if ({one}) is string and ({other}) is string else {asked}"
 
     def number(self, expr: Expr, text: str) -> str:
         """`text` of an expression, with a number in the place of a decimal."""
-        if expr.bare().kind not in _PATH or len(text) > _LONGEST:
+        if expr.bare().kind not in (*_PATH, "filter", "call", "either"):
             return text
+        if not _pure(expr) or len(text) > _LONGEST:
+            return f"({text})|{NUMBER}"
         once = _once(text)
-        kept = " or ".join(f"({once}) is {kind}" for kind in ("number", "string", "none"))
+        kept = " or ".join(f"({once}) is {kind}" for kind in ("integer", "float", "string", "none"))
         return f"({text} if {kept} else (({once}) or {once})|{NUMBER})"
 
     def filled(self, expr: Expr, text: str) -> str:
@@ -215,6 +252,8 @@ def _shown(one: Statement) -> Sequence[Expr]:
 
 def _members(expr: Expr) -> Sequence[Expr]:
     """Parts of a list, a mapping or a call that minijinja lets be undefined; a macro may ask whether its are."""
+    if expr.kind == "filter" and expr.name == "format":
+        return expr.parts[1:]
     if expr.kind == "call":
         of = expr.parts[0].bare()
         return expr.parts[1:] if _of_method(expr) or (of.kind == "var" and of.name == "dict") else ()
@@ -228,8 +267,10 @@ def _may_be_undefined(part: Expr) -> bool:
 
 def _pure(expr: Expr) -> bool:
     """Whether it may be computed twice."""
-    if expr.kind == "call" and not (expr.parts[0].kind == "attr" and expr.parts[0].name in _CALM_METHODS):
-        return False
+    if expr.kind == "call":
+        function = expr.parts[0]
+        if function.name not in {"attr": _CALM_METHODS, "var": _CALM_FUNCTIONS}.get(function.kind, ()):
+            return False
     return all(map(_pure, expr.parts))
 
 
@@ -244,16 +285,25 @@ def _may_be_null(expr: Expr) -> bool:
     return bare.kind in (*_PATH, "either") and bare.name not in _SPECIAL
 
 
-def _constant(expr: Expr) -> bool:
-    return expr.bare().kind in ("const", "list", "tuple", "map")
-
-
 def _number(expr: Expr) -> bool:
-    return expr.bare().name[:1].isdigit()
+    return expr.bare().kind == "const" and expr.bare().name[:1].isdigit()
 
 
 def _empty(expr: Expr) -> bool:
     return expr.bare().kind == "const" and expr.bare().name in ("''", '""')
+
+
+def _attribute(expr: Expr) -> Expr | None:
+    """The argument of a filter that names an attribute of the items."""
+    for place, part in enumerate(expr.parts[1:]):
+        if part.kind == "keyword":
+            if part.name == "attribute":
+                return part.parts[0]
+        elif (*BY_NAME.get(expr.name, ()), *["attribute"] * (expr.name in ("groupby", "sum")))[place : place + 1] == (
+            "attribute",
+        ):
+            return part
+    return None
 
 
 def _of_method(call: Expr) -> bool:
