@@ -240,6 +240,9 @@ def test_no_column_name_is_taken(tmp_path: Path, suffix: str) -> None:
         "where",
         "len",
         "literal",
+        "^",
+        "*2",
+        "^b",
     ]
     path = str(tmp_path / f"a.{suffix}")
     frame = pl.DataFrame({name: [f"{name} {row}" for row in range(5)] for name in names})
@@ -249,6 +252,23 @@ def test_no_column_name_is_taken(tmp_path: Path, suffix: str) -> None:
         source.check()
         assert [document.key for document in documents(source)] == [f"{name} {row}" for row in (0, 1, 3, 4)]
         assert all(frame["size"].sum() > 0 for frame in survey(source, 4).slices())
+
+
+@pytest.mark.case("T16")
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize("name", ["*", "^b$", "^.*$"])
+def test_a_name_that_polars_takes_for_a_pattern_is_refused_before_anything_is_sent(
+    tmp_path: Path, suffix: str, name: str
+) -> None:
+    path = str(tmp_path / f"a.{suffix}")
+    frame = pl.DataFrame({"a": ["1"], name: ["2"], "b": ["3"]})
+    {"parquet": frame.write_parquet, "csv": frame.write_csv, "jsonl": frame.write_ndjson}[suffix](path)
+    assert f"a column or field named `{name}`" in refused_rows(path).message
+
+
+def test_a_field_with_such_a_name_is_refused_too(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", {"s": [[{"a": 1, "*": 2}]]})
+    assert "a column or field named `*`" in refused_rows(path).message
 
 
 # ---- globs
