@@ -12,10 +12,28 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pipeline.records import RESET_ZONE
 
 OUTPUT_SUFFIXES = (".parquet", ".csv", ".jsonl")
+_MOST = 2**31 - 1
+"""Of a number that is told to the service: its own have 32 bits."""
+_MOST_PRICE = 1_000_000
+_MOST_MB = 10**9
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _refuse_unreal(path: str) -> None:
+    """Raise for a path that would be a directory of such a name here: only a shell, or a cloud, knows what is meant."""
+    if "://" in path:
+        raise ValueError(f"{path} is no path of a file on this machine")
+    if path.startswith(("~", "$")) and "/" in path:
+        raise ValueError(f"{path} begins with what only a shell fills in: write the whole path")
+
+
+def _refuse_key(name: str | None) -> str | None:
+    if name is not None and (not name.isidentifier() or name.startswith("AIza")):  # do not show it: it may be the key
+        raise ValueError("it is the name of a variable that holds the secret, as GEMINI_API_KEY, never the secret")
+    return name
 
 
 class Input(_Section):
@@ -86,25 +104,27 @@ class Reduce(_Section):
     max_input_tokens: int = Field(
         16_000, ge=128, description="room for part answers in one prompt; more of them are merged in levels"
     )
-    max_output_tokens: int | None = Field(None, ge=1, description="longest merged answer. Default: that of [model]")
+    max_output_tokens: int | None = Field(
+        None, ge=1, le=_MOST, description="longest merged answer. Default: that of [model]"
+    )
 
 
 class Prices(_Section):
     """Own prices in USD per million tokens, for a model that the tables lack."""
 
-    input: float = Field(ge=0, allow_inf_nan=False)
-    output: float = Field(ge=0, allow_inf_nan=False)
-    cached: float | None = Field(None, ge=0, allow_inf_nan=False)
+    input: float = Field(ge=0, le=_MOST_PRICE)
+    output: float = Field(ge=0, le=_MOST_PRICE)
+    cached: float | None = Field(None, ge=0, le=_MOST_PRICE)
 
 
 class ModelSection(_Section):
     """The model and its parameters; what is left out stays at the model's default."""
 
     name: str = Field(description="as in `pipeline models`")
-    max_output_tokens: int | None = Field(None, ge=1, description="longest answer, thinking included")
+    max_output_tokens: int | None = Field(None, ge=1, le=_MOST, description="longest answer, thinking included")
     temperature: float | None = Field(None, ge=0, le=2, description="ignored by Gemini 3.6 and later")
     top_p: float | None = Field(None, ge=0, le=1, description="ignored by Gemini 3.6 and later")
-    top_k: int | None = Field(None, ge=1, description="ignored by Gemini 3.6 and later")
+    top_k: int | None = Field(None, ge=1, le=_MOST, description="ignored by Gemini 3.6 and later")
     seed: int | None = Field(None, ge=-(2**31), lt=2**31, description="best effort of the service")
     stop: list[str] = Field(default_factory=list, description="the answer ends before any of these")
     thinking: Literal["minimal", "low", "medium", "high", "xhigh"] | int | None = Field(
@@ -115,6 +135,13 @@ class ModelSection(_Section):
     )
     safety: dict[str, str] = Field(default_factory=dict, description='e.g. { HARASSMENT = "BLOCK_ONLY_HIGH" }')
     prices: Prices | None = Field(None, description="{ input, output, cached } in USD per million tokens")
+
+    @field_validator("thinking")
+    @classmethod
+    def _is_a_budget(cls, thinking: str | int | None) -> str | int | None:
+        if isinstance(thinking, int) and not -1 <= thinking <= _MOST:
+            raise ValueError(f"{thinking} is no budget: 0 turns it off, -1 leaves it to the model")
+        return thinking
 
     @field_validator("name")
     @classmethod
@@ -134,7 +161,16 @@ class Endpoint(_Section):
     key_env: str | None = Field(
         None, description="variable that holds the key. Default: `GEMINI_API_KEY`, else `GOOGLE_API_KEY`"
     )
-    timeout_s: float = Field(300, gt=0, description="longest wait for one answer, seconds")
+    timeout_s: float = Field(300, gt=0, le=_MOST, description="longest wait for one answer, seconds")
+
+    _named = field_validator("key_env")(_refuse_key)
+
+    @field_validator("base_url")
+    @classmethod
+    def _not_empty(cls, url: str | None) -> str | None:
+        if url is not None and not url.strip():
+            raise ValueError("it is empty; leave it out for Google's own")
+        return url
 
 
 class LimitsSection(_Section):
@@ -182,7 +218,11 @@ class Cache(_Section):
     )
     password_env: str | None = Field(None, description="variable that holds the Redis server's password")
     max_age_days: float = Field(30, gt=0, description="an older answer is bought again")
-    max_mb: float = Field(1000, gt=0, description="size of the file; answers used longest ago are thrown out")
+    max_mb: float = Field(
+        1000, gt=0, le=_MOST_MB, description="size of the file; answers used longest ago are thrown out"
+    )
+
+    _named = field_validator("password_env")(_refuse_key)
 
     @model_validator(mode="after")
     def _known_scheme(self) -> "Cache":
@@ -191,6 +231,7 @@ class Cache(_Section):
                 raise ValueError("password_env is for a Redis server: url names none")
             if self.url is not None and (not Path(self.url).name or "\0" in self.url):
                 raise ValueError("url must be the path of a file, or redis://host:port/db")
+            _refuse_unreal(self.url or "")
             return self
         try:
             parts = urlsplit(self.url)
@@ -222,6 +263,7 @@ class Output(_Section):
             raise ValueError(f"path must end in one of {' '.join(OUTPUT_SUFFIXES)}")
         if "\0" in self.path:
             raise ValueError("path has a character that no path has")
+        _refuse_unreal(self.path)
         if self.excel and not self.path.endswith(".csv"):
             raise ValueError(f"excel is for a .csv: {self.path} is none")
         return self

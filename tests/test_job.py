@@ -271,6 +271,16 @@ def test_an_unknown_or_missing_name(tmp_path: Path, sections: dict[str, Any], me
         ({"endpoint": {"timeout_s": float("nan")}}, "[endpoint] timeout_s: input should be a finite number"),
         ({"model": {"temperature": 2.1}}, "[model] temperature: input should be less than or equal to 2"),
         ({"model": {"seed": 2**31}}, "[model] seed: input should be less than 2147483648"),
+        ({"model": {"max_output_tokens": 2**63 - 1}}, "[model] max_output_tokens: input should be less than or equal"),
+        ({"model": {"thinking": -2}}, "[model] thinking: -2 is no budget"),
+        ({"model": {"prices": {"input": 1e308, "output": 1}}}, "[model] prices.input: input should be less than"),
+        ({"cache": {"max_mb": 1e308}}, "[cache] max_mb: input should be less than or equal to"),
+        ({"endpoint": {"base_url": ""}}, "[endpoint] base_url: it is empty; leave it out for Google's own"),
+        ({"endpoint": {"key_env": ""}}, "[endpoint] key_env: it is the name of a variable"),
+        ({"output": {"path": "~/out.csv"}}, "[output]: ~/out.csv begins with what only a shell fills in"),
+        ({"output": {"path": "$HOME/out.csv"}}, "[output]: $HOME/out.csv begins with what only a shell fills in"),
+        ({"output": {"path": "s3://bucket/out.csv"}}, "[output]: s3://bucket/out.csv is no path of a file on this"),
+        ({"cache": {"url": "~/answers.sqlite"}}, "[cache]: ~/answers.sqlite begins with what only a shell fills in"),
         ({"model": {"stop": "END"}}, "[model] stop: input should be a valid list"),
         ({"model": {"stop": [1]}}, "[model] stop.0: input should be a valid string"),
         ({"model": {"thinking": "hgih"}}, "[model] thinking: input should be 'minimal', 'low', 'medium', 'high' or"),
@@ -286,6 +296,13 @@ def test_a_wrong_value_names_section_key_and_file(tmp_path: Path, sections: dict
     error = refused(lambda: make_job(tmp_path, **sections))
     assert error.message.startswith(message)
     assert error.message.endswith(f"\n{tmp_path / 'job.toml'}")
+
+
+@pytest.mark.parametrize("key", ["AIzaSyB_0123456789", "AQ.Ab8RN6-0123456789", "sk-0123456789"])
+def test_a_key_in_place_of_its_variables_name_is_refused_unseen(tmp_path: Path, key: str) -> None:
+    for sections in ({"endpoint": {"key_env": key}}, {"cache": {"url": "redis://host/0", "password_env": key}}):
+        error = refused(lambda sections=sections: make_job(tmp_path, **sections))
+        assert "never the secret" in error.message and key not in error.message
 
 
 @pytest.mark.parametrize("flags", [None, {"limits.rpm": 3}])
@@ -357,6 +374,8 @@ def test_files_are_found_beside_the_job_file(tmp_path: Path, monkeypatch: pytest
 def test_a_missing_text_file(tmp_path: Path, section: str, key: str) -> None:
     error = refused(lambda: make_job(tmp_path, CHUNKED, **{section: {key: None, f"{key}_file": "gone.md"}}))
     assert error.message.startswith(f"cannot read {tmp_path / 'gone.md'}")
+    error = refused(lambda: make_job(tmp_path, CHUNKED, **{section: {key: None, f"{key}_file": "a\0b"}}))
+    assert "no file has such a name" in error.message
     assert f"[{section}] {key}_file" in error.message
     assert "relative to the job file" in error.hint
 

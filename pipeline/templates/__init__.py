@@ -152,9 +152,10 @@ def read_text(inline: str | None, file: str | None, beside: Path, where: str) ->
         return (beside / file).read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise JobError(f"{beside / file} is not UTF-8 (byte {error.start})\n{where}_file") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL
+        why = error.strerror if isinstance(error, OSError) else "no file has such a name"
         raise JobError(
-            f"cannot read {beside / file}: {error.strerror}\n{where}_file", "its path is relative to the job file"
+            f"cannot read {beside / file}: {why}\n{where}_file", "its path is relative to the job file"
         ) from None
 
 
