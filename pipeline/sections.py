@@ -168,7 +168,7 @@ class Endpoint(_Section):
     @field_validator("base_url")
     @classmethod
     def _not_empty(cls, url: str | None) -> str | None:
-        if url is not None and not url.strip():
+        if url == "":
             raise ValueError("it is empty; leave it out for Google's own")
         return url
 

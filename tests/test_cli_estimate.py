@@ -199,6 +199,17 @@ def test_a_budget_that_is_too_small_is_told_before_the_run(here: Path, cli: Call
     assert cli("estimate", job, "--max-cost", "lots").code == 2
 
 
+def test_a_column_in_a_system_instruction_is_told_to_stay_as_it_stands(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here, UNLIMITED)
+    plain = job.read_text()
+    told = "[prompt] system is sent as it stands: {{ word }} in it is not filled in"
+    job.write_text(plain.replace("[model]", 'system = "Explain {{word}}."\n[model]', 1))
+    assert told in cli("estimate", job, "--json").json["notices"][0]
+    assert told in " ".join(cli("run", job, "--offline").err.split())
+    job.write_text(plain.replace("[model]", 'system = "Leave {{name}} as it is."\n[model]', 1))
+    assert cli("estimate", job, "--json").json["notices"] == []
+
+
 def test_what_a_run_has_spent_counts_to_its_budget(
     here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 The plan that a run starts with is made here too, from the run's own store.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,11 +39,13 @@ from pipeline.store.content import ContentIndex
 from pipeline.store.manifest import differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.state import is_unused, load
+from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES
 
 ASSUMED_LATENCY_S = 5.0
 """Of one answer, before any is known: it decides the time only where no limit does, and that of the last answers."""
 _EMULATOR_LATENCY_S = 0.02
 
+_INSERTED = re.compile(r"\{\{-?\s*(\w+)")
 _SLICE_ROWS = 2**16
 """Rows that are asked after at a time, 8 bytes each."""
 
@@ -92,8 +95,7 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
             savings = await _savings(session, given, learned, bought, made)
     offers = _offers(session.working, made, start) if wishes.compare else ()
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
-    notices = *_elsewhere(session), *_unpaced(session), *_over_budget(session, made, spent_usd), *made.notices
-    told = replace(made, notices=notices)
+    told = replace(made, notices=(*_elsewhere(session), *_told(session, made, spent_usd)))
     return Estimate(told, offers, savings, deadline(made.load, pace, start, wishes.by) if wishes.by else None)
 
 
@@ -104,7 +106,21 @@ async def planned(session: Session, done: Done, bought: Bought, spent_usd: Decim
     learned = await _learned(session, found)
     pace = await _pace(session, learned)
     made = await plan.make(given, session.working, learned, bought, pace, datetime.now(UTC))
-    return replace(made, notices=(*_unpaced(session), *_over_budget(session, made, spent_usd), *made.notices))
+    return replace(made, notices=_told(session, made, spent_usd))
+
+
+def _told(session: Session, made: plan.Plan, spent_usd: Decimal) -> tuple[str, ...]:
+    return *_unpaced(session), *_unfilled(session), *_over_budget(session, made, spent_usd), *made.notices
+
+
+def _unfilled(session: Session) -> Iterator[str]:
+    """That a system instruction is no template, where it looks like one: a column's name may stand there as it is."""
+    job, known = session.job, {*session.source.schema, *CHUNK_VARIABLES, *REDUCE_VARIABLES}
+    for section, params in (("prompt", job.params), ("reduce", job.reduce_params)):
+        system = params.system if params else None
+        names = [name for name in _INSERTED.findall(system or "") if name in known]
+        if names and (section == "prompt" or system != job.params.system):
+            yield f"[{section}] system is sent as it stands: {{{{ {names[0]} }}}} in it is not filled in, as in a template"
 
 
 def _unpaced(session: Session) -> Iterator[str]:
