@@ -147,8 +147,8 @@ async def _run(session: Session, provider: Gemini, place: Place | None, confirm:
     continued = store.open(session.manifest())
     try:
         if options.retry:
-            store.reopen(options.retry, options.changes)
-        if options.skip_failed:
+            store.reopen(options.retry, options.changes, passing=not options.skip_failed)
+        elif options.skip_failed:
             store.outcomes.settle()
         plan = await planned(session, _done(session, store), _bought(store), store.spent_usd())
         if not session.rehearsal:

@@ -227,7 +227,7 @@ def test_failed_rows_give_exit_code_1_and_are_listed(
         assert "prompt_blocked" in cli("report", "--failed").out
         again = cli("run", small_job(here, UNLIMITED), "--yes", "--json").json
         assert (again["blocked"], again["calls"]) == (2, 6)
-        redone = cli("run", small_job(here, UNLIMITED), "--yes", "--retry", "blocked", "--json")
+        redone = cli("run", small_job(here, UNLIMITED), "--yes", "--retry", "blocked", "--skip-failed", "--json")
         assert redone.code == 0
         assert redone.json["calls"] == 8
 
@@ -246,8 +246,9 @@ def test_retry_with_set_redoes_just_those_rows_and_only_once(
         assert (first["ok"], first["truncated"], first["calls"]) == (1, 2, 3)
         still = cli("run", job, "--yes", "--retry", "truncated", "--set", "max_output_tokens=8", "--json").json
         assert (still["truncated"], still["calls"]) == (2, 5)
-        again = cli("run", job, "--yes", "--retry", "truncated", "--set", "max_output_tokens=8", "--json").json
-        assert again["calls"] == 5, "they were redone so already"
+        again = cli("run", job, "--yes", "--retry", "truncated", "--set", "max_output_tokens=8", "--json")
+        assert again.json["calls"] == 5, "they were redone so already"
+        assert "redo of 0 rows: nothing is left to be sent" in again.err
         whole = cli("run", job, "--yes", "--retry", "truncated", "--set", "model.max_output_tokens=200", "--json")
         assert (whole.json["ok"], whole.json["calls"], whole.code) == (3, 7, 0)
         assert cli("run", job, "--yes", "--json").json["calls"] == 7, "the run is still that of the job file"
@@ -400,6 +401,8 @@ def test_bad_flag_values_are_explained(cli: Callable[..., Ran], here: Path) -> N
     assert "no status or cause" in cli("run", job, "--offline", "--retry", "blokced").err
     assert cli("run", job, "--offline", "--retry", " ,").err.startswith("error: --retry names no status and no cause")
     assert "unknown fault" in cli("emulate", "--faults", "fire:0.1").err
+    for flags in (["--retry", "truncated"], ["--skip-failed"]):
+        assert f"{flags[0]} is of the rows that were tried" in cli("run", job, "--offline", "--fresh", *flags).err
 
 
 def test_a_stream_that_knows_only_ascii_stops_nothing(here: Path) -> None:

@@ -249,6 +249,8 @@ def test_reopen_names_rows_by_status_or_kind_until_they_have_a_new_outcome(direc
         assert store.outcomes.done(1), "its newest outcome is not truncated any more"
         store.outcomes.settle()
         assert all(store.outcomes.done(row) for row in range(6))
+        store.reopen(frozenset({"recitation"}), passing=False)
+        assert [row for row in range(6) if not store.outcomes.done(row)] == [3], "what failed is left alone"
 
 
 def test_a_reply_bought_for_a_row_tried_again_is_not_lost_to_a_kill(directory: Path) -> None:

@@ -86,6 +86,9 @@ def run(
         _show_config(loaded)
         return
     changed = parse_changes(changes, retry)
+    if fresh and (skip_failed or retry is not None):
+        flag = "--skip-failed" if retry is None else "--retry"
+        raise JobError(f"{flag} is of the rows that were tried, and --fresh buys all anew", "leave one of the two out")
     options = session.Options(
         offline,
         limit,
@@ -220,8 +223,8 @@ def _confirm(yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool, Se
 
     def confirm(plan: "Plan", continued: bool, session: "Session") -> None:
         read()
-        pilot = session.options.pilot is not None
-        console.show_start(plan, session.job.name, str(session.directory), continued, session.kind, pilot)
+        asked = "pilot of" if session.options.pilot is not None else "redo of" if session.redo else ""
+        console.show_start(plan, session.job.name, str(session.directory), continued, session.kind, asked)
         if not (session.rehearsal or yes or plan.load.prompts == 0):
             if not (sys.stdin.isatty() and sys.stderr.isatty()):
                 raise JobError("nobody is here to say yes to the cost", "add `--yes`, and perhaps `--max-cost USD`")

@@ -298,15 +298,15 @@ def _moment(at: datetime) -> str:
     return f"{local:%a} {local.day} {local:%b}{year} {local:%H:%M}"
 
 
-def show_start(plan: Plan, name: str, directory: str, continued: bool, kind: Kind, pilot: bool = False) -> None:
-    """What is about to be done, before the first call."""
+def show_start(plan: Plan, name: str, directory: str, continued: bool, kind: Kind, asked: str = "") -> None:
+    """What is about to be done, before the first call; `asked`: "pilot of" or "redo of" the rows that are left."""
     if plan.load.prompts:
         cost = _cost(plan.cost_usd) if kind == "real" else f"{kind}, costs nothing"
         left = f"{things(plan.load.prompts, 'call')}, {cost}, about {duration(plan.timeline.seconds)}"
     else:
         left = "nothing is left to be sent"
-    if pilot:
-        left = f"pilot of {things(plan.documents, 'row')}: {left}"
+    if asked:
+        left = f"{asked} {things(plan.documents, 'row')}: {left}"
     elif not plan.documents:
         left = f"all {count(plan.documents_done)} rows are done: {left}"
     elif continued and plan.documents_done:

@@ -320,8 +320,8 @@ class RunStore:
             usd = call.reply.cost_usd
             self._unread[call.fingerprint] = None if known is None or usd is None else known + usd
 
-    def reopen(self, kinds: frozenset[str], changes: str | None = None) -> None:
-        """Try the rows again whose newest outcome has one of these statuses or error kinds.
+    def reopen(self, kinds: frozenset[str], changes: str | None = None, passing: bool = True) -> None:
+        """Try the rows again whose newest outcome has one of these statuses or error kinds, and the `passing` failures.
 
         With `changes` only these rows, and not those whose outcome was made with the same changes already: so a redo
         that was killed goes on where it was.
@@ -330,7 +330,7 @@ class RunStore:
             for row, status, kind, made_with in frame.iter_rows():
                 again = status in kinds or kind in kinds
                 if changes is None:
-                    again = again or (status == "error" and kind in PASSING)
+                    again = again or (passing and status == "error" and kind in PASSING)
                 else:
                     again = again and made_with != changes
                 self.outcomes.set(row, status, again)
