@@ -2,6 +2,7 @@ import base64
 import csv
 import gzip
 import io
+import os
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from tables import documents, fields, refused, refused_rows, write
 
 from pipeline.plan.survey import survey
 from pipeline.records import Document
-from pipeline.source import ROW, open_source, output_conflict, tables
+from pipeline.source import ROW, open_source, output_conflict, standing, tables
 
 SAMPLES = Path(__file__).parent.parent / "sample_data"
 
@@ -633,6 +634,26 @@ def test_a_large_file_is_sampled_at_both_ends(tmp_path: Path, monkeypatch: pytes
     found.add(open_source(write(tmp_path / "a.csv", content[:-2] + b"y\n")).fingerprint)
     found.add(open_source(write(tmp_path / "a.csv", b"b" + content[1:])).fingerprint)
     assert len(found) == 3
+
+
+@pytest.mark.case("O1")
+@pytest.mark.parametrize("whole", [True, False], ids=["small", "large"])
+def test_an_edit_whose_time_was_set_back_is_seen_at_once_and_another_mode_is_no_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """Or the rows from there on are asked of another text, and their answers stand beside the old one."""
+    file, rows = tmp_path / "a.jsonl", 9 if whole else 100_000
+    file.write_text('{"a": "good"}\n' * rows)
+    if not whole:
+        monkeypatch.setattr(standing, "WHOLE_BYTES", 2**20)
+    source = open_source(str(file))
+    assert source.fingerprint and source.changed() is None
+    file.chmod(0o600)
+    assert source.changed() is None
+    seen = file.stat()
+    file.write_text('{"a": "evil"}\n' * rows)
+    os.utime(file, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert source.changed() == f"{file} was written to or replaced"
 
 
 def test_the_output_may_not_be_the_input_nor_match_its_glob(tmp_path: Path) -> None:

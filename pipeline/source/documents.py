@@ -105,9 +105,10 @@ class Source:
         return next(differing, f"{self.table.path} was written to")
 
     def _is_copy(self, now: Sequence[standing.Stamp | None]) -> bool:
-        """Whether the content can tell: sizes are the same, and so small that all of it is hashed."""
+        """Whether the content can tell: sizes are the same, and so small that all of it is hashed, or only the system's
+        time differs, as after another mode."""
         return all(
-            before and after and before[2] == after[2] <= standing.WHOLE_BYTES
+            before and after and before[2] == after[2] and (after[2] <= standing.WHOLE_BYTES or before[:4] == after[:4])
             for before, after in zip(self.stamps, now, strict=True)
             if before != after
         )

@@ -8,8 +8,9 @@ from pathlib import Path
 WHOLE_BYTES = 64 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 64, 2**16
 
-Stamp = tuple[int, int, int, int]
-"""Device, inode, size in bytes and time of the last change in nanoseconds of a file."""
+Stamp = tuple[int, int, int, int, int]
+"""Device, inode, size in bytes, and the times in nanoseconds of a file's last change: that which a program may set
+back, and the system's own, which also tells of a new name or mode."""
 
 
 def stamps(paths: Sequence[str]) -> tuple[Stamp | None, ...]:
@@ -42,7 +43,7 @@ def _stamp(path: str) -> Stamp | None:
         seen = os.stat(path)  # noqa: PTH116  Path makes an object for each
     except OSError:
         return None
-    return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
+    return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
 
 
 def _hash_file(digest: "hashlib.blake2b", path: Path) -> None:
