@@ -120,7 +120,7 @@ def _unfilled(session: Session) -> Iterator[str]:
         system = params.system if params else None
         names = [name for name in _INSERTED.findall(system or "") if name in known]
         if names and (section == "prompt" or system != job.params.system):
-            yield f"[{section}] system is sent as it stands: {{{{ {names[0]} }}}} in it is not filled in, as in a template"
+            yield f"[{section}] system is sent as it stands: {{{{ {names[0]} }}}} in it is not filled in"
 
 
 def _unpaced(session: Session) -> Iterator[str]:

@@ -46,10 +46,10 @@ class Template:
             ) from None
         try:
             self.statements: tuple[Statement, ...] = parse(source)
-        except RecursionError:
+            self._environment.add_template("prompt", nulls.rewritten(source, self.statements))
+        except (RecursionError, TemplateError):  # what is rewritten has more parentheses
             raise JobError(f"the template is nested too deeply\n{where}", "write it with fewer parentheses") from None
         self.uses = self.uses_of({})
-        self._environment.add_template("prompt", nulls.rewritten(source, self.statements))
         self._names = (*self.uses.names, *self.uses.perhaps)
         self._row = bool(self.uses.of_row) or ROW in self.uses.whole
         self._own = bool(self.uses.of_own) or OWN in self.uses.whole

@@ -52,6 +52,7 @@ class _Rewriting:
         self.source = source
         self.statements = _flat(statements)
         self.assigned = {_root(target) for one in self.statements for target in one.targets}
+        self.texts: dict[int, str] = {}
 
     # ---- statements
 
@@ -78,6 +79,11 @@ class _Rewriting:
 
     def text(self, expr: Expr) -> str:
         """The expression with all in it rewritten."""
+        if id(expr) not in self.texts:
+            self.texts[id(expr)] = self.written(expr)
+        return self.texts[id(expr)]
+
+    def written(self, expr: Expr) -> str:
         if expr.kind == "compare":
             return self.comparison(expr)
         parts = {part: self.text(part) for part in expr.parts}
