@@ -5,7 +5,7 @@ from datetime import UTC
 from decimal import Decimal
 
 from pipeline.console.screen import Screen, count, duration, money, out, show_columns, show_grid, styled, things
-from pipeline.prices import MODELS, note, rates
+from pipeline.prices import LONG_PROMPT_TOKENS, MODELS, Rates, note, rates
 from pipeline.records import STATUSES
 from pipeline.report import Failure, Summary
 from pipeline.report.accuracy import Accuracy
@@ -164,22 +164,26 @@ def models_json() -> list[dict[str, object]]:
     today = datetime.now(UTC).date()
     lines: list[dict[str, object]] = []
     for model in MODELS:
-        found = rates(model.name, today)
-        prices = (found.input, found.output, found.cached) if found else (None, None, None)
-        names = ("input", "output", "cached")
+        found, long = rates(model.name, today), rates(model.name, today, long=True)
+        told = [note(model, today)]
+        if long and long != found:
+            dearer = ", ".join(f"{name} {usd:g}" for name, usd in _per_million(long).items() if usd is not None)
+            told.append(f"with a prompt above {LONG_PROMPT_TOKENS:,} tokens {dearer}")
         lines.append(
             {
                 "model": model.name,
-                **{
-                    name: None if price is None else float(price * 1_000_000)
-                    for name, price in zip(names, prices, strict=True)
-                },
+                **_per_million(found),
                 "context_tokens": model.context_tokens,
                 "max_output_tokens": model.max_output_tokens,
-                "note": note(model, today),
+                "note": "; ".join(filter(None, told)),
             }
         )
     return lines
+
+
+def _per_million(found: Rates | None) -> dict[str, float | None]:
+    names = ("input", "output", "cached")
+    return {name: float(getattr(found, name) * 1_000_000) if found else None for name in names}
 
 
 def _seconds(value: float) -> str:
