@@ -31,6 +31,8 @@ BATCH_ROWS = 4096
 
 _CHECKED_ROWS = 16_384
 _CANDIDATES = 1_000
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
+_CLOCK = re.compile(r"\b(now\s*\(|current_(date|time|timestamp)\b|localtime(stamp)?\b)", re.IGNORECASE)
 _OVER_ROWS = {"Agg", "Over", "Len", "SubPlan", "Rank", "Shift"}
 
 
@@ -348,6 +350,11 @@ def _compiled(table: Table, where: str) -> pl.Expr:
         raise InputError(f"[input] where = {where!r}: {reason}", hint) from None
     if dtype != pl.Boolean:
         raise InputError(f"[input] where = {where!r} is {dtype}, not true or false", "compare it with something")
+    if _CLOCK.search(_QUOTED.sub("''", where)):  # a later session would number other rows, and hold them to be done
+        raise InputError(
+            f"[input] where = {where!r} lets other rows through at another time",
+            "write the time itself: day >= DATE '2026-11-29'; a column of such a name stands in double quotes",
+        )
     if not one_by_one:
         raise InputError(
             f"[input] where = {where!r} looks at more than one row", "aggregates and windows need a table made before"
