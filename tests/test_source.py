@@ -204,6 +204,18 @@ def test_where_refuses_what_it_cannot_decide_row_by_row(tmp_path: Path) -> None:
     assert documents(open_source(path, where="lang <> 'Agg' AND n < 2"))[0].row == 0
 
 
+@pytest.mark.parametrize(
+    "clock", ["now()", "NOW ( )", "current_timestamp", "Current_Date", "CAST(localtimestamp AS DATE)", "current_date()"]
+)
+def test_where_may_not_let_other_rows_through_at_another_time(tmp_path: Path, clock: str) -> None:
+    """The session that goes on would hold the answers of some rows to be those of others."""
+    path = parquet(tmp_path / "a.parquet", {"day": [date(2020, 1, 1)], "now": ["it's now()"], "current_date": [1]})
+    message = refused(lambda: open_source(path, where=f"now <> 'it''s' AND day <= {clock}")).message
+    assert "other rows through at another time" in message
+    where = "\"current_date\" = 1 AND now = 'it''s now()' AND day < DATE '2026-11-29'"
+    assert len(documents(open_source(path, where=where))) == 1
+
+
 def test_where_errors_name_the_predicate_and_help(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "price,lang\n12,en\nn/a,zh\n")
     error = refused(lambda: open_source(path, where="price >"))
