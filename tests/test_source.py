@@ -402,6 +402,23 @@ def test_what_writers_leave_beside_a_table_is_not_of_it(tmp_path: Path) -> None:
     assert "readme.md is not a kind of table" in refused(lambda: open_source(str(tmp_path / "t/*"))).message
 
 
+def test_what_bears_a_tables_name_and_is_no_file_is_not_left_out_of_a_glob(tmp_path: Path) -> None:
+    pattern, other = str(tmp_path / "*.csv"), tmp_path / "b.csv"
+    write(tmp_path / "a.csv", "a\n1\n")
+    other.symlink_to(tmp_path / "unmounted" / "b.csv")
+    assert refused(lambda: open_source(pattern)).message == f"{other} is a link that leads nowhere"
+    other.unlink()
+    os.mkfifo(other)
+    for path in (pattern, str(other)):
+        assert refused(lambda path=path: open_source(path)).message == f"{other} is not a file"
+    other.unlink()
+    other.mkdir()
+    write(other / "part-0.csv", "a\n2\n")
+    error = refused(lambda: open_source(pattern))
+    assert error.message == f"{other} is a directory" and error.hint == f"name its files: `{other}/*.csv`"
+    assert [row["a"] for row in fields(str(tmp_path / "**" / "*.csv"))] == ["1", "2"]
+
+
 # ---- files that cannot be read
 
 

@@ -246,18 +246,31 @@ def _find(path: str) -> list[str]:
     at = Path(path)
     if at.is_file():
         return [path]
+    if glob.has_magic(path) and not at.is_dir():
+        found = [file for file in sorted(glob.glob(path, recursive=True)) if not _is_note(Path(file), at.parts)]  # noqa: PTH207
+        files = [file for file in found if Path(file).is_file()]
+        for other in sorted({*found} - {*files}):  # what bears a table's name is never left out without a word
+            if _suffix(other) in KINDS and not any(file.startswith(f"{other}{os.sep}") for file in files):
+                raise _no_file(other)
+        if files:
+            return files
+        raise InputError(f"no file matches {path}", _nearby(at) or "paths are relative to the directory you are in")
+    if os.path.lexists(path):
+        raise _no_file(path)
+    raise InputError(f"there is no {path}", _nearby(at) or "paths are relative to the directory you are in")
+
+
+def _no_file(path: str) -> InputError:
+    at = Path(path)
     if at.is_dir():
         for within in ("*", "**/*"):
             found = islice((file.name for file in at.glob(within) if _suffix(file.name) in KINDS), 1)
             for name in found:
-                raise InputError(f"{path} is a directory", f"name its files: `{at}/{within}{_ending(name)}`")
-        raise InputError(f"{path} is a directory", "there is no table in it")
-    if glob.has_magic(path):
-        files = sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file())  # noqa: PTH207
-        if tables := [file for file in files if not _is_note(Path(file), at.parts)]:
-            return tables
-        raise InputError(f"no file matches {path}", _nearby(at) or "paths are relative to the directory you are in")
-    raise InputError(f"there is no {path}", _nearby(at) or "paths are relative to the directory you are in")
+                return InputError(f"{path} is a directory", f"name its files: `{at}/{within}{_ending(name)}`")
+        return InputError(f"{path} is a directory", "there is no table in it")
+    if not at.exists():
+        return InputError(f"{path} is a link that leads nowhere", "bring back what it leads to, or remove it")
+    return InputError(f"{path} is not a file", "a table is read more than once: write it to a file first")
 
 
 def _is_note(file: Path, asked: Sequence[str]) -> bool:
