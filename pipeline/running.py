@@ -151,8 +151,8 @@ async def _run(session: Session, provider: Gemini, place: Place | None, confirm:
         elif options.skip_failed:
             store.outcomes.settle()
         plan = await planned(session, _done(session, store), _bought(store), store.spent_usd())
-        if not session.rehearsal:
-            refuse_unpriced(job, options, plan)
+        if plan.load.prompts and not session.rehearsal:
+            refuse_unpriced(job, options)
         confirm(plan, continued, session)
         with ExitStack() as books:
             book = books.enter_context(open_book(session, provider.endpoint))

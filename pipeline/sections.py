@@ -231,7 +231,6 @@ class Cache(_Section):
                 raise ValueError("password_env is for a Redis server: url names none")
             if self.url is not None and (not Path(self.url).name or "\0" in self.url):
                 raise ValueError("url must be the path of a file, or redis://host:port/db")
-            _refuse_unreal(self.url or "")
             return self
         try:
             parts = urlsplit(self.url)

@@ -340,6 +340,24 @@ def test_check_asks_the_service(here: Path, cli: Callable[..., Ran], monkeypatch
         assert refused.code == 2 and "API key not valid" in refused.err
 
 
+def test_check_refuses_what_a_run_would(here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(job: Path) -> str:
+        checked, ran = cli("check", job), cli("run", job, "--yes")
+        assert (checked.code, ran.code, checked.err) == (2, 2, ran.err)
+        return checked.err
+
+    with served(any_model=True) as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        job = small_job(here, '[cache]\nurl = "redis://127.0.0.1:1/0"\npassword_env = "UNSET"')
+        assert "UNSET is unset" in both(job)
+        assert cli("run", small_job(here, UNLIMITED), "--yes").code == 0
+        assert "runs/small was made from a different job" in both(small_job(here, UNLIMITED, "Tell {{ word }}"))
+        capped = small_job(here, "[budget]\nmax_usd = 1").rename(here / "capped.toml")
+        capped.write_text(capped.read_text().replace("out.parquet", "other.parquet").replace("-lite", "-huge"))
+        assert "the price of gemini-3.5-flash-huge is unknown" in both(capped)
+
+
 def test_check_shows_and_forgets_what_earlier_runs_learned(
     here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:

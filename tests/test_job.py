@@ -280,7 +280,6 @@ def test_an_unknown_or_missing_name(tmp_path: Path, sections: dict[str, Any], me
         ({"output": {"path": "~/out.csv"}}, "[output]: ~/out.csv begins with what only a shell fills in"),
         ({"output": {"path": "$HOME/out.csv"}}, "[output]: $HOME/out.csv begins with what only a shell fills in"),
         ({"output": {"path": "s3://bucket/out.csv"}}, "[output]: s3://bucket/out.csv is no path of a file on this"),
-        ({"cache": {"url": "~/answers.sqlite"}}, "[cache]: ~/answers.sqlite begins with what only a shell fills in"),
         ({"model": {"stop": "END"}}, "[model] stop: input should be a valid list"),
         ({"model": {"stop": [1]}}, "[model] stop.0: input should be a valid string"),
         ({"model": {"thinking": "hgih"}}, "[model] thinking: input should be 'minimal', 'low', 'medium', 'high' or"),

@@ -110,14 +110,16 @@ def check(
     import anyio
 
     from pipeline import console, session
+    from pipeline.session.guards import check_start
     from pipeline.session.output import output_place
 
     if forget and offline:
         raise JobError("--forget has nothing to forget with --offline: the emulator's limits are not kept")
     loaded = load_job(job, None, model, None, None, None)
     prepared = session.prepare(loaded, session.Options(offline=offline))
-    found = anyio.run(session.check_service, prepared, forget)
     told = anyio.run(session.identified, prepared)
+    check_start(told)
+    found = anyio.run(session.check_service, told, forget)
     try:
         with output_place(told):
             found.append(("output", str(told.output), "can be written"))

@@ -153,8 +153,8 @@ def show_models(lines: Sequence[dict[str, object]]) -> None:
     show_grid(("model", "in", "out", "cached", "context", "longest answer"), cells)
     out.print()
     for line in lines:
-        if line["note"]:
-            out.print(f"  {line['model']}: {line['note']}", style="dim")
+        for told in filter(None, str(line["note"]).split("; ")):
+            out.print(f"  {line['model']}: {told}", style="dim")
 
 
 def models_json() -> list[dict[str, object]]:
@@ -168,7 +168,7 @@ def models_json() -> list[dict[str, object]]:
         told = [note(model, today)]
         if long and long != found:
             dearer = ", ".join(f"{name} {usd:g}" for name, usd in _per_million(long).items() if usd is not None)
-            told.append(f"with a prompt above {LONG_PROMPT_TOKENS:,} tokens {dearer}")
+            told.append(f"a prompt above {LONG_PROMPT_TOKENS:,} tokens {dearer}")
         lines.append(
             {
                 "model": model.name,

@@ -5,15 +5,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline import report
+from pipeline.cache import shelf_of
 from pipeline.errors import JobError, RunStateError, ServiceError
 from pipeline.job import Job
-from pipeline.plan import Plan
-from pipeline.prices import model_info
+from pipeline.prices import effective_rates, model_info
 from pipeline.process import too_few_files
+from pipeline.providers.answers import parse_reply
 from pipeline.quota.endpoint import Notify
 from pipeline.quota.slots import CAP
 from pipeline.records import Limits, Reply, Verdict
 from pipeline.session import Options, Session
+from pipeline.store.run import check_belongs
 
 SPARE_FILES = 16
 """Files that a run opens beside its sockets now and then: parts, the output, names looked up; 3 at once were seen."""
@@ -35,13 +37,22 @@ def set_aside(directory: Path) -> None:
         ) from None
 
 
-def refuse_unpriced(job: Job, options: Options, plan: Plan) -> None:
+def check_start(session: Session) -> None:
+    """Raise what a run would before its first call, beside what `prepare` and the place of the output do."""
+    check_belongs(session.directory, session.manifest(), parse_reply)
+    if not session.options.offline:
+        shelf_of(session.job)
+    if not session.rehearsal:
+        refuse_unpriced(session.job, session.options)
+
+
+def refuse_unpriced(job: Job, options: Options) -> None:
     """Raise `JobError` for a cap on spending that could not be kept because nobody knows what a call costs."""
     caps, model = job.spec.budget, job.params.model
     capped = any((caps.max_usd, caps.max_usd_per_day, caps.max_usd_per_month, options.max_cost_usd))
-    if not capped or not plan.load.prompts or caps.allow_unpriced:
+    if not capped or caps.allow_unpriced:
         return
-    if plan.cost_usd is None:
+    if effective_rates(model, datetime.now(UTC).date(), "standard", long=False, own=job.own_rates) is None:
         raise JobError(
             f"there is a budget, but the price of {model} is unknown: it could not be kept",
             "set [model] prices = { input = …, output = … }, or [budget] allow_unpriced = true",

@@ -54,6 +54,25 @@ def _logged(value: object) -> object:
     return float(round(value, 10)) if isinstance(value, Decimal) else str(value)
 
 
+def check_belongs(directory: Path, manifest: Manifest, parse: Callable[[bytes], Reply]) -> None:
+    """Raise `RunStateError` for a directory that was used by a run of another job or input."""
+    known = read_manifest(directory / "manifest.json")
+    different = differences(known, manifest) if known else []
+    if not known or not different or is_unused(directory):
+        return
+    kept_rows = sum(load(directory, parse)[0].count(status) for status in STATUSES)
+    hint = "`--fresh` starts a new run and keeps the old one beside it; undo the change to continue this one"
+    if known.job_path != manifest.job_path and Path(known.job_path).is_file():
+        different = [f"the job file: {known.job_path}, and this is {manifest.job_path}", *different]
+        hint = "give one of the two job files another name; `--fresh` starts a new run in place of the other's"
+    raise RunStateError(
+        f"{directory} was made from a different job or input\n"
+        + "\n".join(f"  {line}" for line in different)
+        + f"\n{kept_rows:,} results are kept there.",
+        hint,
+    )
+
+
 class RunStore:
     """A run directory held by this process, from `open` to `close`."""
 
@@ -123,22 +142,10 @@ class RunStore:
             )
 
     def _check(self, known: Manifest, manifest: Manifest) -> None:
-        different = differences(known, manifest)
-        if different and is_unused(self.directory):
+        if differences(known, manifest):
+            check_belongs(self.directory, manifest, self._parse)
             same = replace(manifest, run=known.run, plain_journals=known.plain_journals, version=known.version)
             write_manifest(self.directory / "manifest.json", same)
-        elif different:
-            kept_rows = sum(load(self.directory, self._parse)[0].count(status) for status in STATUSES)
-            hint = "`--fresh` starts a new run and keeps the old one beside it; undo the change to continue this one"
-            if known.job_path != manifest.job_path and Path(known.job_path).is_file():
-                different = [f"the job file: {known.job_path}, and this is {manifest.job_path}", *different]
-                hint = "give one of the two job files another name; `--fresh` starts a new run in place of the other's"
-            raise RunStateError(
-                f"{self.directory} was made from a different job or input\n"
-                + "\n".join(f"  {line}" for line in different)
-                + f"\n{kept_rows:,} results are kept there.",
-                hint,
-            )
 
     def _identified(self) -> str:
         """What the run's journals begin with; one of layout 1 is given it now."""
