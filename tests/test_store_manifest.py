@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import json
 import os
 import re
 from dataclasses import asdict
@@ -222,3 +223,13 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, name: str
     with pytest.raises(RunStateError, match=f"{name} is not a file"):
         report.summarize(tmp_path / "run")
     assert last_output(tmp_path / "run") is None
+
+
+@pytest.mark.parametrize("note", ["{}", "[1]", '[{"path": "out.csv"}]', '[{"path": 1, "size": "x"}]', "[{]", "\\xff"])
+def test_a_note_of_outputs_that_is_none_says_nothing(tmp_path: Path, note: str) -> None:
+    whole = {"size": 1, "mtime_ns": 1, "digest": "", "rows": 1, "finished": 1}
+    (tmp_path / "output.json").write_text(json.dumps([{"path": "/out.csv", **whole}]))
+    assert last_output(tmp_path) == "/out.csv"
+    for damaged in (note, json.dumps([{"path": 1, **whole}])):
+        (tmp_path / "output.json").write_text(damaged)
+        assert last_output(tmp_path) is None

@@ -1,4 +1,5 @@
 import os
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -188,10 +189,13 @@ def test_the_newest_results_part_says_which_calls_parts_count(tmp_path: Path) ->
     assert [parts.part_number(path) for path in parts.part_paths(tmp_path / "calls")] == [1, 2, 5]
 
 
-def test_parts_are_read_in_the_order_they_were_sealed_without_hidden_files(tmp_path: Path) -> None:
+def test_parts_are_read_in_the_order_they_were_sealed_without_hidden_files_and_copies(tmp_path: Path) -> None:
     for number in (10, 9):
         parts.write_part(parts.results_frame([result(number)]), tmp_path, number)
     (tmp_path / ".part-000011.parquet.tmp").write_bytes(b"half")
+    for name in ("part-000010 (copy).parquet", "part-10.parquet", "part-old.parquet"):
+        shutil.copy(parts.part_path(tmp_path, 10), tmp_path / name)
+    assert parts.newest(tmp_path) == 10
     assert [frame["row"].to_list() for frame in parts.read_parts(tmp_path, ("row",))] == [[9], [10]]
     assert list(parts.read_parts(tmp_path / "missing", ("row",))) == []
 

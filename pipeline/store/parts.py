@@ -7,6 +7,7 @@ A part's number is that of the journal it was sealed from.
 import io
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from pipeline.store.seals import Sealed, digest
 PolarsDataType = pl.DataType | DataTypeClass
 
 MONEY = pl.Decimal(18, 12)
+_PART = re.compile(r"part-[0-9]{6,}\.parquet")
 _MOST_MONEY = Decimal("999999.999999999999")
 _LAST_S = 253_402_300_799.0  # 9999-12-31T23:59:59Z
 _TOKENS: dict[str, PolarsDataType] = dict.fromkeys(
@@ -243,8 +245,8 @@ def part_path(directory: Path, number: int) -> Path:
 
 
 def part_paths(directory: Path) -> list[Path]:
-    """The parts of a directory in the order they were sealed."""
-    return sorted(directory.glob("part-*.parquet"))
+    """The parts of a directory in the order they were sealed; a file of another name, as a copy, is none."""
+    return sorted(path for path in directory.glob("part-*.parquet") if _PART.fullmatch(path.name))
 
 
 def part_number(path: Path) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import orjson
+from pydantic import TypeAdapter
 
 from pipeline.errors import InputError, OutputError, PipelineError, RunStateError
 from pipeline.store.manifest import read as read_manifest
@@ -43,6 +44,9 @@ class Written:
     digest: str
     rows: int
     finished: int
+
+
+_WRITTEN = TypeAdapter(list[Written])
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +267,8 @@ def _notes_of(directory: Path) -> list[Written]:
     try:
         if not (directory / NOTE).is_file():
             return []
-        return [Written(**note) for note in orjson.loads((directory / NOTE).read_bytes())]
-    except (OSError, ValueError, TypeError):
+        return _WRITTEN.validate_json((directory / NOTE).read_bytes(), strict=True)
+    except (OSError, ValueError):
         return []
 
 
