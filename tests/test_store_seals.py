@@ -10,7 +10,7 @@ from stores import answer, killed, manifest, opened, paid, prompt, sealed
 from pipeline import report
 from pipeline.errors import RunStateError
 from pipeline.providers.gemini import parse_reply
-from pipeline.store import seals, state
+from pipeline.store import parts, seals, state
 from pipeline.store.journal import journal_path, journal_paths
 from pipeline.store.run import RunStore
 
@@ -214,6 +214,24 @@ def test_another_runs_journal_in_the_directory_is_refused_and_stays(
     laid = theirs.rename(journal_path(unsealed, number))
     error = refused(unsealed)
     assert f"{laid} belongs to another run" in error.message and "move it out" in error.hint
+
+
+@pytest.mark.case("D12")
+@pytest.mark.parametrize("number", [2, 9])
+def test_another_runs_parts_in_the_directory_are_refused_and_stay(unsealed: Path, tmp_path: Path, number: int) -> None:
+    """A newer part replaces outcomes, and declares the journals before it spent."""
+    with opened(tmp_path / "other") as store:
+        answer(store, 0)
+    for kind in ("calls", "results"):
+        [theirs] = parts.part_paths(tmp_path / "other" / kind)
+        theirs.rename(parts.part_path(unsealed / kind, number))
+    laid = parts.part_path(unsealed / "calls", number)
+    error = refused(unsealed)
+    assert f"{laid} belongs to another run" in error.message and "move it out" in error.hint
+    for kind in ("calls", "results"):
+        parts.part_path(unsealed / kind, number).unlink()
+    with opened(unsealed) as store:
+        assert store.reply("content 2") is not None
 
 
 @pytest.mark.case("D12")

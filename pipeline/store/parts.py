@@ -26,6 +26,8 @@ from pipeline.store.seals import Sealed, digest
 PolarsDataType = pl.DataType | DataTypeClass
 
 MONEY = pl.Decimal(18, 12)
+_RUN = "run"
+"""Key under which a part's metadata has the identity of its run."""
 _PART = re.compile(r"part-[0-9]{6,}\.parquet")
 _MOST_MONEY = Decimal("999999.999999999999")
 _LAST_S = 253_402_300_799.0  # 9999-12-31T23:59:59Z
@@ -208,12 +210,12 @@ def _seconds(seconds: float) -> float:
     return seconds if math.isfinite(seconds) else 0.0
 
 
-def write_part(frame: pl.DataFrame, directory: Path, number: int) -> Sealed:
-    """Write one part so that it is whole or not there, whatever happens in between."""
+def write_part(frame: pl.DataFrame, directory: Path, number: int, run: str = "") -> Sealed:
+    """Write one part of a run so that it is whole or not there, whatever happens in between."""
     final = part_path(directory, number)
     hidden = directory / f".{final.name}.tmp"
     encoded = io.BytesIO()  # polars would report a full disk as a fault of the file's format
-    frame.write_parquet(encoded, compression="zstd")
+    frame.write_parquet(encoded, compression="zstd", metadata={_RUN: run})
     try:
         hidden.touch(0o600)
         with hidden.open("wb") as file:
@@ -237,6 +239,21 @@ def describe(path: Path) -> Sealed:
     """A part as it lies there. Raises `RunStateError` for a damaged one."""
     content = path.read_bytes()
     return Sealed(f"{path.parent.name}/{path.name}", read_part(path, ("row",)).height, len(content), digest(content))
+
+
+def check_owner(path: Path, run: str) -> None:
+    """Raise `RunStateError` for a part of another run; one of an older version does not say whose it is."""
+    try:
+        theirs = pl.read_parquet_metadata(path).get(_RUN)
+    except FileNotFoundError:  # half a seal, removed meanwhile
+        return
+    except (pl.exceptions.PolarsError, OSError):
+        raise damaged(path) from None
+    if theirs and run and theirs != run:
+        raise RunStateError(
+            f"{path} belongs to another run: it was not written by this one\nNothing was bought or written.",
+            "move it out of this directory to go on; what this run bought stands in its own journals and parts",
+        )
 
 
 def part_path(directory: Path, number: int) -> Path:

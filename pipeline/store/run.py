@@ -40,7 +40,7 @@ from pipeline.store.manifest import VERSION, Lock, Manifest, differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
 from pipeline.store.reserve import Reserve
-from pipeline.store.state import Batch, Outcomes, is_passing, is_unused, load
+from pipeline.store.state import Batch, Outcomes, check_parts, is_passing, is_unused, load
 
 SEAL_ROWS = 4_000
 """Results in a part. One that is not sealed yet takes 12 kB of memory, so 10,000 took 70 MB more (measured 2026-11)."""
@@ -158,7 +158,7 @@ class RunStore:
         return known.run
 
     def _recover(self) -> None:
-        noted = seals.check(self.directory)  # before anything is removed: without its results a calls part looks void
+        noted = check_parts(self.directory)  # before anything is removed: without its results a calls part looks void
         for half in self.directory.glob("*/.*.tmp"):
             with suppress(OSError):
                 half.unlink()
@@ -388,9 +388,11 @@ class RunStore:
         seals.record_journals(self.directory, [*before, batch.number + 1])
         if not due:
             return
-        answers = {row: result.response for row, result in batch.results.items()}
+        number, answers = batch.number, {row: result.response for row, result in batch.results.items()}
         written = (
-            parts.write_part(parts.calls_frame(batch.calls, answers), self.directory / "calls", batch.number),
-            parts.write_part(parts.results_frame(batch.results.values()), self.directory / "results", batch.number),
+            parts.write_part(parts.calls_frame(batch.calls, answers), self.directory / "calls", number, self._run),
+            parts.write_part(
+                parts.results_frame(batch.results.values()), self.directory / "results", number, self._run
+            ),
         )
         seals.record(self.directory, written)

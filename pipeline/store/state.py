@@ -106,7 +106,7 @@ def load_unsealed(
     directory: Path, parse: Callable[[bytes], Reply], take_in: Callable[[Path], None] = lambda part: None
 ) -> Batch:
     """What is not sealed yet, as `load`; `take_in` is told each part of results that comes before it, oldest first."""
-    seals.check(directory)
+    check_parts(directory)
     sealed = 0
     while True:
         for path in parts.part_paths(directory / "results"):
@@ -122,6 +122,16 @@ def load_unsealed(
         if number > sealed and number not in unsealed.journals:
             raise _gone(directory, number)
     return unsealed
+
+
+def check_parts(directory: Path) -> dict[str, seals.Sealed]:
+    """As `seals.check`; and those parts that no line tells of have to be of this run, not laid there."""
+    known, run = seals.check(directory), whose(directory).run
+    for kind in ("calls", "results"):
+        for path in parts.part_paths(directory / kind):
+            if not seals.noted(path, known):
+                parts.check_owner(path, run)
+    return known
 
 
 def whose(directory: Path) -> Whose:
