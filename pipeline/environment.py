@@ -6,6 +6,9 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 
+MOST_THREADS = 1024
+"""Of polars; a thread takes 2 MB of addresses, and a hundred million were still being started after ten minutes."""
+
 
 def state_home() -> Path:
     """The user's directory of state. Raises `PipelineError`."""
@@ -35,6 +38,16 @@ def check_directory() -> None:
         Path.cwd()
     except OSError:
         raise PipelineError("the directory you are in is gone", "`cd` to one that is there") from None
+
+
+def check_threads() -> None:
+    """Raise `PipelineError` for a number of threads with which polars panics, or never ends."""
+    named = os.environ.get("POLARS_MAX_THREADS")
+    if named and not (named.isascii() and named.isdecimal() and 1 <= int(named) <= MOST_THREADS):
+        raise PipelineError(
+            f"POLARS_MAX_THREADS is {named}, which is no number from 1 to {MOST_THREADS}",
+            "unset it: as many threads are used as there are cores",
+        )
 
 
 def check_certificates() -> None:

@@ -104,6 +104,16 @@ def test_a_place_that_cannot_be_written_is_named_by_its_variable(
 
 
 @pytest.mark.case("S7")
+@pytest.mark.parametrize("number", ["0", "99999999", "-1", "abc"])
+def test_a_number_of_threads_that_polars_cannot_have_is_named(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, number: str
+) -> None:
+    monkeypatch.setenv("POLARS_MAX_THREADS", number)
+    ran = cli("estimate", small_job(here, UNLIMITED), "--offline")
+    assert ran.code == 2 and ran.err.startswith(f"error: POLARS_MAX_THREADS is {number}")
+
+
+@pytest.mark.case("S7")
 def test_no_home_at_all_is_named(real: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody(number: int) -> None:
         raise KeyError(number)

@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 
 from pipeline import __version__
 from pipeline.cli import inspect, jobs
-from pipeline.environment import check_directory
+from pipeline.environment import check_directory, check_threads
 from pipeline.errors import PipelineError, as_known
 from pipeline.process import INTERRUPTED, LEAST_FILES, files_left, flush_or_drop, make_fit, too_few_files
 from pipeline.terminal import visible
@@ -85,6 +85,7 @@ def command_line() -> NoReturn:
     try:
         _refuse_half_characters(sys.argv[1:])
         check_directory()
+        check_threads()
         if (left := files_left()) < LEAST_FILES:
             raise too_few_files(left)
         code = app(standalone_mode=False)
