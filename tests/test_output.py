@@ -12,7 +12,8 @@ import pytest
 from commands import UNLIMITED, Ran, small_job
 from serving import served, stats
 
-from pipeline.store.place import held
+from pipeline.errors import OutputError
+from pipeline.store.place import Counted, held
 
 Cli = Callable[..., Ran]
 ROWS = 60
@@ -314,6 +315,21 @@ def test_the_same_job_grows_its_output_and_does_not_shrink_it_unasked(here: Path
     assert cli("run", job, "--offline").code == 0
     elsewhere = cli("run", job, "--offline", "--out", "other.csv", "--json").json
     assert elsewhere["output"] == "other.csv" and pl.read_csv("other.csv").height == 6
+
+
+@pytest.mark.case("O4")
+@pytest.mark.parametrize("how", ["taken away", "written by another"])
+def test_a_table_that_went_while_the_run_went_on_is_in_nobodys_way(here: Path, cli: Cli, how: str) -> None:
+    assert cli("run", small_job(here, UNLIMITED), "--offline", "--out", "out.csv").code == 0
+    with held(Path("out.csv"), here / "runs" / "small-offline", 6, False, lambda file: None) as place:
+        (here / "out.csv").rename(here / "mine.csv")
+        if how == "taken away":
+            place.replace(lambda file: Counted(6, 2), lambda: None)
+            return
+        (here / "out.csv").write_text("another's")
+        with pytest.raises(OutputError, match="written by somebody else"):
+            place.replace(lambda file: Counted(6, 6), lambda: None)
+    assert (here / "out.csv").read_text() == "another's"
 
 
 @pytest.mark.case("O4")

@@ -123,13 +123,14 @@ class Place:
             file.flush()
             self._inherit(file.fileno())
             os.fsync(file.fileno())
-            if not self._overwrite and _signature(self._target) != self._before:
+            there = None if self._overwrite else _signature(self._target)  # one that was removed is in nobody's way
+            if there and there != self._before:
                 raise OutputError(
                     f"{self._path} was written by somebody else while this run went on: it was not replaced."
                     f"\nEvery answer is safe in {self._directory}.",
                     "the same command with `--out PATH` writes beside it, with `--overwrite` in its place",
                 )
-            if not self._overwrite and counted.finished < self._finished:
+            if there and counted.finished < self._finished:
                 raise OutputError(
                     f"{self._path} holds {_rows(self._finished)} of an earlier run of this job, and this one has"
                     f" {counted.finished:,} so far: it was not replaced.\nEvery answer is safe in {self._directory}.",
