@@ -24,7 +24,10 @@ PHRASES: dict[Meaning, tuple[str, ...]] = {
         r"budget (?:has been |was |is )?exceeded|exceeded (?:the |your |its )?(?:\w+ )?budget",
         r"billing (?:is )?(?:not active|not enabled|disabled)|requires billing to be enabled",
         r"arrear|overdue[- ](?:payment|bill)|payment (?:is )?(?:required|overdue)|account in good standing",
-        "余额不足|余額不足|余额已用|余额为(?:0|零)|账户余额(?:低|过低)|帐户余额",
+        r"exceeded (?:the |your )?credit limit|credits? exhausted|please (?:recharge|top up|add (?:\w+ )?credits)",
+        r"(?:subscription|trial|plan) (?:has |is |was )?(?:expired|ended)",
+        "余额不足|余額不足|余额已用|余额为(?:0|零|负)|余额小于|账户余额(?:低|过低)|帐户余额",
+        "(?:余额|额度|配额|积分|点数|余量|次数)(?:已经?)?(?:不足|不够|用[尽完]|耗[尽完])|套餐(?:已经?)?(?:到|过)期",
         "额度不足|額度不足|额度已(?:用|耗)|額度已(?:用|耗)|额度(?:用|耗)[尽完]|剩余额度(?:不足|为0)|配额不足",
         "预扣费(?:额度)?失败|預扣費(?:額度)?失敗|欠费|欠費|请(?:先|及时|尽快)?充值|請(?:先|及時)?充值|充值后",
         "资源包(?:已)?(?:用|耗)[尽完]|套餐(?:已)?(?:用|耗)[尽完]|账户已停服",
@@ -34,18 +37,22 @@ PHRASES: dict[Meaning, tuple[str, ...]] = {
     # The relay has nobody to pass the request on to: its operator has to mend that.
     "no_channel": (
         "无可用(?:的)?(?:渠道|通道|账号|帐号)|無可用(?:的)?(?:渠道|通道|帳號)|(?:没有|暂无)可用(?:的)?(?:渠道|通道)",
+        "可用(?:渠道|通道)不存在",
         r"no available (?:channel|distributor|account|provider)",
     ),
     # Too fast, told without a 429.
     "pace": (
         r"rate[ _]limit|too many requests|throttl(?:ed|ing)",
         "请求(?:过于|太)?频繁|請求(?:過於|太)?頻繁|请求(?:数)?(?:过|太)[多快]|操作(?:过于|太)?频繁|访问(?:过于|太)?频繁",
+        "达到(?:总)?请求(?:数|次数)限制",
         "频率(?:过高|超限|限制)|速率限制|限流|并发(?:数|量)?(?:过高|超限|超过|达到)",
     ),
     # A key that nobody takes.
     "key": (
         r"api[ _]key (?:is )?(?:not valid|not found|expired|invalid|incorrect|disabled)",
         r"(?:invalid|incorrect|wrong) api[ _]?key|multiple authentication credentials",
+        r"account (?:has been |is |was )?(?:suspended|deactivated|disabled|frozen|banned)",
+        "(?:账户|账号|帐号|用户)已?被?(?:冻结|禁用|停用|封禁)",
         r"invalid (?:access|auth|bearer|api) ?token|invalid authentication",
         "(?:无效|错误)的?(?:令牌|密钥|凭证|api ?key)|(?:無效|錯誤)的?(?:令牌|密鑰|api ?key)",
         "(?:令牌|密钥|api ?key)(?:已|已被)?(?:过期|失效|无效|禁用|不存在|错误|不正确)",
