@@ -410,6 +410,9 @@ def test_openais_form_is_read_whole_and_in_pieces() -> None:
 @pytest.mark.parametrize("wrap", ["response", "data", "result"])
 def test_a_wrapper_is_taken_off(wrap: str) -> None:
     assert kept(orjson.dumps({"code": 0, wrap: WHOLE})).text == "text"
+    bare = {"candidates": WHOLE["candidates"]}
+    apart = kept(orjson.dumps({"code": 0, wrap: bare, "usageMetadata": WHOLE["usageMetadata"], "modelVersion": "m"}))
+    assert (apart.text, apart.usage, apart.model) == ("text", Usage(5, 0, 2), "m")
 
 
 @pytest.mark.parametrize(

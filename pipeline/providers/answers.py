@@ -157,7 +157,8 @@ def _unwrapped(piece: dict[str, Any]) -> dict[str, Any]:
     if any(name in piece for name in _ANSWERS):
         return piece
     inner = (mapping(piece.get(name)) for name in _WRAPPERS)
-    return next((found for found in inner if any(name in found for name in _ANSWERS)), piece)
+    # The counts may stand beside the wrapper.
+    return next((piece | found for found in inner if any(name in found for name in _ANSWERS)), piece)
 
 
 def _native(piece: dict[str, Any]) -> dict[str, Any]:
