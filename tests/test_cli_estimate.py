@@ -155,6 +155,7 @@ def test_by_says_whether_it_fits_and_what_would(here: Path, cli: Callable[..., R
     job = small_job(here, "[limits]\nrpm = 1\ntpm = 0")
     made = cli("estimate", job, "--by", "2999-01-01 07:00", "--json").json["deadline"]
     assert made["fits"] and made["margin_s"] > 0
+    assert cli("estimate", job, "--by", "").code == 2, "a variable that is not set is no time"
     late = cli("estimate", job, "--by", "yesterday")
     assert late.code == 2
     assert "yesterday" in late.err and "07:00" in late.err

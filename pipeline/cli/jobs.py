@@ -162,7 +162,7 @@ def estimate(
     from pipeline.session import estimates
 
     loaded = load_job(job, None, model, rpm, tpm, rpd)
-    wishes = estimates.Wishes(everything, exact, compare, next_time(by, datetime.now(UTC)) if by else None)
+    wishes = estimates.Wishes(everything, exact, compare, None if by is None else next_time(by, datetime.now(UTC)))
     prepared = session.prepare(loaded, session.Options(offline, limit, parse_usd(max_cost), pace=pace))
     if pilot is not None or exact:
         prepared = anyio.run(session.identified, prepared)
