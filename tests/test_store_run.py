@@ -19,7 +19,7 @@ from stores import AT, CENT, PARAMS, abandon, answer, failed, killed, manifest, 
 from pipeline import report
 from pipeline.errors import RunStateError
 from pipeline.providers.gemini import parse_reply
-from pipeline.records import PASSING, STATUSES, Status
+from pipeline.records import PASSING, STATUSES, Status, Usage
 from pipeline.store import parts, run, state
 from pipeline.store.run import RunStore
 from pipeline.store.state import Outcomes, is_passing, load
@@ -276,15 +276,19 @@ def test_a_reply_bought_for_a_row_tried_again_is_not_lost_to_a_kill(directory: P
 
 def test_a_row_that_is_redone_costs_what_each_of_its_replies_cost(directory: Path) -> None:
     with opened(directory) as store:
-        for row in range(3):
+        for row in range(2):
             answer(store, row, "truncated", "truncated")
+        store.append_call(prompt(2), paid("half", usage=Usage(12, 0, 34, estimated=True)))
+        store.append_result(result(2, "truncated", "truncated"))
     with opened(directory) as store:
         store.reopen(frozenset({"truncated"}))
         for row, usd in ((0, 5 * CENT), (1, None)):
             store.append_call(prompt(row), paid("whole", cost_usd=usd))
             store.append_result(result(row, cost_usd=usd))
         store.append_result(result(2, cost_usd=Decimal(0)))  # another row bought the answer to the same
-    assert sealed(directory, "results")["cost_usd"].to_list()[3:] == [6 * CENT, None, CENT]
+    results = sealed(directory, "results")[3:]
+    assert results["cost_usd"].to_list() == [6 * CENT, None, CENT]
+    assert results["usage_estimated"].to_list() == [False, False, True], "what was not told of the first try"
 
 
 def test_the_log_is_json_lines_with_numbers_and_survives_a_full_disk(directory: Path) -> None:

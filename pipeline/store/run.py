@@ -90,6 +90,7 @@ class RunStore:
         self._unread: dict[str, Decimal | None] = {}  # by content, as `unread_usd` says
         self._former: dict[str, Call] = {}  # the same of the journal that is being sealed
         self._redone: dict[int, Decimal | None] = {}  # by row that is tried again on request: what all its calls cost
+        self._guessed: set[int] = set()  # those of them of which some of that is an estimate
         self._content: ContentIndex
         self._is_kept = True
         self._sealing = anyio.Lock()
@@ -221,7 +222,8 @@ class RunStore:
     def append_result(self, result: Result) -> None:
         """Keep one document's outcome; of a row that was tried again on request the cost is that of every try."""
         if result.row in self._redone:
-            result = replace(result, cost_usd=self._redone.pop(result.row))
+            usage = replace(result.usage, estimated=result.usage.estimated or result.row in self._guessed)
+            result = replace(result, cost_usd=self._redone.pop(result.row), usage=usage)
         self._journal.append(result_line(result))
         self._batch.results[result.row] = result
         self.outcomes.set(result.row, result.status, is_passing(result))
@@ -341,9 +343,11 @@ class RunStore:
                 else:
                     again = again and made_with != changes
                 self.outcomes.set(row, status, again)
-        for frame in self.calls(("row", "cost_usd")):
-            for row, usd in frame.iter_rows():
+        for frame in self.calls(("row", "cost_usd", "usage_estimated")):
+            for row, usd, guessed in frame.iter_rows():
                 if self.outcomes.again(row):
+                    if guessed:
+                        self._guessed.add(row)
                     known = self._redone.get(row, _NOTHING)
                     self._redone[row] = None if known is None or usd is None else known + usd
 
