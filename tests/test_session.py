@@ -14,7 +14,7 @@ from serving import served, stats
 from jobs import CHUNKED, PLAIN, make_job, write_job
 from pipeline import report, running, session
 from pipeline.engine import Monitor
-from pipeline.errors import BudgetReached, InputError, JobError, RunStateError
+from pipeline.errors import BudgetReached, InputChanged, InputError, JobError, RunStateError
 from pipeline.job import load
 from pipeline.plan import Plan
 from pipeline.records import Limits
@@ -58,6 +58,16 @@ def test_confirm_sees_the_plan_and_can_stop_before_anything_is_sent(here: Path) 
     assert seen[0][0].load.prompts == 3 and seen[0][1] is False
     assert report.summarize(prepared.directory).calls == 0
     assert play(here).exit_code == 0, "the directory was given back"
+
+
+@pytest.mark.case("O1")
+@pytest.mark.parametrize("how", ["gone", "half written"])
+def test_a_table_that_cannot_be_read_any_more_changed_and_was_not_damaged(here: Path, how: str) -> None:
+    prepared = session.prepare(make_job(here, PLAIN), Options(offline=True))
+    table = here / "topics.csv"
+    table.unlink() if how == "gone" else table.write_text("topic,note\nrain")
+    with pytest.raises(InputChanged, match=r"the input changed while the run went on: topics\.csv"):
+        [*map(list, prepared.documents())]
 
 
 def test_a_column_and_the_text_may_both_stand_in_a_template(here: Path) -> None:

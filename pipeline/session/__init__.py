@@ -18,7 +18,7 @@ import polars as pl
 from pipeline import __version__, report
 from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.environment import check_certificates
-from pipeline.errors import AuthError, InputChanged, JobError, ServiceError
+from pipeline.errors import AuthError, InputChanged, InputError, JobError, ServiceError
 from pipeline.flows import check_rendering
 from pipeline.job import DEFAULT_BASE_URL, Job, api_key
 from pipeline.prices import CHECKED, FREE, MODELS, Rates, model_info
@@ -137,13 +137,20 @@ class Session:
         `order` is that in which blocks of them are read, and has all of them; None is that of the table.
         """
         if order:
-            for frames in woven(order, self.source.batches):
+            for frames in woven(order, self._batches):
                 yield (document for frame in frames for document in self._wanted(frame, wanted))
             return
-        for frame in self.source.batches():
+        for frame in self._batches():
             yield self._wanted(frame, wanted)
             if frame.item(-1, ROW) >= self.rows - 1:
                 return
+
+    def _batches(self) -> Iterator[pl.DataFrame]:
+        try:
+            yield from self.source.batches()
+        except InputError:  # one that is gone, or half written by now, was not damaged before
+            self.check_input()
+            raise
 
     def _wanted(self, frame: pl.DataFrame, wanted: Callable[[int], bool]) -> Iterator[Document]:
         self.check_input()  # what was read before this moment is of the table that was checked
