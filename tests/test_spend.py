@@ -166,11 +166,13 @@ def test_a_half_made_book_is_an_empty_one(path: Path, how: str) -> None:
 
 
 @pytest.mark.case("D2")
-@pytest.mark.parametrize("how", ["no database", "other layout", "cut", "a directory"])
+@pytest.mark.parametrize("how", ["no database", "a few words", "other layout", "cut", "a directory"])
 def test_a_damaged_book_is_refused_for_it_holds_what_was_spent(path: Path, how: str) -> None:
     path.parent.mkdir()
     if how == "no database":
         path.write_bytes(b"not a database, " * 1000)
+    elif how == "a few words":
+        path.write_bytes(b"oops\n")
     elif how == "a directory":
         path.mkdir()
     elif how == "cut":

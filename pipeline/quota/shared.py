@@ -19,6 +19,7 @@ RETRY_S = 5.0
 """After a failure the file is left alone so long."""
 _PATIENCE_S = 5.0  # how long another process may keep the file locked before a run begins, when nobody waits
 _BUSY_S = 0.1  # the same in mid-run, on the event loop's thread
+_BEGINNING = b"SQLite format 3\0"
 _LEAST_BYTES = 512  # SQLite's smallest page: a shorter file holds nothing yet
 
 Found = TypeVar("Found")
@@ -193,8 +194,10 @@ class WrongLayout(sqlite3.DatabaseError):
 
 def is_blank(path: Path) -> bool:
     """Whether nothing can be in the file: a kill, a full disk or a power cut came before its first page."""
-    size = path.stat().st_size
-    return size < _LEAST_BYTES or (size <= 2**20 and not any(path.read_bytes()))
+    if path.stat().st_size > 2**20:
+        return False
+    found = path.read_bytes()
+    return not any(found) or (len(found) < _LEAST_BYTES and found.startswith(_BEGINNING[: len(found)]))
 
 
 def is_damaged(error: Exception) -> bool:
