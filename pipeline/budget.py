@@ -49,6 +49,14 @@ class Book(Protocol):
         """Count an amount on the day of `at` (epoch seconds), once for each name."""
         ...
 
+    def hold(self, usd: Decimal) -> None:
+        """Let the other runs count what this one has in flight."""
+        ...
+
+    def release(self) -> None:
+        """This run has nothing in flight."""
+        ...
+
 
 class Cap(NamedTuple):
     """One cap on spending and what counts against it; `name` as in "the budget"."""
@@ -109,11 +117,25 @@ class Spending:
         """The first cap that one more request could pass."""
         return next((cap for cap in self.caps() if cap.spent_usd + self.reserved_usd + worst_usd > cap.usd), None)
 
+    def reserve(self, usd: Decimal) -> Cap | None:
+        """Reserve for one more request, unless it could pass a cap: then that cap is returned."""
+        if self.book is not None:
+            self.book.hold(self.reserved_usd + usd)  # before the others' is looked at, so that not both pass a cap
+        if cap := self.passed_by(usd):
+            return cap
+        self.reserved_usd += usd
+        return None
+
     def spend(self, usd: Decimal) -> None:
         """Count an amount, for the other runs of the project too."""
         self.spent_usd += usd
         if self.book is not None and usd:
             self.book.add(usd)
+
+    def release(self) -> None:
+        """Tell the other runs when nothing is in flight any more, and all of it is counted."""
+        if self.book is not None and not self.reserved_usd:
+            self.book.release()
 
     def warnings(self) -> Iterator[Cap]:
         """Each cap once, when 80 % of it are spent."""
@@ -209,13 +231,13 @@ class Desk:
             return False
         worst = worst_case_usd(prompt, self._own)
         held = (worst or _NONE) * self._seen.ratio
-        cap = self._spending.passed_by(held)
+        cap = self._spending.reserve(held)
         if cap is None:
             self._held[prompt.fingerprint] = worst, held
-            self._spending.reserved_usd += held
             return True
         if self._held:
             return False
+        self._spending.release()
         raise BudgetReached(
             f"the next call could pass {cap.name} of ${cap.usd} "
             f"(${cap.spent_usd:.4f} spent, at most ${held:.4f} for this call)",
@@ -271,6 +293,7 @@ class Desk:
         """
         worst, held = self._settle(prompt)
         if not may_be_billed(verdict):
+            self._spending.release()
             return None
         most = self._most_usd(prompt, worst, held)
         usd = self._likely_usd(prompt, most) if has_come(verdict) else _NONE
@@ -284,6 +307,7 @@ class Desk:
     def charge(self, bill: Bill) -> None:
         """Count a bill against the caps, as soon as it is in the journal."""
         self._spending.spend((bill.cost_usd or _NONE) + (bill.at_most_usd or _NONE))
+        self._spending.release()
         if self._spending.capped:
             for near in self._spending.warnings():
                 share = near.spent_usd / near.usd

@@ -90,9 +90,9 @@ def open_book(session: Session, endpoint: str) -> AbstractContextManager[QuotaBo
     return QuotaBook(*quota_place(session.job, endpoint, session.kind))
 
 
-def open_spend(session: Session, endpoint: str) -> AbstractContextManager[SpendBook | None]:
+def open_spend(session: Session, endpoint: str, run: str) -> AbstractContextManager[SpendBook | None]:
     """What all runs of one key spend, by day. A rehearsal spends nothing."""
-    return nullcontext() if session.rehearsal else SpendBook(*spend_place(session.job, endpoint))
+    return nullcontext() if session.rehearsal else SpendBook(*spend_place(session.job, endpoint), run)
 
 
 async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
@@ -156,7 +156,7 @@ async def _run(session: Session, provider: Gemini, place: Place | None, confirm:
         confirm(plan, continued, session)
         with ExitStack() as books:
             book = books.enter_context(open_book(session, provider.endpoint))
-            spent = books.enter_context(open_spend(session, provider.endpoint))
+            spent = books.enter_context(open_spend(session, provider.endpoint, store.identity))
             spending = _spending(session, store, spent)
             engine = _engine(session, store, provider, spending, book, shelf, plan)
             store.log(PLAN_EVENT, **_expectation(session, plan))
@@ -260,6 +260,7 @@ def _engine(
     if store.lost:
         requests, most = charge_lost(store, engine.desk)
         heard("lost", {"requests": requests, "at_most_usd": most})
+    spending.release()  # of a session that was killed
     return engine
 
 

@@ -20,6 +20,9 @@ CREATE TABLE IF NOT EXISTS spend (
 CREATE TABLE IF NOT EXISTS charged (
     project TEXT NOT NULL, name TEXT NOT NULL, day TEXT NOT NULL, PRIMARY KEY (project, name)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS held (
+    project TEXT NOT NULL, run TEXT NOT NULL, day TEXT NOT NULL, nano_usd INTEGER NOT NULL, PRIMARY KEY (project, run)
+) WITHOUT ROWID;
 """
 _ADD = (
     "INSERT INTO spend (project, day, nano_usd) VALUES (?, ?, ?)"
@@ -27,8 +30,19 @@ _ADD = (
 )
 
 
+_SUMS = """
+SELECT sum(CASE WHEN day = :day THEN nano_usd END), sum(nano_usd) FROM (
+    SELECT day, nano_usd FROM spend WHERE project = :project
+    UNION ALL SELECT day, nano_usd FROM held WHERE project = :project AND run <> :run
+) WHERE day BETWEEN :first AND :day
+"""
+
+
 class SpendBook(SharedFile):
     """The spending of one project, by UTC day, over every run that has this file.
+
+    What the other runs have in flight counts at its worst case; that of a run that was killed does so until the run is
+    gone on with.
 
     An amount is in the file when `add` returns, so kill -9 loses none, and other processes see it at once. Without
     fsync: a power cut may lose the last seconds. `add` takes 40 µs, `spent` 7 µs (measured 2026-11).
@@ -40,21 +54,26 @@ class SpendBook(SharedFile):
         self,
         path: Path,
         project: str,
+        run: str,
         *,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`project` names service and project, never a key; `wall` is epoch seconds. Raises `RunStateError`."""
+        """`project` names service and project, never a key, and `run` this run; `wall` is epoch seconds.
+
+        Raises `RunStateError`.
+        """
         hint = (
             f"If no other run is going on, move {path} away and run again: what was spent today and this month then"
             " counts from zero."
         )
         super().__init__(path, _SCHEMA, name="The ledger of spending", hint=hint, clock=clock)
-        self._project = project
+        self._project, self._run = project, run
         self._wall = wall
         self._unwritten: Counter[str] = Counter()  # billionths of a dollar by day
         self._today = ""
         self._spent = (0, 0)  # billionths of a dollar in the file, of day and month
+        self._held: tuple[str, int] | None = ("", -1)  # what is held, since which day; at first what a kill has left
 
     @property
     def unwritten_usd(self) -> Decimal:
@@ -91,6 +110,21 @@ class SpendBook(SharedFile):
             self._unwritten[day] += _nano(usd)
         self._today = ""
 
+    def hold(self, usd: Decimal) -> None:
+        """Tell the other runs what this one has in flight, at least, until it is released."""
+        held = self._day(), _nano(usd)
+        if self._held and self._held[0] == held[0] and self._held[1] >= held[1]:
+            return
+        row = "INSERT OR REPLACE INTO held (project, run, day, nano_usd) VALUES (?, ?, ?, ?)"
+        if self.write(lambda db: db.execute(row, (self._project, self._run, *held))):
+            self._held = held
+
+    def release(self) -> None:
+        """Nothing of this run is in flight, that of a session that was killed being counted otherwise."""
+        row = "DELETE FROM held WHERE project = ? AND run = ?"
+        if self._held and self.write(lambda db: db.execute(row, (self._project, self._run))):
+            self._held = None
+
     def spent(self) -> tuple[Decimal, Decimal]:
         """USD of all runs on this UTC day, and in this UTC month; of other runs what was last known of them."""
         day = self._day()
@@ -102,11 +136,8 @@ class SpendBook(SharedFile):
         """Billionths of a dollar of the day and of its month; read again only when there is something new."""
         if self.changed(db) or day != self._today:
             self._today = day
-            of_day, of_month = db.execute(
-                "SELECT sum(CASE WHEN day = ? THEN nano_usd END), sum(nano_usd) FROM spend"
-                " WHERE project = ? AND day BETWEEN ? AND ?",
-                (day, self._project, f"{day[:8]}01", day),
-            ).fetchone()
+            asked = {"project": self._project, "run": self._run, "day": day, "first": f"{day[:8]}01"}
+            of_day, of_month = db.execute(_SUMS, asked).fetchone()
             self._spent = of_day or 0, of_month or 0
         return self._spent
 

@@ -215,7 +215,7 @@ def test_80_percent_of_a_cap_are_told_once(store: RunStore) -> None:
 @pytest.mark.parametrize("period", ["day", "month"])
 def test_a_cap_on_all_runs_counts_what_the_others_spent(tmp_path: Path, store: RunStore, period: str) -> None:
     name = f"the {period}'s budget"
-    with SpendBook(tmp_path / "s", "p") as book, SpendBook(tmp_path / "s", "p") as others:
+    with SpendBook(tmp_path / "s", "p", "run") as book, SpendBook(tmp_path / "s", "p", "run") as others:
         others.add(Decimal("0.0075"))
         caps = {f"{period}_cap_usd": Decimal("0.0101")}
         course = session(store, Service(lambda number: answer(99)), range(3), book=book, concurrency=1, **caps)
@@ -225,10 +225,25 @@ def test_a_cap_on_all_runs_counts_what_the_others_spent(tmp_path: Path, store: R
         assert course.stopped.message.startswith(f"the next call could pass {name} of $0.0101 ($0.0095 spent")
 
 
+@pytest.mark.case("D5")
+def test_a_cap_on_all_runs_counts_what_the_others_have_in_flight(tmp_path: Path, store: RunStore) -> None:
+    cap = 10 * WORST
+    with SpendBook(tmp_path / "s", "p", "one") as book, SpendBook(tmp_path / "s", "p", "two") as others:
+        other = Desk(Spending(None, book=others, day_cap_usd=cap), RATES, seen=Seen(replies=9))
+        assert [other.admit(asked(100 + row)) for row in range(8)] == [True] * 8
+        course = session(store, Service(lambda number: answer(99)), range(9), book=book, day_cap_usd=cap)
+        assert course.stopped is not None and "could pass the day's budget" in course.stopped.message
+        assert course.spending.spent_usd <= 2 * WORST
+        assert not other.admit(asked(200)), "there is no room for one more until these have come back"
+        for row in range(8):
+            other.unanswered(asked(100 + row), Verdict("fatal", "invalid_request", "no", http_status=400))
+        assert book.spent()[0] == course.spending.spent_usd, "nothing is in flight any more"
+
+
 def test_a_cap_on_all_runs_that_cannot_be_kept_stops_the_run_and_no_other_cap_does(
     tmp_path: Path, store: RunStore
 ) -> None:
-    with SpendBook(tmp_path / "s", "p") as book:
+    with SpendBook(tmp_path / "s", "p", "run") as book:
         service = Service(lambda number: answer())
         assert session(store, service, range(1), "1", book=book).stopped is None
         book.trouble = "the disk is full"
@@ -338,7 +353,7 @@ def test_a_charge_stays_over_restarts_and_seals(tmp_path: Path) -> None:
 
 @pytest.mark.case("D3")
 def test_a_charge_counts_for_the_day_and_the_month(tmp_path: Path, store: RunStore) -> None:
-    with SpendBook(tmp_path / "s", "p") as book:
+    with SpendBook(tmp_path / "s", "p", "run") as book:
         course = session(store, Service(lambda number: TIMEOUT), range(9), book=book, day_cap_usd=Decimal("0.004"))
         assert course.stopped is not None and "the day's budget" in course.stopped.message
         assert book.spent() == (3 * WORST, 3 * WORST)
@@ -505,12 +520,12 @@ def test_what_a_kill_lost_is_charged_once_for_the_run_and_for_its_day(tmp_path: 
         store.append_sent(asked(0))
         store.append_sent(asked(1))
     for _ in range(3):  # killed again in the middle of it, twice after the book and before the journal
-        with SpendBook(path, "p") as book, killed(tmp_path / "run") as store:
+        with SpendBook(path, "p", "run") as book, killed(tmp_path / "run") as store:
             desk = Desk(Spending(Decimal(1), book=book), RATES)
             if store.lost:
                 sent = store.lost[0]
                 desk.lost(sent.prompt, f"{store.identity}/{sent.fingerprint}/{sent.at}", sent.at)
-    with SpendBook(path, "p") as book:
+    with SpendBook(path, "p", "run") as book:
         with killed(tmp_path / "run") as store:
             assert charge_lost(store, Desk(Spending(Decimal(1), book=book), RATES)) == (2, 2 * WORST)
             assert store.spent_usd() == 2 * WORST and store.lost == ()

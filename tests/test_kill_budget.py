@@ -76,6 +76,24 @@ def test_no_kill_lets_a_cap_be_passed(tmp_path: Path, section: str, kills: int) 
     assert result["uncertain"] == sum(event["requests"] for event in lost) > 0
 
 
+@pytest.mark.case("D5")
+def test_what_a_killed_run_had_in_flight_counts_against_the_day_in_other_runs(tmp_path: Path) -> None:
+    with served(latency_s=0.5, thinking_tokens=190, marked=False, model_version=None) as url:
+        for name in ("one", "two", "three", "four", "last"):
+            (tmp_path / name).mkdir()
+            summarize_job(tmp_path / name, 100, "[budget]\nmax_usd_per_day = 0.02\n")
+        for name in ("one", "two", "three", "four"):
+            process = start(tmp_path / name, url)
+            while process.poll() is None and stats(url)["in_flight"] < 4:
+                time.sleep(0.005)  # real time: another process is being watched
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        out, err = start(tmp_path / "last", url).communicate(timeout=120)
+        assert json.loads(out)["status"] == "stopped", err.decode()
+        time.sleep(0.5)  # what was in flight at the last kill
+        assert billed_usd(url) <= Decimal("0.02")
+
+
 @pytest.mark.case("D1", "D3", "D4", "R3")
 @pytest.mark.parametrize(
     "fault",

@@ -33,7 +33,7 @@ def usd(*amounts: str) -> tuple[Decimal, ...]:
 
 def test_the_file_is_for_the_user_only(tmp_path: Path) -> None:
     path = tmp_path / "state" / "spend.sqlite"
-    with SpendBook(path, "project") as book:
+    with SpendBook(path, "project", "run") as book:
         book.add(Decimal("0.5"))
         modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
     assert set(modes.values()) == {0o600} and path.name in modes
@@ -42,7 +42,7 @@ def test_the_file_is_for_the_user_only(tmp_path: Path) -> None:
 
 def test_a_day_and_a_month_begin_at_midnight_utc(path: Path) -> None:
     clock = Clock(NOON)
-    with SpendBook(path, "p", wall=clock) as book:
+    with SpendBook(path, "p", "run", wall=clock) as book:
         assert book.spent() == usd("0", "0")
         book.add(Decimal("0.25"))
         book.add(Decimal("0.000000001"))
@@ -58,19 +58,19 @@ def test_a_day_and_a_month_begin_at_midnight_utc(path: Path) -> None:
 
 
 def test_less_than_a_billionth_counts_as_one(path: Path) -> None:
-    with SpendBook(path, "p") as book:
+    with SpendBook(path, "p", "run") as book:
         book.add(Decimal("1e-12"))
         assert book.spent()[0] == Decimal("1e-9")
 
 
 def test_what_another_process_spends_is_seen_at_once_and_other_projects_are_not(path: Path) -> None:
     clock = Clock(NOON)
-    with SpendBook(path, "p", wall=clock) as one, SpendBook(path, "p", wall=clock) as other:
+    with SpendBook(path, "p", "run", wall=clock) as one, SpendBook(path, "p", "run", wall=clock) as other:
         one.add(Decimal(1))
         assert other.spent() == one.spent() == usd("1", "1")
         other.add(Decimal(2))
         assert one.spent() == other.spent() == usd("3", "3")
-        with SpendBook(path, "q", wall=clock) as stranger:
+        with SpendBook(path, "q", "run", wall=clock) as stranger:
             assert stranger.spent() == usd("0", "0")
 
 
@@ -79,7 +79,7 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 from pipeline.spend import SpendBook
-book = SpendBook(Path(sys.argv[1]), "p")
+book = SpendBook(Path(sys.argv[1]), "p", "run")
 for _ in range(50):
     book.add(Decimal("0.01"))
 print("spent", flush=True)
@@ -98,20 +98,53 @@ def test_sigkill_loses_nothing_that_was_added_whatever_becomes_of_the_log(path: 
         written_ahead.write_bytes(bytes(byte ^ 1 for byte in written_ahead.read_bytes()))
     elif log == "removed":
         written_ahead.unlink()
-    with SpendBook(path, "p") as book:
+    with SpendBook(path, "p", "run") as book:
         assert book.spent()[1] == Decimal("0.5")
+
+
+@pytest.mark.case("D5")
+def test_what_a_run_has_in_flight_counts_for_the_others_until_it_is_released(path: Path) -> None:
+    clock = Clock(NOON)
+    with SpendBook(path, "p", "one", wall=clock) as one, SpendBook(path, "p", "two", wall=clock) as two:
+        with SpendBook(path, "q", "one", wall=clock) as stranger:
+            one.hold(Decimal("0.25"))
+            one.hold(Decimal("0.125"))
+            assert one.spent() == stranger.spent() == usd("0", "0")
+        assert two.spent() == usd("0.25", "0.25"), "at least so much: it is not written anew for less"
+        two.hold(Decimal(1))
+        one.add(Decimal(2))
+        assert one.spent() == usd("3", "3") and two.spent() == usd("2.25", "2.25")
+        one.release()
+        assert two.spent() == usd("2", "2")
+        one.hold(Decimal("0.125"))
+        assert two.spent() == usd("2.125", "2.125")
+        clock.now += DAY
+        assert two.spent() == usd("0", "2.125"), "it was sent yesterday"
+        one.hold(Decimal("0.125"))
+        assert two.spent() == usd("0.125", "2.125")
+
+
+@pytest.mark.case("D5")
+def test_what_a_killed_run_had_in_flight_counts_until_that_run_is_gone_on_with(path: Path) -> None:
+    killed = SpendBook(path, "p", "one")
+    killed.hold(Decimal("0.25"))
+    killed.close()  # as a kill does: nothing is released
+    with SpendBook(path, "p", "two") as other, SpendBook(path, "p", "one") as again:
+        assert other.spent() == usd("0.25", "0.25") and again.spent() == usd("0", "0")
+        again.release()
+        assert other.spent() == usd("0", "0")
 
 
 def test_a_file_that_cannot_be_used_is_named(path: Path) -> None:
     path.mkdir(parents=True)
     with pytest.raises(RunStateError) as caught:
-        SpendBook(path, "p")
+        SpendBook(path, "p", "run")
     assert str(path) in caught.value.message and "move" in caught.value.hint
 
 
 def test_what_is_spent_while_the_file_is_locked_counts_at_once_and_is_written_later(path: Path) -> None:
     clock, told = Clock(), []
-    with SpendBook(path, "p", clock=clock) as book, SpendBook(path, "p") as others:
+    with SpendBook(path, "p", "run", clock=clock) as book, SpendBook(path, "p", "run") as others:
         book.on_trouble = told.append
         others.add(Decimal(1))
         with locked(path):
@@ -137,14 +170,14 @@ def test_at_the_end_a_lock_is_waited_for_and_what_could_not_be_written_is_told(
 ) -> None:
     monkeypatch.setattr("pipeline.quota.shared._PATIENCE_S", 0.3)
     told: list[str] = []
-    book = SpendBook(path, "p")
+    book = SpendBook(path, "p", "run")
     book.on_trouble = told.append
     with locked(path):
         book.add(Decimal("0.25"))
         assert told == []
         book.close()
     assert len(told) == 1 and told[0].startswith(f"$0.250000 that this run spent could not be written to {path}")
-    with SpendBook(path, "p") as book:
+    with SpendBook(path, "p", "run") as book:
         assert book.spent() == usd("0", "0")
 
 
@@ -160,7 +193,7 @@ HALF_MADE = {
 def test_a_half_made_book_is_an_empty_one(path: Path, how: str) -> None:
     path.parent.mkdir()
     path.write_bytes(HALF_MADE[how])
-    with SpendBook(path, "project") as book:
+    with SpendBook(path, "project", "run") as book:
         book.add(Decimal("0.5"))
         assert book.spent() == usd("0.5", "0.5") and book.trouble is None
 
@@ -176,35 +209,35 @@ def test_a_damaged_book_is_refused_for_it_holds_what_was_spent(path: Path, how: 
     elif how == "a directory":
         path.mkdir()
     elif how == "cut":
-        with SpendBook(path, "project") as book:
+        with SpendBook(path, "project", "run") as book:
             book.add(Decimal("0.5"))
         path.write_bytes(path.read_bytes()[:6000])
     else:
         with closing(sqlite3.connect(path)) as db:
             db.execute("CREATE TABLE spend (what TEXT)")
     with pytest.raises(RunStateError, match="cannot be used") as caught:
-        SpendBook(path, "project")
+        SpendBook(path, "project", "run")
     assert f"move {path} away" in caught.value.hint and "counts from zero" in caught.value.hint
 
 
 @pytest.mark.case("D5")
 def test_an_amount_with_a_name_counts_once_on_its_day_whoever_comes_with_it(path: Path) -> None:
     clock = Clock(NOON)
-    with SpendBook(path, "p", wall=clock) as book, SpendBook(path, "p", wall=clock) as other:
+    with SpendBook(path, "p", "run", wall=clock) as book, SpendBook(path, "p", "run", wall=clock) as other:
         book.add_once("run/1", Decimal("0.25"), NOON - DAY)
         assert book.spent() == other.spent() == usd("0", "0.25"), "it was sent yesterday"
         for one in (book, other, book):
             one.add_once("run/1", Decimal("0.25"), NOON - DAY)
             one.add_once("run/2", Decimal("0.5"), 0.0)
         assert book.spent() == other.spent() == usd("0.5", "0.75")
-    with SpendBook(path, "q", wall=clock) as another:
+    with SpendBook(path, "q", "run", wall=clock) as another:
         another.add_once("run/1", Decimal(1), NOON)
         assert another.spent() == usd("1", "1"), "another project's"
 
 
 @pytest.mark.case("D5", "R1")
 def test_no_amount_is_less_than_nothing(path: Path) -> None:
-    with SpendBook(path, "p", wall=Clock(NOON)) as book:
+    with SpendBook(path, "p", "run", wall=Clock(NOON)) as book:
         book.add(Decimal("0.5"))
         book.add(Decimal("-0.4"))
         book.add_once("name", Decimal("-0.4"), NOON)
@@ -213,7 +246,7 @@ def test_no_amount_is_less_than_nothing(path: Path) -> None:
 
 def test_an_amount_with_a_name_that_cannot_be_written_counts_for_this_run_and_is_written_later(path: Path) -> None:
     clock = Clock(NOON)
-    with SpendBook(path, "p", wall=clock, clock=clock) as book:
+    with SpendBook(path, "p", "run", wall=clock, clock=clock) as book:
         with locked(path):
             book.add_once("run/1", Decimal("0.25"), NOON)
             assert book.spent() == usd("0.25", "0.25")
@@ -226,12 +259,12 @@ def test_an_amount_with_a_name_that_cannot_be_written_counts_for_this_run_and_is
 @pytest.mark.parametrize("how", ["removed", "replaced", "its directory removed"])
 def test_a_book_that_other_runs_would_not_see_is_trouble_until_it_is_there_again(path: Path, how: str) -> None:
     clock = Clock(NOON)
-    with SpendBook(path, "p", wall=clock, clock=clock) as book:
+    with SpendBook(path, "p", "run", wall=clock, clock=clock) as book:
         told: list[str] = []
         book.on_trouble = told.append
         book.add(Decimal("0.25"))
         if how == "replaced":
-            with SpendBook(path.with_name("other"), "p", wall=clock):
+            with SpendBook(path.with_name("other"), "p", "run", wall=clock):
                 pass
             path.with_name("other").rename(path)
         elif how == "removed":
@@ -244,5 +277,5 @@ def test_a_book_that_other_runs_would_not_see_is_trouble_until_it_is_there_again
         clock.now += RETRY_S
         book.add(Decimal(1))
         assert book.trouble is None and book.unwritten_usd == 0
-    with SpendBook(path, "p", wall=clock) as other:
+    with SpendBook(path, "p", "run", wall=clock) as other:
         assert other.spent()[0] in usd("1.5", "1.75")  # SQLite may find the replaced file's log beside the new one
