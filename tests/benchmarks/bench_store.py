@@ -134,10 +134,7 @@ def generate(directory: Path, rows: int, manifest: Manifest = MANIFEST) -> None:
     """Sealed parts of so many finished rows, and a journal of 1,000 calls of unfinished ones."""
     store = RunStore(directory, parse_reply)
     store.open(manifest)
-    for row in range(rows, rows + 1000):
-        store.append_call(*answered(row)[:2])
     store.close()
-    (directory / "journal-000001.jsonl").rename(directory / f"journal-{rows // SEAL_ROWS + 1:06d}.jsonl")
     prompt, reply, result = answered(0)
     call = parts.calls_frame([kept(prompt, reply, b"")], {0: ANSWER})
     outcome = parts.results_frame([result])
@@ -146,6 +143,11 @@ def generate(directory: Path, rows: int, manifest: Manifest = MANIFEST) -> None:
         for name, one in (("calls", call), ("results", outcome)):
             frame = one.drop("row").select(pl.all().repeat_by(SEAL_ROWS).explode()).select(row, pl.all())
             seals.record(directory, [parts.write_part(frame.select(one.columns), directory / name, number + 1)])
+    store = RunStore(directory, parse_reply)
+    store.open(manifest)
+    for row in range(rows, rows + 1000):
+        store.append_call(*answered(row)[:2])
+    store.close()
 
 
 def load(rows: int, directory: Path) -> None:
