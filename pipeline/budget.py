@@ -50,7 +50,7 @@ class Book(Protocol):
         ...
 
     def hold(self, usd: Decimal) -> None:
-        """Let the other runs count what this one has in flight."""
+        """Let the other runs count what this one has in flight, should it be killed."""
         ...
 
     def release(self) -> None:
@@ -119,11 +119,11 @@ class Spending:
 
     def reserve(self, usd: Decimal) -> Cap | None:
         """Reserve for one more request, unless it could pass a cap: then that cap is returned."""
-        if self.book is not None:
-            self.book.hold(self.reserved_usd + usd)  # before the others' is looked at, so that not both pass a cap
         if cap := self.passed_by(usd):
             return cap
         self.reserved_usd += usd
+        if self.book is not None:
+            self.book.hold(self.reserved_usd)
         return None
 
     def spend(self, usd: Decimal) -> None:
@@ -133,7 +133,7 @@ class Spending:
             self.book.add(usd)
 
     def release(self) -> None:
-        """Tell the other runs when nothing is in flight any more, and all of it is counted."""
+        """Tell the book when nothing is in flight any more, and all of it is counted."""
         if self.book is not None and not self.reserved_usd:
             self.book.release()
 
@@ -237,7 +237,6 @@ class Desk:
             return True
         if self._held:
             return False
-        self._spending.release()
         raise BudgetReached(
             f"the next call could pass {cap.name} of ${cap.usd} "
             f"(${cap.spent_usd:.4f} spent, at most ${held:.4f} for this call)",

@@ -225,21 +225,6 @@ def test_a_cap_on_all_runs_counts_what_the_others_spent(tmp_path: Path, store: R
         assert course.stopped.message.startswith(f"the next call could pass {name} of $0.0101 ($0.0095 spent")
 
 
-@pytest.mark.case("D5")
-def test_a_cap_on_all_runs_counts_what_the_others_have_in_flight(tmp_path: Path, store: RunStore) -> None:
-    cap = 10 * WORST
-    with SpendBook(tmp_path / "s", "p", "one") as book, SpendBook(tmp_path / "s", "p", "two") as others:
-        other = Desk(Spending(None, book=others, day_cap_usd=cap), RATES, seen=Seen(replies=9))
-        assert [other.admit(asked(100 + row)) for row in range(8)] == [True] * 8
-        course = session(store, Service(lambda number: answer(99)), range(9), book=book, day_cap_usd=cap)
-        assert course.stopped is not None and "could pass the day's budget" in course.stopped.message
-        assert course.spending.spent_usd <= 2 * WORST
-        assert not other.admit(asked(200)), "there is no room for one more until these have come back"
-        for row in range(8):
-            other.unanswered(asked(100 + row), Verdict("fatal", "invalid_request", "no", http_status=400))
-        assert book.spent()[0] == course.spending.spent_usd, "nothing is in flight any more"
-
-
 def test_a_cap_on_all_runs_that_cannot_be_kept_stops_the_run_and_no_other_cap_does(
     tmp_path: Path, store: RunStore
 ) -> None:

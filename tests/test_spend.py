@@ -102,37 +102,38 @@ def test_sigkill_loses_nothing_that_was_added_whatever_becomes_of_the_log(path: 
         assert book.spent()[1] == Decimal("0.5")
 
 
-@pytest.mark.case("D5")
-def test_what_a_run_has_in_flight_counts_for_the_others_until_it_is_released(path: Path) -> None:
-    clock = Clock(NOON)
-    with SpendBook(path, "p", "one", wall=clock) as one, SpendBook(path, "p", "two", wall=clock) as two:
-        with SpendBook(path, "q", "one", wall=clock) as stranger:
-            one.hold(Decimal("0.25"))
-            one.hold(Decimal("0.125"))
-            assert one.spent() == stranger.spent() == usd("0", "0")
-        assert two.spent() == usd("0.25", "0.25"), "at least so much: it is not written anew for less"
-        two.hold(Decimal(1))
-        one.add(Decimal(2))
-        assert one.spent() == usd("3", "3") and two.spent() == usd("2.25", "2.25")
-        one.release()
-        assert two.spent() == usd("2", "2")
-        one.hold(Decimal("0.125"))
-        assert two.spent() == usd("2.125", "2.125")
-        clock.now += DAY
-        assert two.spent() == usd("0", "2.125"), "it was sent yesterday"
-        one.hold(Decimal("0.125"))
-        assert two.spent() == usd("0.125", "2.125")
+_HOLDER = """
+import sys
+from decimal import Decimal
+from pathlib import Path
+from pipeline.spend import SpendBook
+book = SpendBook(Path(sys.argv[1]), "p", "one", wall=lambda: float(sys.argv[2]))
+book.hold(Decimal("0.25"))
+book.hold(Decimal("0.125"))
+print("held", flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.mark.case("D5")
 def test_what_a_killed_run_had_in_flight_counts_until_that_run_is_gone_on_with(path: Path) -> None:
-    killed = SpendBook(path, "p", "one")
-    killed.hold(Decimal("0.25"))
-    killed.close()  # as a kill does: nothing is released
-    with SpendBook(path, "p", "two") as other, SpendBook(path, "p", "one") as again:
-        assert other.spent() == usd("0.25", "0.25") and again.spent() == usd("0", "0")
+    clock = Clock(NOON)
+    arguments = [sys.executable, "-c", _HOLDER, str(path), str(NOON)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with SpendBook(path, "p", "two", wall=clock) as book:
+            assert book.spent() == usd("0", "0"), "it settles it itself"
+        holder.kill()
+    with SpendBook(path, "p", "two", wall=clock) as book, SpendBook(path, "p", "one", wall=clock) as again:
+        assert book.spent() == usd("0.25", "0.25"), "at least so much was in flight: it is not noted anew for less"
+        assert again.spent() == usd("0", "0"), "it counts what it lost by its own journal"
+        with SpendBook(path, "q", "one", wall=clock) as stranger:
+            assert stranger.spent() == usd("0", "0")
+        clock.now += DAY
+        book.add(Decimal(1))
+        assert book.spent() == usd("1", "1.25"), "it was sent yesterday"
         again.release()
-        assert other.spent() == usd("0", "0")
+        assert book.spent() == usd("1", "1")
 
 
 def test_a_file_that_cannot_be_used_is_named(path: Path) -> None:
