@@ -322,7 +322,8 @@ class Desk:
 
     def _settle(self, prompt: Prompt) -> tuple[Decimal | None, Decimal | None]:
         worst, held = self._held.pop(prompt.fingerprint, (None, None))
-        self._spending.reserved_usd -= held or 0
+        left = self._spending.reserved_usd - (held or _NONE)
+        self._spending.reserved_usd = left if self._held else _NONE  # a sum of long decimals is rounded
         return worst, held
 
     def _most_usd(self, prompt: Prompt, worst: Decimal | None = None, held: Decimal | None = None) -> Decimal | None:

@@ -1,7 +1,8 @@
 """The cash desk: no cap is passed, whatever answers, is billed, gets lost or cannot be read."""
 
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -342,6 +343,18 @@ def test_a_charge_counts_for_the_day_and_the_month(tmp_path: Path, store: RunSto
         course = session(store, Service(lambda number: TIMEOUT), range(9), book=book, day_cap_usd=Decimal("0.004"))
         assert course.stopped is not None and "the day's budget" in course.stopped.message
         assert book.spent() == (3 * WORST, 3 * WORST)
+
+
+@pytest.mark.case("D5")
+def test_nothing_stays_held_of_a_run_that_ended_whatever_was_billed(tmp_path: Path, store: RunStore) -> None:
+    """What is reserved is multiplied by what was seen, and such sums are rounded."""
+    with SpendBook(tmp_path / "s", "p", "run") as book:
+        service = Service(lambda number: answer(333 + number))
+        session(
+            store, service, range(60), book=book, day_cap_usd=Decimal(9), of=lambda row: asked(row, longest=70 + row)
+        )
+    with closing(sqlite3.connect(tmp_path / "s")) as db:
+        assert db.execute("SELECT * FROM held").fetchall() == []
 
 
 @pytest.mark.case("D3")
