@@ -69,6 +69,14 @@ def render(source: str, **more: object) -> str:
         ('{{ "%s|%s"|format(none, "x") }} {{ "{}|{}".format(none, "x") }}', "|x |x"),
         ('{{ "{0[a]}|{0.b}".format(m) }}', "9007199254740993|1.10"),
         ("{{ 3 == 3 is true }} {{ 1 < 2 is odd }}", "False False"),
+        (
+            "{{ 3 is not eq 3 }} {{ m.b is not gt 1 }} {{ 'a' is not\n ne 'a' }} {{ m.a is not lt(m.b) }}",
+            "False False True True",
+        ),
+        (
+            "{{ m.a is not integer }} {{ m.b is not float }} {{ m.b is not integer }} {{ m.b is not odd|string }}",
+            "False False True True",
+        ),
     ],
 )
 def test_values_are_compared_and_not_kinds(source: str, text: str) -> None:

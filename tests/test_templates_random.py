@@ -123,7 +123,7 @@ class Drawing:
             f"({text}) in ({self.text(scope, 0)})",
             f"({text}) not in {self.items(scope, 0)}",
             f"({text}) is {self.of('defined', 'string', 'none', 'not none', 'startingwith ' + repr('A'))}",
-            f"({number}) is {self.of('gt 1', 'lt(' + self.number(scope, 0) + ')', 'eq 3', 'number')}",
+            f"({number}) is {self.of('gt 1', 'lt(' + self.number(scope, 0) + ')', 'not eq 3', 'not gt 1', 'number')}",
             f"not {scope.text[-1]} and ({number}) > 1 or true",
         )
 

@@ -4,6 +4,7 @@ minijinja prints `None`, and gives a function of ours null for what is undefined
 meant in minijinja's own words and with `filters`, on the same lines: `{{ x }}` is `x` unless it is none.
 """
 
+import re
 from collections.abc import Sequence
 
 from pipeline.templates.filters import COMPARING, FILTERS
@@ -25,6 +26,7 @@ _CALM_METHODS |= words("strftime strip title upper values")
 _CALM_FUNCTIONS = ("dict", "range")
 
 _ARITHMETIC = ("+", "-", "*", "/", "//", "%", "**")
+_IS_NOT = re.compile(r"^(\s*is\s+)not\b")
 _LONGEST = 2_000
 """Characters of an expression that is still repeated."""
 
@@ -112,6 +114,10 @@ class _Rewriting:
         found = self.between(expr.start, expr.end, expr.parts, parts)
         if expr.kind == "filter":
             return self.filtered(expr, parts, found)
+        if expr.kind == "not" and expr.start == expr.parts[0].start:  # `x is not odd`
+            return f"(not ({found}))"
+        if expr.kind == "test":
+            found = parts[expr.parts[0]] + _IS_NOT.sub(r"\1", self.rest(expr, parts))
         if expr.kind == "test" and expr.name in ("integer", "float"):
             own = WHOLE if expr.name == "integer" else FRACTION
             return f"({found} or ({parts[expr.parts[0]]}) is {own})"
