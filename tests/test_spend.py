@@ -136,6 +136,15 @@ def test_what_a_killed_run_had_in_flight_counts_until_that_run_is_gone_on_with(p
         assert book.spent() == usd("1", "1")
 
 
+@pytest.mark.case("D5")
+def test_a_killed_run_whose_process_number_is_given_again_counts(path: Path) -> None:
+    """As of every first process of a container."""
+    with SpendBook(path, "p", "killed") as book:
+        book.hold(Decimal("0.25"))
+    with SpendBook(path, "p", "next") as book:
+        assert book.spent() == usd("0.25", "0.25")
+
+
 def test_a_file_that_cannot_be_used_is_named(path: Path) -> None:
     path.mkdir(parents=True)
     with pytest.raises(RunStateError) as caught:
