@@ -27,7 +27,7 @@ NUMBERS, ROWS, MAPPING = json_cells(
 
 
 def render(source: str, **more: object) -> str:
-    values = {"prices": PRICES, "items": ITEMS, "numbers": NUMBERS, "rows": ROWS, "m": MAPPING, **more}
+    values = {"prices": PRICES, "items": ITEMS, "numbers": NUMBERS, "rows": ROWS, "m": MAPPING, "f": 3.0, **more}
     return Template(source, "job.toml").render(values)
 
 
@@ -67,6 +67,12 @@ def render(source: str, **more: object) -> str:
             "['A', 'a', 'b'] ['A', 'a', 'b']",
         ),
         ('{{ "%s|%s"|format(none, "x") }} {{ "{}|{}".format(none, "x") }}', "|x |x"),
+        (
+            '{{ "%s %s"|format(f, "x") }} {{ "%s|%s"|format(f, none) }} {{ "{}|{}".format(f, m.b) }}',
+            "3.0 x 3.0| 3.0|1.10",
+        ),
+        ('{{ "%(x)s|%(y)s|%(z).1f"|format(x = f, y = none, z = f) }} {{ "{x:g}{}".format(none, x=f) }}', "3.0||3.0 3"),
+        ('{{ "x"|format("y", 1) }} {{ "%s"|format({"k": f}) }}', "x {'k': 3.0}"),
         ('{{ "{0[a]}|{0.b}".format(m) }}', "9007199254740993|1.10"),
         ("{{ 3 == 3 is true }} {{ 1 < 2 is odd }}", "False False"),
         (

@@ -165,6 +165,7 @@ def _environment() -> Environment:
     own: dict[str, Callable[..., object]] = {f"__{name}": function for name, function in filters.FILTERS.items()}
     own |= {nulls.NUMBER: filters.number, nulls.NUMBERS: filters.numbers, nulls.EACH: filters.each}
     own |= {nulls.HAVING: filters.having, nulls.PLAIN: filters.plain, nulls.FORMATTED: filters.formatted}
+    own[nulls.FLOAT] = filters.Float
     for name, function in own.items():
         environment.add_filter(name, function)
     for name, test in (filters.TESTS | {nulls.WHOLE: filters.is_whole, nulls.FRACTION: filters.is_fraction}).items():

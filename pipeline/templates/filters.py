@@ -114,9 +114,20 @@ class _Printed(float):
         return self.text
 
 
+class Float:
+    """A float on its way through minijinja, which gives Python 3 for 3.0."""
+
+    def __init__(self, text: str) -> None:
+        self.number = float(text)
+
+
+def _given(value: object) -> object:
+    return value.number if isinstance(value, Float) else value
+
+
 def _printed(value: object) -> object:
     if not isinstance(value, Exact):
-        return "" if value is None else value
+        return "" if value is None else _given(value)
     if value.whole:
         return value.number
     found = _Printed(value.text)
@@ -126,7 +137,8 @@ def _printed(value: object) -> object:
 
 def formatted(text: object, *values: object, **named: object) -> str:
     """`"{:.2f}".format(x)`: null is nothing, a mapping's keys are its attributes."""
-    return _Formatter().vformat(str(text), values, named)
+    given = {name: _given(value) for name, value in named.items()}
+    return _Formatter().vformat(str(text), [_given(value) for value in values], given)
 
 
 class _Formatter(Formatter):
@@ -148,8 +160,11 @@ def number(value: Any) -> Any:
     return value.number if isinstance(value, Exact) else value
 
 
-def plain(values: Any, attribute: object = None) -> bool:
-    """Whether minijinja itself does right with these items, or this attribute of them: all its own, all of one kind."""
+def plain(values: Any, attribute: object = None, mixed: bool = False) -> bool:
+    """Whether minijinja itself does right with these items, or this attribute of them: all its own.
+
+    They are all of one kind too, if not `mixed`.
+    """
     if isinstance(values, Mapping):
         values = [*values, *values.values()]
     items = list(values) if isinstance(values, Iterable) else []
@@ -157,7 +172,7 @@ def plain(values: Any, attribute: object = None) -> bool:
     found = [item if path is None else _at(item, path.strip()) for path in paths for item in items]
     if any(value is None or value is _MISSING or isinstance(value, Exact) for value in found):
         return False
-    return len({isinstance(value, str) for value in found}) < 2
+    return mixed or len({isinstance(value, str) for value in found}) < 2
 
 
 def numbers(values: Iterable[object] | None) -> list[object]:

@@ -40,7 +40,7 @@ BY_NAME = {
 """Arguments that Jinja takes by their place, and minijinja by their name only."""
 
 COMPARE, NUMBER, NUMBERS, EACH, HAVING = "__compare", "__number", "__numbers", "__each", "__having"
-PLAIN, FORMATTED, WHOLE, FRACTION = "__plain", "__formatted", "__whole", "__fraction"
+PLAIN, FORMATTED, FLOAT, WHOLE, FRACTION = "__plain", "__formatted", "__float", "__whole", "__fraction"
 """Names of what stands in `filters`, beside those of minijinja's filters behind two strokes."""
 
 
@@ -108,8 +108,9 @@ class _Rewriting:
             of = function.parts[0]
             method = self.filled(of, self.text(of)) + self.source[of.end : function.end]
             if function.name == "format":
-                own = f"{self.filled(of, self.text(of))}|{FORMATTED}{self.rest(expr, parts)}"
-                return self.unless_plain(expr, self.values(expr, parts), method + self.rest(expr, parts), own)
+                own = f"{self.filled(of, self.text(of))}|{FORMATTED}{self.rest(expr, self.kept(expr, parts))}"
+                values = self.values(expr, parts)
+                return self.unless_plain(expr, values, method + self.rest(expr, parts), own, "none, true")
             parts[expr.parts[0]] = method if function is expr.parts[0] else f"({method})"
         found = self.between(expr.start, expr.end, expr.parts, parts)
         if expr.kind == "filter":
@@ -132,13 +133,24 @@ class _Rewriting:
     def filtered(self, expr: Expr, parts: dict[Expr, str], found: str) -> str:
         """A filter, `found` with its input and arguments: minijinja's own where all it looks at is plain."""
         name, attribute = expr.name, _attribute(expr)
-        own = parts[expr.parts[0]] + self.rest(expr, parts).replace(name, f"__{name}", 1)
+        given = self.kept(expr, parts) if name == "format" else parts
+        own = given[expr.parts[0]] + self.rest(expr, given).replace(name, f"__{name}", 1)
         if name == "format":
-            return self.unless_plain(expr, self.values(expr, parts), found, own)
+            return self.unless_plain(expr, self.values(expr, parts), found, own, "none, true")
         if name not in FILTERS or (name == "map" and not attribute):
             return found
         looked_at = f"({_once(parts[expr.parts[0]])})"
         return self.unless_plain(expr, looked_at, found, own, _once(self.text(attribute)) if attribute else "")
+
+    def kept(self, expr: Expr, parts: dict[Expr, str]) -> dict[Expr, str]:
+        """The parts of an expression, in which a float among its arguments stays one."""
+        kept = dict(parts)
+        for part in expr.parts[1:]:
+            *named, text = parts[part].split("=", part.kind == "keyword")
+            if _pure(part) and len(text) <= _LONGEST:
+                once = _once(text)
+                kept[part] = "=".join([*named, f"(({once})|string|{FLOAT} if ({once}) is float else {text})"])
+        return kept
 
     def values(self, expr: Expr, parts: dict[Expr, str]) -> str:
         """The arguments of an expression as a list."""
