@@ -27,7 +27,16 @@ NUMBERS, ROWS, MAPPING = json_cells(
 
 
 def render(source: str, **more: object) -> str:
-    values = {"prices": PRICES, "items": ITEMS, "numbers": NUMBERS, "rows": ROWS, "m": MAPPING, "f": 3.0, **more}
+    values = {
+        "prices": PRICES,
+        "items": ITEMS,
+        "numbers": NUMBERS,
+        "rows": ROWS,
+        "m": MAPPING,
+        "f": 3.0,
+        "n": Exact("2"),
+        **more,
+    }
     return Template(source, "job.toml").render(values)
 
 
@@ -73,6 +82,15 @@ def render(source: str, **more: object) -> str:
         ),
         ('{{ "%(x)s|%(y)s|%(z).1f"|format(x = f, y = none, z = f) }} {{ "{x:g}{}".format(none, x=f) }}', "3.0||3.0 3"),
         ('{{ "x"|format("y", 1) }} {{ "%s"|format({"k": f}) }}', "x {'k': 3.0}"),
+        (
+            "{{ (m.b or 0) + 1 }} {{ (none or m.b)|round }} {{ -m.b }} {{ -prices[2] }} {{ -m.b|abs }}",
+            "2.1 1.0 -1.1 -2.5 1.1",
+        ),
+        (
+            "{{ range(n)|join }} {{ 'abc'[n:] }} {{ prices[n] }} {{ 'abc'[n] }} {{ [1, 2, 3]|batch(n)|list }}",
+            "01 c 2.50 c [[1, 2], [3]]",
+        ),
+        ("{{ m.b|round(n) }} {{ n|pluralize }} {{ 'abcdef'|wordwrap(n) }}", "1.1 s ab\ncd\nef"),
         ('{{ "{0[a]}|{0.b}".format(m) }}', "9007199254740993|1.10"),
         ("{{ 3 == 3 is true }} {{ 1 < 2 is odd }}", "False False"),
         (

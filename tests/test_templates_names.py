@@ -44,6 +44,8 @@ def refused(source: str, columns: Mapping[str, Kind | None] = COLUMNS, own: Coll
     [
         "{{ txet[:500] }}",
         "{{ text[:txet] }}",
+        "{{ -row['txet'] }}",
+        "{{ 1 - -row.txet }}",
         "{{ text[1:2:txet] }}",
         "{% set txet = txet|trim %}",
         "{% set text = txet|trim %}",

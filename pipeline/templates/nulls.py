@@ -17,7 +17,9 @@ _PATH = ("var", "attr", "item")
 _PARTS = ("attr", "item")
 _PASSING = words("count e escape format indent length map pprint truncate urlencode wordwrap zip") | set(FILTERS)
 """Filters that take what is undefined for nothing, also where minijinja is strict."""
-_OF_NUMBERS = ("int", "float", "round", "abs")
+_OF_NUMBERS = ("int", "float", "round", "abs", "pluralize", "filesizeformat")
+_COUNTED = ("batch", "slice", "round", "indent", "truncate", "wordwrap")
+"""Filters that are given numbers."""
 _SPECIAL = ("loop", "self", "super", "caller")
 _SAME = ("==", "!=")
 _CALM_METHODS = words("count endswith find format get isoformat items join keys lower replace split startswith")
@@ -25,6 +27,7 @@ _CALM_METHODS |= words("strftime strip title upper values")
 """Methods that may be called twice: they change nothing."""
 _CALM_FUNCTIONS = ("dict", "range")
 
+_ANY = ("and", "or")
 _ARITHMETIC = ("+", "-", "*", "/", "//", "%", "**")
 _IS_NOT = re.compile(r"^(\s*is\s+)not\b")
 _LONGEST = 2_000
@@ -95,8 +98,8 @@ class _Rewriting:
             value = part.parts[0] if part.kind == "keyword" else part
             named, text = self.source[part.start : value.start], self.text(value)
             parts[part] = f"{named if value is not part else ''}(({text}) or {_once(text)})"
-        if expr.kind == "neg" or (expr.kind == "operator" and expr.name in _ARITHMETIC):
-            parts = {part: self.number(part, text) for part, text in parts.items()}
+        for part in _numbers(expr):
+            parts[part] = self.number(part, parts[part])
         if expr.kind == "filter":
             parts[expr.parts[0]] = self.input(expr, parts[expr.parts[0]])
         if expr.kind in ("filter", "chain") and expr.name in BY_NAME:
@@ -234,7 +237,10 @@ class _Rewriting:
 
     def number(self, expr: Expr, text: str) -> str:
         """`text` of an expression, with a number in the place of a decimal."""
-        if expr.bare().kind not in (*_PATH, "filter", "call", "either"):
+        bare = expr.bare()
+        if bare.kind not in (*_PATH, "filter", "call", "either") and not (
+            bare.kind == "operator" and bare.name in _ANY
+        ):
             return text
         if not _pure(expr) or len(text) > _LONGEST:
             return f"({text})|{NUMBER}"
@@ -284,6 +290,15 @@ def _members(expr: Expr) -> Sequence[Expr]:
     return expr.parts if expr.kind in ("list", "tuple", "map") else ()
 
 
+def _numbers(expr: Expr) -> Sequence[Expr]:
+    """Parts of an expression that minijinja takes for numbers, each by its place."""
+    parts = expr.parts
+    if expr.kind == "neg" or (expr.kind == "operator" and expr.name in _ARITHMETIC):
+        return parts
+    counted = expr.kind in ("item", "slice") or (expr.kind == "filter" and expr.name in _COUNTED)
+    return parts[1:] if counted or (expr.kind == "call" and parts[0].bare().name == "range") else ()
+
+
 def _may_be_undefined(part: Expr) -> bool:
     bare = part.parts[0].bare() if part.kind == "keyword" else part.bare()
     return bare.kind in _PARTS and _root(bare) not in _SPECIAL and _pure(bare)
@@ -303,7 +318,7 @@ def _may_be_null(expr: Expr) -> bool:
     if bare.kind == "filter":
         return bare.name not in _ALWAYS_TEXT
     if bare.kind == "operator":
-        return bare.name in ("and", "or")
+        return bare.name in _ANY
     if bare.kind == "call":
         return _of_method(bare)
     return bare.kind in (*_PATH, "either") and bare.name not in _SPECIAL

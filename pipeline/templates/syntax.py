@@ -312,7 +312,9 @@ class _Parser:
 
     def postfixed(self) -> Expr:
         start = self.start
-        found = self.signed()
+        if self.skip("-"):
+            return Expr("neg", "", (self.postfixed(),), start, self.end)
+        found = self.primary()
         while self.peek() in (".", "[", "("):
             mark = self.peek()
             if mark == "(":
@@ -329,10 +331,6 @@ class _Parser:
             else:
                 found = self.subscripted(found, start)
         return found
-
-    def signed(self) -> Expr:
-        start = self.start
-        return Expr("neg", "", (self.signed(),), start, self.end) if self.skip("-") else self.primary()
 
     def subscripted(self, of: Expr, start: int) -> Expr:
         parts, colons = [of], 0
