@@ -91,6 +91,15 @@ def render(source: str, **more: object) -> str:
             "01 c 2.50 c [[1, 2], [3]]",
         ),
         ("{{ m.b|round(n) }} {{ n|pluralize }} {{ 'abcdef'|wordwrap(n) }}", "1.1 s ab\ncd\nef"),
+        *(
+            (f"{{{{ {rows}|groupby('c')|{use} }}}}", text)
+            for rows in ("rows", '[{"c": "y"}, {"c": "x"}, {"c": "x"}]')
+            for use, text in (
+                ('map(attribute="grouper")|join', "xy"),
+                ('selectattr("grouper", "eq", "x")|list|length', "1"),
+                ('sort(attribute="list.1.c")|map(attribute="0")|last', "x"),
+            )
+        ),
         ('{{ "{0[a]}|{0.b}".format(m) }}', "9007199254740993|1.10"),
         ("{{ 3 == 3 is true }} {{ 1 < 2 is odd }}", "False False"),
         (

@@ -234,6 +234,9 @@ class Group(Sequence[Any]):
         return str((self.grouper, self.list))
 
 
+_OF_GROUP = {"grouper": 0, "list": 1}
+
+
 def _groupby(values: Any, attribute: str, default: object = _MISSING, case_sensitive: bool = False) -> list[Group]:
     items = _items(values)
     groups: dict[Any, Group] = {}
@@ -320,7 +323,9 @@ def _keys(items: Sequence[object], attribute: str | None) -> Sequence[object]:
 
 def _at(item: Any, attribute: object) -> Any:
     for name in str(attribute).split("."):
-        if isinstance(item, Mapping):
+        if isinstance(item, list | tuple) and name in _OF_GROUP and len(item) == len(_OF_GROUP):
+            item = item[_OF_GROUP[name]]  # minijinja gives Python a pair
+        elif isinstance(item, Mapping):
             item = item.get(name, _MISSING)
         elif isinstance(item, Sequence) and name.lstrip("-").isdigit():
             place = int(name)
