@@ -248,3 +248,12 @@ def test_a_long_chain_is_compiled_and_rendered_at_once(link: str, text: str) -> 
 def test_what_is_nested_too_deeply_is_told() -> None:
     with pytest.raises(JobError, match="nested too deeply"):
         render(f"{{{{ {'(' * 60}a{' > 1)' * 60} }}}}", a=1)
+
+
+@pytest.mark.parametrize("count", range(100, 600, 20))
+def test_many_branches_work_or_are_told(count: int) -> None:
+    branches = "".join(f"{{% elif n == {place} %}}{place}" for place in range(count))
+    try:
+        assert render(f"{{% if n == 7 %}}7{branches}{{% endif %}}", n=99) == "99"
+    except JobError as error:
+        assert count > 200 and error.message.startswith("the template is nested too deeply")

@@ -47,14 +47,14 @@ class Template:
         try:
             self.statements: tuple[Statement, ...] = parse(source)
             self._environment.add_template("prompt", nulls.rewritten(source, self.statements))
+            assigned = set().union(*map(assigned_by, self.statements))
         except (RecursionError, TemplateError):  # what is rewritten has more parentheses
-            raise JobError(f"the template is nested too deeply\n{where}", "write it with fewer parentheses") from None
+            raise self._too_deep() from None
         self.uses = self.uses_of({})
         self._names = (*self.uses.names, *self.uses.perhaps)
         self._row = bool(self.uses.of_row) or ROW in self.uses.whole
         self._own = bool(self.uses.of_own) or OWN in self.uses.whole
         shown = [each.exprs[0].bare() for each in self.statements if each.kind == "emit"]
-        assigned = set().union(*map(assigned_by, self.statements))
         self._inserted = [expr.name for expr in shown if expr.kind == "var" and expr.name not in assigned]
 
     @cached_property
@@ -64,7 +64,16 @@ class Template:
 
     def uses_of(self, kinds: Mapping[str, Kind | None]) -> Uses:
         """What the template uses when the names from outside are of these kinds."""
-        return uses(self.source, self.statements, kinds)
+        try:
+            return uses(self.source, self.statements, kinds)
+        except RecursionError:
+            raise self._too_deep() from None
+
+    def _too_deep(self) -> JobError:
+        return JobError(
+            f"the template is nested too deeply\n{self.where}",
+            "write it with fewer parentheses, or fewer operators or `elif` in a row",
+        )
 
     def mentions(self, name: str) -> bool:
         """Whether it uses this variable of the job, by itself or as a key of `own`."""
