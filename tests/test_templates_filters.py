@@ -100,6 +100,8 @@ def render(source: str, **more: object) -> str:
                 ('sort(attribute="list.1.c")|map(attribute="0")|last', "x"),
             )
         ),
+        ('{{ rows|selectattr("zz", "defined")|list }} {{ rows|rejectattr("zz", "undefined")|list }}', "[] []"),
+        ("{{ 12|wordwrap }} {{ m.b|wordwrap }} {{ rows[1].a|wordwrap }} {{ 'a b'|wordwrap(1) }}", "12 1.10  a\nb"),
         ('{{ "{0[a]}|{0.b}".format(m) }}', "9007199254740993|1.10"),
         ("{{ 3 == 3 is true }} {{ 1 < 2 is odd }}", "False False"),
         (

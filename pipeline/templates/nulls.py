@@ -22,6 +22,8 @@ _COUNTED = ("batch", "slice", "round", "indent", "truncate", "wordwrap")
 """Filters that are given numbers."""
 _SPECIAL = ("loop", "self", "super", "caller")
 _SAME = ("==", "!=")
+_ABOUT = ("defined", "undefined")
+"""Tests that ask whether there is such an attribute."""
 _CALM_METHODS = words("count endswith find format get isoformat items join keys lower replace split startswith")
 _CALM_METHODS |= words("strftime strip title upper values")
 """Methods that may be called twice: they change nothing."""
@@ -192,12 +194,15 @@ class _Rewriting:
                 text = f"(({text}) or {_once(text)})"
         if expr.name in _OF_NUMBERS:
             return self.number(first, text)
+        if expr.name == "wordwrap":  # which makes nothing of a number
+            return f"(({text})|string)"
         if expr.name == "join" and bare.kind not in ("list", "tuple"):
             return self.unless_plain(first, f"({_once(text)})", text, f"({text})|{EACH}")
         named = expr.parts[1].bare().name.strip("'\"") if len(expr.parts) > 1 else ""
         if expr.name == "map" and named in _OF_NUMBERS:
             return self.unless_plain(first, f"({_once(text)})", text, f"({text})|{NUMBERS}")
-        if expr.name in ("selectattr", "rejectattr") and len(expr.parts) > 2 and _pure(expr.parts[1]):
+        asked = expr.parts[2].bare().name.strip("'\"") if len(expr.parts) > 2 else "defined"
+        if expr.name in ("selectattr", "rejectattr") and asked not in _ABOUT and _pure(expr.parts[1]):
             attribute = _once(self.text(expr.parts[1]))
             return self.unless_plain(first, f"({_once(text)})", text, f"({text})|{HAVING}({attribute})", attribute)
         return text
