@@ -173,6 +173,11 @@ def test_what_has_no_answer_fails_the_row(source: str, reason: str) -> None:
         render(source)
 
 
+def test_an_error_without_a_line_names_none() -> None:
+    with pytest.raises(JobError, match=r"not iterable\njob.toml$"):
+        render("{{ (1|chain) > 2 }}")
+
+
 @pytest.mark.case("P1")
 @pytest.mark.parametrize(
     "change",

@@ -115,7 +115,8 @@ class Template:
         try:
             return self._environment.render_template("prompt", **values)
         except TemplateError as error:
-            raise JobError(f"the template fails: {_first_line(error)}\n{self.where}, line {error.line}") from None
+            place = self.where if error.line is None else f"{self.where}, line {error.line}"
+            raise JobError(f"the template fails: {_first_line(error)}\n{place}") from None
         except filters.Unlike as error:
             reason, *line = error.args
             raise JobError(f"the template fails: {reason}\n{', line '.join(map(str, [self.where, *line]))}") from None
