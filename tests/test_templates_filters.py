@@ -102,6 +102,10 @@ def render(source: str, **more: object) -> str:
         ),
         ('{{ rows|selectattr("zz", "defined")|list }} {{ rows|rejectattr("zz", "undefined")|list }}', "[] []"),
         ("{{ 12|wordwrap }} {{ m.b|wordwrap }} {{ rows[1].a|wordwrap }} {{ 'a b'|wordwrap(1) }}", "12 1.10  a\nb"),
+        (
+            '{{ ", ".join(["a", rows[1].a]) }} {{ "-".join(prices) }} {{ "".join(["a", "b"]) }}',
+            "a,  10.00-1.10-2.50- ab",
+        ),
         ('{{ "{0[a]}|{0.b}".format(m) }}', "9007199254740993|1.10"),
         ("{{ 3 == 3 is true }} {{ 1 < 2 is odd }}", "False False"),
         (
@@ -165,6 +169,7 @@ def test_an_attribute_is_not_missed_where_there_are_no_items_or_a_default() -> N
         ),
         ("{{ '%s'|format(m.gone) }}", "undefined"),
         ("{{ '{}'.format(m.gone) }}", "undefined"),
+        ("{{ m.gone.format(m.b) }}", "only a text has `format`, and not null"),
         ("{{ m.gone in [1] }}", "undefined"),
     ],
 )

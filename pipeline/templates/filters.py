@@ -137,6 +137,8 @@ def _printed(value: object) -> object:
 
 def formatted(text: object, *values: object, **named: object) -> str:
     """`"{:.2f}".format(x)`: null is nothing, a mapping's keys are its attributes."""
+    if not isinstance(text, str | Exact):  # what is undefined is none here
+        raise Unlike(f"only a text has `format`, and not {_kind(text)}")
     given = {name: _given(value) for name, value in named.items()}
     return _Formatter().vformat(str(text), [_given(value) for value in values], given)
 

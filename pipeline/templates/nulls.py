@@ -117,6 +117,9 @@ class _Rewriting:
                 values = self.values(expr, parts)
                 return self.unless_plain(expr, values, method + self.rest(expr, parts), own, "none, true")
             parts[expr.parts[0]] = method if function is expr.parts[0] else f"({method})"
+            if function.name == "join" and len(expr.parts) > 1 and expr.parts[1].kind != "keyword":
+                joined = expr.parts[1]
+                parts[joined] = self.each(joined, parts[joined])
         found = self.between(expr.start, expr.end, expr.parts, parts)
         if expr.kind == "filter":
             return self.filtered(expr, parts, found)
@@ -197,7 +200,7 @@ class _Rewriting:
         if expr.name == "wordwrap":  # which makes nothing of a number
             return f"(({text})|string)"
         if expr.name == "join" and bare.kind not in ("list", "tuple"):
-            return self.unless_plain(first, f"({_once(text)})", text, f"({text})|{EACH}")
+            return self.each(first, text)
         named = expr.parts[1].bare().name.strip("'\"") if len(expr.parts) > 1 else ""
         if expr.name == "map" and named in _OF_NUMBERS:
             return self.unless_plain(first, f"({_once(text)})", text, f"({text})|{NUMBERS}")
@@ -206,6 +209,10 @@ class _Rewriting:
             attribute = _once(self.text(expr.parts[1]))
             return self.unless_plain(first, f"({_once(text)})", text, f"({text})|{HAVING}({attribute})", attribute)
         return text
+
+    def each(self, expr: Expr, text: str) -> str:
+        """A list to be joined."""
+        return self.unless_plain(expr, f"({_once(text)})", text, f"({text})|{EACH}")
 
     def comparison(self, expr: Expr) -> str:
         names, parts = expr.name.split(), expr.parts
