@@ -170,7 +170,7 @@ main()
 
 @pytest.mark.case("S6")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("at", ["pipeline.cli.app", "typer", "polars", "pipeline.engine"])
+@pytest.mark.parametrize("at", ["pipeline.cli.app", "typer", "polars", "pipeline.engine", "connector"])
 def test_a_signal_during_the_start_is_told_and_leaves_nothing(here: Path, number: signal.Signals, at: str) -> None:
     small_job(here, UNLIMITED)
     before = set(here.rglob("*"))

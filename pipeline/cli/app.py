@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import dumps
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -14,7 +15,7 @@ from pipeline.cli import inspect, jobs
 from pipeline.environment import check_directory, check_threads
 from pipeline.errors import PipelineError, as_known
 from pipeline.process import INTERRUPTED, LEAST_FILES, files_left, flush_or_drop, make_fit, too_few_files
-from pipeline.terminal import visible
+from pipeline.terminal import escaped_json, visible
 
 BUG = 70
 
@@ -153,11 +154,13 @@ def _gone_directory(error: BaseException) -> PipelineError | None:
 
 
 def _in_json(message: str, hint: str, code: int) -> int:
-    """The error as the one JSON document on stdout, for a program that reads it."""
-    if "--json" in sys.argv:
-        from pipeline.console import show_failure
+    """The error as the one JSON document on stdout, for a program that reads it.
 
-        show_failure(PipelineError(message, hint))
+    Nothing is imported for it: what a signal cut off in the middle of its import cannot be imported again.
+    """
+    if "--json" in sys.argv:
+        sys.stdout.buffer.write(f"{escaped_json(dumps({'error': message, 'hint': hint}, indent=2))}\n".encode())
+        sys.stdout.flush()
     return code
 
 
