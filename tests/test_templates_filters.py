@@ -142,6 +142,15 @@ def test_an_attribute_that_no_item_has_fails_the_row(use: str) -> None:
         render(f"{{{{ rows|{use} }}}}")
 
 
+@pytest.mark.case("P1")
+@pytest.mark.parametrize("name", ["grouper", "list"])
+def test_a_pair_of_a_cell_is_no_group(name: str) -> None:
+    pairs = [*json_cells(pl.Series(["[[1, 2], [3, 4]]"])), *cells(pl.Series([[[1, 2], [3, 4]]]))]
+    for cell in pairs:
+        with pytest.raises(JobError, match=f"no item of the list has `{name}`"):
+            render(f"{{{{ cell|map(attribute='{name}')|list }}}}", cell=cell)
+
+
 def test_an_attribute_is_not_missed_where_there_are_no_items_or_a_default() -> None:
     assert render('{{ rows|map(attribute="zz")|list }}{{ rows|sort(attribute="zz") }}', rows=[]) == "[][]"
     assert render('{{ rows|map(attribute="zz", default=0)|list }}') == "[0, 0, 0]"

@@ -41,7 +41,7 @@ def compare(line: int, name: str, left: object, right: object) -> bool:
 
 
 def ordered(name: str, left: object, right: object) -> bool:
-    """The same; nothing is less or more than null."""
+    """`left` and `right` by ==, != or an operator of `ORDER`; nothing is less or more than null."""
     if name not in ORDER:
         return (left == right) == (name == "==")
     if left is None or right is None:
@@ -325,8 +325,8 @@ def _keys(items: Sequence[object], attribute: str | None) -> Sequence[object]:
 
 def _at(item: Any, attribute: object) -> Any:
     for name in str(attribute).split("."):
-        if isinstance(item, list | tuple) and name in _OF_GROUP and len(item) == len(_OF_GROUP):
-            item = item[_OF_GROUP[name]]  # minijinja gives Python a pair
+        if type(item) is list and name in _OF_GROUP and len(item) == len(_OF_GROUP):  # no list of a cell, see `Items`
+            item = item[_OF_GROUP[name]]  # minijinja gives Python a group of its own as a pair
         elif isinstance(item, Mapping):
             item = item.get(name, _MISSING)
         elif isinstance(item, Sequence) and name.lstrip("-").isdigit():
