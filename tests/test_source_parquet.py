@@ -5,8 +5,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-
-from tests.tables import refused_rows, write
+from tables import refused_rows, write
 
 INTERVAL = (  # DuckDB 2.0: copy (select 'a' as id, interval 3 day as v)
     "c-l>nO>4qH5QZmd5fK$U%(4qP<dTq<Z7{`BD_#^Yy-EK-NZbuwx=A3`J@kk7>?9uAWtREieRzjC?mjXEoZv*FPsIpF03HAo)Nthgrv1CSB|u+nUx"

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-
-from tests.commands import Ran
+from commands import Ran
 
 FAR = 2**62
 JOB = """
