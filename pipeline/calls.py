@@ -17,7 +17,7 @@ from decimal import Decimal
 
 import anyio
 
-from pipeline.budget import Bill, Desk, has_come
+from pipeline.budget.cashier import Bill, Cashier, has_come
 from pipeline.cache import AnswerCache
 from pipeline.flows import Call
 from pipeline.prices import Rates, cost
@@ -141,7 +141,7 @@ def record_failures(call: Call, store: RunStore, tries: Tries) -> Call:
     return recorded
 
 
-def journal(send: Send, store: RunStore, desk: Desk, tries: Tries, bought: Callable[[Reply, bool], None]) -> Send:
+def journal(send: Send, store: RunStore, cashier: Cashier, tries: Tries, bought: Callable[[Reply, bool], None]) -> Send:
     """Wrap one request: what comes back is priced and appended to the journal before anyone sees it.
 
     So is a request that was billed, or may have been, without an answer: an unreadable reply, one that never came, one
@@ -149,14 +149,14 @@ def journal(send: Send, store: RunStore, desk: Desk, tries: Tries, bought: Calla
     """
 
     def unanswered(prompt: Prompt, verdict: Verdict) -> None:
-        bill = desk.unanswered(prompt, verdict)
+        bill = cashier.unanswered(prompt, verdict)
         if bill is None or (bill.is_free and not verdict.raw):
             store.append_ended(prompt)
             return
         reply = unread(prompt, verdict.error_kind, verdict.message, bill)
         reply = replace(reply, raw=verdict.raw, usage=Usage(estimated=has_come(verdict)), finished_at=time.time())
         store.append_call(prompt, reply, answered=False)
-        desk.charge(bill)
+        cashier.charge(bill)
         bought(reply, False)
 
     async def kept(prompt: Prompt) -> Reply | Verdict:
@@ -172,8 +172,8 @@ def journal(send: Send, store: RunStore, desk: Desk, tries: Tries, bought: Calla
             counts[outcome.kind in ("rate_limit", "day_quota", "spend_limit")] += 1
             return outcome
         failed, refused = tries.pop(prompt.fingerprint, (0, 0))
-        outcome = replace(outcome, usage=desk.reckoned(prompt, outcome.usage))
-        bill = desk.answered(prompt, outcome)
+        outcome = replace(outcome, usage=cashier.reckoned(prompt, outcome.usage))
+        bill = cashier.answered(prompt, outcome)
         reply = replace(
             outcome,
             attempts=failed + 1,
@@ -184,19 +184,19 @@ def journal(send: Send, store: RunStore, desk: Desk, tries: Tries, bought: Calla
             unread_usd=store.unread_usd(prompt.fingerprint),
         )
         store.append_call(prompt, reply)
-        desk.charge(bill)
+        cashier.charge(bill)
         bought(reply, True)
         return reply
 
     return kept
 
 
-def charge_lost(store: RunStore, desk: Desk) -> tuple[int, Decimal | None]:
+def charge_lost(store: RunStore, cashier: Cashier) -> tuple[int, Decimal | None]:
     """Count what a killed session had in flight at its worst case; returns the number of requests, and their sum."""
     worst: list[Decimal | None] = []
     for sent in store.lost:
         prompt = sent.prompt
-        bill = desk.lost(prompt, f"{store.identity}/{sent.fingerprint}/{sent.at}", sent.at)
+        bill = cashier.lost(prompt, f"{store.identity}/{sent.fingerprint}/{sent.at}", sent.at)
         worst.append(bill.at_most_usd)
         if bill.is_free:
             store.append_ended(prompt)

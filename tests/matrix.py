@@ -10,7 +10,7 @@ import pytest
 from servers import SERVERS, World, answer_all, dispatcher_for
 from vclock import run
 
-from pipeline.dispatch import Dispatcher
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.records import Limits, Prompt, Reply
 
 SEEDS = (1, 2, 3)

@@ -9,7 +9,7 @@ from random import Random
 
 import anyio
 
-from pipeline.dispatch import Dispatcher
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.records import Limits, Params, Prompt, QuotaHit, Reply, Usage, Verdict
 
 WINDOW_S = 60.0

@@ -22,16 +22,17 @@ from stores import body, paid, prompt
 
 from jobs import PLAIN, make_job, write_job
 from pipeline import cache as caches
-from pipeline import report, running, session
+from pipeline import report
 from pipeline.cache import AnswerCache, key_of, pack, service_of, shelf_of, unpack
 from pipeline.calls import Saved, cached
-from pipeline.engine import Monitor
 from pipeline.errors import JobError
 from pipeline.flows import build
 from pipeline.job import load
 from pipeline.prices import fixed_rates
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Document, Params, Prompt, Reply, Usage
+from pipeline.run import prepare, run
+from pipeline.run.engine import Monitor
 from pipeline.shelves import RedisShelf, Shelf, SqliteShelf
 from pipeline.templates import read_template
 
@@ -514,8 +515,8 @@ async def quiet(monitor: Monitor) -> None:
 
 def play(path: Path, fresh: bool = False, **sections: Any) -> report.Summary:
     job = make_job(path, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, **sections})
-    prepared = session.prepare(job, session.Options(fresh=fresh))
-    ended = anyio.run(running.run, prepared, lambda plan, continued, session: None, quiet)
+    prepared = prepare.prepare(job, prepare.Options(fresh=fresh))
+    ended = anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
     assert ended.exit_code == 0
     return ended.summary
 

@@ -9,7 +9,8 @@ import anyio
 import anyio.lowlevel
 from stores import CENT, manifest, paid, prompt, result
 
-from pipeline.budget import Desk, Spending
+from pipeline.budget.caps import Spending
+from pipeline.budget.cashier import Cashier
 from pipeline.calls import Saved, journal, record_failures, replay, shared, single_flight
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Prompt, Reply, Usage, Verdict
@@ -164,7 +165,7 @@ def test_a_reply_is_priced_and_in_the_journal_before_anyone_sees_it(tmp_path: Pa
             return answers.pop(0)
 
         bought: list[tuple[Reply, bool]] = []
-        kept = journal(send, store, Desk(Spending(None)), {}, lambda *what: bought.append(what))
+        kept = journal(send, store, Cashier(Spending(None)), {}, lambda *what: bought.append(what))
         assert isinstance(await kept(prompt(0)), Verdict)
         assert isinstance(await kept(prompt(0)), Verdict)
         assert store.reply("content 0") is None and not store._batch.in_flight

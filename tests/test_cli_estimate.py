@@ -173,7 +173,7 @@ def test_an_estimate_writes_nothing(here: Path, cli: Callable[..., Ran]) -> None
 def test_the_whole_table_is_counted_on_request(
     here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.session.estimates.USUAL", Effort(2, 10**6, 2, 10**6))
+    monkeypatch.setattr("pipeline.run.prepare.estimates.USUAL", Effort(2, 10**6, 2, 10**6))
     job = small_job(here, UNLIMITED)
     assert 0 < cli("estimate", job, "--json").json["sampled_rows"] < 6
     assert cli("estimate", job, "--all", "--json").json["sampled_rows"] == 0

@@ -17,9 +17,9 @@ from pipeline.console import count, duration, money, notice, progress_line, show
 from pipeline.console.progress import Recent, _stopping, fitting_line
 from pipeline.console.reports import _seconds, show_accuracy
 from pipeline.console.screen import Screen, folded
-from pipeline.dispatch import Dispatcher
-from pipeline.engine import Monitor
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.report.accuracy import Accuracy, Amounts
+from pipeline.run.engine import Monitor
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_progress_of_a_plan_that_was_too_small_never_passes_100_percent() -> Non
 def test_the_time_left_goes_by_the_pace_of_the_last_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred slow seconds at the start are soon forgotten; without answers there is no time to tell."""
     monitor, recent, now = Monitor(rows=2000, prompts=2000, started_at=0.0), Recent(), 0.0
-    monkeypatch.setattr("pipeline.engine.time.monotonic", lambda: now)
+    monkeypatch.setattr("pipeline.run.engine.time.monotonic", lambda: now)
 
     def after(seconds: int, a_second: int) -> str:
         nonlocal now

@@ -23,8 +23,8 @@ from plans import LATENCY_S, START, given, nothing_bought, telling
 from serving import served
 
 from jobs import CHUNKED, PLAIN, Sections, make_job
-from pipeline import plan, running, session
-from pipeline.engine import Monitor
+from pipeline import estimating, plan
+from pipeline.estimating import Wishes
 from pipeline.job import Job
 from pipeline.plan import Plan, picks, planner
 from pipeline.plan.amounts import KINDS, Range, total
@@ -33,8 +33,9 @@ from pipeline.plan.pace import Pace
 from pipeline.plan.planner import Input, first_prompts
 from pipeline.plan.survey import survey
 from pipeline.records import Document, Reply
-from pipeline.session import Options, estimates
-from pipeline.session.estimates import Wishes
+from pipeline.run import prepare, run
+from pipeline.run.engine import Monitor
+from pipeline.run.prepare import Options
 from pipeline.store.parts import read_parts
 
 ONE_CALL: Sections = {
@@ -62,17 +63,17 @@ class Desk:
 
     job: Job
 
-    def session(self, **options: Any) -> session.Session:
-        return session.prepare(self.job, Options(**options))
+    def session(self, **options: Any) -> prepare.Session:
+        return prepare.prepare(self.job, Options(**options))
 
     def estimate(self, **wishes: Any) -> Plan:
-        return anyio.run(estimates.estimate, self.session(), Wishes(**wishes)).plan
+        return anyio.run(estimating.estimate, self.session(), Wishes(**wishes)).plan
 
-    def run(self, **options: Any) -> running.Ended:
-        return anyio.run(running.run, self.session(**options), lambda plan, continued, session: None, quiet)
+    def run(self, **options: Any) -> run.Ended:
+        return anyio.run(run.run, self.session(**options), lambda plan, continued, session: None, quiet)
 
     def pilot(self, number: int) -> None:
-        self.run(pilot=anyio.run(estimates.pilot_rows, self.session(), number))
+        self.run(pilot=anyio.run(estimating.pilot_rows, self.session(), number))
 
     def calls(self) -> pl.DataFrame:
         """What was bought."""
@@ -136,7 +137,7 @@ class Course:
     forecast: list[str]
     stages: dict[str, Stage]
     calls: pl.DataFrame
-    ended: running.Ended
+    ended: run.Ended
     other: Plan  # of the same job on another table, afterwards
     other_calls: pl.DataFrame
 

@@ -8,11 +8,11 @@ import pytest
 from serving import served, stats
 
 from jobs import PLAIN, write_job
-from pipeline import running, session
-from pipeline.dispatch import Dispatcher
-from pipeline.engine import Monitor
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import ServiceError
 from pipeline.job import load
+from pipeline.run import prepare, run
+from pipeline.run.engine import Monitor
 
 ROWS = 30
 
@@ -21,7 +21,7 @@ ROWS = 30
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
-    monkeypatch.setattr("pipeline.quota.retries.BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr("pipeline.dispatch.retries.BACKOFF_FIRST_S", 0.01)
     (tmp_path / "topics.csv").write_text("topic\n" + "".join(f"topic {number}\n" for number in range(ROWS)))
     return tmp_path
 
@@ -30,11 +30,11 @@ async def quiet(monitor: Monitor) -> None:
     await anyio.sleep_forever()
 
 
-def play(here: Path, url: str, **sections: dict) -> running.Ended:
+def play(here: Path, url: str, **sections: dict) -> run.Ended:
     """One session of the job against the service at `url`."""
     path = write_job(here, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, "endpoint": {"base_url": url}, **sections})
-    prepared = session.prepare(load(path), session.Options())
-    return anyio.run(running.run, prepared, lambda plan, continued, session: None, quiet)
+    prepared = prepare.prepare(load(path), prepare.Options())
+    return anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
 
 
 def output() -> pl.DataFrame:
@@ -95,7 +95,7 @@ def test_rows_that_failed_for_a_passing_reason_are_tried_again_by_the_next_run(
     def impatient(*arguments: object, **options: object) -> Dispatcher:
         return Dispatcher(*arguments, **options, max_attempts=2)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(running, "Dispatcher", impatient)
+    monkeypatch.setattr(run, "Dispatcher", impatient)
     with served(faults=f"{fault}:0.4") as url:
         first = play(here, url)
         bought = stats(url)["answered"]
@@ -132,7 +132,7 @@ def test_credit_that_is_used_up_stops_the_run(here: Path) -> None:
 
 
 def test_a_service_that_stays_away_stops_the_run_and_loses_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.dispatch.GIVE_UP_S", 1.0)
+    monkeypatch.setattr("pipeline.dispatch.dispatcher.GIVE_UP_S", 1.0)
     ended = play(here, "http://127.0.0.1:9", limits={"rpm": 0, "tpm": 0, "concurrency": 2})
     assert ended.exit_code == 3 and isinstance(ended.stopped, ServiceError)
     assert set(output()["status"]) <= {"error", "pending"}

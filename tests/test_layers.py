@@ -3,8 +3,8 @@
 Rank 0 is what everything may know: the exceptions, the records, the process and its terminal. Above it stand pure
 functions (1, 2: the chunker asks the estimator, a job compiles its templates), then what a run is put together from,
 each knowing nothing of the others (3: flows, source, store, quota, providers, emulator), what serves or uses several of
-those (4: dispatch, cache, plan, report), the durable call (5), the engine that makes calls for documents (6), the
-session that opens and closes everything (7), what a person sees (8), and the command line (9, 10). Modules of one rank
+those (4: dispatch, cache, plan, report, budget), the durable call (5), one run (6), the dry run (7), what a person
+sees (8), and the command line (9, 10). Modules of one rank
 never import each other. A folder has one rank; its files may import each other, without circles. Imports for types only
 count like others.
 """
@@ -35,6 +35,7 @@ RANKS: dict[str, int] = {
     "templates": 1,
     "chunking": 2,
     "shelves": 2,
+    "sharedfile": 2,
     "job": 2,
     "flows": 3,
     "source": 3,
@@ -46,19 +47,17 @@ RANKS: dict[str, int] = {
     "cache": 4,
     "plan": 4,
     "report": 4,
-    "spend": 4,
     "budget": 4,
     "calls": 5,
-    "engine": 6,
-    "session": 7,
-    "running": 8,
+    "run": 6,
+    "estimating": 7,
     "console": 8,
     "cli": 9,
     "__main__": 10,
 }
 
 ONLY_IMPORTERS: dict[str, set[str]] = {
-    "httpx": {"providers", "session"},  # the session puts the emulator behind the client without a socket
+    "httpx": {"providers", "run"},  # the run puts the emulator behind the client without a socket
     "httpx_aiohttp": {"providers"},
     "redis": {"shelves"},
     "rich": {"console"},

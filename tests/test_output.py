@@ -180,7 +180,7 @@ def test_a_type_or_value_that_the_format_cannot_hold_is_refused_before_anything_
     frame = pl.DataFrame([pl.Series("word", ["a", "b"]), column])
     if suffix == ".parquet":
         frame.write_ndjson(here / "words.jsonl")
-        monkeypatch.setattr("pipeline.session.session_schema", lambda session: frame.schema)
+        monkeypatch.setattr("pipeline.run.prepare.session_schema", lambda session: frame.schema)
         job.write_text(job.read_text().replace("words.csv", "words.jsonl"))
     else:
         frame.write_parquet(here / "words.parquet")

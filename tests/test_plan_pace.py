@@ -8,10 +8,10 @@ import pytest
 from servers import EPOCH, SERVERS, World, answer_all, dispatcher_for, documents, heavy, lognormal, small
 from vclock import run
 
-from pipeline.dispatch import UNLIMITED, Dispatcher
+from pipeline.dispatch.dispatcher import UNLIMITED, Dispatcher
+from pipeline.dispatch.lookahead import DEPTH
 from pipeline.plan.pace import UNKNOWN_LIMITS, Bound, Load, Pace, sending, usable_tokens
 from pipeline.plan.timing import Timeline, timeline
-from pipeline.quota.lookahead import DEPTH
 from pipeline.quota.pacer import spacing
 from pipeline.records import Limits, Prompt
 

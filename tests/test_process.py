@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.process import give_back_memory
 from pipeline.quota.slots import Slots
 from pipeline.records import Limits
-from pipeline.session.guards import within_files
+from pipeline.run.guards import within_files
 
 PIPELINE = f"{shlex.quote(sys.executable)} -m pipeline"
 
@@ -170,7 +170,7 @@ main()
 
 @pytest.mark.case("S6")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("at", ["pipeline.cli.app", "typer", "polars", "pipeline.engine", "connector"])
+@pytest.mark.parametrize("at", ["pipeline.cli.app", "typer", "polars", "pipeline.run.engine", "connector"])
 def test_a_signal_during_the_start_is_told_and_leaves_nothing(here: Path, number: signal.Signals, at: str) -> None:
     small_job(here, UNLIMITED)
     before = set(here.rglob("*"))

@@ -21,7 +21,7 @@ from pipeline.quota.book import (
     QuotaBook,
     read_known,
 )
-from pipeline.quota.shared import RETRY_S
+from pipeline.sharedfile import RETRY_S
 
 DAY = "2026-11-22"
 
@@ -236,7 +236,7 @@ def test_a_book_that_is_replaced_in_mid_run_is_used_and_what_others_wrote_there_
 
 
 def test_forgetting_says_when_it_cannot(path, monkeypatch):
-    monkeypatch.setattr("pipeline.quota.shared._PATIENCE_S", 0.05)
+    monkeypatch.setattr("pipeline.sharedfile._PATIENCE_S", 0.05)
     with QuotaBook(path, "m") as book, locked(path), pytest.raises(RunStateError, match="cannot be changed now"):
         book.forget()
 

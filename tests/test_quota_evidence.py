@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.quota.evidence import last_minute
 from pipeline.quota.ledger import TokenLedger
-from pipeline.quota.phase import MinutePhase
+from pipeline.quota.server_clock import MinutePhase
 
 BOUNDS = (20.0, 20.1)  # the server's minutes begin at 40, 100, 160 of our clock
 

@@ -167,7 +167,7 @@ SHARER = """
 import sys, time
 from pathlib import Path
 import anyio
-from pipeline.dispatch import Dispatcher
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import Halted
 from pipeline.quota.book import QuotaBook
 from pipeline.records import Limits, Params, Prompt, Reply, Usage

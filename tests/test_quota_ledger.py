@@ -11,7 +11,7 @@ from servers import SERVERS
 from pipeline.quota.estimates import EXACT, Trust
 from pipeline.quota.ledger import DEVIATIONS, TokenLedger
 from pipeline.quota.pacer import JITTER_S, WINDOW_S
-from pipeline.quota.phase import MinutePhase
+from pipeline.quota.server_clock import MinutePhase
 
 LIMIT = 1000
 

@@ -13,11 +13,11 @@ from matrix import assert_kept, cases, dispatch
 from servers import World, answer_all, dispatcher_for, documents, heavy, lognormal, small
 from vclock import run
 
-from pipeline.dispatch import Dispatcher
-from pipeline.engine import MAX_OPEN_DOCUMENTS, mixed
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import Halted, QuotaExhausted
 from pipeline.quota.book import QuotaBook
 from pipeline.records import Document, Limits, Reply
+from pipeline.run.engine import MAX_OPEN_DOCUMENTS, mixed
 from pipeline.source.documents import BATCH_ROWS, ROW
 from pipeline.source.order import reading_order, woven
 

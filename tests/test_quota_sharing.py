@@ -16,7 +16,7 @@ from pipeline.quota.book import QuotaBook
 from pipeline.quota.estimates import EXACT
 from pipeline.quota.ledger import TokenLedger
 from pipeline.quota.pacer import JITTER_S
-from pipeline.quota.phase import MinutePhase
+from pipeline.quota.server_clock import MinutePhase
 from pipeline.quota.sharing import ASKED_FOR_S, SHARER_S, Sharing
 from pipeline.records import Limits, Prompt, Reply, Verdict
 

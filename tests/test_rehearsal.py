@@ -14,14 +14,14 @@ from commands import UNLIMITED, Ran, small_job
 from forwarding import forwarding
 from serving import served, stats
 
-from pipeline import running, session
 from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.emulator.http import Receive, Scope, Send
-from pipeline.engine import Monitor
 from pipeline.errors import ServiceError
 from pipeline.job import Job, load
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
+from pipeline.run import prepare, run
+from pipeline.run.engine import Monitor
 
 Cli = Callable[..., Ran]
 
@@ -97,7 +97,7 @@ def test_an_estimate_learns_nothing_from_a_rehearsal(here: Path, cli: Cli, monke
         assert pilot.code == 2 and "runs/small-rehearsal" in pilot.err, "a pilot of a rehearsal is one too"
 
 
-def turning(job: Job, monkeypatch: pytest.MonkeyPatch, emulator_first: bool, after: int) -> running.Ended:
+def turning(job: Job, monkeypatch: pytest.MonkeyPatch, emulator_first: bool, after: int) -> run.Ended:
     """Run the job while the service behind its address becomes an emulator, or stops being one, after some answers."""
     apps = [
         Emulator(EmulatorOptions(marked=marked, model_version=None)) for marked in (emulator_first, not emulator_first)
@@ -117,9 +117,9 @@ def turning(job: Job, monkeypatch: pytest.MonkeyPatch, emulator_first: bool, aft
     async def quiet(monitor: Monitor) -> None:
         await anyio.sleep_forever()
 
-    monkeypatch.setattr(running, "open_provider", opened)
-    prepared = session.prepare(job, session.Options())
-    return anyio.run(running.run, prepared, lambda plan, continued, session: None, quiet)
+    monkeypatch.setattr(run, "open_provider", opened)
+    prepared = prepare.prepare(job, prepare.Options())
+    return anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
 
 
 @pytest.mark.case("O5")

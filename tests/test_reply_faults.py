@@ -13,13 +13,13 @@ import pytest
 from serving import served_each, stats
 
 from jobs import PLAIN, write_job
-from pipeline import running, session
 from pipeline.emulator import EmulatorOptions, parse_faults
 from pipeline.emulator.faults import GROUPS
-from pipeline.engine import Monitor
 from pipeline.job import load
 from pipeline.prices import cost
 from pipeline.records import Usage
+from pipeline.run import prepare, run
+from pipeline.run.engine import Monitor
 
 KEY = "AQ.key-that-no-file-may-hold"
 MODEL = "gemini-3.5-flash-lite"
@@ -117,7 +117,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     for name in ("state", "cache"):
         monkeypatch.setenv(f"XDG_{name.upper()}_HOME", str(tmp_path / name))
-    monkeypatch.setattr("pipeline.quota.retries.BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr("pipeline.dispatch.retries.BACKOFF_FIRST_S", 0.01)
     for pause in ("FIRST", "LONGEST"):  # a page in place of every answer is an outage
         monkeypatch.setattr(f"pipeline.quota.breaker.{pause}_PAUSE_S", 0.01)
     yield tmp_path
@@ -129,7 +129,7 @@ async def quiet(monitor: Monitor) -> None:
     await anyio.sleep_forever()
 
 
-def play(here: Path, url: str, rows: int = ROWS, **sections: Mapping[str, Any]) -> running.Ended:
+def play(here: Path, url: str, rows: int = ROWS, **sections: Mapping[str, Any]) -> run.Ended:
     """One session of a job against the service at `url`."""
     (here / "topics.csv").write_text("topic\n" + "".join(f"a topic of number {n}\n" for n in range(rows)))
     asked = {
@@ -138,8 +138,8 @@ def play(here: Path, url: str, rows: int = ROWS, **sections: Mapping[str, Any]) 
         "endpoint": {"base_url": url, "timeout_s": 20.0},
         **sections,
     }
-    prepared = session.prepare(load(write_job(here, PLAIN, **asked)), session.Options())
-    return anyio.run(running.run, prepared, lambda plan, continued, session: None, quiet)
+    prepared = prepare.prepare(load(write_job(here, PLAIN, **asked)), prepare.Options())
+    return anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
 
 
 def output() -> pl.DataFrame:
@@ -219,7 +219,7 @@ def test_what_is_lost_on_the_way_is_asked_for_again_a_bounded_number_of_times(
 def test_no_fault_lifts_the_cap(
     here: Path, services: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.dispatch.GIVE_UP_S", 0.5)  # a service none of whose replies can be read is down
+    monkeypatch.setattr("pipeline.dispatch.dispatcher.GIVE_UP_S", 0.5)  # none of its replies can be read
     url = services[kind]
     since = Since(url)
     cap = 0.001
@@ -242,7 +242,7 @@ def test_no_fault_lifts_the_cap(
 def test_a_wait_that_is_asked_for_has_a_ceiling_and_is_told(
     here: Path, services: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.quota.retries.LONGEST_WAIT_S", 0.2)
+    monkeypatch.setattr("pipeline.dispatch.retries.LONGEST_WAIT_S", 0.2)
     since = Since(services[kind])
     ended = play(here, services[kind])
     assert since.seen()["requests"] > ROWS and output().height == ROWS

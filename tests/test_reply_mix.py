@@ -19,12 +19,12 @@ from serving import served, stats
 from test_reply_faults import LOST, REPLIES, billed_usd, quiet
 
 from jobs import PLAIN, write_job
-from pipeline import running, session
 from pipeline.emulator import EmulatorOptions, parse_faults
 from pipeline.errors import AuthError
 from pipeline.job import Job, load
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
+from pipeline.run import prepare, run
 
 MODEL = "gemini-3.5-flash-lite"
 LIMIT = 80
@@ -40,15 +40,15 @@ def topics(rows: int) -> list[str]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
-    monkeypatch.setattr("pipeline.quota.retries.BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr("pipeline.dispatch.retries.BACKOFF_FIRST_S", 0.01)
     return tmp_path
 
 
-def play(here: Path, rows: int, **sections: Mapping[str, Any]) -> running.Ended:
+def play(here: Path, rows: int, **sections: Mapping[str, Any]) -> run.Ended:
     (here / "topics.csv").write_text("topic\n" + "".join(f"{topic}\n" for topic in topics(rows)))
     asked = {"model": {"name": MODEL, "max_output_tokens": LIMIT}, "limits": {"rpm": 0, "tpm": 0}, **sections}
-    prepared = session.prepare(load(write_job(here, PLAIN, **asked)), session.Options())
-    return anyio.run(running.run, prepared, lambda plan, continued, session: None, quiet)
+    prepared = prepare.prepare(load(write_job(here, PLAIN, **asked)), prepare.Options())
+    return anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
 
 
 def output() -> pl.DataFrame:
@@ -116,7 +116,7 @@ def test_a_refused_key_is_a_3_only_after_what_may_have_been_billed(
         async with Wire(httpx.MockTransport(service)) as wire:
             yield Gemini(wire, base_url="http://service", api_key="AQ.test", timeout_s=10)
 
-    monkeypatch.setattr(running, "open_provider", provider)
+    monkeypatch.setattr(run, "open_provider", provider)
     with pytest.raises(AuthError) as caught:
         ended = play(here, 20, limits={"rpm": 0, "tpm": 0, "concurrency": 8})
         raise ended.stopped or AssertionError(ended)
@@ -240,7 +240,7 @@ def test_whatever_a_body_is_turned_into_each_row_comes_out_once_and_costs_someth
         async with Wire(httpx.ASGITransport(service(seed, asked))) as wire:
             yield Gemini(wire, base_url="http://service", api_key="AQ.test", timeout_s=10)
 
-    monkeypatch.setattr(running, "open_provider", provider)
+    monkeypatch.setattr(run, "open_provider", provider)
     cap, at_once, rows = 0.004, 4, 60
     ended = play(
         here,

@@ -109,17 +109,18 @@ def check(
     """
     import anyio
 
-    from pipeline import console, session
-    from pipeline.session.guards import check_start
-    from pipeline.session.output import output_place
+    from pipeline import console
+    from pipeline.run import prepare
+    from pipeline.run.guards import check_start
+    from pipeline.run.output import output_place
 
     if forget and offline:
         raise JobError("--forget has nothing to forget with --offline: the emulator's limits are not kept")
     loaded = load_job(job, None, model, None, None, None)
-    prepared = session.prepare(loaded, session.Options(offline=offline))
-    told = anyio.run(session.identified, prepared)
+    prepared = prepare.prepare(loaded, prepare.Options(offline=offline))
+    told = anyio.run(prepare.identified, prepared)
     check_start(told)
-    found = anyio.run(session.check_service, told, forget)
+    found = anyio.run(prepare.check_service, told, forget)
     try:
         with output_place(told):
             found.append(("output", str(told.output), "can be written"))

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from pipeline.job import Job
     from pipeline.plan import Plan
-    from pipeline.running import Ended, Watch
-    from pipeline.session import Session
+    from pipeline.run.prepare import Session
+    from pipeline.run.run import Ended, Watch
 
 
 def run(
@@ -79,7 +79,8 @@ def run(
     Stopped in the middle: exit code 3, what was answered is kept, and the same command goes on and buys nothing twice.
     After Ctrl-C: 130.
     """
-    from pipeline import console, session
+    from pipeline import console
+    from pipeline.run import prepare
 
     loaded = load_job(job, out, model, rpm, tpm, rpd)
     if show_config:
@@ -89,7 +90,7 @@ def run(
     if fresh and (skip_failed or retry is not None):
         flag = "--skip-failed" if retry is None else "--retry"
         raise JobError(f"{flag} is of the rows that were tried, and --fresh buys all anew", "leave one of the two out")
-    options = session.Options(
+    options = prepare.Options(
         offline,
         limit,
         parse_usd(max_cost),
@@ -102,7 +103,7 @@ def run(
         overwrite=overwrite,
     )
     redo = load_job(job, out, model, rpm, tpm, rpd, changed) if changed else None
-    prepared = session.prepare(loaded, options, redo)
+    prepared = prepare.prepare(loaded, options, redo)
 
     ended = _run(prepared, yes, console.watch)
     with resumable_once(lambda error: ended.summary.calls > 0):
@@ -157,19 +158,19 @@ def estimate(
 
     import anyio
 
-    from pipeline import console, session
+    from pipeline import console, estimating
     from pipeline.plan.timing import next_time
-    from pipeline.session import estimates
+    from pipeline.run import prepare
 
     loaded = load_job(job, None, model, rpm, tpm, rpd)
-    wishes = estimates.Wishes(everything, exact, compare, None if by is None else next_time(by, datetime.now(UTC)))
-    prepared = session.prepare(loaded, session.Options(offline, limit, parse_usd(max_cost), pace=pace))
+    wishes = estimating.Wishes(everything, exact, compare, None if by is None else next_time(by, datetime.now(UTC)))
+    prepared = prepare.prepare(loaded, prepare.Options(offline, limit, parse_usd(max_cost), pace=pace))
     if pilot is not None or exact:
-        prepared = anyio.run(session.identified, prepared)
+        prepared = anyio.run(prepare.identified, prepared)
     tried = pilot is not None and _pilot(prepared, pilot, yes, json)
     with resumable_once(lambda error: tried):
         with console.busy("reading the table" + (", having prompts counted" if exact else "")):
-            made = anyio.run(estimates.estimate, prepared, wishes)
+            made = anyio.run(estimating.estimate, prepared, wishes)
         if json:
             console.show_json(console.plan_json(made))
         else:
@@ -185,11 +186,10 @@ def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> bool:
 
     import anyio
 
-    from pipeline import console
-    from pipeline.session import estimates
+    from pipeline import console, estimating
 
     with console.busy("reading the table"):
-        rows = anyio.run(estimates.pilot_rows, prepared, number)
+        rows = anyio.run(estimating.pilot_rows, prepared, number)
     if not rows:
         return False
     trial = replace(prepared, options=replace(prepared.options, pilot=rows))
@@ -209,12 +209,13 @@ def _run(prepared: "Session", yes: bool, watch: "Watch") -> "Ended":
     """Run it once the plan is agreed to."""
     import anyio
 
-    from pipeline import console, running
+    from pipeline import console
+    from pipeline.run import run
 
     with ExitStack() as reading:
         reading.enter_context(console.busy("reading the table"))
         confirm = _confirm(yes, reading.close)
-        return anyio.run(running.run, prepared, confirm, watch, backend_options=backend())
+        return anyio.run(run.run, prepared, confirm, watch, backend_options=backend())
 
 
 def _confirm(yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool, Session], None]":

@@ -2,10 +2,10 @@
 
 from decimal import Decimal
 
+from pipeline.estimating import Estimate
 from pipeline.plan.amounts import Range
 from pipeline.plan.timing import Deadline
 from pipeline.records import Limits
-from pipeline.session.estimates import Estimate
 
 
 def plan_json(made: Estimate) -> dict[str, object]:

@@ -10,8 +10,8 @@ import anyio
 from rich.cells import cell_len
 
 from pipeline.console.screen import duration, err, money, styled, things
-from pipeline.engine import Monitor
 from pipeline.records import STATUSES, Status
+from pipeline.run.engine import Monitor
 
 REFRESH_S = 0.25
 QUIET_S = 15.0

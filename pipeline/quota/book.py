@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from pipeline.errors import RunStateError
-from pipeline.quota.shared import SharedFile, is_blank, is_damaged, unusable
+from pipeline.sharedfile import SharedFile, is_blank, is_damaged, unusable
 
 KEEP_S = 130.0
 """Sends older than this can no longer count against any minute."""

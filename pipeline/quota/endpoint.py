@@ -13,7 +13,7 @@ from pipeline.quota.estimates import Trust
 from pipeline.quota.evidence import Admitted, Which, last_minute
 from pipeline.quota.ledger import Charge, TokenLedger
 from pipeline.quota.pacer import RESERVE_FROM_RPM, WINDOW_S, RequestPacer, careful_s
-from pipeline.quota.phase import MinutePhase
+from pipeline.quota.server_clock import MinutePhase
 from pipeline.quota.sharing import LOOK_S, Sharing
 from pipeline.quota.slots import Slots
 from pipeline.quota.waits import LONGEST_WAIT_S, asked_s

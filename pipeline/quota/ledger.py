@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from pipeline.quota.estimates import EXACT, Trust
 from pipeline.quota.pacer import JITTER_S, WINDOW_S
-from pipeline.quota.phase import USABLE_S, MinutePhase
+from pipeline.quota.server_clock import USABLE_S, MinutePhase
 
 DEVIATIONS = 2.5
 """Standard deviations held back for the estimates in flight, all of them together."""

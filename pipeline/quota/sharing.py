@@ -7,7 +7,7 @@ from pipeline.quota.book import GROUP_S, MemoryBook, QuotaBook, Send
 from pipeline.quota.estimates import Trust
 from pipeline.quota.ledger import Charge, TokenLedger
 from pipeline.quota.pacer import WINDOW_S
-from pipeline.quota.phase import MinutePhase
+from pipeline.quota.server_clock import MinutePhase
 
 SHARER_S = WINDOW_S
 """Another run shares the quota while it has sent or asked for something in this time; one that ends costs nothing."""

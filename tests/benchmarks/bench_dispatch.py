@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import anyio
 
-from pipeline.dispatch import UNLIMITED, Dispatcher
+from pipeline.dispatch.dispatcher import UNLIMITED, Dispatcher
 from pipeline.quota.book import QuotaBook
 from pipeline.records import Limits, Params, Prompt, Reply, Usage
 

@@ -22,12 +22,12 @@ import anyio
 import orjson
 import polars as pl
 
-from pipeline import running, session
-from pipeline.engine import Monitor
 from pipeline.job import Job, load
 from pipeline.plan import Plan
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Prompt, Reply, Usage
+from pipeline.run import prepare, run
+from pipeline.run.engine import Monitor
 from pipeline.store.run import SEAL_ROWS, RunStore
 
 ANSWER = "An answer of some twenty words, as a short summary of one row would be, neither empty nor long. " * 2
@@ -126,7 +126,7 @@ def peak_mb() -> float:
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def answered(prepared: session.Session, rows: int) -> int:
+def answered(prepared: prepare.Session, rows: int) -> int:
     """Write sealed parts of all rows but some `LEFT`, in a process of its own; returns how many are left."""
     store = RunStore(prepared.directory, parse_reply)
     store.open(prepared.manifest())
@@ -140,7 +140,7 @@ def answered(prepared: session.Session, rows: int) -> int:
 def main(rows: int, in_order: bool, mostly_answered: bool) -> None:
     core = min(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
-    running.open_provider = instant
+    run.open_provider = instant
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ |= {"XDG_STATE_HOME": folder, "GEMINI_API_KEY": "AQ.bench"}
@@ -154,7 +154,7 @@ def main(rows: int, in_order: bool, mostly_answered: bool) -> None:
         )
         base = peak_mb()
         began, cpu = time.monotonic(), time.process_time()
-        prepared = session.prepare(load(Path("job.toml")), session.Options())
+        prepared = prepare.prepare(load(Path("job.toml")), prepare.Options())
         if mostly_answered:
             print(f"prepared: peak {peak_mb():.0f} MB", flush=True)
             left = answered(prepared, rows)
@@ -167,7 +167,7 @@ def main(rows: int, in_order: bool, mostly_answered: bool) -> None:
             if mostly_answered:
                 print(f"opened and planned: peak {peak_mb():.0f} MB", flush=True)
 
-        ended = anyio.run(running.run, prepared, confirm, quiet, backend_options={"use_uvloop": True})
+        ended = anyio.run(run.run, prepared, confirm, quiet, backend_options={"use_uvloop": True})
         seconds, spent = time.monotonic() - began, time.process_time() - cpu
         peak = peak_mb()
         assert (plans[0].order is not None) == in_order

@@ -25,9 +25,11 @@ import polars as pl
 from bench_chunking import chinese_sentence, corpus, english_sentence
 from bench_tokens import CODE
 
+from pipeline import estimating
 from pipeline.job import load
 from pipeline.plan.survey import Survey, survey
-from pipeline.session import Options, estimates, prepare
+from pipeline.run import planning
+from pipeline.run.prepare import Options, prepare
 from pipeline.source import Source
 
 JOB = """
@@ -111,8 +113,8 @@ def measure(path: Path, whole: bool) -> None:
     session = prepare(load(path), Options())
     seconds["check"] = time.perf_counter() - started
     started = time.perf_counter()
-    with patch.object(estimates, "survey", timed):
-        plan = anyio.run(estimates.estimate, session, estimates.Wishes(whole=whole)).plan
+    with patch.object(planning, "survey", timed):
+        plan = anyio.run(estimating.estimate, session, estimating.Wishes(whole=whole)).plan
     seconds["plan"] = time.perf_counter() - started - seconds["survey"]
     ranges = {
         name: (amount.low, amount.expected, amount.high)

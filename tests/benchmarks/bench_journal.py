@@ -15,11 +15,11 @@ from pathlib import Path
 import anyio
 from bench_store import MANIFEST, answered, generate
 
-from pipeline import running, session
-from pipeline.engine import Monitor
 from pipeline.job import Job, load
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Prompt, Reply
+from pipeline.run import prepare, run
+from pipeline.run.engine import Monitor
 from pipeline.store.run import RunStore
 
 RATE = 1_000  # calls a second
@@ -95,7 +95,7 @@ async def keep(directory: Path) -> None:
 
 def half_done(rows: int) -> None:
     """Leave a run directory in which every row of the first half is finished."""
-    prepared = session.prepare(load(Path("job.toml")), session.Options())
+    prepared = prepare.prepare(load(Path("job.toml")), prepare.Options())
     generate(prepared.directory, rows // 2, prepared.manifest())
     store = RunStore(prepared.directory, parse_reply)
     store.open(prepared.manifest())
@@ -138,9 +138,9 @@ def go_on(rows: int) -> None:
     async def quiet(monitor: Monitor) -> None:
         await anyio.sleep_forever()
 
-    running.open_provider = watching
-    prepared = session.prepare(load(Path("job.toml")), session.Options())
-    anyio.run(running.run, prepared, lambda plan, going, session: None, quiet, backend_options={"use_uvloop": True})
+    run.open_provider = watching
+    prepared = prepare.prepare(load(Path("job.toml")), prepare.Options())
+    anyio.run(run.run, prepared, lambda plan, going, session: None, quiet, backend_options={"use_uvloop": True})
 
 
 if __name__ == "__main__":

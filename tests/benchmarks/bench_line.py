@@ -65,9 +65,9 @@ def ours(url: str, calls: int, in_flight: int) -> tuple[int, float]:
     import anyio
     import polars as pl
 
-    from pipeline import running, session
-    from pipeline.engine import Monitor
     from pipeline.job import load
+    from pipeline.run import prepare, run
+    from pipeline.run.engine import Monitor
 
     os.environ |= {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "AQ.bench"}
     with tempfile.TemporaryDirectory() as folder:
@@ -84,9 +84,9 @@ def ours(url: str, calls: int, in_flight: int) -> tuple[int, float]:
         async def quiet(monitor: Monitor) -> None:
             await anyio.sleep_forever()
 
-        prepared = session.prepare(load(Path("job.toml")), session.Options())
+        prepared = prepare.prepare(load(Path("job.toml")), prepare.Options())
         confirm = lambda plan, continued, session: None  # noqa: E731
-        ended = anyio.run(running.run, prepared, confirm, quiet, backend_options={"use_uvloop": True})
+        ended = anyio.run(run.run, prepared, confirm, quiet, backend_options={"use_uvloop": True})
         return pl.read_parquet("out.parquet").filter(pl.col("status") == "ok").height, ended.summary.seconds
 
 

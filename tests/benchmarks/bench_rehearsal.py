@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from serving import served
 
-from pipeline.dispatch import Dispatcher
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import Halted
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire

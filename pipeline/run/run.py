@@ -13,11 +13,12 @@ import anyio
 import anyio.to_thread
 
 from pipeline import report
-from pipeline.budget import SEEN_COLUMNS, Spending, seen_in
+from pipeline.budget.book import SpendBook
+from pipeline.budget.caps import Spending
+from pipeline.budget.cashier import SEEN_COLUMNS, seen_in
 from pipeline.cache import AnswerCache, service_of, shelf_of
 from pipeline.calls import Send, charge_lost
-from pipeline.dispatch import Dispatcher
-from pipeline.engine import Engine, Monitor
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import AuthError, PipelineError, make_resumable, resumable_once
 from pipeline.job import api_key
 from pipeline.plan import Plan
@@ -27,13 +28,13 @@ from pipeline.providers.gemini import Gemini
 from pipeline.quota.book import QuotaBook
 from pipeline.records import STATUSES, Prompt, Reply, Verdict
 from pipeline.report.accuracy import PLAN_EVENT, Amounts, logged
-from pipeline.session import Session, asked, open_provider
-from pipeline.session.estimates import planned
-from pipeline.session.guards import refuse_unpriced, set_aside, stranger, within_files
-from pipeline.session.output import exported, output_place
-from pipeline.session.state import quota_place, spend_place
+from pipeline.run.engine import Engine, Monitor
+from pipeline.run.guards import refuse_unpriced, set_aside, stranger, within_files
+from pipeline.run.output import exported, output_place
+from pipeline.run.places import quota_place, spend_place
+from pipeline.run.planning import planned
+from pipeline.run.prepare import Session, asked, open_provider
 from pipeline.shelves import Shelf
-from pipeline.spend import SpendBook
 from pipeline.store.manifest import SUFFIXES
 from pipeline.store.place import Place
 from pipeline.store.run import RunStore
@@ -258,7 +259,7 @@ def _engine(
         seen=seen_in(store.calls(SEEN_COLUMNS, newest=None if spending.capped else 2)),
     )
     if store.lost:
-        requests, most = charge_lost(store, engine.desk)
+        requests, most = charge_lost(store, engine.cashier)
         heard("lost", {"requests": requests, "at_most_usd": most})
     spending.release()  # of a session that was killed
     return engine

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import BinaryIO
 
 from pipeline.errors import RESUMABLE, InputChanged, PipelineError
-from pipeline.session import Session, session_schema
+from pipeline.run.prepare import Session, session_schema
 from pipeline.store.export import attempt, export
 from pipeline.store.place import Counted, Place, held
 

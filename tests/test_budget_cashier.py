@@ -1,4 +1,4 @@
-"""The cash desk: no cap is passed, whatever answers, is billed, gets lost or cannot be read."""
+"""The cash cashier: no cap is passed, whatever answers, is billed, gets lost or cannot be read."""
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from stores import manifest, prompt, sealed
 from vclock import run
 
-from pipeline.budget import ESTIMATE_AFTER, SEEN_COLUMNS, Bill, Desk, Lengths, Seen, Spending, seen_in, worst_case_usd
+from pipeline.budget.book import SpendBook
+from pipeline.budget.caps import Spending
+from pipeline.budget.cashier import ESTIMATE_AFTER, SEEN_COLUMNS, Bill, Cashier, Lengths, Seen, seen_in, worst_case_usd
 from pipeline.calls import charge_lost, journal, record_failures
-from pipeline.dispatch import Dispatcher
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import BudgetReached, Halted, PipelineError
 from pipeline.prices import Rates, cost, fixed_rates, rates
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Limits, Prompt, Reply, Usage, Verdict
-from pipeline.spend import SpendBook
 from pipeline.store.run import RunStore
 
 RATES = fixed_rates(1.0, 10.0)  # USD per million tokens
@@ -116,14 +117,14 @@ def session(
         course.told.append(f"{event}: {numbers.get('message')}")
 
     async def main() -> None:
-        desk = Desk(spending, own, tell, seen_in(store.calls(SEEN_COLUMNS)))
+        cashier = Cashier(spending, own, tell, seen_in(store.calls(SEEN_COLUMNS)))
         if store.lost:
-            charge_lost(store, desk)
+            charge_lost(store, cashier)
         tries: dict[str, list[int]] = {}
-        send = journal(service.send, store, desk, tries, lambda reply, answered: None)
+        send = journal(service.send, store, cashier, tries, lambda reply, answered: None)
         limits = Limits(rpm=0, tpm=0, concurrency=concurrency)
         dispatcher = Dispatcher(send, limits, wall=lambda: AT + anyio.current_time(), rng=Random(1))
-        dispatcher.admit = desk.admit
+        dispatcher.admit = cashier.admit
         call = record_failures(dispatcher.submit, store, tries)
 
         async def ask(row: int) -> None:
@@ -287,14 +288,14 @@ def test_the_jobs_own_prices_hold_whatever_answers(store: RunStore) -> None:
 def test_where_nobody_knows_any_price_a_cap_stops_the_run_unless_that_is_allowed() -> None:
     unknown = asked(0, model="nobody-knows")
     for allowed in (False, True):
-        desk = Desk(Spending(Decimal(1)), allow_unpriced=allowed)
-        assert desk.admit(unknown)
-        assert desk.answered(unknown, answer(model="nor-this")) == Bill(None, None, None)
+        cashier = Cashier(Spending(Decimal(1)), allow_unpriced=allowed)
+        assert cashier.admit(unknown)
+        assert cashier.answered(unknown, answer(model="nor-this")) == Bill(None, None, None)
         if allowed:
-            assert desk.admit(unknown)
+            assert cashier.admit(unknown)
         else:
             with pytest.raises(BudgetReached, match="nor-this answers, whose price is unknown"):
-                desk.admit(unknown)
+                cashier.admit(unknown)
 
 
 def _table(model: str) -> Rates:
@@ -360,11 +361,11 @@ def test_nothing_stays_held_of_a_run_that_ended_whatever_was_billed(tmp_path: Pa
 @pytest.mark.case("D3")
 def test_what_is_given_up_in_flight_is_charged(store: RunStore) -> None:
     async def main() -> None:
-        desk = Desk(Spending(Decimal(1)), RATES)
+        cashier = Cashier(Spending(Decimal(1)), RATES)
         service = Service(lambda number: answer(), latency_s=60.0)
-        send = journal(service.send, store, desk, {}, lambda reply, answered: None)
+        send = journal(service.send, store, cashier, {}, lambda reply, answered: None)
         with anyio.move_on_after(1.0):
-            assert desk.admit(asked(0))
+            assert cashier.admit(asked(0))
             await send(asked(0))
 
     run(main)
@@ -519,13 +520,13 @@ def test_what_a_kill_lost_is_charged_once_for_the_run_and_for_its_day(tmp_path: 
         store.append_sent(asked(1))
     for _ in range(3):  # killed again in the middle of it, twice after the book and before the journal
         with SpendBook(path, "p", "run") as book, killed(tmp_path / "run") as store:
-            desk = Desk(Spending(Decimal(1), book=book), RATES)
+            cashier = Cashier(Spending(Decimal(1), book=book), RATES)
             if store.lost:
                 sent = store.lost[0]
-                desk.lost(sent.prompt, f"{store.identity}/{sent.fingerprint}/{sent.at}", sent.at)
+                cashier.lost(sent.prompt, f"{store.identity}/{sent.fingerprint}/{sent.at}", sent.at)
     with SpendBook(path, "p", "run") as book:
         with killed(tmp_path / "run") as store:
-            assert charge_lost(store, Desk(Spending(Decimal(1), book=book), RATES)) == (2, 2 * WORST)
+            assert charge_lost(store, Cashier(Spending(Decimal(1), book=book), RATES)) == (2, 2 * WORST)
             assert store.spent_usd() == 2 * WORST and store.lost == ()
         with opened(tmp_path) as store:
             assert store.lost == () and store.spent_usd() == 2 * WORST
@@ -539,7 +540,7 @@ def test_a_rehearsal_loses_nothing(tmp_path: Path) -> None:
     with killed(tmp_path / "run") as store:
         store.append_sent(asked(0))
     with opened(tmp_path) as store:
-        assert charge_lost(store, Desk(Spending(None), fixed_rates(0, 0))) == (1, 0)
+        assert charge_lost(store, Cashier(Spending(None), fixed_rates(0, 0))) == (1, 0)
         assert store.spent_usd() == 0 and not next(store.calls(("row",))).height
 
 

@@ -14,11 +14,11 @@ from serving import served, stats
 from sharedfiles import damage
 
 from jobs import PLAIN, write_job
-from pipeline import running, session
-from pipeline.engine import Monitor
+from pipeline import estimating
 from pipeline.errors import BudgetReached, QuotaExhausted
 from pipeline.job import load
-from pipeline.session import estimates
+from pipeline.run import prepare, run
+from pipeline.run.engine import Monitor
 
 ROWS = 150
 Meddling = Callable[[Path], None]
@@ -28,8 +28,8 @@ Meddling = Callable[[Path], None]
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
-    monkeypatch.setattr("pipeline.quota.shared.RETRY_S", 0.2)
-    monkeypatch.setattr("pipeline.quota.shared._PATIENCE_S", 0.2)
+    monkeypatch.setattr("pipeline.sharedfile.RETRY_S", 0.2)
+    monkeypatch.setattr("pipeline.sharedfile._PATIENCE_S", 0.2)
     (tmp_path / "topics.csv").write_text("topic\n" + "".join(f"topic {number}\n" for number in range(ROWS)))
     return tmp_path
 
@@ -62,8 +62,8 @@ class Run:
         self.job = load(write_job(here, PLAIN, **{"endpoint": {"base_url": url}, "limits": limits, **sections}))
         self._meddle = meddle
         self.notices: list[str] = []
-        prepared = session.prepare(self.job, session.Options())
-        self.ended = anyio.run(running.run, prepared, lambda plan, continued, session: None, self._watch)
+        prepared = prepare.prepare(self.job, prepare.Options())
+        self.ended = anyio.run(run.run, prepared, lambda plan, continued, session: None, self._watch)
 
     async def _watch(self, monitor: Monitor) -> None:
         try:
@@ -132,12 +132,12 @@ def test_a_used_up_day_is_remembered_until_it_is_forgotten(here: Path) -> None:
         assert "it returns at" in again.ended.stopped.message and "--forget" in again.ended.stopped.hint
         assert stats(url)["requests"] == before["requests"], "nothing is sent"
 
-        prepared = session.prepare(again.job, session.Options())
-        told = {name: remark for name, _, remark in anyio.run(session.check_service, prepared)}
+        prepared = prepare.prepare(again.job, prepare.Options())
+        told = {name: remark for name, _, remark in anyio.run(prepare.check_service, prepared)}
         assert "it returns at" in told["day"]
-        expected = anyio.run(estimates.estimate, session.prepare(first.job, session.Options()), estimates.Wishes())
+        expected = anyio.run(estimating.estimate, prepare.prepare(first.job, prepare.Options()), estimating.Wishes())
         assert expected.plan.timeline.bound == "rpd", "the plan begins with the next day"
-        told = {name: remark for name, _, remark in anyio.run(session.check_service, prepared, True)}
+        told = {name: remark for name, _, remark in anyio.run(prepare.check_service, prepared, True)}
         assert "day" not in told
         third = Run(here, url)
         assert isinstance(third.ended.stopped, QuotaExhausted)

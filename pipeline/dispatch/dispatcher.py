@@ -10,13 +10,13 @@ from random import Random
 import anyio
 from anyio.abc import TaskGroup
 
+from pipeline.dispatch.backlog import Backlog, Job
+from pipeline.dispatch.counting import Counting, CountTokens
+from pipeline.dispatch.retries import is_enough, pause_s
 from pipeline.errors import Halted, PipelineError
 from pipeline.quota import stops
-from pipeline.quota.backlog import Backlog, Job
 from pipeline.quota.book import QuotaBook
-from pipeline.quota.counting import Counting, CountTokens
 from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota, Notify, Ticket
-from pipeline.quota.retries import is_enough, pause_s
 from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
 from pipeline.records import Limits, Prompt, Reply, Status, Verdict
 

@@ -14,10 +14,11 @@ import anyio.abc
 import anyio.to_thread
 
 from pipeline import flows
-from pipeline.budget import Desk, Seen, Spending
+from pipeline.budget.caps import Spending
+from pipeline.budget.cashier import Cashier, Seen
 from pipeline.cache import AnswerCache
 from pipeline.calls import GIVEN_UP, Saved, Send, Tries, cached, journal, record_failures, replay, single_flight
-from pipeline.dispatch import Dispatcher
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import Halted, PipelineError, RowsFailed
 from pipeline.job import Job
 from pipeline.prices import Rates
@@ -108,9 +109,9 @@ class Engine:
         self.monitor = monitor
         tries: Tries = {}
         rates = rates or job.own_rates
-        self.desk = Desk(spending, rates, self._tell, seen, job.spec.budget.allow_unpriced)
-        self.dispatcher = monitor.dispatcher = dispatcher(journal(send, store, self.desk, tries, monitor.bought))
-        self.dispatcher.admit = self.desk.admit
+        self.cashier = Cashier(spending, rates, self._tell, seen, job.spec.budget.allow_unpriced)
+        self.dispatcher = monitor.dispatcher = dispatcher(journal(send, store, self.cashier, tries, monitor.bought))
+        self.dispatcher.admit = self.cashier.admit
         call = record_failures(self.dispatcher.submit, store, tries)
         call = cached(call, cache, rates, monitor.saved)
         self._call = replay(single_flight(call, monitor.saved), store, monitor.saved)

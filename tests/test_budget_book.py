@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from sharedfiles import Clock, locked
 
+from pipeline.budget.book import SpendBook
 from pipeline.errors import RunStateError
-from pipeline.quota.shared import RETRY_S
-from pipeline.spend import SpendBook
+from pipeline.sharedfile import RETRY_S
 
 NOON = 1_795_348_800.0  # 2026-11-22 12:00 UTC
 DAY = 86_400.0
@@ -78,7 +78,7 @@ _SPENDER = """
 import sys
 from decimal import Decimal
 from pathlib import Path
-from pipeline.spend import SpendBook
+from pipeline.budget.book import SpendBook
 book = SpendBook(Path(sys.argv[1]), "p", "run")
 for _ in range(50):
     book.add(Decimal("0.01"))
@@ -106,7 +106,7 @@ _HOLDER = """
 import sys
 from decimal import Decimal
 from pathlib import Path
-from pipeline.spend import SpendBook
+from pipeline.budget.book import SpendBook
 book = SpendBook(Path(sys.argv[1]), "p", "one", wall=lambda: float(sys.argv[2]))
 book.hold(Decimal("0.25"))
 book.hold(Decimal("0.125"))
@@ -178,7 +178,7 @@ def test_what_is_spent_while_the_file_is_locked_counts_at_once_and_is_written_la
 def test_at_the_end_a_lock_is_waited_for_and_what_could_not_be_written_is_told(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.quota.shared._PATIENCE_S", 0.3)
+    monkeypatch.setattr("pipeline.sharedfile._PATIENCE_S", 0.3)
     told: list[str] = []
     book = SpendBook(path, "p", "run")
     book.on_trouble = told.append

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 
-from pipeline.quota.shared import SharedFile
+from pipeline.sharedfile import SharedFile
 
 _NANO = Decimal("1e-9")
 # SQLite drops what a damaged or removed log held without a word: nothing stays in it.

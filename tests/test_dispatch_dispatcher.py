@@ -14,13 +14,13 @@ import pytest
 from servers import EPOCH, PARAMS, World, answer_all, dispatcher_for, documents
 from vclock import run
 
-from pipeline.dispatch import UNLIMITED, Dispatcher
+from pipeline.dispatch.counting import LONGEST_COUNT_S
+from pipeline.dispatch.dispatcher import UNLIMITED, Dispatcher
 from pipeline.emulator.options import EmulatorOptions
 from pipeline.emulator.quotas import Violation, exhausted
 from pipeline.errors import AuthError, Halted, JobError, PipelineError, QuotaExhausted, ServiceError
 from pipeline.providers.verdicts import classify
 from pipeline.quota.book import QuotaBook
-from pipeline.quota.counting import LONGEST_COUNT_S
 from pipeline.quota.daily import next_reset
 from pipeline.quota.endpoint import GIVE_UP_S
 from pipeline.quota.waits import LONGEST_WAIT_S

@@ -3,7 +3,7 @@
 from math import inf
 from random import Random
 
-from pipeline.quota.backlog import Job
+from pipeline.dispatch.backlog import Job
 from pipeline.quota.waits import LONGEST_WAIT_S, asked_s
 from pipeline.records import Verdict
 

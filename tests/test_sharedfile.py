@@ -11,7 +11,7 @@ import pytest
 from sharedfiles import Clock, damage, locked
 
 from pipeline.errors import RunStateError
-from pipeline.quota.shared import RETRY_S, SharedFile
+from pipeline.sharedfile import RETRY_S, SharedFile
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS things (name TEXT)"
 

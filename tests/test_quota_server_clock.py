@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.quota.phase import MOST_CONTRADICTIONS, MinutePhase
+from pipeline.quota.server_clock import MOST_CONTRADICTIONS, MinutePhase
 
 
 def observe(phase: MinutePhase, rng: Random, offset: float, at: float, latency: float, way_back: float) -> None:

@@ -28,7 +28,7 @@ from pipeline.quota.book import QuotaBook, read_known
 from pipeline.quota.daily import day_of, until_text
 from pipeline.quota.stops import refused_by_proxy
 from pipeline.records import Document, Limits, Verdict
-from pipeline.session.state import quota_place
+from pipeline.run.places import quota_place
 from pipeline.source import Source, open_source, output_conflict
 from pipeline.source.documents import ROW
 from pipeline.source.order import Order, woven

@@ -1,18 +1,19 @@
-"""The cash desk: what a request may cost, what is reserved for those in flight, what was spent, and the caps on it.
+"""The cashier: what a request may cost, what is reserved for those in flight, and what each has cost.
 
 Every request that may be billed is reserved at its worst case right before it leaves, and settled when it has come
 back: by what its reply cost, by nothing where the service refused it, and by its worst case where nobody can know.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import polars as pl
 
+from pipeline.budget.caps import Spending
 from pipeline.errors import BudgetReached, PipelineError
 from pipeline.prices import LONG_PROMPT_TOKENS, LONGEST_ANSWER_TOKENS, Rates, cost, model_info
 from pipeline.records import Prompt, Reply, Usage, Verdict
@@ -20,7 +21,6 @@ from pipeline.records import Prompt, Reply, Usage, Verdict
 ESTIMATE_AFTER = 20
 """Readable replies of a step after which one that cannot be read is taken for their mean; until then for its worst."""
 
-_WARN_SHARE = Decimal("0.8")
 _ESTIMATE_MARGIN = 1.3
 """Room for a low token estimate in the reserved worst case: its error is below this for 95 % of documents."""
 _NONE = Decimal(0)
@@ -28,121 +28,6 @@ _TOKENS = ("input_tokens_est", "input_tokens", "tool_tokens", "output_tokens", "
 SEEN_COLUMNS = ("step", "paid", "cost_usd", "worst_usd", "usage_estimated", *_TOKENS)
 
 Tell = Callable[[str, dict[str, object]], None]
-
-
-class Book(Protocol):
-    """What all runs of a project spend, day by day."""
-
-    trouble: str | None
-    on_trouble: Callable[[str], None]
-    made_anew: str
-
-    def spent(self) -> tuple[Decimal, Decimal]:
-        """USD of this day, and of this month."""
-        ...
-
-    def add(self, usd: Decimal) -> None:
-        """Count what a request cost, or may have cost."""
-        ...
-
-    def add_once(self, name: str, usd: Decimal, at: float) -> None:
-        """Count an amount on the day of `at` (epoch seconds), once for each name."""
-        ...
-
-    def hold(self, usd: Decimal) -> None:
-        """Let the other runs count what this one has in flight, should it be killed."""
-        ...
-
-    def release(self) -> None:
-        """This run has nothing in flight."""
-        ...
-
-
-class Cap(NamedTuple):
-    """One cap on spending and what counts against it; `name` as in "the budget"."""
-
-    name: str
-    usd: Decimal
-    spent_usd: Decimal
-    hint: str
-
-
-@dataclass(slots=True)
-class Spending:
-    """USD spent by this run so far and reserved for requests in flight, against its caps (None: no cap).
-
-    What is spent counts what requests may have cost that nobody can know. The caps of day and month are on the spending
-    of all runs in `book`, UTC.
-    """
-
-    cap_usd: Decimal | None
-    spent_usd: Decimal = Decimal(0)
-    reserved_usd: Decimal = Decimal(0)
-    book: Book | None = None
-    day_cap_usd: Decimal | None = None
-    month_cap_usd: Decimal | None = None
-    warned: set[str] = field(default_factory=set)  # caps of which 80 % were told
-
-    @property
-    def capped(self) -> bool:
-        """Whether there is any cap."""
-        return any(usd is not None for usd in (self.cap_usd, self.day_cap_usd, self.month_cap_usd))
-
-    def caps(self) -> Iterator[Cap]:
-        """Every cap that there is, as it stands now."""
-        if self.cap_usd is not None:
-            hint = "raise `[budget] max_usd` or `--max-cost`; the same command then continues"
-            yield Cap("the budget", self.cap_usd, self.spent_usd, hint)
-        if self.book is None or (self.day_cap_usd is None and self.month_cap_usd is None):
-            return
-        day_usd, month_usd = self.book.spent()
-        for name, key, cap, spent, period in (
-            ("the day's budget", "max_usd_per_day", self.day_cap_usd, day_usd, "tomorrow (UTC)"),
-            ("the month's budget", "max_usd_per_month", self.month_cap_usd, month_usd, "next month (UTC)"),
-        ):
-            if cap is not None:
-                yield Cap(name, cap, spent, f"the same command continues {period}, or now with a higher [budget] {key}")
-
-    def unkept(self) -> BudgetReached | None:
-        """Why the caps over several runs cannot be kept, if so: what the others spend, or this one, cannot be told."""
-        trouble = self.book.trouble if self.book is not None else None
-        if trouble is None or (self.day_cap_usd is None and self.month_cap_usd is None):
-            return None
-        return BudgetReached(
-            f"the budget of the day or month cannot be kept: {trouble}",
-            "what was answered is kept; the same command continues when the file can be used again",
-        )
-
-    def passed_by(self, worst_usd: Decimal) -> Cap | None:
-        """The first cap that one more request could pass."""
-        return next((cap for cap in self.caps() if cap.spent_usd + self.reserved_usd + worst_usd > cap.usd), None)
-
-    def reserve(self, usd: Decimal) -> Cap | None:
-        """Reserve for one more request, unless it could pass a cap: then that cap is returned."""
-        if cap := self.passed_by(usd):
-            return cap
-        self.reserved_usd += usd
-        if self.book is not None:
-            self.book.hold(self.reserved_usd)
-        return None
-
-    def spend(self, usd: Decimal) -> None:
-        """Count an amount, for the other runs of the project too."""
-        self.spent_usd += usd
-        if self.book is not None and usd:
-            self.book.add(usd)
-
-    def release(self) -> None:
-        """Tell the book when nothing is in flight any more, and all of it is counted."""
-        if self.book is not None and not self.reserved_usd:
-            self.book.release()
-
-    def warnings(self) -> Iterator[Cap]:
-        """Each cap once, when 80 % of it are spent."""
-        for cap in self.caps():
-            if cap.name not in self.warned and cap.spent_usd >= cap.usd * _WARN_SHARE:
-                self.warned.add(cap.name)
-                yield cap
 
 
 @dataclass(slots=True)
@@ -193,7 +78,7 @@ class Bill(NamedTuple):
         return self.cost_usd == 0 and self.at_most_usd == 0
 
 
-class Desk:
+class Cashier:
     """Reserves for every request that leaves under a cap, and says what each has cost, or may have.
 
     Nobody knows before the first replies what is really billed: thinking may come on top of the longest answer, or a

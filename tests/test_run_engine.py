@@ -14,14 +14,14 @@ from stores import answer as append
 from stores import manifest, opened, paid
 
 from jobs import CHUNKED, PLAIN, make_job
-from pipeline import engine as engines
-from pipeline.budget import Spending
-from pipeline.dispatch import UNLIMITED, Dispatcher
-from pipeline.engine import FAIL_FAST_ROWS, Engine, Monitor, mixed
+from pipeline.budget.caps import Spending
+from pipeline.dispatch.dispatcher import UNLIMITED, Dispatcher
 from pipeline.errors import RowsFailed, RunStateError
 from pipeline.job import Job
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Document, Limits, Prompt, Reply, Usage, Verdict
+from pipeline.run import engine as engines
+from pipeline.run.engine import FAIL_FAST_ROWS, Engine, Monitor, mixed
 from pipeline.store.run import RunStore
 
 Send = Callable[[Prompt], Awaitable[Reply | Verdict]]

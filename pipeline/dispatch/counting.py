@@ -7,7 +7,7 @@ from random import Random
 import anyio
 from anyio.abc import TaskGroup
 
-from pipeline.quota.backlog import Job
+from pipeline.dispatch.backlog import Job
 from pipeline.quota.breaker import Breaker
 from pipeline.records import Prompt, Verdict
 

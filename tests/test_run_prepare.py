@@ -12,14 +12,15 @@ import pytest
 from serving import served, stats
 
 from jobs import CHUNKED, PLAIN, make_job, write_job
-from pipeline import report, running, session
-from pipeline.engine import Monitor
+from pipeline import report
 from pipeline.errors import BudgetReached, InputChanged, InputError, JobError, RunStateError
+from pipeline.estimating import Wishes, estimate, look
 from pipeline.job import load
 from pipeline.plan import Plan
 from pipeline.records import Limits
-from pipeline.session import Options
-from pipeline.session.estimates import Wishes, estimate, look
+from pipeline.run import prepare, run
+from pipeline.run.engine import Monitor
+from pipeline.run.prepare import Options
 from pipeline.source.documents import BATCH_ROWS
 from pipeline.source.order import BLOCK_ROWS, reading_order
 from pipeline.store.run import RunStore
@@ -36,10 +37,10 @@ async def quiet(monitor: Monitor) -> None:
     await anyio.sleep_forever()
 
 
-def play(path: Path, options: Options | None = None, **sections: dict) -> running.Ended:
+def play(path: Path, options: Options | None = None, **sections: dict) -> run.Ended:
     job = make_job(path, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, **sections})
-    prepared = session.prepare(job, options or Options(offline=True))
-    return anyio.run(running.run, prepared, lambda plan, continued, session: None, quiet)
+    prepared = prepare.prepare(job, options or Options(offline=True))
+    return anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
 
 
 def test_confirm_sees_the_plan_and_can_stop_before_anything_is_sent(here: Path) -> None:
@@ -48,13 +49,13 @@ def test_confirm_sees_the_plan_and_can_stop_before_anything_is_sent(here: Path) 
 
     seen: list[tuple[Plan, bool]] = []
 
-    def confirm(plan: Plan, continued: bool, session: session.Session) -> None:
+    def confirm(plan: Plan, continued: bool, session: prepare.Session) -> None:
         seen.append((plan, continued))
         raise No
 
-    prepared = session.prepare(make_job(here, PLAIN), Options(offline=True))
+    prepared = prepare.prepare(make_job(here, PLAIN), Options(offline=True))
     with pytest.raises(No):
-        anyio.run(running.run, prepared, confirm, quiet)
+        anyio.run(run.run, prepared, confirm, quiet)
     assert seen[0][0].load.prompts == 3 and seen[0][1] is False
     assert report.summarize(prepared.directory).calls == 0
     assert play(here).exit_code == 0, "the directory was given back"
@@ -63,7 +64,7 @@ def test_confirm_sees_the_plan_and_can_stop_before_anything_is_sent(here: Path) 
 @pytest.mark.case("O1")
 @pytest.mark.parametrize("how", ["gone", "half written"])
 def test_a_table_that_cannot_be_read_any_more_changed_and_was_not_damaged(here: Path, how: str) -> None:
-    prepared = session.prepare(make_job(here, PLAIN), Options(offline=True))
+    prepared = prepare.prepare(make_job(here, PLAIN), Options(offline=True))
     table = here / "topics.csv"
     table.unlink() if how == "gone" else table.write_text("topic,note\nrain")
     with pytest.raises(InputChanged, match=r"the input changed while the run went on: topics\.csv"):
@@ -99,9 +100,9 @@ def test_a_budget_needs_a_price(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
         endpoint={"base_url": "http://127.0.0.1:9", "key_env": "MY_KEY"},
         budget={"max_usd": 1.0},
     )
-    prepared = session.prepare(job, Options())
+    prepared = prepare.prepare(job, Options())
     with pytest.raises(JobError, match="price of mystery-model is unknown"):
-        anyio.run(running.run, prepared, lambda plan, continued, session: None, quiet)
+        anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
 
 
 @pytest.mark.case("S8")
@@ -130,7 +131,7 @@ def test_a_budget_needs_a_longest_answer(
 
     words = "nobody knows how long an answer of mystery-model may be"
     with pytest.raises(JobError if refused else Agreed, match=words if refused else None) as caught:
-        anyio.run(running.run, session.prepare(job, Options()), confirm, quiet)
+        anyio.run(run.run, prepare.prepare(job, Options()), confirm, quiet)
     if isinstance(caught.value, JobError):
         assert "max_output_tokens" in caught.value.hint
     assert play(here, Options(offline=True), model=model, budget={cap: 1.0}).exit_code == 0, "a rehearsal costs nothing"
@@ -156,16 +157,16 @@ def test_the_days_budget_is_shared_by_all_runs_of_a_key(here: Path, monkeypatch:
 
 def test_own_prices_make_any_model_known(here: Path) -> None:
     job = make_job(here, PLAIN, model={"name": "my-own-model", "prices": {"input": 1.0, "output": 2.0}})
-    session.check_model(job, offline=False)
+    prepare.check_model(job, offline=False)
 
 
 def test_offline_limits_are_obeyed_when_asked_and_online_always(here: Path) -> None:
     job = make_job(here, PLAIN, limits={"rpm": 5})
-    assert session.limits_of(job, offline=True) == Limits(0, 0, 0, None)
-    assert session.limits_of(job, offline=True, pace=True) == Limits(5, 0, 0, None)
+    assert prepare.limits_of(job, offline=True) == Limits(0, 0, 0, None)
+    assert prepare.limits_of(job, offline=True, pace=True) == Limits(5, 0, 0, None)
     flagged = load(job.path, {"limits.rpd": 7})
-    assert session.limits_of(flagged, offline=True) == Limits(0, 0, 7, None), "a flag means itself"
-    assert session.limits_of(job, offline=False) == Limits(5, None, None, None)
+    assert prepare.limits_of(flagged, offline=True) == Limits(0, 0, 7, None), "a flag means itself"
+    assert prepare.limits_of(job, offline=False) == Limits(5, None, None, None)
 
 
 def test_fresh_sets_aside_even_a_damaged_run(here: Path) -> None:
@@ -181,12 +182,12 @@ def test_output_over_input_is_refused(here: Path) -> None:
     (here / "results").mkdir()
     (here / "results" / "out.jsonl").write_text('{"topic": "rain"}\n')
     with pytest.raises(InputError, match="is the input"):
-        session.prepare(make_job(here, PLAIN, input={"path": "results/out.jsonl"}), Options(offline=True))
+        prepare.prepare(make_job(here, PLAIN, input={"path": "results/out.jsonl"}), Options(offline=True))
 
 
 def test_the_offline_service_is_the_emulator_through_the_same_client(here: Path) -> None:
     async def body() -> None:
-        async with session.open_provider(make_job(here, PLAIN), offline=True) as provider:
+        async with prepare.open_provider(make_job(here, PLAIN), offline=True) as provider:
             assert provider.endpoint == "gemini@emulator"
             models = await provider.list_models()
             assert isinstance(models, list) and models
@@ -197,14 +198,14 @@ def test_the_offline_service_is_the_emulator_through_the_same_client(here: Path)
 def test_half_done_work_is_planned_as_what_is_left(here: Path) -> None:
     play(here, Options(offline=True, limit=2))
     job = load(write_job(here, PLAIN, limits={"rpm": 0, "tpm": 0}))
-    plan = anyio.run(estimate, session.prepare(job, Options(offline=True)), Wishes()).plan
+    plan = anyio.run(estimate, prepare.prepare(job, Options(offline=True)), Wishes()).plan
     assert (plan.documents, plan.documents_done, plan.load.prompts) == (1, 2, 1)
 
 
 def test_identical_prompts_are_sent_once_across_seals_and_starts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RunStore.__init__.__kwdefaults__, "seal_rows", 20)
     monkeypatch.setattr("pipeline.store.run.SYNC_S", 0.01)
-    monkeypatch.setattr("pipeline.engine.MAX_OPEN_DOCUMENTS", 10)
+    monkeypatch.setattr("pipeline.run.engine.MAX_OPEN_DOCUMENTS", 10)
     topics = [f"topic {number}" for number in range(60)]
     (here / "topics.csv").write_text("\n".join(["topic", *topics, *topics, *reversed(topics)]))
     first = play(here, Options(offline=True, limit=100)).summary
@@ -240,7 +241,7 @@ def test_every_format_is_read_in_the_order_of_the_plan(
 ) -> None:
     sorted_table(here / name, 12_000 if where is None else 22_000)
     job = make_job(here, PLAIN, input={"path": name, "id": "id", "where": where})
-    prepared = session.prepare(job, Options(offline=True, limit=limit))
+    prepared = prepare.prepare(job, Options(offline=True, limit=limit))
     done = frozenset(range(0, prepared.rows, 7))
     left = pl.Series([row not in done for row in range(prepared.rows)])
     order = reading_order((frame["size"] for frame in anyio.run(look, prepared).slices()), left)
@@ -262,7 +263,7 @@ def test_every_format_is_read_in_the_order_of_the_plan(
 def test_pilots_of_a_sorted_table_are_the_rows_that_were_picked(here: Path) -> None:
     sorted_table(here / "t.parquet", 12_000)
     rows = frozenset(range(0, 12_000, 2))
-    prepared = session.prepare(make_job(here, PLAIN, input={"path": "t.parquet"}), Options(offline=True, pilot=rows))
+    prepared = prepare.prepare(make_job(here, PLAIN, input={"path": "t.parquet"}), Options(offline=True, pilot=rows))
     order = reading_order(frame["size"] for frame in anyio.run(look, prepared).slices())
     assert order
     read = [document.row for batch in prepared.documents(order=order) for document in batch]
@@ -281,7 +282,7 @@ def test_a_sorted_table_is_answered_whole_and_in_its_order_after_ctrl_c_and_resu
     here: Path, name: str, rows: int
 ) -> None:
     sorted_table(here / name, rows)
-    prepared = session.prepare(
+    prepared = prepare.prepare(
         make_job(here, PLAIN, input={"path": name, "id": "id"}, limits={"rpm": 0, "tpm": 0}), Options(offline=True)
     )
     plans: list[Plan] = []
@@ -292,7 +293,7 @@ def test_a_sorted_table_is_answered_whole_and_in_its_order_after_ctrl_c_and_resu
         os.kill(os.getpid(), signal.SIGINT)
         await anyio.sleep_forever()
 
-    first = anyio.run(running.run, prepared, lambda plan, continued, session: plans.append(plan), interrupt)
+    first = anyio.run(run.run, prepared, lambda plan, continued, session: plans.append(plan), interrupt)
     assert first.interrupted and rows // 3 <= first.summary.done < rows
     part = pl.read_ndjson("results/out-offline.jsonl")
     assert part["id"].to_list() == [f"k{row}" for row in range(rows)]
@@ -300,7 +301,7 @@ def test_a_sorted_table_is_answered_whole_and_in_its_order_after_ctrl_c_and_resu
     assert answered.min() < 500 and answered.max() > rows * 0.6, "short rows and long ones"
     assert 0.2 < (answered < rows // 2).mean() < 0.8
 
-    last = anyio.run(running.run, prepared, lambda plan, continued, session: plans.append(plan), quiet)
+    last = anyio.run(run.run, prepared, lambda plan, continued, session: plans.append(plan), quiet)
     assert all(plan.order for plan in plans) or plans[1].documents <= BATCH_ROWS
     assert last.exit_code == 0 and last.summary.calls == rows, "every row bought once"
     whole = pl.read_ndjson("results/out-offline.jsonl")

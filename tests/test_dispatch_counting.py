@@ -8,8 +8,8 @@ import pytest
 from servers import PARAMS
 from vclock import run
 
-from pipeline.quota.backlog import Job
-from pipeline.quota.counting import COUNTING_AT_ONCE, FAILURES_IN_A_ROW, LONGEST_COUNT_S, Counting, CountTokens
+from pipeline.dispatch.backlog import Job
+from pipeline.dispatch.counting import COUNTING_AT_ONCE, FAILURES_IN_A_ROW, LONGEST_COUNT_S, Counting, CountTokens
 from pipeline.records import Prompt, Verdict
 
 BROKEN = Verdict("transient", "server", "overloaded", http_status=503)

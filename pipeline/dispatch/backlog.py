@@ -9,9 +9,9 @@ from heapq import heappop, heappush
 from math import inf
 from random import Random
 
+from pipeline.dispatch.lookahead import Lookahead
 from pipeline.quota.endpoint import EndpointQuota
 from pipeline.quota.estimates import EXACT, Estimates, Trust
-from pipeline.quota.lookahead import Lookahead
 from pipeline.records import Prompt, Reply
 
 _AGAIN, _FINISHING, _OTHERS = range(3)  # lanes of the lookahead

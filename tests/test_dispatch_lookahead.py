@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.quota.lookahead import DEPTH, MAX_WAIT_S, PATIENCE, Lookahead
+from pipeline.dispatch.lookahead import DEPTH, MAX_WAIT_S, PATIENCE, Lookahead
 
 AGAIN, FINISHING, OTHERS = range(3)
 

@@ -14,7 +14,7 @@ from pipeline.providers.answers import parse_reply
 from pipeline.quota.endpoint import Notify
 from pipeline.quota.slots import CAP
 from pipeline.records import Limits, Reply, Verdict
-from pipeline.session import Options, Session
+from pipeline.run.prepare import Options, Session
 from pipeline.store.run import check_belongs
 
 SPARE_FILES = 16

@@ -1,0 +1,163 @@
+"""The dry run: what is left of a job and what it takes, and what was asked about it beside."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import NamedTuple
+
+from pipeline import plan, report
+from pipeline.job import Job
+from pipeline.plan.compare import Offer, Saving, chunk_sizes, compare, identical_rows, other_lanes, shared_prefix
+from pipeline.plan.exact import POOL_BYTES, POOL_ROWS, count_sample
+from pipeline.plan.forecast import Bought
+from pipeline.plan.learned import Learned, merged
+from pipeline.plan.picks import pick_evenly, pick_pilot
+from pipeline.plan.planner import EVERYTHING, USUAL, Input, expected_work, first_prompts, prefix_tokens
+from pipeline.plan.timing import Deadline, deadline
+from pipeline.prices import Lane, Model
+from pipeline.providers.answers import parse_reply
+from pipeline.records import Reply
+from pipeline.run.planning import Done, learned_of, look, notices_of, pace_of, rows_left
+from pipeline.run.prepare import Session, open_provider
+from pipeline.store.content import ContentIndex
+from pipeline.store.manifest import differences
+from pipeline.store.manifest import read as read_manifest
+from pipeline.store.state import is_unused, load
+
+
+class Kept(NamedTuple):
+    """What a run directory has already: which rows are left alone, and the replies that would be replayed."""
+
+    done: Done
+    bought: Bought
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the flags of `estimate` ask beyond the plan."""
+
+    whole: bool = False  # count every row, however large the table
+    exact: bool = False  # have a sample counted by the service
+    compare: bool = False
+    by: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A plan, and what was asked about it."""
+
+    plan: plan.Plan
+    offers: tuple[Offer, ...] = ()
+    savings: tuple[Saving, ...] = ()
+    deadline: Deadline | None = None
+
+
+async def estimate(session: Session, wishes: Wishes) -> Estimate:
+    """What is left of this job and what it takes. Writes nothing, and sends nothing but what `exact` has counted."""
+    start = datetime.now(UTC)
+    found = await look(session)
+    with kept(session) as (done, bought):
+        given = Input(session.source, found, rows_left(session, done), EVERYTHING if wishes.whole else USUAL)
+        learned = await learned_of(session, found)
+        if wishes.exact:
+            learned = merged(learned, await _counted(session, given))
+        pace = await pace_of(session, learned)
+        made = await plan.make(given, session.working, learned, bought, pace, start)
+        savings: tuple[Saving, ...] = ()
+        if wishes.compare:
+            savings = await _savings(session, given, learned, bought, made)
+    offers = _offers(session.working, made, start) if wishes.compare else ()
+    spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
+    told = replace(made, notices=(*_elsewhere(session), *notices_of(session, made, spent_usd)))
+    return Estimate(told, offers, savings, deadline(made.load, pace, start, wishes.by) if wishes.by else None)
+
+
+def _elsewhere(session: Session) -> Iterator[str]:
+    """Why the run directory of this name says nothing about this job."""
+    known = read_manifest(session.directory / "manifest.json")
+    unlike = differences(known, session.manifest()) if known else []
+    if unlike and not is_unused(session.directory):
+        yield (
+            f"{session.directory} is a run of a different job or input ({unlike[0]}) and not counted; "
+            "`pipeline run` needs `--fresh`"
+        )
+
+
+async def pilot_rows(session: Session, number: int) -> frozenset[int]:
+    """So many rows to try first, spread over kinds of script and lengths, of those that are left to do."""
+    found = await look(session)
+    with kept(session) as (done, _):
+        return frozenset(pick_pilot(found, rows_left(session, done), number).numbers)
+
+
+@contextmanager
+def kept(session: Session) -> Iterator[Kept]:
+    """What the job's run directory has, when it belongs to this job and input; reads only."""
+    known = read_manifest(session.directory / "manifest.json")
+    if known is None or differences(known, session.manifest()):
+        yield Kept(lambda row: False, _nothing)
+        return
+    outcomes, unsealed = load(session.directory, parse_reply)
+    calls = {call.fingerprint: call.reply for call in unsealed.calls if call.paid}
+    index = ContentIndex(session.directory, read_only=True)
+
+    async def bought(fingerprint: str) -> Reply | None:
+        if (reply := calls.get(fingerprint)) is not None:
+            return reply
+        sealed = await index.find(fingerprint)
+        return sealed.reply if sealed else None
+
+    try:
+        yield Kept(outcomes.done, bought)
+    finally:
+        index.close()
+
+
+async def _nothing(fingerprint: str) -> Reply | None:
+    return None
+
+
+async def _counted(session: Session, given: Input) -> Learned:
+    """Have the service count a sample of the first prompts."""
+    picks = pick_evenly(given.survey, given.wanted, POOL_ROWS, POOL_BYTES)
+    prompts = await first_prompts(given, picks, session.working)
+    async with open_provider(session.job, session.options.offline) as provider:
+        return await count_sample(prompts, provider.count_tokens)
+
+
+def _offers(job: Job, made: plan.Plan, start: datetime) -> tuple[Offer, ...]:
+    def seconds_of(model: Model, lane: Lane) -> float | None:
+        return made.timeline.seconds if lane == "standard" else None
+
+    return compare(made.work, made.load.largest_tokens, job.params.max_output_tokens, seconds_of, start.date())
+
+
+async def _savings(
+    session: Session, given: Input, learned: Learned, bought: Bought, made: plan.Plan
+) -> tuple[Saving, ...]:
+    job, day = session.working, datetime.now(UTC).date()
+    model, own = job.params.model, job.own_rates
+    first = sum(cell.prompts for tier, cell in made.work.items() if tier.step != "reduce")
+    others = [
+        (tokens, await expected_work(given, changed, learned, bought, made.pace))
+        for tokens, changed in _larger_chunks(job)
+    ]
+    now = await expected_work(given, job, learned, bought, made.pace) if others else {}
+    return (
+        *identical_rows(made.spared, model, day, own=own),
+        *shared_prefix(first, prefix_tokens(job), model, day, own=own),
+        *chunk_sizes(now, others, model, day, own=own),
+        *other_lanes(made.work, model, day, own),
+    )
+
+
+def _larger_chunks(job: Job) -> Iterator[tuple[int, Job]]:
+    """The job with pieces two, four and eight times as long."""
+    chunk = job.spec.chunk
+    if chunk is None:
+        return
+    for factor in (2, 4, 8):
+        longer = chunk.model_copy(update={"max_tokens": chunk.max_tokens * factor})
+        yield longer.max_tokens, replace(job, spec=job.spec.model_copy(update={"chunk": longer}))

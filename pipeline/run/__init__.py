@@ -1,0 +1,1 @@
+"""One run: prepared and checked, its engine, from the plan to the output table."""

@@ -1,0 +1,136 @@
+"""The plan that a run starts with: the table surveyed, earlier answers learned from, what is kept left out."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import anyio.to_thread
+import polars as pl
+
+from pipeline import plan, report
+from pipeline.errors import PipelineError
+from pipeline.plan.earlier import earlier
+from pipeline.plan.forecast import Bought
+from pipeline.plan.learned import Learned
+from pipeline.plan.pace import Pace
+from pipeline.plan.picks import about
+from pipeline.plan.planner import BRIEF, Input
+from pipeline.plan.survey import Survey, survey
+from pipeline.quota.book import Known, read_known
+from pipeline.quota.daily import day_of
+from pipeline.run.places import quota_place
+from pipeline.run.prepare import METERS, Session, open_provider
+from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES
+
+ASSUMED_LATENCY_S = 5.0
+"""Of one answer, before any is known: it decides the time only where no limit does, and that of the last answers."""
+_EMULATOR_LATENCY_S = 0.02
+
+_INSERTED = re.compile(r"\{\{-?\s*(\w+)")
+_SLICE_ROWS = 2**16
+"""Rows that are asked after at a time, 8 bytes each."""
+
+Done = Callable[[int], bool]
+
+
+async def planned(session: Session, done: Done, bought: Bought, spent_usd: Decimal = Decimal(0)) -> plan.Plan:
+    """The plan that a run starts with, which has cost `spent_usd` so far: of the rows that are not `done`."""
+    found = await look(session)
+    given = Input(session.source, found, rows_left(session, done), BRIEF)
+    learned = await learned_of(session, found)
+    pace = await pace_of(session, learned)
+    made = await plan.make(given, session.working, learned, bought, pace, datetime.now(UTC))
+    return replace(made, notices=notices_of(session, made, spent_usd))
+
+
+def notices_of(session: Session, made: plan.Plan, spent_usd: Decimal) -> tuple[str, ...]:
+    """What a person should know of this plan before anything is spent."""
+    return *_unpaced(session), *_unfilled(session), *_over_budget(session, made, spent_usd), *made.notices
+
+
+def _unfilled(session: Session) -> Iterator[str]:
+    """That a system instruction is no template, where it looks like one: a column's name may stand there as it is."""
+    job, known = session.job, {*session.source.schema, *CHUNK_VARIABLES, *REDUCE_VARIABLES}
+    for section, params in (("prompt", job.params), ("reduce", job.reduce_params)):
+        system = params.system if params else None
+        names = [name for name in _INSERTED.findall(system or "") if name in known]
+        if names and (section == "prompt" or system != job.params.system):
+            yield f"[{section}] system is sent as it stands: {{{{ {names[0]} }}}} in it is not filled in"
+
+
+def _unpaced(session: Session) -> Iterator[str]:
+    """That an offline run does not keep to the job's limits."""
+    limits, kept = session.job.limits, session.limits
+    ignored = [meter for meter in METERS if getattr(limits, meter) and not getattr(kept, meter)]
+    if ignored:
+        yield f"offline, the job's limits ({', '.join(ignored)}) are not kept to: `--pace` keeps to them"
+
+
+def _over_budget(session: Session, made: plan.Plan, spent_usd: Decimal) -> Iterator[str]:
+    """Whether what the run may spend is too little for it."""
+    cap, cost = session.max_usd, made.cost_usd
+    if cap is None or not cost or not made.load.prompts or session.rehearsal or spent_usd + cost.high <= cap:
+        return
+    will = "is expected to" if spent_usd + cost.expected > cap else "may"
+    name = "--max-cost" if session.options.max_cost_usd else "[budget] max_usd"
+    dollars = round(cap, 2) if cap == round(cap, 2) else cap
+    yield f"the run {will} reach {name}, ${dollars:,f}: it then stops, and can be continued with a higher one"
+
+
+async def look(session: Session) -> Survey:
+    """One pass over the table."""
+    return await anyio.to_thread.run_sync(survey, session.source, session.rows, abandon_on_cancel=True)
+
+
+def rows_left(session: Session, done: Done) -> pl.Series:
+    """Which rows are to be done."""
+    parts = (range(start, min(start + _SLICE_ROWS, session.rows)) for start in range(0, session.rows, _SLICE_ROWS))
+    left = [pl.Series([not done(row) for row in part], dtype=pl.Boolean) for part in parts]
+    return pl.concat([pl.Series(dtype=pl.Boolean), *left], rechunk=True)
+
+
+async def learned_of(session: Session, found: Survey) -> Learned:
+    """What earlier runs of this job, or of jobs like it, say about its answers."""
+    return await anyio.to_thread.run_sync(
+        earlier,
+        report.RUNS,
+        session.working,
+        session.kind,
+        session.source.fingerprint,
+        about(found),
+    )
+
+
+async def pace_of(session: Session, learned: Learned) -> Pace:
+    """How fast the run will go: the limits that it will keep to, the latency, the day's quota that is left."""
+    offline, limits = session.options.offline, session.limits
+    known = Known() if offline else await _known(session)
+    return Pace(
+        replace(limits, rpm=_least(limits.rpm, known.rpm), tpm=_least(limits.tpm, known.tpm)),
+        learned.latency_s or (_EMULATOR_LATENCY_S if offline else ASSUMED_LATENCY_S),
+        learned.slow_s,
+        used_today=known.requests if known.day_opens_at is None else 0,
+        opens_at=known.day_opens_at or 0.0,
+    )
+
+
+def _least(configured: int | None, learned: float | None) -> int | None:
+    """A minute's limit, as the run will use it: 0 is none at all, whatever was learned."""
+    if learned is None or configured == 0:
+        return configured
+    return int(learned) if configured is None else min(configured, int(learned))
+
+
+async def _known(session: Session) -> Known:
+    """What earlier runs of this key learned of its quota; nothing without a key or a place for it."""
+    job = session.job
+    try:
+        async with open_provider(job, offline=False) as provider:
+            path, name = quota_place(job, provider.endpoint, session.kind)
+    except PipelineError:
+        return Known()
+    now = time.time()
+    return await anyio.to_thread.run_sync(read_known, path, name, day_of(now, job.limits.reset_zone), now)
