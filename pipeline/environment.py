@@ -2,10 +2,23 @@
 
 import os
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import PipelineError
 
+VARIABLES: Mapping[str, str] = {
+    "GEMINI_API_KEY": "the key, unless `[endpoint] key_env` names another variable",
+    "GOOGLE_API_KEY": "the key, where `GEMINI_API_KEY` is not set",
+    "GOOGLE_GEMINI_BASE_URL": "the service's address; wins over `[endpoint] base_url`",
+    "HTTPS_PROXY": "the proxy; `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` are heeded too",
+    "SSL_CERT_FILE": "certificates to trust, in PEM",
+    "SSL_CERT_DIR": "a directory of certificates to trust",
+    "XDG_STATE_HOME": "where learned limits, day counts and the book of spending are kept. Default: `~/.local/state`",
+    "XDG_CACHE_HOME": "where the cache of answers is. Default: `~/.cache`",
+    "POLARS_MAX_THREADS": "threads that read and write tables. Default: as many as there are cores",
+}
+"""What the environment decides, for a person."""
 MOST_THREADS = 1024
 """Of polars; a thread takes 2 MB of addresses, and a hundred million were still being started after ten minutes."""
 

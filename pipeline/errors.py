@@ -18,11 +18,23 @@ nothing was spent: in the middle of a run such an error has a 3 (`resumable_once
 """
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 RESUMABLE = 3
 """Exit code of what stopped a run that had sent requests already."""
+
+EXIT_CODES: Mapping[int, str] = {
+    0: "all rows are ok",
+    1: "finished; some rows are not ok",
+    2: "could not start: job, template, input, output, key, run directory or environment; nothing was spent",
+    3: "stopped early and can be continued: a spend cap, the day's quota, an input that changed, an output that could"
+    " not be written, a service that is down, the first 20 rows of a run that all failed for one cause, or what is a 2"
+    " before the first request (a full disk, a key that is refused) in the middle of a run",
+    130: "interrupted, or not agreed to before the first request; can be continued",
+    70: "a bug of prompt-pipeline; what was paid for is kept",
+}
+"""Every code that the process ends with, and what it means."""
 
 _PLACES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, then run the same command again"),

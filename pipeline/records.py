@@ -8,25 +8,53 @@ from functools import cached_property
 from typing import Literal
 
 Status = Literal["ok", "truncated", "blocked", "invalid", "error"]
-STATUSES: tuple[Status, ...] = ("ok", "truncated", "blocked", "invalid", "error")
+STATUS_MEANS: Mapping[Status, str] = {
+    "ok": "a whole answer",
+    "truncated": "an answer that was cut at `max_output_tokens`: kept, flagged, paid for",
+    "blocked": "refused or withheld by a filter",
+    "invalid": "never sent, or refused for what it is",
+    "error": "no usable answer",
+}
+STATUSES: tuple[Status, ...] = tuple(STATUS_MEANS)
 
 ErrorKind = Literal[
-    "truncated",  # the answer reached max_output_tokens; what there is of it is kept
-    "prompt_blocked",  # the safety filter refused the prompt
-    "answer_blocked",  # the safety filter withheld the answer
-    "recitation",  # the answer was cut because it repeats published text
-    "empty_input",  # the document has no text, or its prompt: nothing was sent
-    "template_error",  # the template fails on the values of this row
-    "too_long",  # larger than the model's context or than a whole minute's token quota
-    "invalid_request",  # the service refused this prompt (400, 404, 413, 422)
-    "empty_answer",  # the service answered without text
-    "malformed_reply",  # the service answered something that is not its protocol
-    "quota",  # refused for quota; costs no attempt, so no row ends with it
-    "network",  # no connection, or it broke
-    "timeout",  # no answer in time
-    "server",  # 500, 502, 503, 504 until attempts ran out
-    "auth",  # the key, the project or the region was refused
+    "truncated",
+    "prompt_blocked",
+    "answer_blocked",
+    "recitation",
+    "empty_input",
+    "template_error",
+    "too_long",
+    "invalid_request",
+    "empty_answer",
+    "malformed_reply",
+    "quota",
+    "network",
+    "timeout",
+    "server",
+    "auth",
 ]
+CAUSES: Mapping[ErrorKind, str] = {
+    "truncated": "the answer reached `max_output_tokens`; what there is of it is kept",
+    "prompt_blocked": "the safety filter refused the prompt",
+    "answer_blocked": "the safety filter withheld the answer",
+    "recitation": "the answer repeated published text and was cut",
+    "empty_input": "the text column is empty, or the whole prompt: nothing was sent",
+    "template_error": "the template fails on the values of this row",
+    "too_long": "larger than the model's context, or than a whole minute's token quota; a prompt above 67,108,864"
+    " characters is not even counted",
+    "invalid_request": "the service refused this prompt (400, 404, 413, 422)",
+    "empty_answer": "the service answered without text",
+    "malformed_reply": "the service answered something that cannot be read: three times, or twice where the same came"
+    " back",
+    "quota": "refused for quota; a refusal costs no attempt, so the row waits and does not end with it",
+    "network": "no connection, or it broke",
+    "timeout": "no answer in time",
+    "server": "500, 502, 503 or 504 until the attempts ran out, or until the 10 minutes were over that one row waits"
+    " when the service asks it to",
+    "auth": "the key, the project or the region was refused",
+}
+"""What happened to a row that is not ok."""
 PASSING: frozenset[ErrorKind] = frozenset({"quota", "network", "timeout", "server", "auth"})
 """Failures that may pass by themselves and cost nothing: a row that ends in one is tried again by the next run."""
 

@@ -1,47 +1,28 @@
-"""README and code say the same. `python tests/test_docs.py` prints the generated tables for pasting."""
+"""README, pages and code say the same."""
 
 import re
 import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import pytest
-import typer
+import reference
 from commands import Ran
-from pydantic import BaseModel
 from test_layers import RANKS
 
 from pipeline import errors
-from pipeline.cli.app import app
-from pipeline.records import PASSING, ErrorKind
+from pipeline.cli.app import BUG
+from pipeline.console.plans_json import PLAN_KEYS
+from pipeline.process import INTERRUPTED
+from pipeline.records import CAUSES, PASSING, ErrorKind
+from pipeline.report import RUN_KEYS
 from pipeline.sections import JobFile
 from pipeline.store.export import PENDING, RESULT_COLUMNS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-
-
-def sections() -> dict[str, type[BaseModel]]:
-    """Section name → its model, in file order."""
-    found = {}
-    for name, field in JobFile.model_fields.items():
-        options = (field.annotation, *get_args(field.annotation))
-        found[name] = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return found
-
-
-def reference() -> list[str]:
-    """The job file reference: one table row a key."""
-    rows = []
-    for section, model in sections().items():
-        for key, field in model.model_fields.items():
-            default = "" if field.default is None or field.default_factory else f"`{field.default}`"
-            shown = "required" if field.is_required() else default
-            rows.append(f"| `[{section}] {key}` | {shown} | {(field.description or '').replace('|', '&#124;')} |")
-    return rows
 
 
 def command(name: str) -> str:
@@ -51,16 +32,30 @@ def command(name: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("row", reference())
-def test_the_job_reference_is_the_code(row: str) -> None:
-    assert row in README.splitlines()
+def test_the_reference_is_made_from_the_code() -> None:
+    assert reference.PAGE.read_text("utf-8") == reference.page(), "run `.venv/bin/python tests/reference.py`"
 
 
-def test_every_key_has_a_description() -> None:
-    for model in sections().values():
+def test_every_setting_flag_and_command_has_a_description() -> None:
+    for model in reference.sections().values():
         assert model.__doc__
         for key, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{key}"
+    for name, command in reference.commands().items():
+        assert command.help, name
+        for parameter in command.params:
+            assert parameter.help, f"{name} {parameter.name}"
+
+
+def test_every_cause_and_exit_code_has_a_meaning() -> None:
+    assert tuple(CAUSES) == get_args(ErrorKind)
+    codes = {error.exit_code for error in reference.exceptions()}
+    assert set(errors.EXIT_CODES) == codes | {0, 1, INTERRUPTED, BUG}
+
+
+def test_json_has_the_keys_that_are_promised(here: Path, cli: Callable[..., Ran]) -> None:
+    assert tuple(cli("estimate", "jobs/extract.toml", "--json").json) == tuple(PLAN_KEYS)
+    assert tuple(cli("run", "jobs/extract.toml", "--offline", "--json").json) == tuple(RUN_KEYS)
 
 
 def test_the_example_job_in_the_readme_is_valid() -> None:
@@ -68,30 +63,15 @@ def test_the_example_job_in_the_readme_is_valid() -> None:
         JobFile.model_validate(tomllib.loads(block))
 
 
-def test_every_command_and_flag_is_in_the_readme_and_has_help() -> None:
-    group = typer.main.get_command(app)
-    for name, entry in group.commands.items():
+def test_every_command_is_in_the_readme() -> None:
+    for name in reference.commands():
         assert f"`pipeline {name}" in README, name
-        assert entry.help, name
-        for parameter in entry.params:
-            flags = [option for option in parameter.opts if option.startswith("--")]
-            if flags and parameter.name != "help":
-                assert parameter.help, f"{name} {flags[0]}"
-                assert f"`{flags[0]}" in README, f"{name} {flags[0]}"
 
 
 def test_every_command_in_the_readme_exists() -> None:
-    known = set(typer.main.get_command(app).commands)
+    known = set(reference.commands())
     for name in re.findall(r"pipeline ([a-z]+)", "\n".join(re.findall(r"`(pipeline [^`]*)`", README))):
         assert name in known, name
-
-
-def test_every_exit_code_is_in_the_readme() -> None:
-    codes = {
-        error.exit_code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "exit_code")
-    }
-    for code in codes | {0, 1, 130, 70}:
-        assert re.search(rf"^\| {code} \|", README, re.MULTILINE), code
 
 
 def test_every_cause_and_column_is_in_the_readme() -> None:
@@ -143,7 +123,7 @@ def test_the_two_commands_are_one_line_each_and_ci_runs_them() -> None:
 def test_the_top_level_holds_nothing_else() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     top = {path.split("/")[0] for path in listed}
-    allowed = {"pyproject.toml", "README.md", "LICENSE", "pipeline", "jobs", "tests", "sample_data"}
+    allowed = {"pyproject.toml", "README.md", "LICENSE", "pipeline", "jobs", "tests", "sample_data", "docs"}
     assert {name for name in top if not name.startswith(".")} == allowed
 
 
@@ -151,7 +131,3 @@ def test_the_error_tree_in_the_docstring_is_the_code() -> None:
     for name, error in vars(errors).items():
         if isinstance(error, type) and issubclass(error, errors.PipelineError) and error is not errors.PipelineError:
             assert re.search(rf"{name}\s+{error.exit_code}\s", errors.__doc__ or ""), name
-
-
-if __name__ == "__main__":
-    sys.stdout.write("\n".join(reference()) + "\n")

@@ -14,17 +14,44 @@ if TYPE_CHECKING:
     from pipeline.job import Job
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="job file, e.g. jobs/summarize.toml")]
-Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
-Offline = Annotated[bool, typer.Option("--offline", help="answers from the embedded emulator: no key, no cost")]
-Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="write the results here")]
-Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="another model than the job's")]
-Rpm = Annotated[int | None, typer.Option("--rpm", help="requests per minute; 0: no limit")]
-Tpm = Annotated[int | None, typer.Option("--tpm", help="input tokens per minute; 0: no limit")]
-Rpd = Annotated[int | None, typer.Option("--rpd", help="requests per day; 0: no limit")]
-MaxCost = Annotated[str | None, typer.Option("--max-cost", metavar="USD", help="stop before this is passed")]
-Pace = Annotated[bool, typer.Option("--pace", help="with --offline: keep to the job's [limits] all the same")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before spending")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="only the first N rows")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document; a failure prints { error, hint }")]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        help="a rehearsal: the built-in emulator answers with extracts of the prompt, at no cost and without the job's"
+        " [limits]",
+    ),
+]
+Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="write the results there")]
+Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="use another model than the job's")]
+Rpm = Annotated[
+    int | None, typer.Option("--rpm", metavar="N", help="requests per minute; wins over the job file; 0: no limit")
+]
+Tpm = Annotated[
+    int | None, typer.Option("--tpm", metavar="N", help="input tokens per minute; wins over the job file; 0: no limit")
+]
+Rpd = Annotated[
+    int | None, typer.Option("--rpd", metavar="N", help="requests per day; wins over the job file; 0: no limit")
+]
+MaxCost = Annotated[
+    str | None,
+    typer.Option(
+        "--max-cost", metavar="USD", help="stop before the run's cost passes this; wins over [budget] max_usd"
+    ),
+]
+Pace = Annotated[
+    bool,
+    typer.Option(
+        "--pace",
+        help="with --offline: keep to the job's [limits] all the same; --rpm, --tpm and --rpd hold in any case",
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before spending; needed where nobody can answer")]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, metavar="N", help="only the first N rows; a later run does the rest"),
+]
 
 
 _MOST_PLACES = 9

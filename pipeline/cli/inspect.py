@@ -28,7 +28,7 @@ def report(
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="run directory or its name; default: the newest")
     ] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="list the rows that are not ok")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="list the rows that are not ok, and why")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="first compare every sealed part with its checksum")] = False,
     json: Json = False,
 ) -> None:
@@ -98,7 +98,12 @@ def check(
     offline: Offline = False,
     model: Model = None,
     forget: Annotated[
-        bool, typer.Option("--forget", help="forget limits that earlier runs learned, and a day that was used up")
+        bool,
+        typer.Option(
+            "--forget",
+            help="forget the limits that earlier runs learned for this key and model, and that its day was used up: for"
+            " instance after a change of tier",
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -136,17 +141,33 @@ def check(
 
 def emulate(
     host: Annotated[
-        str, typer.Option(help="address to listen on; a loopback one answers this machine only")
+        str, typer.Option(metavar="ADDRESS", help="address to listen on; a loopback one answers this machine only")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="port; 0 picks a free one")] = 8089,
-    rpm: Annotated[int | None, typer.Option(min=0, help="requests per minute; 0: no model is offered")] = None,
-    tpm: Annotated[int | None, typer.Option(min=0, help="input tokens per minute; 0: no model is offered")] = None,
-    rpd: Annotated[int | None, typer.Option(min=0, help="requests per day; 0: no model is offered")] = None,
-    algorithm: Annotated[Algorithm, typer.Option(help="how it counts a minute")] = Algorithm.fixed,
-    latency: Annotated[float, typer.Option(metavar="SECONDS", help="of every answer")] = 0.0,
-    jitter: Annotated[float, typer.Option(metavar="SECONDS", help="up to this much more latency")] = 0.0,
-    faults: Annotated[str, typer.Option(metavar="SPEC", help="e.g. 503:0.05,reset:0.01,429*3; `list` tells all")] = "",
-    seed: Annotated[int, typer.Option(help="of faults and latency")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65_535, metavar="N", help="port; 0 picks a free one")] = 8089,
+    rpm: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="requests per minute; 0: no model is offered")
+    ] = None,
+    tpm: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="input tokens per minute; 0: no model is offered")
+    ] = None,
+    rpd: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="requests per day; 0: no model is offered")
+    ] = None,
+    algorithm: Annotated[
+        Algorithm,
+        typer.Option(help="how it counts a minute: fixed window, sliding log, sliding-window counter or token bucket"),
+    ] = Algorithm.fixed,
+    latency: Annotated[float, typer.Option(metavar="SECONDS", help="how long every answer takes")] = 0.0,
+    jitter: Annotated[float, typer.Option(metavar="SECONDS", help="up to so much longer, at random")] = 0.0,
+    faults: Annotated[
+        str,
+        typer.Option(
+            metavar="SPEC",
+            help="what goes wrong, e.g. 503:0.05,reset:0.01,429*3; `list` says of each fault what is sent and what is"
+            " billed",
+        ),
+    ] = "",
+    seed: Annotated[int, typer.Option(metavar="N", help="of faults and latency")] = 0,
 ) -> None:
     """Serve the Gemini protocol, for rehearsals.
 

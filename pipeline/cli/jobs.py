@@ -44,16 +44,25 @@ def run(
     offline: Offline = False,
     limit: Limit = None,
     max_cost: MaxCost = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="start anew; the old run is kept beside it")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="start anew; the old run directory is renamed and kept")
+    ] = False,
     retry: Annotated[
         str | None,
         typer.Option(metavar="KINDS", help="redo rows with these statuses or causes, e.g. truncated,blocked"),
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="with --retry: redo them with this [model] setting"),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="with --retry: redo just those rows, with this [model] setting, e.g. max_output_tokens=2000; may be"
+            " given more than once",
+        ),
     ] = None,
-    skip_failed: Annotated[bool, typer.Option("--skip-failed", help="do not retry rows that failed before")] = False,
+    skip_failed: Annotated[
+        bool, typer.Option("--skip-failed", help="leave rows alone that failed before for a passing reason")
+    ] = False,
     yes: Yes = False,
     wait: Annotated[bool, typer.Option("--wait", help="sleep until the day's quota resets, then go on")] = False,
     out: Out = None,
@@ -64,9 +73,16 @@ def run(
     json: Json = False,
     pace: Pace = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace the output, though another run wrote it or it holds more rows")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="replace the output even where another run or nobody kept here wrote it, somebody changed it, or it"
+            " holds more finished rows than this run would write",
+        ),
     ] = False,
-    show_config: Annotated[bool, typer.Option("--show-config", help="say where each setting comes from")] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="show every setting and where it comes from; nothing is run")
+    ] = False,
 ) -> None:
     """Start this job's run, or continue it.
 
@@ -125,19 +141,34 @@ def estimate(
     pilot: Annotated[
         int | None,
         typer.Option(
-            "--pilot", min=1, metavar="N", help="first run N rows of all kinds and lengths, and learn from them"
+            "--pilot",
+            min=1,
+            metavar="N",
+            help="first really run N of the rows that are left, of all kinds and lengths, keep them, and estimate the"
+            " rest from their answers; asks before it spends",
         ),
     ] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="have the service count a sample of the prompts: free, needs a key")
+        bool,
+        typer.Option(
+            "--exact", help="have the service count the tokens of a sample of the prompts; free of charge, needs a key"
+        ),
     ] = False,
     compare: Annotated[
-        bool, typer.Option("--compare", help="other models and lanes, and what would save money")
+        bool, typer.Option("--compare", help="other models and lanes side by side, and what would save money")
     ] = False,
     by: Annotated[
-        str | None, typer.Option("--by", metavar="TIME", help="does it end by 07:00, or by 2026-11-24 07:00?")
+        str | None,
+        typer.Option(
+            "--by", metavar="TIME", help="whether it ends by then (07:00, or 2026-11-24 07:00), and what would make it"
+        ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="count every row, however large the table")] = False,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="count every row; without it a table above 100,000 rows or 250 MB is counted from a sample"
+        ),
+    ] = False,
     max_cost: MaxCost = None,
     yes: Yes = False,
     offline: Offline = False,

@@ -1,5 +1,6 @@
 """A plan as `estimate --json` prints it."""
 
+from collections.abc import Mapping
 from decimal import Decimal
 
 from pipeline.estimating import Estimate
@@ -7,9 +8,40 @@ from pipeline.plan.amounts import Range
 from pipeline.plan.timing import Deadline
 from pipeline.records import Limits
 
+PLAN_KEYS: Mapping[str, str] = {
+    "documents": "rows that are left to do",
+    "documents_done": "rows that have an outcome already",
+    "documents_chunked": "rows that are cut into pieces",
+    "prompts": "calls to be made",
+    "prompts_range": "the same as low, expected and high",
+    "prompts_by_step": "the same by step: answer, map, reduce",
+    "input_tokens": "tokens of the prompts",
+    "input_tokens_range": "the same as low, expected and high",
+    "output_tokens": "all that is billed as output, thinking included: low, expected and high",
+    "cost_usd": "USD as low, expected and high; null where the price is unknown",
+    "steps": "by step: prompts, tokens, cost, and P10, median and P90 of an answer's tokens",
+    "found": "kinds of rows that deserve a look: how many, and examples",
+    "seconds": "how long it will take",
+    "finish_at": "when it ends if it starts now",
+    "nights": "days of quota that it takes",
+    "days": "those days: start, end and calls",
+    "bottleneck": "what the time is spent on",
+    "model": "the model",
+    "prices_dated": "date of the prices",
+    "sampled_rows": "rows that were looked at, where the table was counted from a sample",
+    "bounds_only": "true where nothing is known of the answers' length: low and high are bounds",
+    "based_on": "what the expected length of the answers comes from",
+    "assumptions": "what the estimate assumes, in words",
+    "notices": "what deserves attention before the run, in words",
+    "deadline": "with `--by`: whether it ends by then, and the limits that would make it",
+    "offers": "with `--compare`: other models and lanes",
+    "savings": "with `--compare`: what would save money",
+}
+"""The keys of `estimate --json`; these keys stay. A document is a row here, a prompt a call."""
+
 
 def plan_json(made: Estimate) -> dict[str, object]:
-    """The stable keys of `estimate --json`."""
+    """The plan under `PLAN_KEYS`."""
     plan = made.plan
     return {
         "documents": plan.documents,

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -29,6 +29,35 @@ _CALL_COLUMNS = (
     *("cost_usd", "at_most_usd", "usage_estimated"),
     *_SUMS,
 )
+
+
+RUN_KEYS: Mapping[str, str] = {
+    "run": "name of the job",
+    "rehearsal": "true where the emulator answered",
+    "status": "finished, stopped, interrupted or pilot; running while it runs",
+    "rows": "rows of the input that the run covers",
+    **{status: f"rows that are `{status}`" for status in STATUSES},
+    "calls": "replies that were paid for",
+    "attempts": "requests that were made; refusals for quota do not count",
+    "rate_limited": "refusals for quota",
+    "identical": "calls that a call of this run with the same content answered",
+    "cached": "calls that an earlier run answered, through `[cache]`",
+    "saved_usd": "what both would have cost",
+    "input_tokens": "tokens of the prompts",
+    "cached_tokens": "those of them that came from the service's own cache",
+    "output_tokens": "tokens of the answers, without thinking",
+    "thinking_tokens": "tokens that were thought; billed as output",
+    "cost_usd": "USD paid; null where a price is unknown",
+    "at_most_usd": "USD that it may have cost beyond `cost_usd`; null where nobody knows",
+    "uncertain": "requests that may have cost these",
+    "usage_estimated": "those of them that were answered: their tokens or cost are estimates",
+    "seconds": "how long the run took, all its sessions together",
+    "output": "the table that was written last, or is to be written",
+    "run_dir": "the run directory",
+    "accuracy": "for each step, and `total`: calls, tokens and cost as [estimated, actual], output with thinking;"
+    " `seconds` likewise; null where no estimate for as many rows is known",
+}
+"""The keys of `run --json` and `report --json`; these keys stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +100,7 @@ class Summary:
         return self.outcomes.total()
 
     def as_json(self) -> dict[str, object]:
-        """The stable keys of `run --json` and `report --json`."""
+        """The numbers under `RUN_KEYS`."""
         return {
             "run": self.manifest.job,
             "rehearsal": self.manifest.kind != "real",

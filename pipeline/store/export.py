@@ -20,29 +20,33 @@ ROW = "\0row"
 PENDING = "pending"
 """Status of a row that has no outcome yet."""
 
-RESULT_COLUMNS: dict[str, pl.DataType] = {
-    name: pl.Float64() if name == "cost_usd" else RESULTS_SCHEMA[name]
-    for name in (
-        "status",
-        "response",
-        "error_kind",
-        "error",
-        "finish_reason",
-        "model",
-        "input_tokens",
-        "cached_tokens",
-        "output_tokens",
-        "thinking_tokens",
-        "usage_estimated",
-        "cost_usd",
-        "calls",
-        "chunks",
-        "attempts",
-        "latency_s",
-        "finished_at",
-    )
+COLUMN_MEANS: dict[str, str] = {
+    "status": "what became of the row",
+    "response": "the answer; null where there is none",
+    "error_kind": "the cause, of a row that is not `ok`",
+    "error": "the same in one line for a person",
+    "finish_reason": "why the answer ended, as the service names it: `STOP`, `MAX_TOKENS`, `SAFETY`, …",
+    "model": "the model that answered, as the service names it, and that is billed; where its price is unknown, as that"
+    " of a relay's own names, the price of the job's model counts",
+    "input_tokens": "tokens of the prompts; those from the service's own cache included",
+    "cached_tokens": "those of them that came from the service's own cache",
+    "output_tokens": "tokens of the answers, without thinking",
+    "thinking_tokens": "tokens that were thought; billed as output",
+    "usage_estimated": "true where some of the row's tokens or cost are an estimate",
+    "cost_usd": "USD of every reply of the row, also of those that `--retry` replaced and that could not be read or"
+    " counted; null where the price is unknown",
+    "calls": "replies that were paid for; 0 where another row or an earlier run bought the answer",
+    "chunks": "pieces that the text was cut into: 1 when it was sent whole, 0 when nothing was sent",
+    "attempts": "requests that were made; refusals for quota do not count",
+    "latency_s": "seconds that the calls took, added up",
+    "finished_at": "when the row was finished, UTC",
 }
-"""Columns that follow the input's own, typed from the first row whatever is in them."""
+"""Columns that follow the input's own, and what stands in them."""
+
+RESULT_COLUMNS: dict[str, pl.DataType] = {
+    name: pl.Float64() if name == "cost_usd" else RESULTS_SCHEMA[name] for name in COLUMN_MEANS
+}
+"""The same, typed from the first row whatever is in them."""
 
 _TEXTS = (pl.String, pl.Categorical, pl.Enum)
 _FORMULA = r"^[\pZ\pC]*[=+\-@＝＋－＠﹦﹢﹣﹫−]|^[\t\r\n]"

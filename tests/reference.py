@@ -1,0 +1,193 @@
+"""Writes docs/reference.md from the code: `.venv/bin/python tests/reference.py`."""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args
+
+import typer
+from pydantic import BaseModel
+
+from pipeline import errors
+from pipeline.cli.app import app
+from pipeline.console.plans_json import PLAN_KEYS
+from pipeline.emulator.faults import GROUPS, Bill
+from pipeline.environment import VARIABLES
+from pipeline.records import CAUSES, PASSING, STATUS_MEANS
+from pipeline.report import RUN_KEYS
+from pipeline.sections import JobFile
+from pipeline.store.export import COLUMN_MEANS, PENDING, RESULT_COLUMNS
+from pipeline.store.parts import CALLS_SCHEMA, RESULTS_SCHEMA
+
+PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
+
+_HEAD = """# Reference
+
+This page is made from the code by `.venv/bin/python tests/reference.py`, and a test compares the two: change the words
+in the code, beside what they describe.
+
+[Job file](#job-file) · [Commands](#commands) · [Exit codes](#exit-codes) · [Output](#output) ·
+[JSON](#json) · [Errors](#errors) · [Environment](#environment) · [Faults of the emulator](#faults-of-the-emulator) ·
+[Tables of the run directory](#tables-of-the-run-directory)
+"""
+_BILLS: Mapping[Bill, str] = {
+    "no": "no",
+    "yes": "yes",
+    "unread": "yes, and cannot be read",
+    "lost": "yes, and never arrives whole",
+}
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """Section name → its model, in file order."""
+    found = {}
+    for name, field in JobFile.model_fields.items():
+        options = (field.annotation, *get_args(field.annotation))
+        found[name] = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return found
+
+
+def commands() -> dict[str, Any]:
+    """Name of each command → the command, in the order of the help."""
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def exceptions() -> list[type[errors.PipelineError]]:
+    """What can stop a run, in the order of the module."""
+    own = (each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.PipelineError))
+    return [each for each in own if each is not errors.PipelineError]
+
+
+def page() -> str:
+    """The whole page."""
+    parts = (_HEAD, _job_file(), _commands(), _exit_codes(), _output(), _json(), _errors(), _environment(), _faults())
+    return "\n".join(line for part in (*parts, _tables()) for line in ([part] if isinstance(part, str) else part))
+
+
+def _job_file() -> Iterator[str]:
+    yield "## Job file\n"
+    for name, model in sections().items():
+        yield f"### [{name}]\n\n{model.__doc__}\n"
+        yield from _table(
+            ("setting", "default", "what it is"),
+            (
+                (f"`{key}`", "required" if field.is_required() else _default(field), field.description or "")
+                for key, field in model.model_fields.items()
+            ),
+        )
+
+
+def _default(field: Any) -> str:
+    return "" if field.default is None or field.default_factory else f"`{field.default}`"
+
+
+def _commands() -> Iterator[str]:
+    yield "## Commands\n"
+    yield from _table(
+        ("command", "what it does"),
+        ((f"`{_usage(name, each)}`", _paragraphs(each.help)[0]) for name, each in commands().items()),
+    )
+    yield "`pipeline --version` tells name and version; `--help` stands for any command.\n"
+    for name, command in commands().items():
+        yield f"### {_usage(name, command)}\n"
+        for paragraph in _paragraphs(command.help):
+            if paragraph.split(":")[0] not in GROUPS:
+                yield f"{paragraph}\n"
+        options = [each for each in command.params if each.opts[0].startswith("-") and each.name != "help"]
+        yield from _table(("flag", "default", "what it does"), (_flag(each) for each in options))
+
+
+def _usage(name: str, command: Any) -> str:
+    arguments = [each for each in command.params if not each.opts[0].startswith("-")]
+    return " ".join(("pipeline", name, *(each.metavar if each.required else f"[{each.metavar}]" for each in arguments)))
+
+
+def _flag(option: Any) -> tuple[str, str, str]:
+    takes, default = f" {option.metavar}", option.default
+    if option.is_flag:
+        takes, default = "", None
+    elif isinstance(default, Enum):
+        takes, default = f" {'|'.join(type(default))}", default.value
+    flags = ", ".join(f"`{each}{takes}`" for each in reversed(option.opts))
+    return flags, "" if default in (None, "") else f"`{default}`", option.help
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [" ".join(each.split()) for each in text.split("\n\n")]
+
+
+def _exit_codes() -> Iterator[str]:
+    yield "## Exit codes\n"
+    yield from _table(("code", "meaning"), ((str(code), meaning) for code, meaning in errors.EXIT_CODES.items()))
+
+
+def _output() -> Iterator[str]:
+    yield "## Output\n"
+    yield "### Columns\n"
+    yield "They follow the input's own columns.\n"
+    columns = ((f"`{name}`", f"{RESULT_COLUMNS[name]}", means) for name, means in COLUMN_MEANS.items())
+    yield from _table(("column", "type", "what stands in it"), columns)
+    yield "### Status\n"
+    statuses = (*STATUS_MEANS.items(), (PENDING, "not reached yet"))
+    yield from _table(("`status`", "meaning"), ((f"`{name}`", means) for name, means in statuses))
+    yield "### Causes\n"
+    yield from _table(
+        ("`error_kind`", "what happened", "tried again by the next run"),
+        ((f"`{kind}`", means, "yes" if kind in PASSING else "no") for kind, means in CAUSES.items()),
+    )
+
+
+def _json() -> Iterator[str]:
+    yield "## JSON\n"
+    yield "### run --json, report --json\n"
+    yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in RUN_KEYS.items()))
+    yield "### estimate --json\n"
+    yield "A row of the table is a document here, and a call is a prompt.\n"
+    yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in PLAN_KEYS.items()))
+
+
+def _errors() -> Iterator[str]:
+    yield "## Errors\n"
+    yield "They stop the command: `error: …`, an empty line, `hint: …` with the next thing to do.\n"
+    yield from _table(
+        ("error", "exit code", "meaning"),
+        ((f"`{each.__name__}`", str(each.exit_code), _paragraphs(each.__doc__ or "")[0]) for each in exceptions()),
+    )
+
+
+def _environment() -> Iterator[str]:
+    yield "## Environment\n"
+    yield from _table(("variable", "what it decides"), ((f"`{name}`", means) for name, means in VARIABLES.items()))
+
+
+def _faults() -> Iterator[str]:
+    yield "## Faults of the emulator\n"
+    yield "For `pipeline emulate --faults`. `GET /emulator/stats` tells what was billed.\n"
+    for group, kinds in GROUPS.items():
+        yield f"### {group.capitalize()}\n"
+        rows = ((f"`{name}`", fault.says, _BILLS[fault.bill]) for name, fault in kinds.items())
+        yield from _table(("fault", "what is sent", "billed"), rows)
+
+
+def _tables() -> Iterator[str]:
+    yield "## Tables of the run directory\n"
+    for name, schema in (("calls", CALLS_SCHEMA), ("results", RESULTS_SCHEMA)):
+        columns = ", ".join(f"`{column}` {dtype}" for column, dtype in schema.items())
+        yield f"`{name}/part-*.parquet`: {columns}\n"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    yield _row(head)
+    yield f"|{'---|' * len(head)}"
+    yield from map(_row, rows)
+    yield ""
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return "|" + "|".join(f" {cell.replace('|', '&#124;')} " if cell else "  " for cell in cells) + "|"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
+    sys.stdout.write(f"{PAGE} is written\n")
