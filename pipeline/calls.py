@@ -21,10 +21,10 @@ from pipeline.budget.cashier import Bill, Cashier, has_come
 from pipeline.cache import AnswerCache
 from pipeline.flows import Call
 from pipeline.prices import Rates, cost
-from pipeline.records import ErrorKind, Prompt, Reply, Usage, Verdict
+from pipeline.records import ErrorKind, Failure, Prompt, Reply, Usage
 from pipeline.store.run import RunStore
 
-Send = Callable[[Prompt], Awaitable[Reply | Verdict]]
+Send = Callable[[Prompt], Awaitable[Reply | Failure]]
 
 
 @dataclass(slots=True)
@@ -148,25 +148,25 @@ def journal(send: Send, store: RunStore, cashier: Cashier, tries: Tries, bought:
     that was given up in flight. `bought` is told of all that was paid for, and whether it was answered.
     """
 
-    def unanswered(prompt: Prompt, verdict: Verdict) -> None:
-        bill = cashier.unanswered(prompt, verdict)
-        if bill is None or (bill.is_free and not verdict.raw):
+    def unanswered(prompt: Prompt, failure: Failure) -> None:
+        bill = cashier.unanswered(prompt, failure)
+        if bill is None or (bill.is_free and not failure.raw):
             store.append_ended(prompt)
             return
-        reply = unread(prompt, verdict.error_kind, verdict.message, bill)
-        reply = replace(reply, raw=verdict.raw, usage=Usage(estimated=has_come(verdict)), finished_at=time.time())
+        reply = unread(prompt, failure.error_kind, failure.message, bill)
+        reply = replace(reply, raw=failure.raw, usage=Usage(estimated=has_come(failure)), finished_at=time.time())
         store.append_call(prompt, reply, answered=False)
         cashier.charge(bill)
         bought(reply, False)
 
-    async def kept(prompt: Prompt) -> Reply | Verdict:
+    async def kept(prompt: Prompt) -> Reply | Failure:
         store.append_sent(prompt)
         try:
             outcome = await send(prompt)
         except BaseException:
             unanswered(prompt, GIVEN_UP)
             raise
-        if isinstance(outcome, Verdict):
+        if isinstance(outcome, Failure):
             unanswered(prompt, outcome)
             counts = tries.setdefault(prompt.fingerprint, [0, 0])
             counts[outcome.kind in ("rate_limit", "day_quota", "spend_limit")] += 1
@@ -207,7 +207,7 @@ def charge_lost(store: RunStore, cashier: Cashier) -> tuple[int, Decimal | None]
     return len(worst), None if None in worst else sum((usd for usd in worst if usd), Decimal(0))
 
 
-GIVEN_UP = Verdict("transient", "network", "given up in flight: what came of it is not known")
+GIVEN_UP = Failure("transient", "network", "given up in flight: what came of it is not known")
 
 
 def unread(prompt: Prompt, kind: ErrorKind, error: str, bill: Bill, attempts: int = 0) -> Reply:

@@ -66,7 +66,7 @@ EMULATOR_FIELD = "pipelineEmulator"
 EMULATOR_RESPONSE_ID = "pipeline-emulator-"
 """How an emulated answer's `responseId` begins: a relay that passes on known fields only passes on that one."""
 
-VerdictKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "proxy", "fatal"]
+FailureKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "proxy", "fatal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +201,10 @@ class QuotaHit:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Failure:
     """What a failed request means for the caller. `message` is one line for a person, without key or prompt text."""
 
-    kind: VerdictKind
+    kind: FailureKind
     error_kind: ErrorKind
     message: str
     http_status: int | None = None  # None: no response

@@ -120,9 +120,6 @@ def _serve(library: str) -> None:
     import httpx_aiohttp  # noqa: F401
     import polars  # noqa: F401
 
-    import pipeline.cli.app
-    import pipeline.console
-    import pipeline.running  # noqa: F401
     from pipeline.cli import main  # noqa: F401
     from pipeline.store.run import RunStore
 

@@ -10,7 +10,7 @@ from random import Random
 import anyio
 
 from pipeline.dispatch.dispatcher import Dispatcher
-from pipeline.records import Limits, Params, Prompt, QuotaHit, Reply, Usage, Verdict
+from pipeline.records import Failure, Limits, Params, Prompt, QuotaHit, Reply, Usage
 
 WINDOW_S = 60.0
 EPOCH = 1_795_384_800.0  # a minute of wall time that begins with the virtual clock's 0
@@ -128,7 +128,7 @@ class World:
     names_limit: bool = False  # quotaValue in a refusal
     details: bool = True  # QuotaFailure in a refusal
     date_error_s: float = 0.0  # the clock of the Date header minus the clock that counts
-    fault: Callable[[float], Verdict | None] = lambda t: None  # what happens to a request that arrives now
+    fault: Callable[[float], Failure | None] = lambda t: None  # what happens to a request that arrives now
     true_tokens: dict[int, int] = field(default_factory=dict)
 
     refused: list[tuple[float, str]] = field(default_factory=list)
@@ -159,7 +159,7 @@ class World:
         """The Date header of a response that was stamped so long ago."""
         return math.floor(self.clock() + self.date_error_s - ago_s)
 
-    async def send(self, prompt: Prompt) -> Reply | Verdict:
+    async def send(self, prompt: Prompt) -> Reply | Failure:
         tokens = self.true_tokens[prompt.row]
         self.left.append((self.now(), tokens))
         self.in_flight += 1
@@ -179,11 +179,11 @@ class World:
         finally:
             self.in_flight -= 1
 
-    async def count_tokens(self, prompt: Prompt) -> int | Verdict:
+    async def count_tokens(self, prompt: Prompt) -> int | Failure:
         await anyio.sleep(0.1)
         return self.true_tokens[prompt.row]
 
-    def arrive(self, tokens: int) -> Verdict | None:
+    def arrive(self, tokens: int) -> Failure | None:
         """Count one request at the server, or refuse it."""
         t = self.clock()
         if self.rpd is not None and len(self.admitted) >= self.rpd:
@@ -197,11 +197,11 @@ class World:
         self.admitted.append((self.now(), tokens))
         return None
 
-    def _refusal(self, meter: str, window: str, delay: float) -> Verdict:
+    def _refusal(self, meter: str, window: str, delay: float) -> Failure:
         self.refused.append((self.now(), meter))
         limit = {"requests": self.rpm, "tokens": self.tpm}[meter] if self.names_limit else None
         hit = QuotaHit(f"{meter}-per-{window}", meter, window, limit)  # type: ignore[arg-type]
-        return Verdict(
+        return Failure(
             "day_quota" if window == "day" else "rate_limit",
             "quota",
             "Resource has been exhausted",

@@ -25,19 +25,19 @@ from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import BudgetReached, Halted, PipelineError
 from pipeline.prices import Rates, cost, fixed_rates, rates
 from pipeline.providers.gemini import parse_reply
-from pipeline.records import Limits, Prompt, Reply, Usage, Verdict
+from pipeline.records import Failure, Limits, Prompt, Reply, Usage
 from pipeline.store.run import RunStore
 
 RATES = fixed_rates(1.0, 10.0)  # USD per million tokens
 AT = 1_780_000_000.0
 WORST = Decimal("0.001013")
 """13 tokens of input, with the margin for a low estimate, and 100 of output."""
-TIMEOUT = Verdict("transient", "timeout", "no complete answer in time", billed=True)
-BROKEN = Verdict("transient", "network", "the connection broke")
-REFUSED = Verdict("transient", "network", "no connection", sent=False)
-OVERLOADED = Verdict("transient", "server", "overloaded", http_status=503)
-UNREAD = Verdict("transient", "malformed_reply", "cut", http_status=200, billed=True, most_requests=3, raw=b'{"candi')
-Outcome = Reply | Verdict
+TIMEOUT = Failure("transient", "timeout", "no complete answer in time", billed=True)
+BROKEN = Failure("transient", "network", "the connection broke")
+REFUSED = Failure("transient", "network", "no connection", sent=False)
+OVERLOADED = Failure("transient", "server", "overloaded", http_status=503)
+UNREAD = Failure("transient", "malformed_reply", "cut", http_status=200, billed=True, most_requests=3, raw=b'{"candi')
+Outcome = Reply | Failure
 
 
 def asked(row: int, *, longest: int | None = 100, model: str = "gemini-3.5-flash-lite") -> Prompt:
@@ -309,7 +309,7 @@ def _table(model: str) -> Rates:
 
 @pytest.mark.case("D3")
 @pytest.mark.parametrize("lost", [TIMEOUT, BROKEN])
-def test_what_never_came_back_is_charged_at_its_worst_case_each_time(store: RunStore, lost: Verdict) -> None:
+def test_what_never_came_back_is_charged_at_its_worst_case_each_time(store: RunStore, lost: Failure) -> None:
     service = Service(lambda number: lost, billed=lambda number: Usage(10, output_tokens=100))
     course = session(store, service, range(600), "0.01")
     assert service.requests == 9, "of $0.001013 each"
@@ -320,7 +320,7 @@ def test_what_never_came_back_is_charged_at_its_worst_case_each_time(store: RunS
 
 @pytest.mark.case("D3")
 @pytest.mark.parametrize("free", [REFUSED, OVERLOADED])
-def test_what_never_left_and_what_failed_at_the_service_costs_nothing(store: RunStore, free: Verdict) -> None:
+def test_what_never_left_and_what_failed_at_the_service_costs_nothing(store: RunStore, free: Failure) -> None:
     course = session(store, Service(lambda number: free if number < 3 else answer()), range(1), "0.01")
     assert course.replies[0].status == "ok" and course.spending.spent_usd == Decimal("0.00011")
     assert store.spent_usd() == Decimal("0.00011")

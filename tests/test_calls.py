@@ -13,7 +13,7 @@ from pipeline.budget.caps import Spending
 from pipeline.budget.cashier import Cashier
 from pipeline.calls import Saved, journal, record_failures, replay, shared, single_flight
 from pipeline.providers.gemini import parse_reply
-from pipeline.records import Prompt, Reply, Usage, Verdict
+from pipeline.records import Failure, Prompt, Reply, Usage
 from pipeline.store.run import RunStore
 
 
@@ -154,20 +154,20 @@ def test_a_shared_reply_costs_nothing() -> None:
 
 def test_a_reply_is_priced_and_in_the_journal_before_anyone_sees_it(tmp_path: Path) -> None:
     async def body(store: RunStore) -> None:
-        answers: list[Reply | Verdict] = [
-            Verdict("rate_limit", "quota", "slow down"),
-            Verdict("transient", "server", "overloaded", http_status=503),
+        answers: list[Reply | Failure] = [
+            Failure("rate_limit", "quota", "slow down"),
+            Failure("transient", "server", "overloaded", http_status=503),
             replace(paid("text"), model="gemini-3.5-flash-lite", usage=Usage(1000, output_tokens=10), cost_usd=None),
         ]
 
-        async def send(asked: Prompt) -> Reply | Verdict:
+        async def send(asked: Prompt) -> Reply | Failure:
             assert asked.fingerprint in store._batch.in_flight
             return answers.pop(0)
 
         bought: list[tuple[Reply, bool]] = []
         kept = journal(send, store, Cashier(Spending(None)), {}, lambda *what: bought.append(what))
-        assert isinstance(await kept(prompt(0)), Verdict)
-        assert isinstance(await kept(prompt(0)), Verdict)
+        assert isinstance(await kept(prompt(0)), Failure)
+        assert isinstance(await kept(prompt(0)), Failure)
         assert store.reply("content 0") is None and not store._batch.in_flight
         reply = await kept(prompt(0))
         assert not store._batch.in_flight

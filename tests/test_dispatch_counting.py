@@ -10,21 +10,21 @@ from vclock import run
 
 from pipeline.dispatch.backlog import Job
 from pipeline.dispatch.counting import COUNTING_AT_ONCE, FAILURES_IN_A_ROW, LONGEST_COUNT_S, Counting, CountTokens
-from pipeline.records import Prompt, Verdict
+from pipeline.records import Failure, Prompt
 
-BROKEN = Verdict("transient", "server", "overloaded", http_status=503)
-UNKNOWN = Verdict("fatal", "invalid_request", "no such method", http_status=404)
+BROKEN = Failure("transient", "server", "overloaded", http_status=503)
+UNKNOWN = Failure("fatal", "invalid_request", "no such method", http_status=404)
 
 
 class Asked:
     """A service that counts what `answer` says; remembers who was asked about, and when."""
 
-    def __init__(self, answer: int | Verdict, takes_s: float = 0.1) -> None:
+    def __init__(self, answer: int | Failure, takes_s: float = 0.1) -> None:
         self.answer, self.takes_s = answer, takes_s
         self.rows: list[int] = []
         self.at_once = self.most_at_once = 0
 
-    async def count(self, prompt: Prompt) -> int | Verdict:
+    async def count(self, prompt: Prompt) -> int | Failure:
         self.rows.append(prompt.row)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -149,7 +149,7 @@ def test_once_stopped_nothing_is_asked_and_what_was_is_given_up():
 
 
 def test_a_bug_in_counting_is_not_hidden():
-    async def count(prompt: Prompt) -> int | Verdict:
+    async def count(prompt: Prompt) -> int | Failure:
         raise ZeroDivisionError
 
     with pytest.raises(ExceptionGroup) as caught:

@@ -19,19 +19,19 @@ from pipeline.dispatch.dispatcher import UNLIMITED, Dispatcher
 from pipeline.emulator.options import EmulatorOptions
 from pipeline.emulator.quotas import Violation, exhausted
 from pipeline.errors import AuthError, Halted, JobError, PipelineError, QuotaExhausted, ServiceError
-from pipeline.providers.verdicts import classify
+from pipeline.providers.failures import classify
 from pipeline.quota.book import QuotaBook
 from pipeline.quota.daily import next_reset
 from pipeline.quota.endpoint import GIVE_UP_S
 from pipeline.quota.waits import LONGEST_WAIT_S
-from pipeline.records import PASSING, Limits, Prompt, QuotaHit, Reply, Step, Usage, Verdict
+from pipeline.records import PASSING, Failure, Limits, Prompt, QuotaHit, Reply, Step, Usage
 
 MINUTE = QuotaHit("PerMinute", "requests", "minute")
-REFUSED = Verdict("rate_limit", "quota", "slow down", http_status=429, retry_after_s=3.0, quota=(MINUTE,))
-DAY_FULL = Verdict("day_quota", "quota", "PerDay", 429, 30.0, (QuotaHit("PerDay", "requests", "day", 20),))
-BROKEN = Verdict("transient", "server", "overloaded", http_status=503)
-NO_RESPONSE = Verdict("transient", "network", "no connection", sent=False)
-REJECTED = Verdict("reject", "invalid_request", "no such field", http_status=400)
+REFUSED = Failure("rate_limit", "quota", "slow down", http_status=429, retry_after_s=3.0, quota=(MINUTE,))
+DAY_FULL = Failure("day_quota", "quota", "PerDay", 429, 30.0, (QuotaHit("PerDay", "requests", "day", 20),))
+BROKEN = Failure("transient", "server", "overloaded", http_status=503)
+NO_RESPONSE = Failure("transient", "network", "no connection", sent=False)
+REJECTED = Failure("reject", "invalid_request", "no such field", http_status=400)
 
 
 def prompt(row: int = 0, tokens: int = 100, step: Step = "answer") -> Prompt:
@@ -41,14 +41,14 @@ def prompt(row: int = 0, tokens: int = 100, step: Step = "answer") -> Prompt:
 class Service:
     """Answers each request with the next of `script`, then with replies; remembers when requests came."""
 
-    def __init__(self, script: Iterable[Verdict | Reply] = (), latency_s: float = 1.0) -> None:
+    def __init__(self, script: Iterable[Failure | Reply] = (), latency_s: float = 1.0) -> None:
         self.script = list(script)
         self.latency_s = latency_s
         self.times: list[float] = []
         self.rows: list[int] = []
         self.finished = 0
 
-    async def send(self, one: Prompt) -> Reply | Verdict:
+    async def send(self, one: Prompt) -> Reply | Failure:
         self.times.append(anyio.current_time())
         self.rows.append(one.row)
         outcome = self.script.pop(0) if self.script else Reply("text", "ok", usage=Usage(one.input_tokens_est))
@@ -200,7 +200,7 @@ def test_a_prompt_of_more_tokens_than_a_minute_allows_is_refused_at_once():
 def test_a_large_prompt_is_counted_by_the_service_first():
     counted: list[int] = []
 
-    async def count_tokens(one: Prompt) -> int | Verdict:
+    async def count_tokens(one: Prompt) -> int | Failure:
         counted.append(one.row)
         await anyio.sleep(0.1)
         return 3000 if one.row == 0 else 9000 if one.row == 1 else BROKEN
@@ -215,7 +215,7 @@ def test_a_large_prompt_is_counted_by_the_service_first():
 
 
 def test_a_count_that_never_comes_holds_up_nothing_for_long():
-    async def count_tokens(one: Prompt) -> int | Verdict:
+    async def count_tokens(one: Prompt) -> int | Failure:
         await anyio.sleep(300.0)
         return 3000
 
@@ -233,7 +233,7 @@ def test_a_count_that_never_comes_holds_up_nothing_for_long():
 
 @pytest.mark.parametrize("ended_by", ["halt", "cancel"])
 def test_no_count_is_waited_for_at_the_end(ended_by):
-    async def count_tokens(one: Prompt) -> int | Verdict:
+    async def count_tokens(one: Prompt) -> int | Failure:
         await anyio.sleep(300.0)
         return 3000
 
@@ -304,17 +304,17 @@ def test_a_prompt_that_a_named_limit_rules_out_is_refused_when_it_is_known():
 
 
 @pytest.mark.parametrize(
-    ("verdict", "error"),
+    ("failure", "error"),
     [
-        (Verdict("auth", "auth", "bad key", 403), AuthError),
-        (Verdict("spend_limit", "quota", "prepayment credits are depleted", 429), QuotaExhausted),
-        (Verdict("fatal", "invalid_request", "no such model", 404), JobError),
-        (Verdict("fatal", "server", "gone", None), ServiceError),
+        (Failure("auth", "auth", "bad key", 403), AuthError),
+        (Failure("spend_limit", "quota", "prepayment credits are depleted", 429), QuotaExhausted),
+        (Failure("fatal", "invalid_request", "no such model", 404), JobError),
+        (Failure("fatal", "server", "gone", None), ServiceError),
         (DAY_FULL, QuotaExhausted),
     ],
 )
-def test_some_failures_stop_the_run_and_keep_the_prompt_for_the_next(verdict, error):
-    service = Service([verdict])
+def test_some_failures_stop_the_run_and_keep_the_prompt_for_the_next(failure, error):
+    service = Service([failure])
     reason = stopped(service)
     assert type(reason) is error
     assert reason.message and reason.hint
@@ -347,8 +347,8 @@ def test_a_model_that_is_not_offered_is_not_waited_for_and_the_job_is_not_blamed
     """As the service words it: the limit is 0, which it leaves out, and a short delay that means nothing."""
     options = EmulatorOptions(**limits)
     none = tuple(Violation(name, 0, 29.1) for name in limits)
-    verdict = classify(429, {}, orjson.dumps(exhausted(none, "gemini-2.5-pro", EPOCH, options)))
-    service = Service([verdict])
+    failure = classify(429, {}, orjson.dumps(exhausted(none, "gemini-2.5-pro", EPOCH, options)))
+    service = Service([failure])
     reason = stopped(service, wait=True)
     assert isinstance(reason, QuotaExhausted)
     assert "gemini-2.5-pro is not offered to this project" in reason.message
@@ -510,7 +510,7 @@ def test_a_prompt_cancelled_in_flight_is_not_sent_again():
 
 
 def test_a_bug_in_send_comes_out_of_run():
-    async def send(one: Prompt) -> Reply | Verdict:
+    async def send(one: Prompt) -> Reply | Failure:
         raise ZeroDivisionError
 
     async def main() -> None:
@@ -694,7 +694,7 @@ def test_a_server_that_takes_only_some_at_once_is_relieved():
     served, refused = 0, 0
     slots: list[int] = []
 
-    async def send(one: Prompt) -> Reply | Verdict:
+    async def send(one: Prompt) -> Reply | Failure:
         nonlocal served, refused
         if served >= 10:
             await anyio.sleep(0.15)
@@ -726,7 +726,7 @@ def test_prompts_that_break_the_server_end_though_each_may_be_the_probe(breaking
     prompts = documents(world, [100] * (breaking + others))
     tried: list[int] = []
 
-    async def send(one: Prompt) -> Reply | Verdict:
+    async def send(one: Prompt) -> Reply | Failure:
         tried.append(one.row)
         await anyio.sleep(0.1)
         return BROKEN if one.row < breaking else await world.send(one)
@@ -840,12 +840,12 @@ def test_others_are_sent_while_one_waits() -> None:
 
 @pytest.mark.case("S3")
 @pytest.mark.parametrize("asked_s", [float("nan"), float("inf"), -float("inf"), -5.0, 0.0, None])
-@pytest.mark.parametrize("verdict", [BROKEN, REFUSED, DAY_FULL])
-def test_a_wait_that_is_no_time_is_none(verdict: Verdict, asked_s: float | None) -> None:
-    service = Service([replace(verdict, retry_after_s=asked_s)])
+@pytest.mark.parametrize("failure", [BROKEN, REFUSED, DAY_FULL])
+def test_a_wait_that_is_no_time_is_none(failure: Failure, asked_s: float | None) -> None:
+    service = Service([replace(failure, retry_after_s=asked_s)])
     reply = one_reply(service, wait=True)
     assert reply.status == "ok"
-    if verdict is not DAY_FULL:
+    if failure is not DAY_FULL:
         assert service.times[1] - service.times[0] < 10.0
 
 
@@ -869,7 +869,7 @@ def test_an_ordinary_minutes_wait_is_not_told() -> None:
 @pytest.mark.parametrize(("most", "requests"), [(3, 3), (2, 2), (1, 1), (None, 5), (9, 5)])
 @pytest.mark.case("R3")
 def test_what_cannot_be_read_is_asked_for_so_often_and_no_more(most: int | None, requests: int) -> None:
-    unread = Verdict("transient", "malformed_reply", "cut", http_status=200, billed=True, most_requests=most)
+    unread = Failure("transient", "malformed_reply", "cut", http_status=200, billed=True, most_requests=most)
     service = Service([unread] * 9)
     reply = one_reply(service)
     assert (reply.status, reply.error_kind, reply.attempts) == ("error", "malformed_reply", requests)
@@ -878,7 +878,7 @@ def test_what_cannot_be_read_is_asked_for_so_often_and_no_more(most: int | None,
 
 @pytest.mark.case("R3")
 def test_only_the_failures_for_that_cause_count_towards_its_bound() -> None:
-    unread = Verdict("transient", "malformed_reply", "cut", http_status=200, billed=True, most_requests=3)
+    unread = Failure("transient", "malformed_reply", "cut", http_status=200, billed=True, most_requests=3)
     service = Service([BROKEN, BROKEN, unread, unread])
     reply = one_reply(service)
     assert (reply.status, reply.attempts) == ("ok", 5)
@@ -891,7 +891,7 @@ def test_only_the_failures_for_that_cause_count_towards_its_bound() -> None:
 )
 def test_a_service_whose_answers_cannot_be_read_is_no_outage(raw: bytes, status: int | None, longest_s: float) -> None:
     """A page, or nothing, is a gateway's: then one request at a time asks whether the service is back."""
-    unread = Verdict("transient", "malformed_reply", "cut", status, billed=True, most_requests=3, raw=raw)
+    unread = Failure("transient", "malformed_reply", "cut", status, billed=True, most_requests=3, raw=raw)
     service = Service([unread] * 99)
 
     async def body(dispatcher: Dispatcher) -> list[Reply]:
@@ -915,10 +915,10 @@ def test_a_service_whose_answers_cannot_be_read_is_no_outage(raw: bytes, status:
 # ---- the day in which a request was sent
 
 
-def around_midnight(verdict: Verdict, sent_before_s: float, limits: Limits = UNLIMITED) -> tuple[Service, Reply | None]:
+def around_midnight(failure: Failure, sent_before_s: float, limits: Limits = UNLIMITED) -> tuple[Service, Reply | None]:
     """One prompt sent so long before midnight and refused 4 s later; then what became of it."""
     start = next_reset(EPOCH) - sent_before_s
-    service = Service([verdict], latency_s=4.0)
+    service = Service([failure], latency_s=4.0)
 
     def clock() -> float:
         return start + anyio.current_time()

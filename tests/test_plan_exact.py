@@ -20,7 +20,7 @@ from pipeline.plan.exact import SAMPLE, count_sample, pick
 from pipeline.plan.learned import Learned
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
-from pipeline.records import Prompt, Verdict, VerdictKind
+from pipeline.records import Failure, FailureKind, Prompt
 from pipeline.tokens import estimate
 
 Given = list[tuple[Prompt, int]]
@@ -39,7 +39,7 @@ def table() -> tuple[tuple[Prompt, int], ...]:
 class Service:
     """Counts in a quarter of a second and remembers when it was asked."""
 
-    def __init__(self, tokenizer: Tokenizer = "subword", refuses: VerdictKind | None = None, after: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer = "subword", refuses: FailureKind | None = None, after: int = 0) -> None:
         self.tokenizer = tokenizer
         self.refuses = refuses
         self.after = after  # prompts that are counted before it refuses
@@ -47,7 +47,7 @@ class Service:
         self.rows: list[int] = []
         self.open = self.most_open = 0
 
-    async def count(self, prompt: Prompt) -> int | Verdict:
+    async def count(self, prompt: Prompt) -> int | Failure:
         self.asked_at.append(anyio.current_time())
         self.rows.append(prompt.row)
         number = len(self.rows)
@@ -56,7 +56,7 @@ class Service:
         await anyio.sleep(0.25 if self.tokenizer == "subword" else 2.0)
         self.open -= 1
         if self.refuses and number > self.after:
-            return Verdict(self.refuses, "invalid_request", "HTTP 404: no such method", 404)
+            return Failure(self.refuses, "invalid_request", "HTTP 404: no such method", 404)
         return count_text(prompt.text, self.tokenizer)
 
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_counted_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("kind", "error"), [("auth", AuthError), ("reject", ServiceError), ("transient", ServiceError)]
 )
-def test_a_service_that_counts_nothing_is_not_asked_for_long(kind: VerdictKind, error: type[PipelineError]) -> None:
+def test_a_service_that_counts_nothing_is_not_asked_for_long(kind: FailureKind, error: type[PipelineError]) -> None:
     service = Service(refuses=kind)
     with pytest.raises(error, match="HTTP 404: no such method") as caught:
         counted([(prompt(row), 0) for row in range(200)], service)

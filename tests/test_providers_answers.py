@@ -23,7 +23,7 @@ from pipeline.providers.foreign import MOST_FIELDS
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
 from pipeline.providers.usage import read_usage
-from pipeline.records import Reply, Usage, Verdict
+from pipeline.records import Failure, Reply, Usage
 from pipeline.tokens import estimate
 
 NOON = datetime(2026, 11, 22, 10, tzinfo=UTC)
@@ -45,10 +45,10 @@ def kept(raw: bytes, status: int = 200, **headers: str) -> Reply:
     return reply
 
 
-def refused(raw: bytes, status: int = 200, **headers: str) -> Verdict:
-    verdict = generate(httpx.Response(status, stream=httpx.ByteStream(raw), headers=headers))
-    assert isinstance(verdict, Verdict), verdict
-    return verdict
+def refused(raw: bytes, status: int = 200, **headers: str) -> Failure:
+    failure = generate(httpx.Response(status, stream=httpx.ByteStream(raw), headers=headers))
+    assert isinstance(failure, Failure), failure
+    return failure
 
 
 # --- bytes ---
@@ -145,9 +145,9 @@ def test_what_is_packed_is_unpacked_by_what_it_is_whatever_it_is_called(label: s
     ],
 )
 def test_a_false_encoding_is_asked_for_once_more_and_named(label: str, body: bytes, words: str) -> None:
-    verdict = refused(body, **{"content-encoding": label})
-    assert (verdict.kind, verdict.error_kind) == ("transient", "malformed_reply") and words in verdict.message
-    assert verdict.billed and verdict.most_requests == 2
+    failure = refused(body, **{"content-encoding": label})
+    assert (failure.kind, failure.error_kind) == ("transient", "malformed_reply") and words in failure.message
+    assert failure.billed and failure.most_requests == 2
 
 
 @pytest.mark.case("D7")
@@ -160,8 +160,8 @@ def test_a_bomb_is_unpacked_no_further_than_the_ceiling() -> None:
     with pytest.raises(TooLarge):
         decoded(gzip.compress(b" " * 2**19) * 3, "gzip", 2**20)
     assert len(decoded(gzip.compress(b" " * 2**20), "gzip", 2**20)) == 2**20
-    verdict = refused(bomb, **{"content-encoding": "gzip"})
-    assert "larger than 16 MiB" in verdict.message and verdict.billed and verdict.most_requests == 2
+    failure = refused(bomb, **{"content-encoding": "gzip"})
+    assert "larger than 16 MiB" in failure.message and failure.billed and failure.most_requests == 2
 
 
 @settings(deadline=None)
@@ -217,9 +217,9 @@ def test_a_whole_answer_beside_an_error_or_under_a_false_status_is_kept() -> Non
 def test_a_body_without_an_answer_may_be_billed_and_is_asked_for_again_as_often_as_it_may_pass(
     status: int, raw: bytes, most: int
 ) -> None:
-    verdict = refused(raw, status)
-    assert (verdict.kind, verdict.error_kind, verdict.http_status) == ("transient", "malformed_reply", status)
-    assert (verdict.billed, verdict.most_requests, verdict.raw) == (True, most, raw)
+    failure = refused(raw, status)
+    assert (failure.kind, failure.error_kind, failure.http_status) == ("transient", "malformed_reply", status)
+    assert (failure.billed, failure.most_requests, failure.raw) == (True, most, raw)
     assert parse_reply(raw).error_kind == "malformed_reply"
 
 
@@ -330,15 +330,15 @@ def test_the_pieces_of_a_stream_are_one_answer(raw: str) -> None:
 def test_half_a_stream_is_no_answer(cut: int) -> None:
     raw = "".join(f"data: {one}\n\n" for one in DUMPED).encode()
     end = raw.index(b'"finishReason"')
-    verdict = refused(raw[: min(cut * 2, end)])
-    assert verdict.error_kind == "malformed_reply" and verdict.billed
+    failure = refused(raw[: min(cut * 2, end)])
+    assert failure.error_kind == "malformed_reply" and failure.billed
 
 
 @pytest.mark.case("R9")
 def test_an_error_in_the_middle_of_a_stream_is_no_answer() -> None:
     raw = f'data: {DUMPED[0]}\n\n{{"error":{{"code":503,"message":"overloaded","status":"UNAVAILABLE"}}}}\n'
-    verdict = refused(raw.encode())
-    assert (verdict.kind, verdict.billed, verdict.most_requests) == ("transient", True, 3)
+    failure = refused(raw.encode())
+    assert (failure.kind, failure.billed, failure.most_requests) == ("transient", True, 3)
     alone = refused(b'[{"error":{"code":503,"message":"overloaded"}}]')
     assert (alone.kind, alone.error_kind, alone.billed) == ("transient", "server", False)
 
@@ -361,16 +361,16 @@ def test_a_hole_in_a_stream_is_no_answer() -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("status", [200, 500, 429])
 def test_what_cannot_be_used_tells_its_counts_all_the_same(raw: bytes, status: int) -> None:
-    verdict = refused(raw, status)
-    assert verdict.billed and verdict.usage == Usage(5, 0, 2)
+    failure = refused(raw, status)
+    assert failure.billed and failure.usage == Usage(5, 0, 2)
 
 
 @pytest.mark.case("R3")
 @pytest.mark.parametrize("status", [200, 429])
 def test_an_error_whose_counts_are_all_0_is_not_billed(status: int) -> None:
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    verdict = refused(orjson.dumps({"error": {"code": 429, "message": "slow down"}, "usage": usage}), status)
-    assert (verdict.billed, verdict.usage, verdict.error_kind) == (False, None, "quota")
+    failure = refused(orjson.dumps({"error": {"code": 429, "message": "slow down"}, "usage": usage}), status)
+    assert (failure.billed, failure.usage, failure.error_kind) == (False, None, "quota")
 
 
 def test_openais_form_is_read_whole_and_in_pieces() -> None:
@@ -592,13 +592,13 @@ def mutated(draw: st.DrawFn) -> bytes:
 @pytest.mark.case("R1", "R2", "R11", "D13")
 @settings(deadline=None, max_examples=400)
 @given(mutated(), st.sampled_from([200, 200, 201, 429, 500]))
-def test_any_mutation_of_a_body_gives_one_reply_or_verdict_that_can_be_counted(raw: bytes, status: int) -> None:
-    async def ask() -> Reply | Verdict:
+def test_any_mutation_of_a_body_gives_one_reply_or_failure_that_can_be_counted(raw: bytes, status: int) -> None:
+    async def ask() -> Reply | Failure:
         async with Wire(httpx.MockTransport(lambda request: httpx.Response(status, content=raw))) as wire:
             return await Gemini(wire, api_key="AQ.key-of-the-test-0123").generate(prompt())
 
     outcome = anyio.run(ask)
-    if isinstance(outcome, Verdict):
+    if isinstance(outcome, Failure):
         assert outcome.message.isprintable() and len(outcome.raw) <= 65_536
         assert parse_reply(raw).raw == raw
         return

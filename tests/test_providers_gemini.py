@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.errors import AuthError, JobError
 from pipeline.providers.gemini import Gemini, Model, build_request, parse_reply
 from pipeline.providers.transport import Wire
-from pipeline.records import Params, Prompt, Reply, Usage, Verdict
+from pipeline.records import Failure, Params, Prompt, Reply, Usage
 from pipeline.tokens import estimate
 
 KEY = "AQ.secret-key-0123456789"
@@ -55,7 +55,7 @@ def ask(handler: Handler, use: Callable[[Gemini], Awaitable[T]], **settings: Any
     return anyio.run(run)
 
 
-def generate(response: httpx.Response, **settings: Any) -> Reply | Verdict:
+def generate(response: httpx.Response, **settings: Any) -> Reply | Failure:
     return ask(lambda request: response, lambda gemini: gemini.generate(prompt()), **settings)
 
 
@@ -362,10 +362,10 @@ def test_the_model_that_answered_is_the_model_of_the_reply() -> None:
     assert isinstance(reply, Reply) and reply.model == "gemini-3.6-flash"
 
 
-def test_a_failure_is_a_verdict_without_the_key() -> None:
+def test_a_failure_does_not_name_the_key() -> None:
     echo = {"error": {"code": 400, "message": f"API key not valid: {KEY}", "status": "INVALID_ARGUMENT"}}
-    verdict = generate(httpx.Response(400, json=echo))
-    assert isinstance(verdict, Verdict) and verdict.kind == "auth" and KEY not in repr(verdict)
+    failure = generate(httpx.Response(400, json=echo))
+    assert isinstance(failure, Failure) and failure.kind == "auth" and KEY not in repr(failure)
 
 
 @pytest.mark.parametrize(
@@ -376,23 +376,23 @@ def test_a_failure_is_a_verdict_without_the_key() -> None:
     ],
 )
 def test_an_error_or_a_page_in_a_200_was_not_an_answer(body: bytes, kind: str) -> None:
-    verdict = generate(httpx.Response(200, content=body))
-    assert isinstance(verdict, Verdict) and (verdict.kind, verdict.http_status) == (kind, 200)
+    failure = generate(httpx.Response(200, content=body))
+    assert isinstance(failure, Failure) and (failure.kind, failure.http_status) == (kind, 200)
 
 
 def test_half_a_json_in_a_200_may_be_billed_and_is_asked_for_again_twice() -> None:
-    verdict = generate(httpx.Response(200, content=OK[:100]))
-    assert isinstance(verdict, Verdict) and (verdict.kind, verdict.error_kind) == ("transient", "malformed_reply")
-    assert (verdict.billed, verdict.most_requests, verdict.raw) == (True, 3, OK[:100])
+    failure = generate(httpx.Response(200, content=OK[:100]))
+    assert isinstance(failure, Failure) and (failure.kind, failure.error_kind) == ("transient", "malformed_reply")
+    assert (failure.billed, failure.most_requests, failure.raw) == (True, 3, OK[:100])
 
 
-def test_no_response_is_a_verdict_that_says_whether_it_was_sent() -> None:
+def test_no_response_is_a_failure_that_says_whether_it_was_sent() -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
-    verdict = ask(refuse, lambda gemini: gemini.generate(prompt()))
-    assert isinstance(verdict, Verdict)
-    assert (verdict.kind, verdict.error_kind, verdict.http_status, verdict.sent) == (
+    failure = ask(refuse, lambda gemini: gemini.generate(prompt()))
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.error_kind, failure.http_status, failure.sent) == (
         "transient",
         "network",
         None,
@@ -401,7 +401,7 @@ def test_no_response_is_a_verdict_that_says_whether_it_was_sent() -> None:
 
 
 def test_a_real_socket_gives_the_same() -> None:
-    async def run() -> tuple[Reply | Verdict, Reply | Verdict]:
+    async def run() -> tuple[Reply | Failure, Reply | Failure]:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(int(x[15:]) for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:"))
@@ -417,10 +417,10 @@ def test_a_real_socket_gives_the_same() -> None:
                 first = await gemini.generate(prompt())
             return first, await gemini.generate(prompt())
 
-    reply, verdict = anyio.run(run)
+    reply, failure = anyio.run(run)
     assert isinstance(reply, Reply) and reply.text == "OK"
-    assert isinstance(verdict, Verdict) and (verdict.error_kind, verdict.sent) == ("network", False)
-    assert KEY not in f"{reply!r}{verdict!r}"
+    assert isinstance(failure, Failure) and (failure.error_kind, failure.sent) == ("network", False)
+    assert KEY not in f"{reply!r}{failure!r}"
 
 
 def test_the_key_is_in_no_repr() -> None:
@@ -453,9 +453,9 @@ def test_tokens_are_counted_with_the_system_instruction() -> None:
         (httpx.Response(200, content=b"{}"), "transient"),
     ],
 )
-def test_tokens_that_were_not_counted_are_a_verdict(response: httpx.Response, kind: str) -> None:
-    verdict = ask(lambda request: response, lambda gemini: gemini.count_tokens(prompt()))
-    assert isinstance(verdict, Verdict) and verdict.kind == kind
+def test_tokens_that_were_not_counted_are_a_failure(response: httpx.Response, kind: str) -> None:
+    failure = ask(lambda request: response, lambda gemini: gemini.count_tokens(prompt()))
+    assert isinstance(failure, Failure) and failure.kind == kind
 
 
 def test_models_are_listed_page_by_page() -> None:
@@ -478,6 +478,6 @@ def test_models_are_listed_page_by_page() -> None:
     assert ask(handler, lambda gemini: gemini.list_models()) == [Model("a", 1048576, 65536), Model("b", None, None)]
 
 
-def test_a_refused_listing_is_a_verdict() -> None:
-    verdict = ask(lambda request: httpx.Response(401), lambda gemini: gemini.list_models())
-    assert isinstance(verdict, Verdict) and verdict.kind == "auth"
+def test_a_refused_listing_is_a_failure() -> None:
+    failure = ask(lambda request: httpx.Response(401), lambda gemini: gemini.list_models())
+    assert isinstance(failure, Failure) and failure.kind == "auth"

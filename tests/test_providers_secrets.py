@@ -11,10 +11,10 @@ from test_providers_gemini import KEY, answer, generate
 from pipeline.errors import JobError
 from pipeline.providers.answers import parse_reply
 from pipeline.providers.blotting import blotted
+from pipeline.providers.failures import classify
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
-from pipeline.providers.verdicts import classify
-from pipeline.records import Reply, Verdict
+from pipeline.records import Failure, Reply
 
 
 @pytest.mark.case("R10")
@@ -87,8 +87,8 @@ def test_a_key_that_is_a_word_takes_nothing_out_of_answers(key: str) -> None:
 def test_money_a_pace_and_a_key_are_told_apart_in_whatever_words(status: int, body: object, kind: str) -> None:
     raw = body.encode() if isinstance(body, str) else orjson.dumps(body)
     assert classify(status, {}, raw).kind == kind
-    verdict = generate(httpx.Response(status, content=raw))
-    assert isinstance(verdict, Verdict) and verdict.kind == kind and not verdict.billed
+    failure = generate(httpx.Response(status, content=raw))
+    assert isinstance(failure, Failure) and failure.kind == kind and not failure.billed
 
 
 @pytest.mark.case("S10")

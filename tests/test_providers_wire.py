@@ -12,7 +12,7 @@ from test_providers_gemini import KEY, OK, prompt
 
 from pipeline.providers.gemini import Gemini, Model
 from pipeline.providers.transport import MOST_BODY_BYTES, Wire
-from pipeline.records import Reply, Verdict
+from pipeline.records import Failure, Reply
 
 Speak = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -38,8 +38,8 @@ async def server(speak: Speak) -> AsyncIterator[tuple[str, list[int]]]:
         yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", requests
 
 
-def ask(speak: Speak, *, times: int = 1, timeout_s: float = 20.0) -> list[Reply | Verdict]:
-    async def run() -> list[Reply | Verdict]:
+def ask(speak: Speak, *, times: int = 1, timeout_s: float = 20.0) -> list[Reply | Failure]:
+    async def run() -> list[Reply | Failure]:
         async with server(speak) as (url, requests), Wire() as wire:
             gemini = Gemini(wire, api_key=KEY, base_url=url, timeout_s=timeout_s)
             outcomes = [await gemini.generate(prompt()) for _ in range(times)]
@@ -115,33 +115,33 @@ def test_a_whole_answer_is_kept_however_oddly_it_is_sent(raw: bytes, close: bool
     ],
 )
 def test_what_breaks_http_is_asked_for_once_more_at_most_and_named(raw: bytes, words: str) -> None:
-    (verdict,) = ask(saying(raw))
-    assert isinstance(verdict, Verdict)
-    assert (verdict.kind, verdict.error_kind) == ("transient", "malformed_reply") and words in verdict.message
-    assert verdict.sent and verdict.billed and verdict.most_requests == 2
-    assert "b'" not in verdict.message and "{" not in verdict.message, "no bytes of the server"
+    (failure,) = ask(saying(raw))
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.error_kind) == ("transient", "malformed_reply") and words in failure.message
+    assert failure.sent and failure.billed and failure.most_requests == 2
+    assert "b'" not in failure.message and "{" not in failure.message, "no bytes of the server"
 
 
 @pytest.mark.case("R6")
 @pytest.mark.parametrize("raw", [response()[:-40], chunked(OK[:90], end=b"")])
 def test_an_answer_that_breaks_off_is_charged_and_asked_for_again(raw: bytes) -> None:
-    (verdict,) = ask(saying(raw, close=True))
-    assert isinstance(verdict, Verdict)
-    assert (verdict.error_kind, verdict.billed, verdict.most_requests) == ("malformed_reply", True, 3)
-    assert verdict.raw and "before the answer did" in verdict.message
+    (failure,) = ask(saying(raw, close=True))
+    assert isinstance(failure, Failure)
+    assert (failure.error_kind, failure.billed, failure.most_requests) == ("malformed_reply", True, 3)
+    assert failure.raw and "before the answer did" in failure.message
 
 
 @pytest.mark.parametrize("status", [b"429 Too Many", b"503 Busy"])
 def test_a_refusal_that_breaks_off_is_a_refusal(status: bytes) -> None:
-    (verdict,) = ask(saying(response(b'{"error":{"mess', status=status)[:-4], close=True))
-    assert isinstance(verdict, Verdict) and str(verdict.http_status).encode() == status[:3] and not verdict.billed
+    (failure,) = ask(saying(response(b'{"error":{"mess', status=status)[:-4], close=True))
+    assert isinstance(failure, Failure) and str(failure.http_status).encode() == status[:3] and not failure.billed
 
 
 def test_a_whole_answer_on_a_connection_that_stays_open_is_kept() -> None:
     (outcome,) = ask(saying(b"HTTP/1.1 200 OK\r\n\r\n" + OK), timeout_s=0.3)
     assert isinstance(outcome, Reply) and outcome.text == "OK"
-    (verdict,) = ask(saying(b"HTTP/1.1 200 OK\r\n\r\n" + OK[:90]), timeout_s=0.3)
-    assert isinstance(verdict, Verdict) and (verdict.error_kind, verdict.billed) == ("timeout", True)
+    (failure,) = ask(saying(b"HTTP/1.1 200 OK\r\n\r\n" + OK[:90]), timeout_s=0.3)
+    assert isinstance(failure, Failure) and (failure.error_kind, failure.billed) == ("timeout", True)
 
 
 def endless(*headers: bytes) -> Speak:
@@ -195,12 +195,12 @@ BOMB = gzip.compress(gzip.compress(b" " * 2**28))
 def test_no_response_takes_more_memory_than_its_ceiling(speak: Speak, words: str) -> None:
     tracemalloc.start()
     try:
-        (verdict,) = ask(speak)
+        (failure,) = ask(speak)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert isinstance(verdict, Verdict) and words in verdict.message
-    assert verdict.billed and verdict.most_requests == 2 and verdict.error_kind == "malformed_reply"
+    assert isinstance(failure, Failure) and words in failure.message
+    assert failure.billed and failure.most_requests == 2 and failure.error_kind == "malformed_reply"
     assert peak < 5 * MOST_BODY_BYTES
 
 
@@ -213,8 +213,8 @@ def test_a_slow_drip_ends_with_the_time_for_one_answer() -> None:
             await writer.drain()
             await asyncio.sleep(0.01)
 
-    (verdict,) = ask(drip, timeout_s=0.3)
-    assert isinstance(verdict, Verdict) and (verdict.error_kind, verdict.billed) == ("timeout", True)
+    (failure,) = ask(drip, timeout_s=0.3)
+    assert isinstance(failure, Failure) and (failure.error_kind, failure.billed) == ("timeout", True)
 
 
 @pytest.mark.case("S10")
@@ -226,7 +226,7 @@ def test_a_listing_of_models_that_never_ends_is_bounded() -> None:
         models = b'{"name":"models/m-%d"},{"name":"models/same"}' % pages[0]
         writer.write(response(b'{"models":[%s],"nextPageToken":"page %d"}' % (models, pages[0])))
 
-    async def run() -> list[Model] | Verdict:
+    async def run() -> list[Model] | Failure:
         async with server(page) as (url, _), Wire() as wire:
             return await Gemini(wire, api_key=KEY, base_url=url).list_models()
 
@@ -239,7 +239,7 @@ def test_a_listing_of_models_that_never_ends_is_bounded() -> None:
 def test_a_redirect_is_named_and_the_key_does_not_travel() -> None:
     seen = []
 
-    async def run() -> Reply | Verdict:
+    async def run() -> Reply | Failure:
         async def other(writer: asyncio.StreamWriter) -> None:
             seen.append(1)
             writer.write(response())
@@ -247,9 +247,9 @@ def test_a_redirect_is_named_and_the_key_does_not_travel() -> None:
         async with server(other) as (elsewhere, _):
             moved = response(b"", f"location: {elsewhere}/v1?key={KEY}".encode(), status=b"307 Moved")
             async with server(saying(moved)) as (url, _), Wire() as wire:
-                verdict = await Gemini(wire, api_key=KEY, base_url=url).generate(prompt())
-                assert isinstance(verdict, Verdict) and f"redirects to {elsewhere}:" in verdict.message
-                return verdict
+                failure = await Gemini(wire, api_key=KEY, base_url=url).generate(prompt())
+                assert isinstance(failure, Failure) and f"redirects to {elsewhere}:" in failure.message
+                return failure
 
-    verdict = anyio.run(run)
-    assert isinstance(verdict, Verdict) and verdict.kind == "fatal" and not seen and KEY not in repr(verdict)
+    failure = anyio.run(run)
+    assert isinstance(failure, Failure) and failure.kind == "fatal" and not seen and KEY not in repr(failure)

@@ -16,7 +16,7 @@ from servers import World, answer_all, dispatcher_for, documents, heavy, lognorm
 from vclock import run
 
 from pipeline.quota.book import QuotaBook
-from pipeline.records import Limits, QuotaHit, Verdict
+from pipeline.records import Failure, Limits, QuotaHit
 
 
 @cases
@@ -145,7 +145,7 @@ def test_a_learned_limit_is_told_and_kept_for_the_next_run(tmp_path: Path) -> No
 
 def test_what_one_early_refusal_let_guess_is_not_kept_for_the_next_run(tmp_path: Path) -> None:
     """Of a few seconds nobody knows a limit: a run that is stopped then must not hold up those that follow."""
-    refusal = Verdict("rate_limit", "quota", "exhausted", http_status=429)
+    refusal = Failure("rate_limit", "quota", "exhausted", http_status=429)
 
     def admitted_in_a_minute(rows: int, refused: int | None) -> int:
         world = World("fixed", 100_000, 10**9)
@@ -228,7 +228,7 @@ def test_refusals_that_do_not_hang_on_the_pace_leave_it_alone(named: bool) -> No
     world = World("fixed", 100_000, 10**9, seed=1)
     limits = Limits(rpm=1200, tpm=10**9)
     quota = (QuotaHit("requests-per-minute", "requests", "minute", 1200),) if named else ()
-    refusal = Verdict("rate_limit", "quota", "exhausted", http_status=429, quota=quota)
+    refusal = Failure("rate_limit", "quota", "exhausted", http_status=429, quota=quota)
     world.fault = lambda t: refusal if world.rng.random() < 0.05 else None
     prompts = documents(world, small(6000, 100, 1))
 

@@ -18,7 +18,7 @@ from pipeline.quota.ledger import TokenLedger
 from pipeline.quota.pacer import JITTER_S
 from pipeline.quota.server_clock import MinutePhase
 from pipeline.quota.sharing import ASKED_FOR_S, SHARER_S, Sharing
-from pipeline.records import Limits, Prompt, Reply, Verdict
+from pipeline.records import Failure, Limits, Prompt, Reply
 
 DAY = "2026-11-22"
 
@@ -37,7 +37,7 @@ class Together:
         """All with these limits, but for the run `unset`."""
 
         async def one(which: int) -> None:
-            async def send(prompt: Prompt) -> Reply | Verdict:
+            async def send(prompt: Prompt) -> Reply | Failure:
                 self.sends.append((self.world.now(), which, self.world.true_tokens[prompt.row]))
                 self.last[which] = self.world.now()
                 return await self.world.send(prompt)

@@ -9,14 +9,14 @@ import pytest
 
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
-from pipeline.records import EMULATOR_FIELD, EMULATOR_HEADER, Params, Prompt, Reply, Verdict
+from pipeline.records import EMULATOR_FIELD, EMULATOR_HEADER, Failure, Params, Prompt, Reply
 
 ANSWER: dict[str, Any] = {"candidates": [{"content": {"parts": [{"text": "yes"}]}, "finishReason": "STOP"}]}
 PROMPT = Prompt(0, "0", "answer", "hi", Params("gemini-3.8-flash"), 1, "f")
 
 
-def told(response: httpx.Response) -> tuple[bool, Reply | Verdict]:
-    async def run() -> tuple[bool, Reply | Verdict]:
+def told(response: httpx.Response) -> tuple[bool, Reply | Failure]:
+    async def run() -> tuple[bool, Reply | Failure]:
         async with Wire(httpx.MockTransport(lambda _: response)) as wire:
             gemini = Gemini(wire, api_key="k")
             return await gemini.is_emulator(), await gemini.generate(PROMPT)

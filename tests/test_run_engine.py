@@ -19,12 +19,12 @@ from pipeline.dispatch.dispatcher import UNLIMITED, Dispatcher
 from pipeline.errors import RowsFailed, RunStateError
 from pipeline.job import Job
 from pipeline.providers.gemini import parse_reply
-from pipeline.records import Document, Limits, Prompt, Reply, Usage, Verdict
+from pipeline.records import Document, Failure, Limits, Prompt, Reply, Usage
 from pipeline.run import engine as engines
 from pipeline.run.engine import FAIL_FAST_ROWS, Engine, Monitor, mixed
 from pipeline.store.run import RunStore
 
-Send = Callable[[Prompt], Awaitable[Reply | Verdict]]
+Send = Callable[[Prompt], Awaitable[Reply | Failure]]
 
 
 def documents(count: int, text: str | None = None) -> Iterator[list[Document]]:
@@ -85,9 +85,9 @@ def test_every_row_gets_one_outcome(tmp_path: Path) -> None:
 
 
 def test_one_bad_row_leaves_its_neighbours_alone(tmp_path: Path) -> None:
-    async def send(prompt: Prompt) -> Reply | Verdict:
+    async def send(prompt: Prompt) -> Reply | Failure:
         if prompt.row == 3:
-            return Verdict("reject", "invalid_request", "no such thing", http_status=400)
+            return Failure("reject", "invalid_request", "no such thing", http_status=400)
         return paid()
 
     _, outcomes = play(tmp_path, make_job(tmp_path, PLAIN), documents(9), send, 9)
@@ -109,10 +109,10 @@ def test_the_costs_of_a_row_are_those_of_its_calls(tmp_path: Path) -> None:
 
 
 def test_a_failed_piece_still_shows_what_its_siblings_cost(tmp_path: Path) -> None:
-    async def send(prompt: Prompt) -> Reply | Verdict:
+    async def send(prompt: Prompt) -> Reply | Failure:
         if prompt.chunk == 0:
             await anyio.sleep(0.01)
-            return Verdict("reject", "invalid_request", "no", http_status=400)
+            return Failure("reject", "invalid_request", "no", http_status=400)
         await anyio.sleep(0.05)
         return paid("a part")
 

@@ -16,7 +16,7 @@ import polars as pl
 from pipeline.budget.caps import Spending
 from pipeline.errors import BudgetReached, PipelineError
 from pipeline.prices import LONG_PROMPT_TOKENS, LONGEST_ANSWER_TOKENS, Rates, cost, model_info
-from pipeline.records import Prompt, Reply, Usage, Verdict
+from pipeline.records import Failure, Prompt, Reply, Usage
 
 ESTIMATE_AFTER = 20
 """Readable replies of a step after which one that cannot be read is taken for their mean; until then for its worst."""
@@ -168,7 +168,7 @@ class Cashier:
         self._seen.replies += held is not None
         return Bill(usd, more, worst)
 
-    def unanswered(self, prompt: Prompt, verdict: Verdict) -> Bill | None:
+    def unanswered(self, prompt: Prompt, failure: Failure) -> Bill | None:
         """Settle a request that came back without an answer; None where the service did not bill it.
 
         A reply that came is taken for a usual one of its step, or for what it says of tokens where that is more, and
@@ -176,13 +176,13 @@ class Cashier:
         (Google's billing FAQ: neither 400 nor 500), but one that names tokens.
         """
         worst, held = self._settle(prompt)
-        if not may_be_billed(verdict):
+        if not may_be_billed(failure):
             self._spending.release()
             return None
         most = self._most_usd(prompt, worst, held)
-        usd = self._likely_usd(prompt, most) if has_come(verdict) else _NONE
-        if verdict.usage is not None:
-            told = cost(verdict.usage, verdict.model or prompt.params.model, datetime.now(UTC), own=self._own)
+        usd = self._likely_usd(prompt, most) if has_come(failure) else _NONE
+        if failure.usage is not None:
+            told = cost(failure.usage, failure.model or prompt.params.model, datetime.now(UTC), own=self._own)
             if told is not None:
                 usd = max(usd or _NONE, told)
                 self._heed(told, worst)
@@ -268,14 +268,14 @@ def seen_in(frames: Iterable[pl.DataFrame]) -> Seen:
     return seen
 
 
-def may_be_billed(verdict: Verdict) -> bool:
+def may_be_billed(failure: Failure) -> bool:
     """Whether a failed request may have been billed: it was sent, and nothing that can be read came back."""
-    return verdict.billed or (verdict.kind == "transient" and verdict.sent and verdict.http_status is None)
+    return failure.billed or (failure.kind == "transient" and failure.sent and failure.http_status is None)
 
 
-def has_come(verdict: Verdict) -> bool:
+def has_come(failure: Failure) -> bool:
     """Whether something came back of a request that may have been billed, though it cannot be read."""
-    return verdict.billed and verdict.error_kind not in ("timeout", "network")
+    return failure.billed and failure.error_kind not in ("timeout", "network")
 
 
 def worst_case_usd(prompt: Prompt, own: Rates | None) -> Decimal | None:

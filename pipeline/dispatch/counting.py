@@ -9,7 +9,7 @@ from anyio.abc import TaskGroup
 
 from pipeline.dispatch.backlog import Job
 from pipeline.quota.breaker import Breaker
-from pipeline.records import Prompt, Verdict
+from pipeline.records import Failure, Prompt
 
 COUNT_ABOVE = 0.02
 """Prompts above this part of the tokens per minute are counted."""
@@ -18,7 +18,7 @@ LONGEST_COUNT_S = 10.0
 """A count that takes longer is given up: the estimate will do."""
 FAILURES_IN_A_ROW = 8
 
-CountTokens = Callable[[Prompt], Awaitable[int | Verdict]]
+CountTokens = Callable[[Prompt], Awaitable[int | Failure]]
 
 
 class Counting:
@@ -67,7 +67,7 @@ class Counting:
             scope.cancel()
 
     async def _count(self, ask: CountTokens, job: Job, asked_at: float) -> None:
-        counted: int | Verdict | None = None
+        counted: int | Failure | None = None
         try:
             with self._asked[job]:
                 counted = await ask(job.prompt)

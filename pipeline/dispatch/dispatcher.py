@@ -18,7 +18,7 @@ from pipeline.quota import stops
 from pipeline.quota.book import QuotaBook
 from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota, Notify, Ticket
 from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
-from pipeline.records import Limits, Prompt, Reply, Status, Verdict
+from pipeline.records import Failure, Limits, Prompt, Reply, Status
 
 UNLIMITED = Limits(rpm=0, tpm=0)
 """No limit on anything but what is in flight: a limit of 0 means that there is none."""
@@ -26,7 +26,7 @@ REFUSED_ALONE = 3
 """Refusals with a whole minute's tokens for itself that a prompt is too long after: one may be somebody else's."""
 _LONGEST_SLEEP_S = 60.0  # after which the wall clock is read again: it goes on while a machine is suspended
 
-Send = Callable[[Prompt], Awaitable[Reply | Verdict]]
+Send = Callable[[Prompt], Awaitable[Reply | Failure]]
 Admit = Callable[[Prompt], bool]
 """Reserves what one request may cost; False: wait until one that is in flight has come back.
 
@@ -324,10 +324,10 @@ class Dispatcher:
             reply = replace(reply, attempts=job.attempts, rate_limited=job.rate_limited)
         self._deliver(job, reply)
 
-    def _take_refusal(self, job: Job, ticket: Ticket, verdict: Verdict, now: float) -> None:
-        job.refused_alone += self._quota.refused(ticket, now, verdict)
-        if verdict.kind == "rate_limit":
-            self._tell_wait(verdict, min(asked_s(verdict), LONGEST_WAIT_S), now)
+    def _take_refusal(self, job: Job, ticket: Ticket, failure: Failure, now: float) -> None:
+        job.refused_alone += self._quota.refused(ticket, now, failure)
+        if failure.kind == "rate_limit":
+            self._tell_wait(failure, min(asked_s(failure), LONGEST_WAIT_S), now)
         self.rate_limited += 1
         job.rate_limited += 1
         if job.refused_alone < REFUSED_ALONE:
@@ -337,28 +337,28 @@ class Dispatcher:
                 job, ticket.tokens, f"fewer a minute: it was refused {REFUSED_ALONE} times with a minute for itself"
             )
 
-    def _take_failure(self, job: Job, ticket: Ticket, verdict: Verdict, now: float) -> None:
-        self._quota.failed(ticket, now, verdict)
+    def _take_failure(self, job: Job, ticket: Ticket, failure: Failure, now: float) -> None:
+        self._quota.failed(ticket, now, failure)
         job.attempts += 1
         self.attempts += 1
-        if verdict.kind == "reject":
-            self._fail(job, "invalid", verdict)
-        elif verdict.kind == "transient" and is_enough(job, verdict, self._max_attempts):
-            self._fail(job, "error", verdict)
-        elif verdict.kind == "transient":
-            wait, asked = pause_s(job, verdict, self._quota.period_s, self._rng)
-            self._tell_wait(verdict, asked, now)
+        if failure.kind == "reject":
+            self._fail(job, "invalid", failure)
+        elif failure.kind == "transient" and is_enough(job, failure, self._max_attempts):
+            self._fail(job, "error", failure)
+        elif failure.kind == "transient":
+            wait, asked = pause_s(job, failure, self._quota.period_s, self._rng)
+            self._tell_wait(failure, asked, now)
             self._again(job, now, now + wait)
         else:
-            self.halt(stops.stopped_by(verdict))
+            self.halt(stops.stopped_by(failure))
             self._again(job, now, now)
 
-    def _tell_wait(self, verdict: Verdict, kept_s: float, now: float) -> None:
+    def _tell_wait(self, failure: Failure, kept_s: float, now: float) -> None:
         """Tell of a long wait that the service asks for, once until it is over."""
-        if max(asked_s(verdict), kept_s) > TOLD_S and now >= self._told_until:
+        if max(asked_s(failure), kept_s) > TOLD_S and now >= self._told_until:
             self._told_until = now + kept_s
             wall = self._wall()
-            self._notify("wait", {"until": wall + kept_s, "message": told(verdict, kept_s, wall)})
+            self._notify("wait", {"until": wall + kept_s, "message": told(failure, kept_s, wall)})
 
     def _again(self, job: Job, now: float, when: float) -> None:
         """Let a prompt wait again, at the front; from `when` on."""
@@ -410,8 +410,8 @@ class Dispatcher:
         message = f"The prompt has {tokens:,} input tokens; the service takes {takes}. Chunk the text smaller."
         self._end(job, Reply("", "invalid", error_kind="too_long", error=message))
 
-    def _fail(self, job: Job, status: Status, verdict: Verdict) -> None:
-        self._end(job, Reply("", status, error_kind=verdict.error_kind, error=verdict.message))
+    def _fail(self, job: Job, status: Status, failure: Failure) -> None:
+        self._end(job, Reply("", status, error_kind=failure.error_kind, error=failure.message))
 
     def _end(self, job: Job, reply: Reply) -> None:
         self.failed += 1

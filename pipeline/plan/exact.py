@@ -12,7 +12,7 @@ from aiolimiter import AsyncLimiter
 from pipeline.errors import AuthError, ServiceError
 from pipeline.plan.learned import Learned, counted
 from pipeline.quota.stops import refused_by_proxy
-from pipeline.records import Prompt, Verdict
+from pipeline.records import Failure, Prompt
 
 SAMPLE = 200
 """Prompts that are counted at most. Over a table of fourteen sorts of text the sum is then right to 1 %."""
@@ -23,7 +23,7 @@ _AT_ONCE = 8
 _SPACING_S = 0.05  # 1,200 a minute: counting has a quota of its own, which older documents put at 3,000
 _HOPELESS = 10  # failures without one success after which the rest is not tried
 
-Count = Callable[[Prompt], Awaitable[int | Verdict]]
+Count = Callable[[Prompt], Awaitable[int | Failure]]
 
 
 class Picked(NamedTuple):
@@ -40,7 +40,7 @@ async def count_sample(prompts: Iterable[tuple[Prompt, int]], count: Count, most
     A prompt that cannot be counted is left out. Raises `ServiceError` or `AuthError` when none could be.
     """
     answered: list[tuple[Picked, int]] = []
-    refused: list[Verdict] = []
+    refused: list[Failure] = []
     pace = AsyncLimiter(1, _SPACING_S)
     waiting = iter(pick(prompts, most))
 

@@ -22,11 +22,11 @@ from pipeline import __version__
 from pipeline.errors import AuthError, JobError
 from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, judge, parse_reply, read_answer
 from pipeline.providers.blotting import blotted
+from pipeline.providers.failures import classify, http_date, unanswered, without_prompt
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Response, Wire
 from pipeline.providers.usage import names_tokens, read_usage
-from pipeline.providers.verdicts import classify, http_date, unanswered, without_prompt
-from pipeline.records import EMULATOR_HEADER, Params, Prompt, Reply, Verdict
+from pipeline.records import EMULATOR_HEADER, Failure, Params, Prompt, Reply
 from pipeline.terminal import without_secrets
 
 BASE_URL = "https://generativelanguage.googleapis.com"
@@ -89,20 +89,20 @@ class Gemini:
     def __repr__(self) -> str:
         return f"Gemini({self.endpoint!r})"
 
-    async def generate(self, prompt: Prompt) -> Reply | Verdict:
+    async def generate(self, prompt: Prompt) -> Reply | Failure:
         """Make one request; never retries, never waits for quota."""
         url = self._url(prompt.params.model, "generateContent")
         started = anyio.current_time()
         response = await self._exchange(url, build_request(prompt))
         latency_s, finished_at = anyio.current_time() - started, time.time()
         if isinstance(response, Lost):
-            return self._verdict(response, prompt)
+            return self._failure(response, prompt)
         body, answer = self._read(response.body)
         if isinstance(answer, Unread):
             return self._unread(response, answer, prompt)
         reply = judge(answer, body, prompt)
         if not _succeeded(response) and not reply.text:
-            return self._verdict(response, prompt, answer)
+            return self._failure(response, prompt, answer)
         return replace(
             reply,
             model=reply.model or bare_model(prompt.params.model),
@@ -126,16 +126,16 @@ class Gemini:
                 return clear, read_answer(clear)
         return body, answer
 
-    def _unread(self, response: Response, unread: Unread, prompt: Prompt) -> Verdict:
+    def _unread(self, response: Response, unread: Unread, prompt: Prompt) -> Failure:
         """What a response without an answer means. It may have been billed, unless it says that it failed."""
-        verdict = self._verdict(response, prompt, unread)
-        if not _succeeded(response) or unread.refused or verdict.kind != "transient":
-            return verdict
+        failure = self._failure(response, prompt, unread)
+        if not _succeeded(response) or unread.refused or failure.kind != "transient":
+            return failure
         lost = response.lost
         if lost is not None and lost.kind in ("timeout", "unreadable"):
             return replace(unanswered(lost, secret=self._key), raw=response.body[:MOST_KEPT_BYTES])
         return replace(
-            verdict,
+            failure,
             error_kind="malformed_reply",
             message=f"HTTP {response.status}: {lost.message if lost else unread.why}",
             billed=True,
@@ -143,19 +143,19 @@ class Gemini:
             raw=response.body[:MOST_KEPT_BYTES],
         )
 
-    async def count_tokens(self, prompt: Prompt) -> int | Verdict:
+    async def count_tokens(self, prompt: Prompt) -> int | Failure:
         """Input tokens of `prompt` as the service counts them, system instruction included; free of charge."""
         model = bare_model(prompt.params.model)
         # Only this form counts the system instruction; the model inside is required though it stands in the URL.
         body = orjson.dumps({"generateContentRequest": {"model": f"models/{model}", **_request(prompt)}})
         answer = await self._exchange(self._url(model, "countTokens"), body)
         if isinstance(answer, Lost) or not _succeeded(answer):
-            return self._verdict(answer, prompt)
+            return self._failure(answer, prompt)
         total = whole_number(mapping(load(answer.body)).get("totalTokens"))
         if total is None:
-            return self._verdict(answer, prompt)
+            return self._failure(answer, prompt)
         if not 0 < total <= MOST_COUNTED_TOKENS:
-            return Verdict("transient", "malformed_reply", f"the service counts {total:,} tokens in a prompt")
+            return Failure("transient", "malformed_reply", f"the service counts {total:,} tokens in a prompt")
         return total
 
     async def is_emulator(self) -> bool:
@@ -167,7 +167,7 @@ class Gemini:
         answer = await self._wire.get(url, self._headers, min(self._timeout_s, ASK_TIMEOUT_S))
         return not isinstance(answer, Lost) and is_emulated(answer)
 
-    async def list_models(self) -> list[Model] | Verdict:
+    async def list_models(self) -> list[Model] | Failure:
         """Every model that the key may use for `generateContent`, in the service's order.
 
         Of a listing that does not end, those of `MOST_PAGES` pages and of one `timeout_s`.
@@ -179,10 +179,10 @@ class Gemini:
             params = {"pageSize": "1000", **({"pageToken": page} if page else {})}
             answer = await self._exchange(httpx.URL(f"{self._root}/models", params=params))
             if isinstance(answer, Lost) or not _succeeded(answer):
-                return self._verdict(answer)
+                return self._failure(answer)
             listing = load(answer.body)
             if not isinstance(listing, dict) or listing.get("error"):
-                return self._verdict(answer)
+                return self._failure(answer)
             for model in map(_model, filter(_generates, mappings(listing.get("models")))):
                 models.setdefault(model.name, model)
             page, last = string(listing.get("nextPageToken")), page
@@ -207,20 +207,20 @@ class Gemini:
             url = self._urls[model, method] = httpx.URL(f"{self._root}/{quote(path, safe='/')}:{method}")
         return url
 
-    def _verdict(
+    def _failure(
         self, answer: Response | Lost, prompt: Prompt | None = None, found: Answer | Unread | None = None
-    ) -> Verdict:
+    ) -> Failure:
         """What a failed exchange means; it was billed where what was `found` in its body names tokens."""
         if isinstance(answer, Lost):
             return unanswered(answer, secret=self._key)
-        verdict = classify(answer.status, answer.headers, answer.body, secret=self._key)
+        failure = classify(answer.status, answer.headers, answer.body, secret=self._key)
         if prompt is not None:
-            verdict = replace(verdict, message=without_prompt(verdict.message, prompt.text, prompt.params.system or ""))
+            failure = replace(failure, message=without_prompt(failure.message, prompt.text, prompt.params.system or ""))
             if found and names_tokens(found.usage):
                 model = found.model or bare_model(prompt.params.model)
                 usage = read_usage(found.usage, "", prompt.input_tokens_est, model)
-                verdict = replace(verdict, usage=usage, model=model, billed=True)
-        return replace(verdict, emulated=True) if is_emulated(answer) else verdict
+                failure = replace(failure, usage=usage, model=model, billed=True)
+        return replace(failure, emulated=True) if is_emulated(answer) else failure
 
 
 def is_emulated(answer: Response) -> bool:

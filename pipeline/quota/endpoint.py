@@ -17,7 +17,7 @@ from pipeline.quota.server_clock import MinutePhase
 from pipeline.quota.sharing import LOOK_S, Sharing
 from pipeline.quota.slots import Slots
 from pipeline.quota.waits import LONGEST_WAIT_S, asked_s
-from pipeline.records import Limits, QuotaHit, Verdict
+from pipeline.records import Failure, Limits, QuotaHit
 
 FIRST_RPM, FIRST_TPM = 5, 250_000
 """Where nothing is configured: what Gemini's free tier allowed in 2026, to grow from."""
@@ -218,58 +218,58 @@ class EndpointQuota:
             self.phase.observe(date, ticket.sent_at, max(ticket.sent_at, received))
         self._settle(ticket, tokens)
 
-    def failed(self, ticket: Ticket, now: float, verdict: Verdict) -> None:
+    def failed(self, ticket: Ticket, now: float, failure: Failure) -> None:
         """The request failed for another reason than quota; whatever may have reached the server stays charged."""
-        if verdict.served_at is not None:
-            self.phase.observe(verdict.served_at, ticket.sent_at, now)
-        if verdict.sent:
+        if failure.served_at is not None:
+            self.phase.observe(failure.served_at, ticket.sent_at, now)
+        if failure.sent:
             self._settle(ticket, None)
         else:
             self._release(ticket)
-        if verdict.kind != "transient" or _is_unread_answer(verdict):
+        if failure.kind != "transient" or _is_unread_answer(failure):
             self._responded(ticket)
             return
         self._refusals.undecided()
-        if verdict.http_status == 503:
+        if failure.http_status == 503:
             self.slots.overloaded()
         if self._outage.failed(now, ticket.sent_at):
-            self._notify("outage", {"message": f"{verdict.message}; {_PROBING}"})
+            self._notify("outage", {"message": f"{failure.message}; {_PROBING}"})
 
-    def refused(self, ticket: Ticket, now: float, verdict: Verdict) -> bool:
+    def refused(self, ticket: Ticket, now: float, failure: Failure) -> bool:
         """The request was refused for quota: it did not count; hold, and learn the limit.
 
         True when it had the tokens of a whole minute for itself, as far as is known, and they were not enough.
         """
         self._outage.succeeded()
-        if verdict.served_at is not None:
-            self.phase.observe(verdict.served_at, ticket.sent_at, now)
+        if failure.served_at is not None:
+            self.phase.observe(failure.served_at, ticket.sent_at, now)
         self._release(ticket)
-        if verdict.kind == "day_quota":
+        if failure.kind == "day_quota":
             self._refusals.undecided()
-            self._day_refused(ticket, now, verdict)
+            self._day_refused(ticket, now, failure)
             return False
-        if self._refusals.failed(now, ticket.sent_at, weight=1 if verdict.quota else REFUSALS_IN_A_ROW):
-            self._notify("refused", {"message": f"{verdict.message}; {_PROBING}"})
-        wait = min(LONGEST_WAIT_S, max(_DEFAULT_HOLD_S, asked_s(verdict)))
+        if self._refusals.failed(now, ticket.sent_at, weight=1 if failure.quota else REFUSALS_IN_A_ROW):
+            self._notify("refused", {"message": f"{failure.message}; {_PROBING}"})
+        wait = min(LONGEST_WAIT_S, max(_DEFAULT_HOLD_S, asked_s(failure)))
         self._hold_until = max(self._hold_until, now + wait + self._rng.uniform(0.0, _HOLD_JITTER_S))
-        hits = [hit for hit in verdict.quota if hit.window == "minute"] or [self._likely_hit(now)]
+        hits = [hit for hit in failure.quota if hit.window == "minute"] or [self._likely_hit(now)]
         alone = ticket.tokens >= self.tokens_limit and self.ledger.since(ticket.sent_at - WINDOW_S)[1] == 0
-        if alone and all(hit.meter == "tokens" and hit.limit is None for hit in verdict.quota):
+        if alone and all(hit.meter == "tokens" and hit.limit is None for hit in failure.quota):
             return True
         for hit in hits:
-            self._learn(hit, ticket, now, asked_s(verdict))
+            self._learn(hit, ticket, now, asked_s(failure))
         return False
 
-    def _day_refused(self, ticket: Ticket, now: float, verdict: Verdict) -> None:
+    def _day_refused(self, ticket: Ticket, now: float, failure: Failure) -> None:
         """Close the day in which the request was sent, by our clock or by the server's: a new one stays open."""
         wall = self._wall()
         counted_at = wall - (now - ticket.sent_at)
-        if verdict.served_at is not None and abs(verdict.served_at - wall) < _CLOCKS_DIFFER_S:
-            counted_at = min(counted_at, verdict.served_at)
+        if failure.served_at is not None and abs(failure.served_at - wall) < _CLOCKS_DIFFER_S:
+            counted_at = min(counted_at, failure.served_at)
         if self.day.has_begun_since(counted_at, wall):
             self._hold_until = max(self._hold_until, now + RESET_JITTER_S)
         else:
-            self._book.close_day(self.day.exhausted(wall, verdict.retry_after_s), wall)
+            self._book.close_day(self.day.exhausted(wall, failure.retry_after_s), wall)
 
     def unknown(self, ticket: Ticket) -> None:
         """Nobody knows what became of the request: it stays charged."""
@@ -405,7 +405,7 @@ class EndpointQuota:
             self._notify("limit", {"meter": meter, "per_minute": int(limit.value), "origin": origin})
 
 
-def _is_unread_answer(verdict: Verdict) -> bool:
+def _is_unread_answer(failure: Failure) -> bool:
     """Whether the service itself answered, though nobody can read it: a page, or nothing, is a gateway's."""
-    unread = verdict.billed and verdict.error_kind == "malformed_reply"
-    return unread and (verdict.http_status is None or verdict.raw.lstrip()[:1] in (b"{", b"["))
+    unread = failure.billed and failure.error_kind == "malformed_reply"
+    return unread and (failure.http_status is None or failure.raw.lstrip()[:1] in (b"{", b"["))

@@ -2,7 +2,7 @@
 
 from pipeline.errors import AuthError, JobError, PipelineError, QuotaExhausted, ServiceError
 from pipeline.quota.daily import until_text
-from pipeline.records import Verdict
+from pipeline.records import Failure
 
 _KEPT = "What was answered is kept"
 
@@ -24,35 +24,35 @@ def down(seconds: float) -> ServiceError:
     )
 
 
-def refused_by_proxy(verdict: Verdict) -> AuthError:
+def refused_by_proxy(failure: Failure) -> AuthError:
     """The way to the service is barred by what the environment names."""
     return AuthError(
-        f"No request reaches the service: {verdict.message}.",
+        f"No request reaches the service: {failure.message}.",
         "Put the login into HTTPS_PROXY or HTTP_PROXY, as http://USER:PASSWORD@HOST:PORT; or name the service's host in"
         " NO_PROXY to go without.",
     )
 
 
-def stopped_by(verdict: Verdict) -> PipelineError:
+def stopped_by(failure: Failure) -> PipelineError:
     """The end of a run in which no other prompt would fare better."""
-    if verdict.kind == "proxy":
-        return refused_by_proxy(verdict)
-    if verdict.kind == "auth":
-        status = f" (HTTP {verdict.http_status})" if verdict.http_status else ""
+    if failure.kind == "proxy":
+        return refused_by_proxy(failure)
+    if failure.kind == "auth":
+        status = f" (HTTP {failure.http_status})" if failure.http_status else ""
         return AuthError(
-            f"The service refuses the key, its project or the region{status}: {verdict.message}",
+            f"The service refuses the key, its project or the region{status}: {failure.message}",
             "Check the key and what its project may use: `pipeline check JOB`; then the same command goes on.",
         )
-    if any(hit.limit == 0 for hit in verdict.quota):
+    if any(hit.limit == 0 for hit in failure.quota):
         return QuotaExhausted(
-            verdict.message, "Choose another model with `--model NAME`, or enable billing for the project."
+            failure.message, "Choose another model with `--model NAME`, or enable billing for the project."
         )
-    if verdict.kind == "spend_limit":
+    if failure.kind == "spend_limit":
         return QuotaExhausted(
-            verdict.message,
+            failure.message,
             f"{_KEPT}; raise the limit or add credit, then run the same command again. What a tier may spend in ten"
             " minutes comes back by itself.",
         )
-    if verdict.http_status is not None and 300 <= verdict.http_status < 500:
-        return JobError(verdict.message, "Mend the job, then check it before anything is spent: `pipeline check JOB`.")
-    return ServiceError(verdict.message, f"{_KEPT}; run the same command again later.")
+    if failure.http_status is not None and 300 <= failure.http_status < 500:
+        return JobError(failure.message, "Mend the job, then check it before anything is spent: `pipeline check JOB`.")
+    return ServiceError(failure.message, f"{_KEPT}; run the same command again later.")

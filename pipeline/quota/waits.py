@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from math import isfinite
 
-from pipeline.records import Verdict
+from pipeline.records import Failure
 
 LONGEST_WAIT_S = 600.0
 """A prompt waits no longer at the service's word, all its requests together, and so does a run after a refusal.
@@ -17,16 +17,16 @@ TOLD_S = 75.0
 _YEARS_S = 10 * 365 * 86_400.0
 
 
-def asked_s(verdict: Verdict) -> float:
+def asked_s(failure: Failure) -> float:
     """Seconds that the service asks to wait; 0 where it asks for none, or for what is no time."""
-    seconds = verdict.retry_after_s
+    seconds = failure.retry_after_s
     return seconds if seconds is not None and isfinite(seconds) and seconds > 0 else 0.0
 
 
-def told(verdict: Verdict, kept_s: float, now: float) -> str:
+def told(failure: Failure, kept_s: float, now: float) -> str:
     """What a person is told of a wait that was asked for, of which `kept_s` are waited; `now` in epoch seconds."""
-    asked = f"the service asks to wait until {clock(now, asked_s(verdict))} ({verdict.message})"
-    return asked if kept_s >= asked_s(verdict) else f"{asked}; it is asked again at {clock(now, kept_s)}"
+    asked = f"the service asks to wait until {clock(now, asked_s(failure))} ({failure.message})"
+    return asked if kept_s >= asked_s(failure) else f"{asked}; it is asked again at {clock(now, kept_s)}"
 
 
 def clock(now: float, ahead_s: float) -> str:

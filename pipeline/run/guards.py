@@ -13,7 +13,7 @@ from pipeline.process import too_few_files
 from pipeline.providers.answers import parse_reply
 from pipeline.quota.endpoint import Notify
 from pipeline.quota.slots import CAP
-from pipeline.records import Limits, Reply, Verdict
+from pipeline.records import Failure, Limits, Reply
 from pipeline.run.prepare import Options, Session
 from pipeline.store.run import check_belongs
 
@@ -80,7 +80,7 @@ def within_files(limits: Limits, left: int, heard: Notify) -> Limits:
     return replace(limits, sockets=sockets)
 
 
-def stranger(session: Session, endpoint: str, outcome: Reply | Verdict) -> ServiceError | None:
+def stranger(session: Session, endpoint: str, outcome: Reply | Failure) -> ServiceError | None:
     """Why this outcome counts as nothing: in the middle of a run another service answers than at its start."""
     if outcome.emulated and not session.rehearsal:
         return ServiceError(

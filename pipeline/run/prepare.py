@@ -27,7 +27,7 @@ from pipeline.providers.transport import Wire
 from pipeline.quota.book import QuotaBook, read_known
 from pipeline.quota.daily import day_of, until_text
 from pipeline.quota.stops import refused_by_proxy
-from pipeline.records import Document, Limits, Verdict
+from pipeline.records import Document, Failure, Limits
 from pipeline.run.places import quota_place
 from pipeline.source import Source, open_source, output_conflict
 from pipeline.source.documents import ROW
@@ -285,7 +285,7 @@ async def check_service(session: Session, forget: bool = False) -> list[tuple[st
     job = session.job
     async with open_provider(job, session.options.offline) as provider:
         found = await provider.list_models()
-        if isinstance(found, Verdict):
+        if isinstance(found, Failure):
             if found.kind == "proxy":
                 raise refused_by_proxy(found)
             if found.kind == "auth":

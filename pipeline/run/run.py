@@ -26,7 +26,7 @@ from pipeline.plan.forecast import Bought
 from pipeline.process import files_left, give_back_memory
 from pipeline.providers.gemini import Gemini
 from pipeline.quota.book import QuotaBook
-from pipeline.records import STATUSES, Prompt, Reply, Verdict
+from pipeline.records import STATUSES, Failure, Prompt, Reply
 from pipeline.report.accuracy import PLAN_EVENT, Amounts, logged
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.guards import refuse_unpriced, set_aside, stranger, within_files
@@ -238,11 +238,11 @@ def _engine(
     )
     done = _done(session, store)
 
-    async def generate(prompt: Prompt) -> Reply | Verdict:
+    async def generate(prompt: Prompt) -> Reply | Failure:
         outcome = await provider.generate(prompt)
         if changed := stranger(session, provider.endpoint, outcome):
             engine.halt(changed)
-            return Verdict("fatal", "server", changed.message, sent=False)
+            return Failure("fatal", "server", changed.message, sent=False)
         return outcome
 
     engine = Engine(

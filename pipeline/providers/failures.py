@@ -1,4 +1,4 @@
-"""What a failed exchange means: status, headers and body in, a `Verdict` out. Pure, and never raises.
+"""What a failed exchange means: status, headers and body in, a `Failure` out. Pure, and never raises.
 
 Written for Google's error model (`google.rpc.Status` with ErrorInfo, QuotaFailure and RetryInfo) and for what relays
 make of it: arrays, JSON as a string inside `message`, string codes, a 429 dressed as a 502, HTML, plain text.
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
 from pipeline.providers.phrases import STATUS_OF_NAME, said
 from pipeline.providers.transport import Lost
-from pipeline.records import ErrorKind, QuotaHit, Verdict, VerdictKind
+from pipeline.records import ErrorKind, Failure, FailureKind, QuotaHit
 
 MESSAGE_CHARS = 300
 DAY_SCALE_WAIT_S = 2 * 3600.0
@@ -34,7 +34,7 @@ class Fault:
     details: tuple[Mapping[str, Any], ...] = ()
 
 
-def classify(status: int, headers: Mapping[str, str], body: bytes, *, secret: str = "") -> Verdict:
+def classify(status: int, headers: Mapping[str, str], body: bytes, *, secret: str = "") -> Failure:
     """Read a response that is not an answer; `secret` (the key) is blotted out of the message.
 
     A body that names another status than the response is believed: relays answer 502 for a 429. `retry_after_s` is the
@@ -49,7 +49,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, secret: st
     wait_s = _retry_after(fields.get("retry-after"), served_at, fault)
     hits = quota_hits(fault)
     kind, error_kind = _meaning(_believed(status, fault), fault, hits, wait_s)
-    return Verdict(
+    return Failure(
         kind=kind,
         error_kind=error_kind,
         message=_message(status, kind, fault, hits, secret, _host(fields.get("location", ""))),
@@ -60,13 +60,13 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, secret: st
     )
 
 
-def unanswered(lost: Lost, *, secret: str = "") -> Verdict:
+def unanswered(lost: Lost, *, secret: str = "") -> Failure:
     """A request that got no response, or none that could be read: worth another try, unless a proxy refuses all.
 
     What was sent may have been answered and billed. What breaks HTTP comes back the same way: it is asked once more.
     """
     unreadable = lost.kind == "unreadable"
-    return Verdict(
+    return Failure(
         kind="proxy" if lost.kind == "proxy" else "transient",
         error_kind="malformed_reply" if unreadable else "timeout" if lost.kind == "timeout" else "network",
         message=clean(lost.message, secret),
@@ -145,7 +145,7 @@ def _believed(status: int, fault: Fault) -> int:
 
 def _meaning(
     status: int, fault: Fault, hits: Sequence[QuotaHit], wait_s: float | None
-) -> tuple[VerdictKind, ErrorKind]:
+) -> tuple[FailureKind, ErrorKind]:
     text = fault.message
     # A 400 may quote the request, and what a prompt says is not what the service says.
     words = None if hits else said(_without_quotes(text) if status in (400, 413, 422) else text)
@@ -173,7 +173,7 @@ def _meaning(
     return "transient", "server"  # 200 and the like, but no answer: nothing was bought
 
 
-def _quota_meaning(hits: Sequence[QuotaHit], wait_s: float | None) -> VerdictKind:
+def _quota_meaning(hits: Sequence[QuotaHit], wait_s: float | None) -> FailureKind:
     if any(hit.limit == 0 for hit in hits):
         return "fatal"
     if any(hit.window == "day" for hit in hits) or (wait_s or 0.0) > DAY_SCALE_WAIT_S:
@@ -325,7 +325,7 @@ def _without_quotes(text: str) -> str:
 
 
 def _message(
-    status: int, kind: VerdictKind, fault: Fault, hits: Sequence[QuotaHit], secret: str, elsewhere: str
+    status: int, kind: FailureKind, fault: Fault, hits: Sequence[QuotaHit], secret: str, elsewhere: str
 ) -> str:
     model = _MODEL.search(fault.message)
     name = clean(model[1], secret) if model else "the model"

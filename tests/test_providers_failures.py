@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.providers.transport import Lost
-from pipeline.providers.verdicts import (
+from pipeline.providers.failures import (
     MESSAGE_CHARS,
     classify,
     clean,
@@ -17,6 +16,7 @@ from pipeline.providers.verdicts import (
     unanswered,
     without_prompt,
 )
+from pipeline.providers.transport import Lost
 from pipeline.records import QuotaHit
 
 E1 = r"""{"error":{"code":400,"message":"API key not valid. Please pass a valid API key.","status":"INVALID_ARGUMENT",
@@ -163,9 +163,9 @@ RELAYS = {
 @pytest.mark.parametrize("name", TABLE)
 def test_every_recorded_failure_means_what_the_table_says(name: str) -> None:
     status, body, kind, error_kind = TABLE[name]
-    verdict = classify(status, {}, body.encode() if isinstance(body, str) else body)
-    assert (verdict.kind, verdict.error_kind, verdict.http_status) == (kind, error_kind, status)
-    assert verdict.message.startswith(f"HTTP {status}") and verdict.sent
+    failure = classify(status, {}, body.encode() if isinstance(body, str) else body)
+    assert (failure.kind, failure.error_kind, failure.http_status) == (kind, error_kind, status)
+    assert failure.message.startswith(f"HTTP {status}") and failure.sent
 
 
 @pytest.mark.parametrize("name", RELAYS)
@@ -242,8 +242,8 @@ def test_the_longest_wait_wins(headers: dict[str, str], body: str, wait_s: float
 
 
 def test_a_wait_of_hours_is_the_quota_of_a_day() -> None:
-    verdict = classify(429, {}, body_of(429, "Quota exceeded. Please retry in 18h26m22s.", "RESOURCE_EXHAUSTED"))
-    assert (verdict.kind, verdict.retry_after_s) == ("day_quota", 66_382.0)
+    failure = classify(429, {}, body_of(429, "Quota exceeded. Please retry in 18h26m22s.", "RESOURCE_EXHAUSTED"))
+    assert (failure.kind, failure.retry_after_s) == ("day_quota", 66_382.0)
 
 
 def test_the_date_header_is_passed_on() -> None:
@@ -280,8 +280,8 @@ def test_clean_makes_one_short_printable_line_without_the_secret(text: str, secr
 @settings(deadline=None)
 @given(st.integers(), st.dictionaries(st.sampled_from(["Date", "retry-after", "x"]), st.text()), st.binary())
 def test_classify_never_raises(status: int, headers: dict[str, str], body: bytes) -> None:
-    verdict = classify(status, headers, body)
-    assert verdict.http_status == status and len(verdict.message) <= MESSAGE_CHARS
+    failure = classify(status, headers, body)
+    assert failure.http_status == status and len(failure.message) <= MESSAGE_CHARS
 
 
 json_values = st.recursive(
@@ -296,8 +296,8 @@ json_values = st.recursive(
 @settings(deadline=None)
 @given(st.sampled_from([200, 400, 403, 429, 502]), json_values)
 def test_classify_never_raises_for_json_of_any_shape(status: int, value: object) -> None:
-    verdict = classify(status, {}, orjson.dumps(value))
-    assert verdict.retry_after_s is None or 0 <= verdict.retry_after_s < math.inf
+    failure = classify(status, {}, orjson.dumps(value))
+    assert failure.retry_after_s is None or 0 <= failure.retry_after_s < math.inf
 
 
 @settings(deadline=None)
@@ -339,9 +339,9 @@ def test_read_fault_sees_no_error_in_an_answer() -> None:
     ],
 )
 def test_a_lost_request_is_worth_another_try(lost: Lost, error_kind: str) -> None:
-    verdict = unanswered(lost)
-    assert (verdict.kind, verdict.error_kind, verdict.http_status) == ("transient", error_kind, None)
-    assert verdict.sent == lost.sent and verdict.message.isprintable()
+    failure = unanswered(lost)
+    assert (failure.kind, failure.error_kind, failure.http_status) == ("transient", error_kind, None)
+    assert failure.sent == lost.sent and failure.message.isprintable()
 
 
 @pytest.mark.parametrize(
