@@ -75,14 +75,14 @@ def counted(
     return run(main)
 
 
-def test_large_prompts_are_worth_counting_where_there_is_a_limit():
+def test_large_prompts_are_worth_counting_where_there_is_a_limit() -> None:
     counting = Counting(Asked(1).count, lambda job: None, Random(1))
     assert [counting.worth(tokens, 10_000) for tokens in (200, 201)] == [False, True]
     assert not counting.worth(10**9, float("inf"))
     assert not Counting(None, lambda job: None, Random(1)).worth(10**9, 10_000)
 
 
-def test_every_prompt_comes_back_with_what_the_service_told():
+def test_every_prompt_comes_back_with_what_the_service_told() -> None:
     asked = Asked(777)
     done, _ = counted(asked.count, 20)
     assert sorted(job.prompt.row for job in done) == list(range(20))
@@ -90,7 +90,7 @@ def test_every_prompt_comes_back_with_what_the_service_told():
     assert asked.most_at_once == COUNTING_AT_ONCE
 
 
-def test_one_that_nobody_waits_for_any_more_is_not_asked_about():
+def test_one_that_nobody_waits_for_any_more_is_not_asked_about() -> None:
     async def leave(counting: Counting, jobs: list[Job]) -> None:
         jobs[10].answer.cancel()
 
@@ -100,7 +100,7 @@ def test_one_that_nobody_waits_for_any_more_is_not_asked_about():
     assert len(done) == 11
 
 
-def test_a_count_that_hangs_is_not_waited_for():
+def test_a_count_that_hangs_is_not_waited_for() -> None:
     """Eight wait in vain; from then on one at a time finds out, and nobody waits for it."""
     asked = Asked(777, takes_s=300.0)
     done, times = counted(asked.count, 600, every_s=1.0)
@@ -112,7 +112,7 @@ def test_a_count_that_hangs_is_not_waited_for():
     assert len(asked.rows) <= 2 * FAILURES_IN_A_ROW + 1.2 * 600 / 60
 
 
-def test_counting_goes_on_when_the_service_counts_again():
+def test_counting_goes_on_when_the_service_counts_again() -> None:
     asked = Asked(BROKEN)
 
     async def mend(counting: Counting, jobs: list[Job]) -> None:
@@ -124,14 +124,14 @@ def test_counting_goes_on_when_the_service_counts_again():
     assert all(job.exact_tokens == 777 for job in done[200:])
 
 
-def test_a_service_that_knows_no_counting_is_asked_no_more():
+def test_a_service_that_knows_no_counting_is_asked_no_more() -> None:
     asked = Asked(UNKNOWN)
     done, _ = counted(asked.count, 400, every_s=1.0)
     assert len(asked.rows) == 1
     assert [job.exact_tokens for job in done] == [None] * 400
 
 
-def test_once_stopped_nothing_is_asked_and_what_was_is_given_up():
+def test_once_stopped_nothing_is_asked_and_what_was_is_given_up() -> None:
     asked = Asked(777, takes_s=300.0)
 
     async def stop(counting: Counting, jobs: list[Job]) -> None:
@@ -148,7 +148,7 @@ def test_once_stopped_nothing_is_asked_and_what_was_is_given_up():
     assert asked.at_once == 0
 
 
-def test_a_bug_in_counting_is_not_hidden():
+def test_a_bug_in_counting_is_not_hidden() -> None:
     async def count(prompt: Prompt) -> int | Failure:
         raise ZeroDivisionError
 

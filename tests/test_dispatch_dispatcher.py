@@ -100,12 +100,12 @@ def stopped(service: Service, limits: Limits = UNLIMITED, **options: Any) -> Pip
 # --- one prompt ---------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_is_handed_through_with_its_count_of_requests():
+def test_an_answer_is_handed_through_with_its_count_of_requests() -> None:
     reply = one_reply(Service())
     assert (reply.text, reply.status, reply.attempts, reply.rate_limited) == ("text", "ok", 1, 0)
 
 
-def test_a_rejected_prompt_is_not_sent_again():
+def test_a_rejected_prompt_is_not_sent_again() -> None:
     service = Service([REJECTED])
     reply = one_reply(service)
     assert (reply.status, reply.error_kind, reply.raw, reply.attempts) == ("invalid", "invalid_request", b"", 1)
@@ -114,7 +114,7 @@ def test_a_rejected_prompt_is_not_sent_again():
     assert len(service.times) == 1
 
 
-def test_what_may_pass_is_sent_again_with_growing_random_pauses():
+def test_what_may_pass_is_sent_again_with_growing_random_pauses() -> None:
     service = Service([BROKEN, NO_RESPONSE, BROKEN])
     reply = one_reply(service)
     assert (reply.status, reply.attempts, reply.rate_limited) == ("ok", 4, 0)
@@ -122,20 +122,20 @@ def test_what_may_pass_is_sent_again_with_growing_random_pauses():
     assert all(0 <= pause <= 2**n + 0.01 for n, pause in enumerate(pauses))
 
 
-def test_attempts_are_bounded():
+def test_attempts_are_bounded() -> None:
     service = Service([BROKEN] * 9)
     reply = one_reply(service, max_attempts=3)
     assert (reply.status, reply.error_kind, reply.attempts) == ("error", "server", 3)
     assert len(service.times) == 3
 
 
-def test_a_delay_that_the_service_asks_for_is_kept():
+def test_a_delay_that_the_service_asks_for_is_kept() -> None:
     service = Service([replace(BROKEN, retry_after_s=20.0)])
     assert one_reply(service).status == "ok"
     assert service.times[1] >= 21.0
 
 
-def test_a_refusal_for_quota_costs_no_attempt_and_holds_everything():
+def test_a_refusal_for_quota_costs_no_attempt_and_holds_everything() -> None:
     service = Service([REFUSED])
 
     async def body(dispatcher: Dispatcher) -> Reply:
@@ -157,11 +157,11 @@ def test_a_refusal_for_quota_costs_no_attempt_and_holds_everything():
     assert all(4.0 <= time <= 4.3 for time in service.times[1:]), "hold for 3 s, then the refused one first"
 
 
-def test_more_refusals_than_attempts_do_not_lose_the_prompt():
+def test_more_refusals_than_attempts_do_not_lose_the_prompt() -> None:
     assert one_reply(Service([REFUSED] * 30), max_attempts=2).rate_limited == 30
 
 
-def test_refusals_without_details_are_asked_ever_more_slowly_by_one_request_at_a_time():
+def test_refusals_without_details_are_asked_ever_more_slowly_by_one_request_at_a_time() -> None:
     opaque = replace(REFUSED, quota=(), retry_after_s=None)
 
     async def body(dispatcher: Dispatcher) -> None:
@@ -177,7 +177,7 @@ def test_refusals_without_details_are_asked_ever_more_slowly_by_one_request_at_a
     assert len(service.times) == 17
 
 
-def test_a_service_that_only_refuses_is_not_asked_forever():
+def test_a_service_that_only_refuses_is_not_asked_forever() -> None:
     opaque = replace(REFUSED, quota=(), retry_after_s=None)
     service = Service([opaque] * 10_000)
     assert isinstance(stopped(service), ServiceError)
@@ -185,7 +185,7 @@ def test_a_service_that_only_refuses_is_not_asked_forever():
     assert len(service.times) < 50
 
 
-def test_a_prompt_of_more_tokens_than_a_minute_allows_is_refused_at_once():
+def test_a_prompt_of_more_tokens_than_a_minute_allows_is_refused_at_once() -> None:
     service = Service()
 
     async def body(dispatcher: Dispatcher) -> Reply:
@@ -197,7 +197,7 @@ def test_a_prompt_of_more_tokens_than_a_minute_allows_is_refused_at_once():
     assert service.times == []
 
 
-def test_a_large_prompt_is_counted_by_the_service_first():
+def test_a_large_prompt_is_counted_by_the_service_first() -> None:
     counted: list[int] = []
 
     async def count_tokens(one: Prompt) -> int | Failure:
@@ -214,7 +214,7 @@ def test_a_large_prompt_is_counted_by_the_service_first():
     assert counted == [0, 1, 2], "the small one is not worth the question"
 
 
-def test_a_count_that_never_comes_holds_up_nothing_for_long():
+def test_a_count_that_never_comes_holds_up_nothing_for_long() -> None:
     async def count_tokens(one: Prompt) -> int | Failure:
         await anyio.sleep(300.0)
         return 3000
@@ -232,7 +232,7 @@ def test_a_count_that_never_comes_holds_up_nothing_for_long():
 
 
 @pytest.mark.parametrize("ended_by", ["halt", "cancel"])
-def test_no_count_is_waited_for_at_the_end(ended_by):
+def test_no_count_is_waited_for_at_the_end(ended_by) -> None:
     async def count_tokens(one: Prompt) -> int | Failure:
         await anyio.sleep(300.0)
         return 3000
@@ -264,7 +264,7 @@ def test_no_count_is_waited_for_at_the_end(ended_by):
     run(main)
 
 
-def test_a_prompt_that_was_counted_teaches_nothing_about_estimates():
+def test_a_prompt_that_was_counted_teaches_nothing_about_estimates() -> None:
     """Which prompts go depends on their estimates where they have no count: only these tell how far off such are."""
 
     async def count_tokens(one: Prompt) -> int:
@@ -282,14 +282,14 @@ def test_a_prompt_that_was_counted_teaches_nothing_about_estimates():
     assert ratios == pytest.approx([1.0, 1.5])
 
 
-def test_a_limit_that_is_only_assumed_refuses_nothing():
+def test_a_limit_that_is_only_assumed_refuses_nothing() -> None:
     async def body(dispatcher: Dispatcher) -> Reply:
         return await dispatcher.submit(prompt(tokens=300_000))
 
     assert dispatching(Service(), body, Limits()).status == "ok"
 
 
-def test_a_prompt_that_a_named_limit_rules_out_is_refused_when_it_is_known():
+def test_a_prompt_that_a_named_limit_rules_out_is_refused_when_it_is_known() -> None:
     hit = QuotaHit("Tokens", "tokens", "minute", 2000)
     service = Service([replace(REFUSED, quota=(hit,))])
 
@@ -313,27 +313,27 @@ def test_a_prompt_that_a_named_limit_rules_out_is_refused_when_it_is_known():
         (DAY_FULL, QuotaExhausted),
     ],
 )
-def test_some_failures_stop_the_run_and_keep_the_prompt_for_the_next(failure, error):
-    service = Service([failure])
+def test_some_failures_stop_the_run_and_keep_the_prompt_for_the_next(verdict, error) -> None:
+    service = Service([verdict])
     reason = stopped(service)
     assert type(reason) is error
     assert reason.message and reason.hint
     assert len(service.times) == 1
 
 
-def test_a_used_up_day_says_when_it_returns():
+def test_a_used_up_day_says_when_it_returns() -> None:
     reason = stopped(Service([DAY_FULL]))
     assert "2026-11-23 08:00 UTC" in reason.message
     assert "--wait" in reason.hint
     assert reason.exit_code == 3
 
 
-def test_the_day_returns_at_midnight_of_its_zone():
+def test_the_day_returns_at_midnight_of_its_zone() -> None:
     reason = stopped(Service([DAY_FULL]), replace(UNLIMITED, reset_zone="Asia/Tokyo"))
     assert "2026-11-23 15:00 UTC" in reason.message
 
 
-def test_with_wait_the_day_is_slept_through():
+def test_with_wait_the_day_is_slept_through() -> None:
     events: list[str] = []
     service = Service([DAY_FULL])
     reply = one_reply(service, wait=True, on_event=lambda kind, fields: events.append(kind))
@@ -343,7 +343,7 @@ def test_with_wait_the_day_is_slept_through():
 
 
 @pytest.mark.parametrize("limits", [{"rpm": 0}, {"tpm": 0}, {"rpd": 0}, {"rpm": 0, "tpm": 0, "rpd": 0}])
-def test_a_model_that_is_not_offered_is_not_waited_for_and_the_job_is_not_blamed(limits):
+def test_a_model_that_is_not_offered_is_not_waited_for_and_the_job_is_not_blamed(limits) -> None:
     """As the service words it: the limit is 0, which it leaves out, and a short delay that means nothing."""
     options = EmulatorOptions(**limits)
     none = tuple(Violation(name, 0, 29.1) for name in limits)
@@ -356,7 +356,7 @@ def test_a_model_that_is_not_offered_is_not_waited_for_and_the_job_is_not_blamed
     assert len(service.times) == 1
 
 
-def test_the_days_requests_are_counted_over_runs(tmp_path: Path):
+def test_the_days_requests_are_counted_over_runs(tmp_path: Path) -> None:
     def run_once(submitted: int) -> tuple[int, PipelineError | None]:
         service = Service()
 
@@ -379,7 +379,7 @@ def test_the_days_requests_are_counted_over_runs(tmp_path: Path):
     assert run_once(1)[0] == 0
 
 
-def test_failed_requests_count_to_the_day_and_refused_ones_do_not():
+def test_failed_requests_count_to_the_day_and_refused_ones_do_not() -> None:
     service = Service([BROKEN, REFUSED, BROKEN, REJECTED])
 
     async def body(dispatcher: Dispatcher) -> int:
@@ -393,7 +393,7 @@ def test_failed_requests_count_to_the_day_and_refused_ones_do_not():
 # --- stopping -----------------------------------------------------------------------------------------------------
 
 
-def test_halt_withholds_what_waits_and_finishes_what_is_in_flight():
+def test_halt_withholds_what_waits_and_finishes_what_is_in_flight() -> None:
     service = Service(latency_s=5.0)
     outcomes: dict[int, object] = {}
 
@@ -419,7 +419,7 @@ def test_halt_withholds_what_waits_and_finishes_what_is_in_flight():
     assert service.finished == 2
 
 
-def test_after_halt_a_failure_in_flight_is_not_sent_again():
+def test_after_halt_a_failure_in_flight_is_not_sent_again() -> None:
     service = Service([BROKEN], latency_s=5.0)
 
     async def body(dispatcher: Dispatcher) -> None:
@@ -438,7 +438,7 @@ def test_after_halt_a_failure_in_flight_is_not_sent_again():
 
 
 @pytest.mark.parametrize("stop", ["halt", "close after cancel"])
-def test_run_ends_at_once_though_the_pace_is_slow(stop):
+def test_run_ends_at_once_though_the_pace_is_slow(stop) -> None:
     async def body(dispatcher: Dispatcher) -> float:
         async with anyio.create_task_group() as group:
             for row in range(3):
@@ -468,7 +468,7 @@ def test_run_ends_at_once_though_the_pace_is_slow(stop):
     run(main)
 
 
-def test_a_prompt_cancelled_while_it_waits_is_withdrawn():
+def test_a_prompt_cancelled_while_it_waits_is_withdrawn() -> None:
     service = Service()
 
     async def body(dispatcher: Dispatcher) -> None:
@@ -483,7 +483,7 @@ def test_a_prompt_cancelled_while_it_waits_is_withdrawn():
     assert service.rows == [0]
 
 
-def test_a_prompt_cancelled_in_flight_is_finished_all_the_same():
+def test_a_prompt_cancelled_in_flight_is_finished_all_the_same() -> None:
     service = Service(latency_s=5.0)
 
     async def body(dispatcher: Dispatcher) -> None:
@@ -496,7 +496,7 @@ def test_a_prompt_cancelled_in_flight_is_finished_all_the_same():
     dispatching(service, body, Limits(rpm=600, tpm=10_000))
 
 
-def test_a_prompt_cancelled_in_flight_is_not_sent_again():
+def test_a_prompt_cancelled_in_flight_is_not_sent_again() -> None:
     service = Service([BROKEN], latency_s=5.0)
 
     async def body(dispatcher: Dispatcher) -> None:
@@ -509,7 +509,7 @@ def test_a_prompt_cancelled_in_flight_is_not_sent_again():
     assert len(service.times) == 1
 
 
-def test_a_bug_in_send_comes_out_of_run():
+def test_a_bug_in_send_comes_out_of_run() -> None:
     async def send(one: Prompt) -> Reply | Failure:
         raise ZeroDivisionError
 
@@ -524,7 +524,7 @@ def test_a_bug_in_send_comes_out_of_run():
     assert caught.value.subgroup(ZeroDivisionError)
 
 
-def test_cancelling_the_program_at_any_moment_leaves_no_reservation_open():
+def test_cancelling_the_program_at_any_moment_leaves_no_reservation_open() -> None:
     """Every await in turn: the clock stops at many instants, everything is cancelled, and the ledger is closed."""
     for step in range(60):
         world = World("log", 600, 100_000, seed=step)
@@ -543,7 +543,7 @@ def test_cancelling_the_program_at_any_moment_leaves_no_reservation_open():
         assert len(world.left) == dispatcher.sent
 
 
-def test_submitters_that_come_and_go_lose_nothing_and_stop_nothing():
+def test_submitters_that_come_and_go_lose_nothing_and_stop_nothing() -> None:
     world = World("counter", 3000, 10**6, seed=4)
     prompts = documents(world, [300] * 600)
     rng, answered, cancelled = Random(9), [], []
@@ -576,7 +576,7 @@ def test_submitters_that_come_and_go_lose_nothing_and_stop_nothing():
 # --- order, slots, outages ----------------------------------------------------------------------------------------
 
 
-def test_reduces_go_before_new_maps():
+def test_reduces_go_before_new_maps() -> None:
     service = Service(latency_s=1.0)
 
     async def body(dispatcher: Dispatcher) -> None:
@@ -590,7 +590,7 @@ def test_reduces_go_before_new_maps():
     assert service.rows == [0, 9, 1, 2, 3]
 
 
-def test_what_is_sent_again_goes_before_what_was_never_sent():
+def test_what_is_sent_again_goes_before_what_was_never_sent() -> None:
     service = Service([BROKEN], latency_s=1.0)
 
     async def body(dispatcher: Dispatcher) -> None:
@@ -602,7 +602,7 @@ def test_what_is_sent_again_goes_before_what_was_never_sent():
     assert service.rows == [0, 1, 0, 2, 3, 4, 5], "after a pause of less than a second"
 
 
-def test_no_more_are_in_flight_than_slots():
+def test_no_more_are_in_flight_than_slots() -> None:
     world = World("bucket", 10**6, 10**9)
     prompts = documents(world, [10] * 300)
 
@@ -644,7 +644,7 @@ def course(world: World, count: int, rpm: int) -> Course:
 
 @pytest.mark.parametrize("lasts_s", [20.0, 300.0])
 @pytest.mark.parametrize("latency", [(1.0, 0.3), (2.0, 0.9), (15.0, 0.3)])
-def test_an_outage_is_waited_out_by_single_probes_and_loses_nothing(latency, lasts_s):
+def test_an_outage_is_waited_out_by_single_probes_and_loses_nothing(latency, lasts_s) -> None:
     """Answers to what left before it may come for half a minute: they do not mean that the service is back."""
     ends = 60.0 + lasts_s
     world = World("log", 600, 10**6, seed=2, fault=lambda t: BROKEN if 60.0 <= t < ends else None, latency=latency)
@@ -659,7 +659,7 @@ def test_an_outage_is_waited_out_by_single_probes_and_loses_nothing(latency, las
 
 
 @pytest.mark.parametrize("rpm", [5, 15, 60])
-def test_an_outage_at_a_slow_pace_uses_no_prompt_up(rpm):
+def test_an_outage_at_a_slow_pace_uses_no_prompt_up(rpm) -> None:
     """The first that fails is not the only one that is sent until the outage is noticed."""
     for seed in range(3):
         world = World("log", rpm, 10**6, seed=seed, fault=lambda t: BROKEN if 120.0 <= t < 240.0 else None)
@@ -672,7 +672,7 @@ def by_chance(probability: float, during: Callable[[float], bool] = lambda t: Fa
 
 
 @pytest.mark.parametrize("rpm", [30, 120, 600])
-def test_overloads_by_chance_do_not_slow_the_run_down(rpm):
+def test_overloads_by_chance_do_not_slow_the_run_down(rpm) -> None:
     world = World("log", rpm, 10**6, seed=8, fault=by_chance(0.15))
     went = course(world, 6 * rpm, rpm)
     assert world.left[-1][0] < 1.05 * 60.0 * len(world.left) / rpm + 10.0
@@ -680,14 +680,14 @@ def test_overloads_by_chance_do_not_slow_the_run_down(rpm):
     assert went.outages == []
 
 
-def test_after_an_outage_the_whole_rate_is_back_though_some_fail():
+def test_after_an_outage_the_whole_rate_is_back_though_some_fail() -> None:
     world = World("log", 600, 10**6, seed=8, fault=by_chance(0.15, lambda t: 200.0 < t < 260.0))
     went = course(world, 6000, 600)
     assert went.lost() <= 2
     assert min(went.sent(60.0 * minute, 60.0 * (minute + 1)) for minute in range(6, 12)) >= 590
 
 
-def test_a_server_that_takes_only_some_at_once_is_relieved():
+def test_a_server_that_takes_only_some_at_once_is_relieved() -> None:
     """Ten are served, more are told 503: soon about as many are in flight, and few prompts use up their attempts."""
     world = World("log", 600, 10**6, seed=8, latency=(10.0, 0.3))
     prompts = documents(world, [100] * 1500)
@@ -720,7 +720,7 @@ def test_a_server_that_takes_only_some_at_once_is_relieved():
 
 
 @pytest.mark.parametrize(("breaking", "others"), [(4, 0), (20, 300)])
-def test_prompts_that_break_the_server_end_though_each_may_be_the_probe(breaking, others):
+def test_prompts_that_break_the_server_end_though_each_may_be_the_probe(breaking, others) -> None:
     """Some fail whatever is tried: alone or among others, each is sent five times and no more."""
     world = World("log", 600, 10**6, seed=1)
     prompts = documents(world, [100] * (breaking + others))
@@ -739,7 +739,7 @@ def test_prompts_that_break_the_server_end_though_each_may_be_the_probe(breaking
     assert all(tried.count(row) == 5 for row in range(breaking))
 
 
-def test_a_service_that_stays_down_stops_the_run():
+def test_a_service_that_stays_down_stops_the_run() -> None:
     world = World("log", 600, 10**6, fault=lambda t: BROKEN)
     prompts = documents(world, [100] * 2000)
 
@@ -752,7 +752,7 @@ def test_a_service_that_stays_down_stops_the_run():
     assert run(main) < GIVE_UP_S + 200
 
 
-def test_progress_can_be_read():
+def test_progress_can_be_read() -> None:
     world = World("log", 600, 100_000)
     prompts = documents(world, [100] * 900)
 

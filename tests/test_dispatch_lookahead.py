@@ -32,14 +32,14 @@ def filled(sizes: list[float], lane: int = OTHERS, rng: Random | None = None) ->
     return ready, items
 
 
-def test_the_largest_that_fits_goes():
+def test_the_largest_that_fits_goes() -> None:
     ready, _ = filled([5, 90, 40, 60])
     assert [take(ready, 60).size for _ in range(2)] == [60, 40]
     assert take(ready, 4) is None
     assert len(ready) == 2
 
 
-def test_what_is_sent_again_goes_before_reduces_and_these_before_the_rest():
+def test_what_is_sent_again_goes_before_reduces_and_these_before_the_rest() -> None:
     ready: Lookahead[Item] = Lookahead(None)
     for lane, size in ((OTHERS, 30), (FINISHING, 20), (AGAIN, 10)):
         ready.add(Item(size), size, lane, 0.0)
@@ -47,7 +47,7 @@ def test_what_is_sent_again_goes_before_reduces_and_these_before_the_rest():
 
 
 @pytest.mark.parametrize("room", [100, inf])
-def test_backwards_the_last_lane_comes_first(room):
+def test_backwards_the_last_lane_comes_first(room) -> None:
     ready: Lookahead[Item] = Lookahead(None)
     for lane, size in ((AGAIN, 30), (FINISHING, 20), (OTHERS, 10), (AGAIN, 31)):
         ready.add(Item(size), size, lane, 0.0)
@@ -56,12 +56,12 @@ def test_backwards_the_last_lane_comes_first(room):
     assert [item.size for item in taken] == [10, *((30, 31) if room == inf else (31, 30)), 20]
 
 
-def test_without_a_limit_they_go_in_the_order_they_came():
+def test_without_a_limit_they_go_in_the_order_they_came() -> None:
     ready, items = filled([5, 90, 40, 60] * 200)
     assert [take(ready, inf) for _ in items] == items
 
 
-def test_who_waited_too_long_goes_next_and_all_wait_until_it_fits():
+def test_who_waited_too_long_goes_next_and_all_wait_until_it_fits() -> None:
     ready, (large, small) = filled([90, 5])
     late = MAX_WAIT_S + 1
     assert take(ready, 50, late) is None
@@ -70,7 +70,7 @@ def test_who_waited_too_long_goes_next_and_all_wait_until_it_fits():
     assert take(ready, 50, late) is small
 
 
-def test_the_oldest_is_waited_for_once_that_is_short_against_its_age():
+def test_the_oldest_is_waited_for_once_that_is_short_against_its_age() -> None:
     ready, (large, small) = filled([90, 5])
     assert take(ready, 50, 100.0, fits_at=100.0 + 1.1 * PATIENCE * 100.0) is small
     ready.add(small, 5, OTHERS, 100.0)
@@ -80,7 +80,7 @@ def test_the_oldest_is_waited_for_once_that_is_short_against_its_age():
     assert take(ready, 50, 103.0) is small
 
 
-def test_none_is_waited_for_beyond_the_end_of_the_minute_unless_it_must_be():
+def test_none_is_waited_for_beyond_the_end_of_the_minute_unless_it_must_be() -> None:
     ready, (large, small) = filled([90, 5])
     assert take(ready, 50, 100.0, fits_at=101.0, until=100.5) is small
     ready.add(small, 5, OTHERS, 100.0)
@@ -89,7 +89,7 @@ def test_none_is_waited_for_beyond_the_end_of_the_minute_unless_it_must_be():
     assert ready.next_wanted(late) is large
 
 
-def test_the_time_of_fitting_is_asked_for_no_oftener_than_it_can_matter():
+def test_the_time_of_fitting_is_asked_for_no_oftener_than_it_can_matter() -> None:
     """One answer holds until it is within the patience: others going before can only move it away."""
     ready, _ = filled([90, *[5] * 1000])
     asked = []
@@ -103,7 +103,7 @@ def test_the_time_of_fitting_is_asked_for_no_oftener_than_it_can_matter():
     assert len(asked) <= 300 / 14 + 1
 
 
-def test_small_ones_are_not_passed_over_forever():
+def test_small_ones_are_not_passed_over_forever() -> None:
     ready, (small,) = filled([5])
     for now in range(0, 2000, 10):
         large = Item(90)
@@ -116,7 +116,7 @@ def test_small_ones_are_not_passed_over_forever():
     raise AssertionError("never taken")
 
 
-def test_time_waited_before_counts_when_it_is_told():
+def test_time_waited_before_counts_when_it_is_told() -> None:
     ready, (small,) = filled([5], lane=FINISHING)
     ready.add(large := Item(90), 90, AGAIN, 500.0, since=100.0)
     assert take(ready, 50, 99.0 + MAX_WAIT_S) is small
@@ -126,7 +126,7 @@ def test_time_waited_before_counts_when_it_is_told():
     assert ready.next_wanted(late) is large
 
 
-def test_what_is_gone_is_neither_taken_nor_waited_for():
+def test_what_is_gone_is_neither_taken_nor_waited_for() -> None:
     ready, items = filled([5, 90, 40])
     items[0].gone = items[1].gone = True
     assert list(ready) == [items[2]]
@@ -137,7 +137,7 @@ def test_what_is_gone_is_neither_taken_nor_waited_for():
     assert len(ready) == 0
 
 
-def test_beyond_the_window_sizes_are_mixed():
+def test_beyond_the_window_sizes_are_mixed() -> None:
     """Sorted input: with a pool larger than the window, what leaves first is not all small."""
     ready, _ = filled([float(size) for size in range(8 * DEPTH)], rng=Random(1))
     first = [take(ready, inf).size for _ in range(DEPTH)]
@@ -151,7 +151,7 @@ def test_beyond_the_window_sizes_are_mixed():
     st.lists(st.tuples(st.integers(0, 120), st.booleans()), max_size=400),
     st.booleans(),
 )
-def test_everything_comes_out_once_or_is_gone(entries, takes, mixed):
+def test_everything_comes_out_once_or_is_gone(entries, takes, mixed) -> None:
     ready: Lookahead[Item] = Lookahead(Random(0) if mixed else None)
     items = []
     for lane, size in entries:

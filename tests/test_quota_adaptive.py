@@ -17,28 +17,28 @@ def admitted(
     return Admitted(least, max(least, most), bucket, since_cut, resumed_at, answered_at, opaque)
 
 
-def test_the_limit_becomes_what_was_admitted_in_the_last_minute():
+def test_the_limit_becomes_what_was_admitted_in_the_last_minute() -> None:
     limit = AdaptiveLimit(1000, 5)
     assert limit.refused(36.0, 35.9, admitted(600), None)
     assert limit.value == pytest.approx(594)
     assert limit.known == 1000
 
 
-def test_a_lower_limit_that_is_named_is_taken_and_never_probed():
+def test_a_lower_limit_that_is_named_is_taken_and_never_probed() -> None:
     limit = AdaptiveLimit(1000, 5)
     assert limit.refused(36.0, 35.9, admitted(600), 600)
     assert limit.value == limit.known == 600
     assert not limit.grow(10_000.0, 600)
 
 
-def test_what_was_sent_before_a_cut_cuts_no_more():
+def test_what_was_sent_before_a_cut_cuts_no_more() -> None:
     limit = AdaptiveLimit(1000, 5)
     limit.refused(36.0, 35.9, admitted(600), None)
     assert not limit.refused(36.1, 35.95, admitted(600), None)
     assert limit.value == pytest.approx(594)
 
 
-def test_a_bucket_that_was_full_at_first_is_seen_through_at_the_second_refusal():
+def test_a_bucket_that_was_full_at_first_is_seen_through_at_the_second_refusal() -> None:
     # 600 a minute and 600 in store admit 1,000 a minute for a minute and a half
     limit = AdaptiveLimit(1000, 5)
     limit.refused(90.0, 89.9, admitted(1000, bucket=600), None)
@@ -48,7 +48,7 @@ def test_a_bucket_that_was_full_at_first_is_seen_through_at_the_second_refusal()
     assert not limit.grow(160.0, limit.value), "more than that has not been admitted for long"
 
 
-def test_where_nothing_tells_how_it_counts_the_least_is_kept_first_and_the_most_regained_soon():
+def test_where_nothing_tells_how_it_counts_the_least_is_kept_first_and_the_most_regained_soon() -> None:
     limit = AdaptiveLimit(None, 1400)
     limit.refused(300.0, 299.9, admitted(940, 1000), None)
     assert limit.value == pytest.approx(0.99 * 940)
@@ -57,7 +57,7 @@ def test_where_nothing_tells_how_it_counts_the_least_is_kept_first_and_the_most_
     assert not limit.grow(430.0, 990)
 
 
-def test_a_refused_probe_goes_back_to_where_it_came_from():
+def test_a_refused_probe_goes_back_to_where_it_came_from() -> None:
     limit = AdaptiveLimit(1000, 5)
     limit.refused(36.0, 35.9, admitted(600), None)
     assert not limit.grow(600.0, 594)
@@ -67,7 +67,7 @@ def test_a_refused_probe_goes_back_to_where_it_came_from():
     assert limit.value == pytest.approx(594)
 
 
-def test_probes_grow_while_they_succeed_and_end_at_what_was_configured():
+def test_probes_grow_while_they_succeed_and_end_at_what_was_configured() -> None:
     limit = AdaptiveLimit(1000, 5)
     limit.refused(36.0, 35.9, admitted(600), 1000)  # named and not lower: somebody else uses it too
     now, values = 36.0, []
@@ -80,7 +80,7 @@ def test_probes_grow_while_they_succeed_and_end_at_what_was_configured():
     assert not limit.grow(now + 1000, 1000)
 
 
-def test_refused_again_within_a_minute_cuts_deeper_but_not_to_nothing():
+def test_refused_again_within_a_minute_cuts_deeper_but_not_to_nothing() -> None:
     limit = AdaptiveLimit(1000, 5)
     limit.refused(36.0, 35.9, admitted(600), None)
     limit.refused(62.0, 61.0, admitted(600, since_cut=5, resumed_at=60.0), None)
@@ -93,7 +93,7 @@ def test_refused_again_within_a_minute_cuts_deeper_but_not_to_nothing():
     assert limit.value == pytest.approx(1.1 * before)
 
 
-def test_unknown_limits_double_while_they_are_low_and_grow_slowly_then():
+def test_unknown_limits_double_while_they_are_low_and_grow_slowly_then() -> None:
     limit = AdaptiveLimit(None, 5)
     assert limit.known is None
     assert not limit.grow(0.0, 1)
@@ -109,7 +109,7 @@ def test_unknown_limits_double_while_they_are_low_and_grow_slowly_then():
     assert not limit.grow(130.0, 297), "once refused it is probed, and grows no more"
 
 
-def test_growth_that_overran_a_full_bucket_is_seen_through_at_the_second_refusal():
+def test_growth_that_overran_a_full_bucket_is_seen_through_at_the_second_refusal() -> None:
     # 1,000 a minute and 1,000 in store have admitted 3,000 in two minutes, 1,830 of them in the last
     limit = AdaptiveLimit(None, 2000)
     limit.refused(300.0, 299.9, admitted(1830, bucket=1000), None)
@@ -119,7 +119,7 @@ def test_growth_that_overran_a_full_bucket_is_seen_through_at_the_second_refusal
     assert not limit.grow(420.0, 990), "nothing above that has been admitted for long"
 
 
-def test_a_steady_pace_is_not_taken_for_a_bucket():
+def test_a_steady_pace_is_not_taken_for_a_bucket() -> None:
     limit = AdaptiveLimit(None, 2000)
     limit.refused(300.0, 299.9, admitted(1020, bucket=1010), None)
     limit.refused(307.0, 306.9, admitted(1010, bucket=1000, since_cut=60, resumed_at=301.0), None)
@@ -127,7 +127,7 @@ def test_a_steady_pace_is_not_taken_for_a_bucket():
     assert limit.grow(370.0, 800)
 
 
-def test_a_limit_that_others_use_is_halved_at_most():
+def test_a_limit_that_others_use_is_halved_at_most() -> None:
     limit = AdaptiveLimit(1000, 5)
     limit.refused(1.0, 0.9, admitted(3), 1000)
     assert limit.value == 500
@@ -135,7 +135,7 @@ def test_a_limit_that_others_use_is_halved_at_most():
     assert limit.value == 250
 
 
-def test_so_little_was_sent_that_nothing_is_known_so_it_grows_again():
+def test_so_little_was_sent_that_nothing_is_known_so_it_grows_again() -> None:
     limit = AdaptiveLimit(1000, 5)
     limit.refused(1.0, 0.9, admitted(3), None)
     assert limit.value == 20
@@ -149,7 +149,7 @@ def test_so_little_was_sent_that_nothing_is_known_so_it_grows_again():
     assert now < 240
 
 
-def test_what_is_refused_while_nothing_is_answered_proves_no_lower_limit():
+def test_what_is_refused_while_nothing_is_answered_proves_no_lower_limit() -> None:
     """The service refuses everything for five minutes: one cut, not one for each that asks whether it is back."""
     for opaque, most in ((True, 900), (False, 100)):
         limit = AdaptiveLimit(1000, 5)
@@ -160,7 +160,7 @@ def test_what_is_refused_while_nothing_is_answered_proves_no_lower_limit():
         assert limit.value == believed == pytest.approx(0.98 * 1000)
 
 
-def test_what_an_earlier_run_learned_is_where_the_next_begins():
+def test_what_an_earlier_run_learned_is_where_the_next_begins() -> None:
     assert AdaptiveLimit(1000, 5, learned=594).value == 594
     assert AdaptiveLimit(1000, 5, learned=594).known == 1000
     assert AdaptiveLimit(500, 5, learned=594).value == 500
@@ -172,7 +172,7 @@ def test_what_an_earlier_run_learned_is_where_the_next_begins():
     assert learned.value == pytest.approx(1.08 * 594)
 
 
-def test_no_cut_leaves_nothing():
+def test_no_cut_leaves_nothing() -> None:
     limit = AdaptiveLimit(100, 5)
     now = 0.0
     for _ in range(50):
@@ -181,7 +181,7 @@ def test_no_cut_leaves_nothing():
     assert limit.value == 1.0
 
 
-def test_a_limit_that_is_named_is_the_goal_where_nothing_was_configured():
+def test_a_limit_that_is_named_is_the_goal_where_nothing_was_configured() -> None:
     limit = AdaptiveLimit(None, 5)
     limit.refused(30.0, 29.0, admitted(4), 1000)  # somebody else uses most of it
     assert limit.known == 1000
@@ -193,7 +193,7 @@ def test_a_limit_that_is_named_is_the_goal_where_nothing_was_configured():
     assert limit.value == 1000
 
 
-def test_what_other_runs_are_let_through_is_believed_unless_a_refusal_has_just_told_more():
+def test_what_other_runs_are_let_through_is_believed_unless_a_refusal_has_just_told_more() -> None:
     unset, kept = AdaptiveLimit(None, 5), AdaptiveLimit(300, 5, learned=150)
     assert unset.witnessed(0.0, 250) and 250 < unset.value <= 280 and unset.exploring
     assert not unset.witnessed(1.0, unset.value), "no more than is believed"

@@ -8,7 +8,7 @@ def breaker(threshold: int = 3) -> Breaker:
     return Breaker(threshold, Random(1))
 
 
-def test_it_stays_open_while_successes_come_between():
+def test_it_stays_open_while_successes_come_between() -> None:
     one = breaker()
     for now in range(20):
         assert not one.failed(now, now - 0.5)
@@ -17,7 +17,7 @@ def test_it_stays_open_while_successes_come_between():
         assert one.opens_at(now) is None
 
 
-def test_failures_in_a_row_pause_then_one_request_probes():
+def test_failures_in_a_row_pause_then_one_request_probes() -> None:
     one, closed = breaker(), []
     for _ in range(3):
         one.failed(10.0, 9.0)
@@ -34,7 +34,7 @@ def test_failures_in_a_row_pause_then_one_request_probes():
     assert one.opens_at(opens_at) is None
 
 
-def test_failed_probes_double_the_pause_up_to_a_minute():
+def test_failed_probes_double_the_pause_up_to_a_minute() -> None:
     one, now, pauses = breaker(1), 0.0, []
     for _ in range(10):
         one.failed(now, now)
@@ -46,7 +46,7 @@ def test_failed_probes_double_the_pause_up_to_a_minute():
     assert max(pauses) <= 1.25 * LONGEST_PAUSE_S
 
 
-def test_what_was_in_flight_when_the_pause_began_does_not_lengthen_it():
+def test_what_was_in_flight_when_the_pause_began_does_not_lengthen_it() -> None:
     one = breaker(1)
     one.failed(10.0, 9.0)
     opens_at = one.opens_at(10.0)
@@ -55,7 +55,7 @@ def test_what_was_in_flight_when_the_pause_began_does_not_lengthen_it():
     assert one.opens_at(10.1) == opens_at
 
 
-def test_an_answer_to_what_left_before_the_outage_does_not_end_it():
+def test_an_answer_to_what_left_before_the_outage_does_not_end_it() -> None:
     one = breaker()
     for _ in range(3):
         one.failed(10.0, 9.9)
@@ -68,7 +68,7 @@ def test_an_answer_to_what_left_before_the_outage_does_not_end_it():
     assert not one.tripped
 
 
-def test_failures_that_come_back_before_the_answers_are_not_all_there_is():
+def test_failures_that_come_back_before_the_answers_are_not_all_there_is() -> None:
     """One in five fails at once, the others take ten seconds: nothing has been answered yet, and nothing is wrong."""
     one = breaker()
     for number in range(100):
@@ -78,7 +78,7 @@ def test_failures_that_come_back_before_the_answers_are_not_all_there_is():
     assert not one.tripped
 
 
-def test_what_hangs_is_judged_by_what_left_before_it():
+def test_what_hangs_is_judged_by_what_left_before_it() -> None:
     """Forty wait a minute in vain, each followed by another: those that left since may well fare the same."""
     one = breaker(8)
     for number in range(40):
@@ -90,7 +90,7 @@ def test_what_hangs_is_judged_by_what_left_before_it():
     assert one.tripped
 
 
-def test_an_outage_is_told_once_when_its_first_probe_fails_and_then_its_end():
+def test_an_outage_is_told_once_when_its_first_probe_fails_and_then_its_end() -> None:
     one, now, told = breaker(1), 0.0, []
     for _ in range(5):
         told.append(one.failed(now, now))
@@ -101,7 +101,7 @@ def test_an_outage_is_told_once_when_its_first_probe_fails_and_then_its_end():
     assert not one.succeeded(now)
 
 
-def test_a_pause_that_its_first_probe_ends_is_not_told():
+def test_a_pause_that_its_first_probe_ends_is_not_told() -> None:
     one = breaker(1)
     assert not one.failed(10.0, 9.0)
     now = one.opens_at(10.0)
@@ -109,7 +109,7 @@ def test_a_pause_that_its_first_probe_ends_is_not_told():
     assert not one.succeeded(now)
 
 
-def test_a_probe_that_tells_nothing_lets_another_go():
+def test_a_probe_that_tells_nothing_lets_another_go() -> None:
     one = breaker(1)
     one.failed(10.0, 9.0)
     now = one.opens_at(10.0)
@@ -118,13 +118,13 @@ def test_a_probe_that_tells_nothing_lets_another_go():
     assert one.opens_at(now) is None
 
 
-def test_weight_counts_for_many():
+def test_weight_counts_for_many() -> None:
     one = breaker(20)
     one.failed(1.0, 0.5, weight=20)
     assert one.tripped
 
 
-def test_the_time_down_is_between_failures_of_one_outage():
+def test_the_time_down_is_between_failures_of_one_outage() -> None:
     one = breaker(1)
     assert one.down_s() == 0.0
     one.failed(100.0, 99.0)

@@ -23,28 +23,28 @@ def at(text: str) -> float:
         ("2026-11-01T08:00", "2026-11-02T08:00"),  # a day of 25 hours
     ],
 )
-def test_the_day_begins_at_midnight_pacific(now, reset):
+def test_the_day_begins_at_midnight_pacific(now, reset) -> None:
     assert next_reset(at(now)) == at(reset)
 
 
-def test_days_with_a_change_of_clocks_have_23_and_25_hours():
+def test_days_with_a_change_of_clocks_have_23_and_25_hours() -> None:
     spring, autumn = next_reset(at("2026-03-08T07:59")), next_reset(at("2026-11-01T06:59"))
     assert next_reset(spring) - spring == 23 * HOUR_S
     assert next_reset(autumn) - autumn == 25 * HOUR_S
 
 
 @given(st.floats(0.0, 4e9))
-def test_the_reset_is_ahead_and_begins_another_day(now):
+def test_the_reset_is_ahead_and_begins_another_day(now) -> None:
     reset = next_reset(now)
     assert now < reset <= now + 25 * HOUR_S
     assert day_of(now) == day_of(reset - 1.0) != day_of(reset)
 
 
-def test_the_zone_can_be_another():
+def test_the_zone_can_be_another() -> None:
     assert next_reset(at("2026-11-22T21:00"), "UTC") == at("2026-11-23T00:00")
 
 
-def test_a_full_day_opens_at_the_reset_and_counts_anew():
+def test_a_full_day_opens_at_the_reset_and_counts_anew() -> None:
     counts = {"2026-11-22": 500}
     quota = DailyQuota(500, count=lambda day: counts.get(day, 0))
     now = at("2026-11-22T21:00")
@@ -63,7 +63,7 @@ def test_a_full_day_opens_at_the_reset_and_counts_anew():
         (3 * HOUR_S, "2026-11-23T00:00:00"),  # hours are meant
     ],
 )
-def test_the_service_may_close_the_day(named_s, expected):
+def test_the_service_may_close_the_day(named_s, expected) -> None:
     quota = DailyQuota(None, count=lambda day: 0)
     now = at("2026-11-22T21:00")
     assert quota.opens_at(now) is None
@@ -72,13 +72,13 @@ def test_the_service_may_close_the_day(named_s, expected):
     assert quota.opens_at(at(expected)) is None
 
 
-def test_what_an_earlier_run_was_told_closes_the_day_too():
+def test_what_an_earlier_run_was_told_closes_the_day_too() -> None:
     quota = DailyQuota(500, count=lambda day: 0, closed_until=at("2026-11-23T08:00"))
     assert quota.opens_at(at("2026-11-22T21:00")) == at("2026-11-23T08:00")
     assert quota.opens_at(at("2026-11-23T08:00")) is None
 
 
-def test_a_time_is_told_both_ways():
+def test_a_time_is_told_both_ways() -> None:
     assert until_text(at("2026-11-22T21:00"), at("2026-11-23T08:00")) == "at 2026-11-23 08:00 UTC (in 11 h 0 min)"
 
 

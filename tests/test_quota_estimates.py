@@ -5,7 +5,7 @@ import pytest
 from pipeline.quota.estimates import EXACT, FIRST_BIAS, Estimates
 
 
-def test_before_any_answer_estimates_are_distrusted_together():
+def test_before_any_answer_estimates_are_distrusted_together() -> None:
     trust = Estimates().trust("map")
     assert (trust.ratio, trust.bias) == (1.0, FIRST_BIAS)
     assert trust.spread > 0.1
@@ -13,7 +13,7 @@ def test_before_any_answer_estimates_are_distrusted_together():
 
 
 @pytest.mark.parametrize("bias", [0.7, 1.3])
-def test_answers_correct_the_ratio_and_narrow_the_margin(bias):
+def test_answers_correct_the_ratio_and_narrow_the_margin(bias) -> None:
     estimates, rng = Estimates(), Random(1)
     for _ in range(200):
         true = rng.randrange(500, 5000)
@@ -24,7 +24,7 @@ def test_answers_correct_the_ratio_and_narrow_the_margin(bias):
     assert trust.tokens(1000) == pytest.approx(1000 / bias, rel=0.03)
 
 
-def test_each_step_has_its_own():
+def test_each_step_has_its_own() -> None:
     estimates = Estimates()
     for _ in range(30):
         estimates.observe("map", 100, 200)
@@ -33,5 +33,5 @@ def test_each_step_has_its_own():
     assert len(list(estimates)) == 2
 
 
-def test_a_count_is_taken_as_it_is():
+def test_a_count_is_taken_as_it_is() -> None:
     assert EXACT.tokens(123) == EXACT.at_most(123) == 123

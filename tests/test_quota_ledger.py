@@ -70,7 +70,7 @@ PHASES = st.none() | st.tuples(st.floats(-90.0, 90.0), st.floats(0.0, 4.0)).map(
 
 @settings(max_examples=150, deadline=None)
 @given(STEPS, PHASES)
-def test_used_is_the_sum_by_definition_whatever_is_settled_and_released(steps, bounds):
+def test_used_is_the_sum_by_definition_whatever_is_settled_and_released(steps, bounds) -> None:
     ledger = TokenLedger(LIMIT, KnownPhase(bounds))
     now, due = 0.0, []
     charges: list[list[float]] = []
@@ -95,7 +95,7 @@ def test_used_is_the_sum_by_definition_whatever_is_settled_and_released(steps, b
 @pytest.mark.parametrize("server", SERVERS)
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), width=st.none() | st.floats(0.0, 4.0), where=st.floats(0.0, 1.0))
-def test_what_fits_is_admitted_by_every_server_whatever_the_delays(server, seed, width, where):
+def test_what_fits_is_admitted_by_every_server_whatever_the_delays(server, seed, width, where) -> None:
     """Random charges, sent as soon as they fit, arriving up to the jitter late, at a server of any phase."""
     rng = Random(seed)
     offset = rng.uniform(0.0, WINDOW_S)
@@ -123,7 +123,7 @@ def test_what_fits_is_admitted_by_every_server_whatever_the_delays(server, seed,
         model.add(at + offset, tokens)
 
 
-def test_a_known_phase_leaves_more_room_than_none():
+def test_a_known_phase_leaves_more_room_than_none() -> None:
     def sent_in_ten_minutes(phase: KnownPhase) -> int:
         ledger, now, sent = TokenLedger(LIMIT, phase), 0.0, 0
         while now < 600.0:
@@ -143,7 +143,7 @@ def test_a_known_phase_leaves_more_room_than_none():
     st.floats(0.0, 0.3),
     st.floats(0.0, 0.5),
 )
-def test_room_solves_its_equation(open_charges, spread, bias):
+def test_room_solves_its_equation(open_charges, spread, bias) -> None:
     ledger = TokenLedger(LIMIT, KnownPhase((0.0, 0.1)))
     variance = open_bias = 0.0
     for tokens, one_spread, one_bias in open_charges:
@@ -157,12 +157,12 @@ def test_room_solves_its_equation(open_charges, spread, bias):
     assert ledger.used(1.0) + needed == pytest.approx(LIMIT)
 
 
-def test_an_empty_ledger_takes_a_prompt_of_the_whole_limit_however_uncertain():
+def test_an_empty_ledger_takes_a_prompt_of_the_whole_limit_however_uncertain() -> None:
     ledger = TokenLedger(LIMIT, MinutePhase())
     assert ledger.room(0.0, Trust(1.0, 0.15, 0.45)) == LIMIT
 
 
-def test_a_reservation_is_closed_once():
+def test_a_reservation_is_closed_once() -> None:
     ledger = TokenLedger(LIMIT, MinutePhase())
     charge = ledger.reserve(0.0, 10)
     ledger.settle(charge, 12)
@@ -170,7 +170,7 @@ def test_a_reservation_is_closed_once():
         ledger.release(charge)
 
 
-def test_closing_frees_the_margin_and_the_count_in_flight():
+def test_closing_frees_the_margin_and_the_count_in_flight() -> None:
     ledger = TokenLedger(LIMIT, KnownPhase((0.0, 0.1)))
     charge = ledger.reserve(0.0, 100, Trust(1.0, 0.2, 0.1))
     assert ledger.in_flight() == (1, 100)
@@ -181,7 +181,7 @@ def test_closing_frees_the_margin_and_the_count_in_flight():
     assert before == pytest.approx(LIMIT - 100 - 10 - DEVIATIONS * 20)
 
 
-def test_a_released_charge_counts_neither_tokens_nor_a_request():
+def test_a_released_charge_counts_neither_tokens_nor_a_request() -> None:
     ledger = TokenLedger(LIMIT, MinutePhase())
     ledger.settle(ledger.reserve(0.0, 100), None)
     ledger.release(ledger.reserve(1.0, 300))
@@ -190,7 +190,7 @@ def test_a_released_charge_counts_neither_tokens_nor_a_request():
 
 
 @pytest.mark.parametrize("counted", [False, True])
-def test_one_more_request_waits_until_a_fallen_limit_has_room(counted):
+def test_one_more_request_waits_until_a_fallen_limit_has_room(counted) -> None:
     ledger = TokenLedger(LIMIT, KnownPhase((0.0, 0.0)))
     for second in range(30):
         ledger.settle(ledger.reserve(float(second), 1), None)
@@ -202,7 +202,7 @@ def test_one_more_request_waits_until_a_fallen_limit_has_room(counted):
         assert fits_at == pytest.approx(9 + WINDOW_S + JITTER_S, abs=0.1)
 
 
-def test_memory_is_bounded_and_sums_stay_right_over_hours():
+def test_memory_is_bounded_and_sums_stay_right_over_hours() -> None:
     ledger = TokenLedger(10**9, KnownPhase((0.0, 0.1)))
     for step in range(20_000):
         ledger.settle(ledger.reserve(step * 0.5, 7), None)
@@ -212,7 +212,7 @@ def test_memory_is_bounded_and_sums_stay_right_over_hours():
     assert ledger.last_minute(now) == (121, 121 * 7)
 
 
-def test_times_of_fitting_are_reached_and_not_passed_by_much():
+def test_times_of_fitting_are_reached_and_not_passed_by_much() -> None:
     """Waiting as long as `fits_at` says, again and again, leads to the first instant that has room."""
     rng = Random(3)
     for bounds in (None, (5.0, 5.5)):
@@ -230,7 +230,7 @@ def test_times_of_fitting_are_reached_and_not_passed_by_much():
         assert waits < (60_000 if bounds is None else 2_000)
 
 
-def test_exact_trust_adds_no_margin():
+def test_exact_trust_adds_no_margin() -> None:
     assert EXACT.tokens(7) == 7
     ledger = TokenLedger(LIMIT, KnownPhase((0.0, 0.1)))
     ledger.reserve(0.0, 400)
@@ -238,7 +238,7 @@ def test_exact_trust_adds_no_margin():
 
 
 @pytest.mark.parametrize("bounds", [None, (0.0, 0.1)])
-def test_a_charge_counts_in_full_until_its_latest_arrival_is_a_minute_old(bounds):
+def test_a_charge_counts_in_full_until_its_latest_arrival_is_a_minute_old(bounds) -> None:
     ledger = TokenLedger(LIMIT, KnownPhase(bounds))
     ledger.settle(ledger.reserve(1.0, 100), None)
     assert ledger.used(1.0 + WINDOW_S + JITTER_S - 0.01) == 100
@@ -246,7 +246,7 @@ def test_a_charge_counts_in_full_until_its_latest_arrival_is_a_minute_old(bounds
     assert ledger.used(1.0 + 2 * WINDOW_S + JITTER_S + 0.2) == 0
 
 
-def test_a_minute_that_has_had_more_than_the_one_before_is_new_ground():
+def test_a_minute_that_has_had_more_than_the_one_before_is_new_ground() -> None:
     ledger = TokenLedger(10**9, KnownPhase((0.0, 0.1)))
     for second in range(0, 60, 3):
         ledger.settle(ledger.reserve(float(second), 1), None)
@@ -259,13 +259,13 @@ def test_a_minute_that_has_had_more_than_the_one_before_is_new_ground():
     assert reached[0] == pytest.approx(80, abs=1), "the minute before had 20"
 
 
-def test_without_the_servers_minute_there_is_no_new_ground():
+def test_without_the_servers_minute_there_is_no_new_ground() -> None:
     ledger = TokenLedger(10**9, KnownPhase(None))
     ledger.settle(ledger.reserve(0.0, 1), None)
     assert not ledger.on_new_ground(1.0)
 
 
-def test_when_the_first_charge_after_an_instant_is_a_minute_old():
+def test_when_the_first_charge_after_an_instant_is_a_minute_old() -> None:
     ledger = TokenLedger(10**9, KnownPhase(None))
     for at in (1.0, 5.0, 9.0):
         ledger.settle(ledger.reserve(at, 1), None)
@@ -274,7 +274,7 @@ def test_when_the_first_charge_after_an_instant_is_a_minute_old():
     assert ledger.leaves_at(9.0) == inf
 
 
-def test_what_is_heard_of_late_counts_from_when_it_left_and_can_be_corrected():
+def test_what_is_heard_of_late_counts_from_when_it_left_and_can_be_corrected() -> None:
     ledger = TokenLedger(LIMIT, KnownPhase())
     ledger.settle(ledger.reserve(10.0, 100), None)
     heard = ledger.reserve(12.0, 300)  # at 20
@@ -289,7 +289,7 @@ def test_what_is_heard_of_late_counts_from_when_it_left_and_can_be_corrected():
 
 
 @given(st.integers(0, LIMIT), st.integers(1, LIMIT // 2))
-def test_a_prompt_fits_when_there_is_no_surplus(used, tokens):
+def test_a_prompt_fits_when_there_is_no_surplus(used, tokens) -> None:
     ledger = TokenLedger(LIMIT, KnownPhase(known=(0.0, 0.0)))
     if used:
         ledger.reserve(1.0, used, Trust(1.0, 0.1, 0.05))

@@ -17,7 +17,7 @@ async def grants(pacer: RequestPacer, seconds: float) -> list[float]:
 
 @pytest.mark.parametrize("rpm", [1, 5, 15, 100, 200, 1000, 30_000])
 @pytest.mark.parametrize("strict", [False, True])
-def test_burst_and_rate_keep_every_padded_window_within_the_limit(rpm, strict):
+def test_burst_and_rate_keep_every_padded_window_within_the_limit(rpm, strict) -> None:
     burst, period = spacing(rpm, strict=strict)
     reserved = rpm >= 100 or (strict and rpm > 1)
     assert (burst if reserved and rpm > 2 else 0) + (60 + JITTER_S) / period <= rpm + 1e-9
@@ -25,13 +25,13 @@ def test_burst_and_rate_keep_every_padded_window_within_the_limit(rpm, strict):
 
 
 @pytest.mark.parametrize("rpm", [200, 1000, 2000, 30_000])
-def test_the_padding_costs_less_than_one_percent(rpm):
+def test_the_padding_costs_less_than_one_percent(rpm) -> None:
     _, period = spacing(rpm)
     assert 60 / period >= 0.99 * rpm
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_every_server_admits_a_paced_minute_from_any_phase(server):
+def test_every_server_admits_a_paced_minute_from_any_phase(server) -> None:
     sent = run(grants, RequestPacer(600, drained=False), 200.0)
     for phase in range(0, 60, 7):
         model = SERVERS[server](600)
@@ -41,13 +41,13 @@ def test_every_server_admits_a_paced_minute_from_any_phase(server):
     assert len(sent) >= 0.99 * 2000
 
 
-def test_drained_grants_no_burst():
+def test_drained_grants_no_burst() -> None:
     full, drained = (run(grants, RequestPacer(6000, drained=value), 0.05) for value in (False, True))
     assert len(full) >= 19
     assert len(drained) <= 6
 
 
-def test_a_late_wake_up_is_caught_up_on():
+def test_a_late_wake_up_is_caught_up_on() -> None:
     async def lag() -> int:
         pacer = RequestPacer(3000, drained=True)
         await pacer.acquire()
@@ -58,7 +58,7 @@ def test_a_late_wake_up_is_caught_up_on():
 
 
 @pytest.mark.parametrize("rpm", [5, 60, 1000, 6000])
-def test_changing_the_limit_grants_no_second_burst(rpm):
+def test_changing_the_limit_grants_no_second_burst(rpm) -> None:
     async def change_often() -> list[float]:
         pacer = RequestPacer(rpm, drained=True)
         times: list[float] = []
@@ -74,7 +74,7 @@ def test_changing_the_limit_grants_no_second_burst(rpm):
             assert last - first + 1 <= burst + (sent[last] - sent[first]) / period + 1e-6
 
 
-def test_a_changed_limit_holds_at_once():
+def test_a_changed_limit_holds_at_once() -> None:
     async def fall() -> tuple[int, int]:
         pacer = RequestPacer(600, drained=False)
         before = len(await grants(pacer, 60.0))
@@ -86,7 +86,7 @@ def test_a_changed_limit_holds_at_once():
     assert 58 <= after <= 60
 
 
-def test_acquire_survives_cancellation_without_losing_a_grant():
+def test_acquire_survives_cancellation_without_losing_a_grant() -> None:
     async def cancel_often() -> int:
         pacer, count = RequestPacer(600, drained=True), 0
         while anyio.current_time() < 60.0:
@@ -98,12 +98,12 @@ def test_acquire_survives_cancellation_without_losing_a_grant():
     assert run(cancel_often) >= 590
 
 
-def test_where_the_limit_may_be_found_out_two_follow_within_the_time_of_a_refusal():
+def test_where_the_limit_may_be_found_out_two_follow_within_the_time_of_a_refusal() -> None:
     assert careful_s(60.0 / 1000) == CAREFUL_S
     assert careful_s(60.0 / 10_000) == pytest.approx(4 * 60.0 / 10_000), "high limits are found in minutes too"
 
 
-def test_a_run_takes_the_pace_that_others_leave_and_yields_it_at_once():
+def test_a_run_takes_the_pace_that_others_leave_and_yields_it_at_once() -> None:
     """Two runs, told of each other's requests when they left: at first only one wants any, then both do."""
 
     async def share() -> dict[str, list[float]]:
@@ -135,7 +135,7 @@ def test_a_run_takes_the_pace_that_others_leave_and_yields_it_at_once():
         assert together[first + 600] - together[first] >= 60.0, "no minute has more than the limit"
 
 
-def test_each_run_beside_the_first_costs_one_request_in_reserve():
+def test_each_run_beside_the_first_costs_one_request_in_reserve() -> None:
     for runs in (1, 2, 3):
         burst, period = spacing(1000, runs=runs)
         assert burst + runs - 1 + (60 + JITTER_S) / period == pytest.approx(1000)

@@ -13,7 +13,7 @@ def observe(phase: MinutePhase, rng: Random, offset: float, at: float, latency: 
 
 
 @given(st.integers(0, 10**6), st.floats(-1e6, 2e9), st.floats(0.001, 0.14))
-def test_the_truth_stays_inside_and_is_soon_known_well(seed, offset, way_back):
+def test_the_truth_stays_inside_and_is_soon_known_well(seed, offset, way_back) -> None:
     rng, phase = Random(seed), MinutePhase()
     for number in range(200):
         observe(phase, rng, offset, number * 1.7 + rng.random(), rng.uniform(0.2, 20.0), way_back)
@@ -23,7 +23,7 @@ def test_the_truth_stays_inside_and_is_soon_known_well(seed, offset, way_back):
 
 
 @given(st.integers(0, 10**6))
-def test_dates_stamped_at_any_moment_of_the_request_are_survived(seed):
+def test_dates_stamped_at_any_moment_of_the_request_are_survived(seed) -> None:
     rng, phase, offset = Random(seed), MinutePhase(), 12.25
     for number in range(300):
         at, latency = number * 2.0, rng.uniform(0.2, 3.0)
@@ -33,11 +33,11 @@ def test_dates_stamped_at_any_moment_of_the_request_are_survived(seed):
     assert bounds[0] - 0.05 <= offset <= bounds[1] + 0.05
 
 
-def test_nothing_is_known_before_the_first_response():
+def test_nothing_is_known_before_the_first_response() -> None:
     assert MinutePhase().bounds is None
 
 
-def test_after_contradictions_only_the_certain_is_believed():
+def test_after_contradictions_only_the_certain_is_believed() -> None:
     phase = MinutePhase()
     for number in range(MOST_CONTRADICTIONS + 1):
         phase.observe(100 + 100 * (number % 2), number, 50.0 + number)  # the same clock cannot say both
@@ -47,7 +47,7 @@ def test_after_contradictions_only_the_certain_is_believed():
     assert (low, high) == pytest.approx((99.5, 101.0), abs=0.1)
 
 
-def test_the_end_of_the_minute_is_the_earliest_that_is_possible():
+def test_the_end_of_the_minute_is_the_earliest_that_is_possible() -> None:
     phase = MinutePhase()
     assert phase.ends_at(0.0) == inf
     phase.observe(100, 0.0, 0.1)
@@ -57,7 +57,7 @@ def test_the_end_of_the_minute_is_the_earliest_that_is_possible():
     assert 0.1 < ends_at <= 60.1
 
 
-def test_clocks_that_drift_apart_are_followed():
+def test_clocks_that_drift_apart_are_followed() -> None:
     rng, phase = Random(5), MinutePhase()
     for number in range(4000):
         at = number * 5.0
@@ -68,7 +68,7 @@ def test_clocks_that_drift_apart_are_followed():
             assert low <= offset <= high
 
 
-def test_distrust_lasts_ten_minutes_and_longer_when_it_is_repeated():
+def test_distrust_lasts_ten_minutes_and_longer_when_it_is_repeated() -> None:
     phase = MinutePhase()
     phase.observe(100, 0.0, 0.1)
     assert phase.bounds is not None

@@ -6,19 +6,19 @@ import pytest
 from pipeline.quota.slots import CAP, START, Slots
 
 
-def test_a_number_that_was_asked_for_is_kept():
+def test_a_number_that_was_asked_for_is_kept() -> None:
     slots = Slots(7, 1000)
     for _ in range(100):
         slots.answered(30.0)
     assert slots.count == 7
 
 
-def test_without_a_rate_it_starts_moderate():
+def test_without_a_rate_it_starts_moderate() -> None:
     assert Slots(None, inf).count == START
 
 
 @pytest.mark.parametrize(("rpm", "latency_s"), [(1000, 3.1), (1000, 11.8), (60, 2.0), (5, 1.0)])
-def test_load_and_four_deviations_of_it(rpm, latency_s):
+def test_load_and_four_deviations_of_it(rpm, latency_s) -> None:
     slots = Slots(None, rpm)
     for _ in range(800):
         slots.answered(latency_s)
@@ -26,19 +26,19 @@ def test_load_and_four_deviations_of_it(rpm, latency_s):
     assert slots.count == pytest.approx(ceil(load + 4 * sqrt(load)) + 1, abs=1)
 
 
-def test_it_is_bounded():
+def test_it_is_bounded() -> None:
     slots = Slots(None, 10**6)
     assert slots.count == CAP
 
 
-def test_a_changed_rate_changes_it():
+def test_a_changed_rate_changes_it() -> None:
     slots = Slots(None, 60)
     before = slots.count
     slots.change(6000)
     assert slots.count > 10 * before
 
 
-def test_two_refusals_for_overload_take_a_slot_and_four_answers_give_it_back():
+def test_two_refusals_for_overload_take_a_slot_and_four_answers_give_it_back() -> None:
     slots = Slots(100, inf)
     for _ in range(60):
         slots.overloaded()
@@ -64,17 +64,17 @@ def mean_count(full: int, failing: float) -> float:
 
 
 @pytest.mark.parametrize("full", [2, 8, 60, 600])
-def test_what_fails_by_chance_costs_little_up_to_a_third(full):
+def test_what_fails_by_chance_costs_little_up_to_a_third(full) -> None:
     assert mean_count(full, 0.25) >= 0.8 * full
 
 
 @pytest.mark.parametrize("full", [60, 600])
-def test_what_fails_more_often_takes_the_slots_away(full):
+def test_what_fails_more_often_takes_the_slots_away(full) -> None:
     assert mean_count(full, 0.45) < 0.15 * full
 
 
 @pytest.mark.parametrize("full", [2, 60, 600])
-def test_one_that_was_taken_down_to_one_is_back_within_some_answers_of_each_slot(full):
+def test_one_that_was_taken_down_to_one_is_back_within_some_answers_of_each_slot(full) -> None:
     """Answers come the faster the more slots there are: from 1 to 600 in 26 times the time of one answer."""
     slots = Slots(full, inf)
     for _ in range(10 * full):
@@ -88,7 +88,7 @@ def test_one_that_was_taken_down_to_one_is_back_within_some_answers_of_each_slot
     assert rounds <= 30
 
 
-def test_what_was_taken_is_no_more_than_a_slower_rate_needs():
+def test_what_was_taken_is_no_more_than_a_slower_rate_needs() -> None:
     slots = Slots(None, 6000)
     for _ in range(10_000):
         slots.overloaded()

@@ -41,13 +41,13 @@ def by_definition(text: str) -> int:
 
 @given(texts)
 @settings(max_examples=500, deadline=None)
-def test_the_fast_estimate_is_the_defined_one(text):
+def test_the_fast_estimate_is_the_defined_one(text) -> None:
     assert estimate(text) == by_definition(text)
 
 
 @given(st.lists(texts | st.none(), max_size=20))
 @settings(max_examples=200, deadline=None)
-def test_a_column_is_estimated_like_its_texts(column):
+def test_a_column_is_estimated_like_its_texts(column) -> None:
     expected = [estimate(text or "") for text in column]
     estimated = estimate_column(pl.Series("body", column, dtype=pl.String))
     assert estimated.to_list() == expected
@@ -76,28 +76,28 @@ def test_a_column_is_estimated_like_its_texts(column):
         ("\x00\u0301\ue000", 3 * 18365),
     ],
 )
-def test_counts_times_coefficients(text, tokens_in_ten_thousandths):
+def test_counts_times_coefficients(text, tokens_in_ten_thousandths) -> None:
     assert estimate(text) == -(-tokens_in_ten_thousandths // 10_000)
     assert estimate((text + "\n") * 100) == -(-(100 * (tokens_in_ten_thousandths + 15024)) // 10_000)
 
 
-def test_only_the_empty_text_has_no_tokens():
+def test_only_the_empty_text_has_no_tokens() -> None:
     assert estimate("") == 0
     assert estimate(" ") == 1
 
 
-def test_a_lone_surrogate_is_a_character_like_others():
+def test_a_lone_surrogate_is_a_character_like_others() -> None:
     assert estimate("\ud800") == 2
     assert estimate("中\udfff") == 3
 
 
 @given(texts, texts)
 @settings(deadline=None)
-def test_joining_two_texts_adds_at_most_a_token(left, right):
+def test_joining_two_texts_adds_at_most_a_token(left, right) -> None:
     assert estimate(left + right) <= estimate(left) + estimate(right) + 1
 
 
-def test_prose_is_near_what_it_is_known_to_have():
+def test_prose_is_near_what_it_is_known_to_have() -> None:
     # Chinese prose has 1.86 characters a token, punctuation and Latin mixed in; English about 4.5.
     chinese = "机器学习模型的推理成本在2024年大幅下降，但研究人员发现GPU集群的利用率仍然很低。为什么？" * 20
     english = "The committee found that the cost of inference fell sharply, but the machines are still idle. " * 20
@@ -105,14 +105,14 @@ def test_prose_is_near_what_it_is_known_to_have():
     assert 4.0 < len(english) / estimate(english) < 6.0
 
 
-def test_before_any_answer_the_estimate_is_reserved_with_fifteen_percent():
+def test_before_any_answer_the_estimate_is_reserved_with_fifteen_percent() -> None:
     calibration = Calibration()
     assert (calibration.answers, calibration.ratio) == (0, 1.0)
     assert calibration.reserve(1000) == 1150
     assert calibration.reserve(0) == 0
 
 
-def test_the_ratio_follows_the_answers_and_forgets_old_ones():
+def test_the_ratio_follows_the_answers_and_forgets_old_ones() -> None:
     calibration = Calibration()
     for _ in range(100):
         calibration.observe(1000, 1200)
@@ -122,14 +122,14 @@ def test_the_ratio_follows_the_answers_and_forgets_old_ones():
     assert calibration.ratio == pytest.approx(1.1, abs=0.02)
 
 
-def test_long_answers_count_more_than_short_ones():
+def test_long_answers_count_more_than_short_ones() -> None:
     calibration = Calibration()
     calibration.observe(10, 20)
     calibration.observe(10_000, 10_000)
     assert calibration.ratio == pytest.approx(1.001, abs=0.0005)
 
 
-def test_after_twenty_answers_the_margin_is_the_observed_spread():
+def test_after_twenty_answers_the_margin_is_the_observed_spread() -> None:
     choose = random.Random(4)
     calibration = Calibration()
     for answers in range(400):
@@ -141,14 +141,14 @@ def test_after_twenty_answers_the_margin_is_the_observed_spread():
     assert calibration.reserve(1000) == pytest.approx(1300 * 1.05, rel=0.03)
 
 
-def test_the_margin_never_passes_the_first_one():
+def test_the_margin_never_passes_the_first_one() -> None:
     calibration = Calibration()
     for answer in range(60):
         calibration.observe(1000, 4000 if answer % 2 else 500)
     assert calibration.margin == 1.15
 
 
-def test_an_exact_estimate_ends_without_margin():
+def test_an_exact_estimate_ends_without_margin() -> None:
     calibration = Calibration()
     for _ in range(20):
         calibration.observe(1000, 1000)
@@ -156,13 +156,13 @@ def test_an_exact_estimate_ends_without_margin():
 
 
 @pytest.mark.parametrize(("estimated", "actual"), [(0, 5), (5, 0), (-1, 5), (5, -1)])
-def test_an_answer_without_a_count_teaches_nothing(estimated, actual):
+def test_an_answer_without_a_count_teaches_nothing(estimated, actual) -> None:
     calibration = Calibration()
     calibration.observe(estimated, actual)
     assert calibration == Calibration()
 
 
-def test_a_calibration_survives_json():
+def test_a_calibration_survives_json() -> None:
     calibration = Calibration()
     for answer in range(30):
         calibration.observe(100 + answer, 120 + answer * 2)
