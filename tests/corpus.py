@@ -149,10 +149,11 @@ def _names(count: int, pick: Random) -> list[str]:
 
 
 def _code(size: int, pick: Random) -> str:
-    return "\n".join(_function(*_names(2, pick), pick) for _ in range(size // 320 + 1))
+    return "\n".join(_function(_names(2, pick), pick) for _ in range(size // 320 + 1))
 
 
-def _function(name: str, other: str, pick: Random) -> str:
+def _function(names: list[str], pick: Random) -> str:
+    name, other = names
     return f'''def {name}_{other}({other}: int, limit: float = {pick.randint(0, 99)}) -> list[str]:
     """Return the {name} of each {other}."""
     if {other} > self.max{name.title()}:

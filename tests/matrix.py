@@ -1,7 +1,7 @@
 """Rows of the dispatcher's test matrix: one world, one dispatcher, and what must hold in every run."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,15 @@ class Outcome:
     replies: list[Reply]
     events: list[tuple[float, str, dict[str, object]]] = field(default_factory=list)
 
+    @property
+    def rpm(self) -> int:
+        """The limit that is kept at the end; 0: none."""
+        return self.dispatcher.limits.rpm or 0
+
+    @property
+    def tpm(self) -> int:
+        return self.dispatcher.limits.tpm or 0
+
 
 def cases(function: Callable[..., None]) -> Callable[..., None]:
     """Every server: with one seed and a short run, or (`long`) with each seed and a run of full length."""
@@ -41,7 +50,7 @@ def dispatch(
     limits: Limits,
     *,
     at_once: int = 1000,
-    beside: Callable[[World], Awaitable[None]] | None = None,
+    beside: Callable[[World], Coroutine[Any, Any, None]] | None = None,
     **options: Any,
 ) -> Outcome:
     """Answer all prompts and check what must hold in every run."""
@@ -72,5 +81,5 @@ def assert_kept(outcome: Outcome, prompts: list[Prompt], limits: Limits) -> None
     assert Counter(reply.status for reply in outcome.replies) == {"ok": len(prompts)}
     assert outcome.world.refused == []
     requests, tokens = outcome.world.most_in_a_window()
-    assert requests <= limits.rpm
-    assert tokens <= limits.tpm
+    assert limits.rpm is not None and requests <= limits.rpm
+    assert limits.tpm is not None and tokens <= limits.tpm

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -10,108 +9,12 @@ from random import Random
 import anyio
 
 from pipeline.dispatch.dispatcher import Dispatcher
+from pipeline.emulator.limits import ALGORITHMS, MINUTE
 from pipeline.records import Failure, Limits, Params, Prompt, QuotaHit, Reply, Usage
 
-WINDOW_S = 60.0
+SERVERS = ALGORITHMS
+WINDOW_S = MINUTE
 EPOCH = 1_795_384_800.0  # a minute of wall time that begins with the virtual clock's 0
-
-
-class FixedWindow:
-    """A count that starts again at 0 with every minute."""
-
-    def __init__(self, limit: float) -> None:
-        self.limit, self.window, self.count = limit, -1, 0.0
-
-    def delay(self, t: float, amount: float) -> float:
-        self._roll(t)
-        return 0.0 if self.count + amount <= self.limit else (self.window + 1) * WINDOW_S - t
-
-    def add(self, t: float, amount: float) -> None:
-        self._roll(t)
-        self.count += amount
-
-    def _roll(self, t: float) -> None:
-        window = math.floor(t / WINDOW_S)
-        if window != self.window:
-            self.window, self.count = window, 0.0
-
-
-class SlidingLog:
-    """The exact sum over the last 60 s."""
-
-    def __init__(self, limit: float) -> None:
-        self.limit, self.count = limit, 0.0
-        self.log: deque[tuple[float, float]] = deque()
-
-    def delay(self, t: float, amount: float) -> float:
-        self._roll(t)
-        surplus = self.count + amount - self.limit
-        for at, one in self.log:
-            if surplus <= 0:
-                break
-            surplus -= one
-            t_free = at + WINDOW_S
-        else:
-            return 0.0 if surplus <= 0 else WINDOW_S
-        return 0.0 if self.count + amount <= self.limit else t_free - t
-
-    def add(self, t: float, amount: float) -> None:
-        self._roll(t)
-        self.log.append((t, amount))
-        self.count += amount
-
-    def _roll(self, t: float) -> None:
-        while self.log and self.log[0][0] <= t - WINDOW_S:
-            self.count -= self.log.popleft()[1]
-
-
-class SlidingCounter:
-    """This minute's count and the last one's, weighted by the part that a sliding window still covers."""
-
-    def __init__(self, limit: float) -> None:
-        self.limit, self.window, self.count, self.before = limit, -1, 0.0, 0.0
-
-    def delay(self, t: float, amount: float) -> float:
-        self._roll(t)
-        elapsed = t / WINDOW_S - self.window
-        surplus = self.before * (1 - elapsed) + self.count + amount - self.limit
-        if surplus <= 1e-9:
-            return 0.0
-        if self.before > 0 and surplus <= self.before * (1 - elapsed):
-            return surplus / self.before * WINDOW_S
-        return (self.window + 1) * WINDOW_S - t
-
-    def add(self, t: float, amount: float) -> None:
-        self._roll(t)
-        self.count += amount
-
-    def _roll(self, t: float) -> None:
-        window = math.floor(t / WINDOW_S)
-        if window != self.window:
-            self.before = self.count if window == self.window + 1 else 0.0
-            self.window, self.count = window, 0.0
-
-
-class TokenBucket:
-    """Full at first; refills evenly."""
-
-    def __init__(self, limit: float) -> None:
-        self.limit, self.level, self.t = limit, float(limit), 0.0
-
-    def delay(self, t: float, amount: float) -> float:
-        self._roll(t)
-        return 0.0 if self.level + 1e-9 >= amount else (amount - self.level) / self.limit * WINDOW_S
-
-    def add(self, t: float, amount: float) -> None:
-        self._roll(t)
-        self.level -= amount
-
-    def _roll(self, t: float) -> None:
-        self.level = min(self.limit, self.level + (t - self.t) * self.limit / WINDOW_S)
-        self.t = t
-
-
-SERVERS = {"fixed": FixedWindow, "log": SlidingLog, "counter": SlidingCounter, "bucket": TokenBucket}
 
 
 @dataclass

@@ -1,5 +1,6 @@
 import base64
 import random
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from pipeline import chunking
 from pipeline.chunking import Piece, split
 from pipeline.tokens import estimate
+
+Sentence = Callable[[random.Random], str]
 
 FAMILY = "👩\u200d👩\u200d👧\u200d👦"
 UNITS = (
@@ -58,19 +61,19 @@ def check(text: str, max_tokens: int, overlap_tokens: int) -> list[Piece]:
 
 @given(st.lists(st.sampled_from(UNITS) | st.text(max_size=5), max_size=120).map("".join), budgets)
 @settings(max_examples=300, deadline=None)
-def test_pieces_rebuild_the_text_within_the_budget_and_overlap(text, budget) -> None:
+def test_pieces_rebuild_the_text_within_the_budget_and_overlap(text: str, budget: tuple[int, int]) -> None:
     check(text, *budget)
 
 
 @given(st.text(st.sampled_from("的一是。在不了，有和人这；中大！"), max_size=400), budgets)
 @settings(max_examples=100, deadline=None)
-def test_chinese_without_spaces(text, budget) -> None:
+def test_chinese_without_spaces(text: str, budget: tuple[int, int]) -> None:
     check(text, *budget)
 
 
 @given(st.lists(st.sampled_from(UNITS_OF_READERS), max_size=80), st.integers(12, 40), st.sampled_from((0, 10)))
 @settings(max_examples=300, deadline=None)
-def test_no_cut_inside_what_a_reader_sees_as_one_character(units, room, overlap_tokens) -> None:
+def test_no_cut_inside_what_a_reader_sees_as_one_character(units: list[str], room: int, overlap_tokens: int) -> None:
     text = "".join(units)
     cuts = {0, *accumulate(map(len, units))}
     for piece in check(text, room + overlap_tokens, overlap_tokens):
@@ -79,7 +82,7 @@ def test_no_cut_inside_what_a_reader_sees_as_one_character(units, room, overlap_
 
 @given(st.lists(st.sampled_from(UNITS), max_size=80).map("".join), st.integers(0, 5))
 @settings(max_examples=300, deadline=None)
-def test_what_fits_is_one_piece(text, spare) -> None:
+def test_what_fits_is_one_piece(text: str, spare: int) -> None:
     whole = estimate(text)
     if whole > 8:
         assert split(text, whole + spare, 5) == [Piece(0, len(text), 0)]
@@ -87,7 +90,7 @@ def test_what_fits_is_one_piece(text, spare) -> None:
 
 
 @pytest.mark.parametrize("sentence", [english_sentence, chinese_sentence])
-def test_a_document_as_long_as_the_budget_is_one_piece(sentence) -> None:
+def test_a_document_as_long_as_the_budget_is_one_piece(sentence: Sentence) -> None:
     text = corpus(sentence, 30_000)
     assert split(text, estimate(text), 100) == [Piece(0, len(text), 0)]
     assert len(split(text, estimate(text) - 1, 100)) == 2
@@ -98,12 +101,12 @@ def test_the_empty_text_has_no_pieces() -> None:
 
 
 @pytest.mark.parametrize("text", [" " * 5000, "\n" * 5000, " \r\n\t" * 2000, "\u3000" * 2000, "\u200d" * 2000])
-def test_nothing_but_blanks(text) -> None:
+def test_nothing_but_blanks(text: str) -> None:
     check(text, 50, 10)
 
 
 @pytest.mark.parametrize(("max_tokens", "overlap_tokens"), [(0, 0), (-1, 0), (10, 10), (10, 11), (10, -1)])
-def test_budgets_that_make_no_sense_are_refused(max_tokens, overlap_tokens) -> None:
+def test_budgets_that_make_no_sense_are_refused(max_tokens: int, overlap_tokens: int) -> None:
     with pytest.raises(ValueError, match=f"{overlap_tokens}, {max_tokens}"):
         split("some text", max_tokens, overlap_tokens)
 
@@ -143,7 +146,9 @@ def test_a_sentence_longer_than_the_budget_ends_at_words() -> None:
     ("sentence", "at_sentences"), [(english_sentence, 0.95), (chinese_sentence, 0.85), (mixed_sentence, 0.85)]
 )
 @pytest.mark.parametrize(("max_tokens", "overlap_tokens"), [(300, 60), (2000, 200)])
-def test_prose_is_cut_at_sentences_and_well_filled(sentence, at_sentences, max_tokens, overlap_tokens) -> None:
+def test_prose_is_cut_at_sentences_and_well_filled(
+    sentence: Sentence, at_sentences: float, max_tokens: int, overlap_tokens: int
+) -> None:
     text = corpus(sentence, 300_000)
     pieces = check(text, max_tokens, overlap_tokens)
     joins = len(pieces) - 1
@@ -164,7 +169,7 @@ def test_overlaps_of_prose_start_at_sentences() -> None:
 
 
 @pytest.mark.parametrize("sentence", [english_sentence, chinese_sentence])
-def test_five_megabytes_are_read_little_more_than_once(sentence, monkeypatch) -> None:
+def test_five_megabytes_are_read_little_more_than_once(sentence: Sentence, monkeypatch: pytest.MonkeyPatch) -> None:
     text = corpus(sentence, 5_000_000)
     read = 0
 

@@ -232,7 +232,7 @@ def test_a_count_that_never_comes_holds_up_nothing_for_long() -> None:
 
 
 @pytest.mark.parametrize("ended_by", ["halt", "cancel"])
-def test_no_count_is_waited_for_at_the_end(ended_by) -> None:
+def test_no_count_is_waited_for_at_the_end(ended_by: str) -> None:
     async def count_tokens(one: Prompt) -> int | Failure:
         await anyio.sleep(300.0)
         return 3000
@@ -313,7 +313,9 @@ def test_a_prompt_that_a_named_limit_rules_out_is_refused_when_it_is_known() -> 
         (DAY_FULL, QuotaExhausted),
     ],
 )
-def test_some_failures_stop_the_run_and_keep_the_prompt_for_the_next(verdict, error) -> None:
+def test_some_failures_stop_the_run_and_keep_the_prompt_for_the_next(
+    verdict: Failure, error: type[PipelineError]
+) -> None:
     service = Service([verdict])
     reason = stopped(service)
     assert type(reason) is error
@@ -343,7 +345,7 @@ def test_with_wait_the_day_is_slept_through() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"rpm": 0}, {"tpm": 0}, {"rpd": 0}, {"rpm": 0, "tpm": 0, "rpd": 0}])
-def test_a_model_that_is_not_offered_is_not_waited_for_and_the_job_is_not_blamed(limits) -> None:
+def test_a_model_that_is_not_offered_is_not_waited_for_and_the_job_is_not_blamed(limits: dict[str, int]) -> None:
     """As the service words it: the limit is 0, which it leaves out, and a short delay that means nothing."""
     options = EmulatorOptions(**limits)
     none = tuple(Violation(name, 0, 29.1) for name in limits)
@@ -438,7 +440,7 @@ def test_after_halt_a_failure_in_flight_is_not_sent_again() -> None:
 
 
 @pytest.mark.parametrize("stop", ["halt", "close after cancel"])
-def test_run_ends_at_once_though_the_pace_is_slow(stop) -> None:
+def test_run_ends_at_once_though_the_pace_is_slow(stop: str) -> None:
     async def body(dispatcher: Dispatcher) -> float:
         async with anyio.create_task_group() as group:
             for row in range(3):
@@ -644,7 +646,9 @@ def course(world: World, count: int, rpm: int) -> Course:
 
 @pytest.mark.parametrize("lasts_s", [20.0, 300.0])
 @pytest.mark.parametrize("latency", [(1.0, 0.3), (2.0, 0.9), (15.0, 0.3)])
-def test_an_outage_is_waited_out_by_single_probes_and_loses_nothing(latency, lasts_s) -> None:
+def test_an_outage_is_waited_out_by_single_probes_and_loses_nothing(
+    latency: tuple[float, float], lasts_s: float
+) -> None:
     """Answers to what left before it may come for half a minute: they do not mean that the service is back."""
     ends = 60.0 + lasts_s
     world = World("log", 600, 10**6, seed=2, fault=lambda t: BROKEN if 60.0 <= t < ends else None, latency=latency)
@@ -659,7 +663,7 @@ def test_an_outage_is_waited_out_by_single_probes_and_loses_nothing(latency, las
 
 
 @pytest.mark.parametrize("rpm", [5, 15, 60])
-def test_an_outage_at_a_slow_pace_uses_no_prompt_up(rpm) -> None:
+def test_an_outage_at_a_slow_pace_uses_no_prompt_up(rpm: int) -> None:
     """The first that fails is not the only one that is sent until the outage is noticed."""
     for seed in range(3):
         world = World("log", rpm, 10**6, seed=seed, fault=lambda t: BROKEN if 120.0 <= t < 240.0 else None)
@@ -672,7 +676,7 @@ def by_chance(probability: float, during: Callable[[float], bool] = lambda t: Fa
 
 
 @pytest.mark.parametrize("rpm", [30, 120, 600])
-def test_overloads_by_chance_do_not_slow_the_run_down(rpm) -> None:
+def test_overloads_by_chance_do_not_slow_the_run_down(rpm: int) -> None:
     world = World("log", rpm, 10**6, seed=8, fault=by_chance(0.15))
     went = course(world, 6 * rpm, rpm)
     assert world.left[-1][0] < 1.05 * 60.0 * len(world.left) / rpm + 10.0
@@ -720,7 +724,7 @@ def test_a_server_that_takes_only_some_at_once_is_relieved() -> None:
 
 
 @pytest.mark.parametrize(("breaking", "others"), [(4, 0), (20, 300)])
-def test_prompts_that_break_the_server_end_though_each_may_be_the_probe(breaking, others) -> None:
+def test_prompts_that_break_the_server_end_though_each_may_be_the_probe(breaking: int, others: int) -> None:
     """Some fail whatever is tried: alone or among others, each is sent five times and no more."""
     world = World("log", 600, 10**6, seed=1)
     prompts = documents(world, [100] * (breaking + others))

@@ -2,7 +2,8 @@ from math import inf
 
 import pytest
 
-from pipeline.quota.adaptive import EPISODE_S, AdaptiveLimit, Admitted
+from pipeline.quota.adaptive import EPISODE_S, AdaptiveLimit
+from pipeline.quota.evidence import Admitted
 
 
 def admitted(

@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "quota.sqlite"
 
 
-def test_sends_and_counts_outlive_the_process_that_wrote_them(path) -> None:
+def test_sends_and_counts_outlive_the_process_that_wrote_them(path: Path) -> None:
     with QuotaBook(path, "gemini/m") as book:
         first = book.send(1000.0, 70, DAY)
         book.send(1001.0, 30, DAY)
@@ -42,14 +43,14 @@ def test_sends_and_counts_outlive_the_process_that_wrote_them(path) -> None:
         assert later.requests_on("2026-11-23") == 0
 
 
-def test_a_refund_takes_out_the_send_and_its_count(path) -> None:
+def test_a_refund_takes_out_the_send_and_its_count(path: Path) -> None:
     with QuotaBook(path, "gemini/m") as book:
         book.refund(book.send(1000.0, 70, DAY))
         assert book.requests_on(DAY) == 0
         assert book.recent(1001.0) == []
 
 
-def test_sends_in_a_burst_are_written_together_and_none_is_forgotten(path) -> None:
+def test_sends_in_a_burst_are_written_together_and_none_is_forgotten(path: Path) -> None:
     with QuotaBook(path, "m") as book, QuotaBook(path, "m") as other:
         entries = [book.send(1000.0, number, DAY) for number in range(1, 12)]
         assert [send.tokens for send in other.recent(1001.0)] == [1], "the first at once, the others soon"
@@ -69,14 +70,14 @@ def test_sends_in_a_burst_are_written_together_and_none_is_forgotten(path) -> No
         assert tokens == [101, 102, 4, *range(6, 12 + GROUP_OF)]
 
 
-def test_at_an_even_pace_every_send_is_in_the_file_before_it_leaves(path) -> None:
+def test_at_an_even_pace_every_send_is_in_the_file_before_it_leaves(path: Path) -> None:
     with QuotaBook(path, "m") as book, QuotaBook(path, "m") as other:
         for number in range(50):
             book.send(1000.0 + number * 1.01 * GROUP_S, number, DAY)
             assert [send.tokens for send in other.news()] == [number]
 
 
-def test_endpoints_do_not_mix(path) -> None:
+def test_endpoints_do_not_mix(path: Path) -> None:
     with QuotaBook(path, "gemini/a") as one, QuotaBook(path, "gemini/b") as other:
         one.send(1000.0, 70, DAY)
         one.learn("requests", 600.0, 1000.0)
@@ -85,7 +86,7 @@ def test_endpoints_do_not_mix(path) -> None:
         assert other.known(DAY, 1001.0) == Known()
 
 
-def test_news_are_what_others_sent_once_each(path) -> None:
+def test_news_are_what_others_sent_once_each(path: Path) -> None:
     with QuotaBook(path, "m") as one, QuotaBook(path, "m") as other:
         assert one.recent(999.0) == other.recent(999.0) == []
         one.send(1000.0, 70, DAY)
@@ -97,7 +98,7 @@ def test_news_are_what_others_sent_once_each(path) -> None:
         assert one.requests_on(DAY) == other.requests_on(DAY) == 2
 
 
-def test_a_run_that_has_ended_shares_no_longer_but_its_sends_count(path) -> None:
+def test_a_run_that_has_ended_shares_no_longer_but_its_sends_count(path: Path) -> None:
     with QuotaBook(path, "m") as other:
         with QuotaBook(path, "m") as ended:
             ended.send(1000.0, 70, DAY)
@@ -106,7 +107,7 @@ def test_a_run_that_has_ended_shares_no_longer_but_its_sends_count(path) -> None
             assert [(bool(send.who), send.tokens) for send in later.recent(1002.0)] == [(False, 70), (True, 30)]
 
 
-def test_others_read_what_was_settled_and_what_was_refunded(path) -> None:
+def test_others_read_what_was_settled_and_what_was_refunded(path: Path) -> None:
     with QuotaBook(path, "m") as one, QuotaBook(path, "m") as other:
         first, second = (other.send(1000.0 + number, 50, DAY) for number in range(2))
         numbers = [send.number for send in one.news()]
@@ -118,7 +119,7 @@ def test_others_read_what_was_settled_and_what_was_refunded(path) -> None:
         assert other.tokens_since(numbers[0]) == {}, "its own need no reading"
 
 
-def test_what_is_sent_in_a_burst_is_in_the_file_when_it_is_flushed(path) -> None:
+def test_what_is_sent_in_a_burst_is_in_the_file_when_it_is_flushed(path: Path) -> None:
     with QuotaBook(path, "m") as one, QuotaBook(path, "m") as other:
         for number in range(3):
             one.send(1000.0, number, DAY)
@@ -127,7 +128,7 @@ def test_what_is_sent_in_a_burst_is_in_the_file_when_it_is_flushed(path) -> None
         assert [send.tokens for send in other.news()] == [1, 2]
 
 
-def test_what_is_asked_for_is_heard_by_others_and_ends_with_the_run(path) -> None:
+def test_what_is_asked_for_is_heard_by_others_and_ends_with_the_run(path: Path) -> None:
     with QuotaBook(path, "m") as one:
         with QuotaBook(path, "m") as other:
             other.ask(1000.0, 900)
@@ -139,14 +140,14 @@ def test_what_is_asked_for_is_heard_by_others_and_ends_with_the_run(path) -> Non
         assert list(one.asked) == []
 
 
-def test_old_sends_are_forgotten_and_counts_are_not(path) -> None:
+def test_old_sends_are_forgotten_and_counts_are_not(path: Path) -> None:
     with QuotaBook(path, "m") as book:
         book.send(1000.0, 70, DAY)
         assert book.recent(1000.0 + KEEP_S + 1) == []
         assert book.requests_on(DAY) == 1
 
 
-def test_a_learned_limit_is_believed_for_some_hours(path) -> None:
+def test_a_learned_limit_is_believed_for_some_hours(path: Path) -> None:
     with QuotaBook(path, "m") as book:
         book.learn("tokens", 250_000.0, 1000.0)
         book.learn("tokens", 240_000.0, 1001.0)
@@ -154,7 +155,7 @@ def test_a_learned_limit_is_believed_for_some_hours(path) -> None:
         assert book.known(DAY, 1002.0 + LEARNED_FOR_S) == Known()
 
 
-def test_a_used_up_day_is_remembered_until_it_is_over(path) -> None:
+def test_a_used_up_day_is_remembered_until_it_is_over(path: Path) -> None:
     with QuotaBook(path, "m") as book:
         book.close_day(90_000.0, 1000.0)
     assert read_known(path, "m", DAY, 2000.0) == Known(day_opens_at=90_000.0)
@@ -164,7 +165,7 @@ def test_a_used_up_day_is_remembered_until_it_is_over(path) -> None:
         assert other.known(DAY, 2000.0) == Known()
 
 
-def test_what_was_learned_can_be_forgotten_and_what_was_sent_not(path) -> None:
+def test_what_was_learned_can_be_forgotten_and_what_was_sent_not(path: Path) -> None:
     with QuotaBook(path, "m") as book, QuotaBook(path, "other") as other:
         for each in (book, other):
             each.send(1000.0, 70, DAY)
@@ -175,7 +176,7 @@ def test_what_was_learned_can_be_forgotten_and_what_was_sent_not(path) -> None:
     assert read_known(path, "other", DAY, 2000.0) == Known(1, 60.0, None, 90_000.0)
 
 
-def test_while_the_book_is_locked_the_run_counts_for_itself_and_writes_it_later(path) -> None:
+def test_while_the_book_is_locked_the_run_counts_for_itself_and_writes_it_later(path: Path) -> None:
     clock = Clock()
     with QuotaBook(path, "m", clock=clock) as book, QuotaBook(path, "m") as other:
         first = book.send(1000.0, 10, DAY)
@@ -199,8 +200,9 @@ def test_while_the_book_is_locked_the_run_counts_for_itself_and_writes_it_later(
         assert sorted(send.tokens for send in later.recent(1042.0))[-1] == 100
 
 
-def test_a_damaged_book_costs_a_run_neither_its_counts_nor_its_memory(path) -> None:
-    clock, told = Clock(), []
+def test_a_damaged_book_costs_a_run_neither_its_counts_nor_its_memory(path: Path) -> None:
+    clock = Clock()
+    told: list[str] = []
     with QuotaBook(path, "m", clock=clock) as book:
         book.on_trouble = told.append
         book.send(1000.0, 10, DAY)
@@ -218,7 +220,7 @@ def test_a_damaged_book_costs_a_run_neither_its_counts_nor_its_memory(path) -> N
         assert "set aside" in book.made_anew
 
 
-def test_a_book_that_is_replaced_in_mid_run_is_used_and_what_others_wrote_there_is_left_alone(path) -> None:
+def test_a_book_that_is_replaced_in_mid_run_is_used_and_what_others_wrote_there_is_left_alone(path: Path) -> None:
     clock = Clock()
     with QuotaBook(path, "m", clock=clock) as book:
         old = [book.send(1000.0 + number, 10, DAY) for number in range(2)]
@@ -235,13 +237,13 @@ def test_a_book_that_is_replaced_in_mid_run_is_used_and_what_others_wrote_there_
             assert [send.tokens for send in other.recent(1005.0)] == [20, 30, 30]
 
 
-def test_forgetting_says_when_it_cannot(path, monkeypatch) -> None:
+def test_forgetting_says_when_it_cannot(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.sharedfile._PATIENCE_S", 0.05)
     with QuotaBook(path, "m") as book, locked(path), pytest.raises(RunStateError, match="cannot be changed now"):
         book.forget()
 
 
-def test_what_is_known_is_read_beside_a_run_and_after_it(path) -> None:
+def test_what_is_known_is_read_beside_a_run_and_after_it(path: Path) -> None:
     assert read_known(path, "gemini/m", DAY, 2000.0) == Known()
     assert not path.parent.exists(), "asking makes no book"
     with QuotaBook(path, "gemini/m") as book:
@@ -300,7 +302,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:6000])
 
 
-DAMAGED = {
+DAMAGED: dict[str, Callable[[Path], object]] = {
     "no database": lambda path: path.write_bytes(b"not a database, " * 1000),
     "other layout": other_layout,
     "cut": cut,
@@ -339,7 +341,7 @@ def test_a_place_out_of_reach_is_told_with_what_to_mend(path: Path) -> None:
     assert f"mend the permissions of {path.parent}" in caught.value.hint
 
 
-def test_kill_9_loses_no_send(path) -> None:
+def test_kill_9_loses_no_send(path: Path) -> None:
     """A process that is killed in the middle of writing leaves every finished entry, and a book that works."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom pipeline.quota.book import QuotaBook\n"
@@ -360,7 +362,7 @@ def test_kill_9_loses_no_send(path) -> None:
         book.send(1001.0, 1, DAY)
 
 
-def test_two_processes_count_together(path) -> None:
+def test_two_processes_count_together(path: Path) -> None:
     code = (
         "from pathlib import Path\nfrom pipeline.quota.book import QuotaBook\n"
         f"book = QuotaBook(Path({str(path)!r}), 'm')\n"
@@ -372,7 +374,7 @@ def test_two_processes_count_together(path) -> None:
         assert book.requests_on(DAY) == 600
 
 
-def test_entering_a_send_is_cheap(path) -> None:
+def test_entering_a_send_is_cheap(path: Path) -> None:
     """On the event loop's thread: it must not hold up what is in flight."""
     with QuotaBook(path, "m") as book:
         began = time.perf_counter()
@@ -389,7 +391,7 @@ def test_a_book_in_memory_counts_days_and_knows_nobody_else() -> None:
     assert book.requests_on(DAY) == 1
     book.ask(1000.0, 5)
     book.flush()
-    assert book.recent(1001.0) == book.news() == list(book.asked) == []
+    assert (book.recent(1001.0), book.news(), list(book.asked)) == ([], [], [])
     assert book.tokens_since(0) == {}
     book.close_day(90_000.0, 1000.0)
     assert book.known(DAY, 1001.0) == Known()

@@ -8,6 +8,12 @@ def breaker(threshold: int = 3) -> Breaker:
     return Breaker(threshold, Random(1))
 
 
+def paused_until(one: Breaker, now: float) -> float:
+    opens_at = one.opens_at(now)
+    assert opens_at is not None
+    return opens_at
+
+
 def test_it_stays_open_while_successes_come_between() -> None:
     one = breaker()
     for now in range(20):
@@ -23,8 +29,8 @@ def test_failures_in_a_row_pause_then_one_request_probes() -> None:
         one.failed(10.0, 9.0)
         closed.append(one.tripped)
     assert closed == [False, False, True]
-    opens_at = one.opens_at(10.0)
-    assert opens_at is not None and 10.75 <= opens_at <= 11.25
+    opens_at = paused_until(one, 10.0)
+    assert 10.75 <= opens_at <= 11.25
     assert one.opens_at(opens_at) is None
     one.sent(opens_at)
     assert one.opens_at(opens_at) == inf
@@ -38,7 +44,7 @@ def test_failed_probes_double_the_pause_up_to_a_minute() -> None:
     one, now, pauses = breaker(1), 0.0, []
     for _ in range(10):
         one.failed(now, now)
-        opens_at = one.opens_at(now)
+        opens_at = paused_until(one, now)
         pauses.append(opens_at - now)
         now = opens_at
         one.sent(now)
@@ -94,7 +100,7 @@ def test_an_outage_is_told_once_when_its_first_probe_fails_and_then_its_end() ->
     one, now, told = breaker(1), 0.0, []
     for _ in range(5):
         told.append(one.failed(now, now))
-        now = one.opens_at(now)
+        now = paused_until(one, now)
         one.sent(now)
     assert told == [False, True, False, False, False]
     assert one.succeeded(now)
@@ -104,7 +110,7 @@ def test_an_outage_is_told_once_when_its_first_probe_fails_and_then_its_end() ->
 def test_a_pause_that_its_first_probe_ends_is_not_told() -> None:
     one = breaker(1)
     assert not one.failed(10.0, 9.0)
-    now = one.opens_at(10.0)
+    now = paused_until(one, 10.0)
     one.sent(now)
     assert not one.succeeded(now)
 
@@ -112,7 +118,7 @@ def test_a_pause_that_its_first_probe_ends_is_not_told() -> None:
 def test_a_probe_that_tells_nothing_lets_another_go() -> None:
     one = breaker(1)
     one.failed(10.0, 9.0)
-    now = one.opens_at(10.0)
+    now = paused_until(one, 10.0)
     one.sent(now)
     one.undecided()
     assert one.opens_at(now) is None

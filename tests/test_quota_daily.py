@@ -23,7 +23,7 @@ def at(text: str) -> float:
         ("2026-11-01T08:00", "2026-11-02T08:00"),  # a day of 25 hours
     ],
 )
-def test_the_day_begins_at_midnight_pacific(now, reset) -> None:
+def test_the_day_begins_at_midnight_pacific(now: str, reset: str) -> None:
     assert next_reset(at(now)) == at(reset)
 
 
@@ -34,7 +34,7 @@ def test_days_with_a_change_of_clocks_have_23_and_25_hours() -> None:
 
 
 @given(st.floats(0.0, 4e9))
-def test_the_reset_is_ahead_and_begins_another_day(now) -> None:
+def test_the_reset_is_ahead_and_begins_another_day(now: float) -> None:
     reset = next_reset(now)
     assert now < reset <= now + 25 * HOUR_S
     assert day_of(now) == day_of(reset - 1.0) != day_of(reset)
@@ -63,7 +63,7 @@ def test_a_full_day_opens_at_the_reset_and_counts_anew() -> None:
         (3 * HOUR_S, "2026-11-23T00:00:00"),  # hours are meant
     ],
 )
-def test_the_service_may_close_the_day(named_s, expected) -> None:
+def test_the_service_may_close_the_day(named_s: float | None, expected: str) -> None:
     quota = DailyQuota(None, count=lambda day: 0)
     now = at("2026-11-22T21:00")
     assert quota.opens_at(now) is None

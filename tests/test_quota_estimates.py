@@ -13,7 +13,7 @@ def test_before_any_answer_estimates_are_distrusted_together() -> None:
 
 
 @pytest.mark.parametrize("bias", [0.7, 1.3])
-def test_answers_correct_the_ratio_and_narrow_the_margin(bias) -> None:
+def test_answers_correct_the_ratio_and_narrow_the_margin(bias: float) -> None:
     estimates, rng = Estimates(), Random(1)
     for _ in range(200):
         true = rng.randrange(500, 5000)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from servers import SERVERS
 
 from pipeline.quota.estimates import EXACT, Trust
-from pipeline.quota.ledger import DEVIATIONS, TokenLedger
+from pipeline.quota.ledger import DEVIATIONS, Charge, TokenLedger
 from pipeline.quota.pacer import JITTER_S, WINDOW_S
 from pipeline.quota.server_clock import MinutePhase
 
@@ -70,23 +70,25 @@ PHASES = st.none() | st.tuples(st.floats(-90.0, 90.0), st.floats(0.0, 4.0)).map(
 
 @settings(max_examples=150, deadline=None)
 @given(STEPS, PHASES)
-def test_used_is_the_sum_by_definition_whatever_is_settled_and_released(steps, bounds) -> None:
+def test_used_is_the_sum_by_definition_whatever_is_settled_and_released(
+    steps: list[tuple[float, int, str, int, float]], bounds: tuple[float, float] | None
+) -> None:
     ledger = TokenLedger(LIMIT, KnownPhase(bounds))
-    now, due = 0.0, []
-    charges: list[list[float]] = []
+    now = 0.0
+    due: list[tuple[int, Charge, int, str, int]] = []
+    charges: list[tuple[float, int]] = []
     for index, (wait, tokens, fate, later, part) in enumerate(steps):
         now += wait
         charge = ledger.reserve(now, tokens)
-        line = [now, tokens]
-        charges.append(line)
-        due.append((index + later, charge, line, fate, round(tokens * part)))
-        for _, one, its_line, its_fate, actual in [entry for entry in due if entry[0] == index]:
+        charges.append((now, tokens))
+        due.append((index + later, charge, index, fate, round(tokens * part)))
+        for _, one, which, its_fate, actual in [entry for entry in due if entry[0] == index]:
             if its_fate == "release":
                 ledger.release(one)
-                its_line[1] = 0
             else:
                 ledger.settle(one, None if its_fate == "keep" else actual)
-                its_line[1] = its_line[1] if its_fate == "keep" else actual
+            if its_fate != "keep":
+                charges[which] = (charges[which][0], 0 if its_fate == "release" else actual)
         due = [entry for entry in due if entry[0] > index]
         now += 0.06  # past the time for which the bound over all phases is kept
         assert ledger.used(now) == pytest.approx(brute_force(charges, now, bounds), abs=1e-6)
@@ -95,7 +97,9 @@ def test_used_is_the_sum_by_definition_whatever_is_settled_and_released(steps, b
 @pytest.mark.parametrize("server", SERVERS)
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), width=st.none() | st.floats(0.0, 4.0), where=st.floats(0.0, 1.0))
-def test_what_fits_is_admitted_by_every_server_whatever_the_delays(server, seed, width, where) -> None:
+def test_what_fits_is_admitted_by_every_server_whatever_the_delays(
+    server: str, seed: int, width: float | None, where: float
+) -> None:
     """Random charges, sent as soon as they fit, arriving up to the jitter late, at a server of any phase."""
     rng = Random(seed)
     offset = rng.uniform(0.0, WINDOW_S)
@@ -143,7 +147,7 @@ def test_a_known_phase_leaves_more_room_than_none() -> None:
     st.floats(0.0, 0.3),
     st.floats(0.0, 0.5),
 )
-def test_room_solves_its_equation(open_charges, spread, bias) -> None:
+def test_room_solves_its_equation(open_charges: list[tuple[int, float, float]], spread: float, bias: float) -> None:
     ledger = TokenLedger(LIMIT, KnownPhase((0.0, 0.1)))
     variance = open_bias = 0.0
     for tokens, one_spread, one_bias in open_charges:
@@ -190,7 +194,7 @@ def test_a_released_charge_counts_neither_tokens_nor_a_request() -> None:
 
 
 @pytest.mark.parametrize("counted", [False, True])
-def test_one_more_request_waits_until_a_fallen_limit_has_room(counted) -> None:
+def test_one_more_request_waits_until_a_fallen_limit_has_room(counted: bool) -> None:
     ledger = TokenLedger(LIMIT, KnownPhase((0.0, 0.0)))
     for second in range(30):
         ledger.settle(ledger.reserve(float(second), 1), None)
@@ -238,7 +242,7 @@ def test_exact_trust_adds_no_margin() -> None:
 
 
 @pytest.mark.parametrize("bounds", [None, (0.0, 0.1)])
-def test_a_charge_counts_in_full_until_its_latest_arrival_is_a_minute_old(bounds) -> None:
+def test_a_charge_counts_in_full_until_its_latest_arrival_is_a_minute_old(bounds: tuple[float, float] | None) -> None:
     ledger = TokenLedger(LIMIT, KnownPhase(bounds))
     ledger.settle(ledger.reserve(1.0, 100), None)
     assert ledger.used(1.0 + WINDOW_S + JITTER_S - 0.01) == 100
@@ -289,7 +293,7 @@ def test_what_is_heard_of_late_counts_from_when_it_left_and_can_be_corrected() -
 
 
 @given(st.integers(0, LIMIT), st.integers(1, LIMIT // 2))
-def test_a_prompt_fits_when_there_is_no_surplus(used, tokens) -> None:
+def test_a_prompt_fits_when_there_is_no_surplus(used: int, tokens: int) -> None:
     ledger = TokenLedger(LIMIT, KnownPhase(known=(0.0, 0.0)))
     if used:
         ledger.reserve(1.0, used, Trust(1.0, 0.1, 0.05))

@@ -17,7 +17,7 @@ async def grants(pacer: RequestPacer, seconds: float) -> list[float]:
 
 @pytest.mark.parametrize("rpm", [1, 5, 15, 100, 200, 1000, 30_000])
 @pytest.mark.parametrize("strict", [False, True])
-def test_burst_and_rate_keep_every_padded_window_within_the_limit(rpm, strict) -> None:
+def test_burst_and_rate_keep_every_padded_window_within_the_limit(rpm: int, strict: bool) -> None:
     burst, period = spacing(rpm, strict=strict)
     reserved = rpm >= 100 or (strict and rpm > 1)
     assert (burst if reserved and rpm > 2 else 0) + (60 + JITTER_S) / period <= rpm + 1e-9
@@ -25,13 +25,13 @@ def test_burst_and_rate_keep_every_padded_window_within_the_limit(rpm, strict) -
 
 
 @pytest.mark.parametrize("rpm", [200, 1000, 2000, 30_000])
-def test_the_padding_costs_less_than_one_percent(rpm) -> None:
+def test_the_padding_costs_less_than_one_percent(rpm: int) -> None:
     _, period = spacing(rpm)
     assert 60 / period >= 0.99 * rpm
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_every_server_admits_a_paced_minute_from_any_phase(server) -> None:
+def test_every_server_admits_a_paced_minute_from_any_phase(server: str) -> None:
     sent = run(grants, RequestPacer(600, drained=False), 200.0)
     for phase in range(0, 60, 7):
         model = SERVERS[server](600)
@@ -58,7 +58,7 @@ def test_a_late_wake_up_is_caught_up_on() -> None:
 
 
 @pytest.mark.parametrize("rpm", [5, 60, 1000, 6000])
-def test_changing_the_limit_grants_no_second_burst(rpm) -> None:
+def test_changing_the_limit_grants_no_second_burst(rpm: int) -> None:
     async def change_often() -> list[float]:
         pacer = RequestPacer(rpm, drained=True)
         times: list[float] = []

@@ -18,7 +18,7 @@ def test_without_a_rate_it_starts_moderate() -> None:
 
 
 @pytest.mark.parametrize(("rpm", "latency_s"), [(1000, 3.1), (1000, 11.8), (60, 2.0), (5, 1.0)])
-def test_load_and_four_deviations_of_it(rpm, latency_s) -> None:
+def test_load_and_four_deviations_of_it(rpm: int, latency_s: float) -> None:
     slots = Slots(None, rpm)
     for _ in range(800):
         slots.answered(latency_s)
@@ -64,17 +64,17 @@ def mean_count(full: int, failing: float) -> float:
 
 
 @pytest.mark.parametrize("full", [2, 8, 60, 600])
-def test_what_fails_by_chance_costs_little_up_to_a_third(full) -> None:
+def test_what_fails_by_chance_costs_little_up_to_a_third(full: int) -> None:
     assert mean_count(full, 0.25) >= 0.8 * full
 
 
 @pytest.mark.parametrize("full", [60, 600])
-def test_what_fails_more_often_takes_the_slots_away(full) -> None:
+def test_what_fails_more_often_takes_the_slots_away(full: int) -> None:
     assert mean_count(full, 0.45) < 0.15 * full
 
 
 @pytest.mark.parametrize("full", [2, 60, 600])
-def test_one_that_was_taken_down_to_one_is_back_within_some_answers_of_each_slot(full) -> None:
+def test_one_that_was_taken_down_to_one_is_back_within_some_answers_of_each_slot(full: int) -> None:
     """Answers come the faster the more slots there are: from 1 to 600 in 26 times the time of one answer."""
     slots = Slots(full, inf)
     for _ in range(10 * full):

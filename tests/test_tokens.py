@@ -41,17 +41,17 @@ def by_definition(text: str) -> int:
 
 @given(texts)
 @settings(max_examples=500, deadline=None)
-def test_the_fast_estimate_is_the_defined_one(text) -> None:
+def test_the_fast_estimate_is_the_defined_one(text: str) -> None:
     assert estimate(text) == by_definition(text)
 
 
 @given(st.lists(texts | st.none(), max_size=20))
 @settings(max_examples=200, deadline=None)
-def test_a_column_is_estimated_like_its_texts(column) -> None:
+def test_a_column_is_estimated_like_its_texts(column: list[str | None]) -> None:
     expected = [estimate(text or "") for text in column]
     estimated = estimate_column(pl.Series("body", column, dtype=pl.String))
     assert estimated.to_list() == expected
-    assert (estimated.name, estimated.dtype) == ("body", pl.Int64)
+    assert estimated.name == "body" and estimated.dtype == pl.Int64
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_column_is_estimated_like_its_texts(column) -> None:
         ("\x00\u0301\ue000", 3 * 18365),
     ],
 )
-def test_counts_times_coefficients(text, tokens_in_ten_thousandths) -> None:
+def test_counts_times_coefficients(text: str, tokens_in_ten_thousandths: int) -> None:
     assert estimate(text) == -(-tokens_in_ten_thousandths // 10_000)
     assert estimate((text + "\n") * 100) == -(-(100 * (tokens_in_ten_thousandths + 15024)) // 10_000)
 
@@ -93,7 +93,7 @@ def test_a_lone_surrogate_is_a_character_like_others() -> None:
 
 @given(texts, texts)
 @settings(deadline=None)
-def test_joining_two_texts_adds_at_most_a_token(left, right) -> None:
+def test_joining_two_texts_adds_at_most_a_token(left: str, right: str) -> None:
     assert estimate(left + right) <= estimate(left) + estimate(right) + 1
 
 
@@ -156,7 +156,7 @@ def test_an_exact_estimate_ends_without_margin() -> None:
 
 
 @pytest.mark.parametrize(("estimated", "actual"), [(0, 5), (5, 0), (-1, 5), (5, -1)])
-def test_an_answer_without_a_count_teaches_nothing(estimated, actual) -> None:
+def test_an_answer_without_a_count_teaches_nothing(estimated: int, actual: int) -> None:
     calibration = Calibration()
     calibration.observe(estimated, actual)
     assert calibration == Calibration()

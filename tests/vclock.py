@@ -3,10 +3,12 @@
 import asyncio
 import selectors
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import anyio
 
+Result = TypeVar("Result")
+Arguments = TypeVarTuple("Arguments")
 TICK_S = 1e-9
 """The clock moves at least this much in each iteration: aiolimiter may arm its timer for "now" by rounding, forever."""
 
@@ -34,6 +36,6 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         return self.now
 
 
-def run(function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+def run(function: Callable[[Unpack[Arguments]], Awaitable[Result]], *args: *Arguments) -> Result:
     """`anyio.run` in virtual time, from 0 seconds on."""
     return anyio.run(function, *args, backend_options={"loop_factory": VirtualClockLoop})
