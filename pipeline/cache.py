@@ -18,6 +18,7 @@ import anyio.to_thread
 
 from pipeline.environment import cache_home, home
 from pipeline.errors import JobError
+from pipeline.events import CacheTrouble, Notify
 from pipeline.job import DEFAULT_BASE_URL, Job
 from pipeline.records import Reply
 from pipeline.shelves import Entry, RedisShelf, Shelf, SqliteShelf, Unusable
@@ -96,7 +97,7 @@ class AnswerCache:
         shelf: Shelf,
         service: str,
         parse: Callable[[bytes], Reply],
-        heard: Callable[[str, dict[str, object]], None],
+        heard: Notify,
     ) -> None:
         self._shelf = shelf
         self._service = service
@@ -110,7 +111,7 @@ class AnswerCache:
         with anyio.CancelScope(shield=True):
             try:
                 if news := await self._shelf.open():
-                    self._heard("cache", {"message": news})
+                    self._heard(CacheTrouble(news))
             except Unusable as error:
                 self._give_up(error)
         return self
@@ -163,7 +164,7 @@ class AnswerCache:
     def _give_up(self, error: Unusable) -> None:
         if self._usable:
             self._usable = False
-            self._heard("cache", {"message": f"{error}; the run goes on without it"})
+            self._heard(CacheTrouble(f"{error}; the run goes on without it"))
 
 
 def _packed(waiting: Sequence[tuple[bytes, str, float, bytes]]) -> list[Entry]:

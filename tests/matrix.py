@@ -11,6 +11,7 @@ from servers import SERVERS, World, answer_all, dispatcher_for
 from vclock import run
 
 from pipeline.dispatch.dispatcher import Dispatcher
+from pipeline.events import Event
 from pipeline.records import Limits, Prompt, Reply
 
 SEEDS = (1, 2, 3)
@@ -21,7 +22,7 @@ class Outcome:
     world: World
     dispatcher: Dispatcher
     replies: list[Reply]
-    events: list[tuple[float, str, dict[str, object]]] = field(default_factory=list)
+    events: list[tuple[float, Event]] = field(default_factory=list)
 
     @property
     def rpm(self) -> int:
@@ -56,9 +57,9 @@ def dispatch(
     """Answer all prompts and check what must hold in every run."""
 
     async def main() -> Outcome:
-        events: list[tuple[float, str, dict[str, object]]] = []
+        events: list[tuple[float, Event]] = []
         dispatcher = dispatcher_for(
-            world, limits, on_event=lambda kind, fields: events.append((world.now(), kind, fields)), **options
+            world, limits, on_event=lambda event: events.append((world.now(), event)), **options
         )
         async with anyio.create_task_group() as group:
             if beside is not None:

@@ -23,6 +23,7 @@ from pipeline.budget.cashier import ESTIMATE_AFTER, SEEN_COLUMNS, Bill, Cashier,
 from pipeline.calls import charge_lost, journal, record_failures
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import BudgetReached, Halted, PipelineError
+from pipeline.events import Event, Message
 from pipeline.prices import Rates, cost, fixed_rates, rates
 from pipeline.providers.gemini import parse_reply
 from pipeline.records import Failure, Limits, Prompt, Reply, Usage
@@ -113,8 +114,9 @@ def session(
     spending = Spending(Decimal(cap_usd) if cap_usd else None, store.spent_usd(), book=book, **caps)
     course = Course(spending)
 
-    def tell(event: str, numbers: dict[str, object]) -> None:
-        course.told.append(f"{event}: {numbers.get('message')}")
+    def tell(event: Event) -> None:
+        assert isinstance(event, Message)
+        course.told.append(f"{event.kind}: {event.message}")
 
     async def main() -> None:
         cashier = Cashier(spending, own, tell, seen_in(store.calls(SEEN_COLUMNS)))

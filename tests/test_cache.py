@@ -26,6 +26,7 @@ from pipeline import report
 from pipeline.cache import AnswerCache, key_of, pack, service_of, shelf_of, unpack
 from pipeline.calls import Saved, cached
 from pipeline.errors import JobError
+from pipeline.events import CacheTrouble
 from pipeline.flows import build
 from pipeline.job import load
 from pipeline.prices import fixed_rates
@@ -36,7 +37,7 @@ from pipeline.run.engine import Monitor
 from pipeline.shelves import RedisShelf, Shelf, SqliteShelf
 from pipeline.templates import read_template
 
-Heard = list[tuple[str, dict[str, object]]]
+Heard = list[Any]
 SERVICE = "https://example.org"
 DAY = 86_400.0
 
@@ -46,7 +47,7 @@ def within(shelf: Shelf, test: Callable[[AnswerCache], Awaitable[None]], service
     heard: Heard = []
 
     async def play() -> None:
-        async with AnswerCache(shelf, service, parse_reply, lambda *event: heard.append(event)) as cache:
+        async with AnswerCache(shelf, service, parse_reply, heard.append) as cache:
             await test(cache)
 
     anyio.run(play)
@@ -266,8 +267,8 @@ from pipeline.shelves import SqliteShelf
 from pipeline.providers.gemini import parse_reply
 who, path, raw = sys.argv[1], Path(sys.argv[2]), sys.argv[3].encode()
 async def main():
-    def heard(event, numbers):
-        raise SystemExit(numbers["message"])
+    def heard(event):
+        raise SystemExit(event.message)
     async with AnswerCache(SqliteShelf(path, 30, 100), "https://example.org", parse_reply, heard) as cache:
         for batch in range(40):
             for number in range(25):
@@ -296,8 +297,8 @@ def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"this is no database, " * 500)
     heard = fill(file(tmp_path), f="text")
-    assert len(heard) == 1 and heard[0][0] == "cache"
-    assert "is damaged" in str(heard[0][1]["message"]) and "set aside" in str(heard[0][1]["message"])
+    assert len(heard) == 1 and isinstance(heard[0], CacheTrouble)
+    assert "is damaged" in heard[0].message and "set aside" in heard[0].message
     (aside,) = path.parent.glob("answers.sqlite.damaged-*")
     assert aside.read_bytes().startswith(b"this is no database")
     assert found(file(tmp_path), "f") == ["text"]
@@ -353,7 +354,7 @@ def test_a_place_that_cannot_be_written_is_told_once_and_the_run_goes_on(tmp_pat
 
     heard = within(file(tmp_path), use)
     assert len(heard) == 1
-    assert "cannot be used" in str(heard[0][1]["message"]) and "goes on without it" in str(heard[0][1]["message"])
+    assert "cannot be used" in heard[0].message and "goes on without it" in heard[0].message
 
 
 # ---- the layer
@@ -490,7 +491,7 @@ def test_a_redis_that_dies_is_told_once_and_the_run_goes_on(tmp_path: Path) -> N
     with redis_server(tmp_path) as (url, process):
         heard = within(RedisShelf(url, None, 30), use)
     assert len(heard) == 1
-    assert "Redis server cannot be used" in str(heard[0][1]["message"])
+    assert "Redis server cannot be used" in heard[0].message
 
 
 def test_a_redis_with_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from pipeline.console.progress import Recent, _stopping, fitting_line
 from pipeline.console.reports import _seconds, show_accuracy
 from pipeline.console.screen import Screen, folded
 from pipeline.dispatch.dispatcher import Dispatcher
+from pipeline.events import DayUsedUp, LimitSet, Outage, QuotaShared, RequestsLost, Stopped, Waiting
 from pipeline.report.accuracy import Accuracy, Amounts
 from pipeline.run.engine import Monitor
 
@@ -98,7 +99,7 @@ def test_while_everything_waits_the_line_says_until_when_instead_of_the_time_lef
     line = progress_line(monitor, bar=False)
     assert line.endswith("waits until 01:00:02 UTC") and "eta" not in line
     text = "the service asks to wait until 14:02 UTC (HTTP 503)"
-    assert notice("wait", {"until": 1.0, "message": text}) == text
+    assert notice(Waiting(text, 1.0)) == text
 
 
 def test_progress_counts_calls_that_need_not_be_made() -> None:
@@ -129,24 +130,21 @@ def test_the_time_left_goes_by_the_pace_of_the_last_minutes(monkeypatch: pytest.
 
 
 def test_every_event_has_words() -> None:
-    learned = notice("limit", {"meter": "requests", "per_minute": 1500, "origin": "learned"})
+    learned = notice(LimitSet("requests", 1500, "learned"))
     assert "(learned; " in learned and "--forget" in learned and len(learned) < 80
-    assumed = notice("limit", {"meter": "tokens", "per_minute": 250_000, "origin": "assumed"})
+    assumed = notice(LimitSet("tokens", 250_000, "assumed"))
     assert "(assumed; " in assumed and "grows" in assumed and len(assumed) < 80
-    assert notice("limit", {"meter": "requests", "per_minute": 1500, "origin": "measured"}) == (
-        "limit: 1,500 requests a minute (measured)"
-    )
-    assert notice("sharing", {"runs": 2}) == "2 runs on this machine share this quota, this one included"
-    assert "no other run" in notice("sharing", {"runs": 1})
-    at_most = {"requests": 8, "at_most_usd": Decimal("0.0142")}
-    assert notice("lost", at_most) == (
+    assert notice(LimitSet("requests", 1500, "measured")) == ("limit: 1,500 requests a minute (measured)")
+    assert notice(QuotaShared(2)) == "2 runs on this machine share this quota, this one included"
+    assert "no other run" in notice(QuotaShared(1))
+    assert notice(RequestsLost(8, Decimal("0.0142"))) == (
         "the last session ended with 8 request(s) in flight: they may have cost up to $0.0142 and are sent again"
     )
-    assert "unknown sum" in notice("lost", at_most | {"at_most_usd": None})
-    assert "cost" not in notice("lost", at_most | {"at_most_usd": Decimal(0)})
-    assert notice("outage", {"message": "overloaded"}) == "outage: overloaded"
-    assert notice("day", {"until": 0.0, "message": "The day's quota is used up."}) == "The day's quota is used up."
-    assert notice("halt", {"message": "told at the end"}) == ""
+    assert "unknown sum" in notice(RequestsLost(8, None))
+    assert "cost" not in notice(RequestsLost(8, Decimal(0)))
+    assert notice(Outage("overloaded")) == "outage: overloaded"
+    assert notice(DayUsedUp("The day's quota is used up.", 0.0)) == "The day's quota is used up."
+    assert notice(Stopped("told at the end")) == ""
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from pipeline.dispatch.dispatcher import UNLIMITED, Dispatcher
 from pipeline.emulator.options import EmulatorOptions
 from pipeline.emulator.quotas import Violation, exhausted
 from pipeline.errors import AuthError, Halted, JobError, PipelineError, QuotaExhausted, ServiceError
+from pipeline.events import Event, Outage, Waiting
 from pipeline.providers.failures import classify
 from pipeline.quota.book import QuotaBook
 from pipeline.quota.daily import next_reset
@@ -338,7 +339,7 @@ def test_the_day_returns_at_midnight_of_its_zone() -> None:
 def test_with_wait_the_day_is_slept_through() -> None:
     events: list[str] = []
     service = Service([DAY_FULL])
-    reply = one_reply(service, wait=True, on_event=lambda kind, fields: events.append(kind))
+    reply = one_reply(service, wait=True, on_event=lambda event: events.append(event.kind))
     assert (reply.status, reply.rate_limited) == ("ok", 1)
     assert next_reset(EPOCH) <= EPOCH + service.times[1] <= next_reset(EPOCH) + 66
     assert events.count("day") == 1
@@ -634,8 +635,8 @@ def course(world: World, count: int, rpm: int) -> Course:
     prompts = documents(world, [100] * count)
     outages: list[float] = []
 
-    def heard(kind: str, fields: dict[str, object]) -> None:
-        if kind == "outage":
+    def heard(event: Event) -> None:
+        if isinstance(event, Outage):
             outages.append(anyio.current_time())
 
     async def main() -> list[Reply]:
@@ -804,13 +805,13 @@ def test_one_prompt_waits_at_most_its_ceiling_and_is_told_once_until_when(asked_
         await anyio.sleep(60.0)
         seen.append(dispatcher.waits_until)
 
-    reply = dispatching(service, body, on_event=lambda kind, fields: kind == "wait" and told.append(fields))
+    reply = dispatching(service, body, on_event=lambda event: isinstance(event, Waiting) and told.append(event))
     assert (reply.status, reply.attempts) == ("ok", 2)
     assert service.times[1] - service.times[0] == pytest.approx(LONGEST_WAIT_S, abs=2.0)
-    assert len(told) == 1 and "the service asks to wait until " in told[0]["message"]
-    assert "it is asked again at " in told[0]["message"] and "overloaded" in told[0]["message"]
-    assert told[0]["until"] == pytest.approx(EPOCH + 1.0 + LONGEST_WAIT_S)
-    assert seen == [pytest.approx(told[0]["until"])], "while it waits, somebody can say until when"
+    assert len(told) == 1 and "the service asks to wait until " in told[0].message
+    assert "it is asked again at " in told[0].message and "overloaded" in told[0].message
+    assert told[0].until == pytest.approx(EPOCH + 1.0 + LONGEST_WAIT_S)
+    assert seen == [pytest.approx(told[0].until)], "while it waits, somebody can say until when"
 
 
 @pytest.mark.case("S3")
@@ -857,7 +858,7 @@ def test_a_wait_that_is_no_time_is_none(failure: Failure, asked_s: float | None)
 def test_a_refusal_holds_no_longer_than_the_ceiling_and_is_told() -> None:
     told: list[str] = []
     service = Service([replace(REFUSED, retry_after_s=5000.0)])
-    reply = one_reply(service, on_event=lambda kind, fields: kind == "wait" and told.append(fields["message"]))
+    reply = one_reply(service, on_event=lambda event: isinstance(event, Waiting) and told.append(event.message))
     assert reply.status == "ok"
     assert service.times[1] == pytest.approx(LONGEST_WAIT_S + 1.0, abs=2.0)
     assert len(told) == 1 and "asked again at" in told[0]
@@ -866,7 +867,7 @@ def test_a_refusal_holds_no_longer_than_the_ceiling_and_is_told() -> None:
 def test_an_ordinary_minutes_wait_is_not_told() -> None:
     told: list[str] = []
     service = Service([REFUSED, replace(BROKEN, retry_after_s=30.0)])
-    assert one_reply(service, on_event=lambda kind, fields: told.append(kind)).status == "ok"
+    assert one_reply(service, on_event=lambda event: told.append(event.kind)).status == "ok"
     assert "wait" not in told
 
 
@@ -910,7 +911,7 @@ def test_a_service_whose_answers_cannot_be_read_is_no_outage(raw: bytes, status:
         return replies
 
     events: list[str] = []
-    replies = dispatching(service, body, on_event=lambda kind, fields: events.append(kind))
+    replies = dispatching(service, body, on_event=lambda event: events.append(event.kind))
     assert {(reply.status, reply.error_kind, reply.attempts) for reply in replies} == {("error", "malformed_reply", 3)}
     assert ("outage" in events) is (longest_s == inf)
     assert service.times[-1] < longest_s

@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 RANKS: dict[str, int] = {
     "__init__": 0,  # the version
     "errors": 0,
+    "events": 0,
     "records": 0,
     "terminal": 0,
     "values": 0,

@@ -16,6 +16,7 @@ from commands import UNLIMITED, Ran, small_job
 from serving import served, stats
 
 from pipeline.errors import PipelineError
+from pipeline.events import Event
 from pipeline.process import give_back_memory
 from pipeline.quota.slots import Slots
 from pipeline.records import Limits
@@ -136,10 +137,10 @@ def test_too_few_open_files_are_refused_with_words(here: Path, files: int) -> No
 
 @pytest.mark.case("D9")
 def test_files_bound_the_slots() -> None:
-    heard: list[dict[str, object]] = []
+    heard: list[Event] = []
 
     def bounded(concurrency: int | None, left: int) -> int | None:
-        return within_files(Limits(concurrency=concurrency), left, lambda kind, numbers: heard.append(numbers)).sockets
+        return within_files(Limits(concurrency=concurrency), left, heard.append).sockets
 
     assert (bounded(500, 600), bounded(None, 3000)) == (None, None) and not heard
     assert (bounded(500, 226), bounded(None, 500), bounded(10, 20)) == (210, 484, 5) and len(heard) == 3

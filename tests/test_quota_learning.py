@@ -15,6 +15,7 @@ from matrix import SEEDS, cases, dispatch
 from servers import World, answer_all, dispatcher_for, documents, heavy, lognormal, small
 from vclock import run
 
+from pipeline.events import LimitSet
 from pipeline.quota.book import QuotaBook
 from pipeline.records import Failure, Limits, QuotaHit
 
@@ -137,7 +138,7 @@ def test_a_learned_limit_is_told_and_kept_for_the_next_run(tmp_path: Path) -> No
         with QuotaBook(tmp_path / "book", "m") as book:
             outcome = dispatch(world, documents(world, small(1200, 100, seed)), limits, book=book)
         refusals.append(len(world.refused))
-        told.append([(fields["per_minute"], fields["origin"]) for _, kind, fields in outcome.events if kind == "limit"])
+        told.append([(event.per_minute, event.origin) for _, event in outcome.events if isinstance(event, LimitSet)])
     assert refusals[0] >= 1
     assert refusals[1] == 0
     assert told == [[(600, "measured")], [(600, "learned")]]

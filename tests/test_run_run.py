@@ -16,6 +16,7 @@ from sharedfiles import damage
 from jobs import PLAIN, write_job
 from pipeline import estimating
 from pipeline.errors import BudgetReached, QuotaExhausted
+from pipeline.events import BookTrouble
 from pipeline.job import load
 from pipeline.run import prepare, run
 from pipeline.run.engine import Monitor
@@ -72,7 +73,7 @@ class Run:
             self._meddle()
             await anyio.sleep_forever()
         finally:
-            self.notices = [str(numbers["message"]) for event, numbers in monitor.notices if event == "book"]
+            self.notices = [event.message for event in monitor.notices if isinstance(event, BookTrouble)]
 
 
 @pytest.mark.parametrize("fault", ["locked", "damaged"])

@@ -5,7 +5,7 @@ back: by what its reply cost, by nothing where the service refused it, and by it
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -15,6 +15,7 @@ import polars as pl
 
 from pipeline.budget.caps import Spending
 from pipeline.errors import BudgetReached, PipelineError
+from pipeline.events import BudgetNear, Notify, PriceNoted
 from pipeline.prices import LONG_PROMPT_TOKENS, LONGEST_ANSWER_TOKENS, Rates, cost, model_info
 from pipeline.records import Failure, Prompt, Reply, Usage
 
@@ -26,8 +27,6 @@ _ESTIMATE_MARGIN = 1.3
 _NONE = Decimal(0)
 _TOKENS = ("input_tokens_est", "input_tokens", "tool_tokens", "output_tokens", "thinking_tokens")
 SEEN_COLUMNS = ("step", "paid", "cost_usd", "worst_usd", "usage_estimated", *_TOKENS)
-
-Tell = Callable[[str, dict[str, object]], None]
 
 
 @dataclass(slots=True)
@@ -91,7 +90,7 @@ class Cashier:
         self,
         spending: Spending,
         own: Rates | None = None,
-        tell: Tell = lambda event, numbers: None,
+        tell: Notify = lambda event: None,
         seen: Seen | None = None,
         allow_unpriced: bool = False,
     ) -> None:
@@ -195,7 +194,7 @@ class Cashier:
         if self._spending.capped:
             for near in self._spending.warnings():
                 share = near.spent_usd / near.usd
-                self._tell("budget", {"message": f"{share:.0%} of {near.name} of ${near.usd} is spent"})
+                self._tell(BudgetNear(f"{share:.0%} of {near.name} of ${near.usd} is spent"))
 
     def _unkept(self) -> PipelineError | None:
         if self._unpriced is not None:
@@ -238,7 +237,7 @@ class Cashier:
                 self._told.add(doubled)
                 times = f"{self._seen.ratio:.2g} times"
                 text = f"a call cost {times} what was reckoned at most: so much is reserved from now on"
-                self._tell("price", {"message": text})
+                self._tell(PriceNoted(text))
 
     def _tell_unpriced(self, answered: str, asked: str, usd: Decimal | None) -> None:
         if usd is None and not self._allow_unpriced:
@@ -247,7 +246,7 @@ class Cashier:
             self._told.add(answered)
             counted = "nothing" if usd is None else f"what {asked} costs, and as its worst case against a budget"
             text = f"{answered} answers, whose price is unknown: it counts as {counted}; [model] prices can name it"
-            self._tell("price", {"message": text})
+            self._tell(PriceNoted(text))
 
 
 def seen_in(frames: Iterable[pl.DataFrame]) -> Seen:

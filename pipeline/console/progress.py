@@ -10,6 +10,17 @@ import anyio
 from rich.cells import cell_len
 
 from pipeline.console.screen import duration, err, money, styled, things
+from pipeline.events import (
+    BookTrouble,
+    DayUsedUp,
+    Event,
+    LimitSet,
+    Message,
+    QuotaShared,
+    RequestsLost,
+    Stopped,
+    Waiting,
+)
 from pipeline.records import STATUSES, Status
 from pipeline.run.engine import Monitor
 
@@ -108,30 +119,31 @@ async def _progress(monitor: Monitor) -> None:
 
 def _tell(monitor: Monitor) -> None:
     while monitor.notices:
-        if text := notice(*monitor.notices.pop(0)):
+        if text := notice(monitor.notices.pop(0)):
             err.print(styled((text, "yellow")))
 
 
-def notice(event: str, numbers: dict[str, object]) -> str:
-    """What a person is told of an event of the dispatcher; nothing of one that is told in other ways."""
-    if event == "limit":
-        why = _LIMITS.get(str(numbers["origin"]), numbers["origin"])
-        return f"limit: {numbers['per_minute']:,} {numbers['meter']} a minute ({why})"
-    if event == "sharing":
-        if numbers["runs"] == 1:
-            return "no other run on this machine uses this quota any more"
-        return f"{numbers['runs']} runs on this machine share this quota, this one included"
-    if event == "lost":
-        requests, most = numbers["requests"], numbers["at_most_usd"]
-        cost = "may have cost an unknown sum and " if most is None else ""
-        if isinstance(most, Decimal) and most:
-            cost = f"may have cost up to {money(most)} and "
-        return f"the last session ended with {requests} request(s) in flight: they {cost}are sent again"
-    if event == "halt":
-        return ""  # the end of the run says it
-    if event in ("book", "day", "wait"):
-        return str(numbers["message"])
-    return f"{event}: {numbers['message']}" if "message" in numbers else ""
+def notice(event: Event) -> str:
+    """What a person is told of an event; nothing of one that is told in other ways."""
+    match event:
+        case LimitSet(meter, per_minute, origin):
+            return f"limit: {per_minute:,} {meter} a minute ({_LIMITS.get(origin, origin)})"
+        case QuotaShared(runs):
+            if runs == 1:
+                return "no other run on this machine uses this quota any more"
+            return f"{runs} runs on this machine share this quota, this one included"
+        case RequestsLost(requests, most):
+            cost = "may have cost an unknown sum and " if most is None else ""
+            if most:
+                cost = f"may have cost up to {money(most)} and "
+            return f"the last session ended with {requests} request(s) in flight: they {cost}are sent again"
+        case Stopped():
+            return ""  # the end of the run says it
+        case BookTrouble(message) | DayUsedUp(message) | Waiting(message):
+            return message
+        case Message(message):
+            return f"{event.kind}: {message}"
+    return ""
 
 
 def fitting_line(monitor: Monitor, width: int, since: Mark = START) -> str:

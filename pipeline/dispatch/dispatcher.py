@@ -14,9 +14,10 @@ from pipeline.dispatch.backlog import Backlog, Job
 from pipeline.dispatch.counting import Counting, CountTokens
 from pipeline.dispatch.retries import is_enough, pause_s
 from pipeline.errors import Halted, PipelineError
+from pipeline.events import DayUsedUp, Notify, Stopped, Waiting
 from pipeline.quota import stops
 from pipeline.quota.book import QuotaBook
-from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota, Notify, Ticket
+from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota, Ticket
 from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
 from pipeline.records import Failure, Limits, Prompt, Reply, Status
 
@@ -52,7 +53,7 @@ class Dispatcher:
         count_tokens: CountTokens | None = None,
         max_attempts: int = 5,
         wait: bool = False,
-        on_event: Notify = lambda kind, fields: None,
+        on_event: Notify = lambda event: None,
         book: QuotaBook | None = None,
         wall: Callable[[], float] = time.time,
         rng: Random | None = None,
@@ -163,7 +164,7 @@ class Dispatcher:
             return
         self._halted, self._reason = True, reason
         if reason:
-            self._notify("halt", {"message": reason.message})
+            self._notify(Stopped(reason.message))
         for job in (*self._backlog, *self._counting):
             self._withhold(job)
         self._wake()
@@ -225,7 +226,7 @@ class Dispatcher:
             return inf
         if not self._sleeping:
             self._sleeping = True
-            self._notify("day", {"until": opens_at, "message": stops.day_used_up(wall, opens_at).message})
+            self._notify(DayUsedUp(stops.day_used_up(wall, opens_at).message, opens_at))
         return now + min(_LONGEST_SLEEP_S, opens_at - wall)
 
     async def _rest(self, until: float) -> None:
@@ -358,7 +359,7 @@ class Dispatcher:
         if max(asked_s(failure), kept_s) > TOLD_S and now >= self._told_until:
             self._told_until = now + kept_s
             wall = self._wall()
-            self._notify("wait", {"until": wall + kept_s, "message": told(failure, kept_s, wall)})
+            self._notify(Waiting(told(failure, kept_s, wall), wall + kept_s))
 
     def _again(self, job: Job, now: float, when: float) -> None:
         """Let a prompt wait again, at the front; from `when` on."""

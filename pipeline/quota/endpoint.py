@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import inf
 from random import Random
 
+from pipeline.events import LimitSet, Meter, Notify, Outage, QuotaShared, Refused
 from pipeline.quota.adaptive import AdaptiveLimit
 from pipeline.quota.book import Entry, MemoryBook, QuotaBook
 from pipeline.quota.breaker import Breaker
@@ -35,8 +36,6 @@ _CAUTIOUS_RPM = 60
 _CLOCKS_DIFFER_S = 600.0  # at most; a server's clock that is farther off tells no day
 _SOON_S = 1.0  # other runs may end, or show meanwhile that more is allowed
 _FULL = 0.9  # of the tokens of a minute: refused at less, and the limit itself is lower
-
-Notify = Callable[[str, dict[str, object]], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -233,7 +232,7 @@ class EndpointQuota:
         if failure.http_status == 503:
             self.slots.overloaded()
         if self._outage.failed(now, ticket.sent_at):
-            self._notify("outage", {"message": f"{failure.message}; {_PROBING}"})
+            self._notify(Outage(f"{failure.message}; {_PROBING}"))
 
     def refused(self, ticket: Ticket, now: float, failure: Failure) -> bool:
         """The request was refused for quota: it did not count; hold, and learn the limit.
@@ -249,7 +248,7 @@ class EndpointQuota:
             self._day_refused(ticket, now, failure)
             return False
         if self._refusals.failed(now, ticket.sent_at, weight=1 if failure.quota else REFUSALS_IN_A_ROW):
-            self._notify("refused", {"message": f"{failure.message}; {_PROBING}"})
+            self._notify(Refused(f"{failure.message}; {_PROBING}"))
         wait = min(LONGEST_WAIT_S, max(_DEFAULT_HOLD_S, asked_s(failure)))
         self._hold_until = max(self._hold_until, now + wait + self._rng.uniform(0.0, _HOLD_JITTER_S))
         hits = [hit for hit in failure.quota if hit.window == "minute"] or [self._likely_hit(now)]
@@ -277,13 +276,12 @@ class EndpointQuota:
         self._refusals.undecided()
         self._settle(ticket, None)
 
-    def _meter(self, name: str, configured: int | None, start: int, learned: float | None) -> AdaptiveLimit | None:
+    def _meter(self, name: Meter, configured: int | None, start: int, learned: float | None) -> AdaptiveLimit | None:
         if configured == 0:
             return None
         limit = AdaptiveLimit(configured, start, learned)
         if limit.value != configured:
-            origin = "assumed" if learned is None else "learned"
-            self._notify("limit", {"meter": name, "per_minute": int(limit.value), "origin": origin})
+            self._notify(LimitSet(name, int(limit.value), "assumed" if learned is None else "learned"))
         return limit
 
     @property
@@ -296,7 +294,7 @@ class EndpointQuota:
         runs = self._sharing.runs(now)
         if runs != self._runs:
             self._runs = runs
-            self._notify("sharing", {"runs": runs})
+            self._notify(QuotaShared(runs))
             if self._pacer:
                 self._pacer.change(self._rpm, now, runs=runs)
 
@@ -311,7 +309,7 @@ class EndpointQuota:
     def _responded(self, ticket: Ticket) -> None:
         self._refusals.succeeded()
         if self._outage.succeeded(ticket.sent_at):
-            self._notify("outage", {"message": "over, the service answers again"})
+            self._notify(Outage("over, the service answers again"))
 
     def _settle(self, ticket: Ticket, tokens: int | None) -> None:
         if ticket.charge is None or ticket.entry is None:
@@ -396,13 +394,12 @@ class EndpointQuota:
         self.ledger.limit = self.tokens.value
         self._tell("tokens", self.tokens)
 
-    def _tell(self, meter: str, limit: AdaptiveLimit) -> None:
+    def _tell(self, meter: Meter, limit: AdaptiveLimit) -> None:
         """Tell of a limit that changed, but not of every small step of its growth."""
         told = self._told.get(meter, inf)
         if not told <= limit.value < _WORTH_TELLING * told:
             self._told[meter] = limit.value
-            origin = "tried" if limit.exploring else "measured"
-            self._notify("limit", {"meter": meter, "per_minute": int(limit.value), "origin": origin})
+            self._notify(LimitSet(meter, int(limit.value), "tried" if limit.exploring else "measured"))
 
 
 def _is_unread_answer(failure: Failure) -> bool:

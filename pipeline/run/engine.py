@@ -20,6 +20,7 @@ from pipeline.cache import AnswerCache
 from pipeline.calls import GIVEN_UP, Saved, Send, Tries, cached, journal, record_failures, replay, single_flight
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import Halted, PipelineError, RowsFailed
+from pipeline.events import Event
 from pipeline.job import Job
 from pipeline.prices import Rates
 from pipeline.records import PASSING, Document, Reply, Result, Status, Usage
@@ -50,7 +51,7 @@ class Monitor:
     started_at: float = field(default_factory=time.monotonic)
     dispatcher: Dispatcher | None = None
     stopping: bool = False
-    notices: list[tuple[str, dict[str, object]]] = field(default_factory=list)  # events not shown yet
+    notices: list[Event] = field(default_factory=list)  # events not shown yet
 
     @property
     def done(self) -> int:
@@ -153,9 +154,9 @@ class Engine:
         self.interrupted = True
         self._scope.cancel()
 
-    def _tell(self, event: str, numbers: dict[str, object]) -> None:
-        self._store.log(event, **numbers)
-        self.monitor.notices.append((event, numbers))
+    def _tell(self, event: Event) -> None:
+        self._store.log(event.kind, **event.fields())
+        self.monitor.notices.append(event)
 
     def _stop(self, reason: PipelineError | None) -> None:
         self.monitor.stopping = True

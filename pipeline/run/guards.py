@@ -7,11 +7,11 @@ from pathlib import Path
 from pipeline import report
 from pipeline.cache import shelf_of
 from pipeline.errors import JobError, RunStateError, ServiceError
+from pipeline.events import FewFiles, Notify
 from pipeline.job import Job
 from pipeline.prices import effective_rates, model_info
 from pipeline.process import too_few_files
 from pipeline.providers.answers import parse_reply
-from pipeline.quota.endpoint import Notify
 from pipeline.quota.slots import CAP
 from pipeline.records import Failure, Limits, Reply
 from pipeline.run.prepare import Options, Session
@@ -76,7 +76,7 @@ def within_files(limits: Limits, left: int, heard: Notify) -> Limits:
     if sockets < 1:
         raise too_few_files(left)
     message = f"at most {sockets} calls at once: this process may open only {left} files more (`ulimit -n`)"
-    heard("files", {"message": message})
+    heard(FewFiles(message))
     return replace(limits, sockets=sockets)
 
 

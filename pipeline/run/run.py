@@ -20,6 +20,7 @@ from pipeline.cache import AnswerCache, service_of, shelf_of
 from pipeline.calls import Send, charge_lost
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import AuthError, PipelineError, make_resumable, resumable_once
+from pipeline.events import BookTrouble, Event, RequestsLost
 from pipeline.job import api_key
 from pipeline.plan import Plan
 from pipeline.plan.forecast import Bought
@@ -211,15 +212,15 @@ def _engine(
     monitor.outcomes.update({status: store.outcomes.count(status, lasting=True) for status in STATUSES})
     monitor.cost_usd = store.cost_usd()
 
-    def heard(event: str, numbers: dict[str, object]) -> None:
-        store.log(event, **numbers)
-        monitor.notices.append((event, numbers))
+    def heard(event: Event) -> None:
+        store.log(event.kind, **event.fields())
+        monitor.notices.append(event)
 
     for shared in (book, spending.book):
         if shared is not None:
-            shared.on_trouble = lambda message: heard("book", {"message": message})
+            shared.on_trouble = lambda message: heard(BookTrouble(message))
             if shared.made_anew:
-                heard("book", {"message": shared.made_anew})
+                heard(BookTrouble(shared.made_anew))
 
     limits = session.limits if options.offline else within_files(session.limits, files_left(), heard)
 
@@ -260,7 +261,7 @@ def _engine(
     )
     if store.lost:
         requests, most = charge_lost(store, engine.cashier)
-        heard("lost", {"requests": requests, "at_most_usd": most})
+        heard(RequestsLost(requests, most))
     spending.release()  # of a session that was killed
     return engine
 

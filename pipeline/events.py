@@ -1,0 +1,128 @@
+"""What happens while a run goes on, as run.log keeps it and the console tells it: one small class for each event."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from typing import ClassVar, Literal
+
+Meter = Literal["requests", "tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that a person may want to know; `kind` is its name in run.log."""
+
+    kind: ClassVar[str]
+
+    def fields(self) -> dict[str, object]:
+        """Its numbers and its message, by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSet(Event):
+    """From now on so much a minute is believed to be allowed."""
+
+    kind: ClassVar[str] = "limit"
+    meter: Meter
+    per_minute: int
+    origin: Literal["assumed", "tried", "learned", "measured"]
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaShared(Event):
+    """So many runs on this machine use one quota, this one included."""
+
+    kind: ClassVar[str] = "sharing"
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsLost(Event):
+    """The last session was killed with requests in flight; `at_most_usd` is what they may have cost, None: unknown."""
+
+    kind: ClassVar[str] = "lost"
+    requests: int
+    at_most_usd: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
+class Message(Event):
+    """An event that one line says."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Message):
+    """The service refuses everything for quota."""
+
+    kind: ClassVar[str] = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Outage(Message):
+    """The service is down, or is back."""
+
+    kind: ClassVar[str] = "outage"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting(Message):
+    """The service asks for a long wait; `until` in epoch seconds."""
+
+    kind: ClassVar[str] = "wait"
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class DayUsedUp(Message):
+    """The day's quota is used up, and the run sleeps; `until` in epoch seconds."""
+
+    kind: ClassVar[str] = "day"
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped(Message):
+    """No new call is admitted any more; the end of the run says it to a person."""
+
+    kind: ClassVar[str] = "halt"
+
+
+@dataclass(frozen=True, slots=True)
+class BookTrouble(Message):
+    """A file that several runs share cannot be used, or was made anew."""
+
+    kind: ClassVar[str] = "book"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheTrouble(Message):
+    """The answer cache cannot be used, or was made anew."""
+
+    kind: ClassVar[str] = "cache"
+
+
+@dataclass(frozen=True, slots=True)
+class FewFiles(Message):
+    """Fewer calls are in flight than could be, as this process may open few files."""
+
+    kind: ClassVar[str] = "files"
+
+
+@dataclass(frozen=True, slots=True)
+class PriceNoted(Message):
+    """A call cost more than was reckoned, or its price is unknown."""
+
+    kind: ClassVar[str] = "price"
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetNear(Message):
+    """Most of a cap is spent."""
+
+    kind: ClassVar[str] = "budget"
+
+
+Notify = Callable[[Event], None]
