@@ -315,9 +315,9 @@ def test_a_prompt_that_a_named_limit_rules_out_is_refused_when_it_is_known() -> 
     ],
 )
 def test_some_failures_stop_the_run_and_keep_the_prompt_for_the_next(
-    verdict: Failure, error: type[PipelineError]
+    failure: Failure, error: type[PipelineError]
 ) -> None:
-    service = Service([verdict])
+    service = Service([failure])
     reason = stopped(service)
     assert type(reason) is error
     assert reason.message and reason.hint
