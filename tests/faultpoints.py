@@ -117,7 +117,7 @@ PATIENCE_S = 60.0
 
 
 def _serve(library: str) -> None:
-    import httpx_aiohttp  # noqa: F401
+    import aiohttp  # noqa: F401
     import polars  # noqa: F401
 
     from pipeline.cli import main  # noqa: F401

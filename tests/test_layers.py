@@ -59,7 +59,7 @@ RANKS: dict[str, int] = {
 
 ONLY_IMPORTERS: dict[str, set[str]] = {
     "httpx": {"providers", "run"},  # the run puts the emulator behind the client without a socket
-    "httpx_aiohttp": {"providers"},
+    "aiohttp": {"providers"},
     "redis": {"shelves"},
     "rich": {"console"},
     "typer": {"cli"},
