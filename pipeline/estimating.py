@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pipeline import plan, report
 from pipeline.job import Job
+from pipeline.models import Model
 from pipeline.plan.compare import Offer, Saving, chunk_sizes, compare, identical_rows, other_lanes, shared_prefix
 from pipeline.plan.exact import POOL_BYTES, POOL_ROWS, count_sample
 from pipeline.plan.forecast import Bought
@@ -16,7 +17,7 @@ from pipeline.plan.learned import Learned, merged
 from pipeline.plan.picks import pick_evenly, pick_pilot
 from pipeline.plan.planner import EVERYTHING, USUAL, Input, expected_work, first_prompts, prefix_tokens
 from pipeline.plan.timing import Deadline, deadline
-from pipeline.prices import Lane, Model
+from pipeline.prices import Lane
 from pipeline.providers.answers import parse_reply
 from pipeline.records import Reply
 from pipeline.run.planning import Done, learned_of, look, notices_of, pace_of, rows_left

@@ -248,6 +248,13 @@ def test_one_model_tells_its_limits() -> None:
     assert Client().get("/v1/models/gemini-nothing").status_code == 404
 
 
+def test_a_model_that_may_stream_more_is_listed_with_that_and_answers_less_at_once() -> None:
+    client, argon = Client(), "gemini-4-argon"
+    assert client.get(f"/v1/models/{argon}").json()["outputTokenLimit"] == 65_536
+    for tokens, status in ((32_768, 200), (32_769, 400)):
+        assert client.generate(model=argon, generationConfig={"maxOutputTokens": tokens}).status_code == status
+
+
 # reading requests
 
 

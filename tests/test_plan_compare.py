@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 
+from pipeline.models import MODELS, Model, model_info
 from pipeline.plan.amounts import Cell, Tier, Work
 from pipeline.plan.compare import (
     DELIVERY,
@@ -17,7 +18,7 @@ from pipeline.plan.compare import (
     other_lanes,
     shared_prefix,
 )
-from pipeline.prices import MODELS, Lane, Model, fixed_rates, model_info
+from pipeline.prices import Lane, fixed_rates
 
 DAY, DECEMBER = date(2026, 11, 23), date(2026, 12, 1)
 ARGON, PRO, LITE = "gemini-4-argon", "gemini-2.5-pro", "gemini-3.5-flash-lite"

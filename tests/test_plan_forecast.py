@@ -11,11 +11,12 @@ from plans import known, nothing_bought, texts, topics
 from jobs import CHUNKED, PLAIN, make_job
 from pipeline import flows
 from pipeline.job import Job
+from pipeline.models import MODELS
 from pipeline.plan import forecast
 from pipeline.plan.amounts import Cell, Tier, total
 from pipeline.plan.forecast import Bought, Forecast, Forecaster
 from pipeline.plan.learned import NOTHING, Learned
-from pipeline.prices import LONG_PROMPT_TOKENS, MODELS
+from pipeline.prices import LONG_PROMPT_TOKENS
 from pipeline.records import Document, Limits, Prompt, Reply
 from pipeline.tokens import estimate
 

@@ -18,10 +18,10 @@ from plans import START, given, make, nothing_bought, texts, topics
 from jobs import CHUNKED, make_job
 from pipeline import flows, plan
 from pipeline.job import Job
+from pipeline.models import MODELS, answering
 from pipeline.plan.learned import CALL_COLUMNS, NOTHING, Learned, learn
 from pipeline.plan.pace import Pace
 from pipeline.plan.planner import EVERYTHING, Effort, first_prompts, prefix_tokens
-from pipeline.prices import MODELS, answering
 from pipeline.records import Document, Prompt, Reply
 from pipeline.tokens import estimate
 

@@ -3,10 +3,10 @@
 import pytest
 from plans import known, prompt
 
+from pipeline.models import LONGEST_ANSWER_TOKENS, model_info
 from pipeline.plan import predict
 from pipeline.plan.learned import NOTHING
 from pipeline.plan.predict import Predictor, predicted_output
-from pipeline.prices import LONGEST_ANSWER_TOKENS, model_info
 from pipeline.tokens import estimate
 
 

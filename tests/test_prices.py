@@ -7,20 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.models import MODELS, Model, answering, model_info
 from pipeline.prices import (
     FREE,
     HORIZON,
     LONG_PROMPT_TOKENS,
-    MODELS,
     Lane,
-    Model,
     PriceChange,
     Rates,
-    answering,
     cost,
     effective_rates,
     fixed_rates,
-    model_info,
     note,
     price_changes,
     rates,

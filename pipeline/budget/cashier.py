@@ -16,7 +16,8 @@ import polars as pl
 from pipeline.budget.caps import Spending
 from pipeline.errors import BudgetReached, PipelineError
 from pipeline.events import BudgetNear, Notify, PriceNoted
-from pipeline.prices import LONG_PROMPT_TOKENS, LONGEST_ANSWER_TOKENS, Rates, cost, model_info
+from pipeline.models import LONGEST_ANSWER_TOKENS, model_info
+from pipeline.prices import LONG_PROMPT_TOKENS, Rates, cost
 from pipeline.records import Failure, Prompt, Reply, Usage
 
 ESTIMATE_AFTER = 20

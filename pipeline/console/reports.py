@@ -5,7 +5,8 @@ from datetime import UTC
 from decimal import Decimal
 
 from pipeline.console.screen import Screen, count, duration, money, out, show_columns, show_grid, styled, things
-from pipeline.prices import LONG_PROMPT_TOKENS, MODELS, Rates, note, rates
+from pipeline.models import MODELS
+from pipeline.prices import LONG_PROMPT_TOKENS, Rates, note, rates
 from pipeline.records import STATUSES
 from pipeline.report import Failure, Summary
 from pipeline.report.accuracy import Accuracy

@@ -12,6 +12,7 @@ from pipeline.emulator.http import Call, ClientGone, Receive, Response, Scope, S
 from pipeline.emulator.messages import Refusal
 from pipeline.emulator.options import EmulatorOptions
 from pipeline.emulator.stats import Stats
+from pipeline.models import Model
 
 _PATH = re.compile(r"/(v1|v1beta)/models(?:/([^/:]+)(?::(\w+))?)?")
 _STATS = "/emulator/stats"
@@ -90,7 +91,7 @@ class Emulator:
             return json_response(_list_models(call, version))
         model = self._model(name, version, method)
         if method == "models.get":
-            return json_response(model.resource())
+            return json_response(catalog.resource(model))
         if method == "countTokens":
             return await self._count_tokens(call)
         return await self._generator.answer(call, self._served(model), key)
@@ -106,20 +107,20 @@ class Emulator:
             raise bodies.bad_key()
         return key
 
-    def _model(self, name: str, version: str, method: str) -> catalog.Model:
+    def _model(self, name: str, version: str, method: str) -> Model:
         if self.options.any_model:
-            return catalog.MODELS.get(name) or catalog.Model(name)
+            return catalog.any_model(name)
         if catalog.retired(name):
             raise bodies.retired_model(name, catalog.SUCCESSOR)
         model = catalog.find(name, version)
-        if model is None or (method != "models.get" and method not in model.methods):
+        if model is None or (method != "models.get" and method not in catalog.methods(model)):
             raise bodies.unknown_model(name, version, method)
         return model
 
-    def _served(self, model: catalog.Model) -> catalog.Model:
+    def _served(self, model: Model) -> Model:
         """The model that answers for `model`: the service routes some names to others, and so may an option."""
-        name = self.options.routes.get(model.name) or catalog.ROUTES.get(model.name, model.name)
-        return catalog.MODELS.get(name) or catalog.Model(name)
+        told = self.options.routes.get(model.name)
+        return catalog.any_model(told) if told else catalog.routed(model.name)
 
     async def _count_tokens(self, call: Call) -> Response:
         fields = wire.read_count(await call.body())
@@ -139,7 +140,7 @@ def _list_models(call: Call, version: str) -> dict[str, Any]:
         raise bodies.refusal(400, "Request contains an invalid argument.")
     models = catalog.models_of(version)
     start, stop = int(token), int(token) + min(int(size) or _PAGE, _MAX_PAGE)
-    page: dict[str, Any] = {"models": [model.resource() for model in models[start:stop]]}
+    page: dict[str, Any] = {"models": [catalog.resource(model) for model in models[start:stop]]}
     if stop < len(models):
         page["nextPageToken"] = str(stop)
     return page

@@ -11,7 +11,6 @@ import anyio
 import orjson
 
 from pipeline.emulator import bodies, faults, wire
-from pipeline.emulator.catalog import Model
 from pipeline.emulator.failures import failure
 from pipeline.emulator.http import Call, Response, json_response
 from pipeline.emulator.limits import next_midnight
@@ -21,6 +20,7 @@ from pipeline.emulator.options import EmulatorOptions
 from pipeline.emulator.quotas import Quotas, Violation, exhausted
 from pipeline.emulator.replies import answer_to
 from pipeline.emulator.stats import Seen, Stats
+from pipeline.models import Model
 from pipeline.records import EMULATOR_RESPONSE_ID
 
 _NEAR_MIDNIGHT_S = 120  # how long a request may be held until the day is another
@@ -46,15 +46,15 @@ class Generator:
         """
         ask = wire.read_generate(await call.body())
         tokens = wire.prompt_tokens(ask.fields, self._options.tokenizer)
-        if tokens.total() > model.input_token_limit:
-            raise bodies.too_many_tokens(model.input_token_limit)
+        if tokens.total() > model.context_tokens:
+            raise bodies.too_many_tokens(model.context_tokens)
         prompt = ask.prompt_hash()
         attempt = self._stats.attempts(prompt)
         luck = faults.luck(self._options.seed, "fault", prompt, attempt)
         fault = self._options.faults.pick(luck, self._admitted)
         self._admit(key, model.name, tokens.total(), prompt, fault)
         self._stats.add_attempt(prompt)
-        wire.check(ask, model.name)
+        wire.check(ask, model)
         luck = faults.luck(self._options.seed, "detail", prompt, attempt)
         if not await self._wait(_server_timeout(call), luck):
             fault = "504"
@@ -101,7 +101,7 @@ class Generator:
         self, call: Call, ask: wire.Ask, tokens: Counter[str], model: Model, prompt: int, fault: str | None
     ) -> Response:
         version = self._options.model_version or model.name
-        limit = model.output_token_limit
+        limit = model.max_output_tokens
         if fault == "block":
             billed = Billed(model.name, tokens.total(), 0)
             body = wire.blocked(wire.usage(tokens, ask.tier), version, self._response_id())

@@ -8,17 +8,17 @@ from typing import Any
 
 import orjson
 
-from pipeline.emulator import bodies, catalog
+from pipeline.emulator import bodies
 from pipeline.emulator.counting import Tokenizer, count
 from pipeline.emulator.messages import Refusal, parse
 from pipeline.emulator.schema import COUNT_REQUEST, GENERATE_REQUEST
+from pipeline.models import Model
 
 Fields = Mapping[str, Any]
 
 _MIME_TYPES = ("text/plain", "application/json", "application/xml", "application/yaml", "text/x.enum")
 _ROLES = ("user", "model", "function")
 _MEDIA_TOKENS = {"IMAGE": 1120, "VIDEO": 70, "AUDIO": 25, "DOCUMENT": 560}  # one image, frame, second, page
-_ONE_REQUEST_OUTPUT = 32_768  # gemini-4-argon without streaming
 _COUNTED_APART = ("tools", "toolConfig")
 
 
@@ -72,7 +72,7 @@ def read_count(body: bytes) -> Fields:
     return nested
 
 
-def check(ask: Ask, model: str) -> None:
+def check(ask: Ask, model: Model) -> None:
     """Refuse (400) what the model refuses, in the words of the service where they are known."""
     _check_contents(ask.fields, "GenerateContentRequest")
     last = ask.fields["contents"][-1]
@@ -175,13 +175,13 @@ def _check_contents(fields: Fields, message: str) -> None:
             raise _invalid(f"{message}.contents[{i}].parts: contents.parts must not be empty.")
 
 
-def _check_config(ask: Ask, model: str) -> None:
+def _check_config(ask: Ask, model: Model) -> None:
     config, prefix = ask.config, "GenerateContentRequest.generation_config"
     limit = config.get("maxOutputTokens")
     if limit is not None and limit <= 0:
         raise _invalid(f"{prefix}.max_output_tokens: max_output_tokens must be positive.")
-    if limit is not None and limit > _ONE_REQUEST_OUTPUT and model == "gemini-4-argon":
-        raise _invalid(f"{prefix}.max_output_tokens: at most {_ONE_REQUEST_OUTPUT} without streaming.")
+    if limit is not None and limit > model.max_output_tokens < model.listed_output_tokens:
+        raise _invalid(f"{prefix}.max_output_tokens: at most {model.max_output_tokens} without streaming.")
     if config.get("candidateCount", 1) != 1:
         raise bodies.refusal(400, "Multiple candidates is not enabled for this model")
     if config.get("responseMimeType", "text/plain") not in _MIME_TYPES:
@@ -191,7 +191,7 @@ def _check_config(ask: Ask, model: str) -> None:
         raise _invalid(f"{prefix}: only one of response_schema and response_json_schema may be set.")
     if "thinkingBudget" in ask.thinking and "thinkingLevel" in ask.thinking:
         raise bodies.refusal(400, "You can only set only one of thinking budget and thinking level.")
-    if ask.thinking.get("thinkingLevel") == "MINIMAL" and model == catalog.SUCCESSOR:
+    if ask.thinking.get("thinkingLevel") == "MINIMAL" and not model.minimal_thinking:
         raise bodies.refusal(400, "Thinking level MINIMAL is not supported for this model.")
 
 

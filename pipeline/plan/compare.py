@@ -6,9 +6,10 @@ from datetime import date
 from decimal import Decimal
 from typing import Literal
 
+from pipeline.models import MODELS, Model, answering, model_info
 from pipeline.plan.amounts import Work, total
 from pipeline.plan.costs import priced
-from pipeline.prices import MODELS, Lane, Model, Rates, answering, effective_rates, model_info, note
+from pipeline.prices import Lane, Rates, effective_rates, note
 
 ASSUMPTION = "thinking is taken as in the plan: how much another model thinks is unknown"
 

@@ -5,8 +5,9 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import pairwise
 
+from pipeline.models import answering, model_info
 from pipeline.plan.amounts import Work
-from pipeline.prices import HORIZON, Lane, PriceChange, Rates, answering, effective_rates, model_info, price_changes
+from pipeline.prices import HORIZON, Lane, PriceChange, Rates, effective_rates, price_changes
 
 Share = tuple[date, float]
 """Part of a run's calls that are made on one UTC date."""

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 from pipeline import flows
 from pipeline.job import Job
+from pipeline.models import MODELS, model_info
 from pipeline.plan.amounts import Cell, Tier, Work, merged
 from pipeline.plan.learned import Learned
 from pipeline.plan.predict import SCENARIOS, Predictor, Scenario
-from pipeline.prices import LONG_PROMPT_TOKENS, MODELS, model_info
+from pipeline.prices import LONG_PROMPT_TOKENS
 from pipeline.records import Document, ErrorKind, Limits, Prompt, Reply, Step
 
 Bought = Callable[[str], Awaitable[Reply | None]]

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
+from pipeline.models import LONGEST_ANSWER_TOKENS, model_info
 from pipeline.plan.learned import Learned
-from pipeline.prices import LONGEST_ANSWER_TOKENS, model_info
 from pipeline.records import Prompt
 from pipeline.tokens import estimate
 

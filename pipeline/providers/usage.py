@@ -6,7 +6,7 @@ is inferred from the total or from what was sent and answered. Whatever is not a
 
 import math
 
-from pipeline.prices import MODELS, model_info
+from pipeline.models import MODELS, model_info
 from pipeline.providers.foreign import any_number, folded, mapping, mappings
 from pipeline.records import Usage
 from pipeline.tokens import estimate

@@ -9,7 +9,8 @@ from pipeline.cache import shelf_of
 from pipeline.errors import JobError, RunStateError, ServiceError
 from pipeline.events import FewFiles, Notify
 from pipeline.job import Job
-from pipeline.prices import effective_rates, model_info
+from pipeline.models import model_info
+from pipeline.prices import effective_rates
 from pipeline.process import too_few_files
 from pipeline.providers.answers import parse_reply
 from pipeline.quota.slots import CAP

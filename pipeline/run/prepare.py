@@ -21,7 +21,8 @@ from pipeline.environment import check_certificates
 from pipeline.errors import AuthError, InputChanged, InputError, JobError, ServiceError
 from pipeline.flows import check_rendering
 from pipeline.job import DEFAULT_BASE_URL, Job, api_key
-from pipeline.prices import CHECKED, FREE, MODELS, Rates, model_info
+from pipeline.models import MODELS, model_info
+from pipeline.prices import CHECKED, FREE, Rates
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
 from pipeline.quota.book import QuotaBook, read_known

@@ -1,14 +1,13 @@
-"""Speed of the token estimate: microseconds for a text of 1 kB, MB/s for 1 MB and for a column of 1 kB texts.
+"""Speed of the token estimate: microseconds for a text of 1 kB, MB/s for 1 MB.
 
 python tests/benchmarks/bench_tokens.py
 """
 
 import timeit
 
-import polars as pl
 from bench_chunking import chinese_sentence, corpus, english_sentence, mixed_sentence
 
-from pipeline.tokens import estimate, estimate_column
+from pipeline.tokens import estimate
 
 CODE = (
     "def total(rows: list[dict[str, int]]) -> int:\n    return sum(row['n'] for row in rows if row['kind'] == 0x1f)\n\n"
@@ -26,12 +25,9 @@ def main() -> None:
         mb = len(text.encode()) / 1e6
         characters = int(len(text) / mb / 1000)  # of 1 kB
         parts = [text[i : i + characters] for i in range(0, 500 * characters, characters)]
-        column = pl.Series(parts * 8)
         one_us = min(timeit.repeat(lambda parts=parts: [estimate(p) for p in parts], number=1, repeat=7)) / 500 * 1e6
         whole_s = min(timeit.repeat(lambda text=text: estimate(text), number=1, repeat=3))
-        column_s = min(timeit.repeat(lambda column=column: estimate_column(column), number=1, repeat=3))
-        rates = f"1 MB {mb / whole_s:6.1f} MB/s, column {column.str.len_bytes().sum() / 1e6 / column_s:6.1f} MB/s"
-        print(f"{name:8} 1 kB {one_us:5.1f} µs, {rates}")
+        print(f"{name:8} 1 kB {one_us:5.1f} µs, 1 MB {mb / whole_s:6.1f} MB/s")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""What is known of each model: its sizes, and what becomes of its name. The one table of such facts.
+
+Gemini's models as documented on 2026-11-22. Others are used by naming their prices in the job.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import date
+
+DOCUMENTED = date(2026, 11, 22)
+"""Day on which this table was last compared with the service's pages."""
+
+MIN_CACHED_PROMPT_TOKENS = 4096
+"""Shorter prompts are never served from the implicit cache: Gemini 3 and 4 as documented on 2026-09-07."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A text model: its sizes in tokens, and what becomes of its name.
+
+    From `off` on (UTC), requests are silently routed to `successor` and billed at its rates.
+    """
+
+    name: str
+    context_tokens: int = 1_048_576
+    max_output_tokens: int = 65_536  # of one answer that is not streamed, which is how it is asked here
+    listed_output_tokens: int = 65_536  # what the service names as the limit, streamed answers included
+    shared_context: bool = False  # prompt and answer must fit into the context together
+    min_cached_tokens: int = MIN_CACHED_PROMPT_TOKENS
+    off: date | None = None
+    successor: str | None = None
+    alias_of: str | None = None
+    new_projects: bool = True  # offered to projects that have not used it yet
+    minimal_thinking: bool = True  # takes the thinking level "minimal"
+
+
+MODELS: tuple[Model, ...] = (
+    Model("gemini-4-argon", max_output_tokens=32_768, shared_context=True),
+    Model("gemini-3.8-flash", minimal_thinking=False),
+    Model("gemini-3.7-flash", off=date(2026, 10, 8), successor="gemini-3.8-flash"),
+    Model("gemini-3.6-flash"),
+    Model("gemini-3.5-flash", off=date(2026, 10, 8), successor="gemini-3.6-flash"),
+    Model("gemini-3.5-flash-lite"),
+    Model("gemini-3.1-flash-lite", off=date(2027, 5, 7)),
+    Model("gemini-3.1-pro-preview"),
+    Model("gemini-3-flash-preview"),
+    Model("gemini-2.5-pro", min_cached_tokens=2048, off=date(2026, 12, 1), successor="gemini-3.8-flash"),
+    Model("gemini-2.5-flash", min_cached_tokens=2048, off=date(2026, 12, 1), successor="gemini-3.5-flash-lite"),
+    Model("gemini-2.5-flash-lite", min_cached_tokens=2048, new_projects=False),
+    Model("gemini-flash-latest", alias_of="gemini-3.8-flash"),
+    Model("gemini-flash-lite-latest", alias_of="gemini-3.5-flash-lite"),
+    Model("gemini-pro-latest", alias_of="gemini-3.1-pro-preview"),
+)
+"""Gemini's text models."""
+
+EMBEDDERS: tuple[Model, ...] = (
+    Model("gemini-embedding-001", 2_048, 1, 1),
+    Model("gemini-embedding-2", 8_192, 1, 1),
+)
+"""Models that answer no prompt: the emulator lists them as the service does."""
+
+RETIRED = ("gemini-1.0-", "gemini-1.5-", "gemini-2.0-", "gemini-pro-vision")
+"""How the names of families begin that were shut down: 404."""
+
+_BY_NAME = {model.name: model for model in MODELS}
+
+LONGEST_ANSWER_TOKENS = max(model.max_output_tokens for model in MODELS)
+"""Longest answer of any model known: what one that is not known is taken to give at most, for an estimate."""
+
+_VERSION = re.compile(r"(?:[-@](?:latest|stable|preview|exp|\d[\d-]*))+$")
+
+
+def model_info(name: str) -> Model | None:
+    """Context and output size of a model, or None for one this version does not know."""
+    plain = plain_name(name)
+    return _BY_NAME.get(plain) or _BY_NAME.get(_VERSION.sub("", plain))
+
+
+def plain_name(name: str) -> str:
+    """`gemini-x` of `models/gemini-x`, `publishers/google/models/Gemini-X`, `google/gemini-x`; a tuned one's whole."""
+    return name if name.startswith("tunedModels/") else name.strip().rsplit("/", 1)[-1].lower()
+
+
+def answering(name: str, day: date) -> str:
+    """The model that answers requests for `name` on `day` (UTC), and that is billed for."""
+    model = model_info(name)
+    if model is None:
+        return plain_name(name)
+    routed = model.alias_of or (model.successor if model.off and model.off <= day else None)
+    return answering(routed, day) if routed else model.name
