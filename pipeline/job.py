@@ -224,7 +224,7 @@ def _as_job_error(error: ValidationError, path: Path) -> JobError:
         )
     if first["type"] == "missing":
         what = f"{table} has no `{name}`" if len(place) > 1 else f"the section [{name}] is missing"
-        return JobError(f"{what}\n{path}", "the README's job file reference shows every setting")
+        return JobError(f"{what}\n{path}", "docs/reference.md lists every setting")
     message = first["msg"].removeprefix("Value error, ")
     where = f"{section} {'.'.join(place[1:])}".strip() if place else ""
     return JobError(f"{where + ': ' if where else ''}{message[0].lower() + message[1:]}\n{path}")

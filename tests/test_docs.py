@@ -1,28 +1,33 @@
 """README, pages and code say the same."""
 
 import re
+import shlex
 import subprocess
 import tomllib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import polars as pl
 import pytest
 import reference
 from commands import Ran
+from serving import served
 from test_layers import RANKS
 
 from pipeline import errors
 from pipeline.cli.app import BUG
 from pipeline.console.plans_json import PLAN_KEYS
 from pipeline.process import INTERRUPTED
-from pipeline.records import CAUSES, PASSING, ErrorKind
+from pipeline.records import CAUSES, ErrorKind
 from pipeline.report import RUN_KEYS
 from pipeline.sections import JobFile
-from pipeline.store.export import PENDING, RESULT_COLUMNS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}
+ALL = {"README.md": README, **PAGES}
 
 
 def command(name: str) -> str:
@@ -30,6 +35,55 @@ def command(name: str) -> str:
     found = re.search(rf"<!-- command: {name} -->\n```[a-z]*\n(.*?)\n```", README, re.DOTALL)
     assert found, f"README.md has no <!-- command: {name} -->"
     return found[1]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a page in a language."""
+    return re.findall(rf"```{language}\n(.*?)\n```", text, re.DOTALL)
+
+
+def quoted(text: str) -> list[str]:
+    """What stands between backticks, outside of fenced blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+def anchors(text: str) -> set[str]:
+    """How the headings of a page are linked to."""
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def links(page: str) -> list[tuple[str, str]]:
+    """Links of a page within the repository: the file, and the anchor in it."""
+    found = []
+    for target in re.findall(r"\]\(([^)]+)\)", ALL[page]):
+        if "://" not in target:
+            name, _, anchor = target.partition("#")
+            path = (ROOT / page).parent / name if name else ROOT / page
+            found.append((path.resolve().relative_to(ROOT.resolve()).as_posix(), anchor))
+    return found
+
+
+def test_the_readme_is_short() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 160] == []
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in ALL:
+        for name, anchor in links(page):
+            assert (ROOT / name).exists(), f"{page}: {name}"
+            assert not anchor or anchor in anchors(ALL[name]), f"{page}: {name}#{anchor}"
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached, ahead = set[str](), ["README.md"]
+    while ahead:
+        page = ahead.pop()
+        reached.add(page)
+        ahead += [name for name, _ in links(page) if name in ALL and name not in reached]
+    assert reached == set(ALL)
 
 
 def test_the_reference_is_made_from_the_code() -> None:
@@ -41,9 +95,9 @@ def test_every_setting_flag_and_command_has_a_description() -> None:
         assert model.__doc__
         for key, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{key}"
-    for name, command in reference.commands().items():
-        assert command.help, name
-        for parameter in command.params:
+    for name, entry in reference.commands().items():
+        assert entry.help, name
+        for parameter in entry.params:
             assert parameter.help, f"{name} {parameter.name}"
 
 
@@ -58,39 +112,62 @@ def test_json_has_the_keys_that_are_promised(here: Path, cli: Callable[..., Ran]
     assert tuple(cli("run", "jobs/extract.toml", "--offline", "--json").json) == tuple(RUN_KEYS)
 
 
-def test_the_example_job_in_the_readme_is_valid() -> None:
-    for block in re.findall(r"```toml\n(.*?)\n```", README, re.DOTALL):
+@pytest.mark.parametrize("page", ALL)
+def test_every_job_on_a_page_is_valid(page: str) -> None:
+    for block in blocks(ALL[page], "toml"):
         JobFile.model_validate(tomllib.loads(block))
+
+
+@pytest.mark.parametrize("page", ALL)
+def test_every_command_flag_and_setting_on_a_page_exists(page: str) -> None:
+    known = reference.commands()
+    flags = {option for entry in known.values() for parameter in entry.params for option in parameter.opts}
+    for text in quoted(ALL[page]):
+        if name := re.match(r"pipeline ([a-z]+)", text):
+            assert name[1] in known, text
+        if flag := re.match(r"--[a-z-]+", text):
+            assert flag[0] in flags | {"--version", "--help"}, text
+        if setting := re.fullmatch(r"\[([a-z]+)\] ([a-z_]+)( = .*)?", text):
+            assert setting[2] in reference.sections()[setting[1]].model_fields, text
+
+
+@pytest.mark.parametrize("page", ALL)
+def test_every_path_on_a_page_is_there(page: str) -> None:
+    for path in quoted(ALL[page]):
+        if re.fullmatch(r"(?:jobs|sample_data|tests|pipeline|docs)/[\w./*-]*", path) and "NAME" not in path:
+            assert list(ROOT.glob(path)), path
+
+
+def test_every_name_of_the_architecture_page_is_in_the_code() -> None:
+    rooms = {path.stem for path in (ROOT / "pipeline").iterdir()}
+    text = PAGES["docs/architecture.md"]
+    dotted = [name for name in quoted(text) if re.fullmatch(r"[\w.]+\.\w+", name) and name != "run.log"]
+    names = [name for name in dotted if name.split(".")[0] in rooms]
+    assert names
+    for name in names:
+        module, *rest = name.split(".")
+        found: Any = import_module(f"pipeline.{module}")
+        for part in rest:
+            if not hasattr(found, part) and hasattr(found, "__path__"):
+                import_module(f"{found.__name__}.{part}")
+            assert hasattr(found, part) or part in getattr(found, "__annotations__", ()), name
+            found = getattr(found, part, None)
+    for block in re.findall(r"```\n(.*?)```", text, re.DOTALL)[1:]:  # lives: a line begins with the module
+        for module in re.findall(r"^ *([a-z_]+/[a-z_]+) ", block, re.MULTILINE):
+            assert (ROOT / "pipeline" / f"{module}.py").exists(), module
 
 
 def test_every_command_is_in_the_readme() -> None:
     for name in reference.commands():
-        assert f"`pipeline {name}" in README, name
+        assert f"pipeline {name}" in README, name
 
 
-def test_every_command_in_the_readme_exists() -> None:
-    known = set(reference.commands())
-    for name in re.findall(r"pipeline ([a-z]+)", "\n".join(re.findall(r"`(pipeline [^`]*)`", README))):
-        assert name in known, name
-
-
-def test_every_cause_and_column_is_in_the_readme() -> None:
-    for kind in get_args(ErrorKind):
-        row = next((line for line in README.splitlines() if line.startswith(f"| `{kind}` |")), None)
-        assert row, kind
-        assert ("yes" in row.split("|")[-2]) == (kind in PASSING), kind
-    for column in (*RESULT_COLUMNS, PENDING):
-        assert f"`{column}`" in README, column
-
-
-def test_every_path_in_the_readme_is_there() -> None:
-    for path in re.findall(r"`((?:jobs|sample_data|tests|pipeline)/[\w./*-]*)`", README):
-        assert list(ROOT.glob(path)), path
-
-
-@pytest.mark.parametrize("typed", ["estimate jobs/summarize.toml", "run jobs/summarize.toml --offline"])
-def test_what_the_readme_shows_is_what_comes(here: Path, cli: Callable[..., Ran], typed: str) -> None:
-    shown = README.partition(f"```\n$ pipeline {typed}\n")[2].partition("```")[0]
+@pytest.mark.parametrize(
+    ("page", "typed"),
+    [("docs/estimates.md", "estimate jobs/summarize.toml"), ("README.md", "run jobs/summarize.toml --offline")],
+)
+def test_what_a_page_shows_is_what_comes(here: Path, cli: Callable[..., Ran], page: str, typed: str) -> None:
+    shown = ALL[page].partition(f"```\n$ pipeline {typed}\n")[2].partition("```")[0]
     ran = cli(*typed.split())
     assert ran.code == 0, ran.err
     hangs_on_the_clock = ("  finished ", "  latency ", "  time ", "  total ")  # and how wide the last column is
@@ -101,8 +178,25 @@ def test_what_the_readme_shows_is_what_comes(here: Path, cli: Callable[..., Ran]
     assert came == told
 
 
+def test_a_job_of_ones_own_goes_as_the_readme_says(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "reviews.csv").write_text(blocks(README, "csv")[0] + "\n")
+    (here / "reviews.toml").write_text(blocks(README, "toml")[0])
+    with served() as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        monkeypatch.setenv("GEMINI_API_KEY", "own-1")
+        for line in command("own").splitlines():
+            program, name, *arguments = shlex.split(line, comments=True)
+            assert program == "pipeline"
+            ran = cli(name, *arguments, *(("--yes", "--rpm", "0") if name == "run" else ()))
+            assert ran.code == 0, ran.err
+    for name in ("reviews", "reviews-offline"):
+        assert len(pl.read_csv(here / "results" / f"{name}.csv").filter(status="ok")) == 2
+
+
 def test_the_drawing_of_the_modules_is_the_code() -> None:
-    drawing = README.partition("## Inside")[2].split("```")[1]
+    drawing = PAGES["docs/architecture.md"].partition("## The house")[2].split("```")[1]
     ranks: dict[str, int] = {}
     rank = 0
     for line in drawing.strip("\n").splitlines():
@@ -128,6 +222,5 @@ def test_the_top_level_holds_nothing_else() -> None:
 
 
 def test_the_error_tree_in_the_docstring_is_the_code() -> None:
-    for name, error in vars(errors).items():
-        if isinstance(error, type) and issubclass(error, errors.PipelineError) and error is not errors.PipelineError:
-            assert re.search(rf"{name}\s+{error.exit_code}\s", errors.__doc__ or ""), name
+    for error in reference.exceptions():
+        assert re.search(rf"{error.__name__}\s+{error.exit_code}\s", errors.__doc__ or ""), error.__name__

@@ -243,9 +243,9 @@ def test_a_missing_file_suggests_the_nearest_job(tmp_path: Path, monkeypatch: py
         ({"model": None, "modle": {"name": "x"}}, "[modle] is not a section", "did you mean `model`?"),
         ({"chunk": {"max_tokns": 64}}, "`max_tokns` is not a setting of [chunk]", "did you mean `max_tokens`?"),
         ({"model": {"prices": {"inptu": 1}}}, "`inptu` is not a setting of [model.prices]", "did you mean `input`?"),
-        ({"output": None}, "the section [output] is missing", "README"),
-        ({"input": {"path": None}}, "[input] has no `path`", "README"),
-        ({"model": {"prices": {"input": 1}}}, "[model.prices] has no `output`", "README"),
+        ({"output": None}, "the section [output] is missing", "reference"),
+        ({"input": {"path": None}}, "[input] has no `path`", "reference"),
+        ({"model": {"prices": {"input": 1}}}, "[model.prices] has no `output`", "reference"),
     ],
 )
 def test_an_unknown_or_missing_name(tmp_path: Path, sections: dict[str, Any], message: str, hint: str) -> None:

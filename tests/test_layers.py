@@ -215,14 +215,3 @@ def test_a_new_file_and_a_stray_import_are_found() -> None:
         "store.run imports httpx",
         "store.run imports rich",
     ]
-
-
-def test_the_readme_draws_these_ranks() -> None:
-    text = (PACKAGE.parent / "README.md").read_text("utf-8")
-    drawing = text.split("## Inside")[1].split("```")[1]
-    drawn: dict[str, int] = {}
-    rank = 0
-    for line in filter(str.strip, drawing.splitlines()):
-        rank = int(line[:3]) if line[:3].strip() else rank
-        drawn |= dict.fromkeys(line[4:46].replace("/", " ").split(), rank)
-    assert drawn == {module: rank for module, rank in RANKS.items() if not module.startswith("__")}
