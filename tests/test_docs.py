@@ -122,11 +122,16 @@ def test_every_job_on_a_page_is_valid(page: str) -> None:
 def test_every_command_flag_and_setting_on_a_page_exists(page: str) -> None:
     known = reference.commands()
     flags = {option for entry in known.values() for parameter in entry.params for option in parameter.opts}
-    for text in quoted(ALL[page]):
+    shell = (
+        re.sub(r"^((nohup|[A-Z_]+=\S+) )*", "", line)
+        for block in blocks(ALL[page], "sh")
+        for line in block.splitlines()
+    )
+    for text in (*quoted(ALL[page]), *shell):
         if name := re.match(r"pipeline ([a-z]+)", text):
             assert name[1] in known, text
-        if flag := re.match(r"--[a-z-]+", text):
-            assert flag[0] in flags | {"--version", "--help"}, text
+        if text.startswith(("--", "pipeline ")):
+            assert set(re.findall(r"--[a-z-]+", text)) <= flags | {"--version", "--help"}, text
         if setting := re.fullmatch(r"\[([a-z]+)\] ([a-z_]+)( = .*)?", text):
             assert setting[2] in reference.sections()[setting[1]].model_fields, text
 
