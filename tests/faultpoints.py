@@ -44,7 +44,7 @@ class Ran(NamedTuple):
     struck: int
 
     @property
-    def json(self) -> dict[str, Any]:
+    def json(self) -> Any:
         return json.loads(self.out)
 
 
@@ -123,6 +123,7 @@ def _serve(library: str) -> None:
     from pipeline.cli import main  # noqa: F401
     from pipeline.store.run import RunStore
 
+    assert RunStore.__init__.__kwdefaults__
     RunStore.__init__.__kwdefaults__["seal_rows"] = SEAL_ROWS
     shim = ctypes.CDLL(library)
     board = mmap.mmap(-1, mmap.PAGESIZE)

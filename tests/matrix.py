@@ -42,7 +42,8 @@ def cases(function: Callable[..., None]) -> Callable[..., None]:
         for server in SERVERS
         for seed in SEEDS
     ]
-    return pytest.mark.parametrize(("server", "seed", "full"), quick + full)(function)
+    marked: Callable[..., None] = pytest.mark.parametrize(("server", "seed", "full"), quick + full)(function)
+    return marked
 
 
 def dispatch(

@@ -15,7 +15,7 @@ from pipeline.plan.learned import CALL_COLUMNS, NOTHING, Learned, learn
 from pipeline.plan.pace import Pace
 from pipeline.plan.planner import USUAL, Effort, Input
 from pipeline.plan.survey import survey
-from pipeline.records import Document, Params, Prompt, Reply
+from pipeline.records import Document, Params, Prompt, Reply, Step
 from pipeline.source import open_source
 
 START = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
@@ -84,7 +84,7 @@ def known(*answers: tuple[str, int, int, int, int]) -> Learned:
 
 
 def prompt(
-    step: str = "answer", bound: int | None = 100, model: str = "gemini-3.5-flash-lite", name: int = 0
+    step: Step = "answer", bound: int | None = 100, model: str = "gemini-3.5-flash-lite", name: int = 0
 ) -> Prompt:
     """A prompt of 60 tokens whose fingerprint is `name`."""
     params = Params(model, max_output_tokens=bound)

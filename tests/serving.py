@@ -41,6 +41,7 @@ def served(options: EmulatorOptions | None = None, *, faults: str = "", **flags:
 def served_each(several: Sequence[EmulatorOptions]) -> Iterator[list[str]]:
     """The same for several emulators in one process: they start in the time of one."""
     process = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None
     try:
         process.stdin.write(pickle.dumps(several))
         process.stdin.close()
@@ -62,4 +63,5 @@ def stats(base_url: str, prompts: bool = False, log: bool = False) -> dict[str, 
     """The served emulator's counters."""
     query = f"prompts={str(prompts).lower()}&log={str(log).lower()}"
     with build_opener(ProxyHandler({})).open(f"{base_url}/emulator/stats?{query}") as response:
-        return json.load(response)
+        told: dict[str, Any] = json.load(response)
+        return told

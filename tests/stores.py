@@ -12,8 +12,8 @@ import orjson
 import polars as pl
 
 from pipeline.errors import RunStateError
-from pipeline.providers.gemini import parse_reply
-from pipeline.records import Params, Prompt, Reply, Result, Status, Usage
+from pipeline.providers.answers import parse_reply
+from pipeline.records import ErrorKind, Params, Prompt, Reply, Result, Status, Usage
 from pipeline.store import parts
 from pipeline.store.journal import Journal
 from pipeline.store.manifest import Manifest
@@ -64,13 +64,13 @@ def paid(text: str = "an answer", cost_usd: Decimal | None = CENT, *, raw: bytes
     return replace(parse_reply(body(text) if raw is None else raw), **values)
 
 
-def failed(kind: str = "server", **fields: Any) -> Reply:
+def failed(kind: ErrorKind = "server", **fields: Any) -> Reply:
     """A prompt that failed without an answer."""
     values = {"attempts": 5, "finished_at": AT, **fields}
     return Reply("", "error", error_kind=kind, error=f"{kind} trouble", **values)
 
 
-def result(row: int, status: Status = "ok", kind: str | None = None, **fields: Any) -> Result:
+def result(row: int, status: Status = "ok", kind: ErrorKind | None = None, **fields: Any) -> Result:
     """The outcome of one document that took one call."""
     values: dict[str, Any] = {
         "response": f"answer {row}" if status in ("ok", "truncated") else None,
@@ -86,7 +86,7 @@ def result(row: int, status: Status = "ok", kind: str | None = None, **fields: A
     return Result(row=row, key=f"key {row}", status=status, error_kind=kind, **values)
 
 
-def answer(store: RunStore, row: int, status: Status = "ok", kind: str | None = None, **fields: Any) -> None:
+def answer(store: RunStore, row: int, status: Status = "ok", kind: ErrorKind | None = None, **fields: Any) -> None:
     """Buy the answer of a row and write its outcome."""
     store.append_call(prompt(row), paid(f"answer {row}"))
     store.append_result(result(row, status, kind, **fields))

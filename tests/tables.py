@@ -1,9 +1,11 @@
 """Tables in files, and what a source makes of them."""
 
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from pipeline.errors import InputError
@@ -26,6 +28,22 @@ def fields(path: str, **options: Any) -> list[dict[str, object]]:
     source.check()
     shown = source.showing(list(source.schema))
     return [dict(document.fields) for document in documents(shown)]
+
+
+def save(frame: pl.DataFrame, path: str) -> None:
+    """Write the frame in the form that the file's name says."""
+    writers: dict[str, Callable[[str], object]] = {
+        "parquet": frame.write_parquet,
+        "csv": frame.write_csv,
+        "jsonl": frame.write_ndjson,
+    }
+    writers[path.rpartition(".")[2]](path)
+
+
+def figure(value: object) -> float:
+    """A sum, a mean or an extreme of a column of numbers, for which polars promises no type."""
+    assert isinstance(value, int | float | Decimal)
+    return float(value)
 
 
 def refused(action: Callable[[], object]) -> InputError:

@@ -153,7 +153,8 @@ def test_a_file_that_cannot_be_used_is_named(path: Path) -> None:
 
 
 def test_what_is_spent_while_the_file_is_locked_counts_at_once_and_is_written_later(path: Path) -> None:
-    clock, told = Clock(), []
+    clock = Clock()
+    told: list[str] = []
     with SpendBook(path, "p", "run", clock=clock) as book, SpendBook(path, "p", "run") as others:
         book.on_trouble = told.append
         others.add(Decimal(1))

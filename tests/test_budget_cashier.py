@@ -25,7 +25,7 @@ from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import BudgetReached, Halted, PipelineError
 from pipeline.events import Event, Message
 from pipeline.prices import Rates, cost, fixed_rates, rates
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 from pipeline.records import Failure, Limits, Prompt, Reply, Usage
 from pipeline.store.run import RunStore
 
@@ -221,7 +221,7 @@ def test_a_cap_on_all_runs_counts_what_the_others_spent(tmp_path: Path, store: R
     name = f"the {period}'s budget"
     with SpendBook(tmp_path / "s", "p", "run") as book, SpendBook(tmp_path / "s", "p", "run") as others:
         others.add(Decimal("0.0075"))
-        caps = {f"{period}_cap_usd": Decimal("0.0101")}
+        caps: dict[str, Any] = {f"{period}_cap_usd": Decimal("0.0101")}
         course = session(store, Service(lambda number: answer(99)), range(3), book=book, concurrency=1, **caps)
         assert f"budget: 84% of {name} of $0.0101 is spent" in course.told
         assert others.spent() == (Decimal("0.0095"), Decimal("0.0095"))
@@ -276,7 +276,7 @@ def test_an_answer_of_unknown_price_counts_as_the_jobs_model_and_as_its_worst_ca
 def test_a_name_with_a_place_or_a_version_has_the_price_of_its_model(store: RunStore, name: str) -> None:
     course = session(store, Service(lambda number: answer(model=name)), range(3), "1", own=None)
     expected = cost(Usage(10, output_tokens=10), "gemini-3.5-flash-lite", at())
-    assert {(reply.cost_usd, reply.at_most_usd) for reply in course.replies.values()} == {(expected, 0)}
+    assert {(reply.cost_usd, reply.at_most_usd) for reply in course.replies.values()} == {(expected, Decimal(0))}
 
 
 @pytest.mark.case("D1")
@@ -542,7 +542,7 @@ def test_a_rehearsal_loses_nothing(tmp_path: Path) -> None:
     with killed(tmp_path / "run") as store:
         store.append_sent(asked(0))
     with opened(tmp_path) as store:
-        assert charge_lost(store, Cashier(Spending(None), fixed_rates(0, 0))) == (1, 0)
+        assert charge_lost(store, Cashier(Spending(None), fixed_rates(0, 0))) == (1, Decimal(0))
         assert store.spent_usd() == 0 and not next(store.calls(("row",))).height
 
 
@@ -609,6 +609,6 @@ def test_what_was_seen_is_read_from_what_is_kept() -> None:
     tokens = {"input_tokens_est": 10, "input_tokens": 12, "tool_tokens": 1, "output_tokens": 5, "thinking_tokens": 2}
     rows = [row | tokens, row | tokens | {"worst_usd": None}, row | tokens | {"paid": False, "cost_usd": 9.0}]
     seen = seen_in([pl.DataFrame(rows)])
-    assert (seen.replies, round(seen.ratio, 6)) == (1, 3)
+    assert (seen.replies, round(seen.ratio, 6)) == (1, Decimal(3))
     assert seen.steps == {"map": Lengths(2, 20, 26, 14, 4)}
     assert seen_in([]) == Seen()

@@ -30,7 +30,7 @@ from pipeline.events import CacheTrouble
 from pipeline.flows import build
 from pipeline.job import load
 from pipeline.prices import fixed_rates
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 from pipeline.records import Document, Params, Prompt, Reply, Usage
 from pipeline.run import prepare, run
 from pipeline.run.engine import Monitor
@@ -186,9 +186,9 @@ def test_the_file_is_the_users_alone_and_holds_no_prompt(tmp_path: Path) -> None
 def test_an_answer_that_is_too_old_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(file(tmp_path), f="old")
     now = time.time()
-    monkeypatch.setattr(caches.time, "time", lambda: now + 29 * DAY)
+    monkeypatch.setattr(time, "time", lambda: now + 29 * DAY)
     assert found(file(tmp_path), "f") == ["old"]
-    monkeypatch.setattr(caches.time, "time", lambda: now + 31 * DAY)
+    monkeypatch.setattr(time, "time", lambda: now + 31 * DAY)
     assert found(file(tmp_path), "f") == [None]
     fill(file(tmp_path), f="new")
     assert found(file(tmp_path), "f") == ["new"]
@@ -197,7 +197,7 @@ def test_an_answer_that_is_too_old_is_replaced(tmp_path: Path, monkeypatch: pyte
 def test_what_nobody_used_for_the_longest_age_leaves_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(file(tmp_path), f="old")
     now = time.time()
-    monkeypatch.setattr(caches.time, "time", lambda: now + 31 * DAY)
+    monkeypatch.setattr(time, "time", lambda: now + 31 * DAY)
     fill(file(tmp_path), g="new")
     assert rows(tmp_path) == 1
 
@@ -205,7 +205,7 @@ def test_what_nobody_used_for_the_longest_age_leaves_the_file(tmp_path: Path, mo
 def rows(tmp_path: Path) -> int:
     db = sqlite3.connect(tmp_path / "deep" / "answers.sqlite")
     try:
-        return db.execute("SELECT count(*) FROM answers").fetchone()[0]
+        return int(db.execute("SELECT count(*) FROM answers").fetchone()[0])
     finally:
         db.close()
 
@@ -216,7 +216,7 @@ def incompressible(number: int) -> Reply:
 
 def test_beyond_its_size_the_answers_used_longest_ago_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [time.time()]
-    monkeypatch.setattr(caches.time, "time", lambda: clock[0])
+    monkeypatch.setattr(time, "time", lambda: clock[0])
 
     async def fill_up(cache: AnswerCache) -> None:
         cache.put("dear", paid("dear"))
@@ -264,7 +264,7 @@ import sys, anyio
 from pathlib import Path
 from pipeline.cache import AnswerCache
 from pipeline.shelves import SqliteShelf
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 who, path, raw = sys.argv[1], Path(sys.argv[2]), sys.argv[3].encode()
 async def main():
     def heard(event):
@@ -373,7 +373,7 @@ def test_a_hit_costs_nothing_and_what_it_would_have_cost_is_counted(tmp_path: Pa
         assert (await call(prompt(0, "same"))).usage != Usage()
         await cache._write()
         hit = await call(prompt(1, "same"))
-        assert (hit.text, hit.usage, hit.cost_usd, hit.attempts, hit.raw) == ("text", Usage(), 0, 0, b"")
+        assert (hit.text, hit.usage, hit.cost_usd, hit.attempts, hit.raw) == ("text", Usage(), Decimal(0), 0, b"")
         assert hit.model == "gemini-3.5-flash-lite-001"
 
     within(file(tmp_path), ask)
@@ -540,7 +540,7 @@ def test_a_fresh_run_is_answered_from_the_cache_alone(
         assert (first.calls, first.cached) == (4, 0)
         second = play(served_here, fresh=True, cache=cache)
         assert stats(url)["requests"] == before
-        assert (second.outcomes["ok"], second.calls, second.cost_usd) == (4, 0, 0)
+        assert (second.outcomes["ok"], second.calls, second.cost_usd) == (4, 0, Decimal(0))
         assert second.cached == 4
         assert second.saved_usd == first.cost_usd > 0
 

@@ -1,6 +1,6 @@
 """The durable call, layer by layer."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -12,12 +12,12 @@ from stores import CENT, manifest, paid, prompt, result
 from pipeline.budget.caps import Spending
 from pipeline.budget.cashier import Cashier
 from pipeline.calls import Saved, journal, record_failures, replay, shared, single_flight
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 from pipeline.records import Failure, Prompt, Reply, Usage
 from pipeline.store.run import RunStore
 
 
-def in_store(path: Path, test: Callable[[RunStore], object]) -> None:
+def in_store(path: Path, test: Callable[[RunStore], Awaitable[object]]) -> None:
     """Run an async test body with an open store."""
 
     async def body() -> None:
@@ -68,7 +68,7 @@ def test_what_was_sealed_long_ago_is_not_bought_again(tmp_path: Path) -> None:
         store.append_result(result(0))
         await store.seal()
         other = await call(prompt(90_000, "same"))
-        assert (other.text, other.usage, other.cost_usd, seller.sold) == ("kept", Usage(), 0, [])
+        assert (other.text, other.usage, other.cost_usd) == ("kept", Usage(), Decimal(0)) and not seller.sold
         assert (saved.identical, saved.usd) == (1, CENT)
         own = await call(prompt(0, "same"))
         assert (own.text, own.cost_usd, saved.identical) == ("kept", CENT, 1), "a row that is tried again pays once"
@@ -117,8 +117,11 @@ def test_when_the_leader_is_withdrawn_the_next_in_line_sends() -> None:
         async def follow() -> None:
             replies.append(await call(prompt(1, "same")))
 
+        async def lead() -> None:
+            await call(prompt(0, "same"))
+
         async with anyio.create_task_group() as everyone, anyio.create_task_group() as leader:
-            leader.start_soon(call, prompt(0, "same"))
+            leader.start_soon(lead)
             await anyio.wait_all_tasks_blocked()
             everyone.start_soon(follow)
             await anyio.wait_all_tasks_blocked()
@@ -149,7 +152,7 @@ def test_a_failed_leader_fails_its_followers_alike_and_free() -> None:
 
 def test_a_shared_reply_costs_nothing() -> None:
     reply = shared(paid("text", cost_usd=Decimal("0.5")))
-    assert (reply.text, reply.cost_usd, reply.usage, reply.attempts, reply.raw) == ("text", 0, Usage(), 0, b"")
+    assert (reply.text, reply.cost_usd, reply.usage, reply.attempts, reply.raw) == ("text", Decimal(0), Usage(), 0, b"")
 
 
 def test_a_reply_is_priced_and_in_the_journal_before_anyone_sees_it(tmp_path: Path) -> None:

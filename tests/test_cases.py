@@ -31,7 +31,7 @@ def _marks(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
         for call in ast.walk(decorator)
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "case"
         for number in call.args
-        if isinstance(number, ast.Constant)
+        if isinstance(number, ast.Constant) and isinstance(number.value, str)
     ]
 
 

@@ -159,7 +159,7 @@ def test_a_real_run_speaks_the_wire_and_counts_money(
         ran = cli("run", small_job(here, UNLIMITED), "--yes", "--json")
     assert ran.code == 0, ran.err
     table = pl.read_parquet("out.parquet")
-    price = table["input_tokens"].sum() * 0.30e-6 + table["output_tokens"].sum() * 2.50e-6
+    price = int(table["input_tokens"].sum()) * 0.30e-6 + int(table["output_tokens"].sum()) * 2.50e-6
     assert ran.json["cost_usd"] == pytest.approx(price, rel=1e-6)
     assert table["cost_usd"].sum() == pytest.approx(price, rel=1e-6)
     assert set(table["model"]) == {"gemini-3.5-flash-lite"}

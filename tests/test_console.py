@@ -19,6 +19,7 @@ from pipeline.console.reports import _seconds, show_accuracy
 from pipeline.console.screen import Screen, folded
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.events import DayUsedUp, LimitSet, Outage, QuotaShared, RequestsLost, Stopped, Waiting
+from pipeline.records import Status
 from pipeline.report.accuracy import Accuracy, Amounts
 from pipeline.run.engine import Monitor
 
@@ -57,14 +58,16 @@ def test_large_counts_are_short() -> None:
     assert (count(17_902), count(48_100_000)) == ("17,902", "48.1 M")
 
 
+MOSTLY_WELL = Counter[Status]({"ok": 98_500, "error": 500})
+
+
 def test_one_thing_is_said_as_one() -> None:
     assert (things(1, "row"), things(0, "row"), things(2500, "call")) == ("1 row", "0 rows", "2,500 calls")
 
 
 def test_progress_shows_calls_rows_cost_and_failures() -> None:
-    monitor = Monitor(
-        rows=100, prompts=200, outcomes=Counter(ok=30, blocked=2), calls=50, cost_usd=Decimal("1.25"), answered=32
-    )
+    outcomes = Counter[Status]({"ok": 30, "blocked": 2})
+    monitor = Monitor(rows=100, prompts=200, outcomes=outcomes, calls=50, cost_usd=Decimal("1.25"), answered=32)
     line = progress_line(monitor, bar=True)
     assert line.startswith("50/200 calls  25%  ▕██        ▏  32 rows")
     assert "$1.25" in line and "2 not ok" in line and "eta" in line
@@ -72,7 +75,9 @@ def test_progress_shows_calls_rows_cost_and_failures() -> None:
 
 
 def test_progress_fits_the_line_without_its_bar() -> None:
-    monitor = Monitor(rows=100_000, prompts=200_000, outcomes=Counter(ok=98_500, error=500), calls=150_000)
+    monitor = Monitor(
+        rows=100_000, prompts=200_000, outcomes=Counter[Status]({"ok": 98_500, "error": 500}), calls=150_000
+    )
     with_bar, without = (progress_line(monitor, bar=bar) for bar in (True, False))
     assert "▕" in with_bar and "▕" not in without and "eta" in without
     assert fitting_line(monitor, len(with_bar)) == with_bar
@@ -81,7 +86,9 @@ def test_progress_fits_the_line_without_its_bar() -> None:
 
 @pytest.mark.parametrize("width", [48, 58, 78])
 def test_what_a_narrow_terminal_must_show_is_shown(width: int) -> None:
-    monitor = Monitor(rows=100_000, prompts=200_000, outcomes=Counter(ok=98_500, error=500), calls=150_000)
+    monitor = Monitor(
+        rows=100_000, prompts=200_000, outcomes=Counter[Status]({"ok": 98_500, "error": 500}), calls=150_000
+    )
     monitor.dispatcher = cast(
         Dispatcher, SimpleNamespace(use=(0.97, 0.5), rate_limited=12, waits_until=0, in_flight=40)
     )

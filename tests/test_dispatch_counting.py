@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
 
@@ -40,7 +40,7 @@ def counted(
     number: int,
     *,
     every_s: float = 0.0,
-    beside: Callable[[Counting, list[Job]], Awaitable[Any]] | None = None,
+    beside: Callable[[Counting, list[Job]], Coroutine[Any, Any, object]] | None = None,
 ) -> tuple[list[Job], list[float]]:
     """That many prompts, one every so often: the prompts that came back in their order, and when they did."""
 

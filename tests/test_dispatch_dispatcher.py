@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import inf
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import orjson
@@ -27,6 +27,7 @@ from pipeline.quota.endpoint import GIVE_UP_S
 from pipeline.quota.waits import LONGEST_WAIT_S
 from pipeline.records import PASSING, Failure, Limits, Prompt, QuotaHit, Reply, Step, Usage
 
+Result = TypeVar("Result")
 MINUTE = QuotaHit("PerMinute", "requests", "minute")
 REFUSED = Failure("rate_limit", "quota", "slow down", http_status=429, retry_after_s=3.0, quota=(MINUTE,))
 DAY_FULL = Failure("day_quota", "quota", "PerDay", 429, 30.0, (QuotaHit("PerDay", "requests", "day", 20),))
@@ -63,12 +64,13 @@ def wall() -> float:
 
 
 def dispatching(
-    service: Service, body: Callable[[Dispatcher], Awaitable[Any]], limits: Limits = UNLIMITED, **options: Any
-) -> Any:
+    service: Service, body: Callable[[Dispatcher], Awaitable[Result]], limits: Limits = UNLIMITED, **options: Any
+) -> Result:
     """Run `body` beside a dispatcher in front of `service`, in virtual time."""
 
-    async def main() -> Any:
-        dispatcher = Dispatcher(service.send, limits, **({"wall": wall, "rng": Random(1)} | options))
+    async def main() -> Result:
+        asked: dict[str, Any] = {"wall": wall, "rng": Random(1)} | options
+        dispatcher = Dispatcher(service.send, limits, **asked)
         async with anyio.create_task_group() as group:
             group.start_soon(dispatcher.run)
             result = await body(dispatcher)
@@ -96,6 +98,16 @@ def stopped(service: Service, limits: Limits = UNLIMITED, **options: Any) -> Pip
         return caught.value.reason
 
     return dispatching(service, body, limits, **options)
+
+
+def waits(told: list[Waiting]) -> Callable[[Event], None]:
+    """What listens to the dispatcher and keeps the waits that it tells."""
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Waiting):
+            told.append(event)
+
+    return on_event
 
 
 # --- one prompt ---------------------------------------------------------------------------------------------------
@@ -139,7 +151,7 @@ def test_a_delay_that_the_service_asks_for_is_kept() -> None:
 def test_a_refusal_for_quota_costs_no_attempt_and_holds_everything() -> None:
     service = Service([REFUSED])
 
-    async def body(dispatcher: Dispatcher) -> Reply:
+    async def body(dispatcher: Dispatcher) -> list[Reply]:
         replies: list[Reply] = []
 
         async def submit(row: int) -> None:
@@ -194,7 +206,7 @@ def test_a_prompt_of_more_tokens_than_a_minute_allows_is_refused_at_once() -> No
 
     reply = dispatching(service, body, Limits(rpm=60, tpm=4000))
     assert (reply.status, reply.error_kind, reply.attempts) == ("invalid", "too_long", 0)
-    assert "5,000" in reply.error and "4,000" in reply.error
+    assert reply.error and "5,000" in reply.error and "4,000" in reply.error
     assert service.times == []
 
 
@@ -326,6 +338,7 @@ def test_some_failures_stop_the_run_and_keep_the_prompt_for_the_next(
 
 def test_a_used_up_day_says_when_it_returns() -> None:
     reason = stopped(Service([DAY_FULL]))
+    assert reason is not None
     assert "2026-11-23 08:00 UTC" in reason.message
     assert "--wait" in reason.hint
     assert reason.exit_code == 3
@@ -333,7 +346,7 @@ def test_a_used_up_day_says_when_it_returns() -> None:
 
 def test_the_day_returns_at_midnight_of_its_zone() -> None:
     reason = stopped(Service([DAY_FULL]), replace(UNLIMITED, reset_zone="Asia/Tokyo"))
-    assert "2026-11-23 15:00 UTC" in reason.message
+    assert reason is not None and "2026-11-23 15:00 UTC" in reason.message
 
 
 def test_with_wait_the_day_is_slept_through() -> None:
@@ -346,7 +359,7 @@ def test_with_wait_the_day_is_slept_through() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"rpm": 0}, {"tpm": 0}, {"rpd": 0}, {"rpm": 0, "tpm": 0, "rpd": 0}])
-def test_a_model_that_is_not_offered_is_not_waited_for_and_the_job_is_not_blamed(limits: dict[str, int]) -> None:
+def test_a_model_that_is_not_offered_is_not_waited_for_and_the_job_is_not_blamed(limits: dict[str, Any]) -> None:
     """As the service words it: the limit is 0, which it leaves out, and a short delay that means nothing."""
     options = EmulatorOptions(**limits)
     none = tuple(Violation(name, 0, 29.1) for name in limits)
@@ -698,6 +711,7 @@ def test_a_server_that_takes_only_some_at_once_is_relieved() -> None:
     prompts = documents(world, [100] * 1500)
     served, refused = 0, 0
     slots: list[int] = []
+    dispatcher: Dispatcher
 
     async def send(one: Prompt) -> Reply | Failure:
         nonlocal served, refused
@@ -716,7 +730,6 @@ def test_a_server_that_takes_only_some_at_once_is_relieved() -> None:
         dispatcher = Dispatcher(send, Limits(rpm=600, tpm=10**6), wall=world.wall, rng=Random(1))
         return await answer_all(dispatcher, prompts)
 
-    dispatcher: Dispatcher
     replies = run(main)
     assert sorted(slots)[len(slots) // 2] < 20
     assert refused < 0.8 * len(replies), "2.9 if nothing relieves it"
@@ -791,21 +804,23 @@ def test_progress_can_be_read() -> None:
     ],
 )
 def test_one_prompt_waits_at_most_its_ceiling_and_is_told_once_until_when(asked_s: float, until: str) -> None:
-    told: list[dict[str, Any]] = []
+    told: list[Waiting] = []
     service = Service([replace(BROKEN, retry_after_s=asked_s)])
 
     async def body(dispatcher: Dispatcher) -> Reply:
         async with anyio.create_task_group() as group:
             group.start_soon(watch, dispatcher)
-            return await dispatcher.submit(prompt())
+            replies.append(await dispatcher.submit(prompt()))
+        return replies[0]
 
     seen: list[float | None] = []
+    replies: list[Reply] = []
 
     async def watch(dispatcher: Dispatcher) -> None:
         await anyio.sleep(60.0)
         seen.append(dispatcher.waits_until)
 
-    reply = dispatching(service, body, on_event=lambda event: isinstance(event, Waiting) and told.append(event))
+    reply = dispatching(service, body, on_event=waits(told))
     assert (reply.status, reply.attempts) == ("ok", 2)
     assert service.times[1] - service.times[0] == pytest.approx(LONGEST_WAIT_S, abs=2.0)
     assert len(told) == 1 and "the service asks to wait until " in told[0].message
@@ -856,12 +871,12 @@ def test_a_wait_that_is_no_time_is_none(failure: Failure, asked_s: float | None)
 
 @pytest.mark.case("S3")
 def test_a_refusal_holds_no_longer_than_the_ceiling_and_is_told() -> None:
-    told: list[str] = []
+    told: list[Waiting] = []
     service = Service([replace(REFUSED, retry_after_s=5000.0)])
-    reply = one_reply(service, on_event=lambda event: isinstance(event, Waiting) and told.append(event.message))
+    reply = one_reply(service, on_event=waits(told))
     assert reply.status == "ok"
     assert service.times[1] == pytest.approx(LONGEST_WAIT_S + 1.0, abs=2.0)
-    assert len(told) == 1 and "asked again at" in told[0]
+    assert len(told) == 1 and "asked again at" in told[0].message
 
 
 def test_an_ordinary_minutes_wait_is_not_told() -> None:

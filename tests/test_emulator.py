@@ -41,7 +41,7 @@ class Client:
     def __init__(self, options: EmulatorOptions | None = None, *, key: str | None = "AQ.key", **flags: Any) -> None:
         self.now = NOON
         self.emulator = Emulator(options or EmulatorOptions(**flags), clock=lambda: self.now)
-        self.headers = {} if key is None else {"x-goog-api-key": key}
+        self.headers: dict[str, str] = {} if key is None else {"x-goog-api-key": key}
 
     def request(self, method: str, path: str, headers: dict[str, str] | None = None, **kwargs: Any) -> httpx.Response:
         async def send() -> httpx.Response:
@@ -70,17 +70,18 @@ class Client:
         return self.request("POST", f"/v1beta/models/{MODEL}:countTokens", json=body)
 
     def stats(self, query: str = "") -> dict[str, Any]:
-        return self.request("GET", f"/emulator/stats{query}").json()
+        told: dict[str, Any] = self.request("GET", f"/emulator/stats{query}").json()
+        return told
 
 
 def error(response: httpx.Response) -> dict[str, Any]:
-    body = response.json()["error"]
+    body: dict[str, Any] = response.json()["error"]
     assert body["code"] == response.status_code
     return body
 
 
 def text_of(response: httpx.Response) -> str:
-    return response.json()["candidates"][0]["content"]["parts"][-1]["text"]
+    return str(response.json()["candidates"][0]["content"]["parts"][-1]["text"])
 
 
 # routes and keys
@@ -583,7 +584,7 @@ def test_a_cut_text_has_as_many_tokens_as_it_may(text: str, tokens: int, tokeniz
 
 def test_count_tokens_and_generate_agree() -> None:
     client = Client()
-    fields = {"systemInstruction": {"parts": [{"text": "You are a careful editor of news."}]}}
+    fields: dict[str, Any] = {"systemInstruction": {"parts": [{"text": "You are a careful editor of news."}]}}
     contents = [{"parts": [{"text": ARTICLE}]}]
     nested = {"model": f"models/{MODEL}", "contents": contents, **fields}
     counted = client.count({"generateContentRequest": nested, "contents": [{"parts": [{"text": "not counted"}]}]})
@@ -702,7 +703,8 @@ _steps = st.lists(st.tuples(st.integers(0, 480).map(lambda n: n / 8), st.integer
 @settings(deadline=None)
 @given(limit=st.integers(1, 20), steps=_steps)
 def test_each_algorithm_admits_what_its_definition_admits(name: str, limit: int, steps: list[Request]) -> None:
-    meter, log, now = ALGORITHMS[name](limit), [], 0.0
+    meter, now = ALGORITHMS[name](limit), 0.0
+    log: list[Request] = []
     for pause, amount in steps:
         now += pause
         delay = meter.delay(now, amount)
@@ -717,7 +719,8 @@ def test_each_algorithm_admits_what_its_definition_admits(name: str, limit: int,
 @settings(deadline=None)
 @given(limit=st.integers(9, 20), steps=_steps)
 def test_the_delay_that_is_told_is_long_enough_and_not_longer(name: str, limit: int, steps: list[Request]) -> None:
-    meter, log, now = ALGORITHMS[name](limit), [], 0.0
+    meter, now = ALGORITHMS[name](limit), 0.0
+    log: list[Request] = []
     for pause, amount in steps:
         now += pause
         delay = meter.delay(now, amount)
@@ -850,7 +853,8 @@ def test_the_429_of_a_minute_quota_field_by_field() -> None:
     ],
 )
 def test_quotas_are_named_by_tier(tier: Any, quota: str, metric: str, quota_id: str) -> None:
-    client = Client(tier=tier, **{quota: 100 if quota == "tpm" else 1})
+    limit: dict[str, Any] = {quota: 100 if quota == "tpm" else 1}
+    client = Client(tier=tier, **limit)
     refused = [response for response in (client.generate() for _ in range(3)) if response.status_code == 429]
     details = {detail["@type"].rpartition(".")[2]: detail for detail in error(refused[0])["details"]}
     (violation,) = details["QuotaFailure"]["violations"]
@@ -1072,7 +1076,8 @@ def test_the_first_requests_fail_in_turn() -> None:
 
 
 def outcomes(prompts: list[str], **flags: Any) -> dict[str, list[int]]:
-    client, seen = Client(**flags), {}
+    client = Client(**flags)
+    seen: dict[str, list[int]] = {}
     for prompt in prompts:
         seen.setdefault(prompt, []).append(client.generate(prompt).status_code)
     return seen
@@ -1175,8 +1180,11 @@ def test_requests_in_flight_are_counted() -> None:
 
 
 def test_the_emulator_speaks_http_only() -> None:
+    async def never(*_: object) -> Any:
+        pytest.fail("it answers")
+
     with pytest.raises(ValueError, match="HTTP only"):
-        asyncio.run(Emulator()({"type": "websocket"}, None, None))
+        asyncio.run(Emulator()({"type": "websocket"}, never, never))
 
 
 # behind a socket
@@ -1187,6 +1195,7 @@ def test_a_served_emulator_ends_cleanly_on_a_signal_even_with_a_request_in_fligh
     code = "from pipeline.emulator import *; serve(EmulatorOptions(faults=parse_faults('hang')), ready=print)"
     command = [sys.executable, "-u", "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
         url = httpx.URL(process.stdout.readline().strip())
         assert url.host == "127.0.0.1"
         with socket.create_connection((url.host, url.port)) as client:

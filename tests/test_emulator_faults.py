@@ -39,11 +39,12 @@ class Played(dict[str, Any]):
 
     @property
     def text(self) -> str:
-        return self.body["candidates"][0]["content"]["parts"][-1]["text"]
+        return str(self.body["candidates"][0]["content"]["parts"][-1]["text"])
 
     @property
     def usage(self) -> dict[str, Any]:
-        return self.body["usageMetadata"]
+        told: dict[str, Any] = self.body["usageMetadata"]
+        return told
 
 
 def play(fault: str, **flags: Any) -> Played:
@@ -80,6 +81,7 @@ WHOLE = play(PLAIN)
 
 
 def billed(played: Played) -> dict[str, Any]:
+    entry: dict[str, Any]
     (entry,) = played["stats"]["billed"]
     return entry
 

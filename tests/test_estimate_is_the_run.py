@@ -88,7 +88,7 @@ class Desk:
 def desk(directory: Path, url: str, base: Sections, texts: list[Text], **sections: Any) -> Desk:
     path = directory / f"table-{len(texts)}.parquet"
     pl.DataFrame({"body": [each.text for each in texts]}, schema={"body": pl.String}).write_parquet(path)
-    common = {
+    common: Sections = {
         "input": {"path": str(path), "text": "body"},
         "limits": {"rpm": 0, "tpm": 0},
         "endpoint": {"base_url": url},
@@ -100,8 +100,16 @@ def holds(bounds: Range | None, amount: float | Decimal) -> bool:
     return bounds is not None and bounds.low <= amount <= bounds.high
 
 
+def tokens_in(calls: pl.DataFrame, column: str) -> int:
+    return int(calls[column].sum())
+
+
+def usd(calls: pl.DataFrame) -> float:
+    return float(calls["cost_usd"].sum())
+
+
 def output_tokens(calls: pl.DataFrame) -> int:
-    return int(calls["output_tokens"].sum() + calls["thinking_tokens"].sum())
+    return tokens_in(calls, "output_tokens") + tokens_in(calls, "thinking_tokens")
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +180,9 @@ def course(url: str, tmp_path_factory: pytest.TempPathFactory) -> Course:
         stages = {"before": Stage(its.estimate(), none), "exact": Stage(its.estimate(exact=True), none)}
         its.pilot(60)
         stages["piloted"] = Stage(its.estimate(), its.calls())
-        its.run(max_cost_usd=stages["before"].plan.cost_usd.low)
+        before = stages["before"].plan.cost_usd
+        assert before is not None
+        its.run(max_cost_usd=before.low)
         stages["half"] = Stage(its.estimate(), its.calls())
         ended = its.run()
         other = desk(directory, url, ONE_CALL, make_corpus(300, seed=1))
@@ -196,15 +206,15 @@ def test_every_prompt_that_was_planned_is_sent_and_no_other(course: Course) -> N
 def test_ranges_hold_what_it_took(course: Course, stage: str) -> None:
     planned, to_come = course.stages[stage].plan, course.to_come(stage)
     assert planned.prompts == Range(*[to_come.height] * 3)
-    assert holds(planned.input_tokens, to_come["input_tokens"].sum())
+    assert holds(planned.input_tokens, tokens_in(to_come, "input_tokens"))
     assert holds(planned.output_tokens, output_tokens(to_come))
-    assert holds(planned.cost_usd, to_come["cost_usd"].sum())
+    assert holds(planned.cost_usd, usd(to_come))
 
 
 @pytest.mark.parametrize(("stage", "off"), [("before", 0.10), ("exact", 0.03), ("piloted", 0.03), ("half", 0.03)])
 def test_what_was_done_and_what_is_left_are_the_whole(course: Course, stage: str, off: float) -> None:
-    planned, whole = course.stages[stage].plan, course.calls["input_tokens"].sum()
-    done = whole - course.to_come(stage)["input_tokens"].sum()
+    planned, whole = course.stages[stage].plan, tokens_in(course.calls, "input_tokens")
+    done = whole - tokens_in(course.to_come(stage), "input_tokens")
     assert done + planned.input_tokens.expected == pytest.approx(whole, rel=off)
 
 
@@ -230,14 +240,14 @@ def test_the_report_says_how_far_the_estimate_was_off(course: Course) -> None:
     accuracy, stage = course.ended.summary.accuracy, course.stages["piloted"]
     assert accuracy is not None
     estimated, actual = accuracy.estimated["total"], accuracy.actual["total"]
-    assert (actual.calls, actual.input_tokens) == (course.calls.height, course.calls["input_tokens"].sum())
+    assert (actual.calls, actual.input_tokens) == (course.calls.height, tokens_in(course.calls, "input_tokens"))
     assert estimated.calls == actual.calls
     assert estimated.input_tokens == pytest.approx(actual.input_tokens, rel=0.03)
     assert stage.plan.cost_usd and actual.cost_usd and estimated.cost_usd
     bought = stage.bought
     assert holds(stage.plan.output_tokens, actual.output_tokens - output_tokens(bought))
     assert estimated.output_tokens == stage.plan.output_tokens.expected + output_tokens(bought)
-    assert estimated.cost_usd == pytest.approx(stage.plan.cost_usd.expected + bought["cost_usd"].sum())
+    assert estimated.cost_usd == pytest.approx(float(stage.plan.cost_usd.expected) + usd(bought))
     assert accuracy.based_on == stage.plan.based_on == "60 answers of this run"
 
 
@@ -245,12 +255,12 @@ def test_another_table_is_estimated_with_what_this_one_taught(course: Course) ->
     planned, calls = course.other, course.other_calls
     assert planned.based_on == f"{course.calls.height:,} answers of 1 earlier run"
     assert planned.prompts == Range(*[calls.height] * 3)
-    true = calls["input_tokens"].sum()
+    true = tokens_in(calls, "input_tokens")
     assert planned.input_tokens.expected == pytest.approx(true, rel=0.03)
-    assert abs(planned.input_tokens.expected - true) < abs(calls["input_tokens_est"].sum() - true)
+    assert abs(float(planned.input_tokens.expected) - true) < abs(tokens_in(calls, "input_tokens_est") - true)
     assert holds(planned.input_tokens, true)
     assert holds(planned.output_tokens, output_tokens(calls))
-    assert holds(planned.cost_usd, calls["cost_usd"].sum())
+    assert holds(planned.cost_usd, usd(calls))
 
 
 # ---- in pieces
@@ -269,8 +279,8 @@ def test_merging_calls_are_exact_where_all_parts_fit_one_prompt_anyway(tmp_path:
     assert planned.steps["map"].input_tokens == pytest.approx(
         calls.filter(pl.col("step") == "map")["input_tokens"].sum(), rel=0.1
     )
-    assert holds(planned.input_tokens, calls["input_tokens"].sum())
-    assert holds(planned.cost_usd, calls["cost_usd"].sum())
+    assert holds(planned.input_tokens, tokens_in(calls, "input_tokens"))
+    assert holds(planned.cost_usd, usd(calls))
 
 
 def test_merging_calls_have_a_range_where_they_depend_on_the_answers(tmp_path: Path, url: str) -> None:
@@ -288,10 +298,10 @@ def test_merging_calls_have_a_range_where_they_depend_on_the_answers(tmp_path: P
         assert [planned.prompts_by_step[step] for step in ("answer", "map")] == [steps["answer"], steps["map"]]
         assert planned.prompts.low < planned.prompts.high
         assert holds(planned.prompts, its_calls.height)
-        assert holds(planned.input_tokens, its_calls["input_tokens"].sum())
+        assert holds(planned.input_tokens, tokens_in(its_calls, "input_tokens"))
         assert holds(planned.output_tokens, output_tokens(its_calls))
-        assert holds(planned.cost_usd, its_calls["cost_usd"].sum())
-    assert learned.prompts.high - learned.prompts.low < 0.5 * (before.prompts.high - before.prompts.low)
+        assert holds(planned.cost_usd, usd(its_calls))
+    assert float(learned.prompts.high - learned.prompts.low) < 0.5 * float(before.prompts.high - before.prompts.low)
     assert learned.prompts.expected == pytest.approx(calls.height, rel=0.03)
 
 
@@ -328,7 +338,7 @@ def test_thinking_is_seen_in_a_pilot_and_paid_for(tmp_path: Path) -> None:
     assert cell.thinking_tokens == pytest.approx(40 * to_come.height)
     assert planned.steps["answer"].answer_tokens == pytest.approx(cell.output_tokens + cell.thinking_tokens)
     assert holds(planned.output_tokens, output_tokens(to_come))
-    assert holds(planned.cost_usd, to_come["cost_usd"].sum())
+    assert holds(planned.cost_usd, usd(to_come))
     usd_a_token = Decimal("2.5") / 1_000_000
     assert planned.cost_usd and planned.cost_usd.low > usd_a_token * (40 * to_come.height)
 

@@ -1,13 +1,14 @@
 """What goes wrong at the service, over a real socket: rows come out right, the run goes on, nothing is bought twice."""
 
 from pathlib import Path
+from typing import Any
 
 import anyio
 import polars as pl
 import pytest
 from serving import served, stats
 
-from jobs import PLAIN, write_job
+from jobs import PLAIN, Sections, write_job
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import ServiceError
 from pipeline.job import load
@@ -30,9 +31,10 @@ async def quiet(monitor: Monitor) -> None:
     await anyio.sleep_forever()
 
 
-def play(here: Path, url: str, **sections: dict) -> run.Ended:
+def play(here: Path, url: str, **sections: dict[str, Any]) -> run.Ended:
     """One session of the job against the service at `url`."""
-    path = write_job(here, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, "endpoint": {"base_url": url}, **sections})
+    asked: Sections = {"limits": {"rpm": 0, "tpm": 0}, "endpoint": {"base_url": url}, **sections}
+    path = write_job(here, PLAIN, **asked)
     prepared = prepare.prepare(load(path), prepare.Options())
     return anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
 

@@ -171,7 +171,12 @@ def test_map_and_reduce_have_their_own_parameters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", ["as asked", "reversed", "mixed"])
 def test_parts_keep_their_order_whatever_comes_first(tmp_path: Path, order: str) -> None:
-    turns = {"as asked": lambda n: n, "reversed": lambda n: 50 - n, "mixed": lambda n: n * 7 % 11}[order]
+    orders: dict[str, Callable[[int], int]] = {
+        "as asked": lambda n: n,
+        "reversed": lambda n: 50 - n,
+        "mixed": lambda n: n * 7 % 11,
+    }
+    turns = orders[order]
     service = Service(turns=lambda prompt: turns(prompt.chunk))
     run(chunked(tmp_path, reduce={"max_input_tokens": 1000}), text(LONG), service)
     chunks = [prompt.chunk for prompt in service.answered if prompt.step == "map"]
@@ -562,7 +567,7 @@ def test_a_merging_that_fails_whatever_is_answered_fails_before_its_pieces_are_b
     answer = run(chunked(tmp_path, reduce={"template": f"{broken} {{{{ parts }}}}"}), text(LONG, n=None), service)
     assert service.asked == []
     assert (answer.final.status, answer.final.error_kind) == ("invalid", "template_error")
-    assert "[reduce] template, line 1" in answer.final.error
+    assert "[reduce] template, line 1" in (answer.final.error or "")
 
 
 @pytest.mark.case("P1")
@@ -588,4 +593,4 @@ def test_a_prompt_of_which_nothing_is_left_is_not_sent(tmp_path: Path, blank: st
     answer = run(make_job(tmp_path, prompt={"template": "{{ topic }}\n"}), Document(0, "0", {"topic": blank}), service)
     assert service.asked == []
     assert (answer.final.status, answer.final.error_kind) == ("invalid", "empty_input")
-    assert answer.final.error.startswith("the template makes an empty prompt; ")
+    assert (answer.final.error or "").startswith("the template makes an empty prompt; ")

@@ -1,8 +1,10 @@
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from jobs import CHUNKED, PLAIN, make_job, write_job
 from pipeline.errors import JobError
@@ -299,8 +301,8 @@ def test_a_wrong_value_names_section_key_and_file(tmp_path: Path, sections: dict
 
 @pytest.mark.parametrize("key", ["AIzaSyB_0123456789", "AQ.Ab8RN6-0123456789", "sk-0123456789"])
 def test_a_key_in_place_of_its_variables_name_is_refused_unseen(tmp_path: Path, key: str) -> None:
-    for sections in ({"endpoint": {"key_env": key}}, {"cache": {"url": "redis://host/0", "password_env": key}}):
-        error = refused(lambda sections=sections: make_job(tmp_path, **sections))
+    for section, values in (("endpoint", {"key_env": key}), ("cache", {"url": "redis://host/0", "password_env": key})):
+        error = refused(partial(make_job, tmp_path, PLAIN, **{section: values}))
         assert "never the secret" in error.message and key not in error.message
 
 
@@ -431,7 +433,7 @@ FULL: dict[str, Any] = {
     "reduce": {"template": "Merge:\n{{ parts }}"},
     "cache": {"url": "redis://here/0"},
 }
-CHANGES: dict[type, dict[str, Any]] = {
+CHANGES: dict[type[BaseModel], dict[str, Any]] = {
     Input: {
         "encoding": "gb18030",
         "separator": ";",
@@ -456,14 +458,14 @@ CHANGES: dict[type, dict[str, Any]] = {
         "safety": {"HARASSMENT": "OFF"},
     },
 }
-NO_CHANGES: dict[type, dict[str, Any]] = {
+NO_CHANGES: dict[type[BaseModel], dict[str, Any]] = {
     Endpoint: {"base_url": "http://x", "api_version": "v1", "key_env": "MY_KEY", "timeout_s": 5},
     LimitsSection: {"rpm": 1, "tpm": 1, "rpd": 1, "concurrency": 1, "reset_zone": "UTC"},
     Budget: {"max_usd": 1, "max_usd_per_day": 1, "max_usd_per_month": 1, "allow_unpriced": True},
     Cache: {"url": "redis://there/0", "password_env": "REDIS_PASSWORD", "max_age_days": 1, "max_mb": 1},
     Output: {"path": "other.csv", "include_text": True, "csv_safe": True},
 }
-SECTION_OF = {
+SECTION_OF: dict[type[BaseModel], str] = {
     Input: "input",
     PromptSection: "prompt",
     Chunk: "chunk",
@@ -481,7 +483,7 @@ def full_job(directory: Path, section: str = "model", **changes: object) -> Job:
     return make_job(directory, CHUNKED, **{**FULL, section: {**FULL.get(section, {}), **changes}})
 
 
-def each(changes: dict[type, dict[str, Any]]) -> list[Any]:
+def each(changes: dict[type[BaseModel], dict[str, Any]]) -> list[Any]:
     return [
         pytest.param(SECTION_OF[model], key, value, id=f"{SECTION_OF[model]}.{key}")
         for model, values in changes.items()
@@ -490,8 +492,12 @@ def each(changes: dict[type, dict[str, Any]]) -> list[Any]:
 
 
 def test_every_setting_either_changes_the_fingerprint_or_does_not() -> None:
-    files = {PromptSection: {"template_file", "system_file"}, Reduce: {"template_file"}, ModelSection: {"prices"}}
-    files[Output] = {"excel"}
+    files: dict[type[BaseModel], set[str]] = {
+        PromptSection: {"template_file", "system_file"},
+        Reduce: {"template_file"},
+        ModelSection: {"prices"},
+        Output: {"excel"},
+    }
     for model, values in {**CHANGES, **NO_CHANGES}.items():
         assert set(values) | files.get(model, set()) == set(model.model_fields)
 
@@ -597,7 +603,7 @@ def test_a_separator_is_one_character(tmp_path: Path, mark: str) -> None:
 @pytest.mark.parametrize(("section", "key"), [("model", "max_output_tokens"), ("model", "top_k"), ("limits", "rpm")])
 def test_a_number_beyond_64_bits_is_refused(tmp_path: Path, section: str, key: str) -> None:
     with pytest.raises(JobError, match=rf"\[{section}\] {key}: the number has more than 64 bits"):
-        make_job(tmp_path, **{section: {key: 10**20}})
+        make_job(tmp_path, PLAIN, **{section: {key: 10**20}})
 
 
 def test_a_category_of_safety_stands_once_however_it_is_spelled(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 from serving import served, stats
+from tables import figure
 
 IN_FLIGHT = 8
 _DRIVER = """
@@ -75,7 +77,7 @@ path = "output.parquet"
     )
 
 
-def killed_and_finished(tmp_path: Path, url: str, kills: int, seed: int) -> tuple[dict, int]:
+def killed_and_finished(tmp_path: Path, url: str, kills: int, seed: int) -> tuple[dict[str, Any], int]:
     """Start, SIGKILL at a random moment, again and again; then finish. Returns the last run's JSON and the kills."""
     chance = random.Random(seed)
     done = 0
@@ -148,7 +150,7 @@ def test_a_table_sorted_by_length_is_answered_whole_after_a_kill(tmp_path: Path)
         sealed = pl.concat([pl.read_parquet(path, columns=["row"]) for path in parts])["row"]
         out, err = start(tmp_path, url).communicate(timeout=120)
         bought = stats(url, prompts=True)
-    assert 0.2 < (sealed < rows // 2).mean() < 0.8
+    assert 0.2 < figure((sealed < rows // 2).mean()) < 0.8
     assert json.loads(out)["ok"] == rows, err.decode()
     output = pl.read_parquet(tmp_path / "output.parquet")
     assert output["id"].to_list() == ids and set(output["status"]) == {"ok"}
@@ -176,7 +178,7 @@ def test_the_next_run_says_once_what_was_in_flight_at_a_kill_and_what_it_may_hav
     assert lost["requests"] == IN_FLIGHT and 8 * 0.0005 < float(lost["at_most_usd"]) < 8 * 0.0009
 
 
-def events(path: Path) -> list[dict]:
+def events(path: Path) -> list[dict[str, Any]]:
     """The lines of the run's log."""
     return [json.loads(line) for line in (path / "runs/job/run.log").read_text().splitlines()]
 

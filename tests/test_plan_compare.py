@@ -223,7 +223,7 @@ def test_a_prefix_at_the_jobs_own_prices() -> None:
     (saving,) = shared_prefix(101, 5000, LITE, DAY, own=fixed_rates(1, 2, 0.25))
     assert saving.usd == Decimal("0.375")
     (saving,) = shared_prefix(101, 5000, LITE, DAY, own=fixed_rates(1, 2))
-    assert (saving.usd, saving.detail) == (0, "the job's own prices give no discount for cached tokens")
+    assert (saving.usd, saving.detail) == (Decimal(0), "the job's own prices give no discount for cached tokens")
 
 
 def test_slower_lanes() -> None:

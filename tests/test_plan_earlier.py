@@ -13,7 +13,7 @@ from jobs import CHUNKED, Sections, make_job
 from pipeline.job import Job
 from pipeline.plan.earlier import earlier
 from pipeline.plan.learned import Learned
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 from pipeline.records import Usage
 from pipeline.store.manifest import VERSION, Kind
 from pipeline.store.run import RunStore
@@ -162,7 +162,8 @@ def test_each_step_learns_from_its_like(tmp_path: Path, sections: Sections, taug
         for step in ("answer", "map", "reduce"):
             buy(store, [0], step=step)
     known = look(tmp_path, make_job(tmp_path, CHUNKED)).taught
-    found = [step + "+" * (output is not None) for step, output in known["step", "output"].sort("step").iter_rows()]
+    rows = known.select("step", "output").sort("step").iter_rows()
+    found = [step + "+" * (output is not None) for step, output in rows]
     assert " ".join(found) == taught
 
 

@@ -35,7 +35,7 @@ TEXTS = [
 
 
 def source_of(
-    folder: Path, table: Mapping[str, Sequence[object]], suffix: str = "parquet", **options: object
+    folder: Path, table: Mapping[str, Sequence[object] | pl.Series], suffix: str = "parquet", **options: object
 ) -> Source:
     path = folder / f"in.{suffix}"
     frame = pl.DataFrame(table)

@@ -1,6 +1,8 @@
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import assume, example, given
@@ -20,7 +22,7 @@ def load_of(prompts: int, mean: int = 1000, depth: int = 1, largest: int = 0) ->
     return Load(prompts, prompts * mean, largest, depth)
 
 
-def pace_of(used_today: int = 0, **limits: int | None) -> Pace:
+def pace_of(used_today: int = 0, **limits: Any) -> Pace:
     return Pace(replace(Limits(rpm=0, tpm=0), **limits), LATENCY_S, used_today=used_today)
 
 
@@ -230,12 +232,15 @@ def test_what_is_needed_fits_and_less_does_not(load: Load, pace: Pace, start: da
         lifted = Pace(Limits(rpm=0, tpm=0, concurrency=load.prompts), pace.latency_s)
         assert timeline(load, lifted, start).finish_at > by
         return
-    raised = {name: value for name in ("rpm", "tpm", "rpd", "concurrency") if (value := getattr(answer.needed, name))}
+    raised: dict[str, Any] = {
+        name: value for name in ("rpm", "tpm", "rpd", "concurrency") if (value := getattr(answer.needed, name))
+    }
     assert raised
     enough = replace(pace.limits, **raised)
     assert timeline(load, replace(pace, limits=enough), start).finish_at <= by
     for name, value in raised.items():
-        less = replace(pace, limits=replace(enough, **{name: int(0.98 * value)}))
+        lower: dict[str, Any] = {name: int(0.98 * value)}
+        less = replace(pace, limits=replace(enough, **lower))
         assert int(0.98 * value) == 0 or timeline(load, less, start).finish_at > by
 
 
@@ -273,7 +278,7 @@ def test_no_limit_makes_answers_quicker() -> None:
 
 
 @pytest.fixture
-def berlin(monkeypatch: pytest.MonkeyPatch):
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TZ", "Europe/Berlin")
     time.tzset()
     yield

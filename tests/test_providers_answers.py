@@ -35,7 +35,7 @@ def with_text(text: str) -> bytes:
     return answer(text="@@").replace(b"@@", text.encode())
 
 
-def kept(raw: bytes, status: int = 200, **headers: str) -> Reply:
+def kept(raw: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Reply:
     """The reply that one request gives, which reads the same from its stored bytes."""
     reply = generate(httpx.Response(status, stream=httpx.ByteStream(raw), headers=headers))
     assert isinstance(reply, Reply), reply
@@ -45,7 +45,7 @@ def kept(raw: bytes, status: int = 200, **headers: str) -> Reply:
     return reply
 
 
-def refused(raw: bytes, status: int = 200, **headers: str) -> Failure:
+def refused(raw: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Failure:
     failure = generate(httpx.Response(status, stream=httpx.ByteStream(raw), headers=headers))
     assert isinstance(failure, Failure), failure
     return failure
@@ -92,19 +92,19 @@ def test_odd_bytes_are_read_and_what_is_no_text_becomes_one_sign(raw: bytes, tex
 @pytest.mark.parametrize("charset", ["gbk", "gb18030", '"big5"', "Shift_JIS"])
 def test_a_body_in_the_encoding_that_its_header_names_is_read_and_stored_in_utf8(charset: str) -> None:
     raw = answer(text="東京 text").decode().encode(charset.strip('"'))
-    reply = kept(raw, **{"content-type": f"application/json; charset={charset}"})
+    reply = kept(raw, headers={"content-type": f"application/json; charset={charset}"})
     assert reply.text == "東京 text" and "東京".encode() in reply.raw
 
 
 @pytest.mark.parametrize("charset", ["undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "zip"])
 def test_no_name_of_an_encoding_is_more_than_a_reply_can_bear(charset: str) -> None:
     raw = answer(text="a\\ud83db").replace(b"STOP", b"STOP\xff").replace(b"\\\\u", b"\\u")
-    assert isinstance(kept(raw, **{"content-type": f"application/json; charset={charset}"}), Reply)
+    assert isinstance(kept(raw, headers={"content-type": f"application/json; charset={charset}"}), Reply)
 
 
 @pytest.mark.parametrize("charset", ["latin-7000", "utf-8", "iso-8859-1"])
 def test_a_header_that_names_a_false_encoding_changes_nothing(charset: str) -> None:
-    reply = kept(answer(text="größe"), **{"content-type": f"application/json;charset={charset}"})
+    reply = kept(answer(text="größe"), headers={"content-type": f"application/json;charset={charset}"})
     assert reply.text == "größe"
 
 
@@ -130,7 +130,7 @@ def test_a_header_that_names_a_false_encoding_changes_nothing(charset: str) -> N
     ],
 )
 def test_what_is_packed_is_unpacked_by_what_it_is_whatever_it_is_called(label: str, packed: bytes) -> None:
-    reply = kept(packed, **({"content-encoding": label} if label else {}))
+    reply = kept(packed, headers={"content-encoding": label} if label else {})
     assert reply.status == "ok" and reply.raw == answer()
 
 
@@ -145,7 +145,7 @@ def test_what_is_packed_is_unpacked_by_what_it_is_whatever_it_is_called(label: s
     ],
 )
 def test_a_false_encoding_is_asked_for_once_more_and_named(label: str, body: bytes, words: str) -> None:
-    failure = refused(body, **{"content-encoding": label})
+    failure = refused(body, headers={"content-encoding": label})
     assert (failure.kind, failure.error_kind) == ("transient", "malformed_reply") and words in failure.message
     assert failure.billed and failure.most_requests == 2
 
@@ -160,7 +160,7 @@ def test_a_bomb_is_unpacked_no_further_than_the_ceiling() -> None:
     with pytest.raises(TooLarge):
         decoded(gzip.compress(b" " * 2**19) * 3, "gzip", 2**20)
     assert len(decoded(gzip.compress(b" " * 2**20), "gzip", 2**20)) == 2**20
-    failure = refused(bomb, **{"content-encoding": "gzip"})
+    failure = refused(bomb, headers={"content-encoding": "gzip"})
     assert "larger than 16 MiB" in failure.message and failure.billed and failure.most_requests == 2
 
 

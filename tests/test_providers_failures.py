@@ -91,7 +91,7 @@ BILLING_COUNTRY = body_of(
 BAD_ARGUMENT = body_of(400, "Request contains an invalid argument.", "INVALID_ARGUMENT")
 UNIMPLEMENTED = body_of(501, "Operation is not implemented, or supported, or enabled.", "UNIMPLEMENTED")
 
-TABLE = {
+TABLE: dict[str, tuple[int, str | bytes, str, str]] = {
     "E1 wrong key": (400, E1, "auth", "auth"),
     "E1 expired key": (400, KEY_EXPIRED, "auth", "auth"),
     "E1 deleted key": (400, KEY_NOT_FOUND, "auth", "auth"),

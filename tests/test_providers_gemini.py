@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import AuthError, JobError
-from pipeline.providers.gemini import Gemini, Model, build_request, parse_reply
+from pipeline.providers.answers import parse_reply
+from pipeline.providers.gemini import Gemini, Model, build_request
 from pipeline.providers.transport import Wire
 from pipeline.records import Failure, Params, Prompt, Reply, Usage
 from pipeline.tokens import estimate

@@ -10,8 +10,9 @@ import anyio
 import pytest
 from test_providers_gemini import KEY, OK, prompt
 
+from pipeline.providers.connections import MOST_BODY_BYTES
 from pipeline.providers.gemini import Gemini, Model
-from pipeline.providers.transport import MOST_BODY_BYTES, Wire
+from pipeline.providers.transport import Wire
 from pipeline.records import Failure, Reply
 
 Speak = Callable[[asyncio.StreamWriter], Awaitable[None]]

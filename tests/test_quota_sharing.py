@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -32,7 +33,7 @@ class Together:
     last: dict[int, float] = field(default_factory=dict)  # when each run sent its last prompt
 
     def run(
-        self, parts: Sequence[list[Prompt]], begins: Sequence[float], path: Path, *, unset: int = -1, **limits: int
+        self, parts: Sequence[list[Prompt]], begins: Sequence[float], path: Path, *, unset: int = -1, **limits: Any
     ) -> None:
         """All with these limits, but for the run `unset`."""
 

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from serving import served_each, stats
 
-from jobs import PLAIN, write_job
+from jobs import PLAIN, Sections, write_job
 from pipeline.emulator import EmulatorOptions, parse_faults
 from pipeline.emulator.faults import GROUPS
 from pipeline.job import load
@@ -129,10 +129,10 @@ async def quiet(monitor: Monitor) -> None:
     await anyio.sleep_forever()
 
 
-def play(here: Path, url: str, rows: int = ROWS, **sections: Mapping[str, Any]) -> run.Ended:
+def play(here: Path, url: str, rows: int = ROWS, **sections: dict[str, Any]) -> run.Ended:
     """One session of a job against the service at `url`."""
     (here / "topics.csv").write_text("topic\n" + "".join(f"a topic of number {n}\n" for n in range(rows)))
-    asked = {
+    asked: Sections = {
         "model": {"name": MODEL, "max_output_tokens": 50},
         "limits": {"rpm": 0, "tpm": 0},
         "endpoint": {"base_url": url, "timeout_s": 20.0},

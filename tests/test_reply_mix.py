@@ -3,7 +3,7 @@
 import json
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 from serving import served, stats
 from test_reply_faults import LOST, REPLIES, billed_usd, quiet
 
-from jobs import PLAIN, write_job
+from jobs import PLAIN, Sections, write_job
 from pipeline.emulator import EmulatorOptions, parse_faults
 from pipeline.errors import AuthError
 from pipeline.job import Job, load
@@ -44,9 +44,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def play(here: Path, rows: int, **sections: Mapping[str, Any]) -> run.Ended:
+def play(here: Path, rows: int, **sections: dict[str, Any]) -> run.Ended:
     (here / "topics.csv").write_text("topic\n" + "".join(f"{topic}\n" for topic in topics(rows)))
-    asked = {"model": {"name": MODEL, "max_output_tokens": LIMIT}, "limits": {"rpm": 0, "tpm": 0}, **sections}
+    asked: Sections = {"model": {"name": MODEL, "max_output_tokens": LIMIT}, "limits": {"rpm": 0, "tpm": 0}, **sections}
     prepared = prepare.prepare(load(write_job(here, PLAIN, **asked)), prepare.Options())
     return anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
 
@@ -145,7 +145,8 @@ REAL = {
     "modelVersion": MODEL,
     "responseId": "km2kaorlCeDdg8UP67-l6Ac",
 }
-_ODD_VALUES = (None, True, -1, 0, 1.5, 1e300, 10**14, 2**70, "", "20", "x" * 300, [], {}, [[]], {"text": "t"}, "\ud83d")
+_ODD_VALUES: list[object] = [None, True, -1, 0, 1.5, 1e300, 10**14, 2**70]
+_ODD_VALUES += ["", "20", "x" * 300, [], {}, [[]], {"text": "t"}, "\ud83d"]
 _ODD_NAMES = ("candidates", "error", "text", "parts", "usageMetadata", "promptTokenCount", "modelVersion", "", "\u202e")
 
 

@@ -53,7 +53,7 @@ def test_a_run_directory_without_calls_is_all_zeros(directory: Path) -> None:
     with opened(directory):
         pass
     summary = summarize(directory)
-    assert (summary.rows, summary.done, summary.calls, summary.attempts, summary.cost_usd) == (0, 0, 0, 0, 0)
+    assert (summary.rows, summary.done, summary.calls, summary.attempts, summary.cost_usd) == (0, 0, 0, 0, Decimal(0))
     assert (summary.usage, summary.calls_by_step) == (Usage(), {})
     assert (summary.latency_p50_s, summary.latency_p95_s, summary.seconds) == (None, None, 0)
 

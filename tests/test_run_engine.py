@@ -2,10 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import anyio
 import polars as pl
@@ -18,8 +19,8 @@ from pipeline.budget.caps import Spending
 from pipeline.dispatch.dispatcher import UNLIMITED, Dispatcher
 from pipeline.errors import RowsFailed, RunStateError
 from pipeline.job import Job
-from pipeline.providers.gemini import parse_reply
-from pipeline.records import Document, Failure, Limits, Prompt, Reply, Usage
+from pipeline.providers.answers import parse_reply
+from pipeline.records import Document, Failure, Limits, Prompt, Reply, Status, Usage
 from pipeline.run import engine as engines
 from pipeline.run.engine import FAIL_FAST_ROWS, Engine, Monitor, mixed
 from pipeline.store.run import RunStore
@@ -32,6 +33,10 @@ def documents(count: int, text: str | None = None) -> Iterator[list[Document]]:
         yield [Document(row, f"k{row}", {"topic": f"t{row}"}, text) for row in range(start, min(count, start + 10))]
 
 
+async def unexpected(prompt: Prompt) -> Reply:
+    pytest.fail(f"{prompt.text} is sent")
+
+
 def play(
     path: Path,
     job: Job,
@@ -42,7 +47,7 @@ def play(
     limits: Limits = UNLIMITED,
     cap_usd: Decimal | None = None,
     monitor: Monitor | None = None,
-    meanwhile: Callable[[Engine], Awaitable[None]] | None = None,
+    meanwhile: Callable[[Engine], Coroutine[Any, Any, None]] | None = None,
 ) -> tuple[Engine, Counter[str]]:
     """One session of a run; returns the engine and the outcomes in the store."""
 
@@ -212,7 +217,7 @@ def test_when_the_first_rows_all_fail_alike_the_run_stops_and_the_next_one_goes_
     assert "--fresh" in engine.stopped.hint and "the same command goes on" in engine.stopped.hint
     assert FAIL_FAST_ROWS <= engine.monitor.answered <= FAIL_FAST_ROWS + 20, "what was in flight is kept"
     with opened(tmp_path / "run") as store:
-        first = Monitor(60, outcomes=Counter(truncated=store.outcomes.count("truncated")))
+        first = Monitor(60, outcomes=Counter[Status]({"truncated": store.outcomes.count("truncated")}))
     engine, _ = play(tmp_path, job, documents(60), truncated, 60, monitor=first)
     assert engine.stopped is None and engine.monitor.done == 60
 
@@ -241,13 +246,13 @@ def test_one_row_that_ends_otherwise_lets_the_run_go_on(tmp_path: Path, row: int
 
 def test_a_template_that_fails_on_every_row_stops_the_run_and_nothing_is_sent(tmp_path: Path) -> None:
     job = make_job(tmp_path, PLAIN, prompt={"template": "Say {{ topic + 1 }}"})
-    engine, outcomes = play(tmp_path, job, documents(500), pytest.fail, 500)
+    engine, outcomes = play(tmp_path, job, documents(500), unexpected, 500)
     assert engine.stopped and "template_error: the template fails" in engine.stopped.message
     assert FAIL_FAST_ROWS <= outcomes["invalid"] <= FAIL_FAST_ROWS + 10
 
 
 def test_empty_rows_are_no_reason_to_stop(tmp_path: Path) -> None:
-    _, outcomes = play(tmp_path, make_job(tmp_path, CHUNKED), documents(40, " "), pytest.fail, 40)
+    _, outcomes = play(tmp_path, make_job(tmp_path, CHUNKED), documents(40, " "), unexpected, 40)
     assert outcomes["invalid"] == 40
 
 

@@ -10,16 +10,18 @@ import anyio
 import polars as pl
 import pytest
 from serving import served, stats
+from tables import figure
 
-from jobs import CHUNKED, PLAIN, make_job, write_job
+from jobs import CHUNKED, PLAIN, Sections, make_job, write_job
 from pipeline import report
 from pipeline.errors import BudgetReached, InputChanged, InputError, JobError, RunStateError
-from pipeline.estimating import Wishes, estimate, look
+from pipeline.estimating import Wishes, estimate
 from pipeline.job import load
 from pipeline.plan import Plan
 from pipeline.records import Limits
 from pipeline.run import prepare, run
 from pipeline.run.engine import Monitor
+from pipeline.run.planning import look
 from pipeline.run.prepare import Options
 from pipeline.source.documents import BATCH_ROWS
 from pipeline.source.order import BLOCK_ROWS, reading_order
@@ -37,8 +39,9 @@ async def quiet(monitor: Monitor) -> None:
     await anyio.sleep_forever()
 
 
-def play(path: Path, options: Options | None = None, **sections: dict) -> run.Ended:
-    job = make_job(path, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, **sections})
+def play(path: Path, options: Options | None = None, **sections: dict[str, Any]) -> run.Ended:
+    asked: Sections = {"limits": {"rpm": 0, "tpm": 0}, **sections}
+    job = make_job(path, PLAIN, **asked)
     prepared = prepare.prepare(job, options or Options(offline=True))
     return anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
 
@@ -139,7 +142,8 @@ def test_a_budget_needs_a_longest_answer(
 
 def test_the_days_budget_is_shared_by_all_runs_of_a_key(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
-    first = {"model": {"name": "gemini-3.5-flash-lite", "max_output_tokens": 2}, "budget": {"max_usd_per_day": 1.0}}
+    model = {"name": "gemini-3.5-flash-lite", "max_output_tokens": 2}
+    first: Sections = {"model": model, "budget": {"max_usd_per_day": 1.0}}
     with served(model_version=None) as url:  # answers under the model's own name, which has a price
         endpoint = {"base_url": url}
         spent = play(here, Options(), endpoint=endpoint, **first).summary.cost_usd
@@ -203,6 +207,7 @@ def test_half_done_work_is_planned_as_what_is_left(here: Path) -> None:
 
 
 def test_identical_prompts_are_sent_once_across_seals_and_starts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert RunStore.__init__.__kwdefaults__
     monkeypatch.setitem(RunStore.__init__.__kwdefaults__, "seal_rows", 20)
     monkeypatch.setattr("pipeline.store.run.SYNC_S", 0.01)
     monkeypatch.setattr("pipeline.run.engine.MAX_OPEN_DOCUMENTS", 10)
@@ -256,7 +261,7 @@ def test_every_format_is_read_in_the_order_of_the_plan(
     assert [document.row for document in in_file_order] == [row for row in range(prepared.rows) if wanted(row)]
     assert sorted(read, key=lambda document: document.row) == in_file_order != read
     assert {BATCH_ROWS} == {len(batch) // BLOCK_ROWS * BLOCK_ROWS for batch in batches[:-1]}
-    means = [sum(len(document.fields["topic"]) for document in batch) / len(batch) for batch in batches]
+    means = [sum(len(str(document.fields["topic"])) for document in batch) / len(batch) for batch in batches]
     assert max(means) < 1.05 * min(means)
 
 
@@ -298,8 +303,8 @@ def test_a_sorted_table_is_answered_whole_and_in_its_order_after_ctrl_c_and_resu
     part = pl.read_ndjson("results/out-offline.jsonl")
     assert part["id"].to_list() == [f"k{row}" for row in range(rows)]
     answered = part.with_row_index().filter(pl.col("status") == "ok")["index"]
-    assert answered.min() < 500 and answered.max() > rows * 0.6, "short rows and long ones"
-    assert 0.2 < (answered < rows // 2).mean() < 0.8
+    assert figure(answered.min()) < 500 and figure(answered.max()) > rows * 0.6, "short rows and long ones"
+    assert 0.2 < figure((answered < rows // 2).mean()) < 0.8
 
     last = anyio.run(run.run, prepared, lambda plan, continued, session: plans.append(plan), quiet)
     assert all(plan.order for plan in plans) or plans[1].documents <= BATCH_ROWS

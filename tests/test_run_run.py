@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -13,7 +14,7 @@ from commands import UNLIMITED, Ran, small_job
 from serving import served, stats
 from sharedfiles import damage
 
-from jobs import PLAIN, write_job
+from jobs import PLAIN, Sections, write_job
 from pipeline import estimating
 from pipeline.errors import BudgetReached, QuotaExhausted
 from pipeline.events import BookTrouble
@@ -58,9 +59,12 @@ def holding() -> Iterator[Meddling]:
 class Run:
     """One session of the job, with something done to a shared file after the tenth answer."""
 
-    def __init__(self, here: Path, url: str, meddle: Callable[[], None] = lambda: None, **sections: dict) -> None:
+    def __init__(
+        self, here: Path, url: str, meddle: Callable[[], None] = lambda: None, **sections: dict[str, Any]
+    ) -> None:
         limits = {"rpm": 6000, "tpm": 0, "concurrency": 8}
-        self.job = load(write_job(here, PLAIN, **{"endpoint": {"base_url": url}, "limits": limits, **sections}))
+        asked: Sections = {"endpoint": {"base_url": url}, "limits": limits, **sections}
+        self.job = load(write_job(here, PLAIN, **asked))
         self._meddle = meddle
         self.notices: list[str] = []
         prepared = prepare.prepare(self.job, prepare.Options())

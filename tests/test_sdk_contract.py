@@ -30,6 +30,19 @@ def sdk(base_url: str, version: str = "v1beta", key: str = "AQ.key") -> Iterator
         client.close()
 
 
+def answer_of(response: types.GenerateContentResponse, finish: types.FinishReason) -> types.Candidate:
+    """The only answer, which ended so."""
+    assert response.candidates is not None
+    (answer,) = response.candidates
+    assert answer.finish_reason is finish
+    return answer
+
+
+def usage_of(response: types.GenerateContentResponse) -> types.GenerateContentResponseUsageMetadata:
+    assert response.usage_metadata is not None
+    return response.usage_metadata
+
+
 @pytest.mark.parametrize("version", ["v1", "v1beta"])
 def test_generate_content_with_every_setting(base_url: str, version: str) -> None:
     config = types.GenerateContentConfig(
@@ -52,16 +65,21 @@ def test_generate_content_with_every_setting(base_url: str, version: str) -> Non
     )
     with sdk(base_url, version) as client:
         response = client.models.generate_content(model=MODEL, contents=TEXT, config=config)
-    assert response.text.startswith("The river flooded the town.")
+    assert response.text is not None and response.text.startswith("The river flooded the town.")
     assert response.model_version == "emulator"
     assert response.response_id
-    assert response.candidates[0].finish_reason is types.FinishReason.STOP
-    assert response.candidates[0].content.parts[0].thought is True
-    usage = response.usage_metadata
+    content = answer_of(response, types.FinishReason.STOP).content
+    assert content is not None and content.parts is not None
+    assert content.parts[0].thought is True
+    usage = usage_of(response)
     assert usage.thoughts_token_count == 7
+    assert usage.prompt_token_count is not None and usage.candidates_token_count is not None
     assert usage.total_token_count == usage.prompt_token_count + usage.candidates_token_count + 7
+    assert usage.prompt_tokens_details is not None
     assert usage.prompt_tokens_details[0].modality is types.MediaModality.TEXT
-    assert response.sdk_http_response.headers["x-gemini-service-tier"] == "flex"
+    received = response.sdk_http_response
+    assert received is not None and received.headers is not None
+    assert received.headers["x-gemini-service-tier"] == "flex"
 
 
 def test_json_by_pydantic_model_is_parsed(base_url: str) -> None:
@@ -83,7 +101,7 @@ def test_json_by_json_schema_is_valid_json(base_url: str) -> None:
     config = types.GenerateContentConfig(response_mime_type="application/json", response_json_schema=schema)
     with sdk(base_url) as client:
         response = client.models.generate_content(model=MODEL, contents=TEXT, config=config)
-    assert json.loads(response.text) == {"n": 3}
+    assert json.loads(response.text or "") == {"n": 3}
 
 
 def test_a_chat_sends_its_history(base_url: str) -> None:
@@ -98,15 +116,15 @@ def test_an_answer_cut_by_thinking_has_no_text(base_url: str) -> None:
     with sdk(base_url) as client:
         response = client.models.generate_content(model=MODEL, contents=TEXT, config=config)
     assert response.text is None
-    assert response.candidates[0].finish_reason is types.FinishReason.MAX_TOKENS
-    assert response.usage_metadata.candidates_token_count is None
+    assert answer_of(response, types.FinishReason.MAX_TOKENS)
+    assert usage_of(response).candidates_token_count is None
 
 
 def test_count_tokens_agrees_with_usage(base_url: str) -> None:
     with sdk(base_url) as client:
         counted = client.models.count_tokens(model=MODEL, contents=TEXT)
         response = client.models.generate_content(model=MODEL, contents=TEXT)
-    assert counted.total_tokens == response.usage_metadata.prompt_token_count
+    assert counted.total_tokens == usage_of(response).prompt_token_count
 
 
 def test_models_are_listed_over_pages_and_got_by_name(base_url: str) -> None:
@@ -116,7 +134,7 @@ def test_models_are_listed_over_pages_and_got_by_name(base_url: str) -> None:
     assert f"models/{MODEL}" in names
     assert len(names) == len(set(names)) > 10
     assert model.input_token_limit == 1_048_576
-    assert "generateContent" in model.supported_actions
+    assert "generateContent" in (model.supported_actions or [])
 
 
 def test_errors_arrive_as_the_sdks_classes(base_url: str) -> None:
@@ -161,6 +179,7 @@ def test_an_overload_is_a_server_error_and_a_blocked_prompt_is_an_answer() -> No
         assert (caught.value.code, caught.value.status) == (503, "UNAVAILABLE")
         response = client.models.generate_content(model=MODEL, contents="hi")
         assert response.candidates is None
+        assert response.prompt_feedback is not None
         assert response.prompt_feedback.block_reason is types.BlockedReason.PROHIBITED_CONTENT
 
 

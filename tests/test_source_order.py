@@ -1,6 +1,6 @@
 """Rows that are sorted by length: read in two places at once, so that any stretch of a run is like the whole table."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, cycle
 from random import Random
@@ -131,7 +131,7 @@ def test_every_row_left_is_read_once_whatever_the_frames_and_never_far_ahead(
     assert max(Counter(read).values()) == 1
     assert sorted(left) == [row for row in range(len(sizes)) if wanted[row]]
     mean = sum(sizes[row] for row in left) / len(left)
-    off = Counter[int]()
+    off: dict[int, float] = defaultdict(float)
     for row in left:
         off[row // BLOCK_ROWS] += abs(sizes[row] / mean - 1)
     assert worst(left, sizes) <= 2 * max(off.values()) + 1e-6

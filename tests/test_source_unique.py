@@ -55,6 +55,6 @@ def test_a_full_disk_is_named_with_the_place(monkeypatch: pytest.MonkeyPatch) ->
         yield from (pl.Series([number], dtype=pl.UInt64) for number in range(3))
 
     monkeypatch.setattr(unique, "_RUN", 1)
-    monkeypatch.setattr(unique.tempfile, "TemporaryFile", Full)
+    monkeypatch.setattr("tempfile.TemporaryFile", Full)
     error = refused(lambda: unique.repeats(parts()))
     assert f"No space left on device in {gettempdir()}" in error.message and "TMPDIR" in error.hint

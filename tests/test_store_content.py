@@ -8,6 +8,7 @@ import anyio
 import pytest
 from stores import CENT, answer, killed, opened, paid, prompt, result
 
+from pipeline.records import Status
 from pipeline.store import content
 from pipeline.store.content import Answered, ContentIndex
 from pipeline.store.run import RunStore
@@ -48,7 +49,7 @@ def test_the_pieces_of_a_document_are_found_too(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("status", ["truncated", "blocked"])
-def test_only_whole_answers_are_found(directory: Path, status: str) -> None:
+def test_only_whole_answers_are_found(directory: Path, status: Status) -> None:
     finish = {"truncated": "MAX_TOKENS", "blocked": "SAFETY"}[status]
     with opened(directory) as store:
         store.append_call(prompt(0), paid(raw=b'{"candidates":[{"finishReason":"' + finish.encode() + b'"}]}'))

@@ -301,7 +301,7 @@ def test_the_same_table_comes_out_of_every_format(tmp_path: Path, results: Path)
                     value and str(value)[:10] for value in parquet[name]
                 ]
             else:
-                cells = table[name] == "true" if (dtype, suffix) == (pl.Boolean, ".csv") else table[name]
+                cells = table[name] == "true" if dtype == pl.Boolean and suffix == ".csv" else table[name]
                 assert cells.cast(dtype).to_list() == parquet[name].to_list(), (suffix, name)
 
 
@@ -323,7 +323,8 @@ def test_a_number_that_json_lacks_is_its_word_and_not_null(tmp_path: Path, resul
 @pytest.mark.case("T9")
 def test_a_number_that_json_lacks_is_its_word_at_any_depth(tmp_path: Path, results: Path) -> None:
     nan, infinite = float("nan"), float("inf")
-    deep = [{"on": date(2024, 1, 2), "l": [{"x": nan, "s": 'é"', "d": Decimal("1.50")}]}, None, {"on": None, "l": []}]
+    one = {"on": date(2024, 1, 2), "l": [{"x": nan, "s": 'é"', "d": Decimal("1.50")}]}
+    deep: list[Any] = [one, None, {"on": None, "l": []}]
     frame = pl.DataFrame(
         {
             "list": [[1.0, nan, None], [], None],
@@ -449,8 +450,17 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_name(
 ) -> None:
     steps: list[str] = []
     fsync, rename = os.fsync, Path.rename
-    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("fsync"), fsync(fd))[1])
-    monkeypatch.setattr(Path, "rename", lambda path, to: (steps.append(f"rename to {to.name}"), rename(path, to)))
+
+    def synced(fd: int) -> None:
+        steps.append("fsync")
+        fsync(fd)
+
+    def renamed(path: Path, to: Path) -> Path:
+        steps.append(f"rename to {to.name}")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
     write(IDS, results, tmp_path / "new" / "out.csv")
     assert steps == ["fsync", "fsync", "rename to output.json", "rename to out.csv", "fsync"], "the folder's at last"
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stores import body, failed, paid, prompt, result
 
 from pipeline.errors import RunStateError
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 from pipeline.records import Reply, Result, Usage
 from pipeline.store.journal import Journal, Whose, journal_path, read
 from pipeline.store.lines import Call, Ended, Sent, call_line, ended_line, kept, result_line, sent_line
@@ -22,7 +22,7 @@ PLAIN = Whose("")
 UNICODE = '第一行\n第二行 😀 "quoted" \\ \u2028\u2029\u0000\u0085'
 
 
-def written(path: Path, *lines: bytes) -> list[Call | Result]:
+def written(path: Path, *lines: bytes) -> list[Call | Result | Sent | Ended]:
     path.write_bytes(b"".join(lines))
     return list(read(path, parse_reply, PLAIN))
 
@@ -148,7 +148,7 @@ def test_any_text_any_usage_and_any_layout_survive(
     tmp_path_factory: pytest.TempPathFactory,
     text: str,
     cost: Decimal | None,
-    counts: tuple[int, ...],
+    counts: tuple[int, int, int, int, int],
     layout: bytes,
 ) -> None:
     reply = paid(cost_usd=cost, raw=layout + body(text, indent=True) + layout, usage=Usage(*counts))

@@ -11,7 +11,7 @@ from stores import answer, opened, sealed
 
 from pipeline import report
 from pipeline.errors import InputError
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 from pipeline.records import Usage
 from pipeline.store.journal import journal_path, journal_paths
 from pipeline.store.manifest import VERSION

@@ -219,7 +219,7 @@ def test_a_damaged_part_is_named(tmp_path: Path, damage: str) -> None:
     assert "backup" in caught.value.hint
 
 
-ABSURD = {
+ABSURD: dict[str, dict[str, Any]] = {
     "99999999999999 tokens": {"usage": Usage(99_999_999_999_999, 0, 34), "cost_usd": Decimal("24999999.99")},
     "more than 64 bits": {"usage": Usage(12, 10**30, -(10**30))},
     "no number": {"cost_usd": Decimal("NaN")},
@@ -290,7 +290,8 @@ def test_parts_of_an_older_version_lack_columns_that_are_empty_then(tmp_path: Pa
 
 def test_a_part_that_one_may_not_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As polars tells it to anybody but root."""
-    path = parts.write_part(FRAME, tmp_path, 1)
+    parts.write_part(FRAME, tmp_path, 1)
+    path = parts.part_path(tmp_path, 1)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(f"Permission denied (os error 13): {path}")

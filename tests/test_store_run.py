@@ -18,9 +18,10 @@ from stores import AT, CENT, PARAMS, abandon, answer, failed, killed, manifest, 
 
 from pipeline import report
 from pipeline.errors import RunStateError
-from pipeline.providers.gemini import parse_reply
-from pipeline.records import PASSING, STATUSES, Status, Usage
+from pipeline.providers.answers import parse_reply
+from pipeline.records import PASSING, STATUSES, ErrorKind, Status, Usage
 from pipeline.store import parts, run, state
+from pipeline.store.journal import read as read_journal
 from pipeline.store.run import RunStore
 from pipeline.store.state import Outcomes, is_passing, load
 
@@ -80,7 +81,7 @@ def test_a_far_row_costs_one_byte_for_each_row_before_it() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(PASSING))
-def test_a_failure_that_may_pass_is_tried_again(directory: Path, kind: str) -> None:
+def test_a_failure_that_may_pass_is_tried_again(directory: Path, kind: ErrorKind) -> None:
     with opened(directory) as store:
         store.append_result(result(0, "error", kind))
         assert not store.outcomes.done(0)
@@ -103,7 +104,7 @@ def test_a_failure_that_may_pass_is_tried_again(directory: Path, kind: str) -> N
         ("error", "too_long"),
     ],
 )
-def test_every_other_outcome_stays(directory: Path, status: Status, kind: str | None) -> None:
+def test_every_other_outcome_stays(directory: Path, status: Status, kind: ErrorKind | None) -> None:
     assert not is_passing(result(0, status, kind))
     with killed(directory) as store:
         answer(store, 0, status, kind)
@@ -226,7 +227,7 @@ def test_spending_counts_sealed_and_unsealed_calls_and_nothing_for_an_unknown_pr
 
 
 def test_reopen_names_rows_by_status_or_kind_until_they_have_a_new_outcome(directory: Path) -> None:
-    outcomes: list[tuple[Status, str | None]] = [
+    outcomes: list[tuple[Status, ErrorKind | None]] = [
         ("ok", None),
         ("truncated", "truncated"),
         ("blocked", "prompt_blocked"),
@@ -496,7 +497,7 @@ _HOLDER = """
 import sys
 from stores import manifest, paid, prompt
 from pathlib import Path
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 from pipeline.store.run import RunStore
 store = RunStore(Path(sys.argv[1]), parse_reply)
 store.open(manifest())
@@ -879,14 +880,14 @@ def test_a_seal_under_the_readers_eyes_is_counted_once(
 def test_a_journal_that_vanishes_while_it_is_read_was_sealed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with killed(directory) as store:
         buy_and_finish(store)
-        read, sealing = state.read, iter([True])
+        sealing = iter([True])
 
         def read_late(*arguments: Any) -> Any:
             if next(sealing, False):
                 anyio.run(store.seal)
-            return read(*arguments)
+            return read_journal(*arguments)
 
-        monkeypatch.setattr(state, "read", read_late)
+        monkeypatch.setattr("pipeline.store.state.read", read_late)
         outcomes, unsealed = load(directory, parse_reply)
         monkeypatch.undo()
     assert (outcomes.count("ok"), outcomes.count("error"), unsealed.sealed, unsealed.results) == (2, 1, 1, {})
@@ -926,6 +927,9 @@ ACTION = st.one_of(
 SESSION = st.tuples(st.lists(ACTION, max_size=12), st.none() | st.integers(0, 40))
 
 
+ENDS: list[tuple[Status, ErrorKind | None]] = [("ok", None), ("error", "server"), ("blocked", "prompt_blocked")]
+
+
 class History:
     """What was bought and answered, as the one who paid remembers it."""
 
@@ -957,7 +961,7 @@ class History:
             self.unread[content] += 1
             self.uncertain += usd + CENT
         elif verb == "finish":
-            status, kind = (("ok", None), ("error", "server"), ("blocked", "prompt_blocked"))[number]
+            status, kind = ENDS[number]
             store.append_result(result(row, status, kind))
             self.outcomes[row] = status
         elif store.reply(content) is None:

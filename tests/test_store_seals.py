@@ -9,7 +9,7 @@ from stores import answer, killed, manifest, opened, paid, prompt, sealed
 
 from pipeline import report
 from pipeline.errors import RunStateError
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 from pipeline.store import parts, seals, state
 from pipeline.store.journal import journal_path, journal_paths
 from pipeline.store.run import RunStore

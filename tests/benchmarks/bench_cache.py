@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from redis_server import redis_server
 
 from pipeline.cache import AnswerCache
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 from pipeline.shelves import RedisShelf, Shelf, SqliteShelf
 
 BATCH = 1000

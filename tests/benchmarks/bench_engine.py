@@ -24,7 +24,7 @@ import polars as pl
 
 from pipeline.job import Job, load
 from pipeline.plan import Plan
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 from pipeline.records import Prompt, Reply, Usage
 from pipeline.run import prepare, run
 from pipeline.run.engine import Monitor

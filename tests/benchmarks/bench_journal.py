@@ -16,7 +16,7 @@ import anyio
 from bench_store import MANIFEST, answered, generate
 
 from pipeline.job import Job, load
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 from pipeline.records import Prompt, Reply
 from pipeline.run import prepare, run
 from pipeline.run.engine import Monitor

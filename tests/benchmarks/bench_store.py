@@ -17,7 +17,7 @@ import anyio.lowlevel
 import orjson
 import polars as pl
 
-from pipeline.providers.gemini import parse_reply
+from pipeline.providers.answers import parse_reply
 from pipeline.records import Params, Prompt, Reply, Result, Usage
 from pipeline.report import failures, summarize
 from pipeline.store import parts, seals
