@@ -44,9 +44,11 @@ class Input(_Section):
     )
     id: str | None = Field(None, description="the column that names a row; must be unique. Default: the row number")
     text: str | None = Field(None, description="the column that may be chunked")
-    where: str | None = Field(None, description="SQL predicate: only these rows")
+    where: str | None = Field(None, description="SQL predicate: only the rows for which it holds")
     encoding: str | None = Field(
-        None, description="of .csv, .tsv and .jsonl, as Python names it: `gb18030`, `utf-16`, `latin-1`. Default: UTF-8"
+        None,
+        description="how a .csv, .tsv or .jsonl is encoded, as Python names it: `gb18030`, `utf-16`, `latin-1`."
+        " Default: UTF-8",
     )
 
     separator: str | None = Field(
@@ -86,7 +88,7 @@ class Chunk(_Section):
     """How a long text is cut."""
 
     max_tokens: int = Field(ge=64, description="largest piece of `[input] text`, by estimate")
-    overlap_tokens: int = Field(0, ge=0, description="how much of the previous piece the next one repeats, at most")
+    overlap_tokens: int = Field(0, ge=0, description="tokens of the previous piece that the next one repeats, at most")
 
     @model_validator(mode="after")
     def _overlap_leaves_progress(self) -> "Chunk":
@@ -120,20 +122,24 @@ class Prices(_Section):
 class ModelSection(_Section):
     """The model and its parameters; what is left out stays at the model's default."""
 
-    name: str = Field(description="as in `pipeline models`")
+    name: str = Field(description="as `pipeline models` names it")
     max_output_tokens: int | None = Field(None, ge=1, le=_MOST, description="longest answer, thinking included")
     temperature: float | None = Field(None, ge=0, le=2, description="ignored by Gemini 3.6 and later")
     top_p: float | None = Field(None, ge=0, le=1, description="ignored by Gemini 3.6 and later")
     top_k: int | None = Field(None, ge=1, le=_MOST, description="ignored by Gemini 3.6 and later")
-    seed: int | None = Field(None, ge=-(2**31), lt=2**31, description="best effort of the service")
-    stop: list[str] = Field(default_factory=list, description="the answer ends before any of these")
+    seed: int | None = Field(
+        None, ge=-(2**31), lt=2**31, description="makes answers repeatable, as far as the service can"
+    )
+    stop: list[str] = Field(default_factory=list, description="the answer ends before any of these texts")
     thinking: Literal["minimal", "low", "medium", "high", "xhigh"] | int | None = Field(
         None, description="a level, or a budget in tokens for Gemini 2.5 (0 off, -1 automatic)"
     )
     response_mime_type: Literal["text/plain", "application/json", "text/x.enum"] | None = Field(
         None, description='"application/json" makes the answer one JSON text'
     )
-    safety: dict[str, str] = Field(default_factory=dict, description='e.g. { HARASSMENT = "BLOCK_ONLY_HIGH" }')
+    safety: dict[str, str] = Field(
+        default_factory=dict, description='threshold by category, e.g. { HARASSMENT = "BLOCK_ONLY_HIGH" }'
+    )
     prices: Prices | None = Field(None, description="{ input, output, cached } in USD per million tokens")
 
     @field_validator("thinking")
@@ -195,15 +201,18 @@ class LimitsSection(_Section):
 class Budget(_Section):
     """Caps on spending."""
 
-    max_usd: float | None = Field(None, gt=0, allow_inf_nan=False, description="the run never spends more")
+    max_usd: float | None = Field(None, gt=0, allow_inf_nan=False, description="this run never spends more than this")
     max_usd_per_day: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="all runs with this key on this machine, since 00:00 UTC"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="all runs with this key on this machine spend no more, from 00:00 UTC on",
     )
     max_usd_per_month: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="all runs with this key on this machine, since the first of the month, UTC",
+        description="all runs with this key on this machine spend no more, from the first of the month on, UTC",
     )
     allow_unpriced: bool = Field(False, description="run under a cap though the model's price is unknown")
 
