@@ -119,7 +119,7 @@ class SpendBook(SharedFile):
             self._held = held
 
     def release(self) -> None:
-        """Nothing of this run is in flight, that of a session that was killed being counted otherwise."""
+        """Nothing of this run is in flight; what a killed session had in flight is counted otherwise."""
         row = "DELETE FROM held WHERE project = ? AND run = ?"
         if self._held and self.write(lambda db: db.execute(row, (self._project, self._run))):
             self._held = None

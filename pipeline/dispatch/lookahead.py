@@ -13,13 +13,13 @@ from typing import Generic, Protocol, TypeVar
 DEPTH = 256
 """Prompts that are compared: the more, the better gaps are filled."""
 PATIENCE = 0.02
-"""The oldest that does not fit is waited for once that takes no longer than this part of the time it has waited.
+"""The oldest that does not fit is waited for once the wait is no longer than this part of the time it has waited.
 
-Waiting leaves room unused, but passed over until then, a large prompt goes when others as large leave the last minute,
+Waiting leaves room unused. Passed over until then, a large prompt goes when others as large leave the last minute,
 instead of when a gap must be forced for it. Worth 0.6 % of the tokens in simulation, at .02 to .04.
 """
 MAX_WAIT_S = 600.0
-"""Who has been passed over this long goes next, and everything waits until it fits."""
+"""A prompt that was passed over this long goes next, and everything waits until it fits."""
 LANES = 3
 """Lane 0: what is sent again; 1: what finishes a document; 2: all others."""
 
@@ -153,8 +153,8 @@ class Lookahead(Generic[Item]):
         """Remove and return what goes now, or None when nothing does.
 
         `room` is the size up to which it is worth asking `fits`; when it is infinite the oldest goes. `fits_at` tells
-        when one that does not fit would, if nothing else went before; beyond `until(now)` none is waited for. The last
-        lane comes first when `backwards`.
+        when an item that does not fit will fit if nothing else goes before it; beyond `until(now)` nobody waits for it.
+        The last lane comes first when `backwards`.
         """
         self._awaited = None
         lanes = self._lanes[::-1] if backwards else self._lanes
@@ -177,7 +177,7 @@ class Lookahead(Generic[Item]):
         return None
 
     def next_wanted(self, now: float) -> Item | None:
-        """What everything waits for when `take` returned None: who has waited long, else the smallest."""
+        """What everything waits for when `take` returned None: an item that has waited long, else the smallest."""
         if self._awaited is not None:
             return self._awaited
         smallest = [entry for lane in self._lanes if (entry := lane.smallest(now)) is not None]
@@ -187,9 +187,9 @@ class Lookahead(Generic[Item]):
 def _worth_waiting(
     entry: _Entry[Item], now: float, fits_at: Callable[[Item], float], until: Callable[[float], float]
 ) -> bool:
-    """Whether nothing else may go before.
+    """Whether everything waits until this one fits.
 
-    What goes before only moves the time away at which this fits: until one answer of `fits_at` is near, none is needed.
+    Whatever goes before it only delays it. So one answer of `fits_at` will do until the time that it names is near.
     """
     if now - entry.since > MAX_WAIT_S:
         return True

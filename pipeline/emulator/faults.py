@@ -1,6 +1,6 @@
 """Failures on purpose: which request fails, and how.
 
-A request's fate hangs on the seed, on its prompt and on how often that prompt was asked before, never on the order in
+A request's fate depends on the seed, its prompt and how often that prompt was asked before, never on the order in
 which requests arrive: the same job meets the same faults at any concurrency.
 """
 
@@ -175,7 +175,7 @@ def parse_faults(spec: str) -> Faults:
 
 
 def luck(seed: int, purpose: str, prompt: int, attempt: int) -> float:
-    """A number in [0, 1) that hangs on nothing else."""
+    """A number in [0, 1) that depends on nothing else."""
     key = f"{seed}/{purpose}/{prompt}/{attempt}".encode()
     return int.from_bytes(blake2b(key, digest_size=6).digest(), "big") / 2**48
 

@@ -1,4 +1,4 @@
-"""Other runs on the same quota: what they have sent is charged here too, and who has had least goes first."""
+"""Other runs on the same quota: this run charges what they send, and the run that has had least goes first."""
 
 from collections.abc import Callable, Iterable
 from math import ceil, inf
@@ -12,22 +12,23 @@ from pipeline.quota.server_clock import MinutePhase
 SHARER_S = WINDOW_S
 """Another run shares the quota while it has sent or asked for something in this time; one that ends costs nothing."""
 SETTLE_S = 0.5
-"""How often is read what others have settled meanwhile."""
+"""How often this run reads what others have settled."""
 ASK_EVERY_S = 1.0
 ASKED_FOR_S = 2.5
-"""How long it counts that a run asked for room: one that was killed holds nobody up for longer."""
+"""How long a run's wish for room counts: a run that was killed holds nobody up for longer."""
 LOOK_S = 0.1
 """How often a run looks around while it leaves room to others."""
 CONTENT = 0.9
-"""Of an equal part of the tokens: who has that asks for no more, so that equals do not wait for each other."""
+"""Of an equal part of the tokens: a run that has had so much asks for no more, so that equals do not wait for each
+other."""
 
 
 class Sharing:
     """The other runs on one quota.
 
-    What they send is charged like what is sent here: together all runs use every token, however unequally they want
-    them. Who gets them would be chance, and always the same run: the one that needs the least margin. So a run that
-    waits for tokens and has had less than an equal part asks for room, and a run that has had more leaves it.
+    This run charges what they send like its own: together all runs use every token, however unequally they want them.
+    Left to chance, the run that needs the least margin would always get them. So a run that waits for tokens and has
+    had less than an equal part asks for room, and a run that has had more leaves it.
     """
 
     def __init__(self, book: QuotaBook | MemoryBook, wall: Callable[[], float], ledger: TokenLedger) -> None:
