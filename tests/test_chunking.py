@@ -4,9 +4,9 @@ from collections.abc import Callable
 from itertools import accumulate, pairwise
 
 import pytest
-from benchmarks.bench_chunking import chinese_sentence, corpus, english_sentence, mixed_sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentences import chinese_sentence, corpus, english_sentence, mixed_sentence
 
 from pipeline import chunking
 from pipeline.chunking import Piece, split

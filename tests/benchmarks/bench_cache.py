@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from redis_server import redis_server
 
 from pipeline.cache import AnswerCache
+from pipeline.events import Event, Message
 from pipeline.providers.answers import parse_reply
 from pipeline.shelves import RedisShelf, Shelf, SqliteShelf
 
@@ -58,8 +59,8 @@ async def ask(cache: AnswerCache, names: list[str], at_once: int) -> int:
 
 
 async def measure(name: str, shelf: Shelf, answers: int, at_once: int) -> None:
-    def heard(event: str, numbers: dict[str, object]) -> None:
-        raise SystemExit(str(numbers["message"]))
+    def heard(event: Event) -> None:
+        raise SystemExit(event.message if isinstance(event, Message) else event.kind)
 
     async with AnswerCache(shelf, "https://example.org", parse_reply, heard) as cache:
         missing = putting = writing = hitting = 0.0

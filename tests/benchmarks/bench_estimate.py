@@ -22,8 +22,11 @@ from unittest.mock import patch
 
 import anyio
 import polars as pl
-from bench_chunking import chinese_sentence, corpus, english_sentence
 from bench_tokens import CODE
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sentences import chinese_sentence, corpus, english_sentence
 
 from pipeline import estimating
 from pipeline.job import load

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import anyio
 from bench_store import MANIFEST, answered, generate
@@ -138,7 +139,7 @@ def go_on(rows: int) -> None:
     async def quiet(monitor: Monitor) -> None:
         await anyio.sleep_forever()
 
-    run.open_provider = watching
+    patch("pipeline.run.run.open_provider", watching).start()
     prepared = prepare.prepare(load(Path("job.toml")), prepare.Options())
     anyio.run(run.run, prepared, lambda plan, going, session: None, quiet, backend_options={"use_uvloop": True})
 

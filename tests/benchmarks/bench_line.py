@@ -145,7 +145,9 @@ CLIENTS = {"ours": ours, "google-genai": google_genai, "httpx": bare_httpx}
 def measured(name: str, url: str, calls: int, in_flight: int) -> dict[str, float]:
     """Run one client in a process of its own and read what it measured."""
     command = [sys.executable, __file__, "--client", name, url, str(calls), str(in_flight)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    numbers: dict[str, float] = json.loads(told)
+    return numbers
 
 
 def client(name: str, url: str, calls: int, in_flight: int) -> None:

@@ -145,8 +145,8 @@ def generate(directory: Path, rows: int, manifest: Manifest = MANIFEST) -> None:
             seals.record(directory, [parts.write_part(frame.select(one.columns), directory / name, number + 1)])
     store = RunStore(directory, parse_reply)
     store.open(manifest)
-    for row in range(rows, rows + 1000):
-        store.append_call(*answered(row)[:2])
+    for more in range(rows, rows + 1000):
+        store.append_call(*answered(more)[:2])
     store.close()
 
 
