@@ -185,7 +185,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
 
 
 def _row(cells: tuple[str, ...]) -> str:
-    return "|" + "|".join(f" {cell.replace('|', '&#124;')} " if cell else "  " for cell in cells) + "|"
+    escaped = "\\|"  # also within backticks
+    return "|" + "|".join(f" {cell.replace('|', escaped)} " if cell else "  " for cell in cells) + "|"
 
 
 if __name__ == "__main__":

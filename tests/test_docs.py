@@ -77,6 +77,14 @@ def test_every_link_leads_somewhere() -> None:
             assert not anchor or anchor in anchors(ALL[name]), f"{page}: {name}#{anchor}"
 
 
+@pytest.mark.parametrize("page", ALL)
+def test_every_row_of_a_table_has_the_cells_of_its_head(page: str) -> None:
+    cells = 0
+    for line in ALL[page].splitlines():
+        cells = (cells or len(re.findall(r"(?<!\\)\|", line))) if line.startswith("|") else 0
+        assert not cells or len(re.findall(r"(?<!\\)\|", line)) == cells, line
+
+
 def test_every_page_is_reached_from_the_readme() -> None:
     reached, ahead = set[str](), ["README.md"]
     while ahead:
