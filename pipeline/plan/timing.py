@@ -69,8 +69,7 @@ class Deadline:
 def timeline(load: Load, pace: Pace, start: datetime) -> Timeline:
     """What the run's own limiter makes of `load` from `start` on (aware), if the service refuses nothing.
 
-    Within 3 % of the dispatcher in virtual time, 5 % for prompts of mixed sizes; where both meters bind alike, less by
-    up to the time of `lookahead.DEPTH` requests. Unknown limits grow unhindered; the service's minute is taken to be
+    How near that is to the dispatcher, `pace` says. Unknown limits grow unhindered; the service's minute is taken to be
     that of the clock.
     """
     begun = start.timestamp()
