@@ -18,6 +18,7 @@ import anyio.lowlevel
 import pytest
 from redis_server import PASSWORD, redis_server
 from serving import served, stats
+from sessions import run_through
 from stores import body, paid, prompt
 
 from jobs import PLAIN, make_job, write_job
@@ -32,8 +33,7 @@ from pipeline.job import load
 from pipeline.prices import fixed_rates
 from pipeline.providers.answers import parse_reply
 from pipeline.records import Document, Params, Prompt, Reply, Usage
-from pipeline.run import prepare, run
-from pipeline.run.engine import Monitor
+from pipeline.run import prepare
 from pipeline.shelves import RedisShelf, Shelf, SqliteShelf
 from pipeline.templates import read_template
 
@@ -510,14 +510,10 @@ def test_a_redis_with_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 # ---- a whole run
 
 
-async def quiet(monitor: Monitor) -> None:
-    await anyio.sleep_forever()
-
-
 def play(path: Path, fresh: bool = False, **sections: Any) -> report.Summary:
     job = make_job(path, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, **sections})
     prepared = prepare.prepare(job, prepare.Options(fresh=fresh))
-    ended = anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
+    ended = run_through(prepared)
     assert ended.exit_code == 0
     return ended.summary
 

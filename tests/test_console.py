@@ -75,9 +75,7 @@ def test_progress_shows_calls_rows_cost_and_failures() -> None:
 
 
 def test_progress_fits_the_line_without_its_bar() -> None:
-    monitor = Monitor(
-        rows=100_000, prompts=200_000, outcomes=Counter[Status]({"ok": 98_500, "error": 500}), calls=150_000
-    )
+    monitor = Monitor(rows=100_000, prompts=200_000, outcomes=MOSTLY_WELL, calls=150_000)
     with_bar, without = (progress_line(monitor, bar=bar) for bar in (True, False))
     assert "▕" in with_bar and "▕" not in without and "eta" in without
     assert fitting_line(monitor, len(with_bar)) == with_bar
@@ -86,9 +84,7 @@ def test_progress_fits_the_line_without_its_bar() -> None:
 
 @pytest.mark.parametrize("width", [48, 58, 78])
 def test_what_a_narrow_terminal_must_show_is_shown(width: int) -> None:
-    monitor = Monitor(
-        rows=100_000, prompts=200_000, outcomes=Counter[Status]({"ok": 98_500, "error": 500}), calls=150_000
-    )
+    monitor = Monitor(rows=100_000, prompts=200_000, outcomes=MOSTLY_WELL, calls=150_000)
     monitor.dispatcher = cast(
         Dispatcher, SimpleNamespace(use=(0.97, 0.5), rate_limited=12, waits_until=0, in_flight=40)
     )

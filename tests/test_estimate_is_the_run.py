@@ -21,6 +21,7 @@ from commands import Ran
 from corpus import Text, make_corpus
 from plans import LATENCY_S, START, given, nothing_bought, telling
 from serving import served
+from sessions import run_through
 
 from jobs import CHUNKED, PLAIN, Sections, make_job
 from pipeline import estimating, plan
@@ -34,7 +35,6 @@ from pipeline.plan.planner import Input, first_prompts
 from pipeline.plan.survey import survey
 from pipeline.records import Document, Reply
 from pipeline.run import prepare, run
-from pipeline.run.engine import Monitor
 from pipeline.run.prepare import Options
 from pipeline.store.parts import read_parts
 
@@ -53,10 +53,6 @@ IN_PIECES: Sections = {
 }
 
 
-async def quiet(monitor: Monitor) -> None:
-    await anyio.sleep_forever()
-
-
 @dataclass(frozen=True)
 class Desk:
     """A job on a table, and the service that it uses."""
@@ -70,7 +66,7 @@ class Desk:
         return anyio.run(estimating.estimate, self.session(), Wishes(**wishes)).plan
 
     def run(self, **options: Any) -> run.Ended:
-        return anyio.run(run.run, self.session(**options), lambda plan, continued, session: None, quiet)
+        return run_through(self.session(**options))
 
     def pilot(self, number: int) -> None:
         self.run(pilot=anyio.run(estimating.pilot_rows, self.session(), number))

@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import anyio
 import polars as pl
 import pytest
 from serving import served, stats
+from sessions import run_through
 
 from jobs import PLAIN, Sections, write_job
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import ServiceError
 from pipeline.job import load
 from pipeline.run import prepare, run
-from pipeline.run.engine import Monitor
 
 ROWS = 30
 
@@ -27,16 +26,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def quiet(monitor: Monitor) -> None:
-    await anyio.sleep_forever()
-
-
 def play(here: Path, url: str, **sections: dict[str, Any]) -> run.Ended:
     """One session of the job against the service at `url`."""
     asked: Sections = {"limits": {"rpm": 0, "tpm": 0}, "endpoint": {"base_url": url}, **sections}
     path = write_job(here, PLAIN, **asked)
     prepared = prepare.prepare(load(path), prepare.Options())
-    return anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
+    return run_through(prepared)
 
 
 def output() -> pl.DataFrame:

@@ -17,9 +17,6 @@ from test_kill import events, start, summarize_job
 from pipeline.prices import cost
 from pipeline.records import Usage
 
-WORST_USD = Decimal("0.0006")
-"""Of one call of `summarize_job`: 200 tokens of answer at $2.50 and some 200 of prompt at $0.30 a million."""
-
 
 def billed_usd(url: str) -> Decimal:
     """What the server says that it billed, answers that nobody got included."""

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import anyio
 import httpx
 import polars as pl
 import pytest
 from commands import UNLIMITED, Ran, small_job
 from forwarding import forwarding
 from serving import served, stats
+from sessions import run_through
 
 from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.emulator.http import Receive, Scope, Send
@@ -21,7 +21,6 @@ from pipeline.job import Job, load
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
 from pipeline.run import prepare, run
-from pipeline.run.engine import Monitor
 
 Cli = Callable[..., Ran]
 
@@ -114,12 +113,9 @@ def turning(job: Job, monkeypatch: pytest.MonkeyPatch, emulator_first: bool, aft
         async with Wire(httpx.ASGITransport(app)) as wire:
             yield Gemini(wire, base_url="http://service", api_key="AQ.test")
 
-    async def quiet(monitor: Monitor) -> None:
-        await anyio.sleep_forever()
-
     monkeypatch.setattr(run, "open_provider", opened)
     prepared = prepare.prepare(job, prepare.Options())
-    return anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
+    return run_through(prepared)
 
 
 @pytest.mark.case("O5")

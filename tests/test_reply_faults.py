@@ -7,10 +7,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import anyio
 import polars as pl
 import pytest
 from serving import served_each, stats
+from sessions import run_through
 
 from jobs import PLAIN, Sections, write_job
 from pipeline.emulator import EmulatorOptions, parse_faults
@@ -19,7 +19,6 @@ from pipeline.job import load
 from pipeline.prices import cost
 from pipeline.records import Usage
 from pipeline.run import prepare, run
-from pipeline.run.engine import Monitor
 
 KEY = "AQ.key-that-no-file-may-hold"
 MODEL = "gemini-3.5-flash-lite"
@@ -125,10 +124,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
 
-async def quiet(monitor: Monitor) -> None:
-    await anyio.sleep_forever()
-
-
 def play(here: Path, url: str, rows: int = ROWS, **sections: dict[str, Any]) -> run.Ended:
     """One session of a job against the service at `url`."""
     (here / "topics.csv").write_text("topic\n" + "".join(f"a topic of number {n}\n" for n in range(rows)))
@@ -139,7 +134,7 @@ def play(here: Path, url: str, rows: int = ROWS, **sections: dict[str, Any]) -> 
         **sections,
     }
     prepared = prepare.prepare(load(write_job(here, PLAIN, **asked)), prepare.Options())
-    return anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
+    return run_through(prepared)
 
 
 def output() -> pl.DataFrame:

@@ -16,7 +16,8 @@ import orjson
 import polars as pl
 import pytest
 from serving import served, stats
-from test_reply_faults import LOST, REPLIES, billed_usd, quiet
+from sessions import run_through
+from test_reply_faults import LOST, REPLIES, billed_usd
 
 from jobs import PLAIN, Sections, write_job
 from pipeline.emulator import EmulatorOptions, parse_faults
@@ -48,7 +49,7 @@ def play(here: Path, rows: int, **sections: dict[str, Any]) -> run.Ended:
     (here / "topics.csv").write_text("topic\n" + "".join(f"{topic}\n" for topic in topics(rows)))
     asked: Sections = {"model": {"name": MODEL, "max_output_tokens": LIMIT}, "limits": {"rpm": 0, "tpm": 0}, **sections}
     prepared = prepare.prepare(load(write_job(here, PLAIN, **asked)), prepare.Options())
-    return anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
+    return run_through(prepared)
 
 
 def output() -> pl.DataFrame:

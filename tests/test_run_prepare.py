@@ -10,6 +10,7 @@ import anyio
 import polars as pl
 import pytest
 from serving import served, stats
+from sessions import quiet, run_through
 from tables import figure
 
 from jobs import CHUNKED, PLAIN, Sections, make_job, write_job
@@ -35,15 +36,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def quiet(monitor: Monitor) -> None:
-    await anyio.sleep_forever()
-
-
 def play(path: Path, options: Options | None = None, **sections: dict[str, Any]) -> run.Ended:
     asked: Sections = {"limits": {"rpm": 0, "tpm": 0}, **sections}
     job = make_job(path, PLAIN, **asked)
     prepared = prepare.prepare(job, options or Options(offline=True))
-    return anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
+    return run_through(prepared)
 
 
 def test_confirm_sees_the_plan_and_can_stop_before_anything_is_sent(here: Path) -> None:
@@ -105,7 +102,7 @@ def test_a_budget_needs_a_price(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     prepared = prepare.prepare(job, Options())
     with pytest.raises(JobError, match="price of mystery-model is unknown"):
-        anyio.run(run.run, prepared, lambda plan, continued, session: None, quiet)
+        run_through(prepared)
 
 
 @pytest.mark.case("S8")

@@ -12,6 +12,7 @@ import anyio
 import pytest
 from commands import UNLIMITED, Ran, small_job
 from serving import served, stats
+from sessions import run_through
 from sharedfiles import damage
 
 from jobs import PLAIN, Sections, write_job
@@ -19,7 +20,7 @@ from pipeline import estimating
 from pipeline.errors import BudgetReached, QuotaExhausted
 from pipeline.events import BookTrouble
 from pipeline.job import load
-from pipeline.run import prepare, run
+from pipeline.run import prepare
 from pipeline.run.engine import Monitor
 
 ROWS = 150
@@ -68,7 +69,7 @@ class Run:
         self._meddle = meddle
         self.notices: list[str] = []
         prepared = prepare.prepare(self.job, prepare.Options())
-        self.ended = anyio.run(run.run, prepared, lambda plan, continued, session: None, self._watch)
+        self.ended = run_through(prepared, self._watch)
 
     async def _watch(self, monitor: Monitor) -> None:
         try:

@@ -624,7 +624,6 @@ def price(number: int) -> Decimal:
     return Decimal(2**number) / 10**9
 
 
-FINISHED = {0: "ok", 1: "ok", 2: "error"}
 BOUGHT = {"0 map": 0, "0 reduce": 0, "1": 1, "2 map": 2, "3 map 0": 3, "3 map 1": 3}
 TOTAL = sum(map(price, range(len(BOUGHT))), Decimal(0))
 

@@ -88,7 +88,7 @@ def refused(source: str, columns: Mapping[str, Kind | None] = COLUMNS, own: Coll
         "{{ txet is defined }}",
         "{{ txet|default('') }}",
         "{{ loop.index ~ txet }}",
-        "{{ f'' }}{{ txet }}" if False else "{{ '{{ text }}' }}{{ txet }}",
+        "{{ '{{ text }}' }}{{ txet }}",
         "{{ {'a': {'b': 1}}}}{{ txet }}",
         "{%- if n -%} {{- txet -}} {%- endif -%}",
         "{# {{ text }} #}{{ txet }}",
