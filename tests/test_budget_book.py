@@ -102,6 +102,37 @@ def test_sigkill_loses_nothing_that_was_added_whatever_becomes_of_the_log(path: 
         assert book.spent()[1] == Decimal("0.5")
 
 
+@pytest.mark.case("D5")
+def test_what_a_killed_session_spent_is_seen_all_the_time_and_then_stands_in_the_book(path: Path) -> None:
+    arguments = [sys.executable, "-c", _SPENDER, str(path)]
+    with SpendBook(path, "p", "run") as book:
+        with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as spender:
+            assert spender.stdout is not None and spender.stdout.readline() == b"spent\n"
+            assert book.spent()[1] == Decimal("0.5")
+            spender.kill()
+        assert book.spent()[1] == Decimal("0.5")
+        with SpendBook(path, "p", "another") as other:
+            assert book.spent() == other.spent() and other.spent()[1] == Decimal("0.5")
+        book.add(Decimal(1))
+        book.add(Decimal(1))
+        assert book.spent()[1] == Decimal("2.5")
+    assert not list(path.parent.glob("*.live"))
+
+
+@pytest.mark.case("D5")
+@pytest.mark.parametrize("how", ["removed", "damaged"])
+def test_a_book_that_lacks_what_a_killed_session_spent_is_refused(path: Path, how: str) -> None:
+    arguments = [sys.executable, "-c", _SPENDER, str(path)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as spender:
+        assert spender.stdout is not None and spender.stdout.readline() == b"spent\n"
+        spender.kill()
+    (live,) = path.parent.glob("*.live")
+    live.unlink() if how == "removed" else live.write_bytes(b"0" * 29)
+    with pytest.raises(RunStateError, match=r"\.live") as caught:
+        SpendBook(path, "p", "run")
+    assert f"move {path} away" in caught.value.hint
+
+
 _HOLDER = """
 import sys
 from decimal import Decimal

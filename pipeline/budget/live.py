@@ -1,0 +1,67 @@
+"""What one session has spent so far, in a small file beside the book of spending: to add takes 4 µs, not 50.
+
+The file has one sum, as the operating system's cache has it: a kill loses none of it, and other processes see it at
+once. A lock says whether its session lives; the kernel lets go of it when the process ends, however it ends.
+"""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from zlib import crc32
+
+_SUM = b"%019d"
+_TRIES = 100  # of a reader that may meet a writer in the middle
+
+
+class LiveSum:
+    """The sum of this session on one day, in billionths of a dollar; raises OSError where the file cannot be used."""
+
+    def __init__(self, path: Path, day: str) -> None:
+        self.path, self.day = path, day
+        self.nano_usd = 0
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.add(0)
+        except OSError:
+            self.discard()
+            raise
+
+    def add(self, nano_usd: int) -> None:
+        """Write the new sum."""
+        now = _SUM % (self.nano_usd + nano_usd)
+        line = b"%s %08x\n" % (now, crc32(now))
+        if os.pwrite(self._fd, line, 0) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.nano_usd += nano_usd
+
+    def close(self) -> None:
+        """Let go of the file: whoever writes the book next enters its sum there."""
+        os.close(self._fd)
+
+    def discard(self) -> None:
+        """Close the file and remove it: nothing in it counts."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+
+def read_sum(path: Path) -> int:
+    """The sum in a file, whoever writes it. Raises OSError, and ValueError for a file that is damaged."""
+    for _ in range(_TRIES):
+        now, _, check = path.read_bytes().rstrip(b"\n").partition(b" ")
+        if len(check) == 8 and check == b"%08x" % crc32(now):
+            return int(now)
+    raise ValueError(f"{path} is damaged")
+
+
+def is_live(path: Path) -> bool:
+    """Whether the session that writes this file lives. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
