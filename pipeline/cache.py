@@ -120,7 +120,7 @@ class AnswerCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with anyio.CancelScope(shield=True):
-            await self._write()
+            await self.write()
             await self._shelf.close()
 
     async def get(self, fingerprint: str) -> Reply | None:
@@ -149,9 +149,10 @@ class AnswerCache:
         while True:
             await anyio.sleep(WRITE_S)
             with anyio.CancelScope(shield=True):
-                await self._write()
+                await self.write()
 
-    async def _write(self) -> None:
+    async def write(self) -> None:
+        """Write what was put so far."""
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         if not self._usable:
             return

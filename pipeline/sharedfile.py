@@ -17,7 +17,7 @@ from pipeline.process import make_private
 
 RETRY_S = 5.0
 """After a failure the file is left alone so long."""
-_PATIENCE_S = 5.0  # how long another process may keep the file locked before a run begins, when nobody waits
+PATIENCE_S = 5.0  # how long another process may keep the file locked before a run begins, when nobody waits
 _BUSY_S = 0.1  # the same in mid-run, on the event loop's thread
 _BEGINNING = b"SQLite format 3\0"
 _LEAST_BYTES = 512  # SQLite's smallest page: a shorter file holds nothing yet
@@ -52,7 +52,7 @@ class SharedFile:
         self.on_trouble: Callable[[str], None] = lambda message: None
         self.path, self._schema, self._name = path, schema, name
         self._clock = clock
-        self._busy_s = _PATIENCE_S
+        self._busy_s = PATIENCE_S
         self._told = False
         self._version = -1
         self._retry_at: float | None = None
@@ -123,7 +123,7 @@ class SharedFile:
     def be_patient(self) -> None:
         """Use the file at once, and wait for a lock as long as at the start: nothing else is going on any more."""
         self._drop()
-        self._busy_s, self._retry_at = _PATIENCE_S, None
+        self._busy_s, self._retry_at = PATIENCE_S, None
 
     def _drop(self) -> None:
         """Close the connection, whatever state it is in; an unfinished transaction is undone."""

@@ -18,6 +18,7 @@ from pipeline.store import parts
 from pipeline.store.journal import Journal
 from pipeline.store.manifest import Manifest
 from pipeline.store.run import RunStore
+from pipeline.store.state import load
 
 AT = 1_780_000_000.25
 CENT = Decimal("0.01")
@@ -114,6 +115,11 @@ def killed(directory: Path, **options: Any) -> Iterator[RunStore]:
         for name in ("_journal", "_log", "_lock", "_content"):
             with suppress(AttributeError, OSError, RunStateError):
                 abandon(getattr(store, name))
+
+
+def in_flight(directory: Path) -> set[str]:
+    """Fingerprints of the requests that a start which came now would find on their way."""
+    return set(load(directory, parse_reply)[1].in_flight)
 
 
 def abandon(held: Any) -> None:

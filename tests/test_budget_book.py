@@ -210,7 +210,7 @@ def test_what_is_spent_while_the_file_is_locked_counts_at_once_and_is_written_la
 def test_at_the_end_a_lock_is_waited_for_and_what_could_not_be_written_is_told(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.sharedfile._PATIENCE_S", 0.3)
+    monkeypatch.setattr("pipeline.sharedfile.PATIENCE_S", 0.3)
     told: list[str] = []
     book = SpendBook(path, "p", "run")
     book.on_trouble = told.append

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import manifest, prompt, sealed
+from stores import in_flight, manifest, prompt, sealed
 from vclock import run
 
 from pipeline.budget.book import SpendBook
@@ -371,7 +371,7 @@ def test_what_is_given_up_in_flight_is_charged(store: RunStore) -> None:
             await send(asked(0))
 
     run(main)
-    assert store.spent_usd() == WORST and not store._batch.in_flight
+    assert store.spent_usd() == WORST and not in_flight(store.directory)
 
 
 # ---- D4: more is billed than was reckoned

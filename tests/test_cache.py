@@ -225,7 +225,7 @@ def test_beyond_its_size_the_answers_used_longest_ago_go(tmp_path: Path, monkeyp
             assert batch == 0 or await cache.get("dear"), "what is used stays"
             for number in range(50):
                 cache.put(f"{batch}/{number}", incompressible(number))
-            await cache._write()
+            await cache.write()
 
     shelf = file(tmp_path, max_mb=1)
     assert within(shelf, fill_up) == []
@@ -273,7 +273,7 @@ async def main():
         for batch in range(40):
             for number in range(25):
                 cache.put(f"{who}/{batch}/{number}", parse_reply(raw))
-            await cache._write()
+            await cache.write()
             assert await cache.get(f"{who}/{batch}/0")
 anyio.run(main)
 """
@@ -371,7 +371,7 @@ def test_a_hit_costs_nothing_and_what_it_would_have_cost_is_counted(tmp_path: Pa
     async def ask(cache: AnswerCache) -> None:
         call = cached(sell, cache, fixed_rates(1.0, 10.0), saved)
         assert (await call(prompt(0, "same"))).usage != Usage()
-        await cache._write()
+        await cache.write()
         hit = await call(prompt(1, "same"))
         assert (hit.text, hit.usage, hit.cost_usd, hit.attempts, hit.raw) == ("text", Usage(), Decimal(0), 0, b"")
         assert hit.model == "gemini-3.5-flash-lite-001"
@@ -452,7 +452,7 @@ def test_many_calls_ask_redis_at_once_and_one_is_withdrawn(tmp_path: Path) -> No
     async def ask(cache: AnswerCache) -> None:
         for number in range(300):
             cache.put(f"f{number}", paid(f"text {number}"))
-        await cache._write()
+        await cache.write()
         texts: dict[int, str] = {}
 
         async def one(number: int) -> None:
@@ -478,7 +478,7 @@ def test_many_calls_ask_redis_at_once_and_one_is_withdrawn(tmp_path: Path) -> No
 def test_a_redis_that_dies_is_told_once_and_the_run_goes_on(tmp_path: Path) -> None:
     async def use(cache: AnswerCache) -> None:
         cache.put("f", paid())
-        await cache._write()
+        await cache.write()
         assert await cache.get("f")
         process.kill()
         process.wait()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
-from stores import CENT, manifest, paid, prompt, result
+from stores import CENT, in_flight, manifest, paid, prompt, result
 
 from pipeline.budget.caps import Spending
 from pipeline.budget.cashier import Cashier
@@ -164,16 +164,16 @@ def test_a_reply_is_priced_and_in_the_journal_before_anyone_sees_it(tmp_path: Pa
         ]
 
         async def send(asked: Prompt) -> Reply | Failure:
-            assert asked.fingerprint in store._batch.in_flight
+            assert in_flight(store.directory) == {asked.fingerprint}
             return answers.pop(0)
 
         bought: list[tuple[Reply, bool]] = []
         kept = journal(send, store, Cashier(Spending(None)), {}, lambda *what: bought.append(what))
         assert isinstance(await kept(prompt(0)), Failure)
         assert isinstance(await kept(prompt(0)), Failure)
-        assert store.reply("content 0") is None and not store._batch.in_flight
+        assert store.reply("content 0") is None and not in_flight(store.directory)
         reply = await kept(prompt(0))
-        assert not store._batch.in_flight
+        assert not in_flight(store.directory)
         assert isinstance(reply, Reply)
         assert reply.cost_usd == Decimal("0.000325")
         assert (reply.attempts, reply.rate_limited) == (2, 1)

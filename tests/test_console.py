@@ -14,8 +14,8 @@ from rich.text import Text
 
 from pipeline.calls import Saved
 from pipeline.console import count, duration, money, notice, progress_line, show_columns, show_grid, things
-from pipeline.console.progress import Recent, _stopping, fitting_line
-from pipeline.console.reports import _seconds, show_accuracy
+from pipeline.console.progress import Recent, fitting_line, stopping_line
+from pipeline.console.reports import seconds, show_accuracy
 from pipeline.console.screen import Screen, folded
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.events import DayUsedUp, LimitSet, Outage, QuotaShared, RequestsLost, Stopped, Waiting
@@ -50,7 +50,7 @@ def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> Non
 
 
 def test_latencies_are_said_without_an_exponent() -> None:
-    said = [_seconds(value) for value in (0.0, 1e-6, 0.001, 0.00914, 0.744, 2.04, 9.96, 61.7)]
+    said = [seconds(value) for value in (0.0, 1e-6, 0.001, 0.00914, 0.744, 2.04, 9.96, 61.7)]
     assert said == [*["under 0.001 s"] * 2, "0.001 s", "0.0091 s", "0.74 s", "2 s", "10 s", "62 s"]
 
 
@@ -91,7 +91,7 @@ def test_what_a_narrow_terminal_must_show_is_shown(width: int) -> None:
     line = fitting_line(monitor, width)
     assert "150,000/200,000 calls" in line and len(line) <= width
     monitor.stopping = True
-    assert "Ctrl-C again" in _stopping(monitor, 58) and len(_stopping(monitor, 58)) <= 58
+    assert "Ctrl-C again" in stopping_line(monitor, 58) and len(stopping_line(monitor, 58)) <= 58
 
 
 @pytest.mark.case("S3")

@@ -395,15 +395,16 @@ def test_the_days_requests_are_counted_over_runs(tmp_path: Path) -> None:
     assert run_once(1)[0] == 0
 
 
-def test_failed_requests_count_to_the_day_and_refused_ones_do_not() -> None:
+def test_failed_requests_count_to_the_day_and_refused_ones_do_not(tmp_path: Path) -> None:
     service = Service([BROKEN, REFUSED, BROKEN, REJECTED])
 
-    async def body(dispatcher: Dispatcher) -> int:
+    async def body(dispatcher: Dispatcher) -> None:
         await dispatcher.submit(prompt())
         await dispatcher.submit(prompt(1))
-        return dispatcher._quota._book.requests_on("2026-11-22")
 
-    assert dispatching(service, body, Limits(rpm=0, tpm=0, rpd=100)) == 4
+    with QuotaBook(tmp_path / "book", "m") as book:
+        dispatching(service, body, Limits(rpm=0, tpm=0, rpd=100), book=book)
+        assert book.requests_on("2026-11-22") == 4
 
 
 # --- stopping -----------------------------------------------------------------------------------------------------

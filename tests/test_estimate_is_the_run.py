@@ -243,7 +243,7 @@ def test_the_report_says_how_far_the_estimate_was_off(course: Course) -> None:
     bought = stage.bought
     assert holds(stage.plan.output_tokens, actual.output_tokens - output_tokens(bought))
     assert estimated.output_tokens == stage.plan.output_tokens.expected + output_tokens(bought)
-    assert estimated.cost_usd == pytest.approx(float(stage.plan.cost_usd.expected) + usd(bought))
+    assert float(estimated.cost_usd) == pytest.approx(float(stage.plan.cost_usd.expected) + usd(bought))
     assert accuracy.based_on == stage.plan.based_on == "60 answers of this run"
 
 

@@ -238,7 +238,7 @@ def test_a_book_that_is_replaced_in_mid_run_is_used_and_what_others_wrote_there_
 
 
 def test_forgetting_says_when_it_cannot(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sharedfile._PATIENCE_S", 0.05)
+    monkeypatch.setattr("pipeline.sharedfile.PATIENCE_S", 0.05)
     with QuotaBook(path, "m") as book, locked(path), pytest.raises(RunStateError, match="cannot be changed now"):
         book.forget()
 

@@ -299,11 +299,12 @@ def test_where_nobody_seals_any_more_nobody_waits_for_room(tmp_path: Path) -> No
         with opened(tmp_path / "run", seal_rows=1) as store:
             for row in range(3):
                 append(store, row)
-            store._journal.path.rename(tmp_path / "elsewhere")
+            (journal,) = (tmp_path / "run").glob("journal-*")
+            journal.rename(tmp_path / "elsewhere")
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(store.room)
                 with pytest.raises(RunStateError, match="removed, moved or replaced"):
                     await store.keep()
-            (tmp_path / "elsewhere").rename(store._journal.path)
+            (tmp_path / "elsewhere").rename(journal)
 
     anyio.run(refused)

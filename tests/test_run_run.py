@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
     monkeypatch.setattr("pipeline.sharedfile.RETRY_S", 0.2)
-    monkeypatch.setattr("pipeline.sharedfile._PATIENCE_S", 0.2)
+    monkeypatch.setattr("pipeline.sharedfile.PATIENCE_S", 0.2)
     (tmp_path / "topics.csv").write_text("topic\n" + "".join(f"topic {number}\n" for number in range(ROWS)))
     return tmp_path
 

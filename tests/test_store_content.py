@@ -99,7 +99,8 @@ def test_an_index_that_breaks_is_not_asked_again_and_built_anew(directory: Path)
     with opened(directory) as store:
         answer(store, 0)
         anyio.run(store.seal)
-        store._content._writer.execute("DROP TABLE content")
+        with closing(sqlite3.connect(directory / "content.sqlite")) as other:
+            other.execute("DROP TABLE content")
         assert find(store, "content 0", "content 0") == [None, None]
         answer(store, 1)
         anyio.run(store.seal)

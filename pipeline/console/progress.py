@@ -104,7 +104,9 @@ async def _progress(monitor: Monitor) -> None:
             while True:
                 _tell(monitor)
                 width = err.width - _SPINNER
-                status.update(styled(_stopping(monitor, width) or fitting_line(monitor, width, recent.since(monitor))))
+                status.update(
+                    styled(stopping_line(monitor, width) or fitting_line(monitor, width, recent.since(monitor)))
+                )
                 await anyio.sleep(REFRESH_S)
     since = 0.0
     while True:
@@ -184,7 +186,8 @@ def _parts(monitor: Monitor, *, bar: bool, since: Mark) -> dict[str, str]:
     return parts
 
 
-def _stopping(monitor: Monitor, width: int) -> str:
+def stopping_line(monitor: Monitor, width: int) -> str:
+    """What the screen shows while a stopped run waits for its last answers; empty while it goes on."""
     if not monitor.stopping or monitor.dispatcher is None:
         return ""
     left = monitor.dispatcher.in_flight

@@ -52,7 +52,7 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         ),
         ("cost", cost, f"{money(per_1000)} per 1,000 rows" if per_1000 else ""),
         ("", "", _uncertain(summary)) if summary.uncertain and not summary.unpriced else None,
-        ("latency", _seconds(summary.latency_p50_s), f"median; {_seconds(summary.latency_p95_s)} at p95")
+        ("latency", seconds(summary.latency_p50_s), f"median; {seconds(summary.latency_p95_s)} at p95")
         if summary.latency_p50_s is not None and summary.latency_p95_s is not None
         else None,
         ("time", duration(summary.seconds), ""),
@@ -187,7 +187,7 @@ def _per_million(found: Rates | None) -> dict[str, float | None]:
     return {name: float(getattr(found, name) * 1_000_000) if found else None for name in names}
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
     """A latency, which is known to 1 %."""
     if value < 0.001:
         return "under 0.001 s"

@@ -74,7 +74,7 @@ async def measure(name: str, shelf: Shelf, answers: int, at_once: int) -> None:
             for fingerprint, reply in zip(batch, replies, strict=True):
                 cache.put(fingerprint, reply)
             putting += (then := time.perf_counter()) - now
-            await cache._write()
+            await cache.write()
             writing += time.perf_counter() - then
         began = time.perf_counter()
         assert await ask(cache, names, at_once) == answers
