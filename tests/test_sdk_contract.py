@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import anyio
 import pytest
 from google import genai
 from google.genai import errors, types
@@ -135,6 +136,27 @@ def test_models_are_listed_over_pages_and_got_by_name(base_url: str) -> None:
     assert len(names) == len(set(names)) > 10
     assert model.input_token_limit == 1_048_576
     assert "generateContent" in (model.supported_actions or [])
+
+
+@pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning")  # the SDK's own
+def test_the_async_client_is_served_alike(base_url: str) -> None:
+    """It speaks through aiohttp, as it does wherever that is installed."""
+
+    async def ask() -> tuple[types.GenerateContentResponse, types.CountTokensResponse]:
+        options = types.HttpOptions(base_url=base_url, api_version="v1beta")
+        async with genai.Client(api_key="AQ.key", vertexai=False, http_options=options).aio as client:
+            with pytest.raises(errors.ClientError) as caught:
+                await client.models.generate_content(model="gemini-does-not-exist", contents="hi")
+            assert (caught.value.code, caught.value.status) == (404, "NOT_FOUND")
+            counted = await client.models.count_tokens(model=MODEL, contents=TEXT)
+            return await client.models.generate_content(model=MODEL, contents=TEXT), counted
+
+    response, counted = anyio.run(ask)
+    with sdk(base_url) as client:
+        same = client.models.generate_content(model=MODEL, contents=TEXT)
+    assert response.text == same.text
+    assert usage_of(response) == usage_of(same)
+    assert usage_of(response).prompt_token_count == counted.total_tokens
 
 
 def test_errors_arrive_as_the_sdks_classes(base_url: str) -> None:
