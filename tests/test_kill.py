@@ -225,7 +225,7 @@ def test_sighup_is_sigterm_unless_it_is_ignored(tmp_path: Path, ignored: bool) -
 
 def test_a_second_ctrl_c_stops_at_once_and_loses_only_what_is_in_flight(tmp_path: Path) -> None:
     summarize_job(tmp_path, 30)
-    with served(latency_s=3.0) as url:
+    with served(latency_s=60.0) as url:
         process = start(tmp_path, url)
         while stats(url)["in_flight"] < IN_FLIGHT:
             time.sleep(0.02)
@@ -234,7 +234,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_only_what_is_in_flight(tmp_path
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-        assert time.monotonic() - began < 2.5, "it waited for the replies in flight"
+        assert time.monotonic() - began < 20.0, "it waited for the replies in flight"
         assert process.returncode == 130, err.decode()
         assert json.loads(out)["status"] == "interrupted"
 
