@@ -1,5 +1,6 @@
 """What this process is given by whoever starts it, made fit for a run: streams, encoding, open files."""
 
+import atexit
 import ctypes
 import errno
 import gc
@@ -9,10 +10,12 @@ import resource
 import select
 import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline.errors import PipelineError
 
@@ -55,6 +58,39 @@ def heed_signals_no_more() -> None:
     """Let no signal change how the process ends: all is said, and Python's own end, of 0.2 s, would heed none."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import without what no import needs here, a seventh of a start's time.
+
+    No garbage is looked for. And aiohttp, which makes two TLS contexts of all the system's certificates when it is
+    imported, finds none: every connection is given a context of ours.
+    """
+    named = {name: os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")}
+    os.environ.update(dict.fromkeys(named, os.devnull))
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        for name, value in named.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def end(code: int) -> NoReturn:
+    """End this process as Python does, but without taking everything apart first, which takes a fifth of a start."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            sys.exit(code)  # Python knows what to say of it
+    os._exit(code)
 
 
 def files_left() -> int:

@@ -6,14 +6,15 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from pipeline.process import INTERRUPTED, heed_signals, heed_signals_no_more
+from pipeline.process import INTERRUPTED, end, heed_signals, heed_signals_no_more, quick_imports
 
 
 def main() -> NoReturn:
     """Run the command line; the process ends with its exit code."""
     try:
         heed_signals()
-        from pipeline.cli.app import command_line
+        with quick_imports():
+            from pipeline.cli.app import command_line
 
         command_line()
     except KeyboardInterrupt:  # before there is anybody who could tell more
@@ -22,3 +23,11 @@ def main() -> NoReturn:
         sys.exit(INTERRUPTED)
     finally:
         atexit.register(heed_signals_no_more)  # once no thread is waited for any more
+
+
+def process() -> NoReturn:
+    """`main` where the process is there for nothing else."""
+    try:
+        main()
+    except SystemExit as ended:
+        end(ended.code if isinstance(ended.code, int) else 1)

@@ -28,6 +28,7 @@ from pipeline.cli.flags import (
     parse_usd,
 )
 from pipeline.errors import JobError, PipelineError, resumable_once
+from pipeline.process import quick_imports
 from pipeline.terminal import without_secrets
 
 if TYPE_CHECKING:
@@ -95,8 +96,9 @@ def run(
     Stopped in the middle: exit code 3, what was answered is kept, and the same command goes on and buys nothing twice.
     After Ctrl-C: 130.
     """
-    from pipeline import console
-    from pipeline.run import prepare
+    with quick_imports():
+        from pipeline import console
+        from pipeline.run import prepare
 
     loaded = load_job(job, out, model, rpm, tpm, rpd)
     if show_config:
@@ -187,11 +189,12 @@ def estimate(
     """
     from datetime import UTC, datetime
 
-    import anyio
+    with quick_imports():
+        import anyio
 
-    from pipeline import console, estimating
-    from pipeline.plan.timing import next_time
-    from pipeline.run import prepare
+        from pipeline import console, estimating
+        from pipeline.plan.timing import next_time
+        from pipeline.run import prepare
 
     loaded = load_job(job, None, model, rpm, tpm, rpd)
     wishes = estimating.Wishes(everything, exact, compare, None if by is None else next_time(by, datetime.now(UTC)))
@@ -238,10 +241,11 @@ def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> bool:
 
 def _run(prepared: "Session", yes: bool, watch: "Watch") -> "Ended":
     """Run it once the plan is agreed to."""
-    import anyio
+    with quick_imports():
+        import anyio
 
-    from pipeline import console
-    from pipeline.run import run
+        from pipeline import console
+        from pipeline.run import run
 
     with ExitStack() as reading:
         reading.enter_context(console.busy("reading the table"))

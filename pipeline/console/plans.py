@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from math import isclose
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 
@@ -21,7 +22,6 @@ from pipeline.console.screen import (
     styled,
     things,
 )
-from pipeline.estimating import Estimate
 from pipeline.plan import Plan
 from pipeline.plan.amounts import Range
 from pipeline.plan.compare import ASSUMPTION, LANES, Offer, Saving
@@ -31,6 +31,9 @@ from pipeline.plan.timing import Deadline, Timeline
 from pipeline.prices import Lane
 from pipeline.store.manifest import Kind
 from pipeline.terminal import one_line
+
+if TYPE_CHECKING:
+    from pipeline.estimating import Estimate
 
 _FOUND = {
     "repeats": "repeat an earlier row",
@@ -61,7 +64,7 @@ _PILOT_FROM = 40
 """Rows from which a pilot of 20 leaves enough to be worth it."""
 
 
-def show_estimate(made: Estimate, name: str, path: str, to: Screen = out) -> None:
+def show_estimate(made: "Estimate", name: str, path: str, to: Screen = out) -> None:
     """What `estimate` says."""
     plan = made.plan
     to.print(styled((one_line(name), "bold"), f"  {one_line(plan.model)}  {one_line(path)}\n"))

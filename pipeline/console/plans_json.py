@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
-from pipeline.estimating import Estimate
 from pipeline.plan.amounts import Range
 from pipeline.plan.timing import Deadline
 from pipeline.records import Limits
+
+if TYPE_CHECKING:
+    from pipeline.estimating import Estimate
 
 PLAN_KEYS: Mapping[str, str] = {
     "documents": "rows that are left to do",
@@ -40,7 +43,7 @@ PLAN_KEYS: Mapping[str, str] = {
 """The keys of `estimate --json`; these keys stay. A document is a row here, a prompt a call."""
 
 
-def plan_json(made: Estimate) -> dict[str, object]:
+def plan_json(made: "Estimate") -> dict[str, object]:
     """The plan under `PLAN_KEYS`."""
     plan = made.plan
     return {

@@ -55,7 +55,8 @@ class Origin:
         self._proxy = URL(str(proxy.copy_with(userinfo=b""))) if proxy else None
         self._login = b64encode(f"{proxy.username}:{proxy.password}".encode()) if proxy and proxy.userinfo else b""
         self._timeout = aiohttp.ClientTimeout(sock_connect=connect_timeout_s)
-        self._certificates = httpx.create_ssl_context()
+        is_secret = "https" in (url.scheme, proxy.scheme if proxy else "")
+        self._certificates = httpx.create_ssl_context() if is_secret else True
         self._connector: _Connector | None = None  # made by the first request: aiohttp wants a running loop
         self._key: Any = None
 
