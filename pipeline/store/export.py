@@ -111,7 +111,7 @@ def export(
     names, trouble, counted = list(schema), [], [0, 0]
 
     def joined() -> Iterator[pl.DataFrame]:
-        parts = _Parts(results)
+        parts = ResultsByRow(results)
         for batch in read():
             if batch[ROW][0] >= rows:
                 return
@@ -306,7 +306,7 @@ def _can_hold(suffix: str, dtype: PolarsDataType) -> bool:
     return suffix == ".parquet" or dtype != pl.Binary
 
 
-class _Segment(NamedTuple):
+class Segment(NamedTuple):
     """Rows of one part that lie close together in the input: it has two where short and long rows took turns."""
 
     first: int
@@ -317,31 +317,34 @@ class _Segment(NamedTuple):
     height: int
 
     def read(self) -> pl.DataFrame:
+        """Its results, typed as they are written."""
         frame = read_part(self.path, ("row", "key", *RESULT_COLUMNS), self.start, self.height)
         return frame.with_columns(pl.col("cost_usd").cast(pl.Float64))
 
 
-def _segments(part: int, path: Path) -> Iterator[_Segment]:
+def segments(part: int, path: Path) -> Iterator[Segment]:
+    """Those of one part, in its order."""
     rows = read_part(path, ("row",))["row"]
     for start, stop in pairwise((0, *(rows.diff() > _FAR_ROWS).arg_true(), len(rows))):
         if start < stop:
-            yield _Segment(rows[start], rows[stop - 1], part, path, start, stop - start)
+            yield Segment(rows[start], rows[stop - 1], part, path, start, stop - start)
 
 
-class _Parts:
+class ResultsByRow:
     """Results by row range: a segment is read when its range is reached and let go when it is passed."""
 
     def __init__(self, results: Path) -> None:
         paths = enumerate(part_paths(results))
-        self._waiting = sorted((each for part, path in paths for each in _segments(part, path)), reverse=True)
-        self._open: list[tuple[_Segment, pl.DataFrame]] = []
+        self._waiting = sorted((each for part, path in paths for each in segments(part, path)), reverse=True)
+        self._open: list[tuple[Segment, pl.DataFrame]] = []
 
     def between(self, low: int, high: int) -> pl.DataFrame:
         """The newest outcome of each row from `low` to `high`, at most one a row."""
+        self._open = [(segment, frame) for segment, frame in self._open if segment.last >= low]
         while self._waiting and self._waiting[-1].first <= high:
             segment = self._waiting.pop()
-            self._open.append((segment, segment.read()))
-        self._open = [(segment, frame) for segment, frame in self._open if segment.last >= low]
+            if segment.last >= low:
+                self._open.append((segment, segment.read()))
         self._open.sort(key=lambda held: held[0].part)
         found = [frame.filter(pl.col("row").is_between(low, high)) for _, frame in self._open]
         if not found:
