@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
@@ -9,13 +10,14 @@ from typing import Any, get_args
 import typer
 from pydantic import BaseModel
 
-from pipeline import errors
+from pipeline import errors, events
 from pipeline.cli.app import app
 from pipeline.console.plans_json import PLAN_KEYS
 from pipeline.emulator.faults import GROUPS, Bill
 from pipeline.environment import VARIABLES
 from pipeline.records import CAUSES, PASSING, STATUS_MEANS
 from pipeline.report import RUN_KEYS
+from pipeline.report import events as read_events
 from pipeline.sections import JobFile
 from pipeline.store.export import COLUMN_MEANS, PENDING, RESULT_COLUMNS
 from pipeline.store.parts import CALLS_SCHEMA, RESULTS_SCHEMA
@@ -29,7 +31,7 @@ in the code, beside what they describe.
 
 [Job file](#job-file) · [Commands](#commands) · [Exit codes](#exit-codes) · [Output](#output) ·
 [JSON](#json) · [Errors](#errors) · [Environment](#environment) · [Faults of the emulator](#faults-of-the-emulator) ·
-[Tables of the run directory](#tables-of-the-run-directory)
+[Tables of the run directory](#tables-of-the-run-directory) · [Events of run.log](#events-of-runlog)
 """
 _BILLS: Mapping[Bill, str] = {
     "no": "no",
@@ -62,7 +64,9 @@ def exceptions() -> list[type[errors.PipelineError]]:
 def page() -> str:
     """The whole page."""
     parts = (_HEAD, _job_file(), _commands(), _exit_codes(), _output(), _json(), _errors(), _environment(), _faults())
-    return "\n".join(line for part in (*parts, _tables()) for line in ([part] if isinstance(part, str) else part))
+    return "\n".join(
+        line for part in (*parts, _tables(), _events()) for line in ([part] if isinstance(part, str) else part)
+    )
 
 
 def _job_file() -> Iterator[str]:
@@ -175,6 +179,29 @@ def _tables() -> Iterator[str]:
     for name, schema in (("calls", CALLS_SCHEMA), ("results", RESULTS_SCHEMA)):
         columns = ", ".join(f"`{column}` {dtype}" for column, dtype in schema.items())
         yield f"`{name}/part-*.parquet`: {columns}\n"
+
+
+def _events() -> Iterator[str]:
+    yield "## Events of run.log\n"
+    yield "One JSON object a line, with the time `at` and the `event`. These four the report reads:\n"
+    read = [each for each in vars(read_events).values() if isinstance(each, type) and issubclass(each, BaseModel)]
+    named = [
+        (get_args(own["event"].annotation)[0], each, own) for each in read if "event" in (own := each.model_fields)
+    ]
+    yield from _table(
+        ("event", "with", "meaning"),
+        (_event(name, each, (field for field in own if field != "event")) for name, each, own in named),
+    )
+    yield "These a person may want to know while it runs:\n"
+    told = [each for each in vars(events).values() if isinstance(each, type) and issubclass(each, events.Event)]
+    yield from _table(
+        ("event", "with", "meaning"),
+        (_event(each.kind, each, (own.name for own in fields(each))) for each in told if hasattr(each, "kind")),
+    )
+
+
+def _event(name: str, event: type, own: Iterable[str]) -> tuple[str, str, str]:
+    return f"`{name}`", ", ".join(f"`{field}`" for field in own), _paragraphs(event.__doc__ or "")[0]
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
