@@ -1,4 +1,4 @@
-"""How many tokens a text has: an estimate from its letters and shapes, and its correction by what the service counts.
+"""How many tokens a text has, estimated from its letters and shapes.
 
 The estimate is a sum of counts, each times a coefficient: words, marks, digits and runs over ASCII characters, `BLOCKS`
 over all others.
@@ -6,13 +6,10 @@ Measured 2026-11 on 5,400 documents in 18 kinds (prose and technical text in man
 chat) against the Gemma vocabulary, a near relative of what Gemini uses, with whole sources held out: off by 4.4 % per
 document in the mean, 14.3 % at the 95th percentile, −0.8 % over the corpus; by 8.1, 5.1 and 3.9 % for the first 60, 200
 and 600 characters of a document. The usual rule, four characters a token for English and 1.5 for Chinese, is off by 21,
-53 and −25 %. So it is a good prior and not the service's count: `Calibration` learns the rest from the answers.
+53 and −25 %. So it is a good prior and not the service's count: `calibration` learns the rest from the answers.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from math import ceil, sqrt
 
 SCALE = 10_000
 """Coefficients are whole ten-thousandths of a token: added up in any order they give the same sum."""
@@ -165,65 +162,3 @@ def _units_above_ascii(text: str) -> int:
         if not left:
             return units
     return units + _OTHER * left
-
-
-_DECAY = 0.98  # of what is remembered, at each answer
-_SETTLED_AFTER = 20  # answers
-_FIRST_MARGIN = 1.15
-
-
-@dataclass(slots=True)
-class Calibration:
-    """Observed tokens over estimated tokens, learned from the answers of one model and template.
-
-    Measured 2026-11: from about 20 answers on the bias of the sum is within ±0.3 %; the spread of documents stays.
-    """
-
-    answers: int = 0
-    estimated: float = 0.0  # tokens, decayed
-    observed: float = 0.0  # tokens, decayed
-    squared_error: float = 0.0  # of one answer relative to its corrected estimate, decayed sum
-    weight: float = 0.0  # of the answers in `squared_error`
-
-    @property
-    def ratio(self) -> float:
-        """Factor for the next estimate; 1.0 before any answer."""
-        return self.observed / self.estimated if self.answers else 1.0
-
-    @property
-    def margin(self) -> float:
-        """Factor for what one document may need beyond its corrected estimate.
-
-        1.15 until 20 answers are in; then one standard deviation of the observed errors, at most the same 1.15. One
-        deviation for each document is enough: the many in flight err in both directions, and an answer settles its own.
-        """
-        if self.answers < _SETTLED_AFTER:
-            return _FIRST_MARGIN
-        return min(_FIRST_MARGIN, 1.0 + sqrt(self.squared_error / self.weight))
-
-    def observe(self, estimated: int, actual: int) -> None:
-        """Learn from one answer; a count that is not positive says nothing and is passed over."""
-        if estimated <= 0 or actual <= 0:
-            return
-        if self.answers:
-            error = actual / (estimated * self.ratio) - 1.0
-            self.squared_error = _DECAY * self.squared_error + error * error
-            self.weight = _DECAY * self.weight + 1.0
-        self.estimated = _DECAY * self.estimated + estimated
-        self.observed = _DECAY * self.observed + actual
-        self.answers += 1
-
-    def reserve(self, estimated: int) -> int:
-        """Tokens to hold for a prompt of this estimate until its answer tells the true number."""
-        return ceil(estimated * self.ratio * self.margin)
-
-    def to_dict(self) -> dict[str, float]:
-        """The whole state, ready for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, float]) -> "Calibration":
-        """The calibration that `to_dict` described."""
-        return cls(
-            int(state["answers"]), state["estimated"], state["observed"], state["squared_error"], state["weight"]
-        )

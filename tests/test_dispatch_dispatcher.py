@@ -287,7 +287,7 @@ def test_a_prompt_that_was_counted_teaches_nothing_about_estimates() -> None:
         ratios = []
         for row, tokens in ((0, 1000), (1, 60)):
             await dispatcher.submit(prompt(row, tokens))
-            ratios.append(dispatcher._backlog.estimates.trust("answer").ratio)
+            ratios.append(dispatcher._backlog.calibrations.margin("answer").ratio)
         return ratios
 
     service = Service([Reply("text", "ok", usage=Usage(3000)), Reply("text", "ok", usage=Usage(90))])

@@ -232,6 +232,17 @@ def test_a_pilot_narrows_the_ranges(course: Course) -> None:
     assert piloted.pace.slow_s and 0 < piloted.pace.latency_s <= piloted.pace.slow_s
 
 
+def test_a_run_begins_with_what_its_plan_knows_of_estimates(course: Course) -> None:
+    assert course.stages["before"].plan.calibrations == {}
+    true = float(course.calls["input_tokens"].sum()) / float(course.calls["input_tokens_est"].sum())
+    for stage in ("piloted", "half"):
+        known = course.stages[stage].plan.calibrations["answer"]
+        assert known.ratio == pytest.approx(true, rel=0.03)
+        assert known.margin().bias < 0.15
+    other = course.other.calibrations["answer"]
+    assert other.ratio == pytest.approx(true, rel=0.001) and other.effective <= 2.0
+
+
 def test_the_report_says_how_far_the_estimate_was_off(course: Course) -> None:
     accuracy, stage = course.ended.summary.accuracy, course.stages["piloted"]
     assert accuracy is not None

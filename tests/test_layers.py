@@ -26,6 +26,7 @@ RANKS: dict[str, int] = {
     "records": 0,
     "terminal": 0,
     "values": 0,
+    "calibration": 1,
     "cells": 1,
     "process": 1,
     "spill": 1,

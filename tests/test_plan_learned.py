@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans import kind_of, telling
 
+from pipeline.calibration import LEAST_ERROR
 from pipeline.emulator.counting import Tokenizer, count
 from pipeline.plan.amounts import KINDS
-from pipeline.plan.intervals import LEAST_ERROR
 from pipeline.plan.learned import (
     CALL_COLUMNS,
     NOTHING,

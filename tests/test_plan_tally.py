@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 from plans import telling
 
+from pipeline.calibration import t_quantile
 from pipeline.plan.amounts import Cell, Range, Tier, Work
 from pipeline.plan.forecast import Forecast
-from pipeline.plan.intervals import t_quantile
 from pipeline.plan.learned import CALL_COLUMNS, NOTHING, PRIOR_ERROR, Learned, learn
 from pipeline.plan.picks import Picks, Stratum
 from pipeline.plan.tally import Sums, Tally, whole

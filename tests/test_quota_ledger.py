@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import SERVERS
 
-from pipeline.quota.estimates import EXACT, Trust
+from pipeline.calibration import EXACT, Margin
 from pipeline.quota.ledger import DEVIATIONS, Charge, TokenLedger
 from pipeline.quota.pacer import JITTER_S, WINDOW_S
 from pipeline.quota.server_clock import MinutePhase
@@ -151,10 +151,10 @@ def test_room_solves_its_equation(open_charges: list[tuple[int, float, float]], 
     ledger = TokenLedger(LIMIT, KnownPhase((0.0, 0.1)))
     variance = open_bias = 0.0
     for tokens, one_spread, one_bias in open_charges:
-        ledger.reserve(1.0, tokens, Trust(1.0, one_spread, one_bias))
+        ledger.reserve(1.0, tokens, Margin(1.0, one_spread, one_bias))
         variance += (one_spread * tokens) ** 2
         open_bias += one_bias * tokens
-    room = ledger.room(1.0, Trust(1.0, spread, bias))
+    room = ledger.room(1.0, Margin(1.0, spread, bias))
     if room <= 0 or not open_charges:
         return
     needed = room * (1 + bias) + open_bias + DEVIATIONS * (variance + (spread * room) ** 2) ** 0.5
@@ -163,7 +163,7 @@ def test_room_solves_its_equation(open_charges: list[tuple[int, float, float]], 
 
 def test_an_empty_ledger_takes_a_prompt_of_the_whole_limit_however_uncertain() -> None:
     ledger = TokenLedger(LIMIT, MinutePhase())
-    assert ledger.room(0.0, Trust(1.0, 0.15, 0.45)) == LIMIT
+    assert ledger.room(0.0, Margin(1.0, 0.15, 0.45)) == LIMIT
 
 
 def test_a_reservation_is_closed_once() -> None:
@@ -176,7 +176,7 @@ def test_a_reservation_is_closed_once() -> None:
 
 def test_closing_frees_the_margin_and_the_count_in_flight() -> None:
     ledger = TokenLedger(LIMIT, KnownPhase((0.0, 0.1)))
-    charge = ledger.reserve(0.0, 100, Trust(1.0, 0.2, 0.1))
+    charge = ledger.reserve(0.0, 100, Margin(1.0, 0.2, 0.1))
     assert ledger.in_flight() == (1, 100)
     before = ledger.room(1.0)
     ledger.settle(charge, 100)
@@ -296,8 +296,8 @@ def test_what_is_heard_of_late_counts_from_when_it_left_and_can_be_corrected() -
 def test_a_prompt_fits_when_there_is_no_surplus(used: int, tokens: int) -> None:
     ledger = TokenLedger(LIMIT, KnownPhase(known=(0.0, 0.0)))
     if used:
-        ledger.reserve(1.0, used, Trust(1.0, 0.1, 0.05))
-    trust = Trust(1.0, 0.1, 0.05)
-    surplus = ledger.surplus(2.0, tokens, trust)
+        ledger.reserve(1.0, used, Margin(1.0, 0.1, 0.05))
+    margin = Margin(1.0, 0.1, 0.05)
+    surplus = ledger.surplus(2.0, tokens, margin)
     if used and abs(surplus) > 1e-6:
-        assert (tokens <= ledger.room(2.0, trust)) == (surplus < 0)
+        assert (tokens <= ledger.room(2.0, margin)) == (surplus < 0)

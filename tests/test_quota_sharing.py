@@ -13,8 +13,8 @@ from servers import WINDOW_S, World, answer_all, dispatcher_for, documents, heav
 from sharedfiles import Clock
 from vclock import run
 
+from pipeline.calibration import EXACT
 from pipeline.quota.book import QuotaBook
-from pipeline.quota.estimates import EXACT
 from pipeline.quota.ledger import TokenLedger
 from pipeline.quota.pacer import JITTER_S
 from pipeline.quota.server_clock import MinutePhase

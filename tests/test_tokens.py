@@ -1,12 +1,10 @@
-import json
-import random
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.tokens import BLOCKS, SCALE, Calibration, estimate
+from pipeline.tokens import BLOCKS, SCALE, estimate
 
 CONTROL = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F]"
 OTHER = 18365
@@ -112,69 +110,3 @@ def test_prose_is_near_what_it_is_known_to_have() -> None:
     english = "The committee found that the cost of inference fell sharply, but the machines are still idle. " * 20
     assert 1.4 < len(chinese) / estimate(chinese) < 2.1
     assert 4.0 < len(english) / estimate(english) < 6.0
-
-
-def test_before_any_answer_the_estimate_is_reserved_with_fifteen_percent() -> None:
-    calibration = Calibration()
-    assert (calibration.answers, calibration.ratio) == (0, 1.0)
-    assert calibration.reserve(1000) == 1150
-    assert calibration.reserve(0) == 0
-
-
-def test_the_ratio_follows_the_answers_and_forgets_old_ones() -> None:
-    calibration = Calibration()
-    for _ in range(100):
-        calibration.observe(1000, 1200)
-    assert calibration.ratio == pytest.approx(1.2)
-    for _ in range(34):  # .98 ** 34 is a half
-        calibration.observe(1000, 1000)
-    assert calibration.ratio == pytest.approx(1.1, abs=0.02)
-
-
-def test_long_answers_count_more_than_short_ones() -> None:
-    calibration = Calibration()
-    calibration.observe(10, 20)
-    calibration.observe(10_000, 10_000)
-    assert calibration.ratio == pytest.approx(1.001, abs=0.0005)
-
-
-def test_after_twenty_answers_the_margin_is_the_observed_spread() -> None:
-    choose = random.Random(4)
-    calibration = Calibration()
-    for answers in range(400):
-        assert (calibration.margin == 1.15) == (answers < 20)
-        estimated = choose.randrange(500, 5000)
-        calibration.observe(estimated, round(estimated * 1.3 * choose.gauss(1.0, 0.05)))
-    assert calibration.ratio == pytest.approx(1.3, rel=0.02)
-    assert calibration.margin == pytest.approx(1.05, abs=0.015)
-    assert calibration.reserve(1000) == pytest.approx(1300 * 1.05, rel=0.03)
-
-
-def test_the_margin_never_passes_the_first_one() -> None:
-    calibration = Calibration()
-    for answer in range(60):
-        calibration.observe(1000, 4000 if answer % 2 else 500)
-    assert calibration.margin == 1.15
-
-
-def test_an_exact_estimate_ends_without_margin() -> None:
-    calibration = Calibration()
-    for _ in range(20):
-        calibration.observe(1000, 1000)
-    assert calibration.reserve(1000) == 1000
-
-
-@pytest.mark.parametrize(("estimated", "actual"), [(0, 5), (5, 0), (-1, 5), (5, -1)])
-def test_an_answer_without_a_count_teaches_nothing(estimated: int, actual: int) -> None:
-    calibration = Calibration()
-    calibration.observe(estimated, actual)
-    assert calibration == Calibration()
-
-
-def test_a_calibration_survives_json() -> None:
-    calibration = Calibration()
-    for answer in range(30):
-        calibration.observe(100 + answer, 120 + answer * 2)
-    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
-    assert again == calibration
-    assert again.reserve(777) == calibration.reserve(777)

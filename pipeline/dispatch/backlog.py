@@ -3,16 +3,16 @@
 import asyncio
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf
 from random import Random
 
+from pipeline.calibration import EXACT, Calibration, Calibrations, Margin
 from pipeline.dispatch.lookahead import Lookahead
 from pipeline.quota.endpoint import EndpointQuota
-from pipeline.quota.estimates import EXACT, Estimates, Trust
-from pipeline.records import Prompt, Reply
+from pipeline.records import Prompt, Reply, Step
 
 _AGAIN, _FINISHING, _OTHERS = range(3)  # lanes of the lookahead
 
@@ -46,12 +46,12 @@ class Backlog:
     The other way round while the server is down: who failed before is not used up by asking whether it is back.
     """
 
-    def __init__(self, rng: Random | None) -> None:
-        """Without `rng` jobs keep their order."""
+    def __init__(self, rng: Random | None, known: Mapping[Step, Calibration] | None = None) -> None:
+        """Without `rng` jobs keep their order; `known` is what was learned before of estimates."""
         self._ready: Lookahead[Job] = Lookahead(rng)
         self._later: list[tuple[float, int, Job]] = []  # heap: when, tie-breaker, job
         self._ties = itertools.count()
-        self.estimates = Estimates()
+        self.calibrations = Calibrations(known)
 
     def __bool__(self) -> bool:
         """Whether any may go now."""
@@ -66,12 +66,12 @@ class Backlog:
         """When the next one may be sent again, `inf` for none."""
         return self._later[0][0] if self._later else inf
 
-    def cost(self, job: Job) -> tuple[int, Trust]:
+    def cost(self, job: Job) -> tuple[int, Margin]:
         """Expected input tokens, and how far off they may be."""
         if job.exact_tokens is not None:
             return job.exact_tokens, EXACT
-        trust = self.estimates.trust(job.prompt.step)
-        return trust.tokens(job.prompt.input_tokens_est), trust
+        margin = self.calibrations.margin(job.prompt.step)
+        return margin.tokens(job.prompt.input_tokens_est), margin
 
     def add(self, job: Job, tokens: int, now: float) -> None:
         """A prompt that is ready, with what it will cost."""
@@ -102,15 +102,15 @@ class Backlog:
             return self._ready.take(
                 now, inf, lambda job: True, lambda job: now, quota.phase.ends_at, backwards=quota.down
             )
-        rooms = {trust: quota.room(now, trust) for trust in (EXACT, *self.estimates)}
+        rooms = {margin: quota.room(now, margin) for margin in (EXACT, *self.calibrations)}
 
         def fits(job: Job) -> bool:
-            tokens, trust = self.cost(job)
-            return tokens <= largest and min(tokens, limit) <= rooms[trust]
+            tokens, margin = self.cost(job)
+            return tokens <= largest and min(tokens, limit) <= rooms[margin]
 
         def fits_at(job: Job) -> float:
-            tokens, trust = self.cost(job)
-            return quota.fits_at(now, min(tokens, limit), trust)
+            tokens, margin = self.cost(job)
+            return quota.fits_at(now, min(tokens, limit), margin)
 
         most = max(rooms.values())
         room = most if most < limit else sys.float_info.max  # any; `inf` would take the oldest, not the largest

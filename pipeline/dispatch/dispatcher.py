@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from math import inf
 from random import Random
@@ -10,6 +10,7 @@ from random import Random
 import anyio
 from anyio.abc import TaskGroup
 
+from pipeline.calibration import Calibration
 from pipeline.dispatch.backlog import Backlog, Job
 from pipeline.dispatch.counting import Counting, CountTokens
 from pipeline.dispatch.retries import is_enough, pause_s
@@ -19,7 +20,7 @@ from pipeline.quota import stops
 from pipeline.quota.book import QuotaBook
 from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota, Ticket
 from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
-from pipeline.records import Failure, Limits, Prompt, Reply, Status
+from pipeline.records import Failure, Limits, Prompt, Reply, Status, Step
 
 UNLIMITED = Limits(rpm=0, tpm=0)
 """No limit on anything but what is in flight: a limit of 0 means that there is none."""
@@ -55,6 +56,7 @@ class Dispatcher:
         wait: bool = False,
         on_event: Notify = lambda event: None,
         book: QuotaBook | None = None,
+        known: Mapping[Step, Calibration] | None = None,
         wall: Callable[[], float] = time.time,
         rng: Random | None = None,
     ) -> None:
@@ -62,8 +64,8 @@ class Dispatcher:
 
         `send` makes one request and raises for no failure of it. With `wait` a used-up day is slept through.
         `on_event` hears what a person may want to know: limit, sharing, refused, outage, wait, day, halt. `book`
-        carries counts and learned limits over from other runs. `wall` is epoch seconds; all else goes by the loop's
-        clock.
+        carries counts and learned limits over from other runs, `known` what the plan learned of estimates. `wall` is
+        epoch seconds; all else goes by the loop's clock.
         """
         self.admit: Admit = lambda prompt: True
         """Asked right before each request: so it reserves for requests in flight, and for no others."""
@@ -71,7 +73,7 @@ class Dispatcher:
         self._send, self._max_attempts, self._wait = send, max_attempts, wait
         self._notify, self._wall, self._rng = on_event, wall, rng or Random()
         self._quota = EndpointQuota(limits, now=self._loop.time(), wall=wall, notify=on_event, rng=self._rng, book=book)
-        self._backlog = Backlog(self._rng if self._quota.tokens else None)
+        self._backlog = Backlog(self._rng if self._quota.tokens else None, known)
         self._counting = Counting(count_tokens, self._counted, self._rng)
         self._idle: list[asyncio.Future[tuple[Job, Ticket] | None]] = []
         self._waker: asyncio.Future[None] | None = None
@@ -268,13 +270,13 @@ class Dispatcher:
         wanted = self._backlog.next_wanted(now)
         if wanted is None:
             return inf
-        tokens, trust = self._backlog.cost(wanted)
+        tokens, margin = self._backlog.cost(wanted)
         if tokens > self._quota.largest:
             self._refuse_too_long(wanted, tokens)
             return now
         room = min(tokens, self._quota.tokens_limit)
-        self._quota.held_up(now, room, trust)
-        return self._quota.fits_at(now, room, trust)
+        self._quota.held_up(now, room, margin)
+        return self._quota.fits_at(now, room, margin)
 
     def _launch(self, job: Job, now: float, group: TaskGroup) -> None:
         self._unit_at = None
@@ -317,7 +319,7 @@ class Dispatcher:
         received = now if not reply.finished_at else min(now, now - (self._wall() - reply.finished_at))
         self._quota.answered(ticket, now, tokens, reply.served_at, received)
         if tokens is not None and job.exact_tokens is None:  # those that were counted are not chosen by their estimates
-            self._backlog.estimates.observe(job.prompt.step, job.prompt.input_tokens_est, tokens)
+            self._backlog.calibrations.observe(job.prompt.step, job.prompt.input_tokens_est, tokens)
         job.attempts += 1
         self.attempts += 1
         self.answered += 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import sqrt
 from typing import Generic, NamedTuple, TypeVar
 
-from pipeline.plan.intervals import t_quantile
+from pipeline.calibration import t_quantile
 from pipeline.plan.picks import Stratum
 
 Name = TypeVar("Name", bound=Hashable)

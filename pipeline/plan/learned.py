@@ -7,13 +7,13 @@ multiple of a power of the input's length. All of it is kept as one row an answe
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, sqrt
+from math import inf
 from typing import NamedTuple
 
 import polars as pl
 
+from pipeline.calibration import Calibration
 from pipeline.plan.amounts import KINDS
-from pipeline.plan.intervals import LEAST_ERROR, t_quantile
 from pipeline.plan.lengths import Answers, Lengths
 from pipeline.records import Step
 
@@ -34,11 +34,6 @@ CALL_COLUMNS = (
     *("output_tokens", "thinking_tokens", "latency_s"),
 )
 """What `learn` reads of a call."""
-
-_SPREAD, _SPREAD_ANSWERS = 0.07, 4
-"""Standard deviation of a document's error known beforehand (see `tokens`), and how many answers that counts for."""
-_BETWEEN_KINDS = 0.5
-"""Share of a document's squared error that all of its kind have in common: 0.25 to 0.6 for three ways of counting."""
 
 _SCHEMA = pl.Schema(
     {
@@ -65,6 +60,11 @@ class Ratio(NamedTuple):
     value: float = 1.0
     answers: int = 0
     error: float = PRIOR_ERROR
+
+    @classmethod
+    def of(cls, known: Calibration, *, borrowed: bool = False) -> "Ratio":
+        """For prompts of the same kind, or `borrowed`, of another."""
+        return cls(known.ratio, int(known.answers), known.error(borrowed=borrowed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +106,18 @@ class Learned:
         return self._lengths.error(self._answered(step, self._lengths.steps), prompts)
 
     @cached_property
+    def calibrations(self) -> Mapping[Step, Calibration]:
+        """What a run begins with, by step; answers about other tables are worth few."""
+        fits = _fits_by(self.taught)
+        ours = set(self.taught.filter(pl.col("kind").is_not_null())["step"])
+        like = {step: self._answered(step, {known for known, _ in fits}) for step in _STEPS}
+        return {
+            step: fits[its, None].remembered(borrowed=its not in ours)
+            for step, its in like.items()
+            if (its, None) in fits
+        }
+
+    @cached_property
     def latency_s(self) -> float | None:
         """Mean duration of an answered request; None when there is none."""
         mean = self.taught["latency_s"].mean()
@@ -143,7 +155,8 @@ class Learned:
         def of(step: Step, kind: int) -> Ratio:
             step = self._answered(step, {step for step, _ in steps})
             alike, others = kinds.get((step, kind)), steps.get((step, None), overall)
-            known = [*([alike.ratio()] if alike else ()), *([others.borrowed()] if others else ())]
+            known = [Ratio.of(alike)] if alike else []
+            known += [Ratio.of(others, borrowed=True)] if others else []
             return min(known, key=lambda ratio: ratio.error, default=Ratio())
 
         return {(step, kind): of(step, kind) for step in _STEPS for kind in range(len(KINDS))}
@@ -203,32 +216,8 @@ def _learned(answers: pl.DataFrame, run: int) -> Learned:
     return Learned(answers.select(column.cast(_SCHEMA[name]).alias(name) for name, column in columns.items()))
 
 
-class _Fit(NamedTuple):
-    """Ratio of sums over some answers, and how far single ones are off it.
-
-    Few long rows weigh as much as many short ones: `effective` is how many of one length would tell as much.
-    """
-
-    value: float
-    answers: int
-    effective: float
-    spread: float  # standard deviation of a row, relative; with what is known beforehand
-
-    def ratio(self) -> Ratio:
-        """For prompts of the same kind."""
-        return self._within(1 / self.effective)
-
-    def borrowed(self) -> Ratio:
-        """For prompts of another kind."""
-        return self._within(1 / self.effective + _BETWEEN_KINDS)
-
-    def _within(self, share: float) -> Ratio:
-        error = t_quantile(_SPREAD_ANSWERS + self.effective - 1) * self.spread * sqrt(share)
-        return Ratio(self.value, self.answers, max(LEAST_ERROR, error))
-
-
-def _fits_by(taught: pl.DataFrame, *by: str) -> dict[tuple[str, int | None], _Fit]:
-    """Fits by step and `by`, at most one column."""
+def _fits_by(taught: pl.DataFrame, *by: str) -> dict[tuple[str, int | None], Calibration]:
+    """Calibrations by step and `by`, at most one column."""
     estimated, observed = pl.col("estimated"), pl.col("input")
     weighted = (amount * pl.col("weight") for amount in (estimated, observed))
     rows = taught.group_by("step", *by, "run", "row").agg(*(each.sum() for each in weighted), answers=pl.len())
@@ -240,19 +229,7 @@ def _fits_by(taught: pl.DataFrame, *by: str) -> dict[tuple[str, int | None], _Fi
         products=(estimated * observed).sum(),
         observed_squares=(observed * observed).sum(),
     )
-    return {_place(row, by): _fit(*row[-6:]) for row in sums.iter_rows()}
-
-
-def _fit(
-    answers: int, estimated: float, observed: float, squares: float, products: float, observed_squares: float
-) -> _Fit:
-    """The spread is that of the answers pooled with `_SPREAD`, as if that had been seen in so many answers before."""
-    value = observed / estimated
-    effective = estimated**2 / squares
-    residual = max(0.0, observed_squares - 2 * value * products + value**2 * squares) / (value**2 * squares)
-    freedom = _SPREAD_ANSWERS + effective - 1
-    spread = sqrt((_SPREAD_ANSWERS * _SPREAD**2 + effective * residual) / freedom)
-    return _Fit(value, answers, effective, spread)
+    return {_place(row, by): Calibration(*row[-6:]) for row in sums.iter_rows()}
 
 
 def _place(row: tuple[str, int | None], by: tuple[str, ...]) -> tuple[str, int | None]:

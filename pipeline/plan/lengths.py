@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from pipeline.plan.intervals import LEAST_ERROR, t_quantile
+from pipeline.calibration import LEAST_ERROR, t_quantile
 from pipeline.records import Step
 
 ENOUGH = 5

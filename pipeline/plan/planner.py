@@ -104,6 +104,7 @@ async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: P
         cost_usd=_cost(sums, job, learned, shares),
         load=load,
         pace=pace,
+        calibrations=learned.calibrations,
         timeline=times,
         order=reading_order((frame["size"] for frame in given.survey.slices()), given.wanted),
         prices_dated=CHECKED.isoformat(),

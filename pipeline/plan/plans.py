@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
+from pipeline.calibration import Calibration
 from pipeline.plan.amounts import Range, Work
 from pipeline.plan.lengths import Answers
 from pipeline.plan.pace import Load, Pace
@@ -59,6 +60,7 @@ class Plan:
     cost_usd: Range | None  # None: the price is unknown
     load: Load
     pace: Pace
+    calibrations: Mapping[Step, Calibration]  # of estimates of input, by step: what the run begins with
     timeline: Timeline
     order: Order | None  # in which a run reads the rows; None: that of the table
     prices_dated: str

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from math import inf
 from random import Random
 
+from pipeline.calibration import Margin
 from pipeline.events import LimitSet, Meter, Notify, Outage, QuotaShared, Refused
 from pipeline.quota.adaptive import AdaptiveLimit
 from pipeline.quota.book import Entry, MemoryBook, QuotaBook
 from pipeline.quota.breaker import Breaker
 from pipeline.quota.daily import RESET_JITTER_S, DailyQuota, day_of
-from pipeline.quota.estimates import Trust
 from pipeline.quota.evidence import Admitted, Which, last_minute
 from pipeline.quota.ledger import Charge, TokenLedger
 from pipeline.quota.pacer import RESERVE_FROM_RPM, WINDOW_S, RequestPacer, careful_s
@@ -163,21 +163,21 @@ class EndpointQuota:
                 self._requests_changed(now)
         await self._pacer.acquire()
 
-    def room(self, now: float, trust: Trust) -> float:
+    def room(self, now: float, margin: Margin) -> float:
         """The largest prompt that fits now, in expected tokens."""
-        room = self.ledger.room(now, trust)
+        room = self.ledger.room(now, margin)
         return min(room, self._sharing.room(now)) if self._book.asked else room
 
-    def fits_at(self, now: float, tokens: float, trust: Trust) -> float:
+    def fits_at(self, now: float, tokens: float, margin: Margin) -> float:
         """When that many tokens may fit at the earliest, if nothing else is sent."""
-        fits_at = self.ledger.fits_at(now, tokens, trust)
+        fits_at = self.ledger.fits_at(now, tokens, margin)
         return fits_at if tokens <= self._sharing.room(now) else max(fits_at, now + LOOK_S)
 
-    def held_up(self, now: float, tokens: float, trust: Trust) -> None:
+    def held_up(self, now: float, tokens: float, margin: Margin) -> None:
         """Tokens are what holds the work up: others may have to leave some, and a limit only believed may grow."""
         if self.tokens:
             if self._runs > 1:
-                self._sharing.ask(now, tokens, trust)
+                self._sharing.ask(now, tokens, margin)
             proven = self.tokens.value
             if self.tokens.grow(now, self.ledger.last_minute(now)[1]):
                 self._keep("tokens", self.tokens, proven)
@@ -191,7 +191,7 @@ class EndpointQuota:
         if self._runs > 1:
             self._witness(now)
 
-    def send(self, now: float, tokens: int, trust: Trust) -> Ticket:
+    def send(self, now: float, tokens: int, margin: Margin) -> Ticket:
         """Charge one request that leaves now."""
         self._outage.sent(now)
         self._refusals.sent(now)
@@ -202,8 +202,8 @@ class EndpointQuota:
         self._sent_at = now
         wall = self._wall()
         day = self.day.today(wall)
-        charge = self.ledger.reserve(now, tokens, trust)
-        entry = self._book.send(wall, trust.at_most(tokens), day)
+        charge = self.ledger.reserve(now, tokens, margin)
+        entry = self._book.send(wall, margin.at_most(tokens), day)
         if self._runs > 1:
             self._book.flush()
         return Ticket(now, tokens, charge, entry)

@@ -7,7 +7,7 @@ from itertools import accumulate
 from math import inf, sqrt
 from operator import attrgetter
 
-from pipeline.quota.estimates import EXACT, Trust
+from pipeline.calibration import EXACT, Margin
 from pipeline.quota.pacer import JITTER_S, WINDOW_S
 from pipeline.quota.server_clock import USABLE_S, MinutePhase
 
@@ -91,11 +91,11 @@ class TokenLedger:
         self._bound_at = -inf  # the bound over all phases: when it was computed, and what it was
         self._bound = 0.0
 
-    def reserve(self, now: float, tokens: int, trust: Trust = EXACT) -> Charge:
-        """Charge a request that leaves now; `trust` says how far off `tokens` may be."""
+    def reserve(self, now: float, tokens: int, margin: Margin = EXACT) -> Charge:
+        """Charge a request that leaves now; `margin` says how far off `tokens` may be."""
         self._trim(now)
         at = max(now, self._charges[-1].at) if self._charges else now  # what others sent is heard of late
-        charge = Charge(at, 0, 0, self._base + len(self._charges), trust.spread * tokens, trust.bias * tokens)
+        charge = Charge(at, 0, 0, self._base + len(self._charges), margin.spread * tokens, margin.bias * tokens)
         self._charges.append(charge)
         if self._began_at is None:
             self._began_at = at
@@ -126,7 +126,7 @@ class TokenLedger:
             self._used_at, self._used = now, self._most(now)
         return self._used
 
-    def room(self, now: float, trust: Trust = EXACT) -> float:
+    def room(self, now: float, margin: Margin = EXACT) -> float:
         """The largest prompt that fits now, in expected tokens; negative when nothing does.
 
         Solves c·(1 + bias) + open bias + DEVIATIONS·√(open variance + (spread·c)²) = limit − used, for c.
@@ -137,13 +137,13 @@ class TokenLedger:
         if used == 0:
             return self.limit
         left = self.limit - used - self._bias
-        slope, k = 1.0 + trust.bias, DEVIATIONS * trust.spread
+        slope, k = 1.0 + margin.bias, DEVIATIONS * margin.spread
         square = slope * slope - k * k
         return (slope * left - sqrt(k * k * left * left + square * DEVIATIONS**2 * self._variance)) / square
 
-    def fits_at(self, now: float, tokens: float, trust: Trust = EXACT) -> float:
+    def fits_at(self, now: float, tokens: float, margin: Margin = EXACT) -> float:
         """When `tokens` may fit at the earliest if nothing is settled before; later than `now`."""
-        allowed = self._allowed(tokens, trust)
+        allowed = self._allowed(tokens, margin)
         self.used(now)
         soonest = max(now + _LEAST_WAIT_S, self._falls_to(allowed, _tokens))
         bounds = self._phase.bounds
@@ -151,9 +151,9 @@ class TokenLedger:
             return max(soonest, now + 2 * RECOMPUTE_S)
         return max(soonest, self._counter_falls_to(now, bounds, allowed, _tokens))
 
-    def surplus(self, now: float, tokens: float, trust: Trust = EXACT) -> float:
+    def surplus(self, now: float, tokens: float, margin: Margin = EXACT) -> float:
         """How far what is used must fall before `tokens` fit; negative when they do."""
-        return self.used(now) - self._allowed(tokens, trust)
+        return self.used(now) - self._allowed(tokens, margin)
 
     def request_fits_at(self, now: float, limit: float, *, counted: bool) -> float:
         """When one more request keeps within `limit` a minute: -inf for now; with `counted` by the counter too.
@@ -204,10 +204,10 @@ class TokenLedger:
         """Requests and tokens reserved and not yet closed."""
         return self._open_requests, self._open_tokens
 
-    def _allowed(self, tokens: float, trust: Trust) -> float:
+    def _allowed(self, tokens: float, margin: Margin) -> float:
         """What may be used at most when `tokens` are to fit."""
-        deviation = sqrt(self._variance + (trust.spread * tokens) ** 2)
-        return self.limit - self._bias - DEVIATIONS * deviation - tokens * (1.0 + trust.bias)
+        deviation = sqrt(self._variance + (margin.spread * tokens) ** 2)
+        return self.limit - self._bias - DEVIATIONS * deviation - tokens * (1.0 + margin.bias)
 
     def _most(self, now: float) -> float:
         minute = self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 from math import ceil, inf
 
+from pipeline.calibration import Margin
 from pipeline.quota.book import GROUP_S, MemoryBook, QuotaBook, Send
-from pipeline.quota.estimates import Trust
 from pipeline.quota.ledger import Charge, TokenLedger
 from pipeline.quota.pacer import WINDOW_S
 from pipeline.quota.server_clock import MinutePhase
@@ -62,7 +62,7 @@ class Sharing:
             self._heard = {who: at for who, at in self._heard.items() if now - at < SHARER_S}
         return 1 + len(self._heard)
 
-    def ask(self, now: float, tokens: float, trust: Trust) -> None:
+    def ask(self, now: float, tokens: float, margin: Margin) -> None:
         """What waits here for `tokens` is held up: ask for room, if this run has had few tokens."""
         self._book.flush()
         if now - self._asked_at < ASK_EVERY_S:
@@ -70,7 +70,7 @@ class Sharing:
         used, ours = self._used(now)
         if ours < CONTENT * self._fair:
             self._asked_at = now
-            self._book.ask(self._wall(), ceil(used - self._ledger.surplus(now, tokens, trust)))
+            self._book.ask(self._wall(), ceil(used - self._ledger.surplus(now, tokens, margin)))
 
     def room(self, now: float) -> float:
         """The tokens that others leave to this run; `inf` where nobody asks for room, or this run has had few."""

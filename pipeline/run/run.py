@@ -232,6 +232,7 @@ def _engine(
             wait=options.wait,
             on_event=heard,
             book=book,
+            known=plan.calibrations,
         )
 
     cache = (
