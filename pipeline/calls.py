@@ -21,7 +21,7 @@ from pipeline.budget.cashier import Bill, Cashier, has_come
 from pipeline.cache import AnswerCache
 from pipeline.flows import Call
 from pipeline.prices import Rates, cost
-from pipeline.records import ErrorKind, Failure, Prompt, Reply, Usage
+from pipeline.records import ErrorKind, Failure, Prompt, Reply, Usage, changed
 from pipeline.store.run import RunStore
 
 Send = Callable[[Prompt], Awaitable[Reply | Failure]]
@@ -136,7 +136,7 @@ def record_failures(call: Call, store: RunStore, tries: Tries) -> Call:
             return reply
         tries.pop(prompt.fingerprint, None)
         store.append_call(prompt, reply)
-        return replace(reply, unread_usd=store.unread_usd(prompt.fingerprint))
+        return changed(reply, unread_usd=store.unread_usd(prompt.fingerprint))
 
     return recorded
 
@@ -172,9 +172,11 @@ def journal(send: Send, store: RunStore, cashier: Cashier, tries: Tries, bought:
             counts[outcome.kind in ("rate_limit", "day_quota", "spend_limit")] += 1
             return outcome
         failed, refused = tries.pop(prompt.fingerprint, (0, 0))
-        outcome = replace(outcome, usage=cashier.reckoned(prompt, outcome.usage))
+        usage = cashier.reckoned(prompt, outcome.usage)
+        if usage is not outcome.usage:
+            outcome = changed(outcome, usage=usage)
         bill = cashier.answered(prompt, outcome)
-        reply = replace(
+        reply = changed(
             outcome,
             attempts=failed + 1,
             rate_limited=refused,

@@ -6,9 +6,9 @@ other), the same inside a wrapper, and OpenAI's chat completion, whole or in pie
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -19,8 +19,7 @@ from pipeline.records import EMULATOR_FIELD, EMULATOR_RESPONSE_ID, ErrorKind, Pr
 MOST_NAME_CHARS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Unread:
+class Unread(NamedTuple):
     """A body that holds no answer: why, and how many requests a prompt may make in all when that is all that comes.
 
     `refused`: it is an error object, which says that nothing was generated, unless `usage` names counts, of `model`.
@@ -33,8 +32,7 @@ class Unread:
     model: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """An answer in whichever form it came, before it is judged."""
 
     text: str
@@ -320,6 +318,11 @@ def _reason(value: object, numbers: Sequence[str], prefix: str) -> str:
     value = value.strip()[:64]
     if value.isdecimal() and int(value) < len(numbers):
         return numbers[int(value)]
+    return _spelled(value, prefix)
+
+
+@lru_cache(maxsize=1024)
+def _spelled(value: str, prefix: str) -> str:
     # FinishReason.STOP, maxTokens, content-filter
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s\-]+", "_", value.rpartition(".")[2] or value)
     return spaced.upper().removeprefix(prefix)

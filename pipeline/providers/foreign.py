@@ -9,9 +9,9 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -26,8 +26,7 @@ MOST_ODD_BYTES = 2 * 1024 * 1024
 and the longest answer has half a million bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """The JSON values of a body, in their order; none when it is no JSON.
 
     `streamed`: they are pieces, and nothing but their content says whether the last one came. `ended`: the stream said
@@ -211,7 +210,12 @@ def string(value: object) -> str:
 def folded(value: Mapping[str, Any]) -> dict[str, Any]:
     """The first fields of an object by names in lower case without underscores: camelCase and snake_case are one."""
     fields = islice(value.items(), MOST_FIELDS)
-    return {name.replace("_", "").lower(): inner for name, inner in fields}
+    return {_folded_name(name): inner for name, inner in fields}
+
+
+@lru_cache(maxsize=1024)
+def _folded_name(name: str) -> str:
+    return name.replace("_", "").lower()
 
 
 def whole_number(value: object) -> int | None:

@@ -26,7 +26,7 @@ from pipeline.providers.failures import classify, http_date, unanswered, without
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Response, Wire
 from pipeline.providers.usage import names_tokens, read_usage
-from pipeline.records import EMULATOR_HEADER, Failure, Params, Prompt, Reply
+from pipeline.records import EMULATOR_HEADER, Failure, Params, Prompt, Reply, changed
 from pipeline.terminal import without_secrets
 
 BASE_URL = "https://generativelanguage.googleapis.com"
@@ -103,7 +103,7 @@ class Gemini:
         reply = judge(answer, body, prompt)
         if not _succeeded(response) and not reply.text:
             return self._failure(response, prompt, answer)
-        return replace(
+        return changed(
             reply,
             model=reply.model or bare_model(prompt.params.model),
             endpoint=self.endpoint,
@@ -198,7 +198,8 @@ class Gemini:
             answer = await self._wire.post(url, self._headers, content, self._timeout_s)
         if isinstance(answer, Lost) or not self._key:
             return answer
-        return answer._replace(body=blotted(_as_utf8(answer), self._key))
+        body = blotted(_as_utf8(answer), self._key)
+        return answer if body is answer.body else answer._replace(body=body)
 
     def _url(self, model: str, method: str) -> httpx.URL:
         url = self._urls.get((model, method))

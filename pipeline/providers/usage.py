@@ -38,12 +38,12 @@ class _Counts:
 
     def named(self, names: tuple[str, ...], most: float) -> int | None:
         """The count under the first of `names` that has one; None when it is missing or beyond `most`."""
-        for values in (self.own, self.inner):
+        for values in (self.own, self.inner) if self.inner else (self.own,):
             for name in names:
                 value = values.get(name)
                 if value is None:
                     continue
-                number = any_number(value)
+                number = value if type(value) is int else any_number(value)
                 if number is not None and 0 <= number <= most:
                     return math.ceil(number)
                 self.odd = True
@@ -52,6 +52,8 @@ class _Counts:
 
     def summed(self, name: str, most: float) -> int | None:
         """The sum of a count's parts by modality, where the count itself is missing; None when there are none."""
+        if name not in self.own:
+            return None
         parts = [any_number(part.get("tokenCount", part.get("token_count"))) for part in mappings(self.own.get(name))]
         total = sum(number for number in parts if number is not None and number > 0)
         if not total:

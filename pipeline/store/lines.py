@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline.records import Params, Prompt, Reply, Result, Step, Usage
+from pipeline.records import Params, Prompt, Reply, Result, Step, Usage, changed
 
 _USAGE = tuple(field.name for field in fields(Usage))
 
@@ -171,7 +171,7 @@ def kept(prompt: Prompt, reply: Reply, line: bytes, answered: bool = True) -> Ca
         prompt.chunks,
         prompt.fingerprint,
         prompt.input_tokens_est,
-        replace(reply, raw=reply.raw if reply.error_kind == "malformed_reply" else b""),
+        reply if reply.error_kind == "malformed_reply" else changed(reply, raw=b""),
         answered and bool(reply.raw),
         line,
     )
