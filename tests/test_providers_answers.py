@@ -578,7 +578,7 @@ def mutated(draw: st.DrawFn) -> bytes:
             elif action == "drop":
                 del holder[key]
             elif action == "nest":
-                holder[key] = draw(st.sampled_from([[holder[key]], {"value": holder[key]}, {key: holder[key]}]))
+                holder[key] = draw(st.sampled_from([[holder[key]], {"value": holder[key]}, {str(key): holder[key]}]))
             else:
                 holder[key] = draw(anything)
         return json.dumps(value).encode("utf-8", "surrogatepass")
