@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Status = Literal["ok", "truncated", "blocked", "invalid", "error"]
 STATUS_MEANS: Mapping[Status, str] = {
@@ -60,6 +60,7 @@ PASSING: frozenset[ErrorKind] = frozenset({"quota", "network", "timeout", "serve
 """Failures that may pass by themselves and cost nothing: a row that ends in one is tried again by the next run."""
 
 Step = Literal["answer", "map", "reduce"]
+STEPS: tuple[Step, ...] = get_args(Step)
 
 EMULATOR_HEADER = "x-pipeline-emulator"
 EMULATOR_FIELD = "pipelineEmulator"

@@ -14,7 +14,7 @@ import polars as pl
 from pipeline.errors import PipelineError
 from pipeline.job import Job
 from pipeline.plan.learned import CALL_COLUMNS, THIS_RUN, Learned, learn, merged
-from pipeline.records import Reply, Step
+from pipeline.records import STEPS, Reply, Step
 from pipeline.store import parts
 from pipeline.store.manifest import SUFFIXES, Kind, Manifest
 from pipeline.store.manifest import read as read_manifest
@@ -24,7 +24,6 @@ MOST_CALLS = 200_000
 """Newest calls that are read over all runs: some 0.5 s."""
 
 _UNREADABLE = (PipelineError, OSError, pl.exceptions.PolarsError, ValueError, TypeError, LookupError, AttributeError)
-_STEPS: tuple[Step, ...] = ("answer", "map", "reduce")
 _ONLY_LENGTHS = CALL_COLUMNS[CALL_COLUMNS.index("cached_tokens") :]
 
 
@@ -97,7 +96,7 @@ def _manifests(runs: Path) -> Iterator[tuple[Manifest, Path]]:
 
 def _taught(its: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
     """Steps that were asked the same, and of these the steps whose answers may be as long as ours."""
-    inputs = {step for step in _STEPS if _words(ours, step) and _words(its, step) == _words(ours, step)}
+    inputs = {step for step in STEPS if _words(ours, step) and _words(its, step) == _words(ours, step)}
     return frozenset(inputs), frozenset(step for step in inputs if _bounds(its, step) == _bounds(ours, step))
 
 

@@ -1,7 +1,7 @@
 """What one document will take: the job's own flow, run over predicted replies. Nothing is sent."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from pipeline import flows
 from pipeline.job import Job
@@ -55,8 +55,9 @@ class Forecaster:
         expected = self._tally("expected", kind)
         answer = await flows.run(document, self._job, expected.reply)
         refused = answer.final.error_kind if answer.final.status == "invalid" else None
-        low, made, high = (expected.work(scenario) for scenario in SCENARIOS)
-        spared = expected.spared
+        works: list[Work] = [expected.works[scenario] for scenario in SCENARIOS]
+        low, made, high = works
+        spared: Work = expected.spared
         if repeats:
             low, made, high, spared = {}, {}, {}, merged(made, spared)
         elif answer.chunks > 1 and not refused:
@@ -79,13 +80,13 @@ class Forecaster:
         tally = self._tally(scenario, kind)
         await flows.run(document, self._job, tally.reply)
         self._characters += len(document.text or "") + tally.characters
-        work = tally.work(scenario)
+        work = tally.works[scenario]
         bounds.add(flat, work)
         return work
 
 
 class _Tally:
-    """Sums over the prompts of one document in one scenario."""
+    """Sums over the prompts of one document; the answers that are merged are those of one scenario."""
 
     def __init__(
         self, predictor: Predictor, bought: Bought, most_tokens: int, seen: set[int], scenario: Scenario, kind: int
@@ -96,8 +97,8 @@ class _Tally:
         self._seen = seen  # contents that are counted already; shared with other documents
         self._scenario: Scenario = scenario
         self._kind = kind
-        self._prompts: list[tuple[Prompt, float]] = []  # with input tokens
-        self._repeated: list[tuple[Prompt, float]] = []
+        self.works: dict[Scenario, dict[Tier, Cell]] = {each: {} for each in SCENARIOS}  # the calls to be made
+        self.spared: dict[Tier, Cell] = {}  # calls that need not be made, with answers as expected
         self.largest_tokens = 0
         self.characters = 0
         self._levels: set[int] = set()
@@ -115,32 +116,25 @@ class _Tally:
         self.largest_tokens = max(self.largest_tokens, round(tokens))
         if tokens > self._most_tokens:
             return _TOO_LONG
-        content = int(prompt.fingerprint[:16], 16)
-        counted = replace(prompt, text="")  # of a long document these are as large as itself
-        (self._repeated if content in self._seen else self._prompts).append((counted, tokens))
-        self._seen.add(content)
+        self._count(prompt, tokens)
         self._levels.add(prompt.level)
         text = self._predictor.text(prompt, self._scenario, self._kind)
         self.characters += len(text)
         return Reply(text, "ok")
 
-    def work(self, scenario: Scenario) -> Work:
-        """The calls, with answers as long as `scenario` has them."""
-        return self._work(self._prompts, scenario)
-
-    @property
-    def spared(self) -> Work:
-        """The calls that need not be made, with answers as expected."""
-        return self._work(self._repeated, "expected")
-
-    def _work(self, prompts: Sequence[tuple[Prompt, float]], scenario: Scenario) -> Work:
-        cells: dict[Tier, Cell] = {}
-        for prompt, tokens in prompts:
-            tier = Tier(prompt.step, tokens > LONG_PROMPT_TOKENS)
-            cached = tokens * self._predictor.cached_share
-            cell = Cell(1, tokens, cached, *self._predictor.output(prompt, scenario, self._kind))
-            cells[tier] = cells.get(tier, Cell()).plus(cell)
-        return cells
+    def _count(self, prompt: Prompt, tokens: float) -> None:
+        content, tier = int(prompt.fingerprint[:16], 16), Tier(prompt.step, tokens > LONG_PROMPT_TOKENS)
+        cells = [
+            (scenario, Cell(1, tokens, tokens * self._predictor.cached_share, *output))
+            for scenario, output in zip(SCENARIOS, self._predictor.outputs(prompt, self._kind), strict=True)
+        ]
+        for scenario, cell in cells if content not in self._seen else ():
+            work = self.works[scenario]
+            work[tier] = work[tier].plus(cell) if tier in work else cell
+        if content in self._seen:
+            cell = cells[SCENARIOS.index("expected")][1]
+            self.spared[tier] = self.spared[tier].plus(cell) if tier in self.spared else cell
+        self._seen.add(content)
 
 
 class _Bounds:

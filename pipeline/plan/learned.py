@@ -15,7 +15,7 @@ import polars as pl
 from pipeline.calibration import Calibration
 from pipeline.plan.amounts import KINDS
 from pipeline.plan.lengths import Answers, Lengths
-from pipeline.records import Step
+from pipeline.records import STEPS, Step
 
 PRIOR_ERROR = 0.10
 """What the sum of many estimates may be off before any answer, relative, at 95 %.
@@ -50,7 +50,6 @@ _SCHEMA = pl.Schema(
         "latency_s": pl.Float64,
     }
 )
-_STEPS: tuple[Step, ...] = ("answer", "map", "reduce")
 _SIBLINGS: Mapping[Step, Step] = {"answer": "map", "map": "answer"}  # of one template
 
 
@@ -110,7 +109,7 @@ class Learned:
         """What a run begins with, by step; answers about other tables are worth few."""
         fits = _fits_by(self.taught)
         ours = set(self.taught.filter(pl.col("kind").is_not_null())["step"])
-        like = {step: self._answered(step, {known for known, _ in fits}) for step in _STEPS}
+        like = {step: self._answered(step, {known for known, _ in fits}) for step in STEPS}
         return {
             step: fits[its, None].remembered(borrowed=its not in ours)
             for step, its in like.items()
@@ -159,7 +158,7 @@ class Learned:
             known += [Ratio.of(others, borrowed=True)] if others else []
             return min(known, key=lambda ratio: ratio.error, default=Ratio())
 
-        return {(step, kind): of(step, kind) for step in _STEPS for kind in range(len(KINDS))}
+        return {(step, kind): of(step, kind) for step in STEPS for kind in range(len(KINDS))}
 
 
 NOTHING = Learned(_SCHEMA.to_frame())

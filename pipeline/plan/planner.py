@@ -23,7 +23,7 @@ from pipeline.plan.survey import EXAMPLES, Survey, keys_of
 from pipeline.plan.tally import Sums, Tally
 from pipeline.plan.timing import timeline
 from pipeline.prices import CHECKED, Rates, effective_rates
-from pipeline.records import Document, Prompt, Reply, Step
+from pipeline.records import STEPS, Document, Prompt, Reply, Step
 from pipeline.source import Source
 from pipeline.source.order import reading_order
 from pipeline.tokens import estimate
@@ -49,8 +49,6 @@ EVERYTHING = Effort(2**63, 2**63, 0, 0)
 
 _UNTIL_HEEDED = 500
 """Rows that are forecast before Ctrl-C is heeded: some 50 ms."""
-
-_STEPS: tuple[Step, ...] = ("answer", "map", "reduce")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +183,7 @@ def _cost(sums: Sums, job: Job, learned: Learned, shares: Sequence[Share]) -> Ra
 
 def _steps(work: Work, job: Job, learned: Learned, shares: Sequence[Share]) -> Mapping[Step, StepPlan]:
     plans: dict[Step, StepPlan] = {}
-    for step in _STEPS:
+    for step in STEPS:
         own = {tier: cell for tier, cell in work.items() if tier.step == step}
         if not own:
             continue

@@ -31,12 +31,12 @@ class Predictor:
         """Tokens of the prompt as the service will count them."""
         return prompt.input_tokens_est * self._learned.ratio(prompt.step, kind).value
 
-    def output(self, prompt: Prompt, scenario: Scenario, kind: int) -> tuple[float, float]:
-        """Tokens of the answer, and of the thinking before it."""
+    def outputs(self, prompt: Prompt, kind: int) -> tuple[tuple[float, float], ...]:
+        """Tokens of the answer, and of the thinking before it, in each of `SCENARIOS`."""
         known = self._learned.output(prompt.step, prompt.input_tokens_est, kind)
         if known is not None:
-            return known.output_tokens, known.thinking_tokens
-        return float(predicted_output(prompt)[SCENARIOS.index(scenario)]), 0.0
+            return ((known.output_tokens, known.thinking_tokens),) * len(SCENARIOS)
+        return tuple((float(tokens), 0.0) for tokens in predicted_output(prompt))
 
     def text_tokens(self, prompt: Prompt, scenario: Scenario, kind: int) -> float:
         """Tokens of the answer's text: of known lengths one by chance, since on each depends what is merged at once.
@@ -45,7 +45,7 @@ class Predictor:
         """
         known = self._learned.output(prompt.step, prompt.input_tokens_est, kind)
         if known is None:
-            return self.output(prompt, scenario, kind)[0]
+            return predicted_output(prompt)[SCENARIOS.index(scenario)]
         doubt = self._learned.output_error(prompt.step, known.answers) * (SCENARIOS.index(scenario) - 1)
         times = known.lengths[int(prompt.fingerprint[16:24], 16) % len(known.lengths)]
         return known.output_tokens * times * (1 + doubt)
