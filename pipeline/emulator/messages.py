@@ -52,9 +52,11 @@ class Problems:
 
 
 class Kind(Protocol):
-    """The type of one field; `read` returns the value in canonical form, or None after noting a problem."""
+    """The type of one field."""
 
-    def read(self, value: object, path: str, problems: Problems) -> Any: ...
+    def read(self, value: object, path: str, problems: Problems) -> Any:
+        """The value in canonical form, or None after noting a problem."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

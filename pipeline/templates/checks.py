@@ -56,7 +56,7 @@ def check_truths(template: Template, name: str, texts: Collection[str]) -> None:
     said = {text.strip().lower() for text in texts}
     line = template.uses.truths.get(name)
     if line is not None and said & _FALSE and said <= _FALSE | _TRUE:
-        other = sorted(text for text in texts if text.strip().lower() in _FALSE)[0]
+        other = min(text for text in texts if text.strip().lower() in _FALSE)
         raise JobError(
             f"the column `{name}` is text, so that `if {name}` holds for `{other}` too\n{template.where}, line {line}",
             f'`{name} == "{other}"` compares with the word',
