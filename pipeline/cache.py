@@ -9,19 +9,21 @@ import hashlib
 import os
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import anyio
 import anyio.to_thread
 
-from pipeline.environment import cache_home, home
+from pipeline.environment import home
 from pipeline.errors import JobError
 from pipeline.events import CacheTrouble, Notify
-from pipeline.job import DEFAULT_BASE_URL, Job
-from pipeline.records import Reply
+from pipeline.job import Job
+from pipeline.places import Kind, beside, cache_file
+from pipeline.records import Parse, Reply
 from pipeline.shelves import Entry, RedisShelf, Shelf, SqliteShelf, Unusable
+from pipeline.targets import Target
 
 WRITE_S = 0.5
 """Between writes: a kill loses so much of the cache, and nothing of the run."""
@@ -32,8 +34,8 @@ _FORMAT = "1"
 _KEY_BYTES = 16
 
 
-def shelf_of(job: Job, suffix: str = "") -> Shelf | None:
-    """The place that `[cache]` names, not opened yet; None without that section. `suffix` goes to a file's name.
+def shelf_of(job: Job, kind: Kind = "real") -> Shelf | None:
+    """The place that `[cache]` names, not opened yet; None without that section.
 
     Raises `JobError` when it is a Redis server and the extra is not installed, or its password is not set.
     """
@@ -41,8 +43,8 @@ def shelf_of(job: Job, suffix: str = "") -> Shelf | None:
     if section is None:
         return None
     if section.url is None or "://" not in section.url:
-        path = _expanded(section.url) if section.url else default_path()
-        return SqliteShelf(path.with_stem(path.stem + suffix), section.max_age_days, section.max_mb)
+        path = _expanded(section.url) if section.url else cache_file()
+        return SqliteShelf(beside(path, kind), section.max_age_days, section.max_mb)
     password = None
     if section.password_env is not None and not (password := os.environ.get(section.password_env)):
         raise JobError(
@@ -56,14 +58,9 @@ def _expanded(url: str) -> Path:
     return home() / url[2:] if url.startswith("~/") else Path(url).expanduser()
 
 
-def default_path() -> Path:
-    """The SQLite file in the user's cache directory."""
-    return cache_home() / "prompt-pipeline" / "answers.sqlite"
-
-
-def service_of(job: Job, suffix: str = "") -> str:
+def service_of(target: Target) -> str:
     """Who answers, for the key: a relay may serve something else under the same model name, as an emulator does."""
-    return (job.spec.endpoint.base_url or DEFAULT_BASE_URL).rstrip("/") + suffix
+    return target.base_url.rstrip("/")
 
 
 def key_of(service: str, fingerprint: str) -> bytes:
@@ -95,12 +92,12 @@ class AnswerCache:
     def __init__(
         self,
         shelf: Shelf,
-        service: str,
-        parse: Callable[[bytes], Reply],
+        parse: Parse,
         heard: Notify,
+        suffix: str = "",
     ) -> None:
         self._shelf = shelf
-        self._service = service
+        self._suffix = suffix  # of a rehearsal: what an emulator says is nobody else's answer
         self._parse = parse
         self._heard = heard
         self._usable = True
@@ -123,11 +120,11 @@ class AnswerCache:
             await self.write()
             await self._shelf.close()
 
-    async def get(self, fingerprint: str) -> Reply | None:
-        """The whole answer that this content got in an earlier run, if it is known."""
+    async def get(self, fingerprint: str, target: Target) -> Reply | None:
+        """The whole answer that this content got from the target's model in an earlier run, if it is known."""
         if not self._usable:
             return None
-        key = key_of(self._service, fingerprint)
+        key = self._key(fingerprint, target)
         try:
             packed = await self._shelf.get(key)
         except Unusable as error:
@@ -135,14 +132,17 @@ class AnswerCache:
             return None
         if packed is None or (raw := unpack(key, packed)) is None:
             return None
-        reply = self._parse(raw)
+        reply = self._parse(raw, target.endpoint)
         return reply if reply.status == "ok" else None
 
-    def put(self, fingerprint: str, reply: Reply) -> None:
-        """Remember a reply if it is a whole answer; it is written a little later."""
+    def put(self, fingerprint: str, target: Target, reply: Reply) -> None:
+        """Remember a target's reply if it is a whole answer; it is written a little later."""
         if self._usable and reply.status == "ok" and self._waiting_bytes < WAITING_BYTES:
-            self._waiting.append((key_of(self._service, fingerprint), reply.model, time.time(), reply.raw))
+            self._waiting.append((self._key(fingerprint, target), reply.model, time.time(), reply.raw))
             self._waiting_bytes += len(reply.raw)
+
+    def _key(self, fingerprint: str, target: Target) -> bytes:
+        return key_of(service_of(target) + self._suffix, fingerprint)
 
     async def keep(self) -> None:
         """Write what was put, every now and then, until cancelled."""

@@ -1,12 +1,14 @@
 """The durable call: `await call(prompt)` returns the reply, whether it is bought now or was bought before a crash.
 
-    replay         this run has the reply to this content → return it, nothing is sent
-    single_flight  the same content is in flight for another row → wait for that one
-    cached         (when the job asks) an earlier run was answered the same → return that
-    dispatch       (dispatch.py) wait for quota, reserve the worst case (budget.py), send, classify, retry or fail
-    journal        price what came back, and append it before anything is done with it
+    replay           this run has the reply to this content → return it, nothing is sent
+    single_flight    the same content is in flight for another row → wait for that one
+    cached           (when the job asks) an earlier run was answered the same → return that
+    record_failures  keep the outcome of what ended without an answer
+    desk             (dispatch/) wait for quota, reserve the worst case (budget/), send, classify, retry or fail
+    journal          price what came back, and append it before anything is done with it
+    send             (providers/) one request
 
-One concern each, each calling exactly the next one down.
+One concern each, each calling exactly the next one down; `durable` puts them together.
 """
 
 import time
@@ -19,12 +21,18 @@ import anyio
 
 from pipeline.budget.cashier import Bill, Cashier, has_come
 from pipeline.cache import AnswerCache
-from pipeline.flows import Call
-from pipeline.prices import Rates, cost
-from pipeline.records import ErrorKind, Failure, Prompt, Reply, Usage, changed
+from pipeline.dispatch.desk import Admit, Desk, Send, Tries
+from pipeline.prices import cost
+from pipeline.prompts import Prompt
+from pipeline.records import ErrorKind, Failure, Reply, Usage, changed
 from pipeline.store.run import RunStore
+from pipeline.targets import Route, Target
 
-Send = Callable[[Prompt], Awaitable[Reply | Failure]]
+Call = Callable[[Prompt, Route], Awaitable[Reply]]
+"""Answers a prompt by one of the targets of a route."""
+Generate = Callable[[Prompt, Target], Awaitable[Reply | Failure]]
+Bought = Callable[[Reply, bool], None]
+"""Is told of all that was paid for, and whether it was answered."""
 
 
 @dataclass(slots=True)
@@ -41,29 +49,53 @@ class Saved:
         return self.identical + self.cached
 
 
-def replay(call: Call, store: RunStore, saved: Saved) -> Call:
-    """Answer from journal and parts what this run bought before. What another row bought costs this one nothing."""
+def durable(
+    generate: Generate,
+    desk: Callable[[Send, Admit], Desk],
+    store: RunStore,
+    cashier: Cashier,
+    cache: AnswerCache | None,
+    saved: Saved,
+    bought: Bought,
+) -> tuple[Call, Desk]:
+    """The whole chain, and the desk in it, which has to run for calls to be made."""
+    opened = desk(journal(generate, store, cashier, bought), cashier.admit)
+    call = record_failures(opened.submit, store)
+    call = cached(call, cache, saved)
+    call = single_flight(call, saved)
+    return replay(call, store, saved), opened
 
-    async def replayed(prompt: Prompt) -> Reply:
-        bought = store.reply(prompt.fingerprint) or await store.sealed_reply(prompt.fingerprint)
-        if bought is None:
-            return await call(prompt)
-        if bought.row == prompt.row:
-            unread_usd = store.unread_usd(prompt.fingerprint)
-            return replace(bought.reply, unread_usd=unread_usd) if unread_usd else bought.reply
-        saved.identical += 1
-        saved.usd += bought.reply.cost_usd or 0
-        return shared(bought.reply)
+
+def replay(call: Call, store: RunStore, saved: Saved) -> Call:
+    """Answer from journal and parts what this run bought before, of any model of the route.
+
+    What another row bought costs this one nothing.
+    """
+
+    async def replayed(prompt: Prompt, route: Route) -> Reply:
+        for model in route.models:
+            fingerprint = prompt.fingerprint(model)
+            bought = store.reply(fingerprint) or await store.sealed_reply(fingerprint)
+            if bought is None:
+                continue
+            if bought.row == prompt.row:
+                unread_usd = _unread_usd(store, prompt, route)
+                return replace(bought.reply, unread_usd=unread_usd) if unread_usd else bought.reply
+            saved.identical += 1
+            saved.usd += bought.reply.cost_usd or 0
+            return shared(bought.reply)
+        return await call(prompt, route)
 
     return replayed
 
 
 def single_flight(call: Call, saved: Saved) -> Call:
     """Send the same content once at a time: whoever asks meanwhile gets the same reply, at no cost."""
-    flights: dict[str, _Flight] = {}
+    flights: dict[tuple[str, ...], _Flight] = {}
 
-    async def once(prompt: Prompt) -> Reply:
-        while flight := flights.get(prompt.fingerprint):
+    async def once(prompt: Prompt, route: Route) -> Reply:
+        content = tuple(map(prompt.fingerprint, route.models))
+        while flight := flights.get(content):
             if flight.landed is None:
                 flight.landed = anyio.Event()
             await flight.landed.wait()
@@ -71,12 +103,12 @@ def single_flight(call: Call, saved: Saved) -> Call:
                 saved.identical += 1
                 saved.usd += flight.reply.cost_usd or 0
                 return shared(flight.reply)
-        flight = flights[prompt.fingerprint] = _Flight()
+        flight = flights[content] = _Flight()
         try:
-            flight.reply = await call(prompt)
+            flight.reply = await call(prompt, route)
             return flight.reply
         finally:
-            del flights[prompt.fingerprint]
+            del flights[content]
             if flight.landed is not None:
                 flight.landed.set()
 
@@ -105,87 +137,83 @@ def shared(reply: Reply) -> Reply:
     )
 
 
-def cached(call: Call, cache: AnswerCache | None, own: Rates | None, saved: Saved) -> Call:
+def cached(call: Call, cache: AnswerCache | None, saved: Saved) -> Call:
     """Answer from the cache what an earlier run bought, and put there what is bought now. Only whole answers count."""
     if cache is None:
         return call
 
-    async def looked_up(prompt: Prompt) -> Reply:
-        known = await cache.get(prompt.fingerprint)
-        if known is not None:
-            saved.cached += 1
-            saved.usd += cost(known.usage, known.model or prompt.params.model, datetime.now(UTC), own=own) or 0
-            return shared(known)
-        reply = await call(prompt)
-        cache.put(prompt.fingerprint, reply)
+    async def looked_up(prompt: Prompt, route: Route) -> Reply:
+        for target in route:
+            known = await cache.get(prompt.fingerprint(target.model), target)
+            if known is not None:
+                saved.cached += 1
+                at, model = datetime.now(UTC), known.model or target.model
+                saved.usd += cost(known.usage, model, at, target.lane, target.rates) or 0
+                return shared(known)
+        reply = await call(prompt, route)
+        if (answered := route.that_gave(reply)) is not None:
+            cache.put(prompt.fingerprint(answered.model), answered, reply)
         return reply
 
     return looked_up
 
 
-Tries = dict[str, list[int]]
-"""Content → failed attempts and refusals for quota, while it has no outcome."""
-
-
-def record_failures(call: Call, store: RunStore, tries: Tries) -> Call:
+def record_failures(call: Call, store: RunStore) -> Call:
     """Keep the outcome of a prompt that failed without an answer, for the report; it is not replayed."""
 
-    async def recorded(prompt: Prompt) -> Reply:
-        reply = await call(prompt)
+    async def recorded(prompt: Prompt, route: Route) -> Reply:
+        reply = await call(prompt, route)
         if reply.raw:
             return reply
-        tries.pop(prompt.fingerprint, None)
-        store.append_call(prompt, reply)
-        return changed(reply, unread_usd=store.unread_usd(prompt.fingerprint))
+        store.append_call(prompt, route.first.model, reply)
+        return changed(reply, unread_usd=_unread_usd(store, prompt, route))
 
     return recorded
 
 
-def journal(send: Send, store: RunStore, cashier: Cashier, tries: Tries, bought: Callable[[Reply, bool], None]) -> Send:
-    """Wrap one request: what comes back is priced and appended to the journal before anyone sees it.
+def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bought) -> Send:
+    """One request: what comes back is priced and appended to the journal before anyone sees it.
 
     So is a request that was billed, or may have been, without an answer: an unreadable reply, one that never came, one
-    that was given up in flight. `bought` is told of all that was paid for, and whether it was answered.
+    that was given up in flight.
     """
 
-    def unanswered(prompt: Prompt, failure: Failure) -> None:
-        bill = cashier.unanswered(prompt, failure)
+    def unanswered(prompt: Prompt, target: Target, failure: Failure) -> None:
+        bill = cashier.unanswered(prompt, target, failure)
         if bill is None or (bill.is_free and not failure.raw):
-            store.append_ended(prompt)
+            store.append_ended(prompt, target.model)
             return
-        reply = unread(prompt, failure.error_kind, failure.message, bill)
+        reply = unread(target, failure.error_kind, failure.message, bill)
         reply = replace(reply, raw=failure.raw, usage=Usage(estimated=has_come(failure)), finished_at=time.time())
-        store.append_call(prompt, reply, answered=False)
+        store.append_call(prompt, target.model, reply, answered=False)
         cashier.charge(bill)
         bought(reply, False)
 
-    async def kept(prompt: Prompt) -> Reply | Failure:
-        store.append_sent(prompt)
+    async def kept(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
+        store.append_sent(prompt, target.model)
         try:
-            outcome = await send(prompt)
+            outcome = await generate(prompt, target)
         except BaseException:
-            unanswered(prompt, GIVEN_UP)
+            unanswered(prompt, target, GIVEN_UP)
             raise
         if isinstance(outcome, Failure):
-            unanswered(prompt, outcome)
-            counts = tries.setdefault(prompt.fingerprint, [0, 0])
-            counts[outcome.kind in ("rate_limit", "day_quota", "spend_limit")] += 1
+            unanswered(prompt, target, outcome)
             return outcome
-        failed, refused = tries.pop(prompt.fingerprint, (0, 0))
         usage = cashier.reckoned(prompt, outcome.usage)
         if usage is not outcome.usage:
             outcome = changed(outcome, usage=usage)
-        bill = cashier.answered(prompt, outcome)
+        bill = cashier.answered(prompt, target, outcome)
         reply = changed(
             outcome,
-            attempts=failed + 1,
-            rate_limited=refused,
+            asked=target.model,
+            attempts=tries.failed + 1,
+            rate_limited=tries.refused,
             cost_usd=bill.cost_usd,
             at_most_usd=bill.at_most_usd,
             worst_usd=bill.worst_usd,
-            unread_usd=store.unread_usd(prompt.fingerprint),
+            unread_usd=store.unread_usd(prompt.fingerprint(target.model)),
         )
-        store.append_call(prompt, reply)
+        store.append_call(prompt, target.model, reply)
         cashier.charge(bill)
         bought(reply, True)
         return reply
@@ -193,18 +221,18 @@ def journal(send: Send, store: RunStore, cashier: Cashier, tries: Tries, bought:
     return kept
 
 
-def charge_lost(store: RunStore, cashier: Cashier) -> tuple[int, Decimal | None]:
+def charge_lost(store: RunStore, cashier: Cashier, route: Route) -> tuple[int, Decimal | None]:
     """Count what a killed session had in flight at its worst case; returns the number of requests, and their sum."""
     worst: list[Decimal | None] = []
     for sent in store.lost:
-        prompt = sent.prompt
-        bill = cashier.lost(prompt, f"{store.identity}/{sent.fingerprint}/{sent.at}", sent.at)
+        prompt, target = sent.prompt, route.asking(sent.model)
+        bill = cashier.lost(prompt, target, f"{store.identity}/{sent.fingerprint}/{sent.at}", sent.at)
         worst.append(bill.at_most_usd)
         if bill.is_free:
-            store.append_ended(prompt)
+            store.append_ended(prompt, sent.model)
             continue
-        reply = unread(prompt, "network", "it was in flight when its session was killed", bill, attempts=1)
-        store.append_call(prompt, replace(reply, finished_at=sent.at or time.time()), answered=False)
+        reply = unread(target, "network", "it was in flight when its session was killed", bill, attempts=1)
+        store.append_call(prompt, sent.model, replace(reply, finished_at=sent.at or time.time()), answered=False)
     store.lost = ()
     return len(worst), None if None in worst else sum((usd for usd in worst if usd), Decimal(0))
 
@@ -212,16 +240,22 @@ def charge_lost(store: RunStore, cashier: Cashier) -> tuple[int, Decimal | None]
 GIVEN_UP = Failure("transient", "network", "given up in flight: what came of it is not known")
 
 
-def unread(prompt: Prompt, kind: ErrorKind, error: str, bill: Bill, attempts: int = 0) -> Reply:
+def unread(target: Target, kind: ErrorKind, error: str, bill: Bill, attempts: int = 0) -> Reply:
     """What is kept of a request that was, or may have been, billed without an answer."""
     return Reply(
         "",
         "error",
         error_kind=kind,
         error=error,
-        model=prompt.params.model,
+        model=target.model,
         attempts=attempts,
         cost_usd=bill.cost_usd,
         at_most_usd=bill.at_most_usd,
         worst_usd=bill.worst_usd,
     )
+
+
+def _unread_usd(store: RunStore, prompt: Prompt, route: Route) -> Decimal | None:
+    """USD of requests for this prompt, to any model of its route, whose replies could not be read; None: unknown."""
+    sums = [store.unread_usd(prompt.fingerprint(model)) for model in route.models]
+    return sum((usd for usd in sums if usd), Decimal(0)) if None not in sums else None

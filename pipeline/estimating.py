@@ -18,20 +18,23 @@ from pipeline.plan.picks import pick_evenly, pick_pilot
 from pipeline.plan.planner import EVERYTHING, USUAL, Input, expected_work, first_prompts, prefix_tokens
 from pipeline.plan.timing import Deadline, deadline
 from pipeline.prices import Lane
-from pipeline.providers.answers import parse_reply
+from pipeline.prompts import Prompt
+from pipeline.providers.stored import parse_stored
 from pipeline.records import Reply
-from pipeline.run.planning import Done, learned_of, look, notices_of, pace_of, rows_left
-from pipeline.run.prepare import Session, open_provider
+from pipeline.run.planning import learned_of, look, notices_of, pace_of
+from pipeline.run.prepare import Session
+from pipeline.run.rows import mask, wanted
+from pipeline.run.services import open_services
 from pipeline.store.content import ContentIndex
 from pipeline.store.manifest import differences
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.state import is_unused, load
+from pipeline.store.state import Outcomes, is_unused, load
 
 
 class Kept(NamedTuple):
     """What a run directory has already: which rows are left alone, and the replies that would be replayed."""
 
-    done: Done
+    outcomes: Outcomes
     bought: Bought
 
 
@@ -59,8 +62,10 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     """What is left of this job and what it takes. Writes nothing, and sends nothing but what `exact` has counted."""
     start = datetime.now(UTC)
     found = await look(session)
-    with kept(session) as (done, bought):
-        given = Input(session.source, found, rows_left(session, done), EVERYTHING if wishes.whole else USUAL)
+    with kept(session) as (outcomes, bought):
+        given = Input(
+            session.source, found, mask(session, wanted(session, outcomes)), EVERYTHING if wishes.whole else USUAL
+        )
         learned = await learned_of(session, found)
         if wishes.exact:
             learned = merged(learned, await _counted(session, given))
@@ -89,8 +94,8 @@ def _elsewhere(session: Session) -> Iterator[str]:
 async def pilot_rows(session: Session, number: int) -> frozenset[int]:
     """So many rows to try first, spread over kinds of script and lengths, of those that are left to do."""
     found = await look(session)
-    with kept(session) as (done, _):
-        return frozenset(pick_pilot(found, rows_left(session, done), number).numbers)
+    with kept(session) as (outcomes, _):
+        return frozenset(pick_pilot(found, mask(session, wanted(session, outcomes)), number).numbers)
 
 
 @contextmanager
@@ -98,25 +103,26 @@ def kept(session: Session) -> Iterator[Kept]:
     """What the job's run directory has, when it belongs to this job and input; reads only."""
     known = read_manifest(session.directory / "manifest.json")
     if known is None or differences(known, session.manifest()):
-        yield Kept(lambda row: False, _nothing)
+        yield Kept(Outcomes(), _nothing)
         return
-    outcomes, unsealed = load(session.directory, parse_reply)
+    outcomes, unsealed = load(session.directory, parse_stored)
     calls = {call.fingerprint: call.reply for call in unsealed.calls if call.paid}
     index = ContentIndex(session.directory, read_only=True)
 
-    async def bought(fingerprint: str) -> Reply | None:
+    async def bought(prompt: Prompt) -> Reply | None:
+        fingerprint = prompt.fingerprint(session.working.model)
         if (reply := calls.get(fingerprint)) is not None:
             return reply
         sealed = await index.find(fingerprint)
         return sealed.reply if sealed else None
 
     try:
-        yield Kept(outcomes.done, bought)
+        yield Kept(outcomes, bought)
     finally:
         index.close()
 
 
-async def _nothing(fingerprint: str) -> Reply | None:
+async def _nothing(prompt: Prompt) -> Reply | None:
     return None
 
 
@@ -124,8 +130,8 @@ async def _counted(session: Session, given: Input) -> Learned:
     """Have the service count a sample of the first prompts."""
     picks = pick_evenly(given.survey, given.wanted, POOL_ROWS, POOL_BYTES)
     prompts = await first_prompts(given, picks, session.working)
-    async with open_provider(session.job, session.options.offline) as provider:
-        return await count_sample(prompts, provider.count_tokens)
+    async with open_services(session) as services:
+        return await count_sample(prompts, services.count_tokens)
 
 
 def _offers(job: Job, made: plan.Plan, start: datetime) -> tuple[Offer, ...]:
@@ -139,7 +145,7 @@ async def _savings(
     session: Session, given: Input, learned: Learned, bought: Bought, made: plan.Plan
 ) -> tuple[Saving, ...]:
     job, day = session.working, datetime.now(UTC).date()
-    model, own = job.params.model, job.own_rates
+    model, own = job.model, job.own_rates
     first = sum(cell.prompts for tier, cell in made.work.items() if tier.step != "reduce")
     others = [
         (tokens, await expected_work(given, changed, learned, bought, made.pace))

@@ -68,7 +68,7 @@ class Outage(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting(Message):
+class LongWait(Message):
     """The service asks for a long wait; `until` in epoch seconds."""
 
     kind: ClassVar[str] = "wait"

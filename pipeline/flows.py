@@ -3,7 +3,6 @@
 The same flows run in a dry run, where `call` predicts, and in a real one, where it buys.
 """
 
-import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,7 +12,8 @@ import anyio
 from pipeline.chunking import split
 from pipeline.errors import Halted, JobError
 from pipeline.job import Job
-from pipeline.records import Document, ErrorKind, Params, Prompt, Reply, Step
+from pipeline.prompts import Params, Prompt, said
+from pipeline.records import Document, ErrorKind, Reply, Step
 from pipeline.templates import Parts, Template, try_merging
 from pipeline.tokens import estimate
 from pipeline.values import Unreadable
@@ -154,10 +154,8 @@ def build(
     if not text.strip():
         raise _Unrendered("empty_input", f"{_BLANK}; {template.where}")
     _refuse_beyond(len(text), text)  # before it is copied for its hash, its tokens, the journal and the wire
-    digest = hashlib.blake2b(params.digest, digest_size=16)
-    digest.update(text.encode("utf-8", "surrogatepass"))
     tokens = estimate(text) + _system_tokens(params.system)
-    return Prompt(document.row, document.key, step, text, params, tokens, digest.hexdigest(), level, chunk, chunks)
+    return Prompt(document.row, document.key, step, said(text), params, tokens, level, chunk, chunks)
 
 
 def check_rendering(job: Job, documents: Iterable[Document]) -> None:

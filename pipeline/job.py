@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import JobError
 from pipeline.prices import Rates, fixed_rates
-from pipeline.records import Limits, Params
+from pipeline.prompts import Params
+from pipeline.records import Limits
 from pipeline.sections import JobFile
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Template, read_template, read_text
 
@@ -56,6 +57,11 @@ class Job:
             sections["reduce"].pop("template_file", None)
             sections["reduce"]["template"] = self.reduce_template.source
         return sections
+
+    @property
+    def model(self) -> str:
+        """The model that is asked."""
+        return self.spec.model.name.removeprefix("models/")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -150,7 +156,6 @@ def _compile(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
         if name == following:
             raise JobError(f"[model] safety names {name} twice\n{path}")
     params = Params(
-        model=model.name.removeprefix("models/"),
         system=system,
         max_output_tokens=model.max_output_tokens,
         temperature=model.temperature,

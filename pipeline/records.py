@@ -1,10 +1,9 @@
 """The values that travel between modules: frozen, money in `Decimal` USD, times in UTC, durations in seconds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
-from functools import cached_property
 from operator import attrgetter
 from typing import Any, Literal, get_args
 
@@ -108,60 +107,6 @@ class Usage:
         )
 
 
-_ALWAYS_HASHED = 11
-"""Fields of `Params` of November 2026, up to `safety`: a later one stands behind them."""
-
-
-@dataclass(frozen=True)
-class Params:
-    """What is sent beside the text, the same for every prompt of one step; None leaves the model's default."""
-
-    model: str
-    system: str | None = None
-    max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    thinking: str | int | None = None  # a level ("minimal" … "xhigh"), or a budget in tokens (0 off, -1 automatic)
-    response_mime_type: str | None = None
-    safety: tuple[tuple[str, str], ...] = ()  # (category, threshold)
-
-    @cached_property
-    def digest(self) -> bytes:
-        """Hash of what is set: two prompts with equal digest and equal text have the same answer.
-
-        The first eleven fields count always, a later one only where it is set: a new one buys nothing again.
-        """
-        import hashlib
-
-        import orjson
-
-        hashed = {
-            field.name: value
-            for number, field in enumerate(fields(self))
-            if (value := getattr(self, field.name)) != field.default or number < _ALWAYS_HASHED
-        }
-        return hashlib.blake2b(orjson.dumps(hashed), digest_size=16).digest()
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One request to be made. `chunk` counts from 0 of `chunks`; for a reduce step it counts within its level."""
-
-    row: int
-    key: str
-    step: Step
-    text: str
-    params: Params
-    input_tokens_est: int
-    fingerprint: str  # hash of all that changes the answer: params and text; not the row
-    level: int = 0  # reduce level, from 1; 0 for answer and map
-    chunk: int = 0
-    chunks: int = 1
-
-
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What became of one prompt: an answer that was paid for, or, with `raw` empty, a failure that was not.
@@ -177,6 +122,7 @@ class Reply:
     error: str | None = None  # one line for a person; never a key, never prompt text
     usage: Usage = Usage()
     model: str = ""  # as the service reports it: the model that answered and is billed
+    asked: str = ""  # the model that was asked; not kept
     response_id: str = ""
     raw: bytes = b""
     endpoint: str = ""
@@ -204,6 +150,10 @@ def changed(reply: Reply, **new: Any) -> Reply:
     for name, value in new.items():
         _REPLY_PUTS[name](made, value)
     return made
+
+
+Parse = Callable[[bytes, str], Reply]
+"""Reads a reply's body again, given the endpoint that it came from: by the provider that gave it."""
 
 
 @dataclass(frozen=True, slots=True)

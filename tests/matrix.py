@@ -12,7 +12,8 @@ from vclock import run
 
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.events import Event
-from pipeline.records import Limits, Prompt, Reply
+from pipeline.prompts import Prompt
+from pipeline.records import Limits, Reply
 
 SEEDS = (1, 2, 3)
 
@@ -71,7 +72,9 @@ def dispatch(
 
     outcome = run(main)
     dispatcher = outcome.dispatcher
-    assert dispatcher._quota.ledger.in_flight() == (0, 0), "every reservation is settled or released"
+    assert [quota.ledger.in_flight() for quota in dispatcher.quotas] == [(0, 0)], (
+        "every reservation is settled or released"
+    )
     assert dispatcher.sent == len(world.left) == dispatcher.attempts + dispatcher.rate_limited
     assert dispatcher.rate_limited == len(world.refused)
     assert dispatcher.in_flight == dispatcher.ready == 0

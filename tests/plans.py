@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import anyio
 import polars as pl
+from asking import ask
 
 from pipeline import plan
 from pipeline.job import Job
@@ -15,7 +16,8 @@ from pipeline.plan.learned import CALL_COLUMNS, NOTHING, Learned, learn
 from pipeline.plan.pace import Pace
 from pipeline.plan.planner import USUAL, Effort, Input
 from pipeline.plan.survey import survey
-from pipeline.records import Document, Params, Prompt, Reply, Step
+from pipeline.prompts import Params, Prompt
+from pipeline.records import Document, Reply, Step
 from pipeline.source import open_source
 
 START = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
@@ -56,7 +58,7 @@ def telling(kinds: Sequence[int], strata: Sequence[int | None] | None = None) ->
     return lambda rows: told.filter(pl.col("row").is_in(rows.implode()))
 
 
-async def nothing_bought(fingerprint: str) -> Reply | None:
+async def nothing_bought(prompt: Prompt) -> Reply | None:
     return None
 
 
@@ -83,12 +85,10 @@ def known(*answers: tuple[str, int, int, int, int]) -> Learned:
     return learn([pl.DataFrame(rows)], telling([0] * len(rows)))
 
 
-def prompt(
-    step: Step = "answer", bound: int | None = 100, model: str = "gemini-3.5-flash-lite", name: int = 0
-) -> Prompt:
+def prompt(step: Step = "answer", bound: int | None = 100, name: int = 0) -> Prompt:
     """A prompt of 60 tokens whose fingerprint is `name`."""
-    params = Params(model, max_output_tokens=bound)
-    return Prompt(0, "0", step, "words", params, 60, f"{name:032x}")
+    params = Params(max_output_tokens=bound)
+    return ask(text="words", step=step, params=params, tokens=60, fingerprint=f"{name:032x}")
 
 
 def kind_of(text: str) -> int:

@@ -2,15 +2,18 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import anyio
+from asking import ask, dispatcher_of
 
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.emulator.limits import ALGORITHMS, MINUTE
-from pipeline.records import Failure, Limits, Params, Prompt, QuotaHit, Reply, Usage
+from pipeline.prompts import Prompt
+from pipeline.records import Failure, Limits, QuotaHit, Reply, Usage
 
 SERVERS = ALGORITHMS
 WINDOW_S = MINUTE
@@ -141,9 +144,6 @@ def _most(sends: Sequence[tuple[float, int]], amount: Callable[[int], int]) -> i
     return most
 
 
-PARAMS = Params("model")
-
-
 def documents(world: World, tokens: Iterable[int], *, bias: float = 1.0, noise: float = 0.08) -> list[Prompt]:
     """Prompts of so many true tokens, estimated at `bias` times that, with lognormal noise."""
     rng = Random(world.seed + 1)
@@ -151,7 +151,7 @@ def documents(world: World, tokens: Iterable[int], *, bias: float = 1.0, noise: 
     for row, true in enumerate(tokens):
         world.true_tokens[row] = true
         estimate = max(1, round(true * bias * math.exp(rng.gauss(0.0, noise))))
-        prompts.append(Prompt(row, str(row), "answer", "", PARAMS, estimate, str(row)))
+        prompts.append(ask(row, tokens=estimate))
     return prompts
 
 
@@ -196,7 +196,9 @@ async def answer_all(dispatcher: Dispatcher, prompts: Iterable[Prompt], *, at_on
     return replies
 
 
-def dispatcher_for(world: World, limits: Limits, **options: object) -> Dispatcher:
+def dispatcher_for(
+    world: World, limits: Limits, send: Callable[[Prompt], Awaitable[Reply | Failure]] | None = None, **options: Any
+) -> Dispatcher:
     """A dispatcher in front of `world`, with its clock and a seeded chance."""
-    settings: dict[str, object] = {"count_tokens": world.count_tokens, "wall": world.wall, "rng": Random(world.seed)}
-    return Dispatcher(world.send, limits, **(settings | options))  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"count_tokens": world.count_tokens, "wall": world.wall, "rng": Random(world.seed)}
+    return dispatcher_of(send or world.send, limits, **(settings | options))

@@ -6,6 +6,7 @@ import anyio
 
 from pipeline.run import prepare, run
 from pipeline.run.engine import Monitor
+from pipeline.run.services import Opening, open_services
 
 Watch = Callable[[Monitor], Coroutine[None, None, None]]
 
@@ -15,6 +16,6 @@ async def quiet(monitor: Monitor) -> None:
     await anyio.sleep_forever()
 
 
-def run_through(prepared: prepare.Session, watch: Watch = quiet) -> run.Ended:
+def run_through(prepared: prepare.Session, watch: Watch = quiet, opening: Opening = open_services) -> run.Ended:
     """Run what is prepared until it ends."""
-    return anyio.run(run.run, prepared, lambda plan, continued, session: None, watch)
+    return anyio.run(run.run, prepared, lambda plan, continued, session: None, watch, opening)

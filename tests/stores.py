@@ -10,10 +10,13 @@ from typing import Any
 
 import orjson
 import polars as pl
+from asking import MODEL
 
 from pipeline.errors import RunStateError
+from pipeline.prompts import Params, Prompt, said
 from pipeline.providers.answers import parse_reply
-from pipeline.records import ErrorKind, Params, Prompt, Reply, Result, Status, Usage
+from pipeline.providers.stored import parse_stored
+from pipeline.records import ErrorKind, Reply, Result, Status, Usage
 from pipeline.store import parts
 from pipeline.store.journal import Journal
 from pipeline.store.manifest import Manifest
@@ -22,7 +25,7 @@ from pipeline.store.state import load
 
 AT = 1_780_000_000.25
 CENT = Decimal("0.01")
-PARAMS = Params("gemini-3.5-flash-lite", max_output_tokens=100)
+PARAMS = Params(max_output_tokens=100)
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -44,8 +47,9 @@ def manifest(**changes: Any) -> Manifest:
 
 def prompt(row: int, content: str = "", **fields: Any) -> Prompt:
     """A prompt whose fingerprint is its content, by default its row's own."""
-    values = {"step": "answer", "input_tokens_est": 10, "fingerprint": content or f"content {row}", **fields}
-    return Prompt(row=row, key=f"key {row}", text="what is sent", params=PARAMS, **values)
+    values = {"step": "answer", "input_tokens_est": 10, **fields}
+    made = Prompt(row=row, key=f"key {row}", content=said("what is sent"), params=PARAMS, **values)
+    return made.known_as(content or f"content {row}", MODEL)
 
 
 def body(text: str, finish: str = "STOP", *, indent: bool = False) -> bytes:
@@ -89,14 +93,14 @@ def result(row: int, status: Status = "ok", kind: ErrorKind | None = None, **fie
 
 def answer(store: RunStore, row: int, status: Status = "ok", kind: ErrorKind | None = None, **fields: Any) -> None:
     """Buy the answer of a row and write its outcome."""
-    store.append_call(prompt(row), paid(f"answer {row}"))
+    store.append_call(prompt(row), MODEL, paid(f"answer {row}"))
     store.append_result(result(row, status, kind, **fields))
 
 
 @contextmanager
 def opened(directory: Path, **options: Any) -> Iterator[RunStore]:
     """The run directory, open, and closed at the end as a run that ends well closes it."""
-    store = RunStore(directory, parse_reply, **options)
+    store = RunStore(directory, parse_stored, **options)
     store.open(manifest())
     try:
         yield store
@@ -107,7 +111,7 @@ def opened(directory: Path, **options: Any) -> Iterator[RunStore]:
 @contextmanager
 def killed(directory: Path, **options: Any) -> Iterator[RunStore]:
     """The run directory, open, and left at the end as SIGKILL leaves it."""
-    store = RunStore(directory, parse_reply, **options)
+    store = RunStore(directory, parse_stored, **options)
     try:
         store.open(manifest())
         yield store
@@ -119,7 +123,7 @@ def killed(directory: Path, **options: Any) -> Iterator[RunStore]:
 
 def in_flight(directory: Path) -> set[str]:
     """Fingerprints of the requests that a start which came now would find on their way."""
-    return set(load(directory, parse_reply)[1].in_flight)
+    return set(load(directory, parse_stored)[1].in_flight)
 
 
 def abandon(held: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import polars as pl
 import pytest
+from asking import MODEL, TARGET
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import in_flight, manifest, prompt, sealed
@@ -21,13 +22,16 @@ from pipeline.budget.book import SpendBook
 from pipeline.budget.caps import Spending
 from pipeline.budget.cashier import ESTIMATE_AFTER, SEEN_COLUMNS, Bill, Cashier, Lengths, Seen, seen_in, worst_case_usd
 from pipeline.calls import charge_lost, journal, record_failures
+from pipeline.dispatch.desk import Tries
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import BudgetReached, Halted, PipelineError
 from pipeline.events import Event, Message
 from pipeline.prices import Rates, cost, fixed_rates, rates
-from pipeline.providers.answers import parse_reply
-from pipeline.records import Failure, Limits, Prompt, Reply, Usage
+from pipeline.prompts import Prompt
+from pipeline.providers.stored import parse_stored
+from pipeline.records import Failure, Limits, Reply, Usage
 from pipeline.store.run import RunStore
+from pipeline.targets import Route, Target
 
 RATES = fixed_rates(1.0, 10.0)  # USD per million tokens
 AT = 1_780_000_000.0
@@ -41,10 +45,14 @@ UNREAD = Failure("transient", "malformed_reply", "cut", http_status=200, billed=
 Outcome = Reply | Failure
 
 
-def asked(row: int, *, longest: int | None = 100, model: str = "gemini-3.5-flash-lite") -> Prompt:
+def asked(row: int, *, longest: int | None = 100) -> Prompt:
     """A prompt of 10 tokens, whose content is its row's own."""
     one = prompt(row)
-    return replace(one, params=replace(one.params, model=model, max_output_tokens=longest))
+    return replace(one, params=replace(one.params, max_output_tokens=longest)).known_as(f"content {row}", MODEL)
+
+
+def target_of(rates: Rates | None, model: str = MODEL) -> Target:
+    return replace(TARGET, rates=rates, model=model)
 
 
 def answer(output_tokens: int = 10, *, model: str = "gemini-3.5-flash-lite", **fields: Any) -> Reply:
@@ -66,7 +74,7 @@ class Service:
     billed: Callable[[int], Usage] | None = None  # where it is not what the outcome says
     latency_s: float = 1.0
 
-    async def send(self, one: Prompt) -> Outcome:
+    async def send(self, one: Prompt, target: Target) -> Outcome:
         number, outcome = self.requests, self.outcomes(self.requests)
         self.requests += 1
         self.in_flight += 1
@@ -119,19 +127,18 @@ def session(
         course.told.append(f"{event.kind}: {event.message}")
 
     async def main() -> None:
-        cashier = Cashier(spending, own, tell, seen_in(store.calls(SEEN_COLUMNS)))
+        target = replace(target_of(own), limits=Limits(rpm=0, tpm=0, concurrency=concurrency))
+        route = Route((target,))
+        cashier = Cashier(spending, tell, seen_in(store.calls(SEEN_COLUMNS)))
         if store.lost:
-            charge_lost(store, cashier)
-        tries: dict[str, list[int]] = {}
-        send = journal(service.send, store, cashier, tries, lambda reply, answered: None)
-        limits = Limits(rpm=0, tpm=0, concurrency=concurrency)
-        dispatcher = Dispatcher(send, limits, wall=lambda: AT + anyio.current_time(), rng=Random(1))
-        dispatcher.admit = cashier.admit
-        call = record_failures(dispatcher.submit, store, tries)
+            charge_lost(store, cashier, route)
+        send = journal(service.send, store, cashier, lambda reply, answered: None)
+        dispatcher = Dispatcher(send, route, admit=cashier.admit, wall=lambda: AT + anyio.current_time(), rng=Random(1))
+        call = record_failures(dispatcher.submit, store)
 
         async def ask(row: int) -> None:
             try:
-                course.replies[row] = await call(of(row))
+                course.replies[row] = await call(of(row), route)
             except Halted as halted:
                 course.stopped = halted.reason
 
@@ -150,7 +157,7 @@ def session(
 @contextmanager
 def opened(path: Path) -> Iterator[RunStore]:
     """The run directory, sealed at the end."""
-    store = RunStore(path / "run", parse_reply)
+    store = RunStore(path / "run", parse_stored)
     store.open(manifest())
     try:
         yield store
@@ -169,20 +176,20 @@ def store(tmp_path: Path) -> Iterator[RunStore]:
 
 
 def test_the_worst_case_is_the_longest_answer_at_todays_price() -> None:
-    assert worst_case_usd(asked(0), RATES) == WORST
-    assert worst_case_usd(asked(0, model="nobody-knows"), None) is None
+    assert worst_case_usd(asked(0), target_of(RATES)) == WORST
+    assert worst_case_usd(asked(0), target_of(None, "nobody-knows")) is None
 
 
 def test_a_long_prompt_is_reserved_at_the_long_rate() -> None:
-    near = replace(asked(0, model="gemini-2.5-pro"), input_tokens_est=190_000)
-    worst = worst_case_usd(near, None)
+    near = replace(asked(0), input_tokens_est=190_000)
+    worst = worst_case_usd(near, target_of(None, "gemini-2.5-pro"))
     assert worst is not None and worst > Decimal("2.5e-6") * 200_000
 
 
 @pytest.mark.case("S8")
 def test_the_longest_answer_of_an_unknown_model_is_that_of_no_shorter_one() -> None:
-    unknown, known = (asked(0, longest=None, model=name) for name in ("nobody-knows", "gemini-3.8-flash"))
-    assert worst_case_usd(unknown, RATES) == worst_case_usd(known, RATES)
+    unknown, known = (target_of(RATES, name) for name in ("nobody-knows", "gemini-3.8-flash"))
+    assert worst_case_usd(asked(0, longest=None), unknown) == worst_case_usd(asked(0, longest=None), known)
 
 
 # ---- caps
@@ -288,16 +295,16 @@ def test_the_jobs_own_prices_hold_whatever_answers(store: RunStore) -> None:
 
 @pytest.mark.case("D1")
 def test_where_nobody_knows_any_price_a_cap_stops_the_run_unless_that_is_allowed() -> None:
-    unknown = asked(0, model="nobody-knows")
+    unknown = target_of(None, "nobody-knows")
     for allowed in (False, True):
         cashier = Cashier(Spending(Decimal(1)), allow_unpriced=allowed)
-        assert cashier.admit(unknown)
-        assert cashier.answered(unknown, answer(model="nor-this")) == Bill(None, None, None)
+        assert cashier.admit(asked(0), unknown)
+        assert cashier.answered(asked(0), unknown, answer(model="nor-this")) == Bill(None, None, None)
         if allowed:
-            assert cashier.admit(unknown)
+            assert cashier.admit(asked(0), unknown)
         else:
             with pytest.raises(BudgetReached, match="nor-this answers, whose price is unknown"):
-                cashier.admit(unknown)
+                cashier.admit(asked(0), unknown)
 
 
 def _table(model: str) -> Rates:
@@ -363,12 +370,12 @@ def test_nothing_stays_held_of_a_run_that_ended_whatever_was_billed(tmp_path: Pa
 @pytest.mark.case("D3")
 def test_what_is_given_up_in_flight_is_charged(store: RunStore) -> None:
     async def main() -> None:
-        cashier = Cashier(Spending(Decimal(1)), RATES)
+        cashier = Cashier(Spending(Decimal(1)))
         service = Service(lambda number: answer(), latency_s=60.0)
-        send = journal(service.send, store, cashier, {}, lambda reply, answered: None)
+        send = journal(service.send, store, cashier, lambda reply, answered: None)
         with anyio.move_on_after(1.0):
-            assert cashier.admit(asked(0))
-            await send(asked(0))
+            assert cashier.admit(asked(0), target_of(RATES))
+            await send(asked(0), target_of(RATES), Tries())
 
     run(main)
     assert store.spent_usd() == WORST and not in_flight(store.directory)
@@ -518,17 +525,20 @@ def test_what_a_kill_lost_is_charged_once_for_the_run_and_for_its_day(tmp_path: 
 
     path = tmp_path / "s"
     with killed(tmp_path / "run") as store:
-        store.append_sent(asked(0))
-        store.append_sent(asked(1))
+        store.append_sent(asked(0), MODEL)
+        store.append_sent(asked(1), MODEL)
     for _ in range(3):  # killed again in the middle of it, twice after the book and before the journal
         with SpendBook(path, "p", "run") as book, killed(tmp_path / "run") as store:
-            cashier = Cashier(Spending(Decimal(1), book=book), RATES)
+            cashier = Cashier(Spending(Decimal(1), book=book))
             if store.lost:
                 sent = store.lost[0]
-                cashier.lost(sent.prompt, f"{store.identity}/{sent.fingerprint}/{sent.at}", sent.at)
+                cashier.lost(sent.prompt, target_of(RATES), f"{store.identity}/{sent.fingerprint}/{sent.at}", sent.at)
     with SpendBook(path, "p", "run") as book:
         with killed(tmp_path / "run") as store:
-            assert charge_lost(store, Cashier(Spending(Decimal(1), book=book), RATES)) == (2, 2 * WORST)
+            assert charge_lost(store, Cashier(Spending(Decimal(1), book=book)), Route((target_of(RATES),))) == (
+                2,
+                2 * WORST,
+            )
             assert store.spent_usd() == 2 * WORST and store.lost == ()
         with opened(tmp_path) as store:
             assert store.lost == () and store.spent_usd() == 2 * WORST
@@ -540,9 +550,9 @@ def test_a_rehearsal_loses_nothing(tmp_path: Path) -> None:
     from stores import killed
 
     with killed(tmp_path / "run") as store:
-        store.append_sent(asked(0))
+        store.append_sent(asked(0), MODEL)
     with opened(tmp_path) as store:
-        assert charge_lost(store, Cashier(Spending(None), fixed_rates(0, 0))) == (1, Decimal(0))
+        assert charge_lost(store, Cashier(Spending(None)), Route((target_of(fixed_rates(0, 0)),))) == (1, Decimal(0))
         assert store.spent_usd() == 0 and not next(store.calls(("row",))).height
 
 

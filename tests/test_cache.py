@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from asking import MODEL, ROUTE, TARGET
 from redis_server import PASSWORD, redis_server
 from serving import served, stats
 from sessions import run_through
@@ -29,25 +30,29 @@ from pipeline.calls import Saved, cached
 from pipeline.errors import JobError
 from pipeline.events import CacheTrouble
 from pipeline.flows import build
-from pipeline.job import load
+from pipeline.job import DEFAULT_BASE_URL, Job, load
+from pipeline.places import cache_file
 from pipeline.prices import fixed_rates
+from pipeline.prompts import Params, Prompt, said
 from pipeline.providers.answers import parse_reply
-from pipeline.records import Document, Params, Prompt, Reply, Usage
+from pipeline.providers.stored import parse_stored
+from pipeline.records import Document, Reply, Usage
 from pipeline.run import prepare
 from pipeline.shelves import RedisShelf, Shelf, SqliteShelf
+from pipeline.targets import Route
 from pipeline.templates import read_template
 
 Heard = list[Any]
-SERVICE = "https://example.org"
+SERVICE = TARGET.base_url
 DAY = 86_400.0
 
 
-def within(shelf: Shelf, test: Callable[[AnswerCache], Awaitable[None]], service: str = SERVICE) -> Heard:
+def within(shelf: Shelf, test: Callable[[AnswerCache], Awaitable[None]]) -> Heard:
     """Run an async test body with an open cache; returns what was told."""
     heard: Heard = []
 
     async def play() -> None:
-        async with AnswerCache(shelf, service, parse_reply, heard.append) as cache:
+        async with AnswerCache(shelf, parse_stored, heard.append) as cache:
             await test(cache)
 
     anyio.run(play)
@@ -57,7 +62,7 @@ def within(shelf: Shelf, test: Callable[[AnswerCache], Awaitable[None]], service
 def fill(shelf: Shelf, **answers: str) -> Heard:
     async def put(cache: AnswerCache) -> None:
         for fingerprint, text in answers.items():
-            cache.put(fingerprint, paid(text))
+            cache.put(fingerprint, TARGET, paid(text))
 
     return within(shelf, put)
 
@@ -67,10 +72,10 @@ def found(shelf: Shelf, *fingerprints: str, service: str = SERVICE) -> list[str 
 
     async def get(cache: AnswerCache) -> None:
         for fingerprint in fingerprints:
-            reply = await cache.get(fingerprint)
+            reply = await cache.get(fingerprint, replace(TARGET, base_url=service))
             texts.append(reply.text if reply else None)
 
-    assert within(shelf, get, service) == []
+    assert within(shelf, get) == []
     return texts
 
 
@@ -80,9 +85,8 @@ def file(tmp_path: Path, max_age_days: float = 30, max_mb: float = 100) -> Sqlit
 
 # ---- what the key covers
 
-PARAMS = Params("gemini-3.5-flash-lite")
+PARAMS = Params()
 OTHER: dict[str, Any] = {
-    "model": "gemini-3.5-flash",
     "system": "Be brief.",
     "max_output_tokens": 100,
     "temperature": 0.5,
@@ -98,7 +102,9 @@ OTHER: dict[str, Any] = {
 
 def fingerprint(params: Params = PARAMS, topic: str = "rain", row: int = 0, **place: Any) -> str:
     template = read_template("Say {{ topic }}", None, Path(), "here")
-    return build(Document(row, f"key {row}", {}), "answer", template, params, {"topic": topic}, **place).fingerprint
+    return build(Document(row, f"key {row}", {}), "answer", template, params, {"topic": topic}, **place).fingerprint(
+        MODEL
+    )
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Params)])
@@ -129,7 +135,11 @@ def test_what_cannot_change_an_answer_changes_neither_prompt_nor_run(tmp_path: P
     assert other.fingerprint == plain.fingerprint
     assert fingerprint(other.params) == fingerprint(plain.params)
     same_service = "base_url" not in section.get("endpoint", {})
-    assert (service_of(other) == service_of(plain)) is same_service, "a relay may answer from another model"
+    assert (addressed(other) == addressed(plain)) is same_service, "a relay may answer from another model"
+
+
+def addressed(job: Job) -> str:
+    return service_of(replace(TARGET, base_url=job.spec.endpoint.base_url or DEFAULT_BASE_URL))
 
 
 def test_another_service_has_other_answers(tmp_path: Path) -> None:
@@ -137,7 +147,7 @@ def test_another_service_has_other_answers(tmp_path: Path) -> None:
     fill(file(tmp_path), f="text")
     assert found(file(tmp_path), "f", service="https://b") == [None]
     with_slash = make_job(tmp_path, PLAIN, endpoint={"base_url": "https://generativelanguage.googleapis.com/"})
-    assert service_of(with_slash) == service_of(make_job(tmp_path))
+    assert addressed(with_slash) == addressed(make_job(tmp_path))
 
 
 # ---- what is kept
@@ -151,8 +161,8 @@ def test_an_answer_is_found_by_the_next_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("finish", ["MAX_TOKENS", "SAFETY", "RECITATION"])
 def test_only_whole_answers_are_kept(tmp_path: Path, finish: str) -> None:
     async def put(cache: AnswerCache) -> None:
-        cache.put("cut", parse_reply(body("half an", finish)))
-        cache.put("failed", Reply("", "error", error_kind="server", error="overloaded"))
+        cache.put("cut", TARGET, parse_reply(body("half an", finish)))
+        cache.put("failed", TARGET, Reply("", "error", error_kind="server", error="overloaded"))
 
     within(file(tmp_path), put)
     assert found(file(tmp_path), "cut", "failed") == [None, None]
@@ -170,10 +180,10 @@ def test_the_file_is_the_users_alone_and_holds_no_prompt(tmp_path: Path) -> None
     shelf = file(tmp_path)
 
     async def ask(cache: AnswerCache) -> None:
-        async def sell(asked: Prompt) -> Reply:
+        async def sell(asked: Prompt, route: Route) -> Reply:
             return paid("text")
 
-        await cached(sell, cache, None, Saved())(replace(prompt(0), text="the secret question"))
+        await cached(sell, cache, Saved())(replace(prompt(0), content=said("the secret question")), ROUTE)
 
     within(shelf, ask)
     path = tmp_path / "deep" / "answers.sqlite"
@@ -219,12 +229,12 @@ def test_beyond_its_size_the_answers_used_longest_ago_go(tmp_path: Path, monkeyp
     monkeypatch.setattr(time, "time", lambda: clock[0])
 
     async def fill_up(cache: AnswerCache) -> None:
-        cache.put("dear", paid("dear"))
+        cache.put("dear", TARGET, paid("dear"))
         for batch in range(20):
             clock[0] += 2 * SqliteShelf.TOUCH_S
-            assert batch == 0 or await cache.get("dear"), "what is used stays"
+            assert batch == 0 or await cache.get("dear", TARGET), "what is used stays"
             for number in range(50):
-                cache.put(f"{batch}/{number}", incompressible(number))
+                cache.put(f"{batch}/{number}", TARGET, incompressible(number))
             await cache.write()
 
     shelf = file(tmp_path, max_mb=1)
@@ -248,7 +258,7 @@ def test_what_is_put_is_written_while_the_run_goes_on(tmp_path: Path, monkeypatc
     async def put(cache: AnswerCache) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(cache.keep)
-            cache.put("f", paid("text"))
+            cache.put("f", TARGET, paid("text"))
             for _ in range(1000):
                 await anyio.sleep(0.01)
                 if written := rows(tmp_path):
@@ -265,16 +275,19 @@ from pathlib import Path
 from pipeline.cache import AnswerCache
 from pipeline.shelves import SqliteShelf
 from pipeline.providers.answers import parse_reply
+from pipeline.providers.stored import parse_stored
+from pipeline.targets import Target
+target = Target("gemini", "https://example", "p", "m")
 who, path, raw = sys.argv[1], Path(sys.argv[2]), sys.argv[3].encode()
 async def main():
     def heard(event):
         raise SystemExit(event.message)
-    async with AnswerCache(SqliteShelf(path, 30, 100), "https://example.org", parse_reply, heard) as cache:
+    async with AnswerCache(SqliteShelf(path, 30, 100), parse_stored, heard) as cache:
         for batch in range(40):
             for number in range(25):
-                cache.put(f"{who}/{batch}/{number}", parse_reply(raw))
+                cache.put(f"{who}/{batch}/{number}", target, parse_reply(raw))
             await cache.write()
-            assert await cache.get(f"{who}/{batch}/0")
+            assert await cache.get(f"{who}/{batch}/0", target)
 anyio.run(main)
 """
 
@@ -327,7 +340,7 @@ def test_damage_inside_the_file_is_told_once_and_the_run_goes_on(tmp_path: Path)
 
     async def put(cache: AnswerCache) -> None:
         for number in range(300):
-            cache.put(f"f{number}", incompressible(number))
+            cache.put(f"f{number}", TARGET, incompressible(number))
 
     within(file(tmp_path), put)
     damaged = bytearray(path.read_bytes())
@@ -337,8 +350,8 @@ def test_damage_inside_the_file_is_told_once_and_the_run_goes_on(tmp_path: Path)
 
     async def get(cache: AnswerCache) -> None:
         for number in range(300):
-            answers.append(await cache.get(f"f{number}"))
-            cache.put(f"g{number}", paid())
+            answers.append(await cache.get(f"f{number}", TARGET))
+            cache.put(f"g{number}", TARGET, paid())
 
     heard = within(file(tmp_path), get)
     assert len(answers) == 300 and None in answers
@@ -349,8 +362,8 @@ def test_a_place_that_cannot_be_written_is_told_once_and_the_run_goes_on(tmp_pat
     (tmp_path / "deep").write_text("a file where the directory should be")
 
     async def use(cache: AnswerCache) -> None:
-        assert await cache.get("f") is None
-        cache.put("f", paid())
+        assert await cache.get("f", TARGET) is None
+        cache.put("f", TARGET, paid())
 
     heard = within(file(tmp_path), use)
     assert len(heard) == 1
@@ -364,15 +377,16 @@ def test_a_hit_costs_nothing_and_what_it_would_have_cost_is_counted(tmp_path: Pa
     saved = Saved()
     sold: list[int] = []
 
-    async def sell(asked: Prompt) -> Reply:
+    async def sell(asked: Prompt, route: Route) -> Reply:
         sold.append(asked.row)
-        return paid("text")
+        return paid("text", endpoint=TARGET.endpoint, asked=MODEL)
 
     async def ask(cache: AnswerCache) -> None:
-        call = cached(sell, cache, fixed_rates(1.0, 10.0), saved)
-        assert (await call(prompt(0, "same"))).usage != Usage()
+        call = cached(sell, cache, saved)
+        route = Route((replace(TARGET, rates=fixed_rates(1.0, 10.0)),))
+        assert (await call(prompt(0, "same"), route)).usage != Usage()
         await cache.write()
-        hit = await call(prompt(1, "same"))
+        hit = await call(prompt(1, "same"), route)
         assert (hit.text, hit.usage, hit.cost_usd, hit.attempts, hit.raw) == ("text", Usage(), Decimal(0), 0, b"")
         assert hit.model == "gemini-3.5-flash-lite-001"
 
@@ -383,10 +397,10 @@ def test_a_hit_costs_nothing_and_what_it_would_have_cost_is_counted(tmp_path: Pa
 
 
 def test_without_a_cache_nothing_stands_in_the_way() -> None:
-    async def sell(asked: Prompt) -> Reply:
+    async def sell(asked: Prompt, route: Route) -> Reply:
         raise AssertionError
 
-    assert cached(sell, None, None, Saved()) is sell
+    assert cached(sell, None, Saved()) is sell
 
 
 # ---- the job
@@ -416,7 +430,7 @@ def test_off_by_default_and_the_section_alone_turns_it_on(tmp_path: Path) -> Non
     path = write_job(tmp_path)
     path.write_text(path.read_text() + "[cache]\n")
     assert isinstance(shelf_of(load(path)), SqliteShelf)
-    assert caches.default_path().is_relative_to(os.environ["XDG_CACHE_HOME"])
+    assert cache_file().is_relative_to(os.environ["XDG_CACHE_HOME"])
 
 
 def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,12 +465,12 @@ def test_redis_forgets_what_is_too_old(tmp_path: Path) -> None:
 def test_many_calls_ask_redis_at_once_and_one_is_withdrawn(tmp_path: Path) -> None:
     async def ask(cache: AnswerCache) -> None:
         for number in range(300):
-            cache.put(f"f{number}", paid(f"text {number}"))
+            cache.put(f"f{number}", TARGET, paid(f"text {number}"))
         await cache.write()
         texts: dict[int, str] = {}
 
         async def one(number: int) -> None:
-            reply = await cache.get(f"f{number}")
+            reply = await cache.get(f"f{number}", TARGET)
             texts[number] = reply.text if reply else ""
 
         for _ in range(5):
@@ -477,16 +491,16 @@ def test_many_calls_ask_redis_at_once_and_one_is_withdrawn(tmp_path: Path) -> No
 
 def test_a_redis_that_dies_is_told_once_and_the_run_goes_on(tmp_path: Path) -> None:
     async def use(cache: AnswerCache) -> None:
-        cache.put("f", paid())
+        cache.put("f", TARGET, paid())
         await cache.write()
-        assert await cache.get("f")
+        assert await cache.get("f", TARGET)
         process.kill()
         process.wait()
         async with anyio.create_task_group() as tasks:
             for _ in range(100):
-                tasks.start_soon(cache.get, "f")
-        cache.put("g", paid())
-        assert await cache.get("f") is None
+                tasks.start_soon(cache.get, "f", TARGET)
+        cache.put("g", TARGET, paid())
+        assert await cache.get("f", TARGET) is None
 
     with redis_server(tmp_path) as (url, process):
         heard = within(RedisShelf(url, None, 30), use)
@@ -555,7 +569,7 @@ def test_without_the_section_a_fresh_run_buys_again_and_no_file_is_made(
     with served(model_version=None) as url:
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
         assert play(served_here).calls == play(served_here, fresh=True).calls == 4
-    assert not caches.default_path().exists()
+    assert not cache_file().exists()
 
 
 @pytest.mark.case("D2")

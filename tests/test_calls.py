@@ -7,21 +7,25 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+from asking import MODEL, ROUTE, TARGET
 from stores import CENT, in_flight, manifest, paid, prompt, result
 
 from pipeline.budget.caps import Spending
 from pipeline.budget.cashier import Cashier
 from pipeline.calls import Saved, journal, record_failures, replay, shared, single_flight
-from pipeline.providers.answers import parse_reply
-from pipeline.records import Failure, Prompt, Reply, Usage
+from pipeline.dispatch.desk import Tries
+from pipeline.prompts import Prompt
+from pipeline.providers.stored import parse_stored
+from pipeline.records import Failure, Reply, Usage
 from pipeline.store.run import RunStore
+from pipeline.targets import Route, Target
 
 
 def in_store(path: Path, test: Callable[[RunStore], Awaitable[object]]) -> None:
     """Run an async test body with an open store."""
 
     async def body() -> None:
-        store = RunStore(path / "run", parse_reply)
+        store = RunStore(path / "run", parse_stored)
         store.open(manifest())
         try:
             await test(store)
@@ -38,10 +42,14 @@ class Seller:
         self.sold: list[Prompt] = []
         self._replies = list(replies)
 
-    async def __call__(self, asked: Prompt) -> Reply:
+    async def __call__(self, asked: Prompt, route: Route) -> Reply:
         self.sold.append(asked)
         await anyio.lowlevel.checkpoint()
-        return self._replies.pop(0) if self._replies else paid(f"for {asked.fingerprint}", cost_usd=Decimal("0.001"))
+        return (
+            self._replies.pop(0)
+            if self._replies
+            else paid(f"for {asked.fingerprint(MODEL)}", cost_usd=Decimal("0.001"))
+        )
 
 
 def test_what_the_journal_holds_is_not_bought_again(tmp_path: Path) -> None:
@@ -49,12 +57,12 @@ def test_what_the_journal_holds_is_not_bought_again(tmp_path: Path) -> None:
         seller = Seller()
         saved = Saved()
         call = replay(seller, store, saved)
-        store.append_call(prompt(0, "same"), paid("kept"))
-        own, other = await call(prompt(0, "same")), await call(prompt(7, "same"))
+        store.append_call(prompt(0, "same"), MODEL, paid("kept"))
+        own, other = await call(prompt(0, "same"), ROUTE), await call(prompt(7, "same"), ROUTE)
         assert (own.text, other.text, seller.sold) == ("kept", "kept", [])
         assert own.usage.input_tokens > 0 and own.cost_usd
         assert other.usage == Usage() and other.cost_usd == 0
-        assert (await call(prompt(0, "another"))).text == "for another"
+        assert (await call(prompt(0, "another"), ROUTE)).text == "for another"
         assert (saved.identical, saved.usd) == (1, CENT), "a row's own reply is no saving"
 
     in_store(tmp_path, body)
@@ -64,13 +72,13 @@ def test_what_was_sealed_long_ago_is_not_bought_again(tmp_path: Path) -> None:
     async def body(store: RunStore) -> None:
         seller, saved = Seller(), Saved()
         call = replay(seller, store, saved)
-        store.append_call(prompt(0, "same"), paid("kept"))
+        store.append_call(prompt(0, "same"), MODEL, paid("kept"))
         store.append_result(result(0))
         await store.seal()
-        other = await call(prompt(90_000, "same"))
+        other = await call(prompt(90_000, "same"), ROUTE)
         assert (other.text, other.usage, other.cost_usd) == ("kept", Usage(), Decimal(0)) and not seller.sold
         assert (saved.identical, saved.usd) == (1, CENT)
-        own = await call(prompt(0, "same"))
+        own = await call(prompt(0, "same"), ROUTE)
         assert (own.text, own.cost_usd, saved.identical) == ("kept", CENT, 1), "a row that is tried again pays once"
 
     in_store(tmp_path, body)
@@ -84,17 +92,17 @@ def test_the_same_content_is_in_flight_once() -> None:
         replies: dict[int, Reply] = {}
 
         async def ask(row: int, content: str) -> None:
-            replies[row] = await call(prompt(row, content))
+            replies[row] = await call(prompt(row, content), ROUTE)
 
         async with anyio.create_task_group() as tasks:
             for row in range(5):
                 tasks.start_soon(ask, row, "same")
             tasks.start_soon(ask, 5, "other")
-        assert [asked.fingerprint for asked in seller.sold] == ["same", "other"]
+        assert [asked.fingerprint(MODEL) for asked in seller.sold] == ["same", "other"]
         assert sum(reply.usage != Usage() for reply in replies.values()) == 2
         assert {replies[row].text for row in range(5)} == {"for same"}
         assert (saved.identical, saved.usd) == (4, Decimal("0.004"))
-        await call(prompt(9, "same"))
+        await call(prompt(9, "same"), ROUTE)
         assert len(seller.sold) == 3, "a flight ends when it lands; what was bought is the journal's to remember"
 
     anyio.run(body)
@@ -105,7 +113,7 @@ def test_when_the_leader_is_withdrawn_the_next_in_line_sends() -> None:
         gate = anyio.Event()
         asked: list[int] = []
 
-        async def slow(one: Prompt) -> Reply:
+        async def slow(one: Prompt, route: Route) -> Reply:
             asked.append(one.row)
             if one.row == 0:
                 await gate.wait()
@@ -115,10 +123,10 @@ def test_when_the_leader_is_withdrawn_the_next_in_line_sends() -> None:
         replies: list[Reply] = []
 
         async def follow() -> None:
-            replies.append(await call(prompt(1, "same")))
+            replies.append(await call(prompt(1, "same"), ROUTE))
 
         async def lead() -> None:
-            await call(prompt(0, "same"))
+            await call(prompt(0, "same"), ROUTE)
 
         async with anyio.create_task_group() as everyone, anyio.create_task_group() as leader:
             leader.start_soon(lead)
@@ -139,7 +147,7 @@ def test_a_failed_leader_fails_its_followers_alike_and_free() -> None:
         replies: list[Reply] = []
 
         async def ask(row: int) -> None:
-            replies.append(await call(prompt(row, "same")))
+            replies.append(await call(prompt(row, "same"), ROUTE))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask, 0)
@@ -163,16 +171,16 @@ def test_a_reply_is_priced_and_in_the_journal_before_anyone_sees_it(tmp_path: Pa
             replace(paid("text"), model="gemini-3.5-flash-lite", usage=Usage(1000, output_tokens=10), cost_usd=None),
         ]
 
-        async def send(asked: Prompt) -> Reply | Failure:
-            assert in_flight(store.directory) == {asked.fingerprint}
+        async def send(asked: Prompt, target: Target) -> Reply | Failure:
+            assert in_flight(store.directory) == {asked.fingerprint(target.model)}
             return answers.pop(0)
 
         bought: list[tuple[Reply, bool]] = []
-        kept = journal(send, store, Cashier(Spending(None)), {}, lambda *what: bought.append(what))
-        assert isinstance(await kept(prompt(0)), Failure)
-        assert isinstance(await kept(prompt(0)), Failure)
+        kept = journal(send, store, Cashier(Spending(None)), lambda *what: bought.append(what))
+        assert isinstance(await kept(prompt(0), TARGET, Tries()), Failure)
+        assert isinstance(await kept(prompt(0), TARGET, Tries(0, 1)), Failure)
         assert store.reply("content 0") is None and not in_flight(store.directory)
-        reply = await kept(prompt(0))
+        reply = await kept(prompt(0), TARGET, Tries(1, 1))
         assert not in_flight(store.directory)
         assert isinstance(reply, Reply)
         assert reply.cost_usd == Decimal("0.000325")
@@ -187,9 +195,8 @@ def test_a_reply_is_priced_and_in_the_journal_before_anyone_sees_it(tmp_path: Pa
 def test_a_prompt_that_failed_is_recorded_but_not_replayed(tmp_path: Path) -> None:
     async def body(store: RunStore) -> None:
         failed = Reply("", "error", error_kind="server", error="overloaded", attempts=5)
-        tries = {"content 3": [5, 0]}
-        call = record_failures(Seller(failed), store, tries)
-        assert await call(prompt(3)) == failed
-        assert store.reply("content 3") is None and not tries
+        call = record_failures(Seller(failed), store)
+        assert await call(prompt(3), ROUTE) == failed
+        assert store.reply("content 3") is None
 
     in_store(tmp_path, body)

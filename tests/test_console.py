@@ -18,7 +18,7 @@ from pipeline.console.progress import Recent, fitting_line, stopping_line
 from pipeline.console.reports import seconds, show_accuracy
 from pipeline.console.screen import Screen, folded
 from pipeline.dispatch.dispatcher import Dispatcher
-from pipeline.events import DayUsedUp, LimitSet, Outage, QuotaShared, RequestsLost, Stopped, Waiting
+from pipeline.events import DayUsedUp, LimitSet, LongWait, Outage, QuotaShared, RequestsLost, Stopped
 from pipeline.records import Status
 from pipeline.report.accuracy import Accuracy, Amounts
 from pipeline.run.engine import Monitor
@@ -85,9 +85,7 @@ def test_progress_fits_the_line_without_its_bar() -> None:
 @pytest.mark.parametrize("width", [48, 58, 78])
 def test_what_a_narrow_terminal_must_show_is_shown(width: int) -> None:
     monitor = Monitor(rows=100_000, prompts=200_000, outcomes=MOSTLY_WELL, calls=150_000)
-    monitor.dispatcher = cast(
-        Dispatcher, SimpleNamespace(use=(0.97, 0.5), rate_limited=12, waits_until=0, in_flight=40)
-    )
+    monitor.desk = cast(Dispatcher, SimpleNamespace(use=(0.97, 0.5), rate_limited=12, waits_until=0, in_flight=40))
     line = fitting_line(monitor, width)
     assert "150,000/200,000 calls" in line and len(line) <= width
     monitor.stopping = True
@@ -98,11 +96,11 @@ def test_what_a_narrow_terminal_must_show_is_shown(width: int) -> None:
 def test_while_everything_waits_the_line_says_until_when_instead_of_the_time_left() -> None:
     monitor = Monitor(rows=10, prompts=20, calls=5, answered=5)
     assert "eta" in progress_line(monitor, bar=False)
-    monitor.dispatcher = cast(Dispatcher, SimpleNamespace(use=(0.0, 0.0), rate_limited=0, waits_until=4_102_448_402.0))
+    monitor.desk = cast(Dispatcher, SimpleNamespace(use=(0.0, 0.0), rate_limited=0, waits_until=4_102_448_402.0))
     line = progress_line(monitor, bar=False)
     assert line.endswith("waits until 01:00:02 UTC") and "eta" not in line
     text = "the service asks to wait until 14:02 UTC (HTTP 503)"
-    assert notice(Waiting(text, 1.0)) == text
+    assert notice(LongWait(text, 1.0)) == text
 
 
 def test_progress_counts_calls_that_need_not_be_made() -> None:

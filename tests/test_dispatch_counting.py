@@ -5,12 +5,14 @@ from typing import Any
 
 import anyio
 import pytest
-from servers import PARAMS
+from asking import ROUTE, ask
 from vclock import run
 
-from pipeline.dispatch.backlog import Job
+from pipeline.dispatch.backlog import Waiting
 from pipeline.dispatch.counting import COUNTING_AT_ONCE, FAILURES_IN_A_ROW, LONGEST_COUNT_S, Counting, CountTokens
-from pipeline.records import Failure, Prompt
+from pipeline.prompts import Prompt
+from pipeline.records import Failure
+from pipeline.targets import Target
 
 BROKEN = Failure("transient", "server", "overloaded", http_status=503)
 UNKNOWN = Failure("fatal", "invalid_request", "no such method", http_status=404)
@@ -24,7 +26,7 @@ class Asked:
         self.rows: list[int] = []
         self.at_once = self.most_at_once = 0
 
-    async def count(self, prompt: Prompt) -> int | Failure:
+    async def count(self, prompt: Prompt, target: Target) -> int | Failure:
         self.rows.append(prompt.row)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -36,28 +38,25 @@ class Asked:
 
 
 def counted(
-    ask: CountTokens | None,
+    count: CountTokens | None,
     number: int,
     *,
     every_s: float = 0.0,
-    beside: Callable[[Counting, list[Job]], Coroutine[Any, Any, object]] | None = None,
-) -> tuple[list[Job], list[float]]:
+    beside: Callable[[Counting, list[Waiting]], Coroutine[Any, Any, object]] | None = None,
+) -> tuple[list[Waiting], list[float]]:
     """That many prompts, one every so often: the prompts that came back in their order, and when they did."""
 
-    async def main() -> tuple[list[Job], list[float]]:
-        done: list[Job] = []
+    async def main() -> tuple[list[Waiting], list[float]]:
+        done: list[Waiting] = []
         times: list[float] = []
 
-        def take_back(job: Job) -> None:
+        def take_back(job: Waiting) -> None:
             done.append(job)
             times.append(anyio.current_time())
             woken.set()
 
-        counting, woken = Counting(ask, take_back, Random(1)), anyio.Event()
-        jobs = [
-            Job(Prompt(row, str(row), "answer", "", PARAMS, 1000, str(row)), asyncio.Future(), 0.0)
-            for row in range(number)
-        ]
+        counting, woken = Counting(count, take_back, Random(1)), anyio.Event()
+        jobs = [Waiting(ask(row, tokens=1000), ROUTE, asyncio.Future(), 0.0) for row in range(number)]
         async with anyio.create_task_group() as group:
             if beside:
                 group.start_soon(beside, counting, jobs)
@@ -91,7 +90,7 @@ def test_every_prompt_comes_back_with_what_the_service_told() -> None:
 
 
 def test_one_that_nobody_waits_for_any_more_is_not_asked_about() -> None:
-    async def leave(counting: Counting, jobs: list[Job]) -> None:
+    async def leave(counting: Counting, jobs: list[Waiting]) -> None:
         jobs[10].answer.cancel()
 
     asked = Asked(777)
@@ -115,7 +114,7 @@ def test_a_count_that_hangs_is_not_waited_for() -> None:
 def test_counting_goes_on_when_the_service_counts_again() -> None:
     asked = Asked(BROKEN)
 
-    async def mend(counting: Counting, jobs: list[Job]) -> None:
+    async def mend(counting: Counting, jobs: list[Waiting]) -> None:
         await anyio.sleep(100.0)
         asked.answer = 777
 
@@ -134,7 +133,7 @@ def test_a_service_that_knows_no_counting_is_asked_no_more() -> None:
 def test_once_stopped_nothing_is_asked_and_what_was_is_given_up() -> None:
     asked = Asked(777, takes_s=300.0)
 
-    async def stop(counting: Counting, jobs: list[Job]) -> None:
+    async def stop(counting: Counting, jobs: list[Waiting]) -> None:
         await anyio.sleep(2.0)
         assert len(list(counting)) == 20
         counting.stop()
@@ -149,7 +148,7 @@ def test_once_stopped_nothing_is_asked_and_what_was_is_given_up() -> None:
 
 
 def test_a_bug_in_counting_is_not_hidden() -> None:
-    async def count(prompt: Prompt) -> int | Failure:
+    async def count(prompt: Prompt, target: Target) -> int | Failure:
         raise ZeroDivisionError
 
     with pytest.raises(ExceptionGroup) as caught:

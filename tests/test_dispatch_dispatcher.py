@@ -11,21 +11,23 @@ from typing import Any, TypeVar
 import anyio
 import orjson
 import pytest
-from servers import EPOCH, PARAMS, World, answer_all, dispatcher_for, documents
+from asking import UNLIMITED, ask, dispatcher_of
+from servers import EPOCH, World, answer_all, dispatcher_for, documents
 from vclock import run
 
 from pipeline.dispatch.counting import LONGEST_COUNT_S
-from pipeline.dispatch.dispatcher import UNLIMITED, Dispatcher
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.emulator.options import EmulatorOptions
 from pipeline.emulator.quotas import Violation, exhausted
 from pipeline.errors import AuthError, Halted, JobError, PipelineError, QuotaExhausted, ServiceError
-from pipeline.events import Event, Outage, Waiting
+from pipeline.events import Event, LongWait, Outage
+from pipeline.prompts import Prompt
 from pipeline.providers.failures import classify
 from pipeline.quota.book import QuotaBook
 from pipeline.quota.daily import next_reset
 from pipeline.quota.endpoint import GIVE_UP_S
 from pipeline.quota.waits import LONGEST_WAIT_S
-from pipeline.records import PASSING, Failure, Limits, Prompt, QuotaHit, Reply, Step, Usage
+from pipeline.records import PASSING, Failure, Limits, QuotaHit, Reply, Step, Usage
 
 Result = TypeVar("Result")
 MINUTE = QuotaHit("PerMinute", "requests", "minute")
@@ -37,7 +39,7 @@ REJECTED = Failure("reject", "invalid_request", "no such field", http_status=400
 
 
 def prompt(row: int = 0, tokens: int = 100, step: Step = "answer") -> Prompt:
-    return Prompt(row, str(row), step, "", PARAMS, tokens, str(row))
+    return ask(row, step=step, tokens=tokens)
 
 
 class Service:
@@ -70,13 +72,13 @@ def dispatching(
 
     async def main() -> Result:
         asked: dict[str, Any] = {"wall": wall, "rng": Random(1)} | options
-        dispatcher = Dispatcher(service.send, limits, **asked)
+        dispatcher = dispatcher_of(service.send, limits, **asked)
         async with anyio.create_task_group() as group:
             group.start_soon(dispatcher.run)
             result = await body(dispatcher)
             dispatcher.close()
         assert dispatcher.in_flight == dispatcher.ready == 0
-        assert dispatcher._quota.ledger.in_flight() == (0, 0)
+        assert [quota.ledger.in_flight() for quota in dispatcher.quotas] == [(0, 0)]
         return result
 
     return run(main)
@@ -100,11 +102,11 @@ def stopped(service: Service, limits: Limits = UNLIMITED, **options: Any) -> Pip
     return dispatching(service, body, limits, **options)
 
 
-def waits(told: list[Waiting]) -> Callable[[Event], None]:
+def waits(told: list[LongWait]) -> Callable[[Event], None]:
     """What listens to the dispatcher and keeps the waits that it tells."""
 
     def on_event(event: Event) -> None:
-        if isinstance(event, Waiting):
+        if isinstance(event, LongWait):
             told.append(event)
 
     return on_event
@@ -266,7 +268,7 @@ def test_no_count_is_waited_for_at_the_end(ended_by: str) -> None:
 
     async def main() -> None:
         service = Service()
-        dispatcher = Dispatcher(service.send, Limits(rpm=600, tpm=10_000), wall=wall, count_tokens=count_tokens)
+        dispatcher = dispatcher_of(service.send, Limits(rpm=600, tpm=10_000), wall=wall, count_tokens=count_tokens)
         async with anyio.create_task_group() as group:
             group.start_soon(dispatcher.run)
             await body(dispatcher)
@@ -287,7 +289,7 @@ def test_a_prompt_that_was_counted_teaches_nothing_about_estimates() -> None:
         ratios = []
         for row, tokens in ((0, 1000), (1, 60)):
             await dispatcher.submit(prompt(row, tokens))
-            ratios.append(dispatcher._backlog.calibrations.margin("answer").ratio)
+            ratios.append(dispatcher.costs[0].calibrations.margin("answer").ratio)
         return ratios
 
     service = Service([Reply("text", "ok", usage=Usage(3000)), Reply("text", "ok", usage=Usage(90))])
@@ -475,7 +477,7 @@ def test_run_ends_at_once_though_the_pace_is_slow(stop: str) -> None:
 
     async def main() -> None:
         service = Service()
-        dispatcher = Dispatcher(service.send, Limits(rpm=1, tpm=10_000), wall=wall)
+        dispatcher = dispatcher_of(service.send, Limits(rpm=1, tpm=10_000), wall=wall)
         async with anyio.create_task_group() as group:
             group.start_soon(dispatcher.run)
             await body(dispatcher)
@@ -531,7 +533,7 @@ def test_a_bug_in_send_comes_out_of_run() -> None:
         raise ZeroDivisionError
 
     async def main() -> None:
-        dispatcher = Dispatcher(send, Limits(rpm=600, tpm=10_000), wall=wall)
+        dispatcher = dispatcher_of(send, Limits(rpm=600, tpm=10_000), wall=wall)
         async with anyio.create_task_group() as group:
             group.start_soon(dispatcher.run)
             await dispatcher.submit(prompt())
@@ -555,7 +557,7 @@ def test_cancelling_the_program_at_any_moment_leaves_no_reservation_open() -> No
             return dispatcher
 
         dispatcher = run(main)
-        assert dispatcher._quota.ledger.in_flight() == (0, 0)
+        assert [quota.ledger.in_flight() for quota in dispatcher.quotas] == [(0, 0)]
         assert dispatcher.in_flight == 0
         assert len(world.left) == dispatcher.sent
 
@@ -585,7 +587,7 @@ def test_submitters_that_come_and_go_lose_nothing_and_stop_nothing() -> None:
     dispatcher = run(main)
     assert len(answered) + len(cancelled) == 600
     assert min(len(answered), len(cancelled)) > 100
-    assert dispatcher._quota.ledger.in_flight() == (0, 0)
+    assert [quota.ledger.in_flight() for quota in dispatcher.quotas] == [(0, 0)]
     assert dispatcher.ready == dispatcher.in_flight == 0
     assert world.refused == []
 
@@ -728,7 +730,7 @@ def test_a_server_that_takes_only_some_at_once_is_relieved() -> None:
 
     async def main() -> list[Reply]:
         nonlocal dispatcher
-        dispatcher = Dispatcher(send, Limits(rpm=600, tpm=10**6), wall=world.wall, rng=Random(1))
+        dispatcher = dispatcher_of(send, Limits(rpm=600, tpm=10**6), wall=world.wall, rng=Random(1))
         return await answer_all(dispatcher, prompts)
 
     replies = run(main)
@@ -751,7 +753,9 @@ def test_prompts_that_break_the_server_end_though_each_may_be_the_probe(breaking
         return BROKEN if one.row < breaking else await world.send(one)
 
     async def main() -> list[Reply]:
-        return await answer_all(Dispatcher(send, Limits(rpm=600, tpm=10**6), wall=world.wall, rng=Random(1)), prompts)
+        return await answer_all(
+            dispatcher_of(send, Limits(rpm=600, tpm=10**6), wall=world.wall, rng=Random(1)), prompts
+        )
 
     replies = run(main)
     assert sum(reply.status == "ok" for reply in replies) == others
@@ -805,7 +809,7 @@ def test_progress_can_be_read() -> None:
     ],
 )
 def test_one_prompt_waits_at_most_its_ceiling_and_is_told_once_until_when(asked_s: float, until: str) -> None:
-    told: list[Waiting] = []
+    told: list[LongWait] = []
     service = Service([replace(BROKEN, retry_after_s=asked_s)])
 
     async def body(dispatcher: Dispatcher) -> Reply:
@@ -872,7 +876,7 @@ def test_a_wait_that_is_no_time_is_none(failure: Failure, asked_s: float | None)
 
 @pytest.mark.case("S3")
 def test_a_refusal_holds_no_longer_than_the_ceiling_and_is_told() -> None:
-    told: list[Waiting] = []
+    told: list[LongWait] = []
     service = Service([replace(REFUSED, retry_after_s=5000.0)])
     reply = one_reply(service, on_event=waits(told))
     assert reply.status == "ok"

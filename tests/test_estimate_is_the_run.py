@@ -33,6 +33,7 @@ from pipeline.plan.learned import CALL_COLUMNS, NOTHING, Learned, learn
 from pipeline.plan.pace import Pace
 from pipeline.plan.planner import Input, first_prompts
 from pipeline.plan.survey import survey
+from pipeline.prompts import Prompt
 from pipeline.records import Document, Reply
 from pipeline.run import prepare, run
 from pipeline.run.prepare import Options
@@ -153,12 +154,12 @@ async def fingerprints(given: Input, job: Job) -> tuple[list[str], list[str]]:
     """Those of the first prompts, and those that the forecast asks about."""
     asked: list[str] = []
 
-    async def bought(fingerprint: str) -> Reply | None:
-        asked.append(fingerprint)
+    async def bought(prompt: Prompt) -> Reply | None:
+        asked.append(prompt.fingerprint(job.model))
         return None
 
     await plan.make(given, job, NOTHING, bought, Pace(job.limits, LATENCY_S), datetime.now(UTC))
-    return [prompt.fingerprint for prompt, _ in await first_prompts(given, given.picks(), job)], asked
+    return [prompt.fingerprint(job.model) for prompt, _ in await first_prompts(given, given.picks(), job)], asked
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def refused(action: Callable[[], object]) -> JobError:
 def test_a_plain_job_has_the_defaults(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     assert job.name == "job"
-    assert job.params.model == "gemini-3.5-flash-lite"
+    assert job.model == "gemini-3.5-flash-lite"
     assert job.params.system is None
     assert job.params.max_output_tokens is None
     assert job.limits == Limits()
@@ -107,7 +107,7 @@ def test_a_flag_is_checked_like_the_file(tmp_path: Path) -> None:
 
 
 def test_the_models_prefix_of_google_is_dropped(tmp_path: Path) -> None:
-    assert make_job(tmp_path, model={"name": "models/gemini-3.8-flash"}).params.model == "gemini-3.8-flash"
+    assert make_job(tmp_path, model={"name": "models/gemini-3.8-flash"}).model == "gemini-3.8-flash"
 
 
 def test_parameters_reach_every_call(tmp_path: Path) -> None:
@@ -629,4 +629,4 @@ def test_what_would_change_the_address_is_no_name_of_a_model(tmp_path: Path, nam
 
 @pytest.mark.parametrize("name", ["[官转]gemini-3.8-flash", "publishers/google/models/gemini-3.8-flash", "a b", "x..y"])
 def test_names_that_relays_give_are_names_of_models(tmp_path: Path, name: str) -> None:
-    assert make_job(tmp_path, model={"name": name}).params.model.endswith(name.rpartition("models/")[2])
+    assert make_job(tmp_path, model={"name": name}).model.endswith(name.rpartition("models/")[2])

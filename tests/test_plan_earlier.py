@@ -7,15 +7,17 @@ from typing import Any
 import polars as pl
 import pytest
 import stores
+from asking import MODEL
 from plans import telling
 
 from jobs import CHUNKED, Sections, make_job
 from pipeline.job import Job
+from pipeline.places import Kind
 from pipeline.plan.earlier import earlier
 from pipeline.plan.learned import Learned
-from pipeline.providers.answers import parse_reply
+from pipeline.providers.stored import parse_stored
 from pipeline.records import Usage
-from pipeline.store.manifest import VERSION, Kind
+from pipeline.store.manifest import VERSION
 from pipeline.store.run import RunStore
 
 KINDS = [0, 1, 2, 0, 1, 2] * 20
@@ -33,8 +35,8 @@ def look(tmp_path: Path, job: Job, kind: Kind = "real", most: int = 200_000) -> 
 @contextmanager
 def run(tmp_path: Path, job: Job, name: str = "job", **fields: Any) -> Iterator[RunStore]:
     """A run directory of the job, open."""
-    store = RunStore(tmp_path / "runs" / name, parse_reply)
-    identity = {"identity": job.identity, "model": job.params.model, "job": job.name}
+    store = RunStore(tmp_path / "runs" / name, parse_stored)
+    identity = {"identity": job.identity, "model": job.model, "job": job.name}
     store.open(stores.manifest(**{**identity, "source": "table", "offline": False, **fields}))
     try:
         yield store
@@ -48,7 +50,7 @@ def buy(
     """Answers to prompts of 100 estimated tokens; those of rows that are not done stay in the journal."""
     for row in rows:
         usage = Usage(tokens, 0, output)
-        store.append_call(stores.prompt(row, input_tokens_est=100, **fields), stores.paid(usage=usage))
+        store.append_call(stores.prompt(row, input_tokens_est=100, **fields), MODEL, stores.paid(usage=usage))
         if done:
             store.append_result(stores.result(row))
 
@@ -206,8 +208,8 @@ def test_rows_redone_with_other_settings_do_not_teach(tmp_path: Path, job: Job) 
 
 def test_failures_and_guesses_do_not_teach(tmp_path: Path, job: Job) -> None:
     with run(tmp_path, job) as store:
-        store.append_call(stores.prompt(0), stores.failed())
-        store.append_call(stores.prompt(1), stores.paid(usage=Usage(10, 0, 5, estimated=True)))
+        store.append_call(stores.prompt(0), MODEL, stores.failed())
+        store.append_call(stores.prompt(1), MODEL, stores.paid(usage=Usage(10, 0, 5, estimated=True)))
     assert look(tmp_path, job).answers == 0
 
 

@@ -1,12 +1,13 @@
 from collections import Counter
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import anyio
 import httpx
 import pytest
 import stores
 import vclock
+from asking import TARGET
 from corpus import make_corpus
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,16 +19,17 @@ from pipeline.emulator.counting import count as count_text
 from pipeline.errors import AuthError, PipelineError, ServiceError
 from pipeline.plan.exact import SAMPLE, count_sample, pick
 from pipeline.plan.learned import Learned
+from pipeline.prompts import Prompt, said
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
-from pipeline.records import Failure, FailureKind, Prompt
+from pipeline.records import Failure, FailureKind
 from pipeline.tokens import estimate
 
 Given = list[tuple[Prompt, int]]
 
 
 def prompt(row: int, tokens: int = 100, text: str = "words") -> Prompt:
-    return replace(stores.prompt(row), input_tokens_est=tokens, text=text)
+    return replace(stores.prompt(row), input_tokens_est=tokens, content=said(text))
 
 
 @cache
@@ -148,8 +150,9 @@ def test_it_counts_as_the_service_does() -> None:
     async def count() -> Learned:
         options = EmulatorOptions(tokenizer="subword", any_model=True)
         async with Wire(httpx.ASGITransport(Emulator(options))) as wire:
-            gemini = Gemini(wire, base_url="http://emulator", api_key="key")
-            return await count_sample([(prompt(1, 10, "twelve, thirteen"), 0)], gemini.count_tokens)
+            gemini = Gemini(wire, {TARGET.project: "key"})
+            count = partial(gemini.count_tokens, target=TARGET)
+            return await count_sample([(prompt(1, 10, "twelve, thirteen"), 0)], count)
 
     known: Learned = anyio.run(count)
     assert known.taught["input"].to_list() == [4]  # one token starts every request

@@ -17,7 +17,8 @@ from pipeline.plan.amounts import Cell, Tier, total
 from pipeline.plan.forecast import Bought, Forecast, Forecaster
 from pipeline.plan.learned import NOTHING, Learned
 from pipeline.prices import LONG_PROMPT_TOKENS
-from pipeline.records import Document, Limits, Prompt, Reply
+from pipeline.prompts import Prompt
+from pipeline.records import Document, Limits, Reply
 from pipeline.tokens import estimate
 
 ANSWER, MAP, REDUCE = (Tier(step, False) for step in ("answer", "map", "reduce"))
@@ -127,10 +128,10 @@ def test_nothing_is_sent_for_a_row_that_repeats_one_out_of_sight(tmp_path: Path,
 
 def test_what_was_bought_is_not_counted_and_its_own_text_is_merged(tmp_path: Path) -> None:
     job, documents = make_job(tmp_path, CHUNKED, model={"max_output_tokens": 40}), texts([3000])
-    pieces = {asked.fingerprint for asked in first_prompts(job, documents[0])}
+    pieces = {asked.fingerprint(job.model) for asked in first_prompts(job, documents[0])}
 
-    async def pieces_bought(fingerprint: str) -> Reply | None:
-        return Reply("short " * 9, "ok") if fingerprint in pieces else None
+    async def pieces_bought(prompt: Prompt) -> Reply | None:
+        return Reply("short " * 9, "ok") if prompt.fingerprint(job.model) in pieces else None
 
     fresh = forecasts(job, documents)[0]
     made = forecasts(job, documents, bought=pieces_bought)[0]

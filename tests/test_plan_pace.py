@@ -3,18 +3,21 @@
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from random import Random
+from typing import Any
 
 import anyio
 import pytest
+from asking import UNLIMITED, ask
 from servers import EPOCH, SERVERS, World, answer_all, dispatcher_for, documents, heavy, lognormal, small
 from vclock import run
 
-from pipeline.dispatch.dispatcher import UNLIMITED, Dispatcher
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.dispatch.lookahead import DEPTH
 from pipeline.plan.pace import UNKNOWN_LIMITS, Bound, Load, Pace, sending, usable_tokens
 from pipeline.plan.timing import Timeline, timeline
+from pipeline.prompts import Prompt
 from pipeline.quota.pacer import spacing
-from pipeline.records import Limits, Prompt
+from pipeline.records import Limits
 
 NETWORK_S = 0.02 + 0.25 / 2  # of `World`, in the mean
 SPREAD_S = 0.25 / 2  # of the network, above the mean
@@ -30,7 +33,7 @@ def world_of(server: str = "counter", latency: tuple[float, float] = EVEN, seed:
     return World(server, GENEROUS, 10**12, seed=seed, latency=latency)
 
 
-def simulated(world: World, limits: Limits, drive: Drive, **options: object) -> float:
+def simulated(world: World, limits: Limits, drive: Drive, **options: Any) -> float:
     """Seconds until the last answer."""
 
     async def main() -> float:
@@ -169,7 +172,7 @@ def test_what_follows_the_last_answers(limits: Limits, documents_of: tuple[int, 
             async with anyio.create_task_group() as group:
                 for prompt in own[1:]:
                     group.start_soon(dispatcher.submit, prompt)
-            await dispatcher.submit(Prompt(own[0].row, own[0].key, "reduce", "", own[0].params, 300, own[0].key))
+            await dispatcher.submit(ask(own[0].row, step="reduce", tokens=300))
 
         async with anyio.create_task_group() as runner:
             runner.start_soon(dispatcher.run)

@@ -22,7 +22,8 @@ from pipeline.models import MODELS, answering
 from pipeline.plan.learned import CALL_COLUMNS, NOTHING, Learned, learn
 from pipeline.plan.pace import Pace
 from pipeline.plan.planner import EVERYTHING, Effort, first_prompts, prefix_tokens
-from pipeline.records import Document, Prompt, Reply
+from pipeline.prompts import Prompt
+from pipeline.records import Document, Reply
 from pipeline.tokens import estimate
 
 UNLIMITED = {"rpm": 0, "tpm": 0}
@@ -40,8 +41,8 @@ def asked(job: Job, documents: list[Document], output_tokens: int) -> list[Promp
     prompts: dict[str, Prompt] = {}
 
     async def call(prompt: Prompt) -> Reply:
-        prompts[prompt.fingerprint] = prompt
-        return Reply(f"{text_of(output_tokens - 3)} {prompt.fingerprint[:3]}", "ok")
+        prompts[prompt.fingerprint(job.model)] = prompt
+        return Reply(f"{text_of(output_tokens - 3)} {prompt.fingerprint(job.model)[:3]}", "ok")
 
     async def everything() -> None:
         for document in documents:
@@ -176,10 +177,10 @@ def test_nothing_is_left_when_all_is_done(tmp_path: Path) -> None:
 def test_what_is_bought_is_not_planned_again(tmp_path: Path) -> None:
     job, documents = make_job(tmp_path, CHUNKED), texts([50, 3000])
     prompts = asked(job, documents, 50)
-    known = {prompt.fingerprint for prompt in prompts if prompt.step == "map"}
+    known = {prompt.fingerprint(job.model) for prompt in prompts if prompt.step == "map"}
 
-    async def bought(fingerprint: str) -> Reply | None:
-        return Reply("a part answer", "ok") if fingerprint in known else None
+    async def bought(prompt: Prompt) -> Reply | None:
+        return Reply("a part answer", "ok") if prompt.fingerprint(job.model) in known else None
 
     made = make(job, documents, bought=bought)
     assert set(made.prompts_by_step) == {"answer", "reduce"}
@@ -345,8 +346,8 @@ def test_first_prompts_are_those_of_the_flows(tmp_path: Path) -> None:
     job, documents = make_job(tmp_path, CHUNKED), texts([50, 3000, 0])
     table = given(job, documents)
     found = anyio.run(first_prompts, table, table.picks(), job)
-    wanted = {prompt.fingerprint for prompt in asked(job, documents, 20) if prompt.step != "reduce"}
-    assert {prompt.fingerprint for prompt, _ in found} == wanted
+    wanted = {prompt.fingerprint(job.model) for prompt in asked(job, documents, 20) if prompt.step != "reduce"}
+    assert {prompt.fingerprint(job.model) for prompt, _ in found} == wanted
     assert {kind for _, kind in found} == {0}
 
 

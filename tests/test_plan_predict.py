@@ -1,6 +1,7 @@
 """What answers are expected to be."""
 
 import pytest
+from asking import MODEL
 from plans import known, prompt
 
 from pipeline.models import LONGEST_ANSWER_TOKENS, model_info
@@ -13,15 +14,15 @@ from pipeline.tokens import estimate
 def test_nothing_known_of_the_length() -> None:
     most = model_info("gemini-3.5-flash-lite")
     assert most is not None
-    assert predicted_output(prompt(bound=None)) == (0, predict.UNBOUNDED_OUTPUT_TOKENS, most.max_output_tokens)
-    assert predicted_output(prompt(bound=800)) == (0, 400, 800)
-    assert predicted_output(prompt(bound=1)) == (0, 1, 1)
-    assert predicted_output(prompt(bound=None, model="mine"))[2] == LONGEST_ANSWER_TOKENS
+    assert predicted_output(prompt(bound=None), MODEL) == (0, predict.UNBOUNDED_OUTPUT_TOKENS, most.max_output_tokens)
+    assert predicted_output(prompt(bound=800), MODEL) == (0, 400, 800)
+    assert predicted_output(prompt(bound=1), MODEL) == (0, 1, 1)
+    assert predicted_output(prompt(bound=None), "mine")[2] == LONGEST_ANSWER_TOKENS
 
 
 def test_texts_vary_as_known_answers_do() -> None:
     taught = known(*[("map", 60, 60, 10 + row, 0) for row in range(81)])
-    predictor = Predictor(taught)
+    predictor = Predictor(taught, MODEL)
     prompts = [prompt("map", name=name << 32) for name in range(2000)]
     drawn = [predictor.text_tokens(each, "expected", 0) for each in prompts]
     assert 10 <= min(drawn) < 15 and 85 < max(drawn) <= 90
@@ -34,7 +35,7 @@ def test_texts_vary_as_known_answers_do() -> None:
 
 
 def test_a_text_is_as_long_as_predicted_and_differs_by_prompt() -> None:
-    predictor = Predictor(NOTHING)
+    predictor = Predictor(NOTHING, MODEL)
     one, other = (prompt(bound=200, name=name << 64) for name in (1, 2**60))
     texts = [predictor.text(each, "expected", 0) for each in (one, other)]
     assert texts[0] != texts[1]

@@ -6,16 +6,20 @@ import anyio
 import httpx
 import orjson
 import pytest
+from asking import ask as ask_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import AuthError, JobError
+from pipeline.prompts import Params, Prompt
 from pipeline.providers.answers import parse_reply
-from pipeline.providers.gemini import Gemini, Model, build_request
+from pipeline.providers.base import Model
+from pipeline.providers.gemini import Connection, build_request
 from pipeline.providers.transport import Wire
-from pipeline.records import Failure, Params, Prompt, Reply, Usage
+from pipeline.records import Failure, Reply, Usage
 from pipeline.tokens import estimate
 
+ASKED = "gemini-3.8-flash"
 KEY = "AQ.secret-key-0123456789"
 T = TypeVar("T")
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -33,10 +37,8 @@ PROMPT_BLOCKED = b"""{"promptFeedback":{"blockReason":"PROHIBITED_CONTENT"},
  "usageMetadata":{"promptTokenCount":12,"totalTokenCount":12},"modelVersion":"gemini-3.8-flash"}"""
 
 
-def prompt(text: str = "hi", model: str = "gemini-3.8-flash", **params: Any) -> Prompt:
-    return Prompt(
-        row=0, key="0", step="answer", text=text, params=Params(model, **params), input_tokens_est=11, fingerprint="f"
-    )
+def prompt(text: str = "hi", **params: Any) -> Prompt:
+    return ask_of(text=text, params=Params(**params), tokens=11)
 
 
 def answer(finish: str | None = "STOP", text: str | None = "text", **more: Any) -> bytes:
@@ -48,16 +50,16 @@ def answer(finish: str | None = "STOP", text: str | None = "text", **more: Any) 
     return orjson.dumps({"candidates": [candidate], "usageMetadata": {"promptTokenCount": 5}} | more)
 
 
-def ask(handler: Handler, use: Callable[[Gemini], Awaitable[T]], **settings: Any) -> T:
+def ask(handler: Handler, use: Callable[[Connection], Awaitable[T]], **settings: Any) -> T:
     async def run() -> T:
         async with Wire(httpx.MockTransport(handler)) as wire:
-            return await use(Gemini(wire, **({"api_key": KEY} | settings)))
+            return await use(Connection(wire, **({"api_key": KEY} | settings)))
 
     return anyio.run(run)
 
 
 def generate(response: httpx.Response, **settings: Any) -> Reply | Failure:
-    return ask(lambda request: response, lambda gemini: gemini.generate(prompt()), **settings)
+    return ask(lambda request: response, lambda gemini: gemini.generate(prompt(), ASKED), **settings)
 
 
 # --- request ---
@@ -276,7 +278,7 @@ def test_one_call_one_post_with_the_key_in_its_header_only() -> None:
         seen.append(request)
         return httpx.Response(200, content=OK, headers={"Date": "Sun, 22 Nov 2026 10:00:00 GMT"})
 
-    reply = ask(handler, lambda gemini: gemini.generate(prompt("hi")), timeout_s=99.5)
+    reply = ask(handler, lambda gemini: gemini.generate(prompt("hi"), ASKED), timeout_s=99.5)
     assert isinstance(reply, Reply) and len(seen) == 1
     assert (reply.text, reply.model, reply.endpoint) == (
         "OK",
@@ -320,7 +322,7 @@ def test_a_base_url_keeps_its_path(base_url: str, url: str, endpoint: str) -> No
         seen.append(str(request.url))
         return httpx.Response(200, content=OK)
 
-    reply = ask(handler, lambda gemini: gemini.generate(prompt(model="models/m")), base_url=base_url)
+    reply = ask(handler, lambda gemini: gemini.generate(prompt(), "models/m"), base_url=base_url)
     assert isinstance(reply, Reply) and seen == [url] and reply.endpoint == f"gemini@{endpoint}"
 
 
@@ -329,14 +331,14 @@ def test_a_base_url_keeps_its_path(base_url: str, url: str, endpoint: str) -> No
 )
 def test_a_base_url_that_cannot_be_used_is_refused(base_url: str) -> None:
     with pytest.raises(JobError) as error:
-        Gemini(Wire(), api_key=KEY, base_url=base_url)
+        Connection(Wire(), api_key=KEY, base_url=base_url)
     assert "pass" not in f"{error.value}{error.value.hint}"
 
 
 @pytest.mark.parametrize("key", ["AQ.a b", "AQ.a\r\nHost: x", "AQ.“quoted”"])
 def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(key: str) -> None:
     with pytest.raises(AuthError) as error:
-        Gemini(Wire(), api_key=key)
+        Connection(Wire(), api_key=key)
     assert "AQ" not in str(error.value)
 
 
@@ -347,7 +349,9 @@ def test_no_key_sends_no_key_and_extra_headers_are_added() -> None:
         seen.append(request.headers)
         return httpx.Response(200, content=OK)
 
-    ask(handler, lambda gemini: gemini.generate(prompt()), api_key="", headers={"X-Team": "a", "User-Agent": "b"})
+    ask(
+        handler, lambda gemini: gemini.generate(prompt(), ASKED), api_key="", headers={"X-Team": "a", "User-Agent": "b"}
+    )
     assert "x-goog-api-key" not in seen[0] and seen[0]["x-team"] == "a" and seen[0]["user-agent"] == "b"
 
 
@@ -359,7 +363,7 @@ def test_what_the_service_left_out_is_filled_in() -> None:
 
 def test_the_model_that_answered_is_the_model_of_the_reply() -> None:
     body = answer(modelVersion="models/gemini-3.6-flash")
-    reply = ask(lambda r: httpx.Response(200, content=body), lambda g: g.generate(prompt(model="gemini-3.5-flash")))
+    reply = ask(lambda r: httpx.Response(200, content=body), lambda g: g.generate(prompt(), "gemini-3.5-flash"))
     assert isinstance(reply, Reply) and reply.model == "gemini-3.6-flash"
 
 
@@ -391,7 +395,7 @@ def test_no_response_is_a_failure_that_says_whether_it_was_sent() -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
-    failure = ask(refuse, lambda gemini: gemini.generate(prompt()))
+    failure = ask(refuse, lambda gemini: gemini.generate(prompt(), ASKED))
     assert isinstance(failure, Failure)
     assert (failure.kind, failure.error_kind, failure.http_status, failure.sent) == (
         "transient",
@@ -413,10 +417,10 @@ def test_a_real_socket_gives_the_same() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with Wire() as wire:
-            gemini = Gemini(wire, api_key=KEY, base_url=base_url)
+            gemini = Connection(wire, api_key=KEY, base_url=base_url)
             async with server:
-                first = await gemini.generate(prompt())
-            return first, await gemini.generate(prompt())
+                first = await gemini.generate(prompt(), ASKED)
+            return first, await gemini.generate(prompt(), ASKED)
 
     reply, failure = anyio.run(run)
     assert isinstance(reply, Reply) and reply.text == "OK"
@@ -425,8 +429,8 @@ def test_a_real_socket_gives_the_same() -> None:
 
 
 def test_the_key_is_in_no_repr() -> None:
-    gemini = Gemini(Wire(), api_key=KEY)
-    assert repr(gemini) == str(gemini) == "Gemini('gemini@generativelanguage.googleapis.com')"
+    gemini = Connection(Wire(), api_key=KEY)
+    assert repr(gemini) == str(gemini) == "Connection('gemini@generativelanguage.googleapis.com')"
 
 
 def test_tokens_are_counted_with_the_system_instruction() -> None:
@@ -436,7 +440,7 @@ def test_tokens_are_counted_with_the_system_instruction() -> None:
         seen.append(request)
         return httpx.Response(200, json={"totalTokens": 11, "promptTokensDetails": []})
 
-    assert ask(handler, lambda gemini: gemini.count_tokens(prompt("hi", system="s"))) == 11
+    assert ask(handler, lambda gemini: gemini.count_tokens(prompt("hi", system="s"), ASKED)) == 11
     assert seen[0].url.path == "/v1beta/models/gemini-3.8-flash:countTokens"
     assert orjson.loads(seen[0].content) == {
         "generateContentRequest": {
@@ -455,7 +459,7 @@ def test_tokens_are_counted_with_the_system_instruction() -> None:
     ],
 )
 def test_tokens_that_were_not_counted_are_a_failure(response: httpx.Response, kind: str) -> None:
-    failure = ask(lambda request: response, lambda gemini: gemini.count_tokens(prompt()))
+    failure = ask(lambda request: response, lambda gemini: gemini.count_tokens(prompt(), ASKED))
     assert isinstance(failure, Failure) and failure.kind == kind
 
 

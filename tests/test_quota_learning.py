@@ -3,6 +3,7 @@
 One seed for each server and row here; all seeds at full length with `-m long`.
 """
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -168,10 +169,10 @@ SHARER = """
 import sys, time
 from pathlib import Path
 import anyio
-from pipeline.dispatch.dispatcher import Dispatcher
+from asking import ask, dispatcher_of
 from pipeline.errors import Halted
 from pipeline.quota.book import QuotaBook
-from pipeline.records import Limits, Params, Prompt, Reply, Usage
+from pipeline.records import Limits, Reply, Usage
 
 times = []
 
@@ -182,12 +183,12 @@ async def send(prompt):
 
 async def main(seconds):
     with QuotaBook(Path(sys.argv[1]), "m") as book:
-        dispatcher = Dispatcher(send, Limits(rpm=6000, tpm=10**9), book=book)
+        dispatcher = dispatcher_of(send, Limits(rpm=6000, tpm=10**9), book=book)
 
         async def submit_some():
             try:
                 for row in range(10**6):
-                    await dispatcher.submit(Prompt(row, str(row), "answer", "", Params("m"), 10, str(row)))
+                    await dispatcher.submit(ask(row))
             except Halted:
                 return
 
@@ -208,7 +209,8 @@ print(*times)
 def test_two_processes_keep_one_limit_together(tmp_path: Path) -> None:
     """In real time, on a real file: 100 requests a second for both, not for each."""
     command = [sys.executable, "-c", SHARER, str(tmp_path / "book")]
-    processes = [subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) for _ in range(2)]
+    within = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    processes = [subprocess.Popen(command, env=within, stdin=PIPE, stdout=PIPE, text=True) for _ in range(2)]
     for process in processes:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
     for process in processes:

@@ -143,7 +143,7 @@ def test_the_day_ends_in_mid_run(server: str, seed: int, full: bool) -> None:
     assert len(replies) == len(world.admitted) == 900
     assert {type(reason) for reason in reasons} == {QuotaExhausted}
     assert 1 <= len(world.refused) <= 10  # those on their way when the first came back
-    assert dispatcher._quota.ledger.in_flight() == (0, 0)
+    assert [quota.ledger.in_flight() for quota in dispatcher.quotas] == [(0, 0)]
 
 
 @cases

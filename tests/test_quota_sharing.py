@@ -14,12 +14,13 @@ from sharedfiles import Clock
 from vclock import run
 
 from pipeline.calibration import EXACT
+from pipeline.prompts import Prompt
 from pipeline.quota.book import QuotaBook
 from pipeline.quota.ledger import TokenLedger
 from pipeline.quota.pacer import JITTER_S
 from pipeline.quota.server_clock import MinutePhase
 from pipeline.quota.sharing import ASKED_FOR_S, SHARER_S, Sharing
-from pipeline.records import Failure, Limits, Prompt, Reply
+from pipeline.records import Failure, Limits, Reply
 
 DAY = "2026-11-22"
 
@@ -46,8 +47,7 @@ class Together:
             await anyio.sleep(begins[which])
             with QuotaBook(path, "m") as book:
                 known = Limits() if which == unset else Limits(**limits)
-                dispatcher = dispatcher_for(self.world, known, book=book)
-                dispatcher._send = send
+                dispatcher = dispatcher_for(self.world, known, book=book, send=send)
                 await answer_all(dispatcher, parts[which])
 
         async def main() -> None:

@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import polars as pl
 import pytest
+from asking import opening
 from commands import UNLIMITED, Ran, small_job
 from forwarding import forwarding
 from serving import served, stats
@@ -18,8 +18,6 @@ from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.emulator.http import Receive, Scope, Send
 from pipeline.errors import ServiceError
 from pipeline.job import Job, load
-from pipeline.providers.gemini import Gemini
-from pipeline.providers.transport import Wire
 from pipeline.run import prepare, run
 
 Cli = Callable[..., Ran]
@@ -108,14 +106,9 @@ def turning(job: Job, monkeypatch: pytest.MonkeyPatch, emulator_first: bool, aft
         asked += scope["path"].endswith(":generateContent")
         await apps[asked > after](scope, receive, send)
 
-    @asynccontextmanager
-    async def opened(job: Job, offline: bool) -> AsyncIterator[Gemini]:
-        async with Wire(httpx.ASGITransport(app)) as wire:
-            yield Gemini(wire, base_url="http://service", api_key="AQ.test")
+    opened = opening(httpx.ASGITransport(app))
 
-    monkeypatch.setattr(run, "open_provider", opened)
-    prepared = prepare.prepare(job, prepare.Options())
-    return run_through(prepared)
+    return run_through(prepare.prepare(job, prepare.Options()), opening=opened)
 
 
 @pytest.mark.case("O5")

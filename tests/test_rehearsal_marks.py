@@ -6,20 +6,21 @@ import anyio
 import httpx
 import orjson
 import pytest
+from asking import TARGET, ask
 
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
-from pipeline.records import EMULATOR_FIELD, EMULATOR_HEADER, Failure, Params, Prompt, Reply
+from pipeline.records import EMULATOR_FIELD, EMULATOR_HEADER, Failure, Reply
 
 ANSWER: dict[str, Any] = {"candidates": [{"content": {"parts": [{"text": "yes"}]}, "finishReason": "STOP"}]}
-PROMPT = Prompt(0, "0", "answer", "hi", Params("gemini-3.8-flash"), 1, "f")
+PROMPT = ask(text="hi")
 
 
 def told(response: httpx.Response) -> tuple[bool, Reply | Failure]:
     async def run() -> tuple[bool, Reply | Failure]:
         async with Wire(httpx.MockTransport(lambda _: response)) as wire:
-            gemini = Gemini(wire, api_key="k")
-            return await gemini.is_emulator(), await gemini.generate(PROMPT)
+            gemini = Gemini(wire, {TARGET.project: "k"})
+            return await gemini.is_emulator(TARGET), await gemini.generate(PROMPT, TARGET)
 
     return anyio.run(run)
 

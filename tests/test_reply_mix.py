@@ -3,8 +3,7 @@
 import json
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from random import Random
@@ -15,6 +14,7 @@ import httpx
 import orjson
 import polars as pl
 import pytest
+from asking import opening
 from serving import served, stats
 from sessions import run_through
 from test_reply_faults import LOST, REPLIES, billed_usd
@@ -22,10 +22,9 @@ from test_reply_faults import LOST, REPLIES, billed_usd
 from jobs import PLAIN, Sections, write_job
 from pipeline.emulator import EmulatorOptions, parse_faults
 from pipeline.errors import AuthError
-from pipeline.job import Job, load
-from pipeline.providers.gemini import Gemini
-from pipeline.providers.transport import Wire
+from pipeline.job import load
 from pipeline.run import prepare, run
+from pipeline.run.services import Opening, open_services
 
 MODEL = "gemini-3.5-flash-lite"
 LIMIT = 80
@@ -45,11 +44,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def play(here: Path, rows: int, **sections: dict[str, Any]) -> run.Ended:
+def play(here: Path, rows: int, opened: Opening = open_services, **sections: dict[str, Any]) -> run.Ended:
     (here / "topics.csv").write_text("topic\n" + "".join(f"{topic}\n" for topic in topics(rows)))
     asked: Sections = {"model": {"name": MODEL, "max_output_tokens": LIMIT}, "limits": {"rpm": 0, "tpm": 0}, **sections}
     prepared = prepare.prepare(load(write_job(here, PLAIN, **asked)), prepare.Options())
-    return run_through(prepared)
+    return run_through(prepared, opening=opened)
 
 
 def output() -> pl.DataFrame:
@@ -112,14 +111,9 @@ def test_a_refused_key_is_a_3_only_after_what_may_have_been_billed(
         await anyio.sleep(0.01 * len(sent))
         return httpx.Response(401, json={"error": {"code": 401, "status": "UNAUTHENTICATED", "message": "no"}})
 
-    @asynccontextmanager
-    async def provider(job: Job, *_: Any) -> AsyncIterator[Gemini]:
-        async with Wire(httpx.MockTransport(service)) as wire:
-            yield Gemini(wire, base_url="http://service", api_key="AQ.test", timeout_s=10)
-
-    monkeypatch.setattr(run, "open_provider", provider)
+    opened = opening(httpx.MockTransport(service), timeout_s=10)
     with pytest.raises(AuthError) as caught:
-        ended = play(here, 20, limits={"rpm": 0, "tpm": 0, "concurrency": 8})
+        ended = play(here, 20, opened, limits={"rpm": 0, "tpm": 0, "concurrency": 8})
         raise ended.stopped or AssertionError(ended)
     assert caught.value.exit_code == code and len(sent) > timeouts
 
@@ -237,16 +231,12 @@ def test_whatever_a_body_is_turned_into_each_row_comes_out_once_and_costs_someth
 ) -> None:
     asked: Counter[bytes] = Counter()
 
-    @asynccontextmanager
-    async def provider(job: Job, *_: Any) -> AsyncIterator[Gemini]:
-        async with Wire(httpx.ASGITransport(service(seed, asked))) as wire:
-            yield Gemini(wire, base_url="http://service", api_key="AQ.test", timeout_s=10)
-
-    monkeypatch.setattr(run, "open_provider", provider)
+    opened = opening(httpx.ASGITransport(service(seed, asked)), timeout_s=10)
     cap, at_once, rows = 0.004, 4, 60
     ended = play(
         here,
         rows,
+        opened,
         model={"name": MODEL, "max_output_tokens": 60},
         limits={"rpm": 0, "tpm": 0, "concurrency": at_once},
         budget={"max_usd": cap},

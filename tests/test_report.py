@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import orjson
 import pytest
+from asking import MODEL
 from commands import Ran
 from stores import CENT, answer, failed, killed, manifest, opened, paid, prompt, result
 
@@ -61,12 +62,14 @@ def test_a_run_directory_without_calls_is_all_zeros(directory: Path) -> None:
 def spend(store: RunStore) -> None:
     """Three rows: two with an answer, the second of two calls; one that failed."""
     store.log("start", rows=5, pid=1)
-    store.append_call(prompt(0), paid(latency_s=1.0, usage=Usage(100, 20, 30, 4, 5)))
+    store.append_call(prompt(0), MODEL, paid(latency_s=1.0, usage=Usage(100, 20, 30, 4, 5)))
     store.append_result(result(0))
-    store.append_call(prompt(1, "m", step="map"), paid(latency_s=2.0, attempts=3, rate_limited=2))
-    store.append_call(prompt(1, "r", step="reduce", level=1), paid(latency_s=9.0, cost_usd=Decimal("0.000000000001")))
+    store.append_call(prompt(1, "m", step="map"), MODEL, paid(latency_s=2.0, attempts=3, rate_limited=2))
+    store.append_call(
+        prompt(1, "r", step="reduce", level=1), MODEL, paid(latency_s=9.0, cost_usd=Decimal("0.000000000001"))
+    )
     store.append_result(result(1, "truncated", "truncated"))
-    store.append_call(prompt(2), failed("quota", rate_limited=7))
+    store.append_call(prompt(2), MODEL, failed("quota", rate_limited=7))
     store.append_result(result(2, "error", "quota"))
 
 
@@ -105,7 +108,7 @@ def test_the_numbers_are_the_same_while_running_after_a_crash_and_after_the_end(
 def test_calls_of_unfinished_rows_are_counted_where_they_wait(directory: Path) -> None:
     with opened(directory) as store:
         answer(store, 0)
-        store.append_call(prompt(1), paid())
+        store.append_call(prompt(1), MODEL, paid())
         anyio.run(store.seal)
         assert (summarize(directory).calls, summarize(directory).cost_usd) == (2, 2 * CENT)
     assert (summarize(directory).calls, summarize(directory).cost_usd) == (2, 2 * CENT)
@@ -114,7 +117,7 @@ def test_calls_of_unfinished_rows_are_counted_where_they_wait(directory: Path) -
 def test_a_row_that_succeeds_at_last_is_no_failure_and_both_tries_are_counted(directory: Path) -> None:
     with opened(directory) as store:
         for row in (3, 1):
-            store.append_call(prompt(row), failed())
+            store.append_call(prompt(row), MODEL, failed())
             store.append_result(result(row, "error", "server"))
         answer(store, 2, "blocked", "recitation")
     assert [failure.row for failure in failures(directory)] == [1, 2, 3]
@@ -132,7 +135,7 @@ def test_a_row_that_succeeds_at_last_is_no_failure_and_both_tries_are_counted(di
 def test_one_unknown_price_makes_the_cost_unknown(directory: Path) -> None:
     with opened(directory) as store:
         answer(store, 0)
-        store.append_call(prompt(1), paid(cost_usd=None))
+        store.append_call(prompt(1), MODEL, paid(cost_usd=None))
     summary = summarize(directory)
     assert (summary.cost_usd, summary.unpriced) == (CENT, 1)
     assert summary.as_json()["cost_usd"] is None
@@ -140,7 +143,7 @@ def test_one_unknown_price_makes_the_cost_unknown(directory: Path) -> None:
 
 def test_a_failure_without_a_price_leaves_the_cost_known(directory: Path) -> None:
     with opened(directory) as store:
-        store.append_call(prompt(0), failed(cost_usd=None))
+        store.append_call(prompt(0), MODEL, failed(cost_usd=None))
     assert summarize(directory).unpriced == 0
 
 
@@ -297,9 +300,10 @@ _WRITER = """
 import sys
 from pathlib import Path
 import anyio
+from asking import MODEL
 from stores import answer, opened, paid, prompt
 with opened(Path(sys.argv[1])) as store:
-    store.append_call(prompt(10**6), paid())
+    store.append_call(prompt(10**6), MODEL, paid())
     print("started", flush=True)
     for row in range(150):
         answer(store, row)
@@ -332,10 +336,10 @@ def test_what_may_have_been_paid_is_told(directory: Path, capsys: pytest.Capture
     with opened(directory) as store:
         spend(store)
         lost = failed("timeout", attempts=0, at_most_usd=CENT)
-        store.append_call(prompt(7), lost, answered=False)
+        store.append_call(prompt(7), MODEL, lost, answered=False)
         counts = {"cost_usd": CENT, "at_most_usd": CENT, "usage": Usage(estimated=True)}
         unread = failed("malformed_reply", attempts=0, raw=b"{", **counts)
-        store.append_call(prompt(8), unread, answered=False)
+        store.append_call(prompt(8), MODEL, unread, answered=False)
     summary = summarize(directory)
     assert (summary.at_most_usd, summary.uncertain, summary.usage_estimated) == (2 * CENT, 2, 1)
     assert summary.cost_usd == 3 * CENT + Decimal("0.000000000001") and summary.calls == 3
@@ -343,7 +347,7 @@ def test_what_may_have_been_paid_is_told(directory: Path, capsys: pytest.Capture
     text = " ".join(capsys.readouterr().out.split())
     assert "and at most $0.0200 more for 2 requests whose replies never came or could not be read" in text
     with opened(directory) as store:
-        store.append_call(prompt(9), failed("timeout", attempts=0, at_most_usd=None), answered=False)
+        store.append_call(prompt(9), MODEL, failed("timeout", attempts=0, at_most_usd=None), answered=False)
     assert summarize(directory).as_json()["at_most_usd"] is None
 
 

@@ -4,6 +4,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import orjson
+from asking import MODEL
 from stores import CENT, answer, opened, paid, prompt, result
 
 from pipeline.report import summarize
@@ -72,7 +73,7 @@ def test_the_report_tells_calls_before_the_plan_from_those_after_it(tmp_path: Pa
     directory = tmp_path / "runs" / "notes"
     with opened(directory) as store:
         for row, finished_at in enumerate((100.0, 200.0, 300.0)):
-            store.append_call(prompt(row), paid(finished_at=finished_at))
+            store.append_call(prompt(row), MODEL, paid(finished_at=finished_at))
             store.append_result(result(row))
         steps = logged({"answer": Amounts(2, 20, 10, CENT * 3)})
         store.log(PLAN_EVENT, at_s=150.0, rows=3, pilot=False, steps=steps, seconds=60.0, based_on="")

@@ -11,19 +11,24 @@ from typing import Any
 import anyio
 import polars as pl
 import pytest
+from asking import TARGET, UNLIMITED
 from stores import answer as append
 from stores import manifest, opened, paid
 
 from jobs import CHUNKED, PLAIN, make_job
 from pipeline.budget.caps import Spending
-from pipeline.dispatch.dispatcher import UNLIMITED, Dispatcher
+from pipeline.budget.cashier import Cashier
+from pipeline.calls import durable
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import RowsFailed, RunStateError
 from pipeline.job import Job
-from pipeline.providers.answers import parse_reply
-from pipeline.records import Document, Failure, Limits, Prompt, Reply, Status, Usage
+from pipeline.prompts import Prompt
+from pipeline.providers.stored import parse_stored
+from pipeline.records import Document, Failure, Limits, Reply, Status, Usage
 from pipeline.run import engine as engines
 from pipeline.run.engine import FAIL_FAST_ROWS, Engine, Monitor, mixed
 from pipeline.store.run import RunStore
+from pipeline.targets import Route
 
 Send = Callable[[Prompt], Awaitable[Reply | Failure]]
 
@@ -52,18 +57,22 @@ def play(
     """One session of a run; returns the engine and the outcomes in the store."""
 
     async def body() -> tuple[Engine, Counter[str]]:
-        store = RunStore(path / "run", parse_reply)
+        store = RunStore(path / "run", parse_stored)
         store.open(manifest())
         try:
-            engine = Engine(
-                job,
-                batches,
+            watched = monitor or Monitor(rows)
+            route = Route((replace(TARGET, rates=job.own_rates, limits=limits),))
+            call, desk = durable(
+                lambda prompt, target: send(prompt),
+                lambda send, admit: Dispatcher(send, route, admit=admit),
                 store,
-                lambda send: Dispatcher(send, limits),
-                send,
-                monitor or Monitor(rows),
-                Spending(cap_usd),
+                Cashier(Spending(cap_usd)),
+                None,
+                watched.saved,
+                watched.bought,
             )
+            left = ([one for one in batch if not store.outcomes.done(one.row)] for batch in batches)
+            engine = Engine(job, left, store, lambda prompt: call(prompt, route), desk, watched)
             async with anyio.create_task_group() as tasks:
                 if meanwhile:
                     tasks.start_soon(meanwhile, engine)

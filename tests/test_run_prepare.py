@@ -20,7 +20,7 @@ from pipeline.estimating import Wishes, estimate
 from pipeline.job import load
 from pipeline.plan import Plan
 from pipeline.records import Limits
-from pipeline.run import prepare, run
+from pipeline.run import prepare, run, services
 from pipeline.run.engine import Monitor
 from pipeline.run.planning import look
 from pipeline.run.prepare import Options
@@ -188,9 +188,11 @@ def test_output_over_input_is_refused(here: Path) -> None:
 
 def test_the_offline_service_is_the_emulator_through_the_same_client(here: Path) -> None:
     async def body() -> None:
-        async with prepare.open_provider(make_job(here, PLAIN), offline=True) as provider:
-            assert provider.endpoint == "gemini@emulator"
-            models = await provider.list_models()
+        session = prepare.prepare(make_job(here, PLAIN), Options(offline=True))
+        async with services.open_services(session) as opened:
+            target = opened.route.first
+            assert target.endpoint == "gemini@emulator"
+            models = await opened.speaker(target).list_models(target)
             assert isinstance(models, list) and models
 
     anyio.run(body)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from asking import MODEL
 from stores import CENT, answer, killed, opened, paid, prompt, result
 
 from pipeline.records import Status
@@ -40,8 +41,8 @@ def test_a_sealed_answer_is_found_with_its_row_and_its_price(directory: Path) ->
 
 def test_the_pieces_of_a_document_are_found_too(directory: Path) -> None:
     with opened(directory) as store:
-        store.append_call(prompt(3, "a piece", step="map", chunks=2), paid("a part"))
-        store.append_call(prompt(3, "the whole", step="reduce", level=1), paid("answer 3"))
+        store.append_call(prompt(3, "a piece", step="map", chunks=2), MODEL, paid("a part"))
+        store.append_call(prompt(3, "the whole", step="reduce", level=1), MODEL, paid("answer 3"))
         store.append_result(result(3))
         anyio.run(store.seal)
         texts = [found.reply.text if found else None for found in find(store, "a piece", "the whole")]
@@ -52,7 +53,7 @@ def test_the_pieces_of_a_document_are_found_too(directory: Path) -> None:
 def test_only_whole_answers_are_found(directory: Path, status: Status) -> None:
     finish = {"truncated": "MAX_TOKENS", "blocked": "SAFETY"}[status]
     with opened(directory) as store:
-        store.append_call(prompt(0), paid(raw=b'{"candidates":[{"finishReason":"' + finish.encode() + b'"}]}'))
+        store.append_call(prompt(0), MODEL, paid(raw=b'{"candidates":[{"finishReason":"' + finish.encode() + b'"}]}'))
         store.append_result(result(0, status, "truncated"))
         anyio.run(store.seal)
         assert find(store, "content 0") == [None]

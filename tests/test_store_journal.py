@@ -8,12 +8,13 @@ from typing import Any
 
 import orjson
 import pytest
+from asking import MODEL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import body, failed, paid, prompt, result
 
 from pipeline.errors import RunStateError
-from pipeline.providers.answers import parse_reply
+from pipeline.providers.stored import parse_stored
 from pipeline.records import Reply, Result, Usage
 from pipeline.store.journal import Journal, Whose, journal_path, read
 from pipeline.store.lines import Call, Ended, Sent, call_line, ended_line, kept, result_line, sent_line
@@ -24,17 +25,17 @@ UNICODE = '第一行\n第二行 😀 "quoted" \\ \u2028\u2029\u0000\u0085'
 
 def written(path: Path, *lines: bytes) -> list[Call | Result | Sent | Ended]:
     path.write_bytes(b"".join(lines))
-    return list(read(path, parse_reply, PLAIN))
+    return list(read(path, parse_stored, PLAIN))
 
 
 def round_trip(tmp_path: Path, reply: Reply) -> tuple[Call, Call]:
     """A call as it is remembered, and as it is read back."""
     asked = prompt(7, step="map", level=0, chunk=2, chunks=5)
-    line = call_line(asked, reply)
+    line = call_line(asked, MODEL, reply)
     assert line.count(b"\n") == 1 and line.endswith(b"\n")
     [read_back] = written(tmp_path / "journal", line)
     assert isinstance(read_back, Call)
-    return kept(asked, reply, line), read_back
+    return kept(asked, MODEL, reply, line), read_back
 
 
 # ---- what is written is what is read
@@ -79,7 +80,7 @@ def test_an_unreadable_reply_keeps_its_body_byte_for_byte(tmp_path: Path) -> Non
 
 def test_the_body_of_a_response_stands_in_its_line_as_it_came() -> None:
     raw = body("text", indent=True)
-    assert orjson.loads(call_line(prompt(0), paid(raw=raw)))["call"]["body"] == raw.decode()
+    assert orjson.loads(call_line(prompt(0), MODEL, paid(raw=raw)))["call"]["body"] == raw.decode()
 
 
 @pytest.mark.case("D6")
@@ -99,10 +100,10 @@ def test_what_was_decided_when_a_reply_came_is_what_is_read_back(tmp_path: Path,
     """Whatever `parse` makes of the body later: another version may read it differently."""
     kind = None if status == "ok" else "malformed_reply"
     reply = paid(raw=raw, status=status, error_kind=kind, finish_reason="ODD", error=kind, response_id="r")
-    line = call_line(prompt(0), reply)
+    line = call_line(prompt(0), MODEL, reply)
     path = tmp_path / "journal"
     path.write_bytes(line)
-    [read_back] = read(path, lambda raw: Reply("", "blocked", error_kind="answer_blocked", error="no"), PLAIN)
+    [read_back] = read(path, lambda raw, endpoint: Reply("", "blocked", error_kind="answer_blocked", error="no"), PLAIN)
     assert isinstance(read_back, Call)
     decided = (read_back.reply.status, read_back.reply.error_kind, read_back.reply.finish_reason, read_back.reply.error)
     assert decided == (status, kind, "ODD", kind)
@@ -120,7 +121,7 @@ def test_what_no_line_can_hold_is_held_at_its_edge(tmp_path: Path) -> None:
 
 
 def test_neither_prompt_text_nor_template_stands_in_the_journal() -> None:
-    assert b"what is sent" not in call_line(prompt(0), paid()) + call_line(prompt(0), failed())
+    assert b"what is sent" not in call_line(prompt(0), MODEL, paid()) + call_line(prompt(0), MODEL, failed())
 
 
 @pytest.mark.parametrize(
@@ -165,10 +166,10 @@ def test_a_request_that_left_and_one_that_came_back_are_read_back_equal(tmp_path
 # ---- torn and damaged files
 
 LINES = (
-    call_line(prompt(0), paid(UNICODE)),
+    call_line(prompt(0), MODEL, paid(UNICODE)),
     result_line(result(0, response=UNICODE)),
-    call_line(prompt(1), failed()),
-    call_line(prompt(2), paid(raw=b"<p>\n</p>")),
+    call_line(prompt(1), MODEL, failed()),
+    call_line(prompt(2), MODEL, paid(raw=b"<p>\n</p>")),
     result_line(result(1, "error", "server")),
     sent_line(Sent("content 3", 3, "gemini-3.5-flash-lite", 10, None)),
     ended_line("content 3"),
@@ -241,7 +242,7 @@ def kept_by(directory: Path, whose: Whose = RUN, lines: Iterable[bytes] = LINES,
 
 
 def read_all(path: Path, whose: Whose = RUN) -> list[object]:
-    return list(read(path, parse_reply, whose))
+    return list(read(path, parse_stored, whose))
 
 
 def refusal(path: Path, whose: Whose = RUN) -> RunStateError:

@@ -11,7 +11,7 @@ from stores import answer, opened, sealed
 
 from pipeline import report
 from pipeline.errors import InputError
-from pipeline.providers.answers import parse_reply
+from pipeline.providers.stored import parse_stored
 from pipeline.records import Usage
 from pipeline.store.journal import journal_path, journal_paths
 from pipeline.store.manifest import VERSION
@@ -88,7 +88,7 @@ def directory(tmp_path: Path) -> Path:
 
 def test_layout_1_is_read_as_it_lies_there(directory: Path) -> None:
     before = {path: path.read_bytes() for path in directory.rglob("*.json*")}
-    outcomes, unsealed = load(directory, parse_reply)
+    outcomes, unsealed = load(directory, parse_stored)
     assert (outcomes.is_ok(0), outcomes.again(3), outcomes.done(1)) == (True, True, False)
     assert [(call.row, call.paid, call.reply.status, call.reply.text) for call in unsealed.calls] == [
         (0, True, "ok", "answer 0"),

@@ -8,17 +8,19 @@ from typing import Any
 
 import polars as pl
 import pytest
+from asking import MODEL
 from stores import AT, CENT, answer, failed, killed, opened, paid, prompt, result, sealed
 
 from pipeline import report
 from pipeline.errors import RunStateError
-from pipeline.records import Prompt, Reply, Usage
+from pipeline.prompts import Prompt
+from pipeline.records import Reply, Usage
 from pipeline.store import parts
 from pipeline.store.lines import Call, kept
 
 
 def call(asked: Prompt, reply: Reply) -> Call:
-    return kept(asked, reply, b"line\n")
+    return kept(asked, MODEL, reply, b"line\n")
 
 
 def names(directory: Path) -> list[str]:
@@ -240,7 +242,7 @@ def test_an_absurd_value_is_kept_at_the_edge_and_costs_no_other_row(tmp_path: Pa
     directory = tmp_path / "notes"
     with killed(directory) as store:
         answer(store, 0)
-        store.append_call(prompt(1), replace(paid("text"), **ABSURD[how]))
+        store.append_call(prompt(1), MODEL, replace(paid("text"), **ABSURD[how]))
         fields = {name: value for name, value in ABSURD[how].items() if name in ("usage", "cost_usd", "attempts")}
         store.append_result(result(1, response=ABSURD[how].get("text", "text"), **fields))
         answer(store, 2)
@@ -264,7 +266,7 @@ def test_a_journal_that_could_not_be_sealed_before_can_be_now(tmp_path: Path) ->
     with killed(directory) as store:
         for row in range(6):
             usage = Usage(99_999_999_999_999 if row == 3 else 12, 0, 34)
-            store.append_call(prompt(row), paid(usage=usage, cost_usd=usage.input_tokens * Decimal("2.5e-7")))
+            store.append_call(prompt(row), MODEL, paid(usage=usage, cost_usd=usage.input_tokens * Decimal("2.5e-7")))
             store.append_result(result(row, usage=usage))
     with opened(directory):
         pass

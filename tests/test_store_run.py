@@ -14,13 +14,14 @@ import anyio
 import anyio.lowlevel
 import orjson
 import pytest
+from asking import MODEL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import AT, CENT, PARAMS, abandon, answer, failed, killed, manifest, opened, paid, prompt, result, sealed
+from stores import AT, CENT, abandon, answer, failed, killed, manifest, opened, paid, prompt, result, sealed
 
 from pipeline import report
 from pipeline.errors import RunStateError
-from pipeline.providers.answers import parse_reply
+from pipeline.providers.stored import parse_stored
 from pipeline.records import PASSING, STATUSES, ErrorKind, Status, Usage
 from pipeline.store import parts, run, state
 from pipeline.store.journal import read as read_journal
@@ -43,7 +44,7 @@ def part_names(directory: Path) -> list[str]:
 
 def refused(directory: Path, **changes: Any) -> RunStateError:
     with pytest.raises(RunStateError) as caught:
-        RunStore(directory, parse_reply).open(manifest(**changes))
+        RunStore(directory, parse_stored).open(manifest(**changes))
     return caught.value
 
 
@@ -126,9 +127,9 @@ def test_every_other_outcome_stays(directory: Path, status: Status, kind: ErrorK
 
 def test_a_paid_reply_is_replayed_and_a_failure_is_not(directory: Path) -> None:
     with killed(directory) as store:
-        store.append_call(prompt(0), paid("bought"))
-        store.append_call(prompt(1), failed())
-        store.append_call(prompt(2), paid(raw=b"<html>"))
+        store.append_call(prompt(0), MODEL, paid("bought"))
+        store.append_call(prompt(1), MODEL, failed())
+        store.append_call(prompt(2), MODEL, paid(raw=b"<html>"))
         for known in (0, 2):
             assert store.reply(f"content {known}") is not None
         assert store.reply("content 1") is None
@@ -150,8 +151,8 @@ def test_what_was_appended_is_in_the_file_when_append_returns(directory: Path) -
 def test_a_seal_moves_finished_documents_to_parts_and_carries_the_others_on(directory: Path) -> None:
     with opened(directory) as store:
         answer(store, 0)
-        store.append_call(prompt(1, "half done", step="map"), paid("part"))
-        store.append_call(prompt(2), failed())
+        store.append_call(prompt(1, "half done", step="map"), MODEL, paid("part"))
+        store.append_call(prompt(2), MODEL, failed())
         store.append_result(result(2, "error", "server", calls=0, cost_usd=Decimal(0)))
         anyio.run(store.seal)
         assert journals(directory) == ["journal-000002.jsonl"]
@@ -168,13 +169,13 @@ def test_a_seal_moves_finished_documents_to_parts_and_carries_the_others_on(dire
 
 def test_the_calls_of_a_failed_document_wait_for_its_next_try(directory: Path) -> None:
     with opened(directory) as store:
-        store.append_call(prompt(0, "map 0", step="map"), paid("part"))
-        store.append_call(prompt(0, "map 1", step="map"), failed())
+        store.append_call(prompt(0, "map 0", step="map"), MODEL, paid("part"))
+        store.append_call(prompt(0, "map 1", step="map"), MODEL, failed())
         store.append_result(result(0, "error", "server"))
     with opened(directory) as store:
         assert not store.outcomes.done(0)
         assert store.reply("map 0") is not None and store.reply("map 1") is None
-        store.append_call(prompt(0, "map 1", step="map"), paid("other part"))
+        store.append_call(prompt(0, "map 1", step="map"), MODEL, paid("other part"))
         store.append_result(result(0))
     calls = sealed(directory, "calls")
     assert sorted(calls.filter("paid")["fingerprint"]) == ["map 0", "map 1"]
@@ -184,7 +185,7 @@ def test_the_calls_of_a_failed_document_wait_for_its_next_try(directory: Path) -
 
 def test_a_seal_without_a_result_leaves_everything_as_it_is(directory: Path) -> None:
     with opened(directory) as store:
-        store.append_call(prompt(0), paid())
+        store.append_call(prompt(0), MODEL, paid())
         anyio.run(store.seal)
         assert (journals(directory), part_names(directory)) == (["journal-000001.jsonl"], [])
     assert (journals(directory), part_names(directory)) == (["journal-000001.jsonl"], [])
@@ -225,9 +226,9 @@ def test_spending_counts_sealed_and_unsealed_calls_and_nothing_for_an_unknown_pr
         answer(store, 0)
         anyio.run(store.seal)
         answer(store, 1)
-        store.append_call(prompt(2), paid(cost_usd=Decimal("0.000000000001")))
-        store.append_call(prompt(3), paid(cost_usd=None))
-        store.append_call(prompt(4), failed())
+        store.append_call(prompt(2), MODEL, paid(cost_usd=Decimal("0.000000000001")))
+        store.append_call(prompt(3), MODEL, paid(cost_usd=None))
+        store.append_call(prompt(4), MODEL, failed())
         assert store.spent_usd() == Decimal("0.020000000001")
     with opened(directory) as store:
         assert store.spent_usd() == Decimal("0.020000000001")
@@ -267,7 +268,7 @@ def test_a_reply_bought_for_a_row_tried_again_is_not_lost_to_a_kill(directory: P
     with killed(directory) as store:
         store.reopen(frozenset({"truncated"}))
         assert store.reply("content 0") is None
-        store.append_call(prompt(0), paid("a second try"))
+        store.append_call(prompt(0), MODEL, paid("a second try"))
     for _ in range(2):  # a run in between that does not ask for it keeps it as well
         with opened(directory) as store:
             bought = store.reply("content 0")
@@ -286,12 +287,12 @@ def test_a_row_that_is_redone_costs_what_each_of_its_replies_cost(directory: Pat
     with opened(directory) as store:
         for row in range(2):
             answer(store, row, "truncated", "truncated")
-        store.append_call(prompt(2), paid("half", usage=Usage(12, 0, 34, estimated=True)))
+        store.append_call(prompt(2), MODEL, paid("half", usage=Usage(12, 0, 34, estimated=True)))
         store.append_result(result(2, "truncated", "truncated"))
     with opened(directory) as store:
         store.reopen(frozenset({"truncated"}))
         for row, usd in ((0, 5 * CENT), (1, None)):
-            store.append_call(prompt(row), paid("whole", cost_usd=usd))
+            store.append_call(prompt(row), MODEL, paid("whole", cost_usd=usd))
             store.append_result(result(row, cost_usd=usd))
         store.append_result(result(2, cost_usd=Decimal(0)))  # another row bought the answer to the same
     results = sealed(directory, "results")[3:]
@@ -377,7 +378,7 @@ def test_calls_carried_on_from_earlier_never_hold_up_new_documents(
     monkeypatch.setattr(run, "SEAL_BYTES", 5_000)
     with killed(directory) as store:
         for chunk in range(40):
-            store.append_call(prompt(0, f"map {chunk}", step="map", chunk=chunk), paid())
+            store.append_call(prompt(0, f"map {chunk}", step="map", chunk=chunk), MODEL, paid())
     with opened(directory) as store:
         assert (directory / "journal-000002.jsonl").stat().st_size > 10_000
 
@@ -417,7 +418,7 @@ def test_the_writer_syncs_and_seals_by_itself(directory: Path, monkeypatch: pyte
 
 
 def test_a_new_directory_and_all_in_it_belong_to_the_user_alone(directory: Path) -> None:
-    store = RunStore(directory, parse_reply)
+    store = RunStore(directory, parse_stored)
     assert store.open(manifest()) is False
     answer(store, 0)
     anyio.run(store.seal)
@@ -461,7 +462,7 @@ def test_another_job_or_input_is_refused_with_what_differs_and_what_is_kept(dire
 @pytest.mark.case("D15")
 def test_a_job_file_elsewhere_with_the_same_name_is_told(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "a.toml").touch()
-    store = RunStore(directory, parse_reply)
+    store = RunStore(directory, parse_stored)
     store.open(manifest(job_path=str(tmp_path / "a.toml")))
     answer(store, 0)
     store.close()
@@ -511,11 +512,12 @@ _HOLDER = """
 import sys
 from stores import manifest, paid, prompt
 from pathlib import Path
-from pipeline.providers.answers import parse_reply
+from asking import MODEL
+from pipeline.providers.stored import parse_stored
 from pipeline.store.run import RunStore
-store = RunStore(Path(sys.argv[1]), parse_reply)
+store = RunStore(Path(sys.argv[1]), parse_stored)
 store.open(manifest())
-store.append_call(prompt(0), paid("bought before the kill"))
+store.append_call(prompt(0), MODEL, paid("bought before the kill"))
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -552,28 +554,28 @@ def lost(directory: Path) -> list[str]:
 def test_a_start_finds_what_was_in_flight_at_a_kill(directory: Path) -> None:
     with killed(directory) as store:
         for row in range(5):
-            store.append_sent(prompt(row))
-        store.append_call(prompt(0), paid())
-        store.append_call(prompt(1), failed())
-        store.append_ended(prompt(2))
+            store.append_sent(prompt(row), MODEL)
+        store.append_call(prompt(0), MODEL, paid())
+        store.append_call(prompt(1), MODEL, failed())
+        store.append_ended(prompt(2), MODEL)
     for _ in range(2):  # until somebody was told
         assert lost(directory) == ["content 3", "content 4"]
     with killed(directory) as store:
         (first, _) = store.lost
-        assert (first.row, first.model, first.input_tokens_est, first.max_output_tokens) == (3, PARAMS.model, 10, 100)
-        store.append_call(first.prompt, failed("network", at_most_usd=CENT), answered=False)
-        store.append_ended(prompt(4))
+        assert (first.row, first.model, first.input_tokens_est, first.max_output_tokens) == (3, MODEL, 10, 100)
+        store.append_call(first.prompt, MODEL, failed("network", at_most_usd=CENT), answered=False)
+        store.append_ended(prompt(4), MODEL)
     assert lost(directory) == []
 
 
 def test_what_is_in_flight_is_carried_over_a_seal_and_a_crash_in_it(directory: Path) -> None:
     with killed(directory) as store:
-        store.append_sent(prompt(0))
+        store.append_sent(prompt(0), MODEL)
         answer(store, 0)
-        store.append_sent(prompt(1))
-        store.append_sent(prompt(2))
+        store.append_sent(prompt(1), MODEL)
+        store.append_sent(prompt(2), MODEL)
         anyio.run(store.seal)
-        store.append_call(prompt(1), paid())
+        store.append_call(prompt(1), MODEL, paid())
         store.append_result(result(1))
         with steps(directory, SEAL.index("fsync calls")), suppress(Crash):
             anyio.run(store.seal)
@@ -582,7 +584,7 @@ def test_what_is_in_flight_is_carried_over_a_seal_and_a_crash_in_it(directory: P
 
 def test_a_clean_end_leaves_nothing_in_flight(directory: Path) -> None:
     with opened(directory) as store:
-        store.append_sent(prompt(0))
+        store.append_sent(prompt(0), MODEL)
         answer(store, 0)
     assert lost(directory) == []
 
@@ -645,8 +647,8 @@ TOTAL = sum(map(price, range(len(BOUGHT))), Decimal(0))
 def buy_and_finish(store: RunStore) -> None:
     """Two finished documents, one that failed for now with a part bought, one half done."""
     for number, (content, row) in enumerate(BOUGHT.items()):
-        store.append_call(prompt(row, content), paid(f"text of {content}", price(number)))
-    store.append_call(prompt(2, "2 map 1"), failed())
+        store.append_call(prompt(row, content), MODEL, paid(f"text of {content}", price(number)))
+    store.append_call(prompt(2, "2 map 1"), MODEL, failed())
     store.append_result(result(0, response="text of 0 reduce"))
     store.append_result(result(1, response="text of 1"))
     store.append_result(result(2, "error", "server"))
@@ -813,7 +815,7 @@ def test_a_seal_that_finds_the_disk_full_is_told_and_nothing_newer_is_sealed_ove
 ) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
-    store = RunStore(directory, parse_reply)
+    store = RunStore(directory, parse_stored)
     store.open(manifest())
     buy_and_finish(store)
     fill(directory, kind, 1)
@@ -832,7 +834,7 @@ def test_a_seal_that_finds_the_disk_full_is_told_and_nothing_newer_is_sealed_ove
 def test_a_journal_that_cannot_be_carried_on_fails_the_seal_and_keeps_the_old_one(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = RunStore(directory, parse_reply)
+    store = RunStore(directory, parse_stored)
     store.open(manifest())
     buy_and_finish(store)
 
@@ -849,7 +851,7 @@ def test_a_journal_that_cannot_be_carried_on_fails_the_seal_and_keeps_the_old_on
 def test_a_close_that_fails_gives_the_directory_back_all_the_same(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = RunStore(directory, parse_reply)
+    store = RunStore(directory, parse_stored)
     store.open(manifest())
     buy_and_finish(store)
     with monkeypatch.context() as patch, pytest.raises(Crash):
@@ -879,7 +881,7 @@ def test_a_seal_under_the_readers_eyes_is_counted_once(
             with suppress(OSError):
                 abandon(store._lock)
             seen = look(*where)
-            opened_meanwhile = RunStore(directory, parse_reply)
+            opened_meanwhile = RunStore(directory, parse_stored)
             opened_meanwhile.open(manifest())
             opened_meanwhile.close()
             return seen
@@ -901,7 +903,7 @@ def test_a_journal_that_vanishes_while_it_is_read_was_sealed(directory: Path, mo
             return read_journal(*arguments)
 
         monkeypatch.setattr("pipeline.store.state.read", read_late)
-        outcomes, unsealed = load(directory, parse_reply)
+        outcomes, unsealed = load(directory, parse_stored)
         monkeypatch.undo()
     assert (outcomes.count("ok"), outcomes.count("error"), unsealed.sealed, unsealed.results) == (2, 1, 1, {})
     assert sorted(call.fingerprint for call in unsealed.calls) == ["2 map", "3 map 0", "3 map 1"]
@@ -913,7 +915,7 @@ def test_a_journal_that_is_carried_on_under_the_readers_eyes_is_not_missed(
 ) -> None:
     """A start without anything to seal removes it while a report has read which journals there are."""
     with killed(directory) as store:
-        store.append_call(prompt(0), paid())
+        store.append_call(prompt(0), MODEL, paid())
     look, starting = state._unsealed, iter([True])
 
     def look_late(*where: Any) -> Any:
@@ -923,7 +925,7 @@ def test_a_journal_that_is_carried_on_under_the_readers_eyes_is_not_missed(
         return look(*where)
 
     monkeypatch.setattr(state, "_unsealed", look_late)
-    _, unsealed = load(directory, parse_reply)
+    _, unsealed = load(directory, parse_stored)
     assert [call.fingerprint for call in unsealed.calls] == ["content 0"]
 
 
@@ -963,14 +965,14 @@ class History:
         elif self.done(row):
             return
         elif verb == "fail":
-            store.append_call(prompt(row, f"{content} failed"), failed())
+            store.append_call(prompt(row, f"{content} failed"), MODEL, failed())
             self.failed += 1
         elif verb == "lose":
             usd = price(self.unread.total())
             lost = failed(
                 "malformed_reply", raw=b"{", cost_usd=usd, at_most_usd=CENT, finished_at=AT + self.unread.total()
             )
-            store.append_call(prompt(row, content), lost, answered=False)
+            store.append_call(prompt(row, content), MODEL, lost, answered=False)
             self.unread[content] += 1
             self.uncertain += usd + CENT
         elif verb == "finish":
@@ -979,7 +981,7 @@ class History:
             self.outcomes[row] = status
         elif store.reply(content) is None:
             assert content not in self.paid, "bought twice"
-            store.append_call(prompt(row, content), paid(content, price(len(self.paid))))
+            store.append_call(prompt(row, content), MODEL, paid(content, price(len(self.paid))))
             self.paid[content] = price(len(self.paid))
 
     def check(self, store: RunStore) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 import anyio
 import orjson
 import pytest
+from asking import MODEL
 from stores import answer, killed, manifest, opened, paid, prompt, sealed
 
 from pipeline import report
 from pipeline.errors import RunStateError
-from pipeline.providers.answers import parse_reply
+from pipeline.providers.stored import parse_stored
 from pipeline.store import parts, seals, state
 from pipeline.store.journal import journal_path, journal_paths
 from pipeline.store.run import RunStore
@@ -31,7 +32,7 @@ def refused(directory: Path) -> RunStateError:
     """What start and report say alike; neither changes anything."""
     before = sorted(directory.rglob("*"))
     told = []
-    for read in (RunStore(directory, parse_reply).open, lambda _: report.summarize(directory)):
+    for read in (RunStore(directory, parse_stored).open, lambda _: report.summarize(directory)):
         with pytest.raises(RunStateError) as caught:
             read(manifest())
         told.append((caught.value.message, caught.value.hint))
@@ -144,7 +145,7 @@ def unsealed(tmp_path: Path) -> Path:
         answer(store, 0)
         answer(store, 1)
         anyio.run(store.seal)
-        store.append_call(prompt(2), paid())
+        store.append_call(prompt(2), MODEL, paid())
     return path
 
 
@@ -170,16 +171,16 @@ def test_a_journal_that_was_removed_is_told_and_gone_on_without_when_asked(unsea
 def test_a_journal_that_was_cut_off_is_told_and_gone_on_with_when_asked(tmp_path: Path, lines: int, note: str) -> None:
     directory = tmp_path / "run"
     with killed(directory) as store:
-        store.append_call(prompt(2), paid())
-        store.append_call(prompt(3), paid())
+        store.append_call(prompt(2), MODEL, paid())
+        store.append_call(prompt(3), MODEL, paid())
         answer(store, 0)
         before = (directory / "synced").read_bytes()
         anyio.run(store.seal)
-        store.append_call(prompt(4), paid())  # not on the disk yet: a power cut may take it
+        store.append_call(prompt(4), MODEL, paid())  # not on the disk yet: a power cut may take it
     [path] = journal_paths(directory)
     whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(whole[:-1]))
-    assert state.load(directory, parse_reply)[1].calls[-1].row == 3
+    assert state.load(directory, parse_stored)[1].calls[-1].row == 3
     path.write_bytes(b"".join(whole[:lines]))
     noted = directory / "synced"
     if note == "there":

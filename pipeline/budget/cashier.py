@@ -17,8 +17,10 @@ from pipeline.budget.caps import Spending
 from pipeline.errors import BudgetReached, PipelineError
 from pipeline.events import BudgetNear, Notify, PriceNoted
 from pipeline.models import LONGEST_ANSWER_TOKENS, model_info
-from pipeline.prices import LONG_PROMPT_TOKENS, Rates, cost
-from pipeline.records import Failure, Prompt, Reply, Usage
+from pipeline.prices import LONG_PROMPT_TOKENS, cost
+from pipeline.prompts import Prompt
+from pipeline.records import Failure, Reply, Usage
+from pipeline.targets import Target
 
 ESTIMATE_AFTER = 20
 """Readable replies of a step after which one that cannot be read is taken for their mean; until then for its worst."""
@@ -90,21 +92,20 @@ class Cashier:
     def __init__(
         self,
         spending: Spending,
-        own: Rates | None = None,
         tell: Notify = lambda event: None,
         seen: Seen | None = None,
         allow_unpriced: bool = False,
     ) -> None:
-        """`own` rates replace the tables, whatever model answers. `tell` hears of what a person may want to know."""
-        self._spending, self._own, self._tell = spending, own, tell
+        """`tell` hears of what a person may want to know."""
+        self._spending, self._tell = spending, tell
         self._seen = seen or Seen()
         self._allow_unpriced = allow_unpriced
         self._held: dict[str, tuple[Decimal | None, Decimal]] = {}  # content → worst case, and what is reserved for it
         self._unpriced: str | None = None  # a model that answered at a price that nobody knows
         self._told: set[object] = set()
 
-    def admit(self, prompt: Prompt) -> bool:
-        """Reserve for one request; False while those in flight may leave room for it.
+    def admit(self, prompt: Prompt, target: Target) -> bool:
+        """Reserve for one request to `target`; False while those in flight may leave room for it.
 
         Raises `BudgetReached` when nothing is in flight and it could pass a cap, or when a cap cannot be kept.
         """
@@ -114,11 +115,11 @@ class Cashier:
             raise unkept
         if len(self._held) >= max(1, 2 * self._seen.replies):
             return False
-        worst = worst_case_usd(prompt, self._own)
+        worst = worst_case_usd(prompt, target)
         held = (worst or _NONE) * self._seen.ratio
         cap = self._spending.reserve(held)
         if cap is None:
-            self._held[prompt.fingerprint] = worst, held
+            self._held[prompt.fingerprint(target.model)] = worst, held
             return True
         if self._held:
             return False
@@ -128,12 +129,12 @@ class Cashier:
             cap.hint,
         )
 
-    def lost(self, prompt: Prompt, name: str, at: float) -> Bill:
+    def lost(self, prompt: Prompt, target: Target, name: str, at: float) -> Bill:
         """Count a request that was in flight when its session was killed, at `at`, as its worst case.
 
         Against the caps of day and month it counts once for each `name`: who counts it may be killed too.
         """
-        most = self._most_usd(prompt)
+        most = self._most_usd(prompt, target)
         self._spending.spent_usd += most or _NONE
         if self._spending.book is not None and most:
             self._spending.book.add_once(name, most, at)
@@ -151,38 +152,38 @@ class Cashier:
             return usage
         return replace(usage, thinking_tokens=round(lengths.thinking_tokens / lengths.replies))
 
-    def answered(self, prompt: Prompt, reply: Reply) -> Bill:
+    def answered(self, prompt: Prompt, target: Target, reply: Reply) -> Bill:
         """Settle a request that was answered."""
-        worst, held = self._settle(prompt)
-        at, asked = datetime.fromtimestamp(reply.finished_at, UTC), prompt.params.model
-        usd = cost(reply.usage, reply.model or asked, at, own=self._own)
+        worst, held = self._settle(prompt, target)
+        at, asked = datetime.fromtimestamp(reply.finished_at, UTC), target.model
+        usd = _cost(reply.usage, reply.model or asked, at, target)
         more: Decimal | None = _NONE
         if usd is None:
-            usd = cost(reply.usage, asked, at, own=self._own)
+            usd = _cost(reply.usage, asked, at, target)
             self._tell_unpriced(reply.model, asked, usd)
-            more = _beyond(usd, self._most_usd(prompt, worst, held))
+            more = _beyond(usd, self._most_usd(prompt, target, worst, held))
         elif reply.usage.estimated:
-            more = _beyond(usd, self._most_usd(prompt, worst, held))
+            more = _beyond(usd, self._most_usd(prompt, target, worst, held))
         else:
             self._learn(prompt, reply.usage, usd, worst)
         self._seen.replies += held is not None
         return Bill(usd, more, worst)
 
-    def unanswered(self, prompt: Prompt, failure: Failure) -> Bill | None:
+    def unanswered(self, prompt: Prompt, target: Target, failure: Failure) -> Bill | None:
         """Settle a request that came back without an answer; None where the service did not bill it.
 
         A reply that came is taken for a usual one of its step, or for what it says of tokens where that is more, and
         one that never came for nothing; against the caps both count as their worst case. An error is not billed
         (Google's billing FAQ: neither 400 nor 500), but one that names tokens.
         """
-        worst, held = self._settle(prompt)
+        worst, held = self._settle(prompt, target)
         if not may_be_billed(failure):
             self._spending.release()
             return None
-        most = self._most_usd(prompt, worst, held)
-        usd = self._likely_usd(prompt, most) if has_come(failure) else _NONE
+        most = self._most_usd(prompt, target, worst, held)
+        usd = self._likely_usd(prompt, target, most) if has_come(failure) else _NONE
         if failure.usage is not None:
-            told = cost(failure.usage, failure.model or prompt.params.model, datetime.now(UTC), own=self._own)
+            told = _cost(failure.usage, failure.model or target.model, datetime.now(UTC), target)
             if told is not None:
                 usd = max(usd or _NONE, told)
                 self._heed(told, worst)
@@ -205,23 +206,25 @@ class Cashier:
             )
         return self._spending.unkept()
 
-    def _settle(self, prompt: Prompt) -> tuple[Decimal | None, Decimal | None]:
-        worst, held = self._held.pop(prompt.fingerprint, (None, None))
+    def _settle(self, prompt: Prompt, target: Target) -> tuple[Decimal | None, Decimal | None]:
+        worst, held = self._held.pop(prompt.fingerprint(target.model), (None, None))
         left = self._spending.reserved_usd - (held or _NONE)
         self._spending.reserved_usd = left if self._held else _NONE  # a sum of long decimals is rounded
         return worst, held
 
-    def _most_usd(self, prompt: Prompt, worst: Decimal | None = None, held: Decimal | None = None) -> Decimal | None:
+    def _most_usd(
+        self, prompt: Prompt, target: Target, worst: Decimal | None = None, held: Decimal | None = None
+    ) -> Decimal | None:
         """What was reserved for it, else what would be."""
         if worst is not None and held is not None:
             return held
-        worst = worst_case_usd(prompt, self._own)
+        worst = worst_case_usd(prompt, target)
         return None if worst is None else worst * self._seen.ratio
 
-    def _likely_usd(self, prompt: Prompt, most: Decimal | None) -> Decimal | None:
+    def _likely_usd(self, prompt: Prompt, target: Target, most: Decimal | None) -> Decimal | None:
         lengths = self._seen.steps.get(prompt.step)
         usage = lengths.likely(prompt.input_tokens_est) if lengths else None
-        return most if usage is None else cost(usage, prompt.params.model, datetime.now(UTC), own=self._own)
+        return most if usage is None else _cost(usage, target.model, datetime.now(UTC), target)
 
     def _learn(self, prompt: Prompt, usage: Usage, usd: Decimal, worst: Decimal | None) -> None:
         lengths = self._seen.steps.get(prompt.step)
@@ -278,15 +281,19 @@ def has_come(failure: Failure) -> bool:
     return failure.billed and failure.error_kind not in ("timeout", "network")
 
 
-def worst_case_usd(prompt: Prompt, own: Rates | None) -> Decimal | None:
+def worst_case_usd(prompt: Prompt, target: Target) -> Decimal | None:
     """USD of this prompt with the longest answer that it allows, at today's price; None: the price is unknown."""
-    params = prompt.params
-    model = None if params.max_output_tokens else model_info(params.model)
-    longest = params.max_output_tokens or (model.max_output_tokens if model else LONGEST_ANSWER_TOKENS)
+    bound = prompt.params.max_output_tokens
+    model = None if bound else model_info(target.model)
+    longest = bound or (model.max_output_tokens if model else LONGEST_ANSWER_TOKENS)
     given = math.ceil(prompt.input_tokens_est * _ESTIMATE_MARGIN)
     if prompt.input_tokens_est <= LONG_PROMPT_TOKENS < given:
         given = LONG_PROMPT_TOKENS + 1
-    return cost(Usage(given, output_tokens=longest), params.model, datetime.now(UTC), own=own)
+    return _cost(Usage(given, output_tokens=longest), target.model, datetime.now(UTC), target)
+
+
+def _cost(usage: Usage, model: str, at: datetime, target: Target) -> Decimal | None:
+    return cost(usage, model, at, target.lane, target.rates)
 
 
 def _beyond(usd: Decimal | None, most: Decimal | None) -> Decimal | None:

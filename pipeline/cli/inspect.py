@@ -115,7 +115,7 @@ def check(
     import anyio
 
     from pipeline import console
-    from pipeline.run import prepare
+    from pipeline.run import prepare, services
     from pipeline.run.guards import check_start
     from pipeline.run.output import output_place
 
@@ -123,9 +123,9 @@ def check(
         raise JobError("--forget has nothing to forget with --offline: the emulator's limits are not kept")
     loaded = load_job(job, None, model, None, None, None)
     prepared = prepare.prepare(loaded, prepare.Options(offline=offline))
-    told = anyio.run(prepare.identified, prepared)
+    told = anyio.run(services.identified, prepared)
     check_start(told)
-    found = anyio.run(prepare.check_service, told, forget)
+    found = anyio.run(services.check_service, told, forget)
     try:
         with output_place(told):
             found.append(("output", str(told.output), "can be written"))

@@ -194,13 +194,13 @@ def estimate(
 
         from pipeline import console, estimating
         from pipeline.plan.timing import next_time
-        from pipeline.run import prepare
+        from pipeline.run import prepare, services
 
     loaded = load_job(job, None, model, rpm, tpm, rpd)
     wishes = estimating.Wishes(everything, exact, compare, None if by is None else next_time(by, datetime.now(UTC)))
     prepared = prepare.prepare(loaded, prepare.Options(offline, limit, parse_usd(max_cost), pace=pace))
     if pilot is not None or exact:
-        prepared = anyio.run(prepare.identified, prepared)
+        prepared = anyio.run(services.identified, prepared)
     tried = pilot is not None and _pilot(prepared, pilot, yes, json)
     with resumable_once(lambda error: tried):
         with console.busy("reading the table" + (", having prompts counted" if exact else "")):

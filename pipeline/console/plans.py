@@ -22,6 +22,7 @@ from pipeline.console.screen import (
     styled,
     things,
 )
+from pipeline.places import Kind
 from pipeline.plan import Plan
 from pipeline.plan.amounts import Range
 from pipeline.plan.compare import ASSUMPTION, LANES, Offer, Saving
@@ -29,7 +30,6 @@ from pipeline.plan.lengths import Answers
 from pipeline.plan.plans import Example, Found
 from pipeline.plan.timing import Deadline, Timeline
 from pipeline.prices import Lane
-from pipeline.store.manifest import Kind
 from pipeline.terminal import one_line
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from pipeline.events import (
     DayUsedUp,
     Event,
     LimitSet,
+    LongWait,
     Message,
     QuotaShared,
     RequestsLost,
     Stopped,
-    Waiting,
 )
 from pipeline.records import STATUSES, Status
 from pipeline.run.engine import Monitor
@@ -141,7 +141,7 @@ def notice(event: Event) -> str:
             return f"the last session ended with {requests} request(s) in flight: they {cost}are sent again"
         case Stopped():
             return ""  # the end of the run says it
-        case BookTrouble(message) | DayUsedUp(message) | Waiting(message):
+        case BookTrouble(message) | DayUsedUp(message) | LongWait(message):
             return message
         case Message(message):
             return f"{event.kind}: {message}"
@@ -171,15 +171,15 @@ def _parts(monitor: Monitor, *, bar: bool, since: Mark) -> dict[str, str]:
     if bar:
         parts["bar"] = f"▕{filled:<{_BAR}}▏"
     parts["rows"] = things(monitor.done, "row")
-    if monitor.dispatcher and any(use := monitor.dispatcher.use):
+    if monitor.desk and any(use := monitor.desk.use):
         meter = max(range(2), key=use.__getitem__)
         parts["meter"] = f"{('rpm', 'tpm')[meter]} {use[meter]:.0%}"
     parts["cost"] = money(monitor.cost_usd)
     if failed := monitor.done - monitor.outcomes["ok"]:
         parts["failed"] = f"{failed:,} not ok"
-    if monitor.dispatcher and (refused := monitor.dispatcher.rate_limited):
+    if monitor.desk and (refused := monitor.desk.rate_limited):
         parts["refused"] = f"{refused:,} refused for quota"
-    if monitor.dispatcher and (until := monitor.dispatcher.waits_until or 0) - time.time() >= _WAIT_S:
+    if monitor.desk and (until := monitor.desk.waits_until or 0) - time.time() >= _WAIT_S:
         parts["wait"] = f"waits until {datetime.fromtimestamp(until, UTC):%H:%M:%S} UTC"
     elif answered > since.calls and (left := monitor.prompts - answered) > 0:
         parts["eta"] = f"eta {duration(left / (answered - since.calls) * (monitor.seconds - since.seconds))}"
@@ -188,9 +188,9 @@ def _parts(monitor: Monitor, *, bar: bool, since: Mark) -> dict[str, str]:
 
 def stopping_line(monitor: Monitor, width: int) -> str:
     """What the screen shows while a stopped run waits for its last answers; empty while it goes on."""
-    if not monitor.stopping or monitor.dispatcher is None:
+    if not monitor.stopping or monitor.desk is None:
         return ""
-    left = monitor.dispatcher.in_flight
+    left = monitor.desk.in_flight
     replies = "1 reply" if left == 1 else f"{left} replies"
     line = f"stopping: waiting for {replies} (Ctrl-C again to abandon them)"
     return line if len(line) <= width else f"stopping: {replies} to come (Ctrl-C again: abandon)"

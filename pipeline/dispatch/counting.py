@@ -7,9 +7,11 @@ from random import Random
 import anyio
 from anyio.abc import TaskGroup
 
-from pipeline.dispatch.backlog import Job
+from pipeline.dispatch.backlog import Waiting
+from pipeline.prompts import Prompt
 from pipeline.quota.breaker import Breaker
-from pipeline.records import Failure, Prompt
+from pipeline.records import Failure
+from pipeline.targets import Target
 
 COUNT_ABOVE = 0.02
 """Prompts above this part of the tokens per minute are counted."""
@@ -18,7 +20,7 @@ LONGEST_COUNT_S = 10.0
 """A count that takes longer is given up: the estimate will do."""
 FAILURES_IN_A_ROW = 8
 
-CountTokens = Callable[[Prompt], Awaitable[int | Failure]]
+CountTokens = Callable[[Prompt, Target], Awaitable[int | Failure]]
 
 
 class Counting:
@@ -28,15 +30,15 @@ class Counting:
     again; once it has said that it knows no such thing, about none. All others go by their estimates.
     """
 
-    def __init__(self, ask: CountTokens | None, done: Callable[[Job], None], rng: Random) -> None:
-        """`done` gets back every prompt that was added, with `exact_tokens` where the service told them."""
+    def __init__(self, ask: CountTokens | None, done: Callable[[Waiting], None], rng: Random) -> None:
+        """`done` gets back every prompt that was added, with `exact_tokens` where they were told."""
         self._ask = ask
         self._done = done
         self._breaker = Breaker(FAILURES_IN_A_ROW, rng)
-        self._waiting: deque[Job] = deque()
-        self._asked: dict[Job, anyio.CancelScope] = {}
+        self._waiting: deque[Waiting] = deque()
+        self._asked: dict[Waiting, anyio.CancelScope] = {}
 
-    def __iter__(self) -> Iterator[Job]:
+    def __iter__(self) -> Iterator[Waiting]:
         yield from self._asked
         yield from self._waiting
 
@@ -44,20 +46,20 @@ class Counting:
         """Whether to have a prompt of about so many tokens counted, where `limit` may be sent a minute."""
         return self._ask is not None and tokens > COUNT_ABOVE * limit
 
-    def add(self, job: Job) -> None:
+    def add(self, waiting: Waiting) -> None:
         """Let a prompt wait to be counted."""
-        self._waiting.append(job)
+        self._waiting.append(waiting)
 
     def start(self, now: float, group: TaskGroup) -> None:
         """Ask about those that wait, a few at once; give back at once what nobody is to be asked about."""
         while self._waiting and len(self._asked) < COUNTING_AT_ONCE:
-            job = self._waiting.popleft()
+            waiting = self._waiting.popleft()
             if self._ask is None or self._breaker.opens_at(now) is not None:
-                self._done(job)
-            elif not job.gone:
+                self._done(waiting)
+            elif not waiting.gone:
                 self._breaker.sent(now)
-                self._asked[job] = anyio.move_on_after(LONGEST_COUNT_S)
-                group.start_soon(self._count, self._ask, job, now)
+                self._asked[waiting] = anyio.move_on_after(LONGEST_COUNT_S)
+                group.start_soon(self._count, self._ask, waiting, now)
 
     def stop(self) -> None:
         """Ask nothing more, and wait for no count that is under way."""
@@ -66,18 +68,18 @@ class Counting:
         for scope in self._asked.values():
             scope.cancel()
 
-    async def _count(self, ask: CountTokens, job: Job, asked_at: float) -> None:
+    async def _count(self, ask: CountTokens, waiting: Waiting, asked_at: float) -> None:
         counted: int | Failure | None = None
         try:
-            with self._asked[job]:
-                counted = await ask(job.prompt)
+            with self._asked[waiting]:
+                counted = await ask(waiting.prompt, waiting.route.first)
         finally:
-            del self._asked[job]
+            del self._asked[waiting]
         if isinstance(counted, int):
-            job.exact_tokens = counted
+            waiting.exact_tokens = counted
             self._breaker.succeeded()
         elif counted is not None and counted.kind == "fatal":
             self._ask = None
         else:
             self._breaker.failed(anyio.current_time(), asked_at)
-        self._done(job)
+        self._done(waiting)

@@ -24,7 +24,7 @@ LANES = 3
 """Lane 0: what is sent again; 1: what finishes a document; 2: all others."""
 
 
-class Waiting(Protocol):
+class Queued(Protocol):
     """What can wait here."""
 
     @property
@@ -33,7 +33,7 @@ class Waiting(Protocol):
         ...
 
 
-Item = TypeVar("Item", bound=Waiting)
+Item = TypeVar("Item", bound=Queued)
 
 
 @dataclass(slots=True, eq=False)
@@ -120,13 +120,14 @@ class _Lane(Generic[Item]):
 
 
 class Lookahead(Generic[Item]):
-    """The ready prompts of one endpoint."""
+    """The ready prompts of one route."""
 
     def __init__(self, rng: Random | None) -> None:
         """Without `rng` prompts enter the window in the order they came."""
         self._numbers = count()
         self._lanes: tuple[_Lane[Item], ...] = tuple(_Lane(rng) for _ in range(LANES))
-        self._awaited: Item | None = None  # by the last `take`
+        self.awaited: Item | None = None
+        """What the last `take` left room for."""
 
     def __iter__(self) -> Iterator[Item]:
         for lane in self._lanes:
@@ -156,7 +157,7 @@ class Lookahead(Generic[Item]):
         when an item that does not fit will fit if nothing else goes before it; beyond `until(now)` nobody waits for it.
         The last lane comes first when `backwards`.
         """
-        self._awaited = None
+        self.awaited = None
         lanes = self._lanes[::-1] if backwards else self._lanes
         for lane in lanes:
             oldest = lane.oldest(now)
@@ -167,7 +168,7 @@ class Lookahead(Generic[Item]):
                     lane.remove(oldest, now)
                     return oldest.item
             elif _worth_waiting(oldest, now, fits_at, until):
-                self._awaited = oldest.item
+                self.awaited = oldest.item
                 return None
         for lane in lanes:
             entry = lane.largest(room, fits, now)
@@ -178,8 +179,8 @@ class Lookahead(Generic[Item]):
 
     def next_wanted(self, now: float) -> Item | None:
         """What everything waits for when `take` returned None: an item that has waited long, else the smallest."""
-        if self._awaited is not None:
-            return self._awaited
+        if self.awaited is not None:
+            return self.awaited
         smallest = [entry for lane in self._lanes if (entry := lane.smallest(now)) is not None]
         return min(smallest, key=_key).item if smallest else None
 

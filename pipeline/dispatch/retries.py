@@ -3,28 +3,28 @@
 from math import inf
 from random import Random
 
-from pipeline.dispatch.backlog import Job
+from pipeline.dispatch.backlog import Waiting
 from pipeline.quota.waits import LONGEST_WAIT_S, asked_s
 from pipeline.records import Failure
 
 BACKOFF_FIRST_S, BACKOFF_LONGEST_S = 1.0, 60.0
 
 
-def is_enough(job: Job, failure: Failure, max_attempts: int) -> bool:
+def is_enough(waiting: Waiting, failure: Failure, max_attempts: int) -> bool:
     """Whether a failure that may pass ends its prompt: by its attempts, by those for this cause, or by its waits."""
-    job.bounded += failure.most_requests is not None
-    if job.attempts >= max_attempts or job.bounded >= (failure.most_requests or inf):
+    waiting.bounded += failure.most_requests is not None
+    if waiting.attempts >= max_attempts or waiting.bounded >= (failure.most_requests or inf):
         return True
-    return asked_s(failure) > 0 and job.waited_s >= LONGEST_WAIT_S
+    return asked_s(failure) > 0 and waiting.waited_s >= LONGEST_WAIT_S
 
 
-def pause_s(job: Job, failure: Failure, period_s: float, rng: Random) -> tuple[float, float]:
+def pause_s(waiting: Waiting, failure: Failure, period_s: float, rng: Random) -> tuple[float, float]:
     """Seconds until a prompt that failed goes again, and how many of them the service asked for.
 
     `period_s` is the pace of requests: at a slow one a prompt that goes again too soon goes instead of all others, and
     an outage uses it up.
     """
-    longest = min(BACKOFF_LONGEST_S, max(BACKOFF_FIRST_S, 2.0 * period_s) * 2 ** (job.attempts - 1))
-    asked = min(asked_s(failure), LONGEST_WAIT_S - job.waited_s)
-    job.waited_s += asked
+    longest = min(BACKOFF_LONGEST_S, max(BACKOFF_FIRST_S, 2.0 * period_s) * 2 ** (waiting.attempts - 1))
+    asked = min(asked_s(failure), LONGEST_WAIT_S - waiting.waited_s)
+    waiting.waited_s += asked
     return max(asked, rng.uniform(0.0, longest)), asked

@@ -13,10 +13,11 @@ import polars as pl
 
 from pipeline.errors import PipelineError
 from pipeline.job import Job
+from pipeline.places import Kind, run_directory
 from pipeline.plan.learned import CALL_COLUMNS, THIS_RUN, Learned, learn, merged
 from pipeline.records import STEPS, Reply, Step
 from pipeline.store import parts
-from pipeline.store.manifest import SUFFIXES, Kind, Manifest
+from pipeline.store.manifest import Manifest
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.state import load_unsealed
 
@@ -68,10 +69,10 @@ def earlier(
 
 def _alike(runs: Path, job: Job, kind: Kind, source_fingerprint: str) -> list[_Run]:
     """Runs that can teach anything: the job's own, then the newest first."""
-    own = runs / f"{job.name}{SUFFIXES[kind]}"
+    own = runs / run_directory(job.name, kind).name
     found = []
     for manifest, directory in _manifests(runs):
-        if manifest.kind != kind or manifest.model != job.params.model:
+        if manifest.kind != kind or manifest.model != job.model:
             continue
         try:
             inputs, lengths = _taught(manifest.identity, job.identity)
@@ -122,7 +123,7 @@ def _where(identity: Mapping[str, Any]) -> object:
 
 def _read(directory: Path, most: int) -> tuple[pl.DataFrame, set[int]]:
     """The newest calls of a run, and those of their rows that were asked another way: redone with `--set`."""
-    unsealed = load_unsealed(directory, lambda raw: Reply("", "ok"))
+    unsealed = load_unsealed(directory, lambda raw, endpoint: Reply("", "ok"))
     changed = {row for row, result in unsealed.results.items() if result.changes is not None}
     frames = [parts.calls_frame(unsealed.calls, {}).select(CALL_COLUMNS)]
     for path in reversed(parts.part_paths(directory / "calls")):

@@ -11,8 +11,9 @@ from aiolimiter import AsyncLimiter
 
 from pipeline.errors import AuthError, ServiceError
 from pipeline.plan.learned import Learned, counted
+from pipeline.prompts import Prompt
 from pipeline.quota.stops import refused_by_proxy
-from pipeline.records import Failure, Prompt
+from pipeline.records import Failure
 
 SAMPLE = 200
 """Prompts that are counted at most. Over a table of fourteen sorts of text the sum is then right to 1 %."""

@@ -10,10 +10,11 @@ from pipeline.plan.amounts import Cell, Tier, Work, merged
 from pipeline.plan.learned import Learned
 from pipeline.plan.predict import SCENARIOS, Predictor, Scenario
 from pipeline.prices import LONG_PROMPT_TOKENS
-from pipeline.records import Document, ErrorKind, Limits, Prompt, Reply, Step
+from pipeline.prompts import Prompt
+from pipeline.records import Document, ErrorKind, Limits, Reply, Step
 
-Bought = Callable[[str], Awaitable[Reply | None]]
-"""The reply that was bought for a fingerprint already: the run replays it."""
+Bought = Callable[[Prompt], Awaitable[Reply | None]]
+"""The reply that was bought for a prompt already: the run replays it."""
 
 _BOUND_CHARACTERS = 20_000_000
 """Of texts and predicted answers that go into the bounds of one plan: 2 s. Later ones are bounded in proportion."""
@@ -38,9 +39,9 @@ class Forecaster:
     """Forecasts the documents of one plan, each content once: what two rows ask alike is sent once."""
 
     def __init__(self, job: Job, learned: Learned, bought: Bought, limits: Limits) -> None:
-        context_tokens = (model_info(job.params.model) or MODELS[0]).context_tokens
+        context_tokens = (model_info(job.model) or MODELS[0]).context_tokens
         self._job = job
-        self._predictor = Predictor(learned)
+        self._predictor = Predictor(learned, job.model)
         self._bought = bought
         self._most_tokens = min(context_tokens, limits.tpm or context_tokens)  # of one prompt
         self._seen: dict[Scenario, set[int]] = {"low": set(), "expected": set(), "high": set()}
@@ -89,7 +90,13 @@ class _Tally:
     """Sums over the prompts of one document; the answers that are merged are those of one scenario."""
 
     def __init__(
-        self, predictor: Predictor, bought: Bought, most_tokens: int, seen: set[int], scenario: Scenario, kind: int
+        self,
+        predictor: Predictor,
+        bought: Bought,
+        most_tokens: int,
+        seen: set[int],
+        scenario: Scenario,
+        kind: int,
     ) -> None:
         self._predictor = predictor
         self._bought = bought
@@ -110,7 +117,7 @@ class _Tally:
 
     async def reply(self, prompt: Prompt) -> Reply:
         """What the service is expected to answer; a prompt that is new is counted."""
-        if (bought := await self._bought(prompt.fingerprint)) is not None:
+        if (bought := await self._bought(prompt)) is not None:
             return bought
         tokens = self._predictor.input_tokens(prompt, self._kind)
         self.largest_tokens = max(self.largest_tokens, round(tokens))
@@ -123,7 +130,10 @@ class _Tally:
         return Reply(text, "ok")
 
     def _count(self, prompt: Prompt, tokens: float) -> None:
-        content, tier = int(prompt.fingerprint[:16], 16), Tier(prompt.step, tokens > LONG_PROMPT_TOKENS)
+        content, tier = (
+            int(prompt.fingerprint(self._predictor.model)[:16], 16),
+            Tier(prompt.step, tokens > LONG_PROMPT_TOKENS),
+        )
         cells = [
             (scenario, Cell(1, tokens, tokens * self._predictor.cached_share, *output))
             for scenario, output in zip(SCENARIOS, self._predictor.outputs(prompt, self._kind), strict=True)

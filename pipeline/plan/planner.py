@@ -23,7 +23,8 @@ from pipeline.plan.survey import EXAMPLES, Survey, keys_of
 from pipeline.plan.tally import Sums, Tally
 from pipeline.plan.timing import timeline
 from pipeline.prices import CHECKED, Rates, effective_rates
-from pipeline.records import STEPS, Document, Prompt, Reply, Step
+from pipeline.prompts import Prompt
+from pipeline.records import STEPS, Document, Reply, Step
 from pipeline.source import Source
 from pipeline.source.order import reading_order
 from pipeline.tokens import estimate
@@ -87,7 +88,7 @@ async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: P
     times = timeline(load, pace, start)
     shares = split_by_day((day.starts_at, day.ends_at, day.prompts) for day in times.days) or ((start.date(), 1.0),)
     return Plan(
-        model=job.params.model,
+        model=job.model,
         documents=given.left,
         documents_done=given.survey.rows - given.left,
         documents_chunked=round(sums.named["chunked"]),
@@ -111,11 +112,11 @@ async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: P
         based_on=learned.based_on,
         assumptions=tuple(_assumptions(job, pace, sums, learned)),
         notices=notices(
-            job.params.model,
+            job.model,
             start,
             times.finish_at,
             job.own_rates,
-            cost_by_day(sums.expected, job.params.model, shares, own=job.own_rates),
+            cost_by_day(sums.expected, job.model, shares, own=job.own_rates),
         ),
     )
 
@@ -169,12 +170,12 @@ def _picked(source: Source, picks: Picks) -> Iterator[Document]:
 
 def _rates(job: Job, day: date) -> Mapping[bool, Rates | None]:
     """Of short and of long prompts."""
-    return {long: effective_rates(job.params.model, day, "standard", long, job.own_rates) for long in (False, True)}
+    return {long: effective_rates(job.model, day, "standard", long, job.own_rates) for long in (False, True)}
 
 
 def _cost(sums: Sums, job: Job, learned: Learned, shares: Sequence[Share]) -> Range | None:
     low, expected, high = (
-        cost_over(work, job.params.model, shares, own=job.own_rates) for work in (sums.low, sums.expected, sums.high)
+        cost_over(work, job.model, shares, own=job.own_rates) for work in (sums.low, sums.expected, sums.high)
     )
     if low is None or expected is None or high is None:
         return None
@@ -192,7 +193,7 @@ def _steps(work: Work, job: Job, learned: Learned, shares: Sequence[Share]) -> M
             sums.prompts,
             sums.input_tokens,
             sums.output_tokens + sums.thinking_tokens,
-            cost_over(own, job.params.model, shares, own=job.own_rates),
+            cost_over(own, job.model, shares, own=job.own_rates),
             learned.output(step, round(sums.input_tokens / max(1.0, sums.prompts))),
         )
     return plans

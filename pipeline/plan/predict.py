@@ -4,7 +4,7 @@ from typing import Literal
 
 from pipeline.models import LONGEST_ANSWER_TOKENS, model_info
 from pipeline.plan.learned import Learned
-from pipeline.records import Prompt
+from pipeline.prompts import Prompt
 from pipeline.tokens import estimate
 
 Scenario = Literal["low", "expected", "high"]
@@ -23,7 +23,8 @@ _TO_LETTERS = str.maketrans("0123456789", "ghijklmnop")
 class Predictor:
     """Predicts counts and answers for prompts about texts of some kind of script (`amounts.KINDS`)."""
 
-    def __init__(self, learned: Learned) -> None:
+    def __init__(self, learned: Learned, model: str) -> None:
+        self.model = model
         self.cached_share = learned.cached_share  # of input tokens
         self._learned = learned
 
@@ -36,7 +37,7 @@ class Predictor:
         known = self._learned.output(prompt.step, prompt.input_tokens_est, kind)
         if known is not None:
             return ((known.output_tokens, known.thinking_tokens),) * len(SCENARIOS)
-        return tuple((float(tokens), 0.0) for tokens in predicted_output(prompt))
+        return tuple((float(tokens), 0.0) for tokens in predicted_output(prompt, self.model))
 
     def text_tokens(self, prompt: Prompt, scenario: Scenario, kind: int) -> float:
         """Tokens of the answer's text: of known lengths one by chance, since on each depends what is merged at once.
@@ -45,23 +46,23 @@ class Predictor:
         """
         known = self._learned.output(prompt.step, prompt.input_tokens_est, kind)
         if known is None:
-            return predicted_output(prompt)[SCENARIOS.index(scenario)]
+            return predicted_output(prompt, self.model)[SCENARIOS.index(scenario)]
         doubt = self._learned.output_error(prompt.step, known.answers) * (SCENARIOS.index(scenario) - 1)
-        times = known.lengths[int(prompt.fingerprint[16:24], 16) % len(known.lengths)]
+        times = known.lengths[int(prompt.fingerprint(self.model)[16:24], 16) % len(known.lengths)]
         return known.output_tokens * times * (1 + doubt)
 
     def text(self, prompt: Prompt, scenario: Scenario, kind: int) -> str:
         """A text that the service would count as so many tokens, another for each prompt."""
         tokens = self.text_tokens(prompt, scenario, kind) / self._learned.ratio(prompt.step, kind).value
-        name = prompt.fingerprint[:8].translate(_TO_LETTERS)
+        name = prompt.fingerprint(self.model)[:8].translate(_TO_LETTERS)
         return f"{name} {_WORD * round((tokens - _NAME_TOKENS) * _WORDS_PER_TOKEN)}"
 
 
-def predicted_output(prompt: Prompt) -> tuple[int, int, int]:
+def predicted_output(prompt: Prompt, model: str) -> tuple[int, int, int]:
     """Shortest, expected and longest answer in tokens, before anything is known of this job's answers."""
     bound = prompt.params.max_output_tokens
     if bound is None:
-        known = model_info(prompt.params.model)
+        known = model_info(model)
         longest = known.max_output_tokens if known else LONGEST_ANSWER_TOKENS
         return 0, min(UNBOUNDED_OUTPUT_TOKENS, longest), longest
     return 0, max(1, bound // 2), bound

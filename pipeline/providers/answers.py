@@ -14,7 +14,7 @@ import orjson
 
 from pipeline.providers.foreign import MOST_FIELDS, folded, mapping, mappings, read_values, string
 from pipeline.providers.usage import read_usage
-from pipeline.records import EMULATOR_FIELD, EMULATOR_RESPONSE_ID, ErrorKind, Prompt, Reply, Status, Usage
+from pipeline.records import EMULATOR_FIELD, EMULATOR_RESPONSE_ID, ErrorKind, Reply, Status, Usage
 
 MOST_NAME_CHARS = 200
 
@@ -73,19 +73,16 @@ def parse_reply(raw: bytes) -> Reply:
     return judge(answer, raw)
 
 
-def judge(answer: Answer, raw: bytes, prompt: Prompt | None = None) -> Reply:
-    """The reply that an answer is; what was sent with `prompt` bounds its counts and stands in for a missing one."""
+def judge(answer: Answer, raw: bytes, input_tokens_est: int = 0, asked: str = "") -> Reply:
+    """The reply that an answer is; what was sent, and the model `asked`, bound its counts, or stand in for them."""
     status, error_kind, error = _outcome(answer)
-    asked = prompt.params.model if prompt else ""
     return Reply(
         text=answer.text,
         status=status,
         finish_reason=answer.finish or answer.block or None,
         error_kind=error_kind,
         error=error,
-        usage=read_usage(
-            answer.usage, answer.text, prompt.input_tokens_est if prompt else 0, answer.model or bare_model(asked)
-        ),
+        usage=read_usage(answer.usage, answer.text, input_tokens_est, answer.model or bare_model(asked)),
         model=answer.model,
         response_id=answer.response_id,
         raw=raw,

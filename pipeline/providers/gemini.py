@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address
 from math import ceil
@@ -20,13 +20,16 @@ import orjson
 
 from pipeline import __version__
 from pipeline.errors import AuthError, JobError
+from pipeline.prompts import Params, Prompt
 from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, judge, parse_reply, read_answer
+from pipeline.providers.base import Model, charged_input
 from pipeline.providers.blotting import blotted
 from pipeline.providers.failures import classify, http_date, unanswered, without_prompt
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Response, Wire
 from pipeline.providers.usage import names_tokens, read_usage
-from pipeline.records import EMULATOR_HEADER, Failure, Params, Prompt, Reply, changed
+from pipeline.records import EMULATOR_HEADER, Failure, Reply, Usage, changed
+from pipeline.targets import Target
 from pipeline.terminal import without_secrets
 
 BASE_URL = "https://generativelanguage.googleapis.com"
@@ -41,17 +44,65 @@ MOST_MODELS = 10_000
 """Of a listing of models: Google's has one page of some sixty."""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model that the key may use, as `models.list` tells it; None where it says nothing."""
-
-    name: str
-    input_token_limit: int | None
-    output_token_limit: int | None
-
-
 class Gemini:
-    """One key, one base URL. The key travels in the `x-goog-api-key` header only: never in a URL, repr or message.
+    """The provider: every target that speaks this protocol, a `Connection` for each base URL and key."""
+
+    name = "gemini"
+
+    def __init__(
+        self,
+        wire: Wire,
+        keys: Mapping[str, str],
+        *,
+        api_version: str = API_VERSION,
+        timeout_s: float = READ_TIMEOUT_S,
+    ) -> None:
+        """`keys` by the target's project; the rest as in `Connection`."""
+        self._wire, self._keys = wire, keys
+        self._api_version, self._timeout_s = api_version, timeout_s
+        self._connections: dict[tuple[str, str], Connection] = {}
+
+    def open(self, target: Target) -> "Connection":
+        """Get ready for requests to `target`; raises as `Connection`."""
+        place = target.base_url, target.project
+        connection = self._connections.get(place)
+        if connection is None:
+            connection = self._connections[place] = Connection(
+                self._wire,
+                api_key=self._keys[target.project],
+                base_url=target.base_url,
+                api_version=self._api_version,
+                timeout_s=self._timeout_s,
+            )
+        return connection
+
+    async def generate(self, prompt: Prompt, target: Target) -> Reply | Failure:
+        """Make one request; never retries, never waits for quota."""
+        return await self.open(target).generate(prompt, target.model)
+
+    def parse(self, raw: bytes) -> Reply:
+        """Read a stored response body again; see `parse_reply`."""
+        return parse_reply(raw)
+
+    async def count_tokens(self, prompt: Prompt, target: Target) -> int | Failure:
+        """See `Connection`."""
+        return await self.open(target).count_tokens(prompt, target.model)
+
+    def charged_tokens(self, usage: Usage) -> int | None:
+        """Gemini's quota counts input only."""
+        return charged_input(usage)
+
+    async def list_models(self, target: Target) -> list[Model] | Failure:
+        """See `Connection`."""
+        return await self.open(target).list_models()
+
+    async def is_emulator(self, target: Target) -> bool:
+        """See `Connection`."""
+        return await self.open(target).is_emulator()
+
+
+class Connection:
+    """One key at one base URL. The key travels in the `x-goog-api-key` header only: never in a URL, repr or message.
 
     `base_url` may have a path (a relay) and may already end in `/v1` or `/v1beta`, which then wins over `api_version`;
     `timeout_s` limits one exchange and is told to the server as `X-Server-Timeout`. Raises `JobError` for a base URL
@@ -87,35 +138,31 @@ class Gemini:
         wire.prepare(self._root)
 
     def __repr__(self) -> str:
-        return f"Gemini({self.endpoint!r})"
+        return f"Connection({self.endpoint!r})"
 
-    async def generate(self, prompt: Prompt) -> Reply | Failure:
+    async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
         """Make one request; never retries, never waits for quota."""
-        url = self._url(prompt.params.model, "generateContent")
+        url = self._url(model, "generateContent")
         started = anyio.current_time()
         response = await self._exchange(url, build_request(prompt))
         latency_s, finished_at = anyio.current_time() - started, time.time()
         if isinstance(response, Lost):
-            return self._failure(response, prompt)
+            return self._failure(response)
         body, answer = self._read(response.body)
         if isinstance(answer, Unread):
-            return self._unread(response, answer, prompt)
-        reply = judge(answer, body, prompt)
+            return self._unread(response, answer, prompt, model)
+        reply = judge(answer, body, prompt.input_tokens_est, model)
         if not _succeeded(response) and not reply.text:
-            return self._failure(response, prompt, answer)
+            return self._failure(response, prompt, model, answer)
         return changed(
             reply,
-            model=reply.model or bare_model(prompt.params.model),
+            model=reply.model or bare_model(model),
             endpoint=self.endpoint,
             latency_s=latency_s,
             finished_at=finished_at,
             served_at=http_date(response.headers.get("date")),
             emulated=reply.emulated or EMULATOR_HEADER in response.headers,
         )
-
-    def parse(self, raw: bytes) -> Reply:
-        """Read a stored response body again; see `parse_reply`."""
-        return parse_reply(raw)
 
     def _read(self, body: bytes) -> tuple[bytes, Answer | Unread]:
         """The answer in a body, and the body to keep: another one when the key stands in pieces of the first."""
@@ -126,9 +173,9 @@ class Gemini:
                 return clear, read_answer(clear)
         return body, answer
 
-    def _unread(self, response: Response, unread: Unread, prompt: Prompt) -> Failure:
+    def _unread(self, response: Response, unread: Unread, prompt: Prompt, model: str) -> Failure:
         """What a response without an answer means. It may have been billed, unless it says that it failed."""
-        failure = self._failure(response, prompt, unread)
+        failure = self._failure(response, prompt, model, unread)
         if not _succeeded(response) or unread.refused or failure.kind != "transient":
             return failure
         lost = response.lost
@@ -143,9 +190,9 @@ class Gemini:
             raw=response.body[:MOST_KEPT_BYTES],
         )
 
-    async def count_tokens(self, prompt: Prompt) -> int | Failure:
+    async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
         """Input tokens of `prompt` as the service counts them, system instruction included; free of charge."""
-        model = bare_model(prompt.params.model)
+        model = bare_model(model)
         # Only this form counts the system instruction; the model inside is required though it stands in the URL.
         body = orjson.dumps({"generateContentRequest": {"model": f"models/{model}", **_request(prompt)}})
         answer = await self._exchange(self._url(model, "countTokens"), body)
@@ -209,7 +256,11 @@ class Gemini:
         return url
 
     def _failure(
-        self, answer: Response | Lost, prompt: Prompt | None = None, found: Answer | Unread | None = None
+        self,
+        answer: Response | Lost,
+        prompt: Prompt | None = None,
+        model: str = "",
+        found: Answer | Unread | None = None,
     ) -> Failure:
         """What a failed exchange means; it was billed where what was `found` in its body names tokens."""
         if isinstance(answer, Lost):
@@ -218,9 +269,9 @@ class Gemini:
         if prompt is not None:
             failure = replace(failure, message=without_prompt(failure.message, prompt.text, prompt.params.system or ""))
             if found and names_tokens(found.usage):
-                model = found.model or bare_model(prompt.params.model)
-                usage = read_usage(found.usage, "", prompt.input_tokens_est, model)
-                failure = replace(failure, usage=usage, model=model, billed=True)
+                answered = found.model or bare_model(model)
+                usage = read_usage(found.usage, "", prompt.input_tokens_est, answered)
+                failure = replace(failure, usage=usage, model=answered, billed=True)
         return replace(failure, emulated=True) if is_emulated(answer) else failure
 
 
@@ -296,7 +347,8 @@ def build_request(prompt: Prompt) -> bytes:
 
 
 def _request(prompt: Prompt) -> dict[str, Any]:
-    return {"contents": [{"role": "user", "parts": [{"text": prompt.text}]}], **_constant_part(prompt.params)}
+    contents = [{"role": turn.role, "parts": [{"text": part.text} for part in turn.parts]} for turn in prompt.content]
+    return {"contents": contents, **_constant_part(prompt.params)}
 
 
 @lru_cache(maxsize=32)

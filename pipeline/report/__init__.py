@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.errors import RunStateError
+from pipeline.places import RUNS
 from pipeline.records import STATUSES, Reply, Status, Usage
 from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_step, baseline, compare
 from pipeline.report.events import Ended, Event, Progressed, Started, read_events
@@ -20,8 +21,6 @@ from pipeline.store.manifest import Lock, Manifest
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.place import last_output
 from pipeline.store.state import load
-
-RUNS = Path("runs")
 
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
 _CALL_COLUMNS = (
@@ -209,7 +208,7 @@ def summarize(directory: Path) -> Summary:
     manifest = read_manifest(directory / "manifest.json")
     if manifest is None:
         raise RunStateError(f"{directory} is not a run directory", "`pipeline runs` lists them")
-    outcomes, unsealed = load(directory, lambda raw: Reply("", "ok"))
+    outcomes, unsealed = load(directory, lambda raw, endpoint: Reply("", "ok"))
     counts = Counter({status: outcomes.count(status) for status in STATUSES})
     events = read_events(directory / "run.log")
     plan = baseline(events)
@@ -271,7 +270,7 @@ def verify(directory: Path) -> int:
 
 def failures(directory: Path) -> list[Failure]:
     """Rows whose newest outcome is not ok, in row order."""
-    outcomes, unsealed = load(directory, lambda raw: Reply("", "ok"))
+    outcomes, unsealed = load(directory, lambda raw, endpoint: Reply("", "ok"))
     newest_failure: dict[int, Failure] = {}
     for frame in parts.read_parts(directory / "results", ("row", "key", "status", "error_kind", "error")):
         for row in frame.filter(pl.col("status") != "ok").iter_rows():

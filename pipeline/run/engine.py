@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,15 +15,12 @@ import anyio.abc
 import anyio.to_thread
 
 from pipeline import flows
-from pipeline.budget.caps import Spending
-from pipeline.budget.cashier import Cashier, Seen
 from pipeline.cache import AnswerCache
-from pipeline.calls import GIVEN_UP, Saved, Send, Tries, cached, journal, record_failures, replay, single_flight
-from pipeline.dispatch.dispatcher import Dispatcher
+from pipeline.calls import GIVEN_UP, Saved
+from pipeline.dispatch.desk import Desk
 from pipeline.errors import Halted, PipelineError, RowsFailed
 from pipeline.events import Event
 from pipeline.job import Job
-from pipeline.prices import Rates
 from pipeline.records import PASSING, Document, Reply, Result, Status, Usage
 from pipeline.store.run import RunStore
 
@@ -50,7 +47,7 @@ class Monitor:
     uncertain: int = 0  # requests without an answer that were billed, or may have been
     answered: int = 0  # rows that got an outcome in this session
     started_at: float = field(default_factory=time.monotonic)
-    dispatcher: Dispatcher | None = None
+    desk: Desk | None = None
     stopping: bool = False
     notices: list[Event] = field(default_factory=list)  # events not shown yet
 
@@ -62,7 +59,7 @@ class Monitor:
     @property
     def has_sent(self) -> bool:
         """Whether this session sent anything."""
-        return self.dispatcher is not None and self.dispatcher.sent > 0
+        return self.desk is not None and self.desk.sent > 0
 
     @property
     def has_spent(self) -> bool:
@@ -95,28 +92,22 @@ class Engine:
         job: Job,
         batches: Iterable[Iterable[Document]],
         store: RunStore,
-        dispatcher: Callable[[Send], Dispatcher],
-        send: Send,
+        call: flows.Call,
+        desk: Desk,
         monitor: Monitor,
-        spending: Spending,
         cache: AnswerCache | None = None,
         changes: str | None = None,
-        rates: Rates | None = None,
-        seen: Seen | None = None,
     ) -> None:
-        """`rates` are what a call costs, whatever the job and the tables say; `seen`: what earlier sessions showed."""
+        """`batches` are the documents to be done; `call` is the durable one, by way of the `desk`.
+
+        `changes` is what `--set` changed of the job, for the results.
+        """
         self._job = job
         self._batches = batches
         self._store = store
         self.monitor = monitor
-        tries: Tries = {}
-        rates = rates or job.own_rates
-        self.cashier = Cashier(spending, rates, self._tell, seen, job.spec.budget.allow_unpriced)
-        self.dispatcher = monitor.dispatcher = dispatcher(journal(send, store, self.cashier, tries, monitor.bought))
-        self.dispatcher.admit = self.cashier.admit
-        call = record_failures(self.dispatcher.submit, store, tries)
-        call = cached(call, cache, rates, monitor.saved)
-        self._call = replay(single_flight(call, monitor.saved), store, monitor.saved)
+        self._call = call
+        self._desk = monitor.desk = desk
         self._cache = cache
         self._changes = changes
         self._first_failures = _FirstFailures(watching=not monitor.done)
@@ -135,13 +126,13 @@ class Engine:
                 if self._cache:
                     keeping.start_soon(self._cache.keep)
                 async with anyio.create_task_group() as dispatching:
-                    dispatching.start_soon(self.dispatcher.run)
+                    dispatching.start_soon(self._desk.run)
                     async with anyio.create_task_group() as documents:
                         await self._open_documents(documents)
                         self._all_opened = True
                         for parked in self._idle:
                             parked.set_result(None)
-                    self.dispatcher.close()
+                    self._desk.close()
                 keeping.cancel_scope.cancel()
 
     async def _keep(self) -> None:
@@ -153,16 +144,12 @@ class Engine:
     def halt(self, reason: PipelineError | None) -> None:
         """Admit no new call; what is in flight finishes and is kept. `reason` is None after Ctrl-C."""
         self._stop(reason)
-        self.dispatcher.halt(reason)
+        self._desk.halt(reason)
 
     def abandon(self) -> None:
         """Stop now: the replies in flight are lost, everything before them is kept."""
         self.interrupted = True
         self._scope.cancel()
-
-    def _tell(self, event: Event) -> None:
-        self._store.log(event.kind, **event.fields())
-        self.monitor.notices.append(event)
 
     def _stop(self, reason: PipelineError | None) -> None:
         self.monitor.stopping = True
@@ -182,8 +169,6 @@ class Engine:
             if batch is None:
                 return
             for document in batch:
-                if self._store.outcomes.done(document.row):
-                    continue
                 await self._gate.enter(document)
                 await self._store.room()
                 if self.monitor.stopping:

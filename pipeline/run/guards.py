@@ -12,7 +12,7 @@ from pipeline.job import Job
 from pipeline.models import model_info
 from pipeline.prices import effective_rates
 from pipeline.process import too_few_files
-from pipeline.providers.answers import parse_reply
+from pipeline.providers.stored import parse_stored
 from pipeline.quota.slots import CAP
 from pipeline.records import Failure, Limits, Reply
 from pipeline.run.prepare import Options, Session
@@ -40,7 +40,7 @@ def set_aside(directory: Path) -> None:
 
 def check_start(session: Session) -> None:
     """Raise what a run would before its first call, beside what `prepare` and the place of the output do."""
-    check_belongs(session.directory, session.manifest(), parse_reply)
+    check_belongs(session.directory, session.manifest(), parse_stored)
     if not session.options.offline:
         shelf_of(session.job)
     if not session.rehearsal:
@@ -49,7 +49,7 @@ def check_start(session: Session) -> None:
 
 def refuse_unpriced(job: Job, options: Options) -> None:
     """Raise `JobError` for a cap on spending that could not be kept because nobody knows what a call costs."""
-    caps, model = job.spec.budget, job.params.model
+    caps, model = job.spec.budget, job.model
     capped = any((caps.max_usd, caps.max_usd_per_day, caps.max_usd_per_month, options.max_cost_usd))
     if not capped or caps.allow_unpriced:
         return

@@ -2,16 +2,16 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import anyio.to_thread
-import polars as pl
 
-from pipeline import plan, report
+from pipeline import plan
 from pipeline.errors import PipelineError
+from pipeline.places import RUNS, quota_file
 from pipeline.plan.earlier import earlier
 from pipeline.plan.forecast import Bought
 from pipeline.plan.learned import Learned
@@ -21,8 +21,9 @@ from pipeline.plan.planner import BRIEF, Input
 from pipeline.plan.survey import Survey, survey
 from pipeline.quota.book import Known, read_known
 from pipeline.quota.daily import day_of
-from pipeline.run.places import quota_place
-from pipeline.run.prepare import METERS, Session, open_provider
+from pipeline.run.prepare import METERS, Session
+from pipeline.run.rows import Wanted, mask
+from pipeline.run.services import target_of
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES
 
 ASSUMED_LATENCY_S = 5.0
@@ -30,16 +31,12 @@ ASSUMED_LATENCY_S = 5.0
 _EMULATOR_LATENCY_S = 0.02
 
 _INSERTED = re.compile(r"\{\{-?\s*(\w+)")
-_SLICE_ROWS = 2**16
-"""Rows that are asked after at a time, 8 bytes each."""
-
-Done = Callable[[int], bool]
 
 
-async def planned(session: Session, done: Done, bought: Bought, spent_usd: Decimal = Decimal(0)) -> plan.Plan:
-    """The plan that a run starts with, which has cost `spent_usd` so far: of the rows that are not `done`."""
+async def planned(session: Session, wanted: Wanted, bought: Bought, spent_usd: Decimal = Decimal(0)) -> plan.Plan:
+    """The plan that a run starts with, which has cost `spent_usd` so far: of the rows that are `wanted`."""
     found = await look(session)
-    given = Input(session.source, found, rows_left(session, done), BRIEF)
+    given = Input(session.source, found, mask(session, wanted), BRIEF)
     learned = await learned_of(session, found)
     pace = await pace_of(session, learned)
     made = await plan.make(given, session.working, learned, bought, pace, datetime.now(UTC))
@@ -85,18 +82,11 @@ async def look(session: Session) -> Survey:
     return await anyio.to_thread.run_sync(survey, session.source, session.rows, abandon_on_cancel=True)
 
 
-def rows_left(session: Session, done: Done) -> pl.Series:
-    """Which rows are to be done."""
-    parts = (range(start, min(start + _SLICE_ROWS, session.rows)) for start in range(0, session.rows, _SLICE_ROWS))
-    left = [pl.Series([not done(row) for row in part], dtype=pl.Boolean) for part in parts]
-    return pl.concat([pl.Series(dtype=pl.Boolean), *left], rechunk=True)
-
-
 async def learned_of(session: Session, found: Survey) -> Learned:
     """What earlier runs of this job, or of jobs like it, say about its answers."""
     return await anyio.to_thread.run_sync(
         earlier,
-        report.RUNS,
+        RUNS,
         session.working,
         session.kind,
         session.source.fingerprint,
@@ -126,11 +116,10 @@ def _least(configured: int | None, learned: float | None) -> int | None:
 
 async def _known(session: Session) -> Known:
     """What earlier runs of this key learned of its quota; nothing without a key or a place for it."""
-    job = session.job
     try:
-        async with open_provider(job, offline=False) as provider:
-            path, name = quota_place(job, provider.endpoint, session.kind)
-    except PipelineError:
+        path, quota = quota_file(session.kind), target_of(session).quota
+    except (PipelineError, ValueError):  # no key, or a base URL that cannot be one
         return Known()
     now = time.time()
-    return await anyio.to_thread.run_sync(read_known, path, name, day_of(now, job.limits.reset_zone), now)
+    day = day_of(now, session.job.limits.reset_zone)
+    return await anyio.to_thread.run_sync(read_known, path, quota, day, now)

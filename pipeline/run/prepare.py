@@ -1,9 +1,7 @@
 """A job with its input and its service, opened and checked: everything before the first call."""
 
 import difflib
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,28 +10,21 @@ from io import BytesIO
 from itertools import chain
 from pathlib import Path
 
-import httpx
 import polars as pl
 
-from pipeline import __version__, report
-from pipeline.environment import check_certificates
-from pipeline.errors import AuthError, InputChanged, InputError, JobError, ServiceError
+from pipeline import __version__
+from pipeline.errors import InputChanged, InputError, JobError
 from pipeline.flows import check_rendering
-from pipeline.job import DEFAULT_BASE_URL, Job, api_key
+from pipeline.job import DEFAULT_BASE_URL, Job
 from pipeline.models import MODELS, model_info
+from pipeline.places import Kind, beside, run_directory
 from pipeline.prices import CHECKED, FREE, Rates
-from pipeline.providers.gemini import Gemini
-from pipeline.providers.transport import Wire
-from pipeline.quota.book import QuotaBook, read_known
-from pipeline.quota.daily import day_of, until_text
-from pipeline.quota.stops import refused_by_proxy
-from pipeline.records import Document, Failure, Limits
-from pipeline.run.places import quota_place
+from pipeline.records import Document, Limits
 from pipeline.source import Source, open_source, output_conflict
 from pipeline.source.documents import ROW
 from pipeline.source.order import Order, woven
 from pipeline.store.export import Form, attempt, output_schema
-from pipeline.store.manifest import SUFFIXES, Kind, Manifest
+from pipeline.store.manifest import Manifest
 from pipeline.templates.checks import check_template, check_truths
 
 METERS = ("rpm", "tpm", "rpd")
@@ -91,7 +82,7 @@ class Session:
     @property
     def directory(self) -> Path:
         """The run directory; a rehearsal has its own."""
-        return report.RUNS / f"{self.job.name}{SUFFIXES[self.kind]}"
+        return run_directory(self.job.name, self.kind)
 
     @property
     def max_usd(self) -> Decimal | None:
@@ -105,7 +96,7 @@ class Session:
         path = Path(self.job.spec.output.path)
         if self.job.origins.get("output.path") == "flag":
             return path
-        return path.with_stem(path.stem + SUFFIXES[self.kind])
+        return beside(path, self.kind)
 
     @property
     def output_columns(self) -> list[str]:
@@ -167,7 +158,7 @@ class Session:
             source=self.source.fingerprint,
             source_path=self.job.spec.input.path,
             output=str(self.output),
-            model=self.job.params.model,
+            model=self.job.model,
             offline=self.kind == "offline",
             rehearsal=self.kind == "rehearsal",
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -209,23 +200,6 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
     return session
 
 
-async def identified(session: Session) -> Session:
-    """The session as a whole real or a rehearsal, by what the service says it is; free of charge, asked once."""
-    if session.asked:
-        return session
-    async with open_provider(session.job, session.options.offline) as provider:
-        return await asked(session, provider)
-
-
-async def asked(session: Session, provider: Gemini) -> Session:
-    """As `identified`, with the service open."""
-    if session.asked:
-        return session
-    told = replace(session, kind="rehearsal" if await provider.is_emulator() else "real", asked=True)
-    output_conflict(told.source, str(told.output))
-    return told
-
-
 def session_schema(session: Session) -> pl.Schema:
     """Types of the input columns that the output repeats."""
     return pl.Schema({name: session.source.schema[name] for name in session.output_columns})
@@ -233,7 +207,7 @@ def session_schema(session: Session) -> pl.Schema:
 
 def check_model(job: Job, offline: bool) -> None:
     """Raise `JobError` for a model that Google's endpoint does not serve, as far as this version knows."""
-    name = job.params.model
+    name = job.model
     elsewhere = (job.spec.endpoint.base_url or DEFAULT_BASE_URL) != DEFAULT_BASE_URL
     if model_info(name) or job.own_rates or (elsewhere and not offline):
         return
@@ -245,29 +219,6 @@ def check_model(job: Job, offline: bool) -> None:
     )
 
 
-@asynccontextmanager
-async def open_provider(job: Job, offline: bool) -> AsyncIterator[Gemini]:
-    """The service that answers: the one the job names, or the embedded emulator through the same client."""
-    endpoint = job.spec.endpoint
-    if offline:
-        from pipeline.emulator import Emulator, EmulatorOptions  # takes 40 ms, and nothing else needs it
-
-        emulator = Emulator(EmulatorOptions(any_model=True, track_prompts=0))
-        async with Wire(httpx.ASGITransport(emulator)) as wire:
-            yield Gemini(wire, base_url="http://emulator", api_key="offline", timeout_s=endpoint.timeout_s)
-        return
-    check_certificates()
-    key = api_key(job)
-    async with Wire() as wire:
-        yield Gemini(
-            wire,
-            base_url=endpoint.base_url or DEFAULT_BASE_URL,
-            api_version=endpoint.api_version,
-            api_key=key,
-            timeout_s=endpoint.timeout_s,
-        )
-
-
 def limits_of(job: Job, offline: bool, pace: bool = False) -> Limits:
     """The configured limits. Offline only those that a flag names, or with `pace` all: the emulator has none itself."""
     limits = job.limits
@@ -277,60 +228,3 @@ def limits_of(job: Job, offline: bool, pace: bool = False) -> Limits:
         (getattr(limits, meter) or 0) if pace or job.origins.get(f"limits.{meter}") == "flag" else 0 for meter in METERS
     )
     return replace(limits, rpm=rpm, tpm=tpm, rpd=rpd)
-
-
-async def check_service(session: Session, forget: bool = False) -> list[tuple[str, str, str]]:
-    """Ask the service whether the key and the model are good; free of charge. Raises `PipelineError`.
-
-    What earlier runs learned of the quota is told, and with `forget` forgotten.
-    """
-    job = session.job
-    async with open_provider(job, session.options.offline) as provider:
-        found = await provider.list_models()
-        if isinstance(found, Failure):
-            if found.kind == "proxy":
-                raise refused_by_proxy(found)
-            if found.kind == "auth":
-                raise AuthError(
-                    f"{provider.endpoint} refuses the key: {found.message}", "look at the key; nothing was spent"
-                )
-            raise ServiceError(
-                f"{provider.endpoint} does not answer as it should: {found.message}",
-                "check the key and [endpoint] base_url; nothing was spent",
-            )
-        names = [model.name for model in found]
-        if job.params.model not in names:
-            raise JobError(
-                f"{provider.endpoint} does not offer {job.params.model} to this key",
-                _offered(job.params.model, names),
-            )
-        told = await asked(session, provider)
-        answers = "answers; it is an emulator: a run is a rehearsal" if told.rehearsal else "answers"
-        facts = [("endpoint", provider.endpoint, answers), ("model", job.params.model, "offered to this key")]
-        return facts if session.options.offline else [*facts, *_learned(told, provider.endpoint, forget)]
-
-
-def _offered(model: str, names: list[str]) -> str:
-    """What is closest to the model that was asked for, or some of what there is."""
-    if close := difflib.get_close_matches(model, names, n=1):
-        return f"did you mean {close[0]}?"
-    return f"it offers {', '.join(names[:12])}" if names else "it offers no model at all"
-
-
-def _learned(session: Session, endpoint: str, forget: bool) -> Iterator[tuple[str, str, str]]:
-    """What earlier runs left in the quota book that holds up the next, or would have."""
-    job = session.job
-    path, name = quota_place(job, endpoint, session.kind)
-    now = time.time()
-    known = read_known(path, name, day_of(now, job.limits.reset_zone), now)
-    limits = [(meter, f"{limit:,.0f}") for meter, limit in (("rpm", known.rpm), ("tpm", known.tpm)) if limit]
-    if forget:
-        with QuotaBook(path, name) as book:
-            book.forget()
-        forgotten = [*(f"{meter} {limit}" for meter, limit in limits), *["day used up"] * bool(known.day_opens_at)]
-        yield "forgotten", ", ".join(forgotten) or "nothing", "of what earlier runs learned of this quota"
-        return
-    for meter, limit in limits:
-        yield meter, limit, "learned; `--forget` forgets it"
-    if known.day_opens_at is not None:
-        yield "day", "used up", f"it returns {until_text(now, known.day_opens_at)}; `--forget` forgets it"

@@ -4,9 +4,9 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import anyio
@@ -15,30 +15,34 @@ import anyio.to_thread
 from pipeline import report
 from pipeline.budget.book import SpendBook
 from pipeline.budget.caps import Spending
-from pipeline.budget.cashier import SEEN_COLUMNS, seen_in
-from pipeline.cache import AnswerCache, service_of, shelf_of
-from pipeline.calls import Send, charge_lost
+from pipeline.budget.cashier import SEEN_COLUMNS, Cashier, seen_in
+from pipeline.cache import AnswerCache, shelf_of
+from pipeline.calls import charge_lost, durable
+from pipeline.dispatch.desk import Admit, Desk, Send
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import AuthError, PipelineError, make_resumable, resumable_once
-from pipeline.events import BookTrouble, Event, RequestsLost
+from pipeline.events import BookTrouble, Event, Notify, RequestsLost
 from pipeline.job import api_key
+from pipeline.places import SUFFIXES, quota_file, spend_file
 from pipeline.plan import Plan
 from pipeline.plan.forecast import Bought
+from pipeline.prices import FREE
 from pipeline.process import files_left, give_back_memory
-from pipeline.providers.gemini import Gemini
+from pipeline.prompts import Prompt
 from pipeline.quota.book import QuotaBook
-from pipeline.records import STATUSES, Failure, Prompt, Reply
+from pipeline.records import STATUSES, Failure, Reply
 from pipeline.report.accuracy import PLAN_EVENT, Amounts, logged
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.guards import refuse_unpriced, set_aside, stranger, within_files
 from pipeline.run.output import exported, output_place
-from pipeline.run.places import quota_place, spend_place
 from pipeline.run.planning import planned
-from pipeline.run.prepare import Session, asked, open_provider
+from pipeline.run.prepare import Session
+from pipeline.run.rows import Wanted, wanted
+from pipeline.run.services import Opening, Services, asked, open_services
 from pipeline.shelves import Shelf
-from pipeline.store.manifest import SUFFIXES
 from pipeline.store.place import Place
 from pipeline.store.run import RunStore
+from pipeline.targets import Route, Target
 
 HEARTBEAT_S = 10.0
 """Between lines of numbers in run.log: what is not known of a killed run's duration, at most."""
@@ -68,38 +72,32 @@ class Ended:
         return 0 if self.summary.outcomes["ok"] == self.summary.done >= self.summary.rows else 1
 
 
-def _done(session: Session, store: RunStore) -> Callable[[int], bool]:
-    """Rows that this session leaves alone: with `--set`, all but those that are redone; all but a pilot's rows."""
-    if session.redo is not None:
-        return lambda row: not store.outcomes.again(row)
-    if (pilot := session.options.pilot) is not None:
-        return lambda row: row not in pilot or store.outcomes.done(row)
-    return store.outcomes.done
-
-
-def _bought(store: RunStore) -> Bought:
-    async def bought(fingerprint: str) -> Reply | None:
-        found = store.reply(fingerprint) or await store.sealed_reply(fingerprint)
-        return found.reply if found else None
+def _bought(store: RunStore, models: Sequence[str]) -> Bought:
+    async def bought(prompt: Prompt) -> Reply | None:
+        for fingerprint in map(prompt.fingerprint, models):
+            if found := store.reply(fingerprint) or await store.sealed_reply(fingerprint):
+                return found.reply
+        return None
 
     return bought
 
 
-def open_book(session: Session, endpoint: str) -> AbstractContextManager[QuotaBook | None]:
-    """Sends and day counts that all runs of one key and model share; an offline run keeps none."""
+def _open_books(session: Session, route: Route, books: ExitStack) -> dict[str, QuotaBook]:
+    """Sends and day counts that all runs on one quota share, by quota; an offline run keeps none."""
     if session.options.offline:
-        return nullcontext()
-    return QuotaBook(*quota_place(session.job, endpoint, session.kind))
+        return {}
+    path = quota_file(session.kind)
+    return {quota: books.enter_context(QuotaBook(path, quota)) for quota in {target.quota for target in route}}
 
 
-def open_spend(session: Session, endpoint: str, run: str) -> AbstractContextManager[SpendBook | None]:
-    """What all runs of one key spend, by day. A rehearsal spends nothing."""
-    return nullcontext() if session.rehearsal else SpendBook(*spend_place(session.job, endpoint), run)
+def _open_spend(session: Session, route: Route, run: str) -> AbstractContextManager[SpendBook | None]:
+    """What all runs of one project spend, by day. A rehearsal spends nothing."""
+    return nullcontext() if session.rehearsal else SpendBook(spend_file(), route.first.account, run)
 
 
-async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
+async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening = open_services) -> Ended:
     """Start the job's run, or continue it. `confirm` sees the plan, whether a run is continued, and the session as the
-    service made it, real or a rehearsal; it may raise. `watch` shows progress.
+    service made it, real or a rehearsal; it may raise. `watch` shows progress; `opening` opens those who answer.
 
     Raises `PipelineError` for what is wrong before the first call, and for what goes wrong after it with exit code 3.
     """
@@ -116,12 +114,12 @@ async def run(session: Session, confirm: Confirm, watch: Watch) -> Ended:
         await watch(monitor)
 
     with _rare_collections(), resumable_once(spent):
-        async with open_provider(job, options.offline) as provider:
-            session = await asked(session, provider)
+        async with opening(session) as services:
+            session = await asked(session, services)
             with output_place(session) as place:
                 if options.fresh:
                     set_aside(session.directory)
-                ended = await _run(session, provider, place, confirm, watched)
+                ended = await _run(session, services, place, confirm, watched)
     if ended.stopped and spent(ended.stopped):
         make_resumable(ended.stopped)
     return ended
@@ -142,25 +140,26 @@ def _rare_collections() -> Iterator[None]:
         gc.set_threshold(*usual)
 
 
-async def _run(session: Session, provider: Gemini, place: Place | None, confirm: Confirm, watch: Watch) -> Ended:
+async def _run(session: Session, services: Services, place: Place | None, confirm: Confirm, watch: Watch) -> Ended:
     job, options = session.job, session.options
-    shelf = None if options.offline else shelf_of(job, SUFFIXES[session.kind])
-    store = RunStore(session.directory, provider.parse)
+    shelf = None if options.offline else shelf_of(job, session.kind)
+    store = RunStore(session.directory, services.parse)
     continued = store.open(session.manifest())
     try:
         if options.retry:
             store.reopen(options.retry, options.changes, passing=not options.skip_failed)
         elif options.skip_failed:
             store.outcomes.settle()
-        plan = await planned(session, _done(session, store), _bought(store), store.spent_usd())
+        rows = wanted(session, store.outcomes)
+        plan = await planned(session, rows, _bought(store, services.route.models), store.spent_usd())
         if plan.load.prompts and not session.rehearsal:
             refuse_unpriced(job, options)
         confirm(plan, continued, session)
         with ExitStack() as books:
-            book = books.enter_context(open_book(session, provider.endpoint))
-            spent = books.enter_context(open_spend(session, provider.endpoint, store.identity))
+            quotas = _open_books(session, services.route, books)
+            spent = books.enter_context(_open_spend(session, services.route, store.identity))
             spending = _spending(session, store, spent)
-            engine = _engine(session, store, provider, spending, book, shelf, plan)
+            engine = _engine(session, store, services, spending, quotas, shelf, plan, rows)
             store.log(PLAN_EVENT, **_expectation(session, plan))
             await _attended(engine, store, watch, books)
         try:
@@ -201,13 +200,14 @@ def _exact(usd: float | None) -> Decimal | None:
 def _engine(
     session: Session,
     store: RunStore,
-    provider: Gemini,
+    services: Services,
     spending: Spending,
-    book: QuotaBook | None,
+    books: Mapping[str, QuotaBook],
     shelf: Shelf | None,
     plan: Plan,
+    rows: Wanted,
 ) -> Engine:
-    options = session.options
+    options, budget = session.options, session.job.spec.budget
     monitor = Monitor(session.rows, plan.load.prompts)
     monitor.outcomes.update({status: store.outcomes.count(status, lasting=True) for status in STATUSES})
     monitor.cost_usd = store.cost_usd()
@@ -216,55 +216,66 @@ def _engine(
         store.log(event.kind, **event.fields())
         monitor.notices.append(event)
 
-    for shared in (book, spending.book):
+    for shared in (*books.values(), spending.book):
         if shared is not None:
             shared.on_trouble = lambda message: heard(BookTrouble(message))
             if shared.made_anew:
                 heard(BookTrouble(shared.made_anew))
 
-    limits = session.limits if options.offline else within_files(session.limits, files_left(), heard)
+    route = _priced(session, services.route, heard)
 
-    def dispatcher(send: Send) -> Dispatcher:
+    def desk(send: Send, admit: Admit) -> Desk:
         return Dispatcher(
             send,
-            limits,
-            count_tokens=provider.count_tokens,
+            route,
+            providers=services.providers,
+            admit=admit,
+            books=books,
+            known=plan.calibrations,
             wait=options.wait,
             on_event=heard,
-            book=book,
-            known=plan.calibrations,
         )
 
-    cache = (
-        AnswerCache(shelf, service_of(session.job, SUFFIXES[session.kind]), provider.parse, heard) if shelf else None
-    )
-    done = _done(session, store)
-
-    async def generate(prompt: Prompt) -> Reply | Failure:
-        outcome = await provider.generate(prompt)
-        if changed := stranger(session, provider.endpoint, outcome):
+    async def generate(prompt: Prompt, target: Target) -> Reply | Failure:
+        outcome = await services.generate(prompt, target)
+        if changed := stranger(session, target.endpoint, outcome):
             engine.halt(changed)
             return Failure("fatal", "server", changed.message, sent=False)
         return outcome
 
+    seen = seen_in(store.calls(SEEN_COLUMNS, newest=None if spending.capped else 2))
+    cashier = Cashier(spending, heard, seen, budget.allow_unpriced)
+    cache = AnswerCache(shelf, services.parse, heard, SUFFIXES[session.kind]) if shelf else None
+    call, opened = durable(generate, desk, store, cashier, cache, monitor.saved, monitor.bought)
     engine = Engine(
         session.working,
-        session.documents(lambda row: not done(row), plan.order),
+        session.documents(rows, plan.order),
         store,
-        dispatcher,
-        generate,
+        lambda prompt: call(prompt, route),
+        opened,
         monitor,
-        spending,
         cache,
-        session.options.changes,
-        session.rates,
-        seen=seen_in(store.calls(SEEN_COLUMNS, newest=None if spending.capped else 2)),
+        options.changes,
     )
     if store.lost:
-        requests, most = charge_lost(store, engine.cashier)
-        heard(RequestsLost(requests, most))
+        heard(RequestsLost(*charge_lost(store, cashier, route)))
     spending.release()  # of a session that was killed
     return engine
+
+
+def _priced(session: Session, route: Route, heard: Notify) -> Route:
+    """The targets as this session uses them: a rehearsal is free, and sockets may be few."""
+    left = files_left()
+    return Route(
+        tuple(
+            replace(
+                target,
+                rates=FREE if session.rehearsal else target.rates,
+                limits=target.limits if session.options.offline else within_files(target.limits, left, heard),
+            )
+            for target in route
+        )
+    )
 
 
 async def _attended(engine: Engine, store: RunStore, watch: Watch, books: ExitStack) -> None:

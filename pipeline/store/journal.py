@@ -11,7 +11,7 @@ with the run's identity: a line that was changed, or that another run wrote, is 
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from zlib import crc32
 import orjson
 
 from pipeline.errors import RESUMABLE, RunStateError
-from pipeline.records import Reply, Result
+from pipeline.records import Parse, Result
 from pipeline.store.lines import Call, Ended, Sent, record_of
 from pipeline.store.reserve import Reserve
 
@@ -170,7 +170,7 @@ def is_blank(path: Path) -> bool:
         return not first or (first.startswith(_HEADER) and not file.read(1))
 
 
-def read(path: Path, parse: Callable[[bytes], Reply], whose: Whose) -> Iterator[Call | Result | Sent | Ended]:
+def read(path: Path, parse: Parse, whose: Whose) -> Iterator[Call | Result | Sent | Ended]:
     """The records of a journal, replies read again by the provider's `parse`. A torn last line is left out.
 
     Raises `RunStateError` for a journal of another run, and for a line that was changed, which no crash does.

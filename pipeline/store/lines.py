@@ -1,7 +1,6 @@
 """The lines of a journal: what is kept of requests, replies and outcomes, written as JSON and read again."""
 
 import base64
-from collections.abc import Callable
 from dataclasses import fields, replace
 from datetime import datetime
 from decimal import Decimal
@@ -9,7 +8,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline.records import Params, Prompt, Reply, Result, Step, Usage, changed
+from pipeline.prompts import Params, Prompt
+from pipeline.records import Parse, Reply, Result, Step, Usage, changed
 
 _USAGE = tuple(field.name for field in fields(Usage))
 
@@ -53,20 +53,20 @@ class Sent(NamedTuple):
     @property
     def prompt(self) -> Prompt:
         """What was sent, without its text."""
-        params = Params(self.model, max_output_tokens=self.max_output_tokens)
+        params = Params(max_output_tokens=self.max_output_tokens)
         where = {"level": self.level, "chunk": self.chunk, "chunks": self.chunks}
-        return Prompt(self.row, self.key, self.step, "", params, self.input_tokens_est, self.fingerprint, **where)
+        prompt = Prompt(self.row, self.key, self.step, (), params, self.input_tokens_est, **where)
+        return prompt.known_as(self.fingerprint, self.model)
 
 
-def sent_of(prompt: Prompt, at: float) -> Sent:
-    """The note of a prompt that is about to be sent."""
-    params = prompt.params
+def sent_of(prompt: Prompt, model: str, at: float) -> Sent:
+    """The note of a prompt that is about to be sent to a model."""
     return Sent(
-        prompt.fingerprint,
+        prompt.fingerprint(model),
         prompt.row,
-        params.model,
+        model,
         prompt.input_tokens_est,
-        params.max_output_tokens,
+        prompt.params.max_output_tokens,
         at,
         prompt.key,
         prompt.step,
@@ -82,8 +82,8 @@ class Ended(NamedTuple):
     fingerprint: str
 
 
-def call_line(prompt: Prompt, reply: Reply, answered: bool = True) -> bytes:
-    """The journal line of one reply: what was read from it, and its body byte for byte.
+def call_line(prompt: Prompt, model: str, reply: Reply, answered: bool = True) -> bytes:
+    """The journal line of one reply of the `model` asked: what was read from it, and its body byte for byte.
 
     Not `answered`: a request that may have been billed all the same, with the start of what came, if anything did.
     """
@@ -95,7 +95,7 @@ def call_line(prompt: Prompt, reply: Reply, answered: bool = True) -> bytes:
             "level": prompt.level,
             "chunk": prompt.chunk,
             "chunks": prompt.chunks,
-            "fingerprint": prompt.fingerprint,
+            "fingerprint": prompt.fingerprint(model),
             "input_tokens_est": prompt.input_tokens_est,
             "endpoint": reply.endpoint,
             "latency_s": reply.latency_s,
@@ -160,7 +160,7 @@ def result_line(result: Result) -> bytes:
     return _line({"result": record})
 
 
-def kept(prompt: Prompt, reply: Reply, line: bytes, answered: bool = True) -> Call:
+def kept(prompt: Prompt, model: str, reply: Reply, line: bytes, answered: bool = True) -> Call:
     """What is remembered of a reply that was just appended as `line`; `answered` as in `call_line`."""
     return Call(
         prompt.row,
@@ -169,7 +169,7 @@ def kept(prompt: Prompt, reply: Reply, line: bytes, answered: bool = True) -> Ca
         prompt.level,
         prompt.chunk,
         prompt.chunks,
-        prompt.fingerprint,
+        prompt.fingerprint(model),
         prompt.input_tokens_est,
         reply if reply.error_kind == "malformed_reply" else changed(reply, raw=b""),
         answered and bool(reply.raw),
@@ -177,7 +177,7 @@ def kept(prompt: Prompt, reply: Reply, line: bytes, answered: bool = True) -> Ca
     )
 
 
-def record_of(line: bytes, parse: Callable[[bytes], Reply]) -> Call | Result | Sent | Ended:
+def record_of(line: bytes, parse: Parse) -> Call | Result | Sent | Ended:
     """What a line says, a reply read again by the provider's `parse`.
 
     Raises ValueError, LookupError, TypeError, AttributeError or ArithmeticError for a line that says nothing.
@@ -190,7 +190,7 @@ def record_of(line: bytes, parse: Callable[[bytes], Reply]) -> Call | Result | S
     return _read_call(record["call"], line, parse) if "call" in record else _read_result(record["result"])
 
 
-def _read_call(record: dict[str, Any], line: bytes, parse: Callable[[bytes], Reply]) -> Call:
+def _read_call(record: dict[str, Any], line: bytes, parse: Parse) -> Call:
     reply = replace(
         _read_reply(record, parse),
         usage=Usage(**record["usage"]),
@@ -219,17 +219,22 @@ def _read_call(record: dict[str, Any], line: bytes, parse: Callable[[bytes], Rep
     )
 
 
-def _read_reply(record: dict[str, Any], parse: Callable[[bytes], Reply]) -> Reply:
+def _read_reply(record: dict[str, Any], parse: Parse) -> Reply:
     """What was decided when the reply came; its text is in the body."""
     if "failure" in record:
         status, kind, error = record["failure"]
         return Reply("", status, error_kind=kind, error=error, raw=record.get("start", "").encode())
     if "outcome" not in record:  # a line without checksum: its body was read as JSON, or kept as text
-        reply = parse(orjson.dumps(record["raw"]) if "raw" in record else record["raw_text"].encode())
+        body = orjson.dumps(record["raw"]) if "raw" in record else record["raw_text"].encode()
+        reply = parse(body, record["endpoint"])
         return replace(reply, raw=reply.raw if reply.error_kind == "malformed_reply" else b"")
     raw = record["body"].encode() if "body" in record else base64.b64decode(record["body_base64"])
     status, finish_reason, kind, error, response_id = record["outcome"]
-    reply = Reply("", status, raw=raw) if kind == "malformed_reply" else replace(parse(raw), status=status, raw=b"")
+    reply = (
+        Reply("", status, raw=raw)
+        if kind == "malformed_reply"
+        else replace(parse(raw, record["endpoint"]), status=status, raw=b"")
+    )
     return replace(reply, finish_reason=finish_reason, error_kind=kind, error=error, response_id=response_id)
 
 

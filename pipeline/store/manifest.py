@@ -7,21 +7,17 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import RunStateError
+from pipeline.places import Kind
 from pipeline.store.parts import sync_directory
 
 VERSION = 2
 """Layout of the run directory; a newer one is refused. In layout 1 journals had neither first line nor checksums."""
-
-Kind = Literal["real", "offline", "rehearsal"]
-"""Who answers a run as a whole: the service, the embedded emulator, or a served one, however it was reached."""
-SUFFIXES: Mapping[Kind, str] = {"real": "", "offline": "-offline", "rehearsal": "-rehearsal"}
-"""What a rehearsal's directory and output add to their names."""
 
 _ANSWERS: Mapping[Kind, str] = {
     "real": "the service's answers",

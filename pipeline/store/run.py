@@ -16,7 +16,7 @@ parts beyond it are half a seal and void. So a kill between any two of these ste
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -31,7 +31,8 @@ import polars as pl
 
 from pipeline.errors import RunStateError
 from pipeline.process import make_private
-from pipeline.records import PASSING, STATUSES, Prompt, Reply, Result
+from pipeline.prompts import Prompt
+from pipeline.records import PASSING, STATUSES, Parse, Reply, Result
 from pipeline.store import parts, seals
 from pipeline.store.content import Answered, ContentIndex
 from pipeline.store.journal import Journal, is_blank, journal_number, journal_path, journal_paths
@@ -54,7 +55,7 @@ def _logged(value: object) -> object:
     return float(round(value, 10)) if isinstance(value, Decimal) else str(value)
 
 
-def check_belongs(directory: Path, manifest: Manifest, parse: Callable[[bytes], Reply]) -> None:
+def check_belongs(directory: Path, manifest: Manifest, parse: Parse) -> None:
     """Raise `RunStateError` for a directory that was used by a run of another job or input."""
     known = read_manifest(directory / "manifest.json")
     different = differences(known, manifest) if known else []
@@ -76,7 +77,7 @@ def check_belongs(directory: Path, manifest: Manifest, parse: Callable[[bytes], 
 class RunStore:
     """A run directory held by this process, from `open` to `close`."""
 
-    def __init__(self, directory: Path, parse: Callable[[bytes], Reply], *, seal_rows: int = SEAL_ROWS) -> None:
+    def __init__(self, directory: Path, parse: Parse, *, seal_rows: int = SEAL_ROWS) -> None:
         self.directory = directory
         self.outcomes = Outcomes()
         self.lost: tuple[Sent, ...] = ()  # in flight when the last session was killed: what came back is gone
@@ -189,28 +190,29 @@ class RunStore:
         """The whole answer that was bought for this content and is sealed away."""
         return await self._content.find(fingerprint)
 
-    def append_sent(self, prompt: Prompt) -> None:
-        """Note that a request is about to leave, so that the next start knows of it if this process is killed.
+    def append_sent(self, prompt: Prompt, model: str) -> None:
+        """Note that a request to `model` is about to leave: if this process is killed, the next start knows of it.
 
         Takes 3 µs (measured 2026-11).
         """
-        sent = sent_of(prompt, time.time())
+        sent = sent_of(prompt, model, time.time())
         self._journal.append(sent_line(sent))
         self._batch.in_flight[sent.fingerprint] = sent
 
-    def append_ended(self, prompt: Prompt) -> None:
+    def append_ended(self, prompt: Prompt, model: str) -> None:
         """Note that a request came back without an answer, and cost nothing; it may be sent again."""
-        self._journal.append(ended_line(prompt.fingerprint))
-        self._batch.in_flight.pop(prompt.fingerprint, None)
+        fingerprint = prompt.fingerprint(model)
+        self._journal.append(ended_line(fingerprint))
+        self._batch.in_flight.pop(fingerprint, None)
 
-    def append_call(self, prompt: Prompt, reply: Reply, *, answered: bool = True) -> None:
-        """Keep one reply, paid or failed; when this returns, SIGKILL cannot lose it.
+    def append_call(self, prompt: Prompt, model: str, reply: Reply, *, answered: bool = True) -> None:
+        """Keep one reply of the `model` asked, paid or failed; when this returns, SIGKILL cannot lose it.
 
         Not `answered`: a request without an answer that was billed, or may have been; the prompt may be sent again.
         """
-        line = call_line(prompt, reply, answered)
+        line = call_line(prompt, model, reply, answered)
         self._journal.append(line)
-        call = kept(prompt, reply, line, answered)
+        call = kept(prompt, model, reply, line, answered)
         self._batch.calls.append(call)
         self._note_unread(call)
         if (before := self._redone.get(call.row)) is not None:

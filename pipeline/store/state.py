@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import RunStateError
-from pipeline.records import PASSING, STATUSES, Reply, Result, Status
+from pipeline.records import PASSING, STATUSES, Parse, Result, Status
 from pipeline.store import parts, seals
 from pipeline.store.journal import (
     Whose,
@@ -84,7 +84,7 @@ def is_passing(result: Result) -> bool:
     return result.status == "error" and result.error_kind in PASSING
 
 
-def load(directory: Path, parse: Callable[[bytes], Reply]) -> tuple[Outcomes, Batch]:
+def load(directory: Path, parse: Parse) -> tuple[Outcomes, Batch]:
     """State of a run directory, unchanged: outcomes by row, and what is not sealed yet, merged into one batch.
 
     The directory may be in use: a seal that is completed meanwhile is followed, so that nothing is missed or counted
@@ -102,9 +102,7 @@ def load(directory: Path, parse: Callable[[bytes], Reply]) -> tuple[Outcomes, Ba
     return outcomes, unsealed
 
 
-def load_unsealed(
-    directory: Path, parse: Callable[[bytes], Reply], take_in: Callable[[Path], None] = lambda part: None
-) -> Batch:
+def load_unsealed(directory: Path, parse: Parse, take_in: Callable[[Path], None] = lambda part: None) -> Batch:
     """What is not sealed yet, as `load`; `take_in` is told each part of results that comes before it, oldest first."""
     check_parts(directory)
     sealed = 0
@@ -149,7 +147,7 @@ def is_unused(directory: Path) -> bool:
     )
 
 
-def _unsealed(directory: Path, sealed: int, parse: Callable[[bytes], Reply]) -> Batch:
+def _unsealed(directory: Path, sealed: int, parse: Parse) -> Batch:
     merged = Batch(sealed, sealed=sealed)
     seen: set[bytes] = set()
     noted = synced(directory)

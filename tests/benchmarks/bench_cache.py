@@ -16,11 +16,13 @@ import anyio
 import orjson
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from asking import TARGET
 from redis_server import redis_server
 
 from pipeline.cache import AnswerCache
 from pipeline.events import Event, Message
 from pipeline.providers.answers import parse_reply
+from pipeline.providers.stored import parse_stored
 from pipeline.shelves import RedisShelf, Shelf, SqliteShelf
 
 BATCH = 1000
@@ -49,7 +51,7 @@ async def ask(cache: AnswerCache, names: list[str], at_once: int) -> int:
     async def some() -> None:
         nonlocal hits
         for name in waiting:
-            reply = await cache.get(name)
+            reply = await cache.get(name, TARGET)
             hits += reply is not None
 
     async with anyio.create_task_group() as tasks:
@@ -62,7 +64,7 @@ async def measure(name: str, shelf: Shelf, answers: int, at_once: int) -> None:
     def heard(event: Event) -> None:
         raise SystemExit(event.message if isinstance(event, Message) else event.kind)
 
-    async with AnswerCache(shelf, "https://example.org", parse_reply, heard) as cache:
+    async with AnswerCache(shelf, parse_stored, heard) as cache:
         missing = putting = writing = hitting = 0.0
         names = [f"{number:032x}" for number in range(answers)]
         for start in range(0, answers, BATCH):
@@ -72,7 +74,7 @@ async def measure(name: str, shelf: Shelf, answers: int, at_once: int) -> None:
             assert await ask(cache, batch, at_once) == 0
             missing += (now := time.perf_counter()) - began
             for fingerprint, reply in zip(batch, replies, strict=True):
-                cache.put(fingerprint, reply)
+                cache.put(fingerprint, TARGET, reply)
             putting += (then := time.perf_counter()) - now
             await cache.write()
             writing += time.perf_counter() - then

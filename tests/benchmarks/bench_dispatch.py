@@ -3,6 +3,7 @@
 From `submit` to the answer, without network: the provider answers at once. Target: at most 60 µs.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,13 @@ from tempfile import TemporaryDirectory
 
 import anyio
 
-from pipeline.dispatch.dispatcher import UNLIMITED, Dispatcher
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from asking import UNLIMITED, ask, dispatcher_of
+
+from pipeline.prompts import Prompt
 from pipeline.quota.book import QuotaBook
-from pipeline.records import Limits, Params, Prompt, Reply, Usage
+from pipeline.records import Limits, Reply, Usage
 
 READY = 1_000
 REQUESTS = 20_000
@@ -21,9 +26,8 @@ HIGH = Limits(rpm=60_000_000, tpm=10**12)  # both meters are kept, and neither m
 
 
 def prompts() -> Iterator[Prompt]:
-    params = Params("model")
     for row in range(REQUESTS):
-        yield Prompt(row, str(row), "answer", "text", params, 100 + row % 400, str(row))
+        yield ask(row, "text", tokens=100 + row % 400)
 
 
 async def send(prompt: Prompt) -> Reply:
@@ -32,7 +36,7 @@ async def send(prompt: Prompt) -> Reply:
 
 async def microseconds(limits: Limits, book: QuotaBook | None) -> float:
     """CPU of one request; the tasks that submit are part of it, as the engine has them too."""
-    dispatcher = Dispatcher(send, limits, book=book)
+    dispatcher = dispatcher_of(send, limits, book=book)
     source = prompts()
 
     async def submit_some() -> None:

@@ -14,22 +14,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from unittest.mock import patch
 
 import anyio
 import orjson
 import polars as pl
 
-from pipeline.job import Job, load
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from asking import Stub, opening_of
+
+from pipeline.job import load
 from pipeline.plan import Plan
-from pipeline.providers.answers import parse_reply
-from pipeline.records import Prompt, Reply, Usage
+from pipeline.prompts import Prompt
+from pipeline.providers.stored import parse_stored
+from pipeline.records import Reply, Usage
 from pipeline.run import prepare, run
 from pipeline.run.engine import Monitor
 from pipeline.store.run import SEAL_ROWS, RunStore
+from pipeline.targets import Target
 
 ANSWER = "An answer of some twenty words, as a short summary of one row would be, neither empty nor long. " * 2
 RAW = orjson.dumps(
@@ -83,12 +86,10 @@ for number in range(rows // height):
 """
 
 
-class Instant:
+class Instant(Stub):
     """Answers at once, always the same."""
 
-    endpoint = "instant"
-
-    async def generate(self, prompt: Prompt) -> Reply:
+    async def generate(self, prompt: Prompt, target: Target) -> Reply:
         return Reply(
             ANSWER,
             "ok",
@@ -96,23 +97,9 @@ class Instant:
             usage=Usage(250, output_tokens=40),
             model="gemini-3.5-flash-lite",
             raw=RAW,
-            endpoint=self.endpoint,
+            endpoint=target.endpoint,
             finished_at=time.time(),
         )
-
-    async def is_emulator(self) -> bool:
-        return False
-
-    def parse(self, raw: bytes) -> Reply:
-        return parse_reply(raw)
-
-    async def count_tokens(self, prompt: Prompt) -> int:
-        return prompt.input_tokens_est
-
-
-@asynccontextmanager
-async def instant(job: Job, offline: bool) -> AsyncIterator[Instant]:
-    yield Instant()
 
 
 async def quiet(monitor: Monitor) -> None:
@@ -129,7 +116,7 @@ def peak_mb() -> float:
 
 def answered(prepared: prepare.Session, rows: int) -> int:
     """Write sealed parts of all rows but some `LEFT`, in a process of its own; returns how many are left."""
-    store = RunStore(prepared.directory, parse_reply)
+    store = RunStore(prepared.directory, parse_stored)
     store.open(prepared.manifest())
     store.close()
     parts = max(rows - LEFT, 0) // SEAL_ROWS
@@ -141,7 +128,6 @@ def answered(prepared: prepare.Session, rows: int) -> int:
 def main(rows: int, in_order: bool, mostly_answered: bool) -> None:
     core = min(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
-    patch("pipeline.run.run.open_provider", instant).start()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ |= {"XDG_STATE_HOME": folder, "GEMINI_API_KEY": "AQ.bench"}
@@ -168,7 +154,9 @@ def main(rows: int, in_order: bool, mostly_answered: bool) -> None:
             if mostly_answered:
                 print(f"opened and planned: peak {peak_mb():.0f} MB", flush=True)
 
-        ended = anyio.run(run.run, prepared, confirm, quiet, backend_options={"use_uvloop": True})
+        ended = anyio.run(
+            run.run, prepared, confirm, quiet, opening_of(Instant()), backend_options={"use_uvloop": True}
+        )
         seconds, spent = time.monotonic() - began, time.process_time() - cpu
         peak = peak_mb()
         assert (plans[0].order is not None) == in_order

@@ -8,20 +8,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from unittest.mock import patch
 
 import anyio
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from asking import MODEL, Stub, opening_of
 from bench_store import MANIFEST, answered, generate
 
-from pipeline.job import Job, load
-from pipeline.providers.answers import parse_reply
-from pipeline.records import Prompt, Reply
+from pipeline.job import load
+from pipeline.prompts import Prompt
+from pipeline.providers.stored import parse_stored
+from pipeline.records import Reply
 from pipeline.run import prepare, run
 from pipeline.run.engine import Monitor
 from pipeline.store.run import RunStore
+from pipeline.targets import Target
 
 RATE = 1_000  # calls a second
 CALLS = 15_000
@@ -67,7 +70,7 @@ def main() -> None:
 
 async def keep(directory: Path) -> None:
     """Append calls and results at a steady rate, synced and sealed beside; tell the share of the loop that it takes."""
-    store = RunStore(directory, parse_reply)
+    store = RunStore(directory, parse_stored)
     store.open(MANIFEST)
     rows = [answered(row) for row in range(CALLS)]
     busy = 0.0
@@ -78,8 +81,8 @@ async def keep(directory: Path) -> None:
             if number % 10 == 0:
                 await anyio.sleep(max(0.0, began + number / RATE - time.perf_counter()))
             started = time.perf_counter()
-            store.append_sent(prompt)
-            store.append_call(prompt, reply)
+            store.append_sent(prompt, MODEL)
+            store.append_call(prompt, MODEL, reply)
             store.append_result(result)
             busy += time.perf_counter() - started
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -98,50 +101,41 @@ def half_done(rows: int) -> None:
     """Leave a run directory in which every row of the first half is finished."""
     prepared = prepare.prepare(load(Path("job.toml")), prepare.Options())
     generate(prepared.directory, rows // 2, prepared.manifest())
-    store = RunStore(prepared.directory, parse_reply)
+    store = RunStore(prepared.directory, parse_stored)
     store.open(prepared.manifest())
     store.close()
 
 
-class Watching:
+class Watching(Stub):
     """Ends the process at the first call, and tells how long it took to get there."""
-
-    endpoint = "watching"
 
     def __init__(self, began: float) -> None:
         self._began = began
 
-    async def generate(self, prompt: Prompt) -> Reply:
+    async def generate(self, prompt: Prompt, target: Target) -> Reply:
         seconds = time.perf_counter() - self._began
         status = Path("/proc/self/status").read_text()
         peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
         print(f"half-done run: row {prompt.row:,} sent after {seconds:.1f} s, peak {peak:.0f} MB", flush=True)
         os._exit(0 if seconds < START_S and peak < PEAK_MB else 1)
 
-    async def is_emulator(self) -> bool:
-        return False
-
-    def parse(self, raw: bytes) -> Reply:
-        return parse_reply(raw)
-
-    async def count_tokens(self, prompt: Prompt) -> int:
-        return prompt.input_tokens_est
-
 
 def go_on(rows: int) -> None:
     """Start the half-done run as `pipeline run` does, until the first call."""
     began = time.perf_counter()
 
-    @asynccontextmanager
-    async def watching(job: Job, offline: bool) -> AsyncIterator[Watching]:
-        yield Watching(began)
-
     async def quiet(monitor: Monitor) -> None:
         await anyio.sleep_forever()
 
-    patch("pipeline.run.run.open_provider", watching).start()
     prepared = prepare.prepare(load(Path("job.toml")), prepare.Options())
-    anyio.run(run.run, prepared, lambda plan, going, session: None, quiet, backend_options={"use_uvloop": True})
+    anyio.run(
+        run.run,
+        prepared,
+        lambda plan, going, session: None,
+        quiet,
+        opening_of(Watching(began)),
+        backend_options={"use_uvloop": True},
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from servers import SERVERS, World, answer_all, dispatcher_for, documents, heavy, lognormal, small
 from vclock import run
 
-from pipeline.records import Limits, Prompt, Reply
+from pipeline.prompts import Prompt
+from pipeline.records import Limits, Reply
 
 SEED = 1
 MEAN_LATENCY_S = 3.1

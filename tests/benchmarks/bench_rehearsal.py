@@ -6,19 +6,24 @@ Wake-up lag, event loop and sockets are real: what a virtual clock cannot show. 
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from asking import TARGET, ask
 from serving import served
 
+from pipeline.dispatch.desk import Tries
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import Halted
+from pipeline.prompts import Prompt
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
-from pipeline.records import Limits, Params, Prompt
+from pipeline.records import Failure, Limits, Reply
+from pipeline.targets import Route, Target
 
 RPM = 3_000
 LATENCY_S = 0.2
@@ -26,16 +31,20 @@ LATENCY_S = 0.2
 
 async def rehearse(url: str, seconds: float) -> tuple[int, int, float, float]:
     """Requests sent, refusals, seconds, and CPU seconds of this process."""
-    params = Params("gemini-3.5-flash-lite")
     async with Wire() as wire, anyio.create_task_group() as group:
-        provider = Gemini(wire, api_key="rehearsal", base_url=url)
-        dispatcher = Dispatcher(provider.generate, Limits(rpm=RPM, tpm=10**9))
+        target = replace(TARGET, base_url=url, limits=Limits(rpm=RPM, tpm=10**9))
+        provider = Gemini(wire, {target.project: "rehearsal"})
+
+        async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
+            return await provider.generate(prompt, target)
+
+        dispatcher = Dispatcher(send, Route((target,)))
         rows = iter(range(10**9))
 
         async def submit_some() -> None:
             try:
                 for row in rows:
-                    await dispatcher.submit(Prompt(row, str(row), "answer", f"Say {row}.", params, 6, str(row)))
+                    await dispatcher.submit(ask(row, f"Say {row}.", tokens=6))
             except Halted:
                 return
 

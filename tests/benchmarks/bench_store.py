@@ -17,8 +17,14 @@ import anyio.lowlevel
 import orjson
 import polars as pl
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from asking import MODEL, ask
+
+from pipeline.prompts import Params, Prompt
 from pipeline.providers.answers import parse_reply
-from pipeline.records import Params, Prompt, Reply, Result, Usage
+from pipeline.providers.stored import parse_stored
+from pipeline.records import Reply, Result, Usage
 from pipeline.report import failures, summarize
 from pipeline.store import parts, seals
 from pipeline.store.journal import Journal
@@ -28,7 +34,7 @@ from pipeline.store.run import SEAL_ROWS, RunStore
 
 ANSWER = "An answer of about three hundred characters, as a summary in five bullets has it. " * 4
 MANIFEST = Manifest("bench", "", "", {}, "", "", "", "gemini-3.5-flash-lite", True, "", "")
-PARAMS = Params("gemini-3.5-flash-lite")
+PARAMS = Params()
 PAIRS = 30_000
 
 
@@ -55,12 +61,12 @@ def answered(row: int) -> tuple[Prompt, Reply, Result]:
         {
             "candidates": [{"content": {"role": "model", "parts": [{"text": ANSWER}]}, "finishReason": "STOP"}],
             "usageMetadata": {"promptTokenCount": 900, "candidatesTokenCount": 80, "totalTokenCount": 980},
-            "modelVersion": PARAMS.model,
+            "modelVersion": MODEL,
             "responseId": f"r{row}",
         }
     )
     cost = Decimal("0.000287")
-    prompt = Prompt(row, str(row), "answer", "", PARAMS, 900, f"{row:032x}")
+    prompt = ask(row, params=PARAMS, tokens=900, fingerprint=f"{row:032x}")
     reply = replace(parse_reply(raw), endpoint="gemini@bench", latency_s=1.2, finished_at=time.time(), cost_usd=cost)
     at = datetime.now(UTC)
     usage = Usage(900, 0, 80)
@@ -70,14 +76,14 @@ def answered(row: int) -> tuple[Prompt, Reply, Result]:
 
 async def append(directory: Path, pairs: int = PAIRS, longest: list[float] | None = None) -> float:
     """Rows per second through the journal while it is synced and sealed, as fast as they can be appended."""
-    store = RunStore(directory, parse_reply)
+    store = RunStore(directory, parse_stored)
     store.open(MANIFEST)
     rows = [answered(row) for row in range(pairs)]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(store.keep)
         started = last = time.perf_counter()
         for number, (prompt, reply, result) in enumerate(rows):
-            store.append_call(prompt, reply)
+            store.append_call(prompt, MODEL, reply)
             store.append_result(result)
             if number % 16 == 15:
                 await store.room()
@@ -100,11 +106,11 @@ def stalls(place: Path) -> float:
 
 def seal(directory: Path) -> list[tuple[str, float]]:
     """Seconds of one seal of `SEAL_ROWS` rows, and of its steps."""
-    store = RunStore(directory, parse_reply)
+    store = RunStore(directory, parse_stored)
     store.open(MANIFEST)
     rows = [answered(row) for row in range(SEAL_ROWS)]
     for prompt, reply, result in rows:
-        store.append_call(prompt, reply)
+        store.append_call(prompt, MODEL, reply)
         store.append_result(result)
     size = store._journal.size
     calls = list(store._batch.calls)
@@ -132,21 +138,22 @@ def seal(directory: Path) -> list[tuple[str, float]]:
 
 def generate(directory: Path, rows: int, manifest: Manifest = MANIFEST) -> None:
     """Sealed parts of so many finished rows, and a journal of 1,000 calls of unfinished ones."""
-    store = RunStore(directory, parse_reply)
+    store = RunStore(directory, parse_stored)
     store.open(manifest)
     store.close()
     prompt, reply, result = answered(0)
-    call = parts.calls_frame([kept(prompt, reply, b"")], {0: ANSWER})
+    call = parts.calls_frame([kept(prompt, MODEL, reply, b"")], {0: ANSWER})
     outcome = parts.results_frame([result])
     for number in range(rows // SEAL_ROWS):
         row = pl.int_range(number * SEAL_ROWS, (number + 1) * SEAL_ROWS, eager=True).alias("row")
         for name, one in (("calls", call), ("results", outcome)):
             frame = one.drop("row").select(pl.all().repeat_by(SEAL_ROWS).explode()).select(row, pl.all())
             seals.record(directory, [parts.write_part(frame.select(one.columns), directory / name, number + 1)])
-    store = RunStore(directory, parse_reply)
+    store = RunStore(directory, parse_stored)
     store.open(manifest)
     for more in range(rows, rows + 1000):
-        store.append_call(*answered(more)[:2])
+        prompt, reply, _ = answered(more)
+        store.append_call(prompt, MODEL, reply)
     store.close()
 
 
@@ -162,7 +169,7 @@ def load(rows: int, directory: Path) -> None:
 
     print(f"{'(a process that has only imported the package)':58} {'':>9}      peak {peak_mb():,.0f} MB")
     started = time.perf_counter()
-    store = RunStore(directory, parse_reply)
+    store = RunStore(directory, parse_stored)
     store.open(MANIFEST)
     tell(f"open a run of {rows:,} finished rows", started)
     assert store.outcomes.count("ok") == rows and store.reply(f"{rows:032x}")

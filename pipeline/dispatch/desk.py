@@ -1,0 +1,71 @@
+"""What a run asks of whoever sends its prompts: here a `Dispatcher`; elsewhere, later, a remote one or a batch."""
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol
+
+from pipeline.errors import PipelineError
+from pipeline.prompts import Prompt
+from pipeline.records import Failure, Reply
+from pipeline.targets import Route, Target
+
+
+class Tries(NamedTuple):
+    """Requests made for one prompt before this one."""
+
+    failed: int = 0
+    refused: int = 0  # for quota: these cost no attempt
+
+
+Send = Callable[[Prompt, Target, Tries], Awaitable[Reply | Failure]]
+"""Makes one request to a target, and raises for no failure of it."""
+Admit = Callable[[Prompt, Target], bool]
+"""Reserves what one request may cost; False: wait until one that is in flight has come back.
+
+Raises the `PipelineError` that stops the run when no waiting would help.
+"""
+
+
+class Desk(Protocol):
+    """Where prompts are handed in and replies come back.
+
+    Counters for progress: `ready` prompts wait; `sent` requests; `rate_limited`, those refused for quota.
+    """
+
+    ready: int
+    sent: int
+    rate_limited: int
+
+    async def submit(self, prompt: Prompt, route: Route | None = None) -> Reply:
+        """Send a prompt to one of its targets (None: of all there are), again where that may help.
+
+        A failure of the prompt is a reply too. Raises `Halted` when no new call is admitted any more. Cancelled while
+        it waits, the prompt is withdrawn; cancelled in flight, it is waited for and returned, as it is paid for.
+        """
+        ...
+
+    async def run(self) -> None:
+        """The work itself; returns after `close` or `halt` once nothing is in flight."""
+        ...
+
+    def close(self) -> None:
+        """No prompt will be submitted any more: `run` ends when all are answered."""
+        ...
+
+    def halt(self, reason: PipelineError | None) -> None:
+        """Admit nothing more: waiting prompts get `Halted(reason)`; the rest finishes. The first reason stays."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are on their way."""
+        ...
+
+    @property
+    def use(self) -> tuple[float, float]:
+        """Parts of the limits on requests and on tokens that the last minute used; of several quotas the fullest."""
+        ...
+
+    @property
+    def waits_until(self) -> float | None:
+        """Epoch seconds until which nothing is sent or awaited, as far as is known; None while anything goes on."""
+        ...

@@ -1,0 +1,39 @@
+"""Where everything lies: run directories, the output of a rehearsal, and what all runs of a user share."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pipeline.environment import cache_home, state_home
+
+Kind = Literal["real", "offline", "rehearsal"]
+"""Who answers: the service; the embedded emulator; an emulator that was reached as if it were the service."""
+SUFFIXES: Mapping[Kind, str] = {"real": "", "offline": "-offline", "rehearsal": "-rehearsal"}
+"""A rehearsal shares no directory, output, cache or book with real runs."""
+RUNS = Path("runs")
+_OURS = "prompt-pipeline"
+
+
+def run_directory(job: str, kind: Kind) -> Path:
+    """The run directory of a job of this name."""
+    return RUNS / f"{job}{SUFFIXES[kind]}"
+
+
+def beside(path: Path, kind: Kind) -> Path:
+    """The same place, or one beside it for what is no real run's."""
+    return path.with_stem(path.stem + SUFFIXES[kind])
+
+
+def quota_file(kind: Kind) -> Path:
+    """The quota book: what is sent, counted by project and model. Raises `PipelineError` without a place."""
+    return state_home() / _OURS / f"quota{SUFFIXES[kind]}.sqlite"
+
+
+def spend_file() -> Path:
+    """The book of spending, by project and day. Raises `PipelineError` without a place."""
+    return state_home() / _OURS / "spend.sqlite"
+
+
+def cache_file() -> Path:
+    """The answers of earlier runs, unless the job names another place. Raises `PipelineError` without a place."""
+    return cache_home() / _OURS / "answers.sqlite"

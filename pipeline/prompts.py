@@ -1,0 +1,117 @@
+"""What is asked: content and the params of its answer. Who answers is a `Target`; the two meet in a fingerprint."""
+
+import hashlib
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from typing import Literal
+
+import orjson
+
+from pipeline.records import Step
+
+_ALWAYS_HASHED = 10
+"""Fields of `Params` of November 2026, up to `safety`: a later one stands behind them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A part of a turn that is text."""
+
+    text: str
+
+
+Part = Text
+"""What a turn is made of; files and tool calls are further kinds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side says in one go."""
+
+    role: Literal["user", "model"]
+    parts: tuple[Part, ...]
+
+
+Content = tuple[Turn, ...]
+
+
+def said(text: str) -> Content:
+    """The content that is one text."""
+    return (Turn("user", (Text(text),)),)
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """What changes an answer beside content and model, the same for every prompt of one step; None: the default."""
+
+    system: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    thinking: str | int | None = None  # a level ("minimal" … "xhigh"), or a budget in tokens (0 off, -1 automatic)
+    response_mime_type: str | None = None
+    safety: tuple[tuple[str, str], ...] = ()  # (category, threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is asked; it knows no service. `chunk` counts from 0 of `chunks`; for a reduce step within its level."""
+
+    row: int
+    key: str
+    step: Step
+    content: Content
+    params: Params
+    input_tokens_est: int
+    level: int = 0  # reduce level, from 1; 0 for answer and map
+    chunk: int = 0
+    chunks: int = 1
+    _fingerprints: dict[str, str] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    @property
+    def text(self) -> str:
+        """All of its text."""
+        texts = [part.text for turn in self.content for part in turn.parts]
+        return texts[0] if len(texts) == 1 else "\n".join(texts)
+
+    def fingerprint(self, model: str) -> str:
+        """The name of the answer that `model` gives to it: see `fingerprint`. Worked out once."""
+        known = self._fingerprints.get(model)
+        if known is None:
+            known = self._fingerprints[model] = fingerprint(self.content, self.params, model)
+        return known
+
+    def known_as(self, fingerprint: str, model: str) -> "Prompt":
+        """Itself, under the fingerprint of an answer: its content is not at hand any more."""
+        self._fingerprints[model] = fingerprint
+        return self
+
+
+def fingerprint(content: Content, params: Params, model: str) -> str:
+    """The name of an answer: equal content, params and model have one answer, which is bought once.
+
+    Who serves the model, whose key pays and how fast are no part of it. One text is hashed as it stands, which is what
+    versions of November 2026 did: what they bought is found.
+    """
+    digest = hashlib.blake2b(_digest(params, model), digest_size=16)
+    if len(content) == 1 and len(content[0].parts) == 1 and content[0].role == "user":
+        digest.update(content[0].parts[0].text.encode("utf-8", "surrogatepass"))
+    else:
+        digest.update(b"\xff")  # in no UTF-8: no text begins like this
+        for turn in content:
+            digest.update(repr((turn.role, [tuple(asdict(part).items()) for part in turn.parts])).encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _digest(params: Params, model: str) -> bytes:
+    """Of the model and of what is set. The first ten params count always: a new one buys nothing again."""
+    hashed = {"model": model} | {
+        field.name: value
+        for number, field in enumerate(fields(params))
+        if (value := getattr(params, field.name)) != field.default or number < _ALWAYS_HASHED
+    }
+    return hashlib.blake2b(orjson.dumps(hashed), digest_size=16).digest()

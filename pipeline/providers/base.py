@@ -1,0 +1,60 @@
+"""What the pipeline asks of whoever speaks a service's protocol. Adding one: `docs/architecture.md`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.prompts import Prompt
+from pipeline.records import Failure, Reply, Usage
+from pipeline.targets import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that a key may use, as its service lists it; None where that says nothing."""
+
+    name: str
+    input_token_limit: int | None
+    output_token_limit: int | None
+
+
+class Provider(Protocol):
+    """One protocol, spoken to every target of it. Nothing here retries, waits for quota, or raises for a failure."""
+
+    @property
+    def name(self) -> str:
+        """What targets name it by; the part of an endpoint before the `@`."""
+        ...
+
+    async def generate(self, prompt: Prompt, target: Target) -> Reply | Failure:
+        """Make one request."""
+        ...
+
+    def parse(self, raw: bytes) -> Reply:
+        """Read a stored response body again; never raises."""
+        ...
+
+    async def count_tokens(self, prompt: Prompt, target: Target) -> int | Failure:
+        """Input tokens as the target's model counts them, free of charge."""
+        ...
+
+    def charged_tokens(self, usage: Usage) -> int | None:
+        """Tokens of an answered request that count against the quota per minute; None: the service did not say."""
+        ...
+
+    async def list_models(self, target: Target) -> list[Model] | Failure:
+        """The models that the target's key may use, in the service's order."""
+        ...
+
+    async def is_emulator(self, target: Target) -> bool:
+        """Whether our emulator answers there; free of charge."""
+        ...
+
+
+Providers = Mapping[str, Provider]
+"""By name."""
+
+
+def charged_input(usage: Usage) -> int | None:
+    """Input tokens alone, where the service told them: what Gemini's quota counts."""
+    return usage.input_tokens if usage.input_tokens > 0 and not usage.estimated else None

@@ -1,0 +1,85 @@
+"""Who may answer: a target is one model of one project at one service; a route is the targets of a prompt, in order."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from pipeline.prices import Lane, Rates
+from pipeline.records import Limits, Reply
+
+_USUAL_PORTS = {"http": 80, "https": 443}
+_UNKNOWN = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One model, as one project may use it at one service.
+
+    `project` tells whose quota and whose bill it is, never by the key itself: see `project_of`. `rates` are what a call
+    costs, whatever the tables say; None: what they say.
+    """
+
+    provider: str  # who speaks the service's protocol, as `Provider.name`
+    base_url: str
+    project: str
+    model: str
+    lane: Lane = "standard"
+    rates: Rates | None = None
+    limits: Limits = _UNKNOWN
+
+    @property
+    def endpoint(self) -> str:
+        """Provider and host: `gemini@generativelanguage.googleapis.com`. Every reply is kept with it."""
+        url = urlsplit(self.base_url.strip())
+        host = (url.hostname or "").encode("idna").decode()
+        port = "" if url.port in (None, _USUAL_PORTS.get(url.scheme)) else f":{url.port}"
+        return f"{self.provider}@{f'[{host}]' if ':' in host else host}{port}"
+
+    @property
+    def account(self) -> str:
+        """Whose money it spends: `endpoint/project`."""
+        return f"{self.endpoint}/{self.project}"
+
+    @property
+    def quota(self) -> str:
+        """What its limits are counted by: `endpoint/project/model`. Targets that share it share one lane loop."""
+        return f"{self.account}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The targets that may answer a prompt: whichever of them has quota left; the first where all have."""
+
+    targets: tuple[Target, ...]
+
+    def __iter__(self) -> Iterator[Target]:
+        return iter(self.targets)
+
+    @property
+    def first(self) -> Target:
+        """Who is asked where nothing speaks for another."""
+        return self.targets[0]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that may be asked, each once: under each of them an answer may have been bought."""
+        return tuple(dict.fromkeys(target.model for target in self.targets))
+
+    def that_gave(self, reply: Reply) -> Target | None:
+        """The target that a reply came from just now; None where none was asked."""
+        return next((t for t in self.targets if (t.endpoint, t.model) == (reply.endpoint, reply.asked)), None)
+
+    def asking(self, model: str) -> Target:
+        """The first target that asks `model`; where there is none any more, the first with that model."""
+        return next((t for t in self.targets if t.model == model), replace(self.first, model=model))
+
+
+def project_of(key: str) -> str:
+    """A name for the project behind a key, which does not tell the key."""
+    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+
+
+def provider_of(endpoint: str) -> str:
+    """The provider that a kept reply's endpoint names."""
+    return endpoint.partition("@")[0]

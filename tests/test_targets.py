@@ -1,0 +1,316 @@
+"""A second provider and a second quota are plugged in from here, without touching a module: who answers is data.
+
+The toy speaks a protocol of its own; it follows what `docs/architecture.md` says of adding a provider.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import anyio
+import orjson
+import polars as pl
+import pytest
+from asking import MODEL, Stub, ask
+from servers import EPOCH
+from sessions import run_through
+from stores import killed, manifest
+from vclock import run
+
+from jobs import PLAIN, make_job
+from pipeline.dispatch.desk import Tries
+from pipeline.dispatch.dispatcher import Dispatcher
+from pipeline.errors import AuthError, Halted, PipelineError, RunStateError
+from pipeline.prices import fixed_rates
+from pipeline.prompts import Prompt
+from pipeline.providers.base import Model, Provider
+from pipeline.providers.stored import parse_stored, parser_of
+from pipeline.records import Failure, Limits, Reply, Usage
+from pipeline.run import prepare
+from pipeline.run.prepare import Session
+from pipeline.run.services import Services, target_of
+from pipeline.store.run import RunStore
+from pipeline.targets import Route, Target, project_of
+
+LIMITS = Limits(rpm=0, tpm=0)
+TOY = Target(
+    "toy", "https://toy.example/v9", project_of("another key"), "toy-1", rates=fixed_rates(1, 2), limits=LIMITS
+)
+
+
+@dataclass
+class Toy:
+    """A provider: what it is asked and answers is `say <text>`, and it counts words, in and out."""
+
+    name = "toy"
+    asked: int = 0
+
+    async def generate(self, prompt: Prompt, target: Target) -> Reply | Failure:
+        self.asked += 1
+        await anyio.sleep(0.01)
+        raw = f"say {prompt.text.upper()}".encode()
+        return replace(self.parse(raw), endpoint=target.endpoint, finished_at=EPOCH)
+
+    def parse(self, raw: bytes) -> Reply:
+        text = raw.decode().removeprefix("say ")
+        words = len(text.split())
+        return Reply(text, "ok", usage=Usage(words, output_tokens=words), model="toy-1b", raw=raw)
+
+    async def count_tokens(self, prompt: Prompt, target: Target) -> int | Failure:
+        return len(prompt.text.split())
+
+    def charged_tokens(self, usage: Usage) -> int | None:
+        return usage.input_tokens + usage.output_tokens
+
+    async def list_models(self, target: Target) -> list[Model] | Failure:
+        return [Model("toy-1", None, None)]
+
+    async def is_emulator(self, target: Target) -> bool:
+        return False
+
+
+class Plain(Stub):
+    """Gemini's replies without a network."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def generate(self, prompt: Prompt, target: Target) -> Reply | Failure:
+        self.asked += 1
+        await anyio.sleep(0.01)
+        answer = {"candidates": [{"content": {"parts": [{"text": prompt.text}]}, "finishReason": "STOP"}]}
+        raw = orjson.dumps({**answer, "usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 3}})
+        return replace(self.parse(raw), model=target.model, endpoint=target.endpoint, finished_at=EPOCH)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    (tmp_path / "topics.csv").write_text("topic\n" + "".join(f"t{row}\n" for row in range(60)))
+    return tmp_path
+
+
+def session(here: Path, **sections: Any) -> Session:
+    job = make_job(here, PLAIN, **{"limits": {"rpm": 0, "tpm": 0, "concurrency": 4}, **sections})
+    return prepare.prepare(job, prepare.Options())
+
+
+def both(*providers: Provider, toy: Target = TOY) -> Callable[[Session], Any]:
+    """Opens the job's own target and the toy's."""
+
+    @asynccontextmanager
+    async def opened(session: Session) -> AsyncIterator[Services]:
+        yield Services(Route((target_of(session), toy)), {provider.name: provider for provider in providers})
+
+    return opened
+
+
+# ---- a whole run
+
+
+def test_two_providers_answer_one_run_and_each_row_says_who(here: Path) -> None:
+    plain, toy = Plain(), Toy()
+    ended = run_through(session(here), opening=both(plain, toy, toy=replace(TOY, limits=Limits(0, 0, concurrency=4))))
+    assert (ended.exit_code, ended.summary.calls, plain.asked + toy.asked) == (0, 60, 60)
+    out = pl.read_ndjson("results/out.jsonl")
+    assert Counter(out["model"]) == {MODEL: plain.asked, "toy-1b": toy.asked} and min(plain.asked, toy.asked) > 10
+    by_toy = out.filter(pl.col("model") == "toy-1b")
+    assert by_toy["response"].to_list() == [f"SAY {topic}".upper() for topic in by_toy["topic"]]
+    assert by_toy["cost_usd"].unique().to_list() == [pytest.approx(2 * 3e-6)], "priced by who answered"
+    calls = pl.concat(pl.read_parquet(path) for path in Path("runs/job/calls").glob("*.parquet"))
+    assert Counter(calls["endpoint"]) == {
+        "gemini@generativelanguage.googleapis.com": plain.asked,
+        "toy@toy.example": toy.asked,
+    }
+
+
+def test_what_either_bought_is_not_bought_again(here: Path) -> None:
+    plain, toy = Plain(), Toy()
+    run_through(session(here), opening=both(plain, toy))
+    (here / "topics.csv").write_text("topic\n" + "".join(f"t{row % 60}\n" for row in range(60)))
+    again = session(here)
+    assert run_through(again, opening=both(Plain(), Toy())).summary.calls == 60
+    before = plain.asked + toy.asked
+    assert before == 60
+
+
+def test_a_cap_counts_what_either_costs(here: Path) -> None:
+    dear = replace(TOY, rates=fixed_rates(10_000, 10_000), limits=Limits(0, 0, concurrency=1))
+    capped = session(here, budget={"max_usd": 0.5}, model={"max_output_tokens": 10})
+    ended = run_through(capped, opening=both(Plain(), Toy(), toy=dear))
+    assert ended.summary.cost_usd <= Decimal("0.5")
+
+
+# ---- what is kept
+
+
+def test_a_kept_reply_is_parsed_by_the_provider_that_gave_it(tmp_path: Path) -> None:
+    toy = Toy()
+    parse = parser_of({toy.name: toy})
+    reply = replace(toy.parse(b"say HELLO"), endpoint=TOY.endpoint, finished_at=EPOCH)
+    with killed(tmp_path / "run") as store:
+        store.append_call(ask(text="hello"), "toy-1", reply)
+    store = RunStore(tmp_path / "run", parse)
+    store.open(manifest())
+    found = store.reply(ask(text="hello").fingerprint("toy-1"))
+    store.close()
+    assert found and (found.reply.text, found.reply.endpoint) == ("HELLO", "toy@toy.example")
+    assert parse(b'{"candidates": []}', "gemini@example").status != "ok"
+    with pytest.raises(RunStateError, match=r"toy@toy\.example"):
+        parse_stored(b"say HELLO", TOY.endpoint)
+
+
+# ---- quotas
+
+
+Send = Callable[[Prompt, Target, Tries], Awaitable[Reply | Failure]]
+FIRST, SECOND = (
+    Target("gemini", "https://example", project, MODEL, limits=Limits(rpm=rpm, tpm=0))
+    for project, rpm in (("a", 60), ("b", 30))
+)
+ANY = Route((FIRST, SECOND))
+
+
+def dispatching(body: Callable[[Dispatcher], Awaitable[None]], send: Send, route: Route = ANY) -> None:
+    async def main() -> None:
+        desk = Dispatcher(send, route, wall=lambda: EPOCH + anyio.current_time(), rng=Random(1))
+        async with anyio.create_task_group() as group:
+            group.start_soon(desk.run)
+            await body(desk)
+            desk.close()
+
+    run(main)
+
+
+async def submit_all(desk: Dispatcher, number: int, route: Route | None = None) -> None:
+    async with anyio.create_task_group() as group:
+        for row in range(number):
+            group.start_soon(desk.submit, ask(row), route)
+
+
+def test_several_quotas_are_filled_at_once_over_one_backlog() -> None:
+    sent: Counter[str] = Counter()
+
+    async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply:
+        sent[target.project] += 1
+        await anyio.sleep(1.0)
+        return Reply("text", "ok", usage=Usage(10))
+
+    async def body(desk: Dispatcher) -> None:
+        await submit_all(desk, 900)
+        assert anyio.current_time() == pytest.approx(600.0, rel=0.03)
+
+    dispatching(body, send)
+    assert sent["a"] == pytest.approx(600, rel=0.03) and sent["b"] == pytest.approx(300, rel=0.06)
+
+
+def test_a_prompt_goes_only_where_its_route_leads_and_a_quota_takes_first_what_only_it_may_serve() -> None:
+    only = Route((SECOND,))
+    went: dict[int, str] = {}
+    finished: dict[str, float] = {}
+
+    async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply:
+        went[prompt.row] = target.project
+        await anyio.sleep(1.0)
+        return Reply("text", "ok", usage=Usage(10))
+
+    async def body(desk: Dispatcher) -> None:
+        async def timed(name: str, rows: range, route: Route) -> None:
+            async with anyio.create_task_group() as group:
+                for row in rows:
+                    group.start_soon(desk.submit, ask(row), route)
+            finished[name] = anyio.current_time()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(timed, "any", range(600), ANY)
+            group.start_soon(timed, "only", range(600, 800), only)
+
+    dispatching(body, send)
+    assert {went[row] for row in range(600, 800)} == {"b"}
+    assert finished["only"] == pytest.approx(400.0, rel=0.05), "nothing else takes its quota meanwhile"
+    assert finished["any"] < 610.0
+
+
+def test_a_target_that_refuses_the_key_is_left_out_and_the_run_goes_on_with_the_other() -> None:
+    refused = Failure("auth", "auth", "no such key", http_status=401)
+
+    async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
+        await anyio.sleep(1.0)
+        return refused if target is SECOND else Reply("text", "ok", usage=Usage(10))
+
+    async def body(desk: Dispatcher) -> None:
+        await submit_all(desk, 100)
+        assert anyio.current_time() < 110.0
+        with pytest.raises(Halted) as halted:
+            await desk.submit(ask(1000), Route((SECOND,)))
+        assert isinstance(halted.value.reason, AuthError)
+
+    dispatching(body, send)
+
+
+def test_when_no_target_is_left_the_run_ends_with_the_reason() -> None:
+    async def send(prompt: Prompt, target: Target, tries: Tries) -> Failure:
+        await anyio.sleep(1.0)
+        return Failure("auth", "auth", f"no such key of {target.project}", http_status=401)
+
+    reasons: list[PipelineError | None] = []
+
+    async def body(desk: Dispatcher) -> None:
+        async def one(row: int) -> None:
+            try:
+                await desk.submit(ask(row))
+            except Halted as halted:
+                reasons.append(halted.reason)
+
+        async with anyio.create_task_group() as group:
+            for row in range(20):
+                group.start_soon(one, row)
+
+    dispatching(body, send)
+    assert len(reasons) == 20 and {type(reason) for reason in reasons} == {AuthError}
+
+
+def test_attempts_and_refusals_are_counted_over_all_targets() -> None:
+    outcomes: list[Reply | Failure] = [
+        Failure("rate_limit", "quota", "slow down", http_status=429, retry_after_s=1.0),
+        Failure("transient", "server", "overloaded", http_status=503),
+        Reply("text", "ok", usage=Usage(10)),
+    ]
+    seen: list[Tries] = []
+
+    async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
+        seen.append(tries)
+        await anyio.sleep(0.1)
+        return outcomes.pop(0)
+
+    async def body(desk: Dispatcher) -> None:
+        reply = await desk.submit(ask())
+        assert (reply.attempts, reply.rate_limited) == (2, 1)
+
+    dispatching(body, send)
+    assert seen == [Tries(0, 0), Tries(0, 1), Tries(1, 1)]
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    ("base_url", "endpoint"),
+    [
+        ("https://generativelanguage.googleapis.com", "gemini@generativelanguage.googleapis.com"),
+        ("https://Relay.Example:443/v1beta/", "gemini@relay.example"),
+        ("http://127.0.0.1:8080", "gemini@127.0.0.1:8080"),
+        ("http://[::1]:8080/x", "gemini@[::1]:8080"),
+        ("http://例子.example", "gemini@xn--fsqu00a.example"),
+        ("http://emulator", "gemini@emulator"),
+    ],
+)
+def test_an_endpoint_is_named_by_provider_and_host_as_before(base_url: str, endpoint: str) -> None:
+    """Books of quota and of spending are found by it: an older version named it by httpx's `netloc`."""
+    assert Target("gemini", base_url, "p", "m").endpoint == endpoint
