@@ -75,30 +75,27 @@ class Calibration(NamedTuple):
         """How many answers of one length would tell as much."""
         return self.estimated**2 / self.squares if self.squares else 0.0
 
-    @property
-    def freedom(self) -> float:
-        """Degrees of freedom of the spread."""
-        return max(1.0, self.prior + self.effective - 1.0)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of a prompt, relative to its corrected estimate."""
-        ratio, squared = self.ratio, 0.0
-        if self.squares:
-            squared = self.counted_squares - 2 * ratio * self.products + ratio**2 * self.squares
-            squared = max(0.0, squared) / (ratio**2 * self.squares)
-        return sqrt((self.prior * _SPREAD**2 + self.effective * squared) / self.freedom)
-
     def error(self, *, borrowed: bool = False) -> float:
         """Half the 95 % interval of the corrected sum over many prompts of the same kind, or `borrowed`, of another."""
-        share = 1 / self.effective + (_BETWEEN_KINDS if borrowed else 0.0)
-        return max(LEAST_ERROR, t_quantile(self.freedom) * self.spread * sqrt(share))
+        effective, freedom, spread = self._told()
+        share = 1 / effective + (_BETWEEN_KINDS if borrowed else 0.0)
+        return max(LEAST_ERROR, t_quantile(freedom) * spread * sqrt(share))
 
     def margin(self) -> Margin:
         """How a run reads estimates."""
-        spread = min(MOST_SPREAD, self.spread)
-        bias = max(_CHOSEN_LOW * spread, self.error()) if self.answers else FIRST_BIAS
-        return Margin(self.ratio, spread, min(FIRST_BIAS, bias))
+        effective, freedom, spread = self._told()
+        error = t_quantile(freedom) * spread / sqrt(effective) if effective else FIRST_BIAS
+        spread = min(MOST_SPREAD, spread)
+        return Margin(self.ratio, spread, min(FIRST_BIAS, max(_CHOSEN_LOW * spread, error, LEAST_ERROR)))
+
+    def _told(self) -> tuple[float, float, float]:
+        """Effective answers, degrees of freedom, and the standard deviation of a prompt, relative to its estimate."""
+        effective, ratio, off = self.effective, self.ratio, 0.0
+        if effective:
+            expected = ratio * ratio * self.squares
+            off = max(0.0, self.counted_squares - 2 * ratio * self.products + expected) / expected
+        freedom = max(1.0, self.prior + effective - 1.0)
+        return effective, freedom, sqrt((self.prior * _SPREAD**2 + effective * off) / freedom)
 
     def after(self, estimated: int, counted: int) -> "Calibration":
         """With one answer more, and the older ones a little forgotten."""
@@ -122,6 +119,9 @@ class Calibration(NamedTuple):
         return Calibration(*(part * amount for amount in self[:-1]))._replace(prior=self.prior)
 
 
+_NOTHING = Calibration()
+
+
 class Calibrations:
     """One calibration for each step of a job: their prompts are built from different templates."""
 
@@ -136,14 +136,23 @@ class Calibrations:
     def margin(self, step: Step) -> Margin:
         """What the answers so far say about estimates of this step."""
         if step not in self._margins:
-            self._margins[step] = self._steps.setdefault(step, Calibration()).margin()
+            self._margins[step] = self._steps.get(step, _NOTHING).margin()
         return self._margins[step]
 
     def observe(self, step: Step, estimated: int, counted: int) -> None:
         """Learn from one answer; a count that is not positive says nothing and is passed over."""
         if estimated > 0 and counted > 0:
-            self._steps[step] = self._steps.get(step, Calibration()).after(estimated, counted)
-            self._margins[step] = self._steps[step].margin()
+            known = self._steps[step] = self._steps.get(step, _NOTHING).after(estimated, counted)
+            self._margins[step] = known.margin()
+
+
+_NORMAL = z = 1.959964
+_CORNISH_FISHER = (
+    (z**3 + z) / 4,
+    (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+    (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92_160,
+)
 
 
 def t_quantile(freedom: float) -> float:
@@ -153,9 +162,5 @@ def t_quantile(freedom: float) -> float:
     """
     if freedom <= 1:
         return 12.706
-    z, n = 1.959964, freedom
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92_160
-    return z + first / n + second / n**2 + third / n**3 + fourth / n**4
+    first, second, third, fourth = _CORNISH_FISHER
+    return _NORMAL + (first + (second + (third + fourth / freedom) / freedom) / freedom) / freedom
