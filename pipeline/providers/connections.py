@@ -104,7 +104,7 @@ class Origin:
             while came.status < 200 and came.status != 101:  # 103: there is more to come
                 message, payload = await protocol.read()
                 came.status, came.headers = message.code, message.headers
-            while part := await payload.readany():
+            while not payload.at_eof() and (part := await payload.readany()):
                 came.take(part)
             connection.release()
         finally:

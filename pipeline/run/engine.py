@@ -28,6 +28,7 @@ MAX_OPEN_DOCUMENTS = 2560
 """Documents open at once: the most calls in flight (2,000) and some to choose from. 10 kB of memory each, measured."""
 MAX_OPEN_CHARACTERS = 64_000_000
 """Text of the open documents, so that long ones do not fill the memory."""
+_NO_USAGE = Usage()
 FAIL_FAST_ROWS = 20
 """When the first so many rows of a run fail, all for one cause, it is the job's or the service's, not the rows'."""
 
@@ -206,7 +207,7 @@ class Engine:
 
     def _result(self, document: Document, answer: flows.Answer) -> Result:
         final, replies = answer.final, answer.replies
-        usage = sum((reply.usage for reply in replies), Usage())
+        usage = sum((reply.usage for reply in replies), _NO_USAGE)
         costs = [cost for reply in replies for cost in (reply.cost_usd, reply.unread_usd)]
         if any(reply.unread_usd != 0 or reply.at_most_usd != 0 for reply in replies):
             usage = replace(usage, estimated=True)
@@ -222,7 +223,7 @@ class Engine:
             usage=usage,
             input_tokens_est=answer.input_tokens_est,
             cost_usd=None if None in costs else sum((cost for cost in costs if cost), Decimal(0)),
-            calls=sum(reply.usage != Usage() for reply in replies),
+            calls=sum(reply.usage != _NO_USAGE for reply in replies),
             chunks=answer.chunks,
             attempts=sum(reply.attempts for reply in replies),
             rate_limited=sum(reply.rate_limited for reply in replies),
