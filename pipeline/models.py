@@ -64,9 +64,6 @@ RETIRED = ("gemini-1.0-", "gemini-1.5-", "gemini-2.0-", "gemini-pro-vision")
 
 _BY_NAME = {model.name: model for model in MODELS}
 
-LONGEST_ANSWER_TOKENS = max(model.max_output_tokens for model in MODELS)
-"""Longest answer of any model known: what one that is not known is taken to give at most, for an estimate."""
-
 _VERSION = re.compile(r"(?:[-@](?:latest|stable|preview|exp|\d[\d-]*))+$")
 
 
@@ -74,6 +71,11 @@ def model_info(name: str) -> Model | None:
     """Context and output size of a model, or None for one this version does not know."""
     plain = plain_name(name)
     return _BY_NAME.get(plain) or _BY_NAME.get(_VERSION.sub("", plain))
+
+
+def assumed(name: str) -> Model:
+    """The model of that name; of one that is not known the usual sizes are assumed."""
+    return model_info(name) or Model(plain_name(name))
 
 
 def plain_name(name: str) -> str:

@@ -4,7 +4,7 @@ import pytest
 from asking import MODEL
 from plans import known, prompt
 
-from pipeline.models import LONGEST_ANSWER_TOKENS, model_info
+from pipeline.models import Model, model_info
 from pipeline.plan import predict
 from pipeline.plan.learned import NOTHING
 from pipeline.plan.predict import Predictor, predicted_output
@@ -17,7 +17,7 @@ def test_nothing_known_of_the_length() -> None:
     assert predicted_output(prompt(bound=None), MODEL) == (0, predict.UNBOUNDED_OUTPUT_TOKENS, most.max_output_tokens)
     assert predicted_output(prompt(bound=800), MODEL) == (0, 400, 800)
     assert predicted_output(prompt(bound=1), MODEL) == (0, 1, 1)
-    assert predicted_output(prompt(bound=None), "mine")[2] == LONGEST_ANSWER_TOKENS
+    assert predicted_output(prompt(bound=None), "mine")[2] == Model("mine").max_output_tokens
 
 
 def test_texts_vary_as_known_answers_do() -> None:

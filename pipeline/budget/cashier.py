@@ -16,7 +16,7 @@ import polars as pl
 from pipeline.budget.caps import Spending
 from pipeline.errors import BudgetReached, PipelineError
 from pipeline.events import BudgetNear, Notify, PriceNoted
-from pipeline.models import LONGEST_ANSWER_TOKENS, model_info
+from pipeline.models import assumed
 from pipeline.prices import LONG_PROMPT_TOKENS, cost
 from pipeline.prompts import Prompt
 from pipeline.records import Failure, Reply, Usage
@@ -283,9 +283,7 @@ def has_come(failure: Failure) -> bool:
 
 def worst_case_usd(prompt: Prompt, target: Target) -> Decimal | None:
     """USD of this prompt with the longest answer that it allows, at today's price; None: the price is unknown."""
-    bound = prompt.params.max_output_tokens
-    model = None if bound else model_info(target.model)
-    longest = bound or (model.max_output_tokens if model else LONGEST_ANSWER_TOKENS)
+    longest = prompt.params.max_output_tokens or assumed(target.model).max_output_tokens
     given = math.ceil(prompt.input_tokens_est * _ESTIMATE_MARGIN)
     if prompt.input_tokens_est <= LONG_PROMPT_TOKENS < given:
         given = LONG_PROMPT_TOKENS + 1

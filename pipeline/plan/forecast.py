@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline import flows
 from pipeline.job import Job
-from pipeline.models import MODELS, model_info
+from pipeline.models import assumed
 from pipeline.plan.amounts import Cell, Tier, Work, merged
 from pipeline.plan.learned import Learned
 from pipeline.plan.predict import SCENARIOS, Predictor, Scenario
@@ -39,7 +39,7 @@ class Forecaster:
     """Forecasts the documents of one plan, each content once: what two rows ask alike is sent once."""
 
     def __init__(self, job: Job, learned: Learned, bought: Bought, limits: Limits) -> None:
-        context_tokens = (model_info(job.model) or MODELS[0]).context_tokens
+        context_tokens = assumed(job.model).context_tokens
         self._job = job
         self._predictor = Predictor(learned, job.model)
         self._bought = bought

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pipeline.models import LONGEST_ANSWER_TOKENS, model_info
+from pipeline.models import assumed
 from pipeline.plan.learned import Learned
 from pipeline.prompts import Prompt
 from pipeline.tokens import estimate
@@ -62,7 +62,6 @@ def predicted_output(prompt: Prompt, model: str) -> tuple[int, int, int]:
     """Shortest, expected and longest answer in tokens, before anything is known of this job's answers."""
     bound = prompt.params.max_output_tokens
     if bound is None:
-        known = model_info(model)
-        longest = known.max_output_tokens if known else LONGEST_ANSWER_TOKENS
+        longest = assumed(model).max_output_tokens
         return 0, min(UNBOUNDED_OUTPUT_TOKENS, longest), longest
     return 0, max(1, bound // 2), bound

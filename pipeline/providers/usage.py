@@ -6,7 +6,7 @@ is inferred from the total or from what was sent and answered. Whatever is not a
 
 import math
 
-from pipeline.models import MODELS, model_info
+from pipeline.models import assumed, model_info
 from pipeline.providers.foreign import any_number, folded, mapping, mappings
 from pipeline.records import Usage
 from pipeline.tokens import estimate
@@ -74,7 +74,7 @@ def read_usage(metadata: object, text: str, sent_tokens: int = 0, model: str = "
     impossible counts an output is counted from its text; thinking, that nobody sees, is taken at what `model` can do.
     """
     info = model_info(model)
-    most_input = (info or MODELS[0]).context_tokens
+    most_input = assumed(model).context_tokens
     most_output = max(MOST_OUTPUT_TOKENS, info.max_output_tokens) if info else most_input
     counts = _Counts(metadata)
     prompt = counts.named(_PROMPT, most_input) or counts.summed("prompttokensdetails", most_input) or 0
