@@ -1,6 +1,5 @@
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf
 from random import Random
 
 import pytest
@@ -267,15 +266,6 @@ def test_without_the_servers_minute_there_is_no_new_ground() -> None:
     ledger = TokenLedger(10**9, KnownPhase(None))
     ledger.settle(ledger.reserve(0.0, 1), None)
     assert not ledger.on_new_ground(1.0)
-
-
-def test_when_the_first_charge_after_an_instant_is_a_minute_old() -> None:
-    ledger = TokenLedger(10**9, KnownPhase(None))
-    for at in (1.0, 5.0, 9.0):
-        ledger.settle(ledger.reserve(at, 1), None)
-    assert ledger.leaves_at(1.0) == 65.0
-    assert ledger.leaves_at(0.0) == 61.0
-    assert ledger.leaves_at(9.0) == inf
 
 
 def test_what_is_heard_of_late_counts_from_when_it_left_and_can_be_corrected() -> None:

@@ -134,7 +134,7 @@ def test_a_run_without_limits_joins_one_that_knows_them(server: str, seed: int, 
     parts = list(split(documents(runs.world, small(count, 100, seed)), (count - 300, 300)))
     runs.run(parts, (0.0, 65.0), tmp_path / "book", unset=1, rpm=300, tpm=1_000_000)
     assert runs.part(1, 65.0, 185.0) > 0.2
-    assert len(runs.world.refused) <= 3
+    assert len(runs.world.refused) <= 6
     assert runs.world.dispatched() >= 0.95
 
 

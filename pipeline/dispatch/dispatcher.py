@@ -22,7 +22,8 @@ from pipeline.prompts import Prompt
 from pipeline.providers.base import Providers, charged_input
 from pipeline.quota import stops
 from pipeline.quota.book import QuotaBook
-from pipeline.quota.endpoint import EndpointQuota, Ticket
+from pipeline.quota.endpoint import EndpointQuota
+from pipeline.quota.gate import Ticket
 from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
 from pipeline.records import Failure, Limits, Reply, Status, Step
 from pipeline.targets import Route, Target
@@ -299,7 +300,7 @@ class Dispatcher:
         self.rate_limited += 1
         waiting.rate_limited += 1
         if waiting.refused_alone < REFUSED_ALONE:
-            self._again(waiting, now, now)
+            self._again(waiting, now, max(now, ticket.again_at))
         elif not waiting.gone:
             self._end_too_long(
                 waiting, ticket.tokens, f"fewer a minute: it was refused {REFUSED_ALONE} times with a minute for itself"

@@ -14,7 +14,8 @@ from pipeline.dispatch.desk import Send, Tries
 from pipeline.errors import PipelineError
 from pipeline.events import DayUsedUp, Notify
 from pipeline.quota import stops
-from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota, Ticket
+from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota
+from pipeline.quota.gate import Ticket
 from pipeline.records import Failure, Reply
 from pipeline.targets import Target
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from math import ceil, inf, sqrt
 from typing import Literal
 
-from pipeline.quota.adaptive import AdaptiveLimit
 from pipeline.quota.endpoint import FIRST_RPM, FIRST_TPM
+from pipeline.quota.limit import Limit
 from pipeline.quota.pacer import JITTER_S, WINDOW_S, spacing
 from pipeline.quota.slots import CAP, START, Slots
 from pipeline.records import Limits
@@ -152,13 +152,13 @@ def usable_tokens(load: Load, tpm: float) -> float:
 
 
 def _grown(load: Load, pace: Pace, second: float) -> Sending:
-    """In virtual time, in which the run's own `AdaptiveLimit` grows what is not known.
+    """In virtual time, in which the run's own `Limit` grows what is not known.
 
     Requests grow as one leaves; tokens while answers are awaited: nothing else wakes a dispatcher whose window is full.
     """
     limits, mean = pace.limits, load.mean_tokens
-    requests = AdaptiveLimit(limits.rpm, FIRST_RPM) if limits.rpm != 0 else None
-    tokens = AdaptiveLimit(limits.tpm, FIRST_TPM) if limits.tpm != 0 and mean else None
+    requests = Limit(limits.rpm, FIRST_RPM) if limits.rpm != 0 else None
+    tokens = Limit(limits.tpm, FIRST_TPM) if limits.tpm != 0 and mean else None
     if requests:
         requests.grow(0.0, 0.0)  # the second request is held up at once
     times, sent, grown_at = [0.0], [1.0], 0.0

@@ -1,18 +1,17 @@
 """What one endpoint (project and model) may be sent now: all meters together."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import inf
 from random import Random
 
 from pipeline.calibration import Margin
 from pipeline.events import LimitSet, Meter, Notify, Outage, QuotaShared, Refused
-from pipeline.quota.adaptive import AdaptiveLimit
-from pipeline.quota.book import Entry, MemoryBook, QuotaBook
+from pipeline.quota.book import MemoryBook, QuotaBook
 from pipeline.quota.breaker import Breaker
 from pipeline.quota.daily import RESET_JITTER_S, DailyQuota, day_of
-from pipeline.quota.evidence import Admitted, Which, last_minute
-from pipeline.quota.ledger import Charge, TokenLedger
+from pipeline.quota.gate import Gate, Ticket
+from pipeline.quota.ledger import TokenLedger
+from pipeline.quota.limit import Limit
 from pipeline.quota.pacer import RESERVE_FROM_RPM, WINDOW_S, RequestPacer, careful_s
 from pipeline.quota.server_clock import MinutePhase
 from pipeline.quota.sharing import LOOK_S, Sharing
@@ -24,28 +23,16 @@ FIRST_RPM, FIRST_TPM = 5, 250_000
 """Where nothing is configured: what Gemini's free tier allowed in 2026, to grow from."""
 OUTAGE_AFTER = 8
 """Failures in a row that mean the server is down."""
-REFUSALS_IN_A_ROW = 20
-"""Refusals for quota in a row, one without any detail counts for all, after which a single request probes."""
 GIVE_UP_S = 1800.0
 """A server that fails or refuses everything this long stops the run, which can be resumed."""
 _PROBING = "one request at a time asks whether that is over"
 _WORTH_TELLING = 1.25
-_HOLD_JITTER_S = 0.25
-_DEFAULT_HOLD_S = 1.0
 _CAUTIOUS_RPM = 60
 _CLOCKS_DIFFER_S = 600.0  # at most; a server's clock that is farther off tells no day
 _SOON_S = 1.0  # other runs may end, or show meanwhile that more is allowed
+_LARGE = 0.25  # of the tokens of a minute: of smaller ones several are refused where that is the reason
+_UNDISTURBED_S = 120.0  # so long nothing else was refused: the service is not down
 _FULL = 0.9  # of the tokens of a minute: refused at less, and the limit itself is lower
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One request on its way: its charge in the ledger and its line in the book."""
-
-    sent_at: float
-    tokens: int = 0  # as reserved
-    charge: Charge | None = None
-    entry: Entry | None = None
 
 
 class EndpointQuota:
@@ -81,9 +68,10 @@ class EndpointQuota:
             closed_until=known.day_opens_at,
         )
         self._outage = Breaker(OUTAGE_AFTER, rng)
-        self._refusals = Breaker(REFUSALS_IN_A_ROW, rng)
-        self._hold_until = self._resumed_at = self._sent_at = self._answered_at = -inf
+        self._sent_at = -inf
         self._strict = False
+        self._largest_passed = 0  # tokens
+        self._usual_refused_at = -inf  # one that was no larger
         self._told: dict[str, float] = {}
         self._runs = 1
         self._sharing = Sharing(self._book, wall, self.ledger)
@@ -93,6 +81,7 @@ class EndpointQuota:
         self._pacer = RequestPacer(self._rpm, drained=drained) if self.requests else None
         self._share_requests(now, recent)
         self.slots = Slots(limits.concurrency, self._rpm, limits.sockets)
+        self._gate = Gate(self.ledger, self.slots, rng, self._changed)
 
     @property
     def limits(self) -> Limits:
@@ -127,9 +116,7 @@ class EndpointQuota:
 
     def opens_at(self, now: float) -> float | None:
         """None when a request may leave; else when to ask again, `inf` while a probe is on its way."""
-        waits = [self._outage.opens_at(now), self._refusals.opens_at(now)]
-        if now < self._hold_until:
-            waits.append(self._hold_until)
+        waits = [self._outage.opens_at(now), self._gate.opens_at(now)]
         if self.requests and self._pacer:
             fits_at = self.ledger.request_fits_at(now, self.requests.value, counted=self._strict)
             if self.requests.exploring and self.ledger.on_new_ground(now):
@@ -146,7 +133,7 @@ class EndpointQuota:
 
     def down_s(self) -> float:
         """How long every request has failed or been refused."""
-        return max(self._outage.down_s(), self._refusals.down_s())
+        return max(self._outage.down_s(), self._gate.down_s())
 
     def paced(self) -> bool:
         """Whether `acquire` would wait."""
@@ -159,8 +146,8 @@ class EndpointQuota:
         if self.requests and not self._pacer.ready():
             proven = self.requests.value
             if self.requests.grow(now, self.ledger.last_minute(now)[0]):
-                self._keep("requests", self.requests, proven)
-                self._requests_changed(now)
+                self._book.learn("requests", proven, self._wall())
+                self._changed(self.requests, now)
         await self._pacer.acquire()
 
     def room(self, now: float, margin: Margin) -> float:
@@ -180,8 +167,8 @@ class EndpointQuota:
                 self._sharing.ask(now, tokens, margin)
             proven = self.tokens.value
             if self.tokens.grow(now, self.ledger.last_minute(now)[1]):
-                self._keep("tokens", self.tokens, proven)
-                self._tokens_changed()
+                self._book.learn("tokens", proven, self._wall())
+                self._changed(self.tokens, now)
 
     def look_around(self, now: float) -> None:
         """Charge what other processes have sent on the same quota, and share the pace with them."""
@@ -194,11 +181,9 @@ class EndpointQuota:
     def send(self, now: float, tokens: int, margin: Margin) -> Ticket:
         """Charge one request that leaves now."""
         self._outage.sent(now)
-        self._refusals.sent(now)
+        number = self._gate.sent(now)
         if self.unlimited:
-            return Ticket(now, tokens)
-        if self._resumed_at < self._hold_until:
-            self._resumed_at = now
+            return Ticket(now, tokens, number)
         self._sent_at = now
         wall = self._wall()
         day = self.day.today(wall)
@@ -206,12 +191,12 @@ class EndpointQuota:
         entry = self._book.send(wall, margin.at_most(tokens), day)
         if self._runs > 1:
             self._book.flush()
-        return Ticket(now, tokens, charge, entry)
+        return Ticket(now, tokens, number, charge=charge, entry=entry)
 
     def answered(self, ticket: Ticket, now: float, tokens: int | None, date: float | None, received: float) -> None:
         """An answer came: `tokens` as the service counted them, `date` its Date header, `received` when it was read."""
         self._responded(ticket)
-        self._answered_at = max(self._answered_at, ticket.sent_at)
+        self._largest_passed = max(self._largest_passed, ticket.tokens)
         self.slots.answered(now - ticket.sent_at)
         if date is not None:
             self.phase.observe(date, ticket.sent_at, max(ticket.sent_at, received))
@@ -228,7 +213,7 @@ class EndpointQuota:
         if failure.kind != "transient" or _is_unread_answer(failure):
             self._responded(ticket)
             return
-        self._refusals.undecided()
+        self._gate.returned()
         if failure.http_status == 503:
             self.slots.overloaded()
         if self._outage.failed(now, ticket.sent_at):
@@ -244,20 +229,53 @@ class EndpointQuota:
             self.phase.observe(failure.served_at, ticket.sent_at, now)
         self._release(ticket)
         if failure.kind == "day_quota":
-            self._refusals.undecided()
+            self._gate.returned()
             self._day_refused(ticket, now, failure)
             return False
-        if self._refusals.failed(now, ticket.sent_at, weight=1 if failure.quota else REFUSALS_IN_A_ROW):
-            self._notify(Refused(f"{failure.message}; {_PROBING}"))
-        wait = min(LONGEST_WAIT_S, max(_DEFAULT_HOLD_S, asked_s(failure)))
-        self._hold_until = max(self._hold_until, now + wait + self._rng.uniform(0.0, _HOLD_JITTER_S))
+        wait_s = min(LONGEST_WAIT_S, asked_s(failure))
         hits = [hit for hit in failure.quota if hit.window == "minute"] or [self._likely_hit(now)]
-        alone = ticket.tokens >= self.tokens_limit and self.ledger.since(ticket.sent_at - WINDOW_S)[1] == 0
-        if alone and all(hit.meter == "tokens" and hit.limit is None for hit in failure.quota):
-            return True
+        limits = [limit for hit in hits if (limit := self._limit_of(hit))]
+        large = self._is_too_large(ticket, failure, now)
+        alone = large and self.ledger.since(ticket.sent_at - WINDOW_S)[1] == 0
+        explained = large or self._is_explained(hits, ticket, now)
+        wait_s, own_s = (0.0, max(wait_s, WINDOW_S)) if large else (wait_s, wait_s)
+        shared = all(hit.limit is not None for hit in hits)
+        if self._gate.refused(ticket, now, wait_s, limits, explained=explained, shared=shared):
+            self._notify(Refused(f"{failure.message}; {_PROBING}"))
+        ticket.again_at = now + own_s
+        return alone
+
+    def _is_too_large(self, ticket: Ticket, failure: Failure, now: float) -> bool:
+        """Whether it may be refused for its own size: it has more than all that passed, which are not refused now."""
+        if not 0 < self._largest_passed < ticket.tokens:
+            self._usual_refused_at = now
+            return False
+        unnamed = all(hit.meter == "tokens" and hit.limit is None for hit in failure.quota)
+        return unnamed and ticket.tokens >= _LARGE * self.tokens_limit and now - self._usual_refused_at > _UNDISTURBED_S
+
+    def _limit_of(self, hit: QuotaHit) -> Limit | None:
+        return self.requests if hit.meter == "requests" else self.tokens
+
+    def _is_explained(self, hits: Sequence[QuotaHit], ticket: Ticket, now: float) -> bool:
+        """Whether a refusal raises no question: it names a lower limit, or the server's minute is another one."""
+        explained = False
         for hit in hits:
-            self._learn(hit, ticket, now, asked_s(failure))
-        return False
+            meter = self._limit_of(hit)
+            if meter is None:
+                continue
+            if self._forgave_no_burst(hit, meter):
+                self._strict = explained = True
+                self._changed(meter, now)
+                continue
+            passed = self._gate.passed(meter, ticket, ticket.sent_at - WINDOW_S)
+            if hit.limit is not None and meter.named(now, hit.limit, passed):
+                self._gate.judged(now)
+                self._changed(meter, now, learned=True)
+                explained = True
+            elif hit.meter == "tokens" and self._phase_explains(hit, ticket, passed):
+                self.phase.distrust(now)
+                explained = True
+        return explained
 
     def _day_refused(self, ticket: Ticket, now: float, failure: Failure) -> None:
         """Close the day in which the request was sent, by our clock or by the server's: a new one stays open."""
@@ -266,20 +284,20 @@ class EndpointQuota:
         if failure.served_at is not None and abs(failure.served_at - wall) < _CLOCKS_DIFFER_S:
             counted_at = min(counted_at, failure.served_at)
         if self.day.has_begun_since(counted_at, wall):
-            self._hold_until = max(self._hold_until, now + RESET_JITTER_S)
+            self._gate.hold(now, RESET_JITTER_S)
         else:
             self._book.close_day(self.day.exhausted(wall, failure.retry_after_s), wall)
 
     def unknown(self, ticket: Ticket) -> None:
         """Nobody knows what became of the request: it stays charged."""
         self._outage.undecided()
-        self._refusals.undecided()
+        self._gate.returned()
         self._settle(ticket, None)
 
-    def _meter(self, name: Meter, configured: int | None, start: int, learned: float | None) -> AdaptiveLimit | None:
+    def _meter(self, name: Meter, configured: int | None, start: int, learned: float | None) -> Limit | None:
         if configured == 0:
             return None
-        limit = AdaptiveLimit(configured, start, learned)
+        limit = Limit(configured, start, learned, meter=name)
         if limit.value != configured:
             self._notify(LimitSet(name, int(limit.value), "assumed" if learned is None else "learned"))
         return limit
@@ -296,18 +314,18 @@ class EndpointQuota:
             self._runs = runs
             self._notify(QuotaShared(runs))
             if self._pacer:
-                self._pacer.change(self._rpm, now, runs=runs)
+                self._pacer.change(self.requests.pace if self.requests else inf, now, runs=runs)
 
     def _witness(self, now: float) -> None:
         """Others may know of more than this run believes in: within that it would wait until they end."""
         requests, tokens = self.ledger.last_minute(now)
         if self.requests and self.requests.witnessed(now, requests):
-            self._requests_changed(now)
+            self._changed(self.requests, now)
         if self.tokens and self.tokens.witnessed(now, tokens):
-            self._tokens_changed()
+            self._changed(self.tokens, now)
 
     def _responded(self, ticket: Ticket) -> None:
-        self._refusals.succeeded()
+        self._gate.returned(ticket.sent_at)
         if self._outage.succeeded(ticket.sent_at):
             self._notify(Outage("over, the service answers again"))
 
@@ -329,48 +347,7 @@ class EndpointQuota:
         requests, tokens = self.use(now)
         return QuotaHit("", "tokens" if tokens > requests else "requests", "minute")
 
-    def _learn(self, hit: QuotaHit, ticket: Ticket, now: float, wait_s: float) -> None:
-        meter = self.requests if hit.meter == "requests" else self.tokens
-        if meter is None:
-            return
-        if self._forgave_no_burst(hit, meter):
-            self._strict = True
-            self._requests_changed(now)
-            return
-        which: Which = 0 if hit.meter == "requests" else 1
-        least, most = last_minute(self.ledger, self.phase.bounds, which, ticket.sent_at, now, wait_s)
-        # What was refused is more than was left: the limit is between the sums without and with it.
-        refused = ticket.tokens if hit.meter == "tokens" else 0
-        admitted = Admitted(
-            least=least + refused,
-            most=most + refused,
-            bucket=max(
-                self.ledger.since(now - 2 * WINDOW_S)[which] / 3.0,  # two minutes, and the one that it held at first
-                self.ledger.mean(now)[which],
-            ),
-            since_cut=self.ledger.since(meter.cut_at)[which],
-            resumed_at=self._resumed_at,
-            answered_at=self._answered_at,
-            opaque=not hit.quota_id,
-        )
-        if hit.meter == "tokens" and self._phase_explains(hit, ticket, admitted.least):
-            self.phase.distrust(now)
-            return
-        if not meter.refused(now, ticket.sent_at, admitted, hit.limit):
-            return
-        self._keep(hit.meter, meter, meter.value)
-        if hit.meter == "requests":
-            self._strict = True
-            self._requests_changed(now)
-        else:
-            self._tokens_changed()
-
-    def _keep(self, name: str, limit: AdaptiveLimit, value: float) -> None:
-        """Keep what is believed for the runs to come, but no guess: they would begin there, and take it for true."""
-        if not limit.is_guess:
-            self._book.learn(name, value, self._wall())
-
-    def _forgave_no_burst(self, hit: QuotaHit, meter: AdaptiveLimit) -> bool:
+    def _forgave_no_burst(self, hit: QuotaHit, meter: Limit) -> bool:
         """A low limit is first kept without the one request in reserve that a sliding-window counter needs."""
         if hit.meter != "requests" or self._strict or meter.known is None:
             return False
@@ -383,23 +360,20 @@ class EndpointQuota:
         limit = self.tokens_limit
         return last_minute >= _FULL * limit if hit.limit is None else hit.limit >= limit
 
-    def _requests_changed(self, now: float) -> None:
-        assert self._pacer is not None and self.requests is not None
-        self._pacer.change(self._rpm, now, strict=self._strict)
-        self.slots.change(self._rpm)
-        self._tell("requests", self.requests)
-
-    def _tokens_changed(self) -> None:
-        assert self.tokens is not None
-        self.ledger.limit = self.tokens.value
-        self._tell("tokens", self.tokens)
-
-    def _tell(self, meter: Meter, limit: AdaptiveLimit) -> None:
-        """Tell of a limit that changed, but not of every small step of its growth."""
-        told = self._told.get(meter, inf)
-        if not told <= limit.value < _WORTH_TELLING * told:
-            self._told[meter] = limit.value
-            self._notify(LimitSet(meter, int(limit.value), "tried" if limit.exploring else "measured"))
+    def _changed(self, limit: Limit, now: float, learned: bool = False) -> None:
+        if learned:
+            self._book.learn(limit.meter, limit.value, self._wall())
+        if limit is self.requests:
+            assert self._pacer is not None
+            self._strict = self._strict or learned
+            self._pacer.change(limit.pace, now, strict=self._strict)
+            self.slots.change(limit.value)
+        else:
+            self.ledger.limit = limit.pace
+        told = self._told.get(limit.meter, inf)
+        if not told <= limit.value < _WORTH_TELLING * told:  # not every small step of its growth
+            self._told[limit.meter] = limit.value
+            self._notify(LimitSet(limit.meter, int(limit.value), "tried" if limit.exploring else "measured"))
 
 
 def _is_unread_answer(failure: Failure) -> bool:

@@ -61,7 +61,6 @@ class _Tail:
 Amount = Callable[[Charge | _Tail], int]
 _tokens: Amount = attrgetter("tokens")
 _requests: Amount = attrgetter("requests")
-_at = attrgetter("at")
 
 
 class TokenLedger:
@@ -84,8 +83,6 @@ class TokenLedger:
         self._variance = 0.0  # of the open reservations
         self._bias = 0.0
         self._open_requests = self._open_tokens = 0
-        self._all_requests = self._all_tokens = 0
-        self._began_at: float | None = None
         self._used_at: float | None = None  # of the last answer of `used`, until a charge changes
         self._used = 0.0
         self._bound_at = -inf  # the bound over all phases: when it was computed, and what it was
@@ -97,8 +94,6 @@ class TokenLedger:
         at = max(now, self._charges[-1].at) if self._charges else now  # what others sent is heard of late
         charge = Charge(at, 0, 0, self._base + len(self._charges), margin.spread * tokens, margin.bias * tokens)
         self._charges.append(charge)
-        if self._began_at is None:
-            self._began_at = at
         self._variance += charge.deviation**2
         self._bias += charge.bias
         self._open_requests += 1
@@ -190,15 +185,10 @@ class TokenLedger:
         self._count(now, *bounds)
         return 2 * self._current.requests > self._both.requests
 
-    def leaves_at(self, instant: float) -> float:
-        """When the first charge after `instant` is a minute old."""
-        position = bisect_right(self._charges, instant, key=_at)
-        return self._charges[position].at + WINDOW_S if position < len(self._charges) else inf
-
-    def mean(self, now: float) -> tuple[float, float]:
-        """Requests and tokens of all time by its minutes, and one more: what a bucket allows that was full at first."""
-        minutes = 1.0 if self._began_at is None else 1.0 + (now - self._began_at) / WINDOW_S
-        return self._all_requests / minutes, self._all_tokens / minutes
+    def between(self, begin: float, end: float) -> tuple[int, int]:
+        """Requests and tokens charged after `begin` and up to `end`, at most two minutes back."""
+        (requests, tokens), (later, more) = self.since(begin), self.since(end)
+        return requests - later, tokens - more
 
     def in_flight(self) -> tuple[int, int]:
         """Requests and tokens reserved and not yet closed."""
@@ -230,8 +220,6 @@ class TokenLedger:
     def _amend(self, charge: Charge, tokens: int, requests: int) -> None:
         self._used_at = None
         more_tokens, more_requests = tokens - charge.tokens, requests - charge.requests
-        self._all_requests += more_requests
-        self._all_tokens += more_tokens
         charge.tokens, charge.requests = tokens, requests
         for tail in (self._minute, self._current, self._both):
             if charge.index >= tail.start:

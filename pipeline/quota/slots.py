@@ -1,6 +1,7 @@
 """How many requests may be in flight at once."""
 
-from math import ceil, inf, sqrt
+from collections.abc import Sequence
+from math import ceil, comb, inf, sqrt
 
 START = 64
 """Slots where the rate says nothing: no limit on requests."""
@@ -9,6 +10,8 @@ FIRST_LATENCY_S = 10.0
 """What an answer is assumed to take until `_SETTLED_AFTER` have come; too many cost nothing, too few cost rate."""
 _SETTLED_AFTER = 20
 _LEAST_WEIGHT = 0.02  # of one answer in the running mean
+_CHANCE = 1000
+_CAP_ANSWERS = 20.0  # of each slot, after which it is tried whether one more is taken
 _TAKEN, _GIVEN_BACK = 0.5, 0.25  # slots, by each 503 and by each answer
 
 
@@ -31,6 +34,8 @@ class Slots:
         self._mean_s = FIRST_LATENCY_S
         self._answers = 0
         self._taken = 0.0
+        self._cap = inf  # what a relay takes at once, as far as its refusals tell
+        self._lowered = 0  # times that the cap was found too high, one after the other
         self._resize()
 
     def change(self, rpm: float) -> None:
@@ -43,6 +48,11 @@ class Slots:
         self._answers += 1
         weight = max(_LEAST_WEIGHT, 1.0 / max(_SETTLED_AFTER, self._answers))
         self._mean_s += weight * (latency_s - self._mean_s)
+        if self._cap < inf:
+            before = int(self._cap)
+            self._cap += 1.0 / (_CAP_ANSWERS * self._cap)
+            if int(self._cap) > before:
+                self._lowered = 0
         if self._taken or self._answers % 8 == 0:
             self._taken = max(0.0, self._taken - _GIVEN_BACK)
             self._resize()
@@ -52,10 +62,27 @@ class Slots:
         self._taken += _TAKEN
         self._resize()
 
+    def crowded(self, refused: Sequence[int], passed: Sequence[int]) -> bool:
+        """Bound the slots if it was the crowd: how many were in flight as each of some requests left.
+
+        The refused must have found more in flight than those that passed, as once in a thousand times by chance. Where
+        that does not help three times one after the other, it was something else.
+        """
+        if self._cap < inf:
+            self._lowered += 1
+            self._cap = inf if self._lowered > 3 else max(1.0, int(self._cap) - 1.0)
+        elif refused:
+            least = min(refused)
+            above = len(refused) + sum(crowd >= least for crowd in passed)
+            if comb(above, len(refused)) * _CHANCE <= comb(len(refused) + len(passed), len(refused)):
+                self._cap, self._lowered = max(1.0, least), 0
+        self._resize()
+        return self._cap < inf
+
     def _resize(self) -> None:
         wanted = self._wanted()
         self._taken = min(self._taken, wanted - 1.0)
-        self.count = ceil(wanted - self._taken)
+        self.count = min(ceil(wanted - self._taken), int(self._cap) if self._cap < inf else CAP + wanted)
 
     def _wanted(self) -> int:
         if self._fixed is not None:

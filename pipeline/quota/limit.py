@@ -1,0 +1,178 @@
+"""What the service is believed to allow a minute: of one meter, requests or tokens."""
+
+from math import inf
+
+from pipeline.events import Meter
+
+KEEP = 0.99
+"""Part of what was let through that is believed to be the limit."""
+EPISODE_S = 60.0
+"""A minute after a refusal the window that it came from is over."""
+SAME = 0.1
+"""Two windows that were full at heights this close had the same limit: another client's part varies about as much."""
+_BELOW = 0.98  # of what was refused: the limit is lower than that
+_BACK = 1.1  # a step back up to what is believed to be safe
+_STEP, _NAMED_STEP, _LONGEST_STEP = 0.02, 0.1, 0.4  # upward; twice as long each time it succeeds
+_NAMED_GAP_S, _GAP_S = 60.0, 600.0
+_GROWTH_S = 10.0  # between two steps of growth
+_FAST, _SLOW = 2.0, 1.08  # a step; slow is ×1.6 a minute
+_FILLED = 0.7  # of the limit must have been used in the last minute before it grows slowly
+_SMALL = 240.0  # a minute, up to which it grows fast: the few that are on their way when it is refused are few
+
+
+class Limit:
+    """Never refused and never told, it grows while it is what holds the work up, fast at first.
+
+    Of the requests on their way when a window is full, a server refuses about the part by which the rate grew within
+    that window, and all of them if it counts fixed minutes: hence slowly, once they are more than a few. Once it is
+    found it is probed upward, carefully, never above what was configured or named.
+    """
+
+    def __init__(
+        self, configured: float | None, start: float, learned: float | None = None, *, meter: Meter = "requests"
+    ) -> None:
+        """`learned` is what an earlier run came to believe; `start` is used when nothing is known."""
+        self.meter: Meter = meter
+        self.which = 0 if meter == "requests" else 1  # of the sums of a ledger
+        self._top = configured if configured is not None else inf
+        self.value = min(self._top, learned if learned is not None else self._top)
+        self._growing = configured is None
+        self._fast_below = _SMALL if learned is None else 0.0
+        if self.value == inf:
+            self.value = start
+        self._safe = self.value
+        self._tried = inf  # a slower pace, while it is found out whether less is refused then
+        self._before: float | None = None  # what was believed before a slower pace was refused less
+        self._heights: tuple[float, ...] = ()  # what had been let through when a window was full
+        self._rate = -inf  # what was believed after the last cut
+        self._cut_at = -inf
+        self._changed_at: float | None = None
+        self._step = _STEP
+        self._gap_s = _GAP_S
+        self._probed_at = -inf
+        self._before_probe = self.value
+
+    @property
+    def pace(self) -> float:
+        """What is sent a minute: the limit, or less while it is found out whether a slower pace is refused less."""
+        return min(self._tried, self.value)
+
+    @property
+    def known(self) -> float | None:
+        """The limit where it was configured or named, None where it is only believed."""
+        return None if self._top == inf else self._top
+
+    @property
+    def exploring(self) -> bool:
+        """Whether more is tried than was ever let through."""
+        return self._growing or self._probed_at > -inf
+
+    @property
+    def unfound(self) -> bool:
+        """Whether it is still so far from any limit that it grows fast."""
+        return self._growing and self.value < self._fast_below
+
+    def named(self, now: float, limit: float, passed: float) -> bool:
+        """The service names its limit; believed where it is lower and less than twice that passed in a minute."""
+        if self._top == inf:
+            self._top = max(1.0, limit)
+        if not limit < self.value or passed > 2.0 * limit + 1.0:
+            return False
+        self._top = limit
+        self._found(now, limit, limit, _GAP_S, _STEP)
+        return True
+
+    def full(self, now: float, passed: float, anew: float, *, shared: bool) -> bool:
+        """All was refused for a part of a minute, when so much had passed in the last: twice the same is a limit.
+
+        `anew` is what had passed since all was refused last: a server that counts fixed minutes began anew.
+        """
+        before, self._heights = self._heights, (passed, anew)
+        same = [one for one in self._heights for other in before if abs(one - other) <= SAME * max(one, other)]
+        if same:
+            return self.lower(now, min(same), min(same), shared=shared)
+        if not self._growing:
+            return False
+        self.value = self._safe = max(1.0, min(_BELOW * self.value, KEEP * passed))
+        self._fast_below, self._changed_at = 0.0, now
+        return True
+
+    def lower(self, now: float, believed: float, passed: float, *, shared: bool) -> bool:
+        """It is what is believed, and `passed` in the last minute is tried again soon; True when that is a change.
+
+        `shared`: the service names what we believe in already. Others use it too, and may leave.
+        """
+        before: float | None = self._before or self.value
+        if abs(believed - self._rate) <= SAME * believed:  # the same again
+            before = None
+            believed = max(believed, self._rate)
+            passed = _BELOW * passed if passed < 1.12 * believed else believed
+        self._rate = believed
+        most = _BELOW * self.value
+        value = max(1.0, min(most, KEEP * believed))
+        self._found(
+            now,
+            value,
+            max(value, min(most, KEEP * passed)),
+            _NAMED_GAP_S if shared else _GAP_S,
+            _NAMED_STEP if shared else _STEP,
+        )
+        self._before = before
+        return True
+
+    def undo(self) -> bool:
+        """The slower pace was refused no less after all: believe what was believed before; True when that is more."""
+        before, self._before = self._before, None
+        if before is None or before <= self.value:
+            return False
+        self.value = self._safe = before
+        return True
+
+    def slower(self, pace: float) -> None:
+        """Try a slower pace; `inf` ends that."""
+        self._tried = max(1.0, pace)
+
+    def back(self, now: float) -> bool:
+        """Give a probe upward up again, if there is one; True when there was."""
+        if now - self._probed_at >= self._gap_s:
+            return False
+        self._found(now, self._before_probe, self._before_probe, min(2.0 * _NAMED_GAP_S, 2.0 * self._gap_s), _STEP)
+        return True
+
+    def grow(self, now: float, last_minute: float) -> bool:
+        """Probe upward; called while this limit is what holds the work up. `last_minute` is what it let through."""
+        if self.value >= self._top or self._tried < inf:
+            return False
+        if self._changed_at is None:
+            self._changed_at = now
+        age = now - self._changed_at
+        if self._growing:
+            fast = self.value < self._fast_below
+            if age < _GROWTH_S or not (fast or last_minute >= _FILLED * self.value):
+                return False
+            self.value = self._safe = min(self._top, self.value * (_FAST if fast else _SLOW))
+        elif self.value < self._safe:
+            if age < _GROWTH_S:
+                return False
+            self.value = min(self._safe, _BACK * self.value)
+        else:
+            if age < self._gap_s:
+                return False
+            self._before_probe, self._probed_at = self.value, now
+            self.value = self._safe = min(self._top, self.value * (1.0 + self._step))
+            self._step = min(_LONGEST_STEP, 2.0 * self._step)
+            self._gap_s = _NAMED_GAP_S
+        self._changed_at = now
+        return True
+
+    def witnessed(self, now: float, last_minute: float) -> bool:
+        """Believe what other runs are let through, unless a refusal has just told more; True when the limit changed."""
+        if now - self._cut_at < EPISODE_S or last_minute <= self.value or self.value >= self._top:
+            return False
+        self.value = self._safe = min(self._top, (_SLOW if self._growing else 1.0 + _STEP) * last_minute)
+        return True
+
+    def _found(self, now: float, value: float, safe: float, gap_s: float, step: float) -> None:
+        self.value, self._safe, self._gap_s, self._step = value, safe, gap_s, step
+        self._growing, self._tried, self._probed_at, self._before = False, inf, -inf, None
+        self._cut_at = self._changed_at = now
