@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -65,3 +66,10 @@ def stats(base_url: str, prompts: bool = False, log: bool = False) -> dict[str, 
     with build_opener(ProxyHandler({})).open(f"{base_url}/emulator/stats?{query}") as response:
         told: dict[str, Any] = json.load(response)
         return told
+
+
+def wait_for(base_url: str, counter: str, least: int, run: subprocess.Popen[Any]) -> None:
+    """Wait in real time until the served emulator has counted so many; a `run` that ends before is a failure."""
+    while stats(base_url)[counter] < least:
+        assert run.poll() is None, f"it ended with {run.returncode} before {counter} was {least}"
+        time.sleep(0.01)

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from serving import served, stats
+from serving import served, stats, wait_for
 from tables import figure
 
 IN_FLIGHT = 8
@@ -142,8 +142,7 @@ def test_a_table_sorted_by_length_is_answered_whole_after_a_kill(tmp_path: Path)
     pl.DataFrame({"id": ids, "body": texts}).write_parquet(tmp_path / "input.parquet")
     with served() as url:
         process = start(tmp_path, url)
-        while stats(url)["answered"] < rows // 3:
-            time.sleep(0.02)  # real time: another process is being watched
+        wait_for(url, "answered", rows // 3, process)
         process.kill()
         process.communicate()
         parts = (tmp_path / "runs/job/results").glob("*.parquet")
@@ -161,8 +160,7 @@ def test_the_next_run_says_once_what_was_in_flight_at_a_kill_and_what_it_may_hav
     summarize_job(tmp_path, 30)
     with served(latency_s=1.5) as url:
         process = start(tmp_path, url)
-        while stats(url)["in_flight"] < IN_FLIGHT:
-            time.sleep(0.02)
+        wait_for(url, "in_flight", IN_FLIGHT, process)
         process.kill()
         process.communicate()
         out, err = start(tmp_path, url, "--limit", "2").communicate(timeout=60)
@@ -187,8 +185,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_the_next_run_continues(tmp_path: 
     summarize_job(tmp_path, 60)
     with served(latency_s=0.3) as url:
         process = start(tmp_path, url)
-        while stats(url)["answered"] < 5:
-            time.sleep(0.02)
+        wait_for(url, "answered", 5, process)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
         assert process.returncode == 130, err.decode()
@@ -211,8 +208,7 @@ def test_sighup_is_sigterm_unless_it_is_ignored(tmp_path: Path, ignored: bool) -
     with served(latency_s=0.3) as url:
         process = start(tmp_path, url)
         signal.signal(signal.SIGHUP, was)
-        while stats(url)["answered"] < 5:
-            time.sleep(0.02)
+        wait_for(url, "answered", 5, process)
         process.send_signal(signal.SIGHUP)
         out, err = process.communicate(timeout=60)
         assert process.returncode == (0 if ignored else 130), err.decode()
@@ -227,8 +223,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_only_what_is_in_flight(tmp_path
     summarize_job(tmp_path, 30)
     with served(latency_s=60.0) as url:
         process = start(tmp_path, url)
-        while stats(url)["in_flight"] < IN_FLIGHT:
-            time.sleep(0.02)
+        wait_for(url, "in_flight", IN_FLIGHT, process)
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         began = time.monotonic()
@@ -243,8 +238,7 @@ def test_a_second_process_on_the_run_is_told_who_holds_it(tmp_path: Path) -> Non
     summarize_job(tmp_path, 30)
     with served(latency_s=60) as url:  # it goes on until it is killed
         first = start(tmp_path, url)
-        while stats(url)["requests"] == 0:
-            time.sleep(0.02)
+        wait_for(url, "requests", 1, first)
         out, err = start(tmp_path, url).communicate(timeout=30)
         held = f"another run writes output.parquet: process {first.pid}"
         assert held.encode() in err and held in json.loads(out)["error"]

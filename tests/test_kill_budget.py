@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from serving import served, stats
+from serving import served, stats, wait_for
 from tables import figure
 from test_kill import events, start, summarize_job
 
@@ -125,8 +125,7 @@ def test_what_a_second_ctrl_c_gives_up_is_charged_and_told(tmp_path: Path) -> No
     summarize_job(tmp_path, 30, "[budget]\nmax_usd = 1\n")
     with served(latency_s=0.5, marked=False, model_version=None) as url:
         process = start(tmp_path, url)
-        while stats(url)["in_flight"] < 3:
-            time.sleep(0.01)
+        wait_for(url, "in_flight", 3, process)
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)

@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 from commands import UNLIMITED, Ran, small_job
-from serving import served, stats
+from serving import served, stats, wait_for
 
 from pipeline.errors import OutputError
 from pipeline.store.place import Counted, held
@@ -94,8 +93,7 @@ def test_an_input_that_changes_under_a_run_ends_it_with_words_and_all_answers_sa
         environment = {**os.environ, "GEMINI_API_KEY": "AQ.test", "GOOGLE_GEMINI_BASE_URL": url}
         command = [sys.executable, "-m", "pipeline", "run", str(job), "--yes"]
         run = subprocess.Popen(command, cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
-        while stats(url)["answered"] < 4:
-            time.sleep(0.01)  # real time: another process is being watched
+        wait_for(url, "answered", 4, run)
         change(here / "t.csv")
         _, said = run.communicate(timeout=60)
         assert run.returncode == 3, said
@@ -119,8 +117,7 @@ def test_a_file_that_is_only_touched_or_replaced_by_its_copy_is_what_it_was(here
         environment = {**os.environ, "GEMINI_API_KEY": "AQ.test", "GOOGLE_GEMINI_BASE_URL": url}
         command = [sys.executable, "-m", "pipeline", "run", str(job), "--yes"]
         run = subprocess.Popen(command, cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
-        while stats(url)["answered"] < 4:
-            time.sleep(0.01)
+        wait_for(url, "answered", 4, run)
         (here / "copy.csv").write_bytes((here / "t.csv").read_bytes())
         (here / "copy.csv").rename(here / "t.csv")
         _, said = run.communicate(timeout=60)
@@ -201,8 +198,7 @@ def test_an_output_that_fails_after_the_calls_is_a_3_that_says_where_the_answers
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
         command = [sys.executable, "-m", "pipeline", "run", str(job), "--yes", "--out", "sub/out.csv"]
         run = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True)
-        while not stats(url)["requests"]:
-            time.sleep(0.01)
+        wait_for(url, "requests", 1, run)
         for path in (here / "sub").iterdir():
             path.unlink()
         (here / "sub").rmdir()

@@ -5,14 +5,13 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from serving import served, stats
+from serving import served, wait_for
 
 from jobs import PLAIN, write_job
 
@@ -110,8 +109,7 @@ def test_a_bug_with_its_traceback(here: Path, streams: Streams) -> None:
 def test_a_killed_process_and_what_the_others_on_the_machine_see_of_it(here: Path, streams: Streams) -> None:
     with served(latency_s=3.0) as url:
         process = start(url)
-        while not stats(url)["in_flight"]:
-            time.sleep(0.02)
+        wait_for(url, "in_flight", 1, process)
         arguments = Path(f"/proc/{process.pid}/cmdline")
         if arguments.exists():
             assert b"job.toml" in arguments.read_bytes() and KEY.encode() not in arguments.read_bytes()
