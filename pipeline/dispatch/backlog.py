@@ -97,10 +97,10 @@ class Backlog:
         """When the next one may be sent again, `inf` for none."""
         return self._later[0][0] if self._later else inf
 
-    def add(self, waiting: Waiting, now: float) -> None:
-        """A prompt that is ready."""
+    def add(self, waiting: Waiting, tokens: int, now: float) -> None:
+        """A prompt that is ready, with what it will cost."""
         lane = _FINISHING if waiting.prompt.step == "reduce" else _OTHERS
-        self._line(waiting.route).ready.add(waiting, self._size(waiting), lane, now)
+        self._line(waiting.route).ready.add(waiting, tokens, lane, now)
 
     def add_again(self, waiting: Waiting, now: float, when: float) -> None:
         """One that was sent before, to go again at the front; from `when` on."""

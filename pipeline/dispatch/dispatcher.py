@@ -348,15 +348,17 @@ class Dispatcher:
         return self._lanes_of(waiting)[0].costs.of(waiting)[0]
 
     def _enter(self, waiting: Waiting) -> None:
-        if self._counting.worth(self._size(waiting), self._lanes_of(waiting)[0].quota.tokens_limit):
+        first = self._lanes_of(waiting)[0]
+        tokens = first.costs.of(waiting)[0]
+        if self._counting.worth(tokens, first.quota.tokens_limit):
             self._counting.add(waiting)
         else:
-            self._line_up(waiting)
+            self._line_up(waiting, first, tokens)
         self._wake()
 
-    def _line_up(self, waiting: Waiting) -> None:
-        if not self.refuse_too_long(waiting):
-            self._backlog.add(waiting, self._loop.time())
+    def _line_up(self, waiting: Waiting, first: Lane, tokens: int) -> None:
+        if tokens <= first.quota.largest or not self.refuse_too_long(waiting):
+            self._backlog.add(waiting, tokens, self._loop.time())
             self._halt_if_stuck(waiting)
 
     def _halt_if_stuck(self, waiting: Waiting) -> None:
@@ -368,12 +370,14 @@ class Dispatcher:
 
     def _counted(self, waiting: Waiting) -> None:
         if not waiting.gone:
-            self._line_up(waiting)
+            first = self._lanes_of(waiting)[0]
+            self._line_up(waiting, first, first.costs.of(waiting)[0])
         self._wake()
 
     def _wake(self) -> None:
+        idle = not self.ready
         for lane in self._lanes.values():
-            lane.wake(idle=not self.ready)
+            lane.wake(idle)
 
     def _leave_queue(self, waiting: Waiting) -> None:
         if waiting.queued:

@@ -5,7 +5,7 @@ From `submit` to the answer, without network: the provider answers at once. Targ
 
 import sys
 import time
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,11 +13,14 @@ import anyio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asking import UNLIMITED, ask, dispatcher_of
+from asking import TARGET, UNLIMITED, ask
 
+from pipeline.dispatch.desk import Tries
+from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.prompts import Prompt
 from pipeline.quota.book import QuotaBook
 from pipeline.records import Limits, Reply, Usage
+from pipeline.targets import Route, Target
 
 READY = 1_000
 REQUESTS = 20_000
@@ -25,19 +28,18 @@ ROUNDS = 5
 HIGH = Limits(rpm=60_000_000, tpm=10**12)  # both meters are kept, and neither makes anything wait
 
 
-def prompts() -> Iterator[Prompt]:
-    for row in range(REQUESTS):
-        yield ask(row, "text", tokens=100 + row % 400)
+PROMPTS = [ask(row, "text", tokens=100 + row % 400) for row in range(REQUESTS)]
 
 
-async def send(prompt: Prompt) -> Reply:
+async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply:
     return Reply("text", "ok", usage=Usage(prompt.input_tokens_est), served_at=float(int(time.time())))
 
 
 async def microseconds(limits: Limits, book: QuotaBook | None) -> float:
     """CPU of one request; the tasks that submit are part of it, as the engine has them too."""
-    dispatcher = dispatcher_of(send, limits, book=book)
-    source = prompts()
+    target = replace(TARGET, limits=limits)
+    dispatcher = Dispatcher(send, Route((target,)), books={target.quota: book} if book else None)
+    source = iter(PROMPTS)
 
     async def submit_some() -> None:
         for prompt in source:
