@@ -64,50 +64,50 @@ _PILOT_FROM = 40
 """Rows from which a pilot of 20 leaves enough to be worth it."""
 
 
-def show_estimate(made: "Estimate", name: str, path: str, to: Screen = out) -> None:
+def show_estimate(made: "Estimate", name: str, path: str) -> None:
     """What `estimate` says."""
     plan = made.plan
-    to.print(styled((one_line(name), "bold"), f"  {one_line(plan.model)}  {one_line(path)}\n"))
+    out.print(styled((one_line(name), "bold"), f"  {one_line(plan.model)}  {one_line(path)}\n"))
     if not plan.load.prompts:
-        _show_nothing_left(plan, to)
+        _show_nothing_left(plan)
         return
-    show_columns(to, list(_rows(plan)))
+    show_columns(out, list(_rows(plan)))
     if made.deadline:
-        _show_deadline(made.deadline, plan, to)
+        _show_deadline(made.deadline, plan)
     if len(plan.steps) > 1 or any(step.answers for step in plan.steps.values()):
-        to.print()
-        _show_steps(plan, to)
+        out.print()
+        _show_steps(plan)
     if plan.found:
-        to.print()
-        _show_found(plan, to)
+        out.print()
+        _show_found(plan)
     if plan.timeline.nights > 1:
-        to.print()
-        _show_days(plan.timeline, to)
+        out.print()
+        _show_days(plan.timeline)
     if made.offers:
-        to.print()
-        _show_offers(made.offers, plan, to)
+        out.print()
+        _show_offers(made.offers, plan)
     if made.savings:
-        to.print()
-        _show_savings(made.savings, to)
-    to.print()
-    _show_notes(plan.notices, to, "yellow")
-    _show_notes((*plan.assumptions, *_provenance(plan)), to)
-    to.print(f"prices of {plan.prices_dated}", style="dim")
+        out.print()
+        _show_savings(made.savings)
+    out.print()
+    _show_notes(plan.notices, out, "yellow")
+    _show_notes((*plan.assumptions, *_provenance(plan)), out)
+    out.print(f"prices of {plan.prices_dated}", style="dim")
 
 
-def _show_nothing_left(plan: Plan, to: Screen) -> None:
+def _show_nothing_left(plan: Plan) -> None:
     """There is no call to plan: all rows are done, or none of them can be sent."""
     if plan.documents:
         rows = ("rows", count(plan.documents), _done(plan))
     else:
         rows = ("rows", count(plan.documents_done), "all done: `pipeline report` says what they came to")
-    show_columns(to, [rows, ("calls", "0", "nothing is left to be sent")])
+    show_columns(out, [rows, ("calls", "0", "nothing is left to be sent")])
     if plan.found:
-        to.print()
-        _show_found(plan, to)
+        out.print()
+        _show_found(plan)
     if plan.notices:
-        to.print()
-        _show_notes(plan.notices, to, "yellow")
+        out.print()
+        _show_notes(plan.notices, out, "yellow")
 
 
 def _show_notes(lines: Iterable[str], to: Screen, style: str = "dim") -> None:
@@ -133,7 +133,7 @@ def _done(plan: Plan) -> str:
     return f"{count(plan.documents_done)} more are done" if plan.documents_done else ""
 
 
-def _show_steps(plan: Plan, to: Screen) -> None:
+def _show_steps(plan: Plan) -> None:
     headers = ["  step", "calls", "tokens in", "tokens out", "cost"]
     known = any(each.answers for each in plan.steps.values())
     lines = []
@@ -143,19 +143,19 @@ def _show_steps(plan: Plan, to: Screen) -> None:
         if known:
             line.append(_answer(each.answers))
         lines.append(line)
-    show_grid([*headers, "an answer: P10 / median / P90"] if known else headers, lines, to)
+    show_grid([*headers, "an answer: P10 / median / P90"] if known else headers, lines)
 
 
 def _answer(known: Answers | None) -> str:
     return " / ".join(count(value) for value in (known.p10, known.p50, known.p90)) if known else "not known yet"
 
 
-def _show_found(plan: Plan, to: Screen) -> None:
+def _show_found(plan: Plan) -> None:
     rows = [f"  {count(found.rows)}" for found in plan.found.values()]
     names = [_FOUND[name] for name in plan.found]
-    width = min(_WIDTH, to.width) - max(map(len, ("  rows", *rows))) - max(map(len, ("what", *names))) - 4
+    width = min(_WIDTH, out.width) - max(map(len, ("  rows", *rows))) - max(map(len, ("what", *names))) - 4
     examples = [_examples(found, width) for found in plan.found.values()]
-    show_grid(("  rows", "what", "for instance"), list(zip(rows, names, examples, strict=True)), to)
+    show_grid(("  rows", "what", "for instance"), list(zip(rows, names, examples, strict=True)))
 
 
 def _examples(found: Found, width: int) -> str:
@@ -178,39 +178,39 @@ def _clipped(key: str) -> str:
     return key if cell_len(key) <= _KEY_WIDTH else set_cell_size(key, _KEY_WIDTH - 1).rstrip() + "…"
 
 
-def _show_days(timeline: Timeline, to: Screen) -> None:
+def _show_days(timeline: Timeline) -> None:
     listed = timeline.days if len(timeline.days) <= _DAYS_SHOWN else timeline.days[: _DAYS_SHOWN - 2]
     lines = [(f"  {_moment(day.starts_at)}", _moment(day.ends_at), count(day.prompts)) for day in listed]
-    show_grid(("  from (local time)", "until", "calls"), lines, to)
+    show_grid(("  from (local time)", "until", "calls"), lines)
     if left := timeline.days[len(listed) :]:
         more, calls = sum(day.days for day in left), sum(day.prompts for day in left)
         end = _moment(timeline.finish_at)
-        to.print(f"  … {things(more, 'more day')} with {count(calls)} calls, the last until {end}", style="dim")
+        out.print(f"  … {things(more, 'more day')} with {count(calls)} calls, the last until {end}", style="dim")
 
 
-def _show_deadline(deadline: Deadline, plan: Plan, to: Screen) -> None:
+def _show_deadline(deadline: Deadline, plan: Plan) -> None:
     if deadline.fits:
         fits = f"  fits: {duration(deadline.margin_s)} to spare before {_moment(deadline.at)}"
-        to.print(styled((fits, "green")))
+        out.print(styled((fits, "green")))
         return
     _show_notes(
         (
             f"does not fit: {duration(-deadline.margin_s)} too late for {_moment(deadline.at)}; "
             f"{deadline.share_done:.0%} ({count(deadline.prompts_done)} calls) would be done by then",
         ),
-        to,
+        out,
         "yellow",
     )
     if deadline.needed is None:
-        _show_notes(("no limit would make it fit: start earlier, or send less",), to)
+        _show_notes(("no limit would make it fit: start earlier, or send less",), out)
         return
     needed = [f"{name} = {value:,}" for name, value in limits_json(deadline.needed).items()]
     rows = int(plan.documents * deadline.share_done)
     fewer = f", or with `--limit {rows}`" if rows and not plan.documents_done else ""
-    _show_notes((f"it would fit with {' and '.join(needed)}{fewer}",), to)
+    _show_notes((f"it would fit with {' and '.join(needed)}{fewer}",), out)
 
 
-def _show_offers(offers: tuple[Offer, ...], plan: Plan, to: Screen) -> None:
+def _show_offers(offers: tuple[Offer, ...], plan: Plan) -> None:
     """One line a model, cheapest first; its lanes side by side."""
     by_model: dict[str, dict[Lane, Offer]] = {}
     for offer in offers:
@@ -219,7 +219,7 @@ def _show_offers(offers: tuple[Offer, ...], plan: Plan, to: Screen) -> None:
         (f"{'>' if name == plan.model else ' '} {name}", *(_offered(lanes.get(lane)) for lane in LANES))
         for name, lanes in by_model.items()
     ]
-    show_grid(("  model", *LANES), lines, to)
+    show_grid(("  model", *LANES), lines)
     remarks = (
         f"{offer.model}: {'; '.join(filter(None, (offer.misfit, offer.note)))}"
         for offer in offers
@@ -233,7 +233,7 @@ def _show_offers(offers: tuple[Offer, ...], plan: Plan, to: Screen) -> None:
             *dict.fromkeys(remarks),
             ASSUMPTION,
         ),
-        to,
+        out,
     )
 
 
@@ -250,14 +250,14 @@ def _offered(offer: Offer | None) -> str:
     return money(offer.cost_usd) + ("*" if offer.cheapest else " ")
 
 
-def _show_savings(savings: tuple[Saving, ...], to: Screen) -> None:
+def _show_savings(savings: tuple[Saving, ...]) -> None:
     names = max(len(_SAVINGS[each.what]) for each in savings)
     amounts = [money(each.usd) if each.usd else "nothing" for each in savings]
     width = max(map(len, amounts))
-    to.print("  savings", style="dim")
+    out.print("  savings", style="dim")
     for each, amount in zip(savings, amounts, strict=True):
         start = f"  {_SAVINGS[each.what]:<{names}}  {amount:>{width}}  "
-        to.print(folded(styled(start + each.detail), min(_WIDTH, to.width), len(start)))
+        out.print(folded(styled(start + each.detail), min(_WIDTH, out.width), len(start)))
 
 
 def _provenance(plan: Plan) -> Iterator[str]:

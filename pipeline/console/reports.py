@@ -14,6 +14,8 @@ from pipeline.terminal import one_line
 
 _SHORT_S = 60.0
 """Below it start and end of a run outweigh what was estimated."""
+_MOST_FAILURES = 50
+"""Shown on the screen; `--json` lists all."""
 
 
 def show_summary(summary: Summary, to: Screen = out) -> None:
@@ -109,18 +111,18 @@ def _off_time(estimated_s: float, actual_s: float) -> str:
     return "as said" if before == after else f"{before} → {after}"
 
 
-def show_failures(failures: Sequence[Failure], most: int = 50) -> None:
+def show_failures(failures: Sequence[Failure]) -> None:
     """The rows without a whole answer."""
     if not failures:
         out.print("every row that was reached is ok")
         return
     lines = [
         (str(failure.row), failure.key, failure.status, failure.error_kind or "", failure.error or "")
-        for failure in failures[:most]
+        for failure in failures[:_MOST_FAILURES]
     ]
     show_grid(("row", "id", "status", "cause", "what happened"), lines)
-    if len(failures) > most:
-        out.print(f"… and {len(failures) - most:,} more: `--json` lists all", style="dim")
+    if len(failures) > _MOST_FAILURES:
+        out.print(f"… and {len(failures) - _MOST_FAILURES:,} more: `--json` lists all", style="dim")
 
 
 def show_runs(summaries: Iterable[Summary]) -> None:
