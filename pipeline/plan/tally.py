@@ -43,7 +43,8 @@ class Tally:
         for part, work in zip(_PARTS, (forecast.low, forecast.expected, forecast.high, forecast.spared), strict=True):
             for tier, cell in work.items():
                 for number, amount in enumerate(cell):
-                    amounts[part, tier, number] = amount
+                    if amount:  # few have cached or thinking tokens
+                        amounts[part, tier, number] = amount
         if forecast.expected:
             expected = total(forecast.expected)
             amounts["prompts"] = expected.prompts
