@@ -42,6 +42,7 @@ class World:
     left: list[tuple[float, int]] = field(default_factory=list)  # when a request left the client, and its true tokens
     replies: list[Reply] = field(default_factory=list)
     in_flight: int = 0
+    inside: int = 0  # of those, the ones that the server is at work on
     most_in_flight: int = 0
 
     def __post_init__(self) -> None:
@@ -79,8 +80,12 @@ class World:
             if refusal is not None:
                 await anyio.sleep(0.06)
                 return refusal
+            self.inside += 1
             latency = min(30.0, max(0.2, self.rng.lognormvariate(math.log(self.latency[0]), self.latency[1])))
-            await anyio.sleep(latency)
+            try:
+                await anyio.sleep(latency)
+            finally:
+                self.inside -= 1
             return Reply("", "ok", usage=Usage(input_tokens=tokens), served_at=self.date(0.02))
         finally:
             self.in_flight -= 1

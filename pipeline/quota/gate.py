@@ -205,7 +205,8 @@ class Gate:
         for limit in self._limits:
             rate = self._ledger.between(begin, end)[limit.which] / minutes
             minute, anew = self._passed[limit]
-            self._believed[limit] = max(1.0, min(limit.value, max(rate, minute / 2, (1 - share) * limit.value / 2)))
+            most = min(limit.value, limit.height if limit.which and now - self._open_since < WINDOW_S else inf)
+            self._believed[limit] = max(1.0, min(most, max(rate, minute / 2, (1 - share) * limit.value / 2)))
             self._passed[limit] = (inf if recent else minute, anew)  # of less than a minute it is no limit
         self._slow(now, SLOWER * (1.0 - share))
 

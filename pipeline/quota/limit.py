@@ -72,6 +72,11 @@ class Limit:
         """Whether it is still so far from any limit that it grows fast."""
         return self._growing and self.value < self._fast_below
 
+    @property
+    def height(self) -> float:
+        """What had been let through when a window was full last; `inf` if none was."""
+        return self._heights[0] if self._heights else inf
+
     def named(self, now: float, limit: float, passed: float) -> bool:
         """The service names its limit; believed where it is lower and less than twice that passed in a minute."""
         if self._top == inf:
