@@ -1,5 +1,6 @@
 """Every test starts without keys, proxies or state of the machine it runs on."""
 
+import compileall
 import gc
 import shutil
 import sys
@@ -33,6 +34,12 @@ _FOREIGN = (
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Bytes are named by their length: what gzip packs holds the time, and two workers must collect the same names."""
     return f"{len(val)}-bytes" if isinstance(val, bytes) else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The package is compiled once, not by each of the processes that tests start where Python writes no bytecode."""
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(Path(__file__).parent.parent / "pipeline", quiet=1)
 
 
 def pytest_collection_finish() -> None:
