@@ -74,8 +74,9 @@ class Prompt:
     @property
     def text(self) -> str:
         """All of its text."""
-        texts = [part.text for turn in self.content for part in turn.parts]
-        return texts[0] if len(texts) == 1 else "\n".join(texts)
+        if len(self.content) == 1 and len(self.content[0].parts) == 1:
+            return self.content[0].parts[0].text
+        return "\n".join(part.text for turn in self.content for part in turn.parts)
 
     def fingerprint(self, model: str) -> str:
         """The name of the answer that `model` gives to it: see `fingerprint`. Worked out once."""

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from pipeline.prices import Lane, Rates
@@ -31,10 +32,7 @@ class Target:
     @property
     def endpoint(self) -> str:
         """Provider and host: `gemini@generativelanguage.googleapis.com`. Every reply is kept with it."""
-        url = urlsplit(self.base_url.strip())
-        host = (url.hostname or "").encode("idna").decode()
-        port = "" if url.port in (None, _USUAL_PORTS.get(url.scheme)) else f":{url.port}"
-        return f"{self.provider}@{f'[{host}]' if ':' in host else host}{port}"
+        return f"{self.provider}@{_host_of(self.base_url)}"
 
     @property
     def account(self) -> str:
@@ -49,9 +47,16 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The targets that may answer a prompt: whichever of them has quota left; the first where all have."""
+    """The targets that may answer a prompt: whichever of them has quota left; the first where all have.
+
+    `models` are those that may be asked, each once: under each of them an answer may have been bought.
+    """
 
     targets: tuple[Target, ...]
+    models: tuple[str, ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "models", tuple(dict.fromkeys(target.model for target in self.targets)))
 
     def __iter__(self) -> Iterator[Target]:
         return iter(self.targets)
@@ -61,11 +66,6 @@ class Route:
         """Who is asked where nothing speaks for another."""
         return self.targets[0]
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The models that may be asked, each once: under each of them an answer may have been bought."""
-        return tuple(dict.fromkeys(target.model for target in self.targets))
-
     def that_gave(self, reply: Reply) -> Target | None:
         """The target that a reply came from just now; None where none was asked."""
         return next((t for t in self.targets if (t.endpoint, t.model) == (reply.endpoint, reply.asked)), None)
@@ -73,6 +73,15 @@ class Route:
     def asking(self, model: str) -> Target:
         """The first target that asks `model`; where there is none any more, the first with that model."""
         return next((t for t in self.targets if t.model == model), replace(self.first, model=model))
+
+
+@lru_cache(maxsize=64)
+def _host_of(base_url: str) -> str:
+    """Host of an address, with its port where that is not the usual one; every call asks for it."""
+    url = urlsplit(base_url.strip())
+    host = (url.hostname or "").encode("idna").decode()
+    port = "" if url.port in (None, _USUAL_PORTS.get(url.scheme)) else f":{url.port}"
+    return f"{f'[{host}]' if ':' in host else host}{port}"
 
 
 def project_of(key: str) -> str:

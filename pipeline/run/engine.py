@@ -182,28 +182,26 @@ class Engine:
     async def _documents(self, document: Document | None) -> None:
         """One document after another: to wake a task costs a tenth of starting one (40 µs, measured 2026-11)."""
         while document is not None:
-            await self._document(document)
+            try:
+                answer = await flows.run(document, self._job, self._call)
+            except Halted as halted:
+                self._stop(halted.reason)
+            else:
+                result = self._result(document, answer)
+                self._store.append_result(result)
+                self.monitor.outcomes[result.status] += 1
+                self.monitor.answered += 1
+                if reason := self._first_failures.after(result):
+                    self.halt(reason)
+                del answer, result  # they would be kept while there is no other
+            finally:
+                self._gate.leave(document)
             if self._all_opened:
                 return
-            document = None  # its text is not kept while there is no other
+            document = None
             parked: asyncio.Future[Document | None] = asyncio.get_running_loop().create_future()
             self._idle.append(parked)
             document = await parked
-
-    async def _document(self, document: Document) -> None:
-        try:
-            answer = await flows.run(document, self._job, self._call)
-        except Halted as halted:
-            self._stop(halted.reason)
-        else:
-            result = self._result(document, answer)
-            self._store.append_result(result)
-            self.monitor.outcomes[result.status] += 1
-            self.monitor.answered += 1
-            if reason := self._first_failures.after(result):
-                self.halt(reason)
-        finally:
-            self._gate.leave(document)
 
     def _result(self, document: Document, answer: flows.Answer) -> Result:
         final, replies = answer.final, answer.replies
