@@ -1,6 +1,6 @@
 """What happens while a run goes on, as run.log keeps it and the console tells it: one small class for each event."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import ClassVar, Literal
@@ -123,6 +123,51 @@ class BudgetNear(Message):
     """Most of a cap is spent."""
 
     kind: ClassVar[str] = "budget"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStarted(Event):
+    """A session begins, with so many rows in the table."""
+
+    kind: ClassVar[str] = "start"
+    rows: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlanned(Event):
+    """What the session is expected to take, as the report compares it with what came of it."""
+
+    kind: ClassVar[str] = "plan"
+    at_s: float  # seconds since the epoch
+    rows: int
+    pilot: bool
+    steps: Mapping[str, Sequence[float | None]]  # calls, tokens in, tokens out, cost in USD; None: unknown
+    seconds: float
+    based_on: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed(Event):
+    """A sign of life, with the session's numbers so far."""
+
+    kind: ClassVar[str] = "progress"
+    seconds: float
+    rows_done: int
+    calls: int
+    cost_usd: Decimal
+    identical: int
+    cached: int
+    saved_usd: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded(Progressed):
+    """A session ends; `reason` is empty where nothing stopped it."""
+
+    kind: ClassVar[str] = "end"
+    status: str
+    reason: str
 
 
 Notify = Callable[[Event], None]

@@ -17,7 +17,6 @@ from pipeline.emulator.faults import GROUPS, Bill
 from pipeline.environment import VARIABLES
 from pipeline.records import CAUSES, PASSING, STATUS_MEANS
 from pipeline.report import RUN_KEYS
-from pipeline.report import events as read_events
 from pipeline.sections import JobFile
 from pipeline.store.export import COLUMN_MEANS, PENDING, RESULT_COLUMNS
 from pipeline.store.parts import CALLS_SCHEMA, RESULTS_SCHEMA
@@ -183,16 +182,7 @@ def _tables() -> Iterator[str]:
 
 def _events() -> Iterator[str]:
     yield "## Events of run.log\n"
-    yield "One JSON object a line, with the time `at` and the `event`. These four the report reads:\n"
-    read = [each for each in vars(read_events).values() if isinstance(each, type) and issubclass(each, BaseModel)]
-    named = [
-        (get_args(own["event"].annotation)[0], each, own) for each in read if "event" in (own := each.model_fields)
-    ]
-    yield from _table(
-        ("event", "with", "meaning"),
-        (_event(name, each, (field for field in own if field != "event")) for name, each, own in named),
-    )
-    yield "These a person may want to know while it runs:\n"
+    yield "One JSON object a line, with the time `at` and the `event`:\n"
     told = [each for each in vars(events).values() if isinstance(each, type) and issubclass(each, events.Event)]
     yield from _table(
         ("event", "with", "meaning"),

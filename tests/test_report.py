@@ -15,6 +15,7 @@ from stores import CENT, answer, failed, killed, manifest, opened, paid, prompt,
 from pipeline import report
 from pipeline.console.reports import show_summary
 from pipeline.errors import RunStateError
+from pipeline.events import SessionEnded, SessionStarted
 from pipeline.records import Usage
 from pipeline.report import Failure, failures, summarize
 from pipeline.store.manifest import write
@@ -61,7 +62,7 @@ def test_a_run_directory_without_calls_is_all_zeros(directory: Path) -> None:
 
 def spend(store: RunStore) -> None:
     """Three rows: two with an answer, the second of two calls; one that failed."""
-    store.log("start", rows=5, pid=1)
+    store.log(SessionStarted(5, 1))
     store.append_call(prompt(0), MODEL, paid(latency_s=1.0, usage=Usage(100, 20, 30, 4, 5)))
     store.append_result(result(0))
     store.append_call(prompt(1, "m", step="map"), MODEL, paid(latency_s=2.0, attempts=3, rate_limited=2))
@@ -216,10 +217,10 @@ def test_the_last_session_says_how_the_run_stands(
 
 def test_a_session_without_an_end_is_running_only_while_its_process_lives(directory: Path) -> None:
     with opened(directory) as store:
-        store.log("start", rows=3, pid=1)
+        store.log(SessionStarted(3, 1))
         assert report.in_use(directory)
         assert (summarize(directory).status, summarize(directory).rows) == ("running", 3)
-        store.log("end", status="stopped", seconds=1.5)
+        store.log(SessionEnded(1.5, 0, 0, Decimal(0), 0, 0, Decimal(0), "stopped", ""))
         assert summarize(directory).status == "stopped"
     assert not report.in_use(directory)
     assert summarize(directory).status == "stopped"
@@ -287,7 +288,7 @@ def test_the_newest_run_is_the_one_written_to_last(tmp_path: Path) -> None:
     assert "pipeline run" in caught.value.hint
     for name in ("b", "a", "c"):
         with opened(runs / name) as store:
-            store.log("start", rows=1)
+            store.log(SessionStarted(1, 1))
     (runs / "not a run").mkdir()
     assert [path.name for path in report.every(runs)] == ["a", "b", "c"]
     os.utime(runs / "a" / "run.log", (4e9, 4e9))

@@ -7,13 +7,14 @@ import orjson
 from asking import MODEL
 from stores import CENT, answer, opened, paid, prompt, result
 
+from pipeline.events import SessionEnded, SessionPlanned, SessionStarted
 from pipeline.report import summarize
-from pipeline.report.accuracy import PLAN_EVENT, Amounts, baseline, compare, logged
+from pipeline.report.accuracy import Amounts, baseline, compare, logged
 from pipeline.report.events import Event, Started, parse_events
 
 
 def plan(rows: int = 10, at_s: float = 0.0, *, pilot: bool = False, **steps: Amounts) -> Event:
-    told = {"event": PLAN_EVENT, "at_s": at_s, "rows": rows, "pilot": pilot, "steps": logged(steps)}
+    told = {"event": SessionPlanned.kind, "at_s": at_s, "rows": rows, "pilot": pilot, "steps": logged(steps)}
     (event,) = parse_events([orjson.dumps({**told, "seconds": 60.0, "based_on": "no answers yet"})])
     return event
 
@@ -76,9 +77,9 @@ def test_the_report_tells_calls_before_the_plan_from_those_after_it(tmp_path: Pa
             store.append_call(prompt(row), MODEL, paid(finished_at=finished_at))
             store.append_result(result(row))
         steps = logged({"answer": Amounts(2, 20, 10, CENT * 3)})
-        store.log(PLAN_EVENT, at_s=150.0, rows=3, pilot=False, steps=steps, seconds=60.0, based_on="")
-        store.log("start", rows=3, pid=1)
-        store.log("end", status="finished", seconds=50.0)
+        store.log(SessionPlanned(150.0, 3, False, steps, 60.0, ""))
+        store.log(SessionStarted(3, 1))
+        store.log(SessionEnded(50.0, 3, 3, Decimal(0), 0, 0, Decimal(0), "finished", ""))
     accuracy = summarize(directory).accuracy
     assert accuracy is not None
     assert (accuracy.estimated["answer"].calls, accuracy.actual["answer"].calls) == (3, 3)
@@ -90,7 +91,7 @@ def test_the_report_tells_calls_before_the_plan_from_those_after_it(tmp_path: Pa
 def test_calls_of_every_part_and_of_the_journal_count(tmp_path: Path) -> None:
     directory = tmp_path / "runs" / "notes"
     with opened(directory, seal_rows=1) as store:
-        store.log(PLAN_EVENT, at_s=0.0, rows=2, pilot=False, steps=logged({"answer": ONE}), seconds=1.0, based_on="")
+        store.log(SessionPlanned(0.0, 2, False, logged({"answer": ONE}), 1.0, ""))
         answer(store, 0)
         answer(store, 1)
         summary = summarize(directory)

@@ -21,6 +21,7 @@ from stores import AT, CENT, abandon, answer, failed, killed, manifest, opened, 
 
 from pipeline import report
 from pipeline.errors import RunStateError
+from pipeline.events import Progressed, SessionStarted, Stopped
 from pipeline.providers.stored import parse_stored
 from pipeline.records import PASSING, STATUSES, ErrorKind, Status, Usage
 from pipeline.store import parts, run, state
@@ -313,10 +314,10 @@ def no_room(path: Path) -> Iterator[None]:
 
 def test_the_log_is_json_lines_with_numbers_and_survives_a_full_disk(directory: Path) -> None:
     with opened(directory) as store:
-        store.log("start", rows=3, pid=1)
-        store.log("progress", cost_usd=Decimal("0.5"), path=Path("x"))
+        store.log(SessionStarted(3, 1))
+        store.log(Progressed(1.0, 2, 3, Decimal("0.5"), 0, 0, Decimal(0)))
         with no_room(directory / "run.log"):
-            store.log("end")
+            store.log(Stopped("no room"))
     lines = [orjson.loads(line) for line in (directory / "run.log").read_bytes().splitlines()]
     assert [(line["event"], line.get("rows"), line.get("cost_usd")) for line in lines] == [
         ("start", 3, None),
@@ -422,7 +423,7 @@ def test_a_new_directory_and_all_in_it_belong_to_the_user_alone(directory: Path)
     assert store.open(manifest()) is False
     answer(store, 0)
     anyio.run(store.seal)
-    store.log("end")
+    store.log(Stopped("no room"))
     store.close()
     modes = {path.relative_to(directory).as_posix(): path.stat().st_mode & 0o777 for path in directory.rglob("*")}
     assert {name for name, mode in modes.items() if mode == 0o700} == {"calls", "results"}

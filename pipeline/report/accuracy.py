@@ -8,9 +8,6 @@ import polars as pl
 
 from pipeline.report.events import Event, Planned
 
-PLAN_EVENT = "plan"
-"""Name of the line in run.log that holds what a session was expected to take."""
-
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
@@ -110,7 +107,7 @@ def amounts_by_step(paid: pl.DataFrame) -> dict[str, Amounts]:
     }
 
 
-def logged(steps: Mapping[str, Amounts]) -> dict[str, list[object]]:
+def logged(steps: Mapping[str, Amounts]) -> dict[str, list[float | None]]:
     """Steps of a plan as they stand in the log."""
     return {
         step: [each.calls, each.input_tokens, each.output_tokens, _usd(each.cost_usd)] for step, each in steps.items()

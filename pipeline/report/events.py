@@ -1,4 +1,4 @@
-"""What run.log tells the report. A line that is damaged, or is no event of ours, is passed over."""
+"""What run.log tells the report (see `pipeline.events`): a line that is damaged, or no event of ours, is skipped."""
 
 from collections.abc import Iterable, Iterator
 from decimal import Decimal

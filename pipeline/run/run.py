@@ -21,7 +21,16 @@ from pipeline.calls import charge_lost, durable
 from pipeline.dispatch.desk import Admit, Desk, Send
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import AuthError, PipelineError, make_resumable, resumable_once
-from pipeline.events import BookTrouble, Event, Notify, RequestsLost
+from pipeline.events import (
+    BookTrouble,
+    Event,
+    Notify,
+    Progressed,
+    RequestsLost,
+    SessionEnded,
+    SessionPlanned,
+    SessionStarted,
+)
 from pipeline.job import api_key
 from pipeline.places import SUFFIXES, quota_file, spend_file
 from pipeline.plan import Plan
@@ -31,7 +40,7 @@ from pipeline.process import files_left, give_back_memory
 from pipeline.prompts import Prompt
 from pipeline.quota.book import QuotaBook
 from pipeline.records import STATUSES, Failure, Reply
-from pipeline.report.accuracy import PLAN_EVENT, Amounts, logged
+from pipeline.report.accuracy import Amounts, logged
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.guards import refuse_unpriced, set_aside, stranger, within_files
 from pipeline.run.output import exported, output_place
@@ -160,7 +169,7 @@ async def _run(session: Session, services: Services, place: Place | None, confir
             spent = books.enter_context(_open_spend(session, services.route, store.identity))
             spending = _spending(session, store, spent)
             engine = _engine(session, store, services, spending, quotas, shelf, plan, rows)
-            store.log(PLAN_EVENT, **_expectation(session, plan))
+            store.log(_expectation(session, plan))
             await _attended(engine, store, watch, books)
         try:
             await store.seal()
@@ -174,7 +183,7 @@ async def _run(session: Session, services: Services, place: Place | None, confir
         whole = "finished" if options.pilot is None else "pilot"
         stopped = engine.stopped or (None if engine.interrupted else unwritten)
         status = "stopped" if stopped else "interrupted" if engine.interrupted else whole
-        store.log("end", status=status, reason=str(stopped or ""), **_numbers(engine.monitor))
+        store.log(SessionEnded(*_numbers(engine.monitor), status, str(stopped or "")))
     finally:
         store.close()
     return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted, unwritten)
@@ -213,7 +222,7 @@ def _engine(
     monitor.cost_usd = store.cost_usd()
 
     def heard(event: Event) -> None:
-        store.log(event.kind, **event.fields())
+        store.log(event)
         monitor.notices.append(event)
 
     for shared in (*books.values(), spending.book):
@@ -279,7 +288,7 @@ def _priced(session: Session, route: Route, heard: Notify) -> Route:
 
 
 async def _attended(engine: Engine, store: RunStore, watch: Watch, books: ExitStack) -> None:
-    store.log("start", rows=engine.monitor.rows, pid=os.getpid())
+    store.log(SessionStarted(engine.monitor.rows, os.getpid()))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_heed_signals, engine)
         tasks.start_soon(_heartbeat, engine, store)
@@ -310,11 +319,10 @@ async def _heed_signals(engine: Engine) -> None:
 async def _heartbeat(engine: Engine, store: RunStore) -> None:
     while True:
         await anyio.sleep(HEARTBEAT_S)
-        store.log("progress", **_numbers(engine.monitor))
+        store.log(Progressed(*_numbers(engine.monitor)))
 
 
-def _expectation(session: Session, plan: Plan) -> dict[str, object]:
-    """The plan as the report compares it with what came of it."""
+def _expectation(session: Session, plan: Plan) -> SessionPlanned:
     steps: dict[str, Amounts] = {
         step: Amounts(
             round(each.prompts),
@@ -324,24 +332,21 @@ def _expectation(session: Session, plan: Plan) -> dict[str, object]:
         )
         for step, each in plan.steps.items()
     }
-    return {
-        "at_s": time.time(),
-        "rows": session.rows,
-        "pilot": session.options.pilot is not None,
-        "steps": logged(steps),
-        "seconds": round(plan.timeline.seconds, 1),
-        "based_on": plan.based_on,
-    }
+    pilot = session.options.pilot is not None
+    return SessionPlanned(
+        time.time(), session.rows, pilot, logged(steps), round(plan.timeline.seconds, 1), plan.based_on
+    )
 
 
-def _numbers(monitor: Monitor) -> dict[str, object]:
+def _numbers(monitor: Monitor) -> tuple[float, int, int, Decimal, int, int, Decimal]:
+    """The fields of `Progressed`."""
     saved = monitor.saved
-    return {
-        "seconds": round(monitor.seconds, 3),
-        "rows_done": monitor.done,
-        "calls": monitor.calls,
-        "cost_usd": float(round(monitor.cost_usd, 10)),
-        "identical": saved.identical,
-        "cached": saved.cached,
-        "saved_usd": float(round(saved.usd, 10)),
-    }
+    return (
+        round(monitor.seconds, 3),
+        monitor.done,
+        monitor.calls,
+        monitor.cost_usd,
+        saved.identical,
+        saved.cached,
+        saved.usd,
+    )

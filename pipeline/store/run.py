@@ -30,6 +30,7 @@ import orjson
 import polars as pl
 
 from pipeline.errors import RunStateError
+from pipeline.events import Event
 from pipeline.process import make_private
 from pipeline.prompts import Prompt
 from pipeline.records import PASSING, STATUSES, Parse, Reply, Result
@@ -52,7 +53,8 @@ _NOTHING = Decimal(0)
 
 
 def _logged(value: object) -> object:
-    return float(round(value, 10)) if isinstance(value, Decimal) else str(value)
+    assert isinstance(value, Decimal)
+    return float(round(value, 10))
 
 
 def check_belongs(directory: Path, manifest: Manifest, parse: Parse) -> None:
@@ -230,10 +232,11 @@ class RunStore:
         self._batch.results[result.row] = result
         self.outcomes.set(result.row, result.status, is_passing(result))
 
-    def log(self, event: str, **numbers: object) -> None:
+    def log(self, event: Event) -> None:
         """One line in run.log: an event with numbers, never a key, never prompt text. A full disk drops it."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        line = orjson.dumps({"at": at, "event": event, **numbers}, default=_logged, option=orjson.OPT_APPEND_NEWLINE)
+        told = {"at": at, "event": event.kind, **event.fields()}
+        line = orjson.dumps(told, default=_logged, option=orjson.OPT_APPEND_NEWLINE)
         with suppress(OSError):
             self._log.write(line)
 
