@@ -31,11 +31,11 @@ def taken(ready: Lookahead[Item], room: float) -> float:
     return item.size
 
 
-def filled(sizes: list[float], lane: int = OTHERS, rng: Random | None = None) -> tuple[Lookahead[Item], list[Item]]:
+def filled(sizes: list[float], queue: int = OTHERS, rng: Random | None = None) -> tuple[Lookahead[Item], list[Item]]:
     ready: Lookahead[Item] = Lookahead(rng)
     items = [Item(size) for size in sizes]
     for item in items:
-        ready.add(item, item.size, lane, 0.0)
+        ready.add(item, item.size, queue, 0.0)
     return ready, items
 
 
@@ -48,16 +48,16 @@ def test_the_largest_that_fits_goes() -> None:
 
 def test_what_is_sent_again_goes_before_reduces_and_these_before_the_rest() -> None:
     ready: Lookahead[Item] = Lookahead(None)
-    for lane, size in ((OTHERS, 30), (FINISHING, 20), (AGAIN, 10)):
-        ready.add(Item(size), size, lane, 0.0)
+    for queue, size in ((OTHERS, 30), (FINISHING, 20), (AGAIN, 10)):
+        ready.add(Item(size), size, queue, 0.0)
     assert [taken(ready, 100) for _ in range(3)] == [10, 20, 30]
 
 
 @pytest.mark.parametrize("room", [100, inf])
 def test_backwards_the_last_lane_comes_first(room: float) -> None:
     ready: Lookahead[Item] = Lookahead(None)
-    for lane, size in ((AGAIN, 30), (FINISHING, 20), (OTHERS, 10), (AGAIN, 31)):
-        ready.add(Item(size), size, lane, 0.0)
+    for queue, size in ((AGAIN, 30), (FINISHING, 20), (OTHERS, 10), (AGAIN, 31)):
+        ready.add(Item(size), size, queue, 0.0)
     first = ready.take(0.0, room, lambda item: True, lambda item: inf, lambda now: inf, backwards=True)
     assert first is not None and first.size == 10
     assert [taken(ready, room) for _ in range(3)] == [*((30, 31) if room == inf else (31, 30)), 20]
@@ -125,7 +125,7 @@ def test_small_ones_are_not_passed_over_forever() -> None:
 
 
 def test_time_waited_before_counts_when_it_is_told() -> None:
-    ready, (small,) = filled([5], lane=FINISHING)
+    ready, (small,) = filled([5], queue=FINISHING)
     ready.add(large := Item(90), 90, AGAIN, 500.0, since=100.0)
     assert take(ready, 50, 99.0 + MAX_WAIT_S) is small
     ready.add(small, 5, FINISHING, 500.0)
@@ -164,9 +164,9 @@ def test_everything_comes_out_once_or_is_gone(
 ) -> None:
     ready: Lookahead[Item] = Lookahead(Random(0) if mixed else None)
     items = []
-    for lane, size in entries:
+    for queue, size in entries:
         items.append(Item(size))
-        ready.add(items[-1], size, lane, 0.0)
+        ready.add(items[-1], size, queue, 0.0)
     rng, out = Random(1), []
     for room, lose in takes:
         if lose and items:

@@ -129,7 +129,7 @@ def test_credit_that_is_used_up_stops_the_run(here: Path) -> None:
 
 
 def test_a_service_that_stays_away_stops_the_run_and_loses_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.dispatch.lane.GIVE_UP_S", 1.0)
+    monkeypatch.setattr("pipeline.dispatch.loop.GIVE_UP_S", 1.0)
     ended = play(here, "http://127.0.0.1:9", limits={"rpm": 0, "tpm": 0, "concurrency": 2})
     assert ended.exit_code == 3 and isinstance(ended.stopped, ServiceError)
     assert set(output()["status"]) <= {"error", "pending"}

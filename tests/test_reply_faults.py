@@ -214,7 +214,7 @@ def test_what_is_lost_on_the_way_is_asked_for_again_a_bounded_number_of_times(
 def test_no_fault_lifts_the_cap(
     here: Path, services: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.dispatch.lane.GIVE_UP_S", 0.5)  # none of its replies can be read
+    monkeypatch.setattr("pipeline.dispatch.loop.GIVE_UP_S", 0.5)  # none of its replies can be read
     url = services[kind]
     since = Since(url)
     cap = 0.001

@@ -99,8 +99,8 @@ class Backlog:
 
     def add(self, waiting: Waiting, tokens: int, now: float) -> None:
         """A prompt that is ready, with what it will cost."""
-        lane = _FINISHING if waiting.prompt.step == "reduce" else _OTHERS
-        self._line(waiting.route).ready.add(waiting, tokens, lane, now)
+        queue = _FINISHING if waiting.prompt.step == "reduce" else _OTHERS
+        self._line(waiting.route).ready.add(waiting, tokens, queue, now)
 
     def add_again(self, waiting: Waiting, now: float, when: float) -> None:
         """One that was sent before, to go again at the front; from `when` on."""

@@ -14,7 +14,7 @@ from pipeline.calibration import Calibration, Calibrations
 from pipeline.dispatch.backlog import Backlog, Costs, Waiting
 from pipeline.dispatch.counting import Counting
 from pipeline.dispatch.desk import Admit, Send
-from pipeline.dispatch.lane import Lane
+from pipeline.dispatch.loop import QuotaLoop
 from pipeline.dispatch.retries import is_enough, pause_s
 from pipeline.errors import Halted, PipelineError
 from pipeline.events import LongWait, Notify, Stopped
@@ -70,12 +70,12 @@ class Dispatcher:
         self._route, self._providers, self._admit = route, providers or {}, admit
         self._max_attempts = max_attempts
         self._notify, self._wall, self._rng = on_event, wall, rng or Random()
-        self._lanes: dict[str, Lane] = {}  # by quota
-        self._by_route: dict[int, tuple[Route, tuple[Lane, ...]]] = {}  # by the identity of the route
+        self._by_quota: dict[str, QuotaLoop] = {}  # by quota
+        self._by_route: dict[int, tuple[Route, tuple[QuotaLoop, ...]]] = {}  # by the identity of the route
         ordered = any(target.limits.tpm != 0 for target in route)
         self._backlog = Backlog(self._rng if ordered else None, self._size)
         for target in route:
-            if target.quota not in self._lanes:
+            if target.quota not in self._by_quota:
                 quota = EndpointQuota(
                     target.limits,
                     now=self._loop.time(),
@@ -84,7 +84,7 @@ class Dispatcher:
                     rng=self._rng,
                     book=(books or {}).get(target.quota),
                 )
-                self._lanes[target.quota] = Lane(
+                self._by_quota[target.quota] = QuotaLoop(
                     target,
                     quota,
                     self._backlog,
@@ -106,28 +106,28 @@ class Dispatcher:
     @property
     def limits(self) -> Limits:
         """The limits per minute that the first target's quota keeps now, configured or learned; 0: there is none."""
-        return self._lanes[self._route.first.quota].quota.limits
+        return self._by_quota[self._route.first.quota].quota.limits
 
     @property
     def quotas(self) -> tuple[EndpointQuota, ...]:
         """What each quota may be sent, in the order of the targets."""
-        return tuple(lane.quota for lane in self._lanes.values())
+        return tuple(loop.quota for loop in self._by_quota.values())
 
     @property
     def costs(self) -> tuple[Costs, ...]:
         """What prompts cost each target in tokens, as its answers show."""
-        return tuple(lane.costs for lane in self._lanes.values())
+        return tuple(loop.costs for loop in self._by_quota.values())
 
     @property
     def slots(self) -> int:
         """How many requests may be in flight now."""
-        return sum(lane.quota.slots.count for lane in self._lanes.values())
+        return sum(loop.quota.slots.count for loop in self._by_quota.values())
 
     @property
     def use(self) -> tuple[float, float]:
         """Parts of the limits on requests and on tokens that the last minute used; of several quotas the fullest."""
         now = self._loop.time()
-        requests, tokens = zip(*(lane.quota.use(now) for lane in self._lanes.values()), strict=True)
+        requests, tokens = zip(*(loop.quota.use(now) for loop in self._by_quota.values()), strict=True)
         return max(requests), max(tokens)
 
     @property
@@ -136,7 +136,7 @@ class Dispatcher:
         if self.in_flight or not self.ready:
             return None
         now, wall = self._loop.time(), self._wall()
-        waits = [lane.rests_until(now, wall) for lane in self._lanes.values() if not lane.closed]
+        waits = [loop.rests_until(now, wall) for loop in self._by_quota.values() if not loop.closed]
         return min((wait for wait in waits if wait is not None), default=None) if None not in waits else None
 
     async def submit(self, prompt: Prompt, route: Route | None = None) -> Reply:
@@ -166,21 +166,21 @@ class Dispatcher:
         try:
             async with anyio.create_task_group() as group:
                 async with anyio.create_task_group() as loops:
-                    others = list(self._lanes.values())[1:]
-                    for lane in others:
-                        loops.start_soon(lane.serve, group)
-                    await self._lanes[self._route.first.quota].serve(group)
+                    others = list(self._by_quota.values())[1:]
+                    for loop in others:
+                        loops.start_soon(loop.serve, group)
+                    await self._by_quota[self._route.first.quota].serve(group)
                 self._counting.stop()
-                for lane in self._lanes.values():
-                    lane.end()
+                for loop in self._by_quota.values():
+                    loop.end()
         finally:
             self.halt(self._reason)
-            for lane in self._lanes.values():
-                for waiting, ticket in lane.flying.items():
-                    lane.quota.unknown(ticket)
+            for loop in self._by_quota.values():
+                for waiting, ticket in loop.flying.items():
+                    loop.quota.unknown(ticket)
                     waiting.in_flight = False
                     self._withhold(waiting)
-                lane.flying.clear()
+                loop.flying.clear()
             self.in_flight = 0
 
     def close(self) -> None:
@@ -235,57 +235,57 @@ class Dispatcher:
         self.sent += 1
         self.in_flight += 1
 
-    def landed(self, lane: Lane, waiting: Waiting, ticket: Ticket, outcome: Reply | Failure) -> None:
+    def landed(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, outcome: Reply | Failure) -> None:
         """That request has come back."""
         waiting.in_flight = False
         self.in_flight -= 1
         self._wake()
         now = self._loop.time()
         if isinstance(outcome, Reply):
-            self._take_answer(lane, waiting, ticket, outcome, now)
+            self._take_answer(loop, waiting, ticket, outcome, now)
         elif outcome.kind in ("rate_limit", "day_quota"):
-            self._take_refusal(lane, waiting, ticket, outcome, now)
+            self._take_refusal(loop, waiting, ticket, outcome, now)
         else:
-            self._take_failure(lane, waiting, ticket, outcome, now)
+            self._take_failure(loop, waiting, ticket, outcome, now)
 
     def refuse_too_long(self, waiting: Waiting) -> bool:
         """End it where it is larger than any of its targets takes."""
-        lanes = self._lanes_of(waiting)
-        if any(lane.costs.of(waiting)[0] <= lane.quota.largest for lane in lanes):
+        loops = self._loops_of(waiting)
+        if any(loop.costs.of(waiting)[0] <= loop.quota.largest for loop in loops):
             return False
-        tokens, most = lanes[0].costs.of(waiting)[0], max(lane.quota.largest for lane in lanes)
+        tokens, most = loops[0].costs.of(waiting)[0], max(loop.quota.largest for loop in loops)
         self._leave_queue(waiting)
         self._end_too_long(waiting, tokens, f"{most:,.0f} a minute at most")
         return True
 
-    def shut(self, lane: Lane, reason: PipelineError) -> None:
+    def shut(self, loop: QuotaLoop, reason: PipelineError) -> None:
         """End one loop; and the run, where prompts wait that nobody else may answer."""
-        lane.closed = lane.closed or reason
+        loop.closed = loop.closed or reason
         self._is_any_shut = True
-        if all(other.closed for other in self._lanes.values()) or any(map(self._is_stuck, self._backlog)):
+        if all(other.closed for other in self._by_quota.values()) or any(map(self._is_stuck, self._backlog)):
             self.halt(reason)
         self._wake()
 
     def _is_stuck(self, waiting: Waiting) -> bool:
-        return all(lane.closed for lane in self._lanes_of(waiting))
+        return all(loop.closed for loop in self._loops_of(waiting))
 
-    def _lanes_of(self, waiting: Waiting) -> Sequence[Lane]:
+    def _loops_of(self, waiting: Waiting) -> Sequence[QuotaLoop]:
         route = waiting.route
         found = self._by_route.get(id(route))
         if found is None:
             quotas = dict.fromkeys(target.quota for target in route)
-            found = self._by_route[id(route)] = route, tuple(self._lanes[quota] for quota in quotas)
+            found = self._by_route[id(route)] = route, tuple(self._by_quota[quota] for quota in quotas)
         return found[1]
 
     # --- what came of a request -------------------------------------------------------------------------------------
 
-    def _take_answer(self, lane: Lane, waiting: Waiting, ticket: Ticket, reply: Reply, now: float) -> None:
-        provider = self._providers.get(lane.target.provider)
+    def _take_answer(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, reply: Reply, now: float) -> None:
+        provider = self._providers.get(loop.target.provider)
         tokens = provider.charged_tokens(reply.usage) if provider else charged_input(reply.usage)
         received = now if not reply.finished_at else min(now, now - (self._wall() - reply.finished_at))
-        lane.quota.answered(ticket, now, tokens, reply.served_at, received)
+        loop.quota.answered(ticket, now, tokens, reply.served_at, received)
         if tokens is not None and waiting.exact_tokens is None:  # counted ones are not chosen by their estimates
-            lane.costs.calibrations.observe(waiting.prompt.step, waiting.prompt.input_tokens_est, tokens)
+            loop.costs.calibrations.observe(waiting.prompt.step, waiting.prompt.input_tokens_est, tokens)
         waiting.attempts += 1
         self.attempts += 1
         self.answered += 1
@@ -293,8 +293,8 @@ class Dispatcher:
             reply = replace(reply, attempts=waiting.attempts, rate_limited=waiting.rate_limited)
         self._deliver(waiting, reply)
 
-    def _take_refusal(self, lane: Lane, waiting: Waiting, ticket: Ticket, failure: Failure, now: float) -> None:
-        waiting.refused_alone += lane.quota.refused(ticket, now, failure)
+    def _take_refusal(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, failure: Failure, now: float) -> None:
+        waiting.refused_alone += loop.quota.refused(ticket, now, failure)
         if failure.kind == "rate_limit":
             self._tell_wait(failure, min(asked_s(failure), LONGEST_WAIT_S), now)
         self.rate_limited += 1
@@ -306,8 +306,8 @@ class Dispatcher:
                 waiting, ticket.tokens, f"fewer a minute: it was refused {REFUSED_ALONE} times with a minute for itself"
             )
 
-    def _take_failure(self, lane: Lane, waiting: Waiting, ticket: Ticket, failure: Failure, now: float) -> None:
-        lane.quota.failed(ticket, now, failure)
+    def _take_failure(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, failure: Failure, now: float) -> None:
+        loop.quota.failed(ticket, now, failure)
         waiting.attempts += 1
         self.attempts += 1
         if failure.kind == "reject":
@@ -315,11 +315,11 @@ class Dispatcher:
         elif failure.kind == "transient" and is_enough(waiting, failure, self._max_attempts):
             self._fail(waiting, "error", failure)
         elif failure.kind == "transient":
-            wait, asked = pause_s(waiting, failure, lane.quota.period_s, self._rng)
+            wait, asked = pause_s(waiting, failure, loop.quota.period_s, self._rng)
             self._tell_wait(failure, asked, now)
             self._again(waiting, now, now + wait)
         else:
-            self.shut(lane, stops.stopped_by(failure))
+            self.shut(loop, stops.stopped_by(failure))
             self._again(waiting, now, now)
 
     def _tell_wait(self, failure: Failure, kept_s: float, now: float) -> None:
@@ -345,10 +345,10 @@ class Dispatcher:
 
     def _size(self, waiting: Waiting) -> int:
         """What its route's first target takes it for."""
-        return self._lanes_of(waiting)[0].costs.of(waiting)[0]
+        return self._loops_of(waiting)[0].costs.of(waiting)[0]
 
     def _enter(self, waiting: Waiting) -> None:
-        first = self._lanes_of(waiting)[0]
+        first = self._loops_of(waiting)[0]
         tokens = first.costs.of(waiting)[0]
         if self._counting.worth(tokens, first.quota.tokens_limit):
             self._counting.add(waiting)
@@ -356,28 +356,28 @@ class Dispatcher:
             self._line_up(waiting, first, tokens)
         self._wake()
 
-    def _line_up(self, waiting: Waiting, first: Lane, tokens: int) -> None:
+    def _line_up(self, waiting: Waiting, first: QuotaLoop, tokens: int) -> None:
         if tokens <= first.quota.largest or not self.refuse_too_long(waiting):
             self._backlog.add(waiting, tokens, self._loop.time())
             self._halt_if_stuck(waiting)
 
     def _halt_if_stuck(self, waiting: Waiting) -> None:
         if self._is_any_shut and self._is_stuck(waiting):
-            self.halt(self._lanes_of(waiting)[0].closed)
+            self.halt(self._loops_of(waiting)[0].closed)
 
     async def _count(self, prompt: Prompt, target: Target) -> int | Failure:
         return await self._providers[target.provider].count_tokens(prompt, target)
 
     def _counted(self, waiting: Waiting) -> None:
         if not waiting.gone:
-            first = self._lanes_of(waiting)[0]
+            first = self._loops_of(waiting)[0]
             self._line_up(waiting, first, first.costs.of(waiting)[0])
         self._wake()
 
     def _wake(self) -> None:
         idle = not self.ready
-        for lane in self._lanes.values():
-            lane.wake(idle)
+        for loop in self._by_quota.values():
+            loop.wake(idle)
 
     def _leave_queue(self, waiting: Waiting) -> None:
         if waiting.queued:

@@ -20,8 +20,8 @@ instead of when a gap must be forced for it. Worth 0.6 % of the tokens in simula
 """
 MAX_WAIT_S = 600.0
 """A prompt that was passed over this long goes next, and everything waits until it fits."""
-LANES = 3
-"""Lane 0: what is sent again; 1: what finishes a document; 2: all others."""
+QUEUES = 3
+"""Queue 0: what is sent again; 1: what finishes a document; 2: all others."""
 
 
 class Queued(Protocol):
@@ -48,7 +48,7 @@ class _Entry(Generic[Item]):
 _key = attrgetter("key")
 
 
-class _Lane(Generic[Item]):
+class _Queue(Generic[Item]):
     """A window, kept sorted by size, over a pool; drawn at random from a pool that is larger than the window.
 
     Drawing at random mixes sizes when the input is sorted by length, so both meters stay busy.
@@ -125,21 +125,21 @@ class Lookahead(Generic[Item]):
     def __init__(self, rng: Random | None) -> None:
         """Without `rng` prompts enter the window in the order they came."""
         self._numbers = count()
-        self._lanes: tuple[_Lane[Item], ...] = tuple(_Lane(rng) for _ in range(LANES))
+        self._queues: tuple[_Queue[Item], ...] = tuple(_Queue(rng) for _ in range(QUEUES))
         self.awaited: Item | None = None
         """What the last `take` left room for."""
 
     def __iter__(self) -> Iterator[Item]:
-        for lane in self._lanes:
-            yield from lane
+        for queue in self._queues:
+            yield from queue
 
     def __len__(self) -> int:
         """How many wait; of those that are gone some may still be counted."""
-        return sum(len(lane) for lane in self._lanes)
+        return sum(len(queue) for queue in self._queues)
 
-    def add(self, item: Item, size: float, lane: int, now: float, *, since: float = inf) -> None:
+    def add(self, item: Item, size: float, queue: int, now: float, *, since: float = inf) -> None:
         """Let `item` wait; `size` in tokens, `since` when it began to wait if that was before."""
-        self._lanes[lane].add(_Entry((size, next(self._numbers)), item, since), now)
+        self._queues[queue].add(_Entry((size, next(self._numbers)), item, since), now)
 
     def take(
         self,
@@ -155,25 +155,25 @@ class Lookahead(Generic[Item]):
 
         `room` is the size up to which it is worth asking `fits`; when it is infinite the oldest goes. `fits_at` tells
         when an item that does not fit will fit if nothing else goes before it; beyond `until(now)` nobody waits for it.
-        The last lane comes first when `backwards`.
+        The last queue comes first when `backwards`.
         """
         self.awaited = None
-        lanes = self._lanes[::-1] if backwards else self._lanes
-        for lane in lanes:
-            oldest = lane.oldest(now)
+        queues = self._queues[::-1] if backwards else self._queues
+        for queue in queues:
+            oldest = queue.oldest(now)
             if oldest is None:
                 continue
             if fits(oldest.item):
                 if room == inf or now - oldest.since > MAX_WAIT_S:
-                    lane.remove(oldest, now)
+                    queue.remove(oldest, now)
                     return oldest.item
             elif _worth_waiting(oldest, now, fits_at, until):
                 self.awaited = oldest.item
                 return None
-        for lane in lanes:
-            entry = lane.largest(room, fits, now)
+        for queue in queues:
+            entry = queue.largest(room, fits, now)
             if entry is not None:
-                lane.remove(entry, now)
+                queue.remove(entry, now)
                 return entry.item
         return None
 
@@ -181,7 +181,7 @@ class Lookahead(Generic[Item]):
         """What everything waits for when `take` returned None: an item that has waited long, else the smallest."""
         if self.awaited is not None:
             return self.awaited
-        smallest = [entry for lane in self._lanes if (entry := lane.smallest(now)) is not None]
+        smallest = [entry for queue in self._queues if (entry := queue.smallest(now)) is not None]
         return min(smallest, key=_key).item if smallest else None
 
 

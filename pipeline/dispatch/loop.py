@@ -47,7 +47,7 @@ class Floor(Protocol):
         """A request for it leaves."""
         ...
 
-    def landed(self, lane: "Lane", waiting: Waiting, ticket: Ticket, outcome: Reply | Failure) -> None:
+    def landed(self, loop: "QuotaLoop", waiting: Waiting, ticket: Ticket, outcome: Reply | Failure) -> None:
         """That request has come back."""
         ...
 
@@ -55,12 +55,12 @@ class Floor(Protocol):
         """End it where it is larger than any of its targets takes."""
         ...
 
-    def shut(self, lane: "Lane", reason: PipelineError) -> None:
+    def shut(self, loop: "QuotaLoop", reason: PipelineError) -> None:
         """Nothing more can be sent by this loop: others go on without it, if there are any for what waits."""
         ...
 
 
-class Lane:
+class QuotaLoop:
     """One quota, with the target that it is of."""
 
     def __init__(
