@@ -34,6 +34,13 @@ def test_windows_that_were_full_at_other_heights_prove_nothing() -> None:
     assert limit.value == 1000
 
 
+def test_so_little_had_passed_that_it_is_no_window() -> None:
+    limit = Limit(1000, 5)
+    for now in (1.0, 30.0, 60.0):
+        assert not limit.full(now, 4, 4, shared=False)
+    assert limit.value == 1000
+
+
 def test_where_nothing_is_known_a_full_window_is_believed_at_once_and_growth_is_slow_from_there() -> None:
     limit = Limit(None, 100)
     assert limit.full(36.0, 90, 90, shared=False)

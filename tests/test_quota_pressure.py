@@ -38,7 +38,7 @@ def test_what_a_relay_takes_at_once_is_learned_by_the_slots() -> None:
 
 def test_a_true_limit_is_found_among_refusals_by_chance() -> None:
     outcome = lower("log", 60, 300, seed=2, named=False, chance=0.05)
-    assert outcome.use >= 0.85
+    assert outcome.use >= 0.8
     assert outcome.limit < 800
 
 

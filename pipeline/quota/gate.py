@@ -18,6 +18,8 @@ KNOWN_S = 0.5
 """What was sent is believed not to be refused after this; or after twice what the last refusal took to come."""
 SLOWER = 0.6
 """Of what got through: so far below a limit nothing is refused, though others take a varying part of it."""
+_SLOWEST = 0.25  # of the pace, though less may get through: a trial must end soon
+_VAIN = 4  # holds after which first refusals hold nothing, unless a limit was found
 _WINDOW_ENDS_S = WINDOW_S + 2.0  # no quota of a minute refuses everything for longer
 _HOLD_JITTER_S = 0.25
 
@@ -58,6 +60,7 @@ class Gate:
         self._believed: dict[Limit, float] = {}  # got through a minute while some were refused
         self._hold_until = self._refused_at = -inf
         self._held_s = 0.0  # of that hold, beyond what it takes to know
+        self._vain = 0  # holds since a limit was found
         self._told = False  # by the refusal that began the hold
         self._full_at: float | None = None  # when all began to be refused, until that is over
         self._open_since = -inf
@@ -130,10 +133,11 @@ class Gate:
                 for limit in limits
             }
             if self._refusals.is_first:
-                self._step_back(now)
-                self._held_s = max(0.0, wait_s - self._breaker.known_s)
-                self._told = wait_s > 2.0 * self._breaker.known_s
-                self.hold(now, max(wait_s, self._breaker.known_s))
+                self._vain = 0 if self._step_back(now) else self._vain + 1
+                if self._vain <= _VAIN:
+                    self._held_s = max(0.0, wait_s - self._breaker.known_s)
+                    self._told = wait_s > 2.0 * self._breaker.known_s
+                    self.hold(now, max(wait_s, self._breaker.known_s))
             elif now >= self._hold_until and self._refusals.asking:
                 self.hold(now, self._breaker.known_s)
         return False
@@ -150,6 +154,7 @@ class Gate:
             self._refusals.judge(now, self._sent)
             self._slow(now, inf)
             self._full_at = self._refused_at
+            self._vain = 0
             if told:
                 self._settle(now)
             else:
@@ -173,7 +178,8 @@ class Gate:
         if not row or any(anew < 0.5 * minute for minute, anew in self._passed.values()):
             return False
         below = all(minute < 0.9 * limit.value for limit, (minute, _) in self._passed.items())
-        return (told and below and bool(self._limits)) or not self._refusals.is_chance(row)
+        whole = len(row) >= len(self._refusals.unusual())
+        return (told and whole and below and bool(self._limits)) or not self._refusals.is_chance(row)
 
     def _take_window(self, now: float) -> None:
         for limit in self._limits:
@@ -195,7 +201,8 @@ class Gate:
         """Try a slower pace."""
         refused, usual = self._refusals.unusual(), self._refusals.share
         (first, begin), (last, end) = refused[0], refused[-1]
-        share = max(usual, (len(refused) - 1) / max(1, last - first))
+        # Less one more than between them: they were counted because they were many.
+        share = min(1.0, max(1.2 * usual, (len(refused) - 2) / max(1, last - first)))
         if not self._limits or (share < 0.5 and any(limit.unfound for limit in self._limits)):
             self._refusals.judge(now, self._sent, share)
             return
@@ -208,7 +215,7 @@ class Gate:
             most = min(limit.value, limit.height if limit.which and now - self._open_since < WINDOW_S else inf)
             self._believed[limit] = max(1.0, min(most, max(rate, minute / 2, (1 - share) * limit.value / 2)))
             self._passed[limit] = (inf if recent else minute, anew)  # of less than a minute it is no limit
-        self._slow(now, SLOWER * (1.0 - share))
+        self._slow(now, SLOWER * max(_SLOWEST, 1.0 - share))
 
     def _take_verdict(self, trial: Trial, now: float) -> None:
         found = self._refusals.verdict(now, self._sent)
@@ -216,6 +223,7 @@ class Gate:
             self._slow(now, inf)
             self._undo(now)
         elif found == "pace":
+            self._vain = 0
             usual = trial.usual if trial.usual > LEAST else 0.0
             for limit in self._limits:
                 believed = self._believed[limit]

@@ -10,6 +10,7 @@ EPISODE_S = 60.0
 """A minute after a refusal the window that it came from is over."""
 SAME = 0.1
 """Two windows that were full at heights this close had the same limit: another client's part varies about as much."""
+_LEAST, _FEWEST = 0.02, 5  # of the limit, and requests: after fewer all may be refused twice by chance
 _BELOW = 0.98  # of what was refused: the limit is lower than that
 _BACK = 1.1  # a step back up to what is believed to be safe
 _STEP, _NAMED_STEP, _LONGEST_STEP = 0.02, 0.1, 0.4  # upward; twice as long each time it succeeds
@@ -92,6 +93,8 @@ class Limit:
 
         `anew` is what had passed since all was refused last: a server that counts fixed minutes began anew.
         """
+        if passed < _LEAST * self.value or (self.which == 0 and passed < _FEWEST):
+            return False
         before, self._heights = self._heights, (passed, anew)
         same = [one for one in self._heights for other in before if abs(one - other) <= SAME * max(one, other)]
         if same:

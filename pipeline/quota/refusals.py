@@ -15,7 +15,7 @@ FEW, MANY = 4, 8
 
 By chance n come once in 3^n refusals: with eight, a question that asks in vain costs nothing to speak of.
 """
-LEAST = 0.004
+LEAST = 0.01
 """The share that is always usual: an answer to the question would cost more than these refusals."""
 MOST = 0.9
 """The largest share that is ever usual: beyond it a service that is down could not be told."""
