@@ -41,7 +41,7 @@ class Target:
 
     @property
     def quota(self) -> str:
-        """What its limits are counted by: `endpoint/project/model`. Targets that share it share one lane loop."""
+        """What its limits are counted by: `endpoint/project/model`. Targets that share it share one loop."""
         return f"{self.account}/{self.model}"
 
 
