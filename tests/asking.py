@@ -11,7 +11,7 @@ from pipeline.dispatch.desk import Tries
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.prompts import Params, Prompt, said
 from pipeline.providers.answers import parse_reply
-from pipeline.providers.base import Model, Provider, charged_input
+from pipeline.providers.base import Provider, charged_input
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
 from pipeline.quota.book import QuotaBook
@@ -62,8 +62,8 @@ class Stub:
     def charged_tokens(self, usage: Usage) -> int | None:
         return charged_input(usage)
 
-    async def list_models(self, target: Target) -> list[Model] | Failure:
-        return [Model(target.model, None, None)]
+    async def list_models(self, target: Target) -> list[str] | Failure:
+        return [target.model]
 
     async def is_emulator(self, target: Target) -> bool:
         return False

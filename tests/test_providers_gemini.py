@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pipeline.errors import AuthError, JobError
 from pipeline.prompts import Params, Prompt
 from pipeline.providers.answers import parse_reply
-from pipeline.providers.base import Model
 from pipeline.providers.gemini import Connection, build_request
 from pipeline.providers.transport import Wire
 from pipeline.records import Failure, Reply, Usage
@@ -480,7 +479,7 @@ def test_models_are_listed_page_by_page() -> None:
         assert request.url.params["pageSize"] == "1000"
         return httpx.Response(200, json=pages[request.url.params.get("pageToken")])
 
-    assert ask(handler, lambda gemini: gemini.list_models()) == [Model("a", 1048576, 65536), Model("b", None, None)]
+    assert ask(handler, lambda gemini: gemini.list_models()) == ["a", "b"]
 
 
 def test_a_refused_listing_is_a_failure() -> None:

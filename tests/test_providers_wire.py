@@ -10,7 +10,6 @@ import anyio
 import pytest
 from test_providers_gemini import ASKED, KEY, OK, prompt
 
-from pipeline.providers.base import Model
 from pipeline.providers.connections import MOST_BODY_BYTES
 from pipeline.providers.gemini import Connection
 from pipeline.providers.transport import Wire
@@ -228,13 +227,13 @@ def test_a_listing_of_models_that_never_ends_is_bounded() -> None:
         models = b'{"name":"models/m-%d"},{"name":"models/same"}' % pages[0]
         writer.write(response(b'{"models":[%s],"nextPageToken":"page %d"}' % (models, pages[0])))
 
-    async def run() -> list[Model] | Failure:
+    async def run() -> list[str] | Failure:
         async with server(page) as (url, _), Wire() as wire:
             return await Connection(wire, api_key=KEY, base_url=url).list_models()
 
     models = anyio.run(run)
     assert isinstance(models, list) and pages[0] == 50
-    assert [model.name for model in models[:3]] == ["m-1", "same", "m-2"] and len(models) == 51
+    assert models[:3] == ["m-1", "same", "m-2"] and len(models) == 51
 
 
 @pytest.mark.case("S10")

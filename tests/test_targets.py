@@ -28,7 +28,7 @@ from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import AuthError, Halted, PipelineError, RunStateError
 from pipeline.prices import fixed_rates
 from pipeline.prompts import Prompt
-from pipeline.providers.base import Model, Provider
+from pipeline.providers.base import Provider
 from pipeline.providers.stored import parse_stored, parser_of
 from pipeline.records import Failure, Limits, Reply, Usage
 from pipeline.run import prepare
@@ -67,8 +67,8 @@ class Toy:
     def charged_tokens(self, usage: Usage) -> int | None:
         return usage.input_tokens + usage.output_tokens
 
-    async def list_models(self, target: Target) -> list[Model] | Failure:
-        return [Model("toy-1", None, None)]
+    async def list_models(self, target: Target) -> list[str] | Failure:
+        return ["toy-1"]
 
     async def is_emulator(self, target: Target) -> bool:
         return False

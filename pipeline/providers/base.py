@@ -1,21 +1,11 @@
 """What the pipeline asks of whoever speaks a service's protocol. Adding one: `docs/architecture.md`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.prompts import Prompt
 from pipeline.records import Failure, Reply, Usage
 from pipeline.targets import Target
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model that a key may use, as its service lists it; None where that says nothing."""
-
-    name: str
-    input_token_limit: int | None
-    output_token_limit: int | None
 
 
 class Provider(Protocol):
@@ -42,8 +32,8 @@ class Provider(Protocol):
         """Tokens of an answered request that count against the quota per minute; None: the service did not say."""
         ...
 
-    async def list_models(self, target: Target) -> list[Model] | Failure:
-        """The models that the target's key may use, in the service's order."""
+    async def list_models(self, target: Target) -> list[str] | Failure:
+        """Names of the models that the target's key may use, in the service's order."""
         ...
 
     async def is_emulator(self, target: Target) -> bool:

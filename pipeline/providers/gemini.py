@@ -23,7 +23,7 @@ from pipeline import __version__
 from pipeline.errors import AuthError, JobError
 from pipeline.prompts import Params, Prompt
 from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, judge, parse_reply, read_answer
-from pipeline.providers.base import Model, charged_input
+from pipeline.providers.base import charged_input
 from pipeline.providers.blotting import blotted
 from pipeline.providers.failures import classify, http_date, unanswered, without_prompt
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
@@ -93,7 +93,7 @@ class Gemini:
         """Gemini's quota counts input only."""
         return charged_input(usage)
 
-    async def list_models(self, target: Target) -> list[Model] | Failure:
+    async def list_models(self, target: Target) -> list[str] | Failure:
         """See `Connection`."""
         return await self.open(target).list_models()
 
@@ -216,12 +216,12 @@ class Connection:
         answer = await self._wire.get(url, self._headers, min(self._timeout_s, ASK_TIMEOUT_S))
         return not isinstance(answer, Lost) and is_emulated(answer)
 
-    async def list_models(self) -> list[Model] | Failure:
+    async def list_models(self) -> list[str] | Failure:
         """Every model that the key may use for `generateContent`, in the service's order.
 
         Of a listing that does not end, those of `MOST_PAGES` pages and of one `timeout_s`.
         """
-        models: dict[str, Model] = {}
+        models: dict[str, None] = {}
         page = ""
         until = anyio.current_time() + self._timeout_s
         for _ in range(MOST_PAGES):
@@ -232,12 +232,12 @@ class Connection:
             listing = load(answer.body)
             if not isinstance(listing, dict) or listing.get("error"):
                 return self._failure(answer)
-            for model in map(_model, filter(_generates, mappings(listing.get("models")))):
-                models.setdefault(model.name, model)
+            for model in filter(_generates, mappings(listing.get("models"))):
+                models[bare_model(string(model.get("name")))] = None
             page, last = string(listing.get("nextPageToken")), page
             if page in ("", last) or len(models) >= MOST_MODELS or anyio.current_time() >= until:
                 break
-        return list(models.values())
+        return list(models)
 
     async def _exchange(self, url: httpx.URL, content: bytes | None = None) -> Response | Lost:
         """POST `content`, or GET; the key is out of the body before anybody reads it."""
@@ -382,14 +382,6 @@ def _thinking(thinking: str | int | None) -> dict[str, Any] | None:
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
-
-
-def _model(item: dict[str, Any]) -> Model:
-    return Model(
-        bare_model(string(item.get("name"))),
-        whole_number(item.get("inputTokenLimit")),
-        whole_number(item.get("outputTokenLimit")),
-    )
 
 
 def _generates(item: dict[str, Any]) -> bool:

@@ -136,10 +136,9 @@ async def check_service(session: Session, forget: bool = False) -> list[tuple[st
                 f"{target.endpoint} does not answer as it should: {found.message}",
                 "check the key and [endpoint] base_url; nothing was spent",
             )
-        names = [model.name for model in found]
-        if target.model not in names:
+        if target.model not in found:
             raise JobError(
-                f"{target.endpoint} does not offer {target.model} to this key", _offered(target.model, names)
+                f"{target.endpoint} does not offer {target.model} to this key", _offered(target.model, found)
             )
         told = await asked(session, services)
         answers = "answers; it is an emulator: a run is a rehearsal" if told.rehearsal else "answers"
