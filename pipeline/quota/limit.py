@@ -11,6 +11,7 @@ EPISODE_S = 60.0
 SAME = 0.1
 """Two windows that were full at heights this close had the same limit: another client's part varies about as much."""
 _LEAST, _FEWEST = 0.02, 5  # of the limit, and requests: after fewer all may be refused twice by chance
+_WINDOWED = 1.12  # times what got through: a minute that had no more was no bucket's, whose store adds to it
 _BELOW = 0.98  # of what was refused: the limit is lower than that
 _BACK = 1.1  # a step back up to what is believed to be safe
 _STEP, _NAMED_STEP, _LONGEST_STEP = 0.02, 0.1, 0.4  # upward; twice as long each time it succeeds
@@ -114,7 +115,7 @@ class Limit:
         if abs(believed - self._rate) <= SAME * believed:  # the same again
             before = None
             believed = max(believed, self._rate)
-            passed = _BELOW * passed if passed < 1.12 * believed else believed
+            passed = _BELOW * passed if passed < _WINDOWED * believed else believed
         self._rate = believed
         most = _BELOW * self.value
         value = max(1.0, min(most, KEEP * believed))
