@@ -51,9 +51,11 @@ LEAST_USE = {
     "crowd": 0.7,
     "true 95% unnamed, counter": 0.8,  # short of the aim, .96: what a counter lets through at once tells too little
     "true 20%": 0.9,
+    "true 60% and chance 5%, log": 0.75,
     "true 60% and": 0.9,
     "true": 0.94,
     "another": 0.7,
+    "unset, true 1000 and": 0.75,
     "unset": 0.85,
 }
 """By the beginning of a cell's name, of what is possible; medians of eight seeds."""
