@@ -4,12 +4,10 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from urllib.parse import urlsplit
 
 from pipeline.prices import Lane, Rates
 from pipeline.records import Limits, Reply
 
-_USUAL_PORTS = {"http": 80, "https": 443}
 _UNKNOWN = Limits()
 
 
@@ -77,11 +75,16 @@ class Route:
 
 @lru_cache(maxsize=64)
 def _host_of(base_url: str) -> str:
-    """Host of an address, with its port where that is not the usual one; every call asks for it."""
-    url = urlsplit(base_url.strip())
-    host = (url.hostname or "").encode("idna").decode()
-    port = "" if url.port in (None, _USUAL_PORTS.get(url.scheme)) else f":{url.port}"
-    return f"{f'[{host}]' if ':' in host else host}{port}"
+    """Host of an address, with its port where that is not the usual one; every call asks for it.
+
+    httpx writes it, as it is sent: limits and spending of earlier runs stand under that name. Raises `ValueError`.
+    """
+    from httpx import URL, InvalidURL  # the heaviest import, and what reads stored runs does without
+
+    try:
+        return URL(base_url.strip()).copy_with(path="/").netloc.decode()  # drops the usual port of HTTPS:// as well
+    except InvalidURL as error:
+        raise ValueError(f"no address: {error}") from error
 
 
 def project_of(key: str) -> str:

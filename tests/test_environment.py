@@ -48,7 +48,8 @@ def test_what_the_environment_names_wrongly_is_named(
 
 @pytest.mark.case("S10")
 @pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:99999", "http://x:0/v1", "https://me:hunter2@relay.example:99999"]
+    "address",
+    ["http://127.0.0.1:99999", "http://127.0.0.1:-1", "http://x:0/v1", "https://me:hunter2@relay.example:99999"],
 )
 def test_an_address_in_the_job_file_that_cannot_be_is_named(
     here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, address: str

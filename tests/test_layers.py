@@ -62,7 +62,8 @@ RANKS: dict[str, int] = {
 }
 
 ONLY_IMPORTERS: dict[str, set[str]] = {
-    "httpx": {"providers", "run"},  # the run puts the emulator behind the client without a socket
+    # the run puts the emulator behind the client without a socket; a target is named by its host as httpx writes it
+    "httpx": {"providers", "run", "targets"},
     "aiohttp": {"providers"},
     "redis": {"shelves"},
     "rich": {"console"},

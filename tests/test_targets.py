@@ -307,7 +307,11 @@ def test_attempts_and_refusals_are_counted_over_all_targets() -> None:
         ("https://Relay.Example:443/v1beta/", "gemini@relay.example"),
         ("http://127.0.0.1:8080", "gemini@127.0.0.1:8080"),
         ("http://[::1]:8080/x", "gemini@[::1]:8080"),
+        ("HTTPS://Relay.example:443", "gemini@relay.example"),
+        ("http://[::ABCD]:8080", "gemini@[::ABCD]:8080"),
         ("http://例子.example", "gemini@xn--fsqu00a.example"),
+        ("http://faß.example", "gemini@xn--fa-hia.example"),
+        ("http://x.example:８０８０", "gemini@x.example:8080"),
         ("http://emulator", "gemini@emulator"),
     ],
 )

@@ -312,10 +312,10 @@ def _checked_key(key: str) -> str:
 def _root(base_url: str, api_version: str) -> httpx.URL:
     try:
         url = httpx.URL(base_url.strip())
-        usable = url.scheme in ("http", "https") and _is_host(url.raw_host.decode()) and url.port != 0
+        usable = url.scheme in ("http", "https") and _is_host(url.raw_host.decode())
     except (httpx.InvalidURL, ValueError):
         usable = False
-    if not usable or url.userinfo or url.query or url.fragment or (url.port or 1) > 65_535:
+    if not usable or url.userinfo or url.query or url.fragment or not _is_port(url.port):
         named = f" {without_secrets(base_url)}" if "://" in base_url else ""
         raise JobError(
             f"the base URL{named} cannot be one: it is http(s)://host, perhaps with a port from 1 to 65535 and a path,"
@@ -324,6 +324,10 @@ def _root(base_url: str, api_version: str) -> httpx.URL:
         )
     path = url.path.rstrip("/")
     return url.copy_with(path=path if path.endswith(("/v1", "/v1beta")) else f"{path}/{api_version}")
+
+
+def _is_port(port: int | None) -> bool:
+    return port is None or 0 < port <= 65_535
 
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_\-]{1,63}(?<!-)", re.ASCII)
