@@ -28,8 +28,9 @@ from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
 from pipeline.records import Failure, Limits, Reply, Status, Step
 from pipeline.targets import Route, Target
 
-REFUSED_ALONE = 3
-"""Refusals with a whole minute's tokens for itself that a prompt is too long after: one may be somebody else's."""
+REFUSED_ALONE, REFUSED_LARGE = 3, 10
+"""Refusals with a minute for itself after which a prompt is too long: with as many tokens as a minute is believed to
+have, and with fewer. One may be somebody else's; of the last prompt of a run nobody knows whether others would pass."""
 
 
 class Dispatcher:
@@ -299,11 +300,12 @@ class Dispatcher:
             self._tell_wait(failure, min(asked_s(failure), LONGEST_WAIT_S), now)
         self.rate_limited += 1
         waiting.rate_limited += 1
-        if waiting.refused_alone < REFUSED_ALONE:
+        enough = REFUSED_ALONE if ticket.tokens >= loop.quota.tokens_limit else REFUSED_LARGE
+        if waiting.refused_alone < enough:
             self._again(waiting, now, max(now, ticket.again_at))
         elif not waiting.gone:
             self._end_too_long(
-                waiting, ticket.tokens, f"fewer a minute: it was refused {REFUSED_ALONE} times with a minute for itself"
+                waiting, ticket.tokens, f"fewer a minute: it was refused {enough} times with a minute for itself"
             )
 
     def _take_failure(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, failure: Failure, now: float) -> None:
