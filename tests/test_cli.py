@@ -340,6 +340,14 @@ def test_check_asks_the_service(here: Path, cli: Callable[..., Ran], monkeypatch
         assert refused.code == 2 and "API key not valid" in refused.err
 
 
+def test_check_says_when_nobody_answers(here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://127.0.0.1:9")
+    alone = cli("check", "jobs/summarize.toml")
+    assert alone.code == 3
+    assert "127.0.0.1:9 does not answer" in alone.err and "look at the network" in alone.err and "key" not in alone.err
+
+
 def test_check_refuses_what_a_run_would(here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     def both(job: Path) -> str:
         checked, ran = cli("check", job), cli("run", job, "--yes")

@@ -55,7 +55,7 @@ def test_a_key_that_is_refused_in_mid_run_keeps_what_was_answered(
     service.instead = lambda number: REFUSED[refusal] if number > BEFORE else None
     stopped = cli("run", job, "--yes")
     assert stopped.code == 3
-    assert f"(HTTP {refusal})" in stopped.err and "What was answered is kept." in stopped.err
+    assert f"HTTP {refusal}" in stopped.err and "What was answered is kept." in stopped.err
     assert "pipeline check" in stopped.err, "the next command"
     assert Counter(pl.read_parquet("out.parquet")["status"]) == {"ok": BEFORE, "pending": ROWS - BEFORE}
     again = cli("run", job, "--yes")
@@ -73,7 +73,7 @@ def test_a_key_that_is_refused_at_once_cost_nothing(
 ) -> None:
     service.instead = lambda number: REFUSED[refusal]
     stopped = cli("run", job, "--yes")
-    assert stopped.code == 2 and f"(HTTP {refusal})" in stopped.err and "kept" not in stopped.err
+    assert stopped.code == 2 and f"HTTP {refusal}" in stopped.err and "kept" not in stopped.err
 
 
 PROXY = (407, {"error": "Proxy Authentication Required"})

@@ -4,32 +4,32 @@ from pipeline.errors import AuthError, JobError, PipelineError, QuotaExhausted, 
 from pipeline.quota.daily import until_text
 from pipeline.records import Failure
 
-_KEPT = "What was answered is kept"
+_KEPT = "what was answered is kept"
 
 
 def day_used_up(now: float, opens_at: float) -> QuotaExhausted:
     """No request left today; both times in epoch seconds."""
     return QuotaExhausted(
-        f"The day's quota of this project and model is used up; it returns {until_text(now, opens_at)}.",
-        f"{_KEPT}; run the same command again then, or add --wait to sleep until then. If the quota was raised since:"
-        " `pipeline check JOB --forget`, and [limits] rpd where it is set.",
+        f"the day's quota of this project and model is used up; it returns {until_text(now, opens_at)}",
+        f"{_KEPT}; run the same command again then, or add --wait to sleep until then; if the quota was raised since:"
+        " `pipeline check JOB --forget`, and [limits] rpd where it is set",
     )
 
 
 def down(seconds: float) -> ServiceError:
     """Nothing but failures and refusals for so long."""
     return ServiceError(
-        f"The service has failed or refused every request for {seconds / 60:.0f} minutes.",
-        f"{_KEPT}; run the same command again when the service is back.",
+        f"the service has failed or refused every request for {seconds / 60:.0f} minutes",
+        f"{_KEPT}; run the same command again when the service is back",
     )
 
 
 def refused_by_proxy(failure: Failure) -> AuthError:
     """The way to the service is barred by what the environment names."""
     return AuthError(
-        f"No request reaches the service: {failure.message}.",
-        "Put the login into HTTPS_PROXY or HTTP_PROXY, as http://USER:PASSWORD@HOST:PORT; or name the service's host in"
-        " NO_PROXY to go without.",
+        f"no request reaches the service: {failure.message}",
+        "put the login into HTTPS_PROXY or HTTP_PROXY, as http://USER:PASSWORD@HOST:PORT; or name the service's host in"
+        " NO_PROXY to go without",
     )
 
 
@@ -38,21 +38,20 @@ def stopped_by(failure: Failure) -> PipelineError:
     if failure.kind == "proxy":
         return refused_by_proxy(failure)
     if failure.kind == "auth":
-        status = f" (HTTP {failure.http_status})" if failure.http_status else ""
         return AuthError(
-            f"The service refuses the key, its project or the region{status}: {failure.message}",
-            "Check the key and what its project may use: `pipeline check JOB`; then the same command goes on.",
+            f"the service refuses the key, its project or the region: {failure.message}",
+            "look at the key and at what its project may use: `pipeline check JOB`; then the same command goes on",
         )
     if any(hit.limit == 0 for hit in failure.quota):
         return QuotaExhausted(
-            failure.message, "Choose another model with `--model NAME`, or enable billing for the project."
+            failure.message, "choose another model with `--model NAME`, or enable billing for the project"
         )
     if failure.kind == "spend_limit":
         return QuotaExhausted(
             failure.message,
-            f"{_KEPT}; raise the limit or add credit, then run the same command again. What a tier may spend in ten"
-            " minutes comes back by itself.",
+            f"{_KEPT}; raise the limit or add credit, then run the same command again; what a tier may spend in ten"
+            " minutes comes back by itself",
         )
     if failure.http_status is not None and 300 <= failure.http_status < 500:
-        return JobError(failure.message, "Mend the job, then check it before anything is spent: `pipeline check JOB`.")
-    return ServiceError(failure.message, f"{_KEPT}; run the same command again later.")
+        return JobError(failure.message, "mend the job, then check it before anything is spent: `pipeline check JOB`")
+    return ServiceError(failure.message, f"{_KEPT}; run the same command again later")

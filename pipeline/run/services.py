@@ -132,6 +132,11 @@ async def check_service(session: Session, forget: bool = False) -> list[tuple[st
                 raise AuthError(
                     f"{target.endpoint} refuses the key: {found.message}", "look at the key; nothing was spent"
                 )
+            if found.http_status is None and found.kind == "transient":
+                raise ServiceError(
+                    f"{target.endpoint} does not answer: {found.message}",
+                    "look at the network and at [endpoint] base_url; nothing was spent",
+                )
             raise ServiceError(
                 f"{target.endpoint} does not answer as it should: {found.message}",
                 "check the key and [endpoint] base_url; nothing was spent",
