@@ -133,6 +133,48 @@ def test_a_book_that_lacks_what_a_killed_session_spent_is_refused(path: Path, ho
     assert f"move {path} away" in caught.value.hint
 
 
+@pytest.mark.case("D5")
+@pytest.mark.parametrize("left", [b"", b"\0" * 29])
+def test_a_power_cut_loses_the_last_session_s_first_seconds_and_not_the_book(path: Path, left: bytes) -> None:
+    with SpendBook(path, "p", "run") as book:
+        book.add(Decimal(2))
+    arguments = [sys.executable, "-c", _SPENDER, str(path)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as spender:
+        assert spender.stdout is not None and spender.stdout.readline() == b"spent\n"
+        spender.kill()
+    (live,) = path.parent.glob("*.live")
+    live.write_bytes(left)
+    with SpendBook(path, "p", "run") as book:
+        assert Decimal(2) <= book.spent()[1] <= Decimal("2.5")
+    assert not list(path.parent.glob("*.live"))
+
+
+@pytest.mark.case("D5")
+def test_what_a_session_spends_is_counted_whole_though_its_file_is_replaced_meanwhile(path: Path) -> None:
+    with SpendBook(path, "p", "one") as one, SpendBook(path, "p", "other") as other:
+        one.add(Decimal(1))
+        _replace(path)
+        one.add(Decimal(2))
+        assert one.spent()[1] == 3
+    with SpendBook(path, "p", "one") as one:
+        assert one.spent()[1] == 3
+        one.add(Decimal(4))
+        _replace(path)
+        other.add(Decimal(8))  # takes `one` for ended
+        assert one.spent()[1] == other.spent()[1] == 15
+        one.add(Decimal(16))
+        assert one.spent()[1] == 31
+    with SpendBook(path, "p", "run") as book:
+        assert book.spent()[1] == 31
+
+
+def _replace(path: Path) -> None:
+    for live in path.parent.glob("*.live"):
+        copy = live.read_bytes()
+        live.unlink()
+        live.write_bytes(copy)
+
+
 _HOLDER = """
 import sys
 from decimal import Decimal

@@ -192,6 +192,8 @@ class SpendBook(SharedFile):
         self._entered = (sums[0] or 0) + of_day, (sums[1] or 0) + of_month
         self._own = {name: self._own[name] for name, _ in live if name in self._own}
         self._others = [(name, at) for name, at in live if name not in self._own]
+        if self._live and self._live.path.name not in self._own:
+            self._let_go()  # its file was replaced, and another session took this one for ended
         self._today = day
 
     def _write(self, begin: str = "") -> None:
@@ -219,7 +221,8 @@ class SpendBook(SharedFile):
                 self._live = self._own[live.path.name] = live
             for path in ended:
                 self._own.pop(path.name, None)
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # whoever opens the book next removes it
+                    path.unlink()
         else:
             for live in begun:
                 live.discard()
@@ -243,14 +246,13 @@ class SpendBook(SharedFile):
         ended = []
         for name, day in db.execute(_LIVE, (self._project,)).fetchall():
             path = self._path_of(name)
+            own = self._own.get(name)
             try:
-                if is_live(path):
+                if own is None and is_live(path):
                     continue
-                nano = read_sum(path)
+                nano = own.nano_usd if own else read_sum(path)  # its file may have been replaced
             except (FileNotFoundError, ValueError):
-                if name not in self._own:
-                    raise WrongLayout(f"what a run has spent stood in {name}, which is gone or damaged") from None
-                nano = self._own[name].nano_usd
+                raise WrongLayout(f"what a run has spent stood in {name}, which is gone or damaged") from None
             db.execute(_ADD, (self._project, day, nano))
             db.execute("DELETE FROM live WHERE project = ? AND name = ?", (self._project, name))
             ended.append(path)
