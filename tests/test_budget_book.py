@@ -168,6 +168,17 @@ def test_what_a_session_spends_is_counted_whole_though_its_file_is_replaced_mean
         assert book.spent()[1] == 31
 
 
+@pytest.mark.case("D5")
+def test_what_the_first_reply_cost_is_seen_at_once_though_the_book_is_locked_then(path: Path) -> None:
+    with SpendBook(path, "p", "one") as one, SpendBook(path, "p", "other") as other:
+        one.hold(Decimal(2))
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            one.add(Decimal(1))
+            assert one.spent()[1] == 1
+            assert other.spent()[1] == 3, "and what is held: one process cannot tell that the other session lives"
+
+
 def _replace(path: Path) -> None:
     for live in path.parent.glob("*.live"):
         copy = live.read_bytes()

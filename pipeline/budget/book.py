@@ -136,6 +136,8 @@ class SpendBook(SharedFile):
         held = self._day(), _nano(usd)
         if self._held and self._held[0] == held[0] and self._held[1] >= held[1]:
             return
+        if self._live is None:  # a kill between the first reply and its transaction would lose that reply's cost
+            self._write(held[0])
         row = "INSERT OR REPLACE INTO held (project, run, pid, day, nano_usd) VALUES (?, ?, ?, ?, ?)"
         if self.write(lambda db: db.execute(row, (self._project, self._run, os.getpid(), *held))):
             self._held = held
@@ -198,7 +200,7 @@ class SpendBook(SharedFile):
 
     def _write(self, begin: str = "") -> None:
         """Enter what is not in the book, and what sessions have left that ended; `begin` this one's sum of that day."""
-        if not (self._unwritten or self._own):
+        if not (self._unwritten or self._own or begin):
             return
         rows = [(self._project, day, nano) for day, nano in self._unwritten.items()]
         begun: list[LiveSum] = []
