@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from random import Random
 from subprocess import PIPE
 
 import anyio
@@ -16,7 +17,7 @@ from matrix import SEEDS, cases, dispatch
 from servers import World, answer_all, dispatcher_for, documents, heavy, lognormal, small
 from vclock import run
 
-from pipeline.events import LimitSet
+from pipeline.events import Event, LimitSet
 from pipeline.quota.book import QuotaBook
 from pipeline.records import Failure, Limits, QuotaHit
 
@@ -143,6 +144,21 @@ def test_a_learned_limit_is_told_and_kept_for_the_next_run(tmp_path: Path) -> No
     assert refusals[0] >= 1
     assert refusals[1] == 0
     assert told == [[(600, "measured")], [(600, "learned")]]
+
+
+def test_a_limit_that_stays_as_it_is_configured_is_not_told_as_measured() -> None:
+    refusal, chance = Failure("rate_limit", "quota", "exhausted", http_status=429), Random(1)
+    world = World("fixed", 100_000, 10**9)
+    world.fault = lambda t: refusal if chance.random() < 0.02 else None
+    told: list[Event] = []
+
+    async def main() -> int:
+        dispatcher = dispatcher_for(world, Limits(rpm=600, tpm=10**9), on_event=told.append)
+        await answer_all(dispatcher, documents(world, small(600, 100, 1)))
+        return dispatcher.rate_limited
+
+    assert run(main) > 3
+    assert not [event for event in told if isinstance(event, LimitSet)]
 
 
 def test_what_one_early_refusal_let_guess_is_not_kept_for_the_next_run(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ class EndpointQuota:
         self._strict = False
         self._largest_passed = 0  # tokens
         self._usual_refused_at = -inf  # one that was no larger
-        self._told: dict[str, float] = {}
+        meters = [limit for limit in (self.requests, self.tokens) if limit]
+        self._told: dict[str, float] = {limit.meter: limit.value for limit in meters if limit.value == limit.known}
         self._runs = 1
         self._sharing = Sharing(self._book, wall, self.ledger)
         recent = [] if self.unlimited else self._sharing.recent(now)
