@@ -39,7 +39,7 @@ class QuotaShared(Event):
 
 @dataclass(frozen=True, slots=True)
 class RequestsLost(Event):
-    """The last session was killed with requests in flight; `at_most_usd` is what they may have cost, None: unknown."""
+    """The last session was killed with requests in flight; `at_most_usd` is what they may have cost, null: unknown."""
 
     kind: ClassVar[str] = "lost"
     requests: int

@@ -96,7 +96,9 @@ def _commands() -> Iterator[str]:
         yield f"### {_usage(name, command)}\n"
         for paragraph in _paragraphs(command.help):
             if paragraph.split(":")[0] not in GROUPS:
-                yield f"{paragraph}\n"
+                yield (
+                    f"{paragraph} [these](#faults-of-the-emulator).\n" if paragraph.endswith(":") else f"{paragraph}\n"
+                )
         options = [each for each in command.params if each.opts[0].startswith("-") and each.name != "help"]
         yield from _table(("flag", "default", "what it does"), (_flag(each) for each in options))
 

@@ -152,7 +152,7 @@ def read_known(path: Path, endpoint: str, day: str, now: float) -> Known:
 
 
 class QuotaBook(SharedFile):
-    """The sends, day counts and learned limits of one endpoint and model.
+    """The sends, day counts and learned limits of one quota.
 
     A send is in the file before it leaves, so kill -9 loses none, and other processes see it at once; above 6,000
     requests a minute up to `GROUP_OF` are written together, and as many may be lost. The next run starts without its

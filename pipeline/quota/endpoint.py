@@ -1,4 +1,4 @@
-"""What one endpoint (project and model) may be sent now: all meters together."""
+"""What one quota (endpoint, project and model) may be sent now: all meters together."""
 
 from collections.abc import Callable, Sequence
 from math import inf
@@ -36,7 +36,7 @@ _FULL = 0.9  # of the tokens of a minute: refused at less, and the limit itself 
 
 
 class EndpointQuota:
-    """Meters, hold and breakers of one endpoint.
+    """Meters, hold and breakers of one quota.
 
     A request leaves in this order: `opens_at` says None, `acquire` returns, `room` has space for it, `send` charges it;
     there is no await after `room`. Its ticket is then closed exactly once: by `answered`, `refused` or `failed`.

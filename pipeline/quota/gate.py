@@ -40,7 +40,7 @@ class Ticket:
 
 
 class Gate:
-    """Holds, probes and questions of one endpoint.
+    """Holds, probes and questions of one quota.
 
     - The first refusal holds all for as long as it says, or until it is known what became of the others on their way.
     - All refused: a window may be full, or the service down. One request at a time asks whether that is over. Refused
