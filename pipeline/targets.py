@@ -45,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The targets that may answer a prompt: whichever of them has quota left; the first where all have.
+    """The targets that may answer a prompt: whichever of them has room takes it.
 
     `models` are those that may be asked, each once: under each of them an answer may have been bought.
     """

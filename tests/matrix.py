@@ -28,11 +28,11 @@ class Outcome:
     @property
     def rpm(self) -> int:
         """The limit that is kept at the end; 0: none."""
-        return self.dispatcher.limits.rpm or 0
+        return self.dispatcher.quotas[0].limits.rpm or 0
 
     @property
     def tpm(self) -> int:
-        return self.dispatcher.limits.tpm or 0
+        return self.dispatcher.quotas[0].limits.tpm or 0
 
 
 def cases(function: Callable[..., None]) -> Callable[..., None]:

@@ -81,7 +81,7 @@ def press(
             for _ in range(1000):
                 group.start_soon(submit_some)
             await anyio.sleep(seconds)
-            kept = dispatcher.limits.rpm or 0
+            kept = dispatcher.quotas[0].limits.rpm or 0
             group.cancel_scope.cancel()
         return kept
 

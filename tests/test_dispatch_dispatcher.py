@@ -725,7 +725,7 @@ def test_a_server_that_takes_only_some_at_once_is_relieved() -> None:
         served += 1
         outcome = await world.send(one)
         served -= 1
-        slots.append(dispatcher.slots)
+        slots.append(dispatcher.quotas[0].slots.count)
         return outcome
 
     async def main() -> list[Reply]:
@@ -787,8 +787,8 @@ def test_progress_can_be_read() -> None:
             requests, tokens = dispatcher.use
             assert 0.97 <= requests <= 1.0
             assert tokens == pytest.approx(0.6, abs=0.03)
-            assert dispatcher.limits == Limits(rpm=600, tpm=100_000)
-            assert dispatcher.slots < inf
+            assert dispatcher.quotas[0].limits == Limits(rpm=600, tpm=100_000)
+            assert dispatcher.quotas[0].slots.count < inf
             assert dispatcher.sent == dispatcher.in_flight + dispatcher.answered
             assert dispatcher.ready == 900 - dispatcher.sent
 

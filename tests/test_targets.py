@@ -130,21 +130,34 @@ def test_two_providers_answer_one_run_and_each_row_says_who(here: Path) -> None:
     }
 
 
-def test_what_either_bought_is_not_bought_again(here: Path) -> None:
-    plain, toy = Plain(), Toy()
-    run_through(session(here), opening=both(plain, toy))
-    (here / "topics.csv").write_text("topic\n" + "".join(f"t{row % 60}\n" for row in range(60)))
-    again = session(here)
-    assert run_through(again, opening=both(Plain(), Toy())).summary.calls == 60
-    before = plain.asked + toy.asked
-    assert before == 60
+def test_what_one_bought_answers_for_the_other_too(here: Path) -> None:
+    """The toy alone buys the first rows; the others ask the same, and may be answered by either."""
+    texts = [f"t{row % 30}" for row in range(60)]
+    (here / "topics.csv").write_text("topic\n" + "\n".join(texts) + "\n")
+    bought, plain, toy = Toy(), Plain(), Toy()
+
+    @asynccontextmanager
+    async def alone(session: Session) -> AsyncIterator[Services]:
+        yield Services(Route((TOY,)), {bought.name: bought})
+
+    half = run_through(replace(session(here), rows=30), opening=alone)
+    assert (half.summary.calls, bought.asked) == (30, 30)
+    ended = run_through(session(here), opening=both(plain, toy))
+    assert (ended.exit_code, ended.summary.done, plain.asked + toy.asked) == (0, 60, 0)
+    out = pl.read_ndjson("results/out.jsonl")
+    assert out["model"].unique().to_list() == ["toy-1b"]
+    assert out["cost_usd"].sum() == pytest.approx(30 * 2 * 3e-6), "each content is paid once"
 
 
-def test_a_cap_counts_what_either_costs(here: Path) -> None:
-    dear = replace(TOY, rates=fixed_rates(10_000, 10_000), limits=Limits(0, 0, concurrency=1))
-    capped = session(here, budget={"max_usd": 0.5}, model={"max_output_tokens": 10})
-    ended = run_through(capped, opening=both(Plain(), Toy(), toy=dear))
-    assert ended.summary.cost_usd <= Decimal("0.5")
+@pytest.mark.parametrize("cap_usd", [None, 0.3])
+def test_a_cap_counts_what_either_costs(here: Path, cap_usd: float | None) -> None:
+    """A call of the toy costs 6 cents here, and more at worst; the other's next to nothing."""
+    toy = Toy()
+    dear = replace(TOY, rates=fixed_rates(10_000, 20_000), limits=Limits(0, 0, concurrency=1))
+    capped = session(here, budget={"max_usd": cap_usd}, model={"max_output_tokens": 5})
+    cost_usd = run_through(capped, opening=both(Plain(), toy, toy=dear)).summary.cost_usd
+    assert toy.asked >= 2 and cost_usd >= Decimal("0.06") * toy.asked
+    assert (cost_usd <= Decimal("0.3")) is (cap_usd is not None), "without a cap it is passed"
 
 
 # ---- what is kept

@@ -25,7 +25,7 @@ from pipeline.quota.book import QuotaBook
 from pipeline.quota.endpoint import EndpointQuota
 from pipeline.quota.gate import Ticket
 from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
-from pipeline.records import Failure, Limits, Reply, Status, Step
+from pipeline.records import Failure, Reply, Status, Step
 from pipeline.targets import Route, Target
 
 REFUSED_ALONE, REFUSED_LARGE = 3, 10
@@ -71,7 +71,7 @@ class Dispatcher:
         self._route, self._providers, self._admit = route, providers or {}, admit
         self._max_attempts = max_attempts
         self._notify, self._wall, self._rng = on_event, wall, rng or Random()
-        self._by_quota: dict[str, QuotaLoop] = {}  # by quota
+        self._by_quota: dict[str, QuotaLoop] = {}
         self._by_route: dict[int, tuple[Route, tuple[QuotaLoop, ...]]] = {}  # by the identity of the route
         ordered = any(target.limits.tpm != 0 for target in route)
         self._backlog = Backlog(self._rng if ordered else None, self._size)
@@ -105,11 +105,6 @@ class Dispatcher:
         self.sent = self.answered = self.failed = self.rate_limited = self.attempts = 0
 
     @property
-    def limits(self) -> Limits:
-        """The limits per minute that the first target's quota keeps now, configured or learned; 0: there is none."""
-        return self._by_quota[self._route.first.quota].quota.limits
-
-    @property
     def quotas(self) -> tuple[EndpointQuota, ...]:
         """What each quota may be sent, in the order of the targets."""
         return tuple(loop.quota for loop in self._by_quota.values())
@@ -118,11 +113,6 @@ class Dispatcher:
     def costs(self) -> tuple[Costs, ...]:
         """What prompts cost each target in tokens, as its answers show."""
         return tuple(loop.costs for loop in self._by_quota.values())
-
-    @property
-    def slots(self) -> int:
-        """How many requests may be in flight now."""
-        return sum(loop.quota.slots.count for loop in self._by_quota.values())
 
     @property
     def use(self) -> tuple[float, float]:
