@@ -69,6 +69,8 @@ def quick_imports() -> Iterator[None]:
     """
     named = {name: os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")}
     os.environ.update(dict.fromkeys(named, os.devnull))
+    if gc.get_freeze_count():
+        gc.collect()  # what came between two imports: as garbage, a text of 40 MB would be kept for good
     gc.disable()
     try:
         yield

@@ -1,12 +1,14 @@
 """The program as cron, a daemon or a shell starts it: streams closed or full, other locales, few open files."""
 
 import ctypes
+import gc
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
@@ -17,7 +19,7 @@ from serving import served, stats
 
 from pipeline.errors import PipelineError
 from pipeline.events import Event
-from pipeline.process import give_back_memory
+from pipeline.process import give_back_memory, quick_imports
 from pipeline.quota.slots import Slots
 from pipeline.records import Limits
 from pipeline.run.guards import within_files
@@ -273,3 +275,18 @@ def test_memory_is_given_back_where_the_system_takes_it_and_nothing_is_said_else
     give_back_memory()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # a C library without `malloc_trim`
     give_back_memory()
+
+
+def test_what_became_garbage_between_two_imports_is_not_kept_for_good() -> None:
+    class Node:
+        own: object = None
+
+    with quick_imports():
+        pass
+    gc.disable()
+    node = Node()
+    node.own, told = node, weakref.ref(node)
+    del node
+    with quick_imports():
+        pass
+    assert told() is None
