@@ -293,3 +293,14 @@ def test_a_cost_that_was_declined_binds_nobody_to_the_job(
         assert cli("run", changed, "--yes", "--limit", 2).code == 0
         refused = cli("run", small_job(here, UNLIMITED), "--yes")
     assert refused.code == 2 and "2 results are kept there" in refused.err
+
+
+def test_what_comes_of_limits_that_never_grow_is_said_where_it_is_another_time(
+    here: Path, cli: Callable[..., Ran]
+) -> None:
+    job = small_job(here)
+    for rows, is_said in ((2, False), (400, True)):
+        (here / "words.csv").write_text("word\n" + "".join(f"word {row}\n" for row in range(rows)))
+        said = cli("estimate", job)
+        assert said.code == 0, said.err
+        assert ("if the limits never grow it takes" in said.out) is is_said, said.out

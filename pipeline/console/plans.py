@@ -261,8 +261,9 @@ def _show_savings(savings: tuple[Saving, ...]) -> None:
 
 
 def _provenance(plan: Plan) -> Iterator[str]:
-    if plan.timeline.ungrown_s is not None:
-        yield f"if the limits never grow it takes {duration(plan.timeline.ungrown_s)}"
+    ungrown_s = plan.timeline.ungrown_s
+    if ungrown_s is not None and duration(ungrown_s) != duration(plan.timeline.seconds):
+        yield f"if the limits never grow it takes {duration(ungrown_s)}"
     if plan.based_on:
         yield f"learned from {plan.based_on}"
     if plan.bounded:
