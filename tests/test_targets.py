@@ -16,7 +16,7 @@ import anyio
 import orjson
 import polars as pl
 import pytest
-from asking import MODEL, Stub, ask
+from asking import MODEL, UNLIMITED, Stub, ask
 from servers import EPOCH
 from sessions import run_through
 from stores import killed, manifest
@@ -248,6 +248,26 @@ def test_a_prompt_goes_only_where_its_route_leads_and_a_quota_takes_first_what_o
     assert {went[row] for row in range(600, 800)} == {"b"}
     assert finished["only"] == pytest.approx(400.0, rel=0.05), "nothing else takes its quota meanwhile"
     assert finished["any"] < 610.0
+
+
+def test_routes_of_the_same_targets_are_one_line_though_each_prompt_has_its_own() -> None:
+    rows: list[int] = []
+
+    async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply:
+        rows.append(prompt.row)
+        await anyio.sleep(1.0)
+        return Reply("text", "ok", usage=Usage(10))
+
+    async def body(desk: Dispatcher) -> None:
+        async with anyio.create_task_group() as group:
+            for row in range(4):
+                group.start_soon(desk.submit, ask(row, step="map"), Route((one,)))
+            await anyio.sleep(0.5)
+            group.start_soon(desk.submit, ask(9, step="reduce"), Route((one,)))
+
+    one = replace(FIRST, limits=replace(UNLIMITED, concurrency=1))
+    dispatching(body, send, Route((one,)))
+    assert rows == [0, 9, 1, 2, 3], "reduces go first, whatever route they came by"
 
 
 def test_a_target_that_refuses_the_key_is_left_out_and_the_run_goes_on_with_the_other() -> None:

@@ -69,6 +69,7 @@ class Dispatcher:
         """
         self._loop = asyncio.get_running_loop()
         self._route, self._providers, self._admit = route, providers or {}, admit
+        self._routes = {route: route}
         self._max_attempts = max_attempts
         self._notify, self._wall, self._rng = on_event, wall, rng or Random()
         self._by_quota: dict[str, QuotaLoop] = {}
@@ -134,7 +135,9 @@ class Dispatcher:
         """Wait for quota, send, send again what may pass; see `Desk`."""
         if self._halted:
             raise Halted(self._reason)
-        waiting = Waiting(prompt, route or self._route, self._loop.create_future(), self._loop.time())
+        if route is not self._route:  # one that is made anew for each prompt would be a line of its own for good
+            route = self._routes.setdefault(route, route) if route else self._route
+        waiting = Waiting(prompt, route, self._loop.create_future(), self._loop.time())
         self.ready += 1
         self._enter(waiting)
         try:
