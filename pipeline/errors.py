@@ -24,6 +24,9 @@ from contextlib import contextmanager
 RESUMABLE = 3
 """Exit code of what stopped a run that had sent requests already."""
 
+KEPT = "\nWhat was answered is kept."
+"""Added to what stopped a run that has answers."""
+
 EXIT_CODES: Mapping[int, str] = {
     0: "all rows are ok",
     1: "finished; some rows are not ok",
@@ -74,23 +77,23 @@ def as_known(error: BaseException) -> PipelineError | None:
 
 
 @contextmanager
-def resumable_once(spent: Callable[[PipelineError], bool]) -> Iterator[None]:
-    """Give a known error of the block exit code 3 instead of 2 when something was `spent` before it came."""
+def resumable_once(
+    spent: Callable[[PipelineError], bool], answered: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
+    """Give a known error of the block exit code 3 instead of 2 when something was `spent` before it came.
+
+    It is told as well that what was `answered` is kept.
+    """
     try:
         yield
     except Exception as error:
         known = as_known(error)
         if known is None or known.exit_code == RESUMABLE or not spent(known):
             raise
-        make_resumable(known)
+        known.exit_code = RESUMABLE
+        if answered():
+            known.message += KEPT
         raise known from error
-
-
-def make_resumable(error: PipelineError) -> None:
-    """Give what stopped a run in its middle exit code 3, and the words that what was answered is kept."""
-    if error.exit_code != RESUMABLE:
-        error.exit_code = RESUMABLE
-        error.message += "\nWhat was answered is kept."
 
 
 class JobError(PipelineError):

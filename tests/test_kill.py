@@ -190,7 +190,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_the_next_run_continues(tmp_path: 
         out, err = process.communicate(timeout=30)
         assert process.returncode == 130, err.decode()
         first = json.loads(out)
-        assert first["status"] == "interrupted"
+        assert first["status"] == "interrupted" and b"what was answered is kept; the same command" in err
         assert 0 < first["calls"] == stats(url)["answered"]
         partial = pl.read_parquet(tmp_path / "output.parquet")
         assert partial.height == 60
@@ -232,6 +232,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_only_what_is_in_flight(tmp_path
         assert time.monotonic() - began < 20.0, "it waited for the replies in flight"
         assert process.returncode == 130, err.decode()
         assert json.loads(out)["status"] == "interrupted"
+        assert b"the same command continues" in err and b"kept" not in err, "nothing was answered"
 
 
 def test_a_second_process_on_the_run_is_told_who_holds_it(tmp_path: Path) -> None:

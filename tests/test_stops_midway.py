@@ -76,6 +76,16 @@ def test_a_key_that_is_refused_at_once_cost_nothing(
     assert stopped.code == 2 and f"HTTP {refusal}" in stopped.err and "kept" not in stopped.err
 
 
+@pytest.mark.parametrize("before", [0, BEFORE])
+def test_what_was_answered_is_said_to_be_kept_where_something_was(
+    job: Path, service: Service, cli: Callable[..., Ran], before: int
+) -> None:
+    service.instead = lambda number: error(402, "", "Insufficient balance") if number > before else None
+    stopped = cli("run", job, "--yes")
+    assert stopped.code == 3 and "add credit, then run the same command again" in stopped.err
+    assert ("What was answered is kept." in stopped.err) is bool(before) is ("kept" in stopped.err)
+
+
 PROXY = (407, {"error": "Proxy Authentication Required"})
 
 

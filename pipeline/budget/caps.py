@@ -90,7 +90,7 @@ class Spending:
             return None
         return BudgetReached(
             f"the budget of the day or month cannot be kept: {trouble}",
-            "what was answered is kept; the same command continues when the file can be used again",
+            "the same command continues when the file can be used again",
         )
 
     def passed_by(self, worst_usd: Decimal) -> Cap | None:

@@ -202,7 +202,7 @@ class Cashier:
         if self._unpriced is not None:
             return BudgetReached(
                 f"{self._unpriced} answers, whose price is unknown: the budget cannot be kept",
-                "what was answered is kept; set [model] prices = { input = …, output = … } and run again",
+                "set [model] prices = { input = …, output = … } and run again",
             )
         return self._spending.unkept()
 

@@ -132,7 +132,7 @@ def run(
     for reason in filter(None, (ended.stopped, ended.unwritten)):
         console.show_error(reason, "stopped")
     if ended.interrupted and not ended.stopped:
-        console.show_hint("what was answered is kept; the same command continues")
+        console.show_hint(f"{'what was answered is kept; ' if ended.summary.calls else ''}the same command continues")
     if ended.exit_code == 1:
         console.show_hint(f"`pipeline report {ended.summary.directory} --failed` lists the rows that are not ok")
     raise typer.Exit(ended.exit_code)

@@ -4,14 +4,12 @@ from pipeline.errors import AuthError, JobError, PipelineError, QuotaExhausted, 
 from pipeline.quota.daily import until_text
 from pipeline.records import Failure
 
-_KEPT = "what was answered is kept"
-
 
 def day_used_up(now: float, opens_at: float) -> QuotaExhausted:
     """No request left today; both times in epoch seconds."""
     return QuotaExhausted(
         f"the day's quota of this project and model is used up; it returns {until_text(now, opens_at)}",
-        f"{_KEPT}; run the same command again then, or add --wait to sleep until then; if the quota was raised since:"
+        "run the same command again then, or add --wait to sleep until then; if the quota was raised since:"
         " `pipeline check JOB --forget`, and [limits] rpd where it is set",
     )
 
@@ -20,7 +18,7 @@ def down(seconds: float) -> ServiceError:
     """Nothing but failures and refusals for so long."""
     return ServiceError(
         f"the service has failed or refused every request for {seconds / 60:.0f} minutes",
-        f"{_KEPT}; run the same command again when the service is back",
+        "run the same command again when the service is back",
     )
 
 
@@ -49,9 +47,9 @@ def stopped_by(failure: Failure) -> PipelineError:
     if failure.kind == "spend_limit":
         return QuotaExhausted(
             failure.message,
-            f"{_KEPT}; raise the limit or add credit, then run the same command again; what a tier may spend in ten"
+            "raise the limit or add credit, then run the same command again; what a tier may spend in ten"
             " minutes comes back by itself",
         )
     if failure.http_status is not None and 300 <= failure.http_status < 500:
         return JobError(failure.message, "mend the job, then check it before anything is spent: `pipeline check JOB`")
-    return ServiceError(failure.message, f"{_KEPT}; run the same command again later")
+    return ServiceError(failure.message, "run the same command again later")

@@ -20,7 +20,7 @@ from pipeline.cache import AnswerCache, shelf_of
 from pipeline.calls import charge_lost, durable
 from pipeline.dispatch.desk import Admit, Desk, Send
 from pipeline.dispatch.dispatcher import Dispatcher
-from pipeline.errors import AuthError, PipelineError, make_resumable, resumable_once
+from pipeline.errors import KEPT, RESUMABLE, AuthError, InputChanged, PipelineError, resumable_once
 from pipeline.events import (
     BookTrouble,
     Event,
@@ -122,7 +122,7 @@ async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening
         seen.append(monitor)
         await watch(monitor)
 
-    with _rare_collections(), resumable_once(spent):
+    with _rare_collections(), resumable_once(spent, lambda: any(monitor.calls for monitor in seen)):
         async with opening(session) as services:
             session = await asked(session, services)
             with output_place(session) as place:
@@ -130,7 +130,9 @@ async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening
                     set_aside(session.directory)
                 ended = await _run(session, services, place, confirm, watched)
     if ended.stopped and spent(ended.stopped):
-        make_resumable(ended.stopped)
+        ended.stopped.exit_code = RESUMABLE
+    if ended.stopped and ended.summary.calls and not isinstance(ended.stopped, InputChanged):  # which says so itself
+        ended.stopped.message += KEPT
     return ended
 
 
