@@ -1,6 +1,7 @@
 """A small SQLite file that several processes write, and that may fail in mid-run without stopping anybody."""
 
 import errno
+import fcntl
 import os
 import sqlite3
 import time
@@ -19,6 +20,8 @@ RETRY_S = 5.0
 """After a failure the file is left alone so long."""
 PATIENCE_S = 5.0  # how long another process may keep the file locked before a run begins, when nobody waits
 _BUSY_S = 0.1  # the same in mid-run, on the event loop's thread
+SIGN = ".live"
+"""What the name of a sign of life ends with; it begins with that of the shared file."""
 _BEGINNING = b"SQLite format 3\0"
 _LEAST_BYTES = 512  # SQLite's smallest page: a shorter file holds nothing yet
 
@@ -190,6 +193,34 @@ class SharedFile:
 
 class WrongLayout(sqlite3.DatabaseError):
     """The file is a database, and not whole, or not the one that this version writes."""
+
+
+def begin_life(path: Path) -> int:
+    """Make a file that says that this process lives; returns its descriptor, whose end is the end.
+
+    It is locked, and the kernel lets go of that when the process ends, however it ends. Raises OSError.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        with suppress(OSError):
+            path.unlink()
+        raise
+    return fd
+
+
+def is_live(path: Path) -> bool:
+    """Whether the process that made this sign of life lives. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def is_blank(path: Path) -> bool:

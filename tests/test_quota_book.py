@@ -362,6 +362,27 @@ def test_kill_9_loses_no_send(path: Path) -> None:
         book.send(1001.0, 1, DAY)
 
 
+def test_a_run_that_was_killed_is_no_other_run_and_its_sends_count(path: Path) -> None:
+    code = (
+        "import time\nfrom pathlib import Path\nfrom pipeline.quota.book import QuotaBook\n"
+        f"book = QuotaBook(Path({str(path)!r}), 'm')\nbook.send(1000.0, 70, {DAY!r})\nbook.ask(1000.0, 5)\n"
+        "print('sent', flush=True)\ntime.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "sent\n"
+        with QuotaBook(path, "m") as beside:
+            assert [(bool(send.who), send.tokens) for send in beside.recent(1001.0)] == [(True, 70)]
+            beside.news()
+            assert len(beside.asked) == 1
+        process.kill()
+        process.wait()
+    with QuotaBook(path, "m") as later:
+        assert [(send.who, send.tokens) for send in later.recent(1002.0)] == [("", 70)]
+        assert later.news() == [] == later.asked
+        later.send(1002.0, 1, DAY)
+    assert list(path.parent.glob("*.live")) == [], "nothing lies about"
+
+
 def test_two_processes_count_together(path: Path) -> None:
     code = (
         "from pathlib import Path\nfrom pipeline.quota.book import QuotaBook\n"

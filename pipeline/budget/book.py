@@ -12,8 +12,8 @@ from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from uuid import uuid4
 
-from pipeline.budget.live import LiveSum, is_live, read_sum
-from pipeline.sharedfile import SharedFile, WrongLayout
+from pipeline.budget.live import LiveSum, read_sum
+from pipeline.sharedfile import SIGN, SharedFile, WrongLayout, is_live
 
 _NANO = Decimal("1e-9")
 # SQLite drops what a damaged or removed log held without a word: nothing stays in it.
@@ -42,7 +42,6 @@ _ADD = (
 _SUMS = """
 SELECT sum(CASE WHEN day = ? THEN nano_usd END), sum(nano_usd) FROM spend WHERE project = ? AND day BETWEEN ? AND ?
 """
-_SUFFIX = ".live"
 _BEGIN = "INSERT INTO live (project, name, day) VALUES (?, ?, ?)"
 _LIVE = "SELECT name, day FROM live WHERE project = ?"
 _HELD = "SELECT pid, day, nano_usd FROM held WHERE project = ? AND run <> ? AND day BETWEEN ? AND ?"
@@ -212,7 +211,7 @@ class SpendBook(SharedFile):
             ended.extend(self._gathered(db))
             if begin:
                 with suppress(OSError):
-                    begun.append(LiveSum(self._path_of(f"{self.path.name}-{uuid4().hex}{_SUFFIX}"), begin))
+                    begun.append(LiveSum(self._path_of(f"{self.path.name}-{uuid4().hex}{SIGN}"), begin))
                     db.execute(_BEGIN, (self._project, begun[0].path.name, begin))
             return True
 
@@ -232,7 +231,7 @@ class SpendBook(SharedFile):
     def _check(self) -> None:
         super()._check()
         assert self._db
-        left = set(self.path.parent.glob(f"{glob.escape(self.path.name)}-*{_SUFFIX}"))
+        left = set(self.path.parent.glob(f"{glob.escape(self.path.name)}-*{SIGN}"))
         if not left and not self._db.execute("SELECT 1 FROM live LIMIT 1").fetchone():
             return
         self._db.execute("BEGIN IMMEDIATE")

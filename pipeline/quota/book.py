@@ -1,17 +1,19 @@
 """What was sent and learned, shared by every run of a project: a small SQLite file in the user's state directory."""
 
+import glob
+import os
 import sqlite3
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from pipeline.errors import RunStateError
-from pipeline.sharedfile import SharedFile, is_blank, is_damaged, unusable
+from pipeline.sharedfile import SIGN, SharedFile, begin_life, is_blank, is_damaged, is_live, unusable
 
 KEEP_S = 130.0
 """Sends older than this can no longer count against any minute."""
@@ -166,6 +168,7 @@ class QuotaBook(SharedFile):
         super().__init__(path, _SCHEMA, name=_NAME, hint=_hint(path), disposable=True, clock=clock)
         self._endpoint = endpoint
         self._who = uuid4().hex
+        self._life: int | None = None  # the descriptor of the file that says that this run lives
         self._seen = 0
         self.asked: Sequence[Ask] = ()  # by other runs, as of the last `news`
         self._written_at = 0.0
@@ -183,15 +186,26 @@ class QuotaBook(SharedFile):
         self._write()
         self.write(lambda db: db.execute("UPDATE sends SET who = '' WHERE who = ?", (self._who,)))
         self.write(lambda db: db.execute("DELETE FROM asked WHERE who = ?", (self._who,)))
+        if self._life is not None:
+            with suppress(OSError):
+                self._sign_of(self._who).unlink()
+            os.close(self._life)
+            self._life = None
         super().close()
 
     def recent(self, now: float) -> list[Send]:
-        """The sends of all processes that may still count, oldest first; older ones are forgotten."""
+        """The sends of all processes that may still count, oldest first; older ones are forgotten.
+
+        Those of a run that was killed are of nobody from now on.
+        """
         rows = self._rows("SELECT who, at, tokens, id FROM sends WHERE endpoint = ? ORDER BY at", self._endpoint)
-        self.write(lambda db: db.execute("DELETE FROM sends WHERE at < ?", (now - KEEP_S,)))
-        self.write(lambda db: db.execute("DELETE FROM asked WHERE at < ?", (now - KEEP_S,)))
+        killed = self.write(lambda db: self._tidied(db, now - KEEP_S)) or set()
         self._seen = max((row[-1] for row in rows), default=self._seen)
-        return [Send(who, min(at, now), tokens, number) for who, at, tokens, number in rows if at >= now - KEEP_S]
+        return [
+            Send("" if who in killed else who, min(at, now), tokens, number)
+            for who, at, tokens, number in rows
+            if at >= now - KEEP_S
+        ]
 
     def news(self) -> list[Send]:
         """What other processes sent since `recent` or the last `news`."""
@@ -296,8 +310,27 @@ class QuotaBook(SharedFile):
         for written in (self._pending, self._settled, self._refunded, self._uncounted, self._learned):
             written.clear()
 
+    def _tidied(self, db: sqlite3.Connection, since: float) -> set[str]:
+        """Forget what is older, and who was killed: these are returned."""
+        db.execute("DELETE FROM sends WHERE at < ?", (since,))
+        db.execute("DELETE FROM asked WHERE at < ?", (since,))
+        for left in self.path.parent.glob(f"{glob.escape(self.path.name)}-*{SIGN}"):
+            if not _lives(left):
+                left.unlink(missing_ok=True)
+        known = db.execute("SELECT who FROM sends WHERE who <> '' UNION SELECT who FROM asked").fetchall()
+        killed = {who for (who,) in known if who != self._who and not self._sign_of(who).exists()}
+        db.executemany("UPDATE sends SET who = '' WHERE who = ?", [(who,) for who in killed])
+        db.executemany("DELETE FROM asked WHERE who = ?", [(who,) for who in killed])
+        return killed
+
+    def _sign_of(self, who: str) -> Path:
+        return self.path.with_name(f"{self.path.name}-{who}{SIGN}")
+
     def _enter(self, db: sqlite3.Connection) -> int:
         """Write all that is not in the file; returns the number of the last send, which are in a row."""
+        if self._life is None:
+            with suppress(OSError):  # this run then counts as one that was killed
+                self._life = begin_life(self._sign_of(self._who))
         # The numbers of a file that was replaced in mid-run are others' in the new one.
         db.executemany("UPDATE sends SET tokens = ? WHERE id = ? AND who = ?", self._settled)
         db.executemany("DELETE FROM sends WHERE id = ? AND who = ?", self._refunded)
@@ -323,6 +356,13 @@ class QuotaBook(SharedFile):
 
     def _rows(self, statement: str, *values: object) -> list[Any]:
         return self.read(lambda db: db.execute(statement, values).fetchall()) or []
+
+
+def _lives(sign: Path) -> bool:
+    try:
+        return is_live(sign)
+    except FileNotFoundError:  # it has just ended
+        return False
 
 
 def _known(db: sqlite3.Connection, endpoint: str, day: str, now: float) -> Known:
