@@ -212,8 +212,11 @@ def begin_life(path: Path) -> int:
 
 
 def is_live(path: Path) -> bool:
-    """Whether the process that made this sign of life lives. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Whether the process that made this sign of life lives; without a sign it does not. Raises OSError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -176,7 +176,7 @@ def test_what_the_first_reply_cost_is_seen_at_once_though_the_book_is_locked_the
             db.execute("BEGIN IMMEDIATE")
             one.add(Decimal(1))
             assert one.spent()[1] == 1
-            assert other.spent()[1] == 3, "and what is held: one process cannot tell that the other session lives"
+            assert other.spent()[1] == 1, "what it holds it settles itself"
 
 
 def _replace(path: Path) -> None:
@@ -218,6 +218,21 @@ def test_what_a_killed_run_had_in_flight_counts_until_that_run_is_gone_on_with(p
         assert book.spent() == usd("1", "1.25"), "it was sent yesterday"
         again.release()
         assert book.spent() == usd("1", "1")
+
+
+@pytest.mark.case("D5")
+def test_what_a_killed_run_had_in_flight_counts_from_the_kill_on_whoever_has_its_process_number(path: Path) -> None:
+    arguments = [sys.executable, "-c", _HOLDER, str(path), str(NOON)]
+    with SpendBook(path, "p", "two", wall=Clock(NOON)) as book:
+        with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+            assert book.spent() == usd("0", "0")
+            holder.kill()
+        assert book.spent() == usd("0.25", "0.25"), "though nothing was written since"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE held SET pid = ?", (os.getppid(),))
+    with SpendBook(path, "p", "two", wall=Clock(NOON)) as book:
+        assert book.spent() == usd("0.25", "0.25")
 
 
 @pytest.mark.case("D5")

@@ -44,7 +44,7 @@ SELECT sum(CASE WHEN day = ? THEN nano_usd END), sum(nano_usd) FROM spend WHERE 
 """
 _BEGIN = "INSERT INTO live (project, name, day) VALUES (?, ?, ?)"
 _LIVE = "SELECT name, day FROM live WHERE project = ?"
-_HELD = "SELECT pid, day, nano_usd FROM held WHERE project = ? AND run <> ? AND day BETWEEN ? AND ?"
+_HELD = "SELECT run, day, nano_usd FROM held WHERE project = ? AND run <> ? AND day BETWEEN ? AND ?"
 
 
 class SpendBook(SharedFile):
@@ -85,6 +85,7 @@ class SpendBook(SharedFile):
         self._others: list[tuple[str, str]] = []  # other sessions: name of their sum, and its day
         self._entered = (0, 0)  # billionths of a dollar of day and month that are in the book
         self._spent = (0, 0)  # those of other sessions with them
+        self._holding: list[Path] = []  # signs of life of the sessions that hold something
         self._held: tuple[str, int] | None = ("", -1)  # what is held, since which day; at first what a kill has left
         super().__init__(path, _SCHEMA, name="The ledger of spending", hint=hint, clock=clock)
 
@@ -161,7 +162,7 @@ class SpendBook(SharedFile):
         """Billionths of a dollar of the day and of its month, without this session's."""
         missing: tuple[str, str] | None = None
         while True:
-            if self.changed(db) or day != self._today:
+            if self.changed(db) or day != self._today or not all(map(is_live, self._holding)):
                 self._look(db, day)
             if missing in self._others:
                 raise WrongLayout(f"what a run has spent stood in {missing[0]}, which is gone or damaged")
@@ -188,7 +189,13 @@ class SpendBook(SharedFile):
         held = db.execute(_HELD, (self._project, self._run, first, day)).fetchall()
         live = db.execute(_LIVE, (self._project,)).fetchall()
         db.execute("COMMIT")
-        lost = [(nano, at == day) for pid, at, nano in held if not _lives(pid)]
+        lost: list[tuple[int, bool]] = []
+        self._holding = []
+        for run, at, nano in held:
+            signs = [self._path_of(name) for name, _ in live if name.startswith(f"{self.path.name}-{run}-")]
+            living = list(filter(is_live, signs))
+            self._holding += living
+            lost += [] if living else [(nano, at == day)]
         of_day, of_month = sum(nano for nano, today in lost if today), sum(nano for nano, _ in lost)
         self._entered = (sums[0] or 0) + of_day, (sums[1] or 0) + of_month
         self._own = {name: self._own[name] for name, _ in live if name in self._own}
@@ -206,18 +213,19 @@ class SpendBook(SharedFile):
         ended: list[Path] = []
 
         def entered(db: sqlite3.Connection) -> bool:
-            self._let_go()
             db.executemany(_ADD, rows)
             ended.extend(self._gathered(db))
             if begin:
                 with suppress(OSError):
-                    begun.append(LiveSum(self._path_of(f"{self.path.name}-{uuid4().hex}{SIGN}"), begin))
+                    name = f"{self.path.name}-{self._run}-{uuid4().hex}{SIGN}"
+                    begun.append(LiveSum(self._path_of(name), begin))
                     db.execute(_BEGIN, (self._project, begun[0].path.name, begin))
             return True
 
         if self.write(entered):
             self._unwritten.clear()
             self._today = ""  # `changed` tells of other processes' writes only
+            self._let_go()  # not before: others would take this session for ended
             for live in begun:
                 self._live = self._own[live.path.name] = live
             for path in ended:
@@ -237,7 +245,7 @@ class SpendBook(SharedFile):
         self._db.execute("BEGIN IMMEDIATE")
         ended = self._gathered(self._db)
         named = {self._path_of(name) for (name,) in self._db.execute("SELECT name FROM live")}
-        ended += filter(_is_left, left - named)
+        ended += (path for path in left - named if not is_live(path))  # a kill came between the one and the other
         self._db.execute("COMMIT")
         for path in ended:
             path.unlink(missing_ok=True)
@@ -275,28 +283,7 @@ class SpendBook(SharedFile):
         return _day_of(self._wall())
 
 
-def _is_left(path: Path) -> bool:
-    """Whether a sum that is not in the book's list is nobody's: a kill came between the one and the other."""
-    try:
-        return not is_live(path)
-    except FileNotFoundError:
-        return False
-
-
 def _is_there(db: sqlite3.Connection) -> bool:
-    return True
-
-
-def _lives(pid: int) -> bool:
-    """Whether it is another process: in a container each run has the number of the one before."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        pass
     return True
 
 

@@ -315,7 +315,7 @@ class QuotaBook(SharedFile):
         db.execute("DELETE FROM sends WHERE at < ?", (since,))
         db.execute("DELETE FROM asked WHERE at < ?", (since,))
         for left in self.path.parent.glob(f"{glob.escape(self.path.name)}-*{SIGN}"):
-            if not _lives(left):
+            if not is_live(left):
                 left.unlink(missing_ok=True)
         known = db.execute("SELECT who FROM sends WHERE who <> '' UNION SELECT who FROM asked").fetchall()
         killed = {who for (who,) in known if who != self._who and not self._sign_of(who).exists()}
@@ -356,13 +356,6 @@ class QuotaBook(SharedFile):
 
     def _rows(self, statement: str, *values: object) -> list[Any]:
         return self.read(lambda db: db.execute(statement, values).fetchall()) or []
-
-
-def _lives(sign: Path) -> bool:
-    try:
-        return is_live(sign)
-    except FileNotFoundError:  # it has just ended
-        return False
 
 
 def _known(db: sqlite3.Connection, endpoint: str, day: str, now: float) -> Known:
