@@ -236,6 +236,16 @@ def test_a_cap_on_all_runs_counts_what_the_others_spent(tmp_path: Path, store: R
         assert course.stopped.message.startswith(f"the next call could pass {name} of $0.0101 ($0.0095 spent")
 
 
+def test_a_cap_says_how_much_of_what_is_spent_may_not_be(tmp_path: Path, store: RunStore) -> None:
+    with SpendBook(tmp_path / "s", "p", "killed") as killed:
+        killed.hold(Decimal("0.0075"))
+    with SpendBook(tmp_path / "s", "p", "run") as book:
+        caps: dict[str, Any] = {"month_cap_usd": Decimal("0.0101"), "concurrency": 1}
+        course = session(store, Service(lambda number: answer(99)), range(3), book=book, **caps)
+    told = "($0.0095 spent, up to $0.0075 of it by what was in flight when a run was killed, at most $"
+    assert course.stopped is not None and told in course.stopped.message
+
+
 def test_a_cap_on_all_runs_that_cannot_be_kept_stops_the_run_and_no_other_cap_does(
     tmp_path: Path, store: RunStore
 ) -> None:

@@ -84,6 +84,7 @@ class SpendBook(SharedFile):
         self._own: dict[str, LiveSum] = {}  # the same, and its sums before that are not in the book yet, by name
         self._others: list[tuple[str, str]] = []  # other sessions: name of their sum, and its day
         self._entered = (0, 0)  # billionths of a dollar of day and month that are in the book
+        self._lost = (0, 0)  # those of them that killed runs had in flight
         self._spent = (0, 0)  # those of other sessions with them
         self._holding: list[Path] = []  # signs of life of the sessions that hold something
         self._held: tuple[str, int] | None = ("", -1)  # what is held, since which day; at first what a kill has left
@@ -158,6 +159,11 @@ class SpendBook(SharedFile):
         unwritten = self.unwritten_usd
         return of_day * _NANO + unwritten, of_month * _NANO + unwritten
 
+    def lost(self) -> tuple[Decimal, Decimal]:
+        """USD of them that killed runs may have spent: what they had in flight, as of the last look."""
+        of_day, of_month = self._lost
+        return of_day * _NANO, of_month * _NANO
+
     def _sums(self, db: sqlite3.Connection, day: str) -> tuple[int, int]:
         """Billionths of a dollar of the day and of its month, without this session's."""
         missing: tuple[str, str] | None = None
@@ -196,8 +202,8 @@ class SpendBook(SharedFile):
             living = list(filter(is_live, signs))
             self._holding += living
             lost += [] if living else [(nano, at == day)]
-        of_day, of_month = sum(nano for nano, today in lost if today), sum(nano for nano, _ in lost)
-        self._entered = (sums[0] or 0) + of_day, (sums[1] or 0) + of_month
+        self._lost = sum(nano for nano, today in lost if today), sum(nano for nano, _ in lost)
+        self._entered = (sums[0] or 0) + self._lost[0], (sums[1] or 0) + self._lost[1]
         self._own = {name: self._own[name] for name, _ in live if name in self._own}
         self._others = [(name, at) for name, at in live if name not in self._own]
         if self._live and self._live.path.name not in self._own:

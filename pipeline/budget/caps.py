@@ -21,6 +21,10 @@ class Book(Protocol):
         """USD of this day, and of this month."""
         ...
 
+    def lost(self) -> tuple[Decimal, Decimal]:
+        """USD of them that killed runs may have spent: what they had in flight, at its worst case."""
+        ...
+
     def add(self, usd: Decimal) -> None:
         """Count what a request cost, or may have cost."""
         ...
@@ -45,6 +49,7 @@ class Cap(NamedTuple):
     usd: Decimal
     spent_usd: Decimal
     hint: str
+    lost_usd: Decimal = Decimal(0)  # of what is spent: what killed runs had in flight, at its worst case
 
 
 @dataclass(slots=True)
@@ -75,13 +80,14 @@ class Spending:
             yield Cap("the budget", self.cap_usd, self.spent_usd, hint)
         if self.book is None or (self.day_cap_usd is None and self.month_cap_usd is None):
             return
-        day_usd, month_usd = self.book.spent()
-        for name, key, cap, spent, period in (
-            ("the day's budget", "max_usd_per_day", self.day_cap_usd, day_usd, "tomorrow (UTC)"),
-            ("the month's budget", "max_usd_per_month", self.month_cap_usd, month_usd, "next month (UTC)"),
+        spent, lost = self.book.spent(), self.book.lost()
+        for which, name, key, cap, period in (
+            (0, "the day's budget", "max_usd_per_day", self.day_cap_usd, "tomorrow (UTC)"),
+            (1, "the month's budget", "max_usd_per_month", self.month_cap_usd, "next month (UTC)"),
         ):
             if cap is not None:
-                yield Cap(name, cap, spent, f"the same command continues {period}, or now with a higher [budget] {key}")
+                hint = f"the same command continues {period}, or now with a higher [budget] {key}"
+                yield Cap(name, cap, spent[which], hint, lost[which])
 
     def unkept(self) -> BudgetReached | None:
         """Why the caps over several runs cannot be kept, if so: what the others spend, or this one, cannot be told."""

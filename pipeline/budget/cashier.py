@@ -123,9 +123,10 @@ class Cashier:
             return True
         if self._held:
             return False
+        lost = f", up to ${cap.lost_usd:.4f} of it by what was in flight when a run was killed" if cap.lost_usd else ""
         raise BudgetReached(
             f"the next call could pass {cap.name} of ${cap.usd} "
-            f"(${cap.spent_usd:.4f} spent, at most ${held:.4f} for this call)",
+            f"(${cap.spent_usd:.4f} spent{lost}, at most ${held:.4f} for this call)",
             cap.hint,
         )
 
