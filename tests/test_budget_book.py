@@ -168,6 +168,19 @@ def test_what_a_session_spends_is_counted_whole_though_its_file_is_replaced_mean
         assert book.spent()[1] == 31
 
 
+def test_a_long_session_enters_what_it_spent_now_and_then(path: Path) -> None:
+    """For an older version, which reads nothing else, and should its file be lost."""
+    clock = Clock(NOON)
+    with SpendBook(path, "p", "one", wall=clock, clock=clock) as book, closing(sqlite3.connect(path)) as db:
+        for number in range(200):
+            book.add(Decimal(1))
+            clock.now += 1.0
+            if number % 10 == 9:
+                (entered,) = db.execute("SELECT coalesce(sum(nano_usd), 0) FROM spend").fetchone()
+                assert number - 60 <= entered / 10**9 <= number + 1 == book.spent()[0]
+        assert len(list(path.parent.glob("*.live"))) == 1
+
+
 @pytest.mark.case("D5")
 def test_what_the_first_reply_cost_is_seen_at_once_though_the_book_is_locked_then(path: Path) -> None:
     with SpendBook(path, "p", "one") as one, SpendBook(path, "p", "other") as other:

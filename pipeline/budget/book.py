@@ -15,6 +15,8 @@ from uuid import uuid4
 from pipeline.budget.live import LiveSum, read_sum
 from pipeline.sharedfile import SIGN, SharedFile, WrongLayout, is_live
 
+ENTER_S = 60.0
+"""A session's sum comes into the book so often: a file that is lost or not read takes no more with it."""
 _NANO = Decimal("1e-9")
 # SQLite drops what a damaged or removed log held without a word: nothing stays in it.
 _SCHEMA = """
@@ -53,8 +55,8 @@ class SpendBook(SharedFile):
     What a run had in flight when it was killed counts at its worst case, until that run is gone on with.
 
     What `add` was given is in a file when it returns, so kill -9 loses none, and other processes see it at once: in
-    that of this session (`live`), and from there in the book as soon as the session has ended. Without fsync: a power
-    cut may lose the last seconds.
+    that of this session (`live`), and from there in the book every `ENTER_S` and as soon as the session has ended.
+    Without fsync: a power cut may lose the last seconds.
 
     Once open it raises nothing: while the file cannot be used, what this run spends is kept here, and written later.
     """
@@ -81,6 +83,7 @@ class SpendBook(SharedFile):
         self._unwritten: Counter[str] = Counter()  # billionths of a dollar by day
         self._today = ""
         self._live: LiveSum | None = None  # what this session spends
+        self._begun_at = 0.0  # by `clock`
         self._own: dict[str, LiveSum] = {}  # the same, and its sums before that are not in the book yet, by name
         self._others: list[tuple[str, str]] = []  # other sessions: name of their sum, and its day
         self._entered = (0, 0)  # billionths of a dollar of day and month that are in the book
@@ -109,7 +112,8 @@ class SpendBook(SharedFile):
     def add(self, usd: Decimal) -> None:
         """Count what a request cost, rounded up to a billionth of a dollar; never less than nothing."""
         day, nano = self._day(), _nano(usd)
-        if self._live and self._live.day == day and self.read(_is_there) and self._live:
+        is_due = self._clock() - self._begun_at >= ENTER_S
+        if self._live and self._live.day == day and not is_due and self.read(_is_there) and self._live:
             try:
                 self._live.add(nano)
                 return
@@ -233,7 +237,8 @@ class SpendBook(SharedFile):
             self._today = ""  # `changed` tells of other processes' writes only
             self._let_go()  # not before: others would take this session for ended
             for live in begun:
-                self._live = self._own[live.path.name] = live
+                self._live, self._begun_at = live, self._clock()
+                self._own[live.path.name] = live
             for path in ended:
                 self._own.pop(path.name, None)
                 with suppress(OSError):  # whoever opens the book next removes it
