@@ -192,7 +192,11 @@ class SharedFile:
 
 
 class WrongLayout(sqlite3.DatabaseError):
-    """The file is a database, and not whole, or not the one that this version writes."""
+    """The file is a database, and not whole, or not the one that this version writes; `hint` mends just that."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 def begin_life(path: Path) -> int:
@@ -261,6 +265,8 @@ def unusable(name: str, path: Path, error: Exception, hint: str) -> RunStateErro
     """What is raised before a run begins; `name` as in "The quota book", `hint` for a file that is damaged."""
     if not path.is_dir() and not is_damaged(error) and not _locked(error):
         hint = f"make room, or mend the permissions of {path.parent}; then run the same command again"
+    elif isinstance(error, WrongLayout):
+        hint = error.hint or hint
     return RunStateError(f"{name} {path} cannot be used: {error}", hint)
 
 

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import shlex
 import sqlite3
 import time
 from collections import Counter
@@ -175,7 +176,7 @@ class SpendBook(SharedFile):
             if self.changed(db) or day != self._today or not all(map(is_live, self._holding)):
                 self._look(db, day)
             if missing in self._others:
-                raise WrongLayout(f"what a run has spent stood in {missing[0]}, which is gone or damaged")
+                raise _lost_sum(self._path_of(missing[0]))
             of_day, of_month = self._entered
             for other in self._others:
                 name, at = other
@@ -272,7 +273,7 @@ class SpendBook(SharedFile):
                     continue
                 nano = own.nano_usd if own else read_sum(path)  # its file may have been replaced
             except (FileNotFoundError, ValueError):
-                raise WrongLayout(f"what a run has spent stood in {name}, which is gone or damaged") from None
+                raise _lost_sum(path) from None
             db.execute(_ADD, (self._project, day, nano))
             db.execute("DELETE FROM live WHERE project = ? AND name = ?", (self._project, name))
             ended.append(path)
@@ -292,6 +293,14 @@ class SpendBook(SharedFile):
 
     def _day(self) -> str:
         return _day_of(self._wall())
+
+
+def _lost_sum(path: Path) -> WrongLayout:
+    return WrongLayout(
+        f"what a run has spent stood in {path.name}, which is gone or damaged",
+        f"`cp /dev/null {shlex.quote(str(path))}`, and run again: what that run spent last, in a minute or so, then"
+        " counts nowhere, and all else as before.",
+    )
 
 
 def _is_there(db: sqlite3.Connection) -> bool:
