@@ -3,21 +3,20 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import NamedTuple
 
 from pipeline import plan, report
 from pipeline.job import Job
-from pipeline.models import Model
 from pipeline.plan.compare import Offer, Saving, chunk_sizes, compare, identical_rows, other_lanes, shared_prefix
+from pipeline.plan.costs import tariff
 from pipeline.plan.exact import POOL_BYTES, POOL_ROWS, count_sample
 from pipeline.plan.forecast import Bought
 from pipeline.plan.learned import Learned, merged
 from pipeline.plan.picks import pick_evenly, pick_pilot
 from pipeline.plan.planner import EVERYTHING, USUAL, Input, expected_work, first_prompts, prefix_tokens
 from pipeline.plan.timing import Deadline, deadline
-from pipeline.prices import Lane
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
 from pipeline.records import Reply
@@ -73,7 +72,7 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
         made = await plan.make(given, session.working, learned, bought, pace, start)
         savings: tuple[Saving, ...] = ()
         if wishes.compare:
-            savings = await _savings(session, given, learned, bought, made)
+            savings = await _savings(session, given, learned, bought, made, start.date())
     offers = _offers(session.working, made, start) if wishes.compare else ()
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
     told = replace(made, notices=(*_elsewhere(session), *notices_of(session, made, spent_usd)))
@@ -135,17 +134,15 @@ async def _counted(session: Session, given: Input) -> Learned:
 
 
 def _offers(job: Job, made: plan.Plan, start: datetime) -> tuple[Offer, ...]:
-    def seconds_of(model: Model, lane: Lane) -> float | None:
-        return made.timeline.seconds if lane == "standard" else None
-
-    return compare(made.work, made.load.largest_tokens, job.params.max_output_tokens, seconds_of, start.date())
+    longest_answer = job.params.max_output_tokens
+    return compare(made.work, made.load.largest_tokens, longest_answer, made.timeline.seconds, start.date())
 
 
 async def _savings(
-    session: Session, given: Input, learned: Learned, bought: Bought, made: plan.Plan
+    session: Session, given: Input, learned: Learned, bought: Bought, made: plan.Plan, day: date
 ) -> tuple[Saving, ...]:
-    job, day = session.working, datetime.now(UTC).date()
-    model, own = job.model, job.own_rates
+    job = session.working
+    model, at = job.model, tariff(job.model, day, own=job.own_rates)
     first = sum(cell.prompts for tier, cell in made.work.items() if tier.step != "reduce")
     others = [
         (tokens, await expected_work(given, changed, learned, bought, made.pace))
@@ -153,10 +150,10 @@ async def _savings(
     ]
     now = await expected_work(given, job, learned, bought, made.pace) if others else {}
     return (
-        *identical_rows(made.spared, model, day, own=own),
-        *shared_prefix(first, prefix_tokens(job), model, day, own=own),
-        *chunk_sizes(now, others, model, day, own=own),
-        *other_lanes(made.work, model, day, own),
+        *identical_rows(made.spared, at),
+        *shared_prefix(first, prefix_tokens(job), model, day, at),
+        *chunk_sizes(now, others, at),
+        *other_lanes(made.work, model, day, job.own_rates),
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans import kind_of
 
-from pipeline.plan.amounts import KINDS, Cell, Tier, Work, kind_column, merged, total
+from pipeline.plan.amounts import KINDS, Cell, Tier, Work, add, kind_column, total
 
 SHORT, LONG = Tier("map", False), Tier("map", True)
 
@@ -17,11 +17,13 @@ SHORT, LONG = Tier("map", False), Tier("map", True)
 def test_totals_and_unions_of_work() -> None:
     one: Work = {SHORT: Cell(1, 10, 2, 3, 4), LONG: Cell(1, 300_000)}
     other: Work = {SHORT: Cell(2, 20, 0, 1, 0), Tier("answer", False): Cell(5)}
-    both = merged(one, other)
+    both: dict[Tier, Cell] = {}
+    for work in (one, other):
+        add(both, work)
     assert both == {SHORT: Cell(3, 30, 2, 4, 4), LONG: Cell(1, 300_000), Tier("answer", False): Cell(5)}
     assert total(both) == total(one).plus(total(other)) == Cell(9, 300_030, 2, 4, 4)
     assert total({}) == Cell()
-    assert Cell(1, 2, 3, 4, 5).times(0.5) == Cell(0.5, 1, 1.5, 2, 2.5)
+    assert Cell(1).plus(Cell(1, 2, 3, 4, 5), 0.5) == Cell(1.5, 1, 1.5, 2, 2.5)
 
 
 @given(st.text())

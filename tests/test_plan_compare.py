@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from decimal import Decimal
 from typing import get_args
@@ -18,7 +18,8 @@ from pipeline.plan.compare import (
     other_lanes,
     shared_prefix,
 )
-from pipeline.prices import Lane, fixed_rates
+from pipeline.plan.costs import tariff
+from pipeline.prices import Lane, Rates, fixed_rates
 
 DAY, DECEMBER = date(2026, 11, 23), date(2026, 12, 1)
 ARGON, PRO, LITE = "gemini-4-argon", "gemini-2.5-pro", "gemini-3.5-flash-lite"
@@ -31,14 +32,10 @@ def known(name: str) -> Model:
     return found
 
 
-def half_an_hour(model: Model, lane: Lane) -> float | None:
-    return 1800.0 if lane == "standard" else None
-
-
 def offers(
     day: date = DAY, longest: int = 2000, bound: int | None = 1000, models: Sequence[Model] = MODELS
 ) -> tuple[Offer, ...]:
-    return compare(WORK, longest, bound, half_an_hour, day, models)
+    return compare(WORK, longest, bound, 1800.0, day, models)
 
 
 # ---- offers
@@ -159,33 +156,35 @@ def test_room(model: str, longest: int, bound: int | None, expected: str | None)
 # ---- savings
 
 
+def prefix_of(prompts: int, tokens: int, model: str, day: date = DAY, own: Rates | None = None) -> Iterator[Saving]:
+    return shared_prefix(prompts, tokens, model, day, tariff(model, day, own=own))
+
+
 def test_identical_rows() -> None:
-    assert list(identical_rows(WORK, LITE, DAY)) == [
+    assert list(identical_rows(WORK, tariff(LITE, DAY))) == [
         Saving("identical_rows", Decimal("0.55"), "1,000 calls repeat another and are not made")
     ]
-    assert list(identical_rows({}, LITE, DAY)) == []
-    assert list(identical_rows(WORK, "gemini-9-none", DAY)) == []
+    assert list(identical_rows({}, tariff(LITE, DAY))) == []
+    assert list(identical_rows(WORK, tariff("gemini-9-none", DAY))) == []
 
 
 @pytest.mark.parametrize(
-    ("model", "day", "lane", "expected"),
+    ("model", "day", "expected"),
     [  # 100 calls after the first, 5,000 tokens each: 0.5 M tokens at the difference of the rates
-        ("gemini-3.8-flash", DAY, "standard", "0.3375"),
-        (ARGON, DAY, "standard", "0.95"),
-        (ARGON, DECEMBER, "standard", "1.90"),
-        (PRO, DAY, "standard", "0.5625"),
-        (PRO, DAY, "batch", "0.25"),  # its cached tokens cost the same in a batch
-        (PRO, DECEMBER, "standard", "0.3375"),  # answered by 3.8-flash
-        (LITE, DAY, "flex", "0.0675"),
+        ("gemini-3.8-flash", DAY, "0.3375"),
+        (ARGON, DAY, "0.95"),
+        (ARGON, DECEMBER, "1.90"),
+        (PRO, DAY, "0.5625"),
+        (PRO, DECEMBER, "0.3375"),  # answered by 3.8-flash
     ],
 )
-def test_shared_prefix(model: str, day: date, lane: Lane, expected: str) -> None:
-    (saving,) = shared_prefix(101, 5000, model, day, lane)
+def test_shared_prefix(model: str, day: date, expected: str) -> None:
+    (saving,) = prefix_of(101, 5000, model, day)
     assert (saving.what, saving.usd) == ("shared_prefix", Decimal(expected))
 
 
 def test_a_shared_prefix_is_an_upper_bound_with_its_discount() -> None:
-    (saving,) = shared_prefix(101, 5000, ARGON, DAY)
+    (saving,) = prefix_of(101, 5000, ARGON, DAY)
     assert saving.detail == (
         "101 prompts begin with the same 5,000 tokens, cached at 5% of the price; at most, "
         "since the cache promises nothing"
@@ -202,27 +201,27 @@ def test_a_shared_prefix_is_an_upper_bound_with_its_discount() -> None:
     ],
 )
 def test_a_prefix_that_is_too_short_says_by_how_much(model: str, day: date, prefix: int, expected: str) -> None:
-    (saving,) = shared_prefix(1000, prefix, model, day)
+    (saving,) = prefix_of(1000, prefix, model, day)
     assert saving.usd == 0
     assert saving.detail == f"{prefix:,} shared tokens; {expected}"
 
 
 def test_a_prefix_as_long_as_the_least_is_cached() -> None:
     for model, least in ((LITE, 4096), (PRO, 2048)):
-        (saving,) = shared_prefix(2, least, model, DAY)
+        (saving,) = prefix_of(2, least, model, DAY)
         assert saving.usd > 0
 
 
 def test_no_prefix_is_shared_by_one_prompt_or_cached_by_an_unknown_model() -> None:
-    assert list(shared_prefix(1, 5000, LITE, DAY)) == []
-    assert list(shared_prefix(100, 5000, "gemini-9-none", DAY)) == []
-    assert list(shared_prefix(100, 5000, "mine", DAY, own=fixed_rates(1, 2, 0.1))) == []
+    assert list(prefix_of(1, 5000, LITE, DAY)) == []
+    assert list(prefix_of(100, 5000, "gemini-9-none", DAY)) == []
+    assert list(prefix_of(100, 5000, "mine", DAY, own=fixed_rates(1, 2, 0.1))) == []
 
 
 def test_a_prefix_at_the_jobs_own_prices() -> None:
-    (saving,) = shared_prefix(101, 5000, LITE, DAY, own=fixed_rates(1, 2, 0.25))
+    (saving,) = prefix_of(101, 5000, LITE, DAY, own=fixed_rates(1, 2, 0.25))
     assert saving.usd == Decimal("0.375")
-    (saving,) = shared_prefix(101, 5000, LITE, DAY, own=fixed_rates(1, 2))
+    (saving,) = prefix_of(101, 5000, LITE, DAY, own=fixed_rates(1, 2))
     assert (saving.usd, saving.detail) == (Decimal(0), "the job's own prices give no discount for cached tokens")
 
 
@@ -250,6 +249,8 @@ def test_other_chunk_sizes_are_told_when_they_cost_less() -> None:
     def cut(calls: float, tokens: float) -> Work:
         return {Tier("map", False): Cell(calls, tokens, 0.0, 0.0, 0.0)}
 
-    found = list(chunk_sizes(cut(400, 1_100_000), [(4000, cut(800, 1_300_000)), (16_000, cut(120, 1e6))], LITE, DAY))
+    found = list(
+        chunk_sizes(cut(400, 1_100_000), [(4000, cut(800, 1_300_000)), (16_000, cut(120, 1e6))], tariff(LITE, DAY))
+    )
     assert found == [Saving("chunk_size", Decimal("0.03"), "[chunk] max_tokens = 16000: 120 calls instead of 400")]
-    assert list(chunk_sizes(WORK, [(10, {})], "gemini-9-none", DAY)) == []
+    assert list(chunk_sizes(WORK, [(10, {})], tariff("gemini-9-none", DAY))) == []

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plan.amounts import Cell, Tier, Work
-from pipeline.plan.costs import cost_by_day, cost_over, notices, priced, split_by_day
+from pipeline.plan.costs import cost_by_day, cost_over, notices, priced, split_by_day, tariff
 from pipeline.prices import Lane, cost, fixed_rates
 from pipeline.records import Usage
 
@@ -43,38 +43,38 @@ def at(day: int, hour: int = 0, month: int = 11) -> datetime:
     ],
 )
 def test_the_dollars_of_one_day(model: str, day: date, lane: Lane, expected: str) -> None:
-    assert priced(SHORT, model, day, lane) == sum(map(Decimal, expected.split(" + ")))
+    assert priced(SHORT, tariff(model, day, lane)) == sum(map(Decimal, expected.split(" + ")))
 
 
 def test_long_prompts_pay_the_long_rates() -> None:
-    assert priced(LONG, PRO, NOVEMBER) == Decimal("2.50") + Decimal("0.15")
-    assert priced({**SHORT, **LONG}, PRO, NOVEMBER) == Decimal("0.75") + Decimal("0.05") + Decimal("1.5") + Decimal(
-        "2.65"
-    )
+    assert priced(LONG, tariff(PRO, NOVEMBER)) == Decimal("2.50") + Decimal("0.15")
+    assert priced({**SHORT, **LONG}, tariff(PRO, NOVEMBER)) == Decimal("0.75") + Decimal("0.05") + Decimal(
+        "1.5"
+    ) + Decimal("2.65")
 
 
 def test_an_unknown_price_is_not_zero() -> None:
-    assert priced(SHORT, "gemini-9-none", NOVEMBER) is None
+    assert priced(SHORT, tariff("gemini-9-none", NOVEMBER)) is None
     assert cost_by_day(SHORT, "gemini-9-none", [(NOVEMBER, 1.0)]) is None
     assert cost_over(SHORT, "gemini-9-none", [(NOVEMBER, 1.0)]) is None
 
 
 def test_no_work_costs_nothing_even_at_an_unknown_price() -> None:
-    assert priced({}, "gemini-9-none", NOVEMBER) == 0
+    assert priced({}, tariff("gemini-9-none", NOVEMBER)) == 0
 
 
 def test_own_prices_hold_on_every_lane_and_for_long_prompts() -> None:
     own = fixed_rates(0.1, 0.2, 0.05)
     for lane in get_args(Lane):
-        assert priced(SHORT, "mine", NOVEMBER, lane, own) == Decimal("0.06") + Decimal("0.02") + Decimal("0.03")
-    assert priced(LONG, "mine", NOVEMBER, own=own) == Decimal("0.1") + Decimal("0.002")
+        assert priced(SHORT, tariff("mine", NOVEMBER, lane, own)) == Decimal("0.06") + Decimal("0.02") + Decimal("0.03")
+    assert priced(LONG, tariff("mine", NOVEMBER, own=own)) == Decimal("0.1") + Decimal("0.002")
 
 
 @given(st.integers(0, 10**5), st.integers(0, 10**5), st.integers(0, 10**4), st.integers(0, 10**4))
 def test_a_cell_costs_what_the_same_call_costs(plain: int, cached: int, output: int, thinking: int) -> None:
     cell = Cell(1, plain + cached, cached, output, thinking)
     usage = Usage(plain + cached, cached, output, thinking)
-    assert priced({Tier("map", False): cell}, PRO, NOVEMBER) == cost(usage, PRO, at(22))
+    assert priced({Tier("map", False): cell}, tariff(PRO, NOVEMBER)) == cost(usage, PRO, at(22))
 
 
 # ---- several days
@@ -92,14 +92,12 @@ def test_a_run_over_the_end_of_a_model_pays_its_successor() -> None:
     assert cost_over(SHORT, PRO, days) == (Decimal("2.30") + Decimal("1.0425")) / 2
 
 
-def test_shares_of_one_date_add_up() -> None:
-    assert cost_by_day(SHORT, LITE, [(NOVEMBER, 0.5), (NOVEMBER, 0.5)]) == {NOVEMBER: Decimal("0.567")}
-
-
 def test_decades_of_nights_are_priced_as_far_as_prices_are_announced() -> None:
-    days = [(NOVEMBER + timedelta(number), 1 / 20_000) for number in range(20_000)]
+    nights = [(at(22) + timedelta(number), at(22, 1) + timedelta(number), 1.0) for number in range(20_000)]
+    days = split_by_day(nights)
+    assert [day for day, _ in days] == [NOVEMBER + timedelta(number) for number in range(401)]
     by_day = cost_by_day(SHORT, ARGON, days)
-    assert by_day is not None and list(by_day) == [day for day, _ in days[:401]]
+    assert by_day is not None
     assert float(by_day[DECEMBER]) == pytest.approx(5.48 / 20_000)
     assert float(sum(by_day.values())) == pytest.approx(5.48 - 9 / 20_000 * 2.74)  # nine days at the old price
 

@@ -2,9 +2,10 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from statistics import fmean
+from typing import NamedTuple
 
 import polars as pl
 import pytest
@@ -12,34 +13,49 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plan import picks as drawing
-from pipeline.plan.expansion import Expansion
-from pipeline.plan.picks import Stratum
+from pipeline.plan.expansion import half_widths, weights
+from pipeline.plan.picks import Picks, Stratum
 from pipeline.plan.survey import Survey
 
 Row = tuple[int, int, dict[str, float]]  # size, kind, amounts
 
 
-def expanded(rows: Sequence[Row], most_rows: int, seed: int = 0, watched: Sequence[str] = ()) -> Expansion[str]:
+class Expanded(NamedTuple):
+    totals: dict[str, float]
+    half_widths: dict[str, float]
+
+
+def of_picks(picks: Picks, amounts: Sequence[Mapping[str, float]]) -> Expanded:
+    names = dict.fromkeys(name for row in amounts for name in row)
+    columns = {name: pl.Series([row.get(name, 0.0) for row in amounts], dtype=pl.Float64) for name in names}
+    weight = weights(picks)
+    totals = {name: float((weight * column).sum()) for name, column in columns.items()}
+    return Expanded(totals, half_widths(picks, pl.DataFrame(columns)))
+
+
+def expanded(rows: Sequence[Row], most_rows: int, seed: int = 0) -> Expanded:
     size = pl.Series([row[0] for row in rows], dtype=pl.UInt32)
     kind = pl.Series([row[1] for row in rows], dtype=pl.UInt8)
     no = pl.repeat(False, len(rows), eager=True)
     facts = [pl.DataFrame({"size": size, "kind": kind})]
     picks = drawing.pick(Survey(facts, no, no, ()), None, most_rows, 10**12, seed)
-    expansion: Expansion[str] = Expansion(picks.populations, watched)
-    for row, size_bytes, stratum in zip(picks.numbers, picks.sizes, picks.strata, strict=True):
-        expansion.add(stratum, size_bytes, rows[row][2])
-    return expansion
+    return of_picks(picks, [rows[row][2] for row in picks.numbers])
 
 
 def truth(rows: Sequence[Row], name: str) -> float:
     return sum(row[2].get(name, 0) for row in rows)
 
 
-def of_one_stratum(rows: Sequence[tuple[int, float]], everything: int, size_bytes: int) -> Expansion[str]:
-    expansion: Expansion[str] = Expansion({7: Stratum(7, everything, size_bytes, 100)}, ["z"])
-    for size, amount in rows:
-        expansion.add(7, size, {"z": amount})
-    return expansion
+def of_strata(strata: Sequence[Stratum], rows: Sequence[tuple[int, int, Mapping[str, float]]]) -> Expanded:
+    """Of the picked rows (stratum, size, amounts) of these strata."""
+    sizes, numbers = pl.Series([row[1] for row in rows], dtype=pl.UInt32), pl.Series([row[0] for row in rows])
+    populations = {stratum.number: stratum for stratum in strata}
+    picks = Picks(pl.Series(range(len(rows))), sizes, numbers.cast(pl.UInt16), populations)
+    return of_picks(picks, [row[2] for row in rows])
+
+
+def of_one_stratum(rows: Sequence[tuple[int, float]], everything: int, size_bytes: int) -> Expanded:
+    return of_strata([Stratum(7, everything, size_bytes, 100)], [(7, size, {"z": amount}) for size, amount in rows])
 
 
 # ---- what is exact
@@ -48,9 +64,7 @@ def of_one_stratum(rows: Sequence[tuple[int, float]], everything: int, size_byte
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 2), st.integers(0, 10**9)), min_size=1, max_size=60))
 def test_the_whole_table_is_summed_exactly(rows: list[tuple[int, int, int]]) -> None:
     table = [(size, kind, {"z": float(amount), "one": 1.0}) for size, kind, amount in rows]
-    expansion = expanded(table, len(table), watched=["z", "one"])
-    assert expansion.totals() == {"z": sum(row[2] for row in rows), "one": len(rows)}
-    assert expansion.half_widths() == {"z": 0.0, "one": 0.0}
+    assert expanded(table, len(table)) == ({"z": sum(row[2] for row in rows), "one": len(rows)}, {"z": 0.0, "one": 0.0})
 
 
 @given(st.lists(st.integers(1, 10_000), min_size=80, max_size=200), st.integers(40, 79), st.integers(0, 5))
@@ -58,8 +72,7 @@ def test_a_constant_is_expanded_exactly_and_a_multiple_of_the_size_nearly(
     sizes: list[int], most_rows: int, seed: int
 ) -> None:
     table = [(size, 0, {"prompts": 1.0, "bytes": float(size)}) for size in sizes]
-    expansion = expanded(table, most_rows, seed, ["prompts", "bytes"])
-    totals, widths = expansion.totals(), expansion.half_widths()
+    totals, widths = expanded(table, most_rows, seed)
     assert totals["prompts"] == pytest.approx(len(sizes), rel=1e-12)
     assert widths["prompts"] == 0.0
     assert abs(totals["bytes"] - sum(sizes)) < 0.15 * sum(sizes)
@@ -74,10 +87,8 @@ def test_parts_add_up_and_what_is_larger_stays_larger(
     rows: list[tuple[int, float, float]], unseen: int, mean_size: float
 ) -> None:
     everything = len(rows) + unseen
-    expansion: Expansion[str] = Expansion({0: Stratum(0, everything, round(everything * mean_size), 100)})
-    for size, small, more in rows:
-        expansion.add(0, size, {"small": small, "more": more, "both": small + more})
-    totals = expansion.totals()
+    amounts = [(0, size, {"small": small, "more": more, "both": small + more}) for size, small, more in rows]
+    totals, _ = of_strata([Stratum(0, everything, round(everything * mean_size), 100)], amounts)
     assert totals["both"] == pytest.approx(totals["small"] + totals["more"], rel=1e-9, abs=1e-6)
     for name, seen in (("small", sum(row[1] for row in rows)), ("both", sum(row[1] + row[2] for row in rows))):
         assert totals[name] >= seen * (1 - 1e-9) - 1e-6
@@ -87,29 +98,22 @@ def test_parts_add_up_and_what_is_larger_stays_larger(
 def test_amounts_are_fitted_to_sizes() -> None:
     rows = [(size, 3.0 + 2.0 * size) for size in (70, 75, 80, 90, 100)]
     expansion = of_one_stratum(rows, everything=50, size_bytes=4000)
-    assert expansion.totals()["z"] == pytest.approx(3 * 50 + 2 * 4000)
-    assert expansion.half_widths()["z"] == pytest.approx(0, abs=1e-3)
+    assert expansion.totals["z"] == pytest.approx(3 * 50 + 2 * 4000)
+    assert expansion.half_widths["z"] == pytest.approx(0, abs=1e-3)
 
 
 def test_an_amount_that_few_rows_have_is_zero_in_the_others() -> None:
-    expansion: Expansion[str] = Expansion({0: Stratum(0, 100, 1000, 10)}, ["rare", "never"])
-    for number in range(10):
-        expansion.add(0, 10, {"rare": 1.0} if number == 0 else {})
-    assert expansion.half_widths()["rare"] > 10
-    assert expansion.half_widths()["never"] == 0.0
-    assert expansion.totals() == {"rare": 10.0}
-
-
-def test_a_stratum_without_a_planned_row_is_refused() -> None:
-    expansion: Expansion[str] = Expansion({0: Stratum(0, 3, 30, 10)}, ["z"])
-    for ask in (expansion.totals, expansion.half_widths):
-        with pytest.raises(ValueError, match="none of the 3 rows of stratum 0"):
-            ask()
+    rows = [(0, 10, {"rare": 1.0} if number == 0 else {"never": 0.0}) for number in range(10)]
+    totals, widths = of_strata([Stratum(0, 100, 1000, 10)], rows)
+    assert widths["rare"] > 10
+    assert widths["never"] == 0.0
+    assert totals == {"rare": 10.0, "never": 0.0}
 
 
 def test_an_empty_table() -> None:
-    expansion: Expansion[str] = Expansion({}, ["z"])
-    assert (expansion.totals(), expansion.half_widths()) == ({}, {"z": 0.0})
+    picks = Picks(pl.Series([], dtype=pl.UInt32), pl.Series([], dtype=pl.UInt32), pl.Series([], dtype=pl.UInt16), {})
+    assert len(weights(picks)) == 0
+    assert half_widths(picks, pl.DataFrame(schema={"z": pl.Float64})) == {"z": 0.0}
 
 
 # ---- how wide
@@ -118,23 +122,20 @@ def test_an_empty_table() -> None:
 def test_the_width_of_a_stratum_of_equal_sizes_is_the_textbook_one() -> None:
     amounts = [1.0, 2.0, 3.0, 4.0, 10.0]
     expansion = of_one_stratum([(10, amount) for amount in amounts], everything=20, size_bytes=200)
-    assert expansion.totals()["z"] == 80
+    assert expansion.totals["z"] == 80
     variance = sum((amount - 4) ** 2 for amount in amounts) / 4
-    assert expansion.half_widths()["z"] == pytest.approx(2.776 * (20**2 * (1 - 5 / 20) * variance / 5) ** 0.5, rel=1e-3)
+    assert expansion.half_widths["z"] == pytest.approx(2.776 * (20**2 * (1 - 5 / 20) * variance / 5) ** 0.5, rel=1e-3)
 
 
 def test_one_row_is_as_doubtful_as_its_widest_neighbour_and_alone_as_itself() -> None:
     alone = of_one_stratum([(10, 5.0)], everything=3, size_bytes=30)
-    assert alone.totals()["z"] == 15
-    assert alone.half_widths()["z"] > 15
+    assert alone.totals["z"] == 15
+    assert alone.half_widths["z"] > 15
 
     def beside(amounts: Sequence[float]) -> float:
-        populations = {1: Stratum(1, 10, 100, 10), 2: Stratum(2, 3, 60, 20)}
-        expansion: Expansion[str] = Expansion(populations, ["z"])
-        for amount in amounts:
-            expansion.add(1, 10, {"z": amount})
-        expansion.add(2, 20, {"z": 10.0})
-        return expansion.half_widths()["z"]
+        strata = [Stratum(1, 10, 100, 10), Stratum(2, 3, 60, 20)]
+        rows = [*((1, 10, {"z": amount}) for amount in amounts), (2, 20, {"z": 10.0})]
+        return of_strata(strata, rows).half_widths["z"]
 
     assert beside([5.0] * 10) == 0.0
     assert 0 < beside([4.9, 5.1] * 5) < beside([4.0, 6.0] * 5)
@@ -179,8 +180,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(row: Callable[[random.Ran
     errors: dict[str, list[float]] = {name: [] for name in expected}
     held = Counter[str]()
     for seed in range(200):
-        expansion = expanded(table, most_rows, seed, list(expected))
-        totals, widths = expansion.totals(), expansion.half_widths()
+        totals, widths = expanded(table, most_rows, seed)
         for name, value in expected.items():
             errors[name].append(totals[name] - value)
             held[name] += abs(errors[name][-1]) <= widths[name] + 1e-9 * value

@@ -37,13 +37,17 @@ class Cell(NamedTuple):
     output_tokens: float = 0.0  # without thinking
     thinking_tokens: float = 0.0
 
-    def plus(self, other: "Cell") -> "Cell":
-        """Both together."""
-        return Cell(*(mine + its for mine, its in zip(self, other, strict=True)))
+    @property
+    def answer_tokens(self) -> float:
+        """Output and thinking."""
+        return self.output_tokens + self.thinking_tokens
 
-    def times(self, factor: float) -> "Cell":
-        """So many times as much."""
-        return Cell(*(amount * factor for amount in self))
+    def plus(self, other: "Cell", times: float = 1.0) -> "Cell":
+        """Together with so many times the other."""
+        return Cell(*(mine + its * times for mine, its in zip(self, other, strict=True)))
+
+
+_NOTHING = Cell()
 
 
 class Tier(NamedTuple):
@@ -63,9 +67,10 @@ def total(work: Work) -> Cell:
     return Cell(*map(sum, zip(*cells, strict=True))) if cells else Cell()
 
 
-def merged(one: Work, other: Work) -> Work:
-    """Both together."""
-    return {tier: one.get(tier, Cell()).plus(other.get(tier, Cell())) for tier in (*one, *(other.keys() - one.keys()))}
+def add(sums: dict[Tier, Cell], work: Work, times: float = 1.0) -> None:
+    """Add so many times `work` to `sums`."""
+    for tier, cell in work.items():
+        sums[tier] = sums.get(tier, _NOTHING).plus(cell, times)
 
 
 def kind_column(size_bytes: pl.Expr, characters: pl.Expr) -> pl.Expr:

@@ -1,6 +1,6 @@
 """The same work on other models and lanes, and what would make it cheaper."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
@@ -8,8 +8,8 @@ from typing import Literal
 
 from pipeline.models import MODELS, Model, answering, model_info
 from pipeline.plan.amounts import Work, total
-from pipeline.plan.costs import priced
-from pipeline.prices import Lane, Rates, effective_rates, note
+from pipeline.plan.costs import Tariff, priced, tariff
+from pipeline.prices import Lane, Rates, note
 
 ASSUMPTION = "thinking is taken as in the plan: how much another model thinks is unknown"
 
@@ -54,28 +54,28 @@ def compare(
     work: Work,
     longest_prompt_tokens: int,
     max_output_tokens: int | None,
-    seconds_of: Callable[[Model, Lane], float | None],
+    seconds: float,
     day: date,
     models: Sequence[Model] = MODELS,
-    lanes: Sequence[Lane] = LANES,
 ) -> tuple[Offer, ...]:
     """Every model that answers in its own name on `day` (UTC), in every lane, by cost; unknown prices come last.
 
-    `max_output_tokens` None leaves an answer as long as the model allows. See `ASSUMPTION`.
+    `seconds` is how long the standard lane takes. `max_output_tokens` None leaves an answer as long as the model
+    allows. See `ASSUMPTION`.
     """
     served = [model for model in models if not (model.alias_of or (model.off and model.off <= day))]
     offers = [
         Offer(
             model.name,
             lane,
-            priced(work, model.name, day, lane),
-            seconds_of(model, lane),
+            priced(work, tariff(model.name, day, lane)),
+            seconds if lane == "standard" else None,
             DELIVERY[lane],
             misfit(model, longest_prompt_tokens, max_output_tokens),
             note(model, day),
         )
         for model in served
-        for lane in lanes
+        for lane in LANES
     ]
     offers.sort(key=lambda offer: (offer.cost_usd is None, offer.cost_usd or 0))
     open_to_all = {model.name for model in served if model.new_projects}
@@ -105,71 +105,57 @@ class Saving:
     detail: str
 
 
-def identical_rows(
-    spared: Work, model: str, day: date, lane: Lane = "standard", own: Rates | None = None
-) -> Iterator[Saving]:
+def identical_rows(spared: Work, at: Tariff) -> Iterator[Saving]:
     """What is saved already: `spared` are the calls not made because the same content is sent once."""
-    usd = priced(spared, model, day, lane, own)
+    usd = priced(spared, at)
     if usd:
         yield Saving("identical_rows", usd, f"{total(spared).prompts:,.0f} calls repeat another and are not made")
 
 
-def shared_prefix(
-    prompts: float, prefix_tokens: int, model: str, day: date, lane: Lane = "standard", own: Rates | None = None
-) -> Iterator[Saving]:
+def shared_prefix(prompts: float, prefix_tokens: int, model: str, day: date, at: Tariff) -> Iterator[Saving]:
     """What the implicit cache saves at most when so many prompts begin with the same `prefix_tokens`.
 
     The plan must not count these tokens as cached already. Nothing is yielded for a model or price that is unknown.
     """
-    answers = model_info(answering(model, day))
-    found = effective_rates(model, day, lane, False, own)
-    if answers is None or found is None or prompts <= 1:
+    answers, rates = model_info(answering(model, day)), at[False]
+    if answers is None or rates is None or prompts <= 1:
         return
     missing = answers.min_cached_tokens - prefix_tokens
+    usd = prefix_tokens * Decimal(prompts - 1) * (rates.input - rates.cached)
     if missing > 0:
-        yield Saving(
-            "shared_prefix",
-            Decimal(0),
+        usd = Decimal(0)
+        detail = (
             f"{prefix_tokens:,} shared tokens; {answers.name} caches from "
-            f"{answers.min_cached_tokens:,}: {missing:,} too few",
+            f"{answers.min_cached_tokens:,}: {missing:,} too few"
         )
-        return
-    usd = prefix_tokens * Decimal(prompts - 1) * (found.input - found.cached)
-    if usd <= 0:
-        yield Saving("shared_prefix", Decimal(0), "the job's own prices give no discount for cached tokens")
-        return
-    yield Saving(
-        "shared_prefix",
-        usd,
-        f"{prompts:,.0f} prompts begin with the same {prefix_tokens:,} tokens, cached at "
-        f"{found.cached / found.input:.0%} of the price; at most, since the cache promises nothing",
-    )
+    elif usd <= 0:
+        usd, detail = Decimal(0), "the job's own prices give no discount for cached tokens"
+    else:
+        detail = (
+            f"{prompts:,.0f} prompts begin with the same {prefix_tokens:,} tokens, cached at "
+            f"{rates.cached / rates.input:.0%} of the price; at most, since the cache promises nothing"
+        )
+    yield Saving("shared_prefix", usd, detail)
 
 
 def other_lanes(work: Work, model: str, day: date, own: Rates | None = None) -> Iterator[Saving]:
-    """What the slower lanes save against standard; nothing is known of lanes at the job's own prices."""
+    """What the slower lanes save against standard: nothing at the job's own prices, which are those of every lane."""
     slower: tuple[Literal["flex", "batch"], ...] = ("flex", "batch")
+    standard = priced(work, tariff(model, day, own=own))
     for lane in slower:
-        standard, usd = priced(work, model, day), priced(work, model, day, lane)
-        if not own and standard and usd is not None and usd < standard:
+        usd = priced(work, tariff(model, day, lane, own))
+        if standard and usd is not None and usd < standard:
             yield Saving(lane, standard - usd, f"{1 - usd / standard:.0%} less, {_DELIVERED[DELIVERY[lane]]}")
 
 
-def chunk_sizes(
-    work: Work,
-    others: Sequence[tuple[int, Work]],
-    model: str,
-    day: date,
-    lane: Lane = "standard",
-    own: Rates | None = None,
-) -> Iterator[Saving]:
+def chunk_sizes(work: Work, others: Sequence[tuple[int, Work]], at: Tariff) -> Iterator[Saving]:
     """The plans with another `[chunk] max_tokens` that cost less than `work` and than those before them.
 
     `others` are pairs of that number and its work.
     """
-    least = usd = priced(work, model, day, lane, own)
+    least = usd = priced(work, at)
     for max_tokens, other in others:
-        other_usd = priced(other, model, day, lane, own)
+        other_usd = priced(other, at)
         if usd is not None and least is not None and other_usd is not None and other_usd < least:
             least = other_usd
             calls = f"{total(other).prompts:,.0f} calls instead of {total(work).prompts:,.0f}"

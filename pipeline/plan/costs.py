@@ -1,6 +1,6 @@
 """Work to USD: by price tier and lane, on the days that the calls fall on, and what a user should know of the price."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import pairwise
@@ -12,59 +12,61 @@ from pipeline.prices import HORIZON, Lane, PriceChange, Rates, effective_rates, 
 Share = tuple[date, float]
 """Part of a run's calls that are made on one UTC date."""
 
+Tariff = Mapping[bool, Rates | None]
+"""Rates of short prompts, and with True of long ones; None: the price is unknown."""
+
 TOLD_AHEAD = timedelta(days=30)
 """A change so soon after the end of a run is told: a later start would pay it."""
 
 _NO_SUCCESSOR = "no successor is known"
 
 
-def priced(work: Work, model: str, day: date, lane: Lane = "standard", own: Rates | None = None) -> Decimal | None:
-    """USD of `work` on `day` (UTC), thinking billed as output; None: the price is unknown."""
+def tariff(model: str, day: date, lane: Lane = "standard", own: Rates | None = None) -> Tariff:
+    """Rates of `model` on `day` (UTC); the job's `own` replace those of the tables."""
+    return {long: effective_rates(model, day, lane, long, own) for long in (False, True)}
+
+
+def priced(work: Work, at: Tariff) -> Decimal | None:
+    """USD of `work`, thinking billed as output; None: the price is unknown."""
     usd = Decimal(0)
     for tier, cell in work.items():
-        found = effective_rates(model, day, lane, tier.long, own)
-        if found is None:
+        rates = at[tier.long]
+        if rates is None:
             return None
-        usd += found.usd(
-            Decimal(cell.input_tokens), Decimal(cell.cached_tokens), Decimal(cell.output_tokens + cell.thinking_tokens)
-        )
+        usd += rates.usd(*map(Decimal, (cell.input_tokens, cell.cached_tokens, cell.answer_tokens)))
     return usd
 
 
 def cost_by_day(
-    work: Work, model: str, days: Sequence[Share], lane: Lane = "standard", own: Rates | None = None
+    work: Work, model: str, days: Iterable[Share], own: Rates | None = None
 ) -> Mapping[date, Decimal] | None:
-    """USD by UTC date when `work` is spread over `days`, whose shares add up to 1; None: the price is unknown.
-
-    All that comes later than `HORIZON` after the first of them is put on that date.
-    """
-    last = min((day for day, _ in days), default=date.min) + HORIZON
-    shares: dict[date, float] = {}
-    for day, share in days:
-        shares[min(day, last)] = shares.get(min(day, last), 0.0) + share
+    """USD by UTC date when `work` is spread over `days`, whose shares add up to 1; None: the price is unknown."""
     by_day: dict[date, Decimal] = {}
-    for day, share in shares.items():
-        usd = priced(work, model, day, lane, own)
+    for day, share in days:
+        usd = priced(work, tariff(model, day, own=own))
         if usd is None:
             return None
         by_day[day] = usd * Decimal(share)
     return by_day
 
 
-def cost_over(
-    work: Work, model: str, days: Sequence[Share], lane: Lane = "standard", own: Rates | None = None
-) -> Decimal | None:
-    """USD when `work` is spread over `days`, whose shares add up to 1; None: the price is unknown."""
-    by_day = cost_by_day(work, model, days, lane, own)
+def cost_over(work: Work, model: str, days: Iterable[Share], own: Rates | None = None) -> Decimal | None:
+    """The same in all."""
+    by_day = cost_by_day(work, model, days, own)
     return None if by_day is None else sum(by_day.values(), Decimal(0))
 
 
 def split_by_day(slots: Iterable[tuple[datetime, datetime, float]]) -> tuple[Share, ...]:
-    """Shares by UTC date of the calls made in slots of (starts at, ends at, calls), each made at an even pace."""
+    """Shares by UTC date of the calls made in slots of (starts at, ends at, calls), each made at an even pace.
+
+    The slots come in order of time; what is later than `HORIZON` after the first of them is put on that date.
+    """
     calls: dict[date, float] = {}
+    last = date.max
     for starts_at, ends_at, number in slots:
+        last = min(last, starts_at.astimezone(UTC).date() + HORIZON)
         for day, share in _days(starts_at.astimezone(UTC), ends_at.astimezone(UTC)):
-            calls[day] = calls.get(day, 0.0) + number * share
+            calls[min(day, last)] = calls.get(min(day, last), 0.0) + number * share
     whole = sum(calls.values())
     return tuple((day, number / whole) for day, number in sorted(calls.items()) if number)
 
@@ -88,7 +90,6 @@ def notices(
     finish: datetime,
     own: Rates | None = None,
     by_day: Mapping[date, Decimal] | None = None,
-    lane: Lane = "standard",
 ) -> tuple[str, ...]:
     """What happens to the price of `model`, or to itself, during the run or within `TOLD_AHEAD` after it.
 
@@ -96,7 +97,7 @@ def notices(
     only models that are switched off are told.
     """
     first, last = start.astimezone(UTC).date(), finish.astimezone(UTC).date()
-    changes = price_changes(model, first, last + TOLD_AHEAD, lane)
+    changes = price_changes(model, first, last + TOLD_AHEAD)
     until = [*(change.day for change in changes), date.max][1:]
     told = list(_switched_off(model, first, last, own))
     for change, following in zip(changes, until, strict=True):

@@ -93,6 +93,10 @@ class Learned:
         """What estimates of such prompts are to be multiplied by: 1.0 when nothing is known."""
         return self._ratios[step, kind]
 
+    def knows(self, step: Step) -> bool:
+        """Whether any answers of the step, or of one that is asked like it, are known."""
+        return self._answered(step, self._lengths.steps) in self._lengths.steps
+
     def output(self, step: Step, input_tokens_est: int, kind: int | None = None) -> Answers | None:
         """Answers to prompts of this length, of this kind or of all; None when there are none of the step."""
         return self._lengths.of(self._answered(step, self._lengths.steps), input_tokens_est, kind)

@@ -1,9 +1,10 @@
 """The plan of a run: what is left to do, and what it will take in calls, tokens, money and time. Nothing is sent."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import datetime
+from decimal import Decimal
 from typing import NamedTuple
 
 import polars as pl
@@ -11,8 +12,8 @@ from anyio.lowlevel import checkpoint
 
 from pipeline import flows
 from pipeline.job import Job
-from pipeline.plan.amounts import Range, Work, total
-from pipeline.plan.costs import Share, cost_by_day, cost_over, notices, split_by_day
+from pipeline.plan.amounts import Work, total
+from pipeline.plan.costs import Tariff, cost_by_day, cost_over, notices, split_by_day, tariff
 from pipeline.plan.forecast import Bought, Forecaster
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Load, Pace
@@ -20,9 +21,9 @@ from pipeline.plan.picks import Picks, documents, pick
 from pipeline.plan.plans import Example, Found, Plan, StepPlan
 from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
 from pipeline.plan.survey import EXAMPLES, Survey, keys_of
-from pipeline.plan.tally import Sums, Tally
+from pipeline.plan.tally import Tally
 from pipeline.plan.timing import timeline
-from pipeline.prices import CHECKED, Rates, effective_rates
+from pipeline.prices import CHECKED
 from pipeline.prompts import Prompt
 from pipeline.records import STEPS, Document, Reply, Step
 from pipeline.source import Source
@@ -48,6 +49,7 @@ GLANCE = Effort(2_000, 10_000_000, 2_000, 10_000_000)
 EVERYTHING = Effort(2**63, 2**63, 0, 0)
 """Every row, however large the table."""
 
+_UNKNOWN: Tariff = {False: None, True: None}
 _UNTIL_HEEDED = 500
 """Rows that are forecast before Ctrl-C is heeded: some 50 ms."""
 
@@ -78,29 +80,30 @@ async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: P
 
     A prompt whose fingerprint has a reply that was `bought` already is not counted: the run replays it.
     """
-    picks = given.picks()
-    forecaster = Forecaster(job, learned, bought, pace.limits)
-    tally = Tally(picks, learned, _rates(job, start.date()))
-    await _forecast(given, picks, forecaster, tally)
-    sums = tally.sums()
-    expected = total(sums.expected)
+    at = tariff(job.model, start.date(), own=job.own_rates)
+    picks, tally = await _tallied(given, job, learned, bought, pace, at)
+    expected = total(tally.expected)
     load = Load(round(expected.prompts), round(expected.input_tokens), tally.largest_tokens, max(1, tally.depth))
     times = timeline(load, pace, start)
     shares = split_by_day((day.starts_at, day.ends_at, day.prompts) for day in times.days) or ((start.date(), 1.0),)
+
+    def cost(work: Work) -> Decimal | None:
+        return cost_over(work, job.model, shares, job.own_rates)
+
     return Plan(
         model=job.model,
         documents=given.left,
         documents_done=given.survey.rows - given.left,
-        documents_chunked=round(sums.named["chunked"]),
+        documents_chunked=round(tally.rows["chunked"]),
         longest_chunks=tally.longest_chunks,
-        found=_found(given, sums),
-        steps=_steps(sums.expected, job, learned, shares),
-        work=sums.expected,
-        spared=sums.spared,
-        prompts=sums.prompts(),
-        input_tokens=sums.input_tokens(),
-        output_tokens=sums.output_tokens(learned),
-        cost_usd=_cost(sums, job, learned, shares),
+        found=_found(given, tally),
+        steps=_steps(tally.expected, learned, cost),
+        work=tally.expected,
+        spared=tally.spared,
+        prompts=tally.prompts(),
+        input_tokens=tally.input_tokens(),
+        output_tokens=tally.output_tokens(),
+        cost_usd=tally.cost_usd(cost),
         load=load,
         pace=pace,
         calibrations=learned.calibrations,
@@ -108,26 +111,23 @@ async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: P
         order=reading_order((frame["size"] for frame in given.survey.slices()), given.wanted),
         prices_dated=CHECKED.isoformat(),
         sampled_rows=0 if picks.whole else len(picks.numbers),
-        bounded=_is_bounded(sums, learned),
+        bounded=tally.bounded,
         based_on=learned.based_on,
-        assumptions=tuple(_assumptions(job, pace, sums, learned)),
+        assumptions=tuple(_assumptions(job, pace, tally, learned)),
         notices=notices(
             job.model,
             start,
             times.finish_at,
             job.own_rates,
-            cost_by_day(sums.expected, job.model, shares, own=job.own_rates),
+            cost_by_day(tally.expected, job.model, shares, job.own_rates),
         ),
     )
 
 
 async def expected_work(given: Input, job: Job, learned: Learned, bought: Bought, pace: Pace) -> Work:
     """Expected calls alone, at a glance: for a job that is changed to see what it would cost."""
-    given = replace(given, effort=GLANCE)
-    picks = given.picks()
-    tally = Tally(picks, learned, {False: None, True: None})
-    await _forecast(given, picks, Forecaster(job, learned, bought, pace.limits), tally)
-    return tally.sums().expected
+    _, tally = await _tallied(replace(given, effort=GLANCE), job, learned, bought, pace, _UNKNOWN)
+    return tally.expected
 
 
 async def first_prompts(given: Input, picks: Picks, job: Job) -> list[tuple[Prompt, int]]:
@@ -151,15 +151,20 @@ def prefix_tokens(job: Job) -> int:
     return estimate(job.params.system or "") + estimate(literal)
 
 
-async def _forecast(given: Input, picks: Picks, forecaster: Forecaster, tally: Tally) -> None:
-    sampled = not picks.whole
+async def _tallied(
+    given: Input, job: Job, learned: Learned, bought: Bought, pace: Pace, at: Tariff
+) -> tuple[Picks, Tally]:
+    """The rows that were looked at, and what they take."""
+    picks = given.picks()
+    forecaster, tally = Forecaster(job, learned, bought, pace.limits), Tally(job, picks, learned, at)
     told = given.survey.at(picks.numbers)
-    rows = zip(_picked(given.source, picks), picks.strata, picks.sizes, told["kind"], told["repeat"], strict=True)
-    for number, (document, stratum, size_bytes, kind, repeated) in enumerate(rows):
+    rows = zip(_picked(given.source, picks), told["kind"], told["repeat"], strict=True)
+    for number, (document, kind, repeated) in enumerate(rows):
         if number % _UNTIL_HEEDED == 0:
             await checkpoint()
-        apart = sampled and repeated  # the row that it repeats need not be picked
-        tally.add(document, stratum, size_bytes, await forecaster.of(document, kind, apart), kind)
+        apart = repeated and not picks.whole  # the row that it repeats need not be picked
+        tally.add(document, await forecaster.of(document, kind, apart), kind)
+    return picks, tally
 
 
 def _picked(source: Source, picks: Picks) -> Iterator[Document]:
@@ -168,21 +173,7 @@ def _picked(source: Source, picks: Picks) -> Iterator[Document]:
             yield from batch
 
 
-def _rates(job: Job, day: date) -> Mapping[bool, Rates | None]:
-    """Of short and of long prompts."""
-    return {long: effective_rates(job.model, day, "standard", long, job.own_rates) for long in (False, True)}
-
-
-def _cost(sums: Sums, job: Job, learned: Learned, shares: Sequence[Share]) -> Range | None:
-    low, expected, high = (
-        cost_over(work, job.model, shares, own=job.own_rates) for work in (sums.low, sums.expected, sums.high)
-    )
-    if low is None or expected is None or high is None:
-        return None
-    return sums.cost_usd((low, expected, high), learned, _rates(job, shares[-1][0]))
-
-
-def _steps(work: Work, job: Job, learned: Learned, shares: Sequence[Share]) -> Mapping[Step, StepPlan]:
+def _steps(work: Work, learned: Learned, cost: Callable[[Work], Decimal | None]) -> Mapping[Step, StepPlan]:
     plans: dict[Step, StepPlan] = {}
     for step in STEPS:
         own = {tier: cell for tier, cell in work.items() if tier.step == step}
@@ -192,14 +183,14 @@ def _steps(work: Work, job: Job, learned: Learned, shares: Sequence[Share]) -> M
         plans[step] = StepPlan(
             sums.prompts,
             sums.input_tokens,
-            sums.output_tokens + sums.thinking_tokens,
-            cost_over(own, job.model, shares, own=job.own_rates),
+            sums.answer_tokens,
+            cost(own),
             learned.output(step, round(sums.input_tokens / max(1.0, sums.prompts))),
         )
     return plans
 
 
-def _found(given: Input, sums: Sums) -> Mapping[str, Found]:
+def _found(given: Input, tally: Tally) -> Mapping[str, Found]:
     """What stands out among the rows that are left; examples of repeats are of the whole table."""
     left = True if given.wanted is None else given.wanted
     repeats, empty = given.survey.repeats & left, given.survey.empty & left
@@ -211,23 +202,18 @@ def _found(given: Input, sums: Sums) -> Mapping[str, Found]:
         "empty_input": Found(int(empty.sum()), tuple(Example(row, keys[row], "") for row in blank)),
     }
     if not blank:  # the text column has a word in each row, or there is none: what the template makes nothing of
-        found["empty_input"] = Found(round(sums.named["empty_input"]), sums.examples.get("empty_input", ()))
+        found["empty_input"] = Found(round(tally.rows["empty_input"]), tuple(tally.examples["empty_input"]))
     for name in ("too_long", "template_error", "chunked"):
-        found[name] = Found(round(sums.named[name]), sums.examples.get(name, ()))
+        found[name] = Found(round(tally.rows[name]), tuple(tally.examples[name]))
     return {name: each for name, each in found.items() if each.rows}
 
 
-def _is_bounded(sums: Sums, learned: Learned) -> bool:
-    """Whether there is a step whose answers nobody has seen yet."""
-    return any(learned.output(tier.step, 1) is None for tier in sums.expected)
-
-
-def _assumptions(job: Job, pace: Pace, sums: Sums, learned: Learned) -> Iterable[str]:
+def _assumptions(job: Job, pace: Pace, tally: Tally, learned: Learned) -> Iterable[str]:
     if pace.limits.rpm is None or pace.limits.tpm is None:
         yield "[limits] are not set: time is that of a run that is not refused while it grows"
     if not learned.based_on:
         yield "tokens are estimated from the text, ±10 % until answers correct them"
-    if _is_bounded(sums, learned):
+    if tally.bounded:
         if job.params.max_output_tokens is None:
             yield (
                 f"[model] max_output_tokens is not set: an answer is expected at {UNBOUNDED_OUTPUT_TOKENS:,} tokens, "

@@ -2,7 +2,9 @@
 
 from typing import Literal
 
+from pipeline.job import Job
 from pipeline.models import assumed
+from pipeline.plan.amounts import Cell, Tier, Work
 from pipeline.plan.learned import Learned
 from pipeline.prompts import Prompt
 from pipeline.tokens import estimate
@@ -32,12 +34,12 @@ class Predictor:
         """Tokens of the prompt as the service will count them."""
         return prompt.input_tokens_est * self._learned.ratio(prompt.step, kind).value
 
-    def outputs(self, prompt: Prompt, kind: int) -> tuple[tuple[float, float], ...]:
-        """Tokens of the answer, and of the thinking before it, in each of `SCENARIOS`."""
+    def output(self, prompt: Prompt, kind: int) -> tuple[float, float]:
+        """Expected tokens of the answer, and of the thinking before it."""
         known = self._learned.output(prompt.step, prompt.input_tokens_est, kind)
-        if known is not None:
-            return ((known.output_tokens, known.thinking_tokens),) * len(SCENARIOS)
-        return tuple((float(tokens), 0.0) for tokens in predicted_output(prompt, self.model))
+        if known is None:
+            return float(predicted_output(prompt.params.max_output_tokens, self.model)[1]), 0.0
+        return known.output_tokens, known.thinking_tokens
 
     def text_tokens(self, prompt: Prompt, scenario: Scenario, kind: int) -> float:
         """Tokens of the answer's text: of known lengths one by chance, since on each depends what is merged at once.
@@ -46,7 +48,7 @@ class Predictor:
         """
         known = self._learned.output(prompt.step, prompt.input_tokens_est, kind)
         if known is None:
-            return predicted_output(prompt, self.model)[SCENARIOS.index(scenario)]
+            return predicted_output(prompt.params.max_output_tokens, self.model)[SCENARIOS.index(scenario)]
         doubt = self._learned.output_error(prompt.step, known.answers) * (SCENARIOS.index(scenario) - 1)
         times = known.lengths[int(prompt.fingerprint(self.model)[16:24], 16) % len(known.lengths)]
         return known.output_tokens * times * (1 + doubt)
@@ -58,10 +60,22 @@ class Predictor:
         return f"{name} {_WORD * round((tokens - _NAME_TOKENS) * _WORDS_PER_TOKEN)}"
 
 
-def predicted_output(prompt: Prompt, model: str) -> tuple[int, int, int]:
-    """Shortest, expected and longest answer in tokens, before anything is known of this job's answers."""
-    bound = prompt.params.max_output_tokens
+def predicted_output(bound: int | None, model: str) -> tuple[int, int, int]:
+    """Shortest, expected and longest answer within `bound` in tokens, before anything is known of the job's answers."""
     if bound is None:
         longest = assumed(model).max_output_tokens
         return 0, min(UNBOUNDED_OUTPUT_TOKENS, longest), longest
     return 0, max(1, bound // 2), bound
+
+
+def bounded(work: Work, job: Job, learned: Learned, scenario: Scenario) -> Work:
+    """`work`, its answers as short or as long as can be where nothing is known of the step's."""
+
+    def of(tier: Tier, cell: Cell) -> Cell:
+        params = job.reduce_params if tier.step == "reduce" else job.params
+        if params is None or learned.knows(tier.step):
+            return cell
+        each = predicted_output(params.max_output_tokens, job.model)[SCENARIOS.index(scenario)]
+        return cell._replace(output_tokens=cell.prompts * each)
+
+    return {tier: of(tier, cell) for tier, cell in work.items()}
