@@ -299,6 +299,26 @@ def test_what_no_run_wrote_or_somebody_changed_is_not_replaced_unasked(here: Pat
 
 
 @pytest.mark.case("O4")
+def test_a_project_that_was_moved_goes_on_with_its_output(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(here, UNLIMITED).name
+    assert cli("run", job, "--offline", "--limit", 3, "--out", "made/out.csv").code == 0
+    monkeypatch.chdir(here.parent)
+    here.rename(moved := here.with_name("moved"))
+    monkeypatch.chdir(moved)
+    grown = cli("run", job, "--offline", "--out", "made/out.csv")
+    assert grown.code == 0 and pl.read_csv("made/out.csv").height == 6, grown.err
+    (moved / "made").rename("other")
+    stranger = cli("run", job, "--offline", "--out", "other/out.csv")
+    assert stranger.code == 2 and "no run that is kept here wrote it" in stranger.err
+    (moved / "other").rename("made")
+    (moved / "made/out.csv").write_text("mine\n")
+    changed = cli("run", job, "--offline", "--out", "made/out.csv")
+    assert changed.code == 2 and "it was changed after runs/small-offline wrote it" in changed.err
+
+
+@pytest.mark.case("O4")
 def test_the_same_job_grows_its_output_and_does_not_shrink_it_unasked(here: Path, cli: Cli) -> None:
     job = small_job(here, UNLIMITED)
     for limit in (["--limit", 2], ["--limit", 4], [], [], ["--fresh"]):

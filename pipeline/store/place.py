@@ -73,7 +73,8 @@ class Place:
         if self._overwrite or not self._before or not self._before[2]:  # there is nothing, or an empty file
             return
         known = list(_notes(self._directory.parent))
-        theirs = [(directory, note) for directory, note in known if note.path == str(self._target)]
+        project = Path(os.path.realpath(self._directory.parent.parent))
+        theirs = [(directory, note) for directory, note in known if _names(note, self._target, project)]
         writers = [(directory, note) for directory, note in theirs if _is(self._target, note)]
         writers = writers or list(_of_layout_1(self._directory.parent, self._target))
         if not writers:
@@ -298,6 +299,13 @@ def _sessions(log: Path) -> Iterator[tuple[float, float]]:
                 if event == "end":
                     yield start, at
                 start = at if event == "start" else inf
+
+
+def _names(note: Written, target: Path, project: Path) -> bool:
+    """Whether the note is of this place, or was when the project was elsewhere: it may have been moved since."""
+    if note.path == str(target):
+        return True
+    return target.is_relative_to(project) and note.path.endswith(f"{os.sep}{target.relative_to(project)}")
 
 
 def _is(target: Path, note: Written) -> bool:
