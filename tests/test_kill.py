@@ -163,6 +163,7 @@ def test_the_next_run_says_once_what_was_in_flight_at_a_kill_and_what_it_may_hav
         wait_for(url, "in_flight", IN_FLIGHT, process)
         process.kill()
         process.communicate()
+        assert sum(path.stat().st_size for path in (tmp_path / "runs").rglob("*")) < 2**20, "no room is kept any more"
         out, err = start(tmp_path, url, "--limit", "2").communicate(timeout=60)
         assert json.loads(out)["ok"] == 2, err.decode()
         told = re.search(

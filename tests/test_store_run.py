@@ -742,6 +742,7 @@ RECOVERY = (
     "fsync parts.jsonl",
     "unlink journal-000001.jsonl",
     "unlink journal-000002.jsonl",
+    "unlink reserve",
 )
 
 

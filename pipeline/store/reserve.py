@@ -13,27 +13,27 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Reserve:
-    """A file of `RESERVE_BYTES` that is there while a run is, and goes when its room is needed.
+    """A file of `RESERVE_BYTES` that this process has open, and lets go when its room is needed.
 
-    Where the file system promises no room, as one that compresses or that knows no such promise, it holds less than
-    that, or nothing.
+    It has no name: a kill leaves nothing of it. Where the file system promises no room, as one that compresses or that
+    knows no such promise, it holds less than that, or nothing.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._is_taken = False
+        self._descriptor: int | None = None
         self.is_used = False
         """Whether the room was needed: nothing more should be asked."""
 
     def take(self) -> None:
         """Take the room. Raises `RunStateError` when there is not so much, `OSError` when no file can be made."""
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._is_taken = True
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            self._path.unlink()
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+                os.posix_fallocate(self._descriptor, 0, RESERVE_BYTES)
             else:  # macOS
-                os.write(descriptor, bytes(RESERVE_BYTES))
+                os.write(self._descriptor, bytes(RESERVE_BYTES))
         except OSError as error:
             self.give_back()
             if error.errno in _FULL:
@@ -42,12 +42,10 @@ class Reserve:
                     "\nWhat is kept there is untouched.",
                     "make room, then run the same command again",
                 ) from None
-        finally:
-            os.close(descriptor)
 
     def helps(self, error: OSError) -> bool:
         """Whether what was refused so may be tried again, as there is room now."""
-        if error.errno not in _FULL or not self._is_taken:
+        if error.errno not in _FULL or self._descriptor is None:
             return False
         self.give_back()
         self.is_used = True
@@ -55,7 +53,7 @@ class Reserve:
 
     def give_back(self) -> None:
         """Return the room to the disk."""
-        if self._is_taken:
-            self._is_taken = False
+        if self._descriptor is not None:
             with suppress(OSError):
-                self._path.unlink()
+                os.close(self._descriptor)
+            self._descriptor = None
