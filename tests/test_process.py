@@ -154,7 +154,7 @@ def test_files_bound_the_slots() -> None:
 # ---- a signal while the program starts
 
 _STRUCK = """
-import builtins, os, signal, sys
+import builtins, os, runpy, signal, sys
 _, at, number = sys.argv
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored, as nohup
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -165,15 +165,23 @@ def importing(name, *arguments, **options):
         os.kill(os.getpid(), int(number))
     return genuine(name, *arguments, **options)
 builtins.__import__ = importing
-from pipeline.cli import main
 sys.argv = ["pipeline", "run", "small.toml", "--yes", "--json"]
-main()
+runpy.run_module("pipeline", run_name="__main__")
 """
 
 
 @pytest.mark.case("S6")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("at", ["pipeline.cli.app", "typer", "polars", "pipeline.run.engine", "connector"])
+@pytest.mark.parametrize(
+    ("at", "number"),
+    [
+        *((at, signal.SIGINT) for at in ("pipeline.cli", "ctypes", "pipeline.process")),
+        *(
+            (at, number)
+            for at in ("pipeline.cli.app", "typer", "polars", "pipeline.run.engine", "connector")
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        ),
+    ],
+)
 def test_a_signal_during_the_start_is_told_and_leaves_nothing(here: Path, number: signal.Signals, at: str) -> None:
     small_job(here, UNLIMITED)
     before = set(here.rglob("*"))
