@@ -3,7 +3,7 @@
 One calibration serves the plan, which learns from earlier answers, and the run, which begins with what its plan knows.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import NamedTuple
@@ -128,22 +128,20 @@ class Calibrations:
     def __init__(self, known: Mapping[Step, Calibration] | None = None) -> None:
         """`known` is what the plan of the run has learned."""
         self._steps: dict[Step, Calibration] = dict(known or {})
-        self._margins: dict[Step, Margin] = {step: each.margin() for step, each in self._steps.items()}
-
-    def __iter__(self) -> Iterator[Margin]:
-        return iter(self._margins.values())
+        self._margins: dict[Step, Margin] = {}  # until the next answer
 
     def margin(self, step: Step) -> Margin:
         """What the answers so far say about estimates of this step."""
-        if step not in self._margins:
-            self._margins[step] = self._steps.get(step, _NOTHING).margin()
-        return self._margins[step]
+        known = self._margins.get(step)
+        if known is None:
+            known = self._margins[step] = self._steps.get(step, _NOTHING).margin()
+        return known
 
     def observe(self, step: Step, estimated: int, counted: int) -> None:
         """Learn from one answer; a count that is not positive says nothing and is passed over."""
         if estimated > 0 and counted > 0:
-            known = self._steps[step] = self._steps.get(step, _NOTHING).after(estimated, counted)
-            self._margins[step] = known.margin()
+            self._steps[step] = self._steps.get(step, _NOTHING).after(estimated, counted)
+            self._margins.pop(step, None)
 
 
 _NORMAL = z = 1.959964

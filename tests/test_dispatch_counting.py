@@ -8,7 +8,7 @@ import pytest
 from asking import ROUTE, ask
 from vclock import run
 
-from pipeline.dispatch.backlog import Waiting
+from pipeline.dispatch.backlog import Line, Waiting
 from pipeline.dispatch.counting import COUNTING_AT_ONCE, FAILURES_IN_A_ROW, LONGEST_COUNT_S, Counting, CountTokens
 from pipeline.prompts import Prompt
 from pipeline.records import Failure
@@ -56,7 +56,8 @@ def counted(
             woken.set()
 
         counting, woken = Counting(count, take_back, Random(1)), anyio.Event()
-        jobs = [Waiting(ask(row, tokens=1000), ROUTE, asyncio.Future(), 0.0) for row in range(number)]
+        line = Line(ROUTE, (), None)
+        jobs = [Waiting(ask(row, tokens=1000), line, asyncio.Future(), 0.0) for row in range(number)]
         async with anyio.create_task_group() as group:
             if beside:
                 group.start_soon(beside, counting, jobs)

@@ -223,6 +223,22 @@ def test_several_quotas_are_filled_at_once_over_one_backlog() -> None:
     assert sent["a"] == pytest.approx(600, rel=0.03) and sent["b"] == pytest.approx(300, rel=0.06)
 
 
+def test_several_quotas_of_tokens_are_filled_at_once() -> None:
+    sent: Counter[str] = Counter()
+
+    async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply:
+        sent[target.project] += 1
+        await anyio.sleep(1.0)
+        return Reply("text", "ok", usage=Usage(10))
+
+    dispatching(
+        lambda desk: submit_all(desk, 900),
+        send,
+        Route(tuple(replace(target, limits=Limits(rpm=0, tpm=3_000)) for target in (FIRST, SECOND))),
+    )
+    assert sum(sent.values()) == 900 and sent["b"] == pytest.approx(450, rel=0.1)
+
+
 def test_a_prompt_goes_only_where_its_route_leads_and_a_quota_takes_first_what_only_it_may_serve() -> None:
     only = Route((SECOND,))
     went: dict[int, str] = {}

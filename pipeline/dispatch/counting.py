@@ -72,7 +72,7 @@ class Counting:
         counted: int | Failure | None = None
         try:
             with self._asked[waiting]:
-                counted = await ask(waiting.prompt, waiting.route.first)
+                counted = await ask(waiting.prompt, waiting.line.route.first)
         finally:
             del self._asked[waiting]
         if isinstance(counted, int):

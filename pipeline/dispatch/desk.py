@@ -16,6 +16,8 @@ class Tries(NamedTuple):
     refused: int = 0  # for quota: these cost no attempt
 
 
+FIRST_TRY = Tries()
+
 Send = Callable[[Prompt, Target, Tries], Awaitable[Reply | Failure]]
 """Makes one request to a target, and raises for no failure of it."""
 Admit = Callable[[Prompt, Target], bool]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
 from random import Random
@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from pipeline.calibration import Calibration, Calibrations
 from pipeline.dispatch.backlog import Backlog, Costs, Waiting
 from pipeline.dispatch.counting import Counting
-from pipeline.dispatch.desk import Admit, Send
+from pipeline.dispatch.desk import Admit, Send, Tries
 from pipeline.dispatch.loop import QuotaLoop
 from pipeline.dispatch.retries import is_enough, pause_s
 from pipeline.errors import Halted, PipelineError
@@ -69,13 +69,11 @@ class Dispatcher:
         """
         self._loop = asyncio.get_running_loop()
         self._route, self._providers, self._admit = route, providers or {}, admit
-        self._routes = {route: route}
         self._max_attempts = max_attempts
         self._notify, self._wall, self._rng = on_event, wall, rng or Random()
         self._by_quota: dict[str, QuotaLoop] = {}
-        self._by_route: dict[int, tuple[Route, tuple[QuotaLoop, ...]]] = {}  # by the identity of the route
         ordered = any(target.limits.tpm != 0 for target in route)
-        self._backlog = Backlog(self._rng if ordered else None, self._size)
+        self._backlog = Backlog(self._rng if ordered else None, self._by_quota)
         for target in route:
             if target.quota not in self._by_quota:
                 quota = EndpointQuota(
@@ -97,8 +95,9 @@ class Dispatcher:
                     notify=on_event,
                     wall=wall,
                 )
+        self._line = self._backlog.line_of(route)
         self._counting = Counting(self._count if self._providers else None, self._counted, self._rng)
-        self._closed = self._halted = self._is_any_shut = False
+        self.halted = self._closed = self._is_any_shut = False
         self._reason: PipelineError | None = None
         self._told_until = -inf
         self.in_flight = 0
@@ -133,11 +132,10 @@ class Dispatcher:
 
     async def submit(self, prompt: Prompt, route: Route | None = None) -> Reply:
         """Wait for quota, send, send again what may pass; see `Desk`."""
-        if self._halted:
+        if self.halted:
             raise Halted(self._reason)
-        if route is not self._route:  # one that is made anew for each prompt would be a line of its own for good
-            route = self._routes.setdefault(route, route) if route else self._route
-        waiting = Waiting(prompt, route, self._loop.create_future(), self._loop.time())
+        line = self._line if route is None or route is self._route else self._backlog.line_of(route)
+        waiting = Waiting(prompt, line, self._loop.create_future(), self._loop.time())
         self.ready += 1
         self._enter(waiting)
         try:
@@ -184,9 +182,9 @@ class Dispatcher:
 
     def halt(self, reason: PipelineError | None) -> None:
         """Admit nothing more: waiting prompts get `Halted(reason)`; the rest finishes. The first reason stays."""
-        if self._halted:
+        if self.halted:
             return
-        self._halted, self._reason = True, reason
+        self.halted, self._reason = True, reason
         if reason:
             self._notify(Stopped(reason.message))
         for waiting in (*self._backlog, *self._counting):
@@ -198,12 +196,7 @@ class Dispatcher:
     @property
     def is_over(self) -> bool:
         """Whether nothing waits, nothing is in flight, and nothing will come."""
-        return (self._halted or (self._closed and not self.ready)) and not self.in_flight
-
-    @property
-    def is_halted(self) -> bool:
-        """Whether nothing more is sent."""
-        return self._halted
+        return not self.in_flight and (self.halted or (self._closed and not self.ready))
 
     def look(self, now: float, group: TaskGroup) -> None:
         """Bring back the prompts whose time has come, and have those that wait for it counted."""
@@ -224,8 +217,8 @@ class Dispatcher:
 
     def launched(self, waiting: Waiting, now: float) -> None:
         """A request for it leaves."""
-        waiting.since, waiting.in_flight = now, True
-        self._leave_queue(waiting)
+        waiting.since, waiting.in_flight, waiting.queued = now, True, False
+        self.ready -= 1
         self.sent += 1
         self.in_flight += 1
 
@@ -244,12 +237,12 @@ class Dispatcher:
 
     def refuse_too_long(self, waiting: Waiting) -> bool:
         """End it where it is larger than any of its targets takes."""
-        loops = self._loops_of(waiting)
-        if any(loop.costs.of(waiting)[0] <= loop.quota.largest for loop in loops):
+        takers = waiting.line.takers
+        if any(taker.costs.of(waiting)[0] <= taker.quota.largest for taker in takers):
             return False
-        tokens, most = loops[0].costs.of(waiting)[0], max(loop.quota.largest for loop in loops)
+        most = max(taker.quota.largest for taker in takers)
         self._leave_queue(waiting)
-        self._end_too_long(waiting, tokens, f"{most:,.0f} a minute at most")
+        self._end_too_long(waiting, waiting.line.size(waiting), f"{most:,.0f} a minute at most")
         return True
 
     def shut(self, loop: QuotaLoop, reason: PipelineError) -> None:
@@ -261,15 +254,7 @@ class Dispatcher:
         self._wake()
 
     def _is_stuck(self, waiting: Waiting) -> bool:
-        return all(loop.closed for loop in self._loops_of(waiting))
-
-    def _loops_of(self, waiting: Waiting) -> Sequence[QuotaLoop]:
-        route = waiting.route
-        found = self._by_route.get(id(route))
-        if found is None:
-            quotas = dict.fromkeys(target.quota for target in route)
-            found = self._by_route[id(route)] = route, tuple(self._by_quota[quota] for quota in quotas)
-        return found[1]
+        return all(taker.closed for taker in waiting.line.takers)
 
     # --- what came of a request -------------------------------------------------------------------------------------
 
@@ -280,11 +265,11 @@ class Dispatcher:
         loop.quota.answered(ticket, now, tokens, reply.served_at, received)
         if tokens is not None and waiting.exact_tokens is None:  # counted ones are not chosen by their estimates
             loop.costs.calibrations.observe(waiting.prompt.step, waiting.prompt.input_tokens_est, tokens)
-        waiting.attempts += 1
         self.attempts += 1
         self.answered += 1
-        if waiting.attempts != reply.attempts or waiting.rate_limited != reply.rate_limited:
-            reply = replace(reply, attempts=waiting.attempts, rate_limited=waiting.rate_limited)
+        failed, refused = waiting.tries
+        if reply.attempts != failed + 1 or reply.rate_limited != refused:
+            reply = replace(reply, attempts=failed + 1, rate_limited=refused)
         self._deliver(waiting, reply)
 
     def _take_refusal(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, failure: Failure, now: float) -> None:
@@ -292,7 +277,7 @@ class Dispatcher:
         if failure.kind == "rate_limit":
             self._tell_wait(failure, min(asked_s(failure), LONGEST_WAIT_S), now)
         self.rate_limited += 1
-        waiting.rate_limited += 1
+        waiting.tries = Tries(waiting.tries.failed, waiting.tries.refused + 1)
         enough = REFUSED_ALONE if ticket.tokens >= loop.quota.tokens_limit else REFUSED_LARGE
         if waiting.refused_alone < enough:
             self._again(waiting, now, max(now, ticket.again_at))
@@ -303,7 +288,7 @@ class Dispatcher:
 
     def _take_failure(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, failure: Failure, now: float) -> None:
         loop.quota.failed(ticket, now, failure)
-        waiting.attempts += 1
+        waiting.tries = Tries(waiting.tries.failed + 1, waiting.tries.refused)
         self.attempts += 1
         if failure.kind == "reject":
             self._fail(waiting, "invalid", failure)
@@ -328,7 +313,7 @@ class Dispatcher:
         """Let a prompt wait again, at the front; from `when` on."""
         if waiting.gone:
             return
-        if waiting.withdrawn or self._halted:
+        if waiting.withdrawn or self.halted:
             self._withhold(waiting)
             return
         waiting.queued = True
@@ -338,35 +323,29 @@ class Dispatcher:
 
     # --- the queue --------------------------------------------------------------------------------------------------
 
-    def _size(self, waiting: Waiting) -> int:
-        """What its route's first target takes it for."""
-        return self._loops_of(waiting)[0].costs.of(waiting)[0]
-
     def _enter(self, waiting: Waiting) -> None:
-        first = self._loops_of(waiting)[0]
-        tokens = first.costs.of(waiting)[0]
-        if self._counting.worth(tokens, first.quota.tokens_limit):
+        tokens = waiting.line.size(waiting)
+        if self._counting.worth(tokens, waiting.line.takers[0].quota.tokens_limit):
             self._counting.add(waiting)
         else:
-            self._line_up(waiting, first, tokens)
+            self._line_up(waiting, tokens)
         self._wake()
 
-    def _line_up(self, waiting: Waiting, first: QuotaLoop, tokens: int) -> None:
-        if tokens <= first.quota.largest or not self.refuse_too_long(waiting):
+    def _line_up(self, waiting: Waiting, tokens: int) -> None:
+        if tokens <= waiting.line.takers[0].quota.largest or not self.refuse_too_long(waiting):
             self._backlog.add(waiting, tokens, self._loop.time())
             self._halt_if_stuck(waiting)
 
     def _halt_if_stuck(self, waiting: Waiting) -> None:
         if self._is_any_shut and self._is_stuck(waiting):
-            self.halt(self._loops_of(waiting)[0].closed)
+            self.halt(waiting.line.takers[0].closed)
 
     async def _count(self, prompt: Prompt, target: Target) -> int | Failure:
         return await self._providers[target.provider].count_tokens(prompt, target)
 
     def _counted(self, waiting: Waiting) -> None:
         if not waiting.gone:
-            first = self._loops_of(waiting)[0]
-            self._line_up(waiting, first, first.costs.of(waiting)[0])
+            self._line_up(waiting, waiting.line.size(waiting))
         self._wake()
 
     def _wake(self) -> None:
@@ -397,7 +376,7 @@ class Dispatcher:
         self.failed += 1
         self._deliver(
             waiting,
-            replace(reply, attempts=waiting.attempts, rate_limited=waiting.rate_limited, finished_at=self._wall()),
+            replace(reply, attempts=waiting.tries.failed, rate_limited=waiting.tries.refused, finished_at=self._wall()),
         )
 
     def _deliver(self, waiting: Waiting, reply: Reply) -> None:

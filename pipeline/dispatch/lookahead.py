@@ -57,7 +57,7 @@ class _Queue(Generic[Item]):
     def __init__(self, rng: Random | None) -> None:
         self._rng = rng
         self._pool: deque[_Entry[Item]] = deque()
-        self._window: list[_Entry[Item]] = []
+        self.window: list[_Entry[Item]] = []
         self._order: deque[_Entry[Item]] = deque()
 
     def __iter__(self) -> Iterator[Item]:
@@ -66,7 +66,7 @@ class _Queue(Generic[Item]):
                 yield entry.item
 
     def __len__(self) -> int:
-        return len(self._window) + len(self._pool)
+        return len(self.window) + len(self._pool)
 
     def add(self, entry: _Entry[Item], now: float) -> None:
         self._pool.append(entry)
@@ -83,30 +83,30 @@ class _Queue(Generic[Item]):
         return None
 
     def smallest(self, now: float) -> _Entry[Item] | None:
-        while self._window:
-            if not self._window[0].item.gone:
-                return self._window[0]
-            self.remove(self._window[0], now)
+        while self.window:
+            if not self.window[0].item.gone:
+                return self.window[0]
+            self.remove(self.window[0], now)
         return None
 
     def largest(self, room: float, fits: Callable[[Item], bool], now: float) -> _Entry[Item] | None:
-        position = bisect_right(self._window, (room, inf), key=_key) - 1
+        position = bisect_right(self.window, (room, inf), key=_key) - 1
         while position >= 0:
-            entry = self._window[position]
+            entry = self.window[position]
             if entry.item.gone:
                 self.remove(entry, now)
             elif fits(entry.item):
                 return entry
-            position = min(position, len(self._window)) - 1
+            position = min(position, len(self.window)) - 1
         return None
 
     def remove(self, entry: _Entry[Item], now: float) -> None:
-        del self._window[bisect_left(self._window, entry.key, key=_key)]
+        del self.window[bisect_left(self.window, entry.key, key=_key)]
         entry.waiting = False
         self._refill(now)
 
     def _refill(self, now: float) -> None:
-        while self._pool and len(self._window) < DEPTH:
+        while self._pool and len(self.window) < DEPTH:
             if self._rng is not None and len(self._pool) > 1:
                 drawn = self._rng.randrange(len(self._pool))
                 self._pool[0], self._pool[drawn] = self._pool[drawn], self._pool[0]
@@ -115,7 +115,7 @@ class _Queue(Generic[Item]):
                 entry.waiting = False
                 continue
             entry.since = min(entry.since, now)
-            insort(self._window, entry, key=_key)
+            insort(self.window, entry, key=_key)
             self._order.append(entry)
 
 
@@ -126,6 +126,7 @@ class Lookahead(Generic[Item]):
         """Without `rng` prompts enter the window in the order they came."""
         self._numbers = count()
         self._queues: tuple[_Queue[Item], ...] = tuple(_Queue(rng) for _ in range(QUEUES))
+        self._windows = [queue.window for queue in self._queues]
         self.awaited: Item | None = None
         """What the last `take` left room for."""
 
@@ -133,9 +134,12 @@ class Lookahead(Generic[Item]):
         for queue in self._queues:
             yield from queue
 
+    def __bool__(self) -> bool:
+        return any(self._windows)
+
     def __len__(self) -> int:
         """How many wait; of those that are gone some may still be counted."""
-        return sum(len(queue) for queue in self._queues)
+        return sum(map(len, self._queues))
 
     def add(self, item: Item, size: float, queue: int, now: float, *, since: float = inf) -> None:
         """Let `item` wait; `size` in tokens, `since` when it began to wait if that was before."""
@@ -158,7 +162,9 @@ class Lookahead(Generic[Item]):
         The last queue comes first when `backwards`.
         """
         self.awaited = None
-        queues = self._queues[::-1] if backwards else self._queues
+        queues = [queue for queue in self._queues if queue.window]
+        if backwards:
+            queues.reverse()
         for queue in queues:
             oldest = queue.oldest(now)
             if oldest is None:

@@ -9,8 +9,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pipeline.calibration import Calibrations
-from pipeline.dispatch.backlog import Backlog, Costs, Waiting
-from pipeline.dispatch.desk import Send, Tries
+from pipeline.dispatch.backlog import Backlog, Costs, Line, Waiting, next_wanted, take
+from pipeline.dispatch.desk import Send
 from pipeline.errors import PipelineError
 from pipeline.events import DayUsedUp, Notify
 from pipeline.quota import stops
@@ -23,16 +23,13 @@ _LONGEST_SLEEP_S = 60.0  # after which the wall clock is read again: it goes on 
 
 
 class Floor(Protocol):
-    """What the loops of all quotas share."""
+    """What the loops of all quotas share; once it is `halted` nothing more is sent."""
+
+    halted: bool
 
     @property
     def is_over(self) -> bool:
         """Whether nothing waits, nothing is in flight, and nothing will come."""
-        ...
-
-    @property
-    def is_halted(self) -> bool:
-        """Whether nothing more is sent."""
         ...
 
     def look(self, now: float, group: TaskGroup) -> None:
@@ -79,9 +76,9 @@ class QuotaLoop:
         """With `wait` a used-up day is slept through; `wall` is epoch seconds, all else goes by the loop's clock."""
         self.target, self.quota = target, quota
         self.costs = Costs(target.model, calibrations)
+        self.lines: list[Line] = []
         self.flying: dict[Waiting, Ticket] = {}
         self.closed: PipelineError | None = None  # why it sends nothing any more
-        self._name = target.quota
         self._backlog, self._floor, self._send = backlog, floor, send
         self._wait, self._notify, self._wall = wait, notify, wall
         self._loop = asyncio.get_running_loop()
@@ -102,13 +99,13 @@ class QuotaLoop:
                 await self._rest(until)
             elif self._has_unit(now) or await self._pace(now):
                 now = self._loop.time()
-                waiting = self._backlog.take(now, self._name, self.quota, self.costs)
+                waiting = take(now, self)
                 if waiting is None:
-                    if not self._floor.is_halted:
+                    if not self._floor.halted:
                         await self._rest(self._fits_at(now))
                 elif self._floor.admits(waiting, self.target, now):
                     self._launch(waiting, now, group)
-                elif not self._floor.is_halted:
+                elif not self._floor.halted:
                     await self._rest(inf)
 
     def end(self) -> None:
@@ -131,9 +128,9 @@ class QuotaLoop:
 
     def _blocked_until(self, now: float) -> float | None:
         """None when a request may leave; else when to look again, `inf` when only an event can change it."""
-        if self._floor.is_halted or self.closed or len(self.flying) >= self.quota.slots.count:
+        if self._floor.halted or self.closed or len(self.flying) >= self.quota.slots.count:
             return inf
-        if not self._backlog.has_for(self._name):
+        if not any(self.lines):
             return inf
         opens_at = self._day_opens_at(now)
         if opens_at is not None:
@@ -188,7 +185,7 @@ class QuotaLoop:
 
     def _fits_at(self, now: float) -> float:
         """When what everything waits for may fit; what never will is refused."""
-        wanted = self._backlog.next_wanted(self._name, now)
+        wanted = next_wanted(now, self)
         if wanted is None:
             return inf
         tokens, margin = self.costs.of(wanted)
@@ -211,7 +208,7 @@ class QuotaLoop:
     async def _sender(self, waiting: Waiting, ticket: Ticket) -> None:
         """Make one request after another: waking a task costs a tenth of starting one (44 µs, measured 2026-11)."""
         while True:
-            outcome = await self._send(waiting.prompt, self.target, Tries(waiting.attempts, waiting.rate_limited))
+            outcome = await self._send(waiting.prompt, self.target, waiting.tries)
             del self.flying[waiting]
             self._floor.landed(self, waiting, ticket, outcome)
             parked: asyncio.Future[tuple[Waiting, Ticket] | None] = self._loop.create_future()
