@@ -221,7 +221,7 @@ def test_documents_are_those_of_the_picked_rows(tmp_path: Path, most_rows: int) 
     source = open_source(str(tmp_path / "in.parquet"), id="id", text="body", where="id % 2 = 0")
     found = survey(source, 5000)
     chosen = picks.pick(found, None, most_rows, 10**9)
-    made = [document for batch in picks.documents(source, chosen) for document in batch]
+    made = list(picks.documents(source, chosen))
     assert [document.row for document in made] == chosen.numbers.to_list()
     assert [document.key for document in made] == [str(2 * row) for row in chosen.numbers]
     assert [len(document.text or "") for document in made] == chosen.sizes.to_list()

@@ -1,10 +1,9 @@
 """Which rows of a table a plan takes a closer look at, and which a pilot asks first: drawn by kind and size."""
 
-import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from math import isqrt
-from random import Random
 from typing import NamedTuple
 
 import polars as pl
@@ -16,13 +15,11 @@ from pipeline.source.documents import ROW, Source
 
 _LEAST_PICKED = (12, 5, 2, 1)  # of a stratum, the first of them that is within bounds
 _SIZE_CLASSES = 64  # steps of √2, up to 4 GiB
-_REPEAT, _EMPTY, _UNWANTED = (len(KINDS) * _SIZE_CLASSES + number for number in range(3))
+_REPEAT, _EMPTY = (len(KINDS) * _SIZE_CLASSES + number for number in range(2))
 
 _SIZE_CLASS = (2 * pl.col("size").clip(1).cast(pl.Float32).log(2)).cast(pl.UInt8).clip(0, _SIZE_CLASSES - 1)
 _NUMBER = (
-    pl.when(~pl.col("wanted"))
-    .then(_UNWANTED)
-    .when("empty")
+    pl.when("empty")
     .then(_EMPTY)
     .when("repeat")
     .then(_REPEAT)
@@ -70,7 +67,7 @@ def pick(found: Survey, wanted: pl.Series | None, most_rows: int, most_bytes: in
         if sum(floor.values()) <= most_rows and _most_bytes(strata, floor) <= most_bytes:
             break
     counts = _allocated(strata, floor, most_rows, most_bytes)
-    return _picks(strata, _chosen(_numbered(found, wanted), strata, counts, seed))
+    return _picks(strata, _drawn(_numbered(found, wanted), counts, seed))
 
 
 def pick_pilot(found: Survey, wanted: pl.Series | None, rows: int, seed: int = 0) -> Picks:
@@ -79,13 +76,12 @@ def pick_pilot(found: Survey, wanted: pl.Series | None, rows: int, seed: int = 0
     Rows of a stratum count by the root of their size: input varies as the size, answers often do not vary with it.
     At least one of each kind, as far as `rows` allows; none that is empty or repeats another.
     """
-    strata = [one for one in _strata(found, wanted) if one.number < _REPEAT]
-    by_weight = sorted(strata, key=lambda one: one.size_bytes)
-    heaviest = {one.number // _SIZE_CLASSES: one.number for one in by_weight}
+    strata = _sent(found, wanted)
+    heaviest = {one.number // _SIZE_CLASSES: one.number for one in sorted(strata, key=lambda one: one.size_bytes)}
     floor = dict.fromkeys(list(heaviest.values())[:rows], 1)
     spread = [one._replace(size_bytes=isqrt(one.size_bytes * one.rows)) for one in strata]
     counts = _allocated(spread, floor, rows, most_bytes=sum(one.rows * one.largest_bytes for one in strata))
-    return _picks(strata, _chosen(_numbered(found, wanted), strata, counts, seed))
+    return _picks(strata, _drawn(_numbered(found, wanted), counts, seed))
 
 
 def pick_evenly(found: Survey, wanted: pl.Series | None, most_rows: int, most_bytes: int, seed: int = 0) -> Picks:
@@ -93,13 +89,11 @@ def pick_evenly(found: Survey, wanted: pl.Series | None, most_rows: int, most_by
 
     None that is empty or repeats another.
     """
-    strata = [one for one in _strata(found, wanted) if one.number < _REPEAT]
-    alike = (frame.filter(pl.col("number") < _REPEAT) for frame in _numbered(found, wanted))
-    one = Stratum(0, sum(one.rows for one in strata), 0, 0)
-    apart = (frame.with_columns(stratum="number", number=pl.lit(0, pl.UInt16)) for frame in alike)
-    drawn = _chosen(apart, [one], {0: min(one.rows, most_rows)}, seed).sample(fraction=1, shuffle=True, seed=seed)
+    sent = (frame.filter(pl.col("number") < _REPEAT) for frame in _numbered(found, wanted))
+    alike = (frame.with_columns(stratum="number", number=pl.lit(0, pl.UInt16)) for frame in sent)
+    drawn = _drawn(alike, {0: most_rows}, seed).sort(_chance(seed))
     before = pl.col("size").cast(pl.UInt64).cum_sum() - pl.col("size")
-    return _picks(strata, drawn.filter(before < most_bytes).sort("row").with_columns(number="stratum"))
+    return _picks(_sent(found, wanted), drawn.filter(before < most_bytes).sort("row").with_columns(number="stratum"))
 
 
 def about(found: Survey) -> Callable[[pl.Series], pl.DataFrame]:
@@ -107,34 +101,33 @@ def about(found: Survey) -> Callable[[pl.Series], pl.DataFrame]:
 
     The last two are null for a row that is empty or repeats another.
     """
-    strata = [(one.number, one.rows) for one in _strata(found, None) if one.number < _REPEAT]
-    populations = pl.DataFrame(strata, {"stratum": pl.UInt16, "rows": pl.UInt32}, orient="row")
+    populations = {one.number: one.rows for one in _sent(found, None)}
+    stratum = pl.when(_NUMBER < _REPEAT).then(_NUMBER)
+    rows_of = stratum.replace_strict(populations, default=None, return_dtype=pl.UInt32)
 
     def of(rows: pl.Series) -> pl.DataFrame:
         asked = found.at(rows.filter(rows < found.rows).unique().sort().cast(pl.UInt32))
-        number = pl.when(_NUMBER < _REPEAT).then(_NUMBER)
-        told = asked.select(pl.col("row").cast(pl.Int64), "kind", number.alias("stratum"))
-        return told.join(populations, on="stratum", how="left")
+        return asked.select(pl.col("row").cast(pl.Int64), "kind", stratum=stratum, rows=rows_of)
 
     return of
 
 
-def documents(source: Source, picks: Picks) -> Iterator[Iterator[Document]]:
-    """The documents of the picked rows, in batches of bounded size; reads the table up to the last of them."""
+def documents(source: Source, picks: Picks) -> Iterator[Document]:
+    """The documents of the picked rows; reads the table up to the last of them."""
     left = picks.numbers
-    for frame in source.batches():
-        if left.is_empty():
-            return
+    for frame in source.batches() if len(left) else ():
         first = frame.item(0, ROW)
         here = left.search_sorted(first + frame.height)
-        yield source.documents(frame[left.head(here) - first])
+        yield from source.documents(frame[left.head(here) - first])
         left = left.slice(here)
+        if left.is_empty():
+            return
 
 
 def _numbered(found: Survey, wanted: pl.Series | None) -> Iterator[pl.DataFrame]:
     """The `wanted` rows, slice by slice: `row`, `size`, and the `number` of its stratum, UInt16."""
     for frame in found.slices(wanted):
-        yield frame.select("row", "size", _NUMBER.alias("number")).filter(pl.col("number") != _UNWANTED)
+        yield frame.select("row", "size", number=_NUMBER)
 
 
 def _strata(found: Survey, wanted: pl.Series | None) -> list[Stratum]:
@@ -147,6 +140,11 @@ def _strata(found: Survey, wanted: pl.Series | None) -> list[Stratum]:
     return [Stratum(*row) for row in whole.sort("number").iter_rows()]
 
 
+def _sent(found: Survey, wanted: pl.Series | None) -> list[Stratum]:
+    """Those whose rows are sent."""
+    return [one for one in _strata(found, wanted) if one.number < _REPEAT]
+
+
 def _most_bytes(strata: Sequence[Stratum], picked: Mapping[int, int]) -> int:
     """What so many rows may have, whichever they are."""
     return sum(stratum.largest_bytes * picked.get(stratum.number, 0) for stratum in strata)
@@ -156,45 +154,34 @@ def _allocated(strata: Sequence[Stratum], floor: dict[int, int], most_rows: int,
     """Rows to pick by stratum: `floor`, then one at a time to whose share of bytes is owed most, within the bounds."""
     picked = dict(floor)
     rows, size_bytes = sum(picked.values()), _most_bytes(strata, picked)
-    by_number = {stratum.number: stratum for stratum in strata if stratum.number < _REPEAT}
 
-    def claim(stratum: Stratum) -> tuple[float, int]:  # highest averages with odd divisors: shares rounded to nearest
-        return -stratum.size_bytes / (2 * picked.get(stratum.number, 0) + 1), stratum.number
+    def claim(stratum: Stratum) -> tuple[float, Stratum]:  # highest averages, odd divisors: shares rounded to nearest
+        return -stratum.size_bytes / (2 * picked.get(stratum.number, 0) + 1), stratum
 
-    claims = [claim(stratum) for stratum in by_number.values()]
-    heapq.heapify(claims)
+    claims = [claim(stratum) for stratum in strata if stratum.number < _REPEAT]
+    heapify(claims)
     while claims and rows < most_rows:
-        stratum = by_number[heapq.heappop(claims)[1]]
+        _, stratum = heappop(claims)
         already = picked.get(stratum.number, 0)
         if already < stratum.rows and size_bytes + stratum.largest_bytes <= most_bytes:
             picked[stratum.number] = already + 1
             rows, size_bytes = rows + 1, size_bytes + stratum.largest_bytes
-            heapq.heappush(claims, claim(stratum))
+            heappush(claims, claim(stratum))
     return picked
 
 
-def _chosen(
-    frames: Iterable[pl.DataFrame], strata: Sequence[Stratum], counts: Mapping[int, int], seed: int
-) -> pl.DataFrame:
-    """So many rows of each stratum, at random, in the order of `frames`."""
-    choose = Random(seed)
-    places = {
-        stratum.number: pl.Series(
-            sorted(choose.sample(range(stratum.rows), counts.get(stratum.number, 0))), dtype=pl.Int64
-        )
-        for stratum in strata
-    }
-    passed = dict.fromkeys(places, 0)
-    chosen = []
+def _chance(seed: int) -> pl.Expr:
+    """Of each row, a number that any other is as likely to have."""
+    return pl.col("row").hash(seed)
+
+
+def _drawn(frames: Iterable[pl.DataFrame], counts: Mapping[int, int], seed: int) -> pl.DataFrame:
+    """So many rows of each number, at random, in the order of `frames`: those with the least chance."""
+    most = pl.col("number").replace_strict(counts, default=0, return_dtype=pl.UInt32)
+    drawn: list[pl.DataFrame] = []
     for frame in frames:
-        here = [pl.Series(dtype=pl.Int64)]
-        for number, mine in places.items():
-            rows = (frame["number"] == number).arg_true()
-            low, high = mine.search_sorted(pl.Series([passed[number], passed[number] + len(rows)]))
-            here.append(rows.gather(mine[low:high] - passed[number]).cast(pl.Int64))
-            passed[number] += len(rows)
-        chosen.append(frame[pl.concat(here).sort()])
-    return pl.concat(chosen)
+        drawn = [pl.concat([*drawn, frame]).filter(_chance(seed).rank("ordinal").over("number") <= most)]
+    return drawn[0]
 
 
 def _picks(strata: Sequence[Stratum], rows: pl.DataFrame) -> Picks:

@@ -1,7 +1,7 @@
 """The plan of a run: what is left to do, and what it will take in calls, tokens, money and time. Nothing is sent."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -25,7 +25,7 @@ from pipeline.plan.tally import Tally
 from pipeline.plan.timing import timeline
 from pipeline.prices import CHECKED
 from pipeline.prompts import Prompt
-from pipeline.records import STEPS, Document, Reply, Step
+from pipeline.records import STEPS, Reply, Step
 from pipeline.source import Source
 from pipeline.source.order import reading_order
 from pipeline.tokens import estimate
@@ -140,7 +140,7 @@ async def first_prompts(given: Input, picks: Picks, job: Job) -> list[tuple[Prom
             prompts.append((prompt, kinds[prompt.row]))
         return Reply("", "ok")
 
-    for document in _picked(given.source, picks):
+    for document in documents(given.source, picks):
         await flows.run(document, job, collect)
     return prompts
 
@@ -158,19 +158,13 @@ async def _tallied(
     picks = given.picks()
     forecaster, tally = Forecaster(job, learned, bought, pace.limits), Tally(job, picks, learned, at)
     told = given.survey.at(picks.numbers)
-    rows = zip(_picked(given.source, picks), told["kind"], told["repeat"], strict=True)
+    rows = zip(documents(given.source, picks), told["kind"], told["repeat"], strict=True)
     for number, (document, kind, repeated) in enumerate(rows):
         if number % _UNTIL_HEEDED == 0:
             await checkpoint()
         apart = repeated and not picks.whole  # the row that it repeats need not be picked
         tally.add(document, await forecaster.of(document, kind, apart), kind)
     return picks, tally
-
-
-def _picked(source: Source, picks: Picks) -> Iterator[Document]:
-    if len(picks.numbers):
-        for batch in documents(source, picks):
-            yield from batch
 
 
 def _steps(work: Work, learned: Learned, cost: Callable[[Work], Decimal | None]) -> Mapping[Step, StepPlan]:

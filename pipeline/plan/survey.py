@@ -34,7 +34,7 @@ class Survey:
         return len(self.repeats)
 
     def slices(self, wanted: pl.Series | None = None) -> Iterator[pl.DataFrame]:
-        """The table in slices, at least one: `row`, `size`, `kind`, `repeat`, `empty` and `wanted` (None: all are).
+        """The `wanted` rows (None: all) in slices, at least one: `row`, `size`, `kind`, `repeat` and `empty`.
 
         `size` is in UTF-8 bytes of the text and of the template's columns, `kind` the index into `KINDS` of the same.
         """
@@ -42,12 +42,12 @@ class Survey:
         for facts in self.facts:
             here = (start, facts.height)
             start += facts.height
-            yield facts.with_columns(
+            frame = facts.with_columns(
                 pl.int_range(here[0], start, dtype=pl.UInt32).alias("row"),
                 self.repeats.slice(*here).alias("repeat"),
                 self.empty.slice(*here).alias("empty"),
-                (pl.lit(True) if wanted is None else wanted.slice(*here)).alias("wanted"),
             )
+            yield frame if wanted is None else frame.filter(wanted.slice(*here))
 
     def at(self, rows: pl.Series) -> pl.DataFrame:
         """The same of these rows, which ascend."""
