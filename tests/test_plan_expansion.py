@@ -46,16 +46,15 @@ def truth(rows: Sequence[Row], name: str) -> float:
     return sum(row[2].get(name, 0) for row in rows)
 
 
-def of_strata(strata: Sequence[Stratum], rows: Sequence[tuple[int, int, Mapping[str, float]]]) -> Expanded:
-    """Of the picked rows (stratum, size, amounts) of these strata."""
-    sizes, numbers = pl.Series([row[1] for row in rows], dtype=pl.UInt32), pl.Series([row[0] for row in rows])
-    populations = {stratum.number: stratum for stratum in strata}
-    picks = Picks(pl.Series(range(len(rows))), sizes, numbers.cast(pl.UInt16), populations)
-    return of_picks(picks, [row[2] for row in rows])
+def of_strata(strata: Sequence[Stratum], rows: Sequence[tuple[int, Mapping[str, float]]]) -> Expanded:
+    """Of the picked rows (stratum, amounts) of these strata."""
+    numbers = pl.Series([row[0] for row in rows], dtype=pl.UInt16)
+    picks = Picks(pl.Series(range(len(rows))), numbers, {stratum.number: stratum for stratum in strata})
+    return of_picks(picks, [row[1] for row in rows])
 
 
-def of_one_stratum(rows: Sequence[tuple[int, float]], everything: int, size_bytes: int) -> Expanded:
-    return of_strata([Stratum(7, everything, size_bytes, 100)], [(7, size, {"z": amount}) for size, amount in rows])
+def of_one_stratum(amounts: Sequence[float], everything: int) -> Expanded:
+    return of_strata([Stratum(7, everything, 10 * everything, 100)], [(7, {"z": amount}) for amount in amounts])
 
 
 # ---- what is exact
@@ -79,31 +78,21 @@ def test_a_constant_is_expanded_exactly_and_a_multiple_of_the_size_nearly(
 
 
 @given(
-    st.lists(st.tuples(st.integers(50, 100), st.floats(0, 1e6), st.floats(0, 1e6)), min_size=1, max_size=30),
+    st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), min_size=1, max_size=30),
     st.integers(0, 1000),
-    st.floats(50, 100),
 )
-def test_parts_add_up_and_what_is_larger_stays_larger(
-    rows: list[tuple[int, float, float]], unseen: int, mean_size: float
-) -> None:
+def test_parts_add_up_and_what_is_larger_stays_larger(rows: list[tuple[float, float]], unseen: int) -> None:
     everything = len(rows) + unseen
-    amounts = [(0, size, {"small": small, "more": more, "both": small + more}) for size, small, more in rows]
-    totals, _ = of_strata([Stratum(0, everything, round(everything * mean_size), 100)], amounts)
+    amounts = [(0, {"small": small, "more": more, "both": small + more}) for small, more in rows]
+    totals, _ = of_strata([Stratum(0, everything, 75 * everything, 100)], amounts)
     assert totals["both"] == pytest.approx(totals["small"] + totals["more"], rel=1e-9, abs=1e-6)
-    for name, seen in (("small", sum(row[1] for row in rows)), ("both", sum(row[1] + row[2] for row in rows))):
+    for name, seen in (("small", sum(row[0] for row in rows)), ("both", sum(row[0] + row[1] for row in rows))):
         assert totals[name] >= seen * (1 - 1e-9) - 1e-6
     assert totals["both"] >= totals["small"] * (1 - 1e-9) - 1e-6
 
 
-def test_amounts_are_fitted_to_sizes() -> None:
-    rows = [(size, 3.0 + 2.0 * size) for size in (70, 75, 80, 90, 100)]
-    expansion = of_one_stratum(rows, everything=50, size_bytes=4000)
-    assert expansion.totals["z"] == pytest.approx(3 * 50 + 2 * 4000)
-    assert expansion.half_widths["z"] == pytest.approx(0, abs=1e-3)
-
-
 def test_an_amount_that_few_rows_have_is_zero_in_the_others() -> None:
-    rows = [(0, 10, {"rare": 1.0} if number == 0 else {"never": 0.0}) for number in range(10)]
+    rows = [(0, {"rare": 1.0} if number == 0 else {"never": 0.0}) for number in range(10)]
     totals, widths = of_strata([Stratum(0, 100, 1000, 10)], rows)
     assert widths["rare"] > 10
     assert widths["never"] == 0.0
@@ -111,7 +100,7 @@ def test_an_amount_that_few_rows_have_is_zero_in_the_others() -> None:
 
 
 def test_an_empty_table() -> None:
-    picks = Picks(pl.Series([], dtype=pl.UInt32), pl.Series([], dtype=pl.UInt32), pl.Series([], dtype=pl.UInt16), {})
+    picks = Picks(pl.Series([], dtype=pl.UInt32), pl.Series([], dtype=pl.UInt16), {})
     assert len(weights(picks)) == 0
     assert half_widths(picks, pl.DataFrame(schema={"z": pl.Float64})) == {"z": 0.0}
 
@@ -119,22 +108,22 @@ def test_an_empty_table() -> None:
 # ---- how wide
 
 
-def test_the_width_of_a_stratum_of_equal_sizes_is_the_textbook_one() -> None:
+def test_the_width_of_a_stratum_is_the_textbook_one() -> None:
     amounts = [1.0, 2.0, 3.0, 4.0, 10.0]
-    expansion = of_one_stratum([(10, amount) for amount in amounts], everything=20, size_bytes=200)
+    expansion = of_one_stratum(amounts, everything=20)
     assert expansion.totals["z"] == 80
     variance = sum((amount - 4) ** 2 for amount in amounts) / 4
     assert expansion.half_widths["z"] == pytest.approx(2.776 * (20**2 * (1 - 5 / 20) * variance / 5) ** 0.5, rel=1e-3)
 
 
 def test_one_row_is_as_doubtful_as_its_widest_neighbour_and_alone_as_itself() -> None:
-    alone = of_one_stratum([(10, 5.0)], everything=3, size_bytes=30)
+    alone = of_one_stratum([5.0], everything=3)
     assert alone.totals["z"] == 15
     assert alone.half_widths["z"] > 15
 
     def beside(amounts: Sequence[float]) -> float:
         strata = [Stratum(1, 10, 100, 10), Stratum(2, 3, 60, 20)]
-        rows = [*((1, 10, {"z": amount}) for amount in amounts), (2, 20, {"z": 10.0})]
+        rows = [*((1, {"z": amount}) for amount in amounts), (2, {"z": 10.0})]
         return of_strata(strata, rows).half_widths["z"]
 
     assert beside([5.0] * 10) == 0.0

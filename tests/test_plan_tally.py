@@ -59,7 +59,7 @@ def tallied(
     everything = rows if rows is not None else len(forecasts)
     strata = {0: Stratum(0, everything, 10 * everything, 10)}
     numbers = pl.Series(range(len(forecasts)), dtype=pl.UInt32)
-    picks = Picks(numbers, numbers * 0 + 10, (numbers * 0).cast(pl.UInt16), strata)
+    picks = Picks(numbers, (numbers * 0).cast(pl.UInt16), strata)
     tally = Tally(job, picks, learned, rates)
     for row, each in enumerate(forecasts):
         tally.add(Document(row, f"key {row}", {}), each, kinds[row] if kinds else 0)

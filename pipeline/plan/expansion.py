@@ -7,24 +7,17 @@ import polars as pl
 from pipeline.calibration import t_quantile
 from pipeline.plan.picks import Picks
 
-_LEAST_FITTED = 5
-"""Picked rows from which the amounts of a stratum are fitted to sizes."""
-
 
 def weights(picks: Picks) -> pl.Series:
-    """For how many rows of its stratum each picked row stands: for itself at least.
+    """For how many rows of its stratum each picked row stands: 1 where all of them are picked.
 
-    Such that the rows come to those of the stratum and, from five picked rows on, their sizes nearly to its bytes: what
-    is the same for every row is expanded without error, and what is proportional to the size nearly so (a regression
-    estimator). Parts add up to their whole, and what is larger in every row is larger in total.
+    What is the same for every row is expanded without error, parts add up to their whole, and what is larger in every
+    row is larger in total. Amounts are not fitted to sizes within a stratum: that told the tokens of 40,000 rows from
+    8,000 to 0.16 instead of 0.21 %, but calls of 1,200 short texts from 250 to 4.2 instead of 2.8 % (root mean squares,
+    2026-11), and intervals held less often.
     """
-    above, picked, rows = pl.col("above"), pl.len(), pl.col("rows").first()
-    missing = pl.col("bytes").first() - rows * pl.col("size").mean()
-    spare = rows / picked - 1  # of a row's weight: it stands for itself at least
-    tilt = (missing / above.pow(2).sum()).clip(-spare / above.max(), -spare / above.min())  # for each byte above
-    sloped = (above.pow(2).sum() > 0).over("stratum")
-    weight = (rows / picked).over("stratum") + pl.when(sloped).then(tilt.over("stratum") * above).otherwise(0.0)
-    return _placed(picks).select(weight=weight).to_series()
+    rows = pl.col("stratum").replace_strict({number: stratum.rows for number, stratum in picks.populations.items()})
+    return pl.DataFrame({"stratum": picks.strata}).select(rows / pl.len().over("stratum")).to_series()
 
 
 def half_widths(picks: Picks, amounts: pl.DataFrame) -> dict[str, float]:
@@ -32,62 +25,39 @@ def half_widths(picks: Picks, amounts: pl.DataFrame) -> dict[str, float]:
 
     Of sampling alone: how well the amounts themselves are known is not in it. 0 when the picks are whole.
     """
-    placed = _placed(picks)
-    return {each.name: _half_width(_spreads(placed.with_columns(amount=each))) for each in amounts}
-
-
-def _spreads(placed: pl.DataFrame) -> pl.DataFrame:
-    """By stratum the variance of the amount between rows, of what its fit to sizes leaves of it, and its `freedom`.
-
-    One picked row tells of none: it varies as the wider of its neighbours, relative to its size, or by all that it is.
-    """
-    amount, above, size = pl.col("amount"), pl.col("above"), pl.col("size").mean().clip(1)
-    along = above.pow(2).sum()
-    left = (amount - amount.mean()).pow(2).sum() - ((amount * above).sum().pow(2) / along).fill_nan(0.0)
-    freedom = pl.len().cast(pl.Int64) - 1 - (along > 0).cast(pl.Int64)
-    relative, known = pl.col("relative"), pl.col("freedom")
-    return (
-        placed.group_by("stratum")
-        .agg(
-            pl.col("rows").first(),
-            picked=pl.len(),
-            size=size,
-            freedom=pl.when(pl.len() > 1).then(freedom),
-            relative=pl.when(pl.len() > 1).then(left.clip(0) / freedom / size.pow(2)),
-            itself=(amount.mean() / size).pow(2),
-        )
-        .sort("stratum")
-        .with_columns(
-            freedom=pl.coalesce(known, pl.min_horizontal(known.forward_fill(), known.backward_fill()), 1),
-            relative=pl.coalesce(
-                relative, pl.max_horizontal(relative.forward_fill(), relative.backward_fill()), "itself"
-            ),
-        )
-        .select("rows", "picked", "freedom", spread=relative * pl.col("size").pow(2))
+    strata = picks.populations.values()
+    populations = pl.DataFrame(
+        {
+            "stratum": pl.Series([each.number for each in strata], dtype=pl.UInt16),
+            "rows": pl.Series([each.rows for each in strata], dtype=pl.Float64),
+            "size": pl.Series([max(1.0, each.size_bytes / each.rows) for each in strata], dtype=pl.Float64),
+        }
     )
+    grouped = amounts.with_columns(stratum=picks.strata).group_by("stratum")
+    return {name: _half_width(grouped.agg(**_told(name)).join(populations, on="stratum")) for name in amounts.columns}
+
+
+def _told(name: str) -> dict[str, pl.Expr]:
+    """What the picked rows of a stratum tell: of its variance nothing, where there is one."""
+    amount, picked = pl.col(name), pl.len()
+    return {
+        "picked": picked,
+        "itself": amount.mean().pow(2),
+        "spread": amount.var(),
+        "freedom": pl.when(picked > 1).then(picked - 1),
+    }
 
 
 def _half_width(strata: pl.DataFrame) -> float:
-    rows, picked = pl.col("rows"), pl.col("picked")
-    errors = strata.select("freedom", error=rows * (rows - picked) / picked * pl.col("spread"))
-    variance = errors["error"].sum()
-    # Satterthwaite's degrees of freedom: those of a sum of variances that are known unequally well.
-    unequal = errors.select((pl.col("error") ** 2 / pl.col("freedom")).sum()).item()
-    return t_quantile(variance**2 / unequal) * sqrt(variance) if variance else 0.0
-
-
-def _placed(picks: Picks) -> pl.DataFrame:
-    """Each picked row with its stratum's `rows` and `bytes`, and how much its size is `above` the mean of those picked.
-
-    That is 0 where too few are picked to fit amounts to sizes.
-    """
-    schema = {"stratum": pl.UInt16, "rows": pl.Float64, "bytes": pl.Float64, "largest": pl.UInt32}
-    strata = pl.DataFrame(list(picks.populations.values()), schema, orient="row", strict=False)
-    mean = pl.col("size").mean()
-    return (
-        pl.DataFrame({"stratum": picks.strata, "size": picks.sizes.cast(pl.Float64)})
-        .join(strata, on="stratum", maintain_order="left")
-        .with_columns(
-            above=pl.when(pl.len() >= _LEAST_FITTED).then(pl.col("size") - mean).otherwise(0.0).over("stratum")
-        )
+    """One picked row varies as the wider of its neighbours, relative to its size, or, alone, by all that it is."""
+    rows, picked, size, freedom = (pl.col(name) for name in ("rows", "picked", "size", "freedom"))
+    relative = pl.col("spread") / size.pow(2)
+    near = pl.max_horizontal(relative.forward_fill(), relative.backward_fill()) * size.pow(2)
+    errors = strata.sort("stratum").select(
+        variance=rows * (rows - picked) / picked * pl.coalesce("spread", near, "itself"),
+        freedom=pl.coalesce(freedom, pl.min_horizontal(freedom.forward_fill(), freedom.backward_fill()), 1),
     )
+    variance = errors["variance"].sum()
+    # Satterthwaite's degrees of freedom: those of a sum of variances that are known unequally well.
+    unequal = errors.select((pl.col("variance") ** 2 / pl.col("freedom")).sum()).item()
+    return t_quantile(variance**2 / unequal) * sqrt(variance) if unequal else 0.0

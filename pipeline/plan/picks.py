@@ -39,10 +39,9 @@ class Stratum(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picks:
-    """Rows to be planned, in the order of the table; `numbers`, `sizes` and `strata` are of one length."""
+    """Rows to be planned, in the order of the table; `numbers` and `strata` are of one length."""
 
     numbers: pl.Series  # UInt32
-    sizes: pl.Series  # UInt32: bytes, as in the survey
     strata: pl.Series  # UInt16: key of `populations`
     populations: Mapping[int, Stratum]  # all rows that these stand for
 
@@ -186,4 +185,4 @@ def _drawn(frames: Iterable[pl.DataFrame], counts: Mapping[int, int], seed: int)
 
 def _picks(strata: Sequence[Stratum], rows: pl.DataFrame) -> Picks:
     populations = {stratum.number: stratum for stratum in strata}
-    return Picks(rows["row"], rows["size"], rows["number"], populations)
+    return Picks(rows["row"], rows["number"], populations)
