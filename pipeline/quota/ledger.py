@@ -28,8 +28,8 @@ class Charge:
     tokens: int
     requests: int
     index: int
-    deviation: float  # tokens, one standard deviation of a reservation; 0 once settled
-    bias: float  # tokens that all reservations may be off by together; 0 once settled
+    variance: float  # of a reservation, tokens squared
+    bias: float  # tokens that all reservations may be off by together
     open: bool = True
 
 
@@ -92,9 +92,10 @@ class TokenLedger:
         """Charge a request that leaves now; `margin` says how far off `tokens` may be."""
         self._trim(now)
         at = max(now, self._charges[-1].at) if self._charges else now  # what others sent is heard of late
-        charge = Charge(at, 0, 0, self._base + len(self._charges), margin.spread * tokens, margin.bias * tokens)
+        index, variance = self._base + len(self._charges), (margin.spread * tokens) ** 2
+        charge = Charge(at, 0, 0, index, variance, margin.bias * tokens)
         self._charges.append(charge)
-        self._variance += charge.deviation**2
+        self._variance += variance
         self._bias += charge.bias
         self._open_requests += 1
         self._open_tokens += tokens
@@ -104,7 +105,8 @@ class TokenLedger:
     def settle(self, charge: Charge, tokens: int | None) -> None:
         """Close a reservation with what was really counted; None keeps what was reserved."""
         self._close(charge)
-        self._amend(charge, charge.tokens if tokens is None else tokens, charge.requests)
+        if tokens is not None and tokens != charge.tokens:
+            self._amend(charge, tokens, charge.requests)
 
     def release(self, charge: Charge) -> None:
         """Close a reservation of a request that provably never counted."""
@@ -214,7 +216,7 @@ class TokenLedger:
         charge.open = False
         self._open_requests -= charge.requests
         self._open_tokens -= charge.tokens
-        self._variance = max(0.0, self._variance - charge.deviation**2)
+        self._variance = max(0.0, self._variance - charge.variance)
         self._bias = max(0.0, self._bias - charge.bias)
 
     def _amend(self, charge: Charge, tokens: int, requests: int) -> None:

@@ -39,6 +39,7 @@ class RequestPacer:
         self._runs = 1
         self._due_at = -inf  # when the next request is due that any run makes
         self._drain = 0.0
+        self._ready = False  # once there is room, there is until the next request
         self._last_grant: float | None = None
         self._build(rpm)
         if drained:
@@ -68,7 +69,8 @@ class RequestPacer:
 
     def ready(self) -> bool:
         """Whether `acquire` would return at once."""
-        return not self._drain and self._limiter.has_capacity()
+        self._ready = self._ready or (not self._drain and self._limiter.has_capacity())
+        return self._ready
 
     def charge(self, sent: Iterable[float]) -> None:
         """Count requests that left at these times, of whichever run."""
@@ -84,6 +86,7 @@ class RequestPacer:
             await self._turn()
         else:  # one coroutine less for each request
             await self._limiter.acquire()
+        self._ready = False
         self._last_grant = asyncio.get_running_loop().time()
         self._due_at = max(self._due_at, self._last_grant) + self._all_period_s
 
@@ -103,6 +106,7 @@ class RequestPacer:
         burst = max(1, self._all_burst // self._runs)
         self._limiter = AsyncLimiter(burst, burst * self._all_period_s * self._runs)
         self._drain = 0.0
+        self._ready = False
 
 
 def careful_s(period_s: float) -> float:
