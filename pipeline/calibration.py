@@ -5,7 +5,7 @@ One calibration serves the plan, which learns from earlier answers, and the run,
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from typing import NamedTuple
 
 from pipeline.records import Step
@@ -75,10 +75,10 @@ class Calibration(NamedTuple):
         """How many answers of one length would tell as much."""
         return self.estimated**2 / self.squares if self.squares else 0.0
 
-    def error(self, *, borrowed: bool = False) -> float:
-        """Half the 95 % interval of the corrected sum over many prompts of the same kind, or `borrowed`, of another."""
+    def error(self, *, borrowed: bool = False, to_come: float = inf) -> float:
+        """Half the 95 % interval of the corrected sum over the prompts to come, of the same kind or `borrowed`, another."""
         effective, freedom, spread = self._told()
-        share = 1 / effective + (_BETWEEN_KINDS if borrowed else 0.0)
+        share = (1 + self.answers / to_come) / effective + (_BETWEEN_KINDS if borrowed else 0.0)
         return max(LEAST_ERROR, t_quantile(freedom) * spread * sqrt(share))
 
     def margin(self) -> Margin:

@@ -14,7 +14,7 @@ import polars as pl
 
 from pipeline.calibration import Calibration
 from pipeline.plan.amounts import KINDS
-from pipeline.plan.lengths import Answers, Lengths
+from pipeline.plan.lengths import Answers, Lengths, by_kind_and_all, fits
 from pipeline.records import STEPS, Step
 
 PRIOR_ERROR = 0.10
@@ -111,13 +111,13 @@ class Learned:
     @cached_property
     def calibrations(self) -> Mapping[Step, Calibration]:
         """What a run begins with, by step; answers about other tables are worth few."""
-        fits = _fits_by(self.taught)
-        ours = set(self.taught.filter(pl.col("kind").is_not_null())["step"])
-        like = {step: self._answered(step, {known for known, _ in fits}) for step in STEPS}
+        known = fits(by_kind_and_all(self.taught))
+        ours = {step for step, kind in known if kind is not None}
+        like = {step: self._answered(step, {step for step, _ in known}) for step in STEPS}
         return {
-            step: fits[its, None].remembered(borrowed=its not in ours)
+            step: known[its, None].remembered(borrowed=its not in ours)
             for step, its in like.items()
-            if (its, None) in fits
+            if (its, None) in known
         }
 
     @cached_property
@@ -152,12 +152,11 @@ class Learned:
         taught = self.taught
         if (taught["run"] == COUNTED).any():
             taught = taught.filter((pl.col("run") == COUNTED) | (pl.col("step") == "reduce"))
-        kinds, steps = _fits_by(taught, "kind"), _fits_by(taught)
-        overall = _fits_by(taught.with_columns(step=pl.lit("all"))).get(("all", None))
+        told = fits(by_kind_and_all(pl.concat([taught, taught.with_columns(step=pl.lit("all"))])))
 
         def of(step: Step, kind: int) -> Ratio:
-            step = self._answered(step, {step for step, _ in steps})
-            alike, others = kinds.get((step, kind)), steps.get((step, None), overall)
+            step = self._answered(step, {step for step, _ in told})
+            alike, others = told.get((step, kind)), told.get((step, None), told.get(("all", None)))
             known = [Ratio.of(alike)] if alike else []
             known += [Ratio.of(others, borrowed=True)] if others else []
             return min(known, key=lambda ratio: ratio.error, default=Ratio())
@@ -217,26 +216,6 @@ def _learned(answers: pl.DataFrame, run: int) -> Learned:
     given = {name: pl.col(name) for name in answers.columns if name in _SCHEMA}
     columns = {**dict.fromkeys(_SCHEMA, pl.lit(None)), "weight": pl.lit(1.0), **given, "run": pl.lit(run)}
     return Learned(answers.select(column.cast(_SCHEMA[name]).alias(name) for name, column in columns.items()))
-
-
-def _fits_by(taught: pl.DataFrame, *by: str) -> dict[tuple[str, int | None], Calibration]:
-    """Calibrations by step and `by`, at most one column."""
-    estimated, observed = pl.col("estimated"), pl.col("input")
-    weighted = (amount * pl.col("weight") for amount in (estimated, observed))
-    rows = taught.group_by("step", *by, "run", "row").agg(*(each.sum() for each in weighted), answers=pl.len())
-    sums = rows.group_by("step", *by).agg(
-        pl.col("answers").sum(),
-        estimated_sum=estimated.sum(),
-        observed_sum=observed.sum(),
-        squares=(estimated * estimated).sum(),
-        products=(estimated * observed).sum(),
-        observed_squares=(observed * observed).sum(),
-    )
-    return {_place(row, by): Calibration(*row[-6:]) for row in sums.iter_rows()}
-
-
-def _place(row: tuple[str, int | None], by: tuple[str, ...]) -> tuple[str, int | None]:
-    return row[0], row[1] if by else None
 
 
 def _number(amount: int, noun: str) -> str:

@@ -3,18 +3,19 @@
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, isfinite, sqrt
+from math import inf, isfinite
 from typing import NamedTuple
 
 import polars as pl
 
-from pipeline.calibration import LEAST_ERROR, t_quantile
+from pipeline.calibration import Calibration
 from pipeline.records import Step
 
 ENOUGH = 5
 """Answers of one kind that are taken instead of those of the whole step."""
 
 _LENGTHS = 20
+_ALL = pl.lit(None, pl.UInt8)
 _ANSWERED = pl.col("output") + pl.col("thinking")
 
 
@@ -59,11 +60,10 @@ class Lengths:
 
     def error(self, step: Step, prompts: float = inf) -> float:
         """Relative error, at 95 %, of the tokens of so many more answers; 1.0 when too few are known to tell."""
-        spread = self._spreads.get(step)
-        if spread is None or prompts <= 0:
+        fit = self._fits.get(step)
+        if fit is None or fit.effective <= 1 or prompts <= 0:
             return 1.0
-        known, freedom, answers = spread
-        return min(1.0, max(LEAST_ERROR, t_quantile(freedom) * known * sqrt(1 + answers / prompts)))
+        return min(1.0, fit.error(to_come=prompts))
 
     @cached_property
     def _growths(self) -> Mapping[str, float]:
@@ -87,57 +87,57 @@ class Lengths:
     @cached_property
     def _places(self) -> Mapping[tuple[str, int | None], Answers]:
         """Answers to a prompt of size 1, by step and kind, where there are enough, and by step."""
-        by_kind = {place: known for place, known in _answers_by(self._grown, "kind").items() if known.answers >= ENOUGH}
-        return {**by_kind, **_answers_by(self._grown)}
+        weight, output = pl.col("weight"), pl.col("output")
+        each, output_mean = _ANSWERED / pl.col("size"), _per_size(output)
+        rows = (
+            by_kind_and_all(self._grown)
+            .group_by("step", "kind")
+            .agg(
+                answers=pl.len(),
+                output_mean=output_mean,
+                thinking_mean=_per_size(pl.col("thinking")),
+                cached_share=(weight * pl.col("cached")).sum() / (weight * pl.col("input")).sum(),
+                p10=each.quantile(0.1),
+                p50=each.quantile(0.5),
+                p90=each.quantile(0.9),
+                lengths=pl.concat_list(
+                    ((output / pl.col("size")).quantile((part + 0.5) / _LENGTHS, "linear") / output_mean).fill_nan(0.0)
+                    for part in range(_LENGTHS)
+                ),
+            )
+        )
+        places = (((step, kind), Answers(*known)) for step, kind, *known in rows.iter_rows())
+        return {(step, kind): known for (step, kind), known in places if kind is None or known.answers >= ENOUGH}
 
     @cached_property
-    def _spreads(self) -> Mapping[str, tuple[float, float, int]]:
-        """Error of the sum of all answers as `of` has them, degrees of freedom and answers."""
-        places = [
-            (step, kind, known.output_tokens + known.thinking_tokens) for (step, kind), known in self._places.items()
-        ]
-        means = pl.DataFrame(places, schema={"step": pl.String, "group": pl.UInt8, "mean": pl.Float64}, orient="row")
-        enough = pl.len().over("step", "kind") >= ENOUGH
-        expected = pl.col("mean") * pl.col("size") * pl.col("weight")
-        rows = (
-            self._grown.with_columns(group=pl.when(enough).then("kind"))
-            .join(means, on=("step", "group"), nulls_equal=True)
-            .with_columns(expected=expected, off=_ANSWERED * pl.col("weight") - expected)
-            .group_by("step", "run", "row")
-            .agg(pl.col("expected", "off").sum(), pl.col("group").unique(), answers=pl.len())
-        )
-        sums = rows.group_by("step").agg(
-            pl.col("answers", "expected").sum(),
-            pl.col("expected").pow(2).sum().alias("squares"),
-            pl.col("off").pow(2).sum().alias("squared_off"),
-            1 + pl.col("group").explode().n_unique(),
-        )
-        return {
-            step: (sqrt(squared_off * effective / (effective - fitted)) / total, effective - fitted, answers)
-            for step, answers, total, squares, squared_off, fitted in sums.iter_rows()
-            for effective in (total**2 / squares if squares else 0.0,)
-            if effective > fitted
-        }
+    def _fits(self) -> Mapping[str, Calibration]:
+        """How well `of` would have told the answers, by step."""
+        own = (pl.len().over("step", "kind") >= ENOUGH) & pl.col("kind").is_not_null()
+        mean = pl.when(own).then(_per_size(_ANSWERED).over("step", "kind")).otherwise(_per_size(_ANSWERED).over("step"))
+        told = self._grown.with_columns(estimated=mean * pl.col("size"), input=_ANSWERED, kind=_ALL)
+        return {step: fit._replace(prior=0.0) for (step, _), fit in fits(told).items()}
 
 
-def _answers_by(answers: pl.DataFrame, *by: str) -> dict[tuple[str, int | None], Answers]:
-    """Answers to a prompt of size 1, by step and `by`, at most one column."""
-    weight, size, output = pl.col("weight"), pl.col("size"), pl.col("output")
+def _per_size(tokens: pl.Expr) -> pl.Expr:
+    return (pl.col("weight") * tokens).sum() / (pl.col("weight") * pl.col("size")).sum()
 
-    def per_size(tokens: pl.Expr) -> pl.Expr:
-        return (weight * tokens).sum() / (weight * size).sum()
 
-    rows = answers.group_by("step", *by).agg(
-        answers=pl.len(),
-        output_mean=per_size(output),
-        thinking_mean=per_size(pl.col("thinking")),
-        cached_share=(weight * pl.col("cached")).sum() / (weight * pl.col("input")).sum(),
-        p10=(_ANSWERED / size).quantile(0.1),
-        p50=(_ANSWERED / size).quantile(0.5),
-        p90=(_ANSWERED / size).quantile(0.9),
-        lengths=pl.concat_list(
-            ((output / size).quantile((part + 0.5) / _LENGTHS, "linear") / per_size(output)).fill_nan(0.0)
-            for part in range(_LENGTHS)
-        ),
+def by_kind_and_all(taught: pl.DataFrame) -> pl.DataFrame:
+    """Each row with its kind, if that is known, and once more without: what is told of null is told of all."""
+    return pl.concat([taught.drop_nulls("kind"), taught.with_columns(kind=_ALL)])
+
+
+def fits(taught: pl.DataFrame) -> dict[tuple[str, int | None], Calibration]:
+    """By step and kind, how `input` is off `estimated`; answers about one row of a run tell as much as one."""
+    estimated, observed = pl.col("estimated"), pl.col("input")
+    weighted = (amount * pl.col("weight") for amount in (estimated, observed))
+    rows = taught.group_by("step", "kind", "run", "row").agg(*(each.sum() for each in weighted), answers=pl.len())
+    sums = rows.group_by("step", "kind").agg(
+        pl.col("answers").sum(),
+        estimated_sum=estimated.sum(),
+        observed_sum=observed.sum(),
+        squares=(estimated * estimated).sum(),
+        products=(estimated * observed).sum(),
+        observed_squares=(observed * observed).sum(),
     )
-    return {(row[0], row[1] if by else None): Answers(*row[-8:]) for row in rows.iter_rows()}
+    return {(step, kind): Calibration(*known) for step, kind, *known in sums.iter_rows()}

@@ -38,7 +38,6 @@ class Timeline:
     """When a run does its work if it starts now and sleeps through days that are used up (`--wait`)."""
 
     seconds: float  # from the start to the last answer
-    busy_s: float  # of these, without waiting for the reset of the day's quota
     finish_at: datetime  # no later than the end of the calendar
     days: tuple[Day, ...]  # with `rpd`, one for each day that has prompts
     bound: Bound
@@ -74,7 +73,7 @@ def timeline(load: Load, pace: Pace, start: datetime) -> Timeline:
     """
     begun = start.timestamp()
     if load.prompts <= 0:
-        return Timeline(0.0, 0.0, _moment(begun), (), "none", None)
+        return Timeline(0.0, _moment(begun), (), "none", None)
     opens = max(begun, pace.opens_at)
     days, last = _days(load.prompts, pace, _Leg(sending(load, pace, opens % WINDOW_S), opens))
     left, tail_s = load.prompts - last.done, _tail_s(load, pace, last)
@@ -84,7 +83,7 @@ def timeline(load: Load, pace: Pace, start: datetime) -> Timeline:
     days[-1] = replace(days[-1], ends_at=_moment(finish))
     known = replace(pace, limits=_ungrown(pace.limits))
     ungrown_s = timeline(load, known, start).seconds if known != pace else None
-    return Timeline(finish - begun, last.busy_s + sent_s + tail_s, _moment(finish), tuple(days), bound, ungrown_s)
+    return Timeline(finish - begun, _moment(finish), tuple(days), bound, ungrown_s)
 
 
 def deadline(load: Load, pace: Pace, start: datetime, at: datetime) -> Deadline:
@@ -124,20 +123,19 @@ def next_time(text: str, now: datetime) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class _Leg:
-    """Sending without a pause since `begun`, when `done` prompts had left in `busy_s` seconds."""
+    """Sending without a pause since `begun`, when `done` prompts had left."""
 
     sending: Sending
     begun: float
     done: int = 0
-    busy_s: float = 0.0
 
     def at(self, prompts: int) -> float:
         """When the last of so many, from the first of the run on, leaves."""
         return self.begun + self.sending.at(prompts - self.done)
 
-    def resumed(self, at: float, done: int, busy_s: float) -> "_Leg":
+    def resumed(self, at: float, done: int) -> "_Leg":
         """The next one, after the reset of the day's quota."""
-        return _Leg(self.sending.after(done - self.done), at, done, self.busy_s + busy_s)
+        return _Leg(self.sending.after(done - self.done), at, done)
 
 
 def _days(prompts: int, pace: Pace, leg: _Leg) -> tuple[list[Day], _Leg]:
@@ -161,7 +159,7 @@ def _days(prompts: int, pace: Pace, leg: _Leg) -> tuple[list[Day], _Leg]:
         left_today, now = rpd, reset
         if not passes:
             now += RESET_JITTER_S
-            leg = leg.resumed(now, done, leg.at(done) - leg.begun)
+            leg = leg.resumed(now, done)
     return _stretch(days, prompts, rpd, zone, now, leg)
 
 
@@ -174,7 +172,7 @@ def _stretch(days: list[Day], prompts: int, rpd: int, zone: str, now: float, leg
     else:
         count = ceil(left / rpd)
         whole = count - 1
-        leg = leg.resumed(_midnight(now, whole, zone) + RESET_JITTER_S, prompts - left + whole * rpd, whole * day_s)
+        leg = leg.resumed(_midnight(now, whole, zone) + RESET_JITTER_S, prompts - left + whole * rpd)
     return [*days, Day(_moment(now), _moment(now), left, count)], leg
 
 
