@@ -76,7 +76,7 @@ class Calibration(NamedTuple):
         return self.estimated**2 / self.squares if self.squares else 0.0
 
     def error(self, *, borrowed: bool = False, to_come: float = inf) -> float:
-        """Half the 95 % interval of the corrected sum over the prompts to come, of the same kind or `borrowed`, another."""
+        """Half the 95 % interval of the corrected sum over so many prompts, of their own kind or `borrowed`."""
         effective, freedom, spread = self._told()
         share = (1 + self.answers / to_come) / effective + (_BETWEEN_KINDS if borrowed else 0.0)
         return max(LEAST_ERROR, t_quantile(freedom) * spread * sqrt(share))

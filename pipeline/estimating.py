@@ -11,11 +11,11 @@ from pipeline import plan, report
 from pipeline.job import Job
 from pipeline.plan.compare import Offer, Saving, chunk_sizes, compare, identical_rows, other_lanes, shared_prefix
 from pipeline.plan.costs import tariff
-from pipeline.plan.exact import POOL_BYTES, POOL_ROWS, count_sample
+from pipeline.plan.exact import count_sample
 from pipeline.plan.forecast import Bought
 from pipeline.plan.learned import Learned, merged
-from pipeline.plan.picks import pick_evenly, pick_pilot
-from pipeline.plan.planner import EVERYTHING, USUAL, Input, expected_work, first_prompts, prefix_tokens
+from pipeline.plan.picks import pick_pilot
+from pipeline.plan.planner import EVERYTHING, POOL, USUAL, Input, expected_work, first_prompts, prefix_tokens
 from pipeline.plan.timing import Deadline, deadline
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
@@ -127,8 +127,7 @@ async def _nothing(prompt: Prompt) -> Reply | None:
 
 async def _counted(session: Session, given: Input) -> Learned:
     """Have the service count a sample of the first prompts."""
-    picks = pick_evenly(given.survey, given.wanted, POOL_ROWS, POOL_BYTES)
-    prompts = await first_prompts(given, picks, session.working)
+    prompts = await first_prompts(replace(given, effort=POOL), session.working)
     async with open_services(session) as services:
         return await count_sample(prompts, services.count_tokens)
 

@@ -159,7 +159,7 @@ async def fingerprints(given: Input, job: Job) -> tuple[list[str], list[str]]:
         return None
 
     await plan.make(given, job, NOTHING, bought, Pace(job.limits, LATENCY_S), datetime.now(UTC))
-    return [prompt.fingerprint(job.model) for prompt, _ in await first_prompts(given, given.picks(), job)], asked
+    return [each.prompt.fingerprint(job.model) for each in await first_prompts(given, job)], asked
 
 
 @pytest.fixture(scope="module")
@@ -376,7 +376,7 @@ def test_19_of_20_samples_hold_the_whole(tmp_path: Path, monkeypatch: pytest.Mon
 
     whole = planned(planner.EVERYTHING)
     held: Counter[str] = Counter()
-    for seed in range(100):
+    for seed in range(60):
         monkeypatch.setattr(planner, "pick", partial(picks.pick, seed=seed))
         made = planned(planner.Effort(250, 10**9, 250, 10**9))
         assert made.sampled_rows == 250
@@ -385,4 +385,4 @@ def test_19_of_20_samples_hold_the_whole(tmp_path: Path, monkeypatch: pytest.Mon
         held["input"] += holds(made.input_tokens, whole.input_tokens.expected)
         held["cost"] += holds(made.cost_usd, whole.cost_usd.expected)
     assert whole.sampled_rows == 0
-    assert min(held.values()) >= 90, held
+    assert min(held.values()) >= 54, held

@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 
@@ -17,7 +18,7 @@ from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.emulator.counting import Tokenizer
 from pipeline.emulator.counting import count as count_text
 from pipeline.errors import AuthError, PipelineError, ServiceError
-from pipeline.plan.exact import SAMPLE, count_sample, pick
+from pipeline.plan.exact import SAMPLE, Picked, count_sample, pick
 from pipeline.plan.learned import Learned
 from pipeline.prompts import Prompt, said
 from pipeline.providers.gemini import Gemini
@@ -25,17 +26,19 @@ from pipeline.providers.transport import Wire
 from pipeline.records import Failure, FailureKind
 from pipeline.tokens import estimate
 
-Given = list[tuple[Prompt, int]]
-
 
 def prompt(row: int, tokens: int = 100, text: str = "words") -> Prompt:
     return replace(stores.prompt(row), input_tokens_est=tokens, content=said(text))
 
 
+def picked(row: int, kind: int = 0, tokens: int = 100, text: str = "words") -> Picked:
+    return Picked(prompt(row, tokens, text), kind, tokens)
+
+
 @cache
-def table() -> tuple[tuple[Prompt, int], ...]:
+def table() -> tuple[Picked, ...]:
     texts = enumerate(text for _, text in make_corpus())
-    return tuple((prompt(row, estimate(text), text), kind_of(text)) for row, text in texts)
+    return tuple(picked(row, kind_of(text), estimate(text), text) for row, text in texts)
 
 
 class Service:
@@ -62,8 +65,8 @@ class Service:
         return count_text(prompt.text, self.tokenizer)
 
 
-def counted(given: Given, service: Service, most: int = SAMPLE) -> Learned:
-    known: Learned = vclock.run(count_sample, given, service.count, most)
+def counted(given: Sequence[Picked], service: Service) -> Learned:
+    known: Learned = vclock.run(count_sample, given, service.count)
     return known
 
 
@@ -72,16 +75,16 @@ def counted(given: Given, service: Service, most: int = SAMPLE) -> Learned:
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 2)), max_size=60), st.integers(0, 40))
 def test_what_is_picked_stands_for_all(rows: list[tuple[int, int]], most: int) -> None:
-    given = [(prompt(row, tokens), kind) for row, (tokens, kind) in enumerate(rows)]
+    given = [picked(row, kind, tokens) for row, (tokens, kind) in enumerate(rows)]
     chosen = pick(given, most)
-    assert len(chosen) == len({picked.prompt.row for picked in chosen}) <= most
+    assert len(chosen) == len({one.prompt.row for one in chosen}) <= most
     totals: Counter[int] = Counter()
-    for one, kind in given:
-        totals[kind] += one.input_tokens_est
+    for one in given:
+        totals[one.kind] += one.prompt.input_tokens_est
     stood_for: Counter[int] = Counter()
-    for picked in chosen:
-        assert picked.prompt.input_tokens_est > 0
-        stood_for[picked.kind] += picked.tokens  # type: ignore[assignment]
+    for one in chosen:
+        assert one.prompt.input_tokens_est > 0
+        stood_for[one.kind] += one.tokens  # type: ignore[assignment]
     kinds = {kind for kind, tokens in totals.items() if tokens}
     if most >= len(kinds):
         assert set(stood_for) == kinds
@@ -90,13 +93,13 @@ def test_what_is_picked_stands_for_all(rows: list[tuple[int, int]], most: int) -
 
 
 def test_a_small_table_is_counted_whole() -> None:
-    given = [(prompt(row), row % 3) for row in range(50)]
-    assert sorted(picked.prompt.row for picked in pick(given, 50)) == list(range(50))
+    given = [picked(row, row % 3) for row in range(50)]
+    assert sorted(one.prompt.row for one in pick(given, 50)) == list(range(50))
 
 
 def test_kinds_are_counted_alike_however_rare() -> None:
-    given = [(prompt(row), 0 if row < 900 else 1 if row < 990 else 2) for row in range(1000)]
-    assert Counter(picked.kind for picked in pick(given, 200)) == {0: 100, 1: 90, 2: 10}
+    given = [picked(row, 0 if row < 900 else 1 if row < 990 else 2) for row in range(1000)]
+    assert Counter(one.kind for one in pick(given, 200)) == {0: 100, 1: 90, 2: 10}
 
 
 # ---- counting
@@ -105,24 +108,24 @@ def test_kinds_are_counted_alike_however_rare() -> None:
 @pytest.mark.parametrize("tokenizer", ["coarse", "fine", "subword"])
 @pytest.mark.parametrize("most", [60, SAMPLE])
 def test_the_sum_over_a_mixed_table_is_right_to_1_percent(tokenizer: Tokenizer, most: int) -> None:
-    known = counted(list(table()), Service(tokenizer), most)
-    corrected = sum(one.input_tokens_est * known.ratio("answer", kind).value for one, kind in table())
-    assert corrected == pytest.approx(sum(count_text(one.text, tokenizer) for one, _ in table()), rel=0.01)
+    known = counted(pick(table(), most), Service(tokenizer))
+    corrected = sum(one.tokens * known.ratio("answer", one.kind).value for one in table())
+    assert corrected == pytest.approx(sum(count_text(one.prompt.text, tokenizer) for one in table()), rel=0.01)
 
 
 def test_requests_are_paced_and_few_at_once() -> None:
     service = Service("coarse")
-    counted([(prompt(row), 0) for row in range(60)], service)
+    counted([picked(row) for row in range(60)], service)
     assert service.most_open == 8
     quick = Service()
-    counted([(prompt(row), 0) for row in range(60)], quick)
+    counted([picked(row) for row in range(60)], quick)
     assert all(later - at >= 1 - 1e-6 for at, later in zip(quick.asked_at, quick.asked_at[21:], strict=False))
     assert quick.asked_at[-1] < 4
 
 
 def test_what_cannot_be_counted_is_left_out() -> None:
     service = Service(refuses="transient", after=5)
-    known = counted([(prompt(row, 2, "two words"), 0) for row in range(30)], service)
+    known = counted([picked(row, 0, 2, "two words") for row in range(30)], service)
     assert len(service.rows) == 30
     assert known.based_on == "5 counted prompts"
     assert known.ratio("answer", 0).value == 1.0
@@ -134,7 +137,7 @@ def test_what_cannot_be_counted_is_left_out() -> None:
 def test_a_service_that_counts_nothing_is_not_asked_for_long(kind: FailureKind, error: type[PipelineError]) -> None:
     service = Service(refuses=kind)
     with pytest.raises(error, match="HTTP 404: no such method") as caught:
-        counted([(prompt(row), 0) for row in range(200)], service)
+        counted([picked(row) for row in range(200)], service)
     assert ("the key" if kind == "auth" else "--pilot 20") in caught.value.hint
     assert len(service.rows) < 30
 
@@ -142,7 +145,7 @@ def test_a_service_that_counts_nothing_is_not_asked_for_long(kind: FailureKind, 
 def test_nothing_to_count() -> None:
     service = Service()
     assert counted([], service).based_on == ""
-    assert counted([(prompt(0, 0, ""), 0)], service).based_on == ""
+    assert counted([picked(0, 0, 0, "")], service).based_on == ""
     assert service.rows == []
 
 
@@ -152,7 +155,7 @@ def test_it_counts_as_the_service_does() -> None:
         async with Wire(httpx.ASGITransport(Emulator(options))) as wire:
             gemini = Gemini(wire, {TARGET.project: "key"})
             count = partial(gemini.count_tokens, target=TARGET)
-            return await count_sample([(prompt(1, 10, "twelve, thirteen"), 0)], count)
+            return await count_sample([picked(1, 0, 10, "twelve, thirteen")], count)
 
     known: Learned = anyio.run(count)
     assert known.taught["input"].to_list() == [4]  # one token starts every request

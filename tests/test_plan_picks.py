@@ -186,28 +186,6 @@ def test_a_pilot_of_a_small_table_is_all_of_it() -> None:
     assert picks.pick_pilot(found_of([10, 20, 30]), None, 50).numbers.to_list() == [0, 1, 2]
 
 
-# ---- rows that are as likely as one another
-
-
-def test_rows_are_picked_evenly_within_both_bounds() -> None:
-    found = found_of([10, 1000] * 5000, repeats=[row < 100 for row in range(10_000)], empty=[False, True] * 5000)
-    chosen = picks.pick_evenly(found, None, 400, 10**9)
-    assert len(chosen.numbers) == len(set(chosen.numbers)) == 400
-    assert chosen.numbers.is_sorted()
-    assert not (found.repeats | found.empty).gather(chosen.numbers).any()
-    assert 150 < (chosen.numbers < 5000).sum() < 250
-    assert chosen.numbers.to_list() == picks.pick_evenly(found, None, 400, 10**9).numbers.to_list()
-    assert chosen.numbers.to_list() != picks.pick_evenly(found, None, 400, 10**9, seed=1).numbers.to_list()
-    assert len(picks.pick_evenly(found, None, 400, 101).numbers) == 11
-    assert len(picks.pick_evenly(found, None, 400, 1).numbers) == 1
-
-
-def test_all_rows_of_a_small_table_are_picked_evenly() -> None:
-    found, wanted = found_of([10, 20, 30]), pl.Series([True, False, True])
-    assert picks.pick_evenly(found, wanted, 9, 99).numbers.to_list() == [0, 2]
-    assert picks.pick_evenly(found, pl.Series([False] * 3), 9, 99).numbers.to_list() == []
-
-
 # ---- the documents of the picked rows
 
 

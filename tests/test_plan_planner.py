@@ -345,10 +345,10 @@ def test_days_of_quota_are_listed(tmp_path: Path) -> None:
 def test_first_prompts_are_those_of_the_flows(tmp_path: Path) -> None:
     job, documents = make_job(tmp_path, CHUNKED), texts([50, 3000, 0])
     table = given(job, documents)
-    found = anyio.run(first_prompts, table, table.picks(), job)
+    found = anyio.run(first_prompts, table, job)
     wanted = {prompt.fingerprint(job.model) for prompt in asked(job, documents, 20) if prompt.step != "reduce"}
-    assert {prompt.fingerprint(job.model) for prompt, _ in found} == wanted
-    assert {kind for _, kind in found} == {0}
+    assert {each.prompt.fingerprint(job.model) for each in found} == wanted
+    assert {each.kind for each in found} == {0}
 
 
 def test_the_shared_prefix_is_the_system_instruction_and_the_text_before_the_first_tag(tmp_path: Path) -> None:

@@ -17,8 +17,6 @@ from pipeline.records import Failure
 
 SAMPLE = 200
 """Prompts that are counted at most. Over a table of fourteen sorts of text the sum is then right to 1 %."""
-POOL_ROWS, POOL_BYTES = 5_000, 20_000_000
-"""Rows of a larger table whose first prompts are made to pick from: half a second."""
 
 _AT_ONCE = 8
 _SPACING_S = 0.05  # 1,200 a minute: counting has a quota of its own, which older documents put at 3,000
@@ -28,22 +26,22 @@ Count = Callable[[Prompt], Awaitable[int | Failure]]
 
 
 class Picked(NamedTuple):
-    """A prompt to be counted, its kind of script, and for how many estimated tokens of that kind it stands."""
+    """A prompt, its kind of script, and for how many estimated tokens of that kind it stands."""
 
     prompt: Prompt
     kind: int
     tokens: float
 
 
-async def count_sample(prompts: Iterable[tuple[Prompt, int]], count: Count, most: int = SAMPLE) -> Learned:
-    """Have `most` of `prompts` counted, each given with its kind of script, and learn how far estimates are off.
+async def count_sample(pool: Iterable[Picked], count: Count) -> Learned:
+    """Have `SAMPLE` prompts of `pool` counted, and learn how far estimates are off.
 
     A prompt that cannot be counted is left out. Raises `ServiceError` or `AuthError` when none could be.
     """
     answered: list[tuple[Picked, int]] = []
     refused: list[Failure] = []
     pace = AsyncLimiter(1, _SPACING_S)
-    waiting = iter(pick(prompts, most))
+    waiting = iter(pick(pool, SAMPLE))
 
     async def work() -> None:
         for picked in waiting:
@@ -73,35 +71,32 @@ async def count_sample(prompts: Iterable[tuple[Prompt, int]], count: Count, most
     )
 
 
-def pick(prompts: Iterable[tuple[Prompt, int]], most: int) -> list[Picked]:
+def pick(pool: Iterable[Picked], most: int) -> list[Picked]:
     """At most so many prompts, as many of one kind as of another, as far as there are."""
-    groups: dict[int, list[Prompt]] = defaultdict(list)
-    for prompt, kind in prompts:
-        if prompt.input_tokens_est > 0:
-            groups[kind].append(prompt)
+    groups: dict[int, list[Picked]] = defaultdict(list)
+    for each in pool:
+        if each.tokens > 0:
+            groups[each.kind].append(each)
     chosen: list[Picked] = []
-    for left, (kind, group) in zip(
-        range(len(groups), 0, -1), sorted(groups.items(), key=lambda item: len(item[1])), strict=True
-    ):
-        share = (most - len(chosen)) // left
-        chosen += (Picked(prompt, kind, tokens) for prompt, tokens in _representatives(group, share))
+    for left, group in zip(range(len(groups), 0, -1), sorted(groups.values(), key=len), strict=True):
+        chosen += _representatives(group, (most - len(chosen)) // left)
     return chosen
 
 
-def _representatives(group: Sequence[Prompt], share: int) -> Iterator[tuple[Prompt, float]]:
-    """Prompts and the tokens they stand for: all, or some in proportion to their length, evenly by density of the text.
+def _representatives(group: Sequence[Picked], share: int) -> Iterator[Picked]:
+    """All, or some in proportion to the tokens they stand for, evenly by density of the text.
 
     Estimates of texts with as many bytes a token are off alike: a Russian text is not left to stand for a French one.
     """
     if share >= len(group):
-        yield from ((prompt, prompt.input_tokens_est) for prompt in group)
+        yield from group
     elif share > 0:
         by_density = sorted(group, key=_density)
-        sums = list(accumulate(prompt.input_tokens_est for prompt in by_density))
+        sums = list(accumulate(each.tokens for each in by_density))
         stride = sums[-1] / share
         for place, times in Counter(bisect_left(sums, (number + 0.5) * stride) for number in range(share)).items():
-            yield by_density[place], times * stride
+            yield by_density[place]._replace(tokens=times * stride)
 
 
-def _density(prompt: Prompt) -> float:
-    return len(prompt.text.encode("utf-8", "surrogatepass")) / prompt.input_tokens_est
+def _density(picked: Picked) -> float:
+    return len(picked.prompt.text.encode("utf-8", "surrogatepass")) / picked.prompt.input_tokens_est

@@ -83,18 +83,6 @@ def pick_pilot(found: Survey, wanted: pl.Series | None, rows: int, seed: int = 0
     return _picks(strata, _drawn(_numbered(found, wanted), counts, seed))
 
 
-def pick_evenly(found: Survey, wanted: pl.Series | None, most_rows: int, most_bytes: int, seed: int = 0) -> Picks:
-    """So many of the `wanted` rows, one as likely as another; `most_bytes` are exceeded by one row at most.
-
-    None that is empty or repeats another.
-    """
-    sent = (frame.filter(pl.col("number") < _REPEAT) for frame in _numbered(found, wanted))
-    alike = (frame.with_columns(stratum="number", number=pl.lit(0, pl.UInt16)) for frame in sent)
-    drawn = _drawn(alike, {0: most_rows}, seed).sort(_chance(seed))
-    before = pl.col("size").cast(pl.UInt64).cum_sum() - pl.col("size")
-    return _picks(_sent(found, wanted), drawn.filter(before < most_bytes).sort("row").with_columns(number="stratum"))
-
-
 def about(found: Survey) -> Callable[[pl.Series], pl.DataFrame]:
     """What tells of these rows: `row`, `kind`, `stratum` of which rows are picked, and how many `rows` that has.
 
@@ -169,17 +157,12 @@ def _allocated(strata: Sequence[Stratum], floor: dict[int, int], most_rows: int,
     return picked
 
 
-def _chance(seed: int) -> pl.Expr:
-    """Of each row, a number that any other is as likely to have."""
-    return pl.col("row").hash(seed)
-
-
 def _drawn(frames: Iterable[pl.DataFrame], counts: Mapping[int, int], seed: int) -> pl.DataFrame:
-    """So many rows of each number, at random, in the order of `frames`: those with the least chance."""
+    """So many rows of each number, at random, in the order of `frames`: those whose hash is least."""
     most = pl.col("number").replace_strict(counts, default=0, return_dtype=pl.UInt32)
     drawn: list[pl.DataFrame] = []
     for frame in frames:
-        drawn = [pl.concat([*drawn, frame]).filter(_chance(seed).rank("ordinal").over("number") <= most)]
+        drawn = [pl.concat([*drawn, frame]).filter(pl.col("row").hash(seed).rank("ordinal").over("number") <= most)]
     return drawn[0]
 
 

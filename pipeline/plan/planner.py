@@ -14,6 +14,8 @@ from pipeline import flows
 from pipeline.job import Job
 from pipeline.plan.amounts import Work, total
 from pipeline.plan.costs import Tariff, cost_by_day, cost_over, notices, split_by_day, tariff
+from pipeline.plan.exact import Picked
+from pipeline.plan.expansion import weights
 from pipeline.plan.forecast import Bought, Forecaster
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Load, Pace
@@ -44,6 +46,8 @@ USUAL = Effort(100_000, 250_000_000, 25_000, 80_000_000)
 """For an estimate: 15 s (45 s where texts are cut), a larger table in less and its tokens to about ±0.7 %."""
 BRIEF = Effort(20_000, 50_000_000, 10_000, 40_000_000)
 """Before a run, which waits for it: 3 s, tokens to about ±1 %."""
+POOL = Effort(5_000, 20_000_000, 5_000, 20_000_000)
+"""For the prompts of which some are counted by the service: half a second."""
 GLANCE = Effort(2_000, 10_000_000, 2_000, 10_000_000)
 """For a job that is changed to see what it would cost: half a second."""
 EVERYTHING = Effort(2**63, 2**63, 0, 0)
@@ -130,14 +134,20 @@ async def expected_work(given: Input, job: Job, learned: Learned, bought: Bought
     return tally.expected
 
 
-async def first_prompts(given: Input, picks: Picks, job: Job) -> list[tuple[Prompt, int]]:
-    """The prompts that the picked rows begin with, each with its kind of script; merging ones are not known yet."""
-    prompts: list[tuple[Prompt, int]] = []
-    kinds = dict(given.survey.at(picks.numbers).select("row", "kind").iter_rows())
+async def first_prompts(given: Input, job: Job) -> list[Picked]:
+    """The prompts that the rows begin with that are looked at; merging ones are not known yet.
+
+    Those of a row that repeats another stand for nothing: they are not sent.
+    """
+    prompts: list[Picked] = []
+    picks = given.picks()
+    told = given.survey.at(picks.numbers).select("row", "kind", "repeat", weight=weights(picks))
+    about = {row: known for row, *known in told.iter_rows()}
 
     async def collect(prompt: Prompt) -> Reply:
+        kind, repeat, weight = about[prompt.row]
         if prompt.step != "reduce":
-            prompts.append((prompt, kinds[prompt.row]))
+            prompts.append(Picked(prompt, kind, 0.0 if repeat else weight * prompt.input_tokens_est))
         return Reply("", "ok")
 
     for document in documents(given.source, picks):
