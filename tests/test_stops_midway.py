@@ -89,6 +89,15 @@ def test_what_was_answered_is_said_to_be_kept_where_something_was(
     assert ("What was answered is kept." in stopped.err) is bool(before) is ("kept" in stopped.err)
 
 
+def test_a_fresh_run_that_was_stopped_goes_on_without_the_flag(
+    job: Path, service: Service, cli: Callable[..., Ran]
+) -> None:
+    service.instead = lambda number: error(402, "", "Insufficient balance") if number > BEFORE else None
+    stopped = cli("run", job, "--yes", "--fresh")
+    assert stopped.code == 3 and "run the same command without `--fresh` again" in stopped.err
+    assert "run the same command again" in cli("run", job, "--yes").err
+
+
 PROXY = (407, {"error": "Proxy Authentication Required"})
 
 

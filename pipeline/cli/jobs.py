@@ -27,7 +27,7 @@ from pipeline.cli.flags import (
     parse_kinds,
     parse_usd,
 )
-from pipeline.errors import JobError, PipelineError, resumable_once
+from pipeline.errors import RESUMABLE, JobError, PipelineError, resumable_once
 from pipeline.process import quick_imports
 from pipeline.terminal import without_secrets
 
@@ -123,16 +123,23 @@ def run(
     redo = load_job(job, out, model, rpm, tpm, rpd, changed) if changed else None
     prepared = prepare.prepare(loaded, options, redo)
 
-    ended = _run(prepared, yes, console.watch)
-    with resumable_once(lambda error: ended.summary.calls > 0):
-        if json:
-            console.show_json(ended.summary.as_json())
-        else:
-            console.show_summary(ended.summary, console.err)
+    same = "the same command" + " without `--fresh`" * fresh  # with it the run would begin once more
+    try:
+        ended = _run(prepared, yes, console.watch)
+        with resumable_once(lambda error: ended.summary.calls > 0):
+            if json:
+                console.show_json(ended.summary.as_json())
+            else:
+                console.show_summary(ended.summary, console.err)
+    except PipelineError as error:
+        if error.exit_code == RESUMABLE:
+            error.hint = error.hint.replace("the same command", same)
+        raise
     for reason in filter(None, (ended.stopped, ended.unwritten)):
+        reason.hint = reason.hint.replace("the same command", same)
         console.show_error(reason, "stopped")
     if ended.interrupted and not ended.stopped:
-        console.show_hint(f"{'what was answered is kept; ' if ended.summary.calls else ''}the same command continues")
+        console.show_hint(f"{'what was answered is kept; ' if ended.summary.calls else ''}{same} continues")
     if ended.exit_code == 1:
         console.show_hint(f"`pipeline report {ended.summary.directory} --failed` lists the rows that are not ok")
     raise typer.Exit(ended.exit_code)
