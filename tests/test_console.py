@@ -6,15 +6,17 @@ from decimal import Decimal
 from types import SimpleNamespace
 from typing import cast
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.text import Text
+from vclock import run
 
 from pipeline.calls import Saved
 from pipeline.console import count, duration, money, notice, progress_line, show_columns, show_grid, things
-from pipeline.console.progress import Recent, fitting_line, stopping_line
+from pipeline.console.progress import QUIET_S, Recent, fitting_line, stopping_line, watch
 from pipeline.console.reports import seconds, show_accuracy
 from pipeline.console.screen import Screen, folded
 from pipeline.dispatch.dispatcher import Dispatcher
@@ -101,6 +103,18 @@ def test_while_everything_waits_the_line_says_until_when_instead_of_the_time_lef
     assert line.endswith("waits until 01:00:02 UTC") and "eta" not in line
     text = "the service asks to wait until 14:02 UTC (HTTP 503)"
     assert notice(LongWait(text, 1.0)) == text
+
+
+def test_a_log_says_that_a_stopped_run_waits_and_no_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = Monitor(rows=10, prompts=20, calls=5, answered=5, stopping=True)
+    monitor.desk = cast(Dispatcher, SimpleNamespace(use=(0.0, 0.0), rate_limited=0, waits_until=0, in_flight=4))
+
+    async def main() -> None:
+        with anyio.move_on_after(QUIET_S + 1.0):
+            await watch(monitor)
+
+    run(main)
+    assert capsys.readouterr().err.splitlines() == ["stopping: waiting for 4 replies (Ctrl-C again to abandon them)"]
 
 
 def test_progress_counts_calls_that_need_not_be_made() -> None:

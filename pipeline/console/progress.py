@@ -115,7 +115,7 @@ async def _progress(monitor: Monitor) -> None:
         mark = recent.since(monitor)
         since += REFRESH_S
         if since >= QUIET_S:
-            err.print(progress_line(monitor, bar=False, since=mark))
+            err.print(stopping_line(monitor, err.width) or progress_line(monitor, bar=False, since=mark))
             since = 0.0
 
 
