@@ -347,6 +347,7 @@ def test_what_may_have_been_paid_is_told(directory: Path, capsys: pytest.Capture
     show_summary(summary)
     text = " ".join(capsys.readouterr().out.split())
     assert "and at most $0.0200 more for 2 requests whose replies never came or could not be read" in text
+    assert "or have no known price" in text, "an answer of a model that is in no table is one of them"
     with opened(directory) as store:
         store.append_call(prompt(9), MODEL, failed("timeout", attempts=0, at_most_usd=None), answered=False)
     assert summarize(directory).as_json()["at_most_usd"] is None

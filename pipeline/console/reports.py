@@ -70,7 +70,8 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
 def _uncertain(summary: Summary) -> str:
     """What may have been paid that nobody knows of."""
     most = "an unknown sum" if summary.at_most_usd is None else f"at most {money(summary.at_most_usd)}"
-    return f"and {most} more for {things(summary.uncertain, 'request')} whose replies never came or could not be read"
+    requests = things(summary.uncertain, "request")
+    return f"and {most} more for {requests} whose replies never came or could not be read, or have no known price"
 
 
 def show_accuracy(accuracy: Accuracy, to: Screen = out) -> None:
