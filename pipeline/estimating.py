@@ -15,12 +15,12 @@ from pipeline.plan.exact import count_sample
 from pipeline.plan.forecast import Bought
 from pipeline.plan.learned import Learned, merged
 from pipeline.plan.picks import pick_pilot
-from pipeline.plan.planner import EVERYTHING, POOL, USUAL, Input, expected_work, first_prompts, prefix_tokens
+from pipeline.plan.planner import EVERYTHING, GLANCE, POOL, USUAL, Input, expected_work, first_prompts, prefix_tokens
 from pipeline.plan.timing import Deadline, deadline
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
 from pipeline.records import Reply
-from pipeline.run.planning import learned_of, look, notices_of, pace_of
+from pipeline.run.planning import basis, look, notices_of
 from pipeline.run.prepare import Session
 from pipeline.run.rows import mask, wanted
 from pipeline.run.services import open_services
@@ -60,23 +60,16 @@ class Estimate:
 async def estimate(session: Session, wishes: Wishes) -> Estimate:
     """What is left of this job and what it takes. Writes nothing, and sends nothing but what `exact` has counted."""
     start = datetime.now(UTC)
-    found = await look(session)
     with kept(session) as (outcomes, bought):
-        given = Input(
-            session.source, found, mask(session, wanted(session, outcomes)), EVERYTHING if wishes.whole else USUAL
-        )
-        learned = await learned_of(session, found)
+        given = await basis(session, wanted(session, outcomes), bought, EVERYTHING if wishes.whole else USUAL)
         if wishes.exact:
-            learned = merged(learned, await _counted(session, given))
-        pace = await pace_of(session, learned)
-        made = await plan.make(given, session.working, learned, bought, pace, start)
-        savings: tuple[Saving, ...] = ()
-        if wishes.compare:
-            savings = await _savings(session, given, learned, bought, made, start.date())
+            given = replace(given, learned=merged(given.learned, await _counted(session, given)))
+        made = await plan.make(given, start)
+        savings = await _savings(given, made, start.date()) if wishes.compare else ()
     offers = _offers(session.working, made, start) if wishes.compare else ()
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
     told = replace(made, notices=(*_elsewhere(session), *notices_of(session, made, spent_usd)))
-    return Estimate(told, offers, savings, deadline(made.load, pace, start, wishes.by) if wishes.by else None)
+    return Estimate(told, offers, savings, deadline(made.load, made.pace, start, wishes.by) if wishes.by else None)
 
 
 def _elsewhere(session: Session) -> Iterator[str]:
@@ -127,7 +120,7 @@ async def _nothing(prompt: Prompt) -> Reply | None:
 
 async def _counted(session: Session, given: Input) -> Learned:
     """Have the service count a sample of the first prompts."""
-    prompts = await first_prompts(replace(given, effort=POOL), session.working)
+    prompts = await first_prompts(replace(given, effort=POOL))
     async with open_services(session) as services:
         return await count_sample(prompts, services.count_tokens)
 
@@ -137,17 +130,13 @@ def _offers(job: Job, made: plan.Plan, start: datetime) -> tuple[Offer, ...]:
     return compare(made.work, made.load.largest_tokens, longest_answer, made.timeline.seconds, start.date())
 
 
-async def _savings(
-    session: Session, given: Input, learned: Learned, bought: Bought, made: plan.Plan, day: date
-) -> tuple[Saving, ...]:
-    job = session.working
+async def _savings(given: Input, made: plan.Plan, day: date) -> tuple[Saving, ...]:
+    job = given.job
     model, at = job.model, tariff(job.model, day, own=job.own_rates)
     first = sum(cell.prompts for tier, cell in made.work.items() if tier.step != "reduce")
-    others = [
-        (tokens, await expected_work(given, changed, learned, bought, made.pace))
-        for tokens, changed in _larger_chunks(job)
-    ]
-    now = await expected_work(given, job, learned, bought, made.pace) if others else {}
+    changed = [(tokens, replace(given, job=other, effort=GLANCE)) for tokens, other in _larger_chunks(job)]
+    others = [(tokens, await expected_work(other)) for tokens, other in changed]
+    now = await expected_work(replace(given, effort=GLANCE)) if others else {}
     return (
         *identical_rows(made.spared, at),
         *shared_prefix(first, prefix_tokens(job), model, day, at),

@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import anyio
@@ -37,7 +36,14 @@ def topics(number: int) -> list[Document]:
     return [Document(row, str(row), {"topic": f"number {row}"}) for row in range(number)]
 
 
-def given(job: Job, documents: Sequence[Document], done: Callable[[int], bool] | None = None) -> Input:
+def given(
+    job: Job,
+    documents: Sequence[Document],
+    done: Callable[[int], bool] | None = None,
+    learned: Learned = NOTHING,
+    bought: plan.Bought | None = None,
+    effort: Effort = USUAL,
+) -> Input:
     """The documents as a table beside the job file, looked over."""
     path = job.path.parent / f"table-{len(documents)}.parquet"
     text = job.spec.input.text
@@ -47,7 +53,8 @@ def given(job: Job, documents: Sequence[Document], done: Callable[[int], bool] |
     frame.write_parquet(path)
     source = open_source(str(path), text=text, columns=job.columns)
     wanted = pl.Series([not done(row) for row in range(len(documents))], dtype=pl.Boolean) if done else None
-    return Input(source, survey(source, len(documents)), wanted)
+    found = survey(source, len(documents))
+    return Input(job, source, found, learned, bought or nothing_bought, Pace(job.limits, LATENCY_S), wanted, effort)
 
 
 def telling(kinds: Sequence[int], strata: Sequence[int | None] | None = None) -> Callable[[pl.Series], pl.DataFrame]:
@@ -72,8 +79,7 @@ def make(
     effort: Effort = USUAL,
 ) -> plan.Plan:
     """The plan of a run over the documents that are not done."""
-    pace = Pace(job.limits, LATENCY_S)
-    return anyio.run(plan.make, replace(given(job, documents, done), effort=effort), job, learned, bought, pace, start)
+    return anyio.run(plan.make, given(job, documents, done, learned, bought, effort), start)
 
 
 def known(*answers: tuple[str, int, int, int, int]) -> Learned:

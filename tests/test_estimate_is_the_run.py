@@ -79,7 +79,8 @@ class Desk:
 
     def input(self) -> Input:
         opened = self.session()
-        return Input(opened.source, survey(opened.source, opened.rows))
+        found, pace = survey(opened.source, opened.rows), Pace(self.job.limits, LATENCY_S)
+        return Input(self.job, opened.source, found, NOTHING, nothing_bought, pace)
 
 
 def desk(directory: Path, url: str, base: Sections, texts: list[Text], **sections: Any) -> Desk:
@@ -150,16 +151,16 @@ class Course:
         return self.calls.join(self.stages[stage].bought, on="fingerprint", how="anti")
 
 
-async def fingerprints(given: Input, job: Job) -> tuple[list[str], list[str]]:
+async def fingerprints(given: Input) -> tuple[list[str], list[str]]:
     """Those of the first prompts, and those that the forecast asks about."""
     asked: list[str] = []
 
     async def bought(prompt: Prompt) -> Reply | None:
-        asked.append(prompt.fingerprint(job.model))
+        asked.append(prompt.fingerprint(given.job.model))
         return None
 
-    await plan.make(given, job, NOTHING, bought, Pace(job.limits, LATENCY_S), datetime.now(UTC))
-    return [each.prompt.fingerprint(job.model) for each in await first_prompts(given, job)], asked
+    await plan.make(replace(given, bought=bought), datetime.now(UTC))
+    return [each.prompt.fingerprint(given.job.model) for each in await first_prompts(given)], asked
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,7 @@ def course(url: str, tmp_path_factory: pytest.TempPathFactory) -> Course:
             patch.setenv(name, str(directory / name))
         patch.setattr("pipeline.plan.exact._SPACING_S", 0.002)  # the emulator counts as fast as it is asked
         its = desk(directory, url, ONE_CALL, make_corpus())
-        first, forecast = anyio.run(fingerprints, its.input(), its.job)
+        first, forecast = anyio.run(fingerprints, its.input())
         none = pl.DataFrame(schema={"fingerprint": pl.String})
         stages = {"before": Stage(its.estimate(), none), "exact": Stage(its.estimate(exact=True), none)}
         its.pilot(60)
@@ -278,7 +279,7 @@ def test_merging_calls_are_exact_where_all_parts_fit_one_prompt_anyway(tmp_path:
     its = desk(tmp_path, url, IN_PIECES, make_corpus(120, seed=2), reduce={"max_input_tokens": 16_000})
     planned = its.estimate()
     assert planned.longest_chunks * 102 < 16_000
-    first, _ = anyio.run(fingerprints, its.input(), its.job)
+    first, _ = anyio.run(fingerprints, its.input())
     its.run()
     calls = its.calls()
     assert planned.prompts == Range(*[calls.height] * 3)
@@ -367,12 +368,11 @@ def all_known(documents: list[Document]) -> Learned:
 def test_19_of_20_samples_hold_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(tmp_path, IN_PIECES, chunk={"max_tokens": 80, "overlap_tokens": 0})
     documents = [Document(row, str(row), {}, each.text[:300]) for row, each in enumerate(make_corpus(1200, seed=4))]
-    table, learned = given(job, documents), all_known(documents)
+    table = given(job, documents, learned=all_known(documents))
     monkeypatch.setattr("pipeline.plan.forecast._BOUND_CHARACTERS", 0)  # other lengths would be merged alike
 
     def planned(effort: planner.Effort) -> Plan:
-        sample = replace(table, effort=effort)
-        return anyio.run(plan.make, sample, job, learned, nothing_bought, Pace(job.limits, LATENCY_S), START)
+        return anyio.run(plan.make, replace(table, effort=effort), START)
 
     whole = planned(planner.EVERYTHING)
     held: Counter[str] = Counter()

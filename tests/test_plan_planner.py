@@ -13,14 +13,13 @@ from typing import Any
 import anyio
 import polars as pl
 import pytest
-from plans import START, given, make, nothing_bought, texts, topics
+from plans import START, given, make, texts, topics
 
 from jobs import CHUNKED, make_job
 from pipeline import flows, plan
 from pipeline.job import Job
 from pipeline.models import MODELS, answering
-from pipeline.plan.learned import CALL_COLUMNS, NOTHING, Learned, learn
-from pipeline.plan.pace import Pace
+from pipeline.plan.learned import CALL_COLUMNS, Learned, learn
 from pipeline.plan.planner import EVERYTHING, Effort, first_prompts, prefix_tokens
 from pipeline.prompts import Prompt
 from pipeline.records import Document, Reply
@@ -345,7 +344,7 @@ def test_days_of_quota_are_listed(tmp_path: Path) -> None:
 def test_first_prompts_are_those_of_the_flows(tmp_path: Path) -> None:
     job, documents = make_job(tmp_path, CHUNKED), texts([50, 3000, 0])
     table = given(job, documents)
-    found = anyio.run(first_prompts, table, job)
+    found = anyio.run(first_prompts, table)
     wanted = {prompt.fingerprint(job.model) for prompt in asked(job, documents, 20) if prompt.step != "reduce"}
     assert {each.prompt.fingerprint(job.model) for each in found} == wanted
     assert {each.kind for each in found} == {0}
@@ -371,7 +370,7 @@ def test_a_plan_under_way_can_be_given_up(tmp_path: Path) -> None:
     async def given_up() -> bool:
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await plan.make(given(job, topics(3)), job, NOTHING, nothing_bought, Pace(job.limits, 5.0), START)
+            await plan.make(given(job, topics(3)), START)
         return scope.cancelled_caught
 
     assert anyio.run(given_up)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
@@ -53,17 +53,20 @@ GLANCE = Effort(2_000, 10_000_000, 2_000, 10_000_000)
 EVERYTHING = Effort(2**63, 2**63, 0, 0)
 """Every row, however large the table."""
 
-_UNKNOWN: Tariff = {False: None, True: None}
 _UNTIL_HEEDED = 500
 """Rows that are forecast before Ctrl-C is heeded: some 50 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """The rows to be planned: the table, what a look over it told, and which rows are left to do (None: all)."""
+    """What a plan is made from: the rows that are `wanted` (None: all), what is known of their like, and the pace."""
 
+    job: Job
     source: Source
     survey: Survey
+    learned: Learned
+    bought: Bought
+    pace: Pace
     wanted: pl.Series | None = None
     effort: Effort = USUAL
 
@@ -79,13 +82,13 @@ class Input:
         return picks if picks.whole else pick(self.survey, self.wanted, most.sample_rows, most.sample_bytes)
 
 
-async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: Pace, start: datetime) -> Plan:
+async def make(given: Input, start: datetime) -> Plan:
     """Plan the rows of `given` that are left to do, for a run that starts at `start`.
 
     A prompt whose fingerprint has a reply that was `bought` already is not counted: the run replays it.
     """
-    at = tariff(job.model, start.date(), own=job.own_rates)
-    picks, tally = await _tallied(given, job, learned, bought, pace, at)
+    job, learned, pace = given.job, given.learned, given.pace
+    picks, tally = await _tallied(given, tariff(job.model, start.date(), own=job.own_rates))
     expected = total(tally.expected)
     load = Load(round(expected.prompts), round(expected.input_tokens), tally.largest_tokens, max(1, tally.depth))
     times = timeline(load, pace, start)
@@ -117,7 +120,7 @@ async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: P
         sampled_rows=0 if picks.whole else len(picks.numbers),
         bounded=tally.bounded,
         based_on=learned.based_on,
-        assumptions=tuple(_assumptions(job, pace, tally, learned)),
+        assumptions=tuple(_assumptions(given, tally)),
         notices=notices(
             job.model,
             start,
@@ -128,13 +131,13 @@ async def make(given: Input, job: Job, learned: Learned, bought: Bought, pace: P
     )
 
 
-async def expected_work(given: Input, job: Job, learned: Learned, bought: Bought, pace: Pace) -> Work:
-    """Expected calls alone, at a glance: for a job that is changed to see what it would cost."""
-    _, tally = await _tallied(replace(given, effort=GLANCE), job, learned, bought, pace, _UNKNOWN)
+async def expected_work(given: Input) -> Work:
+    """Expected calls alone."""
+    _, tally = await _tallied(given, {False: None, True: None})
     return tally.expected
 
 
-async def first_prompts(given: Input, job: Job) -> list[Picked]:
+async def first_prompts(given: Input) -> list[Picked]:
     """The prompts that the rows begin with that are looked at; merging ones are not known yet.
 
     Those of a row that repeats another stand for nothing: they are not sent.
@@ -151,7 +154,7 @@ async def first_prompts(given: Input, job: Job) -> list[Picked]:
         return Reply("", "ok")
 
     for document in documents(given.source, picks):
-        await flows.run(document, job, collect)
+        await flows.run(document, given.job, collect)
     return prompts
 
 
@@ -161,12 +164,11 @@ def prefix_tokens(job: Job) -> int:
     return estimate(job.params.system or "") + estimate(literal)
 
 
-async def _tallied(
-    given: Input, job: Job, learned: Learned, bought: Bought, pace: Pace, at: Tariff
-) -> tuple[Picks, Tally]:
+async def _tallied(given: Input, at: Tariff) -> tuple[Picks, Tally]:
     """The rows that were looked at, and what they take."""
     picks = given.picks()
-    forecaster, tally = Forecaster(job, learned, bought, pace.limits), Tally(job, picks, learned, at)
+    forecaster = Forecaster(given.job, given.learned, given.bought, given.pace.limits)
+    tally = Tally(given.job, picks, given.learned, at)
     told = given.survey.at(picks.numbers)
     rows = zip(documents(given.source, picks), told["kind"], told["repeat"], strict=True)
     for number, (document, kind, repeated) in enumerate(rows):
@@ -212,13 +214,13 @@ def _found(given: Input, tally: Tally) -> Mapping[str, Found]:
     return {name: each for name, each in found.items() if each.rows}
 
 
-def _assumptions(job: Job, pace: Pace, tally: Tally, learned: Learned) -> Iterable[str]:
-    if pace.limits.rpm is None or pace.limits.tpm is None:
+def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
+    if given.pace.limits.rpm is None or given.pace.limits.tpm is None:
         yield "[limits] are not set: time is that of a run that is not refused while it grows"
-    if not learned.based_on:
+    if not given.learned.based_on:
         yield "tokens are estimated from the text, ±10 % until answers correct them"
     if tally.bounded:
-        if job.params.max_output_tokens is None:
+        if given.job.params.max_output_tokens is None:
             yield (
                 f"[model] max_output_tokens is not set: an answer is expected at {UNBOUNDED_OUTPUT_TOKENS:,} tokens, "
                 "at most at the model's limit"

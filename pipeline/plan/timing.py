@@ -81,8 +81,9 @@ def timeline(load: Load, pace: Pace, start: datetime) -> Timeline:
     finish = last.begun + sent_s + tail_s
     bound: Bound = "rpd" if last.begun > begun else "latency" if tail_s >= sent_s else last.sending.bound(left)
     days[-1] = replace(days[-1], ends_at=_moment(finish))
-    known = replace(pace, limits=_ungrown(pace.limits))
-    ungrown_s = timeline(load, known, start).seconds if known != pace else None
+    unknown = {name: getattr(UNKNOWN_LIMITS, name) for name in ("rpm", "tpm") if getattr(pace.limits, name) is None}
+    ungrown = replace(pace, limits=replace(pace.limits, **unknown))
+    ungrown_s = timeline(load, ungrown, start).seconds if unknown else None
     return Timeline(finish - begun, _moment(finish), tuple(days), bound, ungrown_s)
 
 
@@ -93,7 +94,8 @@ def deadline(load: Load, pace: Pace, start: datetime, at: datetime) -> Deadline:
         return timeline(part, replace(pace, limits=limits), start).finish_at <= at
 
     def too_many(prompts: int) -> bool:
-        return not ends_in_time(_part(load, prompts), pace.limits)
+        tokens, depth = round(load.mean_tokens * prompts), min(load.depth, prompts)
+        return not ends_in_time(replace(load, prompts=prompts, input_tokens=tokens, depth=depth), pace.limits)
 
     margin_s = (at - timeline(load, pace, start).finish_at).total_seconds()
     if margin_s >= 0 or not load.prompts:
@@ -197,14 +199,14 @@ def _needed(limits: Limits, prompts: int, fits: Callable[[Limits], bool]) -> Lim
     tried = replace(limits, rpm=0, tpm=0, rpd=0, concurrency=prompts)
     if not fits(tried):
         return None
-    needed = Limits()
+    needed: dict[str, Any] = {}
     for name in ("rpm", "tpm", "concurrency", "rpd"):
         kept = _with(tried, name, getattr(limits, name))
         if not fits(kept):
-            least = _least(tried, name, fits)
-            kept, needed = _with(tried, name, least), _with(needed, name, least)
+            needed[name] = _least(tried, name, fits)
+            kept = _with(tried, name, needed[name])
         tried = kept
-    return needed
+    return Limits(**needed)
 
 
 def _least(limits: Limits, name: str, fits: Callable[[Limits], bool]) -> int:
@@ -213,21 +215,6 @@ def _least(limits: Limits, name: str, fits: Callable[[Limits], bool]) -> int:
 
 def _with(limits: Limits, name: str, value: Any) -> Limits:
     return replace(limits, **{name: value})
-
-
-def _part(load: Load, prompts: int) -> Load:
-    """The first so many prompts of `load`."""
-    return replace(
-        load, prompts=prompts, input_tokens=round(load.mean_tokens * prompts), depth=min(load.depth, prompts)
-    )
-
-
-def _ungrown(limits: Limits) -> Limits:
-    return replace(
-        limits,
-        rpm=UNKNOWN_LIMITS.rpm if limits.rpm is None else limits.rpm,
-        tpm=UNKNOWN_LIMITS.tpm if limits.tpm is None else limits.tpm,
-    )
 
 
 def _midnight(now: float, days: int, zone: str) -> float:

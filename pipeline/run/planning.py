@@ -17,7 +17,7 @@ from pipeline.plan.forecast import Bought
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Pace
 from pipeline.plan.picks import about
-from pipeline.plan.planner import BRIEF, Input
+from pipeline.plan.planner import BRIEF, Effort, Input
 from pipeline.plan.survey import Survey, survey
 from pipeline.quota.book import Known, read_known
 from pipeline.quota.daily import day_of
@@ -35,12 +35,15 @@ _INSERTED = re.compile(r"\{\{-?\s*(\w+)")
 
 async def planned(session: Session, wanted: Wanted, bought: Bought, spent_usd: Decimal = Decimal(0)) -> plan.Plan:
     """The plan that a run starts with, which has cost `spent_usd` so far: of the rows that are `wanted`."""
-    found = await look(session)
-    given = Input(session.source, found, mask(session, wanted), BRIEF)
-    learned = await learned_of(session, found)
-    pace = await pace_of(session, learned)
-    made = await plan.make(given, session.working, learned, bought, pace, datetime.now(UTC))
+    made = await plan.make(await basis(session, wanted, bought, BRIEF), datetime.now(UTC))
     return replace(made, notices=notices_of(session, made, spent_usd))
+
+
+async def basis(session: Session, wanted: Wanted, bought: Bought, effort: Effort) -> Input:
+    """What a plan of the rows that are `wanted` is made from: a look at the table, and what earlier runs say."""
+    job, source, found = session.working, session.source, await look(session)
+    learned = await anyio.to_thread.run_sync(earlier, RUNS, job, session.kind, source.fingerprint, about(found))
+    return Input(job, source, found, learned, bought, await _pace(session, learned), mask(session, wanted), effort)
 
 
 def notices_of(session: Session, made: plan.Plan, spent_usd: Decimal) -> tuple[str, ...]:
@@ -82,19 +85,7 @@ async def look(session: Session) -> Survey:
     return await anyio.to_thread.run_sync(survey, session.source, session.rows, abandon_on_cancel=True)
 
 
-async def learned_of(session: Session, found: Survey) -> Learned:
-    """What earlier runs of this job, or of jobs like it, say about its answers."""
-    return await anyio.to_thread.run_sync(
-        earlier,
-        RUNS,
-        session.working,
-        session.kind,
-        session.source.fingerprint,
-        about(found),
-    )
-
-
-async def pace_of(session: Session, learned: Learned) -> Pace:
+async def _pace(session: Session, learned: Learned) -> Pace:
     """How fast the run will go: the limits that it will keep to, the latency, the day's quota that is left."""
     offline, limits = session.options.offline, session.limits
     known = Known() if offline else await _known(session)
