@@ -212,6 +212,19 @@ def test_budget_stops_before_it_is_passed(here: Path, cli: Callable[..., Ran], m
     assert more.json["calls"] == 6
 
 
+def test_limits_are_told_where_something_is_left_to_be_sent(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served() as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        command = ("run", small_job(here, "[limits]\nrpm = 6000"), "--yes")  # the tokens a minute are not set
+        assert "limit: 250,000 tokens a minute (assumed" in cli(*command).err
+        again = cli(*command)
+    assert again.code == 0 and "all 6 rows are done: nothing is left to be sent" in again.err
+    assert "a minute" not in again.err
+
+
 def test_failed_rows_give_exit_code_1_and_are_listed(
     here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:

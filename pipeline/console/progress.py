@@ -121,7 +121,10 @@ async def _progress(monitor: Monitor) -> None:
 
 def _tell(monitor: Monitor) -> None:
     while monitor.notices:
-        if text := notice(monitor.notices.pop(0)):
+        event = monitor.notices.pop(0)
+        if isinstance(event, LimitSet) and not monitor.prompts:  # nothing is left to be sent
+            continue
+        if text := notice(event):
             err.print(styled((text, "yellow")))
 
 
