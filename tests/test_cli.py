@@ -267,6 +267,15 @@ def test_retry_with_set_redoes_just_those_rows_and_only_once(
         assert cli("run", job, "--yes", "--json").json["calls"] == 7, "the run is still that of the job file"
 
 
+@pytest.mark.parametrize("flag", ["--rpm", "--tpm", "--rpd"])
+@pytest.mark.parametrize("command", ["run", "estimate"])
+def test_a_limit_below_zero_is_the_flags_mistake_and_not_the_job_files(
+    here: Path, cli: Callable[..., Ran], command: str, flag: str
+) -> None:
+    ran = cli(command, small_job(here), "--offline", flag, "-1")
+    assert ran.code == 2 and flag in ran.err and "small.toml" not in ran.err
+
+
 def test_set_is_checked(here: Path, cli: Callable[..., Ran]) -> None:
     job = small_job(here, UNLIMITED)
     assert "--set needs --retry" in cli("run", job, "--offline", "--set", "max_output_tokens=8").err

@@ -26,13 +26,16 @@ Offline = Annotated[
 Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="write the results there")]
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="use another model than the job's")]
 Rpm = Annotated[
-    int | None, typer.Option("--rpm", metavar="N", help="requests per minute; wins over the job file; 0: no limit")
+    int | None,
+    typer.Option("--rpm", min=0, metavar="N", help="requests per minute; wins over the job file; 0: no limit"),
 ]
 Tpm = Annotated[
-    int | None, typer.Option("--tpm", metavar="N", help="input tokens per minute; wins over the job file; 0: no limit")
+    int | None,
+    typer.Option("--tpm", min=0, metavar="N", help="input tokens per minute; wins over the job file; 0: no limit"),
 ]
 Rpd = Annotated[
-    int | None, typer.Option("--rpd", metavar="N", help="requests per day; wins over the job file; 0: no limit")
+    int | None,
+    typer.Option("--rpd", min=0, metavar="N", help="requests per day; wins over the job file; 0: no limit"),
 ]
 MaxCost = Annotated[
     str | None,
