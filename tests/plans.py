@@ -88,7 +88,7 @@ def known(*answers: tuple[str, int, int, int, int]) -> Learned:
         dict(zip(CALL_COLUMNS, (row, step, True, False, given, real, real // 10, out, thought, 1.0), strict=True))
         for row, (step, given, real, out, thought) in enumerate(answers)
     ]
-    return learn([pl.DataFrame(rows)], telling([0] * len(rows)))
+    return learn(pl.DataFrame(rows), telling([0] * len(rows)))
 
 
 def prompt(step: Step = "answer", bound: int | None = 100, name: int = 0) -> Prompt:

@@ -362,7 +362,7 @@ def all_known(documents: list[Document]) -> Learned:
         for row in range(len(documents))
         for step, size in (("answer", 4 + row % 8), ("map", 8), ("reduce", 4 + row % 8))
     ]
-    return learn([pl.DataFrame(rows)], telling([row % len(KINDS) for row in range(len(documents))]))
+    return learn(pl.DataFrame(rows), telling([row % len(KINDS) for row in range(len(documents))]))
 
 
 def test_19_of_20_samples_hold_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,16 +171,16 @@ def test_each_step_learns_from_its_like(tmp_path: Path, sections: Sections, taug
 
 def test_a_run_that_shares_only_the_model_is_not_read(tmp_path: Path) -> None:
     bought(tmp_path, make_job(tmp_path, prompt={"template": "Count {{ topic }}"}), "new", created_at="2026-11-22")
-    assert look(tmp_path, make_job(tmp_path)).answers == 0
+    assert look(tmp_path, make_job(tmp_path)).taught.height == 0
     bought(tmp_path, make_job(tmp_path), "old", created_at="2026-11-21")
-    assert look(tmp_path, make_job(tmp_path), most=6).answers == 6
+    assert look(tmp_path, make_job(tmp_path), most=6).taught.height == 6
 
 
 def test_half_a_seal_is_not_counted_twice(tmp_path: Path, job: Job) -> None:
     directory = bought(tmp_path, job)
     sealed = next((directory / "calls").glob("*.parquet"))
     shutil.copy(sealed, sealed.with_name("part-000077.parquet"))
-    assert look(tmp_path, job).answers == 6
+    assert look(tmp_path, job).taught.height == 6
 
 
 def test_the_newest_calls_count_and_this_run_before_others(tmp_path: Path, job: Job) -> None:
@@ -210,7 +210,7 @@ def test_failures_and_guesses_do_not_teach(tmp_path: Path, job: Job) -> None:
     with run(tmp_path, job) as store:
         store.append_call(stores.prompt(0), MODEL, stores.failed())
         store.append_call(stores.prompt(1), MODEL, stores.paid(usage=Usage(10, 0, 5, estimated=True)))
-    assert look(tmp_path, job).answers == 0
+    assert look(tmp_path, job).taught.height == 0
 
 
 def _garble_manifest(run: Path) -> None:
@@ -260,7 +260,7 @@ def _garble_journal(run: Path) -> None:
 )
 def test_what_cannot_be_read_is_passed_over(tmp_path: Path, job: Job, damage: Any) -> None:
     damage(bought(tmp_path, job))
-    assert look(tmp_path, job).answers == 0
+    assert look(tmp_path, job).taught.height == 0
     bought(tmp_path, job, "whole")
     assert look(tmp_path, job).based_on == "6 answers of 1 earlier run"
 

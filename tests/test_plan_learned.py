@@ -50,7 +50,7 @@ def calls(*rows: dict[str, Any]) -> pl.DataFrame:
 
 
 def learned(*rows: dict[str, Any], kinds: Sequence[int] | None = None, run: int = 0) -> Learned:
-    return learn([calls(*rows)], None if kinds is None else telling(kinds), run)
+    return learn(calls(*rows), None if kinds is None else telling(kinds), run)
 
 
 # ---- input
@@ -60,7 +60,7 @@ def test_nothing_is_known_before_any_answer() -> None:
     assert NOTHING.ratio("answer", 0) == Ratio(1.0, 0, PRIOR_ERROR)
     assert NOTHING.output("answer", 100) is None
     assert NOTHING.output_error("answer") == 1.0
-    assert (NOTHING.answers, NOTHING.latency_s, NOTHING.slow_s) == (0, None, None)
+    assert (NOTHING.taught.height, NOTHING.latency_s, NOTHING.slow_s) == (0, None, None)
     assert (NOTHING.cached_share, NOTHING.based_on) == (0.0, "")
 
 
@@ -136,7 +136,7 @@ def test_answers_about_one_row_tell_as_much_as_one() -> None:
     ],
 )
 def test_only_what_the_service_counted_teaches(useless: dict[str, Any]) -> None:
-    assert learned(useless).answers == 0
+    assert learned(useless).taught.height == 0
     assert learned({}, useless).ratio("answer", 1).value == pytest.approx(1.1)
 
 
@@ -171,7 +171,7 @@ def test_the_corrected_estimates_add_up_to_what_was_observed(answers: list[tuple
     assert whole.value * sum(row["input_tokens_est"] for row in rows) == pytest.approx(
         sum(row["input_tokens"] for row in rows)
     )
-    in_parts = learn([calls(row) for row in rows], None)
+    in_parts = learn(pl.concat(calls(row) for row in rows))
     assert in_parts.ratio("answer", 0) == pytest.approx(whole)
     known = learned(*rows, kinds=[kind for *_, kind in answers])
     assert all(known.ratio("answer", kind).error >= LEAST_ERROR for kind in range(3))
@@ -235,13 +235,13 @@ def test_each_kind_is_answered_at_its_own_length_where_enough_are_known() -> Non
 def test_an_answer_weighs_as_many_rows_as_it_stands_for() -> None:
     told = telling([0] * 1000, [*[1] * 90, *[2] * 10, *[None] * 900])
     rows = [{"row": row, "input_tokens": 100 if row < 90 else 200, "output_tokens": row} for row in (0, 10, 90, 91, 92)]
-    known = learn([calls(*rows)], told)
+    known = learn(calls(*rows), told)
     assert known.ratio("answer", 0).value == pytest.approx(0.9 * 1.0 + 0.1 * 2.0)
     answers = known.output("answer", 100)
     assert answers is not None
     assert answers.output_tokens == pytest.approx(0.9 * 5 + 0.1 * 91)
     assert known.taught["weight"].mean() == pytest.approx(1)
-    alone = learn([calls({"row": 500}, {"row": 0})], told)
+    alone = learn(calls({"row": 500}, {"row": 0}), told)
     assert alone.taught.sort("row")["weight"].to_list() == pytest.approx([180 / 91, 2 / 91])
 
 
@@ -250,7 +250,7 @@ def test_a_call_may_teach_only_its_input() -> None:
     known = learned(*[unlike] * 10)
     assert known.ratio("answer", 0).value == pytest.approx(1.1)
     assert (known.output("answer", 100), known.latency_s, known.cached_share) == (None, None, 0.0)
-    assert known.answers == 10
+    assert known.taught.height == 10
 
 
 def test_the_error_of_the_output_covers_the_miss() -> None:
@@ -301,7 +301,7 @@ def test_a_count_wins_over_answers_of_the_first_steps() -> None:
     known = merged(answers, counted([0, 0, 1], [100, 100, 100], [140, 140, 70]))
     assert [known.ratio(step, 0).value for step in ("answer", "map", "reduce")] == pytest.approx([1.4, 1.4, 0.9])
     assert known.output("answer", 100) == answers.output("answer", 100)
-    assert known.answers == answers.answers
+    assert known.taught.height == answers.taught.height + 3
     assert counted([], [], []).ratio("answer", 0) == Ratio()
 
 
@@ -360,7 +360,7 @@ def pilot(tokenizer: Tokenizer, rows: int, seed: int) -> tuple[float, float]:
     chosen = pick_pilot(survey(), None, rows, seed).numbers
     given, true = estimates(), counts(tokenizer)
     known = learn(
-        [calls(*({"row": row, "input_tokens_est": given[row], "input_tokens": true[row]} for row in chosen))],
+        calls(*({"row": row, "input_tokens_est": given[row], "input_tokens": true[row]} for row in chosen)),
         about(survey()),
     )
     ratios = [known.ratio("answer", kind) for kind in range(len(KINDS))]

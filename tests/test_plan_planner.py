@@ -65,7 +65,7 @@ def answered(step: str, *answers: tuple[int, int, int]) -> Learned:
             for row, (estimated, given_tokens, output) in enumerate(answers)
         ]
     )
-    return learn([frame], None)
+    return learn(frame)
 
 
 # ---- the plan is the run

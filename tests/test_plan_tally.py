@@ -72,7 +72,7 @@ def known(*answers: tuple[str, int, int, int], kinds: Sequence[int] | None = Non
         dict(zip(CALL_COLUMNS, (row, step, True, False, given, real, 0, output, 0, 1.0), strict=True))
         for row, (step, given, real, output) in enumerate(answers)
     ]
-    return learn([pl.DataFrame(rows)], telling(kinds or [0] * len(rows)))
+    return learn(pl.DataFrame(rows), telling(kinds or [0] * len(rows)))
 
 
 ANSWERED = known(*[("answer", 100, 100, 40 + row % 21) for row in range(63)])

@@ -62,8 +62,7 @@ def earlier(
             continue
         most -= calls.height
         number = THIS_RUN if run.own else 1 + len(sources)
-        teaching = [_teaching(run, calls, changed)]
-        sources.append(learn(teaching, about if run.same_rows else None, number))
+        sources.append(learn(_teaching(run, calls, changed), about if run.same_rows else None, number))
     return merged(*sources)
 
 

@@ -4,7 +4,7 @@ Input is learned by step and kind of script, as observed over estimated tokens; 
 multiple of a power of the input's length. All of it is kept as one row an answer, so that sources can be put together.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
@@ -50,7 +50,7 @@ _SCHEMA = pl.Schema(
         "latency_s": pl.Float64,
     }
 )
-_SIBLINGS: Mapping[Step, Step] = {"answer": "map", "map": "answer"}  # of one template
+_SIBLINGS: tuple[tuple[Step, Step], ...] = (("answer", "map"), ("map", "answer"))  # of one template
 
 
 class Ratio(NamedTuple):
@@ -72,11 +72,6 @@ class Learned:
 
     taught: pl.DataFrame
 
-    @property
-    def answers(self) -> int:
-        """Answers that taught anything."""
-        return self.taught.filter(pl.col("run") != COUNTED).height
-
     @cached_property
     def based_on(self) -> str:
         """Where it is from, as in "412 answers of this run and 2,000 answers of 2 earlier runs"; may be empty."""
@@ -95,29 +90,26 @@ class Learned:
 
     def knows(self, step: Step) -> bool:
         """Whether any answers of the step, or of one that is asked like it, are known."""
-        return self._answered(step, self._lengths.steps) in self._lengths.steps
+        return step in self._lengths.steps
 
     def output(self, step: Step, input_tokens_est: int, kind: int | None = None) -> Answers | None:
         """Answers to prompts of this length, of this kind or of all; None when there are none of the step."""
-        return self._lengths.of(self._answered(step, self._lengths.steps), input_tokens_est, kind)
+        return self._lengths.of(step, input_tokens_est, kind)
 
     def output_error(self, step: Step, prompts: float = inf) -> float:
         """Relative error, at 95 %, of the output tokens expected of so many more prompts spread like the answers.
 
         1.0 when too few answers are known to tell.
         """
-        return self._lengths.error(self._answered(step, self._lengths.steps), prompts)
+        return self._lengths.error(step, prompts)
 
     @cached_property
     def calibrations(self) -> Mapping[Step, Calibration]:
         """What a run begins with, by step; answers about other tables are worth few."""
-        known = fits(by_kind_and_all(self.taught))
+        known = fits(by_kind_and_all(_with_siblings(self.taught)))
         ours = {step for step, kind in known if kind is not None}
-        like = {step: self._answered(step, {step for step, _ in known}) for step in STEPS}
         return {
-            step: known[its, None].remembered(borrowed=its not in ours)
-            for step, its in like.items()
-            if (its, None) in known
+            step: known[step, None].remembered(borrowed=step not in ours) for step in STEPS if (step, None) in known
         }
 
     @cached_property
@@ -137,14 +129,9 @@ class Learned:
         sums = self.taught.filter(pl.col("cached").is_not_null()).select(pl.col("cached", "input").sum()).row(0)
         return sums[0] / sums[1] if sums[1] else 0.0
 
-    def _answered(self, step: Step, known: Collection[str]) -> Step:
-        """The step to learn from: one without any answers is asked like its sibling."""
-        sibling = _SIBLINGS.get(step, step)
-        return sibling if step not in known and sibling in known else step
-
     @cached_property
     def _lengths(self) -> Lengths:
-        return Lengths(self.taught.filter(pl.col("output").is_not_null()))
+        return Lengths(_with_siblings(self.taught.filter(pl.col("output").is_not_null())))
 
     @cached_property
     def _ratios(self) -> Mapping[tuple[Step, int], Ratio]:
@@ -152,10 +139,9 @@ class Learned:
         taught = self.taught
         if (taught["run"] == COUNTED).any():
             taught = taught.filter((pl.col("run") == COUNTED) | (pl.col("step") == "reduce"))
-        told = fits(by_kind_and_all(pl.concat([taught, taught.with_columns(step=pl.lit("all"))])))
+        told = fits(by_kind_and_all(pl.concat([_with_siblings(taught), taught.with_columns(step=pl.lit("all"))])))
 
         def of(step: Step, kind: int) -> Ratio:
-            step = self._answered(step, {step for step, _ in told})
             alike, others = told.get((step, kind)), told.get((step, None), told.get(("all", None)))
             known = [Ratio.of(alike)] if alike else []
             known += [Ratio.of(others, borrowed=True)] if others else []
@@ -168,7 +154,7 @@ NOTHING = Learned(_SCHEMA.to_frame())
 
 
 def learn(
-    frames: Iterable[pl.DataFrame], about: Callable[[pl.Series], pl.DataFrame] | None = None, run: int = THIS_RUN
+    calls: pl.DataFrame, about: Callable[[pl.Series], pl.DataFrame] | None = None, run: int = THIS_RUN
 ) -> Learned:
     """Learn from calls, with at least the columns `CALL_COLUMNS`: from those that were paid for and counted.
 
@@ -177,23 +163,15 @@ def learn(
     counted; an answer then weighs as many rows of its stratum as it stands for. A call whose columns from
     `cached_tokens` on are null teaches only the ratio.
     """
-    taught = [
-        frame.filter("paid", ~pl.col("usage_estimated"), pl.col("input_tokens_est") > 0, pl.col("input_tokens") > 0)
-        .select(CALL_COLUMNS)
+    answers = (
+        calls.filter("paid", ~pl.col("usage_estimated"), pl.col("input_tokens_est") > 0, pl.col("input_tokens") > 0)
         .rename({name: name.removesuffix("_tokens") for name in CALL_COLUMNS if name.endswith("_tokens")})
         .rename({"input_tokens_est": "estimated"})
-        for frame in frames
-    ]
-    if not taught:
-        return NOTHING
-    answers = pl.concat(taught)
+    )
     if about is not None:
-        stands_for = (
-            pl.when(pl.col("stratum").is_null())
-            .then(1)
-            .otherwise(pl.col("rows") / pl.col("row").n_unique().over("stratum"))
-        )
-        answers = answers.join(about(answers["row"]), on="row", how="left").with_columns(weight=stands_for)
+        stands_for = pl.col("rows") / pl.col("row").n_unique().over("stratum")
+        weight = pl.when(pl.col("stratum").is_null()).then(1).otherwise(stands_for)
+        answers = answers.join(about(answers["row"]), on="row", how="left").with_columns(weight=weight)
         answers = answers.with_columns(pl.col("weight") / pl.col("weight").mean())
     return _learned(answers, run)
 
@@ -216,6 +194,13 @@ def _learned(answers: pl.DataFrame, run: int) -> Learned:
     given = {name: pl.col(name) for name in answers.columns if name in _SCHEMA}
     columns = {**dict.fromkeys(_SCHEMA, pl.lit(None)), "weight": pl.lit(1.0), **given, "run": pl.lit(run)}
     return Learned(answers.select(column.cast(_SCHEMA[name]).alias(name) for name, column in columns.items()))
+
+
+def _with_siblings(taught: pl.DataFrame) -> pl.DataFrame:
+    """What is told of whole rows is told of pieces too where no answer is to a piece, and the other way round."""
+    missing = [(step, its) for step, its in _SIBLINGS if step not in taught["step"]]
+    copies = (taught.filter(pl.col("step") == its).with_columns(step=pl.lit(step)) for step, its in missing)
+    return pl.concat([taught, *copies])
 
 
 def _number(amount: int, noun: str) -> str:
