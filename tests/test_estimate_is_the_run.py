@@ -278,7 +278,7 @@ def test_another_table_is_estimated_with_what_this_one_taught(course: Course) ->
 def test_merging_calls_are_exact_where_all_parts_fit_one_prompt_anyway(tmp_path: Path, url: str) -> None:
     its = desk(tmp_path, url, IN_PIECES, make_corpus(120, seed=2), reduce={"max_input_tokens": 16_000})
     planned = its.estimate()
-    assert planned.longest_chunks * 102 < 16_000
+    assert planned.prompts_by_step["reduce"] <= planned.documents_chunked, "one level"
     first, _ = anyio.run(fingerprints, its.input())
     its.run()
     calls = its.calls()

@@ -101,7 +101,6 @@ def test_prompts_are_those_that_the_flows_will_ask(
 def test_documents_by_kind(tmp_path: Path) -> None:
     made = make(make_job(tmp_path, CHUNKED), texts([0, 50, 100, 1000, 3000]))
     assert (made.documents, made.documents_done, made.documents_chunked) == (5, 0, 2)
-    assert made.longest_chunks > 5
     assert made.prompts_by_step["answer"] == 2
     assert made.load.depth >= 2
     assert [each.row for each in made.found["chunked"].examples] == [3, 4]

@@ -23,11 +23,6 @@ DELIVERY: Mapping[Lane, Delivery] = {
 }
 """When a lane answers."""
 
-_DELIVERED: Mapping[Delivery, str] = {
-    "best_effort": "answered as capacity allows",
-    "within_24_h": "answered within 24 h",
-}
-
 LANES: tuple[Lane, ...] = ("standard", "flex", "batch")
 
 
@@ -140,12 +135,15 @@ def shared_prefix(prompts: float, prefix_tokens: int, model: str, day: date, at:
 
 def other_lanes(work: Work, model: str, day: date, own: Rates | None = None) -> Iterator[Saving]:
     """What the slower lanes save against standard: nothing at the job's own prices, which are those of every lane."""
-    slower: tuple[Literal["flex", "batch"], ...] = ("flex", "batch")
+    slower: Mapping[Literal["flex", "batch"], str] = {
+        "flex": "answered as capacity allows",
+        "batch": "answered within 24 h",
+    }
     standard = priced(work, tariff(model, day, own=own))
-    for lane in slower:
+    for lane, delivered in slower.items():
         usd = priced(work, tariff(model, day, lane, own))
         if standard and usd is not None and usd < standard:
-            yield Saving(lane, standard - usd, f"{1 - usd / standard:.0%} less, {_DELIVERED[DELIVERY[lane]]}")
+            yield Saving(lane, standard - usd, f"{1 - usd / standard:.0%} less, {delivered}")
 
 
 def chunk_sizes(work: Work, others: Sequence[tuple[int, Work]], at: Tariff) -> Iterator[Saving]:

@@ -4,7 +4,7 @@ Input teaches from any run that asked the same: the step's template and system i
 everything that may change their length was the same too. Reads only, also from runs that go on meanwhile.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from pipeline.places import Kind, run_directory
 from pipeline.plan.learned import CALL_COLUMNS, THIS_RUN, Learned, learn, merged
 from pipeline.records import STEPS, Reply, Step
 from pipeline.store import parts
-from pipeline.store.manifest import Manifest
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.state import load_unsealed
 
@@ -31,7 +30,7 @@ _ONLY_LENGTHS = CALL_COLUMNS[CALL_COLUMNS.index("cached_tokens") :]
 @dataclass(frozen=True, slots=True)
 class _Run:
     directory: Path
-    manifest: Manifest
+    created_at: str
     inputs: frozenset[str]  # steps whose input teaches
     lengths: frozenset[str]  # steps whose answers teach
     same_rows: bool  # its row numbers are those of the table that is planned
@@ -68,30 +67,20 @@ def earlier(
 
 def _alike(runs: Path, job: Job, kind: Kind, source_fingerprint: str) -> list[_Run]:
     """Runs that can teach anything: the job's own, then the newest first."""
-    own = runs / run_directory(job.name, kind).name
-    found = []
-    for manifest, directory in _manifests(runs):
-        if manifest.kind != kind or manifest.model != job.model:
-            continue
+    own, found = runs / run_directory(job.name, kind).name, []
+    for path in runs.glob("*/manifest.json"):
         try:
+            manifest = read_manifest(path)
+            if manifest is None or manifest.kind != kind or manifest.model != job.model:
+                continue
             inputs, lengths = _taught(manifest.identity, job.identity)
             same_rows = manifest.source == source_fingerprint and _where(manifest.identity) == _where(job.identity)
         except _UNREADABLE:
             continue
-        is_own = directory == own and same_rows and manifest.identity == job.identity
+        is_own = path.parent == own and same_rows and manifest.identity == job.identity
         if inputs:
-            found.append(_Run(directory, manifest, inputs, lengths, same_rows, is_own))
-    return sorted(found, key=lambda run: (run.own, str(run.manifest.created_at)), reverse=True)
-
-
-def _manifests(runs: Path) -> Iterator[tuple[Manifest, Path]]:
-    for path in runs.glob("*/manifest.json"):
-        try:
-            manifest = read_manifest(path)
-        except _UNREADABLE:
-            continue
-        if manifest is not None:
-            yield manifest, path.parent
+            found.append(_Run(path.parent, str(manifest.created_at), inputs, lengths, same_rows, is_own))
+    return sorted(found, key=lambda run: (run.own, run.created_at), reverse=True)
 
 
 def _taught(its: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:

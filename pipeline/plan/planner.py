@@ -102,7 +102,6 @@ async def make(given: Input, start: datetime) -> Plan:
         documents=given.left,
         documents_done=given.survey.rows - given.left,
         documents_chunked=round(tally.rows["chunked"]),
-        longest_chunks=tally.longest_chunks,
         found=_found(given, tally),
         steps=_steps(tally.expected, learned, cost),
         work=tally.expected,

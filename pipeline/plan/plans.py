@@ -49,7 +49,6 @@ class Plan:
     documents: int  # left to do
     documents_done: int
     documents_chunked: int
-    longest_chunks: int
     found: Mapping[str, Found]  # repeats, empty_input, template_error, too_long, chunked: those that there are
     steps: Mapping[Step, StepPlan]
     work: Work  # as expected

@@ -62,60 +62,43 @@ class Survey:
 def survey(source: Source, rows: int) -> Survey:
     """Measure the first `rows` rows in one pass: 3 to 4 s for 2 GB of text.
 
-    Equal content is told by a 64-bit hash. Of a large table 20 bytes a row go to temporary files, and a few MB are in
-    memory. Blocks: run it in a thread. Raises `InputError` when there is no room for the files.
+    Equal content is told by a 64-bit hash, and looked for in groups by hash, each with a slice's worth of rows. Of a
+    large table 20 bytes a row go to temporary files, and a few MB are in memory. Blocks: run it in a thread. Raises
+    `InputError` when there is no room for the files.
     """
-    facts, contents = Spill(_PURPOSE), _Contents(rows)
-    empty = [pl.Series(dtype=pl.Boolean)]
+    facts, firsts = Spill(_PURPOSE), Spill(_PURPOSE)
+    groups = rows // _SLICE_ROWS + 1
+    empty, repeats = [pl.Series(dtype=pl.Boolean)], [pl.Series(dtype=pl.Boolean)]
+    shown = pl.DataFrame(schema={"row": pl.UInt32, "hash": pl.UInt64})
     for frame in _slices(_parts(source, rows)):
         facts.add(frame.select("size", "kind"))
-        contents.add(frame)
         empty.append(frame["empty"])
-    repeats = contents.repeats()
-    return Survey(facts, repeats, pl.concat(empty, rechunk=True), contents.first_repeats())
+        repeats.append(~frame["hash"].is_first_distinct() & ~frame["empty"])
+        contents = frame.select("row", "hash")
+        shown = _first([shown, contents.filter(repeats[-1])])
+        for (group,), part in contents.filter(~repeats[-1] & ~empty[-1]).group_by(
+            pl.col("hash") % groups, maintain_order=True
+        ):
+            firsts.add(part, int(str(group)))  # of each content within its slice
+    repeat = pl.concat(repeats, rechunk=True)
+
+    def alike(group: int) -> pl.DataFrame:
+        return pl.concat([shown.clear(), *firsts.frames(group)])
+
+    for told in map(alike, range(groups)):
+        later = told.filter(~told["hash"].is_first_distinct())
+        repeat.scatter(later["row"], True)
+        shown = _first([shown, later])
+    first_repeats = tuple(
+        (row, alike(content % groups).filter(pl.col("hash") == content).item(0, "row"))
+        for row, content in shown.iter_rows()
+    )
+    return Survey(facts, repeat, pl.concat(empty, rechunk=True), first_repeats)
 
 
-class _Contents:
-    """Which rows have the content of an earlier one: compared in groups by hash, each with a slice's worth of rows."""
-
-    def __init__(self, rows: int) -> None:
-        self._groups = rows // _SLICE_ROWS + 1
-        self._firsts = Spill(_PURPOSE)  # first rows of a content within their slice
-        self._repeats = [pl.Series(dtype=pl.Boolean)]
-        self._examples = pl.DataFrame(schema={"row": pl.UInt32, "hash": pl.UInt64})
-
-    def add(self, frame: pl.DataFrame) -> None:
-        """Take in the next slice, with `row`, `hash` and `empty`."""
-        repeat = ~frame["hash"].is_first_distinct() & ~frame["empty"]
-        self._repeats.append(repeat)
-        self._show(frame.filter(repeat))
-        firsts = frame.filter(~repeat & ~frame["empty"]).select("row", "hash")
-        for (group,), part in firsts.group_by(pl.col("hash") % self._groups, maintain_order=True):
-            self._firsts.add(part, int(str(group)))
-
-    def repeats(self) -> pl.Series:
-        """Of every row, whether an earlier one is the same; False for a row that is empty."""
-        repeats = pl.concat(self._repeats, rechunk=True)
-        for group in range(self._groups):
-            told = self._in(group)
-            later = told.filter(~told["hash"].is_first_distinct())
-            repeats.scatter(later["row"], True)
-            self._show(later)
-        return repeats
-
-    def first_repeats(self) -> tuple[tuple[int, int], ...]:
-        """A few repeats, each with the first row of its content; known once all are."""
-        return tuple(
-            (row, self._in(content % self._groups).filter(pl.col("hash") == content).item(0, "row"))
-            for row, content in self._examples.iter_rows()
-        )
-
-    def _in(self, group: int) -> pl.DataFrame:
-        return pl.concat([self._examples.clear(), *self._firsts.frames(group)])
-
-    def _show(self, repeats: pl.DataFrame) -> None:
-        found = pl.concat([self._examples, repeats.select("row", "hash")])
-        self._examples = found.sort("row").head(EXAMPLES)
+def _first(repeats: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """A few of these rows, to be shown."""
+    return pl.concat(repeats).sort("row").head(EXAMPLES)
 
 
 def keys_of(source: Source, rows: Collection[int]) -> dict[int, str]:

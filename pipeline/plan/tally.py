@@ -39,7 +39,7 @@ class Tally:
         self.spared: dict[Tier, Cell] = {}
         self.rows: dict[str, float] = defaultdict(float)  # that are cut or refused, and why
         self.examples: dict[str, list[Example]] = defaultdict(list)
-        self.longest_chunks = self.largest_tokens = self.depth = 0
+        self.largest_tokens = self.depth = 0
 
     def add(self, document: Document, forecast: Forecast, kind: int) -> None:
         """Count the document of the next picked row, whose text is of this kind of script."""
@@ -53,7 +53,6 @@ class Tally:
         if not self._picks.whole:
             cell, usd = total(forecast.work), priced(forecast.work, self._at) or 0
             self._amounts.append((cell.prompts, cell.input_tokens, cell.answer_tokens, float(usd)))
-        self.longest_chunks = max(self.longest_chunks, forecast.chunks)
         self.depth = max(self.depth, forecast.depth)
         if not forecast.refused:
             self.largest_tokens = max(self.largest_tokens, forecast.largest_tokens)
