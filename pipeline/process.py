@@ -65,13 +65,14 @@ def quick_imports() -> Iterator[None]:
     """Import without what no import needs here, a fifth of a start's time.
 
     No garbage is looked for, then or later, among what is imported. And aiohttp, which makes two TLS contexts of all
-    the system's certificates when it is imported, finds none: every connection is given a context of ours.
+    the system's certificates when it is imported, finds none: every connection is given a context of ours. And httpx
+    does without a command line of its own, which half of rich and pygments would draw.
     """
     named = {name: os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")}
     os.environ.update(dict.fromkeys(named, os.devnull))
-    if gc.get_freeze_count():
-        gc.collect()  # what came between two imports: as garbage, a text of 40 MB would be kept for good
+    gc.collect()  # what came between two imports: as garbage, a text of 40 MB would be kept for good
     gc.disable()
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # then it cannot be imported
     try:
         yield
     finally:

@@ -298,3 +298,11 @@ def test_what_became_garbage_between_two_imports_is_not_kept_for_good() -> None:
     with quick_imports():
         pass
     assert told() is None
+
+
+def test_what_only_a_command_line_of_httpx_needs_is_not_imported() -> None:
+    code = (
+        "from pipeline.process import quick_imports as quick\nwith quick():\n    import httpx, sys\nprint(*sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert {"httpx", "pygments", "rich", "click"} & set(ran.stdout.split()) == {"httpx"}

@@ -108,10 +108,11 @@ STATUS_OF_NAME = {
 }
 """HTTP status that an error's name stands for, in lower case."""
 
-_SAID = {meaning: re.compile("|".join(patterns), re.IGNORECASE) for meaning, patterns in PHRASES.items()}
+_SAID = {meaning: "|".join(patterns) for meaning, patterns in PHRASES.items()}  # compiled when something is refused
 _MOST_CHARS = 4096
 
 
 def said(text: str) -> Meaning | None:
     """What an error's words mean, if they are known."""
-    return next((meaning for meaning, pattern in _SAID.items() if pattern.search(text[:_MOST_CHARS])), None)
+    start = text[:_MOST_CHARS]
+    return next((meaning for meaning, phrases in _SAID.items() if re.search(phrases, start, re.IGNORECASE)), None)
