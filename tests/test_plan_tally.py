@@ -52,7 +52,6 @@ def tallied(
     forecasts: Sequence[Forecast],
     rows: int | None = None,
     learned: Learned = NOTHING,
-    rates: Tariff = RATES,
     kinds: Sequence[int] | None = None,
 ) -> Tally:
     """Of a table of so many rows of ten bytes, of which these were planned; None: they are all."""
@@ -60,7 +59,7 @@ def tallied(
     strata = {0: Stratum(0, everything, 10 * everything, 10)}
     numbers = pl.Series(range(len(forecasts)), dtype=pl.UInt32)
     picks = Picks(numbers, (numbers * 0).cast(pl.UInt16), strata)
-    tally = Tally(job, picks, learned, rates)
+    tally = Tally(job, picks, learned)
     for row, each in enumerate(forecasts):
         tally.add(Document(row, f"key {row}", {}), each, kinds[row] if kinds else 0)
     return tally
@@ -217,19 +216,17 @@ def test_doubts_of_long_prompts_cost_the_long_rate(job: Job) -> None:
     assert offs == pytest.approx([hypot(given, answered), 2 * hypot(given, answered)])
 
 
-def test_cost_of_a_sample_is_as_wide_as_its_costs_vary(job: Job) -> None:
-    calls = [one_call(each, 10, 5, cached=each / 2) for each in (100, 140, 160, 200)]
-    usd = [0.001 * each / 2 + 0.0001 * each / 2 + 0.01 * 15 for each in (100, 140, 160, 200)]
+def test_cost_of_a_sample_is_as_wide_as_the_wider_of_its_tokens(job: Job) -> None:
+    calls = [one_call(each, 2 * each, 5, cached=each / 2) for each in (100, 140, 160, 200)]
     whole, sample = (tallied(job, calls * times, rows=40, learned=ANSWERED) for times in (10, 1))
-    mean = sum(usd) / 4
-    width = t_quantile(3) * sqrt(40 * 36 / 4 * sum((each - mean) ** 2 for each in usd) / 3)
+    width = t_quantile(3) * sqrt(40 * 36 / 4 * sum((each - 150) ** 2 for each in (100, 140, 160, 200)) / 3)
     surely, unsure = floats(cost(whole)), floats(cost(sample))
-    assert unsure[1] == pytest.approx(surely[1]) == pytest.approx(40 * mean)
-    assert unsure[2] - surely[2] == pytest.approx(width)
+    assert unsure[1] == pytest.approx(surely[1]) == pytest.approx(40 * (0.075 + 0.0075 + 3.05))
+    assert unsure[2] - surely[2] == pytest.approx(unsure[1] * width / 6000)
 
 
 def test_an_unknown_price_is_not_nothing(job: Job) -> None:
-    assert cost(tallied(job, [one_call(100, 10)] * 3, rows=9, rates=UNKNOWN), UNKNOWN) is None
+    assert cost(tallied(job, [one_call(100, 10)] * 3, rows=9), UNKNOWN) is None
 
 
 def test_ranges_of_whole_numbers_begin_at_nothing() -> None:

@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 from pipeline import flows
 from pipeline.job import Job
 from pipeline.plan.amounts import Work, total
-from pipeline.plan.costs import Tariff, cost_by_day, cost_over, notices, split_by_day, tariff
+from pipeline.plan.costs import cost_by_day, cost_over, notices, split_by_day
 from pipeline.plan.exact import Picked
 from pipeline.plan.expansion import weights
 from pipeline.plan.forecast import Bought, Forecaster
@@ -88,7 +88,7 @@ async def make(given: Input, start: datetime) -> Plan:
     A prompt whose fingerprint has a reply that was `bought` already is not counted: the run replays it.
     """
     job, learned, pace = given.job, given.learned, given.pace
-    picks, tally = await _tallied(given, tariff(job.model, start.date(), own=job.own_rates))
+    picks, tally = await _tallied(given)
     expected = total(tally.expected)
     load = Load(round(expected.prompts), round(expected.input_tokens), tally.largest_tokens, max(1, tally.depth))
     times = timeline(load, pace, start)
@@ -132,7 +132,7 @@ async def make(given: Input, start: datetime) -> Plan:
 
 async def expected_work(given: Input) -> Work:
     """Expected calls alone."""
-    _, tally = await _tallied(given, {False: None, True: None})
+    _, tally = await _tallied(given)
     return tally.expected
 
 
@@ -163,11 +163,11 @@ def prefix_tokens(job: Job) -> int:
     return estimate(job.params.system or "") + estimate(literal)
 
 
-async def _tallied(given: Input, at: Tariff) -> tuple[Picks, Tally]:
+async def _tallied(given: Input) -> tuple[Picks, Tally]:
     """The rows that were looked at, and what they take."""
     picks = given.picks()
     forecaster = Forecaster(given.job, given.learned, given.bought, given.pace.limits)
-    tally = Tally(given.job, picks, given.learned, at)
+    tally = Tally(given.job, picks, given.learned)
     told = given.survey.at(picks.numbers)
     rows = zip(documents(given.source, picks), told["kind"], told["repeat"], strict=True)
     for number, (document, kind, repeated) in enumerate(rows):
@@ -181,17 +181,10 @@ async def _tallied(given: Input, at: Tariff) -> tuple[Picks, Tally]:
 def _steps(work: Work, learned: Learned, cost: Callable[[Work], Decimal | None]) -> Mapping[Step, StepPlan]:
     plans: dict[Step, StepPlan] = {}
     for step in STEPS:
-        own = {tier: cell for tier, cell in work.items() if tier.step == step}
-        if not own:
-            continue
-        sums = total(own)
-        plans[step] = StepPlan(
-            sums.prompts,
-            sums.input_tokens,
-            sums.answer_tokens,
-            cost(own),
-            learned.output(step, round(sums.input_tokens / max(1.0, sums.prompts))),
-        )
+        if own := {tier: cell for tier, cell in work.items() if tier.step == step}:
+            sums = total(own)
+            answers = learned.output(step, round(sums.input_tokens / max(1.0, sums.prompts)))
+            plans[step] = StepPlan(sums.prompts, sums.input_tokens, sums.answer_tokens, cost(own), answers)
     return plans
 
 

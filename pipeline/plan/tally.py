@@ -1,7 +1,7 @@
 """Sums over the documents that were planned, and the ranges around them."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from functools import cached_property
 from math import hypot
@@ -10,30 +10,27 @@ import polars as pl
 
 from pipeline.job import Job
 from pipeline.plan.amounts import Cell, Range, Tier, Work, add, total
-from pipeline.plan.costs import Tariff, priced
 from pipeline.plan.expansion import half_widths, weights
 from pipeline.plan.forecast import Forecast
 from pipeline.plan.learned import Learned
 from pipeline.plan.picks import Picks
 from pipeline.plan.plans import Example
-from pipeline.plan.predict import Scenario, bounded
+from pipeline.plan.predict import bounded
 from pipeline.plan.survey import EXAMPLES
 from pipeline.records import Document
 
-_WATCHED = ("prompts", "input", "output", "usd")
+_WATCHED = ("prompts", "input", "output")
 
 
 class Tally:
-    """Adds up forecasts of the picked rows, one after another, each as often as the rows that it stands for.
+    """Adds up forecasts of the picked rows, one after another, each as often as the rows that it stands for."""
 
-    `at` are the rates of the day of the plan.
-    """
-
-    def __init__(self, job: Job, picks: Picks, learned: Learned, at: Tariff) -> None:
-        self._job, self._picks, self._learned, self._at = job, picks, learned, at
+    def __init__(self, job: Job, picks: Picks, learned: Learned) -> None:
+        self._job, self._picks, self._learned = job, picks, learned
         self._weights = iter(weights(picks))
         self._amounts: list[tuple[float, ...]] = []  # of each document, where they are a sample
-        self._merging: dict[Scenario, dict[Tier, Cell]] = {"low": {}, "high": {}}
+        self._low: dict[Tier, Cell] = {}  # merging calls alone
+        self._high: dict[Tier, Cell] = {}
         self._doubt_tokens = 0.0  # by how much input may be off, kinds and steps alike
         self.expected: dict[Tier, Cell] = {}
         self.spared: dict[Tier, Cell] = {}
@@ -46,34 +43,20 @@ class Tally:
         weight = next(self._weights)
         add(self.expected, forecast.work, weight)
         add(self.spared, forecast.spared, weight)
-        add(self._merging["low"], forecast.low, weight)
-        add(self._merging["high"], forecast.high, weight)
+        add(self._low, forecast.low, weight)
+        add(self._high, forecast.high, weight)
         for tier, cell in forecast.work.items():
             self._doubt_tokens += weight * cell.input_tokens * self._learned.ratio(tier.step, kind).error
         if not self._picks.whole:
-            cell, usd = total(forecast.work), priced(forecast.work, self._at) or 0
-            self._amounts.append((cell.prompts, cell.input_tokens, cell.answer_tokens, float(usd)))
+            cell = total(forecast.work)
+            self._amounts.append((cell.prompts, cell.input_tokens, cell.answer_tokens))
         self.depth = max(self.depth, forecast.depth)
         if not forecast.refused:
             self.largest_tokens = max(self.largest_tokens, forecast.largest_tokens)
-        if forecast.chunks > 1:
-            self.rows["chunked"] += weight
-        if forecast.refused:
-            self.rows[forecast.refused] += weight
-        self._show(document, forecast)
-
-    def _show(self, document: Document, forecast: Forecast) -> None:
-        if forecast.refused == "too_long":
-            name, tokens = "too_long", forecast.largest_tokens
-            remark = f"{tokens:,} tokens" if tokens else "too long to be counted"
-        elif forecast.refused in ("template_error", "empty_input"):
-            name, remark = forecast.refused, ""
-        elif forecast.chunks > 1:
-            name, remark = "chunked", f"{forecast.chunks} pieces"
-        else:
-            return
-        if len(self.examples[name]) < EXAMPLES:
-            self.examples[name].append(Example(document.row, document.key, remark))
+        for name, remark in _remarks(forecast):
+            self.rows[name] += weight
+            if len(self.examples[name]) < EXAMPLES:
+                self.examples[name].append(Example(document.row, document.key, remark))
 
     # What follows is asked once all is added.
 
@@ -86,12 +69,9 @@ class Tally:
     def works(self) -> tuple[Work, Work, Work]:
         """Calls in each of `SCENARIOS`."""
         first = {tier: cell for tier, cell in self.expected.items() if tier.step != "reduce"}
-        low, high = ({**first, **self._merging[scenario]} for scenario in self._merging)
-        return (
-            bounded(low, self._job, self._learned, "low"),
-            self.expected,
-            bounded(high, self._job, self._learned, "high"),
-        )
+        low, high = {**first, **self._low}, {**first, **self._high}
+        known = self._job, self._learned
+        return bounded(low, *known, "low"), self.expected, bounded(high, *known, "high")
 
     def prompts(self) -> Range:
         """Calls: the merging ones depend on the length of answers."""
@@ -117,8 +97,9 @@ class Tally:
         low, expected, high = (cost(work) for work in self.works)
         if low is None or expected is None or high is None:
             return None
-        usd = float(priced(self.expected, self._at) or 0)
-        sampled = Decimal(self._widths["usd"] / usd if usd else 0.0)
+        tokens = total(self.expected)
+        spreads = ((self._widths["input"], tokens.input_tokens), (self._widths["output"], tokens.answer_tokens))
+        sampled = Decimal(max(width / all_of_it if all_of_it else 0.0 for width, all_of_it in spreads))
 
         def doubt(work: Work) -> Decimal:
             given = {tier: Cell(input_tokens=self._doubt * cell.input_tokens) for tier, cell in work.items()}
@@ -149,6 +130,14 @@ class Tally:
             for tier, cell in self.expected.items()
             if self._learned.knows(tier.step)
         }
+
+
+def _remarks(forecast: Forecast) -> Iterator[tuple[str, str]]:
+    if forecast.refused:
+        tokens = f"{forecast.largest_tokens:,} tokens" if forecast.largest_tokens else "too long to be counted"
+        yield forecast.refused, tokens if forecast.refused == "too_long" else ""
+    if forecast.chunks > 1:
+        yield "chunked", f"{forecast.chunks} pieces"
 
 
 def whole(low: float, expected: float, high: float) -> Range:
