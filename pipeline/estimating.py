@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import NamedTuple
 
 from pipeline import plan, report
 from pipeline.job import Job
@@ -28,13 +27,6 @@ from pipeline.store.content import ContentIndex
 from pipeline.store.manifest import differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.state import Outcomes, is_unused, load
-
-
-class Kept(NamedTuple):
-    """What a run directory has already: which rows are left alone, and the replies that would be replayed."""
-
-    outcomes: Outcomes
-    bought: Bought
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +58,8 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
             given = replace(given, learned=merged(given.learned, await _counted(session, given)))
         made = await plan.make(given, start)
         savings = await _savings(given, made, start.date()) if wishes.compare else ()
-    offers = _offers(session.working, made, start) if wishes.compare else ()
+    room, seconds = session.working.params.max_output_tokens, made.timeline.seconds
+    offers = compare(made.work, made.load.largest_tokens, room, seconds, start.date()) if wishes.compare else ()
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
     told = replace(made, notices=(*_elsewhere(session), *notices_of(session, made, spent_usd)))
     return Estimate(told, offers, savings, deadline(made.load, made.pace, start, wishes.by) if wishes.by else None)
@@ -91,11 +84,11 @@ async def pilot_rows(session: Session, number: int) -> frozenset[int]:
 
 
 @contextmanager
-def kept(session: Session) -> Iterator[Kept]:
-    """What the job's run directory has, when it belongs to this job and input; reads only."""
+def kept(session: Session) -> Iterator[tuple[Outcomes, Bought]]:
+    """Outcomes and replies in the job's run directory, when it belongs to this job and input; reads only."""
     known = read_manifest(session.directory / "manifest.json")
     if known is None or differences(known, session.manifest()):
-        yield Kept(Outcomes(), _nothing)
+        yield Outcomes(), _nothing
         return
     outcomes, unsealed = load(session.directory, parse_stored)
     calls = {call.fingerprint: call.reply for call in unsealed.calls if call.paid}
@@ -103,13 +96,13 @@ def kept(session: Session) -> Iterator[Kept]:
 
     async def bought(prompt: Prompt) -> Reply | None:
         fingerprint = prompt.fingerprint(session.working.model)
-        if (reply := calls.get(fingerprint)) is not None:
+        if reply := calls.get(fingerprint):
             return reply
         sealed = await index.find(fingerprint)
         return sealed.reply if sealed else None
 
     try:
-        yield Kept(outcomes, bought)
+        yield outcomes, bought
     finally:
         index.close()
 
@@ -123,11 +116,6 @@ async def _counted(session: Session, given: Input) -> Learned:
     prompts = await first_prompts(replace(given, effort=POOL))
     async with open_services(session) as services:
         return await count_sample(prompts, services.count_tokens)
-
-
-def _offers(job: Job, made: plan.Plan, start: datetime) -> tuple[Offer, ...]:
-    longest_answer = job.params.max_output_tokens
-    return compare(made.work, made.load.largest_tokens, longest_answer, made.timeline.seconds, start.date())
 
 
 async def _savings(given: Input, made: plan.Plan, day: date) -> tuple[Saving, ...]:

@@ -76,7 +76,7 @@ def test_sealed_and_unsealed_answers_of_this_run_teach(tmp_path: Path, job: Job)
         assert known.based_on == "9 answers of this run"
         assert known.taught["kind"].to_list().count(2) == 3
         assert known.ratio("answer", 0).value == pytest.approx(1.6)
-        output = known.output("answer", 100)
+        output = known.lengths.of("answer", 100)
         assert output and (output.answers, output.output_tokens) == (9, 40)
         assert known.latency_s == 1.25
 
@@ -141,7 +141,7 @@ def test_what_must_be_the_same(tmp_path: Path, sections: Sections, input_teaches
     bought(tmp_path, make_job(tmp_path, **sections), "other")
     known = look(tmp_path, make_job(tmp_path))
     assert known.ratio("answer", 0).value == pytest.approx(1.5 if input_teaches else 1.0)
-    assert (known.output("answer", 100) is not None) == (known.latency_s is not None) == answers_teach
+    assert (known.lengths.of("answer", 100) is not None) == (known.latency_s is not None) == answers_teach
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_nothing_is_written(tmp_path: Path, job: Job) -> None:
 def test_a_model_named_in_full_is_the_same_model(tmp_path: Path, job: Job) -> None:
     full = make_job(tmp_path, model={"name": "models/gemini-3.5-flash-lite"})
     bought(tmp_path, full, "other")
-    assert look(tmp_path, job).output("answer", 100) is not None
+    assert look(tmp_path, job).lengths.of("answer", 100) is not None
 
 
 def test_answers_about_this_table_weigh_the_rows_that_they_stand_for(tmp_path: Path, job: Job) -> None:

@@ -58,8 +58,8 @@ def learned(*rows: dict[str, Any], kinds: Sequence[int] | None = None, run: int 
 
 def test_nothing_is_known_before_any_answer() -> None:
     assert NOTHING.ratio("answer", 0) == Ratio(1.0, 0, PRIOR_ERROR)
-    assert NOTHING.output("answer", 100) is None
-    assert NOTHING.output_error("answer") == 1.0
+    assert NOTHING.lengths.of("answer", 100) is None
+    assert NOTHING.lengths.error("answer") == 1.0
     assert (NOTHING.taught.height, NOTHING.latency_s, NOTHING.slow_s) == (0, None, None)
     assert (NOTHING.cached_share, NOTHING.based_on) == (0.0, "")
 
@@ -120,10 +120,10 @@ def test_answers_about_one_row_tell_as_much_as_one() -> None:
     one_each, ten_each = learned(*rows, kinds=[0] * 30), learned(*pieces, kinds=[0] * 30)
     assert ten_each.ratio("map", 0).answers == 300
     assert ten_each.ratio("map", 0)[::2] == pytest.approx(one_each.ratio("answer", 0)[::2])
-    assert ten_each.output_error("map") == pytest.approx(one_each.output_error("answer"))
+    assert ten_each.lengths.error("map") == pytest.approx(one_each.lengths.error("answer"))
     apart = learned(*({**each, "row": number} for number, each in enumerate(pieces)), kinds=[0] * 300)
     assert apart.ratio("map", 0).error < 0.5 * ten_each.ratio("map", 0).error
-    assert apart.output_error("map") < 0.5 * ten_each.output_error("map")
+    assert apart.lengths.error("map") < 0.5 * ten_each.lengths.error("map")
 
 
 @pytest.mark.parametrize(
@@ -143,18 +143,18 @@ def test_only_what_the_service_counted_teaches(useless: dict[str, Any]) -> None:
 def test_whole_rows_and_pieces_teach_each_other_but_not_where_they_know_better() -> None:
     pieces = learned({"step": "map", "input_tokens": 130})
     assert pieces.ratio("answer", 0).value == pytest.approx(1.3)
-    assert pieces.output("answer", 100) == pieces.output("map", 100) is not None
+    assert pieces.lengths.of("answer", 100) == pieces.lengths.of("map", 100) is not None
     both = learned({"step": "map", "input_tokens": 130}, {"output_tokens": 77})
     assert both.ratio("answer", 0).value == pytest.approx(1.1)
-    assert both.output("answer", 100) != both.output("map", 100)
+    assert both.lengths.of("answer", 100) != both.lengths.of("map", 100)
 
 
 def test_a_merging_step_without_answers_takes_the_ratio_of_the_others_and_no_lengths() -> None:
     known = learned(*[{}] * 30)
     assert known.ratio("reduce", 0).value == pytest.approx(1.1)
     assert known.ratio("reduce", 0).error > known.ratio("answer", 0).error / 2
-    assert known.output("reduce", 100) is None
-    assert known.output_error("reduce") == 1.0
+    assert known.lengths.of("reduce", 100) is None
+    assert known.lengths.error("reduce") == 1.0
 
 
 def test_a_row_beyond_the_table_is_of_no_kind() -> None:
@@ -182,7 +182,7 @@ def test_the_corrected_estimates_add_up_to_what_was_observed(answers: list[tuple
 
 def test_answers_in_tokens() -> None:
     known = learned(*[{"output_tokens": 10 * number, "cached_tokens": 22} for number in range(1, 11)])
-    answers = known.output("answer", 100)
+    answers = known.lengths.of("answer", 100)
     assert answers is not None
     assert list(answers[:-1]) == pytest.approx([10, 55, 10, 0.2, 30, 70, 100])
     assert known.cached_share == pytest.approx(0.2)
@@ -205,7 +205,7 @@ def test_answers_as_long_as_their_input_are_expected_so(tokens: int, times: int)
     ]
     known = learned(*[{**row, "thinking_tokens": 0} for row in rows] * 2)
     for length in (tokens, tokens * times**2, 7 * tokens):
-        answers = known.output("answer", length)
+        answers = known.lengths.of("answer", length)
         assert answers is not None
         assert answers[1:3] == pytest.approx((3 * length, 0))
         assert answers[4:7] == pytest.approx((3 * length,) * 3)
@@ -214,20 +214,20 @@ def test_answers_as_long_as_their_input_are_expected_so(tokens: int, times: int)
 def test_answers_of_one_length_are_expected_so_beyond_all_inputs_seen() -> None:
     known = learned(*[{"input_tokens_est": 10 * number, "output_tokens": 50 + number % 2} for number in range(1, 41)])
     for length in (1, 100, 10_000):
-        answers = known.output("answer", length)
+        answers = known.lengths.of("answer", length)
         assert answers is not None
         assert answers.output_tokens == pytest.approx(50.5, rel=0.02)
 
 
 def test_answers_that_shorten_with_their_input_are_taken_as_all_alike() -> None:
     known = learned(*[{"input_tokens_est": 10 * number, "output_tokens": 500 // number} for number in range(1, 11)])
-    assert known.output("answer", 10) == known.output("answer", 100)
+    assert known.lengths.of("answer", 10) == known.lengths.of("answer", 100)
 
 
 def test_each_kind_is_answered_at_its_own_length_where_enough_are_known() -> None:
     kinds = [0] * 20 + [4] * 20 + [1]
     known = learned(*({"output_tokens": 100 if kind == 4 else 40} for kind in kinds), kinds=kinds)
-    lengths = [known.output("answer", 100, kind) for kind in (0, 4, 1, None)]
+    lengths = [known.lengths.of("answer", 100, kind) for kind in (0, 4, 1, None)]
     assert [answer and answer.answers for answer in lengths] == [20, 20, 41, 41]
     assert [answer and answer.output_tokens for answer in lengths] == pytest.approx([40, 100, 2840 / 41, 2840 / 41])
 
@@ -237,7 +237,7 @@ def test_an_answer_weighs_as_many_rows_as_it_stands_for() -> None:
     rows = [{"row": row, "input_tokens": 100 if row < 90 else 200, "output_tokens": row} for row in (0, 10, 90, 91, 92)]
     known = learn(calls(*rows), told)
     assert known.ratio("answer", 0).value == pytest.approx(0.9 * 1.0 + 0.1 * 2.0)
-    answers = known.output("answer", 100)
+    answers = known.lengths.of("answer", 100)
     assert answers is not None
     assert answers.output_tokens == pytest.approx(0.9 * 5 + 0.1 * 91)
     assert known.taught["weight"].mean() == pytest.approx(1)
@@ -249,7 +249,7 @@ def test_a_call_may_teach_only_its_input() -> None:
     unlike = dict.fromkeys(("cached_tokens", "output_tokens", "thinking_tokens", "latency_s"))
     known = learned(*[unlike] * 10)
     assert known.ratio("answer", 0).value == pytest.approx(1.1)
-    assert (known.output("answer", 100), known.latency_s, known.cached_share) == (None, None, 0.0)
+    assert (known.lengths.of("answer", 100), known.latency_s, known.cached_share) == (None, None, 0.0)
     assert known.taught.height == 10
 
 
@@ -265,22 +265,22 @@ def test_the_error_of_the_output_covers_the_miss() -> None:
     covered = 0
     for _ in range(100):
         known, to_come = learned(*answers(60)), answers(300)
-        found = (known.output("answer", row["input_tokens_est"]) for row in to_come)
+        found = (known.lengths.of("answer", row["input_tokens_est"]) for row in to_come)
         expected = sum(answer.output_tokens + answer.thinking_tokens for answer in found if answer)
         miss = abs(expected / sum(row["output_tokens"] + 10 for row in to_come) - 1)
-        covered += miss <= known.output_error("answer", len(to_come))
+        covered += miss <= known.lengths.error("answer", len(to_come))
     assert covered >= 90
-    assert known.output_error("answer", 1) > 3 * known.output_error("answer", 10_000) > 0.03
+    assert known.lengths.error("answer", 1) > 3 * known.lengths.error("answer", 10_000) > 0.03
 
 
 @pytest.mark.parametrize("rows", [[{}], [{"output_tokens": 0, "thinking_tokens": 0}] * 9])
 def test_the_error_of_the_output_is_all_of_it_when_nothing_tells(rows: list[dict[str, Any]]) -> None:
-    assert learned(*rows).output_error("answer") == 1.0
+    assert learned(*rows).lengths.error("answer") == 1.0
 
 
 def test_no_more_prompts_and_answers_all_alike() -> None:
-    assert learned(*[{}] * 9).output_error("answer", 0) == 1.0
-    assert learned(*[{}] * 9).output_error("answer", 5) == LEAST_ERROR
+    assert learned(*[{}] * 9).lengths.error("answer", 0) == 1.0
+    assert learned(*[{}] * 9).lengths.error("answer", 5) == LEAST_ERROR
 
 
 # ---- sources
@@ -292,15 +292,15 @@ def test_answers_of_this_run_win_once_there_are_enough() -> None:
     assert few.ratio("answer", 0).answers == SETTLED - 1 + 100
     enough = merged(others, learned(*[{}] * SETTLED))
     assert near(enough.ratio("answer", 0), 1.1, SETTLED)
-    assert enough.output("answer", 100)[:2] == (SETTLED, 40)  # type: ignore[index]
-    assert enough.output("reduce", 100) is not None
+    assert enough.lengths.of("answer", 100)[:2] == (SETTLED, 40)  # type: ignore[index]
+    assert enough.lengths.of("reduce", 100) is not None
 
 
 def test_a_count_wins_over_answers_of_the_first_steps() -> None:
     answers = learned(*[{}] * 100, *[{"step": "reduce", "input_tokens": 90}] * 30, kinds=[0])
     known = merged(answers, counted([0, 0, 1], [100, 100, 100], [140, 140, 70]))
     assert [known.ratio(step, 0).value for step in ("answer", "map", "reduce")] == pytest.approx([1.4, 1.4, 0.9])
-    assert known.output("answer", 100) == answers.output("answer", 100)
+    assert known.lengths.of("answer", 100) == answers.lengths.of("answer", 100)
     assert known.taught.height == answers.taught.height + 3
     assert counted([], [], []).ratio("answer", 0) == Ratio()
 

@@ -27,7 +27,7 @@ def test_texts_vary_as_known_answers_do() -> None:
     drawn = [predictor.text_tokens(each, "expected", 0) for each in prompts]
     assert 10 <= min(drawn) < 15 and 85 < max(drawn) <= 90
     assert sum(drawn) / len(drawn) == pytest.approx(50, rel=0.03)
-    error = taught.output_error("map", 81)
+    error = taught.lengths.error("map", 81)
     assert [predictor.text_tokens(prompts[5], each, 0) / drawn[5] for each in ("low", "high")] == pytest.approx(
         [1 - error, 1 + error]
     )

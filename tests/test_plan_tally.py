@@ -171,7 +171,7 @@ def test_known_output_is_in_doubt_by_how_much_answers_vary(job: Job) -> None:
     learned = known(*[("map", 100, 100, 40 + row % 21) for row in range(63)])
     pieces = forecast({MAP: Cell(10, 1000, 0, 450, 50), REDUCE: Cell(1, 10, 0, 50)})
     tally = tallied(job, [pieces] * 20, learned=learned)
-    off = 10_000 * learned.output_error("map", 200)
+    off = 10_000 * learned.lengths.error("map", 200)
     assert 0 < off < 1000
     assert tally.output_tokens() == Range(round(10_000 - off), 11_000, round(12_000 + off))
 
@@ -180,7 +180,7 @@ def test_longer_parts_may_be_merged_with_less_output(job: Job) -> None:
     learned = known(*[("reduce", 100, 100, 10)] * 40)
     low, expected, high = ({REDUCE: Cell(calls, 100 * calls, 0, 1000 * calls)} for calls in (5, 4, 3))
     found = tallied(job, [forecast(expected, low, high)], learned=learned).output_tokens()
-    off = 4000 * learned.output_error("reduce", 4)
+    off = 4000 * learned.lengths.error("reduce", 4)
     assert found == Range(round(4000 - off), 4000, round(4000 + off))
 
 
@@ -212,7 +212,7 @@ def test_doubts_of_long_prompts_cost_the_long_rate(job: Job) -> None:
     short, long = (tallied(job, [one_call(1000, 50, 10, tier=tier)], learned=ANSWERED) for tier in (ANSWER, LONG))
     offs = [high - expected for _, expected, high in (floats(cost(tally)) for tally in (short, long))]
     given = 1000 * ANSWERED.ratio("answer", 0).error * 0.001
-    answered = 60 * ANSWERED.output_error("answer", 1) * 0.01
+    answered = 60 * ANSWERED.lengths.error("answer", 1) * 0.01
     assert offs == pytest.approx([hypot(given, answered), 2 * hypot(given, answered)])
 
 

@@ -7,14 +7,13 @@ multiple of a power of the input's length. All of it is kept as one row an answe
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf
 from typing import NamedTuple
 
 import polars as pl
 
 from pipeline.calibration import Calibration
 from pipeline.plan.amounts import KINDS
-from pipeline.plan.lengths import Answers, Lengths, by_kind_and_all, fits
+from pipeline.plan.lengths import Lengths, by_kind_and_all, fits
 from pipeline.records import STEPS, Step
 
 PRIOR_ERROR = 0.10
@@ -88,20 +87,10 @@ class Learned:
         """What estimates of such prompts are to be multiplied by: 1.0 when nothing is known."""
         return self._ratios[step, kind]
 
-    def knows(self, step: Step) -> bool:
-        """Whether any answers of the step, or of one that is asked like it, are known."""
-        return step in self._lengths.steps
-
-    def output(self, step: Step, input_tokens_est: int, kind: int | None = None) -> Answers | None:
-        """Answers to prompts of this length, of this kind or of all; None when there are none of the step."""
-        return self._lengths.of(step, input_tokens_est, kind)
-
-    def output_error(self, step: Step, prompts: float = inf) -> float:
-        """Relative error, at 95 %, of the output tokens expected of so many more prompts spread like the answers.
-
-        1.0 when too few answers are known to tell.
-        """
-        return self._lengths.error(step, prompts)
+    @cached_property
+    def lengths(self) -> Lengths:
+        """How long answers are."""
+        return Lengths(_with_siblings(self.taught.filter(pl.col("output").is_not_null())))
 
     @cached_property
     def calibrations(self) -> Mapping[Step, Calibration]:
@@ -128,10 +117,6 @@ class Learned:
         """Share of the input tokens that was cached."""
         sums = self.taught.filter(pl.col("cached").is_not_null()).select(pl.col("cached", "input").sum()).row(0)
         return sums[0] / sums[1] if sums[1] else 0.0
-
-    @cached_property
-    def _lengths(self) -> Lengths:
-        return Lengths(_with_siblings(self.taught.filter(pl.col("output").is_not_null())))
 
     @cached_property
     def _ratios(self) -> Mapping[tuple[Step, int], Ratio]:

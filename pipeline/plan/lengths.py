@@ -1,6 +1,6 @@
 """How long answers are: by step and kind of script a multiple of a power of the input's length."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, isfinite
@@ -48,18 +48,20 @@ class Lengths:
 
     answers: pl.DataFrame
 
-    @cached_property
-    def steps(self) -> Set[str]:
-        """Steps with answers."""
-        return {step for step, _ in self._places}
+    def knows(self, step: Step) -> bool:
+        """Whether there are any answers of the step."""
+        return (step, None) in self._places
 
-    def of(self, step: Step, input_tokens_est: int, kind: int | None) -> Answers | None:
+    def of(self, step: Step, input_tokens_est: int, kind: int | None = None) -> Answers | None:
         """Answers to prompts of this length, of this kind or of all; None when there are none of the step."""
         known = self._places.get((step, kind)) or self._places.get((step, None))
         return known.times(max(1, input_tokens_est) ** self._growths.get(step, 0.0)) if known else None
 
     def error(self, step: Step, prompts: float = inf) -> float:
-        """Relative error, at 95 %, of the tokens of so many more answers; 1.0 when too few are known to tell."""
+        """Relative error, at 95 %, of the tokens of so many more answers to prompts spread like these.
+
+        1.0 when too few are known to tell.
+        """
         fit = self._fits.get(step)
         if fit is None or fit.effective <= 1 or prompts <= 0:
             return 1.0

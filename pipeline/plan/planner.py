@@ -183,7 +183,7 @@ def _steps(work: Work, learned: Learned, cost: Callable[[Work], Decimal | None])
     for step in STEPS:
         if own := {tier: cell for tier, cell in work.items() if tier.step == step}:
             sums = total(own)
-            answers = learned.output(step, round(sums.input_tokens / max(1.0, sums.prompts)))
+            answers = learned.lengths.of(step, round(sums.input_tokens / max(1.0, sums.prompts)))
             plans[step] = StepPlan(sums.prompts, sums.input_tokens, sums.answer_tokens, cost(own), answers)
     return plans
 

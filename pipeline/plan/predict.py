@@ -36,7 +36,7 @@ class Predictor:
 
     def output(self, prompt: Prompt, kind: int) -> tuple[float, float]:
         """Expected tokens of the answer, and of the thinking before it."""
-        known = self._learned.output(prompt.step, prompt.input_tokens_est, kind)
+        known = self._learned.lengths.of(prompt.step, prompt.input_tokens_est, kind)
         if known is None:
             return float(predicted_output(prompt.params.max_output_tokens, self.model)[1]), 0.0
         return known.output_tokens, known.thinking_tokens
@@ -46,10 +46,10 @@ class Predictor:
 
         Its bounds are those of the mean of as many answers as are known.
         """
-        known = self._learned.output(prompt.step, prompt.input_tokens_est, kind)
+        known = self._learned.lengths.of(prompt.step, prompt.input_tokens_est, kind)
         if known is None:
             return predicted_output(prompt.params.max_output_tokens, self.model)[SCENARIOS.index(scenario)]
-        doubt = self._learned.output_error(prompt.step, known.answers) * (SCENARIOS.index(scenario) - 1)
+        doubt = self._learned.lengths.error(prompt.step, known.answers) * (SCENARIOS.index(scenario) - 1)
         times = known.lengths[int(prompt.fingerprint(self.model)[16:24], 16) % len(known.lengths)]
         return known.output_tokens * times * (1 + doubt)
 
@@ -73,7 +73,7 @@ def bounded(work: Work, job: Job, learned: Learned, scenario: Scenario) -> Work:
 
     def of(tier: Tier, cell: Cell) -> Cell:
         params = job.reduce_params if tier.step == "reduce" else job.params
-        if params is None or learned.knows(tier.step):
+        if params is None or learned.lengths.knows(tier.step):
             return cell
         each = predicted_output(params.max_output_tokens, job.model)[SCENARIOS.index(scenario)]
         return cell._replace(output_tokens=cell.prompts * each)

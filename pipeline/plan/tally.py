@@ -63,7 +63,7 @@ class Tally:
     @property
     def bounded(self) -> bool:
         """Whether there is a step whose answers nobody has seen yet."""
-        return not all(self._learned.knows(tier.step) for tier in self.expected)
+        return not all(self._learned.lengths.knows(tier.step) for tier in self.expected)
 
     @cached_property
     def works(self) -> tuple[Work, Work, Work]:
@@ -126,9 +126,9 @@ class Tally:
     def _output_doubts(self) -> Mapping[Tier, float]:
         """The same of the answers, in tokens, for the steps whose answers are known."""
         return {
-            tier: cell.answer_tokens * self._learned.output_error(tier.step, cell.prompts)
+            tier: cell.answer_tokens * self._learned.lengths.error(tier.step, cell.prompts)
             for tier, cell in self.expected.items()
-            if self._learned.knows(tier.step)
+            if self._learned.lengths.knows(tier.step)
         }
 
 
