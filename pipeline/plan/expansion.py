@@ -25,36 +25,23 @@ def half_widths(picks: Picks, amounts: pl.DataFrame) -> dict[str, float]:
 
     Of sampling alone: how well the amounts themselves are known is not in it. 0 when the picks are whole.
     """
-    strata = picks.populations.values()
-    populations = pl.DataFrame(
-        {
-            "stratum": pl.Series([each.number for each in strata], dtype=pl.UInt16),
-            "rows": pl.Series([each.rows for each in strata], dtype=pl.Float64),
-            "size": pl.Series([max(1.0, each.size_bytes / each.rows) for each in strata], dtype=pl.Float64),
-        }
-    )
-    grouped = amounts.with_columns(stratum=picks.strata).group_by("stratum")
-    return {name: _half_width(grouped.agg(**_told(name)).join(populations, on="stratum")) for name in amounts.columns}
+    schema = {"stratum": pl.UInt16, "rows": pl.Float64, "bytes": pl.Float64, "largest": pl.UInt32}
+    strata = pl.DataFrame(list(picks.populations.values()), schema, orient="row", strict=False)
+    rows = pl.DataFrame({"stratum": picks.strata}).join(strata, on="stratum", maintain_order="left")
+    return {each.name: _half_width(rows.with_columns(amount=each)) for each in amounts}
 
 
-def _told(name: str) -> dict[str, pl.Expr]:
-    """What the picked rows of a stratum tell: of its variance nothing, where there is one."""
-    amount, picked = pl.col(name), pl.len()
-    return {
-        "picked": picked,
-        "itself": amount.mean().pow(2),
-        "spread": amount.var(),
-        "freedom": pl.when(picked > 1).then(picked - 1),
-    }
-
-
-def _half_width(strata: pl.DataFrame) -> float:
+def _half_width(planned: pl.DataFrame) -> float:
     """One picked row varies as the wider of its neighbours, relative to its size, or, alone, by all that it is."""
-    rows, picked, size, freedom = (pl.col(name) for name in ("rows", "picked", "size", "freedom"))
-    relative = pl.col("spread") / size.pow(2)
+    strata = planned.group_by("stratum").agg(
+        pl.col("rows", "bytes").first(), pl.col("amount").mean(), picked=pl.len(), spread=pl.col("amount").var()
+    )
+    rows, picked = pl.col("rows"), pl.col("picked")
+    size = (pl.col("bytes") / rows).clip(1)
+    relative, freedom = pl.col("spread") / size.pow(2), pl.when(picked > 1).then(picked - 1)
     near = pl.max_horizontal(relative.forward_fill(), relative.backward_fill()) * size.pow(2)
     errors = strata.sort("stratum").select(
-        variance=rows * (rows - picked) / picked * pl.coalesce("spread", near, "itself"),
+        variance=rows * (rows - picked) / picked * pl.coalesce("spread", near, pl.col("amount").pow(2)),
         freedom=pl.coalesce(freedom, pl.min_horizontal(freedom.forward_fill(), freedom.backward_fill()), 1),
     )
     variance = errors["variance"].sum()
