@@ -1,5 +1,7 @@
 """Runs that share one quota: together they use it, each gets its part, and none is refused."""
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -205,6 +207,26 @@ def test_a_run_is_counted_until_it_has_been_silent_for_long(path: Path, wall: Cl
         one.news(0.0)
         assert one.runs(SHARER_S - 0.1) == 2
         assert one.runs(SHARER_S + 0.1) == 1
+
+
+def test_a_run_that_was_killed_shares_no_longer_and_one_that_only_asked_does(path: Path, wall: Clock) -> None:
+    code = (
+        "import time\nfrom pathlib import Path\nfrom pipeline.quota.book import QuotaBook\n"
+        f"book = QuotaBook(Path({str(path)!r}), 'm')\nbook.send(1000.0, 70, {DAY!r})\nbook.ask(1000.0, 5)\n"
+        "print('sent', flush=True)\ntime.sleep(60)\n"
+    )
+    with QuotaBook(path, "m") as book, QuotaBook(path, "m") as poor:
+        one, ledger = sharing(book, wall)
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as killed:
+            assert killed.stdout is not None and killed.stdout.readline() == "sent\n"
+            poor.ask(1000.0, 5)
+            one.news(0.0)
+            one.news(1.0)
+            assert one.runs(1.0) == 3
+            killed.kill()
+        one.news(2.0)
+        assert one.runs(2.0) == 2
+        assert ledger.last_minute(2.0)[1] == 70, "what it sent counts all the same"
 
 
 def test_who_has_had_little_asks_and_who_has_had_much_leaves_room(path: Path, wall: Clock) -> None:

@@ -102,6 +102,10 @@ class MemoryBook:
         """None, as for `recent`."""
         return {}
 
+    def lives(self, who: str) -> bool:
+        """Nobody else does, as far as is known."""
+        return False
+
     def ask(self, at: float, most: int) -> None:
         """Nobody hears it."""
 
@@ -232,14 +236,22 @@ class QuotaBook(SharedFile):
         )
         return dict(rows)
 
+    def lives(self, who: str) -> bool:
+        """Whether another run goes on: it has not ended, and was not killed."""
+        with suppress(OSError):
+            return is_live(self._sign_of(who))
+        return True
+
     def ask(self, at: float, most: int) -> None:
         """Ask the other processes to let the tokens of the last minute fall to this."""
-        self.write(
-            lambda db: db.execute(
-                "INSERT OR REPLACE INTO asked (endpoint, who, at, most) VALUES (?, ?, ?, ?)",
-                (self._endpoint, self._who, at, most),
-            )
-        )
+
+        def asked(db: sqlite3.Connection) -> bool:
+            self._show_life()
+            row = "INSERT OR REPLACE INTO asked (endpoint, who, at, most) VALUES (?, ?, ?, ?)"
+            db.execute(row, (self._endpoint, self._who, at, most))
+            return True
+
+        self.write(asked)
 
     def flush(self) -> None:
         """Write at once what would be written with the next send: others wait for it."""
@@ -326,11 +338,14 @@ class QuotaBook(SharedFile):
     def _sign_of(self, who: str) -> Path:
         return self.path.with_name(f"{self.path.name}-{who}{SIGN}")
 
-    def _enter(self, db: sqlite3.Connection) -> int:
-        """Write all that is not in the file; returns the number of the last send, which are in a row."""
+    def _show_life(self) -> None:
         if self._life is None:
             with suppress(OSError):  # this run then counts as one that was killed
                 self._life = begin_life(self._sign_of(self._who))
+
+    def _enter(self, db: sqlite3.Connection) -> int:
+        """Write all that is not in the file; returns the number of the last send, which are in a row."""
+        self._show_life()
         # The numbers of a file that was replaced in mid-run are others' in the new one.
         db.executemany("UPDATE sends SET tokens = ? WHERE id = ? AND who = ?", self._settled)
         db.executemany("DELETE FROM sends WHERE id = ? AND who = ?", self._refunded)

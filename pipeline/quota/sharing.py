@@ -10,7 +10,7 @@ from pipeline.quota.pacer import WINDOW_S
 from pipeline.quota.server_clock import MinutePhase
 
 SHARER_S = WINDOW_S
-"""Another run shares the quota while it has sent or asked for something in this time; one that ends costs nothing."""
+"""Another run shares the quota while it lives, and has sent or asked for something in this time."""
 SETTLE_S = 0.5
 """How often this run reads what others have settled."""
 ASK_EVERY_S = 1.0
@@ -37,6 +37,7 @@ class Sharing:
         self._theirs = TokenLedger(inf, MinutePhase())
         self._open: dict[int, tuple[Charge, Charge]] = {}  # sends that may still be settled
         self._heard: dict[str, float] = {}  # of each other run
+        self._gone: set[str] = set()  # of them: ended, or killed
         self._looked_at = self._settled_at = self._asked_at = -inf
 
     def recent(self, now: float) -> list[float]:
@@ -54,12 +55,14 @@ class Sharing:
         if self._open and now - self._settled_at >= SETTLE_S:
             self._settled_at = now
             self._settle(now)
+            self._gone.update(who for who in self._heard if not self._book.lives(who))
         return times
 
     def runs(self, now: float) -> int:
         """How many runs share the quota, this one included."""
         if self._heard:
-            self._heard = {who: at for who, at in self._heard.items() if now - at < SHARER_S}
+            heard = self._heard.items()
+            self._heard = {who: at for who, at in heard if now - at < SHARER_S and who not in self._gone}
         return 1 + len(self._heard)
 
     def ask(self, now: float, tokens: float, margin: Margin) -> None:
@@ -120,4 +123,5 @@ class Sharing:
         return now - max(0.0, self._wall() - at)
 
     def _hear(self, who: str, at: float) -> None:
-        self._heard[who] = max(at, self._heard.get(who, at))
+        if who not in self._gone:
+            self._heard[who] = max(at, self._heard.get(who, at))
