@@ -254,6 +254,22 @@ def test_rows_are_those_of_the_last_session(directory: Path) -> None:
     assert summarize(log(directory, start(10), end(1), start(20))).rows == 20
 
 
+def test_rows_that_a_smaller_limit_leaves_out_are_not_taken_for_those_that_it_lacks(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run takes its rows in a random order: what was done before may all be behind the first three."""
+    with opened(directory) as store:
+        for row in (1, 7, 8):
+            answer(store, row)
+        store.log(SessionStarted(3, 1))
+        show_summary(summarize(directory))
+        assert "3 ok 2 not reached" in " ".join(capsys.readouterr().out.split())
+        for row in (0, 2):
+            answer(store, row)
+    show_summary(summarize(directory))
+    assert "not reached" not in capsys.readouterr().out
+
+
 def test_a_torn_line_in_the_log_is_passed_over(directory: Path) -> None:
     path = log(directory, start(), progress(10), end(12)) / "run.log"
     path.write_bytes(path.read_bytes() + b'{"at":"2026-11-22T20:00:00Z","eve')

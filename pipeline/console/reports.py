@@ -30,7 +30,6 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         )
     )
     not_ok = "   ".join(f"{outcomes[status]:,} {status}" for status in STATUSES[1:] if outcomes[status])
-    pending = summary.rows - summary.done
     steps = " + ".join(f"{step} {number:,}" for step, number in summary.calls_by_step.items())
     usage = summary.usage
     retries = summary.attempts - summary.calls
@@ -40,7 +39,7 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
     cost = "unknown" if summary.unpriced else money(summary.cost_usd)
     per_1000 = summary.cost_usd / summary.done * 1000 if summary.done and not summary.unpriced else None
     rows = [
-        ("rows", f"{outcomes['ok']:,} ok", not_ok + (f"   {pending:,} not reached" if pending > 0 else "")),
+        ("rows", f"{outcomes['ok']:,} ok", not_ok + (f"   {summary.pending:,} not reached" if summary.pending else "")),
         ("calls", f"{summary.calls:,}", steps if len(summary.calls_by_step) > 1 else ""),
         ("retries", f"{retries:,}", f"{summary.rate_limited:,} refused for quota")
         if retries or summary.rate_limited
@@ -62,7 +61,7 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         ("run", str(summary.directory), ""),
     ]
     show_columns(to, [row for row in rows if row])
-    if summary.accuracy and pending <= 0:
+    if summary.accuracy and not summary.pending:
         to.print()
         show_accuracy(summary.accuracy, to)
 

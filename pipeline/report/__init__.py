@@ -68,6 +68,7 @@ class Summary:
     status: str  # finished, stopped, interrupted, pilot, or running
     rows: int
     outcomes: Counter[Status]
+    pending: int  # rows of the input without one; others may have one that a smaller `--limit` leaves out
     waiting: int  # failed rows that the next run tries again
     calls: int
     calls_by_step: dict[str, int]
@@ -224,6 +225,7 @@ def summarize(directory: Path) -> Summary:
         status=_status(events, directory),
         rows=rows,
         outcomes=counts,
+        pending=outcomes.pending(rows),
         waiting=outcomes.waiting(),
         calls=sum(amounts.calls for amounts in sums.steps.values()),
         calls_by_step={step: amounts.calls for step, amounts in sorted(sums.steps.items())},

@@ -50,6 +50,10 @@ class Outcomes:
         code = STATUSES.index(status) + 1
         return self._states.count(code) + (0 if lasting else self._states.count(code | _PASSING_BIT))
 
+    def pending(self, rows: int) -> int:
+        """How many of the first `rows` have no outcome."""
+        return max(0, rows - len(self._states)) + self._states.count(0, 0, rows)
+
     def settle(self) -> None:
         """Leave every outcome as it is: nothing is tried again."""
         self._states = self._states.translate(bytes(code & ~_PASSING_BIT for code in range(256)))
