@@ -7,17 +7,21 @@ from plans import known, prompt
 from pipeline.models import Model, model_info
 from pipeline.plan import predict
 from pipeline.plan.learned import NOTHING
-from pipeline.plan.predict import Predictor, predicted_output
+from pipeline.plan.predict import SCENARIOS, Predictor, predicted_output
 from pipeline.tokens import estimate
 
 
 def test_nothing_known_of_the_length() -> None:
     most = model_info("gemini-3.5-flash-lite")
     assert most is not None
-    assert predicted_output(None, MODEL) == (0, predict.UNBOUNDED_OUTPUT_TOKENS, most.max_output_tokens)
-    assert predicted_output(800, MODEL) == (0, 400, 800)
-    assert predicted_output(1, MODEL) == (0, 1, 1)
-    assert predicted_output(None, "mine")[2] == Model("mine").max_output_tokens
+    assert predicted(None) == (0, predict.UNBOUNDED_OUTPUT_TOKENS, most.max_output_tokens)
+    assert predicted(800) == (0, 400, 800)
+    assert predicted(1) == (0, 1, 1)
+    assert predicted(None, "mine")[2] == Model("mine").max_output_tokens
+
+
+def predicted(bound: int | None, model: str = MODEL) -> tuple[int, ...]:
+    return tuple(predicted_output(bound, model, scenario) for scenario in SCENARIOS)
 
 
 def test_texts_vary_as_known_answers_do() -> None:

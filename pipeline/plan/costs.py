@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from itertools import pairwise
 
 from pipeline.models import answering, model_info
 from pipeline.plan.amounts import Work
@@ -73,15 +72,12 @@ def split_by_day(slots: Iterable[tuple[datetime, datetime, float]]) -> tuple[Sha
 
 def _days(starts_at: datetime, ends_at: datetime) -> Iterator[Share]:
     """Parts of a time by UTC date."""
-    if ends_at <= starts_at:
-        yield starts_at.date(), 1.0
-        return
-    midnights = (
-        datetime.combine(starts_at.date() + timedelta(number), time(), UTC)
-        for number in range(1, (ends_at.date() - starts_at.date()).days + 1)
-    )
-    for at, until in pairwise((starts_at, *midnights, ends_at)):
-        yield at.date(), (until - at) / (ends_at - starts_at)
+    at, whole = starts_at, ends_at - starts_at
+    while at.date() < ends_at.date():
+        midnight = datetime.combine(at.date() + timedelta(1), time(), UTC)
+        yield at.date(), (midnight - at) / whole
+        at = midnight
+    yield at.date(), (ends_at - at) / whole if whole else 1.0
 
 
 def notices(

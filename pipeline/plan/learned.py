@@ -59,11 +59,6 @@ class Ratio(NamedTuple):
     answers: int = 0
     error: float = PRIOR_ERROR
 
-    @classmethod
-    def of(cls, known: Calibration, *, borrowed: bool = False) -> "Ratio":
-        """For prompts of the same kind, or `borrowed`, of another."""
-        return cls(known.ratio, int(known.answers), known.error(borrowed=borrowed))
-
 
 @dataclass(frozen=True, eq=False)
 class Learned:
@@ -128,8 +123,11 @@ class Learned:
 
         def of(step: Step, kind: int) -> Ratio:
             alike, others = told.get((step, kind)), told.get((step, None), told.get(("all", None)))
-            known = [Ratio.of(alike)] if alike else []
-            known += [Ratio.of(others, borrowed=True)] if others else []
+            known = [
+                Ratio(fit.ratio, int(fit.answers), fit.error(borrowed=fit is others))
+                for fit in (alike, others)
+                if fit is not None
+            ]
             return min(known, key=lambda ratio: ratio.error, default=Ratio())
 
         return {(step, kind): of(step, kind) for step in STEPS for kind in range(len(KINDS))}

@@ -25,7 +25,6 @@ class Answers(NamedTuple):
     answers: int
     output_tokens: float  # without thinking
     thinking_tokens: float
-    cached_share: float  # of the input
     p10: float  # of output and thinking together, as the next two
     p50: float
     p90: float
@@ -89,7 +88,7 @@ class Lengths:
     @cached_property
     def _places(self) -> Mapping[tuple[str, int | None], Answers]:
         """Answers to a prompt of size 1, by step and kind, where there are enough, and by step."""
-        weight, output = pl.col("weight"), pl.col("output")
+        output = pl.col("output")
         each, output_mean = _ANSWERED / pl.col("size"), _per_size(output)
         rows = (
             by_kind_and_all(self._grown)
@@ -98,7 +97,6 @@ class Lengths:
                 answers=pl.len(),
                 output_mean=output_mean,
                 thinking_mean=_per_size(pl.col("thinking")),
-                cached_share=(weight * pl.col("cached")).sum() / (weight * pl.col("input")).sum(),
                 p10=each.quantile(0.1),
                 p50=each.quantile(0.5),
                 p90=each.quantile(0.9),

@@ -38,7 +38,7 @@ class Predictor:
         """Expected tokens of the answer, and of the thinking before it."""
         known = self._learned.lengths.of(prompt.step, prompt.input_tokens_est, kind)
         if known is None:
-            return float(predicted_output(prompt.params.max_output_tokens, self.model)[1]), 0.0
+            return float(predicted_output(prompt.params.max_output_tokens, self.model, "expected")), 0.0
         return known.output_tokens, known.thinking_tokens
 
     def text_tokens(self, prompt: Prompt, scenario: Scenario, kind: int) -> float:
@@ -48,7 +48,7 @@ class Predictor:
         """
         known = self._learned.lengths.of(prompt.step, prompt.input_tokens_est, kind)
         if known is None:
-            return predicted_output(prompt.params.max_output_tokens, self.model)[SCENARIOS.index(scenario)]
+            return predicted_output(prompt.params.max_output_tokens, self.model, scenario)
         doubt = self._learned.lengths.error(prompt.step, known.answers) * (SCENARIOS.index(scenario) - 1)
         times = known.lengths[int(prompt.fingerprint(self.model)[16:24], 16) % len(known.lengths)]
         return known.output_tokens * times * (1 + doubt)
@@ -60,12 +60,11 @@ class Predictor:
         return f"{name} {_WORD * round((tokens - _NAME_TOKENS) * _WORDS_PER_TOKEN)}"
 
 
-def predicted_output(bound: int | None, model: str) -> tuple[int, int, int]:
-    """Shortest, expected and longest answer within `bound` in tokens, before anything is known of the job's answers."""
-    if bound is None:
-        longest = assumed(model).max_output_tokens
-        return 0, min(UNBOUNDED_OUTPUT_TOKENS, longest), longest
-    return 0, max(1, bound // 2), bound
+def predicted_output(bound: int | None, model: str, scenario: Scenario) -> int:
+    """Tokens of an answer within `bound`, before anything is known of the job's answers."""
+    longest = assumed(model).max_output_tokens if bound is None else bound
+    expected = min(UNBOUNDED_OUTPUT_TOKENS, longest) if bound is None else max(1, bound // 2)
+    return {"low": 0, "expected": expected, "high": longest}[scenario]
 
 
 def bounded(work: Work, job: Job, learned: Learned, scenario: Scenario) -> Work:
@@ -75,7 +74,7 @@ def bounded(work: Work, job: Job, learned: Learned, scenario: Scenario) -> Work:
         params = job.reduce_params if tier.step == "reduce" else job.params
         if params is None or learned.lengths.knows(tier.step):
             return cell
-        each = predicted_output(params.max_output_tokens, job.model)[SCENARIOS.index(scenario)]
+        each = predicted_output(params.max_output_tokens, job.model, scenario)
         return cell._replace(output_tokens=cell.prompts * each)
 
     return {tier: of(tier, cell) for tier, cell in work.items()}
