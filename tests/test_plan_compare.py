@@ -1,14 +1,12 @@
 from collections.abc import Iterator, Sequence
 from datetime import date
 from decimal import Decimal
-from typing import get_args
 
 import pytest
 
 from pipeline.models import MODELS, Model, model_info
 from pipeline.plan.amounts import Cell, Tier, Work
 from pipeline.plan.compare import (
-    DELIVERY,
     Offer,
     Saving,
     chunk_sizes,
@@ -115,7 +113,6 @@ def test_an_unknown_price_comes_last_and_is_never_the_cheapest() -> None:
 def test_time_is_told_where_it_is_known_and_delivery_always() -> None:
     found = {offer.lane: (offer.seconds, offer.delivery) for offer in offers(models=(known(LITE),))}
     assert found == {"standard": (1800.0, "now"), "flex": (None, "best_effort"), "batch": (None, "within_24_h")}
-    assert set(DELIVERY) == set(get_args(Lane))
 
 
 def test_an_offer_says_what_becomes_of_the_model() -> None:

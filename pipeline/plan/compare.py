@@ -15,15 +15,12 @@ ASSUMPTION = "thinking is taken as in the plan: how much another model thinks is
 
 Delivery = Literal["now", "best_effort", "within_24_h"]
 
-DELIVERY: Mapping[Lane, Delivery] = {
+LANES: Mapping[Lane, Delivery] = {
     "standard": "now",
-    "priority": "now",
     "flex": "best_effort",
     "batch": "within_24_h",  # the target; a batch expires after 48 h
 }
-"""When a lane answers."""
-
-LANES: tuple[Lane, ...] = ("standard", "flex", "batch")
+"""The lanes that are offered, and when each answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +62,12 @@ def compare(
             lane,
             priced(work, tariff(model.name, day, lane)),
             seconds if lane == "standard" else None,
-            DELIVERY[lane],
+            delivery,
             misfit(model, longest_prompt_tokens, max_output_tokens),
             note(model, day),
         )
         for model in served
-        for lane in LANES
+        for lane, delivery in LANES.items()
     ]
     offers.sort(key=lambda offer: (offer.cost_usd is None, offer.cost_usd or 0))
     open_to_all = {model.name for model in served if model.new_projects}

@@ -22,7 +22,7 @@ from pipeline.plan.pace import Load, Pace
 from pipeline.plan.picks import Picks, documents, pick
 from pipeline.plan.plans import Example, Found, Plan, StepPlan
 from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
-from pipeline.plan.survey import EXAMPLES, Survey, keys_of
+from pipeline.plan.survey import Survey, keys_of
 from pipeline.plan.tally import Tally
 from pipeline.plan.timing import timeline
 from pipeline.prices import CHECKED
@@ -190,18 +190,12 @@ def _steps(work: Work, learned: Learned, cost: Callable[[Work], Decimal | None])
 
 def _found(given: Input, tally: Tally) -> Mapping[str, Found]:
     """What stands out among the rows that are left; examples of repeats are of the whole table."""
-    left = True if given.wanted is None else given.wanted
-    repeats, empty = given.survey.repeats & left, given.survey.empty & left
-    originals, blank = dict(given.survey.first_repeats), empty.arg_true().head(EXAMPLES).to_list()
-    keys = keys_of(given.source, {*originals, *blank})
+    repeats = given.survey.repeats & (True if given.wanted is None else given.wanted)
+    originals = dict(given.survey.first_repeats)
+    keys = keys_of(given.source, originals)
     alike = tuple(Example(row, keys[row], f"as row {original}") for row, original in originals.items())
-    found = {
-        "repeats": Found(int(repeats.sum()), alike),
-        "empty_input": Found(int(empty.sum()), tuple(Example(row, keys[row], "") for row in blank)),
-    }
-    if not blank:  # the text column has a word in each row, or there is none: what the template makes nothing of
-        found["empty_input"] = Found(round(tally.rows["empty_input"]), tuple(tally.examples["empty_input"]))
-    for name in ("too_long", "template_error", "chunked"):
+    found = {"repeats": Found(int(repeats.sum()), alike)}
+    for name in ("empty_input", "too_long", "template_error", "chunked"):
         found[name] = Found(round(tally.rows[name]), tuple(tally.examples[name]))
     return {name: each for name, each in found.items() if each.rows}
 
