@@ -9,10 +9,10 @@ from typing import NamedTuple
 import anyio
 from aiolimiter import AsyncLimiter
 
-from pipeline.errors import AuthError, ServiceError
+from pipeline.errors import ServiceError
 from pipeline.plan.learned import Learned, counted
 from pipeline.prompts import Prompt
-from pipeline.quota.stops import refused_by_proxy
+from pipeline.quota.stops import stopped_by
 from pipeline.records import Failure
 
 SAMPLE = 200
@@ -58,12 +58,12 @@ async def count_sample(pool: Iterable[Picked], count: Count) -> Learned:
         for _ in range(_AT_ONCE):
             workers.start_soon(work)
     if refused and not answered:
-        if refused[-1].kind == "proxy":
-            raise refused_by_proxy(refused[-1])
-        message = f"the service counts no prompt: {refused[-1].message}"
-        if refused[-1].kind == "auth":
-            raise AuthError(message, "check the key and what its project may use; nothing was spent")
-        raise ServiceError(message, "without --exact nothing is asked; `--pilot 20` measures it with real answers")
+        if refused[-1].kind in ("auth", "proxy"):
+            raise stopped_by(refused[-1])
+        raise ServiceError(
+            f"the service counts no prompt: {refused[-1].message}",
+            "without --exact nothing is asked; `--pilot 20` measures it with real answers",
+        )
     return counted(
         (picked.kind for picked, _ in answered),
         (round(picked.tokens) for picked, _ in answered),
