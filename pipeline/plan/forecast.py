@@ -1,7 +1,7 @@
 """What one document will take: the job's own flow, run over predicted replies. Nothing is sent."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from operator import mul
 
 from pipeline import flows
@@ -34,21 +34,7 @@ class Forecast:
     largest_tokens: int  # input tokens of its largest prompt
     depth: int  # calls one after another
     refused: ErrorKind | None  # why it gets no answer
-
-
-@dataclass(slots=True)
-class _Calls:
-    """What one document asks, as its flow asks it."""
-
-    work: dict[Tier, Cell] = field(default_factory=dict)
-    spared: dict[Tier, Cell] = field(default_factory=dict)
-    levels: set[int] = field(default_factory=set)  # calls of one level wait for those of the last
-    largest_tokens: int = 0
-    characters: int = 0  # of the answers
-
-    @property
-    def merging(self) -> Work:
-        return {tier: cell for tier, cell in self.work.items() if tier.step == "reduce"}
+    characters: int = 0  # of the predicted answers
 
 
 class Forecaster:
@@ -69,52 +55,55 @@ class Forecaster:
 
         It `repeats` the content of a row that may not be among those that are forecast: nothing is sent for it.
         """
-        calls, answer = await self._run(document, kind, "expected", repeats)
-        refused = answer.final.error_kind if answer.final.status == "invalid" else None
-        low = high = calls.merging
-        if answer.chunks > 1 and not repeats and not refused:
-            low, high = await self._bounds(document, kind, calls.merging)
-        depth = len(calls.levels)
-        return Forecast(calls.work, low, high, calls.spared, answer.chunks, calls.largest_tokens, depth, refused)
+        made = await self._run(document, kind, "expected", repeats)
+        if made.chunks > 1 and not repeats and not made.refused:
+            low, high = await self._bounds(document, kind, made.low)
+            return replace(made, low=low, high=high)
+        return made
 
     async def _bounds(self, document: Document, kind: int, expected: Work) -> tuple[Work, Work]:
         """The merging calls with short and with long answers to merge; beyond the allowance in proportion to others."""
         if self._characters > _BOUND_CHARACTERS:
             return self._in_proportion(expected, "low"), self._in_proportion(expected, "high")
-        low, _ = await self._run(document, kind, "low")
-        high, _ = await self._run(document, kind, "high")
-        self._characters += 2 * len(document.text or "") + low.characters + high.characters
-        for scenario, work in zip(SCENARIOS, (low.merging, expected, high.merging), strict=True):
+        short, long = await self._run(document, kind, "low"), await self._run(document, kind, "high")
+        self._characters += 2 * len(document.text or "") + short.characters + long.characters
+        for scenario, work in zip(SCENARIOS, (short.low, expected, long.high), strict=True):
             self._bounded[scenario] = self._bounded[scenario].plus(total(work))
-        return low.merging, high.merging
+        return short.low, long.high
 
     def _in_proportion(self, expected: Work, scenario: Scenario) -> Work:
         pairs = zip(self._bounded[scenario], self._bounded["expected"], strict=True)
         factors = tuple(bound / usual if usual else 1.0 for bound, usual in pairs)
         return {tier: Cell(*map(mul, cell, factors)) for tier, cell in expected.items()}
 
-    async def _run(
-        self, document: Document, kind: int, scenario: Scenario, repeats: bool = False
-    ) -> tuple[_Calls, flows.Answer]:
+    async def _run(self, document: Document, kind: int, scenario: Scenario, repeats: bool = False) -> Forecast:
         """The job's own flow over predicted replies; those that are merged are as long as the scenario says."""
-        calls, seen, predictor = _Calls(), self._seen[scenario], self._predictor
+        work: dict[Tier, Cell] = {}
+        spared: dict[Tier, Cell] = {}
+        levels: set[int] = set()  # calls of one level wait for those of the last
+        largest_tokens = characters = 0
+        seen, predictor = self._seen[scenario], self._predictor
 
         async def reply(prompt: Prompt) -> Reply:
+            nonlocal largest_tokens, characters
             if (bought := await self._bought(prompt)) is not None:
                 return bought
             tokens = predictor.input_tokens(prompt, kind)
-            calls.largest_tokens = max(calls.largest_tokens, round(tokens))
+            largest_tokens = max(largest_tokens, round(tokens))
             if tokens > self._most_tokens:
                 return _TOO_LONG
             content = int(prompt.fingerprint(predictor.model)[:16], 16)
-            sums = calls.spared if repeats or content in seen else calls.work
+            sums = spared if repeats or content in seen else work
             seen.add(content)
             cell = Cell(1, tokens, tokens * predictor.cached_share, *predictor.output(prompt, kind))
             add(sums, {Tier(prompt.step, tokens > LONG_PROMPT_TOKENS): cell})
-            calls.levels.add(prompt.level)
+            levels.add(prompt.level)
             text = predictor.text(prompt, scenario, kind)
-            calls.characters += len(text)
+            characters += len(text)
             return Reply(text, "ok")
 
         answer = await flows.run(document, self._job, reply)
-        return calls, answer
+        merging = {tier: cell for tier, cell in work.items() if tier.step == "reduce"}
+        refused = answer.final.error_kind if answer.final.status == "invalid" else None
+        depth = len(levels)
+        return Forecast(work, merging, merging, spared, answer.chunks, largest_tokens, depth, refused, characters)
