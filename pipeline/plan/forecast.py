@@ -88,14 +88,14 @@ class Forecaster:
             nonlocal largest_tokens, characters
             if (bought := await self._bought(prompt)) is not None:
                 return bought
-            tokens = predictor.input_tokens(prompt, kind)
+            cell = predictor.call(prompt, kind)
+            tokens = cell.input_tokens
             largest_tokens = max(largest_tokens, round(tokens))
             if tokens > self._most_tokens:
                 return _TOO_LONG
             content = int(prompt.fingerprint(predictor.model)[:16], 16)
             sums = spared if repeats or content in seen else work
             seen.add(content)
-            cell = Cell(1, tokens, tokens * predictor.cached_share, *predictor.output(prompt, kind))
             add(sums, {Tier(prompt.step, tokens > LONG_PROMPT_TOKENS): cell})
             levels.add(prompt.level)
             text = predictor.text(prompt, scenario, kind)

@@ -27,19 +27,18 @@ class Predictor:
 
     def __init__(self, learned: Learned, model: str) -> None:
         self.model = model
-        self.cached_share = learned.cached_share  # of input tokens
         self._learned = learned
 
-    def input_tokens(self, prompt: Prompt, kind: int) -> float:
-        """Tokens of the prompt as the service will count them."""
-        return prompt.input_tokens_est * self._learned.ratio(prompt.step, kind).value
-
-    def output(self, prompt: Prompt, kind: int) -> tuple[float, float]:
-        """Expected tokens of the answer, and of the thinking before it."""
+    def call(self, prompt: Prompt, kind: int) -> Cell:
+        """The prompt as the service will count it, and its answer as expected."""
+        tokens = prompt.input_tokens_est * self._learned.ratio(prompt.step, kind).value
         known = self._learned.lengths.of(prompt.step, prompt.input_tokens_est, kind)
+        cell = Cell(1, tokens, tokens * self._learned.cached_share)
         if known is None:
-            return float(predicted_output(prompt.params.max_output_tokens, self.model, "expected")), 0.0
-        return known.output_tokens, known.thinking_tokens
+            return cell._replace(
+                output_tokens=predicted_output(prompt.params.max_output_tokens, self.model, "expected")
+            )
+        return cell._replace(output_tokens=known.output_tokens, thinking_tokens=known.thinking_tokens)
 
     def text_tokens(self, prompt: Prompt, scenario: Scenario, kind: int) -> float:
         """Tokens of the answer's text: of known lengths one by chance, since on each depends what is merged at once.
