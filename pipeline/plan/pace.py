@@ -5,7 +5,7 @@ One test holds it to the dispatcher: within 3 % or 30 s where limits are known, 
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf, sqrt
 from typing import Literal
 
@@ -72,29 +72,35 @@ Curve = Callable[[float], float]
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """When prompts leave if nothing pauses it, and what holds them up: one curve for each limit, the latest holds."""
+    """When prompts leave if nothing pauses it, and what holds them up: one curve for each limit, the latest holds.
+
+    Since `begun`, in seconds, when `done` prompts of the run had left; prompts are counted from the run's first on.
+    """
 
     curves: dict[Bound, Curve]
     grows: bool = False
+    begun: float = 0.0
+    done: int = 0
 
     def at(self, prompts: float) -> float:
-        """Seconds until so many have left."""
-        return max(curve(prompts) for curve in self.curves.values())
+        """When so many have left."""
+        return self.begun + max(curve(prompts - self.done) for curve in self.curves.values())
 
     def bound(self, prompts: float) -> Bound:
         """What holds the n-th prompt up: rpm, tpm or concurrency."""
-        return max(self.curves, key=lambda name: self.curves[name](prompts))
+        return max(self.curves, key=lambda name: self.curves[name](prompts - self.done))
 
-    def after(self, prompts: int) -> "Sending":
+    def resumed(self, begun: float, done: int) -> "Sending":
         """As it goes on hours after so many have left: anew, but with limits as they have grown."""
-        if not self.grows:
-            return self
-        first_s, bound = self.at(prompts), self.bound(prompts)
-        return Sending({bound: lambda more: self.at(prompts + more) - first_s}, grows=True)
+        curves = self.curves
+        if self.grows:
+            left_at = self.at(done)
+            curves = {self.bound(done): lambda more: self.at(done + more) - left_at}
+        return replace(self, curves=curves, begun=begun, done=done)
 
-    def until(self, seconds: float, most: int) -> int:
+    def until(self, moment: float, most: int) -> int:
         """How many of `most` have left by then."""
-        return bisect_right(range(1, most + 1), seconds, key=self.at)
+        return self.done + bisect_right(range(self.done + 1, most + 1), moment, key=self.at)
 
 
 def sending(load: Load, pace: Pace, second: float) -> Sending:

@@ -75,11 +75,11 @@ def timeline(load: Load, pace: Pace, start: datetime) -> Timeline:
     if load.prompts <= 0:
         return Timeline(0.0, _moment(begun), (), "none", None)
     opens = max(begun, pace.opens_at)
-    days, last = _days(load.prompts, pace, _Leg(sending(load, pace, opens % WINDOW_S), opens))
-    left, tail_s = load.prompts - last.done, _tail_s(load, pace, last)
-    sent_s = last.sending.at(left)
-    finish = last.begun + sent_s + tail_s
-    bound: Bound = "rpd" if last.begun > begun else "latency" if tail_s >= sent_s else last.sending.bound(left)
+    days, last = _days(load.prompts, pace, replace(sending(load, pace, opens % WINDOW_S), begun=opens))
+    sent_at, tail_s = last.at(load.prompts), _tail_s(load, pace, last)
+    finish = sent_at + tail_s
+    waits = tail_s >= sent_at - last.begun
+    bound: Bound = "rpd" if last.begun > begun else "latency" if waits else last.bound(load.prompts)
     days[-1] = replace(days[-1], ends_at=_moment(finish))
     unknown = {name: getattr(UNKNOWN_LIMITS, name) for name in ("rpm", "tpm") if getattr(pace.limits, name) is None}
     ungrown = replace(pace, limits=replace(pace.limits, **unknown))
@@ -123,73 +123,52 @@ def next_time(text: str, now: datetime) -> datetime:
     return at
 
 
-@dataclass(frozen=True, slots=True)
-class _Leg:
-    """Sending without a pause since `begun`, when `done` prompts had left."""
-
-    sending: Sending
-    begun: float
-    done: int = 0
-
-    def at(self, prompts: int) -> float:
-        """When the last of so many, from the first of the run on, leaves."""
-        return self.begun + self.sending.at(prompts - self.done)
-
-    def resumed(self, at: float, done: int) -> "_Leg":
-        """The next one, after the reset of the day's quota."""
-        return _Leg(self.sending.after(done - self.done), at, done)
-
-
-def _days(prompts: int, pace: Pace, leg: _Leg) -> tuple[list[Day], _Leg]:
+def _days(prompts: int, pace: Pace, last: Sending) -> tuple[list[Day], Sending]:
     """Days of quota, and the sending of the last."""
     days: list[Day] = []
-    rpd, zone, now, done = pace.limits.rpd, pace.limits.reset_zone, leg.begun, 0
+    rpd, zone, now, done = pace.limits.rpd, pace.limits.reset_zone, last.begun, 0
     if not rpd:
-        return [Day(_moment(now), _moment(now), prompts)], leg
+        return [Day(_moment(now), _moment(now), prompts)], last
     left_today = max(0, rpd - pace.used_today)
     while len(days) < DAYS_LISTED:
         reset = next_reset(now, zone)
-        today = min(prompts - done, left_today)
-        passes = leg.at(done + today) > reset
+        sent = min(prompts, done + left_today)
+        passes = last.at(sent) > reset
         if passes:
-            today = leg.done + leg.sending.until(reset - leg.begun, prompts - leg.done) - done
-        done += today
-        if today:
-            days.append(Day(_moment(now), _moment(reset if passes else leg.at(done) + pace.latency_s), today))
-        if done == prompts:
-            return days, leg
-        left_today, now = rpd, reset
+            sent = last.until(reset, prompts)
+        if sent > done:
+            days.append(Day(_moment(now), _moment(reset if passes else last.at(sent) + pace.latency_s), sent - done))
+        if sent == prompts:
+            return days, last
+        done, left_today, now = sent, rpd, reset
         if not passes:
             now += RESET_JITTER_S
-            leg = leg.resumed(now, done)
-    return _stretch(days, prompts, rpd, zone, now, leg)
+            last = last.resumed(now, done)
+    return _stretch(days, prompts - done, rpd, zone, now, last)
 
 
-def _stretch(days: list[Day], prompts: int, rpd: int, zone: str, now: float, leg: _Leg) -> tuple[list[Day], _Leg]:
+def _stretch(days: list[Day], left: int, rpd: int, zone: str, now: float, last: Sending) -> tuple[list[Day], Sending]:
     """The days after those that are listed: each uses up its quota, or none does."""
-    left = prompts - sum(day.prompts for day in days)
-    day_s = leg.sending.at(rpd)
-    if day_s >= _DAY_S:
-        count = 1 + int((leg.at(prompts) - now) // _DAY_S)
+    done = sum(day.prompts for day in days)
+    if last.at(last.done + rpd) - last.begun >= _DAY_S:
+        count = 1 + int((last.at(done + left) - now) // _DAY_S)
     else:
         count = ceil(left / rpd)
-        whole = count - 1
-        leg = leg.resumed(_midnight(now, whole, zone) + RESET_JITTER_S, prompts - left + whole * rpd)
-    return [*days, Day(_moment(now), _moment(now), left, count)], leg
+        last = last.resumed(_midnight(now, count - 1, zone) + RESET_JITTER_S, done + (count - 1) * rpd)
+    return [*days, Day(_moment(now), _moment(now), left, count)], last
 
 
-def _tail_s(load: Load, pace: Pace, last: _Leg) -> float:
+def _tail_s(load: Load, pace: Pace, last: Sending) -> float:
     """From the last prompt to the last answer.
 
     The longest chain is taken to begin last, which is at most the other answers of it too long. Of k answers on their
     way the slowest takes from the mean (k = 1) to `slow_s` (k = 100), about evenly in log k.
     """
-    left, at = load.prompts - last.done, last.sending.at
-    others = min(load.depth, left) - 1
-    chain_s = max(0.0, at(left - others) + others * pace.latency_s - at(left))
+    sent_at, others = last.at(load.prompts), min(load.depth, load.prompts - last.done) - 1
+    chain_s = max(0.0, last.at(load.prompts - others) + others * pace.latency_s - sent_at)
     if pace.slow_s is None:
         return chain_s + pace.latency_s
-    in_flight = left - last.sending.until(at(left) - pace.latency_s, left)
+    in_flight = load.prompts - last.until(sent_at - pace.latency_s, load.prompts)
     share = min(1.0, log(max(1, in_flight)) / log(100))
     return chain_s + pace.latency_s + share * (pace.slow_s - pace.latency_s)
 
