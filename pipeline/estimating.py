@@ -1,7 +1,7 @@
 """The dry run: what is left of a job and what it takes, and what was asked about it beside."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -92,19 +92,16 @@ def kept(session: Session) -> Iterator[tuple[Outcomes, Bought]]:
         return
     outcomes, unsealed = load(session.directory, parse_stored)
     calls = {call.fingerprint: call.reply for call in unsealed.calls if call.paid}
-    index = ContentIndex(session.directory, read_only=True)
+    with closing(ContentIndex(session.directory, read_only=True)) as index:
 
-    async def bought(prompt: Prompt) -> Reply | None:
-        fingerprint = prompt.fingerprint(session.working.model)
-        if reply := calls.get(fingerprint):
-            return reply
-        sealed = await index.find(fingerprint)
-        return sealed.reply if sealed else None
+        async def bought(prompt: Prompt) -> Reply | None:
+            fingerprint = prompt.fingerprint(session.working.model)
+            if reply := calls.get(fingerprint):
+                return reply
+            sealed = await index.find(fingerprint)
+            return sealed.reply if sealed else None
 
-    try:
         yield outcomes, bought
-    finally:
-        index.close()
 
 
 async def _nothing(prompt: Prompt) -> Reply | None:

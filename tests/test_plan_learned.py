@@ -298,11 +298,11 @@ def test_answers_of_this_run_win_once_there_are_enough() -> None:
 
 def test_a_count_wins_over_answers_of_the_first_steps() -> None:
     answers = learned(*[{}] * 100, *[{"step": "reduce", "input_tokens": 90}] * 30, kinds=[0])
-    known = merged(answers, counted([0, 0, 1], [100, 100, 100], [140, 140, 70]))
+    known = merged(answers, counted([(0, 100, 140), (0, 100, 140), (1, 100, 70)]))
     assert [known.ratio(step, 0).value for step in ("answer", "map", "reduce")] == pytest.approx([1.4, 1.4, 0.9])
     assert known.lengths.of("answer", 100) == answers.lengths.of("answer", 100)
     assert known.taught.height == answers.taught.height + 3
-    assert counted([], [], []).ratio("answer", 0) == Ratio()
+    assert counted([]).ratio("answer", 0) == Ratio()
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_count_wins_over_answers_of_the_first_steps() -> None:
         ([learned({}, run=3)], "1 answer of 1 earlier run"),
         ([learned(*[{}] * 1990, run=1), learned(*[{}] * 10, run=2)], "2,000 answers of 2 earlier runs"),
         ([learned({}), learned({}, run=1)], "1 answer of this run and 1 answer of 1 earlier run"),
-        ([learned({}), counted([0], [9], [9])], "1 counted prompt and 1 answer of this run"),
+        ([learned({}), counted([(0, 9, 9)])], "1 counted prompt and 1 answer of this run"),
         ([], ""),
     ],
 )

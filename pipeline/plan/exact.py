@@ -65,9 +65,8 @@ async def count_sample(pool: Iterable[Picked], count: Count) -> Learned:
             "without --exact nothing is asked; `--pilot 20` measures it with real answers",
         )
     return counted(
-        (picked.kind for picked, _ in answered),
-        (round(picked.tokens) for picked, _ in answered),
-        (round(picked.tokens * tokens / picked.prompt.input_tokens_est) for picked, tokens in answered),
+        (picked.kind, round(picked.tokens), round(picked.tokens * tokens / picked.prompt.input_tokens_est))
+        for picked, tokens in answered
     )
 
 

@@ -159,10 +159,11 @@ def learn(
     return _learned(answers, run)
 
 
-def counted(kinds: Iterable[int], estimated: Iterable[int], observed: Iterable[int]) -> Learned:
-    """Learn from prompts whose input tokens the service counted without answering."""
-    columns = {"kind": list(kinds), "estimated": list(estimated), "input": list(observed)}
-    return _learned(pl.DataFrame({"step": "answer", **columns}, strict=False).with_row_index("row"), COUNTED)
+def counted(prompts: Iterable[tuple[int, int, int]]) -> Learned:
+    """Learn from prompts whose input tokens the service counted without answering: kind, estimated and counted."""
+    columns = {"kind": pl.UInt8, "estimated": pl.Int64, "input": pl.Int64}
+    told = pl.DataFrame(list(prompts), columns, orient="row")
+    return _learned(told.with_row_index("row").with_columns(step=pl.lit("answer")), COUNTED)
 
 
 def merged(*sources: Learned) -> Learned:
