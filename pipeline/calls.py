@@ -185,8 +185,8 @@ def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bough
             return
         reply = unread(target, failure.error_kind, failure.message, bill)
         reply = replace(reply, raw=failure.raw, usage=Usage(estimated=has_come(failure)), finished_at=time.time())
+        cashier.charge(bill)  # before the journal: a kill between the two counts a request twice, and never not at all
         store.append_call(prompt, target.model, reply, answered=False)
-        cashier.charge(bill)
         bought(reply, False)
 
     async def kept(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
@@ -213,8 +213,8 @@ def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bough
             worst_usd=bill.worst_usd,
             unread_usd=store.unread_usd(prompt.fingerprint(target.model)),
         )
-        store.append_call(prompt, target.model, reply)
         cashier.charge(bill)
+        store.append_call(prompt, target.model, reply)
         bought(reply, True)
         return reply
 

@@ -556,6 +556,26 @@ def test_what_a_kill_lost_is_charged_once_for_the_run_and_for_its_day(tmp_path: 
 
 
 @pytest.mark.case("D5")
+@pytest.mark.parametrize("outcome", [answer(99), UNREAD], ids=["answered", "unread"])
+def test_what_is_in_the_journal_is_in_the_book_whenever_a_kill_comes(
+    tmp_path: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch, outcome: Reply | Failure
+) -> None:
+    """The other way round a kill between the two leaves a reply that no cap of the day counts."""
+    append = store.append_call
+    counted: list[bool] = []
+
+    def watched(*arguments: Any, **options: Any) -> None:
+        before = book.spent()[0]
+        append(*arguments, **options)
+        counted.append(before >= store.spent_usd())
+
+    monkeypatch.setattr(store, "append_call", watched)
+    with SpendBook(tmp_path / "s", "p", "run") as book:
+        session(store, Service(lambda number: outcome), range(3), book=book, day_cap_usd=Decimal(1))
+    assert counted and all(counted)
+
+
+@pytest.mark.case("D5")
 def test_a_rehearsal_loses_nothing(tmp_path: Path) -> None:
     from stores import killed
 

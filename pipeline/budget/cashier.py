@@ -191,7 +191,7 @@ class Cashier:
         return Bill(usd, _beyond(usd, most), worst)
 
     def charge(self, bill: Bill) -> None:
-        """Count a bill against the caps, as soon as it is in the journal."""
+        """Count a bill against the caps, before it is in the journal."""
         self._spending.spend((bill.cost_usd or _NONE) + (bill.at_most_usd or _NONE))
         self._spending.release()
         if self._spending.capped:
