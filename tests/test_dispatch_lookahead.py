@@ -43,7 +43,7 @@ def test_the_largest_that_fits_goes() -> None:
     ready, _ = filled([5, 90, 40, 60])
     assert [taken(ready, 60) for _ in range(2)] == [60, 40]
     assert take(ready, 4) is None
-    assert len(ready) == 2
+    assert len(list(ready)) == 2
 
 
 def test_what_is_sent_again_goes_before_reduces_and_these_before_the_rest() -> None:
@@ -142,7 +142,7 @@ def test_what_is_gone_is_neither_taken_nor_waited_for() -> None:
     assert take(ready, 100) is items[2]
     assert take(ready, inf) is None
     assert ready.next_wanted(0.0) is None
-    assert len(ready) == 0
+    assert not ready
 
 
 def test_beyond_the_window_sizes_are_mixed() -> None:
@@ -181,4 +181,4 @@ def test_everything_comes_out_once_or_is_gone(
         item.gone = True
     assert len(set(map(id, out))) == len(out)
     assert all(item.gone for item in items)
-    assert len(ready) == 0
+    assert not ready

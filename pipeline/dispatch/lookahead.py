@@ -65,9 +65,6 @@ class _Queue(Generic[Item]):
             if entry.waiting and not entry.item.gone:
                 yield entry.item
 
-    def __len__(self) -> int:
-        return len(self.window) + len(self._pool)
-
     def add(self, entry: _Entry[Item], now: float) -> None:
         self._pool.append(entry)
         self._refill(now)
@@ -135,11 +132,8 @@ class Lookahead(Generic[Item]):
             yield from queue
 
     def __bool__(self) -> bool:
+        """Whether any waits; one that is gone may still be counted."""
         return any(self._windows)
-
-    def __len__(self) -> int:
-        """How many wait; of those that are gone some may still be counted."""
-        return sum(map(len, self._queues))
 
     def add(self, item: Item, size: float, queue: int, now: float, *, since: float = inf) -> None:
         """Let `item` wait; `size` in tokens, `since` when it began to wait if that was before."""
