@@ -48,7 +48,8 @@ class Predictor:
         known = self._learned.lengths.of(prompt.step, prompt.input_tokens_est, kind)
         if known is None:
             return predicted_output(prompt.params.max_output_tokens, self.model, scenario)
-        doubt = self._learned.lengths.error(prompt.step, known.answers) * (SCENARIOS.index(scenario) - 1)
+        side = SCENARIOS.index(scenario) - 1
+        doubt = side * self._learned.lengths.error(prompt.step, known.answers) if side else 0.0
         times = known.lengths[int(prompt.fingerprint(self.model)[16:24], 16) % len(known.lengths)]
         return known.output_tokens * times * (1 + doubt)
 
