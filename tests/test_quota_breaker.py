@@ -115,21 +115,6 @@ def test_a_pause_that_its_first_probe_ends_is_not_told() -> None:
     assert not one.succeeded(now)
 
 
-def test_a_probe_that_tells_nothing_lets_another_go() -> None:
-    one = breaker(1)
-    one.failed(10.0, 9.0)
-    now = paused_until(one, 10.0)
-    one.sent(now)
-    one.undecided()
-    assert one.opens_at(now) is None
-
-
-def test_weight_counts_for_many() -> None:
-    one = breaker(20)
-    one.failed(1.0, 0.5, weight=20)
-    assert one.tripped
-
-
 def test_the_time_down_is_between_failures_of_one_outage() -> None:
     one = breaker(1)
     assert one.down_s() == 0.0

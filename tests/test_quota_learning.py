@@ -43,14 +43,15 @@ def test_the_true_limit_is_lower(
     outcome = dispatch(world, prompts, Limits(rpm=rpm, tpm=10_000_000))
     assert Counter(reply.status for reply in outcome.replies) == {"ok": len(prompts)}
     first = [at for at, _ in world.refused if at < world.refused[0][0] + 1.0]
-    assert len(first) <= (5 if rpm * jitter_s == 250 else 3)  # 3.4 are on their way in the mean; 1.8, 1.7
+    # 3.4 are on their way in the mean (1.8, 1.7), and as many again if one of them got through.
+    assert len(first) <= (5 if names_limit else 9 if rpm * jitter_s == 250 else 5)
     if names_limit:
         assert len(world.refused) == len(first)
-    else:  # once is chance: a window must be full at the same height again, a share must fall with the pace
-        probes = 4 if full else 0  # from the tenth minute on it is tried whether more is allowed: two refusals each
-        assert len(world.refused) <= 16 + probes
+    else:  # found, and found again when more is tried
+        probes = 8 if full else 0  # from the tenth minute on it is tried again whether more is allowed
+        assert len(world.refused) <= (20 if server == "bucket" else 16) + probes
     # In a short run the slower pace that finds out whether it is our pace costs some percent.
-    assert world.steady() >= (0.96 if full or names_limit else 0.9)
+    assert world.steady() >= (0.96 if names_limit else 0.94 if full else 0.88)
     assert outcome.rpm <= (true if names_limit else 1.15 * true)
 
 
@@ -61,8 +62,8 @@ def test_the_true_limit_on_tokens_is_lower(server: str, seed: int, full: bool) -
     outcome = dispatch(world, prompts, Limits(rpm=1000, tpm=1_000_000))
     assert Counter(reply.status for reply in outcome.replies) == {"ok": len(prompts)}
     assert len(world.refused) <= 30
-    # A counter that has just been full lets so little through that the limit is found in the third minute only.
-    assert world.dispatched() >= (0.75 if server == "counter" else 0.85)
+    # The tokens of the last minute hold up what finds out whether it is our pace.
+    assert world.dispatched() >= (0.7 if server == "counter" else 0.85)
     assert outcome.rpm == 1000
 
 
@@ -102,7 +103,7 @@ def test_nothing_configured(server: str, seed: int, full: bool, names_limit: boo
     outcome = dispatch(world, prompts, Limits())
     minutes = [sum(begin < at <= begin + 60.0 for at, _ in world.admitted) for begin in range(0, 281, 5)]
     assert max(minutes) >= 900, "nine tenths of the limit within six minutes"
-    assert 1 <= len(world.refused) <= (6 if names_limit else 20)
+    assert 1 <= len(world.refused) <= (6 if names_limit else 25)
     assert outcome.rpm >= (1000 if names_limit else 900)
 
 
@@ -126,7 +127,7 @@ def test_a_prompt_beyond_a_limit_that_nobody_names_ends_after_refusals_of_it_alo
     assert Counter(reply.status for reply in outcome.replies) == {"ok": 300, "invalid": 1}
     assert "300,000 input tokens" in (ended["too_long"].error or "")
     assert "refused 10 times" in (ended["too_long"].error or "")
-    assert 11 <= len(world.refused) <= (24 if details else 110)
+    assert 11 <= len(world.refused) <= (40 if details else 130)
     assert world.refused[-1][0] < 900.0
     assert outcome.rpm == 600, "that is not the requests' fault"
     assert outcome.tpm >= 150_000
@@ -258,3 +259,20 @@ def test_refusals_that_do_not_hang_on_the_pace_leave_it_alone(named: bool) -> No
         return len(world.admitted)
 
     assert run(main) >= 0.8 * min(len(prompts), 5 * 1200)
+
+
+@pytest.mark.parametrize("status", [None, 503])
+def test_a_limit_does_not_grow_while_nobody_answers(status: int | None) -> None:
+    told: list[Event] = []
+    down = Failure("transient", "network", "no connection", http_status=status, sent=status is not None)
+    world = World("fixed", 1000, 10**9)
+    world.fault = lambda t: down
+
+    async def main() -> None:
+        with anyio.move_on_after(600.0):
+            await answer_all(
+                dispatcher_for(world, Limits(), on_event=told.append), documents(world, small(100, 100, 1))
+            )
+
+    run(main)
+    assert not [event for event in told if isinstance(event, LimitSet) and event.origin == "tried"]

@@ -18,35 +18,57 @@ def test_a_named_limit_that_was_passed_by_far_is_not_believed() -> None:
     assert limit.value == 1000
 
 
-def test_a_window_that_is_full_once_proves_nothing_and_twice_at_the_same_height_a_limit() -> None:
+def test_a_full_window_is_believed_and_more_is_tried_a_minute_later_up_to_what_was_refused() -> None:
     limit = Limit(1000, 5)
-    assert not limit.full(36.0, 600, 600, shared=False)
-    assert limit.value == 1000
-    assert limit.full(96.0, 610, 605, shared=False)
-    assert 585 <= limit.value <= 600
+    assert limit.full(36.0, 600, shared=False)
+    assert limit.value == pytest.approx(0.99 * 600)
     assert limit.known == 1000
+    assert not limit.grow(80.0, 590)
+    now, values = 96.0, []
+    while limit.grow(now, limit.value):
+        values.append(limit.value)
+        now += 10.0
+    assert values == sorted(values)
+    assert 900 <= values[-1] < 1000
 
 
-def test_windows_that_were_full_at_other_heights_prove_nothing() -> None:
+def test_the_same_limit_found_again_stays() -> None:
     limit = Limit(1000, 5)
-    for now, passed in ((100.0, 900), (300.0, 400), (500.0, 150)):
-        assert not limit.full(now, passed, passed, shared=False)
+    assert limit.full(36.0, 610, shared=False)
+    assert limit.grow(96.0, 600)
+    assert limit.full(110.0, 700, shared=False), "a server that counts fixed minutes lets through more than its limit"
+    assert limit.value <= 610
+    assert not limit.grow(300.0, 600)
+
+
+def test_a_minute_that_had_as_much_as_is_believed_tells_nothing_but_twice() -> None:
+    limit = Limit(1000, 5)
+    assert not limit.full(100.0, 995, shared=False), "the service was down for a while"
     assert limit.value == 1000
+    assert limit.full(200.0, 990, shared=False)
+    assert 970 <= limit.value < 1000
 
 
 def test_so_little_had_passed_that_it_is_no_window() -> None:
     limit = Limit(1000, 5)
     for now in (1.0, 30.0, 60.0):
-        assert not limit.full(now, 4, 4, shared=False)
+        assert not limit.full(now, 4, shared=False)
     assert limit.value == 1000
 
 
-def test_where_nothing_is_known_a_full_window_is_believed_at_once_and_growth_is_slow_from_there() -> None:
+def test_where_nothing_is_known_a_full_window_ends_the_growth() -> None:
     limit = Limit(None, 100)
-    assert limit.full(36.0, 90, 90, shared=False)
+    assert limit.full(36.0, 90, shared=False)
     assert limit.value == pytest.approx(0.99 * 90)
-    assert limit.grow(50.0, 90)
+    assert limit.grow(100.0, 90)
     assert limit.value < 100
+
+
+def test_nothing_grows_where_nothing_is_let_through() -> None:
+    limit = Limit(None, 5)
+    for now in (0.0, 20.0, 40.0):
+        assert not limit.grow(now, 0)
+    assert limit.value == 5
 
 
 def test_a_slower_pace_is_only_tried() -> None:
@@ -62,8 +84,9 @@ def test_what_a_slower_pace_proved_is_climbed_from_soon_and_may_be_taken_back() 
     limit = Limit(1000, 5)
     limit.lower(100.0, 600, 900, shared=False)
     assert limit.value == pytest.approx(594)
-    assert limit.grow(111.0, 594)
-    assert limit.value == pytest.approx(1.1 * 594)
+    assert not limit.grow(111.0, 594), "the minute in which it was refused is not over"
+    assert limit.grow(161.0, 594)
+    assert 594 < limit.value <= 900
     assert limit.undo()
     assert limit.value == 1000
     assert not limit.undo()

@@ -4,22 +4,27 @@ from random import Random
 
 import pytest
 
-from pipeline.quota.refusals import LEAST, Refusals, excess
+from pipeline.quota.refusals import LEAST, Refusals, Ticket, excess, most_likely
 
 
 def add(refusals: Refusals, *numbers: int) -> None:
     for number in numbers:
-        refusals.add(number, float(number))
+        refusals.add(left(number))
+
+
+def left(number: int) -> Ticket:
+    """A request that left as the clock showed its number of tenths of a second."""
+    return Ticket(number / 10.0, number=number)
 
 
 def test_what_is_usual_is_no_excess_and_what_triples_is() -> None:
     rng = Random(1)
-    refused = [(number, 0.0) for number in range(2000) if rng.random() < 0.05]
+    refused = [left(number) for number in range(2000) if rng.random() < 0.05]
     assert excess(refused, 0.05)[0] < 4
-    more = [*refused, *((number, 0.0) for number in range(2000, 2300) if rng.random() < 0.2)]
+    more = [*refused, *(left(number) for number in range(2000, 2300) if rng.random() < 0.2)]
     total, first = excess(more, 0.05)
     assert total >= 8
-    assert 1900 <= more[first][0] <= 2100, "and where it began is known"
+    assert 1900 <= more[first].number <= 2100, "and where it began is known"
 
 
 def test_five_refusals_raise_the_question_and_rare_ones_never_do() -> None:
@@ -38,7 +43,7 @@ def asked(share_now: float, share_then: float, usual: float = LEAST) -> str | No
     refusals.ask(0, share_then, usual)
     for number in range(1, 2000):
         if rng.random() < share_now:
-            refusals.add(number, float(number))
+            refusals.add(left(number))
         found = refusals.verdict(float(number), number)
         if found:
             return found
@@ -58,12 +63,12 @@ def test_once_a_share_is_usual_it_asks_no_more_until_it_triples() -> None:
     for _ in range(1000):
         number += 1
         if rng.random() < 0.2:
-            refusals.add(number, float(number))
+            refusals.add(left(number))
         assert not refusals.asking
     for _ in range(60):
         number += 1
         if rng.random() < 0.7:
-            refusals.add(number, float(number))
+            refusals.add(left(number))
     assert refusals.asking
 
 
@@ -85,16 +90,35 @@ def test_a_usual_share_is_asked_about_again_after_some_minutes() -> None:
 def test_old_numbers_say_nothing_any_more() -> None:
     refusals = Refusals()
     refusals.judge(10.0, 100)
-    assert not refusals.add(99, 9.0)
-    assert refusals.add(101, 11.0)
+    assert not refusals.add(left(99))
+    assert refusals.add(left(101))
+
+
+def row(refusals: Refusals, sent: int) -> list[int]:
+    return [ticket.number for ticket in refusals.all_refused(sent)]
 
 
 def test_all_refused_in_a_row_is_no_chance_but_for_one_that_overtook_the_others() -> None:
     refusals = Refusals()
     add(refusals, 5, 6, 8, 9)
-    assert [number for number, _ in refusals.row(9)] == [5, 6, 8, 9]
-    assert not refusals.is_chance(refusals.row(9))
-    assert refusals.row(12) == [], "three have got through since"
+    assert row(refusals, 9) == [5, 6, 8, 9]
+    assert row(refusals, 12) == [], "three have got through since"
+
+
+def test_not_all_are_refused_where_some_were_long_before() -> None:
+    refusals = Refusals()
+    add(refusals, 1, 3, 20, 21, 22, 23)
+    assert row(refusals, 23) == []
+
+
+def test_where_half_is_usual_four_in_a_row_are_nothing() -> None:
+    refusals = Refusals()
     refusals.judge(0.0, 20, share=0.5)
     add(refusals, 21, 22, 23, 24)
-    assert refusals.is_chance(refusals.row(24)), "where half is refused four in a row are nothing"
+    assert row(refusals, 24) == []
+
+
+def test_the_largest_share_that_is_likely_comes_closer_as_more_is_known() -> None:
+    few, many = most_likely(5, 10), most_likely(500, 1000)
+    assert 0.5 < many < few < 0.8
+    assert most_likely(10, 10) > 0.99

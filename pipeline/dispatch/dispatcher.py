@@ -23,7 +23,7 @@ from pipeline.providers.base import Providers, charged_input
 from pipeline.quota import stops
 from pipeline.quota.book import QuotaBook
 from pipeline.quota.endpoint import EndpointQuota
-from pipeline.quota.gate import Ticket
+from pipeline.quota.refusals import Ticket
 from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
 from pipeline.records import Failure, Reply, Status, Step
 from pipeline.targets import Route, Target

@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.events import DayUsedUp, Notify
 from pipeline.quota import stops
 from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota
-from pipeline.quota.gate import Ticket
+from pipeline.quota.refusals import Ticket
 from pipeline.records import Failure, Reply
 from pipeline.targets import Target
 

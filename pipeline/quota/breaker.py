@@ -20,11 +20,9 @@ class Breaker:
     came changes nothing, nor does, once the way is closed, the failure of one that left before.
     """
 
-    def __init__(self, threshold: int, rng: Random, *, known_s: float = inf, longer: float = 2.0) -> None:
+    def __init__(self, threshold: int, rng: Random) -> None:
         self._threshold = threshold
         self._rng = rng
-        self.known_s = known_s  # a probe that has not failed by then has succeeded
-        self._longer = longer  # times the pause before: with 1.5 a pause is a third of the time that it all lasts
         self._failures = 0
         self._sent: list[float] = []  # when, since the last success
         self._pause_s = 0.0
@@ -32,7 +30,6 @@ class Breaker:
         self._until = -inf  # end of the pause
         self._paused_at = -inf
         self._probing = False
-        self._probed_at = -inf
         self._down_since: float | None = None
         self._failed_at = -inf
 
@@ -41,17 +38,13 @@ class Breaker:
         if not self.tripped:
             return None
         if self._probing:
-            if now < self._probed_at + self.known_s:
-                return self._probed_at + self.known_s
-            self.succeeded()
-            return None
+            return inf
         return self._until if now < self._until else None
 
     def sent(self, now: float) -> None:
         """A request leaves: while the way is closed it is the probe."""
         self._sent.append(now)
         self._probing = self.tripped
-        self._probed_at = now
 
     def succeeded(self, sent_at: float = inf) -> bool:
         """The server did what it was asked for at `sent_at`; True when that ends what `failed` told."""
@@ -68,33 +61,28 @@ class Breaker:
         self._down_since = None
         return told
 
-    def failed(self, now: float, sent_at: float, *, weight: int = 1) -> bool:
+    def failed(self, now: float, sent_at: float) -> bool:
         """The server failed; True, once until it is back, when the first probe has failed too."""
         if self._down_since is None or now - self._failed_at > QUIET_S:
             self._down_since = now
         self._failed_at = now
         if self.tripped and sent_at < self._paused_at:
             return False
-        self._failures += weight
+        self._failures += 1
         until_then = bisect_right(self._sent, sent_at)
         if not self.tripped and self._failures < max(self._threshold, NEARLY_ALL * until_then):
             return False
-        return self.trip(now)
-
-    def trip(self, now: float) -> bool:
-        """Close the way for a while; True when that is because the first probe has failed."""
-        if self._down_since is None:
-            self._down_since = self._failed_at = now
         first_probe = self._pause_s == FIRST_PAUSE_S
-        self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, self._longer * self._pause_s))
+        self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2.0 * self._pause_s))
         self._paused_at = now
         self._until = now + self._pause_s * self._rng.uniform(0.75, 1.25)
         self.tripped, self._probing = True, False
         return first_probe
 
-    def undecided(self) -> None:
-        """The probe, if one was on its way, told nothing: another may go."""
-        self._probing = False
+    @property
+    def failing(self) -> bool:
+        """Whether something failed that no success has followed."""
+        return self._down_since is not None
 
     def down_s(self) -> float:
         """Seconds from the first to the last failure that no success followed."""

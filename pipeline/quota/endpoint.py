@@ -9,10 +9,11 @@ from pipeline.events import LimitSet, Meter, Notify, Outage, QuotaShared, Refuse
 from pipeline.quota.book import MemoryBook, QuotaBook
 from pipeline.quota.breaker import Breaker
 from pipeline.quota.daily import RESET_JITTER_S, DailyQuota, day_of
-from pipeline.quota.gate import Gate, Ticket
+from pipeline.quota.gate import Gate
 from pipeline.quota.ledger import TokenLedger
 from pipeline.quota.limit import Limit
 from pipeline.quota.pacer import RESERVE_FROM_RPM, WINDOW_S, RequestPacer, careful_s
+from pipeline.quota.refusals import Ticket
 from pipeline.quota.server_clock import MinutePhase
 from pipeline.quota.sharing import LOOK_S, Sharing
 from pipeline.quota.slots import Slots
@@ -70,6 +71,7 @@ class EndpointQuota:
         self._outage = Breaker(OUTAGE_AFTER, rng)
         self._sent_at = -inf
         self._strict = False
+        self._held_back = False  # by the requests of the last minute
         self._largest_passed = 0  # tokens
         self._usual_refused_at = -inf  # one that was no larger
         meters = [limit for limit in (self.requests, self.tokens) if limit]
@@ -124,7 +126,9 @@ class EndpointQuota:
                 fits_at = max(fits_at, self._sent_at + careful_s(self._pacer.period_s))
             if self._runs > 1:
                 fits_at = min(fits_at, now + _SOON_S)
-            waits.append(fits_at if fits_at > now else None)
+            if fits_at > now:
+                self._held_back = True
+                waits.append(fits_at)
         return max((wait for wait in waits if wait is not None), default=None)
 
     @property
@@ -144,9 +148,10 @@ class EndpointQuota:
         """Wait for the pace of requests. One task only."""
         if self._pacer is None:
             return
-        if self.requests and not self._pacer.ready():
+        if self.requests and (self._held_back or not self._pacer.ready()):
+            self._held_back = False
             proven = self.requests.value
-            if self.requests.grow(now, self.ledger.last_minute(now)[0]):
+            if not self._outage.failing and self.requests.grow(now, self.ledger.last_minute(now)[0]):
                 self._book.learn("requests", proven, self._wall())
                 self._changed(self.requests, now)
         await self._pacer.acquire()
@@ -167,7 +172,7 @@ class EndpointQuota:
             if self._runs > 1:
                 self._sharing.ask(now, tokens, margin)
             proven = self.tokens.value
-            if self.tokens.grow(now, self.ledger.last_minute(now)[1]):
+            if not self._outage.failing and self.tokens.grow(now, self.ledger.last_minute(now)[1]):
                 self._book.learn("tokens", proven, self._wall())
                 self._changed(self.tokens, now)
 
@@ -182,21 +187,22 @@ class EndpointQuota:
     def send(self, now: float, tokens: int, margin: Margin) -> Ticket:
         """Charge one request that leaves now."""
         self._outage.sent(now)
-        number = self._gate.sent(now)
+        ticket = Ticket(now, tokens)
+        self._gate.sent(ticket)
         if self.unlimited:
-            return Ticket(now, tokens, number)
+            return ticket
         self._sent_at = now
         wall = self._wall()
         day = self.day.today(wall)
-        charge = self.ledger.reserve(now, tokens, margin)
-        entry = self._book.send(wall, margin.at_most(tokens), day)
+        ticket.charge = self.ledger.reserve(now, tokens, margin)
+        ticket.entry = self._book.send(wall, margin.at_most(tokens), day)
         if self._runs > 1:
             self._book.flush()
-        return Ticket(now, tokens, number, charge=charge, entry=entry)
+        return ticket
 
     def answered(self, ticket: Ticket, now: float, tokens: int | None, date: float | None, received: float) -> None:
         """An answer came: `tokens` as the service counted them, `date` its Date header, `received` when it was read."""
-        self._responded(ticket)
+        self._responded(ticket, now)
         self._largest_passed = max(self._largest_passed, ticket.tokens)
         self.slots.answered(now - ticket.sent_at)
         if date is not None:
@@ -212,9 +218,9 @@ class EndpointQuota:
         else:
             self._release(ticket)
         if failure.kind != "transient" or _is_unread_answer(failure):
-            self._responded(ticket)
+            self._responded(ticket, now)
             return
-        self._gate.returned()
+        self._gate.returned(ticket, now, answered=False)
         if failure.http_status == 503:
             self.slots.overloaded()
         if self._outage.failed(now, ticket.sent_at):
@@ -230,7 +236,7 @@ class EndpointQuota:
             self.phase.observe(failure.served_at, ticket.sent_at, now)
         self._release(ticket)
         if failure.kind == "day_quota":
-            self._gate.returned()
+            self._gate.returned(ticket, now, answered=False)
             self._day_refused(ticket, now, failure)
             return False
         wait_s = min(LONGEST_WAIT_S, asked_s(failure))
@@ -268,7 +274,7 @@ class EndpointQuota:
                 self._strict = explained = True
                 self._changed(meter, now)
                 continue
-            passed = self._gate.passed(meter, ticket, ticket.sent_at - WINDOW_S)
+            passed = self._gate.passed(meter, ticket)
             if hit.limit is not None and meter.named(now, hit.limit, passed):
                 self._gate.judged(now)
                 self._changed(meter, now, learned=True)
@@ -290,9 +296,7 @@ class EndpointQuota:
             self._book.close_day(self.day.exhausted(wall, failure.retry_after_s), wall)
 
     def unknown(self, ticket: Ticket) -> None:
-        """Nobody knows what became of the request: it stays charged."""
-        self._outage.undecided()
-        self._gate.returned()
+        """Nobody knows what became of the request, as the run ends: it stays charged."""
         self._settle(ticket, None)
 
     def _meter(self, name: Meter, configured: int | None, start: int, learned: float | None) -> Limit | None:
@@ -325,8 +329,8 @@ class EndpointQuota:
         if self.tokens and self.tokens.witnessed(now, tokens):
             self._changed(self.tokens, now)
 
-    def _responded(self, ticket: Ticket) -> None:
-        self._gate.returned(ticket.sent_at)
+    def _responded(self, ticket: Ticket, now: float) -> None:
+        self._gate.returned(ticket, now, answered=True)
         if self._outage.succeeded(ticket.sent_at):
             self._notify(Outage("over, the service answers again"))
 

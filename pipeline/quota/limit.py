@@ -8,12 +8,12 @@ KEEP = 0.99
 """Part of what was let through that is believed to be the limit."""
 EPISODE_S = 60.0
 """A minute after a refusal the window that it came from is over."""
-SAME = 0.1
-"""Two windows that were full at heights this close had the same limit: another client's part varies about as much."""
-_LEAST, _FEWEST = 0.02, 5  # of the limit, and requests: after fewer all may be refused twice by chance
-_WINDOWED = 1.12  # times what got through: a minute that had no more was no bucket's, whose store adds to it
+SAME = 0.3
+"""Two findings this close are of the same limit: a server that counts fixed minutes lets through as much more."""
+_LEAST, _FEWEST = 0.02, 5  # of the limit, and requests: after fewer all may be refused by chance
+_NEARLY = 0.97  # of the limit had passed: that tells nothing
 _BELOW = 0.98  # of what was refused: the limit is lower than that
-_BACK = 1.1  # a step back up to what is believed to be safe
+_BACK = 1.2  # a step back up to what may be allowed
 _STEP, _NAMED_STEP, _LONGEST_STEP = 0.02, 0.1, 0.4  # upward; twice as long each time it succeeds
 _NAMED_GAP_S, _GAP_S = 60.0, 600.0
 _GROWTH_S = 10.0  # between two steps of growth
@@ -44,9 +44,8 @@ class Limit:
             self.value = start
         self._safe = self.value
         self._tried = inf  # a slower pace, while it is found out whether less is refused then
-        self._before: float | None = None  # what was believed before a slower pace was refused less
-        self._heights: tuple[float, ...] = ()  # what had been let through when a window was full
-        self._rate = -inf  # what was believed after the last cut
+        self._before: float | None = None  # what was believed before it was found for the first time
+        self._rate = -inf  # what was found last
         self._cut_at = -inf
         self._changed_at: float | None = None
         self._step = _STEP
@@ -74,11 +73,6 @@ class Limit:
         """Whether it is still so far from any limit that it grows fast."""
         return self._growing and self.value < self._fast_below
 
-    @property
-    def height(self) -> float:
-        """What had been let through when a window was full last; `inf` if none was."""
-        return self._heights[0] if self._heights else inf
-
     def named(self, now: float, limit: float, passed: float) -> bool:
         """The service names its limit; believed where it is lower and less than twice that passed in a minute."""
         if self._top == inf:
@@ -89,43 +83,31 @@ class Limit:
         self._found(now, limit, limit, _GAP_S, _STEP)
         return True
 
-    def full(self, now: float, passed: float, anew: float, *, shared: bool) -> bool:
-        """All was refused for a part of a minute, when so much had passed in the last: twice the same is a limit.
-
-        `anew` is what had passed since all was refused last: a server that counts fixed minutes began anew.
-        """
+    def full(self, now: float, passed: float, *, shared: bool) -> bool:
+        """All was refused for a part of a minute, after so much had passed in the minute before; True for a change."""
         if passed < _LEAST * self.value or (self.which == 0 and passed < _FEWEST):
             return False
-        before, self._heights = self._heights, (passed, anew)
-        same = [one for one in self._heights for other in before if abs(one - other) <= SAME * max(one, other)]
-        if same:
-            return self.lower(now, min(same), min(same), shared=shared)
-        if not self._growing:
-            return False
-        self.value = self._safe = max(1.0, min(_BELOW * self.value, KEEP * passed))
-        self._fast_below, self._changed_at = 0.0, now
-        return True
+        return self.lower(now, min(passed, self._rate) if self._is_again(passed) else passed, shared=shared)
 
-    def lower(self, now: float, believed: float, passed: float, *, shared: bool) -> bool:
-        """It is what is believed, and `passed` in the last minute is tried again soon; True when that is a change.
+    def _is_again(self, believed: float) -> bool:
+        return abs(believed - self._rate) <= SAME * believed
 
-        `shared`: the service names what we believe in already. Others use it too, and may leave.
+    def lower(self, now: float, believed: float, most: float = inf, *, shared: bool) -> bool:
+        """So much is let through in a minute; True when that is a change.
+
+        Found once, more is tried after a minute, up to `most` and to what was refused; the same again, it stays for
+        ten. `shared`: the service names what we believe in already. Others use it too, and may leave.
         """
-        before: float | None = self._before or self.value
-        if abs(believed - self._rate) <= SAME * believed:  # the same again
-            before = None
-            believed = max(believed, self._rate)
-            passed = _BELOW * passed if passed < _WINDOWED * believed else believed
+        again = self._is_again(believed)
         self._rate = believed
-        most = _BELOW * self.value
-        value = max(1.0, min(most, KEEP * believed))
-        self._found(
-            now,
-            value,
-            max(value, min(most, KEEP * passed)),
-            _NAMED_GAP_S if shared else _GAP_S,
-            _NAMED_STEP if shared else _STEP,
-        )
+        self._tried = inf
+        if believed >= _NEARLY * self.value and not again and not self._growing:
+            return False
+        before = None if again else self._before or self.value
+        refused = _BELOW * self.value
+        value = max(1.0, min(refused, KEEP * believed))
+        gap_s, step = (_NAMED_GAP_S, _NAMED_STEP) if shared else (_GAP_S, _STEP)
+        self._found(now, value, value if again else max(value, min(refused, KEEP * most)), gap_s, step)
         self._before = before
         return True
 
@@ -157,11 +139,11 @@ class Limit:
         age = now - self._changed_at
         if self._growing:
             fast = self.value < self._fast_below
-            if age < _GROWTH_S or not (fast or last_minute >= _FILLED * self.value):
+            if age < _GROWTH_S or last_minute < (1.0 if fast else _FILLED * self.value):
                 return False
             self.value = self._safe = min(self._top, self.value * (_FAST if fast else _SLOW))
         elif self.value < self._safe:
-            if age < _GROWTH_S:
+            if age < _GROWTH_S or now - self._cut_at < EPISODE_S:
                 return False
             self.value = min(self._safe, _BACK * self.value)
         else:

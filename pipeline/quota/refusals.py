@@ -7,15 +7,19 @@ look alike; at a slower one the first refuses nothing, the second the same share
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log, log1p
+from math import inf, log, log1p, sqrt
+from operator import attrgetter
 from typing import Literal
+
+from pipeline.quota.book import Entry
+from pipeline.quota.ledger import Charge
 
 FEW, MANY = 4, 8
 """Refusals beyond the usual that raise the question: while none are usual, and once a share is.
 
 By chance n come once in 3^n refusals: with eight, a question that asks in vain costs nothing to speak of.
 """
-LEAST = 0.01
+LEAST = 0.005
 """The share that is always usual: an answer to the question would cost more than these refusals."""
 MOST = 0.9
 """The largest share that is ever usual: beyond it a service that is down could not be told."""
@@ -27,12 +31,25 @@ Fewer than 5 where 12 are expected come by chance once in a hundred.
 RETEST_S = 120.0
 """A share is asked about again after two minutes: that bounds what a wrong answer costs."""
 _RETEST_AFTER = 20  # times what the last question took, so that it costs a hundredth of the pace
+OVERTAKEN_S = 0.5
+"""So much later may a request have left that reaches the service first."""
 _BLOCK = 16.0  # expected refusals over which a usual share is measured: within a quarter
 _KEPT = 64
 
-Refused = tuple[int, float]
-"""The number of a request, and when it left."""
-Verdict = Literal["pace", "chance"]
+Found = Literal["pace", "chance"]
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One request on its way: its charge in the ledger and its line in the book."""
+
+    sent_at: float
+    tokens: int = 0  # as reserved
+    number: int = 0  # of all that were sent
+    crowd: int = 0  # in flight as it left
+    again_at: float = -inf  # when the service wants to see it again after a refusal
+    charge: Charge | None = None
+    entry: Entry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +61,21 @@ class Trial:
     usual: float
 
 
-def excess(refused: Sequence[Refused], share: float) -> tuple[float, int]:
+def most_likely(refused: int, of: int) -> float:
+    """The largest share that so many refused of so many may come from, in 19 of 20 cases (Wilson's bound)."""
+    z, p = 1.64, refused / of
+    return (p + z * z / (2 * of) + z * sqrt(p * (1 - p) / of + (z / (2 * of)) ** 2)) / (1 + z * z / of)
+
+
+def excess(refused: Sequence[Ticket], share: float) -> tuple[float, int]:
     """By how many refusals the numbered requests go beyond the share that is usual, and where that begins.
 
     Page's cumulated sum for odds three times as high: a refusal adds 1, each request takes ln(1 + 2·share)/ln 3.
     """
     usual = log1p(2.0 * share) / log(3.0)
     total, first = 0.0, 0
-    for at, (number, _) in enumerate(refused):
-        total -= usual * (number - refused[at - 1][0]) if at else 0.0
+    for at, ticket in enumerate(refused):
+        total -= usual * (ticket.number - refused[at - 1].number) if at else 0.0
         if total <= 0.0:
             total, first = 0.0, at
         total += 1.0
@@ -65,8 +88,8 @@ class Refusals:
     def __init__(self) -> None:
         self.share = LEAST
         self.trial: Trial | None = None
-        self._refused: list[Refused] = []
-        self._judged, self._judged_at = 0, 0.0  # what left up to this number says nothing any more
+        self._refused: list[Ticket] = []
+        self.judged, self._judged_at = 0, 0.0  # what left up to this number says nothing any more
         self._trial_sends = 0
         self._block, self._block_from = 0, 0
 
@@ -80,61 +103,71 @@ class Refusals:
         """Whether so many were refused that the question must be asked."""
         return self.trial is None and excess(self._refused, self.share)[0] >= (FEW if self.share == LEAST else MANY)
 
-    def add(self, number: int, sent_at: float) -> bool:
+    @property
+    def is_unusual(self) -> bool:
+        """Whether it is more than usual, even if one alone, while none are usual."""
+        return excess(self._refused, self.share)[0] >= (1 if self.share == LEAST else MANY)
+
+    def add(self, ticket: Ticket) -> bool:
         """A request was refused; False if it left before the last verdict."""
-        if number <= self._judged:
+        number = ticket.number
+        if number <= self.judged:
             return False
-        insort(self._refused, (number, sent_at))
+        insort(self._refused, ticket, key=attrgetter("number"))
         del self._refused[:-_KEPT]
         if not self.trial and self.share > LEAST:
             self._block += 1
             if (number - self._block_from) * self.share >= _BLOCK:
-                self.share = min(MOST, max(LEAST, self._block / (number - self._block_from)))
+                share = self._block / (number - self._block_from)
+                self.share = min(MOST, max(LEAST, (self.share + share) / 2.0))
                 self._block, self._block_from = 0, number
         return True
 
-    def row(self, sent: int) -> list[Refused]:
-        """The last requests, up to number `sent`, that were all refused; one among them may have overtaken others."""
-        count, expected, strays = 0, sent, 0
-        for number, _ in reversed(self._refused):
-            strays += expected - number
-            if strays > 1 or (expected > number and count < 2):
+    def all_refused(self, sent: int) -> list[Ticket]:
+        """The last requests, up to number `sent`, if all were refused since it became unusual, and that is no chance.
+
+        One of them may have got through, and those that left just before may have been overtaken on their way.
+        """
+        unusual = self.unusual()
+        first, strays, expected = len(unusual), 0, sent
+        for ticket in reversed(unusual):
+            strays += expected - ticket.number
+            if strays > 1 or (expected > ticket.number and first >= len(unusual) - 1):
                 break
-            count, expected = count + 1, number - 1
-        return self._refused[len(self._refused) - count :]
-
-    def is_chance(self, row: Sequence[Refused]) -> bool:
-        """Whether so many in a row may be what is usual."""
+            first, expected = first - 1, ticket.number - 1
+        row = unusual[first:]
         usual = self.trial.share if self.trial else self.share
-        return excess(row, usual)[0] <= (FEW if usual == LEAST else MANY) - 1.5
+        if excess(row, usual)[0] <= (FEW if usual == LEAST else MANY) - 1.5:
+            return []
+        return row if row[0].sent_at - unusual[0].sent_at <= OVERTAKEN_S else []
 
-    def unusual(self) -> list[Refused]:
+    def unusual(self) -> list[Ticket]:
         """Those since it became more than usual."""
         return self._refused[excess(self._refused, self.share)[1] :]
 
     def is_stale(self, now: float, sent: int) -> bool:
         """Whether it is time to ask about the usual share again."""
-        asked_enough = sent - self._judged < _RETEST_AFTER * self._trial_sends
+        asked_enough = sent - self.judged < _RETEST_AFTER * self._trial_sends
         return not self.trial and self.share > LEAST and now - self._judged_at >= RETEST_S and not asked_enough
 
     def ask(self, sent: int, share: float, usual: float) -> None:
         """From now on the pace is slower: is the same share refused?"""
-        self.trial = Trial(sent, share, usual)
+        self.trial, self.share = Trial(sent, share, usual), usual
         self._refused.clear()
-        self._judged = sent
+        self.judged = sent
 
-    def verdict(self, now: float, sent: int) -> Verdict | None:
+    def verdict(self, now: float, sent: int) -> Found | None:
         """What the trial has found out, None while it goes on."""
         trial = self.trial
         if trial is None:
             return None
         refused, sends = len(self._refused), sent - trial.since
-        known = self._refused[-1][0] - trial.since if refused else 0
+        known = self._refused[-1].number - trial.since if refused else 0
         if refused >= SURE and refused >= (trial.share + trial.usual) / 2.0 * known:
             if trial.usual == LEAST:  # what raised the question was of the same share
                 refused, known = refused + FEW, known + round(FEW / trial.share)
             self.judge(now, sent, refused / known)
-            found: Verdict = "chance"
+            found: Found = "chance"
         elif sends * (trial.share - trial.usual) >= ENOUGH:
             self.judge(now, sent)
             found = "pace"
@@ -149,5 +182,5 @@ class Refusals:
             self.share = min(MOST, max(LEAST, share))
         self.trial = None
         self._refused.clear()
-        self._judged, self._judged_at = sent, now
+        self.judged, self._judged_at = sent, now
         self._block, self._block_from = 0, sent

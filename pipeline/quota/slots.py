@@ -10,7 +10,7 @@ FIRST_LATENCY_S = 10.0
 """What an answer is assumed to take until `_SETTLED_AFTER` have come; too many cost nothing, too few cost rate."""
 _SETTLED_AFTER = 20
 _LEAST_WEIGHT = 0.02  # of one answer in the running mean
-_CHANCE = 1000
+_CHANCE = 100_000
 _CAP_ANSWERS = 20.0  # of each slot, after which it is tried whether one more is taken
 _TAKEN, _GIVEN_BACK = 0.5, 0.25  # slots, by each 503 and by each answer
 
@@ -65,8 +65,8 @@ class Slots:
     def crowded(self, refused: Sequence[int], passed: Sequence[int]) -> bool:
         """Bound the slots if it was the crowd: how many were in flight as each of some requests left.
 
-        The refused must have found more in flight than those that passed, as once in a thousand times by chance. Where
-        that does not help three times one after the other, it was something else.
+        The refused must have found more in flight than those that passed, by chance once in a hundred thousand times.
+        Where that does not help three times one after the other, it was something else.
         """
         if self._cap < inf:
             self._lowered += 1
