@@ -20,7 +20,7 @@ SLOWEST = 0.15
 """Of the pace, though less may get through: a trial must end soon."""
 DOUBTED_S = 180.0
 """So soon after a slower pace has helped, one that does not was not slow enough: half of it is tried."""
-SOON_S = 15.0
+SOON_S = 30.0
 """A trial that took longer is not repeated."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 _VAIN = 4  # holds after which first refusals hold nothing, unless a limit was found
