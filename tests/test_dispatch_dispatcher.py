@@ -25,7 +25,7 @@ from pipeline.prompts import Prompt
 from pipeline.providers.failures import classify
 from pipeline.quota.book import QuotaBook
 from pipeline.quota.daily import next_reset
-from pipeline.quota.endpoint import GIVE_UP_S
+from pipeline.quota.quota import GIVE_UP_S
 from pipeline.quota.waits import LONGEST_WAIT_S
 from pipeline.records import PASSING, Failure, Limits, QuotaHit, Reply, Step, Usage
 

@@ -15,7 +15,7 @@ from pipeline.dispatch.desk import FIRST_TRY, Tries
 from pipeline.dispatch.lookahead import Lookahead
 from pipeline.errors import PipelineError
 from pipeline.prompts import Prompt
-from pipeline.quota.endpoint import EndpointQuota
+from pipeline.quota.quota import Quota
 from pipeline.records import Reply
 from pipeline.targets import Route
 
@@ -64,7 +64,7 @@ class Costs:
 class Taker(Protocol):
     """Who takes prompts from the lines that it is on, for one quota."""
 
-    quota: EndpointQuota
+    quota: Quota
     costs: Costs
     lines: list["Line"]
     closed: PipelineError | None
@@ -160,7 +160,7 @@ def next_wanted(now: float, taker: Taker) -> Waiting | None:
     return min(smallest, key=lambda waiting: waiting.line.size(waiting), default=None)
 
 
-def _take(line: Line, now: float, quota: EndpointQuota, costs: Costs) -> Waiting | None:
+def _take(line: Line, now: float, quota: Quota, costs: Costs) -> Waiting | None:
     limit = quota.tokens_limit
     if limit == inf:
         return line.take(now, inf, lambda one: True, lambda one: now, quota.phase.ends_at, backwards=quota.down)

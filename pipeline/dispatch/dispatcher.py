@@ -22,7 +22,7 @@ from pipeline.prompts import Prompt
 from pipeline.providers.base import Providers, charged_input
 from pipeline.quota import stops
 from pipeline.quota.book import QuotaBook
-from pipeline.quota.endpoint import EndpointQuota
+from pipeline.quota.quota import Quota
 from pipeline.quota.refusals import Ticket
 from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
 from pipeline.records import Failure, Reply, Status, Step
@@ -76,7 +76,7 @@ class Dispatcher:
         self._backlog = Backlog(self._rng if ordered else None, self._by_quota)
         for target in route:
             if target.quota not in self._by_quota:
-                quota = EndpointQuota(
+                quota = Quota(
                     target.limits,
                     now=self._loop.time(),
                     wall=wall,
@@ -105,7 +105,7 @@ class Dispatcher:
         self.sent = self.answered = self.failed = self.rate_limited = self.attempts = 0
 
     @property
-    def quotas(self) -> tuple[EndpointQuota, ...]:
+    def quotas(self) -> tuple[Quota, ...]:
         """What each quota may be sent, in the order of the targets."""
         return tuple(loop.quota for loop in self._by_quota.values())
 

@@ -14,7 +14,7 @@ from pipeline.dispatch.desk import Send
 from pipeline.errors import PipelineError
 from pipeline.events import DayUsedUp, Notify
 from pipeline.quota import stops
-from pipeline.quota.endpoint import GIVE_UP_S, EndpointQuota
+from pipeline.quota.quota import GIVE_UP_S, Quota
 from pipeline.quota.refusals import Ticket
 from pipeline.records import Failure, Reply
 from pipeline.targets import Target
@@ -63,7 +63,7 @@ class QuotaLoop:
     def __init__(
         self,
         target: Target,
-        quota: EndpointQuota,
+        quota: Quota,
         backlog: Backlog,
         floor: Floor,
         send: Send,

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from math import ceil, inf, sqrt
 from typing import Literal
 
-from pipeline.quota.endpoint import FIRST_RPM, FIRST_TPM
 from pipeline.quota.limit import Limit
 from pipeline.quota.pacer import JITTER_S, WINDOW_S, spacing
+from pipeline.quota.quota import FIRST_RPM, FIRST_TPM
 from pipeline.quota.slots import CAP, START, Slots
 from pipeline.records import Limits
 

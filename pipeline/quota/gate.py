@@ -80,7 +80,7 @@ class Gate:
         """None when a request may leave; else when to ask again."""
         if now < self._hold_until:
             return self._hold_until
-        if not self._closed:
+        if not self._closed and (self._unsettled or self._refusals.trial):
             self._settle(now)
         closed = self._closed
         if closed and closed.probe:

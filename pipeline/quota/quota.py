@@ -1,4 +1,4 @@
-"""What one quota (endpoint, project and model) may be sent now: all meters together."""
+"""What may be sent now on one quota, that of a project and a model: all meters together."""
 
 from collections.abc import Callable, Sequence
 from math import inf
@@ -36,7 +36,7 @@ _UNDISTURBED_S = 120.0  # so long nothing else was refused: the service is not d
 _FULL = 0.9  # of the tokens of a minute: refused at less, and the limit itself is lower
 
 
-class EndpointQuota:
+class Quota:
     """Meters, hold and breakers of one quota.
 
     A request leaves in this order: `opens_at` says None, `acquire` returns, `room` has space for it, `send` charges it;
@@ -119,7 +119,7 @@ class EndpointQuota:
 
     def opens_at(self, now: float) -> float | None:
         """None when a request may leave; else when to ask again, `inf` while a probe is on its way."""
-        waits = [self._outage.opens_at(now), self._gate.opens_at(now)]
+        opens_at = _later(self._gate.opens_at(now), self._outage.opens_at(now))
         if self.requests and self._pacer:
             fits_at = self.ledger.request_fits_at(now, self.requests.value, counted=self._strict)
             if self.requests.exploring and self.ledger.on_new_ground(now):
@@ -128,8 +128,8 @@ class EndpointQuota:
                 fits_at = min(fits_at, now + _SOON_S)
             if fits_at > now:
                 self._held_back = True
-                waits.append(fits_at)
-        return max((wait for wait in waits if wait is not None), default=None)
+                return _later(opens_at, fits_at)
+        return opens_at
 
     @property
     def down(self) -> bool:
@@ -379,6 +379,13 @@ class EndpointQuota:
         if not told <= limit.value < _WORTH_TELLING * told:  # not every small step of its growth
             self._told[limit.meter] = limit.value
             self._notify(LimitSet(limit.meter, int(limit.value), "tried" if limit.exploring else "measured"))
+
+
+def _later(one: float | None, other: float | None) -> float | None:
+    """The later of two times, None for at once."""
+    if one is None or other is None:
+        return other if one is None else one
+    return max(one, other)
 
 
 def _is_unread_answer(failure: Failure) -> bool:
