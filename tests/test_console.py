@@ -150,6 +150,7 @@ def test_every_event_has_words() -> None:
     assumed = notice(LimitSet("tokens", 250_000, "assumed"))
     assert "(assumed; " in assumed and "grows" in assumed and len(assumed) < 80
     assert notice(LimitSet("requests", 1500, "measured")) == ("limit: 1,500 requests a minute (measured)")
+    assert notice(LimitSet("requests", 1, "measured")) == ("limit: 1 request a minute (measured)")
     assert notice(QuotaShared(2)) == "2 runs on this machine share this quota, this one included"
     assert "no other run" in notice(QuotaShared(1))
     assert notice(RequestsLost(8, Decimal("0.0142"))) == (

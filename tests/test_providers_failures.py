@@ -212,6 +212,13 @@ def test_an_absent_quota_value_is_taken_from_the_message() -> None:
     assert classify(429, {}, body.replace(", limit: 20", "").encode()).kind == "fatal"
 
 
+@pytest.mark.parametrize("value", ["ten", "-3", "1e3", 12.5, "9" * 18])
+def test_a_quota_value_that_is_no_count_is_no_zero(value: object) -> None:
+    violation = {"quotaId": "GenerateRequestsPerMinutePerProjectPerModel-FreeTier", "quotaValue": value}
+    told = classify(429, {}, orjson.dumps({"error": {"code": 429, "details": [{"violations": [violation]}]}}))
+    assert (told.kind, [hit.limit for hit in told.quota]) == ("rate_limit", [None])
+
+
 def test_a_message_without_details_tells_only_a_zero() -> None:
     message = "Quota exceeded for metric: generativelanguage.googleapis.com/generate_content_free_tier_requests, limit: {}, model: gemini-2.5-pro"
     some = classify(429, {}, body_of(429, message.format(20), "RESOURCE_EXHAUSTED"))

@@ -132,7 +132,8 @@ def notice(event: Event) -> str:
     """What a person is told of an event; nothing of one that is told in other ways."""
     match event:
         case LimitSet(meter, per_minute, origin):
-            return f"limit: {per_minute:,} {meter} a minute ({_LIMITS.get(origin, origin)})"
+            counted = meter.removesuffix("s") if per_minute == 1 else meter
+            return f"limit: {per_minute:,} {counted} a minute ({_LIMITS.get(origin, origin)})"
         case QuotaShared(runs):
             if runs == 1:
                 return "no other run on this machine uses this quota any more"

@@ -198,7 +198,8 @@ _MODEL = re.compile(r"model: ([\w.\-/]{1,100})")
 def quota_hits(fault: Fault) -> tuple[QuotaHit, ...]:
     """The quotas that a 429 names, each once, in its order.
 
-    In a QuotaFailure an absent `quotaValue` is 0 (zeros are omitted on the wire) unless the message gives the number.
+    In a QuotaFailure an absent `quotaValue` is 0 (zeros are omitted on the wire) unless the message gives the number;
+    one that is there and no count says nothing.
     """
     spoken: dict[str, int] = {}
     for metric, limit in _SPOKEN_LIMIT.findall(fault.message):
@@ -208,8 +209,11 @@ def quota_hits(fault: Fault) -> tuple[QuotaHit, ...]:
         for violation in mappings(detail.get("violations")):
             metric, quota_id = string(violation.get("quotaMetric")), string(violation.get("quotaId"))
             if metric or quota_id:
-                value = whole_number(violation.get("quotaValue"))
-                hits.append(_hit(quota_id or metric, metric, spoken.get(metric, 0) if value is None else value))
+                value = violation.get("quotaValue")
+                count = whole_number(value)
+                if count is None:
+                    count = spoken.get(metric, 0 if value is None else None)
+                hits.append(_hit(quota_id or metric, metric, count))
         metadata = mapping(detail.get("metadata"))
         if quota_id := string(metadata.get("quota_limit")):
             limit = whole_number(metadata.get("quota_limit_value"))
