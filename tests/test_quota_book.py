@@ -362,6 +362,14 @@ def test_kill_9_loses_no_send(path: Path) -> None:
         book.send(1001.0, 1, DAY)
 
 
+def test_a_sign_of_life_that_cannot_be_read_or_removed_stops_nothing(path: Path) -> None:
+    with QuotaBook(path, "gemini/m") as book:
+        path.with_name(f"{path.name}-0.live").mkdir()  # as for root, who may read and remove any file
+        book.send(1000.0, 70, DAY)
+        assert [send.tokens for send in book.recent(1001.0)] == [70]
+        assert book.trouble is None
+
+
 def test_a_run_that_was_killed_is_no_other_run_and_its_sends_count(path: Path) -> None:
     code = (
         "import time\nfrom pathlib import Path\nfrom pipeline.quota.book import QuotaBook\n"
