@@ -18,6 +18,21 @@ def test_a_named_limit_that_was_passed_by_far_is_not_believed() -> None:
     assert limit.value == 1000
 
 
+def test_a_named_limit_that_is_not_believed_is_no_ceiling_either() -> None:
+    limit = Limit(None, 5)
+    assert not limit.named(36.0, 1, passed=5)
+    assert limit.known is None
+    assert limit.grow(36.0, 5) or limit.grow(50.0, 5)
+
+
+def test_only_what_was_found_is_measured() -> None:
+    limit = Limit(1000, 5)
+    assert not limit.measured
+    assert limit.full(36.0, 600, shared=False) and limit.measured
+    assert limit.grow(100.0, 594) and not limit.measured, "more is tried"
+    assert limit.undo() and not limit.measured
+
+
 def test_a_full_window_is_believed_and_more_is_tried_a_minute_later_up_to_what_was_refused() -> None:
     limit = Limit(1000, 5)
     assert limit.full(36.0, 600, shared=False)

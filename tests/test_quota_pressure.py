@@ -7,7 +7,10 @@ prints them).
 from statistics import median
 
 import pytest
-from pressure import SEEDS, by_chance, cells, crowd, episode, lower
+from pressure import SEEDS, by_chance, cells, crowd, episode, lower, press, refuse
+from servers import World
+
+from pipeline.records import Limits
 
 
 @pytest.mark.parametrize(("share", "named"), [(0.2, None), (0.5, None), (0.2, 1000)])
@@ -28,6 +31,13 @@ def test_a_service_that_refuses_everything_for_minutes_is_asked_seldom() -> None
     outcome = episode(1000, 1.0, begin=30, lasts=300, seconds=420, seed=1)
     assert outcome.refused <= 30
     assert outcome.limit == 1000
+
+
+def test_a_service_that_refuses_everything_by_turns_has_no_lower_limit() -> None:
+    world = World("fixed", 600, 10**9, seed=1)
+    refuse(world, lambda now: float(int(now / 10.0) % 2))
+    assert press(world, Limits(rpm=600, tpm=0), 300.0) == 600
+    assert len(world.admitted) >= 300, "a third of what is possible"
 
 
 def test_what_a_relay_takes_at_once_is_learned_by_the_slots() -> None:

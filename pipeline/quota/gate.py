@@ -168,7 +168,7 @@ class Gate:
         trial, unsettled, self._unsettled = self._refusals.trial, self._unsettled, False
         if unsettled and (row := self._refusals.all_refused(self._sent)):
             passed = {limit: self.passed(limit, row[0]) for limit in self._limits}
-            if row[0].sent_at - self._opened_at < WINDOW_S:  # what was held back meanwhile would have passed too
+            if row[0].sent_at - self._opened_at < WINDOW_S:  # so soon and with so little no window is full again
                 passed = {limit: most for limit, most in passed.items() if most >= limit.value / 2.0}
             self._closed = _Closed(row[0].sent_at, passed, row)
             self._slow(now, lambda limit: inf)
@@ -201,6 +201,8 @@ class Gate:
         self._disturbed_at = self._opened_at = now
         if closed.is_window or (now - closed.since < _CROWD_ENDS_S and self._is_crowded(closed.row, now)):
             return
+        if not closed.passed:  # the service refuses all by turns
+            self._undo(now)
         if closed.refused_at - closed.since <= _WINDOW_ENDS_S:
             for limit, passed in closed.passed.items():
                 if limit.full(now, passed, shared=self._shared):

@@ -47,6 +47,7 @@ class Limit:
         self._before: float | None = None  # what was believed before it was found for the first time
         self._rate = -inf  # what was found last
         self._cut_at = -inf
+        self.measured = False  # and not tried
         self._changed_at: float | None = None
         self._step = _STEP
         self._gap_s = _GAP_S
@@ -75,9 +76,11 @@ class Limit:
 
     def named(self, now: float, limit: float, passed: float) -> bool:
         """The service names its limit; believed where it is lower and less than twice that passed in a minute."""
+        if passed > 2.0 * limit + 1.0:
+            return False
         if self._top == inf:
             self._top = max(1.0, limit)
-        if not limit < self.value or passed > 2.0 * limit + 1.0:
+        if not limit < self.value:
             return False
         self._top = limit
         self._found(now, limit, limit, _GAP_S, _STEP)
@@ -117,6 +120,7 @@ class Limit:
         if before is None or before <= self.value:
             return False
         self.value = self._safe = before
+        self.measured = False
         return True
 
     def slower(self, pace: float) -> None:
@@ -153,7 +157,7 @@ class Limit:
             self.value = self._safe = min(self._top, self.value * (1.0 + self._step))
             self._step = min(_LONGEST_STEP, 2.0 * self._step)
             self._gap_s = _NAMED_GAP_S
-        self._changed_at = now
+        self._changed_at, self.measured = now, False
         return True
 
     def witnessed(self, now: float, last_minute: float) -> bool:
@@ -167,3 +171,4 @@ class Limit:
         self.value, self._safe, self._gap_s, self._step = value, safe, gap_s, step
         self._growing, self._tried, self._probed_at, self._before = False, inf, -inf, None
         self._cut_at = self._changed_at = now
+        self.measured = True

@@ -378,7 +378,7 @@ class Quota:
         told = self._told.get(limit.meter, inf)
         if not told <= limit.value < _WORTH_TELLING * told:  # not every small step of its growth
             self._told[limit.meter] = limit.value
-            self._notify(LimitSet(limit.meter, int(limit.value), "tried" if limit.exploring else "measured"))
+            self._notify(LimitSet(limit.meter, int(limit.value), "measured" if limit.measured else "tried"))
 
 
 def _later(one: float | None, other: float | None) -> float | None:
