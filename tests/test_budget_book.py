@@ -3,12 +3,12 @@
 import os
 import re
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from decimal import Decimal
 from pathlib import Path
 
@@ -88,12 +88,19 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("log", ["whole", "damaged", "removed"])
-def test_sigkill_loses_nothing_that_was_added_whatever_becomes_of_the_log(path: Path, log: str) -> None:
+@contextmanager
+def spending(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that has spent half a dollar and goes on until it is killed."""
     arguments = [sys.executable, "-c", _SPENDER, str(path)]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as spender:
         assert spender.stdout is not None and spender.stdout.readline() == b"spent\n"
-        os.kill(spender.pid, signal.SIGKILL)
+        yield spender
+
+
+@pytest.mark.parametrize("log", ["whole", "damaged", "removed"])
+def test_sigkill_loses_nothing_that_was_added_whatever_becomes_of_the_log(path: Path, log: str) -> None:
+    with spending(path) as spender:
+        spender.kill()
     written_ahead = path.with_name(f"{path.name}-wal")
     if log == "damaged":
         written_ahead.write_bytes(bytes(byte ^ 1 for byte in written_ahead.read_bytes()))
@@ -105,10 +112,8 @@ def test_sigkill_loses_nothing_that_was_added_whatever_becomes_of_the_log(path: 
 
 @pytest.mark.case("D5")
 def test_what_a_killed_session_spent_is_seen_all_the_time_and_then_stands_in_the_book(path: Path) -> None:
-    arguments = [sys.executable, "-c", _SPENDER, str(path)]
     with SpendBook(path, "p", "run") as book:
-        with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as spender:
-            assert spender.stdout is not None and spender.stdout.readline() == b"spent\n"
+        with spending(path) as spender:
             assert book.spent()[1] == Decimal("0.5")
             spender.kill()
         assert book.spent()[1] == Decimal("0.5")
@@ -125,9 +130,7 @@ def test_what_a_killed_session_spent_is_seen_all_the_time_and_then_stands_in_the
 def test_a_book_that_lacks_what_a_killed_session_spent_is_refused(path: Path, how: str) -> None:
     with SpendBook(path, "p", "before") as book:
         book.add(Decimal(2))
-    arguments = [sys.executable, "-c", _SPENDER, str(path)]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as spender:
-        assert spender.stdout is not None and spender.stdout.readline() == b"spent\n"
+    with spending(path) as spender:
         spender.kill()
     (live,) = path.parent.glob("*.live")
     live.unlink() if how == "removed" else live.write_bytes(b"0" * 29)
@@ -146,9 +149,7 @@ def test_a_book_that_lacks_what_a_killed_session_spent_is_refused(path: Path, ho
 def test_a_power_cut_loses_the_last_session_s_first_seconds_and_not_the_book(path: Path, left: bytes) -> None:
     with SpendBook(path, "p", "run") as book:
         book.add(Decimal(2))
-    arguments = [sys.executable, "-c", _SPENDER, str(path)]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as spender:
-        assert spender.stdout is not None and spender.stdout.readline() == b"spent\n"
+    with spending(path) as spender:
         spender.kill()
     (live,) = path.parent.glob("*.live")
     live.write_bytes(left)

@@ -33,6 +33,12 @@ def test_a_service_that_refuses_everything_for_minutes_is_asked_seldom() -> None
     assert outcome.limit == 1000
 
 
+def test_a_counter_that_lets_few_through_after_a_full_minute_is_not_taken_for_chance() -> None:
+    outcome = lower("counter", 20, 300, seed=2, named=False)
+    assert outcome.refused <= 40, "1,748 in eight minutes where it was"
+    assert outcome.limit <= 250
+
+
 def test_a_service_that_refuses_everything_by_turns_has_no_lower_limit() -> None:
     world = World("fixed", 600, 10**9, seed=1)
     refuse(world, lambda now: float(int(now / 10.0) % 2))

@@ -160,7 +160,7 @@ class Gate:
         return False
 
     def _was_window(self, now: float) -> bool:
-        """Whether a window was full less than a minute ago: a counter that slides lets through a few at first."""
+        """Whether a window was full less than a minute ago: what is refused so soon belongs to the same episode."""
         return self._before is not None and self._before.is_window and now - self._before.since < WINDOW_S
 
     def _settle(self, now: float) -> None:
