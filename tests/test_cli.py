@@ -121,6 +121,18 @@ def test_limit_runs_the_first_rows_and_the_next_run_the_rest(here: Path, cli: Ca
     assert (rest["rows"], rest["ok"], rest["calls"]) == (6, 6, 6)
 
 
+def test_rows_beyond_a_smaller_limit_are_told_apart(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here, UNLIMITED)
+    cli("run", job, "--offline")
+    fewer = cli("run", job, "--offline", "--limit", 2, "--overwrite")
+    assert fewer.code == 0 and pl.read_parquet("out-offline.parquet").height == 2
+    assert "rows 2 ok 4 more are kept beyond `--limit`" in " ".join(fewer.err.split())
+    assert "against the estimate" not in fewer.err, "that was made for two rows, and six were bought"
+    told = cli("runs", "--json").json[0]
+    assert (told["rows"], told["ok"], told["calls"]) == (2, 2, 6)
+    assert cli("runs").out.splitlines()[1].split()[2:6] == ["2", "/", "2", "2"]
+
+
 def test_identical_prompts_are_sent_once(here: Path, cli: Callable[..., Ran]) -> None:
     job = small_job(here, UNLIMITED)
     (here / "words.csv").write_text("word\n" + "same\n" * 20 + "other\n")

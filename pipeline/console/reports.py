@@ -29,7 +29,11 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
             "\n",
         )
     )
-    not_ok = "   ".join(f"{outcomes[status]:,} {status}" for status in STATUSES[1:] if outcomes[status])
+    remarks = [f"{outcomes[status]:,} {status}" for status in STATUSES[1:] if outcomes[status]]
+    if summary.pending:
+        remarks.append(f"{summary.pending:,} not reached")
+    if summary.beyond:
+        remarks.append(f"{summary.beyond:,} more are kept beyond `--limit`, and counted below")
     steps = " + ".join(f"{step} {number:,}" for step, number in summary.calls_by_step.items())
     usage = summary.usage
     retries = summary.attempts - summary.calls
@@ -37,9 +41,10 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
     savers = {"identical prompts": summary.identical, "earlier runs": summary.cached}
     answered_by = " and ".join(f"{number:,} by {which}" for which, number in savers.items() if number)
     cost = "unknown" if summary.unpriced else money(summary.cost_usd)
-    per_1000 = summary.cost_usd / summary.done * 1000 if summary.done and not summary.unpriced else None
+    paid_rows = 0 if summary.unpriced else summary.done + summary.beyond
+    per_1000 = summary.cost_usd / paid_rows * 1000 if paid_rows else None
     rows = [
-        ("rows", f"{outcomes['ok']:,} ok", not_ok + (f"   {summary.pending:,} not reached" if summary.pending else "")),
+        ("rows", f"{outcomes['ok']:,} ok", "   ".join(remarks)),
         ("calls", f"{summary.calls:,}", steps if len(summary.calls_by_step) > 1 else ""),
         ("retries", f"{retries:,}", f"{summary.rate_limited:,} refused for quota")
         if retries or summary.rate_limited

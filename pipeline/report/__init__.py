@@ -61,14 +61,15 @@ RUN_KEYS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run in numbers: outcomes by row, and sums over every call that was paid for."""
+    """A run in numbers: outcomes of the rows that it covers, and sums over every call that was paid for."""
 
     manifest: Manifest
     directory: Path
     status: str  # finished, stopped, interrupted, pilot, or running
     rows: int
     outcomes: Counter[Status]
-    pending: int  # rows of the input without one; others may have one that a smaller `--limit` leaves out
+    beyond: int  # rows with an outcome that a smaller `--limit` leaves out
+    pending: int  # rows without one
     waiting: int  # failed rows that the next run tries again
     calls: int
     calls_by_step: dict[str, int]
@@ -96,7 +97,7 @@ class Summary:
 
     @property
     def done(self) -> int:
-        """Rows with an outcome."""
+        """Rows that the run covers with an outcome."""
         return self.outcomes.total()
 
     def as_json(self) -> dict[str, object]:
@@ -210,7 +211,6 @@ def summarize(directory: Path) -> Summary:
     if manifest is None:
         raise RunStateError(f"{directory} is not a run directory", "`pipeline runs` lists them")
     outcomes, unsealed = load(directory, lambda raw, endpoint: Reply("", "ok"))
-    counts = Counter({status: outcomes.count(status) for status in STATUSES})
     events = read_events(directory / "run.log")
     plan = baseline(events)
     sums = _Sums(plan.at_s if plan else None)
@@ -218,13 +218,17 @@ def summarize(directory: Path) -> Summary:
         if parts.part_number(path) <= unsealed.sealed:
             sums.add(parts.read_part(path, _CALL_COLUMNS))
     sums.add(parts.calls_frame(unsealed.calls, {}).select(_CALL_COLUMNS))
-    rows = next((event.rows for event in reversed(events) if isinstance(event, Started)), counts.total())
+    covered = next((event.rows for event in reversed(events) if isinstance(event, Started)), None)
+    counts = Counter({status: outcomes.count(status, covered) for status in STATUSES})
+    rows = counts.total() if covered is None else covered
+    beyond = sum(outcomes.count(status) for status in STATUSES) - counts.total()
     return Summary(
         manifest=manifest,
         directory=directory,
         status=_status(events, directory),
         rows=rows,
         outcomes=counts,
+        beyond=beyond,
         pending=outcomes.pending(rows),
         waiting=outcomes.waiting(),
         calls=sum(amounts.calls for amounts in sums.steps.values()),
@@ -250,7 +254,7 @@ def summarize(directory: Path) -> Summary:
         latency_p50_s=sums.latencies.quantile(0.5),
         latency_p95_s=sums.latencies.quantile(0.95),
         seconds=_seconds(events),
-        accuracy=_accuracy(plan, sums, events),
+        accuracy=None if beyond else _accuracy(plan, sums, events),  # the plan was for fewer rows
     )
 
 

@@ -220,7 +220,7 @@ def _engine(
 ) -> Engine:
     options, budget = session.options, session.job.spec.budget
     monitor = Monitor(session.rows, plan.load.prompts)
-    monitor.outcomes.update({status: store.outcomes.count(status, lasting=True) for status in STATUSES})
+    monitor.outcomes.update({status: store.outcomes.count(status, session.rows, lasting=True) for status in STATUSES})
     monitor.cost_usd = store.cost_usd()
 
     def heard(event: Event) -> None:

@@ -45,10 +45,10 @@ class Outcomes:
         """Whether the row has an outcome, and is tried again all the same."""
         return row < len(self._states) and self._states[row] >= _PASSING_BIT
 
-    def count(self, status: Status, *, lasting: bool = False) -> int:
-        """Rows with this outcome; `lasting` leaves out those that will be tried again."""
+    def count(self, status: Status, rows: int | None = None, *, lasting: bool = False) -> int:
+        """How many of the first `rows` have this outcome; `lasting` leaves out those that will be tried again."""
         code = STATUSES.index(status) + 1
-        return self._states.count(code) + (0 if lasting else self._states.count(code | _PASSING_BIT))
+        return self._states.count(code, 0, rows) + (0 if lasting else self._states.count(code | _PASSING_BIT, 0, rows))
 
     def pending(self, rows: int) -> int:
         """How many of the first `rows` have no outcome."""
