@@ -307,9 +307,11 @@ def test_a_project_that_was_moved_goes_on_with_its_output(
     monkeypatch.chdir(here.parent)
     here.rename(moved := here.with_name("moved"))
     monkeypatch.chdir(moved)
+    assert cli("report", "--json").json["output"] == "made/out.csv"
     grown = cli("run", job, "--offline", "--out", "made/out.csv")
     assert grown.code == 0 and pl.read_csv("made/out.csv").height == 6, grown.err
     (moved / "made").rename("other")
+    assert cli("report", "--json").json["output"] == "made/out.csv", "where it was written"
     stranger = cli("run", job, "--offline", "--out", "other/out.csv")
     assert stranger.code == 2 and "no run that is kept here wrote it" in stranger.err
     (moved / "other").rename("made")

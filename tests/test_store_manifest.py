@@ -14,7 +14,7 @@ from stores import answer, manifest, opened
 from pipeline import report
 from pipeline.errors import RunStateError
 from pipeline.store.manifest import VERSION, Lock, Manifest, differences, read, write
-from pipeline.store.place import last_output
+from pipeline.store.notes import last_output
 
 
 def changed(**sections: Any) -> list[str]:

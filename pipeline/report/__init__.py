@@ -19,7 +19,7 @@ from pipeline.report.latencies import Latencies
 from pipeline.store import parts, seals
 from pipeline.store.manifest import Lock, Manifest
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.place import last_output
+from pipeline.store.notes import last_output
 from pipeline.store.state import load
 
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")

@@ -1,8 +1,7 @@
 """The place of an output table: tried and held before the first call, replaced whole, and never unasked.
 
-A run notes in its directory (`output.json`) what it wrote where, so that the next one knows whose a table is. The note
-is made before the table is put in place: a kill between the two leaves a note of a table that is not there. Layout 1
-made no notes: there the manifest names the table, and run.log tells when it was written.
+A table is noted (`pipeline.store.notes`) before it is put in place: a kill between the two leaves a note of a table
+that is not there.
 """
 
 import errno
@@ -13,40 +12,17 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import datetime
-from math import inf
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import orjson
-from pydantic import TypeAdapter
-
 from pipeline.errors import InputError, OutputError, PipelineError, RunStateError
-from pipeline.store.manifest import read as read_manifest
-from pipeline.store.parts import read_parts, sync_directory
+from pipeline.store import notes
+from pipeline.store.parts import sync_directory
 
-NOTE = "output.json"
-_KEPT_NOTES = 8
 _STAMP = r"\.\d{8}T\d{6}\.\d+Z"
 """What `--fresh` adds to the name of a run that it sets aside."""
-_WHOLE_BYTES = 64 * 2**20
 _NAME_BYTES = 255
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A table that a run wrote: where, what it looked like, and how many of its rows had an outcome."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    digest: str
-    rows: int
-    finished: int
-
-
-_WRITTEN = TypeAdapter(list[Written])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +48,9 @@ class Place:
         """Raise `InputError` when the table that is there is not this run's to replace by one of `rows` rows."""
         if self._overwrite or not self._before or not self._before[2]:  # there is nothing, or an empty file
             return
-        known = list(_notes(self._directory.parent))
-        project = Path(os.path.realpath(self._directory.parent.parent))
-        theirs = [(directory, note) for directory, note in known if _names(note, self._target, project)]
-        writers = [(directory, note) for directory, note in theirs if _is(self._target, note)]
-        writers = writers or list(_of_layout_1(self._directory.parent, self._target))
+        theirs = list(notes.naming(self._target, self._directory.parent))
+        writers = [(directory, note) for directory, note in theirs if notes.is_of(self._target, note)]
+        writers = writers or list(notes.of_layout_1(self._directory.parent, self._target))
         if not writers:
             reason = "no run that is kept here wrote it"
             if theirs:
@@ -153,14 +127,9 @@ class Place:
         os.fchmod(fd, mode & 0o777)
 
     def _note(self, fd: int, counted: Counted) -> None:
-        seen = os.fstat(fd)
-        note = Written(
-            str(self._target), seen.st_size, seen.st_mtime_ns, _digest(fd, seen.st_size), counted.rows, counted.finished
-        )
-        notes = [*_notes_of(self._directory), note][-_KEPT_NOTES:]
-        final = self._directory / NOTE
+        final = self._directory / notes.NAME
         with _beside(final) as (hidden, file):
-            file.write(orjson.dumps([asdict(each) for each in notes], option=orjson.OPT_INDENT_2))
+            file.write(notes.with_one_more(self._directory, self._target, fd, counted.rows, counted.finished))
             file.flush()
             os.fsync(file.fileno())
             hidden.rename(final)
@@ -198,16 +167,6 @@ def held(
         place = Place(path, directory, overwrite)
         place.check(rows)
         yield place
-
-
-def last_output(directory: Path) -> str | None:
-    """The table that a run wrote last, as it is found from here; None when it wrote none yet."""
-    notes = _notes_of(directory)
-    if not notes:
-        return None
-    with suppress(ValueError):
-        return str(Path(notes[-1].path).relative_to(Path.cwd()))
-    return notes[-1].path
 
 
 def _check_place(path: Path, target: Path, runs: Path) -> None:
@@ -255,78 +214,6 @@ def _same_job(directory: Path, own: Path) -> bool:
 
 def _rows(number: int) -> str:
     return "1 finished row" if number == 1 else f"{number:,} finished rows"
-
-
-def _notes(runs: Path) -> Iterator[tuple[Path, Written]]:
-    """What the runs kept here wrote, oldest note first in each."""
-    for directory in sorted(path.parent for path in runs.glob(f"*/{NOTE}")):
-        for note in _notes_of(directory):
-            yield directory, note
-
-
-def _notes_of(directory: Path) -> list[Written]:
-    """The notes of one run; none where they cannot be read: its table is then nobody's."""
-    try:
-        if not (directory / NOTE).is_file():
-            return []
-        return _WRITTEN.validate_json((directory / NOTE).read_bytes(), strict=True)
-    except (OSError, ValueError):
-        return []
-
-
-def _of_layout_1(runs: Path, target: Path) -> Iterator[tuple[Path, Written]]:
-    """Runs of layout 1, which made no notes, that wrote the table which is there: it is as old as one of their ends."""
-    for directory in sorted(path.parent for path in runs.glob("*/manifest.json")):
-        with suppress(OSError, RunStateError):
-            known, seen = read_manifest(directory / "manifest.json"), target.stat()
-            if not known or not (known.version == 1 or known.plain_journals):
-                continue
-            if os.path.realpath(known.output) != str(target):
-                continue
-            if any(start <= seen.st_mtime < end + 1 for start, end in _sessions(directory / "run.log")):
-                rows = {row for frame in read_parts(directory / "results", ("row",)) for row in frame["row"]}
-                yield directory, Written(str(target), seen.st_size, seen.st_mtime_ns, "", len(rows), len(rows))
-
-
-def _sessions(log: Path) -> Iterator[tuple[float, float]]:
-    """When the sessions of a run began and ended, in whole epoch seconds; one that was killed wrote no table."""
-    start = inf
-    for line in log.read_bytes().splitlines():
-        with suppress(ValueError, LookupError, TypeError):
-            told = orjson.loads(line)
-            if (event := told["event"]) in ("start", "end"):
-                at = datetime.fromisoformat(told["at"]).timestamp()
-                if event == "end":
-                    yield start, at
-                start = at if event == "start" else inf
-
-
-def _names(note: Written, target: Path, project: Path) -> bool:
-    """Whether the note is of this place, or was when the project was elsewhere: it may have been moved since."""
-    if note.path == str(target):
-        return True
-    return target.is_relative_to(project) and note.path.endswith(f"{os.sep}{target.relative_to(project)}")
-
-
-def _is(target: Path, note: Written) -> bool:
-    """Whether the file there is the one of the note: same size, and same time or, as for a copy, same content."""
-    with suppress(OSError), target.open("rb") as file:
-        seen = os.fstat(file.fileno())
-        if seen.st_size != note.size:
-            return False
-        return seen.st_mtime_ns == note.mtime_ns or _digest(file.fileno(), seen.st_size) == note.digest
-    return False
-
-
-def _digest(fd: int, size: int) -> str:
-    """Hash of a file's size and content, of a very large one's beginning and end."""
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    half = _WHOLE_BYTES // 2
-    for start, stop in ((0, size),) if size <= _WHOLE_BYTES else ((0, half), (size - half, size)):
-        while start < stop and (block := os.pread(fd, min(2**20, stop - start), start)):
-            digest.update(block)
-            start += len(block)
-    return digest.hexdigest()
 
 
 def _umask() -> int:
