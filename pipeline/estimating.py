@@ -9,7 +9,7 @@ from decimal import Decimal
 from pipeline import plan, report
 from pipeline.job import Job
 from pipeline.plan.compare import Offer, Saving, chunk_sizes, compare, identical_rows, other_lanes, shared_prefix
-from pipeline.plan.costs import tariff
+from pipeline.plan.costs import Tariff
 from pipeline.plan.exact import count_sample
 from pipeline.plan.forecast import Bought
 from pipeline.plan.learned import Learned, merged
@@ -117,16 +117,16 @@ async def _counted(session: Session, given: Input) -> Learned:
 
 async def _savings(given: Input, made: plan.Plan, day: date) -> tuple[Saving, ...]:
     job = given.job
-    model, at = job.model, tariff(job.model, day, own=job.own_rates)
+    at = Tariff(job.model, day, job.own_rates)
     first = sum(cell.prompts for tier, cell in made.work.items() if tier.step != "reduce")
     changed = [(tokens, replace(given, job=other, effort=GLANCE)) for tokens, other in _larger_chunks(job)]
     others = [(tokens, await expected_work(other)) for tokens, other in changed]
     now = await expected_work(replace(given, effort=GLANCE)) if others else {}
     return (
         *identical_rows(made.spared, at),
-        *shared_prefix(first, prefix_tokens(job), model, day, at),
+        *shared_prefix(first, prefix_tokens(job), at),
         *chunk_sizes(now, others, at),
-        *other_lanes(made.work, model, day, job.own_rates),
+        *other_lanes(made.work, at),
     )
 
 

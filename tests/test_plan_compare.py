@@ -16,7 +16,7 @@ from pipeline.plan.compare import (
     other_lanes,
     shared_prefix,
 )
-from pipeline.plan.costs import tariff
+from pipeline.plan.costs import Tariff
 from pipeline.prices import Lane, Rates, fixed_rates
 
 DAY, DECEMBER = date(2026, 11, 23), date(2026, 12, 1)
@@ -154,15 +154,15 @@ def test_room(model: str, longest: int, bound: int | None, expected: str | None)
 
 
 def prefix_of(prompts: int, tokens: int, model: str, day: date = DAY, own: Rates | None = None) -> Iterator[Saving]:
-    return shared_prefix(prompts, tokens, model, day, tariff(model, day, own=own))
+    return shared_prefix(prompts, tokens, Tariff(model, day, own))
 
 
 def test_identical_rows() -> None:
-    assert list(identical_rows(WORK, tariff(LITE, DAY))) == [
+    assert list(identical_rows(WORK, Tariff(LITE, DAY))) == [
         Saving("identical_rows", Decimal("0.55"), "1,000 calls repeat another and are not made")
     ]
-    assert list(identical_rows({}, tariff(LITE, DAY))) == []
-    assert list(identical_rows(WORK, tariff("gemini-9-none", DAY))) == []
+    assert list(identical_rows({}, Tariff(LITE, DAY))) == []
+    assert list(identical_rows(WORK, Tariff("gemini-9-none", DAY))) == []
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_prefix_at_the_jobs_own_prices() -> None:
 
 
 def test_slower_lanes() -> None:
-    assert list(other_lanes(WORK, LITE, DAY)) == [
+    assert list(other_lanes(WORK, Tariff(LITE, DAY))) == [
         Saving("flex", Decimal("0.275"), "50% less, answered as capacity allows"),
         Saving("batch", Decimal("0.275"), "50% less, answered within 24 h"),
     ]
@@ -231,15 +231,15 @@ def test_slower_lanes() -> None:
 
 def test_a_batch_saves_less_where_its_cached_tokens_cost_the_same() -> None:
     cached: Work = {Tier("answer", False): Cell(1000, 1_000_000.0, 800_000.0, 0.0, 0.0)}
-    flex, batch = other_lanes(cached, PRO, DAY)  # 0.25 + 0.10 USD on the standard lane
+    flex, batch = other_lanes(cached, Tariff(PRO, DAY))  # 0.25 + 0.10 USD on the standard lane
     assert (flex.usd, batch.usd) == (Decimal("0.175"), Decimal("0.125"))
     assert batch.detail.startswith("36% less")
 
 
 def test_nothing_is_known_of_lanes_without_a_price_or_at_own_prices() -> None:
-    assert list(other_lanes(WORK, "gemini-9-none", DAY)) == []
-    assert list(other_lanes(WORK, LITE, DAY, fixed_rates(1, 2))) == []
-    assert list(other_lanes({}, LITE, DAY)) == []
+    assert list(other_lanes(WORK, Tariff("gemini-9-none", DAY))) == []
+    assert list(other_lanes(WORK, Tariff(LITE, DAY, fixed_rates(1, 2)))) == []
+    assert list(other_lanes({}, Tariff(LITE, DAY))) == []
 
 
 def test_other_chunk_sizes_are_told_when_they_cost_less() -> None:
@@ -247,7 +247,7 @@ def test_other_chunk_sizes_are_told_when_they_cost_less() -> None:
         return {Tier("map", False): Cell(calls, tokens, 0.0, 0.0, 0.0)}
 
     found = list(
-        chunk_sizes(cut(400, 1_100_000), [(4000, cut(800, 1_300_000)), (16_000, cut(120, 1e6))], tariff(LITE, DAY))
+        chunk_sizes(cut(400, 1_100_000), [(4000, cut(800, 1_300_000)), (16_000, cut(120, 1e6))], Tariff(LITE, DAY))
     )
     assert found == [Saving("chunk_size", Decimal("0.03"), "[chunk] max_tokens = 16000: 120 calls instead of 400")]
-    assert list(chunk_sizes(WORK, [(10, {})], tariff("gemini-9-none", DAY))) == []
+    assert list(chunk_sizes(WORK, [(10, {})], Tariff("gemini-9-none", DAY))) == []

@@ -14,7 +14,6 @@ from jobs import CHUNKED, make_job
 from pipeline.calibration import t_quantile
 from pipeline.job import Job
 from pipeline.plan.amounts import Cell, Range, Tier, Work
-from pipeline.plan.costs import Tariff, priced
 from pipeline.plan.forecast import Forecast
 from pipeline.plan.learned import CALL_COLUMNS, NOTHING, PRIOR_ERROR, Learned, learn
 from pipeline.plan.picks import Picks, Stratum
@@ -27,7 +26,6 @@ RATES = {
     False: Rates(Decimal("0.001"), Decimal("0.0001"), Decimal("0.01")),
     True: Rates(Decimal("0.002"), Decimal("0.0002"), Decimal("0.02")),
 }
-UNKNOWN: Tariff = {False: None, True: None}
 
 
 @pytest.fixture
@@ -187,8 +185,11 @@ def test_longer_parts_may_be_merged_with_less_output(job: Job) -> None:
 # ---- money
 
 
-def cost(tally: Tally, rates: Tariff = RATES) -> Range | None:
-    return tally.cost_usd(lambda work: priced(work, rates))
+def cost(tally: Tally) -> Range | None:
+    def usd(tier: Tier, cell: Cell) -> Decimal:
+        return RATES[tier.long].usd(*map(Decimal, (cell.input_tokens, cell.cached_tokens, cell.answer_tokens)))
+
+    return tally.cost_usd(lambda work: sum((usd(tier, cell) for tier, cell in work.items()), Decimal(0)))
 
 
 def floats(found: Range | None) -> list[float]:
@@ -226,7 +227,7 @@ def test_cost_of_a_sample_is_as_wide_as_the_wider_of_its_tokens(job: Job) -> Non
 
 
 def test_an_unknown_price_is_not_nothing(job: Job) -> None:
-    assert cost(tallied(job, [one_call(100, 10)] * 3, rows=9), UNKNOWN) is None
+    assert tallied(job, [one_call(100, 10)] * 3, rows=9).cost_usd(lambda work: None) is None
 
 
 def test_ranges_of_whole_numbers_begin_at_nothing() -> None:

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pipeline.models import MODELS, Model, answering, model_info
 from pipeline.plan.amounts import Work, total
-from pipeline.plan.costs import Tariff, priced, tariff
-from pipeline.prices import Lane, Rates, note
+from pipeline.plan.costs import Tariff
+from pipeline.prices import Lane, note
 
 ASSUMPTION = "thinking is taken as in the plan: how much another model thinks is unknown"
 
@@ -60,7 +60,7 @@ def compare(
         Offer(
             model.name,
             lane,
-            priced(work, tariff(model.name, day, lane)),
+            Tariff(model.name, day, lane=lane).usd(work),
             seconds if lane == "standard" else None,
             delivery,
             misfit(model, longest_prompt_tokens, max_output_tokens),
@@ -99,29 +99,28 @@ class Saving:
 
 def identical_rows(spared: Work, at: Tariff) -> Iterator[Saving]:
     """What is saved already: `spared` are the calls not made because the same content is sent once."""
-    usd = priced(spared, at)
-    if usd:
+    if usd := at.usd(spared):
         yield Saving("identical_rows", usd, f"{total(spared).prompts:,.0f} calls repeat another and are not made")
 
 
-def shared_prefix(prompts: float, prefix_tokens: int, model: str, day: date, at: Tariff) -> Iterator[Saving]:
+def shared_prefix(prompts: float, prefix_tokens: int, at: Tariff) -> Iterator[Saving]:
     """What the implicit cache saves at most when so many prompts begin with the same `prefix_tokens`.
 
     The plan must not count these tokens as cached already. Nothing is yielded for a model or price that is unknown.
     """
-    answers, rates = model_info(answering(model, day)), at[False]
+    answers, rates = model_info(answering(at.model, at.day)), at.rates()
     if answers is None or rates is None or prompts <= 1:
         return
     missing = answers.min_cached_tokens - prefix_tokens
-    usd = prefix_tokens * Decimal(prompts - 1) * (rates.input - rates.cached)
+    usd = max(Decimal(0), prefix_tokens * Decimal(prompts - 1) * (rates.input - rates.cached))
     if missing > 0:
         usd = Decimal(0)
         detail = (
             f"{prefix_tokens:,} shared tokens; {answers.name} caches from "
             f"{answers.min_cached_tokens:,}: {missing:,} too few"
         )
-    elif usd <= 0:
-        usd, detail = Decimal(0), "the job's own prices give no discount for cached tokens"
+    elif not usd:
+        detail = "the job's own prices give no discount for cached tokens"
     else:
         detail = (
             f"{prompts:,.0f} prompts begin with the same {prefix_tokens:,} tokens, cached at "
@@ -130,15 +129,15 @@ def shared_prefix(prompts: float, prefix_tokens: int, model: str, day: date, at:
     yield Saving("shared_prefix", usd, detail)
 
 
-def other_lanes(work: Work, model: str, day: date, own: Rates | None = None) -> Iterator[Saving]:
-    """What the slower lanes save against standard: nothing at the job's own prices, which are those of every lane."""
+def other_lanes(work: Work, at: Tariff) -> Iterator[Saving]:
+    """What the slower lanes save: nothing at the job's own prices, which are those of every lane."""
     slower: Mapping[Literal["flex", "batch"], str] = {
         "flex": "answered as capacity allows",
         "batch": "answered within 24 h",
     }
-    standard = priced(work, tariff(model, day, own=own))
+    standard = at.usd(work)
     for lane, delivered in slower.items():
-        usd = priced(work, tariff(model, day, lane, own))
+        usd = replace(at, lane=lane).usd(work)
         if standard and usd is not None and usd < standard:
             yield Saving(lane, standard - usd, f"{1 - usd / standard:.0%} less, {delivered}")
 
@@ -148,9 +147,9 @@ def chunk_sizes(work: Work, others: Sequence[tuple[int, Work]], at: Tariff) -> I
 
     `others` are pairs of that number and its work.
     """
-    least = usd = priced(work, at)
+    least = usd = at.usd(work)
     for max_tokens, other in others:
-        other_usd = priced(other, at)
+        other_usd = at.usd(other)
         if usd is not None and least is not None and other_usd is not None and other_usd < least:
             least = other_usd
             calls = f"{total(other).prompts:,.0f} calls instead of {total(work).prompts:,.0f}"

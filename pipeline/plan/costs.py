@@ -1,6 +1,7 @@
 """Work to USD: by price tier and lane, on the days that the calls fall on, and what a user should know of the price."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 
@@ -11,48 +12,44 @@ from pipeline.prices import HORIZON, Lane, PriceChange, Rates, effective_rates, 
 Share = tuple[date, float]
 """Part of a run's calls that are made on one UTC date."""
 
-Tariff = Mapping[bool, Rates | None]
-"""Rates of short prompts, and with True of long ones; None: the price is unknown."""
-
 TOLD_AHEAD = timedelta(days=30)
 """A change so soon after the end of a run is told: a later start would pay it."""
 
 _NO_SUCCESSOR = "no successor is known"
 
 
-def tariff(model: str, day: date, lane: Lane = "standard", own: Rates | None = None) -> Tariff:
-    """Rates of `model` on `day` (UTC); the job's `own` replace those of the tables."""
-    return {long: effective_rates(model, day, lane, long, own) for long in (False, True)}
+@dataclass(frozen=True, slots=True)
+class Tariff:
+    """What a model costs on one day (UTC) in one lane; the job's `own` rates replace those of the tables."""
 
+    model: str
+    day: date
+    own: Rates | None = None
+    lane: Lane = "standard"
 
-def priced(work: Work, at: Tariff) -> Decimal | None:
-    """USD of `work`, thinking billed as output; None: the price is unknown."""
-    usd = Decimal(0)
-    for tier, cell in work.items():
-        rates = at[tier.long]
-        if rates is None:
-            return None
-        usd += rates.usd(*map(Decimal, (cell.input_tokens, cell.cached_tokens, cell.answer_tokens)))
-    return usd
+    def rates(self, long: bool = False) -> Rates | None:
+        """Rates of short or `long` prompts; None: the price is unknown."""
+        return effective_rates(self.model, self.day, self.lane, long, self.own)
 
+    def usd(self, work: Work) -> Decimal | None:
+        """USD of `work`, thinking billed as output; None: the price is unknown."""
+        usd = Decimal(0)
+        for tier, cell in work.items():
+            rates = self.rates(tier.long)
+            if rates is None:
+                return None
+            usd += rates.usd(*map(Decimal, (cell.input_tokens, cell.cached_tokens, cell.answer_tokens)))
+        return usd
 
-def cost_by_day(
-    work: Work, model: str, days: Iterable[Share], own: Rates | None = None
-) -> Mapping[date, Decimal] | None:
-    """USD by UTC date when `work` is spread over `days`, whose shares add up to 1; None: the price is unknown."""
-    by_day: dict[date, Decimal] = {}
-    for day, share in days:
-        usd = priced(work, tariff(model, day, own=own))
-        if usd is None:
-            return None
-        by_day[day] = usd * Decimal(share)
-    return by_day
-
-
-def cost_over(work: Work, model: str, days: Iterable[Share], own: Rates | None = None) -> Decimal | None:
-    """The same in all."""
-    by_day = cost_by_day(work, model, days, own)
-    return None if by_day is None else sum(by_day.values(), Decimal(0))
+    def by_day(self, work: Work, days: Iterable[Share]) -> Mapping[date, Decimal] | None:
+        """USD by date when `work` is spread over `days`, whose shares add up to 1; None: the price is unknown."""
+        by_day: dict[date, Decimal] = {}
+        for day, share in days:
+            usd = replace(self, day=day).usd(work)
+            if usd is None:
+                return None
+            by_day[day] = usd * Decimal(share)
+        return by_day
 
 
 def split_by_day(slots: Iterable[tuple[datetime, datetime, float]]) -> tuple[Share, ...]:
@@ -80,37 +77,31 @@ def _days(starts_at: datetime, ends_at: datetime) -> Iterator[Share]:
     yield at.date(), (ends_at - at) / whole if whole else 1.0
 
 
-def notices(
-    model: str,
-    start: datetime,
-    finish: datetime,
-    own: Rates | None = None,
-    by_day: Mapping[date, Decimal] | None = None,
-) -> tuple[str, ...]:
-    """What happens to the price of `model`, or to itself, during the run or within `TOLD_AHEAD` after it.
+def notices(at: Tariff, finish: datetime, by_day: Mapping[date, Decimal] | None = None) -> tuple[str, ...]:
+    """What happens to the price of a model, or to itself, from the tariff's day on: until `finish` or soon after it.
 
-    `by_day` is the cost as `cost_by_day` splits it, to say how much of it a change concerns. With the job's `own` rates
-    only models that are switched off are told.
+    `by_day` is the cost as the tariff splits it, to say how much of it a change concerns. With the job's own rates only
+    models that are switched off are told.
     """
-    first, last = start.astimezone(UTC).date(), finish.astimezone(UTC).date()
-    changes = price_changes(model, first, last + TOLD_AHEAD)
+    last = finish.astimezone(UTC).date()
+    changes = price_changes(at.model, at.day, last + TOLD_AHEAD)
     until = [*(change.day for change in changes), date.max][1:]
-    told = list(_switched_off(model, first, last, own))
+    told = list(_switched_off(at, last))
     for change, following in zip(changes, until, strict=True):
-        if own and not change.successor:
+        if at.own and not change.successor:
             continue
         concerned = sum((usd for day, usd in (by_day or {}).items() if change.day <= day < following), Decimal(0))
-        told.append(_sentence(change, change.day <= last, None if own else concerned))
+        told.append(_sentence(change, change.day <= last, None if at.own else concerned))
     return tuple(told)
 
 
-def _switched_off(model: str, first: date, last: date, own: Rates | None) -> Iterator[str]:
+def _switched_off(at: Tariff, last: date) -> Iterator[str]:
     """Of a model that another answers for since before the run, or that goes without a successor."""
-    known = model_info(model)
+    known = model_info(at.model)
     if known is None or known.off is None:
         return
-    if known.off <= first:
-        instead = f"{answering(model, first)} answers" + ("" if own else ", at its price")
+    if known.off <= at.day:
+        instead = f"{answering(at.model, at.day)} answers" + ("" if at.own else ", at its price")
         yield f"{known.name} was switched off on {known.off}: {instead if known.successor else _NO_SUCCESSOR}"
     elif known.successor is None and known.off <= last + TOLD_AHEAD:
         yield f"{known.name} is switched off on {known.off}: {_NO_SUCCESSOR}"

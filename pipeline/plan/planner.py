@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 from pipeline import flows
 from pipeline.job import Job
 from pipeline.plan.amounts import Work, total
-from pipeline.plan.costs import cost_by_day, cost_over, notices, split_by_day
+from pipeline.plan.costs import Tariff, notices, split_by_day
 from pipeline.plan.exact import Picked
 from pipeline.plan.expansion import weights
 from pipeline.plan.forecast import Bought, Forecaster
@@ -92,10 +92,12 @@ async def make(given: Input, start: datetime) -> Plan:
     expected = total(tally.expected)
     load = Load(round(expected.prompts), round(expected.input_tokens), tally.largest_tokens, max(1, tally.depth))
     times = timeline(load, pace, start)
-    shares = split_by_day((day.starts_at, day.ends_at, day.prompts) for day in times.days) or ((start.date(), 1.0),)
+    at = Tariff(job.model, start.astimezone(UTC).date(), job.own_rates)
+    shares = split_by_day((day.starts_at, day.ends_at, day.prompts) for day in times.days) or ((at.day, 1.0),)
 
     def cost(work: Work) -> Decimal | None:
-        return cost_over(work, job.model, shares, job.own_rates)
+        by_day = at.by_day(work, shares)
+        return None if by_day is None else sum(by_day.values(), Decimal(0))
 
     return Plan(
         model=job.model,
@@ -120,13 +122,7 @@ async def make(given: Input, start: datetime) -> Plan:
         bounded=tally.bounded,
         based_on=learned.based_on,
         assumptions=tuple(_assumptions(given, tally)),
-        notices=notices(
-            job.model,
-            start,
-            times.finish_at,
-            job.own_rates,
-            cost_by_day(tally.expected, job.model, shares, job.own_rates),
-        ),
+        notices=notices(at, times.finish_at, at.by_day(tally.expected, shares)),
     )
 
 
