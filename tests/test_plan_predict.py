@@ -25,22 +25,22 @@ def predicted(bound: int | None, model: str = MODEL) -> tuple[int, ...]:
 
 
 def test_texts_vary_as_known_answers_do() -> None:
-    taught = known(*[("map", 60, 60, 10 + row, 0) for row in range(81)])
+    taught = known(*[("map", 60, 60, 100 + 10 * row, 0) for row in range(81)])
     predictor = Predictor(taught, MODEL)
     prompts = [prompt("map", name=name << 32) for name in range(2000)]
-    drawn = [predictor.text_tokens(each, "expected", 0) for each in prompts]
-    assert 10 <= min(drawn) < 15 and 85 < max(drawn) <= 90
-    assert sum(drawn) / len(drawn) == pytest.approx(50, rel=0.03)
+    cells, texts = zip(*(predictor.of(each, 0, "expected") for each in prompts), strict=True)
+    drawn = list(map(estimate, texts))
+    assert 100 <= min(drawn) < 150 and 850 < max(drawn) <= 900
+    assert sum(drawn) / len(drawn) == pytest.approx(500, rel=0.03)
     error = taught.lengths.error("map", 81)
-    assert [predictor.text_tokens(prompts[5], each, 0) / drawn[5] for each in ("low", "high")] == pytest.approx(
-        [1 - error, 1 + error]
-    )
-    assert predictor.call(prompts[5], 0)[3:] == pytest.approx((50, 0))
+    low, high = (estimate(predictor.of(prompts[5], 0, scenario)[1]) for scenario in SCENARIOS[::2])
+    assert [low / drawn[5], high / drawn[5]] == pytest.approx([1 - error, 1 + error], abs=0.01)
+    assert cells[5][3:] == pytest.approx((500, 0))
 
 
 def test_a_text_is_as_long_as_predicted_and_differs_by_prompt() -> None:
     predictor = Predictor(NOTHING, MODEL)
     one, other = (prompt(bound=200, name=name << 64) for name in (1, 2**60))
-    texts = [predictor.text(each, "expected", 0) for each in (one, other)]
+    texts = [predictor.of(each, 0, "expected")[1] for each in (one, other)]
     assert texts[0] != texts[1]
     assert [estimate(text) for text in texts] == pytest.approx([100, 100], abs=1)

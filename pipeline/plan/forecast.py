@@ -88,17 +88,16 @@ class Forecaster:
             nonlocal largest_tokens, characters
             if (bought := await self._bought(prompt)) is not None:
                 return bought
-            cell = predictor.call(prompt, kind)
+            cell, text = predictor.of(prompt, kind, scenario)
             tokens = cell.input_tokens
             largest_tokens = max(largest_tokens, round(tokens))
             if tokens > self._most_tokens:
                 return _TOO_LONG
-            content = int(prompt.fingerprint(predictor.model)[:16], 16)
+            content = int(prompt.fingerprint(self._job.model)[:16], 16)
             sums = spared if repeats or content in seen else work
             seen.add(content)
             add(sums, {Tier(prompt.step, tokens > LONG_PROMPT_TOKENS): cell})
             levels.add(prompt.level)
-            text = predictor.text(prompt, scenario, kind)
             characters += len(text)
             return Reply(text, "ok")
 

@@ -15,7 +15,7 @@ from pipeline.plan.forecast import Forecast
 from pipeline.plan.learned import Learned
 from pipeline.plan.picks import Picks
 from pipeline.plan.plans import Example
-from pipeline.plan.predict import bounded
+from pipeline.plan.predict import Scenario, predicted_output
 from pipeline.plan.survey import EXAMPLES
 from pipeline.records import Document
 
@@ -68,10 +68,18 @@ class Tally:
     @cached_property
     def works(self) -> tuple[Work, Work, Work]:
         """Calls in each of `SCENARIOS`."""
+        return self._bounded(self._low, "low"), self.expected, self._bounded(self._high, "high")
+
+    def _bounded(self, merging: Work, scenario: Scenario) -> Work:
+        """Calls with these `merging` ones; answers of the scenario's length where nothing is known of the step's."""
         first = {tier: cell for tier, cell in self.expected.items() if tier.step != "reduce"}
-        low, high = {**first, **self._low}, {**first, **self._high}
-        known = self._job, self._learned
-        return bounded(low, *known, "low"), self.expected, bounded(high, *known, "high")
+        work = {**first, **merging}
+        for tier, cell in work.items():
+            params = self._job.reduce_params if tier.step == "reduce" else self._job.params
+            if params and not self._learned.lengths.knows(tier.step):
+                each = predicted_output(params.max_output_tokens, self._job.model, scenario)
+                work[tier] = cell._replace(output_tokens=cell.prompts * each)
+        return work
 
     def prompts(self) -> Range:
         """Calls: the merging ones depend on the length of answers."""
