@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plan import picks as drawing
-from pipeline.plan.expansion import half_widths, weights
 from pipeline.plan.picks import Picks, Stratum
 from pipeline.plan.survey import Survey
 
@@ -28,9 +27,9 @@ class Expanded(NamedTuple):
 def of_picks(picks: Picks, amounts: Sequence[Mapping[str, float]]) -> Expanded:
     names = dict.fromkeys(name for row in amounts for name in row)
     columns = {name: pl.Series([row.get(name, 0.0) for row in amounts], dtype=pl.Float64) for name in names}
-    weight = weights(picks)
+    weight = picks.weights()
     totals = {name: float((weight * column).sum()) for name, column in columns.items()}
-    return Expanded(totals, half_widths(picks, pl.DataFrame(columns)))
+    return Expanded(totals, picks.half_widths(pl.DataFrame(columns)))
 
 
 def expanded(rows: Sequence[Row], most_rows: int, seed: int = 0) -> Expanded:
@@ -101,8 +100,8 @@ def test_an_amount_that_few_rows_have_is_zero_in_the_others() -> None:
 
 def test_an_empty_table() -> None:
     picks = Picks(pl.Series([], dtype=pl.UInt32), pl.Series([], dtype=pl.UInt16), {})
-    assert len(weights(picks)) == 0
-    assert half_widths(picks, pl.DataFrame(schema={"z": pl.Float64})) == {"z": 0.0}
+    assert len(picks.weights()) == 0
+    assert picks.half_widths(pl.DataFrame(schema={"z": pl.Float64})) == {"z": 0.0}
 
 
 # ---- how wide

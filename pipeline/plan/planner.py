@@ -15,7 +15,6 @@ from pipeline.job import Job
 from pipeline.plan.amounts import Work, total
 from pipeline.plan.costs import Tariff, notices, split_by_day
 from pipeline.plan.exact import Picked
-from pipeline.plan.expansion import weights
 from pipeline.plan.forecast import Bought, Forecaster
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Load, Pace
@@ -139,7 +138,7 @@ async def first_prompts(given: Input) -> list[Picked]:
     """
     prompts: list[Picked] = []
     picks = given.picks()
-    told = given.survey.at(picks.numbers).select("row", "kind", "repeat", weight=weights(picks))
+    told = given.survey.at(picks.numbers).select("row", "kind", "repeat", weight=picks.weights())
     about = {row: known for row, *known in told.iter_rows()}
 
     async def collect(prompt: Prompt) -> Reply:

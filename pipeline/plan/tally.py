@@ -10,7 +10,6 @@ import polars as pl
 
 from pipeline.job import Job
 from pipeline.plan.amounts import Cell, Range, Tier, Work, add, total
-from pipeline.plan.expansion import half_widths, weights
 from pipeline.plan.forecast import Forecast
 from pipeline.plan.learned import Learned
 from pipeline.plan.picks import Picks
@@ -27,7 +26,7 @@ class Tally:
 
     def __init__(self, job: Job, picks: Picks, learned: Learned) -> None:
         self._job, self._picks, self._learned = job, picks, learned
-        self._weights = iter(weights(picks))
+        self._weights = iter(picks.weights())
         self._amounts: list[tuple[float, ...]] = []  # of each document, where they are a sample
         self._low: dict[Tier, Cell] = {}  # merging calls alone
         self._high: dict[Tier, Cell] = {}
@@ -122,7 +121,7 @@ class Tally:
         """Half the 95 % intervals from sampling."""
         if self._picks.whole:
             return dict.fromkeys(_WATCHED, 0.0)
-        return half_widths(self._picks, pl.DataFrame(self._amounts, _WATCHED, orient="row"))
+        return self._picks.half_widths(pl.DataFrame(self._amounts, _WATCHED, orient="row"))
 
     @property
     def _doubt(self) -> float:
