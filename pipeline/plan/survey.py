@@ -66,39 +66,27 @@ def survey(source: Source, rows: int) -> Survey:
     large table 20 bytes a row go to temporary files, and a few MB are in memory. Blocks: run it in a thread. Raises
     `InputError` when there is no room for the files.
     """
-    facts, firsts = Spill(_PURPOSE), Spill(_PURPOSE)
+    facts, contents = Spill(_PURPOSE), Spill(_PURPOSE)
     groups = rows // _SLICE_ROWS + 1
     empty, repeats = [pl.Series(dtype=pl.Boolean)], [pl.Series(dtype=pl.Boolean)]
-    shown = pl.DataFrame(schema={"row": pl.UInt32, "hash": pl.UInt64})
-    for frame in _slices(_parts(source, rows)):
+    for frame in _slices(source, rows):
         facts.add(frame.select("size", "kind"))
         empty.append(frame["empty"])
         repeats.append(~frame["hash"].is_first_distinct() & ~frame["empty"])
-        contents = frame.select("row", "hash")
-        shown = _first([shown, contents.filter(repeats[-1])])
-        for (group,), part in contents.filter(~repeats[-1] & ~empty[-1]).group_by(
-            pl.col("hash") % groups, maintain_order=True
-        ):
-            firsts.add(part, int(str(group)))  # of each content within its slice
+        shown_at_most = repeats[-1].cum_sum() <= EXAMPLES
+        told = frame.select("row", "hash").filter(~empty[-1] & (~repeats[-1] | shown_at_most))
+        for (group,), part in told.group_by(pl.col("hash") % groups, maintain_order=True):
+            contents.add(part, int(str(group)))
     repeat = pl.concat(repeats, rechunk=True)
-
-    def alike(group: int) -> pl.DataFrame:
-        return pl.concat([shown.clear(), *firsts.frames(group)])
-
-    for told in map(alike, range(groups)):
-        later = told.filter(~told["hash"].is_first_distinct())
+    shown = pl.DataFrame(schema={"row": pl.UInt32, "first": pl.UInt32})
+    for group in range(groups):
+        alike = pl.concat([pl.DataFrame(schema={"row": pl.UInt32, "hash": pl.UInt64}), *contents.frames(group)])
+        later = alike.filter(~alike["hash"].is_first_distinct())
         repeat.scatter(later["row"], True)
-        shown = _first([shown, later])
-    first_repeats = tuple(
-        (row, alike(content % groups).filter(pl.col("hash") == content).item(0, "row"))
-        for row, content in shown.iter_rows()
-    )
-    return Survey(facts, repeat, pl.concat(empty, rechunk=True), first_repeats)
-
-
-def _first(repeats: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """A few of these rows, to be shown."""
-    return pl.concat(repeats).sort("row").head(EXAMPLES)
+        pairs = alike.join(later.head(EXAMPLES), on="hash", suffix="_later")
+        firsts = pairs.group_by(pl.col("row_later").alias("row")).agg(pl.col("row").min().alias("first"))
+        shown = pl.concat([shown, firsts]).sort("row").head(EXAMPLES)
+    return Survey(facts, repeat, pl.concat(empty, rechunk=True), tuple(shown.iter_rows()))
 
 
 def keys_of(source: Source, rows: Collection[int]) -> dict[int, str]:
@@ -114,25 +102,18 @@ def keys_of(source: Source, rows: Collection[int]) -> dict[int, str]:
     return keys
 
 
-def _parts(source: Source, rows: int) -> Iterator[pl.DataFrame]:
-    yield _measured(pl.DataFrame(schema={**source.schema, ROW: pl.Int64()}), source)
+def _slices(source: Source, rows: int) -> Iterator[pl.DataFrame]:
+    """The first `rows` rows, measured, in slices, at least one."""
+    held = [_measured(pl.DataFrame(schema={**source.schema, ROW: pl.Int64()}), source)]
     for frame in source.batches(size=_FRAME_ROWS):
         left = rows - frame.item(0, ROW)
-        yield _measured(frame.head(left), source)
-        if left <= frame.height:
-            return
-
-
-def _slices(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """The rows of `frames` in fewer and longer ones, at least one."""
-    held: list[pl.DataFrame] = []
-    for frame in frames:
-        held.append(frame)
+        held.append(_measured(frame.head(left), source))
         if sum(each.height for each in held) >= _SLICE_ROWS:
             yield pl.concat(held, rechunk=True)
-            held.clear()
-    if held:
-        yield pl.concat(held, rechunk=True)
+            del held[1:]
+        if left <= frame.height:
+            break
+    yield pl.concat(held, rechunk=True)
 
 
 def _measured(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
