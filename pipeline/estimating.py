@@ -116,12 +116,11 @@ async def _counted(session: Session, given: Input) -> Learned:
 
 
 async def _savings(given: Input, made: plan.Plan, day: date) -> tuple[Saving, ...]:
-    job = given.job
+    job, glance = given.job, replace(given, effort=GLANCE)
     at = Tariff(job.model, day, job.own_rates)
     first = sum(cell.prompts for tier, cell in made.work.items() if tier.step != "reduce")
-    changed = [(tokens, replace(given, job=other, effort=GLANCE)) for tokens, other in _larger_chunks(job)]
-    others = [(tokens, await expected_work(other)) for tokens, other in changed]
-    now = await expected_work(replace(given, effort=GLANCE)) if others else {}
+    others = [(tokens, await expected_work(replace(glance, job=other))) for tokens, other in _larger_chunks(job)]
+    now = await expected_work(glance) if others else {}
     return (
         *identical_rows(made.spared, at),
         *shared_prefix(first, prefix_tokens(job), at),

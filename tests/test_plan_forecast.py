@@ -53,7 +53,7 @@ def forecasts(
     def made(its: Forecast) -> Made:
         row = pl.Series([0], dtype=pl.UInt32)
         tally = Tally(job, Picks(row, row.cast(pl.UInt16), {0: Stratum(0, 1, 0, 0)}), learned)
-        tally.add(documents[0], its, 0)
+        tally.add(documents[0], its, 0, 1.0)
         return Made(*tally.works, its)
 
     return list(map(made, anyio.run(everything)))

@@ -58,8 +58,8 @@ def tallied(
     numbers = pl.Series(range(len(forecasts)), dtype=pl.UInt32)
     picks = Picks(numbers, (numbers * 0).cast(pl.UInt16), strata)
     tally = Tally(job, picks, learned)
-    for row, each in enumerate(forecasts):
-        tally.add(Document(row, f"key {row}", {}), each, kinds[row] if kinds else 0)
+    for row, (each, weight) in enumerate(zip(forecasts, picks.weights(), strict=True)):
+        tally.add(Document(row, f"key {row}", {}), each, kinds[row] if kinds else 0, weight)
     return tally
 
 

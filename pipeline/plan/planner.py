@@ -1,7 +1,7 @@
 """The plan of a run: what is left to do, and what it will take in calls, tokens, money and time. Nothing is sent."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -26,7 +26,7 @@ from pipeline.plan.tally import Tally
 from pipeline.plan.timing import timeline
 from pipeline.prices import CHECKED
 from pipeline.prompts import Prompt
-from pipeline.records import STEPS, Reply, Step
+from pipeline.records import STEPS, Document, Reply, Step
 from pipeline.source import Source
 from pipeline.source.order import reading_order
 from pipeline.tokens import estimate
@@ -137,18 +137,17 @@ async def first_prompts(given: Input) -> list[Picked]:
     Those of a row that repeats another stand for nothing: they are not sent.
     """
     prompts: list[Picked] = []
-    picks = given.picks()
-    told = given.survey.at(picks.numbers).select("row", "kind", "repeat", weight=picks.weights())
-    about = {row: known for row, *known in told.iter_rows()}
+    asked: list[Prompt] = []
 
     async def collect(prompt: Prompt) -> Reply:
-        kind, repeat, weight = about[prompt.row]
-        if prompt.step != "reduce":
-            prompts.append(Picked(prompt, kind, 0.0 if repeat else weight * prompt.input_tokens_est))
+        asked.append(prompt)
         return Reply("", "ok")
 
-    for document in documents(given.source, picks):
+    for document, kind, repeat, weight in _looked_at(given, given.picks()):
+        asked.clear()
         await flows.run(document, given.job, collect)
+        times = 0.0 if repeat else weight
+        prompts += (Picked(each, kind, times * each.input_tokens_est) for each in asked if each.step != "reduce")
     return prompts
 
 
@@ -163,14 +162,18 @@ async def _tallied(given: Input) -> tuple[Picks, Tally]:
     picks = given.picks()
     forecaster = Forecaster(given.job, given.learned, given.bought, given.pace.limits)
     tally = Tally(given.job, picks, given.learned)
-    told = given.survey.at(picks.numbers)
-    rows = zip(documents(given.source, picks), told["kind"], told["repeat"], strict=True)
-    for number, (document, kind, repeated) in enumerate(rows):
+    for number, (document, kind, repeated, weight) in enumerate(_looked_at(given, picks)):
         if number % _UNTIL_HEEDED == 0:
             await checkpoint()
         apart = repeated and not picks.whole  # the row that it repeats need not be picked
-        tally.add(document, await forecaster.of(document, kind, apart), kind)
+        tally.add(document, await forecaster.of(document, kind, apart), kind, weight)
     return picks, tally
+
+
+def _looked_at(given: Input, picks: Picks) -> Iterator[tuple[Document, int, bool, float]]:
+    """Each picked row with its kind of script, whether it repeats another, and for how many rows it stands."""
+    told = given.survey.at(picks.numbers)
+    return zip(documents(given.source, picks), told["kind"], told["repeat"], picks.weights(), strict=True)
 
 
 def _steps(work: Work, learned: Learned, cost: Callable[[Work], Decimal | None]) -> Mapping[Step, StepPlan]:

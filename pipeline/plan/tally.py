@@ -22,11 +22,10 @@ _WATCHED = ("prompts", "input", "output")
 
 
 class Tally:
-    """Adds up forecasts of the picked rows, one after another, each as often as the rows that it stands for."""
+    """Adds up forecasts of the picked rows, one after another."""
 
     def __init__(self, job: Job, picks: Picks, learned: Learned) -> None:
         self._job, self._picks, self._learned = job, picks, learned
-        self._weights = iter(picks.weights())
         self._amounts: list[tuple[float, ...]] = []  # of each document, where they are a sample
         self._low: dict[Tier, Cell] = {}  # merging calls alone
         self._high: dict[Tier, Cell] = {}
@@ -37,9 +36,8 @@ class Tally:
         self.examples: dict[str, list[Example]] = defaultdict(list)
         self.largest_tokens = self.depth = 0
 
-    def add(self, document: Document, forecast: Forecast, kind: int) -> None:
-        """Count the document of the next picked row, whose text is of this kind of script."""
-        weight = next(self._weights)
+    def add(self, document: Document, forecast: Forecast, kind: int, weight: float) -> None:
+        """Count the document of the next picked row, whose text is of this kind of script, as so many rows."""
         add(self.expected, forecast.work, weight)
         add(self.spared, forecast.spared, weight)
         add(self._low, forecast.low, weight)
