@@ -3,18 +3,16 @@
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from pipeline import plan, report
-from pipeline.job import Job
-from pipeline.plan.compare import Offer, Saving, chunk_sizes, compare, identical_rows, other_lanes, shared_prefix
-from pipeline.plan.costs import Tariff
+from pipeline.plan.compare import Offer, Saving, compare, savings
 from pipeline.plan.exact import count_sample
 from pipeline.plan.forecast import Bought
 from pipeline.plan.learned import Learned, merged
 from pipeline.plan.picks import pick_pilot
-from pipeline.plan.planner import EVERYTHING, GLANCE, POOL, USUAL, Input, expected_work, first_prompts, prefix_tokens
+from pipeline.plan.planner import EVERYTHING, POOL, USUAL, Input, first_prompts
 from pipeline.plan.timing import Deadline, deadline
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
@@ -57,12 +55,12 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
         if wishes.exact:
             given = replace(given, learned=merged(given.learned, await _counted(session, given)))
         made = await plan.make(given, start)
-        savings = await _savings(given, made, start.date()) if wishes.compare else ()
+        saved = await savings(given, made, start.date()) if wishes.compare else ()
     room, seconds = session.working.params.max_output_tokens, made.timeline.seconds
     offers = compare(made.work, made.load.largest_tokens, room, seconds, start.date()) if wishes.compare else ()
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
     told = replace(made, notices=(*_elsewhere(session), *notices_of(session, made, spent_usd)))
-    return Estimate(told, offers, savings, deadline(made.load, made.pace, start, wishes.by) if wishes.by else None)
+    return Estimate(told, offers, saved, deadline(made.load, made.pace, start, wishes.by) if wishes.by else None)
 
 
 def _elsewhere(session: Session) -> Iterator[str]:
@@ -113,27 +111,3 @@ async def _counted(session: Session, given: Input) -> Learned:
     prompts = await first_prompts(replace(given, effort=POOL))
     async with open_services(session) as services:
         return await count_sample(prompts, services.count_tokens)
-
-
-async def _savings(given: Input, made: plan.Plan, day: date) -> tuple[Saving, ...]:
-    job, glance = given.job, replace(given, effort=GLANCE)
-    at = Tariff(job.model, day, job.own_rates)
-    first = sum(cell.prompts for tier, cell in made.work.items() if tier.step != "reduce")
-    others = [(tokens, await expected_work(replace(glance, job=other))) for tokens, other in _larger_chunks(job)]
-    now = await expected_work(glance) if others else {}
-    return (
-        *identical_rows(made.spared, at),
-        *shared_prefix(first, prefix_tokens(job), at),
-        *chunk_sizes(now, others, at),
-        *other_lanes(made.work, at),
-    )
-
-
-def _larger_chunks(job: Job) -> Iterator[tuple[int, Job]]:
-    """The job with pieces two, four and eight times as long."""
-    chunk = job.spec.chunk
-    if chunk is None:
-        return
-    for factor in (2, 4, 8):
-        longer = chunk.model_copy(update={"max_tokens": chunk.max_tokens * factor})
-        yield longer.max_tokens, replace(job, spec=job.spec.model_copy(update={"chunk": longer}))

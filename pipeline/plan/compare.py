@@ -1,15 +1,20 @@
 """The same work on other models and lanes, and what would make it cheaper."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from typing import Literal
 
+from pipeline.job import Job
 from pipeline.models import MODELS, Model, answering, model_info
 from pipeline.plan.amounts import Work, total
 from pipeline.plan.costs import Tariff
+from pipeline.plan.planner import GLANCE, Input, expected_work
+from pipeline.plan.plans import Plan
 from pipeline.prices import Lane, note
+from pipeline.tokens import estimate
 
 ASSUMPTION = "thinking is taken as in the plan: how much another model thinks is unknown"
 
@@ -95,6 +100,37 @@ class Saving:
     what: Literal["identical_rows", "shared_prefix", "flex", "batch", "chunk_size"]
     usd: Decimal
     detail: str
+
+
+async def savings(given: Input, made: Plan, day: date) -> tuple[Saving, ...]:
+    """All that would make the plan of `given` cheaper, at the prices of `day` (UTC)."""
+    job, glance = given.job, replace(given, effort=GLANCE)
+    at = Tariff(job.model, day, job.own_rates)
+    first = sum(cell.prompts for tier, cell in made.work.items() if tier.step != "reduce")
+    others = [(tokens, await expected_work(replace(glance, job=other))) for tokens, other in _larger_chunks(job)]
+    now = await expected_work(glance) if others else {}
+    return (
+        *identical_rows(made.spared, at),
+        *shared_prefix(first, prefix_tokens(job), at),
+        *chunk_sizes(now, others, at),
+        *other_lanes(made.work, at),
+    )
+
+
+def _larger_chunks(job: Job) -> Iterator[tuple[int, Job]]:
+    """The job with pieces two, four and eight times as long."""
+    chunk = job.spec.chunk
+    if chunk is None:
+        return
+    for factor in (2, 4, 8):
+        longer = chunk.model_copy(update={"max_tokens": chunk.max_tokens * factor})
+        yield longer.max_tokens, replace(job, spec=job.spec.model_copy(update={"chunk": longer}))
+
+
+def prefix_tokens(job: Job) -> int:
+    """Tokens that all first prompts of the job begin with: system instruction and template up to its first tag."""
+    literal = re.split(r"\{[{%#]", job.template.source, maxsplit=1)[0]
+    return estimate(job.params.system or "") + estimate(literal)
 
 
 def identical_rows(spared: Work, at: Tariff) -> Iterator[Saving]:

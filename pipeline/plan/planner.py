@@ -1,6 +1,5 @@
 """The plan of a run: what is left to do, and what it will take in calls, tokens, money and time. Nothing is sent."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +28,6 @@ from pipeline.prompts import Prompt
 from pipeline.records import STEPS, Document, Reply, Step
 from pipeline.source import Source
 from pipeline.source.order import reading_order
-from pipeline.tokens import estimate
 
 
 class Effort(NamedTuple):
@@ -149,12 +147,6 @@ async def first_prompts(given: Input) -> list[Picked]:
         times = 0.0 if repeat else weight
         prompts += (Picked(each, kind, times * each.input_tokens_est) for each in asked if each.step != "reduce")
     return prompts
-
-
-def prefix_tokens(job: Job) -> int:
-    """Tokens that all first prompts of the job begin with: system instruction and template up to its first tag."""
-    literal = re.split(r"\{[{%#]", job.template.source, maxsplit=1)[0]
-    return estimate(job.params.system or "") + estimate(literal)
 
 
 async def _tallied(given: Input) -> tuple[Picks, Tally]:
