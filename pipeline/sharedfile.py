@@ -69,11 +69,10 @@ class SharedFile:
                     raise
                 self._set_aside(error)
                 self._db = self._connected()
-            self._db.execute(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
+            self._be_quick()
         except (OSError, sqlite3.Error) as error:
             self._drop()
             raise unusable(name, path, error, hint) from error
-        self._busy_s = _BUSY_S
 
     def __enter__(self) -> Self:
         return self
@@ -87,9 +86,14 @@ class SharedFile:
         """Close the connection."""
         self._drop()
 
+    @property
+    def blind(self) -> bool:
+        """Whether it could not be used, and is left alone for now."""
+        return self._retry_at is not None and self._clock() < self._retry_at
+
     def read(self, work: Callable[[sqlite3.Connection], Found]) -> Found | None:
         """What `work` returns, which must not be None; None while the file cannot be used."""
-        if self._retry_at is not None and self._clock() < self._retry_at:
+        if self.blind:
             return None
         try:
             if self._db is None:
@@ -127,6 +131,18 @@ class SharedFile:
         """Use the file at once, and wait for a lock as long as at the start: nothing else is going on any more."""
         self._drop()
         self._busy_s, self._retry_at = PATIENCE_S, None
+
+    def insist(self) -> None:
+        """Try once now, as patient as at the start: nothing else is going on. A lock that is still there is trouble."""
+        self.be_patient()
+        self._retry_at = self._clock()
+        self.write(lambda db: True)
+        self._be_quick()
+
+    def _be_quick(self) -> None:
+        self._busy_s = _BUSY_S
+        if self._db:
+            self._db.execute(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
 
     def _drop(self) -> None:
         """Close the connection, whatever state it is in; an unfinished transaction is undone."""

@@ -2,11 +2,12 @@
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from random import Random
+from threading import Timer
 from typing import Any
 
 import anyio
@@ -256,6 +257,36 @@ def test_a_cap_on_all_runs_that_cannot_be_kept_stops_the_run_and_no_other_cap_do
         stopped = session(store, service, [1], book=book, month_cap_usd=Decimal(1)).stopped
         assert stopped is not None and stopped.exit_code == 3 and "the disk is full" in stopped.message
         assert "the same command continues" in stopped.hint and service.requests == 1
+
+
+@pytest.mark.parametrize("lock_s", [0.3, None])
+def test_a_run_does_not_spend_beside_others_while_their_book_is_locked(
+    tmp_path: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch, lock_s: float | None
+) -> None:
+    """After a lock of a tenth of a second it went by its own counts for five, and so could its neighbours."""
+    monkeypatch.setattr("pipeline.sharedfile.PATIENCE_S", 1.0)
+    path, cap = tmp_path / "s", Decimal("0.1")
+    with SpendBook(path, "p", "run") as book, SpendBook(path, "p", "other") as others, ExitStack() as lock:
+        others.add(WORST)
+
+        class Shared(Service):
+            async def send(self, one: Prompt, target: Target) -> Outcome:
+                number, outcome = self.requests, await super().send(one, target)
+                if number == 1:
+                    other = lock.enter_context(closing(sqlite3.connect(path, check_same_thread=False)))
+                    other.execute("BEGIN EXCLUSIVE")
+                    if lock_s is not None:
+                        Timer(lock_s, other.rollback).start()
+                if number == 3:
+                    others.add(cap - 20 * WORST)
+                return outcome
+
+        service = Shared(lambda number: answer(99))
+        stopped = session(store, service, range(90), book=book, day_cap_usd=cap).stopped
+        assert stopped is not None and stopped.exit_code == 3 and service.billed_usd <= 19 * WORST
+        assert ("could pass the day's budget" if lock_s else "budget of the day or month cannot be kept") in str(
+            stopped
+        )
 
 
 # ---- D1: who answers has no price

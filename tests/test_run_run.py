@@ -94,11 +94,13 @@ def test_a_quota_book_that_fails_in_mid_run_stops_nothing(here: Path, fault: str
 
 @pytest.mark.parametrize("fault", ["locked", "damaged"])
 def test_a_day_cap_that_cannot_be_kept_stops_the_run_resumable(here: Path, fault: str) -> None:
-    with served(latency_s=0.02, model_version=None) as url:
+    with served(latency_s=0.1, model_version=None) as url:
         cap = {"max_usd_per_day": 5.0}
         with holding() as lock:
             meddle = lock if fault == "locked" else damage
-            run = Run(here, url, lambda: meddle(place("spend.sqlite")), budget=cap)
+            # A lock is met when more is in flight than ever before: at the tenth answer twenty are at most.
+            wide = {"rpm": 0, "tpm": 0, "concurrency": 60}
+            run = Run(here, url, lambda: meddle(place("spend.sqlite")), budget=cap, limits=wide)
         stopped = run.ended.stopped
         assert isinstance(stopped, BudgetReached) and run.ended.exit_code == 3
         assert str(place("spend.sqlite")) in stopped.message and "the same command continues" in stopped.hint

@@ -110,6 +110,11 @@ class SpendBook(SharedFile):
                 " the caps of day and month do not count it"
             )
 
+    def insist(self) -> None:
+        """As of any shared file; and what could not be written is."""
+        super().insist()
+        self._write()
+
     def add(self, usd: Decimal) -> None:
         """Count what a request cost, rounded up to a billionth of a dollar; never less than nothing."""
         day, nano = self._day(), _nano(usd)

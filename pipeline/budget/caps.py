@@ -17,6 +17,15 @@ class Book(Protocol):
     on_trouble: Callable[[str], None]
     made_anew: str
 
+    @property
+    def blind(self) -> bool:
+        """Whether nothing is seen of the others for some seconds, nor shown to them: its file is locked."""
+        ...
+
+    def insist(self) -> None:
+        """Look again now, however long that takes; if it is in vain, that is `trouble`."""
+        ...
+
     def spent(self) -> tuple[Decimal, Decimal]:
         """USD of this day, and of this month."""
         ...
@@ -73,12 +82,17 @@ class Spending:
         """Whether there is any cap."""
         return any(usd is not None for usd in (self.cap_usd, self.day_cap_usd, self.month_cap_usd))
 
+    @property
+    def _shared(self) -> bool:
+        """Whether there is a cap on what all runs spend."""
+        return self.day_cap_usd is not None or self.month_cap_usd is not None
+
     def caps(self) -> Iterator[Cap]:
         """Every cap that there is, as it stands now."""
         if self.cap_usd is not None:
             hint = "raise `[budget] max_usd` or `--max-cost`; the same command then continues"
             yield Cap("the budget", self.cap_usd, self.spent_usd, hint)
-        if self.book is None or (self.day_cap_usd is None and self.month_cap_usd is None):
+        if self.book is None or not self._shared:
             return
         spent, lost = self.book.spent(), self.book.lost()
         for which, name, key, cap, period in (
@@ -89,10 +103,22 @@ class Spending:
                 hint = f"the same command continues {period}, or now with a higher [budget] {key}"
                 yield Cap(name, cap, spent[which], hint, lost[which])
 
-    def unkept(self) -> BudgetReached | None:
-        """Why the caps over several runs cannot be kept, if so: what the others spend, or this one, cannot be told."""
-        trouble = self.book.trouble if self.book is not None else None
-        if trouble is None or (self.day_cap_usd is None and self.month_cap_usd is None):
+    @property
+    def blind(self) -> bool:
+        """Whether what the others spend is not known for some seconds, though a cap asks for it."""
+        return self.book is not None and self._shared and self.book.blind
+
+    def unkept(self, patient: bool = False) -> BudgetReached | None:
+        """Why the caps over several runs cannot be kept, if so: what the others spend, or this one, cannot be told.
+
+        `patient`: a lock is waited for first.
+        """
+        if self.book is None or not self._shared:
+            return None
+        if patient and self.book.blind:
+            self.book.insist()
+        trouble = self.book.trouble
+        if trouble is None:
             return None
         return BudgetReached(
             f"the budget of the day or month cannot be kept: {trouble}",

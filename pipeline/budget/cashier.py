@@ -113,7 +113,7 @@ class Cashier:
             return True
         if unkept := self._unkept():
             raise unkept
-        if len(self._held) >= max(1, 2 * self._seen.replies):
+        if self._held and (self._spending.blind or len(self._held) >= 2 * self._seen.replies):
             return False
         worst = worst_case_usd(prompt, target)
         held = (worst or _NONE) * self._seen.ratio
@@ -205,7 +205,7 @@ class Cashier:
                 f"{self._unpriced} answers, whose price is unknown: the budget cannot be kept",
                 "set [model] prices = { input = …, output = … } and run again",
             )
-        return self._spending.unkept()
+        return self._spending.unkept(patient=not self._held)
 
     def _settle(self, prompt: Prompt, target: Target) -> tuple[Decimal | None, Decimal | None]:
         worst, held = self._held.pop(prompt.fingerprint(target.model), (None, None))
