@@ -117,6 +117,35 @@ def test_a_log_says_that_a_stopped_run_waits_and_no_time_left(capsys: pytest.Cap
     assert capsys.readouterr().err.splitlines() == ["stopping: waiting for 4 replies (Ctrl-C again to abandon them)"]
 
 
+def test_a_log_says_once_that_everything_waits_and_again_when_something_changes_or_after_an_hour(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.console.progress.time.time", anyio.current_time)
+    monitor = Monitor(rows=10, prompts=10, calls=2)
+
+    class Waiting:
+        rate_limited, in_flight, waits_until = 0, 0, 1e6
+
+        @property
+        def use(self) -> tuple[float, float]:
+            return max(0.0, 1 - anyio.current_time() / 60), 0.0  # the minute passes
+
+    monitor.desk = cast(Dispatcher, Waiting())
+
+    def said(hours: float) -> list[str]:
+        async def main() -> None:
+            with anyio.move_on_after(hours * 3600 + 1):
+                await watch(monitor)
+
+        run(main)
+        return capsys.readouterr().err.splitlines()
+
+    assert said(0.9) == ["2/10 calls  20%  0 rows  $0.00  waits until 13:46:40 UTC"]
+    assert len(said(3.1)) == 4
+    monitor.desk = cast(Dispatcher, SimpleNamespace(use=(0.0, 0.0), rate_limited=0, waits_until=None))
+    assert len(said(0.1)) == 24, "a sign of life, while it works"
+
+
 def test_progress_counts_calls_that_need_not_be_made() -> None:
     line = progress_line(Monitor(rows=10, prompts=20, calls=5, saved=Saved(identical=3, cached=2)), bar=False)
     assert line.startswith("10/20 calls  50%")

@@ -27,6 +27,7 @@ from pipeline.run.engine import Monitor
 REFRESH_S = 0.25
 QUIET_S = 15.0
 """Between progress lines when stderr is no terminal."""
+_AGAIN_S = 3600.0  # until a log says once more that all waits, if nothing changed
 RECENT_S = 120.0
 """The time left goes by the pace of so long: limits grow, other runs come and go, outages end."""
 _BAR, _SPINNER, _GAP = 10, 2, "  "
@@ -108,15 +109,17 @@ async def _progress(monitor: Monitor) -> None:
                     styled(stopping_line(monitor, width) or fitting_line(monitor, width, recent.since(monitor)))
                 )
                 await anyio.sleep(REFRESH_S)
-    since = 0.0
+    told, quiet_s = "", 0.0
     while True:
-        await anyio.sleep(REFRESH_S)
-        _tell(monitor)
-        mark = recent.since(monitor)
-        since += REFRESH_S
-        if since >= QUIET_S:
-            err.print(stopping_line(monitor, err.width) or progress_line(monitor, bar=False, since=mark))
-            since = 0.0
+        for _ in range(round(QUIET_S / REFRESH_S)):
+            await anyio.sleep(REFRESH_S)
+            _tell(monitor)
+            mark = recent.since(monitor)
+        quiet_s += QUIET_S
+        line = stopping_line(monitor, err.width) or _log_line(monitor, mark)
+        if line != told or quiet_s >= _AGAIN_S or not _waits_until(monitor):
+            err.print(line)
+            told, quiet_s = line, 0.0
 
 
 def _tell(monitor: Monitor) -> None:
@@ -167,6 +170,20 @@ def progress_line(monitor: Monitor, *, bar: bool, since: Mark = START) -> str:
     return _GAP.join(_parts(monitor, bar=bar, since=since).values())
 
 
+def _log_line(monitor: Monitor, since: Mark) -> str:
+    """As `progress_line`; while everything waits without the meter, which says nothing new by falling."""
+    parts = _parts(monitor, bar=False, since=since)
+    if "wait" in parts:
+        parts.pop("meter", None)
+    return _GAP.join(parts.values())
+
+
+def _waits_until(monitor: Monitor) -> float | None:
+    """Epoch seconds until which nothing goes on, where that takes a while."""
+    until = monitor.desk.waits_until if monitor.desk else None
+    return until if until is not None and until - time.time() >= _WAIT_S else None
+
+
 def _parts(monitor: Monitor, *, bar: bool, since: Mark) -> dict[str, str]:
     answered = monitor.calls + monitor.saved.calls
     share = min(1.0, answered / monitor.prompts) if monitor.prompts else 1.0
@@ -183,7 +200,7 @@ def _parts(monitor: Monitor, *, bar: bool, since: Mark) -> dict[str, str]:
         parts["failed"] = f"{failed:,} not ok"
     if monitor.desk and (refused := monitor.desk.rate_limited):
         parts["refused"] = f"{refused:,} refused for quota"
-    if monitor.desk and (until := monitor.desk.waits_until or 0) - time.time() >= _WAIT_S:
+    if until := _waits_until(monitor):
         parts["wait"] = f"waits until {datetime.fromtimestamp(until, UTC):%H:%M:%S} UTC"
     elif answered > since.calls and (left := monitor.prompts - answered) > 0:
         parts["eta"] = f"eta {duration(left / (answered - since.calls) * (monitor.seconds - since.seconds))}"
