@@ -159,6 +159,8 @@ class Progressed(Event):
     identical: int
     cached: int
     saved_usd: Decimal
+    attempts: int  # requests that came back, but for refusals
+    rate_limited: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,7 +220,7 @@ def test_a_session_without_an_end_is_running_only_while_its_process_lives(direct
         store.log(SessionStarted(3, 1))
         assert report.in_use(directory)
         assert (summarize(directory).status, summarize(directory).rows) == ("running", 3)
-        store.log(SessionEnded(1.5, 0, 0, Decimal(0), 0, 0, Decimal(0), "stopped", ""))
+        store.log(SessionEnded(1.5, 0, 0, Decimal(0), 0, 0, Decimal(0), 0, 0, "stopped", ""))
         assert summarize(directory).status == "stopped"
     assert not report.in_use(directory)
     assert summarize(directory).status == "stopped"
@@ -241,6 +241,13 @@ def test_time_is_summed_over_sessions_and_of_a_killed_one_until_its_last_sign_of
     directory: Path, events: Sequence[dict[str, object]], seconds: float
 ) -> None:
     assert summarize(log(directory, *events)).seconds == seconds
+
+
+def test_what_was_sent_for_rows_that_did_not_finish_is_counted(directory: Path) -> None:
+    killed_after = {**progress(9), "attempts": 4, "rate_limited": 20}
+    stopped = {**end(5, "stopped"), "attempts": 3, "rate_limited": 7}
+    summary = summarize(log(directory, start(), killed_after, start(), stopped))
+    assert (summary.attempts, summary.rate_limited) == (7, 27)
 
 
 def test_what_was_saved_is_summed_over_sessions(directory: Path) -> None:

@@ -79,7 +79,7 @@ def test_the_report_tells_calls_before_the_plan_from_those_after_it(tmp_path: Pa
         steps = logged({"answer": Amounts(2, 20, 10, CENT * 3)})
         store.log(SessionPlanned(150.0, 3, False, steps, 60.0, ""))
         store.log(SessionStarted(3, 1))
-        store.log(SessionEnded(50.0, 3, 3, Decimal(0), 0, 0, Decimal(0), "finished", ""))
+        store.log(SessionEnded(50.0, 3, 3, Decimal(0), 0, 0, Decimal(0), 0, 0, "finished", ""))
     accuracy = summarize(directory).accuracy
     assert accuracy is not None
     assert (accuracy.estimated["answer"].calls, accuracy.actual["answer"].calls) == (3, 3)

@@ -138,6 +138,8 @@ def test_a_used_up_day_is_remembered_until_it_is_forgotten(here: Path) -> None:
         assert isinstance(first.ended.stopped, QuotaExhausted)
         before = stats(url)
         assert before["answered"] == 20
+        counted = first.ended.summary
+        assert (counted.attempts, counted.rate_limited) == (20, before["rate_limited"]), "of rows not finished too"
         again = Run(here, url)
         assert isinstance(again.ended.stopped, QuotaExhausted) and again.ended.exit_code == 3
         assert "it returns at" in again.ended.stopped.message and "--forget" in again.ended.stopped.hint

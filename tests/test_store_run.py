@@ -315,7 +315,7 @@ def no_room(path: Path) -> Iterator[None]:
 def test_the_log_is_json_lines_with_numbers_and_survives_a_full_disk(directory: Path) -> None:
     with opened(directory) as store:
         store.log(SessionStarted(3, 1))
-        store.log(Progressed(1.0, 2, 3, Decimal("0.5"), 0, 0, Decimal(0)))
+        store.log(Progressed(1.0, 2, 3, Decimal("0.5"), 0, 0, Decimal(0), 3, 0))
         with no_room(directory / "run.log"):
             store.log(Stopped("no room"))
     lines = [orjson.loads(line) for line in (directory / "run.log").read_bytes().splitlines()]

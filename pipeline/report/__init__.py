@@ -233,8 +233,9 @@ def summarize(directory: Path) -> Summary:
         waiting=outcomes.waiting(),
         calls=sum(amounts.calls for amounts in sums.steps.values()),
         calls_by_step={step: amounts.calls for step, amounts in sorted(sums.steps.items())},
-        attempts=sums.attempts,
-        rate_limited=sums.rate_limited,
+        # A session counts what it sent for rows that did not finish too; of a killed one the last seconds are missing.
+        attempts=max(sums.attempts, int(_over_sessions(events, lambda numbers: numbers.attempts))),
+        rate_limited=max(sums.rate_limited, int(_over_sessions(events, lambda numbers: numbers.rate_limited))),
         usage=Usage(
             sums.paid["input_tokens"],
             sums.paid["cached_tokens"],

@@ -43,6 +43,8 @@ class _Numbers(_Event):
     identical: Count = 0
     cached: Count = 0
     saved_usd: Usd = Decimal(0)
+    attempts: Count = 0
+    rate_limited: Count = 0
 
 
 class Progressed(_Numbers):

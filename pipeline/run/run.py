@@ -340,9 +340,9 @@ def _expectation(session: Session, plan: Plan) -> SessionPlanned:
     )
 
 
-def _numbers(monitor: Monitor) -> tuple[float, int, int, Decimal, int, int, Decimal]:
+def _numbers(monitor: Monitor) -> tuple[float, int, int, Decimal, int, int, Decimal, int, int]:
     """The fields of `Progressed`."""
-    saved = monitor.saved
+    saved, desk = monitor.saved, monitor.desk
     return (
         round(monitor.seconds, 3),
         monitor.done,
@@ -351,4 +351,6 @@ def _numbers(monitor: Monitor) -> tuple[float, int, int, Decimal, int, int, Deci
         saved.identical,
         saved.cached,
         saved.usd,
+        desk.sent - desk.in_flight - desk.rate_limited if desk else 0,
+        desk.rate_limited if desk else 0,
     )
