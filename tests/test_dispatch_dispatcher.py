@@ -885,6 +885,19 @@ def test_a_refusal_holds_no_longer_than_the_ceiling_and_is_told() -> None:
     assert len(told) == 1 and "asked again at" in told[0].message
 
 
+@pytest.mark.case("S3")
+def test_a_refusal_that_asks_for_a_day_and_names_none_is_no_used_up_day() -> None:
+    told: list[LongWait] = []
+    refusal = classify(429, {"retry-after": "86400"}, b"too many requests")
+    service = Service([refusal] * 1000)
+    reason = stopped(service, on_event=waits(told), wait=True)
+    assert isinstance(reason, ServiceError) and "refused every request for 30 minutes" in reason.message
+    assert GIVE_UP_S - LONGEST_WAIT_S <= service.times[-1] <= GIVE_UP_S and len(service.times) < 10
+    assert "asks to wait until 2026-11-23 22:00 UTC (HTTP 429: too many requests); it is asked again" in told[0].message
+    among_others = Service([refusal])
+    assert one_reply(among_others).status == "ok", "the next may be let through"
+
+
 def test_an_ordinary_minutes_wait_is_not_told() -> None:
     told: list[str] = []
     service = Service([REFUSED, replace(BROKEN, retry_after_s=30.0)])

@@ -248,9 +248,21 @@ def test_the_longest_wait_wins(headers: dict[str, str], body: str, wait_s: float
     assert classify(429, headers, body.encode()).retry_after_s == pytest.approx(wait_s)
 
 
-def test_a_wait_of_hours_is_the_quota_of_a_day() -> None:
-    failure = classify(429, {}, body_of(429, "Quota exceeded. Please retry in 18h26m22s.", "RESOURCE_EXHAUSTED"))
-    assert (failure.kind, failure.retry_after_s) == ("day_quota", 66_382.0)
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Quota exceeded. Please retry in 18h26m22s.", "rate_limit"),
+        ("Channel disabled for today's key. Please retry in 18h26m22s.", "rate_limit"),
+        ("Rate limit reached on requests per day (RPD): Limit 1000. Please try again in 18h26m22s.", "day_quota"),
+        ("You exceeded your daily quota. Please retry in 18h26m22s.", "day_quota"),
+        ("每日请求次数已达上限. Please retry in 18h26m22s.", "day_quota"),
+        ("Rate limit reached on requests per day (RPD): Limit 1000. Please try again in 7m12s.", "rate_limit"),
+    ],
+)
+def test_a_wait_of_hours_is_the_quota_of_a_day_only_where_a_day_is_named(message: str, kind: str) -> None:
+    assert classify(429, {}, body_of(429, message, "RESOURCE_EXHAUSTED")).kind == kind
+    named = classify(429, {}, E3.replace("41s", "66382s").encode())
+    assert (named.kind, named.retry_after_s) == ("day_quota", 66_382.0)
 
 
 def test_the_date_header_is_passed_on() -> None:

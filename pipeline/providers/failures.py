@@ -15,13 +15,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
-from pipeline.providers.phrases import STATUS_OF_NAME, said
+from pipeline.providers.phrases import STATUS_OF_NAME, names_a_day, said
 from pipeline.providers.transport import Lost
 from pipeline.records import ErrorKind, Failure, FailureKind, QuotaHit
 
 MESSAGE_CHARS = 300
-DAY_SCALE_WAIT_S = 2 * 3600.0
-"""No minute window asks for a wait this long: it is the day's quota, whatever the body calls it."""
+_DAY_SCALE_WAIT_S = 2 * 3600.0
+"""What is said of a day beside a wait this long is meant: a rolling day's quota may ask for minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def _meaning(
     if status == 402 or words == "money":
         return "spend_limit", "quota"
     if status == 429 or (words == "pace" and status not in (401, 407)):
-        return _quota_meaning(hits, wait_s), "quota"
+        return _quota_meaning(hits, wait_s, text), "quota"
     if status in (401, 403, 407) or words == "key" or (status == 400 and _refuses_key_or_region(fault)):
         return "auth", "auth"
     if words == "too_long" and 400 <= status < 500:
@@ -173,10 +173,11 @@ def _meaning(
     return "transient", "server"  # 200 and the like, but no answer: nothing was bought
 
 
-def _quota_meaning(hits: Sequence[QuotaHit], wait_s: float | None) -> FailureKind:
+def _quota_meaning(hits: Sequence[QuotaHit], wait_s: float | None, text: str) -> FailureKind:
+    """A wait of hours alone names no quota: a relay asks for it when a channel of many is blocked for a day."""
     if any(hit.limit == 0 for hit in hits):
         return "fatal"
-    if any(hit.window == "day" for hit in hits) or (wait_s or 0.0) > DAY_SCALE_WAIT_S:
+    if any(hit.window == "day" for hit in hits) or ((wait_s or 0.0) > _DAY_SCALE_WAIT_S and names_a_day(text)):
         return "day_quota"
     return "rate_limit"
 

@@ -108,6 +108,8 @@ STATUS_OF_NAME = {
 }
 """HTTP status that an error's name stands for, in lower case."""
 
+_DAY = r"(?:per|a|/)[ _-]?day\b|\bdaily\b|\b[rt]pd\b|24 hours|每[日天]|当[日天]|單日|单日|今[日天]"
+
 _SAID = {meaning: "|".join(patterns) for meaning, patterns in PHRASES.items()}  # compiled when something is refused
 _MOST_CHARS = 4096
 
@@ -116,3 +118,8 @@ def said(text: str) -> Meaning | None:
     """What an error's words mean, if they are known."""
     start = text[:_MOST_CHARS]
     return next((meaning for meaning, phrases in _SAID.items() if re.search(phrases, start, re.IGNORECASE)), None)
+
+
+def names_a_day(text: str) -> bool:
+    """Whether an error's words are about a quota of the day."""
+    return re.search(_DAY, text[:_MOST_CHARS], re.IGNORECASE) is not None
