@@ -16,7 +16,7 @@ from pipeline.providers.stored import parse_stored
 from pipeline.quota.slots import CAP
 from pipeline.records import Failure, Limits, Reply
 from pipeline.run.prepare import Options, Session
-from pipeline.store.run import check_belongs
+from pipeline.store.state import check_belongs
 
 SPARE_FILES = 16
 """Files that a run opens beside its sockets now and then: parts, the output, names looked up; 3 at once were seen."""

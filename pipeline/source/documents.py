@@ -1,8 +1,6 @@
 """The rows of a table as documents: checked before anything is sent, then streamed in bounded memory."""
 
-import difflib
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -10,16 +8,15 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
-import orjson
 import polars as pl
 
 from pipeline.cells import cells, json_cells, kind, leaves, texts, types
 from pipeline.errors import InputError
 from pipeline.records import Document
 from pipeline.source import jsonl, standing
-from pipeline.source.csvs import separator_setting
 from pipeline.source.tables import Table, open_table
 from pipeline.source.unique import hashed, repeats
+from pipeline.source.where import compiled
 from pipeline.values import Fields, Kind
 
 ROW = "\0row"
@@ -31,9 +28,6 @@ BATCH_ROWS = 4096
 
 _CHECKED_ROWS = 16_384
 _CANDIDATES = 1_000
-_QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
-_CLOCK = re.compile(r"\b(now\s*\(|current_(date|time|timestamp)\b|localtime(stamp)?\b)", re.IGNORECASE)
-_OVER_ROWS = {"Agg", "Over", "Len", "SubPlan", "Rank", "Shift"}
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,7 @@ class Source:
         path, schema = self.table.path, self.table.schema
         for name in columns:
             if name not in schema:
-                hint = _instead(self.table, name) or f"columns are {', '.join(schema)}"
+                hint = self.table.instead(name) or f"columns are {', '.join(schema)}"
                 raise InputError(f"the template uses {{{{ {name} }}}}, which is not a column of {path}", hint)
             if any(leaf in (pl.Binary, pl.Object) for leaf in leaves(schema[name])):
                 raise InputError(f"column `{name}` of {path} is {schema[name]}: it cannot stand in a template")
@@ -276,7 +270,7 @@ def open_source(
         if name is not None and name not in table.schema:
             names = ", ".join(table.schema)
             raise InputError(
-                f"column `{name}` is not in {path}\nIt has: {names}", _instead(table, name, f" ({setting})") or setting
+                f"column `{name}` is not in {path}\nIt has: {names}", table.instead(name, f" ({setting})") or setting
             )
     if id is not None:
         _refuse_kinds(table, id, "an id is text or a whole number", {jsonl.TEXT, *jsonl.WHOLE})
@@ -292,7 +286,7 @@ def open_source(
             f"column `{text}` of {path} is {table.schema[text]}, not text ([input] text)",
             f"a template can use it as it is: {{{{ {text} }}}}",
         )
-    predicate = None if where is None else _compiled(table, where)
+    predicate = None if where is None else compiled(table, where)
     stamps = () if table.remote else standing.stamps(table.paths)
     return Source(table, id, text, where, (), predicate, stamps).showing(columns)
 
@@ -332,61 +326,6 @@ def _refuse_kinds(table: Table, name: str, needed: str, allowed: set[str]) -> No
     if others := [kind for kind in kinds if kind not in allowed]:
         told = ", ".join(f"{kind} ({kinds[kind]})" for kind in [*(set(kinds) & allowed), others[0]])
         raise InputError(f"column `{name}` of {table.path} holds {told}", f"{needed}: mend the file, or leave it out")
-
-
-def _compiled(table: Table, where: str) -> pl.Expr:
-    try:
-        predicate = pl.sql_expr(where)
-        one_by_one = _is_row_by_row(orjson.loads(predicate.meta.serialize(format="json")))
-        dtype = pl.DataFrame(schema=table.where_schema).select(predicate.alias("where")).schema["where"]
-    except pl.exceptions.ColumnNotFoundError as error:
-        found = re.search(r'unable to find column "(.*?)"', str(error))
-        raise _unknown_in_where(table, where, found[1] if found else "?") from None
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).splitlines()[0]
-        hint = "it is what stands behind WHERE in SQL, for instance lang = 'en' AND year > 2020"
-        if "compare" in reason or "is_in" in reason:
-            hint = "a column of text is compared with numbers by way of TRY_CAST(column AS DOUBLE)"
-        raise InputError(f"[input] where = {where!r}: {reason}", hint) from None
-    if dtype != pl.Boolean:
-        raise InputError(f"[input] where = {where!r} is {dtype}, not true or false", "compare it with something")
-    if _CLOCK.search(_QUOTED.sub("''", where)):  # a later session would number other rows, and hold them to be done
-        raise InputError(
-            f"[input] where = {where!r} lets other rows through at another time",
-            "write the time itself: day >= DATE '2026-11-29'; a column of such a name stands in double quotes",
-        )
-    if not one_by_one:
-        raise InputError(
-            f"[input] where = {where!r} looks at more than one row", "aggregates and windows need a table made before"
-        )
-    return predicate
-
-
-def _is_row_by_row(node: object) -> bool:
-    if isinstance(node, str):
-        return node not in _OVER_ROWS
-    if isinstance(node, list):
-        return all(map(_is_row_by_row, node))
-    if isinstance(node, dict):
-        inner = ((key, value) for key, value in node.items() if key not in ("Column", "Literal"))
-        return all(key not in _OVER_ROWS and _is_row_by_row(value) for key, value in inner)
-    return True
-
-
-def _unknown_in_where(table: Table, where: str, name: str) -> InputError:
-    hint = _instead(table, name) or f"columns are {', '.join(table.schema)}"
-    if f'"{name}"' in where:
-        hint = f"text stands in single quotes: '{name}'"
-    return InputError(f"[input] where = {where!r}: column `{name}` is not in {table.path}", hint)
-
-
-def _instead(table: Table, name: str, place: str = "") -> str:
-    names = list(table.schema)
-    for separator in (";", "\t", "|"):
-        if table.kind == "csv" and len(names) == 1 and separator in names[0]:
-            return f"the file seems to separate cells by {separator!r}: `{separator_setting(separator)}` reads it"
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean `{close[0]}`?{place}" if close else ""
 
 
 def _can_name(dtype: pl.DataType) -> bool:

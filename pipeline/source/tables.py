@@ -19,7 +19,7 @@ import polars as pl
 from pipeline.cells import leaves, types
 from pipeline.errors import InputError
 from pipeline.source import jsonl
-from pipeline.source.csvs import CsvFile, open_csv, stamp
+from pipeline.source.csvs import CsvFile, open_csv, separator_setting, stamp
 from pipeline.source.partitions import Cells, partitions
 from pipeline.source.text import refuse_disguise
 
@@ -102,6 +102,15 @@ class Table:
                 known = [one.lines for one in found if one is not None and not one.blank]
                 return sum(known) if len(known) == len(found) else None
             return self.found.rows if self.found else None
+
+    def instead(self, name: str, place: str = "") -> str:
+        """What somebody may mean who names a column that is not there; empty where nothing is like it."""
+        names = list(self.schema)
+        for separator in (";", "\t", "|"):
+            if self.kind == "csv" and len(names) == 1 and separator in names[0]:
+                return f"the file seems to separate cells by {separator!r}: `{separator_setting(separator)}` reads it"
+        close = difflib.get_close_matches(name, names, n=1)
+        return f"did you mean `{close[0]}`?{place}" if close else ""
 
     def frames(self, columns: Sequence[str], where: pl.Expr | None, size: int) -> Iterator[pl.DataFrame]:
         """`columns` of the rows that `where` lets through, in file order, in frames of at most `size` rows.

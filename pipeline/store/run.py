@@ -33,7 +33,7 @@ from pipeline.errors import RunStateError
 from pipeline.events import Event
 from pipeline.process import make_private
 from pipeline.prompts import Prompt
-from pipeline.records import PASSING, STATUSES, Parse, Reply, Result
+from pipeline.records import PASSING, Parse, Reply, Result
 from pipeline.store import parts, seals
 from pipeline.store.content import Answered, ContentIndex
 from pipeline.store.journal import Journal, is_blank, journal_number, journal_path, journal_paths
@@ -42,7 +42,7 @@ from pipeline.store.manifest import VERSION, Lock, Manifest, differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
 from pipeline.store.reserve import Reserve
-from pipeline.store.state import Batch, Outcomes, check_parts, is_passing, is_unused, load
+from pipeline.store.state import Batch, Outcomes, check_belongs, check_parts, is_passing, load
 
 SEAL_ROWS = 4_000
 """Results in a part. One that is not sealed yet takes 12 kB of memory, so 10,000 took 70 MB more (measured 2026-11)."""
@@ -55,25 +55,6 @@ _NOTHING = Decimal(0)
 def _logged(value: object) -> object:
     assert isinstance(value, Decimal)
     return float(round(value, 10))
-
-
-def check_belongs(directory: Path, manifest: Manifest, parse: Parse) -> None:
-    """Raise `RunStateError` for a directory that was used by a run of another job or input."""
-    known = read_manifest(directory / "manifest.json")
-    different = differences(known, manifest) if known else []
-    if not known or not different or is_unused(directory):
-        return
-    kept_rows = sum(load(directory, parse)[0].count(status) for status in STATUSES)
-    hint = "`--fresh` starts a new run and keeps the old one beside it; undo the change to continue this one"
-    if known.job_path != manifest.job_path and Path(known.job_path).is_file():
-        different = [f"the job file: {known.job_path}, and this is {manifest.job_path}", *different]
-        hint = "give one of the two job files another name; `--fresh` starts a new run in place of the other's"
-    raise RunStateError(
-        f"{directory} was made from a different job or input\n"
-        + "\n".join(f"  {line}" for line in different)
-        + f"\n{kept_rows:,} results are kept there.",
-        hint,
-    )
 
 
 class RunStore:

@@ -20,6 +20,7 @@ from pipeline.store.journal import (
     synced,
 )
 from pipeline.store.lines import Call, Ended, Sent
+from pipeline.store.manifest import Manifest, differences
 from pipeline.store.manifest import read as read_manifest
 
 _PASSING_BIT = 0x80
@@ -148,6 +149,25 @@ def is_unused(directory: Path) -> bool:
         any(directory.glob("*/part-*.parquet"))
         or seals.read(directory)
         or not all(is_blank(path) for path in journal_paths(directory))
+    )
+
+
+def check_belongs(directory: Path, manifest: Manifest, parse: Parse) -> None:
+    """Raise `RunStateError` for a directory that was used by a run of another job or input."""
+    known = read_manifest(directory / "manifest.json")
+    different = differences(known, manifest) if known else []
+    if not known or not different or is_unused(directory):
+        return
+    kept_rows = sum(load(directory, parse)[0].count(status) for status in STATUSES)
+    hint = "`--fresh` starts a new run and keeps the old one beside it; undo the change to continue this one"
+    if known.job_path != manifest.job_path and Path(known.job_path).is_file():
+        different = [f"the job file: {known.job_path}, and this is {manifest.job_path}", *different]
+        hint = "give one of the two job files another name; `--fresh` starts a new run in place of the other's"
+    raise RunStateError(
+        f"{directory} was made from a different job or input\n"
+        + "\n".join(f"  {line}" for line in different)
+        + f"\n{kept_rows:,} results are kept there.",
+        hint,
     )
 
 
