@@ -2,10 +2,11 @@
 
 import errno
 import fcntl
+import glob
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,8 +21,7 @@ RETRY_S = 5.0
 """After a failure the file is left alone so long."""
 PATIENCE_S = 5.0  # how long another process may keep the file locked before a run begins, when nobody waits
 _BUSY_S = 0.1  # the same in mid-run, on the event loop's thread
-SIGN = ".live"
-"""What the name of a sign of life ends with; it begins with that of the shared file."""
+_SIGN = ".live"  # what the name of a sign of life ends with
 _BEGINNING = b"SQLite format 3\0"
 _LEAST_BYTES = 512  # SQLite's smallest page: a shorter file holds nothing yet
 
@@ -126,6 +126,14 @@ class SharedFile:
         (version,) = db.execute("PRAGMA data_version").fetchone()
         changed, self._version = bool(version != self._version), version
         return changed
+
+    def sign(self, name: str) -> Path:
+        """Where a process shows that it lives, under a name of its own."""
+        return self.path.with_name(f"{self.path.name}-{name}{_SIGN}")
+
+    def signs(self) -> Iterator[Path]:
+        """Where all processes do."""
+        return self.path.parent.glob(f"{glob.escape(self.path.name)}-*{_SIGN}")
 
     def be_patient(self) -> None:
         """Use the file at once, and wait for a lock as long as at the start: nothing else is going on any more."""

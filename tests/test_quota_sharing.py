@@ -178,7 +178,7 @@ def sharing(book: QuotaBook, wall: Clock) -> tuple[Sharing, TokenLedger]:
     """A run that begins now and may send 1,000 tokens a minute."""
     ledger = TokenLedger(1000.0, MinutePhase())
     one = Sharing(book, wall, ledger)
-    one.recent(0.0)
+    one.news(0.0)
     return one, ledger
 
 
@@ -204,7 +204,7 @@ def test_a_run_is_counted_until_it_has_been_silent_for_long(path: Path, wall: Cl
         one, _ = sharing(book, wall)
         assert one.runs(0.0) == 1
         other.send(1000.0, 1, DAY)
-        one.news(0.0)
+        one.news(0.1)
         assert one.runs(SHARER_S - 0.1) == 2
         assert one.runs(SHARER_S + 0.1) == 1
 

@@ -1,6 +1,5 @@
 """What was spent, by day, over all runs of a project: a small SQLite file in the user's state directory."""
 
-import glob
 import os
 import shlex
 import sqlite3
@@ -14,7 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pipeline.budget.live import LiveSum, read_sum
-from pipeline.sharedfile import SIGN, SharedFile, WrongLayout, is_live
+from pipeline.sharedfile import SharedFile, WrongLayout, is_live
 
 ENTER_S = 60.0
 """A session's sum comes into the book so often: a file that is lost or not read takes no more with it."""
@@ -233,8 +232,7 @@ class SpendBook(SharedFile):
             ended.extend(self._gathered(db))
             if begin:
                 with suppress(OSError):
-                    name = f"{self.path.name}-{self._run}-{uuid4().hex}{SIGN}"
-                    begun.append(LiveSum(self._path_of(name), begin))
+                    begun.append(LiveSum(self.sign(f"{self._run}-{uuid4().hex}"), begin))
                     db.execute(_BEGIN, (self._project, begun[0].path.name, begin))
             return True
 
@@ -256,7 +254,7 @@ class SpendBook(SharedFile):
     def _check(self) -> None:
         super()._check()
         assert self._db
-        left = set(self.path.parent.glob(f"{glob.escape(self.path.name)}-*{SIGN}"))
+        left = set(self.signs())
         if not left and not self._db.execute("SELECT 1 FROM live LIMIT 1").fetchone():
             return
         self._db.execute("BEGIN IMMEDIATE")

@@ -1,6 +1,5 @@
 """What was sent and learned, shared by every run of a project: a small SQLite file in the user's state directory."""
 
-import glob
 import os
 import sqlite3
 import time
@@ -8,12 +7,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import count
+from math import inf
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from pipeline.errors import RunStateError
-from pipeline.sharedfile import SIGN, SharedFile, begin_life, is_blank, is_damaged, is_live, unusable
+from pipeline.sharedfile import Found, SharedFile, begin_life, is_blank, is_damaged, is_live, unusable
 
 KEEP_S = 130.0
 """Sends older than this can no longer count against any minute."""
@@ -26,10 +27,12 @@ _NAME = "The quota book"
 _REQUESTS_ON = "SELECT requests FROM days WHERE endpoint = ? AND day = ?"
 _LEARNED = "SELECT value FROM learned WHERE endpoint = ? AND meter = ? AND at > ?"
 _DAY_OPENS_AT = "SELECT value FROM learned WHERE endpoint = ? AND meter = 'day' AND value > ?"
+# A send has a row when it leaves, and another one when it is settled or refunded: then `tokens` is NULL.
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS sends (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    endpoint TEXT NOT NULL, who TEXT NOT NULL, at REAL NOT NULL, tokens INTEGER NOT NULL
+DROP TABLE IF EXISTS sends;  -- of earlier versions
+CREATE TABLE IF NOT EXISTS sent (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, endpoint TEXT NOT NULL,
+    who TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, tokens INTEGER
 );
 CREATE TABLE IF NOT EXISTS asked (
     endpoint TEXT NOT NULL, who TEXT NOT NULL, at REAL NOT NULL, most INTEGER NOT NULL, PRIMARY KEY (endpoint, who)
@@ -45,12 +48,12 @@ CREATE TABLE IF NOT EXISTS learned (
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """One request as the book has it; `at` in epoch seconds."""
+    """One request of another run, as it is known by now; `at` in epoch seconds."""
 
-    who: str  # empty: a run that has ended
+    who: str
+    number: int  # of that run's
     at: float
-    tokens: int
-    number: int
+    tokens: int | None  # None: it never counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,12 @@ class Ask:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One request of ours; `number` is None until it is in the file."""
+    """One request of ours."""
 
+    number: int
     at: float  # epoch seconds
-    tokens: int
+    tokens: int | None
     day: str
-    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,63 +83,6 @@ class Known:
     rpm: float | None = None
     tpm: float | None = None
     day_opens_at: float | None = None  # epoch seconds
-
-
-class MemoryBook:
-    """The book of a run that shares with nobody: it counts the days, and forgets them at the end."""
-
-    asked: Sequence[Ask] = ()
-
-    def __init__(self) -> None:
-        self._days: Counter[str] = Counter()
-
-    def recent(self, now: float) -> list[Send]:
-        """None: other runs are not known."""
-        return []
-
-    def news(self) -> list[Send]:
-        """None, as for `recent`."""
-        return []
-
-    def tokens_since(self, number: int) -> dict[int, int]:
-        """None, as for `recent`."""
-        return {}
-
-    def lives(self, who: str) -> bool:
-        """Nobody else does, as far as is known."""
-        return False
-
-    def ask(self, at: float, most: int) -> None:
-        """Nobody hears it."""
-
-    def flush(self) -> None:
-        """Nobody reads it."""
-
-    def send(self, at: float, tokens: int, day: str) -> Entry:
-        """Count one request."""
-        self._days[day] += 1
-        return Entry(at, tokens, day)
-
-    def settle(self, entry: Entry, tokens: int) -> None:
-        """Nobody else asks."""
-
-    def refund(self, entry: Entry) -> None:
-        """Take out a request that never counted."""
-        self._days[entry.day] -= 1
-
-    def requests_on(self, day: str) -> int:
-        """Requests of this run on a quota day (YYYY-MM-DD)."""
-        return self._days[day]
-
-    def learn(self, meter: str, value: float, now: float) -> None:
-        """Nobody asks later."""
-
-    def close_day(self, until: float, now: float) -> None:
-        """As `learn`."""
-
-    def known(self, day: str, now: float) -> Known:
-        """Nothing: earlier runs are not known."""
-        return Known()
 
 
 def read_known(path: Path, endpoint: str, day: str, now: float) -> Known:
@@ -170,76 +116,54 @@ class QuotaBook(SharedFile):
     def __init__(self, path: Path, endpoint: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`endpoint` names project, service and model, never a key. Raises `RunStateError`."""
         super().__init__(path, _SCHEMA, name=_NAME, hint=_hint(path), disposable=True, clock=clock)
+        self._begin(endpoint)
+
+    def _begin(self, endpoint: str) -> None:
         self._endpoint = endpoint
         self._who = uuid4().hex
         self._life: int | None = None  # the descriptor of the file that says that this run lives
         self._seen = 0
         self.asked: Sequence[Ask] = ()  # by other runs, as of the last `news`
-        self._written_at = 0.0
+        self._written_at = self._tidied_at = -inf
         self._days: dict[str, int] = {}  # requests, as in the file
+        self._numbers = count()
         # What is not in the file yet:
-        self._pending: OrderedDict[Entry, None] = OrderedDict()
-        self._settled: list[tuple[int, int, str]] = []  # tokens, number, ours
-        self._refunded: list[tuple[int, str]] = []
+        self._unwritten: OrderedDict[Entry, None] = OrderedDict()
         self._uncounted: Counter[str] = Counter()  # requests by day
         self._learned: dict[str, tuple[float, float]] = {}  # meter → value and when
 
     def close(self) -> None:
-        """Close the file; what was written stays, as sends of nobody: this run shares the quota no longer."""
+        """Close the file; what was written stays, and this run shares the quota no longer."""
         self.be_patient()
         self._write()
-        self.write(lambda db: db.execute("UPDATE sends SET who = '' WHERE who = ?", (self._who,)))
         self.write(lambda db: db.execute("DELETE FROM asked WHERE who = ?", (self._who,)))
         if self._life is not None:
             with suppress(OSError):
-                self._sign_of(self._who).unlink()
+                self.sign(self._who).unlink()
             os.close(self._life)
             self._life = None
         super().close()
 
-    def recent(self, now: float) -> list[Send]:
-        """The sends of all processes that may still count, oldest first; older ones are forgotten.
-
-        Those of a run that was killed are of nobody from now on.
-        """
-        rows = self._rows("SELECT who, at, tokens, id FROM sends WHERE endpoint = ? ORDER BY at", self._endpoint)
-        killed = self.write(lambda db: self._tidied(db, now - KEEP_S)) or set()
-        self._seen = max((row[-1] for row in rows), default=self._seen)
-        return [
-            Send("" if who in killed else who, min(at, now), tokens, number)
-            for who, at, tokens, number in rows
-            if at >= now - KEEP_S
-        ]
-
-    def news(self) -> list[Send]:
-        """What other processes sent since `recent` or the last `news`."""
+    def news(self, now: float) -> list[Send]:
+        """What other processes sent, settled and refunded since the last call, of what may still count."""
         if not self.read(self.changed):
             return []
+        asked = self._rows("SELECT who, at, most FROM asked WHERE endpoint = ? AND who <> ?", self._endpoint, self._who)
+        self.asked = [Ask(*row) for row in asked]
         rows = self._rows(
-            "SELECT who, at, tokens, id FROM sends WHERE id > ? AND endpoint = ? AND who <> ? ORDER BY id",
+            "SELECT who, number, at, tokens, id FROM sent WHERE id > ? AND endpoint = ? AND who <> ? AND at > ?",
             self._seen,
             self._endpoint,
             self._who,
+            now - KEEP_S,
         )
         self._seen = max((row[-1] for row in rows), default=self._seen)
-        asked = self._rows("SELECT who, at, most FROM asked WHERE endpoint = ? AND who <> ?", self._endpoint, self._who)
-        self.asked = [Ask(*row) for row in asked]
-        return [Send(*row) for row in rows]
-
-    def tokens_since(self, number: int) -> dict[int, int]:
-        """The tokens of other processes' sends from this one on, as far as they are settled now."""
-        rows = self._rows(
-            "SELECT id, tokens FROM sends WHERE id >= ? AND endpoint = ? AND who <> ?",
-            number,
-            self._endpoint,
-            self._who,
-        )
-        return dict(rows)
+        return list({row[:2]: Send(*row[:4]) for row in rows}.values())
 
     def lives(self, who: str) -> bool:
         """Whether another run goes on: it has not ended, and was not killed."""
         with suppress(OSError):
-            return is_live(self._sign_of(who))
+            return is_live(self.sign(who))
         return True
 
     def ask(self, at: float, most: int) -> None:
@@ -255,33 +179,36 @@ class QuotaBook(SharedFile):
 
     def flush(self) -> None:
         """Write at once what would be written with the next send: others wait for it."""
-        if self._pending or self._settled:
+        if self._unwritten:
             self._write()
 
     def send(self, at: float, tokens: int, day: str) -> Entry:
         """Enter one request before it leaves; `settle` or `refund` it later."""
-        entry = Entry(at, tokens, day)
-        self._pending[entry] = None
+        entry = Entry(next(self._numbers), at, tokens, day)
+        self._unwritten[entry] = None
         self._uncounted[day] += 1
-        if len(self._pending) >= GROUP_OF or not 0 <= at - self._written_at < GROUP_S:
+        if len(self._unwritten) >= GROUP_OF or not 0 <= at - self._written_at < GROUP_S:
             self._write()
             self._written_at = at
+        if at - self._tidied_at > KEEP_S:
+            self.write(lambda db: self._tidy(db, at - KEEP_S))
+            self._tidied_at = at
         return entry
 
     def settle(self, entry: Entry, tokens: int) -> None:
         """Put in the tokens that the service counted; written with the next send, or at the end."""
-        if entry.number is None:
+        if tokens != entry.tokens:
             entry.tokens = tokens
-        elif tokens != entry.tokens:
-            self._settled.append((tokens, entry.number, self._who))
+            self._unwritten[entry] = None
 
     def refund(self, entry: Entry) -> None:
         """Take out a request that never counted."""
         self._uncounted[entry.day] -= 1
-        if entry.number is None:
-            self._pending.pop(entry, None)
+        if entry in self._unwritten:
+            del self._unwritten[entry]
             return
-        self._refunded.append((entry.number, self._who))
+        entry.tokens = None
+        self._unwritten[entry] = None
         self._write()
 
     def requests_on(self, day: str) -> int:
@@ -311,45 +238,32 @@ class QuotaBook(SharedFile):
             raise RunStateError(f"{_NAME} cannot be changed now", "another process keeps it locked: try again")
 
     def _write(self) -> None:
-        last = self.write(self._enter)
-        if last is None:
+        if self.write(self._enter) is None:
             self._forget_old()
             return
-        for number, entry in enumerate(reversed(self._pending)):
-            entry.number = last - number
         for day, requests in self._uncounted.items():
             self._days[day] = max(0, self._days.get(day, 0) + requests)
-        for written in (self._pending, self._settled, self._refunded, self._uncounted, self._learned):
+        for written in (self._unwritten, self._uncounted, self._learned):
             written.clear()
 
-    def _tidied(self, db: sqlite3.Connection, since: float) -> set[str]:
-        """Forget what is older, and who was killed: these are returned."""
-        db.execute("DELETE FROM sends WHERE at < ?", (since,))
+    def _tidy(self, db: sqlite3.Connection, since: float) -> bool:
+        """Forget what is older, and the signs of life of runs that were killed."""
+        db.execute("DELETE FROM sent WHERE at < ?", (since,))
         db.execute("DELETE FROM asked WHERE at < ?", (since,))
-        for left in self.path.parent.glob(f"{glob.escape(self.path.name)}-*{SIGN}"):
+        for left in self.signs():
             with suppress(OSError):  # another user's: it says nothing
                 if not is_live(left):
                     left.unlink()
-        known = db.execute("SELECT who FROM sends WHERE who <> '' UNION SELECT who FROM asked").fetchall()
-        killed = {who for (who,) in known if who != self._who and not self._sign_of(who).exists()}
-        db.executemany("UPDATE sends SET who = '' WHERE who = ?", [(who,) for who in killed])
-        db.executemany("DELETE FROM asked WHERE who = ?", [(who,) for who in killed])
-        return killed
-
-    def _sign_of(self, who: str) -> Path:
-        return self.path.with_name(f"{self.path.name}-{who}{SIGN}")
+        return True
 
     def _show_life(self) -> None:
         if self._life is None:
             with suppress(OSError):  # this run then counts as one that was killed
-                self._life = begin_life(self._sign_of(self._who))
+                self._life = begin_life(self.sign(self._who))
 
-    def _enter(self, db: sqlite3.Connection) -> int:
-        """Write all that is not in the file; returns the number of the last send, which are in a row."""
+    def _enter(self, db: sqlite3.Connection) -> bool:
+        """Write all that is not in the file."""
         self._show_life()
-        # The numbers of a file that was replaced in mid-run are others' in the new one.
-        db.executemany("UPDATE sends SET tokens = ? WHERE id = ? AND who = ?", self._settled)
-        db.executemany("DELETE FROM sends WHERE id = ? AND who = ?", self._refunded)
         db.executemany(
             "INSERT OR REPLACE INTO learned (endpoint, meter, value, at) VALUES (?, ?, ?, ?)",
             [(self._endpoint, meter, value, at) for meter, (value, at) in self._learned.items()],
@@ -360,18 +274,28 @@ class QuotaBook(SharedFile):
             [(self._endpoint, day, requests) for day, requests in self._uncounted.items()],
         )
         db.executemany(
-            "INSERT INTO sends (endpoint, who, at, tokens) VALUES (?, ?, ?, ?)",
-            [(self._endpoint, self._who, entry.at, entry.tokens) for entry in self._pending],
+            "INSERT INTO sent (endpoint, who, number, at, tokens) VALUES (?, ?, ?, ?, ?)",
+            [(self._endpoint, self._who, entry.number, entry.at, entry.tokens) for entry in self._unwritten],
         )
-        return int(db.execute("SELECT last_insert_rowid()").fetchone()[0])
+        return True
 
     def _forget_old(self) -> None:
         """Let go of sends that count against no minute any more: a file that stays away is not to fill the memory."""
-        while self._pending and next(reversed(self._pending)).at - next(iter(self._pending)).at > KEEP_S:
-            self._pending.popitem(last=False)
+        while self._unwritten and next(reversed(self._unwritten)).at - next(iter(self._unwritten)).at > KEEP_S:
+            self._unwritten.popitem(last=False)
 
     def _rows(self, statement: str, *values: object) -> list[Any]:
         return self.read(lambda db: db.execute(statement, values).fetchall()) or []
+
+
+class MemoryBook(QuotaBook):
+    """The book of a run that shares with nobody: there is no file, and what is counted is forgotten at the end."""
+
+    def __init__(self) -> None:
+        self._begin("")
+
+    def read(self, work: Callable[[sqlite3.Connection], Found]) -> None:
+        """Nothing: there is no file."""
 
 
 def _known(db: sqlite3.Connection, endpoint: str, day: str, now: float) -> Known:

@@ -55,7 +55,7 @@ class Quota:
         book: QuotaBook | None = None,
     ) -> None:
         self._wall, self._notify, self._rng = wall, notify, rng
-        self._book: QuotaBook | MemoryBook = book if book is not None else MemoryBook()
+        self._book = book if book is not None else MemoryBook()
         self.unlimited = limits.rpm == 0 and limits.tpm == 0 and limits.rpd is None
         known = self._book.known(day_of(wall(), limits.reset_zone), wall())
         self.requests = self._meter("requests", limits.rpm, FIRST_RPM, known.rpm)
@@ -78,7 +78,7 @@ class Quota:
         self._told: dict[str, float] = {limit.meter: limit.value for limit in meters if limit.value == limit.known}
         self._runs = 1
         self._sharing = Sharing(self._book, wall, self.ledger)
-        recent = [] if self.unlimited else self._sharing.recent(now)
+        recent = [] if self.unlimited else self._sharing.news(now)
         # Without a book nobody knows whether another run has just ended; at a fast pace caution costs nothing.
         drained = bool(recent) or (book is None and self._rpm >= _CAUTIOUS_RPM)
         self._pacer = RequestPacer(self._rpm, now, drained=drained) if self.requests else None

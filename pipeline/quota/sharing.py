@@ -1,18 +1,17 @@
 """Other runs on the same quota: this run charges what they send, and the run that has had least goes first."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import ceil, inf
 
 from pipeline.calibration import Margin
-from pipeline.quota.book import GROUP_S, MemoryBook, QuotaBook, Send
+from pipeline.quota.book import GROUP_S, KEEP_S, QuotaBook
 from pipeline.quota.ledger import Charge, TokenLedger
-from pipeline.quota.pacer import WINDOW_S
-from pipeline.quota.server_clock import MinutePhase
+from pipeline.quota.pacer import JITTER_S, WINDOW_S
 
 SHARER_S = WINDOW_S
 """Another run shares the quota while it lives, and has sent or asked for something in this time."""
-SETTLE_S = 0.5
-"""How often this run reads what others have settled."""
+CHECK_S = 0.5
+"""How often this run asks whether the others live, and what they had."""
 ASK_EVERY_S = 1.0
 ASKED_FOR_S = 2.5
 """How long a run's wish for room counts: a run that was killed holds nobody up for longer."""
@@ -31,31 +30,37 @@ class Sharing:
     had less than an equal part asks for room, and a run that has had more leaves it.
     """
 
-    def __init__(self, book: QuotaBook | MemoryBook, wall: Callable[[], float], ledger: TokenLedger) -> None:
+    def __init__(self, book: QuotaBook, wall: Callable[[], float], ledger: TokenLedger) -> None:
         """`wall` is epoch seconds; all else goes by the loop's clock."""
         self._book, self._wall, self._ledger = book, wall, ledger
-        self._theirs = TokenLedger(inf, MinutePhase())
-        self._open: dict[int, tuple[Charge, Charge]] = {}  # sends that may still be settled
+        self._charges: dict[tuple[str, int], Charge] = {}  # what others sent, as long as it may count
         self._heard: dict[str, float] = {}  # of each other run
         self._gone: set[str] = set()  # of them: ended, or killed
-        self._looked_at = self._settled_at = self._asked_at = -inf
-
-    def recent(self, now: float) -> list[float]:
-        """Charge what all runs have sent in the last two minutes; returns when."""
-        return self._charge(self._book.recent(self._wall()), now)
+        self._looked_at = self._checked_at = self._asked_at = -inf
 
     def news(self, now: float) -> list[float]:
-        """Charge what others have sent and settled since the last time; returns when they sent."""
+        """Charge what others have sent and settled since the last time; returns when they sent.
+
+        The first time that is what all have sent in the last two minutes.
+        """
         if not self._heard and now - self._looked_at < GROUP_S:
             return []
         self._looked_at = now
-        times = self._charge(self._book.news(), now)
+        times = []
+        for send in self._book.news(self._wall()):
+            charge = self._charges.get((send.who, send.number))
+            if charge is not None:
+                self._ledger.correct(charge, send.tokens or 0)  # what was refused stays a request: fewer are refused
+            elif send.tokens is not None:
+                at = self._loop_time(send.at, now)
+                times.append(at)
+                charge = self._charges[send.who, send.number] = self._ledger.reserve(at, send.tokens)
+                self._ledger.settle(charge, None)
+                self._hear(send.who, at)
         for ask in self._book.asked:
             self._hear(ask.who, self._loop_time(ask.at, now))
-        if self._open and now - self._settled_at >= SETTLE_S:
-            self._settled_at = now
-            self._settle(now)
-            self._gone.update(who for who in self._heard if not self._book.lives(who))
+        if self._heard and now - self._checked_at >= CHECK_S:
+            self._check(now)
         return times
 
     def runs(self, now: float) -> int:
@@ -91,32 +96,13 @@ class Sharing:
     def _used(self, now: float) -> tuple[int, int]:
         """Tokens of the last minute, of all runs and of this one."""
         used = self._ledger.last_minute(now)[1]
-        return used, used - self._theirs.last_minute(now)[1]
+        since = now - WINDOW_S - JITTER_S
+        return used, used - sum(charge.tokens for charge in self._charges.values() if charge.at >= since)
 
-    def _charge(self, sends: Iterable[Send], now: float) -> list[float]:
-        times = []
-        for send in sends:
-            at = self._loop_time(send.at, now)
-            times.append(at)
-            charge, theirs = self._ledger.reserve(at, send.tokens), self._theirs.reserve(at, send.tokens)
-            self._ledger.settle(charge, None)
-            self._theirs.settle(theirs, None)
-            if send.who:
-                self._open[send.number] = charge, theirs
-                self._hear(send.who, at)
-        return times
-
-    def _settle(self, now: float) -> None:
-        """Correct what others reserved by what they were charged in the end; a refund is gone."""
-        tokens = self._book.tokens_since(min(self._open))
-        for number, (charge, theirs) in list(self._open.items()):
-            settled = tokens.get(number, 0)
-            if settled != charge.tokens:
-                self._ledger.correct(charge, settled)
-                self._theirs.correct(theirs, settled)
-            elif charge.at > now - WINDOW_S:
-                continue
-            del self._open[number]
+    def _check(self, now: float) -> None:
+        self._checked_at = now
+        self._charges = {key: charge for key, charge in self._charges.items() if charge.at > now - KEEP_S}
+        self._gone.update(who for who in self._heard if not self._book.lives(who))
 
     def _loop_time(self, at: float, now: float) -> float:
         """What the loop's clock said at `at`, in epoch seconds."""
