@@ -13,7 +13,8 @@ from pipeline.job import Job
 from pipeline.plan import amounts
 from pipeline.plan.learned import CALL_COLUMNS, NOTHING, Learned, learn
 from pipeline.plan.pace import Pace
-from pipeline.plan.planner import USUAL, Effort, Input
+from pipeline.plan.picks import Effort
+from pipeline.plan.planner import USUAL, Input
 from pipeline.plan.survey import survey
 from pipeline.prompts import Params, Prompt
 from pipeline.records import Document, Reply, Step

@@ -16,7 +16,7 @@ from playing import playing
 from rich.cells import cell_len
 from serving import served, stats
 
-from pipeline.plan.planner import Effort
+from pipeline.plan.picks import Effort
 from pipeline.store.parts import read_parts
 
 

@@ -371,14 +371,14 @@ def test_19_of_20_samples_hold_the_whole(tmp_path: Path, monkeypatch: pytest.Mon
     table = given(job, documents, learned=all_known(documents))
     monkeypatch.setattr("pipeline.plan.forecast._BOUND_CHARACTERS", 0)  # other lengths would be merged alike
 
-    def planned(effort: planner.Effort) -> Plan:
+    def planned(effort: picks.Effort) -> Plan:
         return anyio.run(plan.make, replace(table, effort=effort), START)
 
     whole = planned(planner.EVERYTHING)
     held: Counter[str] = Counter()
     for seed in range(60):
         monkeypatch.setattr(planner, "pick", partial(picks.pick, seed=seed))
-        made = planned(planner.Effort(250, 10**9, 250, 10**9))
+        made = planned(picks.Effort(250, 10**9, 250, 10**9))
         assert made.sampled_rows == 250
         assert whole.cost_usd
         held["prompts"] += holds(made.prompts, whole.prompts.expected)

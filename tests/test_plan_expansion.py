@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plan import picks as drawing
-from pipeline.plan.picks import Picks, Stratum
+from pipeline.plan.picks import Effort, Picks, Stratum
 from pipeline.plan.survey import Survey
 
 Row = tuple[int, int, dict[str, float]]  # size, kind, amounts
@@ -37,7 +37,7 @@ def expanded(rows: Sequence[Row], most_rows: int, seed: int = 0) -> Expanded:
     kind = pl.Series([row[1] for row in rows], dtype=pl.UInt8)
     no = pl.repeat(False, len(rows), eager=True)
     facts = [pl.DataFrame({"size": size, "kind": kind})]
-    picks = drawing.pick(Survey(facts, no, no, ()), None, most_rows, 10**12, seed)
+    picks = drawing.pick(Survey(facts, no, no, ()), None, Effort(most_rows, 10**12, most_rows, 10**12), seed)
     return of_picks(picks, [rows[row][2] for row in picks.numbers])
 
 

@@ -184,7 +184,8 @@ def test_answers_in_tokens() -> None:
     known = learned(*[{"output_tokens": 10 * number, "cached_tokens": 22} for number in range(1, 11)])
     answers = known.lengths.of("answer", 100)
     assert answers is not None
-    assert list(answers[:-1]) == pytest.approx([10, 55, 10, 30, 70, 100])
+    assert answers.answers == 10
+    assert list(answers[2:]) == pytest.approx([55, 10, 30, 70, 100])
     assert known.cached_share == pytest.approx(0.2)
     assert list(answers.lengths) == sorted(answers.lengths)
     assert sum(answers.lengths) / len(answers.lengths) == pytest.approx(1)
@@ -207,8 +208,8 @@ def test_answers_as_long_as_their_input_are_expected_so(tokens: int, times: int)
     for length in (tokens, tokens * times**2, 7 * tokens):
         answers = known.lengths.of("answer", length)
         assert answers is not None
-        assert answers[1:3] == pytest.approx((3 * length, 0))
-        assert answers[3:6] == pytest.approx((3 * length,) * 3)
+        assert (answers.output_tokens, answers.thinking_tokens) == pytest.approx((3 * length, 0))
+        assert (answers.p10, answers.p50, answers.p90) == pytest.approx((3 * length,) * 3)
 
 
 def test_answers_of_one_length_are_expected_so_beyond_all_inputs_seen() -> None:
@@ -292,7 +293,8 @@ def test_answers_of_this_run_win_once_there_are_enough() -> None:
     assert few.ratio("answer", 0).answers == SETTLED - 1 + 100
     enough = merged(others, learned(*[{}] * SETTLED))
     assert near(enough.ratio("answer", 0), 1.1, SETTLED)
-    assert enough.lengths.of("answer", 100)[:2] == (SETTLED, 40)  # type: ignore[index]
+    answers = enough.lengths.of("answer", 100)
+    assert answers and (answers.answers, answers.output_tokens) == (SETTLED, 40)
     assert enough.lengths.of("reduce", 100) is not None
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plan import picks
-from pipeline.plan.picks import Picks
+from pipeline.plan.picks import Effort, Picks
 from pipeline.plan.survey import Survey, survey
 from pipeline.source import open_source
 
@@ -44,12 +44,17 @@ def mixed(rows: int, seed: int = 1) -> Survey:
     )
 
 
+def within(rows: int, size_bytes: int) -> Effort:
+    """At most so many rows, and so many bytes, are looked at."""
+    return Effort(rows, size_bytes, rows, size_bytes)
+
+
 # ---- which rows are picked
 
 
 def test_a_table_within_bounds_is_taken_whole() -> None:
     found = mixed(500)
-    chosen = picks.pick(found, None, 500, int(sizes(found).sum()))
+    chosen = picks.pick(found, None, within(500, int(sizes(found).sum())))
     assert chosen.whole
     assert chosen.numbers.to_list() == list(range(500))
 
@@ -57,18 +62,18 @@ def test_a_table_within_bounds_is_taken_whole() -> None:
 @pytest.mark.parametrize("short", [(1, 0), (0, 1)])
 def test_one_more_row_or_byte_makes_it_a_sample(short: tuple[int, int]) -> None:
     found = mixed(2000)
-    chosen = picks.pick(found, None, 2000 - short[0], int(sizes(found).sum()) - short[1])
+    chosen = picks.pick(found, None, within(2000 - short[0], int(sizes(found).sum()) - short[1]))
     assert not chosen.whole
 
 
 def test_only_wanted_rows_are_picked_and_stand_for_wanted_rows() -> None:
     found = mixed(3000)
     wanted = pl.Series([row % 3 == 0 for row in range(3000)])
-    for chosen in (picks.pick(found, wanted, 5000, 10**9), picks.pick(found, wanted, 400, 10**9)):
+    for chosen in (picks.pick(found, wanted, within(5000, 10**9)), picks.pick(found, wanted, within(400, 10**9))):
         assert all(row % 3 == 0 for row in chosen.numbers)
         assert sum(stratum.rows for stratum in chosen.populations.values()) == 1000
         assert sum(stratum.size_bytes for stratum in chosen.populations.values()) == sizes(found).filter(wanted).sum()
-    nothing = picks.pick(found, pl.Series([False] * 3000), 400, 10**9)
+    nothing = picks.pick(found, pl.Series([False] * 3000), within(400, 10**9))
     assert nothing.whole
     assert len(nothing.numbers) == 0 == len(picks.pick_pilot(found, pl.Series([False] * 3000), 10).numbers)
 
@@ -92,7 +97,7 @@ def test_picks_are_within_bounds_and_cover_every_stratum(
         repeats=[row[2] == "r" for row in rows],
         empty=[row[2] == "e" for row in rows],
     )
-    chosen = picks.pick(found, None, most_rows, most_bytes, seed)
+    chosen = picks.pick(found, None, within(most_rows, most_bytes), seed)
     counts = picked_by_stratum(chosen)
     assert set(counts) == set(chosen.populations)
     assert all(count <= chosen.populations[number].rows for number, count in counts.items())
@@ -101,13 +106,13 @@ def test_picks_are_within_bounds_and_cover_every_stratum(
     least_bytes = sum(stratum.largest_bytes for stratum in chosen.populations.values())
     assert chosen.whole or len(chosen.numbers) <= max(most_rows, len(counts))
     assert sizes(found).gather(chosen.numbers).sum() <= max(most_bytes, least_bytes)
-    again = picks.pick(found, None, most_rows, most_bytes, seed)
+    again = picks.pick(found, None, within(most_rows, most_bytes), seed)
     assert again.numbers.to_list() == chosen.numbers.to_list()
 
 
 def test_a_stratum_is_of_one_kind_and_about_one_size() -> None:
     found = mixed(5000)
-    chosen = picks.pick(found, None, 10_000, 10**9)
+    chosen = picks.pick(found, None, within(10_000, 10**9))
     for number in range(picks._REPEAT):
         rows = chosen.numbers.filter(chosen.strata == number)
         if len(rows):
@@ -120,7 +125,7 @@ def test_a_stratum_is_of_one_kind_and_about_one_size() -> None:
 
 def test_a_stratum_gets_rows_by_its_bytes_and_a_few_at_least() -> None:
     found = mixed(50_000)
-    chosen = picks.pick(found, None, 3000, 10**9)
+    chosen = picks.pick(found, None, within(3000, 10**9))
     counts = picked_by_stratum(chosen)
     assert len(chosen.numbers) == 3000
     ordinary = {number: stratum for number, stratum in chosen.populations.items() if number < picks._REPEAT}
@@ -135,14 +140,14 @@ def test_a_stratum_gets_rows_by_its_bytes_and_a_few_at_least() -> None:
 
 def test_every_row_of_a_stratum_is_as_likely() -> None:
     found = found_of([1000] * 40)
-    times = Counter(row for seed in range(400) for row in picks.pick(found, None, 10, 10**6, seed).numbers)
+    times = Counter(row for seed in range(400) for row in picks.pick(found, None, within(10, 10**6), seed).numbers)
     assert len(times) == 40
     assert all(60 <= count <= 140 for count in times.values())  # 100 expected, standard deviation 8.7
 
 
 def test_one_giant_is_picked_though_it_breaks_the_bound() -> None:
     found = found_of([100] * 1000 + [10**9])
-    chosen = picks.pick(found, None, 500, 10**6)
+    chosen = picks.pick(found, None, within(500, 10**6))
     assert 1000 in chosen.numbers
     assert len(chosen.numbers) == 2
 
@@ -196,7 +201,7 @@ def test_documents_are_those_of_the_picked_rows(tmp_path: Path, most_rows: int) 
     table.write_parquet(tmp_path / "in.parquet")
     source = open_source(str(tmp_path / "in.parquet"), id="id", text="body", where="id % 2 = 0")
     found = survey(source, 5000)
-    chosen = picks.pick(found, None, most_rows, 10**9)
+    chosen = picks.pick(found, None, within(most_rows, 10**9))
     made = list(picks.documents(source, chosen))
     assert [document.row for document in made] == chosen.numbers.to_list()
     assert [document.key for document in made] == [str(2 * row) for row in chosen.numbers]
@@ -206,5 +211,5 @@ def test_documents_are_those_of_the_picked_rows(tmp_path: Path, most_rows: int) 
 def test_documents_of_nothing_read_nothing(tmp_path: Path) -> None:
     pl.DataFrame({"body": ["some"] * 10}).write_parquet(tmp_path / "in.parquet")
     source = open_source(str(tmp_path / "in.parquet"), text="body")
-    chosen = picks.pick(survey(source, 10), pl.Series([False] * 10), 5, 1000)
+    chosen = picks.pick(survey(source, 10), pl.Series([False] * 10), within(5, 1000))
     assert list(picks.documents(source, chosen)) == []

@@ -21,7 +21,8 @@ from pipeline.job import Job
 from pipeline.models import MODELS, answering
 from pipeline.plan.compare import prefix_tokens
 from pipeline.plan.learned import CALL_COLUMNS, Learned, learn
-from pipeline.plan.planner import EVERYTHING, Effort, first_prompts
+from pipeline.plan.picks import Effort
+from pipeline.plan.planner import EVERYTHING, first_prompts
 from pipeline.prompts import Prompt
 from pipeline.records import Document, Reply
 from pipeline.tokens import estimate

@@ -23,22 +23,16 @@ class Answers(NamedTuple):
     """Answers to prompts of one step, as to one of some length: tokens in the mean, and quantiles of all output."""
 
     answers: int
+    lengths: Sequence[float]  # as they vary: evenly spaced quantiles of the output over its mean, shortest first
     output_tokens: float  # without thinking
     thinking_tokens: float
     p10: float  # of output and thinking together, as the next two
     p50: float
     p90: float
-    lengths: Sequence[float]  # as they vary: evenly spaced quantiles of the output over its mean, shortest first
 
     def times(self, factor: float) -> "Answers":
         """To a prompt whose answers are so many times as long."""
-        return self._replace(
-            output_tokens=self.output_tokens * factor,
-            thinking_tokens=self.thinking_tokens * factor,
-            p10=self.p10 * factor,
-            p50=self.p50 * factor,
-            p90=self.p90 * factor,
-        )
+        return Answers(self.answers, self.lengths, *(factor * tokens for tokens in self[2:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,15 +89,15 @@ class Lengths:
             .group_by("step", "kind")
             .agg(
                 answers=pl.len(),
+                lengths=pl.concat_list(
+                    ((output / pl.col("size")).quantile((part + 0.5) / _LENGTHS, "linear") / output_mean).fill_nan(0.0)
+                    for part in range(_LENGTHS)
+                ),
                 output_mean=output_mean,
                 thinking_mean=_per_size(pl.col("thinking")),
                 p10=each.quantile(0.1),
                 p50=each.quantile(0.5),
                 p90=each.quantile(0.9),
-                lengths=pl.concat_list(
-                    ((output / pl.col("size")).quantile((part + 0.5) / _LENGTHS, "linear") / output_mean).fill_nan(0.0)
-                    for part in range(_LENGTHS)
-                ),
             )
         )
         places = (((step, kind), Answers(*known)) for step, kind, *known in rows.iter_rows())

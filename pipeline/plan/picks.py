@@ -29,6 +29,15 @@ _NUMBER = (
 )
 
 
+class Effort(NamedTuple):
+    """Up to how much text every row is planned, and how much of it is picked from a larger table."""
+
+    whole_rows: int
+    whole_bytes: int
+    sample_rows: int
+    sample_bytes: int
+
+
 class Stratum(NamedTuple):
     """Rows of one kind and about one size."""
 
@@ -73,16 +82,18 @@ class Picks:
         return {each.name: _half_width(rows.with_columns(amount=each)) for each in amounts}
 
 
-def pick(found: Survey, wanted: pl.Series | None, most_rows: int, most_bytes: int, seed: int = 0) -> Picks:
-    """All rows that are `wanted` (None: all there are) when they are within both bounds, else a random sample of them.
+def pick(found: Survey, wanted: pl.Series | None, effort: Effort, seed: int = 0) -> Picks:
+    """All rows that are `wanted` (None: all there are) when `effort` allows it, else a random sample of them.
 
     Its strata are kind × size in steps of √2, each with rows in proportion to its bytes: Neyman's allocation when what
     a row takes varies as its size. Of repeats and of empty rows, where nothing is sent, a few are enough. Every stratum
     has a row, even where that goes beyond a bound. The same seed picks the same rows.
     """
     strata = _strata(found, wanted)
-    if sum(one.rows for one in strata) <= most_rows and sum(one.size_bytes for one in strata) <= most_bytes:
+    rows, size_bytes = sum(one.rows for one in strata), sum(one.size_bytes for one in strata)
+    if rows <= effort.whole_rows and size_bytes <= effort.whole_bytes:
         return _picks(strata, pl.concat(_numbered(found, wanted)))
+    most_rows, most_bytes = effort.sample_rows, effort.sample_bytes
     for least in _LEAST_PICKED:
         floor = {one.number: min(one.rows, least) for one in strata}
         if sum(floor.values()) <= most_rows and _most_bytes(strata, floor) <= most_bytes:

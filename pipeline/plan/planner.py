@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import NamedTuple
 
 import polars as pl
 from anyio.lowlevel import checkpoint
@@ -17,7 +16,7 @@ from pipeline.plan.exact import Picked
 from pipeline.plan.forecast import Bought, Forecaster
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Load, Pace
-from pipeline.plan.picks import Picks, documents, pick
+from pipeline.plan.picks import Effort, Picks, documents, pick
 from pipeline.plan.plans import Example, Found, Plan, StepPlan
 from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
 from pipeline.plan.survey import Survey, keys_of
@@ -28,16 +27,6 @@ from pipeline.prompts import Prompt
 from pipeline.records import STEPS, Document, Reply, Step
 from pipeline.source import Source
 from pipeline.source.order import reading_order
-
-
-class Effort(NamedTuple):
-    """Up to how much text every row is planned, and how much of it is picked from a larger table."""
-
-    whole_rows: int
-    whole_bytes: int
-    sample_rows: int
-    sample_bytes: int
-
 
 USUAL = Effort(100_000, 250_000_000, 25_000, 80_000_000)
 """For an estimate: 15 s (45 s where texts are cut), a larger table in less and its tokens to about ±0.7 %."""
@@ -74,9 +63,7 @@ class Input:
 
     def picks(self) -> Picks:
         """The rows that are looked at: all, or a sample of a large table."""
-        most = self.effort
-        picks = pick(self.survey, self.wanted, most.whole_rows, most.whole_bytes)
-        return picks if picks.whole else pick(self.survey, self.wanted, most.sample_rows, most.sample_bytes)
+        return pick(self.survey, self.wanted, self.effort)
 
 
 async def make(given: Input, start: datetime) -> Plan:

@@ -16,8 +16,8 @@ from pipeline.plan.earlier import earlier
 from pipeline.plan.forecast import Bought
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Pace
-from pipeline.plan.picks import about
-from pipeline.plan.planner import BRIEF, Effort, Input
+from pipeline.plan.picks import Effort, about
+from pipeline.plan.planner import BRIEF, Input
 from pipeline.plan.survey import Survey, survey
 from pipeline.quota.book import Known, read_known
 from pipeline.quota.daily import day_of
