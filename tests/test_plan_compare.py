@@ -7,6 +7,7 @@ import pytest
 from pipeline.models import MODELS, Model, model_info
 from pipeline.plan.amounts import Cell, Tier, Work
 from pipeline.plan.compare import (
+    LANES,
     Offer,
     Saving,
     chunk_sizes,
@@ -111,7 +112,7 @@ def test_an_unknown_price_comes_last_and_is_never_the_cheapest() -> None:
 
 
 def test_time_is_told_where_it_is_known_and_delivery_always() -> None:
-    found = {offer.lane: (offer.seconds, offer.delivery) for offer in offers(models=(known(LITE),))}
+    found = {offer.lane: (offer.seconds, LANES[offer.lane]) for offer in offers(models=(known(LITE),))}
     assert found == {"standard": (1800.0, "now"), "flex": (None, "best_effort"), "batch": (None, "within_24_h")}
 
 

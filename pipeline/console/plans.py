@@ -29,7 +29,7 @@ from pipeline.plan.compare import ASSUMPTION, LANES, Offer, Saving
 from pipeline.plan.lengths import Answers
 from pipeline.plan.plans import Example, Found
 from pipeline.plan.timing import Deadline, Timeline
-from pipeline.prices import Lane
+from pipeline.prices import CHECKED, Lane
 from pipeline.terminal import one_line
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def show_estimate(made: "Estimate", name: str, path: str) -> None:
     out.print()
     _show_notes(plan.notices, out, "yellow")
     _show_notes((*plan.assumptions, *_provenance(plan)), out)
-    out.print(f"prices of {plan.prices_dated}", style="dim")
+    out.print(f"prices of {CHECKED}", style="dim")
 
 
 def _show_nothing_left(plan: Plan) -> None:

@@ -5,7 +5,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from pipeline.plan.amounts import Range
+from pipeline.plan.compare import LANES
 from pipeline.plan.timing import Deadline
+from pipeline.prices import CHECKED
 from pipeline.records import Limits
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def plan_json(made: "Estimate") -> dict[str, object]:
         ],
         "bottleneck": plan.timeline.bound,
         "model": plan.model,
-        "prices_dated": plan.prices_dated,
+        "prices_dated": CHECKED.isoformat(),
         "sampled_rows": plan.sampled_rows,
         "bounds_only": plan.bounded,
         "based_on": plan.based_on,
@@ -101,7 +103,7 @@ def plan_json(made: "Estimate") -> dict[str, object]:
                 "lane": offer.lane,
                 "cost_usd": _usd(offer.cost_usd),
                 "seconds": None if offer.seconds is None else round(offer.seconds, 1),
-                "delivery": offer.delivery,
+                "delivery": LANES[offer.lane],
                 "fits": offer.fits,
                 "misfit": offer.misfit,
                 "cheapest": offer.cheapest,

@@ -18,9 +18,7 @@ from pipeline.tokens import estimate
 
 ASSUMPTION = "thinking is taken as in the plan: how much another model thinks is unknown"
 
-Delivery = Literal["now", "best_effort", "within_24_h"]
-
-LANES: Mapping[Lane, Delivery] = {
+LANES: Mapping[Lane, str] = {
     "standard": "now",
     "flex": "best_effort",
     "batch": "within_24_h",  # the target; a batch expires after 48 h
@@ -36,7 +34,6 @@ class Offer:
     lane: Lane
     cost_usd: Decimal | None  # None: the price is unknown
     seconds: float | None  # None: nothing is promised
-    delivery: Delivery
     misfit: str | None  # why the model cannot do the work
     note: str  # what a user should know before choosing the model
     cheapest: bool = False  # of all that fit and that every project may use
@@ -67,12 +64,11 @@ def compare(
             lane,
             Tariff(model.name, day, lane=lane).usd(work),
             seconds if lane == "standard" else None,
-            delivery,
             misfit(model, longest_prompt_tokens, max_output_tokens),
             note(model, day),
         )
         for model in served
-        for lane, delivery in LANES.items()
+        for lane in LANES
     ]
     offers.sort(key=lambda offer: (offer.cost_usd is None, offer.cost_usd or 0))
     open_to_all = {model.name for model in served if model.new_projects}

@@ -22,7 +22,6 @@ from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
 from pipeline.plan.survey import Survey, keys_of
 from pipeline.plan.tally import Tally
 from pipeline.plan.timing import timeline
-from pipeline.prices import CHECKED
 from pipeline.prompts import Prompt
 from pipeline.records import STEPS, Document, Reply, Step
 from pipeline.source import Source
@@ -101,7 +100,6 @@ async def make(given: Input, start: datetime) -> Plan:
         calibrations=learned.calibrations,
         timeline=times,
         order=reading_order((frame["size"] for frame in given.survey.slices()), given.wanted),
-        prices_dated=CHECKED.isoformat(),
         sampled_rows=0 if picks.whole else len(picks.numbers),
         bounded=tally.bounded,
         based_on=learned.based_on,
