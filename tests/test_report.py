@@ -243,11 +243,15 @@ def test_time_is_summed_over_sessions_and_of_a_killed_one_until_its_last_sign_of
     assert summarize(log(directory, *events)).seconds == seconds
 
 
-def test_what_was_sent_for_rows_that_did_not_finish_is_counted(directory: Path) -> None:
+def test_what_was_sent_for_rows_that_did_not_finish_is_counted(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     killed_after = {**progress(9), "attempts": 4, "rate_limited": 20}
     stopped = {**end(5, "stopped"), "attempts": 3, "rate_limited": 7}
     summary = summarize(log(directory, start(), killed_after, start(), stopped))
     assert (summary.attempts, summary.rate_limited) == (7, 27)
+    show_summary(summary)
+    assert "unanswered 34 failed 7 + refused for quota 27" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_was_saved_is_summed_over_sessions(directory: Path) -> None:

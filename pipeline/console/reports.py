@@ -1,6 +1,6 @@
 """What is said of runs and of models."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
 from decimal import Decimal
 
@@ -34,9 +34,9 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         remarks.append(f"{summary.pending:,} not reached")
     if summary.beyond:
         remarks.append(f"{summary.beyond:,} more are kept beyond `--limit`, and counted below")
-    steps = " + ".join(f"{step} {number:,}" for step, number in summary.calls_by_step.items())
+    steps = _split(summary.calls_by_step)
     usage = summary.usage
-    retries = summary.attempts - summary.calls
+    unanswered = {"failed": summary.attempts - summary.calls, "refused for quota": summary.rate_limited}
     saved = summary.identical + summary.cached
     savers = {"identical prompts": summary.identical, "earlier runs": summary.cached}
     answered_by = " and ".join(f"{number:,} by {which}" for which, number in savers.items() if number)
@@ -46,9 +46,7 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
     rows = [
         ("rows", f"{outcomes['ok']:,} ok", "   ".join(remarks)),
         ("calls", f"{summary.calls:,}", steps if len(summary.calls_by_step) > 1 else ""),
-        ("retries", f"{retries:,}", f"{summary.rate_limited:,} refused for quota")
-        if retries or summary.rate_limited
-        else None,
+        ("unanswered", f"{sum(unanswered.values()):,}", _split(unanswered)) if any(unanswered.values()) else None,
         ("saved calls", f"{saved:,}", f"{answered_by}, worth {money(summary.saved_usd)}") if saved else None,
         ("tokens in", count(usage.input_tokens + usage.tool_tokens), ""),
         (
@@ -69,6 +67,10 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
     if summary.accuracy and not summary.pending:
         to.print()
         show_accuracy(summary.accuracy, to)
+
+
+def _split(parts: Mapping[str, int]) -> str:
+    return " + ".join(f"{name} {number:,}" for name, number in parts.items() if number)
 
 
 def _uncertain(summary: Summary) -> str:
