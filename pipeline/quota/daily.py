@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, time, timedelta
+from functools import lru_cache
 from math import ceil
 from zoneinfo import ZoneInfo
 
@@ -16,7 +17,12 @@ _LONG_S = 3600.0
 
 def day_of(now: float, zone: str = RESET_ZONE) -> str:
     """The quota day (YYYY-MM-DD) at `now`, in epoch seconds."""
-    return datetime.fromtimestamp(now, ZoneInfo(zone)).date().isoformat()
+    return _day_of(now // 60.0, zone)
+
+
+@lru_cache(maxsize=16)  # asked for every request
+def _day_of(minute: float, zone: str) -> str:
+    return datetime.fromtimestamp(minute * 60.0, ZoneInfo(zone)).date().isoformat()
 
 
 def next_reset(now: float, zone: str = RESET_ZONE) -> float:
@@ -24,12 +30,6 @@ def next_reset(now: float, zone: str = RESET_ZONE) -> float:
     where = ZoneInfo(zone)
     tomorrow = datetime.fromtimestamp(now, where).date() + timedelta(days=1)
     return datetime.combine(tomorrow, time(), where).timestamp()
-
-
-def day_began(now: float, zone: str = RESET_ZONE) -> float:
-    """Epoch seconds of the last midnight in `zone` up to `now`."""
-    where = ZoneInfo(zone)
-    return datetime.combine(datetime.fromtimestamp(now, where).date(), time(), where).timestamp()
 
 
 def until_text(now: float, then: float) -> str:
@@ -58,7 +58,6 @@ class DailyQuota:
         self._count = count
         self._zone = zone
         self._closed_until = closed_until
-        self._day, self._day_begins, self._day_ends = "", 0.0, 0.0
 
     def opens_at(self, now: float) -> float | None:
         """None while the day has requests left, else when the next day begins."""
@@ -66,7 +65,7 @@ class DailyQuota:
             return self._closed_until
         if self._limit is None or self._count(self.today(now)) < self._limit:
             return None
-        return self._day_ends + RESET_JITTER_S
+        return next_reset(now, self._zone) + RESET_JITTER_S
 
     def exhausted(self, now: float, retry_after_s: float | None) -> float:
         """The service says that the day is used up; returns when the next begins.
@@ -81,10 +80,7 @@ class DailyQuota:
 
     def today(self, now: float) -> str:
         """The quota day (YYYY-MM-DD) at `now`."""
-        if not self._day_begins <= now < self._day_ends:
-            self._day, self._day_ends = day_of(now, self._zone), next_reset(now, self._zone)
-            self._day_begins = day_began(now, self._zone)
-        return self._day
+        return day_of(now, self._zone)
 
     def has_begun_since(self, then: float, now: float) -> bool:
         """Whether another quota day began between two moments."""
