@@ -82,9 +82,6 @@ class TokenLedger:
         self._minute, self._current, self._both = _Tail(), _Tail(), _Tail()
         self._variance = 0.0  # of the open reservations
         self._bias = 0.0
-        self._open_requests = self._open_tokens = 0
-        self._used_at: float | None = None  # of the last answer of `used`, until a charge changes
-        self._used = 0.0
         self._bound_at = -inf  # the bound over all phases: when it was computed, and what it was
         self._bound = 0.0
 
@@ -97,8 +94,6 @@ class TokenLedger:
         self._charges.append(charge)
         self._variance += variance
         self._bias += charge.bias
-        self._open_requests += 1
-        self._open_tokens += tokens
         self._amend(charge, tokens, 1)
         return charge
 
@@ -119,9 +114,13 @@ class TokenLedger:
 
     def used(self, now: float) -> float:
         """The most that the server can have counted against the limit by now."""
-        if now != self._used_at:
-            self._used_at, self._used = now, self._most(now)
-        return self._used
+        minute = self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
+        bounds = self._phase.bounds
+        if bounds is None:
+            return max(minute, self._over_all_phases(now))
+        elapsed = self._count(now, *bounds)
+        current, both = self._current.tokens, self._both.tokens
+        return max(minute, current + (both - current) * (1.0 - elapsed / WINDOW_S))
 
     def room(self, now: float, margin: Margin = EXACT) -> float:
         """The largest prompt that fits now, in expected tokens; negative when nothing does.
@@ -194,33 +193,22 @@ class TokenLedger:
 
     def in_flight(self) -> tuple[int, int]:
         """Requests and tokens reserved and not yet closed."""
-        return self._open_requests, self._open_tokens
+        reserved = [charge.tokens for charge in self._charges if charge.open]
+        return len(reserved), sum(reserved)
 
     def _allowed(self, tokens: float, margin: Margin) -> float:
         """What may be used at most when `tokens` are to fit."""
         deviation = sqrt(self._variance + (margin.spread * tokens) ** 2)
         return self.limit - self._bias - DEVIATIONS * deviation - tokens * (1.0 + margin.bias)
 
-    def _most(self, now: float) -> float:
-        minute = self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
-        bounds = self._phase.bounds
-        if bounds is None:
-            return max(minute, self._over_all_phases(now))
-        elapsed = self._count(now, *bounds)
-        current, both = self._current.tokens, self._both.tokens
-        return max(minute, current + (both - current) * (1.0 - elapsed / WINDOW_S))
-
     def _close(self, charge: Charge) -> None:
         if not charge.open:
             raise RuntimeError("a reservation is closed twice")
         charge.open = False
-        self._open_requests -= charge.requests
-        self._open_tokens -= charge.tokens
         self._variance = max(0.0, self._variance - charge.variance)
         self._bias = max(0.0, self._bias - charge.bias)
 
     def _amend(self, charge: Charge, tokens: int, requests: int) -> None:
-        self._used_at = None
         more_tokens, more_requests = tokens - charge.tokens, requests - charge.requests
         charge.tokens, charge.requests = tokens, requests
         for tail in (self._minute, self._current, self._both):
