@@ -121,6 +121,13 @@ def test_limit_runs_the_first_rows_and_the_next_run_the_rest(here: Path, cli: Ca
     assert (rest["rows"], rest["ok"], rest["calls"]) == (6, 6, 6)
 
 
+def test_the_commands_of_hints_can_be_typed_as_they_are(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here, UNLIMITED, template="{{ word }}").rename(here / "my job.toml").name
+    assert "`pipeline estimate 'my job.toml'`" in cli("check", job, "--offline").err
+    (here / "words.csv").write_text('word\nalpha\n" "\n')
+    assert "`pipeline report 'runs/my job-offline' --failed`" in cli("run", job, "--offline").err
+
+
 def test_rows_beyond_a_smaller_limit_are_told_apart(here: Path, cli: Callable[..., Ran]) -> None:
     job = small_job(here, UNLIMITED)
     cli("run", job, "--offline")

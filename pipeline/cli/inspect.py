@@ -1,6 +1,7 @@
 """Commands that buy nothing: `report`, `runs`, `models`, `check`, `emulate`."""
 
 import errno
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -136,7 +137,7 @@ def check(
         console.show_json({name: value for name, value, _ in facts})
     else:
         console.show_columns(console.out, facts)
-        console.show_hint(f"`pipeline estimate {job}` says what it costs")
+        console.show_hint(f"`pipeline estimate {shlex.quote(str(job))}` says what it costs")
 
 
 def emulate(

@@ -1,5 +1,6 @@
 """`pipeline run` and `pipeline estimate`."""
 
+import shlex
 import signal
 import sys
 from contextlib import ExitStack, contextmanager
@@ -141,7 +142,8 @@ def run(
     if ended.interrupted and not ended.stopped:
         console.show_hint(f"{'what was answered is kept; ' if ended.summary.calls else ''}{same} continues")
     if ended.exit_code == 1:
-        console.show_hint(f"`pipeline report {ended.summary.directory} --failed` lists the rows that are not ok")
+        directory = shlex.quote(str(ended.summary.directory))
+        console.show_hint(f"`pipeline report {directory} --failed` lists the rows that are not ok")
     raise typer.Exit(ended.exit_code)
 
 

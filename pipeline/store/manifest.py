@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -147,7 +148,8 @@ class Lock:
                     "run in a directory on a disk of this machine: some network file systems lock nothing",
                 ) from None
             raise RunStateError(
-                f"{path.parent} is in use by {holder}", f"`pipeline report {path.parent}` shows its progress"
+                f"{path.parent} is in use by {holder}",
+                f"`pipeline report {shlex.quote(str(path.parent))}` shows its progress",
             ) from None
         with suppress(OSError):  # only a courtesy to whoever asks
             os.fchmod(self._fd, 0o600)
