@@ -16,6 +16,7 @@ import pytest
 from asking import MODEL, TARGET
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sharedfiles import locked
 from stores import in_flight, manifest, prompt, sealed
 from vclock import run
 
@@ -287,6 +288,22 @@ def test_a_run_does_not_spend_beside_others_while_their_book_is_locked(
         assert ("could pass the day's budget" if lock_s else "budget of the day or month cannot be kept") in str(
             stopped
         )
+
+
+def test_no_request_leaves_that_others_would_not_know_of_should_this_run_be_killed(
+    tmp_path: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.sharedfile.PATIENCE_S", 0.2)
+    path, target = tmp_path / "s", target_of(RATES)
+    with SpendBook(path, "p", "run") as book:
+        cashier = Cashier(Spending(None, book=book, day_cap_usd=Decimal(1)), seen=Seen(replies=10))
+        assert cashier.admit(asked(0), target)
+        with locked(path):
+            assert not cashier.admit(asked(1), target), "two in flight are not in the book"
+            cashier.charge(cashier.answered(asked(0), target, answer()))
+            with pytest.raises(BudgetReached, match="cannot be kept"):
+                cashier.admit(asked(1), target)
+        assert cashier.admit(asked(1), target)
 
 
 # ---- D1: who answers has no price

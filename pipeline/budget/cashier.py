@@ -118,6 +118,9 @@ class Cashier:
         worst = worst_case_usd(prompt, target)
         held = (worst or _NONE) * self._seen.ratio
         cap = self._spending.reserve(held)
+        if cap is None and self._spending.blind:  # the others would not know of it, should this process be killed
+            self._spending.reserved_usd -= held
+            return not self._held and self.admit(prompt, target)
         if cap is None:
             self._held[prompt.fingerprint(target.model)] = worst, held
             return True
