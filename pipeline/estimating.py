@@ -10,9 +10,9 @@ from pipeline import plan, report
 from pipeline.plan.compare import Offer, Saving, compare, savings
 from pipeline.plan.exact import count_sample
 from pipeline.plan.forecast import Bought
-from pipeline.plan.learned import Learned, merged
+from pipeline.plan.learned import merged
 from pipeline.plan.picks import pick_pilot
-from pipeline.plan.planner import EVERYTHING, POOL, USUAL, Input, first_prompts
+from pipeline.plan.planner import EVERYTHING, USUAL
 from pipeline.plan.timing import Deadline, deadline
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
@@ -53,7 +53,9 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     with kept(session) as (outcomes, bought):
         given = await basis(session, wanted(session, outcomes), bought, EVERYTHING if wishes.whole else USUAL)
         if wishes.exact:
-            given = replace(given, learned=merged(given.learned, await _counted(session, given)))
+            async with open_services(session) as services:
+                counted = await count_sample(given, services.count_tokens)
+            given = replace(given, learned=merged(given.learned, counted))
         made = await plan.make(given, start)
         saved = await savings(given, made, start.date()) if wishes.compare else ()
     room, seconds = session.working.params.max_output_tokens, made.timeline.seconds
@@ -104,10 +106,3 @@ def kept(session: Session) -> Iterator[tuple[Outcomes, Bought]]:
 
 async def _nothing(prompt: Prompt) -> Reply | None:
     return None
-
-
-async def _counted(session: Session, given: Input) -> Learned:
-    """Have the service count a sample of the first prompts."""
-    prompts = await first_prompts(replace(given, effort=POOL))
-    async with open_services(session) as services:
-        return await count_sample(prompts, services.count_tokens)

@@ -29,9 +29,10 @@ from pipeline.estimating import Wishes
 from pipeline.job import Job
 from pipeline.plan import Plan, picks, planner
 from pipeline.plan.amounts import KINDS, Range, total
+from pipeline.plan.exact import first_prompts
 from pipeline.plan.learned import CALL_COLUMNS, NOTHING, Learned, learn
 from pipeline.plan.pace import Pace
-from pipeline.plan.planner import Input, first_prompts
+from pipeline.plan.planner import Input
 from pipeline.plan.survey import survey
 from pipeline.prompts import Prompt
 from pipeline.records import Document, Reply

@@ -18,7 +18,7 @@ from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.emulator.counting import Tokenizer
 from pipeline.emulator.counting import count as count_text
 from pipeline.errors import AuthError, PipelineError, ServiceError
-from pipeline.plan.exact import SAMPLE, Picked, count_sample, pick
+from pipeline.plan.exact import SAMPLE, Picked, count_some, pick
 from pipeline.plan.learned import Learned
 from pipeline.prompts import Prompt, said
 from pipeline.providers.gemini import Gemini
@@ -66,7 +66,7 @@ class Service:
 
 
 def counted(given: Sequence[Picked], service: Service) -> Learned:
-    known: Learned = vclock.run(count_sample, given, service.count)
+    known: Learned = vclock.run(count_some, given, service.count)
     return known
 
 
@@ -155,7 +155,7 @@ def test_it_counts_as_the_service_does() -> None:
         async with Wire(httpx.ASGITransport(Emulator(options))) as wire:
             gemini = Gemini(wire, {TARGET.project: "key"})
             count = partial(gemini.count_tokens, target=TARGET)
-            return await count_sample([picked(1, 0, 10, "twelve, thirteen")], count)
+            return await count_some([picked(1, 0, 10, "twelve, thirteen")], count)
 
     known: Learned = anyio.run(count)
     assert known.taught["input"].to_list() == [4]  # one token starts every request

@@ -20,9 +20,10 @@ from pipeline import flows, plan
 from pipeline.job import Job
 from pipeline.models import MODELS, answering
 from pipeline.plan.compare import prefix_tokens
+from pipeline.plan.exact import first_prompts
 from pipeline.plan.learned import CALL_COLUMNS, Learned, learn
 from pipeline.plan.picks import Effort
-from pipeline.plan.planner import EVERYTHING, first_prompts
+from pipeline.plan.planner import EVERYTHING
 from pipeline.prompts import Prompt
 from pipeline.records import Document, Reply
 from pipeline.tokens import estimate

@@ -11,12 +11,16 @@ from pipeline.job import Job
 from pipeline.models import MODELS, Model, answering, model_info
 from pipeline.plan.amounts import Work, total
 from pipeline.plan.costs import Tariff
-from pipeline.plan.planner import GLANCE, Input, expected_work
+from pipeline.plan.picks import Effort
+from pipeline.plan.planner import Input, expected_work
 from pipeline.plan.plans import Plan
 from pipeline.prices import Lane, note
 from pipeline.tokens import estimate
 
 ASSUMPTION = "thinking is taken as in the plan: how much another model thinks is unknown"
+
+GLANCE = Effort(2_000, 10_000_000, 2_000, 10_000_000)
+"""For a job that is changed to see what it would cost: half a second."""
 
 LANES: Mapping[Lane, str] = {
     "standard": "now",

@@ -8,11 +8,9 @@ from decimal import Decimal
 import polars as pl
 from anyio.lowlevel import checkpoint
 
-from pipeline import flows
 from pipeline.job import Job
 from pipeline.plan.amounts import Work, total
 from pipeline.plan.costs import Tariff, notices, split_by_day
-from pipeline.plan.exact import Picked
 from pipeline.plan.forecast import Bought, Forecaster
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Load, Pace
@@ -22,8 +20,7 @@ from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
 from pipeline.plan.survey import Survey, keys_of
 from pipeline.plan.tally import Tally
 from pipeline.plan.timing import timeline
-from pipeline.prompts import Prompt
-from pipeline.records import STEPS, Document, Reply, Step
+from pipeline.records import STEPS, Document, Step
 from pipeline.source import Source
 from pipeline.source.order import reading_order
 
@@ -31,10 +28,6 @@ USUAL = Effort(100_000, 250_000_000, 25_000, 80_000_000)
 """For an estimate: 15 s (45 s where texts are cut), a larger table in less and its tokens to about ±0.7 %."""
 BRIEF = Effort(20_000, 50_000_000, 10_000, 40_000_000)
 """Before a run, which waits for it: 3 s, tokens to about ±1 %."""
-POOL = Effort(5_000, 20_000_000, 5_000, 20_000_000)
-"""For the prompts of which some are counted by the service: half a second."""
-GLANCE = Effort(2_000, 10_000_000, 2_000, 10_000_000)
-"""For a job that is changed to see what it would cost: half a second."""
 EVERYTHING = Effort(2**63, 2**63, 0, 0)
 """Every row, however large the table."""
 
@@ -63,6 +56,11 @@ class Input:
     def picks(self) -> Picks:
         """The rows that are looked at: all, or a sample of a large table."""
         return pick(self.survey, self.wanted, self.effort)
+
+    def looked_at(self, picks: Picks) -> Iterator[tuple[Document, int, bool, float]]:
+        """Each picked row with its kind of script, whether it repeats another, and for how many rows it stands."""
+        told = self.survey.at(picks.numbers)
+        return zip(documents(self.source, picks), told["kind"], told["repeat"], picks.weights(), strict=True)
 
 
 async def make(given: Input, start: datetime) -> Plan:
@@ -114,43 +112,17 @@ async def expected_work(given: Input) -> Work:
     return tally.expected
 
 
-async def first_prompts(given: Input) -> list[Picked]:
-    """The prompts that the rows begin with that are looked at; merging ones are not known yet.
-
-    Those of a row that repeats another stand for nothing: they are not sent.
-    """
-    prompts: list[Picked] = []
-    asked: list[Prompt] = []
-
-    async def collect(prompt: Prompt) -> Reply:
-        asked.append(prompt)
-        return Reply("", "ok")
-
-    for document, kind, repeat, weight in _looked_at(given, given.picks()):
-        asked.clear()
-        await flows.run(document, given.job, collect)
-        times = 0.0 if repeat else weight
-        prompts += (Picked(each, kind, times * each.input_tokens_est) for each in asked if each.step != "reduce")
-    return prompts
-
-
 async def _tallied(given: Input) -> tuple[Picks, Tally]:
     """The rows that were looked at, and what they take."""
     picks = given.picks()
     forecaster = Forecaster(given.job, given.learned, given.bought, given.pace.limits)
     tally = Tally(given.job, picks, given.learned)
-    for number, (document, kind, repeated, weight) in enumerate(_looked_at(given, picks)):
+    for number, (document, kind, repeated, weight) in enumerate(given.looked_at(picks)):
         if number % _UNTIL_HEEDED == 0:
             await checkpoint()
         apart = repeated and not picks.whole  # the row that it repeats need not be picked
         tally.add(document, await forecaster.of(document, kind, apart), kind, weight)
     return picks, tally
-
-
-def _looked_at(given: Input, picks: Picks) -> Iterator[tuple[Document, int, bool, float]]:
-    """Each picked row with its kind of script, whether it repeats another, and for how many rows it stands."""
-    told = given.survey.at(picks.numbers)
-    return zip(documents(given.source, picks), told["kind"], told["repeat"], picks.weights(), strict=True)
 
 
 def _steps(work: Work, learned: Learned, cost: Callable[[Work], Decimal | None]) -> Mapping[Step, StepPlan]:
