@@ -143,9 +143,9 @@ def test_what_binds(load: Load, pace: Pace, bound: str) -> None:
 def test_a_plan_is_quick() -> None:
     """It is asked for every model and way to run."""
     for pace, most_s in ((pace_of(rpm=15, tpm=250_000, rpd=500), 0.01), (pace_of(rpm=None, tpm=None, rpd=500), 0.1)):
-        began = time.perf_counter()
+        began = time.process_time()
         timeline(load_of(10**6), pace, START)
-        assert time.perf_counter() - began < most_s
+        assert time.process_time() - began < most_s
 
 
 def test_unknown_limits_are_told_grown_and_not() -> None:
