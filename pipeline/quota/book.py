@@ -4,7 +4,7 @@ import os
 import sqlite3
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -27,16 +27,15 @@ _NAME = "The quota book"
 _REQUESTS_ON = "SELECT requests FROM days WHERE endpoint = ? AND day = ?"
 _LEARNED = "SELECT value FROM learned WHERE endpoint = ? AND meter = ? AND at > ?"
 _DAY_OPENS_AT = "SELECT value FROM learned WHERE endpoint = ? AND meter = 'day' AND value > ?"
-# A send has a row when it leaves, and another one when it is settled or refunded: then `tokens` is NULL.
+# A send has a row when it leaves, and another one when it is settled or refunded: then `tokens` is NULL. A row without
+# a number asks the others to let the tokens of the last minute fall to these.
 _SCHEMA = """
 DROP TABLE IF EXISTS sends;  -- of earlier versions
+DROP TABLE IF EXISTS asked;
 CREATE TABLE IF NOT EXISTS sent (
     id INTEGER PRIMARY KEY AUTOINCREMENT, endpoint TEXT NOT NULL,
-    who TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, tokens INTEGER
+    who TEXT NOT NULL, number INTEGER, at REAL NOT NULL, tokens INTEGER
 );
-CREATE TABLE IF NOT EXISTS asked (
-    endpoint TEXT NOT NULL, who TEXT NOT NULL, at REAL NOT NULL, most INTEGER NOT NULL, PRIMARY KEY (endpoint, who)
-) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS days (
     endpoint TEXT NOT NULL, day TEXT NOT NULL, requests INTEGER NOT NULL, PRIMARY KEY (endpoint, day)
 ) WITHOUT ROWID;
@@ -51,25 +50,16 @@ class Send:
     """One request of another run, as it is known by now; `at` in epoch seconds."""
 
     who: str
-    number: int  # of that run's
+    number: int | None  # of that run's; None: it asks that the last minute holds at most so many tokens
     at: float
     tokens: int | None  # None: it never counted
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What another run asks for: that the last minute holds at most so many tokens; `at` in epoch seconds."""
-
-    who: str
-    at: float
-    most: int
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
     """One request of ours."""
 
-    number: int
+    number: int | None
     at: float  # epoch seconds
     tokens: int | None
     day: str
@@ -123,7 +113,6 @@ class QuotaBook(SharedFile):
         self._who = uuid4().hex
         self._life: int | None = None  # the descriptor of the file that says that this run lives
         self._seen = 0
-        self.asked: Sequence[Ask] = ()  # by other runs, as of the last `news`
         self._written_at = self._tidied_at = -inf
         self._days: dict[str, int] = {}  # requests, as in the file
         self._numbers = count()
@@ -136,7 +125,6 @@ class QuotaBook(SharedFile):
         """Close the file; what was written stays, and this run shares the quota no longer."""
         self.be_patient()
         self._write()
-        self.write(lambda db: db.execute("DELETE FROM asked WHERE who = ?", (self._who,)))
         if self._life is not None:
             with suppress(OSError):
                 self.sign(self._who).unlink()
@@ -145,11 +133,9 @@ class QuotaBook(SharedFile):
         super().close()
 
     def news(self, now: float) -> list[Send]:
-        """What other processes sent, settled and refunded since the last call, of what may still count."""
+        """What other processes sent, settled, refunded and asked since the last call, of what may still count."""
         if not self.read(self.changed):
             return []
-        asked = self._rows("SELECT who, at, most FROM asked WHERE endpoint = ? AND who <> ?", self._endpoint, self._who)
-        self.asked = [Ask(*row) for row in asked]
         rows = self._rows(
             "SELECT who, number, at, tokens, id FROM sent WHERE id > ? AND endpoint = ? AND who <> ? AND at > ?",
             self._seen,
@@ -168,14 +154,8 @@ class QuotaBook(SharedFile):
 
     def ask(self, at: float, most: int) -> None:
         """Ask the other processes to let the tokens of the last minute fall to this."""
-
-        def asked(db: sqlite3.Connection) -> bool:
-            self._show_life()
-            row = "INSERT OR REPLACE INTO asked (endpoint, who, at, most) VALUES (?, ?, ?, ?)"
-            db.execute(row, (self._endpoint, self._who, at, most))
-            return True
-
-        self.write(asked)
+        self._unwritten[Entry(None, at, most, "")] = None
+        self._write()
 
     def flush(self) -> None:
         """Write at once what would be written with the next send: others wait for it."""
@@ -249,7 +229,6 @@ class QuotaBook(SharedFile):
     def _tidy(self, db: sqlite3.Connection, since: float) -> bool:
         """Forget what is older, and the signs of life of runs that were killed."""
         db.execute("DELETE FROM sent WHERE at < ?", (since,))
-        db.execute("DELETE FROM asked WHERE at < ?", (since,))
         for left in self.signs():
             with suppress(OSError):  # another user's: it says nothing
                 if not is_live(left):

@@ -158,8 +158,7 @@ class Quota:
 
     def room(self, now: float, margin: Margin) -> float:
         """The largest prompt that fits now, in expected tokens."""
-        room = self.ledger.room(now, margin)
-        return min(room, self._sharing.room(now)) if self._book.asked else room
+        return min(self.ledger.room(now, margin), self._sharing.room(now))
 
     def fits_at(self, now: float, tokens: float, margin: Margin) -> float:
         """When that many tokens may fit at the earliest, if nothing else is sent."""

@@ -33,7 +33,8 @@ class Sharing:
     def __init__(self, book: QuotaBook, wall: Callable[[], float], ledger: TokenLedger) -> None:
         """`wall` is epoch seconds; all else goes by the loop's clock."""
         self._book, self._wall, self._ledger = book, wall, ledger
-        self._charges: dict[tuple[str, int], Charge] = {}  # what others sent, as long as it may count
+        self._charges: dict[tuple[str, int | None], Charge] = {}  # what others sent, as long as it may count
+        self._asks: dict[str, tuple[float, float]] = {}  # when each other run asked, and for how many tokens at most
         self._heard: dict[str, float] = {}  # of each other run
         self._gone: set[str] = set()  # of them: ended, or killed
         self._looked_at = self._checked_at = self._asked_at = -inf
@@ -48,17 +49,18 @@ class Sharing:
         self._looked_at = now
         times = []
         for send in self._book.news(self._wall()):
+            at = self._loop_time(send.at, now)
             charge = self._charges.get((send.who, send.number))
             if charge is not None:
                 self._ledger.correct(charge, send.tokens or 0)  # what was refused stays a request: fewer are refused
             elif send.tokens is not None:
-                at = self._loop_time(send.at, now)
+                self._hear(send.who, at)
+                if send.number is None:
+                    self._asks[send.who] = at, send.tokens
+                    continue
                 times.append(at)
                 charge = self._charges[send.who, send.number] = self._ledger.reserve(at, send.tokens)
                 self._ledger.settle(charge, None)
-                self._hear(send.who, at)
-        for ask in self._book.asked:
-            self._hear(ask.who, self._loop_time(ask.at, now))
         if self._heard and now - self._checked_at >= CHECK_S:
             self._check(now)
         return times
@@ -82,12 +84,11 @@ class Sharing:
 
     def room(self, now: float) -> float:
         """The tokens that others leave to this run; `inf` where nobody asks for room, or this run has had few."""
-        since = self._wall() - ASKED_FOR_S
-        most = min((ask.most for ask in self._book.asked if ask.at > since), default=inf)
-        if most == inf:
+        asks = [most for who, (at, most) in self._asks.items() if now - at < ASKED_FOR_S and who not in self._gone]
+        if not asks:
             return inf
         used, ours = self._used(now)
-        return most - used if ours > self._fair else inf
+        return min(asks) - used if ours > self._fair else inf
 
     @property
     def _fair(self) -> float:
