@@ -276,6 +276,9 @@ class MemoryBook(QuotaBook):
     def read(self, work: Callable[[sqlite3.Connection], Found]) -> None:
         """Nothing: there is no file."""
 
+    def _write(self) -> None:
+        self._unwritten.clear()
+
 
 def _known(db: sqlite3.Connection, endpoint: str, day: str, now: float) -> Known:
     def value(statement: str, *values: object) -> Any:

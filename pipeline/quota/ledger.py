@@ -82,6 +82,8 @@ class TokenLedger:
         self._minute, self._current, self._both = _Tail(), _Tail(), _Tail()
         self._variance = 0.0  # of the open reservations
         self._bias = 0.0
+        self._used_at: float | None = None  # of the last answer of `used`, until a charge changes
+        self._used = 0.0
         self._bound_at = -inf  # the bound over all phases: when it was computed, and what it was
         self._bound = 0.0
 
@@ -114,13 +116,9 @@ class TokenLedger:
 
     def used(self, now: float) -> float:
         """The most that the server can have counted against the limit by now."""
-        minute = self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
-        bounds = self._phase.bounds
-        if bounds is None:
-            return max(minute, self._over_all_phases(now))
-        elapsed = self._count(now, *bounds)
-        current, both = self._current.tokens, self._both.tokens
-        return max(minute, current + (both - current) * (1.0 - elapsed / WINDOW_S))
+        if now != self._used_at:
+            self._used_at, self._used = now, self._most(now)
+        return self._used
 
     def room(self, now: float, margin: Margin = EXACT) -> float:
         """The largest prompt that fits now, in expected tokens; negative when nothing does.
@@ -201,6 +199,15 @@ class TokenLedger:
         deviation = sqrt(self._variance + (margin.spread * tokens) ** 2)
         return self.limit - self._bias - DEVIATIONS * deviation - tokens * (1.0 + margin.bias)
 
+    def _most(self, now: float) -> float:
+        minute = self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
+        bounds = self._phase.bounds
+        if bounds is None:
+            return max(minute, self._over_all_phases(now))
+        elapsed = self._count(now, *bounds)
+        current, both = self._current.tokens, self._both.tokens
+        return max(minute, current + (both - current) * (1.0 - elapsed / WINDOW_S))
+
     def _close(self, charge: Charge) -> None:
         if not charge.open:
             raise RuntimeError("a reservation is closed twice")
@@ -209,6 +216,7 @@ class TokenLedger:
         self._bias = max(0.0, self._bias - charge.bias)
 
     def _amend(self, charge: Charge, tokens: int, requests: int) -> None:
+        self._used_at = None
         more_tokens, more_requests = tokens - charge.tokens, requests - charge.requests
         charge.tokens, charge.requests = tokens, requests
         for tail in (self._minute, self._current, self._both):

@@ -84,6 +84,8 @@ class Sharing:
 
     def room(self, now: float) -> float:
         """The tokens that others leave to this run; `inf` where nobody asks for room, or this run has had few."""
+        if not self._asks:  # asked for every request
+            return inf
         asks = [most for who, (at, most) in self._asks.items() if now - at < ASKED_FOR_S and who not in self._gone]
         if not asks:
             return inf
