@@ -1,10 +1,11 @@
-"""Requests per minute: a leaky bucket that spaces them evenly, safe against every way a server may count."""
+"""Requests per minute: even spacing on aiolimiter's leaky bucket, safe against every way a server may count."""
 
 import asyncio
 from collections.abc import Iterable
 from math import floor, inf
 
 import anyio
+from aiolimiter import AsyncLimiter
 
 WINDOW_S = 60.0
 JITTER_S = 0.3
@@ -29,28 +30,47 @@ class RequestPacer:
     With several `runs` on one limit each has an equal part, and beyond it whatever the others leave: a request goes
     before its own turn when all runs together, as far as `charge` was told, are behind the pace.
 
-    Of a bucket that leaks one request a period we keep when it will be empty. One task only may acquire.
+    One task only may acquire: aiolimiter serves its waiters smallest first, not in order.
     """
 
-    def __init__(self, rpm: float, now: float = 0.0, *, drained: bool, strict: bool = False) -> None:
+    def __init__(self, rpm: float, *, drained: bool, strict: bool = False) -> None:
         """With `drained` no burst is left at the start: right after another run, which may have used it."""
         self._strict = strict
         self._runs = 1
         self._due_at = -inf  # when the next request is due that any run makes
+        self._drain = 0.0
+        self._ready = False  # once there is room, there is until the next request
+        self._last_grant: float | None = None
         self._build(rpm)
-        self._empty_at = now + self._burst * self.period_s if drained else -inf
+        if drained:
+            self._drain = self._limiter.max_rate
+
+    @property
+    def rpm(self) -> float:
+        """The limit that is kept, requests a minute."""
+        return self._rpm
+
+    @property
+    def period_s(self) -> float:
+        """Seconds between two requests in the long run."""
+        return self._limiter.time_period / self._limiter.max_rate
 
     def change(self, rpm: float, now: float, *, strict: bool | None = None, runs: int | None = None) -> None:
         """Keep another limit from now on, or share it with others. The burst is not granted a second time."""
-        level = max(0.0, self._empty_at - now) / self.period_s
         self._strict = self._strict if strict is None else strict
         self._runs = self._runs if runs is None else runs
+        undrained = self._drain
         self._build(rpm)
-        self._empty_at = now + min(level, self._burst) * self.period_s
+        burst = self._limiter.max_rate
+        if undrained:
+            self._drain = burst
+        elif self._last_grant is not None:
+            self._drain = max(0.0, burst - (now - self._last_grant) / self.period_s)
 
     def ready(self) -> bool:
         """Whether `acquire` would return at once."""
-        return min(self._turns()) <= asyncio.get_running_loop().time()
+        self._ready = self._ready or (not self._drain and self._limiter.has_capacity())
+        return self._ready
 
     def charge(self, sent: Iterable[float]) -> None:
         """Count requests that left at these times, of whichever run."""
@@ -59,26 +79,34 @@ class RequestPacer:
 
     async def acquire(self) -> None:
         """Wait until one request may leave, and count it."""
-        clock = asyncio.get_running_loop()
-        now, (own, any_run) = clock.time(), self._turns()
-        if (at := min(own, any_run)) > now:
-            await anyio.sleep_until(at)
-            now = max(at, clock.time())
-        if own <= now:
-            self._empty_at = max(self._empty_at, now) + self.period_s
-        self._due_at = max(self._due_at, now) + self._all_period_s
+        if self._runs > 1:
+            with anyio.CancelScope(deadline=self._due_at - (self._all_burst - 1) * self._all_period_s):
+                await self._turn()
+        elif self._drain:
+            await self._turn()
+        else:  # one coroutine less for each request
+            await self._limiter.acquire()
+        self._ready = False
+        self._last_grant = asyncio.get_running_loop().time()
+        self._due_at = max(self._due_at, self._last_grant) + self._all_period_s
 
-    def _turns(self) -> tuple[float, float]:
-        """When this run may send by its part, and when by what all runs leave."""
-        own = self._empty_at - (self._burst - 1) * self.period_s
-        if self._runs == 1:
-            return own, own
-        return own, self._due_at - (self._all_burst - 1) * self._all_period_s
+    async def _turn(self) -> None:
+        if self._drain:
+            drain, self._drain = self._drain, 0.0
+            try:
+                await self._limiter.acquire(drain)
+            except asyncio.CancelledError:
+                self._drain = drain
+                raise
+        await self._limiter.acquire()
 
     def _build(self, rpm: float) -> None:
+        self._rpm = rpm
         self._all_burst, self._all_period_s = spacing(rpm, strict=self._strict, runs=self._runs)
-        self._burst = max(1, self._all_burst // self._runs)
-        self.period_s = self._all_period_s * self._runs  # between two requests of this run, in the long run
+        burst = max(1, self._all_burst // self._runs)
+        self._limiter = AsyncLimiter(burst, burst * self._all_period_s * self._runs)
+        self._drain = 0.0
+        self._ready = False
 
 
 def careful_s(period_s: float) -> float:

@@ -81,7 +81,7 @@ class Quota:
         recent = [] if self.unlimited else self._sharing.news(now)
         # Without a book nobody knows whether another run has just ended; at a fast pace caution costs nothing.
         drained = bool(recent) or (book is None and self._rpm >= _CAUTIOUS_RPM)
-        self._pacer = RequestPacer(self._rpm, now, drained=drained) if self.requests else None
+        self._pacer = RequestPacer(self._rpm, drained=drained) if self.requests else None
         self._share_requests(now, recent)
         self.slots = Slots(limits.concurrency, self._rpm, limits.sockets)
         self._gate = Gate(self.ledger, self.slots, rng, self._changed)
