@@ -56,6 +56,29 @@ def test_the_same_limit_found_again_stays() -> None:
     assert not limit.grow(300.0, 600)
 
 
+def test_what_is_refused_on_the_way_back_up_ends_it_at_what_was_found() -> None:
+    limit = Limit(1000, 5)
+    limit.full(36.0, 600, shared=False)
+    assert not limit.summit(90.0, 590, shared=False), "nothing more has been tried"
+    found = limit.value
+    assert limit.grow(96.0, 590)
+    assert limit.summit(100.0, 610, shared=False)
+    assert limit.value == found
+    assert not limit.grow(300.0, found), "and it stays for ten minutes"
+
+
+def test_where_much_more_had_passed_on_the_way_up_that_is_believed_and_more_is_tried_again() -> None:
+    limit = Limit(1000, 5)
+    limit.full(36.0, 300, shared=False)
+    now = 96.0
+    for _ in range(4):
+        limit.grow(now, limit.value)
+        now += 10.0
+    assert limit.summit(now, 580, shared=False)
+    assert limit.value == pytest.approx(0.99 * 580)
+    assert limit.grow(now + 61.0, 570)
+
+
 def test_a_minute_that_had_as_much_as_is_believed_tells_nothing_but_twice() -> None:
     limit = Limit(1000, 5)
     assert not limit.full(100.0, 995, shared=False), "the service was down for a while"
@@ -113,6 +136,8 @@ def test_what_was_found_twice_is_not_taken_back() -> None:
     limit.lower(200.0, 590, 800, shared=False)
     assert not limit.undo()
     assert 580 <= limit.value <= 600
+    assert limit.undo(certain=True), "but where it is known that the pace was not why"
+    assert limit.value == 1000
 
 
 def test_a_refused_probe_goes_back_to_where_it_came_from() -> None:

@@ -101,23 +101,23 @@ def test_what_was_taken_is_no_more_than_a_slower_rate_needs() -> None:
 
 def test_where_the_refused_found_most_in_flight_no_more_than_that_are_sent_at_once() -> None:
     slots = Slots(None, 1000)
-    assert slots.crowded([10, 11, 10, 10, 12, 10], [*range(1, 10)] * 4)
+    assert slots.crowded([10, 11, 10, 10, 12, 10], [*range(1, 10)] * 4, 1_000)
     assert slots.count == 10
 
 
 def test_where_they_found_no_more_than_others_the_slots_stay() -> None:
     slots = Slots(None, 1000)
     before = slots.count
-    assert not slots.crowded([3, 9, 5, 7], [*range(1, 12)] * 3)
+    assert not slots.crowded([3, 9, 5, 7], [*range(1, 12)] * 3, 1_000)
     assert slots.count == before
 
 
 def test_a_crowd_that_still_is_too_large_is_made_smaller_and_given_up_where_that_does_not_help() -> None:
     slots = Slots(None, 1000)
     before = slots.count
-    slots.crowded([10, 11, 10, 10, 12, 10], [*range(1, 10)] * 4)
+    slots.crowded([10, 11, 10, 10, 12, 10], [*range(1, 10)] * 4, 1_000)
     counts = []
-    while slots.crowded([9, 9, 9, 9], [9] * 20):
+    while slots.crowded([9, 9, 9, 9], [9] * 20, 1_000):
         counts.append(slots.count)
     assert counts == [9, 8, 7]
     assert slots.count == before
@@ -125,7 +125,7 @@ def test_a_crowd_that_still_is_too_large_is_made_smaller_and_given_up_where_that
 
 def test_now_and_then_one_more_is_tried() -> None:
     slots = Slots(None, 1000)
-    slots.crowded([10, 11, 10, 10, 12, 10], [*range(1, 10)] * 4)
+    slots.crowded([10, 11, 10, 10, 12, 10], [*range(1, 10)] * 4, 1_000)
     for _ in range(300):
         slots.answered(3.0)
     assert slots.count == 11

@@ -27,6 +27,8 @@ _VAIN = 4  # holds after which first refusals hold nothing, unless a limit was f
 _WINDOW_ENDS_S = WINDOW_S + 2.0  # no quota of a minute refuses everything for longer
 _CROWD_ENDS_S = 3.0  # so soon one of many in flight is through, and no window over
 _SUDDEN, _CLEAN = 0.25, 20  # of all refused, after so many were not: a limit that was reached
+_SAME_TIME, _ANY_TIME = 1_000, 100_000  # by chance once in so many times; at first fewer are in flight
+_CROWD = 0.1  # of those of a minute: what found as many in flight as these may be refused for that
 _HOLD_JITTER_S = 0.25
 
 Changed = Callable[[Limit, float, bool], None]
@@ -71,6 +73,7 @@ class Gate:
         self._before: _Closed | None = None  # the last that is over
         self._hold_until = self._opened_at = self._asked_at = self._found_at = -inf
         self._disturbed_at: float | None = None  # when it all began, or less was sent than before
+        self._refused_last = 0
         self._vain = 0  # holds since a limit was found
         self._known_s = KNOWN_S
         self._sent = self._in_flight = 0
@@ -138,6 +141,7 @@ class Gate:
         if ticket in self._passed:
             self._passed.remove(ticket)
         self._known_s = max(KNOWN_S, 2.0 * (now - ticket.sent_at), 0.9 * self._known_s)
+        last, self._refused_last = self._refused_last, max(self._refused_last, ticket.number)
         if closed := self._closed:
             closed.refused_at = now
             if closed.probe is not ticket:
@@ -152,7 +156,8 @@ class Gate:
                 self._closed, self._before = self._before, None
                 self._shut(now)
             elif self._refusals.is_first:
-                self._vain = 0 if self._step_back(now) else self._vain + 1
+                is_over = self._step_back(now) or (ticket.number > last + _CLEAN and self._ends_climb(ticket, now))
+                self._vain = 0 if is_over else self._vain + 1
                 if self._vain <= _VAIN:
                     self.hold(now, self._known_s)
             elif now >= self._hold_until and self._refusals.asking:
@@ -176,7 +181,8 @@ class Gate:
         elif trial:
             self._take_verdict(trial, now)
         elif unsettled and self._refusals.asking:
-            if not self._step_back(now) and not self._is_crowded(self._refusals.unusual(), now):
+            unusual = self._refusals.unusual()
+            if not self._step_back(now) and not self._is_crowded(unusual, now, unusual[0].number):
                 self._ask(now)
         elif unsettled and self._refusals.is_stale(now, self._sent):
             share = self._refusals.share
@@ -199,7 +205,8 @@ class Gate:
         """Something gets through again: within a minute it was a window, and no service that was down."""
         self._closed, self._before = None, closed
         self._disturbed_at = self._opened_at = now
-        if closed.is_window or (now - closed.since < _CROWD_ENDS_S and self._is_crowded(closed.row, now)):
+        is_soon = now - closed.since < _CROWD_ENDS_S
+        if closed.is_window or ((is_soon or self._slots.bounded) and self._is_crowded(closed.row, now)):
             return
         if not closed.passed:  # the service refuses all by turns
             self._undo(now)
@@ -209,12 +216,15 @@ class Gate:
                     closed.is_window = True
                     self._changed(limit, now, True)
 
-    def _is_crowded(self, refused: Sequence[Ticket], now: float) -> bool:
-        """Whether the refused are those that found most in flight: then the slots are bounded, not the pace."""
-        passed = [ticket.crowd for ticket in self._passed]
-        if not self._slots.crowded([ticket.crowd for ticket in refused], passed):
+    def _is_crowded(self, refused: Sequence[Ticket], now: float, since: int = 0) -> bool:
+        """Whether the refused are those that found most in flight: then the slots are bounded, not the pace.
+
+        They are compared with those that left after number `since`; 0: with all that are remembered.
+        """
+        passed = [ticket.crowd for ticket in self._passed if ticket.number > since]
+        if not self._slots.crowded([ticket.crowd for ticket in refused], passed, _SAME_TIME if since else _ANY_TIME):
             return False
-        self._undo(now)
+        self._undo(now, certain=True)
         self._refusals.judge(now, self._sent)
         return True
 
@@ -231,19 +241,24 @@ class Gate:
         sudden = share >= _SUDDEN and first.number > self._refusals.judged + _CLEAN
         self._doubted = sudden or now - self._found_at < DOUBTED_S
         self._refusals.ask(self._sent, share, usual)
-        self._guesses = {limit: self._guess(limit, share, first, last) for limit in self._limits}
+        most = most_likely(len(refused), sends + 1)
+        self._guesses = {limit: self._guess(limit, share, most, first, last) for limit in self._limits}
         self._disturbed_at = self._asked_at = now
-        sure = 1.0 - most_likely(len(refused), sends + 1)
-        self._slow(now, lambda one: max(SLOWEST * one.value, SLOWER * min(sure * one.value, self._guesses[one][0])))
+        self._slow(
+            now, lambda one: max(SLOWEST * one.value, SLOWER * min((1.0 - most) * one.value, self._guesses[one][0]))
+        )
 
-    def _guess(self, limit: Limit, share: float, first: Ticket, last: Ticket) -> tuple[float, float]:
-        """What the limit is, and the most it may be, if it is why such a share of those between two was refused."""
+    def _guess(self, limit: Limit, share: float, most: float, first: Ticket, last: Ticket) -> tuple[float, float]:
+        """What the limit is, and the most it may be, if it is why such a share of those between two was refused.
+
+        Twice the most that the share may be is more than any limit keeps back.
+        """
         minutes = max(KNOWN_S, last.sent_at - first.sent_at) / WINDOW_S
         rate = self._ledger.between(first.sent_at, last.sent_at)[limit.which] / minutes
         part, minute = (1.0 - share) * limit.value, self.passed(limit, last)
-        if self._disturbed_at is not None and first.sent_at - self._disturbed_at >= WINDOW_S:
-            return min(part, minute), max(part, minute)
-        return min(part, max(rate, minute)), max(part, minute)
+        steady = self._disturbed_at is not None and first.sent_at - self._disturbed_at >= WINDOW_S
+        through = minute if steady else max(rate, minute)
+        return max(min(part, through), (1.0 - 2.0 * most) * limit.value), max(part, minute)
 
     def _take_verdict(self, trial: Trial, now: float) -> None:
         found = self._refusals.verdict(now, self._sent)
@@ -263,9 +278,9 @@ class Gate:
                 limit.lower(now, believed / let_through, most / let_through, shared=self._shared)
                 self._changed(limit, now, True)
 
-    def _undo(self, now: float) -> None:
+    def _undo(self, now: float, *, certain: bool = False) -> None:
         for limit in self._limits:
-            if limit.undo():
+            if limit.undo(certain=certain):
                 self._changed(limit, now, True)
 
     def _slow(self, now: float, pace: Callable[[Limit], float]) -> None:
@@ -274,10 +289,25 @@ class Gate:
             limit.slower(pace(limit))
             self._changed(limit, now, False)
 
+    def _ends_climb(self, ticket: Ticket, now: float) -> bool:
+        """Whether more was tried than was found, and what is refused now is no more than that.
+
+        No pace is blamed for a request that found more in flight than nearly all that left in the minute before.
+        """
+        recent = [one.crowd for one in self._passed if one.sent_at > ticket.sent_at - WINDOW_S]
+        if sum(crowd >= ticket.crowd for crowd in recent) < _CROWD * len(recent):
+            return False
+        return self._believe(
+            [one for one in self._limits if one.summit(now, self.passed(one, ticket), shared=self._shared)], now
+        )
+
     def _step_back(self, now: float) -> bool:
         """Take a probe upward back that was refused."""
-        back = [limit for limit in self._limits if limit.back(now)]
-        for limit in back:
+        return self._believe([limit for limit in self._limits if limit.back(now)], now)
+
+    def _believe(self, changed: Sequence[Limit], now: float) -> bool:
+        """What was refused until now is explained by limits that have changed; True if there are any."""
+        for limit in changed:
             self._refusals.judge(now, self._sent)
             self._changed(limit, now, True)
-        return bool(back)
+        return bool(changed)

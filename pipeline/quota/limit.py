@@ -45,13 +45,14 @@ class Limit:
         self._safe = self.value
         self._tried = inf  # a slower pace, while it is found out whether less is refused then
         self._before: float | None = None  # what was believed before it was found for the first time
+        self._is_sure = False  # it was found again
         self._rate = -inf  # what was found last
         self._cut_at = -inf
         self.measured = False  # and not tried
         self._changed_at: float | None = None
         self._step = _STEP
         self._gap_s = _GAP_S
-        self._probed_at = -inf
+        self._probed_at = self._climbed_at = -inf  # a step upward of what was found, and one back up to what was
         self._before_probe = self.value
 
     @property
@@ -82,7 +83,7 @@ class Limit:
             self._top = max(1.0, limit)
         if not limit < self.value:
             return False
-        self._top = limit
+        self._top, self._before = limit, None
         self._found(now, limit, limit, _GAP_S, _STEP)
         return True
 
@@ -106,26 +107,30 @@ class Limit:
         self._tried = inf
         if believed >= _NEARLY * self.value and not again and not self._growing:
             return False
-        before = None if again else self._before or self.value
+        self._before, self._is_sure = self._before or self.value, again
         refused = _BELOW * self.value
         value = max(1.0, min(refused, KEEP * believed))
         gap_s, step = (_NAMED_GAP_S, _NAMED_STEP) if shared else (_GAP_S, _STEP)
         self._found(now, value, value if again else max(value, min(refused, KEEP * most)), gap_s, step)
-        self._before = before
         return True
 
-    def undo(self) -> bool:
-        """The slower pace was refused no less after all: believe what was believed before; True when that is more."""
-        before, self._before = self._before, None
-        if before is None or before <= self.value:
+    def undo(self, *, certain: bool = False) -> bool:
+        """The pace was not why: believe what was believed before, unless it was found twice; True when that is more."""
+        if self._before is None or self._before <= self.value or (self._is_sure and not certain):
             return False
-        self.value = self._safe = before
-        self.measured = False
+        self.value = self._safe = self._before
+        self.measured, self._before = False, None
         return True
 
     def slower(self, pace: float) -> None:
         """Try a slower pace; `inf` ends that."""
         self._tried = max(1.0, pace)
+
+    def summit(self, now: float, passed: float, *, shared: bool) -> bool:
+        """Refused on the way back up, after so much had passed in a minute; True when that is a change."""
+        if now - self._climbed_at >= EPISODE_S:
+            return False
+        return self.full(now, max(passed, self._rate), shared=shared)
 
     def back(self, now: float) -> bool:
         """Give a probe upward up again, if there is one; True when there was."""
@@ -149,6 +154,7 @@ class Limit:
         elif self.value < self._safe:
             if age < _GROWTH_S or now - self._cut_at < EPISODE_S:
                 return False
+            self._climbed_at = now
             self.value = min(self._safe, _BACK * self.value)
         else:
             if age < self._gap_s:
@@ -169,6 +175,7 @@ class Limit:
 
     def _found(self, now: float, value: float, safe: float, gap_s: float, step: float) -> None:
         self.value, self._safe, self._gap_s, self._step = value, safe, gap_s, step
-        self._growing, self._tried, self._probed_at, self._before = False, inf, -inf, None
+        self._growing, self._tried = False, inf
+        self._probed_at = self._climbed_at = -inf
         self._cut_at = self._changed_at = now
         self.measured = True

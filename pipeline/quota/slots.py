@@ -10,7 +10,6 @@ FIRST_LATENCY_S = 10.0
 """What an answer is assumed to take until `_SETTLED_AFTER` have come; too many cost nothing, too few cost rate."""
 _SETTLED_AFTER = 20
 _LEAST_WEIGHT = 0.02  # of one answer in the running mean
-_CHANCE = 100_000
 _CAP_ANSWERS = 20.0  # of each slot, after which it is tried whether one more is taken
 _TAKEN, _GIVEN_BACK = 0.5, 0.25  # slots, by each 503 and by each answer
 
@@ -38,6 +37,11 @@ class Slots:
         self._lowered = 0  # times that the cap was found too high, one after the other
         self._resize()
 
+    @property
+    def bounded(self) -> bool:
+        """Whether it was the crowd that was refused."""
+        return self._cap < inf
+
     def change(self, rpm: float) -> None:
         """Size for another rate."""
         self._rpm = rpm
@@ -62,10 +66,10 @@ class Slots:
         self._taken += _TAKEN
         self._resize()
 
-    def crowded(self, refused: Sequence[int], passed: Sequence[int]) -> bool:
+    def crowded(self, refused: Sequence[int], passed: Sequence[int], chance: int) -> bool:
         """Bound the slots if it was the crowd: how many were in flight as each of some requests left.
 
-        The refused must have found more in flight than those that passed, by chance once in a hundred thousand times.
+        The refused must have found more in flight than those that passed, by chance once in `chance` times.
         Where that does not help three times one after the other, it was something else.
         """
         if self._cap < inf:
@@ -74,7 +78,7 @@ class Slots:
         elif refused:
             least = min(refused)
             above = len(refused) + sum(crowd >= least for crowd in passed)
-            if comb(above, len(refused)) * _CHANCE <= comb(len(refused) + len(passed), len(refused)):
+            if comb(above, len(refused)) * chance <= comb(len(refused) + len(passed), len(refused)):
                 self._cap, self._lowered = max(1.0, least), 0
         self._resize()
         return self._cap < inf
