@@ -182,6 +182,27 @@ def test_what_one_early_refusal_let_guess_is_not_kept_for_the_next_run(tmp_path:
     assert admitted_in_a_minute(600, refused=None) == 600, "at the pace that is configured"
 
 
+def test_a_run_too_short_to_find_a_limit_leaves_none_behind(tmp_path: Path) -> None:
+    """Four rows on trial, then all: the second run began where the first had come to, grew slowly, and sent 11."""
+
+    def admitted(rows: int, seconds: float) -> int:
+        world = World("fixed", 100_000, 10**9, latency=(0.5, 0.1))
+
+        async def main() -> None:
+            with QuotaBook(tmp_path / "book", "m") as book, anyio.move_on_after(seconds):
+                dispatcher = dispatcher_for(world, Limits(), book=book)
+                await answer_all(dispatcher, documents(world, small(rows, 100, 1)))
+
+        run(main)
+        return len(world.admitted)
+
+    alone = admitted(600, 180.0)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert admitted(4, 60.0) == 4
+    assert admitted(600, 180.0) >= 0.5 * alone
+
+
 SHARER = """
 import sys, time
 from pathlib import Path

@@ -150,10 +150,7 @@ class Quota:
             return
         if self.requests and (self._held_back or not self._pacer.ready()):
             self._held_back = False
-            proven = self.requests.value
-            if not self._outage.failing and self.requests.grow(now, self.ledger.last_minute(now)[0]):
-                self._book.learn("requests", proven, self._wall())
-                self._changed(self.requests, now)
+            self._grow(self.requests, now)
         await self._pacer.acquire()
 
     def room(self, now: float, margin: Margin) -> float:
@@ -170,10 +167,7 @@ class Quota:
         if self.tokens:
             if self._runs > 1:
                 self._sharing.ask(now, tokens, margin)
-            proven = self.tokens.value
-            if not self._outage.failing and self.tokens.grow(now, self.ledger.last_minute(now)[1]):
-                self._book.learn("tokens", proven, self._wall())
-                self._changed(self.tokens, now)
+            self._grow(self.tokens, now)
 
     def look_around(self, now: float) -> None:
         """Charge what other processes have sent on the same quota, and share the pace with them."""
@@ -309,6 +303,14 @@ class Quota:
     @property
     def _rpm(self) -> float:
         return self.requests.value if self.requests else inf
+
+    def _grow(self, limit: Limit, now: float) -> None:
+        """Try more; what that rests on is kept for the next run, but for the first steps: they tell nothing."""
+        proven, is_little = limit.value, limit.unfound
+        if not self._outage.failing and limit.grow(now, self.ledger.last_minute(now)[limit.which]):
+            if not is_little:
+                self._book.learn(limit.meter, proven, self._wall())
+            self._changed(limit, now)
 
     def _share_requests(self, now: float, sent: Sequence[float]) -> None:
         if self._pacer:
