@@ -251,6 +251,22 @@ def test_a_book_that_is_replaced_in_mid_run_is_used_and_what_others_wrote_there_
             assert sent(path, 1005.0) == [30, 30, 20, 11, None]
 
 
+def test_what_others_send_is_heard_of_in_a_book_that_is_begun_anew_in_mid_run(path: Path) -> None:
+    clock = Clock()
+    with QuotaBook(path, "m", clock=clock) as book, QuotaBook(path, "m") as before:
+        for number in range(5):
+            before.send(1000.0 + number, 10, DAY)
+        assert len(book.news(1005.0)) == 5
+        damage(path)
+        with QuotaBook(path, "m") as other:  # it sets the damaged one aside
+            other.send(1006.0, 20, DAY)
+            assert book.news(1006.0) == []
+            clock.now += RETRY_S
+            assert [send.tokens for send in book.news(1006.0)] == [20]
+            other.send(1007.0, 30, DAY)
+            assert [send.tokens for send in book.news(1007.0)] == [30]
+
+
 def test_forgetting_says_when_it_cannot(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.sharedfile.PATIENCE_S", 0.05)
     with QuotaBook(path, "m") as book, locked(path), pytest.raises(RunStateError, match="cannot be changed now"):

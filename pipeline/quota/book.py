@@ -217,6 +217,10 @@ class QuotaBook(SharedFile):
         if self.write(lambda db: db.execute("DELETE FROM learned WHERE endpoint = ?", (self._endpoint,))) is None:
             raise RunStateError(f"{_NAME} cannot be changed now", "another process keeps it locked: try again")
 
+    def _drop(self) -> None:
+        super()._drop()
+        self._seen = 0  # the next file may be another one, with other numbers; what was read is known by who sent it
+
     def _write(self) -> None:
         if self.write(self._enter) is None:
             self._forget_old()
