@@ -74,6 +74,7 @@ class Gate:
         self._hold_until = self._opened_at = self._asked_at = self._found_at = -inf
         self._disturbed_at: float | None = None  # when it all began, or less was sent than before
         self._refused_last = 0
+        self._is_sudden = False
         self._vain = 0  # holds since a limit was found
         self._known_s = KNOWN_S
         self._sent = self._in_flight = 0
@@ -156,10 +157,13 @@ class Gate:
                 self._closed, self._before = self._before, None
                 self._shut(now)
             elif self._refusals.is_first:
-                is_over = self._step_back(now) or (ticket.number > last + _CLEAN and self._ends_climb(ticket, now))
+                self._is_sudden = ticket.number > last + _CLEAN
+                is_over = self._step_back(now) or self._ends_climb(ticket, now)
                 self._vain = 0 if is_over else self._vain + 1
                 if self._vain <= _VAIN:
                     self.hold(now, self._known_s)
+            elif self._ends_climb(ticket, now):
+                self._vain = 0
             elif now >= self._hold_until and self._refusals.asking:
                 self.hold(now, self._known_s)
         return False
@@ -294,6 +298,8 @@ class Gate:
 
         No pace is blamed for a request that found more in flight than nearly all that left in the minute before.
         """
+        if not self._is_sudden or self._refusals.trial:
+            return False
         recent = [one.crowd for one in self._passed if one.sent_at > ticket.sent_at - WINDOW_S]
         if sum(crowd >= ticket.crowd for crowd in recent) < _CROWD * len(recent):
             return False
