@@ -67,6 +67,14 @@ def test_what_is_refused_on_the_way_back_up_ends_it_at_what_was_found() -> None:
     assert not limit.grow(300.0, found), "and it stays for ten minutes"
 
 
+def test_what_a_slower_pace_let_guess_is_corrected_on_the_way_back_up() -> None:
+    limit = Limit(1000, 5)
+    limit.lower(36.0, 600, 900, shared=False)
+    limit.grow(96.0, 590)
+    assert limit.summit(100.0, 680, shared=False)
+    assert limit.value == pytest.approx(0.99 * 640)
+
+
 def test_where_much_more_had_passed_on_the_way_up_that_is_believed_and_more_is_tried_again() -> None:
     limit = Limit(1000, 5)
     limit.full(36.0, 300, shared=False)

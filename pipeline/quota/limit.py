@@ -47,6 +47,7 @@ class Limit:
         self._before: float | None = None  # what was believed before it was found for the first time
         self._is_sure = False  # it was found again
         self._rate = -inf  # what was found last
+        self._is_guess = False  # it was not all that was refused
         self._cut_at = -inf
         self.measured = False  # and not tried
         self._changed_at: float | None = None
@@ -103,7 +104,7 @@ class Limit:
         ten. `shared`: the service names what we believe in already. Others use it too, and may leave.
         """
         again = self._is_again(believed)
-        self._rate = believed
+        self._rate, self._is_guess = believed, most < inf
         self._tried = inf
         if believed >= _NEARLY * self.value and not again and not self._growing:
             return False
@@ -127,9 +128,14 @@ class Limit:
         self._tried = max(1.0, pace)
 
     def summit(self, now: float, passed: float, *, shared: bool) -> bool:
-        """Refused on the way back up, after so much had passed in a minute; True when that is a change."""
+        """Refused on the way back up, after so much had passed in a minute; True when that is a change.
+
+        What a slower pace let guess is corrected half-way: a counter lets through no more, a bucket for a while.
+        """
         if now - self._climbed_at >= EPISODE_S:
             return False
+        if self._is_guess and self._is_again(passed):
+            self._rate = max(self._rate, (self._rate + passed) / 2.0)
         return self.full(now, max(passed, self._rate), shared=shared)
 
     def back(self, now: float) -> bool:
