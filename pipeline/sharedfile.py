@@ -287,7 +287,9 @@ def _columns(db: sqlite3.Connection, table: str) -> set[str]:
 
 def unusable(name: str, path: Path, error: Exception, hint: str) -> RunStateError:
     """What is raised before a run begins; `name` as in "The quota book", `hint` for a file that is damaged."""
-    if not path.is_dir() and not is_damaged(error) and not _locked(error):
+    if _locked(error):
+        hint = "another process keeps it locked: end that one, or run the same command again"
+    elif not path.is_dir() and not is_damaged(error):
         hint = f"make room, or mend the permissions of {path.parent}; then run the same command again"
     elif isinstance(error, WrongLayout):
         hint = error.hint or hint

@@ -148,6 +148,14 @@ def test_a_file_that_cannot_be_opened_is_named_with_the_way_out(path: Path, cont
     assert str(path) in caught.value.message and caught.value.hint == "mend it"
 
 
+def test_a_file_that_is_locked_is_not_to_be_moved_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.sharedfile.PATIENCE_S", 0.05)
+    path.parent.mkdir()
+    with locked(path), pytest.raises(RunStateError, match="database is locked") as caught:
+        opened(path, Clock())
+    assert caught.value.hint.startswith("another process keeps it locked")
+
+
 @pytest.mark.case("D2")
 def test_a_pipe_in_its_place_is_not_waited_for(path: Path) -> None:
     path.parent.mkdir()
