@@ -82,6 +82,10 @@ class Run:
             self.notices = [event.message for event in monitor.notices if isinstance(event, BookTrouble)]
 
 
+# A lock on the book of spending is met when more is in flight than ever before: at the tenth answer twenty are at most.
+WIDE = {"rpm": 0, "tpm": 0, "concurrency": 60}
+
+
 @pytest.mark.parametrize("fault", ["locked", "damaged"])
 def test_a_quota_book_that_fails_in_mid_run_stops_nothing(here: Path, fault: str) -> None:
     with served(latency_s=0.02) as url, holding() as lock:
@@ -98,9 +102,7 @@ def test_a_day_cap_that_cannot_be_kept_stops_the_run_resumable(here: Path, fault
         cap = {"max_usd_per_day": 5.0}
         with holding() as lock:
             meddle = lock if fault == "locked" else damage
-            # A lock is met when more is in flight than ever before: at the tenth answer twenty are at most.
-            wide = {"rpm": 0, "tpm": 0, "concurrency": 60}
-            run = Run(here, url, lambda: meddle(place("spend.sqlite")), budget=cap, limits=wide)
+            run = Run(here, url, lambda: meddle(place("spend.sqlite")), budget=cap, limits=WIDE)
         stopped = run.ended.stopped
         assert isinstance(stopped, BudgetReached) and run.ended.exit_code == 3
         assert str(place("spend.sqlite")) in stopped.message and "the same command continues" in stopped.hint
@@ -118,9 +120,9 @@ def test_a_day_cap_that_cannot_be_kept_stops_the_run_resumable(here: Path, fault
 
 
 def test_without_such_a_cap_the_run_goes_on_and_writes_what_it_spent_when_it_can(here: Path) -> None:
-    with served(latency_s=0.02, model_version=None) as url:
+    with served(latency_s=0.1, model_version=None) as url:
         with holding() as lock:
-            run = Run(here, url, lambda: lock(place("spend.sqlite")), budget={"max_usd": 5.0})
+            run = Run(here, url, lambda: lock(place("spend.sqlite")), budget={"max_usd": 5.0}, limits=WIDE)
         assert run.ended.exit_code == 0 and run.ended.summary.outcomes["ok"] == ROWS
         assert len(run.notices) == 2 and "could not be written" in run.notices[1]
         with closing(sqlite3.connect(place("spend.sqlite"))) as db:
