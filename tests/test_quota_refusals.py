@@ -56,6 +56,16 @@ def test_the_same_share_at_a_slower_pace_is_chance_and_none_is_the_pace(share: f
     assert asked(0.0, share) == "pace"
 
 
+def test_what_a_slower_pace_is_refused_all_the_same_is_usual_from_then_on() -> None:
+    """By chance more were refused for a while: each such while took a part of the pace, down to two thirds of it."""
+    refusals = Refusals()
+    refusals.ask(0, 0.03, LEAST)
+    add(refusals, 100, 200, 300)
+    assert refusals.verdict(60.0, 500) == "pace"
+    add(refusals, 600, 650, 700, 750, 800, 850)
+    assert not refusals.asking
+
+
 def test_once_a_share_is_usual_it_asks_no_more_until_it_triples() -> None:
     refusals, rng = Refusals(), Random(1)
     refusals.judge(0.0, 0, share=0.2)

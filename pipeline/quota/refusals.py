@@ -171,7 +171,7 @@ class Refusals:
             self.judge(now, sent, refused / known)
             found: Found = "chance"
         elif sends * (trial.share - trial.usual) >= ENOUGH + MORE * max(0.0, refused - trial.usual * sends):
-            self.judge(now, sent)
+            self.judge(now, sent, max(trial.usual, refused / sends) if refused > 1 else None)  # it is not our pace
             found = "pace"
         else:
             return None
