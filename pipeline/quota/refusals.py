@@ -23,12 +23,10 @@ LEAST = 0.005
 """The share that is always usual: an answer to the question would cost more than these refusals."""
 MOST = 0.9
 """The largest share that is ever usual: beyond it a service that is down could not be told."""
-SURE = 5
-"""Refusals at the slower pace that show that it does not help."""
-ENOUGH, MORE = 6.0, 1.5
-"""How many would have come if it did not help, when it is believed that it does; and how many more for each that came.
+SURE, ENOUGH = 5, 12.0
+"""Refusals at the slower pace that show that it does not help; and how many would have come if it did not.
 
-None where 6 are expected come by chance once in 400 times, four where 12 are once in 130.
+Fewer than 5 where 12 are expected come by chance once in a hundred.
 """
 RETEST_S = 120.0
 """A share is asked about again after two minutes: that bounds what a wrong answer costs."""
@@ -170,7 +168,7 @@ class Refusals:
                 refused, known = refused + FEW, known + round(FEW / trial.share)
             self.judge(now, sent, refused / known)
             found: Found = "chance"
-        elif sends * (trial.share - trial.usual) >= ENOUGH + MORE * max(0.0, refused - trial.usual * sends):
+        elif sends * (trial.share - trial.usual) >= ENOUGH:
             self.judge(now, sent, max(trial.usual, refused / sends) if refused > 1 else None)  # it is not our pace
             found = "pace"
         else:
