@@ -73,8 +73,8 @@ class Gate:
         self._before: _Closed | None = None  # the last that is over
         self._hold_until = self._opened_at = self._asked_at = self._found_at = -inf
         self._disturbed_at: float | None = None  # when it all began, or less was sent than before
-        self._refused_last = 0
-        self._is_sudden = False
+        self._refused_last = 0  # its number
+        self._is_sudden = False  # what is refused now, after many that were not
         self._vain = 0  # holds since a limit was found
         self._known_s = KNOWN_S
         self._sent = self._in_flight = 0
@@ -298,7 +298,7 @@ class Gate:
 
         No pace is blamed for a request that found more in flight than nearly all that left in the minute before.
         """
-        if not self._is_sudden or self._refusals.trial:
+        if not self._is_sudden or self._refusals.trial or self._refusals.share > LEAST:
             return False
         recent = [one.crowd for one in self._passed if one.sent_at > ticket.sent_at - WINDOW_S]
         if sum(crowd >= ticket.crowd for crowd in recent) < _CROWD * len(recent):

@@ -169,7 +169,7 @@ class Refusals:
             self.judge(now, sent, refused / known)
             found: Found = "chance"
         elif sends * (trial.share - trial.usual) >= ENOUGH:
-            self.judge(now, sent, max(trial.usual, refused / sends) if refused > 1 else None)  # it is not our pace
+            self.judge(now, sent, max(trial.usual, refused / sends) if refused > 1 else None)
             found = "pace"
         else:
             return None
