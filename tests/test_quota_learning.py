@@ -264,10 +264,13 @@ def test_two_processes_keep_one_limit_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.case("S1", "S2")
-@pytest.mark.parametrize("named", [False, True])
-def test_refusals_that_do_not_hang_on_the_pace_leave_it_alone(named: bool) -> None:
-    """One request in twenty is refused, whatever the pace; `named`: with the value that is configured."""
-    world = World("fixed", 100_000, 10**9, seed=1)
+@pytest.mark.parametrize(("named", "seed"), [(False, 1), (True, 1), (False, 4)])
+def test_refusals_that_do_not_hang_on_the_pace_leave_it_alone(named: bool, seed: int) -> None:
+    """One request in twenty is refused, whatever the pace; `named`: with the value that is configured.
+
+    In these runs a slower pace is refused much less by chance, and the limit is thought to be half of what it is.
+    """
+    world = World("fixed", 100_000, 10**9, seed=seed)
     limits = Limits(rpm=1200, tpm=10**9)
     quota = (QuotaHit("requests-per-minute", "requests", "minute", 1200),) if named else ()
     refusal = Failure("rate_limit", "quota", "exhausted", http_status=429, quota=quota)

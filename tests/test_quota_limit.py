@@ -138,6 +138,13 @@ def test_what_a_slower_pace_proved_is_climbed_from_soon_and_may_be_taken_back() 
     assert not limit.undo()
 
 
+def test_from_a_doubtful_limit_more_is_tried_at_once() -> None:
+    limit = Limit(1000, 5)
+    limit.lower(100.0, 300, shared=False, soon=True)
+    assert limit.grow(111.0, 100)
+    assert limit.value > 300
+
+
 def test_what_was_found_twice_is_not_taken_back() -> None:
     limit = Limit(1000, 5)
     limit.lower(100.0, 600, 900, shared=False)

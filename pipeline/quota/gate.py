@@ -277,9 +277,10 @@ class Gate:
         elif found == "pace":
             self._vain, self._found_at = 0, now
             let_through = 1.0 - (trial.usual if trial.usual > LEAST else 0.0)
+            doubtful = self._refusals.share > trial.usual  # some were refused all the same
             for limit in self._limits:
-                believed, most = self._guesses[limit]
-                limit.lower(now, believed / let_through, most / let_through, shared=self._shared)
+                believed, most = (one / let_through for one in self._guesses[limit])
+                limit.lower(now, believed, inf if doubtful else most, shared=self._shared, soon=doubtful)
                 self._changed(limit, now, True)
 
     def _undo(self, now: float, *, certain: bool = False) -> None:

@@ -97,11 +97,12 @@ class Limit:
     def _is_again(self, believed: float) -> bool:
         return abs(believed - self._rate) <= SAME * believed
 
-    def lower(self, now: float, believed: float, most: float = inf, *, shared: bool) -> bool:
+    def lower(self, now: float, believed: float, most: float = inf, *, shared: bool, soon: bool = False) -> bool:
         """So much is let through in a minute; True when that is a change.
 
         Found once, more is tried after a minute, up to `most` and to what was refused; the same again, it stays for
-        ten. `shared`: the service names what we believe in already. Others use it too, and may leave.
+        ten. `shared`: the service names what we believe in already. Others use it too, and may leave. `soon`: it is
+        doubtful, and more is tried at once.
         """
         again = self._is_again(believed)
         self._rate, self._is_guess = believed, most < inf
@@ -113,6 +114,8 @@ class Limit:
         value = max(1.0, min(refused, KEEP * believed))
         gap_s, step = (_NAMED_GAP_S, _NAMED_STEP) if shared else (_GAP_S, _STEP)
         self._found(now, value, value if again else max(value, min(refused, KEEP * most)), gap_s, step)
+        if soon:
+            self._cut_at = -inf
         return True
 
     def undo(self, *, certain: bool = False) -> bool:
