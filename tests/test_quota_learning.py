@@ -103,7 +103,7 @@ def test_nothing_configured(server: str, seed: int, full: bool, names_limit: boo
     outcome = dispatch(world, prompts, Limits())
     minutes = [sum(begin < at <= begin + 60.0 for at, _ in world.admitted) for begin in range(0, 281, 5)]
     assert max(minutes) >= 900, "nine tenths of the limit within six minutes"
-    assert 1 <= len(world.refused) <= (6 if names_limit else 45 if server == "bucket" else 25)
+    assert 1 <= len(world.refused) <= (6 if names_limit else 60 if server == "bucket" else 25)
     assert outcome.rpm >= (1000 if names_limit else 880)
 
 
