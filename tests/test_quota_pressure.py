@@ -80,7 +80,7 @@ LEAST_USE = {
 }
 """By the beginning of a cell's name, of what is possible; medians of eight seeds."""
 MOST_REFUSED = {"down": 30, "true 60% and": 1000, "another": 48}
-MOST_LOWER = {"fixed": 12, "log": 12, "counter": 14, "bucket": 24}
+MOST_LOWER = {"fixed": 12, "log": 12, "counter": 12, "bucket": 24}
 """By server, where the limit is not named; the aim is 12, and 20 by a bucket at a fifth."""
 
 
