@@ -13,7 +13,7 @@ import polars as pl
 
 from pipeline.calibration import Calibration
 from pipeline.plan.amounts import KINDS
-from pipeline.plan.lengths import Lengths, by_kind_and_all, fits
+from pipeline.plan.lengths import FITTED, Lengths, fits_by_kind_and_all
 from pipeline.records import STEPS, Step
 
 PRIOR_ERROR = 0.10
@@ -85,12 +85,12 @@ class Learned:
     @cached_property
     def lengths(self) -> Lengths:
         """How long answers are."""
-        return Lengths(_with_siblings(self.taught.filter(pl.col("output").is_not_null())))
+        return Lengths(_with_siblings(self.taught.filter(pl.col("output").is_not_null()).drop("cached", "latency_s")))
 
     @cached_property
     def calibrations(self) -> Mapping[Step, Calibration]:
         """What a run begins with, by step; answers about other tables are worth few."""
-        known = fits(by_kind_and_all(_with_siblings(self.taught)))
+        known = fits_by_kind_and_all(_with_siblings(self.taught.select(FITTED)))
         ours = {step for step, kind in known if kind is not None}
         return {
             step: known[step, None].remembered(borrowed=step not in ours) for step in STEPS if (step, None) in known
@@ -119,7 +119,9 @@ class Learned:
         taught = self.taught
         if (taught["run"] == COUNTED).any():
             taught = taught.filter((pl.col("run") == COUNTED) | (pl.col("step") == "reduce"))
-        told = fits(by_kind_and_all(pl.concat([_with_siblings(taught), taught.with_columns(step=pl.lit("all"))])))
+        taught = taught.select(FITTED)
+        told = fits_by_kind_and_all(_with_siblings(taught))
+        told |= fits_by_kind_and_all(taught.with_columns(step=pl.lit("all")))
 
         def of(step: Step, kind: int) -> Ratio:
             alike, others = told.get((step, kind)), told.get((step, None), told.get(("all", None)))
