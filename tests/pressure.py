@@ -115,6 +115,15 @@ def episode(rpm: int, share: float, begin: float, lasts: float, seconds: float, 
     return Outcome(len(world.admitted) / possible, len(world.refused), kept, back_s)
 
 
+def creep(rpm: int, share: float, seconds: float, seed: int) -> Outcome:
+    """A share that is refused grows from nothing in the first two thirds, and stays."""
+    world = World(list(SERVERS)[seed % 4], rpm, 10**9, seed=seed)
+    grown = seconds * 2 / 3
+    refuse(world, lambda now: min(share, share * now / grown))
+    kept = press(world, Limits(rpm=rpm, tpm=0), seconds)
+    return Outcome(rate(world, grown, seconds) / rpm / (1 - share), len(world.refused), kept)
+
+
 def crowd(rpm: int, most: int, seconds: float, seed: int) -> Outcome:
     """A relay takes so many at once."""
     world = World(list(SERVERS)[seed % 4], rpm, 10**9, seed=seed)
@@ -173,6 +182,11 @@ def cells() -> dict[str, Cell]:
     for share in (0.05, 0.2, 0.5):
         name = f"chance {share:.0%} at 1000, named as configured, told 20 s"
         found[name] = partial(by_chance, 1000, share, 600, named=1000, told_s=20.0)
+    for share, told_s in ((0.05, 20.0), (0.05, 300.0), (0.2, 300.0)):
+        name = f"chance {share:.0%} at 60, named as configured, told {told_s:.0f} s"
+        found[name] = partial(by_chance, 60, share, 1200, named=60, told_s=told_s)
+    found["chance 5% at 60, told 300 s"] = partial(by_chance, 60, 0.05, 1200, told_s=300.0)
+    found["chance from 0 to 40% in 10 of 15 min at 1200"] = partial(creep, 1200, 0.4, 900)
     for rpm in (60, 1000):
         found[f"short of capacity, 80% for 2 of 10 min at {rpm}"] = partial(episode, rpm, 0.8, 300, 120, 600)
         found[f"down, all for 5 of 15 min at {rpm}"] = partial(episode, rpm, 1.0, 300, 300, 900)

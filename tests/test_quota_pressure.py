@@ -21,6 +21,14 @@ def test_a_share_that_is_refused_whatever_the_pace_leaves_the_pace_alone(share: 
     assert outcome.limit == 1000
 
 
+@pytest.mark.parametrize("named", [None, 60])
+def test_a_long_wait_that_one_in_twenty_is_told_does_not_hold_the_others(named: int | None) -> None:
+    """Seed 2: three in a row are refused, which looks like a service that is down."""
+    outcome = by_chance(60, 0.05, 900, seed=2, named=named, told_s=300.0)
+    assert outcome.use >= 0.8, "0.42 where all waited as long as it says"
+    assert outcome.limit == 60
+
+
 def test_the_whole_pace_is_back_at_once_when_a_service_has_capacity_again() -> None:
     outcome = episode(60, 0.8, begin=120, lasts=120, seconds=360, seed=1)
     assert outcome.use >= 0.85

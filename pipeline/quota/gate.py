@@ -201,6 +201,8 @@ class Gate:
         self._pause(self._closed, now, self._told_s)
 
     def _pause(self, closed: _Closed, now: float, told_s: float) -> None:
+        """Ask again after a pause, or when the service says; first after a minute at most, as it may be chance."""
+        told_s = told_s if closed.refused_at < inf else min(told_s, WINDOW_S)
         closed.pause_s = min(LONGEST_PAUSE_S, 2.0 * closed.pause_s)
         closed.until = now + max(told_s, closed.pause_s * self._rng.uniform(0.75, 1.25))
         closed.probe, closed.refused_at = None, now

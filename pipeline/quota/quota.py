@@ -237,8 +237,13 @@ class Quota:
         limits = [limit for hit in hits if (limit := self._limit_of(hit))]
         large = self._is_too_large(ticket, failure, now)
         alone = large and self.ledger.since(ticket.sent_at - WINDOW_S)[1] == 0
-        explained = large or self._is_explained(hits, ticket, now)
-        wait_s, own_s = (0.0, max(wait_s, WINDOW_S)) if large else (wait_s, wait_s)
+        forgiven = not large and self._forgives(hits, now)
+        explained = large or forgiven or self._is_explained(hits, ticket, now)
+        own_s = max(wait_s, WINDOW_S) if large else wait_s
+        if large or forgiven:
+            wait_s = 0.0
+        elif failure.quota:
+            wait_s = min(wait_s, WINDOW_S)
         shared = all(hit.limit is not None for hit in hits)
         if self._gate.refused(ticket, now, wait_s, limits, explained=explained, shared=shared):
             self._notify(Refused(f"{failure.message}; {_PROBING}"))
@@ -262,10 +267,6 @@ class Quota:
         for hit in hits:
             meter = self._limit_of(hit)
             if meter is None:
-                continue
-            if self._forgave_no_burst(hit, meter):
-                self._strict = explained = True
-                self._changed(meter, now)
                 continue
             passed = self._gate.passed(meter, ticket)
             if hit.limit is not None and meter.named(now, hit.limit, passed):
@@ -353,11 +354,19 @@ class Quota:
         requests, tokens = self.use(now)
         return QuotaHit("", "tokens" if tokens > requests else "requests", "minute")
 
-    def _forgave_no_burst(self, hit: QuotaHit, meter: Limit) -> bool:
-        """A low limit is first kept without the one request in reserve that a sliding-window counter needs."""
-        if hit.meter != "requests" or self._strict or meter.known is None:
+    def _forgives(self, hits: Sequence[QuotaHit], now: float) -> bool:
+        """A low limit is first kept without the one request in reserve that a sliding-window counter needs.
+
+        Once it is refused, it is kept with it: nothing else is wrong, and nobody waits but the refused.
+        """
+        limit = self.requests
+        if self._strict or limit is None or limit.known is None or limit.value >= RESERVE_FROM_RPM:
             return False
-        return meter.value < RESERVE_FROM_RPM and (hit.limit is None or hit.limit >= meter.value)
+        if not any(hit.meter == "requests" and (hit.limit is None or hit.limit >= limit.value) for hit in hits):
+            return False
+        self._strict = True
+        self._changed(limit, now)
+        return True
 
     def _phase_explains(self, hit: QuotaHit, ticket: Ticket, last_minute: float) -> bool:
         """The limit was kept by the minute we read from the server's clock, so it may count by another."""
