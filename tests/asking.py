@@ -11,7 +11,7 @@ from pipeline.dispatch.desk import Tries
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.prompts import Params, Prompt, said
 from pipeline.providers.answers import parse_reply
-from pipeline.providers.base import Provider, charged_input
+from pipeline.providers.base import Account, Provider, charged_input
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
 from pipeline.quota.book import QuotaBook
@@ -107,7 +107,7 @@ def opening(
     async def opened(session: Session) -> AsyncIterator[Services]:
         target = replace(target_of(session), base_url="http://service")
         async with Wire(transport) as wire:
-            gemini = Gemini(wire, {target.project: "AQ.test"}, timeout_s=timeout_s)
+            gemini = Gemini({target.account: Account(wire, "AQ.test", timeout_s=timeout_s)})
             yield Services(Route((target,)), {gemini.name: gemini})
 
     return opened

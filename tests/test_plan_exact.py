@@ -21,6 +21,7 @@ from pipeline.errors import AuthError, PipelineError, ServiceError
 from pipeline.plan.exact import SAMPLE, Picked, count_some, pick
 from pipeline.plan.learned import Learned
 from pipeline.prompts import Prompt, said
+from pipeline.providers.base import Account
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
 from pipeline.records import Failure, FailureKind
@@ -153,7 +154,7 @@ def test_it_counts_as_the_service_does() -> None:
     async def count() -> Learned:
         options = EmulatorOptions(tokenizer="subword", any_model=True)
         async with Wire(httpx.ASGITransport(Emulator(options))) as wire:
-            gemini = Gemini(wire, {TARGET.project: "key"})
+            gemini = Gemini({TARGET.account: Account(wire, "key")})
             count = partial(gemini.count_tokens, target=TARGET)
             return await count_some([picked(1, 0, 10, "twelve, thirteen")], count)
 

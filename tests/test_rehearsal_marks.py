@@ -8,6 +8,7 @@ import orjson
 import pytest
 from asking import TARGET, ask
 
+from pipeline.providers.base import Account
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
 from pipeline.records import EMULATOR_FIELD, EMULATOR_HEADER, Failure, Reply
@@ -19,7 +20,7 @@ PROMPT = ask(text="hi")
 def told(response: httpx.Response) -> tuple[bool, Reply | Failure]:
     async def run() -> tuple[bool, Reply | Failure]:
         async with Wire(httpx.MockTransport(lambda _: response)) as wire:
-            gemini = Gemini(wire, {TARGET.project: "k"})
+            gemini = Gemini({TARGET.account: Account(wire, "k")})
             return await gemini.is_emulator(TARGET), await gemini.generate(PROMPT, TARGET)
 
     return anyio.run(run)

@@ -1,11 +1,27 @@
 """What the pipeline asks of whoever speaks a service's protocol. Adding one: `docs/architecture.md`."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.prompts import Prompt
+from pipeline.providers.transport import READ_TIMEOUT_S, Wire
 from pipeline.records import Failure, Reply, Usage
 from pipeline.targets import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """How a project is reached at a service; `timeout_s` limits one exchange."""
+
+    wire: Wire
+    key: str = field(repr=False)
+    api_version: str = "v1beta"
+    timeout_s: float = READ_TIMEOUT_S
+
+
+Accounts = Mapping[str, Account]
+"""By `Target.account`."""
 
 
 class Provider(Protocol):

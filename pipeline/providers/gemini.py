@@ -23,7 +23,7 @@ from pipeline import __version__
 from pipeline.errors import AuthError, JobError
 from pipeline.prompts import Params, Prompt
 from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, judge, parse_reply, read_answer
-from pipeline.providers.base import charged_input
+from pipeline.providers.base import Accounts, charged_input
 from pipeline.providers.blotting import blotted
 from pipeline.providers.failures import classify, http_date, unanswered, without_prompt
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
@@ -50,17 +50,8 @@ class Gemini:
 
     name = "gemini"
 
-    def __init__(
-        self,
-        wire: Wire,
-        keys: Mapping[str, str],
-        *,
-        api_version: str = API_VERSION,
-        timeout_s: float = READ_TIMEOUT_S,
-    ) -> None:
-        """`keys` by the target's project; the rest as in `Connection`."""
-        self._wire, self._keys = wire, keys
-        self._api_version, self._timeout_s = api_version, timeout_s
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
         self._connections: dict[tuple[str, str], Connection] = {}
 
     def open(self, target: Target) -> "Connection":
@@ -68,12 +59,13 @@ class Gemini:
         place = target.base_url, target.project
         connection = self._connections.get(place)
         if connection is None:
+            account = self._accounts[target.account]
             connection = self._connections[place] = Connection(
-                self._wire,
-                api_key=self._keys[target.project],
+                account.wire,
+                api_key=account.key,
                 base_url=target.base_url,
-                api_version=self._api_version,
-                timeout_s=self._timeout_s,
+                api_version=account.api_version,
+                timeout_s=account.timeout_s,
             )
         return connection
 

@@ -14,7 +14,7 @@ from pipeline.errors import AuthError, JobError, ServiceError
 from pipeline.job import DEFAULT_BASE_URL, api_key
 from pipeline.places import Kind, quota_file
 from pipeline.prompts import Prompt
-from pipeline.providers.base import Provider, Providers
+from pipeline.providers.base import Account, Provider, Providers
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.stored import parser_of
 from pipeline.providers.transport import Wire
@@ -82,12 +82,8 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
         check_certificates()
     key = "offline" if offline else api_key(job)
     async with Wire(httpx.ASGITransport(_emulator()) if offline else None) as wire:
-        gemini = Gemini(
-            wire,
-            {target.project: key},
-            api_version=job.spec.endpoint.api_version,
-            timeout_s=job.spec.endpoint.timeout_s,
-        )
+        endpoint = job.spec.endpoint
+        gemini = Gemini({target.account: Account(wire, key, endpoint.api_version, endpoint.timeout_s)})
         gemini.open(target)
         yield Services(Route((target,)), {gemini.name: gemini})
 

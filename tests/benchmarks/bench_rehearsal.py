@@ -20,6 +20,7 @@ from pipeline.dispatch.desk import Tries
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import Halted
 from pipeline.prompts import Prompt
+from pipeline.providers.base import Account
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
 from pipeline.records import Failure, Limits, Reply
@@ -33,7 +34,7 @@ async def rehearse(url: str, seconds: float) -> tuple[int, int, float, float]:
     """Requests sent, refusals, seconds, and CPU seconds of this process."""
     async with Wire() as wire, anyio.create_task_group() as group:
         target = replace(TARGET, base_url=url, limits=Limits(rpm=RPM, tpm=10**9))
-        provider = Gemini(wire, {target.project: "rehearsal"})
+        provider = Gemini({target.account: Account(wire, "rehearsal")})
 
         async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
             return await provider.generate(prompt, target)
