@@ -68,6 +68,13 @@ class Outage(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class TargetLeftOut(Message):
+    """One of several targets is asked no more."""
+
+    kind: ClassVar[str] = "target"
+
+
+@dataclass(frozen=True, slots=True)
 class LongWait(Message):
     """The service asks for a long wait; `until` in epoch seconds."""
 

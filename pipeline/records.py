@@ -67,6 +67,9 @@ EMULATOR_FIELD = "pipelineEmulator"
 EMULATOR_RESPONSE_ID = "pipeline-emulator-"
 """How an emulated answer's `responseId` begins: a relay that passes on known fields only passes on that one."""
 
+Counted = Literal["input", "total", "reserved"]
+"""What a quota on tokens counts of a request: input; input and output; input and the most that may be answered."""
+
 FailureKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "proxy", "fatal"]
 
 
@@ -192,13 +195,14 @@ RESET_ZONE = "America/Los_Angeles"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the project may use of one model; `tpm` counts input tokens only. None: unknown."""
+    """What the project may use of one model. None: unknown."""
 
     rpm: int | None = None
     tpm: int | None = None
     rpd: int | None = None
     concurrency: int | None = None
     reset_zone: str = RESET_ZONE  # at whose midnight `rpd` begins anew
+    tokens: Counted = "input"  # what `tpm` counts
     sockets: int | None = None  # that this process may open, where that bounds the requests in flight
 
 

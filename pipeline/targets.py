@@ -1,14 +1,19 @@
 """Who may answer: a target is one model of one project at one service; a route is the targets of a prompt, in order."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Literal, get_args
 
 from pipeline.prices import Lane, Rates
 from pipeline.records import Limits, Reply
 
 _UNKNOWN = Limits()
+
+Takes = Literal["full", "day_quota", "outage"]
+"""Why a target takes what others before it are asked first: they have no room now, none today, or are down."""
+ALWAYS: frozenset[Takes] = frozenset(get_args(Takes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +21,10 @@ class Target:
     """One model, as one project may use it at one service.
 
     `project` tells whose quota and whose bill it is, never by the key itself: see `project_of`. `rates` are what a call
-    costs, whatever the tables say; None: what they say.
+    costs, whatever the tables say; None: what they say. `name` is that of the job file, empty where it names none.
+
+    Among the targets of a prompt those of the lowest `priority` are asked first, and others for the causes in `takes`;
+    of one priority each has a part of the requests by its `weight`, 0: whatever it has room for.
     """
 
     provider: str  # who speaks the service's protocol, as `Provider.name`
@@ -26,6 +34,20 @@ class Target:
     lane: Lane = "standard"
     rates: Rates | None = None
     limits: Limits = _UNKNOWN
+    name: str = ""
+    priority: int = 1
+    takes: frozenset[Takes] = ALWAYS
+    weight: float = 0.0
+
+    @property
+    def access(self) -> str:
+        """Which key speaks for it: `account`, with the target's name where it has one."""
+        return f"{self.account}#{self.name}" if self.name else self.account
+
+    @property
+    def label(self) -> str:
+        """What a person knows it by: its name, or where it is."""
+        return self.name or self.endpoint
 
     @property
     def endpoint(self) -> str:
@@ -71,6 +93,14 @@ class Route:
     def asking(self, model: str) -> Target:
         """The first target that asks `model`; where there is none any more, the first with that model."""
         return next((t for t in self.targets if t.model == model), replace(self.first, model=model))
+
+
+def by_quota(targets: Iterable[Target]) -> dict[str, list[Target]]:
+    """The targets of each quota: several are several keys."""
+    found: dict[str, list[Target]] = {}
+    for target in targets:
+        found.setdefault(target.quota, []).append(target)
+    return found
 
 
 @lru_cache(maxsize=64)

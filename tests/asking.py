@@ -11,11 +11,11 @@ from pipeline.dispatch.desk import Tries
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.prompts import Params, Prompt, said
 from pipeline.providers.answers import parse_reply
-from pipeline.providers.base import Account, Provider, charged_input
+from pipeline.providers.base import Account, Provider
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
 from pipeline.quota.book import QuotaBook
-from pipeline.records import Failure, Limits, Reply, Step, Usage
+from pipeline.records import Failure, Limits, Reply, Step
 from pipeline.run.prepare import Session
 from pipeline.run.services import Opening, Services, target_of
 from pipeline.targets import Route, Target
@@ -58,9 +58,6 @@ class Stub:
 
     async def count_tokens(self, prompt: Prompt, target: Target) -> int | Failure:
         return prompt.input_tokens_est
-
-    def charged_tokens(self, usage: Usage) -> int | None:
-        return charged_input(usage)
 
     async def list_models(self, target: Target) -> list[str] | Failure:
         return [target.model]
@@ -107,7 +104,7 @@ def opening(
     async def opened(session: Session) -> AsyncIterator[Services]:
         target = replace(target_of(session), base_url="http://service")
         async with Wire(transport) as wire:
-            gemini = Gemini({target.account: Account(wire, "AQ.test", timeout_s=timeout_s)})
+            gemini = Gemini({target.access: Account(wire, "AQ.test", timeout_s=timeout_s)})
             yield Services(Route((target,)), {gemini.name: gemini})
 
     return opened

@@ -154,7 +154,7 @@ def test_it_counts_as_the_service_does() -> None:
     async def count() -> Learned:
         options = EmulatorOptions(tokenizer="subword", any_model=True)
         async with Wire(httpx.ASGITransport(Emulator(options))) as wire:
-            gemini = Gemini({TARGET.account: Account(wire, "key")})
+            gemini = Gemini({TARGET.access: Account(wire, "key")})
             count = partial(gemini.count_tokens, target=TARGET)
             return await count_some([picked(1, 0, 10, "twelve, thirteen")], count)
 

@@ -20,7 +20,7 @@ PROMPT = ask(text="hi")
 def told(response: httpx.Response) -> tuple[bool, Reply | Failure]:
     async def run() -> tuple[bool, Reply | Failure]:
         async with Wire(httpx.MockTransport(lambda _: response)) as wire:
-            gemini = Gemini({TARGET.account: Account(wire, "k")})
+            gemini = Gemini({TARGET.access: Account(wire, "k")})
             return await gemini.is_emulator(TARGET), await gemini.generate(PROMPT, TARGET)
 
     return anyio.run(run)

@@ -27,7 +27,7 @@ from pipeline.dispatch.desk import Tries
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import AuthError, Halted, PipelineError, RunStateError
 from pipeline.prices import fixed_rates
-from pipeline.prompts import Prompt
+from pipeline.prompts import Params, Prompt
 from pipeline.providers.base import Provider
 from pipeline.providers.stored import parse_stored, parser_of
 from pipeline.records import Failure, Limits, Reply, Usage
@@ -37,7 +37,7 @@ from pipeline.run.services import Services, target_of
 from pipeline.store.run import RunStore
 from pipeline.targets import Route, Target, project_of
 
-LIMITS = Limits(rpm=0, tpm=0)
+LIMITS = Limits(rpm=0, tpm=0, tokens="total")
 TOY = Target(
     "toy", "https://toy.example/v9", project_of("another key"), "toy-1", rates=fixed_rates(1, 2), limits=LIMITS
 )
@@ -63,9 +63,6 @@ class Toy:
 
     async def count_tokens(self, prompt: Prompt, target: Target) -> int | Failure:
         return len(prompt.text.split())
-
-    def charged_tokens(self, usage: Usage) -> int | None:
-        return usage.input_tokens + usage.output_tokens
 
     async def list_models(self, target: Target) -> list[str] | Failure:
         return ["toy-1"]
@@ -116,7 +113,9 @@ def both(*providers: Provider, toy: Target = TOY) -> Callable[[Session], Any]:
 
 def test_two_providers_answer_one_run_and_each_row_says_who(here: Path) -> None:
     plain, toy = Plain(), Toy()
-    ended = run_through(session(here), opening=both(plain, toy, toy=replace(TOY, limits=Limits(0, 0, concurrency=4))))
+    ended = run_through(
+        session(here), opening=both(plain, toy, toy=replace(TOY, limits=replace(LIMITS, concurrency=4)))
+    )
     assert (ended.exit_code, ended.summary.calls, plain.asked + toy.asked) == (0, 60, 60)
     out = pl.read_ndjson("results/out.jsonl")
     assert Counter(out["model"]) == {MODEL: plain.asked, "toy-1b": toy.asked} and min(plain.asked, toy.asked) > 10
@@ -344,6 +343,150 @@ def test_attempts_and_refusals_are_counted_over_all_targets() -> None:
 
     dispatching(body, send)
     assert seen == [Tries(0, 0), Tries(0, 1), Tries(1, 1)]
+
+
+# ---- who goes first
+
+
+def answering(sent: list[tuple[float, str]], latency_s: float = 1.0) -> Send:
+    async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply:
+        sent.append((anyio.current_time(), target.project))
+        await anyio.sleep(latency_s)
+        return Reply("text", "ok", usage=Usage(10))
+
+    return send
+
+
+def test_three_targets_of_one_job_take_the_time_of_their_sum() -> None:
+    sent: list[tuple[float, str]] = []
+    route = Route((*ANY, replace(FIRST, project="c", limits=Limits(rpm=300, tpm=0))))
+
+    async def body(desk: Dispatcher) -> None:
+        await submit_all(desk, 3_900)
+        assert anyio.current_time() <= 600.0 / 0.97
+
+    dispatching(body, answering(sent), route)
+    assert len(sent) == 3_900
+
+
+def test_no_paid_call_is_made_while_the_free_quota_has_room() -> None:
+    """Free: 60 a minute. What it takes in a minute is all free; of more the free quota is filled all the same."""
+    sent: list[tuple[float, str]] = []
+    route = Route((FIRST, replace(SECOND, priority=2, limits=Limits(rpm=600, tpm=0))))
+
+    async def body(desk: Dispatcher) -> None:
+        async with anyio.create_task_group() as group:
+            for row in range(120):
+                group.start_soon(desk.submit, ask(row))
+                await anyio.sleep(2.0)
+        await submit_all(desk, 60)
+        assert {project for _, project in sent} == {"a"}
+        sent.clear()
+        began = anyio.current_time()
+        await submit_all(desk, 3_300)
+        took_s = anyio.current_time() - began
+        free = sum(project == "a" for _, project in sent)
+        assert free == pytest.approx(took_s, rel=0.03), "60 a minute"
+        assert took_s <= 360.0, "and the paid one is used to the full beside it, but for the last minute"
+
+    dispatching(body, answering(sent), route)
+
+
+@pytest.mark.parametrize("takes", ["day_quota", "outage"])
+def test_a_target_that_takes_over_for_one_cause_takes_nothing_before(takes: Any) -> None:
+    """The first has 100 requests a day, or is down after as many."""
+    rpd = 100 if takes == "day_quota" else None
+    first = replace(FIRST, limits=Limits(rpm=600, tpm=0, rpd=rpd))
+    route = Route((first, replace(SECOND, priority=2, takes=frozenset({takes}), limits=Limits(rpm=6_000, tpm=0))))
+    sent: list[tuple[float, str]] = []
+    answered = answering(sent)
+
+    async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
+        if takes == "outage" and target.project == "a" and sum(project == "a" for _, project in sent) >= 100:
+            await anyio.sleep(0.5)
+            return Failure("transient", "server", "overloaded", http_status=503)
+        return await answered(prompt, target, tries)
+
+    async def body(desk: Dispatcher) -> None:
+        await submit_all(desk, 500)
+        assert anyio.current_time() < 120.0
+
+    dispatching(body, send, route)
+    projects = [project for _, project in sent]
+    assert projects[:95] == ["a"] * 95 and projects.count("a") == 100 and projects.count("b") == 400
+
+
+@pytest.mark.parametrize("takes", ["full", "outage"])
+def test_what_is_larger_than_the_first_ever_takes_goes_to_the_second_at_once(takes: Any) -> None:
+    small = replace(FIRST, limits=Limits(rpm=0, tpm=1_000))
+    large = replace(SECOND, priority=2, takes=frozenset({takes}), limits=Limits(rpm=0, tpm=100_000))
+    went: dict[int, str] = {}
+
+    async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply:
+        went[prompt.row] = target.project
+        await anyio.sleep(1.0)
+        return Reply("text", "ok", usage=Usage(prompt.input_tokens_est))
+
+    async def body(desk: Dispatcher) -> None:
+        async with anyio.create_task_group() as group:
+            for row, tokens in enumerate((100, 5_000, 100)):
+                group.start_soon(desk.submit, ask(row, tokens=tokens))
+        assert anyio.current_time() < 90.0
+
+    dispatching(body, send, Route((small, large)))
+    assert went[1] == "b"
+
+
+def test_targets_of_one_rank_get_their_parts_by_weight() -> None:
+    sent: list[tuple[float, str]] = []
+    route = Route((replace(FIRST, limits=UNLIMITED, weight=3.0), replace(SECOND, limits=UNLIMITED, weight=1.0)))
+
+    async def body(desk: Dispatcher) -> None:
+        async with anyio.create_task_group() as group:
+            for row in range(800):
+                group.start_soon(desk.submit, ask(row))
+                await anyio.sleep(0.1)
+
+    dispatching(body, answering(sent), route)
+    assert sum(project == "a" for _, project in sent) == pytest.approx(600, rel=0.03)
+
+
+def test_two_keys_of_one_project_are_one_quota_and_the_second_is_used_when_the_first_is_bad() -> None:
+    first, second = replace(FIRST, name="one"), replace(FIRST, name="two")
+    used: Counter[str] = Counter()
+
+    async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
+        used[target.name] += 1
+        await anyio.sleep(1.0)
+        if target.name == "one" and used["one"] > 20:
+            return Failure("auth", "auth", "leaked", http_status=403)
+        return Reply("text", "ok", usage=Usage(10))
+
+    async def body(desk: Dispatcher) -> None:
+        await submit_all(desk, 120)
+        assert anyio.current_time() == pytest.approx(120.0, rel=0.1), "60 a minute, whichever key"
+
+    dispatching(body, send, Route((first, second)))
+    assert used["one"] <= 23 and used["two"] == 100
+
+
+@pytest.mark.parametrize(("counted", "seconds"), [("input", 2.0), ("total", 600.0), ("reserved", 1_200.0)])
+def test_a_quota_on_tokens_counts_what_the_service_counts(counted: Any, seconds: float) -> None:
+    """10 in, 90 out, 190 at most; 1,050 a minute: 100, 10 or 5 prompts."""
+    target = replace(FIRST, limits=Limits(rpm=0, tpm=1_050, tokens=counted))
+
+    async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply:
+        await anyio.sleep(1.0)
+        return Reply("text", "ok", usage=Usage(10, output_tokens=70, thinking_tokens=20))
+
+    async def body(desk: Dispatcher) -> None:
+        params = Params(max_output_tokens=190)
+        async with anyio.create_task_group() as group:
+            for row in range(100):
+                group.start_soon(desk.submit, replace(ask(row, tokens=10), params=params))
+        assert anyio.current_time() == pytest.approx(seconds, rel=0.25)
+
+    dispatching(body, send, Route((target,)))
 
 
 # ---- names

@@ -20,6 +20,7 @@ from pipeline.events import (
     QuotaShared,
     RequestsLost,
     Stopped,
+    TargetLeftOut,
 )
 from pipeline.records import STATUSES, Status
 from pipeline.run.engine import Monitor
@@ -148,7 +149,7 @@ def notice(event: Event) -> str:
             return f"the last session ended with {requests} request(s) in flight: they {cost}are sent again"
         case Stopped():
             return ""  # the end of the run says it
-        case BookTrouble(message) | DayUsedUp(message) | LongWait(message):
+        case BookTrouble(message) | DayUsedUp(message) | TargetLeftOut(message) | LongWait(message):
             return message
         case Message(message):
             return f"{event.kind}: {message}"

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf
@@ -14,11 +14,13 @@ from pipeline.calibration import EXACT, Calibrations, Margin
 from pipeline.dispatch.desk import FIRST_TRY, Tries
 from pipeline.dispatch.lookahead import Lookahead
 from pipeline.errors import PipelineError
+from pipeline.models import assumed
 from pipeline.prompts import Prompt
 from pipeline.quota.quota import Quota
-from pipeline.records import Reply
-from pipeline.targets import Route
+from pipeline.records import Counted, Reply, Usage
+from pipeline.targets import Route, Takes, Target
 
+_MANY = 256
 _AGAIN, _FINISHING, _OTHERS = range(3)  # of the lookahead, in the order in which they go
 
 
@@ -30,6 +32,7 @@ class Waiting:
     line: "Line"
     answer: asyncio.Future[Reply]
     since: float  # when it was submitted, then when it last left; the loop's clock
+    tokens: int = 0  # that it was taken for when it was submitted
     exact_tokens: int | None = None  # as the route's first target counted them before
     tries: Tries = FIRST_TRY
     refused_alone: int = 0  # of those refused for quota, with the tokens of a whole minute for itself
@@ -48,17 +51,40 @@ class Waiting:
 
 @dataclass(slots=True)
 class Costs:
-    """What prompts cost one model in input tokens, as its answers show."""
+    """What prompts cost one quota in tokens, as the answers show."""
 
     model: str
     calibrations: Calibrations
+    counted: Counted = "input"
 
     def of(self, waiting: Waiting) -> tuple[int, Margin]:
-        """Expected input tokens, and how far off they may be."""
+        """Expected tokens, and how far off they may be."""
         if waiting.exact_tokens is not None and waiting.line.route.first.model == self.model:
-            return waiting.exact_tokens, EXACT
+            return waiting.exact_tokens + self._answer(waiting.prompt), EXACT
         margin = self.calibrations.margin(waiting.prompt.step)
-        return margin.tokens(waiting.prompt.input_tokens_est), margin
+        return margin.tokens(self._estimate(waiting.prompt)), margin
+
+    def learn(self, waiting: Waiting, usage: Usage) -> int | None:
+        """Tokens of an answered request as the quota counts them; None where the service did not say."""
+        if usage.estimated or usage.input_tokens <= 0:
+            return None
+        prompt, tokens = waiting.prompt, usage.input_tokens
+        if self.counted == "total":
+            tokens += usage.output_tokens + usage.thinking_tokens
+        elif self.counted == "reserved":
+            tokens += self._answer(prompt)
+        if waiting.exact_tokens is None:  # counted ones are not chosen by their estimates
+            self.calibrations.observe(prompt.step, self._estimate(prompt), tokens)
+        return tokens
+
+    def _estimate(self, prompt: Prompt) -> int:
+        return prompt.input_tokens_est + self._answer(prompt)
+
+    def _answer(self, prompt: Prompt) -> int:
+        """The longest answer, where it counts: of a total the answers soon show how much less it is."""
+        if self.counted == "input":
+            return 0
+        return prompt.params.max_output_tokens or assumed(self.model).max_output_tokens
 
 
 class Taker(Protocol):
@@ -68,6 +94,20 @@ class Taker(Protocol):
     costs: Costs
     lines: list["Line"]
     closed: PipelineError | None
+    sent: int
+
+    @property
+    def target(self) -> Target:
+        """Whom the next request goes to."""
+        ...
+
+    def is_out(self, now: float, takes: Set[Takes]) -> bool:
+        """Whether it cannot be asked for longer, for one of these causes."""
+        ...
+
+    def has_room(self, now: float) -> bool:
+        """Whether it would send at once."""
+        ...
 
 
 class Line(Lookahead[Waiting]):
@@ -77,6 +117,34 @@ class Line(Lookahead[Waiting]):
         """`takers` in the order of the targets."""
         super().__init__(rng)
         self.route, self.takers = route, takers
+        self.ready = self.ready_tokens = 0  # how many wait, those that are to be sent again later included
+        self.is_ranked = any(target.priority != route.first.priority or target.weight for target in route)
+
+    def is_left_to(self, taker: Taker, now: float) -> bool:
+        """Whether a taker may have what waits here: those before it cannot, and none beside it is behind its part.
+
+        They cannot as one of its causes holds for each; of `full`, as more waits than they take in a minute.
+        """
+        own = taker.target
+        before = [each for each in self.takers if each.target.priority < own.priority]
+        able = [each for each in before if not each.is_out(now, own.takes)]
+        if able and ("full" not in own.takes or self._is_for(able)):
+            return False
+        beside = (each for each in self.takers if each.target.priority == own.priority and each.target.weight > 0)
+        return own.weight <= 0 or not any(
+            each.sent * own.weight < taker.sent * each.target.weight and each.has_room(now) for each in beside
+        )
+
+    def _is_for(self, takers: Sequence[Taker]) -> bool:
+        """Whether they take all that waits within a minute. So many as `_MANY` may be the first of millions of rows."""
+        limits = [taker.quota.limits for taker in takers]
+        requests = min(_MANY, sum(limit.rpm or inf for limit in limits))
+        return self.ready <= requests and self.ready_tokens <= sum(limit.tpm or inf for limit in limits)
+
+    def count(self, waiting: Waiting, sign: int) -> None:
+        """One more waits (1), or one less (-1)."""
+        self.ready += sign
+        self.ready_tokens += sign * waiting.tokens
 
     def size(self, waiting: Waiting) -> int:
         """Tokens that its first target takes a prompt for."""
@@ -139,12 +207,17 @@ class Backlog:
         return line
 
 
+def open_to(taker: Taker, now: float) -> Sequence[Line]:
+    """The lines from which it may take now."""
+    return [line for line in taker.lines if not line.is_ranked or line.is_left_to(taker, now)]
+
+
 def take(now: float, taker: Taker) -> Waiting | None:
     """Remove and return what goes to this quota now, or None when nothing does.
 
     A prompt beyond the whole minute's tokens needs no more room than that.
     """
-    for line in taker.lines:
+    for line in open_to(taker, now):
         found = _take(line, now, taker.quota, taker.costs)
         if found is not None or line.awaited is not None:
             return found
@@ -153,10 +226,11 @@ def take(now: float, taker: Taker) -> Waiting | None:
 
 def next_wanted(now: float, taker: Taker) -> Waiting | None:
     """What everything waits for when `take` returned None."""
-    for line in taker.lines:
+    lines = open_to(taker, now)
+    for line in lines:
         if line.awaited is not None:
             return line.awaited
-    smallest = [waiting for line in taker.lines if (waiting := line.next_wanted(now)) is not None]
+    smallest = [waiting for line in lines if (waiting := line.next_wanted(now)) is not None]
     return min(smallest, key=lambda waiting: waiting.line.size(waiting), default=None)
 
 

@@ -17,16 +17,16 @@ from pipeline.dispatch.desk import Admit, Send, Tries
 from pipeline.dispatch.loop import QuotaLoop
 from pipeline.dispatch.retries import is_enough, pause_s
 from pipeline.errors import Halted, PipelineError
-from pipeline.events import LongWait, Notify, Stopped
+from pipeline.events import LongWait, Notify, Stopped, TargetLeftOut
 from pipeline.prompts import Prompt
-from pipeline.providers.base import Providers, charged_input
+from pipeline.providers.base import Providers
 from pipeline.quota import stops
 from pipeline.quota.book import QuotaBook
 from pipeline.quota.quota import Quota
 from pipeline.quota.refusals import Ticket
 from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
 from pipeline.records import Failure, Reply, Status, Step
-from pipeline.targets import Route, Target
+from pipeline.targets import Route, Target, by_quota
 
 REFUSED_ALONE, REFUSED_LARGE = 3, 10
 """Refusals with a minute for itself after which a prompt is too long: with as many tokens as a minute is believed to
@@ -74,27 +74,28 @@ class Dispatcher:
         self._by_quota: dict[str, QuotaLoop] = {}
         ordered = any(target.limits.tpm != 0 for target in route)
         self._backlog = Backlog(self._rng if ordered else None, self._by_quota)
-        for target in route:
-            if target.quota not in self._by_quota:
-                quota = Quota(
-                    target.limits,
-                    now=self._loop.time(),
-                    wall=wall,
-                    notify=on_event,
-                    rng=self._rng,
-                    book=(books or {}).get(target.quota),
-                )
-                self._by_quota[target.quota] = QuotaLoop(
-                    target,
-                    quota,
-                    self._backlog,
-                    self,
-                    send,
-                    calibrations=Calibrations(known if target.model == route.first.model else None),
-                    wait=wait,
-                    notify=on_event,
-                    wall=wall,
-                )
+        for name, targets in by_quota(route).items():
+            first = targets[0]
+            quota = Quota(
+                first.limits,
+                now=self._loop.time(),
+                wall=wall,
+                notify=on_event,
+                rng=self._rng,
+                book=(books or {}).get(name),
+            )
+            is_planned = first.model == route.first.model and first.limits.tokens == "input"
+            self._by_quota[name] = QuotaLoop(
+                targets,
+                quota,
+                self._backlog,
+                self,
+                send,
+                calibrations=Calibrations(known if is_planned else None),
+                wait=wait,
+                notify=on_event,
+                wall=wall,
+            )
         self._line = self._backlog.line_of(route)
         self._counting = Counting(self._count if self._providers else None, self._counted, self._rng)
         self.halted = self._closed = self._is_any_shut = False
@@ -136,7 +137,8 @@ class Dispatcher:
             raise Halted(self._reason)
         line = self._line if route is None or route is self._route else self._backlog.line_of(route)
         waiting = Waiting(prompt, line, self._loop.create_future(), self._loop.time())
-        self.ready += 1
+        waiting.tokens = line.size(waiting)
+        self._count_ready(waiting, 1)
         self._enter(waiting)
         try:
             return await waiting.answer
@@ -218,12 +220,16 @@ class Dispatcher:
     def launched(self, waiting: Waiting, now: float) -> None:
         """A request for it leaves."""
         waiting.since, waiting.in_flight, waiting.queued = now, True, False
-        self.ready -= 1
+        self._count_ready(waiting, -1)
         self.sent += 1
         self.in_flight += 1
+        if waiting.line.is_ranked:
+            self._wake()  # those that leave the first place to this one
 
-    def landed(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, outcome: Reply | Failure) -> None:
-        """That request has come back."""
+    def landed(
+        self, loop: QuotaLoop, target: Target, waiting: Waiting, ticket: Ticket, outcome: Reply | Failure
+    ) -> None:
+        """That request has come back from the target."""
         waiting.in_flight = False
         self.in_flight -= 1
         self._wake()
@@ -233,7 +239,7 @@ class Dispatcher:
         elif outcome.kind in ("rate_limit", "day_quota"):
             self._take_refusal(loop, waiting, ticket, outcome, now)
         else:
-            self._take_failure(loop, waiting, ticket, outcome, now)
+            self._take_failure(loop, target, waiting, ticket, outcome, now)
 
     def refuse_too_long(self, waiting: Waiting) -> bool:
         """End it where it is larger than any of its targets takes."""
@@ -247,6 +253,8 @@ class Dispatcher:
 
     def shut(self, loop: QuotaLoop, reason: PipelineError) -> None:
         """End one loop; and the run, where prompts wait that nobody else may answer."""
+        if not loop.closed and len(self._by_quota) > 1:
+            self._notify(TargetLeftOut(f"{loop.target.label} is left out: {reason.message}"))
         loop.closed = loop.closed or reason
         self._is_any_shut = True
         if all(other.closed for other in self._by_quota.values()) or any(map(self._is_stuck, self._backlog)):
@@ -259,12 +267,9 @@ class Dispatcher:
     # --- what came of a request -------------------------------------------------------------------------------------
 
     def _take_answer(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, reply: Reply, now: float) -> None:
-        provider = self._providers.get(loop.target.provider)
-        tokens = provider.charged_tokens(reply.usage) if provider else charged_input(reply.usage)
+        tokens = loop.costs.learn(waiting, reply.usage)
         received = now if not reply.finished_at else min(now, now - (self._wall() - reply.finished_at))
         loop.quota.answered(ticket, now, tokens, reply.served_at, received)
-        if tokens is not None and waiting.exact_tokens is None:  # counted ones are not chosen by their estimates
-            loop.costs.calibrations.observe(waiting.prompt.step, waiting.prompt.input_tokens_est, tokens)
         self.attempts += 1
         self.answered += 1
         failed, refused = waiting.tries
@@ -286,7 +291,9 @@ class Dispatcher:
                 waiting, ticket.tokens, f"fewer a minute: it was refused {enough} times with a minute for itself"
             )
 
-    def _take_failure(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, failure: Failure, now: float) -> None:
+    def _take_failure(
+        self, loop: QuotaLoop, target: Target, waiting: Waiting, ticket: Ticket, failure: Failure, now: float
+    ) -> None:
         loop.quota.failed(ticket, now, failure)
         waiting.tries = Tries(waiting.tries.failed + 1, waiting.tries.refused)
         self.attempts += 1
@@ -299,8 +306,18 @@ class Dispatcher:
             self._tell_wait(failure, asked, now)
             self._again(waiting, now, now + wait)
         else:
-            self.shut(loop, stops.stopped_by(failure))
+            self._left_out(loop, target, stops.stopped_by(failure))
             self._again(waiting, now, now)
+
+    def _left_out(self, loop: QuotaLoop, target: Target, reason: PipelineError) -> None:
+        """Ask this target no more: another key of the same quota is used, or the loop ends."""
+        if loop.closed or target not in loop.targets:  # by another request, already
+            return
+        if len(loop.targets) > 1:
+            loop.targets.remove(target)
+            self._notify(TargetLeftOut(f"{target.label} is left out: {reason.message}"))
+        else:
+            self.shut(loop, reason)
 
     def _tell_wait(self, failure: Failure, kept_s: float, now: float) -> None:
         """Tell of a long wait that the service asks for, once until it is over."""
@@ -317,14 +334,14 @@ class Dispatcher:
             self._withhold(waiting)
             return
         waiting.queued = True
-        self.ready += 1
+        self._count_ready(waiting, 1)
         self._backlog.add_again(waiting, now, when)
         self._halt_if_stuck(waiting)
 
     # --- the queue --------------------------------------------------------------------------------------------------
 
     def _enter(self, waiting: Waiting) -> None:
-        tokens = waiting.line.size(waiting)
+        tokens = waiting.tokens
         if self._counting.worth(tokens, waiting.line.takers[0].quota.tokens_limit):
             self._counting.add(waiting)
         else:
@@ -356,7 +373,11 @@ class Dispatcher:
     def _leave_queue(self, waiting: Waiting) -> None:
         if waiting.queued:
             waiting.queued = False
-            self.ready -= 1
+            self._count_ready(waiting, -1)
+
+    def _count_ready(self, waiting: Waiting, sign: int) -> None:
+        self.ready += sign
+        waiting.line.count(waiting, sign)
 
     def _withhold(self, waiting: Waiting) -> None:
         self._leave_queue(waiting)

@@ -1,7 +1,7 @@
 """The loop of one quota over the shared backlog: hold → slot → pace → tokens → pick → reserve → send."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from math import inf
 from typing import Protocol
 
@@ -9,16 +9,18 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pipeline.calibration import Calibrations
-from pipeline.dispatch.backlog import Backlog, Costs, Line, Waiting, next_wanted, take
+from pipeline.dispatch.backlog import Backlog, Costs, Line, Waiting, next_wanted, open_to, take
 from pipeline.dispatch.desk import Send
 from pipeline.errors import PipelineError
 from pipeline.events import DayUsedUp, Notify
 from pipeline.quota import stops
+from pipeline.quota.pacer import WINDOW_S
 from pipeline.quota.quota import GIVE_UP_S, Quota
 from pipeline.quota.refusals import Ticket
 from pipeline.records import Failure, Reply
-from pipeline.targets import Target
+from pipeline.targets import Takes, Target
 
+_YIELD_S = 0.1  # until those that are asked first are looked at again, where nothing wakes the loop before
 _LONGEST_SLEEP_S = 60.0  # after which the wall clock is read again: it goes on while a machine is suspended
 
 
@@ -44,8 +46,10 @@ class Floor(Protocol):
         """A request for it leaves."""
         ...
 
-    def landed(self, loop: "QuotaLoop", waiting: Waiting, ticket: Ticket, outcome: Reply | Failure) -> None:
-        """That request has come back."""
+    def landed(
+        self, loop: "QuotaLoop", target: Target, waiting: Waiting, ticket: Ticket, outcome: Reply | Failure
+    ) -> None:
+        """That request has come back from the target."""
         ...
 
     def refuse_too_long(self, waiting: Waiting) -> bool:
@@ -58,11 +62,11 @@ class Floor(Protocol):
 
 
 class QuotaLoop:
-    """One quota, with the target that it is of."""
+    """One quota, with the targets that it is of: several are several keys, of which the first that is good is used."""
 
     def __init__(
         self,
-        target: Target,
+        targets: Sequence[Target],
         quota: Quota,
         backlog: Backlog,
         floor: Floor,
@@ -74,11 +78,14 @@ class QuotaLoop:
         wall: Callable[[], float],
     ) -> None:
         """With `wait` a used-up day is slept through; `wall` is epoch seconds, all else goes by the loop's clock."""
-        self.target, self.quota = target, quota
-        self.costs = Costs(target.model, calibrations)
+        self.targets, self.quota = list(targets), quota
+        self.costs = Costs(self.target.model, calibrations, self.target.limits.tokens)
         self.lines: list[Line] = []
         self.flying: dict[Waiting, Ticket] = {}
         self.closed: PipelineError | None = None  # why it sends nothing any more
+        self.sent = 0
+        self._is_short = False  # of tokens, for all that it may take
+        self._is_beyond = False  # all that waits is larger than it ever takes
         self._backlog, self._floor, self._send = backlog, floor, send
         self._wait, self._notify, self._wall = wait, notify, wall
         self._loop = asyncio.get_running_loop()
@@ -88,6 +95,29 @@ class QuotaLoop:
         self._unit_at: float | None = None  # when the pacer granted a request that has not left yet
         self._sleeping = False
         self._resting_until = -inf
+
+    @property
+    def target(self) -> Target:
+        """Whom the next request goes to."""
+        return self.targets[0]
+
+    def is_out(self, now: float, takes: Set[Takes]) -> bool:
+        """Whether it is not asked now, for one of these causes; once it sends nothing any more, for any."""
+        if self.closed or self._is_beyond:
+            return True
+        if self.quota.day.opens_at(self._wall()) is not None:
+            return "day_quota" in takes or "full" in takes
+        if self.quota.down_s() > WINDOW_S or self.quota.down:
+            return "outage" in takes or "full" in takes
+        return "full" in takes and len(self.flying) >= self.quota.slots.count
+
+    def has_room(self, now: float) -> bool:
+        """Whether it would send at once."""
+        if self.closed or self._is_short or len(self.flying) >= self.quota.slots.count:
+            return False
+        if self.quota.day.opens_at(self._wall()) is not None or self.quota.opens_at(now) is not None:
+            return False
+        return self._has_unit(now) or not self.quota.paced()
 
     async def serve(self, group: TaskGroup) -> None:
         """Send what it may until all is over."""
@@ -100,9 +130,10 @@ class QuotaLoop:
             elif self._has_unit(now) or await self._pace(now):
                 now = self._loop.time()
                 waiting = take(now, self)
+                self._is_short, self._is_beyond = waiting is None and any(open_to(self, now)), False
                 if waiting is None:
                     if not self._floor.halted:
-                        await self._rest(self._fits_at(now))
+                        await self._rest(min(self._fits_at(now), self._left_to_others_until(now)))
                 elif self._floor.admits(waiting, self.target, now):
                     self._launch(waiting, now, group)
                 elif not self._floor.halted:
@@ -190,13 +221,19 @@ class QuotaLoop:
             return inf
         tokens, margin = self.costs.of(wanted)
         if tokens > self.quota.largest:
-            return now if self._floor.refuse_too_long(wanted) else inf
+            self._is_beyond = not self._floor.refuse_too_long(wanted)
+            return inf if self._is_beyond else now
         room = min(tokens, self.quota.tokens_limit)
         self.quota.held_up(now, room, margin)
         return self.quota.fits_at(now, room, margin)
 
+    def _left_to_others_until(self, now: float) -> float:
+        """When to look again whether those that are asked before it leave something."""
+        return now + _YIELD_S if any(line and not line.is_left_to(self, now) for line in self.lines) else inf
+
     def _launch(self, waiting: Waiting, now: float, group: TaskGroup) -> None:
         self._unit_at = None
+        self.sent += 1
         ticket = self.quota.send(now, *self.costs.of(waiting))
         self.flying[waiting] = ticket
         self._floor.launched(waiting, now)
@@ -208,9 +245,10 @@ class QuotaLoop:
     async def _sender(self, waiting: Waiting, ticket: Ticket) -> None:
         """Make one request after another: waking a task costs a tenth of starting one (44 µs, measured 2026-11)."""
         while True:
-            outcome = await self._send(waiting.prompt, self.target, waiting.tries)
+            target = self.target
+            outcome = await self._send(waiting.prompt, target, waiting.tries)
             del self.flying[waiting]
-            self._floor.landed(self, waiting, ticket, outcome)
+            self._floor.landed(self, target, waiting, ticket, outcome)
             parked: asyncio.Future[tuple[Waiting, Ticket] | None] = self._loop.create_future()
             self._idle.append(parked)
             work = await parked

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from pipeline.prompts import Prompt
 from pipeline.providers.transport import READ_TIMEOUT_S, Wire
-from pipeline.records import Failure, Reply, Usage
+from pipeline.records import Failure, Reply
 from pipeline.targets import Target
 
 
@@ -21,7 +21,7 @@ class Account:
 
 
 Accounts = Mapping[str, Account]
-"""By `Target.account`."""
+"""By `Target.access`."""
 
 
 class Provider(Protocol):
@@ -44,10 +44,6 @@ class Provider(Protocol):
         """Input tokens as the target's model counts them, free of charge."""
         ...
 
-    def charged_tokens(self, usage: Usage) -> int | None:
-        """Tokens of an answered request that count against the quota per minute; None: the service did not say."""
-        ...
-
     async def list_models(self, target: Target) -> list[str] | Failure:
         """Names of the models that the target's key may use, in the service's order."""
         ...
@@ -59,8 +55,3 @@ class Provider(Protocol):
 
 Providers = Mapping[str, Provider]
 """By name."""
-
-
-def charged_input(usage: Usage) -> int | None:
-    """Input tokens alone, where the service told them: what Gemini's quota counts."""
-    return usage.input_tokens if usage.input_tokens > 0 and not usage.estimated else None

@@ -23,13 +23,13 @@ from pipeline import __version__
 from pipeline.errors import AuthError, JobError
 from pipeline.prompts import Params, Prompt
 from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, judge, parse_reply, read_answer
-from pipeline.providers.base import Accounts, charged_input
+from pipeline.providers.base import Accounts
 from pipeline.providers.blotting import blotted
 from pipeline.providers.failures import classify, http_date, unanswered, without_prompt
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Response, Wire
 from pipeline.providers.usage import names_tokens, read_usage
-from pipeline.records import EMULATOR_HEADER, Failure, Reply, Usage, changed
+from pipeline.records import EMULATOR_HEADER, Failure, Reply, changed
 from pipeline.targets import Target
 from pipeline.terminal import without_secrets
 
@@ -59,7 +59,7 @@ class Gemini:
         place = target.base_url, target.project
         connection = self._connections.get(place)
         if connection is None:
-            account = self._accounts[target.account]
+            account = self._accounts[target.access]
             connection = self._connections[place] = Connection(
                 account.wire,
                 api_key=account.key,
@@ -80,10 +80,6 @@ class Gemini:
     async def count_tokens(self, prompt: Prompt, target: Target) -> int | Failure:
         """See `Connection`."""
         return await self.open(target).count_tokens(prompt, target.model)
-
-    def charged_tokens(self, usage: Usage) -> int | None:
-        """Gemini's quota counts input only."""
-        return charged_input(usage)
 
     async def list_models(self, target: Target) -> list[str] | Failure:
         """See `Connection`."""

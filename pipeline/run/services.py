@@ -83,7 +83,7 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
     key = "offline" if offline else api_key(job)
     async with Wire(httpx.ASGITransport(_emulator()) if offline else None) as wire:
         endpoint = job.spec.endpoint
-        gemini = Gemini({target.account: Account(wire, key, endpoint.api_version, endpoint.timeout_s)})
+        gemini = Gemini({target.access: Account(wire, key, endpoint.api_version, endpoint.timeout_s)})
         gemini.open(target)
         yield Services(Route((target,)), {gemini.name: gemini})
 

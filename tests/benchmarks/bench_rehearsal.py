@@ -34,7 +34,7 @@ async def rehearse(url: str, seconds: float) -> tuple[int, int, float, float]:
     """Requests sent, refusals, seconds, and CPU seconds of this process."""
     async with Wire() as wire, anyio.create_task_group() as group:
         target = replace(TARGET, base_url=url, limits=Limits(rpm=RPM, tpm=10**9))
-        provider = Gemini({target.account: Account(wire, "rehearsal")})
+        provider = Gemini({target.access: Account(wire, "rehearsal")})
 
         async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
             return await provider.generate(prompt, target)
