@@ -11,6 +11,8 @@ VARIABLES: Mapping[str, str] = {
     "GEMINI_API_KEY": "the key, unless `[endpoint] key_env` names another variable",
     "GOOGLE_API_KEY": "the key, where `GEMINI_API_KEY` is not set",
     "GOOGLE_GEMINI_BASE_URL": "the service's address; wins over `[endpoint] base_url`",
+    "OPENAI_API_KEY": 'the key of a job with `provider = "openai"`, unless `[endpoint] key_env` names another',
+    "OPENAI_BASE_URL": "that job's address; wins over `[endpoint] base_url`",
     "HTTPS_PROXY": "the proxy; `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` are heeded too",
     "SSL_CERT_FILE": "certificates to trust, in PEM",
     "SSL_CERT_DIR": "a directory of certificates to trust",

@@ -17,12 +17,11 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import JobError
 from pipeline.prices import Rates, fixed_rates
 from pipeline.prompts import Params
+from pipeline.protocols import PROTOCOLS, Protocol
 from pipeline.records import Limits
 from pipeline.sections import JobFile
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Template, read_template, read_text
 
-KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
-DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
 _ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "model")
 
 
@@ -62,6 +61,16 @@ class Job:
     def model(self) -> str:
         """The model that is asked."""
         return self.spec.model.name.removeprefix("models/")
+
+    @property
+    def protocol(self) -> Protocol:
+        """What is spoken to the service."""
+        return PROTOCOLS[self.spec.endpoint.provider]
+
+    @property
+    def base_url(self) -> str:
+        """Where the calls go."""
+        return self.spec.endpoint.base_url or self.protocol.base_url
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -117,9 +126,10 @@ def load(path: Path, flags: Mapping[str, object] | None = None) -> Job:
     origins = {
         f"{section}.{key}": str(path) for section, values in data.items() if isinstance(values, dict) for key in values
     }
-    if (base_url := os.environ.get("GOOGLE_GEMINI_BASE_URL")) and isinstance(data.setdefault("endpoint", {}), dict):
+    variable = _named_protocol(data, flags or {}).base_url_variable
+    if (base_url := os.environ.get(variable)) and isinstance(data.setdefault("endpoint", {}), dict):
         data["endpoint"]["base_url"] = base_url
-        origins["endpoint.base_url"] = "GOOGLE_GEMINI_BASE_URL"
+        origins["endpoint.base_url"] = variable
     for name, value in (flags or {}).items():
         if value is not None:
             section, key = name.split(".")
@@ -131,12 +141,33 @@ def load(path: Path, flags: Mapping[str, object] | None = None) -> Job:
         spec = JobFile.model_validate(data)
     except ValidationError as error:
         raise _as_job_error(error, path) from None
+    _check_spoken(spec, path)
     return _compile(path, spec, origins)
+
+
+def _named_protocol(data: Mapping[str, Any], flags: Mapping[str, object]) -> Protocol:
+    """The protocol that is named, before anything is checked."""
+    section = data.get("endpoint")
+    named = flags.get("endpoint.provider") or (section.get("provider") if isinstance(section, dict) else None)
+    return next((each for name, each in PROTOCOLS.items() if name == named), PROTOCOLS["gemini"])
+
+
+def _check_spoken(spec: JobFile, path: Path) -> None:
+    """Raise for a setting that the protocol has no word for: it would be left out in silence."""
+    protocol = PROTOCOLS[spec.endpoint.provider]
+    for name, lack in protocol.lacks.items():
+        section, key = name.split(".")
+        values = getattr(spec, section)
+        if key in values.model_fields_set and lack.only(getattr(values, key)):
+            value = getattr(values, key)
+            raise JobError(
+                f"[{section}] {key} = {value!r}: {protocol.owner}'s protocol has no word for it\n{path}", lack.instead
+            )
 
 
 def api_key(job: Job) -> str:
     """The key from the environment. Raises `JobError` that names every variable looked at."""
-    names = (job.spec.endpoint.key_env,) if job.spec.endpoint.key_env else KEY_VARIABLES
+    names = (job.spec.endpoint.key_env,) if job.spec.endpoint.key_env else job.protocol.key_variables
     for name in names:
         if value := os.environ.get(name, "").strip():
             return value

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.protocols import ProviderName
 from pipeline.records import RESET_ZONE
 
 OUTPUT_SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -160,12 +161,19 @@ class ModelSection(_Section):
 class Endpoint(_Section):
     """Where the calls go."""
 
-    base_url: str | None = Field(
-        None, description="a relay, proxy or emulator; `GOOGLE_GEMINI_BASE_URL` wins over it. Default: Google's"
+    provider: ProviderName = Field(
+        "gemini", description="the protocol that is spoken there: Gemini's, or OpenAI's chat completions"
     )
-    api_version: Literal["v1", "v1beta"] = Field("v1beta", description="v1beta knows more models")
+    base_url: str | None = Field(
+        None,
+        description="a relay, server or emulator; `GOOGLE_GEMINI_BASE_URL`, or for openai `OPENAI_BASE_URL`, wins"
+        " over it. Default: Google's, or OpenAI's",
+    )
+    api_version: Literal["v1", "v1beta"] = Field("v1beta", description="v1beta knows more models; gemini only")
     key_env: str | None = Field(
-        None, description="variable that holds the key. Default: `GEMINI_API_KEY`, else `GOOGLE_API_KEY`"
+        None,
+        description="variable that holds the key. Default: `GEMINI_API_KEY`, else `GOOGLE_API_KEY`; for openai"
+        " `OPENAI_API_KEY`",
     )
     timeout_s: float = Field(300, gt=0, le=_MOST, description="longest wait for one answer, seconds")
 
@@ -175,7 +183,7 @@ class Endpoint(_Section):
     @classmethod
     def _not_empty(cls, url: str | None) -> str | None:
         if url == "":
-            raise ValueError("it is empty; leave it out for Google's own")
+            raise ValueError("it is empty; leave it out for the service's own")
         return url
 
 

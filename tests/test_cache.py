@@ -30,7 +30,7 @@ from pipeline.calls import Saved, cached
 from pipeline.errors import JobError
 from pipeline.events import CacheTrouble
 from pipeline.flows import build
-from pipeline.job import DEFAULT_BASE_URL, Job, load
+from pipeline.job import Job, load
 from pipeline.places import cache_file
 from pipeline.prices import fixed_rates
 from pipeline.prompts import Params, Prompt, said
@@ -139,7 +139,7 @@ def test_what_cannot_change_an_answer_changes_neither_prompt_nor_run(tmp_path: P
 
 
 def addressed(job: Job) -> str:
-    return service_of(replace(TARGET, base_url=job.spec.endpoint.base_url or DEFAULT_BASE_URL))
+    return service_of(replace(TARGET, base_url=job.base_url))
 
 
 def test_another_service_has_other_answers(tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def test_an_unknown_or_missing_name(tmp_path: Path, sections: dict[str, Any], me
         ({"model": {"thinking": -2}}, "[model] thinking: -2 is no budget"),
         ({"model": {"prices": {"input": 1e308, "output": 1}}}, "[model] prices.input: input should be less than"),
         ({"cache": {"max_mb": 1e308}}, "[cache] max_mb: input should be less than or equal to"),
-        ({"endpoint": {"base_url": ""}}, "[endpoint] base_url: it is empty; leave it out for Google's own"),
+        ({"endpoint": {"base_url": ""}}, "[endpoint] base_url: it is empty; leave it out for the service's own"),
         ({"endpoint": {"key_env": ""}}, "[endpoint] key_env: it is the name of a variable"),
         ({"output": {"path": "~/out.csv"}}, "[output]: ~/out.csv begins with what only a shell fills in"),
         ({"output": {"path": "$HOME/out.csv"}}, "[output]: $HOME/out.csv begins with what only a shell fills in"),
@@ -497,6 +497,7 @@ def test_every_setting_either_changes_the_fingerprint_or_does_not() -> None:
         Reduce: {"template_file"},
         ModelSection: {"prices"},
         Output: {"excel"},
+        Endpoint: {"provider"},
     }
     for model, values in {**CHANGES, **NO_CHANGES}.items():
         assert set(values) | files.get(model, set()) == set(model.model_fields)
@@ -512,6 +513,10 @@ def test_what_can_change_an_answer_changes_the_fingerprint(
 @pytest.mark.parametrize(("section", "key", "value"), each(NO_CHANGES))
 def test_what_cannot_change_an_answer_does_not(tmp_path: Path, section: str, key: str, value: object) -> None:
     assert full_job(tmp_path, section, **{key: value}).fingerprint == full_job(tmp_path).fingerprint
+
+
+def test_who_speaks_to_the_model_does_not_change_the_fingerprint(tmp_path: Path) -> None:
+    assert make_job(tmp_path, endpoint={"provider": "openai"}).fingerprint == make_job(tmp_path).fingerprint
 
 
 def test_a_csv_for_excel_does_not_change_the_fingerprint(tmp_path: Path) -> None:

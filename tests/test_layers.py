@@ -23,6 +23,7 @@ RANKS: dict[str, int] = {
     "errors": 0,
     "events": 0,
     "models": 0,
+    "protocols": 0,
     "records": 0,
     "terminal": 0,
     "values": 0,

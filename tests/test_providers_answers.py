@@ -20,7 +20,7 @@ from pipeline.prices import cost, fixed_rates
 from pipeline.providers.answers import Answer, Unread, parse_reply, read_answer
 from pipeline.providers.encoding import TooLarge, Undecodable, decoded
 from pipeline.providers.foreign import MOST_FIELDS
-from pipeline.providers.gemini import Connection
+from pipeline.providers.gemini import GeminiConnection
 from pipeline.providers.transport import Wire
 from pipeline.providers.usage import read_usage
 from pipeline.records import Failure, Reply, Usage
@@ -595,7 +595,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 def test_any_mutation_of_a_body_gives_one_reply_or_failure_that_can_be_counted(raw: bytes, status: int) -> None:
     async def ask() -> Reply | Failure:
         async with Wire(httpx.MockTransport(lambda request: httpx.Response(status, content=raw))) as wire:
-            return await Connection(wire, api_key="AQ.key-of-the-test-0123").generate(prompt(), ASKED)
+            return await GeminiConnection(wire, api_key="AQ.key-of-the-test-0123").generate(prompt(), ASKED)
 
     outcome = anyio.run(ask)
     if isinstance(outcome, Failure):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import AuthError, JobError
 from pipeline.prompts import Params, Prompt
 from pipeline.providers.answers import parse_reply
-from pipeline.providers.gemini import Connection, build_request
+from pipeline.providers.gemini import GeminiConnection, build_request
 from pipeline.providers.transport import Wire
 from pipeline.records import Failure, Reply, Usage
 from pipeline.tokens import estimate
@@ -49,10 +49,10 @@ def answer(finish: str | None = "STOP", text: str | None = "text", **more: Any) 
     return orjson.dumps({"candidates": [candidate], "usageMetadata": {"promptTokenCount": 5}} | more)
 
 
-def ask(handler: Handler, use: Callable[[Connection], Awaitable[T]], **settings: Any) -> T:
+def ask(handler: Handler, use: Callable[[GeminiConnection], Awaitable[T]], **settings: Any) -> T:
     async def run() -> T:
         async with Wire(httpx.MockTransport(handler)) as wire:
-            return await use(Connection(wire, **({"api_key": KEY} | settings)))
+            return await use(GeminiConnection(wire, **({"api_key": KEY} | settings)))
 
     return anyio.run(run)
 
@@ -330,14 +330,14 @@ def test_a_base_url_keeps_its_path(base_url: str, url: str, endpoint: str) -> No
 )
 def test_a_base_url_that_cannot_be_used_is_refused(base_url: str) -> None:
     with pytest.raises(JobError) as error:
-        Connection(Wire(), api_key=KEY, base_url=base_url)
+        GeminiConnection(Wire(), api_key=KEY, base_url=base_url)
     assert "pass" not in f"{error.value}{error.value.hint}"
 
 
 @pytest.mark.parametrize("key", ["AQ.a b", "AQ.a\r\nHost: x", "AQ.“quoted”"])
 def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(key: str) -> None:
     with pytest.raises(AuthError) as error:
-        Connection(Wire(), api_key=key)
+        GeminiConnection(Wire(), api_key=key)
     assert "AQ" not in str(error.value)
 
 
@@ -416,7 +416,7 @@ def test_a_real_socket_gives_the_same() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with Wire() as wire:
-            gemini = Connection(wire, api_key=KEY, base_url=base_url)
+            gemini = GeminiConnection(wire, api_key=KEY, base_url=base_url)
             async with server:
                 first = await gemini.generate(prompt(), ASKED)
             return first, await gemini.generate(prompt(), ASKED)
@@ -428,8 +428,8 @@ def test_a_real_socket_gives_the_same() -> None:
 
 
 def test_the_key_is_in_no_repr() -> None:
-    gemini = Connection(Wire(), api_key=KEY)
-    assert repr(gemini) == str(gemini) == "Connection('gemini@generativelanguage.googleapis.com')"
+    gemini = GeminiConnection(Wire(), api_key=KEY)
+    assert repr(gemini) == str(gemini) == "GeminiConnection('gemini@generativelanguage.googleapis.com')"
 
 
 def test_tokens_are_counted_with_the_system_instruction() -> None:

@@ -12,7 +12,7 @@ from pipeline.errors import JobError
 from pipeline.providers.answers import parse_reply
 from pipeline.providers.blotting import blotted
 from pipeline.providers.failures import classify
-from pipeline.providers.gemini import Connection
+from pipeline.providers.gemini import GeminiConnection
 from pipeline.providers.transport import Wire
 from pipeline.records import Failure, Reply
 
@@ -98,4 +98,4 @@ def test_money_a_pace_and_a_key_are_told_apart_in_whatever_words(status: int, bo
 )
 def test_an_address_that_cannot_be_is_refused_at_the_start_by_the_name_of_its_setting(url: str) -> None:
     with pytest.raises(JobError, match="base_url"):
-        Connection(Wire(), api_key=KEY, base_url=url)
+        GeminiConnection(Wire(), api_key=KEY, base_url=url)

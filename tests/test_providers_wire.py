@@ -11,7 +11,7 @@ import pytest
 from test_providers_gemini import ASKED, KEY, OK, prompt
 
 from pipeline.providers.connections import MOST_BODY_BYTES
-from pipeline.providers.gemini import Connection
+from pipeline.providers.gemini import GeminiConnection
 from pipeline.providers.transport import Wire
 from pipeline.records import Failure, Reply
 
@@ -42,7 +42,7 @@ async def server(speak: Speak) -> AsyncIterator[tuple[str, list[int]]]:
 def ask(speak: Speak, *, times: int = 1, timeout_s: float = 20.0) -> list[Reply | Failure]:
     async def run() -> list[Reply | Failure]:
         async with server(speak) as (url, requests), Wire() as wire:
-            gemini = Connection(wire, api_key=KEY, base_url=url, timeout_s=timeout_s)
+            gemini = GeminiConnection(wire, api_key=KEY, base_url=url, timeout_s=timeout_s)
             outcomes = [await gemini.generate(prompt(), ASKED) for _ in range(times)]
             assert requests[0] == times, "one call, one request"
             return outcomes
@@ -229,7 +229,7 @@ def test_a_listing_of_models_that_never_ends_is_bounded() -> None:
 
     async def run() -> list[str] | Failure:
         async with server(page) as (url, _), Wire() as wire:
-            return await Connection(wire, api_key=KEY, base_url=url).list_models()
+            return await GeminiConnection(wire, api_key=KEY, base_url=url).list_models()
 
     models = anyio.run(run)
     assert isinstance(models, list) and pages[0] == 50
@@ -248,7 +248,7 @@ def test_a_redirect_is_named_and_the_key_does_not_travel() -> None:
         async with server(other) as (elsewhere, _):
             moved = response(b"", f"location: {elsewhere}/v1?key={KEY}".encode(), status=b"307 Moved")
             async with server(saying(moved)) as (url, _), Wire() as wire:
-                failure = await Connection(wire, api_key=KEY, base_url=url).generate(prompt(), ASKED)
+                failure = await GeminiConnection(wire, api_key=KEY, base_url=url).generate(prompt(), ASKED)
                 assert isinstance(failure, Failure) and f"redirects to {elsewhere}:" in failure.message
                 return failure
 

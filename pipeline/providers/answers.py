@@ -110,8 +110,8 @@ def read_answer(raw: bytes) -> Answer | Unread:
     if not (answer.candidates or answer.block or answer.usage):
         names = ", ".join(name for name in islice(pieces[0], MOST_FIELDS) if _PLAIN_NAME.fullmatch(name))[:100]
         return Unread(
-            f"the answer has another form than generateContent (its fields: {names or 'none'}): "
-            "is [endpoint] base_url the address of the service's Gemini interface?",
+            f"the answer has neither candidates nor choices (its fields: {names or 'none'}): "
+            "are [endpoint] base_url and provider those of the service?",
             most_requests=2,
         )
     return answer

@@ -83,16 +83,17 @@ def within_files(limits: Limits, left: int, heard: Notify) -> Limits:
 
 def stranger(session: Session, endpoint: str, outcome: Reply | Failure) -> ServiceError | None:
     """Why this outcome counts as nothing: in the middle of a run another service answers than at its start."""
+    variable = session.job.protocol.base_url_variable
     if outcome.emulated and not session.rehearsal:
         return ServiceError(
             f"{endpoint} answers as an emulator now, and did not at the start: none of its answers was taken",
-            "look at GOOGLE_GEMINI_BASE_URL, [endpoint] base_url and the proxy; the same command then goes on",
+            f"look at {variable}, [endpoint] base_url and the proxy; the same command then goes on",
         )
     # A failure without the mark may be a proxy's: only an answer is certainly another service's.
     if session.rehearsal and not outcome.emulated and isinstance(outcome, Reply):
         return ServiceError(
             f"{endpoint} answered as an emulator at the start, and does not now: a real service may have answered,"
             " and may bill what was in flight. None of its answers was taken",
-            "look at GOOGLE_GEMINI_BASE_URL, [endpoint] base_url and the proxy before you run it again",
+            f"look at {variable}, [endpoint] base_url and the proxy before you run it again",
         )
     return None

@@ -15,7 +15,7 @@ import polars as pl
 from pipeline import __version__
 from pipeline.errors import InputChanged, InputError, JobError
 from pipeline.flows import check_rendering
-from pipeline.job import DEFAULT_BASE_URL, Job
+from pipeline.job import Job
 from pipeline.models import MODELS, model_info
 from pipeline.places import Kind, beside, run_directory
 from pipeline.prices import CHECKED, FREE, Rates
@@ -207,8 +207,10 @@ def session_schema(session: Session) -> pl.Schema:
 
 def check_model(job: Job, offline: bool) -> None:
     """Raise `JobError` for a model that Google's endpoint does not serve, as far as this version knows."""
+    if job.spec.endpoint.provider != "gemini":
+        return  # no other service's models are known
     name = job.model
-    elsewhere = (job.spec.endpoint.base_url or DEFAULT_BASE_URL) != DEFAULT_BASE_URL
+    elsewhere = job.base_url != job.protocol.base_url
     if model_info(name) or job.own_rates or (elsewhere and not offline):
         return
     close = difflib.get_close_matches(name, [model.name for model in MODELS], n=1)

@@ -2,7 +2,7 @@
 
 import difflib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -11,11 +11,13 @@ import httpx
 
 from pipeline.environment import check_certificates
 from pipeline.errors import AuthError, JobError, ServiceError
-from pipeline.job import DEFAULT_BASE_URL, api_key
+from pipeline.job import api_key
 from pipeline.places import Kind, quota_file
 from pipeline.prompts import Prompt
 from pipeline.providers.base import Account, Provider, Providers
+from pipeline.providers.connection import Connected
 from pipeline.providers.gemini import Gemini
+from pipeline.providers.openai import OpenAI
 from pipeline.providers.stored import parser_of
 from pipeline.providers.transport import Wire
 from pipeline.quota.book import QuotaBook, read_known
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from pipeline.emulator import Emulator
 
 _EMULATOR_URL = "http://emulator"
+SPEAKERS: Mapping[str, type[Connected]] = {"gemini": Gemini, "openai": OpenAI}
+"""Who speaks each protocol that a job may name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,8 @@ def target_of(session: Session) -> Target:
     """The target that the job names, or the embedded emulator. Raises `JobError` without a key."""
     job, offline = session.job, session.options.offline
     return Target(
-        Gemini.name,
-        _EMULATOR_URL if offline else job.spec.endpoint.base_url or DEFAULT_BASE_URL,
+        Gemini.name if offline else job.spec.endpoint.provider,  # all that the emulator speaks
+        _EMULATOR_URL if offline else job.base_url,
         "offline" if offline else project_of(api_key(job)),
         session.working.model,
         rates=session.rates,
@@ -83,9 +87,10 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
     key = "offline" if offline else api_key(job)
     async with Wire(httpx.ASGITransport(_emulator()) if offline else None) as wire:
         endpoint = job.spec.endpoint
-        gemini = Gemini({target.access: Account(wire, key, endpoint.api_version, endpoint.timeout_s)})
-        gemini.open(target)
-        yield Services(Route((target,)), {gemini.name: gemini})
+        account = Account(wire, key, endpoint.api_version, endpoint.timeout_s)
+        speaker = SPEAKERS[target.provider]({target.access: account})
+        speaker.open(target)
+        yield Services(Route((target,)), {speaker.name: speaker})
 
 
 def _emulator() -> "Emulator":

@@ -1,0 +1,301 @@
+"""One key at one base URL: what every protocol of JSON over HTTP does alike, so that a provider is its URLs and bodies.
+
+provider.generate → Connection.ask → Wire.post → the key blotted out → answers.read_answer → a reply, or a failure
+"""
+
+import asyncio
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import ClassVar
+
+import httpx
+
+from pipeline import __version__
+from pipeline.errors import AuthError, JobError
+from pipeline.prompts import Prompt
+from pipeline.protocols import PROTOCOLS, ProviderName
+from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, judge, parse_reply, read_answer
+from pipeline.providers.base import Account, Accounts
+from pipeline.providers.blotting import blotted
+from pipeline.providers.failures import classify, http_date, unanswered, without_prompt
+from pipeline.providers.foreign import load, mapping
+from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Response, Wire
+from pipeline.providers.usage import names_tokens, read_usage
+from pipeline.records import EMULATOR_HEADER, Failure, Reply, changed
+from pipeline.targets import Target
+from pipeline.terminal import without_secrets
+
+ASK_TIMEOUT_S = 10.0
+"""Longest wait for who answers, before the first call."""
+MOST_KEPT_BYTES = 65_536
+"""Of a body that cannot be read, which is kept with what it may have cost."""
+
+
+class Connection(ABC):
+    """One key at one base URL. The key travels in a header only: never in a URL, repr or message.
+
+    A protocol is a subclass: it names itself, the header of its key, and the requests that it knows. `root` is what
+    comes before every path; `timeout_s` limits one exchange. Raises `AuthError` for a key that no HTTP header can
+    carry. An empty key is not sent.
+    """
+
+    provider: ClassVar[ProviderName]
+
+    def __init__(
+        self,
+        wire: Wire,
+        root: httpx.URL,
+        *,
+        api_key: str,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = READ_TIMEOUT_S,
+    ) -> None:
+        self._wire = wire
+        self._root = root
+        self._timeout_s = timeout_s
+        self._fields = {
+            "content-type": "application/json",
+            "accept": "application/json",
+            "accept-encoding": "gzip, deflate",
+            "user-agent": f"prompt-pipeline/{__version__}",
+            **{name.lower(): value for name, value in (headers or {}).items()},
+        }
+        self._key = checked_key(api_key)
+        self._headers = self._authorized(self._key)
+        self.endpoint = f"{self.provider}@{root.netloc.decode()}"
+        wire.prepare(root)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.endpoint!r})"
+
+    def _authorized(self, key: str) -> httpx.Headers:
+        """The headers of every request: the one place where the key meets them."""
+        return httpx.Headers({**self._fields, **(self.authorization(key) if key else {})})
+
+    @abstractmethod
+    def authorization(self, key: str) -> dict[str, str]:
+        """The header that carries the key."""
+
+    @abstractmethod
+    async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
+        """Make one request; never retries, never waits for quota."""
+
+    @abstractmethod
+    async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
+        """Input tokens of `prompt` as the service counts them, system instruction included; free of charge."""
+
+    @abstractmethod
+    async def list_models(self) -> list[str] | Failure:
+        """Every model that the key may use, in the service's order."""
+
+    @property
+    @abstractmethod
+    def free_url(self) -> httpx.URL:
+        """What may be asked for free of charge, and answers shortly."""
+
+    async def is_emulator(self) -> bool:
+        """Whether the emulator answers here: whoever does not say so is taken for the real service. Free of charge.
+
+        Asks at most `ASK_TIMEOUT_S`, so that a relay without that route holds nobody up.
+        """
+        answer = await self._wire.get(self.free_url, self._headers, min(self._timeout_s, ASK_TIMEOUT_S))
+        return not isinstance(answer, Lost) and is_emulated(answer)
+
+    async def ask(self, url: httpx.URL, content: bytes, prompt: Prompt, model: str) -> Reply | Failure:
+        """POST `content`, which asks `model` for the answer to `prompt`, and read what comes back."""
+        clock = asyncio.get_running_loop().time  # anyio's takes 2 µs
+        started = clock()
+        response = await self.exchange(url, content)
+        latency_s, finished_at = clock() - started, time.time()
+        if isinstance(response, Lost):
+            return self.failure(response)
+        body, answer = self._read(response.body)
+        if isinstance(answer, Unread):
+            return self._unread(response, answer, prompt, model)
+        reply = judge(answer, body, prompt.input_tokens_est, model)
+        if not succeeded(response) and not reply.text:
+            return self.failure(response, prompt, model, answer)
+        return changed(
+            reply,
+            model=reply.model or bare_model(model),
+            endpoint=self.endpoint,
+            latency_s=latency_s,
+            finished_at=finished_at,
+            served_at=http_date(response.headers.get("date")),
+            emulated=reply.emulated or EMULATOR_HEADER in response.headers,
+        )
+
+    async def exchange(self, url: httpx.URL, content: bytes | None = None) -> Response | Lost:
+        """POST `content`, or GET; the key is out of the body before anybody reads it."""
+        if content is None:
+            answer = await self._wire.get(url, self._headers, self._timeout_s)
+        else:
+            answer = await self._wire.post(url, self._headers, content, self._timeout_s)
+        if isinstance(answer, Lost) or not self._key:
+            return answer
+        body = blotted(_as_utf8(answer), self._key)
+        return answer if body is answer.body else answer._replace(body=body)
+
+    def failure(
+        self,
+        answer: Response | Lost,
+        prompt: Prompt | None = None,
+        model: str = "",
+        found: Answer | Unread | None = None,
+    ) -> Failure:
+        """What a failed exchange means; it was billed where what was `found` in its body names tokens."""
+        if isinstance(answer, Lost):
+            return unanswered(answer, secret=self._key)
+        failure = classify(answer.status, answer.headers, answer.body, secret=self._key)
+        if prompt is not None:
+            failure = replace(failure, message=without_prompt(failure.message, prompt.text, prompt.params.system or ""))
+            if found and names_tokens(found.usage):
+                answered = found.model or bare_model(model)
+                usage = read_usage(found.usage, "", prompt.input_tokens_est, answered)
+                failure = replace(failure, usage=usage, model=answered, billed=True)
+        return replace(failure, emulated=True) if is_emulated(answer) else failure
+
+    def _read(self, body: bytes) -> tuple[bytes, Answer | Unread]:
+        """The answer in a body, and the body to keep: another one when the key stands in pieces of the first."""
+        answer = read_answer(body)
+        if self._key and isinstance(answer, Answer) and (answer.pieces > 1 or self._key in answer.text):
+            whole = answer.as_body()
+            if (clear := blotted(whole, self._key)) != whole:
+                return clear, read_answer(clear)
+        return body, answer
+
+    def _unread(self, response: Response, unread: Unread, prompt: Prompt, model: str) -> Failure:
+        """What a response without an answer means. It may have been billed, unless it says that it failed."""
+        failure = self.failure(response, prompt, model, unread)
+        if not succeeded(response) or unread.refused or failure.kind != "transient":
+            return failure
+        lost = response.lost
+        if lost is not None and lost.kind in ("timeout", "unreadable"):
+            return replace(unanswered(lost, secret=self._key), raw=response.body[:MOST_KEPT_BYTES])
+        return replace(
+            failure,
+            error_kind="malformed_reply",
+            message=f"HTTP {response.status}: {lost.message if lost else unread.why}",
+            billed=True,
+            most_requests=unread.most_requests,
+            raw=response.body[:MOST_KEPT_BYTES],
+        )
+
+
+class Connected(ABC):
+    """A provider whose protocol is a `Connection`: one for each base URL and project, opened when it is first asked."""
+
+    name: ProviderName
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+        self._connections: dict[tuple[str, str], Connection] = {}
+
+    @abstractmethod
+    def connect(self, account: Account, base_url: str) -> Connection:
+        """A connection; raises `JobError` for a base URL that cannot be used."""
+
+    def open(self, target: Target) -> Connection:
+        """Get ready for requests to `target`; raises as `Connection` and `connect`."""
+        place = target.base_url, target.project
+        connection = self._connections.get(place)
+        if connection is None:
+            connection = self.connect(self._accounts[target.access], target.base_url)
+            self._connections[place] = connection
+        return connection
+
+    async def generate(self, prompt: Prompt, target: Target) -> Reply | Failure:
+        """See `Connection`."""
+        return await self.open(target).generate(prompt, target.model)
+
+    def parse(self, raw: bytes) -> Reply:
+        """Read a stored response body again; see `parse_reply`."""
+        return parse_reply(raw)
+
+    async def count_tokens(self, prompt: Prompt, target: Target) -> int | Failure:
+        """See `Connection`."""
+        return await self.open(target).count_tokens(prompt, target.model)
+
+    async def list_models(self, target: Target) -> list[str] | Failure:
+        """See `Connection`."""
+        return await self.open(target).list_models()
+
+    async def is_emulator(self, target: Target) -> bool:
+        """See `Connection`."""
+        return await self.open(target).is_emulator()
+
+
+def is_emulated(answer: Response) -> bool:
+    """Whether the response bears the emulator's mark: a proxy may drop the header, a relay the body's field."""
+    return EMULATOR_HEADER in answer.headers or is_marked(mapping(load(answer.body)))
+
+
+def succeeded(response: Response) -> bool:
+    """Whether the status says so."""
+    return 200 <= response.status < 300
+
+
+_CHARSET = re.compile(r"charset=[\"']?([\w\-]+)", re.IGNORECASE | re.ASCII)
+
+
+def _as_utf8(response: Response) -> bytes:
+    """The body in UTF-8 when its header names another encoding that it is in: what is stored has no header."""
+    named = _CHARSET.search(response.headers.get("content-type", ""))
+    if named is None or named[1].lower() in ("utf-8", "utf8", "us-ascii") or response.body.isascii():
+        return response.body
+    try:
+        response.body.decode("utf-8")
+    except UnicodeDecodeError:
+        with suppress(LookupError, ValueError):  # Python has codecs that fail in ways of their own
+            return response.body.decode(named[1]).encode()
+    return response.body
+
+
+def checked_key(key: str) -> str:
+    """The key without white space around it. Raises `AuthError` for one that no HTTP header can carry."""
+    key = key.strip()
+    if not key.isascii() or not key.isprintable() or any(character in key for character in " \"'`"):
+        raise AuthError("the API key has characters that no key has", hint="copy it again, without spaces or quotes")
+    return key
+
+
+def checked_url(base_url: str, provider: ProviderName) -> httpx.URL:
+    """A base URL, read. Raises `JobError` that names the settings it may come from."""
+    try:
+        url = httpx.URL(base_url.strip())
+        usable = url.scheme in ("http", "https") and _is_host(url.raw_host.decode())
+    except (httpx.InvalidURL, ValueError):
+        usable = False
+    if not usable or url.userinfo or url.query or url.fragment or not _is_port(url.port):
+        named = f" {without_secrets(base_url)}" if "://" in base_url else ""
+        protocol = PROTOCOLS[provider]
+        raise JobError(
+            f"the base URL{named} cannot be one: it is http(s)://host, perhaps with a port from 1 to 65535 and a path,"
+            f" without user, query or fragment\n[endpoint] base_url, or {protocol.base_url_variable}",
+            hint=f"{protocol.owner}'s own is {protocol.base_url}; look at base_url in the job and at"
+            f" {protocol.base_url_variable}",
+        )
+    return url
+
+
+def _is_port(port: int | None) -> bool:
+    return port is None or 0 < port <= 65_535
+
+
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_\-]{1,63}(?<!-)", re.ASCII)
+
+
+def _is_host(host: str) -> bool:
+    """Whether a name may be that of a host: what can never be found is no outage."""
+    if ":" in host or host.replace(".", "").isdecimal():
+        try:
+            return bool(ip_address(host))
+        except ValueError:
+            return False
+    labels = host.removesuffix(".").split(".")
+    return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in labels)

@@ -1,0 +1,128 @@
+"""OpenAI's chat completions, which relays, self-hosted servers and Gemini's `/v1beta/openai/` speak too.
+
+`build_request` is pure; `OpenAIConnection` puts one exchange around it.
+"""
+
+import re
+from functools import lru_cache
+from typing import Any
+
+import httpx
+import orjson
+
+from pipeline.prompts import Params, Prompt
+from pipeline.protocols import PROTOCOLS
+from pipeline.providers.base import Account
+from pipeline.providers.connection import Connected, Connection, checked_url, succeeded
+from pipeline.providers.foreign import load, mappings, string
+from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Wire
+from pipeline.records import Failure, Reply
+
+_CHAT = "/chat/completions"
+
+
+class OpenAI(Connected):
+    """The provider: every target that speaks this protocol."""
+
+    name = "openai"
+
+    def connect(self, account: Account, base_url: str) -> "OpenAIConnection":
+        """See `OpenAIConnection`."""
+        return OpenAIConnection(account.wire, api_key=account.key, base_url=base_url, timeout_s=account.timeout_s)
+
+
+class OpenAIConnection(Connection):
+    """One key at one base URL: a path is used as it stands, a bare host gets `/v1`, and `/chat/completions` is dropped.
+
+    Raises `JobError` for a base URL that cannot be used.
+    """
+
+    provider = "openai"
+
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        api_key: str,
+        base_url: str = PROTOCOLS["openai"].base_url,
+        timeout_s: float = READ_TIMEOUT_S,
+    ) -> None:
+        super().__init__(wire, _root(base_url), api_key=api_key, timeout_s=timeout_s)
+        self._chat = httpx.URL(f"{self._root}{_CHAT}")
+        self._models = httpx.URL(f"{self._root}/models")
+        self._is_openai = f".{self._root.host}".endswith(".api.openai.com")  # eu. and us. stand before it
+
+    def authorization(self, key: str) -> dict[str, str]:
+        """A bearer token."""
+        return {"authorization": f"Bearer {key}"}
+
+    async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
+        """See `Connection`."""
+        return await self.ask(self._chat, build_request(prompt, model, self._is_openai), prompt, model)
+
+    async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
+        """A failure: the protocol counts nothing free of charge."""
+        return Failure("fatal", "invalid_request", "OpenAI's protocol has no request that counts tokens", sent=False)
+
+    @property
+    def free_url(self) -> httpx.URL:
+        """All models: there are no pages."""
+        return self._models
+
+    async def list_models(self) -> list[str] | Failure:
+        """See `Connection`. Ollama lists `name:latest`, and answers to `name` as well."""
+        answer = await self.exchange(self._models)
+        if isinstance(answer, Lost) or not succeeded(answer):
+            return self.failure(answer)
+        listing = load(answer.body)
+        if isinstance(listing, dict) and not listing.get("error") and ("data" in listing or "models" in listing):
+            listing = listing.get("data") or listing.get("models") or []
+        if not isinstance(listing, list):
+            return self.failure(answer)
+        names = (string(model.get("id")) or string(model.get("name")) for model in mappings(listing))
+        models = (name.removeprefix("models/") for name in names)
+        return list(dict.fromkeys(each for name in models for each in (name, name.removesuffix(":latest")) if each))
+
+
+def _root(base_url: str) -> httpx.URL:
+    url = checked_url(base_url, "openai")
+    path = url.path.rstrip("/")
+    return url.copy_with(path=path.removesuffix(_CHAT) if path.endswith(_CHAT) else path or "/v1")
+
+
+# --- request ----------------------------------------------------------------------------------------------------------
+
+_REASONS = re.compile(r"(?:.*/)?(?:o\d|gpt-(?:[5-9]|\d\d))")
+"""OpenAI's models that refuse `max_tokens` with 400, wherever they are served."""
+
+
+def build_request(prompt: Prompt, model: str, is_openai: bool = False) -> bytes:
+    """Body of a chat completion; `is_openai`: it goes to OpenAI itself."""
+    params = prompt.params
+    messages = [{"role": "system", "content": params.system}] if params.system else []
+    for turn in prompt.content:
+        role = "assistant" if turn.role == "model" else turn.role
+        messages.append({"role": role, "content": "".join(part.text for part in turn.parts)})
+    return orjson.dumps({"model": model, "messages": messages, **_constant_part(params, model, is_openai)})
+
+
+@lru_cache(maxsize=32)
+def _constant_part(params: Params, model: str, is_openai: bool) -> dict[str, Any]:
+    """All but the text; the same for every prompt of a step.
+
+    The longest answer is `max_completion_tokens` to OpenAI and for its models that reason, which refuse the old name
+    `max_tokens`; to all others it is the old name. vLLM and new-api read both, Gemini's and older relays the old one,
+    and Ollama reads nothing else and ignores the new one in silence (ollama/ollama#7125, 2026-08-21). OpenAI refuses a
+    request that has both.
+    """
+    longest = "max_completion_tokens" if is_openai or _REASONS.match(model) else "max_tokens"
+    fields = {
+        longest: params.max_output_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "seed": params.seed,
+        "stop": list(params.stop) or None,
+        "reasoning_effort": params.thinking.lower() if isinstance(params.thinking, str) else None,
+        "response_format": {"type": "json_object"} if params.response_mime_type == "application/json" else None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
