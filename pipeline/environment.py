@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.errors import PipelineError
 
 VARIABLES: Mapping[str, str] = {
-    "GEMINI_API_KEY": "the key, unless `[endpoint] key_env` names another variable",
+    "GEMINI_API_KEY": "the key, unless `[endpoint]` names another variable or place; `.env` files are looked into too",
     "GOOGLE_API_KEY": "the key, where `GEMINI_API_KEY` is not set",
     "GOOGLE_GEMINI_BASE_URL": "the service's address; wins over `[endpoint] base_url`",
     "OPENAI_API_KEY": 'the key of a job with `provider = "openai"`, unless `[endpoint] key_env` names another',

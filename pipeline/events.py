@@ -119,6 +119,13 @@ class FewFiles(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class KeyNoted(Message):
+    """Others may read the key where it lies, or another one was found there in the middle of the run."""
+
+    kind: ClassVar[str] = "key"
+
+
+@dataclass(frozen=True, slots=True)
 class PriceNoted(Message):
     """A call cost more than was reckoned, or its price is unknown."""
 

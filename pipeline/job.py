@@ -14,7 +14,9 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import JobError
+from pipeline.errors import AuthError, JobError
+from pipeline.keys import Key, origin_of, read
+from pipeline.keys.diagnosis import diagnose
 from pipeline.prices import Rates, fixed_rates
 from pipeline.prompts import Params
 from pipeline.protocols import PROTOCOLS, Protocol
@@ -165,14 +167,17 @@ def _check_spoken(spec: JobFile, path: Path) -> None:
             )
 
 
-def api_key(job: Job) -> str:
-    """The key from the environment. Raises `JobError` that names every variable looked at."""
-    names = (job.spec.endpoint.key_env,) if job.spec.endpoint.key_env else job.protocol.key_variables
-    for name in names:
-        if value := os.environ.get(name, "").strip():
-            return value
-    unset = " and ".join(names) + (" are both unset" if len(names) == 2 else " is unset")
-    raise JobError(f"no API key: {unset}", f"`export {names[0]}=…`, or try without one: `--offline`")
+def key_of(job: Job, *, again: bool = False) -> Key:
+    """The key from where the job says that it is; `again`: also where that was asked before.
+
+    Raises `JobError` where there is none, `AuthError` for what cannot be a key of this service.
+    """
+    endpoint = job.spec.endpoint
+    variables = (endpoint.key_env,) if endpoint.key_env else job.protocol.key_variables
+    key = read(origin_of(endpoint.key, variables, job.path.parent), again=again)
+    if trouble := diagnose(key.value, key.where, job.base_url, variables):
+        raise AuthError(f"the API key cannot be used: {trouble.what}", trouble.cure)
+    return key
 
 
 def _compile(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:

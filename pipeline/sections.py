@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import re
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from pipeline.protocols import ProviderName
 from pipeline.records import RESET_ZONE
+from pipeline.terminal import is_like_key
 
 OUTPUT_SUFFIXES = (".parquet", ".csv", ".jsonl")
 _MOST = 2**31 - 1
@@ -32,9 +34,16 @@ def _refuse_unreal(path: str) -> None:
 
 
 def _refuse_key(name: str | None) -> str | None:
-    if name is not None and (not name.isidentifier() or name.startswith("AIza")):  # do not show it: it may be the key
+    is_name = name is None or (name.isidentifier() and not name.startswith("AIza") and not is_like_key(name))
+    if not is_name:  # do not show it: it may be the key
         raise ValueError("it is the name of a variable that holds the secret, as GEMINI_API_KEY, never the secret")
     return name
+
+
+_PLACE_OF_KEY = re.compile(
+    r"env:[A-Za-z_]\w*|keyring:[^/\s][^/]*/.*\S|gcp-secret:projects/[\w.:\-]+/secrets/[\w\-]+(?:/versions/\w+)?",
+    re.ASCII,
+)
 
 
 class Input(_Section):
@@ -175,9 +184,31 @@ class Endpoint(_Section):
         description="variable that holds the key. Default: `GEMINI_API_KEY`, else `GOOGLE_API_KEY`; for openai"
         " `OPENAI_API_KEY`",
     )
+    key: str | None = Field(
+        None,
+        description="another place of the key, never the key: `keyring:SERVICE/NAME`,"
+        " `gcp-secret:projects/P/secrets/S`, with `/versions/V` or the latest, or `env:NAME`, as `key_env`"
+        " ([keys](keys.md))",
+    )
     timeout_s: float = Field(300, gt=0, le=_MOST, description="longest wait for one answer, seconds")
 
     _named = field_validator("key_env")(_refuse_key)
+
+    @field_validator("key")
+    @classmethod
+    def _is_a_place(cls, key: str | None) -> str | None:
+        if key is not None and (not _PLACE_OF_KEY.fullmatch(key) or is_like_key(key)):  # do not show it
+            raise ValueError(
+                "it names a place, as keyring:gemini/me, gcp-secret:projects/P/secrets/S or env:GEMINI_API_KEY,"
+                " never the key itself"
+            )
+        return key
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Endpoint":
+        if self.key is not None and self.key_env is not None:
+            raise ValueError("key and key_env both say where the key is: leave one out")
+        return self
 
     @field_validator("base_url")
     @classmethod

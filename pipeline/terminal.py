@@ -15,6 +15,7 @@ _UNSEEN = re.compile(
     "\ud800-\udfff"  # half a character
     "]"
 )
+KEY_SHAPED = re.compile(r"\b(?:AIza|AQ\.|sk-|ya29\.)[\w.\-]{12,}")
 _IN_A_LINE = str.maketrans({"\n": "\\n", "\t": "\\t"})
 
 
@@ -33,6 +34,11 @@ def without_secrets(text: str) -> str:
     if "://" not in text:
         return text
     return re.sub(r"[?#].*", "?…", re.sub(r"://[^?#]*@", "://…@", text, flags=re.DOTALL), flags=re.DOTALL)
+
+
+def is_like_key(text: str) -> bool:
+    """Whether a text holds what looks like a key: of Google, OpenAI and those that write theirs alike."""
+    return KEY_SHAPED.search(text) is not None
 
 
 def _escaped(found: re.Match[str]) -> str:

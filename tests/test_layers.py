@@ -32,6 +32,7 @@ RANKS: dict[str, int] = {
     "process": 1,
     "spill": 1,
     "environment": 1,
+    "keys": 1,
     "tokens": 1,
     "prices": 1,
     "prompts": 1,

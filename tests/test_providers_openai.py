@@ -12,7 +12,7 @@ from asking import ask as ask_of
 
 from jobs import PLAIN, make_job
 from pipeline.errors import AuthError, JobError
-from pipeline.job import Job, api_key
+from pipeline.job import Job, key_of
 from pipeline.prompts import Params, Prompt, Text, Turn
 from pipeline.protocols import PROTOCOLS, ProviderName
 from pipeline.providers.openai import OpenAIConnection, build_request
@@ -280,7 +280,7 @@ def test_a_job_gets_openais_address_and_key_and_nothing_of_geminis(
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://gemini.example")
     monkeypatch.setenv("GEMINI_API_KEY", "AQ.gemini")
     with pytest.raises(JobError, match="OPENAI_API_KEY is unset"):
-        api_key(job_of(tmp_path))
+        key_of(job_of(tmp_path))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     target = target_of(session_of(tmp_path))
     assert (target.provider, target.base_url) == ("openai", "https://api.openai.com/v1")

@@ -18,6 +18,7 @@ from pipeline.providers.foreign import load, mapping, mappings, string, whole_nu
 from pipeline.providers.phrases import STATUS_OF_NAME, names_a_day, said
 from pipeline.providers.transport import Lost
 from pipeline.records import ErrorKind, Failure, FailureKind, QuotaHit
+from pipeline.terminal import KEY_SHAPED
 
 MESSAGE_CHARS = 300
 _DAY_SCALE_WAIT_S = 2 * 3600.0
@@ -282,7 +283,6 @@ def _header_wait(value: str, served_at: float | None) -> float | None:
 
 # --- words for a person -----------------------------------------------------------------------------------------------
 
-_KEY_SHAPED = re.compile(r"\b(?:AIza|AQ\.|sk-|ya29\.)[\w.\-]{12,}")
 _QUOTED = re.compile(r"\"([^\"]*)(\"?)")
 _ECHO = '"…"'
 _ECHO_CHARS, _LEAST_ECHO_CHARS = 20, 8
@@ -296,7 +296,7 @@ def clean(text: str, secret: str = "", limit: int = MESSAGE_CHARS) -> str:
     """
     if secret:
         text = text.replace(secret, "***")
-    text = _KEY_SHAPED.sub("***", text)[:4096]
+    text = KEY_SHAPED.sub("***", text)[:4096]
     text = " ".join("".join(c if c.isprintable() else " " for c in _without_quotes(text)).split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
@@ -340,7 +340,8 @@ def _message(
     if kind in ("rate_limit", "day_quota") and hits:
         used = ", ".join(_quota_words(hit) + (f" (limit {hit.limit})" if hit.limit else "") for hit in hits)
         return clean(f"HTTP {status}: quota of {name} used up: {used}")
-    named = next((f" {clean(word, secret, 40)}" for word in fault.names), "")
+    reasons = (string(detail.get("reason")) for detail in fault.details if kind == "auth")  # which refusal of many
+    named = next((f" {clean(word, secret, 40)}" for word in (*filter(None, reasons), *fault.names)), "")
     if 300 <= status < 400:
         return clean(f"HTTP {status}: redirects to {elsewhere}: set [endpoint] base_url to that address", secret)
     return clean(f"HTTP {status}{named}: {clean(fault.message, secret) or 'no explanation'}")

@@ -1,6 +1,7 @@
 """What a service can say that ends a run: the errors, as the person who started it reads them."""
 
 from pipeline.errors import AuthError, JobError, PipelineError, QuotaExhausted, ServiceError
+from pipeline.keys.diagnosis import cure_of
 from pipeline.quota.daily import until_text
 from pipeline.records import Failure
 
@@ -38,7 +39,8 @@ def stopped_by(failure: Failure) -> PipelineError:
     if failure.kind == "auth":
         return AuthError(
             f"the service refuses the key, its project or the region: {failure.message}",
-            "look at the key and at what its project may use: `pipeline check JOB`; then the same command goes on",
+            f"{cure_of(failure.message) or 'look at the key and at what its project may use: `pipeline check JOB`'};"
+            " then the same command goes on",
         )
     if any(hit.limit == 0 for hit in failure.quota):
         return QuotaExhausted(

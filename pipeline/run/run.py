@@ -24,6 +24,7 @@ from pipeline.errors import KEPT, RESUMABLE, AuthError, InputChanged, PipelineEr
 from pipeline.events import (
     BookTrouble,
     Event,
+    KeyNoted,
     Notify,
     Progressed,
     RequestsLost,
@@ -31,7 +32,6 @@ from pipeline.events import (
     SessionPlanned,
     SessionStarted,
 )
-from pipeline.job import api_key
 from pipeline.places import SUFFIXES, quota_file, spend_file
 from pipeline.plan import Plan
 from pipeline.plan.forecast import Bought
@@ -110,9 +110,7 @@ async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening
 
     Raises `PipelineError` for what is wrong before the first call, and for what goes wrong after it with exit code 3.
     """
-    job, options = session.job, session.options
-    if not options.offline:
-        api_key(job)
+    options = session.options
     seen: list[Monitor] = []
 
     def spent(error: PipelineError) -> bool:
@@ -233,6 +231,8 @@ def _engine(
             if shared.made_anew:
                 heard(BookTrouble(shared.made_anew))
 
+    for note in services.notes:
+        heard(KeyNoted(note))
     route = _priced(session, services.route, heard)
 
     def desk(send: Send, admit: Admit) -> Desk:

@@ -11,7 +11,8 @@ import httpx
 
 from pipeline.environment import check_certificates
 from pipeline.errors import AuthError, JobError, ServiceError
-from pipeline.job import api_key
+from pipeline.job import key_of
+from pipeline.keys import Key
 from pipeline.places import Kind, quota_file
 from pipeline.prompts import Prompt
 from pipeline.providers.base import Account, Provider, Providers
@@ -42,6 +43,7 @@ class Services:
 
     route: Route
     providers: Providers
+    notes: tuple[str, ...] = ()  # on the keys, before the first call
 
     @property
     def parse(self) -> Parse:
@@ -70,7 +72,7 @@ def target_of(session: Session) -> Target:
     return Target(
         Gemini.name if offline else job.spec.endpoint.provider,  # all that the emulator speaks
         _EMULATOR_URL if offline else job.base_url,
-        "offline" if offline else project_of(api_key(job)),
+        "offline" if offline else project_of(key_of(job).value),
         session.working.model,
         rates=session.rates,
         limits=session.limits,
@@ -84,13 +86,13 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
     offline = session.options.offline
     if not offline:
         check_certificates()
-    key = "offline" if offline else api_key(job)
+    key = Key("offline", "") if offline else key_of(job)
     async with Wire(httpx.ASGITransport(_emulator()) if offline else None) as wire:
         endpoint = job.spec.endpoint
-        account = Account(wire, key, endpoint.api_version, endpoint.timeout_s)
+        account = Account(wire, key.value, endpoint.api_version, endpoint.timeout_s)
         speaker = SPEAKERS[target.provider]({target.access: account})
         speaker.open(target)
-        yield Services(Route((target,)), {speaker.name: speaker})
+        yield Services(Route((target,)), {speaker.name: speaker}, tuple(key.warnings))
 
 
 def _emulator() -> "Emulator":
