@@ -12,10 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-import keyring
 import pytest
 from commands import UNLIMITED, Ran, small_job
-from keyrings.alt.file import PlaintextKeyring  # type: ignore[import-untyped]
 from serving import served
 
 from jobs import make_job
@@ -208,31 +206,29 @@ def forgetful() -> Iterator[None]:
     stores.from_secret_manager.cache_clear()
 
 
-def test_a_key_in_the_keyring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, place = keyring.get_keyring(), origin_of("keyring:gemini/a user", (), tmp_path)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setattr(PlaintextKeyring, "file_path", str(tmp_path / "keyring.cfg"))
-    keyring.set_keyring(PlaintextKeyring())
-    try:
-        assert "`keyring set gemini 'a user'`" in refused(lambda: read(place)).hint
-        keyring.set_password("gemini", "a user", f"{KEY}\n")
-        assert read(place).value == KEY and read(place).where == "keyring:gemini/a user"
-        keyring.set_password("gemini", "a user", "another")
-        assert read(place).value == KEY, "it is asked once"
-        assert read(place, again=True).value == "another"
-    finally:
-        keyring.set_keyring(before)
+@pytest.fixture
+def keyring() -> Iterator[Any]:
+    library = pytest.importorskip("keyring")
+    before = library.get_keyring()
+    yield library
+    library.set_keyring(before)
 
 
-def test_a_keyring_that_cannot_be_asked(tmp_path: Path) -> None:
-    from keyring.backends.fail import Keyring
+def test_a_key_in_the_keyring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keyring: Any) -> None:
+    place, in_a_file = origin_of("keyring:gemini/a user", (), tmp_path), pytest.importorskip("keyrings.alt.file")
+    monkeypatch.setattr(in_a_file.PlaintextKeyring, "file_path", str(tmp_path / "keyring.cfg"))
+    keyring.set_keyring(in_a_file.PlaintextKeyring())
+    assert "`keyring set gemini 'a user'`" in refused(lambda: read(place)).hint
+    keyring.set_password("gemini", "a user", f"{KEY}\n")
+    assert read(place).value == KEY and read(place).where == "keyring:gemini/a user"
+    keyring.set_password("gemini", "a user", "another")
+    assert read(place).value == KEY, "it is asked once"
+    assert read(place, again=True).value == "another"
 
-    before = keyring.get_keyring()
-    keyring.set_keyring(Keyring())  # type: ignore[no-untyped-call]
-    try:
-        assert "the keyring cannot be asked" in refused(lambda: read(Origin("keyring", ("a/b",), tmp_path))).message
-    finally:
-        keyring.set_keyring(before)
+
+def test_a_keyring_that_cannot_be_asked(tmp_path: Path, keyring: Any) -> None:
+    keyring.set_keyring(pytest.importorskip("keyring.backends.fail").Keyring())
+    assert "the keyring cannot be asked" in refused(lambda: read(Origin("keyring", ("a/b",), tmp_path))).message
 
 
 @pytest.mark.parametrize(
