@@ -10,12 +10,11 @@ from pipeline.providers.failures import (
     MESSAGE_CHARS,
     classify,
     clean,
-    http_date,
-    parse_duration,
     read_fault,
     unanswered,
     without_prompt,
 )
+from pipeline.providers.named import http_date, parse_duration
 from pipeline.providers.transport import Lost
 from pipeline.records import QuotaHit
 

@@ -298,7 +298,7 @@ class Dispatcher:
         waiting.tries = Tries(waiting.tries.failed + 1, waiting.tries.refused)
         self.attempts += 1
         if failure.kind == "reject":
-            self._fail(waiting, "invalid", failure)
+            self._fail(waiting, "blocked" if failure.error_kind == "prompt_blocked" else "invalid", failure)
         elif failure.kind == "transient" and is_enough(waiting, failure, self._max_attempts):
             self._fail(waiting, "error", failure)
         elif failure.kind == "transient":

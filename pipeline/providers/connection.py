@@ -22,8 +22,9 @@ from pipeline.protocols import PROTOCOLS, ProviderName
 from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, judge, parse_reply, read_answer
 from pipeline.providers.base import Account, Accounts
 from pipeline.providers.blotting import blotted
-from pipeline.providers.failures import classify, http_date, unanswered, without_prompt
+from pipeline.providers.failures import classify, unanswered, without_prompt
 from pipeline.providers.foreign import load, mapping
+from pipeline.providers.named import http_date
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Response, Wire
 from pipeline.providers.usage import names_tokens, read_usage
 from pipeline.records import EMULATOR_HEADER, Failure, Reply, changed

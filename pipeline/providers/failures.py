@@ -1,21 +1,19 @@
 """What a failed exchange means: status, headers and body in, a `Failure` out. Pure, and never raises.
 
-Written for Google's error model (`google.rpc.Status` with ErrorInfo, QuotaFailure and RetryInfo) and for what relays
-make of it: arrays, JSON as a string inside `message`, string codes, a 429 dressed as a 502, HTML, plain text.
+Written for Google's error model (`google.rpc.Status` with ErrorInfo, QuotaFailure and RetryInfo), for OpenAI's (`type`
+and `code` in words), and for what relays make of both: arrays, JSON as a string inside `message`, string codes, a 429
+dressed as a 502, HTML, plain text.
 """
 
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
-from pipeline.providers.phrases import STATUS_OF_NAME, names_a_day, said
+from pipeline.providers.named import header_hits, http_date, quota_hits, retry_after
+from pipeline.providers.phrases import MEANING_OF_NAME, STATUS_OF_NAME, Meaning, names_a_day, said
 from pipeline.providers.transport import Lost
 from pipeline.records import ErrorKind, Failure, FailureKind, QuotaHit
 from pipeline.terminal import KEY_SHAPED
@@ -47,9 +45,10 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, secret: st
     if fault is None:
         fault = Fault(message=_plain_words(body))
     served_at = http_date(fields.get("date"))
-    wait_s = _retry_after(fields.get("retry-after"), served_at, fault)
-    hits = quota_hits(fault)
-    kind, error_kind = _meaning(_believed(status, fault), fault, hits, wait_s)
+    wait_s = retry_after(fields, served_at, fault.message, fault.details)
+    believed = _believed(status, fault)
+    hits = quota_hits(fault.message, fault.details) or (header_hits(fields) if believed == 429 else ())
+    kind, error_kind = _meaning(believed, fault, hits, wait_s)
     return Failure(
         kind=kind,
         error_kind=error_kind,
@@ -134,12 +133,17 @@ def _plain_words(body: bytes) -> str:
 
 # --- what it means ----------------------------------------------------------------------------------------------------
 
-_UNKNOWN_FIELD = re.compile(r"unknown name \"|cannot find field|no such field", re.IGNORECASE)
+_UNKNOWN_FIELD = re.compile(
+    r"unknown name \"|cannot find field|no such field|unsupported (?:parameter|value):|unrecognized request argument"
+    r"|extra inputs are not permitted",
+    re.IGNORECASE,
+)
 
 
 def _believed(status: int, fault: Fault) -> int:
     named = [code for name in fault.names if (code := STATUS_OF_NAME.get(name.lower()))]
-    if 402 in named:
+    # one-api says that it is busy in place of any 429 from behind it, and leaves the code: that purse is not ours.
+    if 402 in named and not (status == 429 and said(fault.message) == "busy"):
         return 402
     return 429 if status == 429 else fault.code or next(iter(named), status)
 
@@ -149,21 +153,25 @@ def _meaning(
 ) -> tuple[FailureKind, ErrorKind]:
     text = fault.message
     # A 400 may quote the request, and what a prompt says is not what the service says.
-    words = None if hits else said(_without_quotes(text) if status in (400, 413, 422) else text)
+    words = None if hits else said(_without_quotes(text) if status in (400, 413, 422) else text) or _named(fault)
     if status == 402 or words == "money":
         return "spend_limit", "quota"
-    if status == 429 or (words == "pace" and status not in (401, 407)):
+    if words == "too_long" and 400 <= status < 500:  # also a 429: no minute is long enough for it
+        return "reject", "too_long"
+    if status == 429 or hits or (words == "pace" and status not in (401, 407)):
         return _quota_meaning(hits, wait_s, text), "quota"
+    if words == "blocked" and 400 <= status < 500:
+        return "reject", "prompt_blocked"
     if status in (401, 403, 407) or words == "key" or (status == 400 and _refuses_key_or_region(fault)):
         return "auth", "auth"
-    if words == "too_long" and 400 <= status < 500:
-        return "reject", "too_long"
     if words == "no_channel":
         return "fatal", "server"
     if words == "busy" and status in (400, 409, 422):
         return "transient", "server"
     # Every request of a run has the same fields, path and method: what is wrong with them is wrong with all.
-    if status in (404, 405, 410, 501) or 300 <= status < 400 or (status == 400 and _UNKNOWN_FIELD.search(text)):
+    if status in (404, 405, 410, 501) or 300 <= status < 400 or words == "no_model":
+        return "fatal", "invalid_request"
+    if status in (400, 422) and _UNKNOWN_FIELD.search(text):
         return "fatal", "invalid_request"
     if status == 408:
         return "transient", "timeout"
@@ -172,6 +180,10 @@ def _meaning(
     if status >= 400:
         return "reject", "invalid_request"
     return "transient", "server"  # 200 and the like, but no answer: nothing was bought
+
+
+def _named(fault: Fault) -> Meaning | None:
+    return next((meaning for name in fault.names if (meaning := MEANING_OF_NAME.get(name.lower()))), None)
 
 
 def _quota_meaning(hits: Sequence[QuotaHit], wait_s: float | None, text: str) -> FailureKind:
@@ -191,98 +203,9 @@ def _refuses_key_or_region(fault: Fault) -> bool:
     )
 
 
-# --- quotas -----------------------------------------------------------------------------------------------------------
-
-_SPOKEN_LIMIT = re.compile(r"metric: ([^,\s]{1,200}), limit: ([0-9]{1,15})")
-_MODEL = re.compile(r"model: ([\w.\-/]{1,100})")
-
-
-def quota_hits(fault: Fault) -> tuple[QuotaHit, ...]:
-    """The quotas that a 429 names, each once, in its order.
-
-    In a QuotaFailure an absent `quotaValue` is 0 (zeros are omitted on the wire) unless the message gives the number;
-    one that is there and no count says nothing.
-    """
-    spoken: dict[str, int] = {}
-    for metric, limit in _SPOKEN_LIMIT.findall(fault.message):
-        spoken[metric] = max(int(limit), spoken.get(metric, 0))
-    hits: list[QuotaHit] = []
-    for detail in fault.details:
-        for violation in mappings(detail.get("violations")):
-            metric, quota_id = string(violation.get("quotaMetric")), string(violation.get("quotaId"))
-            if metric or quota_id:
-                value = violation.get("quotaValue")
-                count = whole_number(value)
-                if count is None:
-                    count = spoken.get(metric, 0 if value is None else None)
-                hits.append(_hit(quota_id or metric, metric, count))
-        metadata = mapping(detail.get("metadata"))
-        if quota_id := string(metadata.get("quota_limit")):
-            limit = whole_number(metadata.get("quota_limit_value"))
-            hits.append(_hit(quota_id, string(metadata.get("quota_metric")), limit))
-    if not hits:
-        # Details lost on the way: the window of such a limit is unknown, so only a zero says anything.
-        hits = [_hit(metric, metric, None if limit else 0) for metric, limit in spoken.items()]
-    return tuple(dict.fromkeys(hits))
-
-
-def _hit(quota_id: str, metric: str, limit: int | None) -> QuotaHit:
-    name = f"{quota_id} {metric}".lower()
-    return QuotaHit(
-        quota_id=quota_id[:200],
-        meter="tokens" if "token" in name else "requests",
-        window="day" if "perday" in name or "per_day" in name else "minute",
-        limit=limit,
-    )
-
-
-# --- waiting ----------------------------------------------------------------------------------------------------------
-
-_UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_PART = re.compile(r"([0-9]{1,9}(?:\.[0-9]{0,9})?)(h|ms|m|us|µs|ns|s)")
-_DURATION = re.compile(rf"(?:{_PART.pattern})+")
-_SPOKEN_WAIT = re.compile(r"(?:retry|try again) (?:in|after) ([0-9][0-9.hmnuµs]{0,60})(?: ?(s)ec)?", re.IGNORECASE)
-
-
-def parse_duration(text: str) -> float | None:
-    """Seconds of `34s`, `45.837906927s` (protobuf) and `10h17m5.723541104s`, `850.5ms` (Go); None for anything else."""
-    if not _DURATION.fullmatch(text):
-        return None
-    return sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(text))
-
-
-@lru_cache(maxsize=8)  # answers of the same second bear the same date
-def http_date(value: str | None) -> float | None:
-    """Seconds since the epoch of an HTTP date such as `Sun, 22 Nov 2026 10:00:00 GMT`; None when it is not one."""
-    if not value:
-        return None
-    try:
-        moment = parsedate_to_datetime(value)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-
-
-def _retry_after(header: str | None, served_at: float | None, fault: Fault) -> float | None:
-    waits = [_header_wait(header, served_at)] if header else []
-    waits += [parse_duration(string(detail.get("retryDelay"))) for detail in fault.details]
-    for number, seconds in _SPOKEN_WAIT.findall(fault.message):
-        waits.append(parse_duration(number.rstrip(".") + seconds.lower()))
-    return max((wait for wait in waits if wait is not None), default=None)
-
-
-def _header_wait(value: str, served_at: float | None) -> float | None:
-    seconds = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*", value)
-    if seconds:
-        return float(seconds[1])
-    moment = http_date(value)
-    if moment is None:
-        return None
-    return max(0.0, moment - (time.time() if served_at is None else served_at))
-
-
 # --- words for a person -----------------------------------------------------------------------------------------------
 
+_MODEL = re.compile(r"model: ([\w.\-/]{1,100})")
 _QUOTED = re.compile(r"\"([^\"]*)(\"?)")
 _ECHO = '"…"'
 _ECHO_CHARS, _LEAST_ECHO_CHARS = 20, 8
@@ -360,4 +283,4 @@ def _host(location: str) -> str:
 
 
 def _quota_words(hit: QuotaHit) -> str:
-    return f"{'input tokens' if hit.meter == 'tokens' else 'requests'} per {hit.window}"
+    return f"{hit.meter} per {hit.window}"

@@ -1,13 +1,13 @@
 """What services and relays say when they refuse, in their own words: the one place to add another wording.
 
-Collected from Google, OpenAI, OpenRouter, DeepSeek, one-api and its descendants, Zhipu, Moonshot, Alibaba and LiteLLM,
-2026-11.
+Collected from Google, OpenAI, OpenRouter, DeepSeek, one-api and its descendants, Zhipu, Moonshot, Alibaba, vLLM,
+llama.cpp and LiteLLM, 2026-11.
 """
 
 import re
 from typing import Literal
 
-Meaning = Literal["money", "no_channel", "pace", "key", "too_long", "busy"]
+Meaning = Literal["money", "no_channel", "pace", "key", "too_long", "blocked", "no_model", "busy"]
 
 PHRASES: dict[Meaning, tuple[str, ...]] = {
     # Nothing is answered until somebody pays or raises a limit. Before the key: a key without credit is refused too.
@@ -60,7 +60,24 @@ PHRASES: dict[Meaning, tuple[str, ...]] = {
         "令牌状态不可用|未提供(?:令牌|密钥)|鉴权失败|认证失败|身份验证失败",
     ),
     # One prompt that is too long for the model.
-    "too_long": (r"exceeds the maximum number of tokens allowed|maximum context length|payload size exceeds",),
+    "too_long": (
+        r"exceeds the maximum number of tokens allowed|maximum context length|payload size exceeds",
+        r"exceed(?:s|ing)? (?:the )?(?:model'?s? )?(?:available |maximum )?context (?:window|size|length)",
+        r"context (?:window|size|length) (?:is |has been |was )?exceeded|longer than the maximum model length",
+        r"prompt is too long|request too large for|range of input length should be",
+        "(?:上下文|输入|提示词)(?:长度)?(?:过长|超长|超出|超过)",
+    ),
+    # One prompt that a filter refuses.
+    "blocked": (
+        r"content management policy|content exists risk|may contain inappropriate content|considered high risk",
+        r"flagged as potentially violating|violat(?:es|ing|ed) (?:our |the )?(?:usage|content) polic",
+        "不安全或敏感|敏感(?:内容|词|信息)|内容(?:审核|安全)|违规(?:内容|信息)?",
+    ),
+    # No prompt is answered under this name.
+    "no_model": (
+        r"not a valid model|model not (?:exist|found)|model .{1,100} (?:does not exist|is not found|not found)",
+        "模型(?:名称)?(?:不存在|错误|无效)|不支持(?:的|该|此)?模型|无效的?模型",
+    ),
     # A passing state, told as if the request were wrong.
     "busy": (
         r"(?:please )?(?:try again|retry) later|overloaded|temporarily unavailable|high demand",
@@ -107,6 +124,16 @@ STATUS_OF_NAME = {
     "throttling": 429,
 }
 """HTTP status that an error's name stands for, in lower case."""
+
+MEANING_OF_NAME: dict[str, Meaning] = {
+    "context_length_exceeded": "too_long",
+    "exceed_context_size_error": "too_long",
+    "content_filter": "blocked",
+    "content_policy_violation": "blocked",
+    "data_inspection_failed": "blocked",
+    "model_not_found": "no_model",
+}
+"""What an error's name means where its words say nothing that is known, in lower case."""
 
 _DAY = r"(?:per|a|/)[ _-]?day\b|\bdaily\b|\b[rt]pd\b|24 hours|每[日天]|当[日天]|單日|单日|今[日天]"
 
