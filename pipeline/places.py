@@ -34,6 +34,11 @@ def spend_file() -> Path:
     return state_home() / _OURS / "spend.sqlite"
 
 
+def projects_file() -> Path:
+    """Which key succeeded which in the middle of a run, by the names of their projects. Raises as `spend_file`."""
+    return state_home() / _OURS / "projects"
+
+
 def cache_file() -> Path:
     """The answers of earlier runs, unless the job names another place. Raises `PipelineError` without a place."""
     return cache_home() / _OURS / "answers.sqlite"

@@ -169,6 +169,12 @@ def emulate(
         ),
     ] = "",
     seed: Annotated[int, typer.Option(metavar="N", help="of faults and latency")] = 0,
+    key_ends_after: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="a key has expired after N requests with it: what becomes of a run whose key does"
+        ),
+    ] = None,
 ) -> None:
     """Serve the Gemini protocol, for rehearsals.
 
@@ -219,6 +225,7 @@ def emulate(
         latency_jitter_s=jitter,
         faults=parsed,
         seed=seed,
+        key_ends_after=key_ends_after,
     )
     try:
         emulator.serve(options, host, port, ready=_say_ready)

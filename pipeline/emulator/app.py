@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +43,8 @@ class Emulator:
         self.options = options or EmulatorOptions()
         self.stats = Stats(self.options.track_prompts, deque(maxlen=self.options.log_size))
         offset_s = self.options.offset_s
+
+        self._uses = Counter[str]()  # requests for answers, by key
 
         def server_clock() -> float:
             return clock() + offset_s
@@ -105,6 +107,10 @@ class Emulator:
         accepted = key in self.options.keys if self.options.keys else not key.startswith("invalid")
         if not accepted:
             raise bodies.bad_key()
+        if self.options.key_ends_after is not None:
+            if self._uses[key] >= self.options.key_ends_after:
+                raise bodies.bad_key("API key expired. Please renew the API key.")
+            self._uses[key] += method == _METHODS["POST", "generateContent"]
         return key
 
     def _model(self, name: str, version: str, method: str) -> Model:

@@ -73,14 +73,14 @@ def no_key() -> Refusal:
     return refusal(403, _NO_KEY)
 
 
-def bad_key() -> Refusal:
-    """400, not 401 or 403: the key is not one of the service's."""
+def bad_key(said: str = _BAD_KEY) -> Refusal:
+    """400, not 401 or 403: the key is not one of the service's, or no longer."""
     return refusal(
         400,
-        _BAD_KEY,
+        said,
         [
             error_info("API_KEY_INVALID", {"service": SERVICE}),
-            {"@type": f"{_RPC}LocalizedMessage", "locale": "en-US", "message": _BAD_KEY},
+            {"@type": f"{_RPC}LocalizedMessage", "locale": "en-US", "message": said},
         ],
     )
 

@@ -1,6 +1,6 @@
 """What the pipeline asks of whoever speaks a service's protocol. Adding one: `docs/architecture.md`."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -8,6 +8,9 @@ from pipeline.prompts import Prompt
 from pipeline.providers.transport import READ_TIMEOUT_S, Wire
 from pipeline.records import Failure, Reply
 from pipeline.targets import Target
+
+Renew = Callable[[], Awaitable[str]]
+"""The key as it is now in the place that it came from, or "" where there is none; never raises for a failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,7 @@ class Account:
     key: str = field(repr=False)
     api_version: str = "v1beta"
     timeout_s: float = READ_TIMEOUT_S
+    renew: Renew | None = None  # asked when the service refuses the key
 
 
 Accounts = Mapping[str, Account]

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
+from math import inf
 from typing import ClassVar
 
+import anyio
 import httpx
 
 from pipeline import __version__
@@ -20,7 +22,7 @@ from pipeline.errors import AuthError, JobError
 from pipeline.prompts import Prompt
 from pipeline.protocols import PROTOCOLS, ProviderName
 from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, judge, parse_reply, read_answer
-from pipeline.providers.base import Account, Accounts
+from pipeline.providers.base import Account, Accounts, Renew
 from pipeline.providers.blotting import blotted
 from pipeline.providers.failures import classify, unanswered, without_prompt
 from pipeline.providers.foreign import load, mapping
@@ -33,6 +35,8 @@ from pipeline.terminal import without_secrets
 
 ASK_TIMEOUT_S = 10.0
 """Longest wait for who answers, before the first call."""
+RENEW_AFTER_S = 30.0
+"""Between two looks for another key: hundreds of refusals of one key come back together."""
 MOST_KEPT_BYTES = 65_536
 """Of a body that cannot be read, which is kept with what it may have cost."""
 
@@ -66,6 +70,9 @@ class Connection(ABC):
             "user-agent": f"prompt-pipeline/{__version__}",
             **{name.lower(): value for name, value in (headers or {}).items()},
         }
+        self.renew: Renew | None = None  # where another key may be found when the service refuses this one
+        self._renewing = anyio.Lock()
+        self._looked_at = -inf
         self._key = checked_key(api_key)
         self._headers = self._authorized(self._key)
         self.endpoint = f"{self.provider}@{root.netloc.decode()}"
@@ -108,7 +115,31 @@ class Connection(ABC):
         return not isinstance(answer, Lost) and is_emulated(answer)
 
     async def ask(self, url: httpx.URL, content: bytes, prompt: Prompt, model: str) -> Reply | Failure:
-        """POST `content`, which asks `model` for the answer to `prompt`, and read what comes back."""
+        """POST `content`, which asks `model` for the answer to `prompt`, and read what comes back.
+
+        A key that is refused is looked for again where it came from, and the request goes once more with another one:
+        nothing was billed. It takes nothing from the pace either: a refused key's request counted against no quota.
+        """
+        key = self._key
+        outcome = await self._ask(url, content, prompt, model)
+        if isinstance(outcome, Failure) and outcome.kind == "auth" and await self._renewed(key):
+            outcome = await self._ask(url, content, prompt, model)
+        return outcome
+
+    async def _renewed(self, refused: str) -> bool:
+        """Whether there is another key than the refused one by now: one look for all that were refused."""
+        if self.renew is None:
+            return False
+        async with self._renewing:
+            now = asyncio.get_running_loop().time()
+            if self._key == refused and now - self._looked_at >= RENEW_AFTER_S:
+                found = await self.renew()
+                self._looked_at = now
+                if found not in ("", refused):
+                    self._key, self._headers = found, self._authorized(found)
+            return self._key != refused
+
+    async def _ask(self, url: httpx.URL, content: bytes, prompt: Prompt, model: str) -> Reply | Failure:
         clock = asyncio.get_running_loop().time  # anyio's takes 2 µs
         started = clock()
         response = await self.exchange(url, content)
@@ -133,13 +164,14 @@ class Connection(ABC):
 
     async def exchange(self, url: httpx.URL, content: bytes | None = None) -> Response | Lost:
         """POST `content`, or GET; the key is out of the body before anybody reads it."""
+        key = self._key  # it may be another when the answer comes
         if content is None:
             answer = await self._wire.get(url, self._headers, self._timeout_s)
         else:
             answer = await self._wire.post(url, self._headers, content, self._timeout_s)
-        if isinstance(answer, Lost) or not self._key:
+        if isinstance(answer, Lost) or not key:
             return answer
-        body = blotted(_as_utf8(answer), self._key)
+        body = blotted(_as_utf8(answer), key)
         return answer if body is answer.body else answer._replace(body=body)
 
     def failure(
@@ -207,6 +239,7 @@ class Connected(ABC):
         connection = self._connections.get(place)
         if connection is None:
             connection = self.connect(self._accounts[target.access], target.base_url)
+            connection.renew = self._accounts[target.access].renew
             self._connections[place] = connection
         return connection
 

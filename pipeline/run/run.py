@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -46,6 +47,7 @@ from pipeline.run.guards import refuse_unpriced, set_aside, stranger, within_fil
 from pipeline.run.output import exported, output_place
 from pipeline.run.planning import planned
 from pipeline.run.prepare import Session
+from pipeline.run.renewal import succeeds
 from pipeline.run.rows import Wanted, wanted
 from pipeline.run.services import Opening, Services, asked, open_services
 from pipeline.shelves import Shelf
@@ -233,6 +235,8 @@ def _engine(
 
     for note in services.notes:
         heard(KeyNoted(note))
+    for renewal in services.renewals:
+        renewal.on_found = partial(_key_found, session, renewal.target, heard)
     route = _priced(session, services.route, heard)
 
     def desk(send: Send, admit: Admit) -> Desk:
@@ -272,6 +276,16 @@ def _engine(
         heard(RequestsLost(*charge_lost(store, cashier, route)))
     spending.release()  # of a session that was killed
     return engine
+
+
+def _key_found(session: Session, target: Target, heard: Notify, message: str, project: str) -> None:
+    heard(KeyNoted(message))
+    if session.rehearsal or project == target.project:
+        return
+    try:
+        succeeds(project, target.project)
+    except (OSError, PipelineError) as error:
+        heard(KeyNoted(f"the next run's caps of day and month will not count what was spent with the old key: {error}"))
 
 
 def _priced(session: Session, route: Route, heard: Notify) -> Route:

@@ -26,8 +26,9 @@ from pipeline.quota.daily import day_of, until_text
 from pipeline.quota.stops import refused_by_proxy
 from pipeline.records import Failure, Parse, Reply
 from pipeline.run.prepare import Session
+from pipeline.run.renewal import Renewal, known_project
 from pipeline.source import output_conflict
-from pipeline.targets import Route, Target, project_of
+from pipeline.targets import Route, Target
 
 if TYPE_CHECKING:
     from pipeline.emulator import Emulator
@@ -44,6 +45,7 @@ class Services:
     route: Route
     providers: Providers
     notes: tuple[str, ...] = ()  # on the keys, before the first call
+    renewals: tuple[Renewal, ...] = ()  # what they have to say comes in the middle of the run
 
     @property
     def parse(self) -> Parse:
@@ -72,7 +74,7 @@ def target_of(session: Session) -> Target:
     return Target(
         Gemini.name if offline else job.spec.endpoint.provider,  # all that the emulator speaks
         _EMULATOR_URL if offline else job.base_url,
-        "offline" if offline else project_of(key_of(job).value),
+        "offline" if offline else known_project(key_of(job).value),
         session.working.model,
         rates=session.rates,
         limits=session.limits,
@@ -89,10 +91,11 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
     key = Key("offline", "") if offline else key_of(job)
     async with Wire(httpx.ASGITransport(_emulator()) if offline else None) as wire:
         endpoint = job.spec.endpoint
-        account = Account(wire, key.value, endpoint.api_version, endpoint.timeout_s)
+        renewals = () if offline else (Renewal(job, target, key),)
+        account = Account(wire, key.value, endpoint.api_version, endpoint.timeout_s, *renewals)
         speaker = SPEAKERS[target.provider]({target.access: account})
         speaker.open(target)
-        yield Services(Route((target,)), {speaker.name: speaker}, tuple(key.warnings))
+        yield Services(Route((target,)), {speaker.name: speaker}, tuple(key.warnings), renewals)
 
 
 def _emulator() -> "Emulator":
