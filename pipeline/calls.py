@@ -1,5 +1,6 @@
 """The durable call: `await call(prompt)` returns the reply, whether it is bought now or was bought before a crash.
 
+    fallback         blocked, cut or too long here → ask the next target that takes this over
     replay           this run has the reply to this content → return it, nothing is sent
     single_flight    the same content is in flight for another row → wait for that one
     cached           (when the job asks) an earlier run was answered the same → return that
@@ -22,7 +23,6 @@ import anyio
 from pipeline.budget.cashier import Bill, Cashier, has_come
 from pipeline.cache import AnswerCache
 from pipeline.dispatch.desk import Admit, Desk, Send, Tries
-from pipeline.prices import cost
 from pipeline.prompts import Prompt
 from pipeline.records import ErrorKind, Failure, Reply, Usage, changed
 from pipeline.store.run import RunStore
@@ -63,7 +63,23 @@ def durable(
     call = record_failures(opened.submit, store)
     call = cached(call, cache, saved)
     call = single_flight(call, saved)
-    return replay(call, store, saved), opened
+    return fallback(replay(call, store, saved)), opened
+
+
+def fallback(call: Call) -> Call:
+    """Ask others where the answer is of a kind that they take over; what those before were asked is paid for too."""
+
+    async def asked(prompt: Prompt, route: Route) -> Reply:
+        reply = await call(prompt, route)
+        while (others := route.after(reply)) is not None:
+            route, before = others, reply
+            reply = await call(prompt, route)
+            if not reply.text and before.text:  # a part of an answer is more than none
+                before, reply = reply, before
+            reply = changed(reply, before=(*reply.before, changed(before, before=()), *before.before))
+        return reply
+
+    return asked
 
 
 def replay(call: Call, store: RunStore, saved: Saved) -> Call:
@@ -148,7 +164,7 @@ def cached(call: Call, cache: AnswerCache | None, saved: Saved) -> Call:
             if known is not None:
                 saved.cached += 1
                 at, model = datetime.now(UTC), known.model or target.model
-                saved.usd += cost(known.usage, model, at, target.lane, target.rates) or 0
+                saved.usd += target.usd(known.usage, model, at) or 0
                 return shared(known)
         reply = await call(prompt, route)
         if (answered := route.that_gave(reply)) is not None:
@@ -185,7 +201,8 @@ def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bough
             return
         reply = unread(target, failure.error_kind, failure.message, bill)
         reply = replace(reply, raw=failure.raw, usage=Usage(estimated=has_come(failure)), finished_at=time.time())
-        cashier.charge(bill)  # before the journal: a kill between the two counts a request twice, and never not at all
+        # Before the journal: a kill between the two counts a request twice, and never not at all.
+        cashier.charge(bill, target.account)
         store.append_call(prompt, target.model, reply, answered=False)
         bought(reply, False)
 
@@ -206,6 +223,7 @@ def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bough
         reply = changed(
             outcome,
             asked=target.model,
+            target=target.name,
             attempts=tries.failed + 1,
             rate_limited=tries.refused,
             cost_usd=bill.cost_usd,
@@ -213,7 +231,7 @@ def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bough
             worst_usd=bill.worst_usd,
             unread_usd=store.unread_usd(prompt.fingerprint(target.model)),
         )
-        cashier.charge(bill)
+        cashier.charge(bill, target.account)
         store.append_call(prompt, target.model, reply)
         bought(reply, True)
         return reply

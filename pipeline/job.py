@@ -21,9 +21,10 @@ from pipeline.prices import Rates, fixed_rates
 from pipeline.prompts import Params
 from pipeline.protocols import PROTOCOLS, Protocol
 from pipeline.records import Limits
-from pipeline.sections import JobFile
+from pipeline.sections import Endpoint, JobFile, TargetSection
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Template, read_template, read_text
 
+_OF_ONE_PROTOCOL = {"base_url", "key_env", "key", "api_version"}
 _ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "model")
 
 
@@ -73,6 +74,16 @@ class Job:
     def base_url(self) -> str:
         """Where the calls go."""
         return self.spec.endpoint.base_url or self.protocol.base_url
+
+    @cached_property
+    def targets(self) -> tuple[tuple[TargetSection, "Job"], ...]:
+        """Each `[[target]]`, and this job as it is asked there: its endpoint, model, limits and prices. Or none."""
+        return tuple((target, replace(self, spec=_asked_at(self.spec, target))) for target in self.spec.target)
+
+    @property
+    def asked(self) -> tuple["Job", ...]:
+        """This job as each of its targets is asked; itself where it names none."""
+        return tuple(job for _, job in self.targets) or (self,)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -143,8 +154,61 @@ def load(path: Path, flags: Mapping[str, object] | None = None) -> Job:
         spec = JobFile.model_validate(data)
     except ValidationError as error:
         raise _as_job_error(error, path) from None
-    _check_spoken(spec, path)
-    return _compile(path, spec, origins)
+    job = _compile(path, spec, origins)
+    for each in job.asked:
+        _check_spoken(each.spec, path)
+    _check_targets(job)
+    return job
+
+
+def _asked_at(spec: JobFile, target: TargetSection) -> JobFile:
+    """The job file with what the target says in the place of what all say."""
+    said = target.model_fields_set
+    endpoint = {name: getattr(spec.endpoint, name) for name in spec.endpoint.model_fields_set}
+    if "provider" in said and target.provider != spec.endpoint.provider:  # address and key are another protocol's
+        endpoint = {name: value for name, value in endpoint.items() if name not in _OF_ONE_PROTOCOL}
+    endpoint |= {name: getattr(target, name) for name in said & Endpoint.model_fields.keys()}
+    limits = {name: getattr(target.limits, name) for name in target.limits.model_fields_set}
+    model = {"name": target.model, "prices": target.prices if "prices" in said else None} if target.model else {}
+    if "prices" in said:
+        model["prices"] = target.prices
+    return spec.model_copy(
+        update={
+            "endpoint": Endpoint.model_validate(endpoint),
+            "limits": spec.limits.model_copy(update=limits),
+            "model": spec.model.model_copy(update=model),
+            "target": [],
+        }
+    )
+
+
+def _check_targets(job: Job) -> None:
+    """Raise for targets of which some would never be asked, or to which a flag would say nothing."""
+    if not job.targets:
+        return
+    asked_first = [(target, each) for target, each in job.targets if target.takes]
+    if not asked_first:
+        raise JobError(
+            f"no target is asked at first: each waits for an answer of another\n{job.path}, [[target]] fallback",
+            "one target must have no `fallback`",
+        )
+    for target, each in job.targets:
+        models = {other.model for section, other in asked_first if section is not target}
+        if target.takes_over and each.model in models:
+            raise JobError(
+                f"target {target.name} takes over answers of the model that it asks itself, {each.model}\n"
+                f"{job.path}, [[target]] fallback",
+                "name another `model` there: the same one answers the same",
+            )
+        for key, said in (
+            ("model.name", target.model),
+            *((f"limits.{key}", key) for key in target.limits.model_fields_set),
+        ):
+            if said and job.origins.get(key) == "flag":
+                raise JobError(
+                    f"a flag sets {key}, and target {target.name} has its own\n{job.path}",
+                    "change it in the job file, or leave the flag out",
+                )
 
 
 def _named_protocol(data: Mapping[str, Any], flags: Mapping[str, object]) -> Protocol:
@@ -251,10 +315,11 @@ def _other_jobs(path: Path) -> str:
 def _as_job_error(error: ValidationError, path: Path) -> JobError:
     # A misspelt key is also a missing one: the spelling is what helps.
     first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
-    # pydantic names the branch of a union as if it were a key.
+    # pydantic names the branch of a union as if it were a key, and the place in a list.
     place = [str(part) for part in first["loc"] if not str(part).startswith("literal[")]
-    section = f"[{place[0]}]" if place else "the job file"
-    table = f"[{'.'.join(place[:-1])}]"
+    number = f" number {int(place.pop(1)) + 1}" if place[1:2] and place[1].isdecimal() else ""
+    section = (f"[[{place[0]}]]{number}" if number else f"[{place[0]}]") if place else "the job file"
+    table = f"[[{place[0]}]]{number}" if number and len(place) <= 2 else f"[{'.'.join(place[:-1])}]"
     name = place[-1] if place else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(place[:-1])

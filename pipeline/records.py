@@ -70,6 +70,14 @@ EMULATOR_RESPONSE_ID = "pipeline-emulator-"
 Counted = Literal["input", "total", "reserved"]
 """What a quota on tokens counts of a request: input; input and output; input and the most that may be answered."""
 
+Takes = Literal["full", "day_quota", "outage"]
+"""Why a target takes what others before it are asked first: they have no room now, none today, or are down."""
+TakesOver = Literal["blocked", "truncated", "too_long"]
+"""Answers of others after which a target is asked too: one that was withheld, one that was cut, none for its length."""
+
+ALWAYS: frozenset[Takes] = frozenset(get_args(Takes))
+TAKEN_OVER: tuple[TakesOver, ...] = get_args(TakesOver)
+
 FailureKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "proxy", "fatal"]
 
 
@@ -139,6 +147,8 @@ class Reply:
     worst_usd: Decimal | None = None  # what it was reckoned to cost at most before it was sent, under a cap
     unread_usd: Decimal | None = Decimal(0)  # of other requests for this prompt, whose replies could not be read
     emulated: bool = False  # it bears the emulator's mark
+    target: str = ""  # that gave it, by its name in the job file
+    before: "tuple[Reply, ...]" = ()  # of others that were asked first, where the answer of those would not do
 
 
 _REPLY_PUTS = {each.name: Reply.__dict__[each.name].__set__ for each in fields(Reply)}
@@ -218,6 +228,7 @@ class Result:
     error: str | None = None
     finish_reason: str | None = None
     model: str | None = None
+    target: str | None = None
     usage: Usage = Usage()
     input_tokens_est: int = 0
     cost_usd: Decimal | None = None  # None: the price is unknown

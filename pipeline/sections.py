@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.protocols import ProviderName
-from pipeline.records import RESET_ZONE
+from pipeline.records import ALWAYS, RESET_ZONE, TAKEN_OVER, Counted, Takes, TakesOver
 from pipeline.terminal import is_like_key
 
 OUTPUT_SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -225,6 +225,11 @@ class LimitsSection(_Section):
     tpm: int | None = Field(None, ge=0, description="input tokens per minute")
     rpd: int | None = Field(None, ge=0, description="requests per day")
     concurrency: int | None = Field(None, ge=1, description="most calls in flight. Default: from the measured latency")
+    tokens: Counted = Field(
+        "input",
+        description="what `tpm` counts of a request: `input`; `total`, with the answer; `reserved`, with the longest"
+        " answer that it allows",
+    )
     reset_zone: str = Field(RESET_ZONE, description="time zone at whose midnight the day's requests reset, e.g. `UTC`")
 
     @field_validator("reset_zone")
@@ -235,6 +240,63 @@ class LimitsSection(_Section):
         except (KeyError, ValueError, OSError):  # not there; not a name; a folder of names
             raise ValueError(f'"{name}" is no time zone; name one as "America/Los_Angeles" or "UTC"') from None
         return name
+
+
+Cause = Literal[Takes, TakesOver]
+
+
+class TargetSection(Endpoint):
+    """One of several who answer, with all settings of `[endpoint]` too.
+
+    What it leaves out is as in `[endpoint]`, `[model]` and `[limits]`.
+    """
+
+    name: str = Field(description="what the output's column `target` calls it", pattern=r"^[\w][\w .\-]{0,63}$")
+    model: str | None = Field(None, description="the model that is asked there")
+    limits: LimitsSection = Field(
+        LimitsSection(),  # type: ignore[call-arg]
+        description="as in `[limits]`, e.g. `{ rpm = 10, rpd = 500 }`",
+    )
+    prices: Prices | None = Field(None, description="as in `[model]`")
+    price_factor: float = Field(1.0, gt=0, le=1000, description="times the price: what a relay adds, or takes off")
+    same_project_as: str | None = Field(
+        None, description="another target whose project it belongs to: two keys, one quota and one bill"
+    )
+    priority: int = Field(
+        1, ge=1, le=1000, description="targets of a lower one are asked first. Default: 1, with `fallback` 2"
+    )
+    fallback: list[Cause] | None = Field(
+        None,
+        description="why it takes what others are asked first: `full` (more waits than they take in a minute),"
+        " `day_quota`, `outage`, or an answer of theirs that is `blocked`, `truncated` or `too_long`. Default: the"
+        " first three",
+    )
+    weight: float | None = Field(
+        None, gt=0, le=1_000_000, description="its part of the requests, among targets of its priority that have one"
+    )
+
+    @property
+    def rank(self) -> int:
+        """Its priority."""
+        return 2 if self.fallback is not None and "priority" not in self.model_fields_set else self.priority
+
+    @property
+    def takes(self) -> frozenset[Takes]:
+        """Why it takes what waits for others; empty: it is asked only after their answers."""
+        return ALWAYS if self.fallback is None else ALWAYS.intersection(self.fallback)
+
+    @property
+    def takes_over(self) -> frozenset[TakesOver]:
+        """After which answers of others it is asked."""
+        return frozenset(TAKEN_OVER).intersection(self.fallback or ())
+
+    @model_validator(mode="after")
+    def _ranked(self) -> "TargetSection":
+        if self.fallback is not None and self.priority == 1 and "priority" in self.model_fields_set:
+            raise ValueError("fallback says what it takes over from targets of a lower priority: there is none below 1")
+        if self.fallback == []:
+            raise ValueError("fallback is empty, so it would never be asked: name a cause, or leave it out")
+        return self
 
 
 class Budget(_Section):
@@ -326,9 +388,20 @@ class JobFile(_Section):
     model: ModelSection
     endpoint: Endpoint = Endpoint()  # type: ignore[call-arg]  # every field has a default
     limits: LimitsSection = LimitsSection()  # type: ignore[call-arg]
+    target: list[TargetSection] = Field(default_factory=list, max_length=64)
     budget: Budget = Budget()  # type: ignore[call-arg]
     cache: Cache | None = None
     output: Output
+
+    @model_validator(mode="after")
+    def _targets_are_told_apart(self) -> "JobFile":
+        names = [target.name for target in self.target]
+        for number, target in enumerate(self.target):
+            if target.name in names[:number]:
+                raise ValueError(f"two targets are called {target.name}")
+            if target.same_project_as is not None and target.same_project_as not in names[:number]:
+                raise ValueError(f"target {target.name}: same_project_as must name a target before it")
+        return self
 
     @model_validator(mode="after")
     def _chunking_is_whole(self) -> "JobFile":

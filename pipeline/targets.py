@@ -1,19 +1,16 @@
 """Who may answer: a target is one model of one project at one service; a route is the targets of a prompt, in order."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from decimal import Decimal
 from functools import lru_cache
-from typing import Literal, get_args
 
-from pipeline.prices import Lane, Rates
-from pipeline.records import Limits, Reply
+from pipeline.prices import Lane, Rates, cost
+from pipeline.records import ALWAYS, TAKEN_OVER, Limits, Reply, Takes, TakesOver, Usage
 
 _UNKNOWN = Limits()
-
-Takes = Literal["full", "day_quota", "outage"]
-"""Why a target takes what others before it are asked first: they have no room now, none today, or are down."""
-ALWAYS: frozenset[Takes] = frozenset(get_args(Takes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +20,9 @@ class Target:
     `project` tells whose quota and whose bill it is, never by the key itself: see `project_of`. `rates` are what a call
     costs, whatever the tables say; None: what they say. `name` is that of the job file, empty where it names none.
 
-    Among the targets of a prompt those of the lowest `priority` are asked first, and others for the causes in `takes`;
-    of one priority each has a part of the requests by its `weight`, 0: whatever it has room for.
+    Among the targets of a prompt those of the lowest `priority` are asked first, others for the causes in `takes`, or
+    after an answer in `takes_over`; of one priority each has a part of the requests by its `weight`, 0: whatever it has
+    room for.
     """
 
     provider: str  # who speaks the service's protocol, as `Provider.name`
@@ -37,7 +35,9 @@ class Target:
     name: str = ""
     priority: int = 1
     takes: frozenset[Takes] = ALWAYS
+    takes_over: frozenset[TakesOver] = frozenset()
     weight: float = 0.0
+    price_factor: Decimal = Decimal(1)  # times what it costs by `rates` or the tables
 
     @property
     def access(self) -> str:
@@ -54,6 +54,11 @@ class Target:
         """Provider and host: `gemini@generativelanguage.googleapis.com`. Every reply is kept with it."""
         return f"{self.provider}@{_host_of(self.base_url)}"
 
+    def usd(self, usage: Usage, model: str, at: datetime) -> Decimal | None:
+        """What one call costs that was answered by `model` at that time (UTC); None: the price is unknown."""
+        usd = cost(usage, model, at, self.lane, self.rates)
+        return None if usd is None else usd * self.price_factor
+
     @property
     def account(self) -> str:
         """Whose money it spends: `endpoint/project`."""
@@ -67,16 +72,30 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The targets that may answer a prompt: whichever of them has room takes it.
+    """The targets that may answer a prompt: whichever of them has room takes it, as their ranks say.
 
     `models` are those that may be asked, each once: under each of them an answer may have been bought.
     """
 
     targets: tuple[Target, ...]
+    others: "tuple[tuple[TakesOver, Route], ...]" = field(
+        default=(), compare=False
+    )  # who is asked after such an answer
     models: tuple[str, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "models", tuple(dict.fromkeys(target.model for target in self.targets)))
+
+    def everyone(self) -> Iterator[Target]:
+        """Whoever may be asked, at first or after an answer; some more than once."""
+        yield from self.targets
+        for _, route in self.others:
+            yield from route.everyone()
+
+    def mapped(self, change: Callable[[Target], Target]) -> "Route":
+        """The same route with each target changed."""
+        others = tuple((cause, route.mapped(change)) for cause, route in self.others)
+        return Route(tuple(map(change, self.targets)), others)
 
     def __iter__(self) -> Iterator[Target]:
         return iter(self.targets)
@@ -86,6 +105,14 @@ class Route:
         """Who is asked where nothing speaks for another."""
         return self.targets[0]
 
+    def after(self, reply: Reply) -> "Route | None":
+        """Who is asked next, where this answer will not do: nobody who has given it."""
+        kind = "too_long" if reply.error_kind == "too_long" else reply.status
+        for cause, route in self.others:
+            if cause == kind:
+                return route.after(reply) if reply.target and route.first.name == reply.target else route
+        return None
+
     def that_gave(self, reply: Reply) -> Target | None:
         """The target that a reply came from just now; None where none was asked."""
         return next((t for t in self.targets if (t.endpoint, t.model) == (reply.endpoint, reply.asked)), None)
@@ -93,6 +120,28 @@ class Route:
     def asking(self, model: str) -> Target:
         """The first target that asks `model`; where there is none any more, the first with that model."""
         return next((t for t in self.targets if t.model == model), replace(self.first, model=model))
+
+
+def ranked(targets: Sequence[Target]) -> Route:
+    """The route over all targets of a job: by their priorities, and after each answer that another takes over.
+
+    Raises `ValueError` where nobody is asked at first.
+    """
+    ordered = sorted(targets, key=lambda target: target.priority)
+    first = tuple(target for target in ordered if target.takes)
+    if not first:
+        raise ValueError("nobody is asked at first")
+    return Route(first, _others(ordered, frozenset()))
+
+
+def _others(ordered: Sequence[Target], asked: frozenset[str]) -> tuple[tuple[TakesOver, Route], ...]:
+    """Who takes over which answers, of those that were not asked for that yet."""
+    found: list[tuple[TakesOver, Route]] = []
+    for cause in TAKEN_OVER:
+        one = next((each for each in ordered if cause in each.takes_over and each.name not in asked), None)
+        if one is not None:
+            found.append((cause, Route((one,), _others(ordered, asked | {one.name}))))
+    return tuple(found)
 
 
 def by_quota(targets: Iterable[Target]) -> dict[str, list[Target]]:

@@ -17,7 +17,7 @@ from pipeline.emulator.faults import GROUPS, Bill
 from pipeline.environment import VARIABLES
 from pipeline.records import CAUSES, PASSING, STATUS_MEANS
 from pipeline.report import RUN_KEYS
-from pipeline.sections import JobFile
+from pipeline.sections import Endpoint, JobFile
 from pipeline.store.export import COLUMN_MEANS, PENDING, RESULT_COLUMNS
 from pipeline.store.parts import CALLS_SCHEMA, RESULTS_SCHEMA
 
@@ -71,18 +71,22 @@ def page() -> str:
 def _job_file() -> Iterator[str]:
     yield "## Job file\n"
     for name, model in sections().items():
-        yield f"### [{name}]\n\n{model.__doc__}\n"
+        shared = Endpoint.model_fields.keys() if model.__base__ is Endpoint else ()
+        own = {key: field for key, field in model.model_fields.items() if key not in shared}
+        title = f"[{name}]" if len(own) == len(model.model_fields) else f"[[{name}]]"
+        yield f"### {title}\n\n{model.__doc__}\n"
         yield from _table(
             ("setting", "default", "what it is"),
             (
                 (f"`{key}`", "required" if field.is_required() else _default(field), field.description or "")
-                for key, field in model.model_fields.items()
+                for key, field in own.items()
             ),
         )
 
 
 def _default(field: Any) -> str:
-    return "" if field.default is None or field.default_factory else f"`{field.default}`"
+    nothing = field.default is None or field.default_factory or isinstance(field.default, BaseModel)
+    return "" if nothing else f"`{field.default}`"
 
 
 def _commands() -> Iterator[str]:

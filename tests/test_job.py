@@ -239,7 +239,7 @@ def test_a_missing_file_suggests_the_nearest_job(tmp_path: Path, monkeypatch: py
         (
             {"limits": {"zzz": 1}},
             "`zzz` is not a setting of [limits]",
-            "it knows concurrency, reset_zone, rpd, rpm, tpm",
+            "it knows concurrency, reset_zone, rpd, rpm, tokens, tpm",
         ),
         ({"limit": {"rpm": 1}}, "[limit] is not a section", "did you mean `limits`?"),
         ({"model": None, "modle": {"name": "x"}}, "[modle] is not a section", "did you mean `model`?"),
@@ -442,7 +442,7 @@ CHANGES: dict[type[BaseModel], dict[str, Any]] = {
 }
 NO_CHANGES: dict[type[BaseModel], dict[str, Any]] = {
     Endpoint: {"base_url": "http://x", "api_version": "v1", "key_env": "MY_KEY", "key": "env:MY_KEY", "timeout_s": 5},
-    LimitsSection: {"rpm": 1, "tpm": 1, "rpd": 1, "concurrency": 1, "reset_zone": "UTC"},
+    LimitsSection: {"rpm": 1, "tpm": 1, "rpd": 1, "concurrency": 1, "reset_zone": "UTC", "tokens": "total"},
     Budget: {"max_usd": 1, "max_usd_per_day": 1, "max_usd_per_month": 1, "allow_unpriced": True},
     Cache: {"url": "redis://there/0", "password_env": "REDIS_PASSWORD", "max_age_days": 1, "max_mb": 1},
     Output: {"path": "other.csv", "include_text": True, "csv_safe": True},
@@ -499,6 +499,13 @@ def test_what_cannot_change_an_answer_does_not(tmp_path: Path, section: str, key
 
 def test_who_speaks_to_the_model_does_not_change_the_fingerprint(tmp_path: Path) -> None:
     assert make_job(tmp_path, endpoint={"provider": "openai"}).fingerprint == make_job(tmp_path).fingerprint
+
+
+def test_who_is_asked_does_not_change_the_fingerprint(tmp_path: Path) -> None:
+    path = write_job(tmp_path)
+    before = load(path).fingerprint
+    path.write_text(path.read_text() + '[[target]]\nname = "a"\nmodel = "gemini-3.8-flash"\n')
+    assert load(path).fingerprint == before
 
 
 def test_a_csv_for_excel_does_not_change_the_fingerprint(tmp_path: Path) -> None:

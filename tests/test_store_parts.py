@@ -37,6 +37,7 @@ def test_a_call_becomes_one_row_with_its_provenance() -> None:
     reply = paid(
         "a part", Decimal("0.000000000001"), usage=Usage(12, 3, 34, 5, 6), attempts=3, rate_limited=2, latency_s=0.5
     )
+    reply = replace(reply, target="free")
     asked = prompt(7, "content", step="map", level=2, chunk=3, chunks=9, input_tokens_est=11)
     [row] = parts.calls_frame([call(asked, reply)], {}).rows(named=True)
     assert row == {
@@ -56,6 +57,7 @@ def test_a_call_becomes_one_row_with_its_provenance() -> None:
         "raw": None,
         "model": "gemini-3.5-flash-lite-001",
         "endpoint": "gemini@example",
+        "target": "free",
         "response_id": "r-1",
         "input_tokens_est": 11,
         "input_tokens": 12,

@@ -114,7 +114,7 @@ class SpendBook(SharedFile):
         super().insist()
         self._write()
 
-    def add(self, usd: Decimal) -> None:
+    def add(self, usd: Decimal, account: str = "") -> None:
         """Count what a request cost, rounded up to a billionth of a dollar; never less than nothing."""
         day, nano = self._day(), _nano(usd)
         is_due = self._clock() - self._begun_at >= ENTER_S
@@ -127,7 +127,7 @@ class SpendBook(SharedFile):
         self._unwritten[day] += nano
         self._write(day)
 
-    def add_once(self, name: str, usd: Decimal, at: float) -> None:
+    def add_once(self, name: str, usd: Decimal, at: float, account: str = "") -> None:
         """Count an amount on the day of `at` (epoch seconds; 0: today), once for each name."""
         day = _day_of(at) if at else self._day()
 

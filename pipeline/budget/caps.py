@@ -13,9 +13,17 @@ _WARN_SHARE = Decimal("0.8")
 class Book(Protocol):
     """What all runs of a project spend, day by day."""
 
-    trouble: str | None
     on_trouble: Callable[[str], None]
-    made_anew: str
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it cannot be used, if so."""
+        ...
+
+    @property
+    def made_anew(self) -> str:
+        """What is told of one that was damaged; empty where it was not."""
+        ...
 
     @property
     def blind(self) -> bool:
@@ -34,11 +42,11 @@ class Book(Protocol):
         """USD of them that killed runs may have spent: what they had in flight, at its worst case."""
         ...
 
-    def add(self, usd: Decimal) -> None:
-        """Count what a request cost, or may have cost."""
+    def add(self, usd: Decimal, account: str = "") -> None:
+        """Count what a request cost, or may have cost; `account` says who pays, where there are several."""
         ...
 
-    def add_once(self, name: str, usd: Decimal, at: float) -> None:
+    def add_once(self, name: str, usd: Decimal, at: float, account: str = "") -> None:
         """Count an amount on the day of `at` (epoch seconds), once for each name."""
         ...
 
@@ -138,11 +146,11 @@ class Spending:
             self.book.hold(self.reserved_usd)
         return None
 
-    def spend(self, usd: Decimal) -> None:
+    def spend(self, usd: Decimal, account: str = "") -> None:
         """Count an amount, for the other runs of the project too."""
         self.spent_usd += usd
         if self.book is not None and usd:
-            self.book.add(usd)
+            self.book.add(usd, account)
 
     def release(self) -> None:
         """Tell the book when nothing is in flight any more, and all of it is counted."""

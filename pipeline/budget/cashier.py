@@ -17,7 +17,7 @@ from pipeline.budget.caps import Spending
 from pipeline.errors import BudgetReached, PipelineError
 from pipeline.events import BudgetNear, Notify, PriceNoted
 from pipeline.models import assumed
-from pipeline.prices import LONG_PROMPT_TOKENS, cost
+from pipeline.prices import LONG_PROMPT_TOKENS
 from pipeline.prompts import Prompt
 from pipeline.records import Failure, Reply, Usage
 from pipeline.targets import Target
@@ -141,7 +141,7 @@ class Cashier:
         most = self._most_usd(prompt, target)
         self._spending.spent_usd += most or _NONE
         if self._spending.book is not None and most:
-            self._spending.book.add_once(name, most, at)
+            self._spending.book.add_once(name, most, at, target.account)
         return Bill(_NONE, most, None)
 
     def reckoned(self, prompt: Prompt, usage: Usage) -> Usage:
@@ -193,9 +193,9 @@ class Cashier:
                 self._heed(told, worst)
         return Bill(usd, _beyond(usd, most), worst)
 
-    def charge(self, bill: Bill) -> None:
-        """Count a bill against the caps, before it is in the journal."""
-        self._spending.spend((bill.cost_usd or _NONE) + (bill.at_most_usd or _NONE))
+    def charge(self, bill: Bill, account: str = "") -> None:
+        """Count a bill against the caps, before it is in the journal; `account` pays it."""
+        self._spending.spend((bill.cost_usd or _NONE) + (bill.at_most_usd or _NONE), account)
         self._spending.release()
         if self._spending.capped:
             for near in self._spending.warnings():
@@ -295,7 +295,7 @@ def worst_case_usd(prompt: Prompt, target: Target) -> Decimal | None:
 
 
 def _cost(usage: Usage, model: str, at: datetime, target: Target) -> Decimal | None:
-    return cost(usage, model, at, target.lane, target.rates)
+    return target.usd(usage, model, at)
 
 
 def _beyond(usd: Decimal | None, most: Decimal | None) -> Decimal | None:

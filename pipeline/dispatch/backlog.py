@@ -17,8 +17,8 @@ from pipeline.errors import PipelineError
 from pipeline.models import assumed
 from pipeline.prompts import Prompt
 from pipeline.quota.quota import Quota
-from pipeline.records import Counted, Reply, Usage
-from pipeline.targets import Route, Takes, Target
+from pipeline.records import Counted, Reply, Takes, Usage
+from pipeline.targets import Route, Target
 
 _MANY = 256
 _AGAIN, _FINISHING, _OTHERS = range(3)  # of the lookahead, in the order in which they go

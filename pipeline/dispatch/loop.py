@@ -17,8 +17,8 @@ from pipeline.quota import stops
 from pipeline.quota.pacer import WINDOW_S
 from pipeline.quota.quota import GIVE_UP_S, Quota
 from pipeline.quota.refusals import Ticket
-from pipeline.records import Failure, Reply
-from pipeline.targets import Takes, Target
+from pipeline.records import Failure, Reply, Takes
+from pipeline.targets import Target
 
 _YIELD_S = 0.1  # until those that are asked first are looked at again, where nothing wakes the loop before
 _LONGEST_SLEEP_S = 60.0  # after which the wall clock is read again: it goes on while a machine is suspended

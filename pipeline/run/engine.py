@@ -204,7 +204,8 @@ class Engine:
             document = await parked
 
     def _result(self, document: Document, answer: flows.Answer) -> Result:
-        final, replies = answer.final, answer.replies
+        final = answer.final
+        replies = [each for reply in answer.replies for each in (*reply.before, reply)]
         usage = sum((reply.usage for reply in replies), _NO_USAGE)
         costs = [cost for reply in replies for cost in (reply.cost_usd, reply.unread_usd)]
         if any(reply.unread_usd != 0 or reply.at_most_usd != 0 for reply in replies):
@@ -218,6 +219,7 @@ class Engine:
             error=final.error,
             finish_reason=final.finish_reason,
             model=final.model or None,
+            target=final.target or final.endpoint or None,
             usage=usage,
             input_tokens_est=answer.input_tokens_est,
             cost_usd=None if None in costs else sum((cost for cost in costs if cost), Decimal(0)),

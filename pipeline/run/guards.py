@@ -44,7 +44,8 @@ def check_start(session: Session) -> None:
     if not session.options.offline:
         shelf_of(session.job)
     if not session.rehearsal:
-        refuse_unpriced(session.job, session.options)
+        for each in session.job.asked:
+            refuse_unpriced(each, session.options)
 
 
 def refuse_unpriced(job: Job, options: Options) -> None:

@@ -172,7 +172,8 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
 
     `redo` is the job as `--set` changes it for the rows that are redone.
     """
-    check_model(job, options.offline)
+    for each in job.asked:
+        check_model(each, options.offline)
     spec = job.spec.input
     source = open_source(
         spec.path, id=spec.id, text=spec.text, where=spec.where, encoding=spec.encoding, separator=spec.separator

@@ -4,8 +4,8 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
@@ -15,8 +15,9 @@ import anyio.to_thread
 
 from pipeline import report
 from pipeline.budget.book import SpendBook
-from pipeline.budget.caps import Spending
+from pipeline.budget.caps import Book, Spending
 from pipeline.budget.cashier import SEEN_COLUMNS, Cashier, seen_in
+from pipeline.budget.joint import JointBook
 from pipeline.cache import AnswerCache, shelf_of
 from pipeline.calls import charge_lost, durable
 from pipeline.dispatch.desk import Admit, Desk, Send
@@ -93,17 +94,21 @@ def _bought(store: RunStore, models: Sequence[str]) -> Bought:
     return bought
 
 
-def _open_books(session: Session, route: Route, books: ExitStack) -> dict[str, QuotaBook]:
+def _open_books(session: Session, targets: Iterable[Target], books: ExitStack) -> dict[str, QuotaBook]:
     """Sends and day counts that all runs on one quota share, by quota; an offline run keeps none."""
     if session.options.offline:
         return {}
     path = quota_file(session.kind)
-    return {quota: books.enter_context(QuotaBook(path, quota)) for quota in {target.quota for target in route}}
+    return {quota: books.enter_context(QuotaBook(path, quota)) for quota in {target.quota for target in targets}}
 
 
-def _open_spend(session: Session, route: Route, run: str) -> AbstractContextManager[SpendBook | None]:
-    """What all runs of one project spend, by day. A rehearsal spends nothing."""
-    return nullcontext() if session.rehearsal else SpendBook(spend_file(), route.first.account, run)
+def _open_spend(session: Session, targets: Iterable[Target], run: str, books: ExitStack) -> Book | None:
+    """What all runs of one project spend, by day, of each that pays. A rehearsal spends nothing."""
+    if session.rehearsal:
+        return None
+    accounts = dict.fromkeys(target.account for target in targets)
+    opened = {account: books.enter_context(SpendBook(spend_file(), account, run)) for account in accounts}
+    return JointBook(opened) if len(opened) > 1 else next(iter(opened.values()))
 
 
 async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening = open_services) -> Ended:
@@ -162,13 +167,15 @@ async def _run(session: Session, services: Services, place: Place | None, confir
         elif options.skip_failed:
             store.outcomes.settle()
         rows = wanted(session, store.outcomes)
-        plan = await planned(session, rows, _bought(store, services.route.models), store.spent_usd())
+        models = tuple(dict.fromkeys(target.model for target in services.targets))
+        plan = await planned(session, rows, _bought(store, models), store.spent_usd())
         if plan.load.prompts and not session.rehearsal:
-            refuse_unpriced(job, options)
+            for each in job.asked:
+                refuse_unpriced(each, options)
         confirm(plan, continued, session)
         with ExitStack() as books:
-            quotas = _open_books(session, services.route, books)
-            spent = books.enter_context(_open_spend(session, services.route, store.identity))
+            quotas = _open_books(session, services.targets, books)
+            spent = _open_spend(session, services.targets, store.identity, books)
             spending = _spending(session, store, spent)
             engine = _engine(session, store, services, spending, quotas, shelf, plan, rows)
             store.log(_expectation(session, plan))
@@ -191,7 +198,7 @@ async def _run(session: Session, services: Services, place: Place | None, confir
     return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted, unwritten)
 
 
-def _spending(session: Session, store: RunStore, book: SpendBook | None) -> Spending:
+def _spending(session: Session, store: RunStore, book: Book | None) -> Spending:
     if session.rehearsal:
         return Spending(None)
     caps = session.job.spec.budget
@@ -237,12 +244,15 @@ def _engine(
         heard(KeyNoted(note))
     for renewal in services.renewals:
         renewal.on_found = partial(_key_found, session, renewal.target, heard)
-    route = _priced(session, services.route, heard)
+    left = files_left()
+    route = services.route.mapped(lambda target: _as_used(session, target, left, heard))
+    everyone = tuple(dict.fromkeys(route.everyone()))
+    whole = route if everyone == route.targets else Route(everyone)
 
     def desk(send: Send, admit: Admit) -> Desk:
         return Dispatcher(
             send,
-            route,
+            whole,
             providers=services.providers,
             admit=admit,
             books=books,
@@ -273,7 +283,7 @@ def _engine(
         options.changes,
     )
     if store.lost:
-        heard(RequestsLost(*charge_lost(store, cashier, route)))
+        heard(RequestsLost(*charge_lost(store, cashier, whole)))
     spending.release()  # of a session that was killed
     return engine
 
@@ -288,19 +298,10 @@ def _key_found(session: Session, target: Target, heard: Notify, message: str, pr
         heard(KeyNoted(f"the next run's caps of day and month will not count what was spent with the old key: {error}"))
 
 
-def _priced(session: Session, route: Route, heard: Notify) -> Route:
-    """The targets as this session uses them: a rehearsal is free, and sockets may be few."""
-    left = files_left()
-    return Route(
-        tuple(
-            replace(
-                target,
-                rates=FREE if session.rehearsal else target.rates,
-                limits=target.limits if session.options.offline else within_files(target.limits, left, heard),
-            )
-            for target in route
-        )
-    )
+def _as_used(session: Session, target: Target, files: int, heard: Notify) -> Target:
+    """A target as this session uses it: a rehearsal is free, and sockets may be few."""
+    limits = target.limits if session.options.offline else within_files(target.limits, files, heard)
+    return replace(target, rates=FREE if session.rehearsal else target.rates, limits=limits)
 
 
 async def _attended(engine: Engine, store: RunStore, watch: Watch, books: ExitStack) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import httpx
@@ -28,7 +29,7 @@ from pipeline.records import Failure, Parse, Reply
 from pipeline.run.prepare import Session
 from pipeline.run.renewal import Renewal, known_project
 from pipeline.source import output_conflict
-from pipeline.targets import Route, Target
+from pipeline.targets import Route, Target, ranked
 
 if TYPE_CHECKING:
     from pipeline.emulator import Emulator
@@ -46,6 +47,11 @@ class Services:
     providers: Providers
     notes: tuple[str, ...] = ()  # on the keys, before the first call
     renewals: tuple[Renewal, ...] = ()  # what they have to say comes in the middle of the run
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Whoever may be asked, each once."""
+        return tuple(dict.fromkeys(self.route.everyone()))
 
     @property
     def parse(self) -> Parse:
@@ -81,21 +87,52 @@ def target_of(session: Session) -> Target:
     )
 
 
+def targets_of(session: Session) -> list[tuple[Target, Session]]:
+    """Each target that the job names, and the session as it is asked there; see `target_of`."""
+    found: dict[str, Target] = {}
+    asked = [replace(session, job=job) for job in session.job.asked]
+    if session.redo:
+        asked = [replace(each, redo=job) for each, job in zip(asked, session.redo.asked, strict=True)]
+    if not session.job.targets:
+        return [(target_of(session), session)]
+    for (section, _), each in zip(session.job.targets, asked, strict=True):
+        target = target_of(each)
+        project = f"{target.project}/{section.name}" if session.options.offline else target.project
+        found[section.name] = replace(
+            target,
+            project=found[section.same_project_as].project if section.same_project_as else project,
+            name=section.name,
+            priority=section.rank,
+            takes=section.takes,
+            takes_over=section.takes_over,
+            weight=section.weight or 0.0,
+            price_factor=Decimal(str(section.price_factor)),
+        )
+    return list(zip(found.values(), asked, strict=True))
+
+
 @asynccontextmanager
 async def open_services(session: Session) -> AsyncIterator[Services]:
-    """The service that the job names, or the embedded emulator through the same client."""
-    job, target = session.job, target_of(session)
-    offline = session.options.offline
+    """Those who answer by the job, or the embedded emulator through the same client."""
+    offline, targets = session.options.offline, targets_of(session)
     if not offline:
         check_certificates()
-    key = Key("offline", "") if offline else key_of(job)
+    accounts: dict[str, dict[str, Account]] = {}
+    notes: dict[str, None] = {}
+    renewals: list[Renewal] = []
     async with Wire(httpx.ASGITransport(_emulator()) if offline else None) as wire:
-        endpoint = job.spec.endpoint
-        renewals = () if offline else (Renewal(job, target, key),)
-        account = Account(wire, key.value, endpoint.api_version, endpoint.timeout_s, *renewals)
-        speaker = SPEAKERS[target.provider]({target.access: account})
-        speaker.open(target)
-        yield Services(Route((target,)), {speaker.name: speaker}, tuple(key.warnings), renewals)
+        for target, each in targets:
+            key = Key("offline", "") if offline else key_of(each.job)
+            notes |= dict.fromkeys(key.warnings)
+            renewal = None if offline else Renewal(each.job, target, key)
+            renewals += [renewal] if renewal else []
+            endpoint = each.job.spec.endpoint
+            account = Account(wire, key.value, endpoint.api_version, endpoint.timeout_s, renewal)
+            accounts.setdefault(target.provider, {})[target.access] = account
+        speakers = {name: SPEAKERS[name](known) for name, known in accounts.items()}
+        for target, _ in targets:
+            speakers[target.provider].open(target)
+        yield Services(ranked([target for target, _ in targets]), speakers, tuple(notes), tuple(renewals))
 
 
 def _emulator() -> "Emulator":
@@ -116,8 +153,16 @@ async def asked(session: Session, services: Services) -> Session:
     """As `identified`, with the services open."""
     if session.asked:
         return session
-    first = services.route.first
-    kind: Kind = "rehearsal" if await services.speaker(first).is_emulator(first) else "real"
+    kinds: dict[str, Kind] = {}
+    for target in {target.access: target for target in services.targets}.values():
+        kinds[target.label] = "rehearsal" if await services.speaker(target).is_emulator(target) else "real"
+    kind = next(iter(kinds.values()))
+    if len(set(kinds.values())) > 1:
+        emulated = ", ".join(label for label, kind in kinds.items() if kind == "rehearsal")
+        raise JobError(
+            f"an emulator answers for {emulated}, and a real service for the others: a rehearsal is never a result",
+            "look at base_url of each [[target]]; nothing was spent",
+        )
     told = replace(session, kind=kind, asked=True)
     output_conflict(told.source, str(told.output))
     return told

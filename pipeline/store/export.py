@@ -28,6 +28,8 @@ COLUMN_MEANS: dict[str, str] = {
     "finish_reason": "why the answer ended, as the service names it: `STOP`, `MAX_TOKENS`, `SAFETY`, …",
     "model": "the model that answered, as the service names it, and that is billed; where its price is unknown, as that"
     " of a relay's own names, the price of the job's model counts",
+    "target": "who answered: the target by its name in the job file, else the service and its host; null for an answer"
+    " of the cache",
     "input_tokens": "tokens of the prompts; those from the service's own cache included",
     "cached_tokens": "those of them that came from the service's own cache",
     "output_tokens": "tokens of the answers, without thinking",

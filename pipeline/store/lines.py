@@ -108,6 +108,8 @@ def call_line(prompt: Prompt, model: str, reply: Reply, answered: bool = True) -
         }
     }
     call = record["call"]
+    if reply.target:
+        call["target"] = reply.target
     if reply.at_most_usd != 0:
         call["at_most_usd"] = _text(reply.at_most_usd)
     if reply.worst_usd is not None:
@@ -146,6 +148,7 @@ def result_line(result: Result) -> bytes:
         "error": result.error,
         "finish_reason": result.finish_reason,
         "model": result.model,
+        "target": result.target,
         "usage": _usage_fields(result.usage),
         "input_tokens_est": result.input_tokens_est,
         "cost_usd": _text(result.cost_usd),
@@ -203,6 +206,7 @@ def _read_call(record: dict[str, Any], line: bytes, parse: Parse) -> Call:
         cost_usd=_usd(record["cost_usd"]),
         at_most_usd=_usd(record.get("at_most_usd", 0)),
         worst_usd=_usd(record.get("worst_usd")),
+        target=record.get("target", ""),
     )
     return Call(
         record["row"],

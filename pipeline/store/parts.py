@@ -53,6 +53,7 @@ _CALLS: dict[str, PolarsDataType] = {
     "raw": pl.String,  # only of a reply that could not be read
     "model": pl.String,
     "endpoint": pl.String,
+    "target": pl.String,  # by its name in the job file; null where that names none
     "response_id": pl.String,
     "input_tokens_est": pl.Int64,
     **_TOKENS,
@@ -79,6 +80,7 @@ _RESULTS: dict[str, PolarsDataType] = {
     "error": pl.String,
     "finish_reason": pl.String,
     "model": pl.String,
+    "target": pl.String,
     **_TOKENS,
     "input_tokens_est": pl.Int64,
     "usage_estimated": pl.Boolean,  # some of its tokens or cost; null: an older version did not say
@@ -98,6 +100,7 @@ _ADDED: dict[str, pl.Expr] = {
     "at_most_usd": pl.lit(0, MONEY),
     "worst_usd": pl.lit(None, MONEY),
     "usage_estimated": pl.lit(None, pl.Boolean),
+    "target": pl.lit(None, pl.String),
 }
 """Columns that parts of an older version lack."""
 
@@ -122,6 +125,7 @@ def calls_frame(calls: Sequence[Call], answers: dict[int, str | None]) -> pl.Dat
         "raw": [reply.raw.decode("utf-8", "replace") or None for reply in replies],
         "model": [reply.model for reply in replies],
         "endpoint": [reply.endpoint for reply in replies],
+        "target": [reply.target or None for reply in replies],
         "response_id": [reply.response_id for reply in replies],
         "input_tokens_est": [call.input_tokens_est for call in calls],
         "input_tokens": [reply.usage.input_tokens for reply in replies],
@@ -153,6 +157,7 @@ def results_frame(results: Iterable[Result]) -> pl.DataFrame:
         "error": [result.error for result in rows],
         "finish_reason": [result.finish_reason for result in rows],
         "model": [result.model for result in rows],
+        "target": [result.target for result in rows],
         "input_tokens": [result.usage.input_tokens + result.usage.tool_tokens for result in rows],
         "cached_tokens": [result.usage.cached_tokens for result in rows],
         "output_tokens": [result.usage.output_tokens for result in rows],

@@ -1,0 +1,224 @@
+"""Jobs with several targets, each an emulator of its own that plays a service: who answers, who pays, what is kept."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from serving import served_each, stats, wait_for
+from sessions import run_through
+
+from jobs import PLAIN, write_job
+from pipeline.emulator import EmulatorOptions, parse_faults
+from pipeline.errors import JobError
+from pipeline.job import load
+from pipeline.run import prepare
+from pipeline.run.services import targets_of
+
+FLASH, LITE = "gemini-3.8-flash", "gemini-3.5-flash-lite"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("GEMINI_API_KEY", "FREE_KEY", "PAID_KEY"):
+        monkeypatch.setenv(name, f"AQ.{name.lower()}-of-the-test-0123456789")
+    (tmp_path / "topics.csv").write_text("topic\n" + "".join(f"the topic of row {row}\n" for row in range(60)))
+    return tmp_path
+
+
+def emulating(faults: str = "", **flags: Any) -> EmulatorOptions:
+    return EmulatorOptions(faults=parse_faults(faults), **{"marked": False, "model_version": None, **flags})
+
+
+@pytest.fixture
+def serve() -> Iterator[Any]:
+    with ExitStack() as stack:
+        yield lambda *several: stack.enter_context(served_each(several))
+
+
+def targets(*several: Mapping[str, Any]) -> str:
+    """TOML of `[[target]]` tables."""
+    lines = []
+    for each in several:
+        lines.append("[[target]]")
+        for key, value in each.items():
+            pairs = (
+                ", ".join(f"{name} = {json.dumps(one)}" for name, one in value.items())
+                if isinstance(value, dict)
+                else ""
+            )
+            lines.append(f"{key} = {{ {pairs} }}" if pairs else f"{key} = {json.dumps(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def job(here: Path, *several: Mapping[str, Any], **sections: Any) -> Path:
+    path = write_job(here, PLAIN, **{"limits": {"rpm": 0, "tpm": 0}, **sections})
+    path.write_text(path.read_text() + targets(*several))
+    return path
+
+
+def ran(path: Path, code: int = 0) -> pl.DataFrame:
+    ended = run_through(prepare.prepare(load(path), prepare.Options()))
+    assert ended.exit_code == code, ended.stopped
+    return pl.read_ndjson("results/out.jsonl")
+
+
+def bought_again(urls: Sequence[str]) -> int:
+    """Answers to what each has answered before."""
+    told = [stats(url) for url in urls]
+    return sum(each["answered"] - each["distinct_prompts"] for each in told)
+
+
+def test_the_job_says_what_each_target_is(here: Path) -> None:
+    path = job(
+        here,
+        {"name": "free", "key_env": "FREE_KEY", "limits": {"rpm": 10}},
+        {"name": "again", "key_env": "PAID_KEY", "same_project_as": "free"},
+        {
+            "name": "relay",
+            "provider": "openai",
+            "base_url": "https://relay.example/v1",
+            "key_env": "PAID_KEY",
+            "model": "m",
+        },
+        limits={"rpm": 100, "tpm": 5},
+        endpoint={"timeout_s": 7},
+    )
+    (free, one), (again, two), (relay, three) = targets_of(prepare.prepare(load(path), prepare.Options()))
+    assert (free.limits.rpm, free.limits.tpm, again.limits.rpm) == (10, 5, 100)
+    assert free.quota == again.quota and free.access != again.access
+    assert (relay.endpoint, relay.model, free.model) == ("openai@relay.example", "m", LITE)
+    assert {each.job.spec.endpoint.timeout_s for each in (one, two, three)} == {7}
+
+
+@pytest.mark.parametrize(
+    ("several", "words"),
+    [
+        (({"name": "a"}, {"name": "a"}), "two targets are called a"),
+        (({"name": "a", "same_project_as": "b"}, {"name": "b"}), "must name a target before it"),
+        (({"name": "a", "fallback": ["blocked"]},), "no target is asked at first"),
+        (({"name": "a"}, {"name": "b", "fallback": ["blocked"]}), "the model that it asks itself"),
+        (({"name": "a"}, {"name": "b", "fallback": []}), "fallback is empty"),
+        (({"name": "a"}, {"name": "b", "priority": 1, "fallback": ["full"]}), "there is none below 1"),
+        (({"name": "a", "rpm": 5},), r"`rpm` is not a setting of \[\[target\]\] number 1"),
+        (({"key_env": "X"},), r"\[\[target\]\] number 1 has no `name`"),
+        (({"name": "a", "price_factor": 0},), r"\[\[target\]\] number 1 price_factor"),
+        (({"name": "a", "provider": "openai", "api_version": "v1"},), "no word for it"),
+        (({"name": "a", "model": "gemini-9"},), "gemini-9 is not a known model"),
+    ],
+)
+def test_targets_that_cannot_be_meant_are_refused_before_anything_is_sent(
+    here: Path, several: Sequence[Mapping[str, Any]], words: str
+) -> None:
+    with pytest.raises(JobError, match=words):
+        prepare.prepare(load(job(here, *several)), prepare.Options())
+
+
+def test_a_flag_that_would_say_nothing_to_a_target_is_refused(here: Path) -> None:
+    path = job(here, {"name": "a", "limits": {"rpm": 5}}, {"name": "b"})
+    with pytest.raises(JobError, match=r"a flag sets limits\.rpm, and target a has its own"):
+        load(path, {"limits.rpm": 10})
+
+
+def test_three_targets_answer_and_each_row_says_who_and_what_it_cost_there(here: Path, serve: Any) -> None:
+    urls = serve(emulating(), emulating(), emulating())
+    several = [
+        {"name": "free", "base_url": urls[0], "key_env": "FREE_KEY", "price_factor": 1, "limits": {"concurrency": 2}},
+        {"name": "paid", "base_url": urls[1], "key_env": "PAID_KEY", "price_factor": 3, "limits": {"concurrency": 2}},
+        {"name": "other", "base_url": urls[2], "model": FLASH, "limits": {"concurrency": 2}},
+    ]
+    out = ran(job(here, *several))
+    asked = {name: stats(url)["answered"] for name, url in zip(("free", "paid", "other"), urls, strict=True)}
+    assert Counter(out["target"]) == asked and sum(asked.values()) == 60 and min(asked.values()) > 5
+    assert dict(out.select("target", "model").unique().iter_rows()) == {"free": LITE, "paid": LITE, "other": FLASH}
+    rates = (
+        out.with_columns(usd=pl.col("cost_usd") / (pl.col("input_tokens") * 0.3 + pl.col("output_tokens") * 2.5))
+        .group_by("target")
+        .agg(pl.col("usd").median())
+    )
+    usd = dict(rates.iter_rows())
+    assert usd["paid"] == pytest.approx(3 * usd["free"], rel=1e-6)
+    assert bought_again(urls) == 0
+
+
+@pytest.mark.parametrize("how", ["403", "429", "down"])
+def test_a_target_that_fails_in_mid_run_is_left_out_and_nothing_is_lost(here: Path, serve: Any, how: str) -> None:
+    options = emulating(rpd=10) if how == "429" else emulating()
+    urls = serve(options if how != "403" else emulating(keys=("AQ.another-key-0123456789",)), emulating())
+    first = "http://127.0.0.1:9" if how == "down" else urls[0]
+    several = [
+        {"name": "first", "base_url": first, "key_env": "FREE_KEY"},
+        {
+            "name": "second",
+            "base_url": urls[1],
+            "key_env": "PAID_KEY",
+            "priority": 2,
+            "fallback": ["day_quota", "outage"],
+        },
+    ]
+    out = ran(job(here, *several))
+    assert out["status"].to_list() == ["ok"] * 60
+    assert Counter(out["target"])["second"] == (50 if how == "429" else 60)
+    log = [json.loads(line) for line in Path("runs/job/run.log").read_text().splitlines()]
+    if how != "down":
+        [left_out] = [event for event in log if event["event"] == "target"]
+        assert left_out["message"].startswith("first is left out: ")
+
+
+@pytest.mark.parametrize(("fault", "cause"), [("block", "blocked"), ("safety", "blocked")])
+def test_an_answer_that_is_withheld_is_asked_of_another_and_both_are_paid(
+    here: Path, serve: Any, fault: str, cause: str
+) -> None:
+    urls = serve(emulating(fault), emulating())
+    several = [
+        {"name": "first", "base_url": urls[0]},
+        {"name": "second", "base_url": urls[1], "model": FLASH, "fallback": [cause]},
+    ]
+    out = ran(job(here, *several))
+    assert out["status"].to_list() == ["ok"] * 60 and set(out["target"]) == {"second"}
+    assert stats(urls[0])["answered"] == stats(urls[1])["answered"] == 60
+    assert out["calls"].to_list() == [2] * 60
+    again = ran(job(here, *several))
+    assert again.equals(out), "nothing is bought again"
+
+
+def test_a_cut_answer_is_kept_where_nobody_gives_a_whole_one(here: Path, serve: Any) -> None:
+    urls = serve(emulating(), emulating("503"))
+    several = [
+        {"name": "first", "base_url": urls[0]},
+        {"name": "second", "base_url": urls[1], "model": FLASH, "fallback": ["truncated"], "timeout_s": 5},
+    ]
+    (here / "topics.csv").write_text("topic\n" + "word " * 80 + "\n")
+    out = ran(job(here, *several, model={"max_output_tokens": 5}), code=1)
+    [row] = out.iter_rows(named=True)
+    assert (row["status"], row["target"]) == ("truncated", "first") and row["response"]
+
+
+RUN = [str(Path(sys.executable).parent / "pipeline"), "run", "job.toml", "--yes"]
+
+
+def test_no_kill_buys_anything_twice_also_from_a_fallback(here: Path, serve: Any) -> None:
+    """Half of the first one's answers are withheld, so the other is asked; killed again and again in between."""
+    (here / "topics.csv").write_text("topic\n" + "".join(f"the topic of row {row}\n" for row in range(400)))
+    urls = serve(emulating("block:0.5", latency_s=0.02, seed=1), emulating(latency_s=0.02))
+    path = job(
+        here,
+        {"name": "first", "base_url": urls[0], "limits": {"concurrency": 4}},
+        {"name": "second", "base_url": urls[1], "model": FLASH, "fallback": ["blocked"], "limits": {"concurrency": 4}},
+    )
+    for number in range(1, 6):
+        process = subprocess.Popen(RUN, stderr=subprocess.DEVNULL)
+        wait_for(urls[0], "answered", number * 50, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    out = ran(path)
+    assert out["status"].to_list() == ["ok"] * 400
+    assert bought_again(urls) <= 5 * 8, "what was in flight when it was killed"
