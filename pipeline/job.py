@@ -19,12 +19,12 @@ from pipeline.keys import Key, origin_of, read
 from pipeline.keys.diagnosis import diagnose
 from pipeline.prices import Rates, fixed_rates
 from pipeline.prompts import Params
-from pipeline.protocols import PROTOCOLS, Protocol
+from pipeline.protocols import GLOBAL, PROTOCOLS, Protocol, vertex_url
 from pipeline.records import Limits
 from pipeline.sections import Endpoint, JobFile, TargetSection
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Template, read_template, read_text
 
-_OF_ONE_PROTOCOL = {"base_url", "key_env", "key", "api_version"}
+_OF_ONE_PROTOCOL = {"base_url", "key_env", "key", "api_version", "project", "location"}
 _ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "model")
 
 
@@ -63,7 +63,7 @@ class Job:
     @property
     def model(self) -> str:
         """The model that is asked."""
-        return self.spec.model.name.removeprefix("models/")
+        return self.spec.model.name.removeprefix("publishers/google/").removeprefix("models/")
 
     @property
     def protocol(self) -> Protocol:
@@ -73,7 +73,27 @@ class Job:
     @property
     def base_url(self) -> str:
         """Where the calls go."""
-        return self.spec.endpoint.base_url or self.protocol.base_url
+        endpoint = self.spec.endpoint
+        own = vertex_url(self.place[1]) if endpoint.provider == "vertex" else self.protocol.base_url
+        return endpoint.base_url or own
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Project and location on Vertex AI, by the job or else the environment; in express mode there is no project.
+
+        An empty project is one that nobody names.
+        """
+        endpoint, named = self.spec.endpoint, os.environ.get
+        if endpoint.key or endpoint.key_env:
+            return "", GLOBAL
+        project = endpoint.project or named("GOOGLE_CLOUD_PROJECT", "").strip()
+        return project, endpoint.location or named("GOOGLE_CLOUD_LOCATION", "").strip() or GLOBAL
+
+    @property
+    def bears_tokens(self) -> bool:
+        """Whether its requests bear access tokens, not a key."""
+        endpoint = self.spec.endpoint
+        return endpoint.provider == "vertex" and not (endpoint.key or endpoint.key_env)
 
     @cached_property
     def targets(self) -> tuple[tuple[TargetSection, "Job"], ...]:

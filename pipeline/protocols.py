@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-ProviderName = Literal["gemini", "openai"]
+ProviderName = Literal["gemini", "openai", "vertex"]
 
 
 class Lack(NamedTuple):
@@ -25,19 +25,25 @@ class Protocol:
     lacks: Mapping[str, Lack] = field(default_factory=dict)
 
 
+_PLACED = {
+    f"endpoint.{key}": Lack("leave it out, or set [endpoint] provider = 'vertex'") for key in ("project", "location")
+}
+
 PROTOCOLS: Mapping[ProviderName, Protocol] = {
     "gemini": Protocol(
         "Google",
         "https://generativelanguage.googleapis.com",
         ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
         "GOOGLE_GEMINI_BASE_URL",
+        lacks=_PLACED,
     ),
     "openai": Protocol(
         "OpenAI",
         "https://api.openai.com/v1",
         ("OPENAI_API_KEY",),
         "OPENAI_BASE_URL",
-        {
+        lacks={
+            **_PLACED,
             "model.top_k": Lack("leave it out"),
             "model.safety": Lack("leave it out: what is filtered is set up at the service"),
             "model.thinking": Lack('name a level, as thinking = "low"', lambda value: isinstance(value, int)),
@@ -47,4 +53,22 @@ PROTOCOLS: Mapping[ProviderName, Protocol] = {
             "endpoint.api_version": Lack("leave it out: the version stands in the path of base_url"),
         },
     ),
+    "vertex": Protocol(
+        "Vertex AI",
+        "https://aiplatform.googleapis.com",
+        (),  # an express mode key is one that the job names
+        "GOOGLE_VERTEX_BASE_URL",
+    ),
 }
+
+GLOBAL = "global"
+"""The location of Vertex AI that is none, and the usual one, as google-genai has it."""
+
+
+def vertex_url(location: str) -> str:
+    """Where Vertex AI answers for a location: a region, `us` or `eu` for any region of theirs, or `global`."""
+    if location == GLOBAL:
+        return PROTOCOLS["vertex"].base_url
+    if location in ("us", "eu"):
+        return f"https://aiplatform.{location}.rep.googleapis.com"
+    return f"https://{location}-aiplatform.googleapis.com"

@@ -171,18 +171,30 @@ class Endpoint(_Section):
     """Where the calls go."""
 
     provider: ProviderName = Field(
-        "gemini", description="the protocol that is spoken there: Gemini's, or OpenAI's chat completions"
+        "gemini",
+        description="what is spoken there: Gemini's Developer API, OpenAI's chat completions, or Gemini on Vertex AI",
     )
     base_url: str | None = Field(
         None,
-        description="a relay, server or emulator; `GOOGLE_GEMINI_BASE_URL`, or for openai `OPENAI_BASE_URL`, wins"
-        " over it. Default: Google's, or OpenAI's",
+        description="a relay, server or emulator; `GOOGLE_GEMINI_BASE_URL`, `OPENAI_BASE_URL` or"
+        " `GOOGLE_VERTEX_BASE_URL` wins over it. Default: Google's, OpenAI's, or Vertex AI's for the location",
     )
-    api_version: Literal["v1", "v1beta"] = Field("v1beta", description="v1beta knows more models; gemini only")
+    api_version: Literal["v1", "v1beta"] = Field(
+        "v1beta", description="v1beta knows more models; on Vertex AI it is v1beta1. Not for openai"
+    )
     key_env: str | None = Field(
         None,
         description="variable that holds the key. Default: `GEMINI_API_KEY`, else `GOOGLE_API_KEY`; for openai"
-        " `OPENAI_API_KEY`",
+        " `OPENAI_API_KEY`; for vertex it means express mode, which has a key and no project",
+    )
+    project: str | None = Field(
+        None,
+        description="Google Cloud project whose quota and bill it is; vertex only. Default: `GOOGLE_CLOUD_PROJECT`",
+    )
+    location: str | None = Field(
+        None,
+        description="a region such as `europe-west4`, `us`, `eu` or `global`; vertex only. Default:"
+        " `GOOGLE_CLOUD_LOCATION`, else `global`",
     )
     key: str | None = Field(
         None,
@@ -216,6 +228,19 @@ class Endpoint(_Section):
         if url == "":
             raise ValueError("it is empty; leave it out for the service's own")
         return url
+
+    @field_validator("project", "location")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.:\-]{0,62}", name):  # a part of the address
+            raise ValueError(f'"{name}" is none: it has small letters, digits and hyphens')
+        return name
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> "Endpoint":
+        if self.provider == "vertex" and (self.key_env or self.key) and (self.project or self.location):
+            raise ValueError("a key is for express mode, which has no project and no location: leave one of them out")
+        return self
 
 
 class LimitsSection(_Section):

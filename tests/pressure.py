@@ -38,10 +38,12 @@ class Outcome:
     back_s: float = 0.0
 
 
-def refuse(world: World, share: Share, *, named: int | None = None, told_s: float | None = None) -> None:
+def refuse(
+    world: World, share: Share, *, named: int | None = None, told_s: float | None = None, of_capacity: bool = False
+) -> None:
     """Let the world refuse a share of all that comes, which may change with time, whatever the pace."""
     quota = (QuotaHit("requests-per-minute", "requests", "minute", named),) if named else ()
-    refusal = Failure("rate_limit", "quota", "exhausted", http_status=429, retry_after_s=told_s, quota=quota)
+    refusal = Failure("rate_limit", "quota", "exhausted", 429, told_s, quota, of_capacity)
 
     def fault(now: float) -> Failure | None:
         if world.rng.random() >= share(now):

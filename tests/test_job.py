@@ -479,7 +479,7 @@ def test_every_setting_either_changes_the_fingerprint_or_does_not() -> None:
         Reduce: {"template_file"},
         ModelSection: {"prices"},
         Output: {"excel"},
-        Endpoint: {"provider"},
+        Endpoint: {"provider", "project", "location"},
     }
     for model, values in {**CHANGES, **NO_CHANGES}.items():
         assert set(values) | files.get(model, set()) == set(model.model_fields)

@@ -50,6 +50,7 @@ E6 = r"""{"error":{"code":429,"message":"Quota exceeded for quota metric 'Genera
   {"@type":"type.googleapis.com/google.rpc.Help","links":[{"description":"Request a higher quota limit.","url":"https://cloud.google.com/docs/quotas/help/request_increase"}]}]}}"""
 E7 = r"""{"error":{"code":429,"message":"Resource has been exhausted (e.g. check quota).","status":"RESOURCE_EXHAUSTED"}}"""
 E7B = r"""{"error":{"code":429,"message":"Resource exhausted. Please try again later. Please refer to https://cloud.google.com/vertex-ai/generative-ai/docs/error-code-429 for more details.","status":"RESOURCE_EXHAUSTED"}}"""
+E7C = r"""{"error":{"code":429,"message":"Quota exceeded for aiplatform.googleapis.com/generate_content_requests_per_minute_per_project_per_base_model with base model: gemini-pro. Please submit a quota increase request. https://cloud.google.com/vertex-ai/docs/generative-ai/quotas-genai.","status":"RESOURCE_EXHAUSTED"}}"""
 E8 = r"""{"error":{"code":429,"message":"You exceeded your current quota, please check your plan and billing details. For more information on this error, head to: https://ai.google.dev/gemini-api/docs/rate-limits. To monitor your current usage, head to: https://ai.dev/rate-limit. ","status":"RESOURCE_EXHAUSTED",
  "details":[{"@type":"type.googleapis.com/google.rpc.Help","links":[{"description":"Learn more about Gemini API quotas","url":"https://ai.google.dev/gemini-api/docs/rate-limits"}]}]}}"""
 E10 = r"""[{"error":{"code":400,"message":"User location is not supported for the API use.","status":"FAILED_PRECONDITION"}}]"""
@@ -101,6 +102,7 @@ TABLE: dict[str, tuple[int, str | bytes, str, str]] = {
     "E6 service quota of zero": (429, E6, "fatal", "quota"),
     "E7 opaque": (429, E7, "rate_limit", "quota"),
     "E7b shared capacity": (429, E7B, "rate_limit", "quota"),
+    "E7c Vertex AI names a metric": (429, E7C, "rate_limit", "quota"),
     "E8 boilerplate with the word billing": (429, E8, "rate_limit", "quota"),
     "E9 prepaid credit gone": (429, E9, "spend_limit", "quota"),
     "E10 region, in an array": (400, E10, "auth", "auth"),
@@ -117,6 +119,7 @@ TABLE: dict[str, tuple[int, str | bytes, str, str]] = {
     "E18 billing country": (403, BILLING_COUNTRY, "auth", "auth"),
     "E19 unknown field": (400, E19, "fatal", "invalid_request"),
     "E20 context overflow": (400, E20, "reject", "too_long"),
+    "E20 on Vertex AI": (400, E20.replace("(1048576)", "1048576"), "reject", "too_long"),
     "invalid argument": (400, BAD_ARGUMENT, "reject", "invalid_request"),
     "method not offered": (501, UNIMPLEMENTED, "fatal", "invalid_request"),
     "402 without a word": (402, b"", "spend_limit", "quota"),
@@ -216,6 +219,18 @@ def test_a_quota_value_that_is_no_count_is_no_zero(value: object) -> None:
     violation = {"quotaId": "GenerateRequestsPerMinutePerProjectPerModel-FreeTier", "quotaValue": value}
     told = classify(429, {}, orjson.dumps({"error": {"code": 429, "details": [{"violations": [violation]}]}}))
     assert (told.kind, [hit.limit for hit in told.quota]) == ("rate_limit", [None])
+
+
+def test_vertex_ai_names_a_quota_by_its_metric_alone_or_is_short_of_capacity() -> None:
+    """Issues of 2024 to 2026 have the one; the other says nothing of the project's own limits."""
+    requests = classify(429, {}, E7C.encode())
+    assert [(hit.meter, hit.window, hit.limit) for hit in requests.quota] == [("requests", "minute", None)]
+    tokens = E7C.replace(
+        "generate_content_requests_per_minute_per_project", "embed_content_input_tokens_per_minute_per"
+    )
+    assert [hit.meter for hit in classify(429, {}, tokens.encode()).quota] == ["tokens"]
+    assert classify(429, {}, E7B.encode()).of_capacity and not classify(429, {}, E7B.encode()).quota
+    assert not any(classify(429, {}, body.encode()).of_capacity for body in (E3, E4, E7, E7C, E8))
 
 
 def test_a_message_without_details_tells_only_a_zero() -> None:

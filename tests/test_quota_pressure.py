@@ -61,6 +61,16 @@ def test_a_service_that_refuses_everything_by_turns_has_no_lower_limit() -> None
     assert len(world.admitted) >= 300, "a third of what is possible"
 
 
+@pytest.mark.parametrize("of_capacity", [True, False])
+def test_a_service_that_says_it_is_short_of_capacity_has_no_lower_limit_however_it_refuses(of_capacity: bool) -> None:
+    """A third of a minute without an answer looks like a full window, where nothing says that it is none."""
+    world = World("fixed", 600, 10**9, seed=1)
+    refuse(world, lambda now: float(20.0 <= now % 90.0 < 40.0), of_capacity=of_capacity)
+    kept = press(world, Limits(rpm=600, tpm=0), 300.0)
+    assert kept == 600 if of_capacity else kept < 600
+    assert len(world.admitted) >= 1750 if of_capacity else len(world.admitted) < 1000, "of 2,300"
+
+
 def test_what_a_relay_takes_at_once_is_learned_by_the_slots() -> None:
     outcome = crowd(1000, 30, 300, seed=1)
     assert outcome.use >= 0.85

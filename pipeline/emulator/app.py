@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.emulator import bodies, catalog, wire
+from pipeline.emulator import bodies, catalog, vertex, wire
 from pipeline.emulator.generate import Generator
 from pipeline.emulator.http import Call, ClientGone, Receive, Response, Scope, Send, Sender, json_response, read_call
 from pipeline.emulator.messages import Refusal
@@ -49,6 +49,7 @@ class Emulator:
         def server_clock() -> float:
             return clock() + offset_s
 
+        self._gatekeeper = vertex.Gatekeeper(self.options, server_clock)
         self._generator = Generator(self.options, self.stats, server_clock)
         self._sender = Sender(server_clock, connection_lost, self.options.marked)
 
@@ -60,6 +61,9 @@ class Emulator:
         if call.path == _STATS:
             body = self.stats.body(call.parameter("prompts") == "true", call.parameter("log") == "true")
             await self._sender.send(json_response(body), scope, receive, send)
+            return
+        if call.path == vertex.TOKEN_PATH:
+            await self._sender.send(json_response(self._gatekeeper.token()), scope, receive, send)
             return
         self.stats.in_flight += 1
         self.stats.max_in_flight = max(self.stats.max_in_flight, self.stats.in_flight)
@@ -74,6 +78,8 @@ class Emulator:
 
     async def _respond(self, call: Call) -> Response:
         try:
+            if (asked := vertex.asked(call)) is not None:
+                return await self._vertex(call, asked)
             return await self._route(call)
         except Refusal as refusal:
             return json_response(refusal.body, refusal.status)
@@ -97,6 +103,25 @@ class Emulator:
         if method == "countTokens":
             return await self._count_tokens(call)
         return await self._generator.answer(call, self._served(model), key)
+
+    async def _vertex(self, call: Call, asked: vertex.Asked) -> Response:
+        if asked.method == "generateContent":
+            self.stats.requests += 1
+        payer = self._gatekeeper.payer(call, asked)
+        if asked.method == "models.list":
+            return json_response(vertex.listing())
+        model = catalog.any_model(asked.model) if self.options.any_model else catalog.find(asked.model, "v1")
+        if model is None or catalog.retired(asked.model):
+            raise vertex.unknown_model(asked)
+        if asked.method == "models.get":
+            return json_response(vertex.published(model.name))
+        if asked.method == "countTokens":
+            return self._counted(vertex.read_count(await call.body()))
+        try:
+            answer = await self._generator.answer(await vertex.with_roles(call), self._served(model), payer)
+            return vertex.answered(answer)
+        except Refusal as refusal:
+            raise vertex.worded(refusal, model.name) from None
 
     def _key(self, call: Call, version: str, method: str) -> str:
         if call.header(b"authorization")[:7].lower() == "bearer ":
@@ -129,7 +154,9 @@ class Emulator:
         return catalog.any_model(told) if told else catalog.routed(model.name)
 
     async def _count_tokens(self, call: Call) -> Response:
-        fields = wire.read_count(await call.body())
+        return self._counted(wire.read_count(await call.body()))
+
+    def _counted(self, fields: wire.Fields) -> Response:
         self.stats.count_tokens += 1
         return json_response(wire.token_counts(wire.prompt_tokens(fields, self.options.tokenizer)))
 

@@ -73,13 +73,13 @@ def no_key() -> Refusal:
     return refusal(403, _NO_KEY)
 
 
-def bad_key(said: str = _BAD_KEY) -> Refusal:
+def bad_key(said: str = _BAD_KEY, service: str = SERVICE) -> Refusal:
     """400, not 401 or 403: the key is not one of the service's, or no longer."""
     return refusal(
         400,
         said,
         [
-            error_info("API_KEY_INVALID", {"service": SERVICE}),
+            error_info("API_KEY_INVALID", {"service": service}),
             {"@type": f"{_RPC}LocalizedMessage", "locale": "en-US", "message": said},
         ],
     )

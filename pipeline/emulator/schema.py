@@ -154,3 +154,10 @@ GENERATE_REQUEST = Message(
 )
 
 COUNT_REQUEST = Message(contents=Repeated(CONTENT), generate_content_request=GENERATE_REQUEST)
+VERTEX_COUNT_REQUEST = Message(
+    model=STRING,
+    contents=Repeated(CONTENT),
+    system_instruction=CONTENT,
+    generation_config=GENERATION_CONFIG,
+    tools=Repeated(TOOL),
+)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.prompts import Prompt
+from pipeline.providers.google_auth import Tokens
 from pipeline.providers.transport import READ_TIMEOUT_S, Wire
 from pipeline.records import Failure, Reply
 from pipeline.targets import Target
@@ -22,6 +23,7 @@ class Account:
     api_version: str = "v1beta"
     timeout_s: float = READ_TIMEOUT_S
     renew: Renew | None = None  # asked when the service refuses the key
+    tokens: Tokens | None = None  # in the place of a key that does not end
 
 
 Accounts = Mapping[str, Account]

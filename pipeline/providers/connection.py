@@ -230,7 +230,7 @@ class Connected(ABC):
         self._connections: dict[tuple[str, str], Connection] = {}
 
     @abstractmethod
-    def connect(self, account: Account, base_url: str) -> Connection:
+    def connect(self, account: Account, target: Target) -> Connection:
         """A connection; raises `JobError` for a base URL that cannot be used."""
 
     def open(self, target: Target) -> Connection:
@@ -238,7 +238,7 @@ class Connected(ABC):
         place = target.base_url, target.project
         connection = self._connections.get(place)
         if connection is None:
-            connection = self.connect(self._accounts[target.access], target.base_url)
+            connection = self.connect(self._accounts[target.access], target)
             connection.renew = self._accounts[target.access].renew
             self._connections[place] = connection
         return connection

@@ -56,6 +56,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, secret: st
         http_status=status,
         retry_after_s=None if kind == "fatal" else wait_s,
         quota=hits,
+        of_capacity=kind == "rate_limit" and not hits and said(fault.message) == "capacity",
         served_at=served_at,
     )
 
@@ -256,7 +257,7 @@ def _message(
     status: int, kind: FailureKind, fault: Fault, hits: Sequence[QuotaHit], secret: str, elsewhere: str
 ) -> str:
     model = _MODEL.search(fault.message)
-    name = clean(model[1], secret) if model else "the model"
+    name = clean(model[1].rstrip("."), secret) if model else "the model"
     if kind == "fatal" and hits:
         zero = ", ".join(_quota_words(hit) for hit in hits if hit.limit == 0)
         return clean(f"HTTP {status}: {name} is not offered to this project: no {zero}; another model or tier has some")

@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from functools import lru_cache
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import anyio
@@ -14,13 +14,14 @@ import httpx
 import orjson
 
 from pipeline.prompts import Params, Prompt
-from pipeline.protocols import PROTOCOLS
+from pipeline.protocols import PROTOCOLS, ProviderName
 from pipeline.providers.answers import bare_model
 from pipeline.providers.base import Account
 from pipeline.providers.connection import Connected, Connection, checked_url, succeeded
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Wire
 from pipeline.records import Failure, Reply
+from pipeline.targets import Target
 
 API_VERSION = "v1beta"
 MOST_COUNTED_TOKENS = 10_000_000
@@ -34,12 +35,12 @@ class Gemini(Connected):
 
     name = "gemini"
 
-    def connect(self, account: Account, base_url: str) -> "GeminiConnection":
+    def connect(self, account: Account, target: Target) -> "GeminiConnection":
         """See `GeminiConnection`."""
         return GeminiConnection(
             account.wire,
             api_key=account.key,
-            base_url=base_url,
+            base_url=target.base_url,
             api_version=account.api_version,
             timeout_s=account.timeout_s,
         )
@@ -52,7 +53,7 @@ class GeminiConnection(Connection):
     base URL that cannot be used.
     """
 
-    provider = "gemini"
+    provider: ClassVar[ProviderName] = "gemini"
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class GeminiConnection(Connection):
         self._urls: dict[tuple[str, str], httpx.URL] = {}
         super().__init__(
             wire,
-            _root(base_url, api_version),
+            _root(base_url, api_version, self.provider),
             api_key=api_key,
             headers={"x-server-timeout": str(ceil(timeout_s)), **(headers or {})},
             timeout_s=timeout_s,
@@ -79,14 +80,18 @@ class GeminiConnection(Connection):
 
     async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
         """See `Connection`."""
-        return await self.ask(self._url(model, "generateContent"), build_request(prompt), prompt, model)
+        return await self.ask(self.url(model, "generateContent"), build_request(prompt), prompt, model)
 
     async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
         """See `Connection`."""
         model = bare_model(model)
         # Only this form counts the system instruction; the model inside is required though it stands in the URL.
-        body = orjson.dumps({"generateContentRequest": {"model": f"models/{model}", **_request(prompt)}})
-        answer = await self.exchange(self._url(model, "countTokens"), body)
+        body = {"generateContentRequest": {"model": f"models/{model}", **request(prompt)}}
+        return await self.counted(self.url(model, "countTokens"), body, prompt)
+
+    async def counted(self, url: httpx.URL, body: Mapping[str, object], prompt: Prompt) -> int | Failure:
+        """What `countTokens` says to `body`."""
+        answer = await self.exchange(url, orjson.dumps(body))
         if isinstance(answer, Lost) or not succeeded(answer):
             return self.failure(answer, prompt)
         total = whole_number(mapping(load(answer.body)).get("totalTokens"))
@@ -124,18 +129,23 @@ class GeminiConnection(Connection):
                 break
         return list(models)
 
-    def _url(self, model: str, method: str) -> httpx.URL:
+    def url(self, model: str, method: str) -> httpx.URL:
+        """Where a method of a model is."""
         url = self._urls.get((model, method))
         if url is None:
-            path = model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
-            url = self._urls[model, method] = httpx.URL(f"{self._root}/{quote(path, safe='/')}:{method}")
+            path = quote(self.path(model), safe="/")
+            url = self._urls[model, method] = httpx.URL(f"{self._root}/{path}:{method}")
         return url
 
+    def path(self, model: str) -> str:
+        """How the service names a model."""
+        return model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
 
-def _root(base_url: str, api_version: str) -> httpx.URL:
-    url = checked_url(base_url, "gemini")
+
+def _root(base_url: str, api_version: str, provider: ProviderName) -> httpx.URL:
+    url = checked_url(base_url, provider)
     path = url.path.rstrip("/")
-    return url.copy_with(path=path if path.endswith(("/v1", "/v1beta")) else f"{path}/{api_version}")
+    return url.copy_with(path=path if path.endswith(("/v1", "/v1beta", "/v1beta1")) else f"{path}/{api_version}")
 
 
 # --- request ----------------------------------------------------------------------------------------------------------
@@ -143,10 +153,11 @@ def _root(base_url: str, api_version: str) -> httpx.URL:
 
 def build_request(prompt: Prompt) -> bytes:
     """Body of `generateContent` for `prompt`."""
-    return orjson.dumps(_request(prompt))
+    return orjson.dumps(request(prompt))
 
 
-def _request(prompt: Prompt) -> dict[str, Any]:
+def request(prompt: Prompt) -> dict[str, Any]:
+    """The same, as values."""
     contents = [{"role": turn.role, "parts": [{"text": part.text} for part in turn.parts]} for turn in prompt.content]
     return {"contents": contents, **_constant_part(prompt.params)}
 

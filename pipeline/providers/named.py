@@ -20,6 +20,7 @@ _OPENAIS_LIMIT = re.compile(r"(requests|tokens) per min\w*(?: \(\w{3}\))?[.:] li
 Its day is a rolling one, which opens again after minutes: only the wait tells.
 """
 _OPENROUTERS_LIMIT = re.compile(r"limit exceeded: ([\w\-]{0,50}-per-day)", re.IGNORECASE)
+_VERTEXS_METRIC = re.compile(r"Quota exceeded for ([\w.]{1,100}/\w{1,100})")  # without its limit
 _LONGEST_RESET_S = 60.0
 
 
@@ -52,6 +53,7 @@ def quota_hits(message: str, details: Sequence[Mapping[str, Any]] = ()) -> tuple
     if not hits and "too large" not in message:  # what is too large for a whole minute is no matter of pace
         hits = [_hit(f"{meter.lower()}_per_minute", "", int(limit)) for meter, limit in _OPENAIS_LIMIT.findall(message)]
         hits += [_hit(name.replace("-", "_"), "", None) for name in _OPENROUTERS_LIMIT.findall(message)]
+        hits += [_hit(metric, metric, None) for metric in _VERTEXS_METRIC.findall(message)]
     return tuple(dict.fromkeys(hits))
 
 

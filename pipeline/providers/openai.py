@@ -17,6 +17,7 @@ from pipeline.providers.connection import Connected, Connection, checked_url, su
 from pipeline.providers.foreign import load, mappings, string
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Wire
 from pipeline.records import Failure, Reply
+from pipeline.targets import Target
 
 _CHAT = "/chat/completions"
 
@@ -26,9 +27,11 @@ class OpenAI(Connected):
 
     name = "openai"
 
-    def connect(self, account: Account, base_url: str) -> "OpenAIConnection":
+    def connect(self, account: Account, target: Target) -> "OpenAIConnection":
         """See `OpenAIConnection`."""
-        return OpenAIConnection(account.wire, api_key=account.key, base_url=base_url, timeout_s=account.timeout_s)
+        return OpenAIConnection(
+            account.wire, api_key=account.key, base_url=target.base_url, timeout_s=account.timeout_s
+        )
 
 
 class OpenAIConnection(Connection):

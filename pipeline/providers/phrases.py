@@ -7,7 +7,7 @@ llama.cpp and LiteLLM, 2026-11.
 import re
 from typing import Literal
 
-Meaning = Literal["money", "no_channel", "pace", "key", "too_long", "blocked", "no_model", "busy"]
+Meaning = Literal["money", "no_channel", "pace", "key", "too_long", "blocked", "no_model", "capacity", "busy"]
 
 PHRASES: dict[Meaning, tuple[str, ...]] = {
     # Nothing is answered until somebody pays or raises a limit. Before the key: a key without credit is refused too.
@@ -78,6 +78,8 @@ PHRASES: dict[Meaning, tuple[str, ...]] = {
         r"not a valid model|model not (?:exist|found)|model .{1,100} (?:does not exist|is not found|not found)",
         "模型(?:名称)?(?:不存在|错误|无效)|不支持(?:的|该|此)?模型|无效的?模型",
     ),
+    # A 429 of a service that has no room for anybody: Vertex AI's quota that all its customers share.
+    "capacity": (r"resource exhausted\. please try again later|docs/error-code-429",),
     # A passing state, told as if the request were wrong.
     "busy": (
         r"(?:please )?(?:try again|retry) later|overloaded|temporarily unavailable|high demand",

@@ -8,7 +8,12 @@ from pipeline.providers.base import Providers
 from pipeline.records import Parse, Reply
 from pipeline.targets import provider_of
 
-_SPOKEN: Mapping[str, Callable[[bytes], Reply]] = {"gemini": parse_reply, "openai": parse_reply, "": parse_reply}
+_SPOKEN: Mapping[str, Callable[[bytes], Reply]] = {
+    "gemini": parse_reply,
+    "openai": parse_reply,
+    "vertex": parse_reply,
+    "": parse_reply,
+}
 """What this version reads, whatever a job asks now; a reply without an endpoint is of the first provider there was."""
 
 

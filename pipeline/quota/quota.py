@@ -233,7 +233,9 @@ class Quota:
             self._day_refused(ticket, now, failure)
             return False
         wait_s = min(LONGEST_WAIT_S, asked_s(failure))
-        hits = [hit for hit in failure.quota if hit.window == "minute"] or [self._likely_hit(now)]
+        hits = [hit for hit in failure.quota if hit.window == "minute"]
+        if not hits and not failure.of_capacity:
+            hits = [self._likely_hit(now)]
         limits = [limit for hit in hits if (limit := self._limit_of(hit))]
         large = self._is_too_large(ticket, failure, now)
         alone = large and self.ledger.since(ticket.sent_at - WINDOW_S)[1] == 0
@@ -252,7 +254,7 @@ class Quota:
 
     def _is_too_large(self, ticket: Ticket, failure: Failure, now: float) -> bool:
         """Whether it may be refused for its own size: it has more than all that passed, which are not refused now."""
-        if not 0 < self._largest_passed < ticket.tokens:
+        if failure.of_capacity or not 0 < self._largest_passed < ticket.tokens:
             self._usual_refused_at = now
             return False
         unnamed = all(hit.meter == "tokens" and hit.limit is None for hit in failure.quota)

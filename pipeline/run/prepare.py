@@ -208,10 +208,10 @@ def session_schema(session: Session) -> pl.Schema:
 
 def check_model(job: Job, offline: bool) -> None:
     """Raise `JobError` for a model that Google's endpoint does not serve, as far as this version knows."""
-    if job.spec.endpoint.provider != "gemini":
+    if job.spec.endpoint.provider == "openai":
         return  # no other service's models are known
     name = job.model
-    elsewhere = job.base_url != job.protocol.base_url
+    elsewhere = (job.spec.endpoint.base_url or job.protocol.base_url) != job.protocol.base_url
     if model_info(name) or job.own_rates or (elsewhere and not offline):
         return
     close = difflib.get_close_matches(name, [model.name for model in MODELS], n=1)

@@ -244,6 +244,8 @@ def _engine(
         heard(KeyNoted(note))
     for renewal in services.renewals:
         renewal.on_found = partial(_key_found, session, renewal.target, heard)
+    if services.tokens:
+        services.tokens.on_trouble = lambda message: heard(KeyNoted(message))
     left = files_left()
     route = services.route.mapped(lambda target: _as_used(session, target, left, heard))
     everyone = tuple(dict.fromkeys(route.everyone()))

@@ -12,16 +12,17 @@ import httpx
 
 from pipeline.environment import check_certificates
 from pipeline.errors import AuthError, JobError, ServiceError
-from pipeline.job import key_of
-from pipeline.keys import Key
+from pipeline.job import Job, key_of
 from pipeline.places import Kind, quota_file
 from pipeline.prompts import Prompt
 from pipeline.providers.base import Account, Provider, Providers
 from pipeline.providers.connection import Connected
 from pipeline.providers.gemini import Gemini
+from pipeline.providers.google_auth import Tokens, google_tokens
 from pipeline.providers.openai import OpenAI
 from pipeline.providers.stored import parser_of
 from pipeline.providers.transport import Wire
+from pipeline.providers.vertex import Vertex
 from pipeline.quota.book import QuotaBook, read_known
 from pipeline.quota.daily import day_of, until_text
 from pipeline.quota.stops import refused_by_proxy
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.emulator import Emulator
 
 _EMULATOR_URL = "http://emulator"
-SPEAKERS: Mapping[str, type[Connected]] = {"gemini": Gemini, "openai": OpenAI}
+SPEAKERS: Mapping[str, type[Connected]] = {"gemini": Gemini, "openai": OpenAI, "vertex": Vertex}
 """Who speaks each protocol that a job may name."""
 
 
@@ -47,6 +48,7 @@ class Services:
     providers: Providers
     notes: tuple[str, ...] = ()  # on the keys, before the first call
     renewals: tuple[Renewal, ...] = ()  # what they have to say comes in the middle of the run
+    tokens: Tokens | None = None  # as they have
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -75,12 +77,12 @@ Opening = Callable[[Session], AbstractAsyncContextManager[Services]]
 
 
 def target_of(session: Session) -> Target:
-    """The target that the job names, or the embedded emulator. Raises `JobError` without a key."""
+    """The target that the job names, or the embedded emulator. Raises `JobError` without a key or project."""
     job, offline = session.job, session.options.offline
     return Target(
         Gemini.name if offline else job.spec.endpoint.provider,  # all that the emulator speaks
         _EMULATOR_URL if offline else job.base_url,
-        "offline" if offline else known_project(key_of(job).value),
+        "offline" if offline else _project(job),
         session.working.model,
         rates=session.rates,
         limits=session.limits,
@@ -111,6 +113,20 @@ def targets_of(session: Session) -> list[tuple[Target, Session]]:
     return list(zip(found.values(), asked, strict=True))
 
 
+def _project(job: Job) -> str:
+    """Whose quota and bill it is: on Vertex AI a project's at a location, else that of whom the key belongs to."""
+    if not job.bears_tokens:
+        return known_project(key_of(job).value)
+    project, location = job.place
+    if not project:
+        raise JobError(
+            "no project for Vertex AI: [endpoint] project is not set, and GOOGLE_CLOUD_PROJECT is unset",
+            "`export GOOGLE_CLOUD_PROJECT=…`, or in express mode name the variable of its key in [endpoint] key_env;"
+            " without either: `--offline`",
+        )
+    return f"{project}/{location}"
+
+
 @asynccontextmanager
 async def open_services(session: Session) -> AsyncIterator[Services]:
     """Those who answer by the job, or the embedded emulator through the same client."""
@@ -120,19 +136,25 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
     accounts: dict[str, dict[str, Account]] = {}
     notes: dict[str, None] = {}
     renewals: list[Renewal] = []
+    tokens: Tokens | None = None  # one identity for all
     async with Wire(httpx.ASGITransport(_emulator()) if offline else None) as wire:
         for target, each in targets:
-            key = Key("offline", "") if offline else key_of(each.job)
-            notes |= dict.fromkeys(key.warnings)
-            renewal = None if offline else Renewal(each.job, target, key)
-            renewals += [renewal] if renewal else []
             endpoint = each.job.spec.endpoint
-            account = Account(wire, key.value, endpoint.api_version, endpoint.timeout_s, renewal)
+            account = Account(wire, "offline", endpoint.api_version, endpoint.timeout_s)
+            if each.job.bears_tokens and not offline:
+                tokens = tokens or await google_tokens(wire)
+                account = replace(account, key="", tokens=tokens)
+            elif not offline:
+                key = key_of(each.job)
+                notes |= dict.fromkeys(key.warnings)
+                renewals.append(Renewal(each.job, target, key))
+                account = replace(account, key=key.value, renew=renewals[-1])
             accounts.setdefault(target.provider, {})[target.access] = account
         speakers = {name: SPEAKERS[name](known) for name, known in accounts.items()}
         for target, _ in targets:
             speakers[target.provider].open(target)
-        yield Services(ranked([target for target, _ in targets]), speakers, tuple(notes), tuple(renewals))
+        route = ranked([target for target, _ in targets])
+        yield Services(route, speakers, tuple(notes), tuple(renewals), tokens)
 
 
 def _emulator() -> "Emulator":

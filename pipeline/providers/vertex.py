@@ -1,0 +1,115 @@
+"""Gemini on Vertex AI: the Developer API's bodies, for a project and a location, borne by tokens that end.
+
+In express mode a key stands for all three. The addresses and bodies are google-genai's (`vertexai=True`, 3.6.1).
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import httpx
+
+from pipeline.prompts import Params, Prompt, said
+from pipeline.providers.base import Account
+from pipeline.providers.connection import Connected
+from pipeline.providers.gemini import GeminiConnection, request
+from pipeline.providers.google_auth import Token
+from pipeline.records import Failure, Reply
+from pipeline.targets import Target
+
+_VERSIONS = {"v1beta": "v1beta1"}
+_COUNTED = ("contents", "systemInstruction", "generationConfig")
+
+T = TypeVar("T")
+
+
+class Vertex(Connected):
+    """The provider: every target on Vertex AI."""
+
+    name = "vertex"
+
+    def connect(self, account: Account, target: Target) -> "VertexConnection":
+        """See `VertexConnection`."""
+        return VertexConnection(account, target)
+
+    async def list_models(self, target: Target) -> list[str] | Failure:
+        """The target's own model, if it counts tokens for this project.
+
+        Vertex AI lists what Google publishes, not what a project may use at a location.
+        """
+        found = await self.count_tokens(Prompt(0, "0", "answer", said("Hello"), Params(), 1), target)
+        return found if isinstance(found, Failure) else [target.model]
+
+
+class VertexConnection(GeminiConnection):
+    """One identity at one base URL, for one project and location; raises as `GeminiConnection`.
+
+    A token that the service refuses is replaced and the request sent once more: nothing was billed.
+    """
+
+    provider = "vertex"
+
+    def __init__(self, account: Account, target: Target) -> None:
+        self._tokens = account.tokens
+        project, _, location = target.project.partition("/")
+        self._place = f"projects/{project}/locations/{location}/" if self._tokens else ""
+        super().__init__(
+            account.wire,
+            api_key=account.key,
+            base_url=target.base_url,
+            api_version=_VERSIONS.get(account.api_version, account.api_version),
+            headers=self._tokens.headers if self._tokens else None,
+            timeout_s=account.timeout_s,
+        )
+
+    def authorization(self, key: str) -> dict[str, str]:
+        """An access token is the bearer's; the two never go together."""
+        return {"authorization": f"Bearer {key}"} if self._tokens else super().authorization(key)
+
+    def path(self, model: str) -> str:
+        """A model of Google's by its name alone, another by as much of its resource name as is given."""
+        if model.startswith("projects/"):
+            return model
+        return self._place + (model if "/" in model else f"publishers/google/models/{model}")
+
+    @property
+    def free_url(self) -> httpx.URL:
+        """One model, of all that Google publishes."""
+        return httpx.URL(f"{self._root}/publishers/google/models", params={"pageSize": "1"})
+
+    async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
+        """See `Connection`."""
+        return await self._bearing(lambda: super(VertexConnection, self).generate(prompt, model))
+
+    async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
+        """See `Connection`; the body is the request itself, as far as it is counted."""
+        body = {name: value for name, value in request(prompt).items() if name in _COUNTED}
+        return await self._bearing(lambda: self.counted(self.url(model, "countTokens"), body, prompt))
+
+    async def is_emulator(self) -> bool:
+        """See `Connection`; where there is no token, nobody is asked."""
+
+        async def ask() -> bool | Failure:
+            return await super(VertexConnection, self).is_emulator()
+
+        return await self._bearing(ask) is True
+
+    async def _bearing(self, send: Callable[[], Awaitable[T | Failure]]) -> T | Failure:
+        """Send with a token that is good, and once more with the next one if it is refused all the same."""
+        if self._tokens is None:
+            return await send()
+        token = await self._tokens.current()
+        if isinstance(token, Failure):
+            return token
+        found = await self._sent(send, token)
+        if not isinstance(found, Failure) or found.http_status != 401:
+            return found
+        other = await self._tokens.instead_of(token)
+        if isinstance(other, Failure):
+            return other
+        return found if other.text == token.text else await self._sent(send, other)
+
+    def _sent(self, send: Callable[[], Awaitable[T | Failure]], token: Token) -> Awaitable[T | Failure]:
+        if token.text != self._key:  # one header for all requests with one token: the wire knows it by its identity
+            self._key = token.text
+            self._headers = self._authorized(token.text)
+        return send()
