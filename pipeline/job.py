@@ -101,6 +101,12 @@ class Job:
         return tuple((target, replace(self, spec=_asked_at(self.spec, target))) for target in self.spec.target)
 
     @property
+    def rules(self) -> tuple[frozenset[str], ...]:
+        """The names of the targets that each rule leads to; of all, where there are no rules."""
+        named = tuple(frozenset(route.targets) for route in self.spec.route)
+        return named or (frozenset(target.name for target in self.spec.target),)
+
+    @property
     def asked(self) -> tuple["Job", ...]:
         """This job as each of its targets is asked; itself where it names none."""
         return tuple(job for _, job in self.targets) or (self,)
@@ -206,20 +212,23 @@ def _check_targets(job: Job) -> None:
     """Raise for targets of which some would never be asked, or to which a flag would say nothing."""
     if not job.targets:
         return
-    asked_first = [(target, each) for target, each in job.targets if target.takes]
-    if not asked_first:
-        raise JobError(
-            f"no target is asked at first: each waits for an answer of another\n{job.path}, [[target]] fallback",
-            "one target must have no `fallback`",
-        )
-    for target, each in job.targets:
-        models = {other.model for section, other in asked_first if section is not target}
-        if target.takes_over and each.model in models:
+    for names in job.rules:
+        ruled = [(target, each) for target, each in job.targets if target.name in names]
+        asked_first = [(target, each) for target, each in ruled if target.takes]
+        if not asked_first:
             raise JobError(
-                f"target {target.name} takes over answers of the model that it asks itself, {each.model}\n"
-                f"{job.path}, [[target]] fallback",
-                "name another `model` there: the same one answers the same",
+                f"no target is asked at first: each waits for an answer of another\n{job.path}, [[target]] fallback",
+                "one target must have no `fallback`",
             )
+        for target, each in ruled:
+            models = {other.model for section, other in asked_first if section is not target}
+            if target.takes_over and each.model in models:
+                raise JobError(
+                    f"target {target.name} takes over answers of the model that it asks itself, {each.model}\n"
+                    f"{job.path}, [[target]] fallback",
+                    "name another `model` there: the same one answers the same",
+                )
+    for target, _ in job.targets:
         for key, said in (
             ("model.name", target.model),
             *((f"limits.{key}", key) for key in target.limits.model_fields_set),

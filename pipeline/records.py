@@ -89,6 +89,7 @@ class Document:
     key: str
     fields: Mapping[str, object]  # the columns that the templates use
     text: str | None = None  # the column that may be chunked; None when the job names none
+    rule: int = 0  # of the job's `[[route]]` rules, the one that it falls under
 
 
 @dataclass(frozen=True, slots=True)

@@ -324,6 +324,17 @@ class TargetSection(Endpoint):
         return self
 
 
+class RouteSection(_Section):
+    """Which targets answer which rows: the first rule that holds for a row; the last one is for all others."""
+
+    where: str | None = Field(
+        None,
+        description="SQL condition on the row's columns and `input_tokens`, the estimate of what the templates insert"
+        " from it; left out in the last rule",
+    )
+    targets: list[str] = Field(min_length=1, description="names of the targets that answer these rows")
+
+
 class Budget(_Section):
     """Caps on spending."""
 
@@ -414,6 +425,7 @@ class JobFile(_Section):
     endpoint: Endpoint = Endpoint()  # type: ignore[call-arg]  # every field has a default
     limits: LimitsSection = LimitsSection()  # type: ignore[call-arg]
     target: list[TargetSection] = Field(default_factory=list, max_length=64)
+    route: list[RouteSection] = Field(default_factory=list, max_length=64)
     budget: Budget = Budget()  # type: ignore[call-arg]
     cache: Cache | None = None
     output: Output
@@ -426,6 +438,22 @@ class JobFile(_Section):
                 raise ValueError(f"two targets are called {target.name}")
             if target.same_project_as is not None and target.same_project_as not in names[:number]:
                 raise ValueError(f"target {target.name}: same_project_as must name a target before it")
+        return self
+
+    @model_validator(mode="after")
+    def _routes_lead_somewhere(self) -> "JobFile":
+        if not self.route:
+            return self
+        names = {target.name for target in self.target}
+        for number, route in enumerate(self.route, 1):
+            if unknown := set(route.targets) - names:
+                raise ValueError(f"[[route]] number {number} names {min(unknown)!r}, which is no [[target]]")
+            if (route.where is None) != (number == len(self.route)):
+                raise ValueError(
+                    "the last [[route]] is for all rows that no other takes: it has no `where`; each before it has one"
+                )
+        if idle := names.difference(*(route.targets for route in self.route)):
+            raise ValueError(f"no [[route]] leads to target {min(idle)}")
         return self
 
     @model_validator(mode="after")

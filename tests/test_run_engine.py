@@ -72,7 +72,7 @@ def play(
                 watched.bought,
             )
             left = ([one for one in batch if not store.outcomes.done(one.row)] for batch in batches)
-            engine = Engine(job, left, store, lambda prompt: call(prompt, route), desk, watched)
+            engine = Engine(job, left, store, lambda document: lambda prompt: call(prompt, route), desk, watched)
             async with anyio.create_task_group() as tasks:
                 if meanwhile:
                     tasks.start_soon(meanwhile, engine)

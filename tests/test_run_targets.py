@@ -17,7 +17,7 @@ from sessions import run_through
 
 from jobs import PLAIN, write_job
 from pipeline.emulator import EmulatorOptions, parse_faults
-from pipeline.errors import JobError
+from pipeline.errors import JobError, PipelineError
 from pipeline.job import load
 from pipeline.run import prepare
 from pipeline.run.services import targets_of
@@ -188,6 +188,51 @@ def test_an_answer_that_is_withheld_is_asked_of_another_and_both_are_paid(
     assert out["calls"].to_list() == [2] * 60
     again = ran(job(here, *several))
     assert again.equals(out), "nothing is bought again"
+
+
+def routes(*several: Mapping[str, Any]) -> str:
+    """TOML of `[[route]]` tables."""
+    return targets(*several).replace("[[target]]", "[[route]]")
+
+
+TWO = ({"name": "cheap", "model": LITE}, {"name": "long", "model": FLASH})
+
+
+def test_rows_go_where_the_first_rule_that_holds_leads(here: Path, serve: Any) -> None:
+    (here / "topics.csv").write_text(
+        "lang,topic\n" + "".join(f"{lang},{'word ' * size}\n" for lang in ("en", "de", "") for size in (5, 500))
+    )
+    [url] = serve(emulating())
+    path = job(here, *TWO, endpoint={"base_url": url})
+    path.write_text(
+        path.read_text()
+        + routes({"where": "lang = 'en' AND input_tokens < 100", "targets": ["cheap"]}, {"targets": ["long"]})
+    )
+    out = ran(path)
+    assert out["target"].to_list() == ["cheap", "long", "long", "long", "long", "long"]
+    assert out["model"].to_list() == [LITE, *[FLASH] * 5]
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        (({"targets": ["cheap"]},), "no .*route.* leads to target long"),
+        (({"targets": ["cheap", "x"]},), "number 1 names 'x', which is no"),
+        (({"where": "topic = ''", "targets": ["cheap", "long"]},), "the last .* has no `where`"),
+        (({"targets": ["cheap"]}, {"targets": ["long"]}), "each before it has one"),
+        (({"where": "nothing = 1", "targets": ["cheap"]}, {"targets": ["long"]}), "column `nothing` is not in"),
+        (({"where": "topic", "targets": ["cheap"]}, {"targets": ["long"]}), "not true or false"),
+        (({"where": "count(topic) > 1", "targets": ["cheap"]}, {"targets": ["long"]}), "more than one row"),
+        (({"where": "CAST(topic AS INT) > 1", "targets": ["cheap"]}, {"targets": ["long"]}), "where fails"),
+    ],
+)
+def test_rules_that_lead_nowhere_are_refused_before_anything_is_sent(
+    here: Path, rules: Sequence[Mapping[str, Any]], words: str
+) -> None:
+    path = job(here, *TWO)
+    path.write_text(path.read_text() + routes(*rules))
+    with pytest.raises(PipelineError, match=words):
+        prepare.prepare(load(path), prepare.Options())
 
 
 def test_a_cut_answer_is_kept_where_nobody_gives_a_whole_one(here: Path, serve: Any) -> None:

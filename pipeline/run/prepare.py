@@ -181,7 +181,7 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
     kinds = source.kinds
     for template, own in job.templates:
         check_template(template, kinds, own, spec.text)
-    source = source.showing(job.reads(kinds))
+    source = source.showing(job.reads(kinds)).ruled([route.where for route in job.spec.route if route.where])
     source.check()
     rows = source.count() if options.limit is None else min(source.count(), options.limit)
     session = Session(job, source, rows, options, redo, "offline" if options.offline else "real", options.offline)

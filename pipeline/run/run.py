@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -19,7 +19,7 @@ from pipeline.budget.caps import Book, Spending
 from pipeline.budget.cashier import SEEN_COLUMNS, Cashier, seen_in
 from pipeline.budget.joint import JointBook
 from pipeline.cache import AnswerCache, shelf_of
-from pipeline.calls import charge_lost, durable
+from pipeline.calls import Call, charge_lost, durable
 from pipeline.dispatch.desk import Admit, Desk, Send
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import KEPT, RESUMABLE, AuthError, InputChanged, PipelineError, resumable_once
@@ -247,9 +247,9 @@ def _engine(
     if services.tokens:
         services.tokens.on_trouble = lambda message: heard(KeyNoted(message))
     left = files_left()
-    route = services.route.mapped(lambda target: _as_used(session, target, left, heard))
-    everyone = tuple(dict.fromkeys(route.everyone()))
-    whole = route if everyone == route.targets else Route(everyone)
+    used = {target: _as_used(session, target, left, heard) for target in services.targets}
+    routes = [route.mapped(used.__getitem__) for route in services.routes]
+    whole = routes[-1] if tuple(used.values()) == routes[-1].targets else Route(tuple(used.values()))
 
     def desk(send: Send, admit: Admit) -> Desk:
         return Dispatcher(
@@ -274,11 +274,12 @@ def _engine(
     cashier = Cashier(spending, heard, seen, budget.allow_unpriced)
     cache = AnswerCache(shelf, services.parse, heard, SUFFIXES[session.kind]) if shelf else None
     call, opened = durable(generate, desk, store, cashier, cache, monitor.saved, monitor.bought)
+    calls = [partial(_by, call, route) for route in routes]
     engine = Engine(
         session.working,
         session.documents(rows, plan.order),
         store,
-        lambda prompt: call(prompt, route),
+        lambda document: calls[document.rule],
         opened,
         monitor,
         cache,
@@ -298,6 +299,10 @@ def _key_found(session: Session, target: Target, heard: Notify, message: str, pr
         succeeds(project, target.project)
     except (OSError, PipelineError) as error:
         heard(KeyNoted(f"the next run's caps of day and month will not count what was spent with the old key: {error}"))
+
+
+def _by(call: Call, route: Route, prompt: Prompt) -> Awaitable[Reply]:
+    return call(prompt, route)
 
 
 def _as_used(session: Session, target: Target, files: int, heard: Notify) -> Target:

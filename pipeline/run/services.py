@@ -49,11 +49,17 @@ class Services:
     notes: tuple[str, ...] = ()  # on the keys, before the first call
     renewals: tuple[Renewal, ...] = ()  # what they have to say comes in the middle of the run
     tokens: Tokens | None = None  # as they have
+    others: tuple[Route, ...] = ()  # of the rules before the last, whose `route` is
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """By the number of the rule that a row falls under."""
+        return *self.others, self.route
 
     @property
     def targets(self) -> tuple[Target, ...]:
         """Whoever may be asked, each once."""
-        return tuple(dict.fromkeys(self.route.everyone()))
+        return tuple(dict.fromkeys(target for route in self.routes for target in route.everyone()))
 
     @property
     def parse(self) -> Parse:
@@ -153,8 +159,8 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
         speakers = {name: SPEAKERS[name](known) for name, known in accounts.items()}
         for target, _ in targets:
             speakers[target.provider].open(target)
-        route = ranked([target for target, _ in targets])
-        yield Services(route, speakers, tuple(notes), tuple(renewals), tokens)
+        routes = [ranked([t for t, _ in targets if not t.name or t.name in names]) for names in session.job.rules]
+        yield Services(routes[-1], speakers, tuple(notes), tuple(renewals), tokens, tuple(routes[:-1]))
 
 
 def _emulator() -> "Emulator":

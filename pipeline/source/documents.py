@@ -14,9 +14,11 @@ from pipeline.cells import cells, json_cells, kind, leaves, texts, types
 from pipeline.errors import InputError
 from pipeline.records import Document
 from pipeline.source import jsonl, standing
+from pipeline.source.rules import Rules, rules
 from pipeline.source.tables import Table, open_table
 from pipeline.source.unique import hashed, repeats
 from pipeline.source.where import compiled
+from pipeline.tokens import estimate
 from pipeline.values import Fields, Kind
 
 ROW = "\0row"
@@ -41,6 +43,7 @@ class Source:
     columns: tuple[str, ...]
     predicate: pl.Expr | None
     stamps: tuple[standing.Stamp | None, ...] = ()  # of the files, when they were opened
+    rules: Rules | None = None  # under which its rows fall
 
     @cached_property
     def schema(self) -> dict[str, pl.DataType]:
@@ -168,7 +171,14 @@ class Source:
             if names
             else (Fields() for _ in rows)
         )
-        return map(Document, rows, keys, fields, bodies)
+        if self.rules is None:
+            return map(Document, rows, keys, fields, bodies)
+        tokens = [_tokens(body, *row) for body, *row in zip(bodies, *columns, strict=True)] if self.rules.counts else []
+        return map(Document, rows, keys, fields, bodies, self.rules.of(frame, tokens))
+
+    def ruled(self, conditions: Sequence[str]) -> "Source":
+        """The same table with rules for its rows; none where there is no condition. Raises `InputError`."""
+        return replace(self, rules=rules(self.table, conditions)) if conditions else self
 
     def _cells(self, column: pl.Series) -> list[object]:
         return json_cells(column) if column.name in self.table.json_columns else cells(column)
@@ -182,7 +192,8 @@ class Source:
 
     @cached_property
     def _needed(self) -> list[str]:
-        return list(dict.fromkeys(name for name in (self.id, self.text, *self.columns) if name is not None))
+        ruling = self.rules.columns if self.rules else ()
+        return list(dict.fromkeys(name for name in (self.id, self.text, *self.columns, *ruling) if name is not None))
 
     @cached_property
     def _rows(self) -> int:
@@ -289,6 +300,11 @@ def open_source(
     predicate = None if where is None else compiled(table, where)
     stamps = () if table.remote else standing.stamps(table.paths)
     return Source(table, id, text, where, (), predicate, stamps).showing(columns)
+
+
+def _tokens(*cells: object) -> int:
+    """Estimated tokens of a row's cells as they are inserted."""
+    return sum(estimate(cell if isinstance(cell, str) else str(cell)) for cell in cells if cell is not None)
 
 
 def output_conflict(source: Source, out_path: str) -> None:

@@ -1,6 +1,7 @@
-"""What stands behind `where`: an SQL condition on one row, compiled; what looks at more than the row is refused."""
+"""What stands behind a `where`: an SQL condition on one row, compiled; what looks at more than the row is refused."""
 
 import re
+from collections.abc import Mapping
 
 import orjson
 import polars as pl
@@ -13,31 +14,34 @@ _CLOCK = re.compile(r"\b(now\s*\(|current_(date|time|timestamp)\b|localtime(stam
 _OVER_ROWS = {"Agg", "Over", "Len", "SubPlan", "Rank", "Shift"}
 
 
-def compiled(table: Table, where: str) -> pl.Expr:
-    """The condition of `[input] where`. Raises `InputError` for one that does not fit the table."""
+def compiled(
+    table: Table, where: str, setting: str = "[input] where", more: Mapping[str, pl.DataType] | None = None
+) -> pl.Expr:
+    """The condition of a setting, over the table's columns and `more`. Raises `InputError` for what does not fit."""
     try:
         predicate = pl.sql_expr(where)
         one_by_one = _is_row_by_row(orjson.loads(predicate.meta.serialize(format="json")))
-        dtype = pl.DataFrame(schema=table.where_schema).select(predicate.alias("where")).schema["where"]
+        empty = pl.DataFrame(schema={**table.where_schema, **(more or {})})
+        dtype = empty.select(predicate.alias("where")).schema["where"]
     except pl.exceptions.ColumnNotFoundError as error:
         found = re.search(r'unable to find column "(.*?)"', str(error))
-        raise _unknown_in_where(table, where, found[1] if found else "?") from None
+        raise _unknown_in_where(table, f"{setting} = {where!r}", found[1] if found else "?") from None
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
         hint = "it is what stands behind WHERE in SQL, for instance lang = 'en' AND year > 2020"
         if "compare" in reason or "is_in" in reason:
             hint = "a column of text is compared with numbers by way of TRY_CAST(column AS DOUBLE)"
-        raise InputError(f"[input] where = {where!r}: {reason}", hint) from None
+        raise InputError(f"{setting} = {where!r}: {reason}", hint) from None
     if dtype != pl.Boolean:
-        raise InputError(f"[input] where = {where!r} is {dtype}, not true or false", "compare it with something")
+        raise InputError(f"{setting} = {where!r} is {dtype}, not true or false", "compare it with something")
     if _CLOCK.search(_QUOTED.sub("''", where)):  # a later session would number other rows, and hold them to be done
         raise InputError(
-            f"[input] where = {where!r} lets other rows through at another time",
+            f"{setting} = {where!r} lets other rows through at another time",
             "write the time itself: day >= DATE '2026-11-29'; a column of such a name stands in double quotes",
         )
     if not one_by_one:
         raise InputError(
-            f"[input] where = {where!r} looks at more than one row", "aggregates and windows need a table made before"
+            f"{setting} = {where!r} looks at more than one row", "aggregates and windows need a table made before"
         )
     return predicate
 
@@ -53,8 +57,8 @@ def _is_row_by_row(node: object) -> bool:
     return True
 
 
-def _unknown_in_where(table: Table, where: str, name: str) -> InputError:
+def _unknown_in_where(table: Table, said: str, name: str) -> InputError:
     hint = table.instead(name) or f"columns are {', '.join(table.schema)}"
-    if f'"{name}"' in where:
+    if f'"{name}"' in said:
         hint = f"text stands in single quotes: '{name}'"
-    return InputError(f"[input] where = {where!r}: column `{name}` is not in {table.path}", hint)
+    return InputError(f"{said}: column `{name}` is not in {table.path}", hint)
