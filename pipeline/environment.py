@@ -1,6 +1,7 @@
 """Places and certificates that the environment names, checked with the variable's name for the person who set it."""
 
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +18,12 @@ VARIABLES: Mapping[str, str] = {
     "GOOGLE_CLOUD_PROJECT": 'the project of a job with `provider = "vertex"` that names none',
     "GOOGLE_CLOUD_LOCATION": "that job's location, where it names none",
     "GOOGLE_VERTEX_BASE_URL": "that job's address; wins over `[endpoint] base_url`",
-    "HTTPS_PROXY": "the proxy; `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` are heeded too",
-    "SSL_CERT_FILE": "certificates to trust, in PEM",
-    "SSL_CERT_DIR": "a directory of certificates to trust",
+    "HTTPS_PROXY": "the proxy for https:// addresses, and `HTTP_PROXY` for http://; `https_proxy` wins over it."
+    " `[endpoint] proxy` wins over all of these",
+    "ALL_PROXY": "the proxy for addresses that none of those is for",
+    "NO_PROXY": "who is reached without: `*`, domains, addresses, networks as `10.0.0.0/8`; with a port or without",
+    "SSL_CERT_FILE": "certificates to trust in place of the usual ones, in PEM",
+    "SSL_CERT_DIR": "a directory of certificates to trust in place of the usual ones, named by `openssl rehash`",
     "XDG_STATE_HOME": "where learned limits, day counts and the book of spending are kept. Default: `~/.local/state`",
     "XDG_CACHE_HOME": "where the cache of answers is. Default: `~/.cache`",
     "POLARS_MAX_THREADS": "threads that read and write tables. Default: as many as there are cores",
@@ -70,19 +74,39 @@ def check_threads() -> None:
 
 
 def check_certificates() -> None:
-    """Raise `PipelineError` for certificates that are named and cannot be read: no connection would be trusted."""
+    """Raise `PipelineError` for certificates that are named and cannot be used: no connection would be trusted."""
     if file := os.environ.get("SSL_CERT_FILE"):
-        try:
-            ssl.create_default_context(cafile=file)
-        except (OSError, ValueError) as error:  # ssl.SSLError, for what is no PEM, is an OSError
-            what = "holds no certificate in PEM" if isinstance(error, ssl.SSLError) else f"cannot be read: {error}"
-            raise PipelineError(f"SSL_CERT_FILE: {file} {what}", _CERTIFICATES) from None
+        check_bundle("SSL_CERT_FILE", file)
     directory = os.environ.get("SSL_CERT_DIR")
-    if directory and not any(Path(each).is_dir() for each in directory.split(os.pathsep)):
-        raise PipelineError(f"SSL_CERT_DIR: {directory} is no directory", _CERTIFICATES)
+    if directory and not file:
+        found = [each for each in map(Path, directory.split(os.pathsep)) if each.is_dir()]
+        if not found:
+            raise PipelineError(f"SSL_CERT_DIR: {directory} is no directory", _CERTIFICATES)
+        if not any(_HASHED.fullmatch(each.name) for place in found for each in place.iterdir()):
+            raise PipelineError(
+                f"SSL_CERT_DIR: {directory} has no certificate under the name by which it is looked for",
+                f"`openssl rehash {found[0]}` gives those in it such names; or name one file with SSL_CERT_FILE",
+            )
 
 
-_CERTIFICATES = "name one that is there, or unset the variable: a usual set of certificates comes along"
+def check_bundle(named: str, file: str) -> None:
+    """Raise `PipelineError` for a file of certificates, called `named`, that cannot be used."""
+    try:
+        ssl.create_default_context(cafile=file)
+    except (OSError, ValueError) as error:  # ssl.SSLError, for what is no PEM, is an OSError
+        if not isinstance(error, ssl.SSLError):
+            raise PipelineError(f"{named}: {file} cannot be read: {error}", _CERTIFICATES) from None
+        hint = f"`openssl x509 -inform der -in {file} -out {file}.pem` makes one" if _is_der(file) else _CERTIFICATES
+        raise PipelineError(f"{named}: {file} holds no certificate in PEM", hint) from None
+
+
+def _is_der(file: str) -> bool:
+    with Path(file).open("rb") as opened:
+        return opened.read(2) == b"\x30\x82"
+
+
+_HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
+_CERTIFICATES = "name one that is there, or leave it out: a usual set of certificates comes along"
 
 
 def _place(variable: str, usual: str) -> Path:

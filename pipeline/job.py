@@ -25,6 +25,7 @@ from pipeline.sections import Endpoint, JobFile, TargetSection
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Template, read_template, read_text
 
 _OF_ONE_PROTOCOL = {"base_url", "key_env", "key", "api_version", "project", "location"}
+_OF_ONE_PROXY = {"proxy", "proxy_env"}
 _ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "model")
 
 
@@ -193,6 +194,8 @@ def _asked_at(spec: JobFile, target: TargetSection) -> JobFile:
     endpoint = {name: getattr(spec.endpoint, name) for name in spec.endpoint.model_fields_set}
     if "provider" in said and target.provider != spec.endpoint.provider:  # address and key are another protocol's
         endpoint = {name: value for name, value in endpoint.items() if name not in _OF_ONE_PROTOCOL}
+    if said & _OF_ONE_PROXY:
+        endpoint = {name: value for name, value in endpoint.items() if name not in _OF_ONE_PROXY}
     endpoint |= {name: getattr(target, name) for name in said & Endpoint.model_fields.keys()}
     limits = {name: getattr(target.limits, name) for name in target.limits.model_fields_set}
     model = {"name": target.model, "prices": target.prices if "prices" in said else None} if target.model else {}

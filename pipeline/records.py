@@ -199,6 +199,7 @@ class Failure:
     usage: Usage | None = None  # what such a body says of tokens all the same: it cost that at least
     model: str = ""  # that answered, beside `usage`
     emulated: bool = False  # it bears the emulator's mark
+    advice: str = ""  # what to set or to look at, where that is known
 
 
 RESET_ZONE = "America/Los_Angeles"

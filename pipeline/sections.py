@@ -203,8 +203,42 @@ class Endpoint(_Section):
         " ([keys](keys.md))",
     )
     timeout_s: float = Field(300, gt=0, le=_MOST, description="longest wait for one answer, seconds")
+    proxy: str | None = Field(
+        None,
+        description="`http://HOST:PORT`, `https://…`, `socks5://…` (names are looked up here) or `socks5h://…` (by the"
+        ' proxy); `"none"` goes direct. Default: what the environment says',
+    )
+    proxy_env: str | None = Field(None, description="variable that holds the proxy's address, for one with a login")
+    ca_bundle: str | None = Field(
+        None, description="file of certificates in PEM that are trusted besides the usual ones, as a company's own root"
+    )
+    connect_timeout_s: float = Field(
+        15, gt=0, le=600, description="longest wait for a connection: name, proxy and TLS included, seconds"
+    )
 
-    _named = field_validator("key_env")(_refuse_key)
+    _named = field_validator("key_env", "proxy_env")(_refuse_key)
+
+    @field_validator("proxy")
+    @classmethod
+    def _no_login(cls, proxy: str | None) -> str | None:
+        if proxy is not None and "@" in proxy:
+            raise ValueError("a login does not belong into a job file: name a variable that holds it all in proxy_env")
+        return proxy
+
+    @field_validator("ca_bundle")
+    @classmethod
+    def _is_a_file(cls, path: str | None) -> str | None:
+        if path is not None:
+            if not path or "\0" in path:
+                raise ValueError("it is no path of a file")
+            _refuse_unreal(path)
+        return path
+
+    @model_validator(mode="after")
+    def _one_proxy(self) -> "Endpoint":
+        if self.proxy is not None and self.proxy_env is not None:
+            raise ValueError("proxy and proxy_env name two proxies: leave one out")
+        return self
 
     @field_validator("key")
     @classmethod

@@ -32,6 +32,8 @@ _FOREIGN = (
     "http_proxy",
     "https_proxy",
     "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
     "SSL_CERT_FILE",  # read by every run: 20 ms
     "SSL_CERT_DIR",
 )

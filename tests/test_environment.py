@@ -30,7 +30,7 @@ WRONG = {
     "a key in quotes": ("GEMINI_API_KEY", '"AIzaSy"'),
     "a port beyond all": ("GOOGLE_GEMINI_BASE_URL", "http://127.0.0.1:99999"),
     "a proxy's port beyond all": ("HTTP_PROXY", "http://127.0.0.1:99999"),
-    "a proxy of another kind": ("HTTP_PROXY", "socks5://user:hunter2@127.0.0.1:1"),
+    "a proxy of another kind": ("HTTP_PROXY", "socks4://user:hunter2@127.0.0.1:1"),
 }
 
 

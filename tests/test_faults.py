@@ -13,6 +13,7 @@ from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import ServiceError
 from pipeline.job import load
 from pipeline.run import prepare, run
+from pipeline.run.services import Services
 
 ROWS = 30
 
@@ -129,7 +130,11 @@ def test_credit_that_is_used_up_stops_the_run(here: Path) -> None:
 
 
 def test_a_service_that_stays_away_stops_the_run_and_loses_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def reached(services: Services) -> None:
+        """It goes away right after that."""
+
     monkeypatch.setattr("pipeline.dispatch.loop.GIVE_UP_S", 1.0)
+    monkeypatch.setattr(Services, "reach", reached)
     ended = play(here, "http://127.0.0.1:9", limits={"rpm": 0, "tpm": 0, "concurrency": 2})
     assert ended.exit_code == 3 and isinstance(ended.stopped, ServiceError)
     assert set(output()["status"]) <= {"error", "pending"}

@@ -441,7 +441,17 @@ CHANGES: dict[type[BaseModel], dict[str, Any]] = {
     },
 }
 NO_CHANGES: dict[type[BaseModel], dict[str, Any]] = {
-    Endpoint: {"base_url": "http://x", "api_version": "v1", "key_env": "MY_KEY", "key": "env:MY_KEY", "timeout_s": 5},
+    Endpoint: {
+        "base_url": "http://x",
+        "api_version": "v1",
+        "key_env": "MY_KEY",
+        "key": "env:MY_KEY",
+        "timeout_s": 5,
+        "proxy": "socks5h://x:1",
+        "proxy_env": "MY_PROXY",
+        "ca_bundle": "root.pem",
+        "connect_timeout_s": 3,
+    },
     LimitsSection: {"rpm": 1, "tpm": 1, "rpd": 1, "concurrency": 1, "reset_zone": "UTC", "tokens": "total"},
     Budget: {"max_usd": 1, "max_usd_per_day": 1, "max_usd_per_month": 1, "allow_unpriced": True},
     Cache: {"url": "redis://there/0", "password_env": "REDIS_PASSWORD", "max_age_days": 1, "max_mb": 1},

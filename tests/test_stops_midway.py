@@ -112,7 +112,7 @@ def test_a_proxy_that_asks_for_a_login_is_named_and_not_the_key(
         service.instead = lambda number: PROXY
         refused = cli("run", job, "--yes")
         assert refused.code == 2 and "kept" not in refused.err
-        assert f"the proxy http://{proxy} " in refused.err and "HTTPS_PROXY" in refused.err, refused.err
+        assert f"the proxy http://{proxy} " in refused.err and f"into {scheme.upper()}_PROXY" in refused.err
         assert "hunter2" not in refused.err and "the key" not in refused.err
     exact = cli("estimate", job, "--exact")
     assert exact.code == 2 and f"the proxy http://{proxy} " in exact.err

@@ -94,7 +94,7 @@ async def count_some(pool: Iterable[Picked], count: Count) -> Learned:
             raise stopped_by(refused[-1])
         raise ServiceError(
             f"the service counts no prompt: {refused[-1].message}",
-            "without --exact nothing is asked; `--pilot 20` measures it with real answers",
+            refused[-1].advice or "without --exact nothing is asked; `--pilot 20` measures it with real answers",
         )
     return counted(
         (picked.kind, round(picked.tokens), round(picked.tokens * tokens / picked.prompt.input_tokens_est))

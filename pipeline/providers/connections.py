@@ -6,24 +6,24 @@ and an httpx transport above it did besides is not wanted here (redirects, cooki
 """
 
 import asyncio
-import resource
-import select
-import time
+import ssl
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 import httpx
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from pipeline.providers.barriers import SocksRefused, Unconnected
+from pipeline.providers.connectors import Connector, watched
 from pipeline.providers.encoding import TooLarge
+from pipeline.providers.proxies import Proxy
 
-KEEPALIVE_S = 30.0
-DNS_CACHE_S = 300
-QUIET_S = 0.1
-"""So long a connection must have been silent since its last answer; 1,000 calls/s then use 100 connections more."""
+_UNTIMED = aiohttp.ClientTimeout()
+
 MOST_HEADER_BYTES = 65_536
 """Of one header line; proxies in companies add some of 10 kB."""
 MOST_BODY_BYTES = 16 * 1024 * 1024
@@ -48,21 +48,32 @@ class Came:
 
 
 class Origin:
-    """Connections to the origin of `url`, direct or through `proxy`. The caller bounds its requests in flight."""
+    """Connections to the origin of `url`, direct or through `proxy`. The caller bounds its requests in flight.
 
-    def __init__(self, url: httpx.URL, proxy: httpx.URL | None, connect_timeout_s: float) -> None:
+    `certificates` say whom to trust; `connect_timeout_s` limits all that comes before a request.
+    """
+
+    def __init__(
+        self,
+        url: httpx.URL,
+        proxy: Proxy | None,
+        connect_timeout_s: float,
+        certificates: Callable[[], ssl.SSLContext],
+    ) -> None:
         self._url = URL(f"{url.scheme}://{url.netloc.decode()}")
-        self._proxy = URL(str(proxy.copy_with(userinfo=b""))) if proxy else None
-        self._login = b64encode(f"{proxy.username}:{proxy.password}".encode()) if proxy and proxy.userinfo else b""
-        self._timeout = aiohttp.ClientTimeout(sock_connect=connect_timeout_s)
-        is_secret = "https" in (url.scheme, proxy.scheme if proxy else "")
-        self._certificates = httpx.create_ssl_context() if is_secret else True
-        self._connector: _Connector | None = None  # made by the first request: aiohttp wants a running loop
+        self.proxy = proxy
+        relay = proxy.url if proxy and not proxy.is_socks else None
+        self._relay = relay.copy_with(userinfo=b"") if relay else None
+        self._login = b64encode(f"{relay.username}:{relay.password}".encode()) if relay and relay.userinfo else b""
+        self._connect_timeout_s = connect_timeout_s
+        is_secret = "https" in (url.scheme, self._relay.scheme if self._relay else "")
+        self._certificates = certificates() if is_secret else True
+        self._connector: Connector | None = None  # made by the first request: aiohttp wants a running loop
         self._key: Any = None
 
     def head(self, method: str, url: httpx.URL, headers: httpx.Headers) -> bytes:
         """The first lines of a request, to which its length and a blank line are added."""
-        asks_proxy = self._proxy is not None and url.scheme == "http"
+        asks_proxy = self._relay is not None and url.scheme == "http"
         place = b"%s://%s" % (url.raw_scheme, url.netloc) if asks_proxy else b""
         lines = [b"%s %s%s HTTP/1.1" % (method.encode(), place, url.raw_path), b"Host: " + url.netloc]
         lines += [b"%s: %s" % line for line in headers.raw]
@@ -75,7 +86,7 @@ class Origin:
     async def exchange(self, head: bytes, content: bytes | None, timeout_s: float, came: Came) -> None:
         """Send one request and put what comes back into `came`; `timeout_s` limits all of it.
 
-        Raises what aiohttp raises, and `TooLarge`; `came` then holds what had come before.
+        Raises `Unconnected`, what aiohttp raises, and `TooLarge`; `came` then holds what had come before.
         """
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + timeout_s
@@ -111,52 +122,29 @@ class Origin:
             timer.cancel()
             connection.close()  # one that was not given back: nobody knows what may still come on it
 
+    async def open(self) -> None:
+        """Make a connection and keep it for the first request; raises `Unconnected`."""
+        (await self._connection(self._connect_timeout_s)).release()
+
     async def _connection(self, timeout_s: float) -> Any:
         connector = self._connector
         if connector is None:
-            connector = self._connector = _Connector(
-                limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=DNS_CACHE_S, ssl=self._certificates
-            )
+            connector = self._connector = Connector(self._certificates, self.proxy)
         if self._key is not None and (connection := await connector._get(self._key, ())) is not None:
             return connection
         login = {"authorization": f"Basic {self._login.decode()}"} if self._login else None
-        address = aiohttp.ClientRequest("GET", self._url, proxy=self._proxy, proxy_headers=login)
+        relay = URL(str(self._relay)) if self._relay else None
+        address = aiohttp.ClientRequest("GET", self._url, proxy=relay, proxy_headers=login)
         self._key = address.connection_key  # before aiohttp adds to the proxy's headers, which are part of it
+        steps = watched()
+        given_s = min(timeout_s, self._connect_timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await connector.connect(address, [], self._timeout)
-        except TimeoutError as error:
-            raise aiohttp.ConnectionTimeoutError("no connection in time") from error
+            async with asyncio.timeout(given_s):
+                return await connector.connect(address, [], _UNTIMED)
+        except (aiohttp.ClientError, HttpProcessingError, SocksRefused, OSError) as error:
+            raise Unconnected(steps[-1], given_s) from error
 
     async def aclose(self) -> None:
         """Close every connection."""
         if self._connector is not None:
             await self._connector.close()
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Hands out no connection on which something came that nobody asked for: the next request would take it as its own.
-
-    So one rests for `QUIET_S` before it is used again, where there are files enough for others meanwhile. What comes
-    unasked while a request is on its way cannot be told from its answer: HTTP/1.1 has no name for a request.
-    """
-
-    async def _get(self, key: Any, traces: Any) -> Any:
-        if (idle := self._conns.get(key)) and time.monotonic() - idle[0][1] < QUIET_S and self._has_room(len(idle)):
-            return None
-        while (connection := await super()._get(key, traces)) is not None and _is_talked_over(connection.protocol):
-            connection.close()
-        return connection
-
-    def _has_room(self, idle: int) -> bool:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return soft == resource.RLIM_INFINITY or len(self._acquired) + idle < soft // 2
-
-
-def _is_talked_over(protocol: Any) -> bool:
-    """Whether something was read, or can be, from a connection that waits for a request: words, or its end."""
-    if protocol.should_close or protocol.transport is None:
-        return True
-    ready = select.poll()
-    ready.register(protocol.transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return bool(ready.poll(0))

@@ -74,6 +74,7 @@ def unanswered(lost: Lost, *, secret: str = "") -> Failure:
         sent=lost.sent,
         billed=lost.sent,
         most_requests=2 if unreadable else None,
+        advice=lost.advice,
     )
 
 

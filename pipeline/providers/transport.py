@@ -5,7 +5,7 @@
 
 httpx's own pool scans every connection twice per request (12 ms of CPU a request at 512 in flight; 0.06 ms here,
 whatever the number). No redirect is followed, so a key never travels to another host; no cookie is kept; no `.netrc` is
-read; proxies come from the environment. HTTP/1.1 only: one HTTP/2 connection caps the calls in flight at about 100.
+read; a `Network` says which proxy is taken. HTTP/1.1 only: one HTTP/2 connection caps the calls in flight at about 100.
 """
 
 import asyncio
@@ -14,33 +14,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import anyio
 import httpx
 from aiohttp.http_exceptions import HttpProcessingError
 
-from pipeline.errors import PipelineError
+from pipeline.providers.barriers import Barrier, Unconnected, barrier, passes_nothing_on
 from pipeline.providers.connections import MOST_BODY_BYTES, MOST_HEADER_BYTES, Came, Origin
 from pipeline.providers.encoding import TooLarge, Undecodable, decoded
+from pipeline.providers.networks import Network
+from pipeline.providers.proxies import Proxy
 
-CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 300.0
 _MOST_WAYS = 64
+_AROUND = Network()
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
     """A request without a response that can be read; `sent` is False when it provably never reached the server.
 
-    `unreadable`: a response came and breaks HTTP or its own header, as it would the next time. `proxy`: a proxy that
-    the environment names passes nothing on.
+    `unreadable`: a response came and breaks HTTP or its own header, as it would the next time. `proxy`: a proxy passes
+    nothing on.
     """
 
     kind: Literal["not_connected", "timeout", "broken", "unreadable", "proxy"]
     sent: bool
     message: str  # one line, without headers or body
+    advice: str = ""  # what to set or to look at, where that is known
 
 
 class Response(NamedTuple):
@@ -61,11 +63,9 @@ class Wire:
     `transport` replaces the network: `httpx.ASGITransport(app)` in offline runs and tests. Use it under `async with`.
     """
 
-    def __init__(
-        self, transport: httpx.AsyncBaseTransport | None = None, *, connect_timeout_s: float = CONNECT_TIMEOUT_S
-    ) -> None:
+    def __init__(self, transport: httpx.AsyncBaseTransport | None = None, *, network: Network = _AROUND) -> None:
         self._replacement = transport
-        self._connect_timeout_s = connect_timeout_s
+        self._network = network
         self._origins: dict[tuple[str, str, int | None], Origin] = {}
         self._ways: dict[int, _Way] = {}
 
@@ -89,6 +89,15 @@ class Wire:
         """Find the way to `url` before the first request; raises `PipelineError` for a proxy that cannot be used."""
         if self._replacement is None:
             self._origin(url)
+
+    async def reach(self, url: httpx.URL) -> Lost | None:
+        """Connect to `url` before the first request, and say what is in the way; that connection is used later."""
+        if self._replacement is None:
+            try:
+                await self._origin(url).open()
+            except Unconnected as error:
+                return self._unconnected(url, error)
+        return None
 
     async def post(
         self, url: httpx.URL, headers: httpx.Headers, content: bytes, timeout_s: float = READ_TIMEOUT_S
@@ -116,15 +125,17 @@ class Wire:
                 # asyncio's own timeout: anyio's costs 80 µs a call more.
                 async with asyncio.timeout(timeout_s):
                     await _passed_on(self._replacement, request, came)
+        except Unconnected as error:
+            return self._unconnected(url, error)
         except (httpx.HTTPError, aiohttp.ClientError, HttpProcessingError, OSError) as error:
-            lost = _stopped_on_the_way(url, error) or _lost(error)  # OSError: TimeoutError is one of them
+            lost = _lost(error)  # OSError: TimeoutError is one of them
         except TooLarge as error:
             lost = _lost(error)
             del came.parts[1:]
         if came.status < 200 and came.status != 101:
             return lost or Lost("broken", sent=True, message="no answer")
-        if came.status == 407 and url.scheme == "http" and (proxy := proxy_for(url)):
-            return _passes_nothing_on(proxy, 407)
+        if came.status == 407 and url.scheme == "http" and (proxy := self._proxy(url)) and not proxy.is_socks:
+            return _barred(passes_nothing_on(proxy, 407))
         try:
             body = decoded(b"".join(came.parts), came.headers.get("content-encoding", ""), MOST_BODY_BYTES)
         except TooLarge as error:
@@ -149,8 +160,17 @@ class Wire:
         name = (url.scheme, url.host, url.port)
         origin = self._origins.get(name)
         if origin is None:
-            origin = self._origins[name] = Origin(url, proxy_for(url), self._connect_timeout_s)
+            network = self._network
+            origin = self._origins[name] = Origin(
+                url, network.proxy_to(url), network.connect_timeout_s, network.certificates
+            )
         return origin
+
+    def _proxy(self, url: httpx.URL) -> Proxy | None:
+        return self._origin(url).proxy if self._replacement is None else None
+
+    def _unconnected(self, url: httpx.URL, error: Unconnected) -> Lost:
+        return _barred(barrier(error, url, self._proxy(url)))
 
 
 class _Way(NamedTuple):
@@ -175,60 +195,18 @@ async def _passed_on(transport: httpx.AsyncBaseTransport, request: httpx.Request
         await response.aclose()
 
 
-def proxy_for(url: httpx.URL) -> httpx.URL | None:
-    """Proxy for `url` as HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say; `PipelineError` if it cannot be used.
-
-    aiohttp and httpx can read these variables too, but aiohttp then also looks into `.netrc`, in a thread, for each
-    request, and would send what it finds there beside the API key.
-    """
-    if proxy_bypass(f"{url.host}:{url.port}" if url.port else url.host):
-        return None
-    proxies = getproxies()
-    named = proxies.get(url.scheme) or proxies.get("all")
-    if not named:
-        return None
-    try:
-        proxy = httpx.URL(named if "://" in named else f"http://{named}")
-    except httpx.InvalidURL:
-        proxy = httpx.URL("")
-    if proxy.scheme not in ("http", "https") or not proxy.host or not 0 < (proxy.port or 1) <= 65_535:
-        raise PipelineError(
-            f"the {proxy.scheme or 'malformed'} proxy that the environment names for {url.host} cannot be used: "
-            "it must be http(s)://host:port",
-            hint=f"set {url.scheme.upper()}_PROXY to such a proxy, or NO_PROXY={url.host} to go without",
-        )
-    return proxy
-
-
-_NOT_CONNECTED = (
-    aiohttp.ClientConnectorError,  # DNS, refused, unreachable, TLS, proxy unreachable
-    aiohttp.ClientHttpProxyError,  # the proxy refused CONNECT
-    aiohttp.InvalidURL,
-    httpx.ConnectError,
-    httpx.ProxyError,
-    httpx.UnsupportedProtocol,
-)
-_CONNECT_TIMEOUT = (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_NOT_CONNECTED = (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol)
+_CONNECT_TIMEOUT = (httpx.ConnectTimeout, httpx.PoolTimeout)
 _TIMEOUT = (TimeoutError, httpx.TimeoutException)
 
 
-def _stopped_on_the_way(url: httpx.URL, error: Exception) -> Lost | None:
-    """What a proxy says that opens no tunnel, for the login or the host; its other failures may pass."""
-    if isinstance(error, aiohttp.ClientHttpProxyError) and error.status in (401, 403, 405, 407):
-        return _passes_nothing_on(proxy_for(url) or url, error.status)
-    return None
-
-
-def _passes_nothing_on(proxy: httpx.URL, status: int) -> Lost:
-    why = "asks for a login, or refuses the one it is given" if status == 407 else "passes no request on"
-    place = f"{proxy.scheme}://{proxy.netloc.decode()}"
-    return Lost("proxy", sent=False, message=f"the proxy {place} {why} (HTTP {status})")
+def _barred(why: Barrier) -> Lost:
+    return Lost(why.kind, sent=False, message=why.message, advice=why.advice)
 
 
 def _lost(error: Exception) -> Lost:
     if isinstance(error, _NOT_CONNECTED):
-        message = " ".join(f"{error}".replace(" ssl:default", "").split())  # aiohttp says so of plain HTTP too
-        return Lost("not_connected", sent=False, message=message[:200] or "no connection")
+        return Lost("not_connected", sent=False, message=" ".join(f"{error}".split())[:200] or "no connection")
     if isinstance(error, _CONNECT_TIMEOUT):
         return Lost("timeout", sent=False, message="no connection in time")
     if isinstance(error, _TIMEOUT):

@@ -24,12 +24,8 @@ def down(seconds: float) -> ServiceError:
 
 
 def refused_by_proxy(failure: Failure) -> AuthError:
-    """The way to the service is barred by what the environment names."""
-    return AuthError(
-        f"no request reaches the service: {failure.message}",
-        "put the login into HTTPS_PROXY or HTTP_PROXY, as http://USER:PASSWORD@HOST:PORT; or name the service's host in"
-        " NO_PROXY to go without",
-    )
+    """A proxy refuses to pass anything on."""
+    return AuthError(f"no request reaches the service: {failure.message}", failure.advice)
 
 
 def stopped_by(failure: Failure) -> PipelineError:

@@ -173,6 +173,8 @@ async def _run(session: Session, services: Services, place: Place | None, confir
             for each in job.asked:
                 refuse_unpriced(each, options)
         confirm(plan, continued, session)
+        if plan.load.prompts:
+            await services.reach()
         with ExitStack() as books:
             quotas = _open_books(session, services.targets, books)
             spent = _open_spend(session, services.targets, store.identity, books)

@@ -3,8 +3,8 @@
 import difflib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from pipeline.providers.base import Account, Provider, Providers
 from pipeline.providers.connection import Connected
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.google_auth import Tokens, google_tokens
+from pipeline.providers.networks import Network
 from pipeline.providers.openai import OpenAI
 from pipeline.providers.stored import parser_of
 from pipeline.providers.transport import Wire
@@ -29,6 +30,7 @@ from pipeline.quota.stops import refused_by_proxy
 from pipeline.records import Failure, Parse, Reply
 from pipeline.run.prepare import Session
 from pipeline.run.renewal import Renewal, known_project
+from pipeline.run.ways import check_ways, network_of
 from pipeline.source import output_conflict
 from pipeline.targets import Route, Target, ranked
 
@@ -49,6 +51,7 @@ class Services:
     notes: tuple[str, ...] = ()  # on the keys, before the first call
     renewals: tuple[Renewal, ...] = ()  # what they have to say comes in the middle of the run
     tokens: Tokens | None = None  # as they have
+    wires: Mapping[str, Wire] = field(default_factory=dict)  # by `Target.access`
     others: tuple[Route, ...] = ()  # of the rules before the last, whose `route` is
 
     @property
@@ -78,6 +81,10 @@ class Services:
         """Input tokens as the first target's model counts them, free of charge."""
         return await self.speaker(self.route.first).count_tokens(prompt, self.route.first)
 
+    async def reach(self) -> None:
+        """Connect before anything is sent; see `check_ways`."""
+        await check_ways(self.targets, self.wires)
+
 
 Opening = Callable[[Session], AbstractAsyncContextManager[Services]]
 
@@ -86,7 +93,7 @@ def target_of(session: Session) -> Target:
     """The target that the job names, or the embedded emulator. Raises `JobError` without a key or project."""
     job, offline = session.job, session.options.offline
     return Target(
-        job.spec.endpoint.provider,
+        Gemini.name if offline else job.spec.endpoint.provider,  # all that the emulator speaks
         _EMULATOR_URL if offline else job.base_url,
         "offline" if offline else _project(job),
         session.working.model,
@@ -143,9 +150,16 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
     notes: dict[str, None] = {}
     renewals: list[Renewal] = []
     tokens: Tokens | None = None  # one identity for all
-    async with Wire(httpx.ASGITransport(_emulator()) if offline else None) as wire:
+    wires: dict[str, Wire] = {}
+    async with AsyncExitStack() as opened:
+        by_network: dict[Network, Wire] = {}
         for target, each in targets:
             endpoint = each.job.spec.endpoint
+            network = Network() if offline else network_of(endpoint)
+            if network not in by_network:
+                replacement = httpx.ASGITransport(_emulator()) if offline else None
+                by_network[network] = await opened.enter_async_context(Wire(replacement, network=network))
+            wire = wires[target.access] = by_network[network]
             account = Account(wire, "offline", endpoint.api_version, endpoint.timeout_s)
             if each.job.bears_tokens and not offline:
                 tokens = tokens or await google_tokens(wire)
@@ -160,7 +174,7 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
         for target, _ in targets:
             speakers[target.provider].open(target)
         routes = [ranked([t for t, _ in targets if not t.name or t.name in names]) for names in session.job.rules]
-        yield Services(routes[-1], speakers, tuple(notes), tuple(renewals), tokens, tuple(routes[:-1]))
+        yield Services(routes[-1], speakers, tuple(notes), tuple(renewals), tokens, wires, tuple(routes[:-1]))
 
 
 def _emulator() -> "Emulator":
@@ -214,7 +228,7 @@ async def check_service(session: Session, forget: bool = False) -> list[tuple[st
             if found.http_status is None and found.kind == "transient":
                 raise ServiceError(
                     f"{target.endpoint} does not answer: {found.message}",
-                    "look at the network and at [endpoint] base_url; nothing was spent",
+                    found.advice or "look at the network and at [endpoint] base_url; nothing was spent",
                 )
             raise ServiceError(
                 f"{target.endpoint} does not answer as it should: {found.message}",
