@@ -57,7 +57,7 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
                 counted = await count_sample(given, services.count_tokens)
             given = replace(given, learned=merged(given.learned, counted))
         made = await plan.make(given, start)
-        saved = await savings(given, made, start.date()) if wishes.compare else ()
+        saved = await savings(given, made, start.date()) if wishes.compare and not given.several else ()
     room, seconds = session.working.params.max_output_tokens, made.timeline.seconds
     offers = compare(made.work, made.load.largest_tokens, room, seconds, start.date()) if wishes.compare else ()
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
@@ -93,13 +93,15 @@ def kept(session: Session) -> Iterator[tuple[Outcomes, Bought]]:
     outcomes, unsealed = load(session.directory, parse_stored)
     calls = {call.fingerprint: call.reply for call in unsealed.calls if call.paid}
     with closing(ContentIndex(session.directory, read_only=True)) as index:
+        models = tuple(dict.fromkeys(job.model for job in session.working.asked))
 
         async def bought(prompt: Prompt) -> Reply | None:
-            fingerprint = prompt.fingerprint(session.working.model)
-            if reply := calls.get(fingerprint):
-                return reply
-            sealed = await index.find(fingerprint)
-            return sealed.reply if sealed else None
+            for fingerprint in map(prompt.fingerprint, models):
+                if reply := calls.get(fingerprint):
+                    return reply
+                if sealed := await index.find(fingerprint):
+                    return sealed.reply
+            return None
 
         yield outcomes, bought
 

@@ -15,8 +15,10 @@ from pipeline.job import Job
 from pipeline.models import MODELS
 from pipeline.plan import forecast
 from pipeline.plan.amounts import Cell, Tier, Work, total
+from pipeline.plan.answerers import Answerer
 from pipeline.plan.forecast import Bought, Forecast, Forecaster
 from pipeline.plan.learned import NOTHING, Learned
+from pipeline.plan.pace import Pace
 from pipeline.plan.picks import Picks, Stratum
 from pipeline.plan.tally import Tally
 from pipeline.prices import LONG_PROMPT_TOKENS
@@ -47,7 +49,7 @@ def forecasts(
     """Of the documents, one after another."""
 
     async def everything() -> list[Forecast]:
-        forecaster = Forecaster(job, learned, bought, limits or job.limits)
+        forecaster = Forecaster(job, learned, bought, [[Answerer(job.model, Pace(limits or job.limits, 1.0))]])
         return [await forecaster.of(document, 0, document.row in repeats) for document in documents]
 
     def made(its: Forecast) -> Made:

@@ -77,6 +77,9 @@ def show_estimate(made: "Estimate", name: str, path: str) -> None:
     if len(plan.steps) > 1 or any(step.answers for step in plan.steps.values()):
         out.print()
         _show_steps(plan)
+    if plan.targets:
+        out.print()
+        _show_targets(plan)
     if plan.found:
         out.print()
         _show_found(plan)
@@ -148,6 +151,14 @@ def _show_steps(plan: Plan) -> None:
 
 def _answer(known: Answers | None) -> str:
     return " / ".join(count(value) for value in (known.p10, known.p50, known.p90)) if known else "not known yet"
+
+
+def _show_targets(plan: Plan) -> None:
+    lines = [
+        (f"  {each.name}", each.model, count(each.prompts), "?" if each.cost_usd is None else money(each.cost_usd))
+        for each in plan.targets
+    ]
+    show_grid(("  target", "model", "calls", "cost"), lines)
 
 
 def _show_found(plan: Plan) -> None:

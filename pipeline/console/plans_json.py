@@ -25,6 +25,7 @@ PLAN_KEYS: Mapping[str, str] = {
     "output_tokens": "all that is billed as output, thinking included: low, expected and high",
     "cost_usd": "USD as low, expected and high; null where the price is unknown",
     "steps": "by step: prompts, tokens, cost, and P10, median and P90 of an answer's tokens",
+    "targets": "of a job with several: name, model, calls and cost of each",
     "found": "kinds of rows that deserve a look: how many, and examples",
     "seconds": "how long it will take",
     "finish_at": "when it ends if it starts now",
@@ -69,6 +70,10 @@ def plan_json(made: "Estimate") -> dict[str, object]:
             }
             for step, each in plan.steps.items()
         },
+        "targets": [
+            {"name": each.name, "model": each.model, "prompts": round(each.prompts), "cost_usd": _usd(each.cost_usd)}
+            for each in plan.targets
+        ],
         "found": {
             name: {
                 "rows": found.rows,

@@ -51,10 +51,14 @@ _NOTHING = Cell()
 
 
 class Tier(NamedTuple):
-    """Prompts that are priced alike: of one step, and with `long` those above `prices.LONG_PROMPT_TOKENS` tokens."""
+    """Prompts that are priced alike: of one step, and with `long` those above `prices.LONG_PROMPT_TOKENS` tokens.
+
+    `rule` is the number of the job's rule that says who answers them.
+    """
 
     step: Step
     long: bool
+    rule: int = 0
 
 
 Work = Mapping[Tier, Cell]

@@ -26,6 +26,7 @@ class Tariff:
     day: date
     own: Rates | None = None
     lane: Lane = "standard"
+    factor: Decimal = Decimal(1)  # times the price
 
     def rates(self, long: bool = False) -> Rates | None:
         """Rates of short or `long` prompts; None: the price is unknown."""
@@ -39,7 +40,7 @@ class Tariff:
             if rates is None:
                 return None
             usd += rates.usd(*map(Decimal, (cell.input_tokens, cell.cached_tokens, cell.answer_tokens)))
-        return usd
+        return usd * self.factor
 
     def by_day(self, work: Work, days: Iterable[Share]) -> Mapping[date, Decimal] | None:
         """USD by date when `work` is spread over `days`, whose shares add up to 1; None: the price is unknown."""

@@ -1,18 +1,18 @@
 """What one document will take: the job's own flow, run over predicted replies. Nothing is sent."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import mul
 
 from pipeline import flows
 from pipeline.job import Job
-from pipeline.models import assumed
 from pipeline.plan.amounts import Cell, Tier, Work, add, total
+from pipeline.plan.answerers import Answerer, largest
 from pipeline.plan.learned import Learned
 from pipeline.plan.predict import SCENARIOS, Predictor, Scenario
 from pipeline.prices import LONG_PROMPT_TOKENS
 from pipeline.prompts import Prompt
-from pipeline.records import Document, ErrorKind, Limits, Reply
+from pipeline.records import Document, ErrorKind, Reply
 
 Bought = Callable[[Prompt], Awaitable[Reply | None]]
 """The reply that was bought for a prompt already: the run replays it."""
@@ -40,12 +40,13 @@ class Forecast:
 class Forecaster:
     """Forecasts the documents of one plan, each content once: what two rows ask alike is sent once."""
 
-    def __init__(self, job: Job, learned: Learned, bought: Bought, limits: Limits) -> None:
-        context_tokens = assumed(job.model).context_tokens
+    def __init__(self, job: Job, learned: Learned, bought: Bought, answerers: Sequence[Sequence[Answerer]]) -> None:
+        """`answerers` by the number of the job's rule."""
         self._job = job
         self._bought = bought
-        self._predictor = Predictor(learned, job.model)
-        self._most_tokens = min(context_tokens, limits.tpm or context_tokens)  # of one prompt
+        self._models = [each[0].model for each in answerers]
+        self._predictors = [Predictor(learned, model) for model in self._models]
+        self._most_tokens = list(map(largest, answerers))  # of one prompt
         self._seen: dict[Scenario, set[int]] = {scenario: set() for scenario in SCENARIOS}  # contents
         self._characters = 0  # of texts and of predicted answers, for bounds
         self._bounded = dict.fromkeys(SCENARIOS, Cell())  # merging calls of the documents that were run for bounds
@@ -82,7 +83,8 @@ class Forecaster:
         spared: dict[Tier, Cell] = {}
         levels: set[int] = set()  # calls of one level wait for those of the last
         largest_tokens = characters = 0
-        seen, predictor = self._seen[scenario], self._predictor
+        seen, rule = self._seen[scenario], document.rule
+        model, predictor, most_tokens = self._models[rule], self._predictors[rule], self._most_tokens[rule]
 
         async def reply(prompt: Prompt) -> Reply:
             nonlocal largest_tokens, characters
@@ -91,12 +93,12 @@ class Forecaster:
             cell, text = predictor.of(prompt, kind, scenario)
             tokens = cell.input_tokens
             largest_tokens = max(largest_tokens, round(tokens))
-            if tokens > self._most_tokens:
+            if tokens > most_tokens:
                 return _TOO_LONG
-            content = int(prompt.fingerprint(self._job.model)[:16], 16)
+            content = int(prompt.fingerprint(model)[:16], 16)
             sums = spared if repeats or content in seen else work
             seen.add(content)
-            add(sums, {Tier(prompt.step, tokens > LONG_PROMPT_TOKENS): cell})
+            add(sums, {Tier(prompt.step, tokens > LONG_PROMPT_TOKENS, rule): cell})
             levels.add(prompt.level)
             characters += len(text)
             return Reply(text, "ok")

@@ -1,25 +1,26 @@
 """The plan of a run: what is left to do, and what it will take in calls, tokens, money and time. Nothing is sent."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import polars as pl
 from anyio.lowlevel import checkpoint
 
 from pipeline.job import Job
-from pipeline.plan.amounts import Work, total
-from pipeline.plan.costs import Tariff, notices, split_by_day
+from pipeline.plan.amounts import Cell, Work, total
+from pipeline.plan.answerers import Answerer, joint, parts
+from pipeline.plan.costs import Share, Tariff, notices, split_by_day
 from pipeline.plan.forecast import Bought, Forecaster
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Load, Pace
 from pipeline.plan.picks import Effort, Picks, documents, pick
-from pipeline.plan.plans import Example, Found, Plan, StepPlan
+from pipeline.plan.plans import Example, Found, Plan, StepPlan, TargetPlan
 from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
 from pipeline.plan.survey import Survey, keys_of
 from pipeline.plan.tally import Tally
-from pipeline.plan.timing import timeline
+from pipeline.plan.timing import Timeline, timeline
 from pipeline.records import STEPS, Document, Step
 from pipeline.source import Source
 from pipeline.source.order import reading_order
@@ -47,6 +48,14 @@ class Input:
     pace: Pace
     wanted: pl.Series | None = None
     effort: Effort = USUAL
+    several: tuple[
+        tuple[Answerer, ...], ...
+    ] = ()  # who answers, by the number of the job's rule; none: the job's model
+
+    @property
+    def answerers(self) -> tuple[tuple[Answerer, ...], ...]:
+        """Who answers, by the number of the job's rule."""
+        return self.several or ((Answerer(self.job.model, self.pace, own=self.job.own_rates),),)
 
     @property
     def left(self) -> int:
@@ -68,17 +77,19 @@ async def make(given: Input, start: datetime) -> Plan:
 
     A prompt whose fingerprint has a reply that was `bought` already is not counted: the run replays it.
     """
-    job, learned, pace = given.job, given.learned, given.pace
+    job, learned = given.job, given.learned
     picks, tally = await _tallied(given)
+    bills = _bills(given, tally.expected, start.astimezone(UTC).date())
     expected = total(tally.expected)
     load = Load(round(expected.prompts), round(expected.input_tokens), tally.largest_tokens, max(1, tally.depth))
-    times = timeline(load, pace, start)
-    at = Tariff(job.model, start.astimezone(UTC).date(), job.own_rates)
+    everyone = {each.name: each for answerers in given.answerers for each in answerers}
+    pace = joint(tuple(everyone.values()), expected, job.params.max_output_tokens)
+    times = _slowest(given, tally, bills, start)
+    at = bills[0].tariff
     shares = split_by_day((day.starts_at, day.ends_at, day.prompts) for day in times.days) or ((at.day, 1.0),)
 
     def cost(work: Work) -> Decimal | None:
-        by_day = at.by_day(work, shares)
-        return None if by_day is None else sum(by_day.values(), Decimal(0))
+        return _added([bill.usd(work, shares) for bill in bills])
 
     return Plan(
         model=job.model,
@@ -102,8 +113,80 @@ async def make(given: Input, start: datetime) -> Plan:
         bounded=tally.bounded,
         based_on=learned.based_on,
         assumptions=tuple(_assumptions(given, tally)),
-        notices=notices(at, times.finish_at, at.by_day(tally.expected, shares)),
+        targets=_targets(given, tally.expected, bills, shares),
+        notices=tuple(
+            dict.fromkeys(
+                notice
+                for bill in bills
+                for notice in notices(bill.tariff, times.finish_at, bill.by_day(tally.expected, shares))
+            )
+        ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Bill:
+    """What one target answers of the calls under one rule, and at which price."""
+
+    rule: int
+    answerer: Answerer
+    part: float
+    tariff: Tariff
+
+    def part_of(self, work: Work) -> Work:
+        """Its part of some work."""
+        return {tier: Cell().plus(cell, self.part) for tier, cell in work.items() if tier.rule == self.rule}
+
+    def by_day(self, work: Work, shares: Sequence[Share]) -> Mapping[date, Decimal] | None:
+        """USD of its part by date; None: the price is unknown."""
+        return self.tariff.by_day(self.part_of(work), shares)
+
+    def usd(self, work: Work, shares: Sequence[Share]) -> Decimal | None:
+        """USD of its part; None: the price is unknown."""
+        by_day = self.by_day(work, shares)
+        return None if by_day is None else sum(by_day.values(), Decimal(0))
+
+
+def _bills(given: Input, work: Work, day: date) -> list[_Bill]:
+    """Who answers which part of the expected calls."""
+    found = []
+    for rule, answerers in enumerate(given.answerers):
+        cell = total({tier: cell for tier, cell in work.items() if tier.rule == rule})
+        mean = cell.input_tokens / cell.prompts if cell.prompts else 0.0
+        sent = parts(answerers, cell.prompts, mean) if len(answerers) > 1 and cell.prompts else [1.0]
+        whole = sum(sent)
+        for answerer, some in zip(answerers, sent, strict=False):
+            tariff = Tariff(answerer.model, day, answerer.own, factor=answerer.factor)
+            found.append(_Bill(rule, answerer, some / whole, tariff))
+    return [bill for bill in found if bill.part > 0.0]
+
+
+def _added(amounts: Sequence[Decimal | None]) -> Decimal | None:
+    return None if None in amounts else sum((usd for usd in amounts if usd), Decimal(0))
+
+
+def _targets(given: Input, work: Work, bills: Sequence[_Bill], shares: Sequence[Share]) -> tuple[TargetPlan, ...]:
+    if not given.several:
+        return ()
+    found = []
+    for name, model in dict.fromkeys((each.name, each.model) for answerers in given.several for each in answerers):
+        own = [bill for bill in bills if bill.answerer.name == name]
+        calls = sum(total(bill.part_of(work)).prompts for bill in own)
+        found.append(TargetPlan(name, model, calls, _added([bill.usd(work, shares) for bill in own])))
+    return tuple(found)
+
+
+def _slowest(given: Input, tally: Tally, bills: Sequence[_Bill], start: datetime) -> Timeline:
+    """How long it takes whoever takes longest for its part of the calls."""
+    deepest = max(1, tally.depth)
+    found = []
+    for answerer in dict.fromkeys(bill.answerer for bill in bills):
+        own = [total(bill.part_of(tally.expected)) for bill in bills if bill.answerer == answerer]
+        cell = Cell(*map(sum, zip(*own, strict=True)))
+        pace = joint([answerer], cell, given.job.params.max_output_tokens)
+        load = Load(round(cell.prompts), round(cell.input_tokens), tally.largest_tokens, deepest)
+        found.append(timeline(load, pace, start))
+    return max(found, key=lambda times: times.seconds)
 
 
 async def expected_work(given: Input) -> Work:
@@ -115,8 +198,8 @@ async def expected_work(given: Input) -> Work:
 async def _tallied(given: Input) -> tuple[Picks, Tally]:
     """The rows that were looked at, and what they take."""
     picks = given.picks()
-    forecaster = Forecaster(given.job, given.learned, given.bought, given.pace.limits)
-    tally = Tally(given.job, picks, given.learned)
+    forecaster = Forecaster(given.job, given.learned, given.bought, given.answerers)
+    tally = Tally(given.job, picks, given.learned, [answerers[0].model for answerers in given.answerers])
     for number, (document, kind, repeated, weight) in enumerate(given.looked_at(picks)):
         if number % _UNTIL_HEEDED == 0:
             await checkpoint()
@@ -148,6 +231,8 @@ def _found(given: Input, tally: Tally) -> Mapping[str, Found]:
 
 
 def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
+    if len(given.answerers) > 1 or len(given.answerers[0]) > 1:
+        yield "who answers how much is by ranks and limits, if none is down and no answer goes on to another target"
     if given.pace.limits.rpm is None or given.pace.limits.tpm is None:
         yield "[limits] are not set: time is that of a run that is not refused while it grows"
     if not given.learned.based_on:

@@ -25,6 +25,16 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetPlan:
+    """Expected calls of one target."""
+
+    name: str
+    model: str
+    prompts: float
+    cost_usd: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A row to show: its key, never its text."""
 
@@ -66,6 +76,7 @@ class Plan:
     bounded: bool  # the length of answers is not known: output and cost are bounds, not 95 %
     based_on: str  # what estimates are corrected by; may be empty
     assumptions: tuple[str, ...]
+    targets: tuple[TargetPlan, ...]  # who answers how much, where the job names several
     notices: tuple[str, ...]
 
     @property

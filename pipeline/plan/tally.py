@@ -1,7 +1,7 @@
 """Sums over the documents that were planned, and the ranges around them."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cached_property
 from math import hypot
@@ -24,8 +24,10 @@ _WATCHED = ("prompts", "input", "output")
 class Tally:
     """Adds up forecasts of the picked rows, one after another."""
 
-    def __init__(self, job: Job, picks: Picks, learned: Learned) -> None:
+    def __init__(self, job: Job, picks: Picks, learned: Learned, models: Sequence[str] = ()) -> None:
+        """`models` by the number of the job's rule; none: the job's own."""
         self._job, self._picks, self._learned = job, picks, learned
+        self._models = models or (job.model,)
         self._amounts: list[tuple[float, ...]] = []  # of each document, where they are a sample
         self._low: dict[Tier, Cell] = {}  # merging calls alone
         self._high: dict[Tier, Cell] = {}
@@ -74,7 +76,7 @@ class Tally:
         for tier, cell in work.items():
             params = self._job.reduce_params if tier.step == "reduce" else self._job.params
             if params and not self._learned.lengths.knows(tier.step):
-                each = predicted_output(params.max_output_tokens, self._job.model, scenario)
+                each = predicted_output(params.max_output_tokens, self._models[tier.rule], scenario)
                 work[tier] = cell._replace(output_tokens=cell.prompts * each)
         return work
 

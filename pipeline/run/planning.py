@@ -12,6 +12,7 @@ import anyio.to_thread
 from pipeline import plan
 from pipeline.errors import PipelineError
 from pipeline.places import RUNS, quota_file
+from pipeline.plan.answerers import Answerer
 from pipeline.plan.earlier import earlier
 from pipeline.plan.forecast import Bought
 from pipeline.plan.learned import Learned
@@ -23,7 +24,7 @@ from pipeline.quota.book import Known, read_known
 from pipeline.quota.daily import day_of
 from pipeline.run.prepare import METERS, Session
 from pipeline.run.rows import Wanted, mask
-from pipeline.run.services import target_of
+from pipeline.run.services import as_asked, target_of
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES
 
 ASSUMED_LATENCY_S = 5.0
@@ -43,7 +44,31 @@ async def basis(session: Session, wanted: Wanted, bought: Bought, effort: Effort
     """What a plan of the rows that are `wanted` is made from: a look at the table, and what earlier runs say."""
     job, source, found = session.working, session.source, await look(session)
     learned = await anyio.to_thread.run_sync(earlier, RUNS, job, session.kind, source.fingerprint, about(found))
-    return Input(job, source, found, learned, bought, await _pace(session, learned), mask(session, wanted), effort)
+    pace, several = await _pace(session, learned), await _several(session, learned)
+    return Input(job, source, found, learned, bought, pace, mask(session, wanted), effort, several)
+
+
+async def _several(session: Session, learned: Learned) -> tuple[tuple[Answerer, ...], ...]:
+    """The targets that a job names, by the number of the rule that leads to them; none where it names none."""
+    found = []
+    for (section, job), each in zip(session.working.targets, as_asked(session), strict=False):
+        found.append(
+            Answerer(
+                job.model,
+                await _pace(each, learned),
+                section.name,
+                each.rates,
+                Decimal(str(section.price_factor)),
+                section.rank,
+                section.takes,
+                section.weight or 0.0,
+            )
+        )
+    return tuple(
+        tuple(sorted((one for one in found if one.name in names), key=lambda one: one.priority))
+        for names in session.working.rules
+        if found
+    )
 
 
 def notices_of(session: Session, made: plan.Plan, spent_usd: Decimal) -> tuple[str, ...]:

@@ -105,9 +105,7 @@ def target_of(session: Session) -> Target:
 def targets_of(session: Session) -> list[tuple[Target, Session]]:
     """Each target that the job names, and the session as it is asked there; see `target_of`."""
     found: dict[str, Target] = {}
-    asked = [replace(session, job=job) for job in session.job.asked]
-    if session.redo:
-        asked = [replace(each, redo=job) for each, job in zip(asked, session.redo.asked, strict=True)]
+    asked = as_asked(session)
     if not session.job.targets:
         return [(target_of(session), session)]
     for (section, _), each in zip(session.job.targets, asked, strict=True):
@@ -124,6 +122,14 @@ def targets_of(session: Session) -> list[tuple[Target, Session]]:
             price_factor=Decimal(str(section.price_factor)),
         )
     return list(zip(found.values(), asked, strict=True))
+
+
+def as_asked(session: Session) -> list[Session]:
+    """The session as each of its targets is asked; itself where the job names none."""
+    asked = [replace(session, job=job) for job in session.job.asked]
+    if session.redo is None:
+        return asked
+    return [replace(each, redo=job) for each, job in zip(asked, session.redo.asked, strict=True)]
 
 
 def _project(job: Job) -> str:

@@ -1,0 +1,140 @@
+"""Who will answer how many of the calls, where a job names several targets: by their ranks, limits and weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from math import inf
+
+from pipeline.models import assumed
+from pipeline.plan.amounts import Cell
+from pipeline.plan.pace import Pace
+from pipeline.prices import Rates
+from pipeline.records import ALWAYS, Limits, Takes
+
+_MOST_TURNS = 1_000  # each ends a day's quota, the calls, or what is more than a minute's
+_FAST = 1e9  # calls a minute, of one that has no limit, or none that is known
+
+
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """A target as a plan sees it: `limits` with what earlier runs learned, `pace` as in `Pace`."""
+
+    model: str
+    pace: Pace
+    name: str = ""
+    own: Rates | None = None
+    factor: Decimal = Decimal(1)
+    priority: int = 1
+    takes: frozenset[Takes] = ALWAYS
+    weight: float = 0.0
+
+    @property
+    def limits(self) -> Limits:
+        """What it may be sent."""
+        return self.pace.limits
+
+    def left_today(self) -> float:
+        """Requests of its day's quota."""
+        return max(0.0, self.limits.rpd - self.pace.used_today) if self.limits.rpd else inf
+
+    def per_minute(self, mean_tokens: float) -> float:
+        """Calls with so many input tokens."""
+        tokens = self.limits.tpm / mean_tokens if self.limits.tpm and mean_tokens else inf
+        return min(_FAST, self.limits.rpm or inf, tokens)
+
+
+def largest(answerers: Sequence[Answerer]) -> int:
+    """Input tokens of the largest prompt that any of them takes."""
+    contexts = [(each, assumed(each.model).context_tokens) for each in answerers]
+    return max(min(context, each.limits.tpm or context) for each, context in contexts)
+
+
+def parts(answerers: Sequence[Answerer], calls: float, mean_tokens: float) -> list[float]:
+    """How many of so many calls each will answer, if none is down and all answers will do."""
+    sent = [0.0] * len(answerers)
+    left = [each.left_today() if each.takes else 0.0 for each in answerers]
+    todo = calls
+    for _ in range(_MOST_TURNS):
+        speeds = _speeds(answerers, left, todo, mean_tokens)
+        together = sum(speeds)
+        if todo <= 0.0 or not together:
+            break
+        turn = min(todo / together, *(left[at] / speed for at, speed in enumerate(speeds) if speed))
+        least = min(each.priority for each, some in zip(answerers, left, strict=True) if some)
+        least = min(each.priority for each, some in zip(answerers, left, strict=True) if some)
+        first = sum(speed for each, speed in zip(answerers, speeds, strict=True) if each.priority == least)
+        if first < together and todo > first:  # the others stop once the first can do the rest in a minute
+            turn = min(turn, (todo - first) / together)
+        for at, speed in enumerate(speeds):
+            sent[at] += speed * turn
+            left[at] = max(0.0, left[at] - speed * turn)
+        left = [0.0 if some < 1e-6 else some for some in left]
+        todo -= together * turn
+    if todo > 0.0 and (whole := sum(sent)):  # on later days as on this one
+        return [some * calls / whole for some in sent]
+    if todo > 0.0:
+        return [calls / len(answerers)] * len(answerers)
+    return sent
+
+
+def _speeds(answerers: Sequence[Answerer], left: Sequence[float], todo: float, mean_tokens: float) -> list[float]:
+    """Calls a minute that each is sent now."""
+    speeds = [0.0] * len(answerers)
+    able = 0.0  # of those of lower priorities
+    for priority in sorted({each.priority for each in answerers}):
+        own = [at for at, each in enumerate(answerers) if each.priority == priority and left[at]]
+        before = [each for at, each in enumerate(answerers) if each.priority < priority and left[at]]
+        spent = any(each.priority < priority and each.takes and not left[at] for at, each in enumerate(answerers))
+        for at in own:
+            takes = answerers[at].takes
+            over = todo > able if before else (not spent or "day_quota" in takes or "full" in takes)
+            speeds[at] = answerers[at].per_minute(mean_tokens) if over and (not before or "full" in takes) else 0.0
+        weighted = [at for at in own if speeds[at] and answerers[at].weight]
+        if len(weighted) > 1:
+            unit = min(speeds[at] / answerers[at].weight for at in weighted)
+            for at in weighted:
+                speeds[at] = unit * answerers[at].weight
+        able += sum(speeds[at] for at in own)
+    return speeds
+
+
+def joint(answerers: Sequence[Answerer], each_call: Cell, longest_answer: int | None) -> Pace:
+    """The pace of those that answer side by side, for calls like `each_call`; a quota on tokens as one on input."""
+    first = min(each.priority for each in answerers if each.takes)
+    at_once = [each for each in answerers if each.priority == first or "full" in each.takes]
+    limits = [_on_input(each, each_call, longest_answer) for each in at_once]
+    beyond = [each.limits.rpd for each in answerers if each in at_once or "day_quota" in each.takes]
+    pace = at_once[0].pace
+    return replace(
+        pace,
+        limits=replace(
+            limits[0],
+            rpm=_sum([one.rpm for one in limits]),
+            tpm=_sum([one.tpm for one in limits]),
+            rpd=sum(rpd for rpd in beyond if rpd) if all(beyond) else None,
+            concurrency=_bound([one.concurrency for one in limits]),
+        ),
+        used_today=sum(each.pace.used_today for each in at_once),
+        opens_at=min(each.pace.opens_at for each in at_once),
+    )
+
+
+def _on_input(answerer: Answerer, each_call: Cell, longest_answer: int | None) -> Limits:
+    """Its limits, the one on tokens in tokens of input: of what it counts they are a part."""
+    limits = answerer.limits
+    if limits.tokens == "input" or not limits.tpm or not each_call.input_tokens:
+        return limits
+    longest = longest_answer or assumed(answerer.model).max_output_tokens
+    answer = each_call.answer_tokens if limits.tokens == "total" else longest * each_call.prompts
+    return replace(limits, tpm=max(1, round(limits.tpm * each_call.input_tokens / (each_call.input_tokens + answer))))
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    """Of limits: none at all (0) where one has none, unknown where one is."""
+    if 0 in values:
+        return 0
+    return None if None in values else sum(value or 0 for value in values)
+
+
+def _bound(values: Sequence[int | None]) -> int | None:
+    return None if None in values else sum(value or 0 for value in values)
