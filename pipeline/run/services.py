@@ -93,7 +93,7 @@ def target_of(session: Session) -> Target:
     """The target that the job names, or the embedded emulator. Raises `JobError` without a key or project."""
     job, offline = session.job, session.options.offline
     return Target(
-        Gemini.name if offline else job.spec.endpoint.provider,  # all that the emulator speaks
+        job.spec.endpoint.provider,
         _EMULATOR_URL if offline else job.base_url,
         "offline" if offline else _project(job),
         session.working.model,
