@@ -84,3 +84,31 @@ def token_server() -> Iterator[TokenServer]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def metadata_server() -> Iterator[str]:
+    """Host and port of what answers on a machine of Google's: project, account and its tokens."""
+
+    class Answering(JsonHandler):
+        def do_GET(self) -> None:
+            assert self.headers["metadata-flavor"] == "Google"
+            if "/token" in self.path:
+                self.answer(200, {"access_token": "ya29.of-the-machine", "expires_in": 3599, "token_type": "Bearer"})
+            elif "/service-accounts/" in self.path:
+                self.answer(200, {"email": EMAIL, "aliases": ["default"], "scopes": []})
+            else:
+                self.answer(200, "project-of-a-test")
+
+        def end_headers(self) -> None:
+            self.send_header("metadata-flavor", "Google")
+            self.send_header("content-type", "application/json")
+            super().end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -422,7 +422,28 @@ def _google(code: int, message: str, status: str, reason: str = "") -> dict[str,
 
 
 _DENIED = "PERMISSION_DENIED"
+_PLACE = "//aiplatform.googleapis.com/projects/p/locations/l/publishers/google/models/m"
 REFUSED: dict[str, tuple[int, Any, str]] = {
+    "Vertex AI: no permission": (
+        403,
+        _google(403, f"Permission 'aiplatform.endpoints.predict' denied on resource '{_PLACE}'.", _DENIED),
+        "roles/aiplatform.user",
+    ),
+    "Vertex AI: not enabled": (
+        403,
+        _google(403, "Vertex AI API has not been used in project 1 before or it is disabled.", _DENIED),
+        "library/aiplatform.googleapis.com",
+    ),
+    "Vertex AI: another kind of key": (
+        401,
+        _google(401, "API keys are not supported by this API. Expected OAuth2 access token", "UNAUTHENTICATED"),
+        "express mode",
+    ),
+    "Vertex AI: a token that ended": (
+        401,
+        _google(401, "Request had invalid authentication credentials.", "UNAUTHENTICATED", "ACCESS_TOKEN_EXPIRED"),
+        "gcloud auth application-default login",
+    ),
     "E1": (
         400,
         _google(400, "API key not valid. Please pass a valid API key.", "INVALID_ARGUMENT", "API_KEY_INVALID"),

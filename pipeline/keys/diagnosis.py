@@ -124,6 +124,25 @@ def vendor_of(base_url: str) -> Vendor | None:
 # --- a key that a service refuses -------------------------------------------------------------------------------------
 
 _REFUSALS: tuple[tuple[str, str], ...] = (
+    # Vertex AI, which takes access tokens
+    (
+        r"no access token|ACCESS_TOKEN_EXPIRED",
+        "log in again: `gcloud auth application-default login`; or name the key file of another account in"
+        " GOOGLE_APPLICATION_CREDENTIALS",
+    ),
+    (
+        r"IAM_PERMISSION_DENIED|permission '.{1,60}' denied on resource",
+        "give the account the role roles/aiplatform.user in that project, or name another one: [endpoint] project",
+    ),
+    (
+        r"(?:vertex ai|agent platform) api has not been used|SERVICE_DISABLED.*aiplatform",
+        "enable it for the project: https://console.cloud.google.com/apis/library/aiplatform.googleapis.com",
+    ),
+    (
+        r"api keys are not supported by this api",
+        "Vertex AI takes no key but one of its express mode: name such a key, or [endpoint] project and no key",
+    ),
+    # Google's Developer API and others, which take keys
     (r"reported as leaked", f"Google found the key in public and blocks it for good: make a new one at {_MAKE_ONE}"),
     (r"api[ _]key expired|expired_api_key", f"the key has expired: renew it, or make a new one at {_MAKE_ONE}"),
     (r"api[ _]key not found", f"the key was deleted: make a new one at {_MAKE_ONE}"),

@@ -1,0 +1,133 @@
+"""The jobs of docs/vertex.md, as a person runs them: real processes, and tokens that end in mid-run."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from commands import Ran
+from google_accounts import account_file, metadata_server, token_server
+from serving import served, stats, wait_for
+
+PAGE = (Path(__file__).parent.parent / "docs" / "vertex.md").read_text("utf-8")
+PLAIN, REGIONS, EXPRESS = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+ROWS = 120
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "gcloud"))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    (tmp_path / "comments.csv").write_text("id,comment\n" + "".join(f"c{n},Comment {n}.\n" for n in range(ROWS)))
+    return tmp_path
+
+
+@pytest.fixture
+def url(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The emulator, which takes a while and gives the account's tokens; each is good for a second."""
+    with served(latency_s=0.2, token_s=1.0) as served_at:
+        monkeypatch.setenv("GOOGLE_VERTEX_BASE_URL", served_at)
+        account = account_file(here / "account.json", f"{served_at}/token")
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
+        yield served_at
+
+
+def start(here: Path, job: str, *arguments: str) -> subprocess.Popen[bytes]:
+    (here / "job.toml").write_text(job)
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    return subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ))
+
+
+def ran(here: Path, job: str, *arguments: str, code: int = 0) -> Ran:
+    process = start(here, job, *arguments)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err.decode()
+    assert b"Traceback" not in err
+    return Ran(process.returncode, out.decode(), err.decode())
+
+
+def slow(job: str, at_once: int = 8) -> str:
+    """The same job with few calls in flight, so that it takes longer than a token lives."""
+    return job.replace("tpm = 0\n", f"tpm = 0\nconcurrency = {at_once}\n")
+
+
+def test_the_job_of_the_page_is_checked_estimated_killed_and_finished_over_several_tokens(here: Path, url: str) -> None:
+    assert "vertex@127.0.0.1" in ran(here, PLAIN, "check", "job.toml").out
+    assert ran(here, PLAIN, "estimate", "job.toml", "--json").json["prompts"] == ROWS
+    killed = start(here, slow(PLAIN), "run", "job.toml", "--yes")
+    wait_for(url, "answered", 30, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    result = ran(here, slow(PLAIN), "run", "job.toml", "--yes", "--json").json
+    assert (result["status"], result["ok"]) == ("finished", ROWS)
+    seen = stats(url)
+    assert seen["bought_twice"] <= 8 and set(seen["by_status"]) == {"200"}, "no token was used after its end"
+    output = pl.read_parquet("results/comments.parquet")
+    assert output["id"].to_list() == [f"c{n}" for n in range(ROWS)] and (output["cost_usd"] > 0).all()
+    calls = pl.concat([pl.read_parquet(path) for path in Path("runs/job/calls").glob("*.parquet")])
+    assert set(calls.filter("paid")["endpoint"]) == {f"vertex@{url.removeprefix('http://')}"}
+    assert f"{ROWS} ok" in ran(here, PLAIN, "report", "job").out
+
+
+@pytest.mark.parametrize("job", [PLAIN, REGIONS, EXPRESS], ids=["one region", "two regions", "express"])
+def test_a_rehearsal_needs_no_credentials_and_speaks_the_same_protocol(here: Path, job: str) -> None:
+    assert ran(here, job, "run", "job.toml", "--offline", "--yes", "--json").json["ok"] == ROWS
+    calls = pl.concat([pl.read_parquet(path) for path in Path("runs/job-offline/calls").glob("*.parquet")])
+    assert set(calls["endpoint"]) == {"vertex@emulator"}
+
+
+def test_two_regions_answer_one_job_and_each_row_says_which(here: Path, url: str) -> None:
+    ran(here, slow(REGIONS), "run", "job.toml", "--yes")
+    found = Counter(pl.read_parquet("results/comments.parquet")["target"])
+    assert set(found) == {"netherlands", "belgium"} and found.total() == ROWS and min(found.values()) > ROWS / 4
+
+
+def test_in_express_mode_a_key_is_asked_for_and_no_credentials(
+    here: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "another-project")
+    assert "VERTEX_KEY is unset" in ran(here, EXPRESS, "check", "job.toml", code=2).err
+    monkeypatch.setenv("VERTEX_KEY", "AQ.a-key-of-express-mode")
+    assert "vertex@127.0.0.1" in ran(here, EXPRESS, "check", "job.toml").out
+    unlimited = EXPRESS + "\n[limits]\nrpm = 0\ntpm = 0\n"
+    assert ran(here, unlimited, "run", "job.toml", "--yes", "--json", "--limit", "3").json["ok"] == 3
+
+
+def test_a_token_server_that_fails_for_a_while_is_told_of_and_ends_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token is renewed after half of its two seconds: the server refuses that, and not once it has ended."""
+    given_at: list[float] = []
+
+    def refusal() -> tuple[int, object] | None:
+        if given_at and time.monotonic() < given_at[0] + 1.7:
+            return 403, {"error": "access_denied"}
+        given_at.append(time.monotonic())
+        return None
+
+    with served(latency_s=0.2) as served_at, token_server() as server:
+        server.life_s, server.instead = 2, refusal
+        monkeypatch.setenv("GOOGLE_VERTEX_BASE_URL", served_at)
+        account = account_file(here / "account.json", server.url)
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
+        said = ran(here, slow(PLAIN), "run", "job.toml", "--yes").err
+    assert "no access token: access_denied" in said and "the old one is good for" in said
+
+
+def test_a_machine_of_googles_gives_the_tokens_of_its_own_account(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metadata server, as google-auth finds it by these variables."""
+    with served() as served_at, metadata_server() as host:
+        monkeypatch.delenv("NO_GCE_CHECK")
+        monkeypatch.setenv("GCE_METADATA_HOST", host)
+        monkeypatch.setenv("GCE_METADATA_IP", host)
+        monkeypatch.setenv("GOOGLE_VERTEX_BASE_URL", served_at)
+        assert ran(here, PLAIN, "run", "job.toml", "--yes", "--json").json["ok"] == ROWS
