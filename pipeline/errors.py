@@ -62,6 +62,7 @@ class PipelineError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.others: tuple[PipelineError, ...] = ()  # what else is wrong, where all of it was looked for
 
 
 def as_known(error: BaseException) -> PipelineError | None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from pipeline.errors import AuthError, JobError
 from pipeline.keys import Key, origin_of, read
 from pipeline.keys.diagnosis import diagnose
+from pipeline.mistakes import as_job_error
 from pipeline.prices import Rates, fixed_rates
 from pipeline.prompts import Params
 from pipeline.protocols import GLOBAL, PROTOCOLS, Protocol, vertex_url
@@ -148,8 +149,14 @@ class Job:
 
 def load(path: Path, flags: Mapping[str, object] | None = None) -> Job:
     """Read a job file; `flags` ("model.name" → value, None: not given) win over it. Raises `JobError`."""
+    return compiled(path, *read_job(path, flags))
+
+
+def read_job(path: Path, flags: Mapping[str, object] | None = None) -> tuple[JobFile, Mapping[str, str]]:
+    """A job file's settings, and where each comes from; no other file is read. Raises `JobError`."""
     try:
-        data = tomllib.loads(path.read_text("utf-8-sig"))
+        text = path.read_text("utf-8-sig")
+        data = tomllib.loads(text)
     except FileNotFoundError:
         raise JobError(f"no job file at {path}", _other_jobs(path)) from None
     except OSError as error:
@@ -180,12 +187,20 @@ def load(path: Path, flags: Mapping[str, object] | None = None) -> Job:
     try:
         spec = JobFile.model_validate(data)
     except ValidationError as error:
-        raise _as_job_error(error, path) from None
+        raise as_job_error(error, path, text, JobFile) from None
+    return spec, origins
+
+
+def compiled(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
+    """The job of what `read_job` gives, with its templates. Raises `JobError`."""
     job = _compile(path, spec, origins)
     for each in job.asked:
         _check_spoken(each.spec, path)
     _check_targets(job)
     return job
+
+
+_PLACES_OF_KEY = frozenset({"key", "key_env"})
 
 
 def _asked_at(spec: JobFile, target: TargetSection) -> JobFile:
@@ -196,6 +211,8 @@ def _asked_at(spec: JobFile, target: TargetSection) -> JobFile:
         endpoint = {name: value for name, value in endpoint.items() if name not in _OF_ONE_PROTOCOL}
     if said & _OF_ONE_PROXY:
         endpoint = {name: value for name, value in endpoint.items() if name not in _OF_ONE_PROXY}
+    if said & _PLACES_OF_KEY:  # its own place, and not the other's as well
+        endpoint = {name: value for name, value in endpoint.items() if name not in _PLACES_OF_KEY}
     endpoint |= {name: getattr(target, name) for name in said & Endpoint.model_fields.keys()}
     limits = {name: getattr(target.limits, name) for name in target.limits.model_fields_set}
     model = {"name": target.model, "prices": target.prices if "prices" in said else None} if target.model else {}
@@ -342,36 +359,3 @@ def _other_jobs(path: Path) -> str:
     if close:
         return f"did you mean {close[0]}?"
     return f"there are {', '.join(jobs)}" if jobs else "paths are relative to the directory you are in"
-
-
-def _as_job_error(error: ValidationError, path: Path) -> JobError:
-    # A misspelt key is also a missing one: the spelling is what helps.
-    first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
-    # pydantic names the branch of a union as if it were a key, and the place in a list.
-    place = [str(part) for part in first["loc"] if not str(part).startswith("literal[")]
-    number = f" number {int(place.pop(1)) + 1}" if place[1:2] and place[1].isdecimal() else ""
-    section = (f"[[{place[0]}]]{number}" if number else f"[{place[0]}]") if place else "the job file"
-    table = f"[[{place[0]}]]{number}" if number and len(place) <= 2 else f"[{'.'.join(place[:-1])}]"
-    name = place[-1] if place else ""
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(place[:-1])
-        close = difflib.get_close_matches(name, known, n=1)
-        what = f"`{name}` is not a setting of {table}" if len(place) > 1 else f"[{name}] is not a section"
-        return JobError(
-            f"{what}\n{path}", f"did you mean `{close[0]}`?" if close else f"it knows {', '.join(sorted(known))}"
-        )
-    if first["type"] == "missing":
-        what = f"{table} has no `{name}`" if len(place) > 1 else f"the section [{name}] is missing"
-        return JobError(f"{what}\n{path}", "docs/reference.md lists every setting")
-    message = first["msg"].removeprefix("Value error, ")
-    where = f"{section} {'.'.join(place[1:])}".strip() if place else ""
-    return JobError(f"{where + ': ' if where else ''}{message[0].lower() + message[1:]}\n{path}")
-
-
-def _known_keys(place: list[str]) -> list[str]:
-    model: type[BaseModel] = JobFile
-    for part in place:
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return list(model.model_fields)

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from pipeline import errors, events
 from pipeline.cli.app import app
+from pipeline.console.checks import STEP_KEYS
 from pipeline.console.plans_json import PLAN_KEYS
 from pipeline.emulator.faults import GROUPS, Bill
 from pipeline.environment import VARIABLES
@@ -154,6 +155,8 @@ def _json() -> Iterator[str]:
     yield "### estimate --json\n"
     yield "A row of the table is a document here, and a call is a prompt.\n"
     yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in PLAN_KEYS.items()))
+    yield "### check --json\n"
+    yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in STEP_KEYS.items()))
 
 
 def _errors() -> Iterator[str]:

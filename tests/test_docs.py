@@ -18,6 +18,7 @@ from test_layers import RANKS
 
 from pipeline import errors
 from pipeline.cli.app import BUG
+from pipeline.console.checks import STEP_KEYS
 from pipeline.console.plans_json import PLAN_KEYS
 from pipeline.process import INTERRUPTED
 from pipeline.records import CAUSES, ErrorKind
@@ -118,6 +119,7 @@ def test_every_cause_and_exit_code_has_a_meaning() -> None:
 def test_json_has_the_keys_that_are_promised(here: Path, cli: Callable[..., Ran]) -> None:
     assert tuple(cli("estimate", "jobs/extract.toml", "--json").json) == tuple(PLAN_KEYS)
     assert tuple(cli("run", "jobs/extract.toml", "--offline", "--json").json) == tuple(RUN_KEYS)
+    assert tuple(cli("check", "jobs/extract.toml", "--offline", "--json").json) == tuple(STEP_KEYS)
 
 
 @pytest.mark.parametrize("page", ALL)

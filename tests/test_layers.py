@@ -33,6 +33,7 @@ RANKS: dict[str, int] = {
     "spill": 1,
     "environment": 1,
     "keys": 1,
+    "mistakes": 1,
     "tokens": 1,
     "prices": 1,
     "prompts": 1,

@@ -21,7 +21,7 @@ from pipeline.budget.live import read_sum
 from pipeline.errors import BudgetReached, QuotaExhausted
 from pipeline.events import BookTrouble
 from pipeline.job import load
-from pipeline.run import prepare, services
+from pipeline.run import checks, prepare
 from pipeline.run.engine import Monitor
 
 ROWS = 150
@@ -147,13 +147,14 @@ def test_a_used_up_day_is_remembered_until_it_is_forgotten(here: Path) -> None:
         assert "it returns at" in again.ended.stopped.message and "--forget" in again.ended.stopped.hint
         assert stats(url)["requests"] == before["requests"], "nothing is sent"
 
-        prepared = prepare.prepare(again.job, prepare.Options())
-        told = {name: remark for name, _, remark in anyio.run(services.check_service, prepared)}
-        assert "it returns at" in told["day"]
+        def quota(forget: bool) -> str:
+            steps = anyio.run(checks.examine, again.job.path, {}, prepare.Options(), forget)
+            return next(f"{step.found}: {step.remark}" for step in steps if step.name == "quota")
+
+        assert "day used up: the day returns at" in quota(False)
         expected = anyio.run(estimating.estimate, prepare.prepare(first.job, prepare.Options()), estimating.Wishes())
         assert expected.plan.timeline.bound == "rpd", "the plan begins with the next day"
-        told = {name: remark for name, _, remark in anyio.run(services.check_service, prepared, True)}
-        assert "day" not in told
+        assert quota(True).startswith("forgotten: day used up") and quota(True).startswith("forgotten: nothing")
         third = Run(here, url)
         assert isinstance(third.ended.stopped, QuotaExhausted)
         assert stats(url)["requests"] > before["requests"], "the service is asked again"

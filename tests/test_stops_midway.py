@@ -117,7 +117,7 @@ def test_a_proxy_that_asks_for_a_login_is_named_and_not_the_key(
     exact = cli("estimate", job, "--exact")
     assert exact.code == 2 and f"the proxy http://{proxy} " in exact.err
     checked = cli("check", job)
-    assert checked.code == 2 and f"the proxy http://{proxy} " in checked.err and "the key" not in checked.err
+    assert checked.code == 2 and f"the proxy http://{proxy} " in checked.out and "the key" not in checked.out
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://model.example")
     service.asked = 0
     service.instead = lambda number: PROXY if number > BEFORE else None

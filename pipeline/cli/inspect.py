@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.flags import JobPath, Json, Model, Offline, load_job
+from pipeline.cli.flags import JobPath, Json, Model, Offline
 from pipeline.errors import InputError, JobError, RunStateError, as_known
 from pipeline.terminal import visible
 
@@ -110,34 +110,28 @@ def check(
 ) -> None:
     """All that can be wrong, before it costs.
 
-    Key, endpoint, model, table, columns, templates, the place of the output: what `pipeline run` would refuse
-    (`pipeline run --help` lists it) is refused here with the same words and exit code 2.
+    Job file, table, columns, templates, limits, key, network, country, model, the place of the output, the run: each
+    step is shown as passed or failed, and one that could not be tried as such; what `pipeline run` would refuse fails
+    here in the same words. Nothing of it is charged. Exit code 0 where all passed, else 2.
     """
     import anyio
 
     from pipeline import console
-    from pipeline.run import prepare, services
-    from pipeline.run.guards import check_start
-    from pipeline.run.output import output_place
+    from pipeline.run import checks, prepare
 
     if forget and offline:
         raise JobError("--forget has nothing to forget with --offline: the emulator's limits are not kept")
-    loaded = load_job(job, None, model, None, None, None)
-    prepared = prepare.prepare(loaded, prepare.Options(offline=offline))
-    told = anyio.run(services.identified, prepared)
-    check_start(told)
-    found = anyio.run(services.check_service, told, forget)
-    try:
-        with output_place(told):
-            found.append(("output", str(told.output), "can be written"))
-    except RunStateError:  # what is locked can be looked at all the same
-        found.append(("output", str(told.output), "a run writes it now"))
-    facts = [("rows", f"{prepared.rows:,}", loaded.spec.input.path), *found]
+    options = prepare.Options(offline=offline)
+    with console.busy("checking"):
+        steps = anyio.run(checks.examine, job, {"model.name": model}, options, forget)
     if json:
-        console.show_json({name: value for name, value, _ in facts})
+        console.show_json(console.steps_json(steps))
     else:
-        console.show_columns(console.out, facts)
-        console.show_hint(f"`pipeline estimate {shlex.quote(str(job))}` says what it costs")
+        console.show_steps(steps)
+        if steps.passed:
+            console.show_hint(f"`pipeline estimate {shlex.quote(str(job))}` says what it costs")
+    if not steps.passed:
+        raise typer.Exit(2)
 
 
 def emulate(
@@ -176,7 +170,7 @@ def emulate(
         ),
     ] = None,
 ) -> None:
-    """Serve the protocols of Gemini and OpenAI, for rehearsals.
+    """Serve the Gemini protocol, for rehearsals.
 
     With quotas and faults, if asked for. What runs against it is a rehearsal, apart from real runs.
 
@@ -185,16 +179,14 @@ def emulate(
     refused or failed: 400, 402, 403, 408, 413, 429, 499, 500, 503, 504, html502, array429, bare429, nested503,
     location, garbage
 
-    money gone: prepaid, balance400, balance429, balance200, no_quota429, no_channel
-
-    refused by relays: busy429, quota500, quota502, filter400, expired401
+    money gone: prepaid, balance400, balance429, balance200, no_channel
 
     long waits: wait_day, wait_2099, wait_2h, late_day
 
     answers without an answer: block, empty, safety, recitation, max_tokens_empty
 
-    odd counts: nousage, zero_counts, hidden_thinking, no_prompt_count, cached, cached_over, negative, absurd,
-    text_counts, overlong, dearer, unpriced
+    odd counts: nousage, no_prompt_count, cached, cached_over, negative, absurd, text_counts, overlong, dearer,
+    unpriced
 
     odd forms: 201, 203, 206, error0, finish_stop, finish_length, finish_2, surrogate, bad_utf8, bom, deep, sse,
     json_array, openai, echo, echo_error, two_gzip, x_gzip
@@ -245,6 +237,5 @@ def _say_ready(url: str) -> None:
     sys.stdout.flush()
     console.show_hint(
         f"`GOOGLE_GEMINI_BASE_URL={url} GEMINI_API_KEY=rehearsal pipeline run JOB` rehearses it, in"
-        ' runs/JOB-rehearsal, apart from real answers; with provider = "openai" it is OPENAI_BASE_URL and'
-        " OPENAI_API_KEY; Ctrl-C stops"
+        " runs/JOB-rehearsal, apart from real answers; Ctrl-C stops"
     )

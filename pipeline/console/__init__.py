@@ -1,5 +1,6 @@
 """What a person sees: plans, progress, summaries, errors."""
 
+from pipeline.console.checks import show_steps, steps_json
 from pipeline.console.plans import show_estimate, show_start
 from pipeline.console.plans_json import plan_json
 from pipeline.console.progress import PilotWatch, notice, progress_line, watch
@@ -43,7 +44,9 @@ __all__ = [
     "show_models",
     "show_runs",
     "show_start",
+    "show_steps",
     "show_summary",
+    "steps_json",
     "things",
     "watch",
 ]

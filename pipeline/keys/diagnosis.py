@@ -123,6 +123,7 @@ def vendor_of(base_url: str) -> Vendor | None:
 
 # --- a key that a service refuses -------------------------------------------------------------------------------------
 
+_COUNTRY = r"user location is not supported|unsupported_country|country, region, or territory not supported"
 _REFUSALS: tuple[tuple[str, str], ...] = (
     # Vertex AI, which takes access tokens
     (
@@ -169,7 +170,7 @@ _REFUSALS: tuple[tuple[str, str], ...] = (
         " elsewhere, Vertex AI, or a relay: [endpoint] base_url",
     ),
     (
-        r"user location is not supported|unsupported_country|country, region, or territory not supported",
+        _COUNTRY,
         "no key helps: the service is not offered where this machine goes out. Set HTTPS_PROXY to a proxy elsewhere, or"
         " [endpoint] base_url to a relay",
     ),
@@ -200,3 +201,8 @@ _REFUSALS: tuple[tuple[str, str], ...] = (
 def cure_of(message: str) -> str:
     """What helps against a refusal, by the words of it; "" where they are not known."""
     return next((cure for said, cure in _REFUSALS if re.search(said, message, re.IGNORECASE)), "")
+
+
+def is_of_country(message: str) -> bool:
+    """Whether a refusal is of the place that the request came from, whatever the key."""
+    return re.search(_COUNTRY, message, re.IGNORECASE) is not None

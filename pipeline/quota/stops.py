@@ -35,8 +35,8 @@ def stopped_by(failure: Failure) -> PipelineError:
     if failure.kind == "auth":
         return AuthError(
             f"the service refuses the key, its project or the region: {failure.message}",
-            f"{cure_of(failure.message) or 'look at the key and at what its project may use: `pipeline check JOB`'};"
-            " then the same command goes on",
+            f"{cure_of(failure.message) or 'look at the key and at what its project may use'};"
+            " `pipeline check JOB` tries it, and the same command then goes on",
         )
     if any(hit.limit == 0 for hit in failure.quota):
         return QuotaExhausted(

@@ -20,6 +20,7 @@ from pipeline.models import MODELS, model_info
 from pipeline.places import Kind, beside, run_directory
 from pipeline.prices import CHECKED, FREE, Rates
 from pipeline.records import Document, Limits
+from pipeline.sections import JobFile
 from pipeline.source import Source, open_source, output_conflict
 from pipeline.source.documents import ROW
 from pipeline.source.order import Order, woven
@@ -174,17 +175,40 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
     """
     for each in job.asked:
         check_model(each, options.offline)
-    spec = job.spec.input
-    source = open_source(
-        spec.path, id=spec.id, text=spec.text, where=spec.where, encoding=spec.encoding, separator=spec.separator
+    source = open_input(job.spec)
+    check_columns(job, source)
+    session = prepared(job, options, source, redo)
+    check_cells(session)
+    check_output(session)
+    session.check_input(looked_into=True)
+    return session
+
+
+def open_input(spec: JobFile) -> Source:
+    """The table, as far as its columns. Raises `InputError` and `JobError`."""
+    table = spec.input
+    return open_source(
+        table.path, id=table.id, text=table.text, where=table.where, encoding=table.encoding, separator=table.separator
     )
-    kinds = source.kinds
+
+
+def check_columns(job: Job, source: Source) -> None:
+    """Raise `JobError` for a template that does not go with the table's columns."""
     for template, own in job.templates:
-        check_template(template, kinds, own, spec.text)
-    source = source.showing(job.reads(kinds)).ruled([route.where for route in job.spec.route if route.where])
+        check_template(template, source.kinds, own, job.spec.input.text)
+
+
+def prepared(job: Job, options: Options, source: Source, redo: Job | None = None) -> Session:
+    """The session, with every row of its table looked at. Raises `InputError`."""
+    source = source.showing(job.reads(source.kinds)).ruled([route.where for route in job.spec.route if route.where])
     source.check()
     rows = source.count() if options.limit is None else min(source.count(), options.limit)
-    session = Session(job, source, rows, options, redo, "offline" if options.offline else "real", options.offline)
+    return Session(job, source, rows, options, redo, "offline" if options.offline else "real", options.offline)
+
+
+def check_cells(session: Session) -> None:
+    """Raise `JobError` for cells that the templates cannot take."""
+    job, source = session.job, session.source
     check_rendering(job, chain.from_iterable(session.documents()))
     for template, own in job.templates:
         names = [name for name in source.columns if source.kinds[name] == "text" and name not in own]
@@ -193,12 +217,15 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
             for name in asked:
                 check_truths(template, name, frame[name].cast(pl.String).drop_nulls().unique().to_list())
             break
-    for path in (job.spec.output.path, str(session.output)):  # what a real run would refuse, a rehearsal refuses too
-        output_conflict(source, path)
+
+
+def check_output(session: Session) -> None:
+    """Raise `InputError` and `JobError` for an output that could not have this table's columns, or is the input."""
+    # What a real run would refuse, a rehearsal refuses too.
+    for path in (session.job.spec.output.path, str(session.output)):
+        output_conflict(session.source, path)
     output_schema(session_schema(session), session.output)
     attempt(session_schema(session), session.form, BytesIO())
-    session.check_input(looked_into=True)
-    return session
 
 
 def session_schema(session: Session) -> pl.Schema:

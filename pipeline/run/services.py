@@ -1,8 +1,6 @@
 """Who answers a session: its targets, and the providers that speak to them."""
 
-import difflib
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -11,12 +9,12 @@ from typing import TYPE_CHECKING
 import httpx
 
 from pipeline.environment import check_certificates
-from pipeline.errors import AuthError, JobError, ServiceError
+from pipeline.errors import JobError
 from pipeline.job import Job, key_of
-from pipeline.places import Kind, quota_file
+from pipeline.places import Kind
 from pipeline.prompts import Prompt
 from pipeline.providers.base import Account, Provider, Providers
-from pipeline.providers.connection import Connected
+from pipeline.providers.connection import Connected, checked_url
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.google_auth import Tokens, google_tokens
 from pipeline.providers.networks import Network
@@ -24,9 +22,6 @@ from pipeline.providers.openai import OpenAI
 from pipeline.providers.stored import parser_of
 from pipeline.providers.transport import Wire
 from pipeline.providers.vertex import Vertex
-from pipeline.quota.book import QuotaBook, read_known
-from pipeline.quota.daily import day_of, until_text
-from pipeline.quota.stops import refused_by_proxy
 from pipeline.records import Failure, Parse, Reply
 from pipeline.run.prepare import Session
 from pipeline.run.renewal import Renewal, known_project
@@ -91,15 +86,20 @@ Opening = Callable[[Session], AbstractAsyncContextManager[Services]]
 
 def target_of(session: Session) -> Target:
     """The target that the job names, or the embedded emulator. Raises `JobError` without a key or project."""
-    job, offline = session.job, session.options.offline
-    return Target(
-        job.spec.endpoint.provider,
-        _EMULATOR_URL if offline else job.base_url,
-        "offline" if offline else _project(job),
-        session.working.model,
-        rates=session.rates,
-        limits=session.limits,
-    )
+    offline = session.options.offline
+    target = asked_at(session.job, offline, "offline" if offline else project_at(session.job))
+    return replace(target, model=session.working.model, rates=session.rates, limits=session.limits)
+
+
+def asked_at(job: Job, offline: bool, project: str) -> Target:
+    """Where the job's calls go, without prices and limits: to be asked what is free of charge.
+
+    Raises `JobError` for an address that cannot be one: a target's name would show it.
+    """
+    if offline:
+        return Target(Gemini.name, _EMULATOR_URL, project, job.model)  # all that the emulator speaks
+    checked_url(job.base_url, job.spec.endpoint.provider)
+    return Target(job.spec.endpoint.provider, job.base_url, project, job.model)
 
 
 def targets_of(session: Session) -> list[tuple[Target, Session]]:
@@ -132,8 +132,11 @@ def as_asked(session: Session) -> list[Session]:
     return [replace(each, redo=job) for each, job in zip(asked, session.redo.asked, strict=True)]
 
 
-def _project(job: Job) -> str:
-    """Whose quota and bill it is: on Vertex AI a project's at a location, else that of whom the key belongs to."""
+def project_at(job: Job) -> str:
+    """Whose quota and bill it is: on Vertex AI a project's at a location, else that of whom the key belongs to.
+
+    Raises `JobError` without a key or project.
+    """
     if not job.bears_tokens:
         return known_project(key_of(job).value)
     project, location = job.place
@@ -163,8 +166,7 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
             endpoint = each.job.spec.endpoint
             network = Network() if offline else network_of(endpoint)
             if network not in by_network:
-                replacement = httpx.ASGITransport(_emulator()) if offline else None
-                by_network[network] = await opened.enter_async_context(Wire(replacement, network=network))
+                by_network[network] = await opened.enter_async_context(wire_over(network, offline))
             wire = wires[target.access] = by_network[network]
             account = Account(wire, "offline", endpoint.api_version, endpoint.timeout_s)
             if each.job.bears_tokens and not offline:
@@ -181,6 +183,11 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
             speakers[target.provider].open(target)
         routes = [ranked([t for t, _ in targets if not t.name or t.name in names]) for names in session.job.rules]
         yield Services(routes[-1], speakers, tuple(notes), tuple(renewals), tokens, wires, tuple(routes[:-1]))
+
+
+def wire_over(network: Network, offline: bool) -> Wire:
+    """Connections over a network, or the embedded emulator in its place."""
+    return Wire(httpx.ASGITransport(_emulator()) if offline else None, network=network)
 
 
 def _emulator() -> "Emulator":
@@ -204,72 +211,17 @@ async def asked(session: Session, services: Services) -> Session:
     kinds: dict[str, Kind] = {}
     for target in {target.access: target for target in services.targets}.values():
         kinds[target.label] = "rehearsal" if await services.speaker(target).is_emulator(target) else "real"
-    kind = next(iter(kinds.values()))
+    told = replace(session, kind=one_kind(kinds), asked=True)
+    output_conflict(told.source, str(told.output))
+    return told
+
+
+def one_kind(kinds: Mapping[str, Kind]) -> Kind:
+    """What all targets are, by their names. Raises `JobError` where some are emulators and some are not."""
     if len(set(kinds.values())) > 1:
         emulated = ", ".join(label for label, kind in kinds.items() if kind == "rehearsal")
         raise JobError(
             f"an emulator answers for {emulated}, and a real service for the others: a rehearsal is never a result",
             "look at base_url of each [[target]]; nothing was spent",
         )
-    told = replace(session, kind=kind, asked=True)
-    output_conflict(told.source, str(told.output))
-    return told
-
-
-async def check_service(session: Session, forget: bool = False) -> list[tuple[str, str, str]]:
-    """Ask the service whether the key and the model are good; free of charge. Raises `PipelineError`.
-
-    What earlier runs learned of the quota is told, and with `forget` forgotten.
-    """
-    async with open_services(session) as services:
-        target = services.route.first
-        found = await services.speaker(target).list_models(target)
-        if isinstance(found, Failure):
-            if found.kind == "proxy":
-                raise refused_by_proxy(found)
-            if found.kind == "auth":
-                raise AuthError(
-                    f"{target.endpoint} refuses the key: {found.message}", "look at the key; nothing was spent"
-                )
-            if found.http_status is None and found.kind == "transient":
-                raise ServiceError(
-                    f"{target.endpoint} does not answer: {found.message}",
-                    found.advice or "look at the network and at [endpoint] base_url; nothing was spent",
-                )
-            raise ServiceError(
-                f"{target.endpoint} does not answer as it should: {found.message}",
-                "check the key and [endpoint] base_url; nothing was spent",
-            )
-        if target.model not in found:
-            raise JobError(
-                f"{target.endpoint} does not offer {target.model} to this key", _offered(target.model, found)
-            )
-        told = await asked(session, services)
-        answers = "answers; it is an emulator: a run is a rehearsal" if told.rehearsal else "answers"
-        facts = [("endpoint", target.endpoint, answers), ("model", target.model, "offered to this key")]
-        return facts if session.options.offline else [*facts, *_learned(told, target, forget)]
-
-
-def _offered(model: str, names: list[str]) -> str:
-    """What is closest to the model that was asked for, or some of what there is."""
-    if close := difflib.get_close_matches(model, names, n=1):
-        return f"did you mean {close[0]}?"
-    return f"it offers {', '.join(names[:12])}" if names else "it offers no model at all"
-
-
-def _learned(session: Session, target: Target, forget: bool) -> Iterator[tuple[str, str, str]]:
-    """What earlier runs left in the quota book that holds up the next, or would have."""
-    path, name = quota_file(session.kind), target.quota
-    now = time.time()
-    known = read_known(path, name, day_of(now, target.limits.reset_zone), now)
-    limits = [(meter, f"{limit:,.0f}") for meter, limit in (("rpm", known.rpm), ("tpm", known.tpm)) if limit]
-    if forget:
-        with QuotaBook(path, name) as book:
-            book.forget()
-        forgotten = [*(f"{meter} {limit}" for meter, limit in limits), *["day used up"] * bool(known.day_opens_at)]
-        yield "forgotten", ", ".join(forgotten) or "nothing", "of what earlier runs learned of this quota"
-        return
-    for meter, limit in limits:
-        yield meter, limit, "learned; `--forget` forgets it"
-    if known.day_opens_at is not None:
-        yield "day", "used up", f"it returns {until_text(now, known.day_opens_at)}; `--forget` forgets it"
+    return next(iter(kinds.values()))

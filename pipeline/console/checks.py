@@ -1,0 +1,72 @@
+"""What is shown of a job that is checked: each step with its mark."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.console.screen import Screen, out, styled, things
+from pipeline.run.checks import State, Step, Steps
+from pipeline.terminal import one_line, visible
+
+_MARKS: Mapping[State, tuple[str, str]] = {
+    "passed": ("✓", "green"),
+    "failed": ("✗", "bold red"),
+    "skipped": ("–", "dim"),
+}
+
+STEP_KEYS: Mapping[str, str] = {
+    "passed": "whether every step passed",
+    "steps": "list of the steps, in order, each with `step`, `target` (where the job has several), `state` (passed,"
+    " failed, or skipped: it could not be tried), `found`, `remark`, `hint` and `warnings`, and its own numbers:"
+    " `rows`, `rpm`, `tpm`, `rpd`, `connect_ms`, `latency_ms`, `models_offered`, `learned_rpm`, `learned_tpm`",
+}
+"""Keys of `check --json` and what they mean."""
+
+
+def show_steps(steps: Steps, to: Screen = out) -> None:
+    """One line for each step, and below it what mends it."""
+    names = max(len(_name(step)) for step in steps)
+    for step in steps:
+        _show(step, names, to)
+    failed, skipped = (sum(step.state == state for step in steps) for state in ("failed", "skipped"))
+    if failed or skipped:
+        could = f", {skipped} could not be tried" if skipped else ""
+        to.print(f"\n{things(failed, 'step')} failed{could}", style="bold")
+
+
+def _show(step: Step, names: int, to: Screen) -> None:
+    mark, style = _MARKS[step.state]
+    beside = names + 4
+    first, *others = visible(step.found).split("\n")
+    told = f"{first}   {one_line(step.remark)}" if step.remark else first or "not tried"
+    name = f" {_name(step):<{names}}  "
+    to.print(styled((mark, style), (name, "" if step.state == "failed" else "dim"), told), indent=beside)
+    for line in others:
+        to.print(" " * beside + line.strip(), indent=beside)
+    for warning in step.warnings:
+        to.print(styled(" " * beside, ("warning: ", "yellow"), one_line(warning)), indent=beside)
+    if step.hint:
+        to.print(styled(" " * beside, ("hint: ", "cyan"), one_line(step.hint)), indent=beside)
+
+
+def _name(step: Step) -> str:
+    return one_line(f"{step.target} {step.name}".strip())
+
+
+def steps_json(steps: Steps) -> dict[str, Any]:
+    """The same for a program."""
+    return {
+        "passed": steps.passed,
+        "steps": [
+            {
+                "step": step.name,
+                "target": step.target or None,
+                "state": step.state,
+                "found": step.found,
+                "remark": step.remark,
+                "hint": step.hint,
+                "warnings": list(step.warnings),
+                **step.numbers,
+            }
+            for step in steps
+        ],
+    }

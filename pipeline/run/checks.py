@@ -1,0 +1,386 @@
+"""Everything that can be wrong with a job before it costs, one step after the other; what fails stops no other step."""
+
+import difflib
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import anyio.to_thread
+
+from pipeline.environment import check_certificates
+from pipeline.errors import PipelineError, RunStateError, as_known
+from pipeline.job import Job, compiled, key_of, read_job
+from pipeline.keys import Key
+from pipeline.keys.diagnosis import cure_of, is_of_country, remark
+from pipeline.models import MODELS
+from pipeline.places import Kind, quota_file
+from pipeline.providers.base import Account
+from pipeline.providers.connection import checked_url
+from pipeline.providers.failures import unanswered
+from pipeline.providers.google_auth import google_tokens
+from pipeline.providers.networks import Network
+from pipeline.quota.book import QuotaBook, read_known
+from pipeline.quota.daily import day_of, until_text
+from pipeline.quota.stops import refused_by_proxy
+from pipeline.records import Failure
+from pipeline.run.guards import check_start
+from pipeline.run.output import output_place
+from pipeline.run.prepare import (
+    METERS,
+    Options,
+    Session,
+    check_cells,
+    check_columns,
+    check_model,
+    check_output,
+    open_input,
+    prepared,
+)
+from pipeline.run.services import SPEAKERS, asked_at, one_kind, project_at, targets_of, wire_over
+from pipeline.run.ways import network_of
+from pipeline.sections import PromptSection
+from pipeline.source import output_conflict
+from pipeline.targets import Target
+
+State = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that was looked at. `skipped`: it could not be, as an earlier step failed."""
+
+    name: str
+    state: State
+    found: str = ""  # what there is, or what is wrong
+    remark: str = ""
+    hint: str = ""  # what mends it
+    warnings: tuple[str, ...] = ()
+    target: str = ""  # of which target it is, where the job has several
+    numbers: Mapping[str, float] = field(default_factory=dict)  # by name, with the unit in it
+
+
+class Steps(list[Step]):
+    """What was looked at so far."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed; what was skipped is behind something that did."""
+        return all(step.state == "passed" for step in self)
+
+    def passes(self, name: str, found: str, remark: str = "", numbers: Mapping[str, float] | None = None) -> None:
+        """It is as it should be."""
+        self.append(Step(name, "passed", found, remark, numbers=numbers or {}))
+
+    def fails(self, name: str, error: PipelineError) -> None:
+        """Something is wrong: each of the errors that came with it is a step."""
+        self.extend(Step(name, "failed", each.message, hint=each.hint) for each in (error, *error.others))
+
+    def skips(self, *names: str) -> None:
+        """Nobody can tell."""
+        self.extend(Step(name, "skipped") for name in names)
+
+    @contextmanager
+    def trying(self, name: str) -> Iterator[None]:
+        """What goes wrong in the block makes the step fail; the block itself says what passes."""
+        try:
+            yield
+        except Exception as error:
+            if (known := as_known(error)) is None:
+                raise
+            self.fails(name, known)
+
+
+async def examine(path: Path, flags: Mapping[str, object], options: Options, forget: bool = False) -> Steps:
+    """Look at all of a job, as `flags` change it. With `forget` what earlier runs learned of its quota is forgotten."""
+    steps = Steps()
+    job, is_whole = _job(steps, path, flags)
+    if job is None:
+        steps.skips("template", "input", "columns", "limits", "key", "network", "country", "model", "output", "run")
+        return steps
+    session = await anyio.to_thread.run_sync(_table, steps, job, options, is_whole)
+    kinds: dict[str, Kind] = {}
+    for name, each in [(section.name, each) for section, each in job.targets] or [("", job)]:
+        of_target = Steps()
+        _limits(of_target, each)
+        if kind := await _service(of_target, each, options.offline):
+            kinds[name] = kind
+        if session and kind and of_target.passed and not options.offline:
+            with of_target.trying("quota"):
+                of_target += _quota(replace(session, kind=kind), name, forget)
+        steps += [replace(step, target=name) for step in of_target]
+    if session is None:
+        steps.skips("output", "run")
+        return steps
+    with steps.trying("network"):
+        kind = one_kind(kinds or {"": "real"})
+        _places(steps, session if options.offline else replace(session, kind=kind, asked=True), is_whole)
+    return steps
+
+
+def _job(steps: Steps, path: Path, flags: Mapping[str, object]) -> tuple[Job | None, bool]:
+    """The job, and whether its templates could be read: all but them can be looked at without."""
+    job, is_whole = None, False
+    with steps.trying("job"):
+        spec, origins = read_job(path, flags)
+        prompt = PromptSection.model_validate({"template": "-"})
+        bare = spec.model_copy(update={"prompt": prompt, "chunk": None, "reduce": None})
+        job = compiled(path, bare, origins)
+        steps.passes("job", str(path))
+    if job:
+        with steps.trying("template"):
+            job, is_whole = compiled(path, spec, origins), True
+            steps.passes("template", spec.prompt.template_file or "in the job file")
+    return job, is_whole
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def _table(steps: Steps, job: Job, options: Options, is_whole: bool) -> Session | None:
+    """The table, and whether the templates and the output go with it."""
+    source = session = None
+    with steps.trying("input"):
+        source = open_input(job.spec)
+    if source is None:
+        steps.skips("columns")
+        return None
+    fits = False
+    if is_whole:
+        with steps.trying("columns"):
+            check_columns(job, source)
+            fits = True
+    else:
+        steps.skips("columns")
+    with steps.trying("input"):
+        session = prepared(job, options, source)
+        session.check_input(looked_into=True)
+        numbers = {"rows": session.rows}
+        steps.passes("input", f"{session.rows:,} row{'s' * (session.rows != 1)}", job.spec.input.path, numbers=numbers)
+    if session is None or not fits:
+        if fits:
+            steps.skips("columns")
+        return session
+    with steps.trying("columns"):
+        check_cells(session)
+        steps.passes("columns", ", ".join(job.columns) or "none", "the templates fit them")
+    return session
+
+
+def _places(steps: Steps, session: Session, is_whole: bool) -> None:
+    """Where the run and its results would be, and what holds it to a budget and a cache."""
+    with steps.trying("output"):
+        check_output(session)
+        output_conflict(session.source, str(session.output))
+        try:
+            with output_place(session):
+                steps.passes("output", str(session.output), "can be written")
+        except RunStateError:  # what is locked can be looked at all the same
+            steps.passes("output", str(session.output), "a run writes it now")
+    if not is_whole:  # what it would be asked is not known
+        steps.skips("run")
+        return
+    with steps.trying("run"):
+        check_start(session)
+        steps.passes("run", str(session.directory), "goes on" if session.directory.exists() else "begins")
+
+
+def _limits(steps: Steps, job: Job) -> None:
+    limits = job.limits
+    each = {name: getattr(limits, name) for name in METERS}
+    told = [f"{name} {number:,}" if number else f"no {name}" for name, number in each.items() if number is not None]
+    unset = [name for name, number in each.items() if number is None]
+    remark = f"{', '.join(unset)} not set: learned from refusals" if unset else ""
+    numbers = {name: number for name, number in each.items() if number}
+    steps.passes("limits", ", ".join(told) or "none set", remark, numbers=numbers)
+
+
+# --- the service ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Met:
+    """What came of a connection, and of two requests that are free of charge: the models, and who answers."""
+
+    target: Target
+    models: list[str] | Failure
+    connect_ms: float  # name, connection, the proxy's part and TLS
+    latency_ms: float
+    kind: Kind
+    proxy: str = ""
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why there is no listing."""
+        return self.models if isinstance(self.models, Failure) else None
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether anything came back."""
+        return self.failure is None or self.failure.http_status is not None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it is the key, its project or the country that is refused."""
+        return self.failure is not None and self.failure.kind == "auth"
+
+
+async def _service(steps: Steps, job: Job, offline: bool) -> Kind | None:
+    """Whether the key is good and the model offered, and who answers; None: nobody does."""
+    key: Key | None = Key("", "Google's credentials" if job.bears_tokens else "")
+    wrong: PipelineError | None = None
+    if not offline and not job.bears_tokens:
+        try:
+            key = await anyio.to_thread.run_sync(key_of, job)
+        except PipelineError as error:
+            key, wrong = None, error
+    try:
+        met = await _meet(job, key or Key("", ""), offline)  # without a key any answer says that the way is open
+    except PipelineError as error:
+        steps += [] if offline else [_key_step(job, key, wrong, None)]
+        steps.fails("network", error)
+        steps.skips("country", "model")
+        return None
+    if isinstance(met, PipelineError):
+        steps += [_key_step(job, None, met, None)]
+        steps.skips("network", "country", "model")
+        return None
+    steps += [] if offline else [_key_step(job, key, wrong, met)]
+    steps.append(_network_step(met, offline))
+    steps += [] if offline else [_country_step(met, key)]
+    steps.append(_model_step(met, key, job, offline))
+    return met.kind if met.is_reached else None
+
+
+async def _meet(job: Job, key: Key, offline: bool) -> _Met | PipelineError:
+    """What comes of the requests, or why there is no token for them.
+
+    Raises `PipelineError` for an address, a proxy or certificates that cannot be used.
+    """
+    if not offline:
+        check_certificates()
+    endpoint = job.spec.endpoint
+    network = Network() if offline else network_of(endpoint)
+    async with wire_over(network, offline) as wire:
+        account = Account(wire, "offline" if offline else key.value, endpoint.api_version, endpoint.timeout_s)
+        project = ""
+        if job.bears_tokens and not offline:
+            try:
+                project = project_at(job)
+                account = replace(account, tokens=await google_tokens(wire))
+            except PipelineError as error:
+                return error
+        target = asked_at(job, offline, project)
+        url = checked_url(target.base_url, job.spec.endpoint.provider)
+        speaker = SPEAKERS[target.provider]({target.access: account})
+        speaker.open(target)
+        proxy = None if offline else network.proxy_to(url)
+        begun = time.perf_counter()
+        lost = None if offline else await wire.reach(url)
+        connected = time.perf_counter()
+        models = unanswered(lost) if lost else await speaker.list_models(target)
+        kind: Kind = "real"
+        listed = time.perf_counter()
+        if not isinstance(models, Failure) or models.http_status is not None:
+            kind = "rehearsal" if await speaker.is_emulator(target) else "real"
+        asked = time.perf_counter()
+    return _Met(target, models, (connected - begun) * 1e3, (asked - listed) * 1e3, kind, str(proxy or ""))
+
+
+def _key_step(job: Job, key: Key | None, wrong: PipelineError | None, met: _Met | None) -> Step:
+    if key is None:
+        return Step("key", "failed", wrong.message if wrong else "", hint=wrong.hint if wrong else "")
+    warnings = tuple(key.warnings)
+    if met is None or not met.is_reached or (met.failure and not met.is_refused) or _is_abroad(met):
+        return Step("key", "skipped", key.where, "found, and could not be tried", warnings=warnings)
+    if met.failure:
+        what = f"{met.target.endpoint} refuses the key in {key.where}: {met.failure.message}"
+        return Step(
+            "key", "failed", what, hint=cure_of(what) or "look at the key; nothing was spent", warnings=warnings
+        )
+    if old := remark(key.value, job.base_url):
+        warnings = (*warnings, old)
+    return Step("key", "passed", key.where, "accepted", warnings=warnings)
+
+
+def _network_step(met: _Met, offline: bool) -> Step:
+    if offline:
+        return Step("network", "passed", "emulator", "built in")
+    failure = met.failure
+    if failure and not met.is_reached:
+        if failure.kind == "proxy":
+            known = refused_by_proxy(failure)
+            return Step("network", "failed", known.message, hint=known.hint)
+        hint = failure.advice or "look at the network and at [endpoint] base_url; nothing was spent"
+        return Step("network", "failed", f"{met.target.endpoint} does not answer: {failure.message}", hint=hint)
+    way = f" through the proxy {met.proxy}" if met.proxy else ""
+    told = "; it is an emulator: a run is a rehearsal" if met.kind == "rehearsal" else ""
+    numbers = {"connect_ms": round(met.connect_ms, 1), "latency_ms": round(met.latency_ms, 1)}
+    secure = " with TLS" if met.target.base_url.strip().lower().startswith("https:") else ""
+    remark = f"connected{secure} in {met.connect_ms:.0f} ms{way}; answers in {met.latency_ms:.0f} ms{told}"
+    return Step("network", "passed", met.target.endpoint, remark, numbers=numbers)
+
+
+def _country_step(met: _Met, key: Key | None) -> Step:
+    if met.failure and _is_abroad(met):
+        return Step("country", "failed", met.failure.message, hint=cure_of(met.failure.message))
+    return Step("country", "skipped") if met.failure or key is None else Step("country", "passed", "served from here")
+
+
+def _model_step(met: _Met, key: Key | None, job: Job, offline: bool) -> Step:
+    target, failure = met.target, met.failure
+    try:
+        check_model(job, offline)
+    except PipelineError as error:
+        return Step("model", "failed", error.message, hint=error.hint)
+    if failure:
+        if key is None or met.is_refused or not met.is_reached:
+            close = difflib.get_close_matches(target.model, [model.name for model in MODELS], n=1)
+            meant = f"; did you mean {close[0]}?" if close and close[0] != target.model else ""
+            return Step("model", "skipped", target.model, f"not tried{meant}")
+        what = f"{target.endpoint} does not answer as it should: {failure.message}"
+        return Step("model", "failed", what, hint="check the key and [endpoint] base_url; nothing was spent")
+    assert isinstance(met.models, list)
+    numbers = {"models_offered": len(met.models)}
+    if target.model in met.models:
+        return Step("model", "passed", target.model, f"one of {len(met.models):,} offered to this key", numbers=numbers)
+    what = f"{target.endpoint} does not offer {target.model} to this key"
+    return Step("model", "failed", what, hint=_offered(target.model, met.models), numbers=numbers)
+
+
+def _is_abroad(met: _Met) -> bool:
+    return met.failure is not None and is_of_country(met.failure.message)
+
+
+def _offered(model: str, names: list[str]) -> str:
+    """What is closest to the model that was asked for, or some of what there is."""
+    if close := difflib.get_close_matches(model, names, n=3):
+        return f"did you mean {' or '.join(close)}?"
+    return f"it offers {', '.join(names[:12])}" if names else "it offers no model at all"
+
+
+def _quota(session: Session, named: str, forget: bool) -> Iterator[Step]:
+    """What earlier runs left in the quota book that holds up the next, or would have."""
+    try:
+        target = next(target for target, _ in targets_of(session) if target.name == named)
+    except PipelineError:  # another target has no key, which its own step says
+        return
+    path, name = quota_file(session.kind), target.quota
+    now = time.time()
+    known = read_known(path, name, day_of(now, target.limits.reset_zone), now)
+    limits = {meter: limit for meter, limit in (("rpm", known.rpm), ("tpm", known.tpm)) if limit}
+    told = [f"{meter} {limit:,.0f}" for meter, limit in limits.items()]
+    numbers = {f"learned_{meter}": limit for meter, limit in limits.items()}
+    if forget:
+        with QuotaBook(path, name) as book:
+            book.forget()
+        forgotten = ", ".join([*told, *["day used up"] * bool(known.day_opens_at)])
+        yield Step("quota", "passed", f"forgotten: {forgotten or 'nothing'}", "of what earlier runs learned")
+        return
+    remark = "learned; `--forget` forgets it" if told else ""
+    if known.day_opens_at is not None:
+        told.append("day used up")
+        remark = f"the day returns {until_text(now, known.day_opens_at)}; `--forget` forgets it"
+    yield Step("quota", "passed", ", ".join(told) or "nothing learned", remark, numbers=numbers)
