@@ -175,6 +175,8 @@ def test_the_json_has_stable_keys_and_counts_tool_tokens_as_input(directory: Pat
         "at_most_usd": 0.0,
         "uncertain": 0,
         "usage_estimated": 0,
+        "targets": {},
+        "left_out": [],
         "seconds": 0.0,
         "accuracy": None,
         "output": "results/notes.csv",

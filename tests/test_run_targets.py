@@ -5,17 +5,20 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from commands import Ran
 from serving import served_each, stats, wait_for
 from sessions import run_through
+from test_docs import PAGES, blocks
 
 from jobs import PLAIN, write_job
+from pipeline import report
 from pipeline.emulator import EmulatorOptions, parse_faults
 from pipeline.errors import JobError, PipelineError
 from pipeline.job import load
@@ -147,6 +150,9 @@ def test_three_targets_answer_and_each_row_says_who_and_what_it_cost_there(here:
     usd = dict(rates.iter_rows())
     assert usd["paid"] == pytest.approx(3 * usd["free"], rel=1e-6)
     assert bought_again(urls) == 0
+    told = report.summarize(Path("runs/job"))
+    assert {name: calls for name, (calls, _) in told.targets.items()} == asked
+    assert sum(usd or 0 for _, usd in told.targets.values()) == told.cost_usd > 0
 
 
 @pytest.mark.parametrize("how", ["403", "429", "down"])
@@ -171,6 +177,7 @@ def test_a_target_that_fails_in_mid_run_is_left_out_and_nothing_is_lost(here: Pa
     if how != "down":
         [left_out] = [event for event in log if event["event"] == "target"]
         assert left_out["message"].startswith("first is left out: ")
+        assert report.summarize(Path("runs/job")).left_out == (left_out["message"],)
 
 
 @pytest.mark.parametrize(("fault", "cause"), [("block", "blocked"), ("safety", "blocked")])
@@ -267,3 +274,20 @@ def test_no_kill_buys_anything_twice_also_from_a_fallback(here: Path, serve: Any
     out = ran(path)
     assert out["status"].to_list() == ["ok"] * 400
     assert bought_again(urls) <= 5 * 8, "what was in flight when it was killed"
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_every_job_of_the_page_runs(
+    number: int, here: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Ran], serve: Any
+) -> None:
+    rows = [("en", "Good."), ("de", "Gut."), ("en", "word " * 5_000)]
+    Path("reviews.csv").write_text("lang,review\n" + "".join(f"{lang},{text}\n" for lang, text in rows))
+    path = here / "page.toml"
+    path.write_text(blocks(PAGES["docs/targets.md"], "toml")[number])
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", serve(emulating())[0])
+    for command in (["check", path], ["estimate", path], ["run", path, "--yes"]):
+        ran = cli(*command)
+        assert ran.code == (number == 0 and command[0] == "run"), ran.err  # its answer to a long text is cut
+    out = pl.read_csv(load(path).spec.output.path)
+    expected = [{"free": 3}, {"first": 3}, {"cheap": 1, "strong": 2}][number]
+    assert Counter(out["target"]) == expected

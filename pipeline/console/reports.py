@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
 from decimal import Decimal
 
-from pipeline.console.screen import Screen, count, duration, money, out, show_columns, show_grid, styled, things
+from pipeline.console.screen import Screen, count, duration, folded, money, out, show_columns, show_grid, styled, things
 from pipeline.models import MODELS
 from pipeline.prices import LONG_PROMPT_TOKENS, Rates, note, rates
 from pipeline.records import STATUSES
@@ -64,6 +64,15 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         ("run", str(summary.directory), ""),
     ]
     show_columns(to, [row for row in rows if row])
+    if summary.targets:
+        to.print()
+        lines = [
+            (f"  {name}", f"{calls:,}", "unknown" if usd is None else money(usd))
+            for name, (calls, usd) in summary.targets.items()
+        ]
+        show_grid(("  target", "calls", "cost"), lines, to)
+    for message in summary.left_out:
+        to.print(folded(styled((f"  {one_line(message)}", "yellow")), to.width))
     if summary.accuracy and not summary.pending:
         to.print()
         show_accuracy(summary.accuracy, to)

@@ -233,7 +233,8 @@ def _found(given: Input, tally: Tally) -> Mapping[str, Found]:
 def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
     if len(given.answerers) > 1 or len(given.answerers[0]) > 1:
         yield "who answers how much is by ranks and limits, if none is down and no answer goes on to another target"
-    if given.pace.limits.rpm is None or given.pace.limits.tpm is None:
+    limits = [each.limits for answerers in given.answerers for each in answerers]
+    if any(one.rpm is None or one.tpm is None for one in limits):
         yield "[limits] are not set: time is that of a run that is not refused while it grows"
     if not given.learned.based_on:
         yield "tokens are estimated from the text, ±10 % until answers correct them"

@@ -14,7 +14,7 @@ from pipeline.errors import RunStateError
 from pipeline.places import RUNS
 from pipeline.records import STATUSES, Reply, Status, Usage
 from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_step, baseline, compare
-from pipeline.report.events import Ended, Event, Progressed, Started, read_events
+from pipeline.report.events import Ended, Event, LeftOut, Progressed, Started, read_events
 from pipeline.report.latencies import Latencies
 from pipeline.store import parts, seals
 from pipeline.store.manifest import Lock, Manifest
@@ -25,7 +25,7 @@ from pipeline.store.state import load
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
 _CALL_COLUMNS = (
     *("step", "paid", "attempts", "rate_limited", "input_tokens_est", "latency_s", "finished_at"),
-    *("cost_usd", "at_most_usd", "usage_estimated"),
+    *("cost_usd", "at_most_usd", "usage_estimated", "target"),
     *_SUMS,
 )
 
@@ -50,6 +50,9 @@ RUN_KEYS: Mapping[str, str] = {
     "at_most_usd": "USD that it may have cost beyond `cost_usd`; null where nobody knows",
     "uncertain": "requests that may have cost these",
     "usage_estimated": "those of them that were answered: their tokens or cost are estimates",
+    "targets": "of a job with several: by name the calls that each answered, and what they cost; null where a price is"
+    " unknown",
+    "left_out": "why targets were asked no more, in words",
     "seconds": "how long the run took, all its sessions together",
     "output": "the table that was written last, or is to be written",
     "run_dir": "the run directory",
@@ -89,6 +92,8 @@ class Summary:
     latency_p95_s: float | None
     seconds: float
     accuracy: Accuracy | None  # None: no plan for as many rows is known
+    targets: Mapping[str, tuple[int, Decimal | None]]  # of a job with several: calls, and USD; None: unknown
+    left_out: tuple[str, ...]  # why targets were asked no more
 
     @property
     def output(self) -> str:
@@ -122,6 +127,11 @@ class Summary:
             "at_most_usd": None if self.at_most_usd is None else float(round(self.at_most_usd, 8)),
             "uncertain": self.uncertain,
             "usage_estimated": self.usage_estimated,
+            "targets": {
+                name: {"calls": calls, "cost_usd": None if usd is None else float(round(usd, 8))}
+                for name, (calls, usd) in self.targets.items()
+            },
+            "left_out": list(self.left_out),
             "seconds": round(self.seconds, 1),
             "output": self.output,
             "run_dir": str(self.directory),
@@ -179,6 +189,7 @@ class _Sums:
     uncertain: int = 0
     estimated: int = 0
     latencies: Latencies = field(default_factory=Latencies)
+    targets: dict[str, tuple[int, Decimal | None]] = field(default_factory=dict)
 
     def add(self, calls: pl.DataFrame) -> None:
         """Add the calls of one part."""
@@ -198,6 +209,12 @@ class _Sums:
         self.uncertain += more.null_count() + int((more > 0).sum())
         self.estimated += int(calls["usage_estimated"].sum())
         self.latencies.add(paid["latency_s"])
+        named = paid.filter(pl.col("target").is_not_null()).group_by("target")
+        for name, number, usd, unknown in named.agg(
+            pl.len(), usd=pl.col("cost_usd").sum(), unknown=pl.col("cost_usd").null_count()
+        ).iter_rows():
+            before, cost = self.targets.get(name, (0, Decimal(0)))
+            self.targets[name] = before + number, None if unknown or cost is None else cost + usd
 
 
 def _add(sums: dict[str, Amounts], more: dict[str, Amounts]) -> None:
@@ -256,6 +273,8 @@ def summarize(directory: Path) -> Summary:
         latency_p95_s=sums.latencies.quantile(0.95),
         seconds=_seconds(events),
         accuracy=None if beyond else _accuracy(plan, sums, events),  # the plan was for fewer rows
+        targets=dict(sorted(sums.targets.items())),
+        left_out=tuple(dict.fromkeys(event.message for event in events if isinstance(event, LeftOut))),
     )
 
 

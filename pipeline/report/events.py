@@ -60,7 +60,14 @@ class Ended(_Numbers):
     status: Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
 
 
-Event = Started | Planned | Progressed | Ended
+class LeftOut(_Event):
+    """A target is asked no more."""
+
+    event: Literal["target"]
+    message: Annotated[str, Field(max_length=10_000)]
+
+
+Event = Started | Planned | Progressed | Ended | LeftOut
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 
