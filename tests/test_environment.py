@@ -25,6 +25,7 @@ WRONG = {
     "what is no certificate": ("SSL_CERT_FILE", "no.pem"),
     "a directory": ("SSL_CERT_FILE", "/"),
     "no directory of certificates": ("SSL_CERT_DIR", "/no/such/place"),
+    "a directory whose certificates openssl has not named": ("SSL_CERT_DIR", "."),
     "a key of two lines": ("GEMINI_API_KEY", "AIza\nx"),
     "a key beyond ASCII": ("GEMINI_API_KEY", "schlüssel"),
     "a key in quotes": ("GEMINI_API_KEY", '"AIzaSy"'),

@@ -211,19 +211,65 @@ def test_a_run_says_at_once_what_bars_the_way_and_sends_nothing(
     monkeypatch.setattr("pipeline.run.ways.BETWEEN_S", 0.01)
     before = stats(service)["requests"]
     job = in_the_job(here, f'base_url = "https://{gateway.address}/gemini"')
-    for command in (["check", job], ["run", job, "--yes"]):
+    for command, code in ((["check", job], 2), (["run", job, "--yes"], 3)):
         ran = cli(*command)
-        assert ran.code == 3 and "from nobody who is trusted here" in ran.err and "ca_bundle" in ran.err, ran.err
+        told = " ".join(f"{ran.out}{ran.err}".split())
+        assert ran.code == code and "from nobody who is trusted here" in told and "ca_bundle" in told
     ran = cli("run", in_the_job(here, 'proxy = "socks5h://127.0.0.1:9"'), "--yes")
     assert ran.code == 3 and "the proxy socks5h://127.0.0.1:9 cannot be reached: connection refused" in ran.err
     assert "none was sent" in ran.err and stats(service)["requests"] == before
+
+
+def test_each_target_has_a_way_of_its_own(
+    here: Path,
+    folder: Path,
+    cli: Callable[..., Ran],
+    monkeypatch: pytest.MonkeyPatch,
+    company: boxes.Company,
+    gateway: Box,
+    service: str,
+) -> None:
+    """One through an HTTP proxy, one through SOCKS5 with a login from a `.env` file, one direct with a certificate."""
+    for name in ("A_KEY", "B_KEY", "C_KEY"):
+        monkeypatch.setenv(name, f"AQ.{name}")
+    with boxes.tinyproxy(folder) as web, boxes.microsocks(folder, login=LOGIN) as socks:
+        (here / ".env").write_text(f"OFFICE_PROXY=socks5h://me:hunter2@{socks.address}\n")
+        (here / ".env").chmod(0o600)
+        targets = f"""
+[[target]]
+name = "a"
+key_env = "A_KEY"
+proxy = "http://{web.address}"
+weight = 1
+[[target]]
+name = "b"
+key_env = "B_KEY"
+weight = 1
+[[target]]
+name = "c"
+key_env = "C_KEY"
+base_url = "https://{gateway.address}/gemini"
+proxy = "none"
+ca_bundle = "{company.bundle}"
+weight = 1
+"""
+        job = in_the_job(here, f'base_url = "{service}"\nproxy_env = "OFFICE_PROXY"\n{targets}')
+        ran = cli("run", job, "--yes")
+        assert ran.code == 0, ran.err
+        assert "hunter2" not in ran.err + ran.out
+        assert pl.read_parquet("out.parquet")["target"].value_counts().sort("target").rows() == [
+            ("a", 2),
+            ("b", 2),
+            ("c", 2),
+        ]
+        assert "Request (" in web.log and socks.log.count("connected to") >= 1 and "/gemini/" in gateway.log
 
 
 @pytest.mark.parametrize(
     ("endpoint", "words"),
     [
         ('proxy = "http://me:hunter2@127.0.0.1:1"', "[endpoint] proxy: a login does not belong into a job file"),
-        ('proxy = "socks4://127.0.0.1:1"', "[endpoint] proxy names a socks4 proxy that cannot be used"),
+        ('proxy = "socks4://127.0.0.1:1"', "[endpoint] proxy names socks4://, which is not spoken"),
         ('proxy = "http://x:1"\nproxy_env = "X"', "[endpoint]: proxy and proxy_env name two proxies"),
         ('proxy_env = "OFFICE_PROXY"', "[endpoint] proxy_env: OFFICE_PROXY is unset"),
         ('ca_bundle = "nowhere.pem"', "[endpoint] ca_bundle: nowhere.pem cannot be read"),

@@ -16,7 +16,7 @@ from boxes import free_port
 
 from pipeline.providers.barriers import Unconnected, barrier
 from pipeline.providers.networks import Network
-from pipeline.providers.transport import Lost, Wire
+from pipeline.providers.transport import Lost, Response, Wire
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 GOOGLE = "https://generativelanguage.googleapis.com"
@@ -159,6 +159,21 @@ def test_a_proxy_that_refuses_is_told_from_one_that_fails(status: int, kind: str
     answer = f"HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n".encode()
     lost = told("https://model.example", tunnel(hang_up, answer), proxy="http://$at")
     assert lost.kind == kind and f"HTTP {status}" in lost.message
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("wanted", ["NTLM", "Negotiate", "Basic realm=x"])
+def test_a_login_as_windows_does_it_is_told_from_one_that_can_be_given(wanted: str, scheme: str) -> None:
+    answer = f"HTTP/1.1 407 No\r\nproxy-authenticate: {wanted}\r\ncontent-length: 0\r\n\r\n".encode()
+
+    async def run() -> Response | Lost:
+        async with listening(tunnel(hang_up, answer)) as at, Wire(network=Network(f"http://{at}")) as wire:
+            return await wire.get(httpx.URL(f"{scheme}://model.example"), httpx.Headers())
+
+    lost = anyio.run(run)
+    assert isinstance(lost, Lost) and (lost.kind, lost.sent) == ("proxy", False)
+    assert (f"by {wanted}, which is not spoken here" in lost.message) == ("px or cntlm" in lost.advice)
+    assert ("[endpoint] proxy_env" in lost.advice) == wanted.startswith("Basic")
 
 
 @pytest.mark.parametrize(

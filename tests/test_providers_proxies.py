@@ -92,7 +92,7 @@ def test_a_proxy_is_read_and_shown_without_its_login(
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_named_by_its_variable_without_its_login(text: str) -> None:
-    with pytest.raises(PipelineError, match=r"^ALL_PROXY names a ") as error:
+    with pytest.raises(PipelineError, match=r"^ALL_PROXY names ") as error:
         read_proxy(text, "ALL_PROXY")
     assert error.value.hint and "hunter2" not in f"{error.value}{error.value.hint}"
 

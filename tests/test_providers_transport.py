@@ -383,6 +383,6 @@ def test_a_proxy_that_cannot_be_used_is_said_before_the_first_request(
     monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
-    with pytest.raises(PipelineError, match=r"^ALL_PROXY names a \w+ proxy that cannot be used$") as error:
+    with pytest.raises(PipelineError, match=r"^ALL_PROXY names ") as error:
         Wire().prepare(httpx.URL("https://model.example"))
     assert "socks5h://" in error.value.hint and "pass" not in str(error.value)

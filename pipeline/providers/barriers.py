@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import ssl
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
@@ -22,6 +23,7 @@ Step = Literal["name", "connect", "tunnel", "tls"]
 _GOOGLE = (".googleapis.com", ".google.com", ".google.dev")
 _REFUSING = (401, 403, 405, 407)
 """Of a proxy that opens no tunnel for the login or the host: these do not pass."""
+_LOGINS_OF_WINDOWS = ("ntlm", "negotiate", "kerberos")
 _SOCKS_REFUSING = 2
 """SOCKS5's reply for what its rules forbid; 1 and 3 to 6 tell of the network behind it."""
 _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
@@ -64,7 +66,7 @@ def barrier(unconnected: Unconnected, url: httpx.URL, proxy: Proxy | None) -> Ba
     if isinstance(error, SocksRefused) and proxy:
         return _socks(error, url, proxy)
     if isinstance(error, aiohttp.ClientHttpProxyError) and proxy:
-        return _no_tunnel(error.status, url, proxy)
+        return _no_tunnel(error.status, error.headers or {}, url, proxy)
     at_proxy = proxy is not None and (
         unconnected.step == "connect" or (unconnected.step == "name" and getattr(error, "host", "") != url.host)
     )
@@ -74,7 +76,7 @@ def barrier(unconnected: Unconnected, url: httpx.URL, proxy: Proxy | None) -> Ba
     if isinstance(cause, socket.gaierror):
         return _no_name(cause, url, proxy if at_proxy else None, proxy)
     if at_proxy and proxy:
-        return _proxy_away(cause, proxy)
+        return _proxy_away(cause, url, proxy)
     if unconnected.step == "tunnel" and proxy:
         what = f"the proxy {proxy} ends the connection when it is asked for {url.host}"
         how = f"if it speaks SOCKS, write socks5h:// in {proxy.named_by}; else look at its log"
@@ -87,7 +89,8 @@ def _slow(step: Step, url: httpx.URL, proxy: Proxy | None, timeout_s: float) -> 
     if step == "name":
         return Barrier("timeout", f"no name server answers {within}", _other_way(url, proxy))
     if step == "connect" and proxy:
-        return Barrier("timeout", f"the proxy {proxy} does not answer {within}", _look_at(proxy))
+        advice = _plain(proxy) if proxy.url.scheme == "https" else _look_at(proxy, url)
+        return Barrier("timeout", f"the proxy {proxy} does not answer {within}", advice)
     if step == "tunnel" and proxy:
         other = f"; if it is an HTTP proxy, write http:// in {proxy.named_by}" if proxy.is_socks else ""
         return Barrier("timeout", f"the proxy {proxy} opens no way to {url.host} {within}", _behind(proxy) + other)
@@ -114,14 +117,19 @@ def _socks(error: SocksRefused, url: httpx.URL, proxy: Proxy) -> Barrier:
     )
 
 
-def _no_tunnel(status: int, url: httpx.URL, proxy: Proxy) -> Barrier:
+def _no_tunnel(status: int, headers: Mapping[str, str], url: httpx.URL, proxy: Proxy) -> Barrier:
     if status in _REFUSING:
-        return passes_nothing_on(proxy, status)
+        return passes_nothing_on(proxy, status, headers)
     return Barrier("not_connected", f"the proxy {proxy} opens no way to {url.host} (HTTP {status})", _behind(proxy))
 
 
-def passes_nothing_on(proxy: Proxy, status: int) -> Barrier:
-    """A proxy refuses the login or the host by an HTTP status."""
+def passes_nothing_on(proxy: Proxy, status: int, headers: Mapping[str, str]) -> Barrier:
+    """A proxy refuses the login or the host by an HTTP status; `headers` look names up in any case."""
+    scheme = (headers.get("Proxy-Authenticate", "").split() or [""])[0]
+    if status == 407 and scheme.lower() in _LOGINS_OF_WINDOWS:
+        what = f"the proxy {proxy} asks for a login by {scheme}, which is not spoken here (HTTP 407)"
+        how = f"start a proxy on this machine that logs in there, as px or cntlm do, and name it in {proxy.named_by}"
+        return Barrier("proxy", what, how)
     is_login = status in (401, 407)  # tinyproxy says 401 of a wrong one
     why = "asks for a login, or refuses the one it is given" if is_login else "passes no request on"
     advice = _login(proxy) if is_login else _behind(proxy)
@@ -153,10 +161,10 @@ def _no_name(error: socket.gaierror, url: httpx.URL, asked: Proxy | None, proxy:
     return Barrier("not_connected", what, _other_way(url, None))
 
 
-def _proxy_away(error: object, proxy: Proxy) -> Barrier:
+def _proxy_away(error: object, url: httpx.URL, proxy: Proxy) -> Barrier:
     if isinstance(error, ssl.SSLError | ConnectionResetError):
-        return Barrier("not_connected", f"the proxy {proxy} does not speak TLS itself", _look_at(proxy))
-    return Barrier("not_connected", f"the proxy {proxy} cannot be reached: {_reason(error)}", _look_at(proxy))
+        return Barrier("not_connected", f"the proxy {proxy} does not speak TLS itself", _plain(proxy))
+    return Barrier("not_connected", f"the proxy {proxy} cannot be reached: {_reason(error)}", _look_at(proxy, url))
 
 
 def _host_away(error: object, step: Step, url: httpx.URL, proxy: Proxy | None) -> Barrier:
@@ -200,10 +208,12 @@ def _other_way(url: httpx.URL, proxy: Proxy | None) -> str:
     return "look at [endpoint] base_url; where a proxy leads there, set HTTPS_PROXY or [endpoint] proxy"
 
 
-def _look_at(proxy: Proxy) -> str:
-    if proxy.url.scheme == "https":
-        return f"write http:// in {proxy.named_by}: that is how most are spoken to, for targets with https:// too"
-    return f'is it running? Mend {proxy.named_by}, or go without: [endpoint] proxy = "none"'
+def _plain(proxy: Proxy) -> str:
+    return f"write http:// in {proxy.named_by}: that is how most are spoken to, for targets with https:// too"
+
+
+def _look_at(proxy: Proxy, url: httpx.URL) -> str:
+    return f'is it running? Mend {proxy.named_by}, or go without: NO_PROXY={url.host} or [endpoint] proxy = "none"'
 
 
 def _behind(proxy: Proxy) -> str:

@@ -74,8 +74,9 @@ def read_proxy(text: str, named_by: str) -> Proxy:
     if url.scheme == "socks":  # desktops write it so, and take SOCKS5 first; SOCKS4, as curl would, knows no names
         url = url.copy_with(scheme="socks5h")
     if url.scheme not in _PORTS or not url.host or not (url.port is None or 0 < url.port < 65_536):
+        bad = "a proxy without a good host or port" if url.scheme in _PORTS else f"{url.scheme}://, which is not spoken"
         raise PipelineError(
-            f"{named_by} names a {url.scheme or 'malformed'} proxy that cannot be used",
+            f"{named_by} names {bad if url.scheme else 'no address of a proxy'}",
             "write it as http://, https://, socks5:// or socks5h://, then HOST:PORT or USER:PASSWORD@HOST:PORT with %40"
             ' for an @ in the password; NO_PROXY=HOST, or [endpoint] proxy = "none", goes without',
         )

@@ -135,7 +135,7 @@ class Wire:
         if came.status < 200 and came.status != 101:
             return lost or Lost("broken", sent=True, message="no answer")
         if came.status == 407 and url.scheme == "http" and (proxy := self._proxy(url)) and not proxy.is_socks:
-            return _barred(passes_nothing_on(proxy, 407))
+            return _barred(passes_nothing_on(proxy, 407, came.headers))
         try:
             body = decoded(b"".join(came.parts), came.headers.get("content-encoding", ""), MOST_BODY_BYTES)
         except TooLarge as error:

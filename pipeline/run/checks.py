@@ -262,7 +262,7 @@ async def _meet(job: Job, key: Key, offline: bool) -> _Met | PipelineError:
     if not offline:
         check_certificates()
     endpoint = job.spec.endpoint
-    network = Network() if offline else network_of(endpoint)
+    network = Network() if offline else network_of(job)
     async with wire_over(network, offline) as wire:
         account = Account(wire, "offline" if offline else key.value, endpoint.api_version, endpoint.timeout_s)
         project = ""

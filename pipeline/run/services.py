@@ -164,7 +164,7 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
         by_network: dict[Network, Wire] = {}
         for target, each in targets:
             endpoint = each.job.spec.endpoint
-            network = Network() if offline else network_of(endpoint)
+            network = Network() if offline else network_of(each.job)
             if network not in by_network:
                 by_network[network] = await opened.enter_async_context(wire_over(network, offline))
             wire = wires[target.access] = by_network[network]

@@ -1,6 +1,5 @@
 """The ways from here to the services of a run: made from what the job says, and tried before the first request."""
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -9,24 +8,30 @@ import httpx
 
 from pipeline.environment import check_bundle
 from pipeline.errors import AuthError, JobError, ServiceError
+from pipeline.job import Job
+from pipeline.keys import origin_of, read
 from pipeline.providers.networks import Network
 from pipeline.providers.transport import Lost, Wire
-from pipeline.sections import Endpoint
 from pipeline.targets import Target
 
 TRIES, BETWEEN_S = 3, 1.0
 """Connections that are tried before a run, where one fails at once: a line may come back."""
 
 
-def network_of(endpoint: Endpoint) -> Network:
-    """How a job says that a service is reached. Raises `PipelineError` for what is named and is not there."""
+def network_of(job: Job) -> Network:
+    """How a job says that its service is reached. Raises `PipelineError` for what is named and is not there.
+
+    A variable with a proxy is looked for where one with a key is.
+    """
+    endpoint = job.spec.endpoint
     proxy, named_by = endpoint.proxy, "[endpoint] proxy"
-    if endpoint.proxy_env is not None:
-        proxy, named_by = os.environ.get(endpoint.proxy_env, "").strip(), endpoint.proxy_env
-        if not proxy:
-            raise JobError(
-                f"[endpoint] proxy_env: {named_by} is unset", f"`export {named_by}=http://USER:PASSWORD@HOST:PORT`"
-            )
+    if (name := endpoint.proxy_env) is not None:
+        try:
+            found = read(origin_of(None, (name,), job.path.parent))
+        except JobError:
+            hint = f"`export {name}=http://USER:PASSWORD@HOST:PORT`, or a line of a `.env` file beside the job"
+            raise JobError(f"[endpoint] proxy_env: {name} is unset", hint) from None
+        proxy, named_by = found.value, found.where
     bundle = endpoint.ca_bundle
     if bundle is not None:
         check_bundle("[endpoint] ca_bundle", bundle)
