@@ -116,7 +116,7 @@ def dante(folder: Path, *, rules: str = "") -> Iterator[Box]:
     config, log = folder / f"danted-{port}.conf", folder / f"danted-{port}.log"
     config.write_text(
         f"logoutput: {log}\ninternal: 127.0.0.1 port = {port}\nexternal: 127.0.0.1\n"
-        "clientmethod: none\nsocksmethod: none\nuser.privileged: root\nuser.unprivileged: nobody\n"
+        "clientmethod: none\nsocksmethod: none\n"
         "client pass { from: 0.0.0.0/0 to: 0.0.0.0/0 }\n"
         f"{rules}\nsocks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 log: connect }}\n"
     )
@@ -156,4 +156,21 @@ class Company:
         chain, key = self._folder / f"{names[0]}.pem", self._folder / f"{names[0]}.key"
         issued.private_key_pem.write_to_path(key)
         chain.write_bytes(b"".join(each.bytes() for each in issued.cert_chain_pems))
-        return f"listen $listen ssl; ssl_certificate {chain}; ssl_certificate_key {key};"
+        return _tls(chain, key)
+
+
+def careless_company(folder: Path) -> tuple[Path, str]:
+    """A root certificate, and nginx's settings with one for localhost, as some boxes make them: fields are missing."""
+    extensions = folder / "extensions"
+    extensions.write_text("subjectAltName=DNS:localhost\nauthorityKeyIdentifier=none\nsubjectKeyIdentifier=none\n")
+    files = {name: folder / f"careless-{name}" for name in ("ca.key", "ca.pem", "key", "csr", "pem")}
+    new = f"req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout {files['key']} -out {files['csr']}"
+    root = f"req -x509 -newkey rsa:2048 -nodes -subj /CN=Box -days 9 -keyout {files['ca.key']} -out {files['ca.pem']}"
+    sign = f"x509 -req -in {files['csr']} -CA {files['ca.pem']} -CAkey {files['ca.key']} -CAcreateserial -days 9"
+    for command in (root, new, f"{sign} -out {files['pem']} -extfile {extensions}"):
+        subprocess.run([program("openssl"), *command.split()], check=True, capture_output=True, timeout=60)
+    return files["ca.pem"], _tls(files["pem"], files["key"])
+
+
+def _tls(chain: Path, key: Path) -> str:
+    return f"listen $listen ssl; ssl_certificate {chain}; ssl_certificate_key {key};"

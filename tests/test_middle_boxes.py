@@ -2,6 +2,7 @@
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -159,6 +160,24 @@ def test_a_directory_of_certificates_is_one_that_openssl_has_named(
     subprocess.run([boxes.program("openssl"), "rehash", str(tmp_path)], check=True, timeout=30)
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     assert reached(f"https://{gateway.address}/gemini", Network("none"))
+
+
+def test_a_companys_certificate_that_only_newer_pythons_refuse_is_taken_where_the_job_names_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strict() -> ssl.SSLContext:  # as Python makes it from 3.13 on
+        context = usual()
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    usual = httpx.create_ssl_context
+    monkeypatch.setattr(httpx, "create_ssl_context", strict)
+    bundle, tls = boxes.careless_company(folder)
+    with boxes.nginx(folder, f"{tls} location / {{ return 200 'totalTokens'; }}") as box:
+        assert reached(f"https://localhost:{box.port}", Network("none", bundle))
+        monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+        answer = ask(f"https://localhost:{box.port}", Network("none"))
+    assert isinstance(answer, Lost) and "is not good" in answer.message and "[endpoint] ca_bundle" in answer.advice
 
 
 def test_what_nginx_says_for_itself_is_a_response(gateway: Box, company: boxes.Company) -> None:

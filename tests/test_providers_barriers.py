@@ -7,15 +7,19 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import get_args
 
+import aiohttp
 import anyio
 import httpx
 import pytest
 import trustme
 from boxes import free_port
 
-from pipeline.providers.barriers import Unconnected, barrier
+from pipeline.providers.barriers import SocksRefused, Step, Unconnected, barrier
+from pipeline.providers.failures import MESSAGE_CHARS
 from pipeline.providers.networks import Network
+from pipeline.providers.proxies import read_proxy
 from pipeline.providers.transport import Lost, Response, Wire
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -298,3 +302,39 @@ def test_a_host_of_many_addresses_that_are_all_dropped_takes_one_timeout(monkeyp
 
     lost, seconds = anyio.run(run)
     assert lost.kind == "timeout" and seconds < 2
+
+
+# --- whatever happens
+
+
+CAUSES: list[BaseException] = [
+    TimeoutError(),
+    SocksRefused("x" * 500, None),
+    SocksRefused("Connection refused", 5),
+    SocksRefused("Username and password authentication failure", None),
+    socket.gaierror(-2, "Name or service not known"),
+    ConnectionResetError(),
+    ConnectionRefusedError(111, "x"),
+    OSError(101, "Network is unreachable"),
+    OSError("Multiple exceptions: " + "x" * 500),
+    ssl.SSLError(1, "[SSL: TLSV1_ALERT_PROTOCOL_VERSION]"),
+    ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
+    aiohttp.ServerDisconnectedError(),
+    aiohttp.ClientPayloadError("line\nline"),
+]
+
+
+@pytest.mark.parametrize(
+    "proxy", [None, "http://me:hunter2@proxy:1", "https://me:hunter2@proxy:1", "socks5://me:hunter2@proxy:1"]
+)
+@pytest.mark.parametrize("url", [GOOGLE, "http://relay.example:8080/v1"])
+def test_whatever_happens_at_whichever_step_is_one_line_with_advice_and_without_a_login(
+    url: str, proxy: str | None
+) -> None:
+    for step in get_args(Step):
+        for cause in CAUSES:
+            unconnected = Unconnected(step, 15)
+            unconnected.__cause__ = cause
+            told = barrier(unconnected, httpx.URL(url), read_proxy(proxy, "HTTPS_PROXY") if proxy else None)
+            assert told.message and told.advice and len(told.message) <= MESSAGE_CHARS, told
+            assert told.message.isprintable() and "hunter2" not in f"{told}"

@@ -174,9 +174,13 @@ def _host_away(error: object, step: Step, url: httpx.URL, proxy: Proxy | None) -
         what = f"the connection to {url.host} is cut as TLS begins, as a firewall does that blocks the host{behind}"
         return Barrier("not_connected", what, _other_way(url, proxy))
     if isinstance(error, ssl.SSLError):
-        plain = error.reason in ("WRONG_VERSION_NUMBER", "UNEXPECTED_MESSAGE", "RECORD_LAYER_FAILURE")
-        what = f"{_place(url)} speaks no TLS" if plain else f"no TLS with {_place(url)} ({error.reason or error})"
-        return Barrier("not_connected", what, "look at [endpoint] base_url: is it http://?")
+        reason = getattr(error, "reason", None)
+        if reason in ("WRONG_VERSION_NUMBER", "UNEXPECTED_MESSAGE", "RECORD_LAYER_FAILURE"):
+            return Barrier(
+                "not_connected", f"{_place(url)} speaks no TLS", "look at [endpoint] base_url: is it http://?"
+            )
+        what = f"no TLS comes about with {_place(url)} ({reason or type(error).__name__})"
+        return Barrier("not_connected", what, _other_way(url, proxy))
     if isinstance(error, ConnectionRefusedError):
         what = f"{_place(url)} refuses the connection: nothing listens there, or a firewall says so"
         return Barrier("not_connected", what, _other_way(url, proxy))
