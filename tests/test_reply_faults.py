@@ -48,6 +48,8 @@ REPLIES: Mapping[str, Right] = {
     "recitation": Right("blocked", "recitation"),
     "max_tokens_empty": Right("truncated", "truncated"),
     "nousage": GUESSED,
+    "zero_counts": GUESSED,
+    "hidden_thinking": GUESSED,
     "no_prompt_count": GUESSED,
     "cached": OK,
     "cached_over": GUESSED,

@@ -170,7 +170,7 @@ def emulate(
         ),
     ] = None,
 ) -> None:
-    """Serve the Gemini protocol, for rehearsals.
+    """Serve the protocols of Gemini and OpenAI, for rehearsals.
 
     With quotas and faults, if asked for. What runs against it is a rehearsal, apart from real runs.
 
@@ -179,14 +179,16 @@ def emulate(
     refused or failed: 400, 402, 403, 408, 413, 429, 499, 500, 503, 504, html502, array429, bare429, nested503,
     location, garbage
 
-    money gone: prepaid, balance400, balance429, balance200, no_channel
+    money gone: prepaid, balance400, balance429, balance200, no_quota429, no_channel
+
+    refused by relays: busy429, quota500, quota502, filter400, expired401
 
     long waits: wait_day, wait_2099, wait_2h, late_day
 
     answers without an answer: block, empty, safety, recitation, max_tokens_empty
 
-    odd counts: nousage, no_prompt_count, cached, cached_over, negative, absurd, text_counts, overlong, dearer,
-    unpriced
+    odd counts: nousage, zero_counts, hidden_thinking, no_prompt_count, cached, cached_over, negative, absurd,
+    text_counts, overlong, dearer, unpriced
 
     odd forms: 201, 203, 206, error0, finish_stop, finish_length, finish_2, surrogate, bad_utf8, bom, deep, sse,
     json_array, openai, echo, echo_error, two_gzip, x_gzip
@@ -237,5 +239,6 @@ def _say_ready(url: str) -> None:
     sys.stdout.flush()
     console.show_hint(
         f"`GOOGLE_GEMINI_BASE_URL={url} GEMINI_API_KEY=rehearsal pipeline run JOB` rehearses it, in"
-        " runs/JOB-rehearsal, apart from real answers; Ctrl-C stops"
+        ' runs/JOB-rehearsal, apart from real answers; with provider = "openai" it is OPENAI_BASE_URL and'
+        " OPENAI_API_KEY; Ctrl-C stops"
     )

@@ -3,10 +3,10 @@
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from pipeline.emulator import bodies, catalog, vertex, wire
+from pipeline.emulator import bodies, catalog, chat, vertex, wire
 from pipeline.emulator.generate import Generator
 from pipeline.emulator.http import Call, ClientGone, Receive, Response, Scope, Send, Sender, json_response, read_call
 from pipeline.emulator.messages import Refusal
@@ -15,6 +15,7 @@ from pipeline.emulator.stats import Stats
 from pipeline.models import Model
 
 _PATH = re.compile(r"/(v1|v1beta)/models(?:/([^/:]+)(?::(\w+))?)?")
+_CHAT = re.compile(r"/(v1|v1beta/openai|api/v1)/(chat/completions|models)(?:/(.+))?")
 _STATS = "/emulator/stats"
 _METHODS = {
     ("POST", "generateContent"): "GenerativeService.GenerateContent",
@@ -27,7 +28,7 @@ _MAX_PAGE = 1_000
 
 
 class Emulator:
-    """An ASGI app that answers as the Gemini API does; `stats` counts what it saw.
+    """An ASGI app that answers as the Gemini API does, and to chat completions too; `stats` counts what it saw.
 
     `clock` returns seconds since the epoch and moves quotas and the Date header; waiting is the event loop's. In
     process there is no connection to break: `connection_lost` makes the exception that is raised into the client.
@@ -77,12 +78,39 @@ class Emulator:
             self.stats.in_flight -= 1
 
     async def _respond(self, call: Call) -> Response:
+        asked = _CHAT.fullmatch(call.path)
+        if asked is not None and (asked[1] != "v1" or asked[2] == "chat/completions" or _bearer(call)):
+            response = await self._answered(self._chat(call, *asked.groups()))
+            return chat.refused(response, asked[1] == chat.GOOGLES) if response.status >= 400 else response
+        return await self._answered(self._native(call))
+
+    async def _native(self, call: Call) -> Response:
+        asked = vertex.asked(call)
+        return await (self._route(call) if asked is None else self._vertex(call, asked))
+
+    async def _answered(self, route: Awaitable[Response]) -> Response:
         try:
-            if (asked := vertex.asked(call)) is not None:
-                return await self._vertex(call, asked)
-            return await self._route(call)
+            return await route
         except Refusal as refusal:
             return json_response(refusal.body, refusal.status)
+
+    async def _chat(self, call: Call, base: str, what: str, name: str | None) -> Response:
+        googles = base == chat.GOOGLES
+        if (call.method == "POST") != (what == "chat/completions") or (name and what != "models"):
+            raise bodies.unknown_path(call.path)
+        self.stats.requests += what == "chat/completions"
+        key = _bearer(call)
+        if not key:
+            raise chat.no_key(googles)
+        self._check(key, what == "chat/completions", bodies.bad_key if googles else chat.bad_key)
+        if what == "models":
+            models = [model for model in catalog.models_of("v1beta") if "generateContent" in catalog.methods(model)]
+            if name is None:
+                return json_response(chat.listing(models, googles))
+            return json_response(chat.resource(self._model(_bare(name), "v1beta", "models.get"), googles))
+        asked = chat.read(await call.body(), call.path)
+        model = self._model(asked.model, "v1beta", "generateContent")
+        return await self._generator.answer(call, asked.ask, self._served(model), key, asked)
 
     async def _route(self, call: Call) -> Response:
         match = _PATH.fullmatch(call.path)
@@ -102,7 +130,7 @@ class Emulator:
             return json_response(catalog.resource(model))
         if method == "countTokens":
             return await self._count_tokens(call)
-        return await self._generator.answer(call, self._served(model), key)
+        return await self._generator.answer(call, wire.read_generate(await call.body()), self._served(model), key)
 
     async def _vertex(self, call: Call, asked: vertex.Asked) -> Response:
         if asked.method == "generateContent":
@@ -118,25 +146,30 @@ class Emulator:
         if asked.method == "countTokens":
             return self._counted(vertex.read_count(await call.body()))
         try:
-            answer = await self._generator.answer(await vertex.with_roles(call), self._served(model), payer)
+            ask = wire.read_generate(await (await vertex.with_roles(call)).body())
+            answer = await self._generator.answer(call, ask, self._served(model), payer)
             return vertex.answered(answer)
         except Refusal as refusal:
             raise vertex.worded(refusal, model.name) from None
 
     def _key(self, call: Call, version: str, method: str) -> str:
-        if call.header(b"authorization")[:7].lower() == "bearer ":
+        if _bearer(call):
             raise bodies.wrong_credential(f"google.ai.generativelanguage.{version}.{method}")
         key = call.header(b"x-goog-api-key") or call.parameter("key")
         if not key:
             raise bodies.no_key()
+        self._check(key, method == _METHODS["POST", "generateContent"], bodies.bad_key)
+        return key
+
+    def _check(self, key: str, counts: bool, bad: Callable[..., Refusal]) -> None:
+        """Raise what `bad` makes of a key that is not taken, or not any more; `counts`: an answer is asked for."""
         accepted = key in self.options.keys if self.options.keys else not key.startswith("invalid")
         if not accepted:
-            raise bodies.bad_key()
+            raise bad()
         if self.options.key_ends_after is not None:
             if self._uses[key] >= self.options.key_ends_after:
-                raise bodies.bad_key("API key expired. Please renew the API key.")
-            self._uses[key] += method == _METHODS["POST", "generateContent"]
-        return key
+                raise bad("API key expired. Please renew the API key.")
+            self._uses[key] += counts
 
     def _model(self, name: str, version: str, method: str) -> Model:
         if self.options.any_model:
@@ -159,6 +192,16 @@ class Emulator:
     def _counted(self, fields: wire.Fields) -> Response:
         self.stats.count_tokens += 1
         return json_response(wire.token_counts(wire.prompt_tokens(fields, self.options.tokenizer)))
+
+
+def _bearer(call: Call) -> str:
+    """The bearer token; empty where there is none."""
+    kind, _, token = call.header(b"authorization").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("models/")
 
 
 def is_private(path: str, query: bytes) -> bool:

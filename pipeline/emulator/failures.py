@@ -44,6 +44,18 @@ def _busy(*retry_after: bytes) -> Failure:
 
 _NESTED = orjson.dumps(bodies.error(503, bodies.OVERLOADED)).decode()
 _LOW_BALANCE = "Your credit balance is too low to access the API. Please go to Plans & Billing to purchase credits."
+_NO_QUOTA = (
+    "You exceeded your current quota, please check your plan and billing details. For more information on this error,"
+    " read the docs: https://platform.openai.com/docs/guides/error-codes/api-errors."
+)
+_METRIC = (
+    f"\n* Quota exceeded for metric: {bodies.SERVICE}/generate_requests_per_model, limit: 60, model: gemini"
+    "\nPlease retry in 1.5s."
+)
+_FILTERED = (
+    "The response was filtered due to the prompt triggering Azure OpenAI's content management policy. Please modify"
+    " your prompt and retry."
+)
 
 FAILURES: Mapping[str, Failure] = {
     "400": Failure(400, _json(bodies.error(400, "Request contains an invalid argument."))),
@@ -67,6 +79,12 @@ FAILURES: Mapping[str, Failure] = {
     "balance429": Failure(429, _relay("账户余额不足，请充值后再试", "new_api_error", "insufficient_user_quota")),
     "balance200": Failure(200, _json({"code": 30001, "message": "余额不足，请充值", "data": None})),
     "no_channel": Failure(503, _relay("当前分组 default 下对于该模型无可用渠道", "new_api_error", "model_not_found")),
+    "no_quota429": Failure(429, _relay(_NO_QUOTA, "insufficient_quota", "insufficient_quota")),
+    "busy429": Failure(429, _relay("当前分组上游负载已饱和，请稍后再试", "insufficient_quota", "insufficient_quota")),
+    "quota500": Failure(500, _relay(bodies.QUOTA_EXCEEDED + _METRIC, "upstream_error", "do_request_failed")),
+    "quota502": Failure(502, _json([bodies.error(429, bodies.EXHAUSTED)])),
+    "filter400": Failure(400, _relay(_FILTERED, "", "content_filter")),
+    "expired401": Failure(401, _relay("该令牌已过期", "new_api_error")),
     "wait_day": _busy(b"86400"),
     "wait_2099": _busy(b"Thu, 31 Dec 2099 23:59:59 GMT"),
     "wait_2h": Failure(503, _json(bodies.error(503, bodies.OVERLOADED, [bodies.retry_info("7200s")]))),

@@ -45,7 +45,15 @@ GROUPS: Mapping[str, Mapping[str, Fault]] = {
         "balance400": Fault("400: credit balance is too low"),
         "balance429": Fault("429: 余额不足"),
         "balance200": Fault("余额不足 in a 200"),
+        "no_quota429": Fault("429: insufficient_quota, as OpenAI says of money"),
         "no_channel": Fault("503: 无可用渠道"),
+    },
+    "refused by relays": {
+        "busy429": Fault("429: 负载已饱和, with the code of money"),
+        "quota500": Fault("a quota's text in a 500"),
+        "quota502": Fault("a 429 in an array, as a 502"),
+        "filter400": Fault("400: content_filter"),
+        "expired401": Fault("401: 该令牌已过期"),
     },
     "long waits": {
         "wait_day": Fault("503 with Retry-After: 86400"),
@@ -62,6 +70,8 @@ GROUPS: Mapping[str, Mapping[str, Fault]] = {
     },
     "odd counts": {
         "nousage": Fault("no usage at all", "yes"),
+        "zero_counts": Fault("counts of zero", "yes"),
+        "hidden_thinking": Fault("thinking that only the total tells of", "yes"),
         "no_prompt_count": Fault("usage without a prompt count, much thinking", "yes"),
         "cached": Fault("half of the prompt from the service's cache", "yes"),
         "cached_over": Fault("more cached tokens than the prompt has", "yes"),

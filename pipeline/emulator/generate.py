@@ -4,6 +4,7 @@ import math
 from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
@@ -11,11 +12,12 @@ import anyio
 import orjson
 
 from pipeline.emulator import bodies, faults, wire
+from pipeline.emulator.chat import Chat
 from pipeline.emulator.failures import failure
 from pipeline.emulator.http import Call, Response, json_response
 from pipeline.emulator.limits import next_midnight
 from pipeline.emulator.messages import Refusal
-from pipeline.emulator.oddities import Billed, odd_bill, odd_body, odd_response
+from pipeline.emulator.oddities import Billed, changes_bytes, odd_bill, odd_body, odd_response
 from pipeline.emulator.options import EmulatorOptions
 from pipeline.emulator.quotas import Quotas, Violation, exhausted
 from pipeline.emulator.replies import answer_to
@@ -38,13 +40,12 @@ class Generator:
         self._answers = 0
         self._born = f"{options.seed}/{clock()}"
 
-    async def answer(self, call: Call, model: Model, key: str) -> Response:
-        """Serve one request; raises `Refusal` for what is refused.
+    async def answer(self, call: Call, ask: wire.Ask, model: Model, key: str, chat: Chat | None = None) -> Response:
+        """Serve one request, in the form of `chat` where that is given; raises `Refusal` for what is refused.
 
         What the front end refuses (a body that is not this message, a prompt over the context) uses up no quota; what
         the model refuses, and a fault, does, as the service's billing pages say of 400 and 500.
         """
-        ask = wire.read_generate(await call.body())
         tokens = wire.prompt_tokens(ask.fields, self._options.tokenizer)
         if tokens.total() > model.context_tokens:
             raise bodies.too_many_tokens(model.context_tokens)
@@ -52,7 +53,7 @@ class Generator:
         attempt = self._stats.attempts(prompt)
         luck = faults.luck(self._options.seed, "fault", prompt, attempt)
         fault = self._options.faults.pick(luck, self._admitted)
-        self._admit(key, model.name, tokens.total(), prompt, fault)
+        self._admit(key, model.name, tokens.total(), prompt, fault, chat)
         self._stats.add_attempt(prompt)
         wire.check(ask, model)
         luck = faults.luck(self._options.seed, "detail", prompt, attempt)
@@ -63,11 +64,11 @@ class Generator:
         if fault == "late_day":
             response = await self._late_refusal(model.name)
         else:
-            response = failure(fault, luck, call) or self._answered(call, ask, tokens, model, prompt, fault)
+            response = failure(fault, luck, call) or self._answered(call, ask, tokens, model, prompt, fault, chat)
         self._note(model.name, 0 if response.broken else response.status, tokens.total(), prompt, fault)
         return response
 
-    def _admit(self, key: str, model: str, tokens: int, prompt: int, fault: str | None) -> None:
+    def _admit(self, key: str, model: str, tokens: int, prompt: int, fault: str | None, chat: Chat | None) -> None:
         quota = self._quotas.of(key, model)
         if quota is not None:
             now = self._clock()
@@ -76,7 +77,9 @@ class Generator:
                 quota.add_rejected(now)
                 self._stats.rate_limited += 1
                 self._note(model, 429, tokens, prompt, None)
-                raise Refusal(429, exhausted(violations, model, now, self._options))
+                # OpenAI tells how long its day takes; only Google repeats the minute.
+                options = replace(self._options, day_delay="true") if chat and not chat.googles else self._options
+                raise Refusal(429, exhausted(violations, model, now, options))
             if self._options.count_failed or faults.bill_of(fault) != "no":
                 quota.add(now, tokens)
         self._admitted += 1
@@ -98,7 +101,14 @@ class Generator:
         return json_response(exhausted([violation], model, self._clock(), self._options), 429)
 
     def _answered(
-        self, call: Call, ask: wire.Ask, tokens: Counter[str], model: Model, prompt: int, fault: str | None
+        self,
+        call: Call,
+        ask: wire.Ask,
+        tokens: Counter[str],
+        model: Model,
+        prompt: int,
+        fault: str | None,
+        chat: Chat | None,
     ) -> Response:
         version = self._options.model_version or model.name
         limit = model.max_output_tokens
@@ -115,6 +125,8 @@ class Generator:
         self._stats.add_bill(billed, bill)
         if bill == "yes":
             self._stats.add_answer(prompt, billed.input_tokens, billed.output_tokens + billed.thinking_tokens)
+        if chat is not None:
+            return odd_response(fault, chat.told(body, may_stream=not changes_bytes(fault)))
         return odd_response(fault, Response(200, orjson.dumps(body), tier=ask.tier))
 
     def _response_id(self) -> str:

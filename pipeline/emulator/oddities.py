@@ -1,6 +1,7 @@
 """What relays, proxies and broken services make of an answer: the faults inside a response that was made and billed."""
 
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.emulator import bodies
+from pipeline.emulator import bodies, chat
 from pipeline.emulator.http import Call, Response
 
 Body = dict[str, Any]
@@ -42,6 +43,8 @@ def odd_bill(kind: str | None, billed: Billed, output_limit: int) -> Billed:
             return replace(billed, output_tokens=4 * output_limit, thinking_tokens=0)
         case "no_prompt_count":
             return replace(billed, thinking_tokens=5_000)
+        case "hidden_thinking":
+            return replace(billed, thinking_tokens=max(0, min(200, output_limit - billed.output_tokens)))
         case "cached":
             return replace(billed, cached_tokens=billed.input_tokens // 2)
         case "dearer":
@@ -58,6 +61,10 @@ def odd_body(kind: str | None, body: Body, call: Call) -> Body:
             del body["usageMetadata"]
         case "no_prompt_count":
             body["usageMetadata"] = {name: usage[name] for name in _COUNTS if name in usage}
+        case "hidden_thinking":
+            usage.pop("thoughtsTokenCount", None)
+        case "zero_counts":
+            body["usageMetadata"] = dict.fromkeys(("promptTokenCount", *_COUNTS), 0)
         case "cached":
             usage["cachedContentTokenCount"] = usage["promptTokenCount"] // 2
         case "cached_over":
@@ -79,13 +86,18 @@ def odd_body(kind: str | None, body: Body, call: Call) -> Body:
             name = kind.removeprefix("finish_")
             body["candidates"][0]["finishReason"] = int(name) if name.isdecimal() else name
         case "openai":
-            return _as_openai(body)
+            return chat.completion(body)
         case "echo":
             body["debug"] = {"upstream": call.shown()}
     return body
 
 
 _COUNTS = ("candidatesTokenCount", "thoughtsTokenCount", "totalTokenCount")
+
+
+def changes_bytes(kind: str | None) -> bool:
+    """Whether that fault stands in the bytes of the answer, which is then told whole."""
+    return kind in _BYTES
 
 
 def odd_response(kind: str | None, response: Response) -> Response:
@@ -96,13 +108,18 @@ def odd_response(kind: str | None, response: Response) -> Response:
     return replace(response, **_FIELDS.get(kind or "", {}))
 
 
+_TEXT = re.compile(rb'"(?:text|content)":"')
+
+
 def _in_text(inserted: bytes) -> Callable[[bytes], bytes]:
-    return lambda body: body.replace(b'"text":"', b'"text":"' + inserted, 1)
+    return lambda body: _TEXT.sub(lambda found: found[0] + inserted, body, count=1)
 
 
 def _pieces(body: bytes) -> list[Body]:
     """The answer as a stream tells it: the text in two pieces, the reason why it ended in the last."""
     whole: Body = orjson.loads(body)
+    if "choices" in whole:
+        return chat.pieces(whole)
     *before, part = whole["candidates"][0]["content"].get("parts") or [{"text": ""}]
     half = len(part["text"]) // _SPLIT
 
@@ -115,25 +132,6 @@ def _pieces(body: bytes) -> list[Body]:
 
 def _events(body: bytes) -> bytes:
     return b"".join(b"data: " + orjson.dumps(piece) + b"\r\n\r\n" for piece in _pieces(body))
-
-
-def _as_openai(body: Body) -> Body:
-    candidate, usage = body["candidates"][0], body["usageMetadata"]
-    text = "".join(part["text"] for part in candidate["content"].get("parts", ()) if not part.get("thought"))
-    output = usage.get("candidatesTokenCount", 0) + usage.get("thoughtsTokenCount", 0)
-    reason = "length" if candidate["finishReason"] == "MAX_TOKENS" else "stop"
-    return {
-        "id": f"chatcmpl-{body['responseId']}",
-        "object": "chat.completion",
-        "created": 1_795_305_600,
-        "model": body["modelVersion"],
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}],
-        "usage": {
-            "prompt_tokens": usage["promptTokenCount"],
-            "completion_tokens": output,
-            "total_tokens": usage["totalTokenCount"],
-        },
-    }
 
 
 def _two_members(body: bytes) -> bytes:

@@ -97,7 +97,7 @@ def asked_at(job: Job, offline: bool, project: str) -> Target:
     Raises `JobError` for an address that cannot be one: a target's name would show it.
     """
     if offline:
-        return Target(Gemini.name, _EMULATOR_URL, project, job.model)  # all that the emulator speaks
+        return Target(job.spec.endpoint.provider, _EMULATOR_URL, project, job.model)
     checked_url(job.base_url, job.spec.endpoint.provider)
     return Target(job.spec.endpoint.provider, job.base_url, project, job.model)
 

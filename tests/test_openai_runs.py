@@ -1,0 +1,121 @@
+"""Whole runs of a job with `provider = "openai"`: offline, over a socket, refused, stopped, killed and gone on with."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from commands import UNLIMITED, Ran, small_job
+from serving import served, stats, wait_for
+
+KEY = "sk-key-that-no-file-may-hold"
+ENDPOINT = '[endpoint]\nprovider = "openai"\n'
+
+
+def job(here: Path, url: str = "", limits: str = UNLIMITED) -> Path:
+    return small_job(here, f'{ENDPOINT}base_url = "{url}"\n{limits}' if url else f"{ENDPOINT}{limits}")
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def test_a_rehearsal_speaks_the_protocol_of_the_job(here: Path, cli: Callable[..., Ran]) -> None:
+    ran = cli("run", job(here), "--offline", "--json")
+    assert (ran.code, ran.json["ok"]) == (0, 6), ran.err
+    calls = pl.concat([pl.read_parquet(path) for path in here.glob("runs/small-offline/calls/*.parquet")])
+    assert set(calls["endpoint"]) == {"openai@emulator"}
+
+
+@pytest.mark.parametrize("path", ["", "/v1/", "/v1beta/openai", "/api/v1", "/v1/chat/completions"])
+def test_a_run_over_a_socket_costs_what_the_service_bills(here: Path, cli: Callable[..., Ran], path: str) -> None:
+    with served(thinking_tokens=9) as url:
+        ran = cli("run", job(here, f"{url}{path}"), "--yes", "--json")
+        (bill,) = stats(url)["billed"]
+    assert (ran.code, ran.json["ok"]) == (0, 6), ran.err
+    assert ran.json["input_tokens"] == bill["input_tokens"]
+    price = bill["input_tokens"] * 0.30e-6 + (bill["output_tokens"] + bill["thinking_tokens"]) * 2.50e-6
+    assert ran.json["cost_usd"] == pytest.approx(price, rel=1e-6)
+
+
+def test_check_estimate_run_and_report_against_an_emulator(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(marked=True) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        path = job(here, "https://relay.example/v1")
+        checked = cli("check", path)
+        assert checked.code == 0 and "openai@127.0.0.1" in checked.out + checked.err
+        assert cli("estimate", path, "--json").json["prompts"] == 6
+        exact = cli("estimate", path, "--exact")
+        assert exact.code != 0 and "OpenAI's protocol has no request that counts tokens" in exact.err
+        ran = cli("run", path, "--yes", "--json")
+        assert (ran.code, ran.json["ok"], ran.json["cost_usd"]) == (0, 6, 0.0), "a rehearsal"
+        assert cli("report", "small-rehearsal").code == 0
+
+
+@pytest.mark.parametrize(
+    ("faults", "code", "words"),
+    [
+        ("expired401", 2, "refuses"),
+        ("no_quota429", 3, "You exceeded your current quota"),
+        ("no_channel", 3, "无可用渠道"),
+    ],
+)
+def test_what_stops_a_run_is_told_and_no_file_holds_the_key(
+    here: Path, cli: Callable[..., Ran], faults: str, code: int, words: str
+) -> None:
+    with served(faults=faults) as url:
+        ran = cli("run", job(here, url), "--yes")
+    assert ran.code == code and words in ran.err, ran.err
+    assert KEY not in ran.err + ran.out
+    assert not any(file.is_file() and KEY.encode() in file.read_bytes() for file in here.rglob("*"))
+
+
+def test_busy_relays_are_waited_for_and_filtered_prompts_are_rows_of_their_own(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.dispatch.retries.BACKOFF_FIRST_S", 0.01)
+    with served(faults="quota500*1,filter400*1,nested503*1") as url:
+        ran = cli("run", job(here, url), "--yes", "--json")
+    assert ran.json["ok"] == 5, ran.err
+    table = pl.read_parquet("out.parquet").filter(pl.col("status") != "ok")
+    assert table.select("status", "error_kind").rows() == [("blocked", "prompt_blocked")]
+
+
+def test_a_run_that_is_killed_goes_on_and_buys_nothing_again(tmp_path: Path) -> None:
+    rows = 400
+    (tmp_path / "words.csv").write_text("word\n" + "".join(f"word number {n}\n" for n in range(rows)))
+    with served(latency_s=0.02) as url:
+        path = job(tmp_path, url, f"{UNLIMITED}\nconcurrency = 4")
+        (tmp_path / "words.csv").write_text("word\n" + "".join(f"word number {n}\n" for n in range(rows)))
+
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                [sys.executable, "-m", "pipeline", "run", str(path), "--yes", "--json"],
+                cwd=tmp_path,
+                env=os.environ | {"OPENAI_API_KEY": KEY},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+
+        process = start()
+        wait_for(url, "answered", rows // 4, process)
+        process.kill()
+        process.communicate()
+        time.sleep(0.1)  # what was in flight ends
+        at_kill = stats(url)["answered"]
+        out, err = start().communicate(timeout=60)
+        seen = stats(url)
+    assert out, err.decode()
+    result = json.loads(out)
+    assert (result["ok"], result["rows"]) == (rows, rows)
+    assert rows // 4 <= at_kill < rows
+    assert seen["answered"] - rows <= 4, "no more than what was in flight is bought again"
