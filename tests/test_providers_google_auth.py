@@ -180,12 +180,26 @@ def test_an_account_that_is_gone_ends_it_and_a_server_that_fails_may_pass(
         return await tokens.current()
 
     server.instead = lambda: (400, {"error": "invalid_grant", "error_description": "Invalid grant: account not found"})
-    gone = with_google(one)
-    assert isinstance(gone, Failure) and (gone.kind, gone.sent, gone.billed) == ("auth", False, False)
-    assert gone.message == "no access token: invalid_grant: Invalid grant: account not found"
+    with pytest.raises(AuthError, match="no access token: invalid_grant: Invalid grant: account not found") as gone:
+        with_google(one)
+    assert "gcloud auth application-default login" in gone.value.hint
     server.instead = lambda: (503, {"error": "temporarily_unavailable"})
     busy = with_google(one)
     assert isinstance(busy, Failure) and (busy.kind, busy.sent) == ("transient", False)
+
+
+def test_an_account_that_goes_in_mid_run_ends_it(server: TokenServer) -> None:
+    later_s = 0.0
+
+    async def twice(tokens: Tokens) -> Token | Failure:
+        nonlocal later_s
+        await tokens.current()
+        later_s = HOUR_S
+        server.instead = lambda: (400, {"error": "invalid_grant", "error_description": "Invalid grant"})
+        return await tokens.current()
+
+    gone = with_google(twice, lambda: time.time() + later_s)
+    assert isinstance(gone, Failure) and (gone.kind, gone.sent, gone.billed) == ("auth", False, False)
 
 
 def test_a_token_server_out_of_reach_may_be_in_reach_later(

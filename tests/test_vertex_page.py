@@ -95,7 +95,7 @@ def test_in_express_mode_a_key_is_asked_for_and_no_credentials(
 ) -> None:
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "another-project")
-    assert "VERTEX_KEY is unset" in ran(here, EXPRESS, "check", "job.toml", code=2).err
+    assert "VERTEX_KEY is unset" in ran(here, EXPRESS, "check", "job.toml", code=2).out
     monkeypatch.setenv("VERTEX_KEY", "AQ.a-key-of-express-mode")
     assert "vertex@127.0.0.1" in ran(here, EXPRESS, "check", "job.toml").out
     unlimited = EXPRESS + "\n[limits]\nrpm = 0\ntpm = 0\n"

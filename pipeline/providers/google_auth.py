@@ -19,6 +19,7 @@ import anyio.to_thread
 import httpx
 
 from pipeline.errors import AuthError, JobError
+from pipeline.keys.diagnosis import cure_of
 from pipeline.providers.failures import clean
 from pipeline.providers.transport import Lost, Wire
 from pipeline.records import Failure
@@ -110,7 +111,8 @@ _ENDED = Failure("transient", "auth", "the access token had ended when it came",
 async def google_tokens(wire: Wire, *, wall: Callable[[], float] = time.time) -> Tokens:
     """The tokens of the application default credentials, which are looked for here and now.
 
-    Raises `JobError` where google-auth is not installed, `AuthError` where there are no credentials that it can use.
+    Raises `JobError` where google-auth is not installed, `AuthError` where there are no credentials that it can use, or
+    no token is given to them. A token server that does not answer may do so later.
     """
     try:
         import google.auth
@@ -144,7 +146,11 @@ async def google_tokens(wire: Wire, *, wall: Callable[[], float] = time.time) ->
     except Exception as error:  # as above, of any file
         raise _not_found(error) from None
     payer = credentials.quota_project_id
-    return Tokens(fetch, headers={"x-goog-user-project": payer} if payer else None, wall=wall)
+    tokens = Tokens(fetch, headers={"x-goog-user-project": payer} if payer else None, wall=wall)
+    first = await tokens.current()
+    if isinstance(first, Failure) and first.kind == "auth":
+        raise AuthError(first.message, f"{cure_of(first.message)}; nothing was spent")
+    return tokens
 
 
 def _not_found(error: Exception) -> AuthError:
