@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
-from pipeline.models import Model, answering
+from pipeline.models import Model, answering, model_info
 from pipeline.records import Usage
 
 Lane = Literal["standard", "flex", "batch", "priority"]
@@ -26,6 +26,26 @@ HORIZON = timedelta(days=400)
 
 NOTED_AHEAD = timedelta(days=92)
 """How far ahead a change of price is told to whoever chooses a model."""
+
+VENDORS = (
+    "openai",
+    "google",
+    "anthropic",
+    "deepseek",
+    "mistral",
+    "x-ai",
+    "moonshotai",
+    "zhipuai",
+    "zai",
+    "minimax",
+    "cohere",
+    "perplexity",
+    "meta",
+    "arcee",
+)
+"""Whose prices genai-prices 0.2.3 has for models that they make; who sells models of others is left out."""
+
+_MOST_TOKENS = 1_000_000
 
 _LANE_FACTOR: dict[Lane, Decimal] = {
     "standard": Decimal(1),
@@ -57,19 +77,35 @@ FREE = Rates(Decimal(0), Decimal(0), Decimal(0))
 def rates(model: str, day: date, lane: Lane = "standard", long: bool = False) -> Rates | None:
     """Rates for requests to `model` on `day` (UTC), or None when no price is known: those of the model that answers.
 
-    A model that is off without a known successor keeps its last price.
+    A model that is off without a known successor keeps its last price. One that `pipeline.models` does not know has the
+    price of the vendor that makes it; where two list it at different prices, none. Long prompts of such models begin at
+    other numbers of tokens: the price is never below theirs.
     """
+    billed = answering(model, day)
+    if model_info(billed):
+        return _listed("google", billed, day, lane, LONG_PROMPT_TOKENS + 1 if long else 1000)
+    prompt = _MOST_TOKENS if long else LONG_PROMPT_TOKENS - 1
+    found = {_listed(vendor, billed, day, lane, prompt) for vendor in _vendors(billed)}
+    return found.pop() if len(found) == 1 else None
+
+
+@lru_cache(maxsize=512)
+def _vendors(model: str) -> tuple[str, ...]:
+    """Those who list a model."""
+    return tuple(vendor for vendor in VENDORS if _listed(vendor, model, CHECKED, "standard", 1000))
+
+
+def _listed(vendor: str, model: str, day: date, lane: Lane, prompt: int) -> Rates | None:
+    """What one vendor lists for a prompt of so many tokens; None: not this model."""
     from genai_prices import Usage as Priced  # takes 0.2 s to import
     from genai_prices import calc_price
 
-    prompt = LONG_PROMPT_TOKENS + 1 if long else 1000
-    billed = answering(model, day)
     at = datetime.combine(day, time(12), UTC)
     context = {"processing": "batch"} if lane == "batch" else None
 
     def priced(usage: Priced, context: dict[str, str] | None) -> tuple[Decimal, Decimal]:
         found = calc_price(
-            usage, model_ref=billed, provider_id="google", genai_request_timestamp=at, price_context=context
+            usage, model_ref=model, provider_id=vendor, genai_request_timestamp=at, price_context=context
         )
         return found.input_price, found.output_price
 

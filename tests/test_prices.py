@@ -4,6 +4,8 @@ from decimal import Decimal
 from typing import get_args
 
 import pytest
+from genai_prices import Usage as Priced
+from genai_prices import calc_price
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -155,8 +157,45 @@ def test_an_unknown_model_has_no_price(lane: Lane) -> None:
     assert cost(Usage(1000, output_tokens=10), "gemini-9-none", NOON, lane) is None
 
 
-def test_another_vendors_model_is_not_priced_as_googles() -> None:
-    assert rates("gpt-5", NOVEMBER) is None
+@pytest.mark.parametrize(
+    ("model", "vendor", "listed"),
+    [
+        ("gpt-5-mini", "openai", "gpt-5-mini"),
+        ("openai/gpt-4o", "openai", "gpt-4o"),
+        ("gpt-4o-2024-08-06", "openai", "gpt-4o"),
+        ("deepseek-chat", "deepseek", "deepseek-chat"),
+        ("grok-4", "x-ai", "grok-4"),
+        ("claude-sonnet-4-5", "anthropic", "claude-sonnet-4-5"),
+        ("mistral-large-latest", "mistral", "mistral-large-latest"),
+    ],
+)
+def test_another_vendors_model_has_its_makers_price(model: str, vendor: str, listed: str) -> None:
+    plain, _, output = usd(rates(model, NOVEMBER))
+    usage = Priced(input_tokens=1_000, output_tokens=1_000)
+    told = calc_price(usage, model_ref=listed, provider_id=vendor, genai_request_timestamp=NOON)
+    assert (plain, output) == (told.input_price * 1_000, told.output_price * 1_000)
+
+
+@pytest.mark.parametrize("model", ["glm-5", "qwen3:8b", "Qwen/Qwen3-8B", "llama3.2", "my-model", "default"])
+def test_what_makers_list_at_several_prices_or_not_at_all_is_not_guessed(model: str) -> None:
+    assert rates(model, NOVEMBER) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "vendor"),
+    [
+        ("gpt-5.4", "openai"),
+        ("claude-haiku-5-5", "anthropic"),
+        ("grok-4.5", "x-ai"),
+        ("claude-sonnet-4-5", "anthropic"),
+    ],
+)
+@pytest.mark.parametrize("tokens", [1_000, 150_000, 199_999, 200_001, 250_000, 900_000])
+def test_a_price_is_never_below_its_makers_whatever_the_prompt(model: str, vendor: str, tokens: int) -> None:
+    usage = Priced(input_tokens=tokens, output_tokens=1_000)
+    told = calc_price(usage, model_ref=model, provider_id=vendor, genai_request_timestamp=NOON)
+    ours = cost(Usage(tokens, output_tokens=1_000), model, NOON)
+    assert ours is not None and told.total_price <= ours <= 5 * told.total_price
 
 
 @pytest.mark.parametrize("lane", get_args(Lane))

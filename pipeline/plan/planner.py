@@ -9,6 +9,7 @@ import polars as pl
 from anyio.lowlevel import checkpoint
 
 from pipeline.job import Job
+from pipeline.models import assumed, model_info
 from pipeline.plan.amounts import Cell, Work, total
 from pipeline.plan.answerers import Answerer, joint, parts
 from pipeline.plan.costs import Share, Tariff, notices, split_by_day
@@ -234,6 +235,13 @@ def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
     if len(given.answerers) > 1 or len(given.answerers[0]) > 1:
         yield "who answers how much is by ranks and limits, if none is down and no answer goes on to another target"
     limits = [each.limits for answerers in given.answerers for each in answerers]
+    unknown = sorted({each.model for group in given.answerers for each in group if not model_info(each.model)})
+    if unknown:
+        size = assumed(unknown[0])
+        yield (
+            f"the size of {', '.join(unknown)} is not known: a context of {size.context_tokens:,} tokens and answers of"
+            f" at most {size.max_output_tokens:,} are assumed"
+        )
     if any(one.rpm is None or one.tpm is None for one in limits):
         yield "[limits] are not set: time is that of a run that is not refused while it grows"
     if not given.learned.based_on:
