@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from commands import UNLIMITED, Ran, small_job
+from google_accounts import account_file
 from rich.cells import cell_len
 from serving import served
 from test_docs import PAGES, blocks
@@ -99,7 +100,10 @@ def test_every_step_of_a_good_job_passes_with_its_numbers(here: Path, check: Che
     assert states(steps) == dict.fromkeys(EVERY, "passed")
     assert steps["input"]["rows"] == 6 and steps["limits"]["rpm"] == 1000
     assert steps["network"]["latency_ms"] > 0 and steps["network"]["connect_ms"] > 0
-    assert steps["model"]["models_offered"] > 3 and steps["key"]["found"] == "GEMINI_API_KEY"
+    assert (
+        steps["model"]["models_offered"] == len(steps["model"]["models"]) > 3
+        and steps["key"]["found"] == "GEMINI_API_KEY"
+    )
     assert not (here / "runs").exists() and not (here / "out.parquet").exists()
 
 
@@ -153,6 +157,7 @@ def test_all_mistakes_of_a_job_file_are_told_with_their_lines(here: Path, cli: C
         ("[output]", 11),
     ]
     assert "a key never stands in a job file" in ran.out
+    assert "5 more mistakes: `pipeline check` shows all" in cli("run", path).err
     assert "6 steps failed, 10 could not be tried" in ran.out
 
 
@@ -260,6 +265,32 @@ def test_what_earlier_runs_learned_is_shown_and_forgotten(
         assert check(job)["quota"]["found"] == "nothing learned"
         assert check(job, "--forget")["quota"]["found"] == "forgotten: nothing"
     assert cli("check", job, "--forget", "--offline").code == 2
+
+
+def test_a_job_that_speaks_openais_protocol(here: Path, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = small_job(here, f'{UNLIMITED}\n[endpoint]\nprovider = "openai"')
+    with served() as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
+        monkeypatch.setenv("GEMINI_API_KEY", KEY)
+        steps = check(job)
+        assert steps["key"]["state"] == "failed" and 'key_env = "GEMINI_API_KEY"' in steps["key"]["hint"]
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        assert states(check(job)) == dict.fromkeys(EVERY, "passed")
+
+
+def test_vertex_without_credentials_and_with_them(here: Path, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = small_job(here, f'{UNLIMITED}\n[endpoint]\nprovider = "vertex"\nproject = "p"\nlocation = "europe-west4"')
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(here / "gcloud"))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    with served(token_s=60.0) as url:
+        monkeypatch.setenv("GOOGLE_VERTEX_BASE_URL", url)
+        steps = check(job)
+        assert [name for name, state in states(steps).items() if state == "failed"] == ["key"]
+        assert "no Google credentials" in steps["key"]["found"] and steps["network"]["state"] == "passed"
+        account = account_file(here / "account.json", f"{url}/token")
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
+        steps = check(job)
+        assert states(steps) == dict.fromkeys(EVERY, "passed") and steps["key"]["found"] == "Google's credentials"
 
 
 TWO = '[[target]]\nname = "free"\nkey_env = "FREE_KEY"\n[[target]]\nname = "paid"\nkey_env = "PAID_KEY"\n'

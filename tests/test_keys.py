@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 from commands import UNLIMITED, Ran, small_job
+from google_accounts import account_file
 from serving import served
 
 from jobs import make_job
@@ -272,19 +273,9 @@ class SecretManager(BaseHTTPRequestHandler):
 @pytest.fixture
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[SecretManager]]:
     """Secret Manager on this machine, and an account that google-auth signs in there with."""
-    from cryptography.hazmat.primitives.asymmetric import rsa
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    private = rsa.generate_private_key(65537, 2048)
     with ThreadingHTTPServer(("127.0.0.1", 0), SecretManager) as server:
         url = f"http://127.0.0.1:{server.server_port}"
-        account = {
-            "type": "service_account",
-            "client_email": "tests@p.iam.gserviceaccount.com",
-            "token_uri": f"{url}/token",
-            "private_key": private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
-        }
-        (tmp_path / "account.json").write_text(json.dumps(account))
+        account_file(tmp_path / "account.json", f"{url}/token")
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
         monkeypatch.setattr(stores, "SECRET_MANAGER", url)
         SecretManager.answers, SecretManager.asked = {}, []
@@ -370,6 +361,7 @@ BROKEN = {
     "a shortened one": ("AIza...", GOOGLE, "a placeholder"),
     "dots": ("…", GOOGLE, "a placeholder"),
     "crosses": ("AIzaSyxxxxxxxxxxxxxxxx", GOOGLE, "a placeholder"),
+    "a whole file": ("x" * 1_000_000, GOOGLE, "no key is that long"),
     "a file of credentials": ('{"type": "service_account"}', GOOGLE, "a file of credentials"),
 }
 
@@ -393,6 +385,8 @@ def test_a_key_as_people_break_it(value: str, base_url: str, said: str) -> None:
         ("some-key", GOOGLE),
         ("c29tZSBrZXkgb2YgYSByZWxheQ==", RELAY),
         ("test", "http://127.0.0.1:8089"),
+        ("my_" + "a_" * 2_000 + "!", GOOGLE),
+        ("x" * 4_000 + "!", GOOGLE),
     ],
 )
 def test_a_key_that_may_be_good_is_left_to_the_service(value: str, base_url: str) -> None:

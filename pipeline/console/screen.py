@@ -133,6 +133,8 @@ def busy(text: str) -> AbstractContextManager[object]:
 def show_error(error: PipelineError, word: str = "error") -> None:
     """`error: what`, where, then a blank line and the next command."""
     err.print(styled((f"{word}: ", "bold red" if word == "error" else "bold yellow"), error.message))
+    if error.others:
+        err.print(f"{things(len(error.others), 'more mistake')}: `pipeline check` shows all")
     if error.hint:
         show_hint(error.hint)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+MOST_CHARS = 4096
+"""Of a key, with room: tokens that are signed have some 1,500."""
 _MAKE_ONE = "https://aistudio.google.com/apikey"
 
 Vendor = Literal["Google", "OpenAI"]
@@ -41,7 +43,7 @@ _UNSEEN = {
 }
 _PLACEHOLDER = re.compile(
     r"<.*>|\[.*\]|\{\{?[^\"]*\}?\}|\W*|[\w.\-]*(?:x{4,}|\.{3}|…|\*{3})|changeme|change[-_]me|placeholder"
-    r"|(?:your|my|insert|enter|paste|replace)[-_ ]?(?:\w+[-_ ])*(?:key|token|secret)[-_ ]?(?:here)?",
+    r"|(?:your|my|insert|enter|paste|replace)[\w\- ]*(?:key|token|secret)[-_ ]?(?:here)?",
     re.IGNORECASE,
 )
 
@@ -62,6 +64,8 @@ def diagnose(value: str, where: str, base_url: str, variables: Sequence[str] = (
     again = "copy it again, by itself"
     if not value.strip():
         return Trouble(f"{where} is blank", "put the key there")
+    if len(value) > MOST_CHARS:
+        return Trouble(f"{where} holds {len(value):,} characters, and no key is that long", again)
     if value in variables or re.fullmatch(r"[A-Z][A-Z0-9_]*_(?:KEY|TOKEN)", value):
         return Trouble(f"{where} holds the name of a variable, not a key", "put the key itself there")
     if re.match(r"\$\w|\$\{|%\w+%", value):

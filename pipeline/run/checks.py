@@ -58,6 +58,7 @@ class Step:
     remark: str = ""
     hint: str = ""  # what mends it
     warnings: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()  # that are offered
     target: str = ""  # of which target it is, where the job has several
     numbers: Mapping[str, float] = field(default_factory=dict)  # by name, with the unit in it
 
@@ -210,6 +211,7 @@ class _Met:
     latency_ms: float
     kind: Kind
     proxy: str = ""
+    unsigned: PipelineError | None = None  # why there is no access token, where it takes one
 
     @property
     def failure(self) -> Failure | None:
@@ -219,7 +221,7 @@ class _Met:
     @property
     def is_reached(self) -> bool:
         """Whether anything came back."""
-        return self.failure is None or self.failure.http_status is not None
+        return self.failure is None or self.failure.http_status is not None or self.unsigned is not None
 
     @property
     def is_refused(self) -> bool:
@@ -243,10 +245,8 @@ async def _service(steps: Steps, job: Job, offline: bool) -> Kind | None:
         steps.fails("network", error)
         steps.skips("country", "model")
         return None
-    if isinstance(met, PipelineError):
-        steps += [_key_step(job, None, met, None)]
-        steps.skips("network", "country", "model")
-        return None
+    if met.unsigned:
+        key, wrong = None, met.unsigned
     steps += [] if offline else [_key_step(job, key, wrong, met)]
     steps.append(_network_step(met, offline))
     steps += [] if offline else [_country_step(met, key)]
@@ -254,24 +254,21 @@ async def _service(steps: Steps, job: Job, offline: bool) -> Kind | None:
     return met.kind if met.is_reached else None
 
 
-async def _meet(job: Job, key: Key, offline: bool) -> _Met | PipelineError:
-    """What comes of the requests, or why there is no token for them.
-
-    Raises `PipelineError` for an address, a proxy or certificates that cannot be used.
-    """
+async def _meet(job: Job, key: Key, offline: bool) -> _Met:
+    """Raises `PipelineError` for an address, a proxy or certificates that cannot be used."""
     if not offline:
         check_certificates()
     endpoint = job.spec.endpoint
     network = Network() if offline else network_of(job)
     async with wire_over(network, offline) as wire:
         account = Account(wire, "offline" if offline else key.value, endpoint.api_version, endpoint.timeout_s)
-        project = ""
+        project, unsigned = "", None
         if job.bears_tokens and not offline:
             try:
                 project = project_at(job)
                 account = replace(account, tokens=await google_tokens(wire))
             except PipelineError as error:
-                return error
+                unsigned = error
         target = asked_at(job, offline, project)
         url = checked_url(target.base_url, job.spec.endpoint.provider)
         speaker = SPEAKERS[target.provider]({target.access: account})
@@ -280,13 +277,19 @@ async def _meet(job: Job, key: Key, offline: bool) -> _Met | PipelineError:
         begun = time.perf_counter()
         lost = None if offline else await wire.reach(url)
         connected = time.perf_counter()
-        models = unanswered(lost) if lost else await speaker.list_models(target)
+        models: list[str] | Failure
+        if lost:
+            models, unsigned = unanswered(lost), None  # which would say that it was reached
+        elif unsigned:
+            models = Failure("auth", "auth", unsigned.message, sent=False)
+        else:
+            models = await speaker.list_models(target)
         kind: Kind = "real"
         listed = time.perf_counter()
         if not isinstance(models, Failure) or models.http_status is not None:
             kind = "rehearsal" if await speaker.is_emulator(target) else "real"
         asked = time.perf_counter()
-    return _Met(target, models, (connected - begun) * 1e3, (asked - listed) * 1e3, kind, str(proxy or ""))
+    return _Met(target, models, (connected - begun) * 1e3, (asked - listed) * 1e3, kind, str(proxy or ""), unsigned)
 
 
 def _key_step(job: Job, key: Key | None, wrong: PipelineError | None, met: _Met | None) -> Step:
@@ -317,9 +320,11 @@ def _network_step(met: _Met, offline: bool) -> Step:
         return Step("network", "failed", f"{met.target.endpoint} does not answer: {failure.message}", hint=hint)
     way = f" through the proxy {met.proxy}" if met.proxy else ""
     told = "; it is an emulator: a run is a rehearsal" if met.kind == "rehearsal" else ""
-    numbers = {"connect_ms": round(met.connect_ms, 1), "latency_ms": round(met.latency_ms, 1)}
+    numbers, answers = {"connect_ms": round(met.connect_ms, 1)}, ""
+    if not met.unsigned:
+        numbers["latency_ms"], answers = round(met.latency_ms, 1), f"; answers in {met.latency_ms:.0f} ms"
     secure = " with TLS" if met.target.base_url.strip().lower().startswith("https:") else ""
-    remark = f"connected{secure} in {met.connect_ms:.0f} ms{way}; answers in {met.latency_ms:.0f} ms{told}"
+    remark = f"connected{secure} in {met.connect_ms:.0f} ms{way}{answers}{told}"
     return Step("network", "passed", met.target.endpoint, remark, numbers=numbers)
 
 
@@ -343,11 +348,18 @@ def _model_step(met: _Met, key: Key | None, job: Job, offline: bool) -> Step:
         what = f"{target.endpoint} does not answer as it should: {failure.message}"
         return Step("model", "failed", what, hint="check the key and [endpoint] base_url; nothing was spent")
     assert isinstance(met.models, list)
-    numbers = {"models_offered": len(met.models)}
+    numbers, models = {"models_offered": len(met.models)}, tuple(met.models)
     if target.model in met.models:
-        return Step("model", "passed", target.model, f"one of {len(met.models):,} offered to this key", numbers=numbers)
+        return Step(
+            "model",
+            "passed",
+            target.model,
+            f"one of {len(met.models):,} offered to this key",
+            numbers=numbers,
+            models=models,
+        )
     what = f"{target.endpoint} does not offer {target.model} to this key"
-    return Step("model", "failed", what, hint=_offered(target.model, met.models), numbers=numbers)
+    return Step("model", "failed", what, hint=_offered(target.model, met.models), numbers=numbers, models=models)
 
 
 def _is_abroad(met: _Met) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+import anyio
 import anyio.to_thread
 
 from pipeline.errors import PipelineError
@@ -13,6 +14,8 @@ from pipeline.keys import Key
 from pipeline.places import projects_file
 from pipeline.targets import Target, project_of
 
+LONGEST_S = 60.0
+"""For a look: meanwhile no request of that target goes on whose key was refused."""
 _MOST_BYTES = 1024 * 1024
 
 
@@ -25,9 +28,10 @@ class Renewal:
 
     async def __call__(self) -> str:
         """The key as it is now; "" where there is none that could be one."""
-        try:
-            found = await anyio.to_thread.run_sync(partial(key_of, self._job, again=True))
-        except PipelineError:
+        found = None
+        with suppress(PipelineError), anyio.move_on_after(LONGEST_S):  # a keyring may wait for somebody to unlock it
+            found = await anyio.to_thread.run_sync(partial(key_of, self._job, again=True), abandon_on_cancel=True)
+        if found is None:
             return ""
         if found.value != self._key.value:
             self._key = found
