@@ -219,6 +219,25 @@ def test_a_certificate_of_another_time_names_the_clock(tmp_path: Path) -> None:
     assert "is of another time" in lost.message and "clock" in lost.advice
 
 
+def test_what_a_request_has_just_met_is_not_waited_for_again() -> None:
+    async def run() -> tuple[Lost, float]:
+        loop = asyncio.get_running_loop()
+        with dropping() as port:
+            url = httpx.URL(f"http://127.0.0.1:{port}")
+            async with Wire(network=Network("none", connect_timeout_s=0.5)) as wire:
+                await wire.get(url, httpx.Headers())
+                began = loop.time()
+                lost = await wire.reach(url)
+                seconds = loop.time() - began
+                again = await wire.reach(url)
+                assert lost is not None and again is not None and lost.message == again.message
+                assert loop.time() - began >= 0.5, "once"
+                return lost, seconds
+
+    lost, seconds = anyio.run(run)
+    assert lost.kind == "timeout" and seconds < 0.3
+
+
 # --- several addresses
 
 

@@ -29,6 +29,8 @@ from pipeline.providers.proxies import Proxy
 READ_TIMEOUT_S = 300.0
 _MOST_WAYS = 64
 _AROUND = Network()
+_LATELY_S = 5.0
+_Name = tuple[str, str, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,9 @@ class Wire:
     def __init__(self, transport: httpx.AsyncBaseTransport | None = None, *, network: Network = _AROUND) -> None:
         self._replacement = transport
         self._network = network
-        self._origins: dict[tuple[str, str, int | None], Origin] = {}
+        self._origins: dict[_Name, Origin] = {}
         self._ways: dict[int, _Way] = {}
+        self._met: dict[_Name, tuple[Lost, float]] = {}  # what barred the way, and when
 
     async def __aenter__(self) -> Self:
         return self
@@ -91,12 +94,19 @@ class Wire:
             self._origin(url)
 
     async def reach(self, url: httpx.URL) -> Lost | None:
-        """Connect to `url` before the first request, and say what is in the way; that connection is used later."""
-        if self._replacement is None:
-            try:
-                await self._origin(url).open()
-            except Unconnected as error:
-                return self._unconnected(url, error)
+        """Connect to `url` before the first request, and say what is in the way; that connection is used later.
+
+        What a request has met in the last seconds is told as it was, once.
+        """
+        if self._replacement is not None:
+            return None
+        lost, at = self._met.pop(_name(url), (None, 0.0))
+        if lost is not None and asyncio.get_running_loop().time() - at < _LATELY_S:
+            return lost
+        try:
+            await self._origin(url).open()
+        except Unconnected as error:
+            return self._barred(url, error)
         return None
 
     async def post(
@@ -126,7 +136,9 @@ class Wire:
                 async with asyncio.timeout(timeout_s):
                     await _passed_on(self._replacement, request, came)
         except Unconnected as error:
-            return self._unconnected(url, error)
+            lost = self._barred(url, error)
+            self._met[_name(url)] = lost, asyncio.get_running_loop().time()
+            return lost
         except (httpx.HTTPError, aiohttp.ClientError, HttpProcessingError, OSError) as error:
             lost = _lost(error)  # OSError: TimeoutError is one of them
         except TooLarge as error:
@@ -157,7 +169,7 @@ class Wire:
         return origin, head
 
     def _origin(self, url: httpx.URL) -> Origin:
-        name = (url.scheme, url.host, url.port)
+        name = _name(url)
         origin = self._origins.get(name)
         if origin is None:
             network = self._network
@@ -169,8 +181,12 @@ class Wire:
     def _proxy(self, url: httpx.URL) -> Proxy | None:
         return self._origin(url).proxy if self._replacement is None else None
 
-    def _unconnected(self, url: httpx.URL, error: Unconnected) -> Lost:
+    def _barred(self, url: httpx.URL, error: Unconnected) -> Lost:
         return _barred(barrier(error, url, self._proxy(url)))
+
+
+def _name(url: httpx.URL) -> _Name:
+    return url.scheme, url.host, url.port
 
 
 class _Way(NamedTuple):

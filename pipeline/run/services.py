@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+import anyio
 import httpx
 
 from pipeline.environment import check_certificates
@@ -208,9 +209,16 @@ async def asked(session: Session, services: Services) -> Session:
     """As `identified`, with the services open."""
     if session.asked:
         return session
-    kinds: dict[str, Kind] = {}
-    for target in {target.access: target for target in services.targets}.values():
-        kinds[target.label] = "rehearsal" if await services.speaker(target).is_emulator(target) else "real"
+    targets = {target.access: target for target in services.targets}.values()
+    kinds: dict[str, Kind] = dict.fromkeys((target.label for target in targets), "real")
+
+    async def ask(target: Target) -> None:
+        if await services.speaker(target).is_emulator(target):
+            kinds[target.label] = "rehearsal"
+
+    async with anyio.create_task_group() as group:  # each may take its time to be silent
+        for target in targets:
+            group.start_soon(ask, target)
     told = replace(session, kind=one_kind(kinds), asked=True)
     output_conflict(told.source, str(told.output))
     return told
