@@ -105,6 +105,12 @@ def test_models_are_listed_and_got_by_name(base_url: str) -> None:
         assert [model.id for model in client.models.list()] == [f"models/{name}" for name in names]
 
 
+def test_a_model_of_any_name_is_served_and_listed_if_asked_for() -> None:
+    with served(models=("qwen3:8b",)) as url, sdk(url) as client:
+        found = client.chat.completions.create(model="qwen3:8b", messages=USER)
+        assert found.model == "qwen3:8b" and "qwen3:8b" in [model.id for model in client.models.list()]
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_errors_arrive_as_the_packages_classes(base_url: str, path: str) -> None:
     googles = path == "/v1beta/openai"

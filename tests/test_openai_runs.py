@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -12,6 +13,9 @@ import polars as pl
 import pytest
 from commands import UNLIMITED, Ran, small_job
 from serving import served, stats, wait_for
+from test_docs import PAGES, blocks
+
+from pipeline.emulator import parse_faults
 
 KEY = "sk-key-that-no-file-may-hold"
 ENDPOINT = '[endpoint]\nprovider = "openai"\n'
@@ -119,3 +123,42 @@ def test_a_run_that_is_killed_goes_on_and_buys_nothing_again(tmp_path: Path) -> 
     assert (result["ok"], result["rows"]) == (rows, rows)
     assert rows // 4 <= at_kill < rows
     assert seen["answered"] - rows <= 4, "no more than what was in flight is bought again"
+
+
+PAGE = PAGES["docs/services.md"]
+
+
+@pytest.mark.parametrize("number", range(len(blocks(PAGE, "toml"))))
+def test_each_example_of_the_page_is_checked_and_run_as_it_says(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (here / "reviews.csv").write_text("id,review\nr1,Works as promised.\nr2,Arrived broken.\n")
+    (here / "reviews.toml").write_text(blocks(PAGE, "toml")[number])
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with served(models=("gpt-5-mini", "qwen3:8b")) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)  # in place of the address in the example
+        for line in blocks(PAGE, "sh")[number].splitlines():
+            first, *rest = shlex.split(line, comments=True)
+            if first == "export":
+                monkeypatch.setenv(*rest[0].replace("…", "0123456789").split("=", 1))
+                continue
+            assert first == "pipeline"
+            ran = cli(*rest, *(["--yes"] if rest[0] == "run" else []))
+            assert ran.code == 0, ran.err + ran.out
+        assert stats(url)["answered"] == 2, "the second run buys only what the first left"
+    assert len(pl.read_csv("results/reviews.csv").filter(status="ok")) == 2
+
+
+def test_the_rehearsal_of_the_page_is_one(here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "reviews.csv").write_text("id,review\nr1,Works as promised.\nr2,Arrived broken.\n")
+    (here / "reviews.toml").write_text(blocks(PAGE, "toml")[0])
+    serve, run = (shlex.split(line) for line in blocks(PAGE, "sh")[-1].splitlines())
+    flags = dict(zip(serve[2::2], serve[3::2], strict=True))
+    faults, model = parse_faults(flags["--faults"]), flags["--model"]
+    with served(marked=True, rpm=int(flags["--rpm"]), models=(model,)) as url:
+        for setting in run[:2]:
+            name, value = setting.split("=", 1)
+            monkeypatch.setenv(name, value.replace("http://127.0.0.1:8089", url))
+        ran = cli(*run[3:], "--yes")
+    assert faults.rates and ran.code == 0, ran.err
+    assert len(pl.read_csv("results/reviews-rehearsal.csv").filter(status="ok")) == 2

@@ -163,6 +163,10 @@ def emulate(
         ),
     ] = "",
     seed: Annotated[int, typer.Option(metavar="N", help="of faults and latency")] = 0,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="a model that is served beside Gemini's, e.g. qwen3:8b; once for each"),
+    ] = None,
     key_ends_after: Annotated[
         int | None,
         typer.Option(
@@ -221,6 +225,7 @@ def emulate(
         latency_jitter_s=jitter,
         faults=parsed,
         seed=seed,
+        models=tuple(model or ()),
         key_ends_after=key_ends_after,
     )
     try:

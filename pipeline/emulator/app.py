@@ -3,7 +3,7 @@
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from pipeline.emulator import bodies, catalog, chat, vertex, wire
@@ -104,7 +104,7 @@ class Emulator:
             raise chat.no_key(googles)
         self._check(key, what == "chat/completions", bodies.bad_key if googles else chat.bad_key)
         if what == "models":
-            models = [model for model in catalog.models_of("v1beta") if "generateContent" in catalog.methods(model)]
+            models = [model for model in self._models("v1beta") if "generateContent" in catalog.methods(model)]
             if name is None:
                 return json_response(chat.listing(models, googles))
             return json_response(chat.resource(self._model(_bare(name), "v1beta", "models.get"), googles))
@@ -124,7 +124,7 @@ class Emulator:
             self.stats.requests += 1
         key = self._key(call, version, _METHODS[call.method, method])
         if method == "models.list":
-            return json_response(_list_models(call, version))
+            return json_response(_list_models(call, self._models(version)))
         model = self._model(name, version, method)
         if method == "models.get":
             return json_response(catalog.resource(model))
@@ -171,8 +171,11 @@ class Emulator:
                 raise bad("API key expired. Please renew the API key.")
             self._uses[key] += counts
 
+    def _models(self, version: str) -> list[Model]:
+        return [*catalog.models_of(version), *map(catalog.any_model, self.options.models)]
+
     def _model(self, name: str, version: str, method: str) -> Model:
-        if self.options.any_model:
+        if self.options.any_model or name in self.options.models:
             return catalog.any_model(name)
         if catalog.retired(name):
             raise bodies.retired_model(name, catalog.SUCCESSOR)
@@ -209,12 +212,11 @@ def is_private(path: str, query: bytes) -> bool:
     return path == _STATS and bool(query)
 
 
-def _list_models(call: Call, version: str) -> dict[str, Any]:
+def _list_models(call: Call, models: Sequence[Model]) -> dict[str, Any]:
     """One page of models; `pageSize` and `pageToken` as the service reads them."""
     size, token = call.parameter("pageSize") or str(_PAGE), call.parameter("pageToken") or "0"
     if not size.isdecimal() or not token.isdecimal():
         raise bodies.refusal(400, "Request contains an invalid argument.")
-    models = catalog.models_of(version)
     start, stop = int(token), int(token) + min(int(size) or _PAGE, _MAX_PAGE)
     page: dict[str, Any] = {"models": [catalog.resource(model) for model in models[start:stop]]}
     if stop < len(models):
