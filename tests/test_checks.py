@@ -329,6 +329,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_word_cut(width: int, monkeypa
     steps.passes("network", "gemini@host", words)
     steps.append(Step("key", "failed", f"{words}\n{words}", hint=words, warnings=(words,), target="free"))
     steps.skips("model")
+    steps.append(Step("limits", "passed", words, target="一个名字很长的服务" * 2))
     screen = Screen()
     monkeypatch.setattr(Screen, "is_terminal", True)
     screen.width = width
@@ -336,7 +337,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_word_cut(width: int, monkeypa
         console.show_steps(steps, screen)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", captured.get()).splitlines()
     assert max(map(cell_len, lines)) <= width
-    assert " ".join(" ".join(lines).split()).count(words) == 5
+    assert " ".join(" ".join(lines).split()).count(words) == 6
 
 
 @pytest.mark.parametrize("number", range(len(blocks(PAGES["docs/keys.md"], "toml"))))

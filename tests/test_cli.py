@@ -36,6 +36,8 @@ RUN_KEYS = [
     "at_most_usd",
     "uncertain",
     "usage_estimated",
+    "targets",
+    "left_out",
     "seconds",
     "output",
     "run_dir",

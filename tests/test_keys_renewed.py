@@ -180,6 +180,15 @@ def test_a_key_that_is_changed_in_a_file_does_not_end_the_run(here: Path, monkey
     assert not [path for path in kept if OLD.encode() in path.read_bytes()]
 
 
+def test_a_key_that_is_changed_into_what_is_none_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(key_ends_after=5) as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        ended = run_while_it_is_changed(f"{NEW} {NEW}")
+    assert ended.exit_code == 3 and ended.summary.calls == 5
+    assert len(said(here)) == 1 and "GEMINI_API_KEY in .env has a space in the key" in said(here)[0]
+    assert NEW not in (here / "runs/job/run.log").read_text()
+
+
 def test_what_the_old_key_spent_counts_for_the_new_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with served(key_ends_after=8) as url:
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)

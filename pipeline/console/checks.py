@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.console.screen import Screen, out, styled, things
+from rich.cells import cell_len
+
+from pipeline.console.screen import Screen, out, styled, things, to_width
 from pipeline.run.checks import State, Step, Steps
 from pipeline.terminal import one_line, visible
 
@@ -12,6 +14,8 @@ _MARKS: Mapping[State, tuple[str, str]] = {
     "failed": ("✗", "bold red"),
     "skipped": ("–", "dim"),
 }
+
+_LONGEST_NAME = 24  # cells; a target may be called as it likes
 
 STEP_KEYS: Mapping[str, str] = {
     "passed": "whether every step passed",
@@ -25,7 +29,7 @@ STEP_KEYS: Mapping[str, str] = {
 
 def show_steps(steps: Steps, to: Screen = out) -> None:
     """One line for each step, and below it what mends it."""
-    names = max(len(_name(step)) for step in steps)
+    names = min(max(cell_len(_name(step)) for step in steps), _LONGEST_NAME)
     for step in steps:
         _show(step, names, to)
     failed, skipped = (sum(step.state == state for step in steps) for state in ("failed", "skipped"))
@@ -39,8 +43,12 @@ def _show(step: Step, names: int, to: Screen) -> None:
     beside = names + 4
     first, *others = visible(step.found).split("\n")
     told = f"{first}   {one_line(step.remark)}" if step.remark else first or "not tried"
-    name = f" {_name(step):<{names}}  "
-    to.print(styled((mark, style), (name, "" if step.state == "failed" else "dim"), told), indent=beside)
+    name, dim = _name(step), "" if step.state == "failed" else "dim"
+    if cell_len(name) > names:  # alone on its line
+        to.print(styled((mark, style), (f" {name}", dim)), indent=2)
+        to.print(" " * beside + told, indent=beside)
+    else:
+        to.print(styled((mark, style), (f" {to_width(name, names)}  ", dim), told), indent=beside)
     for line in others:
         to.print(" " * beside + line.strip(), indent=beside)
     for warning in step.warnings:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from urllib.parse import quote
 
 from pipeline.errors import JobError
+from pipeline.terminal import KEY_SHAPED
 
 SECRET_MANAGER = "https://secretmanager.googleapis.com"
 _ASK_TIMEOUT_S = 20.0
@@ -89,4 +90,4 @@ def _not_installed(what: str, extra: str) -> JobError:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return KEY_SHAPED.sub("***", (str(error).strip() or type(error).__name__).splitlines()[0])[:200]

@@ -36,7 +36,7 @@ from pipeline.terminal import without_secrets
 ASK_TIMEOUT_S = 10.0
 """Longest wait for who answers, before the first call."""
 RENEW_AFTER_S = 30.0
-"""Between two looks for another key: hundreds of refusals of one key come back together."""
+"""A look for another key that found none holds for so long: hundreds of refusals of one key come back together."""
 MOST_KEPT_BYTES = 65_536
 """Of a body that cannot be read, which is kept with what it may have cost."""
 
@@ -134,8 +134,9 @@ class Connection(ABC):
             now = asyncio.get_running_loop().time()
             if self._key == refused and now - self._looked_at >= RENEW_AFTER_S:
                 found = await self.renew()
-                self._looked_at = now
-                if found not in ("", refused):
+                if found in ("", refused):
+                    self._looked_at = now
+                else:
                     self._key, self._headers = found, self._authorized(found)
             return self._key != refused
 

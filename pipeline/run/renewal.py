@@ -20,22 +20,30 @@ _MOST_BYTES = 1024 * 1024
 
 
 class Renewal:
-    """Looks for another key of one target; `on_found` is told of each, with the name that its project has by itself."""
+    """Looks for another key of one target.
+
+    `on_found` is told of each, with the name that its project has by itself, and of what is there and cannot be one.
+    """
 
     def __init__(self, job: Job, target: Target, key: Key) -> None:
         self._job, self.target, self._key = job, target, key
-        self.on_found: Callable[[str, str], None] = lambda message, project: None
+        self.on_found: Callable[[str, str | None], None] = lambda message, project: None
 
     async def __call__(self) -> str:
         """The key as it is now; "" where there is none that could be one."""
         found = None
-        with suppress(PipelineError), anyio.move_on_after(LONGEST_S):  # a keyring may wait for somebody to unlock it
-            found = await anyio.to_thread.run_sync(partial(key_of, self._job, again=True), abandon_on_cancel=True)
+        with anyio.move_on_after(LONGEST_S):  # a keyring may wait for somebody to unlock it
+            try:
+                found = await anyio.to_thread.run_sync(partial(key_of, self._job, again=True), abandon_on_cancel=True)
+            except PipelineError as error:
+                self.on_found(
+                    f"{self.target.label} refused the key, and there is no other: {error.message.splitlines()[0]}", None
+                )
         if found is None:
             return ""
         if found.value != self._key.value:
             self._key = found
-            message = f"{self.target.endpoint} refused the key, and {found.where} holds another one: the run goes on"
+            message = f"{self.target.label} refused the key, and {found.where} holds another one: the run goes on"
             self.on_found(message, project_of(found.value))
         return found.value
 

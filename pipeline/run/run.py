@@ -293,9 +293,9 @@ def _engine(
     return engine
 
 
-def _key_found(session: Session, target: Target, heard: Notify, message: str, project: str) -> None:
+def _key_found(session: Session, target: Target, heard: Notify, message: str, project: str | None) -> None:
     heard(KeyNoted(message))
-    if session.rehearsal or project == target.project:
+    if session.rehearsal or project in (None, target.project):
         return
     try:
         succeeds(project, target.project)
