@@ -20,7 +20,7 @@ from decimal import Decimal
 
 import anyio
 
-from pipeline.budget.cashier import Bill, Cashier, has_come
+from pipeline.budget.cashier import Bill, Cashier, has_come, worst_case_usd
 from pipeline.cache import AnswerCache
 from pipeline.dispatch.desk import Admit, Desk, Send, Tries
 from pipeline.prompts import Prompt
@@ -243,7 +243,8 @@ def charge_lost(store: RunStore, cashier: Cashier, route: Route) -> tuple[int, D
     """Count what a killed session had in flight at its worst case; returns the number of requests, and their sum."""
     worst: list[Decimal | None] = []
     for sent in store.lost:
-        prompt, target = sent.prompt, route.asking(sent.model)
+        prompt = sent.prompt
+        target = max(route.asking(sent.model), key=lambda one: _dear(prompt, one))  # which of them it was is not kept
         bill = cashier.lost(prompt, target, f"{store.identity}/{sent.fingerprint}/{sent.at}", sent.at)
         worst.append(bill.at_most_usd)
         if bill.is_free:
@@ -253,6 +254,12 @@ def charge_lost(store: RunStore, cashier: Cashier, route: Route) -> tuple[int, D
         store.append_call(prompt, sent.model, replace(reply, finished_at=sent.at or time.time()), answered=False)
     store.lost = ()
     return len(worst), None if None in worst else sum((usd for usd in worst if usd), Decimal(0))
+
+
+def _dear(prompt: Prompt, target: Target) -> Decimal:
+    """What it may cost there at most; more than anything where nobody knows."""
+    worst = worst_case_usd(prompt, target)
+    return Decimal("Infinity") if worst is None else worst
 
 
 GIVEN_UP = Failure("transient", "network", "given up in flight: what came of it is not known")

@@ -117,9 +117,9 @@ class Route:
         """The target that a reply came from just now; None where none was asked."""
         return next((t for t in self.targets if (t.endpoint, t.model) == (reply.endpoint, reply.asked)), None)
 
-    def asking(self, model: str) -> Target:
-        """The first target that asks `model`; where there is none any more, the first with that model."""
-        return next((t for t in self.targets if t.model == model), replace(self.first, model=model))
+    def asking(self, model: str) -> "tuple[Target, ...]":
+        """The targets that ask `model`; where there is none any more, the first with that model."""
+        return tuple(t for t in self.targets if t.model == model) or (replace(self.first, model=model),)
 
 
 def ranked(targets: Sequence[Target]) -> Route:

@@ -23,6 +23,7 @@ from vclock import run
 from pipeline.budget.book import SpendBook
 from pipeline.budget.caps import Spending
 from pipeline.budget.cashier import ESTIMATE_AFTER, SEEN_COLUMNS, Bill, Cashier, Lengths, Seen, seen_in, worst_case_usd
+from pipeline.budget.joint import JointBook
 from pipeline.calls import charge_lost, journal, record_failures
 from pipeline.dispatch.desk import Tries
 from pipeline.dispatch.dispatcher import Dispatcher
@@ -311,7 +312,7 @@ def test_no_request_leaves_that_others_would_not_know_of_should_this_run_be_kill
 
 
 @pytest.mark.case("D1")
-@pytest.mark.parametrize("model", ["relay-7", "emulator", "gpt-4o", "", "tunedModels/mine"])
+@pytest.mark.parametrize("model", ["relay-7", "emulator", "gpt-of-the-relay", "", "tunedModels/mine"])
 def test_an_answer_of_unknown_price_counts_as_the_jobs_model_and_as_its_worst_case(store: RunStore, model: str) -> None:
     service = Service(lambda number: answer(model=model), price=_table("gemini-3.5-flash-lite"))
     course = session(store, service, range(600), "0.02", own=None)
@@ -602,6 +603,31 @@ def test_what_a_kill_lost_is_charged_once_for_the_run_and_for_its_day(tmp_path: 
         with opened(tmp_path) as store:
             assert store.lost == () and store.spent_usd() == 2 * WORST
         assert book.spent() == (2 * WORST, 2 * WORST)
+
+
+def test_of_several_targets_that_may_have_been_asked_the_dearest_counts(tmp_path: Path) -> None:
+    from stores import killed
+
+    cheap = target_of(RATES)
+    route = Route((cheap, replace(cheap, name="dear", price_factor=Decimal(3))))
+    with killed(tmp_path / "run") as store:
+        store.append_sent(asked(0), MODEL)
+    with opened(tmp_path) as store:
+        assert charge_lost(store, Cashier(Spending(Decimal(1))), route) == (1, 3 * WORST)
+
+
+def test_each_account_pays_its_own_and_a_cap_counts_all_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with SpendBook(path, "one", "run") as one, SpendBook(path, "two", "run") as two:
+        book = JointBook({"one": one, "two": two})
+        book.add(Decimal("0.25"), "one")
+        book.add(Decimal("0.5"), "two")
+        book.add_once("lost", Decimal(1), 0.0, "two")
+        assert (one.spent()[0], two.spent()[0], book.spent()[0]) == (Decimal("0.25"), Decimal("1.5"), Decimal("1.75"))
+        capped = Spending(None, book=book, day_cap_usd=Decimal(2))
+        assert capped.reserve(Decimal("0.2")) is None and capped.reserve(Decimal("0.2")) is not None
+    with SpendBook(path, "two", "another run") as later:
+        assert later.spent()[0] == Decimal("1.5")
 
 
 @pytest.mark.case("D5")
