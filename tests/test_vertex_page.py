@@ -60,7 +60,9 @@ def slow(job: str, at_once: int = 8) -> str:
 
 
 def test_the_job_of_the_page_is_checked_estimated_killed_and_finished_over_several_tokens(here: Path, url: str) -> None:
-    assert "vertex@127.0.0.1" in ran(here, PLAIN, "check", "job.toml").out
+    assert "offered to my-project at europe-west4" in ran(here, PLAIN, "check", "job.toml").out
+    slip = ran(here, PLAIN, "check", "job.toml", "--model", "gemini-3.5-flsh-lite", code=2).out
+    assert "did you mean gemini-3.5-flash-lite" in slip and 'location = "global"' in slip
     assert ran(here, PLAIN, "estimate", "job.toml", "--json").json["prompts"] == ROWS
     killed = start(here, slow(PLAIN), "run", "job.toml", "--yes")
     wait_for(url, "answered", 30, killed)
@@ -69,7 +71,7 @@ def test_the_job_of_the_page_is_checked_estimated_killed_and_finished_over_sever
     result = ran(here, slow(PLAIN), "run", "job.toml", "--yes", "--json").json
     assert (result["status"], result["ok"]) == ("finished", ROWS)
     seen = stats(url)
-    assert seen["bought_twice"] <= 8 and set(seen["by_status"]) == {"200"}, "no token was used after its end"
+    assert seen["bought_twice"] <= 8 and "401" not in seen["by_status"], "no token was used after its end"
     output = pl.read_parquet("results/comments.parquet")
     assert output["id"].to_list() == [f"c{n}" for n in range(ROWS)] and (output["cost_usd"] > 0).all()
     calls = pl.concat([pl.read_parquet(path) for path in Path("runs/job/calls").glob("*.parquet")])

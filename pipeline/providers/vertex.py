@@ -9,10 +9,13 @@ from typing import TypeVar
 import httpx
 
 from pipeline.prompts import Params, Prompt, said
+from pipeline.providers.answers import bare_model
 from pipeline.providers.base import Account
-from pipeline.providers.connection import Connected
+from pipeline.providers.connection import Connected, succeeded
+from pipeline.providers.foreign import load, mapping, mappings, string
 from pipeline.providers.gemini import GeminiConnection, request
 from pipeline.providers.google_auth import Token
+from pipeline.providers.transport import Lost
 from pipeline.records import Failure, Reply
 from pipeline.targets import Target
 
@@ -32,12 +35,15 @@ class Vertex(Connected):
         return VertexConnection(account, target)
 
     async def list_models(self, target: Target) -> list[str] | Failure:
-        """The target's own model, if it counts tokens for this project.
+        """The target's own model, if it counts tokens for this project; if it is not there, the others.
 
         Vertex AI lists what Google publishes, not what a project may use at a location.
         """
         found = await self.count_tokens(Prompt(0, "0", "answer", said("Hello"), Params(), 1), target)
-        return found if isinstance(found, Failure) else [target.model]
+        if isinstance(found, Failure):
+            others = await self.open(target).list_models() if found.http_status == 404 else found
+            return found if isinstance(others, Failure) else [name for name in others if name != target.model]
+        return [target.model]
 
 
 class VertexConnection(GeminiConnection):
@@ -84,6 +90,17 @@ class VertexConnection(GeminiConnection):
         """See `Connection`; the body is the request itself, as far as it is counted."""
         body = {name: value for name, value in request(prompt).items() if name in _COUNTED}
         return await self._bearing(lambda: self.counted(self.url(model, "countTokens"), body, prompt))
+
+    async def list_models(self) -> list[str] | Failure:
+        """What Google publishes, whoever may use it: one page."""
+        return await self._bearing(self._published)
+
+    async def _published(self) -> list[str] | Failure:
+        answer = await self.exchange(httpx.URL(f"{self._root}/publishers/google/models", params={"pageSize": "1000"}))
+        if isinstance(answer, Lost) or not succeeded(answer):
+            return self.failure(answer)
+        listed = mappings(mapping(load(answer.body)).get("publisherModels"))
+        return [bare_model(string(model.get("name"))) for model in listed]
 
     async def is_emulator(self) -> bool:
         """See `Connection`; where there is no token, nobody is asked."""

@@ -17,6 +17,7 @@ from pipeline.keys import Key
 from pipeline.keys.diagnosis import cure_of, is_of_country, remark
 from pipeline.models import MODELS
 from pipeline.places import Kind, quota_file
+from pipeline.protocols import GLOBAL
 from pipeline.providers.base import Account
 from pipeline.providers.connection import checked_url
 from pipeline.providers.failures import unanswered
@@ -299,7 +300,8 @@ def _key_step(job: Job, key: Key | None, wrong: PipelineError | None, met: _Met 
     if met is None or not met.is_reached or (met.failure and not met.is_refused) or _is_abroad(met):
         return Step("key", "skipped", key.where, "found, and could not be tried", warnings=warnings)
     if met.failure:
-        what = f"{met.target.endpoint} refuses the key in {key.where}: {met.failure.message}"
+        refused = key.where if job.bears_tokens else f"the key in {key.where}"
+        what = f"{met.target.endpoint} refuses {refused}: {met.failure.message}"
         return Step(
             "key", "failed", what, hint=cure_of(what) or "look at the key; nothing was spent", warnings=warnings
         )
@@ -349,17 +351,15 @@ def _model_step(met: _Met, key: Key | None, job: Job, offline: bool) -> Step:
         return Step("model", "failed", what, hint="check the key and [endpoint] base_url; nothing was spent")
     assert isinstance(met.models, list)
     numbers, models = {"models_offered": len(met.models)}, tuple(met.models)
+    project, location = job.place
+    whom = f"{project} at {location}" if job.bears_tokens and not offline else "this key"
     if target.model in met.models:
-        return Step(
-            "model",
-            "passed",
-            target.model,
-            f"one of {len(met.models):,} offered to this key",
-            numbers=numbers,
-            models=models,
-        )
-    what = f"{target.endpoint} does not offer {target.model} to this key"
-    return Step("model", "failed", what, hint=_offered(target.model, met.models), numbers=numbers, models=models)
+        told = f"one of {len(models):,} offered to {whom}" if len(models) > 1 else f"offered to {whom}"
+        return Step("model", "passed", target.model, told, numbers=numbers, models=models)
+    what = f"{target.endpoint} does not offer {target.model} to {whom}"
+    elsewhere = '; or try [endpoint] location = "global", which has most' if location != GLOBAL else ""
+    hint = _offered(target.model, met.models) + elsewhere
+    return Step("model", "failed", what, hint=hint, numbers=numbers, models=models)
 
 
 def _is_abroad(met: _Met) -> bool:
