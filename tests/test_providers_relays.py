@@ -522,7 +522,7 @@ USAGES: Mapping[str, tuple[object, Usage]] = {
     "zero": ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, Usage(11, 0, SAID, estimated=True)),
     "hidden thinking": (
         {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 113},
-        Usage(9, 0, 4, 100, estimated=True),
+        Usage(9, 0, 4, 100),
     ),
     "thinking within": (
         {

@@ -103,7 +103,8 @@ def read_usage(metadata: object, text: str, sent_tokens: int = 0, model: str = "
         prompt, cached, estimated = (prompt + cached, cached, True) if apart else (prompt, 0, True)
     unnamed = min(total - prompt - output - thinking - tool, most_output)
     if unnamed > 0:
-        estimated = is_told = True
+        # Gemini's chat completions leave thinking out of `completion_tokens`, and only the total has it: that is exact.
+        estimated, is_told = estimated or not (output and "completiontokens" in counts.own), True
         if output or not text:
             thinking += unnamed
         else:
