@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -355,25 +356,35 @@ def test_every_job_of_the_page_on_networks_runs(
 ROWS, IN_FLIGHT = 240, 8
 
 
-@pytest.mark.parametrize("kind", ["http", "socks5h", "nginx"])
+@contextmanager
+def dying(kind: str, folder: Path, company: boxes.Company, url: str) -> Iterator[tuple[Box, str, str]]:
+    """The box that is to die, and the base URL and proxy that lead through it."""
+    tls = company.tls("localhost", "127.0.0.1")
+    if kind == "nginx":
+        with boxes.nginx(folder, f"{tls} location /gemini/ {{ proxy_pass {url}/; }}") as box:
+            yield box, f"https://{box.address}/gemini", "none"
+    elif kind == "behind nginx":  # which says 502 with a page meanwhile
+        with boxes.nginx(folder, f"listen $listen; location / {{ proxy_pass {url}; }}") as box:
+            location = f"location /gemini/ {{ proxy_pass http://{box.address}/; }}"
+            with boxes.nginx(folder, f"{tls} {location}") as front:
+                yield box, f"https://{front.address}/gemini", "none"
+    else:
+        with (boxes.tinyproxy if kind == "http" else boxes.microsocks)(folder) as box:
+            yield box, url, f"{kind}://{box.address}"
+
+
+@pytest.mark.parametrize("kind", ["http", "socks5h", "nginx", "behind nginx"])
 def test_a_box_that_dies_in_mid_run_loses_nothing_and_buys_only_what_was_in_flight_twice(
     here: Path, folder: Path, company: boxes.Company, kind: str
 ) -> None:
     (here / "topics.csv").write_text("topic\n" + "".join(f"topic {number}\n" for number in range(ROWS)))
     with served(latency_s=0.1) as url:
-        if kind == "nginx":
-            tls = company.tls("localhost", "127.0.0.1")
-            making = boxes.nginx(folder, f"{tls} location /gemini/ {{ proxy_pass {url}/; }}")
-        else:
-            making = boxes.tinyproxy(folder) if kind == "http" else boxes.microsocks(folder)
-        with making as box:
-            way = f'base_url = "https://{box.address}/gemini"' if kind == "nginx" else f'base_url = "{url}"'
-            proxy = "none" if kind == "nginx" else f"{kind}://{box.address}"
+        with dying(kind, folder, company, url) as (box, base, proxy):
             (here / "job.toml").write_text(
                 '[input]\npath = "topics.csv"\n[prompt]\ntemplate = "Say {{ topic }}"\n'
                 '[model]\nname = "gemini-3.5-flash-lite"\nmax_output_tokens = 50\n'
                 f'[limits]\nrpm = 0\ntpm = 0\nconcurrency = {IN_FLIGHT}\n[output]\npath = "out.parquet"\n'
-                f'[endpoint]\n{way}\nproxy = "{proxy}"\nca_bundle = "{company.bundle}"\n'
+                f'[endpoint]\nbase_url = "{base}"\nproxy = "{proxy}"\nca_bundle = "{company.bundle}"\n'
             )
             run = subprocess.Popen(
                 [sys.executable, "-m", "pipeline", "run", "job.toml", "--yes", "--json"],
@@ -394,3 +405,16 @@ def test_a_box_that_dies_in_mid_run_loses_nothing_and_buys_only_what_was_in_flig
     assert set(pl.read_parquet("out.parquet")["status"]) == {"ok"}
     assert len(bought["prompts"]) == ROWS
     assert sum(count - 1 for count in bought["prompts"].values()) <= 2 * IN_FLIGHT
+
+
+def test_a_row_that_is_too_large_for_the_gateway_fails_alone(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, gateway: Box, company: boxes.Company
+) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    bundle = f'ca_bundle = "{company.bundle}"'
+    job = in_the_job(here, f'base_url = "https://{gateway.address}/gemini"\n{bundle}')
+    (here / "words.csv").write_text("word\nalpha\n" + "long" * 2_000 + "\nomega\n")
+    assert cli("run", job, "--yes").code == 1
+    rows = pl.read_parquet("out.parquet")
+    assert [status == "ok" for status in rows["status"]] == [True, False, True]
+    assert "413" in rows["error"][1] and "<html>" not in rows["error"][1]
