@@ -104,6 +104,21 @@ def test_in_express_mode_a_key_is_asked_for_and_no_credentials(
     assert ran(here, unlimited, "run", "job.toml", "--yes", "--json", "--limit", "3").json["ok"] == 3
 
 
+def test_without_the_extra_it_is_named_though_nothing_answers_either(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but Vertex AI's tokens goes without google-auth."""
+    (here / "google").mkdir()
+    (here / "google" / "__init__.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(here))
+    monkeypatch.setenv("GOOGLE_VERTEX_BASE_URL", "http://127.0.0.1:9")
+    checked = ran(here, PLAIN, "check", "job.toml", code=2).out
+    for told in (checked, ran(here, PLAIN, "run", "job.toml", "--yes", code=2).err):
+        assert "not installed: google-auth and requests" in told and "prompt-batch-pipeline[vertex]" in told
+    assert "nothing listens there" in checked
+    assert ran(here, PLAIN, "run", "job.toml", "--offline", "--yes", "--json").json["ok"] == ROWS
+
+
 def test_a_token_server_that_fails_for_a_while_is_told_of_and_ends_nothing(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

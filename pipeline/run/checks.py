@@ -213,6 +213,7 @@ class _Met:
     kind: Kind
     proxy: str = ""
     unsigned: PipelineError | None = None  # why there is no access token, where it takes one
+    is_way: bool = True  # a connection was made
 
     @property
     def failure(self) -> Failure | None:
@@ -222,7 +223,8 @@ class _Met:
     @property
     def is_reached(self) -> bool:
         """Whether anything came back."""
-        return self.failure is None or self.failure.http_status is not None or self.unsigned is not None
+        came = self.failure is None or self.failure.http_status is not None
+        return came or (self.is_way and self.unsigned is not None)
 
     @property
     def is_refused(self) -> bool:
@@ -280,7 +282,7 @@ async def _meet(job: Job, key: Key, offline: bool) -> _Met:
         connected = time.perf_counter()
         models: list[str] | Failure
         if lost:
-            models, unsigned = unanswered(lost), None  # which would say that it was reached
+            models = unanswered(lost)
         elif unsigned:
             models = Failure("auth", "auth", unsigned.message, sent=False)
         else:
@@ -290,7 +292,9 @@ async def _meet(job: Job, key: Key, offline: bool) -> _Met:
         if not isinstance(models, Failure) or models.http_status is not None:
             kind = "rehearsal" if await speaker.is_emulator(target) else "real"
         asked = time.perf_counter()
-    return _Met(target, models, (connected - begun) * 1e3, (asked - listed) * 1e3, kind, str(proxy or ""), unsigned)
+    return _Met(
+        target, models, (connected - begun) * 1e3, (asked - listed) * 1e3, kind, str(proxy or ""), unsigned, not lost
+    )
 
 
 def _key_step(job: Job, key: Key | None, wrong: PipelineError | None, met: _Met | None) -> Step:
