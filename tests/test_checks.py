@@ -307,7 +307,9 @@ def test_each_of_several_targets_has_its_steps(
     assert (told["free", "key"], told["paid", "key"]) == ("failed", "passed")
     assert (told["free", "model"], told["paid", "model"]) == ("skipped", "passed")
     monkeypatch.delenv("FREE_KEY")
-    assert "✗ free key" in cli("check", here / "small.toml").out
+    shown = cli("check", here / "small.toml").out
+    assert re.search(r"\n\ntarget free\n✓ limits .*\n✗ key .*FREE_KEY is unset", shown)
+    assert re.search(r"\n\ntarget paid\n✓ limits .*\n✓ key .*\n", shown) and "\n\nall\n✓ output" in shown
 
 
 def test_an_emulator_beside_a_real_service(

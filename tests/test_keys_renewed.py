@@ -228,3 +228,41 @@ def test_a_key_in_the_environment_stays_what_it_is(
         ran = cli("run", "job.toml", "--yes")
     assert ran.code == 3 and "API key expired" in ran.err and "the key has expired: renew it" in ran.err
     assert OLD not in ran.out + ran.err and said(here) == []
+
+
+# --- several targets --------------------------------------------------------------------------------------------------
+
+
+def two_targets(**second: str) -> Path:
+    """A job whose two targets have keys of their own in `.env`."""
+    path = write_job(Path(), PLAIN, limits={"rpm": 0, "tpm": 0, "concurrency": 2}, model={"max_output_tokens": 50})
+    more = "".join(f'{key} = "{value}"\n' for key, value in second.items())
+    targets = f'[[target]]\nname = "one"\nkey_env = "ONE"\n[[target]]\nname = "two"\nkey_env = "TWO"\n{more}'
+    path.write_text(path.read_text() + targets)
+    return path
+
+
+def test_each_target_looks_where_its_own_key_was(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text(f"ONE={OLD}\nTWO=AQ.second-key-of-the-tests\n")
+
+    async def change(monitor: Monitor) -> None:
+        Path(".env").write_text(f"ONE={NEW}\nTWO=AQ.second-key-of-the-tests\n")
+        await anyio.sleep_forever()
+
+    with served(key_ends_after=4, latency_s=0.01) as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        ended = run_through(prepare.prepare(load(two_targets()), prepare.Options()), watch=change)
+        assert stats(url)["answered"] == ROWS == ended.summary.calls
+    assert ended.exit_code == 0, "4 with each of the three keys"
+    assert len([message for message in said(here) if message.startswith("one refused the key")]) == 1
+
+
+def test_of_two_keys_of_one_project_each_is_used_and_one_that_ends_leaves_the_other(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(".env").write_text(f"ONE={OLD}\nTWO={NEW}\n")
+    with served(key_ends_after=8, latency_s=0.01) as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        ended = run_through(prepare.prepare(load(two_targets(same_project_as="one")), prepare.Options()))
+        assert stats(url)["answered"] == ROWS
+    assert ended.exit_code == 0

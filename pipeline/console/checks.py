@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.cells import cell_len
-
-from pipeline.console.screen import Screen, out, styled, things, to_width
+from pipeline.console.screen import Screen, out, styled, things
 from pipeline.run.checks import State, Step, Steps
 from pipeline.terminal import one_line, visible
 
@@ -14,8 +12,6 @@ _MARKS: Mapping[State, tuple[str, str]] = {
     "failed": ("✗", "bold red"),
     "skipped": ("–", "dim"),
 }
-
-_LONGEST_NAME = 24  # cells; a target may be called as it likes
 
 STEP_KEYS: Mapping[str, str] = {
     "passed": "whether every step passed",
@@ -28,9 +24,12 @@ STEP_KEYS: Mapping[str, str] = {
 
 
 def show_steps(steps: Steps, to: Screen = out) -> None:
-    """One line for each step, and below it what mends it."""
-    names = min(max(cell_len(_name(step)) for step in steps), _LONGEST_NAME)
+    """One line for each step, and below it what mends it; those of a target below its name."""
+    names, target = max(len(step.name) for step in steps), ""
     for step in steps:
+        if step.target != target:
+            target = step.target
+            to.print(styled(("\n", ""), (f"target {one_line(target)}" if target else "all", "bold")))
         _show(step, names, to)
     failed, skipped = (sum(step.state == state for step in steps) for state in ("failed", "skipped"))
     if failed or skipped:
@@ -43,22 +42,14 @@ def _show(step: Step, names: int, to: Screen) -> None:
     beside = names + 4
     first, *others = visible(step.found).split("\n")
     told = f"{first}   {one_line(step.remark)}" if step.remark else first or "not tried"
-    name, dim = _name(step), "" if step.state == "failed" else "dim"
-    if cell_len(name) > names:  # alone on its line
-        to.print(styled((mark, style), (f" {name}", dim)), indent=2)
-        to.print(" " * beside + told, indent=beside)
-    else:
-        to.print(styled((mark, style), (f" {to_width(name, names)}  ", dim), told), indent=beside)
+    name = (f" {step.name:<{names}}  ", "" if step.state == "failed" else "dim")
+    to.print(styled((mark, style), name, told), indent=beside)
     for line in others:
         to.print(" " * beside + line.strip(), indent=beside)
     for warning in step.warnings:
         to.print(styled(" " * beside, ("warning: ", "yellow"), one_line(warning)), indent=beside)
     if step.hint:
         to.print(styled(" " * beside, ("hint: ", "cyan"), one_line(step.hint)), indent=beside)
-
-
-def _name(step: Step) -> str:
-    return one_line(f"{step.target} {step.name}".strip())
 
 
 def steps_json(steps: Steps) -> dict[str, Any]:

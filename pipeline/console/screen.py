@@ -169,8 +169,8 @@ def show_columns(to: Screen, rows: Sequence[Row]) -> None:
     room = max(_LEAST_REMARK, *(cell_len(unit) for row in shown for unit in _UNIT.findall(row[2])), 0)
     below = beside if beside + room <= to.width else start
     for name, value, remark in shown:
-        line = f"{to_width(value, values)}{_GAP}{remark}".rstrip()
-        to.print(styled((f"  {to_width(name, names)}  ", "dim"), line), indent=below if remark else start)
+        line = f"{_padded(value, values)}{_GAP}{remark}".rstrip()
+        to.print(styled((f"  {_padded(name, names)}  ", "dim"), line), indent=below if remark else start)
 
 
 def show_grid(headers: Sequence[str], lines: Sequence[Sequence[str]], to: Screen = out) -> None:
@@ -189,7 +189,7 @@ def show_grid(headers: Sequence[str], lines: Sequence[Sequence[str]], to: Screen
         return
     for number, row in enumerate((headers, *lines)):
         padded = (
-            " " * (width - cell_len(cell)) + cell if right else to_width(cell, width)
+            " " * (width - cell_len(cell)) + cell if right else _padded(cell, width)
             for cell, width, right in zip(row, widths, to_the_right, strict=True)
         )
         to.print("  ".join(padded).rstrip(), indent=before_last, style="" if number else "dim")
@@ -213,6 +213,5 @@ def _show_one_by_one(headers: Sequence[str], lines: Sequence[Sequence[str]], to:
         to.print(" " * indent + line)
 
 
-def to_width(cell: str, width: int) -> str:
-    """A cell of a column, with spaces up to its width on the screen."""
+def _padded(cell: str, width: int) -> str:
     return cell + " " * (width - cell_len(cell))

@@ -222,7 +222,7 @@ class Connection(ABC):
 
 
 class Connected(ABC):
-    """A provider whose protocol is a `Connection`: one for each base URL and project, opened when it is first asked."""
+    """A provider whose protocol is a `Connection`: one for each base URL and key, opened when it is first asked."""
 
     name: ProviderName
 
@@ -236,7 +236,7 @@ class Connected(ABC):
 
     def open(self, target: Target) -> Connection:
         """Get ready for requests to `target`; raises as `Connection` and `connect`."""
-        place = target.base_url, target.project
+        place = target.base_url, target.access  # of one project there may be several keys
         connection = self._connections.get(place)
         if connection is None:
             connection = self.connect(self._accounts[target.access], target)
