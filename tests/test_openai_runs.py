@@ -64,6 +64,13 @@ def test_check_estimate_run_and_report_against_an_emulator(
         assert cli("report", "small-rehearsal").code == 0
 
 
+def test_a_path_without_a_listing_is_told_with_what_it_may_be(here: Path, cli: Callable[..., Ran]) -> None:
+    with served() as url:
+        checked = cli("check", job(here, f"{url}/elsewhere"))
+    told = " ".join((checked.out + checked.err).split())
+    assert checked.code != 0 and "Most end in /v1" in told and "--limit 1" in told
+
+
 @pytest.mark.parametrize(
     ("faults", "code", "words"),
     [

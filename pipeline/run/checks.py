@@ -352,7 +352,13 @@ def _model_step(met: _Met, key: Key | None, job: Job, offline: bool) -> Step:
             meant = f"; did you mean {close[0]}?" if close and close[0] != target.model else ""
             return Step("model", "skipped", target.model, f"not tried{meant}")
         what = f"{target.endpoint} does not answer as it should: {failure.message}"
-        return Step("model", "failed", what, hint="check the key and [endpoint] base_url; nothing was spent")
+        hint = "check the key and [endpoint] base_url; nothing was spent"
+        if target.provider == "openai" and failure.http_status == 404:
+            hint = (
+                "is the path of [endpoint] base_url right? Most end in /v1. One that lists no models is no mistake:"
+                " `pipeline run JOB --limit 1` tells"
+            )
+        return Step("model", "failed", what, hint=hint)
     assert isinstance(met.models, list)
     numbers, models = {"models_offered": len(met.models)}, tuple(met.models)
     project, location = job.place
