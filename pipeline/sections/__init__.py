@@ -1,0 +1,77 @@
+"""The sections of a job file, each with its settings, what they mean and what is checked of each alone."""
+
+from pydantic import Field, model_validator
+
+from pipeline.sections.answering import Endpoint, LimitsSection, RouteSection, TargetSection
+from pipeline.sections.asked import Chunk, Input, ModelSection, Prices, PromptSection, Reduce
+from pipeline.sections.base import Section
+from pipeline.sections.kept import OUTPUT_SUFFIXES, Budget, Cache, Output
+
+__all__ = [
+    "OUTPUT_SUFFIXES",
+    "Budget",
+    "Cache",
+    "Chunk",
+    "Endpoint",
+    "Input",
+    "JobFile",
+    "LimitsSection",
+    "ModelSection",
+    "Output",
+    "Prices",
+    "PromptSection",
+    "Reduce",
+    "RouteSection",
+    "TargetSection",
+]
+
+
+class JobFile(Section):
+    """The sections of a job file."""
+
+    input: Input
+    prompt: PromptSection
+    chunk: Chunk | None = None
+    reduce: Reduce | None = None
+    model: ModelSection
+    endpoint: Endpoint = Endpoint()  # type: ignore[call-arg]  # every field has a default
+    limits: LimitsSection = LimitsSection()  # type: ignore[call-arg]
+    target: list[TargetSection] = Field(default_factory=list, max_length=64)
+    route: list[RouteSection] = Field(default_factory=list, max_length=64)
+    budget: Budget = Budget()  # type: ignore[call-arg]
+    cache: Cache | None = None
+    output: Output
+
+    @model_validator(mode="after")
+    def _targets_are_told_apart(self) -> "JobFile":
+        names = [target.name for target in self.target]
+        for number, target in enumerate(self.target):
+            if target.name in names[:number]:
+                raise ValueError(f"two targets are called {target.name}")
+            if target.same_project_as is not None and target.same_project_as not in names[:number]:
+                raise ValueError(f"target {target.name}: same_project_as must name a target before it")
+        return self
+
+    @model_validator(mode="after")
+    def _routes_lead_somewhere(self) -> "JobFile":
+        if not self.route:
+            return self
+        names = {target.name for target in self.target}
+        for number, route in enumerate(self.route, 1):
+            if unknown := set(route.targets) - names:
+                raise ValueError(f"[[route]] number {number} names {min(unknown)!r}, which is no [[target]]")
+            if (route.where is None) != (number == len(self.route)):
+                raise ValueError(
+                    "the last [[route]] is for all rows that no other takes: it has no `where`; each before it has one"
+                )
+        if idle := names.difference(*(route.targets for route in self.route)):
+            raise ValueError(f"no [[route]] leads to target {min(idle)}")
+        return self
+
+    @model_validator(mode="after")
+    def _chunking_is_whole(self) -> "JobFile":
+        if (self.chunk is None) != (self.reduce is None):
+            raise ValueError("[chunk] and [reduce] go together")
+        if self.chunk and self.input.text is None:
+            raise ValueError("[chunk] needs [input] text: the column that is cut")
+        return self

@@ -1,0 +1,132 @@
+"""The sections of a job file that say what is asked: of which table, in which words, of which model."""
+
+import codecs
+import io
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.sections.base import MOST, Section
+
+_MOST_PRICE = 1_000_000
+
+
+class Input(Section):
+    """The table that is read."""
+
+    path: str = Field(
+        description="a file or a glob: .csv .tsv .parquet .jsonl; or a .parquet in cloud storage that polars reads"
+    )
+    id: str | None = Field(None, description="the column that names a row; must be unique. Default: the row number")
+    text: str | None = Field(None, description="the column that may be chunked")
+    where: str | None = Field(None, description="SQL predicate: only the rows for which it holds")
+    encoding: str | None = Field(
+        None,
+        description="how a .csv, .tsv or .jsonl is encoded, as Python names it: `gb18030`, `utf-16`, `latin-1`."
+        " Default: UTF-8",
+    )
+
+    separator: str | None = Field(
+        None, description="the character between the cells of a .csv: `;` or `\\t`. Default: `,`, in a .tsv a tab"
+    )
+
+    @field_validator("separator")
+    @classmethod
+    def _one_character(cls, mark: str | None) -> str | None:
+        if mark is not None and (len(mark) != 1 or not mark.isascii() or mark in '"\r\n\0'):
+            raise ValueError("a separator is one character, such as ';'")
+        return mark
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str | None) -> str | None:
+        try:
+            if name is not None:
+                io.TextIOWrapper(io.BytesIO(), encoding=name).read()
+                if codecs.lookup(name).name in ("idna", "punycode"):  # how names of hosts are written
+                    raise ValueError
+        except (LookupError, UnicodeError, ValueError, AssertionError):  # not there; no text; a name with NUL
+            raise ValueError(f'"{name}" is no encoding; name one as "gb18030", "utf-16" or "latin-1"') from None
+        return name
+
+
+class PromptSection(Section):
+    """What is asked about each row."""
+
+    template: str | None = Field(None, description="minijinja; `{{ column }}` inserts a column")
+    template_file: str | None = Field(None, description="the template in a file beside the job file")
+    system: str | None = Field(None, description="system instruction, the same for every row")
+    system_file: str | None = Field(None, description="the system instruction in a file beside the job file")
+
+
+class Chunk(Section):
+    """How a long text is cut."""
+
+    max_tokens: int = Field(ge=64, description="largest piece of `[input] text`, by estimate")
+    overlap_tokens: int = Field(0, ge=0, description="tokens of the previous piece that the next one repeats, at most")
+
+    @model_validator(mode="after")
+    def _overlap_leaves_progress(self) -> "Chunk":
+        if self.overlap_tokens * 2 > self.max_tokens:
+            raise ValueError("overlap_tokens must be at most half of max_tokens")
+        return self
+
+
+class Reduce(Section):
+    """How the parts of one long document become one answer."""
+
+    template: str | None = Field(None, description="`{{ parts }}` inserts the answers to the pieces")
+    template_file: str | None = Field(None, description="the template in a file beside the job file")
+    system: str | None = Field(None, description="system instruction of the merging calls. Default: that of [prompt]")
+    max_input_tokens: int = Field(
+        16_000, ge=128, description="room for part answers in one prompt; more of them are merged in levels"
+    )
+    max_output_tokens: int | None = Field(
+        None, ge=1, le=MOST, description="longest merged answer. Default: that of [model]"
+    )
+
+
+class Prices(Section):
+    """Own prices in USD per million tokens, for a model that the tables lack."""
+
+    input: float = Field(ge=0, le=_MOST_PRICE)
+    output: float = Field(ge=0, le=_MOST_PRICE)
+    cached: float | None = Field(None, ge=0, le=_MOST_PRICE)
+
+
+class ModelSection(Section):
+    """The model and its parameters; what is left out stays at the model's default."""
+
+    name: str = Field(description="as `pipeline models` names it")
+    max_output_tokens: int | None = Field(None, ge=1, le=MOST, description="longest answer, thinking included")
+    temperature: float | None = Field(None, ge=0, le=2, description="ignored by Gemini 3.6 and later")
+    top_p: float | None = Field(None, ge=0, le=1, description="ignored by Gemini 3.6 and later")
+    top_k: int | None = Field(None, ge=1, le=MOST, description="ignored by Gemini 3.6 and later")
+    seed: int | None = Field(
+        None, ge=-(2**31), lt=2**31, description="makes answers repeatable, as far as the service can"
+    )
+    stop: list[str] = Field(default_factory=list, description="the answer ends before any of these texts")
+    thinking: Literal["minimal", "low", "medium", "high", "xhigh"] | int | None = Field(
+        None, description="a level, or a budget in tokens for Gemini 2.5 (0 off, -1 automatic)"
+    )
+    response_mime_type: Literal["text/plain", "application/json", "text/x.enum"] | None = Field(
+        None, description='"application/json" makes the answer one JSON text'
+    )
+    safety: dict[str, str] = Field(
+        default_factory=dict, description='threshold by category, e.g. { HARASSMENT = "BLOCK_ONLY_HIGH" }'
+    )
+    prices: Prices | None = Field(None, description="{ input, output, cached } in USD per million tokens")
+
+    @field_validator("thinking")
+    @classmethod
+    def _is_a_budget(cls, thinking: str | int | None) -> str | int | None:
+        if isinstance(thinking, int) and not -1 <= thinking <= MOST:
+            raise ValueError(f"{thinking} is no budget: 0 turns it off, -1 leaves it to the model")
+        return thinking
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if {"", ".", ".."} & set(name.split("/")) or not name.isprintable() or name != name.strip():
+            raise ValueError(f'"{name}" is no name of a model')  # it becomes a part of the address
+        return name

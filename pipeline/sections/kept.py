@@ -1,0 +1,90 @@
+"""The sections of a job file that say what it may cost, and where answers are kept."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.sections.base import Section, refuse_key, refuse_unreal
+
+OUTPUT_SUFFIXES = (".parquet", ".csv", ".jsonl")
+_MOST_MB = 10**9
+
+
+class Budget(Section):
+    """Caps on spending."""
+
+    max_usd: float | None = Field(None, gt=0, allow_inf_nan=False, description="this run never spends more than this")
+    max_usd_per_day: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="all runs with this key on this machine spend no more, from 00:00 UTC on",
+    )
+    max_usd_per_month: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="all runs with this key on this machine spend no more, from the first of the month on, UTC",
+    )
+    allow_unpriced: bool = Field(False, description="run under a cap though the model's price is unknown")
+
+
+class Cache(Section):
+    """Whole answers are kept and used again by other runs; the section alone turns it on."""
+
+    url: str | None = Field(
+        None,
+        description="path of the SQLite file, or `redis://host:port/db`. Default: "
+        "`prompt-pipeline/answers.sqlite` in the user's cache directory",
+    )
+    password_env: str | None = Field(None, description="variable that holds the Redis server's password")
+    max_age_days: float = Field(30, gt=0, description="an older answer is bought again")
+    max_mb: float = Field(
+        1000, gt=0, le=_MOST_MB, description="size of the file; answers used longest ago are thrown out"
+    )
+
+    _named = field_validator("password_env")(refuse_key)
+
+    @model_validator(mode="after")
+    def _known_scheme(self) -> "Cache":
+        if self.url is None or "://" not in self.url:
+            if self.password_env is not None:
+                raise ValueError("password_env is for a Redis server: url names none")
+            if self.url is not None and (not Path(self.url).name or "\0" in self.url):
+                raise ValueError("url must be the path of a file, or redis://host:port/db")
+            return self
+        try:
+            parts = urlsplit(self.url)
+            port = parts.port
+        except ValueError:
+            raise ValueError("url is not redis://host:port/db") from None
+        if parts.scheme not in ("redis", "rediss") or not parts.hostname or port == 0 or parts.query:
+            raise ValueError("url must be the path of a file, redis://host:port/db or rediss://host:port/db")
+        if parts.password is not None:
+            raise ValueError("url must not hold a password: name a variable that does with password_env")
+        return self
+
+
+class Output(Section):
+    """The table that is written."""
+
+    path: str = Field(description=".parquet, .csv or .jsonl")
+    include_text: bool = Field(False, description="keep the `[input] text` column")
+    csv_safe: bool = Field(
+        False,
+        description="in .csv, put a `'` before text that a spreadsheet would run: = + - @, tab, line break",
+    )
+
+    excel: bool = Field(False, description="a .csv that Excel opens rightly: a byte order mark, and CRLF")
+
+    @model_validator(mode="after")
+    def _known_suffix(self) -> "Output":
+        if Path(self.path).suffix not in OUTPUT_SUFFIXES or self.path.endswith("/"):
+            raise ValueError(f"path must end in one of {' '.join(OUTPUT_SUFFIXES)}")
+        if "\0" in self.path:
+            raise ValueError("path has a character that no path has")
+        refuse_unreal(self.path)
+        if self.excel and not self.path.endswith(".csv"):
+            raise ValueError(f"excel is for a .csv: {self.path} is none")
+        return self
