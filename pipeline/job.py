@@ -74,10 +74,10 @@ class Job:
 
     @property
     def base_url(self) -> str:
-        """Where the calls go."""
+        """Where the calls go; a target of another protocol than [endpoint] heeds the variable of its own."""
         endpoint = self.spec.endpoint
         own = vertex_url(self.place[1]) if endpoint.provider == "vertex" else self.protocol.base_url
-        return endpoint.base_url or own
+        return endpoint.base_url or os.environ.get(self.protocol.base_url_variable) or own
 
     @property
     def place(self) -> tuple[str, str]:

@@ -148,3 +148,18 @@ def test_a_machine_of_googles_gives_the_tokens_of_its_own_account(here: Path, mo
         monkeypatch.setenv("GCE_METADATA_IP", host)
         monkeypatch.setenv("GOOGLE_VERTEX_BASE_URL", served_at)
         assert ran(here, PLAIN, "run", "job.toml", "--yes", "--json").json["ok"] == ROWS
+
+
+def test_a_target_on_vertex_ai_beside_another_service_has_the_address_that_its_variable_names(
+    here: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it a rehearsal of the one would have bought from the other."""
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.a-key-of-a-test")
+    mixed = REGIONS.replace('provider = "vertex"\nproject = "my-project"\n', "").replace(
+        'name = "belgium"\nlocation = "europe-west1"', 'name = "belgium"\nprovider = "vertex"\nproject = "my-project"'
+    )
+    mixed = mixed.replace('location = "europe-west4"\n', "")
+    ran(here, slow(mixed), "run", "job.toml", "--yes")
+    found = Counter(pl.read_parquet("results/comments.parquet")["target"])
+    assert set(found) == {"netherlands", "belgium"} and found.total() == ROWS
