@@ -353,7 +353,7 @@ def test_every_job_of_the_page_on_networks_runs(
 
 # --- a box that dies in mid-run
 
-ROWS, IN_FLIGHT = 240, 8
+ROWS, IN_FLIGHT = 120, 8
 
 
 @contextmanager
@@ -392,16 +392,17 @@ def test_a_box_that_dies_in_mid_run_loses_nothing_and_buys_only_what_was_in_flig
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
-            for part in (3, 2):
-                wait_for(url, "answered", ROWS // part - 30, run)
+            for answered in (ROWS // 5, ROWS // 2):
+                wait_for(url, "answered", answered, run)
                 box.kill()
-                time.sleep(0.5)  # real time: another process goes on without it
+                time.sleep(0.3)  # real time: another process goes on without it
                 box.start()
             out, err = run.communicate(timeout=90)
         bought = stats(url, prompts=True)
     assert run.returncode == 0, err.decode()
     result = json.loads(out)
     assert (result["status"], result["ok"], result["rows"]) == ("finished", ROWS, ROWS)
+    assert result["attempts"] > ROWS and (kind == "behind nginx" or result["uncertain"] > 0), "it was felt"
     assert set(pl.read_parquet("out.parquet")["status"]) == {"ok"}
     assert len(bought["prompts"]) == ROWS
     assert sum(count - 1 for count in bought["prompts"].values()) <= 2 * IN_FLIGHT
