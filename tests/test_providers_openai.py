@@ -158,6 +158,10 @@ def test_one_call_one_post_with_the_key_in_its_header_only() -> None:
         ("https://relay.example/chat/completions/", "https://relay.example/chat/completions"),
         ("http://127.0.0.1:11434", "http://127.0.0.1:11434/v1/chat/completions"),
         (
+            "https://generativelanguage.googleapis.com",
+            "https://generativelanguage.googleapis.com/v1beta/openai/chat/completions",
+        ),
+        (
             "https://generativelanguage.googleapis.com/v1beta/openai/",
             "https://generativelanguage.googleapis.com/v1beta/openai/chat/completions",
         ),

@@ -20,6 +20,7 @@ from pipeline.records import Failure, Reply
 from pipeline.targets import Target
 
 _CHAT = "/chat/completions"
+_GOOGLES = "generativelanguage.googleapis.com"
 
 
 class OpenAI(Connected):
@@ -36,6 +37,8 @@ class OpenAI(Connected):
 
 class OpenAIConnection(Connection):
     """One key at one base URL: a path is used as it stands, a bare host gets `/v1`, and `/chat/completions` is dropped.
+
+    Google's bare host gets `/v1beta/openai`, where it has this protocol.
 
     Raises `JobError` for a base URL that cannot be used.
     """
@@ -90,7 +93,9 @@ class OpenAIConnection(Connection):
 def _root(base_url: str) -> httpx.URL:
     url = checked_url(base_url, "openai")
     path = url.path.rstrip("/")
-    return url.copy_with(path=path.removesuffix(_CHAT) if path.endswith(_CHAT) else path or "/v1")
+    if path.endswith(_CHAT):
+        return url.copy_with(path=path.removesuffix(_CHAT))
+    return url.copy_with(path=path or ("/v1beta/openai" if url.host == _GOOGLES else "/v1"))
 
 
 # --- request ----------------------------------------------------------------------------------------------------------
