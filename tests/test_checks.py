@@ -229,6 +229,17 @@ def test_where_the_key_was_found_and_who_can_read_it_there(
     assert steps["key"]["found"] == "GEMINI_API_KEY in .env" and "chmod 600 .env" in steps["key"]["warnings"][0]
 
 
+def test_a_second_key_in_the_other_variable_is_warned_of(
+    here: Path, check: Check, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_API_KEY", KEY)
+    assert check("jobs/summarize.toml")["key"]["warnings"] == []
+    monkeypatch.setenv("GOOGLE_API_KEY", "AQ.another-key-of-the-tests")  # google-genai takes this one
+    assert check("jobs/summarize.toml")["key"]["warnings"] == [
+        "GOOGLE_API_KEY holds another key, which other programs may take"
+    ]
+
+
 def test_what_a_run_would_refuse_fails_in_the_same_words(
     here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,11 +35,12 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key, and where it was found; `file` where that is a `.env` file."""
+    """A key, and where it was found; `file` where that is a `.env` file. `passed_over`: variables with another one."""
 
     value: str = field(repr=False)
     where: str
     file: Path | None = None
+    passed_over: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> list[str]:
@@ -79,7 +80,8 @@ def _variable(origin: Origin) -> Key:
     for name in origin.names:
         value = os.environ.get(name, "")
         if value.strip():
-            return Key(value.strip(), name)
+            others = (other for other in origin.names if os.environ.get(other, "").strip() not in ("", value.strip()))
+            return Key(value.strip(), name, passed_over=tuple(others))
         if value:
             notes.append(f"{name} is set to white space")
     for path in dotenv.files(origin.beside):

@@ -309,6 +309,7 @@ def _key_step(job: Job, key: Key | None, wrong: PipelineError | None, met: _Met 
         return Step(
             "key", "failed", what, hint=cure_of(what) or "look at the key; nothing was spent", warnings=warnings
         )
+    warnings += tuple(f"{other} holds another key, which other programs may take" for other in key.passed_over)
     if old := remark(key.value, job.base_url):
         warnings = (*warnings, old)
     return Step("key", "passed", key.where, "accepted", warnings=warnings)
