@@ -175,7 +175,11 @@ class Ears:
             server: ThreadingTCPServer
 
             def handle(self) -> None:
-                first = self.rfile.readline(4096).decode("latin-1").strip()
+                first = self.rfile.read(1).decode("latin-1")
+                if first == "\x16":  # TLS: asked directly
+                    ears.heard.append((self.server.server_address[1], "TLS"))
+                    return
+                first += self.rfile.readline(4096).decode("latin-1").strip()
                 host = ""
                 while (line := self.rfile.readline(4096)) not in (b"\r\n", b"\n", b""):
                     if line.lower().startswith(b"host:"):
@@ -205,7 +209,7 @@ def ears(number: int) -> Iterator[Ears]:
 
 def curl(urls: list[str], environ: Mapping[str, str], direct: int) -> None:
     """Ask for each; what goes direct goes to the port `direct`, whatever its host."""
-    command = [program("curl"), "-s", "-m", "1", "--connect-to", f"::127.0.0.1:{direct}"]
+    command = [program("curl"), "-s", "-m", "20", "--connect-to", f"::127.0.0.1:{direct}"]
     for url in urls:
         command += ["-o", os.devnull, url]
     subprocess.run(command, env={"PATH": os.environ["PATH"], **environ}, timeout=60, check=False)
