@@ -190,7 +190,7 @@ class Failure:
     http_status: int | None = None  # None: no response
     retry_after_s: float | None = None
     quota: tuple[QuotaHit, ...] = ()
-    of_capacity: bool = False  # refused for want of room at the service: that says nothing of the project's own limits
+    of_capacity: bool = False  # refused for want of room at the service: no window of the project's own is full
     sent: bool = True  # False when the request provably never reached the server
     served_at: float | None = None  # the response's Date header, seconds since the epoch
     billed: bool = False  # the service may have billed it all the same: against a cap it counts as its worst case

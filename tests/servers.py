@@ -33,6 +33,7 @@ class World:
     latency: tuple[float, float] = (2.0, 0.9)  # lognormal, cut to 0.2–30 s
     names_limit: bool = False  # quotaValue in a refusal
     details: bool = True  # QuotaFailure in a refusal
+    of_capacity: bool = False  # it is short of capacity, by its own word
     date_error_s: float = 0.0  # the clock of the Date header minus the clock that counts
     fault: Callable[[float], Failure | None] = lambda t: None  # what happens to a request that arrives now
     true_tokens: dict[int, int] = field(default_factory=dict)
@@ -119,6 +120,7 @@ class World:
             http_status=429,
             retry_after_s=delay if self.details else None,
             quota=(hit,) if self.details else (),
+            of_capacity=self.of_capacity,
             served_at=self.date(),
         )
 

@@ -54,9 +54,14 @@ def ran(here: Path, job: str, *arguments: str, code: int = 0) -> Ran:
     return Ran(process.returncode, out.decode(), err.decode())
 
 
-def slow(job: str, at_once: int = 8) -> str:
-    """The same job with few calls in flight, so that it takes longer than a token lives."""
-    return job.replace("tpm = 0\n", f"tpm = 0\nconcurrency = {at_once}\n")
+def paced(job: str, at_once: int) -> str:
+    """The same job with so many calls in flight, and no pace: a minute would be the least."""
+    return job.replace("[output]", f"[limits]\nrpm = 0\ntpm = 0\nconcurrency = {at_once}\n\n[output]")
+
+
+def slow(job: str) -> str:
+    """So that it takes longer than a token lives."""
+    return paced(job, 8)
 
 
 def test_the_job_of_the_page_is_checked_estimated_killed_and_finished_over_several_tokens(here: Path, url: str) -> None:
@@ -100,8 +105,7 @@ def test_in_express_mode_a_key_is_asked_for_and_no_credentials(
     assert "VERTEX_KEY is unset" in ran(here, EXPRESS, "check", "job.toml", code=2).out
     monkeypatch.setenv("VERTEX_KEY", "AQ.a-key-of-express-mode")
     assert "vertex@127.0.0.1" in ran(here, EXPRESS, "check", "job.toml").out
-    unlimited = EXPRESS + "\n[limits]\nrpm = 0\ntpm = 0\n"
-    assert ran(here, unlimited, "run", "job.toml", "--yes", "--json", "--limit", "3").json["ok"] == 3
+    assert ran(here, paced(EXPRESS, 4), "run", "job.toml", "--yes", "--json", "--limit", "3").json["ok"] == 3
 
 
 def test_without_the_extra_it_is_named_though_nothing_answers_either(
@@ -147,7 +151,7 @@ def test_a_machine_of_googles_gives_the_tokens_of_its_own_account(here: Path, mo
         monkeypatch.setenv("GCE_METADATA_HOST", host)
         monkeypatch.setenv("GCE_METADATA_IP", host)
         monkeypatch.setenv("GOOGLE_VERTEX_BASE_URL", served_at)
-        assert ran(here, PLAIN, "run", "job.toml", "--yes", "--json").json["ok"] == ROWS
+        assert ran(here, paced(PLAIN, 16), "run", "job.toml", "--yes", "--json").json["ok"] == ROWS
 
 
 def test_a_target_on_vertex_ai_beside_another_service_has_the_address_that_its_variable_names(

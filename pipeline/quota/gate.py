@@ -54,7 +54,8 @@ class Gate:
 
     - The first refusal holds all until it is known what became of the others on their way.
     - All refused: a window is full, or the service down. One request at a time asks whether that is over. If it takes
-      a minute at most it was a window, and the limit is what the minute before it had.
+      a minute at most it was a window, and the limit is what the minute before it had; unless the service says that it
+      is short of capacity.
     - Some refused: a slower pace is tried. If that helps, the limit is what got through; if not, the share is usual and
       neither holds nor slows anything, until it triples or is asked about again.
     - Where the refused found most in flight, the slots are bounded instead.
@@ -65,6 +66,7 @@ class Gate:
         self._refusals = Refusals()
         self._limits: tuple[Limit, ...] = ()  # what the last refusal is about
         self._shared = False  # it named what is believed anyway: others use it too
+        self._of_capacity = False  # it said that there is no room for anybody: no window of ours is full
         self._told_s = 0.0  # how long it said to wait
         self._unsettled = False  # it is not yet judged
         self._guesses: dict[Limit, tuple[float, float]] = {}  # if the trial helps: the limit, and the most it may be
@@ -135,7 +137,15 @@ class Gate:
         return self._ledger.between(ticket.sent_at - WINDOW_S, ticket.sent_at)[limit.which] + own
 
     def refused(
-        self, ticket: Ticket, now: float, wait_s: float, limits: Sequence[Limit], *, explained: bool, shared: bool
+        self,
+        ticket: Ticket,
+        now: float,
+        wait_s: float,
+        limits: Sequence[Limit],
+        *,
+        explained: bool,
+        shared: bool,
+        of_capacity: bool,
     ) -> bool:
         """The request was refused and should wait; True, once until it is over, when nothing gets through at all."""
         self._in_flight -= 1
@@ -153,6 +163,7 @@ class Gate:
             self.hold(now, wait_s)
         elif self._refusals.add(ticket):
             self._unsettled, self._limits, self._shared, self._told_s = True, tuple(limits), shared, wait_s
+            self._of_capacity = of_capacity
             if self._refusals.is_unusual and self._was_window(now):
                 self._closed, self._before = self._before, None
                 self._shut(now)
@@ -176,7 +187,7 @@ class Gate:
         """Judge what was refused, once it is known what became of all that was on its way."""
         trial, unsettled, self._unsettled = self._refusals.trial, self._unsettled, False
         if unsettled and (row := self._refusals.all_refused(self._sent)):
-            passed = {limit: self.passed(limit, row[0]) for limit in self._limits}
+            passed = {} if self._of_capacity else {limit: self.passed(limit, row[0]) for limit in self._limits}
             if row[0].sent_at - self._opened_at < WINDOW_S:  # so soon and with so little no window is full again
                 passed = {limit: most for limit, most in passed.items() if most >= limit.value / 2.0}
             self._closed = _Closed(row[0].sent_at, passed, row)

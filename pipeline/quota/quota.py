@@ -233,9 +233,7 @@ class Quota:
             self._day_refused(ticket, now, failure)
             return False
         wait_s = min(LONGEST_WAIT_S, asked_s(failure))
-        hits = [hit for hit in failure.quota if hit.window == "minute"]
-        if not hits and not failure.of_capacity:
-            hits = [self._likely_hit(now)]
+        hits = [hit for hit in failure.quota if hit.window == "minute"] or [self._likely_hit(now)]
         limits = [limit for hit in hits if (limit := self._limit_of(hit))]
         large = self._is_too_large(ticket, failure, now)
         alone = large and self.ledger.since(ticket.sent_at - WINDOW_S)[1] == 0
@@ -247,7 +245,8 @@ class Quota:
         elif failure.quota:
             wait_s = min(wait_s, WINDOW_S)
         shared = all(hit.limit is not None for hit in hits)
-        if self._gate.refused(ticket, now, wait_s, limits, explained=explained, shared=shared):
+        of_capacity = failure.of_capacity
+        if self._gate.refused(ticket, now, wait_s, limits, explained=explained, shared=shared, of_capacity=of_capacity):
             self._notify(Refused(f"{failure.message}; {_PROBING}"))
         ticket.again_at = now + own_s
         return alone
