@@ -16,6 +16,7 @@ from serving import served, stats, wait_for
 from test_docs import PAGES, blocks
 
 from pipeline.emulator import parse_faults
+from pipeline.emulator.limits import next_midnight
 
 KEY = "sk-key-that-no-file-may-hold"
 ENDPOINT = '[endpoint]\nprovider = "openai"\n'
@@ -87,6 +88,20 @@ def test_what_stops_a_run_is_told_and_no_file_holds_the_key(
     assert ran.code == code and words in ran.err, ran.err
     assert KEY not in ran.err + ran.out
     assert not any(file.is_file() and KEY.encode() in file.read_bytes() for file in here.rglob("*"))
+
+
+def test_a_days_quota_stops_a_run_that_can_be_continued(here: Path, cli: Callable[..., Ran]) -> None:
+    to_noon_s = next_midnight(time.time()) - time.time() - 43_200  # a wait of minutes may be that of a rolling day
+    with served(rpd=4, offset_s=to_noon_s) as url:
+        ran = cli("run", job(here, url), "--yes")
+        assert ran.code == 3 and "day" in ran.err
+        assert stats(url)["answered"] == 4 and stats(url)["rate_limited"] <= 4
+
+
+def test_a_pace_that_is_granted_is_kept(here: Path, cli: Callable[..., Ran]) -> None:
+    with served(rpm=600) as url:
+        ran = cli("run", job(here, url, "[limits]\nrpm = 600\ntpm = 0"), "--yes")
+        assert ran.code == 0 and stats(url)["rate_limited"] == 0, ran.err
 
 
 def test_busy_relays_are_waited_for_and_filtered_prompts_are_rows_of_their_own(
