@@ -22,7 +22,7 @@ from test_secrets import echoing
 from pipeline import console
 from pipeline.console.screen import Screen
 from pipeline.emulator import EmulatorOptions
-from pipeline.run.checks import Step, Steps
+from pipeline.run.steps import Step, Steps
 
 KEY = "AQ.of-the-tests-0123456789"
 Check = Callable[..., dict[str, Any]]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.console.screen import Screen, out, styled, things
-from pipeline.run.checks import State, Step, Steps
+from pipeline.run.steps import State, Step, Steps
 from pipeline.terminal import one_line, visible
 
 _MARKS: Mapping[State, tuple[str, str]] = {
