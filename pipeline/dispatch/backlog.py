@@ -36,12 +36,19 @@ class Waiting:
     exact_tokens: int | None = None  # as the route's first target counted them before
     tries: Tries = FIRST_TRY
     refused_alone: int = 0  # of those refused for quota, with the tokens of a whole minute for itself
+    failed_elsewhere: int = 0  # attempts at those that are asked for it no more
+    otherwise: Reply | None = None  # how it ended there
     bounded: int = 0  # attempts that failed for a cause for which only some may be made
     waited_s: float = 0.0  # at the service's word, after failures
     queued: bool = True
     in_flight: bool = False
     withdrawn: bool = False  # the submitter was cancelled in flight, and waits for what it bought
     reply: Reply | None = None
+
+    @property
+    def failed_here(self) -> int:
+        """Attempts at those that may be asked for it."""
+        return self.tries.failed - self.failed_elsewhere
 
     @property
     def gone(self) -> bool:
@@ -121,19 +128,27 @@ class Line(Lookahead[Waiting]):
         self.is_ranked = any(target.priority != route.first.priority or target.weight for target in route)
 
     def is_left_to(self, taker: Taker, now: float) -> bool:
-        """Whether a taker may have what waits here: those before it cannot, and none beside it is behind its part.
+        """Whether a taker may have what waits here: those before it cannot, and none beside it is behind its part."""
+        own = taker.target
+        if not self._is_its_turn(taker, now):
+            return False
+        return own.weight <= 0 or not any(
+            each.target.priority == own.priority
+            and each.sent * own.weight < taker.sent * each.target.weight
+            and each.has_room(now)
+            and self._is_its_turn(each, now)
+            for each in self.takers
+        )
 
-        They cannot as one of its causes holds for each; of `full`, as more waits than they take in a minute.
+    def _is_its_turn(self, taker: Taker, now: float) -> bool:
+        """Whether those before it cannot, as one of its causes holds for each.
+
+        `full` holds for all together, as more waits than they take in a minute.
         """
         own = taker.target
         before = [each for each in self.takers if each.target.priority < own.priority]
         able = [each for each in before if not each.is_out(now, own.takes)]
-        if able and ("full" not in own.takes or self._is_for(able)):
-            return False
-        beside = (each for each in self.takers if each.target.priority == own.priority and each.target.weight > 0)
-        return own.weight <= 0 or not any(
-            each.sent * own.weight < taker.sent * each.target.weight and each.has_room(now) for each in beside
-        )
+        return not able or ("full" in own.takes and not self._is_for(able))
 
     def _is_for(self, takers: Sequence[Taker]) -> bool:
         """Whether they take all that waits within a minute. So many as `_MANY` may be the first of millions of rows."""

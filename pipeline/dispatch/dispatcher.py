@@ -15,7 +15,7 @@ from pipeline.dispatch.backlog import Backlog, Costs, Waiting
 from pipeline.dispatch.counting import Counting
 from pipeline.dispatch.desk import Admit, Send, Tries
 from pipeline.dispatch.loop import QuotaLoop
-from pipeline.dispatch.retries import is_enough, pause_s
+from pipeline.dispatch.retries import failed, is_enough, pause_s, too_long
 from pipeline.errors import Halted, PipelineError
 from pipeline.events import LongWait, Notify, Stopped, TargetLeftOut
 from pipeline.prompts import Prompt
@@ -25,7 +25,7 @@ from pipeline.quota.book import QuotaBook
 from pipeline.quota.quota import Quota
 from pipeline.quota.refusals import Ticket
 from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
-from pipeline.records import Failure, Reply, Status, Step
+from pipeline.records import PASSING, Failure, Reply, Step
 from pipeline.targets import Route, Target, by_quota
 
 REFUSED_ALONE, REFUSED_LARGE = 3, 10
@@ -242,13 +242,15 @@ class Dispatcher:
             self._take_failure(loop, target, waiting, ticket, outcome, now)
 
     def refuse_too_long(self, waiting: Waiting) -> bool:
-        """End it where it is larger than any of its targets takes."""
+        """End it where it is larger than any of its targets takes, or than those that are left."""
         takers = waiting.line.takers
         if any(taker.costs.of(waiting)[0] <= taker.quota.largest for taker in takers):
-            return False
+            self._heed_if_stuck(waiting)
+            return waiting.gone
         most = max(taker.quota.largest for taker in takers)
         self._leave_queue(waiting)
-        self._end_too_long(waiting, waiting.line.size(waiting), f"{most:,.0f} a minute at most")
+        self._end(waiting, waiting.otherwise or too_long(waiting.line.size(waiting), f"{most:,.0f} a minute at most"))
+        self._wake()
         return True
 
     def shut(self, loop: QuotaLoop, reason: PipelineError) -> None:
@@ -257,12 +259,16 @@ class Dispatcher:
             self._notify(TargetLeftOut(f"{loop.target.label} is left out: {reason.message}"))
         loop.closed = loop.closed or reason
         self._is_any_shut = True
-        if all(other.closed for other in self._by_quota.values()) or any(map(self._is_stuck, self._backlog)):
+        if all(other.closed for other in self._by_quota.values()):
             self.halt(reason)
+        for waiting in list(self._backlog):
+            self._heed_if_stuck(waiting)
         self._wake()
 
     def _is_stuck(self, waiting: Waiting) -> bool:
-        return all(taker.closed for taker in waiting.line.takers)
+        """Whether all that would take it are closed; one that is open may take nothing so large."""
+        takers = [taker for taker in waiting.line.takers if taker.costs.of(waiting)[0] <= taker.quota.largest]
+        return bool(takers) and all(taker.closed for taker in takers)
 
     # --- what came of a request -------------------------------------------------------------------------------------
 
@@ -272,9 +278,9 @@ class Dispatcher:
         loop.quota.answered(ticket, now, tokens, reply.served_at, received)
         self.attempts += 1
         self.answered += 1
-        failed, refused = waiting.tries
-        if reply.attempts != failed + 1 or reply.rate_limited != refused:
-            reply = replace(reply, attempts=failed + 1, rate_limited=refused)
+        attempts, refused = waiting.tries.failed + 1, waiting.tries.refused
+        if reply.attempts != attempts or reply.rate_limited != refused:
+            reply = replace(reply, attempts=attempts, rate_limited=refused)
         self._deliver(waiting, reply)
 
     def _take_refusal(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, failure: Failure, now: float) -> None:
@@ -286,10 +292,9 @@ class Dispatcher:
         enough = REFUSED_ALONE if ticket.tokens >= loop.quota.tokens_limit else REFUSED_LARGE
         if waiting.refused_alone < enough:
             self._again(waiting, now, max(now, ticket.again_at))
-        elif not waiting.gone:
-            self._end_too_long(
-                waiting, ticket.tokens, f"fewer a minute: it was refused {enough} times with a minute for itself"
-            )
+            return
+        takes = f"fewer a minute: it was refused {enough} times with a minute for itself"
+        self._end_here(waiting, loop, too_long(ticket.tokens, takes), now)
 
     def _take_failure(
         self, loop: QuotaLoop, target: Target, waiting: Waiting, ticket: Ticket, failure: Failure, now: float
@@ -298,9 +303,9 @@ class Dispatcher:
         waiting.tries = Tries(waiting.tries.failed + 1, waiting.tries.refused)
         self.attempts += 1
         if failure.kind == "reject":
-            self._fail(waiting, "blocked" if failure.error_kind == "prompt_blocked" else "invalid", failure)
+            self._end(waiting, failed("blocked" if failure.error_kind == "prompt_blocked" else "invalid", failure))
         elif failure.kind == "transient" and is_enough(waiting, failure, self._max_attempts):
-            self._fail(waiting, "error", failure)
+            self._end_here(waiting, loop, failed("error", failure), now)
         elif failure.kind == "transient":
             wait, asked = pause_s(waiting, failure, loop.quota.period_s, self._rng)
             self._tell_wait(failure, asked, now)
@@ -308,6 +313,30 @@ class Dispatcher:
         else:
             self._left_out(loop, target, stops.stopped_by(failure))
             self._again(waiting, now, now)
+
+    def _end_here(self, waiting: Waiting, loop: QuotaLoop, reply: Reply, now: float) -> None:
+        """Ask this quota no more for it; it ends with `reply`, where it would with the others too."""
+        rank, line = loop.target.priority, waiting.line
+        is_down = reply.error_kind in PASSING
+        may = {
+            taker.target.quota
+            for taker in line.takers
+            if taker is not loop
+            and not taker.closed
+            and taker.costs.of(waiting)[0] <= taker.quota.largest
+            and (not is_down or taker.target.priority <= rank or "outage" in taker.target.takes)
+        }
+        if waiting.gone:
+            return
+        if not may or not (is_down or reply.error_kind == "too_long"):
+            self._end(waiting, reply)
+            return
+        waiting.line = self._backlog.line_of(Route(tuple(target for target in line.route if target.quota in may)))
+        if waiting.line.route.first.model != line.route.first.model:
+            waiting.exact_tokens = None
+        waiting.tokens = waiting.line.size(waiting)
+        waiting.failed_elsewhere, waiting.refused_alone, waiting.otherwise = waiting.tries.failed, 0, reply
+        self._again(waiting, now, now)
 
     def _left_out(self, loop: QuotaLoop, target: Target, reason: PipelineError) -> None:
         """Ask this target no more: another key of the same quota is used, or the loop ends."""
@@ -336,7 +365,7 @@ class Dispatcher:
         waiting.queued = True
         self._count_ready(waiting, 1)
         self._backlog.add_again(waiting, now, when)
-        self._halt_if_stuck(waiting)
+        self._heed_if_stuck(waiting)
 
     # --- the queue --------------------------------------------------------------------------------------------------
 
@@ -351,11 +380,17 @@ class Dispatcher:
     def _line_up(self, waiting: Waiting, tokens: int) -> None:
         if tokens <= waiting.line.takers[0].quota.largest or not self.refuse_too_long(waiting):
             self._backlog.add(waiting, tokens, self._loop.time())
-            self._halt_if_stuck(waiting)
+            self._heed_if_stuck(waiting)
 
-    def _halt_if_stuck(self, waiting: Waiting) -> None:
-        if self._is_any_shut and self._is_stuck(waiting):
-            self.halt(waiting.line.takers[0].closed)
+    def _heed_if_stuck(self, waiting: Waiting) -> None:
+        """End it where nobody is left who would take it: as it failed elsewhere, or with the whole run."""
+        if self.halted or not self._is_any_shut or waiting.gone or not self._is_stuck(waiting):
+            return
+        if waiting.otherwise is None:
+            self.halt(next(taker.closed for taker in waiting.line.takers if taker.closed))
+        else:
+            self._leave_queue(waiting)
+            self._end(waiting, waiting.otherwise)
 
     async def _count(self, prompt: Prompt, target: Target) -> int | Failure:
         return await self._providers[target.provider].count_tokens(prompt, target)
@@ -385,13 +420,6 @@ class Dispatcher:
             waiting.answer.cancel()
         elif not waiting.gone:
             waiting.answer.set_exception(Halted(self._reason))
-
-    def _end_too_long(self, waiting: Waiting, tokens: int, takes: str) -> None:
-        message = f"The prompt has {tokens:,} input tokens; the service takes {takes}. Chunk the text smaller."
-        self._end(waiting, Reply("", "invalid", error_kind="too_long", error=message))
-
-    def _fail(self, waiting: Waiting, status: Status, failure: Failure) -> None:
-        self._end(waiting, Reply("", status, error_kind=failure.error_kind, error=failure.message))
 
     def _end(self, waiting: Waiting, reply: Reply) -> None:
         self.failed += 1

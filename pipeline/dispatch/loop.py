@@ -53,7 +53,7 @@ class Floor(Protocol):
         ...
 
     def refuse_too_long(self, waiting: Waiting) -> bool:
-        """End it where it is larger than any of its targets takes."""
+        """End it where it is larger than any of its targets takes, or than those that are left."""
         ...
 
     def shut(self, loop: "QuotaLoop", reason: PipelineError) -> None:
