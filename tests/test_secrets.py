@@ -18,7 +18,7 @@ from jobs import PLAIN, write_job
 KEY = "AQ.Ab8-recognisable_KEY-5501984"
 PROMPT = "marmalade-7742"
 _MAIN = "from pipeline.cli import main\n{patch}\nmain()\n"
-_BUG = "import pipeline.budget.cashier\npipeline.budget.cashier.cost = lambda *_, **__: 1 / 0"
+_BUG = "import pipeline.targets\npipeline.targets.cost = lambda *_, **__: 1 / 0"
 
 
 class Streams:
