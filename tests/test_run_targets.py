@@ -243,7 +243,7 @@ def test_rules_that_lead_nowhere_are_refused_before_anything_is_sent(
 
 
 def test_a_cut_answer_is_kept_where_nobody_gives_a_whole_one(here: Path, serve: Any) -> None:
-    urls = serve(emulating(), emulating("503"))
+    urls = serve(emulating(), emulating("400"))
     several = [
         {"name": "first", "base_url": urls[0]},
         {"name": "second", "base_url": urls[1], "model": FLASH, "fallback": ["truncated"], "timeout_s": 5},
@@ -280,14 +280,15 @@ def test_no_kill_buys_anything_twice_also_from_a_fallback(here: Path, serve: Any
 def test_every_job_of_the_page_runs(
     number: int, here: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Ran], serve: Any
 ) -> None:
-    rows = [("en", "Good."), ("de", "Gut."), ("en", "word " * 5_000)]
+    rows = [("en", "Good."), ("de", "Gut."), ("en", "word " * 5_000)][: 2 if number == 0 else 3]  # 10 a minute
     Path("reviews.csv").write_text("lang,review\n" + "".join(f"{lang},{text}\n" for lang, text in rows))
     path = here / "page.toml"
     path.write_text(blocks(PAGES["docs/targets.md"], "toml")[number])
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", serve(emulating())[0])
-    for command in (["check", path], ["estimate", path], ["run", path, "--yes"]):
+    unpaced = ["--rpm", "0"] if number else []
+    for command in (["check", path], ["estimate", path], ["run", path, "--yes", *unpaced]):
         ran = cli(*command)
-        assert ran.code == (number == 0 and command[0] == "run"), ran.err  # its answer to a long text is cut
+        assert ran.code == 0, ran.err
     out = pl.read_csv(load(path).spec.output.path)
-    expected = [{"free": 3}, {"first": 3}, {"cheap": 1, "strong": 2}][number]
+    expected = [{"free": 2}, {"first": 3}, {"cheap": 1, "strong": 2}][number]
     assert Counter(out["target"]) == expected
