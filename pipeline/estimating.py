@@ -52,6 +52,7 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     start = datetime.now(UTC)
     with kept(session) as (outcomes, bought):
         given = await basis(session, wanted(session, outcomes), bought, EVERYTHING if wishes.whole else USUAL)
+        given = replace(given, by=wishes.by)
         if wishes.exact:
             async with open_services(session) as services:
                 counted = await count_sample(given, services.count_tokens)

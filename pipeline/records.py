@@ -70,12 +70,12 @@ EMULATOR_RESPONSE_ID = "pipeline-emulator-"
 Counted = Literal["input", "total", "reserved"]
 """What a quota on tokens counts of a request: input; input and output; input and the most that may be answered."""
 
-Takes = Literal["full", "day_quota", "outage"]
-"""Why a target takes what others before it are asked first: they have no room now, none today, or are down."""
+Takes = Literal["full", "day_quota", "outage", "deadline"]
+"""Why a target takes what others before it are asked first: they have no room, none today, are down, or too slow."""
 TakesOver = Literal["blocked", "truncated", "too_long"]
 """Answers of others after which a target is asked too: one that was withheld, one that was cut, none for its length."""
 
-ALWAYS: frozenset[Takes] = frozenset(get_args(Takes))
+ALWAYS: frozenset[Takes] = frozenset({"full", "day_quota", "outage"})
 TAKEN_OVER: tuple[TakesOver, ...] = get_args(TakesOver)
 
 FailureKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "proxy", "fatal"]

@@ -137,3 +137,10 @@ def test_a_quota_on_all_tokens_is_smaller_for_input() -> None:
     assert joint([one], Cell(10, 100, 0, 80, 20), 50).limits.tpm == 500
     reserving = answerer("a", Limits(rpm=0, tpm=1_000, tokens="reserved"))
     assert joint([reserving], Cell(10, 100, 0, 80, 20), 90).limits.tpm == 100
+
+
+@pytest.mark.parametrize(("minutes", "paid"), [(60.0, 0), (11.0, 0), (6.0, 300), (1.0, 546)])
+def test_who_helps_only_to_be_in_time_answers_what_the_others_would_not(minutes: float, paid: float) -> None:
+    """As `test_a_paid_target_is_asked_only_as_far_as_a_deadline_needs_it` has it of the run."""
+    free, helper = answerer("a", a_minute(60)), answerer("b", a_minute(600), 2, ["deadline"])
+    assert parts([free, helper], 600, TOKENS, 60.0 * minutes) == pytest.approx([600 - paid, paid], abs=12)

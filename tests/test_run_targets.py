@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,30 @@ def test_a_flag_that_would_say_nothing_to_a_target_is_refused(here: Path) -> Non
     path = job(here, {"name": "a", "limits": {"rpm": 5}}, {"name": "b"})
     with pytest.raises(JobError, match=r"a flag sets limits\.rpm, and target a has its own"):
         load(path, {"limits.rpm": 10})
+
+
+def test_a_time_that_would_change_nothing_is_refused(here: Path, cli: Callable[..., Ran]) -> None:
+    ran_ = cli("run", job(here, {"name": "a"}, {"name": "b", "priority": 2}), "--yes", "--by", "07:00")
+    assert ran_.code == 2 and "the job names none" in ran_.err
+
+
+def test_a_paid_target_helps_to_be_in_time(here: Path, serve: Any, cli: Callable[..., Ran]) -> None:
+    """60 rows at 60 a minute take a minute: none to spare."""
+    [url] = serve(emulating())
+    several = [
+        {"name": "free", "base_url": url, "limits": {"rpm": 60}},
+        {"name": "paid", "base_url": url, "model": FLASH, "fallback": ["deadline"], "limits": {"rpm": 6000}},
+    ]
+    path = job(here, *several, limits={"rpm": 0, "tpm": 0})
+    soon = (datetime.now(UTC) + timedelta(seconds=70)).isoformat()
+    estimated = json.loads(cli("estimate", path, "--by", soon, "--json").out)
+    ran_ = cli("run", path, "--yes", "--by", soon)
+    assert ran_.code == 0, ran_.err
+    answered = Counter(pl.read_ndjson("results/out.jsonl")["target"])
+    assert answered["paid"] >= 45
+    assert {each["name"]: each["prompts"] for each in estimated["targets"]}["paid"] == pytest.approx(
+        answered["paid"], abs=12
+    )
 
 
 def test_three_targets_answer_and_each_row_says_who_and_what_it_cost_there(here: Path, serve: Any) -> None:

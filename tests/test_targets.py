@@ -23,6 +23,7 @@ from stores import killed, manifest
 from vclock import run
 
 from jobs import PLAIN, make_job
+from pipeline.dispatch.backlog import Deadline
 from pipeline.dispatch.desk import Tries
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import AuthError, Halted, PipelineError, RunStateError
@@ -435,6 +436,27 @@ def test_what_is_larger_than_the_first_ever_takes_goes_to_the_second_at_once(tak
 
     dispatching(body, send, Route((small, large)))
     assert went[1] == "b"
+
+
+@pytest.mark.parametrize(("minutes", "paid"), [(60.0, 0), (11.0, 0), (6.0, 300), (1.0, 546)])
+def test_a_paid_target_is_asked_only_as_far_as_a_deadline_needs_it(minutes: float, paid: int) -> None:
+    """Free: 60 a minute, 600 prompts, so ten minutes; paid: 600 a minute. With a minute to spare."""
+    sent: list[tuple[float, str]] = []
+    route = Route((FIRST, replace(SECOND, priority=2, takes=frozenset({"deadline"}), limits=Limits(rpm=600, tpm=0))))
+
+    async def main() -> None:
+        deadline = Deadline(anyio.current_time() + 60.0 * minutes, 600)
+        desk = Dispatcher(
+            answering(sent), route, deadline=deadline, wall=lambda: EPOCH + anyio.current_time(), rng=Random(1)
+        )
+        async with anyio.create_task_group() as group:
+            group.start_soon(desk.run)
+            await submit_all(desk, 600)
+            assert anyio.current_time() <= max(60.0 * minutes, 70.0)
+            desk.close()
+
+    run(main)
+    assert sum(project == "b" for _, project in sent) == pytest.approx(paid, abs=12)
 
 
 def test_targets_of_one_rank_get_their_parts_by_weight() -> None:

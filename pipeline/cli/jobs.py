@@ -34,6 +34,7 @@ from pipeline.terminal import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
 
     from pipeline.job import Job
     from pipeline.plan import Plan
@@ -67,6 +68,15 @@ def run(
     ] = False,
     yes: Yes = False,
     wait: Annotated[bool, typer.Option("--wait", help="sleep until the day's quota resets, then go on")] = False,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="TIME",
+            help="ask targets with the fallback `deadline` as far as it would not be done by then (07:00, or"
+            " 2026-11-24 07:00)",
+        ),
+    ] = None,
     out: Out = None,
     model: Model = None,
     rpm: Rpm = None,
@@ -120,6 +130,7 @@ def run(
         changes=canonical(changed),
         pace=pace,
         overwrite=overwrite,
+        by=_deadline(loaded, by),
     )
     redo = load_job(job, out, model, rpm, tpm, rpd, changed) if changed else None
     prepared = prepare.prepare(loaded, options, redo)
@@ -246,6 +257,22 @@ def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> bool:
             console.show_failure(ended.stopped or PipelineError("interrupted", "the same command continues"))
         raise typer.Exit(ended.exit_code)
     return True
+
+
+def _deadline(job: "Job", by: str | None) -> "datetime | None":
+    """The moment that `run --by` means. Raises `JobError` where it would change nothing."""
+    if by is None:
+        return None
+    if not any("deadline" in target.takes for target, _ in job.targets):
+        raise JobError(
+            "--by says when targets with the fallback `deadline` are asked, and the job names none",
+            "`pipeline estimate JOB --by TIME` says whether it ends in time",
+        )
+    from datetime import UTC, datetime
+
+    from pipeline.plan.timing import next_time
+
+    return next_time(by, datetime.now(UTC))
 
 
 def _run(prepared: "Session", yes: bool, watch: "Watch") -> "Ended":

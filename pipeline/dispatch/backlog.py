@@ -16,6 +16,7 @@ from pipeline.dispatch.lookahead import Lookahead
 from pipeline.errors import PipelineError
 from pipeline.models import assumed
 from pipeline.prompts import Prompt
+from pipeline.quota.pacer import WINDOW_S
 from pipeline.quota.quota import Quota
 from pipeline.records import Counted, Reply, Takes, Usage
 from pipeline.targets import Route, Target
@@ -94,6 +95,21 @@ class Costs:
         return prompt.params.max_output_tokens or assumed(self.model).max_output_tokens
 
 
+@dataclass(slots=True)
+class Deadline:
+    """When all should be answered, by the loop's clock, and how many prompts there are, as far as that is known."""
+
+    at: float
+    prompts: int
+    done: int = 0
+
+    def is_missed_by(self, takers: Sequence["Taker"], mean_tokens: float, now: float) -> bool:
+        """Whether these alone would not be done with what is left in time, with a minute to spare."""
+        speeds = (taker.quota.limits for taker in takers)
+        a_minute = sum(min(one.rpm or inf, one.tpm / mean_tokens if one.tpm and mean_tokens else inf) for one in speeds)
+        return WINDOW_S * (self.prompts - self.done) / a_minute > self.at - now - WINDOW_S
+
+
 class Taker(Protocol):
     """Who takes prompts from the lines that it is on, for one quota."""
 
@@ -120,9 +136,12 @@ class Taker(Protocol):
 class Line(Lookahead[Waiting]):
     """The ready prompts of one route: whoever is on it takes from here."""
 
-    def __init__(self, route: Route, takers: Sequence[Taker], rng: Random | None) -> None:
+    def __init__(
+        self, route: Route, takers: Sequence[Taker], rng: Random | None, deadline: Deadline | None = None
+    ) -> None:
         """`takers` in the order of the targets."""
         super().__init__(rng)
+        self._deadline = deadline
         self.route, self.takers = route, takers
         self.ready = self.ready_tokens = 0  # how many wait, those that are to be sent again later included
         self.is_ranked = any(target.priority != route.first.priority or target.weight for target in route)
@@ -143,12 +162,17 @@ class Line(Lookahead[Waiting]):
     def _is_its_turn(self, taker: Taker, now: float) -> bool:
         """Whether those before it cannot, as one of its causes holds for each.
 
-        `full` holds for all together, as more waits than they take in a minute.
+        `full` holds for all together, as more waits than they take in a minute; so does `deadline`, as they would not
+        be done in time.
         """
         own = taker.target
         before = [each for each in self.takers if each.target.priority < own.priority]
         able = [each for each in before if not each.is_out(now, own.takes)]
-        return not able or ("full" in own.takes and not self._is_for(able))
+        if not able or ("full" in own.takes and not self._is_for(able)):
+            return True
+        mean_tokens = self.ready_tokens / self.ready if self.ready else 0.0
+        pressing = self._deadline if "deadline" in own.takes else None
+        return pressing is not None and pressing.is_missed_by(able, mean_tokens, now)
 
     def _is_for(self, takers: Sequence[Taker]) -> bool:
         """Whether they take all that waits within a minute. So many as `_MANY` may be the first of millions of rows."""
@@ -173,9 +197,9 @@ class Backlog:
     route has a line of its own; a quota takes first from the line on which fewest may stand in for it.
     """
 
-    def __init__(self, rng: Random | None, takers: Mapping[str, Taker]) -> None:
+    def __init__(self, rng: Random | None, takers: Mapping[str, Taker], deadline: Deadline | None = None) -> None:
         """Without `rng` prompts keep their order; `takers` by quota."""
-        self._rng = rng
+        self._rng, self._deadline = rng, deadline
         self._takers = takers
         self._lines: dict[Route, Line] = {}  # a route that is made anew for each prompt has one line all the same
         self._later: list[tuple[float, int, Waiting]] = []  # heap: when, tie-breaker, who
@@ -215,7 +239,7 @@ class Backlog:
         line = self._lines.get(route)
         if line is None:
             takers = [self._takers[quota] for quota in dict.fromkeys(target.quota for target in route)]
-            line = self._lines[route] = Line(route, takers, self._rng)
+            line = self._lines[route] = Line(route, takers, self._rng, self._deadline)
             for taker in takers:
                 taker.lines.append(line)
                 taker.lines.sort(key=lambda line: len(line.route.targets))

@@ -11,7 +11,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pipeline.calibration import Calibration, Calibrations
-from pipeline.dispatch.backlog import Backlog, Costs, Waiting
+from pipeline.dispatch.backlog import Backlog, Costs, Deadline, Waiting
 from pipeline.dispatch.counting import Counting
 from pipeline.dispatch.desk import Admit, Send, Tries
 from pipeline.dispatch.loop import QuotaLoop
@@ -53,6 +53,7 @@ class Dispatcher:
         admit: Admit = lambda prompt, target: True,
         books: Mapping[str, QuotaBook] | None = None,
         known: Mapping[Step, Calibration] | None = None,
+        deadline: Deadline | None = None,
         max_attempts: int = 5,
         wait: bool = False,
         on_event: Notify = lambda event: None,
@@ -64,7 +65,8 @@ class Dispatcher:
         `route` has every target there is. `providers` count tokens, and know what counts against a quota. `admit` is
         asked right before each request: so it reserves for requests in flight, and for no others. With `wait` a used-up
         day is slept through. `on_event` hears what a person may want to know. `books`, by quota, carry counts and
-        learned limits over from other runs; `known` is what the plan learned of the first target's estimates. `wall` is
+        learned limits over from other runs; `deadline` is for the targets that take what others would be too slow for;
+        `known` is what the plan learned of the first target's estimates. `wall` is
         epoch seconds; all else goes by the loop's clock.
         """
         self._loop = asyncio.get_running_loop()
@@ -73,7 +75,8 @@ class Dispatcher:
         self._notify, self._wall, self._rng = on_event, wall, rng or Random()
         self._by_quota: dict[str, QuotaLoop] = {}
         ordered = any(target.limits.tpm != 0 for target in route)
-        self._backlog = Backlog(self._rng if ordered else None, self._by_quota)
+        self._deadline = deadline
+        self._backlog = Backlog(self._rng if ordered else None, self._by_quota, deadline)
         for name, targets in by_quota(route).items():
             first = targets[0]
             quota = Quota(
@@ -430,5 +433,7 @@ class Dispatcher:
 
     def _deliver(self, waiting: Waiting, reply: Reply) -> None:
         waiting.reply = reply
+        if self._deadline:
+            self._deadline.done += 1
         if not waiting.gone:
             waiting.answer.set_result(reply)

@@ -9,6 +9,7 @@ from pipeline.models import assumed
 from pipeline.plan.amounts import Cell
 from pipeline.plan.pace import Pace
 from pipeline.prices import Rates
+from pipeline.quota.pacer import WINDOW_S
 from pipeline.records import ALWAYS, Limits, Takes
 
 _MOST_TURNS = 1_000  # each ends a day's quota, the calls, or what is more than a minute's
@@ -49,22 +50,24 @@ def largest(answerers: Sequence[Answerer]) -> int:
     return max(min(context, each.limits.tpm or context) for each, context in contexts)
 
 
-def parts(answerers: Sequence[Answerer], calls: float, mean_tokens: float) -> list[float]:
-    """How many of so many calls each will answer, if none is down and all answers will do."""
+def parts(answerers: Sequence[Answerer], calls: float, mean_tokens: float, within_s: float = inf) -> list[float]:
+    """How many of so many calls each will answer, if none is down and all answers will do; all should be in in time."""
     sent = [0.0] * len(answerers)
     left = [each.left_today() if each.takes else 0.0 for each in answerers]
-    todo = calls
+    todo, minutes = calls, within_s / WINDOW_S - 1.0  # to spare
     for _ in range(_MOST_TURNS):
-        speeds = _speeds(answerers, left, todo, mean_tokens)
+        speeds, unhelped = _speeds(answerers, left, todo, mean_tokens, minutes)
         together = sum(speeds)
         if todo <= 0.0 or not together:
             break
         turn = min(todo / together, *(left[at] / speed for at, speed in enumerate(speeds) if speed))
         least = min(each.priority for each, some in zip(answerers, left, strict=True) if some)
-        least = min(each.priority for each, some in zip(answerers, left, strict=True) if some)
         first = sum(speed for each, speed in zip(answerers, speeds, strict=True) if each.priority == least)
         if first < together and todo > first:  # the others stop once the first can do the rest in a minute
             turn = min(turn, (todo - first) / together)
+        if unhelped < together and (late := todo - unhelped * minutes) > 0.0:  # until the others are in time alone
+            turn = min(turn, late / (together - unhelped))
+        minutes -= turn
         for at, speed in enumerate(speeds):
             sent[at] += speed * turn
             left[at] = max(0.0, left[at] - speed * turn)
@@ -77,9 +80,11 @@ def parts(answerers: Sequence[Answerer], calls: float, mean_tokens: float) -> li
     return sent
 
 
-def _speeds(answerers: Sequence[Answerer], left: Sequence[float], todo: float, mean_tokens: float) -> list[float]:
-    """Calls a minute that each is sent now."""
-    speeds = [0.0] * len(answerers)
+def _speeds(
+    answerers: Sequence[Answerer], left: Sequence[float], todo: float, mean_tokens: float, minutes: float
+) -> tuple[list[float], float]:
+    """Calls a minute that each is sent now, and those of all together without who only helps to be in time."""
+    speeds, helping = [0.0] * len(answerers), 0.0
     able = 0.0  # of those of lower priorities
     for priority in sorted({each.priority for each in answerers}):
         own = [at for at, each in enumerate(answerers) if each.priority == priority and left[at]]
@@ -87,15 +92,21 @@ def _speeds(answerers: Sequence[Answerer], left: Sequence[float], todo: float, m
         spent = any(each.priority < priority and each.takes and not left[at] for at, each in enumerate(answerers))
         for at in own:
             takes = answerers[at].takes
-            over = todo > able if before else (not spent or "day_quota" in takes or "full" in takes)
-            speeds[at] = answerers[at].per_minute(mean_tokens) if over and (not before or "full" in takes) else 0.0
+            speed = answerers[at].per_minute(mean_tokens)
+            if not before:
+                speeds[at] = speed if not spent or "day_quota" in takes or "full" in takes else 0.0
+            elif "full" in takes and todo > able:
+                speeds[at] = speed
+            elif "deadline" in takes and todo > able * minutes + 1e-6:
+                speeds[at] = speed
+                helping += speed
         weighted = [at for at in own if speeds[at] and answerers[at].weight]
         if len(weighted) > 1:
             unit = min(speeds[at] / answerers[at].weight for at in weighted)
             for at in weighted:
                 speeds[at] = unit * answerers[at].weight
         able += sum(speeds[at] for at in own)
-    return speeds
+    return speeds, max(0.0, able - helping)
 
 
 def joint(answerers: Sequence[Answerer], each_call: Cell, longest_answer: int | None) -> Pace:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from math import inf
 
 import polars as pl
 from anyio.lowlevel import checkpoint
@@ -49,6 +50,7 @@ class Input:
     pace: Pace
     wanted: pl.Series | None = None
     effort: Effort = USUAL
+    by: datetime | None = None  # when the run should be done, for the targets that help it to be
     several: tuple[
         tuple[Answerer, ...], ...
     ] = ()  # who answers, by the number of the job's rule; none: the job's model
@@ -80,7 +82,7 @@ async def make(given: Input, start: datetime) -> Plan:
     """
     job, learned = given.job, given.learned
     picks, tally = await _tallied(given)
-    bills = _bills(given, tally.expected, start.astimezone(UTC).date())
+    bills = _bills(given, tally.expected, start)
     expected = total(tally.expected)
     load = Load(round(expected.prompts), round(expected.input_tokens), tally.largest_tokens, max(1, tally.depth))
     everyone = {each.name: each for answerers in given.answerers for each in answerers}
@@ -148,13 +150,15 @@ class _Bill:
         return None if by_day is None else sum(by_day.values(), Decimal(0))
 
 
-def _bills(given: Input, work: Work, day: date) -> list[_Bill]:
+def _bills(given: Input, work: Work, start: datetime) -> list[_Bill]:
     """Who answers which part of the expected calls."""
+    day = start.astimezone(UTC).date()
+    within_s = (given.by - start).total_seconds() if given.by else inf
     found = []
     for rule, answerers in enumerate(given.answerers):
         cell = total({tier: cell for tier, cell in work.items() if tier.rule == rule})
         mean = cell.input_tokens / cell.prompts if cell.prompts else 0.0
-        sent = parts(answerers, cell.prompts, mean) if len(answerers) > 1 and cell.prompts else [1.0]
+        sent = parts(answerers, cell.prompts, mean, within_s) if len(answerers) > 1 and cell.prompts else [1.0]
         whole = sum(sent)
         for answerer, some in zip(answerers, sent, strict=False):
             tariff = Tariff(answerer.model, day, answerer.own, factor=answerer.factor)

@@ -45,7 +45,7 @@ async def basis(session: Session, wanted: Wanted, bought: Bought, effort: Effort
     job, source, found = session.working, session.source, await look(session)
     learned = await anyio.to_thread.run_sync(earlier, RUNS, job, session.kind, source.fingerprint, about(found))
     pace, several = await _pace(session, learned), await _several(session, learned)
-    return Input(job, source, found, learned, bought, pace, mask(session, wanted), effort, several)
+    return Input(job, source, found, learned, bought, pace, mask(session, wanted), effort, session.options.by, several)
 
 
 async def _several(session: Session, learned: Learned) -> tuple[tuple[Answerer, ...], ...]:

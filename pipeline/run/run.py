@@ -20,6 +20,7 @@ from pipeline.budget.cashier import SEEN_COLUMNS, Cashier, seen_in
 from pipeline.budget.joint import JointBook
 from pipeline.cache import AnswerCache, shelf_of
 from pipeline.calls import Call, charge_lost, durable
+from pipeline.dispatch.backlog import Deadline
 from pipeline.dispatch.desk import Admit, Desk, Send
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import KEPT, RESUMABLE, AuthError, InputChanged, PipelineError, resumable_once
@@ -253,6 +254,11 @@ def _engine(
     routes = [route.mapped(used.__getitem__) for route in services.routes]
     whole = routes[-1] if tuple(used.values()) == routes[-1].targets else Route(tuple(used.values()))
 
+    deadline = None
+    if options.by is not None:
+        left_s = options.by.timestamp() - time.time()
+        deadline = Deadline(anyio.current_time() + left_s, plan.load.prompts)
+
     def desk(send: Send, admit: Admit) -> Desk:
         return Dispatcher(
             send,
@@ -261,6 +267,7 @@ def _engine(
             admit=admit,
             books=books,
             known=plan.calibrations,
+            deadline=deadline,
             wait=options.wait,
             on_event=heard,
         )

@@ -1,7 +1,7 @@
 """The sections of a job file that say who answers: where the calls go, how many may, and which target takes which."""
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator, model_validator
@@ -178,8 +178,8 @@ class TargetSection(Endpoint):
     fallback: list[Cause] | None = Field(
         None,
         description="why it takes what others are asked first: `full` (more waits than they take in a minute),"
-        " `day_quota`, `outage`, or an answer of theirs that is `blocked`, `truncated` or `too_long`. Default: the"
-        " first three",
+        " `day_quota`, `outage`, `deadline` (they would not be done by `run --by TIME`), or an answer of theirs that is"
+        " `blocked`, `truncated` or `too_long`. Default: the first three",
     )
     weight: float | None = Field(
         None, gt=0, le=1_000_000, description="its part of the requests, among targets of its priority that have one"
@@ -193,7 +193,7 @@ class TargetSection(Endpoint):
     @property
     def takes(self) -> frozenset[Takes]:
         """Why it takes what waits for others; empty: it is asked only after their answers."""
-        return ALWAYS if self.fallback is None else ALWAYS.intersection(self.fallback)
+        return ALWAYS if self.fallback is None else frozenset(get_args(Takes)).intersection(self.fallback)
 
     @property
     def takes_over(self) -> frozenset[TakesOver]:
