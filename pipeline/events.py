@@ -1,7 +1,7 @@
 """What happens while a run goes on, as run.log keeps it and the console tells it: one small class for each event."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from typing import ClassVar, Literal
 
@@ -10,13 +10,14 @@ Meter = Literal["requests", "tokens"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that a person may want to know; `kind` is its name in run.log."""
+    """Something that a person may want to know; `kind` is its name in run.log. `target`: of which of several it is."""
 
     kind: ClassVar[str]
+    target: str = field(default="", kw_only=True)
 
     def fields(self) -> dict[str, object]:
         """Its numbers and its message, by name."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value or name != "target"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,3 +188,8 @@ class SessionEnded(Progressed):
 
 
 Notify = Callable[[Event], None]
+
+
+def told_of(target: str, notify: Notify) -> Notify:
+    """Who hears what happens, with the target's name on it; of a job that names none as it is."""
+    return (lambda event: notify(replace(event, target=target))) if target else notify

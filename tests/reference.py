@@ -191,11 +191,15 @@ def _tables() -> Iterator[str]:
 
 def _events() -> Iterator[str]:
     yield "## Events of run.log\n"
-    yield "One JSON object a line, with the time `at` and the `event`:\n"
+    yield "One JSON object a line, with the time `at`, the `event` and, of one of several targets, `target`:\n"
     told = [each for each in vars(events).values() if isinstance(each, type) and issubclass(each, events.Event)]
     yield from _table(
         ("event", "with", "meaning"),
-        (_event(each.kind, each, (own.name for own in fields(each))) for each in told if hasattr(each, "kind")),
+        (
+            _event(each.kind, each, (own.name for own in fields(each) if own.name != "target"))
+            for each in told
+            if hasattr(each, "kind")
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from pipeline.console.progress import QUIET_S, Recent, fitting_line, stopping_li
 from pipeline.console.reports import seconds, show_accuracy
 from pipeline.console.screen import Screen, folded
 from pipeline.dispatch.dispatcher import Dispatcher
-from pipeline.events import DayUsedUp, LimitSet, LongWait, Outage, QuotaShared, RequestsLost, Stopped
+from pipeline.events import DayUsedUp, LimitSet, LongWait, Outage, QuotaShared, RequestsLost, Stopped, TargetLeftOut
 from pipeline.records import Status
 from pipeline.report.accuracy import Accuracy, Amounts
 from pipeline.run.engine import Monitor
@@ -188,6 +188,8 @@ def test_every_event_has_words() -> None:
     assert "unknown sum" in notice(RequestsLost(8, None))
     assert "cost" not in notice(RequestsLost(8, Decimal(0)))
     assert notice(Outage("overloaded")) == "outage: overloaded"
+    assert notice(Outage("overloaded", target="备用")) == "备用: outage: overloaded"
+    assert notice(TargetLeftOut("its key expired", target="free")) == "free is left out: its key expired"
     assert notice(DayUsedUp("The day's quota is used up.", 0.0)) == "The day's quota is used up."
     assert notice(Stopped("told at the end")) == ""
 

@@ -24,6 +24,7 @@ from pipeline.events import (
 )
 from pipeline.records import STATUSES, Status
 from pipeline.run.engine import Monitor
+from pipeline.terminal import one_line
 
 REFRESH_S = 0.25
 QUIET_S = 15.0
@@ -134,6 +135,13 @@ def _tell(monitor: Monitor) -> None:
 
 def notice(event: Event) -> str:
     """What a person is told of an event; nothing of one that is told in other ways."""
+    told = _told(event)
+    if not (told and event.target):
+        return told
+    return one_line(event.target) + (" is left out: " if isinstance(event, TargetLeftOut) else ": ") + told
+
+
+def _told(event: Event) -> str:
     match event:
         case LimitSet(meter, per_minute, origin):
             counted = meter.removesuffix("s") if per_minute == 1 else meter

@@ -17,7 +17,7 @@ from pipeline.dispatch.desk import Admit, Send, Tries
 from pipeline.dispatch.loop import QuotaLoop
 from pipeline.dispatch.retries import failed, is_enough, pause_s, too_long
 from pipeline.errors import Halted, PipelineError
-from pipeline.events import LongWait, Notify, Stopped, TargetLeftOut
+from pipeline.events import LongWait, Notify, Stopped, TargetLeftOut, told_of
 from pipeline.prompts import Prompt
 from pipeline.providers.base import Providers
 from pipeline.quota import stops
@@ -79,11 +79,12 @@ class Dispatcher:
         self._backlog = Backlog(self._rng if ordered else None, self._by_quota, deadline)
         for name, targets in by_quota(route).items():
             first = targets[0]
+            notify = told_of(", ".join(filter(None, (target.name for target in targets))), on_event)
             quota = Quota(
                 first.limits,
                 now=self._loop.time(),
                 wall=wall,
-                notify=on_event,
+                notify=notify,
                 rng=self._rng,
                 book=(books or {}).get(name),
             )
@@ -96,7 +97,7 @@ class Dispatcher:
                 send,
                 calibrations=Calibrations(known if is_planned else None),
                 wait=wait,
-                notify=on_event,
+                notify=notify,
                 wall=wall,
             )
         self._line = self._backlog.line_of(route)
@@ -259,7 +260,7 @@ class Dispatcher:
     def shut(self, loop: QuotaLoop, reason: PipelineError) -> None:
         """End one loop; and the run, where prompts wait that nobody else may answer."""
         if not loop.closed and len(self._by_quota) > 1:
-            self._notify(TargetLeftOut(f"{loop.target.label} is left out: {reason.message}"))
+            self._notify(TargetLeftOut(reason.message, target=loop.target.label))
         loop.closed = loop.closed or reason
         self._is_any_shut = True
         if all(other.closed for other in self._by_quota.values()):
@@ -289,7 +290,7 @@ class Dispatcher:
     def _take_refusal(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, failure: Failure, now: float) -> None:
         waiting.refused_alone += loop.quota.refused(ticket, now, failure)
         if failure.kind == "rate_limit":
-            self._tell_wait(failure, min(asked_s(failure), LONGEST_WAIT_S), now)
+            self._tell_wait(loop, failure, min(asked_s(failure), LONGEST_WAIT_S), now)
         self.rate_limited += 1
         waiting.tries = Tries(waiting.tries.failed, waiting.tries.refused + 1)
         enough = REFUSED_ALONE if ticket.tokens >= loop.quota.tokens_limit else REFUSED_LARGE
@@ -311,7 +312,7 @@ class Dispatcher:
             self._end_here(waiting, loop, failed("error", failure), now)
         elif failure.kind == "transient":
             wait, asked = pause_s(waiting, failure, loop.quota.period_s, self._rng)
-            self._tell_wait(failure, asked, now)
+            self._tell_wait(loop, failure, asked, now)
             self._again(waiting, now, now + wait)
         else:
             self._left_out(loop, target, stops.stopped_by(failure))
@@ -347,16 +348,16 @@ class Dispatcher:
             return
         if len(loop.targets) > 1:
             loop.targets.remove(target)
-            self._notify(TargetLeftOut(f"{target.label} is left out: {reason.message}"))
+            self._notify(TargetLeftOut(reason.message, target=target.label))
         else:
             self.shut(loop, reason)
 
-    def _tell_wait(self, failure: Failure, kept_s: float, now: float) -> None:
+    def _tell_wait(self, loop: QuotaLoop, failure: Failure, kept_s: float, now: float) -> None:
         """Tell of a long wait that the service asks for, once until it is over."""
         if max(asked_s(failure), kept_s) > TOLD_S and now >= self._told_until:
             self._told_until = now + kept_s
             wall = self._wall()
-            self._notify(LongWait(told(failure, kept_s, wall), wall + kept_s))
+            self._notify(LongWait(told(failure, kept_s, wall), wall + kept_s, target=loop.target.name))
 
     def _again(self, waiting: Waiting, now: float, when: float) -> None:
         """Let a prompt wait again, at the front; from `when` on."""

@@ -274,7 +274,16 @@ def summarize(directory: Path) -> Summary:
         seconds=_seconds(events),
         accuracy=None if beyond else _accuracy(plan, sums, events),  # the plan was for fewer rows
         targets=dict(sorted(sums.targets.items())),
-        left_out=tuple(dict.fromkeys(event.message for event in events if isinstance(event, LeftOut))),
+        left_out=_left_out(events),
+    )
+
+
+def _left_out(events: Sequence[Event]) -> tuple[str, ...]:
+    """Why each target was asked no more, the last time that it was."""
+    left = [event for event in events if isinstance(event, LeftOut)]
+    newest = {event.target or event.message: event for event in left}
+    return tuple(
+        f"{each.target} is left out: {each.message}" if each.target else each.message for each in newest.values()
     )
 
 

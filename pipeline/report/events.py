@@ -64,6 +64,7 @@ class LeftOut(_Event):
     """A target is asked no more."""
 
     event: Literal["target"]
+    target: Annotated[str, Field(max_length=1_000)] = ""  # logs from before 2026-11-29 name it in the message
     message: Annotated[str, Field(max_length=10_000)]
 
 
