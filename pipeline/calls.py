@@ -106,25 +106,31 @@ def replay(call: Call, store: RunStore, saved: Saved) -> Call:
 
 
 def single_flight(call: Call, saved: Saved) -> Call:
-    """Send the same content once at a time: whoever asks meanwhile gets the same reply, at no cost."""
-    flights: dict[tuple[str, ...], _Flight] = {}
+    """Send the same content once at a time: whoever may be answered by the same model gets the same reply, at no cost.
+
+    One that failed, or that a model gave which is not on the route, is no answer to a prompt of another route.
+    """
+    flights: dict[str, _Flight] = {}
 
     async def once(prompt: Prompt, route: Route) -> Reply:
         content = tuple(map(prompt.fingerprint, route.models))
-        while flight := flights.get(content):
+        while flight := next((flights[each] for each in content if each in flights), None):
             if flight.landed is None:
                 flight.landed = anyio.Event()
             await flight.landed.wait()
-            if flight.reply is not None:
+            reply = flight.reply
+            if reply is not None and (flight.content == content or reply.asked in route.models):
                 saved.identical += 1
-                saved.usd += flight.reply.cost_usd or 0
-                return shared(flight.reply)
-        flight = flights[content] = _Flight()
+                saved.usd += reply.cost_usd or 0
+                return shared(reply)
+        flight = _Flight(content)
+        flights.update(dict.fromkeys(content, flight))
         try:
             flight.reply = await call(prompt, route)
             return flight.reply
         finally:
-            del flights[content]
+            for each in content:
+                del flights[each]
             if flight.landed is not None:
                 flight.landed.set()
 
@@ -133,6 +139,7 @@ def single_flight(call: Call, saved: Saved) -> Call:
 
 @dataclass(slots=True)
 class _Flight:
+    content: tuple[str, ...]  # under each model that may answer
     landed: anyio.Event | None = None  # made by the first who waits: nearly nobody does
     reply: Reply | None = None  # stays None when the leader was withdrawn: the next in line then sends
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import pytest
 from asking import MODEL, ROUTE, TARGET
 from stores import CENT, in_flight, manifest, paid, prompt, result
 
@@ -104,6 +105,34 @@ def test_the_same_content_is_in_flight_once() -> None:
         assert (saved.identical, saved.usd) == (4, Decimal("0.004"))
         await call(prompt(9, "same"), ROUTE)
         assert len(seller.sold) == 3, "a flight ends when it lands; what was bought is the journal's to remember"
+
+    anyio.run(body)
+
+
+@pytest.mark.parametrize(
+    ("answered", "sold"), [(MODEL, ["alone"]), ("gemini-3.8-flash", ["both", "alone"]), ("", ["both", "alone"])]
+)
+def test_rows_of_two_rules_share_an_answer_that_either_may_get(answered: str, sold: list[str]) -> None:
+    """The same content: one rule leads to two models, the other to one of them; a failure is nobody else's."""
+
+    async def body() -> None:
+        both = Route((TARGET, replace(TARGET, model="gemini-3.8-flash")))
+        asked: list[str] = []
+
+        async def slow(one: Prompt, route: Route) -> Reply:
+            asked.append("both" if route == both else "alone")
+            await anyio.lowlevel.checkpoint()
+            return replace(paid(), asked=answered) if answered else Reply("", "error", error_kind="server")
+
+        call = single_flight(slow, Saved())
+
+        async def ask(row: int, route: Route) -> None:
+            await call(prompt(row, "same"), route)
+
+        async with anyio.create_task_group() as tasks:
+            for row, route in enumerate((ROUTE, both) if sold == ["alone"] else (both, ROUTE)):
+                tasks.start_soon(ask, row, route)
+        assert asked == sold
 
     anyio.run(body)
 

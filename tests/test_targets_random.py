@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from servers import EPOCH, SERVERS, World
 from vclock import run
 
-from pipeline.dispatch.desk import Tries
+from pipeline.dispatch.desk import Admit, Tries
 from pipeline.dispatch.dispatcher import Dispatcher
-from pipeline.errors import AuthError, Halted
+from pipeline.errors import AuthError, BudgetReached, Halted
 from pipeline.prompts import Prompt
 from pipeline.records import ALWAYS, Failure, Limits, Reply, Takes
 from pipeline.targets import Route, Target
@@ -66,9 +66,15 @@ def targets(draw: st.DrawFn, faults: bool) -> tuple[Target, World]:
 
 
 class Played:
-    """One job: `submitted` is when, how large and over which targets each prompt is."""
+    """One job: `submitted` is when, how large and over which targets each prompt is; `admit` as of a `Dispatcher`."""
 
-    def __init__(self, several: list[tuple[Target, World]], submitted: list[tuple[float, int, set[int]]]) -> None:
+    def __init__(
+        self,
+        several: list[tuple[Target, World]],
+        submitted: list[tuple[float, int, set[int]]],
+        admit: Admit = lambda prompt, target: True,
+    ) -> None:
+        self.admit = admit
         self.worlds = {f"t{at}": world for at, (_, world) in enumerate(several)}
         named = [replace(target, name=f"t{at}", project=f"t{at}") for at, (target, _) in enumerate(several)]
         self.targets = sorted(named, key=lambda target: target.priority)
@@ -104,7 +110,7 @@ class Played:
             except Halted as halted:
                 self.ended[row] = halted
 
-        desk = Dispatcher(send, Route(tuple(self.targets)), wall=wall, rng=Random(1))
+        desk = Dispatcher(send, Route(tuple(self.targets)), admit=self.admit, wall=wall, rng=Random(1))
         async with anyio.create_task_group() as runner:
             runner.start_soon(desk.run)
             async with anyio.create_task_group() as group:
@@ -215,3 +221,20 @@ def test_a_row_ends_as_it_failed_where_the_others_are_left_out_after_it() -> Non
     played = job(FREE, replace(FREE, priority=2), rows=1, t0=DOWN, t1=FAULTS["leaked"])
     [ended] = played.ended.values()
     assert isinstance(ended, Reply) and (ended.status, ended.error_kind) == ("error", "server")
+
+
+def test_where_the_cap_leaves_nothing_for_the_paid_target_the_free_one_goes_on() -> None:
+    def admit(prompt: Prompt, target: Target) -> bool:
+        if target.priority == 2 and prompt.row >= 20:
+            raise BudgetReached("the next call could pass the budget", "raise it")
+        return True
+
+    free, paid = (
+        (replace(FREE, priority=rank, limits=Limits(rpm=60 * rank, tpm=0)), World("log", 10**9, 10**9))
+        for rank in (1, 2)
+    )
+    played = Played([free, paid], [(0.0, 10, {0, 1})] * 200, admit)
+    assert all(isinstance(ended, Reply) and ended.status == "ok" for ended in played.ended.values())
+    assert played.sent["t0"] > 150
+    only = Played([free, paid], [(0.0, 10, {1} if row == 50 else {0}) for row in range(60)], admit)
+    assert any(isinstance(ended, Halted) for ended in only.ended.values()), "nobody else may answer one of them"

@@ -209,14 +209,14 @@ class Dispatcher:
         self._backlog.bring_back(now)
         self._counting.start(now, group)
 
-    def admits(self, waiting: Waiting, target: Target, now: float) -> bool:
+    def admits(self, loop: QuotaLoop, waiting: Waiting, now: float) -> bool:
         """Whether it may be paid for now; one that may not goes first when something has come back."""
         try:
-            if self._admit(waiting.prompt, target):
+            if self._admit(waiting.prompt, loop.target):
                 return True
         except PipelineError as reason:
             self._backlog.add_again(waiting, now, now)
-            self.halt(reason)
+            self.shut(loop, reason)  # another may cost less, or nothing
             return False
         self._backlog.add_again(waiting, now, now)
         return False

@@ -38,7 +38,7 @@ class Floor(Protocol):
         """Bring back the prompts whose time has come."""
         ...
 
-    def admits(self, waiting: Waiting, target: Target, now: float) -> bool:
+    def admits(self, loop: "QuotaLoop", waiting: Waiting, now: float) -> bool:
         """Whether it may be paid for now; one that may not waits again, at the front."""
         ...
 
@@ -134,7 +134,7 @@ class QuotaLoop:
                 if waiting is None:
                     if not self._floor.halted:
                         await self._rest(min(self._fits_at(now), self._left_to_others_until(now)))
-                elif self._floor.admits(waiting, self.target, now):
+                elif self._floor.admits(self, waiting, now):
                     self._launch(waiting, now, group)
                 elif not self._floor.halted:
                     await self._rest(inf)
