@@ -31,8 +31,8 @@ TOKENS = 10
 def answerer(
     name: str, limits: Limits, priority: int = 1, takes: Sequence[Takes] = (), weight: float = 0.0
 ) -> Answerer:
-    usual = {"takes": frozenset(takes)} if takes else {}
-    return Answerer(MODEL, Pace(limits, 1.0), name, None, Decimal(1), priority, weight=weight, **usual)
+    usual = Answerer(MODEL, Pace(limits, 1.0), name, None, Decimal(1), priority, weight=weight)
+    return replace(usual, takes=frozenset(takes)) if takes else usual
 
 
 def answered(answerers: Sequence[Answerer], calls: int) -> tuple[list[int], float]:

@@ -137,6 +137,31 @@ def test_a_time_that_would_change_nothing_is_refused(here: Path, cli: Callable[.
     assert ran_.code == 2 and "the job names none" in ran_.err
 
 
+def test_an_estimate_counts_a_quota_once_and_not_while_its_day_is_used_up(
+    here: Path, serve: Any, cli: Callable[..., Ran]
+) -> None:
+    free, paid = serve(emulating(rpd=10), emulating())
+    several = [
+        {"name": "free", "base_url": free, "key_env": "FREE_KEY"},
+        {"name": "again", "base_url": free, "key_env": "FREE_KEY"},
+        {"name": "mine", "base_url": free, "key_env": "GEMINI_API_KEY", "same_project_as": "free"},
+        {"name": "paid", "base_url": paid, "key_env": "PAID_KEY", "fallback": ["day_quota"]},
+    ]
+    path = job(here, *several, limits={"rpm": 60, "tpm": 0})
+
+    def said() -> tuple[dict[str, int], float]:
+        told = json.loads(cli("estimate", path, "--json").out)
+        return {each["name"]: each["prompts"] for each in told["targets"]}, told["seconds"]
+
+    nothing = {"again": 0, "mine": 0}
+    calls, took_s = said()
+    assert calls == nothing | {"free": 60, "paid": 0} and took_s > 50
+    cli("run", path, "--yes", "--limit", "11")
+    Path("runs").rename("elsewhere")
+    calls, took_s = said()
+    assert calls == nothing | {"free": 0, "paid": 60} and took_s < 100
+
+
 def test_a_paid_target_helps_to_be_in_time(here: Path, serve: Any, cli: Callable[..., Ran]) -> None:
     """60 rows at 60 a minute take a minute: none to spare."""
     [url] = serve(emulating())

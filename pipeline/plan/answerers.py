@@ -28,6 +28,7 @@ class Answerer:
     priority: int = 1
     takes: frozenset[Takes] = ALWAYS
     weight: float = 0.0
+    quota: str = ""  # whose limits are its limits too; empty: nobody's
 
     @property
     def limits(self) -> Limits:
@@ -36,6 +37,8 @@ class Answerer:
 
     def left_today(self) -> float:
         """Requests of its day's quota."""
+        if self.pace.opens_at:
+            return 0.0
         return max(0.0, self.limits.rpd - self.pace.used_today) if self.limits.rpd else inf
 
     def per_minute(self, mean_tokens: float) -> float:
@@ -48,6 +51,11 @@ def largest(answerers: Sequence[Answerer]) -> int:
     """Input tokens of the largest prompt that any of them takes."""
     contexts = [(each, assumed(each.model).context_tokens) for each in answerers]
     return max(min(context, each.limits.tpm or context) for each, context in contexts)
+
+
+def apart(answerers: Sequence[Answerer]) -> list[Answerer]:
+    """The first of each quota: another key of it is used when the first is refused, which no plan expects."""
+    return list({each.quota or each.name: each for each in reversed(answerers)}.values())[::-1]
 
 
 def parts(answerers: Sequence[Answerer], calls: float, mean_tokens: float, within_s: float = inf) -> list[float]:

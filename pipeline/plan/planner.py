@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 from pipeline.job import Job
 from pipeline.models import assumed, model_info
 from pipeline.plan.amounts import Cell, Work, total
-from pipeline.plan.answerers import Answerer, joint, parts
+from pipeline.plan.answerers import Answerer, apart, joint, parts
 from pipeline.plan.costs import Share, Tariff, notices, split_by_day
 from pipeline.plan.forecast import Bought, Forecaster
 from pipeline.plan.learned import Learned
@@ -86,7 +86,7 @@ async def make(given: Input, start: datetime) -> Plan:
     expected = total(tally.expected)
     load = Load(round(expected.prompts), round(expected.input_tokens), tally.largest_tokens, max(1, tally.depth))
     everyone = {each.name: each for answerers in given.answerers for each in answerers}
-    pace = joint(tuple(everyone.values()), expected, job.params.max_output_tokens)
+    pace = joint(apart(tuple(everyone.values())), expected, job.params.max_output_tokens)
     times = _slowest(given, tally, bills, start)
     at = bills[0].tariff
     shares = split_by_day((day.starts_at, day.ends_at, day.prompts) for day in times.days) or ((at.day, 1.0),)
@@ -155,7 +155,7 @@ def _bills(given: Input, work: Work, start: datetime) -> list[_Bill]:
     day = start.astimezone(UTC).date()
     within_s = (given.by - start).total_seconds() if given.by else inf
     found = []
-    for rule, answerers in enumerate(given.answerers):
+    for rule, answerers in enumerate(map(apart, given.answerers)):
         cell = total({tier: cell for tier, cell in work.items() if tier.rule == rule})
         mean = cell.input_tokens / cell.prompts if cell.prompts else 0.0
         sent = parts(answerers, cell.prompts, mean, within_s) if len(answerers) > 1 and cell.prompts else [1.0]

@@ -24,7 +24,7 @@ from pipeline.quota.book import Known, read_known
 from pipeline.quota.daily import day_of
 from pipeline.run.prepare import METERS, Session
 from pipeline.run.rows import Wanted, mask
-from pipeline.run.services import as_asked, target_of
+from pipeline.run.services import as_asked, target_of, targets_of
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES
 
 ASSUMED_LATENCY_S = 5.0
@@ -50,7 +50,7 @@ async def basis(session: Session, wanted: Wanted, bought: Bought, effort: Effort
 
 async def _several(session: Session, learned: Learned) -> tuple[tuple[Answerer, ...], ...]:
     """The targets that a job names, by the number of the rule that leads to them; none where it names none."""
-    found = []
+    found, quotas = [], _quotas(session)
     for (section, job), each in zip(session.working.targets, as_asked(session), strict=False):
         found.append(
             Answerer(
@@ -62,6 +62,7 @@ async def _several(session: Session, learned: Learned) -> tuple[tuple[Answerer, 
                 section.rank,
                 section.takes,
                 section.weight or 0.0,
+                quotas.get(section.name, ""),
             )
         )
     return tuple(
@@ -69,6 +70,18 @@ async def _several(session: Session, learned: Learned) -> tuple[tuple[Answerer, 
         for names in session.working.rules
         if found
     )
+
+
+def _quotas(session: Session) -> dict[str, str]:
+    """What the limits of each target are counted by: two that share it have one quota. Of no key only what is said."""
+    try:
+        return {target.name: target.quota for target, _ in targets_of(session)}
+    except (PipelineError, ValueError):  # no key, or a base URL that cannot be one
+        found: dict[str, str] = {}
+        for section, job in session.working.targets:
+            project = found[section.same_project_as].partition("/")[0] if section.same_project_as else section.name
+            found[section.name] = f"{project}/{job.model}"
+        return found
 
 
 def notices_of(session: Session, made: plan.Plan, spent_usd: Decimal) -> tuple[str, ...]:
