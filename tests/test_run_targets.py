@@ -279,6 +279,7 @@ def test_rows_go_where_the_first_rule_that_holds_leads(here: Path, serve: Any) -
         (({"targets": ["cheap"]}, {"targets": ["long"]}), "each before it has one"),
         (({"where": "nothing = 1", "targets": ["cheap"]}, {"targets": ["long"]}), "column `nothing` is not in"),
         (({"where": "topic", "targets": ["cheap"]}, {"targets": ["long"]}), "not true or false"),
+        (({"where": "", "targets": ["cheap"]}, {"targets": ["long"]}), "number 1 where"),
         (({"where": "count(topic) > 1", "targets": ["cheap"]}, {"targets": ["long"]}), "more than one row"),
         (({"where": "CAST(topic AS INT) > 1", "targets": ["cheap"]}, {"targets": ["long"]}), "where fails"),
     ],
@@ -290,6 +291,18 @@ def test_rules_that_lead_nowhere_are_refused_before_anything_is_sent(
     path.write_text(path.read_text() + routes(*rules))
     with pytest.raises(PipelineError, match=words):
         prepare.prepare(load(path), prepare.Options())
+
+
+def test_a_rule_without_a_column_holds_for_every_row_or_for_none(here: Path, serve: Any) -> None:
+    [url] = serve(emulating())
+    path = job(here, *TWO, endpoint={"base_url": url})
+    path.write_text(
+        path.read_text()
+        + routes(
+            {"where": "1 = 2", "targets": ["cheap"]}, {"where": "1 = 1", "targets": ["long"]}, {"targets": ["cheap"]}
+        )
+    )
+    assert set(ran(path)["target"]) == {"long"}
 
 
 def test_a_cut_answer_is_kept_where_nobody_gives_a_whole_one(here: Path, serve: Any) -> None:

@@ -214,6 +214,7 @@ class RouteSection(Section):
 
     where: str | None = Field(
         None,
+        min_length=1,
         description="SQL condition on the row's columns and `input_tokens`, the estimate of what the templates insert"
         " from it; left out in the last rule",
     )

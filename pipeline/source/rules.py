@@ -39,7 +39,8 @@ class Rules:
             number = pl.when(self.conditions[at]).then(pl.lit(at, pl.UInt8)).otherwise(number)  # null: it does not hold
         sizes = [pl.Series(INPUT_TOKENS, tokens, pl.Int64)] if self.counts else []
         try:
-            return frame.with_columns(*sizes, *self.casts).select(number.alias("rule"))["rule"].to_list()
+            # Not `select`: a condition without columns holds for every row, and would give one value for all of them.
+            return frame.with_columns(*sizes, *self.casts).with_columns(number.alias("rule"))["rule"].to_list()
         except pl.exceptions.PolarsError as error:
             raise InputError(
                 f"[[route]] where fails: {str(error).splitlines()[0]}",
