@@ -90,6 +90,12 @@ CASES = {
     ),
     "only when it is down": ([answerer("a", a_minute(300)), answerer("b", a_minute(600), 2, ["outage"])], 600),
     "by weight": ([answerer("a", a_minute(300), weight=1.0), answerer("b", a_minute(900), weight=3.0)], 1_000),
+    "more than a limit allows that is yet to grow": (
+        [answerer("a", Limits(None, 0)), answerer("b", a_minute(120), 2)],
+        900,
+    ),
+    "side by side with one that is yet to grow": ([answerer("a", Limits(None, 0)), answerer("b", a_minute(120))], 900),
+    "both are yet to grow": ([answerer("a", Limits(None, 0)), answerer("b", Limits(None, 0), 2)], 500),
     "tokens": ([answerer("a", Limits(0, 3_000)), answerer("b", Limits(0, 6_000))], 2_700),
 }
 

@@ -355,3 +355,5 @@ def test_every_job_of_the_page_runs(
     out = pl.read_csv(load(path).spec.output.path)
     expected = [{"free": 2}, {"first": 3}, {"cheap": 1, "strong": 2}][number]
     assert Counter(out["target"]) == expected
+    rehearsed = cli("run", path, "--offline")
+    assert rehearsed.code == 0 and f"{len(rows)} ok" in rehearsed.err, "no answer is cut in a rehearsal"

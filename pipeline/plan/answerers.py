@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from math import inf
+from math import inf, log2
 
 from pipeline.models import assumed
 from pipeline.plan.amounts import Cell
 from pipeline.plan.pace import Pace
 from pipeline.prices import Rates
+from pipeline.quota.limit import GROWTH_S, SLOW, SMALL
 from pipeline.quota.pacer import WINDOW_S
+from pipeline.quota.quota import FIRST_RPM, FIRST_TPM
 from pipeline.records import ALWAYS, Limits, Takes
 
-_MOST_TURNS = 1_000  # each ends a day's quota, the calls, or what is more than a minute's
-_FAST = 1e9  # calls a minute, of one that has no limit, or none that is known
+_MOST_TURNS = 1_000  # each ends a day's quota, the calls, what is more than a minute's, or a step of growth
+_FAST = 1e9  # calls a minute, of one that has no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,25 @@ class Answerer:
             return 0.0
         return max(0.0, self.limits.rpd - self.pace.used_today) if self.limits.rpd else inf
 
-    def per_minute(self, mean_tokens: float) -> float:
-        """Calls with so many input tokens."""
-        tokens = self.limits.tpm / mean_tokens if self.limits.tpm and mean_tokens else inf
-        return min(_FAST, self.limits.rpm or inf, tokens)
+    @property
+    def grows(self) -> bool:
+        """Whether a limit is to be learned."""
+        return self.limits.rpm is None or self.limits.tpm is None
+
+    def per_minute(self, mean_tokens: float, gone: float) -> float:
+        """Calls with so many input tokens, that many minutes after the first."""
+        requests = _allowed(self.limits.rpm, FIRST_RPM, gone)
+        tokens = _allowed(self.limits.tpm, FIRST_TPM, gone)
+        return min(_FAST, requests, tokens / mean_tokens if mean_tokens else inf)
+
+
+def _allowed(limit: int | None, first: float, gone: float) -> float:
+    """What a limit allows after so many minutes: one that is not known has grown, as `quota.limit` says, unrefused."""
+    if limit is not None:
+        return limit or inf
+    steps, fast = gone * WINDOW_S / GROWTH_S, max(0.0, log2(SMALL / first))
+    slow = min(500.0, max(0.0, steps - fast))  # enough for any speed
+    return float(first * 2.0 ** min(steps, fast) * SLOW**slow)
 
 
 def largest(answerers: Sequence[Answerer]) -> int:
@@ -62,9 +79,9 @@ def parts(answerers: Sequence[Answerer], calls: float, mean_tokens: float, withi
     """How many of so many calls each will answer, if none is down and all answers will do; all should be in in time."""
     sent = [0.0] * len(answerers)
     left = [each.left_today() if each.takes else 0.0 for each in answerers]
-    todo, minutes = calls, within_s / WINDOW_S - 1.0  # to spare
+    todo, minutes, gone = calls, within_s / WINDOW_S - 1.0, 0.0  # minutes: to spare
     for _ in range(_MOST_TURNS):
-        speeds, unhelped = _speeds(answerers, left, todo, mean_tokens, minutes)
+        speeds, unhelped = _speeds(answerers, left, todo, mean_tokens, minutes, gone)
         together = sum(speeds)
         if todo <= 0.0 or not together:
             break
@@ -75,7 +92,10 @@ def parts(answerers: Sequence[Answerer], calls: float, mean_tokens: float, withi
             turn = min(turn, (todo - first) / together)
         if unhelped < together and (late := todo - unhelped * minutes) > 0.0:  # until the others are in time alone
             turn = min(turn, late / (together - unhelped))
+        if any(each.grows for each in answerers):
+            turn = min(turn, GROWTH_S / WINDOW_S)
         minutes -= turn
+        gone += turn
         for at, speed in enumerate(speeds):
             sent[at] += speed * turn
             left[at] = max(0.0, left[at] - speed * turn)
@@ -89,7 +109,12 @@ def parts(answerers: Sequence[Answerer], calls: float, mean_tokens: float, withi
 
 
 def _speeds(
-    answerers: Sequence[Answerer], left: Sequence[float], todo: float, mean_tokens: float, minutes: float
+    answerers: Sequence[Answerer],
+    left: Sequence[float],
+    todo: float,
+    mean_tokens: float,
+    minutes: float,
+    gone: float,
 ) -> tuple[list[float], float]:
     """Calls a minute that each is sent now, and those of all together without who only helps to be in time."""
     speeds, helping = [0.0] * len(answerers), 0.0
@@ -100,7 +125,7 @@ def _speeds(
         spent = any(each.priority < priority and each.takes and not left[at] for at, each in enumerate(answerers))
         for at in own:
             takes = answerers[at].takes
-            speed = answerers[at].per_minute(mean_tokens)
+            speed = answerers[at].per_minute(mean_tokens, gone)
             if not before:
                 speeds[at] = speed if not spent or "day_quota" in takes or "full" in takes else 0.0
             elif "full" in takes and todo > able:

@@ -16,10 +16,10 @@ _BELOW = 0.98  # of what was refused: the limit is lower than that
 _BACK = 1.2  # a step back up to what may be allowed
 _STEP, _NAMED_STEP, _LONGEST_STEP = 0.02, 0.1, 0.4  # upward; twice as long each time it succeeds
 _NAMED_GAP_S, _GAP_S = 60.0, 600.0
-_GROWTH_S = 10.0  # between two steps of growth
-_FAST, _SLOW = 2.0, 1.08  # a step; slow is ×1.6 a minute
+GROWTH_S = 10.0  # between two steps of growth
+_FAST, SLOW = 2.0, 1.08  # a step; slow is ×1.6 a minute
 _FILLED = 0.7  # of the limit must have been used in the last minute before it grows slowly
-_SMALL = 240.0  # a minute, up to which it grows fast: the few that are on their way when it is refused are few
+SMALL = 240.0  # a minute, up to which it grows fast: the few that are on their way when it is refused are few
 
 
 class Limit:
@@ -39,7 +39,7 @@ class Limit:
         self._top = configured if configured is not None else inf
         self.value = min(self._top, learned if learned is not None else self._top)
         self._growing = configured is None
-        self._fast_below = _SMALL if learned is None else 0.0
+        self._fast_below = SMALL if learned is None else 0.0
         if self.value == inf:
             self.value = start
         self._safe = self.value
@@ -157,11 +157,11 @@ class Limit:
         age = now - self._changed_at
         if self._growing:
             fast = self.value < self._fast_below
-            if age < _GROWTH_S or last_minute < (1.0 if fast else _FILLED * self.value):
+            if age < GROWTH_S or last_minute < (1.0 if fast else _FILLED * self.value):
                 return False
-            self.value = self._safe = min(self._top, self.value * (_FAST if fast else _SLOW))
+            self.value = self._safe = min(self._top, self.value * (_FAST if fast else SLOW))
         elif self.value < self._safe:
-            if age < _GROWTH_S or now - self._cut_at < EPISODE_S:
+            if age < GROWTH_S or now - self._cut_at < EPISODE_S:
                 return False
             self._climbed_at = now
             self.value = min(self._safe, _BACK * self.value)
@@ -179,7 +179,7 @@ class Limit:
         """Believe what other runs are let through, unless a refusal has just told more; True when the limit changed."""
         if now - self._cut_at < EPISODE_S or last_minute <= self.value or self.value >= self._top:
             return False
-        self.value = self._safe = min(self._top, (_SLOW if self._growing else 1.0 + _STEP) * last_minute)
+        self.value = self._safe = min(self._top, (SLOW if self._growing else 1.0 + _STEP) * last_minute)
         return True
 
     def _found(self, now: float, value: float, safe: float, gap_s: float, step: float) -> None:

@@ -227,9 +227,11 @@ async def asked(session: Session, services: Services) -> Session:
 def one_kind(kinds: Mapping[str, Kind]) -> Kind:
     """What all targets are, by their names. Raises `JobError` where some are emulators and some are not."""
     if len(set(kinds.values())) > 1:
-        emulated = ", ".join(label for label, kind in kinds.items() if kind == "rehearsal")
+        emulated, others = (
+            ", ".join(label for label in kinds if (kinds[label] == "rehearsal") is it) for it in (True, False)
+        )
         raise JobError(
-            f"an emulator answers for {emulated}, and a real service for the others: a rehearsal is never a result",
-            "look at base_url of each [[target]]; nothing was spent",
+            f"an emulator answers for {emulated}, and none for {others}: a rehearsal is never a result",
+            "look at base_url of each [[target]], and whether each emulator runs; nothing was spent",
         )
     return next(iter(kinds.values()))
