@@ -20,7 +20,7 @@ from pipeline.keys.diagnosis import diagnose
 from pipeline.mistakes import as_job_error
 from pipeline.prices import Rates, fixed_rates
 from pipeline.prompts import Params
-from pipeline.protocols import GLOBAL, PROTOCOLS, Protocol, vertex_url
+from pipeline.protocols import GLOBAL, PROTOCOLS, Protocol, usual_variables, vertex_url
 from pipeline.records import Limits
 from pipeline.sections import Endpoint, JobFile, TargetSection
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Template, read_template, read_text
@@ -287,7 +287,7 @@ def key_of(job: Job, *, again: bool = False) -> Key:
     """
     endpoint = job.spec.endpoint
     variables = (endpoint.key_env,) if endpoint.key_env else job.protocol.key_variables
-    key = read(origin_of(endpoint.key, variables, job.path.parent), again=again)
+    key = read(origin_of(endpoint.key, variables, job.path.parent, usual_variables(job.base_url)), again=again)
     if trouble := diagnose(key.value, key.where, job.base_url, variables):
         raise AuthError(f"the API key cannot be used: {trouble.what}", trouble.cure)
     return key

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 ProviderName = Literal["gemini", "openai", "vertex"]
 
@@ -72,3 +73,12 @@ def vertex_url(location: str) -> str:
     if location in ("us", "eu"):
         return f"https://aiplatform.{location}.rep.googleapis.com"
     return f"https://{location}-aiplatform.googleapis.com"
+
+
+def usual_variables(base_url: str) -> tuple[str, ...]:
+    """The variables of a key for the service at an address; none for a relay, and for a server of one's own."""
+    try:
+        host = urlsplit(base_url).hostname
+    except ValueError:  # no address, which is told elsewhere
+        return ()
+    return next((each.key_variables for each in PROTOCOLS.values() if urlsplit(each.base_url).hostname == host), ())

@@ -284,7 +284,7 @@ def test_a_job_that_speaks_openais_protocol(here: Path, check: Check, monkeypatc
         monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
         monkeypatch.setenv("GEMINI_API_KEY", KEY)
         steps = check(job)
-        assert steps["key"]["state"] == "failed" and 'key_env = "GEMINI_API_KEY"' in steps["key"]["hint"]
+        assert steps["key"]["state"] == "failed" and "`export OPENAI_API_KEY=…`" in steps["key"]["hint"]
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         assert states(check(job)) == dict.fromkeys(EVERY, "passed")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -70,6 +71,22 @@ def test_a_named_variable_is_the_only_one(
     assert "export MY_KEY=" in error.hint and "--offline" in error.hint
     monkeypatch.setenv("MY_KEY", "mine")
     assert key_of(named).value == "mine"
+
+
+def test_no_key_of_another_service_is_named_to_be_sent_to_a_relay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    for endpoint in (
+        {"provider": "openai", "base_url": "https://relay.example/v1", "key_env": "MINE"},
+        {"base_url": "https://relay.example", "key_env": "MINE"},
+        {"provider": "openai"},
+        {"provider": "vertex", "key_env": "MINE"},
+    ):
+        hint = refused(partial(key_of, make_job(tmp_path, endpoint=endpoint))).hint
+        assert "GEMINI_API_KEY" not in hint and "export " in hint
+    google = {"provider": "openai", "base_url": "https://generativelanguage.googleapis.com/v1beta/openai"}
+    assert "GEMINI_API_KEY is set" in refused(lambda: key_of(make_job(tmp_path, endpoint=google))).hint
 
 
 def test_a_variable_of_nearly_the_name_is_pointed_at(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,8 +135,18 @@ def test_a_name_that_nobody_knows_a_port_where_nobody_listens_and_a_wrong_scheme
 @pytest.mark.parametrize(
     ("proxy", "talk", "message", "advice"),
     [
-        ("http://127.0.0.1:$free", None, "cannot be reached: connection refused", "is it running?"),
-        ("socks5h://127.0.0.1:$free", None, "cannot be reached: connection refused", "is it running?"),
+        (
+            "http://127.0.0.1:$free",
+            None,
+            "cannot be reached: connection refused",
+            'proxy, or go without: [endpoint] proxy = "none"',
+        ),
+        (
+            "socks5h://127.0.0.1:$free",
+            None,
+            "cannot be reached: connection refused",
+            'proxy, or go without: [endpoint] proxy = "none"',
+        ),
         ("http://no-such-proxy.invalid:1", None, "the name of the proxy", "mend it in [endpoint] proxy"),
         ("socks5h://no-such-proxy.invalid:1", None, "the name of the proxy", "mend it in [endpoint] proxy"),
         ("https://$at", speak_http, "does not speak TLS itself", "write http:// in [endpoint] proxy"),

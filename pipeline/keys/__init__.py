@@ -22,12 +22,14 @@ Kind = Literal["env", "keyring", "gcp-secret"]
 class Origin:
     """Where a key is to be found. `names`: variables, the first that is set counts; or the one name of a secret.
 
-    `beside` is the job's directory: a `.env` file is looked for there, then in the working directory.
+    `beside` is the job's directory: a `.env` file is looked for there, then in the working directory. `usual` are the
+    variables of a key for that service: what another one holds is nothing to send there.
     """
 
     kind: Kind
     names: tuple[str, ...]
     beside: Path
+    usual: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return " or ".join(self.names) if self.kind == "env" else f"{self.kind}:{self.names[0]}"
@@ -48,7 +50,7 @@ class Key:
         return dotenv.exposed(self.file) if self.file else []
 
 
-def origin_of(key: str | None, variables: Sequence[str], beside: Path) -> Origin:
+def origin_of(key: str | None, variables: Sequence[str], beside: Path, usual: Sequence[str] = ()) -> Origin:
     """Where `[endpoint] key` says that the key is; where it says nothing, in the first of the `variables` that is set.
 
     Its form was checked when the job was read.
@@ -56,7 +58,7 @@ def origin_of(key: str | None, variables: Sequence[str], beside: Path) -> Origin
     kind, _, name = (key or "").partition(":")
     if kind in ("keyring", "gcp-secret"):
         return Origin(cast(Kind, kind), (name,), beside)
-    return Origin("env", (name,) if name else tuple(variables), beside)
+    return Origin("env", (name,) if name else tuple(variables), beside, tuple(usual))
 
 
 def read(origin: Origin, *, again: bool = False) -> Key:
@@ -91,25 +93,23 @@ def _variable(origin: Origin) -> Key:
                 return Key(looked.value, f"{name} in {path}", path)
             if looked.note and looked.note not in notes:
                 notes.append(looked.note)
-    raise _missing(origin.names, notes)
+    raise _missing(origin, notes)
 
 
-def _missing(names: tuple[str, ...], notes: Sequence[str]) -> JobError:
+def _missing(origin: Origin, notes: Sequence[str]) -> JobError:
     """No key anywhere: every variable looked at, what else was seen, and what is set in its stead."""
+    names = origin.names
     unset = " and ".join(names) + (" are both unset" if len(names) == 2 else " is unset")
     seen = "".join(f"\n{note}" for note in notes)
-    others = [name for name, value in os.environ.items() if value.strip() and _is_like(name, names)]
+    others = [name for name, value in os.environ.items() if value.strip() and _is_like(name, origin)]
     hint = f"`export {names[0]}=…`, or try without one: `--offline`"
     if others:
         hint = f'{others[0]} is set: `[endpoint] key_env = "{others[0]}"` reads it; or {hint}'
     return JobError(f"no API key: {unset}{seen}", hint)
 
 
-_KNOWN = frozenset({"GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY"})
-
-
-def _is_like(name: str, wanted: Sequence[str]) -> bool:
-    """Whether a variable may be the one that was meant: another service's usual one, or a slip of the pen."""
-    if name in wanted or "KEY" not in name.upper():
+def _is_like(name: str, wanted: Origin) -> bool:
+    """Whether a variable may be the one that was meant: the service's usual one, or a slip of the pen."""
+    if name in wanted.names or "KEY" not in name.upper():
         return False
-    return name in _KNOWN or bool(difflib.get_close_matches(name.upper(), wanted, n=1, cutoff=0.8))
+    return name in wanted.usual or bool(difflib.get_close_matches(name.upper(), wanted.names, n=1, cutoff=0.8))

@@ -217,7 +217,10 @@ def _plain(proxy: Proxy) -> str:
 
 
 def _look_at(proxy: Proxy, url: httpx.URL) -> str:
-    return f'is it running? Mend {proxy.named_by}, or go without: NO_PROXY={url.host} or [endpoint] proxy = "none"'
+    direct = '[endpoint] proxy = "none"'
+    if proxy.named_by.startswith("["):  # which NO_PROXY does not undo
+        return f"is it running? Mend {proxy.named_by}, or go without: {direct} in its place"
+    return f"is it running? Mend {proxy.named_by}, or go without: NO_PROXY={url.host} or {direct}"
 
 
 def _behind(proxy: Proxy) -> str:
