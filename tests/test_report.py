@@ -263,13 +263,11 @@ def test_what_was_saved_is_summed_over_sessions(directory: Path) -> None:
     assert (summary.identical, summary.cached, summary.saved_usd) == (5, 1, Decimal("0.0015"))
 
 
-def test_why_a_target_was_left_out_is_told_as_it_was_last(directory: Path) -> None:
+def test_why_a_target_was_left_out_is_told_of_the_last_session(directory: Path) -> None:
     left: dict[str, object] = {"event": "target", "target": "free"}
     older: dict[str, object] = {"event": "target", "message": "paid is left out: refused"}
-    log(
-        directory, start(), left | {"message": "refused"}, older, end(3), start(), left | {"message": "the day is over"}
-    )
-    assert report.summarize(directory).left_out == ("free is left out: the day is over", "paid is left out: refused")
+    log(directory, start(), left | {"message": "no money"}, end(3), start(), left | {"message": "used up"}, older)
+    assert report.summarize(directory).left_out == ("free is left out: used up", "paid is left out: refused")
 
 
 def test_rows_are_those_of_the_last_session(directory: Path) -> None:

@@ -126,6 +126,19 @@ def test_targets_that_cannot_be_meant_are_refused_before_anything_is_sent(
         prepare.prepare(load(job(here, *several)), prepare.Options())
 
 
+def test_a_cap_asks_for_the_price_where_it_counts(here: Path, serve: Any, cli: Callable[..., Ran]) -> None:
+    """`[model] prices` says nothing of the model of a target."""
+    [url] = serve(emulating(any_model=True))
+    relay = {"name": "relay", "provider": "openai", "base_url": f"{url}/v1", "model": "my-own", "key_env": "PAID_KEY"}
+    priced = {"name": "google", "base_url": url, "key_env": "FREE_KEY"}
+    caps: dict[str, Any] = {"budget": {"max_usd": 1.0}, "model": {"name": LITE, "max_output_tokens": 300}}
+    path = job(here, priced, relay, **caps)
+    assert "set [[target]] prices = {" in cli("run", path, "--yes").err
+    assert "[[target]] prices sets the price" in cli("estimate", path).out
+    job(here, priced, relay | {"prices": {"input": 1.0, "output": 1.0}}, **caps)
+    assert cli("run", path, "--yes").code == 0
+
+
 def test_a_flag_that_would_say_nothing_to_a_target_is_refused(here: Path) -> None:
     path = job(here, {"name": "a", "limits": {"rpm": 5}}, {"name": "b"})
     with pytest.raises(JobError, match=r"a flag sets limits\.rpm, and target a has its own"):

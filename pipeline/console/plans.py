@@ -125,7 +125,7 @@ def _rows(plan: Plan) -> Iterator[Row]:
     yield "tokens in", _expected(plan.input_tokens), _spread(plan.input_tokens)
     yield "tokens out", _expected(plan.output_tokens), _spread(plan.output_tokens)
     if plan.cost_usd is None:
-        yield "cost", "unknown", "[model] prices sets the price of a model"
+        yield "cost", "unknown", f"{'[[target]]' if plan.targets else '[model]'} prices sets the price of a model"
     else:
         yield "cost", money(plan.cost_usd.expected), _from_to(plan.cost_usd)
     yield "time", f"about {duration(plan.timeline.seconds)}", _bound(plan.timeline)

@@ -52,7 +52,7 @@ RUN_KEYS: Mapping[str, str] = {
     "usage_estimated": "those of them that were answered: their tokens or cost are estimates",
     "targets": "of a job with several: by name the calls that each answered, and what they cost; null where a price is"
     " unknown",
-    "left_out": "why targets were asked no more, in words",
+    "left_out": "why targets were asked no more in the last session, in words",
     "seconds": "how long the run took, all its sessions together",
     "output": "the table that was written last, or is to be written",
     "run_dir": "the run directory",
@@ -279,12 +279,14 @@ def summarize(directory: Path) -> Summary:
 
 
 def _left_out(events: Sequence[Event]) -> tuple[str, ...]:
-    """Why each target was asked no more, the last time that it was."""
-    left = [event for event in events if isinstance(event, LeftOut)]
-    newest = {event.target or event.message: event for event in left}
-    return tuple(
-        f"{each.target} is left out: {each.message}" if each.target else each.message for each in newest.values()
-    )
+    """Why each target was asked no more, in the last session: each asks all of them again."""
+    left: dict[str, None] = {}
+    for event in events:
+        if isinstance(event, Started):
+            left = {}
+        elif isinstance(event, LeftOut):
+            left[f"{event.target} is left out: {event.message}" if event.target else event.message] = None
+    return tuple(left)
 
 
 def _accuracy(plan: Baseline | None, sums: _Sums, events: Sequence[Event]) -> Accuracy | None:

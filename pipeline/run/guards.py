@@ -44,12 +44,16 @@ def check_start(session: Session) -> None:
     if not session.options.offline:
         shelf_of(session.job)
     if not session.rehearsal:
-        for each in session.job.asked:
-            refuse_unpriced(each, session.options)
+        refuse_unpriced(session.job, session.options)
 
 
 def refuse_unpriced(job: Job, options: Options) -> None:
     """Raise `JobError` for a cap on spending that could not be kept because nobody knows what a call costs."""
+    for each in job.asked:
+        _refuse_unpriced(each, options, "[[target]]" if job.targets else "[model]")
+
+
+def _refuse_unpriced(job: Job, options: Options, section: str) -> None:
     caps, model = job.spec.budget, job.model
     capped = any((caps.max_usd, caps.max_usd_per_day, caps.max_usd_per_month, options.max_cost_usd))
     if not capped or caps.allow_unpriced:
@@ -57,7 +61,7 @@ def refuse_unpriced(job: Job, options: Options) -> None:
     if effective_rates(model, datetime.now(UTC).date(), "standard", long=False, own=job.own_rates) is None:
         raise JobError(
             f"there is a budget, but the price of {model} is unknown: it could not be kept",
-            "set [model] prices = { input = …, output = … }, or [budget] allow_unpriced = true",
+            f"set {section} prices = {{ input = …, output = … }}, or [budget] allow_unpriced = true",
         )
     unbounded = [params for params in (job.params, job.reduce_params) if params and not params.max_output_tokens]
     if unbounded and model_info(model) is None:

@@ -171,8 +171,7 @@ async def _run(session: Session, services: Services, place: Place | None, confir
         models = tuple(dict.fromkeys(target.model for target in services.targets))
         plan = await planned(session, rows, _bought(store, models), store.spent_usd())
         if plan.load.prompts and not session.rehearsal:
-            for each in job.asked:
-                refuse_unpriced(each, options)
+            refuse_unpriced(job, options)
         confirm(plan, continued, session)
         if plan.load.prompts:
             await services.reach()
