@@ -126,6 +126,12 @@ def test_targets_that_cannot_be_meant_are_refused_before_anything_is_sent(
         prepare.prepare(load(job(here, *several)), prepare.Options())
 
 
+def test_the_variable_of_an_address_is_for_targets_that_name_none(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://variable")
+    asked = load(job(here, {"name": "a"}, {"name": "b", "base_url": "http://own"})).asked
+    assert [each.base_url for each in asked] == ["http://variable", "http://own"]
+
+
 def test_a_cap_asks_for_the_price_where_it_counts(here: Path, serve: Any, cli: Callable[..., Ran]) -> None:
     """`[model] prices` says nothing of the model of a target."""
     [url] = serve(emulating(any_model=True))
