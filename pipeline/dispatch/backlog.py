@@ -67,10 +67,12 @@ class Costs:
 
     def of(self, waiting: Waiting) -> tuple[int, Margin]:
         """Expected tokens, and how far off they may be."""
+        prompt = waiting.prompt
+        longest = 0 if self.counted == "input" else self._answer(prompt)
         if waiting.exact_tokens is not None and waiting.line.route.first.model == self.model:
-            return waiting.exact_tokens + self._answer(waiting.prompt), EXACT
-        margin = self.calibrations.margin(waiting.prompt.step)
-        return margin.tokens(self._estimate(waiting.prompt)), margin
+            return waiting.exact_tokens + longest, EXACT
+        margin = self.calibrations.margin(prompt.step)
+        return margin.tokens(prompt.input_tokens_est + longest), margin
 
     def learn(self, waiting: Waiting, usage: Usage) -> int | None:
         """Tokens of an answered request as the quota counts them; None where the service did not say."""
@@ -82,16 +84,12 @@ class Costs:
         elif self.counted == "reserved":
             tokens += self._answer(prompt)
         if waiting.exact_tokens is None:  # counted ones are not chosen by their estimates
-            self.calibrations.observe(prompt.step, self._estimate(prompt), tokens)
+            longest = 0 if self.counted == "input" else self._answer(prompt)
+            self.calibrations.observe(prompt.step, prompt.input_tokens_est + longest, tokens)
         return tokens
 
-    def _estimate(self, prompt: Prompt) -> int:
-        return prompt.input_tokens_est + self._answer(prompt)
-
     def _answer(self, prompt: Prompt) -> int:
-        """The longest answer, where it counts: of a total the answers soon show how much less it is."""
-        if self.counted == "input":
-            return 0
+        """The longest answer, where answers count: of a total they soon show how much less it is."""
         return prompt.params.max_output_tokens or assumed(self.model).max_output_tokens
 
 
@@ -143,7 +141,7 @@ class Line(Lookahead[Waiting]):
         super().__init__(rng)
         self._deadline = deadline
         self.route, self.takers = route, takers
-        self.ready = self.ready_tokens = 0  # how many wait, those that are to be sent again later included
+        self.ready = self.ready_tokens = 0  # how many wait where it is ranked, those to be sent again later included
         self.is_ranked = any(target.priority != route.first.priority or target.weight for target in route)
 
     def is_left_to(self, taker: Taker, now: float) -> bool:
@@ -256,7 +254,9 @@ def take(now: float, taker: Taker) -> Waiting | None:
 
     A prompt beyond the whole minute's tokens needs no more room than that.
     """
-    for line in open_to(taker, now):
+    for line in taker.lines:  # as `open_to`, without a list for each request
+        if line.is_ranked and not line.is_left_to(taker, now):
+            continue
         found = _take(line, now, taker.quota, taker.costs)
         if found is not None or line.awaited is not None:
             return found

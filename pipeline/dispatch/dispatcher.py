@@ -282,9 +282,9 @@ class Dispatcher:
         loop.quota.answered(ticket, now, tokens, reply.served_at, received)
         self.attempts += 1
         self.answered += 1
-        attempts, refused = waiting.tries.failed + 1, waiting.tries.refused
-        if reply.attempts != attempts or reply.rate_limited != refused:
-            reply = replace(reply, attempts=attempts, rate_limited=refused)
+        fails, refused = waiting.tries
+        if reply.attempts != fails + 1 or reply.rate_limited != refused:
+            reply = replace(reply, attempts=fails + 1, rate_limited=refused)
         self._deliver(waiting, reply)
 
     def _take_refusal(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, failure: Failure, now: float) -> None:
@@ -416,7 +416,8 @@ class Dispatcher:
 
     def _count_ready(self, waiting: Waiting, sign: int) -> None:
         self.ready += sign
-        waiting.line.count(waiting, sign)
+        if waiting.line.is_ranked:
+            waiting.line.count(waiting, sign)
 
     def _withhold(self, waiting: Waiting) -> None:
         self._leave_queue(waiting)
