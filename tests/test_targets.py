@@ -303,6 +303,31 @@ def test_a_target_that_refuses_the_key_is_left_out_and_the_run_goes_on_with_the_
     dispatching(body, send)
 
 
+def test_what_others_may_answer_is_answered_before_a_run_ends_for_what_nobody_may() -> None:
+    async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
+        await anyio.sleep(1.0)
+        refused = Failure("auth", "auth", "no such key", http_status=401)
+        return refused if target is SECOND else Reply("text", "ok", usage=Usage(10))
+
+    ended: Counter[str] = Counter()
+
+    async def one(desk: Dispatcher, row: int) -> None:
+        target = SECOND if row % 3 == 0 else FIRST
+        try:
+            await desk.submit(ask(row), Route((target,)))
+            ended["answered"] += 1
+        except Halted as halted:
+            assert target is SECOND and isinstance(halted.reason, AuthError)
+
+    async def body(desk: Dispatcher) -> None:
+        async with anyio.create_task_group() as group:
+            for row in range(90):
+                group.start_soon(one, desk, row)
+
+    dispatching(body, send)
+    assert ended["answered"] == 60
+
+
 def test_when_no_target_is_left_the_run_ends_with_the_reason() -> None:
     async def send(prompt: Prompt, target: Target, tries: Tries) -> Failure:
         await anyio.sleep(1.0)

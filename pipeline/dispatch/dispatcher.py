@@ -28,6 +28,7 @@ from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
 from pipeline.records import PASSING, Failure, Reply, Step
 from pipeline.targets import Route, Target, by_quota
 
+_LOOK_S = 0.25  # between two looks whether all that waits is stuck
 REFUSED_ALONE, REFUSED_LARGE = 3, 10
 """Refusals with a minute for itself after which a prompt is too long: with as many tokens as a minute is believed to
 have, and with fewer. One may be somebody else's; of the last prompt of a run nobody knows whether others would pass."""
@@ -102,7 +103,7 @@ class Dispatcher:
             )
         self._line = self._backlog.line_of(route)
         self._counting = Counting(self._count if self._providers else None, self._counted, self._rng)
-        self.halted = self._closed = self._is_any_shut = False
+        self.halted = self._closed = self._is_any_shut = self._is_giving_up = False
         self._reason: PipelineError | None = None
         self._told_until = -inf
         self.in_flight = 0
@@ -391,10 +392,22 @@ class Dispatcher:
         if self.halted or not self._is_any_shut or waiting.gone or not self._is_stuck(waiting):
             return
         if waiting.otherwise is None:
-            self.halt(next(taker.closed for taker in waiting.line.takers if taker.closed))
+            if not self._is_giving_up:
+                self._is_giving_up = True
+                reason = next(taker.closed for taker in waiting.line.takers if taker.closed)
+                self._loop.call_later(_LOOK_S, self._give_up, reason)
         else:
             self._leave_queue(waiting)
             self._end(waiting, waiting.otherwise)
+
+    def _give_up(self, reason: PipelineError | None) -> None:
+        """Halt once all that waits is stuck: what others may take is answered before."""
+        waiting = (*self._backlog, *self._counting)
+        self._is_giving_up = bool(waiting) and not self.halted
+        if self._is_giving_up and (self.in_flight or not all(map(self._is_stuck, waiting))):
+            self._loop.call_later(_LOOK_S, self._give_up, reason)
+        elif self._is_giving_up:
+            self.halt(reason)
 
     async def _count(self, prompt: Prompt, target: Target) -> int | Failure:
         return await self._providers[target.provider].count_tokens(prompt, target)
