@@ -16,6 +16,7 @@ import pytest
 from sharedfiles import Clock, locked
 
 from pipeline.budget.book import SpendBook
+from pipeline.budget.joint import JointBook
 from pipeline.errors import RunStateError
 from pipeline.sharedfile import RETRY_S
 
@@ -80,6 +81,7 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 from pipeline.budget.book import SpendBook
+from pipeline.budget.joint import JointBook
 book = SpendBook(Path(sys.argv[1]), "p", "run")
 for _ in range(50):
     book.add(Decimal("0.01"))
@@ -213,6 +215,7 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 from pipeline.budget.book import SpendBook
+from pipeline.budget.joint import JointBook
 book = SpendBook(Path(sys.argv[1]), "p", "one", wall=lambda: float(sys.argv[2]))
 book.hold(Decimal("0.25"))
 book.hold(Decimal("0.125"))
@@ -411,3 +414,23 @@ def test_a_book_that_other_runs_would_not_see_is_trouble_until_it_is_there_again
         assert book.trouble is None and book.unwritten_usd == 0
     with SpendBook(path, "p", "run", wall=clock) as other:
         assert other.spent()[0] in usd("1.5", "1.75")  # SQLite may find the replaced file's log beside the new one
+
+
+def test_what_a_killed_session_held_is_released_whichever_account_comes_first(path: Path) -> None:
+    def session(*accounts: str, done: bool) -> None:
+        books = {account: SpendBook(path, account, "run") for account in accounts}
+        JointBook(books).hold(Decimal(1))
+        if done:
+            JointBook(books).release()
+        for book in books.values():
+            book.close()
+
+    def lost() -> Decimal:
+        with closing(SpendBook(path, "a", "another run")) as other:
+            other.spent()
+            return other.lost()[0]
+
+    session("a", "b", done=False)
+    assert lost() == 1
+    session("b", "a", done=True)
+    assert lost() == 0

@@ -65,8 +65,9 @@ class JointBook:
         self._first.hold(usd)
 
     def release(self) -> None:
-        """This run has nothing in flight."""
-        self._first.release()
+        """This run has nothing in flight; a killed session of it may have had another target first."""
+        for book in self._books.values():
+            book.release()
 
 
 def _sums(pairs: Iterable[tuple[Decimal, Decimal]]) -> tuple[Decimal, Decimal]:
