@@ -67,7 +67,8 @@ _PILOT_FROM = 40
 def show_estimate(made: "Estimate", name: str, path: str) -> None:
     """What `estimate` says."""
     plan = made.plan
-    out.print(styled((one_line(name), "bold"), f"  {one_line(plan.model)}  {one_line(path)}\n"))
+    models = ", ".join(dict.fromkeys(each.model for each in plan.targets)) or plan.model
+    out.print(styled((one_line(name), "bold"), f"  {one_line(models)}  {one_line(path)}\n"))
     if not plan.load.prompts:
         _show_nothing_left(plan)
         return
