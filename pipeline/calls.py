@@ -63,11 +63,14 @@ def durable(
     call = record_failures(opened.submit, store)
     call = cached(call, cache, saved)
     call = single_flight(call, saved)
-    return fallback(replay(call, store, saved)), opened
+    return replay(call, store, saved), opened
 
 
 def fallback(call: Call) -> Call:
-    """Ask others where the answer is of a kind that they take over; what those before were asked is paid for too."""
+    """Ask others where the answer is of a kind that they take over; what those before were asked is paid for too.
+
+    It stands above the chain of a job that has such targets, and of no other.
+    """
 
     async def asked(prompt: Prompt, route: Route) -> Reply:
         reply = await call(prompt, route)
@@ -114,7 +117,7 @@ def single_flight(call: Call, saved: Saved) -> Call:
 
     async def once(prompt: Prompt, route: Route) -> Reply:
         content = tuple(map(prompt.fingerprint, route.models))
-        while flight := next((flights[each] for each in content if each in flights), None):
+        while flight := _one_of(flights, content):
             if flight.landed is None:
                 flight.landed = anyio.Event()
             await flight.landed.wait()
@@ -142,6 +145,12 @@ class _Flight:
     content: tuple[str, ...]  # under each model that may answer
     landed: anyio.Event | None = None  # made by the first who waits: nearly nobody does
     reply: Reply | None = None  # stays None when the leader was withdrawn: the next in line then sends
+
+
+def _one_of(flights: dict[str, _Flight], content: tuple[str, ...]) -> _Flight | None:
+    if len(content) == 1:  # nearly always
+        return flights.get(content[0])
+    return next((flights[each] for each in content if each in flights), None)
 
 
 def shared(reply: Reply) -> Reply:

@@ -7,7 +7,11 @@ from pipeline.budget.book import SpendBook
 
 
 class JointBook:
-    """A `caps.Book` of several: what is in flight is held in the first; a cap counts what any of them has spent."""
+    """A `caps.Book` of several; a cap counts what any of them has spent.
+
+    What is in flight is held in each: nobody knows beforehand who will have been asked for it. So a killed run counts
+    against others at more than its worst case, and never at less.
+    """
 
     def __init__(self, books: Mapping[str, SpendBook]) -> None:
         """`books` by account, at least one."""
@@ -62,7 +66,8 @@ class JointBook:
 
     def hold(self, usd: Decimal) -> None:
         """Let the other runs count what this one has in flight, should it be killed."""
-        self._first.hold(usd)
+        for book in self._books.values():
+            book.hold(usd)
 
     def release(self) -> None:
         """This run has nothing in flight; a killed session of it may have had another target first."""

@@ -19,7 +19,7 @@ from pipeline.budget.caps import Book, Spending
 from pipeline.budget.cashier import SEEN_COLUMNS, Cashier, seen_in
 from pipeline.budget.joint import JointBook
 from pipeline.cache import AnswerCache, shelf_of
-from pipeline.calls import Call, charge_lost, durable
+from pipeline.calls import Call, charge_lost, durable, fallback
 from pipeline.dispatch.backlog import Deadline
 from pipeline.dispatch.desk import Admit, Desk, Send
 from pipeline.dispatch.dispatcher import Dispatcher
@@ -282,7 +282,7 @@ def _engine(
     cashier = Cashier(spending, heard, seen, budget.allow_unpriced)
     cache = AnswerCache(shelf, services.parse, heard, SUFFIXES[session.kind]) if shelf else None
     call, opened = durable(generate, desk, store, cashier, cache, monitor.saved, monitor.bought)
-    calls = [partial(_by, call, route) for route in routes]
+    calls = [partial(_by, fallback(call) if route.others else call, route) for route in routes]
     engine = Engine(
         session.working,
         session.documents(rows, plan.order),
