@@ -74,13 +74,13 @@ class Target:
 class Route:
     """The targets that may answer a prompt: whichever of them has room takes it, as their ranks say.
 
-    `models` are those that may be asked, each once: under each of them an answer may have been bought.
+    `others` are asked after answers of such a kind; they are `second`: a run goes on without them where they are left
+    out. `models` are those that may be asked, each once: under each of them an answer may have been bought.
     """
 
     targets: tuple[Target, ...]
-    others: "tuple[tuple[TakesOver, Route], ...]" = field(
-        default=(), compare=False
-    )  # who is asked after such an answer
+    others: "tuple[tuple[TakesOver, Route], ...]" = field(default=(), compare=False)
+    second: bool = False
     models: tuple[str, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class Route:
     def mapped(self, change: Callable[[Target], Target]) -> "Route":
         """The same route with each target changed."""
         others = tuple((cause, route.mapped(change)) for cause, route in self.others)
-        return Route(tuple(map(change, self.targets)), others)
+        return Route(tuple(map(change, self.targets)), others, self.second)
 
     def __iter__(self) -> Iterator[Target]:
         return iter(self.targets)
@@ -140,7 +140,7 @@ def _others(ordered: Sequence[Target], asked: frozenset[str]) -> tuple[tuple[Tak
     for cause in TAKEN_OVER:
         one = next((each for each in ordered if cause in each.takes_over and each.name not in asked), None)
         if one is not None:
-            found.append((cause, Route((one,), _others(ordered, asked | {one.name}))))
+            found.append((cause, Route((one,), _others(ordered, asked | {one.name}), second=True)))
     return tuple(found)
 
 

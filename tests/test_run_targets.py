@@ -324,6 +324,22 @@ def test_a_rule_without_a_column_holds_for_every_row_or_for_none(here: Path, ser
     assert set(ran(path)["target"]) == {"long"}
 
 
+def test_a_target_for_withheld_answers_that_refuses_its_key_ends_those_rows_and_not_the_run(
+    here: Path, serve: Any
+) -> None:
+    urls = serve(emulating("block:0.3", seed=1), emulating(keys=frozenset({"AQ.another-key-0123456789"})), emulating())
+    second = {"name": "second", "base_url": urls[1], "model": FLASH, "fallback": ["blocked"]}
+    path = job(here, {"name": "first", "base_url": urls[0], "limits": {"concurrency": 2}}, second)
+    out = ran(path, code=1)
+    left = out.filter(status="error")
+    assert out.filter(status="ok").height + left.height == 60 and 5 < left.height < 40
+    assert set(left["error_kind"]) == {"auth"} and left.filter(pl.col("cost_usd") <= 0).is_empty(), "paid for"
+    job(here, {"name": "first", "base_url": urls[0]}, second | {"base_url": urls[2]})
+    again = ran(path)
+    assert again["status"].to_list() == ["ok"] * 60
+    assert bought_again(urls) == 0, "what the first one withheld is not asked again"
+
+
 def test_a_cut_answer_is_kept_where_nobody_gives_a_whole_one(here: Path, serve: Any) -> None:
     urls = serve(emulating(), emulating("400"))
     several = [

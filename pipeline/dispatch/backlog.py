@@ -18,10 +18,10 @@ from pipeline.models import assumed
 from pipeline.prompts import Prompt
 from pipeline.quota.pacer import WINDOW_S
 from pipeline.quota.quota import Quota
-from pipeline.records import Counted, Reply, Takes, Usage
+from pipeline.records import PASSING, Counted, Reply, Takes, Usage
 from pipeline.targets import Route, Target
 
-_MANY = 256
+_MANY = 256  # of 2,560 rows that are open at once
 _AGAIN, _FINISHING, _OTHERS = range(3)  # of the lookahead, in the order in which they go
 
 
@@ -45,6 +45,30 @@ class Waiting:
     in_flight: bool = False
     withdrawn: bool = False  # the submitter was cancelled in flight, and waits for what it bought
     reply: Reply | None = None
+
+    @property
+    def takers(self) -> "list[Taker]":
+        """Those of its line that take something so large."""
+        return [taker for taker in self.line.takers if taker.costs.of(self)[0] <= taker.quota.largest]
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether all that would take it are closed; one that is open may take nothing so large."""
+        takers = self.takers
+        return bool(takers) and all(taker.closed for taker in takers)
+
+    def elsewhere(self, here: "Taker", ended: Reply) -> Route | None:
+        """Who may answer it that ended so here: of those that are open, and that take over what failed; or nobody."""
+        failed, rank = ended.error_kind in PASSING, here.target.priority
+        if not failed and ended.error_kind != "too_long":
+            return None
+        may = {
+            taker.target.quota
+            for taker in self.takers
+            if taker is not here and not taker.closed
+            if not failed or taker.target.priority <= rank or "outage" in taker.target.takes
+        }
+        return Route(tuple(target for target in self.line.route if target.quota in may)) if may else None
 
     @property
     def failed_here(self) -> int:

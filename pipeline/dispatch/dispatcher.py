@@ -10,14 +10,14 @@ from random import Random
 import anyio
 from anyio.abc import TaskGroup
 
-from pipeline.calibration import Calibration, Calibrations
+from pipeline.calibration import Calibration
 from pipeline.dispatch.backlog import Backlog, Costs, Deadline, Waiting
 from pipeline.dispatch.counting import Counting
 from pipeline.dispatch.desk import Admit, Send, Tries
-from pipeline.dispatch.loop import QuotaLoop
-from pipeline.dispatch.retries import failed, is_enough, pause_s, too_long
+from pipeline.dispatch.loop import QuotaLoop, loops_of
+from pipeline.dispatch.retries import failed, is_enough, left_alone, pause_s, too_long
 from pipeline.errors import Halted, PipelineError
-from pipeline.events import LongWait, Notify, Stopped, TargetLeftOut, told_of
+from pipeline.events import LongWait, Notify, Stopped, TargetLeftOut
 from pipeline.prompts import Prompt
 from pipeline.providers.base import Providers
 from pipeline.quota import stops
@@ -25,8 +25,8 @@ from pipeline.quota.book import QuotaBook
 from pipeline.quota.quota import Quota
 from pipeline.quota.refusals import Ticket
 from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
-from pipeline.records import PASSING, Failure, Reply, Step
-from pipeline.targets import Route, Target, by_quota
+from pipeline.records import Failure, Reply, Step
+from pipeline.targets import Route, Target
 
 _LOOK_S = 0.25  # between two looks whether all that waits is stuck
 REFUSED_ALONE, REFUSED_LARGE = 3, 10
@@ -67,8 +67,8 @@ class Dispatcher:
         asked right before each request: so it reserves for requests in flight, and for no others. With `wait` a used-up
         day is slept through. `on_event` hears what a person may want to know. `books`, by quota, carry counts and
         learned limits over from other runs; `deadline` is for the targets that take what others would be too slow for;
-        `known` is what the plan learned of the first target's estimates. `wall` is
-        epoch seconds; all else goes by the loop's clock.
+        `known` is what the plan learned of the first target's estimates. `wall` is epoch seconds; all else goes by the
+        loop's clock.
         """
         self._loop = asyncio.get_running_loop()
         self._route, self._providers, self._admit = route, providers or {}, admit
@@ -78,29 +78,9 @@ class Dispatcher:
         ordered = any(target.limits.tpm != 0 for target in route)
         self._deadline = deadline
         self._backlog = Backlog(self._rng if ordered else None, self._by_quota, deadline)
-        for name, targets in by_quota(route).items():
-            first = targets[0]
-            notify = told_of(", ".join(filter(None, (target.name for target in targets))), on_event)
-            quota = Quota(
-                first.limits,
-                now=self._loop.time(),
-                wall=wall,
-                notify=notify,
-                rng=self._rng,
-                book=(books or {}).get(name),
-            )
-            is_planned = first.model == route.first.model and first.limits.tokens == "input"
-            self._by_quota[name] = QuotaLoop(
-                targets,
-                quota,
-                self._backlog,
-                self,
-                send,
-                calibrations=Calibrations(known if is_planned else None),
-                wait=wait,
-                notify=notify,
-                wall=wall,
-            )
+        self._by_quota |= loops_of(
+            route, self._backlog, self, send, books or {}, known, wait=wait, notify=on_event, wall=wall, rng=self._rng
+        )
         self._line = self._backlog.line_of(route)
         self._counting = Counting(self._count if self._providers else None, self._counted, self._rng)
         self.halted = self._closed = self._is_any_shut = self._is_giving_up = False
@@ -270,11 +250,6 @@ class Dispatcher:
             self._heed_if_stuck(waiting)
         self._wake()
 
-    def _is_stuck(self, waiting: Waiting) -> bool:
-        """Whether all that would take it are closed; one that is open may take nothing so large."""
-        takers = [taker for taker in waiting.line.takers if taker.costs.of(waiting)[0] <= taker.quota.largest]
-        return bool(takers) and all(taker.closed for taker in takers)
-
     # --- what came of a request -------------------------------------------------------------------------------------
 
     def _take_answer(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, reply: Reply, now: float) -> None:
@@ -321,23 +296,14 @@ class Dispatcher:
 
     def _end_here(self, waiting: Waiting, loop: QuotaLoop, reply: Reply, now: float) -> None:
         """Ask this quota no more for it; it ends with `reply`, where it would with the others too."""
-        rank, line = loop.target.priority, waiting.line
-        is_down = reply.error_kind in PASSING
-        may = {
-            taker.target.quota
-            for taker in line.takers
-            if taker is not loop
-            and not taker.closed
-            and taker.costs.of(waiting)[0] <= taker.quota.largest
-            and (not is_down or taker.target.priority <= rank or "outage" in taker.target.takes)
-        }
         if waiting.gone:
             return
-        if not may or not (is_down or reply.error_kind == "too_long"):
+        route, model = waiting.elsewhere(loop, reply), waiting.line.route.first.model
+        if route is None:
             self._end(waiting, reply)
             return
-        waiting.line = self._backlog.line_of(Route(tuple(target for target in line.route if target.quota in may)))
-        if waiting.line.route.first.model != line.route.first.model:
+        waiting.line = self._backlog.line_of(route)
+        if route.first.model != model:
             waiting.exact_tokens = None
         waiting.tokens = waiting.line.size(waiting)
         waiting.failed_elsewhere, waiting.refused_alone, waiting.otherwise = waiting.tries.failed, 0, reply
@@ -388,23 +354,23 @@ class Dispatcher:
             self._heed_if_stuck(waiting)
 
     def _heed_if_stuck(self, waiting: Waiting) -> None:
-        """End it where nobody is left who would take it: as it failed elsewhere, or with the whole run."""
-        if self.halted or not self._is_any_shut or waiting.gone or not self._is_stuck(waiting):
+        """End it where nobody is left who would take it: as it failed elsewhere, for want of them, or with the run."""
+        if self.halted or not self._is_any_shut or waiting.gone or not waiting.is_stuck:
             return
-        if waiting.otherwise is None:
-            if not self._is_giving_up:
-                self._is_giving_up = True
-                reason = next(taker.closed for taker in waiting.line.takers if taker.closed)
-                self._loop.call_later(_LOOK_S, self._give_up, reason)
-        else:
+        reason = next(taker.closed for taker in waiting.line.takers if taker.closed)
+        ended = waiting.otherwise or (left_alone(reason) if waiting.line.route.second else None)
+        if ended is not None:
             self._leave_queue(waiting)
-            self._end(waiting, waiting.otherwise)
+            self._end(waiting, ended)
+        elif not self._is_giving_up:
+            self._is_giving_up = True
+            self._loop.call_later(_LOOK_S, self._give_up, reason)
 
     def _give_up(self, reason: PipelineError | None) -> None:
         """Halt once all that waits is stuck: what others may take is answered before."""
         waiting = (*self._backlog, *self._counting)
         self._is_giving_up = bool(waiting) and not self.halted
-        if self._is_giving_up and (self.in_flight or not all(map(self._is_stuck, waiting))):
+        if self._is_giving_up and (self.in_flight or not all(each.is_stuck for each in waiting)):
             self._loop.call_later(_LOOK_S, self._give_up, reason)
         elif self._is_giving_up:
             self.halt(reason)

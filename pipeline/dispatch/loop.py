@@ -1,24 +1,26 @@
 """The loop of one quota over the shared backlog: hold → slot → pace → tokens → pick → reserve → send."""
 
 import asyncio
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from math import inf
+from random import Random
 from typing import Protocol
 
 import anyio
 from anyio.abc import TaskGroup
 
-from pipeline.calibration import Calibrations
+from pipeline.calibration import Calibration, Calibrations
 from pipeline.dispatch.backlog import Backlog, Costs, Line, Waiting, next_wanted, open_to, take
 from pipeline.dispatch.desk import Send
 from pipeline.errors import PipelineError
-from pipeline.events import DayUsedUp, Notify
+from pipeline.events import DayUsedUp, Notify, told_of
 from pipeline.quota import stops
+from pipeline.quota.book import QuotaBook
 from pipeline.quota.pacer import WINDOW_S
 from pipeline.quota.quota import GIVE_UP_S, Quota
 from pipeline.quota.refusals import Ticket
-from pipeline.records import Failure, Reply, Takes
-from pipeline.targets import Target
+from pipeline.records import Failure, Reply, Step, Takes
+from pipeline.targets import Route, Target, by_quota
 
 _YIELD_S = 0.1  # until those that are asked first are looked at again, where nothing wakes the loop before
 _LONGEST_SLEEP_S = 60.0  # after which the wall clock is read again: it goes on while a machine is suspended
@@ -255,3 +257,37 @@ class QuotaLoop:
             if work is None:
                 return
             waiting, ticket = work
+
+
+def loops_of(
+    route: Route,
+    backlog: Backlog,
+    floor: Floor,
+    send: Send,
+    books: Mapping[str, QuotaBook],
+    known: Mapping[Step, Calibration] | None,
+    *,
+    wait: bool,
+    notify: Notify,
+    wall: Callable[[], float],
+    rng: Random,
+) -> dict[str, QuotaLoop]:
+    """A loop for each quota of a route, by its name; `known` is of the estimates for the first target's model."""
+    now = asyncio.get_running_loop().time()
+    loops: dict[str, QuotaLoop] = {}
+    for name, targets in by_quota(route).items():
+        first = targets[0]
+        is_planned = first.model == route.first.model and first.limits.tokens == "input"
+        heard = told_of(", ".join(filter(None, (target.name for target in targets))), notify)
+        loops[name] = QuotaLoop(
+            targets,
+            Quota(first.limits, now=now, wall=wall, notify=heard, rng=rng, book=books.get(name)),
+            backlog,
+            floor,
+            send,
+            calibrations=Calibrations(known if is_planned else None),
+            wait=wait,
+            notify=heard,
+            wall=wall,
+        )
+    return loops

@@ -4,8 +4,9 @@ from math import inf
 from random import Random
 
 from pipeline.dispatch.backlog import Waiting
+from pipeline.errors import AuthError, PipelineError
 from pipeline.quota.waits import LONGEST_WAIT_S, asked_s
-from pipeline.records import Failure, Reply, Status
+from pipeline.records import ErrorKind, Failure, Reply, Status
 
 BACKOFF_FIRST_S, BACKOFF_LONGEST_S = 1.0, 60.0
 
@@ -39,3 +40,9 @@ def too_long(tokens: int, takes: str) -> Reply:
     """The end of a prompt by its length; `takes` says how much the service takes."""
     message = f"The prompt has {tokens:,} input tokens; the service takes {takes}. Chunk the text smaller."
     return Reply("", "invalid", error_kind="too_long", error=message)
+
+
+def left_alone(reason: PipelineError) -> Reply:
+    """The end of a prompt that only others may answer who were left out; the next run tries it again."""
+    kind: ErrorKind = "auth" if isinstance(reason, AuthError) else "quota"
+    return Reply("", "error", error_kind=kind, error=f"nobody is left to ask: {reason.message}")
