@@ -605,6 +605,17 @@ def test_what_a_kill_lost_is_charged_once_for_the_run_and_for_its_day(tmp_path: 
         assert book.spent() == (2 * WORST, 2 * WORST)
 
 
+def test_a_book_that_can_be_read_and_not_written_ends_the_run_and_not_the_stack(tmp_path: Path) -> None:
+    """As on a disk that has become read-only: an empty transaction still succeeds there."""
+    path = tmp_path / "s"
+    with SpendBook(path, "p", "run") as book:
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("CREATE TRIGGER full BEFORE INSERT ON held BEGIN SELECT RAISE(ABORT, 'disk I/O error'); END")
+        cashier = Cashier(Spending(None, book=book, day_cap_usd=Decimal(1)))
+        with pytest.raises(BudgetReached, match=r"cannot be kept: .*disk I/O error"):
+            cashier.admit(asked(0), target_of(RATES))
+
+
 def test_of_several_targets_that_may_have_been_asked_the_dearest_counts(tmp_path: Path) -> None:
     from stores import killed
 

@@ -27,6 +27,7 @@ ESTIMATE_AFTER = 20
 
 _ESTIMATE_MARGIN = 1.3
 """Room for a low token estimate in the reserved worst case: its error is below this for 95 % of documents."""
+_TRIES = 3  # a book that is locked is waited for before each; one that reads and never writes would be asked for ever
 _NONE = Decimal(0)
 _TOKENS = ("input_tokens_est", "input_tokens", "tool_tokens", "output_tokens", "thinking_tokens")
 SEEN_COLUMNS = ("step", "paid", "cost_usd", "worst_usd", "usage_estimated", *_TOKENS)
@@ -111,6 +112,17 @@ class Cashier:
         """
         if not self._spending.capped:
             return True
+        for _ in range(_TRIES):
+            admitted = self._reserved(prompt, target)
+            if admitted is not None:
+                return admitted
+        raise self._spending.unkept() or BudgetReached(
+            "the budget of the day or month cannot be kept: what is in flight cannot be noted for other runs",
+            "the same command continues when the file can be used again",
+        )
+
+    def _reserved(self, prompt: Prompt, target: Target) -> bool | None:
+        """See `admit`; None where nothing is in flight and the others cannot be told what would be."""
         if unkept := self._unkept():
             raise unkept
         if self._held and (self._spending.blind or len(self._held) >= 2 * self._seen.replies):
@@ -120,7 +132,7 @@ class Cashier:
         cap = self._spending.reserve(held)
         if cap is None and self._spending.blind:  # the others would not know of it, should this process be killed
             self._spending.reserved_usd -= held
-            return not self._held and self.admit(prompt, target)
+            return False if self._held else None
         if cap is None:
             self._held[prompt.fingerprint(target.model)] = worst, held
             return True
