@@ -605,12 +605,17 @@ def test_what_a_kill_lost_is_charged_once_for_the_run_and_for_its_day(tmp_path: 
         assert book.spent() == (2 * WORST, 2 * WORST)
 
 
-def test_a_book_that_can_be_read_and_not_written_ends_the_run_and_not_the_stack(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ill", ["one", "two"])
+def test_a_book_that_can_be_read_and_not_written_ends_the_run_and_not_the_stack(tmp_path: Path, ill: str) -> None:
     """As on a disk that has become read-only: an empty transaction still succeeds there."""
     path = tmp_path / "s"
-    with SpendBook(path, "p", "run") as book:
+    with SpendBook(path, "one", "run") as one, SpendBook(path, "two", "run") as two:
         with closing(sqlite3.connect(path)) as db:
-            db.execute("CREATE TRIGGER full BEFORE INSERT ON held BEGIN SELECT RAISE(ABORT, 'disk I/O error'); END")
+            db.execute(
+                f"CREATE TRIGGER full BEFORE INSERT ON held WHEN NEW.project = '{ill}' "
+                "BEGIN SELECT RAISE(ABORT, 'disk I/O error'); END"
+            )
+        book = JointBook({"one": one, "two": two})
         cashier = Cashier(Spending(None, book=book, day_cap_usd=Decimal(1)))
         with pytest.raises(BudgetReached, match=r"cannot be kept: .*disk I/O error"):
             cashier.admit(asked(0), target_of(RATES))
