@@ -60,6 +60,8 @@ PASSING: frozenset[ErrorKind] = frozenset({"quota", "network", "timeout", "serve
 
 Step = Literal["answer", "map", "reduce"]
 STEPS: tuple[Step, ...] = get_args(Step)
+LATER: frozenset[Step] = frozenset({"reduce"})
+"""Steps whose prompts hold answers to earlier ones: what they will hold is not known before."""
 
 EMULATOR_HEADER = "x-pipeline-emulator"
 EMULATOR_FIELD = "pipelineEmulator"
@@ -149,6 +151,7 @@ class Reply:
     unread_usd: Decimal | None = Decimal(0)  # of other requests for this prompt, whose replies could not be read
     emulated: bool = False  # it bears the emulator's mark
     target: str = ""  # that gave it, by its name in the job file
+    extras: str = ""  # what came beside the text, as one JSON object; empty: nothing
     before: "tuple[Reply, ...]" = ()  # of others that were asked first, where the answer of those would not do
 
 
@@ -242,3 +245,4 @@ class Result:
     latency_s: float = 0.0  # sum over the calls
     finished_at: datetime | None = field(default=None)
     changes: str | None = None  # what `--set` changed of [model] for it, as JSON
+    extras: str | None = None  # what came beside the answer, as one JSON object

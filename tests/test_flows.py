@@ -496,7 +496,7 @@ def test_a_template_that_fails_on_a_row_is_that_rows_outcome(tmp_path: Path) -> 
 def test_a_prompt_beyond_any_context_is_refused_uncounted_and_in_pieces_it_is_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows, "MOST_CHARACTERS", 400)
+    monkeypatch.setattr(flows.base, "MOST_CHARACTERS", 400)
     job, service = make_job(tmp_path, prompt={"template": "{{ topic[:390] }}{{ end }}"}), Service()
     fits, beyond = ({"topic": "a" * 10_000, "end": "b" * more} for more in (10, 11))
     assert run(job, Document(0, "0", fits), service).final.status == "ok", "what the template leaves out is not counted"
@@ -521,7 +521,7 @@ def test_a_prompt_beyond_any_context_is_refused_uncounted_and_in_pieces_it_is_an
 def test_a_text_beyond_any_context_is_not_rendered_where_it_would_be_inserted_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, refused: bool
 ) -> None:
-    monkeypatch.setattr(flows, "MOST_CHARACTERS", 400)
+    monkeypatch.setattr(flows.base, "MOST_CHARACTERS", 400)
     job, rendered = make_job(tmp_path, prompt={"template": template}), Service()
     least = job.template.least_characters({"topic": "a" * 500, "end": "b"}, {})
     assert (least >= 500) == refused
@@ -531,8 +531,8 @@ def test_a_text_beyond_any_context_is_not_rendered_where_it_would_be_inserted_wh
 
 @pytest.mark.case("D17")
 def test_a_prompt_is_measured_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows, "MOST_BYTES", 300)
-    monkeypatch.setattr(flows, "_SLICE", 7)
+    monkeypatch.setattr(flows.base, "MOST_BYTES", 300)
+    monkeypatch.setattr(flows.base, "_SLICE", 7)
     job = make_job(tmp_path, prompt={"template": "{{ topic }}"})
     for topic, fits in (
         ("字" * 100, True),

@@ -27,6 +27,7 @@ RANKS: dict[str, int] = {
     "records": 0,
     "terminal": 0,
     "values": 0,
+    "answer_columns": 1,
     "calibration": 1,
     "cells": 1,
     "process": 1,

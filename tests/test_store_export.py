@@ -5,7 +5,7 @@ import random
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
@@ -497,8 +497,8 @@ def test_of_parts_with_long_and_short_rows_in_turns_only_what_is_due_is_held(
     most: list[int] = []
     read = exports.Segment.read
 
-    def watched(self: exports.Segment) -> pl.DataFrame:
-        frame = read(self)
+    def watched(self: exports.Segment, more: Sequence[str]) -> pl.DataFrame:
+        frame = read(self, more)
         held[id(frame)] = frame.height
         weakref.finalize(frame, held.pop, id(frame))
         most.append(sum(held.values()))

@@ -53,6 +53,7 @@ def test_a_call_becomes_one_row_with_its_provenance() -> None:
         "error_kind": None,
         "error": None,
         "finish_reason": "STOP",
+        "extras": None,
         "text": "a part",
         "raw": None,
         "model": "gemini-3.5-flash-lite-001",

@@ -18,7 +18,7 @@ from pipeline.models import assumed
 from pipeline.prompts import Prompt
 from pipeline.quota.pacer import WINDOW_S
 from pipeline.quota.quota import Quota
-from pipeline.records import PASSING, Counted, Reply, Takes, Usage
+from pipeline.records import LATER, PASSING, Counted, Reply, Takes, Usage
 from pipeline.targets import Route, Target
 
 _MANY = 256  # of 2,560 rows that are open at once
@@ -239,7 +239,7 @@ class Backlog:
 
     def add(self, waiting: Waiting, tokens: int, now: float) -> None:
         """A prompt that is ready, with what it will cost."""
-        queue = _FINISHING if waiting.prompt.step == "reduce" else _OTHERS
+        queue = _FINISHING if waiting.prompt.step in LATER else _OTHERS
         waiting.line.add(waiting, tokens, queue, now)
 
     def add_again(self, waiting: Waiting, now: float, when: float) -> None:

@@ -15,6 +15,7 @@ from pipeline.plan.picks import Effort
 from pipeline.plan.planner import Input, expected_work
 from pipeline.plan.plans import Plan
 from pipeline.prices import Lane, note
+from pipeline.records import LATER
 from pipeline.tokens import estimate
 
 ASSUMPTION = "thinking is taken as in the plan: how much another model thinks is unknown"
@@ -106,7 +107,7 @@ async def savings(given: Input, made: Plan, day: date) -> tuple[Saving, ...]:
     """All that would make the plan of `given` cheaper, at the prices of `day` (UTC)."""
     job, glance = given.job, replace(given, effort=GLANCE)
     at = Tariff(job.model, day, job.own_rates)
-    first = sum(cell.prompts for tier, cell in made.work.items() if tier.step != "reduce")
+    first = sum(cell.prompts for tier, cell in made.work.items() if tier.step not in LATER)
     others = [(tokens, await expected_work(replace(glance, job=other))) for tokens, other in _larger_chunks(job)]
     now = await expected_work(glance) if others else {}
     return (

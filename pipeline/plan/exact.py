@@ -17,7 +17,7 @@ from pipeline.plan.picks import Effort
 from pipeline.plan.planner import Input
 from pipeline.prompts import Prompt
 from pipeline.quota.stops import stopped_by
-from pipeline.records import Failure, Reply
+from pipeline.records import LATER, Failure, Reply
 
 SAMPLE = 200
 """Prompts that are counted at most. Over a table of fourteen sorts of text the sum is then right to 1 %."""
@@ -61,7 +61,7 @@ async def first_prompts(given: Input) -> list[Picked]:
         asked.clear()
         await flows.run(document, given.job, collect)
         times = 0.0 if repeat else weight
-        prompts += (Picked(each, kind, times * each.input_tokens_est) for each in asked if each.step != "reduce")
+        prompts += (Picked(each, kind, times * each.input_tokens_est) for each in asked if each.step not in LATER)
     return prompts
 
 

@@ -12,7 +12,7 @@ from pipeline.plan.learned import Learned
 from pipeline.plan.predict import SCENARIOS, Predictor, Scenario
 from pipeline.prices import LONG_PROMPT_TOKENS
 from pipeline.prompts import Prompt
-from pipeline.records import Document, ErrorKind, Reply
+from pipeline.records import LATER, Document, ErrorKind, Reply
 
 Bought = Callable[[Prompt], Awaitable[Reply | None]]
 """The reply that was bought for a prompt already: the run replays it."""
@@ -104,7 +104,7 @@ class Forecaster:
             return Reply(text, "ok")
 
         answer = await flows.run(document, self._job, reply)
-        merging = {tier: cell for tier, cell in work.items() if tier.step == "reduce"}
+        merging = {tier: cell for tier, cell in work.items() if tier.step in LATER}
         refused = answer.final.error_kind if answer.final.status == "invalid" else None
         depth = len(levels)
         return Forecast(work, merging, merging, spared, answer.chunks, largest_tokens, depth, refused, characters)

@@ -16,7 +16,7 @@ from pipeline.plan.picks import Picks
 from pipeline.plan.plans import Example
 from pipeline.plan.predict import Scenario, predicted_output
 from pipeline.plan.survey import EXAMPLES
-from pipeline.records import Document
+from pipeline.records import LATER, Document
 
 _WATCHED = ("prompts", "input", "output")
 
@@ -71,11 +71,11 @@ class Tally:
 
     def _bounded(self, merging: Work, scenario: Scenario) -> Work:
         """Calls with these `merging` ones; answers of the scenario's length where nothing is known of the step's."""
-        first = {tier: cell for tier, cell in self.expected.items() if tier.step != "reduce"}
+        first = {tier: cell for tier, cell in self.expected.items() if tier.step not in LATER}
         work = {**first, **merging}
         for tier, cell in work.items():
-            params = self._job.reduce_params if tier.step == "reduce" else self._job.params
-            if params and not self._learned.lengths.knows(tier.step):
+            params = self._job.params_of(tier.step)
+            if not self._learned.lengths.knows(tier.step):
                 each = predicted_output(params.max_output_tokens, self._models[tier.rule], scenario)
                 work[tier] = cell._replace(output_tokens=cell.prompts * each)
         return work

@@ -230,6 +230,7 @@ class Engine:
             latency_s=round(sum(reply.latency_s for reply in replies), 3),
             finished_at=datetime.now(UTC),
             changes=self._changes,
+            extras=final.extras or None,
         )
 
 

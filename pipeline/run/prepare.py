@@ -110,7 +110,7 @@ class Session:
     def form(self) -> Form:
         """How the output is written."""
         output, json = self.job.spec.output, self.source.json_columns.intersection(self.output_columns)
-        return Form(self.output.suffix, output.csv_safe, output.excel, json)
+        return Form(self.output.suffix, output.csv_safe, output.excel, json, self.job.answer_columns)
 
     def check_input(self, looked_into: bool = False) -> None:
         """Raise `InputChanged` when the input's files are not what they were when they were opened; see `Source`."""
@@ -225,7 +225,7 @@ def check_output(session: Session) -> None:
     # What a real run would refuse, a rehearsal refuses too.
     for path in (session.job.spec.output.path, str(session.output)):
         output_conflict(session.source, path)
-    output_schema(session_schema(session), session.output)
+    output_schema(session_schema(session), session.output, session.job.answer_columns)
     attempt(session_schema(session), session.form, BytesIO())
 
 

@@ -164,7 +164,7 @@ class ContentIndex:
         return part
 
     def _read(self, number: int) -> tuple[dict[str, int], pl.DataFrame]:
-        columns = ("row", "fingerprint", "paid", "status", "text", "finished_at", *_REPLY, *_USAGE)
+        columns = ("row", "fingerprint", "paid", "status", "text", "extras", "finished_at", *_REPLY, *_USAGE)
         calls = parts.read_part(parts.part_path(self._directory / "calls", number), columns)
         results = parts.read_part(parts.part_path(self._directory / "results", number), ("row", "response"))
         answers = calls.filter(pl.col("paid") & (pl.col("status") == "ok")).join(results, on="row", how="left")
@@ -184,6 +184,7 @@ def _answered(row: dict[str, Any]) -> Answered:
         row["text"],
         "ok",
         usage=Usage(**{name: row[column] for column, name in _USAGE.items()}),
+        extras=row["extras"] or "",
         finished_at=row["finished_at"].timestamp(),
         **{name: row[name] for name in (*_REPLY, "unread_usd")},
     )

@@ -11,6 +11,7 @@ import orjson
 import polars as pl
 from polars.io.plugins import register_io_source
 
+from pipeline.answer_columns import AnswerColumn, expanded
 from pipeline.cells import holds_floats, holds_times, written, written_nested
 from pipeline.errors import InputChanged, InputError, PipelineError
 from pipeline.store.parts import RESULTS_SCHEMA, PolarsDataType, part_paths, read_part
@@ -75,21 +76,25 @@ class Form:
     csv_safe: bool = False  # defuse what a spreadsheet would run
     excel: bool = False  # a CSV that Excel opens rightly: its mark of UTF-8, and its line ends
     json_columns: frozenset[str] = frozenset()
+    answers: tuple[AnswerColumn, ...] = ()  # columns that are read out of the answers
 
 
-def output_schema(own: pl.Schema, path: Path) -> pl.Schema:
-    """Columns of the output. An input column that bears a result's name becomes `input_<name>`; once more, if taken.
+def output_schema(own: pl.Schema, path: Path, answers: Sequence[AnswerColumn] = ()) -> pl.Schema:
+    """Columns of the output: the input's, the results', and those of the `answers`.
+
+    An input column that bears the name of one of the others becomes `input_<name>`; once more, if taken.
 
     Raises `InputError` for a column that the format of `path` cannot hold.
     """
-    renamed = _renamed(own)
+    renamed = _renamed(own, answers)
     for name, dtype in own.items():
         if not _can_hold(path.suffix, dtype):
             raise InputError(
                 f"column `{name}` is a {dtype}, which {path} cannot hold",
                 _OTHER_FORMATS,
             )
-    return pl.Schema({renamed.get(name, name): dtype for name, dtype in own.items()} | RESULT_COLUMNS)
+    read = {column.name: column.typed(path.suffix) for column in answers}
+    return pl.Schema({renamed.get(name, name): dtype for name, dtype in own.items()} | RESULT_COLUMNS | read)
 
 
 def export(
@@ -108,12 +113,13 @@ def export(
     `InputChanged` when a row has another key than it was asked under, or when rows are missing; `RunStateError` for a
     damaged part; what the writer raises when the file cannot be written.
     """
-    schema = output_schema(own, Path(f"output{form.suffix}"))
-    renamed = _renamed(own)
+    schema = output_schema(own, Path(f"output{form.suffix}"), form.answers)
+    renamed = _renamed(own, form.answers)
+    kept = tuple({column.kept for column in form.answers} - RESULT_COLUMNS.keys())
     names, trouble, counted = list(schema), [], [0, 0]
 
     def joined() -> Iterator[pl.DataFrame]:
-        parts = ResultsByRow(results)
+        parts = ResultsByRow(results, kept)
         for batch in read():
             if batch[ROW][0] >= rows:
                 return
@@ -124,6 +130,7 @@ def export(
                 _check_keys(mine.join(found.select(ROW, "key"), on=ROW, maintain_order="left"))
             frame = batch.select(ROW, *own).rename(renamed)
             frame = frame.join(found.drop("key"), on=ROW, how="left", maintain_order="left")
+            frame = frame.with_columns(expanded(frame, form.answers, form.suffix))
             counted[0] += frame.height
             counted[1] += frame.height - frame["status"].null_count()
             yield frame.with_columns(pl.col("status").fill_null(PENDING)).select(names)
@@ -153,7 +160,7 @@ def export(
 def attempt(own: pl.Schema, form: Form, file: BinaryIO) -> None:
     """Write a table of these types with one empty row. Raises `InputError` for one that the format cannot hold,
     `OSError` when the system refuses."""
-    schema = output_schema(own, Path(f"output{form.suffix}"))
+    schema = output_schema(own, Path(f"output{form.suffix}"), form.answers)
     frame = pl.DataFrame({name: pl.Series([None], dtype=dtype) for name, dtype in schema.items()}, schema=schema)
     try:
         _write(iter([frame]), schema, form, form.json_columns & own.keys(), file)
@@ -282,11 +289,12 @@ def _defused(column: str) -> pl.Expr:
     return pl.when(text.str.contains(_FORMULA)).then("'" + text).otherwise(text).alias(column)
 
 
-def _renamed(own: Iterable[str]) -> dict[str, str]:
-    taken, renamed = {*own, *RESULT_COLUMNS}, dict[str, str]()
+def _renamed(own: Iterable[str], answers: Iterable[AnswerColumn]) -> dict[str, str]:
+    others = {*RESULT_COLUMNS, *(column.name for column in answers)}
+    taken, renamed = {*own, *others}, dict[str, str]()
     for name in own:
         other = name
-        while name in RESULT_COLUMNS and other in taken:
+        while name in others and other in taken:
             other = f"input_{other}"
         if other != name:
             renamed[name] = other
@@ -318,9 +326,9 @@ class Segment(NamedTuple):
     start: int  # place in the part
     height: int
 
-    def read(self) -> pl.DataFrame:
-        """Its results, typed as they are written."""
-        frame = read_part(self.path, ("row", "key", *RESULT_COLUMNS), self.start, self.height)
+    def read(self, more: Sequence[str]) -> pl.DataFrame:
+        """Its results, typed as they are written, and `more` of their columns."""
+        frame = read_part(self.path, ("row", "key", *RESULT_COLUMNS, *more), self.start, self.height)
         return frame.with_columns(pl.col("cost_usd").cast(pl.Float64))
 
 
@@ -335,7 +343,9 @@ def segments(part: int, path: Path) -> Iterator[Segment]:
 class ResultsByRow:
     """Results by row range: a segment is read when its range is reached and let go when it is passed."""
 
-    def __init__(self, results: Path) -> None:
+    def __init__(self, results: Path, more: Sequence[str] = ()) -> None:
+        """`more` are columns of the parts beside those of the output."""
+        self._more = more
         paths = enumerate(part_paths(results))
         self._waiting = sorted((each for part, path in paths for each in segments(part, path)), reverse=True)
         self._open: list[tuple[Segment, pl.DataFrame]] = []
@@ -346,9 +356,10 @@ class ResultsByRow:
         while self._waiting and self._waiting[-1].first <= high:
             segment = self._waiting.pop()
             if segment.last >= low:
-                self._open.append((segment, segment.read()))
+                self._open.append((segment, segment.read(self._more)))
         self._open.sort(key=lambda held: held[0].part)
         found = [frame.filter(pl.col("row").is_between(low, high)) for _, frame in self._open]
         if not found:
-            return pl.DataFrame(schema={ROW: pl.Int64, "key": pl.String, **RESULT_COLUMNS})
+            more = {name: RESULTS_SCHEMA[name] for name in self._more}
+            return pl.DataFrame(schema={ROW: pl.Int64, "key": pl.String, **RESULT_COLUMNS, **more})
         return pl.concat(found).unique("row", keep="last", maintain_order=True).rename({"row": ROW})

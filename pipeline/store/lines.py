@@ -160,6 +160,8 @@ def result_line(result: Result) -> bytes:
         "finished_at": result.finished_at,
         "changes": result.changes,
     }
+    if result.extras is not None:
+        record["extras"] = result.extras
     return _line({"result": record})
 
 

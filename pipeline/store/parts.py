@@ -50,6 +50,7 @@ _CALLS: dict[str, PolarsDataType] = {
     "error": pl.String,
     "finish_reason": pl.String,
     "text": pl.String,  # null where the result of the row holds the same text
+    "extras": pl.String,  # what came beside it, as JSON
     "raw": pl.String,  # only of a reply that could not be read
     "model": pl.String,
     "endpoint": pl.String,
@@ -92,6 +93,7 @@ _RESULTS: dict[str, PolarsDataType] = {
     "latency_s": pl.Float64,
     "finished_at": _TIME,
     "changes": pl.String,  # what `--set` changed of [model] for this outcome, as JSON
+    "extras": pl.String,  # what came beside the answer, as JSON
 }
 RESULTS_SCHEMA = pl.Schema(_RESULTS)
 """One row per outcome of a document; a later part replaces the outcome of an earlier one."""
@@ -101,6 +103,7 @@ _ADDED: dict[str, pl.Expr] = {
     "worst_usd": pl.lit(None, MONEY),
     "usage_estimated": pl.lit(None, pl.Boolean),
     "target": pl.lit(None, pl.String),
+    "extras": pl.lit(None, pl.String),
 }
 """Columns that parts of an older version lack."""
 
@@ -122,6 +125,7 @@ def calls_frame(calls: Sequence[Call], answers: dict[int, str | None]) -> pl.Dat
         "error": [reply.error for reply in replies],
         "finish_reason": [reply.finish_reason for reply in replies],
         "text": [None if call.reply.text == answers.get(call.row) else call.reply.text for call in calls],
+        "extras": [reply.extras or None for reply in replies],
         "raw": [reply.raw.decode("utf-8", "replace") or None for reply in replies],
         "model": [reply.model for reply in replies],
         "endpoint": [reply.endpoint for reply in replies],
@@ -172,6 +176,7 @@ def results_frame(results: Iterable[Result]) -> pl.DataFrame:
         "latency_s": [_seconds(result.latency_s) for result in rows],
         "finished_at": [result.finished_at for result in rows],
         "changes": [result.changes for result in rows],
+        "extras": [result.extras for result in rows],
     }
     return _frame(columns, RESULTS_SCHEMA)
 

@@ -1,0 +1,49 @@
+"""Columns of the output that are read out of an answer: fields of a JSON text, or what came beside it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+import polars as pl
+
+Kept = Literal["response", "extras"]
+"""Where it is read from: the answer, or the JSON object of what came beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerColumn:
+    """One column: `cell` makes a value of its type out of the JSON value that was kept, or None."""
+
+    name: str
+    dtype: pl.DataType
+    means: str  # for a person
+    kept: Kept
+    cell: Callable[[Any], Any]
+
+    def typed(self, suffix: str) -> pl.DataType:
+        """Its type in a file of this kind: a .csv holds what is nested as JSON."""
+        return pl.String() if suffix == ".csv" and self.dtype.is_nested() else self.dtype
+
+
+def expanded(frame: pl.DataFrame, columns: Sequence[AnswerColumn], suffix: str) -> list[pl.Series]:
+    """The columns for a frame of results that has `status` and whatever they are read from.
+
+    An answer is read where its row is `ok`, what came beside it wherever there is any.
+    """
+    whole = (frame["status"] == "ok").to_list() if columns else []
+    read = {kept: _read(frame[kept], whole if kept == "response" else None) for kept in {each.kept for each in columns}}
+    return [_series(column, read[column.kept], suffix) for column in columns]
+
+
+def _read(texts: pl.Series, wanted: Sequence[bool] | None) -> list[Any]:
+    wanted = wanted or [True] * len(texts)
+    return [None if text is None or not want else orjson.loads(text) for text, want in zip(texts, wanted, strict=True)]
+
+
+def _series(column: AnswerColumn, values: Iterable[Any], suffix: str) -> pl.Series:
+    cells = [None if value is None else column.cell(value) for value in values]
+    dtype = column.typed(suffix)
+    if dtype != column.dtype:
+        cells = [None if cell is None else orjson.dumps(cell).decode() for cell in cells]
+    return pl.Series(column.name, cells, dtype=dtype)

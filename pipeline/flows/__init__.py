@@ -1,0 +1,41 @@
+"""What one document does: plain async functions over an injected `call`; they know no network and no disk.
+
+The same flows run in a dry run, where `call` predicts, and in a real one, where it buys.
+"""
+
+from pipeline.flows.base import MOST_BYTES, MOST_CHARACTERS, Answer, Call, Unrendered, build, gather, usable
+from pipeline.flows.checking import check_rendering
+from pipeline.flows.map_reduce import group, map_reduce
+from pipeline.flows.plain import answer
+from pipeline.job import Job
+from pipeline.records import Document, Reply
+
+__all__ = [
+    "MOST_BYTES",
+    "MOST_CHARACTERS",
+    "Answer",
+    "Call",
+    "answer",
+    "build",
+    "check_rendering",
+    "gather",
+    "group",
+    "map_reduce",
+    "run",
+    "usable",
+]
+
+
+async def run(document: Document, job: Job, call: Call) -> Answer:
+    """Run the job's flow for one document. Raises `Halted` when a call is not admitted any more.
+
+    A template that fails on the document's values fails this document only, as does a prompt beyond `MOST_CHARACTERS`.
+    """
+    if document.text is not None and not document.text.strip():
+        return Answer(
+            Reply("", "invalid", error_kind="empty_input", error=f"the column {job.spec.input.text} is empty")
+        )
+    try:
+        return await (answer if job.spec.chunk is None else map_reduce)(document, job, call)
+    except Unrendered as failure:
+        return Answer(failure.reply)

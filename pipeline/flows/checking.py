@@ -1,0 +1,43 @@
+"""Whether the templates work on the rows, before anything is asked."""
+
+from collections.abc import Iterable
+
+from pipeline.errors import JobError
+from pipeline.flows.base import BLANK
+from pipeline.job import Job
+from pipeline.records import Document
+from pipeline.templates import try_merging
+from pipeline.tokens import estimate
+from pipeline.values import Unreadable
+
+
+def check_rendering(job: Job, documents: Iterable[Document]) -> None:
+    """Raise the `JobError` with which the template fails on each of these documents, however many they are.
+
+    Looks no further than the first one on which it works, or of which another row may say more.
+    """
+    failed = 0
+    first: JobError | None = None
+    for document in documents:
+        if document.text is not None and not document.text.strip():
+            continue
+        own: dict[str, object] = {} if document.text is None else {"text": document.text}
+        try:
+            text = job.template.render(document.fields, own | ({"chunk": 1, "chunks": 1} if job.spec.chunk else {}))
+            if not text.strip():
+                raise JobError(f"{BLANK}\n{job.template.where}")
+            if job.reduce_template and _is_cut(document, job):
+                try_merging(job.reduce_template, document.fields)
+            return
+        except JobError as error:
+            if any(isinstance(value, Unreadable) for value in document.fields.values()) or "fuel" in error.message:
+                return
+            first = first or error
+            failed += 1
+    if first and failed > 1:
+        raise JobError(f"{first.message}\nIt fails on each of {failed:,} rows.", first.hint)
+
+
+def _is_cut(document: Document, job: Job) -> bool:
+    chunk = job.spec.chunk
+    return chunk is not None and document.text is not None and estimate(document.text) > chunk.max_tokens

@@ -1,0 +1,25 @@
+"""One call for the whole row."""
+
+from collections.abc import Mapping
+
+from pipeline.flows.base import Answer, Call, build
+from pipeline.job import Job
+from pipeline.prompts import Prompt
+from pipeline.records import Document, Reply
+
+
+async def answer(document: Document, job: Job, call: Call) -> Answer:
+    """One call for the whole row."""
+    return await asked_whole(document, job, call, {} if document.text is None else {"text": document.text})
+
+
+async def asked_whole(document: Document, job: Job, call: Call, own: Mapping[str, object]) -> Answer:
+    """The same, of any flow whose text needs no cutting; `own` are the job's own variables."""
+    prompt = build(document, "answer", job.template, job.params, own)
+    replies = await conclude(prompt, job, call)
+    return Answer(replies[-1], replies, 1, prompt.input_tokens_est)
+
+
+async def conclude(prompt: Prompt, job: Job, call: Call) -> tuple[Reply, ...]:
+    """Ask for what is to be the row's answer; every reply on the way to it, and last the answer."""
+    return (await call(prompt),)

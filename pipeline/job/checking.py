@@ -1,0 +1,53 @@
+"""What is wrong with a job between its sections: targets that nobody would ask, settings that nobody would heed."""
+
+from pathlib import Path
+
+from pipeline.errors import JobError
+from pipeline.job.job import Job
+from pipeline.protocols import PROTOCOLS
+from pipeline.sections import JobFile
+
+
+def check_targets(job: Job) -> None:
+    """Raise for targets of which some would never be asked, or to which a flag would say nothing."""
+    if not job.targets:
+        return
+    for names in job.rules:
+        ruled = [(target, each) for target, each in job.targets if target.name in names]
+        asked_first = [(target, each) for target, each in ruled if target.takes]
+        if not asked_first:
+            raise JobError(
+                f"no target is asked at first: each waits for an answer of another\n{job.path}, [[target]] fallback",
+                "one target must have no `fallback`",
+            )
+        for target, each in ruled:
+            models = {other.model for section, other in asked_first if section is not target}
+            if target.takes_over and each.model in models:
+                raise JobError(
+                    f"target {target.name} takes over answers of the model that it asks itself, {each.model}\n"
+                    f"{job.path}, [[target]] fallback",
+                    "name another `model` there: the same one answers the same",
+                )
+    for target, _ in job.targets:
+        for key, said in (
+            ("model.name", target.model),
+            *((f"limits.{key}", key) for key in target.limits.model_fields_set),
+        ):
+            if said and job.origins.get(key) == "flag":
+                raise JobError(
+                    f"a flag sets {key}, and target {target.name} has its own\n{job.path}",
+                    "change it in the job file, or leave the flag out",
+                )
+
+
+def check_spoken(spec: JobFile, path: Path) -> None:
+    """Raise for a setting that the protocol has no word for: it would be left out in silence."""
+    protocol = PROTOCOLS[spec.endpoint.provider]
+    for name, lack in protocol.lacks.items():
+        section, key = name.split(".")
+        values = getattr(spec, section)
+        if key in values.model_fields_set and lack.only(getattr(values, key)):
+            value = getattr(values, key)
+            raise JobError(
+                f"[{section}] {key} = {value!r}: {protocol.owner}'s protocol has no word for it\n{path}", lack.instead
+            )

@@ -1,0 +1,164 @@
+"""A job as it is asked: settings, compiled templates, and the parameters of each step."""
+
+import hashlib
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pipeline.answer_columns import AnswerColumn
+from pipeline.errors import AuthError
+from pipeline.job.asked import asked_at
+from pipeline.keys import Key, origin_of, read
+from pipeline.keys.diagnosis import diagnose
+from pipeline.prices import Rates, fixed_rates
+from pipeline.prompts import Params
+from pipeline.protocols import GLOBAL, PROTOCOLS, Protocol, usual_variables, vertex_url
+from pipeline.records import Limits, Step
+from pipeline.sections import JobFile, TargetSection
+from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Template
+
+_ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "model")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A loaded job: `spec` as resolved, the compiled templates and the parameters of each step."""
+
+    name: str
+    path: Path
+    spec: JobFile
+    template: Template
+    reduce_template: Template | None
+    params: Params
+    reduce_params: Params | None
+    origins: Mapping[str, str]  # "model.name" → "flag", the variable's name or the job file's path; no entry: a default
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that can change an answer: not limits, budget, cache, output, endpoint."""
+        return hashlib.blake2b(orjson.dumps(self.identity, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the fingerprint hashes, section by section, files read in and unset keys left out."""
+        sections = {
+            name: getattr(self.spec, name).model_dump(exclude_none=True, exclude={"prices"})
+            for name in _ANSWER_SECTIONS
+            if getattr(self.spec, name) is not None
+        }
+        sections["prompt"] = {"template": self.template.source, "system": self.params.system}
+        if self.reduce_template:
+            sections["reduce"].pop("template_file", None)
+            sections["reduce"]["template"] = self.reduce_template.source
+        return sections
+
+    @property
+    def model(self) -> str:
+        """The model that is asked."""
+        return self.spec.model.name.removeprefix("publishers/google/").removeprefix("models/")
+
+    @property
+    def protocol(self) -> Protocol:
+        """What is spoken to the service."""
+        return PROTOCOLS[self.spec.endpoint.provider]
+
+    @property
+    def base_url(self) -> str:
+        """Where the calls go; a target of another protocol than [endpoint] heeds the variable of its own."""
+        endpoint = self.spec.endpoint
+        own = vertex_url(self.place[1]) if endpoint.provider == "vertex" else self.protocol.base_url
+        return endpoint.base_url or os.environ.get(self.protocol.base_url_variable) or own
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Project and location on Vertex AI, by the job or else the environment; in express mode there is no project.
+
+        An empty project is one that nobody names.
+        """
+        endpoint, named = self.spec.endpoint, os.environ.get
+        if endpoint.key or endpoint.key_env:
+            return "", GLOBAL
+        project = endpoint.project or named("GOOGLE_CLOUD_PROJECT", "").strip()
+        return project, endpoint.location or named("GOOGLE_CLOUD_LOCATION", "").strip() or GLOBAL
+
+    @property
+    def bears_tokens(self) -> bool:
+        """Whether its requests bear access tokens, not a key."""
+        endpoint = self.spec.endpoint
+        return endpoint.provider == "vertex" and not (endpoint.key or endpoint.key_env)
+
+    @cached_property
+    def targets(self) -> tuple[tuple[TargetSection, "Job"], ...]:
+        """Each `[[target]]`, and this job as it is asked there: its endpoint, model, limits and prices. Or none."""
+        return tuple((target, replace(self, spec=asked_at(self.spec, target))) for target in self.spec.target)
+
+    @property
+    def rules(self) -> tuple[frozenset[str], ...]:
+        """The names of the targets that each rule leads to; of all, where there are no rules."""
+        named = tuple(frozenset(route.targets) for route in self.spec.route)
+        return named or (frozenset(target.name for target in self.spec.target),)
+
+    @property
+    def asked(self) -> tuple["Job", ...]:
+        """This job as each of its targets is asked; itself where it names none."""
+        return tuple(job for _, job in self.targets) or (self,)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Input columns that the templates need, sorted; the chunked text and the parts are not columns."""
+        names = {
+            name
+            for template, own in self.templates
+            for name in (template.variables - own) | template.uses.of_row.keys()
+        }
+        return tuple(sorted(names))
+
+    def params_of(self, step: Step) -> Params:
+        """The parameters of a step's prompts."""
+        return self.reduce_params if step == "reduce" and self.reduce_params else self.params
+
+    @property
+    def templates(self) -> tuple[tuple[Template, frozenset[str]], ...]:
+        """Each template with the variables that the job itself gives it."""
+        own = CHUNK_VARIABLES if self.spec.chunk else frozenset({"text"}) if self.spec.input.text else frozenset()
+        merging = ((self.reduce_template, REDUCE_VARIABLES),) if self.reduce_template else ()
+        return ((self.template, own), *merging)
+
+    @property
+    def answer_columns(self) -> tuple[AnswerColumn, ...]:
+        """Columns of the output that are read out of the answers."""
+        return ()
+
+    def reads(self, table: Collection[str]) -> tuple[str, ...]:
+        """Those of a table's columns that the templates look at, in its order."""
+        found = frozenset[str]().union(*(template.reads(table, own) for template, own in self.templates))
+        return tuple(name for name in table if name in found)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits as configured; None: unknown, 0: there is none."""
+        return Limits(**self.spec.limits.model_dump())
+
+    @property
+    def own_rates(self) -> Rates | None:
+        """Prices that the job names itself."""
+        prices = self.spec.model.prices
+        return fixed_rates(prices.input, prices.output, prices.cached) if prices else None
+
+
+def key_of(job: Job, *, again: bool = False) -> Key:
+    """The key from where the job says that it is; `again`: also where that was asked before.
+
+    Raises `JobError` where there is none, `AuthError` for what cannot be a key of this service.
+    """
+    endpoint = job.spec.endpoint
+    variables = (endpoint.key_env,) if endpoint.key_env else job.protocol.key_variables
+    key = read(origin_of(endpoint.key, variables, job.path.parent, usual_variables(job.base_url)), again=again)
+    if trouble := diagnose(key.value, key.where, job.base_url, variables):
+        raise AuthError(f"the API key cannot be used: {trouble.what}", trouble.cure)
+    return key
