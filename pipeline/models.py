@@ -32,21 +32,29 @@ class Model:
     alias_of: str | None = None
     new_projects: bool = True  # offered to projects that have not used it yet
     minimal_thinking: bool = True  # takes the thinking level "minimal"
+    budgets: bool = False  # thinking is set by a budget in tokens, not by a level
+    sampled: bool = True  # heeds temperature, topP and topK; the others accept and ignore them
 
 
 MODELS: tuple[Model, ...] = (
-    Model("gemini-4-argon", max_output_tokens=32_768, shared_context=True),
-    Model("gemini-3.8-flash", minimal_thinking=False),
-    Model("gemini-3.7-flash", off=date(2026, 10, 8), successor="gemini-3.8-flash"),
-    Model("gemini-3.6-flash"),
+    Model("gemini-4-argon", max_output_tokens=32_768, shared_context=True, sampled=False),
+    Model("gemini-3.8-flash", minimal_thinking=False, sampled=False),
+    Model("gemini-3.7-flash", sampled=False, off=date(2026, 10, 8), successor="gemini-3.8-flash"),
+    Model("gemini-3.6-flash", sampled=False),
     Model("gemini-3.5-flash", off=date(2026, 10, 8), successor="gemini-3.6-flash"),
     Model("gemini-3.5-flash-lite"),
     Model("gemini-3.1-flash-lite", off=date(2027, 5, 7)),
     Model("gemini-3.1-pro-preview"),
     Model("gemini-3-flash-preview"),
-    Model("gemini-2.5-pro", min_cached_tokens=2048, off=date(2026, 12, 1), successor="gemini-3.8-flash"),
-    Model("gemini-2.5-flash", min_cached_tokens=2048, off=date(2026, 12, 1), successor="gemini-3.5-flash-lite"),
-    Model("gemini-2.5-flash-lite", min_cached_tokens=2048, new_projects=False),
+    Model("gemini-2.5-pro", min_cached_tokens=2048, budgets=True, off=date(2026, 12, 1), successor="gemini-3.8-flash"),
+    Model(
+        "gemini-2.5-flash",
+        min_cached_tokens=2048,
+        budgets=True,
+        off=date(2026, 12, 1),
+        successor="gemini-3.5-flash-lite",
+    ),
+    Model("gemini-2.5-flash-lite", min_cached_tokens=2048, budgets=True, new_projects=False),
     Model("gemini-flash-latest", alias_of="gemini-3.8-flash"),
     Model("gemini-flash-lite-latest", alias_of="gemini-3.5-flash-lite"),
     Model("gemini-pro-latest", alias_of="gemini-3.1-pro-preview"),

@@ -54,6 +54,9 @@ class Params:
     thinking: str | int | None = None  # a level ("minimal" … "xhigh"), or a budget in tokens (0 off, -1 automatic)
     response_mime_type: str | None = None
     safety: tuple[tuple[str, str], ...] = ()  # (category, threshold)
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    media_resolution: str | None = None  # "low", "medium" or "high"
 
 
 @dataclass(frozen=True, slots=True)

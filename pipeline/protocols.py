@@ -51,6 +51,8 @@ PROTOCOLS: Mapping[ProviderName, Protocol] = {
             "model.response_mime_type": Lack(
                 'leave it out, or ask for "application/json"', lambda value: value == "text/x.enum"
             ),
+            "model.media_resolution": Lack("leave it out: the service chooses it"),
+            "model.labels": Lack("leave it out"),
             "endpoint.api_version": Lack("leave it out: the version stands in the path of base_url"),
         },
     ),

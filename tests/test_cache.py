@@ -97,6 +97,9 @@ OTHER: dict[str, Any] = {
     "thinking": "low",
     "response_mime_type": "application/json",
     "safety": (("HARM_CATEGORY_HARASSMENT", "BLOCK_NONE"),),
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+    "media_resolution": "low",
 }
 
 

@@ -439,6 +439,9 @@ CHANGES: dict[type[BaseModel], dict[str, Any]] = {
         "thinking": "low",
         "response_mime_type": "application/json",
         "safety": {"HARASSMENT": "OFF"},
+        "presence_penalty": 0,
+        "frequency_penalty": 0.5,
+        "media_resolution": "low",
     },
 }
 NO_CHANGES: dict[type[BaseModel], dict[str, Any]] = {
@@ -488,7 +491,7 @@ def test_every_setting_either_changes_the_fingerprint_or_does_not() -> None:
     files: dict[type[BaseModel], set[str]] = {
         PromptSection: {"template_file", "system_file"},
         Reduce: {"template_file"},
-        ModelSection: {"prices"},
+        ModelSection: {"prices", "labels"},
         Output: {"excel"},
         Endpoint: {"provider", "project", "location"},
     }
@@ -527,6 +530,10 @@ def test_a_csv_for_excel_does_not_change_the_fingerprint(tmp_path: Path) -> None
 def test_prices_do_not_change_the_fingerprint(tmp_path: Path) -> None:
     prices = dict.fromkeys(Prices.model_fields, 1)
     assert full_job(tmp_path, "model", prices=prices).fingerprint == full_job(tmp_path).fingerprint
+
+
+def test_labels_do_not_change_the_fingerprint(tmp_path: Path) -> None:
+    assert full_job(tmp_path, "model", labels={"team": "x"}).fingerprint == full_job(tmp_path).fingerprint
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,9 @@ def test_every_parameter_has_its_place() -> None:
             thinking="LOW",
             response_mime_type="application/json",
             safety=(("HARM_CATEGORY_HARASSMENT", "BLOCK_ONLY_HIGH"),),
+            presence_penalty=0.0,
+            frequency_penalty=0.5,
+            media_resolution="low",
         )
     )
     assert orjson.loads(body) == {
@@ -96,11 +99,29 @@ def test_every_parameter_has_its_place() -> None:
             "topK": 40,
             "seed": 0,
             "stopSequences": ["END"],
+            "presencePenalty": 0.0,
+            "frequencyPenalty": 0.5,
+            "mediaResolution": "MEDIA_RESOLUTION_LOW",
             "thinkingConfig": {"thinkingLevel": "low"},
             "responseMimeType": "application/json",
         },
         "safetySettings": [{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_ONLY_HIGH"}],
     }
+
+
+def test_labels_go_with_every_answer_that_is_asked_for_and_with_no_count() -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def service(request: httpx.Request) -> httpx.Response:
+        bodies.append(orjson.loads(request.content))
+        return httpx.Response(200, content=OK if "generate" in request.url.path else b'{"totalTokens": 3}')
+
+    async def both(gemini: GeminiConnection) -> None:
+        await gemini.generate(prompt(), ASKED)
+        await gemini.count_tokens(prompt(), ASKED)
+
+    ask(service, both, labels=(("team", "x"),))
+    assert [body.get("labels") for body in bodies] == [{"team": "x"}, None]
 
 
 @pytest.mark.parametrize("budget", [0, -1, 512])

@@ -35,6 +35,9 @@ def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
         thinking=model.thinking,
         response_mime_type=model.response_mime_type,
         safety=tuple(safety),
+        presence_penalty=model.presence_penalty,
+        frequency_penalty=model.frequency_penalty,
+        media_resolution=model.media_resolution,
     )
     reduce_template = reduce_params = None
     if spec.chunk and spec.reduce:

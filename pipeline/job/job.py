@@ -23,6 +23,7 @@ from pipeline.sections import JobFile, TargetSection
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Template
 
 _ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "model")
+_NO_PART_OF_ANSWERS = {"prices", "labels"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What the fingerprint hashes, section by section, files read in and unset keys left out."""
         sections = {
-            name: getattr(self.spec, name).model_dump(exclude_none=True, exclude={"prices"})
+            name: getattr(self.spec, name).model_dump(exclude_none=True, exclude=_NO_PART_OF_ANSWERS)
             for name in _ANSWER_SECTIONS
             if getattr(self.spec, name) is not None
         }

@@ -22,6 +22,7 @@ class Account:
     key: str = field(repr=False)
     api_version: str = "v1beta"
     timeout_s: float = READ_TIMEOUT_S
+    labels: tuple[tuple[str, str], ...] = ()  # of every request, for the project's own bookkeeping
     renew: Renew | None = None  # asked when the service refuses the key
     tokens: Tokens | None = None  # in the place of a key that does not end
 

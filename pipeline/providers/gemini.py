@@ -43,6 +43,7 @@ class Gemini(Connected):
             base_url=target.base_url,
             api_version=account.api_version,
             timeout_s=account.timeout_s,
+            labels=account.labels,
         )
 
 
@@ -64,7 +65,9 @@ class GeminiConnection(Connection):
         api_version: str = API_VERSION,
         headers: Mapping[str, str] | None = None,
         timeout_s: float = READ_TIMEOUT_S,
+        labels: tuple[tuple[str, str], ...] = (),
     ) -> None:
+        self._labels = {"labels": dict(labels)} if labels else {}
         self._urls: dict[tuple[str, str], httpx.URL] = {}
         super().__init__(
             wire,
@@ -80,7 +83,8 @@ class GeminiConnection(Connection):
 
     async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
         """See `Connection`."""
-        return await self.ask(self.url(model, "generateContent"), build_request(prompt), prompt, model)
+        body = orjson.dumps(request(prompt) | self._labels)
+        return await self.ask(self.url(model, "generateContent"), body, prompt, model)
 
     async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
         """See `Connection`."""
@@ -172,6 +176,9 @@ def _constant_part(params: Params) -> dict[str, Any]:
         "topK": params.top_k,
         "seed": params.seed,
         "stopSequences": list(params.stop) or None,
+        "presencePenalty": params.presence_penalty,
+        "frequencyPenalty": params.frequency_penalty,
+        "mediaResolution": f"MEDIA_RESOLUTION_{params.media_resolution.upper()}" if params.media_resolution else None,
         "thinkingConfig": _thinking(params.thinking),
         "responseMimeType": params.response_mime_type,
     }

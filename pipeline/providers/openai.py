@@ -129,6 +129,8 @@ def _constant_part(params: Params, model: str, is_openai: bool) -> dict[str, Any
         "temperature": params.temperature,
         "top_p": params.top_p,
         "seed": params.seed,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
         "stop": list(params.stop) or None,
         "reasoning_effort": params.thinking.lower() if isinstance(params.thinking, str) else None,
         "response_format": {"type": "json_object"} if params.response_mime_type == "application/json" else None,

@@ -65,6 +65,7 @@ class VertexConnection(GeminiConnection):
             api_version=_VERSIONS.get(account.api_version, account.api_version),
             headers=self._tokens.headers if self._tokens else None,
             timeout_s=account.timeout_s,
+            labels=account.labels,
         )
 
     def authorization(self, key: str) -> dict[str, str]:

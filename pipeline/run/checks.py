@@ -4,6 +4,7 @@ import difflib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio.to_thread
@@ -25,6 +26,7 @@ from pipeline.quota.book import QuotaBook, read_known
 from pipeline.quota.daily import day_of, until_text
 from pipeline.quota.stops import refused_by_proxy
 from pipeline.records import Failure
+from pipeline.run.fitting import ignored, life
 from pipeline.run.guards import check_start
 from pipeline.run.output import output_place
 from pipeline.run.prepare import (
@@ -317,7 +319,10 @@ def _model_step(met: _Met, key: Key | None, job: Job, offline: bool) -> Step:
     whom = f"{project} at {location}" if job.bears_tokens and not offline else "this key"
     if target.model in met.models:
         told = f"one of {len(models):,} offered to {whom}" if len(models) > 1 else f"offered to {whom}"
-        return Step("model", "passed", target.model, told, numbers=numbers, models=models)
+        day = datetime.now(UTC).date()
+        known = f"{target.model}: {about}" if (about := life(job, day)) else ""
+        warnings = tuple(sentence for sentence in (known, *ignored(job, day)) if sentence)
+        return Step("model", "passed", target.model, told, numbers=numbers, models=models, warnings=warnings)
     what = f"{target.endpoint} does not offer {target.model} to {whom}"
     elsewhere = '; or try [endpoint] location = "global", which has most' if location != GLOBAL else ""
     hint = _offered(target.model, met.models) + elsewhere

@@ -22,6 +22,7 @@ from pipeline.plan.planner import BRIEF, Input
 from pipeline.plan.survey import Survey, survey
 from pipeline.quota.book import Known, read_known
 from pipeline.quota.daily import day_of
+from pipeline.run.fitting import ignored
 from pipeline.run.prepare import METERS, Session
 from pipeline.run.rows import Wanted, mask
 from pipeline.run.services import as_asked, target_of, targets_of
@@ -86,7 +87,13 @@ def _quotas(session: Session) -> dict[str, str]:
 
 def notices_of(session: Session, made: plan.Plan, spent_usd: Decimal) -> tuple[str, ...]:
     """What a person should know of this plan before anything is spent."""
-    return *_unpaced(session), *_unfilled(session), *_over_budget(session, made, spent_usd), *made.notices
+    return (
+        *_unpaced(session),
+        *_unfilled(session),
+        *_ignored(session),
+        *_over_budget(session, made, spent_usd),
+        *made.notices,
+    )
 
 
 def _unfilled(session: Session) -> Iterator[str]:
@@ -97,6 +104,12 @@ def _unfilled(session: Session) -> Iterator[str]:
         names = [name for name in _INSERTED.findall(system or "") if name in known]
         if names and (section == "prompt" or system != job.params.system):
             yield f"[{section}] system is sent as it stands: {{{{ {names[0]} }}}} in it is not filled in"
+
+
+def _ignored(session: Session) -> Iterator[str]:
+    """What a model does not heed of the settings, once for each model."""
+    day = datetime.now(UTC).date()
+    yield from dict.fromkeys(sentence for job in session.working.asked for sentence in ignored(job, day))
 
 
 def _unpaced(session: Session) -> Iterator[str]:

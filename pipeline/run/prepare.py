@@ -20,6 +20,7 @@ from pipeline.models import MODELS, model_info
 from pipeline.places import Kind, beside, run_directory
 from pipeline.prices import CHECKED, FREE, Rates
 from pipeline.records import Document, Limits
+from pipeline.run.fitting import check_fits
 from pipeline.sections import JobFile
 from pipeline.source import Source, open_source, output_conflict
 from pipeline.source.documents import ROW
@@ -235,7 +236,8 @@ def session_schema(session: Session) -> pl.Schema:
 
 
 def check_model(job: Job, offline: bool) -> None:
-    """Raise `JobError` for a model that Google's endpoint does not serve, as far as this version knows."""
+    """Raise `JobError` for a model that Google does not serve, or that refuses a setting, as far as is known."""
+    check_fits(job, datetime.now(UTC).date())
     if job.spec.endpoint.provider == "openai":
         return  # no other service's models are known
     name = job.model

@@ -169,7 +169,8 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
             if network not in by_network:
                 by_network[network] = await opened.enter_async_context(wire_over(network, offline))
             wire = wires[target.access] = by_network[network]
-            account = Account(wire, "offline", endpoint.api_version, endpoint.timeout_s)
+            labels = tuple(sorted(each.job.spec.model.labels.items()))
+            account = Account(wire, "offline", endpoint.api_version, endpoint.timeout_s, labels)
             if each.job.bears_tokens and not offline:
                 tokens = tokens or await google_tokens(wire)
                 account = replace(account, key="", tokens=tokens)

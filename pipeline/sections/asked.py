@@ -115,6 +115,18 @@ class ModelSection(Section):
     safety: dict[str, str] = Field(
         default_factory=dict, description='threshold by category, e.g. { HARASSMENT = "BLOCK_ONLY_HIGH" }'
     )
+    presence_penalty: float | None = Field(
+        None, ge=-2, le=2, description="above 0: fewer words that were there before; several models refuse it"
+    )
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="the same, by how often a word was there; several models refuse it"
+    )
+    media_resolution: Literal["low", "medium", "high"] | None = Field(
+        None, description="how finely images, pages and frames are looked at, and how many tokens each takes"
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description='of the request, for your own bookkeeping, e.g. { team = "x" }'
+    )
     prices: Prices | None = Field(None, description="{ input, output, cached } in USD per million tokens")
 
     @field_validator("thinking")
