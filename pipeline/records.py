@@ -24,6 +24,7 @@ ErrorKind = Literal[
     "recitation",
     "empty_input",
     "template_error",
+    "invalid_messages",
     "too_long",
     "invalid_request",
     "empty_answer",
@@ -41,6 +42,7 @@ CAUSES: Mapping[ErrorKind, str] = {
     "recitation": "the answer repeated published text and was cut",
     "empty_input": "the text column is empty, or the whole prompt: nothing was sent",
     "template_error": "the template fails on the values of this row",
+    "invalid_messages": "the conversation of this row cannot be sent: nothing was",
     "too_long": "larger than the model's context, or than a whole minute's token quota; a prompt above 67,108,864"
     " characters is not even counted",
     "invalid_request": "the service refused this prompt (400, 404, 413, 422)",

@@ -425,7 +425,11 @@ CHANGES: dict[type[BaseModel], dict[str, Any]] = {
         "text": "content",
         "where": "lang = 'en'",
     },
-    PromptSection: {"template": "{{ text }}!", "system": "Be brief."},
+    PromptSection: {
+        "template": "{{ text }}!",
+        "system": "Be brief.",
+        "examples": [{"input": "a", "output": "b"}],
+    },
     Chunk: {"max_tokens": 65, "overlap_tokens": 10},
     Reduce: {"template": "{{ parts }}", "system": "Merge.", "max_input_tokens": 200, "max_output_tokens": 7},
     ModelSection: {
@@ -489,6 +493,7 @@ def each(changes: dict[type[BaseModel], dict[str, Any]]) -> list[Any]:
 
 def test_every_setting_either_changes_the_fingerprint_or_does_not() -> None:
     files: dict[type[BaseModel], set[str]] = {
+        Input: {"messages"},  # not with [chunk]
         PromptSection: {"template_file", "system_file"},
         Reduce: {"template_file"},
         ModelSection: {"prices", "labels"},

@@ -39,6 +39,7 @@ _FOUND = {
     "repeats": "repeat an earlier row",
     "empty_input": "empty, not sent",
     "template_error": "template fails, not sent",
+    "invalid_messages": "no whole conversation, not sent",
     "too_long": "too long, not sent",
     "chunked": "cut into pieces",
 }

@@ -7,7 +7,7 @@ from functools import lru_cache
 import anyio
 
 from pipeline.errors import Halted, JobError
-from pipeline.prompts import Params, Prompt, said
+from pipeline.prompts import Content, Params, Prompt, Text, Turn
 from pipeline.records import Document, ErrorKind, Reply, Step
 from pipeline.templates import Template
 from pipeline.tokens import estimate
@@ -47,11 +47,15 @@ def build(
     params: Params,
     own: Mapping[str, object],
     *,
+    before: Content = (),
     level: int = 0,
     chunk: int = 0,
     chunks: int = 1,
 ) -> Prompt:
-    """The one place where a prompt is made, for estimates and runs alike; `own` are the job's own variables."""
+    """A prompt of what a template makes, for estimates and runs alike.
+
+    `own` are the job's own variables, `before` the turns that stand before it.
+    """
     _refuse_beyond(template.least_characters(document.fields, own))  # a text that long is not copied to be rendered
     try:
         text = template.render(document.fields, own)
@@ -59,9 +63,19 @@ def build(
         raise Unrendered("template_error", error.message) from None
     if not text.strip():
         raise Unrendered("empty_input", f"{BLANK}; {template.where}")
-    _refuse_beyond(len(text), text)  # before it is copied for its hash, its tokens, the journal and the wire
-    tokens = estimate(text) + _system_tokens(params.system)
-    return Prompt(document.row, document.key, step, said(text), params, tokens, level, chunk, chunks)
+    said = (*before, Turn("user", (Text(text),)))
+    return prompt_of(document, step, said, params, level=level, chunk=chunk, chunks=chunks)
+
+
+def prompt_of(
+    document: Document, step: Step, content: Content, params: Params, *, level: int = 0, chunk: int = 0, chunks: int = 1
+) -> Prompt:
+    """The one place where a prompt is made. Raises `Unrendered` for one that no context holds."""
+    texts = [part.text for turn in content for part in turn.parts]
+    whole = texts[0] if len(texts) == 1 else "\n".join(texts)
+    _refuse_beyond(len(whole), whole)  # before it is copied for its hash, its tokens, the journal and the wire
+    tokens = sum(map(estimate, texts)) + _system_tokens(params.system)
+    return Prompt(document.row, document.key, step, content, params, tokens, level, chunk, chunks)
 
 
 def _refuse_beyond(characters: int, text: str = "") -> None:

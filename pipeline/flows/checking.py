@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from pipeline.errors import JobError
-from pipeline.flows.base import BLANK
+from pipeline.flows.base import BLANK, Unrendered
+from pipeline.flows.opening import opening
 from pipeline.job import Job
 from pipeline.records import Document
 from pipeline.templates import try_merging
@@ -23,12 +24,16 @@ def check_rendering(job: Job, documents: Iterable[Document]) -> None:
             continue
         own: dict[str, object] = {} if document.text is None else {"text": document.text}
         try:
+            opening(document, job)
             text = job.template.render(document.fields, own | ({"chunk": 1, "chunks": 1} if job.spec.chunk else {}))
-            if not text.strip():
+            if job.asks and not text.strip():
                 raise JobError(f"{BLANK}\n{job.template.where}")
             if job.reduce_template and _is_cut(document, job):
                 try_merging(job.reduce_template, document.fields)
             return
+        except Unrendered as unlike:
+            first = first or JobError(f"{unlike}\n{job.path}, [input] messages")
+            failed += 1
         except JobError as error:
             if any(isinstance(value, Unreadable) for value in document.fields.values()) or "fuel" in error.message:
                 return

@@ -35,6 +35,7 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
             job.template,
             job.params,
             {"text": document.text[piece.start : piece.end], "chunk": number + 1, "chunks": len(pieces)},
+            before=job.examples,
             chunk=number,
             chunks=len(pieces),
         )

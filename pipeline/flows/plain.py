@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from pipeline.flows.base import Answer, Call, build
+from pipeline.flows.base import Answer, Call, build, prompt_of
+from pipeline.flows.opening import opening
 from pipeline.job import Job
 from pipeline.prompts import Prompt
 from pipeline.records import Document, Reply
@@ -15,7 +16,11 @@ async def answer(document: Document, job: Job, call: Call) -> Answer:
 
 async def asked_whole(document: Document, job: Job, call: Call, own: Mapping[str, object]) -> Answer:
     """The same, of any flow whose text needs no cutting; `own` are the job's own variables."""
-    prompt = build(document, "answer", job.template, job.params, own)
+    params, before = opening(document, job)
+    if job.asks:
+        prompt = build(document, "answer", job.template, params, own, before=before)
+    else:  # the conversation of the row ends with what is asked
+        prompt = prompt_of(document, "answer", before, params)
     replies = await conclude(prompt, job, call)
     return Answer(replies[-1], replies, 1, prompt.input_tokens_est)
 

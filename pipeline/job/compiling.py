@@ -9,13 +9,17 @@ from pipeline.errors import JobError
 from pipeline.job.job import Job
 from pipeline.prompts import Params
 from pipeline.sections import JobFile
-from pipeline.templates import read_template, read_text
+from pipeline.templates import Template, read_template, read_text
 
 
 def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
     """The job, with its templates read. Raises `JobError` for one that cannot be asked."""
     beside, prompt = path.parent, spec.prompt
-    template = read_template(prompt.template, prompt.template_file, beside, f"{path}, [prompt] template")
+    where = f"{path}, [prompt] template"
+    if spec.input.messages is not None and prompt.template is None and prompt.template_file is None:
+        template = Template("", where)
+    else:
+        template = read_template(prompt.template, prompt.template_file, beside, where)
     system = prompt.system
     if prompt.system_file is not None:
         system = read_text(prompt.system, prompt.system_file, beside, f"{path}, [prompt] system")

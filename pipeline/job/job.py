@@ -16,7 +16,7 @@ from pipeline.job.asked import asked_at
 from pipeline.keys import Key, origin_of, read
 from pipeline.keys.diagnosis import diagnose
 from pipeline.prices import Rates, fixed_rates
-from pipeline.prompts import Params
+from pipeline.prompts import Content, Params, Text, Turn
 from pipeline.protocols import GLOBAL, PROTOCOLS, Protocol, usual_variables, vertex_url
 from pipeline.records import Limits, Step
 from pipeline.sections import JobFile, TargetSection
@@ -53,10 +53,26 @@ class Job:
             if getattr(self.spec, name) is not None
         }
         sections["prompt"] = {"template": self.template.source, "system": self.params.system}
+        if examples := self.spec.prompt.examples:
+            sections["prompt"]["examples"] = [example.model_dump() for example in examples]
         if self.reduce_template:
             sections["reduce"].pop("template_file", None)
             sections["reduce"]["template"] = self.reduce_template.source
         return sections
+
+    @cached_property
+    def examples(self) -> Content:
+        """The turns of `[[prompt.examples]]`."""
+        return tuple(
+            turn
+            for each in self.spec.prompt.examples
+            for turn in (Turn("user", (Text(each.input),)), Turn("model", (Text(each.output),)))
+        )
+
+    @property
+    def asks(self) -> bool:
+        """Whether it asks something itself, after the conversation that a row may hold."""
+        return self.spec.input.messages is None or bool(self.template.source)
 
     @property
     def model(self) -> str:
@@ -136,8 +152,10 @@ class Job:
         return ()
 
     def reads(self, table: Collection[str]) -> tuple[str, ...]:
-        """Those of a table's columns that the templates look at, in its order."""
-        found = frozenset[str]().union(*(template.reads(table, own) for template, own in self.templates))
+        """Those of a table's columns that prompts are made of, in its order."""
+        found = frozenset(filter(None, [self.spec.input.messages])).union(
+            *(template.reads(table, own) for template, own in self.templates)
+        )
         return tuple(name for name in table if name in found)
 
     @property

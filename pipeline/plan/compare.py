@@ -129,9 +129,10 @@ def _larger_chunks(job: Job) -> Iterator[tuple[int, Job]]:
 
 
 def prefix_tokens(job: Job) -> int:
-    """Tokens that all first prompts of the job begin with: system instruction and template up to its first tag."""
-    literal = re.split(r"\{[{%#]", job.template.source, maxsplit=1)[0]
-    return estimate(job.params.system or "") + estimate(literal)
+    """Tokens that all first prompts begin with: system instruction, examples, and the template up to its first tag."""
+    literal = "" if job.spec.input.messages else re.split(r"\{[{%#]", job.template.source, maxsplit=1)[0]
+    examples = sum(estimate(part.text) for turn in job.examples for part in turn.parts)
+    return estimate(job.params.system or "") + examples + estimate(literal)
 
 
 def identical_rows(spared: Work, at: Tariff) -> Iterator[Saving]:

@@ -89,11 +89,11 @@ def _taught(its: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[frozenset[
     return frozenset(inputs), frozenset(step for step in inputs if _bounds(its, step) == _bounds(ours, step))
 
 
-def _words(identity: Mapping[str, Any], step: Step) -> tuple[str, str | None] | None:
-    """Template and system instruction of a step; None for a step that the job has not."""
+def _words(identity: Mapping[str, Any], step: Step) -> object:
+    """Template, system instruction and what else all prompts of a step say; None for a step that the job has not."""
     prompt, reduce = identity["prompt"], identity.get("reduce")
     if step != "reduce":
-        return prompt["template"], prompt["system"]
+        return prompt
     return (reduce["template"], reduce.get("system", prompt["system"])) if reduce else None
 
 

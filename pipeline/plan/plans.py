@@ -59,7 +59,7 @@ class Plan:
     documents: int  # left to do
     documents_done: int
     documents_chunked: int
-    found: Mapping[str, Found]  # repeats, empty_input, template_error, too_long, chunked: those that there are
+    found: Mapping[str, Found]  # by "repeats", "chunked" or a cause: those that there are
     steps: Mapping[Step, StepPlan]
     work: Work  # as expected
     spared: Work  # calls that are not made, since another row asks the same

@@ -30,7 +30,7 @@ class JobFile(Section):
     """The sections of a job file."""
 
     input: Input
-    prompt: PromptSection
+    prompt: PromptSection = PromptSection()  # type: ignore[call-arg]
     chunk: Chunk | None = None
     reduce: Reduce | None = None
     model: ModelSection
@@ -74,4 +74,6 @@ class JobFile(Section):
             raise ValueError("[chunk] and [reduce] go together")
         if self.chunk and self.input.text is None:
             raise ValueError("[chunk] needs [input] text: the column that is cut")
+        if self.chunk and self.input.messages:
+            raise ValueError("[chunk] and [input] messages do not go together: a conversation is not cut")
         return self

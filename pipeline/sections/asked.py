@@ -19,6 +19,11 @@ class Input(Section):
     )
     id: str | None = Field(None, description="the column that names a row; must be unique. Default: the row number")
     text: str | None = Field(None, description="the column that may be chunked")
+    messages: str | None = Field(
+        None,
+        description="the column that holds a conversation, nested or as JSON text, in Gemini's shape (`role`, `parts`)"
+        " or OpenAI's (`role`, `content`); it stands before what the template makes",
+    )
     where: str | None = Field(None, description="SQL predicate: only the rows for which it holds")
     encoding: str | None = Field(
         None,
@@ -50,13 +55,37 @@ class Input(Section):
         return name
 
 
+class ExampleSection(Section):
+    """One example of what is asked and how it is to be answered."""
+
+    input: str = Field(min_length=1, description="what a row's prompt may be, as it would be sent")
+    output: str = Field(min_length=1, description="the answer to it")
+
+    @field_validator("input", "output")
+    @classmethod
+    def _says_something(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("an example is not blank")
+        return text
+
+
 class PromptSection(Section):
     """What is asked about each row."""
 
-    template: str | None = Field(None, description="minijinja; `{{ column }}` inserts a column")
+    template: str | None = Field(
+        None,
+        description="minijinja; `{{ column }}` inserts a column. With `[input] messages` it may be left out: the"
+        " conversation then ends with what is asked",
+    )
     template_file: str | None = Field(None, description="the template in a file beside the job file")
     system: str | None = Field(None, description="system instruction, the same for every row")
     system_file: str | None = Field(None, description="the system instruction in a file beside the job file")
+    examples: list[ExampleSection] = Field(
+        default_factory=list,
+        max_length=256,
+        description="`[[prompt.examples]]`, each with `input` and `output`: turns that stand before each prompt that is"
+        " made of the template",
+    )
 
 
 class Chunk(Section):

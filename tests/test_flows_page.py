@@ -1,0 +1,45 @@
+"""What docs/flows.md shows can be saved and run as it stands."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from commands import Ran
+from test_docs import PAGES
+
+PAGE = PAGES["docs/flows.md"]
+EXAMPLES = {
+    match[1]: match[0]
+    for match in re.finditer(r"```toml\n# ([\w-]+)\.toml\n.*?\n```\n\n```sh\n.*?\n```", PAGE, re.DOTALL)
+}
+
+
+def save_tables(here: Path) -> None:
+    for language, name, text in re.findall(r"```(csv|json)\n(?:# ([\w.-]+)\n)?(.*?)\n```", PAGE, re.DOTALL):
+        (here / (name or "talks.jsonl")).write_text(text + "\n", "utf-8")
+        assert language == "json" or name
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_example_runs_as_it_stands(here: Path, cli: Callable[..., Ran], name: str) -> None:
+    save_tables(here)
+    example = EXAMPLES[name]
+    job, shell = re.findall(r"```(?:toml|sh)\n(.*?)\n```", example, re.DOTALL)
+    (here / f"{name}.toml").write_text(job, "utf-8")
+    for line in shell.splitlines():
+        program, *typed = shlex.split(line)
+        assert program == "pipeline"
+        ran = cli(*typed)
+        assert ran.code == 0, ran.err + ran.out
+    (written,) = (here / "results").iterdir()
+    read = {".csv": pl.read_csv, ".jsonl": pl.read_ndjson, ".parquet": pl.read_parquet}[written.suffix]
+    assert set(read(written)["status"]) == {"ok"}  # type: ignore[operator]
+
+
+def test_every_table_of_the_page_is_used(here: Path) -> None:
+    save_tables(here)
+    assert all(f'"{path.name}"' in PAGE for path in here.glob("*.*l") if path.suffix in (".csv", ".jsonl"))
+    assert len(EXAMPLES) == PAGE.count("```toml") == PAGE.count("```sh")
