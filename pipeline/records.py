@@ -60,9 +60,9 @@ CAUSES: Mapping[ErrorKind, str] = {
 PASSING: frozenset[ErrorKind] = frozenset({"quota", "network", "timeout", "server", "auth"})
 """Failures that may pass by themselves and cost nothing: a row that ends in one is tried again by the next run."""
 
-Step = Literal["answer", "map", "reduce"]
+Step = Literal["answer", "map", "reduce", "refine"]
 STEPS: tuple[Step, ...] = get_args(Step)
-LATER: frozenset[Step] = frozenset({"reduce"})
+LATER: frozenset[Step] = frozenset({"reduce", "refine"})
 """Steps whose prompts hold answers to earlier ones: what they will hold is not known before."""
 
 EMULATOR_HEADER = "x-pipeline-emulator"

@@ -315,6 +315,27 @@ def test_merging_calls_have_a_range_where_they_depend_on_the_answers(tmp_path: P
     assert learned.prompts.expected == pytest.approx(calls.height, rel=0.03)
 
 
+def test_a_running_summary_is_planned_call_by_call(tmp_path: Path, url: str) -> None:
+    refine = {"template": "So far: {{ summary }}\n\nGoes on: {{ text }}"}
+    its = desk(tmp_path, url, IN_PIECES, make_corpus(120, seed=2), reduce=None, refine=refine)
+    before = its.estimate()
+    first, _ = anyio.run(fingerprints, its.input())
+    its.pilot(20)
+    piloted, bought = its.estimate(), its.calls()
+    its.run()
+    calls = its.calls()
+    assert Counter(calls.filter(pl.col("step") != "refine")["fingerprint"]) == Counter(set(first))
+    assert before.load.depth > 5, "each call waits for the one before it"
+    for planned, its_calls in ((before, calls), (piloted, calls.join(bought, on="fingerprint", how="anti"))):
+        assert planned.prompts == Range(*[its_calls.height] * 3), "as many calls as there are pieces"
+        assert planned.prompts_by_step == Counter(its_calls["step"])
+        assert holds(planned.input_tokens, tokens_in(its_calls, "input_tokens"))
+        assert holds(planned.output_tokens, output_tokens(its_calls))
+        assert holds(planned.cost_usd, usd(its_calls))
+    refined = calls.filter(pl.col("step") == "refine")
+    assert before.steps["refine"].input_tokens == pytest.approx(tokens_in(refined, "input_tokens"), rel=0.25)
+
+
 # ---- the jobs that come with it
 
 

@@ -18,9 +18,8 @@ EXAMPLES = {
 
 
 def save_tables(here: Path) -> None:
-    for language, name, text in re.findall(r"```(csv|json)\n(?:# ([\w.-]+)\n)?(.*?)\n```", PAGE, re.DOTALL):
-        (here / (name or "talks.jsonl")).write_text(text + "\n", "utf-8")
-        assert language == "json" or name
+    for name, text in re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)\n```", PAGE, re.DOTALL):
+        (here / name).write_text(text + "\n", "utf-8")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -39,7 +38,6 @@ def test_each_example_runs_as_it_stands(here: Path, cli: Callable[..., Ran], nam
     assert set(read(written)["status"]) == {"ok"}  # type: ignore[operator]
 
 
-def test_every_table_of_the_page_is_used(here: Path) -> None:
-    save_tables(here)
-    assert all(f'"{path.name}"' in PAGE for path in here.glob("*.*l") if path.suffix in (".csv", ".jsonl"))
+def test_every_table_of_the_page_is_used() -> None:
+    assert all(f'"{name}"' in PAGE for name in re.findall(r"<!-- file: (\S+) -->", PAGE))
     assert len(EXAMPLES) == PAGE.count("```toml") == PAGE.count("```sh")

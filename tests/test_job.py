@@ -290,8 +290,10 @@ def test_an_unknown_or_missing_name(tmp_path: Path, sections: dict[str, Any], me
         ({"model": {"response_mime_type": "json"}}, "[model] response_mime_type: input should be 'text/plain'"),
         ({"endpoint": {"api_version": "v2"}}, "[endpoint] api_version: input should be 'v1' or 'v1beta'"),
         ({"output": {"path": "out.xlsx"}}, "[output]: path must end in one of .parquet .csv .jsonl"),
-        ({"chunk": {"max_tokens": 64}, "input": {"text": "t"}}, "[chunk] and [reduce] go together"),
-        ({"reduce": {"template": "{{ parts }}"}}, "[chunk] and [reduce] go together"),
+        ({"chunk": {"max_tokens": 64}, "input": {"text": "t"}}, "[chunk] goes together with [reduce] or [refine]"),
+        ({"reduce": {"template": "{{ parts }}"}}, "[chunk] goes together with [reduce] or [refine]"),
+        ({"refine": {"template": "{{ summary }} {{ text }}"}}, "[chunk] goes together with [reduce] or [refine]"),
+        ({"reduce": {}, "refine": {}}, "[reduce] merges the answers to all pieces, [refine] goes from piece to piece"),
     ],
 )
 def test_a_wrong_value_names_section_key_and_file(tmp_path: Path, sections: dict[str, Any], message: str) -> None:

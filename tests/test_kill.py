@@ -46,6 +46,14 @@ template = "Merge for {{ id }}: {{ parts }}"
 """
 
 
+REFINED = """
+[chunk]
+max_tokens = 400
+[refine]
+template = "Of {{ id }} so far: {{ summary }} Piece {{ chunk }}: {{ text }}"
+"""
+
+
 def summarize_job(path: Path, documents: int, sections: str = CHUNKED) -> None:
     """A job over `documents` texts, all different, every third long: map-reduce, or without `sections` a call a row."""
     texts = []
@@ -103,6 +111,7 @@ def killed_and_finished(tmp_path: Path, url: str, kills: int, seed: int) -> tupl
     [
         pytest.param(6, 60, CHUNKED, id="map-reduce"),
         pytest.param(6, 200, "", id="a call a row"),
+        pytest.param(6, 60, REFINED, id="refine"),
         pytest.param(50, 500, CHUNKED, id="map-reduce, long", marks=pytest.mark.long),
         pytest.param(50, 1500, "", id="a call a row, long", marks=pytest.mark.long),
     ],

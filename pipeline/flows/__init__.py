@@ -3,10 +3,13 @@
 The same flows run in a dry run, where `call` predicts, and in a real one, where it buys.
 """
 
+from collections.abc import Awaitable, Callable
+
 from pipeline.flows.base import MOST_BYTES, MOST_CHARACTERS, Answer, Call, Unrendered, build, gather, usable
 from pipeline.flows.checking import check_rendering
 from pipeline.flows.map_reduce import group, map_reduce
 from pipeline.flows.plain import answer
+from pipeline.flows.refine import refine
 from pipeline.job import Job
 from pipeline.records import Document, Reply
 
@@ -21,6 +24,7 @@ __all__ = [
     "gather",
     "group",
     "map_reduce",
+    "refine",
     "run",
     "usable",
 ]
@@ -36,6 +40,12 @@ async def run(document: Document, job: Job, call: Call) -> Answer:
             Reply("", "invalid", error_kind="empty_input", error=f"the column {job.spec.input.text} is empty")
         )
     try:
-        return await (answer if job.spec.chunk is None else map_reduce)(document, job, call)
+        return await _flow_of(job)(document, job, call)
     except Unrendered as failure:
         return Answer(failure.reply)
+
+
+def _flow_of(job: Job) -> Callable[[Document, Job, Call], Awaitable[Answer]]:
+    if job.spec.chunk is None:
+        return answer
+    return map_reduce if job.spec.reduce else refine

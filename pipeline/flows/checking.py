@@ -5,11 +5,15 @@ from collections.abc import Iterable
 from pipeline.errors import JobError
 from pipeline.flows.base import BLANK, Unrendered
 from pipeline.flows.opening import opening
+from pipeline.flows.refine import try_refining
 from pipeline.job import Job
 from pipeline.records import Document
 from pipeline.templates import try_merging
 from pipeline.tokens import estimate
 from pipeline.values import Unreadable
+
+_SAMPLE = 2_000
+"""Characters of a text, for a template that is given pieces."""
 
 
 def check_rendering(job: Job, documents: Iterable[Document]) -> None:
@@ -30,6 +34,8 @@ def check_rendering(job: Job, documents: Iterable[Document]) -> None:
                 raise JobError(f"{BLANK}\n{job.template.where}")
             if job.reduce_template and _is_cut(document, job):
                 try_merging(job.reduce_template, document.fields)
+            if job.refine_template and document.text is not None and _is_cut(document, job):
+                try_refining(job.refine_template, document.fields, document.text[:_SAMPLE], 2)
             return
         except Unrendered as unlike:
             first = first or JobError(f"{unlike}\n{job.path}, [input] messages")

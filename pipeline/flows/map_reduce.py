@@ -8,7 +8,7 @@ from pipeline.flows.base import Answer, Call, Unrendered, build, failure_of, gat
 from pipeline.flows.plain import asked_whole
 from pipeline.job import Job
 from pipeline.records import Document
-from pipeline.templates import Parts, try_merging
+from pipeline.templates import merged, try_merging
 from pipeline.tokens import estimate
 
 
@@ -57,7 +57,7 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
                     "reduce",
                     reduce_template,
                     reduce_params,
-                    {"parts": Parts(members)},
+                    merged(members),
                     level=level,
                     chunk=number,
                     chunks=len(groups),

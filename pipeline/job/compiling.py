@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.errors import JobError
 from pipeline.job.job import Job
 from pipeline.prompts import Params
-from pipeline.sections import JobFile
+from pipeline.sections import JobFile, Reduce, Refine
 from pipeline.templates import Template, read_template, read_text
 
 
@@ -43,26 +43,49 @@ def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
         frequency_penalty=model.frequency_penalty,
         media_resolution=model.media_resolution,
     )
-    reduce_template = reduce_params = None
-    if spec.chunk and spec.reduce:
-        if not template.mentions("text"):
-            raise JobError(
-                f"the template does not use {{{{ text }}}}, so the pieces would never be sent\n{template.where}",
-                "with [chunk], `{{ text }}` is the piece of the text column",
-            )
-        reduce = spec.reduce
-        reduce_template = read_template(reduce.template, reduce.template_file, beside, f"{path}, [reduce] template")
-        if not reduce_template.mentions("parts"):
-            raise JobError(
-                f"the template does not use {{{{ parts }}}}, so nothing would be merged\n{reduce_template.where}",
-                "`{{ parts }}` inserts the answers to the pieces",
-            )
-        reduce_params = replace(
-            params,
-            system=reduce.system if reduce.system is not None else system,
-            max_output_tokens=reduce.max_output_tokens or params.max_output_tokens,
+    if spec.chunk and not template.mentions("text"):
+        raise JobError(
+            f"the template does not use {{{{ text }}}}, so the pieces would never be sent\n{template.where}",
+            "with [chunk], `{{ text }}` is the piece of the text column",
         )
-    return Job(path.stem, path, spec, template, reduce_template, params, reduce_params, origins)
+    reduce_template, reduce_params = _later(path, "reduce", spec.reduce, params)
+    refine_template, refine_params = _later(path, "refine", spec.refine, params)
+    return Job(
+        path.stem,
+        path,
+        spec,
+        template,
+        reduce_template,
+        params,
+        reduce_params,
+        origins,
+        refine_template,
+        refine_params,
+    )
+
+
+_MENTIONED = {
+    "parts": ("nothing would be merged", "`{{ parts }}` inserts the answers to the pieces"),
+    "summary": ("the answers before it would be lost", "`{{ summary }}` inserts the answer so far"),
+    "text": ("the pieces would never be sent", "`{{ text }}` is the next piece of the text column"),
+}
+_NEEDED = {"reduce": ("parts",), "refine": ("summary", "text")}
+
+
+def _later(
+    path: Path, name: str, section: Reduce | Refine | None, params: Params
+) -> tuple[Template | None, Params | None]:
+    """Template and parameters of calls that build on the answers to earlier ones. Raises `JobError`."""
+    if section is None:
+        return None, None
+    template = read_template(section.template, section.template_file, path.parent, f"{path}, [{name}] template")
+    for variable in _NEEDED[name]:
+        if not template.mentions(variable):
+            so, hint = _MENTIONED[variable]
+            raise JobError(f"the template does not use {{{{ {variable} }}}}, so {so}\n{template.where}", hint)
+    system = params.system if section.system is None else section.system
+    longest = section.max_output_tokens or params.max_output_tokens
+    return template, replace(params, system=system, max_output_tokens=longest)
 
 
 def _safety(name: str, value: str) -> tuple[str, str]:

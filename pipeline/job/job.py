@@ -20,9 +20,9 @@ from pipeline.prompts import Content, Params, Text, Turn
 from pipeline.protocols import GLOBAL, PROTOCOLS, Protocol, usual_variables, vertex_url
 from pipeline.records import Limits, Step
 from pipeline.sections import JobFile, TargetSection
-from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Template
+from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, REFINE_VARIABLES, Template
 
-_ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "model")
+_ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "refine", "model")
 _NO_PART_OF_ANSWERS = {"prices", "labels"}
 
 
@@ -38,6 +38,8 @@ class Job:
     params: Params
     reduce_params: Params | None
     origins: Mapping[str, str]  # "model.name" → "flag", the variable's name or the job file's path; no entry: a default
+    refine_template: Template | None = None
+    refine_params: Params | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -55,9 +57,10 @@ class Job:
         sections["prompt"] = {"template": self.template.source, "system": self.params.system}
         if examples := self.spec.prompt.examples:
             sections["prompt"]["examples"] = [example.model_dump() for example in examples]
-        if self.reduce_template:
-            sections["reduce"].pop("template_file", None)
-            sections["reduce"]["template"] = self.reduce_template.source
+        for name, template in (("reduce", self.reduce_template), ("refine", self.refine_template)):
+            if template:
+                sections[name].pop("template_file", None)
+                sections[name]["template"] = template.source
         return sections
 
     @cached_property
@@ -137,14 +140,15 @@ class Job:
 
     def params_of(self, step: Step) -> Params:
         """The parameters of a step's prompts."""
-        return self.reduce_params if step == "reduce" and self.reduce_params else self.params
+        later = {"reduce": self.reduce_params, "refine": self.refine_params}
+        return later.get(step) or self.params
 
     @property
     def templates(self) -> tuple[tuple[Template, frozenset[str]], ...]:
         """Each template with the variables that the job itself gives it."""
         own = CHUNK_VARIABLES if self.spec.chunk else frozenset({"text"}) if self.spec.input.text else frozenset()
-        merging = ((self.reduce_template, REDUCE_VARIABLES),) if self.reduce_template else ()
-        return ((self.template, own), *merging)
+        later = ((self.reduce_template, REDUCE_VARIABLES), (self.refine_template, REFINE_VARIABLES))
+        return ((self.template, own), *((template, given) for template, given in later if template))
 
     @property
     def answer_columns(self) -> tuple[AnswerColumn, ...]:

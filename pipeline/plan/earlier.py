@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.job import Job
 from pipeline.places import Kind, run_directory
 from pipeline.plan.learned import CALL_COLUMNS, THIS_RUN, Learned, learn, merged
-from pipeline.records import STEPS, Reply, Step
+from pipeline.records import LATER, STEPS, Reply, Step
 from pipeline.store import parts
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.state import load_unsealed
@@ -91,17 +91,17 @@ def _taught(its: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[frozenset[
 
 def _words(identity: Mapping[str, Any], step: Step) -> object:
     """Template, system instruction and what else all prompts of a step say; None for a step that the job has not."""
-    prompt, reduce = identity["prompt"], identity.get("reduce")
-    if step != "reduce":
+    prompt, later = identity["prompt"], identity.get(step)
+    if step not in LATER:
         return prompt
-    return (reduce["template"], reduce.get("system", prompt["system"])) if reduce else None
+    return (later["template"], later.get("system", prompt["system"])) if later else None
 
 
 def _bounds(identity: Mapping[str, Any], step: Step) -> tuple[object, ...]:
-    """What else the length of an answer depends on; that of a merging call on the answers that it merges."""
+    """What else the length of an answer depends on; that of a later call on the answers that it holds."""
     model = {key: value for key, value in identity["model"].items() if key != "name"}
-    merging = (identity.get("reduce"), _words(identity, "map")) if step == "reduce" else ()
-    return model, identity.get("chunk"), *merging
+    later = (identity.get(step), _words(identity, "map")) if step in LATER else ()
+    return model, identity.get("chunk"), *later
 
 
 def _where(identity: Mapping[str, Any]) -> object:

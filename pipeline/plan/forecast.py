@@ -27,7 +27,7 @@ class Forecast:
     """Calls of one document that are still to be made."""
 
     work: Work  # as expected
-    low: Work  # its merging calls alone, if all that they merge is as short as can be
+    low: Work  # its later calls alone, if all answers that they build on are as short as can be
     high: Work  # the same for the longest
     spared: Work  # expected calls that are not made, since another row asks the same
     chunks: int  # pieces of the text; 0: nothing is sent
@@ -57,7 +57,7 @@ class Forecaster:
         It `repeats` the content of a row that may not be among those that are forecast: nothing is sent for it.
         """
         made = await self._run(document, kind, "expected", repeats)
-        if made.chunks > 1 and not repeats and not made.refused:
+        if made.low and not repeats and not made.refused:
             low, high = await self._bounds(document, kind, made.low)
             return replace(made, low=low, high=high)
         return made

@@ -14,7 +14,7 @@ import polars as pl
 from pipeline.calibration import Calibration
 from pipeline.plan.amounts import KINDS
 from pipeline.plan.lengths import FITTED, Lengths, fits_by_kind_and_all
-from pipeline.records import STEPS, Step
+from pipeline.records import LATER, STEPS, Step
 
 PRIOR_ERROR = 0.10
 """What the sum of many estimates may be off before any answer, relative, at 95 %.
@@ -118,7 +118,7 @@ class Learned:
         """By step and kind: of the kind or of the whole step, whichever is known better; else of all steps."""
         taught = self.taught
         if (taught["run"] == COUNTED).any():
-            taught = taught.filter((pl.col("run") == COUNTED) | (pl.col("step") == "reduce"))
+            taught = taught.filter((pl.col("run") == COUNTED) | pl.col("step").is_in(LATER))
         taught = taught.select(FITTED)
         told = fits_by_kind_and_all(_with_siblings(taught))
         told |= fits_by_kind_and_all(taught.with_columns(step=pl.lit("all")))

@@ -81,7 +81,7 @@ def _job(steps: Steps, path: Path, flags: Mapping[str, object]) -> tuple[Job | N
     with steps.trying("job"):
         spec, origins = read_job(path, flags)
         prompt = PromptSection.model_validate({"template": "-"})
-        bare = spec.model_copy(update={"prompt": prompt, "chunk": None, "reduce": None})
+        bare = spec.model_copy(update={"prompt": prompt, "chunk": None, "reduce": None, "refine": None})
         job = compiled(path, bare, origins)
         steps.passes("job", str(path))
     if job:

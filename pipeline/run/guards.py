@@ -63,7 +63,11 @@ def _refuse_unpriced(job: Job, options: Options, section: str) -> None:
             f"there is a budget, but the price of {model} is unknown: it could not be kept",
             f"set {section} prices = {{ input = …, output = … }}, or [budget] allow_unpriced = true",
         )
-    unbounded = [params for params in (job.params, job.reduce_params) if params and not params.max_output_tokens]
+    unbounded = [
+        params
+        for params in (job.params, job.reduce_params, job.refine_params)
+        if params and not params.max_output_tokens
+    ]
     if unbounded and model_info(model) is None:
         raise JobError(
             f"there is a budget, but nobody knows how long an answer of {model} may be: it could not be kept",

@@ -26,7 +26,7 @@ from pipeline.run.fitting import ignored
 from pipeline.run.prepare import METERS, Session
 from pipeline.run.rows import Wanted, mask
 from pipeline.run.services import as_asked, target_of, targets_of
-from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES
+from pipeline.templates import REDUCE_VARIABLES, REFINE_VARIABLES
 
 ASSUMED_LATENCY_S = 5.0
 """Of one answer, before any is known: it decides the time only where no limit does, and that of the last answers."""
@@ -98,8 +98,8 @@ def notices_of(session: Session, made: plan.Plan, spent_usd: Decimal) -> tuple[s
 
 def _unfilled(session: Session) -> Iterator[str]:
     """That a system instruction is no template, where it looks like one: a column's name may stand there as it is."""
-    job, known = session.job, {*session.source.schema, *CHUNK_VARIABLES, *REDUCE_VARIABLES}
-    for section, params in (("prompt", job.params), ("reduce", job.reduce_params)):
+    job, known = session.job, {*session.source.schema, *REDUCE_VARIABLES, *REFINE_VARIABLES}
+    for section, params in (("prompt", job.params), ("reduce", job.reduce_params), ("refine", job.refine_params)):
         system = params.system if params else None
         names = [name for name in _INSERTED.findall(system or "") if name in known]
         if names and (section == "prompt" or system != job.params.system):

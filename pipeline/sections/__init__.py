@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from pipeline.sections.answering import Endpoint, LimitsSection, RouteSection, TargetSection
-from pipeline.sections.asked import Chunk, Input, ModelSection, Prices, PromptSection, Reduce
+from pipeline.sections.asked import Chunk, Input, ModelSection, Prices, PromptSection, Reduce, Refine
 from pipeline.sections.base import Section
 from pipeline.sections.kept import OUTPUT_SUFFIXES, Budget, Cache, Output
 
@@ -21,6 +21,7 @@ __all__ = [
     "Prices",
     "PromptSection",
     "Reduce",
+    "Refine",
     "RouteSection",
     "TargetSection",
 ]
@@ -33,6 +34,7 @@ class JobFile(Section):
     prompt: PromptSection = PromptSection()  # type: ignore[call-arg]
     chunk: Chunk | None = None
     reduce: Reduce | None = None
+    refine: Refine | None = None
     model: ModelSection
     endpoint: Endpoint = Endpoint()  # type: ignore[call-arg]  # every field has a default
     limits: LimitsSection = LimitsSection()  # type: ignore[call-arg]
@@ -70,8 +72,10 @@ class JobFile(Section):
 
     @model_validator(mode="after")
     def _chunking_is_whole(self) -> "JobFile":
-        if (self.chunk is None) != (self.reduce is None):
-            raise ValueError("[chunk] and [reduce] go together")
+        if self.reduce and self.refine:
+            raise ValueError("[reduce] merges the answers to all pieces, [refine] goes from piece to piece: choose one")
+        if (self.chunk is None) != (self.reduce is None and self.refine is None):
+            raise ValueError("[chunk] goes together with [reduce] or [refine]")
         if self.chunk and self.input.text is None:
             raise ValueError("[chunk] needs [input] text: the column that is cut")
         if self.chunk and self.input.messages:

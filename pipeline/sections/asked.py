@@ -115,6 +115,21 @@ class Reduce(Section):
     )
 
 
+class Refine(Section):
+    """How a running summary goes from piece to piece, in place of [reduce]."""
+
+    template: str | None = Field(
+        None,
+        description="`{{ summary }}` inserts the answer so far, `{{ text }}` the next piece; the first piece is asked"
+        " with [prompt]",
+    )
+    template_file: str | None = Field(None, description="the template in a file beside the job file")
+    system: str | None = Field(None, description="system instruction of these calls. Default: that of [prompt]")
+    max_output_tokens: int | None = Field(
+        None, ge=1, le=MOST, description="longest answer of these calls. Default: that of [model]"
+    )
+
+
 class Prices(Section):
     """Own prices in USD per million tokens, for a model that the tables lack."""
 

@@ -1,7 +1,7 @@
 """Prompt templates: minijinja, strict, text inserted as it is."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pipeline.values import Fields, Kind, Unreadable, fixed, json_text
 
 CHUNK_VARIABLES = frozenset({"text", "chunk", "chunks"})
 REDUCE_VARIABLES = frozenset({"parts"})
+REFINE_VARIABLES = CHUNK_VARIABLES | {"summary"}
 
 _QUOTED = re.compile(r"""'([^']+)'|"([^"]+)\"""")
 _FUEL = 20_000_000
@@ -125,16 +126,26 @@ class Template:
             raise JobError(f"the template fails: {reason}\n{self.where}") from None
 
 
-def try_merging(template: Template, fields: Mapping[str, object]) -> None:
-    """Raise the `JobError` with which a [reduce] template fails on this row whatever the answers to its pieces are.
+def merged(answers: Sequence[str]) -> dict[str, object]:
+    """What a [reduce] template is given."""
+    return {"parts": Parts(answers)}
 
-    It is tried on numbers, on texts, on many, and on answers that hold each text that stands in the template.
+
+def try_merging(
+    template: Template,
+    fields: Mapping[str, object],
+    own: Callable[[Sequence[str]], Mapping[str, object]] = merged,
+) -> None:
+    """Raise the `JobError` with which a template fails on this row whatever the answers are that it builds on.
+
+    It is tried on numbers, on texts, on many, and on answers that hold each text that stands in the template; `own` are
+    the variables that it is given of them.
     """
     told = "".join(f"{one or other}1" for one, other in _QUOTED.findall(template.source))
     first: JobError | None = None
     for answers in (["1", "2"], ["One: 1", "Two: 2"], ["1"] * 50, [told * 50] * 50):
         try:
-            template.render(fields, {"parts": Parts(answers)})
+            template.render(fields, own(answers))
             return
         except JobError as error:
             first = first or error

@@ -38,6 +38,7 @@ def check_template(
     _check_arguments(template)
     _check_both(template, columns, own, text)
     own_kinds: dict[str, Kind | None] = {"text": "text", "chunk": "number", "chunks": "number", "parts": None}
+    own_kinds["summary"] = "text"
     kinds = {name: kind for name, kind in columns.items() if name not in own}
     kinds |= {name: own_kinds[name] for name in own} | {f"{OWN}.{name}": own_kinds[name] for name in own}
     kinds |= {f"{ROW}.{name}": kind for name, kind in columns.items()}
@@ -151,6 +152,8 @@ def _check_both(template: Template, columns: Mapping[str, Kind | None], own: fro
         what = (
             "the answers to the pieces"
             if name == "parts"
+            else "the answer so far"
+            if name == "summary"
             else "[input] text"
             if name == "text"
             else "what [chunk] counts"
