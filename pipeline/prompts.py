@@ -1,13 +1,13 @@
 """What is asked: content and the params of its answer. Who answers is a `Target`; the two meet in a fingerprint."""
 
 import hashlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Literal
 
 import orjson
 
-from pipeline.records import Step
+from pipeline.records import Media, Resolution, Step
 
 _ALWAYS_HASHED = 10
 """Fields of `Params` of November 2026, up to `safety`: a later one stands behind them."""
@@ -20,8 +20,8 @@ class Text:
     text: str
 
 
-Part = Text
-"""What a turn is made of; files and tool calls are further kinds."""
+Part = Text | Media
+"""What a turn is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,18 @@ class Turn:
     role: Literal["user", "model"]
     parts: tuple[Part, ...]
 
+    @property
+    def text(self) -> str:
+        """All of its text."""
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
 
 Content = tuple[Turn, ...]
 
 
-def said(text: str) -> Content:
-    """The content that is one text."""
-    return (Turn("user", (Text(text),)),)
+def said(text: str, media: tuple[Media, ...] = ()) -> Content:
+    """The content that is one text, and the files before it."""
+    return (Turn("user", (*media, Text(text))),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class Params:
     safety: tuple[tuple[str, str], ...] = ()  # (category, threshold)
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    media_resolution: str | None = None  # "low", "medium" or "high"
+    media_resolution: Resolution | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +82,17 @@ class Prompt:
     @property
     def text(self) -> str:
         """All of its text."""
-        if len(self.content) == 1 and len(self.content[0].parts) == 1:
-            return self.content[0].parts[0].text
-        return "\n".join(part.text for turn in self.content for part in turn.parts)
+        if (alone := _alone(self.content)) is not None:
+            return alone
+        texts = (part.text for turn in self.content for part in turn.parts if isinstance(part, Text))
+        return "\n".join(texts)
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """All of its files."""
+        if _alone(self.content) is not None:
+            return ()
+        return tuple(part for turn in self.content for part in turn.parts if isinstance(part, Media))
 
     def fingerprint(self, model: str) -> str:
         """The name of the answer that `model` gives to it: see `fingerprint`. Worked out once."""
@@ -101,13 +114,27 @@ def fingerprint(content: Content, params: Params, model: str) -> str:
     versions of November 2026 did: what they bought is found.
     """
     digest = hashlib.blake2b(_digest(params, model), digest_size=16)
-    if len(content) == 1 and len(content[0].parts) == 1 and content[0].role == "user":
-        digest.update(content[0].parts[0].text.encode("utf-8", "surrogatepass"))
+    if (alone := _alone(content)) is not None and content[0].role == "user":
+        digest.update(alone.encode("utf-8", "surrogatepass"))
     else:
         digest.update(b"\xff")  # in no UTF-8: no text begins like this
         for turn in content:
-            digest.update(repr((turn.role, [tuple(asdict(part).items()) for part in turn.parts])).encode())
+            digest.update(repr((turn.role, [_named(part) for part in turn.parts])).encode())
     return digest.hexdigest()
+
+
+def _alone(content: Content) -> str | None:
+    """The text of a content that is one text."""
+    if len(content) == 1 and len(content[0].parts) == 1 and isinstance(part := content[0].parts[0], Text):
+        return part.text
+    return None
+
+
+def _named(part: Part) -> tuple[tuple[str, str], ...]:
+    """What a part is to an answer: a file is its content, wherever it lies."""
+    if isinstance(part, Text):
+        return (("text", part.text),)
+    return (("mime_type", part.mime_type), ("digest", part.digest))
 
 
 @lru_cache(maxsize=256)

@@ -47,6 +47,7 @@ PROTOCOLS: Mapping[ProviderName, Protocol] = {
             **_PLACED,
             "model.top_k": Lack("leave it out"),
             "model.safety": Lack("leave it out: what is filtered is set up at the service"),
+            "input.video": Lack("leave it out, or ask Gemini in its own protocol"),
             "model.thinking": Lack('name a level, as thinking = "low"', lambda value: isinstance(value, int)),
             "model.response_mime_type": Lack(
                 'leave it out, or ask for "application/json"', lambda value: value == "text/x.enum"

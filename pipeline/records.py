@@ -25,6 +25,7 @@ ErrorKind = Literal[
     "empty_input",
     "template_error",
     "invalid_messages",
+    "file",
     "too_long",
     "invalid_request",
     "empty_answer",
@@ -43,6 +44,8 @@ CAUSES: Mapping[ErrorKind, str] = {
     "empty_input": "the text column is empty, or the whole prompt: nothing was sent",
     "template_error": "the template fails on the values of this row",
     "invalid_messages": "the conversation of this row cannot be sent: nothing was",
+    "file": "a file of the row is missing, empty, too large, of a form that is not taken, or not where files may lie:"
+    " nothing was sent",
     "too_long": "larger than the model's context, or than a whole minute's token quota; a prompt above 67,108,864"
     " characters is not even counted",
     "invalid_request": "the service refused this prompt (400, 404, 413, 422)",
@@ -85,6 +88,26 @@ TAKEN_OVER: tuple[TakesOver, ...] = get_args(TakesOver)
 FailureKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "proxy", "fatal"]
 
 
+MediaKind = Literal["image", "audio", "video", "pdf"]
+MEDIA_KINDS: tuple[MediaKind, ...] = get_args(MediaKind)
+Resolution = Literal["low", "medium", "high"]
+"""How closely a model looks at images, at the frames of a video and at pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A file beside the text of a prompt. Its bytes are in `data` or are read from `path` when they are sent."""
+
+    kind: MediaKind
+    mime_type: str
+    digest: str  # BLAKE2b of its bytes
+    size_bytes: int
+    tokens: int  # as the service is expected to count it
+    path: str = ""
+    data: bytes | None = field(default=None, repr=False)
+    guessed: bool = False  # how long it is could not be read: `tokens` is a guess
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One row of the input. `row` counts from 0 over the rows that `where` lets through."""
@@ -94,6 +117,8 @@ class Document:
     fields: Mapping[str, object]  # the columns that the templates use
     text: str | None = None  # the column that may be chunked; None when the job names none
     rule: int = 0  # of the job's `[[route]]` rules, the one that it falls under
+    media: tuple[Media, ...] = ()  # the files that stand before the text
+    unfit: str = ""  # why one of its files cannot be sent
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ ESTIMATE_KEYS = [
     *("seconds", "finish_at", "nights", "days", "bottleneck", "model", "prices_dated", "sampled_rows"),
     *("bounds_only", "based_on", "assumptions", "notices", "deadline", "offers", "savings"),
 ]
-JOBS = ("summarize", "generate", "extract")
+JOBS = ("summarize", "generate", "extract", "describe", "read_pdf")
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
@@ -15,6 +16,7 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 from corpus import make_text
+from drawing import png
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import stats
@@ -658,9 +660,15 @@ def test_subwords_are_as_long_as_those_of_real_vocabularies(
 
 
 def test_media_is_counted_by_modality() -> None:
-    image = {"inlineData": {"mimeType": "image/png", "data": "aGk="}}
+    image = {"inlineData": {"mimeType": "image/png", "data": b64encode(png()).decode()}}
     usage = Client().generate(contents=[{"parts": [{"text": "Look."}, image]}]).json()["usageMetadata"]
     assert {"modality": "IMAGE", "tokenCount": 1120} in usage["promptTokensDetails"]
+
+
+@pytest.mark.parametrize("data", ["aGk=", "a", "***"])
+def test_what_is_no_image_is_refused(data: str) -> None:
+    image = {"inlineData": {"mimeType": "image/png", "data": data}}
+    assert Client().generate(contents=[{"parts": [{"text": "Look."}, image]}]).status_code == 400
 
 
 # quotas

@@ -451,6 +451,7 @@ CHANGES: dict[type[BaseModel], dict[str, Any]] = {
     },
 }
 NO_CHANGES: dict[type[BaseModel], dict[str, Any]] = {
+    Input: {"files_root": "pictures"},
     Endpoint: {
         "base_url": "http://x",
         "api_version": "v1",
@@ -495,15 +496,16 @@ def each(changes: dict[type[BaseModel], dict[str, Any]]) -> list[Any]:
 
 def test_every_setting_either_changes_the_fingerprint_or_does_not() -> None:
     files: dict[type[BaseModel], set[str]] = {
-        Input: {"messages"},  # not with [chunk]
+        Input: {"messages", "image", "audio", "video", "pdf"},  # not with [chunk]
         PromptSection: {"template_file", "system_file"},
         Reduce: {"template_file"},
         ModelSection: {"prices", "labels"},
         Output: {"excel"},
         Endpoint: {"provider", "project", "location"},
     }
-    for model, values in {**CHANGES, **NO_CHANGES}.items():
-        assert set(values) | files.get(model, set()) == set(model.model_fields)
+    for model in {**CHANGES, **NO_CHANGES}:
+        told = {*CHANGES.get(model, {}), *NO_CHANGES.get(model, {}), *files.get(model, set())}
+        assert told == set(model.model_fields)
 
 
 @pytest.mark.parametrize(("section", "key", "value"), each(CHANGES))
@@ -600,7 +602,9 @@ def test_the_shipped_jobs_load(root: Path, monkeypatch: pytest.MonkeyPatch, name
 
 
 def test_every_shipped_job_is_tested(root: Path) -> None:
-    assert {path.stem for path in (root / "jobs").glob("*.toml")} == {"summarize", "generate", "extract"}
+    assert {path.stem for path in (root / "jobs").glob("*.toml")} == {
+        *("summarize", "generate", "extract", "describe", "read_pdf"),
+    }
 
 
 @pytest.mark.case("T14")

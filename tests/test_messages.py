@@ -60,7 +60,7 @@ def asked(job: Job, **fields: Any) -> tuple[Prompt | None, flows.Answer]:
 
 def turns(prompt: Prompt | None) -> list[tuple[str, str]]:
     assert prompt
-    return [(turn.role, "".join(part.text for part in turn.parts)) for turn in prompt.content]
+    return [(turn.role, turn.text) for turn in prompt.content]
 
 
 # ---- examples
@@ -197,7 +197,7 @@ def test_no_cell_breaks_the_reading_and_what_is_read_can_be_sent(messages: list[
         return
     assert system is None or system.strip()
     assert [turn.role for turn in said] == ["user", "model"] * (len(said) // 2) + ["user"] * bool(said)
-    assert all(part.text.strip() for turn in said for part in turn.parts)
+    assert all(turn.text.strip() for turn in said)
 
 
 def test_it_goes_out_in_the_shape_of_each_protocol(tmp_path: Path) -> None:

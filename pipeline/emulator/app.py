@@ -129,7 +129,7 @@ class Emulator:
         if method == "models.get":
             return json_response(catalog.resource(model))
         if method == "countTokens":
-            return await self._count_tokens(call)
+            return self._counted(wire.read_count(await call.body()), model)
         return await self._generator.answer(call, wire.read_generate(await call.body()), self._served(model), key)
 
     async def _vertex(self, call: Call, asked: vertex.Asked) -> Response:
@@ -144,7 +144,7 @@ class Emulator:
         if asked.method == "models.get":
             return json_response(vertex.published(model.name))
         if asked.method == "countTokens":
-            return self._counted(vertex.read_count(await call.body()))
+            return self._counted(vertex.read_count(await call.body()), model)
         try:
             ask = wire.read_generate(await (await vertex.with_roles(call)).body())
             answer = await self._generator.answer(call, ask, self._served(model), payer)
@@ -189,12 +189,9 @@ class Emulator:
         told = self.options.routes.get(model.name)
         return catalog.any_model(told) if told else catalog.routed(model.name)
 
-    async def _count_tokens(self, call: Call) -> Response:
-        return self._counted(wire.read_count(await call.body()))
-
-    def _counted(self, fields: wire.Fields) -> Response:
+    def _counted(self, fields: wire.Fields, model: Model) -> Response:
         self.stats.count_tokens += 1
-        return json_response(wire.token_counts(wire.prompt_tokens(fields, self.options.tokenizer)))
+        return json_response(wire.token_counts(wire.prompt_tokens(fields, self.options.tokenizer, model.name)))
 
 
 def _bearer(call: Call) -> str:

@@ -150,8 +150,13 @@ def _message(message: object, number: int) -> tuple[str, list[Body]]:
 def _part(part: object, number: int) -> Body:
     if isinstance(part, dict) and isinstance(part.get("text"), str):
         return {"text": part["text"]}
-    if isinstance(part, dict) and part.get("type") == "image_url":
-        return {"inlineData": {"mimeType": "image/png", "data": ""}}
+    match part:
+        case {"type": "image_url", "image_url": {"url": str(url)}} | {"type": "file", "file": {"file_data": str(url)}}:
+            head, _, data = url.partition(";base64,")
+            if head.startswith("data:") and data:
+                return {"inlineData": {"mimeType": head.removeprefix("data:"), "data": data}}
+        case {"type": "input_audio", "input_audio": {"data": str(data), "format": "wav" | "mp3" as form}}:
+            return {"inlineData": {"mimeType": f"audio/{form}", "data": data}}
     raise _wrong(f"Invalid value for 'messages[{number}].content'.")
 
 

@@ -46,7 +46,7 @@ class Generator:
         What the front end refuses (a body that is not this message, a prompt over the context) uses up no quota; what
         the model refuses, and a fault, does, as the service's billing pages say of 400 and 500.
         """
-        tokens = wire.prompt_tokens(ask.fields, self._options.tokenizer)
+        tokens = wire.prompt_tokens(ask.fields, self._options.tokenizer, model.name)
         if tokens.total() > model.context_tokens:
             raise bodies.too_many_tokens(model.context_tokens)
         prompt = ask.prompt_hash()

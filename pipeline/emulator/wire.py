@@ -10,6 +10,7 @@ import orjson
 
 from pipeline.emulator import bodies
 from pipeline.emulator.counting import Tokenizer, count
+from pipeline.emulator.files import inline_tokens
 from pipeline.emulator.messages import Refusal, parse
 from pipeline.emulator.schema import COUNT_REQUEST, GENERATE_REQUEST
 from pipeline.models import Model
@@ -18,7 +19,6 @@ Fields = Mapping[str, Any]
 
 _MIME_TYPES = ("text/plain", "application/json", "application/xml", "application/yaml", "text/x.enum")
 _ROLES = ("user", "model", "function")
-_MEDIA_TOKENS = {"IMAGE": 1120, "VIDEO": 70, "AUDIO": 25, "DOCUMENT": 560}  # one image, frame, second, page
 _COUNTED_APART = ("tools", "toolConfig")
 
 
@@ -83,19 +83,19 @@ def check(ask: Ask, model: Model) -> None:
     _check_config(ask, model)
 
 
-def prompt_tokens(fields: Fields, tokenizer: Tokenizer) -> Counter[str]:
+def prompt_tokens(fields: Fields, tokenizer: Tokenizer, model: str = "") -> Counter[str]:
     """Input tokens of a request by modality: turns, system instruction, tools and schema, and one to start."""
     texts, tokens = [], Counter({"TEXT": 1})
+    config = fields.get("generationConfig") or {}
+    resolution = config.get("mediaResolution", "")
     for content in (fields.get("systemInstruction") or {}, *(fields.get("contents") or ())):
         for part in content.get("parts") or ():
             if "text" in part:
                 texts.append(part["text"])
-            elif (media := part.get("inlineData") or part.get("fileData")) is not None:
-                modality = _modality(media.get("mimeType", ""))
-                tokens[modality] += _MEDIA_TOKENS[modality]
+            elif "inlineData" in part:
+                tokens += inline_tokens(part["inlineData"], model, resolution)
             else:
                 texts.append(orjson.dumps(part).decode())
-    config = fields.get("generationConfig") or {}
     apart = [fields.get(name) for name in _COUNTED_APART]
     apart += [config.get("responseSchema"), config.get("responseJsonSchema")]
     texts += [orjson.dumps(value).decode() for value in apart if value]
@@ -154,11 +154,6 @@ def blocked(counters: Fields, model: str, response_id: str) -> dict[str, Any]:
 
 def _details(tokens: Counter[str]) -> list[dict[str, Any]]:
     return [{"modality": modality, "tokenCount": n} for modality, n in tokens.items() if n]
-
-
-def _modality(mime_type: str) -> str:
-    kind = mime_type.partition("/")[0].upper()
-    return kind if kind in _MEDIA_TOKENS else "DOCUMENT"
 
 
 def _other_data(part: Fields) -> bool:

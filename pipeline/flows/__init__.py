@@ -39,6 +39,8 @@ async def run(document: Document, job: Job, call: Call) -> Answer:
         return Answer(
             Reply("", "invalid", error_kind="empty_input", error=f"the column {job.spec.input.text} is empty")
         )
+    if document.unfit:
+        return Answer(Reply("", "invalid", error_kind="file", error=document.unfit))
     try:
         return await _flow_of(job)(document, job, call)
     except Unrendered as failure:

@@ -7,8 +7,8 @@ from functools import lru_cache
 import anyio
 
 from pipeline.errors import Halted, JobError
-from pipeline.prompts import Content, Params, Prompt, Text, Turn
-from pipeline.records import Document, ErrorKind, Reply, Step
+from pipeline.prompts import Content, Params, Prompt, Text, said
+from pipeline.records import Document, ErrorKind, Media, Reply, Step
 from pipeline.templates import Template
 from pipeline.tokens import estimate
 
@@ -63,18 +63,20 @@ def build(
         raise Unrendered("template_error", error.message) from None
     if not text.strip():
         raise Unrendered("empty_input", f"{BLANK}; {template.where}")
-    said = (*before, Turn("user", (Text(text),)))
-    return prompt_of(document, step, said, params, level=level, chunk=chunk, chunks=chunks)
+    content = (*before, *said(text, document.media))
+    return prompt_of(document, step, content, params, level=level, chunk=chunk, chunks=chunks)
 
 
 def prompt_of(
     document: Document, step: Step, content: Content, params: Params, *, level: int = 0, chunk: int = 0, chunks: int = 1
 ) -> Prompt:
     """The one place where a prompt is made. Raises `Unrendered` for one that no context holds."""
-    texts = [part.text for turn in content for part in turn.parts]
+    parts = [part for turn in content for part in turn.parts]
+    texts = [part.text for part in parts if isinstance(part, Text)]
     whole = texts[0] if len(texts) == 1 else "\n".join(texts)
     _refuse_beyond(len(whole), whole)  # before it is copied for its hash, its tokens, the journal and the wire
     tokens = sum(map(estimate, texts)) + _system_tokens(params.system)
+    tokens += sum(part.tokens for part in parts if isinstance(part, Media))
     return Prompt(document.row, document.key, step, content, params, tokens, level, chunk, chunks)
 
 

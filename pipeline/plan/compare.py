@@ -130,8 +130,9 @@ def _larger_chunks(job: Job) -> Iterator[tuple[int, Job]]:
 
 def prefix_tokens(job: Job) -> int:
     """Tokens that all first prompts begin with: system instruction, examples, and the template up to its first tag."""
-    literal = "" if job.spec.input.messages else re.split(r"\{[{%#]", job.template.source, maxsplit=1)[0]
-    examples = sum(estimate(part.text) for turn in job.examples for part in turn.parts)
+    given = job.spec.input  # where a row's own turns or files stand first, no two prompts go on alike
+    literal = "" if given.messages or given.media else re.split(r"\{[{%#]", job.template.source, maxsplit=1)[0]
+    examples = sum(estimate(turn.text) for turn in job.examples)
     return estimate(job.params.system or "") + examples + estimate(literal)
 
 

@@ -250,6 +250,10 @@ def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
         yield "[limits] are not set: time is that of a run that is not refused while it grows"
     if not given.learned.based_on:
         yield "tokens are estimated from the text, ±10 % until answers correct them"
+    if given.source.files:
+        yield "files count as Google's published table has it, whose numbers are maxima"
+        if guessed := sorted(given.source.files.guessed):
+            yield f"{' and '.join(guessed)}: how long some are could not be read, and was guessed by their size"
     if tally.bounded:
         if given.job.params.max_output_tokens is None:
             yield (

@@ -118,7 +118,9 @@ def _slices(source: Source, rows: int) -> Iterator[pl.DataFrame]:
 
 def _measured(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
     names = list(dict.fromkeys(name for name in (source.text, *source.columns) if name is not None))
-    texts = frame.select(ROW, *(as_text(name, frame.schema[name]) for name in names))
+    files = [name for name in source.file_columns if name not in names]
+    named = (pl.col(name).hash().alias(name) for name in files)
+    texts = frame.select(ROW, *(as_text(name, frame.schema[name]) for name in names), *named)
     nothing = pl.lit(0, pl.UInt32)
     size = pl.sum_horizontal(nothing, *(pl.col(name).str.len_bytes() for name in names))
     characters = pl.sum_horizontal(nothing, *(pl.col(name).str.len_chars() for name in names))
@@ -127,6 +129,6 @@ def _measured(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
         pl.col(ROW).cast(pl.UInt32).alias("row"),
         size.alias("size"),
         kind_column(size, characters).alias("kind"),
-        pl.struct(nothing.alias(ROW), *names).hash().alias("hash"),  # a template may use no column at all
+        pl.struct(nothing.alias(ROW), *names, *files).hash().alias("hash"),  # a template may use no column at all
         blank.alias("empty"),
     )

@@ -3,7 +3,7 @@
 `build_request` is pure; `GeminiConnection` puts one exchange around it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from math import ceil
 from typing import Any, ClassVar
@@ -13,12 +13,13 @@ import anyio
 import httpx
 import orjson
 
-from pipeline.prompts import Params, Prompt
+from pipeline.prompts import Params, Part, Prompt, Text
 from pipeline.protocols import PROTOCOLS, ProviderName
 from pipeline.providers.answers import bare_model
 from pipeline.providers.base import Account
 from pipeline.providers.connection import Connected, Connection, checked_url, succeeded
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
+from pipeline.providers.payload import base64_of, built
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Wire
 from pipeline.records import Failure, Reply
 from pipeline.targets import Target
@@ -83,19 +84,27 @@ class GeminiConnection(Connection):
 
     async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
         """See `Connection`."""
-        body = orjson.dumps(request(prompt) | self._labels)
+        body = await built(prompt, lambda: orjson.dumps(request(prompt) | self._labels))
+        if isinstance(body, Failure):
+            return body
         return await self.ask(self.url(model, "generateContent"), body, prompt, model)
 
     async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
         """See `Connection`."""
         model = bare_model(model)
         # Only this form counts the system instruction; the model inside is required though it stands in the URL.
-        body = {"generateContentRequest": {"model": f"models/{model}", **request(prompt)}}
-        return await self.counted(self.url(model, "countTokens"), body, prompt)
+        return await self.counted(
+            self.url(model, "countTokens"),
+            prompt,
+            lambda: {"generateContentRequest": {"model": f"models/{model}", **request(prompt)}},
+        )
 
-    async def counted(self, url: httpx.URL, body: Mapping[str, object], prompt: Prompt) -> int | Failure:
-        """What `countTokens` says to `body`."""
-        answer = await self.exchange(url, orjson.dumps(body))
+    async def counted(self, url: httpx.URL, prompt: Prompt, make: Callable[[], Mapping[str, object]]) -> int | Failure:
+        """What `countTokens` says to the body that `make` makes."""
+        body = await built(prompt, lambda: orjson.dumps(make()))
+        if isinstance(body, Failure):
+            return body
+        answer = await self.exchange(url, body)
         if isinstance(answer, Lost) or not succeeded(answer):
             return self.failure(answer, prompt)
         total = whole_number(mapping(load(answer.body)).get("totalTokens"))
@@ -156,14 +165,20 @@ def _root(base_url: str, api_version: str, provider: ProviderName) -> httpx.URL:
 
 
 def build_request(prompt: Prompt) -> bytes:
-    """Body of `generateContent` for `prompt`."""
+    """Body of `generateContent` for `prompt`; raises `NotSent`."""
     return orjson.dumps(request(prompt))
 
 
 def request(prompt: Prompt) -> dict[str, Any]:
     """The same, as values."""
-    contents = [{"role": turn.role, "parts": [{"text": part.text} for part in turn.parts]} for turn in prompt.content]
+    contents = [{"role": turn.role, "parts": [_part(part) for part in turn.parts]} for turn in prompt.content]
     return {"contents": contents, **_constant_part(prompt.params)}
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if isinstance(part, Text):
+        return {"text": part.text}
+    return {"inlineData": {"mimeType": part.mime_type, "data": base64_of(part)}}
 
 
 @lru_cache(maxsize=32)

@@ -10,13 +10,14 @@ from typing import Any
 import httpx
 import orjson
 
-from pipeline.prompts import Params, Prompt
+from pipeline.prompts import Params, Part, Prompt, Text
 from pipeline.protocols import PROTOCOLS
 from pipeline.providers.base import Account
 from pipeline.providers.connection import Connected, Connection, checked_url, succeeded
 from pipeline.providers.foreign import load, mappings, string
+from pipeline.providers.payload import NotSent, base64_of, built
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Wire
-from pipeline.records import Failure, Reply
+from pipeline.records import Failure, Media, Reply
 from pipeline.targets import Target
 
 _CHAT = "/chat/completions"
@@ -64,7 +65,10 @@ class OpenAIConnection(Connection):
 
     async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
         """See `Connection`."""
-        return await self.ask(self._chat, build_request(prompt, model, self._is_openai), prompt, model)
+        body = await built(prompt, lambda: build_request(prompt, model, self._is_openai))
+        if isinstance(body, Failure):
+            return body
+        return await self.ask(self._chat, body, prompt, model)
 
     async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
         """A failure: the protocol counts nothing free of charge."""
@@ -104,14 +108,33 @@ _REASONS = re.compile(r"(?:.*/)?(?:o\d|gpt-(?:[5-9]|\d\d))")
 """OpenAI's models that refuse `max_tokens` with 400, wherever they are served."""
 
 
+_TAKEN = ("image/png", "image/jpeg", "image/webp", "audio/wav", "audio/mp3", "application/pdf")
+
+
 def build_request(prompt: Prompt, model: str, is_openai: bool = False) -> bytes:
-    """Body of a chat completion; `is_openai`: it goes to OpenAI itself."""
+    """Body of a chat completion; `is_openai`: it goes to OpenAI itself. Raises `NotSent`."""
     params = prompt.params
-    messages = [{"role": "system", "content": params.system}] if params.system else []
+    messages: list[dict[str, Any]] = [{"role": "system", "content": params.system}] if params.system else []
     for turn in prompt.content:
         role = "assistant" if turn.role == "model" else turn.role
-        messages.append({"role": role, "content": "".join(part.text for part in turn.parts)})
+        files = any(isinstance(part, Media) for part in turn.parts)
+        messages.append({"role": role, "content": [_part(part) for part in turn.parts] if files else turn.text})
     return orjson.dumps({"model": model, "messages": messages, **_constant_part(params, model, is_openai)})
+
+
+def _part(part: Part) -> dict[str, Any]:
+    """A part beside files, as OpenAI's pages on images, sound and PDFs have it; raises `NotSent`."""
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    if part.mime_type not in _TAKEN:
+        raise NotSent(f"chat completions have no form for {part.mime_type}")
+    content = base64_of(part)
+    if part.kind == "audio":
+        return {"type": "input_audio", "input_audio": {"data": content, "format": part.mime_type.partition("/")[2]}}
+    url = f"data:{part.mime_type};base64,{content}"
+    if part.kind == "pdf":
+        return {"type": "file", "file": {"filename": "document.pdf", "file_data": url}}
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 @lru_cache(maxsize=32)

@@ -89,8 +89,11 @@ class VertexConnection(GeminiConnection):
 
     async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
         """See `Connection`; the body is the request itself, as far as it is counted."""
-        body = {name: value for name, value in request(prompt).items() if name in _COUNTED}
-        return await self._bearing(lambda: self.counted(self.url(model, "countTokens"), body, prompt))
+
+        def body() -> dict[str, object]:
+            return {name: value for name, value in request(prompt).items() if name in _COUNTED}
+
+        return await self._bearing(lambda: self.counted(self.url(model, "countTokens"), prompt, body))
 
     async def list_models(self) -> list[str] | Failure:
         """What Google publishes, whoever may use it: one page."""

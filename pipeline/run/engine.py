@@ -27,7 +27,7 @@ from pipeline.store.run import RunStore
 MAX_OPEN_DOCUMENTS = 2560
 """Documents open at once: the most calls in flight (2,000) and some to choose from. 10 kB of memory each, measured."""
 MAX_OPEN_CHARACTERS = 64_000_000
-"""Text of the open documents, so that long ones do not fill the memory."""
+"""Text and files of the open documents, so that long ones do not fill the memory: a file is read when it is sent."""
 _NO_USAGE = Usage()
 FAIL_FAST_ROWS = 20
 """When the first so many rows of a run fail, all for one cause, it is the job's or the service's, not the rows'."""
@@ -284,7 +284,8 @@ class _Gate:
 
 
 def _size(document: Document) -> int:
-    return len(document.text or "") + sum(len(value) for value in document.fields.values() if isinstance(value, str))
+    texts = (len(value) for value in document.fields.values() if isinstance(value, str))
+    return len(document.text or "") + sum(texts) + sum(file.size_bytes for file in document.media)
 
 
 def _next(batches: Iterator[Iterable[Document]]) -> list[Document] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline import __version__
+from pipeline.cells import leaves
 from pipeline.errors import InputChanged, InputError, JobError
 from pipeline.flows import check_rendering
 from pipeline.job import Job
@@ -24,6 +25,7 @@ from pipeline.run.fitting import check_fits
 from pipeline.sections import JobFile
 from pipeline.source import Source, open_source, output_conflict
 from pipeline.source.documents import ROW
+from pipeline.source.files import INLINE_BYTES, Files, root_of
 from pipeline.source.order import Order, woven
 from pipeline.store.export import Form, attempt, output_schema
 from pipeline.store.manifest import Manifest
@@ -104,8 +106,10 @@ class Session:
     @property
     def output_columns(self) -> list[str]:
         """Input columns that the output repeats."""
-        text = None if self.job.spec.output.include_text else self.job.spec.input.text
-        return [name for name in self.source.schema if name != text]
+        if self.job.spec.output.include_text:
+            return list(self.source.schema)
+        held = {name for name in self.source.file_columns if pl.Binary in leaves(self.source.schema[name])}
+        return [name for name in self.source.schema if name not in held | {self.job.spec.input.text}]
 
     @property
     def form(self) -> Form:
@@ -216,10 +220,20 @@ def _check_messages(name: str, source: Source) -> None:
 
 def prepared(job: Job, options: Options, source: Source, redo: Job | None = None) -> Session:
     """The session, with every row of its table looked at. Raises `InputError`."""
-    source = source.showing(job.reads(source.kinds)).ruled([route.where for route in job.spec.route if route.where])
+    source = source.showing(job.reads(source.kinds)).having(files_of(job, source))
+    source = source.ruled([route.where for route in job.spec.route if route.where])
     source.check()
     rows = source.count() if options.limit is None else min(source.count(), options.limit)
     return Session(job, source, rows, options, redo, "offline" if options.offline else "real", options.offline)
+
+
+def files_of(job: Job, source: Source) -> Files | None:
+    """Where the files of the rows lie, and how they are counted; None for a job without any."""
+    given = job.spec.input
+    if not given.media:
+        return None
+    root = root_of(given.path, given.files_root, source.table.remote)
+    return Files(given.media, root, job.model, INLINE_BYTES, job.params.media_resolution)
 
 
 def check_cells(session: Session) -> None:

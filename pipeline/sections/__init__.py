@@ -80,4 +80,8 @@ class JobFile(Section):
             raise ValueError("[chunk] needs [input] text: the column that is cut")
         if self.chunk and self.input.messages:
             raise ValueError("[chunk] and [input] messages do not go together: a conversation is not cut")
+        if self.chunk and self.input.media:
+            raise ValueError(f"[chunk] and [input] {self.input.media[0][0]}: each piece would be sent with all files")
+        if self.input.media and not (self.prompt.template or self.prompt.template_file):
+            raise ValueError(f"[input] {self.input.media[0][0]} needs a [prompt] template: files stand before its text")
         return self

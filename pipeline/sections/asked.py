@@ -6,9 +6,14 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.records import MEDIA_KINDS, MediaKind, Resolution
 from pipeline.sections.base import MOST, Section
 
 _MOST_PRICE = 1_000_000
+
+
+Columns = str | list[str] | None
+_FILES = "each cell is the path of a file or a list of them, or, in a Parquet table, the file itself"
 
 
 class Input(Section):
@@ -24,6 +29,13 @@ class Input(Section):
         description="the column that holds a conversation, nested or as JSON text, in Gemini's shape (`role`, `parts`)"
         " or OpenAI's (`role`, `content`); it stands before what the template makes",
     )
+    image: Columns = Field(None, description=f"columns with images; {_FILES}")
+    audio: Columns = Field(None, description="columns with sound, in the same way")
+    video: Columns = Field(None, description="columns with videos, in the same way")
+    pdf: Columns = Field(None, description="columns with PDFs, in the same way")
+    files_root: str | None = Field(
+        None, description="the folder that paths in the table start from and may not leave. Default: that of the table"
+    )
     where: str | None = Field(None, description="SQL predicate: only the rows for which it holds")
     encoding: str | None = Field(
         None,
@@ -34,6 +46,13 @@ class Input(Section):
     separator: str | None = Field(
         None, description="the character between the cells of a .csv: `;` or `\\t`. Default: `,`, in a .tsv a tab"
     )
+
+    @property
+    def media(self) -> tuple[tuple[MediaKind, str], ...]:
+        """Columns with files, each with their kind, in the order in which they are sent."""
+        named: dict[MediaKind, Columns] = {kind: getattr(self, kind) for kind in MEDIA_KINDS}
+        listed = {kind: [names] if isinstance(names, str) else names or [] for kind, names in named.items()}
+        return tuple((kind, name) for kind, names in listed.items() for name in names)
 
     @field_validator("separator")
     @classmethod
@@ -165,7 +184,7 @@ class ModelSection(Section):
     frequency_penalty: float | None = Field(
         None, ge=-2, le=2, description="the same, by how often a word was there; several models refuse it"
     )
-    media_resolution: Literal["low", "medium", "high"] | None = Field(
+    media_resolution: Resolution | None = Field(
         None, description="how finely images, pages and frames are looked at, and how many tokens each takes"
     )
     labels: dict[str, str] = Field(

@@ -1,11 +1,12 @@
 """The rows of a table as documents: checked before anything is sent, then streamed in bounded memory."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import polars as pl
@@ -14,6 +15,7 @@ from pipeline.cells import cells, json_cells, kind, leaves, texts, types
 from pipeline.errors import InputError
 from pipeline.records import Document
 from pipeline.source import jsonl, standing
+from pipeline.source.files import Files
 from pipeline.source.rules import Rules, rules
 from pipeline.source.tables import Table, open_table
 from pipeline.source.unique import hashed, repeats
@@ -28,6 +30,10 @@ order."""
 BATCH_ROWS = 4096
 """Rows that are read, and mixed, at a time."""
 
+_ROWS_WITH_FILES = 64
+"""The same of a table whose rows have files: all of a batch are looked at before the first is sent."""
+
+_HOLD_FILES = (pl.String, pl.Categorical, pl.Enum, pl.Binary, pl.Null)
 _CHECKED_ROWS = 16_384
 _CANDIDATES = 1_000
 
@@ -44,6 +50,7 @@ class Source:
     predicate: pl.Expr | None
     stamps: tuple[standing.Stamp | None, ...] = ()  # of the files, when they were opened
     rules: Rules | None = None  # under which its rows fall
+    files: Files | None = None  # that its rows name or hold
 
     @cached_property
     def schema(self) -> dict[str, pl.DataType]:
@@ -123,6 +130,20 @@ class Source:
                 raise InputError(f"column `{name}` of {path} is {schema[name]}: it cannot stand in a template")
         return replace(self, columns=tuple(columns))
 
+    def having(self, files: Files | None) -> "Source":
+        """The same table with files beside its texts. Raises `InputError` for a column that cannot hold any."""
+        path, schema = self.table.path, self.table.schema
+        for which, name in files.columns if files else ():
+            if name not in schema:
+                hint = self.table.instead(name) or f"columns are {', '.join(schema)}"
+                raise InputError(f"column `{name}` is not in {path} ([input] {which})", hint)
+            if not all(leaf in _HOLD_FILES for leaf in leaves(schema[name])) or isinstance(schema[name], pl.Struct):
+                raise InputError(
+                    f"column `{name}` of {path} is {schema[name]} ([input] {which})",
+                    "a file is named by its path, or lies in a Binary column",
+                )
+        return replace(self, files=files)
+
     def count(self) -> int:
         """Number of documents; counted once, by a pass over the table that raises as `check` does."""
         return self._rows
@@ -142,15 +163,17 @@ class Source:
             raise InputError(f"no row of {self.table.path} passes where = {self.where!r}", "loosen [input] where")
 
     def batches(
-        self, *, size: int = BATCH_ROWS, columns: Sequence[str] | None = None, json: bool = True
+        self, *, size: int | None = None, columns: Sequence[str] | None = None, json: bool = True
     ) -> Iterator[pl.DataFrame]:
-        """Frames of 1 to `size` rows, in file order: `ROW`, then `columns` (default: what `documents` needs).
+        """Frames of 1 to `size` rows (None: so many as are mixed), in file order: `ROW`, then `columns` (default: what
+        `documents` needs).
 
         Without `json`, strings in `json_columns` stand there as they are, without quotes and escapes.
 
         Memory does not grow with the table, but for a Parquet file that is one row group, whose compressed size it
         takes. 0.3 to 0.9 s per 300 MB of text. Blocks: run it in a thread.
         """
+        size = size or (_ROWS_WITH_FILES if self.files else BATCH_ROWS)
         wanted = self._needed if columns is None else list(columns)
         row = 0
         for frame in self.table.frames(wanted or self.table.schema.names()[:1], self.predicate, size):
@@ -171,10 +194,25 @@ class Source:
             if names
             else (Fields() for _ in rows)
         )
-        if self.rules is None:
-            return map(Document, rows, keys, fields, bodies)
-        tokens = [_tokens(body, *row) for body, *row in zip(bodies, *columns, strict=True)] if self.rules.counts else []
-        return map(Document, rows, keys, fields, bodies, self.rules.of(frame, tokens))
+        ruled: Iterable[int] = repeat(0)
+        if self.rules is not None:
+            pairs = zip(bodies, *columns, strict=True)
+            tokens = [_tokens(body, *row) for body, *row in pairs] if self.rules.counts else []
+            ruled = self.rules.of(frame, tokens)
+        if self.files is None:
+            return map(Document, rows, keys, fields, bodies, ruled)
+        held = map(self.files.of, self._held(frame))
+        return (Document(*each, *files) for *each, files in zip(rows, keys, fields, bodies, ruled, held))  # noqa: B905
+
+    def _held(self, frame: pl.DataFrame) -> Iterator[dict[str, object]]:
+        """The cells of each row that name or hold files."""
+        names = self.file_columns
+        return (dict(zip(names, row, strict=True)) for row in zip(*(self._cells(frame[n]) for n in names), strict=True))
+
+    @property
+    def file_columns(self) -> list[str]:
+        """Columns that name or hold files."""
+        return [name for _, name in self.files.columns] if self.files else []
 
     def ruled(self, conditions: Sequence[str]) -> "Source":
         """The same table with rules for its rows; none where there is no condition. Raises `InputError`."""
@@ -193,7 +231,8 @@ class Source:
     @cached_property
     def _needed(self) -> list[str]:
         ruling = self.rules.columns if self.rules else ()
-        return list(dict.fromkeys(name for name in (self.id, self.text, *self.columns, *ruling) if name is not None))
+        named = (self.id, self.text, *self.columns, *self.file_columns, *ruling)
+        return list(dict.fromkeys(name for name in named if name is not None))
 
     @cached_property
     def _rows(self) -> int:

@@ -1,0 +1,145 @@
+"""How large what is in a file is: pixels, pages, seconds. Headers are read, nothing is decoded."""
+
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from pipeline.media.forms import HEAD_BYTES, form_of
+
+_SOUND_BYTES_PER_S = 16_000
+"""A second of sound where its length cannot be read: 128 kbit/s."""
+_VIDEO_BYTES_PER_S = 250_000
+"""A second of video where its length cannot be read: 2 Mbit/s."""
+_PAGE_BYTES = 50_000
+"""A page of a PDF whose pages cannot be counted, as of an encrypted one."""
+_MOST_PAGES = 1000
+"""Of a PDF, as Google's page on documents has it."""
+_MOST_INFLATED = 2**26  # bytes of one PDF
+_JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a file; `guessed`: its pages or seconds are told by its length alone."""
+
+    mime_type: str | None
+    size_bytes: int
+    width: int = 0
+    height: int = 0
+    pages: int = 0
+    seconds: float = 0.0
+    guessed: bool = False
+
+
+def facts_of(file: BinaryIO, size_bytes: int) -> Facts:
+    """What a seekable file is and how large; raises `OSError` only. A PDF is read as a whole, others in part."""
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
+    form = form_of(head)
+    kind = "" if form is None else form.partition("/")[0]
+    if kind == "image":
+        width, height = _pixels(file, form or "", head)
+        return Facts(form, size_bytes, width, height)
+    if form == "application/pdf":
+        file.seek(0)
+        pages = _pages(file.read())
+        return Facts(form, size_bytes, pages=pages or _pages_by_length(size_bytes), guessed=not pages)
+    if kind in ("audio", "video"):
+        seconds = _seconds(file)
+        per_s = _SOUND_BYTES_PER_S if kind == "audio" else _VIDEO_BYTES_PER_S
+        return Facts(form, size_bytes, seconds=seconds or size_bytes / per_s, guessed=not seconds)
+    return Facts(form, size_bytes)
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def _pixels(file: BinaryIO, form: str, head: bytes) -> tuple[int, int]:
+    """Width and height; 0, 0 where the header does not say them, as in HEIC."""
+    if form == "image/png":
+        return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    if form == "image/gif":
+        return int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
+    if form == "image/webp":
+        return _webp_pixels(head)
+    return _jpeg_pixels(file) if form == "image/jpeg" else (0, 0)
+
+
+def _webp_pixels(head: bytes) -> tuple[int, int]:
+    chunk = head[12:16]
+    if chunk == b"VP8X":
+        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
+    if chunk == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+
+
+def _jpeg_pixels(file: BinaryIO) -> tuple[int, int]:
+    """From the first frame header: segments are passed over, however long they are."""
+    file.seek(2)
+    while len(marker := file.read(4)) == 4 and marker[0] == 0xFF:
+        if marker[1] == 0xFF:  # a fill byte
+            file.seek(-3, io.SEEK_CUR)
+            continue
+        length = int.from_bytes(marker[2:], "big")
+        if marker[1] in _JPEG_SIZES:
+            frame = file.read(5)
+            return int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[1:3], "big")
+        if length < 2:
+            break
+        file.seek(length - 2, io.SEEK_CUR)
+    return 0, 0
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+_PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
+_OBJECTS = re.compile(rb"/Type\s*/ObjStm\b")
+_STREAM = re.compile(rb"stream\r?\n")
+
+
+def _pages(content: bytes) -> int:
+    """Page objects of a PDF, those in compressed object streams too; 0 where none can be read.
+
+    An updated PDF may hold a page twice: the count is then too high, never too low.
+    """
+    return len(_PAGE.findall(content)) + sum(len(_PAGE.findall(inner)) for inner in _inflated(content))
+
+
+def _inflated(content: bytes) -> Iterator[bytes]:
+    left = _MOST_INFLATED
+    for found in _OBJECTS.finditer(content):
+        stream = _STREAM.search(content, found.end(), found.end() + HEAD_BYTES)
+        if stream is None or left <= 0:
+            continue
+        packed = content[stream.end() : content.find(b"endstream", stream.end())]
+        try:
+            inner = zlib.decompressobj().decompress(packed, left)
+        except zlib.error:
+            continue
+        left -= len(inner)
+        yield inner
+
+
+def _pages_by_length(size_bytes: int) -> int:
+    return min(_MOST_PAGES, max(1, size_bytes // _PAGE_BYTES))
+
+
+# --- seconds ----------------------------------------------------------------------------------------------------------
+
+
+def _seconds(file: BinaryIO) -> float:
+    """How long it plays, by its header; 0 where that cannot be read, or tinytag is not installed (`[media]`)."""
+    try:
+        from tinytag import TinyTag, TinyTagException
+    except ImportError:
+        return 0.0
+    file.seek(0)
+    try:
+        return float(TinyTag.get(file_obj=file, tags=False).duration or 0.0)
+    except (TinyTagException, ValueError, IndexError, KeyError, ArithmeticError):  # a file that only begins as one
+        return 0.0

@@ -1,0 +1,41 @@
+"""The bytes of a prompt's files, read as the request is built and not a moment before."""
+
+from base64 import b64encode
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import TypeVar
+
+import anyio.to_thread
+
+from pipeline.prompts import Prompt
+from pipeline.records import Failure, Media
+
+T = TypeVar("T")
+
+
+class NotSent(Exception):
+    """A file cannot be sent; its message says why, without the file's name."""
+
+
+def base64_of(file: Media) -> str:
+    """The content of a file. Raises `NotSent` where it is not what it was when the row was looked at."""
+    if file.data is not None:
+        return b64encode(file.data).decode()
+    try:
+        content = Path(file.path).read_bytes()
+    except OSError as error:
+        raise NotSent(f"a file could not be read any more: {error.strerror or type(error).__name__}") from None
+    if blake2b(content, digest_size=16).hexdigest() != file.digest:
+        raise NotSent("a file changed after the row was looked at")
+    return b64encode(content).decode()
+
+
+async def built(prompt: Prompt, build: Callable[[], T]) -> T | Failure:
+    """What `build` makes, in a thread where there are files to be read; a failure where one cannot be."""
+    if not prompt.media:
+        return build()
+    try:
+        return await anyio.to_thread.run_sync(build)
+    except NotSent as trouble:
+        return Failure("reject", "file", str(trouble), sent=False)

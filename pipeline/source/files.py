@@ -1,0 +1,158 @@
+"""The files that a row names: found where they may lie, looked at, and made parts of a prompt."""
+
+import hashlib
+import io
+import json
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.media import TAKEN, Facts, facts_of, tokens_by_rule
+from pipeline.records import Media, MediaKind, Resolution
+
+INLINE_BYTES = 15_000_000
+"""Of all files of a row, as they are sent within the request: 20 MB in base64, which is what older pages allow; newer
+ones say 100 MB (2026-06)."""
+_BLOCK_BYTES = 2**20
+_MOST_KNOWN = 100_000
+
+
+class Unfit(Exception):
+    """A file cannot be sent; its message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a file was when it was read."""
+
+    digest: str
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a table's files lie and how they are counted; `columns` are those that hold them, in order.
+
+    Only what lies in `root` is read, after links are followed; None: nothing is. A cell is a path, a list of paths,
+    bytes or a list of bytes.
+    """
+
+    columns: tuple[tuple[MediaKind, str], ...]
+    root: Path | None
+    model: str
+    most_bytes: int  # of all files of a row
+    resolution: Resolution | None = None
+    _guessed: set[MediaKind] = field(default_factory=set, compare=False, repr=False)
+    _known: dict[tuple[str, int, int, int], _Seen] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def guessed(self) -> frozenset[MediaKind]:
+        """Of which kinds there was a file whose pages or seconds were told by its length alone."""
+        return frozenset(self._guessed)
+
+    def of(self, cells: Mapping[str, object]) -> tuple[tuple[Media, ...], str]:
+        """The files of a row, given its cells by column; and why one of them cannot be sent, if so."""
+        found: list[Media] = []
+        try:
+            for kind, column in self.columns:
+                found += (self._media(kind, column, item) for item in _items(column, cells[column]))
+            self._refuse_size(sum(file.size_bytes for file in found), "all files of the row together")
+        except Unfit as trouble:
+            return (), str(trouble)
+        return tuple(found), ""
+
+    def _media(self, kind: MediaKind, column: str, item: object) -> Media:
+        if isinstance(item, bytes):
+            self._refuse_size(len(item), f"a cell of {column}")
+            seen = _Seen(digest_of(io.BytesIO(item)), facts_of(io.BytesIO(item), len(item)))
+            return self._part(kind, f"the content of {column}", seen, data=item)
+        if not isinstance(item, str):
+            raise Unfit(f"{column} holds a {type(item).__name__}, not a path")
+        path = self._within(item.strip())
+        try:
+            seen = self._looked_at(path, item)
+        except OSError as error:
+            raise Unfit(f"{item}: {error.strerror or type(error).__name__}") from None
+        return self._part(kind, item, seen, path=str(path))
+
+    def _part(self, kind: MediaKind, told: str, seen: _Seen, path: str = "", data: bytes | None = None) -> Media:
+        facts, taken = seen.facts, TAKEN[kind]
+        if facts.mime_type not in taken:
+            names = ", ".join(form.partition("/")[2] for form in taken)
+            raise Unfit(f"{told} is {facts.mime_type or 'of no known form'}: [input] {kind} takes {names}")
+        if facts.guessed:
+            self._guessed.add(kind)
+        tokens = tokens_by_rule(kind, facts, self.model, self.resolution)
+        return Media(kind, facts.mime_type, seen.digest, facts.size_bytes, tokens, path, data, facts.guessed)
+
+    def _within(self, name: str) -> Path:
+        if self.root is None:
+            raise Unfit(f"{name}: a table in the cloud has no folder; [input] files_root names the one of its files")
+        try:
+            path = (self.root / name).resolve()
+            inside = path.is_relative_to(self.root.resolve())
+        except (OSError, ValueError, RuntimeError):  # too long, a NUL, links in a circle
+            raise Unfit(f"{name[:200]!r} is no path of a file") from None
+        if not inside:
+            raise Unfit(f"{name} is not in {self.root}: [input] files_root allows another folder")
+        return path
+
+    def _looked_at(self, path: Path, name: str) -> _Seen:
+        now = path.stat()
+        if not stat.S_ISREG(now.st_mode):
+            raise Unfit(f"{name} is no file")
+        if not now.st_size:
+            raise Unfit(f"{name} is empty")
+        self._refuse_size(now.st_size, name)
+        stamp = (str(path), now.st_ino, now.st_size, now.st_mtime_ns)
+        seen = self._known.get(stamp)
+        if seen is None:
+            with path.open("rb") as file:
+                seen = _Seen(digest_of(file), facts_of(file, now.st_size))
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[stamp] = seen
+        return seen
+
+    def _refuse_size(self, size_bytes: int, name: str) -> None:
+        if size_bytes > self.most_bytes:
+            raise Unfit(f"{size_bytes:,} bytes, more than the {self.most_bytes:,} that one request may have: {name}")
+
+
+def digest_of(file: BinaryIO) -> str:
+    """The name of a file's content, in bounded memory."""
+    digest = hashlib.blake2b(digest_size=16)
+    while block := file.read(_BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _items(column: str, cell: object) -> Iterator[object]:
+    """The paths or contents of a cell. An empty cell is a mistake; an empty list says that there is none."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):  # a list in a table whose cells are text
+        with suppress(json.JSONDecodeError):
+            cell = json.loads(cell)
+    if isinstance(cell, list | tuple):
+        for item in cell:
+            yield from _items(column, item)
+    elif cell is None or cell in ("", b"") or (isinstance(cell, str) and not cell.strip()):
+        raise Unfit(f"the column {column} is empty")
+    else:
+        yield cell
+
+
+def root_of(table: str, files_root: str | None, remote: bool) -> Path | None:
+    """The folder in which a table's files lie: that of the table, or of all that its pattern can match."""
+    if files_root is not None:
+        return Path(files_root)
+    if remote:
+        return None
+    parts: list[str] = []
+    for part in Path(table).parent.parts:
+        if any(mark in part for mark in "*?["):
+            break
+        parts.append(part)
+    return Path(*parts) if parts else Path()
