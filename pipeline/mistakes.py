@@ -17,7 +17,7 @@ def as_job_error(error: ValidationError, path: Path, text: str, form: type[BaseM
     for found in sorted(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden"):
         # pydantic names the branch of a union as if it were a key, and the place in a list.
         place = [str(part) for part in found["loc"] if not str(part).startswith("literal[")]
-        if place[-1:] in (["int"], ["str"], ["float"]):
+        if place[-1:] in (["int"], ["str"], ["float"], ["dict[str,any]"]):
             place.pop()
         close = found["type"] == "extra_forbidden" and difflib.get_close_matches(place[-1], _known(place, form), n=1)
         # A misspelt name is also a missing one: the spelling is what helps.
@@ -78,7 +78,7 @@ def _known(place: list[str], form: type[BaseModel]) -> list[str]:
     model = form
     for part in place[:-1]:
         if not part.isdecimal():
-            annotation = model.model_fields[part].annotation
+            annotation = next(f.annotation for name, f in model.model_fields.items() if part in (name, f.alias))
             options = [annotation, *get_args(annotation)]
             model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -62,6 +62,7 @@ class Params:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     media_resolution: Resolution | None = None
+    schema: str | None = None  # JSON Schema of the answer, as JSON
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ ErrorKind = Literal[
     "too_long",
     "invalid_request",
     "empty_answer",
+    "schema",
     "malformed_reply",
     "quota",
     "network",
@@ -50,6 +51,7 @@ CAUSES: Mapping[ErrorKind, str] = {
     " characters is not even counted",
     "invalid_request": "the service refused this prompt (400, 404, 413, 422)",
     "empty_answer": "the service answered without text",
+    "schema": "the answer is not as `[output] schema` says, nor the one that was asked for to repair it; it is kept",
     "malformed_reply": "the service answered something that cannot be read: three times, or twice where the same came"
     " back",
     "quota": "refused for quota; a refusal costs no attempt, so the row waits and does not end with it",
@@ -63,9 +65,9 @@ CAUSES: Mapping[ErrorKind, str] = {
 PASSING: frozenset[ErrorKind] = frozenset({"quota", "network", "timeout", "server", "auth"})
 """Failures that may pass by themselves and cost nothing: a row that ends in one is tried again by the next run."""
 
-Step = Literal["answer", "map", "reduce", "refine"]
+Step = Literal["answer", "map", "reduce", "refine", "repair"]
 STEPS: tuple[Step, ...] = get_args(Step)
-LATER: frozenset[Step] = frozenset({"reduce", "refine"})
+LATER: frozenset[Step] = frozenset({"reduce", "refine", "repair"})
 """Steps whose prompts hold answers to earlier ones: what they will hold is not known before."""
 
 EMULATOR_HEADER = "x-pipeline-emulator"
@@ -179,6 +181,7 @@ class Reply:
     emulated: bool = False  # it bears the emulator's mark
     target: str = ""  # that gave it, by its name in the job file
     extras: str = ""  # what came beside the text, as one JSON object; empty: nothing
+    predicted: Literal["", "right", "wrong"] = ""  # by an estimate: nobody reads it, its word is taken for what it is
     before: "tuple[Reply, ...]" = ()  # of others that were asked first, where the answer of those would not do
 
 

@@ -73,7 +73,7 @@ def _job_file() -> Iterator[str]:
     yield "## Job file\n"
     for name, model in sections().items():
         shared = Endpoint.model_fields.keys() if model.__base__ is Endpoint else ()
-        own = {key: field for key, field in model.model_fields.items() if key not in shared}
+        own = {field.alias or key: field for key, field in model.model_fields.items() if key not in shared}
         title = f"[{name}]" if len(own) == len(model.model_fields) else f"[[{name}]]"
         yield f"### {title}\n\n{model.__doc__}\n"
         yield from _table(

@@ -143,7 +143,8 @@ def test_every_command_flag_and_setting_on_a_page_exists(page: str) -> None:
         if text.startswith(("--", "pipeline ")):
             assert set(re.findall(r"--[a-z-]+", text)) <= flags | {"--version", "--help"}, text
         if setting := re.fullmatch(r"\[([a-z]+)\] ([a-z_]+)( = .*)?", text):
-            assert setting[2] in reference.sections()[setting[1]].model_fields, text
+            fields = reference.sections()[setting[1]].model_fields
+            assert setting[2] in {field.alias or name for name, field in fields.items()}, text
 
 
 @pytest.mark.parametrize("page", ALL)

@@ -500,7 +500,7 @@ def test_every_setting_either_changes_the_fingerprint_or_does_not() -> None:
         PromptSection: {"template_file", "system_file"},
         Reduce: {"template_file"},
         ModelSection: {"prices", "labels"},
-        Output: {"excel"},
+        Output: {"excel", "schema_", "repair", "prefix"},
         Endpoint: {"provider", "project", "location"},
     }
     for model in {**CHANGES, **NO_CHANGES}:
@@ -534,6 +534,24 @@ def test_who_is_asked_does_not_change_the_fingerprint(tmp_path: Path) -> None:
 def test_a_csv_for_excel_does_not_change_the_fingerprint(tmp_path: Path) -> None:
     job = full_job(tmp_path, "output", path="out.csv", excel=True)
     assert job.fingerprint == full_job(tmp_path).fingerprint
+
+
+def test_the_schema_of_answers_changes_the_fingerprint_and_the_names_of_its_columns_do_not(tmp_path: Path) -> None:
+    plain, schema = full_job(tmp_path).fingerprint, {"schema": "mood: str"}
+    one = full_job(tmp_path, "output", **schema).fingerprint
+    assert one == full_job(tmp_path, "output", **schema, prefix="its_").fingerprint != plain
+    assert (
+        len(
+            {
+                one,
+                *(
+                    full_job(tmp_path, "output", **each).fingerprint
+                    for each in ({"schema": "mood: int"}, {**schema, "repair": True})
+                ),
+            }
+        )
+        == 3
+    )
 
 
 def test_prices_do_not_change_the_fingerprint(tmp_path: Path) -> None:

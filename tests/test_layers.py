@@ -39,6 +39,7 @@ RANKS: dict[str, int] = {
     "tokens": 1,
     "prices": 1,
     "prompts": 1,
+    "schemas": 1,
     "sections": 1,
     "templates": 1,
     "chunking": 2,

@@ -326,7 +326,7 @@ def _show_config(job: "Job") -> None:
 
     rows = [
         (f"{section}.{key}", _short(value), job.origins.get(f"{section}.{key}", "default"))
-        for section, values in job.spec.model_dump().items()
+        for section, values in job.spec.model_dump(by_alias=True).items()
         if values
         for key, value in values.items()
     ]

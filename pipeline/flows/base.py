@@ -75,7 +75,7 @@ def prompt_of(
     texts = [part.text for part in parts if isinstance(part, Text)]
     whole = texts[0] if len(texts) == 1 else "\n".join(texts)
     _refuse_beyond(len(whole), whole)  # before it is copied for its hash, its tokens, the journal and the wire
-    tokens = sum(map(estimate, texts)) + _system_tokens(params.system)
+    tokens = sum(map(estimate, texts)) + _constant_tokens(params.system, params.schema)
     tokens += sum(part.tokens for part in parts if isinstance(part, Media))
     return Prompt(document.row, document.key, step, content, params, tokens, level, chunk, chunks)
 
@@ -151,5 +151,6 @@ def honest(final: Reply, replies: Sequence[Reply]) -> Reply:
 
 
 @lru_cache(maxsize=64)
-def _system_tokens(system: str | None) -> int:
-    return estimate(system) if system else 0
+def _constant_tokens(*texts: str | None) -> int:
+    """Of what every prompt of a step has beside its own text."""
+    return sum(estimate(text) for text in texts if text)

@@ -1,13 +1,14 @@
 """One call for each piece of a long text, then merging calls until one answer is left."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipeline.chunking import split
 from pipeline.errors import JobError
-from pipeline.flows.base import Answer, Call, Unrendered, build, failure_of, gather, honest
-from pipeline.flows.plain import asked_whole
+from pipeline.flows.base import Answer, Call, Unrendered, build, failure_of, gather, honest, usable
+from pipeline.flows.plain import asked_whole, conclude
 from pipeline.job import Job
-from pipeline.records import Document
+from pipeline.records import Document, Reply
 from pipeline.templates import merged, try_merging
 from pipeline.tokens import estimate
 
@@ -33,7 +34,7 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
             document,
             "map",
             job.template,
-            job.params,
+            job.params_of("map"),
             {"text": document.text[piece.start : piece.end], "chunk": number + 1, "chunks": len(pieces)},
             before=job.examples,
             chunk=number,
@@ -50,13 +51,15 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
     while not (failed := failure_of(replies)) and len(parts) > 1:
         level += 1
         groups = group(parts, budget)
+        concludes = len(groups) == 1
+        params = job.concluding(reduce_params) if concludes else reduce_params
         try:
             prompts = [
                 build(
                     document,
                     "reduce",
                     reduce_template,
-                    reduce_params,
+                    params,
                     merged(members),
                     level=level,
                     chunk=number,
@@ -68,12 +71,23 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
         except Unrendered as failure:
             return Answer(failure.reply, tuple(bought), len(pieces), estimated)
         estimated += sum(prompt.input_tokens_est for prompt in prompts)
+        if concludes:
+            asked = await conclude(prompts[0], job, call)
+            return _concluded(asked, bought, len(pieces), estimated)
         replies = await gather(call, prompts)
         bought += replies
         alone = [members[0] for members in groups if len(members) == 1]  # only ever the last part of a level
         parts = [reply.text for reply in replies] + alone
-    final = failed or honest(replies[0], bought)
-    return Answer(final, tuple(bought), len(pieces), estimated)
+    assert failed  # two pieces or more are always merged in the end
+    return Answer(failed, tuple(bought), len(pieces), estimated)
+
+
+def _concluded(asked: Sequence[Reply], bought: Sequence[Reply], chunks: int, estimated: int) -> Answer:
+    """The document's answer: what concluded it, cut where something that it was made of was cut."""
+    replies, final = (*bought, *asked), asked[-1]
+    if not usable(final) and final.error_kind != "schema":  # the text of a failure is none
+        final = replace(final, text="")
+    return Answer(honest(final, replies), replies, chunks, estimated)
 
 
 def group(parts: Sequence[str], budget_tokens: int) -> list[list[str]]:

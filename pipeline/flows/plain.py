@@ -1,8 +1,9 @@
-"""One call for the whole row."""
+"""One call for the whole row, and how every flow asks for what is to be its answer."""
 
 from collections.abc import Mapping
 
 from pipeline.flows.base import Answer, Call, build, prompt_of
+from pipeline.flows.judging import held
 from pipeline.flows.opening import opening
 from pipeline.job import Job
 from pipeline.prompts import Prompt
@@ -27,4 +28,4 @@ async def asked_whole(document: Document, job: Job, call: Call, own: Mapping[str
 
 async def conclude(prompt: Prompt, job: Job, call: Call) -> tuple[Reply, ...]:
     """Ask for what is to be the row's answer; every reply on the way to it, and last the answer."""
-    return (await call(prompt),)
+    return await held(prompt, job, call)

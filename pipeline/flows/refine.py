@@ -29,7 +29,7 @@ async def refine(document: Document, job: Job, call: Call) -> Answer:
     except JobError as error:
         raise Unrendered("template_error", error.message) from None
     first = {"text": texts[0], "chunk": 1, "chunks": count}
-    prompt = build(document, "map", job.template, job.params, first, before=job.examples, chunks=count)
+    prompt = build(document, "map", job.template, job.params_of("map"), first, before=job.examples, chunks=count)
     estimated = prompt.input_tokens_est
     bought: list[Reply] = []
     for number, text in enumerate(texts[1:], 1):
@@ -39,7 +39,8 @@ async def refine(document: Document, job: Job, call: Call) -> Answer:
             return Answer(failed, tuple(bought), count, estimated)
         own = {"summary": reply.text, "text": text, "chunk": number + 1, "chunks": count}
         try:
-            prompt = build(document, "refine", template, params, own, level=number, chunk=number, chunks=count)
+            its = job.concluding(params) if number == count - 1 else params
+            prompt = build(document, "refine", template, its, own, level=number, chunk=number, chunks=count)
         except Unrendered as failure:
             return Answer(failure.reply, tuple(bought), count, estimated)
         estimated += prompt.input_tokens_est

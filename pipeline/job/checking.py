@@ -40,6 +40,15 @@ def check_targets(job: Job) -> None:
                 )
 
 
+def check_schema(job: Job) -> None:
+    """Raise for a schema of answers that the protocol does not take."""
+    if job.schema and not job.schema.is_of_object and job.spec.endpoint.provider == "openai":
+        raise JobError(
+            f"[output] schema is of no object, and OpenAI's protocol asks for nothing else\n{job.path}",
+            "make it a property of one: `answer: [str]` for a list of texts",
+        )
+
+
 def check_spoken(spec: JobFile, path: Path) -> None:
     """Raise for a setting that the protocol has no word for: it would be left out in silence."""
     protocol = PROTOCOLS[spec.endpoint.provider]

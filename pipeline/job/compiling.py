@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pipeline.errors import JobError
+from pipeline.job.answers import read_schema
 from pipeline.job.job import Job
 from pipeline.prompts import Params
 from pipeline.sections import JobFile, Reduce, Refine
@@ -23,7 +24,7 @@ def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
     system = prompt.system
     if prompt.system_file is not None:
         system = read_text(prompt.system, prompt.system_file, beside, f"{path}, [prompt] system")
-    model = spec.model
+    model, schema = spec.model, read_schema(path, spec)
     safety = sorted(_safety(name, value) for name, value in model.safety.items())
     for (name, _), (following, _) in pairwise(safety):
         if name == following:
@@ -42,6 +43,7 @@ def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
         presence_penalty=model.presence_penalty,
         frequency_penalty=model.frequency_penalty,
         media_resolution=model.media_resolution,
+        schema=schema.text if schema else None,
     )
     if spec.chunk and not template.mentions("text"):
         raise JobError(
@@ -61,6 +63,7 @@ def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
         origins,
         refine_template,
         refine_params,
+        schema,
     )
 
 
@@ -85,7 +88,7 @@ def _later(
             raise JobError(f"the template does not use {{{{ {variable} }}}}, so {so}\n{template.where}", hint)
     system = params.system if section.system is None else section.system
     longest = section.max_output_tokens or params.max_output_tokens
-    return template, replace(params, system=system, max_output_tokens=longest)
+    return template, replace(params, schema=None, system=system, max_output_tokens=longest)
 
 
 def _safety(name: str, value: str) -> tuple[str, str]:

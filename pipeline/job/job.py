@@ -19,6 +19,7 @@ from pipeline.prices import Rates, fixed_rates
 from pipeline.prompts import Content, Params, Text, Turn
 from pipeline.protocols import GLOBAL, PROTOCOLS, Protocol, usual_variables, vertex_url
 from pipeline.records import Limits, Step
+from pipeline.schemas import Schema
 from pipeline.sections import JobFile, TargetSection
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, REFINE_VARIABLES, Template
 
@@ -40,6 +41,7 @@ class Job:
     origins: Mapping[str, str]  # "model.name" → "flag", the variable's name or the job file's path; no entry: a default
     refine_template: Template | None = None
     refine_params: Params | None = None
+    schema: Schema | None = None  # what an answer is held to
 
     @cached_property
     def fingerprint(self) -> str:
@@ -61,6 +63,8 @@ class Job:
             if template:
                 sections[name].pop("template_file", None)
                 sections[name]["template"] = template.source
+        if self.schema:
+            sections["output"] = {"schema": self.schema.text, "repair": self.spec.output.repair}
         return sections
 
     @cached_property
@@ -139,9 +143,18 @@ class Job:
         return tuple(sorted(names))
 
     def params_of(self, step: Step) -> Params:
-        """The parameters of a step's prompts."""
+        """The parameters of a step's prompts; of a text that is cut, only what concludes it has a schema."""
         later = {"reduce": self.reduce_params, "refine": self.refine_params}
-        return later.get(step) or self.params
+        return later.get(step) or (replace(self.params, schema=None) if step == "map" else self.params)
+
+    def concluding(self, params: Params) -> Params:
+        """The same for a prompt whose answer is to be its row's."""
+        return replace(params, schema=self.params.schema)
+
+    @property
+    def asks_again(self) -> bool:
+        """Whether an answer that is not as it should be is asked for once more."""
+        return self.spec.output.repair
 
     @property
     def templates(self) -> tuple[tuple[Template, frozenset[str]], ...]:
@@ -150,10 +163,11 @@ class Job:
         later = ((self.reduce_template, REDUCE_VARIABLES), (self.refine_template, REFINE_VARIABLES))
         return ((self.template, own), *((template, given) for template, given in later if template))
 
-    @property
+    @cached_property
     def answer_columns(self) -> tuple[AnswerColumn, ...]:
         """Columns of the output that are read out of the answers."""
-        return ()
+        made = self.schema.columns(self.spec.output.prefix) if self.schema else ()
+        return tuple(AnswerColumn(each.name, each.dtype, each.means, "response", each.cell) for each in made)
 
     def reads(self, table: Collection[str]) -> tuple[str, ...]:
         """Those of a table's columns that prompts are made of, in its order."""

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.errors import JobError
-from pipeline.job.checking import check_spoken, check_targets
+from pipeline.job.checking import check_schema, check_spoken, check_targets
 from pipeline.job.compiling import compile_job
 from pipeline.job.job import Job
 from pipeline.mistakes import as_job_error
@@ -67,6 +67,7 @@ def compiled(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
     job = compile_job(path, spec, origins)
     for each in job.asked:
         check_spoken(each.spec, path)
+        check_schema(each)
     check_targets(job)
     return job
 

@@ -25,6 +25,8 @@ MOST_CALLS = 200_000
 
 _UNREADABLE = (PipelineError, OSError, pl.exceptions.PolarsError, ValueError, TypeError, LookupError, AttributeError)
 _ONLY_LENGTHS = CALL_COLUMNS[CALL_COLUMNS.index("cached_tokens") :]
+_WITH_SECTION = frozenset({"reduce", "refine"})
+"""Steps that a section of the job file asks for, by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +93,10 @@ def _taught(its: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[frozenset[
 
 def _words(identity: Mapping[str, Any], step: Step) -> object:
     """Template, system instruction and what else all prompts of a step say; None for a step that the job has not."""
-    prompt, later = identity["prompt"], identity.get(step)
-    if step not in LATER:
-        return prompt
-    return (later["template"], later.get("system", prompt["system"])) if later else None
+    prompt, schema, later = identity["prompt"], identity.get("output"), identity.get(step)
+    if step not in _WITH_SECTION:
+        return prompt, schema
+    return (later["template"], later.get("system", prompt["system"]), schema) if later else None
 
 
 def _bounds(identity: Mapping[str, Any], step: Step) -> tuple[object, ...]:

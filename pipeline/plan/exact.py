@@ -55,7 +55,7 @@ async def first_prompts(given: Input) -> list[Picked]:
 
     async def collect(prompt: Prompt) -> Reply:
         asked.append(prompt)
-        return Reply("", "ok")
+        return Reply("", "ok", predicted="right")
 
     for document, kind, repeat, weight in given.looked_at(given.picks()):
         asked.clear()

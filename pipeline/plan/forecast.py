@@ -27,8 +27,8 @@ class Forecast:
     """Calls of one document that are still to be made."""
 
     work: Work  # as expected
-    low: Work  # its later calls alone, if all answers that they build on are as short as can be
-    high: Work  # the same for the longest
+    low: Work  # its later calls alone, if all that they build on is as short as can be, and right
+    high: Work  # the same for the longest, and each answer wrong that the job may ask for once more
     spared: Work  # expected calls that are not made, since another row asks the same
     chunks: int  # pieces of the text; 0: nothing is sent
     largest_tokens: int  # input tokens of its largest prompt
@@ -60,6 +60,8 @@ class Forecaster:
         if made.low and not repeats and not made.refused:
             low, high = await self._bounds(document, kind, made.low)
             return replace(made, low=low, high=high)
+        if self._job.asks_again and not repeats and not made.refused:
+            return replace(made, high=(await self._run(document, kind, "high")).high)
         return made
 
     async def _bounds(self, document: Document, kind: int, expected: Work) -> tuple[Work, Work]:
@@ -101,7 +103,7 @@ class Forecaster:
             add(sums, {Tier(prompt.step, tokens > LONG_PROMPT_TOKENS, rule): cell})
             levels.add(prompt.level)
             characters += len(text)
-            return Reply(text, "ok")
+            return Reply(text, "ok", predicted="wrong" if scenario == "high" else "right")
 
         answer = await flows.run(document, self._job, reply)
         merging = {tier: cell for tier, cell in work.items() if tier.step in LATER}

@@ -22,6 +22,7 @@ from pipeline.providers.foreign import load, mapping, mappings, string, whole_nu
 from pipeline.providers.payload import base64_of, built
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Wire
 from pipeline.records import Failure, Reply
+from pipeline.schemas import gemini as gemini_schema
 from pipeline.targets import Target
 
 API_VERSION = "v1beta"
@@ -195,7 +196,8 @@ def _constant_part(params: Params) -> dict[str, Any]:
         "frequencyPenalty": params.frequency_penalty,
         "mediaResolution": f"MEDIA_RESOLUTION_{params.media_resolution.upper()}" if params.media_resolution else None,
         "thinkingConfig": _thinking(params.thinking),
-        "responseMimeType": params.response_mime_type,
+        "responseMimeType": "application/json" if params.schema else params.response_mime_type,
+        "responseJsonSchema": gemini_schema(orjson.loads(params.schema)) if params.schema else None,
     }
     fields = {
         "systemInstruction": {"parts": [{"text": params.system}]} if params.system else None,

@@ -18,6 +18,7 @@ from pipeline.providers.foreign import load, mappings, string
 from pipeline.providers.payload import NotSent, base64_of, built
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Wire
 from pipeline.records import Failure, Media, Reply
+from pipeline.schemas import openai as openai_schema
 from pipeline.targets import Target
 
 _CHAT = "/chat/completions"
@@ -156,6 +157,13 @@ def _constant_part(params: Params, model: str, is_openai: bool) -> dict[str, Any
         "frequency_penalty": params.frequency_penalty,
         "stop": list(params.stop) or None,
         "reasoning_effort": params.thinking.lower() if isinstance(params.thinking, str) else None,
-        "response_format": {"type": "json_object"} if params.response_mime_type == "application/json" else None,
+        "response_format": _response_format(params),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _response_format(params: Params) -> dict[str, Any] | None:
+    if params.schema:
+        schema, strict = openai_schema(orjson.loads(params.schema))
+        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": strict}}
+    return {"type": "json_object"} if params.response_mime_type == "application/json" else None

@@ -1,6 +1,7 @@
 """The sections of a job file that say what it may cost, and where answers are kept."""
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -77,6 +78,17 @@ class Output(Section):
     )
 
     excel: bool = Field(False, description="a .csv that Excel opens rightly: a byte order mark, and CRLF")
+    schema_: str | dict[str, Any] | None = Field(
+        None,
+        alias="schema",
+        description='the JSON that an answer is: `"mood: good|bad, score: float, topics: [str], name: str?"`, a table'
+        ' of JSON Schema, `{ file = "x.schema.json" }` beside the job file, or `{ class = "package.module:Model" }` of'
+        " pydantic",
+    )
+    repair: bool = Field(
+        False, description="ask once more, with what is wrong, where an answer is not as `schema` has it"
+    )
+    prefix: str = Field("", description="before the names of the columns that `schema` makes")
 
     @model_validator(mode="after")
     def _known_suffix(self) -> "Output":
@@ -85,6 +97,8 @@ class Output(Section):
         if "\0" in self.path:
             raise ValueError("path has a character that no path has")
         refuse_unreal(self.path)
+        if self.schema_ is None and (self.repair or self.prefix):
+            raise ValueError(f"{'repair' if self.repair else 'prefix'} is for a `schema`: there is none")
         if self.excel and not self.path.endswith(".csv"):
             raise ValueError(f"excel is for a .csv: {self.path} is none")
         return self

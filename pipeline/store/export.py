@@ -84,9 +84,15 @@ def output_schema(own: pl.Schema, path: Path, answers: Sequence[AnswerColumn] = 
 
     An input column that bears the name of one of the others becomes `input_<name>`; once more, if taken.
 
-    Raises `InputError` for a column that the format of `path` cannot hold.
+    Raises `InputError` for a column that the format of `path` cannot hold, or that the results have already.
     """
     renamed = _renamed(own, answers)
+    for column in answers:
+        if column.name in RESULT_COLUMNS or not column.name:
+            raise InputError(
+                f"the answer has a property `{column.name}`, and the output has such a column of its own",
+                'set [output] prefix = "answer_", or call the property otherwise in [output] schema',
+            )
     for name, dtype in own.items():
         if not _can_hold(path.suffix, dtype):
             raise InputError(

@@ -1,0 +1,87 @@
+"""The schema that a job names for its answers: in the job file, in a file beside it, or a class of pydantic."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pipeline.errors import JobError
+from pipeline.schemas import Schema, SchemaError, schema_of
+from pipeline.sections import JobFile
+
+
+def read_schema(path: Path, spec: JobFile) -> Schema | None:
+    """What `[output] schema` says, for the job file at `path`. Raises `JobError` for one that cannot be asked for."""
+    written = spec.output.schema_
+    if written is None:
+        return None
+    where = f"{path}, [output] schema"
+    if spec.model.response_mime_type not in (None, "application/json"):
+        raise JobError(
+            f"[model] response_mime_type is {spec.model.response_mime_type}, and a schema is for JSON\n{where}",
+            "leave [model] response_mime_type out",
+        )
+    try:
+        return schema_of(_named(written, path.parent, where) if isinstance(written, dict) else written)
+    except SchemaError as error:
+        raise JobError(
+            f"{error.message}\n{where}", error.hint or "docs/structured.md shows how it is written"
+        ) from None
+
+
+def _named(table: Mapping[str, Any], beside: Path, where: str) -> Mapping[str, Any]:
+    """A table of JSON Schema, or the one that the table says where to find."""
+    for name, read in (("file", _of_file), ("class", _of_class)):
+        if isinstance(table.get(name), str):
+            if others := table.keys() - {name}:
+                raise JobError(f"`{min(others)}` stands beside `{name}`, which says all of it\n{where}", "leave it out")
+            return read(table[name], beside, where)
+    return table
+
+
+def _of_file(name: str, beside: Path, where: str) -> Mapping[str, Any]:
+    path = beside / name
+    try:
+        schema = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise JobError(f"{path} is no JSON: {error}\n{where}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL
+        why = error.strerror if isinstance(error, OSError) else "no file has such a name"
+        raise JobError(f"cannot read {path}: {why}\n{where}", "its path is relative to the job file") from None
+    if not isinstance(schema, dict):
+        raise JobError(f"{path} holds no JSON object\n{where}")
+    return schema
+
+
+def _of_class(name: str, beside: Path, where: str) -> Mapping[str, Any]:
+    """The schema of `package.module:Model`, imported from the job file's folder too."""
+    module, _, attribute = name.partition(":")
+    if not (attribute and all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))):
+        raise JobError(f"class = {name!r} names no class\n{where}", 'it is written "package.module:Model"')
+    folder = str(beside.resolve())
+    sys.path.insert(0, folder)
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        raise JobError(f"class = {name!r}: {module} has no `{attribute}`\n{where}") from None
+    except Exception as error:  # whatever the module does when it is imported
+        raise JobError(
+            f"class = {name!r}: {module} cannot be imported: {type(error).__name__}: {error}\n{where}",
+            f"it is looked for where Python looks, and in {folder}",
+        ) from None
+    finally:
+        sys.path.remove(folder)
+    try:
+        schema = found.model_json_schema()
+    except Exception as error:
+        raise JobError(
+            f"class = {name!r} has no JSON Schema: {type(error).__name__}: {error}\n{where}",
+            "it must be a class of pydantic.BaseModel",
+        ) from None
+    assert isinstance(schema, dict)
+    return schema
