@@ -33,6 +33,7 @@ class Model:
     new_projects: bool = True  # offered to projects that have not used it yet
     minimal_thinking: bool = True  # takes the thinking level "minimal"
     budgets: bool = False  # thinking is set by a budget in tokens, not by a level
+    searches_by_prompt: bool = False  # a prompt that searched is billed, not each search
     sampled: bool = True  # heeds temperature, topP and topK; the others accept and ignore them
 
 
@@ -46,15 +47,23 @@ MODELS: tuple[Model, ...] = (
     Model("gemini-3.1-flash-lite", off=date(2027, 5, 7)),
     Model("gemini-3.1-pro-preview"),
     Model("gemini-3-flash-preview"),
-    Model("gemini-2.5-pro", min_cached_tokens=2048, budgets=True, off=date(2026, 12, 1), successor="gemini-3.8-flash"),
+    Model(
+        "gemini-2.5-pro",
+        min_cached_tokens=2048,
+        budgets=True,
+        searches_by_prompt=True,
+        off=date(2026, 12, 1),
+        successor="gemini-3.8-flash",
+    ),
     Model(
         "gemini-2.5-flash",
         min_cached_tokens=2048,
         budgets=True,
+        searches_by_prompt=True,
         off=date(2026, 12, 1),
         successor="gemini-3.5-flash-lite",
     ),
-    Model("gemini-2.5-flash-lite", min_cached_tokens=2048, budgets=True, new_projects=False),
+    Model("gemini-2.5-flash-lite", min_cached_tokens=2048, budgets=True, searches_by_prompt=True, new_projects=False),
     Model("gemini-flash-latest", alias_of="gemini-3.8-flash"),
     Model("gemini-flash-lite-latest", alias_of="gemini-3.5-flash-lite"),
     Model("gemini-pro-latest", alias_of="gemini-3.1-pro-preview"),

@@ -3,7 +3,7 @@
 Every price is looked up for the model that answers, at the time of the call. An unknown price is None, never 0.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -55,6 +55,15 @@ _LANE_FACTOR: dict[Lane, Decimal] = {
 }
 _MEGA = Decimal(1_000_000)
 
+SEARCH_USD = Decimal("0.014")
+"""One search of Google by Gemini 3 and later: 14 USD per 1,000 queries, as documented on 2026-11-22."""
+SEARCHING_USD = Decimal("0.035")
+"""One prompt of Gemini 2.5 that searched, however often: 35 USD per 1,000."""
+EXPECTED_SEARCHES = 2.0
+"""A call that may search, before any is known: assumed."""
+MOST_SEARCHES = 10
+"""What is reserved for one call; a call that searches more is reserved for from then on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
@@ -63,13 +72,14 @@ class Rates:
     input: Decimal
     cached: Decimal
     output: Decimal
+    search: Decimal | None = None  # of one; None: what Google asks
 
     def usd(self, input_tokens: Decimal | int, cached_tokens: Decimal | int, output_tokens: Decimal | int) -> Decimal:
         """USD for so many tokens: `input_tokens` with the cached ones, `output_tokens` with thinking."""
         return self.input * (input_tokens - cached_tokens) + self.cached * cached_tokens + self.output * output_tokens
 
 
-FREE = Rates(Decimal(0), Decimal(0), Decimal(0))
+FREE = Rates(Decimal(0), Decimal(0), Decimal(0), Decimal(0))
 """What a rehearsal costs."""
 
 
@@ -120,11 +130,17 @@ def _listed(vendor: str, model: str, day: date, lane: Lane, prompt: int) -> Rate
     return Rates(plain * factor / prompt, cached * factor / prompt, output * factor / prompt)
 
 
-def fixed_rates(input_usd: float, output_usd: float, cached_usd: float | None = None) -> Rates:
-    """Rates from USD per million tokens, as a job file names them; cached tokens cost as others unless said."""
+def fixed_rates(
+    input_usd: float, output_usd: float, cached_usd: float | None = None, search_usd: float | None = None
+) -> Rates:
+    """Rates from USD per million tokens and per 1,000 searches, as a job file names them.
+
+    Cached tokens cost as others unless said, and searches what Google asks.
+    """
     plain = Decimal(str(input_usd)) / _MEGA
     cached = plain if cached_usd is None else Decimal(str(cached_usd)) / _MEGA
-    return Rates(plain, cached, Decimal(str(output_usd)) / _MEGA)
+    search = None if search_usd is None else Decimal(str(search_usd)) / 1000
+    return Rates(plain, cached, Decimal(str(output_usd)) / _MEGA, search)
 
 
 def effective_rates(model: str, day: date, lane: Lane, long: bool, own: Rates | None) -> Rates | None:
@@ -140,7 +156,16 @@ def cost(usage: Usage, model: str, at: datetime, lane: Lane = "standard", own: R
     # Counts that an older version stored as the service told them may be impossible: a cost is never a credit.
     input_tokens = max(0, usage.input_tokens) + max(0, usage.tool_tokens)
     cached_tokens = min(max(0, usage.cached_tokens), input_tokens)
-    return found.usd(input_tokens, cached_tokens, max(0, usage.output_tokens) + max(0, usage.thinking_tokens))
+    usd = found.usd(input_tokens, cached_tokens, max(0, usage.output_tokens) + max(0, usage.thinking_tokens))
+    return usd + search_usd(Decimal(usage.searches), Decimal(1), model, at.date(), own) if usage.searches else usd
+
+
+def search_usd(searches: Decimal, calls: Decimal, model: str, day: date, own: Rates | None = None) -> Decimal:
+    """USD for so many searches by so many calls to `model`, each of which searched."""
+    if own and own.search is not None:
+        return own.search * searches
+    known = model_info(answering(model, day))
+    return SEARCHING_USD * calls if known and known.searches_by_prompt else SEARCH_USD * searches
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +185,7 @@ class PriceChange:
             return "changes"
         if self.before == self.after:
             return "stays"
-        pairs = tuple(zip(astuple(self.before), astuple(self.after), strict=True))
+        pairs = tuple(zip(_of_tokens(self.before), _of_tokens(self.after), strict=True))
         if all(after == 2 * before for before, after in pairs):
             return "doubles"
         if all(2 * after == before for before, after in pairs):
@@ -168,6 +193,10 @@ class PriceChange:
         if all(after >= before for before, after in pairs):
             return "rises"
         return "falls" if all(after <= before for before, after in pairs) else "changes"
+
+
+def _of_tokens(rates: Rates) -> tuple[Decimal, ...]:
+    return rates.input, rates.cached, rates.output
 
 
 @lru_cache(maxsize=256)

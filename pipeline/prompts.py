@@ -46,6 +46,27 @@ def said(text: str, media: tuple[Media, ...] = ()) -> Content:
 
 
 @dataclass(frozen=True, slots=True)
+class Function:
+    """A function that the model may call; `parameters` are a JSON Schema, as JSON, or empty."""
+
+    name: str
+    description: str = ""
+    parameters: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the model may do besides answering; `google_search` are its options as JSON, empty: it may not search."""
+
+    google_search: str = ""
+    url_context: bool = False
+    code_execution: bool = False
+    functions: tuple[Function, ...] = ()
+    mode: str | None = None  # "auto", "any", "none" or "validated"
+    allowed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Params:
     """What changes an answer beside content and model, the same for every prompt of one step; None: the default."""
 
@@ -63,6 +84,7 @@ class Params:
     frequency_penalty: float | None = None
     media_resolution: Resolution | None = None
     schema: str | None = None  # JSON Schema of the answer, as JSON
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,7 @@ class Usage:
     tool_tokens: int = 0
     estimated: bool = False  # a count was missing or impossible: inferred from the total, or counted by us
     output_told: bool = field(default=True, compare=False)  # False: how much was thought, unseen, is not known
+    searches: int = 0  # of the web, which are billed by their number
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -147,6 +148,7 @@ class Usage:
             self.thinking_tokens + other.thinking_tokens,
             self.tool_tokens + other.tool_tokens,
             self.estimated or other.estimated,
+            searches=self.searches + other.searches,
         )
 
 

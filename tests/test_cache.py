@@ -33,7 +33,7 @@ from pipeline.flows import build
 from pipeline.job import Job, load
 from pipeline.places import cache_file
 from pipeline.prices import fixed_rates
-from pipeline.prompts import Params, Prompt, said
+from pipeline.prompts import Function, Params, Prompt, Tools, said
 from pipeline.providers.answers import parse_reply
 from pipeline.providers.stored import parse_stored
 from pipeline.records import Document, Reply, Usage
@@ -100,6 +100,8 @@ OTHER: dict[str, Any] = {
     "presence_penalty": 0.5,
     "frequency_penalty": 0.5,
     "media_resolution": "low",
+    "schema": "{}",
+    "tools": Tools(google_search="{}", functions=(Function("f"),)),
 }
 
 

@@ -1,4 +1,3 @@
-from dataclasses import astuple
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import get_args
@@ -35,7 +34,7 @@ LITE = "gemini-3.5-flash-lite"
 def usd(found: Rates | None) -> tuple[Decimal, ...]:
     """USD per million tokens: input, cached, output."""
     assert found is not None
-    return tuple(rate * MILLION for rate in astuple(found))
+    return tuple(rate * MILLION for rate in (found.input, found.cached, found.output))
 
 
 def decimals(text: str) -> tuple[Decimal, ...]:

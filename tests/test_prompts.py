@@ -9,7 +9,7 @@ from asking import ask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.prompts import Params, Prompt, Text, Turn, fingerprint, said
+from pipeline.prompts import Function, Params, Prompt, Text, Tools, Turn, fingerprint, said
 
 PARAMS = Params()
 CHANGED: dict[str, Any] = {
@@ -27,6 +27,7 @@ CHANGED: dict[str, Any] = {
     "frequency_penalty": 0.5,
     "media_resolution": "low",
     "schema": '{"type":"object"}',
+    "tools": Tools(google_search="{}", functions=(Function("f"),)),
 }
 
 
@@ -83,14 +84,14 @@ class Later(Params):
     """Params of a later version."""
 
     grammar: str | None = None
-    tools: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 @pytest.mark.case("O8")
 def test_a_new_field_changes_the_fingerprint_only_where_it_is_set() -> None:
     assert named(Later(**CHANGED)) == named(Params(**CHANGED))
     assert named(Later()) == named()
-    assert len({named(Later()), named(Later(grammar="g")), named(Later(tools=("t",)))}) == 3
+    assert len({named(Later()), named(Later(grammar="g")), named(Later(words=("t",)))}) == 3
 
 
 TEXTS = st.text()

@@ -66,6 +66,7 @@ def test_a_call_becomes_one_row_with_its_provenance() -> None:
         "output_tokens": 34,
         "thinking_tokens": 5,
         "tool_tokens": 6,
+        "searches": 0,
         "usage_estimated": False,
         "cost_usd": Decimal("0.000000000001"),
         "at_most_usd": Decimal(0),

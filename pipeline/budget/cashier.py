@@ -17,7 +17,7 @@ from pipeline.budget.caps import Spending
 from pipeline.errors import BudgetReached, PipelineError
 from pipeline.events import BudgetNear, Notify, PriceNoted
 from pipeline.models import assumed
-from pipeline.prices import LONG_PROMPT_TOKENS
+from pipeline.prices import LONG_PROMPT_TOKENS, MOST_SEARCHES
 from pipeline.prompts import Prompt
 from pipeline.records import Failure, Reply, Usage
 from pipeline.targets import Target
@@ -303,7 +303,8 @@ def worst_case_usd(prompt: Prompt, target: Target) -> Decimal | None:
     given = math.ceil(prompt.input_tokens_est * _ESTIMATE_MARGIN)
     if prompt.input_tokens_est <= LONG_PROMPT_TOKENS < given:
         given = LONG_PROMPT_TOKENS + 1
-    return _cost(Usage(given, output_tokens=longest), target.model, datetime.now(UTC), target)
+    searches = MOST_SEARCHES if prompt.params.tools and prompt.params.tools.google_search else 0
+    return _cost(Usage(given, output_tokens=longest, searches=searches), target.model, datetime.now(UTC), target)
 
 
 def _cost(usage: Usage, model: str, at: datetime, target: Target) -> Decimal | None:

@@ -93,6 +93,7 @@ def read(body: bytes, path: str) -> Chat:
             contents.append({"role": role, "parts": parts})
     if system:
         fields["systemInstruction"] = {"parts": system}
+    fields |= _functions(asked)
     tier = asked.get("service_tier", "standard")
     options = asked.get("stream_options")
     return Chat(
@@ -134,6 +135,27 @@ def _config(asked: Mapping[str, Any]) -> Body:
     return config
 
 
+_MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
+
+
+def _functions(asked: Mapping[str, Any]) -> Body:
+    """Tools and the choice among them, as `generateContent` has them."""
+    tools = asked.get("tools") or []
+    declared = [each.get("function") for each in tools if isinstance(each, dict) and each.get("type") == "function"]
+    if not isinstance(tools, list) or len(declared) != len(tools) or not all(isinstance(one, dict) for one in declared):
+        raise _wrong("Invalid value for 'tools'.")
+    choice = asked.get("tool_choice", "auto")
+    if isinstance(choice, dict) and isinstance(choice.get("function"), dict):
+        config = {"mode": "ANY", "allowedFunctionNames": [choice["function"].get("name")]}
+    elif isinstance(choice, str) and choice in _MODES and declared:
+        config = {"mode": _MODES[choice]}
+    elif "tool_choice" in asked:
+        raise _wrong("Invalid value for 'tool_choice'.")
+    if not declared:
+        return {}
+    return {"tools": [{"functionDeclarations": declared}], "toolConfig": {"functionCallingConfig": config}}
+
+
 def _message(message: object, number: int) -> tuple[str, list[Body]]:
     roles = {"system": "system", "developer": "system", "user": "user", "assistant": "model", "tool": "user"}
     role = roles.get(str(message.get("role"))) if isinstance(message, dict) else None
@@ -167,10 +189,13 @@ def completion(body: Body, hides_thinking: bool = False) -> Body:
     """A chat completion of the body of `generateContent`; with `hides_thinking` only the total tells of it."""
     candidate = next(iter(body.get("candidates", ())), None)
     text, finish = None, "content_filter"  # a prompt that was blocked
+    calls: list[Body] = []
     if candidate is not None:
-        parts = [part["text"] for part in candidate["content"].get("parts", ()) if not part.get("thought")]
-        text = "".join(parts) if parts else None
-        finish = _FINISHES.get(candidate["finishReason"], candidate["finishReason"])
+        parts = candidate["content"].get("parts", ())
+        texts = [part["text"] for part in parts if "text" in part and not part.get("thought")]
+        text = "".join(texts) if texts else None
+        calls = [_tool_call(part["functionCall"], n) for n, part in enumerate(parts) if "functionCall" in part]
+        finish = "tool_calls" if calls else _FINISHES.get(candidate["finishReason"], candidate["finishReason"])
     told: Body = {name: body[name] for name in ("error", "debug") if name in body}
     if "usageMetadata" in body:
         told["usage"] = _usage(body["usageMetadata"], hides_thinking)
@@ -179,9 +204,20 @@ def completion(body: Body, hides_thinking: bool = False) -> Body:
         "object": "chat.completion",
         "created": _CREATED,
         "model": body["modelVersion"],
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}],
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})},
+                "finish_reason": finish,
+            }
+        ],
         **told,
     }
+
+
+def _tool_call(call: Body, number: int) -> Body:
+    function = {"name": call["name"], "arguments": orjson.dumps(call["args"]).decode()}
+    return {"id": f"call_{number}", "type": "function", "function": function}
 
 
 def _usage(counts: Mapping[str, Any], hides_thinking: bool) -> Body:
@@ -210,6 +246,11 @@ def pieces(body: Body, with_usage: bool = True) -> list[Body]:
         return {**common, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
 
     told = [piece({"role": "assistant", "content": text[:half]}), piece({"content": text[half:]})]
+    for number, call in enumerate(choice["message"].get("tool_calls", ())):
+        function, cut = call["function"], len(call["function"]["arguments"]) // _SPLIT
+        first = {**call, "index": number, "function": {**function, "arguments": function["arguments"][:cut]}}
+        rest = {"index": number, "function": {"arguments": function["arguments"][cut:]}}
+        told += [piece({"tool_calls": [first]}), piece({"tool_calls": [rest]})]
     told.append(piece({}, choice["finish_reason"]))
     return [*told, {**common, "choices": [], "usage": usage}] if with_usage and usage else told
 

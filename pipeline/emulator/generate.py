@@ -117,9 +117,10 @@ class Generator:
             body = wire.blocked(wire.usage(tokens, ask.tier), version, self._response_id())
         else:
             answer = answer_to(ask, limit, self._options.thinking_tokens, self._options.tokenizer, fault)
-            billed = Billed(model.name, tokens.total(), answer.output_tokens, answer.thinking_tokens)
+            given = tokens.total() + answer.tool_tokens
+            billed = Billed(model.name, given, answer.output_tokens, answer.thinking_tokens)
             billed = odd_bill(fault, billed, ask.config.get("maxOutputTokens") or limit)
-            counters = wire.usage(tokens, ask.tier, billed.output_tokens, billed.thinking_tokens)
+            counters = wire.usage(tokens, ask.tier, billed.output_tokens, billed.thinking_tokens, answer.tool_tokens)
             body = odd_body(fault, wire.answered(answer, counters, version, self._response_id()), call)
         bill = faults.bill_of(fault)
         self._stats.add_bill(billed, bill)

@@ -7,6 +7,7 @@ import orjson
 from pipeline.emulator import bodies
 from pipeline.emulator.answers import json_value, summarize
 from pipeline.emulator.counting import Tokenizer, count, cut
+from pipeline.emulator.tools import use, written
 from pipeline.emulator.wire import Answer, Ask
 
 _THOUGHT = "**Reading the prompt**\n\nThe most central sentences are picked."
@@ -24,11 +25,16 @@ def answer_to(ask: Ask, output_limit: int, thinking_tokens: int, tokenizer: Toke
     if thoughts >= limit:
         return Answer((), "MAX_TOKENS", 0, limit)
     whole = _until_stop(_text(ask), ask.config.get("stopSequences") or ())
+    used = use(ask.fields, ask.text, whole)
+    if used.call is not None and fault != "recitation":
+        part = {**used.call, **({"thoughtSignature": _SIGNATURE} if thoughts else {})}
+        return Answer((part,), "STOP", count(written(used.call), tokenizer), thoughts)
     text = cut(whole, limit - thoughts, tokenizer)
     finish_reason = "STOP" if len(text) == len(whole) else "MAX_TOKENS"
     if fault == "recitation":
         text, finish_reason = text[: len(text) // 2], "RECITATION"
-    return Answer(_parts(text, bool(thoughts), ask), finish_reason, count(text, tokenizer), thoughts)
+    parts = [*used.parts, *_parts(text, bool(thoughts), ask)]
+    return Answer(parts, finish_reason, count(text, tokenizer), thoughts, used.input_tokens, used.fields)
 
 
 def _text(ask: Ask) -> str:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -116,14 +116,17 @@ class Answer:
     finish_reason: str
     output_tokens: int = 0
     thinking_tokens: int = 0
+    tool_tokens: int = 0  # that tools gave it to read
+    fields: Fields = field(default_factory=dict)  # of the candidate, beside its content
 
 
-def usage(tokens: Counter[str], tier: str, output: int = 0, thinking: int = 0) -> dict[str, Any]:
+def usage(tokens: Counter[str], tier: str, output: int = 0, thinking: int = 0, tool: int = 0) -> dict[str, Any]:
     """The usage counters; as in protobuf JSON, a zero is left out."""
     counters = {
         "promptTokenCount": tokens.total(),
         "candidatesTokenCount": output,
-        "totalTokenCount": tokens.total() + output + thinking,
+        "toolUsePromptTokenCount": tool,
+        "totalTokenCount": tokens.total() + output + thinking + tool,
         "promptTokensDetails": _details(tokens),
         "thoughtsTokenCount": thinking,
         "serviceTier": tier,
@@ -135,7 +138,7 @@ def answered(answer: Answer, counters: Fields, model: str, response_id: str) -> 
     """The body of an answer."""
     content = {"parts": answer.parts, "role": "model"} if answer.parts else {}
     return {
-        "candidates": [{"content": content, "finishReason": answer.finish_reason, "index": 0}],
+        "candidates": [{"content": content, "finishReason": answer.finish_reason, "index": 0, **answer.fields}],
         "usageMetadata": counters,
         "modelVersion": model,
         "responseId": response_id,

@@ -7,7 +7,7 @@ from functools import lru_cache
 import anyio
 
 from pipeline.errors import Halted, JobError
-from pipeline.prompts import Content, Params, Prompt, Text, said
+from pipeline.prompts import Content, Params, Prompt, Text, Tools, said
 from pipeline.records import Document, ErrorKind, Media, Reply, Step
 from pipeline.templates import Template
 from pipeline.tokens import estimate
@@ -75,7 +75,7 @@ def prompt_of(
     texts = [part.text for part in parts if isinstance(part, Text)]
     whole = texts[0] if len(texts) == 1 else "\n".join(texts)
     _refuse_beyond(len(whole), whole)  # before it is copied for its hash, its tokens, the journal and the wire
-    tokens = sum(map(estimate, texts)) + _constant_tokens(params.system, params.schema)
+    tokens = sum(map(estimate, texts)) + _constant_tokens(params.system, params.schema) + _tool_tokens(params.tools)
     tokens += sum(part.tokens for part in parts if isinstance(part, Media))
     return Prompt(document.row, document.key, step, content, params, tokens, level, chunk, chunks)
 
@@ -154,3 +154,11 @@ def honest(final: Reply, replies: Sequence[Reply]) -> Reply:
 def _constant_tokens(*texts: str | None) -> int:
     """Of what every prompt of a step has beside its own text."""
     return sum(estimate(text) for text in texts if text)
+
+
+@lru_cache(maxsize=64)
+def _tool_tokens(tools: Tools | None) -> int:
+    """Of the functions that are declared: they are counted as input."""
+    return (
+        sum(estimate(f"{each.name} {each.description} {each.parameters}") for each in tools.functions) if tools else 0
+    )

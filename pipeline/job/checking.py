@@ -55,6 +55,8 @@ def check_spoken(spec: JobFile, path: Path) -> None:
     for name, lack in protocol.lacks.items():
         section, key = name.split(".")
         values = getattr(spec, section)
+        if values is None:
+            continue
         if key in values.model_fields_set and lack.only(getattr(values, key)):
             value = getattr(values, key)
             raise JobError(

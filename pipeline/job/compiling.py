@@ -5,11 +5,14 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import orjson
+
 from pipeline.errors import JobError
 from pipeline.job.answers import read_schema
 from pipeline.job.job import Job
-from pipeline.prompts import Params
-from pipeline.sections import JobFile, Reduce, Refine
+from pipeline.prompts import Function, Params
+from pipeline.prompts import Tools as Asked
+from pipeline.sections import JobFile, Reduce, Refine, Tools
 from pipeline.templates import Template, read_template, read_text
 
 
@@ -44,6 +47,7 @@ def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
         frequency_penalty=model.frequency_penalty,
         media_resolution=model.media_resolution,
         schema=schema.text if schema else None,
+        tools=_tools(spec.tools),
     )
     if spec.chunk and not template.mentions("text"):
         raise JobError(
@@ -89,6 +93,27 @@ def _later(
     system = params.system if section.system is None else section.system
     longest = section.max_output_tokens or params.max_output_tokens
     return template, replace(params, schema=None, system=system, max_output_tokens=longest)
+
+
+def _tools(section: Tools | None) -> Asked | None:
+    if section is None:
+        return None
+    search = section.google_search
+    return Asked(
+        google_search="" if search is False else _json({} if search is True else search),
+        url_context=section.url_context,
+        code_execution=section.code_execution,
+        functions=tuple(
+            Function(each.name, each.description, "" if each.parameters is None else _json(each.parameters))
+            for each in section.function
+        ),
+        mode=section.mode,
+        allowed=tuple(section.allowed),
+    )
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()
 
 
 def _safety(name: str, value: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import orjson
 from pipeline.answer_columns import AnswerColumn
 from pipeline.errors import AuthError
 from pipeline.job.asked import asked_at
+from pipeline.job.tool_columns import tool_columns
 from pipeline.keys import Key, origin_of, read
 from pipeline.keys.diagnosis import diagnose
 from pipeline.prices import Rates, fixed_rates
@@ -23,7 +24,7 @@ from pipeline.schemas import Schema
 from pipeline.sections import JobFile, TargetSection
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, REFINE_VARIABLES, Template
 
-_ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "refine", "model")
+_ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "refine", "model", "tools")
 _NO_PART_OF_ANSWERS = {"prices", "labels", "files_root"}
 
 
@@ -167,7 +168,8 @@ class Job:
     def answer_columns(self) -> tuple[AnswerColumn, ...]:
         """Columns of the output that are read out of the answers."""
         made = self.schema.columns(self.spec.output.prefix) if self.schema else ()
-        return tuple(AnswerColumn(each.name, each.dtype, each.means, "response", each.cell) for each in made)
+        of_answer = tuple(AnswerColumn(each.name, each.dtype, each.means, "response", each.cell) for each in made)
+        return (*of_answer, *tool_columns(self.spec.tools))
 
     def reads(self, table: Collection[str]) -> tuple[str, ...]:
         """Those of a table's columns that prompts are made of, in its order."""
@@ -185,7 +187,7 @@ class Job:
     def own_rates(self) -> Rates | None:
         """Prices that the job names itself."""
         prices = self.spec.model.prices
-        return fixed_rates(prices.input, prices.output, prices.cached) if prices else None
+        return fixed_rates(prices.input, prices.output, prices.cached, prices.search) if prices else None
 
 
 def key_of(job: Job, *, again: bool = False) -> Key:

@@ -36,6 +36,7 @@ class Cell(NamedTuple):
     cached_tokens: float = 0.0
     output_tokens: float = 0.0  # without thinking
     thinking_tokens: float = 0.0
+    searches: float = 0.0
 
     @property
     def answer_tokens(self) -> float:

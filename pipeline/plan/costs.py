@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from pipeline.models import answering, model_info
 from pipeline.plan.amounts import Work
-from pipeline.prices import HORIZON, Lane, PriceChange, Rates, effective_rates, price_changes
+from pipeline.prices import HORIZON, Lane, PriceChange, Rates, effective_rates, price_changes, search_usd
 
 Share = tuple[date, float]
 """Part of a run's calls that are made on one UTC date."""
@@ -40,6 +40,9 @@ class Tariff:
             if rates is None:
                 return None
             usd += rates.usd(*map(Decimal, (cell.input_tokens, cell.cached_tokens, cell.answer_tokens)))
+            if cell.searches:
+                searches, calls = Decimal(cell.searches), Decimal(min(cell.searches, cell.prompts))
+                usd += search_usd(searches, calls, self.model, self.day, self.own)
         return usd * self.factor
 
     def by_day(self, work: Work, days: Iterable[Share]) -> Mapping[date, Decimal] | None:

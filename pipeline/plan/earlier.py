@@ -14,7 +14,7 @@ import polars as pl
 from pipeline.errors import PipelineError
 from pipeline.job import Job
 from pipeline.places import Kind, run_directory
-from pipeline.plan.learned import CALL_COLUMNS, THIS_RUN, Learned, learn, merged
+from pipeline.plan.learned import CALL_COLUMNS, THIS_RUN, TOOL_COLUMNS, Learned, learn, merged
 from pipeline.records import LATER, STEPS, Reply, Step
 from pipeline.store import parts
 from pipeline.store.manifest import read as read_manifest
@@ -24,7 +24,8 @@ MOST_CALLS = 200_000
 """Newest calls that are read over all runs: some 0.5 s."""
 
 _UNREADABLE = (PipelineError, OSError, pl.exceptions.PolarsError, ValueError, TypeError, LookupError, AttributeError)
-_ONLY_LENGTHS = CALL_COLUMNS[CALL_COLUMNS.index("cached_tokens") :]
+_COLUMNS = (*CALL_COLUMNS, *TOOL_COLUMNS)
+_ONLY_LENGTHS = _COLUMNS[_COLUMNS.index("cached_tokens") :]
 _WITH_SECTION = frozenset({"reduce", "refine"})
 """Steps that a section of the job file asks for, by its name."""
 
@@ -103,7 +104,7 @@ def _bounds(identity: Mapping[str, Any], step: Step) -> tuple[object, ...]:
     """What else the length of an answer depends on; that of a later call on the answers that it holds."""
     model = {key: value for key, value in identity["model"].items() if key != "name"}
     later = (identity.get(step), _words(identity, "map")) if step in LATER else ()
-    return model, identity.get("chunk"), *later
+    return model, identity.get("tools"), identity.get("chunk"), *later
 
 
 def _where(identity: Mapping[str, Any]) -> object:
@@ -115,13 +116,13 @@ def _read(directory: Path, most: int) -> tuple[pl.DataFrame, set[int]]:
     """The newest calls of a run, and those of their rows that were asked another way: redone with `--set`."""
     unsealed = load_unsealed(directory, lambda raw, endpoint: Reply("", "ok"))
     changed = {row for row, result in unsealed.results.items() if result.changes is not None}
-    frames = [parts.calls_frame(unsealed.calls, {}).select(CALL_COLUMNS)]
+    frames = [parts.calls_frame(unsealed.calls, {}).select(_COLUMNS)]
     for path in reversed(parts.part_paths(directory / "calls")):
         if sum(frame.height for frame in frames) >= most:
             break
         number = parts.part_number(path)
         if number <= unsealed.sealed:
-            frames.append(parts.read_part(path, CALL_COLUMNS))
+            frames.append(parts.read_part(path, _COLUMNS))
             results = parts.read_part(parts.part_path(directory / "results", number), ("row", "changes"))
             changed.update(results.filter(pl.col("changes").is_not_null())["row"])
     return pl.concat(frames).head(most), changed

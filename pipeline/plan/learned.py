@@ -33,6 +33,8 @@ CALL_COLUMNS = (
     *("output_tokens", "thinking_tokens", "latency_s"),
 )
 """What `learn` reads of a call."""
+TOOL_COLUMNS = ("tool_tokens", "searches")
+"""What it reads beside, where that is there: of calls that may use tools."""
 
 _SCHEMA = pl.Schema(
     {
@@ -47,6 +49,8 @@ _SCHEMA = pl.Schema(
         "output": pl.Int64,
         "thinking": pl.Int64,
         "latency_s": pl.Float64,
+        "tool": pl.Int64,
+        "searches": pl.Int64,
     }
 )
 _SIBLINGS: tuple[tuple[Step, Step], ...] = (("answer", "map"), ("map", "answer"))  # of one template
@@ -85,7 +89,11 @@ class Learned:
     @cached_property
     def lengths(self) -> Lengths:
         """How long answers are."""
-        return Lengths(_with_siblings(self.taught.filter(pl.col("output").is_not_null()).drop("cached", "latency_s")))
+        return Lengths(
+            _with_siblings(
+                self.taught.filter(pl.col("output").is_not_null()).drop("cached", "latency_s", "tool", "searches")
+            )
+        )
 
     @cached_property
     def calibrations(self) -> Mapping[Step, Calibration]:
@@ -112,6 +120,18 @@ class Learned:
         """Share of the input tokens that was cached."""
         sums = self.taught.filter(pl.col("cached").is_not_null()).select(pl.col("cached", "input").sum()).row(0)
         return sums[0] / sums[1] if sums[1] else 0.0
+
+    @cached_property
+    def searches(self) -> float | None:
+        """Searches of one call, in the mean; None when none is known."""
+        mean = self.taught["searches"].mean()
+        return mean if isinstance(mean, float) else None
+
+    @cached_property
+    def tool_tokens(self) -> float:
+        """Tokens of input that tools add to one call, in the mean."""
+        mean = self.taught["tool"].mean()
+        return mean if isinstance(mean, float) else 0.0
 
     @cached_property
     def _ratios(self) -> Mapping[tuple[Step, int], Ratio]:
@@ -150,7 +170,7 @@ def learn(
     """
     answers = (
         calls.filter("paid", ~pl.col("usage_estimated"), pl.col("input_tokens_est") > 0, pl.col("input_tokens") > 0)
-        .rename({name: name.removesuffix("_tokens") for name in CALL_COLUMNS if name.endswith("_tokens")})
+        .rename({name: name.removesuffix("_tokens") for name in calls.columns if name.endswith("_tokens")})
         .rename({"input_tokens_est": "estimated"})
     )
     if about is not None:

@@ -23,6 +23,7 @@ from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
 from pipeline.plan.survey import Survey, keys_of
 from pipeline.plan.tally import Tally
 from pipeline.plan.timing import Timeline, timeline
+from pipeline.prices import EXPECTED_SEARCHES, MOST_SEARCHES
 from pipeline.records import STEPS, Document, Step
 from pipeline.source import Source
 from pipeline.source.order import reading_order
@@ -254,6 +255,11 @@ def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
         yield "files count as Google's published table has it, whose numbers are maxima"
         if guessed := sorted(given.source.files.guessed):
             yield f"{' and '.join(guessed)}: how long some are could not be read, and was guessed by their size"
+    if given.learned.searches is None and given.job.spec.tools and given.job.spec.tools.google_search is not False:
+        yield (
+            f"a call is expected to search {EXPECTED_SEARCHES:.0f} times, at most {MOST_SEARCHES}; what it reads there"
+            " is input, which is not counted before answers tell how much"
+        )
     if tally.bounded:
         if given.job.params.max_output_tokens is None:
             yield (

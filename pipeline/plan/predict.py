@@ -5,6 +5,7 @@ from typing import Literal
 from pipeline.models import assumed
 from pipeline.plan.amounts import Cell
 from pipeline.plan.learned import Learned
+from pipeline.prices import EXPECTED_SEARCHES
 from pipeline.prompts import Prompt
 from pipeline.tokens import estimate
 
@@ -48,7 +49,12 @@ class Predictor:
             text_tokens = known.output_tokens * times * (1 + doubt)
         words = round((text_tokens / ratio - _NAME_TOKENS) * _WORDS_PER_TOKEN)
         text = f"{name[:8].translate(_TO_LETTERS)} {_WORD * words}"
-        return Cell(1, tokens, tokens * self._learned.cached_share, *answer_tokens), text
+        cached, tools = tokens * self._learned.cached_share, prompt.params.tools
+        if tools is None:
+            return Cell(1, tokens, cached, *answer_tokens), text
+        searches = self._learned.searches if self._learned.searches is not None else EXPECTED_SEARCHES
+        given = tokens + self._learned.tool_tokens
+        return Cell(1, given, cached, *answer_tokens, searches if tools.google_search else 0.0), text
 
 
 def predicted_output(bound: int | None, model: str, scenario: Scenario) -> int:

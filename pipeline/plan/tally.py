@@ -16,6 +16,7 @@ from pipeline.plan.picks import Picks
 from pipeline.plan.plans import Example
 from pipeline.plan.predict import Scenario, predicted_output
 from pipeline.plan.survey import EXAMPLES
+from pipeline.prices import EXPECTED_SEARCHES, MOST_SEARCHES
 from pipeline.records import LATER, Document
 
 _WATCHED = ("prompts", "input", "output")
@@ -77,7 +78,10 @@ class Tally:
             params = self._job.params_of(tier.step)
             if not self._learned.lengths.knows(tier.step):
                 each = predicted_output(params.max_output_tokens, self._models[tier.rule], scenario)
-                work[tier] = cell._replace(output_tokens=cell.prompts * each)
+                work[tier] = cell = cell._replace(output_tokens=cell.prompts * each)
+            if cell.searches and self._learned.searches is None:
+                most = {"low": 0, "expected": EXPECTED_SEARCHES, "high": MOST_SEARCHES}[scenario]
+                work[tier] = cell._replace(searches=cell.prompts * most)
         return work
 
     def prompts(self) -> Range:

@@ -6,12 +6,14 @@ other), the same inside a wrapper, and OpenAI's chat completion, whole or in pie
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
 import orjson
 
+from pipeline.providers.extras import Beside, as_text
 from pipeline.providers.foreign import MOST_FIELDS, folded, mapping, mappings, read_values, string
 from pipeline.providers.usage import read_usage
 from pipeline.records import EMULATOR_FIELD, EMULATOR_RESPONSE_ID, ErrorKind, Reply, Status, Usage
@@ -44,10 +46,13 @@ class Answer(NamedTuple):
     response_id: str
     emulated: bool
     pieces: int = 1
+    beside: Beside | None = None  # the text, where there is anything
 
     def as_body(self) -> bytes:
         """A response body that reads as this answer does."""
-        candidate = {"content": {"parts": [{"text": self.text}]}, "finishReason": self.finish}
+        others = self.beside.as_candidate() if self.beside else {}
+        parts = [{"text": self.text}, *others.pop("parts", ())]
+        candidate = {"content": {"parts": parts}, "finishReason": self.finish, **others}
         marks = {EMULATOR_FIELD: True} if self.emulated else {}
         return orjson.dumps(
             {
@@ -75,18 +80,23 @@ def parse_reply(raw: bytes) -> Reply:
 
 def judge(answer: Answer, raw: bytes, input_tokens_est: int = 0, asked: str = "") -> Reply:
     """The reply that an answer is; what was sent, and the model `asked`, bound its counts, or stand in for them."""
-    status, error_kind, error = _outcome(answer)
+    lists = answer.beside.told(answer.text) if answer.beside else {}
+    status, error_kind, error = _outcome(answer, "function_calls" in lists)
+    usage = read_usage(answer.usage, answer.text, input_tokens_est, answer.model or bare_model(asked))
+    if answer.beside and (searches := answer.beside.searches):
+        usage = replace(usage, searches=searches)
     return Reply(
         text=answer.text,
         status=status,
         finish_reason=answer.finish or answer.block or None,
         error_kind=error_kind,
         error=error,
-        usage=read_usage(answer.usage, answer.text, input_tokens_est, answer.model or bare_model(asked)),
+        usage=usage,
         model=answer.model,
         response_id=answer.response_id,
         raw=raw,
         emulated=answer.emulated,
+        extras=as_text(lists),
     )
 
 
@@ -166,7 +176,13 @@ def _native(piece: dict[str, Any]) -> dict[str, Any]:
         message = mapping(choice.get("message")) or mapping(choice.get("delta"))
         content = message.get("content")
         finish = choice.get("finish_reason") or ("content_filter" if message.get("refusal") else None)
-        candidates.append({"content": choice.get("text") if content is None else content, "finishReason": finish})
+        text = choice.get("text") if content is None else content
+        candidate = {"content": text, "finishReason": finish}
+        if message.get("tool_calls"):
+            candidate["toolCalls"] = message["tool_calls"]
+        elif message.get("function_call"):  # of old: one, without a number
+            candidate["toolCalls"] = [{"function": message["function_call"]}]
+        candidates.append(candidate)
     return {**piece, **named, "candidates": candidates}
 
 
@@ -177,12 +193,14 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
     block = model = response_id = ""
     usage: dict[str, Any] = {}
     candidates = emulated = False
+    beside = Beside()
     for piece in pieces:
         fields = piece if "usageMetadata" in piece else folded(piece) | dict(piece)
         candidate = _first(mappings(fields.get("candidates")))
         if candidate is not None:
             candidates = True
             texts.append(_text(candidate.get("content")))
+            beside.take(candidate)
             finish = finish_reason(candidate.get("finishReason", candidate.get("finish_reason"))) or finish
         feedback = folded(mapping(fields.get("promptFeedback") or fields.get("promptfeedback")))
         block = block_reason(feedback.get("blockreason")) or block
@@ -191,7 +209,8 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
         model = bare_model(string(fields.get("modelVersion") or fields.get("modelversion")))[:MOST_NAME_CHARS] or model
         response_id = string(fields.get("responseId") or fields.get("responseid"))[:MOST_NAME_CHARS] or response_id
         emulated = emulated or is_marked(piece)
-    return Answer("".join(texts), finish, candidates, block, usage, model, response_id, emulated, len(pieces))
+    found = beside if beside else None
+    return Answer("".join(texts), finish, candidates, block, usage, model, response_id, emulated, len(pieces), found)
 
 
 def is_marked(body: Mapping[str, Any]) -> bool:
@@ -275,6 +294,8 @@ _FINISH_OTHERWISE = {
 }
 """What relays and other services call it."""
 _TRUNCATED = frozenset({"MAX_TOKENS", "CONTINUATION"})
+_CALLED = frozenset({"TOOL_CALLS", "FUNCTION_CALL", "TOOL_USE"})
+"""How a chat names the end of an answer that calls functions."""
 _RECITATION = frozenset({"RECITATION", "IMAGE_RECITATION"})
 _BLOCKED = frozenset(
     {
@@ -325,7 +346,7 @@ def _spelled(value: str, prefix: str) -> str:
     return spaced.upper().removeprefix(prefix)
 
 
-def _outcome(answer: Answer) -> tuple[Status, ErrorKind | None, str | None]:
+def _outcome(answer: Answer, calls: bool) -> tuple[Status, ErrorKind | None, str | None]:
     finish, text = answer.finish, answer.text
     if answer.block and not text and not finish:
         return "blocked", "prompt_blocked", f"the prompt was blocked: {_name(answer.block)}"
@@ -338,9 +359,9 @@ def _outcome(answer: Answer) -> tuple[Status, ErrorKind | None, str | None]:
         return "blocked", "recitation", "the answer was cut because it repeats published text"
     if finish in _BLOCKED:
         return "blocked", "answer_blocked", f"the answer was blocked: {finish}"
-    if finish not in (None, "STOP", _UNSAID):
+    if finish not in (None, "STOP", _UNSAID) and not (calls and finish in _CALLED):
         return "error", "malformed_reply", f"the answer ended with {_name(finish)}"
-    if not text:
+    if not text and not calls:
         return "error", "empty_answer", "the answer has no text"
     return "ok", None, None
 

@@ -13,7 +13,7 @@ import anyio
 import httpx
 import orjson
 
-from pipeline.prompts import Params, Part, Prompt, Text
+from pipeline.prompts import Params, Part, Prompt, Text, Tools
 from pipeline.protocols import PROTOCOLS, ProviderName
 from pipeline.providers.answers import bare_model
 from pipeline.providers.base import Account
@@ -199,12 +199,38 @@ def _constant_part(params: Params) -> dict[str, Any]:
         "responseMimeType": "application/json" if params.schema else params.response_mime_type,
         "responseJsonSchema": gemini_schema(orjson.loads(params.schema)) if params.schema else None,
     }
+    tools = params.tools
     fields = {
         "systemInstruction": {"parts": [{"text": params.system}]} if params.system else None,
         "generationConfig": {name: value for name, value in config.items() if value is not None} or None,
         "safetySettings": [{"category": c, "threshold": t} for c, t in params.safety] or None,
+        "tools": _tools(tools) if tools else None,
+        "toolConfig": {"functionCallingConfig": _calling(tools)} if tools and tools.mode else None,
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _tools(tools: Tools) -> list[dict[str, Any]]:
+    declared = [
+        {
+            "name": function.name,
+            **({"description": function.description} if function.description else {}),
+            **({"parametersJsonSchema": orjson.loads(function.parameters)} if function.parameters else {}),
+        }
+        for function in tools.functions
+    ]
+    named: dict[str, Any] = {
+        "googleSearch": orjson.loads(tools.google_search) if tools.google_search else None,
+        "urlContext": {} if tools.url_context else None,
+        "codeExecution": {} if tools.code_execution else None,
+        "functionDeclarations": declared or None,
+    }
+    return [{name: value} for name, value in named.items() if value is not None]
+
+
+def _calling(tools: Tools) -> dict[str, Any]:
+    allowed = {"allowedFunctionNames": list(tools.allowed)} if tools.allowed else {}
+    return {"mode": (tools.mode or "auto").upper(), **allowed}
 
 
 def _thinking(thinking: str | int | None) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import orjson
 
-from pipeline.prompts import Params, Part, Prompt, Text
+from pipeline.prompts import Params, Part, Prompt, Text, Tools
 from pipeline.protocols import PROTOCOLS
 from pipeline.providers.base import Account
 from pipeline.providers.connection import Connected, Connection, checked_url, succeeded
@@ -159,6 +159,8 @@ def _constant_part(params: Params, model: str, is_openai: bool) -> dict[str, Any
         "reasoning_effort": params.thinking.lower() if isinstance(params.thinking, str) else None,
         "response_format": _response_format(params),
     }
+    if params.tools and params.tools.functions:
+        fields |= _functions(params.tools)
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -167,3 +169,18 @@ def _response_format(params: Params) -> dict[str, Any] | None:
         schema, strict = openai_schema(orjson.loads(params.schema))
         return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": strict}}
     return {"type": "json_object"} if params.response_mime_type == "application/json" else None
+
+
+def _functions(tools: Tools) -> dict[str, Any]:
+    """What may be called; which of them are allowed is said by naming no others."""
+    declared = [
+        {
+            "name": function.name,
+            **({"description": function.description} if function.description else {}),
+            **({"parameters": orjson.loads(function.parameters)} if function.parameters else {}),
+        }
+        for function in tools.functions
+        if not tools.allowed or function.name in tools.allowed
+    ]
+    choice = {None: None, "auto": "auto", "none": "none", "any": "required"}[tools.mode]
+    return {"tools": [{"type": "function", "function": each} for each in declared], "tool_choice": choice}

@@ -20,7 +20,7 @@ from pipeline.records import Failure, Reply
 from pipeline.targets import Target
 
 _VERSIONS = {"v1beta": "v1beta1"}
-_COUNTED = ("contents", "systemInstruction", "generationConfig")
+_COUNTED = ("contents", "systemInstruction", "generationConfig", "tools")
 
 T = TypeVar("T")
 

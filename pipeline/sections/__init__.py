@@ -6,6 +6,7 @@ from pipeline.sections.answering import Endpoint, LimitsSection, RouteSection, T
 from pipeline.sections.asked import Chunk, Input, ModelSection, Prices, PromptSection, Reduce, Refine
 from pipeline.sections.base import Section
 from pipeline.sections.kept import OUTPUT_SUFFIXES, Budget, Cache, Output
+from pipeline.sections.tools import FunctionSection, Tools
 
 __all__ = [
     "OUTPUT_SUFFIXES",
@@ -13,6 +14,7 @@ __all__ = [
     "Cache",
     "Chunk",
     "Endpoint",
+    "FunctionSection",
     "Input",
     "JobFile",
     "LimitsSection",
@@ -24,6 +26,7 @@ __all__ = [
     "Refine",
     "RouteSection",
     "TargetSection",
+    "Tools",
 ]
 
 
@@ -36,6 +39,7 @@ class JobFile(Section):
     reduce: Reduce | None = None
     refine: Refine | None = None
     model: ModelSection
+    tools: Tools | None = None
     endpoint: Endpoint = Endpoint()  # type: ignore[call-arg]  # every field has a default
     limits: LimitsSection = LimitsSection()  # type: ignore[call-arg]
     target: list[TargetSection] = Field(default_factory=list, max_length=64)
@@ -84,4 +88,6 @@ class JobFile(Section):
             raise ValueError(f"[chunk] and [input] {self.input.media[0][0]}: each piece would be sent with all files")
         if self.input.media and not (self.prompt.template or self.prompt.template_file):
             raise ValueError(f"[input] {self.input.media[0][0]} needs a [prompt] template: files stand before its text")
+        if self.chunk and self.tools:
+            raise ValueError("[tools] are for rows that are asked whole: leave [chunk] out")
         return self

@@ -155,6 +155,7 @@ class Prices(Section):
     input: float = Field(ge=0, le=_MOST_PRICE)
     output: float = Field(ge=0, le=_MOST_PRICE)
     cached: float | None = Field(None, ge=0, le=_MOST_PRICE)
+    search: float | None = Field(None, ge=0, le=_MOST_PRICE)
 
 
 class ModelSection(Section):
@@ -190,7 +191,9 @@ class ModelSection(Section):
     labels: dict[str, str] = Field(
         default_factory=dict, description='of the request, for your own bookkeeping, e.g. { team = "x" }'
     )
-    prices: Prices | None = Field(None, description="{ input, output, cached } in USD per million tokens")
+    prices: Prices | None = Field(
+        None, description="{ input, output, cached } in USD per million tokens, `search` per 1,000"
+    )
 
     @field_validator("thinking")
     @classmethod

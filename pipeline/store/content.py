@@ -25,7 +25,8 @@ OPEN_PARTS = 4
 """Parts whose answers are kept at hand: an input that repeats itself in order asks one part many times."""
 
 _USAGE = {"usage_estimated": "estimated"} | {
-    name: name for name in ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
+    name: name
+    for name in ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens", "searches")
 }
 _REPLY = (
     *("finish_reason", "model", "endpoint", "response_id", "latency_s", "attempts", "rate_limited"),

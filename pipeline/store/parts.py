@@ -59,6 +59,7 @@ _CALLS: dict[str, PolarsDataType] = {
     "input_tokens_est": pl.Int64,
     **_TOKENS,
     "tool_tokens": pl.Int64,
+    "searches": pl.Int32,
     "usage_estimated": pl.Boolean,
     "cost_usd": MONEY,
     "at_most_usd": MONEY,  # so much more it may have cost; null: unknown
@@ -104,6 +105,7 @@ _ADDED: dict[str, pl.Expr] = {
     "usage_estimated": pl.lit(None, pl.Boolean),
     "target": pl.lit(None, pl.String),
     "extras": pl.lit(None, pl.String),
+    "searches": pl.lit(0, pl.Int32),
 }
 """Columns that parts of an older version lack."""
 
@@ -137,6 +139,7 @@ def calls_frame(calls: Sequence[Call], answers: dict[int, str | None]) -> pl.Dat
         "output_tokens": [reply.usage.output_tokens for reply in replies],
         "thinking_tokens": [reply.usage.thinking_tokens for reply in replies],
         "tool_tokens": [reply.usage.tool_tokens for reply in replies],
+        "searches": [reply.usage.searches for reply in replies],
         "usage_estimated": [reply.usage.estimated for reply in replies],
         "cost_usd": [reply.cost_usd for reply in replies],
         "at_most_usd": [reply.at_most_usd for reply in replies],
