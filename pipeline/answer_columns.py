@@ -26,6 +26,16 @@ class AnswerColumn:
         return pl.String() if suffix == ".csv" and self.dtype.is_nested() else self.dtype
 
 
+ANSWERS = AnswerColumn(
+    "answers",
+    pl.List(pl.String()),
+    "the answers to all turns of a conversation, in order, also of a row that ended before its last one",
+    "extras",
+    lambda beside: beside.get("answers"),
+)
+"""Of the flow that asks several turns."""
+
+
 def expanded(frame: pl.DataFrame, columns: Sequence[AnswerColumn], suffix: str) -> list[pl.Series]:
     """The columns for a frame of results that has `status` and whatever they are read from.
 

@@ -65,9 +65,9 @@ CAUSES: Mapping[ErrorKind, str] = {
 PASSING: frozenset[ErrorKind] = frozenset({"quota", "network", "timeout", "server", "auth"})
 """Failures that may pass by themselves and cost nothing: a row that ends in one is tried again by the next run."""
 
-Step = Literal["answer", "map", "reduce", "refine", "repair"]
+Step = Literal["answer", "map", "reduce", "refine", "repair", "turn"]
 STEPS: tuple[Step, ...] = get_args(Step)
-LATER: frozenset[Step] = frozenset({"reduce", "refine", "repair"})
+LATER: frozenset[Step] = frozenset({"reduce", "refine", "repair", "turn"})
 """Steps whose prompts hold answers to earlier ones: what they will hold is not known before."""
 
 EMULATOR_HEADER = "x-pipeline-emulator"

@@ -336,6 +336,31 @@ def test_a_running_summary_is_planned_call_by_call(tmp_path: Path, url: str) -> 
     assert before.steps["refine"].input_tokens == pytest.approx(tokens_in(refined, "input_tokens"), rel=0.25)
 
 
+# ---- several turns
+
+
+def test_a_conversation_is_planned_turn_by_turn(tmp_path: Path, url: str) -> None:
+    turns = ["Read this:\n\n{{ text }}", "What is the point of it?", "Say it in ten words."]
+    talk = {"template": None, "flow": "conversation", "turns": turns}
+    its = desk(tmp_path, url, ONE_CALL, make_corpus(120, seed=2), prompt=talk)
+    before = its.estimate()
+    first, _ = anyio.run(fingerprints, its.input())
+    its.pilot(20)
+    piloted, bought = its.estimate(), its.calls()
+    its.run()
+    calls = its.calls()
+    assert Counter(calls.filter(pl.col("step") == "answer")["fingerprint"]) == Counter(set(first))
+    assert before.load.depth == 3, "each call waits for the one before it"
+    for planned, its_calls in ((before, calls), (piloted, calls.join(bought, on="fingerprint", how="anti"))):
+        assert planned.prompts_by_step == Counter(its_calls["step"])
+        assert planned.prompts == Range(*[its_calls.height] * 3)
+        assert holds(planned.input_tokens, tokens_in(its_calls, "input_tokens"))
+        assert holds(planned.output_tokens, output_tokens(its_calls))
+        assert holds(planned.cost_usd, usd(its_calls))
+    to_come = calls.join(bought, on="fingerprint", how="anti")
+    assert piloted.input_tokens.expected == pytest.approx(tokens_in(to_come, "input_tokens"), rel=0.05)
+
+
 # ---- the jobs that come with it
 
 

@@ -497,7 +497,7 @@ def each(changes: dict[type[BaseModel], dict[str, Any]]) -> list[Any]:
 def test_every_setting_either_changes_the_fingerprint_or_does_not() -> None:
     files: dict[type[BaseModel], set[str]] = {
         Input: {"messages", "image", "audio", "video", "pdf"},  # not with [chunk]
-        PromptSection: {"template_file", "system_file"},
+        PromptSection: {"template_file", "system_file", "flow", "turns", "turns_column"},  # nor these
         Reduce: {"template_file"},
         ModelSection: {"prices", "labels"},
         Output: {"excel", "schema_", "repair", "prefix"},

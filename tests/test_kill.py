@@ -54,8 +54,15 @@ template = "Of {{ id }} so far: {{ summary }} Piece {{ chunk }}: {{ text }}"
 """
 
 
+TALK = """
+flow = "conversation"
+turns = ["Read: {{ text }}", "Shorter, of {{ id }}", "What is odd about it?", "Say it in one word"]
+"""
+
+
 def summarize_job(path: Path, documents: int, sections: str = CHUNKED) -> None:
     """A job over `documents` texts, all different, every third long: map-reduce, or without `sections` a call a row."""
+    prompt = sections if sections == TALK else f'template = "Summarize: {{{{ text }}}}"\n{sections}'
     texts = []
     for number in range(documents):
         sentences = 60 if number % 3 == 0 else 6
@@ -70,8 +77,7 @@ path = "input.parquet"
 id = "id"
 text = "body"
 [prompt]
-template = "Summarize: {{{{ text }}}}"
-{sections}
+{prompt}
 [model]
 name = "gemini-3.5-flash-lite"
 max_output_tokens = 200
@@ -112,6 +118,7 @@ def killed_and_finished(tmp_path: Path, url: str, kills: int, seed: int) -> tupl
         pytest.param(6, 60, CHUNKED, id="map-reduce"),
         pytest.param(6, 200, "", id="a call a row"),
         pytest.param(6, 60, REFINED, id="refine"),
+        pytest.param(6, 60, TALK, id="conversation"),
         pytest.param(50, 500, CHUNKED, id="map-reduce, long", marks=pytest.mark.long),
         pytest.param(50, 1500, "", id="a call a row, long", marks=pytest.mark.long),
     ],

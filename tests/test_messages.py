@@ -270,7 +270,7 @@ def test_a_column_that_is_not_there_or_no_conversation_is_told(here: Path) -> No
     with pytest.raises(InputError, match="column `chat` is not in"):
         prepare.prepare(make_job(here, TALK, input={"messages": "chat"}), Options())
     pl.DataFrame({"talk": [7]}).write_parquet("talks.parquet")
-    with pytest.raises(InputError, match="a conversation is a list, or its JSON text"):
+    with pytest.raises(InputError, match="is a list, or its JSON text"):
         prepare.prepare(make_job(here, TALK, input={"path": "talks.parquet"}), Options())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from pipeline.flows.base import MOST_BYTES, MOST_CHARACTERS, Answer, Call, Unrendered, build, gather, usable
 from pipeline.flows.checking import check_rendering
+from pipeline.flows.conversation import conversation
 from pipeline.flows.map_reduce import group, map_reduce
 from pipeline.flows.plain import answer
 from pipeline.flows.refine import refine
@@ -21,6 +22,7 @@ __all__ = [
     "answer",
     "build",
     "check_rendering",
+    "conversation",
     "gather",
     "group",
     "map_reduce",
@@ -48,6 +50,8 @@ async def run(document: Document, job: Job, call: Call) -> Answer:
 
 
 def _flow_of(job: Job) -> Callable[[Document, Job, Call], Awaitable[Answer]]:
+    if job.spec.prompt.flow:
+        return conversation
     if job.spec.chunk is None:
         return answer
     return map_reduce if job.spec.reduce else refine

@@ -56,6 +56,12 @@ def build(
 
     `own` are the job's own variables, `before` the turns that stand before it.
     """
+    content = (*before, *said(rendered(document, template, own), document.media))
+    return prompt_of(document, step, content, params, level=level, chunk=chunk, chunks=chunks)
+
+
+def rendered(document: Document, template: Template, own: Mapping[str, object]) -> str:
+    """What a template makes of a row. Raises `Unrendered`."""
     _refuse_beyond(template.least_characters(document.fields, own))  # a text that long is not copied to be rendered
     try:
         text = template.render(document.fields, own)
@@ -63,8 +69,7 @@ def build(
         raise Unrendered("template_error", error.message) from None
     if not text.strip():
         raise Unrendered("empty_input", f"{BLANK}; {template.where}")
-    content = (*before, *said(text, document.media))
-    return prompt_of(document, step, content, params, level=level, chunk=chunk, chunks=chunks)
+    return text
 
 
 def prompt_of(

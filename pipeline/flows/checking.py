@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from pipeline.errors import JobError
 from pipeline.flows.base import BLANK, Unrendered
+from pipeline.flows.conversation import turns_of
 from pipeline.flows.opening import opening
 from pipeline.flows.refine import try_refining
 from pipeline.job import Job
@@ -26,27 +27,37 @@ def check_rendering(job: Job, documents: Iterable[Document]) -> None:
     for document in documents:
         if document.text is not None and not document.text.strip():
             continue
-        own: dict[str, object] = {} if document.text is None else {"text": document.text}
-        try:
-            opening(document, job)
-            text = job.template.render(document.fields, own | ({"chunk": 1, "chunks": 1} if job.spec.chunk else {}))
-            if job.asks and not text.strip():
-                raise JobError(f"{BLANK}\n{job.template.where}")
-            if job.reduce_template and _is_cut(document, job):
-                try_merging(job.reduce_template, document.fields)
-            if job.refine_template and document.text is not None and _is_cut(document, job):
-                try_refining(job.refine_template, document.fields, document.text[:_SAMPLE], 2)
+        error = _failure(document, job)
+        if error is None or "fuel" in error.message:
             return
-        except Unrendered as unlike:
-            first = first or JobError(f"{unlike}\n{job.path}, [input] messages")
-            failed += 1
-        except JobError as error:
-            if any(isinstance(value, Unreadable) for value in document.fields.values()) or "fuel" in error.message:
-                return
-            first = first or error
-            failed += 1
+        if any(isinstance(value, Unreadable) for value in document.fields.values()):
+            return
+        first = first or error
+        failed += 1
     if first and failed > 1:
         raise JobError(f"{first.message}\nIt fails on each of {failed:,} rows.", first.hint)
+
+
+def _failure(document: Document, job: Job) -> JobError | None:
+    """With what it fails on one document."""
+    own: dict[str, object] = {} if document.text is None else {"text": document.text}
+    try:
+        opening(document, job)
+        if job.spec.prompt.flow:
+            turns_of(document, job)
+            return None
+        text = job.template.render(document.fields, own | ({"chunk": 1, "chunks": 1} if job.spec.chunk else {}))
+        if job.asks and not text.strip():
+            return JobError(f"{BLANK}\n{job.template.where}")
+        if job.reduce_template and _is_cut(document, job):
+            try_merging(job.reduce_template, document.fields)
+        if job.refine_template and document.text is not None and _is_cut(document, job):
+            try_refining(job.refine_template, document.fields, document.text[:_SAMPLE], 2)
+    except Unrendered as failure:
+        return JobError(f"{failure}\n{job.path}")
+    except JobError as error:
+        return error
+    return None
 
 
 def _is_cut(document: Document, job: Job) -> bool:

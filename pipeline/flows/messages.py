@@ -59,7 +59,18 @@ def conversation(cell: object, ends_with: Literal["user", "model"]) -> Conversat
     return Conversation(system, tuple(turns))
 
 
-def _listed(cell: object) -> Sequence[Any]:
+def texts(cell: object) -> list[str]:
+    """The texts in a cell: a list of them, or its JSON text. Raises `NoConversationError`."""
+    found = _listed(cell, "texts")
+    for number, text in enumerate(found, 1):
+        if not isinstance(text, str):
+            raise NoConversationError(f"turn {number} is no text")
+        if not text.strip():
+            raise NoConversationError(f"turn {number} is empty")
+    return list(found)
+
+
+def _listed(cell: object, what: str = "messages") -> Sequence[Any]:
     if isinstance(cell, str):
         try:
             cell = orjson.loads(cell) if cell.strip() else None
@@ -68,7 +79,7 @@ def _listed(cell: object) -> Sequence[Any]:
     if cell is None:
         return []
     if not isinstance(cell, list):
-        raise NoConversationError("it is no list of messages")
+        raise NoConversationError(f"it is no list of {what}")
     return cell
 
 

@@ -20,8 +20,12 @@ def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
     """The job, with its templates read. Raises `JobError` for one that cannot be asked."""
     beside, prompt = path.parent, spec.prompt
     where = f"{path}, [prompt] template"
-    if spec.input.messages is not None and prompt.template is None and prompt.template_file is None:
-        template = Template("", where)
+    turns = tuple(
+        Template(source, f"{path}, [prompt] turns, number {number}") for number, source in enumerate(prompt.turns, 1)
+    )
+    is_said = spec.input.messages is not None and prompt.template is None and prompt.template_file is None
+    if prompt.flow or is_said:
+        template = turns[0] if turns else Template("", where)
     else:
         template = read_template(prompt.template, prompt.template_file, beside, where)
     system = prompt.system
@@ -68,6 +72,7 @@ def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
         refine_template,
         refine_params,
         schema,
+        turns,
     )
 
 

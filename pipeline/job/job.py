@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.answer_columns import AnswerColumn
+from pipeline.answer_columns import ANSWERS, AnswerColumn
 from pipeline.errors import AuthError
 from pipeline.job.asked import asked_at
 from pipeline.job.tool_columns import tool_columns
@@ -35,7 +35,7 @@ class Job:
     name: str
     path: Path
     spec: JobFile
-    template: Template
+    template: Template  # of a conversation: that of its first turn
     reduce_template: Template | None
     params: Params
     reduce_params: Params | None
@@ -43,6 +43,7 @@ class Job:
     refine_template: Template | None = None
     refine_params: Params | None = None
     schema: Schema | None = None  # what an answer is held to
+    turns: tuple[Template, ...] = ()  # of a conversation
 
     @cached_property
     def fingerprint(self) -> str:
@@ -58,8 +59,12 @@ class Job:
             if getattr(self.spec, name) is not None
         }
         sections["prompt"] = {"template": self.template.source, "system": self.params.system}
-        if examples := self.spec.prompt.examples:
-            sections["prompt"]["examples"] = [example.model_dump() for example in examples]
+        prompt = self.spec.prompt
+        if prompt.examples:
+            sections["prompt"]["examples"] = [example.model_dump() for example in prompt.examples]
+        if prompt.flow:
+            turns = [turn.source for turn in self.turns]
+            sections["prompt"] |= {"flow": prompt.flow, "turns": turns, "turns_column": prompt.turns_column}
         for name, template in (("reduce", self.reduce_template), ("refine", self.refine_template)):
             if template:
                 sections[name].pop("template_file", None)
@@ -80,7 +85,13 @@ class Job:
     @property
     def asks(self) -> bool:
         """Whether it asks something itself, after the conversation that a row may hold."""
-        return self.spec.input.messages is None or bool(self.template.source)
+        return self.spec.input.messages is None or bool(self.template.source or self.spec.prompt.flow)
+
+    @property
+    def talks(self) -> dict[str, str]:
+        """Columns that hold conversations and turns, with the settings that name them."""
+        named = {"[input] messages": self.spec.input.messages, "[prompt] turns_column": self.spec.prompt.turns_column}
+        return {column: setting for setting, column in named.items() if column is not None}
 
     @property
     def model(self) -> str:
@@ -162,20 +173,20 @@ class Job:
         """Each template with the variables that the job itself gives it."""
         own = CHUNK_VARIABLES if self.spec.chunk else frozenset({"text"}) if self.spec.input.text else frozenset()
         later = ((self.reduce_template, REDUCE_VARIABLES), (self.refine_template, REFINE_VARIABLES))
-        return ((self.template, own), *((template, given) for template, given in later if template))
+        turns = ((template, own) for template in self.turns[1:])
+        return ((self.template, own), *turns, *((template, given) for template, given in later if template))
 
     @cached_property
     def answer_columns(self) -> tuple[AnswerColumn, ...]:
         """Columns of the output that are read out of the answers."""
         made = self.schema.columns(self.spec.output.prefix) if self.schema else ()
         of_answer = tuple(AnswerColumn(each.name, each.dtype, each.means, "response", each.cell) for each in made)
-        return (*of_answer, *tool_columns(self.spec.tools))
+        of_turns = (ANSWERS,) if self.spec.prompt.flow else ()
+        return (*of_answer, *tool_columns(self.spec.tools), *of_turns)
 
     def reads(self, table: Collection[str]) -> tuple[str, ...]:
         """Those of a table's columns that prompts are made of, in its order."""
-        found = frozenset(filter(None, [self.spec.input.messages])).union(
-            *(template.reads(table, own) for template, own in self.templates)
-        )
+        found = frozenset(self.talks).union(*(template.reads(table, own) for template, own in self.templates))
         return tuple(name for name in table if name in found)
 
     @property

@@ -200,21 +200,21 @@ def open_input(spec: JobFile) -> Source:
 
 def check_columns(job: Job, source: Source) -> None:
     """Raise `JobError` for a template that does not go with the table's columns, `InputError` for no conversations."""
-    if (name := job.spec.input.messages) is not None:
-        _check_messages(name, source)
+    for name, setting in job.talks.items():
+        _check_talk(name, setting, source)
     for template, own in job.templates:
         check_template(template, source.kinds, own, job.spec.input.text)
 
 
-def _check_messages(name: str, source: Source) -> None:
+def _check_talk(name: str, setting: str, source: Source) -> None:
     path = source.table.path
     if name not in source.schema:
-        hint = source.table.instead(name, " ([input] messages)") or "[input] messages"
+        hint = source.table.instead(name, f" ({setting})") or setting
         raise InputError(f"column `{name}` is not in {path}\nIt has: {', '.join(source.schema)}", hint)
     if source.kinds[name] not in ("text", None):
         raise InputError(
-            f"column `{name}` of {path} is {source.schema[name]}: a conversation is a list, or its JSON text",
-            "[input] messages",
+            f"column `{name}` of {path} is {source.schema[name]}: {setting} is a list, or its JSON text",
+            setting,
         )
 
 

@@ -82,11 +82,13 @@ class JobFile(Section):
             raise ValueError("[chunk] goes together with [reduce] or [refine]")
         if self.chunk and self.input.text is None:
             raise ValueError("[chunk] needs [input] text: the column that is cut")
+        if self.chunk and self.prompt.flow:
+            raise ValueError('[chunk] and [prompt] flow = "conversation" do not go together: ask about pieces, or talk')
         if self.chunk and self.input.messages:
             raise ValueError("[chunk] and [input] messages do not go together: a conversation is not cut")
         if self.chunk and self.input.media:
             raise ValueError(f"[chunk] and [input] {self.input.media[0][0]}: each piece would be sent with all files")
-        if self.input.media and not (self.prompt.template or self.prompt.template_file):
+        if self.input.media and not (self.prompt.template or self.prompt.template_file or self.prompt.turns):
             raise ValueError(f"[input] {self.input.media[0][0]} needs a [prompt] template: files stand before its text")
         if self.chunk and self.tools:
             raise ValueError("[tools] are for rows that are asked whole: leave [chunk] out")

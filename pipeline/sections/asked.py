@@ -105,6 +105,32 @@ class PromptSection(Section):
         description="`[[prompt.examples]]`, each with `input` and `output`: turns that stand before each prompt that is"
         " made of the template",
     )
+    flow: Literal["conversation"] | None = Field(
+        None,
+        description='"conversation" asks several turns one after the other, each with the answers before it; the last'
+        " answer is the row's",
+    )
+    turns: list[str] = Field(
+        default_factory=list,
+        max_length=256,
+        description="templates of the turns of a conversation, in place of `template`",
+    )
+    turns_column: str | None = Field(
+        None,
+        description="the column that holds further turns of a conversation: a list of texts, or its JSON text; they are"
+        " sent as they stand",
+    )
+
+    @model_validator(mode="after")
+    def _turns_are_asked(self) -> "PromptSection":
+        there = self.turns or self.turns_column is not None
+        if self.flow is None and there:
+            raise ValueError('turns are asked with flow = "conversation"')
+        if self.flow and not there:
+            raise ValueError('flow = "conversation" needs turns, or turns_column')
+        if self.flow and (self.template is not None or self.template_file is not None):
+            raise ValueError('with flow = "conversation", turns take the place of the template')
+        return self
 
 
 class Chunk(Section):
