@@ -4,6 +4,7 @@
     replay           this run has the reply to this content → return it, nothing is sent
     single_flight    the same content is in flight for another row → wait for that one
     cached           (when the job asks) an earlier run was answered the same → return that
+    packed           (when the job asks) short prompts meet, and are asked together
     record_failures  keep the outcome of what ended without an answer
     desk             (dispatch/) wait for quota, reserve the worst case (budget/), send, classify, retry or fail
     journal          price what came back, and append it before anything is done with it
@@ -17,12 +18,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 
 import anyio
 
 from pipeline.budget.cashier import Bill, Cashier, has_come, worst_case_usd
 from pipeline.cache import AnswerCache
 from pipeline.dispatch.desk import Admit, Desk, Send, Tries
+from pipeline.packing import Packing
+from pipeline.packs import apart, packed
 from pipeline.prompts import Prompt
 from pipeline.records import ErrorKind, Failure, Reply, Usage, changed
 from pipeline.store.run import RunStore
@@ -57,10 +61,12 @@ def durable(
     cache: AnswerCache | None,
     saved: Saved,
     bought: Bought,
+    packing: Packing | None = None,
 ) -> tuple[Call, Desk]:
     """The whole chain, and the desk in it, which has to run for calls to be made."""
     opened = desk(journal(generate, store, cashier, bought), cashier.admit)
     call = record_failures(opened.submit, store)
+    call = packed(call, packing, partial(_unread_usd, store))
     call = cached(call, cache, saved)
     call = single_flight(call, saved)
     return replay(call, store, saved), opened
@@ -210,6 +216,14 @@ def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bough
     that was given up in flight.
     """
 
+    def keep(prompt: Prompt, model: str, reply: Reply, answered: bool) -> Reply:
+        if not prompt.members:
+            store.append_call(prompt, model, reply, answered=answered)
+            return reply
+        parts = apart(prompt, reply, answered)
+        store.append_pack(prompt, model, parts)
+        return changed(reply, members=tuple(each if is_answer else None for _, each, is_answer in parts))
+
     def unanswered(prompt: Prompt, target: Target, failure: Failure) -> None:
         bill = cashier.unanswered(prompt, target, failure)
         if bill is None or (bill.is_free and not failure.raw):
@@ -219,7 +233,7 @@ def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bough
         reply = replace(reply, raw=failure.raw, usage=Usage(estimated=has_come(failure)), finished_at=time.time())
         # Before the journal: a kill between the two counts a request twice, and never not at all.
         cashier.charge(bill, target.account)
-        store.append_call(prompt, target.model, reply, answered=False)
+        keep(prompt, target.model, reply, answered=False)
         bought(reply, False)
 
     async def kept(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
@@ -248,7 +262,7 @@ def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bough
             unread_usd=store.unread_usd(prompt.fingerprint(target.model)),
         )
         cashier.charge(bill, target.account)
-        store.append_call(prompt, target.model, reply)
+        reply = keep(prompt, target.model, reply, answered=True)
         bought(reply, True)
         return reply
 

@@ -85,6 +85,7 @@ class Params:
     media_resolution: Resolution | None = None
     schema: str | None = None  # JSON Schema of the answer, as JSON
     tools: Tools | None = None
+    packed: bool = False  # it may be asked together with others; of how many is no part of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class Prompt:
     level: int = 0  # reduce level, from 1; 0 for answer and map
     chunk: int = 0
     chunks: int = 1
+    members: "tuple[Prompt, ...]" = ()  # of a pack: the prompts that it asks together
     _fingerprints: dict[str, str] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property

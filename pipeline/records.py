@@ -65,7 +65,7 @@ CAUSES: Mapping[ErrorKind, str] = {
 PASSING: frozenset[ErrorKind] = frozenset({"quota", "network", "timeout", "server", "auth"})
 """Failures that may pass by themselves and cost nothing: a row that ends in one is tried again by the next run."""
 
-Step = Literal["answer", "map", "reduce", "refine", "repair", "turn"]
+Step = Literal["answer", "map", "reduce", "refine", "repair", "turn", "pack"]
 STEPS: tuple[Step, ...] = get_args(Step)
 LATER: frozenset[Step] = frozenset({"reduce", "refine", "repair", "turn"})
 """Steps whose prompts hold answers to earlier ones: what they will hold is not known before."""
@@ -185,6 +185,7 @@ class Reply:
     extras: str = ""  # what came beside the text, as one JSON object; empty: nothing
     predicted: Literal["", "right", "wrong"] = ""  # by an estimate: nobody reads it, its word is taken for what it is
     before: "tuple[Reply, ...]" = ()  # of others that were asked first, where the answer of those would not do
+    members: "tuple[Reply | None, ...]" = ()  # to a pack: the answer to each of its prompts, None where there is none
 
 
 _REPLY_PUTS = {each.name: Reply.__dict__[each.name].__set__ for each in fields(Reply)}

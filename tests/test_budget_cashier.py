@@ -736,10 +736,13 @@ def test_a_reply_whose_counts_were_inferred_has_thought_as_others_of_its_step(st
 
 
 def test_what_was_seen_is_read_from_what_is_kept() -> None:
-    row = {"step": "map", "paid": True, "cost_usd": 0.3, "worst_usd": 0.1, "usage_estimated": False}
+    row = {"step": "map", "chunk": 3, "paid": True, "cost_usd": 0.3, "worst_usd": 0.1, "usage_estimated": False}
     tokens = {"input_tokens_est": 10, "input_tokens": 12, "tool_tokens": 1, "output_tokens": 5, "thinking_tokens": 2}
     rows = [row | tokens, row | tokens | {"worst_usd": None}, row | tokens | {"paid": False, "cost_usd": 9.0}]
     seen = seen_in([pl.DataFrame(rows)])
     assert (seen.replies, round(seen.ratio, 6)) == (1, Decimal(3))
     assert seen.steps == {"map": Lengths(2, 20, 26, 14, 4)}
+    pack = [row | tokens | {"step": "pack", "chunk": number} for number in range(4)]
+    seen = seen_in([pl.DataFrame(pack)])
+    assert seen.replies == 1 and seen.steps == {"pack": Lengths(1, 40, 52, 28, 8)}, "four rows of one request"
     assert seen_in([]) == Seen()

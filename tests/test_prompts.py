@@ -28,6 +28,7 @@ CHANGED: dict[str, Any] = {
     "media_resolution": "low",
     "schema": '{"type":"object"}',
     "tools": Tools(google_search="{}", functions=(Function("f"),)),
+    "packed": True,
 }
 
 

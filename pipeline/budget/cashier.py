@@ -20,6 +20,7 @@ from pipeline.models import assumed
 from pipeline.prices import LONG_PROMPT_TOKENS, MOST_SEARCHES
 from pipeline.prompts import Prompt
 from pipeline.records import Failure, Reply, Usage
+from pipeline.store.parts import IS_REQUEST
 from pipeline.targets import Target
 
 ESTIMATE_AFTER = 20
@@ -30,7 +31,7 @@ _ESTIMATE_MARGIN = 1.3
 _TRIES = 3  # a book that is locked is waited for before each; one that reads and never writes would be asked for ever
 _NONE = Decimal(0)
 _TOKENS = ("input_tokens_est", "input_tokens", "tool_tokens", "output_tokens", "thinking_tokens")
-SEEN_COLUMNS = ("step", "paid", "cost_usd", "worst_usd", "usage_estimated", *_TOKENS)
+SEEN_COLUMNS = ("step", "chunk", "paid", "cost_usd", "worst_usd", "usage_estimated", *_TOKENS)
 
 
 @dataclass(slots=True)
@@ -274,13 +275,15 @@ def seen_in(frames: Iterable[pl.DataFrame]) -> Seen:
     seen = Seen()
     for frame in frames:
         paid = frame.filter("paid")
-        seen.replies += paid.height - paid["worst_usd"].null_count()
+        requests = paid.filter(IS_REQUEST)
+        seen.replies += requests.height - requests["worst_usd"].null_count()
         counted = paid.filter(~pl.col("usage_estimated"))
         reserved = counted.filter(pl.col("worst_usd") > 0)
         ratio = (reserved["cost_usd"].cast(pl.Float64) / reserved["worst_usd"].cast(pl.Float64)).max()
         if isinstance(ratio, float):
             seen.ratio = max(seen.ratio, Decimal(ratio))
-        for step, replies, *tokens in counted.group_by("step").agg(pl.len(), pl.col(*_TOKENS).sum()).iter_rows():
+        sums = counted.group_by("step").agg(IS_REQUEST.sum().alias("replies"), pl.col(*_TOKENS).sum())
+        for step, replies, *tokens in sums.iter_rows():
             estimated, given, tool, output, thinking = tokens
             usage = Usage(given, output_tokens=output, thinking_tokens=thinking, tool_tokens=tool)
             seen.steps.setdefault(step, Lengths()).add(estimated, usage, replies)

@@ -190,6 +190,7 @@ def emulate(
     long waits: wait_day, wait_2099, wait_2h, late_day
 
     answers without an answer: block, empty, safety, recitation, max_tokens_empty
+    packs: pack_shuffled, pack_missing, pack_doubled, pack_wrong_key, pack_cut, pack_text
 
     odd counts: nousage, zero_counts, hidden_thinking, no_prompt_count, cached, cached_over, negative, absurd,
     text_counts, overlong, dearer, unpriced

@@ -19,7 +19,7 @@ PLAN_KEYS: Mapping[str, str] = {
     "documents_chunked": "rows that are cut into pieces",
     "prompts": "calls to be made",
     "prompts_range": "the same as low, expected and high",
-    "prompts_by_step": "the same by step: answer, map, reduce",
+    "prompts_by_step": "the same by step: answer, map, reduce, pack",
     "input_tokens": "tokens of the prompts",
     "input_tokens_range": "the same as low, expected and high",
     "output_tokens": "all that is billed as output, thinking included: low, expected and high",

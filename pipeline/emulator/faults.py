@@ -68,6 +68,14 @@ GROUPS: Mapping[str, Mapping[str, Fault]] = {
         "recitation": Fault("cut for recitation", "yes"),
         "max_tokens_empty": Fault("the limit reached before any text", "yes"),
     },
+    "packs": {
+        "pack_shuffled": Fault("the answers to a pack, last first", "yes"),
+        "pack_missing": Fault("every other answer of a pack", "yes"),
+        "pack_doubled": Fault("two answers to the first row of a pack", "yes"),
+        "pack_wrong_key": Fault("an answer under a key that nobody gave", "yes"),
+        "pack_cut": Fault("the limit reached in the middle of a pack", "yes"),
+        "pack_text": Fault("prose in place of a pack's JSON", "yes"),
+    },
     "odd counts": {
         "nousage": Fault("no usage at all", "yes"),
         "zero_counts": Fault("counts of zero", "yes"),

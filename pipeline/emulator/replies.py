@@ -7,6 +7,7 @@ import orjson
 from pipeline.emulator import bodies
 from pipeline.emulator.answers import json_value, summarize
 from pipeline.emulator.counting import Tokenizer, count, cut
+from pipeline.emulator.packs import Pack, packed, read_pack
 from pipeline.emulator.tools import use, written
 from pipeline.emulator.wire import Answer, Ask
 
@@ -24,6 +25,10 @@ def answer_to(ask: Ask, output_limit: int, thinking_tokens: int, tokenizer: Toke
         return Answer((), "STOP" if fault == "empty" else "SAFETY", 0, min(thoughts, limit))
     if thoughts >= limit:
         return Answer((), "MAX_TOKENS", 0, limit)
+    pack = read_pack(ask.text)
+    if pack is not None:
+        text, finish_reason = _packed(pack, ask, limit - thoughts, tokenizer, fault)
+        return Answer(_parts(text, bool(thoughts), ask), finish_reason, count(text, tokenizer), thoughts)
     whole = _until_stop(_text(ask), ask.config.get("stopSequences") or ())
     used = use(ask.fields, ask.text, whole)
     if used.call is not None and fault != "recitation":
@@ -44,6 +49,13 @@ def _text(ask: Ask) -> str:
     if mime_type == "text/x.enum" and ask.schema:
         return str(_value(ask))
     return summarize(ask.text)
+
+
+def _packed(pack: Pack, ask: Ask, limit: int, tokenizer: Tokenizer, fault: str | None) -> tuple[str, str]:
+    try:
+        return packed(pack, ask.schema, limit, tokenizer, fault)
+    except (TypeError, ValueError, AttributeError, LookupError):
+        raise bodies.refusal(400, "The specified schema is not a valid schema.") from None
 
 
 def _value(ask: Ask) -> Any:

@@ -52,6 +52,7 @@ def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
         media_resolution=model.media_resolution,
         schema=schema.text if schema else None,
         tools=_tools(spec.tools),
+        packed=spec.pack is not None,
     )
     if spec.chunk and not template.mentions("text"):
         raise JobError(

@@ -71,6 +71,8 @@ class Job:
                 sections[name]["template"] = template.source
         if self.schema:
             sections["output"] = {"schema": self.schema.text, "repair": self.spec.output.repair}
+        if self.spec.pack:
+            sections["pack"] = {"packed": True}  # of how many rows is no part of an answer
         return sections
 
     @cached_property

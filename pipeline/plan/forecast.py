@@ -1,11 +1,12 @@
 """What one document will take: the job's own flow, run over predicted replies. Nothing is sent."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import mul
 
 from pipeline import flows
 from pipeline.job import Job
+from pipeline.packing import ANSWER_TOKENS, packing_of
 from pipeline.plan.amounts import Cell, Tier, Work, add, total
 from pipeline.plan.answerers import Answerer, largest
 from pipeline.plan.learned import Learned
@@ -35,6 +36,7 @@ class Forecast:
     depth: int  # calls one after another
     refused: ErrorKind | None  # why it gets no answer
     characters: int = 0  # of the predicted answers
+    alone: Work = field(default_factory=dict)  # what the calls that are made in packs would be, each made alone
 
 
 class Forecaster:
@@ -43,6 +45,7 @@ class Forecaster:
     def __init__(self, job: Job, learned: Learned, bought: Bought, answerers: Sequence[Sequence[Answerer]]) -> None:
         """`answerers` by the number of the job's rule."""
         self._job = job
+        self._packing = packing_of(job.spec.pack)
         self._bought = bought
         self._models = [each[0].model for each in answerers]
         self._predictors = [Predictor(learned, model) for model in self._models]
@@ -83,6 +86,7 @@ class Forecaster:
         """The job's own flow over predicted replies; those that are merged are as long as the scenario says."""
         work: dict[Tier, Cell] = {}
         spared: dict[Tier, Cell] = {}
+        alone: dict[Tier, Cell] = {}
         levels: set[int] = set()  # calls of one level wait for those of the last
         largest_tokens = characters = 0
         seen, rule = self._seen[scenario], document.rule
@@ -98,9 +102,16 @@ class Forecaster:
             if tokens > most_tokens:
                 return _TOO_LONG
             content = int(prompt.fingerprint(model)[:16], 16)
-            sums = spared if repeats or content in seen else work
+            is_spared = repeats or content in seen
             seen.add(content)
-            add(sums, {Tier(prompt.step, tokens > LONG_PROMPT_TOKENS, rule): cell})
+            tier = Tier(prompt.step, tokens > LONG_PROMPT_TOKENS, rule)
+            if self._packing and self._packing.takes(prompt):
+                if not is_spared:
+                    add(alone, {tier: cell})
+                cell, text = self._in_pack(prompt, kind, scenario, predictor)
+                largest_tokens = max(largest_tokens, round(cell.input_tokens / cell.prompts))
+                tier = tier._replace(step="pack")
+            add(spared if is_spared else work, {tier: cell})
             levels.add(prompt.level)
             characters += len(text)
             return Reply(text, "ok", predicted="wrong" if scenario == "high" else "right")
@@ -109,4 +120,12 @@ class Forecaster:
         merging = {tier: cell for tier, cell in work.items() if tier.step in LATER}
         refused = answer.final.error_kind if answer.final.status == "invalid" else None
         depth = len(levels)
-        return Forecast(work, merging, merging, spared, answer.chunks, largest_tokens, depth, refused, characters)
+        chunks = answer.chunks
+        return Forecast(work, merging, merging, spared, chunks, largest_tokens, depth, refused, characters, alone)
+
+    def _in_pack(self, prompt: Prompt, kind: int, scenario: Scenario, predictor: Predictor) -> tuple[Cell, str]:
+        """A prompt as its part of a pack."""
+        assert self._packing
+        cell, text = predictor.of(self._packing.member(prompt), kind, scenario)
+        around = 0 if predictor.knows("pack") else ANSWER_TOKENS
+        return cell._replace(prompts=self._packing.part(prompt), output_tokens=cell.output_tokens + around), text

@@ -11,6 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from pipeline.job import Job
 from pipeline.models import assumed, model_info
+from pipeline.packing import head_tokens
 from pipeline.plan.amounts import Cell, Work, total
 from pipeline.plan.answerers import Answerer, apart, joint, parts
 from pipeline.plan.costs import Share, Tariff, notices, split_by_day
@@ -116,7 +117,7 @@ async def make(given: Input, start: datetime) -> Plan:
         sampled_rows=0 if picks.whole else len(picks.numbers),
         bounded=tally.bounded,
         based_on=learned.based_on,
-        assumptions=tuple(_assumptions(given, tally)),
+        assumptions=(*_packed(tally, cost), *_assumptions(given, tally)),
         targets=_targets(given, tally.expected, bills, shares),
         notices=tuple(
             dict.fromkeys(
@@ -211,6 +212,8 @@ async def _tallied(given: Input) -> tuple[Picks, Tally]:
             await checkpoint()
         apart = repeated and not picks.whole  # the row that it repeats need not be picked
         tally.add(document, await forecaster.of(document, kind, apart), kind, weight)
+    if given.job.spec.pack:
+        tally.fill_packs(head_tokens(given.job.params))
     return picks, tally
 
 
@@ -234,6 +237,19 @@ def _found(given: Input, tally: Tally) -> Mapping[str, Found]:
     for name in ("empty_input", "too_long", "template_error", "invalid_messages", "chunked"):
         found[name] = Found(round(tally.rows[name]), tuple(tally.examples[name]))
     return {name: each for name, each in found.items() if each.rows}
+
+
+def _packed(tally: Tally, cost: Callable[[Work], Decimal | None]) -> Iterator[str]:
+    """What packing saves: the rows that are packed, each asked alone, against their packs."""
+    if not tally.alone:
+        return
+    alone, packs = total(tally.alone), {tier: cell for tier, cell in tally.expected.items() if tier.step == "pack"}
+    calls = f"{total(packs).prompts:,.0f} calls where rows asked alone would take {alone.prompts:,.0f}"
+    before, now = cost(tally.alone), cost(packs)
+    if before and now is not None:
+        less = f"{1 - now / before:.0%} less" if now < before else f"{now / before - 1:.0%} more"
+        calls += f": ${now:,.4f} instead of ${before:,.4f}, {less}"
+    yield f"rows are packed: {calls}"
 
 
 def _assumptions(given: Input, tally: Tally) -> Iterable[str]:

@@ -7,6 +7,7 @@ from pipeline.plan.amounts import Cell
 from pipeline.plan.learned import Learned
 from pipeline.prices import EXPECTED_SEARCHES
 from pipeline.prompts import Prompt
+from pipeline.records import Step
 from pipeline.tokens import estimate
 
 Scenario = Literal["low", "expected", "high"]
@@ -27,6 +28,10 @@ class Predictor:
 
     def __init__(self, learned: Learned, model: str) -> None:
         self._learned, self._model = learned, model
+
+    def knows(self, step: Step) -> bool:
+        """Whether there are any answers of the step."""
+        return self._learned.lengths.knows(step)
 
     def of(self, prompt: Prompt, kind: int, scenario: Scenario) -> tuple[Cell, str]:
         """The prompt as the service will count it with its answer as expected, and a text as the scenario has it.

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cached_property
-from math import hypot
+from math import ceil, hypot
 
 import polars as pl
 
@@ -35,6 +35,7 @@ class Tally:
         self._doubt_tokens = 0.0  # by how much input may be off, kinds and steps alike
         self.expected: dict[Tier, Cell] = {}
         self.spared: dict[Tier, Cell] = {}
+        self.alone: dict[Tier, Cell] = {}  # what is made in packs, each made alone
         self.rows: dict[str, float] = defaultdict(float)  # that are cut or refused, and why
         self.examples: dict[str, list[Example]] = defaultdict(list)
         self.largest_tokens = self.depth = 0
@@ -43,6 +44,7 @@ class Tally:
         """Count the document of the next picked row, whose text is of this kind of script, as so many rows."""
         add(self.expected, forecast.work, weight)
         add(self.spared, forecast.spared, weight)
+        add(self.alone, forecast.alone, weight)
         add(self._low, forecast.low, weight)
         add(self._high, forecast.high, weight)
         for tier, cell in forecast.work.items():
@@ -57,6 +59,16 @@ class Tally:
             self.rows[name] += weight
             if len(self.examples[name]) < EXAMPLES:
                 self.examples[name].append(Example(document.row, document.key, remark))
+
+    def fill_packs(self, head_tokens: float) -> None:
+        """Count the last pack of each tier whole, though it is not full; in each stand `head_tokens` once."""
+        for tier, cell in self.expected.items():
+            if tier.step == "pack":
+                missing = ceil(round(cell.prompts, 6)) - cell.prompts
+                tokens = missing * head_tokens * self._learned.ratio("pack", 0).value
+                self.expected[tier] = cell._replace(
+                    prompts=cell.prompts + missing, input_tokens=cell.input_tokens + tokens
+                )
 
     # What follows is asked once all is added.
 
@@ -77,8 +89,11 @@ class Tally:
         for tier, cell in work.items():
             params = self._job.params_of(tier.step)
             if not self._learned.lengths.knows(tier.step):
-                each = predicted_output(params.max_output_tokens, self._models[tier.rule], scenario)
-                work[tier] = cell = cell._replace(output_tokens=cell.prompts * each)
+                bound, model = params.max_output_tokens, self._models[tier.rule]
+                answers, each = cell.prompts, predicted_output(bound, model, scenario)
+                if tier.step == "pack":  # which has several
+                    answers = cell.output_tokens / predicted_output(bound, model, "expected")
+                work[tier] = cell = cell._replace(output_tokens=answers * each)
             if cell.searches and self._learned.searches is None:
                 most = {"low": 0, "expected": EXPECTED_SEARCHES, "high": MOST_SEARCHES}[scenario]
                 work[tier] = cell._replace(searches=cell.prompts * most)

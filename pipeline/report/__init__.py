@@ -24,7 +24,7 @@ from pipeline.store.state import load
 
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
 _CALL_COLUMNS = (
-    *("step", "paid", "attempts", "rate_limited", "input_tokens_est", "latency_s", "finished_at"),
+    *("step", "chunk", "paid", "attempts", "rate_limited", "input_tokens_est", "latency_s", "finished_at"),
     *("cost_usd", "at_most_usd", "usage_estimated", "target"),
     *_SUMS,
 )
@@ -207,11 +207,11 @@ class _Sums:
         known = self.at_most_usd is not None and not more.has_nulls()
         self.at_most_usd = (self.at_most_usd or Decimal(0)) + Decimal(more.sum()) if known else None
         self.uncertain += more.null_count() + int((more > 0).sum())
-        self.estimated += int(calls["usage_estimated"].sum())
+        self.estimated += int(calls.filter(parts.IS_REQUEST)["usage_estimated"].sum())
         self.latencies.add(paid["latency_s"])
         named = paid.filter(pl.col("target").is_not_null()).group_by("target")
         for name, number, usd, unknown in named.agg(
-            pl.len(), usd=pl.col("cost_usd").sum(), unknown=pl.col("cost_usd").null_count()
+            parts.IS_REQUEST.sum(), usd=pl.col("cost_usd").sum(), unknown=pl.col("cost_usd").null_count()
         ).iter_rows():
             before, cost = self.targets.get(name, (0, Decimal(0)))
             self.targets[name] = before + number, None if unknown or cost is None else cost + usd

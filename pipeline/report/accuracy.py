@@ -7,6 +7,7 @@ from decimal import Decimal
 import polars as pl
 
 from pipeline.report.events import Event, Planned
+from pipeline.store.parts import IS_REQUEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def compare(
 def amounts_by_step(paid: pl.DataFrame) -> dict[str, Amounts]:
     """Sums over calls that were paid for, from the columns of `store.parts.CALLS_SCHEMA`."""
     sums = paid.group_by("step").agg(
-        pl.len().alias("calls"),
+        IS_REQUEST.sum().alias("calls"),
         (pl.col("input_tokens") + pl.col("tool_tokens")).sum(),
         (pl.col("output_tokens") + pl.col("thinking_tokens")).sum().alias("out"),
         pl.col("cost_usd").sum(),

@@ -35,6 +35,7 @@ from pipeline.events import (
     SessionPlanned,
     SessionStarted,
 )
+from pipeline.packing import packing_of
 from pipeline.places import SUFFIXES, quota_file, spend_file
 from pipeline.plan import Plan
 from pipeline.plan.forecast import Bought
@@ -281,7 +282,8 @@ def _engine(
     seen = seen_in(store.calls(SEEN_COLUMNS, newest=None if spending.capped else 2))
     cashier = Cashier(spending, heard, seen, budget.allow_unpriced)
     cache = AnswerCache(shelf, services.parse, heard, SUFFIXES[session.kind]) if shelf else None
-    call, opened = durable(generate, desk, store, cashier, cache, monitor.saved, monitor.bought)
+    packing = packing_of(session.working.spec.pack)
+    call, opened = durable(generate, desk, store, cashier, cache, monitor.saved, monitor.bought, packing)
     calls = [partial(_by, fallback(call) if route.others else call, route) for route in routes]
     engine = Engine(
         session.working,

@@ -6,6 +6,7 @@ from pipeline.sections.answering import Endpoint, LimitsSection, RouteSection, T
 from pipeline.sections.asked import Chunk, Input, ModelSection, Prices, PromptSection, Reduce, Refine
 from pipeline.sections.base import Section
 from pipeline.sections.kept import OUTPUT_SUFFIXES, Budget, Cache, Output
+from pipeline.sections.packing import Pack
 from pipeline.sections.tools import FunctionSection, Tools
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LimitsSection",
     "ModelSection",
     "Output",
+    "Pack",
     "Prices",
     "PromptSection",
     "Reduce",
@@ -38,6 +40,7 @@ class JobFile(Section):
     chunk: Chunk | None = None
     reduce: Reduce | None = None
     refine: Refine | None = None
+    pack: Pack | None = None
     model: ModelSection
     tools: Tools | None = None
     endpoint: Endpoint = Endpoint()  # type: ignore[call-arg]  # every field has a default
@@ -92,4 +95,25 @@ class JobFile(Section):
             raise ValueError(f"[input] {self.input.media[0][0]} needs a [prompt] template: files stand before its text")
         if self.chunk and self.tools:
             raise ValueError("[tools] are for rows that are asked whole: leave [chunk] out")
+        return self
+
+    @model_validator(mode="after")
+    def _packs_can_be_taken_apart(self) -> "JobFile":
+        if self.pack is None:
+            return self
+        if self.chunk is not None:
+            raise ValueError("[pack] is for short rows and [chunk] for long ones: leave one of them out")
+        for name, is_set in (
+            ("[[prompt.examples]]", self.prompt.examples),
+            (f'[prompt] flow = "{self.prompt.flow}"', self.prompt.flow is not None),
+            ("[input] messages", self.input.messages),
+            ("[tools]", self.tools),
+            *((f"[input] {kind}", True) for kind, _ in self.input.media),
+        ):
+            if is_set:
+                raise ValueError(f"[pack] is for rows that are one text, and not for {name}: leave one of them out")
+        if self.model.stop:
+            raise ValueError("[model] stop would cut a pack at its first answer: leave it out, or [pack]")
+        if self.model.response_mime_type == "text/x.enum":
+            raise ValueError('response_mime_type = "text/x.enum" allows one answer only: leave it out, or [pack]')
         return self

@@ -66,9 +66,9 @@ class Journal:
             header = orjson.dumps({"journal": {"run": run, "number": journal_number(path)}}) + b"\n"
             self._write(b"".join(_with_sum(line, self._seed) for line in (header, *carried)))
 
-    def append(self, line: bytes) -> None:
-        """Hand one line, newline included, to the operating system."""
-        self._write(_with_sum(line, self._seed))
+    def append(self, *lines: bytes) -> None:
+        """Hand lines, newlines included, to the operating system in one go."""
+        self._write(b"".join(_with_sum(line, self._seed) for line in lines))
 
     def _write(self, content: bytes) -> None:
         try:

@@ -54,8 +54,8 @@ class Sent(NamedTuple):
     def prompt(self) -> Prompt:
         """What was sent, without its text."""
         params = Params(max_output_tokens=self.max_output_tokens)
-        where = {"level": self.level, "chunk": self.chunk, "chunks": self.chunks}
-        prompt = Prompt(self.row, self.key, self.step, (), params, self.input_tokens_est, **where)
+        place = self.level, self.chunk, self.chunks
+        prompt = Prompt(self.row, self.key, self.step, (), params, self.input_tokens_est, *place)
         return prompt.known_as(self.fingerprint, self.model)
 
 

@@ -73,6 +73,9 @@ CALLS_SCHEMA = pl.Schema(_CALLS)
 """One row per reply that was paid for, per prompt that failed without one, and per request that may have been billed
 without one: not `paid`, with an estimate of `cost_usd` where something came, and `at_most_usd`."""
 
+IS_REQUEST = (pl.col("step") != "pack") | (pl.col("chunk") == 0)
+"""Whether a call is a request of its own: of the calls of a pack, one for each of its rows, the first is."""
+
 _RESULTS: dict[str, PolarsDataType] = {
     "row": pl.Int64,
     "key": pl.String,

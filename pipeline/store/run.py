@@ -195,7 +195,20 @@ class RunStore:
         """
         line = call_line(prompt, model, reply, answered)
         self._journal.append(line)
-        call = kept(prompt, model, reply, line, answered)
+        self._keep(kept(prompt, model, reply, line, answered), reply)
+
+    def append_pack(self, pack: Prompt, model: str, parts: Sequence[tuple[Prompt, Reply, bool]]) -> None:
+        """Keep what became of the prompts that a pack asked, each as `append_call` would, in one go: and it has ended.
+
+        A kill in the middle of it leaves the pack in flight: what it may have cost counts twice, and never not at all.
+        """
+        lines = [call_line(prompt, model, reply, answered) for prompt, reply, answered in parts]
+        self._journal.append(*lines, ended_line(pack.fingerprint(model)))
+        for (prompt, reply, answered), line in zip(parts, lines, strict=True):
+            self._keep(kept(prompt, model, reply, line, answered), reply)
+        self._batch.in_flight.pop(pack.fingerprint(model), None)
+
+    def _keep(self, call: Call, reply: Reply) -> None:
         self._batch.calls.append(call)
         self._note_unread(call)
         if (before := self._redone.get(call.row)) is not None:
