@@ -276,8 +276,12 @@ def test_another_table_is_estimated_with_what_this_one_taught(course: Course) ->
 # ---- in pieces
 
 
-def test_merging_calls_are_exact_where_all_parts_fit_one_prompt_anyway(tmp_path: Path, url: str) -> None:
-    its = desk(tmp_path, url, IN_PIECES, make_corpus(120, seed=2), reduce={"max_input_tokens": 16_000})
+@pytest.mark.parametrize("context", [None, "headings"])
+def test_merging_calls_are_exact_where_all_parts_fit_one_prompt_anyway(
+    tmp_path: Path, url: str, context: str | None
+) -> None:
+    sections: Sections = {"reduce": {"max_input_tokens": 16_000}, "chunk": {"context": context}}
+    its = desk(tmp_path, url, IN_PIECES, make_corpus(120, seed=2), **sections)
     planned = its.estimate()
     assert planned.prompts_by_step["reduce"] <= planned.documents_chunked, "one level"
     first, _ = anyio.run(fingerprints, its.input())

@@ -22,6 +22,7 @@ RANKS: dict[str, int] = {
     "__init__": 0,  # the version
     "errors": 0,
     "events": 0,
+    "headings": 0,
     "models": 0,
     "protocols": 0,
     "records": 0,

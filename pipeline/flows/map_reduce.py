@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.chunking import split
 from pipeline.errors import JobError
 from pipeline.flows.base import Answer, Call, Unrendered, build, failure_of, gather, honest, usable
+from pipeline.flows.pieces import pieces_of
 from pipeline.flows.plain import asked_whole, conclude
 from pipeline.job import Job
 from pipeline.records import Document, Reply
@@ -21,7 +21,7 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
     """
     chunk, reduce_template, reduce_params = job.spec.chunk, job.reduce_template, job.reduce_params
     assert chunk and job.spec.reduce and reduce_template and reduce_params and document.text is not None
-    pieces = split(document.text, chunk.max_tokens, chunk.overlap_tokens)
+    pieces = pieces_of(document.text, chunk)
     if len(pieces) == 1:
         own = {"text": document.text, "chunk": 1, "chunks": 1}
         return await asked_whole(document, job, call, own)
@@ -35,7 +35,7 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
             "map",
             job.template,
             job.params_of("map"),
-            {"text": document.text[piece.start : piece.end], "chunk": number + 1, "chunks": len(pieces)},
+            {"text": piece, "chunk": number + 1, "chunks": len(pieces)},
             before=job.examples,
             chunk=number,
             chunks=len(pieces),

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.chunking import split
 from pipeline.errors import JobError
 from pipeline.flows.base import Answer, Call, Unrendered, build, failure_of, honest
+from pipeline.flows.pieces import pieces_of
 from pipeline.flows.plain import asked_whole, conclude
 from pipeline.job import Job
 from pipeline.records import Document, Reply
@@ -19,8 +19,7 @@ async def refine(document: Document, job: Job, call: Call) -> Answer:
     """
     chunk, template, params = job.spec.chunk, job.refine_template, job.refine_params
     assert chunk and template and params and document.text is not None
-    pieces = split(document.text, chunk.max_tokens, chunk.overlap_tokens)
-    texts = [document.text[piece.start : piece.end] for piece in pieces]
+    texts = pieces_of(document.text, chunk)
     count = len(texts)
     if count == 1:
         return await asked_whole(document, job, call, {"text": document.text, "chunk": 1, "chunks": 1})

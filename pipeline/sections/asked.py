@@ -133,16 +133,27 @@ class PromptSection(Section):
         return self
 
 
+LEAST_IN_CONTEXT = 256
+"""Tokens of a piece, a quarter of which may be headings and marks."""
+
+
 class Chunk(Section):
     """How a long text is cut."""
 
     max_tokens: int = Field(ge=64, description="largest piece of `[input] text`, by estimate")
     overlap_tokens: int = Field(0, ge=0, description="tokens of the previous piece that the next one repeats, at most")
+    context: Literal["headings"] | None = Field(
+        None,
+        description='"headings" puts the headings above a piece, and the end of the one before it (`overlap_tokens`, or'
+        " a 16th of `max_tokens`), marked as such, before its text",
+    )
 
     @model_validator(mode="after")
     def _overlap_leaves_progress(self) -> "Chunk":
         if self.overlap_tokens * 2 > self.max_tokens:
             raise ValueError("overlap_tokens must be at most half of max_tokens")
+        if self.context and self.max_tokens < LEAST_IN_CONTEXT:
+            raise ValueError(f'context = "{self.context}" needs max_tokens of {LEAST_IN_CONTEXT} or more')
         return self
 
 
