@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import httpx
@@ -12,6 +12,7 @@ import openai
 import orjson
 import pytest
 from asking import ask as ask_of
+from pydantic import BaseModel
 from serving import served, stats
 from test_reply_faults import REPLIES
 
@@ -21,6 +22,8 @@ from pipeline.providers.gemini import GeminiConnection
 from pipeline.providers.openai import OpenAIConnection
 from pipeline.providers.transport import Wire
 from pipeline.records import Failure, QuotaHit, Reply, Usage
+from pipeline.schemas import openai as openai_schema
+from pipeline.schemas import schema_of
 
 MODEL = "gemini-3.5-flash-lite"
 TEXT = "The river flooded the town. The town had postponed the wall. A bakery gave away bread. The town rebuilds."
@@ -82,6 +85,24 @@ def test_json_by_schema_or_without(base_url: str) -> None:
         free = client.chat.completions.create(model=MODEL, messages=USER, response_format={"type": "json_object"})
     assert orjson.loads(found.choices[0].message.content or "") == {"n": 3}
     assert "summary" in orjson.loads(free.choices[0].message.content or "")
+
+
+class Machine(BaseModel):
+    kind: Literal["pump", "valve"]
+    parts: list[str]
+    note: str | None = None
+
+
+def test_our_strict_schema_and_the_packages_own_get_the_same_answer(base_url: str) -> None:
+    schema = schema_of(Machine.model_json_schema())
+    told, strict = openai_schema(schema.value)
+    form: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": told, "strict": strict}}
+    with sdk(base_url) as client:
+        ours = client.chat.completions.create(model=MODEL, messages=USER, response_format=form)
+        theirs = client.chat.completions.parse(model=MODEL, messages=USER, response_format=Machine)
+    text = ours.choices[0].message.content or ""
+    assert strict and not schema.judge(text).trouble
+    assert Machine.model_validate_json(text) == theirs.choices[0].message.parsed
 
 
 @pytest.mark.parametrize("with_usage", [True, False])

@@ -365,6 +365,43 @@ def test_a_conversation_is_planned_turn_by_turn(tmp_path: Path, url: str) -> Non
     assert piloted.input_tokens.expected == pytest.approx(tokens_in(to_come, "input_tokens"), rel=0.05)
 
 
+# ---- answers by a schema
+
+STRUCTURED: Sections = {
+    **ONE_CALL,
+    "output": {"path": "results/out.jsonl", "schema": "mood: good|bad, gist: str, names: [str]", "repair": True},
+}
+
+
+def test_a_repair_of_every_answer_is_the_most_that_is_planned(tmp_path: Path, url: str) -> None:
+    right = desk(tmp_path, url, STRUCTURED, make_corpus(40, seed=6))
+    planned = right.estimate()
+    right.run()
+    calls = right.calls()
+    assert set(calls["step"]) == {"answer"} and planned.prompts == Range(calls.height, calls.height, 2 * calls.height)
+    assert any("no answer will have to be repaired" in each for each in planned.assumptions)
+
+
+def test_repairs_are_learned_and_each_is_a_call(tmp_path: Path) -> None:
+    with served(tokenizer="subword", model_version=None, faults="wrong_json:0.4") as url:
+        its = desk(tmp_path, url, STRUCTURED, make_corpus(300, seed=7))
+        before = its.estimate()
+        its.run()
+        calls = its.calls()
+        its.session().directory.rename("runs/earlier")
+        learned = its.estimate()
+    asked, repaired = (calls.filter(pl.col("step") == step) for step in ("answer", "repair"))
+    assert before.prompts.expected == asked.height and asked.height / 4 < repaired.height < asked.height / 2
+    for planned in (before, learned):
+        assert holds(planned.prompts, calls.height)
+        assert holds(planned.input_tokens, tokens_in(calls, "input_tokens"))
+        assert holds(planned.output_tokens, output_tokens(calls))
+        assert holds(planned.cost_usd, usd(calls))
+    assert learned.prompts.expected == pytest.approx(calls.height, rel=0.03)
+    assert learned.input_tokens.expected == pytest.approx(tokens_in(calls, "input_tokens"), rel=0.10)
+    assert learned.prompts_by_step["repair"] == pytest.approx(repaired.height, rel=0.02)
+
+
 # ---- the jobs that come with it
 
 

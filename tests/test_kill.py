@@ -112,6 +112,27 @@ def killed_and_finished(tmp_path: Path, url: str, kills: int, seed: int) -> tupl
     return json.loads(out), done
 
 
+def test_a_kill_between_an_answer_and_its_repair_buys_neither_again(tmp_path: Path) -> None:
+    summarize_job(tmp_path, 60)
+    with (tmp_path / "job.toml").open("a") as job:
+        job.write('schema = "gist: str, names: [str]"\nrepair = true\n')
+    with served(latency_s=0.08, latency_jitter_s=0.1, faults="wrong_json") as url:
+        result, killed = killed_and_finished(tmp_path, url, 6, seed=3)
+        bought = stats(url, prompts=True)
+    assert killed >= 5 and (result["status"], result["ok"]) == ("finished", 60)
+    twice = sum(count - 1 for count in bought["prompts"].values())
+    assert twice <= killed * IN_FLIGHT
+    assert bought["answered"] - twice == len(bought["prompts"])
+    calls = pl.concat([pl.read_parquet(path) for path in (tmp_path / "runs/job/calls").glob("*.parquet")])
+    calls = calls.filter("paid")
+    assert calls["fingerprint"].is_unique().all()
+    assert calls.filter(pl.col("step") == "repair")["row"].sort().to_list() == list(range(60))
+    output = pl.read_parquet(tmp_path / "output.parquet")
+    assert output["names"].null_count() == 0
+    whole = output.filter(pl.col("chunks") == 1)
+    assert whole.height > 30 and set(whole["calls"]) == {2}, "the answer and its repair are both the row's"
+
+
 @pytest.mark.parametrize(
     ("kills", "documents", "sections"),
     [

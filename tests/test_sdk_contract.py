@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import anyio
 import pytest
@@ -10,6 +11,8 @@ from google import genai
 from google.genai import errors, types
 from pydantic import BaseModel
 from serving import served, stats
+
+from pipeline.schemas import gemini, openapi, schema_of
 
 MODEL = "gemini-3.5-flash-lite"
 TEXT = "The river flooded the town. The town had postponed the wall. A bakery gave away bread. The town rebuilds."
@@ -212,3 +215,43 @@ def test_connections_break_for_real() -> None:
                 client.models.generate_content(model=MODEL, contents="hi")
         assert client.models.generate_content(model=MODEL, contents="hi").text == "hi"
         assert stats(url)["answered"] == 1
+
+
+class Part(BaseModel):
+    name: str
+    amount: float | None = None
+
+
+class Machine(BaseModel):
+    kind: Literal["pump", "valve"]
+    parts: list[Part]
+
+
+@pytest.mark.parametrize("form", ["response_json_schema", "response_schema"])
+def test_what_we_tell_of_a_schema_is_what_the_sdk_tells(base_url: str, form: str) -> None:
+    schema = schema_of(Machine.model_json_schema())
+    told = gemini(schema.value) if form == "response_json_schema" else openapi(schema.value)
+    config = types.GenerateContentConfig.model_validate({"response_mime_type": "application/json", form: told})
+    with sdk(base_url) as client:
+        answer = client.models.generate_content(model=MODEL, contents=TEXT, config=config)
+    assert not schema.judge(answer.text or "").trouble
+    assert Machine.model_validate_json(answer.text or "").parts
+
+
+def test_misshaped_json_comes_as_it_is_named_and_is_right_once_it_was_shown() -> None:
+    schema = schema_of(Machine.model_json_schema())
+    config = types.GenerateContentConfig(
+        response_mime_type="application/json", response_json_schema=gemini(schema.value)
+    )
+    valid = {"fenced_json": True, "prose_json": True, "broken_json": False, "wrong_json": False}
+    for fault, is_valid in valid.items():
+        with served(faults=fault) as url, sdk(url) as client:
+            first = client.models.generate_content(model=MODEL, contents=TEXT, config=config).text or ""
+            assert ((not schema.judge(first).trouble) == is_valid and schema.judge(first).text != first) or not is_valid
+            turns = [("user", TEXT), ("model", first), ("user", "Again, please.")]
+            again = client.models.generate_content(
+                model=MODEL,
+                contents=[types.Content(role=role, parts=[types.Part(text=text)]) for role, text in turns],
+                config=config,
+            )
+            assert not schema.judge(again.text or "").trouble

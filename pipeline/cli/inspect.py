@@ -192,6 +192,8 @@ def emulate(
     answers without an answer: block, empty, safety, recitation, max_tokens_empty
     packs: pack_shuffled, pack_missing, pack_doubled, pack_wrong_key, pack_cut, pack_text
 
+    JSON that is not as it was asked for: fenced_json, prose_json, broken_json, wrong_json
+
     odd counts: nousage, zero_counts, hidden_thinking, no_prompt_count, cached, cached_over, negative, absurd,
     text_counts, overlong, dearer, unpriced
 

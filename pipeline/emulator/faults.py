@@ -76,6 +76,12 @@ GROUPS: Mapping[str, Mapping[str, Fault]] = {
         "pack_cut": Fault("the limit reached in the middle of a pack", "yes"),
         "pack_text": Fault("prose in place of a pack's JSON", "yes"),
     },
+    "JSON that is not as it was asked for": {
+        "fenced_json": Fault("in a code fence", "yes"),
+        "prose_json": Fault("with a sentence before and behind", "yes"),
+        "broken_json": Fault("its last bracket missing, where nobody answered before in the prompt", "yes"),
+        "wrong_json": Fault("a list in place of an object, where nobody answered before in the prompt", "yes"),
+    },
     "odd counts": {
         "nousage": Fault("no usage at all", "yes"),
         "zero_counts": Fault("counts of zero", "yes"),

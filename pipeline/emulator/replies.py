@@ -29,7 +29,7 @@ def answer_to(ask: Ask, output_limit: int, thinking_tokens: int, tokenizer: Toke
     if pack is not None:
         text, finish_reason = _packed(pack, ask, limit - thoughts, tokenizer, fault)
         return Answer(_parts(text, bool(thoughts), ask), finish_reason, count(text, tokenizer), thoughts)
-    whole = _until_stop(_text(ask), ask.config.get("stopSequences") or ())
+    whole = _until_stop(_misshaped(_text(ask), fault, ask), ask.config.get("stopSequences") or ())
     used = use(ask.fields, ask.text, whole)
     if used.call is not None and fault != "recitation":
         part = {**used.call, **({"thoughtSignature": _SIGNATURE} if thoughts else {})}
@@ -56,6 +56,24 @@ def _packed(pack: Pack, ask: Ask, limit: int, tokenizer: Tokenizer, fault: str |
         return packed(pack, ask.schema, limit, tokenizer, fault)
     except (TypeError, ValueError, AttributeError, LookupError):
         raise bodies.refusal(400, "The specified schema is not a valid schema.") from None
+
+
+def _misshaped(text: str, fault: str | None, ask: Ask) -> str:
+    """JSON with that fault in it; who is shown such an answer mends what is wrong with it."""
+    is_first = all(turn.get("role") != "model" for turn in ask.fields["contents"])
+    if ask.config.get("responseMimeType") != "application/json":
+        return text
+    match fault:
+        case "fenced_json":
+            return f"```json\n{text}\n```"
+        case "prose_json":
+            return f"Here is the JSON you asked for:\n\n{text}\n\nIs there anything else?"
+        case "broken_json" if is_first:
+            return text[:-1]
+        case "wrong_json" if is_first:
+            return f"[{text}]" if text.startswith("{") else f'{{"answer":{text}}}'
+        case _:
+            return text
 
 
 def _value(ask: Ask) -> Any:

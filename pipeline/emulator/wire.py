@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from pipeline.emulator import bodies
-from pipeline.emulator.counting import Tokenizer, count
+from pipeline.emulator.counting import Tokenizer, count, count_schema
 from pipeline.emulator.files import inline_tokens
 from pipeline.emulator.messages import Refusal, parse
 from pipeline.emulator.schema import COUNT_REQUEST, GENERATE_REQUEST
@@ -97,9 +97,10 @@ def prompt_tokens(fields: Fields, tokenizer: Tokenizer, model: str = "") -> Coun
             else:
                 texts.append(orjson.dumps(part).decode())
     apart = [fields.get(name) for name in _COUNTED_APART]
-    apart += [config.get("responseSchema"), config.get("responseJsonSchema")]
+    schema = config.get("responseSchema") or config.get("responseJsonSchema")
     texts += [orjson.dumps(value).decode() for value in apart if value]
     tokens["TEXT"] += sum(count(text, tokenizer) for text in texts)
+    tokens["TEXT"] += count_schema(schema, tokenizer) if schema else 0
     return tokens
 
 

@@ -30,7 +30,7 @@ async def held(prompt: Prompt, job: Job, call: Call) -> tuple[Reply, ...]:
 
 def judged(reply: Reply, job: Job) -> Reply:
     """A whole answer as the JSON that the schema asks for, or invalid for what is wrong; any other as it is."""
-    if job.schema is None or reply.status != "ok" or reply.predicted == "right":
+    if job.schema is None or reply.status != "ok" or reply.predicted == "right" or not reply.text:  # a function call
         return reply
     text, trouble = (reply.text, _WRONG) if reply.predicted else job.schema.judge(reply.text)
     if not trouble:

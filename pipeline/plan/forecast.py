@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import mul
+from typing import Literal
 
 from pipeline import flows
 from pipeline.job import Job
@@ -21,6 +22,11 @@ Bought = Callable[[Prompt], Awaitable[Reply | None]]
 _BOUND_CHARACTERS = 20_000_000
 """Of texts and predicted answers that go into the bounds of one plan: 2 s. Later ones are bounded in proportion."""
 _TOO_LONG = Reply("", "invalid", error_kind="too_long", error="larger than the model's context or a minute's tokens")
+
+
+_Course = Literal[Scenario, "wrong"]
+_COURSES: tuple[_Course, ...] = (*SCENARIOS, "wrong")
+"""How a document may go: each scenario, and the expected one where every answer has to be asked for once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,8 @@ class Forecaster:
         self._models = [each[0].model for each in answerers]
         self._predictors = [Predictor(learned, model) for model in self._models]
         self._most_tokens = list(map(largest, answerers))  # of one prompt
-        self._seen: dict[Scenario, set[int]] = {scenario: set() for scenario in SCENARIOS}  # contents
+        self._wrong = learned.wrong  # share of the rows whose answer has to be asked for once more
+        self._seen: dict[_Course, set[int]] = {course: set() for course in _COURSES}  # contents
         self._characters = 0  # of texts and of predicted answers, for bounds
         self._bounded = dict.fromkeys(SCENARIOS, Cell())  # merging calls of the documents that were run for bounds
 
@@ -60,12 +67,25 @@ class Forecaster:
         It `repeats` the content of a row that may not be among those that are forecast: nothing is sent for it.
         """
         made = await self._run(document, kind, "expected", repeats)
-        if made.low and not repeats and not made.refused:
+        if repeats or made.refused:
+            return made
+        if made.low:
             low, high = await self._bounds(document, kind, made.low)
-            return replace(made, low=low, high=high)
-        if self._job.asks_again and not repeats and not made.refused:
-            return replace(made, high=(await self._run(document, kind, "high")).high)
-        return made
+            made = replace(made, low=low, high=high)
+        elif self._job.asks_again:
+            made = replace(made, high=(await self._run(document, kind, "high")).high)
+        return await self._with_repairs(document, kind, made) if self._job.asks_again and self._wrong else made
+
+    async def _with_repairs(self, document: Document, kind: int, made: Forecast) -> Forecast:
+        """The same with the calls for answers that are wrong as often as earlier ones were."""
+        repairs = {
+            tier: cell
+            for tier, cell in (await self._run(document, kind, "wrong")).work.items()
+            if tier.step == "repair" and tier not in made.work
+        }
+        work = dict(made.work)
+        add(work, repairs, self._wrong)
+        return replace(made, work=work)
 
     async def _bounds(self, document: Document, kind: int, expected: Work) -> tuple[Work, Work]:
         """The merging calls with short and with long answers to merge; beyond the allowance in proportion to others."""
@@ -82,14 +102,16 @@ class Forecaster:
         factors = tuple(bound / usual if usual else 1.0 for bound, usual in pairs)
         return {tier: Cell(*map(mul, cell, factors)) for tier, cell in expected.items()}
 
-    async def _run(self, document: Document, kind: int, scenario: Scenario, repeats: bool = False) -> Forecast:
+    async def _run(self, document: Document, kind: int, course: _Course, repeats: bool = False) -> Forecast:
         """The job's own flow over predicted replies; those that are merged are as long as the scenario says."""
+        scenario: Scenario = "expected" if course == "wrong" else course
+        predicted: Literal["right", "wrong"] = "wrong" if course in ("wrong", "high") else "right"
         work: dict[Tier, Cell] = {}
         spared: dict[Tier, Cell] = {}
         alone: dict[Tier, Cell] = {}
         levels: set[int] = set()  # calls of one level wait for those of the last
         largest_tokens = characters = 0
-        seen, rule = self._seen[scenario], document.rule
+        seen, rule = self._seen[course], document.rule
         model, predictor, most_tokens = self._models[rule], self._predictors[rule], self._most_tokens[rule]
 
         async def reply(prompt: Prompt) -> Reply:
@@ -114,7 +136,7 @@ class Forecaster:
             add(spared if is_spared else work, {tier: cell})
             levels.add(prompt.level)
             characters += len(text)
-            return Reply(text, "ok", predicted="wrong" if scenario == "high" else "right")
+            return Reply(text, "ok", predicted=predicted)
 
         answer = await flows.run(document, self._job, reply)
         merging = {tier: cell for tier, cell in work.items() if tier.step in LATER}

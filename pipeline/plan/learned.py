@@ -134,6 +134,14 @@ class Learned:
         return mean if isinstance(mean, float) else 0.0
 
     @cached_property
+    def wrong(self) -> float:
+        """Share of the rows whose answer was wrong and asked for once more."""
+        answered = self.taught.filter(pl.col("run") >= THIS_RUN)
+        repaired = answered.filter(pl.col("step") == "repair")
+        rows, wrong = (each.select("run", "row").n_unique() for each in (answered, repaired))
+        return wrong / rows if rows else 0.0
+
+    @cached_property
     def _ratios(self) -> Mapping[tuple[Step, int], Ratio]:
         """By step and kind: of the kind or of the whole step, whichever is known better; else of all steps."""
         taught = self.taught

@@ -26,6 +26,7 @@ from pipeline.plan.tally import Tally
 from pipeline.plan.timing import Timeline, timeline
 from pipeline.prices import EXPECTED_SEARCHES, MOST_SEARCHES
 from pipeline.records import STEPS, Document, Step
+from pipeline.schemas import held_here
 from pipeline.source import Source
 from pipeline.source.order import reading_order
 
@@ -265,6 +266,13 @@ def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
         )
     if any(one.rpm is None or one.tpm is None for one in limits):
         yield "[limits] are not set: time is that of a run that is not refused while it grows"
+    if any(job.spec.endpoint.provider != "openai" for job in given.job.asked):
+        names = held_here(given.job.schema.value) if given.job.schema else []
+        if names:
+            yield f"Gemini is not told {', '.join(names)}: answers are held to [output] schema when they come"
+    if given.job.asks_again:
+        share = f"{given.learned.wrong:.0%} of the answers" if given.learned.wrong else "no answer"
+        yield f"{share} will have to be repaired; at most each, with one more call"
     if not given.learned.based_on:
         yield "tokens are estimated from the text, ±10 % until answers correct them"
     if given.source.files:
