@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 Status = Literal["ok", "truncated", "blocked", "invalid", "error"]
 STATUS_MEANS: Mapping[Status, str] = {
     "ok": "a whole answer",
-    "truncated": "an answer that was cut at `max_output_tokens`: kept, flagged, paid for",
+    "truncated": "an answer that was cut at `max_output_tokens`, or that broke off as a stream: kept, flagged,"
+    " paid for",
     "blocked": "refused or withheld by a filter",
     "invalid": "never sent, or refused for what it is",
     "error": "no usable answer",
@@ -38,7 +39,7 @@ ErrorKind = Literal[
     "auth",
 ]
 CAUSES: Mapping[ErrorKind, str] = {
-    "truncated": "the answer reached `max_output_tokens`; what there is of it is kept",
+    "truncated": "the answer reached `max_output_tokens`, or its stream broke off; what there is of it is kept",
     "prompt_blocked": "the safety filter refused the prompt",
     "answer_blocked": "the safety filter withheld the answer",
     "recitation": "the answer repeated published text and was cut",

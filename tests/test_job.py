@@ -500,7 +500,7 @@ def test_every_setting_either_changes_the_fingerprint_or_does_not() -> None:
         PromptSection: {"template_file", "system_file", "flow", "turns", "turns_column"},  # nor these
         Chunk: {"context"},  # not for pieces as small as these
         Reduce: {"template_file"},
-        ModelSection: {"prices", "labels"},
+        ModelSection: {"prices", "labels", "stream"},
         Output: {"excel", "schema_", "repair", "prefix"},
         Endpoint: {"provider", "project", "location"},
     }

@@ -4,7 +4,7 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.emulator import bodies, catalog, chat, vertex, wire
 from pipeline.emulator.generate import Generator
@@ -19,6 +19,7 @@ _CHAT = re.compile(r"/(v1|v1beta/openai|api/v1)/(chat/completions|models)(?:/(.+
 _STATS = "/emulator/stats"
 _METHODS = {
     ("POST", "generateContent"): "GenerativeService.GenerateContent",
+    ("POST", "streamGenerateContent"): "GenerativeService.StreamGenerateContent",
     ("POST", "countTokens"): "GenerativeService.CountTokens",
     ("GET", "models.get"): "ModelService.GetModel",
     ("GET", "models.list"): "ModelService.ListModels",
@@ -120,20 +121,23 @@ class Emulator:
         method = method or ("models.get" if name else "models.list")
         if (call.method, method) not in _METHODS:
             raise bodies.unknown_path(call.path)
-        if method == "generateContent":
+        stream = _stream_of(call, method)
+        if method == "generateContent" or stream:
             self.stats.requests += 1
         key = self._key(call, version, _METHODS[call.method, method])
         if method == "models.list":
             return json_response(_list_models(call, self._models(version)))
-        model = self._model(name, version, method)
+        model = self._model(name, version, "generateContent" if stream else method)
         if method == "models.get":
             return json_response(catalog.resource(model))
         if method == "countTokens":
             return self._counted(wire.read_count(await call.body()), model)
-        return await self._generator.answer(call, wire.read_generate(await call.body()), self._served(model), key)
+        ask = wire.read_generate(await call.body(), stream)
+        return await self._generator.answer(call, ask, self._served(model), key)
 
     async def _vertex(self, call: Call, asked: vertex.Asked) -> Response:
-        if asked.method == "generateContent":
+        stream = _stream_of(call, asked.method)
+        if asked.method == "generateContent" or stream:
             self.stats.requests += 1
         payer = self._gatekeeper.payer(call, asked)
         if asked.method == "models.list":
@@ -146,7 +150,7 @@ class Emulator:
         if asked.method == "countTokens":
             return self._counted(vertex.read_count(await call.body()), model)
         try:
-            ask = wire.read_generate(await (await vertex.with_roles(call)).body())
+            ask = wire.read_generate(await (await vertex.with_roles(call)).body(), stream)
             answer = await self._generator.answer(call, ask, self._served(model), payer)
             return vertex.answered(answer)
         except Refusal as refusal:
@@ -158,7 +162,7 @@ class Emulator:
         key = call.header(b"x-goog-api-key") or call.parameter("key")
         if not key:
             raise bodies.no_key()
-        self._check(key, method == _METHODS["POST", "generateContent"], bodies.bad_key)
+        self._check(key, method.endswith("GenerateContent"), bodies.bad_key)
         return key
 
     def _check(self, key: str, counts: bool, bad: Callable[..., Refusal]) -> None:
@@ -192,6 +196,13 @@ class Emulator:
     def _counted(self, fields: wire.Fields, model: Model) -> Response:
         self.stats.count_tokens += 1
         return json_response(wire.token_counts(wire.prompt_tokens(fields, self.options.tokenizer, model.name)))
+
+
+def _stream_of(call: Call, method: str) -> Literal["", "sse", "array"]:
+    """The form of a streamed answer; empty where none is asked for."""
+    if method != "streamGenerateContent":
+        return ""
+    return "sse" if call.parameter("alt") == "sse" else "array"
 
 
 def _bearer(call: Call) -> str:

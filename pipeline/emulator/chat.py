@@ -13,13 +13,13 @@ import orjson
 from pipeline.emulator import bodies
 from pipeline.emulator.http import Response
 from pipeline.emulator.messages import Refusal
+from pipeline.emulator.streams import in_pieces
 from pipeline.emulator.wire import Ask
 from pipeline.models import Model
 
 Body = dict[str, Any]
 
 GOOGLES = "v1beta/openai"
-EVENTS = "text/event-stream"
 _CREATED = 1_795_305_600
 _EFFORTS = ("minimal", "low", "medium", "high", "xhigh")
 _SPLIT = 2  # a stream's first piece has this part of the text
@@ -57,13 +57,13 @@ class Chat:
     stream: bool = False
     with_usage: bool = False  # a stream tells its counts, in a last piece
 
-    def told(self, body: Body, *, may_stream: bool) -> Response:
+    def told(self, body: Body, *, may_stream: bool, pause_s: float = 0.0) -> Response:
         """The answer in this form; `body` is that of `generateContent`, or has this form already."""
         if "choices" not in body:
             body = completion(body, self.googles)
         if not (self.stream and may_stream):
             return Response(200, orjson.dumps(body))
-        return Response(200, events(pieces(body, self.with_usage)), EVENTS)
+        return in_pieces(events(pieces(body, self.with_usage)), pause_s)
 
 
 def read(body: bytes, path: str) -> Chat:
@@ -255,9 +255,9 @@ def pieces(body: Body, with_usage: bool = True) -> list[Body]:
     return [*told, {**common, "choices": [], "usage": usage}] if with_usage and usage else told
 
 
-def events(told: Sequence[Body]) -> bytes:
+def events(told: Sequence[Body]) -> list[bytes]:
     """Server-sent events, and the one that says that these are all."""
-    return b"".join(b"data: " + orjson.dumps(piece) + b"\n\n" for piece in told) + b"data: [DONE]\n\n"
+    return [*(b"data: " + orjson.dumps(piece) + b"\n\n" for piece in told), b"data: [DONE]\n\n"]
 
 
 def listing(models: Sequence[Model], googles: bool) -> Body:

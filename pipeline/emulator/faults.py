@@ -116,6 +116,12 @@ GROUPS: Mapping[str, Mapping[str, Fault]] = {
         "two_gzip": Fault("two gzip members", "yes"),
         "x_gzip": Fault("Content-Encoding: x-gzip", "yes"),
     },
+    "streams": {
+        "stream_error": Fault("of a streamed answer half the pieces, then an error", "lost"),
+        "stream_short": Fault("of a streamed answer half the pieces, then the end", "lost"),
+        "stream_idle": Fault("of a streamed answer half the pieces, then silence", "lost"),
+        "stream_unended": Fault("a streamed answer without its last blank line", "yes"),
+    },
     "unreadable answers": {
         "cut_json": Fault("half the JSON in a whole response", "unread"),
         "html200": Fault("a gateway's page in place of the answer", "unread"),

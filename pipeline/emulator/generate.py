@@ -22,6 +22,7 @@ from pipeline.emulator.options import EmulatorOptions
 from pipeline.emulator.quotas import Quotas, Violation, exhausted
 from pipeline.emulator.replies import answer_to
 from pipeline.emulator.stats import Seen, Stats
+from pipeline.emulator.streams import odd_stream, streamed
 from pipeline.models import Model
 from pipeline.records import EMULATOR_RESPONSE_ID
 
@@ -41,7 +42,7 @@ class Generator:
         self._born = f"{options.seed}/{clock()}"
 
     async def answer(self, call: Call, ask: wire.Ask, model: Model, key: str, chat: Chat | None = None) -> Response:
-        """Serve one request, in the form of `chat` where that is given; raises `Refusal` for what is refused.
+        """Serve one request, in the form of `chat` or as a stream; raises `Refusal` for what is refused.
 
         What the front end refuses (a body that is not this message, a prompt over the context) uses up no quota; what
         the model refuses, and a fault, does, as the service's billing pages say of 400 and 500.
@@ -127,7 +128,11 @@ class Generator:
         if bill == "yes":
             self._stats.add_answer(prompt, billed.input_tokens, billed.output_tokens + billed.thinking_tokens)
         if chat is not None:
-            return odd_response(fault, chat.told(body, may_stream=not changes_bytes(fault)))
+            told = chat.told(body, may_stream=not changes_bytes(fault), pause_s=self._options.pause_s)
+            return odd_response(fault, odd_stream(fault, told))
+        if ask.stream and not changes_bytes(fault):
+            told = streamed(body, ask.stream, self._options.pause_s, ask.tier)
+            return odd_response(fault, odd_stream(fault, told))
         return odd_response(fault, Response(200, orjson.dumps(body), tier=ask.tier))
 
     def _response_id(self) -> str:

@@ -74,7 +74,7 @@ class Call:
 class Response:
     """One response; `broken` says that it is not delivered whole, or not as HTTP.
 
-    It is one of reset, hang, truncated, endless, two_lengths and bad_chunk. `coding` makes the bytes of the wire.
+    It is one of reset, hang, idle, truncated, endless, two_lengths and bad_chunk. `coding` makes the bytes of the wire.
     """
 
     status: int
@@ -84,6 +84,8 @@ class Response:
     broken: str | None = None
     headers: tuple[tuple[bytes, bytes], ...] = ()  # beside the usual ones
     coding: Callable[[bytes], bytes] | None = None
+    frames: tuple[bytes, ...] = ()  # the pieces of the body, where they come one after another
+    pause_s: float = 0.0  # between two of them
 
 
 def read_call(scope: Scope, receive: Receive) -> Call:
@@ -133,7 +135,20 @@ class Sender:
         if response.broken == "endless":
             self._beneath_http(RAW, scope)
             return await _blanks_until_gone(receive, send)
+        if response.broken == "idle" or (response.frames and response.pause_s):
+            return await self._in_pieces(response, receive, send)
         return await send({"type": "http.response.body", "body": response.body})
+
+    async def _in_pieces(self, response: Response, receive: Receive, send: Send) -> None:
+        """One piece after another; of an idle stream the end never comes."""
+        for number, frame in enumerate(response.frames):
+            if number and response.pause_s:
+                await anyio.sleep(response.pause_s)
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
+        if response.broken == "idle":
+            await _until_gone(receive)
+        else:
+            await send({"type": "http.response.body", "body": b""})
 
     def _beneath_http(self, extension: str, scope: Scope) -> Callable[..., None]:
         """What only a server with a socket can do; in process the connection is lost instead."""
@@ -152,7 +167,7 @@ class Sender:
         ]
         if self._marked:
             headers.append((EMULATOR_HEADER.encode(), b"1"))
-        if response.broken not in ("endless", "bad_chunk"):
+        if response.broken not in ("endless", "bad_chunk", "idle") and not (response.frames and response.pause_s):
             headers.append((b"content-length", str(len(response.body)).encode()))
         if response.tier:
             headers.append((b"x-gemini-service-tier", response.tier.encode()))

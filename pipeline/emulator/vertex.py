@@ -22,6 +22,7 @@ _PATH = re.compile(
 )
 _RPC = {
     ("POST", "generateContent"): "PredictionService.GenerateContent",
+    ("POST", "streamGenerateContent"): "PredictionService.StreamGenerateContent",
     ("POST", "countTokens"): "PredictionService.CountTokens",
     ("GET", "models.list"): "ModelGardenService.ListPublisherModels",
     ("GET", "models.get"): "ModelGardenService.GetPublisherModel",
@@ -181,4 +182,8 @@ def answered(response: Response) -> Response:
     if response.status != 200 or response.tier is None:
         return response
     traffic = b'"trafficType":"ON_DEMAND"'
-    return replace(response, body=re.sub(rb'"serviceTier":"\w+"', traffic, response.body), tier=None)
+
+    def said(body: bytes) -> bytes:
+        return re.sub(rb'"serviceTier":"\w+"', traffic, body)
+
+    return replace(response, body=said(response.body), frames=tuple(map(said, response.frames)), tier=None)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -29,6 +29,7 @@ class Ask:
     fields: Fields
     config: Fields
     tier: str  # flex, standard or priority
+    stream: Literal["", "sse", "array"] = ""  # how the answer comes in pieces; empty: whole
 
     @property
     def text(self) -> str:
@@ -52,11 +53,11 @@ class Ask:
         return int.from_bytes(blake2b(dumped, digest_size=8).digest(), "big")
 
 
-def read_generate(body: bytes) -> Ask:
-    """Read a `generateContent` body; raises `Refusal` for what the front end refuses (400)."""
+def read_generate(body: bytes, stream: Literal["", "sse", "array"] = "") -> Ask:
+    """Read a `generateContent` body, answered whole or as `stream`; raises `Refusal` for what the front end refuses."""
     fields = parse(GENERATE_REQUEST, body)
     tier = fields.get("serviceTier", "standard")
-    return Ask(fields, fields.get("generationConfig") or {}, "standard" if tier == "unspecified" else tier)
+    return Ask(fields, fields.get("generationConfig") or {}, "standard" if tier == "unspecified" else tier, stream)
 
 
 def read_count(body: bytes) -> Fields:
@@ -179,7 +180,7 @@ def _check_config(ask: Ask, model: Model) -> None:
     limit = config.get("maxOutputTokens")
     if limit is not None and limit <= 0:
         raise _invalid(f"{prefix}.max_output_tokens: max_output_tokens must be positive.")
-    if limit is not None and limit > model.max_output_tokens < model.listed_output_tokens:
+    if limit is not None and not ask.stream and limit > model.max_output_tokens < model.listed_output_tokens:
         raise _invalid(f"{prefix}.max_output_tokens: at most {model.max_output_tokens} without streaming.")
     if config.get("candidateCount", 1) != 1:
         raise bodies.refusal(400, "Multiple candidates is not enabled for this model")

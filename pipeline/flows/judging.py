@@ -32,6 +32,8 @@ def judged(reply: Reply, job: Job) -> Reply:
     """A whole answer as the JSON that the schema asks for, or invalid for what is wrong; any other as it is."""
     if job.schema is None or reply.status != "ok" or reply.predicted == "right" or not reply.text:  # a function call
         return reply
+    if not reply.text and reply.extras:  # a function call is an answer of its own
+        return reply
     text, trouble = (reply.text, _WRONG) if reply.predicted else job.schema.judge(reply.text)
     if not trouble:
         return reply if text == reply.text else changed(reply, text=text)

@@ -47,6 +47,7 @@ class Answer(NamedTuple):
     emulated: bool
     pieces: int = 1
     beside: Beside | None = None  # the text, where there is anything
+    cut: str = ""  # why it broke off, where it did: there is text, and no end of it
 
     def as_body(self) -> bytes:
         """A response body that reads as this answer does."""
@@ -54,7 +55,7 @@ class Answer(NamedTuple):
         parts = [{"text": self.text}, *others.pop("parts", ())]
         candidate = {"content": {"parts": parts}, "finishReason": self.finish, **others}
         marks = {EMULATOR_FIELD: True} if self.emulated else {}
-        return orjson.dumps(
+        body = orjson.dumps(
             {
                 "candidates": [candidate] * self.candidates,
                 "promptFeedback": {"blockReason": self.block},
@@ -64,6 +65,7 @@ class Answer(NamedTuple):
                 **marks,
             }
         )
+        return b"data: " + body + b"\n\n" if self.cut else body  # what is no stream does not break off
 
 
 def parse_reply(raw: bytes) -> Reply:
@@ -82,7 +84,11 @@ def judge(answer: Answer, raw: bytes, input_tokens_est: int = 0, asked: str = ""
     """The reply that an answer is; what was sent, and the model `asked`, bound its counts, or stand in for them."""
     lists = answer.beside.told(answer.text) if answer.beside else {}
     status, error_kind, error = _outcome(answer, "function_calls" in lists)
+    if answer.cut:
+        status, error_kind, error = "truncated", "truncated", f"{answer.cut}: what had come is kept"
     usage = read_usage(answer.usage, answer.text, input_tokens_est, answer.model or bare_model(asked))
+    if answer.cut:
+        usage = replace(usage, estimated=True)  # the service may have gone on
     if answer.beside and (searches := answer.beside.searches):
         usage = replace(usage, searches=searches)
     return Reply(
@@ -112,10 +118,12 @@ def read_answer(raw: bytes) -> Answer | Unread:
     answer = _joined(pieces)
     error = next((piece["error"] for piece in pieces if is_error(piece.get("error"))), None)
     if error is not None and not (answer.text and answer.finish):
-        if answer.text:
-            return Unread("the answer ended with an error", usage=answer.usage, model=answer.model)
-        return Unread("the answer is an error", refused=True, usage=answer.usage, model=answer.model)
+        if answer.text and not reading.holed:
+            return answer._replace(cut="the answer ended with an error")
+        return Unread("the answer is an error", refused=not answer.text, usage=answer.usage, model=answer.model)
     if reading.holed or (reading.streamed and answer.candidates and not (answer.finish or reading.ended)):
+        if answer.text and not reading.holed:
+            return answer._replace(cut="the answer was cut short")
         return Unread("the answer was cut short", usage=answer.usage, model=answer.model)
     if not (answer.candidates or answer.block or answer.usage):
         names = ", ".join(name for name in islice(pieces[0], MOST_FIELDS) if _PLAIN_NAME.fullmatch(name))[:100]

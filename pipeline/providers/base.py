@@ -23,6 +23,7 @@ class Account:
     api_version: str = "v1beta"
     timeout_s: float = READ_TIMEOUT_S
     labels: tuple[tuple[str, str], ...] = ()  # of every request, for the project's own bookkeeping
+    stream: bool = False  # answers come in pieces, and `timeout_s` limits the silence between two
     renew: Renew | None = None  # asked when the service refuses the key
     tokens: Tokens | None = None  # in the place of a key that does not end
 

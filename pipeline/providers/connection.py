@@ -27,7 +27,7 @@ from pipeline.providers.blotting import blotted
 from pipeline.providers.failures import classify, unanswered, without_prompt
 from pipeline.providers.foreign import load, mapping
 from pipeline.providers.named import http_date
-from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Response, Wire
+from pipeline.providers.transport import READ_TIMEOUT_S, STREAM_S, Lost, Response, Wire
 from pipeline.providers.usage import names_tokens, read_usage
 from pipeline.records import EMULATOR_HEADER, Failure, Reply, changed
 from pipeline.targets import Target
@@ -45,8 +45,8 @@ class Connection(ABC):
     """One key at one base URL. The key travels in a header only: never in a URL, repr or message.
 
     A protocol is a subclass: it names itself, the header of its key, and the requests that it knows. `root` is what
-    comes before every path; `timeout_s` limits one exchange. Raises `AuthError` for a key that no HTTP header can
-    carry. An empty key is not sent.
+    comes before every path; `timeout_s` limits one exchange, or with `stream` the silence within one. Raises
+    `AuthError` for a key that no HTTP header can carry. An empty key is not sent.
     """
 
     provider: ClassVar[ProviderName]
@@ -59,7 +59,9 @@ class Connection(ABC):
         api_key: str,
         headers: Mapping[str, str] | None = None,
         timeout_s: float = READ_TIMEOUT_S,
+        stream: bool = False,
     ) -> None:
+        self._stream = stream
         self._wire = wire
         self._root = root
         self._timeout_s = timeout_s
@@ -143,11 +145,13 @@ class Connection(ABC):
     async def _ask(self, url: httpx.URL, content: bytes, prompt: Prompt, model: str) -> Reply | Failure:
         clock = asyncio.get_running_loop().time  # anyio's takes 2 µs
         started = clock()
-        response = await self.exchange(url, content)
+        response = await self.exchange(url, content, STREAM_S if self._stream else None)
         latency_s, finished_at = clock() - started, time.time()
         if isinstance(response, Lost):
             return self.failure(response)
         body, answer = self._read(response.body)
+        if isinstance(answer, Answer) and answer.cut:
+            answer = self._cut(answer, response)
         if isinstance(answer, Unread):
             return self._unread(response, answer, prompt, model)
         reply = judge(answer, body, prompt.input_tokens_est, model)
@@ -163,13 +167,24 @@ class Connection(ABC):
             emulated=reply.emulated or EMULATOR_HEADER in response.headers,
         )
 
-    async def exchange(self, url: httpx.URL, content: bytes | None = None) -> Response | Lost:
-        """POST `content`, or GET; the key is out of the body before anybody reads it."""
+    def _cut(self, answer: Answer, response: Response) -> Answer | Unread:
+        """An answer that broke off, as it is taken: kept where it was to come in pieces, as it may be long and dear.
+
+        One that a relay streams unasked is asked for again.
+        """
+        if not (self._stream and succeeded(response)):
+            return Unread(answer.cut, usage=answer.usage, model=answer.model)
+        return answer._replace(cut=response.lost.message) if response.lost else answer
+
+    async def exchange(
+        self, url: httpx.URL, content: bytes | None = None, whole_s: float | None = None
+    ) -> Response | Lost:
+        """POST `content`, or GET; the key is out of the body before anybody reads it. `whole_s`: see `Wire.post`."""
         key = self._key  # it may be another when the answer comes
         if content is None:
             answer = await self._wire.get(url, self._headers, self._timeout_s)
         else:
-            answer = await self._wire.post(url, self._headers, content, self._timeout_s)
+            answer = await self._wire.post(url, self._headers, content, self._timeout_s, whole_s)
         if isinstance(answer, Lost) or not key:
             return answer
         body = blotted(_as_utf8(answer), key)

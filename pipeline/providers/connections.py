@@ -83,13 +83,18 @@ class Origin:
             raise ValueError("a header of a request has more than one line")
         return b"\r\n".join(lines)
 
-    async def exchange(self, head: bytes, content: bytes | None, timeout_s: float, came: Came) -> None:
+    async def exchange(
+        self, head: bytes, content: bytes | None, timeout_s: float, came: Came, whole_s: float | None = None
+    ) -> None:
         """Send one request and put what comes back into `came`; `timeout_s` limits all of it.
+
+        With `whole_s`, that limits all of it, and `timeout_s` the silence before each piece.
 
         Raises `Unconnected`, what aiohttp raises, and `TooLarge`; `came` then holds what had come before.
         """
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + timeout_s
+        last_at = ends_at if whole_s is None else loop.time() + whole_s
         connection = await self._connection(timeout_s)
         protocol = connection.protocol
         payload: Any = None
@@ -117,6 +122,9 @@ class Origin:
                 came.status, came.headers = message.code, message.headers
             while not payload.at_eof() and (part := await payload.readany()):
                 came.take(part)
+                if whole_s is not None:
+                    timer.cancel()
+                    timer = loop.call_at(min(loop.time() + timeout_s, last_at), give_up)
             connection.release()
         finally:
             timer.cancel()

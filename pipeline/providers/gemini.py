@@ -20,7 +20,7 @@ from pipeline.providers.base import Account
 from pipeline.providers.connection import Connected, Connection, checked_url, succeeded
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
 from pipeline.providers.payload import base64_of, built
-from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Wire
+from pipeline.providers.transport import READ_TIMEOUT_S, STREAM_S, Lost, Wire
 from pipeline.records import Failure, Reply
 from pipeline.schemas import gemini as gemini_schema
 from pipeline.targets import Target
@@ -46,6 +46,7 @@ class Gemini(Connected):
             api_version=account.api_version,
             timeout_s=account.timeout_s,
             labels=account.labels,
+            stream=account.stream,
         )
 
 
@@ -68,6 +69,7 @@ class GeminiConnection(Connection):
         headers: Mapping[str, str] | None = None,
         timeout_s: float = READ_TIMEOUT_S,
         labels: tuple[tuple[str, str], ...] = (),
+        stream: bool = False,
     ) -> None:
         self._labels = {"labels": dict(labels)} if labels else {}
         self._urls: dict[tuple[str, str], httpx.URL] = {}
@@ -75,8 +77,9 @@ class GeminiConnection(Connection):
             wire,
             _root(base_url, api_version, self.provider),
             api_key=api_key,
-            headers={"x-server-timeout": str(ceil(timeout_s)), **(headers or {})},
+            headers={"x-server-timeout": str(ceil(STREAM_S if stream else timeout_s)), **(headers or {})},
             timeout_s=timeout_s,
+            stream=stream,
         )
 
     def authorization(self, key: str) -> dict[str, str]:
@@ -88,7 +91,8 @@ class GeminiConnection(Connection):
         body = await built(prompt, lambda: orjson.dumps(request(prompt) | self._labels))
         if isinstance(body, Failure):
             return body
-        return await self.ask(self.url(model, "generateContent"), body, prompt, model)
+        method = "streamGenerateContent?alt=sse" if self._stream else "generateContent"
+        return await self.ask(self.url(model, method), body, prompt, model)
 
     async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
         """See `Connection`."""

@@ -33,7 +33,11 @@ class OpenAI(Connected):
     def connect(self, account: Account, target: Target) -> "OpenAIConnection":
         """See `OpenAIConnection`."""
         return OpenAIConnection(
-            account.wire, api_key=account.key, base_url=target.base_url, timeout_s=account.timeout_s
+            account.wire,
+            api_key=account.key,
+            base_url=target.base_url,
+            timeout_s=account.timeout_s,
+            stream=account.stream,
         )
 
 
@@ -54,8 +58,9 @@ class OpenAIConnection(Connection):
         api_key: str,
         base_url: str = PROTOCOLS["openai"].base_url,
         timeout_s: float = READ_TIMEOUT_S,
+        stream: bool = False,
     ) -> None:
-        super().__init__(wire, _root(base_url), api_key=api_key, timeout_s=timeout_s)
+        super().__init__(wire, _root(base_url), api_key=api_key, timeout_s=timeout_s, stream=stream)
         self._chat = httpx.URL(f"{self._root}{_CHAT}")
         self._models = httpx.URL(f"{self._root}/models")
         self._is_openai = f".{self._root.host}".endswith(".api.openai.com")  # eu. and us. stand before it
@@ -66,7 +71,7 @@ class OpenAIConnection(Connection):
 
     async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
         """See `Connection`."""
-        body = await built(prompt, lambda: build_request(prompt, model, self._is_openai))
+        body = await built(prompt, lambda: build_request(prompt, model, self._is_openai, self._stream))
         if isinstance(body, Failure):
             return body
         return await self.ask(self._chat, body, prompt, model)
@@ -112,7 +117,10 @@ _REASONS = re.compile(r"(?:.*/)?(?:o\d|gpt-(?:[5-9]|\d\d))")
 _TAKEN = ("image/png", "image/jpeg", "image/webp", "audio/wav", "audio/mp3", "application/pdf")
 
 
-def build_request(prompt: Prompt, model: str, is_openai: bool = False) -> bytes:
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def build_request(prompt: Prompt, model: str, is_openai: bool = False, stream: bool = False) -> bytes:
     """Body of a chat completion; `is_openai`: it goes to OpenAI itself. Raises `NotSent`."""
     params = prompt.params
     messages: list[dict[str, Any]] = [{"role": "system", "content": params.system}] if params.system else []
@@ -120,7 +128,8 @@ def build_request(prompt: Prompt, model: str, is_openai: bool = False) -> bytes:
         role = "assistant" if turn.role == "model" else turn.role
         files = any(isinstance(part, Media) for part in turn.parts)
         messages.append({"role": role, "content": [_part(part) for part in turn.parts] if files else turn.text})
-    return orjson.dumps({"model": model, "messages": messages, **_constant_part(params, model, is_openai)})
+    fields = {**_constant_part(params, model, is_openai), **(_STREAMED if stream else {})}
+    return orjson.dumps({"model": model, "messages": messages, **fields})
 
 
 def _part(part: Part) -> dict[str, Any]:

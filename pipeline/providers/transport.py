@@ -27,6 +27,8 @@ from pipeline.providers.networks import Network
 from pipeline.providers.proxies import Proxy
 
 READ_TIMEOUT_S = 300.0
+STREAM_S = 3600.0
+"""Of one answer that is streamed, from the first byte out to the last byte in."""
 _MOST_WAYS = 64
 _AROUND = Network()
 _LATELY_S = 5.0
@@ -110,31 +112,45 @@ class Wire:
         return None
 
     async def post(
-        self, url: httpx.URL, headers: httpx.Headers, content: bytes, timeout_s: float = READ_TIMEOUT_S
+        self,
+        url: httpx.URL,
+        headers: httpx.Headers,
+        content: bytes,
+        timeout_s: float = READ_TIMEOUT_S,
+        whole_s: float | None = None,
     ) -> Response | Lost:
-        """POST `content`; `timeout_s` limits the whole exchange, from the first byte out to the last byte in."""
-        return await self._exchange("POST", url, headers, content, timeout_s)
+        """POST `content`; `timeout_s` limits the whole exchange, from the first byte out to the last byte in.
+
+        With `whole_s`, that limits the exchange, and `timeout_s` the silence before each piece of the answer.
+        """
+        return await self._exchange("POST", url, headers, content, timeout_s, whole_s)
 
     async def get(self, url: httpx.URL, headers: httpx.Headers, timeout_s: float = READ_TIMEOUT_S) -> Response | Lost:
         """GET `url`; `timeout_s` as in `post`."""
         return await self._exchange("GET", url, headers, None, timeout_s)
 
     async def _exchange(
-        self, method: str, url: httpx.URL, headers: httpx.Headers, content: bytes | None, timeout_s: float
+        self,
+        method: str,
+        url: httpx.URL,
+        headers: httpx.Headers,
+        content: bytes | None,
+        timeout_s: float,
+        whole_s: float | None = None,
     ) -> Response | Lost:
         came = Came()
         lost: Lost | None = None
         try:
             if self._replacement is None:
                 origin, head = self._way(method, url, headers)
-                await origin.exchange(head, content, timeout_s, came)
+                await origin.exchange(head, content, timeout_s, came, whole_s)
             else:
                 # A given stream keeps httpx from adding headers one by one (50 µs a call).
                 stream = httpx.ByteStream(content or b"")
                 request = httpx.Request(method, url, headers=headers, stream=stream)
                 # asyncio's own timeout: anyio's costs 80 µs a call more.
-                async with asyncio.timeout(timeout_s):
-                    await _passed_on(self._replacement, request, came)
+                async with asyncio.timeout(timeout_s) as limit:
+                    await _passed_on(self._replacement, request, came, limit, timeout_s, whole_s)
         except Unconnected as error:
             lost = self._barred(url, error)
             self._met[_name(url)] = lost, asyncio.get_running_loop().time()
@@ -199,14 +215,25 @@ class _Way(NamedTuple):
     head: bytes
 
 
-async def _passed_on(transport: httpx.AsyncBaseTransport, request: httpx.Request, came: Came) -> None:
-    """Have what replaces the network answer."""
+async def _passed_on(
+    transport: httpx.AsyncBaseTransport,
+    request: httpx.Request,
+    came: Came,
+    limit: asyncio.Timeout,
+    timeout_s: float,
+    whole_s: float | None,
+) -> None:
+    """Have what replaces the network answer; `limit` is put off with each piece where `whole_s` limits the whole."""
+    clock = asyncio.get_running_loop().time
+    ends_at = clock() + (whole_s or 0.0)
     response = await transport.handle_async_request(request)
     try:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         came.status, came.headers = response.status_code, response.headers
         async for part in response.stream:
             came.take(part)
+            if whole_s is not None:
+                limit.reschedule(min(clock() + timeout_s, ends_at))
     finally:
         await response.aclose()
 

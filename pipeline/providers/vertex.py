@@ -66,6 +66,7 @@ class VertexConnection(GeminiConnection):
             headers=self._tokens.headers if self._tokens else None,
             timeout_s=account.timeout_s,
             labels=account.labels,
+            stream=account.stream,
         )
 
     def authorization(self, key: str) -> dict[str, str]:

@@ -170,7 +170,9 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
                 by_network[network] = await opened.enter_async_context(wire_over(network, offline))
             wire = wires[target.access] = by_network[network]
             labels = tuple(sorted(each.job.spec.model.labels.items()))
-            account = Account(wire, "offline", endpoint.api_version, endpoint.timeout_s, labels)
+            account = Account(
+                wire, "offline", endpoint.api_version, endpoint.timeout_s, labels, each.job.spec.model.stream
+            )
             if each.job.bears_tokens and not offline:
                 tokens = tokens or await google_tokens(wire)
                 account = replace(account, key="", tokens=tokens)

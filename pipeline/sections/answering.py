@@ -53,7 +53,9 @@ class Endpoint(Section):
         " `gcp-secret:projects/P/secrets/S`, with `/versions/V` or the latest, or `env:NAME`, as `key_env`"
         " ([keys](keys.md))",
     )
-    timeout_s: float = Field(300, gt=0, le=MOST, description="longest wait for one answer, seconds")
+    timeout_s: float = Field(
+        300, gt=0, le=MOST, description="longest wait for one answer, seconds; with [model] stream for each piece of it"
+    )
     proxy: str | None = Field(
         None,
         description="`http://HOST:PORT`, `https://…`, `socks5://…` (names are looked up here) or `socks5h://…` (by the"

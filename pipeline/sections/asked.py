@@ -225,6 +225,9 @@ class ModelSection(Section):
     media_resolution: Resolution | None = Field(
         None, description="how finely images, pages and frames are looked at, and how many tokens each takes"
     )
+    stream: bool = Field(
+        False, description="have answers sent in pieces, so that no proxy on the way takes a long one for silence"
+    )
     labels: dict[str, str] = Field(
         default_factory=dict, description='of the request, for your own bookkeeping, e.g. { team = "x" }'
     )
