@@ -108,7 +108,7 @@ class Media:
     tokens: int  # as the service is expected to count it
     path: str = ""
     data: bytes | None = field(default=None, repr=False)
-    guessed: bool = False  # how long it is could not be read: `tokens` is a guess
+    uri: str = ""  # where the service finds it: nothing of it is sent
 
 
 @dataclass(frozen=True, slots=True)

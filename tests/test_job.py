@@ -451,7 +451,7 @@ CHANGES: dict[type[BaseModel], dict[str, Any]] = {
     },
 }
 NO_CHANGES: dict[type[BaseModel], dict[str, Any]] = {
-    Input: {"files_root": "pictures"},
+    Input: {"files_root": "pictures", "inline_mb": 3, "delete_files": True},
     Endpoint: {
         "base_url": "http://x",
         "api_version": "v1",

@@ -66,7 +66,7 @@ def run(job: Any, **options: Any) -> int:
 
 
 def files(directory: Path, kind: Any = "image") -> Files:
-    return Files(((kind, "c"),), directory, "gemini-3.8-flash", 15_000_000)
+    return Files(((kind, "c"),), directory, "gemini-3.8-flash", inline_bytes=15_000_000)
 
 
 def test_images_stand_before_the_text_and_are_counted(table: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_file_is_its_content_wherever_it_lies(table: Path) -> None:
         ("link.png", "files_root"),
         ("folder", "no file"),
         ("pipe", "no file"),
-        ("large.png", "more than the"),
+        ("large.png", "are the most that can be sent"),
         ("a\x00b", "no path"),
     ],
 )

@@ -12,6 +12,7 @@ from pipeline.emulator.http import Call, ClientGone, Receive, Response, Scope, S
 from pipeline.emulator.messages import Refusal
 from pipeline.emulator.options import EmulatorOptions
 from pipeline.emulator.stats import Stats
+from pipeline.emulator.storage import Storage
 from pipeline.models import Model
 
 _PATH = re.compile(r"/(v1|v1beta)/models(?:/([^/:]+)(?::(\w+))?)?")
@@ -52,7 +53,8 @@ class Emulator:
             return clock() + offset_s
 
         self._gatekeeper = vertex.Gatekeeper(self.options, server_clock)
-        self._generator = Generator(self.options, self.stats, server_clock)
+        self._storage = Storage(self.options, self.stats, server_clock)
+        self._generator = Generator(self.options, self.stats, server_clock, self._storage)
         self._sender = Sender(server_clock, connection_lost, self.options.marked)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,6 +116,9 @@ class Emulator:
         return await self._generator.answer(call, asked.ask, self._served(model), key, asked)
 
     async def _route(self, call: Call) -> Response:
+        if self._storage.serves(call.path):
+            version = "v1beta" if "v1beta" in call.path else "v1"
+            return await self._storage.answer(call, lambda: self._key(call, version, "FileService.Files"))
         match = _PATH.fullmatch(call.path)
         if match is None:
             raise bodies.unknown_path(call.path)
@@ -131,7 +136,7 @@ class Emulator:
         if method == "models.get":
             return json_response(catalog.resource(model))
         if method == "countTokens":
-            return self._counted(wire.read_count(await call.body()), model)
+            return self._counted(wire.read_count(await call.body()), model, key)
         ask = wire.read_generate(await call.body(), stream)
         return await self._generator.answer(call, ask, self._served(model), key)
 
@@ -148,7 +153,7 @@ class Emulator:
         if asked.method == "models.get":
             return json_response(vertex.published(model.name))
         if asked.method == "countTokens":
-            return self._counted(vertex.read_count(await call.body()), model)
+            return self._counted(vertex.read_count(await call.body()), model, payer)
         try:
             ask = wire.read_generate(await (await vertex.with_roles(call)).body(), stream)
             answer = await self._generator.answer(call, ask, self._served(model), payer)
@@ -193,9 +198,10 @@ class Emulator:
         told = self.options.routes.get(model.name)
         return catalog.any_model(told) if told else catalog.routed(model.name)
 
-    def _counted(self, fields: wire.Fields, model: Model) -> Response:
+    def _counted(self, fields: wire.Fields, model: Model, key: str) -> Response:
         self.stats.count_tokens += 1
-        return json_response(wire.token_counts(wire.prompt_tokens(fields, self.options.tokenizer, model.name)))
+        tokens = wire.prompt_tokens(fields, self.options.tokenizer, model.name, self._storage.of(key))
+        return json_response(wire.token_counts(tokens))
 
 
 def _stream_of(call: Call, method: str) -> Literal["", "sse", "array"]:

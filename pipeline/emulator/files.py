@@ -3,13 +3,15 @@
 import io
 from base64 import urlsafe_b64decode
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.emulator import bodies
-from pipeline.media import TAKEN, facts_of, tokens_by_rule
+from pipeline.media import TAKEN, Facts, facts_of, tokens_by_rule
 from pipeline.records import MediaKind, Resolution
 
+FilesOf = Callable[[str], Facts | None]
+"""The uploaded file that an address names, or None; raises `Refusal` for one that cannot be used."""
 _MODALITIES: Mapping[MediaKind, str] = {"image": "IMAGE", "audio": "AUDIO", "video": "VIDEO", "pdf": "DOCUMENT"}
 _KINDS = {form: kind for kind, forms in TAKEN.items() for form in forms}
 _TO_URL_SAFE = str.maketrans("+/", "-_")
@@ -27,7 +29,7 @@ def inline_tokens(data: Mapping[str, Any], model: str, resolution: str) -> Count
         content = urlsafe_b64decode(_url_safe(data.get("data") or ""))
     except ValueError:
         raise bodies.refusal(400, "Base64 decoding failed for inline data.") from None
-    return tokens_of(data.get("mimeType", ""), content, model, resolution)
+    return _tokens(data.get("mimeType", ""), facts_of(io.BytesIO(content), len(content)), model, resolution)
 
 
 def _url_safe(text: str) -> str:
@@ -38,14 +40,27 @@ def _url_safe(text: str) -> str:
     return text + "=" * (-len(text) % 4)
 
 
-def tokens_of(mime_type: str, content: bytes, model: str, resolution: str) -> Counter[str]:
+def linked_tokens(data: Mapping[str, Any], files: FilesOf, model: str, resolution: str) -> Counter[str]:
+    """Tokens of `fileData`: of one that was uploaded here; of one elsewhere, that nobody fetches, the least."""
+    mime_type, uri = data.get("mimeType", ""), data.get("fileUri", "")
+    facts = files(uri)
+    if facts is None and not uri.startswith(("https://", "gs://")):
+        raise bodies.refusal(400, f"Unsupported file URI type: {uri[:40]}")
+    return _tokens(mime_type, facts or Facts(mime_type, 0, pages=1, seconds=1), model, resolution)
+
+
+def nothing_stored(uri: str) -> Facts | None:
+    """The files of a service without a place for any."""
+    return None
+
+
+def _tokens(mime_type: str, facts: Facts, model: str, resolution: str) -> Counter[str]:
     """Tokens of a file by modality, by the published rules; raises `Refusal` as the service does."""
     if mime_type == "text/plain":
-        return Counter(TEXT=max(1, len(content) // 4))
+        return Counter(TEXT=max(1, facts.size_bytes // 4))
     kind = _KINDS.get(mime_type)
     if kind is None:
         raise bodies.refusal(400, f"Unsupported MIME type: {mime_type}")
-    facts = facts_of(io.BytesIO(content), len(content))
     if facts.mime_type not in TAKEN[kind]:
         what = "The document has no pages." if kind == "pdf" else f"Unable to process input {kind}."
         raise bodies.refusal(400, f"{what} Please retry or report in https://developers.generativeai.google/guide")

@@ -22,6 +22,7 @@ from pipeline.emulator.options import EmulatorOptions
 from pipeline.emulator.quotas import Quotas, Violation, exhausted
 from pipeline.emulator.replies import answer_to
 from pipeline.emulator.stats import Seen, Stats
+from pipeline.emulator.storage import Storage
 from pipeline.emulator.streams import odd_stream, streamed
 from pipeline.models import Model
 from pipeline.records import EMULATOR_RESPONSE_ID
@@ -32,10 +33,11 @@ _NEAR_MIDNIGHT_S = 120  # how long a request may be held until the day is anothe
 class Generator:
     """The models behind `generateContent`; `clock` is the server's, in seconds since the epoch."""
 
-    def __init__(self, options: EmulatorOptions, stats: Stats, clock: Callable[[], float]) -> None:
+    def __init__(self, options: EmulatorOptions, stats: Stats, clock: Callable[[], float], storage: Storage) -> None:
         self._options = options
         self._stats = stats
         self._clock = clock
+        self._storage = storage
         self._quotas = Quotas(options)
         self._admitted = 0
         self._answers = 0
@@ -47,7 +49,7 @@ class Generator:
         What the front end refuses (a body that is not this message, a prompt over the context) uses up no quota; what
         the model refuses, and a fault, does, as the service's billing pages say of 400 and 500.
         """
-        tokens = wire.prompt_tokens(ask.fields, self._options.tokenizer, model.name)
+        tokens = wire.prompt_tokens(ask.fields, self._options.tokenizer, model.name, self._storage.of(key))
         if tokens.total() > model.context_tokens:
             raise bodies.too_many_tokens(model.context_tokens)
         prompt = ask.prompt_hash()

@@ -43,6 +43,7 @@ class Call:
     query: dict[str, list[str]]
     headers: dict[bytes, bytes]
     receive: Receive
+    base: str = ""  # scheme and host that were asked
 
     def parameter(self, name: str) -> str | None:
         """The first value of a query parameter."""
@@ -91,7 +92,10 @@ class Response:
 def read_call(scope: Scope, receive: Receive) -> Call:
     """The request of an ASGI scope."""
     query = parse_qs(scope["query_string"].decode("latin-1")) if scope["query_string"] else {}
-    return Call(scope["method"], scope["path"], query, dict(scope["headers"]), receive)
+    headers = dict(scope["headers"])
+    host, port = scope.get("server") or ("", None)
+    named = headers.get(b"host", b"").decode("latin-1") or (f"{host}:{port}" if port else host)
+    return Call(scope["method"], scope["path"], query, headers, receive, f"{scope.get('scheme', 'http')}://{named}")
 
 
 def json_response(body: object, status: int = 200) -> Response:

@@ -32,6 +32,8 @@ class EmulatorOptions:
     keys: frozenset[str] = frozenset()  # empty: any key that does not start with "invalid"
     key_ends_after: int | None = None  # requests for answers with one key, after which it has expired
     token_s: float = 3600.0  # life of an access token that /token gives
+    upload_faults: tuple[Literal["503", "cut", "no_status"], ...] = ()  # of the first parts that are uploaded
+    processing_s: float = 0.0  # of an uploaded file, before it can be used
     models: tuple[str, ...] = ()  # served and listed beside the catalog's
     any_model: bool = False  # serve names the catalog does not know
     routes: Mapping[str, str] = field(default_factory=dict)  # requested model → the model that serves it

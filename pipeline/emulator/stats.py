@@ -42,6 +42,7 @@ class Stats:
     output_tokens: int = 0
     by_status: Counter[int] = field(default_factory=Counter)  # every route
     faults: Counter[str] = field(default_factory=Counter)
+    files: Counter[str] = field(default_factory=Counter)  # uploads begun, bytes taken, files stored and deleted
     billed: dict[tuple[Bill, str], Counter[str]] = field(default_factory=dict)  # bill and model → requests and tokens
     prompts: dict[int, int] = field(default_factory=dict)  # hash of a prompt → answers
     _open: dict[int, int] = field(default_factory=dict)  # hash of a prompt → attempts since its last answer
@@ -88,6 +89,7 @@ class Stats:
             "output_tokens": self.output_tokens,
             "by_status": {str(status): n for status, n in sorted(self.by_status.items())},
             "faults": dict(self.faults),
+            "files": dict(self.files),
             "billed": [{"bill": bill, "model": model, **sums} for (bill, model), sums in self.billed.items()],
             "billed_unread": sum(sums["requests"] for (bill, _), sums in self.billed.items() if bill != "yes"),
             "distinct_prompts": len(self.prompts),

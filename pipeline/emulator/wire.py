@@ -10,7 +10,7 @@ import orjson
 
 from pipeline.emulator import bodies
 from pipeline.emulator.counting import Tokenizer, count, count_schema
-from pipeline.emulator.files import inline_tokens
+from pipeline.emulator.files import FilesOf, inline_tokens, linked_tokens, nothing_stored
 from pipeline.emulator.messages import Refusal, parse
 from pipeline.emulator.schema import COUNT_REQUEST, GENERATE_REQUEST
 from pipeline.models import Model
@@ -84,8 +84,13 @@ def check(ask: Ask, model: Model) -> None:
     _check_config(ask, model)
 
 
-def prompt_tokens(fields: Fields, tokenizer: Tokenizer, model: str = "") -> Counter[str]:
-    """Input tokens of a request by modality: turns, system instruction, tools and schema, and one to start."""
+def prompt_tokens(
+    fields: Fields, tokenizer: Tokenizer, model: str = "", files: FilesOf = nothing_stored
+) -> Counter[str]:
+    """Input tokens of a request by modality: turns, system instruction, tools and schema, and one to start.
+
+    `files` finds what `fileData` names, and raises `Refusal` for what cannot be used.
+    """
     texts, tokens = [], Counter({"TEXT": 1})
     config = fields.get("generationConfig") or {}
     resolution = config.get("mediaResolution", "")
@@ -95,6 +100,8 @@ def prompt_tokens(fields: Fields, tokenizer: Tokenizer, model: str = "") -> Coun
                 texts.append(part["text"])
             elif "inlineData" in part:
                 tokens += inline_tokens(part["inlineData"], model, resolution)
+            elif "fileData" in part:
+                tokens += linked_tokens(part["fileData"], files, model, resolution)
             else:
                 texts.append(orjson.dumps(part).decode())
     apart = [fields.get(name) for name in _COUNTED_APART]

@@ -17,6 +17,7 @@ _PAGE_BYTES = 50_000
 """A page of a PDF whose pages cannot be counted, as of an encrypted one."""
 _MOST_PAGES = 1000
 """Of a PDF, as Google's page on documents has it."""
+_MOST_COUNTED_BYTES = 64_000_000
 _MOST_INFLATED = 2**26  # bytes of one PDF
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -45,7 +46,7 @@ def facts_of(file: BinaryIO, size_bytes: int) -> Facts:
         return Facts(form, size_bytes, width, height)
     if form == "application/pdf":
         file.seek(0)
-        pages = _pages(file.read())
+        pages = _pages(file.read()) if size_bytes <= _MOST_COUNTED_BYTES else 0
         return Facts(form, size_bytes, pages=pages or _pages_by_length(size_bytes), guessed=not pages)
     if kind in ("audio", "video"):
         seconds = _seconds(file)

@@ -7,6 +7,7 @@ from typing import Protocol
 from pipeline.prompts import Prompt
 from pipeline.providers.google_auth import Tokens
 from pipeline.providers.transport import READ_TIMEOUT_S, Wire
+from pipeline.providers.uploads import INLINE_BYTES, UploadBook
 from pipeline.records import Failure, Reply
 from pipeline.targets import Target
 
@@ -26,6 +27,8 @@ class Account:
     stream: bool = False  # answers come in pieces, and `timeout_s` limits the silence between two
     renew: Renew | None = None  # asked when the service refuses the key
     tokens: Tokens | None = None  # in the place of a key that does not end
+    inline_bytes: int = INLINE_BYTES  # of the files of one request that are sent within it
+    book: UploadBook = field(default_factory=UploadBook)  # of those that are uploaded
 
 
 Accounts = Mapping[str, Account]

@@ -108,6 +108,10 @@ class Connection(ABC):
     def free_url(self) -> httpx.URL:
         """What may be asked for free of charge, and answers shortly."""
 
+    async def delete_files(self) -> None:
+        """Delete what was uploaded; most protocols have nowhere to upload to."""
+        return
+
     async def is_emulator(self) -> bool:
         """Whether the emulator answers here: whoever does not say so is taken for the real service. Free of charge.
 
@@ -177,14 +181,25 @@ class Connection(ABC):
         return answer._replace(cut=response.lost.message) if response.lost else answer
 
     async def exchange(
-        self, url: httpx.URL, content: bytes | None = None, whole_s: float | None = None
+        self,
+        url: httpx.URL,
+        content: bytes | None = None,
+        whole_s: float | None = None,
+        *,
+        more: Mapping[str, str] | None = None,
+        delete: bool = False,
     ) -> Response | Lost:
-        """POST `content`, or GET; the key is out of the body before anybody reads it. `whole_s`: see `Wire.post`."""
+        """POST `content` with `more` headers, or GET, or DELETE; the key is out of the body before anybody reads it.
+
+        `whole_s`: see `Wire.post`.
+        """
         key = self._key  # it may be another when the answer comes
-        if content is None:
-            answer = await self._wire.get(url, self._headers, self._timeout_s)
+        headers = httpx.Headers({**self._headers, **more}) if more else self._headers
+        if content is not None:
+            answer = await self._wire.post(url, headers, content, self._timeout_s, whole_s)
         else:
-            answer = await self._wire.post(url, self._headers, content, self._timeout_s, whole_s)
+            ask = self._wire.delete if delete else self._wire.get
+            answer = await ask(url, headers, self._timeout_s)
         if isinstance(answer, Lost) or not key:
             return answer
         body = blotted(_as_utf8(answer), key)

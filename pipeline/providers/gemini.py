@@ -3,7 +3,9 @@
 `build_request` is pure; `GeminiConnection` puts one exchange around it.
 """
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from math import ceil
 from typing import Any, ClassVar
@@ -18,9 +20,11 @@ from pipeline.protocols import PROTOCOLS, ProviderName
 from pipeline.providers.answers import bare_model
 from pipeline.providers.base import Account
 from pipeline.providers.connection import Connected, Connection, checked_url, succeeded
+from pipeline.providers.files import Files
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
-from pipeline.providers.payload import base64_of, built
+from pipeline.providers.payload import base64_of, beyond, built
 from pipeline.providers.transport import READ_TIMEOUT_S, STREAM_S, Lost, Wire
+from pipeline.providers.uploads import INLINE_BYTES, UploadBook
 from pipeline.records import Failure, Reply
 from pipeline.schemas import gemini as gemini_schema
 from pipeline.targets import Target
@@ -39,7 +43,7 @@ class Gemini(Connected):
 
     def connect(self, account: Account, target: Target) -> "GeminiConnection":
         """See `GeminiConnection`."""
-        return GeminiConnection(
+        connection = GeminiConnection(
             account.wire,
             api_key=account.key,
             base_url=target.base_url,
@@ -48,6 +52,8 @@ class Gemini(Connected):
             labels=account.labels,
             stream=account.stream,
         )
+        connection.upload_beyond(account.inline_bytes, target.account, account.book)
+        return connection
 
 
 class GeminiConnection(Connection):
@@ -73,6 +79,8 @@ class GeminiConnection(Connection):
     ) -> None:
         self._labels = {"labels": dict(labels)} if labels else {}
         self._urls: dict[tuple[str, str], httpx.URL] = {}
+        self._files: Files | None = None
+        self._inline_bytes = INLINE_BYTES
         super().__init__(
             wire,
             _root(base_url, api_version, self.provider),
@@ -87,12 +95,53 @@ class GeminiConnection(Connection):
         return {"x-goog-api-key": key}
 
     async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
-        """See `Connection`."""
-        body = await built(prompt, lambda: orjson.dumps(request(prompt) | self._labels))
+        """See `Connection`. A file that the service has lost is uploaded once more: nothing was billed."""
+        sent = await self._linked(prompt)
+        outcome = sent if isinstance(sent, Failure) else await self._asked(sent, prompt, model)
+        if isinstance(sent, Failure) or self._files is None or sent is prompt or not _misses_a_file(outcome):
+            return outcome
+        for file in sent.media:
+            if file.uri:
+                self._files.forget(file)
+        sent = await self._linked(prompt)
+        return sent if isinstance(sent, Failure) else await self._asked(sent, prompt, model)
+
+    async def _asked(self, sent: Prompt, prompt: Prompt, model: str) -> Reply | Failure:
+        body = await built(sent, lambda: orjson.dumps(request(sent) | self._labels))
         if isinstance(body, Failure):
             return body
         method = "streamGenerateContent?alt=sse" if self._stream else "generateContent"
         return await self.ask(self.url(model, method), body, prompt, model)
+
+    def upload_beyond(self, inline_bytes: int, account: str, book: UploadBook) -> None:
+        """Upload what a request has beyond so many bytes, for this account, and keep it in the book."""
+        self._inline_bytes = inline_bytes
+        self._files = Files(self, self._wire, self._root, account, book, self._timeout_s)
+
+    async def delete_files(self) -> None:
+        """See `Connection`."""
+        if self._files is not None:
+            await self._files.delete_all()
+
+    async def _linked(self, prompt: Prompt) -> Prompt | Failure:
+        """The prompt with its largest files uploaded, as far as they are too much for one request; itself if not."""
+        large = beyond(prompt.media, self._inline_bytes) if self._files else ()
+        if not large or self._files is None:
+            return prompt
+        uris: dict[str, str] = {}
+        for file in large:
+            uri = await self._files.uri(file)
+            if isinstance(uri, Failure):
+                return uri
+            uris[file.digest] = uri
+        content = tuple(
+            replace(
+                turn,
+                parts=tuple(replace(part, uri=uris[part.digest]) if part in large else part for part in turn.parts),
+            )
+            for turn in prompt.content
+        )
+        return replace(prompt, content=content)
 
     async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
         """See `Connection`."""
@@ -106,6 +155,8 @@ class GeminiConnection(Connection):
 
     async def counted(self, url: httpx.URL, prompt: Prompt, make: Callable[[], Mapping[str, object]]) -> int | Failure:
         """What `countTokens` says to the body that `make` makes."""
+        if self._files and beyond(prompt.media, self._inline_bytes):
+            return Failure("reject", "file", "a prompt is not uploaded only to be counted", sent=False)
         body = await built(prompt, lambda: orjson.dumps(make()))
         if isinstance(body, Failure):
             return body
@@ -183,7 +234,24 @@ def request(prompt: Prompt) -> dict[str, Any]:
 def _part(part: Part) -> dict[str, Any]:
     if isinstance(part, Text):
         return {"text": part.text}
+    if part.uri:
+        return {"fileData": {"mimeType": part.mime_type, "fileUri": part.uri}}
     return {"inlineData": {"mimeType": part.mime_type, "data": base64_of(part)}}
+
+
+_LOST_FILE = re.compile(r"\bFile\b")
+
+
+def _at(part: Part, uris: Mapping[str, str]) -> Part:
+    """A file as it is named in a request, by the addresses of contents."""
+    return part if isinstance(part, Text) else replace(part, uri=uris[part.digest])
+
+
+def _misses_a_file(outcome: Reply | Failure) -> bool:
+    """Whether a request was refused for a file: one that is over is not told from one that never was (403)."""
+    return (
+        isinstance(outcome, Failure) and outcome.http_status in (403, 404) and bool(_LOST_FILE.search(outcome.message))
+    )
 
 
 @lru_cache(maxsize=32)

@@ -1,7 +1,7 @@
 """The bytes of a prompt's files, read as the request is built and not a moment before."""
 
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +29,18 @@ def base64_of(file: Media) -> str:
     if blake2b(content, digest_size=16).hexdigest() != file.digest:
         raise NotSent("a file changed after the row was looked at")
     return b64encode(content).decode()
+
+
+def beyond(files: Sequence[Media], inline_bytes: int) -> tuple[Media, ...]:
+    """The largest of a prompt's files, without which the others are no more than `inline_bytes` together."""
+    left = sum(file.size_bytes for file in files)
+    large: list[Media] = []
+    for file in sorted(files, key=lambda file: -file.size_bytes):
+        if left <= inline_bytes:
+            break
+        left -= file.size_bytes
+        large.append(file)
+    return tuple(large)
 
 
 async def built(prompt: Prompt, build: Callable[[], T]) -> T | Failure:

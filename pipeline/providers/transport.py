@@ -129,6 +129,12 @@ class Wire:
         """GET `url`; `timeout_s` as in `post`."""
         return await self._exchange("GET", url, headers, None, timeout_s)
 
+    async def delete(
+        self, url: httpx.URL, headers: httpx.Headers, timeout_s: float = READ_TIMEOUT_S
+    ) -> Response | Lost:
+        """DELETE `url`; `timeout_s` as in `post`."""
+        return await self._exchange("DELETE", url, headers, None, timeout_s)
+
     async def _exchange(
         self,
         method: str,

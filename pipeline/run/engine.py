@@ -21,7 +21,9 @@ from pipeline.dispatch.desk import Desk
 from pipeline.errors import Halted, PipelineError, RowsFailed
 from pipeline.events import Event
 from pipeline.job import Job
-from pipeline.records import PASSING, Document, Reply, Result, Status, Usage
+from pipeline.providers.files import PART_BYTES
+from pipeline.records import PASSING, Document, Media, Reply, Result, Status, Usage
+from pipeline.sections import MOST_INLINE_MB
 from pipeline.store.run import RunStore
 
 MAX_OPEN_DOCUMENTS = 2560
@@ -285,7 +287,12 @@ class _Gate:
 
 def _size(document: Document) -> int:
     texts = (len(value) for value in document.fields.values() if isinstance(value, str))
-    return len(document.text or "") + sum(texts) + sum(file.size_bytes for file in document.media)
+    return len(document.text or "") + sum(texts) + sum(map(_held, document.media))
+
+
+def _held(file: Media) -> int:
+    """What of a file is in memory when it is sent: all, or of one that has to be uploaded a part."""
+    return file.size_bytes if file.size_bytes <= MOST_INLINE_MB * 1_000_000 or file.data else PART_BYTES
 
 
 def _next(batches: Iterator[Iterable[Document]]) -> list[Document] | None:

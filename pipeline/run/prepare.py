@@ -20,12 +20,13 @@ from pipeline.job import Job
 from pipeline.models import MODELS, model_info
 from pipeline.places import Kind, beside, run_directory
 from pipeline.prices import CHECKED, FREE, Rates
+from pipeline.providers.uploads import INLINE_BYTES
 from pipeline.records import Document, Limits
 from pipeline.run.fitting import check_fits
 from pipeline.sections import JobFile
 from pipeline.source import Source, open_source, output_conflict
 from pipeline.source.documents import ROW
-from pipeline.source.files import INLINE_BYTES, Files, root_of
+from pipeline.source.files import Files, root_of
 from pipeline.source.order import Order, woven
 from pipeline.store.export import Form, attempt, output_schema
 from pipeline.store.manifest import Manifest
@@ -233,7 +234,14 @@ def files_of(job: Job, source: Source) -> Files | None:
     if not given.media:
         return None
     root = root_of(given.path, given.files_root, source.table.remote)
-    return Files(given.media, root, job.model, INLINE_BYTES, job.params.media_resolution)
+    uploads = all(each.spec.endpoint.provider == "gemini" for each in job.asked)
+    return Files(given.media, root, job.model, None if uploads else inline_bytes(job), job.params.media_resolution)
+
+
+def inline_bytes(job: Job) -> int:
+    """Of the files of a row, so many bytes are sent within the request."""
+    megabytes = job.spec.input.inline_mb
+    return INLINE_BYTES if megabytes is None else round(megabytes * 1_000_000)
 
 
 def check_cells(session: Session) -> None:

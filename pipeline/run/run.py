@@ -58,6 +58,8 @@ from pipeline.store.place import Place
 from pipeline.store.run import RunStore
 from pipeline.targets import Route, Target
 
+UPLOADS = "uploads.jsonl"
+"""In the run directory: the files that are at the service."""
 HEARTBEAT_S = 10.0
 """Between lines of numbers in run.log: what is not known of a killed run's duration, at most."""
 
@@ -176,6 +178,7 @@ async def _run(session: Session, services: Services, place: Place | None, confir
         confirm(plan, continued, session)
         if plan.load.prompts:
             await services.reach()
+        services.book.open(session.directory / UPLOADS)
         with ExitStack() as books:
             quotas = _open_books(session, services.targets, books)
             spent = _open_spend(session, services.targets, store.identity, books)
@@ -196,6 +199,8 @@ async def _run(session: Session, services: Services, place: Place | None, confir
         stopped = engine.stopped or (None if engine.interrupted else unwritten)
         status = "stopped" if stopped else "interrupted" if engine.interrupted else whole
         store.log(SessionEnded(*_numbers(engine.monitor), status, str(stopped or "")))
+        if job.spec.input.delete_files and status == "finished":
+            await services.delete_files()
     finally:
         store.close()
     return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted, unwritten)

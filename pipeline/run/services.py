@@ -15,16 +15,17 @@ from pipeline.job import Job, key_of
 from pipeline.places import Kind
 from pipeline.prompts import Prompt
 from pipeline.providers.base import Account, Provider, Providers
-from pipeline.providers.connection import Connected, checked_url
+from pipeline.providers.connection import Connected, Connection, checked_url
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.google_auth import Tokens, google_tokens
 from pipeline.providers.networks import Network
 from pipeline.providers.openai import OpenAI
 from pipeline.providers.stored import parser_of
 from pipeline.providers.transport import Wire
+from pipeline.providers.uploads import UploadBook
 from pipeline.providers.vertex import Vertex
 from pipeline.records import Failure, Parse, Reply
-from pipeline.run.prepare import Session
+from pipeline.run.prepare import Session, inline_bytes
 from pipeline.run.renewal import Renewal, known_project
 from pipeline.run.ways import check_ways, network_of
 from pipeline.source import output_conflict
@@ -49,6 +50,8 @@ class Services:
     tokens: Tokens | None = None  # as they have
     wires: Mapping[str, Wire] = field(default_factory=dict)  # by `Target.access`
     others: tuple[Route, ...] = ()  # of the rules before the last, whose `route` is
+    book: UploadBook = field(default_factory=UploadBook)  # of the files that are uploaded
+    connections: tuple[Connection, ...] = ()
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -76,6 +79,11 @@ class Services:
     async def count_tokens(self, prompt: Prompt) -> int | Failure:
         """Input tokens as the first target's model counts them, free of charge."""
         return await self.speaker(self.route.first).count_tokens(prompt, self.route.first)
+
+    async def delete_files(self) -> None:
+        """Delete what was uploaded."""
+        for connection in self.connections:
+            await connection.delete_files()
 
     async def reach(self) -> None:
         """Connect before anything is sent; see `check_ways`."""
@@ -161,6 +169,7 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
     renewals: list[Renewal] = []
     tokens: Tokens | None = None  # one identity for all
     wires: dict[str, Wire] = {}
+    book = UploadBook()
     async with AsyncExitStack() as opened:
         by_network: dict[Network, Wire] = {}
         for target, each in targets:
@@ -173,6 +182,7 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
             account = Account(
                 wire, "offline", endpoint.api_version, endpoint.timeout_s, labels, each.job.spec.model.stream
             )
+            account = replace(account, inline_bytes=inline_bytes(each.job), book=book)
             if each.job.bears_tokens and not offline:
                 tokens = tokens or await google_tokens(wire)
                 account = replace(account, key="", tokens=tokens)
@@ -183,10 +193,10 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
                 account = replace(account, key=key.value, renew=renewals[-1])
             accounts.setdefault(target.provider, {})[target.access] = account
         speakers = {name: SPEAKERS[name](known) for name, known in accounts.items()}
-        for target, _ in targets:
-            speakers[target.provider].open(target)
+        connections = tuple(speakers[target.provider].open(target) for target, _ in targets)
         routes = [ranked([t for t, _ in targets if not t.name or t.name in names]) for names in session.job.rules]
-        yield Services(routes[-1], speakers, tuple(notes), tuple(renewals), tokens, wires, tuple(routes[:-1]))
+        others = tuple(routes[:-1])
+        yield Services(routes[-1], speakers, tuple(notes), tuple(renewals), tokens, wires, others, book, connections)
 
 
 def wire_over(network: Network, offline: bool) -> Wire:

@@ -3,13 +3,14 @@
 from pydantic import Field, model_validator
 
 from pipeline.sections.answering import Endpoint, LimitsSection, RouteSection, TargetSection
-from pipeline.sections.asked import Chunk, Input, ModelSection, Prices, PromptSection, Reduce, Refine
+from pipeline.sections.asked import MOST_INLINE_MB, Chunk, Input, ModelSection, Prices, PromptSection, Reduce, Refine
 from pipeline.sections.base import Section
 from pipeline.sections.kept import OUTPUT_SUFFIXES, Budget, Cache, Output
 from pipeline.sections.packing import Pack
 from pipeline.sections.tools import FunctionSection, Tools
 
 __all__ = [
+    "MOST_INLINE_MB",
     "OUTPUT_SUFFIXES",
     "Budget",
     "Cache",

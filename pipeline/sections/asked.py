@@ -12,6 +12,8 @@ from pipeline.sections.base import MOST, Section
 _MOST_PRICE = 1_000_000
 
 
+MOST_INLINE_MB = 75
+"""In base64 100 MB, the most of one request since January 2026."""
 Columns = str | list[str] | None
 _FILES = "each cell is the path of a file or a list of them, or, in a Parquet table, the file itself"
 
@@ -35,6 +37,15 @@ class Input(Section):
     pdf: Columns = Field(None, description="columns with PDFs, in the same way")
     files_root: str | None = Field(
         None, description="the folder that paths in the table start from and may not leave. Default: that of the table"
+    )
+    inline_mb: float | None = Field(
+        None,
+        ge=0,
+        le=MOST_INLINE_MB,
+        description="MB of a row's files that are sent within the request; what is more is uploaded. Default: 15",
+    )
+    delete_files: bool = Field(
+        False, description="delete what was uploaded when the run is finished; otherwise the service does after 48 h"
     )
     where: str | None = Field(None, description="SQL predicate: only the rows for which it holds")
     encoding: str | None = Field(

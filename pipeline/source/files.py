@@ -13,9 +13,10 @@ from typing import BinaryIO
 from pipeline.media import TAKEN, Facts, facts_of, tokens_by_rule
 from pipeline.records import Media, MediaKind, Resolution
 
-INLINE_BYTES = 15_000_000
-"""Of all files of a row, as they are sent within the request: 20 MB in base64, which is what older pages allow; newer
-ones say 100 MB (2026-06)."""
+MOST_BYTES = 2_000_000_000
+"""Of one file that is uploaded: 2 GB, as Google's page on input methods has it (2026-06)."""
+MOST_PDF_BYTES = 50_000_000
+"""Of one PDF, by the same page."""
 _BLOCK_BYTES = 2**20
 _MOST_KNOWN = 100_000
 
@@ -43,7 +44,7 @@ class Files:
     columns: tuple[tuple[MediaKind, str], ...]
     root: Path | None
     model: str
-    most_bytes: int  # of all files of a row
+    inline_bytes: int | None  # of all files of a row, where nothing can be uploaded
     resolution: Resolution | None = None
     _guessed: set[MediaKind] = field(default_factory=set, compare=False, repr=False)
     _known: dict[tuple[str, int, int, int], _Seen] = field(default_factory=dict, compare=False, repr=False)
@@ -59,14 +60,14 @@ class Files:
         try:
             for kind, column in self.columns:
                 found += (self._media(kind, column, item) for item in _items(column, cells[column]))
-            self._refuse_size(sum(file.size_bytes for file in found), "all files of the row together")
+            if self.inline_bytes is not None:
+                _refuse_beyond(self.inline_bytes, sum(file.size_bytes for file in found), "all files of the row")
         except Unfit as trouble:
             return (), str(trouble)
         return tuple(found), ""
 
     def _media(self, kind: MediaKind, column: str, item: object) -> Media:
         if isinstance(item, bytes):
-            self._refuse_size(len(item), f"a cell of {column}")
             seen = _Seen(digest_of(io.BytesIO(item)), facts_of(io.BytesIO(item), len(item)))
             return self._part(kind, f"the content of {column}", seen, data=item)
         if not isinstance(item, str):
@@ -83,10 +84,12 @@ class Files:
         if facts.mime_type not in taken:
             names = ", ".join(form.partition("/")[2] for form in taken)
             raise Unfit(f"{told} is {facts.mime_type or 'of no known form'}: [input] {kind} takes {names}")
+        if kind == "pdf":
+            _refuse_beyond(MOST_PDF_BYTES, facts.size_bytes, told)
         if facts.guessed:
             self._guessed.add(kind)
         tokens = tokens_by_rule(kind, facts, self.model, self.resolution)
-        return Media(kind, facts.mime_type, seen.digest, facts.size_bytes, tokens, path, data, facts.guessed)
+        return Media(kind, facts.mime_type, seen.digest, facts.size_bytes, tokens, path, data)
 
     def _within(self, name: str) -> Path:
         if self.root is None:
@@ -106,7 +109,7 @@ class Files:
             raise Unfit(f"{name} is no file")
         if not now.st_size:
             raise Unfit(f"{name} is empty")
-        self._refuse_size(now.st_size, name)
+        _refuse_beyond(MOST_BYTES if self.inline_bytes is None else self.inline_bytes, now.st_size, name)
         stamp = (str(path), now.st_ino, now.st_size, now.st_mtime_ns)
         seen = self._known.get(stamp)
         if seen is None:
@@ -117,9 +120,10 @@ class Files:
             self._known[stamp] = seen
         return seen
 
-    def _refuse_size(self, size_bytes: int, name: str) -> None:
-        if size_bytes > self.most_bytes:
-            raise Unfit(f"{size_bytes:,} bytes, more than the {self.most_bytes:,} that one request may have: {name}")
+
+def _refuse_beyond(most_bytes: int, size_bytes: int, name: str) -> None:
+    if size_bytes > most_bytes:
+        raise Unfit(f"{name}: {size_bytes:,} bytes, and {most_bytes:,} are the most that can be sent")
 
 
 def digest_of(file: BinaryIO) -> str:
