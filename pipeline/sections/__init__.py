@@ -96,6 +96,11 @@ class JobFile(Section):
             raise ValueError(f"[input] {self.input.media[0][0]} needs a [prompt] template: files stand before its text")
         if self.chunk and self.tools:
             raise ValueError("[tools] are for rows that are asked whole: leave [chunk] out")
+        if self.tools and self.tools.function and self.prompt.flow:
+            raise ValueError(
+                f'[prompt] flow = "{self.prompt.flow}" and [[tools.function]]: after a turn that is answered with a'
+                " call there is nothing to go on from; leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")
