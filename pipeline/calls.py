@@ -1,6 +1,7 @@
 """The durable call: `await call(prompt)` returns the reply, whether it is bought now or was bought before a crash.
 
     fallback         blocked, cut or too long here → ask the next target that takes this over
+    continued        the answer says that it goes on → ask for its rest, each time by a call of its own
     replay           this run has the reply to this content → return it, nothing is sent
     single_flight    the same content is in flight for another row → wait for that one
     cached           (when the job asks) an earlier run was answered the same → return that
@@ -21,6 +22,7 @@ from decimal import Decimal
 from functools import partial
 
 import anyio
+import orjson
 
 from pipeline.budget.cashier import Bill, Cashier, has_come, worst_case_usd
 from pipeline.cache import AnswerCache
@@ -69,7 +71,7 @@ def durable(
     call = packed(call, packing, partial(_unread_usd, store))
     call = cached(call, cache, saved)
     call = single_flight(call, saved)
-    return replay(call, store, saved), opened
+    return continued(replay(call, store, saved)), opened
 
 
 def fallback(call: Call) -> Call:
@@ -89,6 +91,46 @@ def fallback(call: Call) -> Call:
         return reply
 
     return asked
+
+
+MOST_CALLS_AN_ANSWER = 64
+"""Of one answer that goes on: a context of 1,048,576 tokens has room for 32 of 32,768 each."""
+
+
+def continued(call: Call) -> Call:
+    """Ask on where an answer goes on, by the target that gave it; each part is a call of its own, and paid as one.
+
+    The text is that of all parts, what became of it that of the last. One that does not go on any more, as the service
+    names the same place again, or that takes too many requests, stays as far as it came.
+    """
+
+    async def whole(prompt: Prompt, route: Route) -> Reply:
+        reply = await call(prompt, route)
+        parts: list[Reply] = []
+        while reply.continuation and reply.continuation != prompt.params.continuation:
+            if len(parts) + 1 == MOST_CALLS_AN_ANSWER:
+                break
+            parts.append(reply)
+            written = reply.usage.output_tokens + reply.usage.thinking_tokens
+            prompt, route = prompt.going_on(reply.continuation, written), route.back_to(reply)
+            reply = await call(prompt, route)
+        return joined(parts, reply) if parts else reply
+
+    return whole
+
+
+def joined(parts: list[Reply], last: Reply) -> Reply:
+    """The answer that these are, one after another."""
+    lists: dict[str, list[object]] = {}
+    for each in (*parts, last):
+        for name, found in (orjson.loads(each.extras) if each.extras else {}).items():
+            lists[name] = [*lists.get(name, ()), *found]
+    return changed(
+        last,
+        text="".join(each.text for each in (*parts, last)),
+        extras=orjson.dumps(lists).decode() if lists else "",
+        before=(*last.before, *(changed(each, before=()) for each in parts)),
+    )
 
 
 def replay(call: Call, store: RunStore, saved: Saved) -> Call:

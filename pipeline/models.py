@@ -25,6 +25,7 @@ class Model:
     context_tokens: int = 1_048_576
     max_output_tokens: int = 65_536  # of one answer that is not streamed, which is how it is asked here
     listed_output_tokens: int = 65_536  # what the service names as the limit, streamed answers included
+    continues: bool = False  # a longer answer goes on in further requests, each up to those limits
     shared_context: bool = False  # prompt and answer must fit into the context together
     min_cached_tokens: int = MIN_CACHED_PROMPT_TOKENS
     off: date | None = None
@@ -38,7 +39,7 @@ class Model:
 
 
 MODELS: tuple[Model, ...] = (
-    Model("gemini-4-argon", max_output_tokens=32_768, shared_context=True, sampled=False),
+    Model("gemini-4-argon", max_output_tokens=32_768, continues=True, shared_context=True, sampled=False),
     Model("gemini-3.8-flash", minimal_thinking=False, sampled=False),
     Model("gemini-3.7-flash", sampled=False, off=date(2026, 10, 8), successor="gemini-3.8-flash"),
     Model("gemini-3.6-flash", sampled=False),

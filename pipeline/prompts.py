@@ -1,7 +1,7 @@
 """What is asked: content and the params of its answer. Who answers is a `Target`; the two meet in a fingerprint."""
 
 import hashlib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -85,6 +85,7 @@ class Params:
     media_resolution: Resolution | None = None
     schema: str | None = None  # JSON Schema of the answer, as JSON
     tools: Tools | None = None
+    continuation: str = ""  # of the answer that is to go on, as the reply before named it
     packed: bool = False  # it may be asked together with others; of how many is no part of it
 
 
@@ -118,6 +119,11 @@ class Prompt:
         if _alone(self.content) is not None:
             return ()
         return tuple(part for turn in self.content for part in turn.parts if isinstance(part, Media))
+
+    def going_on(self, continuation: str, written_tokens: int) -> "Prompt":
+        """The same again, for the rest of its answer, of which so many tokens are read again."""
+        params = replace(self.params, continuation=continuation)
+        return replace(self, params=params, input_tokens_est=self.input_tokens_est + written_tokens)
 
     def fingerprint(self, model: str) -> str:
         """The name of the answer that `model` gives to it: see `fingerprint`. Worked out once."""

@@ -117,6 +117,11 @@ class Route:
         """The target that a reply came from just now; None where none was asked."""
         return next((t for t in self.targets if (t.endpoint, t.model) == (reply.endpoint, reply.asked)), None)
 
+    def back_to(self, reply: Reply) -> "Route":
+        """Itself with nobody but who gave this reply, as far as that is known."""
+        own = tuple(t for t in self.targets if (t.endpoint, t.name) == (reply.endpoint, reply.target))
+        return Route(own, self.others, self.second) if own and own != self.targets else self
+
     def asking(self, model: str) -> "tuple[Target, ...]":
         """The targets that ask `model`; where there is none any more, the first with that model."""
         return tuple(t for t in self.targets if t.model == model) or (replace(self.first, model=model),)

@@ -100,6 +100,8 @@ OTHER: dict[str, Any] = {
     "presence_penalty": 0.5,
     "frequency_penalty": 0.5,
     "media_resolution": "low",
+    "packed": True,
+    "continuation": "bmV4dA==",
     "schema": "{}",
     "tools": Tools(google_search="{}", functions=(Function("f"),)),
 }

@@ -26,6 +26,7 @@ CHANGED: dict[str, Any] = {
     "presence_penalty": 0.5,
     "frequency_penalty": 0.5,
     "media_resolution": "low",
+    "continuation": "bmV4dA==",
     "schema": '{"type":"object"}',
     "tools": Tools(google_search="{}", functions=(Function("f"),)),
     "packed": True,

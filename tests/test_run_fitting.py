@@ -66,7 +66,9 @@ def test_of_a_model_that_another_answers_for_both_forms_may_be_right(tmp_path: P
 
 
 def test_an_answer_longer_than_one_request_may_be(tmp_path: Path) -> None:
-    assert "at most 32,768 tokens a request" in refused(tmp_path, name="gemini-4-argon", max_output_tokens=32_769)
+    why = refused(tmp_path, name="gemini-4-argon", max_output_tokens=32_769)
+    assert "at most 32,768 tokens a request" in why and "stream = true" in why
+    assert not refused(tmp_path, name="gemini-4-argon", max_output_tokens=500_000, stream=True)
     assert not refused(tmp_path, name="gemini-4-argon", max_output_tokens=32_768)
     assert not refused(tmp_path, name="gemini-3.8-flash", max_output_tokens=65_536)
 

@@ -302,7 +302,10 @@ def has_come(failure: Failure) -> bool:
 
 def worst_case_usd(prompt: Prompt, target: Target) -> Decimal | None:
     """USD of this prompt with the longest answer that it allows, at today's price; None: the price is unknown."""
-    longest = prompt.params.max_output_tokens or assumed(target.model).max_output_tokens
+    model = assumed(target.model)
+    longest = prompt.params.max_output_tokens or model.max_output_tokens
+    if model.continues:  # the rest of a longer answer is asked for by requests of their own
+        longest = min(longest, model.listed_output_tokens)
     given = math.ceil(prompt.input_tokens_est * _ESTIMATE_MARGIN)
     if prompt.input_tokens_est <= LONG_PROMPT_TOKENS < given:
         given = LONG_PROMPT_TOKENS + 1

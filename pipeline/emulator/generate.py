@@ -50,6 +50,7 @@ class Generator:
         the model refuses, and a fault, does, as the service's billing pages say of 400 and 500.
         """
         tokens = wire.prompt_tokens(ask.fields, self._options.tokenizer, model.name, self._storage.of(key))
+        tokens["TEXT"] += ask.resumed[1]  # what was written so far is read again
         if tokens.total() > model.context_tokens:
             raise bodies.too_many_tokens(model.context_tokens)
         prompt = ask.prompt_hash()
@@ -114,12 +115,15 @@ class Generator:
         chat: Chat | None,
     ) -> Response:
         version = self._options.model_version or model.name
-        limit = model.max_output_tokens
+        part = self._options.part_tokens
+        if part is None and model.continues:
+            part = model.listed_output_tokens if ask.stream else model.max_output_tokens
+        limit = model.max_output_tokens if part is None else model.context_tokens
         if fault == "block":
             billed = Billed(model.name, tokens.total(), 0)
             body = wire.blocked(wire.usage(tokens, ask.tier), version, self._response_id())
         else:
-            answer = answer_to(ask, limit, self._options.thinking_tokens, self._options.tokenizer, fault)
+            answer = answer_to(ask, limit, self._options.thinking_tokens, self._options.tokenizer, fault, part)
             given = tokens.total() + answer.tool_tokens
             billed = Billed(model.name, given, answer.output_tokens, answer.thinking_tokens)
             billed = odd_bill(fault, billed, ask.config.get("maxOutputTokens") or limit)

@@ -26,6 +26,9 @@ class EmulatorOptions:
     day_delay: Literal["short", "true"] = "short"  # a day quota's RetryInfo: the minute's rest, as seen, or the day's
     latency_s: float = 0.0
     latency_jitter_s: float = 0.0  # up to this much is added
+    part_tokens: int | None = (
+        None  # of one answer, after which it goes on in another request; None: as the model has it
+    )
     pause_s: float = 0.0  # between two pieces of a streamed answer
     faults: Faults = NO_FAULTS
     seed: int = 0  # of faults, latency and response ids

@@ -15,16 +15,29 @@ _THOUGHT = "**Reading the prompt**\n\nThe most central sentences are picked."
 _SIGNATURE = "RW11bGF0b3I="  # base64, to be returned unchanged in a later turn
 
 
-def answer_to(ask: Ask, output_limit: int, thinking_tokens: int, tokenizer: Tokenizer, fault: str | None) -> Answer:
-    """The answer to `ask`; `output_limit` is the model's own, in tokens with thinking; `fault` one of `ANSWERS`."""
-    limit = min(ask.config.get("maxOutputTokens") or output_limit, output_limit)
-    thoughts = 0 if ask.thinking.get("thinkingBudget") == 0 else thinking_tokens
+def answer_to(
+    ask: Ask,
+    output_limit: int,
+    thinking_tokens: int,
+    tokenizer: Tokenizer,
+    fault: str | None,
+    part_tokens: int | None = None,
+) -> Answer:
+    """The answer to `ask`; `output_limit` is the model's own, in tokens with thinking; `fault` one of `ANSWERS`.
+
+    One of more than `part_tokens` goes on in another request.
+    """
+    at, before = ask.resumed
+    limit = min(ask.config.get("maxOutputTokens") or output_limit, output_limit) - before
+    thoughts = 0 if before or ask.thinking.get("thinkingBudget") == 0 else thinking_tokens
     if fault == "max_tokens_empty":
         return Answer((), "MAX_TOKENS", 0, limit)
     if fault in ("empty", "safety"):
         return Answer((), "STOP" if fault == "empty" else "SAFETY", 0, min(thoughts, limit))
     if thoughts >= limit:
         return Answer((), "MAX_TOKENS", 0, limit)
+    if part_tokens is not None and thoughts >= part_tokens:
+        return Answer((), "CONTINUATION", 0, thoughts, fields={"continuationToken": ask.token(at, thoughts)})
     pack = read_pack(ask.text)
     if pack is not None:
         text, finish_reason = _packed(pack, ask, limit - thoughts, tokenizer, fault)
@@ -34,12 +47,16 @@ def answer_to(ask: Ask, output_limit: int, thinking_tokens: int, tokenizer: Toke
     if used.call is not None and fault != "recitation":
         part = {**used.call, **({"thoughtSignature": _SIGNATURE} if thoughts else {})}
         return Answer((part,), "STOP", count(written(used.call), tokenizer), thoughts)
-    text = cut(whole, limit - thoughts, tokenizer)
-    finish_reason = "STOP" if len(text) == len(whole) else "MAX_TOKENS"
+    room = limit if part_tokens is None else min(limit, part_tokens)
+    text = cut(whole[at:], room - thoughts, tokenizer)
+    finish_reason, fields = "STOP" if at + len(text) == len(whole) else "MAX_TOKENS", dict(used.fields)
+    if finish_reason == "MAX_TOKENS" and room < limit:
+        finish_reason = "CONTINUATION"
+        fields["continuationToken"] = ask.token(at + len(text), before + thoughts + count(text, tokenizer))
     if fault == "recitation":
         text, finish_reason = text[: len(text) // 2], "RECITATION"
     parts = [*used.parts, *_parts(text, bool(thoughts), ask)]
-    return Answer(parts, finish_reason, count(text, tokenizer), thoughts, used.input_tokens, used.fields)
+    return Answer(parts, finish_reason, count(text, tokenizer), thoughts, used.input_tokens, fields)
 
 
 def _text(ask: Ask) -> str:

@@ -148,6 +148,7 @@ GENERATE_REQUEST = Message(
         include_server_side_tool_invocations=BOOL,
     ),
     cached_content=STRING,
+    continuation_token=BYTES,
     service_tier=enum("ServiceTier", "unspecified", "flex", "standard", "priority"),
     labels=MapOf(STRING),
     store=BOOL,

@@ -1,5 +1,6 @@
 """`generateContent` and `countTokens` as values: what a request asks, and the bodies that answer it."""
 
+from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,29 @@ class Ask:
     def thinking(self) -> Fields:
         """The thinking settings; empty when none are sent."""
         return self.config.get("thinkingConfig") or {}
+
+    @property
+    def continuation(self) -> str:
+        """What names the place where the answer goes on, in either place that clients put it; empty: it begins."""
+        return str(self.fields.get("continuationToken") or self.config.get("continuationToken") or "")
+
+    @property
+    def resumed(self) -> tuple[int, int]:
+        """Where the answer goes on, in characters, and how many tokens were written; raises `Refusal` (400)."""
+        token = self.continuation
+        if not token:
+            return 0, 0
+        try:
+            prompt, at, written = map(int, b64decode(token, validate=True).split(b"/"))
+        except ValueError:
+            prompt, at, written = -1, 0, 0
+        if prompt != self.prompt_hash() or min(at, written) < 0:
+            raise _invalid("GenerateContentRequest.generation_config.continuation_token: invalid continuation token.")
+        return at, written
+
+    def token(self, at: int, written: int) -> str:
+        """What names that place in the answer."""
+        return b64encode(b"%d/%d/%d" % (self.prompt_hash(), at, written)).decode()
 
     def prompt_hash(self) -> int:
         """64 bits of what was asked: turns and system instruction, not the model and not its settings."""
@@ -187,7 +211,8 @@ def _check_config(ask: Ask, model: Model) -> None:
     limit = config.get("maxOutputTokens")
     if limit is not None and limit <= 0:
         raise _invalid(f"{prefix}.max_output_tokens: max_output_tokens must be positive.")
-    if limit is not None and not ask.stream and limit > model.max_output_tokens < model.listed_output_tokens:
+    is_whole = not ask.stream and not ask.continuation
+    if limit is not None and is_whole and limit > model.max_output_tokens < model.listed_output_tokens:
         raise _invalid(f"{prefix}.max_output_tokens: at most {model.max_output_tokens} without streaming.")
     if config.get("candidateCount", 1) != 1:
         raise bodies.refusal(400, "Multiple candidates is not enabled for this model")

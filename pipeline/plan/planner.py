@@ -284,6 +284,13 @@ def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
             f"a call is expected to search {EXPECTED_SEARCHES:.0f} times, at most {MOST_SEARCHES}; what it reads there"
             " is input, which is not counted before answers tell how much"
         )
+    going_on = sorted({each.model for group in given.answerers for each in group if assumed(each.model).continues})
+    most = given.job.params.max_output_tokens
+    if going_on and (most is None or most > assumed(going_on[0]).max_output_tokens):
+        yield (
+            f"an answer of {going_on[0]} that is longer than one request gives goes on in others, which read it again:"
+            " those are not counted"
+        )
     if tally.bounded:
         if given.job.params.max_output_tokens is None:
             yield (

@@ -47,6 +47,7 @@ class Answer(NamedTuple):
     emulated: bool
     pieces: int = 1
     beside: Beside | None = None  # the text, where there is anything
+    continuation: str = ""  # what goes on with it
     cut: str = ""  # why it broke off, where it did: there is text, and no end of it
 
     def as_body(self) -> bytes:
@@ -54,6 +55,7 @@ class Answer(NamedTuple):
         others = self.beside.as_candidate() if self.beside else {}
         parts = [{"text": self.text}, *others.pop("parts", ())]
         candidate = {"content": {"parts": parts}, "finishReason": self.finish, **others}
+        candidate |= {"continuationToken": self.continuation} if self.continuation else {}
         marks = {EMULATOR_FIELD: True} if self.emulated else {}
         body = orjson.dumps(
             {
@@ -103,6 +105,7 @@ def judge(answer: Answer, raw: bytes, input_tokens_est: int = 0, asked: str = ""
         raw=raw,
         emulated=answer.emulated,
         extras=as_text(lists),
+        continuation=answer.continuation if answer.finish == "CONTINUATION" else "",
     )
 
 
@@ -198,7 +201,7 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
     """One answer of all pieces: their texts one after the other, of the counts and reasons the last."""
     texts: list[str] = []
     finish: str | None = None
-    block = model = response_id = ""
+    block = model = response_id = token = ""
     usage: dict[str, Any] = {}
     candidates = emulated = False
     beside = Beside()
@@ -209,6 +212,7 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
             candidates = True
             texts.append(_text(candidate.get("content")))
             beside.take(candidate)
+            token = string(candidate.get("continuationToken", candidate.get("continuation_token"))) or token
             finish = finish_reason(candidate.get("finishReason", candidate.get("finish_reason"))) or finish
         feedback = folded(mapping(fields.get("promptFeedback") or fields.get("promptfeedback")))
         block = block_reason(feedback.get("blockreason")) or block
@@ -218,7 +222,9 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
         response_id = string(fields.get("responseId") or fields.get("responseid"))[:MOST_NAME_CHARS] or response_id
         emulated = emulated or is_marked(piece)
     found = beside if beside else None
-    return Answer("".join(texts), finish, candidates, block, usage, model, response_id, emulated, len(pieces), found)
+    return Answer(
+        "".join(texts), finish, candidates, block, usage, model, response_id, emulated, len(pieces), found, token
+    )
 
 
 def is_marked(body: Mapping[str, Any]) -> bool:

@@ -228,7 +228,12 @@ def build_request(prompt: Prompt) -> bytes:
 def request(prompt: Prompt) -> dict[str, Any]:
     """The same, as values."""
     contents = [{"role": turn.role, "parts": [_part(part) for part in turn.parts]} for turn in prompt.content]
-    return {"contents": contents, **_constant_part(prompt.params)}
+    token = prompt.params.continuation
+    if not token:
+        return {"contents": contents, **_constant_part(prompt.params)}
+    # Beside the contents, as google-genai 3.6.1 sends it; earlier ones are said to have put it into generationConfig.
+    constant = _constant_part(replace(prompt.params, continuation=""))
+    return {"contents": contents, **constant, "continuationToken": token}
 
 
 def _part(part: Part) -> dict[str, Any]:

@@ -27,12 +27,12 @@ def check_fits(job: Job, day: date) -> None:
         raise _refused(job, "thinking", thinking, 'its least level is "low"')
     for params, where in ((job.params, "model"), (job.reduce_params, "reduce")):
         longest = params.max_output_tokens if params else None
-        most = min(model.max_output_tokens for model in models)
-        if longest and any(model.max_output_tokens < min(longest, model.listed_output_tokens) for model in models):
+        short = [model for model in models if model.max_output_tokens < model.listed_output_tokens]
+        if longest and short and longest > short[0].max_output_tokens and not job.spec.model.stream:
             raise JobError(
-                f"[{where}] max_output_tokens = {longest}: {job.model} answers at most {most:,} tokens a request\n"
-                f"{job.path}",
-                f"set it to {most} or less",
+                f"[{where}] max_output_tokens = {longest}: {short[0].name} answers at most"
+                f" {short[0].max_output_tokens:,} tokens a request that is not streamed\n{job.path}",
+                "set [model] stream = true",
             )
 
 
