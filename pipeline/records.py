@@ -99,7 +99,10 @@ Resolution = Literal["low", "medium", "high"]
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """A file beside the text of a prompt. Its bytes are in `data` or are read from `path` when they are sent."""
+    """A file beside the text of a prompt. Its bytes are in `data`, or are read from `path` or `url` when it is sent.
+
+    Of one that is elsewhere `digest` is that of its address, and `size_bytes` is 0.
+    """
 
     kind: MediaKind
     mime_type: str
@@ -109,6 +112,7 @@ class Media:
     path: str = ""
     data: bytes | None = field(default=None, repr=False)
     uri: str = ""  # where the service finds it: nothing of it is sent
+    url: str = ""  # where we fetch it when it is sent
 
 
 @dataclass(frozen=True, slots=True)

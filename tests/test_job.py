@@ -451,7 +451,7 @@ CHANGES: dict[type[BaseModel], dict[str, Any]] = {
     },
 }
 NO_CHANGES: dict[type[BaseModel], dict[str, Any]] = {
-    Input: {"files_root": "pictures", "inline_mb": 3, "delete_files": True},
+    Input: {"files_root": "pictures", "inline_mb": 3, "delete_files": True, "fetch_urls": True},
     Endpoint: {
         "base_url": "http://x",
         "api_version": "v1",

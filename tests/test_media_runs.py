@@ -4,6 +4,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from commands import Ran
 from drawing import pdf, png, wav
 from google import genai
 from google.genai import types
-from serving import served
+from serving import served, stats
 from sessions import run_through
 
 from jobs import PLAIN, Sections, make_job
@@ -309,3 +310,71 @@ def test_the_job_of_the_page_runs(table: Path, cli: Callable[..., Ran]) -> None:
     (table / "table.csv").rename(table / "photos.csv")
     (table / "photos.csv").write_text("id,photo\nr,red.png\n")
     assert cli("run", "photos.toml", "--offline").code == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "address", "form"),
+    [
+        ("image", "https://pictures.example/a.PNG?sig=1", "image/png"),
+        ("image", "https://pictures.example/a", "image/jpeg"),
+        ("audio", "https://sounds.example/a.wav", "audio/wav"),
+        ("video", "https://films.example/a.mov", "video/mov"),
+        ("pdf", "https://papers.example/x.html", "application/pdf"),
+    ],
+)
+def test_an_address_is_passed_on_as_it_stands(tmp_path: Path, kind: Any, address: str, form: str) -> None:
+    (found,), why = files(tmp_path, kind).of({"c": address})
+    assert (found.uri, found.mime_type, found.size_bytes, found.url, why) == (address, form, 0, "", "")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://pictures.example/a.png",
+        "gs://bucket/a.png",
+        "ftp://pictures.example/a.png",
+        "file:///etc/passwd",
+        "https://me:secret@pictures.example/a.png",
+        "https://",
+        "https://[::1/a",
+    ],
+)
+def test_an_address_that_cannot_be_asked_about_is_told_without_what_it_holds(tmp_path: Path, address: str) -> None:
+    found, why = files(tmp_path).of({"c": address})
+    assert found == () and "address" in why and "secret" not in why and "a.png" not in why
+
+
+def test_cloud_storage_is_for_vertex(table: Path) -> None:
+    (table / "table.csv").write_text("id,picture\na,gs://bucket/a.png\n")
+    assert run(make_job(table, SEEN)) == 1
+    assert run(make_job(table, SEEN, endpoint={"provider": "vertex", "project": "p"}), fresh=True) == 0
+
+
+def test_an_address_is_the_name_of_its_content(table: Path) -> None:
+    rows = "a,https://x.example/1.png\nb,https://x.example/2.png\nc,https://x.example/1.png\n"
+    (table / "table.csv").write_text(f"id,picture\n{rows}")
+    assert run(make_job(table, SEEN)) == 0
+    assert results(table)["calls"].sum() == 2
+
+
+def test_a_picture_elsewhere_goes_to_chat_completions_by_its_address(url: str) -> None:
+    there = replace(media(b"", "image", "image/jpeg"), data=None, uri="https://x.example/1.png")
+    body = json.loads(build_request(prompt(there), "gemini-3.5-flash-lite"))
+    assert body["messages"][-1]["content"][0]["image_url"]["url"] == "https://x.example/1.png"
+    with openai.OpenAI(api_key="k", base_url=f"{url}/v1beta/openai") as client:
+        answer = client.chat.completions.create(model=body["model"], messages=body["messages"])
+    assert answer.usage and answer.usage.prompt_tokens > 1120
+
+
+def test_what_is_to_be_fetched_from_within_fails_its_row_and_nothing_is_sent(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (table / "table.csv").write_text("id,picture\na,https://127.0.0.1:1/a.png\nb,red.png\n")
+    monkeypatch.setenv("GEMINI_API_KEY", "k")
+    with served() as own:
+        job = make_job(table, SEEN, endpoint={"base_url": own}, input={"fetch_urls": True})
+        assert run_through(prepare.prepare(job, Options())).exit_code == 1
+        assert stats(own)["requests"] == 1
+    told = pl.read_ndjson(table / "results" / "out.jsonl").sort("id")
+    assert told["status"].to_list() == ["invalid", "ok"]
+    assert told["error"][0] == "not fetched: 127.0.0.1 is not a public address"

@@ -173,6 +173,8 @@ def _part(part: object, number: int) -> Body:
     if isinstance(part, dict) and isinstance(part.get("text"), str):
         return {"text": part["text"]}
     match part:
+        case {"type": "image_url", "image_url": {"url": str(url)}} if url.startswith("https://"):
+            return {"fileData": {"mimeType": "image/jpeg", "fileUri": url}}
         case {"type": "image_url", "image_url": {"url": str(url)}} | {"type": "file", "file": {"file_data": str(url)}}:
             head, _, data = url.partition(";base64,")
             if head.startswith("data:") and data:

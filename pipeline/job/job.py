@@ -25,7 +25,7 @@ from pipeline.sections import JobFile, TargetSection
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, REFINE_VARIABLES, Template
 
 _ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "refine", "model", "tools")
-_NO_PART_OF_ANSWERS = {"prices", "labels", "stream", "files_root", "inline_mb", "delete_files"}
+_NO_PART_OF_ANSWERS = {"prices", "labels", "stream", "files_root", "inline_mb", "delete_files", "fetch_urls"}
 
 
 @dataclass(frozen=True)

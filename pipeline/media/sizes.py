@@ -35,6 +35,10 @@ class Facts:
     guessed: bool = False
 
 
+UNSEEN = Facts(None, 0, pages=5, seconds=60.0, guessed=True)
+"""What is taken of a file that nobody has looked at: an address that the service opens itself."""
+
+
 def facts_of(file: BinaryIO, size_bytes: int) -> Facts:
     """What a seekable file is and how large; raises `OSError` only. A PDF is read as a whole, others in part."""
     file.seek(0)

@@ -136,6 +136,8 @@ def _part(part: Part) -> dict[str, Any]:
     """A part beside files, as OpenAI's pages on images, sound and PDFs have it; raises `NotSent`."""
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
+    if part.uri and part.kind == "image":
+        return {"type": "image_url", "image_url": {"url": part.uri}}
     if part.mime_type not in _TAKEN:
         raise NotSent(f"chat completions have no form for {part.mime_type}")
     content = base64_of(part)

@@ -22,6 +22,8 @@ def base64_of(file: Media) -> str:
     """The content of a file. Raises `NotSent` where it is not what it was when the row was looked at."""
     if file.data is not None:
         return b64encode(file.data).decode()
+    if not file.path:
+        raise NotSent("a file that is elsewhere was not fetched")
     try:
         content = Path(file.path).read_bytes()
     except OSError as error:

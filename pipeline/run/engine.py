@@ -30,6 +30,8 @@ MAX_OPEN_DOCUMENTS = 2560
 """Documents open at once: the most calls in flight (2,000) and some to choose from. 10 kB of memory each, measured."""
 MAX_OPEN_CHARACTERS = 64_000_000
 """Text and files of the open documents, so that long ones do not fill the memory: a file is read when it is sent."""
+FETCHED_BYTES = 4_000_000
+"""What a file is taken to have that is fetched when it is sent."""
 _NO_USAGE = Usage()
 FAIL_FAST_ROWS = 20
 """When the first so many rows of a run fail, all for one cause, it is the job's or the service's, not the rows'."""
@@ -291,7 +293,10 @@ def _size(document: Document) -> int:
 
 
 def _held(file: Media) -> int:
-    """What of a file is in memory when it is sent: all, or of one that has to be uploaded a part."""
+    """What of a file is in memory when it is sent: all, of one that has to be uploaded a part, of one that has to be
+    fetched nobody knows."""
+    if file.url:
+        return FETCHED_BYTES
     return file.size_bytes if file.size_bytes <= MOST_INLINE_MB * 1_000_000 or file.data else PART_BYTES
 
 

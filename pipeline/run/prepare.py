@@ -221,21 +221,30 @@ def _check_talk(name: str, setting: str, source: Source) -> None:
 
 def prepared(job: Job, options: Options, source: Source, redo: Job | None = None) -> Session:
     """The session, with every row of its table looked at. Raises `InputError`."""
-    source = source.showing(job.reads(source.kinds)).having(files_of(job, source))
+    source = source.showing(job.reads(source.kinds)).having(files_of(job, source, options.offline))
     source = source.ruled([route.where for route in job.spec.route if route.where])
     source.check()
     rows = source.count() if options.limit is None else min(source.count(), options.limit)
     return Session(job, source, rows, options, redo, "offline" if options.offline else "real", options.offline)
 
 
-def files_of(job: Job, source: Source) -> Files | None:
+def files_of(job: Job, source: Source, offline: bool) -> Files | None:
     """Where the files of the rows lie, and how they are counted; None for a job without any."""
     given = job.spec.input
     if not given.media:
         return None
     root = root_of(given.path, given.files_root, source.table.remote)
     uploads = all(each.spec.endpoint.provider == "gemini" for each in job.asked)
-    return Files(given.media, root, job.model, None if uploads else inline_bytes(job), job.params.media_resolution)
+    on_vertex = all(each.spec.endpoint.provider == "vertex" for each in job.asked)
+    return Files(
+        given.media,
+        root,
+        job.model,
+        None if uploads else inline_bytes(job),
+        job.params.media_resolution,
+        given.fetch_urls and not offline,
+        ("https", "gs") if on_vertex else ("https",),
+    )
 
 
 def inline_bytes(job: Job) -> int:

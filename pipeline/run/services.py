@@ -16,6 +16,7 @@ from pipeline.places import Kind
 from pipeline.prompts import Prompt
 from pipeline.providers.base import Account, Provider, Providers
 from pipeline.providers.connection import Connected, Connection, checked_url
+from pipeline.providers.fetching import Fetcher
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.google_auth import Tokens, google_tokens
 from pipeline.providers.networks import Network
@@ -52,6 +53,7 @@ class Services:
     others: tuple[Route, ...] = ()  # of the rules before the last, whose `route` is
     book: UploadBook = field(default_factory=UploadBook)  # of the files that are uploaded
     connections: tuple[Connection, ...] = ()
+    fetcher: Fetcher | None = None
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -73,8 +75,11 @@ class Services:
         return self.providers[target.provider]
 
     async def generate(self, prompt: Prompt, target: Target) -> Reply | Failure:
-        """Make one request to a target."""
-        return await self.providers[target.provider].generate(prompt, target)
+        """Make one request to a target; what has to be fetched for it is fetched before."""
+        filled = await self.fetcher.filled(prompt) if self.fetcher else prompt
+        if isinstance(filled, Failure):
+            return filled
+        return await self.providers[target.provider].generate(filled, target)
 
     async def count_tokens(self, prompt: Prompt) -> int | Failure:
         """Input tokens as the first target's model counts them, free of charge."""
@@ -196,7 +201,11 @@ async def open_services(session: Session) -> AsyncIterator[Services]:
         connections = tuple(speakers[target.provider].open(target) for target, _ in targets)
         routes = [ranked([t for t, _ in targets if not t.name or t.name in names]) for names in session.job.rules]
         others = tuple(routes[:-1])
-        yield Services(routes[-1], speakers, tuple(notes), tuple(renewals), tokens, wires, others, book, connections)
+        fetches = session.job.spec.input.fetch_urls and not offline
+        fetcher = Fetcher(inline_bytes(session.job)) if fetches else None
+        yield Services(
+            routes[-1], speakers, tuple(notes), tuple(renewals), tokens, wires, others, book, connections, fetcher
+        )
 
 
 def wire_over(network: Network, offline: bool) -> Wire:

@@ -15,7 +15,7 @@ _MOST_PRICE = 1_000_000
 MOST_INLINE_MB = 75
 """In base64 100 MB, the most of one request since January 2026."""
 Columns = str | list[str] | None
-_FILES = "each cell is the path of a file or a list of them, or, in a Parquet table, the file itself"
+_FILES = "each cell is the path of a file, an https:// address, in a Parquet table the file itself, or a list of those"
 
 
 class Input(Section):
@@ -37,6 +37,11 @@ class Input(Section):
     pdf: Columns = Field(None, description="columns with PDFs, in the same way")
     files_root: str | None = Field(
         None, description="the folder that paths in the table start from and may not leave. Default: that of the table"
+    )
+    fetch_urls: bool = Field(
+        False,
+        description="fetch what a cell names by an https:// address, from public hosts only, and send that; otherwise"
+        " the service is given the address",
     )
     inline_mb: float | None = Field(
         None,

@@ -6,11 +6,13 @@ import json
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from mimetypes import guess_type
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
-from pipeline.media import TAKEN, Facts, facts_of, tokens_by_rule
+from pipeline.media import TAKEN, UNSEEN, Facts, facts_of, tokens_by_rule
 from pipeline.records import Media, MediaKind, Resolution
 
 MOST_BYTES = 2_000_000_000
@@ -19,6 +21,23 @@ MOST_PDF_BYTES = 50_000_000
 """Of one PDF, by the same page."""
 _BLOCK_BYTES = 2**20
 _MOST_KNOWN = 100_000
+
+
+_USUAL: Mapping[MediaKind, str] = {
+    "image": "image/jpeg",
+    "audio": "audio/mp3",
+    "video": "video/mp4",
+    "pdf": "application/pdf",
+}
+"""What a file is taken for whose address does not say it."""
+_NAMED = {
+    "audio/mpeg": "audio/mp3",
+    "audio/x-wav": "audio/wav",
+    "audio/x-aiff": "audio/aiff",
+    "video/quicktime": "video/mov",
+    "video/x-msvideo": "video/avi",
+}
+"""Python's names for forms, and Gemini's."""
 
 
 class Unfit(Exception):
@@ -37,8 +56,8 @@ class _Seen:
 class Files:
     """Where a table's files lie and how they are counted; `columns` are those that hold them, in order.
 
-    Only what lies in `root` is read, after links are followed; None: nothing is. A cell is a path, a list of paths,
-    bytes or a list of bytes.
+    Only what lies in `root` is read, after links are followed; None: nothing is. A cell is a path, an address,
+    bytes, or a list of those.
     """
 
     columns: tuple[tuple[MediaKind, str], ...]
@@ -46,6 +65,8 @@ class Files:
     model: str
     inline_bytes: int | None  # of all files of a row, where nothing can be uploaded
     resolution: Resolution | None = None
+    fetched: bool = False  # what is at an address, by us
+    schemes: tuple[str, ...] = ("https",)  # of the addresses that the service opens itself
     _guessed: set[MediaKind] = field(default_factory=set, compare=False, repr=False)
     _known: dict[tuple[str, int, int, int], _Seen] = field(default_factory=dict, compare=False, repr=False)
 
@@ -72,6 +93,8 @@ class Files:
             return self._part(kind, f"the content of {column}", seen, data=item)
         if not isinstance(item, str):
             raise Unfit(f"{column} holds a {type(item).__name__}, not a path")
+        if "://" in item:
+            return self._elsewhere(kind, item.strip())
         path = self._within(item.strip())
         try:
             seen = self._looked_at(path, item)
@@ -90,6 +113,29 @@ class Files:
             self._guessed.add(kind)
         tokens = tokens_by_rule(kind, facts, self.model, self.resolution)
         return Media(kind, facts.mime_type, seen.digest, facts.size_bytes, tokens, path, data)
+
+    def _elsewhere(self, kind: MediaKind, address: str) -> Media:
+        """A file at an address: the service opens it, or we fetch it when it is sent. Here nothing is connected to."""
+        try:
+            parts = urlsplit(address)
+            host = parts.hostname
+        except ValueError:
+            host = None
+        if host is None or parts.username or not address.isprintable() or " " in address:
+            raise Unfit("an address in the table is not one of a file: https://host/…")
+        if parts.scheme not in (("https",) if self.fetched else self.schemes):
+            taken = "https" if self.fetched else " or ".join(self.schemes)
+            raise Unfit(f"an address at {host} begins with {parts.scheme}://, and it has to be {taken}://")
+        if kind != "image":
+            self._guessed.add(kind)
+        guess = guess_type(parts.path)[0] or ""
+        mime_type = _NAMED.get(guess, guess)
+        if mime_type not in TAKEN[kind]:
+            mime_type = _USUAL[kind]
+        tokens = tokens_by_rule(kind, UNSEEN, self.model, self.resolution)
+        digest = hashlib.blake2b(address.encode(), digest_size=16).hexdigest()
+        found = Media(kind, mime_type, f"at {digest}", 0, tokens)
+        return replace(found, url=address) if self.fetched else replace(found, uri=address)
 
     def _within(self, name: str) -> Path:
         if self.root is None:
