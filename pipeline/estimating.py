@@ -94,10 +94,9 @@ def kept(session: Session) -> Iterator[tuple[Outcomes, Bought]]:
     outcomes, unsealed = load(session.directory, parse_stored)
     calls = {call.fingerprint: call.reply for call in unsealed.calls if call.paid}
     with closing(ContentIndex(session.directory, read_only=True)) as index:
-        models = tuple(dict.fromkeys(job.model for job in session.working.asked))
 
         async def bought(prompt: Prompt) -> Reply | None:
-            for fingerprint in map(prompt.fingerprint, models):
+            for fingerprint in map(prompt.fingerprint, session.working.models_of(prompt.step)):
                 if reply := calls.get(fingerprint):
                     return reply
                 if sealed := await index.find(fingerprint):

@@ -31,6 +31,7 @@ ErrorKind = Literal[
     "invalid_request",
     "empty_answer",
     "schema",
+    "check",
     "malformed_reply",
     "quota",
     "network",
@@ -53,6 +54,7 @@ CAUSES: Mapping[ErrorKind, str] = {
     "invalid_request": "the service refused this prompt (400, 404, 413, 422)",
     "empty_answer": "the service answered without text",
     "schema": "the answer is not as `[output] schema` says, nor the one that was asked for to repair it; it is kept",
+    "check": "a `[[check]]` does not hold for the answer, nor for the one that was asked for after it; it is kept",
     "malformed_reply": "the service answered something that cannot be read: three times, or twice where the same came"
     " back",
     "quota": "refused for quota; a refusal costs no attempt, so the row waits and does not end with it",
@@ -63,12 +65,16 @@ CAUSES: Mapping[ErrorKind, str] = {
     "auth": "the key, the project or the region was refused",
 }
 """What happened to a row that is not ok."""
+JUDGED: frozenset[ErrorKind] = frozenset({"schema", "check"})
+"""Causes of answers that are whole, and not as the job wants them."""
 PASSING: frozenset[ErrorKind] = frozenset({"quota", "network", "timeout", "server", "auth"})
 """Failures that may pass by themselves and cost nothing: a row that ends in one is tried again by the next run."""
 
-Step = Literal["answer", "map", "reduce", "refine", "repair", "turn", "pack"]
+Step = Literal["answer", "map", "reduce", "refine", "repair", "retry", "escalate", "turn", "pack"]
 STEPS: tuple[Step, ...] = get_args(Step)
-LATER: frozenset[Step] = frozenset({"reduce", "refine", "repair", "turn"})
+AGAIN: tuple[Step, ...] = ("repair", "retry", "escalate")
+"""Steps that ask for an answer once more."""
+LATER: frozenset[Step] = frozenset({"reduce", "refine", "repair", "retry", "escalate", "turn"})
 """Steps whose prompts hold answers to earlier ones: what they will hold is not known before."""
 
 EMULATOR_HEADER = "x-pipeline-emulator"
@@ -82,8 +88,9 @@ Counted = Literal["input", "total", "reserved"]
 
 Takes = Literal["full", "day_quota", "outage", "deadline"]
 """Why a target takes what others before it are asked first: they have no room, none today, are down, or too slow."""
-TakesOver = Literal["blocked", "truncated", "too_long"]
-"""Answers of others after which a target is asked too: one that was withheld, one that was cut, none for its length."""
+TakesOver = Literal["blocked", "truncated", "too_long", "check"]
+"""Answers of others after which a target is asked too: one that was withheld, one that was cut, none for its length,
+one for which a check of the job does not hold."""
 
 ALWAYS: frozenset[Takes] = frozenset({"full", "day_quota", "outage"})
 TAKEN_OVER: tuple[TakesOver, ...] = get_args(TakesOver)

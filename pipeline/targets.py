@@ -113,6 +113,11 @@ class Route:
                 return route.after(reply) if reply.target and route.first.name == reply.target else route
         return None
 
+    @property
+    def checked(self) -> "Route | None":
+        """Who is asked where a check of the job does not hold for an answer."""
+        return next((route for cause, route in self.others if cause == "check"), None)
+
     def that_gave(self, reply: Reply) -> Target | None:
         """The target that a reply came from just now; None where none was asked."""
         return next((t for t in self.targets if (t.endpoint, t.model) == (reply.endpoint, reply.asked)), None)

@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,17 @@ from typing import Any
 import polars as pl
 import pytest
 from commands import Ran
+from serving import served, stats
 from test_flows import LONG, Service, chunked, run, text, told
 
 from jobs import make_job, write_job
 from pipeline.errors import InputError, JobError
-from pipeline.job import load
+from pipeline.job import Job, load
 from pipeline.prompts import Prompt, Text
 from pipeline.providers.gemini import request
 from pipeline.providers.openai import build_request
 from pipeline.records import Document, Reply, Usage
+from pipeline.schemas.checks import checks_of
 from pipeline.store.export import output_schema
 from pipeline.tokens import estimate
 
@@ -246,7 +249,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "structured.md").read_text("utf-
 def test_the_jobs_of_the_page_run_as_they_stand(here: Path, cli: Callable[..., Ran]) -> None:
     (table,) = re.findall(r"```csv\n(.*?)```", PAGE, re.DOTALL)
     (here / "reviews.csv").write_text(table)
-    line, written = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    line, written, held = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     (here / "review.schema.json").write_text(json.dumps(tomllib.loads(written)["output"]["schema"]))
     (here / "models.py").write_text(
         "from pydantic import BaseModel\nclass Review(BaseModel):\n    mood: str\n    score: float | None = None\n"
@@ -260,5 +263,176 @@ def test_the_jobs_of_the_page_run_as_they_stand(here: Path, cli: Callable[..., R
         ran = cli("run", f"job{number}.toml", "--offline", "--overwrite")
         assert ran.code == 0, ran.err
         assert "2 ok" in ran.err
+    (here / "checked.toml").write_text(held)
+    assert cli("run", "checked.toml", "--offline").code in (0, 1)
+    results = pl.read_parquet("results/checked-offline.parquet")
+    assert set(results["error_kind"].drop_nulls()) <= {"check"}
+    assert checks_of([*re.findall(r"holds = \"(response ~ .*?)\"`", PAGE)], ())
     table = pl.read_parquet("results/reviews-offline.parquet")
     assert table.schema["mood"] == pl.String and table.schema["score"] == pl.Float64
+
+
+# ---- checks
+
+
+def checked(directory: Path, *checks: str, sections: str = "", schema: str = MOOD) -> Job:
+    path = write_job(directory, output={"schema": schema} if schema else {})
+    path.write_text(path.read_text() + "".join(f"\n[[check]]\n{check}" for check in checks) + f"\n{sections}")
+    return load(path)
+
+
+LOW = 'holds = "score < 5"\nmessage = "score must be below 5"\n'
+HIGH = '{"mood": "good", "score": 9}'
+
+
+def test_a_row_for_which_a_check_does_not_hold_is_invalid_and_its_answer_is_kept(tmp_path: Path) -> None:
+    job = checked(tmp_path, LOW, 'holds = "LENGTH(response) < 5"')
+    answer = run(job, ROW, answers(HIGH))
+    assert (answer.final.status, answer.final.error_kind, answer.final.text) == ("invalid", "check", HIGH)
+    assert answer.final.error == "score must be below 5; this does not hold: LENGTH(response) < 5"
+    assert run(checked(tmp_path, LOW), ROW, answers(GOOD)).final.status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("holds", "does"),
+    [
+        ("mood = 'good' AND score BETWEEN 0 AND 3", True),
+        ("ARRAY_LENGTH(tags) >= 2", True),
+        ("ARRAY_CONTAINS(tags, 'z')", False),
+        ("who.name ILIKE 'a%'", True),
+        ("response ~ '^[{]'", True),
+        ("note IS NULL OR LENGTH(note) < 3", True),
+        ("LENGTH(note) < 3", False),
+        ("input_tokens > 5 AND input_tokens < 1000", True),
+        ("day > DATE '2026-01-01'", True),
+        ("CAST(mood AS INT) = 1", False),
+    ],
+)
+def test_a_check_sees_the_answer_its_columns_and_the_size_of_the_prompt(tmp_path: Path, holds: str, does: bool) -> None:
+    schema = "mood: good|bad, score: int, tags: [str], who: {name: str}, note: str?, day: date"
+    said = {"mood": "good", "score": 3, "tags": ["a", "b"], "who": {"name": "Ann"}, "day": "2026-11-29"}
+    job = checked(tmp_path, f'holds = "{holds}"', schema=schema)
+    assert (run(job, ROW, answers(json.dumps(said))).final.status == "ok") == does
+
+
+def test_a_check_of_free_text_needs_no_schema(tmp_path: Path) -> None:
+    job = checked(tmp_path, 'holds = "LENGTH(response) <= 3"\nretry = true', schema="")
+    answer = run(job, ROW, service := answers("too long", "ok!"))
+    assert (answer.final.status, answer.final.text) == ("ok", "ok!")
+    said = service.asked[1].content[-1].parts[0]
+    assert said == Text("Your answer will not do: this does not hold: LENGTH(response) <= 3. Answer again.")
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        ('holds = "scor < 5"', "there is no column `scor`"),
+        ('holds = "score"', "is Int64, not true or false"),
+        ('holds = "score <"', "holds = 'score <'"),
+        ('holds = "mood < NOW()"', "another condition at another time"),
+        ('holds = "score < 5"\nretry = true\nescalate = "b"', "set one of the two"),
+        ('holds = "score < 5"\nescalate = "b"', "which is no [[target]]"),
+        ('hold = "score < 5"', "did you mean `holds`?"),
+    ],
+)
+def test_a_check_that_cannot_be_judged_is_refused(tmp_path: Path, check: str, said: str) -> None:
+    with pytest.raises(JobError) as caught:
+        checked(tmp_path, check)
+    assert said in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_retry_tells_the_model_what_was_wrong_and_is_paid_too(tmp_path: Path) -> None:
+    job = checked(tmp_path, f"{LOW}retry = true")
+    answer = run(job, ROW, service := answers(HIGH, GOOD))
+    assert (answer.final.status, answer.final.text, len(answer.replies)) == ("ok", GOOD, 2)
+    assert [prompt.step for prompt in service.asked] == ["answer", "retry"]
+    model, user = service.asked[1].content[1:]
+    assert model.parts == (Text(HIGH),) and "score must be below 5" in user.parts[0].text  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("second", "kind", "kept"),
+    [
+        ('{"mood": "bad", "score": 8}', "check", '{"mood": "bad", "score": 8}'),
+        (BAD, "check", HIGH),
+        (Reply("", "blocked", error_kind="answer_blocked"), "check", HIGH),
+        (Reply("", "error", error_kind="network"), "network", ""),
+    ],
+)
+def test_what_a_retry_does_not_mend_stays_invalid(tmp_path: Path, second: str | Reply, kind: str, kept: str) -> None:
+    answer = run(checked(tmp_path, f"{LOW}retry = true"), ROW, service := answers(HIGH, second))
+    assert (answer.final.error_kind, answer.final.text) == (kind, kept)
+    assert len(service.asked) == len(answer.replies) == 2 and answer.replies[-1] == answer.final
+
+
+def test_a_repair_and_a_retry_are_two_calls_more_and_no_third(tmp_path: Path) -> None:
+    path = write_job(tmp_path, output={"schema": MOOD, "repair": True})
+    path.write_text(f"{path.read_text()}\n[[check]]\n{LOW}retry = true\n")
+    answer = run(load(path), ROW, service := answers(BAD, HIGH, HIGH))
+    assert [prompt.step for prompt in service.asked] == ["answer", "repair", "retry"]
+    assert (answer.final.status, answer.final.error_kind, len(answer.replies)) == ("invalid", "check", 3)
+
+
+def test_checks_change_the_fingerprint(tmp_path: Path) -> None:
+    jobs = [checked(tmp_path), checked(tmp_path, LOW), checked(tmp_path, f"{LOW}retry = true")]
+    assert len({job.fingerprint for job in jobs}) == 3
+
+
+TARGETS = """
+[[target]]
+name = "cheap"
+model = "gemini-3.5-flash-lite"
+[[target]]
+name = "strong"
+model = "gemini-3.8-flash"
+fallback = ["check"]
+"""
+
+
+def test_a_stronger_target_is_asked_where_a_check_does_not_hold(here: Path, cli: Callable[..., Ran]) -> None:
+    (here / "topics.csv").write_text("topic\nshort\na much longer one than that\nalso short\n")
+    check = 'holds = "LENGTH(response) < 20"\nescalate = "strong"\n'
+    job = checked(here, check, sections=TARGETS, schema="")
+    estimated = cli("estimate", str(job.path), "--offline", "--json").json
+    assert (estimated["prompts"], estimated["prompts_range"]["high"]) == (3, 6)
+    ran = cli("run", str(job.path), "--offline", "--json")
+    assert ran.code == 1, ran.err
+    table = pl.read_ndjson("results/out-offline.jsonl")
+    assert table["status"].to_list() == ["ok", "invalid", "ok"]
+    assert table["target"].to_list() == ["cheap", "strong", "cheap"] and table["calls"].to_list() == [1, 2, 1]
+    again = cli("run", str(job.path), "--offline", "--json")
+    assert again.json["calls"] == ran.json["calls"] == 4
+
+
+def test_what_is_escalated_is_paid_at_the_price_of_whoever_is_asked(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "topics.csv").write_text("topic\n" + "\n".join(f"number {number}" for number in range(40)) + "\n")
+    check = 'holds = "response LIKE \'%5%\'"\nescalate = "strong"\n'
+    job = checked(here, check, sections=f"{TARGETS}\n[limits]\nrpm = 0\ntpm = 0", schema="")
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    with served() as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        before = cli("estimate", str(job.path), "--json").json
+        ran = cli("run", str(job.path), "--yes", "--json").json
+        billed = Counter(each["model"] for each in stats(url)["billed"] for _ in range(each["requests"]))
+        (here / "runs" / "job").rename(here / "runs" / "earlier")
+        learned = cli("estimate", str(job.path), "--json").json
+    escalated = 40 - len([number for number in range(40) if "5" in str(number)])
+    assert ran["calls"] == 40 + escalated == learned["prompts"] and billed["gemini-3.8-flash"] == escalated
+    assert before["prompts"] == 40 and before["prompts_range"]["high"] == 80
+    assert before["cost_usd"]["low"] <= ran["cost_usd"] <= before["cost_usd"]["high"]
+    assert learned["cost_usd"]["expected"] == pytest.approx(ran["cost_usd"], rel=0.05)
+
+
+def test_escalating_needs_a_target_that_takes_over_for_it(tmp_path: Path) -> None:
+    for wrong in (
+        TARGETS.replace('fallback = ["check"]', ""),
+        TARGETS.replace("gemini-3.8-flash", "gemini-3.5-flash-lite"),
+    ):
+        with pytest.raises(JobError) as caught:
+            checked(tmp_path, f'{LOW}escalate = "strong"', sections=wrong)
+        assert "strong" in caught.value.message
+    routes = '[[route]]\nwhere = "topic = \'x\'"\ntargets = ["cheap"]\n[[route]]\ntargets = ["cheap", "strong"]\n'
+    with pytest.raises(JobError, match="a \\[\\[route\\]\\] does not lead there"):
+        checked(tmp_path, f'{LOW}escalate = "strong"', sections=TARGETS + routes)

@@ -11,7 +11,7 @@ from pipeline.flows.opening import opening
 from pipeline.flows.plain import conclude
 from pipeline.job import Job
 from pipeline.prompts import Text, Turn, said
-from pipeline.records import Document, Reply, Step, changed
+from pipeline.records import JUDGED, Document, Reply, Step, changed
 
 
 async def conversation(document: Document, job: Job, call: Call) -> Answer:
@@ -43,7 +43,7 @@ async def conversation(document: Document, job: Job, call: Call) -> Answer:
         answers.append(reply.text)
         content = (*content, Turn("model", (Text(reply.text),)))
     final = honest(bought[-1], bought)
-    is_answer = usable(final) or final.error_kind == "schema"
+    is_answer = usable(final) or final.error_kind in JUDGED
     return Answer(_with(answers if is_answer else answers[:-1], final), tuple(bought), 1, estimated)
 
 

@@ -8,7 +8,7 @@ from pipeline.flows.base import Answer, Call, Unrendered, build, failure_of, gat
 from pipeline.flows.pieces import pieces_of
 from pipeline.flows.plain import asked_whole, conclude
 from pipeline.job import Job
-from pipeline.records import Document, Reply
+from pipeline.records import JUDGED, Document, Reply
 from pipeline.templates import merged, try_merging
 from pipeline.tokens import estimate
 
@@ -85,7 +85,7 @@ async def map_reduce(document: Document, job: Job, call: Call) -> Answer:
 def _concluded(asked: Sequence[Reply], bought: Sequence[Reply], chunks: int, estimated: int) -> Answer:
     """The document's answer: what concluded it, cut where something that it was made of was cut."""
     replies, final = (*bought, *asked), asked[-1]
-    if not usable(final) and final.error_kind != "schema":  # the text of a failure is none
+    if not usable(final) and final.error_kind not in JUDGED:  # the text of a failure is none
         final = replace(final, text="")
     return Answer(honest(final, replies), replies, chunks, estimated)
 

@@ -10,6 +10,7 @@ import orjson
 
 from pipeline.errors import JobError
 from pipeline.schemas import Schema, SchemaError, schema_of
+from pipeline.schemas.checks import Checks, checks_of
 from pipeline.sections import JobFile
 
 
@@ -30,6 +31,17 @@ def read_schema(path: Path, spec: JobFile) -> Schema | None:
         raise JobError(
             f"{error.message}\n{where}", error.hint or "docs/structured.md shows how it is written"
         ) from None
+
+
+def read_checks(path: Path, spec: JobFile, schema: Schema | None) -> Checks | None:
+    """What `[[check]]` says, compiled. Raises `JobError` for a condition that cannot be judged."""
+    if not spec.check:
+        return None
+    columns = schema.columns(spec.output.prefix) if schema else ()
+    try:
+        return checks_of([check.holds for check in spec.check], columns)
+    except SchemaError as error:
+        raise JobError(f"{error.message}\n{path}, [[check]]", error.hint) from None
 
 
 def _named(table: Mapping[str, Any], beside: Path, where: str) -> Mapping[str, Any]:

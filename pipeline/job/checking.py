@@ -20,6 +20,11 @@ def check_targets(job: Job) -> None:
                 f"no target is asked at first: each waits for an answer of another\n{job.path}, [[target]] fallback",
                 "one target must have no `fallback`",
             )
+        if job.escalates_to and job.escalates_to not in names:
+            raise JobError(
+                f"[[check]] escalates to {job.escalates_to}, and a [[route]] does not lead there\n{job.path}",
+                f"name {job.escalates_to} in `targets` of each [[route]]",
+            )
         for target, each in ruled:
             models = {other.model for section, other in asked_first if section is not target}
             if target.takes_over and each.model in models:

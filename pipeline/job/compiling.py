@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 
 from pipeline.errors import JobError
-from pipeline.job.answers import read_schema
+from pipeline.job.answers import read_checks, read_schema
 from pipeline.job.job import Job
 from pipeline.prompts import Function, Params
 from pipeline.prompts import Tools as Asked
@@ -74,6 +74,7 @@ def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
         refine_params,
         schema,
         turns,
+        read_checks(path, spec, schema),
     )
 
 

@@ -21,6 +21,7 @@ from pipeline.prompts import Content, Params, Text, Turn
 from pipeline.protocols import GLOBAL, PROTOCOLS, Protocol, usual_variables, vertex_url
 from pipeline.records import Limits, Step
 from pipeline.schemas import Schema
+from pipeline.schemas.checks import Checks
 from pipeline.sections import JobFile, TargetSection
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, REFINE_VARIABLES, Template
 
@@ -44,6 +45,7 @@ class Job:
     refine_params: Params | None = None
     schema: Schema | None = None  # what an answer is held to
     turns: tuple[Template, ...] = ()  # of a conversation
+    checks: Checks | None = None  # what else an answer is held to
 
     @cached_property
     def fingerprint(self) -> str:
@@ -71,6 +73,8 @@ class Job:
                 sections[name]["template"] = template.source
         if self.schema:
             sections["output"] = {"schema": self.schema.text, "repair": self.spec.output.repair}
+        if self.spec.check:
+            sections["check"] = {"checks": [check.model_dump(exclude_defaults=True) for check in self.spec.check]}
         if self.spec.pack:
             sections["pack"] = {"packed": True}  # of how many rows is no part of an answer
         return sections
@@ -146,6 +150,12 @@ class Job:
         """This job as each of its targets is asked; itself where it names none."""
         return tuple(job for _, job in self.targets) or (self,)
 
+    def models_of(self, step: Step) -> tuple[str, ...]:
+        """The models that may have answered a step, each once."""
+        escalates = step == "escalate"
+        asked = [job.model for target, job in self.targets if (target.name == self.escalates_to) == escalates]
+        return tuple(dict.fromkeys(asked)) or (self.model,)
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Input columns that the templates need, sorted; the chunked text and the parts are not columns."""
@@ -168,7 +178,12 @@ class Job:
     @property
     def asks_again(self) -> bool:
         """Whether an answer that is not as it should be is asked for once more."""
-        return self.spec.output.repair
+        return self.spec.output.repair or any(check.retry or check.escalate for check in self.spec.check)
+
+    @property
+    def escalates_to(self) -> str | None:
+        """The target that is asked where a check does not hold for an answer."""
+        return next((check.escalate for check in self.spec.check if check.escalate), None)
 
     @property
     def templates(self) -> tuple[tuple[Template, frozenset[str]], ...]:

@@ -14,7 +14,7 @@ from pipeline.plan.learned import Learned
 from pipeline.plan.predict import SCENARIOS, Predictor, Scenario
 from pipeline.prices import LONG_PROMPT_TOKENS
 from pipeline.prompts import Prompt
-from pipeline.records import LATER, Document, ErrorKind, Reply
+from pipeline.records import AGAIN, LATER, Document, ErrorKind, Reply
 
 Bought = Callable[[Prompt], Awaitable[Reply | None]]
 """The reply that was bought for a prompt already: the run replays it."""
@@ -49,14 +49,14 @@ class Forecaster:
     """Forecasts the documents of one plan, each content once: what two rows ask alike is sent once."""
 
     def __init__(self, job: Job, learned: Learned, bought: Bought, answerers: Sequence[Sequence[Answerer]]) -> None:
-        """`answerers` by the number of the job's rule."""
+        """`answerers` by the number of the job's rule; the last are those to whom it escalates, where it does."""
         self._job = job
         self._packing = packing_of(job.spec.pack)
         self._bought = bought
         self._models = [each[0].model for each in answerers]
         self._predictors = [Predictor(learned, model) for model in self._models]
         self._most_tokens = list(map(largest, answerers))  # of one prompt
-        self._wrong = learned.wrong  # share of the rows whose answer has to be asked for once more
+        self._again = learned.again  # shares of the rows whose answer has to be asked for once more
         self._seen: dict[_Course, set[int]] = {course: set() for course in _COURSES}  # contents
         self._characters = 0  # of texts and of predicted answers, for bounds
         self._bounded = dict.fromkeys(SCENARIOS, Cell())  # merging calls of the documents that were run for bounds
@@ -74,17 +74,14 @@ class Forecaster:
             made = replace(made, low=low, high=high)
         elif self._job.asks_again:
             made = replace(made, high=(await self._run(document, kind, "high")).high)
-        return await self._with_repairs(document, kind, made) if self._job.asks_again and self._wrong else made
+        return await self._with_others(document, kind, made) if self._job.asks_again and self._again else made
 
-    async def _with_repairs(self, document: Document, kind: int, made: Forecast) -> Forecast:
+    async def _with_others(self, document: Document, kind: int, made: Forecast) -> Forecast:
         """The same with the calls for answers that are wrong as often as earlier ones were."""
-        repairs = {
-            tier: cell
-            for tier, cell in (await self._run(document, kind, "wrong")).work.items()
-            if tier.step == "repair" and tier not in made.work
-        }
         work = dict(made.work)
-        add(work, repairs, self._wrong)
+        for tier, cell in (await self._run(document, kind, "wrong")).work.items():
+            if tier.step in AGAIN and tier not in made.work:
+                add(work, {tier: cell}, self._again.get(tier.step, 0.0))
         return replace(made, work=work)
 
     async def _bounds(self, document: Document, kind: int, expected: Work) -> tuple[Work, Work]:
@@ -111,11 +108,12 @@ class Forecaster:
         alone: dict[Tier, Cell] = {}
         levels: set[int] = set()  # calls of one level wait for those of the last
         largest_tokens = characters = 0
-        seen, rule = self._seen[course], document.rule
-        model, predictor, most_tokens = self._models[rule], self._predictors[rule], self._most_tokens[rule]
+        seen = self._seen[course]
 
         async def reply(prompt: Prompt) -> Reply:
             nonlocal largest_tokens, characters
+            rule = len(self._models) - 1 if prompt.step == "escalate" else document.rule
+            model, predictor, most_tokens = self._models[rule], self._predictors[rule], self._most_tokens[rule]
             if (bought := await self._bought(prompt)) is not None:
                 return bought
             cell, text = predictor.of(prompt, kind, scenario)

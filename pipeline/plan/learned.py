@@ -14,7 +14,7 @@ import polars as pl
 from pipeline.calibration import Calibration
 from pipeline.plan.amounts import KINDS
 from pipeline.plan.lengths import FITTED, Lengths, fits_by_kind_and_all
-from pipeline.records import LATER, STEPS, Step
+from pipeline.records import AGAIN, LATER, STEPS, Step
 
 PRIOR_ERROR = 0.10
 """What the sum of many estimates may be off before any answer, relative, at 95 %.
@@ -134,12 +134,12 @@ class Learned:
         return mean if isinstance(mean, float) else 0.0
 
     @cached_property
-    def wrong(self) -> float:
-        """Share of the rows whose answer was wrong and asked for once more."""
-        answered = self.taught.filter(pl.col("run") >= THIS_RUN)
-        repaired = answered.filter(pl.col("step") == "repair")
-        rows, wrong = (each.select("run", "row").n_unique() for each in (answered, repaired))
-        return wrong / rows if rows else 0.0
+    def again(self) -> Mapping[Step, float]:
+        """By step the share of the rows whose answer was not as it should be, and was asked for once more."""
+        answered = self.taught.filter(pl.col("run") >= THIS_RUN).select("run", "row", "step").unique()
+        rows = answered.select("run", "row").n_unique()
+        counts = {step: answered.filter(pl.col("step") == step).height for step in AGAIN}
+        return {step: count / rows for step, count in counts.items() if count}
 
     @cached_property
     def _ratios(self) -> Mapping[tuple[Step, int], Ratio]:

@@ -88,7 +88,7 @@ async def make(given: Input, start: datetime) -> Plan:
     bills = _bills(given, tally.expected, start)
     expected = total(tally.expected)
     load = Load(round(expected.prompts), round(expected.input_tokens), tally.largest_tokens, max(1, tally.depth))
-    everyone = {each.name: each for answerers in given.answerers for each in answerers}
+    everyone = {each.name: each for answerers in reversed(given.answerers) for each in answerers}
     pace = joint(apart(tuple(everyone.values())), expected, job.params.max_output_tokens)
     times = _slowest(given, tally, bills, start)
     at = bills[0].tariff
@@ -271,8 +271,9 @@ def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
         if names:
             yield f"Gemini is not told {', '.join(names)}: answers are held to [output] schema when they come"
     if given.job.asks_again:
-        share = f"{given.learned.wrong:.0%} of the answers" if given.learned.wrong else "no answer"
-        yield f"{share} will have to be repaired; at most each, with one more call"
+        share = sum(given.learned.again.values())
+        answers = f"{share:.0%} of the answers" if share else "no answer"
+        yield f"{answers} will have to be asked for once more; at most each, by each step that the job allows"
     if not given.learned.based_on:
         yield "tokens are estimated from the text, ±10 % until answers correct them"
     if given.source.files:

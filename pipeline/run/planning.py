@@ -22,6 +22,7 @@ from pipeline.plan.planner import BRIEF, Input
 from pipeline.plan.survey import Survey, survey
 from pipeline.quota.book import Known, read_known
 from pipeline.quota.daily import day_of
+from pipeline.records import ALWAYS
 from pipeline.run.fitting import ignored
 from pipeline.run.prepare import METERS, Session
 from pipeline.run.rows import Wanted, mask
@@ -66,11 +67,13 @@ async def _several(session: Session, learned: Learned) -> tuple[tuple[Answerer, 
                 quotas.get(section.name, ""),
             )
         )
-    return tuple(
+    ruled = tuple(
         tuple(sorted((one for one in found if one.name in names), key=lambda one: one.priority))
         for names in session.working.rules
         if found
     )
+    stronger = (replace(one, takes=ALWAYS) for one in found if one.name == session.working.escalates_to)
+    return (*ruled, *((one,) for one in stronger))
 
 
 def _quotas(session: Session) -> dict[str, str]:

@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -35,6 +35,7 @@ from pipeline.events import (
     SessionPlanned,
     SessionStarted,
 )
+from pipeline.job import Job
 from pipeline.packing import packing_of
 from pipeline.places import SUFFIXES, quota_file, spend_file
 from pipeline.plan import Plan
@@ -88,9 +89,9 @@ class Ended:
         return 0 if self.summary.outcomes["ok"] == self.summary.done >= self.summary.rows else 1
 
 
-def _bought(store: RunStore, models: Sequence[str]) -> Bought:
+def _bought(store: RunStore, job: Job) -> Bought:
     async def bought(prompt: Prompt) -> Reply | None:
-        for fingerprint in map(prompt.fingerprint, models):
+        for fingerprint in map(prompt.fingerprint, job.models_of(prompt.step)):
             if found := store.reply(fingerprint) or await store.sealed_reply(fingerprint):
                 return found.reply
         return None
@@ -171,8 +172,7 @@ async def _run(session: Session, services: Services, place: Place | None, confir
         elif options.skip_failed:
             store.outcomes.settle()
         rows = wanted(session, store.outcomes)
-        models = tuple(dict.fromkeys(target.model for target in services.targets))
-        plan = await planned(session, rows, _bought(store, models), store.spent_usd())
+        plan = await planned(session, rows, _bought(store, session.working), store.spent_usd())
         if plan.load.prompts and not session.rehearsal:
             refuse_unpriced(job, options)
         confirm(plan, continued, session)
@@ -317,7 +317,7 @@ def _key_found(session: Session, target: Target, heard: Notify, message: str, pr
 
 
 def _by(call: Call, route: Route, prompt: Prompt) -> Awaitable[Reply]:
-    return call(prompt, route)
+    return call(prompt, (route.checked if prompt.step == "escalate" else None) or route)
 
 
 def _as_used(session: Session, target: Target, files: int, heard: Notify) -> Target:

@@ -5,7 +5,7 @@ from pydantic import Field, model_validator
 from pipeline.sections.answering import Endpoint, LimitsSection, RouteSection, TargetSection
 from pipeline.sections.asked import MOST_INLINE_MB, Chunk, Input, ModelSection, Prices, PromptSection, Reduce, Refine
 from pipeline.sections.base import Section
-from pipeline.sections.kept import OUTPUT_SUFFIXES, Budget, Cache, Output
+from pipeline.sections.kept import OUTPUT_SUFFIXES, Budget, Cache, CheckSection, Output
 from pipeline.sections.packing import Pack
 from pipeline.sections.tools import FunctionSection, Tools
 
@@ -14,6 +14,7 @@ __all__ = [
     "OUTPUT_SUFFIXES",
     "Budget",
     "Cache",
+    "CheckSection",
     "Chunk",
     "Endpoint",
     "FunctionSection",
@@ -50,6 +51,7 @@ class JobFile(Section):
     route: list[RouteSection] = Field(default_factory=list, max_length=64)
     budget: Budget = Budget()  # type: ignore[call-arg]
     cache: Cache | None = None
+    check: list[CheckSection] = Field(default_factory=list, max_length=64)
     output: Output
 
     @model_validator(mode="after")
@@ -60,6 +62,19 @@ class JobFile(Section):
                 raise ValueError(f"two targets are called {target.name}")
             if target.same_project_as is not None and target.same_project_as not in names[:number]:
                 raise ValueError(f"target {target.name}: same_project_as must name a target before it")
+        return self
+
+    @model_validator(mode="after")
+    def _checks_escalate_to_one(self) -> "JobFile":
+        named = {check.escalate for check in self.check} - {None}
+        if len(named) > 1:
+            raise ValueError("each [[check]] that escalates must name the same target")
+        for name in named:
+            target = next((each for each in self.target if each.name == name), None)
+            if target is None:
+                raise ValueError(f"[[check]] escalate names {name!r}, which is no [[target]]")
+            if "check" not in target.takes_over:
+                raise ValueError(f'[[check]] escalate names {name}: that target needs fallback = ["check"]')
         return self
 
     @model_validator(mode="after")

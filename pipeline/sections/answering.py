@@ -181,7 +181,7 @@ class TargetSection(Endpoint):
         None,
         description="why it takes what others are asked first: `full` (more waits than they take in a minute),"
         " `day_quota`, `outage`, `deadline` (they would not be done by `run --by TIME`), or an answer of theirs that is"
-        " `blocked`, `truncated` or `too_long`. Default: the first three",
+        " `blocked`, `truncated` or `too_long`, or for which a `check` does not hold. Default: the first three",
     )
     weight: float | None = Field(
         None, gt=0, le=1_000_000, description="its part of the requests, among targets of its priority that have one"

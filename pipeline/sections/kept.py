@@ -67,6 +67,36 @@ class Cache(Section):
         return self
 
 
+class CheckSection(Section):
+    """What must hold for an answer, beside its schema; a row for which one does not is `invalid`, its answer kept."""
+
+    holds: str = Field(
+        min_length=1,
+        description="SQL condition on `response`, the columns of `[output] schema`, and `input_tokens`, the estimate"
+        " of the prompt",
+    )
+    message: str | None = Field(
+        None,
+        min_length=1,
+        description="what is wrong where it does not hold, in words for the model and for the row's `error`",
+    )
+    retry: bool = Field(False, description="tell the model, and ask it once more")
+    escalate: str | None = Field(
+        None, description="the target that is asked in its place, once; its `fallback` must name `check`"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> "CheckSection":
+        if self.retry and self.escalate is not None:
+            raise ValueError("retry asks the same model once more, and escalate another target: set one of the two")
+        return self
+
+    @property
+    def told(self) -> str:
+        """What is said where it does not hold."""
+        return self.message or f"this does not hold: {self.holds}"
+
+
 class Output(Section):
     """The table that is written."""
 
