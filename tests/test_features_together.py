@@ -65,7 +65,7 @@ OTHERS = tuple(name for name in FEATURES if name not in FLOWS)
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with served() as url:
+    with served(tokenizer="subword") as url:
         yield url
 
 
@@ -112,7 +112,12 @@ def opened(path: Path) -> prepare.Session | PipelineError:
 
 
 def bought(job: Job, session: prepare.Session) -> pl.DataFrame:
-    return pl.concat(read_parts(session.directory / "calls", ("row", "step", "paid", "cost_usd", "fingerprint")))
+    return pl.concat(
+        read_parts(
+            session.directory / "calls",
+            ("row", "step", "paid", "cost_usd", "fingerprint", "input_tokens", "tool_tokens"),
+        )
+    )
 
 
 def read(path: Path) -> pl.DataFrame:
@@ -173,6 +178,10 @@ def together(directory: Path, url: str, chosen: tuple[str, ...], suffix: str) ->
     assert plan.prompts.low <= requests <= plan.prompts.high, (plan.prompts, requests)
     if "reduce" not in chosen and "repair" not in chosen:
         assert requests == plan.prompts.expected, (plan.prompts, requests)
+    unknown = "tools" in chosen or {"functions", "openai"} <= {*chosen}  # what is read, and how others count functions
+    if not unknown:
+        tokens = sum(calls.select("input_tokens", "tool_tokens").sum().row(0))
+        assert plan.input_tokens.low <= tokens <= plan.input_tokens.high, (plan.input_tokens, tokens)
     told = (session.directory / "run.log").read_text("utf-8")
     assert SECRET not in told and "AQ.test" not in told
     again = run_through(opened_again(session))

@@ -163,7 +163,11 @@ def _constant_tokens(*texts: str | None) -> int:
 
 @lru_cache(maxsize=64)
 def _tool_tokens(tools: Tools | None) -> int:
-    """Of the functions that are declared: they are counted as input."""
-    return (
-        sum(estimate(f"{each.name} {each.description} {each.parameters}") for each in tools.functions) if tools else 0
+    """Of the functions that are declared, in the form that Gemini is told them: they are counted as input."""
+    if tools is None or not tools.functions:
+        return 0
+    declared = ",".join(
+        f'{{"name":"{each.name}","description":"{each.description}","parametersJsonSchema":{each.parameters}}}'
+        for each in tools.functions
     )
+    return estimate(f'{{"functionDeclarations":[{declared}]}}')

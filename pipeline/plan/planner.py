@@ -280,11 +280,11 @@ def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
         yield "files count as Google's published table has it, whose numbers are maxima"
         if guessed := sorted(given.source.files.guessed):
             yield f"{' and '.join(guessed)}: how long some are could not be read, and was guessed by their size"
-    if given.learned.searches is None and given.job.spec.tools and given.job.spec.tools.google_search is not False:
-        yield (
-            f"a call is expected to search {EXPECTED_SEARCHES:.0f} times, at most {MOST_SEARCHES}; what it reads there"
-            " is input, which is not counted before answers tell how much"
-        )
+    tools = given.job.spec.tools
+    if given.learned.searches is None and tools and tools.google_search is not False:
+        yield f"a call is expected to search {EXPECTED_SEARCHES:.0f} times, at most {MOST_SEARCHES}"
+    if not given.learned.tool_tokens and tools and tools.reads:
+        yield "what tools read is input too, and is not counted before answers tell how much"
     going_on = sorted({each.model for group in given.answerers for each in group if assumed(each.model).continues})
     most = given.job.params.max_output_tokens
     if going_on and (most is None or most > assumed(going_on[0]).max_output_tokens):

@@ -55,6 +55,11 @@ class Tools(Section):
         default_factory=list, description='with `mode` "any" or "validated": only these functions may be called'
     )
 
+    @property
+    def reads(self) -> bool:
+        """Whether the model may read what is not in the prompt: pages, or what its own code prints."""
+        return self.google_search is not False or self.url_context or self.code_execution
+
     @model_validator(mode="after")
     def _functions_are_told_apart(self) -> "Tools":
         names = [function.name for function in self.function]
@@ -67,6 +72,6 @@ class Tools(Section):
             raise ValueError('`allowed` needs mode = "any" or "validated"')
         if self.mode and not names:
             raise ValueError("`mode` is about functions, and there is no [[tools.function]]")
-        if not (names or self.google_search is not False or self.url_context or self.code_execution):
+        if not (names or self.reads):
             raise ValueError("[tools] names no tool")
         return self
