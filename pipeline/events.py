@@ -134,6 +134,13 @@ class PriceNoted(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelNoted(Message):
+    """Another model answers than was asked, or the service says that the model ends."""
+
+    kind: ClassVar[str] = "model"
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetNear(Message):
     """Most of a cap is spent."""
 

@@ -108,3 +108,16 @@ def answering(name: str, day: date) -> str:
         return plain_name(name)
     routed = model.alias_of or (model.successor if model.off and model.off <= day else None)
     return answering(routed, day) if routed else model.name
+
+
+def is_version_of(answered: str, asked: str) -> bool:
+    """Whether the model that answered is the one that was asked: a version of it, or whom an alias stands for.
+
+    Of a model of one's own the name says nothing: its answers bear that of the one it was made of.
+    """
+    if asked.startswith(("tunedModels/", "projects/")):
+        return True
+    own = model_info(asked)
+    names = {plain_name(asked), *((own.name, own.alias_of) if own else ())}
+    given = plain_name(answered).removesuffix(":latest")
+    return any(name and (given == name or _VERSION.sub("", given) == _VERSION.sub("", name)) for name in names)

@@ -177,6 +177,7 @@ def test_the_json_has_stable_keys_and_counts_tool_tokens_as_input(directory: Pat
         "usage_estimated": 0,
         "targets": {},
         "left_out": [],
+        "models_noted": [],
         "seconds": 0.0,
         "accuracy": None,
         "output": "results/notes.csv",

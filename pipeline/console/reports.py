@@ -71,7 +71,7 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
             for name, (calls, usd) in summary.targets.items()
         ]
         show_grid(("  target", "calls", "cost"), lines, to)
-    for message in summary.left_out:
+    for message in (*summary.left_out, *summary.models_noted):
         to.print(folded(styled((f"  {one_line(message)}", "yellow")), to.width))
     if summary.accuracy and not summary.pending:
         to.print()

@@ -27,6 +27,7 @@ from pipeline.emulator.streams import odd_stream, streamed
 from pipeline.models import Model
 from pipeline.records import EMULATOR_RESPONSE_ID
 
+_RETIRED_AT = "2027-01-01T00:00:00Z"
 _NEAR_MIDNIGHT_S = 120  # how long a request may be held until the day is another
 
 
@@ -129,6 +130,8 @@ class Generator:
             billed = odd_bill(fault, billed, ask.config.get("maxOutputTokens") or limit)
             counters = wire.usage(tokens, ask.tier, billed.output_tokens, billed.thinking_tokens, answer.tool_tokens)
             body = odd_body(fault, wire.answered(answer, counters, version, self._response_id()), call)
+        if self._options.model_stage:
+            body["modelStatus"] = {"modelStage": self._options.model_stage, "retirementTime": _RETIRED_AT}
         bill = faults.bill_of(fault)
         self._stats.add_bill(billed, bill)
         if bill == "yes":

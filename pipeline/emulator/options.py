@@ -41,6 +41,7 @@ class EmulatorOptions:
     any_model: bool = False  # serve names the catalog does not know
     routes: Mapping[str, str] = field(default_factory=dict)  # requested model → the model that serves it
     model_version: str | None = "emulator"  # what answers call their model; None: the model that served
+    model_stage: str = ""  # what answers say of the model's life, as DEPRECATED; empty: nothing
     tokenizer: Tokenizer = "coarse"
     thinking_tokens: int = 0  # per answer, unless the request sets a thinking budget of 0
     track_prompts: int = 1_000_000  # distinct prompts whose answers are counted, near 100 bytes each

@@ -48,6 +48,7 @@ class Answer(NamedTuple):
     pieces: int = 1
     beside: Beside | None = None  # the text, where there is anything
     continuation: str = ""  # what goes on with it
+    fate: str = ""  # what the service says of the model's end
     cut: str = ""  # why it broke off, where it did: there is text, and no end of it
 
     def as_body(self) -> bytes:
@@ -105,6 +106,7 @@ def judge(answer: Answer, raw: bytes, input_tokens_est: int = 0, asked: str = ""
         raw=raw,
         emulated=answer.emulated,
         extras=as_text(lists),
+        fate=answer.fate,
         continuation=answer.continuation if answer.finish == "CONTINUATION" else "",
     )
 
@@ -201,7 +203,7 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
     """One answer of all pieces: their texts one after the other, of the counts and reasons the last."""
     texts: list[str] = []
     finish: str | None = None
-    block = model = response_id = token = ""
+    block = model = response_id = token = fate = ""
     usage: dict[str, Any] = {}
     candidates = emulated = False
     beside = Beside()
@@ -221,10 +223,36 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
         model = bare_model(string(fields.get("modelVersion") or fields.get("modelversion")))[:MOST_NAME_CHARS] or model
         response_id = string(fields.get("responseId") or fields.get("responseid"))[:MOST_NAME_CHARS] or response_id
         emulated = emulated or is_marked(piece)
+        fate = _fate(fields.get("modelStatus") or fields.get("modelstatus")) or fate
     found = beside if beside else None
     return Answer(
-        "".join(texts), finish, candidates, block, usage, model, response_id, emulated, len(pieces), found, token
+        "".join(texts),
+        finish,
+        candidates,
+        block,
+        usage,
+        model,
+        response_id,
+        emulated,
+        len(pieces),
+        found,
+        token,
+        fate,
     )
+
+
+_ENDING = ("DEPRECATED", "RETIRED")
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+def _fate(status: object) -> str:
+    """What `modelStatus` says of the model's end, in our words: its message is foreign text. Empty: nothing."""
+    fields = folded(mapping(status)) if status else {}
+    stage = string(fields.get("modelstage")).upper().removeprefix("MODEL_STAGE_")
+    if stage not in _ENDING:
+        return ""
+    day = _DAY.match(string(fields.get("retirementtime")))
+    return f"{stage.lower()}{f', and ends on {day[0]}' if day else ''}"
 
 
 def is_marked(body: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from pipeline.errors import RunStateError
 from pipeline.places import RUNS
 from pipeline.records import STATUSES, Reply, Status, Usage
 from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_step, baseline, compare
-from pipeline.report.events import Ended, Event, LeftOut, Progressed, Started, read_events
+from pipeline.report.events import Ended, Event, LeftOut, ModelNoted, Progressed, Started, read_events
 from pipeline.report.latencies import Latencies
 from pipeline.store import parts, seals
 from pipeline.store.manifest import Lock, Manifest
@@ -53,6 +53,7 @@ RUN_KEYS: Mapping[str, str] = {
     "targets": "of a job with several: by name the calls that each answered, and what they cost; null where a price is"
     " unknown",
     "left_out": "why targets were asked no more in the last session, in words",
+    "models_noted": "which model answered where another was asked, and which ends by the service's word, in words",
     "seconds": "how long the run took, all its sessions together",
     "output": "the table that was written last, or is to be written",
     "run_dir": "the run directory",
@@ -94,6 +95,7 @@ class Summary:
     accuracy: Accuracy | None  # None: no plan for as many rows is known
     targets: Mapping[str, tuple[int, Decimal | None]]  # of a job with several: calls, and USD; None: unknown
     left_out: tuple[str, ...]  # why targets were asked no more
+    models_noted: tuple[str, ...]  # who answered for whom, and which model ends
 
     @property
     def output(self) -> str:
@@ -132,6 +134,7 @@ class Summary:
                 for name, (calls, usd) in self.targets.items()
             },
             "left_out": list(self.left_out),
+            "models_noted": list(self.models_noted),
             "seconds": round(self.seconds, 1),
             "output": self.output,
             "run_dir": str(self.directory),
@@ -275,6 +278,7 @@ def summarize(directory: Path) -> Summary:
         accuracy=None if beyond else _accuracy(plan, sums, events),  # the plan was for fewer rows
         targets=dict(sorted(sums.targets.items())),
         left_out=_left_out(events),
+        models_noted=tuple(dict.fromkeys(event.message for event in events if isinstance(event, ModelNoted))),
     )
 
 

@@ -68,7 +68,14 @@ class LeftOut(_Event):
     message: Annotated[str, Field(max_length=10_000)]
 
 
-Event = Started | Planned | Progressed | Ended | LeftOut
+class ModelNoted(_Event):
+    """Another model answers than was asked, or a model ends."""
+
+    event: Literal["model"]
+    message: Annotated[str, Field(max_length=10_000)]
+
+
+Event = Started | Planned | Progressed | Ended | LeftOut | ModelNoted
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 

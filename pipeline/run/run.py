@@ -48,6 +48,7 @@ from pipeline.records import STATUSES, Failure, Reply
 from pipeline.report.accuracy import Amounts, logged
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.guards import refuse_unpriced, set_aside, stranger, within_files
+from pipeline.run.models_met import ModelsMet
 from pipeline.run.output import exported, output_place
 from pipeline.run.planning import planned
 from pipeline.run.prepare import Session
@@ -277,11 +278,15 @@ def _engine(
             on_event=heard,
         )
 
+    met = ModelsMet(heard)
+
     async def generate(prompt: Prompt, target: Target) -> Reply | Failure:
         outcome = await services.generate(prompt, target)
         if changed := stranger(session, target.endpoint, outcome):
             engine.halt(changed)
             return Failure("fatal", "server", changed.message, sent=False)
+        if isinstance(outcome, Reply):
+            met.note(target, outcome)
         return outcome
 
     seen = seen_in(store.calls(SEEN_COLUMNS, newest=None if spending.capped else 2))
