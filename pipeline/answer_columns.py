@@ -36,6 +36,17 @@ ANSWERS = AnswerColumn(
 """Of the flow that asks several turns."""
 
 
+def redacted_column(names: Sequence[str]) -> AnswerColumn:
+    """How much was hidden from the service, by name."""
+    return AnswerColumn(
+        "redacted",
+        pl.Struct({name: pl.Int64() for name in names}),
+        "how often a value of each kind or pattern of `[redact]` was replaced in the row",
+        "extras",
+        lambda beside: {name: beside["redacted"].get(name, 0) for name in names} if "redacted" in beside else None,
+    )
+
+
 def expanded(frame: pl.DataFrame, columns: Sequence[AnswerColumn], suffix: str) -> list[pl.Series]:
     """The columns for a frame of results that has `status` and whatever they are read from.
 

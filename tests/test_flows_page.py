@@ -1,4 +1,4 @@
-"""What docs/flows.md shows can be saved and run as it stands."""
+"""What the pages on flows and on redaction show can be saved and run as it stands."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ import pytest
 from commands import Ran
 from test_docs import PAGES
 
-PAGE = PAGES["docs/flows.md"]
+PAGE = PAGES["docs/flows.md"] + PAGES["docs/redaction.md"]
 EXAMPLES = {
     match[1]: match[0]
     for match in re.finditer(r"```toml\n# ([\w-]+)\.toml\n.*?\n```\n\n```sh\n.*?\n```", PAGE, re.DOTALL)

@@ -40,6 +40,7 @@ RANKS: dict[str, int] = {
     "tokens": 1,
     "prices": 1,
     "prompts": 1,
+    "redaction": 1,
     "schemas": 1,
     "sections": 1,
     "templates": 1,

@@ -4,12 +4,14 @@ The same flows run in a dry run, where `call` predicts, and in a real one, where
 """
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
-from pipeline.flows.base import MOST_BYTES, MOST_CHARACTERS, Answer, Call, Unrendered, build, gather, usable
+from pipeline.flows.base import MOST_BYTES, MOST_CHARACTERS, Answer, Call, Unrendered, beside, build, gather, usable
 from pipeline.flows.checking import check_rendering
 from pipeline.flows.conversation import conversation
 from pipeline.flows.map_reduce import group, map_reduce
 from pipeline.flows.plain import answer
+from pipeline.flows.redacting import redacted
 from pipeline.flows.refine import refine
 from pipeline.job import Job
 from pipeline.records import Document, Reply
@@ -26,6 +28,7 @@ __all__ = [
     "gather",
     "group",
     "map_reduce",
+    "redacted",
     "refine",
     "run",
     "usable",
@@ -43,6 +46,14 @@ async def run(document: Document, job: Job, call: Call) -> Answer:
         )
     if document.unfit:
         return Answer(Reply("", "invalid", error_kind="file", error=document.unfit))
+    if job.redactor is None:
+        return await _run(document, job, call)
+    shown, hidden = redacted(document, job, job.redactor)
+    answer = await _run(shown, job, call)
+    return replace(answer, final=beside(answer.final, redacted=hidden.counts))
+
+
+async def _run(document: Document, job: Job, call: Call) -> Answer:
     try:
         return await _flow_of(job)(document, job, call)
     except Unrendered as failure:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import anyio
+import orjson
 
 from pipeline.errors import Halted, JobError
 from pipeline.prompts import Content, Params, Prompt, Text, Tools, said
-from pipeline.records import Document, ErrorKind, Media, Reply, Step
+from pipeline.records import Document, ErrorKind, Media, Reply, Step, changed
 from pipeline.templates import Template
 from pipeline.tokens import estimate
 
@@ -153,6 +154,12 @@ def honest(final: Reply, replies: Sequence[Reply]) -> Reply:
         error_kind="truncated",
         error=f"{cut} of {len(replies)} part answers reached max_output_tokens",
     )
+
+
+def beside(reply: Reply, **values: object) -> Reply:
+    """The reply with these values among what came beside it."""
+    known = orjson.loads(reply.extras) if reply.extras else {}
+    return changed(reply, extras=orjson.dumps({**known, **values}).decode())
 
 
 @lru_cache(maxsize=64)

@@ -6,6 +6,7 @@ from pipeline.errors import JobError
 from pipeline.flows.base import BLANK, Unrendered
 from pipeline.flows.conversation import turns_of
 from pipeline.flows.opening import opening
+from pipeline.flows.redacting import redacted
 from pipeline.flows.refine import try_refining
 from pipeline.job import Job
 from pipeline.records import Document
@@ -40,6 +41,8 @@ def check_rendering(job: Job, documents: Iterable[Document]) -> None:
 
 def _failure(document: Document, job: Job) -> JobError | None:
     """With what it fails on one document."""
+    if job.redactor:
+        document, _ = redacted(document, job, job.redactor)
     own: dict[str, object] = {} if document.text is None else {"text": document.text}
     try:
         opening(document, job)

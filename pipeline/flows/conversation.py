@@ -1,11 +1,8 @@
 """Several turns of one row, asked one after the other."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-import orjson
-
-from pipeline.flows.base import Answer, Call, Unrendered, failure_of, honest, prompt_of, rendered, usable
+from pipeline.flows.base import Answer, Call, Unrendered, beside, failure_of, honest, prompt_of, rendered, usable
 from pipeline.flows.messages import NoConversationError, texts
 from pipeline.flows.opening import opening
 from pipeline.flows.plain import conclude
@@ -33,18 +30,18 @@ async def conversation(document: Document, job: Job, call: Call) -> Answer:
         try:
             prompt = prompt_of(document, step, content, its, level=number, chunk=number, chunks=count)
         except Unrendered as failure:  # with the answers so far no context holds it
-            return Answer(_with(answers, failure.reply), tuple(bought), 1, estimated)
+            return Answer(beside(failure.reply, answers=answers), tuple(bought), 1, estimated)
         estimated += prompt.input_tokens_est
         replies = await conclude(prompt, job, call) if number + 1 == count else (await call(prompt),)
         bought += replies
         reply = replies[-1]
         if number + 1 < count and (failed := failure_of([reply]) or _without_text(reply)):
-            return Answer(_with(answers, failed), tuple(bought), 1, estimated)
+            return Answer(beside(failed, answers=answers), tuple(bought), 1, estimated)
         answers.append(reply.text)
         content = (*content, Turn("model", (Text(reply.text),)))
     final = honest(bought[-1], bought)
     is_answer = usable(final) or final.error_kind in JUDGED
-    return Answer(_with(answers if is_answer else answers[:-1], final), tuple(bought), 1, estimated)
+    return Answer(beside(final, answers=answers if is_answer else answers[:-1]), tuple(bought), 1, estimated)
 
 
 def _without_text(reply: Reply) -> Reply | None:
@@ -67,9 +64,3 @@ def turns_of(document: Document, job: Job) -> list[str]:
         if not asked:
             raise Unrendered("empty_input", f"the column {column} is empty")
     return asked
-
-
-def _with(answers: Sequence[str], final: Reply) -> Reply:
-    """The reply that a row ends with, and beside it all answers."""
-    beside = orjson.loads(final.extras) if final.extras else {}
-    return changed(final, extras=orjson.dumps({**beside, "answers": answers}).decode())

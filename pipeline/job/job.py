@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.answer_columns import ANSWERS, AnswerColumn
+from pipeline.answer_columns import ANSWERS, AnswerColumn, redacted_column
 from pipeline.errors import AuthError
 from pipeline.job.asked import asked_at
 from pipeline.job.tool_columns import tool_columns
@@ -20,13 +21,17 @@ from pipeline.prices import Rates, fixed_rates
 from pipeline.prompts import Content, Params, Text, Turn
 from pipeline.protocols import GLOBAL, PROTOCOLS, Protocol, usual_variables, vertex_url
 from pipeline.records import Limits, Step
+from pipeline.redaction import Redactor
 from pipeline.schemas import Schema
 from pipeline.schemas.checks import Checks
 from pipeline.sections import JobFile, TargetSection
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, REFINE_VARIABLES, Template
 
-_ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "refine", "model", "tools")
-_NO_PART_OF_ANSWERS = {"prices", "labels", "stream", "files_root", "inline_mb", "delete_files", "fetch_urls"}
+_ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "refine", "redact", "model", "tools")
+_NO_PART_OF_ANSWERS = {
+    *("prices", "labels", "stream", "restore"),
+    *("files_root", "inline_mb", "delete_files", "fetch_urls"),
+}
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,16 @@ class Job:
         made = self.schema.columns(self.spec.output.prefix) if self.schema else ()
         of_answer = tuple(AnswerColumn(each.name, each.dtype, each.means, "response", each.cell) for each in made)
         of_turns = (ANSWERS,) if self.spec.prompt.flow else ()
-        return (*of_answer, *tool_columns(self.spec.tools), *of_turns)
+        counted = (redacted_column(self.redactor.names),) if self.redactor else ()
+        return (*of_answer, *tool_columns(self.spec.tools), *of_turns, *counted)
+
+    @cached_property
+    def redactor(self) -> Redactor | None:
+        """What finds in the rows what must not be sent."""
+        if (section := self.spec.redact) is None:
+            return None
+        patterns = sorted((name, re.compile(pattern)) for name, pattern in section.patterns.items())
+        return Redactor(tuple(dict.fromkeys(section.kinds)), tuple(patterns))
 
     def reads(self, table: Collection[str]) -> tuple[str, ...]:
         """Those of a table's columns that prompts are made of, in its order."""

@@ -1,9 +1,15 @@
 """The output of a session: its place tried and held before the first call, its table written at the end."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import BinaryIO
 
+import polars as pl
+
 from pipeline.errors import RESUMABLE, InputChanged, PipelineError
+from pipeline.flows import redacted
+from pipeline.redaction import restored, restored_json
 from pipeline.run.prepare import Session, session_schema
 from pipeline.store.export import attempt, export
 from pipeline.store.place import Counted, Place, held
@@ -18,6 +24,35 @@ def output_place(session: Session) -> AbstractContextManager[Place | None]:
         attempt(session_schema(session), session.form, file)
 
     return held(session.output, session.directory, session.rows, session.options.overwrite, trial)
+
+
+def _restoring(session: Session) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    """What puts back into the answers what `[redact]` hid, worked out anew from the rows: it is kept nowhere."""
+    job, source = session.job, session.source
+    redactor = job.redactor
+    if redactor is None or job.spec.redact is None or not job.spec.redact.restore:
+        return lambda frame: frame
+    documents = (document for frame in source.batches() for document in source.documents(frame))
+    values = (redacted(document, job, redactor)[1].values for document in documents)
+
+    def restore(frame: pl.DataFrame) -> pl.DataFrame:
+        hidden = list(islice(values, frame.height))
+        there = [name for name in _ANSWERS if name in frame.columns]
+        columns = (
+            pl.Series(
+                name,
+                [text and _ANSWERS[name](text, each) for text, each in zip(frame[name], hidden, strict=True)],
+                dtype=pl.String,
+            )
+            for name in there
+        )
+        return frame.with_columns(columns)
+
+    return restore
+
+
+_ANSWERS = {"response": restored, "extras": restored_json}
+"""Columns of results that hold what the model wrote."""
 
 
 def exported(session: Session, place: Place, stopped: PipelineError | None) -> PipelineError | None:
@@ -37,6 +72,7 @@ def exported(session: Session, place: Place, stopped: PipelineError | None) -> P
             session.form,
             session.rows,
             source.keys,
+            _restoring(session),
         )
 
     try:

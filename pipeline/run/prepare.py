@@ -256,6 +256,7 @@ def inline_bytes(job: Job) -> int:
 def check_cells(session: Session) -> None:
     """Raise `JobError` for cells that the templates cannot take."""
     job, source = session.job, session.source
+    _check_ids(session)
     check_rendering(job, chain.from_iterable(session.documents()))
     for template, own in job.templates:
         names = [name for name in source.columns if source.kinds[name] == "text" and name not in own]
@@ -264,6 +265,21 @@ def check_cells(session: Session) -> None:
             for name in asked:
                 check_truths(template, name, frame[name].cast(pl.String).drop_nulls().unique().to_list())
             break
+
+
+def _check_ids(session: Session) -> None:
+    """Raise `JobError` for an id that holds what must not be kept: the run directory names rows by it."""
+    redactor, source = session.job.redactor, session.source
+    if redactor is None or source.id is None:
+        return
+    for frame in source.batches(columns=[source.id]):
+        for row, key in zip(frame[ROW], source.keys(frame), strict=True):
+            if found := redactor.find(key):
+                raise JobError(
+                    f"the id of row {row} holds what [redact] hides ({found[0][2]}), and the run directory would name"
+                    f" the row by it\n{session.job.path}, [input] id",
+                    "name another column, or remove `id` to use row numbers",
+                )
 
 
 def check_output(session: Session) -> None:

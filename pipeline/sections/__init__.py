@@ -7,6 +7,7 @@ from pipeline.sections.asked import MOST_INLINE_MB, Chunk, Input, ModelSection, 
 from pipeline.sections.base import Section
 from pipeline.sections.kept import OUTPUT_SUFFIXES, Budget, Cache, CheckSection, Output
 from pipeline.sections.packing import Pack
+from pipeline.sections.redacting import Redact
 from pipeline.sections.tools import FunctionSection, Tools
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Pack",
     "Prices",
     "PromptSection",
+    "Redact",
     "Reduce",
     "Refine",
     "RouteSection",
@@ -42,6 +44,7 @@ class JobFile(Section):
     chunk: Chunk | None = None
     reduce: Reduce | None = None
     refine: Refine | None = None
+    redact: Redact | None = None
     pack: Pack | None = None
     model: ModelSection
     tools: Tools | None = None
@@ -101,6 +104,10 @@ class JobFile(Section):
             raise ValueError("[chunk] goes together with [reduce] or [refine]")
         if self.chunk and self.input.text is None:
             raise ValueError("[chunk] needs [input] text: the column that is cut")
+        if self.redact and self.input.media:
+            raise ValueError(
+                f"[redact] and [input] {self.input.media[0][0]}: what a file shows or says would be sent as it is"
+            )
         if self.chunk and self.prompt.flow:
             raise ValueError('[chunk] and [prompt] flow = "conversation" do not go together: ask about pieces, or talk')
         if self.chunk and self.input.messages:

@@ -111,10 +111,12 @@ def export(
     form: Form,
     rows: int,
     keys: Callable[[pl.DataFrame], Sequence[str]] | None = None,
+    restored: Callable[[pl.DataFrame], pl.DataFrame] = lambda frame: frame,
 ) -> Counted:
     """Write to `file` the first `rows` rows of the batches that `read` gives, joined with sealed `results`.
 
     A batch has the input's columns `own` and `ROW`. `keys` are those of its rows; other columns are for it only.
+    `restored` puts back into a frame's answers what was hidden from the service; it is given all rows in order.
     Memory is bounded by a few parts, and the input read twice for it where the output is Parquet. Raises
     `InputChanged` when a row has another key than it was asked under, or when rows are missing; `RunStateError` for a
     damaged part; what the writer raises when the file cannot be written.
@@ -136,6 +138,7 @@ def export(
                 _check_keys(mine.join(found.select(ROW, "key"), on=ROW, maintain_order="left"))
             frame = batch.select(ROW, *own).rename(renamed)
             frame = frame.join(found.drop("key"), on=ROW, how="left", maintain_order="left")
+            frame = restored(frame)
             frame = frame.with_columns(expanded(frame, form.answers, form.suffix))
             counted[0] += frame.height
             counted[1] += frame.height - frame["status"].null_count()
