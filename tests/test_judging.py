@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable
@@ -50,16 +51,20 @@ def refused(directory: Path, **sections: Any) -> JobError:
     return caught.value
 
 
-def test_a_schema_is_a_line_a_table_a_file_or_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_schema_is_a_line_a_table_a_file_or_a_class(tmp_path: Path) -> None:
     line = make_job(tmp_path, output={"schema": "n: int"}).schema
     assert line
     assert make_job(tmp_path, output={"schema": line.value}).schema == line
     (tmp_path / "n.schema.json").write_text(line.text)
     assert make_job(tmp_path, output={"schema": {"file": "n.schema.json"}}).schema == line
-    monkeypatch.syspath_prepend(str(tmp_path))  # so that it is forgotten afterwards
-    (tmp_path / "judging_models.py").write_text("from pydantic import BaseModel\nclass N(BaseModel):\n    n: int\n")
-    made = make_job(tmp_path, output={"schema": {"class": "judging_models:N"}}).schema
-    assert made and made.value["properties"]["n"]["type"] == "integer"
+    for folder, kind in (("one", "int"), ("other", "str")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "its_models.py").write_text(
+            f"from pydantic import BaseModel\nclass N(BaseModel):\n    n: {kind}\n"
+        )
+        made = make_job(tmp_path / folder, output={"schema": {"class": "its_models:N"}}).schema
+        assert made and made.value["properties"]["n"]["type"] == {"int": "integer", "str": "string"}[kind]
+    assert "its_models" not in sys.modules, "another job may have one of that name"
     assert make_job(tmp_path).schema is None
 
 
@@ -79,9 +84,9 @@ def test_a_class_beside_the_job_file_is_found(tmp_path: Path, cli: Callable[...,
         ({"file": "gone.json"}, "cannot read"),
         ({"file": "job.toml"}, "is no JSON"),
         ({"file": "a.json", "type": "object"}, "`type` stands beside `file`"),
-        ({"class": "nowhere_at_all:Model"}, "nowhere_at_all cannot be imported: ModuleNotFoundError"),
+        ({"class": "nowhere_at_all:Model"}, "nowhere_at_all cannot be used: ModuleNotFoundError"),
         ({"class": "json:Model"}, "json has no `Model`"),
-        ({"class": "json:JSONDecoder"}, "has no JSON Schema"),
+        ({"class": "json:JSONDecoder"}, "it has no JSON Schema"),
         ({"class": "json"}, "names no class"),
         ({"type": "object", "allOf": [{}]}, "$ has `allOf`"),
         (3, "schema"),
@@ -99,6 +104,10 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     assert "response_mime_type" in mime.message
     whole = refused(tmp_path, output={"schema": {"type": "array"}}, endpoint={"provider": "openai"})
     assert "OpenAI" in whole.message
+    tree = {"$defs": {"N": {"properties": {"next": {"$ref": "#/$defs/N"}}, "required": ["next"]}}, "$ref": "#/$defs/N"}
+    (tmp_path / "tree.json").write_text(json.dumps(tree))
+    endless = refused(tmp_path, output={"schema": {"file": "tree.json"}})
+    assert "#/$defs/N requires itself" in endless.message and "`required`" in endless.hint
     with pytest.raises(InputError, match="has a property `status`") as caught:
         output_schema(pl.Schema(), Path("x.csv"), make_job(tmp_path, output={"schema": "status: str"}).answer_columns)
     assert "prefix" in caught.value.hint
@@ -436,3 +445,25 @@ def test_escalating_needs_a_target_that_takes_over_for_it(tmp_path: Path) -> Non
     routes = '[[route]]\nwhere = "topic = \'x\'"\ntargets = ["cheap"]\n[[route]]\ntargets = ["cheap", "strong"]\n'
     with pytest.raises(JobError, match="a \\[\\[route\\]\\] does not lead there"):
         checked(tmp_path, f'{LOW}escalate = "strong"', sections=TARGETS + routes)
+
+
+def test_rows_that_were_wrong_are_asked_again_on_demand(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "topics.csv").write_text("topic\nfirst\nsecond\n")
+    path = write_job(here, output={"schema": MOOD}, limits={"rpm": 0, "tpm": 0})
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    with served(faults="wrong_json*1") as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        assert cli("run", path, "--yes").code == 1
+        wrong = pl.read_ndjson("results/out.jsonl").filter(pl.col("status") == "invalid")
+        assert wrong["error_kind"].to_list() == ["schema"] and wrong["response"][0].startswith("[{")
+        assert wrong["mood"].to_list() == [None]
+        assert cli("run", path, "--yes", "--retry", "schema").code == 0
+    assert pl.read_ndjson("results/out.jsonl")["calls"].sum() == 2 and stats_of(here) == 3
+
+
+def stats_of(here: Path) -> int:
+    """Calls that were paid for."""
+    calls = pl.concat([pl.read_parquet(path) for path in (here / "runs/job/calls").glob("*.parquet")])
+    return calls.filter("paid").height

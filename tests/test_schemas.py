@@ -133,6 +133,13 @@ def test_what_the_emulator_makes_by_each_form_is_an_answer_of_the_schema_and_fit
 # ---- JSON Schema
 
 
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return schema
+
+
 @pytest.mark.parametrize(
     ("schema", "said", "hint"),
     [
@@ -143,6 +150,7 @@ def test_what_the_emulator_makes_by_each_form_is_an_answer_of_the_schema_and_fit
         ({"$ref": "https://elsewhere/x.json"}, "refers to 'https://elsewhere/x.json'", "#/$defs/name"),
         ({"properties": {"a": {"$ref": "#/$defs/b"}}}, "$.a refers to '#/$defs/b'", "#/$defs/name"),
         ({"type": "strin"}, "it is no JSON Schema", ""),
+        (nested(900), "deeper than 64 levels", ""),
         ({"properties": {"a": {"pattern": "(?=x)"}}}, "it is no JSON Schema", ""),
         ({"properties": {"a": "string"}}, "$.a is no schema", ""),
         ({"enum": [date(2026, 11, 29)]}, "it is no JSON", ""),

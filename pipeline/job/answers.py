@@ -73,27 +73,25 @@ def _of_class(name: str, beside: Path, where: str) -> Mapping[str, Any]:
     module, _, attribute = name.partition(":")
     if not (attribute and all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))):
         raise JobError(f"class = {name!r} names no class\n{where}", 'it is written "package.module:Model"')
-    folder = str(beside.resolve())
+    folder, before = str(beside.resolve()), set(sys.modules)
     sys.path.insert(0, folder)
     try:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
+        schema = found.model_json_schema() if hasattr(found, "model_json_schema") else None
     except AttributeError:
         raise JobError(f"class = {name!r}: {module} has no `{attribute}`\n{where}") from None
     except Exception as error:  # whatever the module does when it is imported
         raise JobError(
-            f"class = {name!r}: {module} cannot be imported: {type(error).__name__}: {error}\n{where}",
+            f"class = {name!r}: {module} cannot be used: {type(error).__name__}: {error}\n{where}",
             f"it is looked for where Python looks, and in {folder}",
         ) from None
     finally:
         sys.path.remove(folder)
-    try:
-        schema = found.model_json_schema()
-    except Exception as error:
-        raise JobError(
-            f"class = {name!r} has no JSON Schema: {type(error).__name__}: {error}\n{where}",
-            "it must be a class of pydantic.BaseModel",
-        ) from None
-    assert isinstance(schema, dict)
+        for other in set(sys.modules) - before:  # another job's folder may have a module of the same name
+            if str(getattr(sys.modules[other], "__file__", None) or "").startswith(folder):
+                del sys.modules[other]
+    if not isinstance(schema, dict):
+        raise JobError(f"class = {name!r} is no class of pydantic.BaseModel: it has no JSON Schema\n{where}")
     return schema

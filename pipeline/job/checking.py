@@ -5,6 +5,7 @@ from pathlib import Path
 from pipeline.errors import JobError
 from pipeline.job.job import Job
 from pipeline.protocols import PROTOCOLS
+from pipeline.schemas import requires_itself
 from pipeline.sections import JobFile
 
 
@@ -51,6 +52,11 @@ def check_schema(job: Job) -> None:
         raise JobError(
             f"[output] schema is of no object, and OpenAI's protocol asks for nothing else\n{job.path}",
             "make it a property of one: `answer: [str]` for a list of texts",
+        )
+    if job.schema and job.spec.endpoint.provider != "openai" and (place := requires_itself(job.schema.value)):
+        raise JobError(
+            f"[output] schema: {place} requires itself, and Gemini has no form for that\n{job.path}",
+            "leave the property that leads back out of `required`; that it may be null is not enough",
         )
 
 

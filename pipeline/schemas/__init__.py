@@ -9,10 +9,21 @@ import orjson
 from pipeline.schemas import dsl, forms
 from pipeline.schemas.answers import Judge, Judged
 from pipeline.schemas.columns import Column, columns
-from pipeline.schemas.forms import gemini, held_here, openai, openapi
+from pipeline.schemas.forms import gemini, held_here, openai, openapi, requires_itself
 from pipeline.schemas.mistake import SchemaError
 
-__all__ = ["Column", "Judged", "Schema", "SchemaError", "gemini", "held_here", "openai", "openapi", "schema_of"]
+__all__ = [
+    "Column",
+    "Judged",
+    "Schema",
+    "SchemaError",
+    "gemini",
+    "held_here",
+    "openai",
+    "openapi",
+    "requires_itself",
+    "schema_of",
+]
 
 
 @dataclass(frozen=True, slots=True)

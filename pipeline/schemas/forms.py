@@ -20,6 +20,7 @@ _KNOWN = frozenset(
     }
 )
 """What Gemini takes in `responseJsonSchema` (google-genai 3.6.1, `GenerateContentConfig.response_json_schema`)."""
+_MOST_NESTED = 64
 HELD_HERE = frozenset(
     {
         *("minLength", "maxLength", "pattern", "multipleOf", "exclusiveMinimum", "exclusiveMaximum"),
@@ -58,6 +59,8 @@ def check(schema: Any) -> None:
     for node, place in _nodes(schema, "$"):
         if isinstance(node, bool):
             continue
+        if place.count(".") > _MOST_NESTED:
+            raise SchemaError(f"it is nested deeper than {_MOST_NESTED} levels")
         if not isinstance(node, dict):
             raise SchemaError(f"{place} is no schema: {type(node).__name__}")
         for name in node:
@@ -73,6 +76,24 @@ def held_here(schema: Any) -> list[str]:
     """Constructs in the schema that Gemini is not told, by name."""
     names = (node.keys() & HELD_HERE for node, _ in _nodes(schema, "$") if isinstance(node, dict))
     return sorted(set[str]().union(*names))
+
+
+def requires_itself(schema: Node) -> str | None:
+    """What holds itself by way of required properties alone, which Gemini has no form for; None: nothing does."""
+    for start in ("#", *(f"#/$defs/{name}" for name in schema.get("$defs", {}))):
+        waiting, seen = [_at(start, schema)], {""}
+        while waiting:
+            node = waiting.pop()
+            if not isinstance(node, dict):
+                continue
+            if (reference := node.get("$ref", "")) == start:
+                return start
+            if reference not in seen:
+                seen.add(reference)
+                waiting.append(_at(reference, schema))
+            waiting += [each for name, each in node.get("properties", {}).items() if name in node.get("required", ())]
+            waiting += [node.get("items"), *node.get("prefixItems", ()), *node.get("anyOf", ()), *node.get("oneOf", ())]
+    return None
 
 
 def gemini(schema: Node) -> Node:

@@ -17,7 +17,7 @@ import anyio.to_thread
 import polars as pl
 
 from pipeline.errors import RunStateError
-from pipeline.records import Reply, Usage
+from pipeline.records import JUDGED, Reply, Usage
 from pipeline.store import parts
 
 NAME = "content.sqlite"
@@ -145,8 +145,12 @@ class ContentIndex:
 
     def _take_in(self, path: Path) -> None:
         number = parts.part_number(path)
-        frame = parts.read_part(path, ("fingerprint", "status", "paid"))
-        answered = frame.filter(pl.col("paid") & (pl.col("status") == "ok"))["fingerprint"]
+        frame = parts.read_part(path, ("row", "fingerprint", "status", "paid", "text"))
+        frame = frame.filter(pl.col("paid") & (pl.col("status") == "ok"))
+        results = parts.read_part(parts.part_path(self._directory / "results", number), ("row", "error_kind"))
+        # An answer that is the row's and would not do is no answer to go on with: `--retry` asks for another.
+        unwanted = results.filter(pl.col("error_kind").is_in(JUDGED))["row"].implode()
+        answered = frame.filter(~(pl.col("row").is_in(unwanted) & pl.col("text").is_null()))["fingerprint"]
         hashes = sorted(map(_hash, answered))  # in the order of the file's pages
         with self._writer as db:
             db.execute("BEGIN IMMEDIATE")
