@@ -3,7 +3,7 @@
 Every price is looked up for the model that answers, at the time of the call. An unknown price is None, never 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -73,10 +73,18 @@ class Rates:
     cached: Decimal
     output: Decimal
     search: Decimal | None = None  # of one; None: what Google asks
+    sound: Decimal | None = field(default=None, compare=False)  # of the input; None: as other input
 
-    def usd(self, input_tokens: Decimal | int, cached_tokens: Decimal | int, output_tokens: Decimal | int) -> Decimal:
-        """USD for so many tokens: `input_tokens` with the cached ones, `output_tokens` with thinking."""
-        return self.input * (input_tokens - cached_tokens) + self.cached * cached_tokens + self.output * output_tokens
+    def usd(
+        self,
+        input_tokens: Decimal | int,
+        cached_tokens: Decimal | int,
+        output_tokens: Decimal | int,
+        sound_tokens: Decimal | int = 0,
+    ) -> Decimal:
+        """USD for so many tokens: `input_tokens` with the cached ones and the sound, `output_tokens` with thinking."""
+        usd = self.input * (input_tokens - cached_tokens) + self.cached * cached_tokens + self.output * output_tokens
+        return usd if self.sound is None else usd + (self.sound - self.input) * sound_tokens
 
 
 FREE = Rates(Decimal(0), Decimal(0), Decimal(0), Decimal(0))
@@ -122,12 +130,14 @@ def _listed(vendor: str, model: str, day: date, lane: Lane, prompt: int) -> Rate
     try:
         plain, output = priced(Priced(input_tokens=prompt, output_tokens=prompt), context)
         cached, _ = priced(Priced(input_tokens=prompt, cache_read_tokens=prompt), context)
+        sound, _ = priced(Priced(input_tokens=prompt, input_audio_tokens=prompt), context)
         standard, _ = priced(Priced(input_tokens=prompt), None)
     except LookupError:
         return None
     # The library answers an unknown lane with the standard price and no warning, so an unchanged price is scaled here.
     factor = _LANE_FACTOR[lane] if plain == standard else Decimal(1)
-    return Rates(plain * factor / prompt, cached * factor / prompt, output * factor / prompt)
+    dearer = None if sound == plain else sound * factor / prompt
+    return Rates(plain * factor / prompt, cached * factor / prompt, output * factor / prompt, sound=dearer)
 
 
 def fixed_rates(
@@ -156,7 +166,9 @@ def cost(usage: Usage, model: str, at: datetime, lane: Lane = "standard", own: R
     # Counts that an older version stored as the service told them may be impossible: a cost is never a credit.
     input_tokens = max(0, usage.input_tokens) + max(0, usage.tool_tokens)
     cached_tokens = min(max(0, usage.cached_tokens), input_tokens)
-    usd = found.usd(input_tokens, cached_tokens, max(0, usage.output_tokens) + max(0, usage.thinking_tokens))
+    sound_tokens = min(max(0, usage.sound_tokens), input_tokens - cached_tokens)
+    output_tokens = max(0, usage.output_tokens) + max(0, usage.thinking_tokens)
+    usd = found.usd(input_tokens, cached_tokens, output_tokens, sound_tokens)
     return usd + search_usd(Decimal(usage.searches), Decimal(1), model, at.date(), own) if usage.searches else usd
 
 

@@ -151,6 +151,7 @@ class Usage:
     estimated: bool = False  # a count was missing or impossible: inferred from the total, or counted by us
     output_told: bool = field(default=True, compare=False)  # False: how much was thought, unseen, is not known
     searches: int = 0  # of the web, which are billed by their number
+    sound_tokens: int = field(default=0, compare=False)  # of the input, uncached: some models bill it dearer; not kept
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -161,6 +162,7 @@ class Usage:
             self.tool_tokens + other.tool_tokens,
             self.estimated or other.estimated,
             searches=self.searches + other.searches,
+            sound_tokens=self.sound_tokens + other.sound_tokens,
         )
 
 

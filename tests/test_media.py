@@ -1,10 +1,14 @@
 """Files are told by their bytes, their sizes are what other people's libraries read, and tokens follow the table."""
 
 import io
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
 from drawing import pdf, samples, wav
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pypdf import PdfReader, PdfWriter
 
@@ -117,3 +121,41 @@ def test_tokens_follow_the_published_table(
 def test_the_sample_data_is_what_the_script_draws() -> None:
     for name, content in samples().items():
         assert (SAMPLES / name).read_bytes() == content, f"run `.venv/bin/python tests/drawing.py`: {name}"
+
+
+BEGINNINGS = [
+    *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF0000WEBPVP8 ", b"RIFF0000WEBPVP8X", b"RIFF0000WEBPVP8L", b"GIF89a"),
+    *(b"RIFF0000WAVEfmt ", b"ID3\x04\0\0\0\0\0\x10", b"\xff\xfb\x90\x00", b"\xff\xf1\x50\x80", b"fLaC", b"OggS"),
+    *(b"FORM0000AIFFCOMM", b"\0\0\0\x20ftypisom", b"\0\0\0\x14ftypqt  ", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),
+    *(b"\x1aE\xdf\xa3webm", b"RIFF0000AVI LIST", b"FLV\x01", b"\0\0\x01\xba", b"%PDF-1.7\n", b""),
+]
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.sampled_from(BEGINNINGS), st.binary(max_size=400))
+def test_whatever_follows_a_beginning_is_read_without_an_error(beginning: bytes, rest: bytes) -> None:
+    known = facts(beginning + rest)
+    assert known.seconds >= 0 and known.pages >= 0
+    for kind in ("image", "audio", "video", "pdf"):
+        assert tokens_by_rule(kind, known, "gemini-2.5-flash") > 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_damaged_file_is_read_without_an_error(data: st.DataObject) -> None:
+    content = bytearray(
+        data.draw(st.sampled_from([wav(0.1), pdf(["a", "b"]), drawn("JPEG", 40, 30), drawn("WEBP", 9, 9)]))
+    )
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    facts(bytes(content[: data.draw(st.integers(0, len(content)))]))
+
+
+def test_a_pdf_that_unpacks_without_an_end_costs_bounded_memory() -> None:
+    bomb = zlib.compress(b"/Type /Page " * 5_000_000)
+    stream = b"1 0 obj << /Type /ObjStm >>\nstream\n" + bomb + b"\nendstream\n"
+    tracemalloc.start()
+    found = facts(b"%PDF-1.7\n" + stream * 20)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.pages > 0 and peak < 120_000_000

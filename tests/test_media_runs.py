@@ -21,6 +21,7 @@ from sessions import run_through
 
 from jobs import PLAIN, Sections, make_job
 from pipeline import estimating
+from pipeline.budget.cashier import worst_case_usd
 from pipeline.errors import InputError, JobError
 from pipeline.estimating import Wishes
 from pipeline.prompts import Params, Prompt, Text, Turn
@@ -378,3 +379,30 @@ def test_what_is_to_be_fetched_from_within_fails_its_row_and_nothing_is_sent(
     told = pl.read_ndjson(table / "results" / "out.jsonl").sort("id")
     assert told["status"].to_list() == ["invalid", "ok"]
     assert told["error"][0] == "not fetched: 127.0.0.1 is not a public address"
+
+
+def test_sound_has_its_own_price_in_the_estimate_and_in_the_run(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (table / "a.wav").write_bytes(wav(3000, rate=1000))
+    (table / "table.csv").write_text("id,sound\na,a.wav\n")
+    monkeypatch.setenv("GEMINI_API_KEY", "k")
+    with served(model_version=None) as own:
+        job = make_job(
+            table,
+            SEEN,
+            endpoint={"base_url": own},
+            input={"image": None, "audio": "sound"},
+            model={"name": "gemini-3.1-flash-lite"},
+        )
+        plan = anyio.run(estimating.estimate, prepare.prepare(job, Options()), Wishes()).plan
+        ended = run_through(prepare.prepare(job, Options()))
+    sound_usd = 75_000 * 0.5e-6  # by genai-prices, against 0.25 for text
+    assert plan.cost_usd is not None and ended.summary.cost_usd is not None
+    assert float(plan.cost_usd.expected) == pytest.approx(sound_usd, rel=0.02)
+    assert float(ended.summary.cost_usd) == pytest.approx(sound_usd, rel=0.02)
+
+
+def test_a_cap_reserves_for_sound() -> None:
+    target = Target("gemini", "http://x", "p", "gemini-3.1-flash-lite")
+    silent = worst_case_usd(prompt(max_output_tokens=1), target)
+    loud = worst_case_usd(prompt(replace(media(wav(), "audio", "audio/wav"), tokens=100), max_output_tokens=1), target)
+    assert silent is not None and loud is not None and loud > 1.5 * float(silent)

@@ -394,3 +394,15 @@ def test_changes_of_a_lane() -> None:
 )
 def test_how_a_price_changes(before: Rates | None, after: Rates | None, verb: str) -> None:
     assert PriceChange(DECEMBER, "mine", before, after, None).verb == verb
+
+
+def test_sound_is_dearer_where_the_table_says_so() -> None:
+    given, at = Usage(1_000_000, sound_tokens=400_000), datetime(2026, 11, 29, tzinfo=UTC)
+    text = cost(Usage(1_000_000), "gemini-3.1-flash-lite", at)
+    mixed = cost(given, "gemini-3.1-flash-lite", at)
+    assert text is not None and mixed is not None
+    rate = rates("gemini-3.1-flash-lite", at.date(), long=True)
+    assert rate is not None and rate.sound is not None and rate.sound > rate.input
+    assert mixed - text == (rate.sound - rate.input) * 400_000
+    assert cost(given, "gemini-3.5-flash-lite", at) == cost(Usage(1_000_000), "gemini-3.5-flash-lite", at)
+    assert cost(given, "gemini-3.1-flash-lite", at, own=fixed_rates(1, 2)) == 1

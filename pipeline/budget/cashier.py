@@ -310,7 +310,10 @@ def worst_case_usd(prompt: Prompt, target: Target) -> Decimal | None:
     if prompt.input_tokens_est <= LONG_PROMPT_TOKENS < given:
         given = LONG_PROMPT_TOKENS + 1
     searches = MOST_SEARCHES if prompt.params.tools and prompt.params.tools.google_search else 0
-    return _cost(Usage(given, output_tokens=longest, searches=searches), target.model, datetime.now(UTC), target)
+    # A video has sound too, and how much of it is not known: it is reserved for as if all of it were.
+    sound = sum(file.tokens for file in prompt.media if file.kind in ("audio", "video"))
+    usage = Usage(given, output_tokens=longest, searches=searches, sound_tokens=math.ceil(sound * _ESTIMATE_MARGIN))
+    return _cost(usage, target.model, datetime.now(UTC), target)
 
 
 def _cost(usage: Usage, model: str, at: datetime, target: Target) -> Decimal | None:

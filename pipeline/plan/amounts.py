@@ -37,6 +37,7 @@ class Cell(NamedTuple):
     output_tokens: float = 0.0  # without thinking
     thinking_tokens: float = 0.0
     searches: float = 0.0
+    sound_tokens: float = 0.0  # of the input
 
     @property
     def answer_tokens(self) -> float:

@@ -39,7 +39,8 @@ class Tariff:
             rates = self.rates(tier.long)
             if rates is None:
                 return None
-            usd += rates.usd(*map(Decimal, (cell.input_tokens, cell.cached_tokens, cell.answer_tokens)))
+            tokens = cell.input_tokens, cell.cached_tokens, cell.answer_tokens, cell.sound_tokens
+            usd += rates.usd(*map(Decimal, tokens))
             if cell.searches:
                 searches, calls = Decimal(cell.searches), Decimal(min(cell.searches, cell.prompts))
                 usd += search_usd(searches, calls, self.model, self.day, self.own)

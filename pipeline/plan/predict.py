@@ -54,12 +54,13 @@ class Predictor:
             text_tokens = known.output_tokens * times * (1 + doubt)
         words = round((text_tokens / ratio - _NAME_TOKENS) * _WORDS_PER_TOKEN)
         text = f"{name[:8].translate(_TO_LETTERS)} {_WORD * words}"
+        sound = ratio * sum(file.tokens for file in prompt.media if file.kind == "audio")
         cached, tools = tokens * self._learned.cached_share, prompt.params.tools
         if tools is None:
-            return Cell(1, tokens, cached, *answer_tokens), text
+            return Cell(1, tokens, cached, *answer_tokens, sound_tokens=sound), text
         searches = self._learned.searches if self._learned.searches is not None else EXPECTED_SEARCHES
         given = tokens + self._learned.tool_tokens
-        return Cell(1, given, cached, *answer_tokens, searches if tools.google_search else 0.0), text
+        return Cell(1, given, cached, *answer_tokens, searches if tools.google_search else 0.0, sound), text
 
 
 def predicted_output(bound: int | None, model: str, scenario: Scenario) -> int:

@@ -61,6 +61,16 @@ class _Counts:
         self.odd = True
         return math.ceil(min(total, most))
 
+    def of_sound(self, name: str) -> int:
+        """The sound among a count's parts by modality; 0 where they are not told."""
+        parts = mappings(self.own.get(name)) if name in self.own else ()
+        told = (
+            any_number(part.get("tokenCount", part.get("token_count")))
+            for part in parts
+            if part.get("modality") == "AUDIO"
+        )
+        return math.ceil(sum(number for number in told if number is not None and 0 < number < math.inf))
+
 
 def names_tokens(metadata: object) -> bool:
     """Whether `usageMetadata` or `usage` has a count above 0."""
@@ -111,4 +121,5 @@ def read_usage(metadata: object, text: str, sent_tokens: int = 0, model: str = "
             output = unnamed
     elif text and not output and not thinking:
         output, estimated = estimate(text), True
-    return Usage(prompt, cached, output, thinking, tool, estimated, is_told)
+    sound = min(counts.of_sound("prompttokensdetails") - counts.of_sound("cachetokensdetails"), prompt - cached)
+    return Usage(prompt, cached, output, thinking, tool, estimated, is_told, sound_tokens=max(0, sound))
