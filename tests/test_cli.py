@@ -38,6 +38,7 @@ RUN_KEYS = [
     "usage_estimated",
     "targets",
     "left_out",
+    "models_noted",
     "seconds",
     "output",
     "run_dir",

@@ -170,3 +170,23 @@ def test_a_quota_is_named_by_its_metric_alone_and_capacity_not_at_all(limits: di
                 client.models.generate_content(model=MODEL, contents="Say yes, and nothing else.")
         assert refused.value.code == 429 and "details" not in refused.value.details["error"]
         assert stats(url)["by_status"]["429"] == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tools_streams_and_answers_that_go_on(stream: bool) -> None:
+    text = "The river flooded the town. The town had postponed the wall. A bakery gave away bread. The town rebuilds."
+    config = types.GenerateContentConfig(
+        tools=[types.Tool(google_search=types.GoogleSearch())], automatic_continuation=True, labels={"team": "x"}
+    )
+    with served(part_tokens=7) as url, sdk(url) as client:
+        if stream:
+            pieces = list(client.models.generate_content_stream(model="gemini-4-argon", contents=text, config=config))
+        else:
+            pieces = [client.models.generate_content(model="gemini-4-argon", contents=text, config=config)]
+        requests = stats(url)["requests"]
+    with served() as url, sdk(url) as client:
+        whole = client.models.generate_content(model="gemini-4-argon", contents=text)
+    assert "".join(each.text or "" for each in pieces) == whole.text and requests > 2
+    last = pieces[-1]
+    assert last.candidates and last.candidates[0].grounding_metadata and last.usage_metadata
+    assert last.usage_metadata.traffic_type is types.TrafficType.ON_DEMAND

@@ -70,6 +70,22 @@ def asked(use: Callable[[Vertex], Awaitable[T]], target: Target = TARGET, **acco
 # ---- the request
 
 
+def test_a_stream_has_its_own_method_and_an_hour_and_labels_go_with_it() -> None:
+    tokens = Tokens(told, headers={"x-goog-user-project": "payer"})
+    prompt = ask(text="Is it?")
+    reply, request = asked(
+        lambda vertex: vertex.generate(prompt, TARGET),
+        key="",
+        tokens=tokens,
+        stream=True,
+        labels=(("team", "x"),),
+    )
+    assert isinstance(reply, Reply) and reply.text == "yes"
+    assert request.url.path == f"/v1beta1/{PLACE}/publishers/google/models/{MODEL}:streamGenerateContent"
+    assert request.url.query == b"alt=sse" and request.headers["x-server-timeout"] == "3600"
+    assert orjson.loads(request.content)["labels"] == {"team": "x"}
+
+
 def test_a_request_names_project_and_location_and_bears_a_token() -> None:
     prompt = ask(text="Is it?", params=Params(system="Be brief.", max_output_tokens=9, safety=(("C", "T"),)))
     reply, request = asked(lambda vertex: vertex.generate(prompt, TARGET))

@@ -361,6 +361,16 @@ def test_functions_over_either_protocol(
     assert json.loads(cells[0][1][0]["args"])["title"].startswith("Tell of schöne Häuser.")
 
 
+def test_a_function_call_is_an_answer_where_a_schema_is_asked_for_too(here: Path, cli: Callable[..., Ran]) -> None:
+    path = write(here, FUNCTION)
+    schema = 'schema = { type = "object", properties = { mood = { type = "string" } }, required = ["mood"] }'
+    path.write_text(path.read_text().replace('path = "out.parquet"', f'path = "out.parquet"\n{schema}'))
+    ran = cli("run", path, "--offline", "--json")
+    assert (ran.code, ran.json["ok"]) == (0, 2), ran.err
+    table = pl.read_parquet("out-offline.parquet")
+    assert table["function_calls"].null_count() == 0 and table["mood"].to_list() == [None, None]
+
+
 # --- other clients ---
 
 

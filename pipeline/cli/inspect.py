@@ -154,6 +154,13 @@ def emulate(
     ] = Algorithm.fixed,
     latency: Annotated[float, typer.Option(metavar="SECONDS", help="how long every answer takes")] = 0.0,
     jitter: Annotated[float, typer.Option(metavar="SECONDS", help="up to so much longer, at random")] = 0.0,
+    pause: Annotated[
+        float, typer.Option(metavar="SECONDS", help="between two pieces of an answer that is streamed")
+    ] = 0.0,
+    part_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="an answer longer than this goes on in another request, as argon's do"),
+    ] = None,
     faults: Annotated[
         str,
         typer.Option(
@@ -200,6 +207,8 @@ def emulate(
     odd forms: 201, 203, 206, error0, finish_stop, finish_length, finish_2, surrogate, bad_utf8, bom, deep, sse,
     json_array, openai, echo, echo_error, two_gzip, x_gzip
 
+    streams: stream_error, stream_short, stream_idle, stream_unended
+
     unreadable answers: cut_json, html200, empty_body, false_gzip, cut_gzip, big_header, two_lengths, bad_chunk,
     bomb, endless
 
@@ -216,7 +225,7 @@ def emulate(
         parsed = emulator.parse_faults(faults)
     except ValueError as error:
         raise JobError(f"--faults: {error}", "`pipeline emulate --help` shows the flags") from None
-    for flag, seconds in (("--latency", latency), ("--jitter", jitter)):
+    for flag, seconds in (("--latency", latency), ("--jitter", jitter), ("--pause", pause)):
         if not 0 <= seconds <= _LONGEST_S:
             raise JobError(f"{flag} {seconds} is not a time from 0 to {_LONGEST_S:.0f} s")
     options = emulator.EmulatorOptions(
@@ -226,6 +235,8 @@ def emulate(
         algorithm=algorithm.value,
         latency_s=latency,
         latency_jitter_s=jitter,
+        pause_s=pause,
+        part_tokens=part_tokens,
         faults=parsed,
         seed=seed,
         models=tuple(model or ()),
