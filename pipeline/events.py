@@ -141,6 +141,13 @@ class ModelNoted(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixCached(Message):
+    """What all prompts begin with could not be kept in an explicit cache."""
+
+    kind: ClassVar[str] = "prefix_cache"
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetNear(Message):
     """Most of a cap is spent."""
 

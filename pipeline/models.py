@@ -33,13 +33,21 @@ class Model:
     alias_of: str | None = None
     new_projects: bool = True  # offered to projects that have not used it yet
     minimal_thinking: bool = True  # takes the thinking level "minimal"
+    explicit_caches: bool = True  # what prompts begin with may be kept there, for a price by the hour
     budgets: bool = False  # thinking is set by a budget in tokens, not by a level
     searches_by_prompt: bool = False  # a prompt that searched is billed, not each search
     sampled: bool = True  # heeds temperature, topP and topK; the others accept and ignore them
 
 
 MODELS: tuple[Model, ...] = (
-    Model("gemini-4-argon", max_output_tokens=32_768, continues=True, shared_context=True, sampled=False),
+    Model(
+        "gemini-4-argon",
+        max_output_tokens=32_768,
+        continues=True,
+        shared_context=True,
+        sampled=False,
+        explicit_caches=False,
+    ),
     Model("gemini-3.8-flash", minimal_thinking=False, sampled=False),
     Model("gemini-3.7-flash", sampled=False, off=date(2026, 10, 8), successor="gemini-3.8-flash"),
     Model("gemini-3.6-flash", sampled=False),

@@ -65,6 +65,14 @@ MOST_SEARCHES = 10
 """What is reserved for one call; a call that searches more is reserved for from then on."""
 
 
+STORED_USD = Decimal("0.50")
+"""A million tokens in an explicit cache of Gemini 3.6 to 3.8 Flash, for an hour, at the rate of their introduction."""
+STORED_MOST_USD = Decimal("4.50")
+"""The same of all others: the most that Google asked for any model (2.5 Pro, 2025); what it asks today is not known."""
+_STORED_CHEAPLY = ("gemini-3.6-flash", "gemini-3.7-flash", "gemini-3.8-flash")
+_INTRODUCED_UNTIL = date(2027, 1, 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Rates:
     """USD per token of one model, day, lane and prompt length."""
@@ -73,6 +81,7 @@ class Rates:
     cached: Decimal
     output: Decimal
     search: Decimal | None = None  # of one; None: what Google asks
+    stored: Decimal | None = None  # a token in an explicit cache for an hour; None: what Google asks
     sound: Decimal | None = field(default=None, compare=False)  # of the input; None: as other input
 
     def usd(
@@ -87,7 +96,7 @@ class Rates:
         return usd if self.sound is None else usd + (self.sound - self.input) * sound_tokens
 
 
-FREE = Rates(Decimal(0), Decimal(0), Decimal(0), Decimal(0))
+FREE = Rates(Decimal(0), Decimal(0), Decimal(0), Decimal(0), Decimal(0))
 """What a rehearsal costs."""
 
 
@@ -141,16 +150,21 @@ def _listed(vendor: str, model: str, day: date, lane: Lane, prompt: int) -> Rate
 
 
 def fixed_rates(
-    input_usd: float, output_usd: float, cached_usd: float | None = None, search_usd: float | None = None
+    input_usd: float,
+    output_usd: float,
+    cached_usd: float | None = None,
+    search_usd: float | None = None,
+    stored_usd: float | None = None,
 ) -> Rates:
-    """Rates from USD per million tokens and per 1,000 searches, as a job file names them.
+    """Rates from USD per million tokens, per 1,000 searches and per million tokens and hour, as a job file names them.
 
-    Cached tokens cost as others unless said, and searches what Google asks.
+    Cached tokens cost as others unless said, searches and what is stored what Google asks.
     """
     plain = Decimal(str(input_usd)) / _MEGA
     cached = plain if cached_usd is None else Decimal(str(cached_usd)) / _MEGA
     search = None if search_usd is None else Decimal(str(search_usd)) / 1000
-    return Rates(plain, cached, Decimal(str(output_usd)) / _MEGA, search)
+    stored = None if stored_usd is None else Decimal(str(stored_usd)) / _MEGA
+    return Rates(plain, cached, Decimal(str(output_usd)) / _MEGA, search, stored)
 
 
 def effective_rates(model: str, day: date, lane: Lane, long: bool, own: Rates | None) -> Rates | None:
@@ -170,6 +184,17 @@ def cost(usage: Usage, model: str, at: datetime, lane: Lane = "standard", own: R
     output_tokens = max(0, usage.output_tokens) + max(0, usage.thinking_tokens)
     usd = found.usd(input_tokens, cached_tokens, output_tokens, sound_tokens)
     return usd + search_usd(Decimal(usage.searches), Decimal(1), model, at.date(), own) if usage.searches else usd
+
+
+def storage_usd(tokens: float, hours: float, model: str, day: date, own: Rates | None = None) -> Decimal:
+    """USD for so many tokens in an explicit cache of a model, for so many hours."""
+    if own and own.stored is not None:
+        return own.stored * Decimal(tokens) * Decimal(hours)
+    if answering(model, day) in _STORED_CHEAPLY:
+        rate = STORED_USD if day < _INTRODUCED_UNTIL else 2 * STORED_USD  # as the price of their tokens
+    else:
+        rate = STORED_MOST_USD
+    return rate * Decimal(tokens) * Decimal(hours) / _MEGA
 
 
 def search_usd(searches: Decimal, calls: Decimal, model: str, day: date, own: Rates | None = None) -> Decimal:

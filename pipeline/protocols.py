@@ -54,6 +54,7 @@ PROTOCOLS: Mapping[ProviderName, Protocol] = {
             ),
             "model.media_resolution": Lack("leave it out: the service chooses it"),
             "model.labels": Lack("leave it out"),
+            "model.prefix_cache": Lack("leave it out: what the service caches itself is cached", bool),
             "tools.google_search": Lack("leave it out", lambda value: value is not False),
             "tools.url_context": Lack("leave it out", bool),
             "tools.code_execution": Lack("leave it out", bool),

@@ -70,7 +70,7 @@ JUDGED: frozenset[ErrorKind] = frozenset({"schema", "check"})
 PASSING: frozenset[ErrorKind] = frozenset({"quota", "network", "timeout", "server", "auth"})
 """Failures that may pass by themselves and cost nothing: a row that ends in one is tried again by the next run."""
 
-Step = Literal["answer", "map", "reduce", "refine", "repair", "retry", "escalate", "turn", "pack"]
+Step = Literal["answer", "map", "reduce", "refine", "repair", "retry", "escalate", "turn", "pack", "cache"]
 STEPS: tuple[Step, ...] = get_args(Step)
 AGAIN: tuple[Step, ...] = ("repair", "retry", "escalate")
 """Steps that ask for an answer once more."""

@@ -46,6 +46,7 @@ RANKS: dict[str, int] = {
     "templates": 1,
     "chunking": 2,
     "packing": 2,
+    "prefixes": 2,
     "shelves": 2,
     "places": 2,
     "targets": 2,

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 from pipeline.emulator import bodies, catalog, chat, vertex, wire
+from pipeline.emulator.caches import Caches
 from pipeline.emulator.generate import Generator
 from pipeline.emulator.http import Call, ClientGone, Receive, Response, Scope, Send, Sender, json_response, read_call
 from pipeline.emulator.messages import Refusal
@@ -55,6 +56,8 @@ class Emulator:
         self._gatekeeper = vertex.Gatekeeper(self.options, server_clock)
         self._storage = Storage(self.options, self.stats, server_clock)
         self._generator = Generator(self.options, self.stats, server_clock, self._storage)
+        self._caches = Caches(self.options, server_clock)
+        self.stats.caches = self._caches.counts
         self._sender = Sender(server_clock, connection_lost, self.options.marked)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +92,15 @@ class Emulator:
 
     async def _native(self, call: Call) -> Response:
         asked = vertex.asked(call)
+        if asked is None and self._caches.is_asked(call):
+            return await self._caches.answer(call, self._holder(call))
         return await (self._route(call) if asked is None else self._vertex(call, asked))
+
+    def _holder(self, call: Call) -> str:
+        """Who pays for a cache."""
+        if asked := vertex.asked_of_caches(call):
+            return self._gatekeeper.payer(call, asked)
+        return self._key(call, "v1beta", "CacheService")
 
     async def _answered(self, route: Awaitable[Response]) -> Response:
         try:
@@ -138,6 +149,7 @@ class Emulator:
         if method == "countTokens":
             return self._counted(wire.read_count(await call.body()), model, key)
         ask = wire.read_generate(await call.body(), stream)
+        ask = self._caches.filled(ask, model, key)
         return await self._generator.answer(call, ask, self._served(model), key)
 
     async def _vertex(self, call: Call, asked: vertex.Asked) -> Response:
@@ -156,6 +168,7 @@ class Emulator:
             return self._counted(vertex.read_count(await call.body()), model, payer)
         try:
             ask = wire.read_generate(await (await vertex.with_roles(call)).body(), stream)
+            ask = self._caches.filled(ask, model, payer)
             answer = await self._generator.answer(call, ask, self._served(model), payer)
             return vertex.answered(answer)
         except Refusal as refusal:

@@ -40,7 +40,9 @@ def retired(name: str) -> bool:
 
 def methods(model: Model) -> tuple[str, ...]:
     """What may be asked of it."""
-    return _EMBED if model in EMBEDDERS else _GENERATE
+    if model in EMBEDDERS:
+        return _EMBED
+    return tuple(method for method in _GENERATE if model.explicit_caches or method != "createCachedContent")
 
 
 def resource(model: Model) -> dict[str, Any]:
@@ -55,6 +57,6 @@ def resource(model: Model) -> dict[str, Any]:
         "outputTokenLimit": model.listed_output_tokens,
         "supportedGenerationMethods": list(methods(model)),
     }
-    if methods(model) == _GENERATE:
+    if model not in EMBEDDERS:
         told |= {"temperature": 1, "topP": 0.95, "topK": 64, "maxTemperature": 2, "thinking": True}
     return told

@@ -129,6 +129,9 @@ class Generator:
             billed = Billed(model.name, given, answer.output_tokens, answer.thinking_tokens)
             billed = odd_bill(fault, billed, ask.config.get("maxOutputTokens") or limit)
             counters = wire.usage(tokens, ask.tier, billed.output_tokens, billed.thinking_tokens, answer.tool_tokens)
+            if ask.cached_tokens:
+                billed = replace(billed, cached_tokens=ask.cached_tokens)
+                counters["cachedContentTokenCount"] = ask.cached_tokens
             body = odd_body(fault, wire.answered(answer, counters, version, self._response_id()), call)
         if self._options.model_stage:
             body["modelStatus"] = {"modelStage": self._options.model_stage, "retirementTime": _RETIRED_AT}

@@ -132,6 +132,15 @@ TOOL = Message(
     mcp_servers=JSON,
 )
 
+TOOL_CONFIG = Message(
+    function_calling_config=Message(
+        mode=enum("FunctionCallingConfig.Mode", "MODE_UNSPECIFIED", "AUTO", "ANY", "NONE", "VALIDATED"),
+        allowed_function_names=Repeated(STRING),
+    ),
+    retrieval_config=JSON,
+    include_server_side_tool_invocations=BOOL,
+)
+
 GENERATE_REQUEST = Message(
     model=STRING,
     contents=Repeated(CONTENT),
@@ -139,14 +148,7 @@ GENERATE_REQUEST = Message(
     generation_config=GENERATION_CONFIG,
     safety_settings=Repeated(SAFETY_SETTING),
     tools=Repeated(TOOL),
-    tool_config=Message(
-        function_calling_config=Message(
-            mode=enum("FunctionCallingConfig.Mode", "MODE_UNSPECIFIED", "AUTO", "ANY", "NONE", "VALIDATED"),
-            allowed_function_names=Repeated(STRING),
-        ),
-        retrieval_config=JSON,
-        include_server_side_tool_invocations=BOOL,
-    ),
+    tool_config=TOOL_CONFIG,
     cached_content=STRING,
     continuation_token=BYTES,
     service_tier=enum("ServiceTier", "unspecified", "flex", "standard", "priority"),

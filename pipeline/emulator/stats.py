@@ -44,6 +44,7 @@ class Stats:
     faults: Counter[str] = field(default_factory=Counter)
     files: Counter[str] = field(default_factory=Counter)  # uploads begun, bytes taken, files stored and deleted
     billed: dict[tuple[Bill, str], Counter[str]] = field(default_factory=dict)  # bill and model → requests and tokens
+    caches: Counter[str] = field(default_factory=Counter)  # created, updated, deleted
     prompts: dict[int, int] = field(default_factory=dict)  # hash of a prompt → answers
     _open: dict[int, int] = field(default_factory=dict)  # hash of a prompt → attempts since its last answer
 
@@ -92,6 +93,7 @@ class Stats:
             "files": dict(self.files),
             "billed": [{"bill": bill, "model": model, **sums} for (bill, model), sums in self.billed.items()],
             "billed_unread": sum(sums["requests"] for (bill, _), sums in self.billed.items() if bill != "yes"),
+            "caches": dict(self.caches),
             "distinct_prompts": len(self.prompts),
             "bought_twice": sum(n > 1 for n in answers),
         }

@@ -20,6 +20,7 @@ _SERVICE = "aiplatform.googleapis.com"
 _PATH = re.compile(
     r"/(v1|v1beta1)/(?:projects/([^/]+)/locations/([^/]+)/)?publishers/google/models(?:/([^/:]+)(?::(\w+))?)?"
 )
+_CACHES = re.compile(r"/(v1|v1beta1)/projects/([^/]+)/locations/([^/]+)/cachedContents")
 _RPC = {
     ("POST", "generateContent"): "PredictionService.GenerateContent",
     ("POST", "streamGenerateContent"): "PredictionService.StreamGenerateContent",
@@ -76,6 +77,15 @@ def asked(call: Call) -> Asked | None:
     if rpc is None or (project and method.startswith("models.")):
         raise bodies.unknown_path(call.path)
     return Asked(version, project, location, model, method, f"google.cloud.aiplatform.{version}.{rpc}")
+
+
+def asked_of_caches(call: Call) -> Asked | None:
+    """The same of a request for `cachedContents`."""
+    match = _CACHES.match(call.path)
+    if match is None:
+        return None
+    version, project, location = match.groups()
+    return Asked(version, project, location, "", "cachedContents", f"google.cloud.aiplatform.{version}.CacheService")
 
 
 class Gatekeeper:

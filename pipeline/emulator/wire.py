@@ -31,6 +31,7 @@ class Ask:
     config: Fields
     tier: str  # flex, standard or priority
     stream: Literal["", "sse", "array"] = ""  # how the answer comes in pieces; empty: whole
+    cached_tokens: int = 0  # of the cache that it names, which `fields` begin with
 
     @property
     def text(self) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pipeline.errors import JobError
 from pipeline.job.job import Job
+from pipeline.models import model_info
 from pipeline.protocols import PROTOCOLS
 from pipeline.schemas import requires_itself
 from pipeline.sections import JobFile
@@ -57,6 +58,16 @@ def check_schema(job: Job) -> None:
         raise JobError(
             f"[output] schema: {place} requires itself, and Gemini has no form for that\n{job.path}",
             "leave the property that leads back out of `required`; that it may be null is not enough",
+        )
+
+
+def check_caching(job: Job) -> None:
+    """Raise for an explicit cache that is asked for by all means, of a model that has none."""
+    known = model_info(job.model)
+    if job.spec.model.prefix_cache is True and known and not known.explicit_caches:
+        raise JobError(
+            f"[model] prefix_cache = true: {known.name} keeps no explicit caches\n{job.path}",
+            'leave it out, or write "auto": what the model caches itself is cached, as it is billed',
         )
 
 

@@ -29,7 +29,7 @@ from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, REFINE_VARIABL
 
 _ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "refine", "redact", "model", "tools")
 _NO_PART_OF_ANSWERS = {
-    *("prices", "labels", "stream", "restore"),
+    *("prices", "labels", "stream", "restore", "prefix_cache"),
     *("files_root", "inline_mb", "delete_files", "fetch_urls"),
 }
 
@@ -229,7 +229,7 @@ class Job:
     def own_rates(self) -> Rates | None:
         """Prices that the job names itself."""
         prices = self.spec.model.prices
-        return fixed_rates(prices.input, prices.output, prices.cached, prices.search) if prices else None
+        return fixed_rates(prices.input, prices.output, prices.cached, prices.search, prices.stored) if prices else None
 
 
 def key_of(job: Job, *, again: bool = False) -> Key:

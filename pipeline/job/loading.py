@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.errors import JobError
-from pipeline.job.checking import check_schema, check_spoken, check_targets
+from pipeline.job.checking import check_caching, check_schema, check_spoken, check_targets
 from pipeline.job.compiling import compile_job
 from pipeline.job.job import Job
 from pipeline.mistakes import as_job_error
@@ -68,6 +68,7 @@ def compiled(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
     for each in job.asked:
         check_spoken(each.spec, path)
         check_schema(each)
+        check_caching(each)
     check_targets(job)
     return job
 

@@ -12,15 +12,16 @@ from anyio.lowlevel import checkpoint
 from pipeline.job import Job
 from pipeline.models import assumed, model_info
 from pipeline.packing import head_tokens
-from pipeline.plan.amounts import Cell, Work, total
+from pipeline.plan.amounts import Cell, Range, Work, total
 from pipeline.plan.answerers import Answerer, apart, joint, parts
 from pipeline.plan.costs import Share, Tariff, notices, split_by_day
 from pipeline.plan.forecast import Bought, Forecaster
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Load, Pace
 from pipeline.plan.picks import Effort, Picks, documents, pick
-from pipeline.plan.plans import Example, Found, Plan, StepPlan, TargetPlan
+from pipeline.plan.plans import Example, Found, Plan, PrefixPlan, StepPlan, TargetPlan
 from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
+from pipeline.plan.prefix import cached, prefix_plan
 from pipeline.plan.survey import Survey, keys_of
 from pipeline.plan.tally import Tally
 from pipeline.plan.timing import Timeline, timeline
@@ -94,8 +95,16 @@ async def make(given: Input, start: datetime) -> Plan:
     at = bills[0].tariff
     shares = split_by_day((day.starts_at, day.ends_at, day.prompts) for day in times.days) or ((at.day, 1.0),)
 
-    def cost(work: Work) -> Decimal | None:
+    def at_list(work: Work) -> Decimal | None:
         return _added([bill.usd(work, shares) for bill in bills])
+
+    asked = list(dict.fromkeys(bill.answerer for bill in bills))
+    prefix = prefix_plan(job, tally.expected, learned, asked, times.seconds, at.day, at_list)
+    is_kept = prefix is not None and not prefix.why_not
+    begin_tokens = prefix.tokens if prefix and is_kept else 0.0
+
+    def cost(work: Work) -> Decimal | None:
+        return at_list(cached(work, begin_tokens, job))
 
     return Plan(
         model=job.model,
@@ -109,7 +118,7 @@ async def make(given: Input, start: datetime) -> Plan:
         prompts=tally.prompts(),
         input_tokens=tally.input_tokens(),
         output_tokens=tally.output_tokens(),
-        cost_usd=tally.cost_usd(cost),
+        cost_usd=_with(tally.cost_usd(cost), prefix.kept_usd if prefix and is_kept else None),
         load=load,
         pace=pace,
         calibrations=learned.calibrations,
@@ -118,7 +127,8 @@ async def make(given: Input, start: datetime) -> Plan:
         sampled_rows=0 if picks.whole else len(picks.numbers),
         bounded=tally.bounded,
         based_on=learned.based_on,
-        assumptions=(*_packed(tally, cost), *_assumptions(given, tally)),
+        assumptions=(*_packed(tally, cost), *_kept(prefix), *_assumptions(given, tally)),
+        prefix=prefix,
         targets=_targets(given, tally.expected, bills, shares),
         notices=tuple(
             dict.fromkeys(
@@ -238,6 +248,27 @@ def _found(given: Input, tally: Tally) -> Mapping[str, Found]:
     for name in ("empty_input", "too_long", "template_error", "invalid_messages", "chunked"):
         found[name] = Found(round(tally.rows[name]), tuple(tally.examples[name]))
     return {name: each for name, each in found.items() if each.rows}
+
+
+def _with(cost: Range | None, kept_usd: Range | None) -> Range | None:
+    """The cost of all calls and that of keeping what they begin with."""
+    if cost is None or kept_usd is None:
+        return cost
+    return Range(*(getattr(cost, bound) + getattr(kept_usd, bound) for bound in ("low", "expected", "high")))
+
+
+def _kept(prefix: PrefixPlan | None) -> Iterator[str]:
+    """What an explicit cache saves, or why there is none."""
+    if prefix is None:
+        return
+    if prefix.why_not:
+        yield f"what all prompts begin with is not cached: {prefix.why_not}"
+    else:
+        saves = "the price is unknown" if prefix.saved_usd is None else f"it saves ${prefix.saved_usd:,.4f}"
+        yield (
+            f"the {prefix.tokens:,.0f} tokens that all prompts begin with are cached: {saves}, and costs"
+            f" ${prefix.kept_usd.expected:,.4f}, which is in the cost"
+        )
 
 
 def _packed(tally: Tally, cost: Callable[[Work], Decimal | None]) -> Iterator[str]:

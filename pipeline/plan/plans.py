@@ -35,6 +35,16 @@ class TargetPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixPlan:
+    """An explicit cache of what all prompts begin with; `why_not` is empty where the run makes one."""
+
+    tokens: float
+    saved_usd: Decimal | None  # by the price of cached tokens; None: unknown
+    kept_usd: Range  # for making it, and for keeping it as long as the run takes: not at all, so long, twice as long
+    why_not: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A row to show: its key, never its text."""
 
@@ -78,6 +88,7 @@ class Plan:
     assumptions: tuple[str, ...]
     targets: tuple[TargetPlan, ...]  # who answers how much, where the job names several
     notices: tuple[str, ...]
+    prefix: PrefixPlan | None = None  # None: the job asks for no cache
 
     @property
     def prompts_by_step(self) -> dict[Step, int]:

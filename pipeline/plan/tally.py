@@ -128,7 +128,9 @@ class Tally:
         sampled = Decimal(max(width / all_of_it if all_of_it else 0.0 for width, all_of_it in spreads))
 
         def doubt(work: Work) -> Decimal:
-            given = {tier: Cell(input_tokens=self._doubt * cell.input_tokens) for tier, cell in work.items()}
+            given = {
+                tier: Cell(self._doubt * cell.prompts, self._doubt * cell.input_tokens) for tier, cell in work.items()
+            }
             answered = ({tier: Cell(output_tokens=off)} for tier, off in self._output_doubts.items())
             return Decimal(hypot(*(float(cost(each) or 0) for each in (given, *answered))))
 

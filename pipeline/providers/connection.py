@@ -188,14 +188,17 @@ class Connection(ABC):
         *,
         more: Mapping[str, str] | None = None,
         delete: bool = False,
+        patch: bool = False,
     ) -> Response | Lost:
-        """POST `content` with `more` headers, or GET, or DELETE; the key is out of the body before anybody reads it.
+        """POST or PATCH `content` with `more` headers, GET or DELETE; the key is out of the body before anybody reads.
 
         `whole_s`: see `Wire.post`.
         """
         key = self._key  # it may be another when the answer comes
         headers = httpx.Headers({**self._headers, **more}) if more else self._headers
-        if content is not None:
+        if content is not None and patch:
+            answer = await self._wire.patch(url, headers, content, self._timeout_s)
+        elif content is not None:
             answer = await self._wire.post(url, headers, content, self._timeout_s, whole_s)
         else:
             ask = self._wire.delete if delete else self._wire.get

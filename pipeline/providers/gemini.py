@@ -15,10 +15,12 @@ import anyio
 import httpx
 import orjson
 
+from pipeline.prefixes import Prefix
 from pipeline.prompts import Params, Part, Prompt, Text, Tools
 from pipeline.protocols import PROTOCOLS, ProviderName
 from pipeline.providers.answers import bare_model
 from pipeline.providers.base import Account
+from pipeline.providers.caches import Cached, Held, creation, is_gone, naming, read_cached
 from pipeline.providers.connection import Connected, Connection, checked_url, succeeded
 from pipeline.providers.files import Files
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
@@ -81,6 +83,7 @@ class GeminiConnection(Connection):
         self._urls: dict[tuple[str, str], httpx.URL] = {}
         self._files: Files | None = None
         self._inline_bytes = INLINE_BYTES
+        self.caches: dict[str, Held] = {}  # by model
         super().__init__(
             wire,
             _root(base_url, api_version, self.provider),
@@ -107,11 +110,60 @@ class GeminiConnection(Connection):
         return sent if isinstance(sent, Failure) else await self._asked(sent, prompt, model)
 
     async def _asked(self, sent: Prompt, prompt: Prompt, model: str) -> Reply | Failure:
+        url = self.url(model, "streamGenerateContent?alt=sse" if self._stream else "generateContent")
+        held = self.caches.get(model)
+        if held is not None and held.serves(prompt):
+            outcome = await self._ask_briefly(held, url, sent, prompt, model)
+            if outcome is not None:
+                return outcome
         body = await built(sent, lambda: orjson.dumps(request(sent) | self._labels))
         if isinstance(body, Failure):
             return body
-        method = "streamGenerateContent?alt=sse" if self._stream else "generateContent"
-        return await self.ask(self.url(model, method), body, prompt, model)
+        return await self.ask(url, body, prompt, model)
+
+    async def _ask_briefly(
+        self, held: Held, url: httpx.URL, sent: Prompt, prompt: Prompt, model: str
+    ) -> Reply | Failure | None:
+        """A request that names a cache; None where that is gone, or nobody was let in: nothing was billed."""
+        name = held.name
+        body = await built(sent, lambda: orjson.dumps(naming(held, request(sent)) | self._labels))
+        if isinstance(body, Failure):
+            return body
+        outcome = await self._ask(url, body, prompt, model)
+        if isinstance(outcome, Failure) and (is_gone(outcome) or outcome.kind == "auth"):
+            if is_gone(outcome) and held.name == name:
+                held.name = ""
+            return None
+        return outcome
+
+    @property
+    def parent(self) -> str:
+        """Of the caches: what their names begin with, before `cachedContents`."""
+        return ""
+
+    async def create_cache(self, prefix: Prefix, prompt: Prompt, model: str, ttl_s: int) -> Cached | Failure:
+        """Keep what `prompt` begins with for so long."""
+        body = orjson.dumps(creation(prefix, request(prompt), self.path(model), ttl_s))
+        return await self._cached(httpx.URL(f"{self._root}/{self.parent}cachedContents"), body)
+
+    async def find_cache(self, name: str) -> Cached | Failure:
+        """What there is under that name."""
+        return await self._cached(httpx.URL(f"{self._root}/{name}"))
+
+    async def prolong_cache(self, name: str, ttl_s: int) -> Cached | Failure:
+        """Keep it for so long from now on."""
+        return await self._cached(httpx.URL(f"{self._root}/{name}"), orjson.dumps({"ttl": f"{ttl_s}s"}), patch=True)
+
+    async def end_cache(self, name: str) -> Failure | None:
+        """Keep it no more."""
+        answer = await self.exchange(httpx.URL(f"{self._root}/{name}"), delete=True)
+        return self.failure(answer) if isinstance(answer, Lost) or not succeeded(answer) else None
+
+    async def _cached(self, url: httpx.URL, body: bytes | None = None, patch: bool = False) -> Cached | Failure:
+        answer = await self.exchange(url, body, patch=patch)
+        if isinstance(answer, Lost) or not succeeded(answer):
+            return self.failure(answer)
+        return read_cached(answer.body) or self.failure(answer)
 
     def upload_beyond(self, inline_bytes: int, account: str, book: UploadBook) -> None:
         """Upload what a request has beyond so many bytes, for this account, and keep it in the book."""

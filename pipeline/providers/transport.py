@@ -135,6 +135,12 @@ class Wire:
         """DELETE `url`; `timeout_s` as in `post`."""
         return await self._exchange("DELETE", url, headers, None, timeout_s)
 
+    async def patch(
+        self, url: httpx.URL, headers: httpx.Headers, content: bytes, timeout_s: float = READ_TIMEOUT_S
+    ) -> Response | Lost:
+        """PATCH `content`; `timeout_s` as in `post`."""
+        return await self._exchange("PATCH", url, headers, content, timeout_s)
+
     async def _exchange(
         self,
         method: str,

@@ -8,9 +8,11 @@ from typing import TypeVar
 
 import httpx
 
+from pipeline.prefixes import Prefix
 from pipeline.prompts import Params, Prompt, said
 from pipeline.providers.answers import bare_model
 from pipeline.providers.base import Account
+from pipeline.providers.caches import Cached
 from pipeline.providers.connection import Connected, succeeded
 from pipeline.providers.foreign import load, mapping, mappings, string
 from pipeline.providers.gemini import GeminiConnection, request
@@ -95,6 +97,27 @@ class VertexConnection(GeminiConnection):
             return {name: value for name, value in request(prompt).items() if name in _COUNTED}
 
         return await self._bearing(lambda: self.counted(self.url(model, "countTokens"), prompt, body))
+
+    @property
+    def parent(self) -> str:
+        """See `GeminiConnection`."""
+        return self._place
+
+    async def create_cache(self, prefix: Prefix, prompt: Prompt, model: str, ttl_s: int) -> Cached | Failure:
+        """See `GeminiConnection`; in express mode there is no project to keep it for."""
+        return await self._bearing(lambda: super(VertexConnection, self).create_cache(prefix, prompt, model, ttl_s))
+
+    async def find_cache(self, name: str) -> Cached | Failure:
+        """See `GeminiConnection`."""
+        return await self._bearing(lambda: super(VertexConnection, self).find_cache(name))
+
+    async def prolong_cache(self, name: str, ttl_s: int) -> Cached | Failure:
+        """See `GeminiConnection`."""
+        return await self._bearing(lambda: super(VertexConnection, self).prolong_cache(name, ttl_s))
+
+    async def end_cache(self, name: str) -> Failure | None:
+        """See `GeminiConnection`."""
+        return await self._bearing(lambda: super(VertexConnection, self).end_cache(name))
 
     async def list_models(self) -> list[str] | Failure:
         """What Google publishes, whoever may use it: one page."""

@@ -46,6 +46,7 @@ from pipeline.prompts import Prompt
 from pipeline.quota.book import QuotaBook
 from pipeline.records import STATUSES, Failure, Reply
 from pipeline.report.accuracy import Amounts, logged
+from pipeline.run.caching import CacheKeeper, keeper_of
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.guards import refuse_unpriced, set_aside, stranger, within_files
 from pipeline.run.models_met import ModelsMet
@@ -184,9 +185,9 @@ async def _run(session: Session, services: Services, place: Place | None, confir
             quotas = _open_books(session, services.targets, books)
             spent = _open_spend(session, services.targets, store.identity, books)
             spending = _spending(session, store, spent)
-            engine = _engine(session, store, services, spending, quotas, shelf, plan, rows)
+            engine, keeper = _engine(session, store, services, spending, quotas, shelf, plan, rows)
             store.log(_expectation(session, plan))
-            await _attended(engine, store, watch, books)
+            await _attended(engine, keeper, store, watch, books)
         try:
             await store.seal()
         except PipelineError as error:
@@ -233,7 +234,7 @@ def _engine(
     shelf: Shelf | None,
     plan: Plan,
     rows: Wanted,
-) -> Engine:
+) -> tuple[Engine, CacheKeeper | None]:
     options, budget = session.options, session.job.spec.budget
     monitor = Monitor(session.rows, plan.load.prompts)
     monitor.outcomes.update({status: store.outcomes.count(status, session.rows, lasting=True) for status in STATUSES})
@@ -308,7 +309,13 @@ def _engine(
     if store.lost:
         heard(RequestsLost(*charge_lost(store, cashier, whole)))
     spending.release()  # of a session that was killed
-    return engine
+
+    def paid(usd: Decimal) -> None:
+        monitor.cost_usd += usd
+
+    keeps = bool(plan.load.prompts and plan.prefix and not plan.prefix.why_not)
+    keeper = keeper_of(session.working, services, used.values(), store, cashier, paid, heard, keeps)
+    return engine, keeper
 
 
 def _key_found(session: Session, target: Target, heard: Notify, message: str, project: str | None) -> None:
@@ -331,13 +338,22 @@ def _as_used(session: Session, target: Target, files: int, heard: Notify) -> Tar
     return replace(target, rates=FREE if session.rehearsal else target.rates, limits=limits)
 
 
-async def _attended(engine: Engine, store: RunStore, watch: Watch, books: ExitStack) -> None:
+async def _attended(
+    engine: Engine, keeper: CacheKeeper | None, store: RunStore, watch: Watch, books: ExitStack
+) -> None:
     store.log(SessionStarted(engine.monitor.rows, os.getpid()))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_heed_signals, engine)
         tasks.start_soon(_heartbeat, engine, store)
         tasks.start_soon(watch, engine.monitor)
-        await engine.run()
+        if keeper is not None:
+            await keeper.open()
+            tasks.start_soon(keeper.keep)
+        try:
+            await engine.run()
+        finally:
+            if keeper is not None:
+                await keeper.close()
         books.close()  # while what they have to say is still heard
         tasks.cancel_scope.cancel()
 

@@ -209,6 +209,7 @@ class Prices(Section):
     output: float = Field(ge=0, le=_MOST_PRICE)
     cached: float | None = Field(None, ge=0, le=_MOST_PRICE)
     search: float | None = Field(None, ge=0, le=_MOST_PRICE)
+    stored: float | None = Field(None, ge=0, le=_MOST_PRICE)
 
 
 class ModelSection(Section):
@@ -247,8 +248,15 @@ class ModelSection(Section):
     labels: dict[str, str] = Field(
         default_factory=dict, description='of the request, for your own bookkeeping, e.g. { team = "x" }'
     )
+    prefix_cache: Literal["auto"] | bool = Field(
+        False,
+        description='"auto" keeps what all prompts begin with, system instruction, tools and examples, in an explicit'
+        " cache of the service while the job runs, where that pays; true: wherever it is long enough",
+    )
     prices: Prices | None = Field(
-        None, description="{ input, output, cached } in USD per million tokens, `search` per 1,000"
+        None,
+        description="{ input, output, cached } in USD per million tokens, `search` per 1,000, `stored` per million and"
+        " hour",
     )
 
     @field_validator("thinking")

@@ -44,7 +44,7 @@ class Outcomes:
 
     def again(self, row: int) -> bool:
         """Whether the row has an outcome, and is tried again all the same."""
-        return row < len(self._states) and self._states[row] >= _PASSING_BIT
+        return 0 <= row < len(self._states) and self._states[row] >= _PASSING_BIT  # a cache is of no row: -1
 
     def count(self, status: Status, rows: int | None = None, *, lasting: bool = False) -> int:
         """How many of the first `rows` have this outcome; `lasting` leaves out those that will be tried again."""
