@@ -7,8 +7,11 @@ from typing import Any
 import anyio
 import polars as pl
 import pytest
+from google import genai
+from google.genai import types
 from hypothesis import given
 from hypothesis import strategies as st
+from openai import OpenAI
 from serving import served, stats
 from sessions import run_through
 
@@ -25,6 +28,7 @@ from pipeline.run import prepare, run
 from pipeline.run.prepare import Options
 from pipeline.tokens import estimate
 
+MODEL = "gemini-3.5-flash-lite"
 EXAMPLES = [{"input": "Say rain", "output": "Rain."}, {"input": "Say 雪", "output": "雪。"}]
 GEMINIS = [
     {"role": "user", "parts": [{"text": "Hi"}]},
@@ -284,3 +288,50 @@ def test_without_a_conversation_a_template_must_be_there(tmp_path: Path) -> None
         make_job(tmp_path, TALK, input={"messages": None})
     with pytest.raises(JobError, match="do not go together"):
         make_job(tmp_path, CHUNKED, input={"messages": "talk"})
+
+
+# ---- other people's clients
+
+
+def bought_once(url: str) -> int:
+    """How often the one prompt that an emulator was asked was answered."""
+    (answers,) = stats(url, prompts=True)["prompts"].values()
+    return int(answers)
+
+
+def test_googles_and_openais_clients_ask_what_a_conversation_and_its_examples_are_sent_as(here: Path) -> None:
+    """The emulator tells prompts apart by all that was said: it saw one prompt, four times."""
+    Path("talks.jsonl").write_text(json.dumps({"talk": GEMINIS}) + "\n")
+    shots = [text for example in EXAMPLES for text in (example["input"], example["output"])]
+    said = [*zip(["user", "model"] * len(EXAMPLES), shots, strict=True), *SAID]
+    with served(model_version=None) as url:
+        for provider in ("gemini", "openai"):
+            job = make_job(
+                here,
+                TALK,
+                prompt={"examples": EXAMPLES},
+                limits={"rpm": 0, "tpm": 0},
+                endpoint={"provider": provider, "base_url": url},
+            )
+            assert run_through(prepare.prepare(job, Options(fresh=True, overwrite=True))).stopped is None
+        options = types.HttpOptions(base_url=url, api_version="v1beta")
+        with genai.Client(api_key="AQ.key", vertexai=False, http_options=options) as google:
+            contents: Any = [{"role": role, "parts": [{"text": text}]} for role, text in said]
+            assert google.models.generate_content(model=MODEL, contents=contents).text
+        messages: Any = [{"role": role.replace("model", "assistant"), "content": text} for role, text in said]
+        with OpenAI(api_key="sk-key", base_url=f"{url}/v1", max_retries=0) as client:
+            assert client.chat.completions.create(model=MODEL, messages=messages).choices[0].message.content
+        assert bought_once(url) == 4
+
+
+def test_openais_client_asks_what_a_system_message_is_sent_as(here: Path) -> None:
+    Path("talks.jsonl").write_text(json.dumps({"talk": OPENAIS}) + "\n")
+    with served(model_version=None) as url:
+        endpoint = {"provider": "openai", "base_url": url}
+        job = make_job(here, TALK, limits={"rpm": 0, "tpm": 0}, endpoint=endpoint)
+        assert run_through(prepare.prepare(job, Options())).stopped is None
+        with OpenAI(api_key="sk-key", base_url=f"{url}/v1", max_retries=0) as client:
+            messages: Any = [{"role": "system", "content": "Be brief."}]
+            messages += [{"role": role.replace("model", "assistant"), "content": text} for role, text in SAID]
+            client.chat.completions.create(model=MODEL, messages=messages)
+        assert bought_once(url) == 2

@@ -61,6 +61,7 @@ def test_the_kinds_are_those_that_a_job_may_name() -> None:
         ("phone", "+49 (0)30 1234567"),
         ("phone", "+1-202-555-0143"),
         ("phone", "(202) 555-0143"),
+        ("phone", "+683 7012"),
         ("phone", "202-555-0143"),
         ("phone", "010-12345678"),
         ("phone", "(0571) 87654321"),
@@ -74,6 +75,8 @@ def test_the_kinds_are_those_that_a_job_may_name() -> None:
         ("card", "4111-1111-1111-1111"),
         ("card", "3782 822463 10005"),
         ("card", "5555555555554444"),
+        ("card", "630495261368"),
+        ("card", "180065050260541"),
         ("card", "6222021234567890128"),
         ("api_key", "AIzaSyA1234567890abcdefghijklmnopqrstuv"),
         ("api_key", "AQ.Ab8RN6Kabcdefghijk"),
@@ -88,6 +91,7 @@ def test_the_kinds_are_those_that_a_job_may_name() -> None:
         ("iban", "DE89370400440532013000"),
         ("iban", "GB82 WEST 1234 5698 7654 32"),
         ("iban", "NO93 8601 1117 947"),
+        ("iban", "TL380080012345678910157"),
     ],
 )
 @pytest.mark.parametrize("around", ["{}", "是{}。", "see {}, or not", "({})", "“{}”", "联系{}吧"])

@@ -61,7 +61,7 @@ def _back(text: str, end: int, is_of_it: Callable[[str], bool]) -> int:
 
 _PHONES = re.compile(
     r"(?<!\d)(?<!0\.)(?:(?:\+|00)?86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4}(?!\d)"  # a Chinese mobile
-    r"|(?<!\d)\+\d(?:[ ().-]{0,2}\d){7,14}(?!\d)"  # with its country
+    r"|(?<!\d)\+\d(?:[ ().-]{0,2}\d){6,14}(?!\d)"  # with its country
     r"|(?<![\d.])(?:\(0\d{2,3}\)|0\d{2,3})[ -]?\d{7,8}(?!\d)"  # with a Chinese area
     r"|(?<!\d)(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?!\d)",  # with an American one
     re.ASCII,
@@ -90,12 +90,12 @@ _COUNTRIES: Mapping[int, str] = {
     20: "AT BA EE KZ LT LU MN XK",
     21: "CH HR LI LV",
     22: "BG BH CR DE GB GE IE ME RS VA",
-    23: "AE GI IL IQ OM SO",
+    23: "AE GI IL IQ OM SO TL",
     24: "AD CZ ES MD PK RO SA SE SK TN VG",
     25: "LY PT ST",
     26: "IS TR",
     27: "BI DJ FR GR IT MC MR SM",
-    28: "AL AZ BY CY DO GT HU LB NI PL SV",
+    28: "AL AZ BY CY DO GT HN HU LB NI PL SV",
     29: "BR EG PS QA UA",
     30: "JO KW MU YE",
     31: "MT SC",
@@ -142,10 +142,13 @@ def _last_group_of_card(text: str, groups: list[Span], first: int) -> int | None
 
 
 def _is_card(number: str) -> bool:
-    if not 13 <= len(number) <= 19 or not _is_issued(number, len(number)):
+    if not 12 <= len(number) <= 19 or not _is_issued(number, len(number)):
         return False
     doubled = (int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(number)))
     return sum(each - 9 * (each > 9) for each in doubled) % 10 == 0
+
+
+_MAESTRO = (5018, 5020, 5038, 5893, 6304, 6390, 6759)
 
 
 def _is_issued(number: str, length: int) -> bool:
@@ -159,6 +162,10 @@ def _is_issued(number: str, length: int) -> bool:
         return length == 16
     if two in (36, 38, 39) or 3000 <= four <= 3059:
         return length in range(14, 20)
+    if four in (1800, 2131):
+        return length == 15
+    if four in _MAESTRO or 6760 <= four <= 6769:
+        return True
     return length in range(16, 20) and (two in (35, 62, 65) or four == 6011 or 6440 <= four <= 6499)
 
 

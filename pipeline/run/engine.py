@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -288,8 +288,16 @@ class _Gate:
 
 
 def _size(document: Document) -> int:
-    texts = (len(value) for value in document.fields.values() if isinstance(value, str))
-    return len(document.text or "") + sum(texts) + sum(map(_held, document.media))
+    return len(document.text or "") + sum(map(_length, document.fields.values())) + sum(map(_held, document.media))
+
+
+def _length(value: object) -> int:
+    """Characters of the texts in a cell, such as those of a conversation."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_length, value.values()))
+    return sum(map(_length, value)) if isinstance(value, list) else 0
 
 
 def _held(file: Media) -> int:
