@@ -20,6 +20,7 @@ class AnswerColumn:
     means: str  # for a person
     kept: Kept
     cell: Callable[[Any], Any]
+    is_json: bool = False  # each cell is a JSON text: a .jsonl has it as it is
 
     def typed(self, suffix: str) -> pl.DataType:
         """Its type in a file of this kind: a .csv holds what is nested as JSON."""

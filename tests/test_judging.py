@@ -245,6 +245,40 @@ def test_a_run_writes_a_typed_column_for_each_property(here: Path, cli: Callable
     assert json.loads((here / "out-offline.jsonl").read_text().splitlines()[0])["who"] == who
 
 
+def test_what_may_be_of_several_types_is_json_itself_in_a_jsonl(here: Path, cli: Callable[..., Ran]) -> None:
+    (here / "topics.csv").write_text("topic,any\nfirst,1\n")
+    schema = {"type": "object", "properties": {"any": {"anyOf": [{"type": "integer"}, {"type": "string"}]}}}
+    path = write_job(here, output={"path": "out.jsonl", "schema": schema | {"required": ["any"]}})
+    assert cli("run", path, "--offline").code == 0
+    line = json.loads((here / "out-offline.jsonl").read_text())
+    assert (line["any"], line["input_any"]) == (0, "1")
+
+
+@pytest.mark.parametrize("provider", ["gemini", "openai", "vertex"])
+def test_every_protocol_answers_by_the_schema(here: Path, cli: Callable[..., Ran], provider: str) -> None:
+    (here / "topics.csv").write_text("topic\nfirst\nsecond\n")
+    path = write_job(here, endpoint={"provider": provider}, output={"path": "out.csv", "schema": MOOD})
+    assert cli("run", path, "--offline").code == 0
+    assert set(pl.read_csv("out-offline.csv")["mood"]) <= {"good", "bad"}
+
+
+def test_a_relay_that_misshapes_json_is_put_right_by_a_repair(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "topics.csv").write_text("topic\n" + "\n".join(f"number {number}" for number in range(30)) + "\n")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    faults = ",".join(f"{kind}:0.2" for kind in ("fenced_json", "prose_json", "broken_json", "wrong_json"))
+    with served(faults=faults) as url:
+        endpoint = {"provider": "openai", "base_url": url}
+        limits = {"rpm": 0, "tpm": 0}
+        path = write_job(here, endpoint=endpoint, limits=limits, output={"schema": MOOD, "repair": True})
+        assert cli("run", path, "--yes").code == 0
+        bought = stats(url)["answered"]
+    table = pl.read_ndjson("results/out.jsonl")
+    assert set(table["status"]) == {"ok"} and set(table["mood"]) <= {"good", "bad"}
+    assert table["calls"].sum() == bought > 32
+
+
 def test_a_job_with_a_schema_is_loaded_as_it_is_shown(tmp_path: Path) -> None:
     path = write_job(tmp_path, output={"schema": MOOD})
     assert load(path).spec.output.model_dump(by_alias=True)["schema"] == MOOD

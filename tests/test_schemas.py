@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from openai.lib._pydantic import to_strict_json_schema
 from pydantic import BaseModel
 
+from pipeline.answer_columns import AnswerColumn, expanded
 from pipeline.emulator.answers import json_value
 from pipeline.emulator.messages import parse
 from pipeline.emulator.schema import SCHEMA
@@ -128,6 +129,46 @@ def test_what_the_emulator_makes_by_each_form_is_an_answer_of_the_schema_and_fit
         assert not judged.trouble
         for column in schema.columns():
             assert pl.Series([None, column.cell(answer)], dtype=column.dtype).dtype == column.dtype
+
+
+def values_of(node: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Any valid answer, what may be left out left out or not."""
+    if "anyOf" in node:
+        return st.one_of(*map(values_of, node["anyOf"]))
+    if "enum" in node:
+        return st.sampled_from(node["enum"])
+    kinds = node["type"] if isinstance(node["type"], list) else [node["type"]]
+    nothing = st.none() if "null" in kinds else st.nothing()
+    if kinds[0] == "object":
+        fields = {name: values_of(each) for name, each in node["properties"].items()}
+        must = {name: each for name, each in fields.items() if name in node["required"]}
+        may = {name: each for name, each in fields.items() if name not in must}
+        return st.one_of(nothing, st.fixed_dictionaries(must, optional=may))
+    if kinds[0] == "array":
+        return st.one_of(nothing, st.lists(values_of(node["items"]), max_size=3))
+    plain: dict[str, st.SearchStrategy[Any]] = {
+        "string": st.dates().map(str) if "format" in node else st.text(st.characters(codec="utf-8")),
+        "integer": st.integers(-(2**63), 2**63 - 1),
+        "number": st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**63), 2**63 - 1)),
+        "boolean": st.booleans(),
+        "null": st.none(),
+    }
+    return st.one_of(nothing, plain[kinds[0]])
+
+
+@settings(deadline=None)
+@given(st.data(), st.lists(FIELDS, min_size=1, max_size=3))
+def test_every_valid_answer_fits_its_columns(data: st.DataObject, kinds: list[str]) -> None:
+    schema = schema_of(", ".join(f"f{number}: {kind}" for number, kind in enumerate(kinds)))
+    answer = data.draw(values_of(schema.value))
+    text = orjson.dumps(answer).decode()
+    assert schema.judge(text) == (text, "")
+    columns = [AnswerColumn(each.name, each.dtype, each.means, "response", each.cell) for each in schema.columns()]
+    frame = pl.DataFrame({"status": ["ok"], "response": [text]})
+    for suffix in (".parquet", ".csv"):
+        for column, series in zip(columns, expanded(frame, columns, suffix), strict=True):
+            assert series.dtype == column.typed(suffix)
+            assert series.is_null()[0] == (answer.get(column.name) is None)
 
 
 # ---- JSON Schema

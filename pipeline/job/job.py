@@ -202,7 +202,9 @@ class Job:
     def answer_columns(self) -> tuple[AnswerColumn, ...]:
         """Columns of the output that are read out of the answers."""
         made = self.schema.columns(self.spec.output.prefix) if self.schema else ()
-        of_answer = tuple(AnswerColumn(each.name, each.dtype, each.means, "response", each.cell) for each in made)
+        of_answer = tuple(
+            AnswerColumn(each.name, each.dtype, each.means, "response", each.cell, each.is_json) for each in made
+        )
         of_turns = (ANSWERS,) if self.spec.prompt.flow else ()
         counted = (redacted_column(self.redactor.names),) if self.redactor else ()
         return (*of_answer, *tool_columns(self.spec.tools), *of_turns, *counted)

@@ -22,6 +22,7 @@ class Column(NamedTuple):
     dtype: pl.DataType
     means: str
     cell: Make
+    is_json: bool = False  # each cell is a JSON text, of what may be of several types
 
 
 def columns(schema: Node, prefix: str = "") -> tuple[Column, ...]:
@@ -30,7 +31,7 @@ def columns(schema: Node, prefix: str = "") -> tuple[Column, ...]:
     properties = root.get("properties")
     if _kinds(root) != {"object"} or not isinstance(properties, dict) or not properties:
         dtype, make = _typed(root, schema, ())
-        return (Column(prefix + ANSWER, dtype, _means(root), make),)
+        return (Column(prefix + ANSWER, dtype, _means(root), make, make is _as_json),)
     return tuple(_column(prefix, name, node, schema) for name, node in properties.items())
 
 
@@ -41,7 +42,7 @@ def _column(prefix: str, name: str, node: Any, root: Node) -> Column:
         value = answer.get(name)
         return None if value is None else make(value)
 
-    return Column(prefix + name, dtype, _means(node), cell)
+    return Column(prefix + name, dtype, _means(node), cell, make is _as_json)
 
 
 def _means(node: Any) -> str:

@@ -78,6 +78,11 @@ class Form:
     json_columns: frozenset[str] = frozenset()
     answers: tuple[AnswerColumn, ...] = ()  # columns that are read out of the answers
 
+    @property
+    def json_answers(self) -> frozenset[str]:
+        """Those of them that hold JSON texts."""
+        return frozenset(column.name for column in self.answers if column.is_json)
+
 
 def output_schema(own: pl.Schema, path: Path, answers: Sequence[AnswerColumn] = ()) -> pl.Schema:
     """Columns of the output: the input's, the results', and those of the `answers`.
@@ -158,7 +163,8 @@ def export(
         width = _widest(frame.select(*own) for frame in read()) + _widest_response(results) + _OTHER_BYTES
         group_rows = _group_rows(rows, len(schema), width)
     try:
-        _write(heeded(), schema, form, {renamed.get(name, name) for name in form.json_columns}, file, group_rows)
+        own_json = {renamed.get(name, name) for name in form.json_columns}
+        _write(heeded(), schema, form, own_json | form.json_answers, file, group_rows)
     except Exception:
         if trouble:
             raise trouble[0] from None
@@ -172,7 +178,7 @@ def attempt(own: pl.Schema, form: Form, file: BinaryIO) -> None:
     schema = output_schema(own, Path(f"output{form.suffix}"), form.answers)
     frame = pl.DataFrame({name: pl.Series([None], dtype=dtype) for name, dtype in schema.items()}, schema=schema)
     try:
-        _write(iter([frame]), schema, form, form.json_columns & own.keys(), file)
+        _write(iter([frame]), schema, form, (form.json_columns & own.keys()) | form.json_answers, file)
     except pl.exceptions.PolarsError as error:
         if refusal := refusal_of(error):  # a full disk is a fault of the format to the writer
             raise refusal from None
