@@ -54,6 +54,11 @@ FEATURES: Mapping[str, Features] = {
     "pack": {"pack": {"rows": 4}},
     "fields": {"model": {"temperature": 0.5, "seed": 3, "labels": {"team": "x"}, "thinking": "low"}},
     "capped": {"budget": {"max_usd": 1.0}},
+    "check": {"check": {"holds": "length(response) > 0", "retry": True}},
+    "strict check": {"check": {"holds": "length(response) > 100000", "retry": True}},
+    "redact": {"redact": {"kinds": ["email"]}},
+    "restore": {"redact": {"kinds": ["email"], "restore": True}},
+    "pdf": {"input": {"pdf": "document"}},
     "headings": {"chunk": {"context": "headings", "max_tokens": 256}},
     "stream": {"model": {"stream": True}},
     "where": {"input": {"where": "id <> 'r3'"}},
@@ -71,18 +76,17 @@ def url() -> Iterator[str]:
 
 def table(directory: Path, salt: int) -> Path:
     """Short and long texts, one that is empty, one that another row has too, a conversation and a picture each."""
-    picture = Path(__file__).parent.parent / "sample_data" / "images"
-    names = sorted(path.name for path in picture.glob("*.png"))
-    for name in names:
-        (directory / name).write_bytes((picture / name).read_bytes())
+    samples = Path(__file__).parent.parent / "sample_data"
+    pictures, papers = sorted(samples.glob("images/*.png")), sorted(samples.glob("pdfs/*.pdf"))
+    for path in (*pictures, *papers):
+        (directory / path.name).write_bytes(path.read_bytes())
     lines = []
     for number in range(ROWS):
         words = " ".join(f"word{salt} of {number} is said." for _ in range(1 + 40 * (number % 3)))
         text = {4: "", 5: f"word{salt} twice", 8: f"word{salt} twice"}.get(number, f"{words} Write to {SECRET}.")
         talk = [{"role": "user", "content": f"q{number} {salt}"}, {"role": "assistant", "content": "a"}]
-        lines.append(
-            {"id": f"r{number}", "body": text, "talk": talk, "picture": names[number % len(names)] if names else None}
-        )
+        files = {"picture": pictures[number % len(pictures)].name, "document": papers[number % len(papers)].name}
+        lines.append({"id": f"r{number}", "body": text, "talk": talk, **files})
     path = directory / "table.jsonl"
     path.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
     return path
@@ -101,7 +105,13 @@ def written(directory: Path, url: str, chosen: tuple[str, ...], suffix: str) -> 
     for name in chosen:
         for section, values in FEATURES[name].items():
             sections[section] = {**sections.get(section, {}), **values}
-    return write_job(directory, {}, **sections)
+    checks = sections.pop("check", None)
+    path = write_job(directory, {}, **sections)
+    if checks:
+        path.write_text(
+            "[[check]]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in checks.items()) + path.read_text()
+        )
+    return path
 
 
 def opened(path: Path) -> prepare.Session | PipelineError:
@@ -118,6 +128,10 @@ def bought(job: Job, session: prepare.Session) -> pl.DataFrame:
             ("row", "step", "paid", "cost_usd", "fingerprint", "input_tokens", "tool_tokens"),
         )
     )
+
+
+def whole_parts(directory: Path) -> list[pl.DataFrame]:
+    return [pl.read_parquet(path) for path in directory.glob("part-*.parquet")]
 
 
 def read(path: Path) -> pl.DataFrame:
@@ -176,7 +190,7 @@ def together(directory: Path, url: str, chosen: tuple[str, ...], suffix: str) ->
     assert all(usd > 0 for usd in paid["cost_usd"])
     requests = after["answered"] - before["answered"]
     assert plan.prompts.low <= requests <= plan.prompts.high, (plan.prompts, requests)
-    if "reduce" not in chosen and "repair" not in chosen:
+    if not {"reduce", "repair", "check", "strict check"} & {*chosen}:
         assert requests == plan.prompts.expected, (plan.prompts, requests)
     unknown = "tools" in chosen or {"functions", "openai"} <= {*chosen}  # what is read, and how others count functions
     if not unknown:
@@ -184,6 +198,10 @@ def together(directory: Path, url: str, chosen: tuple[str, ...], suffix: str) ->
         assert plan.input_tokens.low <= tokens <= plan.input_tokens.high, (plan.input_tokens, tokens)
     told = (session.directory / "run.log").read_text("utf-8")
     assert SECRET not in told and "AQ.test" not in told
+    if {"redact", "restore"} & {*chosen}:
+        kept = [path.read_text("utf-8", "replace") for path in session.directory.glob("journal-*")]
+        kept += [frame.write_json() for kind in ("calls", "results") for frame in whole_parts(session.directory / kind)]
+        assert not any(SECRET in each for each in kept), "what is redacted is kept nowhere"
     again = run_through(opened_again(session))
     assert stats(url)["requests"] == after["requests"], "nothing is bought again"
     assert again.stopped is None and read(directory / f"out{suffix}").equals(rows)
