@@ -5,7 +5,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from pipeline.media.forms import HEAD_BYTES, form_of
 
@@ -18,6 +18,8 @@ _PAGE_BYTES = 50_000
 _MOST_PAGES = 1000
 """Of a PDF, as Google's page on documents has it."""
 _MOST_COUNTED_BYTES = 64_000_000
+_MOST_READS = 20_000
+"""Of a header of sound or video: some 20 ms."""
 _MOST_INFLATED = 2**25  # bytes of one PDF
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -141,14 +143,29 @@ def _pages_by_length(size_bytes: int) -> int:
 # --- seconds ----------------------------------------------------------------------------------------------------------
 
 
+class _Patient:
+    """A file that may be read so often and no oftener: a damaged one is walked through in steps of a few bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._left = file, _MOST_READS
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise OSError("the header does not end")
+        return self._file.read(size)
+
+
 def _seconds(file: BinaryIO) -> float:
     """How long it plays, by its header; 0 where that cannot be read, or tinytag is not installed (`[media]`)."""
     try:
         from tinytag import TinyTag
     except ImportError:
         return 0.0
-    file.seek(0)
+    patient = _Patient(file)
+    patient.seek(0)
     try:
-        return float(TinyTag.get(file_obj=file, tags=False).duration or 0.0)
+        return float(TinyTag.get(file_obj=cast(BinaryIO, patient), tags=False).duration or 0.0)
     except Exception:  # of a file that only begins as one: it is foreign bytes that are read, in ways of the library
         return 0.0
