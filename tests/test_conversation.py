@@ -255,3 +255,20 @@ def test_files_of_a_row_stand_before_its_first_turn(tmp_path: Path) -> None:
     service = Service()
     run(job, replace(row(), media=(media,)), service)
     assert [[turn.parts.count(media) for turn in prompt.content] for prompt in service.asked][-1] == [1, 0, 0, 0, 0]
+
+
+def test_a_row_that_a_filter_ended_goes_on_from_there_when_it_is_retried(here: Path) -> None:
+    (here / "topics.csv").write_text("topic\n" + "".join(f"topic {number}\n" for number in range(20)))
+    with served(model_version=None, faults="block:0.3") as url:
+        job = talk(here, limits={"rpm": 0, "tpm": 0}, endpoint={"base_url": url})
+        run_through(prepare.prepare(job, Options()))
+        ended = pl.read_ndjson("results/out.jsonl").filter(status="blocked")
+        assert 5 < ended.height < 20 and set(ended["answers"].list.len()) == {0, 1, 2}
+        for _ in range(12):
+            run_through(prepare.prepare(job, Options(retry=frozenset({"blocked"}))))
+            out = pl.read_ndjson("results/out.jsonl")
+            if set(out["status"]) == {"ok"}:
+                break
+        seen = stats(url)
+    assert set(out["status"]) == {"ok"} and set(out["answers"].list.len()) == {3}
+    assert seen["answered"] - seen["faults"]["block"] == 3 * 20, "no turn that was answered is asked again"

@@ -5,6 +5,7 @@ made by the run's own flows, so their number and their very fingerprints are; th
 answers cannot be so long that other groups would form, else it has a range.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -341,6 +342,33 @@ def test_a_running_summary_is_planned_call_by_call(tmp_path: Path, url: str) -> 
 
 
 # ---- several turns
+
+
+def test_examples_and_the_conversation_of_a_row_are_planned(tmp_path: Path, url: str) -> None:
+    examples = [{"input": f"Say {number} of the texts", "output": "A text, said. " * 20} for number in range(5)]
+    said: list[Any] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello! " * 50}]
+    its = desk(tmp_path, url, ONE_CALL, make_corpus(60, seed=4), prompt={"examples": examples})
+    path = tmp_path / "talks.parquet"
+    table = pl.read_parquet(str(its.job.spec.input.path))
+    table.with_columns(talk=pl.lit(json.dumps(said))).write_parquet(path)
+    its = Desk(
+        make_job(
+            tmp_path,
+            ONE_CALL,
+            input={"path": str(path), "text": "body", "messages": "talk"},
+            prompt={"examples": examples},
+            limits={"rpm": 0, "tpm": 0},
+            endpoint={"base_url": url},
+        )
+    )
+    planned = its.estimate()
+    first, _ = anyio.run(fingerprints, its.input())
+    its.run()
+    calls = its.calls()
+    assert Counter(calls["fingerprint"]) == Counter(set(first))
+    assert planned.prompts == Range(*[calls.height] * 3)
+    assert holds(planned.input_tokens, tokens_in(calls, "input_tokens"))
+    assert holds(planned.cost_usd, usd(calls))
 
 
 def test_a_conversation_is_planned_turn_by_turn(tmp_path: Path, url: str) -> None:
