@@ -35,10 +35,10 @@ _KEY_LETTERS = 5
 _BEGIN = re.compile(r'\s*(?:```\w*\s*)?(?:\{\s*"\w+"\s*:\s*)?\[')
 _BETWEEN = re.compile(r"[\s,]*")
 
-AROUND_TOKENS = estimate("\n\n[[bcdfg]]\n\n[[/bcdfg]]")
-"""Of a row's key, before and after its text."""
-ANSWER_TOKENS = estimate('{"key":"bcdfg","answer":""},')
-"""Of what stands around one answer."""
+AROUND_TOKENS = 14
+"""Of what stands around one row: a key of five consonants is no word, and taken for some four tokens each time."""
+ANSWER_TOKENS = 16
+"""Of what stands around one answer, `{"key":"bcdfg","answer":""},`: taken likewise, not measured at a service."""
 
 _LEAST_USD = Decimal("1e-12")  # what the parts of a run hold
 

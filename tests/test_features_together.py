@@ -61,6 +61,7 @@ FEATURES: Mapping[str, Features] = {
     "pdf": {"input": {"pdf": "document"}},
     "headings": {"chunk": {"context": "headings", "max_tokens": 256}},
     "stream": {"model": {"stream": True}},
+    "prefix_cache": {"model": {"prefix_cache": True}},
     "where": {"input": {"where": "id <> 'r3'"}},
     "openai": {"endpoint": {"provider": "openai"}},
 }

@@ -1,5 +1,6 @@
 """Rows that are asked together: the layer in virtual time, and whole runs over the emulator."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -10,22 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import openai
 import polars as pl
 import pytest
 import vclock
-from asking import MODEL, ROUTE, ask
+from asking import MODEL, ROUTE, TARGET, ask
 from commands import Ran
+from google import genai
+from google.genai import types
+from llmock_server import llmock
 from serving import served, stats
 from sessions import run_through
 from test_kill import IN_FLIGHT, killed_and_finished, summarize_job
 
 from jobs import PLAIN, Sections, make_job
 from pipeline import estimating
+from pipeline.budget.cashier import worst_case_usd
 from pipeline.errors import Halted, JobError
 from pipeline.estimating import Wishes
-from pipeline.packing import Packing, keys_of, pack_of
+from pipeline.packing import Packing, answers_in, keys_of, pack_of
 from pipeline.packs import MOMENT_S, apart, packed
 from pipeline.plan import Plan
+from pipeline.prices import fixed_rates
 from pipeline.prompts import Params, Prompt
 from pipeline.providers.answers import parse_reply
 from pipeline.records import Reply, Usage
@@ -240,7 +247,7 @@ def session(path: Path, url: str, rows: int = 100, **sections: Any) -> prepare.S
     ids = [f"r{number}" for number in range(rows)]
     body = [f"The {number}th chair is fine, and leg {number % 7} of it wobbles." for number in range(rows)]
     pl.DataFrame({"id": ids, "body": body}).write_parquet(path / "input.parquet")
-    job = make_job(path, PACKED, endpoint={"base_url": url}, **sections)
+    job = make_job(path, PACKED, **{"endpoint": {"base_url": url}, **sections})
     return prepare.prepare(job, Options())
 
 
@@ -311,6 +318,37 @@ def test_the_estimate_is_the_run_and_a_row_costs_as_much_less_as_was_said(tmp_pa
     assert float(piloted.cost_usd.expected) / 165 == pytest.approx(a_row, rel=0.05)
 
 
+def test_what_packing_saves_is_as_was_said(tmp_path: Path) -> None:
+    """Of a pilot in packs, what rows asked alone would cost; and of a run of rows asked alone, what packs do."""
+    with served(tokenizer="subword") as url:
+        prepared = session(tmp_path, url, rows=200)
+        pilot = anyio.run(estimating.pilot_rows, prepared, 40)
+        run_through(prepare.prepare(prepared.job, replace(prepared.options, pilot=pilot)))
+        said = planned(prepared).assumptions[0]
+        packed_usd = float(run_through(prepared).summary.cost_usd)
+        Path("runs/job").rename("runs/packed")
+        alone = session(tmp_path, url, rows=200, pack=None)
+        alone_usd = float(run_through(prepare.prepare(alone.job, Options(overwrite=True))).summary.cost_usd)
+        Path("runs/packed").rename("packed")
+        Path("runs/job").rename("runs/alone")
+        learned = planned(prepared).cost_usd
+    now, before = (float(usd) for usd in re.findall(r"\$([\d.]+\d)", said)[:2])
+    assert now / 160 == pytest.approx(packed_usd / 200, rel=0.05)
+    assert before / 160 == pytest.approx(alone_usd / 200, rel=0.15), "of which nothing was seen yet"
+    assert packed_usd < 0.6 * alone_usd
+    assert learned and float(learned.expected) == pytest.approx(packed_usd, rel=0.05)
+
+
+def test_a_budget_reserves_the_longest_answers_to_all_rows_of_a_pack() -> None:
+    params = replace(PARAMS, max_output_tokens=1_000)
+    rows = [row(number, params) for number in range(20)]
+    target = replace(TARGET, rates=fixed_rates(1, 10))
+    worst = [worst_case_usd(prompt, target) for prompt in (pack_of(rows, 65_536), rows[0])]
+    assert worst[0] and worst[1] and 20 * 0.01 < worst[0] < 20 * worst[1] * Decimal("1.1")
+    most = worst_case_usd(pack_of(rows, 4_000), target)
+    assert most and 0.04 < most < 0.041, "no more than the model can answer"
+
+
 def test_rows_that_are_bought_are_found_however_rows_are_packed_then(tmp_path: Path) -> None:
     with served() as url:
         prepared = session(tmp_path, url)
@@ -349,6 +387,46 @@ def test_answers_of_a_pack_are_held_to_the_schema_and_become_columns(tmp_path: P
     output = pl.read_parquet("output.parquet")
     assert set(output["status"]) == {"ok"} and set(output["praise"]) <= {"good", "bad"}
     assert output["points"].dtype == pl.Int64 and output["words"].dtype == pl.List(pl.String)
+
+
+# ---- others' clients and servers
+
+
+def test_googles_client_and_openais_ask_packs_of_the_emulator_by_their_schema() -> None:
+    members = [row(number) for number in range(6)]
+    pack = pack_of(members, 65_536)
+    keys, schema = keys_of([member.text for member in members]), json.loads(pack.params.schema or "")
+    with served(marked=True) as url:
+        google = genai.Client(api_key="AQ.key", vertexai=False, http_options=types.HttpOptions(base_url=url))
+        config = types.GenerateContentConfig(response_mime_type="application/json", response_json_schema=schema)
+        told = [google.models.generate_content(model=MODEL, contents=pack.text, config=config).text or ""]
+        google.close()
+        with openai.OpenAI(api_key="sk-test", base_url=f"{url}/v1") as other:
+            form: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+            said = other.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": pack.text}], response_format=form
+            )
+            told.append(said.choices[0].message.content or "")
+    for text in told:
+        answers = answers_in(text, keys)
+        assert [(answer or "")[: len(f"row {n}")] for n, answer in enumerate(answers)] == [f"row {n}" for n in range(6)]
+
+
+@pytest.mark.parametrize("dialect", ["openai", "gemini"])
+def test_a_foreign_server_that_knows_nothing_of_packs_answers_each_row_alone_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dialect: Any
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with llmock() as url:
+        place = {"base_url": url + ("/gemini" if dialect == "gemini" else ""), "provider": dialect}
+        prepared = session(tmp_path, url, rows=12, pack={"rows": 6}, endpoint=place)
+        ended = run_through(prepared)
+    output = pl.read_parquet("output.parquet")
+    assert set(output["status"]) == {"ok"} and output["id"].to_list() == [f"r{number}" for number in range(12)]
+    assert ended.summary.calls_by_step == {"answer": 12}
+    bought = pl.concat(read_parts(Path("runs/job/calls"), ("paid", "cost_usd")))
+    assert float(output["cost_usd"].sum()) == pytest.approx(float(bought["cost_usd"].sum()), abs=1e-12)
+    assert bought.filter("paid")["cost_usd"].sum() < bought["cost_usd"].sum(), "what brought nothing is counted"
 
 
 # ---- what is refused, and the page

@@ -43,7 +43,7 @@ from pipeline.providers.transport import Wire
 from pipeline.providers.vertex import VertexConnection
 from pipeline.records import Reply
 from pipeline.run import prepare
-from pipeline.run.caching import LOOK_S, NOTES, TTL_S, CacheKeeper
+from pipeline.run.caching import AGAIN_S, LOOK_S, MOST_MADE, NOTES, OPEN_S, TTL_S, CacheKeeper
 from pipeline.run.prepare import Options
 from pipeline.store.parts import read_parts
 
@@ -185,6 +185,37 @@ def test_a_cache_that_ended_while_nobody_looked_is_no_failure(tmp_path: Path) ->
         stored = float(sum(its.paid) - paid)
         note = its.connection
         assert note.caches == {} and stored == pytest.approx(float(paid) * 0.5 / 0.75 * TTL_S / 3600, rel=1e-6)
+
+    in_room(tmp_path, body)
+
+
+def test_a_service_that_loses_each_cache_is_asked_for_few(tmp_path: Path) -> None:
+    async def body(its: Room) -> None:
+        await its.keeper.open()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(its.keeper.keep)
+            for _ in range(3 * MOST_MADE):
+                if name := its.connection.caches[FLASH].name:
+                    await its.connection.end_cache(name)
+                assert (await its.ask(1)).status == "ok"
+                await anyio.sleep(AGAIN_S + LOOK_S)
+            tasks.cancel_scope.cancel()
+        await its.keeper.close()
+        assert its.counts["created"] == MOST_MADE and len(its.events) == 1
+
+    in_room(tmp_path, body)
+
+
+def test_a_service_that_does_not_answer_for_caches_holds_the_first_call_up_for_a_moment(tmp_path: Path) -> None:
+    async def silent(*_: object) -> None:
+        await anyio.sleep_forever()
+
+    async def body(its: Room) -> None:
+        its.connection.create_cache = silent  # type: ignore[assignment,method-assign]
+        await its.keeper.open()
+        assert anyio.current_time() == pytest.approx(OPEN_S, abs=0.1)
+        assert (await its.ask(1)).status == "ok"
+        await its.keeper.close()
 
     in_room(tmp_path, body)
 

@@ -126,9 +126,11 @@ class Forecaster:
             seen.add(content)
             tier = Tier(prompt.step, tokens > LONG_PROMPT_TOKENS, rule)
             if self._packing and self._packing.takes(prompt):
+                member, text = predictor.of(self._packing.member(prompt), kind, scenario)
+                cell, single = _both_ways(member, cell, predictor)
                 if not is_spared:
-                    add(alone, {tier: cell})
-                cell, text = self._in_pack(prompt, kind, scenario, predictor)
+                    add(alone, {tier: single})
+                cell = cell._replace(prompts=self._packing.part(prompt))
                 largest_tokens = max(largest_tokens, round(cell.input_tokens / cell.prompts))
                 tier = tier._replace(step="pack")
             add(spared if is_spared else work, {tier: cell})
@@ -143,9 +145,14 @@ class Forecaster:
         chunks = answer.chunks
         return Forecast(work, merging, merging, spared, chunks, largest_tokens, depth, refused, characters, alone)
 
-    def _in_pack(self, prompt: Prompt, kind: int, scenario: Scenario, predictor: Predictor) -> tuple[Cell, str]:
-        """A prompt as its part of a pack."""
-        assert self._packing
-        cell, text = predictor.of(self._packing.member(prompt), kind, scenario)
-        around = 0 if predictor.knows("pack") else ANSWER_TOKENS
-        return cell._replace(prompts=self._packing.part(prompt), output_tokens=cell.output_tokens + around), text
+
+def _both_ways(member: Cell, alone: Cell, predictor: Predictor) -> tuple[Cell, Cell]:
+    """A prompt in a pack and alone: what is known of answers of one sort is told of those of the other."""
+    if predictor.knows("pack"):
+        if not predictor.knows("answer"):
+            output = max(1.0, member.output_tokens - ANSWER_TOKENS)
+            alone = alone._replace(output_tokens=output, thinking_tokens=member.thinking_tokens)
+        return member, alone
+    return member._replace(
+        output_tokens=alone.output_tokens + ANSWER_TOKENS, thinking_tokens=alone.thinking_tokens
+    ), alone

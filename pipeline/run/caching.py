@@ -36,6 +36,10 @@ LOOK_S = 30.0
 """Between looks whether a cache is still there, and long enough."""
 AGAIN_S = 60.0
 """How long a cache that could not be made is not asked for again."""
+OPEN_S = 30.0
+"""Longest time that the first call waits for caches: what is not there by then is looked for while the run goes on."""
+MOST_MADE = 5
+"""Caches that are made for one target in a session: whoever loses so many would lose the next, and each costs."""
 END_S = 15.0
 """Longest time that is spent on ending caches: what is left ends by itself."""
 NOTES = "caches.json"
@@ -60,6 +64,7 @@ class _Kept:
     held: Held
     note: _Note | None = None
     again_at: float = 0.0
+    made: int = 0
 
 
 class CacheKeeper:
@@ -99,6 +104,10 @@ class CacheKeeper:
                 kept.note = next((note for note in notes if note.target == kept.target.access), None)
             await self.close()
             return
+        with anyio.move_on_after(OPEN_S):
+            await self._open(notes)
+
+    async def _open(self, notes: list[_Note]) -> None:
         for kept in self._kept:
             kept.connection.caches[kept.target.model] = kept.held
             digest = kept.held.prefix.digest(kept.target.model)
@@ -147,15 +156,20 @@ class CacheKeeper:
         if now < kept.again_at:
             return
         kept.again_at = now + AGAIN_S
-        if kept.note is not None:  # it is gone: it was there until now at most
+        if kept.note is not None:  # it is gone, or of no use: it was there until now at most
+            await kept.connection.end_cache(kept.note.name)
             self._charge_time(kept)
             kept.note = None
+        if kept.made == MOST_MADE:
+            self._tell(f"{MOST_MADE} caches at {kept.target.label} were lost: no more are made")
+            return
         target = kept.target
         made = await kept.connection.create_cache(kept.held.prefix, self._shown, target.model, TTL_S)
         if isinstance(made, Failure):
             self._tell(f"what all prompts begin with is not cached at {target.label}: {made.message}")
             return
         digest = kept.held.prefix.digest(target.model)
+        kept.made += 1
         kept.note = _Note(target.access, digest, made.name, made.tokens, now, made.ends_at)
         self._take(kept, made)
         usage = Usage(made.tokens)
