@@ -123,7 +123,7 @@ class Prompt:
     def going_on(self, continuation: str, written_tokens: int) -> "Prompt":
         """The same again, for the rest of its answer, of which so many tokens are read again."""
         params = replace(self.params, continuation=continuation)
-        return replace(self, params=params, input_tokens_est=self.input_tokens_est + written_tokens)
+        return replace(self, step="rest", params=params, input_tokens_est=self.input_tokens_est + written_tokens)
 
     def fingerprint(self, model: str) -> str:
         """The name of the answer that `model` gives to it: see `fingerprint`. Worked out once."""

@@ -70,11 +70,11 @@ JUDGED: frozenset[ErrorKind] = frozenset({"schema", "check"})
 PASSING: frozenset[ErrorKind] = frozenset({"quota", "network", "timeout", "server", "auth"})
 """Failures that may pass by themselves and cost nothing: a row that ends in one is tried again by the next run."""
 
-Step = Literal["answer", "map", "reduce", "refine", "repair", "retry", "escalate", "turn", "pack", "cache"]
+Step = Literal["answer", "map", "reduce", "refine", "repair", "retry", "escalate", "turn", "pack", "cache", "rest"]
 STEPS: tuple[Step, ...] = get_args(Step)
 AGAIN: tuple[Step, ...] = ("repair", "retry", "escalate")
 """Steps that ask for an answer once more."""
-LATER: frozenset[Step] = frozenset({"reduce", "refine", "repair", "retry", "escalate", "turn"})
+LATER: frozenset[Step] = frozenset({"reduce", "refine", "repair", "retry", "escalate", "turn", "rest"})
 """Steps whose prompts hold answers to earlier ones: what they will hold is not known before."""
 
 EMULATOR_HEADER = "x-pipeline-emulator"

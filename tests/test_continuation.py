@@ -126,6 +126,7 @@ def test_one_request_is_reserved_for_what_one_request_can_cost() -> None:
     argon = Target("gemini", "https://example", "p", MODEL)
     usd = [worst_case_usd(ask(params=Params(max_output_tokens=most)), argon) for most in (65_536, 900_000)]
     assert usd[0] == usd[1] and usd[0] is not None and usd[0] > Decimal("0.6")
+    assert worst_case_usd(ask(params=Params()), argon) == usd[0], "a streamed one has as many"
 
 
 # --- whole runs ---
@@ -204,11 +205,30 @@ def test_a_run_that_is_killed_between_two_parts_goes_on_with_the_next(here: Path
     assert json.loads(out)["calls"] == parts
 
 
-def test_an_estimate_says_what_it_does_not_count(here: Path, cli: Callable[..., Ran]) -> None:
-    told = cli("estimate", write(here, "http://127.0.0.1:1"), "--json").json["assumptions"]
-    assert any("goes on in others" in each for each in told)
-    short = write(here, "http://127.0.0.1:1", model="max_output_tokens = 500")
-    assert not any("goes on in others" in each for each in cli("estimate", short, "--json").json["assumptions"])
+def test_an_estimate_counts_the_rest_of_long_answers(here: Path, cli: Callable[..., Ran]) -> None:
+    def told(model: str) -> dict[str, Any]:
+        estimate: dict[str, Any] = cli("estimate", write(here, "http://127.0.0.1:1", 1, model), "--json").json
+        return estimate
+
+    long = told("stream = true\nmax_output_tokens = 300000")  # half of it is expected, in parts of 65,536
+    assert long["prompts"] == 3
+    assert long["steps"]["rest"]["prompts"] == 2
+    first, rest = (long["steps"][step]["input_tokens"] for step in ("answer", "rest"))
+    assert rest == pytest.approx(2 * first + 3 * 65_536, rel=0.01), "each reads again what was written"
+    assert "rest" not in told("max_output_tokens = 500")["steps"]
+    assert any("its rest would be others" in each for each in told("")["assumptions"])
+
+
+def test_what_the_answers_of_a_run_took_is_expected_of_the_next(here: Path, cli: Callable[..., Ran]) -> None:
+    with served(part_tokens=PART) as url:
+        path = write(here, url, rows=30, model="max_output_tokens = 200")
+        assert cli("run", path, "--yes", "--limit", "10").code == 0
+        estimate = cli("estimate", path, "--json").json
+        ran = cli("run", path, "--yes", "--json")
+        before = 10 * estimate["prompts"] / 20
+    assert ran.json["calls"] == pytest.approx(before + estimate["prompts"], rel=0.1)
+    left = ran.json["cost_usd"] * 20 / 30
+    assert estimate["cost_usd"]["expected"] == pytest.approx(left, rel=0.15)
 
 
 # --- another client, and the emulator itself ---

@@ -305,7 +305,7 @@ def worst_case_usd(prompt: Prompt, target: Target) -> Decimal | None:
     model = assumed(target.model)
     longest = prompt.params.max_output_tokens or model.max_output_tokens
     if model.continues:  # the rest of a longer answer is asked for by requests of their own
-        longest = min(longest, model.listed_output_tokens)
+        longest = min(prompt.params.max_output_tokens or model.listed_output_tokens, model.listed_output_tokens)
     given = math.ceil(prompt.input_tokens_est * _ESTIMATE_MARGIN)
     if prompt.input_tokens_est <= LONG_PROMPT_TOKENS < given:
         given = LONG_PROMPT_TOKENS + 1

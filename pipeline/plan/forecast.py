@@ -134,6 +134,9 @@ class Forecaster:
                 largest_tokens = max(largest_tokens, round(cell.input_tokens / cell.prompts))
                 tier = tier._replace(step="pack")
             add(spared if is_spared else work, {tier: cell})
+            if rest := predictor.rest(prompt, cell, scenario, self._job.spec.model.stream):
+                is_long = rest.input_tokens / rest.prompts > LONG_PROMPT_TOKENS
+                add(spared if is_spared else work, {Tier("rest", is_long, rule): rest})
             levels.add(prompt.level)
             characters += len(text)
             return Reply(text, "ok", predicted=predicted)

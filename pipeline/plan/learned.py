@@ -134,6 +134,13 @@ class Learned:
         return mean if isinstance(mean, float) else 0.0
 
     @cached_property
+    def rests(self) -> float:
+        """Further requests for the rest of one answer, in the mean."""
+        steps = self.taught.filter(pl.col("output").is_not_null())["step"]
+        rests = int((steps == "rest").sum())
+        return rests / (len(steps) - rests) if len(steps) > rests else 0.0
+
+    @cached_property
     def again(self) -> Mapping[Step, float]:
         """By step the share of the rows whose answer was not as it should be, and was asked for once more."""
         answered = self.taught.filter(pl.col("run") >= THIS_RUN).select("run", "row", "step").unique()

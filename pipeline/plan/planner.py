@@ -317,12 +317,8 @@ def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
     if not given.learned.tool_tokens and tools and tools.reads:
         yield "what tools read is input too, and is not counted before answers tell how much"
     going_on = sorted({each.model for group in given.answerers for each in group if assumed(each.model).continues})
-    most = given.job.params.max_output_tokens
-    if going_on and (most is None or most > assumed(going_on[0]).max_output_tokens):
-        yield (
-            f"an answer of {going_on[0]} that is longer than one request gives goes on in others, which read it again:"
-            " those are not counted"
-        )
+    if going_on and tally.bounded and given.job.params.max_output_tokens is None:
+        yield f"no answer of {going_on[0]} is expected to be longer than one request gives: its rest would be others"
     if tally.bounded:
         if given.job.params.max_output_tokens is None:
             yield (

@@ -1,5 +1,6 @@
 """What the service is expected to count and to answer, as far as anything is learned of it."""
 
+from math import ceil
 from typing import Literal
 
 from pipeline.models import assumed
@@ -61,6 +62,26 @@ class Predictor:
         searches = self._learned.searches if self._learned.searches is not None else EXPECTED_SEARCHES
         given = tokens + self._learned.tool_tokens
         return Cell(1, given, cached, *answer_tokens, searches if tools.google_search else 0.0, sound), text
+
+    def rest(self, prompt: Prompt, first: Cell, scenario: Scenario, stream: bool) -> Cell | None:
+        """The further requests for an answer that one request does not give whole; None: there are none.
+
+        Each reads again what was written so far. Before any answer is known, all that is written counts with the first.
+        """
+        model, lengths = assumed(self._model), self._learned.lengths
+        if not model.continues:
+            return None
+        if lengths.knows(prompt.step):
+            number, part = self._learned.rests, first.answer_tokens
+        else:
+            part = model.listed_output_tokens if stream else model.max_output_tokens
+            number = ceil(predicted_output(prompt.params.max_output_tokens, self._model, scenario) / part) - 1
+        if number <= 0:
+            return None
+        given = number * first.input_tokens + part * number * (number + 1) / 2
+        each = lengths.of("rest", round(given / number), 0)
+        written = (number * each.output_tokens, number * each.thinking_tokens) if each else (0.0, 0.0)
+        return Cell(number, given, given * self._learned.cached_share, *written)
 
 
 def predicted_output(bound: int | None, model: str, scenario: Scenario) -> int:

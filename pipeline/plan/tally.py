@@ -88,7 +88,7 @@ class Tally:
         work = {**first, **merging}
         for tier, cell in work.items():
             params = self._job.params_of(tier.step)
-            if not self._learned.lengths.knows(tier.step):
+            if not self._learned.lengths.knows(tier.step) and tier.step != "rest":  # which counts with the first part
                 bound, model = params.max_output_tokens, self._models[tier.rule]
                 answers, each = cell.prompts, predicted_output(bound, model, scenario)
                 if tier.step == "pack":  # which has several
