@@ -279,9 +279,13 @@ def test_a_relay_that_misshapes_json_is_put_right_by_a_repair(
     assert table["calls"].sum() == bought > 32
 
 
-def test_a_job_with_a_schema_is_loaded_as_it_is_shown(tmp_path: Path) -> None:
-    path = write_job(tmp_path, output={"schema": MOOD})
-    assert load(path).spec.output.model_dump(by_alias=True)["schema"] == MOOD
+def test_schema_checks_and_targets_are_shown_as_they_were_read(here: Path, cli: Callable[..., Ran]) -> None:
+    job = checked(here, LOW, f"{LOW}retry = true", sections=TARGETS)
+    shown = cli("run", job.path, "--show-config")
+    assert shown.code == 0, shown.err
+    told = {line.split()[0]: line for line in shown.out.splitlines() if line.strip()}
+    assert MOOD in told["output.schema"] and "score < 5" in told["check.1.holds"] and "True" in told["check.2.retry"]
+    assert "strong" in told["target.2.name"] and "check.1.escalate" not in told
 
 
 # ---- the page

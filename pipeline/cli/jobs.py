@@ -324,12 +324,14 @@ def _heeding_ctrl_c() -> "Iterator[None]":
 def _show_config(job: "Job") -> None:
     from pipeline import console
 
-    rows = [
-        (f"{section}.{key}", _short(value), job.origins.get(f"{section}.{key}", "default"))
-        for section, values in job.spec.model_dump(by_alias=True).items()
-        if values
-        for key, value in values.items()
-    ]
+    rows = []
+    for section, values in job.spec.model_dump(by_alias=True).items():
+        if isinstance(values, list):  # of [[section]]: what is set in each
+            several = ((f"{section}.{number}", each) for number, each in enumerate(values, 1))
+            rows += [(f"{name}.{k}", _short(v), str(job.path)) for name, each in several for k, v in each.items() if v]
+        elif values:
+            origins = ((key, value, job.origins.get(f"{section}.{key}", "default")) for key, value in values.items())
+            rows += [(f"{section}.{key}", _short(value), origin) for key, value, origin in origins]
     console.show_columns(console.out, rows)
 
 
