@@ -47,7 +47,7 @@ def count(text: str, tokenizer: Tokenizer) -> int:
 
 def count_schema(value: object, tokenizer: Tokenizer) -> int:
     """Tokens of a JSON value, whose marks come in runs: a vocabulary has `":{"` and its like as one."""
-    return count(_MARKS.sub("{", orjson.dumps(value).decode()), tokenizer)
+    return count(_MARKS.sub("{ ", orjson.dumps(value).decode()), tokenizer)
 
 
 def cut(text: str, tokens: int, tokenizer: Tokenizer) -> str:
