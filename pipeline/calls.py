@@ -37,6 +37,8 @@ from pipeline.targets import Route, Target
 Call = Callable[[Prompt, Route], Awaitable[Reply]]
 """Answers a prompt by one of the targets of a route."""
 Generate = Callable[[Prompt, Target], Awaitable[Reply | Failure]]
+Ready = Callable[[Prompt, Target], Awaitable[Prompt | Failure]]
+"""Puts what a prompt names where the target finds it; nothing of that is billed."""
 Bought = Callable[[Reply, bool], None]
 """Is told of all that was paid for, and whether it was answered."""
 
@@ -64,9 +66,10 @@ def durable(
     saved: Saved,
     bought: Bought,
     packing: Packing | None = None,
+    ready: Ready | None = None,
 ) -> tuple[Call, Desk]:
     """The whole chain, and the desk in it, which has to run for calls to be made."""
-    opened = desk(journal(generate, store, cashier, bought), cashier.admit)
+    opened = desk(journal(generate, store, cashier, bought, ready), cashier.admit)
     call = record_failures(opened.submit, store)
     call = packed(call, packing, partial(_unread_usd, store))
     call = cached(call, cache, saved)
@@ -251,11 +254,12 @@ def record_failures(call: Call, store: RunStore) -> Call:
     return recorded
 
 
-def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bought) -> Send:
+def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bought, ready: Ready | None = None) -> Send:
     """One request: what comes back is priced and appended to the journal before anyone sees it.
 
     So is a request that was billed, or may have been, without an answer: an unreadable reply, one that never came, one
-    that was given up in flight.
+    that was given up in flight. Its files are made `ready` before it is noted as sent: who is killed meanwhile bought
+    nothing.
     """
 
     def keep(prompt: Prompt, model: str, reply: Reply, answered: bool) -> Reply:
@@ -279,9 +283,19 @@ def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bough
         bought(reply, False)
 
     async def kept(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
+        made: Prompt | Failure = prompt
+        if ready is not None and prompt.media:
+            try:
+                made = await ready(prompt, target)
+            except BaseException:
+                unanswered(prompt, target, NOT_SENT)
+                raise
+        if isinstance(made, Failure):
+            unanswered(prompt, target, made)
+            return made
         store.append_sent(prompt, target.model)
         try:
-            outcome = await generate(prompt, target)
+            outcome = await generate(made, target)
         except BaseException:
             unanswered(prompt, target, GIVEN_UP)
             raise
@@ -334,6 +348,7 @@ def _dear(prompt: Prompt, target: Target) -> Decimal:
     return Decimal("Infinity") if worst is None else worst
 
 
+NOT_SENT = Failure("transient", "network", "given up before it was sent", sent=False)
 GIVEN_UP = Failure("transient", "network", "given up in flight: what came of it is not known")
 
 

@@ -313,6 +313,7 @@ def test_killed_in_the_middle_of_an_upload_it_begins_that_anew(table: Path) -> N
         assert "stored" not in stats(url)["files"]
         _, err = (second := start(path)).communicate(timeout=60)
         assert second.returncode == 0, err.decode()
+        assert "in flight" not in err.decode()  # an upload is no request that may have been billed
         told = stats(url)
     assert (told["files"]["begun"], told["files"]["stored"]) == (2, 1)
     assert told["bought_twice"] == 0 and told["answered"] == 3

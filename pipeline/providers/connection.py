@@ -108,6 +108,10 @@ class Connection(ABC):
     def free_url(self) -> httpx.URL:
         """What may be asked for free of charge, and answers shortly."""
 
+    async def linked(self, prompt: Prompt) -> Prompt | Failure:
+        """The prompt with its largest files uploaded, where the protocol has a place for them; else itself."""
+        return prompt
+
     async def delete_files(self) -> None:
         """Delete what was uploaded; most protocols have nowhere to upload to."""
         return

@@ -27,7 +27,7 @@ from pipeline.providers.foreign import load, mapping, mappings, string, whole_nu
 from pipeline.providers.payload import base64_of, beyond, built
 from pipeline.providers.transport import READ_TIMEOUT_S, STREAM_S, Lost, Wire
 from pipeline.providers.uploads import INLINE_BYTES, UploadBook
-from pipeline.records import Failure, Reply
+from pipeline.records import Failure, Media, Reply
 from pipeline.schemas import gemini as gemini_schema
 from pipeline.targets import Target
 
@@ -99,15 +99,15 @@ class GeminiConnection(Connection):
 
     async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
         """See `Connection`. A file that the service has lost is uploaded once more: nothing was billed."""
-        sent = await self._linked(prompt)
+        sent = await self.linked(prompt)
         outcome = sent if isinstance(sent, Failure) else await self._asked(sent, prompt, model)
-        if isinstance(sent, Failure) or self._files is None or sent is prompt or not _misses_a_file(outcome):
+        if isinstance(sent, Failure) or self._files is None or not _misses_a_file(outcome):
             return outcome
-        for file in sent.media:
-            if file.uri:
-                self._files.forget(file)
-        sent = await self._linked(prompt)
-        return sent if isinstance(sent, Failure) else await self._asked(sent, prompt, model)
+        ours = [file for file in sent.media if file.uri and file.size_bytes]
+        for file in ours:
+            self._files.forget(file)
+        again = await self.linked(_at_places(sent, dict.fromkeys(ours, "")))
+        return again if isinstance(again, Failure) else await self._asked(again, prompt, model)
 
     async def _asked(self, sent: Prompt, prompt: Prompt, model: str) -> Reply | Failure:
         url = self.url(model, "streamGenerateContent?alt=sse" if self._stream else "generateContent")
@@ -175,25 +175,18 @@ class GeminiConnection(Connection):
         if self._files is not None:
             await self._files.delete_all()
 
-    async def _linked(self, prompt: Prompt) -> Prompt | Failure:
-        """The prompt with its largest files uploaded, as far as they are too much for one request; itself if not."""
+    async def linked(self, prompt: Prompt) -> Prompt | Failure:
+        """See `Connection`: so many of its files that the others are not too much for one request."""
         large = beyond(prompt.media, self._inline_bytes) if self._files else ()
         if not large or self._files is None:
             return prompt
-        uris: dict[str, str] = {}
+        uris: dict[Media, str] = {}
         for file in large:
             uri = await self._files.uri(file)
             if isinstance(uri, Failure):
                 return uri
-            uris[file.digest] = uri
-        content = tuple(
-            replace(
-                turn,
-                parts=tuple(replace(part, uri=uris[part.digest]) if part in large else part for part in turn.parts),
-            )
-            for turn in prompt.content
-        )
-        return replace(prompt, content=content)
+            uris[file] = uri
+        return _at_places(prompt, uris)
 
     async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
         """See `Connection`."""
@@ -299,9 +292,14 @@ def _part(part: Part) -> dict[str, Any]:
 _LOST_FILE = re.compile(r"\bFile\b")
 
 
-def _at(part: Part, uris: Mapping[str, str]) -> Part:
-    """A file as it is named in a request, by the addresses of contents."""
-    return part if isinstance(part, Text) else replace(part, uri=uris[part.digest])
+def _at_places(prompt: Prompt, uris: Mapping[Media, str]) -> Prompt:
+    """The prompt with some of its files at these addresses."""
+
+    def placed(part: Part) -> Part:
+        return part if isinstance(part, Text) or part not in uris else replace(part, uri=uris[part])
+
+    turns = tuple(replace(turn, parts=tuple(map(placed, turn.parts))) for turn in prompt.content)
+    return replace(prompt, content=turns)
 
 
 def _misses_a_file(outcome: Reply | Failure) -> bool:

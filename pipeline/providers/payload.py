@@ -35,9 +35,10 @@ def base64_of(file: Media) -> str:
 
 def beyond(files: Sequence[Media], inline_bytes: int) -> tuple[Media, ...]:
     """The largest of a prompt's files, without which the others are no more than `inline_bytes` together."""
-    left = sum(file.size_bytes for file in files)
+    within = [file for file in files if not file.uri]
+    left = sum(file.size_bytes for file in within)
     large: list[Media] = []
-    for file in sorted(files, key=lambda file: -file.size_bytes):
+    for file in sorted(within, key=lambda file: -file.size_bytes):
         if left <= inline_bytes:
             break
         left -= file.size_bytes

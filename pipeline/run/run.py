@@ -294,7 +294,9 @@ def _engine(
     cashier = Cashier(spending, heard, seen, budget.allow_unpriced)
     cache = AnswerCache(shelf, services.parse, heard, SUFFIXES[session.kind]) if shelf else None
     packing = packing_of(session.working.spec.pack)
-    call, opened = durable(generate, desk, store, cashier, cache, monitor.saved, monitor.bought, packing)
+    call, opened = durable(
+        generate, desk, store, cashier, cache, monitor.saved, monitor.bought, packing, services.ready
+    )
     calls = [partial(_by, fallback(call) if route.others else call, route) for route in routes]
     engine = Engine(
         session.working,

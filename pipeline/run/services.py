@@ -75,11 +75,16 @@ class Services:
         return self.providers[target.provider]
 
     async def generate(self, prompt: Prompt, target: Target) -> Reply | Failure:
-        """Make one request to a target; what has to be fetched for it is fetched before."""
+        """Make one request to a target."""
+        return await self.providers[target.provider].generate(prompt, target)
+
+    async def ready(self, prompt: Prompt, target: Target) -> Prompt | Failure:
+        """The prompt with its files fetched, and uploaded, as far as they have to be."""
         filled = await self.fetcher.filled(prompt) if self.fetcher else prompt
-        if isinstance(filled, Failure):
+        speaker = self.providers[target.provider]
+        if isinstance(filled, Failure) or not isinstance(speaker, Connected):
             return filled
-        return await self.providers[target.provider].generate(filled, target)
+        return await speaker.open(target).linked(filled)
 
     async def count_tokens(self, prompt: Prompt) -> int | Failure:
         """Input tokens as the first target's model counts them, free of charge."""
