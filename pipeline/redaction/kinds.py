@@ -59,6 +59,7 @@ def _back(text: str, end: int, is_of_it: Callable[[str], bool]) -> int:
 
 # --- phone numbers ----------------------------------------------------------------------------------------------------
 
+_PHONE_LIKE = re.compile(r"[+(]?\d[\d ().+-]{5,}", re.ASCII)
 _PHONES = re.compile(
     r"(?<!\d)(?<!0\.)(?:(?:\+|00)?86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4}(?!\d)"  # a Chinese mobile
     r"|(?<!\d)\+\d(?:[ ().-]{0,2}\d){6,14}(?!\d)"  # with its country
@@ -70,7 +71,8 @@ _PHONES = re.compile(
 
 def phones(text: str) -> Iterator[Span]:
     """None within a longer number, or behind the point of one."""
-    return (found.span() for found in _PHONES.finditer(text))
+    for run in _PHONE_LIKE.finditer(text):  # what is around a run is seen; to look at runs only takes a tenth
+        yield from (found.span() for found in _PHONES.finditer(text, *run.span()))
 
 
 # --- numbers with check digits ----------------------------------------------------------------------------------------
@@ -197,25 +199,48 @@ _KEYS = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[^-]|-(?!----))*(?:-----END [A-Z ]*PRIVATE KEY-----)?",
     re.ASCII,
 )
+_MARKS = (
+    *("AIza", "AQ.", "ya29.", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "AKIA", "ASIA"),
+    *("LTAI", "AKID", "xox", "hf_", "k_live_", "k_test_", "npm_", "pypi-", "eyJ", "PRIVATE KEY"),
+)
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
-_IPV4 = re.compile(rf"(?<![\d.])(?:{_BYTE}\.){{3}}{_BYTE}(?!\d|\.\d)", re.ASCII)
-_IPV6 = re.compile(r"(?<![A-Za-z0-9_.:])[0-9A-Fa-f:]+(?:\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})?(?![A-Za-z0-9_])", re.ASCII)
+_IPV4_LIKE = re.compile(r"\d[\d.]{5,}", re.ASCII)
+_IPV4 = re.compile(rf"(?:{_BYTE}\.){{3}}{_BYTE}", re.ASCII)
+_TWO_COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:", re.ASCII)
+_IPV6 = re.compile(r"[0-9A-Fa-f:]+(?:\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})?(?![A-Za-z0-9_])", re.ASCII)
+
+
+_HEX = frozenset("0123456789abcdefABCDEF:")
 
 
 def api_keys(text: str) -> Iterator[Span]:
     """Keys that bear their maker's mark, JSON web tokens, and private keys."""
-    return (found.span() for found in _KEYS.finditer(text))
+    if any(mark in text for mark in _MARKS):
+        yield from (found.span() for found in _KEYS.finditer(text))
 
 
 def ips(text: str) -> Iterator[Span]:
     """Addresses of both versions."""
-    yield from (found.span() for found in _IPV4.finditer(text))
-    for found in _IPV6.finditer(text):
+    for run in _IPV4_LIKE.finditer(text):
+        told = run[0].rstrip(".")
+        if _IPV4.fullmatch(told):
+            yield run.start(), run.start() + len(told)
+    end = 0
+    for colons in _TWO_COLONS.finditer(text):
+        if colons.start() < end:
+            continue
+        start = _back(text, colons.start(), _HEX.__contains__)
+        found = _IPV6.match(text, start)
+        end = found.end() if found else colons.end()
+        if not found or (
+            start and (text[start - 1] in "_." or (text[start - 1].isascii() and text[start - 1].isalnum()))
+        ):
+            continue
         told = found[0]
         if told.endswith(":") and not told.endswith("::"):
             told = told[:-1]
-        if told.count(":") >= 2 and any(map(str.isdigit, told)) and _is_ipv6(told):
-            yield found.start(), found.start() + len(told)
+        if any(map(str.isdigit, told)) and _is_ipv6(told):
+            yield start, start + len(told)
 
 
 def _is_ipv6(text: str) -> bool:
