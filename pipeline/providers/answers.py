@@ -7,7 +7,6 @@ other), the same inside a wrapper, and OpenAI's chat completion, whole or in pie
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -15,6 +14,15 @@ import orjson
 
 from pipeline.providers.extras import Beside, as_text
 from pipeline.providers.foreign import MOST_FIELDS, folded, mapping, mappings, read_values, string
+from pipeline.providers.reasons import (
+    BLOCKED,
+    CALLED,
+    RECITATION,
+    TRUNCATED,
+    UNSAID,
+    block_reason,
+    finish_reason,
+)
 from pipeline.providers.usage import read_usage
 from pipeline.records import EMULATOR_FIELD, EMULATOR_RESPONSE_ID, ErrorKind, Reply, Status, Usage
 
@@ -297,95 +305,7 @@ def _as_text(value: object) -> str:
         return ""
 
 
-# --- reasons ----------------------------------------------------------------------------------------------------------
-
-_UNSAID = "FINISH_REASON_UNSPECIFIED"
-_FINISH_NUMBERS = (
-    _UNSAID,
-    "STOP",
-    "MAX_TOKENS",
-    "SAFETY",
-    "RECITATION",
-    "OTHER",
-    "LANGUAGE",
-    "BLOCKLIST",
-    "PROHIBITED_CONTENT",
-    "SPII",
-    "MALFORMED_FUNCTION_CALL",
-    "IMAGE_SAFETY",
-    "UNEXPECTED_TOOL_CALL",
-)
-"""By their numbers in the enum of `google.ai.generativelanguage.v1beta.Candidate`."""
-_BLOCK_NUMBERS = ("", "SAFETY", "OTHER", "BLOCKLIST", "PROHIBITED_CONTENT", "IMAGE_SAFETY")
-_FINISH_OTHERWISE = {
-    "END_TURN": "STOP",
-    "STOP_SEQUENCE": "STOP",
-    "EOS": "STOP",
-    "COMPLETE": "STOP",
-    "COMPLETED": "STOP",
-    "FINISHED": "STOP",
-    "LENGTH": "MAX_TOKENS",
-    "MAX_OUTPUT_TOKENS": "MAX_TOKENS",
-    "MAX_LENGTH": "MAX_TOKENS",
-    "MODEL_LENGTH": "MAX_TOKENS",
-    "MODEL_CONTEXT_WINDOW_EXCEEDED": "MAX_TOKENS",
-    "CONTENT_FILTER": "SAFETY",
-    "CONTENT_FILTERED": "SAFETY",
-    "REFUSAL": "SAFETY",
-    "UNSPECIFIED": _UNSAID,
-}
-"""What relays and other services call it."""
-_TRUNCATED = frozenset({"MAX_TOKENS", "CONTINUATION"})
-_CALLED = frozenset({"TOOL_CALLS", "FUNCTION_CALL", "TOOL_USE"})
-"""How a chat names the end of an answer that calls functions."""
-_RECITATION = frozenset({"RECITATION", "IMAGE_RECITATION"})
-_BLOCKED = frozenset(
-    {
-        "SAFETY",
-        "PROHIBITED_CONTENT",
-        "BLOCKLIST",
-        "SPII",
-        "LANGUAGE",
-        "MODEL_ARMOR",
-        "IMAGE_SAFETY",
-        "IMAGE_PROHIBITED_CONTENT",
-        "IMAGE_OTHER",
-    }
-)
-
-
-def finish_reason(value: object) -> str | None:
-    """The finish reason as the enum spells it, of any spelling of it or of its number; an unknown one as it is."""
-    name = _reason(value, _FINISH_NUMBERS, "FINISH_REASON_")
-    return _FINISH_OTHERWISE.get(name, name) or None
-
-
-def block_reason(value: object) -> str:
-    """The reason why a prompt was blocked, likewise; empty when there is none."""
-    name = _reason(value, _BLOCK_NUMBERS, "BLOCK_REASON_").removeprefix("BLOCKED_REASON_")
-    return "" if name == "UNSPECIFIED" else name
-
-
-def _reason(value: object, numbers: Sequence[str], prefix: str) -> str:
-    if value is None or value == "":
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
-        return "OTHER"
-    value = value.strip()[:64]
-    if value.isdecimal() and int(value) < len(numbers):
-        return numbers[int(value)]
-    return _spelled(value, prefix)
-
-
-@lru_cache(maxsize=1024)
-def _spelled(value: str, prefix: str) -> str:
-    # FinishReason.STOP, maxTokens, content-filter
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s\-]+", "_", value.rpartition(".")[2] or value)
-    return spaced.upper().removeprefix(prefix)
+# --- outcome ----------------------------------------------------------------------------------------------------------
 
 
 def _outcome(answer: Answer, calls: bool) -> tuple[Status, ErrorKind | None, str | None]:
@@ -394,14 +314,14 @@ def _outcome(answer: Answer, calls: bool) -> tuple[Status, ErrorKind | None, str
         return "blocked", "prompt_blocked", f"the prompt was blocked: {_name(answer.block)}"
     if not answer.candidates:
         return "error", "empty_answer", "the answer has no candidates"
-    if finish in _TRUNCATED:
+    if finish in TRUNCATED:
         words = "the answer reached the output limit" if text else "the output limit was reached before any text"
         return "truncated", "truncated", words
-    if finish in _RECITATION:
+    if finish in RECITATION:
         return "blocked", "recitation", "the answer was cut because it repeats published text"
-    if finish in _BLOCKED:
+    if finish in BLOCKED:
         return "blocked", "answer_blocked", f"the answer was blocked: {finish}"
-    if finish not in (None, "STOP", _UNSAID) and not (calls and finish in _CALLED):
+    if finish not in (None, "STOP", UNSAID) and not (calls and finish in CALLED):
         return "error", "malformed_reply", f"the answer ended with {_name(finish)}"
     if not text and not calls:
         return "error", "empty_answer", "the answer has no text"
