@@ -32,6 +32,7 @@ from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.errors import JobError
 from pipeline.estimating import Wishes
 from pipeline.events import Event
+from pipeline.job import load
 from pipeline.plan import Plan
 from pipeline.prefixes import Prefix
 from pipeline.prompts import Content, Params, Prompt, Text, Turn
@@ -385,6 +386,21 @@ def test_a_cache_that_a_killed_run_left_is_ended_where_none_is_kept_any_more(wor
     assert ended.summary.outcomes["ok"] == 200
     assert seen["caches"]["created"] == seen["caches"]["deleted"] == 1
     assert not (workplace / "runs/job" / NOTES).exists()
+
+
+def test_each_target_that_is_to_answer_keeps_a_cache_and_no_other(workplace: Path) -> None:
+    with served() as one, served() as two:
+        session(workplace, one, 60)
+        path = workplace / "job.toml"
+        targets = (
+            f'[[target]]\nname = "one"\nbase_url = "{one}"\n',
+            f'[[target]]\nname = "two"\nbase_url = "{two}"\nmodel = "{FLASH}"\nfallback = ["blocked"]\n',
+        )
+        path.write_text(path.read_text() + "".join(targets))
+        ended = run_through(prepare.prepare(load(path), Options()))
+        seen, other = stats(one), stats(two)
+    assert ended.summary.outcomes["ok"] == 60
+    assert (seen["caches"], other["caches"]) == ({"created": 1, "deleted": 1}, {})
 
 
 @pytest.mark.parametrize(

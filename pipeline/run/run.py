@@ -316,7 +316,9 @@ def _engine(
         monitor.cost_usd += usd
 
     keeps = bool(plan.load.prompts and plan.prefix and not plan.prefix.why_not)
-    keeper = keeper_of(session.working, services, used.values(), store, cashier, paid, heard, keeps)
+    working = {each.name for each in plan.targets if round(each.prompts)}  # the others would keep a cache for nothing
+    kept = [target for target in used.values() if not keeps or not plan.targets or target.name in working]
+    keeper = keeper_of(session.working, services, kept, store, cashier, paid, heard, keeps)
     return engine, keeper
 
 

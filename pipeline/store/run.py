@@ -355,7 +355,7 @@ class RunStore:
         self._half_sealed = True
         batch = self._batch
         # Not every done row: one that is tried again on request is done until then, and its calls are worth keeping.
-        finished = {row for row in batch.results if self.outcomes.done(row)}
+        finished = {-1, *(row for row in batch.results if self.outcomes.done(row))}  # -1: what is of no row, as a cache
         kept_on = [call for call in batch.calls if call.has_cost and call.row not in finished]
         self._batch = Batch(batch.number + 1, kept_on, in_flight=batch.in_flight)
         self._former, self._replies = self._replies, {call.fingerprint: call for call in kept_on if call.paid}
