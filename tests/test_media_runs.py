@@ -129,7 +129,10 @@ def test_a_file_that_cannot_be_sent_says_why(tmp_path: Path, cell: str, cause: s
 
 def test_a_row_with_an_unfit_file_is_invalid_and_nothing_is_sent_for_it(table: Path) -> None:
     (table / "table.csv").write_text("id,picture\nr,red.png\nx,gone.png\n")
-    assert run(make_job(table, SEEN)) == 1
+    job = make_job(table, SEEN)
+    plan = anyio.run(estimating.estimate, prepare.prepare(job, Options(offline=True)), Wishes()).plan
+    assert plan.found["file"].rows == 1
+    assert run(job) == 1
     told = results(table)
     assert told["status"].to_list() == ["ok", "invalid"]
     assert (told["error_kind"][1], told["calls"][1]) == ("file", 0)

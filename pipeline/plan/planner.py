@@ -245,7 +245,7 @@ def _found(given: Input, tally: Tally) -> Mapping[str, Found]:
     keys = keys_of(given.source, originals)
     alike = tuple(Example(row, keys[row], f"as row {original}") for row, original in originals.items())
     found = {"repeats": Found(int(repeats.sum()), alike)}
-    for name in ("empty_input", "too_long", "template_error", "invalid_messages", "chunked"):
+    for name in ("empty_input", "too_long", "template_error", "invalid_messages", "file", "chunked"):
         found[name] = Found(round(tally.rows[name]), tuple(tally.examples[name]))
     return {name: each for name, each in found.items() if each.rows}
 
