@@ -110,8 +110,10 @@ def continued(call: Call) -> Call:
     async def whole(prompt: Prompt, route: Route) -> Reply:
         reply = await call(prompt, route)
         parts: list[Reply] = []
-        while reply.continuation and reply.continuation != prompt.params.continuation:
-            if len(parts) + 1 == MOST_CALLS_AN_ANSWER:
+        while (
+            reply.continuation and reply.finish_reason == "CONTINUATION"
+        ):  # of a pack that goes on its rows have ended
+            if reply.continuation == prompt.params.continuation or len(parts) + 1 == MOST_CALLS_AN_ANSWER:
                 break
             parts.append(reply)
             written = reply.usage.output_tokens + reply.usage.thinking_tokens

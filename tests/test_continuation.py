@@ -92,6 +92,11 @@ def test_an_answer_that_names_the_same_place_again_or_never_ends_stays_as_far_as
     assert (len(asked), len(reply.text), reply.status) == (MOST_CALLS_AN_ANSWER,) * 2 + ("truncated",)
 
 
+def test_an_answer_that_has_ended_is_not_asked_on_whatever_its_pack_says() -> None:
+    reply, asked, _ = answering(Reply("a", "ok", "STOP", continuation="of the pack"))
+    assert (len(asked), reply.text, reply.before) == (1, "a", ())
+
+
 def test_what_ends_a_part_ends_the_answer_and_what_there_is_of_it_is_kept() -> None:
     reply, _, _ = answering(part("a", "t1"), Reply("", "error", error_kind="server", error="503"))
     assert (reply.text, reply.status, reply.error_kind, len(reply.before)) == ("a", "error", "server", 1)
