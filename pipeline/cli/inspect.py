@@ -197,6 +197,7 @@ def emulate(
     long waits: wait_day, wait_2099, wait_2h, late_day
 
     answers without an answer: block, empty, safety, recitation, max_tokens_empty
+
     packs: pack_shuffled, pack_missing, pack_doubled, pack_wrong_key, pack_cut, pack_text
 
     JSON that is not as it was asked for: fenced_json, prose_json, broken_json, wrong_json
