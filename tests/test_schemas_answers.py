@@ -94,6 +94,16 @@ def test_numbers_of_64_bits_are_held_and_depth_within_texts_does_not_count() -> 
     assert "infinity" in trouble('{"x": 1e999}', ANY)
 
 
+@pytest.mark.parametrize("name", ["default", "enum", "const", "properties", "items", "type"])
+@pytest.mark.parametrize("kind", ["integer", ["null", "integer"]])
+def test_a_property_may_be_called_as_a_keyword_is(name: str, kind: Any) -> None:
+    schema = schema_of({"type": "object", "properties": {name: {"type": kind}}})
+    assert schema.judge(f'{{"{name}": 7}}').trouble == ""
+    assert "greater than the maximum" in trouble(f'{{"{name}": 1e30}}', schema)
+    (column,) = schema.columns()
+    assert column.cell({name: 7}) == 7
+
+
 def test_no_word_of_the_answer_is_told() -> None:
     schema = schema_of(
         {"type": "object", "properties": {"a": {"enum": ["x"]}}, "additionalProperties": {"type": "integer"}}

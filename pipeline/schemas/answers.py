@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jsonschema_rs
 import orjson
 
-from pipeline.schemas.forms import Node
+from pipeline.schemas.forms import Node, mapped
 from pipeline.schemas.mistake import SchemaError
 
 MOST_NESTED = 64
@@ -39,7 +39,7 @@ class Judge:
         try:
             # Linear patterns, nothing fetched, and no value of an answer in a message: it may quote the prompt.
             self._validator = jsonschema_rs.Draft202012Validator(
-                _held(schema),
+                mapped(schema, _held),
                 mask="the value",
                 validate_formats=True,
                 offline=True,
@@ -195,16 +195,8 @@ def _message(error: jsonschema_rs.ValidationError) -> str:
     return " ".join(error.message.split())
 
 
-def _held(schema: Any) -> Any:
-    """The schema as answers are held to it: a whole number is one of 64 bits."""
-    if isinstance(schema, list):
-        return [_held(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    held = {
-        name: value if name in ("enum", "const", "default", "examples", "example") else _held(value)
-        for name, value in schema.items()
-    }
-    if held.get("type") == "integer" or held.get("type") == ["integer", "null"]:
-        held = {**_WHOLE, **held}
-    return held
+def _held(node: Node) -> Node:
+    """A schema as answers are held to it: a whole number is one of 64 bits."""
+    kinds = node.get("type")
+    is_whole = set(kinds if isinstance(kinds, list) else [kinds]) - {"null"} == {"integer"}
+    return {**_WHOLE, **node} if is_whole else node

@@ -46,11 +46,13 @@ _INSTEAD = {
 _OPENAI = _KNOWN - {"oneOf", "prefixItems", "propertyOrdering", "title"} | HELD_HERE - {
     *("minLength", "maxLength", "uniqueItems", "minProperties", "maxProperties")
 }
-"""What strict structured outputs take (OpenAI's guide, 2026-10); `oneOf` is told as `anyOf`."""
+"""What strict structured outputs take, as OpenAI's guide had it in 2025; not tried on the service itself. `oneOf` is
+told as `anyOf`."""
 _OPENAPI = (_KNOWN - {"$defs", "$ref", "prefixItems", "oneOf", "additionalProperties"}) | {
     *("minLength", "maxLength", "pattern", "minProperties", "maxProperties")
 }
-"""What Gemini takes in `responseSchema`, an older subset of OpenAPI, which batches take (gemini-api, 2026-09)."""
+"""What Gemini takes in `responseSchema`, an older subset of OpenAPI, and the one that batches take (google-genai 3.6.1,
+`Schema`)."""
 
 
 def check(schema: Any) -> None:
@@ -98,7 +100,7 @@ def requires_itself(schema: Node) -> str | None:
 
 def gemini(schema: Node) -> Node:
     """The same for `responseJsonSchema` of Gemini."""
-    told: Node = _mapped(_mapped(schema, _enumerated), _for_gemini)
+    told: Node = mapped(mapped(schema, _enumerated), _for_gemini)
     return told
 
 
@@ -110,12 +112,12 @@ def openai(schema: Node) -> tuple[Node, bool]:
     """
     if any(isinstance(node, bool) or _is_open(node) for node, _ in _nodes(schema, "$")):
         return schema, False
-    return _mapped(_mapped(schema, _enumerated), _for_openai), True
+    return mapped(mapped(schema, _enumerated), _for_openai), True
 
 
 def openapi(schema: Node) -> Node:
     """The same for `responseSchema` of Gemini, wider where that lacks a word. Raises `SchemaError` for a recursion."""
-    told: Node = _mapped(_mapped(_without_references(schema, schema, ()), _enumerated), _for_openapi)
+    told: Node = mapped(mapped(_without_references(schema, schema, ()), _enumerated), _for_openapi)
     return told
 
 
@@ -239,11 +241,11 @@ def _inner(node: Node, change: Callable[[Any, str], Any]) -> Node:
     return made
 
 
-def _mapped(node: Any, change: Callable[[Node], Node]) -> Any:
+def mapped(node: Any, change: Callable[[Node], Node]) -> Any:
     """The schema with every node changed, the inner ones first; `true` is one that says nothing."""
     if not isinstance(node, dict):
         return {} if node is True else node
-    return change(_inner(node, lambda each, _: _mapped(each, change)))
+    return change(_inner(node, lambda each, _: mapped(each, change)))
 
 
 def _without_references(node: Any, root: Node, above: tuple[str, ...]) -> Any:
