@@ -1,0 +1,215 @@
+"""What a run is put together from: its books and caps, its targets as they are used, the durable call, the engine."""
+
+import time
+from collections.abc import Awaitable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from decimal import Decimal
+from functools import partial
+
+import anyio
+import anyio.to_thread
+
+from pipeline.budget.book import SpendBook
+from pipeline.budget.caps import Book, Spending
+from pipeline.budget.cashier import SEEN_COLUMNS, Cashier, seen_in
+from pipeline.budget.joint import JointBook
+from pipeline.cache import AnswerCache
+from pipeline.calls import Call, charge_lost, durable, fallback
+from pipeline.dispatch.backlog import Deadline
+from pipeline.dispatch.desk import Admit, Desk, Send
+from pipeline.dispatch.dispatcher import Dispatcher
+from pipeline.errors import PipelineError
+from pipeline.events import (
+    BookTrouble,
+    Event,
+    KeyNoted,
+    Notify,
+    RequestsLost,
+)
+from pipeline.job import Job
+from pipeline.packing import packing_of
+from pipeline.places import SUFFIXES, quota_file, spend_file
+from pipeline.plan import Plan
+from pipeline.plan.forecast import Bought
+from pipeline.prices import FREE
+from pipeline.process import files_left
+from pipeline.prompts import Prompt
+from pipeline.quota.book import QuotaBook
+from pipeline.records import STATUSES, Failure, Reply
+from pipeline.run.caching import CacheKeeper, keeper_of
+from pipeline.run.engine import Engine, Monitor
+from pipeline.run.guards import stranger, within_files
+from pipeline.run.models_met import ModelsMet
+from pipeline.run.prepare import Session
+from pipeline.run.renewal import succeeds
+from pipeline.run.rows import Wanted
+from pipeline.run.services import Services
+from pipeline.shelves import Shelf
+from pipeline.store.run import RunStore
+from pipeline.targets import Route, Target
+
+
+def bought_by(store: RunStore, job: Job) -> Bought:
+    """What finds the reply that this run bought for a prompt, of any model that may be asked for it."""
+
+    async def bought(prompt: Prompt) -> Reply | None:
+        for fingerprint in map(prompt.fingerprint, job.models_of(prompt.step)):
+            if found := store.reply(fingerprint) or await store.sealed_reply(fingerprint):
+                return found.reply
+        return None
+
+    return bought
+
+
+def open_books(session: Session, targets: Iterable[Target], books: ExitStack) -> dict[str, QuotaBook]:
+    """Sends and day counts that all runs on one quota share, by quota; an offline run keeps none."""
+    if session.options.offline:
+        return {}
+    path = quota_file(session.kind)
+    return {quota: books.enter_context(QuotaBook(path, quota)) for quota in {target.quota for target in targets}}
+
+
+def open_spend(session: Session, targets: Iterable[Target], run: str, books: ExitStack) -> Book | None:
+    """What all runs of one project spend, by day, of each that pays. A rehearsal spends nothing."""
+    if session.rehearsal:
+        return None
+    accounts = dict.fromkeys(target.account for target in targets)
+    opened = {account: books.enter_context(SpendBook(spend_file(), account, run)) for account in accounts}
+    return JointBook(opened) if len(opened) > 1 else next(iter(opened.values()))
+
+
+def spending_of(session: Session, store: RunStore, book: Book | None) -> Spending:
+    """What may be spent, and what is; a rehearsal has no caps."""
+    if session.rehearsal:
+        return Spending(None)
+    caps = session.job.spec.budget
+    return Spending(
+        session.max_usd,
+        store.spent_usd(),
+        book=book,
+        day_cap_usd=_exact(caps.max_usd_per_day),
+        month_cap_usd=_exact(caps.max_usd_per_month),
+    )
+
+
+def _exact(usd: float | None) -> Decimal | None:
+    return None if usd is None else Decimal(str(usd))
+
+
+def assembled(
+    session: Session,
+    store: RunStore,
+    services: Services,
+    spending: Spending,
+    books: Mapping[str, QuotaBook],
+    shelf: Shelf | None,
+    plan: Plan,
+    rows: Wanted,
+) -> tuple[Engine, CacheKeeper | None]:
+    """The engine of a session, and who keeps its explicit caches, if it has any. Made inside the running event loop."""
+    options, budget = session.options, session.job.spec.budget
+    monitor = Monitor(session.rows, plan.load.prompts)
+    monitor.outcomes.update({status: store.outcomes.count(status, session.rows, lasting=True) for status in STATUSES})
+    monitor.cost_usd = store.cost_usd()
+
+    def heard(event: Event) -> None:
+        store.log(event)
+        monitor.notices.append(event)
+
+    for shared in (*books.values(), spending.book):
+        if shared is not None:
+            shared.on_trouble = lambda message: heard(BookTrouble(message))
+            if shared.made_anew:
+                heard(BookTrouble(shared.made_anew))
+
+    for note in services.notes:
+        heard(KeyNoted(note))
+    for renewal in services.renewals:
+        renewal.on_found = partial(_key_found, session, renewal.target, heard)
+    if services.tokens:
+        services.tokens.on_trouble = lambda message: heard(KeyNoted(message))
+    left = files_left()
+    used = {target: _as_used(session, target, left, heard) for target in services.targets}
+    routes = [route.mapped(used.__getitem__) for route in services.routes]
+    whole = routes[-1] if tuple(used.values()) == routes[-1].targets else Route(tuple(used.values()))
+
+    deadline = None
+    if options.by is not None:
+        left_s = options.by.timestamp() - time.time()
+        deadline = Deadline(anyio.current_time() + left_s, plan.load.prompts)
+
+    def desk(send: Send, admit: Admit) -> Desk:
+        return Dispatcher(
+            send,
+            whole,
+            providers=services.providers,
+            admit=admit,
+            books=books,
+            known=plan.calibrations,
+            deadline=deadline,
+            wait=options.wait,
+            on_event=heard,
+        )
+
+    met = ModelsMet(heard)
+
+    async def generate(prompt: Prompt, target: Target) -> Reply | Failure:
+        outcome = await services.generate(prompt, target)
+        if changed := stranger(session, target.endpoint, outcome):
+            engine.halt(changed)
+            return Failure("fatal", "server", changed.message, sent=False)
+        if isinstance(outcome, Reply):
+            met.note(target, outcome)
+        return outcome
+
+    seen = seen_in(store.calls(SEEN_COLUMNS, newest=None if spending.capped else 2))
+    cashier = Cashier(spending, heard, seen, budget.allow_unpriced)
+    cache = AnswerCache(shelf, services.parse, heard, SUFFIXES[session.kind]) if shelf else None
+    packing = packing_of(session.working.spec.pack)
+    call, opened = durable(
+        generate, desk, store, cashier, cache, monitor.saved, monitor.bought, packing, services.ready
+    )
+    calls = [partial(_by, fallback(call) if route.others else call, route) for route in routes]
+    engine = Engine(
+        session.working,
+        session.documents(rows, plan.order),
+        store,
+        lambda document: calls[document.rule],
+        opened,
+        monitor,
+        cache,
+        options.changes,
+    )
+    if store.lost:
+        heard(RequestsLost(*charge_lost(store, cashier, whole)))
+    spending.release()  # of a session that was killed
+
+    def paid(usd: Decimal) -> None:
+        monitor.cost_usd += usd
+
+    keeps = bool(plan.load.prompts and plan.prefix and not plan.prefix.why_not)
+    working = {each.name for each in plan.targets if round(each.prompts)}  # the others would keep a cache for nothing
+    kept = [target for target in used.values() if not keeps or not plan.targets or target.name in working]
+    keeper = keeper_of(session.working, services, kept, store, cashier, paid, heard, keeps)
+    return engine, keeper
+
+
+def _key_found(session: Session, target: Target, heard: Notify, message: str, project: str | None) -> None:
+    heard(KeyNoted(message))
+    if session.rehearsal or project in (None, target.project):
+        return
+    try:
+        succeeds(project, target.project)
+    except (OSError, PipelineError) as error:
+        heard(KeyNoted(f"the next run's caps of day and month will not count what was spent with the old key: {error}"))
+
+
+def _by(call: Call, route: Route, prompt: Prompt) -> Awaitable[Reply]:
+    return call(prompt, (route.checked if prompt.step == "escalate" else None) or route)
+
+
+def _as_used(session: Session, target: Target, files: int, heard: Notify) -> Target:
+    """A target as this session uses it: a rehearsal is free, and sockets may be few."""
+    limits = target.limits if session.options.offline else within_files(target.limits, files, heard)
+    return replace(target, rates=FREE if session.rehearsal else target.rates, limits=limits)
