@@ -1,5 +1,6 @@
 """Addresses in a table that we fetch: from public hosts over https, and never from within."""
 
+import socket
 import ssl
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -43,6 +44,8 @@ from pipeline.records import Failure, Media
         ("::ffff:10.0.0.1", False),
         ("64:ff9b::7f00:1", False),
         ("64:ff9b::808:808", True),
+        ("::7f00:1", False),
+        ("::ffff:0:7f00:1", False),
         ("2002:7f00:1::", False),
         ("2002:a9fe:a9fe::1", False),
     ],
@@ -136,6 +139,18 @@ def test_redirects_end(site: Site) -> None:
 def test_an_address_within_is_never_connected_to(site: Site, address: str) -> None:
     failure = site.fetch(address, within=False)
     assert isinstance(failure, Failure) and "is not a public address" in failure.message
+
+
+@pytest.mark.parametrize(
+    "host", ["１２７.0.0.1", "127。0。0。1", "①②⑦.0.0.1", "2130706433", "127.1", "0x7f000001", "0", "[::ffff:7f00:1]"]
+)
+def test_an_address_within_is_not_connected_to_however_it_is_written(site: Site, host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        failure = site.fetch(f"https://{host}:{listener.getsockname()[1]}/a.png", within=False)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert isinstance(failure, Failure) and failure.kind == "reject" and "not fetched" in failure.message
 
 
 def test_a_name_that_leads_within_is_never_connected_to(site: Site) -> None:

@@ -1,19 +1,21 @@
 """Files that a table names by their address, fetched by us: over https, from public addresses only.
 
 A name is resolved once, its addresses are judged, and the connection goes to those that passed: a name that resolves
-anew to another address gains nothing. Redirects are followed by hand, each judged like the first.
+anew to another address gains nothing. Each address is judged again as its socket is made, however it was written:
+digits of another script are an address to a URL library and none to Python's. Redirects are followed by hand.
 """
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from socket import AddressFamily
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
+from aiohappyeyeballs import AddrInfoType
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from pipeline.media import TAKEN, form_of
@@ -25,6 +27,8 @@ FETCH_TIMEOUT_S = 60.0
 """Of one file, redirects and all."""
 AT_ONCE = 16
 _NAT64 = IPv6Network("64:ff9b::/96")
+_IPV4_WITHIN = (IPv6Network("::/96"), IPv6Network("::ffff:0:0:0/96"), _NAT64)
+"""Whose last 32 bits are an address of version 4: as it was once written, as it is translated (RFC 2765, 6052)."""
 _BLOCK_BYTES = 2**16
 
 Judge = Callable[[IPv4Address | IPv6Address], bool]
@@ -37,7 +41,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
     """
     if isinstance(address, IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour or (address.teredo and address.teredo[1])
-        if address in _NAT64:
+        if any(address in network for network in _IPV4_WITHIN):
             inner = IPv4Address(int(address) & 0xFFFFFFFF)
         if inner and not is_public(inner):
             return False
@@ -52,16 +56,24 @@ class _Judging(AbstractResolver):
         self._names = aiohttp.ThreadedResolver()
 
     async def resolve(
-        self, host: str, port: int = 0, family: AddressFamily = AddressFamily.AF_INET
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         found = await self._names.resolve(host, port, family)
-        passed = [each for each in found if self._judge(ip_address(each["host"].partition("%")[0]))]
+        passed = [each for each in found if _passes(each["host"], self._judge)]
         if not passed:
             raise _Refused(f"{host} has no public address")
         return passed
 
     async def close(self) -> None:
         await self._names.close()
+
+
+def _passes(host: str, judge: Judge) -> bool:
+    """Whether `host` is an address, and one that passes."""
+    try:
+        return judge(ip_address(host.partition("%")[0]))
+    except ValueError:
+        return False
 
 
 class _Refused(OSError):
@@ -103,6 +115,8 @@ class Fetcher:
                 content = await self._content(file.url)
         except _Refused as why:
             return _unfit(str(why))
+        except (aiohttp.InvalidURL, UnicodeError):
+            return _unfit("it leads to an address that is none")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if isinstance(refused := getattr(error, "os_error", error.__cause__), _Refused):
                 return _unfit(str(refused))
@@ -118,7 +132,10 @@ class Fetcher:
 
     async def _content(self, url: str) -> bytes | Failure:
         connector = aiohttp.TCPConnector(
-            resolver=_Judging(self._judge), ssl=self._certificates or True, use_dns_cache=False
+            resolver=_Judging(self._judge),
+            ssl=self._certificates or True,
+            use_dns_cache=False,
+            socket_factory=self._socket,
         )
         async with aiohttp.ClientSession(connector=connector, trust_env=False) as session:
             for _ in range(MOST_REDIRECTS + 1):
@@ -131,6 +148,13 @@ class Fetcher:
                         return _of_status(answer.status, urlsplit(url).hostname)
                     return await self._body(answer)
         raise _Refused(f"more than {MOST_REDIRECTS} redirects")
+
+    def _socket(self, address: AddrInfoType) -> socket.socket:
+        """The one place that every connection passes."""
+        family, kind, protocol, _, place = address
+        if not _passes(str(place[0]), self._judge):
+            raise _Refused(f"{place[0]} is not a public address")
+        return socket.socket(family, kind, protocol)
 
     async def _body(self, answer: aiohttp.ClientResponse) -> bytes:
         content = bytearray()
