@@ -665,3 +665,20 @@ def test_of_a_million_fields_the_first_are_looked_at() -> None:
     assert isinstance(read_answer(late), Unread)
     answer = read_answer(early)
     assert isinstance(answer, Answer) and answer.usage == {"prompt_token_count": 7}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b'"usageMetadata": {"odd": @}',
+        b'"candidates": [{"content": {"parts": [{"functionCall": {"name": "f", "args": {"x": @}}}]}}]',
+        b'"candidates": [{"groundingMetadata": {"odd": @}}]',
+    ],
+)
+@pytest.mark.parametrize("odd", [b"[" * 300 + b"]" * 300, b"[" * 2_000 + b"]" * 2_000, b"1" * 30, b"-" + b"9" * 19])
+def test_an_answer_in_pieces_is_kept_whatever_stands_beside_it(more: bytes, odd: bytes) -> None:
+    body = b"data: " + answer(text="a") + b"\n\ndata: {" + more.replace(b"@", odd) + b"}\n\n"
+    assert kept(body).text == "a"
+    found = read_answer(body)
+    again = read_answer(found.as_body()) if isinstance(found, Answer) else found
+    assert isinstance(again, Answer) and again.text == "a"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from pipeline.providers.extras import Beside, as_text
-from pipeline.providers.foreign import MOST_FIELDS, folded, mapping, mappings, read_values, string
+from pipeline.providers.foreign import MOST_FIELDS, dumped, folded, mapping, mappings, read_values, string
 from pipeline.providers.reasons import (
     BLOCKED,
     CALLED,
@@ -66,7 +66,7 @@ class Answer(NamedTuple):
         candidate = {"content": {"parts": parts}, "finishReason": self.finish, **others}
         candidate |= {"continuationToken": self.continuation} if self.continuation else {}
         marks = {EMULATOR_FIELD: True} if self.emulated else {}
-        body = orjson.dumps(
+        body = dumped(
             {
                 "candidates": [candidate] * self.candidates,
                 "promptFeedback": {"blockReason": self.block},

@@ -185,6 +185,26 @@ def _shallow(text: str) -> str:
     return "".join(kept) + (text[start:] if depth < MAX_DEPTH else "")
 
 
+def dumped(value: object) -> bytes:
+    """What was read, as JSON again; null for what lies too deep to be written."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return orjson.dumps(_flattened(value, MAX_DEPTH))
+
+
+def _flattened(value: object, depth: int) -> object:
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return float(value)
+    if not isinstance(value, dict | list):
+        return value
+    if not depth:
+        return None
+    if isinstance(value, list):
+        return [_flattened(each, depth - 1) for each in value]
+    return {name: _flattened(each, depth - 1) for name, each in value.items()}
+
+
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
