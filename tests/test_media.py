@@ -167,3 +167,22 @@ def test_a_pdf_that_unpacks_without_an_end_costs_bounded_memory() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.pages > 0 and peak < 60_000_000
+
+
+@pytest.mark.parametrize(
+    ("beginning", "again"),
+    [
+        (b"%PDF-1.5\n", b"/Type/ObjStm stream\n"),
+        (b"%PDF-1.5\n", b"/Type/ObjStm stream\nendstream"),
+        (b"\xff\xd8\xff", b"\xff"),
+        (b"\xff\xd8", b"\xff\xe0\x00\x02"),
+        (b"ID3\4\0\0\0\0\0\0", b"\xff"),
+        (b"\0\0\0\x14ftypM4A isomiso2", b"\0\0\0\x08free"),
+        (b"fLaC", b"\4\0\0\0"),
+    ],
+)
+@pytest.mark.parametrize("end", [b"", b"endstream"])
+def test_a_file_made_to_be_read_for_ever_is_let_be(beginning: bytes, again: bytes, end: bytes) -> None:
+    started = time.process_time()
+    facts(beginning + again * (4_000_000 // len(again)) + end)
+    assert time.process_time() - started < 3

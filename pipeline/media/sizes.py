@@ -19,7 +19,7 @@ _MOST_PAGES = 1000
 """Of a PDF, as Google's page on documents has it."""
 _MOST_COUNTED_BYTES = 64_000_000
 _MOST_READS = 20_000
-"""Of a header of sound or video: some 20 ms."""
+"""Of one header: some 20 ms."""
 _MOST_INFLATED = 2**25  # bytes of one PDF
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -88,7 +88,10 @@ def _webp_pixels(head: bytes) -> tuple[int, int]:
 def _jpeg_pixels(file: BinaryIO) -> tuple[int, int]:
     """From the first frame header: segments are passed over, however long they are."""
     file.seek(2)
-    while len(marker := file.read(4)) == 4 and marker[0] == 0xFF:
+    for _ in range(_MOST_READS):
+        marker = file.read(4)
+        if len(marker) < 4 or marker[0] != 0xFF:
+            break
         if marker[1] == 0xFF:  # a fill byte
             file.seek(-3, io.SEEK_CUR)
             continue
@@ -122,14 +125,18 @@ def _count(content: bytes) -> int:
 
 
 def _inflated(content: bytes) -> Iterator[bytes]:
-    left = _MOST_INFLATED
-    for found in _OBJECTS.finditer(content):
-        stream = _STREAM.search(content, found.end(), found.end() + HEAD_BYTES)
-        if stream is None or left <= 0:
+    left, at = _MOST_INFLATED, 0
+    while left > 0 and (found := _OBJECTS.search(content, at)):
+        at = found.end()
+        stream = _STREAM.search(content, at, at + HEAD_BYTES)
+        if stream is None:
             continue
-        packed = content[stream.end() : content.find(b"endstream", stream.end())]
+        end = content.find(b"endstream", stream.end())
+        if end < 0:
+            return
+        at = end  # what lies within is no object of its own, and is looked at once
         try:
-            inner = zlib.decompressobj().decompress(packed, left)
+            inner = zlib.decompressobj().decompress(content[stream.end() : end], left)
         except zlib.error:
             continue
         left -= len(inner)

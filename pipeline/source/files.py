@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -11,6 +10,8 @@ from mimetypes import guess_type
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
+
+import orjson
 
 from pipeline.media import TAKEN, UNSEEN, Facts, facts_of, tokens_by_rule
 from pipeline.records import Media, MediaKind, Resolution
@@ -21,6 +22,8 @@ MOST_PDF_BYTES = 50_000_000
 """Of one PDF, by the same page."""
 _BLOCK_BYTES = 2**20
 _MOST_KNOWN = 100_000
+_MOST_NESTED = 16
+_MOST_TOLD = 200  # characters of a path
 
 
 _USUAL: Mapping[MediaKind, str] = {
@@ -95,12 +98,13 @@ class Files:
             raise Unfit(f"{column} holds a {type(item).__name__}, not a path")
         if "://" in item:
             return self._elsewhere(kind, item.strip())
-        path = self._within(item.strip())
+        told = item if len(item) <= _MOST_TOLD else f"{item[:_MOST_TOLD]}…"
+        path = self._within(item.strip(), told)
         try:
-            seen = self._looked_at(path, item)
+            seen = self._looked_at(path, told)
         except OSError as error:
-            raise Unfit(f"{item}: {error.strerror or type(error).__name__}") from None
-        return self._part(kind, item, seen, path=str(path))
+            raise Unfit(f"{told}: {error.strerror or type(error).__name__}") from None
+        return self._part(kind, told, seen, path=str(path))
 
     def _part(self, kind: MediaKind, told: str, seen: _Seen, path: str = "", data: bytes | None = None) -> Media:
         facts, taken = seen.facts, TAKEN[kind]
@@ -137,16 +141,16 @@ class Files:
         found = Media(kind, mime_type, f"at {digest}", 0, tokens)
         return replace(found, url=address) if self.fetched else replace(found, uri=address)
 
-    def _within(self, name: str) -> Path:
+    def _within(self, name: str, told: str) -> Path:
         if self.root is None:
-            raise Unfit(f"{name}: a table in the cloud has no folder; [input] files_root names the one of its files")
+            raise Unfit(f"{told}: a table in the cloud has no folder; [input] files_root names the one of its files")
         try:
             path = (self.root / name).resolve()
             inside = path.is_relative_to(self.root.resolve())
         except (OSError, ValueError, RuntimeError):  # too long, a NUL, links in a circle
-            raise Unfit(f"{name[:200]!r} is no path of a file") from None
+            raise Unfit(f"{told!r} is no path of a file") from None
         if not inside:
-            raise Unfit(f"{name} is not in {self.root}: [input] files_root allows another folder")
+            raise Unfit(f"{told} is not in {self.root}: [input] files_root allows another folder")
         return path
 
     def _looked_at(self, path: Path, name: str) -> _Seen:
@@ -180,14 +184,16 @@ def digest_of(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _items(column: str, cell: object) -> Iterator[object]:
+def _items(column: str, cell: object, within: int = 0) -> Iterator[object]:
     """The paths or contents of a cell. An empty cell is a mistake; an empty list says that there is none."""
     if isinstance(cell, str) and cell.lstrip().startswith("["):  # a list in a table whose cells are text
-        with suppress(json.JSONDecodeError):
-            cell = json.loads(cell)
+        with suppress(orjson.JSONDecodeError):
+            cell = orjson.loads(cell)
     if isinstance(cell, list | tuple):
+        if within == _MOST_NESTED:
+            raise Unfit(f"{column} holds lists within lists, deeper than {_MOST_NESTED} levels")
         for item in cell:
-            yield from _items(column, item)
+            yield from _items(column, item, within + 1)
     elif cell is None or cell in ("", b"") or (isinstance(cell, str) and not cell.strip()):
         raise Unfit(f"the column {column} is empty")
     else:
