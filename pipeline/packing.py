@@ -1,8 +1,8 @@
 """Several short rows in one prompt, and the answer to it taken apart. Pure.
 
-Each row stands under a key that is made from its own text, and not under a number: a model that leaves one out would
-move all that follow. What is not certain is nobody's answer: a key that is unknown, one that has two answers, an
-answer that was cut.
+Each row stands under a key, and not under a number: a model that leaves one out would move all that follow. The keys
+are made from the texts of all rows, so that whoever wrote one of them cannot name another's in it. What is not certain
+is nobody's answer: a key that is unknown, one that has two answers, an answer that was cut.
 """
 
 import json
@@ -12,7 +12,7 @@ from dataclasses import replace
 from decimal import ROUND_DOWN, Decimal
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any, NamedTuple
 
 from pipeline.prompts import Params, Prompt, Text, said
@@ -32,6 +32,7 @@ _JSON = "application/json"
 
 _LETTERS = "bcdfghjklmnpqrstvwxz"  # no words, no capitals, nothing that is taken for something else
 _KEY_LETTERS = 5
+_WORD = re.compile(f"[{_LETTERS}]{{{_KEY_LETTERS},}}")
 _BEGIN = re.compile(r'\s*(?:```\w*\s*)?(?:\{\s*"\w+"\s*:\s*)?\[')
 _BETWEEN = re.compile(r"[\s,]*")
 
@@ -145,17 +146,34 @@ def pack_schema(params: Params) -> str | None:
 
 
 def keys_of(texts: Sequence[str]) -> list[str]:
-    """A short key for each text, made from nothing else; as long as it takes to tell different texts apart."""
-    whole = [_letters(text) for text in texts]
-    length = _KEY_LETTERS
-    while len({key[:length] for key in whole}) < len(set(whole)):
-        length += 1
-    return [key[:length] for key in whole]
+    """A short key for each text, made from all of them; as long as it takes to tell different texts apart.
+
+    None stands in a text: a row that holds the key of another, by chance or by design, could answer for it.
+    """
+    together = blake2b(digest_size=16)
+    words: set[str] = set()
+    for text in texts:
+        together.update(blake2b(_bytes(text), digest_size=16).digest())
+        words.update(_WORD.findall(text.lower()))
+    for again in count():
+        salt = together.digest() + again.to_bytes(4, "big")
+        whole = [_letters(salt, text) for text in texts]
+        length = _KEY_LETTERS
+        while len({key[:length] for key in whole}) < len(set(texts)):
+            length += 1
+        keys = [key[:length] for key in whole]
+        if words.isdisjoint(keys):
+            break
+    return keys
 
 
-def _letters(text: str) -> str:
-    number = int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest(), "big")
+def _letters(salt: bytes, text: str) -> str:
+    number = int.from_bytes(blake2b(_bytes(text), digest_size=16, key=salt).digest(), "big")
     return "".join(_LETTERS[number // len(_LETTERS) ** place % len(_LETTERS)] for place in range(24))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 # --- the answer -------------------------------------------------------------------------------------------------------

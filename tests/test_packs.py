@@ -270,7 +270,7 @@ def is_right(output: pl.DataFrame) -> bool:
 
 @pytest.mark.parametrize("fault", ["", "shuffled", "missing", "doubled", "wrong_key", "cut", "text"])
 def test_each_row_gets_its_own_answer_and_its_part_of_the_cost(tmp_path: Path, fault: str) -> None:
-    with served(faults=f"pack_{fault}:0.5" if fault else "") as url:
+    with served(faults=f"pack_{fault}:0.8" if fault else "") as url:
         ended = run_through(session(tmp_path, url))
         seen = stats(url)
     output = pl.read_parquet("output.parquet")
