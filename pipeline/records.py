@@ -197,7 +197,7 @@ class Reply:
     emulated: bool = False  # it bears the emulator's mark
     target: str = ""  # that gave it, by its name in the job file
     extras: str = ""  # what came beside the text, as one JSON object; empty: nothing
-    predicted: Literal["", "right", "wrong"] = ""  # by an estimate: nobody reads it, its word is taken for what it is
+    predicted: Literal["", "right", "wrong", "mendable"] = ""  # by an estimate, whose word is taken for what it is
     fate: str = ""  # what the service says of the model's end; not kept
     continuation: str = ""  # what a request that goes on with the answer has to name; empty: it is over
     before: "tuple[Reply, ...]" = ()  # of others that were asked first, where the answer of those would not do

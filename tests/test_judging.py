@@ -472,6 +472,23 @@ def test_what_is_escalated_is_paid_at_the_price_of_whoever_is_asked(
     assert learned["cost_usd"]["expected"] == pytest.approx(ran["cost_usd"], rel=0.05)
 
 
+def test_a_job_that_may_escalate_and_retry_is_planned_with_both(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "topics.csv").write_text("topic\n" + "\n".join(f"number {number}" for number in range(40)) + "\n")
+    retried = "[[check]]\nholds = \"response NOT LIKE '%6%'\"\nretry = true\n"
+    check = 'holds = "response NOT LIKE \'%5%\'"\nescalate = "strong"\n'
+    job = checked(here, check, sections=f"{TARGETS}{retried}\n[limits]\nrpm = 0\ntpm = 0", schema="")
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    with served() as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        ran = cli("run", str(job.path), "--yes", "--json").json
+        (here / "runs" / "job").rename(here / "runs" / "earlier")
+        learned = cli("estimate", str(job.path), "--json").json
+    assert learned["prompts_by_step"] == {"answer": 40, "escalate": 4, "retry": 4} and ran["calls"] == 48
+    assert learned["cost_usd"]["expected"] == pytest.approx(ran["cost_usd"], rel=0.05)
+
+
 def test_escalating_needs_a_target_that_takes_over_for_it(tmp_path: Path) -> None:
     for wrong in (
         TARGETS.replace('fallback = ["check"]', ""),

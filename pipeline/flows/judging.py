@@ -81,8 +81,9 @@ def _failed(prompt: Prompt, answer: Reply, job: Job) -> list[int]:
     """The job's checks that do not hold for a whole answer."""
     if job.checks is None or answer.status != "ok" or not answer.text or answer.predicted == "right":
         return []
-    if answer.predicted:
-        return list(range(len(job.spec.check)))
+    if answer.predicted:  # one that is mendable fails none of the checks for which another target is asked
+        asked = enumerate(job.spec.check)
+        return [number for number, check in asked if answer.predicted == "wrong" or not check.escalate]
     value = orjson.loads(answer.text) if job.schema else None
     return job.checks.failed(answer.text, value, prompt.input_tokens_est)
 

@@ -24,9 +24,12 @@ _BOUND_CHARACTERS = 20_000_000
 _TOO_LONG = Reply("", "invalid", error_kind="too_long", error="larger than the model's context or a minute's tokens")
 
 
-_Course = Literal[Scenario, "wrong"]
-_COURSES: tuple[_Course, ...] = (*SCENARIOS, "wrong")
-"""How a document may go: each scenario, and the expected one where every answer has to be asked for once more."""
+_Course = Literal[Scenario, "wrong", "mendable"]
+_COURSES: tuple[_Course, ...] = (*SCENARIOS, "wrong", "mendable")
+"""How a document may go: each scenario, and the expected one where every answer has to be asked for once more.
+
+An answer that is wrong goes to the target for such, where the job has one; one that is mendable to its own again.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,10 @@ class Forecaster:
     async def _with_others(self, document: Document, kind: int, made: Forecast) -> Forecast:
         """The same with the calls for answers that are wrong as often as earlier ones were."""
         work = dict(made.work)
-        for tier, cell in (await self._run(document, kind, "wrong")).work.items():
+        others = (await self._run(document, kind, "wrong")).work
+        if self._job.escalates_to and any(check.retry for check in self._job.spec.check):  # none of those is a retry
+            others = {**(await self._run(document, kind, "mendable")).work, **others}
+        for tier, cell in others.items():
             if tier.step in AGAIN and tier not in made.work:
                 add(work, {tier: cell}, self._again.get(tier.step, 0.0))
         return replace(made, work=work)
@@ -101,8 +107,12 @@ class Forecaster:
 
     async def _run(self, document: Document, kind: int, course: _Course, repeats: bool = False) -> Forecast:
         """The job's own flow over predicted replies; those that are merged are as long as the scenario says."""
-        scenario: Scenario = "expected" if course == "wrong" else course
-        predicted: Literal["right", "wrong"] = "wrong" if course in ("wrong", "high") else "right"
+        scenario: Scenario
+        predicted: Literal["right", "wrong", "mendable"]
+        if course == "wrong" or course == "mendable":
+            scenario, predicted = "expected", course
+        else:
+            scenario, predicted = course, "wrong" if course == "high" else "right"
         work: dict[Tier, Cell] = {}
         spared: dict[Tier, Cell] = {}
         alone: dict[Tier, Cell] = {}
