@@ -23,8 +23,11 @@ def test_a_job_of_the_page_runs_and_has_the_columns_that_it_says(
     (here / "firms.csv").write_text("firm,page\nAcme,https://example.com/acme\n")
     (here / "mails.csv").write_text("mail\nThe printer is on fire.\n")
     (here / "page.toml").write_text(JOBS[number])
+    estimated = cli("estimate", "page.toml", "--offline", "--json").json
     ran = cli("run", "page.toml", "--offline", "--json")
     assert (ran.code, ran.json["ok"]) == (0, 1), ran.err
+    bounds, read = estimated["input_tokens_range"], any("not counted" in each for each in estimated["assumptions"])
+    assert read or bounds["low"] <= ran.json["input_tokens"] <= bounds["high"]
     (path,) = (here / "results").iterdir()
     table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_ndjson(path)
     assert set(table.columns) >= COLUMNS[number]

@@ -45,7 +45,7 @@ def count(text: str, tokenizer: Tokenizer) -> int:
     return sum(len(findall(text, start, start + _WINDOW)) for start in range(0, len(text), _WINDOW))
 
 
-def count_schema(value: object, tokenizer: Tokenizer) -> int:
+def count_json(value: object, tokenizer: Tokenizer) -> int:
     """Tokens of a JSON value, whose marks come in runs: a vocabulary has `":{"` and its like as one."""
     return count(_MARKS.sub("{ ", orjson.dumps(value).decode()), tokenizer)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import orjson
 
 from pipeline.emulator import bodies
-from pipeline.emulator.counting import Tokenizer, count, count_schema
+from pipeline.emulator.counting import Tokenizer, count, count_json
 from pipeline.emulator.files import FilesOf, inline_tokens, linked_tokens, nothing_stored
 from pipeline.emulator.messages import Refusal, parse
 from pipeline.emulator.schema import COUNT_REQUEST, GENERATE_REQUEST
@@ -20,7 +20,6 @@ Fields = Mapping[str, Any]
 
 _MIME_TYPES = ("text/plain", "application/json", "application/xml", "application/yaml", "text/x.enum")
 _ROLES = ("user", "model", "function")
-_COUNTED_APART = ("tools", "toolConfig")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +128,9 @@ def prompt_tokens(
                 tokens += linked_tokens(part["fileData"], files, model, resolution)
             else:
                 texts.append(orjson.dumps(part).decode())
-    apart = [fields.get(name) for name in _COUNTED_APART]
-    schema = config.get("responseSchema") or config.get("responseJsonSchema")
-    texts += [orjson.dumps(value).decode() for value in apart if value]
+    apart = fields.get("tools"), config.get("responseSchema") or config.get("responseJsonSchema")
     tokens["TEXT"] += sum(count(text, tokenizer) for text in texts)
-    tokens["TEXT"] += count_schema(schema, tokenizer) if schema else 0
+    tokens["TEXT"] += sum(count_json(value, tokenizer) for value in apart if value)
     return tokens
 
 
