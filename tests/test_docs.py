@@ -80,10 +80,12 @@ def test_every_link_leads_somewhere() -> None:
 
 @pytest.mark.parametrize("page", ALL)
 def test_every_row_of_a_table_has_the_cells_of_its_head(page: str) -> None:
-    cells = 0
+    cells, rows = 0, 0
     for line in ALL[page].splitlines():
         cells = (cells or len(re.findall(r"(?<!\\)\|", line))) if line.startswith("|") else 0
+        rows = rows + 1 if cells else 0
         assert not cells or len(re.findall(r"(?<!\\)\|", line)) == cells, line
+        assert rows != 2 or set(line) <= set("|-: "), f"{line} stands below a line that heads no table"
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
