@@ -137,6 +137,21 @@ def test_what_overlaps_is_hidden_as_one() -> None:
     assert hide("abbc, c1d", Redactor((), patterns)) == "[ID_1], [CODE_1]"
 
 
+@pytest.mark.parametrize("unseen", ["\u200b", "\u2060", "\u00ad", "\ufeff", "\ufe0f", "\U000e0020"])
+def test_a_character_that_nobody_sees_parts_nothing(unseen: str) -> None:
+    for value, name in (("13800138000", "PHONE"), ("a@b.com", "EMAIL"), ("11010519491231002X", "CN_ID")):
+        hidden = Hidden(ALL, [parted := unseen.join(value)])
+        assert hidden.text(f"x {parted} y") == f"x [{name}_1] y" and hidden.values == {f"[{name}_1]": parted}
+    assert hide(f"A{unseen}nn Lee", Redactor((), (("who", re.compile("Ann")),))) == "[WHO_1] Lee"
+    assert hide(f"13800138000{unseen}13900139000") == "[PHONE_1]" + unseen + "[PHONE_2]"
+    assert hide(f"12{unseen}3") == f"12{unseen}3"
+
+
+@pytest.mark.parametrize("piece", ["11010519491231002X", "13800138000.", ".8613800138000", "4111111111111111 "])
+def test_one_behind_another_without_an_end(piece: str) -> None:
+    assert not re.search(r"\d{3}", hide(piece * 3_000))
+
+
 def test_a_long_text_takes_a_time_in_proportion() -> None:
     for piece in (
         "a",

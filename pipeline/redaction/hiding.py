@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.redaction.kinds import KINDS, plain
+from pipeline.redaction.kinds import KINDS, plain, visible
 from pipeline.values import Exact, Fields, Items, JsonFields, JsonItems
 
 _PLACEHOLDER = re.compile(r"\[([A-Z][A-Z0-9_]*)_([1-9]\d*)\]", re.ASCII)
@@ -45,6 +45,12 @@ class Redactor:
         return apart
 
     def _all(self, text: str) -> Iterator[tuple[int, int, str]]:
+        yield from self._seen(text)
+        if (places := visible(text)) is not None:
+            seen = self._seen("".join(text[place] for place in places))
+            yield from ((places[start], places[end - 1] + 1, name) for start, end, name in seen)
+
+    def _seen(self, text: str) -> Iterator[tuple[int, int, str]]:
         ascii_text = plain(text)
         for kind in self.kinds:
             yield from ((*span, kind) for span in KINDS[kind](ascii_text))
@@ -66,16 +72,24 @@ class Hidden:
 
     def text(self, text: str) -> str:
         """The text with placeholders in it."""
-        found = self._redactor.find(text)
-        if not found:
-            return text
-        made = []
-        at = 0
-        for start, end, name in found:
+        made: list[str] = []
+        waiting: list[str | tuple[str, str]] = [text]
+        while waiting:
+            piece = waiting.pop()
+            if not isinstance(piece, str):
+                made.append(self._placeholder(*piece))
+                continue
+            found = self._redactor.find(piece)
+            if not found:
+                made.append(piece)
+                continue
             # What stands between two of them is looked at by itself: a number may begin where the last one ended.
-            made += [self.text(text[at:start]), self._placeholder(name, text[start:end])]
-            at = end
-        return "".join([*made, self.text(text[at:])])
+            at = len(piece)
+            for start, end, name in reversed(found):
+                waiting += [piece[end:at], (name, piece[start:end])]
+                at = start
+            waiting.append(piece[:at])
+        return "".join(made)
 
     def value(self, value: Any) -> Any:
         """A cell with placeholders in it, at any depth; one without anything to hide is itself."""

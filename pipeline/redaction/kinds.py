@@ -19,6 +19,11 @@ _PLAIN = (
         for code in range(0x660, 0x20000)
         if unicodedata.category(chr(code)) == "Nd" and not 0xFF01 <= code < 0xFF5F
     }
+    | {
+        code: form
+        for code in (*range(0xFE50, 0xFE6C), *range(0x1D400, 0x1D6A4))  # small forms, letters of mathematics
+        if len(form := unicodedata.normalize("NFKC", chr(code))) == 1 and form.isascii()
+    }
 )
 """Characters that are read as ASCII, each as one: digits of every script, full-width letters, dashes, blanks."""
 
@@ -26,6 +31,20 @@ _PLAIN = (
 def plain(text: str) -> str:
     """The text with each such character as ASCII: places in it are places in the text."""
     return text if text.isascii() else text.translate(_PLAIN)
+
+
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff"
+    "\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
+"""Characters that are not seen, as Unicode has them (`Default_Ignorable_Code_Point`): they part a number for nobody."""
+
+
+def visible(text: str) -> list[int] | None:
+    """The places of those that are seen; None where all are."""
+    if text.isascii() or not _UNSEEN.search(text):
+        return None
+    return [place for place, character in enumerate(text) if not _UNSEEN.match(character)]
 
 
 # --- e-mail -----------------------------------------------------------------------------------------------------------
@@ -61,7 +80,7 @@ def _back(text: str, end: int, is_of_it: Callable[[str], bool]) -> int:
 
 _PHONE_LIKE = re.compile(r"[+(]?\d[\d ().+-]{5,}", re.ASCII)
 _PHONES = re.compile(
-    r"(?<!\d)(?<!0\.)(?:(?:\+|00)?86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4}(?!\d)"  # a Chinese mobile
+    r"(?<!\d)(?<!\b0\.)(?:(?:\+|00)?86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4}(?!\d)"  # a Chinese mobile
     r"|(?<!\d)\+\d(?:[ ().-]{0,2}\d){6,14}(?!\d)"  # with its country
     r"|(?<![\d.])(?:\(0\d{2,3}\)|0\d{2,3})[ -]?\d{7,8}(?!\d)"  # with a Chinese area
     r"|(?<!\d)(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?!\d)",  # with an American one
@@ -78,7 +97,7 @@ def phones(text: str) -> Iterator[Span]:
 # --- numbers with check digits ----------------------------------------------------------------------------------------
 
 _CN_ID = re.compile(
-    r"(?<!\d)\d{6}[ -]?(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])[ -]?\d{3}[\dXx](?!\d)", re.ASCII
+    r"(?<!\d)\d{6}[ -]?(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])[ -]?\d{3}(?:\d(?!\d)|[Xx])", re.ASCII
 )
 _NUMBERS = re.compile(r"\d+(?:[ -]\d+)*", re.ASCII)
 _DIGITS = re.compile(r"\d+", re.ASCII)
