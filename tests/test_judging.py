@@ -78,6 +78,31 @@ def test_a_class_beside_the_job_file_is_found(tmp_path: Path, cli: Callable[...,
 
 
 @pytest.mark.parametrize(
+    "module",
+    [
+        "raise SystemExit(0)",
+        "class E(BaseException): pass\nraise E",
+        "import sys\nsys.path.clear()\nclass N: pass",
+        "raise ValueError('long\\n' * 9_000)",
+    ],
+)
+def test_whatever_a_module_does_it_is_a_schema_that_cannot_be_used(tmp_path: Path, module: str) -> None:
+    (tmp_path / "odd_models.py").write_text(module)
+    before = sys.path[:]
+    error = refused(tmp_path, output={"schema": {"class": "odd_models:N"}})
+    assert "odd_models" in error.message and len(error.message) < 900 and sys.path == before
+
+
+def test_what_a_module_prints_does_not_stand_in_our_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loud_models.py").write_text(
+        "print('hello')\nfrom pydantic import BaseModel\nclass N(BaseModel): n: int"
+    )
+    make_job(tmp_path, output={"schema": {"class": "loud_models:N"}})
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "hello\n")
+
+
+@pytest.mark.parametrize(
     ("schema", "said"),
     [
         ("mood", "`:` is missing"),

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from pipeline.errors import JobError
 from pipeline.schemas import Schema, SchemaError, schema_of
 from pipeline.schemas.checks import Checks, checks_of
 from pipeline.sections import JobFile
+
+_MOST_TOLD = 400  # characters of what a module says
 
 
 def read_schema(path: Path, spec: JobFile) -> Schema | None:
@@ -73,22 +76,26 @@ def _of_class(name: str, beside: Path, where: str) -> Mapping[str, Any]:
     module, _, attribute = name.partition(":")
     if not (attribute and all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))):
         raise JobError(f"class = {name!r} names no class\n{where}", 'it is written "package.module:Model"')
-    folder, before = str(beside.resolve()), set(sys.modules)
+    folder, before, searched = str(beside.resolve()), set(sys.modules), sys.path[:]
     sys.path.insert(0, folder)
     try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-        schema = found.model_json_schema() if hasattr(found, "model_json_schema") else None
+        with redirect_stdout(sys.stderr):  # ours is for what was asked for, and may be JSON
+            found: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+            schema = found.model_json_schema() if hasattr(found, "model_json_schema") else None
     except AttributeError:
         raise JobError(f"class = {name!r}: {module} has no `{attribute}`\n{where}") from None
-    except Exception as error:  # whatever the module does when it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the module does when it is imported: it may end the program
+        why = " ".join(str(error).split())[:_MOST_TOLD]
         raise JobError(
-            f"class = {name!r}: {module} cannot be used: {type(error).__name__}: {error}\n{where}",
+            f"class = {name!r}: {module} cannot be used: {type(error).__name__}: {why}\n{where}",
             f"it is looked for where Python looks, and in {folder}",
         ) from None
     finally:
-        sys.path.remove(folder)
+        sys.path[:] = searched
         for other in set(sys.modules) - before:  # another job's folder may have a module of the same name
             if str(getattr(sys.modules[other], "__file__", None) or "").startswith(folder):
                 del sys.modules[other]
