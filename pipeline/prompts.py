@@ -108,15 +108,15 @@ class Prompt:
     @property
     def text(self) -> str:
         """All of its text."""
-        if (alone := _alone(self.content)) is not None:
-            return alone
+        if (single := alone(self.content)) is not None:
+            return single
         texts = (part.text for turn in self.content for part in turn.parts if isinstance(part, Text))
         return "\n".join(texts)
 
     @property
     def media(self) -> tuple[Media, ...]:
         """All of its files."""
-        if _alone(self.content) is not None:
+        if alone(self.content) is not None:
             return ()
         return tuple(part for turn in self.content for part in turn.parts if isinstance(part, Media))
 
@@ -145,8 +145,8 @@ def fingerprint(content: Content, params: Params, model: str) -> str:
     versions of November 2026 did: what they bought is found.
     """
     digest = hashlib.blake2b(_digest(params, model), digest_size=16)
-    if (alone := _alone(content)) is not None and content[0].role == "user":
-        digest.update(alone.encode("utf-8", "surrogatepass"))
+    if (single := alone(content)) is not None and content[0].role == "user":
+        digest.update(single.encode("utf-8", "surrogatepass"))
     else:
         digest.update(b"\xff")  # in no UTF-8: no text begins like this
         for turn in content:
@@ -154,7 +154,7 @@ def fingerprint(content: Content, params: Params, model: str) -> str:
     return digest.hexdigest()
 
 
-def _alone(content: Content) -> str | None:
+def alone(content: Content) -> str | None:
     """The text of a content that is one text."""
     if len(content) == 1 and len(content[0].parts) == 1 and isinstance(part := content[0].parts[0], Text):
         return part.text

@@ -8,7 +8,7 @@ import anyio
 import orjson
 
 from pipeline.errors import Halted, JobError
-from pipeline.prompts import Content, Params, Prompt, Text, Tools, said
+from pipeline.prompts import Content, Params, Prompt, Text, Tools, alone, said
 from pipeline.records import Document, ErrorKind, Media, Reply, Step, changed
 from pipeline.templates import Template
 from pipeline.tokens import estimate
@@ -77,12 +77,16 @@ def prompt_of(
     document: Document, step: Step, content: Content, params: Params, *, level: int = 0, chunk: int = 0, chunks: int = 1
 ) -> Prompt:
     """The one place where a prompt is made. Raises `Unrendered` for one that no context holds."""
-    parts = [part for turn in content for part in turn.parts]
-    texts = [part.text for part in parts if isinstance(part, Text)]
-    whole = texts[0] if len(texts) == 1 else "\n".join(texts)
+    whole, files_tokens = alone(content), 0
+    texts = [whole] if whole is not None else []
+    if whole is None:
+        parts = [part for turn in content for part in turn.parts]
+        texts = [part.text for part in parts if isinstance(part, Text)]
+        whole = "\n".join(texts)
+        files_tokens = sum(part.tokens for part in parts if isinstance(part, Media))
     _refuse_beyond(len(whole), whole)  # before it is copied for its hash, its tokens, the journal and the wire
-    tokens = sum(map(estimate, texts)) + _constant_tokens(params.system, params.schema) + _tool_tokens(params.tools)
-    tokens += sum(part.tokens for part in parts if isinstance(part, Media))
+    constant = _constant_tokens(params.system, params.schema, params.tools)
+    tokens = sum(map(estimate, texts)) + files_tokens + constant
     return Prompt(document.row, document.key, step, content, params, tokens, level, chunk, chunks)
 
 
@@ -163,12 +167,11 @@ def beside(reply: Reply, **values: object) -> Reply:
 
 
 @lru_cache(maxsize=64)
-def _constant_tokens(*texts: str | None) -> int:
+def _constant_tokens(system: str | None, schema: str | None, tools: Tools | None) -> int:
     """Of what every prompt of a step has beside its own text."""
-    return sum(estimate(text) for text in texts if text)
+    return sum(estimate(text) for text in (system, schema) if text) + _tool_tokens(tools)
 
 
-@lru_cache(maxsize=64)
 def _tool_tokens(tools: Tools | None) -> int:
     """Of the functions that are declared, in the form that Gemini is told them: they are counted as input."""
     if tools is None or not tools.functions:

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from pipeline.flows.base import Answer, Call, Unrendered, beside, failure_of, honest, prompt_of, rendered, usable
+from pipeline.flows.judging import conclude
 from pipeline.flows.messages import NoConversationError, texts
 from pipeline.flows.opening import opening
-from pipeline.flows.plain import conclude
 from pipeline.job import Job
 from pipeline.prompts import Text, Turn, said
 from pipeline.records import JUDGED, Document, Reply, Step, changed

@@ -18,13 +18,15 @@ _WRONG = "$: the value is not of the type that was asked for"
 """What an estimate takes to be wrong with an answer."""
 
 
-async def held(prompt: Prompt, job: Job, call: Call) -> tuple[Reply, ...]:
-    """Ask `prompt` and hold the answer to what the job wants; every reply on the way, and last the row's answer.
+async def conclude(prompt: Prompt, job: Job, call: Call) -> tuple[Reply, ...]:
+    """Ask for what is to be the row's answer, and hold it to what the job wants; every reply on the way, last that one.
 
     Where the job allows it, the model is shown what is wrong with its answer, or another target is asked in its place.
     What comes of that is the row's answer if it is a whole one; else the one before stands as it is, and is kept.
     """
     first = await call(prompt)
+    if job.schema is None and job.checks is None:
+        return (first,)
     replies: tuple[Reply, ...] = (judged(first, job),)
     if replies[-1].error_kind == "schema" and job.spec.output.repair:
         said = f"This is not the JSON that was asked for: {replies[-1].error}."

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from pipeline.errors import JobError
 from pipeline.flows.base import Answer, Call, Unrendered, build, failure_of, gather, honest, usable
+from pipeline.flows.judging import conclude
 from pipeline.flows.pieces import pieces_of
-from pipeline.flows.plain import asked_whole, conclude
+from pipeline.flows.plain import asked_whole
 from pipeline.job import Job
 from pipeline.records import JUDGED, Document, Reply
 from pipeline.templates import merged, try_merging

@@ -1,13 +1,12 @@
-"""One call for the whole row, and how every flow asks for what is to be its answer."""
+"""One call for the whole row."""
 
 from collections.abc import Mapping
 
 from pipeline.flows.base import Answer, Call, build, prompt_of
-from pipeline.flows.judging import held
+from pipeline.flows.judging import conclude
 from pipeline.flows.opening import opening
 from pipeline.job import Job
-from pipeline.prompts import Prompt
-from pipeline.records import Document, Reply
+from pipeline.records import Document
 
 
 async def answer(document: Document, job: Job, call: Call) -> Answer:
@@ -24,8 +23,3 @@ async def asked_whole(document: Document, job: Job, call: Call, own: Mapping[str
         prompt = prompt_of(document, "answer", before, params)
     replies = await conclude(prompt, job, call)
     return Answer(replies[-1], replies, 1, prompt.input_tokens_est)
-
-
-async def conclude(prompt: Prompt, job: Job, call: Call) -> tuple[Reply, ...]:
-    """Ask for what is to be the row's answer; every reply on the way to it, and last the answer."""
-    return await held(prompt, job, call)

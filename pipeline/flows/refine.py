@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.errors import JobError
 from pipeline.flows.base import Answer, Call, Unrendered, build, failure_of, honest
+from pipeline.flows.judging import conclude
 from pipeline.flows.pieces import pieces_of
-from pipeline.flows.plain import asked_whole, conclude
+from pipeline.flows.plain import asked_whole
 from pipeline.job import Job
 from pipeline.records import Document, Reply
 from pipeline.templates import Template, try_merging

@@ -3,13 +3,15 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jsonschema_rs
 import orjson
 
 from pipeline.schemas.forms import Node, mapped
 from pipeline.schemas.mistake import SchemaError
+
+if TYPE_CHECKING:
+    import jsonschema_rs
 
 MOST_NESTED = 64
 """Levels of an answer; a model that has lost its way opens brackets without an end."""
@@ -35,6 +37,8 @@ class Judge:
     """Holds answers to one schema. Raises `SchemaError` for what is no JSON Schema."""
 
     def __init__(self, schema: Node) -> None:
+        import jsonschema_rs  # takes 23 ms, and most jobs have no schema
+
         self._names = _names(schema)
         try:
             # Linear patterns, nothing fetched, and no value of an answer in a message: it may quote the prompt.
@@ -80,7 +84,7 @@ class Judge:
         told = [f"{_place(error.instance_path, self._names)}: {_message(error)}" for error in self._errors(value)]
         return "; ".join(dict.fromkeys(told))
 
-    def _errors(self, value: Any) -> Iterable[jsonschema_rs.ValidationError]:
+    def _errors(self, value: Any) -> "Iterable[jsonschema_rs.ValidationError]":
         errors = self._validator.iter_errors(value)
         return (error for error, _ in zip(errors, range(MOST_TOLD), strict=False))
 
@@ -189,7 +193,7 @@ def _place(path: Iterable[str | int], names: frozenset[str]) -> str:
     return f"${''.join(parts)}"
 
 
-def _message(error: jsonschema_rs.ValidationError) -> str:
+def _message(error: "jsonschema_rs.ValidationError") -> str:
     if error.kind.name in ("additionalProperties", "unevaluatedProperties"):
         return "it has properties that the schema does not name"
     return " ".join(error.message.split())

@@ -68,7 +68,10 @@ class Journal:
 
     def append(self, *lines: bytes) -> None:
         """Hand lines, newlines included, to the operating system in one go."""
-        self._write(b"".join(_with_sum(line, self._seed) for line in lines))
+        if len(lines) == 1:  # nearly always
+            self._write(_with_sum(lines[0], self._seed))
+        else:
+            self._write(b"".join(_with_sum(line, self._seed) for line in lines))
 
     def _write(self, content: bytes) -> None:
         try:
