@@ -451,7 +451,6 @@ CHANGES: dict[type[BaseModel], dict[str, Any]] = {
     },
 }
 NO_CHANGES: dict[type[BaseModel], dict[str, Any]] = {
-    Input: {"files_root": "pictures", "inline_mb": 3, "delete_files": True, "fetch_urls": True},
     Endpoint: {
         "base_url": "http://x",
         "api_version": "v1",
@@ -494,13 +493,26 @@ def each(changes: dict[type[BaseModel], dict[str, Any]]) -> list[Any]:
     ]
 
 
+FOR_FILES = {"files_root": "pictures", "inline_mb": 3, "delete_files": True, "fetch_urls": True}
+
+
+@pytest.mark.parametrize(("key", "value"), FOR_FILES.items())
+def test_where_files_lie_and_how_they_are_sent_does_not_change_the_fingerprint(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    path = {"path": "in.csv", "image": "photo"}
+    assert make_job(tmp_path, input={**path, key: value}).fingerprint == make_job(tmp_path, input=path).fingerprint
+    with pytest.raises(JobError, match=f"{key} is about the files of a row"):
+        make_job(tmp_path, input={"path": "in.csv", key: value})
+
+
 def test_every_setting_either_changes_the_fingerprint_or_does_not() -> None:
     files: dict[type[BaseModel], set[str]] = {
-        Input: {"messages", "image", "audio", "video", "pdf"},  # not with [chunk]
+        Input: {"messages", "image", "audio", "video", "pdf", *FOR_FILES},  # not with [chunk]
         PromptSection: {"template_file", "system_file", "flow", "turns", "turns_column"},  # nor these
         Chunk: {"context"},  # not for pieces as small as these
         Reduce: {"template_file"},
-        ModelSection: {"prices", "labels", "stream"},
+        ModelSection: {"prices", "labels", "stream", "prefix_cache"},
         Output: {"excel", "schema_", "repair", "prefix"},
         Endpoint: {"provider", "project", "location"},
     }

@@ -142,6 +142,11 @@ def test_a_row_with_an_unfit_file_is_invalid_and_nothing_is_sent_for_it(table: P
     assert "gone.png: No such file" in told["error"][1]
 
 
+def test_a_folder_that_is_not_there_is_told_before_any_row_is_looked_at(table: Path) -> None:
+    with pytest.raises(InputError, match=r"files_root = 'pictures' is no folder"):
+        prepare.prepare(make_job(table, SEEN, input={"files_root": "pictures"}), Options(offline=True))
+
+
 def test_another_folder_is_allowed_by_name(table: Path) -> None:
     (table / "tables").mkdir()
     (table / "table.csv").rename(table / "tables" / "table.csv")

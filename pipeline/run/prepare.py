@@ -234,6 +234,11 @@ def files_of(job: Job, source: Source, offline: bool) -> Files | None:
     if not given.media:
         return None
     root = root_of(given.path, given.files_root, source.table.remote)
+    if given.files_root is not None and not Path(given.files_root).is_dir():
+        raise InputError(
+            f"[input] files_root = {given.files_root!r} is no folder",
+            f"it is looked for from {Path.cwd()}, where this command runs",
+        )
     uploads = all(each.spec.endpoint.provider == "gemini" for each in job.asked)
     on_vertex = all(each.spec.endpoint.provider == "vertex" for each in job.asked)
     return Files(

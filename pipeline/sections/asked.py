@@ -70,6 +70,15 @@ class Input(Section):
         listed = {kind: [names] if isinstance(names, str) else names or [] for kind, names in named.items()}
         return tuple((kind, name) for kind, names in listed.items() for name in names)
 
+    @model_validator(mode="after")
+    def _files_are_named(self) -> "Input":
+        for name in ("files_root", "fetch_urls", "inline_mb", "delete_files"):
+            if getattr(self, name) not in (None, False) and not self.media:
+                raise ValueError(
+                    f"{name} is about the files of a row: name their column, as image, audio, video or pdf"
+                )
+        return self
+
     @field_validator("separator")
     @classmethod
     def _one_character(cls, mark: str | None) -> str | None:

@@ -150,7 +150,8 @@ class Files:
         except (OSError, ValueError, RuntimeError):  # too long, a NUL, links in a circle
             raise Unfit(f"{told!r} is no path of a file") from None
         if not inside:
-            raise Unfit(f"{told} is not in {self.root}: [input] files_root allows another folder")
+            where = "the folder of the command" if self.root == Path() else self.root
+            raise Unfit(f"{told} is not in {where}: [input] files_root allows another folder")
         return path
 
     def _looked_at(self, path: Path, name: str) -> _Seen:
