@@ -407,7 +407,7 @@ def test_a_repair_of_every_answer_is_the_most_that_is_planned(tmp_path: Path, ur
     right.run()
     calls = right.calls()
     assert set(calls["step"]) == {"answer"} and planned.prompts == Range(calls.height, calls.height, 2 * calls.height)
-    assert any("no answer will have to be asked for once more" in each for each in planned.assumptions)
+    assert any("no answer is expected to need another call" in each for each in planned.assumptions)
 
 
 def test_repairs_are_learned_and_each_is_a_call(tmp_path: Path) -> None:

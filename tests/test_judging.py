@@ -511,6 +511,7 @@ def test_a_job_that_may_escalate_and_retry_is_planned_with_both(
         (here / "runs" / "job").rename(here / "runs" / "earlier")
         learned = cli("estimate", str(job.path), "--json").json
     assert learned["prompts_by_step"] == {"answer": 40, "escalate": 4, "retry": 4} and ran["calls"] == 48
+    assert any("need another call: retry 10%, escalate 10%" in each for each in learned["assumptions"])
     assert learned["cost_usd"]["expected"] == pytest.approx(ran["cost_usd"], rel=0.05)
 
 

@@ -302,6 +302,7 @@ def test_the_estimate_is_the_run_and_a_row_costs_as_much_less_as_was_said(tmp_pa
         prepared = session(tmp_path, url, rows=205)
         before = planned(prepared)
         assert before.prompts_by_step == {"pack": 11} and "rows are packed: 11 calls" in before.assumptions[0]
+        assert any("asked again: that is not counted" in each for each in before.assumptions)
         prepare_again = replace(prepared.options, pilot=anyio.run(estimating.pilot_rows, prepared, 40))
         run_through(prepare.prepare(prepared.job, prepare_again))
         piloted, bought = planned(prepared), calls()

@@ -282,6 +282,7 @@ def _packed(tally: Tally, cost: Callable[[Work], Decimal | None]) -> Iterator[st
         less = f"{1 - now / before:.0%} less" if now < before else f"{now / before - 1:.0%} more"
         calls += f": ${now:,.4f} instead of ${before:,.4f}, {less}"
     yield f"rows are packed: {calls}"
+    yield "a row to which its pack brings no certain answer is asked again: that is not counted"
 
 
 def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
@@ -302,9 +303,9 @@ def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
         if names:
             yield f"Gemini is not told {', '.join(names)}: answers are held to [output] schema when they come"
     if given.job.asks_again:
-        share = sum(given.learned.again.values())
-        answers = f"{share:.0%} of the answers" if share else "no answer"
-        yield f"{answers} will have to be asked for once more; at most each, by each step that the job allows"
+        shares = ", ".join(f"{step} {share:.0%}" for step, share in given.learned.again.items())
+        expected = f"rows that need another call: {shares}" if shares else "no answer is expected to need another call"
+        yield f"{expected}; at most each does, for each step that the job allows"
     if not given.learned.based_on:
         yield "tokens are estimated from the text, ±10 % until answers correct them"
     if given.source.files:
