@@ -1,6 +1,7 @@
 """The Files API: Google's SDK and our client upload to the emulator; nothing that is whole goes twice."""
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -229,6 +230,63 @@ def test_the_upload_does_not_follow_to_another_host() -> None:
     failure = anyio.run(main)
     assert isinstance(failure, Failure) and "another host, elsewhere.example" in failure.message
     assert [request.url.host for request in sent] == ["emulator"]
+
+
+OF_A_FILE = {"name": "files/x", "uri": "https://h/files/x", "state": "ACTIVE", "expirationTime": "2099-01-01T00:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("upload", "told", "got", "outcome"),
+    [
+        ({}, OF_A_FILE, 200, ""),
+        ({}, {**OF_A_FILE, "name": "files/\n"}, 200, "does not say where"),
+        ({}, {**OF_A_FILE, "name": "../../v1beta/models/x"}, 200, "does not say where"),
+        ({}, {**OF_A_FILE, "name": "files/" + "x" * 70_000}, 200, "does not say where"),
+        ({}, {**OF_A_FILE, "uri": {}}, 200, "does not say where"),
+        ({}, {**OF_A_FILE, "expirationTime": "0001-01-01T00:00:00+14:00", "state": 7}, 200, ""),
+        ({}, {**OF_A_FILE, "state": "PROCESSING"}, 403, "there no more"),
+        ({"status": "final"}, OF_A_FILE, 200, "before its last part"),
+        ({"status": "active", "size-received": "0"}, OF_A_FILE, 200, "again and again"),
+        ({"status": "active", "size-received": "9" * 5_000}, OF_A_FILE, 200, "again and again"),
+        ({"status": "active", "size-received": "-1"}, OF_A_FILE, 200, "again and again"),
+        ({"status": "cancelled"}, OF_A_FILE, 200, "again and again"),
+    ],
+)
+def test_whatever_the_service_says_of_a_file_an_upload_ends(upload: Any, told: Any, got: int, outcome: str) -> None:
+    left = iter(range(60))
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        next(left)
+        if request.url.path.startswith("/upload"):
+            return httpx.Response(200, headers={"x-goog-upload-url": "http://emulator/there"})
+        if request.url.path == "/there":
+            ends = "finalize" in request.headers["x-goog-upload-command"]
+            said = upload or {"status": "final" if ends else "active"}
+            headers = {f"x-goog-upload-{name}": value for name, value in said.items()}
+            return httpx.Response(200, headers=headers, json={"file": told})
+        if request.url.path.endswith("Content"):
+            return httpx.Response(200, json={"candidates": [{"content": "hi", "finishReason": "STOP"}]})
+        return httpx.Response(got, json=told)
+
+    async def main() -> Reply | Failure:
+        account = Account(Wire(httpx.MockTransport(answer)), "secret-key", inline_bytes=10)
+        return await Gemini({TARGET.access: account}).generate(prompt(media(LARGE)), TARGET)
+
+    found = anyio.run(main)
+    assert outcome in found.message if isinstance(found, Failure) else not outcome
+
+
+@pytest.mark.parametrize("inline_bytes", [1_000, 10])
+def test_what_became_a_pipe_or_a_device_holds_nobody_up(tmp_path: Path, inline_bytes: int) -> None:
+    content = wav(0.1)
+    for name, make in (("pipe", lambda at: os.mkfifo(at)), ("device", lambda at: at.symlink_to("/dev/zero"))):
+        path = tmp_path / name
+        make(path)
+        its = Media("audio", "audio/wav", digest_of(io.BytesIO(content)), len(content), 10, str(path))
+        service = Service()
+        with service.provider(inline_bytes=inline_bytes) as gemini:
+            failure = anyio.run(gemini.generate, prompt(its), TARGET)
+        assert isinstance(failure, Failure) and "no file" in failure.message
 
 
 def test_a_book_is_read_again_and_a_line_that_was_cut_is_none(tmp_path: Path) -> None:

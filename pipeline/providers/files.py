@@ -8,11 +8,11 @@ The address of an upload is a secret that needs no key: it is kept in memory onl
 import asyncio
 import hashlib
 import io
+import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import anyio
@@ -20,7 +20,8 @@ import anyio.to_thread
 import httpx
 import orjson
 
-from pipeline.providers.foreign import load, mapping, string
+from pipeline.providers.foreign import load, mapping, string, whole_number
+from pipeline.providers.payload import opened
 from pipeline.providers.transport import Lost, Response, Wire
 from pipeline.providers.uploads import UploadBook, Uploaded
 from pipeline.records import Failure, Media
@@ -32,6 +33,7 @@ _WAITS_S = (1.0, 2.0, 4.0, 8.0)
 """Before a request is made again."""
 _POLLS_S = (1.0, 2.0, 5.0)
 _MOST_PROCESSING_S = 1800.0
+_NAME = re.compile(r"files/[A-Za-z0-9_-]{1,200}")
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 
 Told = Mapping[str, Any]
@@ -148,7 +150,7 @@ class Files:
     async def _sent(self, source: BinaryIO, file: Media, place: httpx.URL) -> Told | Failure:
         """Send all parts of a file, each from where the service has those before; what it then says of the file."""
         digest = hashlib.blake2b(digest_size=16)
-        offset = read = failures = 0
+        offset = read = reached = failures = 0
         while True:
             part = await anyio.to_thread.run_sync(_read, source, offset)
             new = part[read - offset :]  # the rest is sent again
@@ -162,20 +164,22 @@ class Files:
                 return self._meaning(answer, of_key=False)
             status = _status(answer)
             if status == "final":
-                return _file(answer)
+                return _file(answer) if last else _unfit("the service ended an upload before its last part")
             if status == "active" and not last:
-                offset, failures = offset + len(part), 0
+                offset += len(part)
+                if offset > reached:  # what is sent again and again is none the further
+                    reached, failures = offset, 0
                 continue
             if failures >= len(_WAITS_S):
                 return Failure("transient", "network", "an upload broke off again and again", sent=False)
             await anyio.sleep(_WAITS_S[failures])
             failures += 1
             answer = await self._posted(place, "query", 0, b"")
-            if _status(answer) == "final":
+            if _status(answer) == "final" and read >= file.size_bytes:
                 return _file(answer)
-            received = _header(answer, "x-goog-upload-size-received")
-            if received.isdecimal() and int(received) <= read:
-                offset = int(received)
+            received = whole_number(_header(answer, "x-goog-upload-size-received"))
+            if received is not None and received <= read:
+                offset = received
 
     async def _posted(self, place: httpx.URL, command: str, offset: int, part: bytes) -> Response | Lost:
         """One request of an upload: without the key."""
@@ -185,7 +189,7 @@ class Files:
     async def _active(self, told: Told, content: str) -> str | Failure:
         """Wait until a file can be used; it is kept before."""
         uploaded = self._described(told, content)
-        if not uploaded.name or not uploaded.uri:
+        if not _NAME.fullmatch(uploaded.name) or not uploaded.uri:
             return _unfit("the service does not say where the uploaded file is")
         if self._book.get(self._account, content) is None:
             self._book.add(uploaded)
@@ -201,6 +205,8 @@ class Files:
                 told = mapping(load(answer.body))
             elif isinstance(answer, Response) and answer.status not in _PASSING:
                 self._book.forget(self._account, content)
+                if answer.status in (403, 404):  # so it says of a file that is there no more
+                    return Failure("transient", "server", "an uploaded file is there no more", sent=False)
                 return self._meaning(answer)
         if told.get("state") == "FAILED":
             self._book.forget(self._account, content)
@@ -236,7 +242,7 @@ def _unfit(message: str) -> Failure:
 
 
 def _opened(file: Media) -> BinaryIO:
-    return io.BytesIO(file.data) if file.data is not None else Path(file.path).open("rb")
+    return io.BytesIO(file.data) if file.data is not None else opened(file.path)
 
 
 def _read(source: BinaryIO, offset: int) -> bytes:

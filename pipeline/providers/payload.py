@@ -1,10 +1,12 @@
 """The bytes of a prompt's files, read as the request is built and not a moment before."""
 
+import errno
+import os
+import stat
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import anyio.to_thread
 
@@ -25,12 +27,22 @@ def base64_of(file: Media) -> str:
     if not file.path:
         raise NotSent("a file that is elsewhere was not fetched")
     try:
-        content = Path(file.path).read_bytes()
+        with opened(file.path) as source:
+            content = source.read(file.size_bytes + 1)
     except OSError as error:
         raise NotSent(f"a file could not be read any more: {error.strerror or type(error).__name__}") from None
     if blake2b(content, digest_size=16).hexdigest() != file.digest:
         raise NotSent("a file changed after the row was looked at")
     return b64encode(content).decode()
+
+
+def opened(path: str) -> BinaryIO:
+    """A file that was one when its row was looked at: one that is a pipe or a device by now holds nobody up."""
+    source = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
+        source.close()
+        raise OSError(errno.EINVAL, "it is no file")
+    return source
 
 
 def beyond(files: Sequence[Media], inline_bytes: int) -> tuple[Media, ...]:
