@@ -120,6 +120,16 @@ class Prompt:
             return ()
         return tuple(part for turn in self.content for part in turn.parts if isinstance(part, Media))
 
+    @property
+    def sound_tokens(self) -> int:
+        """Of its files that have sound; a video is taken as if all of it were, as how much of it is, is not known."""
+        return sum(file.tokens for file in self.media if file.kind in ("audio", "video"))
+
+    @property
+    def may_search(self) -> bool:
+        """Whether searches may come on top of its tokens."""
+        return self.params.tools is not None and bool(self.params.tools.google_search)
+
     def going_on(self, continuation: str, written_tokens: int) -> "Prompt":
         """The same again, for the rest of its answer, of which so many tokens are read again."""
         params = replace(self.params, continuation=continuation)

@@ -30,9 +30,9 @@ from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import BudgetReached, Halted, PipelineError
 from pipeline.events import Event, Message
 from pipeline.prices import Rates, cost, fixed_rates, rates
-from pipeline.prompts import Prompt
+from pipeline.prompts import Prompt, Text, Tools, Turn
 from pipeline.providers.stored import parse_stored
-from pipeline.records import Failure, Limits, Reply, Usage
+from pipeline.records import Failure, Limits, Media, Reply, Usage
 from pipeline.store.run import RunStore
 from pipeline.targets import Route, Target
 
@@ -630,6 +630,27 @@ def test_of_several_targets_that_may_have_been_asked_the_dearest_counts(tmp_path
         store.append_sent(asked(0), MODEL)
     with opened(tmp_path) as store:
         assert charge_lost(store, Cashier(Spending(Decimal(1))), route) == (1, 3 * WORST)
+
+
+@pytest.mark.parametrize(
+    "asked_for",
+    [
+        replace(asked(0), params=replace(asked(0).params, tools=Tools(google_search="{}"))),
+        replace(asked(0), content=(Turn("user", (Media("audio", "audio/mp3", "x", 9, 5000), Text("what?"))),)),
+    ],
+    ids=["searches", "sound"],
+)
+def test_what_comes_on_top_of_tokens_counts_of_a_killed_request_too(tmp_path: Path, asked_for: Prompt) -> None:
+    from stores import killed
+
+    target = target_of(None, "gemini-3.1-flash-lite")
+    with killed(tmp_path / "run") as store:
+        store.append_sent(replace(asked_for, input_tokens_est=6000), target.model)
+    most = worst_case_usd(replace(asked_for, input_tokens_est=6000), target)
+    plain = worst_case_usd(replace(asked(0), input_tokens_est=6000), target)
+    assert most is not None and plain is not None and most > plain
+    with opened(tmp_path) as store:
+        assert charge_lost(store, Cashier(Spending(Decimal(1))), Route((target,))) == (1, most)
 
 
 def test_each_account_pays_its_own_and_a_cap_counts_all_of_them(tmp_path: Path) -> None:

@@ -309,10 +309,9 @@ def worst_case_usd(prompt: Prompt, target: Target) -> Decimal | None:
     given = math.ceil(prompt.input_tokens_est * _ESTIMATE_MARGIN)
     if prompt.input_tokens_est <= LONG_PROMPT_TOKENS < given:
         given = LONG_PROMPT_TOKENS + 1
-    searches = MOST_SEARCHES if prompt.params.tools and prompt.params.tools.google_search else 0
-    # A video has sound too, and how much of it is not known: it is reserved for as if all of it were.
-    sound = sum(file.tokens for file in prompt.media if file.kind in ("audio", "video"))
-    usage = Usage(given, output_tokens=longest, searches=searches, sound_tokens=math.ceil(sound * _ESTIMATE_MARGIN))
+    searches = MOST_SEARCHES if prompt.may_search else 0
+    sound_tokens = math.ceil(prompt.sound_tokens * _ESTIMATE_MARGIN)
+    usage = Usage(given, output_tokens=longest, searches=searches, sound_tokens=sound_tokens)
     return _cost(usage, target.model, datetime.now(UTC), target)
 
 

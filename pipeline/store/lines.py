@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline.prompts import Params, Prompt
-from pipeline.records import Parse, Reply, Result, Step, Usage, changed
+from pipeline.prompts import Params, Prompt, Tools, Turn
+from pipeline.records import Media, Parse, Reply, Result, Step, Usage, changed
 
 _USAGE = tuple(field.name for field in fields(Usage))
 
@@ -49,13 +49,18 @@ class Sent(NamedTuple):
     level: int = 0
     chunk: int = 0
     chunks: int = 1
+    sound_tokens: int = 0  # what it may cost depends on these two as well
+    may_search: bool = False
 
     @property
     def prompt(self) -> Prompt:
-        """What was sent, without its text."""
-        params = Params(max_output_tokens=self.max_output_tokens)
+        """What was sent, without its text; of its files the sound is there, as one."""
+        tools = Tools(google_search="{}") if self.may_search else None
+        params = Params(max_output_tokens=self.max_output_tokens, tools=tools)
+        heard = Turn("user", (Media("audio", "", "", 0, self.sound_tokens),))
         place = self.level, self.chunk, self.chunks
-        prompt = Prompt(self.row, self.key, self.step, (), params, self.input_tokens_est, *place)
+        content = (heard,) if self.sound_tokens else ()
+        prompt = Prompt(self.row, self.key, self.step, content, params, self.input_tokens_est, *place)
         return prompt.known_as(self.fingerprint, self.model)
 
 
@@ -73,6 +78,8 @@ def sent_of(prompt: Prompt, model: str, at: float) -> Sent:
         prompt.level,
         prompt.chunk,
         prompt.chunks,
+        prompt.sound_tokens,
+        prompt.may_search,
     )
 
 
@@ -129,7 +136,7 @@ def call_line(prompt: Prompt, model: str, reply: Reply, answered: bool = True) -
 
 def sent_line(sent: Sent) -> bytes:
     """The journal line of a request that is about to leave."""
-    return _line({"sent": tuple(sent)})
+    return _line({"sent": tuple(sent if sent.sound_tokens or sent.may_search else sent[:-2])})
 
 
 def ended_line(fingerprint: str) -> bytes:
