@@ -112,7 +112,9 @@ def clock() -> float:
 
 
 @asynccontextmanager
-async def room(path: Path, prefix: Prefix = PREFIX, **options: Any) -> AsyncIterator[Room]:
+async def room(
+    path: Path, prefix: Prefix = PREFIX, cap_usd: Decimal | None = None, **options: Any
+) -> AsyncIterator[Room]:
     emulator = Emulator(EmulatorOptions(marked=False, **options), clock=clock)
     async with Wire(httpx.ASGITransport(emulator)) as wire:
         connection = GeminiConnection(wire, api_key="AQ.key", base_url="http://service")
@@ -120,7 +122,7 @@ async def room(path: Path, prefix: Prefix = PREFIX, **options: Any) -> AsyncIter
         paid: list[Decimal] = []
         target = replace(TARGET, model=FLASH, base_url="http://service")
         with opened(path / "run") as store:
-            cashier = Cashier(Spending(None))
+            cashier = Cashier(Spending(cap_usd))
             targets = [(target, connection)]
             keeper = CacheKeeper(store, cashier, targets, prefix, PARAMS, paid.append, events.append, clock)
             yield Room(emulator, connection, keeper, events, paid)
@@ -156,6 +158,26 @@ def test_a_cache_is_made_used_prolonged_and_ended(tmp_path: Path) -> None:
         assert float(sum(its.paid)) == pytest.approx(float(made) + hours * float(kept), rel=1e-6)
 
     in_room(tmp_path, body)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.2, 3.0], ids=["not made", "not prolonged", "prolonged once"])
+def test_no_cache_passes_a_cap(tmp_path: Path, share: float) -> None:
+    tokens = PREFIX.tokens * 1.15
+    cap = Decimal(share * tokens * (0.75 + 0.50 * 2 * TTL_S / 3600) / 1e6)
+
+    async def body(its: Room) -> None:
+        await its.keeper.open()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(its.keeper.keep)
+            assert (await its.ask(1)).status == "ok"
+            await anyio.sleep(60 * TTL_S)
+            assert (await its.ask(2)).status == "ok"
+            tasks.cancel_scope.cancel()
+        await its.keeper.close()
+        assert (its.counts.get("created", 0) > 0) == (share > 1)
+        assert sum(its.paid) <= cap and any("could pass a cap" in str(event) for event in its.events)
+
+    in_room(tmp_path, body, cap_usd=cap)
 
 
 def test_a_cache_that_is_gone_costs_no_row_and_is_made_anew(tmp_path: Path) -> None:

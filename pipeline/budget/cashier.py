@@ -26,7 +26,7 @@ from pipeline.targets import Target
 ESTIMATE_AFTER = 20
 """Readable replies of a step after which one that cannot be read is taken for their mean; until then for its worst."""
 
-_ESTIMATE_MARGIN = 1.3
+ESTIMATE_MARGIN = 1.3
 """Room for a low token estimate in the reserved worst case: its error is below this for 95 % of documents."""
 _TRIES = 3  # a book that is locked is waited for before each; one that reads and never writes would be asked for ever
 _NONE = Decimal(0)
@@ -103,6 +103,7 @@ class Cashier:
         self._seen = seen or Seen()
         self._allow_unpriced = allow_unpriced
         self._held: dict[str, tuple[Decimal | None, Decimal]] = {}  # content → worst case, and what is reserved for it
+        self._beside: dict[str, Decimal] = {}  # reserved for what is no request, by name
         self._unpriced: str | None = None  # a model that answered at a price that nobody knows
         self._told: set[object] = set()
 
@@ -145,6 +146,24 @@ class Cashier:
             f"(${cap.spent_usd:.4f} spent{lost}, at most ${held:.4f} for this call)",
             cap.hint,
         )
+
+    def reserve(self, name: str, usd: Decimal) -> bool:
+        """Reserve for what is no request, in place of what is under this name; False where that could pass a cap."""
+        self.give_back(name)
+        if not self._spending.capped:
+            return True
+        if self._spending.blind or self._spending.reserve(usd) is not None:
+            return False
+        self._beside[name] = usd
+        if self._spending.blind:  # the others would not know of it, should this process be killed
+            self.give_back(name)
+            return False
+        return True
+
+    def give_back(self, name: str) -> None:
+        """Reserve nothing more under this name."""
+        self._spending.reserved_usd -= self._beside.pop(name, _NONE)
+        self._spending.release()
 
     def lost(self, prompt: Prompt, target: Target, name: str, at: float) -> Bill:
         """Count a request that was in flight when its session was killed, at `at`, as its worst case.
@@ -226,7 +245,8 @@ class Cashier:
     def _settle(self, prompt: Prompt, target: Target) -> tuple[Decimal | None, Decimal | None]:
         worst, held = self._held.pop(prompt.fingerprint(target.model), (None, None))
         left = self._spending.reserved_usd - (held or _NONE)
-        self._spending.reserved_usd = left if self._held else _NONE  # a sum of long decimals is rounded
+        # A sum of long decimals is rounded.
+        self._spending.reserved_usd = left if self._held else sum(self._beside.values(), _NONE)
         return worst, held
 
     def _most_usd(
@@ -306,11 +326,11 @@ def worst_case_usd(prompt: Prompt, target: Target) -> Decimal | None:
     longest = prompt.params.max_output_tokens or model.max_output_tokens
     if model.continues:  # the rest of a longer answer is asked for by requests of their own
         longest = min(prompt.params.max_output_tokens or model.listed_output_tokens, model.listed_output_tokens)
-    given = math.ceil(prompt.input_tokens_est * _ESTIMATE_MARGIN)
+    given = math.ceil(prompt.input_tokens_est * ESTIMATE_MARGIN)
     if prompt.input_tokens_est <= LONG_PROMPT_TOKENS < given:
         given = LONG_PROMPT_TOKENS + 1
     searches = MOST_SEARCHES if prompt.may_search else 0
-    sound_tokens = math.ceil(prompt.sound_tokens * _ESTIMATE_MARGIN)
+    sound_tokens = math.ceil(prompt.sound_tokens * ESTIMATE_MARGIN)
     usage = Usage(given, output_tokens=longest, searches=searches, sound_tokens=sound_tokens)
     return _cost(usage, target.model, datetime.now(UTC), target)
 

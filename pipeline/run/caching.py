@@ -5,10 +5,11 @@ stands in the run directory, with until when it is paid. What a cache costs is a
 step `cache` and of no row: for making it, and for each stretch of time that it was there.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import anyio
 import orjson
 
-from pipeline.budget.cashier import Bill, Cashier
+from pipeline.budget.cashier import ESTIMATE_MARGIN, Bill, Cashier
 from pipeline.events import Notify, PrefixCached
 from pipeline.job import Job
 from pipeline.models import answering, assumed
@@ -88,7 +89,7 @@ class CacheKeeper:
         self._store, self._cashier, self._paid, self._heard, self._wall = store, cashier, paid, heard, wall
         # What the service is shown of a prompt is what all begin with; the last turn is left out.
         turns = (*prefix.turns, Turn("user", (Text("-"),)))
-        self._shown = Prompt(-1, "", "cache", turns, params, prefix.tokens)
+        self._shown = Prompt(-1, "", "cache", turns, replace(params, max_output_tokens=1), prefix.tokens)
         self._kept = [_Kept(target, connection, Held(prefix)) for target, connection in targets]
         self._told: set[str] = set()
 
@@ -124,7 +125,7 @@ class CacheKeeper:
             for kept in self._kept:
                 if not kept.held.name:
                     await self._make(kept)
-                elif kept.note and kept.note.ends_at - self._wall() < TTL_S / 2:
+                elif kept.note and kept.note.ends_at - self._wall() < TTL_S / 2 and self._may_prolong(kept):
                     found = await kept.connection.prolong_cache(kept.held.name, TTL_S)
                     self._take(kept, found)
 
@@ -136,6 +137,7 @@ class CacheKeeper:
                     continue
                 failure = await kept.connection.end_cache(kept.note.name)
                 self._charge_time(kept)
+                self._cashier.give_back(self._name(kept))
                 if failure is None or failure.http_status in (403, 404):
                     kept.note = None
                 kept.connection.caches.pop(kept.target.model, None)
@@ -148,7 +150,9 @@ class CacheKeeper:
             self._charge_time(kept)  # it was there until it ended
             kept.note = None
             return
-        self._take(kept, await kept.connection.prolong_cache(note.name, TTL_S))
+        self._take(kept, found)
+        if self._may_prolong(kept):
+            self._take(kept, await kept.connection.prolong_cache(note.name, TTL_S))
 
     async def _make(self, kept: _Kept) -> None:
         """Make a cache, where the last try is long enough ago."""
@@ -164,8 +168,16 @@ class CacheKeeper:
             self._tell(f"{MOST_MADE} caches at {kept.target.label} were lost: no more are made")
             return
         target = kept.target
+        at, most = datetime.fromtimestamp(now, UTC), math.ceil(self._shown.input_tokens_est * ESTIMATE_MARGIN)
+        making = target.usd(Usage(most), target.model, at) or Decimal(0)
+        if not self._cashier.reserve(self._name(kept), making + self._stored_usd(kept, most)):
+            self._tell(f"what all prompts begin with is not cached at {target.label}: that could pass a cap")
+            return
+        self._store.append_sent(self._shown, target.model)  # a kill before it is noted counts it as a lost request
         made = await kept.connection.create_cache(kept.held.prefix, self._shown, target.model, TTL_S)
         if isinstance(made, Failure):
+            self._store.append_ended(self._shown, target.model)
+            self._cashier.give_back(self._name(kept))
             self._tell(f"what all prompts begin with is not cached at {target.label}: {made.message}")
             return
         digest = kept.held.prefix.digest(target.model)
@@ -173,7 +185,27 @@ class CacheKeeper:
         kept.note = _Note(target.access, digest, made.name, made.tokens, now, made.ends_at)
         self._take(kept, made)
         usage = Usage(made.tokens)
-        self._charge(kept, target.usd(usage, target.model, datetime.fromtimestamp(now, UTC)), "made")
+        self._charge(kept, target.usd(usage, target.model, at), "made")
+        self._store.append_ended(self._shown, target.model)
+        self._cashier.reserve(self._name(kept), self._stored_usd(kept, made.tokens))
+
+    def _may_prolong(self, kept: _Kept) -> bool:
+        """Whether the caps have room for its next time; what the last one cost is counted."""
+        assert kept.note is not None
+        self._charge_time(kept)
+        if self._cashier.reserve(self._name(kept), self._stored_usd(kept, kept.note.tokens)):
+            return True
+        self._tell(f"the cache at {kept.target.label} is not prolonged: that could pass a cap")
+        return False
+
+    @staticmethod
+    def _name(kept: _Kept) -> str:
+        return f"cache {kept.target.access} {kept.target.model}"
+
+    def _stored_usd(self, kept: _Kept, tokens: int) -> Decimal:
+        """What a cache costs for twice as long as it lasts: until it is prolonged, and after that."""
+        target, day = kept.target, datetime.fromtimestamp(self._wall(), UTC).date()
+        return storage_usd(tokens, 2 * TTL_S / 3600, target.model, day, target.rates) * target.price_factor
 
     def _take(self, kept: _Kept, found: Cached | Failure) -> None:
         """What the service says of a cache; one that it does not know is made anew at the next look."""
