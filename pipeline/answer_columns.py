@@ -48,6 +48,22 @@ def redacted_column(names: Sequence[str]) -> AnswerColumn:
     )
 
 
+def moved(extras: str, characters: int) -> dict[str, Any]:
+    """What came beside a text, as values, where that text begins so many characters further on in another."""
+    found = orjson.loads(extras) if extras else {}
+    return {
+        name: [_moved(one, characters) for one in told] if isinstance(told, list) else told
+        for name, told in found.items()
+    }
+
+
+def _moved(found: Any, characters: int) -> Any:
+    if not isinstance(found, dict):
+        return found
+    places = {name: found[name] for name in ("start", "end") if isinstance(found.get(name), int)}
+    return found | {name: place + characters for name, place in places.items()}
+
+
 def expanded(frame: pl.DataFrame, columns: Sequence[AnswerColumn], suffix: str) -> list[pl.Series]:
     """The columns for a frame of results that has `status` and whatever they are read from.
 

@@ -24,6 +24,7 @@ from functools import partial
 import anyio
 import orjson
 
+from pipeline.answer_columns import moved
 from pipeline.budget.cashier import Bill, Cashier, has_come, worst_case_usd
 from pipeline.cache import AnswerCache
 from pipeline.dispatch.desk import Admit, Desk, Send, Tries
@@ -127,12 +128,14 @@ def continued(call: Call) -> Call:
 def joined(parts: list[Reply], last: Reply) -> Reply:
     """The answer that these are, one after another."""
     lists: dict[str, list[object]] = {}
+    text = ""
     for each in (*parts, last):
-        for name, found in (orjson.loads(each.extras) if each.extras else {}).items():
+        for name, found in moved(each.extras, len(text)).items():
             lists[name] = [*lists.get(name, ()), *found]
+        text += each.text
     return changed(
         last,
-        text="".join(each.text for each in (*parts, last)),
+        text=text,
         extras=orjson.dumps(lists).decode() if lists else "",
         before=(*last.before, *(changed(each, before=()) for each in parts)),
     )

@@ -75,10 +75,10 @@ def part(text: str, token: str, **more: Any) -> Reply:
 
 
 def test_parts_become_one_answer_and_each_is_counted() -> None:
-    last = Reply("c", "ok", "STOP", extras='{"search_queries":["q"]}')
+    last = Reply("c", "ok", "STOP", extras='{"search_queries":["q"],"citations":[{"start":0,"end":1}]}')
     reply, asked, _ = answering(part("a", "t1", extras='{"search_queries":["p"]}'), part("", "t2"), last)
     assert (reply.text, reply.status, reply.finish_reason) == ("abc".replace("b", ""), "ok", "STOP")
-    assert json.loads(reply.extras) == {"search_queries": ["p", "q"]}
+    assert json.loads(reply.extras) == {"search_queries": ["p", "q"], "citations": [{"start": 1, "end": 2}]}
     assert [each.usage.output_tokens for each in reply.before] == [5, 5]
     assert [each.params.continuation for each in asked] == ["", "t1", "t2"]
     assert [each.input_tokens_est for each in asked] == [10, 16, 22], "what was written is read again"

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import orjson
 
+from pipeline.answer_columns import moved
 from pipeline.flows.base import Call
 from pipeline.job import Job
 from pipeline.prompts import Prompt, Text, Turn
@@ -60,7 +61,10 @@ def judged(reply: Reply, job: Job) -> Reply:
     text, trouble = (reply.text, _WRONG) if reply.predicted else job.schema.judge(reply.text)
     if trouble:
         return _invalid(reply, "schema", trouble)
-    return reply if text == reply.text else changed(reply, text=text)
+    if text == reply.text:
+        return reply
+    before = moved(reply.extras, -reply.text.find(text))  # places are those in what is kept
+    return changed(reply, text=text, extras=orjson.dumps(before).decode() if before else "")
 
 
 def once_more(prompt: Prompt, step: Step, text: str, said: str, job: Job) -> Prompt:

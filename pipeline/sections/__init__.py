@@ -104,6 +104,8 @@ class JobFile(Section):
             raise ValueError("[chunk] goes together with [reduce] or [refine]")
         if self.chunk and self.input.text is None:
             raise ValueError("[chunk] needs [input] text: the column that is cut")
+        if self.redact and self.redact.restore and self.tools and self.tools.google_search is not False:
+            raise ValueError("[redact] restore would move what the citations of [tools] google_search point to")
         if self.redact and self.input.media:
             raise ValueError(
                 f"[redact] and [input] {self.input.media[0][0]}: what a file shows or says would be sent as it is"
