@@ -16,6 +16,7 @@ from itertools import accumulate, count
 from typing import Any, NamedTuple
 
 from pipeline.prompts import Params, Prompt, Text, said
+from pipeline.schemas import as_told
 from pipeline.sections import Pack
 from pipeline.tokens import estimate
 
@@ -80,7 +81,7 @@ def packing_of(section: Pack | None) -> Packing | None:
 @lru_cache(maxsize=32)
 def head_tokens(params: Params) -> int:
     """Estimated tokens of what a pack has once: the system instruction, what is to be done, the form of the answer."""
-    return sum(estimate(text) for text in (_head(params), params.system, pack_schema(params)) if text)
+    return sum(estimate(text) for text in (_head(params), params.system, as_told(pack_schema(params))) if text)
 
 
 def item_tokens(prompt: Prompt) -> int:
@@ -91,7 +92,7 @@ def item_tokens(prompt: Prompt) -> int:
 @lru_cache(maxsize=32)
 def _own_tokens(params: Params) -> int:
     """Of what a prompt that is asked alone has beside its text."""
-    return sum(estimate(text) for text in (params.system, params.schema) if text)
+    return sum(estimate(text) for text in (params.system, as_told(params.schema)) if text)
 
 
 def pack_of(members: Sequence[Prompt], most_output_tokens: int) -> Prompt:

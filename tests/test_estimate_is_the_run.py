@@ -410,6 +410,18 @@ def test_a_repair_of_every_answer_is_the_most_that_is_planned(tmp_path: Path, ur
     assert any("no answer is expected to need another call" in each for each in planned.assumptions)
 
 
+@pytest.mark.parametrize("sections", [{}, {"pack": {"rows": 4}}], ids=["alone", "packed"])
+def test_what_of_a_schema_is_not_told_is_not_counted(tmp_path: Path, url: str, sections: Sections) -> None:
+    gist = {"type": "string", "pattern": "^(?s:.)*$", "minLength": 0, "maxLength": 100_000}
+    held = {"type": "object", "properties": {f"gist_{number}": gist for number in range(16)}}
+    output = {"path": "results/out.jsonl", "schema": held}
+    model = {"max_output_tokens": 6_000}
+    its = desk(tmp_path, url, ONE_CALL, make_corpus(40, seed=6), output=output, model=model, **sections)
+    planned = its.estimate()
+    its.run()
+    assert holds(planned.input_tokens, tokens_in(its.calls(), "input_tokens"))
+
+
 def test_repairs_are_learned_and_each_is_a_call(tmp_path: Path) -> None:
     with served(tokenizer="subword", model_version=None, faults="wrong_json:0.4") as url:
         its = desk(tmp_path, url, STRUCTURED, make_corpus(300, seed=7))

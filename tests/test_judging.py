@@ -113,6 +113,7 @@ def test_what_a_module_prints_does_not_stand_in_our_output(tmp_path: Path, capsy
         ({"class": "json:Model"}, "json has no `Model`"),
         ({"class": "json:JSONDecoder"}, "it has no JSON Schema"),
         ({"class": "json"}, "names no class"),
+        ({"files": "a.json"}, "`files` is no word of a schema"),
         ({"type": "object", "allOf": [{}]}, "$ has `allOf`"),
         (3, "schema"),
     ],

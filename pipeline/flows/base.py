@@ -10,6 +10,7 @@ import orjson
 from pipeline.errors import Halted, JobError
 from pipeline.prompts import Content, Params, Prompt, Text, Tools, alone, said
 from pipeline.records import Document, ErrorKind, Media, Reply, Step, changed
+from pipeline.schemas import as_told
 from pipeline.templates import Template
 from pipeline.tokens import estimate
 
@@ -169,7 +170,7 @@ def beside(reply: Reply, **values: object) -> Reply:
 @lru_cache(maxsize=64)
 def _constant_tokens(system: str | None, schema: str | None, tools: Tools | None) -> int:
     """Of what every prompt of a step has beside its own text."""
-    return sum(estimate(text) for text in (system, schema) if text) + _tool_tokens(tools)
+    return sum(estimate(text) for text in (system, as_told(schema)) if text) + _tool_tokens(tools)
 
 
 def _tool_tokens(tools: Tools | None) -> int:

@@ -1,5 +1,6 @@
 """The schema that a job names for its answers: in the job file, in a file beside it, or a class of pydantic."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Mapping
@@ -54,6 +55,9 @@ def _named(table: Mapping[str, Any], beside: Path, where: str) -> Mapping[str, A
             if others := table.keys() - {name}:
                 raise JobError(f"`{min(others)}` stands beside `{name}`, which says all of it\n{where}", "leave it out")
             return read(table[name], beside, where)
+    for name in table:
+        if close := difflib.get_close_matches(name, ("file", "class"), n=1, cutoff=0.7):
+            raise JobError(f"`{name}` is no word of a schema\n{where}", f"did you mean `{close[0]}`?")
     return table
 
 
