@@ -351,6 +351,12 @@ def test_a_body_that_is_no_json_object_is_a_400(body: bytes) -> None:
         {"generationConfig": {"responseSchema": {"type": "STRING"}, "responseJsonSchema": {"type": "string"}}},
         {"generationConfig": {"thinkingConfig": {"thinkingBudget": 0, "thinkingLevel": "low"}}},
         {"generationConfig": {"responseMimeType": "application/json", "responseJsonSchema": {"enum": 5}}},
+        {
+            "generationConfig": {
+                "responseMimeType": "application/json",
+                "responseJsonSchema": {"type": "integer", "minimum": 1e30},
+            }
+        },
     ],
 )
 def test_what_the_model_refuses_is_a_400(fields: dict[str, Any]) -> None:

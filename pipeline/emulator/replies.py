@@ -61,17 +61,20 @@ def answer_to(
 
 def _text(ask: Ask) -> str:
     mime_type = ask.config.get("responseMimeType")
-    if mime_type == "application/json":
-        return orjson.dumps(_value(ask)).decode()
-    if mime_type == "text/x.enum" and ask.schema:
-        return str(_value(ask))
+    try:
+        if mime_type == "application/json":
+            return orjson.dumps(json_value(ask.text, ask.schema)).decode()
+        if mime_type == "text/x.enum" and ask.schema:
+            return str(json_value(ask.text, ask.schema))
+    except (TypeError, ValueError, AttributeError, ArithmeticError):  # such as a least value of more than 64 bits
+        raise bodies.refusal(400, "The specified schema is not a valid schema.") from None
     return summarize(ask.text)
 
 
 def _packed(pack: Pack, ask: Ask, limit: int, tokenizer: Tokenizer, fault: str | None) -> tuple[str, str]:
     try:
         return packed(pack, ask.schema, limit, tokenizer, fault)
-    except (TypeError, ValueError, AttributeError, LookupError):
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
         raise bodies.refusal(400, "The specified schema is not a valid schema.") from None
 
 
@@ -91,13 +94,6 @@ def _misshaped(text: str, fault: str | None, ask: Ask) -> str:
             return f"[{text}]" if text.startswith("{") else f'{{"answer":{text}}}'
         case _:
             return text
-
-
-def _value(ask: Ask) -> Any:
-    try:
-        return json_value(ask.text, ask.schema)
-    except (TypeError, ValueError, AttributeError):
-        raise bodies.refusal(400, "The specified schema is not a valid schema.") from None
 
 
 def _until_stop(text: str, sequences: tuple[str, ...]) -> str:
