@@ -40,7 +40,7 @@ Call = Callable[[Prompt, Route], Awaitable[Reply]]
 Generate = Callable[[Prompt, Target], Awaitable[Reply | Failure]]
 Ready = Callable[[Prompt, Target], Awaitable[Prompt | Failure]]
 """Puts what a prompt names where the target finds it; nothing of that is billed."""
-Bought = Callable[[Reply, bool], None]
+Bought = Callable[[Prompt, Reply, bool], None]
 """Is told of all that was paid for, and whether it was answered."""
 
 
@@ -285,7 +285,7 @@ def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bough
         # Before the journal: a kill between the two counts a request twice, and never not at all.
         cashier.charge(bill, target.account)
         keep(prompt, target.model, reply, answered=False)
-        bought(reply, False)
+        bought(prompt, reply, False)
 
     async def kept(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
         made: Prompt | Failure = prompt
@@ -324,7 +324,7 @@ def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bough
         )
         cashier.charge(bill, target.account)
         reply = keep(prompt, target.model, reply, answered=True)
-        bought(reply, True)
+        bought(prompt, reply, True)
         return reply
 
     return kept

@@ -135,7 +135,7 @@ def session(
         cashier = Cashier(spending, tell, seen_in(store.calls(SEEN_COLUMNS)))
         if store.lost:
             charge_lost(store, cashier, route)
-        send = journal(service.send, store, cashier, lambda reply, answered: None)
+        send = journal(service.send, store, cashier, lambda prompt, reply, answered: None)
         dispatcher = Dispatcher(send, route, admit=cashier.admit, wall=lambda: AT + anyio.current_time(), rng=Random(1))
         call = record_failures(dispatcher.submit, store)
 
@@ -432,7 +432,7 @@ def test_what_is_given_up_in_flight_is_charged(store: RunStore) -> None:
     async def main() -> None:
         cashier = Cashier(Spending(Decimal(1)))
         service = Service(lambda number: answer(), latency_s=60.0)
-        send = journal(service.send, store, cashier, lambda reply, answered: None)
+        send = journal(service.send, store, cashier, lambda prompt, reply, answered: None)
         with anyio.move_on_after(1.0):
             assert cashier.admit(asked(0), target_of(RATES))
             await send(asked(0), target_of(RATES), Tries())

@@ -204,7 +204,7 @@ def test_a_reply_is_priced_and_in_the_journal_before_anyone_sees_it(tmp_path: Pa
             assert in_flight(store.directory) == {asked.fingerprint(target.model)}
             return answers.pop(0)
 
-        bought: list[tuple[Reply, bool]] = []
+        bought: list[tuple[Prompt, Reply, bool]] = []
         kept = journal(send, store, Cashier(Spending(None)), lambda *what: bought.append(what))
         assert isinstance(await kept(prompt(0), TARGET, Tries()), Failure)
         assert isinstance(await kept(prompt(0), TARGET, Tries(0, 1)), Failure)
@@ -216,7 +216,7 @@ def test_a_reply_is_priced_and_in_the_journal_before_anyone_sees_it(tmp_path: Pa
         assert (reply.attempts, reply.rate_limited) == (2, 1)
         on_disk = store.reply("content 0")
         assert on_disk and on_disk.reply.text == "text" and on_disk.reply.attempts == 2
-        assert bought == [(reply, True)]
+        assert [what[1:] for what in bought] == [(reply, True)]
 
     in_store(tmp_path, body)
 

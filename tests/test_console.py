@@ -1,6 +1,7 @@
 """Words and numbers on the screen."""
 
 import re
+import time
 from collections import Counter
 from decimal import Decimal
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from pipeline.console.reports import seconds, show_accuracy
 from pipeline.console.screen import Screen, folded
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.events import DayUsedUp, LimitSet, LongWait, Outage, QuotaShared, RequestsLost, Stopped, TargetLeftOut
-from pipeline.records import Status
+from pipeline.records import Status, Step
 from pipeline.report.accuracy import Accuracy, Amounts
 from pipeline.run.engine import Monitor
 
@@ -154,6 +155,16 @@ def test_progress_counts_calls_that_need_not_be_made() -> None:
 def test_progress_of_a_plan_that_was_too_small_never_passes_100_percent() -> None:
     line = progress_line(Monitor(rows=10, prompts=10, calls=12), bar=False)
     assert line.startswith("12/12 calls 100%")
+
+
+def test_calls_that_no_plan_foresaw_are_no_progress_and_as_many_more_are_to_come() -> None:
+    """20 packs of 40 are back, and 30 of their rows were asked once more: half of it is done."""
+    made: Counter[Step] = Counter({"pack": 20, "retry": 30})
+    monitor = Monitor(
+        rows=400, prompts=40, planned={"pack": 40}, calls=50, made=made, started_at=time.monotonic() - 100
+    )
+    line = progress_line(monitor, bar=False)
+    assert line.startswith("50/100 calls  50%") and "eta" in line
 
 
 def test_the_time_left_goes_by_the_pace_of_the_last_minutes(monkeypatch: pytest.MonkeyPatch) -> None:

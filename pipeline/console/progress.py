@@ -195,9 +195,10 @@ def _waits_until(monitor: Monitor) -> float | None:
 
 def _parts(monitor: Monitor, *, bar: bool, since: Mark) -> dict[str, str]:
     answered = monitor.calls + monitor.saved.calls
-    share = min(1.0, answered / monitor.prompts) if monitor.prompts else 1.0
+    share = monitor.share
+    calls = max(answered, monitor.prompts, round(answered / share) if share else 0)  # as many more as there were so far
     filled = "█" * int(share * _BAR)
-    parts = {"calls": f"{answered:,}/{max(answered, monitor.prompts):,} calls {share:4.0%}"}
+    parts = {"calls": f"{answered:,}/{calls:,} calls {share:4.0%}"}
     if bar:
         parts["bar"] = f"▕{filled:<{_BAR}}▏"
     parts["rows"] = things(monitor.done, "row")
@@ -211,7 +212,7 @@ def _parts(monitor: Monitor, *, bar: bool, since: Mark) -> dict[str, str]:
         parts["refused"] = f"{refused:,} refused for quota"
     if until := _waits_until(monitor):
         parts["wait"] = f"waits until {datetime.fromtimestamp(until, UTC):%H:%M:%S} UTC"
-    elif answered > since.calls and (left := monitor.prompts - answered) > 0:
+    elif answered > since.calls and (left := calls - answered) > 0:
         parts["eta"] = f"eta {duration(left / (answered - since.calls) * (monitor.seconds - since.seconds))}"
     return parts
 

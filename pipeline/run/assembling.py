@@ -109,7 +109,7 @@ def assembled(
 ) -> tuple[Engine, CacheKeeper | None]:
     """The engine of a session, and who keeps its explicit caches, if it has any. Made inside the running event loop."""
     options, budget = session.options, session.job.spec.budget
-    monitor = Monitor(session.rows, plan.load.prompts)
+    monitor = Monitor(session.rows, plan.load.prompts, planned=plan.prompts_by_step)
     monitor.outcomes.update({status: store.outcomes.count(status, session.rows, lasting=True) for status in STATUSES})
     monitor.cost_usd = store.cost_usd()
 

@@ -21,8 +21,9 @@ from pipeline.dispatch.desk import Desk
 from pipeline.errors import Halted, PipelineError, RowsFailed
 from pipeline.events import Event
 from pipeline.job import Job
+from pipeline.prompts import Prompt
 from pipeline.providers.files import PART_BYTES
-from pipeline.records import PASSING, Document, Media, Reply, Result, Status, Usage
+from pipeline.records import PASSING, Document, Media, Reply, Result, Status, Step, Usage
 from pipeline.sections import MOST_INLINE_MB
 from pipeline.store.run import RunStore
 
@@ -44,7 +45,9 @@ class Monitor:
     rows: int
     prompts: int = 0  # calls that the plan expects of this session
     outcomes: Counter[Status] = field(default_factory=Counter)
+    planned: Mapping[Step, int] = field(default_factory=dict)  # the same by step
     calls: int = 0
+    made: Counter[Step] = field(default_factory=Counter)  # calls by step
     usage: Usage = field(default_factory=Usage)
     cost_usd: Decimal = Decimal(0)
     unpriced: int = 0  # replies whose price is unknown
@@ -76,10 +79,17 @@ class Monitor:
         """Since the run was opened."""
         return time.monotonic() - self.started_at
 
-    def bought(self, reply: Reply, answered: bool) -> None:
+    @property
+    def share(self) -> float:
+        """Of the planned calls those that need not be made any more; calls that no plan foresaw count nothing."""
+        beyond = sum((self.made - Counter(self.planned)).values()) if self.planned else 0
+        return min(1.0, (self.calls + self.saved.calls - beyond) / self.prompts) if self.prompts else 1.0
+
+    def bought(self, prompt: Prompt, reply: Reply, answered: bool) -> None:
         """Count a reply that was paid for, or what may have been paid without one."""
         if answered:
             self.calls += 1
+            self.made["pack" if prompt.members else "rest" if prompt.params.continuation else prompt.step] += 1
             self.usage += reply.usage
         elif reply.error != GIVEN_UP.message:  # given up as the key was refused, it would have been refused too
             self.uncertain += 1
