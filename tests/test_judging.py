@@ -22,6 +22,7 @@ from pipeline.prompts import Prompt, Text
 from pipeline.providers.gemini import request
 from pipeline.providers.openai import build_request
 from pipeline.records import Document, Reply, Usage
+from pipeline.schemas import schema_of
 from pipeline.schemas.checks import checks_of
 from pipeline.store.export import output_schema
 from pipeline.tokens import estimate
@@ -341,6 +342,10 @@ def test_the_jobs_of_the_page_run_as_they_stand(here: Path, cli: Callable[..., R
     results = pl.read_parquet("results/checked-offline.parquet")
     assert set(results["error_kind"].drop_nulls()) <= {"check"}
     assert checks_of([*re.findall(r"holds = \"(response ~ .*?)\"`", PAGE)], ())
+    usual = schema_of("order: {id: str, placed: date?}").columns("")
+    (of_struct,) = re.findall(r"and `(.*?)` for a field of a struct", PAGE)
+    (day,) = re.findall(r"`(DATE '.*?')`", PAGE)
+    assert checks_of([f"{of_struct} <> 'x'", f'"order".placed > {day}'], usual)
     table = pl.read_parquet("results/reviews-offline.parquet")
     assert table.schema["mood"] == pl.String and table.schema["score"] == pl.Float64
 
@@ -406,11 +411,19 @@ def test_a_check_of_free_text_needs_no_schema(tmp_path: Path) -> None:
         ('holds = "score < 5"\nretry = true\nescalate = "b"', "set one of the two"),
         ('holds = "score < 5"\nescalate = "b"', "which is no [[target]]"),
         ('hold = "score < 5"', "did you mean `holds`?"),
+        ('holds = "TRUE"', "no condition on one answer"),
+        ('holds = "COUNT(*) > 1"', "no condition on one answer"),
+        ('holds = "MAX(score) < 5"', "no condition on one answer"),
+        ('holds = "LENGHT(response) < 5"', "docs/structured.md names those"),
+        ('holds = "LENGTH(tags) < 5"', "ARRAY_LENGTH counts"),
+        ("holds = \"day > '2026-01-31'\"", "DATE '2026-01-31'"),
+        ("holds = \"order.id <> ''\"", "stands in double quotes"),
     ],
 )
 def test_a_check_that_cannot_be_judged_is_refused(tmp_path: Path, check: str, said: str) -> None:
+    columns = "score: int, mood: str, tags: [str], day: date, order: {id: str}"
     with pytest.raises(JobError) as caught:
-        checked(tmp_path, check)
+        checked(tmp_path, check, schema=columns)
     assert said in f"{caught.value.message} {caught.value.hint}"
 
 

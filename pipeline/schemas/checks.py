@@ -14,6 +14,14 @@ RESPONSE, INPUT_TOKENS = "response", "input_tokens"
 _CLOCK = re.compile(r"\b(now\s*\(|current_(date|time|timestamp)\b|localtime(stamp)?\b)", re.IGNORECASE)
 _QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
 
+_HINTS = (
+    (r"found '\w+' clause", 'a column that is called as a word of SQL stands in double quotes: "order"'),
+    (r"expected `String`, got `list", "ARRAY_LENGTH counts what a list has"),
+    (r"cannot compare 'date", "a date is written DATE '2026-01-31'"),
+    (r"unsupported function", "docs/structured.md names those that there are"),
+)
+"""What helps where polars says so."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Checks:
@@ -53,15 +61,20 @@ def _compiled(condition: str, number: int, empty: pl.DataFrame) -> pl.Expr:
         raise SchemaError(f"holds = {condition!r} is another condition at another time", "write the time itself")
     try:
         expression = pl.sql_expr(condition).alias(str(number))
-        dtype = empty.select(expression).schema[str(number)]
+        made = empty.select(expression)
     except pl.exceptions.ColumnNotFoundError as error:
         found = re.search(r'unable to find column "(.*?)"', str(error))
         hint = f"there are {', '.join(empty.columns)}; text stands in single quotes"
         raise SchemaError(f"holds = {condition!r}: there is no column `{found[1] if found else '?'}`", hint) from None
     except pl.exceptions.PolarsError as error:
-        raise SchemaError(f"holds = {condition!r}: {str(error).splitlines()[0]}") from None
+        told = str(error).splitlines()[0]
+        hint = next((hint for said, hint in _HINTS if re.search(said, told)), "")
+        raise SchemaError(f"holds = {condition!r}: {told}", hint) from None
+    dtype = made.schema[str(number)]
     if dtype != pl.Boolean:
         raise SchemaError(f"holds = {condition!r} is {dtype}, not true or false", "compare it with something")
+    if made.height:  # of no answer at all: it does not go answer by answer
+        raise SchemaError(f"holds = {condition!r} is no condition on one answer", "compare a column, and count nothing")
     return expression
 
 
