@@ -13,16 +13,20 @@ from pipeline.errors import JobError
 def as_job_error(error: ValidationError, path: Path, text: str, form: type[BaseModel]) -> JobError:
     """What is wrong with a job file of this `form`, misspelt names first; all but the first are its `others`."""
     told: dict[tuple[str, ...], JobError] = {}
-    spelt = set()
-    for found in sorted(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden"):
+    spelt, every = set(), error.errors(include_url=False)
+    or_a_truth = {found["loc"][:-1] for found in every if found["loc"][-1:] == ("bool",)}
+    for found in sorted(every, key=lambda found: found["type"] != "extra_forbidden"):
         # pydantic names the branch of a union as if it were a key, and the place in a list.
         place = [str(part) for part in found["loc"] if not str(part).startswith("literal[")]
-        if place[-1:] in (["int"], ["str"], ["float"], ["dict[str,any]"]):
+        if place[-1:] in (["int"], ["str"], ["float"], ["bool"], ["dict[str,any]"]):
             place.pop()
         close = found["type"] == "extra_forbidden" and difflib.get_close_matches(place[-1], _known(place, form), n=1)
         # A misspelt name is also a missing one: the spelling is what helps.
         if tuple(place) not in told and not (found["type"] == "missing" and tuple(place) in spelt):
-            told[tuple(place)] = _told(found["type"], found["msg"], place, close[0] if close else "", path, text, form)
+            said = found["msg"] + (", true or false" if found["loc"][:-1] in or_a_truth else "")
+            if found["type"] == "list_type" and isinstance(found["input"], dict):
+                said = f"it may come several times: write [[{'.'.join(place)}]], with two brackets"
+            told[tuple(place)] = _told(found["type"], said, place, close[0] if close else "", path, text, form)
         if close:
             spelt.add((*place[:-1], close[0]))
     first, *others = told.values()

@@ -660,6 +660,39 @@ def test_a_number_beyond_64_bits_is_refused(tmp_path: Path, section: str, key: s
         make_job(tmp_path, PLAIN, **{section: {key: 10**20}})
 
 
+@pytest.mark.parametrize(
+    ("safety", "said"),
+    [
+        ({"HARRASSMENT": "OFF"}, '"HARRASSMENT" is no category: HARASSMENT, HATE_SPEECH'),
+        ({"HARASSMENT": "NONE"}, '"NONE" is no threshold: BLOCK_LOW_AND_ABOVE'),
+    ],
+)
+def test_a_misspelt_filter_is_refused_before_every_row_would_be(
+    tmp_path: Path, safety: dict[str, str], said: str
+) -> None:
+    assert said in refused(lambda: make_job(tmp_path, model={"safety": safety})).message
+    make_job(tmp_path, model={"safety": {"image_hate": "block_none", "harm_category_jailbreak": "off"}})
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[check]\nholds = 'x'", "[check]: it may come several times: write [[check]], with two brackets"),
+        ("[prompt.examples]\ninput = 'x'", "write [[prompt.examples]], with two brackets"),
+        ("[target]\nname = 'x'", "write [[target]], with two brackets"),
+    ],
+)
+def test_one_bracket_where_two_belong_is_told_as_such(tmp_path: Path, line: str, said: str) -> None:
+    path = write_job(tmp_path)
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    assert said in refused(lambda: load(path)).message
+
+
+def test_a_choice_or_a_truth_is_one_mistake(tmp_path: Path) -> None:
+    error = refused(lambda: make_job(tmp_path, model={"prefix_cache": "yes"}))
+    assert "prefix_cache: input should be 'auto', true or false" in error.message and not error.others
+
+
 def test_a_category_of_safety_stands_once_however_it_is_spelled(tmp_path: Path) -> None:
     twice = {"harassment": "OFF", "HARM_CATEGORY_HARASSMENT": "BLOCK_NONE"}
     with pytest.raises(JobError, match="safety names HARM_CATEGORY_HARASSMENT twice"):

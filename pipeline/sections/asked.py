@@ -221,6 +221,10 @@ class Prices(Section):
     stored: float | None = Field(None, ge=0, le=_MOST_PRICE)
 
 
+_CATEGORIES = ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT", "CIVIC_INTEGRITY", "JAILBREAK")
+_THRESHOLDS = ("BLOCK_LOW_AND_ABOVE", "BLOCK_MEDIUM_AND_ABOVE", "BLOCK_ONLY_HIGH", "BLOCK_NONE", "OFF")
+
+
 class ModelSection(Section):
     """The model and its parameters; what is left out stays at the model's default."""
 
@@ -274,6 +278,17 @@ class ModelSection(Section):
         if isinstance(thinking, int) and not -1 <= thinking <= MOST:
             raise ValueError(f"{thinking} is no budget: 0 turns it off, -1 leaves it to the model")
         return thinking
+
+    @field_validator("safety")
+    @classmethod
+    def _known_filters(cls, safety: dict[str, str]) -> dict[str, str]:
+        for name, threshold in safety.items():
+            category = name.upper().removeprefix("HARM_CATEGORY_")
+            if category not in _CATEGORIES and not category.startswith("IMAGE_"):
+                raise ValueError(f'"{name}" is no category: {", ".join(_CATEGORIES)} are')
+            if threshold.upper() not in _THRESHOLDS:
+                raise ValueError(f'"{threshold}" is no threshold: {", ".join(_THRESHOLDS)} are')
+        return safety
 
     @field_validator("name")
     @classmethod
