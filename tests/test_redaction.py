@@ -303,6 +303,15 @@ def test_a_conversation_and_turns_are_hidden_whatever_escapes_they_are_written_w
     assert service.asked[1].content[-1].text == "Call [PHONE_1]"
 
 
+@pytest.mark.parametrize("levels", [100, 900, 100_000])
+def test_a_conversation_that_is_nested_without_an_end_is_not_sent(tmp_path: Path, levels: int) -> None:
+    odd = f'{{"role": "user", "content": "a\\u0040x.com", "more": {"[" * levels}{"]" * levels}}}'
+    job = make_job(tmp_path, HIDING, input={"messages": "talk"}, prompt={"template": None})
+    service = Service()
+    answer = run(job, Document(0, "0", Fields({"talk": f"[{odd}]"})), service)
+    assert (answer.final.status, answer.final.error_kind) == ("invalid", "invalid_messages") and not service.asked
+
+
 @pytest.mark.parametrize(
     ("redact", "why"),
     [

@@ -110,6 +110,7 @@ def test_files_of_a_glob_may_differ_in_types(tmp_path: Path) -> None:
         (r'{"b":1,"a":["\ude00 x"]}', r"line 3, column `a`: \ude00 is half a character"),
         (r'{"a\ud83d":1}', r"line 3, column `a\ud83d`: \ud83d is half a character"),
         ('{"a":1,"b":2,"a":3}', "line 3: the key `a` stands twice"),
+        (f'{{"a": {"[" * 300}{"]" * 300}}}', "line 3 is nested too deeply"),
         ('{"a": {"x": 1, "x": 1}}', "line 3: the key `x` stands twice"),
         (r'{"a":1,"\u0061":"b:c"}', "line 3: the key `a` stands twice"),
         ('{"a":NaN}', "line 3: NaN is not JSON"),

@@ -216,7 +216,10 @@ def _loads(line: bytes, path: str, number: int) -> Row:
 def _exact(line: bytes, path: str, number: int) -> Row:
     """The object of a line, with a `Fragment` for each number that would be written in another way."""
     row = _loads(line, path, number)
-    again = orjson.dumps(row)
+    try:
+        again = orjson.dumps(row)
+    except TypeError:  # it reads deeper than it writes
+        raise _too_deep(path, number) from None
     if line.startswith(again) and not line[len(again) :].strip():
         return row
     minus_zero = b"-0" in line and _MINUS_ZERO.search(line)
@@ -230,8 +233,12 @@ def _exact(line: bytes, path: str, number: int) -> Row:
     except _TwiceError as error:
         raise InputError(f"{path}, line {number}: the key `{error}` stands twice", "remove one of the two") from None
     except RecursionError:
-        raise InputError(f"{path}, line {number} is nested too deeply", "flatten its values") from None
+        raise _too_deep(path, number) from None
     return slow
+
+
+def _too_deep(path: str, number: int) -> InputError:
+    return InputError(f"{path}, line {number} is nested too deeply", "flatten its values")
 
 
 class _TwiceError(ValueError):
