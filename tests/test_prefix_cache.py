@@ -37,7 +37,7 @@ from pipeline.plan import Plan
 from pipeline.prefixes import Prefix
 from pipeline.prompts import Content, Params, Prompt, Text, Turn
 from pipeline.providers.base import Account
-from pipeline.providers.caches import Cached, Held, creation, naming
+from pipeline.providers.caches import Cached, Held, creation, naming, read_cached
 from pipeline.providers.gemini import GeminiConnection, request
 from pipeline.providers.google_auth import Token, Tokens
 from pipeline.providers.transport import Wire
@@ -82,6 +82,23 @@ def test_a_request_names_the_cache_in_the_place_of_what_it_holds() -> None:
         "generationConfig": {"maxOutputTokens": 60},
         "cachedContent": "cachedContents/a",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("cachedContents/a-1", True),
+        ("projects/mine/locations/europe-west4/cachedContents/7", True),
+        ("cachedContents/a\n", False),
+        ("cachedContents/../models/x", False),
+        ("projects/../locations/x/cachedContents/7", False),
+        ("cachedContents/" + "x" * 70_000, False),
+        ("", False),
+    ],
+)
+def test_a_name_that_is_no_caches_is_not_asked_for(name: str, is_one: bool) -> None:
+    told = {"name": name, "expireTime": "2026-11-29T00:00:00Z"}
+    assert (read_cached(json.dumps(told).encode()) is not None) is is_one
 
 
 # ---- one cache in virtual time

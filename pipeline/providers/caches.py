@@ -1,5 +1,6 @@
 """Explicit caches, as the Developer API and Vertex AI have them: `cachedContents`, and requests that name one."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +13,9 @@ from pipeline.records import Failure
 
 HELD = ("systemInstruction", "tools", "toolConfig")
 """Fields of a request that stand in the cache, and not in a request that names it: 400."""
+
+_NAME = re.compile(r"(?:projects/\w[\w.:-]*/locations/\w[\w-]*/)?cachedContents/[\w-]{1,200}", re.ASCII)
+"""It becomes part of addresses that the key goes to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,4 +65,4 @@ def read_cached(body: bytes) -> Cached | None:
     except ValueError:
         return None
     name, tokens = string(told.get("name")), whole_number(mapping(told.get("usageMetadata")).get("totalTokenCount"))
-    return Cached(name, max(0, tokens or 0), ends_at) if "cachedContents/" in name else None
+    return Cached(name, max(0, tokens or 0), ends_at) if _NAME.fullmatch(name) else None
