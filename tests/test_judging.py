@@ -142,6 +142,27 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     assert "its_status" in output_schema(pl.Schema(), Path("x.csv"), prefixed)
 
 
+@pytest.mark.parametrize(
+    ("name", "sections"),
+    [
+        ("citations", {"tools": {"google_search": True}}),
+        ("redacted", {"redact": {"kinds": ["email"]}}),
+        ("answers", {"prompt": {"template": None, "flow": "conversation", "turns": ["Say {{ topic }}"]}}),
+    ],
+)
+def test_a_property_called_as_another_column_of_the_answers_is_refused_before_it_is_bought(
+    tmp_path: Path, name: str, sections: dict[str, Any]
+) -> None:
+    job = make_job(tmp_path, output={"schema": f"{name}: str"}, **sections)
+    with pytest.raises(InputError, match=f"property `{name}`, and the output has such a column"):
+        output_schema(pl.Schema(), Path("x.csv"), job.answer_columns)
+    assert output_schema(
+        pl.Schema(),
+        Path("x.csv"),
+        make_job(tmp_path, output={"schema": f"{name}: str", "prefix": "its_"}, **sections).answer_columns,
+    )
+
+
 def test_each_protocol_is_told_the_schema_in_its_form(tmp_path: Path) -> None:
     service = answers(GOOD)
     run(make_job(tmp_path, output={"schema": MOOD}), ROW, service)

@@ -1,5 +1,6 @@
 """The output table: the input's own columns and the results, in input order, each row held to its key."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -92,8 +93,9 @@ def output_schema(own: pl.Schema, path: Path, answers: Sequence[AnswerColumn] = 
     Raises `InputError` for a column that the format of `path` cannot hold, or that the results have already.
     """
     renamed = _renamed(own, answers)
+    names = Counter(column.name for column in answers)  # those of tools, turns and redaction have fixed names
     for column in answers:
-        if column.name in RESULT_COLUMNS or not column.name:
+        if column.name in RESULT_COLUMNS or not column.name or names[column.name] > 1:
             raise InputError(
                 f"the answer has a property `{column.name}`, and the output has such a column of its own",
                 'set [output] prefix = "answer_", or call the property otherwise in [output] schema',
