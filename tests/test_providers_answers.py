@@ -682,3 +682,13 @@ def test_an_answer_in_pieces_is_kept_whatever_stands_beside_it(more: bytes, odd:
     found = read_answer(body)
     again = read_answer(found.as_body()) if isinstance(found, Answer) else found
     assert isinstance(again, Answer) and again.text == "a"
+
+
+@pytest.mark.parametrize(
+    "last", [{}, {"candidatesTokenCount": 1}, {"candidatesTokenCount": 0, "promptTokenCount": None}]
+)
+def test_the_counts_of_a_stream_do_not_shrink(last: dict[str, Any]) -> None:
+    counts = {"promptTokenCount": 9, "candidatesTokenCount": 70, "thoughtsTokenCount": 500}
+    pieces = [answer(text="a", usageMetadata=counts), answer(text="b", usageMetadata={**counts, **last})]
+    reply = kept(b"".join(b"data: " + piece + b"\n\n" for piece in pieces))
+    assert (reply.text, reply.usage) == ("ab", Usage(9, 0, 70, 500))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from pipeline.providers.extras import Beside, as_text
-from pipeline.providers.foreign import MOST_FIELDS, dumped, folded, mapping, mappings, read_values, string
+from pipeline.providers.foreign import MOST_FIELDS, dumped, folded, mapping, mappings, read_values, string, whole_number
 from pipeline.providers.reasons import (
     BLOCKED,
     CALLED,
@@ -227,7 +227,7 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
         feedback = folded(mapping(fields.get("promptFeedback") or fields.get("promptfeedback")))
         block = block_reason(feedback.get("blockreason")) or block
         counts = fields.get("usageMetadata") or fields.get("usagemetadata") or fields.get("usage")
-        usage |= mapping(counts)
+        usage = _counted(usage, mapping(counts))
         model = bare_model(string(fields.get("modelVersion") or fields.get("modelversion")))[:MOST_NAME_CHARS] or model
         response_id = string(fields.get("responseId") or fields.get("responseid"))[:MOST_NAME_CHARS] or response_id
         emulated = emulated or is_marked(piece)
@@ -247,6 +247,16 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
         token,
         fate,
     )
+
+
+def _counted(before: dict[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts of a piece and of those before it: each is of the whole so far, so that none can shrink."""
+
+    def grew(name: str, value: object) -> bool:
+        known = whole_number(before.get(name))
+        return known is None or (whole_number(value) or 0) >= known
+
+    return before | {name: value for name, value in now.items() if grew(name, value)}
 
 
 _ENDING = ("DEPRECATED", "RETIRED")
