@@ -1,7 +1,7 @@
 """A column's cells as values, exact at any depth, and a column as text."""
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from itertools import islice
 from typing import Any
@@ -80,6 +80,15 @@ def types(dtype: pl.DataType | DataTypeClass) -> Iterator[pl.DataType | DataType
         inner = (dtype.key, dtype.value)
     for each in inner:
         yield from types(each)
+
+
+def patterns(schema: Mapping[str, pl.DataType]) -> Iterator[str]:
+    """The names of columns, and of fields within them, that polars takes for a pattern of names wherever they stand."""
+    for column, dtype in schema.items():
+        fields = (field.name for each in types(dtype) if isinstance(each, pl.Struct) for field in each.fields)
+        for name in (column, *fields):
+            if name == "*" or (name.startswith("^") and name.endswith("$")):
+                yield name
 
 
 def leaves(dtype: pl.DataType | DataTypeClass) -> Iterator[pl.DataType | DataTypeClass]:

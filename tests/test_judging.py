@@ -16,6 +16,7 @@ from serving import served, stats
 from test_flows import LONG, Service, chunked, run, text, told
 
 from jobs import make_job, write_job
+from pipeline.emulator.answers import json_value
 from pipeline.errors import InputError, JobError
 from pipeline.job import Job, load
 from pipeline.prompts import Prompt, Text
@@ -140,6 +141,30 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     assert "prefix" in caught.value.hint
     prefixed = make_job(tmp_path, output={"schema": "status: str", "prefix": "its_"}).answer_columns
     assert "its_status" in output_schema(pl.Schema(), Path("x.csv"), prefixed)
+
+
+def test_a_rehearsal_is_answered_in_the_formats_that_a_schema_names() -> None:
+    forms = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
+    properties = {form: {"type": "string", "format": form} for form in forms}
+    schema = schema_of({"type": "object", "properties": properties, "required": list(properties)})
+    assert schema.judge(json.dumps(json_value("Whatever was asked.", schema.value)))[1] == ""
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"*": {"type": "string"}},
+        {"^x.*$": {"type": "string"}},
+        {"a": {"type": "object", "properties": {"*": {"type": "integer"}}}},
+    ],
+)
+def test_a_property_that_no_column_can_be_called_as_is_refused_before_it_is_bought(
+    tmp_path: Path, properties: dict[str, Any]
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"type": "object", "properties": properties}))
+    job = make_job(tmp_path, output={"schema": {"file": "a.json"}})
+    with pytest.raises(InputError, match="no column can be called so"):
+        output_schema(pl.Schema(), Path("x.csv"), job.answer_columns)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,20 @@ _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _ITEMS = 100  # of an array that asks for more
 _DEPTH = 8  # nesting of a schema up to which optional fields are filled
 
+_FORMATS = {
+    "date-time": "2026-01-01T00:00:00Z",
+    "date": "2026-01-01",
+    "time": "00:00:00Z",
+    "duration": "P1D",
+    "email": "someone@example.com",
+    "hostname": "example.com",
+    "ipv4": "192.0.2.1",
+    "ipv6": "2001:db8::1",
+    "uri": "https://example.com/",
+    "uuid": "00000000-0000-4000-8000-000000000000",
+}
+"""What stands for a text of such a format."""
+
 
 def summarize(text: str) -> str:
     """The first sentence of the text and the two that share most words with the rest, in their order.
@@ -128,8 +142,8 @@ def _fill_array(schema: Mapping[str, Any], text: str, root: Mapping[str, Any], d
 
 
 def _fill_string(schema: Mapping[str, Any], text: str, _root: Mapping[str, Any], _depth: int) -> str:
-    if schema.get("format") in ("date-time", "date"):
-        return "2026-01-01T00:00:00Z"[: 10 if schema["format"] == "date" else None]
+    if (form := schema.get("format")) in _FORMATS:
+        return _FORMATS[form]
     padded = text.ljust(min(int(schema.get("minLength") or 0), LOOK_CHARS), ".")
     return padded[: int(schema["maxLength"])] if "maxLength" in schema else padded
 

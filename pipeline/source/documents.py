@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.cells import cells, json_cells, kind, leaves, texts, types
+from pipeline.cells import cells, json_cells, kind, leaves, patterns, texts
 from pipeline.errors import InputError
 from pipeline.records import Document
 from pipeline.source import jsonl, standing
@@ -313,7 +313,7 @@ def open_source(
     table = open_table(path, encoding, separator, id)
     if ROW in table.schema:
         raise InputError(f"{path} has a column named {ROW!r}", "rename it: the row number goes by that name")
-    for pattern in filter(_is_pattern, _names(table.schema)):
+    for pattern in patterns(table.schema):
         hint = "rename it: the library that reads tables takes it for many"
         raise InputError(f"{path} has a column or field named `{pattern}`", hint)
     for name, setting in ((id, "[input] id"), (text, "[input] text")):
@@ -358,20 +358,6 @@ def output_conflict(source: Source, out_path: str) -> None:
         raise InputError(
             f"the output {out_path} would be read as input by {source.table.path}", "write it to another directory"
         )
-
-
-def _is_pattern(name: str) -> bool:
-    """Whether polars takes the name for a pattern of names, wherever it stands."""
-    return name == "*" or (name.startswith("^") and name.endswith("$"))
-
-
-def _names(schema: pl.Schema) -> Iterator[str]:
-    """The names of all columns, and of the fields within them."""
-    for name, dtype in schema.items():
-        yield name
-        for each in types(dtype):
-            if isinstance(each, pl.Struct):
-                yield from (field.name for field in each.fields)
 
 
 def _refuse_kinds(table: Table, name: str, needed: str, allowed: set[str]) -> None:

@@ -13,7 +13,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from pipeline.answer_columns import AnswerColumn, expanded
-from pipeline.cells import holds_floats, holds_times, written, written_nested
+from pipeline.cells import holds_floats, holds_times, patterns, written, written_nested
 from pipeline.errors import InputChanged, InputError, PipelineError
 from pipeline.store.parts import RESULTS_SCHEMA, PolarsDataType, part_paths, read_part
 from pipeline.store.place import Counted, refusal_of
@@ -100,6 +100,11 @@ def output_schema(own: pl.Schema, path: Path, answers: Sequence[AnswerColumn] = 
                 f"the answer has a property `{column.name}`, and the output has such a column of its own",
                 'set [output] prefix = "answer_", or call the property otherwise in [output] schema',
             )
+    for pattern in patterns({column.name: column.dtype for column in answers}):
+        raise InputError(
+            f"the answer has a property `{pattern}`, and no column can be called so",
+            "call it otherwise in [output] schema: the library that writes tables takes it for many",
+        )
     for name, dtype in own.items():
         if not _can_hold(path.suffix, dtype):
             raise InputError(
