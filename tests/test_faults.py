@@ -12,7 +12,7 @@ from jobs import PLAIN, Sections, write_job
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import ServiceError
 from pipeline.job import load
-from pipeline.run import prepare, run
+from pipeline.run import assembling, prepare, run
 from pipeline.run.services import Services
 
 ROWS = 30
@@ -93,7 +93,7 @@ def test_rows_that_failed_for_a_passing_reason_are_tried_again_by_the_next_run(
     def impatient(*arguments: object, **options: object) -> Dispatcher:
         return Dispatcher(*arguments, **options, max_attempts=2)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run, "Dispatcher", impatient)
+    monkeypatch.setattr(assembling, "Dispatcher", impatient)
     with served(faults=f"{fault}:0.4") as url:
         first = play(here, url)
         bought = stats(url)["answered"]
