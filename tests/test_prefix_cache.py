@@ -47,6 +47,7 @@ from pipeline.run import prepare
 from pipeline.run.caching import AGAIN_S, LOOK_S, MOST_MADE, NOTES, OPEN_S, TTL_S, CacheKeeper
 from pipeline.run.prepare import Options
 from pipeline.store.parts import read_parts
+from pipeline.store.run import RunStore
 
 FLASH = "gemini-3.8-flash"
 LITE = "gemini-3.5-flash-lite"  # whose price stays
@@ -113,6 +114,7 @@ class Room:
     keeper: CacheKeeper
     events: list[Event]
     paid: list[Decimal]
+    store: RunStore
 
     async def ask(self, number: int) -> Reply:
         reply = await self.connection.generate(row(number), FLASH)
@@ -142,7 +144,7 @@ async def room(
             cashier = Cashier(Spending(cap_usd))
             targets = [(target, connection)]
             keeper = CacheKeeper(store, cashier, targets, prefix, PARAMS, paid.append, events.append, clock)
-            yield Room(emulator, connection, keeper, events, paid)
+            yield Room(emulator, connection, keeper, events, paid, store)
 
 
 def in_room(path: Path, test: Callable[[Room], Awaitable[object]], **options: Any) -> None:
@@ -195,6 +197,20 @@ def test_no_cache_passes_a_cap(tmp_path: Path, share: float) -> None:
         assert sum(its.paid) <= cap and any("could pass a cap" in str(event) for event in its.events)
 
     in_room(tmp_path, body, cap_usd=cap)
+
+
+def test_a_cache_of_which_nobody_knows_whether_it_was_made_counts_as_made(tmp_path: Path) -> None:
+    async def body(its: Room) -> None:
+        async def silent(*_: object) -> None:
+            await anyio.sleep_forever()
+
+        its.connection.create_cache = silent  # type: ignore[method-assign,assignment]
+        await its.keeper.open()
+        assert its.store.cost_usd() == 0 < its.store.spent_usd() and not any(its.paid)
+
+    in_room(tmp_path, body)
+    with opened(tmp_path / "run") as store:
+        assert store.lost == (), "the session was not killed"
 
 
 def test_a_cache_that_is_gone_costs_no_row_and_is_made_anew(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import orjson
 import polars as pl
 import pytest
-from google.genai import types
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.lib._pydantic import to_strict_json_schema
@@ -14,9 +13,7 @@ from pydantic import BaseModel
 
 from pipeline.answer_columns import AnswerColumn, expanded
 from pipeline.emulator.answers import json_value
-from pipeline.emulator.messages import parse
-from pipeline.emulator.schema import SCHEMA
-from pipeline.schemas import Schema, SchemaError, gemini, held_here, openai, openapi, schema_of
+from pipeline.schemas import Schema, SchemaError, gemini, held_here, openai, schema_of
 from pipeline.schemas.dsl import TYPES
 
 
@@ -123,7 +120,7 @@ def test_what_the_emulator_makes_by_each_form_is_an_answer_of_the_schema_and_fit
     schema = schema_of(", ".join(f"f{number}: {kind}" for number, kind in enumerate(kinds)))
     told, strict = openai(schema.value)
     assert strict
-    for form in (gemini(schema.value), told, openapi(schema.value)):
+    for form in (gemini(schema.value), told):
         answer = json_value("A sentence.", form)
         judged = schema.judge(orjson.dumps(answer).decode())
         assert not judged.trouble
@@ -288,19 +285,6 @@ def test_a_class_of_pydantic_is_told_as_the_sdks_tell_it() -> None:
         return [plain(each) for each in node] if isinstance(node, list) else node
 
     assert plain(openai(written.value)[0]) == plain(theirs)
-    assert types.Schema.model_validate(openapi(written.value)).properties is not None
-
-
-def test_the_older_form_has_everything_in_its_place() -> None:
-    told = openapi(schema_of(WIDE).value)
-    assert told["properties"]["place"]["type"] == "OBJECT" and "$defs" not in told
-    assert told["properties"]["level"] == {"type": "INTEGER", "nullable": True}
-    assert told["properties"]["share"] == {"type": "NUMBER", "nullable": True, "maximum": 1}
-    assert told["propertyOrdering"] == list(WIDE["properties"])
-    parse(SCHEMA, orjson.dumps(told))
-    types.Schema.model_validate(told)
-    with pytest.raises(SchemaError, match="holds itself"):
-        openapi(TREE)
 
 
 # ---- columns

@@ -174,7 +174,12 @@ class CacheKeeper:
             self._tell(f"what all prompts begin with is not cached at {target.label}: that could pass a cap")
             return
         self._store.append_sent(self._shown, target.model)  # a kill before it is noted counts it as a lost request
-        made = await kept.connection.create_cache(kept.held.prefix, self._shown, target.model, TTL_S)
+        try:
+            made = await kept.connection.create_cache(kept.held.prefix, self._shown, target.model, TTL_S)
+        except BaseException:
+            self._charge(kept, Decimal(0), "perhaps made: what came of it is not known", making)
+            self._cashier.give_back(self._name(kept))
+            raise
         if isinstance(made, Failure):
             self._store.append_ended(self._shown, target.model)
             self._cashier.give_back(self._name(kept))
@@ -231,11 +236,12 @@ class CacheKeeper:
         self._charge(kept, usd, f"kept for {hours * 60:.1f} min")
         self._write()
 
-    def _charge(self, kept: _Kept, usd: Decimal | None, what: str) -> None:
-        if not usd:
+    def _charge(self, kept: _Kept, usd: Decimal | None, what: str, at_most_usd: Decimal = Decimal(0)) -> None:
+        """Count what a cache cost, and so much more that it may have cost."""
+        if not usd and not at_most_usd:
             return
-        target = kept.target
-        self._cashier.charge(Bill(usd, Decimal(0), None), target.account)
+        usd, target = usd or Decimal(0), kept.target
+        self._cashier.charge(Bill(usd, at_most_usd, None), target.account)
         reply = Reply(
             "",
             "ok",
@@ -245,6 +251,7 @@ class CacheKeeper:
             finished_at=self._wall(),
             attempts=0,
             cost_usd=usd,
+            at_most_usd=at_most_usd,
             target=target.name,
         )
         self._store.append_call(self._shown, target.model, reply, answered=False)

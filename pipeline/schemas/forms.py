@@ -48,11 +48,6 @@ _OPENAI = _KNOWN - {"oneOf", "prefixItems", "propertyOrdering", "title"} | HELD_
 }
 """What strict structured outputs take, as OpenAI's guide had it in 2025; not tried on the service itself. `oneOf` is
 told as `anyOf`."""
-_OPENAPI = (_KNOWN - {"$defs", "$ref", "prefixItems", "oneOf", "additionalProperties"}) | {
-    *("minLength", "maxLength", "pattern", "minProperties", "maxProperties")
-}
-"""What Gemini takes in `responseSchema`, an older subset of OpenAPI, and the one that batches take (google-genai 3.6.1,
-`Schema`)."""
 
 
 def check(schema: Any) -> None:
@@ -115,12 +110,6 @@ def openai(schema: Node) -> tuple[Node, bool]:
     return mapped(mapped(schema, _enumerated), _for_openai), True
 
 
-def openapi(schema: Node) -> Node:
-    """The same for `responseSchema` of Gemini, wider where that lacks a word. Raises `SchemaError` for a recursion."""
-    told: Node = mapped(mapped(_without_references(schema, schema, ()), _enumerated), _for_openapi)
-    return told
-
-
 def resolved(node: Any, root: Node) -> Any:
     """What a `$ref` refers to; anything else as it is."""
     for _ in range(64):
@@ -148,28 +137,6 @@ def _for_openai(node: Node) -> Node:
     told = {name: value for name, value in _any_of(node).items() if name in _OPENAI}
     if "properties" in told:
         told |= {"required": list(told["properties"]), "additionalProperties": False}
-    return told
-
-
-def _for_openapi(node: Node) -> Node:
-    told = {name: value for name, value in _any_of(node).items() if name in _OPENAPI}
-    kinds = told.get("type")
-    if isinstance(kinds, list):
-        others = [kind for kind in kinds if kind != "null"]
-        told |= {"nullable": True} if "null" in kinds else {}
-        del told["type"]
-        told |= {"type": others[0]} if len(others) == 1 else {"anyOf": [{"type": kind.upper()} for kind in others]}
-    if any(each == {"type": "NULL"} for each in told.get("anyOf", ())):
-        told["anyOf"] = [each for each in told["anyOf"] if each != {"type": "NULL"}]
-        told["nullable"] = True
-        if len(told["anyOf"]) == 1:
-            told |= told.pop("anyOf")[0]
-    if "type" in told:
-        told["type"] = told["type"].upper()
-    if not all(isinstance(each, str) for each in told.get("enum", ())):
-        del told["enum"]
-    if "properties" in told:
-        told.setdefault("propertyOrdering", list(told["properties"]))
     return told
 
 
@@ -246,18 +213,6 @@ def mapped(node: Any, change: Callable[[Node], Node]) -> Any:
     if not isinstance(node, dict):
         return {} if node is True else node
     return change(_inner(node, lambda each, _: mapped(each, change)))
-
-
-def _without_references(node: Any, root: Node, above: tuple[str, ...]) -> Any:
-    """The schema with everything that it refers to in its place."""
-    if not isinstance(node, dict):
-        return node
-    if "$ref" in node:
-        if node["$ref"] in above:
-            raise SchemaError(f"{node['$ref']} holds itself, and `responseSchema` has no word for that")
-        return _without_references(_at(node["$ref"], root), root, (*above, node["$ref"]))
-    plain = {name: value for name, value in node.items() if name != "$defs"}
-    return _inner(plain, lambda each, _: _without_references(each, root, above))
 
 
 def _at(reference: object, root: Node) -> Any:
