@@ -12,6 +12,7 @@
     ├── ServiceError      3  the service is down, or refuses everything alike; resumable
     └── RowsFailed        3  the first rows of a run all failed for one cause; resumable
     Halted                   inside the program only: no new call is admitted, the document stays as it is
+    Parked                   the same: the answer comes with a batch, and the document is opened again then
 
 A failed prompt is none of these: it is data in its row (`records.Result`). The number is the exit code: 2 says that
 nothing was spent: in the middle of a run such an error has a 3 (`resumable_once`).
@@ -155,3 +156,7 @@ class Halted(Exception):
     def __init__(self, reason: PipelineError | None = None) -> None:
         super().__init__(str(reason) if reason else "interrupted")
         self.reason = reason
+
+
+class Parked(Exception):
+    """The prompt waits in a batch, or for one: its document is closed, and opened again when the answer is in."""

@@ -8,12 +8,9 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal
 
 from pipeline.models import Model, answering, model_info
-from pipeline.records import Usage
-
-Lane = Literal["standard", "flex", "batch", "priority"]
+from pipeline.records import Lane, Usage
 
 CHECKED = date(2026, 11, 22)
 """Day on which the price data was last compared with a second source."""

@@ -95,6 +95,9 @@ one for which a check of the job does not hold."""
 ALWAYS: frozenset[Takes] = frozenset({"full", "day_quota", "outage"})
 TAKEN_OVER: tuple[TakesOver, ...] = get_args(TakesOver)
 
+Lane = Literal["standard", "flex", "batch", "priority"]
+"""How a service is asked: flex costs less and may be turned away, batch costs less and is answered within a day."""
+
 FailureKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "proxy", "fatal"]
 
 
@@ -196,6 +199,7 @@ class Reply:
     unread_usd: Decimal | None = Decimal(0)  # of other requests for this prompt, whose replies could not be read
     emulated: bool = False  # it bears the emulator's mark
     target: str = ""  # that gave it, by its name in the job file
+    lane: Lane = "standard"  # in which it was served, and is billed
     extras: str = ""  # what came beside the text, as one JSON object; empty: nothing
     predicted: Literal["", "right", "wrong", "mendable"] = ""  # by an estimate, whose word is taken for what it is
     fate: str = ""  # what the service says of the model's end; not kept

@@ -7,8 +7,8 @@ from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 
-from pipeline.prices import Lane, Rates, cost
-from pipeline.records import ALWAYS, TAKEN_OVER, Limits, Reply, Takes, TakesOver, Usage
+from pipeline.prices import Rates, cost
+from pipeline.records import ALWAYS, TAKEN_OVER, Lane, Limits, Reply, Takes, TakesOver, Usage
 
 _UNKNOWN = Limits()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jobs import CHUNKED, make_job
 from pipeline import flows
 from pipeline.chunking import split
-from pipeline.errors import BudgetReached, Halted
+from pipeline.errors import BudgetReached, Halted, Parked
 from pipeline.flows import Answer, build, group
 from pipeline.job import Job
 from pipeline.prompts import Params, Prompt
@@ -351,6 +351,39 @@ def test_halted_of_every_piece_is_one_halted(tmp_path: Path) -> None:
 
     with pytest.raises(Halted):
         run(chunked(tmp_path), text(LONG), Service(reply, lambda prompt: 1))
+
+
+def test_parked_pieces_keep_none_of_the_others_from_being_asked(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    async def call(prompt: Prompt) -> Reply:
+        asked.append(prompt.chunk)
+        if prompt.chunk != 1:
+            raise Parked
+        await checkpoint()
+        return told(prompt)
+
+    with pytest.raises(Parked):
+        run(chunked(tmp_path), text(LONG), call)
+    assert sorted(asked) == list(range(len(asked))) and len(asked) > 2
+
+
+@pytest.mark.parametrize(("other", "told_of"), [(Halted(), Halted), (None, None)])
+def test_a_piece_that_is_halted_or_fails_outweighs_one_that_is_parked(
+    tmp_path: Path, other: Halted | None, told_of: type[Exception] | None
+) -> None:
+    def reply(prompt: Prompt) -> Reply:
+        if prompt.chunk == 0:
+            raise Parked
+        if other:
+            raise other
+        return Reply("", "blocked", error_kind="prompt_blocked", raw=b"{}")
+
+    if told_of:
+        with pytest.raises(told_of):
+            run(chunked(tmp_path), text(LONG), Service(reply))
+    else:
+        assert run(chunked(tmp_path), text(LONG), Service(reply)).final.status == "blocked"
 
 
 def test_halted_in_a_reduce_and_in_a_single_call(tmp_path: Path) -> None:

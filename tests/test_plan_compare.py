@@ -18,7 +18,8 @@ from pipeline.plan.compare import (
     shared_prefix,
 )
 from pipeline.plan.costs import Tariff
-from pipeline.prices import Lane, Rates, fixed_rates
+from pipeline.prices import Rates, fixed_rates
+from pipeline.records import Lane
 
 DAY, DECEMBER = date(2026, 11, 23), date(2026, 12, 1)
 ARGON, PRO, LITE = "gemini-4-argon", "gemini-2.5-pro", "gemini-3.5-flash-lite"

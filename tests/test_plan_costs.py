@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.plan.amounts import Cell, Tier, Work
 from pipeline.plan.costs import Tariff, notices, split_by_day
-from pipeline.prices import Lane, Rates, cost, fixed_rates
-from pipeline.records import Usage
+from pipeline.prices import Rates, cost, fixed_rates
+from pipeline.records import Lane, Usage
 
 NOVEMBER, DECEMBER, JANUARY = date(2026, 11, 22), date(2026, 12, 1), date(2027, 1, 1)
 MILLION = 1_000_000.0

@@ -13,7 +13,6 @@ from pipeline.prices import (
     FREE,
     HORIZON,
     LONG_PROMPT_TOKENS,
-    Lane,
     PriceChange,
     Rates,
     cost,
@@ -23,7 +22,7 @@ from pipeline.prices import (
     price_changes,
     rates,
 )
-from pipeline.records import Usage
+from pipeline.records import Lane, Usage
 
 MILLION = 1_000_000
 NOVEMBER, DECEMBER, JANUARY = date(2026, 11, 22), date(2026, 12, 1), date(2027, 1, 1)

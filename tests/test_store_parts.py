@@ -59,6 +59,7 @@ def test_a_call_becomes_one_row_with_its_provenance() -> None:
         "model": "gemini-3.5-flash-lite-001",
         "endpoint": "gemini@example",
         "target": "free",
+        "lane": "standard",
         "response_id": "r-1",
         "input_tokens_est": 11,
         "input_tokens": 12,

@@ -29,7 +29,8 @@ from pipeline.plan.compare import ASSUMPTION, LANES, Offer, Saving
 from pipeline.plan.lengths import Answers
 from pipeline.plan.plans import Example, Found
 from pipeline.plan.timing import Deadline, Timeline
-from pipeline.prices import CHECKED, Lane
+from pipeline.prices import CHECKED
+from pipeline.records import Lane
 from pipeline.terminal import one_line
 
 if TYPE_CHECKING:

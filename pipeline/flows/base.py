@@ -7,7 +7,7 @@ from functools import lru_cache
 import anyio
 import orjson
 
-from pipeline.errors import Halted, JobError
+from pipeline.errors import Halted, JobError, Parked
 from pipeline.prompts import Content, Params, Prompt, Text, Tools, alone, said
 from pipeline.records import Document, ErrorKind, Media, Reply, Step, changed
 from pipeline.schemas import as_told
@@ -114,10 +114,11 @@ async def gather(call: Call, prompts: Sequence[Prompt]) -> list[Reply]:
     """Make the calls concurrently; replies in the order of the prompts.
 
     The first failure withdraws the calls that were not sent yet; the list then lacks their replies. Raises `Halted`
-    when a call was not admitted, unless one failed.
+    when a call was not admitted, unless one failed; and `Parked`, once all are made, when one waits for a batch.
     """
     replies: list[Reply | None] = [None] * len(prompts)
     halted: list[Halted] = []
+    parked: list[Parked] = []
 
     async def one(index: int, prompt: Prompt) -> None:
         try:
@@ -125,6 +126,8 @@ async def gather(call: Call, prompts: Sequence[Prompt]) -> list[Reply]:
         except Halted as stop:
             halted.append(stop)
             tasks.cancel_scope.cancel()
+        except Parked as later:  # the others may wait in the same batch, or be answered meanwhile
+            parked.append(later)
         else:
             if not usable(reply):
                 tasks.cancel_scope.cancel()
@@ -134,6 +137,8 @@ async def gather(call: Call, prompts: Sequence[Prompt]) -> list[Reply]:
             tasks.start_soon(one, index, prompt)
     if halted and not any(reply and not usable(reply) for reply in replies):
         raise halted[0]
+    if parked and not any(reply and not usable(reply) for reply in replies):
+        raise parked[0]
     return [reply for reply in replies if reply is not None]
 
 

@@ -14,8 +14,8 @@ from pipeline.plan.costs import Tariff
 from pipeline.plan.picks import Effort
 from pipeline.plan.planner import Input, expected_work
 from pipeline.plan.plans import Plan
-from pipeline.prices import Lane, note
-from pipeline.records import LATER
+from pipeline.prices import note
+from pipeline.records import LATER, Lane
 from pipeline.tokens import estimate
 
 ASSUMPTION = "thinking is taken as in the plan: how much another model thinks is unknown"

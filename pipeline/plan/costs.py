@@ -7,7 +7,8 @@ from decimal import Decimal
 
 from pipeline.models import answering, model_info
 from pipeline.plan.amounts import Work
-from pipeline.prices import HORIZON, Lane, PriceChange, Rates, effective_rates, price_changes, search_usd
+from pipeline.prices import HORIZON, PriceChange, Rates, effective_rates, price_changes, search_usd
+from pipeline.records import Lane
 
 Share = tuple[date, float]
 """Part of a run's calls that are made on one UTC date."""

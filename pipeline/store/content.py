@@ -29,7 +29,7 @@ _USAGE = {"usage_estimated": "estimated"} | {
     for name in ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens", "searches")
 }
 _REPLY = (
-    *("finish_reason", "model", "endpoint", "response_id", "latency_s", "attempts", "rate_limited"),
+    *("finish_reason", "model", "endpoint", "lane", "response_id", "latency_s", "attempts", "rate_limited"),
     *("cost_usd", "at_most_usd", "worst_usd"),
 )
 

@@ -117,6 +117,8 @@ def call_line(prompt: Prompt, model: str, reply: Reply, answered: bool = True) -
     call = record["call"]
     if reply.target:
         call["target"] = reply.target
+    if reply.lane != "standard":
+        call["lane"] = reply.lane
     if reply.at_most_usd != 0:
         call["at_most_usd"] = _text(reply.at_most_usd)
     if reply.worst_usd is not None:
@@ -216,6 +218,7 @@ def _read_call(record: dict[str, Any], line: bytes, parse: Parse) -> Call:
         at_most_usd=_usd(record.get("at_most_usd", 0)),
         worst_usd=_usd(record.get("worst_usd")),
         target=record.get("target", ""),
+        lane=record.get("lane", "standard"),
     )
     return Call(
         record["row"],

@@ -55,6 +55,7 @@ _CALLS: dict[str, PolarsDataType] = {
     "model": pl.String,
     "endpoint": pl.String,
     "target": pl.String,  # by its name in the job file; null where that names none
+    "lane": pl.String,  # in which it was served, and is billed
     "response_id": pl.String,
     "input_tokens_est": pl.Int64,
     **_TOKENS,
@@ -109,6 +110,7 @@ _ADDED: dict[str, pl.Expr] = {
     "target": pl.lit(None, pl.String),
     "extras": pl.lit(None, pl.String),
     "searches": pl.lit(0, pl.Int32),
+    "lane": pl.lit("standard", pl.String),
 }
 """Columns that parts of an older version lack."""
 
@@ -135,6 +137,7 @@ def calls_frame(calls: Sequence[Call], answers: dict[int, str | None]) -> pl.Dat
         "model": [reply.model for reply in replies],
         "endpoint": [reply.endpoint for reply in replies],
         "target": [reply.target or None for reply in replies],
+        "lane": [reply.lane for reply in replies],
         "response_id": [reply.response_id for reply in replies],
         "input_tokens_est": [call.input_tokens_est for call in calls],
         "input_tokens": [reply.usage.input_tokens for reply in replies],
