@@ -23,7 +23,7 @@ from sessions import run_through
 from jobs import PLAIN, Sections, make_job, write_job
 from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.prompts import Params, Prompt, Text, Turn
-from pipeline.providers import files
+from pipeline.providers import files, resumable
 from pipeline.providers.base import Account
 from pipeline.providers.gemini import Gemini
 from pipeline.providers.transport import Wire
@@ -42,7 +42,7 @@ TARGET = Target("gemini", "http://emulator", "p", MODEL)
 @pytest.fixture(autouse=True)
 def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are read in threads, which a virtual clock does not know."""
-    monkeypatch.setattr(files, "_WAITS_S", (0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr(resumable, "_WAITS_S", (0.0, 0.0, 0.0, 0.0))
     monkeypatch.setattr(files, "_POLLS_S", (0.01,))
 
 

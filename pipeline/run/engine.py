@@ -22,7 +22,7 @@ from pipeline.errors import Halted, PipelineError, RowsFailed
 from pipeline.events import Event
 from pipeline.job import Job
 from pipeline.prompts import Prompt
-from pipeline.providers.files import PART_BYTES
+from pipeline.providers.resumable import PART_BYTES
 from pipeline.records import PASSING, Document, Media, Reply, Result, Status, Step, Usage
 from pipeline.sections import MOST_INLINE_MB
 from pipeline.store.run import RunStore
