@@ -14,6 +14,7 @@ from pipeline import errors, events
 from pipeline.cli.app import app
 from pipeline.console.checks import STEP_KEYS
 from pipeline.console.plans_json import PLAN_KEYS
+from pipeline.emulator.batch_faults import BATCH_GROUPS
 from pipeline.emulator.faults import GROUPS, Bill
 from pipeline.environment import VARIABLES
 from pipeline.records import CAUSES, PASSING, STATUS_MEANS
@@ -31,7 +32,8 @@ in the code, beside what they describe.
 
 [Job file](#job-file) · [Commands](#commands) · [Exit codes](#exit-codes) · [Output](#output) ·
 [JSON](#json) · [Errors](#errors) · [Environment](#environment) · [Faults of the emulator](#faults-of-the-emulator) ·
-[Tables of the run directory](#tables-of-the-run-directory) · [Events of run.log](#events-of-runlog)
+[Faults of batches](#faults-of-batches) · [Tables of the run directory](#tables-of-the-run-directory) ·
+[Events of run.log](#events-of-runlog)
 """
 _BILLS: Mapping[Bill, str] = {
     "no": "no",
@@ -180,6 +182,19 @@ def _faults() -> Iterator[str]:
         yield f"### {group.capitalize()}\n"
         rows = ((f"`{name}`", fault.says, _BILLS[fault.bill]) for name, fault in kinds.items())
         yield from _table(("fault", "what is sent", "billed"), rows)
+    yield "## Faults of batches\n"
+    yield (
+        "For `pipeline emulate --batch-faults`: NAME:RATE, NAME\\*N (the first N) or NAME (all), several with commas"
+        " between; after `=` stands another number than the usual one, as in `list_lag=60`. They are drawn apart, and"
+        " may meet in one batch. A line that is answered is billed, whatever becomes of its answer.\n"
+    )
+    for group, batch_kinds in BATCH_GROUPS.items():
+        yield f"### {group.capitalize()}\n"
+        told = (
+            (f"`{name}`", fault.says, fault.value and f"{fault.usual}: {fault.value}")
+            for name, fault in batch_kinds.items()
+        )
+        yield from _table(("fault", "what happens", "number"), told)
 
 
 def _tables() -> Iterator[str]:

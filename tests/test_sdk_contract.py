@@ -1,8 +1,10 @@
 """Google's own SDK drives the emulator over a socket: what it understands is the wire protocol."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import anyio
@@ -255,3 +257,92 @@ def test_misshaped_json_comes_as_it_is_named_and_is_right_once_it_was_shown() ->
                 config=config,
             )
             assert not schema.judge(again.text or "").trouble
+
+
+# ---- batches
+
+
+@pytest.fixture(scope="module")
+def batches_url() -> Iterator[str]:
+    with served(batch=True, batch_pending_s=0.1, batch_run_s=0.1, batch_spread=1) as url:
+        yield url
+
+
+def ended(client: genai.Client, job: types.BatchJob) -> types.BatchJob:
+    """The batch when nothing will change any more."""
+    assert job.name is not None
+    until = time.monotonic() + 20
+    while not (found := client.batches.get(name=job.name)).done:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return found
+
+
+def file_of(client: genai.Client, path: Path, count: int) -> types.File:
+    lines = ({"key": f"k{n}", "request": {"contents": [{"parts": [{"text": f"Say {n}."}]}]}} for n in range(count))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return client.files.upload(file=path, config={"mime_type": "jsonl", "display_name": "lines"})
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta"])
+def test_a_batch_is_made_of_a_file_and_its_results_are_downloaded(
+    batches_url: str, version: str, tmp_path: Path
+) -> None:
+    with sdk(batches_url, version) as client:
+        file = file_of(client, tmp_path / "lines.jsonl", 30)
+        assert file.name is not None
+        job = client.batches.create(model=MODEL, src=file.name, config={"display_name": "night"})
+        assert (job.state, job.display_name) == (types.JobState.JOB_STATE_PENDING, "night")
+        client.files.delete(name=file.name)
+        done = ended(client, job)
+        assert done.state is types.JobState.JOB_STATE_SUCCEEDED
+        assert done.create_time is not None and done.end_time is not None and done.create_time < done.end_time
+        assert done.dest is not None and done.dest.file_name is not None
+        client.files.download(file=done.dest.file_name, destination=tmp_path / "results.jsonl")
+        with pytest.raises(errors.ClientError, match="40 characters"):
+            client.files.delete(name=done.dest.file_name)
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    answers = {each["key"]: types.GenerateContentResponse.model_validate(each["response"]) for each in results}
+    assert {key: answer.text for key, answer in answers.items()} == {f"k{n}": f"Say {n}." for n in range(30)}
+    assert usage_of(answers["k3"]).total_token_count
+
+
+def test_a_batch_of_requests_inline_is_read_in_its_place(batches_url: str) -> None:
+    requests = [
+        types.InlinedRequest(
+            contents=TEXT, metadata={"key": "a"}, config=types.GenerateContentConfig(max_output_tokens=5)
+        ),
+        types.InlinedRequest(contents="Say this.", metadata={"key": "b"}),
+    ]
+    with sdk(batches_url) as client:
+        dest = ended(client, client.batches.create(model=MODEL, src=requests)).dest
+    assert dest is not None and dest.inlined_responses is not None
+    first, second = dest.inlined_responses
+    assert first.response is not None and second.response is not None
+    answer_of(first.response, types.FinishReason.MAX_TOKENS)
+    assert (second.metadata, second.response.text) == ({"key": "b"}, "Say this.")
+
+
+def test_batches_are_listed_over_pages_cancelled_and_deleted(tmp_path: Path) -> None:
+    with served(batch=True, batch_pending_s=60) as url, sdk(url) as client:
+        file = file_of(client, tmp_path / "lines.jsonl", 2)
+        assert file.name is not None
+        jobs = [client.batches.create(model=MODEL, src=file.name, config={"display_name": f"{n}"}) for n in range(5)]
+        assert [job.display_name for job in client.batches.list(config={"page_size": 2})] == ["4", "3", "2", "1", "0"]
+        names = [job.name or "" for job in jobs]
+        client.batches.cancel(name=names[0])
+        assert ended(client, jobs[0]).state is types.JobState.JOB_STATE_CANCELLED
+        client.batches.delete(name=names[1])
+        assert names[1] not in {job.name for job in client.batches.list()}
+        with pytest.raises(errors.ClientError) as caught:
+            client.batches.get(name=names[1])
+        assert (caught.value.code, caught.value.status) == (404, "NOT_FOUND")
+
+
+def test_what_is_more_than_may_be_enqueued_is_a_client_error(tmp_path: Path) -> None:
+    with served(batch=True, batch_tokens=10) as url, sdk(url) as client:
+        file = file_of(client, tmp_path / "lines.jsonl", 20)
+        assert file.name is not None
+        with pytest.raises(errors.ClientError) as caught:
+            client.batches.create(model=MODEL, src=file.name)
+        assert (caught.value.code, caught.value.status) == (429, "RESOURCE_EXHAUSTED")

@@ -14,6 +14,7 @@ from pipeline.errors import InputError, JobError, RunStateError, as_known
 from pipeline.terminal import visible
 
 _LONGEST_S = 86_400.0
+_LARGEST_SCALE = 1e6
 
 
 class Algorithm(StrEnum):
@@ -170,6 +171,31 @@ def emulate(
         ),
     ] = "",
     seed: Annotated[int, typer.Option(metavar="N", help="of faults and latency")] = 0,
+    batch: Annotated[bool, typer.Option("--batch", help="batches are served too")] = False,
+    batch_pending: Annotated[
+        float, typer.Option(metavar="SECONDS", help="how long a batch waits before it runs: the median of a lognormal")
+    ] = 1.0,
+    batch_run: Annotated[float, typer.Option(metavar="SECONDS", help="how long it then runs, likewise")] = 2.0,
+    time_scale: Annotated[
+        float,
+        typer.Option(
+            metavar="X",
+            help="so many times as fast pass the waits of batches and the 48 hours of batches and files: with 3600 a"
+            " batch of an hour takes a second; all times that are told are real ones",
+        ),
+    ] = 1.0,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="input tokens that may be enqueued in batches, by key and model"),
+    ] = None,
+    batch_faults: Annotated[
+        str,
+        typer.Option(
+            metavar="SPEC",
+            help="what goes wrong with batches, e.g. create_cut*1,line_error=8:0.05,list_lag=30; `list` says of each"
+            " what happens",
+        ),
+    ] = "",
     model: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="a model that is served beside Gemini's, e.g. qwen3:8b; once for each"),
@@ -183,7 +209,7 @@ def emulate(
 ) -> None:
     """Serve the protocols of Gemini and OpenAI, for rehearsals.
 
-    With quotas and faults, if asked for. What runs against it is a rehearsal, apart from real runs.
+    With quotas, faults and batches, if asked for. What runs against it is a rehearsal, apart from real runs.
 
     A fault is NAME:RATE, NAME*N (the first N requests) or NAME (all of them), several with commas between:
 
@@ -217,18 +243,30 @@ def emulate(
     """
     from pipeline import console, emulator
 
-    if faults == "list":
-        for group, told in emulator.told():
+    if "list" in (faults, batch_faults):
+        for group, told in emulator.told() if faults == "list" else emulator.told_of_batches():
             console.out.print(group)
             console.show_columns(console.out, [(name, says, "") for name, says in told])
         return
+    flag = "--faults"
     try:
         parsed = emulator.parse_faults(faults)
+        flag = "--batch-faults"
+        parsed_of_batches = emulator.parse_batch_faults(batch_faults)
     except ValueError as error:
-        raise JobError(f"--faults: {error}", "`pipeline emulate --help` shows the flags") from None
-    for flag, seconds in (("--latency", latency), ("--jitter", jitter), ("--pause", pause)):
+        raise JobError(f"{flag}: {error}", "`pipeline emulate --help` shows the flags") from None
+    times = {
+        "--latency": latency,
+        "--jitter": jitter,
+        "--pause": pause,
+        "--batch-pending": batch_pending,
+        "--batch-run": batch_run,
+    }
+    for flag, seconds in times.items():
         if not 0 <= seconds <= _LONGEST_S:
             raise JobError(f"{flag} {seconds} is not a time from 0 to {_LONGEST_S:.0f} s")
+    if not 0 < time_scale <= _LARGEST_SCALE:
+        raise JobError(f"--time-scale {time_scale} is not a number above 0, up to {_LARGEST_SCALE:,.0f}")
     options = emulator.EmulatorOptions(
         rpm=rpm,
         tpm=tpm,
@@ -240,6 +278,12 @@ def emulate(
         part_tokens=part_tokens,
         faults=parsed,
         seed=seed,
+        batch=batch,
+        batch_pending_s=batch_pending,
+        batch_run_s=batch_run,
+        time_scale=time_scale,
+        batch_tokens=batch_tokens,
+        batch_faults=parsed_of_batches,
         models=tuple(model or ()),
         key_ends_after=key_ends_after,
     )

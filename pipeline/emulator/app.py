@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 from pipeline.emulator import bodies, catalog, chat, vertex, wire
+from pipeline.emulator.batch_faults import Draw
+from pipeline.emulator.batch_service import BatchService
 from pipeline.emulator.caches import Caches
 from pipeline.emulator.generate import Generator
 from pipeline.emulator.http import Call, ClientGone, Receive, Response, Scope, Send, Sender, json_response, read_call
@@ -54,10 +56,22 @@ class Emulator:
             return clock() + offset_s
 
         self._gatekeeper = vertex.Gatekeeper(self.options, server_clock)
-        self._storage = Storage(self.options, self.stats, server_clock)
+        draw = Draw(self.options.seed, self.options.batch_faults)
+        self._storage = Storage(self.options, self.stats, server_clock, draw)
         self._generator = Generator(self.options, self.stats, server_clock, self._storage)
         self._caches = Caches(self.options, server_clock)
         self.stats.caches = self._caches.counts
+        self.stats.batch_faults = draw.hits
+        self._batches = BatchService(
+            self.options,
+            self.stats,
+            server_clock,
+            draw,
+            self._generator,
+            self._storage,
+            self._caches,
+            self._served,
+        )
         self._sender = Sender(server_clock, connection_lost, self.options.marked)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +80,9 @@ class Emulator:
             raise ValueError(f"the emulator speaks HTTP only, not {scope['type']}")
         call = read_call(scope, receive)
         if call.path == _STATS:
+            states = await self._batches.queue.told()
             body = self.stats.body(call.parameter("prompts") == "true", call.parameter("log") == "true")
+            body["batches"]["states"] = states
             await self._sender.send(json_response(body), scope, receive, send)
             return
         if call.path == vertex.TOKEN_PATH:
@@ -127,6 +143,13 @@ class Emulator:
         return await self._generator.answer(call, asked.ask, self._served(model), key, asked)
 
     async def _route(self, call: Call) -> Response:
+        self._batches.queue.settle()
+        if self._batches.serves(call.path):
+            return await self._batches.answer(
+                call,
+                lambda version, verb: self._key(call, version, f"GenerativeService.{verb.title()}Batch"),
+                lambda version, name: self._model(name, version, "batchGenerateContent"),
+            )
         if self._storage.serves(call.path):
             version = "v1beta" if "v1beta" in call.path else "v1"
             return await self._storage.answer(call, lambda: self._key(call, version, "FileService.Files"))

@@ -147,6 +147,14 @@ GROUPS: Mapping[str, Mapping[str, Fault]] = {
 KINDS: Mapping[str, Fault] = {name: fault for group in GROUPS.values() for name, fault in group.items()}
 
 
+IN_LINES: frozenset[str | None] = frozenset(
+    name
+    for group in ("answers without an answer", "packs", "JSON that is not as it was asked for", "odd counts")
+    for name in GROUPS[group]
+)
+"""Those that stand in an answer itself, and meet the lines of a batch too."""
+
+
 def bill_of(kind: str | None) -> Bill:
     """What the server bills for a request with that fault."""
     return "yes" if kind is None else KINDS[kind].bill
@@ -195,9 +203,9 @@ def parse_faults(spec: str) -> Faults:
         if kind.strip() not in KINDS:
             raise ValueError(f"unknown fault {kind.strip()!r}; there are {', '.join(sorted(KINDS))}")
         if mark == "*":
-            first.append((kind.strip(), _times(item, amount)))
+            first.append((kind.strip(), times_of(item, amount)))
         else:
-            rates.append((kind.strip(), _rate(item, amount) if mark else 1.0))
+            rates.append((kind.strip(), rate_of(item, amount) if mark else 1.0))
     total = sum(rate for _, rate in rates)
     if total > 1 + 1e-9:
         raise ValueError(f"the rates in {spec!r} add up to {total:g}; at most 1 of the requests can fail")
@@ -210,13 +218,15 @@ def luck(seed: int, purpose: str, prompt: int, attempt: int) -> float:
     return int.from_bytes(blake2b(key, digest_size=6).digest(), "big") / 2**48
 
 
-def _times(item: str, amount: str) -> int:
+def times_of(item: str, amount: str) -> int:
+    """How many of the first fail, as it stands after `*` in `item`; raises ValueError."""
     if not amount.strip().isdecimal() or int(amount) < 1:
         raise ValueError(f"{item!r}: after `*` stands how many of the first requests fail, such as 503*3")
     return int(amount)
 
 
-def _rate(item: str, amount: str) -> float:
+def rate_of(item: str, amount: str) -> float:
+    """The rate that stands after `:` in `item`; raises ValueError."""
     try:
         rate = float(amount)
     except ValueError:

@@ -3,7 +3,7 @@
 import math
 from base64 import urlsafe_b64encode
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
@@ -25,7 +25,9 @@ from pipeline.emulator.stats import Seen, Stats
 from pipeline.emulator.storage import Storage
 from pipeline.emulator.streams import odd_stream, streamed
 from pipeline.models import Model
-from pipeline.records import EMULATOR_RESPONSE_ID
+from pipeline.records import EMULATOR_FIELD, EMULATOR_RESPONSE_ID
+
+Body = dict[str, Any]
 
 _RETIRED_AT = "2027-01-01T00:00:00Z"
 _NEAR_MIDNIGHT_S = 120  # how long a request may be held until the day is another
@@ -50,10 +52,7 @@ class Generator:
         What the front end refuses (a body that is not this message, a prompt over the context) uses up no quota; what
         the model refuses, and a fault, does, as the service's billing pages say of 400 and 500.
         """
-        tokens = wire.prompt_tokens(ask.fields, self._options.tokenizer, model.name, self._storage.of(key))
-        tokens["TEXT"] += ask.resumed[1]  # what was written so far is read again
-        if tokens.total() > model.context_tokens:
-            raise bodies.too_many_tokens(model.context_tokens)
+        tokens = self._read(ask, model, key)
         prompt = ask.prompt_hash()
         attempt = self._stats.attempts(prompt)
         luck = faults.luck(self._options.seed, "fault", prompt, attempt)
@@ -72,6 +71,36 @@ class Generator:
             response = failure(fault, luck, call) or self._answered(call, ask, tokens, model, prompt, fault, chat)
         self._note(model.name, 0 if response.broken else response.status, tokens.total(), prompt, fault)
         return response
+
+    def line(self, ask: wire.Ask, model: Model, key: str, lost: bool) -> Body:
+        """The answer to one line of a batch, billed, and `lost` where it is not handed out; raises `Refusal`.
+
+        No quota counts it, and it takes no time of its own. Of the faults those meet it that stand in an answer.
+        """
+        tokens = self._read(ask, model, key)
+        wire.check(ask, model)
+        prompt = ask.prompt_hash()
+        luck = faults.luck(self._options.seed, "fault", prompt, self._stats.attempts(prompt))
+        fault = self._options.faults.pick(luck, self._admitted)
+        self._admitted += 1
+        fault = fault if fault in faults.IN_LINES else None
+        if fault:
+            self._stats.faults[fault] += 1
+        body = self._body(ask, tokens, model, prompt, fault, {}, lost)
+        body.get("usageMetadata", {}).pop("serviceTier", None)
+        return {EMULATOR_FIELD: True, **body} if self._options.marked else body
+
+    def line_tokens(self, ask: wire.Ask, model: Model, key: str) -> int:
+        """What a line counts while it is enqueued; raises `Refusal`."""
+        return self._read(ask, model, key).total()
+
+    def _read(self, ask: wire.Ask, model: Model, key: str) -> Counter[str]:
+        """Tokens of what is asked; raises `Refusal` where the model takes no so many."""
+        tokens = wire.prompt_tokens(ask.fields, self._options.tokenizer, model.name, self._storage.of(key))
+        tokens["TEXT"] += ask.resumed[1]  # what was written so far is read again
+        if tokens.total() > model.context_tokens:
+            raise bodies.too_many_tokens(model.context_tokens)
+        return tokens
 
     def _admit(self, key: str, model: str, tokens: int, prompt: int, fault: str | None, chat: Chat | None) -> None:
         quota = self._quotas.of(key, model)
@@ -115,6 +144,26 @@ class Generator:
         fault: str | None,
         chat: Chat | None,
     ) -> Response:
+        body = self._body(ask, tokens, model, prompt, fault, call.shown() if fault == "echo" else {})
+        if chat is not None:
+            told = chat.told(body, may_stream=not changes_bytes(fault), pause_s=self._options.pause_s)
+            return odd_response(fault, odd_stream(fault, told))
+        if ask.stream and not changes_bytes(fault):
+            told = streamed(body, ask.stream, self._options.pause_s, ask.tier)
+            return odd_response(fault, odd_stream(fault, told))
+        return odd_response(fault, Response(200, orjson.dumps(body), tier=ask.tier))
+
+    def _body(
+        self,
+        ask: wire.Ask,
+        tokens: Counter[str],
+        model: Model,
+        prompt: int,
+        fault: str | None,
+        shown: Mapping[str, str],
+        lost: bool = False,
+    ) -> Body:
+        """The body of an answer, which is billed."""
         version = self._options.model_version or model.name
         part = self._options.part_tokens
         if part is None and model.continues:
@@ -132,20 +181,15 @@ class Generator:
             if ask.cached_tokens:
                 billed = replace(billed, cached_tokens=ask.cached_tokens)
                 counters["cachedContentTokenCount"] = ask.cached_tokens
-            body = odd_body(fault, wire.answered(answer, counters, version, self._response_id()), call)
+            body = odd_body(fault, wire.answered(answer, counters, version, self._response_id()), shown)
         if self._options.model_stage:
             body["modelStatus"] = {"modelStage": self._options.model_stage, "retirementTime": _RETIRED_AT}
-        bill = faults.bill_of(fault)
+        bill: faults.Bill = "lost" if lost else faults.bill_of(fault)
         self._stats.add_bill(billed, bill)
         if bill == "yes":
-            self._stats.add_answer(prompt, billed.input_tokens, billed.output_tokens + billed.thinking_tokens)
-        if chat is not None:
-            told = chat.told(body, may_stream=not changes_bytes(fault), pause_s=self._options.pause_s)
-            return odd_response(fault, odd_stream(fault, told))
-        if ask.stream and not changes_bytes(fault):
-            told = streamed(body, ask.stream, self._options.pause_s, ask.tier)
-            return odd_response(fault, odd_stream(fault, told))
-        return odd_response(fault, Response(200, orjson.dumps(body), tier=ask.tier))
+            output = billed.output_tokens + billed.thinking_tokens
+            self._stats.add_answer(prompt, billed.input_tokens, output)
+        return body
 
     def _response_id(self) -> str:
         self._answers += 1

@@ -1,6 +1,6 @@
 """Requests and responses over ASGI, broken ones included."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from typing import Any
@@ -11,6 +11,7 @@ import anyio.lowlevel
 import orjson
 
 from pipeline.emulator import bodies
+from pipeline.emulator.kept import Kept
 from pipeline.records import EMULATOR_FIELD, EMULATOR_HEADER
 
 Scope = MutableMapping[str, Any]
@@ -24,6 +25,8 @@ _MARK = f'"{EMULATOR_FIELD}":true'.encode()
 
 RAW = "emulator.raw"
 """ASGI scope extension: a function that puts bytes on the connection as they are, then closes it."""
+
+_CUT = "connection closed by the emulator in the middle of a response"
 
 _ENDLESS = 512 * 2**20  # bytes after which even an endless body breaks off
 
@@ -57,18 +60,25 @@ class Call:
         """The request's headers as a careless server tells them, key included."""
         return {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers.items()}
 
-    async def body(self) -> bytes:
-        """The request body; raises `Refusal` past `MAX_BODY` and `ClientGone` when it never ends."""
-        received = bytearray()
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The request body as it comes; raises `ClientGone` when it never ends."""
         while True:
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            received += message.get("body", b"")
-            if len(received) > MAX_BODY:
-                raise bodies.refusal(400, f"Request payload size exceeds the limit: {MAX_BODY} bytes.")
+            yield message.get("body", b"")
             if not message.get("more_body", False):
-                return bytes(received)
+                return
+
+    async def body(self, most: int | None = None) -> bytes:
+        """The request body; raises `Refusal` past `most` bytes (`MAX_BODY`) and `ClientGone` when it never ends."""
+        most = MAX_BODY if most is None else most
+        received = bytearray()
+        async for data in self.chunks():
+            received += data
+            if len(received) > most:
+                raise bodies.refusal(400, f"Request payload size exceeds the limit: {most} bytes.")
+        return bytes(received)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +97,8 @@ class Response:
     coding: Callable[[bytes], bytes] | None = None
     frames: tuple[bytes, ...] = ()  # the pieces of the body, where they come one after another
     pause_s: float = 0.0  # between two of them
+    content: Kept | None = None  # in place of the body: what is sent from disk, and so many bytes of it
+    size: int = 0
 
 
 def read_call(scope: Scope, receive: Receive) -> Call:
@@ -132,16 +144,26 @@ class Sender:
             self._beneath_http(RAW, scope)(_BAD_HTTP[response.broken](response, headers))
             return await _until_gone(receive)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        if response.content is not None:
+            return await self._from_disk(response, response.content, send)
         if response.broken == "truncated":
             half = response.body[: len(response.body) // 2]
             await send({"type": "http.response.body", "body": half, "more_body": True})
-            raise self._lost("connection closed by the emulator in the middle of a response")
+            raise self._lost(_CUT)
         if response.broken == "endless":
             self._beneath_http(RAW, scope)
             return await _blanks_until_gone(receive, send)
         if response.broken == "idle" or (response.frames and response.pause_s):
             return await self._in_pieces(response, receive, send)
         return await send({"type": "http.response.body", "body": response.body})
+
+    async def _from_disk(self, response: Response, content: Kept, send: Send) -> None:
+        is_cut = response.broken == "truncated"
+        for block in content.blocks(response.size // 2 if is_cut else response.size):
+            await send({"type": "http.response.body", "body": block, "more_body": True})
+        if is_cut:
+            raise self._lost(_CUT)
+        await send({"type": "http.response.body", "body": b""})
 
     async def _in_pieces(self, response: Response, receive: Receive, send: Send) -> None:
         """One piece after another; of an idle stream the end never comes."""
@@ -172,7 +194,8 @@ class Sender:
         if self._marked:
             headers.append((EMULATOR_HEADER.encode(), b"1"))
         if response.broken not in ("endless", "bad_chunk", "idle") and not (response.frames and response.pause_s):
-            headers.append((b"content-length", str(len(response.body)).encode()))
+            length = len(response.body) if response.content is None else response.size
+            headers.append((b"content-length", str(length).encode()))
         if response.tier:
             headers.append((b"x-gemini-service-tier", response.tier.encode()))
         return headers

@@ -198,8 +198,13 @@ def parse(kind: Message, body: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         message = f"Invalid JSON payload received. Unexpected token.\nat position {error.pos}"
         raise Refusal(400, {"error": {"code": 400, "message": message, "status": "INVALID_ARGUMENT"}}) from None
+    return read(kind, payload)
+
+
+def read(kind: Message, payload: object) -> dict[str, Any]:
+    """Read JSON as `kind`; raises `Refusal` (400) when it is not that message."""
     problems = Problems()
-    read: dict[str, Any] = kind.read(payload, "", problems)
+    found: dict[str, Any] = kind.read(payload, "", problems)
     if problems.violations:
         raise problems.refusal()
-    return read
+    return found

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from pipeline.emulator import bodies, chat
-from pipeline.emulator.http import Call, Response
+from pipeline.emulator.http import Response
 
 Body = dict[str, Any]
 
@@ -53,8 +53,8 @@ def odd_bill(kind: str | None, billed: Billed, output_limit: int) -> Billed:
             return billed
 
 
-def odd_body(kind: str | None, body: Body, call: Call) -> Body:
-    """The JSON of the answer with that fault in it; `body` is changed."""
+def odd_body(kind: str | None, body: Body, shown: Mapping[str, str]) -> Body:
+    """The JSON of the answer with that fault in it; `body` is changed, `shown` are the request's headers."""
     usage = body.get("usageMetadata", {})
     match kind:
         case "nousage":
@@ -88,7 +88,7 @@ def odd_body(kind: str | None, body: Body, call: Call) -> Body:
         case "openai":
             return chat.completion(body)
         case "echo":
-            body["debug"] = {"upstream": call.shown()}
+            body["debug"] = {"upstream": shown}
     return body
 
 

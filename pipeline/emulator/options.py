@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.emulator.batch_faults import Chance
 from pipeline.emulator.counting import Tokenizer
 from pipeline.emulator.faults import NO_FAULTS, Faults
 
@@ -37,6 +38,15 @@ class EmulatorOptions:
     token_s: float = 3600.0  # life of an access token that /token gives
     upload_faults: tuple[Literal["503", "cut", "no_status"], ...] = ()  # of the first parts that are uploaded
     processing_s: float = 0.0  # of an uploaded file, before it can be used
+    batch: bool = False  # batches are served
+    batch_pending_s: float = 1.0  # median of what a batch waits, in seconds of the service
+    batch_run_s: float = 2.0  # median of what it then runs
+    batch_spread: float = 2.0  # of both, which are lognormal: the factor of a sigma; 1: all alike
+    time_scale: float = 1.0  # seconds of the service in one of the clock: of a batch's waits, and the 48 h of files
+    batch_tokens: int | None = None  # enqueued at most in the active batches of a key and model; None: unlimited
+    batch_most: int = 100  # batches of a key under way; those beyond wait
+    batch_faults: tuple[Chance, ...] = ()
+    storage_bytes: int = 20 * 2**30  # of all files of a key
     models: tuple[str, ...] = ()  # served and listed beside the catalog's
     any_model: bool = False  # serve names the catalog does not know
     routes: Mapping[str, str] = field(default_factory=dict)  # requested model → the model that serves it

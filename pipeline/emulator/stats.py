@@ -45,7 +45,14 @@ class Stats:
     files: Counter[str] = field(default_factory=Counter)  # uploads begun, bytes taken, files stored and deleted
     billed: dict[tuple[Bill, str], Counter[str]] = field(default_factory=dict)  # bill and model → requests and tokens
     caches: Counter[str] = field(default_factory=Counter)  # created, updated, deleted
+    batches: Counter[str] = field(default_factory=Counter)  # created, cancelled, deleted
+    batch_calls: Counter[str] = field(default_factory=Counter)  # creates, gets, lists, …
+    busiest_minute: Counter[str] = field(default_factory=Counter)  # of the same, the most in one minute
+    batch_faults: Counter[str] = field(default_factory=Counter)
+    lines_billed: int = 0
+    lines: dict[str, int] = field(default_factory=dict)  # key of a line → how often it was billed and handed out
     prompts: dict[int, int] = field(default_factory=dict)  # hash of a prompt → answers
+    _minute: tuple[int, Counter[str]] = field(default_factory=lambda: (0, Counter()))
     _open: dict[int, int] = field(default_factory=dict)  # hash of a prompt → attempts since its last answer
 
     def attempts(self, prompt: int) -> int:
@@ -76,6 +83,20 @@ class Stats:
         sums["output_tokens"] += billed.output_tokens
         sums["thinking_tokens"] += billed.thinking_tokens
 
+    def add_line(self, key: str) -> None:
+        """Count one line of a batch that was answered, billed and is handed out."""
+        self.lines_billed += 1
+        if key in self.lines or len(self.lines) < self.track_prompts:
+            self.lines[key] = self.lines.get(key, 0) + 1
+
+    def add_batch_call(self, verb: str, now: float) -> None:
+        """Count one request for batches."""
+        self.batch_calls[verb] += 1
+        if self._minute[0] != int(now // 60):
+            self._minute = int(now // 60), Counter()
+        self._minute[1][verb] += 1
+        self.busiest_minute[verb] = max(self.busiest_minute[verb], self._minute[1][verb])
+
     def body(self, with_prompts: bool = False, with_log: bool = False) -> dict[str, Any]:
         """The counters for `GET /emulator/stats`; `with_prompts` adds each prompt's answers by hash."""
         answers = self.prompts.values()
@@ -94,11 +115,20 @@ class Stats:
             "billed": [{"bill": bill, "model": model, **sums} for (bill, model), sums in self.billed.items()],
             "billed_unread": sum(sums["requests"] for (bill, _), sums in self.billed.items() if bill != "yes"),
             "caches": dict(self.caches),
+            "batches": {
+                **self.batches,
+                "calls": dict(self.batch_calls),
+                "busiest_minute": dict(self.busiest_minute),
+                "faults": dict(self.batch_faults),
+                "lines_billed": self.lines_billed,
+                "lines_billed_twice": sum(n > 1 for n in self.lines.values()),
+            },
             "distinct_prompts": len(self.prompts),
             "bought_twice": sum(n > 1 for n in answers),
         }
         if with_prompts:
             body["prompts"] = {f"{prompt:016x}": n for prompt, n in self.prompts.items()}
+            body["lines"] = self.lines
         if with_log:
             body["log"] = [seen._asdict() | {"prompt": f"{seen.prompt:016x}"} for seen in self.log]
         return body

@@ -12,7 +12,7 @@ import orjson
 from pipeline.emulator import bodies
 from pipeline.emulator.counting import Tokenizer, count, count_json
 from pipeline.emulator.files import FilesOf, inline_tokens, linked_tokens, nothing_stored
-from pipeline.emulator.messages import Refusal, parse
+from pipeline.emulator.messages import Refusal, parse, read
 from pipeline.emulator.schema import COUNT_REQUEST, GENERATE_REQUEST
 from pipeline.models import Model
 
@@ -79,7 +79,15 @@ class Ask:
 
 def read_generate(body: bytes, stream: Literal["", "sse", "array"] = "") -> Ask:
     """Read a `generateContent` body, answered whole or as `stream`; raises `Refusal` for what the front end refuses."""
-    fields = parse(GENERATE_REQUEST, body)
+    return _ask(parse(GENERATE_REQUEST, body), stream)
+
+
+def read_request(request: object) -> Ask:
+    """Read the request of a line of a batch; raises `Refusal`."""
+    return _ask(read(GENERATE_REQUEST, request))
+
+
+def _ask(fields: Fields, stream: Literal["", "sse", "array"] = "") -> Ask:
     tier = fields.get("serviceTier", "standard")
     return Ask(fields, fields.get("generationConfig") or {}, "standard" if tier == "unspecified" else tier, stream)
 

@@ -221,7 +221,7 @@ def wire_over(network: Network, offline: bool) -> Wire:
 def _emulator() -> "Emulator":
     from pipeline.emulator import Emulator, EmulatorOptions  # takes 40 ms, and nothing else needs it
 
-    return Emulator(EmulatorOptions(any_model=True, track_prompts=0))
+    return Emulator(EmulatorOptions(any_model=True, track_prompts=0, batch=True))
 
 
 async def identified(session: Session) -> Session:
