@@ -151,13 +151,15 @@ def apart(pack: Prompt, reply: Reply, answered: bool) -> list[tuple[Prompt, Repl
     usual = sum(said) / max(1, sum(text is not None for text in texts))
     weights = [own + (out or usual) for own, out in zip(given, said, strict=True)]
     usages, estimated = _usages(reply.usage, heard, said), shared_out(pack.input_tokens_est, heard)
-    costs, worst = usd_shared_out(reply.cost_usd, weights), usd_shared_out(reply.worst_usd, weights)
+    paid = reply.cost_usd, reply.worst_usd, reply.standard_usd
+    costs, worst, standard = (usd_shared_out(usd, weights) for usd in paid)
     places = sorted(range(len(members)), key=lambda at: texts[at] is None)
     found = []
     for at, (member, text) in enumerate(zip(members, texts, strict=True)):
         chunk = places.index(at)
         kept = replace(member, step="pack", input_tokens_est=estimated[at], chunk=chunk, chunks=len(members))
-        part = changed(reply, text="", cost_usd=costs[at], worst_usd=worst[at], unread_usd=_FREE)
+        shares = {"cost_usd": costs[at], "worst_usd": worst[at], "standard_usd": standard[at]}
+        part = changed(reply, text="", unread_usd=_FREE, **shares)
         if chunk:
             part = changed(part, raw=b"", at_most_usd=_FREE, attempts=0, rate_limited=0)
         found.append((kept, _answer(part, text, usages[at]) if text else _nothing(part, answered), text is not None))

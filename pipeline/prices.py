@@ -3,7 +3,7 @@
 Every price is looked up for the model that answers, at the time of the call. An unknown price is None, never 0.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -80,6 +80,8 @@ class Rates:
     search: Decimal | None = None  # of one; None: what Google asks
     stored: Decimal | None = None  # a token in an explicit cache for an hour; None: what Google asks
     sound: Decimal | None = field(default=None, compare=False)  # of the input; None: as other input
+    flex: Decimal | None = None  # times all but searches and storage in that lane; None: it costs the same there
+    batch: Decimal | None = None
 
     def usd(
         self,
@@ -91,6 +93,18 @@ class Rates:
         """USD for so many tokens: `input_tokens` with the cached ones and the sound, `output_tokens` with thinking."""
         usd = self.input * (input_tokens - cached_tokens) + self.cached * cached_tokens + self.output * output_tokens
         return usd if self.sound is None else usd + (self.sound - self.input) * sound_tokens
+
+    def in_lane(self, lane: Lane) -> "Rates":
+        """The job's own rates in a lane: as they stand, unless a factor is named for it.
+
+        Cached tokens cost what they do in standard, as nobody says that they cost less; but no more than others.
+        """
+        factor = self.flex if lane == "flex" else self.batch if lane == "batch" else None
+        if factor is None:
+            return self
+        plain = self.input * factor
+        sound = None if self.sound is None else self.sound * factor
+        return replace(self, input=plain, cached=min(self.cached, plain), output=self.output * factor, sound=sound)
 
 
 FREE = Rates(Decimal(0), Decimal(0), Decimal(0), Decimal(0), Decimal(0))
@@ -143,7 +157,8 @@ def _listed(vendor: str, model: str, day: date, lane: Lane, prompt: int) -> Rate
     # The library answers an unknown lane with the standard price and no warning, so an unchanged price is scaled here.
     factor = _LANE_FACTOR[lane] if plain == standard else Decimal(1)
     dearer = None if sound == plain else sound * factor / prompt
-    return Rates(plain * factor / prompt, cached * factor / prompt, output * factor / prompt, sound=dearer)
+    cached = min(cached * max(factor, Decimal(1)), plain * factor)  # nobody says that a cheaper lane halves these too
+    return Rates(plain * factor / prompt, cached / prompt, output * factor / prompt, sound=dearer)
 
 
 def fixed_rates(
@@ -152,21 +167,25 @@ def fixed_rates(
     cached_usd: float | None = None,
     search_usd: float | None = None,
     stored_usd: float | None = None,
+    flex: float | None = None,
+    batch: float | None = None,
 ) -> Rates:
     """Rates from USD per million tokens, per 1,000 searches and per million tokens and hour, as a job file names them.
 
-    Cached tokens cost as others unless said, searches and what is stored what Google asks.
+    Cached tokens cost as others unless said, searches and what is stored what Google asks. `flex` and `batch` are
+    factors of the lanes.
     """
     plain = Decimal(str(input_usd)) / _MEGA
     cached = plain if cached_usd is None else Decimal(str(cached_usd)) / _MEGA
     search = None if search_usd is None else Decimal(str(search_usd)) / 1000
     stored = None if stored_usd is None else Decimal(str(stored_usd)) / _MEGA
-    return Rates(plain, cached, Decimal(str(output_usd)) / _MEGA, search, stored)
+    factors = (None if factor is None else Decimal(str(factor)) for factor in (flex, batch))
+    return Rates(plain, cached, Decimal(str(output_usd)) / _MEGA, search, stored, None, *factors)
 
 
 def effective_rates(model: str, day: date, lane: Lane, long: bool, own: Rates | None) -> Rates | None:
-    """The job's `own` rates, on whatever lane and day, or else those of the tables."""
-    return own or rates(model, day, lane, long)
+    """The job's `own` rates, on whatever day, or else those of the tables."""
+    return own.in_lane(lane) if own else rates(model, day, lane, long)
 
 
 def cost(usage: Usage, model: str, at: datetime, lane: Lane = "standard", own: Rates | None = None) -> Decimal | None:

@@ -29,7 +29,7 @@ class Target:
     base_url: str
     project: str
     model: str
-    lane: Lane = "standard"
+    lane: Lane = "standard"  # in which one request is asked
     rates: Rates | None = None
     limits: Limits = _UNKNOWN
     name: str = ""
@@ -58,6 +58,10 @@ class Target:
         """What one call costs that was answered by `model` at that time (UTC); None: the price is unknown."""
         usd = cost(usage, model, at, self.lane, self.rates)
         return None if usd is None else usd * self.price_factor
+
+    def asked_in(self, lane: Lane) -> "Target":
+        """The same, asked in a lane: of quota and bill nothing changes but the price."""
+        return self if lane == self.lane else replace(self, lane=lane)
 
     @property
     def account(self) -> str:

@@ -189,6 +189,23 @@ def test_a_long_prompt_is_reserved_at_the_long_rate() -> None:
     assert worst is not None and worst > Decimal("2.5e-6") * 200_000
 
 
+def test_what_is_asked_in_flex_is_reserved_at_the_standard_price_and_billed_at_that_of_the_lane_that_served() -> None:
+    cashier, asked_in = Cashier(Spending(Decimal(1))), replace(target_of(None), lane="flex")
+    assert worst_case_usd(asked(0), asked_in) == worst_case_usd(asked(0), target_of(None))
+    flex, elsewhere = (cashier.answered(asked(0), asked_in, answer(lane=lane)) for lane in ("flex", "standard"))
+    assert flex.cost_usd is not None and flex.cost_usd * 2 == flex.standard_usd == elsewhere.cost_usd
+    assert elsewhere.standard_usd is None
+    urgent = cashier.answered(asked(0), asked_in, answer(lane="priority"))
+    assert urgent.standard_usd is not None and urgent.cost_usd == urgent.standard_usd * Decimal("1.8")
+
+
+def test_own_prices_hold_in_every_lane_but_for_the_factors_that_are_named() -> None:
+    cashier = Cashier(Spending(None))
+    for own, times in ((RATES, 1), (fixed_rates(1.0, 10.0, flex=0.25), Decimal("0.25"))):
+        bill = cashier.answered(asked(0), target_of(own), answer(lane="flex"))
+        assert bill.standard_usd is not None and bill.cost_usd == bill.standard_usd * times
+
+
 @pytest.mark.case("S8")
 def test_the_longest_answer_of_an_unknown_model_is_that_of_no_shorter_one() -> None:
     unknown, known = (target_of(RATES, name) for name in ("nobody-knows", "gemini-3.8-flash"))

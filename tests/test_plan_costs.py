@@ -42,7 +42,7 @@ def notices_of(
     [  # 0.6 M plain input, 0.4 M cached, 0.15 M output with thinking, at the published rates
         (ARGON, NOVEMBER, "standard", "1.20 + 0.04 + 1.50"),
         (ARGON, DECEMBER, "standard", "2.40 + 0.08 + 3.00"),
-        (ARGON, NOVEMBER, "flex", "0.60 + 0.02 + 0.75"),
+        (ARGON, NOVEMBER, "flex", "0.60 + 0.04 + 0.75"),
         ("gemini-3.8-flash", NOVEMBER, "standard", "0.45 + 0.03 + 0.5625"),
         ("gemini-3.8-flash", NOVEMBER, "priority", "0.81 + 0.054 + 1.0125"),
         ("gemini-3.8-flash", JANUARY, "batch", "0.45 + 0.03 + 0.5625"),

@@ -137,7 +137,8 @@ def test_cached_tokens_in_a_batch(model: str, cached: str) -> None:
 @pytest.mark.parametrize("long", [False, True])
 def test_flex_is_half_and_priority_is_1_8_times_the_standard_price(model: str, long: bool) -> None:
     standard = usd(rates(model, NOVEMBER, long=long))
-    assert usd(rates(model, NOVEMBER, "flex", long)) == tuple(rate / 2 for rate in standard)
+    plain, cached, output = standard
+    assert usd(rates(model, NOVEMBER, "flex", long)) == (plain / 2, min(cached, plain / 2), output / 2)
     assert usd(rates(model, NOVEMBER, "priority", long)) == tuple(rate * Decimal("1.8") for rate in standard)
 
 
@@ -300,6 +301,13 @@ def test_every_successor_and_alias_is_a_model_that_is_served() -> None:
             assert found is not None and found.off is None and found.alias_of is None
 
 
+def test_a_factor_of_the_job_scales_its_own_rates_in_that_lane_and_what_is_cached_costs_as_in_standard() -> None:
+    own = fixed_rates(1, 2, 0.75, search_usd=14, flex=0.5, batch=0.9)
+    assert usd(own.in_lane("flex")) == (Decimal("0.5"), Decimal("0.5"), Decimal(1))
+    assert usd(own.in_lane("batch")) == (Decimal("0.9"), Decimal("0.75"), Decimal("1.8"))
+    assert own.in_lane("standard") == own and own.in_lane("flex").search == own.search
+
+
 def test_own_rates_hold_on_every_day_and_lane() -> None:
     own = fixed_rates(1, 2)
     assert effective_rates("gemini-2.5-pro", DECEMBER, "batch", True, own) == own
@@ -377,7 +385,7 @@ def test_decades_are_looked_at_only_as_far_as_prices_are_announced() -> None:
 
 def test_changes_of_a_lane() -> None:
     (change,) = price_changes(LITE, date(2026, 10, 1), NOVEMBER, "batch")  # cached tokens, when batch rates began
-    assert (change.day, change.verb) == (date(2026, 10, 14), "rises")
+    assert (change.day, change.verb) == (date(2026, 10, 14), "falls")
     assert price_changes(LITE, date(2026, 10, 1), NOVEMBER) == ()
 
 

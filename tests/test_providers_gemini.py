@@ -136,6 +136,52 @@ def test_any_text_arrives_as_it_is(text: str) -> None:
     assert orjson.loads(build_request(prompt(text)))["contents"][0]["parts"][0]["text"] == text
 
 
+@pytest.mark.parametrize(("stream", "waits"), [(False, "900"), (True, "3600")])
+def test_what_is_asked_in_flex_says_so_and_may_take_a_quarter_of_an_hour(stream: bool, waits: str) -> None:
+    seen: list[tuple[object, str]] = []
+
+    def service(request: httpx.Request) -> httpx.Response:
+        seen.append((orjson.loads(request.content).get("serviceTier"), request.headers["x-server-timeout"]))
+        return httpx.Response(200, content=OK)
+
+    async def twice(gemini: GeminiConnection) -> None:
+        await gemini.generate(prompt(), ASKED, "flex")
+        await gemini.generate(prompt(), ASKED)
+
+    ask(service, twice, stream=stream)
+    assert seen == [("flex", waits), (None, "3600" if stream else "300")]
+
+
+@pytest.mark.parametrize(
+    ("header", "told", "lane"),
+    [
+        ("flex", "standard", "flex"),
+        (None, "flex", "flex"),
+        (None, "FLEX", "flex"),
+        ("standard", "flex", "standard"),
+        (None, None, "standard"),
+        ("priority", None, "priority"),
+        (None, "of_tomorrow", "standard"),
+    ],
+)
+def test_the_lane_is_the_one_that_the_service_says_it_served_in(
+    header: str | None, told: str | None, lane: str
+) -> None:
+    usage = {"promptTokenCount": 5} | ({"serviceTier": told} if told else {})
+    headers = {"x-gemini-service-tier": header} if header else {}
+    response = httpx.Response(200, content=answer(usageMetadata=usage), headers=headers)
+    reply = ask(lambda request: response, lambda gemini: gemini.generate(prompt(), ASKED, "flex"))
+    assert isinstance(reply, Reply) and reply.lane == lane
+
+
+@pytest.mark.parametrize(
+    ("traffic", "lane"),
+    [("ON_DEMAND_FLEX", "flex"), ("ON_DEMAND_PRIORITY", "priority"), ("ON_DEMAND", "standard")],
+)
+def test_vertex_names_its_lanes_otherwise(traffic: str, lane: str) -> None:
+    assert parse_reply(answer(usageMetadata={"promptTokenCount": 5, "trafficType": traffic})).lane == lane
+
+
 # --- reply ---
 
 

@@ -89,6 +89,19 @@ def test_every_parameter_has_its_place() -> None:
     }
 
 
+@pytest.mark.parametrize(("told", "lane"), [("flex", "flex"), ("default", "standard"), (None, "standard")])
+def test_flex_is_asked_for_by_its_name_and_counts_as_what_the_answer_says(told: str | None, lane: str) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def service(request: httpx.Request) -> httpx.Response:
+        bodies.append(orjson.loads(request.content))
+        return httpx.Response(200, content=orjson.dumps(orjson.loads(OK) | {"service_tier": told}))
+
+    reply = ask(service, lambda openai: openai.generate(prompt(), "m", "flex"))
+    assert isinstance(reply, Reply) and reply.lane == lane
+    assert [body["service_tier"] for body in bodies] == ["flex"]
+
+
 def test_a_turn_of_the_model_is_the_assistants() -> None:
     content = (Turn("user", (Text("a"), Text("b"))), Turn("model", (Text("c"),)), Turn("user", (Text("d"),)))
     asked = Prompt(0, "0", "answer", content, Params(), 3)

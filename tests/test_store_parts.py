@@ -37,7 +37,7 @@ def test_a_call_becomes_one_row_with_its_provenance() -> None:
     reply = paid(
         "a part", Decimal("0.000000000001"), usage=Usage(12, 3, 34, 5, 6), attempts=3, rate_limited=2, latency_s=0.5
     )
-    reply = replace(reply, target="free")
+    reply = replace(reply, target="free", lane="flex", standard_usd=Decimal("0.000000000002"))
     asked = prompt(7, "content", step="map", level=2, chunk=3, chunks=9, input_tokens_est=11)
     [row] = parts.calls_frame([call(asked, reply)], {}).rows(named=True)
     assert row == {
@@ -59,7 +59,7 @@ def test_a_call_becomes_one_row_with_its_provenance() -> None:
         "model": "gemini-3.5-flash-lite-001",
         "endpoint": "gemini@example",
         "target": "free",
-        "lane": "standard",
+        "lane": "flex",
         "response_id": "r-1",
         "input_tokens_est": 11,
         "input_tokens": 12,
@@ -70,6 +70,7 @@ def test_a_call_becomes_one_row_with_its_provenance() -> None:
         "searches": 0,
         "usage_estimated": False,
         "cost_usd": Decimal("0.000000000001"),
+        "standard_usd": Decimal("0.000000000002"),
         "at_most_usd": Decimal(0),
         "worst_usd": None,
         "attempts": 3,

@@ -75,6 +75,7 @@ class Bill(NamedTuple):
     cost_usd: Decimal | None
     at_most_usd: Decimal | None
     worst_usd: Decimal | None  # None: it was not reserved for, as there is no cap, or its price is unknown
+    standard_usd: Decimal | None = None  # of an answer in another lane, what it would have cost in standard
 
     @property
     def is_free(self) -> bool:
@@ -189,21 +190,26 @@ class Cashier:
         return replace(usage, thinking_tokens=round(lengths.thinking_tokens / lengths.replies))
 
     def answered(self, prompt: Prompt, target: Target, reply: Reply) -> Bill:
-        """Settle a request that was answered."""
+        """Settle a request that was answered: it costs what the lane does in which the service says that it served."""
         worst, held = self._settle(prompt, target)
-        at, asked = datetime.fromtimestamp(reply.finished_at, UTC), target.model
-        usd = _cost(reply.usage, reply.model or asked, at, target)
+        target = target.asked_in(reply.lane)
+        at, model = datetime.fromtimestamp(reply.finished_at, UTC), reply.model or target.model
+        usd = _cost(reply.usage, model, at, target)
         more: Decimal | None = _NONE
         if usd is None:
-            usd = _cost(reply.usage, asked, at, target)
-            self._tell_unpriced(reply.model, asked, usd)
+            model = target.model
+            usd = _cost(reply.usage, model, at, target)
+            self._tell_unpriced(reply.model, model, usd)
             more = _beyond(usd, self._most_usd(prompt, target, worst, held))
         elif reply.usage.estimated:
             more = _beyond(usd, self._most_usd(prompt, target, worst, held))
         else:
             self._learn(prompt, reply.usage, usd, worst)
         self._seen.replies += held is not None
-        return Bill(usd, more, worst)
+        in_standard = None
+        if reply.lane != "standard":
+            in_standard = _cost(reply.usage, model, at, target.asked_in("standard"))
+        return Bill(usd, more, worst, in_standard)
 
     def unanswered(self, prompt: Prompt, target: Target, failure: Failure) -> Bill | None:
         """Settle a request that came back without an answer; None where the service did not bill it.
@@ -321,7 +327,12 @@ def has_come(failure: Failure) -> bool:
 
 
 def worst_case_usd(prompt: Prompt, target: Target) -> Decimal | None:
-    """USD of this prompt with the longest answer that it allows, at today's price; None: the price is unknown."""
+    """USD of this prompt with the longest answer that it allows, at today's price; None: the price is unknown.
+
+    What is asked in flex may be answered, and billed, in standard: a relay need not know of flex.
+    """
+    if target.lane == "flex":
+        target = target.asked_in("standard")
     model = assumed(target.model)
     longest = prompt.params.max_output_tokens or model.max_output_tokens
     if model.continues:  # the rest of a longer answer is asked for by requests of their own

@@ -24,7 +24,7 @@ from pipeline.providers.reasons import (
     finish_reason,
 )
 from pipeline.providers.usage import read_usage
-from pipeline.records import EMULATOR_FIELD, EMULATOR_RESPONSE_ID, ErrorKind, Reply, Status, Usage
+from pipeline.records import EMULATOR_FIELD, EMULATOR_RESPONSE_ID, ErrorKind, Lane, Reply, Status, Usage
 
 MOST_NAME_CHARS = 200
 
@@ -58,6 +58,7 @@ class Answer(NamedTuple):
     continuation: str = ""  # what goes on with it
     fate: str = ""  # what the service says of the model's end
     cut: str = ""  # why it broke off, where it did: there is text, and no end of it
+    tier: str = ""  # in which it was served, as the service names it
 
     def as_body(self) -> bytes:
         """A response body that reads as this answer does."""
@@ -70,7 +71,7 @@ class Answer(NamedTuple):
             {
                 "candidates": [candidate] * self.candidates,
                 "promptFeedback": {"blockReason": self.block},
-                "usageMetadata": self.usage,
+                "usageMetadata": {**mapping(self.usage), **({"serviceTier": self.tier} if self.tier else {})},
                 "modelVersion": self.model,
                 "responseId": self.response_id,
                 **marks,
@@ -115,6 +116,7 @@ def judge(answer: Answer, raw: bytes, input_tokens_est: int = 0, asked: str = ""
         emulated=answer.emulated,
         extras=as_text(lists),
         fate=answer.fate,
+        lane=lane_of(answer.tier),
         continuation=answer.continuation if answer.finish == "CONTINUATION" else "",
     )
 
@@ -160,6 +162,17 @@ def is_error(error: object) -> bool:
     if isinstance(error, str):
         return error.strip().lower() not in ("", "0", "ok", "none", "null", "success", "false")
     return bool(error)
+
+
+_LANES: dict[str, Lane] = {"flex": "flex", "priority": "priority"}
+
+
+def lane_of(tier: str) -> Lane:
+    """The lane that a service names; one that names none has served as it always did.
+
+    Google says `flex`, `standard` or `priority`, Vertex AI `ON_DEMAND_FLEX` and the like, OpenAI `default`.
+    """
+    return _LANES.get(tier.strip().lower().removeprefix("on_demand_"), "standard")
 
 
 def bare_model(name: str) -> str:
@@ -211,7 +224,7 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
     """One answer of all pieces: their texts one after the other, of the counts and reasons the last."""
     texts: list[str] = []
     finish: str | None = None
-    block = model = response_id = token = fate = ""
+    block = model = response_id = token = fate = tier = ""
     usage: dict[str, Any] = {}
     candidates = emulated = False
     beside = Beside()
@@ -232,6 +245,7 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
         response_id = string(fields.get("responseId") or fields.get("responseid"))[:MOST_NAME_CHARS] or response_id
         emulated = emulated or is_marked(piece)
         fate = _fate(fields.get("modelStatus") or fields.get("modelstatus")) or fate
+        tier = _tier(fields, mapping(counts)) or tier
     found = beside if beside else None
     return Answer(
         "".join(texts),
@@ -246,6 +260,7 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> Answer:
         found,
         token,
         fate,
+        tier=tier,
     )
 
 
@@ -257,6 +272,12 @@ def _counted(before: dict[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
         return known is None or (whole_number(value) or 0) >= known
 
     return before | {name: value for name, value in now.items() if grew(name, value)}
+
+
+def _tier(fields: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
+    """The tier that served: Google names it among the counts, OpenAI beside them."""
+    named = (counts.get("serviceTier"), counts.get("service_tier"), counts.get("trafficType"))
+    return next(filter(None, map(string, (*named, fields.get("service_tier")))), "")[:MOST_NAME_CHARS]
 
 
 _ENDING = ("DEPRECATED", "RETIRED")

@@ -21,7 +21,7 @@ from pipeline import __version__
 from pipeline.errors import AuthError, JobError
 from pipeline.prompts import Prompt
 from pipeline.protocols import PROTOCOLS, ProviderName
-from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, judge, parse_reply, read_answer
+from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, judge, lane_of, parse_reply, read_answer
 from pipeline.providers.base import Account, Accounts, Renew
 from pipeline.providers.blotting import blotted
 from pipeline.providers.failures import classify, unanswered, without_prompt
@@ -29,7 +29,7 @@ from pipeline.providers.foreign import load, mapping
 from pipeline.providers.named import http_date
 from pipeline.providers.transport import READ_TIMEOUT_S, STREAM_S, Lost, Response, Wire
 from pipeline.providers.usage import names_tokens, read_usage
-from pipeline.records import EMULATOR_HEADER, Failure, Reply, changed
+from pipeline.records import EMULATOR_HEADER, Failure, Lane, Reply, changed
 from pipeline.targets import Target
 from pipeline.terminal import without_secrets
 
@@ -37,6 +37,9 @@ ASK_TIMEOUT_S = 10.0
 """Longest wait for who answers, before the first call."""
 RENEW_AFTER_S = 30.0
 """A look for another key that found none holds for so long: hundreds of refusals of one key come back together."""
+FLEX_TIMEOUT_S = 900.0
+"""Longest wait for an answer in flex: Google names 1 to 15 minutes as its target, and asks for 10 at least."""
+TIER_HEADER = "x-gemini-service-tier"
 MOST_KEPT_BYTES = 65_536
 """Of a body that cannot be read, which is kept with what it may have cost."""
 
@@ -75,24 +78,36 @@ class Connection(ABC):
         self.renew: Renew | None = None  # where another key may be found when the service refuses this one
         self._renewing = anyio.Lock()
         self._looked_at = -inf
-        self._key = checked_key(api_key)
-        self._headers = self._authorized(self._key)
+        self.use_key(checked_key(api_key))
         self.endpoint = f"{self.provider}@{root.netloc.decode()}"
         wire.prepare(root)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.endpoint!r})"
 
-    def _authorized(self, key: str) -> httpx.Headers:
-        """The headers of every request: the one place where the key meets them."""
-        return httpx.Headers({**self._fields, **(self.authorization(key) if key else {})})
+    def use_key(self, key: str) -> None:
+        """Send this key from now on: the one place where it meets the headers of every request.
+
+        One object for all requests in a lane: the wire knows it by its identity.
+        """
+        fields = {**self._fields, **(self.authorization(key) if key else {})}
+        self._key, self._headers = key, httpx.Headers(fields)
+        self._flex_headers = httpx.Headers(fields | self.server_timeout(self.patience_s("flex")))
+
+    def server_timeout(self, timeout_s: float) -> dict[str, str]:
+        """The header that tells the service how long is waited, where the protocol has one."""
+        return {}
+
+    def patience_s(self, lane: Lane) -> float:
+        """How long one exchange may take in a lane."""
+        return max(self._timeout_s, FLEX_TIMEOUT_S) if lane == "flex" else self._timeout_s
 
     @abstractmethod
     def authorization(self, key: str) -> dict[str, str]:
         """The header that carries the key."""
 
     @abstractmethod
-    async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
+    async def generate(self, prompt: Prompt, model: str, lane: Lane = "standard") -> Reply | Failure:
         """Make one request; never retries, never waits for quota."""
 
     @abstractmethod
@@ -124,16 +139,18 @@ class Connection(ABC):
         answer = await self._wire.get(self.free_url, self._headers, min(self._timeout_s, ASK_TIMEOUT_S))
         return not isinstance(answer, Lost) and is_emulated(answer)
 
-    async def ask(self, url: httpx.URL, content: bytes, prompt: Prompt, model: str) -> Reply | Failure:
+    async def ask(
+        self, url: httpx.URL, content: bytes, prompt: Prompt, model: str, lane: Lane = "standard"
+    ) -> Reply | Failure:
         """POST `content`, which asks `model` for the answer to `prompt`, and read what comes back.
 
         A key that is refused is looked for again where it came from, and the request goes once more with another one:
         nothing was billed. It takes nothing from the pace either: a refused key's request counted against no quota.
         """
         key = self._key
-        outcome = await self._ask(url, content, prompt, model)
+        outcome = await self._ask(url, content, prompt, model, lane)
         if isinstance(outcome, Failure) and outcome.kind == "auth" and await self._renewed(key):
-            outcome = await self._ask(url, content, prompt, model)
+            outcome = await self._ask(url, content, prompt, model, lane)
         return outcome
 
     async def _renewed(self, refused: str) -> bool:
@@ -147,13 +164,15 @@ class Connection(ABC):
                 if found in ("", refused):
                     self._looked_at = now
                 else:
-                    self._key, self._headers = found, self._authorized(found)
+                    self.use_key(found)
             return self._key != refused
 
-    async def _ask(self, url: httpx.URL, content: bytes, prompt: Prompt, model: str) -> Reply | Failure:
+    async def _ask(
+        self, url: httpx.URL, content: bytes, prompt: Prompt, model: str, lane: Lane = "standard"
+    ) -> Reply | Failure:
         clock = asyncio.get_running_loop().time  # anyio's takes 2 µs
         started = clock()
-        response = await self.exchange(url, content, STREAM_S if self._stream else None)
+        response = await self.exchange(url, content, STREAM_S if self._stream else None, lane=lane)
         latency_s, finished_at = clock() - started, time.time()
         if isinstance(response, Lost):
             return self.failure(response)
@@ -172,6 +191,7 @@ class Connection(ABC):
             latency_s=latency_s,
             finished_at=finished_at,
             served_at=http_date(response.headers.get("date")),
+            lane=lane_of(response.headers[TIER_HEADER]) if TIER_HEADER in response.headers else reply.lane,
             emulated=reply.emulated or EMULATOR_HEADER in response.headers,
         )
 
@@ -193,20 +213,24 @@ class Connection(ABC):
         more: Mapping[str, str] | None = None,
         delete: bool = False,
         patch: bool = False,
+        lane: Lane = "standard",
     ) -> Response | Lost:
         """POST or PATCH `content` with `more` headers, GET or DELETE; the key is out of the body before anybody reads.
 
         `whole_s`: see `Wire.post`.
         """
         key = self._key  # it may be another when the answer comes
-        headers = httpx.Headers({**self._headers, **more}) if more else self._headers
+        common, timeout_s = self._headers, self._timeout_s
+        if lane == "flex":
+            common, timeout_s = self._flex_headers, self.patience_s(lane)
+        headers = httpx.Headers({**common, **more}) if more else common
         if content is not None and patch:
-            answer = await self._wire.patch(url, headers, content, self._timeout_s)
+            answer = await self._wire.patch(url, headers, content, timeout_s)
         elif content is not None:
-            answer = await self._wire.post(url, headers, content, self._timeout_s, whole_s)
+            answer = await self._wire.post(url, headers, content, timeout_s, whole_s)
         else:
             ask = self._wire.delete if delete else self._wire.get
-            answer = await ask(url, headers, self._timeout_s)
+            answer = await ask(url, headers, timeout_s)
         if isinstance(answer, Lost) or not key:
             return answer
         body = blotted(_as_utf8(answer), key)
@@ -283,7 +307,7 @@ class Connected(ABC):
 
     async def generate(self, prompt: Prompt, target: Target) -> Reply | Failure:
         """See `Connection`."""
-        return await self.open(target).generate(prompt, target.model)
+        return await self.open(target).generate(prompt, target.model, target.lane)
 
     def parse(self, raw: bytes) -> Reply:
         """Read a stored response body again; see `parse_reply`."""

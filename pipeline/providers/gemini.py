@@ -27,7 +27,7 @@ from pipeline.providers.foreign import load, mapping, mappings, string, whole_nu
 from pipeline.providers.payload import base64_of, beyond, built
 from pipeline.providers.transport import READ_TIMEOUT_S, STREAM_S, Lost, Wire
 from pipeline.providers.uploads import INLINE_BYTES, UploadBook
-from pipeline.records import Failure, Media, Reply
+from pipeline.records import Failure, Lane, Media, Reply
 from pipeline.schemas import gemini as gemini_schema
 from pipeline.targets import Target
 
@@ -88,7 +88,7 @@ class GeminiConnection(Connection):
             wire,
             _root(base_url, api_version, self.provider),
             api_key=api_key,
-            headers={"x-server-timeout": str(ceil(STREAM_S if stream else timeout_s)), **(headers or {})},
+            headers={**_server_timeout(STREAM_S if stream else timeout_s), **(headers or {})},
             timeout_s=timeout_s,
             stream=stream,
         )
@@ -97,39 +97,43 @@ class GeminiConnection(Connection):
         """Google's header for a key."""
         return {"x-goog-api-key": key}
 
-    async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
+    def server_timeout(self, timeout_s: float) -> dict[str, str]:
+        """See `Connection`."""
+        return _server_timeout(STREAM_S if self._stream else timeout_s)
+
+    async def generate(self, prompt: Prompt, model: str, lane: Lane = "standard") -> Reply | Failure:
         """See `Connection`. A file that the service has lost is uploaded once more: nothing was billed."""
         sent = await self.linked(prompt)
-        outcome = sent if isinstance(sent, Failure) else await self._asked(sent, prompt, model)
+        outcome = sent if isinstance(sent, Failure) else await self._asked(sent, prompt, model, lane)
         if isinstance(sent, Failure) or self._files is None or not _misses_a_file(outcome):
             return outcome
         ours = [file for file in sent.media if file.uri and file.size_bytes]
         for file in ours:
             self._files.forget(file)
         again = await self.linked(_at_places(sent, dict.fromkeys(ours, "")))
-        return again if isinstance(again, Failure) else await self._asked(again, prompt, model)
+        return again if isinstance(again, Failure) else await self._asked(again, prompt, model, lane)
 
-    async def _asked(self, sent: Prompt, prompt: Prompt, model: str) -> Reply | Failure:
+    async def _asked(self, sent: Prompt, prompt: Prompt, model: str, lane: Lane) -> Reply | Failure:
         url = self.url(model, "streamGenerateContent?alt=sse" if self._stream else "generateContent")
         held = self.caches.get(model)
         if held is not None and held.serves(prompt):
-            outcome = await self._ask_briefly(held, url, sent, prompt, model)
+            outcome = await self._ask_briefly(held, url, sent, prompt, model, lane)
             if outcome is not None:
                 return outcome
-        body = await built(sent, lambda: orjson.dumps(request(sent) | self._labels))
+        body = await built(sent, lambda: orjson.dumps(request(sent) | self._labels | _tier(lane)))
         if isinstance(body, Failure):
             return body
-        return await self.ask(url, body, prompt, model)
+        return await self.ask(url, body, prompt, model, lane)
 
     async def _ask_briefly(
-        self, held: Held, url: httpx.URL, sent: Prompt, prompt: Prompt, model: str
+        self, held: Held, url: httpx.URL, sent: Prompt, prompt: Prompt, model: str, lane: Lane
     ) -> Reply | Failure | None:
         """A request that names a cache; None where that is gone, or nobody was let in: nothing was billed."""
         name = held.name
-        body = await built(sent, lambda: orjson.dumps(naming(held, request(sent)) | self._labels))
+        body = await built(sent, lambda: orjson.dumps(naming(held, request(sent)) | self._labels | _tier(lane)))
         if isinstance(body, Failure):
             return body
-        outcome = await self._ask(url, body, prompt, model)
+        outcome = await self._ask(url, body, prompt, model, lane)
         if isinstance(outcome, Failure) and (is_gone(outcome) or outcome.kind == "auth"):
             if is_gone(outcome) and held.name == name:
                 held.name = ""
@@ -254,6 +258,15 @@ class GeminiConnection(Connection):
     def path(self, model: str) -> str:
         """How the service names a model."""
         return model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
+
+
+def _tier(lane: Lane) -> dict[str, str]:
+    """What a request says of its lane. It is no part of what is the same for every prompt of a step."""
+    return {"serviceTier": lane} if lane == "flex" else {}
+
+
+def _server_timeout(timeout_s: float) -> dict[str, str]:
+    return {"x-server-timeout": str(ceil(timeout_s))}
 
 
 def _root(base_url: str, api_version: str, provider: ProviderName) -> httpx.URL:

@@ -17,7 +17,7 @@ from pipeline.providers.connection import Connected, Connection, checked_url, su
 from pipeline.providers.foreign import load, mappings, string
 from pipeline.providers.payload import NotSent, base64_of, built
 from pipeline.providers.transport import READ_TIMEOUT_S, Lost, Wire
-from pipeline.records import Failure, Media, Reply
+from pipeline.records import Failure, Lane, Media, Reply
 from pipeline.schemas import openai as openai_schema
 from pipeline.targets import Target
 
@@ -69,12 +69,12 @@ class OpenAIConnection(Connection):
         """A bearer token."""
         return {"authorization": f"Bearer {key}"}
 
-    async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
+    async def generate(self, prompt: Prompt, model: str, lane: Lane = "standard") -> Reply | Failure:
         """See `Connection`."""
-        body = await built(prompt, lambda: build_request(prompt, model, self._is_openai, self._stream))
+        body = await built(prompt, lambda: build_request(prompt, model, self._is_openai, self._stream, lane))
         if isinstance(body, Failure):
             return body
-        return await self.ask(self._chat, body, prompt, model)
+        return await self.ask(self._chat, body, prompt, model, lane)
 
     async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
         """A failure: the protocol counts nothing free of charge."""
@@ -120,7 +120,9 @@ _TAKEN = ("image/png", "image/jpeg", "image/webp", "audio/wav", "audio/mp3", "ap
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def build_request(prompt: Prompt, model: str, is_openai: bool = False, stream: bool = False) -> bytes:
+def build_request(
+    prompt: Prompt, model: str, is_openai: bool = False, stream: bool = False, lane: Lane = "standard"
+) -> bytes:
     """Body of a chat completion; `is_openai`: it goes to OpenAI itself. Raises `NotSent`."""
     params = prompt.params
     messages: list[dict[str, Any]] = [{"role": "system", "content": params.system}] if params.system else []
@@ -129,6 +131,8 @@ def build_request(prompt: Prompt, model: str, is_openai: bool = False, stream: b
         files = any(isinstance(part, Media) for part in turn.parts)
         messages.append({"role": role, "content": [_part(part) for part in turn.parts] if files else turn.text})
     fields = {**_constant_part(params, model, is_openai), **(_STREAMED if stream else {})}
+    if lane == "flex":
+        fields["service_tier"] = lane
     return orjson.dumps({"model": model, "messages": messages, **fields})
 
 

@@ -18,7 +18,7 @@ from pipeline.providers.foreign import load, mapping, mappings, string
 from pipeline.providers.gemini import GeminiConnection, request
 from pipeline.providers.google_auth import Token
 from pipeline.providers.transport import Lost
-from pipeline.records import Failure, Reply
+from pipeline.records import Failure, Lane, Reply
 from pipeline.targets import Target
 
 _VERSIONS = {"v1beta": "v1beta1"}
@@ -86,9 +86,9 @@ class VertexConnection(GeminiConnection):
         """One model, of all that Google publishes."""
         return httpx.URL(f"{self._root}/publishers/google/models", params={"pageSize": "1"})
 
-    async def generate(self, prompt: Prompt, model: str) -> Reply | Failure:
+    async def generate(self, prompt: Prompt, model: str, lane: Lane = "standard") -> Reply | Failure:
         """See `Connection`."""
-        return await self._bearing(lambda: super(VertexConnection, self).generate(prompt, model))
+        return await self._bearing(lambda: super(VertexConnection, self).generate(prompt, model, lane))
 
     async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
         """See `Connection`; the body is the request itself, as far as it is counted."""
@@ -154,7 +154,6 @@ class VertexConnection(GeminiConnection):
         return found if other.text == token.text else await self._sent(send, other)
 
     def _sent(self, send: Callable[[], Awaitable[T | Failure]], token: Token) -> Awaitable[T | Failure]:
-        if token.text != self._key:  # one header for all requests with one token: the wire knows it by its identity
-            self._key = token.text
-            self._headers = self._authorized(token.text)
+        if token.text != self._key:
+            self.use_key(token.text)
         return send()

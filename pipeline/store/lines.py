@@ -119,6 +119,8 @@ def call_line(prompt: Prompt, model: str, reply: Reply, answered: bool = True) -
         call["target"] = reply.target
     if reply.lane != "standard":
         call["lane"] = reply.lane
+    if reply.standard_usd is not None:
+        call["standard_usd"] = _text(reply.standard_usd)
     if reply.at_most_usd != 0:
         call["at_most_usd"] = _text(reply.at_most_usd)
     if reply.worst_usd is not None:
@@ -215,6 +217,7 @@ def _read_call(record: dict[str, Any], line: bytes, parse: Parse) -> Call:
         rate_limited=record["rate_limited"],
         finished_at=record["finished_at"] or 0.0,
         cost_usd=_usd(record["cost_usd"]),
+        standard_usd=_usd(record.get("standard_usd")),
         at_most_usd=_usd(record.get("at_most_usd", 0)),
         worst_usd=_usd(record.get("worst_usd")),
         target=record.get("target", ""),

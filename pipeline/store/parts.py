@@ -63,6 +63,7 @@ _CALLS: dict[str, PolarsDataType] = {
     "searches": pl.Int32,
     "usage_estimated": pl.Boolean,
     "cost_usd": MONEY,
+    "standard_usd": MONEY,  # what it would have cost in standard; null: that was its lane, or unknown
     "at_most_usd": MONEY,  # so much more it may have cost; null: unknown
     "worst_usd": MONEY,  # what it was reckoned to cost at most before it was sent; null: there was no cap
     "attempts": pl.Int32,
@@ -111,6 +112,7 @@ _ADDED: dict[str, pl.Expr] = {
     "extras": pl.lit(None, pl.String),
     "searches": pl.lit(0, pl.Int32),
     "lane": pl.lit("standard", pl.String),
+    "standard_usd": pl.lit(None, MONEY),
 }
 """Columns that parts of an older version lack."""
 
@@ -148,6 +150,7 @@ def calls_frame(calls: Sequence[Call], answers: dict[int, str | None]) -> pl.Dat
         "searches": [reply.usage.searches for reply in replies],
         "usage_estimated": [reply.usage.estimated for reply in replies],
         "cost_usd": [reply.cost_usd for reply in replies],
+        "standard_usd": [reply.standard_usd for reply in replies],
         "at_most_usd": [reply.at_most_usd for reply in replies],
         "worst_usd": [reply.worst_usd for reply in replies],
         "attempts": [reply.attempts for reply in replies],
