@@ -119,6 +119,9 @@ def killed(directory: Path, **options: Any) -> Iterator[RunStore]:
         for name in ("_journal", "_log", "_lock", "_content"):
             with suppress(AttributeError, OSError, RunStateError):
                 abandon(getattr(store, name))
+        with suppress(AttributeError):
+            for draft in store.batches._drafts.values():
+                draft._file.close()
 
 
 def in_flight(directory: Path) -> set[str]:

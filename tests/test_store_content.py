@@ -96,12 +96,18 @@ def test_an_answer_is_found_at_every_moment_of_a_seal(directory: Path, monkeypat
     assert seen == [True]
 
 
-def test_an_index_that_breaks_is_not_asked_again_and_built_anew(directory: Path) -> None:
+def break_index(directory: Path) -> None:
+    with closing(sqlite3.connect(directory / "content.sqlite")) as other:
+        other.execute("DROP TABLE content")
+
+
+def test_an_index_that_breaks_is_built_again_and_the_second_time_by_the_next_start(directory: Path) -> None:
     with opened(directory) as store:
         answer(store, 0)
         anyio.run(store.seal)
-        with closing(sqlite3.connect(directory / "content.sqlite")) as other:
-            other.execute("DROP TABLE content")
+        break_index(directory)
+        assert all(find(store, "content 0", "content 0"))
+        break_index(directory)
         assert find(store, "content 0", "content 0") == [None, None]
         answer(store, 1)
         anyio.run(store.seal)

@@ -13,7 +13,7 @@ from stores import answer, manifest, opened
 
 from pipeline import report
 from pipeline.errors import RunStateError
-from pipeline.store.manifest import VERSION, Lock, Manifest, differences, read, write
+from pipeline.store.manifest import BATCHED_VERSION, Lock, Manifest, differences, read, write
 from pipeline.store.notes import last_output
 
 
@@ -81,8 +81,9 @@ def test_a_manifest_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("more", [{}, {"unheard_of": 1}])
 def test_a_newer_layout_is_refused_before_anything_else_of_it_is_read(tmp_path: Path, more: dict[str, int]) -> None:
     path = tmp_path / "manifest.json"
-    path.write_bytes(orjson.dumps({**asdict(manifest()), "version": VERSION + 1, **more}))
-    with pytest.raises(RunStateError, match=f"newer prompt-pipeline .layout {VERSION + 1}, this one knows") as caught:
+    path.write_bytes(orjson.dumps({**asdict(manifest()), "version": BATCHED_VERSION + 1, **more}))
+    newer = f"newer prompt-pipeline .layout {BATCHED_VERSION + 1}, this one knows"
+    with pytest.raises(RunStateError, match=newer) as caught:
         read(path)
     assert "upgrade" in caught.value.hint and "--fresh" in caught.value.hint
 

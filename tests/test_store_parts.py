@@ -77,6 +77,8 @@ def test_a_call_becomes_one_row_with_its_provenance() -> None:
         "rate_limited": 2,
         "latency_s": 0.5,
         "finished_at": datetime.fromtimestamp(AT, UTC),
+        "continuation": None,
+        "late": False,
     }
 
 

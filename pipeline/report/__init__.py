@@ -16,7 +16,7 @@ from pipeline.records import STATUSES, Reply, Status, Usage
 from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_step, baseline, compare
 from pipeline.report.events import Ended, Event, LeftOut, ModelNoted, Progressed, Started, read_events
 from pipeline.report.latencies import Latencies
-from pipeline.store import parts, seals
+from pipeline.store import batched, parts, seals
 from pipeline.store.manifest import Lock, Manifest
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.notes import last_output
@@ -237,6 +237,8 @@ def summarize(directory: Path) -> Summary:
     for path in parts.part_paths(directory / "calls"):
         if parts.part_number(path) <= unsealed.sealed:
             sums.add(parts.read_part(path, _CALL_COLUMNS))
+    for path in batched.part_paths(directory):
+        sums.add(parts.read_part(path, _CALL_COLUMNS))
     sums.add(parts.calls_frame(unsealed.calls, {}).select(_CALL_COLUMNS))
     covered = next((event.rows for event in reversed(events) if isinstance(event, Started)), None)
     counts = Counter({status: outcomes.count(status, covered) for status in STATUSES})

@@ -1,8 +1,12 @@
 """Where the answer to a content was sealed, so that an identical prompt far down the input is not sent again.
 
-`content.sqlite` in the run directory: a hash of each answered prompt's fingerprint → number of the calls part. Nothing
-is in it that the parts do not say: missing or damaged, it is built again from them. 10 million answers take 0.25 GB of
-disk and no memory.
+`content.sqlite` in the run directory: a hash of each answered prompt's fingerprint → number of the calls part, or of
+what a batch bought (`store.batched`). Nothing is in it that the parts do not say: missing or damaged, it is built again
+from them. 10 million answers take 0.25 GB of disk and no memory.
+
+Of what was bought live only whole answers are in it: until its row is finished a reply is in the journal. Of batches
+all that ends a prompt is, since the row is put together from it afterwards: a blocked one would be bought again else.
+What was bought live stands before what a batch bought, which came late then.
 """
 
 import hashlib
@@ -10,6 +14,7 @@ import os
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
+from threading import RLock
 from typing import Any, NamedTuple
 
 import anyio
@@ -18,7 +23,7 @@ import polars as pl
 
 from pipeline.errors import RunStateError
 from pipeline.records import JUDGED, Reply, Usage
-from pipeline.store import parts
+from pipeline.store import batched, parts
 
 NAME = "content.sqlite"
 OPEN_PARTS = 4
@@ -30,67 +35,127 @@ _USAGE = {"usage_estimated": "estimated"} | {
 }
 _REPLY = (
     *("finish_reason", "model", "endpoint", "lane", "response_id", "latency_s", "attempts", "rate_limited"),
-    *("cost_usd", "at_most_usd", "worst_usd"),
+    *("cost_usd", "standard_usd", "at_most_usd", "worst_usd"),
 )
+_WHAT = ("status", "error_kind", "error", "continuation", "target")
+_ENDING = ("paid", "cost_usd", "at_most_usd")
+_ENDS = pl.col("paid") | ((pl.col("cost_usd") == 0) & (pl.col("at_most_usd") == 0))
+"""Of what a batch bought: not a request that may have been billed without an answer, for which another is made."""
 
 
 class Answered(NamedTuple):
-    """A whole answer of this run, and the row that bought it."""
+    """An answer of this run, and the row that bought it."""
 
     row: int
     reply: Reply
+    batch: int | None = None  # that bought it; such a one may be of any status
 
 
 class ContentIndex:
-    """The sealed answers of one run by content. When the index itself fails, nothing is found any more.
+    """The sealed answers of one run by content; one that fails is built again, once.
 
-    With `read_only` nothing is written, and parts that are not in it yet are not found.
+    When that fails too, nothing is found any more; what batches bought must be, so there `find` raises. With
+    `read_only` nothing is written, and parts that are not in it yet are not found.
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False) -> None:
         self._read_only = read_only
         self._directory = directory
         self._path = directory / NAME
-        self._indexed = 0  # number of the newest part that is in
+        self._indexed = 0  # number of the newest part of calls that is in
+        self._of_batches: set[int] = set()  # parts of batches that are in, by their names
         self._usable = True
+        self._was_built_again = False
+        self._writing = RLock()  # a seal and a batch that is taken may meet
         self._parts: dict[int, tuple[dict[str, int], pl.DataFrame]] = {}
         self._reading = anyio.Lock()
         self._connections: list[sqlite3.Connection] = []
         try:
             self._connect()
         except (sqlite3.Error, OSError):
-            self.close()
             self._give_up()
             with suppress(sqlite3.Error, OSError):
                 self._connect()
                 self._usable = True
 
     def catch_up(self) -> None:
-        """Take in the parts that were sealed since; runs in a thread while others look up."""
+        """Take in the parts that were sealed or taken since; runs in a thread while others look up."""
+        with self._writing:
+            try:
+                self._take_in_all()
+            except (sqlite3.Error, OSError, RunStateError):
+                self._build_again()
+
+    def _take_in_all(self) -> None:
         newest = parts.newest(self._directory / "results")
-        try:
-            for path in parts.part_paths(self._directory / "calls"):
-                if self._usable and self._indexed < parts.part_number(path) <= newest:
-                    self._take_in(path)
-        except (sqlite3.Error, OSError, RunStateError):
+        for path in parts.part_paths(self._directory / "calls"):
+            if self._usable and self._indexed < parts.part_number(path) <= newest:
+                self._take_in(path)
+        for path in batched.part_paths(self._directory):
+            if self._usable and batched.name_of(path) not in self._of_batches:
+                self._take_in_batched(path)
+
+    def _build_again(self) -> None:
+        """Make it anew from the parts; what breaks again is left alone until the next start."""
+        with self._writing:
             self._give_up()
+            if self._was_built_again or self._read_only:
+                return
+            self._was_built_again = True
+            try:
+                self._connect()
+                self._usable = True
+                self._take_in_all()
+            except (sqlite3.Error, OSError, RunStateError):
+                self._give_up()
 
     async def find(self, fingerprint: str) -> Answered | None:
-        """The answer to this content; 6 µs where there is none, 50 µs in an open part, else 10 ms."""
-        if not self._indexed or not self._usable:
+        """The answer to this content; 6 µs where there is none, 50 µs in an open part, else 10 ms.
+
+        Raises `RunStateError` where the index cannot be used, and this run has bought by batches.
+        """
+        if self._usable and not self._indexed and not self._of_batches:
             return None
         try:
-            found = self._reader.execute("SELECT part FROM content WHERE hash = ?", (_hash(fingerprint),)).fetchone()
+            found = self._looked_up(fingerprint)
         except sqlite3.Error:
-            self._give_up()
-            return None
+            await anyio.to_thread.run_sync(self._build_again)
+            try:
+                found = self._looked_up(fingerprint)
+            except sqlite3.Error:
+                self._give_up()
+        if not self._usable:
+            if self._read_only or not batched.part_paths(self._directory):
+                return None
+            raise RunStateError(
+                f"{self._path} cannot be used: without it nobody finds what batches bought"
+                "\nAll of it is kept, and nothing is bought twice.",
+                "make room or mend the disk, then run the same command again",
+            )
         if found is None:
             return None
         try:
-            numbers, frame = await self._part(found[0])
+            numbers, frame = await self._part(found)
         except RunStateError:  # the part was moved away: what was in it is bought again
             return None
-        return _answered(frame.row(numbers[fingerprint], named=True)) if fingerprint in numbers else None
+        if fingerprint not in numbers:
+            return None
+        batch = batched.number_of(batched.named(self._directory, found)) if found < 0 else None
+        return _answered(frame.row(numbers[fingerprint], named=True), batch)
+
+    def knows(self, fingerprint: str) -> bool:
+        """Whether something was bought for this content, and is sealed."""
+        try:
+            return self._looked_up(fingerprint) is not None
+        except sqlite3.Error:
+            return False
+
+    def _looked_up(self, fingerprint: str) -> int | None:
+        """The part that has the answer; None where there is none, or the index cannot be used."""
+        if not self._usable:
+            return None
+        found = self._reader.execute("SELECT part FROM content WHERE hash = ?", (_hash(fingerprint),)).fetchone()
+        return None if found is None else int(found[0])
 
     def close(self) -> None:
         """Close the file."""
@@ -104,7 +169,7 @@ class ContentIndex:
             mode = "mode=ro" if self._path.with_name(f"{NAME}-wal").exists() else "immutable=1"
             self._reader = sqlite3.connect(f"{self._path.absolute().as_uri()}?{mode}", uri=True)
             self._connections.append(self._reader)
-            self._indexed = self._reader.execute("PRAGMA user_version").fetchone()[0]
+            self._indexed = self._reader.execute("SELECT EXISTS (SELECT 1 FROM content)").fetchone()[0]
             return
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         if self._is_cut():
@@ -114,7 +179,9 @@ class ContentIndex:
         self._writer.execute("PRAGMA synchronous = OFF")
         self._writer.execute("PRAGMA journal_mode = WAL")
         self._writer.execute("CREATE TABLE IF NOT EXISTS content (hash INTEGER PRIMARY KEY, part INTEGER NOT NULL)")
+        self._writer.execute("CREATE TABLE IF NOT EXISTS batched (part INTEGER PRIMARY KEY)")
         self._indexed = self._reader.execute("PRAGMA user_version").fetchone()[0]
+        self._of_batches = {part for (part,) in self._reader.execute("SELECT part FROM batched")}
 
     def _is_cut(self) -> bool:
         """Whether the file is shorter than it says: SQLite reads what is missing as if nothing were there."""
@@ -132,8 +199,10 @@ class ContentIndex:
         return self._connections[-1]
 
     def _give_up(self) -> None:
-        """Use it no more; the next start builds a new one."""
-        self._usable = False
+        """Use it no more, and have it built anew."""
+        self._usable, self._indexed = False, 0
+        self._of_batches = set()
+        self.close()
         if self._read_only:
             return
         for suffix in ("", "-wal", "-shm"):
@@ -158,6 +227,21 @@ class ContentIndex:
             db.execute(f"PRAGMA user_version = {number}")
         self._indexed = number
 
+    def _take_in_batched(self, path: Path) -> None:
+        """What was bought live stands; of batches the newest."""
+        name = batched.name_of(path)
+        frame = parts.read_part(path, ("fingerprint", *_ENDING)).filter(_ENDS)
+        hashes = sorted(map(_hash, frame["fingerprint"]))
+        with self._writer as db:
+            db.execute("BEGIN IMMEDIATE")
+            db.executemany(
+                "INSERT INTO content VALUES (?, ?) ON CONFLICT DO UPDATE SET part = excluded.part"
+                " WHERE part < 0 AND part > excluded.part",
+                [(key, name) for key in hashes],
+            )
+            db.execute("INSERT OR REPLACE INTO batched VALUES (?)", (name,))
+        self._of_batches.add(name)
+
     async def _part(self, number: int) -> tuple[dict[str, int], pl.DataFrame]:
         async with self._reading:
             part = self._parts.pop(number, None)
@@ -169,12 +253,18 @@ class ContentIndex:
         return part
 
     def _read(self, number: int) -> tuple[dict[str, int], pl.DataFrame]:
-        columns = ("row", "fingerprint", "paid", "status", "text", "extras", "finished_at", *_REPLY, *_USAGE)
-        calls = parts.read_part(parts.part_path(self._directory / "calls", number), columns)
-        results = parts.read_part(parts.part_path(self._directory / "results", number), ("row", "response"))
-        answers = calls.filter(pl.col("paid") & (pl.col("status") == "ok")).join(results, on="row", how="left")
-        answers = answers.with_columns(pl.coalesce("text", "response").alias("text")).drop("response")
-        unread = calls.filter(~pl.col("paid")).group_by("fingerprint").agg(pl.col("cost_usd").sum().alias("unread_usd"))
+        columns = ("row", "fingerprint", "paid", "text", "extras", "finished_at", *_WHAT, *_REPLY, *_USAGE)
+        if number < 0:
+            calls = parts.read_part(batched.named(self._directory, number), columns)
+            answers = calls.filter(_ENDS)
+            unread = calls.filter(~_ENDS)
+        else:
+            calls = parts.read_part(parts.part_path(self._directory / "calls", number), columns)
+            results = parts.read_part(parts.part_path(self._directory / "results", number), ("row", "response"))
+            answers = calls.filter(pl.col("paid") & (pl.col("status") == "ok")).join(results, on="row", how="left")
+            answers = answers.with_columns(pl.coalesce("text", "response").alias("text")).drop("response")
+            unread = calls.filter(~pl.col("paid"))
+        unread = unread.group_by("fingerprint").agg(pl.col("cost_usd").sum().alias("unread_usd"))
         answers = answers.join(unread, on="fingerprint", how="left").with_columns(pl.col("unread_usd").fill_null(0))
         return {fingerprint: at for at, fingerprint in enumerate(answers["fingerprint"])}, answers
 
@@ -184,13 +274,17 @@ def _hash(fingerprint: str) -> int:
     return int.from_bytes(hashlib.blake2b(fingerprint.encode(), digest_size=8).digest(), "big", signed=True)
 
 
-def _answered(row: dict[str, Any]) -> Answered:
+def _answered(row: dict[str, Any], batch: int | None) -> Answered:
     reply = Reply(
-        row["text"],
-        "ok",
+        row["text"] or "",
+        row["status"],
+        error_kind=row["error_kind"],
+        error=row["error"],
         usage=Usage(**{name: row[column] for column, name in _USAGE.items()}),
         extras=row["extras"] or "",
+        target=row["target"] or "",
+        continuation=row["continuation"] or "",
         finished_at=row["finished_at"].timestamp(),
         **{name: row[name] for name in (*_REPLY, "unread_usd")},
     )
-    return Answered(row["row"], reply)
+    return Answered(row["row"], reply, batch)

@@ -64,14 +64,14 @@ class Journal:
             self._note = os.open(path.parent / SYNCED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not self.size:
             header = orjson.dumps({"journal": {"run": run, "number": journal_number(path)}}) + b"\n"
-            self._write(b"".join(_with_sum(line, self._seed) for line in (header, *carried)))
+            self._write(b"".join(with_sum(line, self._seed) for line in (header, *carried)))
 
     def append(self, *lines: bytes) -> None:
         """Hand lines, newlines included, to the operating system in one go."""
         if len(lines) == 1:  # nearly always
-            self._write(_with_sum(lines[0], self._seed))
+            self._write(with_sum(lines[0], self._seed))
         else:
-            self._write(b"".join(_with_sum(line, self._seed) for line in lines))
+            self._write(b"".join(with_sum(line, self._seed) for line in lines))
 
     def _write(self, content: bytes) -> None:
         try:
@@ -181,7 +181,7 @@ def read(path: Path, parse: Parse, whose: Whose) -> Iterator[Call | Result | Sen
     owned, seed = whose.owns(path), crc32(whose.run.encode())
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            whole = _without_sum(line, seed) if owned else line
+            whole = without_sum(line, seed) if owned else line
             if number == 1:
                 _check_first(path, line, whole, whose)
             if whole is None and (not line.endswith(b"\n") or (b"\0" in line and not file.read(1))):
@@ -228,7 +228,7 @@ def check_first(path: Path, whose: Whose) -> None:
     """Raise `RunStateError` for a journal of another run, by its first line alone."""
     with path.open("rb") as file:
         line = file.readline()
-    _check_first(path, line, _without_sum(line, crc32(whose.run.encode())), whose)
+    _check_first(path, line, without_sum(line, crc32(whose.run.encode())), whose)
 
 
 def _check_first(path: Path, line: bytes, whole: bytes | None, whose: Whose) -> None:
@@ -256,7 +256,7 @@ def _header(line: bytes) -> tuple[str, int] | None:
     try:
         stands = orjson.loads(line)["journal"]
         run, number = stands["run"], stands["number"]
-        return (run, number) if _without_sum(line, crc32(run.encode())) else None
+        return (run, number) if without_sum(line, crc32(run.encode())) else None
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
@@ -284,13 +284,13 @@ def _damaged(path: Path, number: int, line: bytes) -> RunStateError:
     )
 
 
-def _with_sum(line: bytes, seed: int) -> bytes:
+def with_sum(line: bytes, seed: int) -> bytes:
     """A line with its checksum as the last field: it stays JSON."""
     record = line[:-2]
     return record + _SUM % crc32(record, seed)
 
 
-def _without_sum(line: bytes, seed: int) -> bytes | None:
+def without_sum(line: bytes, seed: int) -> bytes | None:
     """The line as it was appended; None where it is not whole, or its checksum not of this run.
 
     A line whose newline alone is missing, or was changed, is whole.

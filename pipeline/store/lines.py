@@ -28,6 +28,7 @@ class Call(NamedTuple):
     reply: Reply
     paid: bool
     line: bytes
+    late: bool = False  # of a batch: its prompt was answered elsewhere meanwhile
 
     @property
     def has_cost(self) -> bool:

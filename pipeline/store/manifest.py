@@ -18,7 +18,9 @@ from pipeline.places import Kind
 from pipeline.store.parts import sync_directory
 
 VERSION = 2
-"""Layout of the run directory; a newer one is refused. In layout 1 journals had neither first line nor checksums."""
+"""Layout of a new run directory. In layout 1 journals had neither first line nor checksums."""
+BATCHED_VERSION = 3
+"""Layout of one that has had batches; a newer one is refused. Whoever does not know them would buy what is in them."""
 
 _ANSWERS: Mapping[Kind, str] = {
     "real": "the service's answers",
@@ -85,9 +87,9 @@ def read(path: Path) -> Manifest | None:
     except (orjson.JSONDecodeError, OSError) as error:
         raise RunStateError(f"cannot read {path}: {error}", "restore it, or start anew with `--fresh`") from None
     version = data.get("version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > VERSION:
+    if isinstance(version, int) and version > BATCHED_VERSION:
         raise RunStateError(
-            f"{path.parent} was made by a newer prompt-pipeline (layout {version}, this one knows {VERSION})",
+            f"{path.parent} was made by a newer prompt-pipeline (layout {version}, this one knows {BATCHED_VERSION})",
             "upgrade prompt-pipeline, or start anew with `--fresh`",
         )
     try:
@@ -99,7 +101,7 @@ def read(path: Path) -> Manifest | None:
 
 def _check_files(directory: Path) -> None:
     """Raise `RunStateError` for a pipe, a socket or a device in a run directory: to open one may take for ever."""
-    for place in (directory, directory / "calls", directory / "results"):
+    for place in (directory, *(directory / name for name in ("calls", "results", "batches", "batched"))):
         for entry in list(os.scandir(place)) if place.is_dir() else ():
             if not (entry.is_file() or entry.is_dir()) and os.path.lexists(entry.path):
                 raise RunStateError(f"{entry.path} is not a file", "move it away, and restore what was there")

@@ -70,6 +70,8 @@ _CALLS: dict[str, PolarsDataType] = {
     "rate_limited": pl.Int32,
     "latency_s": pl.Float64,
     "finished_at": _TIME,
+    "continuation": pl.String,  # of an answer that goes on, what the request for the rest has to name
+    "late": pl.Boolean,  # it was answered elsewhere meanwhile: paid for, and used for nothing
 }
 CALLS_SCHEMA = pl.Schema(_CALLS)
 """One row per reply that was paid for, per prompt that failed without one, and per request that may have been billed
@@ -113,6 +115,8 @@ _ADDED: dict[str, pl.Expr] = {
     "searches": pl.lit(0, pl.Int32),
     "lane": pl.lit("standard", pl.String),
     "standard_usd": pl.lit(None, MONEY),
+    "continuation": pl.lit(None, pl.String),
+    "late": pl.lit(False, pl.Boolean),
 }
 """Columns that parts of an older version lack."""
 
@@ -157,6 +161,8 @@ def calls_frame(calls: Sequence[Call], answers: dict[int, str | None]) -> pl.Dat
         "rate_limited": [reply.rate_limited for reply in replies],
         "latency_s": [_seconds(reply.latency_s) for reply in replies],
         "finished_at": [_moment(reply.finished_at) for reply in replies],
+        "continuation": [reply.continuation or None for reply in replies],
+        "late": [call.late for call in calls],
     }
     return _frame(columns, CALLS_SCHEMA)
 
@@ -234,8 +240,14 @@ def _seconds(seconds: float) -> float:
 
 def write_part(frame: pl.DataFrame, directory: Path, number: int, run: str = "") -> Sealed:
     """Write one part of a run so that it is whole or not there, whatever happens in between."""
-    final = part_path(directory, number)
-    hidden = directory / f".{final.name}.tmp"
+    return write_frame(
+        frame, part_path(directory, number), run, "What it was to hold is still in the journal: nothing is lost."
+    )
+
+
+def write_frame(frame: pl.DataFrame, final: Path, run: str, kept: str) -> Sealed:
+    """Write a Parquet file of a run as `write_part`; `kept` says what is not lost where the disk refuses it."""
+    hidden = final.with_name(f".{final.name}.tmp")
     encoded = io.BytesIO()  # polars would report a full disk as a fault of the file's format
     frame.write_parquet(encoded, compression="zstd", metadata={_RUN: run})
     try:
@@ -245,16 +257,16 @@ def write_part(frame: pl.DataFrame, directory: Path, number: int, run: str = "")
             file.flush()
             os.fsync(file.fileno())
         hidden.rename(final)
-        sync_directory(directory)
+        sync_directory(final.parent)
     except OSError as error:
         with suppress(OSError):  # the next start removes it
             hidden.unlink(missing_ok=True)
         raise RunStateError(
-            f"cannot write {final}: {error.strerror}\nWhat it was to hold is still in the journal: nothing is lost.",
+            f"cannot write {final}: {error.strerror}\n{kept}",
             "make room or mend the disk, then run the same command again",
         ) from None
     content = encoded.getbuffer()
-    return Sealed(f"{directory.name}/{final.name}", frame.height, len(content), digest(content))
+    return Sealed(f"{final.parent.name}/{final.name}", frame.height, len(content), digest(content))
 
 
 def describe(path: Path) -> Sealed:

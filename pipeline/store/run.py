@@ -6,6 +6,7 @@
     calls/part-000006.parquet     calls of finished documents
     results/part-000006.parquet   outcomes of documents
     parts.jsonl                   one line a part: its rows, size and checksum; and which journals there are
+    batches.jsonl, batches/, batched/    of a run with batches: see `store.batches`
     content.sqlite                where each answer was sealed, made from the parts
     lock, run.log
 
@@ -34,7 +35,8 @@ from pipeline.events import Event
 from pipeline.process import make_private
 from pipeline.prompts import Prompt
 from pipeline.records import PASSING, Parse, Reply, Result
-from pipeline.store import parts, seals
+from pipeline.store import batch_states, batched, parts, seals
+from pipeline.store.batches import Batches, Cost
 from pipeline.store.content import Answered, ContentIndex
 from pipeline.store.journal import Journal, is_blank, journal_number, journal_path, journal_paths
 from pipeline.store.lines import Call, Sent, call_line, ended_line, kept, result_line, sent_line, sent_of
@@ -76,6 +78,7 @@ class RunStore:
         self._redone: dict[int, Decimal | None] = {}  # by row that is tried again on request: what all its calls cost
         self._guessed: set[int] = set()  # those of them of which some of that is an estimate
         self._content: ContentIndex
+        self.batches: Batches
         self._is_kept = True
         self._sealing = anyio.Lock()
         self._room = anyio.Event()
@@ -120,7 +123,8 @@ class RunStore:
         return known is not None
 
     def _check_unused(self) -> None:
-        if journal_paths(self.directory) or any(self.directory.glob("*/part-*.parquet")):
+        held = journal_paths(self.directory) or any(self.directory.glob("*/part-*.parquet"))
+        if held or (self.directory / batch_states.NAME).exists():
             raise RunStateError(
                 f"{self.directory} holds answers, but its manifest.json is gone: nobody knows to which job they belong",
                 "restore it, or move the directory away to start anew",
@@ -149,6 +153,9 @@ class RunStore:
                 half.unlink()
         for half in parts.void(self.directory):
             half.unlink()  # or its calls would be counted twice
+        self.batches = Batches(self.directory, self._run, self._bought_by_batch, self._make_findable)
+        unnoted = [part for part in self.batches.recover() if part.part not in noted]
+        seals.record(self.directory, [part for part in unnoted if (self.directory / part.part).exists()])
         sealed = (path for kind in ("calls", "results") for path in parts.part_paths(self.directory / kind))
         seals.record(self.directory, [parts.describe(path) for path in sealed if not seals.noted(path, noted)])
         self.outcomes, self._batch = load(self.directory, self._parse)
@@ -159,6 +166,17 @@ class RunStore:
         for path in spent:
             with suppress(OSError):  # its number says that it is spent
                 path.unlink()
+
+    def _bought_by_batch(self, costs: Sequence[Cost]) -> None:
+        for row, usd, estimated in costs:
+            if row in self._redone:
+                known = self._redone[row]
+                self._redone[row] = None if known is None or usd is None else known + usd
+                if estimated:
+                    self._guessed.add(row)
+
+    def _make_findable(self) -> None:
+        self._content.catch_up()
 
     @property
     def identity(self) -> str:
@@ -285,6 +303,7 @@ class RunStore:
             closing.callback(self._close_log)
             closing.callback(self._reserve.give_back)
             closing.callback(self._content.close)
+            closing.callback(self.batches.close)
             closing.callback(lambda: self._journal.close())
             if self._can_seal():
                 old = self._journal
@@ -314,9 +333,13 @@ class RunStore:
         return self._sum("cost_usd")
 
     def calls(self, columns: Sequence[str], newest: int | None = None) -> Iterator[pl.DataFrame]:
-        """Some columns of what was bought so far, part by part; of the `newest` parts only, and what is not sealed."""
-        for path in parts.part_paths(self.directory / "calls")[-newest if newest else None :]:
-            yield parts.read_part(path, columns)
+        """Some columns of what was bought so far, part by part; what is not sealed comes last.
+
+        Of the `newest` parts only: of so many of either kind, what batches bought and what not.
+        """
+        for paths in (batched.part_paths(self.directory), parts.part_paths(self.directory / "calls")):
+            for path in paths[-newest if newest else None :]:
+                yield parts.read_part(path, columns)
         yield parts.calls_frame(self._batch.calls, {}).select(columns)
 
     def _sum(self, *columns: str) -> Decimal:

@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple, TypeVar
 
 import orjson
@@ -18,6 +19,7 @@ from pipeline.errors import RunStateError
 
 NAME = "parts.jsonl"
 _JOURNALS = b'{"journals":'
+_APPENDING = Lock()  # a seal and a batch that is taken may meet
 
 Found = TypeVar("Found")
 
@@ -62,6 +64,11 @@ def journals(directory: Path) -> list[int]:
 def _append(directory: Path, records: Sequence[Mapping[str, object]], *, sync: bool) -> None:
     path = directory / NAME
     lines = b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
+    with _APPENDING:
+        _append_lines(path, lines, sync)
+
+
+def _append_lines(path: Path, lines: bytes, sync: bool) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
@@ -130,11 +137,13 @@ def verify(directory: Path) -> int:
 
 def _broken(directory: Path, sealed: Sealed, how: str) -> RunStateError:
     what = "rows are finished and paid for" if sealed.part.startswith("results/") else "paid calls stand"
+    bought_again = {"results": "its rows are then bought again", "batched": "its calls are then bought again"}
+    then = bought_again.get(sealed.part.partition("/")[0], "the report then lacks them")
     return RunStateError(
         f"{directory / sealed.part} {how}: {sealed.rows:,} {what} in it\n"
         "The other parts are untouched, and nothing was bought or written.",
-        f"restore it from a backup; or move it away, take its line out of {directory / NAME} and go on without it: "
-        + ("its rows are then bought again" if sealed.part.startswith("results/") else "the report then lacks them"),
+        f"restore it from a backup; or move it away, take its line out of {directory / NAME} and go on without it:"
+        f" {then}",
     )
 
 

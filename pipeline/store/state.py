@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import RunStateError
 from pipeline.records import PASSING, STATUSES, Parse, Result, Status
-from pipeline.store import parts, seals
+from pipeline.store import batch_states, batched, parts, seals
 from pipeline.store.journal import (
     Whose,
     check_first,
@@ -130,10 +130,10 @@ def load_unsealed(directory: Path, parse: Parse, take_in: Callable[[Path], None]
 def check_parts(directory: Path) -> dict[str, seals.Sealed]:
     """As `seals.check`; and those parts that no line tells of have to be of this run, not laid there."""
     known, run = seals.check(directory), whose(directory).run
-    for kind in ("calls", "results"):
-        for path in parts.part_paths(directory / kind):
-            if not seals.noted(path, known):
-                parts.check_owner(path, run)
+    paths = [path for kind in ("calls", "results") for path in parts.part_paths(directory / kind)]
+    for path in (*paths, *batched.there(directory)):
+        if not seals.noted(path, known):
+            parts.check_owner(path, run)
     return known
 
 
@@ -147,6 +147,7 @@ def is_unused(directory: Path) -> bool:
     """Whether the run was given up before its first call, as when its cost was not agreed to: it binds nobody."""
     return not (
         any(directory.glob("*/part-*.parquet"))
+        or batch_states.read(directory)
         or seals.read(directory)
         or not all(is_blank(path) for path in journal_paths(directory))
     )
