@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 import polars as pl
 import pytest
+from google.genai import types
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.lib._pydantic import to_strict_json_schema
@@ -13,7 +14,9 @@ from pydantic import BaseModel
 
 from pipeline.answer_columns import AnswerColumn, expanded
 from pipeline.emulator.answers import json_value
-from pipeline.schemas import Schema, SchemaError, gemini, held_here, openai, schema_of
+from pipeline.emulator.messages import parse
+from pipeline.emulator.schema import SCHEMA
+from pipeline.schemas import Schema, SchemaError, gemini, held_here, openai, openapi, schema_of
 from pipeline.schemas.dsl import TYPES
 
 
@@ -120,7 +123,7 @@ def test_what_the_emulator_makes_by_each_form_is_an_answer_of_the_schema_and_fit
     schema = schema_of(", ".join(f"f{number}: {kind}" for number, kind in enumerate(kinds)))
     told, strict = openai(schema.value)
     assert strict
-    for form in (gemini(schema.value), told):
+    for form in (gemini(schema.value), told, openapi(schema.value)):
         answer = json_value("A sentence.", form)
         judged = schema.judge(orjson.dumps(answer).decode())
         assert not judged.trouble
@@ -285,6 +288,59 @@ def test_a_class_of_pydantic_is_told_as_the_sdks_tell_it() -> None:
         return [plain(each) for each in node] if isinstance(node, list) else node
 
     assert plain(openai(written.value)[0]) == plain(theirs)
+    assert types.Schema.model_validate(openapi(written.value)).properties is not None
+
+
+def test_the_older_form_has_everything_in_its_place() -> None:
+    told = openapi(schema_of(WIDE).value)
+    assert told["properties"]["place"]["type"] == "OBJECT" and "$defs" not in told
+    assert told["properties"]["level"] == {"type": "INTEGER", "nullable": True}
+    assert told["properties"]["share"] == {"type": "NUMBER", "nullable": True, "maximum": 1}
+    assert told["propertyOrdering"] == list(WIDE["properties"])
+    parse(SCHEMA, orjson.dumps(told))
+    types.Schema.model_validate(told)
+
+
+def doubling(levels: int) -> dict[str, Any]:
+    refs = {f"L{n}": {"anyOf": [{"$ref": f"#/$defs/L{n + 1}"}] * 2} for n in range(levels)}
+    return {"$defs": {**refs, f"L{levels}": {"type": "string"}}, "$ref": "#/$defs/L0"}
+
+
+@pytest.mark.parametrize(
+    ("field", "why"),
+    [
+        ({"$ref": "#"}, "# holds itself"),
+        ({"type": "object"}, r"\$.f is an object whose properties have no names"),
+        ({"type": "object", "additionalProperties": {"type": "string"}}, r"\$.f is an object whose properties"),
+        ({"type": ["array", "null"]}, r"\$.f is an array of anything"),
+        ({"type": "array", "prefixItems": [{"type": "string"}]}, r"\$.f is an array of anything"),
+        ({"type": "array", "items": True}, r"\$.f.items may be anything"),
+        ({"description": "whatever"}, r"\$.f is a value of any kind"),
+        ({"enum": ["a", 1]}, "several types"),
+        (doubling(20), "too often"),
+    ],
+)
+def test_what_the_older_form_cannot_say_is_refused_by_its_place(field: dict[str, Any], why: str) -> None:
+    defs = field.pop("$defs", {})
+    with pytest.raises(SchemaError, match=why):
+        openapi({"type": "object", "properties": {"f": field}, "$defs": defs})
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ({"enum": [None]}, {"type": "NULL", "nullable": True}),
+        ({"enum": [1, 2]}, {"type": "INTEGER"}),
+        (
+            {"type": ["string", "integer", "null"]},
+            {"nullable": True, "anyOf": [{"type": "STRING"}, {"type": "INTEGER"}]},
+        ),
+    ],
+)
+def test_what_the_older_form_says_otherwise(field: dict[str, Any], told: dict[str, Any]) -> None:
+    form = openapi({"type": "object", "properties": {"f": field}})
+    assert form["properties"]["f"] == told
+    parse(SCHEMA, orjson.dumps(form))
 
 
 # ---- columns

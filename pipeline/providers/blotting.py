@@ -51,3 +51,29 @@ def _spellings(char: int) -> bytes:
 def _within(raw: bytes, encode: Callable[[bytes], bytes]) -> set[bytes]:
     """The key in base64, alone and at any place of something longer: the characters that hang on the key only."""
     return {encode(b"\0" * before + raw)[(before * 8 + 5) // 6 : (before + len(raw)) * 8 // 6] for before in range(3)}
+
+
+class BlottedLines:
+    """The same of lines of any number, which are passed on, each whole, as they come."""
+
+    def __init__(self, key: str, pass_on: Callable[[bytes], object]) -> None:
+        self._key, self._pass_on = key, pass_on
+        self._begun: list[bytes] = []  # of the last line
+
+    def take(self, part: bytes) -> None:
+        """One more piece."""
+        end = part.rfind(b"\n") + 1
+        if end:
+            self._passed(part[:end])
+        if end < len(part):
+            self._begun.append(part[end:])
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        if self._begun:
+            self._passed(b"")
+
+    def _passed(self, part: bytes) -> None:
+        whole = b"".join([*self._begun, part])
+        self._begun.clear()
+        self._pass_on(blotted(whole, self._key))

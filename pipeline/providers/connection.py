@@ -7,12 +7,12 @@ import asyncio
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from math import inf
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import anyio
 import httpx
@@ -23,7 +23,9 @@ from pipeline.prompts import Prompt
 from pipeline.protocols import PROTOCOLS, ProviderName
 from pipeline.providers.answers import Answer, Unread, bare_model, is_marked, judge, lane_of, parse_reply, read_answer
 from pipeline.providers.base import Account, Accounts, Renew
-from pipeline.providers.blotting import blotted
+from pipeline.providers.batches.base import Batches
+from pipeline.providers.blotting import BlottedLines, blotted
+from pipeline.providers.connections import MOST_BODY_BYTES, Pieces
 from pipeline.providers.failures import classify, unanswered, without_prompt
 from pipeline.providers.foreign import load, mapping
 from pipeline.providers.named import http_date
@@ -32,6 +34,8 @@ from pipeline.providers.usage import names_tokens, read_usage
 from pipeline.records import EMULATOR_HEADER, Failure, Lane, Reply, changed
 from pipeline.targets import Target
 from pipeline.terminal import without_secrets
+
+T = TypeVar("T")
 
 ASK_TIMEOUT_S = 10.0
 """Longest wait for who answers, before the first call."""
@@ -127,6 +131,10 @@ class Connection(ABC):
         """The prompt with its largest files uploaded, where the protocol has a place for them; else itself."""
         return prompt
 
+    def batches(self) -> Batches | None:
+        """Who speaks the batches of this account; None: nobody, here."""
+        return None
+
     async def delete_files(self) -> None:
         """Delete what was uploaded; most protocols have nowhere to upload to."""
         return
@@ -147,10 +155,14 @@ class Connection(ABC):
         A key that is refused is looked for again where it came from, and the request goes once more with another one:
         nothing was billed. It takes nothing from the pace either: a refused key's request counted against no quota.
         """
+        return await self.insist(lambda: self._ask(url, content, prompt, model, lane))
+
+    async def insist(self, ask: Callable[[], Awaitable[T | Failure]]) -> T | Failure:
+        """Ask, and once more where the key is refused and another one is found: see `ask`."""
         key = self._key
-        outcome = await self._ask(url, content, prompt, model, lane)
+        outcome = await ask()
         if isinstance(outcome, Failure) and outcome.kind == "auth" and await self._renewed(key):
-            outcome = await self._ask(url, content, prompt, model, lane)
+            outcome = await ask()
         return outcome
 
     async def _renewed(self, refused: str) -> bool:
@@ -176,6 +188,12 @@ class Connection(ABC):
         latency_s, finished_at = clock() - started, time.time()
         if isinstance(response, Lost):
             return self.failure(response)
+        return self.outcome(response, prompt, model, latency_s, finished_at)
+
+    def outcome(
+        self, response: Response, prompt: Prompt, model: str, latency_s: float = 0.0, finished_at: float = 0.0
+    ) -> Reply | Failure:
+        """What a response says to a request of `model` for `prompt`."""
         body, answer = self._read(response.body)
         if isinstance(answer, Answer) and answer.cut:
             answer = self._cut(answer, response)
@@ -207,34 +225,44 @@ class Connection(ABC):
     async def exchange(
         self,
         url: httpx.URL,
-        content: bytes | None = None,
+        content: bytes | Pieces | None = None,
         whole_s: float | None = None,
         *,
         more: Mapping[str, str] | None = None,
         delete: bool = False,
         patch: bool = False,
         lane: Lane = "standard",
+        most_bytes: int = MOST_BODY_BYTES,
     ) -> Response | Lost:
         """POST or PATCH `content` with `more` headers, GET or DELETE; the key is out of the body before anybody reads.
 
-        `whole_s`: see `Wire.post`.
+        `whole_s`: see `Wire.post`; `most_bytes`: see `Wire.get`.
         """
         key = self._key  # it may be another when the answer comes
         common, timeout_s = self._headers, self._timeout_s
         if lane == "flex":
             common, timeout_s = self._flex_headers, self.patience_s(lane)
         headers = httpx.Headers({**common, **more}) if more else common
-        if content is not None and patch:
+        if isinstance(content, Pieces):
+            answer = await self._wire.send(url, headers, content, timeout_s)
+        elif content is not None and patch:
             answer = await self._wire.patch(url, headers, content, timeout_s)
         elif content is not None:
             answer = await self._wire.post(url, headers, content, timeout_s, whole_s)
+        elif delete:
+            answer = await self._wire.delete(url, headers, timeout_s)
         else:
-            ask = self._wire.delete if delete else self._wire.get
-            answer = await ask(url, headers, timeout_s)
-        if isinstance(answer, Lost) or not key:
-            return answer
-        body = blotted(_as_utf8(answer), key)
-        return answer if body is answer.body else answer._replace(body=body)
+            answer = await self._wire.get(url, headers, timeout_s, most_bytes)
+        return _without(key, answer)
+
+    async def fetch(self, url: httpx.URL, write: Callable[[bytes], object]) -> Response | Lost:
+        """GET lines of any number, which are written as they come, without the key; see `Wire.fetch`."""
+        key, lines = self._key, BlottedLines(self._key, write)
+        headers = httpx.Headers({**self._headers, "accept-encoding": "gzip"})
+        answer = await self._wire.fetch(url, headers, lines.take, self._timeout_s)
+        if isinstance(answer, Response) and not answer.lost:
+            lines.end()
+        return _without(key, answer)
 
     def failure(
         self,
@@ -334,6 +362,13 @@ def is_emulated(answer: Response) -> bool:
 def succeeded(response: Response) -> bool:
     """Whether the status says so."""
     return 200 <= response.status < 300
+
+
+def _without(key: str, answer: Response | Lost) -> Response | Lost:
+    if isinstance(answer, Lost) or not key:
+        return answer
+    body = blotted(_as_utf8(answer), key)
+    return answer if body is answer.body else answer._replace(body=body)
 
 
 _CHARSET = re.compile(r"charset=[\"']?([\w\-]+)", re.IGNORECASE | re.ASCII)

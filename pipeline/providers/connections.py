@@ -8,7 +8,8 @@ and an httpx transport above it did besides is not wanted here (redirects, cooki
 import asyncio
 import ssl
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,20 +31,36 @@ MOST_BODY_BYTES = 16 * 1024 * 1024
 """Of one response, packed or unpacked: twice the longest answer of any model, a million tokens of 8 bytes in JSON."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A body that is read while it is sent; `size` is that of all its pieces."""
+
+    size: int
+    read: Callable[[], AsyncIterator[bytes]]
+
+
 @dataclass(slots=True)
 class Came:
-    """What has come back of one request so far: nothing while `status` is 0; the body as it came, packed or not."""
+    """What has come back of one request so far: nothing while `status` is 0; the body as it came, packed or not.
+
+    Of a 200 the body goes `into` that instead, where there is one, and has any size.
+    """
 
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     parts: list[bytes] = field(default_factory=list)
     size: int = 0
+    most: int = MOST_BODY_BYTES
+    into: Callable[[bytes], object] | None = None
 
     def take(self, part: bytes) -> None:
-        """One more piece of the body; raises `TooLarge` beyond `MOST_BODY_BYTES`."""
-        self.parts.append(part)
+        """One more piece of the body; raises `TooLarge` beyond `most` bytes."""
         self.size += len(part)
-        if self.size > MOST_BODY_BYTES:
+        if self.into is not None and self.status == 200:
+            self.into(part)
+            return
+        self.parts.append(part)
+        if self.size > self.most:
             raise TooLarge
 
 
@@ -84,7 +101,12 @@ class Origin:
         return b"\r\n".join(lines)
 
     async def exchange(
-        self, head: bytes, content: bytes | None, timeout_s: float, came: Came, whole_s: float | None = None
+        self,
+        head: bytes,
+        content: bytes | Pieces | None,
+        timeout_s: float,
+        came: Came,
+        whole_s: float | None = None,
     ) -> None:
         """Send one request and put what comes back into `came`; `timeout_s` limits all of it.
 
@@ -115,6 +137,10 @@ class Origin:
             )
             if content is None:
                 protocol.transport.write(head + b"\r\n\r\n")
+            elif isinstance(content, Pieces):
+                timer.cancel()
+                await _written(protocol, head, content, timeout_s)
+                timer = loop.call_at(min(loop.time() + timeout_s, last_at), give_up)
             else:
                 protocol.transport.write(b"%s\r\nContent-Length: %d\r\n\r\n%s" % (head, len(content), content))
             while came.status < 200 and came.status != 101:  # 103: there is more to come
@@ -156,3 +182,20 @@ class Origin:
         """Close every connection."""
         if self._connector is not None:
             await self._connector.close()
+
+
+async def _written(protocol: Any, head: bytes, content: Pieces, timeout_s: float) -> None:
+    """Send a body piece by piece, each within `timeout_s`; what answers and hangs up before the end is listened to."""
+    transport = protocol.transport
+    transport.write(b"%s\r\nContent-Length: %d\r\n\r\n" % (head, content.size))
+    try:
+        async for piece in content.read():
+            async with asyncio.timeout(timeout_s):
+                with suppress(aiohttp.ClientConnectionError, ConnectionError):
+                    transport.write(piece)
+                    await protocol._drain_helper()
+            if transport.is_closing():
+                return
+    except BaseException:
+        transport.abort()  # closed, it would wait for what nobody takes
+        raise

@@ -1,6 +1,7 @@
 """Content-Encoding undone: by what the bytes are rather than by what they are called, and never beyond a ceiling."""
 
 import zlib
+from collections.abc import Callable
 
 _GZIP = b"\x1f\x8b"
 _MOST_LAYERS = 3
@@ -71,3 +72,40 @@ def _unpacked(body: bytes, bits: int, most: int) -> bytes:
         parts.append(part)
         body = member.unused_data.lstrip(b"\0") if member.eof else b""
     return b"".join(parts)
+
+
+class Unpacking:
+    """The same of a body that is passed on piece by piece: gzip, by its first bytes, or none."""
+
+    def __init__(self, pass_on: Callable[[bytes], object]) -> None:
+        self._pass_on = pass_on
+        self._start = b""
+        self._packed: bool | None = None
+        self._member = zlib.decompressobj(_GZIP_BITS)
+        self._last_ended = True
+
+    def take(self, part: bytes) -> None:
+        """One more piece; raises `Undecodable`."""
+        if self._packed is None:
+            part = self._start = self._start + part
+            if len(part) < len(_GZIP):
+                return
+            self._packed = part[:2] == _GZIP
+        while self._packed and part:
+            try:
+                unpacked = self._member.decompress(part)
+            except zlib.error as error:
+                raise Undecodable(f"the answer is damaged: its compressed bytes cannot be unpacked ({error})") from None
+            self._pass_on(unpacked)
+            part, self._last_ended = self._member.unused_data, self._member.eof
+            if self._last_ended:
+                self._member = zlib.decompressobj(_GZIP_BITS)
+        if part:
+            self._pass_on(part)
+
+    def end(self) -> None:
+        """Nothing more will come; raises `Undecodable` where more should."""
+        if self._packed is None and self._start:
+            self._pass_on(self._start)
+        if not self._last_ended:
+            raise Undecodable("the answer is damaged: its compressed bytes end too early")

@@ -15,7 +15,7 @@ from pipeline.providers.foreign import load, mapping, mappings, string, whole_nu
 from pipeline.providers.named import header_hits, http_date, quota_hits, retry_after
 from pipeline.providers.phrases import MEANING_OF_NAME, STATUS_OF_NAME, Meaning, names_a_day, said
 from pipeline.providers.transport import Lost
-from pipeline.records import ErrorKind, Failure, FailureKind, QuotaHit
+from pipeline.records import ErrorKind, Failure, FailureKind, QuotaHit, Reply
 from pipeline.terminal import KEY_SHAPED
 
 MESSAGE_CHARS = 300
@@ -75,6 +75,16 @@ def unanswered(lost: Lost, *, secret: str = "") -> Failure:
         billed=lost.sent,
         most_requests=2 if unreadable else None,
         advice=lost.advice,
+    )
+
+
+_LOST_FILE = re.compile(r"\bFile\b")
+
+
+def misses_a_file(outcome: Reply | Failure) -> bool:
+    """Whether a request was refused for a file: one that is over is not told from one that never was (403)."""
+    return (
+        isinstance(outcome, Failure) and outcome.http_status in (403, 404) and bool(_LOST_FILE.search(outcome.message))
     )
 
 

@@ -13,6 +13,8 @@ import orjson
 from pipeline.prompts import Params, Part, Prompt, Text, Tools
 from pipeline.protocols import PROTOCOLS
 from pipeline.providers.base import Account
+from pipeline.providers.batches.base import Batches
+from pipeline.providers.batches.openai import OpenAIBatches
 from pipeline.providers.connection import Connected, Connection, checked_url, succeeded
 from pipeline.providers.foreign import load, mappings, string
 from pipeline.providers.payload import NotSent, base64_of, built
@@ -75,6 +77,12 @@ class OpenAIConnection(Connection):
         if isinstance(body, Failure):
             return body
         return await self.ask(self._chat, body, prompt, model, lane)
+
+    def batches(self) -> Batches | None:
+        """See `Connection`. None at Google, which takes files of batches by its own protocol only."""
+        if self._root.host == _GOOGLES:
+            return None
+        return OpenAIBatches(self, self._root, lambda prompt, model: build_request(prompt, model, self._is_openai))
 
     async def count_tokens(self, prompt: Prompt, model: str) -> int | Failure:
         """A failure: the protocol counts nothing free of charge."""

@@ -10,7 +10,7 @@ read; a `Network` says which proxy is taken. HTTP/1.1 only: one HTTP/2 connectio
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
@@ -21,14 +21,14 @@ import httpx
 from aiohttp.http_exceptions import HttpProcessingError
 
 from pipeline.providers.barriers import Barrier, Unconnected, barrier, passes_nothing_on
-from pipeline.providers.connections import MOST_BODY_BYTES, MOST_HEADER_BYTES, Came, Origin
-from pipeline.providers.encoding import TooLarge, Undecodable, decoded
+from pipeline.providers.connections import MOST_BODY_BYTES, MOST_HEADER_BYTES, Came, Origin, Pieces
+from pipeline.providers.encoding import TooLarge, Undecodable, Unpacking, decoded
 from pipeline.providers.networks import Network
 from pipeline.providers.proxies import Proxy
 
 READ_TIMEOUT_S = 300.0
 STREAM_S = 3600.0
-"""Of one answer that is streamed, from the first byte out to the last byte in."""
+"""Of one answer that is streamed, or of one file, from the first byte out to the last byte in."""
 _MOST_WAYS = 64
 _AROUND = Network()
 _LATELY_S = 5.0
@@ -125,9 +125,46 @@ class Wire:
         """
         return await self._exchange("POST", url, headers, content, timeout_s, whole_s)
 
-    async def get(self, url: httpx.URL, headers: httpx.Headers, timeout_s: float = READ_TIMEOUT_S) -> Response | Lost:
-        """GET `url`; `timeout_s` as in `post`."""
-        return await self._exchange("GET", url, headers, None, timeout_s)
+    async def send(
+        self, url: httpx.URL, headers: httpx.Headers, content: Pieces, timeout_s: float = READ_TIMEOUT_S
+    ) -> Response | Lost:
+        """POST what is read while it is sent; `timeout_s` limits the silence, `STREAM_S` the whole."""
+        return await self._exchange("POST", url, headers, content, timeout_s, STREAM_S)
+
+    async def get(
+        self,
+        url: httpx.URL,
+        headers: httpx.Headers,
+        timeout_s: float = READ_TIMEOUT_S,
+        most_bytes: int = MOST_BODY_BYTES,
+    ) -> Response | Lost:
+        """GET `url`; `timeout_s` as in `post`; an answer has at most `most_bytes`, packed or not."""
+        return await self._exchange("GET", url, headers, None, timeout_s, came=Came(most=most_bytes))
+
+    async def fetch(
+        self,
+        url: httpx.URL,
+        headers: httpx.Headers,
+        pass_on: Callable[[bytes], object],
+        timeout_s: float = READ_TIMEOUT_S,
+    ) -> Response | Lost:
+        """GET `url`; the body of a 200 is passed on as it comes, unpacked, and has any size; its length is checked.
+
+        Times as in `send`. What `pass_on` raises is raised, unless it is of the network: no `OSError`.
+        """
+        unpacking = Unpacking(pass_on)
+        came = Came(into=unpacking.take)
+        answer = await self._exchange("GET", url, headers, None, timeout_s, STREAM_S, came)
+        if isinstance(answer, Lost) or answer.status != 200 or answer.lost:
+            return answer
+        try:
+            unpacking.end()
+        except Undecodable as error:
+            return answer._replace(lost=Lost("unreadable", sent=True, message=str(error)))
+        told = answer.headers.get("content-length", "")
+        if told.isdecimal() and int(told) != came.size:  # what replaces the network does not look
+            return answer._replace(lost=Lost("broken", sent=True, message="the connection ended before the answer did"))
+        return answer
 
     async def delete(
         self, url: httpx.URL, headers: httpx.Headers, timeout_s: float = READ_TIMEOUT_S
@@ -146,11 +183,12 @@ class Wire:
         method: str,
         url: httpx.URL,
         headers: httpx.Headers,
-        content: bytes | None,
+        content: bytes | Pieces | None,
         timeout_s: float,
         whole_s: float | None = None,
+        came: Came | None = None,
     ) -> Response | Lost:
-        came = Came()
+        came = came or Came()
         lost: Lost | None = None
         try:
             if self._replacement is None:
@@ -158,7 +196,7 @@ class Wire:
                 await origin.exchange(head, content, timeout_s, came, whole_s)
             else:
                 # A given stream keeps httpx from adding headers one by one (50 µs a call).
-                stream = httpx.ByteStream(content or b"")
+                stream = _Streamed(content) if isinstance(content, Pieces) else httpx.ByteStream(content or b"")
                 request = httpx.Request(method, url, headers=headers, stream=stream)
                 # asyncio's own timeout: anyio's costs 80 µs a call more.
                 async with asyncio.timeout(timeout_s) as limit:
@@ -169,17 +207,19 @@ class Wire:
             return lost
         except (httpx.HTTPError, aiohttp.ClientError, HttpProcessingError, OSError) as error:
             lost = _lost(error)  # OSError: TimeoutError is one of them
-        except TooLarge as error:
-            lost = _lost(error)
+        except TooLarge:
+            lost = _too_large(came.most)
             del came.parts[1:]
+        except Undecodable as error:
+            lost = Lost("unreadable", sent=True, message=str(error))
         if came.status < 200 and came.status != 101:
             return lost or Lost("broken", sent=True, message="no answer")
         if came.status == 407 and url.scheme == "http" and (proxy := self._proxy(url)) and not proxy.is_socks:
             return _barred(passes_nothing_on(proxy, 407, came.headers))
         try:
-            body = decoded(b"".join(came.parts), came.headers.get("content-encoding", ""), MOST_BODY_BYTES)
-        except TooLarge as error:
-            body, lost = b"", _lost(error)
+            body = decoded(b"".join(came.parts), came.headers.get("content-encoding", ""), came.most)
+        except TooLarge:
+            body, lost = b"", _too_large(came.most)
         except Undecodable as error:
             body, lost = b"", lost or Lost("unreadable", sent=True, message=str(error))
         return Response(came.status, came.headers, body, lost)
@@ -211,6 +251,16 @@ class Wire:
 
     def _barred(self, url: httpx.URL, error: Unconnected) -> Lost:
         return _barred(barrier(error, url, self._proxy(url)))
+
+
+class _Streamed(httpx.AsyncByteStream):
+    """Pieces, for what replaces the network."""
+
+    def __init__(self, content: Pieces) -> None:
+        self._content = content
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._content.read()
 
 
 def _name(url: httpx.URL) -> _Name:
@@ -266,14 +316,15 @@ def _lost(error: Exception) -> Lost:
         return Lost("timeout", sent=False, message="no connection in time")
     if isinstance(error, _TIMEOUT):
         return Lost("timeout", sent=True, message="no complete answer in time")
-    if isinstance(error, TooLarge):
-        most = f"{MOST_BODY_BYTES // 2**20} MiB"
-        return Lost("unreadable", sent=True, message=f"the answer is larger than {most}: no model's answer is")
     if isinstance(error, aiohttp.ClientPayloadError):
         return Lost("broken", sent=True, message="the connection ended before the answer did")
     if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
         return Lost("unreadable", sent=True, message=f"the answer breaks HTTP: {_breach(error.message)}")
     return Lost("broken", sent=True, message=" ".join(f"{error}".split())[:200] or type(error).__name__)
+
+
+def _too_large(most: int) -> Lost:
+    return Lost("unreadable", sent=True, message=f"the answer is larger than {most // 2**20} MiB: no model's answer is")
 
 
 def _breach(message: str) -> str:

@@ -119,6 +119,10 @@ class VertexConnection(GeminiConnection):
         """See `GeminiConnection`."""
         return await self._bearing(lambda: super(VertexConnection, self).end_cache(name))
 
+    def batches(self) -> None:
+        """None: Vertex AI's batches read and write buckets of the project, which this does not speak."""
+        return
+
     async def list_models(self) -> list[str] | Failure:
         """What Google publishes, whoever may use it: one page."""
         return await self._bearing(self._published)

@@ -9,7 +9,7 @@ import orjson
 from pipeline.schemas import dsl, forms
 from pipeline.schemas.answers import Judge, Judged
 from pipeline.schemas.columns import Column, columns
-from pipeline.schemas.forms import gemini, held_here, openai, requires_itself
+from pipeline.schemas.forms import gemini, held_here, openai, openapi, requires_itself
 from pipeline.schemas.mistake import SchemaError
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "gemini",
     "held_here",
     "openai",
+    "openapi",
     "requires_itself",
     "schema_of",
 ]

@@ -49,6 +49,14 @@ _OPENAI = _KNOWN - {"oneOf", "prefixItems", "propertyOrdering", "title"} | HELD_
 """What strict structured outputs take, as OpenAI's guide had it in 2025; not tried on the service itself. `oneOf` is
 told as `anyOf`."""
 
+_OPENAPI = (_KNOWN - {"$defs", "$ref", "prefixItems", "oneOf", "additionalProperties"}) | {
+    *("minLength", "maxLength", "pattern", "minProperties", "maxProperties")
+}
+"""What Gemini takes in `responseSchema`, an older subset of OpenAPI, and the one that batches take (google-genai 3.6.1,
+`Schema`)."""
+_MOST_OPENED = 5_000
+"""Nodes of a schema in which everything that it refers to stands in its place: references to references double it."""
+
 
 def check(schema: Any) -> None:
     """Raise `SchemaError` for a construct that no service is told and that we do not hold an answer to."""
@@ -110,6 +118,18 @@ def openai(schema: Node) -> tuple[Node, bool]:
     return mapped(mapped(schema, _enumerated), _for_openai), True
 
 
+def openapi(schema: Node) -> Node:
+    """The same for `responseSchema` of Gemini, wider where that lacks a word.
+
+    Raises `SchemaError` for what it cannot say at all: a schema that holds itself, an object whose properties have no
+    names, an array of anything, a value of any kind.
+    """
+    left = iter(range(_MOST_OPENED))
+    plain = _without_references(schema, schema, (), "$", left)
+    told: Node = mapped(mapped(plain, _enumerated), _for_openapi)
+    return told
+
+
 def resolved(node: Any, root: Node) -> Any:
     """What a `$ref` refers to; anything else as it is."""
     for _ in range(64):
@@ -137,6 +157,30 @@ def _for_openai(node: Node) -> Node:
     told = {name: value for name, value in _any_of(node).items() if name in _OPENAI}
     if "properties" in told:
         told |= {"required": list(told["properties"]), "additionalProperties": False}
+    return told
+
+
+def _for_openapi(node: Node) -> Node:
+    told = {name: value for name, value in _any_of(node).items() if name in _OPENAPI}
+    kinds = told.get("type")
+    if isinstance(kinds, list):
+        others = [kind for kind in kinds if kind != "null"]
+        told |= {"nullable": True} if "null" in kinds else {}
+        del told["type"]
+        told |= {"type": others[0]} if len(others) == 1 else {"anyOf": [{"type": kind.upper()} for kind in others]}
+    if any(each == {"type": "NULL"} for each in told.get("anyOf", ())):
+        told["anyOf"] = [each for each in told["anyOf"] if each != {"type": "NULL"}]
+        told["nullable"] = True
+        if len(told["anyOf"]) < 2:
+            told |= (told.pop("anyOf") or [{"type": "NULL"}])[0]
+    if "type" in told:
+        told["type"] = told["type"].upper()
+    if not all(isinstance(each, str) for each in told.get("enum", ())):
+        del told["enum"]
+    if "properties" in told:
+        told.setdefault("propertyOrdering", list(told["properties"]))
+    if not told.keys() & {"type", "anyOf", "properties"}:
+        raise SchemaError("an enum has values of several types, and `responseSchema` has no word for that")
     return told
 
 
@@ -213,6 +257,36 @@ def mapped(node: Any, change: Callable[[Node], Node]) -> Any:
     if not isinstance(node, dict):
         return {} if node is True else node
     return change(_inner(node, lambda each, _: mapped(each, change)))
+
+
+def _without_references(node: Any, root: Node, above: tuple[str, ...], place: str, left: Iterator[int]) -> Any:
+    """The schema with everything that it refers to in its place; raises `SchemaError`, see `openapi`."""
+    if next(left, None) is None:
+        raise SchemaError("it refers to itself too often for `responseSchema`, which has no word for a reference")
+    if not isinstance(node, dict):
+        raise SchemaError(f"{place} may be anything, and `responseSchema` has no word for that", "name its type")
+    if "$ref" in node:
+        if node["$ref"] in above:
+            raise SchemaError(f"{node['$ref']} holds itself, and `responseSchema` has no word for that")
+        return _without_references(_at(node["$ref"], root), root, (*above, node["$ref"]), place, left)
+    if why := _unsaid(node):
+        raise SchemaError(f"{place} is {why}, and `responseSchema` has no word for that")
+    others = ("$defs", "additionalProperties", "prefixItems")
+    plain = {name: value for name, value in node.items() if name not in others}
+    return _inner(plain, lambda each, at: _without_references(each, root, above, f"{place}{at}", left))
+
+
+def _unsaid(node: Node) -> str:
+    """What of a node leaves open what an answer is made of; empty: nothing."""
+    kinds = node.get("type", "object" if "properties" in node else None)
+    may_be = kinds if isinstance(kinds, list) else [kinds]
+    if "object" in may_be and not node.get("properties"):
+        return "an object whose properties have no names"
+    if "array" in may_be and "items" not in node:
+        return "an array of anything"
+    if not any(name in node for name in ("type", "anyOf", "oneOf", "enum", "const", "properties")):
+        return "a value of any kind"
+    return ""
 
 
 def _at(reference: object, root: Node) -> Any:
