@@ -5,6 +5,7 @@
     replay           this run has the reply to this content → return it, nothing is sent
     single_flight    the same content is in flight for another row → wait for that one
     cached           (when the job asks) an earlier run was answered the same → return that
+    left             (when the job asks) it goes to a batch → its document is left until that is in
     packed           (when the job asks) short prompts meet, and are asked together
     record_failures  keep the outcome of what ended without an answer
     desk             (dispatch/) wait for quota, reserve the worst case (budget/), send, classify, retry or fail
@@ -40,6 +41,8 @@ Call = Callable[[Prompt, Route], Awaitable[Reply]]
 Generate = Callable[[Prompt, Target], Awaitable[Reply | Failure]]
 Ready = Callable[[Prompt, Target], Awaitable[Prompt | Failure]]
 """Puts what a prompt names where the target finds it; nothing of that is billed."""
+Parks = Callable[[Prompt, Route], Awaitable[None]]
+"""Raises `Parked` for a prompt that is left to a batch."""
 Bought = Callable[[Prompt, Reply, bool], None]
 """Is told of all that was paid for, and whether it was answered."""
 
@@ -68,11 +71,13 @@ def durable(
     bought: Bought,
     packing: Packing | None = None,
     ready: Ready | None = None,
+    parks: Parks | None = None,
 ) -> tuple[Call, Desk]:
     """The whole chain, and the desk in it, which has to run for calls to be made."""
     opened = desk(journal(generate, store, cashier, bought, ready), cashier.admit)
     call = record_failures(opened.submit, store)
     call = packed(call, packing, partial(_unread_usd, store))
+    call = left(call, parks)
     call = cached(call, cache, saved)
     call = single_flight(call, saved)
     return continued(replay(call, store, saved)), opened
@@ -245,6 +250,18 @@ def cached(call: Call, cache: AnswerCache | None, saved: Saved) -> Call:
         return reply
 
     return looked_up
+
+
+def left(call: Call, parks: Parks | None) -> Call:
+    """Leave to a batch what belongs into one."""
+    if parks is None:
+        return call
+
+    async def asked(prompt: Prompt, route: Route) -> Reply:
+        await parks(prompt, route)
+        return await call(prompt, route)
+
+    return asked
 
 
 def record_failures(call: Call, store: RunStore) -> Call:

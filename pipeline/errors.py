@@ -159,4 +159,8 @@ class Halted(Exception):
 
 
 class Parked(Exception):
-    """The prompt waits in a batch, or for one: its document is closed, and opened again when the answer is in."""
+    """The prompt waits in a batch of that number, or for one: its document is closed, and opened again later."""
+
+    def __init__(self, batch: int = 0) -> None:
+        super().__init__(f"batch {batch}")
+        self.batch = batch

@@ -17,7 +17,7 @@ from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import Halted, QuotaExhausted
 from pipeline.quota.book import QuotaBook
 from pipeline.records import Document, Limits, Reply
-from pipeline.run.engine import MAX_OPEN_DOCUMENTS, mixed
+from pipeline.run.feeds import MAX_OPEN_DOCUMENTS, mixed
 from pipeline.source.documents import BATCH_ROWS, ROW
 from pipeline.source.order import reading_order, woven
 

@@ -25,8 +25,9 @@ from pipeline.job import Job
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
 from pipeline.records import Document, Failure, Limits, Reply, Status, Usage
-from pipeline.run import engine as engines
-from pipeline.run.engine import FAIL_FAST_ROWS, Engine, Monitor, mixed
+from pipeline.run import feeds
+from pipeline.run.engine import FAIL_FAST_ROWS, Engine, Monitor
+from pipeline.run.feeds import Table, mixed
 from pipeline.store.run import RunStore
 from pipeline.targets import Route
 
@@ -72,7 +73,9 @@ def play(
                 watched.bought,
             )
             left = ([one for one in batch if not store.outcomes.done(one.row)] for batch in batches)
-            engine = Engine(job, left, store, lambda document: lambda prompt: call(prompt, route), desk, watched)
+            engine = Engine(
+                job, [Table(left)], store, lambda document: lambda prompt: call(prompt, route), desk, watched
+            )
             async with anyio.create_task_group() as tasks:
                 if meanwhile:
                     tasks.start_soon(meanwhile, engine)
@@ -183,8 +186,8 @@ def test_abandon_does_not_wait_for_the_replies(tmp_path: Path) -> None:
 
 
 def test_documents_are_opened_in_bounded_numbers_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "MAX_OPEN_DOCUMENTS", 7)
-    monkeypatch.setattr(engines, "MAX_OPEN_CHARACTERS", 1000)
+    monkeypatch.setattr(feeds, "MAX_OPEN_DOCUMENTS", 7)
+    monkeypatch.setattr(feeds, "MAX_OPEN_CHARACTERS", 1000)
     open_now: set[int] = set()
     widest = 0
 

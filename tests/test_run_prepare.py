@@ -209,7 +209,7 @@ def test_identical_prompts_are_sent_once_across_seals_and_starts(here: Path, mon
     assert RunStore.__init__.__kwdefaults__
     monkeypatch.setitem(RunStore.__init__.__kwdefaults__, "seal_rows", 20)
     monkeypatch.setattr("pipeline.store.run.SYNC_S", 0.01)
-    monkeypatch.setattr("pipeline.run.engine.MAX_OPEN_DOCUMENTS", 10)
+    monkeypatch.setattr("pipeline.run.feeds.MAX_OPEN_DOCUMENTS", 10)
     topics = [f"topic {number}" for number in range(60)]
     (here / "topics.csv").write_text("\n".join(["topic", *topics, *topics, *reversed(topics)]))
     first = play(here, Options(offline=True, limit=100)).summary

@@ -39,6 +39,7 @@ from pipeline.quota.book import QuotaBook
 from pipeline.records import STATUSES, Failure, Reply
 from pipeline.run.caching import CacheKeeper, keeper_of
 from pipeline.run.engine import Engine, Monitor
+from pipeline.run.feeds import Table
 from pipeline.run.guards import stranger, within_files
 from pipeline.run.models_met import ModelsMet
 from pipeline.run.prepare import Session
@@ -173,7 +174,7 @@ def assembled(
     calls = [partial(_by, fallback(call) if route.others else call, route) for route in routes]
     engine = Engine(
         session.working,
-        session.documents(rows, plan.order),
+        [Table(session.documents(rows, plan.order))],
         store,
         lambda document: calls[document.rule],
         opened,

@@ -3,36 +3,28 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from random import Random
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 
 from pipeline import flows
 from pipeline.cache import AnswerCache
 from pipeline.calls import GIVEN_UP, Saved
 from pipeline.dispatch.desk import Desk
-from pipeline.errors import Halted, PipelineError, RowsFailed
+from pipeline.errors import Halted, Parked, PipelineError, RowsFailed
 from pipeline.events import Event
 from pipeline.job import Job
 from pipeline.prompts import Prompt
-from pipeline.providers.resumable import PART_BYTES
-from pipeline.records import PASSING, Document, Media, Reply, Result, Status, Step, Usage
-from pipeline.sections import MOST_INLINE_MB
+from pipeline.records import PASSING, Document, Reply, Result, Status, Step, Usage
+from pipeline.run.feeds import Feed, Gate
+from pipeline.run.rounds import Rounds
 from pipeline.store.run import RunStore
 
-MAX_OPEN_DOCUMENTS = 2560
-"""Documents open at once: the most calls in flight (2,000) and some to choose from. 10 kB of memory each, measured."""
-MAX_OPEN_CHARACTERS = 64_000_000
-"""Text and files of the open documents, so that long ones do not fill the memory: a file is read when it is sent."""
-FETCHED_BYTES = 4_000_000
-"""What a file is taken to have that is fetched when it is sent."""
 _NO_USAGE = Usage()
 FAIL_FAST_ROWS = 20
 """When the first so many rows of a run fail, all for one cause, it is the job's or the service's, not the rows'."""
@@ -105,29 +97,30 @@ class Engine:
     def __init__(
         self,
         job: Job,
-        batches: Iterable[Iterable[Document]],
+        feeds: Sequence[Feed],
         store: RunStore,
         call: Callable[[Document], flows.Call],
         desk: Desk,
         monitor: Monitor,
         cache: AnswerCache | None = None,
         changes: str | None = None,
+        rounds: Rounds | None = None,
     ) -> None:
-        """`batches` are the documents to be done; `call` is the durable one of each, by way of the `desk`.
+        """`feeds` give the documents to be done; `call` is the durable one of each, by way of the `desk`.
 
-        `changes` is what `--set` changed of the job, for the results.
+        `changes` is what `--set` changed of the job, for the results. `rounds` open those again that wait for batches.
         """
         self._job = job
-        self._batches = batches
+        self._feeds = feeds
+        self._rounds = rounds
         self._store = store
         self.monitor = monitor
         self._call = call
         self._desk = monitor.desk = desk
         self._cache = cache
         self._changes = changes
-        self._first_failures = _FirstFailures(watching=not monitor.done)
-        self._gate = _Gate()
-        self._idle: list[asyncio.Future[Document | None]] = []  # tasks that wait for another document
+        self._first_failures = _FirstFailures(not monitor.done, rounds.ahead if rounds else 0)
+        self._idle: list[asyncio.Future[tuple[Document, Gate] | None]] = []  # tasks that wait for another document
         self._all_opened = False
         self._scope = anyio.CancelScope()
         self.stopped: PipelineError | None = None
@@ -142,12 +135,16 @@ class Engine:
                     keeping.start_soon(self._cache.keep)
                 async with anyio.create_task_group() as dispatching:
                     dispatching.start_soon(self._desk.run)
+                    if self._rounds:
+                        dispatching.start_soon(self._rounds.run)
                     async with anyio.create_task_group() as documents:
                         await self._open_documents(documents)
                         self._all_opened = True
-                        for parked in self._idle:
-                            parked.set_result(None)
+                        for idle in self._idle:
+                            idle.set_result(None)
                     self._desk.close()
+                    if self._rounds:
+                        self._rounds.close()
                 keeping.cancel_scope.cancel()
 
     async def _keep(self) -> None:
@@ -160,6 +157,8 @@ class Engine:
         """Admit no new call; what is in flight finishes and is kept. `reason` is None after Ctrl-C."""
         self._stop(reason)
         self._desk.halt(reason)
+        if self._rounds:
+            self._rounds.close()
 
     def abandon(self) -> None:
         """Stop now: the replies in flight are lost, everything before them is kept."""
@@ -174,32 +173,37 @@ class Engine:
             self.stopped = reason
 
     async def _open_documents(self, tasks: anyio.abc.TaskGroup) -> None:
-        batches = iter(self._batches)
-        while not self.monitor.stopping:
-            try:
-                batch = await anyio.to_thread.run_sync(_next, batches)
-            except PipelineError as reason:  # the input: what is in flight is kept all the same
-                self.halt(reason)
-                return
-            if batch is None:
-                return
-            for document in batch:
-                await self._gate.enter(document)
-                await self._store.room()
-                if self.monitor.stopping:
-                    return
-                if self._idle:
-                    self._idle.pop().set_result(document)
-                else:
-                    tasks.start_soon(self._documents, document)
+        async with anyio.create_task_group() as opening:
+            for feed in self._feeds:
+                opening.start_soon(self._open, feed, tasks)
 
-    async def _documents(self, document: Document | None) -> None:
+    async def _open(self, feed: Feed, tasks: anyio.abc.TaskGroup) -> None:
+        try:
+            async with aclosing(feed.batches()) as batches:
+                async for batch in batches:
+                    for document in batch:
+                        await feed.gate.enter(document)
+                        await self._store.room()
+                        if self.monitor.stopping:
+                            return
+                        if self._idle:
+                            self._idle.pop().set_result((document, feed.gate))
+                        else:
+                            tasks.start_soon(self._documents, (document, feed.gate))
+        except PipelineError as reason:  # the input: what is in flight is kept all the same
+            self.halt(reason)
+
+    async def _documents(self, opened: tuple[Document, Gate] | None) -> None:
         """One document after another: to wake a task costs a tenth of starting one (40 µs, measured 2026-11)."""
-        while document is not None:
+        while opened is not None:
+            document, gate = opened
             try:
                 answer = await flows.run(document, self._job, self._call(document))
             except Halted as halted:
                 self._stop(halted.reason)
+            except Parked as parked:
+                assert self._rounds
+                self._rounds.parked(document.row, parked.batch)
             else:
                 result = self._result(document, answer)
                 self._store.append_result(result)
@@ -209,13 +213,14 @@ class Engine:
                     self.halt(reason)
                 del answer, result  # they would be kept while there is no other
             finally:
-                self._gate.leave(document)
+                gate.leave(document)
             if self._all_opened:
                 return
-            document = None
-            parked: asyncio.Future[Document | None] = asyncio.get_running_loop().create_future()
-            self._idle.append(parked)
-            document = await parked
+            opened = None
+            del document
+            idle: asyncio.Future[tuple[Document, Gate] | None] = asyncio.get_running_loop().create_future()
+            self._idle.append(idle)
+            opened = await idle
 
     def _result(self, document: Document, answer: flows.Answer) -> Result:
         final = answer.final
@@ -251,11 +256,13 @@ class Engine:
 class _FirstFailures:
     """Tells when the first rows of a run all failed alike.
 
-    It watches a run without outcomes only: whoever continues a run that was stopped for this has been told.
+    It watches a run without outcomes only: whoever continues a run that was stopped for this has been told. Where some
+    rows go `ahead` of the others, they are these.
     """
 
-    def __init__(self, watching: bool) -> None:
+    def __init__(self, watching: bool, ahead: int) -> None:
         self._watching = watching
+        self._enough = ahead or FAIL_FAST_ROWS
         self._rows = 0
         self._kind: str | None = None
 
@@ -265,7 +272,7 @@ class _FirstFailures:
             return None
         self._watching = result.status != "ok" and self._kind in (None, result.error_kind)
         self._rows, self._kind = self._rows + 1, result.error_kind
-        if not self._watching or self._rows < FAIL_FAST_ROWS:
+        if not self._watching or self._rows < self._enough:
             return None
         self._watching = False
         return RowsFailed(
@@ -274,59 +281,3 @@ class _FirstFailures:
             if self._kind in PASSING
             else "mend the job and start anew with `--fresh`; or, if it is as it should be, the same command goes on",
         )
-
-
-class _Gate:
-    """Bounds the open documents by number and by the size of their texts; one is always let in."""
-
-    def __init__(self) -> None:
-        self._documents = 0
-        self._characters = 0
-        self._left = anyio.Event()
-
-    async def enter(self, document: Document) -> None:
-        while self._documents and (self._documents >= MAX_OPEN_DOCUMENTS or self._characters >= MAX_OPEN_CHARACTERS):
-            self._left = anyio.Event()
-            await self._left.wait()
-        self._documents += 1
-        self._characters += _size(document)
-
-    def leave(self, document: Document) -> None:
-        self._documents -= 1
-        self._characters -= _size(document)
-        self._left.set()
-
-
-def _size(document: Document) -> int:
-    return len(document.text or "") + sum(map(_length, document.fields.values())) + sum(map(_held, document.media))
-
-
-def _length(value: object) -> int:
-    """Characters of the texts in a cell, such as those of a conversation."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(map(_length, value.values()))
-    return sum(map(_length, value)) if isinstance(value, list) else 0
-
-
-def _held(file: Media) -> int:
-    """What of a file is in memory when it is sent: all, of one that has to be uploaded a part, of one that has to be
-    fetched nobody knows."""
-    if file.url:
-        return FETCHED_BYTES
-    return file.size_bytes if file.size_bytes <= MOST_INLINE_MB * 1_000_000 or file.data else PART_BYTES
-
-
-def _next(batches: Iterator[Iterable[Document]]) -> list[Document] | None:
-    return next((mixed(batch) for batch in batches), None)
-
-
-def mixed(batch: Iterable[Document]) -> list[Document]:
-    """The rows of a batch in a random order, always the same: sorted by length they would use one meter at a time.
-
-    Batches that are like each other are for `source.order` to make. 0.2 µs a row, measured.
-    """
-    documents = list(batch)
-    Random(len(documents)).shuffle(documents)
-    return documents

@@ -154,7 +154,8 @@ class Session:
         self.check_input()  # what was read before this moment is of the table that was checked
         pilot = self.options.pilot
         chosen = frame.filter(pl.col(ROW) < self.rows, True if pilot is None else pl.col(ROW).is_in(pilot))
-        return (document for document in self.source.documents(chosen) if wanted(document.row))
+        left = chosen.filter(pl.Series(map(wanted, chosen[ROW]), dtype=pl.Boolean))  # before documents are made of them
+        return self.source.documents(left)
 
     def manifest(self) -> Manifest:
         """What this session's run belongs to."""
