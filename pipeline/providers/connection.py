@@ -191,9 +191,15 @@ class Connection(ABC):
         return self.outcome(response, prompt, model, latency_s, finished_at)
 
     def outcome(
-        self, response: Response, prompt: Prompt, model: str, latency_s: float = 0.0, finished_at: float = 0.0
+        self,
+        response: Response,
+        prompt: Prompt,
+        model: str,
+        latency_s: float = 0.0,
+        finished_at: float = 0.0,
+        lane: Lane | None = None,
     ) -> Reply | Failure:
-        """What a response says to a request of `model` for `prompt`."""
+        """What a response says to a request of `model` for `prompt`; `lane` is certain, whatever the response names."""
         body, answer = self._read(response.body)
         if isinstance(answer, Answer) and answer.cut:
             answer = self._cut(answer, response)
@@ -209,7 +215,7 @@ class Connection(ABC):
             latency_s=latency_s,
             finished_at=finished_at,
             served_at=http_date(response.headers.get("date")),
-            lane=lane_of(response.headers[TIER_HEADER]) if TIER_HEADER in response.headers else reply.lane,
+            lane=lane or _lane_of(response) or reply.lane,
             emulated=reply.emulated or EMULATOR_HEADER in response.headers,
         )
 
@@ -357,6 +363,11 @@ class Connected(ABC):
 def is_emulated(answer: Response) -> bool:
     """Whether the response bears the emulator's mark: a proxy may drop the header, a relay the body's field."""
     return EMULATOR_HEADER in answer.headers or is_marked(mapping(load(answer.body)))
+
+
+def _lane_of(response: Response) -> Lane | None:
+    tier = response.headers.get(TIER_HEADER)
+    return None if tier is None else lane_of(tier)
 
 
 def succeeded(response: Response) -> bool:

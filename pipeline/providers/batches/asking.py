@@ -10,7 +10,7 @@ from pipeline.prompts import Prompt
 from pipeline.providers.connections import Pieces
 from pipeline.providers.foreign import load
 from pipeline.providers.transport import Lost, Response
-from pipeline.records import Failure, Reply
+from pipeline.records import Failure, Lane, Reply
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class Speaker(Protocol):
         """What a request that failed means."""
         ...
 
-    def outcome(self, response: Response, prompt: Prompt, model: str) -> Reply | Failure:
+    def outcome(self, response: Response, prompt: Prompt, model: str, *, lane: Lane | None = None) -> Reply | Failure:
         """What a response says."""
         ...
 

@@ -1,8 +1,8 @@
 """What stands in a line of results: its key, and a response or an error of its own. Pure, but for whom it asks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.prompts import Params, Prompt, said
 from pipeline.providers.answers import is_error
@@ -10,10 +10,16 @@ from pipeline.providers.batches.base import Line
 from pipeline.providers.failures import classify, misses_a_file
 from pipeline.providers.foreign import dumped, load, mapping, string, whole_number
 from pipeline.providers.transport import Response
-from pipeline.records import Failure, Reply, changed
+from pipeline.records import Failure, Lane, Reply
 
-Outcome = Callable[[Response, Prompt, str], Reply | Failure]
-"""What a live response would say: `Connection.outcome`."""
+
+class Outcome(Protocol):
+    """What a live response would say: `Connection.outcome`."""
+
+    def __call__(self, response: Response, prompt: Prompt, model: str, *, lane: Lane | None = None) -> Reply | Failure:
+        """A reply, or a failure."""
+        ...
+
 
 GRPC: Mapping[int, tuple[int, str]] = {
     1: (499, "CANCELLED"),
@@ -77,7 +83,7 @@ def grpc_failure(error: object) -> Failure:
 
 
 def in_batch(failure: Failure) -> Failure:
-    """A failure that no response of its own told: nothing was billed. A file that is gone is uploaded again."""
+    """A failure that no response of its own told. A file that is gone is uploaded again."""
     message = failure.message.removeprefix(f"HTTP {failure.http_status} ").removeprefix(f"HTTP {failure.http_status}: ")
     if misses_a_file(failure):
         return replace(failure, kind="transient", error_kind="server", message="an uploaded file is there no more")
@@ -88,8 +94,8 @@ def _found(
     body: Mapping[str, Any], status: int, outcome: Outcome, model: str, input_tokens_est: int
 ) -> Reply | Failure:
     prompt = Prompt(0, "", "answer", said(""), Params(), input_tokens_est)
-    found = outcome(Response(status, {}, dumped(body)), prompt, model)
-    return changed(found, lane="batch") if isinstance(found, Reply) else found
+    found = outcome(Response(status, {}, dumped(body)), prompt, model, lane="batch")
+    return in_batch(found) if isinstance(found, Failure) else found
 
 
 def _line(key: str | None, found: Reply | Failure | None) -> Line:
