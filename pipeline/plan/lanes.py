@@ -1,0 +1,311 @@
+"""Which lane what is left goes to, so that it is done by the deadline at the least cost: standard, flex or batch.
+
+One rule holds the deadline: whatever has no answer yet must fit into the standard lane in the time that is left. Money
+decides the rest. It is made anew every few minutes with what was learned and what is left; a prompt in flight is moved
+by a last call only.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import floor, inf
+from typing import Literal
+
+from pipeline.plan.latency import TIMES, Latency, Turns
+from pipeline.plan.worth import Chosen, Some, Worth
+from pipeline.records import Lane
+
+Mode = Literal["standard", "flex", "batch", "auto"]
+
+AUTO_S = 24 * 3600.0
+"""The deadline of `auto` where none is set, from the start of the run."""
+PATIENCE_S = 26 * 3600.0
+"""How long a batch or a flex prompt is waited for without a deadline: two hours more than a service's target."""
+PLANNED_S = 300.0
+"""A plan is made anew so often, and towards the end more often: twenty times in the time that is left."""
+CANCEL_S = 120.0
+"""From the last call of a batch until what it has is taken, at most."""
+SERVED = 0.5
+"""Share of flex requests that is served, before any is known: no vendor says."""
+ASKED = 200
+"""Newest flex requests that tell the share."""
+
+_MARGIN, _MOST_MARGIN_S, _MARGIN_OF_LEFT, _LEAST_MARGIN_S = 0.05, 600.0, 0.1, 60.0
+_PLANNED, _LEAST_PLANNED_S = 1 / 20, 15.0
+_STEPS = 100  # of the share of a lane
+_ALIKE = 1e-3  # what a plan all in batch must save to be taken before one without
+_ASKED_FIRST = 100
+_SERVED_WEIGHS = 20  # requests that `SERVED` counts as
+_LEAST_SERVED = 0.05  # below it flex is no lane to fall back to
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """A batch that is with the service for `age_s`."""
+
+    number: int
+    some: Some
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a plan is made from, at this moment."""
+
+    mode: Mode
+    left: Some  # neither answered nor in a batch
+    within_s: float | None  # until the deadline; None: there is none
+    factors: Mapping[Lane, float]  # of the standard price, by the lanes that may be used beside standard
+    latency: Latency
+    asked: int = 0  # of the newest flex requests, at most `ASKED`
+    served: int = 0  # of those
+    lost: float = 1.0  # share of a cancelled batch that is paid and not handed out
+    fallen: float = 0.0  # share of `left` that goes to no batch any more: it fell back, or is in flight
+    room_s: float = inf  # of all batches at once, by what the service takes, in seconds of live time
+    out: tuple[Out, ...] = ()
+    kinds: tuple[Some, ...] = ()  # of documents, as `left` is made up of; none: they are all alike
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """In units of the standard price: all in time, expected, all fallen back."""
+
+    low: float
+    expected: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """When a batch is called in at the latest: seconds from now."""
+
+    number: int
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """The plan: shares are of what is left, in live time."""
+
+    batch: Chosen
+    flex: float  # expected to be served there
+    batch_call_s: float | None  # the first last call of a batch, seconds from now; None: no batch, or it waits
+    flex_call_s: float | None  # of flex, when nothing is served until then
+    calls: tuple[Call, ...]  # of the batches that are out, the next one first
+    cost: Cost  # of what is left, without what is out
+    in_time: float  # share that is done by the deadline whatever the batches do
+    chance: float  # that all of it is
+    again_s: float  # when a plan is to be made anew at the latest, seconds from now
+    flex_first: int = 0  # requests that flex is asked before a batch is cut: whether it is served decides how much
+
+    @property
+    def standard(self) -> float:
+        """The share that is expected to go to the standard lane."""
+        return max(0.0, 1.0 - self.batch.share - self.flex)
+
+
+def margin_s(within_s: float) -> float:
+    """What is kept free before a deadline in so many seconds: for a pace that is not kept, and the last answers."""
+    margin = _MARGIN * within_s + min(_MOST_MARGIN_S, _MARGIN_OF_LEFT * within_s)
+    return min(within_s, max(margin, _LEAST_MARGIN_S))
+
+
+def allows_round(latency: Latency, within_s: float | None) -> bool:
+    """Whether a later round of a document may go to batch: a slow one and another after it end before the last call.
+
+    Later rounds are small, and each costs a whole wait.
+    """
+    return within_s is None or 2 * latency.within(0.9) <= within_s
+
+
+def plan(given: Given) -> Lanes:
+    """The cheapest plan that keeps the deadline; where none does, what is done in time and what comes later."""
+    rule = _Rule(given)
+    if given.within_s is None and given.mode != "auto":
+        return rule.waiting()
+    return rule.late() if rule.live_s + rule.out_s > rule.left_s else rule.cheapest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """One way to divide what is left."""
+
+    batch: float
+    flex: float
+    reserve: float  # of its live time a batch is given so many times, when it is called in
+    usd: float  # expected, of what is left and what is out
+    cost: float  # of what is left, in units of the standard price
+
+
+class _Rule:
+    def __init__(self, given: Given) -> None:
+        self.given = given
+        self.left_s = AUTO_S if given.within_s is None else max(0.0, given.within_s)
+        self.within_s = self.left_s - margin_s(self.left_s)
+        self.planned_s = min(PLANNED_S, max(_LEAST_PLANNED_S, self.left_s * _PLANNED))
+        self.live_s, self.out_s = given.left.live_s, sum(one.some.live_s for one in given.out)
+        self.served = (SERVED * _SERVED_WEIGHS + given.served) / (_SERVED_WEIGHS + given.asked)
+        self.worth = Worth(given.kinds)
+        self.flex = given.factors.get("flex") if given.mode != "standard" else None
+        self.batch = given.factors.get("batch") if given.mode in ("batch", "auto") else None
+        if given.mode == "auto":  # what saves nothing is no lane
+            self.flex = self.flex if self.flex is not None and self.flex < 1.0 else None
+            self.batch = self.batch if self.batch is not None and self.batch < 1.0 else None
+        self.most = 0.0 if self.batch is None else max(0.0, 1.0 - given.fallen)
+
+    # ---- the deadline holds
+
+    def cheapest(self) -> Lanes:
+        splits = [split for reserve in self._reserves() for split in self._splits(reserve)]
+        if self.given.mode == "batch":
+            found = min(splits, key=lambda one: (-one.batch, one.usd))
+        else:  # of those that cost the same, the one with the least in batch
+            found = min(splits, key=lambda one: (one.usd * (1.0 + _ALIKE * one.batch), one.batch))
+        batch = self.worth.chosen(found.batch)
+        begins_s = self._begins_s(found.batch, found.reserve)
+        return Lanes(
+            batch=batch,
+            flex=found.flex,
+            batch_call_s=max(0.0, begins_s - CANCEL_S) if batch.share or self.given.out else None,
+            flex_call_s=max(0.0, begins_s - self.live_s * (1.0 - batch.share)) if found.flex else None,
+            calls=self._calls(found.reserve),
+            cost=self._range(batch, found.flex, found.cost),
+            in_time=1.0,
+            chance=1.0,
+            again_s=self.planned_s,
+            flex_first=max(0, _ASKED_FIRST - self.given.asked) if found.flex and batch.share else 0,
+        )
+
+    def _reserves(self) -> tuple[float, ...]:
+        """How much time a batch that is called in is left: for standard, or for flex with what is shed there."""
+        share = self.served
+        return (1.0, 1.0 / share) if self.flex is not None and _LEAST_SERVED < share < 1.0 else (1.0,)
+
+    def _splits(self, reserve: float) -> Iterator[_Split]:
+        """The ways that keep the deadline; one of them is to send all that is left to the live lanes."""
+        outs_usd, usd = self._outs_usd(reserve), self.given.left.usd
+        steps, summed = self._per_step(reserve), 0.0
+        for step in range(_STEPS + 1):
+            batch = min(self.most, step / _STEPS)
+            begins_s = self._begins_s(batch, reserve)
+            least_s = max(CANCEL_S + self.planned_s, self.live_s * (1.0 - batch))
+            if (step or reserve > 1.0) and (begins_s < least_s or step >= self.most * _STEPS + 1):
+                return
+            summed += next(steps) if step else 0.0
+            flex = self._flexed(batch, begins_s)
+            worth = self.worth.chosen(batch).usd
+            cost = (1.0 - worth) * self._live_cost(batch, flex) + (worth * summed / step if step else 0.0)
+            yield _Split(batch, flex, reserve, cost * usd + outs_usd, cost)
+
+    def _begins_s(self, batch: float, reserve: float) -> float:
+        """When the live lanes begin with what the first batch that is called in did not bring."""
+        return self.within_s - reserve * (self.out_s + self.live_s * batch)
+
+    def _flexed(self, batch: float, until_s: float) -> float:
+        """The share that flex serves in the time that the rest leaves it: what is shed takes quota too."""
+        if self.flex is None or not self.live_s:
+            return 0.0
+        share, spare_s = self.served, until_s - self.live_s * (1.0 - batch)
+        lasting_s = spare_s * share / (1.0 - share) if share < 1.0 else inf
+        return max(0.0, min(1.0 - batch, share * until_s / self.live_s, lasting_s / self.live_s))
+
+    def _live_cost(self, batch: float, flex: float) -> float:
+        part = flex / (1.0 - batch) if batch < 1.0 else 0.0
+        return 1.0 - part + part * (1.0 if self.flex is None else self.flex)
+
+    def _per_step(self, reserve: float) -> Iterator[float]:
+        """What each step of the share in batch costs.
+
+        They are called in one after the other, each when what is still out just fits; so every step has a time of its
+        own. What the service has no room for waits for earlier batches, is called in first, and then nothing is lost.
+        """
+        step_s, out_s, room_s = self.live_s / _STEPS, self.out_s, self.given.room_s
+        turns = Turns(self.given.latency, self.within_s)
+        for step in range(_STEPS):
+            ahead_s = out_s + step_s * (step + 0.5)
+            call_s = self.within_s - CANCEL_S - self.planned_s - reserve * ahead_s
+            turn = 1 + min(TIMES, floor(ahead_s / room_s)) if room_s > 0.0 else 2 + TIMES
+            yield self._batch_cost(turns.sent(turn, call_s), turns.done(turn, call_s), reserve)
+
+    def _batch_cost(self, sent: float, done: float, reserve: float) -> float:
+        """Of a prompt that is with the service, and done there, with such chances by its last call."""
+        factor = 1.0 if self.batch is None else self.batch
+        fallback = self.flex if reserve > 1.0 and self.flex is not None else 1.0
+        return factor * done + fallback * (1.0 - done) + factor * self.given.lost * (sent - done)
+
+    def _outs_usd(self, reserve: float) -> float:
+        call_s = {call.number: call.at_s for call in self._calls(reserve)}
+        latency = self.given.latency
+        return sum(
+            one.some.usd * self._batch_cost(1.0, latency.done_by(call_s[one.number], one.age_s), reserve)
+            for one in self.given.out
+        )
+
+    def _calls(self, reserve: float) -> tuple[Call, ...]:
+        """When each batch that is out is called in: the one least likely to come first, and the others after it.
+
+        The live lanes work at one while the others may still come.
+        """
+        ahead_s, calls = 0.0, []
+        for one in reversed(self._unlikely_first()):
+            ahead_s += one.some.live_s
+            calls.append(Call(one.number, max(0.0, self.within_s - CANCEL_S - reserve * ahead_s)))
+        return tuple(reversed(calls))
+
+    def _unlikely_first(self) -> list[Out]:
+        latency = self.given.latency
+        return sorted(self.given.out, key=lambda one: (latency.done_by(self.left_s, one.age_s), -one.number))
+
+    def _range(self, batch: Chosen, flex: float, expected: float) -> Cost:
+        """All in time … all fallen back."""
+        live, factor = 1.0 - batch.usd, 1.0 if self.batch is None else self.batch
+        low = batch.usd * factor + live * (self.flex if flex and self.flex is not None else 1.0)
+        return Cost(low, expected, batch.usd * (1.0 + factor * self.given.lost) + live)
+
+    # ---- no deadline, or none that holds
+
+    def waiting(self) -> Lanes:
+        """Without a deadline: all to the lane that is asked for, until patience ends."""
+        batch = self.worth.chosen(self.most)
+        flex = 0.0 if self.flex is None else 1.0 - batch.share
+        done = self.given.latency.done_by(PATIENCE_S)
+        cost = batch.usd * self._batch_cost(1.0, done, 1.0) + (1.0 - batch.usd) * self._live_cost(batch.share, flex)
+        calls = (Call(one.number, max(0.0, PATIENCE_S - one.age_s)) for one in self.given.out)
+        return Lanes(
+            batch=batch,
+            flex=flex,
+            batch_call_s=PATIENCE_S if batch.share else None,
+            flex_call_s=PATIENCE_S if flex else None,
+            calls=tuple(sorted(calls, key=lambda call: call.at_s)),
+            cost=self._range(batch, flex, cost),
+            in_time=1.0,
+            chance=1.0,
+            again_s=PLANNED_S,
+        )
+
+    def late(self) -> Lanes:
+        """What does not fit comes later, in batch if it may; the rest is planned as if it were all.
+
+        Batches that are out and do not fit stay there, those that are least likely to come; then what is left does not.
+        """
+        out, out_s = self._unlikely_first(), self.out_s
+        while out and self.live_s + out_s > self.left_s:
+            out_s -= out.pop(0).some.live_s
+        later_s = min(self.live_s, max(0.0, self.live_s + out_s - self.within_s))
+        later = later_s / self.live_s if self.live_s else 0.0
+        in_batch = min(later, self.most)
+        rest = replace(self.given, left=self.given.left.part(1.0 - later), out=tuple(out))
+        rest = replace(rest, fallen=1.0 - (self.most - in_batch) / (1.0 - later) if later < 1.0 else 1.0)
+        made = _Rule(rest).cheapest()
+        batch = self.worth.chosen(in_batch + (1.0 - later) * made.batch.share)
+        flex = (1.0 - later) * made.flex + (later - in_batch if self.flex is not None else 0.0)
+        rest_share, elsewhere = 1.0 - later, (later - in_batch) * (1.0 if self.flex is None else self.flex)
+        apart = in_batch * (1.0 if self.batch is None else self.batch) + elsewhere
+        missing_s = later_s + self.out_s - out_s
+        return replace(
+            made,
+            batch=batch,
+            flex=flex,
+            cost=Cost(*(apart + rest_share * each for each in (made.cost.low, made.cost.expected, made.cost.high))),
+            in_time=1.0 - missing_s / (self.live_s + self.out_s),
+            chance=0.0 if later > in_batch else self.given.latency.done_by(self.left_s),
+        )
