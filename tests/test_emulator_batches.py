@@ -199,6 +199,8 @@ def test_a_file_that_is_gone_before_the_create_fails_the_batch_unpaid_and_after_
     service.ask("DELETE", f"/v1beta/{before}")
     failed, good = (service.create(file).json()["name"] for file in (before, after))
     service.ask("DELETE", f"/v1beta/{after}")
+    assert service.state(failed) == "PENDING"
+    service.now += 10
     told = service.get(failed)
     assert told["metadata"]["state"] == "BATCH_STATE_FAILED"
     assert (told["done"], told["error"]["code"]) == (True, 3)
@@ -261,7 +263,9 @@ def test_another_keys_batches_and_files_are_not_there() -> None:
         assert service.ask(method, f"/v1beta/{path}").status_code == 404
     assert service.listed() == []
     assert service.ask("GET", f"/download/v1beta/{results}:download?alt=media").status_code == 403
-    assert service.state(service.create(file).json()["name"]) == "FAILED"
+    foreign = service.create(file).json()["name"]
+    service.now += 10
+    assert service.state(foreign) == "FAILED"
 
 
 def test_more_enqueued_tokens_than_allowed_are_refused_without_a_delay_until_a_batch_ends() -> None:
@@ -389,7 +393,9 @@ def test_the_times_of_many_batches_have_the_median_and_the_spread_that_were_aske
 def test_a_batch_goes_one_way_whenever_it_is_looked_at(
     pending_s: float, run_s: float, scale: float, looks: Sequence[float], cancelled: float | None
 ) -> None:
-    course = course_of(Fate(pending_s, run_s), NOON, NOON, scale, None if cancelled is None else NOON + cancelled)
+    course = course_of(
+        Fate(pending_s, run_s), NOON, NOON, 48 * 3600, scale, None if cancelled is None else NOON + cancelled
+    )
     states = [course.state(NOON + at) for at in sorted(looks)]
     order = ["PENDING", "RUNNING", *sorted(ENDED)]
     assert [order.index(state) for state in states] == sorted(order.index(state) for state in states)

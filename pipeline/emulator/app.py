@@ -6,10 +6,12 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
-from pipeline.emulator import bodies, catalog, chat, vertex, wire
+from pipeline.emulator import bodies, catalog, chat, chat_batches, vertex, wire
 from pipeline.emulator.batch_faults import Draw
 from pipeline.emulator.batch_service import BatchService
 from pipeline.emulator.caches import Caches
+from pipeline.emulator.chat_batches import ChatBatches
+from pipeline.emulator.chat_files import ChatFiles
 from pipeline.emulator.generate import Generator
 from pipeline.emulator.http import Call, ClientGone, Receive, Response, Scope, Send, Sender, json_response, read_call
 from pipeline.emulator.messages import Refusal
@@ -72,6 +74,23 @@ class Emulator:
             self._caches,
             self._served,
         )
+        self._chat_files = ChatFiles(self.options, self.stats, server_clock, draw)
+        places: dict[bool, chat_batches.Files] = {False: self._chat_files, True: self._storage}
+        self._chat_batches = {
+            googles: ChatBatches(
+                self.options,
+                self.stats,
+                server_clock,
+                draw,
+                self._generator,
+                files,
+                lambda name: self._model(_bare(name), "v1beta", "generateContent"),
+                self._served,
+                googles=googles,
+            )
+            for googles, files in places.items()
+        }
+        self._queues = (self._batches.queue, *(each.queue for each in self._chat_batches.values()))
         self._sender = Sender(server_clock, connection_lost, self.options.marked)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,9 +99,9 @@ class Emulator:
             raise ValueError(f"the emulator speaks HTTP only, not {scope['type']}")
         call = read_call(scope, receive)
         if call.path == _STATS:
-            states = await self._batches.queue.told()
+            states = sum([await queue.states() for queue in self._queues], Counter[str]())
             body = self.stats.body(call.parameter("prompts") == "true", call.parameter("log") == "true")
-            body["batches"]["states"] = states
+            body["batches"]["states"] = dict(states)
             await self._sender.send(json_response(body), scope, receive, send)
             return
         if call.path == vertex.TOKEN_PATH:
@@ -100,6 +119,12 @@ class Emulator:
             self.stats.in_flight -= 1
 
     async def _respond(self, call: Call) -> Response:
+        for queue in self._queues:
+            queue.settle()
+        parted = chat_batches.PATH.fullmatch(call.path) if self.options.batch else None
+        if parted is not None and (parted[1] != "v1" or _bearer(call)):
+            response = await self._answered(self._batches_of_chats(call, *parted.groups()))
+            return chat.refused(response, parted[1] == chat.GOOGLES) if response.status >= 400 else response
         asked = _CHAT.fullmatch(call.path)
         if asked is not None and (asked[1] != "v1" or asked[2] == "chat/completions" or _bearer(call)):
             response = await self._answered(self._chat(call, *asked.groups()))
@@ -142,8 +167,19 @@ class Emulator:
         model = self._model(asked.model, "v1beta", "generateContent")
         return await self._generator.answer(call, asked.ask, self._served(model), key, asked)
 
+    async def _batches_of_chats(self, call: Call, base: str, what: str, name: str | None, part: str | None) -> Response:
+        googles = base == chat.GOOGLES
+        if googles and what == "files":
+            raise bodies.unknown_path(call.path)
+        owner = _bearer(call)
+        if not owner:
+            raise chat.no_key(googles)
+        self._check(owner, False, bodies.bad_key if googles else chat.bad_key)
+        if what == "files":
+            return await self._chat_files.answer(call, name, part, owner)
+        return await self._chat_batches[googles].answer(call, name, part, owner)
+
     async def _route(self, call: Call) -> Response:
-        self._batches.queue.settle()
         if self._batches.serves(call.path):
             return await self._batches.answer(
                 call,

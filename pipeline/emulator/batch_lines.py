@@ -18,31 +18,16 @@ from pipeline.emulator.messages import Refusal
 Body = dict[str, Any]
 
 _TOGETHER = 50  # lines that are made before other requests have their turn
-_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 429: 8, 499: 1, 500: 13, 503: 14, 504: 4}  # HTTP → gRPC
-_MESSAGES = {
-    1: "The operation was cancelled.",
-    4: "Deadline expired before operation could complete.",
-    8: "Resource has been exhausted (e.g. check quota).",
-    13: "An internal error has occurred. Please retry or report in "
-    "https://developers.generativeai.google/guide/troubleshooting",
-    14: "The model is overloaded. Please try again later.",
-}
 _OTHER_TEXT = " Or not."
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What stands in one line of results: who it is for, and an answer, an error (gRPC) or neither."""
+    """What stands in one line of results: who it is for, and an answer, an error or neither."""
 
     name: Body  # the fields that say which line was asked
     answer: Body | None = None
     error: Body | None = None
-
-
-def error_of(refusal: Refusal) -> Body:
-    """A refusal as a line of results tells it."""
-    told: Any = refusal.body
-    return {"code": _CODES.get(refusal.status, 2), "message": told["error"]["message"]}
 
 
 @dataclass(slots=True)
@@ -50,7 +35,8 @@ class Making:
     """The results of a batch as far as they are made: it goes on where it was left.
 
     `answer` bills and answers a line, or raises `Refusal`; the second argument says that nobody will see the answer.
-    `name` reads who a line is for, `stranger` makes such a name of nobody, `written` makes a line of results.
+    `name` reads who a line is for, `error` tells of a refusal or of a gRPC code, `stranger` makes
+    such a name of nobody, `written` makes a line of results.
     """
 
     number: int
@@ -59,6 +45,7 @@ class Making:
     draw: Draw
     name: Callable[[bytes], Body]
     answer: Callable[[bytes, bool], Body]
+    error: Callable[[int | Refusal], Body]
     stranger: Callable[[Body, int], Body]
     written: Callable[[Result], Body]
     lost: bool = False  # all of it
@@ -107,15 +94,14 @@ class Making:
         code = self._hit("line_error", place)
         if code is not None:
             self.failed += 1
-            message = _MESSAGES.get(code, "The request could not be processed.")
-            self._put(Result(name, error={"code": code, "message": message}))
+            self._put(Result(name, error=self.error(code)))
             return
         is_missing, is_empty = self._hit("line_missing", place) is not None, self._hit("line_empty", place) is not None
         try:
             answer = self.answer(line, self.lost or is_missing or is_empty)
         except Refusal as refusal:
             self.failed += 1
-            self._put(Result(name, error=error_of(refusal)))
+            self._put(Result(name, error=self.error(refusal)))
             return
         self.succeeded += 1
         if is_missing:
@@ -156,8 +142,10 @@ class Making:
 def _with_other_text(body: Mapping[str, Any]) -> Body:
     """The same answer in other words."""
     changed: Body = orjson.loads(orjson.dumps(body))
-    for candidate in changed.get("candidates", ()):
-        for part in candidate["content"].get("parts", ()):
-            if "text" in part:
-                part["text"] += _OTHER_TEXT
+    parts = [part for candidate in changed.get("candidates", ()) for part in candidate["content"].get("parts", ())]
+    for part in parts:
+        if "text" in part:
+            part["text"] += _OTHER_TEXT
+    for choice in changed.get("choices", ()):
+        choice["message"]["content"] = (choice["message"]["content"] or "") + _OTHER_TEXT
     return changed

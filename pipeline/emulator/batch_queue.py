@@ -1,13 +1,15 @@
 """All batches of the service, whatever their protocol: what was accepted, how each stands, and its results."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
 from math import inf
 from typing import Any
 
-from pipeline.emulator import bodies
+import anyio.lowlevel
+
 from pipeline.emulator.batch_faults import OF_BATCHES, Draw
 from pipeline.emulator.batch_lines import Making
 from pipeline.emulator.batches import ENDED, Course, Fate, State, course_of, fate_of, turn_of
@@ -16,11 +18,19 @@ from pipeline.emulator.options import EmulatorOptions
 from pipeline.emulator.stats import Stats
 from pipeline.models import Model
 
-_MOST_MADE = 20_000  # lines that one request waits for
+_MOST_MADE = 10_000  # lines that one request waits for
+_TOGETHER = 100  # lines
 _LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _NAME_LETTERS = 36
 _UNREAD = 10  # of so many lines the last is not read, where some are not
-_EXPIRED_RUN_S = 96 * 3600.0  # so that half of its lines are answered when it expires
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a batch fails before it runs; nothing of it is billed."""
+
+    code: str  # as OpenAI has it
+    message: str
 
 
 @dataclass(slots=True)
@@ -33,6 +43,7 @@ class Asked:
     content: Kept | None  # None: there is no such file
     file: str = ""  # the name of it; empty: the lines came with the request
     tokens: int = 0  # that are enqueued
+    failure: Failure | None = None  # what is wrong with it
 
 
 @dataclass(slots=True)
@@ -46,9 +57,8 @@ class Batch:
     lines: int
     fate: Fate
     faults: Mapping[str, int]
-    failure: str = ""  # why it has failed before it began
+    failure: Failure | None = None  # it fails when it would run
     cancelled: float | None = None
-    failed: float | None = None
     deleted: float | None = None
     frees: bool = True  # its tokens, once it has ended
     making: Making | None = None
@@ -64,7 +74,7 @@ class BatchQueue:
     """The batches of all keys; `clock` is the server's.
 
     What the protocol of a batch wants done is done by `maker` of it, and `hand_out` puts its results where it has them.
-    With `partial` a batch that expired or was cancelled hands out what was answered.
+    It expires after `expires_s`. With `partial` one that expired or was cancelled hands out what was answered.
     """
 
     def __init__(
@@ -76,10 +86,12 @@ class BatchQueue:
         maker: Maker,
         hand_out: Callable[[Batch, Making], None],
         *,
+        expires_s: float,
         partial: bool = False,
     ) -> None:
         self._options, self._stats, self._clock, self._draw = options, stats, clock, draw
         self._maker, self._hand_out, self._partial = maker, hand_out, partial
+        self._expires_s = expires_s
         self._batches: dict[str, Batch] = {}
         self._late: list[tuple[float, Asked, Callable[[], Kept | None]]] = []
         self._numbers = 0
@@ -87,18 +99,17 @@ class BatchQueue:
 
     # --- creating ---
 
-    def check_room(self, asked: Asked) -> None:
-        """Refuse (429, without a delay) what more is enqueued with than the project may have for this model."""
+    def has_room(self, asked: Asked) -> bool:
+        """Whether no more is enqueued with it than the project may have for this model."""
         most, now = self._options.batch_tokens, self._clock()
         enqueued = sum(
             batch.asked.tokens
             for batch in self._batches.values()
             if (batch.asked.owner, batch.asked.model) == (asked.owner, asked.model)
-            and (not batch.frees or self.state(batch, now) not in ENDED)
+            and (not batch.frees or batch.course.state(now) not in ENDED)
         )
         is_over = most is not None and enqueued + asked.tokens > most
-        if is_over or self._draw.hit("create_429") is not None:
-            raise bodies.refusal(429, bodies.QUOTA_EXCEEDED, [bodies.help_link()])
+        return self._draw.hit("create_429") is None and not is_over
 
     def accept(self, asked: Asked, at: float | None = None) -> Batch:
         """Make the batch; one without its file, or without lines, has failed, unpaid."""
@@ -108,9 +119,9 @@ class BatchQueue:
         drawn = {kind: self._draw.hit(kind, number) for kind in OF_BATCHES}
         faults = {kind: value for kind, value in drawn.items() if value is not None}
         lines = 0 if asked.content is None else sum(1 for _ in asked.content.lines())
-        failure = "" if lines else "The input file is empty."
+        failure = asked.failure or (None if lines else Failure("empty_file", "The input file is empty."))
         if asked.content is None:
-            failure = f"The input file {asked.file} was not found."
+            failure = _gone(asked.file)
         if "count_short" in faults:
             lines -= -(-lines // _UNREAD)
         batch = Batch(number, self._name(number), asked, created, lines, self._fate(number, faults), faults, failure)
@@ -138,7 +149,7 @@ class BatchQueue:
         if "batch_stuck" in faults:
             return Fate(inf, fate.run_s)
         if "batch_expired" in faults:
-            return Fate(fate.pending_s, _EXPIRED_RUN_S)
+            return Fate(fate.pending_s, 2 * self._expires_s)  # half of its lines are answered when it expires
         return Fate(fate.pending_s, fate.run_s, "FAILED") if "batch_failed" in faults else fate
 
     def _name(self, number: int) -> str:
@@ -151,12 +162,11 @@ class BatchQueue:
 
     # --- looking ---
 
-    def find(self, name: str, owner: str) -> Batch:
-        """A batch of that name; raises `Refusal` (404) for one that is foreign, deleted or not there."""
+    def find(self, name: str, owner: str) -> Batch | None:
+        """A batch of that name; None for one that is foreign, deleted or not there."""
         batch = self._batches.get(name)
-        if batch is None or batch.asked.owner != owner or batch.deleted is not None:
-            raise bodies.refusal(404, "Requested entity was not found.")
-        return batch
+        is_there = batch is not None and batch.asked.owner == owner and batch.deleted is None
+        return batch if is_there else None
 
     def listed(self, owner: str, before: int | None, most: int) -> tuple[list[Batch], int | None]:
         """A page of a key's batches, the newest first, of those older than number `before`; what comes next."""
@@ -172,16 +182,12 @@ class BatchQueue:
         page = list(islice(found, most + 1))
         return page[:most], page[most - 1].number if len(page) > most else None
 
-    def state(self, batch: Batch, now: float) -> State:
-        """How a batch stands by the clock alone."""
-        return "FAILED" if batch.failure else batch.course.state(now)
-
     async def brought_up(self, batches: Iterable[Batch], *, whole: bool = False) -> None:
         """Make the results of those that have ended; as many lines as one request waits for, or the `whole`."""
         now, most = self._clock(), None if whole else _MOST_MADE
         for batch in batches:
             answered = self._answered(batch, now)
-            if batch.making is None and answered:
+            if batch.making is None and answered is not None:
                 lost = batch.course.end != "SUCCEEDED" and not self._partial
                 batch.making = self._maker(batch, answered, lost)
             if batch.making is None or batch.is_handed_out:
@@ -198,29 +204,24 @@ class BatchQueue:
 
     def shown(self, batch: Batch) -> State:
         """How a batch stands; one whose results are not there yet is still running."""
-        state = self.state(batch, self._clock())
-        is_due = state == "SUCCEEDED" or (self._partial and batch.making is not None)
+        state = batch.course.state(self._clock())
+        is_due = batch.making is not None and not batch.making.lost
         return "RUNNING" if is_due and not batch.is_handed_out else state
 
-    async def told(self) -> dict[str, Any]:
-        """Batches by state, for the stats; what is billed by now is billed first."""
+    async def states(self) -> Counter[str]:
+        """How many batches stand how; what is billed by now is billed first."""
         self.settle()
         await self.brought_up(list(self._batches.values()), whole=True)
         now = self._clock()
-        states: dict[str, int] = {}
-        for batch in self._batches.values():
-            state = self.state(batch, now)
-            states[state] = states.get(state, 0) + 1
-        return states
+        return Counter(batch.course.state(now) for batch in self._batches.values())
 
-    def _answered(self, batch: Batch, now: float) -> int:
-        """How many of its lines are answered and billed, once it has ended."""
-        if batch.failure or batch.course.state(now) not in ENDED or batch.failed is not None:
-            return 0
-        if batch.course.end == "SUCCEEDED":
+    def _answered(self, batch: Batch, now: float) -> int | None:
+        """How many of its lines are answered and billed, once it has ended; None: it comes to nothing."""
+        end = batch.course.state(now)
+        if end == "SUCCEEDED":
             return batch.lines
-        is_paid = self._partial or (batch.course.end == "CANCELLED" and "cancel_billed" in batch.faults)
-        return int(batch.lines * batch.course.share()) if is_paid and batch.course.end != "FAILED" else 0
+        is_paid = self._partial or (end == "CANCELLED" and "cancel_billed" in batch.faults)
+        return int(batch.lines * batch.course.share()) if is_paid and end in ("EXPIRED", "CANCELLED") else None
 
     # --- changing ---
 
@@ -237,7 +238,7 @@ class BatchQueue:
 
     def _end(self, batch: Batch) -> None:
         now = self._clock()
-        if self.state(batch, now) in ENDED or "cancel_ignored" in batch.faults:
+        if batch.course.state(now) in ENDED or "cancel_ignored" in batch.faults:
             return
         batch.cancelled = now
         batch.frees = "cancel_counted" not in batch.faults
@@ -247,9 +248,9 @@ class BatchQueue:
         """A file is gone: only who waits and still needs it takes notice."""
         now = self._clock()
         for batch in self._of(owner):
-            waits = "input_needed" in batch.faults and self.state(batch, now) == "PENDING"
+            waits = "input_needed" in batch.faults and batch.course.state(now) == "PENDING"
             if waits and batch.asked.file == file:
-                batch.failed, batch.failure = now, f"The input file {file} was not found."
+                batch.failure = _gone(file)
         self._follow(owner)
 
     def _of(self, owner: str) -> Iterator[Batch]:
@@ -259,11 +260,20 @@ class BatchQueue:
         """What each of a key's batches does and when, the oldest first: those beyond the most wait for those before."""
         ends: list[float] = []
         for batch in self._of(owner):
-            if batch.failure:
-                ended = batch.created if batch.failed is None else batch.failed
-                batch.course = Course(inf, ended, "FAILED", 0)
-            else:
-                begun = turn_of(batch.created, ends, self._options.batch_most)
-                scale = self._options.time_scale
-                batch.course = course_of(batch.fate, batch.created, begun, scale, batch.cancelled)
+            begun = turn_of(batch.created, ends, self._options.batch_most)
+            fate = batch.fate if batch.failure is None else Fate(batch.fate.pending_s, 0, "FAILED")
+            scale = self._options.time_scale
+            batch.course = course_of(fate, batch.created, begun, self._expires_s, scale, batch.cancelled)
             ends.append(batch.course.ended)
+
+
+def _gone(file: str) -> Failure:
+    return Failure("file_not_found", f"The input file {file} was not found.")
+
+
+async def read(content: Kept) -> AsyncIterator[bytes]:
+    """The lines of a file that may be long: other requests have their turn in between."""
+    for number, line in enumerate(content.lines()):
+        if number % _TOGETHER == 0:
+            await anyio.lowlevel.checkpoint()
+        yield line

@@ -10,13 +10,13 @@ import orjson
 from pipeline.emulator import bodies, wire
 from pipeline.emulator.batch_faults import Draw
 from pipeline.emulator.batch_lines import Making, Result
-from pipeline.emulator.batch_queue import Asked, Batch, BatchQueue
+from pipeline.emulator.batch_queue import Asked, Batch, BatchQueue, read
 from pipeline.emulator.batches import ENDED
 from pipeline.emulator.caches import Caches
 from pipeline.emulator.generate import Generator
 from pipeline.emulator.http import Call, Response, json_response
 from pipeline.emulator.kept import Kept
-from pipeline.emulator.messages import JSON, STRING, Message, Repeated, parse
+from pipeline.emulator.messages import JSON, STRING, Message, Refusal, Repeated, parse
 from pipeline.emulator.options import EmulatorOptions
 from pipeline.emulator.stats import Stats
 from pipeline.emulator.storage import Storage
@@ -39,9 +39,12 @@ _CREATE = Message(
 _PATH = re.compile(r"/(v1|v1beta)/(?:models/([^/:]+):batchGenerateContent|batches(?:/([^/:]+)(:cancel)?)?)")
 _TYPE = "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContentBatch"
 _MOST_INLINE = 20 * 2**20  # bytes of a create
+_EXPIRES_S = 48 * 3600.0
 _PAGE = 50
 _MAX_PAGE = 100
-_CANCELLED = {"code": 1, "message": "The operation was cancelled."}
+_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 429: 8, 499: 1, 500: 13, 503: 14, 504: 4}  # HTTP → gRPC
+_MESSAGES = {1: bodies.CANCELLED, 4: bodies.DEADLINE, 8: bodies.EXHAUSTED, 13: bodies.INTERNAL, 14: bodies.OVERLOADED}
+_CANCELLED = {"code": 1, "message": bodies.CANCELLED}
 _EXPIRED = {"code": 4, "message": "The batch expired before it was completed."}
 _INTERNAL = {"code": 13, "message": bodies.INTERNAL}
 
@@ -62,7 +65,7 @@ class BatchService:
     ) -> None:
         self._options, self._stats, self._clock, self._draw = options, stats, clock, draw
         self._generator, self._storage, self._caches, self._served = generator, storage, caches, served
-        self.queue = BatchQueue(options, stats, clock, draw, self._making, self._handed_out)
+        self.queue = BatchQueue(options, stats, clock, draw, self._making, self._handed_out, expires_s=_EXPIRES_S)
         storage.watchers.append(self.queue.input_deleted)
 
     def serves(self, path: str) -> bool:
@@ -88,6 +91,8 @@ class BatchService:
         if verb == "list":
             return json_response(await self._listed(call, owner))
         batch = self.queue.find(name, owner)
+        if batch is None:
+            raise bodies.refusal(404, "Requested entity was not found.")
         if verb == "cancel":
             self.queue.cancel(batch)
             return json_response({})
@@ -109,8 +114,9 @@ class BatchService:
         fields = {"displayName": asked["displayName"]} if asked.get("displayName") else {}
         wanted = Asked(owner, model, fields, content, file or "")
         if content is not None and self._options.batch_tokens is not None:
-            wanted.tokens = sum(self._tokens(line, model, owner) for line in content.lines())
-        self.queue.check_room(wanted)
+            wanted.tokens = sum([self._tokens(line, model, owner) async for line in read(content)])
+        if not self.queue.has_room(wanted):
+            raise bodies.refusal(429, bodies.QUOTA_EXCEEDED, [bodies.help_link()])
         late = self._draw.hit("create_late")
         if late is not None:
             self.queue.accept_late(wanted, late, lambda: self._storage.content(file, owner) if file else content)
@@ -161,7 +167,7 @@ class BatchService:
         if state == "SUCCEEDED":
             return told | ({"response": {"@type": f"{_TYPE}Output", **output}} if output else {})
         errors = {"CANCELLED": _CANCELLED, "EXPIRED": _EXPIRED}
-        failure = {"code": 3, "message": batch.failure} if batch.failure else _INTERNAL
+        failure = {"code": 3, "message": batch.failure.message} if batch.failure else _INTERNAL
         return told | {"error": errors.get(state, failure)}
 
     def _output(self, batch: Batch) -> Body:
@@ -181,6 +187,7 @@ class BatchService:
             self._draw,
             _name if batch.asked.file else _metadata,
             lambda line, unseen: self._answered(batch, line, unseen),
+            _error,
             _stranger,
             _written if _is_named(batch) else _written_inline,
             lost,
@@ -198,7 +205,11 @@ class BatchService:
         return self._caches.filled(wire.read_request(_object(line).get("request")), model, owner)
 
     def _tokens(self, line: bytes, model: Model, owner: str) -> int:
-        return self._generator.line_tokens(self._ask(line, model, owner), self._served(model), owner)
+        """What it counts while it waits; nothing, where it will be refused."""
+        try:
+            return self._generator.line_tokens(self._ask(line, model, owner), self._served(model), owner)
+        except Refusal:
+            return 0
 
     def _handed_out(self, batch: Batch, making: Making) -> None:
         if _is_named(batch):
@@ -255,6 +266,14 @@ def _name(line: bytes) -> Body:
 def _metadata(line: bytes) -> Body:
     asked = _object(line)
     return {"metadata": asked["metadata"]} if "metadata" in asked else {}
+
+
+def _error(cause: int | Refusal) -> Body:
+    """As a google.rpc.Status has it: the code is gRPC's."""
+    if isinstance(cause, int):
+        return {"code": cause, "message": _MESSAGES.get(cause, "The request could not be processed.")}
+    told: Any = cause.body
+    return {"code": _CODES.get(cause.status, 2), "message": told["error"]["message"]}
 
 
 def _stranger(name: Body, place: int) -> Body:

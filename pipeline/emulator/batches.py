@@ -10,9 +10,6 @@ from pipeline.emulator.faults import luck
 
 State = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED"]
 ENDED: frozenset[State] = frozenset({"SUCCEEDED", "FAILED", "EXPIRED", "CANCELLED"})
-EXPIRES_S = 48 * 3600.0
-"""Seconds of the service after which a batch that has not ended expires."""
-
 _NEVER = math.inf
 _LEAST_LUCK = 1e-9
 _NORMAL = NormalDist()
@@ -57,11 +54,16 @@ def fate_of(seed: int, number: int, pending_s: float, run_s: float, spread: floa
     return Fate(drawn["pending"], drawn["run"])
 
 
-def course_of(fate: Fate, created: float, begun: float, scale: float, cancelled: float | None = None) -> Course:
-    """How a batch that waits its turn until `begun` goes on; the service's seconds pass `scale` times as fast."""
+def course_of(
+    fate: Fate, created: float, begun: float, expires_s: float, scale: float, cancelled: float | None = None
+) -> Course:
+    """How a batch that waits its turn until `begun` goes on; the service's seconds pass `scale` times as fast.
+
+    It expires `expires_s` of them after it was made.
+    """
     started, full_s = begun + fate.pending_s / scale, fate.run_s / scale
     ended, end = started + full_s, fate.end
-    expires = _NEVER if fate.pending_s == _NEVER else created + EXPIRES_S / scale
+    expires = _NEVER if fate.pending_s == _NEVER else created + expires_s / scale
     if ended > expires:
         ended, end = expires, "EXPIRED"
     if cancelled is not None and cancelled < ended:

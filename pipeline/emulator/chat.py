@@ -284,12 +284,12 @@ def no_key(googles: bool) -> Refusal:
         "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth"
         " (i.e. Authorization: Bearer YOUR_KEY)."
     )
-    return bodies.no_key() if googles else Refusal(401, _error(message, "invalid_request_error", None))
+    return bodies.no_key() if googles else Refusal(401, as_error(message, "invalid_request_error", None))
 
 
 def bad_key(message: str = _BAD_KEY) -> Refusal:
     """401: the token is none of the service's."""
-    return Refusal(401, _error(message, "invalid_request_error", "invalid_api_key"))
+    return Refusal(401, as_error(message, "invalid_request_error", "invalid_api_key"))
 
 
 def refused(response: Response, googles: bool) -> Response:
@@ -307,13 +307,13 @@ def refused(response: Response, googles: bool) -> Response:
         case 429:
             told, headers = _too_fast(error)
         case 404:
-            told = _error(error["message"], "invalid_request_error", "model_not_found")
+            told = as_error(error["message"], "invalid_request_error", "model_not_found")
         case 400 if "maximum number of tokens" in error["message"]:
             limit = error["message"].partition("(")[2].partition(")")[0]
             message = f"This model's maximum context length is {limit} tokens. Please reduce the length."
-            told = _error(message, "invalid_request_error", "context_length_exceeded")
+            told = as_error(message, "invalid_request_error", "context_length_exceeded")
         case status:
-            told = _error(error["message"], "server_error" if status >= 499 else "invalid_request_error", None)
+            told = as_error(error["message"], "server_error" if status >= 499 else "invalid_request_error", None)
     return replace(response, body=orjson.dumps(told), headers=(*response.headers, *headers))
 
 
@@ -321,7 +321,7 @@ def _too_fast(error: Body) -> tuple[Body, list[tuple[bytes, bytes]]]:
     """A 429 in OpenAI's words, and its headers."""
     violations = [each for detail in error.get("details", ()) for each in detail.get("violations", ())]
     if not violations:
-        return _error(error["message"], "requests", "rate_limit_exceeded"), []
+        return as_error(error["message"], "requests", "rate_limit_exceeded"), []
     quota, limit = violations[0]["quotaId"], violations[0].get("quotaValue", "0")
     meter = "tokens" if "Token" in quota else "requests"
     window, short = ("day", "D") if "PerDay" in quota else ("min", "M")
@@ -334,10 +334,11 @@ def _too_fast(error: Body) -> tuple[Body, list[tuple[bytes, bytes]]]:
     )
     headers = {"limit": limit, "remaining": "0", "reset": wait}
     told = [(f"x-ratelimit-{name}-{meter}".encode(), value.encode()) for name, value in headers.items()]
-    return _error(message, meter, "rate_limit_exceeded"), told
+    return as_error(message, meter, "rate_limit_exceeded"), told
 
 
-def _error(message: str, kind: str, code: str | None) -> Body:
+def as_error(message: str, kind: str, code: str | None) -> Body:
+    """An error in OpenAI's form."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 

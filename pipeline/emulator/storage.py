@@ -122,8 +122,8 @@ class Storage:
         except Refusal:
             return None
 
-    def add_results(self, name: str, owner: str, content: Kept, created: float) -> None:
-        """Keep the results of a batch: they are had once more until they end, and cannot be deleted."""
+    def add_results(self, name: str, owner: str, content: Kept, created: float, _life_s: float | None = None) -> None:
+        """Keep the results of a batch until they end, which nobody may choose; they cannot be deleted."""
         digest = _hashed(content)
         fields = {"name": name, "mimeType": "application/jsonl", "sizeBytes": str(content.size), "sha256Hash": digest}
         facts = Facts(None, content.size)
