@@ -155,7 +155,7 @@ def replay(call: Call, store: RunStore, saved: Saved) -> Call:
     async def replayed(prompt: Prompt, route: Route) -> Reply:
         for model in route.models:
             fingerprint = prompt.fingerprint(model)
-            bought = store.reply(fingerprint) or await store.sealed_reply(fingerprint)
+            bought = store.reply(fingerprint) or await store.sealed_reply(fingerprint, prompt.row)
             if bought is None:
                 continue
             if bought.row == prompt.row:

@@ -201,7 +201,8 @@ def _tables() -> Iterator[str]:
     yield "## Tables of the run directory\n"
     for name, schema in (("calls", CALLS_SCHEMA), ("results", RESULTS_SCHEMA)):
         columns = ", ".join(f"`{column}` {dtype}" for column, dtype in schema.items())
-        yield f"`{name}/part-*.parquet`: {columns}\n"
+        also = " and, of what batches bought, `batched/part-*.parquet`" if name == "calls" else ""
+        yield f"`{name}/part-*.parquet`{also}: {columns}\n"
 
 
 def _events() -> Iterator[str]:

@@ -37,6 +37,8 @@ RUN_KEYS = [
     "uncertain",
     "usage_estimated",
     "targets",
+    "lanes",
+    "batches",
     "left_out",
     "models_noted",
     "seconds",

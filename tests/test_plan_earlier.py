@@ -7,7 +7,8 @@ from typing import Any
 import polars as pl
 import pytest
 import stores
-from asking import MODEL
+from asking import MODEL, TARGET
+from batch_stores import to_asked
 from plans import telling
 
 from jobs import CHUNKED, Sections, make_job
@@ -17,7 +18,8 @@ from pipeline.plan.earlier import earlier
 from pipeline.plan.learned import Learned
 from pipeline.providers.stored import parse_stored
 from pipeline.records import Usage
-from pipeline.store.manifest import VERSION
+from pipeline.store.batch_lines import Key
+from pipeline.store.manifest import BATCHED_VERSION, VERSION
 from pipeline.store.run import RunStore
 
 KINDS = [0, 1, 2, 0, 1, 2] * 20
@@ -206,6 +208,24 @@ def test_rows_redone_with_other_settings_do_not_teach(tmp_path: Path, job: Job) 
         assert look(tmp_path, job).based_on == "2 answers of this run"
 
 
+def test_what_batches_bought_teaches_lengths_and_no_latency(tmp_path: Path, job: Job) -> None:
+    with run(tmp_path, job) as store:
+        buy(store, range(2))
+        replies = [stores.paid(usage=Usage(150, 0, 80), lane="batch", latency_s=0.0) for _ in range(3)]
+        for rows, changes in ((range(2, 5), None), (range(5, 8), '{"temperature":1}')):
+            draft = store.batches.draft(TARGET, changes)
+            for row in rows:
+                draft.add(Key.of(stores.prompt(row, input_tokens_est=100), MODEL), b"{}\n")
+            number = draft.cut().number
+            to_asked(store.batches, number)
+            keys = store.batches.keys(number)
+            store.batches.take(number, [key.call(reply) for key, reply in zip(keys, replies, strict=True)])
+        learned = look(tmp_path, job)
+    assert learned.based_on == "5 answers of this run"
+    assert learned.latency_s == learned.slow_s == 1.25
+    assert sorted(learned.taught["output"]) == [40, 40, 80, 80, 80]
+
+
 def test_failures_and_guesses_do_not_teach(tmp_path: Path, job: Job) -> None:
     with run(tmp_path, job) as store:
         store.append_call(stores.prompt(0), MODEL, stores.failed())
@@ -219,7 +239,7 @@ def _garble_manifest(run: Path) -> None:
 
 def _newer_layout(run: Path) -> None:
     path = run / "manifest.json"
-    path.write_text(path.read_text().replace(f'"version": {VERSION}', f'"version": {VERSION + 1}'))
+    path.write_text(path.read_text().replace(f'"version": {VERSION}', f'"version": {BATCHED_VERSION + 1}'))
 
 
 def _foreign_manifest(run: Path) -> None:

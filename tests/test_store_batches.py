@@ -2,85 +2,32 @@
 
 import hashlib
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
-import anyio
-import orjson
 import pytest
 from asking import MODEL, TARGET
+from batch_stores import calls, cut, drafted, fetched, find, key, line, take, to_asked
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stores import AT, CENT, answer, killed, manifest, opened, paid, prompt
+from stores import AT, CENT, answer, killed, manifest, opened, prompt
 
 from pipeline import report
 from pipeline.errors import RunStateError
 from pipeline.providers.stored import parse_stored
-from pipeline.records import Lane
 from pipeline.store import batch_states, batched
-from pipeline.store.batch_lines import Draft, Key
+from pipeline.store.batch_lines import Key
 from pipeline.store.batch_states import BatchState, Stage
-from pipeline.store.batches import Batches, is_out
-from pipeline.store.lines import Call
+from pipeline.store.batches import is_out
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.run import RunStore
-
-BATCH: Lane = "batch"
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "notes"
-
-
-def line(row: int) -> bytes:
-    return orjson.dumps({"key": f"content {row}", "request": f"asked of row {row}"}) + b"\n"
-
-
-def key(row: int) -> Key:
-    return Key.of(prompt(row), MODEL)
-
-
-def drafted(batches: Batches, *rows: int) -> Draft:
-    draft = batches.draft(TARGET)
-    for row in rows:
-        draft.add(key(row), line(row))
-    return draft
-
-
-def cut(batches: Batches, *rows: int) -> BatchState:
-    return drafted(batches, *rows).cut(Decimal("0.5"))
-
-
-def to_asked(batches: Batches, number: int) -> BatchState:
-    for stage in ("upload", "uploaded", "asking"):
-        batches.note(number, stage)
-    return batches.note(number, "asked", name=f"batches/{number}")
-
-
-def fetched(batches: Batches, *rows: int) -> int:
-    """A batch whose results are there."""
-    number = to_asked(batches, cut(batches, *rows).number).number
-    batches.results_path(number).write_bytes(b"results")
-    batches.note(number, "fetched")
-    return number
-
-
-def calls(batches: Batches, number: int, *, late: bool = False) -> Iterator[Call]:
-    for each in batches.keys(number):
-        yield each.call(paid(f"answer {each.row}", lane=BATCH), late=late)
-
-
-def take(batches: Batches, number: int) -> BatchState:
-    return batches.take(number, list(calls(batches, number)))
-
-
-def find(store: RunStore, row: int) -> str | None:
-    found = anyio.run(store.sealed_reply, f"content {row}")
-    return found.reply.text if found else None
 
 
 def test_what_is_cut_is_on_the_disk_with_its_checksum_and_whose_its_lines_are(directory: Path) -> None:

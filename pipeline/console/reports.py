@@ -10,6 +10,7 @@ from pipeline.prices import LONG_PROMPT_TOKENS, Rates, note, rates
 from pipeline.records import STATUSES
 from pipeline.report import Failure, Summary
 from pipeline.report.accuracy import Accuracy
+from pipeline.store.batch_states import BatchState
 from pipeline.terminal import one_line
 
 _SHORT_S = 60.0
@@ -56,6 +57,8 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         ),
         ("cost", cost, f"{money(per_1000)} per 1,000 rows" if per_1000 else ""),
         ("", "", _uncertain(summary)) if summary.uncertain and not summary.unpriced else None,
+        ("lanes", *_lanes(summary)) if summary.lanes.keys() - {"standard"} else None,
+        ("batches", *_batches(summary.batches)) if summary.batches else None,
         ("latency", seconds(summary.latency_p50_s), f"median; {seconds(summary.latency_p95_s)} at p95")
         if summary.latency_p50_s is not None and summary.latency_p95_s is not None
         else None,
@@ -80,6 +83,27 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
 
 def _split(parts: Mapping[str, int]) -> str:
     return " + ".join(f"{name} {number:,}" for name, number in parts.items() if number)
+
+
+def _lanes(summary: Summary) -> tuple[str, str]:
+    """Calls by lane, and what that saved."""
+    saved_usd = sum((lane.saved_usd for lane in summary.lanes.values()), Decimal(0))
+    calls = _split({name: lane.calls for name, lane in summary.lanes.items()})
+    return (f"{money(saved_usd)} saved", calls) if saved_usd > 0 else (calls, "")
+
+
+def _batches(batches: Sequence[BatchState]) -> tuple[str, str]:
+    """What became of them and of their lines."""
+    out = sum(state.is_open for state in batches)
+    lines = {
+        "failed": sum(state.failed for state in batches),
+        "missing": sum(state.missing for state in batches),
+        "refused": sum(state.refused for state in batches),
+        "late": sum(state.late for state in batches),
+    }
+    waiting = sum(state.lines for state in batches if state.is_open)
+    told = [f"{out:,} of them out, with {things(waiting, 'call')}"] if out else []
+    return f"{len(batches):,}", "   ".join([*told, *([_split(lines)] if any(lines.values()) else [])])
 
 
 def _uncertain(summary: Summary) -> str:
@@ -146,7 +170,7 @@ def show_runs(summaries: Iterable[Summary]) -> None:
     lines = [
         (
             str(summary.directory),
-            summary.status,
+            _state(summary),
             f"{summary.done:,} / {summary.rows:,}",
             f"{summary.outcomes['ok']:,}",
             "" if summary.manifest.kind == "real" else summary.manifest.kind,
@@ -156,6 +180,11 @@ def show_runs(summaries: Iterable[Summary]) -> None:
         for summary in summaries
     ]
     show_grid(("run", "status", "rows", "ok", "", "cost", "started (UTC)"), lines)
+
+
+def _state(summary: Summary) -> str:
+    out = summary.batches_out
+    return f"{summary.status}, {out:,} batch{'' if out == 1 else 'es'} out" if out else summary.status
 
 
 def show_models(lines: Sequence[dict[str, object]]) -> None:

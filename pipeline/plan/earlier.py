@@ -16,7 +16,7 @@ from pipeline.job import Job
 from pipeline.places import Kind, run_directory
 from pipeline.plan.learned import CALL_COLUMNS, THIS_RUN, TOOL_COLUMNS, Learned, learn, merged
 from pipeline.records import LATER, STEPS, Reply, Step
-from pipeline.store import parts
+from pipeline.store import batch_states, batched, parts
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.state import load_unsealed
 
@@ -25,6 +25,7 @@ MOST_CALLS = 200_000
 
 _UNREADABLE = (PipelineError, OSError, pl.exceptions.PolarsError, ValueError, TypeError, LookupError, AttributeError)
 _COLUMNS = (*CALL_COLUMNS, *TOOL_COLUMNS)
+_READ = (*_COLUMNS, "lane")
 _ONLY_LENGTHS = _COLUMNS[_COLUMNS.index("cached_tokens") :]
 _WITH_SECTION = frozenset({"reduce", "refine"})
 """Steps that a section of the job file asks for, by its name."""
@@ -116,16 +117,21 @@ def _read(directory: Path, most: int) -> tuple[pl.DataFrame, set[int]]:
     """The newest calls of a run, and those of their rows that were asked another way: redone with `--set`."""
     unsealed = load_unsealed(directory, lambda raw, endpoint: Reply("", "ok"))
     changed = {row for row, result in unsealed.results.items() if result.changes is not None}
-    frames = [parts.calls_frame(unsealed.calls, {}).select(_COLUMNS)]
-    for path in reversed(parts.part_paths(directory / "calls")):
+    batches = batch_states.read(directory)
+    asked_so = {number: state for number, state in batches.items() if state.changes is None}
+    sealed = [path for path in parts.part_paths(directory / "calls") if parts.part_number(path) <= unsealed.sealed]
+    frames = [parts.calls_frame(unsealed.calls, {}).select(_READ)]
+    for path in (*reversed(sealed), *reversed(batched.part_paths(directory, asked_so))):
         if sum(frame.height for frame in frames) >= most:
             break
-        number = parts.part_number(path)
-        if number <= unsealed.sealed:
-            frames.append(parts.read_part(path, _COLUMNS))
-            results = parts.read_part(parts.part_path(directory / "results", number), ("row", "changes"))
+        frames.append(parts.read_part(path, _READ))
+        if path.parent.name == "calls":
+            results = parts.read_part(
+                parts.part_path(directory / "results", parts.part_number(path)), ("row", "changes")
+            )
             changed.update(results.filter(pl.col("changes").is_not_null())["row"])
-    return pl.concat(frames).head(most), changed
+    calls = pl.concat(frames).head(most)
+    return calls.with_columns(pl.when(pl.col("lane") != "batch").then("latency_s").alias("latency_s")), changed
 
 
 def _teaching(run: _Run, calls: pl.DataFrame, changed: set[int]) -> pl.DataFrame:

@@ -15,8 +15,10 @@ from pipeline.places import RUNS
 from pipeline.records import STATUSES, Reply, Status, Usage
 from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_step, baseline, compare
 from pipeline.report.events import Ended, Event, LeftOut, ModelNoted, Progressed, Started, read_events
+from pipeline.report.lanes import InLane, batch_json, by_lane, lane_json, together
 from pipeline.report.latencies import Latencies
-from pipeline.store import batched, parts, seals
+from pipeline.store import batch_states, batched, parts, seals
+from pipeline.store.batch_states import BatchState
 from pipeline.store.manifest import Lock, Manifest
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.notes import last_output
@@ -25,7 +27,7 @@ from pipeline.store.state import load
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
 _CALL_COLUMNS = (
     *("step", "chunk", "paid", "attempts", "rate_limited", "input_tokens_est", "latency_s", "finished_at"),
-    *("cost_usd", "at_most_usd", "usage_estimated", "target"),
+    *("cost_usd", "standard_usd", "at_most_usd", "usage_estimated", "target", "lane", "late"),
     *_SUMS,
 )
 
@@ -52,6 +54,11 @@ RUN_KEYS: Mapping[str, str] = {
     "usage_estimated": "those of them that were answered: their tokens or cost are estimates",
     "targets": "of a job with several: by name the calls that each answered, and what they cost; null where a price is"
     " unknown",
+    "lanes": "by lane the calls that were served in it, what they cost (null where a price is unknown), what that saved"
+    " against the standard lane, and how many of them were `late`: answers to what was answered elsewhere meanwhile",
+    "batches": "each batch: its number, `stage` (taken: its answers are kept) and `status` by the service's word, its"
+    " lines and rows, when it was asked, ended and taken, and of its lines those that were answered, failed, were"
+    " missing in the results, refused as not to be believed, and late",
     "left_out": "why targets were asked no more in the last session, in words",
     "models_noted": "which model answered where another was asked, and which ends by the service's word, in words",
     "seconds": "how long the run took, all its sessions together",
@@ -94,6 +101,8 @@ class Summary:
     seconds: float
     accuracy: Accuracy | None  # None: no plan for as many rows is known
     targets: Mapping[str, tuple[int, Decimal | None]]  # of a job with several: calls, and USD; None: unknown
+    lanes: Mapping[str, InLane]
+    batches: tuple[BatchState, ...]  # in the order they were cut
     left_out: tuple[str, ...]  # why targets were asked no more
     models_noted: tuple[str, ...]  # who answered for whom, and which model ends
 
@@ -101,6 +110,11 @@ class Summary:
     def output(self) -> str:
         """The table that was written last, or the one that is to be."""
         return last_output(self.directory) or self.manifest.output
+
+    @property
+    def batches_out(self) -> int:
+        """Batches that may still be answered."""
+        return sum(state.is_open for state in self.batches)
 
     @property
     def done(self) -> int:
@@ -133,6 +147,8 @@ class Summary:
                 name: {"calls": calls, "cost_usd": None if usd is None else float(round(usd, 8))}
                 for name, (calls, usd) in self.targets.items()
             },
+            "lanes": {lane: lane_json(served) for lane, served in self.lanes.items()},
+            "batches": [batch_json(state) for state in self.batches],
             "left_out": list(self.left_out),
             "models_noted": list(self.models_noted),
             "seconds": round(self.seconds, 1),
@@ -193,6 +209,7 @@ class _Sums:
     estimated: int = 0
     latencies: Latencies = field(default_factory=Latencies)
     targets: dict[str, tuple[int, Decimal | None]] = field(default_factory=dict)
+    lanes: dict[str, InLane] = field(default_factory=dict)
 
     def add(self, calls: pl.DataFrame) -> None:
         """Add the calls of one part."""
@@ -211,7 +228,8 @@ class _Sums:
         self.at_most_usd = (self.at_most_usd or Decimal(0)) + Decimal(more.sum()) if known else None
         self.uncertain += more.null_count() + int((more > 0).sum())
         self.estimated += int(calls.filter(parts.IS_REQUEST)["usage_estimated"].sum())
-        self.latencies.add(paid["latency_s"])
+        self.latencies.add(paid.filter(pl.col("lane") != "batch")["latency_s"])
+        self.lanes = together(self.lanes, by_lane(calls))
         named = paid.filter(pl.col("target").is_not_null()).group_by("target")
         for name, number, usd, unknown in named.agg(
             parts.IS_REQUEST.sum(), usd=pl.col("cost_usd").sum(), unknown=pl.col("cost_usd").null_count()
@@ -237,7 +255,8 @@ def summarize(directory: Path) -> Summary:
     for path in parts.part_paths(directory / "calls"):
         if parts.part_number(path) <= unsealed.sealed:
             sums.add(parts.read_part(path, _CALL_COLUMNS))
-    for path in batched.part_paths(directory):
+    batches = batch_states.read(directory)
+    for path in batched.part_paths(directory, batches):
         sums.add(parts.read_part(path, _CALL_COLUMNS))
     sums.add(parts.calls_frame(unsealed.calls, {}).select(_CALL_COLUMNS))
     covered = next((event.rows for event in reversed(events) if isinstance(event, Started)), None)
@@ -279,6 +298,8 @@ def summarize(directory: Path) -> Summary:
         seconds=_seconds(events),
         accuracy=None if beyond else _accuracy(plan, sums, events),  # the plan was for fewer rows
         targets=dict(sorted(sums.targets.items())),
+        lanes=sums.lanes,
+        batches=tuple(batches[number] for number in sorted(batches)),
         left_out=_left_out(events),
         models_noted=tuple(dict.fromkeys(event.message for event in events if isinstance(event, ModelNoted))),
     )

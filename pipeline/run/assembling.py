@@ -56,7 +56,7 @@ def bought_by(store: RunStore, job: Job) -> Bought:
 
     async def bought(prompt: Prompt) -> Reply | None:
         for fingerprint in map(prompt.fingerprint, job.models_of(prompt.step)):
-            if found := store.reply(fingerprint) or await store.sealed_reply(fingerprint):
+            if found := store.reply(fingerprint) or await store.sealed_reply(fingerprint, prompt.row):
                 return found.reply
         return None
 

@@ -1,5 +1,6 @@
 """What a run refuses to start with or to go on with, and what it makes do with."""
 
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,8 @@ from pipeline.providers.stored import parse_stored
 from pipeline.quota.slots import CAP
 from pipeline.records import Failure, Limits, Reply
 from pipeline.run.prepare import Options, Session
+from pipeline.store.batches import is_out
+from pipeline.store.manifest import read as read_manifest
 from pipeline.store.state import check_belongs
 
 SPARE_FILES = 16
@@ -28,6 +31,7 @@ def set_aside(directory: Path) -> None:
         return
     if report.in_use(directory):
         raise RunStateError(f"{directory} is in use", "stop that run first")
+    _refuse_orphans(directory)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     try:
         directory.rename(directory.with_name(f"{directory.name}.{stamp}"))
@@ -36,6 +40,22 @@ def set_aside(directory: Path) -> None:
             f"{directory} cannot be set aside: {error.strerror}\nIt is as it was, and nothing was sent.",
             f"mend the permissions of {directory.parent}, or leave out `--fresh`",
         ) from None
+
+
+def _refuse_orphans(directory: Path) -> None:
+    """Raise `RunStateError` where batches of the run are with a service: set aside, nobody would collect them."""
+    known, out = None, []
+    with suppress(RunStateError):  # one that cannot be read is set aside all the same
+        known, out = read_manifest(directory / "manifest.json"), is_out(directory)
+    if known is None or known.kind == "offline" or not out:  # the embedded emulator's ended with it
+        return
+    batches = "1 batch is" if len(out) == 1 else f"{len(out):,} batches are"
+    raise RunStateError(
+        f"{batches} with the service, {sum(state.lines for state in out):,} calls of the run in {directory}:"
+        " set aside, it would not get the answers, and they are paid for all the same"
+        "\nNothing was sent, and nothing was moved.",
+        "the same command without `--fresh` collects them",
+    )
 
 
 def check_start(session: Session) -> None:

@@ -143,12 +143,13 @@ class ContentIndex:
         batch = batched.number_of(batched.named(self._directory, found)) if found < 0 else None
         return _answered(frame.row(numbers[fingerprint], named=True), batch)
 
-    def knows(self, fingerprint: str) -> bool:
-        """Whether something was bought for this content, and is sealed."""
+    def bought_by(self, fingerprint: str) -> int | None:
+        """The batch that bought what is found for this content; 0: it was bought live. None: nothing is found."""
         try:
-            return self._looked_up(fingerprint) is not None
+            found = self._looked_up(fingerprint)
         except sqlite3.Error:
-            return False
+            return None
+        return None if found is None else 0 if found >= 0 else batched.number_of(batched.named(self._directory, found))
 
     def _looked_up(self, fingerprint: str) -> int | None:
         """The part that has the answer; None where there is none, or the index cannot be used."""

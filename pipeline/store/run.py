@@ -34,8 +34,10 @@ from pipeline.errors import RunStateError
 from pipeline.events import Event
 from pipeline.process import make_private
 from pipeline.prompts import Prompt
-from pipeline.records import PASSING, Parse, Reply, Result
+from pipeline.records import Parse, Reply, Result
 from pipeline.store import batch_states, batched, parts, seals
+from pipeline.store.again import Again
+from pipeline.store.batch_lines import Key
 from pipeline.store.batches import Batches, Cost
 from pipeline.store.content import Answered, ContentIndex
 from pipeline.store.journal import Journal, is_blank, journal_number, journal_path, journal_paths
@@ -75,8 +77,7 @@ class RunStore:
         self._replies: dict[str, Call] = {}
         self._unread: dict[str, Decimal | None] = {}  # by content, as `unread_usd` says
         self._former: dict[str, Call] = {}  # the same of the journal that is being sealed
-        self._redone: dict[int, Decimal | None] = {}  # by row that is tried again on request: what all its calls cost
-        self._guessed: set[int] = set()  # those of them of which some of that is an estimate
+        self._again = Again()
         self._content: ContentIndex
         self.batches: Batches
         self._is_kept = True
@@ -168,12 +169,8 @@ class RunStore:
                 path.unlink()
 
     def _bought_by_batch(self, costs: Sequence[Cost]) -> None:
-        for row, usd, estimated in costs:
-            if row in self._redone:
-                known = self._redone[row]
-                self._redone[row] = None if known is None or usd is None else known + usd
-                if estimated:
-                    self._guessed.add(row)
+        for cost in costs:
+            self._again.add(*cost)
 
     def _make_findable(self) -> None:
         self._content.catch_up()
@@ -187,9 +184,24 @@ class RunStore:
         """The reply that was bought for this content and is not sealed away yet."""
         return self._replies.get(fingerprint) or self._former.get(fingerprint)
 
-    async def sealed_reply(self, fingerprint: str) -> Answered | None:
-        """The whole answer that was bought for this content and is sealed away."""
-        return await self._content.find(fingerprint)
+    async def sealed_reply(self, fingerprint: str, row: int = -1) -> Answered | None:
+        """The whole answer that was bought for this content and is sealed away; of a batch, whatever ended it.
+
+        What would not do for `row`, which is tried again on request, is none.
+        """
+        found = await self._content.find(fingerprint)
+        if found is None or found.batch is None:
+            return found
+        return found if self._again.takes(row, found.reply, self.batches.of(found.batch).cut_at) else None
+
+    def is_late(self, number: int, key: Key) -> bool:
+        """Whether a prompt that batch `number` answers was answered elsewhere meanwhile."""
+        if self.reply(key.fingerprint) is not None:
+            return True
+        batch = self._content.bought_by(key.fingerprint)
+        if batch is not None and (batch == 0 or batch > number):
+            return True
+        return self.batches.of(number).released and self.outcomes.done(key.row)
 
     def append_sent(self, prompt: Prompt, model: str) -> None:
         """Note that a request to `model` is about to leave: if this process is killed, the next start knows of it.
@@ -229,17 +241,14 @@ class RunStore:
     def _keep(self, call: Call, reply: Reply) -> None:
         self._batch.calls.append(call)
         self._note_unread(call)
-        if (before := self._redone.get(call.row)) is not None:
-            self._redone[call.row] = None if reply.cost_usd is None else before + reply.cost_usd
+        self._again.add(call.row, reply.cost_usd)
         self._batch.in_flight.pop(call.fingerprint, None)
         if call.paid:
             self._replies[call.fingerprint] = call
 
     def append_result(self, result: Result) -> None:
         """Keep one document's outcome; of a row that was tried again on request the cost is that of every try."""
-        if result.row in self._redone:
-            usage = replace(result.usage, estimated=result.usage.estimated or result.row in self._guessed)
-            result = replace(result, cost_usd=self._redone.pop(result.row), usage=usage)
+        result = self._again.settled(result)
         self._journal.append(result_line(result))
         self._batch.results[result.row] = result
         self.outcomes.set(result.row, result.status, is_passing(result))
@@ -357,21 +366,8 @@ class RunStore:
         With `changes` only these rows, and not those whose outcome was made with the same changes already: so a redo
         that was killed goes on where it was.
         """
-        for frame in parts.read_parts(self.directory / "results", ("row", "status", "error_kind", "changes")):
-            for row, status, kind, made_with in frame.iter_rows():
-                again = status in kinds or kind in kinds
-                if changes is None:
-                    again = again or (passing and status == "error" and kind in PASSING)
-                else:
-                    again = again and made_with != changes
-                self.outcomes.set(row, status, again)
-        for frame in self.calls(("row", "cost_usd", "usage_estimated")):
-            for row, usd, guessed in frame.iter_rows():
-                if self.outcomes.again(row):
-                    if guessed:
-                        self._guessed.add(row)
-                    known = self._redone.get(row, _NOTHING)
-                    self._redone[row] = None if known is None or usd is None else known + usd
+        self._again.reopen(self.directory, self.outcomes, kinds, changes, passing)
+        self._again.count(self.calls(("row", "cost_usd", "usage_estimated")), self.outcomes)
 
     def _begin_journal(self) -> Batch:
         """Start the next journal with all that is unfinished, paid calls and requests; returns what is to be sealed."""

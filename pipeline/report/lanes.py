@@ -1,0 +1,94 @@
+"""What each lane answered and cost, and what became of the batches."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import polars as pl
+
+from pipeline.store.batch_states import BatchState
+from pipeline.store.parts import IS_REQUEST
+
+
+@dataclass(frozen=True, slots=True)
+class InLane:
+    """Replies that were served in one lane."""
+
+    calls: int = 0
+    cost_usd: Decimal | None = Decimal(0)  # None: a price is unknown
+    saved_usd: Decimal = Decimal(0)  # against the standard lane, where that price is known
+    late: int = 0  # of them, those whose prompt was answered elsewhere meanwhile
+
+    def plus(self, other: "InLane") -> "InLane":
+        """Both together."""
+        known = self.cost_usd is not None and other.cost_usd is not None
+        return InLane(
+            self.calls + other.calls,
+            self.cost_usd + other.cost_usd if known else None,  # type: ignore[operator]
+            self.saved_usd + other.saved_usd,
+            self.late + other.late,
+        )
+
+
+def by_lane(calls: pl.DataFrame) -> dict[str, InLane]:
+    """Sums over calls, from the columns of `store.parts.CALLS_SCHEMA`."""
+    sums = calls.group_by("lane").agg(
+        (IS_REQUEST & pl.col("paid")).sum(),
+        pl.col("cost_usd").sum(),
+        (pl.col("paid") & pl.col("cost_usd").is_null()).sum().alias("unknown"),
+        (pl.col("standard_usd") - pl.col("cost_usd")).sum().alias("saved"),
+        pl.col("late").sum().alias("late"),
+    )
+    return {
+        lane: InLane(requests, None if unknown else Decimal(usd), Decimal(saved), late)
+        for lane, requests, usd, unknown, saved, late in sums.iter_rows()
+    }
+
+
+def together(*sums: Mapping[str, InLane]) -> dict[str, InLane]:
+    """Sums of several parts, by lane."""
+    return {
+        lane: _total(each[lane] for each in sums if lane in each) for lane in sorted({lane for s in sums for lane in s})
+    }
+
+
+def _total(sums: Iterable[InLane]) -> InLane:
+    total = InLane()
+    for each in sums:
+        total = total.plus(each)
+    return total
+
+
+def lane_json(lane: InLane) -> dict[str, object]:
+    """The numbers of one lane, units in the keys."""
+    return {
+        "calls": lane.calls,
+        "cost_usd": None if lane.cost_usd is None else float(round(lane.cost_usd, 8)),
+        "saved_usd": float(round(lane.saved_usd, 8)),
+        "late": lane.late,
+    }
+
+
+def batch_json(state: BatchState) -> dict[str, object]:
+    """One batch: its state, times in UTC, lines by what became of them."""
+    return {
+        "batch": state.number,
+        "stage": state.stage,
+        "status": state.status,
+        "lines": state.lines,
+        "rows": state.rows,
+        "asked_at": _time(state.asked_at),
+        "ended_at": _time(state.ended_at),
+        "taken_at": _time(state.taken_at),
+        "ok": state.ok,
+        "failed": state.failed,
+        "missing": state.missing,
+        "refused": state.refused,
+        "late": state.late,
+        "cost_usd": None if state.usd is None else float(round(state.usd, 8)),
+    }
+
+
+def _time(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
