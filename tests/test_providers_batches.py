@@ -1,6 +1,8 @@
 """Gemini's batches: lines as a live request has them, files as they were written, and nothing believed but the key."""
 
 import hashlib
+import io
+import time
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from batch_bodies import (
     state,
     using,
 )
+from drawing import wav
 
 from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.prompts import Function, Params, Prompt, Tools, said
@@ -44,6 +47,7 @@ from pipeline.providers.batches.operations import read_file, read_operation
 from pipeline.providers.gemini import Gemini, GeminiConnection
 from pipeline.providers.transport import Wire
 from pipeline.records import Failure, Media
+from pipeline.source.files import digest_of
 
 
 class Listening(httpx.AsyncBaseTransport):
@@ -110,7 +114,7 @@ def test_a_schema_goes_in_the_older_form_and_one_that_has_none_is_refused() -> N
 
 def test_a_line_has_its_files_in_it_or_says_where_they_are() -> None:
     here = Media("image", "image/png", hashlib.blake2b(b"png", digest_size=16).hexdigest(), 3, 9, data=b"png")
-    there = Media("image", "image/png", "d", 3, 9, uri="https://h/files/x")
+    there = Media("image", "image/png", "d", 0, 9, uri="https://h/files/x")
 
     async def both(batches: Batches) -> tuple[Any, Any, Any]:
         lost = Media("image", "image/png", "d", 3, 9, path="/nowhere")
@@ -125,6 +129,34 @@ def test_a_line_has_its_files_in_it_or_says_where_they_are() -> None:
     assert parts[0] == {"inlineData": {"mimeType": "image/png", "data": b64encode(b"png").decode()}}
     assert parts[1] == {"fileData": {"mimeType": "image/png", "fileUri": "https://h/files/x"}}
     assert (lost.kind, lost.error_kind, lost.sent) == ("reject", "file", False)
+
+
+def test_a_line_names_no_file_that_ends_before_its_batch_may(tmp_path: Path) -> None:
+    late_s = -23 * 3600.0
+    emulator = Emulator(EmulatorOptions(), clock=lambda: time.time() + late_s)
+    content = wav(1)
+    sound = Media("audio", "audio/wav", digest_of(io.BytesIO(content)), len(content), 30, data=content)
+    asked = Prompt(0, "", "answer", said("what?", (sound,)), Params(), 9)
+
+    async def main() -> list[str]:
+        nonlocal late_s
+        account = Account(Wire(httpx.ASGITransport(emulator)), KEY, inline_bytes=10)
+        connection = Gemini({TARGET.access: account}).open(TARGET)
+        batches = connection.batches()
+        assert batches
+        live = await connection.linked(asked)
+        assert isinstance(live, Prompt) and await connection.linked(live) == live
+        uris = [live.media[0].uri]
+        late_s = 0.0
+        for each in (live, asked, live):
+            line = await batches.line("a", each, MODEL)
+            assert isinstance(line, bytes)
+            uris.append(orjson.loads(line)["request"]["contents"][0]["parts"][0]["fileData"]["fileUri"])
+        return uris
+
+    first, *others = anyio.run(main)
+    assert len({first, *others}) == 2 and set(others) != {first}
+    assert emulator.stats.files["stored"] == 2
 
 
 # ---- files, at the emulator

@@ -21,7 +21,7 @@ from pipeline.providers.foreign import load, mapping, string
 from pipeline.providers.payload import opened
 from pipeline.providers.resumable import PASSING, Keyed, Resumable, Sending, Told, unfit
 from pipeline.providers.transport import Lost, Response, Wire
-from pipeline.providers.uploads import UploadBook, Uploaded
+from pipeline.providers.uploads import MARGIN_S, UploadBook, Uploaded
 from pipeline.records import Failure, Media
 
 _POLLS_S = (1.0, 2.0, 5.0)
@@ -41,18 +41,18 @@ class Files:
         self._locks: dict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._unfit: dict[str, Failure] = {}
 
-    async def uri(self, file: Media) -> str | Failure:
-        """The address of a file for a prompt: uploaded now, or before."""
+    async def uri(self, file: Media, least_s: float = MARGIN_S) -> str | Failure:
+        """The address of a file for a prompt, which will be good for so long: uploaded now, or before."""
         content = _content(file)
         async with self._locks[content]:  # whoever asks for the same waits for it
-            known = self._book.get(self._account, content)
+            known = self._book.get(self._account, content, least_s)
             if known and known.active:
                 return known.uri
             if content in self._unfit:
                 return self._unfit[content]
             found_before = await self._looked_for(known.name, content) if known else None
             told = found_before or await self._stored(file, content)
-            found = told if isinstance(told, Failure) else await self._active(told, content)
+            found = told if isinstance(told, Failure) else await self._active(told, content, least_s)
             if isinstance(found, Failure) and found.kind == "reject":
                 self._unfit[content] = found
             return found
@@ -92,15 +92,15 @@ class Files:
         """A file by its name, if the service has it and will have it for a while."""
         answer = await self._keyed.exchange(self._at(name))
         told = mapping(load(answer.body)) if isinstance(answer, Response) and answer.status == 200 else {}
-        is_there = told.get("state") in ("PROCESSING", "ACTIVE") and self._described(told, content).lasts
+        is_there = told.get("state") in ("PROCESSING", "ACTIVE") and self._described(told, content).lasts()
         return told if is_there else None
 
-    async def _active(self, told: Told, content: str) -> str | Failure:
+    async def _active(self, told: Told, content: str, least_s: float) -> str | Failure:
         """Wait until a file can be used; it is kept before."""
         uploaded = self._described(told, content)
         if not _NAME.fullmatch(uploaded.name) or not uploaded.uri:
             return unfit("the service does not say where the uploaded file is")
-        if self._book.get(self._account, content) is None:
+        if self._book.get(self._account, content, least_s) is None:
             self._book.add(uploaded)
         clock, polls, wait_s = asyncio.get_running_loop().time, iter(_POLLS_S), 0.0
         until = clock() + _MOST_PROCESSING_S

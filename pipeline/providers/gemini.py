@@ -28,7 +28,7 @@ from pipeline.providers.files import Files
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
 from pipeline.providers.payload import base64_of, beyond, built
 from pipeline.providers.transport import READ_TIMEOUT_S, STREAM_S, Lost, Wire
-from pipeline.providers.uploads import INLINE_BYTES, UploadBook
+from pipeline.providers.uploads import INLINE_BYTES, MARGIN_S, UploadBook
 from pipeline.records import Failure, Lane, Media, Reply
 from pipeline.schemas import gemini as gemini_schema
 from pipeline.schemas import openapi
@@ -182,18 +182,22 @@ class GeminiConnection(Connection):
         if self._files is not None:
             await self._files.delete_all()
 
-    async def linked(self, prompt: Prompt) -> Prompt | Failure:
-        """See `Connection`: so many of its files that the others are not too much for one request."""
-        large = beyond(prompt.media, self._inline_bytes) if self._files else ()
-        if not large or self._files is None:
+    async def linked(self, prompt: Prompt, least_s: float = MARGIN_S) -> Prompt | Failure:
+        """See `Connection`: so many of its files that the others are not too much for one request.
+
+        What was uploaded before and ends too soon is uploaded again.
+        """
+        if self._files is None or not prompt.media:
             return prompt
+        if least_s > MARGIN_S:
+            prompt = _at_places(prompt, dict.fromkeys((file for file in prompt.media if file.size_bytes), ""))
         uris: dict[Media, str] = {}
-        for file in large:
-            uri = await self._files.uri(file)
+        for file in beyond(prompt.media, self._inline_bytes):
+            uri = await self._files.uri(file, least_s)
             if isinstance(uri, Failure):
                 return uri
             uris[file] = uri
-        return _at_places(prompt, uris)
+        return _at_places(prompt, uris) if uris else prompt
 
     def batches(self) -> Batches | None:
         """See `Connection`."""

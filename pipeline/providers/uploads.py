@@ -14,7 +14,7 @@ from pipeline.providers.foreign import load, mapping
 
 INLINE_BYTES = 15_000_000
 """Of the files of one request that are sent within it."""
-_MARGIN_S = 600.0
+MARGIN_S = 600.0
 """A file that ends sooner is uploaded again: the request that uses it may wait."""
 
 
@@ -30,10 +30,9 @@ class Uploaded:
     active: bool = False  # it was processed
     deleted: bool = False
 
-    @property
-    def lasts(self) -> bool:
-        """Whether it will be there for a while."""
-        return self.ends_at - _MARGIN_S > time.time()
+    def lasts(self, least_s: float = MARGIN_S) -> bool:
+        """Whether it will be there for so long."""
+        return self.ends_at - least_s > time.time()
 
 
 class UploadBook:
@@ -66,10 +65,10 @@ class UploadBook:
         named = f"{self._salt}/{account}/{content}/{self._times[account, content]}"
         return f"files/pp-{hashlib.blake2b(named.encode(), digest_size=16).hexdigest()}"
 
-    def get(self, account: str, content: str) -> Uploaded | None:
-        """The file of a content, if it will be there for a while."""
+    def get(self, account: str, content: str, least_s: float = MARGIN_S) -> Uploaded | None:
+        """The file of a content, if it will be there for so long."""
         found = self._known.get((account, content))
-        return found if found and found.lasts else None
+        return found if found and found.lasts(least_s) else None
 
     def of(self, account: str) -> tuple[Uploaded, ...]:
         """All that an account has."""
