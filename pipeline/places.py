@@ -29,6 +29,11 @@ def quota_file(kind: Kind) -> Path:
     return state_home() / _OURS / f"quota{SUFFIXES[kind]}.sqlite"
 
 
+def latencies_file(kind: Kind) -> Path:
+    """How long batches took. Raises `PipelineError` without a place."""
+    return state_home() / _OURS / f"batches{SUFFIXES[kind]}.jsonl"
+
+
 def spend_file() -> Path:
     """The book of spending, by project and day. Raises `PipelineError` without a place."""
     return state_home() / _OURS / "spend.sqlite"

@@ -4,7 +4,8 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import erfc, inf, log, sqrt
-from typing import Literal
+
+from pipeline.store.latencies import End, Took
 
 PRIOR_WEIGHS = 20.0
 """Batches of one's own that are believed as much as the prior."""
@@ -20,9 +21,6 @@ The other 5 % never come: for days on end batches of all users were stuck in 202
 
 TIMES = 32
 """At which the waits for room at the service are looked at, and the most of them."""
-
-End = Literal["done", "never", "open"]
-"""Of a batch: its results came; it failed or expired; it was cancelled, or is still waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +66,11 @@ class Latency:
                 break
             left *= factor
         return left
+
+
+def seen(batches: Iterable[Took], now: float) -> list[Seen]:
+    """Batches as they count at `now`, in epoch seconds: old ones less."""
+    return [Seen(one.seconds, one.end, 0.5 ** (max(0.0, now - one.at) / HALF_LIFE_S)) for one in batches]
 
 
 def learned(batches: Iterable[Seen]) -> Latency:
