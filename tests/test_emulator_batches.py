@@ -268,6 +268,28 @@ def test_another_keys_batches_and_files_are_not_there() -> None:
     assert service.state(foreign) == "FAILED"
 
 
+def test_keys_of_one_project_share_its_batches_files_and_quota() -> None:
+    service = Service(projects={"AQ.key": "p", "AQ.renewed": "p"}, rpm=1)
+    name = service.created(line("a"))
+    service.now += 31
+    service.get(name)
+    service.key = "AQ.renewed"
+    assert texts(service.results(name)) == {"a": "Say a."}
+    assert [each["name"] for each in service.listed()] == [name]
+    body = {"contents": [{"parts": [{"text": "hi"}]}]}
+    statuses = []
+    for service.key in ("AQ.renewed", "AQ.key", "AQ.other"):
+        statuses.append(service.ask("POST", f"/v1beta/models/{MODEL}:generateContent", json=body).status_code)
+    assert statuses == [200, 429, 200]
+
+
+def test_requests_inline_are_at_most_20_mb() -> None:
+    request = {"request": {"contents": [{"parts": [{"text": "x" * 21_000_000}]}]}}
+    body = {"batch": {"inputConfig": {"requests": {"requests": [request]}}}}
+    answer = Service().ask("POST", f"/v1beta/models/{MODEL}:batchGenerateContent", json=body)
+    assert (answer.status_code, "20971520 bytes" in answer.text) == (400, True)
+
+
 def test_more_enqueued_tokens_than_allowed_are_refused_without_a_delay_until_a_batch_ends() -> None:
     service = Service(batch_tokens=200)
     lines = [line(key, "word " * 100) for key in "ab"]  # 101 tokens each, of 200
@@ -337,8 +359,8 @@ def test_the_stats_count_requests_and_the_busiest_minute_of_each() -> None:
         service.now += 40
     service.listed()
     told = service.stats()["batches"]
-    assert told["calls"] == {"create": 1, "get": 3, "list": 1}
-    assert told["busiest_minute"] == {"create": 1, "get": 2, "list": 1}
+    assert told["calls"] == {"upload": 1, "create": 1, "get": 3, "list": 1}
+    assert told["busiest_minute"] == {"upload": 1, "create": 1, "get": 2, "list": 1}
 
 
 # ---- time

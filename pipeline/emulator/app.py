@@ -165,16 +165,17 @@ class Emulator:
             return json_response(chat.resource(self._model(_bare(name), "v1beta", "models.get"), googles))
         asked = chat.read(await call.body(), call.path)
         model = self._model(asked.model, "v1beta", "generateContent")
-        return await self._generator.answer(call, asked.ask, self._served(model), key, asked)
+        return await self._generator.answer(call, asked.ask, self._served(model), self._project(key), asked)
 
     async def _batches_of_chats(self, call: Call, base: str, what: str, name: str | None, part: str | None) -> Response:
         googles = base == chat.GOOGLES
         if googles and what == "files":
             raise bodies.unknown_path(call.path)
-        owner = _bearer(call)
-        if not owner:
+        key = _bearer(call)
+        if not key:
             raise chat.no_key(googles)
-        self._check(owner, False, bodies.bad_key if googles else chat.bad_key)
+        self._check(key, False, bodies.bad_key if googles else chat.bad_key)
+        owner = self._project(key)
         if what == "files":
             return await self._chat_files.answer(call, name, part, owner)
         return await self._chat_batches[googles].answer(call, name, part, owner)
@@ -240,7 +241,11 @@ class Emulator:
         if not key:
             raise bodies.no_key()
         self._check(key, method.endswith("GenerateContent"), bodies.bad_key)
-        return key
+        return self._project(key)
+
+    def _project(self, key: str) -> str:
+        """Whose quota, files and batches they are."""
+        return self.options.projects.get(key, key)
 
     def _check(self, key: str, counts: bool, bad: Callable[..., Refusal]) -> None:
         """Raise what `bad` makes of a key that is not taken, or not any more; `counts`: an answer is asked for."""

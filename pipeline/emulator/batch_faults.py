@@ -22,7 +22,9 @@ class BatchFault:
 
 BATCH_GROUPS: Mapping[str, Mapping[str, BatchFault]] = {
     "creating a batch": {
-        "create_429": BatchFault("429: more is enqueued than the project may have, without a delay"),
+        "create_429": BatchFault(
+            "429: more is enqueued than may be, without a delay; of chat completions it is made, and fails"
+        ),
         "create_cut": BatchFault("the batch is made, and the connection broken before the answer"),
         "create_late": BatchFault("connection broken; the batch is made so much later", "seconds", 30),
     },
@@ -32,7 +34,7 @@ BATCH_GROUPS: Mapping[str, Mapping[str, BatchFault]] = {
     },
     "what becomes of a batch": {
         "batch_failed": BatchFault("FAILED at its end"),
-        "batch_expired": BatchFault("EXPIRED after 48 hours"),
+        "batch_expired": BatchFault("EXPIRED after 48 hours; of chat completions after 24, with half of the answers"),
         "batch_stuck": BatchFault("PENDING for ever"),
         "cancel_ignored": BatchFault("cancelled, it goes on to its end"),
         "cancel_billed": BatchFault("cancelled, what was answered so far is billed and not handed out"),
@@ -40,7 +42,7 @@ BATCH_GROUPS: Mapping[str, Mapping[str, BatchFault]] = {
         "input_needed": BatchFault("FAILED once its file is deleted while it is PENDING"),
     },
     "what a batch hands out": {
-        "inline_output": BatchFault("the results of a file inline, in place of a file"),
+        "inline_output": BatchFault("the results of a file inline, in place of a file; not of chat completions"),
         "output_late": BatchFault("SUCCEEDED, and its results are named so much later", "seconds", 30),
         "count_short": BatchFault("a last tenth of the lines is not read: not counted, not answered"),
         "lines_shuffled": BatchFault("the lines in another order"),

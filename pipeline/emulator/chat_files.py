@@ -91,6 +91,7 @@ class ChatFiles:
         return {"object": "list", "data": [self._told(file) for file in own[:_PAGE]], "has_more": len(own) > _PAGE}
 
     async def _uploaded(self, call: Call, owner: str) -> Response:
+        self._stats.add_batch_call("upload", self._clock())
         received = Kept()
         async for data in call.chunks():
             received.append(data)
@@ -169,7 +170,7 @@ def _form(body: Kept, content_type: str) -> tuple[dict[str, str], str, Kept | No
     at = _place(body, mark, 0) + len(mark)
     while at >= len(mark) and body.part(at, at + 2) != b"--":
         start = _place(body, b"\r\n\r\n", at) + 4
-        stop = _place(body, b"\r\n" + mark, max(start - 2, at))
+        stop = _place(body, b"\r\n" + mark, start)
         if stop < 0 or start < 4:
             raise _wrong("The form is not whole.")
         head: Message = BytesHeaderParser().parsebytes(body.part(at + 2, start))

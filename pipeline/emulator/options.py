@@ -34,6 +34,7 @@ class EmulatorOptions:
     faults: Faults = NO_FAULTS
     seed: int = 0  # of faults, latency and response ids
     keys: frozenset[str] = frozenset()  # empty: any key that does not start with "invalid"
+    projects: Mapping[str, str] = field(default_factory=dict)  # of keys; each other key has one of its own
     key_ends_after: int | None = None  # requests for answers with one key, after which it has expired
     token_s: float = 3600.0  # life of an access token that /token gives
     upload_faults: tuple[Literal["503", "cut", "no_status"], ...] = ()  # of the first parts that are uploaded

@@ -46,7 +46,7 @@ class Stats:
     billed: dict[tuple[Bill, str], Counter[str]] = field(default_factory=dict)  # bill and model → requests and tokens
     caches: Counter[str] = field(default_factory=Counter)  # created, updated, deleted
     batches: Counter[str] = field(default_factory=Counter)  # created, cancelled, deleted
-    batch_calls: Counter[str] = field(default_factory=Counter)  # creates, gets, lists, …
+    batch_calls: Counter[str] = field(default_factory=Counter)  # creates, gets, lists, …, and uploads
     busiest_minute: Counter[str] = field(default_factory=Counter)  # of the same, the most in one minute
     batch_faults: Counter[str] = field(default_factory=Counter)
     lines_billed: int = 0
@@ -90,7 +90,7 @@ class Stats:
             self.lines[key] = self.lines.get(key, 0) + 1
 
     def add_batch_call(self, verb: str, now: float) -> None:
-        """Count one request for batches."""
+        """Count one request for batches, or for their files."""
         self.batch_calls[verb] += 1
         if self._minute[0] != int(now // 60):
             self._minute = int(now // 60), Counter()

@@ -181,6 +181,7 @@ class Storage:
         session = secrets.token_urlsafe(24)
         self._uploads[session] = _Upload(owner, fields, int(size) if size.isdecimal() else None, Kept())
         self._stats.files["begun"] += 1
+        self._stats.add_batch_call("upload", self._clock())
         place = f"{call.base}/upload/{version}/files?upload_id={session}&upload_protocol=resumable"
         headers = ((b"x-goog-upload-url", place.encode()), (b"x-goog-upload-status", b"active"))
         return Response(200, b"", headers=headers)
