@@ -67,6 +67,12 @@ PROTOCOLS: Mapping[ProviderName, Protocol] = {
         "https://aiplatform.googleapis.com",
         (),  # an express mode key is one that the job names
         "GOOGLE_VERTEX_BASE_URL",
+        lacks={
+            "model.lane": Lack(
+                "leave it out, or ask Gemini's Developer API: Vertex AI's batches go by way of Cloud Storage",
+                lambda value: value != "standard",
+            )
+        },
     ),
 }
 

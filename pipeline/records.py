@@ -98,6 +98,9 @@ TAKEN_OVER: tuple[TakesOver, ...] = get_args(TakesOver)
 Lane = Literal["standard", "flex", "batch", "priority"]
 """How a service is asked: flex costs less and may be turned away, batch costs less and is answered within a day."""
 
+LaneChoice = Literal["standard", "flex", "batch", "auto"]
+"""What a job says of its lanes: `flex` and `batch` are asked in standard in the end; `auto` is whatever costs least."""
+
 FailureKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "proxy", "fatal"]
 
 
@@ -272,6 +275,7 @@ class Limits:
     rpd: int | None = None
     concurrency: int | None = None
     reset_zone: str = RESET_ZONE  # at whose midnight `rpd` begins anew
+    batch_tokens: int | None = None  # of input, that may wait in batches at once
     tokens: Counted = "input"  # what `tpm` counts
     sockets: int | None = None  # that this process may open, where that bounds the requests in flight
 

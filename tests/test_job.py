@@ -240,7 +240,7 @@ def test_a_missing_file_suggests_the_nearest_job(tmp_path: Path, monkeypatch: py
         (
             {"limits": {"zzz": 1}},
             "`zzz` is not a setting of [limits]",
-            "it knows concurrency, reset_zone, rpd, rpm, tokens, tpm",
+            "it knows batch_tokens, concurrency, reset_zone, rpd, rpm, tokens, tpm",
         ),
         ({"limit": {"rpm": 1}}, "[limit] is not a section", "did you mean `limits`?"),
         ({"model": None, "modle": {"name": "x"}}, "[modle] is not a section", "did you mean `model`?"),
@@ -462,7 +462,15 @@ NO_CHANGES: dict[type[BaseModel], dict[str, Any]] = {
         "ca_bundle": "root.pem",
         "connect_timeout_s": 3,
     },
-    LimitsSection: {"rpm": 1, "tpm": 1, "rpd": 1, "concurrency": 1, "reset_zone": "UTC", "tokens": "total"},
+    LimitsSection: {
+        "rpm": 1,
+        "tpm": 1,
+        "rpd": 1,
+        "concurrency": 1,
+        "reset_zone": "UTC",
+        "tokens": "total",
+        "batch_tokens": 5,
+    },
     Budget: {"max_usd": 1, "max_usd_per_day": 1, "max_usd_per_month": 1, "allow_unpriced": True},
     Cache: {"url": "redis://there/0", "password_env": "REDIS_PASSWORD", "max_age_days": 1, "max_mb": 1},
     Output: {"path": "other.csv", "include_text": True, "csv_safe": True},
@@ -512,7 +520,7 @@ def test_every_setting_either_changes_the_fingerprint_or_does_not() -> None:
         PromptSection: {"template_file", "system_file", "flow", "turns", "turns_column"},  # nor these
         Chunk: {"context"},  # not for pieces as small as these
         Reduce: {"template_file"},
-        ModelSection: {"prices", "labels", "stream", "prefix_cache"},
+        ModelSection: {"prices", "labels", "stream", "prefix_cache", "lane"},
         Output: {"excel", "schema_", "repair", "prefix"},
         Endpoint: {"provider", "project", "location"},
     }
@@ -717,3 +725,34 @@ def test_what_would_change_the_address_is_no_name_of_a_model(tmp_path: Path, nam
 @pytest.mark.parametrize("name", ["[官转]gemini-3.8-flash", "publishers/google/models/gemini-3.8-flash", "a b", "x..y"])
 def test_names_that_relays_give_are_names_of_models(tmp_path: Path, name: str) -> None:
     assert make_job(tmp_path, model={"name": name}).model.endswith(name.rpartition("models/")[2])
+
+
+@pytest.mark.parametrize("lane", ["standard", "flex", "batch", "auto"])
+def test_a_lane_changes_no_answer(tmp_path: Path, lane: str) -> None:
+    plain = make_job(tmp_path, PLAIN)
+    job = make_job(tmp_path, PLAIN, model={"lane": lane}, run={"by": "07:00"}, limits={"batch_tokens": 5})
+    assert job.fingerprint == plain.fingerprint and job.params == plain.params
+    assert job.batches is (lane in ("batch", "auto"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"pack": {"rows": 5}}, r"\[pack\]: a pack"),
+        ({"model": {"prefix_cache": "auto"}}, "prefix_cache: a cache costs"),
+        ({"endpoint": {"provider": "vertex"}}, "lane = 'batch': Vertex AI's protocol has no word"),
+        ({"output": {"schema": {"type": "object"}}}, "no names, and `responseSchema` has no word for that"),
+    ],
+)
+def test_what_cannot_be_together_with_batches_is_named(
+    tmp_path: Path, sections: dict[str, dict[str, object]], named: str
+) -> None:
+    sections = {**sections, "model": {"lane": "batch", **sections.get("model", {})}}
+    with pytest.raises(JobError, match=named):
+        make_job(tmp_path, PLAIN, **sections)
+
+
+@pytest.mark.parametrize("by", ["25:00", "soon", "7", "2026-13-01"])
+def test_a_deadline_is_a_time(tmp_path: Path, by: str) -> None:
+    with pytest.raises(JobError, match="is no time"):
+        make_job(tmp_path, PLAIN, run={"by": by})

@@ -20,6 +20,8 @@ def asked_at(spec: JobFile, target: TargetSection) -> JobFile:
     endpoint |= {name: getattr(target, name) for name in said & Endpoint.model_fields.keys()}
     limits = {name: getattr(target.limits, name) for name in target.limits.model_fields_set}
     model = {"name": target.model, "prices": target.prices if "prices" in said else None} if target.model else {}
+    if target.lane is not None:
+        model["lane"] = target.lane
     if "prices" in said:
         model["prices"] = target.prices
     return spec.model_copy(

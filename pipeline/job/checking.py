@@ -6,7 +6,7 @@ from pipeline.errors import JobError
 from pipeline.job.job import Job
 from pipeline.models import model_info
 from pipeline.protocols import PROTOCOLS
-from pipeline.schemas import requires_itself
+from pipeline.schemas import SchemaError, openapi, requires_itself
 from pipeline.sections import JobFile
 
 
@@ -69,6 +69,38 @@ def check_caching(job: Job) -> None:
             f"[model] prefix_cache = true: {known.name} keeps no explicit caches\n{job.path}",
             'leave it out, or write "auto": what the model caches itself is cached, as it is billed',
         )
+
+
+def check_lanes(job: Job) -> None:
+    """Raise for what cannot be together with batches."""
+    if not job.batches:
+        return
+    for given, name, why in (
+        (
+            job.spec.pack is not None,
+            "[pack]",
+            "a pack is made of prompts that meet, and here none do",
+        ),
+        (
+            bool(job.spec.model.prefix_cache),
+            "[model] prefix_cache",
+            "a cache costs by the hour, and batches take many",
+        ),
+    ):
+        if given:
+            raise JobError(
+                f'[model] lane = "{job.choice}" and {name}: {why}\n{job.path}',
+                f'leave {name} out, or set lane = "flex"',
+            )
+    for each in job.asked:
+        if job.schema and each.choice in ("batch", "auto") and each.spec.endpoint.provider == "gemini":
+            try:
+                openapi(job.schema.value)
+            except SchemaError as error:
+                raise JobError(
+                    f'[output] schema and [model] lane = "{each.choice}": {error.message}\n{job.path}',
+                    'a batch takes the older form of a schema, which cannot say that: change it, or set lane = "flex"',
+                ) from None
 
 
 def check_spoken(spec: JobFile, path: Path) -> None:

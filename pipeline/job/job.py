@@ -20,7 +20,7 @@ from pipeline.keys.diagnosis import diagnose
 from pipeline.prices import Rates, fixed_rates
 from pipeline.prompts import Content, Params, Text, Turn
 from pipeline.protocols import GLOBAL, PROTOCOLS, Protocol, usual_variables, vertex_url
-from pipeline.records import Limits, Step
+from pipeline.records import LaneChoice, Limits, Step
 from pipeline.redaction import Redactor
 from pipeline.schemas import Schema
 from pipeline.schemas.checks import Checks
@@ -29,7 +29,7 @@ from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, REFINE_VARIABL
 
 _ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "refine", "redact", "model", "tools")
 _NO_PART_OF_ANSWERS = {
-    *("prices", "labels", "stream", "restore", "prefix_cache"),
+    *("prices", "labels", "stream", "restore", "prefix_cache", "lane"),
     *("files_root", "inline_mb", "delete_files", "fetch_urls"),
 }
 
@@ -143,6 +143,16 @@ class Job:
     def targets(self) -> tuple[tuple[TargetSection, "Job"], ...]:
         """Each `[[target]]`, and this job as it is asked there: its endpoint, model, limits and prices. Or none."""
         return tuple((target, replace(self, spec=asked_at(self.spec, target))) for target in self.spec.target)
+
+    @property
+    def choice(self) -> LaneChoice:
+        """What it says of its lanes."""
+        return self.spec.model.lane
+
+    @property
+    def batches(self) -> bool:
+        """Whether some of its prompts may go to batches."""
+        return any(each.choice in ("batch", "auto") for each in self.asked)
 
     @property
     def rules(self) -> tuple[frozenset[str], ...]:

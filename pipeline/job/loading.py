@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.errors import JobError
-from pipeline.job.checking import check_caching, check_schema, check_spoken, check_targets
+from pipeline.job.checking import check_caching, check_lanes, check_schema, check_spoken, check_targets
 from pipeline.job.compiling import compile_job
 from pipeline.job.job import Job
 from pipeline.mistakes import as_job_error
@@ -70,6 +70,7 @@ def compiled(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
         check_schema(each)
         check_caching(each)
     check_targets(job)
+    check_lanes(job)
     return job
 
 

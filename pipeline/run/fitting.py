@@ -28,11 +28,12 @@ def check_fits(job: Job, day: date) -> None:
     for params, where in ((job.params, "model"), (job.reduce_params, "reduce")):
         longest = params.max_output_tokens if params else None
         short = [model for model in models if model.max_output_tokens < model.listed_output_tokens]
-        if longest and short and longest > short[0].max_output_tokens and not job.spec.model.stream:
+        streamed = job.spec.model.stream and job.choice not in ("batch", "auto")  # the lines of a batch are not
+        if longest and short and longest > short[0].max_output_tokens and not streamed:
             raise JobError(
                 f"[{where}] max_output_tokens = {longest}: {short[0].name} answers at most"
                 f" {short[0].max_output_tokens:,} tokens a request that is not streamed\n{job.path}",
-                "set [model] stream = true",
+                "set a smaller one: a line of a batch is not streamed" if job.batches else "set [model] stream = true",
             )
 
 

@@ -8,6 +8,7 @@ from pipeline.sections.base import Section
 from pipeline.sections.kept import OUTPUT_SUFFIXES, Budget, Cache, CheckSection, Output
 from pipeline.sections.packing import Pack
 from pipeline.sections.redacting import Redact
+from pipeline.sections.running import RunSection
 from pipeline.sections.tools import FunctionSection, Tools
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Reduce",
     "Refine",
     "RouteSection",
+    "RunSection",
     "TargetSection",
     "Tools",
 ]
@@ -52,6 +54,7 @@ class JobFile(Section):
     limits: LimitsSection = LimitsSection()  # type: ignore[call-arg]
     target: list[TargetSection] = Field(default_factory=list, max_length=64)
     route: list[RouteSection] = Field(default_factory=list, max_length=64)
+    run: RunSection = RunSection()  # type: ignore[call-arg]
     budget: Budget = Budget()  # type: ignore[call-arg]
     cache: Cache | None = None
     check: list[CheckSection] = Field(default_factory=list, max_length=64)

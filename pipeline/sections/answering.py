@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.protocols import ProviderName
-from pipeline.records import ALWAYS, RESET_ZONE, TAKEN_OVER, Counted, Takes, TakesOver
+from pipeline.records import ALWAYS, RESET_ZONE, TAKEN_OVER, Counted, LaneChoice, Takes, TakesOver
 from pipeline.sections.asked import Prices
 from pipeline.sections.base import MOST, Section, refuse_key, refuse_unreal
 from pipeline.terminal import is_like_key
@@ -142,6 +142,9 @@ class LimitsSection(Section):
         description="what `tpm` counts of a request: `input`; `total`, with the answer; `reserved`, with the longest"
         " answer that it allows",
     )
+    batch_tokens: int | None = Field(
+        None, ge=1, description="input tokens that may wait in batches at once, as AI Studio shows them; learned"
+    )
     reset_zone: str = Field(RESET_ZONE, description="time zone at whose midnight the day's requests reset, e.g. `UTC`")
 
     @field_validator("reset_zone")
@@ -169,6 +172,7 @@ class TargetSection(Endpoint):
         LimitsSection(),  # type: ignore[call-arg]
         description="as in `[limits]`, e.g. `{ rpm = 10, rpd = 500 }`",
     )
+    lane: LaneChoice | None = Field(None, description="as in `[model]`")
     prices: Prices | None = Field(None, description="as in `[model]`")
     price_factor: float = Field(1.0, gt=0, le=1000, description="times the price: what a relay adds, or takes off")
     same_project_as: str | None = Field(

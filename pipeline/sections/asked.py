@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.records import MEDIA_KINDS, MediaKind, Resolution
+from pipeline.records import MEDIA_KINDS, LaneChoice, MediaKind, Resolution
 from pipeline.sections.base import MOST, Section
 
 _MOST_PRICE = 1_000_000
@@ -254,6 +254,11 @@ class ModelSection(Section):
     )
     media_resolution: Resolution | None = Field(
         None, description="how finely images, pages and frames are looked at, and how many tokens each takes"
+    )
+    lane: LaneChoice = Field(
+        "standard",
+        description="`flex` and `batch` cost half where a service has them, and `auto` divides the rows so that they"
+        " cost least: what is not answered there in time is asked in `standard` ([lanes](lanes.md))",
     )
     stream: bool = Field(
         False, description="have answers sent in pieces, so that no proxy on the way takes a long one for silence"
