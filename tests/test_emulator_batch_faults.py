@@ -385,6 +385,11 @@ def test_the_command_lists_every_fault_of_batches(cli: Callable[..., Ran]) -> No
     assert "list_lag=30" in ran.out
 
 
+def test_faults_of_batches_without_batches_are_refused(cli: Callable[..., Ran]) -> None:
+    ran = cli("emulate", "--batch-faults", "batch_stuck")
+    assert ran.code == 2 and "`--batch` serves them" in ran.err
+
+
 def test_a_scale_that_is_none_is_told_of(cli: Callable[..., Ran]) -> None:
     ran = cli("emulate", "--batch", "--time-scale", "0")
     assert ran.code == 2 and "--time-scale" in ran.err

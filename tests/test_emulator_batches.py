@@ -3,10 +3,11 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from batching import MODEL, NOON, Service, keys, line, text_of, texts
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.emulator import Emulator, EmulatorOptions
@@ -469,3 +470,64 @@ def test_batches_are_served_in_virtual_time_too() -> None:
 
     states = [state.removeprefix("BATCH_STATE_") for state in vclock.run(main)]
     assert states == ["PENDING", "RUNNING", "RUNNING", "SUCCEEDED"]
+
+
+class Ticking(Service):
+    """Its clock moves with every look at it, as a real one does."""
+
+    def __init__(self, step_s: float, **flags: Any) -> None:
+        super().__init__(**flags)
+        self._step_s = step_s
+        self.emulator = Emulator(self.emulator.options, clock=self._tick)
+
+    def _tick(self) -> float:
+        self.now += self._step_s
+        return self.now
+
+
+@pytest.mark.parametrize("step_s", [0.07, 0.37, 1.0])
+def test_whoever_is_told_that_a_batch_succeeded_is_told_of_results_that_are_there(step_s: float) -> None:
+    service = Ticking(step_s)
+    name = service.created(line("a"), line("b"))
+    while "done" not in (told := service.get(name)):
+        assert told["metadata"]["batchStats"] == {"requestCount": "2", "pendingRequestCount": "2"}
+    assert told["metadata"]["batchStats"] == {"requestCount": "2", "successfulRequestCount": "2"}
+    assert texts(service.results(name)) == {"a": "Say a.", "b": "Say b."}
+
+
+STEPS = st.sampled_from(["create", "create", "wait", "wait", "cancel", "delete", "get", "list"])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(STEPS, st.integers(0, 20)), max_size=25), st.integers(0, 5))
+def test_whatever_is_asked_no_line_is_billed_twice_or_lost_and_no_batch_turns_back(
+    steps: Sequence[tuple[str, int]], seed: int
+) -> None:
+    service = Service("batch_failed:0.2,cancel_ignored:0.2", seed=seed, batch_most=2, batch_spread=2)
+    file = service.upload(*map(line, keys(3)))
+    seen: dict[str, str] = {}
+    gone: set[str] = set()
+    for step, number in steps:
+        name = list(seen)[number % len(seen)] if seen else ""
+        if step == "create":
+            seen[str(service.create(file).json()["name"])] = "PENDING"
+        elif step == "wait":
+            service.now += number
+        elif step == "cancel" and name not in gone and seen:
+            service.ask("POST", f"/v1beta/{name}:cancel")
+        elif step == "delete" and name not in gone and seen:
+            service.ask("DELETE", f"/v1beta/{name}")
+            gone.add(name)
+        elif step == "get" and seen:
+            assert "error" in service.get(name) or name not in gone
+        listed = {each["name"]: each["metadata"]["state"].removeprefix("BATCH_STATE_") for each in service.listed()}
+        assert list(listed) == [name for name in reversed(seen) if name not in gone]
+        for name, state in listed.items():
+            assert state == seen[name] or seen[name] not in ENDED
+            seen[name] = state
+        assert sum(state == "RUNNING" for state in listed.values()) <= 2
+    service.now += 48 * 3600
+    told = service.stats()
+    succeeded = told["batches"]["states"].get("SUCCEEDED", 0)
+    assert told["batches"]["lines_billed"] == told["answered"] == 3 * succeeded
+    assert sum(told["batches"]["states"].values()) == len(seen)

@@ -255,6 +255,8 @@ def emulate(
         parsed_of_batches = emulator.parse_batch_faults(batch_faults)
     except ValueError as error:
         raise JobError(f"{flag}: {error}", "`pipeline emulate --help` shows the flags") from None
+    if batch_faults and not batch:
+        raise JobError("--batch-faults has no batches to meet", "`--batch` serves them")
     times = {
         "--latency": latency,
         "--jitter": jitter,

@@ -202,11 +202,11 @@ class BatchQueue:
                     self._hand_out(batch, batch.making)
                 batch.asked.content, batch.making.lines = None, iter(())  # its bytes are needed no more
 
-    def shown(self, batch: Batch) -> State:
-        """How a batch stands; one whose results are not there yet is still running."""
-        state = batch.course.state(self._clock())
-        is_due = batch.making is not None and not batch.making.lost
-        return "RUNNING" if is_due and not batch.is_handed_out else state
+    def shown(self, batch: Batch, now: float) -> State:
+        """How a batch stands; one that has ended, and whose results are not there yet, is still running."""
+        state = batch.course.state(now)
+        has_results = state == "SUCCEEDED" or (self._partial and state in ("EXPIRED", "CANCELLED"))
+        return "RUNNING" if has_results and not batch.is_handed_out else state
 
     async def states(self) -> Counter[str]:
         """How many batches stand how; what is billed by now is billed first."""

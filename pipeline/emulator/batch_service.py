@@ -138,7 +138,8 @@ class BatchService:
 
     def _operation(self, batch: Batch, with_results: bool = False) -> Body:
         """A batch as an operation; a list tells of no results."""
-        state, now = self.queue.shown(batch), self._clock()
+        now = self._clock()
+        state = self.queue.shown(batch, now)
         name = f"batches/{batch.name}"
         output: Body = {}
         is_named = now >= batch.course.ended + batch.faults.get("output_late", 0)

@@ -111,7 +111,7 @@ class ChatBatches:
             return json_response(await self._listed(call, owner))
         batch = self._find(name or "", owner)
         if verb == "cancel":
-            status = self._status(batch)
+            status = self._status(batch, self._clock())
             if status not in ("validating", "in_progress", "finalizing", "cancelling"):
                 told = f"Cannot cancel a batch with status '{status}'."
                 raise Refusal(409, chat.as_error(told, "invalid_request_error", None))
@@ -190,15 +190,16 @@ class ChatBatches:
         ends = {"first_id": told[0]["id"], "last_id": told[-1]["id"]} if told else {"first_id": None, "last_id": None}
         return {"object": "list", "data": told, **ends, "has_more": rest is not None}
 
-    def _status(self, batch: Batch) -> str:
-        now, course = self._clock(), batch.course
-        state, shown = course.state(now), self.queue.shown(batch)
+    def _status(self, batch: Batch, now: float) -> str:
+        course = batch.course
+        state, shown = course.state(now), self.queue.shown(batch, now)
         if state == "CANCELLED" and (shown != state or now < course.ended + _CANCELLING * course.full_s):
             return "cancelling"
         return "finalizing" if state != shown else _STATUSES[state]
 
     def _told(self, batch: Batch) -> Body:
-        status, course, now = self._status(batch), batch.course, self._clock()
+        course, now = batch.course, self._clock()
+        status = self._status(batch, now)
         ended, making = int(course.ended) if status not in ("validating", "in_progress") else None, batch.making
         is_out = batch.is_handed_out and making is not None and status in ("completed", "expired", "cancelled")
         is_named = is_out and now >= course.ended + batch.faults.get("output_late", 0)
