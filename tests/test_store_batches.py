@@ -13,6 +13,7 @@ from batch_stores import calls, cut, drafted, fetched, find, key, line, take, to
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import AT, CENT, answer, killed, manifest, opened, prompt
+from test_store_run import Crash, steps
 
 from pipeline import report
 from pipeline.errors import RunStateError
@@ -319,3 +320,128 @@ def test_parts_of_a_batch_that_was_not_taken_are_void_and_taken_again(directory:
         take(store.batches, number)
         assert store.cost_usd() == 2 * CENT == report.summarize(directory).cost_usd
     assert report.verify(directory) == 1
+
+
+CUT = (
+    "fsync batches/.000001.requests.jsonl.tmp",
+    "touch batches/.000001.keys.parquet.tmp",
+    "fsync batches/.000001.keys.parquet.tmp",
+    "rename batches/.000001.keys.parquet.tmp",
+    "fsync batches",
+    "rename batches/.000001.requests.jsonl.tmp",
+    "fsync batches",
+    "open batches.jsonl",
+    "write batches.jsonl",
+    "fsync batches.jsonl",
+)
+
+
+def test_a_batch_is_cut_in_these_steps(directory: Path) -> None:
+    with opened(directory) as store:
+        draft = drafted(store.batches, 1, 2)
+        with steps(directory) as taken:
+            draft.cut()
+    assert tuple(taken) == CUT
+
+
+@pytest.mark.parametrize("step", range(len(CUT)), ids=CUT)
+def test_a_crash_while_a_batch_is_cut_leaves_it_whole_or_not_at_all(directory: Path, step: int) -> None:
+    with killed(directory) as store:
+        draft = drafted(store.batches, 1, 2)
+        with steps(directory, step) as taken, pytest.raises(Crash):
+            draft.cut()
+        assert taken == list(CUT[: step + 1])
+    for _ in range(2):
+        with killed(directory) as store:
+            if states := store.batches.open():
+                content = store.batches.requests_path(1).read_bytes()
+                assert hashlib.sha256(content).hexdigest() == states[0].sha256 and content == line(1) + line(2)
+                assert [store.batches.out(f"content {row}") for row in (1, 2)] == [1, 1]
+                assert step == len(CUT) - 1, "the event was written whole"
+            else:
+                assert not list((directory / "batches").iterdir()) and store.batches.out("content 1") is None
+    with opened(directory) as store:
+        assert cut(store.batches, 7).number == 1 + (step == len(CUT) - 1)
+
+
+BEGUN = (
+    "open batches.jsonl",
+    "write batches.jsonl",
+    "fsync batches.jsonl",
+    "fsync .",
+    "touch .manifest.json.tmp",
+    "fsync .manifest.json.tmp",
+    "rename .manifest.json.tmp",
+    "fsync .",
+)
+
+
+@pytest.mark.parametrize("step", range(len(BEGUN)), ids=BEGUN)
+def test_a_crash_before_the_first_batch_leaves_a_run_that_begins_it(directory: Path, step: int) -> None:
+    with killed(directory) as store:
+        answer(store, 0)
+        with steps(directory, step) as taken, pytest.raises(Crash):
+            store.batches.draft(TARGET)
+        assert taken == list(BEGUN[: step + 1])
+    with opened(directory) as store:
+        assert store.batches.all() == [] and store.cost_usd() == CENT
+        cut(store.batches, 1)
+    assert len(is_out(directory)) == 1
+
+
+TAKE = (
+    "touch batched/.part-000001-00.parquet.tmp",
+    "fsync batched/.part-000001-00.parquet.tmp",
+    "rename batched/.part-000001-00.parquet.tmp",
+    "fsync batched",
+    "touch batched/.part-000001-01.parquet.tmp",
+    "fsync batched/.part-000001-01.parquet.tmp",
+    "rename batched/.part-000001-01.parquet.tmp",
+    "fsync batched",
+    "open batches.jsonl",
+    "write batches.jsonl",
+    "fsync batches.jsonl",
+    "open parts.jsonl",
+    "write parts.jsonl",
+    "fsync parts.jsonl",
+    "unlink batches/000001.requests.jsonl",
+    "unlink batches/000001.keys.parquet",
+    "unlink batches/000001.results.jsonl",
+)
+
+
+def test_a_batch_is_taken_in_these_steps(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batched, "PART_CALLS", 2)
+    with opened(directory) as store:
+        number = fetched(store.batches, 1, 2, 3)
+        kept = list(calls(store.batches, number))
+        with steps(directory) as taken:
+            store.batches.take(number, kept)
+    assert tuple(taken) == TAKE
+
+
+@pytest.mark.parametrize("step", range(len(TAKE)), ids=TAKE)
+def test_a_crash_while_a_batch_is_taken_loses_nothing_and_doubles_nothing(
+    directory: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batched, "PART_CALLS", 2)
+    with killed(directory) as store:
+        number = fetched(store.batches, 1, 2, 3)
+        kept = list(calls(store.batches, number))
+        with steps(directory, step) as taken, pytest.raises(Crash):
+            store.batches.take(number, kept)
+        assert taken == list(TAKE[: step + 1])
+    is_taken = step > TAKE.index("write batches.jsonl")
+    for _ in range(2):
+        assert report.summarize(directory).cost_usd == is_taken * 3 * CENT
+        with killed(directory) as store:
+            assert store.batches.of(number).is_taken == is_taken and store.spent_usd() == is_taken * 3 * CENT
+            assert [store.batches.out(f"content {row}") for row in (1, 3)] == [None if is_taken else number] * 2
+            assert store.batches.results_path(number).exists() != is_taken
+    with opened(directory) as store:
+        if not is_taken:
+            take(store.batches, number)
+        assert [find(store, row) for row in (1, 2, 3)] == ["answer 1", "answer 2", "answer 3"]
+        assert not list((directory / "batches").iterdir())
+    assert report.summarize(directory).cost_usd == 3 * CENT and report.verify(directory) == 2
+    assert not list(directory.glob("*/.*"))

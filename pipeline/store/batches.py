@@ -11,8 +11,6 @@ left but its parts, and where some of its results were not believed, those.
 
 import os
 import time
-from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -24,6 +22,7 @@ from pipeline.store import batch_lines, batched, seals
 from pipeline.store.batch_lines import Draft, Key
 from pipeline.store.batch_states import Aside, BatchLog, BatchState, Stage, after, cannot_write, read
 from pipeline.store.lines import Call
+from pipeline.store.waiting import Waiting
 from pipeline.targets import Target
 
 FOLDER = "batches"
@@ -58,7 +57,7 @@ class Batches:
         self._bought, self._findable = bought, findable
         self._log = BatchLog(directory, run)
         self._drafts: dict[int, Draft] = {}
-        self._waiting: dict[int, array[int]] = {}
+        self._waiting = Waiting()
         self._newest = max(self._log.states, default=0)
 
     def recover(self) -> list[seals.Sealed]:
@@ -75,7 +74,7 @@ class Batches:
                 path.unlink()
         for state in states.values():
             if state.is_waited_for:
-                self._wait_for(state.number, batch_lines.read_fingerprints(self._folder, state.number))
+                self._waiting.add(state.number, batch_lines.read_fingerprints(self._folder, state.number))
             elif not state.is_open:
                 self._tidy(state)
         return [part for state in states.values() for part in state.parts]
@@ -129,7 +128,7 @@ class Batches:
                 worst_usd=worst_usd,
                 changes=changes,
             )
-            self._wait_for(draft.number, draft.fingerprints)
+            self._waiting.add(draft.number, draft.fingerprints)
             del self._drafts[draft.number]
             return state
 
@@ -150,7 +149,7 @@ class Batches:
             _force(self.results_path(number))
         state = self._note(number, event, at, **told)
         if not state.is_waited_for:
-            self._waiting.pop(number, None)
+            self._waiting.drop(number)
         if not state.is_open:
             self._tidy(state)
         return state
@@ -177,16 +176,11 @@ class Batches:
         return batch_lines.results_path(self._folder, number)
 
     def out(self, fingerprint: str) -> int | None:
-        """The batch in which this content waits, or the draft of one; 1 µs for each batch that is waited for."""
+        """The batch in which this content waits, or the draft of one; takes 1 µs."""
         for number, draft in list(self._drafts.items()):
             if fingerprint in draft.fingerprints:
                 return number
-        name = hash(fingerprint)
-        for number, names in list(self._waiting.items()):
-            at = bisect_left(names, name)
-            if at < len(names) and names[at] == name:
-                return number
-        return None
+        return self._waiting.find(fingerprint)
 
     def take(
         self,
@@ -223,7 +217,7 @@ class Batches:
         self._bought(costs)
         seals.record(self._directory, written)
         self._findable()
-        self._waiting.pop(number, None)  # not before: what neither waits nor is found is bought again
+        self._waiting.drop(number)  # not before: what neither waits nor is found is bought again
         self._tidy(state)
         return state
 
@@ -232,9 +226,6 @@ class Batches:
 
     def _file_name(self, number: int, attempt: int) -> str:
         return f"pp-{self._run[:8]}-{number}-{attempt}"
-
-    def _wait_for(self, number: int, fingerprints: Iterable[str]) -> None:
-        self._waiting[number] = array("q", sorted(map(hash, fingerprints)))
 
     def _tidy(self, state: BatchState) -> None:
         """Remove the files of a batch that is over."""

@@ -65,7 +65,7 @@ class ContentIndex:
         self._indexed = 0  # number of the newest part of calls that is in
         self._of_batches: set[int] = set()  # parts of batches that are in, by their names
         self._usable = True
-        self._was_built_again = False
+        self._built_again = 0  # times
         self._writing = RLock()  # a seal and a batch that is taken may meet
         self._parts: dict[int, tuple[dict[str, int], pl.DataFrame]] = {}
         self._reading = anyio.Lock()
@@ -73,6 +73,7 @@ class ContentIndex:
         try:
             self._connect()
         except (sqlite3.Error, OSError):
+            self.close()
             self._give_up()
             with suppress(sqlite3.Error, OSError):
                 self._connect()
@@ -84,54 +85,56 @@ class ContentIndex:
             try:
                 self._take_in_all()
             except (sqlite3.Error, OSError, RunStateError):
-                self._build_again()
+                self._build_again(self._built_again)
 
     def _take_in_all(self) -> None:
         newest = parts.newest(self._directory / "results")
         for path in parts.part_paths(self._directory / "calls"):
-            if self._usable and self._indexed < parts.part_number(path) <= newest:
+            if self._indexed < parts.part_number(path) <= newest:
                 self._take_in(path)
         for path in batched.part_paths(self._directory):
-            if self._usable and batched.name_of(path) not in self._of_batches:
+            if batched.name_of(path) not in self._of_batches:
                 self._take_in_batched(path)
 
-    def _build_again(self) -> None:
-        """Make it anew from the parts; what breaks again is left alone until the next start."""
+    def _build_again(self, seen: int) -> None:
+        """Make it anew from the parts, unless somebody did since `seen`; what breaks twice waits for the next start."""
         with self._writing:
-            self._give_up()
-            if self._was_built_again or self._read_only:
+            if self._built_again != seen:
                 return
-            self._was_built_again = True
-            try:
+            self._give_up()
+            if self._built_again or self._read_only:
+                return
+            self._built_again += 1
+            with suppress(sqlite3.Error, OSError, RunStateError):
                 self._connect()
-                self._usable = True
                 self._take_in_all()
-            except (sqlite3.Error, OSError, RunStateError):
-                self._give_up()
+                self._usable = True  # not before: what is not in yet would be bought again
 
     async def find(self, fingerprint: str) -> Answered | None:
         """The answer to this content; 6 µs where there is none, 50 µs in an open part, else 10 ms.
 
-        Raises `RunStateError` where the index cannot be used, and this run has bought by batches.
+        Raises `RunStateError` where the index cannot be used, and this run buys by batches.
         """
         if self._usable and not self._indexed and not self._of_batches:
             return None
+        if self._built_again and not self._usable and self._may_miss:
+            return None
+        seen = self._built_again
         try:
             found = self._looked_up(fingerprint)
         except sqlite3.Error:
-            await anyio.to_thread.run_sync(self._build_again)
+            await anyio.to_thread.run_sync(self._build_again, seen)
             try:
                 found = self._looked_up(fingerprint)
             except sqlite3.Error:
-                self._give_up()
-        if not self._usable:
-            if self._read_only or not batched.part_paths(self._directory):
-                return None
-            raise RunStateError(
-                f"{self._path} cannot be used: without it nobody finds what batches bought"
-                "\nAll of it is kept, and nothing is bought twice.",
-                "make room or mend the disk, then run the same command again",
-            )
+                self._usable = False
+                if self._may_miss:
+                    return None
+                raise RunStateError(
+                    f"{self._path} cannot be used: without it nobody finds what batches bought"
+                    "\nAll of it is kept, and nothing is bought twice.",
+                    "make room or mend the disk, then run the same command again",
+                ) from None
         if found is None:
             return None
         try:
@@ -151,10 +154,15 @@ class ContentIndex:
             return None
         return None if found is None else 0 if found >= 0 else batched.number_of(batched.named(self._directory, found))
 
+    @property
+    def _may_miss(self) -> bool:
+        """Whether what is not found may be bought again: not where batches buy what rows are put together from."""
+        return self._read_only or not (self._directory / batched.FOLDER).exists()
+
     def _looked_up(self, fingerprint: str) -> int | None:
-        """The part that has the answer; None where there is none, or the index cannot be used."""
+        """The part that has the answer. Raises `sqlite3.Error` where the index cannot be used."""
         if not self._usable:
-            return None
+            raise sqlite3.DatabaseError("it is not used any more")
         found = self._reader.execute("SELECT part FROM content WHERE hash = ?", (_hash(fingerprint),)).fetchone()
         return None if found is None else int(found[0])
 
@@ -200,10 +208,9 @@ class ContentIndex:
         return self._connections[-1]
 
     def _give_up(self) -> None:
-        """Use it no more, and have it built anew."""
+        """Use it no more, and have it built anew; what is open stays so for whoever looks up just now."""
         self._usable, self._indexed = False, 0
         self._of_batches = set()
-        self.close()
         if self._read_only:
             return
         for suffix in ("", "-wal", "-shm"):
