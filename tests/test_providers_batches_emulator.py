@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
 import httpx
@@ -27,6 +27,7 @@ from pipeline.providers.batches.base import (
     may_exist,
 )
 from pipeline.providers.gemini import Gemini
+from pipeline.providers.openai import OpenAI
 from pipeline.providers.transport import Wire
 from pipeline.records import Failure
 from pipeline.targets import Target
@@ -42,17 +43,24 @@ def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "WAITS_S", (0.0,) * 4)
 
 
-async def before(url: str, wire: Wire, use: Callable[[Batches], Awaitable[T]], key: str) -> T:
-    target = Target("gemini", url, "p", MODEL)
-    batches = Gemini({target.access: Account(wire, key)}).open(target).batches()
+Speaks = Literal["gemini", "openai"]
+
+
+async def before(
+    url: str, wire: Wire, use: Callable[[Batches], Awaitable[T]], key: str, speaks: Speaks = "gemini"
+) -> T:
+    target = Target(speaks, url, "p", MODEL)
+    batches = (Gemini if speaks == "gemini" else OpenAI)({target.access: Account(wire, key)}).open(target).batches()
     assert batches
     return await use(batches)
 
 
-def using(service: Service, use: Callable[[Batches], Awaitable[T]], key: str = "AQ.key") -> T:
+def using(
+    service: Service, use: Callable[[Batches], Awaitable[T]], key: str = "AQ.key", speaks: Speaks = "gemini"
+) -> T:
     async def main() -> T:
         wire = Wire(httpx.ASGITransport(service.emulator))
-        return await before("http://emulator", wire, use, key)
+        return await before("http://emulator", wire, use, key, speaks)
 
     return anyio.run(main)
 
@@ -268,3 +276,102 @@ def test_another_project_has_none_of_it(tmp_path: Path) -> None:
         assert await batches.find_file("pp-1-1-1") is None
 
     using(service, other, key="AQ.other")
+
+
+# ---- OpenAI's protocol
+
+CHAT: Any = {"speaks": "openai"}
+
+
+def test_the_whole_life_of_a_batch_of_completions(tmp_path: Path) -> None:
+    service = Service()
+
+    async def use(batches: Batches) -> None:
+        batch = await created(batches, tmp_path, schema=SCHEMA)
+        found = await batches.find_all()
+        assert isinstance(found, list) and [(each.name, each.label) for each in found] == [(batch.name, "pp-1-1-1")]
+        service.now += 3600
+        over = await now(batches, batch)
+        assert (over.status, over.lines, over.done, over.failed) == ("succeeded", COUNT, COUNT, 0)
+        lines = await taken(batches, over, tmp_path)
+        assert sorted(line.key or "" for line in lines) == sorted(f"k{n}" for n in range(COUNT))
+        assert all(line.reply and line.reply.status == "ok" and line.reply.lane == "batch" for line in lines)
+        file = await batches.find_file("pp-1-1-1")
+        assert isinstance(file, RemoteFile) and await batches.remove(file) is None
+        assert await batches.find_file("pp-1-1-1") is None
+
+    using(service, use, **CHAT)
+    assert service.stats()["batches"]["lines_billed"] == COUNT
+
+
+def test_completions_over_a_socket_by_the_clock(tmp_path: Path) -> None:
+    async def use(batches: Batches) -> None:
+        batch = await created(batches, tmp_path, count=2000)
+        with anyio.fail_after(30):
+            while not batch.is_over:
+                await anyio.sleep(0.05)
+                batch = await now(batches, batch)
+        lines = await taken(batches, batch, tmp_path)
+        assert len(lines) == 2000 and all(line.reply for line in lines)
+
+    async def main() -> None:
+        with served(batch=True, batch_pending_s=0.1, batch_run_s=0.1, batch_spread=1) as url:
+            async with Wire() as wire:
+                await before(url, wire, use, "AQ.key", "openai")
+
+    anyio.run(main)
+
+
+def test_too_much_enqueued_ends_a_batch_of_completions_that_was_made(tmp_path: Path) -> None:
+    async def use(batches: Batches) -> None:
+        batch = await created(batches, tmp_path)
+        service.now += 60
+        batch = await now(batches, batch)
+        assert batch.status == "failed" and batch.over_limit and batch.error
+
+    service = Service(batch_tokens=10)
+    using(service, use, **CHAT)
+
+
+@pytest.mark.parametrize(
+    ("fault", "after_s", "status"), [("batch_expired", 49 * 3600, "expired"), ("", 20, "cancelled")]
+)
+def test_what_was_finished_of_completions_is_handed_out(tmp_path: Path, fault: str, after_s: int, status: str) -> None:
+    service = Service(fault)
+
+    async def use(batches: Batches) -> None:
+        batch = await created(batches, tmp_path)
+        service.now += after_s
+        if not fault:
+            assert await batches.cancel(batch.name) is None
+            service.now += 3600
+        batch = await now(batches, batch)
+        assert batch.status == status
+        lines = await taken(batches, batch, tmp_path)
+        assert all(line.failure.kind == "transient" for line in lines if line.failure)
+        answered.append(sum(line.reply is not None for line in lines))
+        assert answered == [batch.done]
+
+    answered: list[int] = []
+    using(service, use, **CHAT)
+    assert [service.stats()["batches"]["lines_billed"]] == answered and answered[0] < COUNT
+
+
+def test_lost_answers_and_cut_files_of_completions(tmp_path: Path) -> None:
+    service = Service("create_cut*1,upload_lost*1,download_cut*2,line_error=8:0.3")
+
+    async def use(batches: Batches) -> None:
+        lost = await uploaded(batches, tmp_path)
+        assert isinstance(lost, Failure) and lost.sent
+        file = await batches.find_file("pp-1-1-1")
+        assert file == await uploaded(batches, tmp_path), "it is not sent twice"
+        assert isinstance(file, RemoteFile)
+        unknown = await batches.create(MODEL, file, "pp-1-1-1")
+        assert isinstance(unknown, Failure) and may_exist(unknown)
+        found = await batches.find_all()
+        assert isinstance(found, list) and [each.input_file for each in found] == [file.name]
+        service.now += 3600
+        lines = await taken(batches, await now(batches, found[0]), tmp_path)
+        assert len(lines) == COUNT and {line.failure.kind for line in lines if line.failure} == {"rate_limit"}
+
+    using(service, use, **CHAT)
