@@ -131,12 +131,14 @@ def test_a_line_has_its_files_in_it_or_says_where_they_are() -> None:
     assert (lost.kind, lost.error_kind, lost.sent) == ("reject", "file", False)
 
 
+def sound_of(content: bytes) -> Media:
+    return Media("audio", "audio/wav", digest_of(io.BytesIO(content)), len(content), 30, data=content)
+
+
 def test_a_line_names_no_file_that_ends_before_its_batch_may(tmp_path: Path) -> None:
     late_s = -23 * 3600.0
     emulator = Emulator(EmulatorOptions(), clock=lambda: time.time() + late_s)
-    content = wav(1)
-    sound = Media("audio", "audio/wav", digest_of(io.BytesIO(content)), len(content), 30, data=content)
-    asked = Prompt(0, "", "answer", said("what?", (sound,)), Params(), 9)
+    asked = Prompt(0, "", "answer", said("what?", (sound_of(wav(1)),)), Params(), 9)
 
     async def main() -> list[str]:
         nonlocal late_s
@@ -157,6 +159,21 @@ def test_a_line_names_no_file_that_ends_before_its_batch_may(tmp_path: Path) -> 
     first, *others = anyio.run(main)
     assert len({first, *others}) == 2 and set(others) != {first}
     assert emulator.stats.files["stored"] == 2
+
+
+def test_a_file_that_fits_a_request_may_be_too_large_for_a_line() -> None:
+    emulator = Emulator(EmulatorOptions(), clock=time.time)
+    asked = [
+        Prompt(0, "", "answer", said("what?", (sound,)), Params(), 9)
+        for sound in (sound_of(wav(5, rate=80_000)), sound_of(wav(5, rate=400_000)))  # 0.8 and 4 MB
+    ]
+
+    async def use(batches: Batches) -> list[Any]:
+        lines = [await batches.line("a", each, MODEL) for each in asked]
+        return [orjson.loads(line)["request"]["contents"][0]["parts"][0] for line in lines if isinstance(line, bytes)]
+
+    small, large = using(httpx.ASGITransport(emulator), use)
+    assert "inlineData" in small and "fileData" in large and emulator.stats.files["stored"] == 1
 
 
 # ---- files, at the emulator

@@ -30,7 +30,6 @@ from pipeline.providers.failures import classify, unanswered, without_prompt
 from pipeline.providers.foreign import load, mapping
 from pipeline.providers.named import http_date
 from pipeline.providers.transport import READ_TIMEOUT_S, STREAM_S, Lost, Response, Wire
-from pipeline.providers.uploads import MARGIN_S
 from pipeline.providers.usage import names_tokens, read_usage
 from pipeline.records import EMULATOR_HEADER, Failure, Lane, Reply, changed
 from pipeline.targets import Target
@@ -128,8 +127,8 @@ class Connection(ABC):
     def free_url(self) -> httpx.URL:
         """What may be asked for free of charge, and answers shortly."""
 
-    async def linked(self, prompt: Prompt, least_s: float = MARGIN_S) -> Prompt | Failure:
-        """The prompt with its largest files uploaded for so long, where the protocol has a place for them."""
+    async def linked(self, prompt: Prompt, batched: bool = False) -> Prompt | Failure:
+        """The prompt with its largest files uploaded, where the protocol can; `batched`: for a line of a batch."""
         return prompt
 
     def batches(self) -> Batches | None:

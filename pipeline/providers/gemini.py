@@ -28,7 +28,7 @@ from pipeline.providers.files import Files
 from pipeline.providers.foreign import load, mapping, mappings, string, whole_number
 from pipeline.providers.payload import base64_of, beyond, built
 from pipeline.providers.transport import READ_TIMEOUT_S, STREAM_S, Lost, Wire
-from pipeline.providers.uploads import INLINE_BYTES, MARGIN_S, UploadBook
+from pipeline.providers.uploads import BATCHED_BYTES, BATCHED_S, INLINE_BYTES, MARGIN_S, UploadBook
 from pipeline.records import Failure, Lane, Media, Reply
 from pipeline.schemas import gemini as gemini_schema
 from pipeline.schemas import openapi
@@ -182,17 +182,19 @@ class GeminiConnection(Connection):
         if self._files is not None:
             await self._files.delete_all()
 
-    async def linked(self, prompt: Prompt, least_s: float = MARGIN_S) -> Prompt | Failure:
+    async def linked(self, prompt: Prompt, batched: bool = False) -> Prompt | Failure:
         """See `Connection`: so many of its files that the others are not too much for one request.
 
-        What was uploaded before and ends too soon is uploaded again.
+        What was uploaded before and ends too soon for a batch is uploaded again.
         """
         if self._files is None or not prompt.media:
             return prompt
-        if least_s > MARGIN_S:
+        least_s, inline_bytes = MARGIN_S, self._inline_bytes
+        if batched:
+            least_s, inline_bytes = BATCHED_S, min(inline_bytes, BATCHED_BYTES)
             prompt = _at_places(prompt, dict.fromkeys((file for file in prompt.media if file.size_bytes), ""))
         uris: dict[Media, str] = {}
-        for file in beyond(prompt.media, self._inline_bytes):
+        for file in beyond(prompt.media, inline_bytes):
             uri = await self._files.uri(file, least_s)
             if isinstance(uri, Failure):
                 return uri
@@ -315,7 +317,7 @@ def request(prompt: Prompt) -> dict[str, Any]:
 def batched_request(prompt: Prompt) -> dict[str, Any]:
     """The same for a line of a batch. Raises `NotSent`, and `SchemaError` for a schema that `openapi` refuses.
 
-    A schema is told in the older form: in batches the other one gave no answer out of 502 that was JSON (2026-08). An
+    A schema is told in the older form: all 502 answers of a user's batch were broken in the other one (2026-08). An
     explicit cache is never named: it would end before the batch is answered.
     """
     asked = request(prompt)

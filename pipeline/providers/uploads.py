@@ -14,8 +14,12 @@ from pipeline.providers.foreign import load, mapping
 
 INLINE_BYTES = 15_000_000
 """Of the files of one request that are sent within it."""
+BATCHED_BYTES = 1_000_000
+"""The same of a line of a batch, whose file has 100 MB for all of its lines."""
 MARGIN_S = 600.0
 """A file that ends sooner is uploaded again: the request that uses it may wait."""
+BATCHED_S = 26 * 3600.0
+"""The same of a file that a line names: longer no batch is waited for. Uploaded files end after 48 h."""
 
 
 @dataclass(frozen=True, slots=True)

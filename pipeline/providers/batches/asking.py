@@ -43,8 +43,8 @@ class Speaker(Protocol):
         """Once more with another key."""
         ...
 
-    async def linked(self, prompt: Prompt, least_s: float) -> Prompt | Failure:
-        """The prompt with its largest files uploaded for so long."""
+    async def linked(self, prompt: Prompt, batched: bool) -> Prompt | Failure:
+        """The prompt with its largest files uploaded."""
         ...
 
     def failure(self, answer: Response | Lost) -> Failure:

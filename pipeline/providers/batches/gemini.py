@@ -26,8 +26,6 @@ from pipeline.schemas import SchemaError
 
 MOST_PAGES = 1_000
 """Of a listing, 100 batches each: one that does not end is no listing."""
-FILES_LAST_S = 26 * 3600.0
-"""What a line names has to be there until the batch is given up: uploaded files end after 48 h."""
 _POLLS_S = (1.0, 2.0, 5.0)
 _MOST_PROCESSING_S = 600.0
 
@@ -52,7 +50,7 @@ class GeminiBatches(Asking):
 
     async def line(self, key: str, prompt: Prompt, model: str) -> bytes | Failure:
         """See `Batches`."""
-        sent = await self.speaker.linked(prompt, FILES_LAST_S)
+        sent = await self.speaker.linked(prompt, batched=True)
         if isinstance(sent, Failure):
             return sent
         try:
