@@ -69,6 +69,13 @@ class Outage(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class FlexShed(Message):
+    """Nearly all that is asked in flex is turned away, or is answered again."""
+
+    kind: ClassVar[str] = "flex"
+
+
+@dataclass(frozen=True, slots=True)
 class TargetLeftOut(Message):
     """One of several targets is asked no more."""
 

@@ -69,7 +69,8 @@ PROTOCOLS: Mapping[ProviderName, Protocol] = {
         "GOOGLE_VERTEX_BASE_URL",
         lacks={
             "model.lane": Lack(
-                "leave it out, or ask Gemini's Developer API: Vertex AI's batches go by way of Cloud Storage",
+                "leave it out, or ask Gemini's Developer API: Vertex AI's batches go by way of Cloud Storage, and it is"
+                " asked for flex by a header that is not sent",
                 lambda value: value != "standard",
             )
         },

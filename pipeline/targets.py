@@ -8,7 +8,7 @@ from decimal import Decimal
 from functools import lru_cache
 
 from pipeline.prices import Rates, cost
-from pipeline.records import ALWAYS, TAKEN_OVER, Lane, Limits, Reply, Takes, TakesOver, Usage
+from pipeline.records import ALWAYS, TAKEN_OVER, Lane, LaneChoice, Limits, Reply, Takes, TakesOver, Usage
 
 _UNKNOWN = Limits()
 
@@ -30,6 +30,7 @@ class Target:
     project: str
     model: str
     lane: Lane = "standard"  # in which one request is asked
+    choice: LaneChoice = "standard"  # what the job says of its lanes
     rates: Rates | None = None
     limits: Limits = _UNKNOWN
     name: str = ""

@@ -77,6 +77,14 @@ def test_progress_shows_calls_rows_cost_and_failures() -> None:
     assert len(line) <= 80
 
 
+def test_progress_names_the_lanes_where_they_are_not_all_the_usual_one() -> None:
+    monitor = Monitor(rows=100, prompts=200, calls=50)
+    monitor.lanes.update({"standard": 50})
+    assert "standard" not in progress_line(monitor, bar=False)
+    monitor.lanes.update({"standard": -10, "flex": 8, "batch": 2})
+    assert "  batch 4% flex 16%  " in progress_line(monitor, bar=False)
+
+
 def test_progress_fits_the_line_without_its_bar() -> None:
     monitor = Monitor(rows=100_000, prompts=200_000, outcomes=MOSTLY_WELL, calls=150_000)
     with_bar, without = (progress_line(monitor, bar=bar) for bar in (True, False))

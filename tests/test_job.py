@@ -575,6 +575,13 @@ def test_the_schema_of_answers_changes_the_fingerprint_and_the_names_of_its_colu
     )
 
 
+def test_factors_of_own_prices_are_those_of_the_lanes(tmp_path: Path) -> None:
+    prices = {"input": 1, "output": 2, "flex": 0.5}
+    own = full_job(tmp_path, "model", prices=prices).own_rates
+    assert own == fixed_rates(1, 2, flex=0.5) and own.in_lane("flex") == fixed_rates(0.5, 1, flex=0.5)
+    assert own.in_lane("batch") == own
+
+
 def test_prices_do_not_change_the_fingerprint(tmp_path: Path) -> None:
     prices = dict.fromkeys(Prices.model_fields, 1)
     assert full_job(tmp_path, "model", prices=prices).fingerprint == full_job(tmp_path).fingerprint

@@ -51,6 +51,8 @@ E6 = r"""{"error":{"code":429,"message":"Quota exceeded for quota metric 'Genera
 E7 = r"""{"error":{"code":429,"message":"Resource has been exhausted (e.g. check quota).","status":"RESOURCE_EXHAUSTED"}}"""
 E7B = r"""{"error":{"code":429,"message":"Resource exhausted. Please try again later. Please refer to https://cloud.google.com/vertex-ai/generative-ai/docs/error-code-429 for more details.","status":"RESOURCE_EXHAUSTED"}}"""
 E7C = r"""{"error":{"code":429,"message":"Quota exceeded for aiplatform.googleapis.com/generate_content_requests_per_minute_per_project_per_base_model with base model: gemini-pro. Please submit a quota increase request. https://cloud.google.com/vertex-ai/docs/generative-ai/quotas-genai.","status":"RESOURCE_EXHAUSTED"}}"""
+NO_FLEX = r"""{"error":{"message":"Flex is not available for this model.","type":"invalid_request_error","param":"service_tier","code":null}}"""
+BAD_TIER = r"""{"error":{"message":"Invalid service_tier argument","type":"invalid_request_error","param":"service_tier","code":null}}"""
 E8 = r"""{"error":{"code":429,"message":"You exceeded your current quota, please check your plan and billing details. For more information on this error, head to: https://ai.google.dev/gemini-api/docs/rate-limits. To monitor your current usage, head to: https://ai.dev/rate-limit. ","status":"RESOURCE_EXHAUSTED",
  "details":[{"@type":"type.googleapis.com/google.rpc.Help","links":[{"description":"Learn more about Gemini API quotas","url":"https://ai.google.dev/gemini-api/docs/rate-limits"}]}]}}"""
 E10 = r"""[{"error":{"code":400,"message":"User location is not supported for the API use.","status":"FAILED_PRECONDITION"}}]"""
@@ -131,6 +133,9 @@ TABLE: dict[str, tuple[int, str | bytes, str, str]] = {
     "404 page of a wrong base URL": (404, b"<!doctype html><title>Not Found</title>", "fatal", "invalid_request"),
     "redirect": (302, b"", "fatal", "invalid_request"),
     "no content": (204, b"", "transient", "server"),
+    "flex of a model that has none": (400, NO_FLEX, "fatal", "invalid_request"),
+    "a tier that is none": (400, BAD_TIER, "fatal", "invalid_request"),
+    "498 where flex has no room": (498, b"", "transient", "server"),
     "529 of a front end": (529, b"", "transient", "server"),
 }
 

@@ -162,6 +162,16 @@ def emulate(
         int | None,
         typer.Option(min=1, metavar="N", help="an answer longer than this goes on in another request, as argon's do"),
     ] = None,
+    flex_share: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="SHARE", help="of requests in flex that are served; others are turned away"),
+    ] = 1.0,
+    flex_wait: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="how much longer a request in flex takes, served or not: up to twice that"
+        ),
+    ] = 0.0,
     faults: Annotated[
         str,
         typer.Option(
@@ -261,6 +271,7 @@ def emulate(
         "--latency": latency,
         "--jitter": jitter,
         "--pause": pause,
+        "--flex-wait": flex_wait,
         "--batch-pending": batch_pending,
         "--batch-run": batch_run,
     }
@@ -278,6 +289,8 @@ def emulate(
         latency_jitter_s=jitter,
         pause_s=pause,
         part_tokens=part_tokens,
+        flex_share=flex_share,
+        flex_wait_s=flex_wait,
         faults=parsed,
         seed=seed,
         batch=batch,

@@ -165,9 +165,9 @@ def _told(event: Event) -> str:
 
 
 def fitting_line(monitor: Monitor, width: int, since: Mark = START) -> str:
-    """The progress line without what does not fit: first the bar goes, then the meter, then the refusals."""
+    """The progress line without what does not fit: first the bar goes, then the meter, the refusals and the lanes."""
     parts = _parts(monitor, bar=True, since=since)
-    for name in ("bar", "meter", "refused", "rows", "cost"):
+    for name in ("bar", "meter", "refused", "lanes", "rows", "cost"):
         if cell_len(_GAP.join(parts.values())) <= width:
             break
         parts.pop(name, None)
@@ -175,7 +175,7 @@ def fitting_line(monitor: Monitor, width: int, since: Mark = START) -> str:
 
 
 def progress_line(monitor: Monitor, *, bar: bool, since: Mark = START) -> str:
-    """Calls answered of those planned, the fuller meter, rows done, cost, failures, time left at the pace `since`."""
+    """Calls answered of those planned, the fuller meter, rows done, lanes, cost, failures, time left at that pace."""
     return _GAP.join(_parts(monitor, bar=bar, since=since).values())
 
 
@@ -205,6 +205,8 @@ def _parts(monitor: Monitor, *, bar: bool, since: Mark) -> dict[str, str]:
     if monitor.desk and any(use := monitor.desk.use):
         meter = max(range(2), key=use.__getitem__)
         parts["meter"] = f"{('rpm', 'tpm')[meter]} {use[meter]:.0%}"
+    if other := {lane: number for lane, number in monitor.lanes.items() if lane != "standard"}:
+        parts["lanes"] = " ".join(f"{lane} {number / monitor.calls:.0%}" for lane, number in sorted(other.items()))
     parts["cost"] = money(monitor.cost_usd)
     if failed := monitor.done - monitor.outcomes["ok"]:
         parts["failed"] = f"{failed:,} not ok"

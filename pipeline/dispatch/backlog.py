@@ -18,7 +18,7 @@ from pipeline.models import assumed
 from pipeline.prompts import Prompt
 from pipeline.quota.pacer import WINDOW_S
 from pipeline.quota.quota import Quota
-from pipeline.records import LATER, PASSING, Counted, Reply, Takes, Usage
+from pipeline.records import LATER, PASSING, Counted, Lane, Reply, Takes, Usage
 from pipeline.targets import Route, Target
 
 _MANY = 256  # of 2,560 rows that are open at once
@@ -39,6 +39,7 @@ class Waiting:
     refused_alone: int = 0  # of those refused for quota, with the tokens of a whole minute for itself
     failed_elsewhere: int = 0  # attempts at those that are asked for it no more
     otherwise: Reply | None = None  # how it ended there
+    flex_tries: int = 0  # requests in flex that came to nothing
     bounded: int = 0  # attempts that failed for a cause for which only some may be made
     waited_s: float = 0.0  # at the service's word, after failures
     queued: bool = True
@@ -154,16 +155,25 @@ class Taker(Protocol):
         """Whether it would send at once."""
         ...
 
+    def lane_of(self, line: "Line", now: float) -> Lane | None:
+        """In which lane it would ask what waits there; None: it has no room for it in that one."""
+        ...
+
 
 class Line(Lookahead[Waiting]):
     """The ready prompts of one route: whoever is on it takes from here."""
 
     def __init__(
-        self, route: Route, takers: Sequence[Taker], rng: Random | None, deadline: Deadline | None = None
+        self,
+        route: Route,
+        takers: Sequence[Taker],
+        rng: Random | None,
+        deadline: Deadline | None = None,
+        standard: bool = False,
     ) -> None:
-        """`takers` in the order of the targets."""
+        """`takers` in the order of the targets; `standard`: they ask in that lane, whatever others they have."""
         super().__init__(rng)
-        self._deadline = deadline
+        self._deadline, self.standard = deadline, standard
         self.route, self.takers = route, takers
         self.ready = self.ready_tokens = 0  # how many wait where it is ranked, those to be sent again later included
         self.is_ranked = any(target.priority != route.first.priority or target.weight for target in route)
@@ -223,7 +233,7 @@ class Backlog:
         """Without `rng` prompts keep their order; `takers` by quota."""
         self._rng, self._deadline = rng, deadline
         self._takers = takers
-        self._lines: dict[Route, Line] = {}  # a route that is made anew for each prompt has one line all the same
+        self._lines: dict[tuple[Route, bool], Line] = {}  # a route that is made anew for each prompt has one line
         self._later: list[tuple[float, int, Waiting]] = []  # heap: when, tie-breaker, who
         self._ties = itertools.count()
 
@@ -256,21 +266,25 @@ class Backlog:
             if not waiting.gone:
                 self.add_again(waiting, now, now)
 
-    def line_of(self, route: Route) -> Line:
-        """Where prompts of this route wait."""
-        line = self._lines.get(route)
+    def line_of(self, route: Route, standard: bool = False) -> Line:
+        """Where prompts of this route wait; `standard`: those that were asked in flex often enough."""
+        line = self._lines.get((route, standard))
         if line is None:
             takers = [self._takers[quota] for quota in dict.fromkeys(target.quota for target in route)]
-            line = self._lines[route] = Line(route, takers, self._rng, self._deadline)
+            line = self._lines[route, standard] = Line(route, takers, self._rng, self._deadline, standard)
             for taker in takers:
                 taker.lines.append(line)
-                taker.lines.sort(key=lambda line: len(line.route.targets))
+                taker.lines.sort(key=lambda line: (not line.standard, len(line.route.targets)))
         return line
 
 
 def open_to(taker: Taker, now: float) -> Sequence[Line]:
     """The lines from which it may take now."""
-    return [line for line in taker.lines if not line.is_ranked or line.is_left_to(taker, now)]
+    return [
+        line
+        for line in taker.lines
+        if (not line.is_ranked or line.is_left_to(taker, now)) and taker.lane_of(line, now) is not None
+    ]
 
 
 def take(now: float, taker: Taker) -> Waiting | None:
@@ -278,8 +292,8 @@ def take(now: float, taker: Taker) -> Waiting | None:
 
     A prompt beyond the whole minute's tokens needs no more room than that.
     """
-    for line in taker.lines:  # as `open_to`, without a list for each request
-        if line.is_ranked and not line.is_left_to(taker, now):
+    for line in reversed(taker.lines) if taker.quota.down else taker.lines:  # as `open_to`, without a list each time
+        if (line.is_ranked and not line.is_left_to(taker, now)) or taker.lane_of(line, now) is None:
             continue
         found = _take(line, now, taker.quota, taker.costs)
         if found is not None or line.awaited is not None:

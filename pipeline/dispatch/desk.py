@@ -30,12 +30,14 @@ Raises the `PipelineError` that stops the run when no waiting would help.
 class Desk(Protocol):
     """Where prompts are handed in and replies come back.
 
-    Counters for progress: `ready` prompts wait; `sent` requests; `rate_limited`, those refused for quota.
+    Counters for progress: `ready` prompts wait; `sent` requests; `rate_limited`, those refused for quota; `shed`, those
+    that flex turned away.
     """
 
     ready: int
     sent: int
     rate_limited: int
+    shed: int
 
     async def submit(self, prompt: Prompt, route: Route | None = None) -> Reply:
         """Send a prompt to one of its targets (None: of all there are), again where that may help.

@@ -11,9 +11,10 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pipeline.calibration import Calibration
-from pipeline.dispatch.backlog import Backlog, Costs, Deadline, Waiting
+from pipeline.dispatch.backlog import Backlog, Costs, Deadline, Line, Waiting
 from pipeline.dispatch.counting import Counting
 from pipeline.dispatch.desk import Admit, Send, Tries
+from pipeline.dispatch.flex import TRIES, Flex, is_shed
 from pipeline.dispatch.loop import QuotaLoop, loops_of
 from pipeline.dispatch.retries import failed, is_enough, left_alone, pause_s, too_long
 from pipeline.errors import Halted, PipelineError
@@ -42,7 +43,7 @@ class Dispatcher:
     run can be resumed, and the server is not asked forever.
 
     Counters for progress: `ready`, `in_flight`; `sent` requests; `answered` prompts; `failed`, prompts that ended
-    without an answer; `rate_limited` refusals; `attempts`, the requests that were not refused for quota.
+    without an answer; `rate_limited` refusals; `shed`, requests that flex turned away; `attempts`, all other requests.
     """
 
     def __init__(
@@ -88,12 +89,25 @@ class Dispatcher:
         self._told_until = -inf
         self.in_flight = 0
         self.ready = 0
-        self.sent = self.answered = self.failed = self.rate_limited = self.attempts = 0
+        self.sent = self.answered = self.failed = self.rate_limited = self.shed = self.attempts = 0
 
     @property
     def quotas(self) -> tuple[Quota, ...]:
         """What each quota may be sent, in the order of the targets."""
         return tuple(loop.quota for loop in self._by_quota.values())
+
+    @property
+    def flex(self) -> tuple[int, int]:
+        """Requests that were served in flex, and those that flex turned away."""
+        found = [loop.flex for loop in self._by_quota.values() if loop.flex]
+        return sum(each.served for each in found), sum(each.shed for each in found)
+
+    def call_last(self, at: float) -> None:
+        """From then on, by the loop's clock, nothing new leaves in flex; what is in flight there is waited for."""
+        for loop in self._by_quota.values():
+            if loop.flex:
+                loop.flex.last_call = at
+        self._wake()
 
     @property
     def costs(self) -> tuple[Costs, ...]:
@@ -190,10 +204,10 @@ class Dispatcher:
         self._backlog.bring_back(now)
         self._counting.start(now, group)
 
-    def admits(self, loop: QuotaLoop, waiting: Waiting, now: float) -> bool:
+    def admits(self, loop: QuotaLoop, target: Target, waiting: Waiting, now: float) -> bool:
         """Whether it may be paid for now; one that may not goes first when something has come back."""
         try:
-            if self._admit(waiting.prompt, loop.target):
+            if self._admit(waiting.prompt, target):
                 return True
         except PipelineError as reason:
             self._backlog.add_again(waiting, now, now)
@@ -219,8 +233,12 @@ class Dispatcher:
         self.in_flight -= 1
         self._wake()
         now = self._loop.time()
+        if ticket.flex and loop.flex:
+            loop.flex.landed(ticket, now, outcome)
         if isinstance(outcome, Reply):
             self._take_answer(loop, waiting, ticket, outcome, now)
+        elif ticket.flex and loop.flex and is_shed(outcome):
+            self._take_shed(loop, loop.flex, waiting, ticket, outcome, now)
         elif outcome.kind in ("rate_limit", "day_quota"):
             self._take_refusal(loop, waiting, ticket, outcome, now)
         else:
@@ -276,6 +294,24 @@ class Dispatcher:
         takes = f"fewer a minute: it was refused {enough} times with a minute for itself"
         self._end_here(waiting, loop, too_long(ticket.tokens, takes), now)
 
+    def _take_shed(
+        self, loop: QuotaLoop, flex: Flex, waiting: Waiting, ticket: Ticket, failure: Failure, now: float
+    ) -> None:
+        """It may have used up quota, and costs no attempt."""
+        loop.quota.failed(ticket, now, failure)
+        self.shed += 1
+        self._count_flex_try(waiting)
+        pause_s = 0.0 if waiting.line.standard else flex.pause_s(waiting.flex_tries, failure, self._rng)
+        self._again(waiting, now, min(now + pause_s, max(now, flex.last_call)))
+
+    def _count_flex_try(self, waiting: Waiting) -> None:
+        """One more request in flex came to nothing: of `TRIES` the last, and the prompt is asked in standard."""
+        waiting.flex_tries += 1
+        waiting.line = self._line_for(waiting, waiting.line.route)
+
+    def _line_for(self, waiting: Waiting, route: Route) -> Line:
+        return self._backlog.line_of(route, standard=waiting.flex_tries >= TRIES)
+
     def _take_failure(
         self, loop: QuotaLoop, target: Target, waiting: Waiting, ticket: Ticket, failure: Failure, now: float
     ) -> None:
@@ -287,6 +323,8 @@ class Dispatcher:
         elif failure.kind == "transient" and is_enough(waiting, failure, self._max_attempts):
             self._end_here(waiting, loop, failed("error", failure), now)
         elif failure.kind == "transient":
+            if ticket.flex:
+                self._count_flex_try(waiting)
             wait, asked = pause_s(waiting, failure, loop.quota.period_s, self._rng)
             self._tell_wait(loop, failure, asked, now)
             self._again(waiting, now, now + wait)
@@ -302,7 +340,7 @@ class Dispatcher:
         if route is None:
             self._end(waiting, reply)
             return
-        waiting.line = self._backlog.line_of(route)
+        waiting.line = self._line_for(waiting, route)
         if route.first.model != model:
             waiting.exact_tokens = None
         waiting.tokens = waiting.line.size(waiting)

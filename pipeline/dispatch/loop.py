@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup
 from pipeline.calibration import Calibration, Calibrations
 from pipeline.dispatch.backlog import Backlog, Costs, Line, Waiting, next_wanted, open_to, take
 from pipeline.dispatch.desk import Send
+from pipeline.dispatch.flex import Flex
 from pipeline.errors import PipelineError
 from pipeline.events import DayUsedUp, Notify, told_of
 from pipeline.quota import stops
@@ -19,7 +20,7 @@ from pipeline.quota.book import QuotaBook
 from pipeline.quota.pacer import WINDOW_S
 from pipeline.quota.quota import GIVE_UP_S, Quota
 from pipeline.quota.refusals import Ticket
-from pipeline.records import Failure, Reply, Step, Takes
+from pipeline.records import Failure, Lane, Reply, Step, Takes
 from pipeline.targets import Route, Target, by_quota
 
 _YIELD_S = 0.1  # until those that are asked first are looked at again, where nothing wakes the loop before
@@ -40,8 +41,8 @@ class Floor(Protocol):
         """Bring back the prompts whose time has come."""
         ...
 
-    def admits(self, loop: "QuotaLoop", waiting: Waiting, now: float) -> bool:
-        """Whether it may be paid for now; one that may not waits again, at the front."""
+    def admits(self, loop: "QuotaLoop", target: Target, waiting: Waiting, now: float) -> bool:
+        """Whether it may be paid for now at that target; one that may not waits again, at the front."""
         ...
 
     def launched(self, waiting: Waiting, now: float) -> None:
@@ -78,9 +79,10 @@ class QuotaLoop:
         wait: bool,
         notify: Notify,
         wall: Callable[[], float],
+        flex: Flex | None = None,
     ) -> None:
         """With `wait` a used-up day is slept through; `wall` is epoch seconds, all else goes by the loop's clock."""
-        self.targets, self.quota = list(targets), quota
+        self.targets, self.quota, self.flex = list(targets), quota, flex
         self.costs = Costs(self.target.model, calibrations, self.target.limits.tokens)
         self.lines: list[Line] = []
         self.flying: dict[Waiting, Ticket] = {}
@@ -111,11 +113,17 @@ class QuotaLoop:
             return "day_quota" in takes or "full" in takes
         if self.quota.down_s() > WINDOW_S or self.quota.down:
             return "outage" in takes or "full" in takes
-        return "full" in takes and len(self.flying) >= self.quota.slots.count
+        return "full" in takes and self._is_full(self._usual_lane(now))
+
+    def lane_of(self, line: Line, now: float) -> Lane | None:
+        """In which lane it asks what waits there; None: not now, as that one is full, or flex turns all away."""
+        lane: Lane = "standard" if line.standard else self._usual_lane(now)
+        is_shut = lane == "flex" and self.flex is not None and self.flex.opens_at(now) is not None
+        return None if is_shut or self._is_full(lane) else lane
 
     def has_room(self, now: float) -> bool:
         """Whether it would send at once."""
-        if self.closed or self._is_short or len(self.flying) >= self.quota.slots.count:
+        if self.closed or self._is_short or self._is_full(self._usual_lane(now)):
             return False
         if self.quota.day.opens_at(self._wall()) is not None or self.quota.opens_at(now) is not None:
             return False
@@ -135,9 +143,12 @@ class QuotaLoop:
                 self._is_short, self._is_beyond = waiting is None and any(open_to(self, now)), False
                 if waiting is None:
                     if not self._floor.halted:
-                        await self._rest(min(self._fits_at(now), self._left_to_others_until(now)))
-                elif self._floor.admits(self, waiting, now):
-                    self._launch(waiting, now, group)
+                        changes_at = self.flex.changes_at(now) if self.flex else inf
+                        await self._rest(min(self._fits_at(now), self._left_to_others_until(now), changes_at))
+                    continue
+                lane = self.lane_of(waiting.line, now) or "standard"
+                if self._floor.admits(self, self.target.asked_in(lane), waiting, now):
+                    self._launch(waiting, lane, now, group)
                 elif not self._floor.halted:
                     await self._rest(inf)
 
@@ -161,10 +172,10 @@ class QuotaLoop:
 
     def _blocked_until(self, now: float) -> float | None:
         """None when a request may leave; else when to look again, `inf` when only an event can change it."""
-        if self._floor.halted or self.closed or len(self.flying) >= self.quota.slots.count:
+        if self._floor.halted or self.closed or not any(self.lines):
             return inf
-        if not any(self.lines):
-            return inf
+        if not any(line and self.lane_of(line, now) for line in self.lines):
+            return self.flex.changes_at(now) if self.flex else inf
         opens_at = self._day_opens_at(now)
         if opens_at is not None:
             return opens_at
@@ -233,10 +244,25 @@ class QuotaLoop:
         """When to look again whether those that are asked before it leave something."""
         return now + _YIELD_S if any(line and not line.is_left_to(self, now) for line in self.lines) else inf
 
-    def _launch(self, waiting: Waiting, now: float, group: TaskGroup) -> None:
+    def _usual_lane(self, now: float) -> Lane:
+        """The lane in which it asks: what only finds out whether the service is back is asked in standard."""
+        if self.flex is None or self.target.choice == "standard" or self.quota.down or self.flex.is_over(now):
+            return "standard"
+        return "flex"
+
+    def _is_full(self, lane: Lane) -> bool:
+        if self.flex is None:
+            return len(self.flying) >= self.quota.slots.count
+        if self.flex.fills(len(self.flying)):
+            return True
+        return lane == "standard" and len(self.flying) - self.flex.in_flight >= self.quota.slots.count
+
+    def _launch(self, waiting: Waiting, lane: Lane, now: float, group: TaskGroup) -> None:
         self._unit_at = None
         self.sent += 1
-        ticket = self.quota.send(now, *self.costs.of(waiting))
+        ticket = self.quota.send(now, *self.costs.of(waiting), flex=lane == "flex")
+        if self.flex and ticket.flex:
+            self.flex.sent(ticket, self.quota.rpm)
         self.flying[waiting] = ticket
         self._floor.launched(waiting, now)
         if self._idle:
@@ -248,7 +274,8 @@ class QuotaLoop:
         """Make one request after another: waking a task costs a tenth of starting one (44 µs, measured 2026-11)."""
         while True:
             target = self.target
-            outcome = await self._send(waiting.prompt, target, waiting.tries)
+            asked = target.asked_in("flex" if ticket.flex else "standard")
+            outcome = await self._send(waiting.prompt, asked, waiting.tries)
             del self.flying[waiting]
             self._floor.landed(self, target, waiting, ticket, outcome)
             parked: asyncio.Future[tuple[Waiting, Ticket] | None] = self._loop.create_future()
@@ -279,9 +306,11 @@ def loops_of(
         first = targets[0]
         is_planned = first.model == route.first.model and first.limits.tokens == "input"
         heard = told_of(", ".join(filter(None, (target.name for target in targets))), notify)
+        quota = Quota(first.limits, now=now, wall=wall, notify=heard, rng=rng, book=books.get(name))
+        has_flex = any(target.choice != "standard" for target in targets)
         loops[name] = QuotaLoop(
             targets,
-            Quota(first.limits, now=now, wall=wall, notify=heard, rng=rng, book=books.get(name)),
+            quota,
             backlog,
             floor,
             send,
@@ -289,5 +318,6 @@ def loops_of(
             wait=wait,
             notify=heard,
             wall=wall,
+            flex=Flex(first.limits, quota.rpm, heard, rng) if has_flex else None,
         )
     return loops

@@ -201,6 +201,8 @@ def completion(body: Body, hides_thinking: bool = False) -> Body:
     told: Body = {name: body[name] for name in ("error", "debug") if name in body}
     if "usageMetadata" in body:
         told["usage"] = _usage(body["usageMetadata"], hides_thinking)
+        if tier := body["usageMetadata"].get("serviceTier"):
+            told["service_tier"] = "default" if tier == "standard" else tier
     return {
         "id": f"chatcmpl-{body['responseId']}",
         "object": "chat.completion",

@@ -61,8 +61,12 @@ class Generator:
         self._stats.add_attempt(prompt)
         wire.check(ask, model)
         luck = faults.luck(self._options.seed, "detail", prompt, attempt)
-        if not await self._wait(_server_timeout(call), luck):
+        flex_luck = faults.luck(self._options.seed, "flex", prompt, attempt)
+        flex_s = 2.0 * luck * self._options.flex_wait_s if ask.tier == "flex" else 0.0
+        if not await self._wait(_server_timeout(call), luck, flex_s):
             fault = "504"
+        elif ask.tier == "flex" and flex_luck >= self._options.flex_share:
+            raise self._shed(model.name, tokens.total(), prompt, luck)
         if fault:
             self._stats.faults[fault] += 1
         if fault == "late_day":
@@ -118,9 +122,16 @@ class Generator:
                 quota.add(now, tokens)
         self._admitted += 1
 
-    async def _wait(self, timeout_s: float, luck: float) -> bool:
+    def _shed(self, model: str, tokens: int, prompt: int, luck: float) -> Refusal:
+        """What is asked in flex is turned away, in one of the two ways that were seen; it has used up quota."""
+        self._stats.shed += 1
+        status, words = (503, bodies.OVERLOADED) if luck < 0.5 else (429, bodies.EXHAUSTED)
+        self._note(model, status, tokens, prompt, None)
+        return Refusal(status, bodies.error(status, words))
+
+    async def _wait(self, timeout_s: float, luck: float, more_s: float) -> bool:
         """Take the time an answer takes; False when the caller's own deadline for the server came first."""
-        latency_s = self._options.latency_s + luck * self._options.latency_jitter_s
+        latency_s = self._options.latency_s + luck * self._options.latency_jitter_s + more_s
         if latency_s > 0:
             await anyio.sleep(min(latency_s, timeout_s))
         return latency_s <= timeout_s

@@ -31,6 +31,8 @@ class EmulatorOptions:
         None  # of one answer, after which it goes on in another request; None: as the model has it
     )
     pause_s: float = 0.0  # between two pieces of a streamed answer
+    flex_share: float = 1.0  # of requests in flex that are served; the others are turned away
+    flex_wait_s: float = 0.0  # that a request in flex takes longer, served or not: up to twice as much
     faults: Faults = NO_FAULTS
     seed: int = 0  # of faults, latency and response ids
     keys: frozenset[str] = frozenset()  # empty: any key that does not start with "invalid"

@@ -35,6 +35,7 @@ class Stats:
     requests: int = 0
     answered: int = 0
     rate_limited: int = 0
+    shed: int = 0  # turned away in flex
     count_tokens: int = 0
     in_flight: int = 0
     max_in_flight: int = 0
@@ -104,6 +105,7 @@ class Stats:
             "requests": self.requests,
             "answered": self.answered,
             "rate_limited": self.rate_limited,
+            "shed": self.shed,
             "count_tokens": self.count_tokens,
             "in_flight": self.in_flight,
             "max_in_flight": self.max_in_flight,

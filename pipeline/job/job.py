@@ -241,7 +241,10 @@ class Job:
     def own_rates(self) -> Rates | None:
         """Prices that the job names itself."""
         prices = self.spec.model.prices
-        return fixed_rates(prices.input, prices.output, prices.cached, prices.search, prices.stored) if prices else None
+        if prices is None:
+            return None
+        usd = prices.input, prices.output, prices.cached, prices.search, prices.stored
+        return fixed_rates(*usd, flex=prices.flex, batch=prices.batch)
 
 
 def key_of(job: Job, *, again: bool = False) -> Key:

@@ -152,6 +152,10 @@ _UNKNOWN_FIELD = re.compile(
 )
 
 
+_NO_LANE = re.compile(r"\bservice_?tier\b|\bflex(?: processing)? is not (?:available|supported)\b", re.IGNORECASE)
+"""As OpenAI refuses flex for a model that has none; it falls back to nothing."""
+
+
 def _believed(status: int, fault: Fault) -> int:
     named = [code for name in fault.names if (code := STATUS_OF_NAME.get(name.lower()))]
     # one-api says that it is busy in place of any 429 from behind it, and leaves the code: that purse is not ours.
@@ -183,11 +187,11 @@ def _meaning(
     # Every request of a run has the same fields, path and method: what is wrong with them is wrong with all.
     if status in (404, 405, 410, 501) or 300 <= status < 400 or words == "no_model":
         return "fatal", "invalid_request"
-    if status in (400, 422) and _UNKNOWN_FIELD.search(text):
+    if status in (400, 422) and (_UNKNOWN_FIELD.search(text) or _NO_LANE.search(_without_quotes(text))):
         return "fatal", "invalid_request"
     if status == 408:
         return "transient", "timeout"
-    if status in (425, 499) or status >= 500:
+    if status in (425, 498, 499) or status >= 500:  # 498 is Groq's where flex has no room
         return "transient", "server"
     if status >= 400:
         return "reject", "invalid_request"

@@ -80,10 +80,10 @@ class Quota:
         self._sharing = Sharing(self._book, wall, self.ledger)
         recent = [] if self.unlimited else self._sharing.news(now)
         # Without a book nobody knows whether another run has just ended; at a fast pace caution costs nothing.
-        drained = bool(recent) or (book is None and self._rpm >= _CAUTIOUS_RPM)
-        self._pacer = RequestPacer(self._rpm, drained=drained) if self.requests else None
+        drained = bool(recent) or (book is None and self.rpm >= _CAUTIOUS_RPM)
+        self._pacer = RequestPacer(self.rpm, drained=drained) if self.requests else None
         self._share_requests(now, recent)
-        self.slots = Slots(limits.concurrency, self._rpm, limits.sockets)
+        self.slots = Slots(limits.concurrency, self.rpm, limits.sockets)
         self._gate = Gate(self.ledger, self.slots, rng, self._changed)
 
     @property
@@ -177,10 +177,11 @@ class Quota:
         if self._runs > 1:
             self._witness(now)
 
-    def send(self, now: float, tokens: int, margin: Margin) -> Ticket:
-        """Charge one request that leaves now."""
-        self._outage.sent(now)
-        ticket = Ticket(now, tokens)
+    def send(self, now: float, tokens: int, margin: Margin, *, flex: bool = False) -> Ticket:
+        """Charge one request that leaves now; one in `flex` tells nothing of outages, nor how many may be in flight."""
+        if not flex:
+            self._outage.sent(now)
+        ticket = Ticket(now, tokens, flex=flex)
         self._gate.sent(ticket)
         if self.unlimited:
             return ticket
@@ -197,7 +198,8 @@ class Quota:
         """An answer came: `tokens` as the service counted them, `date` its Date header, `received` when it was read."""
         self._responded(ticket, now)
         self._largest_passed = max(self._largest_passed, ticket.tokens)
-        self.slots.answered(now - ticket.sent_at)
+        if not ticket.flex:
+            self.slots.answered(now - ticket.sent_at)
         if date is not None:
             self.phase.observe(date, ticket.sent_at, max(ticket.sent_at, received))
         self._settle(ticket, tokens)
@@ -210,6 +212,9 @@ class Quota:
             self._settle(ticket, None)
         else:
             self._release(ticket)
+        if ticket.flex:
+            self._gate.returned(ticket, now, answered=False)
+            return
         if failure.kind != "transient" or _is_unread_answer(failure):
             self._responded(ticket, now)
             return
@@ -224,7 +229,8 @@ class Quota:
 
         True when it had the tokens of a whole minute for itself, as far as is known, and they were not enough.
         """
-        self._outage.succeeded()
+        if not ticket.flex:
+            self._outage.succeeded()
         if failure.served_at is not None:
             self.phase.observe(failure.served_at, ticket.sent_at, now)
         self._release(ticket)
@@ -303,7 +309,8 @@ class Quota:
         return limit
 
     @property
-    def _rpm(self) -> float:
+    def rpm(self) -> float:
+        """Requests a minute that are believed to be allowed, `inf` where there is no limit."""
         return self.requests.value if self.requests else inf
 
     def _grow(self, limit: Limit, now: float) -> None:
@@ -334,7 +341,7 @@ class Quota:
 
     def _responded(self, ticket: Ticket, now: float) -> None:
         self._gate.returned(ticket, now, answered=True)
-        if self._outage.succeeded(ticket.sent_at):
+        if not ticket.flex and self._outage.succeeded(ticket.sent_at):
             self._notify(Outage("over, the service answers again"))
 
     def _settle(self, ticket: Ticket, tokens: int | None) -> None:

@@ -47,6 +47,7 @@ class Ticket:
     tokens: int = 0  # as reserved
     number: int = 0  # of all that were sent
     crowd: int = 0  # in flight as it left
+    flex: bool = False  # asked in that lane
     again_at: float = -inf  # when the service wants to see it again after a refusal
     charge: Charge | None = None
     entry: Entry | None = None

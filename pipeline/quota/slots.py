@@ -25,12 +25,17 @@ class Slots:
     more answers, those that were taken are back in some 25 times the time of one answer, however many they were.
     """
 
-    def __init__(self, fixed: int | None, rpm: float, most: int | None = None) -> None:
-        """`rpm` is the limit on requests a minute, `inf` where there is none; `most` bounds the slots in any case."""
+    def __init__(
+        self, fixed: int | None, rpm: float, most: int | None = None, first_s: float = FIRST_LATENCY_S
+    ) -> None:
+        """`rpm` is the limit on requests a minute, `inf` where there is none; `most` bounds the slots in any case.
+
+        `first_s` is what an answer is assumed to take before some have come.
+        """
         self._fixed = fixed
         self._most = most or max(CAP, fixed or 0)
         self._rpm = rpm
-        self._mean_s = FIRST_LATENCY_S
+        self._mean_s = first_s
         self._answers = 0
         self._taken = 0.0
         self._cap = inf  # what a relay takes at once, as far as its refusals tell

@@ -20,7 +20,7 @@ from pipeline.errors import Halted, Parked, PipelineError, RowsFailed
 from pipeline.events import Event
 from pipeline.job import Job
 from pipeline.prompts import Prompt
-from pipeline.records import PASSING, Document, Reply, Result, Status, Step, Usage
+from pipeline.records import PASSING, Document, Lane, Reply, Result, Status, Step, Usage
 from pipeline.run.feeds import Feed, Gate
 from pipeline.run.rounds import Rounds
 from pipeline.store.run import RunStore
@@ -40,6 +40,7 @@ class Monitor:
     planned: Mapping[Step, int] = field(default_factory=dict)  # the same by step
     calls: int = 0
     made: Counter[Step] = field(default_factory=Counter)  # calls by step
+    lanes: Counter[Lane] = field(default_factory=Counter)  # calls by the lane that served them
     usage: Usage = field(default_factory=Usage)
     cost_usd: Decimal = Decimal(0)
     unpriced: int = 0  # replies whose price is unknown
@@ -82,6 +83,7 @@ class Monitor:
         if answered:
             self.calls += 1
             self.made["pack" if prompt.members else "rest" if prompt.params.continuation else prompt.step] += 1
+            self.lanes[reply.lane] += 1
             self.usage += reply.usage
         elif reply.error != GIVEN_UP.message:  # given up as the key was refused, it would have been refused too
             self.uncertain += 1

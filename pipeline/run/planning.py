@@ -93,6 +93,7 @@ def notices_of(session: Session, made: plan.Plan, spent_usd: Decimal) -> tuple[s
     return (
         *_unpaced(session),
         *_unfilled(session),
+        *_own_prices(session),
         *_ignored(session),
         *_over_budget(session, made, spent_usd),
         *made.notices,
@@ -121,6 +122,16 @@ def _unpaced(session: Session) -> Iterator[str]:
     ignored = [meter for meter in METERS if getattr(limits, meter) and not getattr(kept, meter)]
     if ignored:
         yield f"offline, the job's limits ({', '.join(ignored)}) are not kept to: `--pace` keeps to them"
+
+
+def _own_prices(session: Session) -> Iterator[str]:
+    """That prices of the job's own are taken for those of its other lanes too."""
+    for job in session.working.asked:
+        own, asked = job.own_rates, ("flex", "batch") if job.choice == "auto" else (job.choice,)
+        factors_of = {"flex": own.flex, "batch": own.batch} if own else {}
+        if unnamed := [lane for lane, factor in factors_of.items() if lane in asked and factor is None]:
+            factors = ", ".join(f"{lane} = 0.5" for lane in unnamed)
+            yield f"[model] prices hold in {' and '.join(unnamed)} too; if they cost less there, add {factors} to them"
 
 
 def _over_budget(session: Session, made: plan.Plan, spent_usd: Decimal) -> Iterator[str]:

@@ -227,6 +227,6 @@ def _numbers(monitor: Monitor) -> tuple[float, int, int, Decimal, int, int, Deci
         saved.identical,
         saved.cached,
         saved.usd,
-        desk.sent - desk.in_flight - desk.rate_limited if desk else 0,
+        desk.sent - desk.in_flight - desk.rate_limited - desk.shed if desk else 0,
         desk.rate_limited if desk else 0,
     )

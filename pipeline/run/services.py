@@ -107,7 +107,13 @@ def target_of(session: Session) -> Target:
     """The target that the job names, or the embedded emulator. Raises `JobError` without a key or project."""
     offline = session.options.offline
     target = asked_at(session.job, offline, "offline" if offline else project_at(session.job))
-    return replace(target, model=session.working.model, rates=session.rates, limits=session.limits)
+    return replace(
+        target,
+        model=session.working.model,
+        choice=session.working.choice,
+        rates=session.rates,
+        limits=session.limits,
+    )
 
 
 def asked_at(job: Job, offline: bool, project: str) -> Target:

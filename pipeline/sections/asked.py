@@ -219,6 +219,8 @@ class Prices(Section):
     cached: float | None = Field(None, ge=0, le=_MOST_PRICE)
     search: float | None = Field(None, ge=0, le=_MOST_PRICE)
     stored: float | None = Field(None, ge=0, le=_MOST_PRICE)
+    flex: float | None = Field(None, gt=0, le=1)
+    batch: float | None = Field(None, gt=0, le=1)
 
 
 _CATEGORIES = ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT", "CIVIC_INTEGRITY", "JAILBREAK")
@@ -274,7 +276,7 @@ class ModelSection(Section):
     prices: Prices | None = Field(
         None,
         description="{ input, output, cached } in USD per million tokens, `search` per 1,000, `stored` per million and"
-        " hour",
+        " hour; `flex` and `batch` are factors of those lanes, where they cost less, as `flex = 0.5`",
     )
 
     @field_validator("thinking")
