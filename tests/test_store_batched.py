@@ -1,14 +1,17 @@
 """What batches bought: counted wherever calls are, found again by content, and of no use where it would not do."""
 
+import os
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import polars as pl
 import pytest
 from asking import MODEL, ROUTE
-from batch_stores import cut, drafted, fetched, find, key, to_asked
+from batch_stores import calls, cut, drafted, fetched, find, key, take, to_asked
 from stores import AT, CENT, answer, body, killed, manifest, opened, paid, prompt, result
 from test_store_content import break_index
 
@@ -22,6 +25,7 @@ from pipeline.records import ErrorKind, Reply, Status
 from pipeline.run.guards import set_aside
 from pipeline.store import batched, content, parts
 from pipeline.store.batches import Batches
+from pipeline.store.lines import Call
 from pipeline.store.manifest import Manifest
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
@@ -130,7 +134,7 @@ def test_a_failure_that_ends_a_prompt_is_found_and_a_line_that_cannot_be_read_is
         number = fetched(store.batches, 1, 2)
         one, other = store.batches.keys(number)
         state = store.batches.take(number, [one.call(refused, paid=False), other.call(unread, paid=False)])
-        assert (state.ok, state.failed) == (0, 2)
+        assert (state.ok, state.failed) == (0, 1)
         found = anyio.run(store.sealed_reply, "content 1")
         assert found and (found.reply.status, found.reply.error_kind) == ("invalid", "invalid_request")
         assert find(store, 2) is None
@@ -261,6 +265,98 @@ def test_an_index_that_breaks_is_built_again_at_once_and_then_stops_the_run(dire
             find(store, 1)
     with opened(directory) as store:
         assert find(store, 1) == "answer 1"
+
+
+def test_batches_are_taken_while_rows_are_sealed_and_contents_looked_up(directory: Path) -> None:
+    async def both(store: RunStore) -> None:
+        batches = {number: range(number * 100, number * 100 + 50) for number in range(1, 9)}
+        kept: dict[int, list[Call]] = {}
+        for number, rows in batches.items():
+            assert fetched(store.batches, *rows) == number
+            kept[number] = list(calls(store.batches, number))
+        taken: set[int] = set()
+
+        async def take_all(numbers: range) -> None:
+            for number in numbers:
+                await anyio.to_thread.run_sync(store.batches.take, number, kept[number])
+                taken.add(number)
+
+        async def seal_rows() -> None:
+            row = 10_000
+            while len(taken) < len(batches):
+                answer(store, row := row + 1)
+                await store.seal()
+                assert await store.sealed_reply(f"content {row}")
+
+        async def look_up() -> None:
+            while len(taken) < len(batches):
+                for number, rows in batches.items():
+                    was_taken = number in taken
+                    is_out = store.batches.out(f"content {rows[0]}")
+                    found = await store.sealed_reply(f"content {rows[0]}")
+                    assert found or is_out == number, "what neither waits nor is found would be bought again"
+                    assert found or not was_taken
+                await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take_all, range(1, 5))
+            tasks.start_soon(take_all, range(5, 9))
+            tasks.start_soon(seal_rows)
+            tasks.start_soon(look_up)
+
+    with opened(directory) as store:
+        anyio.run(both, store)
+        cost_usd = store.cost_usd()
+        assert cost_usd == CENT * (400 + len(list((directory / "results").iterdir())))
+    assert report.summarize(directory).cost_usd == cost_usd
+    report.verify(directory)
+
+
+def test_who_looked_for_an_answer_before_its_batch_was_taken_looks_again(directory: Path) -> None:
+    outcomes(directory)
+    with opened(directory) as store:
+        number = fetched(store.batches, 7)
+        assert asked(store, 7) == "asked"
+        take(store.batches, number)
+        assert store.batches.out("content 7", 7) == number and store.batches.out("content 7", 8) == number
+        assert asked(store, 7) == "answer 7" and store.batches.out("content 8", 8) is None
+        store.reopen(frozenset({"blocked"}))
+        assert store.batches.out("content 1", 1) is None, "an old answer, which would not do"
+    with opened(directory) as store:
+        assert store.batches.out("content 7", 7) is None, "nobody looked before"
+
+
+@pytest.mark.parametrize("broken", ["fsync", "rename"])
+def test_a_batch_that_finds_the_disk_full_is_taken_when_there_is_room(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    monkeypatch.setattr(batched, "PART_CALLS", 1)
+    with opened(directory) as store:
+        number = fetched(store.batches, 1, 2, 3)
+        kept = list(calls(store.batches, number))
+        for last in range(3):
+            with monkeypatch.context() as patch, pytest.raises(RunStateError, match="cannot write"):
+                fill(patch, broken, last)
+                store.batches.take(number, kept)
+            assert not store.batches.of(number).is_taken and store.batches.out("content 1") == number
+            assert store.cost_usd() == 0
+        take(store.batches, number)
+        assert store.cost_usd() == 3 * CENT and find(store, 3) == "answer 3"
+    assert report.verify(directory) == 3
+
+
+def fill(patch: pytest.MonkeyPatch, broken: str, last: int) -> None:
+    """The disk refuses what is `broken` after so many times."""
+    owner = os if broken == "fsync" else Path
+    usual, done = getattr(owner, broken), [0]
+
+    def refused(*arguments: object) -> object:
+        done[0] += 1
+        if done[0] > last:
+            raise OSError(28, "No space left on device")
+        return usual(*arguments)
+
+    patch.setattr(owner, broken, refused)
 
 
 def test_a_part_that_was_moved_away_is_missed_until_its_line_goes_too(directory: Path) -> None:

@@ -76,13 +76,17 @@ class Again:
         usage = replace(result.usage, estimated=result.usage.estimated or result.row in self._guessed)
         return replace(result, cost_usd=self._usd.pop(result.row), usage=usage)
 
+    def is_new(self, row: int, cut_at: float) -> bool:
+        """Whether a batch that was cut at that time is a new try of the row, where that is tried again on request."""
+        before = self._before.get(row)
+        return before is None or cut_at > before.finished_at
+
     def takes(self, row: int, reply: Reply, cut_at: float) -> bool:
         """Whether a reply that a batch bought, which was cut at that time, does for the row.
 
         Not where it is not `ok`, or was the answer that was judged: but one of a batch that was cut after the outcome
         is the new try. Else a redo that takes several sessions would ask for ever, or never.
         """
-        before = self._before.get(row)
-        if before is None or cut_at > before.finished_at:
+        if self.is_new(row, cut_at):
             return True
-        return reply.status == "ok" and hash(reply.text) != before.judged
+        return reply.status == "ok" and hash(reply.text) != self._before[row].judged

@@ -94,6 +94,7 @@ class Draft:
         self.size_bytes = 0
         self.input_tokens_est = 0
         self.fingerprints: dict[str, Key] = {}
+        self._rows: set[int] = set()
         self._run, self._in_place, self._dropped = run, in_place, dropped
         self._requests, self._keys = requests_path(directory, number), keys_path(directory, number)
         self._hidden = self._requests.with_name(f".{self._requests.name}.tmp")
@@ -115,6 +116,7 @@ class Draft:
             raise cannot_write(self._requests, error) from None
         self._digest.update(line)
         self.fingerprints[key.fingerprint] = key
+        self._rows.add(key.row)
         self.lines += 1
         self.size_bytes += len(line)
         self.input_tokens_est += key.input_tokens_est
@@ -122,7 +124,7 @@ class Draft:
     @property
     def rows(self) -> int:
         """Rows that have a line in it."""
-        return len({key.row for key in self.fingerprints.values()})
+        return len(self._rows)
 
     @property
     def sha256(self) -> str:

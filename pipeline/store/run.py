@@ -154,7 +154,7 @@ class RunStore:
                 half.unlink()
         for half in parts.void(self.directory):
             half.unlink()  # or its calls would be counted twice
-        self.batches = Batches(self.directory, self._run, self._bought_by_batch, self._make_findable)
+        self.batches = Batches(self.directory, self._run, self._bought_by_batch, self._make_findable, self._answered)
         unnoted = [part for part in self.batches.recover() if part.part not in noted]
         seals.record(self.directory, [part for part in unnoted if (self.directory / part.part).exists()])
         sealed = (path for kind in ("calls", "results") for path in parts.part_paths(self.directory / kind))
@@ -174,6 +174,10 @@ class RunStore:
 
     def _make_findable(self) -> None:
         self._content.catch_up()
+
+    def _answered(self, fingerprint: str, row: int) -> int | None:
+        batch = self._content.bought_by(fingerprint)
+        return batch if batch and self._again.is_new(row, self.batches.of(batch).cut_at) else None
 
     @property
     def identity(self) -> str:
