@@ -1,6 +1,7 @@
 """The batches of a run on disk: what is cut, noted and taken is there after any crash, once."""
 
 import hashlib
+import os
 import stat
 from contextlib import suppress
 from dataclasses import replace
@@ -223,6 +224,17 @@ def test_an_event_that_was_changed_stops_the_start(directory: Path) -> None:
         RunStore(directory, parse_stored).open(manifest())
 
 
+def test_a_disk_that_takes_half_a_line_is_asked_again(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(directory) as store:
+        cut(store.batches, 1)
+        write = os.write
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda fd, content: write(fd, content[: max(1, len(content) // 2)]))
+            known = store.batches.note(1, "upload")
+    with opened(directory) as store:
+        assert store.batches.of(1) == known
+
+
 def test_a_full_disk_is_told_and_nothing_half_written_stays(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(directory) as store:
         cut(store.batches, 1)
@@ -268,6 +280,28 @@ def test_cut_at_any_byte_the_events_are_those_up_to_there(directory: Path) -> No
         path.write_bytes(whole[:size])
         with pytest.raises(RunStateError, match="is empty"):
             batch_states.read(directory)
+
+
+def test_events_that_were_changed_anywhere_are_refused_or_are_those_before(directory: Path) -> None:
+    with opened(directory) as store:
+        take(store.batches, fetched(store.batches, 0, 1))
+        to_asked(store.batches, cut(store.batches, 2).number)
+    path = directory / "batches.jsonl"
+    whole = path.read_bytes()
+    known = []
+    for end in (at + 1 for at, byte in enumerate(whole) if byte == 10):
+        path.write_bytes(whole[:end])
+        known.append(batch_states.read(directory))
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.integers(0, 10**6), st.integers(0, 12), st.binary(max_size=12))
+    def change(at: int, gone: int, put: bytes) -> None:
+        at %= len(whole)
+        path.write_bytes(whole[:at] + put + whole[at + gone :])
+        with suppress(RunStateError):
+            assert batch_states.read(directory) in known
+
+    change()
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -187,7 +187,9 @@ class BatchLog:
                 whole = _whole_bytes(os.pread(fd, size, 0), crc32(self._run.encode()))
                 if whole < size:
                     os.ftruncate(fd, whole)
-                os.write(fd, with_sum(line, crc32(self._run.encode())))
+                left = with_sum(line, crc32(self._run.encode()))
+                while left:  # a disk that fills takes a part
+                    left = left[os.write(fd, left) :]
                 os.fsync(fd)
             finally:
                 os.close(fd)
