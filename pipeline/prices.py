@@ -12,6 +12,9 @@ from itertools import pairwise
 from pipeline.models import Model, answering, model_info
 from pipeline.records import Lane, Usage
 
+CHEAPER: tuple[Lane, ...] = ("flex", "batch")
+"""Lanes that cost less than standard."""
+
 CHECKED = date(2026, 11, 22)
 """Day on which the price data was last compared with a second source."""
 

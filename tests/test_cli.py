@@ -405,6 +405,10 @@ def test_runs_and_report_without_runs(here: Path, cli: Callable[..., Ran]) -> No
 def test_json_is_the_only_thing_on_stdout(here: Path, cli: Callable[..., Ran]) -> None:
     ran = cli("run", small_job(here, UNLIMITED), "--offline", "--json")
     assert json.loads(ran.out)["run"] == "small"
+    for line in json.loads(cli("models", "--json").out)["models"]:
+        for price in line["lanes"].values():
+            assert (price["input"], price["output"]) == (line["input"] / 2, line["output"] / 2)
+            assert price["cached"] <= line["cached"]
     (pro,) = [line for line in json.loads(cli("models", "--json").out)["models"] if "3.1-pro" in line["model"]]
     assert pro["input"] == 2 and pro["note"].endswith("above 200,000 tokens input 4, output 18, cached 0.4")
     assert json.loads(cli("runs", "--json").out)[0]["run"] == "small"

@@ -68,6 +68,22 @@ def test_a_run_gets_past_the_failures_of_a_foreign_server(
     assert told(server, "verdict")["errors"] == 0, "waits that were asked for are waited, and none is asked for ever"
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_one_that_knows_nothing_of_flex_answers_in_standard_and_is_paid_so(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, server: str, dialect: str
+) -> None:
+    monkeypatch.setattr("pipeline.dispatch.flex.PAUSE_S", 0.05)
+    fail(server, "*generateContent" if dialect == "gemini" else "*/chat/completions", {"status": 503, "times": 2})
+    path = job(here, dialect, server)
+    path.write_text(path.read_text().replace("output = 2 }", 'output = 2, flex = 0.5 }\nlane = "flex"'))
+    ran = cli("run", path, "--yes", "--json")
+    assert (ran.code, ran.json["ok"], ran.json["attempts"]) == (0, ROWS, ROWS), ran.err
+    assert ran.json["lanes"].keys() == {"standard"}
+    assert ran.json["cost_usd"] == pytest.approx(ran.json["input_tokens"] * 1e-6 + ran.json["output_tokens"] * 2e-6)
+    (told_once,) = ran.json["models_noted"]
+    assert told_once.startswith("what is asked in flex is answered in standard")
+
+
 @pytest.mark.parametrize("dialect", ["openai", "gemini"])
 def test_a_granted_pace_is_kept_without_a_refusal(here: Path, cli: Callable[..., Ran], dialect: str) -> None:
     with llmock("--rpm", "1200") as url:

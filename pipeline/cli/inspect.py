@@ -93,6 +93,7 @@ def models(json: Json = False) -> None:
     else:
         console.show_models(lines)
         console.out.print(f"\nUSD per million tokens, standard lane; prices of {CHECKED}", style="dim")
+        console.out.print("flex and batch cost half, but for cached tokens: `--json` has all", style="dim")
 
 
 def check(

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from pipeline.console.screen import Screen, count, duration, folded, money, out, show_columns, show_grid, styled, things
 from pipeline.models import MODELS
-from pipeline.prices import LONG_PROMPT_TOKENS, Rates, note, rates
+from pipeline.prices import CHEAPER, LONG_PROMPT_TOKENS, Rates, note, rates
 from pipeline.records import STATUSES
 from pipeline.report import Failure, Summary
 from pipeline.report.accuracy import Accuracy
@@ -221,6 +221,7 @@ def models_json() -> list[dict[str, object]]:
             {
                 "model": model.name,
                 **_per_million(found),
+                "lanes": {lane: _per_million(rates(model.name, today, lane)) for lane in CHEAPER},
                 "context_tokens": model.context_tokens,
                 "max_output_tokens": model.max_output_tokens,
                 "note": "; ".join(filter(None, told)),

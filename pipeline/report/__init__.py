@@ -60,7 +60,8 @@ RUN_KEYS: Mapping[str, str] = {
     " lines and rows, when it was asked, ended and taken, and of its lines those that were answered, failed, were"
     " missing in the results, refused as not to be believed, and late",
     "left_out": "why targets were asked no more in the last session, in words",
-    "models_noted": "which model answered where another was asked, and which ends by the service's word, in words",
+    "models_noted": "which model answered where another was asked, which ends by the service's word, and that flex was"
+    " asked and standard answered, in words",
     "seconds": "how long the run took, all its sessions together",
     "output": "the table that was written last, or is to be written",
     "run_dir": "the run directory",

@@ -54,7 +54,11 @@ class Endpoint(Section):
         " ([keys](keys.md))",
     )
     timeout_s: float = Field(
-        300, gt=0, le=MOST, description="longest wait for one answer, seconds; with [model] stream for each piece of it"
+        300,
+        gt=0,
+        le=MOST,
+        description="longest wait for one answer, seconds; with [model] stream for each piece of it; in flex at"
+        " least 900",
     )
     proxy: str | None = Field(
         None,
