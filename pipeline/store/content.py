@@ -117,7 +117,7 @@ class ContentIndex:
         """
         if self._usable and not self._indexed and not self._of_batches:
             return None
-        if self._built_again and not self._usable and self._may_miss:
+        if not self._usable and (self._built_again or self._read_only) and self._may_miss:
             return None
         seen = self._built_again
         try:
