@@ -4,6 +4,7 @@ import hashlib
 import io
 import time
 from base64 import b64encode
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,17 @@ from pipeline.providers.gemini import Gemini, GeminiConnection
 from pipeline.providers.transport import Wire
 from pipeline.records import Failure, Media
 from pipeline.source.files import digest_of
+
+
+class Silent(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
+    """Says that all is well, and breaks off before it says what."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=self)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        raise httpx.ReadError("gone")
+        yield b""
 
 
 class Listening(httpx.AsyncBaseTransport):
@@ -202,6 +214,9 @@ def test_a_file_is_uploaded_once_found_by_its_name_and_removed(tmp_path: Path) -
         another, others = written(tmp_path / "2.jsonl", b"{}\n")
         other = await batches.upload(another, "pp-1-1-1", others)
         assert isinstance(other, Failure) and "another file" in other.message
+        another, others = written(tmp_path / "2.jsonl", b'{"key":"b"}\n' * 1_000_000)
+        other = await batches.upload(another, "pp-1-1-1", others)
+        assert isinstance(other, Failure) and "another file" in other.message, "as long, and not the same"
         changed = await batches.upload(path, "pp-1-1-2", "0" * 64)
         assert isinstance(changed, Failure) and "not what was written" in changed.message
         assert await batches.remove(file) is None and await batches.remove(file) is None
@@ -367,8 +382,11 @@ def test_a_listing_is_read_to_its_end_or_is_none() -> None:
     found = using(paged, lambda batches: batches.find_all())
     assert isinstance(found, list) and [batch.name for batch in found][::2] == [f"batches/{n}-0" for n in range(4)]
     assert using(saying({}), lambda batches: batches.find_all()) == []
-    for endless in ({"nextPageToken": "same"}, {"operations": [{"name": 7}]}, {"operations": ["x"]}):
-        assert isinstance(using(saying(endless), lambda batches: batches.find_all()), Failure)
+    for odd in ({"operations": [{"name": 7}]}, {"operations": ["x"]}):
+        assert isinstance(using(saying(odd), lambda batches: batches.find_all()), Failure)
+    endless = Listening(httpx.MockTransport(saying({"nextPageToken": "same"})))
+    assert isinstance(using(endless, lambda batches: batches.find_all()), Failure) and len(endless.asked) == 2
+    assert isinstance(using(Silent(), lambda batches: batches.find_all()), Failure), "nothing came: not none"
 
     def late(request: httpx.Request) -> httpx.Response:
         page = int(request.url.params.get("pageToken", 0))

@@ -2,9 +2,11 @@
 
 import asyncio
 import hashlib
+import os
+import stat
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -224,6 +226,10 @@ def test_a_file_streams_from_the_disk_and_is_found_by_its_name(tmp_path: Path) -
         assert file == RemoteFile("file-1", None, path.stat().st_size)
         assert service.files["file-1"] == ("pp-1-1-1.jsonl", digest.encode())
         assert await batches.upload(path, "pp-1-1-1", digest) == file and len(service.files) == 1
+        path.with_name("2").write_bytes(line)
+        other = await batches.upload(path.with_name("2"), "pp-1-1-1", hashlib.sha256(line).hexdigest())
+        assert other == RemoteFile("file-2", None, len(line)), "another length is another file"
+        assert await batches.remove(other) is None
         for number in range(5):
             service.files[f"file-9{number}"] = f"other-{number}.jsonl", b""
         assert await batches.find_file("pp-1-1-1") == file, "on a later page"
@@ -243,6 +249,15 @@ def test_a_server_that_refuses_an_upload_before_its_end_is_heard(tmp_path: Path)
     service.early = True
     refused = using(service, lambda batches: batches.upload(path, "pp-1", digest))
     assert isinstance(refused, Failure) and (refused.http_status in (413, None))
+
+
+def sockets() -> int:
+    """How many this process has open."""
+    count = 0
+    for descriptor in range(256):
+        with suppress(OSError):
+            count += stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    return count
 
 
 def test_a_server_that_takes_nothing_is_given_up(tmp_path: Path) -> None:
@@ -267,7 +282,10 @@ def test_a_server_that_takes_nothing_is_given_up(tmp_path: Path) -> None:
                 return
 
             batches.find_file = none  # type: ignore[method-assign]
+            before = sockets()
             failure = await batches.upload(path, "pp-1", digest)
+            await asyncio.sleep(0.05)
+            assert sockets() == before + 1, "the server's end; ours waits for nobody"
             given_up.set()
             await asyncio.sleep(0.05)
             return failure

@@ -72,8 +72,9 @@ def ok(*pieces: bytes, length: int | None = None, encoding: str = "identity") ->
 def test_results_come_whole_onto_the_disk_and_into_no_others_hands(tmp_path: Path) -> None:
     path = tmp_path / "1.results.jsonl"
     cut = LINES[:70_000]
-    answers = (None, ok(cut, length=len(LINES)), ok(cut), ok(LINES[:13], LINES[13:]))
-    assert fetch(path, *answers) == (None, 4)
+    whole = LINES[: LINES.index(b"\n") + 1]
+    torn = (None, ok(cut, length=len(LINES)), ok(cut), ok(whole, length=len(LINES)))
+    assert fetch(path, *torn, ok(LINES[:13], LINES[13:])) == (None, 5)
     assert path.read_bytes() == LINES and [each.name for each in tmp_path.iterdir()] == [path.name]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
