@@ -19,6 +19,7 @@ from pipeline import console, report
 from pipeline.budget.cashier import SEEN_COLUMNS, seen_in
 from pipeline.calls import Saved, replay
 from pipeline.errors import RunStateError
+from pipeline.events import SessionStarted
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
 from pipeline.records import ErrorKind, Reply, Status
@@ -75,6 +76,7 @@ def test_the_report_tells_lanes_and_batches(directory: Path, capsys: pytest.Capt
         kept = [each.call(reply(each.row), late=each.row == 1) for each in store.batches.keys(number)[:2]]
         store.batches.take(number, kept, failed=1, missing=1)
         cut(store.batches, 5, 6)
+        store.log(SessionStarted(9, 1))
     told = report.summarize(directory).as_json()
     assert told["lanes"] == {
         "batch": {"calls": 2, "cost_usd": 0.02, "saved_usd": 0.02, "late": 1},
@@ -85,13 +87,15 @@ def test_the_report_tells_lanes_and_batches(directory: Path, capsys: pytest.Capt
     assert [each["stage"] for each in batches] == ["taken", "cut"]
     taken = {name: batches[0][name] for name in ("ok", "failed", "missing", "refused", "late", "cost_usd", "lines")}
     assert taken == {"ok": 1, "failed": 1, "missing": 1, "refused": 0, "late": 1, "cost_usd": 0.02, "lines": 4}
+    assert batches[1]["worst_usd"] == 0.5
     assert batches[0]["asked_at"] and batches[0]["taken_at"] and batches[1]["asked_at"] is None
     console.show_summary(report.summarize(directory))
     console.show_runs([report.summarize(directory)])
     shown = capsys.readouterr().out
-    assert "1 of them out, with 2 calls" in shown and "failed 1 + missing 1 + late 1" in shown
+    assert "1 of them out, with 2 calls for at most $0.5000" in shown and "failed 1 + missing 1 + late 1" in shown
     assert "$0.0200 saved" in shown and "batch 2 + standard 1" in shown
     assert "interrupted, 1 batch out" in shown
+    assert "1 ok" in shown and "2 in batches   6 not reached" in shown
 
 
 ENDS: list[tuple[str, Status, ErrorKind]] = [

@@ -31,8 +31,10 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         )
     )
     remarks = [f"{outcomes[status]:,} {status}" for status in STATUSES[1:] if outcomes[status]]
-    if summary.pending:
-        remarks.append(f"{summary.pending:,} not reached")
+    if summary.parked:
+        remarks.append(f"{summary.parked:,} in batches")
+    if summary.pending > summary.parked:
+        remarks.append(f"{summary.pending - summary.parked:,} not reached")
     if summary.beyond:
         remarks.append(f"{summary.beyond:,} more are kept beyond `--limit`, and counted below")
     steps = _split(summary.calls_by_step)
@@ -102,7 +104,10 @@ def _batches(batches: Sequence[BatchState]) -> tuple[str, str]:
         "late": sum(state.late for state in batches),
     }
     waiting = sum(state.lines for state in batches if state.is_open)
-    told = [f"{out:,} of them out, with {things(waiting, 'call')}"] if out else []
+    worst = [state.worst_usd for state in batches if state.is_open]
+    known = [usd for usd in worst if usd is not None]
+    most = f" for at most {money(sum(known, Decimal(0)))}" if known and len(known) == len(worst) else ""
+    told = [f"{out:,} of them out, with {things(waiting, 'call')}{most}"] if out else []
     return f"{len(batches):,}", "   ".join([*told, *([_split(lines)] if any(lines.values()) else [])])
 
 

@@ -58,7 +58,8 @@ RUN_KEYS: Mapping[str, str] = {
     " against the standard lane, and how many of them were `late`: answers to what was answered elsewhere meanwhile",
     "batches": "each batch: its number, `stage` (taken: its answers are kept) and `status` by the service's word, its"
     " lines and rows, when it was asked, ended and taken, and of its lines those that were answered, failed, were"
-    " missing in the results, refused as not to be believed, and late",
+    " missing in the results, refused as not to be believed, and late; what it cost, and may cost at most (null where"
+    " there is no cap)",
     "left_out": "why targets were asked no more in the last session, in words",
     "models_noted": "which model answered where another was asked, which ends by the service's word, and that flex was"
     " asked and standard answered, in words",
@@ -116,6 +117,11 @@ class Summary:
     def batches_out(self) -> int:
         """Batches that may still be answered."""
         return sum(state.is_open for state in self.batches)
+
+    @property
+    def parked(self) -> int:
+        """Rows without an outcome that wait for batches; one that waits for several counts once at most."""
+        return min(self.pending, sum(state.rows for state in self.batches if state.is_waited_for))
 
     @property
     def done(self) -> int:

@@ -87,6 +87,7 @@ def batch_json(state: BatchState) -> dict[str, object]:
         "refused": state.refused,
         "late": state.late,
         "cost_usd": None if state.usd is None else float(round(state.usd, 8)),
+        "worst_usd": None if state.worst_usd is None else float(round(state.worst_usd, 8)),
     }
 
 
