@@ -60,7 +60,20 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
         made = await plan.make(given, start)
         saved = await savings(given, made, start.date()) if wishes.compare and not given.several else ()
     room, seconds = session.working.params.max_output_tokens, made.timeline.seconds
-    offers = compare(made.work, made.load.largest_tokens, room, seconds, start.date()) if wishes.compare else ()
+    within_s = (wishes.by - start).total_seconds() if wishes.by else None
+    offers = (
+        compare(
+            made.work,
+            made.load.largest_tokens,
+            room,
+            seconds,
+            start.date(),
+            within_s=within_s,
+            latency=given.latency,
+        )
+        if wishes.compare
+        else ()
+    )
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
     told = replace(made, notices=(*_elsewhere(session), *notices_of(session, made, spent_usd)))
     return Estimate(told, offers, saved, deadline(made.load, made.pace, start, wishes.by) if wishes.by else None)

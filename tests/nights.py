@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from math import exp, inf, log
 from random import Random
 
-from pipeline.plan.lanes import CANCEL_S, Given, Lanes, Mode, Out, margin_s, plan
+from pipeline.plan.lanes import CANCEL_S, Given, Lanes, Out, margin_s, plan
 from pipeline.plan.latency import Seen, learned
 from pipeline.plan.worth import Some
-from pipeline.records import Lane
+from pipeline.records import Lane, LaneChoice
 
 HOUR_S = 3600.0
 HALF: Mapping[Lane, float] = {"flex": 0.5, "batch": 0.5}
@@ -33,7 +33,7 @@ class Night:
 
     @property
     def possible(self) -> bool:
-        return self.live_s <= self.by_s - margin_s(self.by_s)
+        return self.live_s <= self.by_s - margin_s(self.by_s, self.live_s)
 
 
 @dataclass
@@ -57,7 +57,7 @@ def nights(number: int, seed: int = 14) -> Iterator[Night]:
     rng = Random(seed)
     for n in range(number):
         by_s = HOUR_S * rng.choice((1, 2, 4, 8, 10, 14, 24))
-        most = by_s - margin_s(by_s)
+        most = (by_s - margin_s(by_s, 0.0)) / 1.05  # then the margin is just kept
         yield Night(
             by_s=by_s,
             live_s=most * rng.choice((rng.uniform(0.02, 0.3), rng.uniform(0.3, 0.9), rng.uniform(0.9, 1.0))),
@@ -90,7 +90,7 @@ class Run:
     """One night. With `knowing`, flex is known, and so large a share of all may go to batch, no more."""
 
     night: Night
-    mode: Mode = "auto"
+    mode: LaneChoice = "auto"
     knowing: float | None = None
     pace: float = 1.0  # of the live lanes, against what is planned with
     now_s: float = 0.0
@@ -101,6 +101,8 @@ class Run:
     seen: list[Seen] = field(default_factory=list)
     asked: int = 0
     answered: int = 0
+
+    is_calling_in: bool = False
 
     def __post_init__(self) -> None:
         self._rng = Random(self.night.seed)
@@ -130,7 +132,9 @@ class Run:
         night = self.night
         pool = self.left + self.fallen + sum(share for _, share in self.calling)
         parkable = self.left
-        if self.knowing is not None:
+        if self.is_calling_in:
+            parkable = 0.0
+        elif self.knowing is not None:
             parkable = max(0.0, self.left - (1.0 - self.knowing))
         waiting = [Seen(self.now_s - one.begun_s, "open") for one in self.out]
         given = Given(
@@ -166,6 +170,7 @@ class Run:
 
     def _call_in(self, due: Sequence[int]) -> None:
         for one in [one for one in self.out if one.number in due]:
+            self.is_calling_in = True
             self.out.remove(one)
             self.calling.append((self.now_s + CANCEL_S, one.share))
             self.seen.append(Seen(self.now_s - one.begun_s, "open"))
@@ -224,6 +229,6 @@ class Run:
 
 def best_known_afterwards(night: Night, steps: int = 5) -> float:
     """What the best share in batch costs, of those that are in time, when all that happens is known."""
-    modes: tuple[Mode, ...] = ("auto", "batch")
+    modes: tuple[LaneChoice, ...] = ("auto", "batch")
     ways = [Run(night, mode, step / steps).run() for step in range(steps + 1) for mode in modes]
     return min(way.cost for way in ways if way.is_in_time)

@@ -48,7 +48,8 @@ RUN_KEYS = [
 ]
 ESTIMATE_KEYS = [
     *("documents", "documents_done", "documents_chunked", "prompts", "prompts_range", "prompts_by_step"),
-    *("input_tokens", "input_tokens_range", "output_tokens", "cost_usd", "steps", "targets", "found"),
+    *("input_tokens", "input_tokens_range", "output_tokens", "cost_usd", "steps", "targets"),
+    *("lanes", "batches", "found"),
     *("seconds", "finish_at", "nights", "days", "bottleneck", "model", "prices_dated", "sampled_rows"),
     *("bounds_only", "based_on", "assumptions", "notices", "deadline", "offers", "savings"),
 ]

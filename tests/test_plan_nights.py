@@ -5,7 +5,7 @@ from statistics import mean
 import pytest
 from nights import Night, Run, best_known_afterwards, nights
 
-from pipeline.plan.lanes import Mode
+from pipeline.records import LaneChoice
 
 
 @pytest.mark.parametrize("number", [50, pytest.param(500, marks=pytest.mark.long)])
@@ -18,7 +18,7 @@ def test_every_night_ends_in_time_at_about_the_cost_that_was_planned(number: int
 
 
 @pytest.mark.parametrize("mode", ["standard", "flex", "batch"])
-def test_it_ends_in_time_in_the_lane_that_is_asked_for(mode: Mode) -> None:
+def test_it_ends_in_time_in_the_lane_that_is_asked_for(mode: LaneChoice) -> None:
     ended = [Run(night, mode).run() for night in nights(8, seed=3)]
     assert [one for one in ended if not one.is_in_time] == []
     assert mode != "standard" or {round(one.cost, 6) for one in ended} == {1.0}

@@ -73,8 +73,8 @@ def run(
         typer.Option(
             "--by",
             metavar="TIME",
-            help="ask targets with the fallback `deadline` as far as it would not be done by then (07:00, or"
-            " 2026-11-24 07:00)",
+            help="have all answered by then (07:00, or 2026-11-24 07:00): `[model] lane` and targets with the fallback"
+            " `deadline` keep to it",
         ),
     ] = None,
     out: Out = None,
@@ -207,17 +207,14 @@ def estimate(
     Days of quota too. Nothing is sent without --pilot or --exact. Refused is what `pipeline run` refuses of the job,
     the table and the templates.
     """
-    from datetime import UTC, datetime
-
     with quick_imports():
         import anyio
 
         from pipeline import console, estimating
-        from pipeline.plan.timing import next_time
         from pipeline.run import prepare, services
 
     loaded = load_job(job, None, model, rpm, tpm, rpd)
-    wishes = estimating.Wishes(everything, exact, compare, None if by is None else next_time(by, datetime.now(UTC)))
+    wishes = estimating.Wishes(everything, exact, compare, _moment(loaded, by))
     prepared = prepare.prepare(loaded, prepare.Options(offline, limit, parse_usd(max_cost), pace=pace))
     if pilot is not None or exact:
         prepared = anyio.run(services.identified, prepared)
@@ -260,19 +257,24 @@ def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> bool:
 
 
 def _deadline(job: "Job", by: str | None) -> "datetime | None":
-    """The moment that `run --by` means. Raises `JobError` where it would change nothing."""
-    if by is None:
-        return None
-    if not any("deadline" in target.takes for target, _ in job.targets):
+    """The moment that `run --by` means, or `[run] by`. Raises `JobError` where `--by` would change nothing."""
+    keeps_to_it = any("deadline" in target.takes for target, _ in job.targets)
+    if by is not None and not keeps_to_it and all(each.choice == "standard" for each in job.asked):
         raise JobError(
-            "--by says when targets with the fallback `deadline` are asked, and the job names none",
+            "--by is kept by way of `[model] lane` and of targets with the fallback `deadline`: the job names none",
             "`pipeline estimate JOB --by TIME` says whether it ends in time",
         )
+    return _moment(job, by)
+
+
+def _moment(job: "Job", by: str | None) -> "datetime | None":
+    """What `--by` means, or else `[run] by`."""
     from datetime import UTC, datetime
 
     from pipeline.plan.timing import next_time
 
-    return next_time(by, datetime.now(UTC))
+    text = job.spec.run.by if by is None else by
+    return None if text is None else next_time(text, datetime.now(UTC))
 
 
 def _run(prepared: "Session", yes: bool, watch: "Watch") -> "Ended":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 
+from pipeline.console.lanes import ends_by, show_parts, told
 from pipeline.console.plans_json import limits_json
 from pipeline.console.screen import (
     Row,
@@ -78,6 +79,10 @@ def show_estimate(made: "Estimate", name: str, path: str) -> None:
     show_columns(out, list(_rows(plan)))
     if made.deadline:
         _show_deadline(made.deadline, plan)
+    if plan.lanes:
+        out.print()
+        show_parts(plan, _moment)
+        _show_notes(told(plan, _moment), out)
     if len(plan.steps) > 1 or any(step.answers for step in plan.steps.values()):
         out.print()
         _show_steps(plan)
@@ -92,7 +97,7 @@ def show_estimate(made: "Estimate", name: str, path: str) -> None:
         _show_days(plan.timeline)
     if made.offers:
         out.print()
-        _show_offers(made.offers, plan)
+        _show_offers(made)
     if made.savings:
         out.print()
         _show_savings(made.savings)
@@ -132,8 +137,12 @@ def _rows(plan: Plan) -> Iterator[Row]:
         yield "cost", "unknown", f"{'[[target]]' if plan.targets else '[model]'} prices sets the price of a model"
     else:
         yield "cost", money(plan.cost_usd.expected), _from_to(plan.cost_usd)
-    yield "time", f"about {duration(plan.timeline.seconds)}", _bound(plan.timeline)
-    yield "finished", _moment(plan.timeline.finish_at), "if started now"
+    live = "live: " if plan.lanes else ""
+    yield "time", f"about {duration(plan.timeline.seconds)}", live + _bound(plan.timeline)
+    if not plan.lanes:
+        yield "finished", _moment(plan.timeline.finish_at), "if started now"
+    elif end := ends_by(plan):
+        yield "finished", _moment(end), "at the latest"
 
 
 def _done(plan: Plan) -> str:
@@ -225,8 +234,9 @@ def _show_deadline(deadline: Deadline, plan: Plan) -> None:
     _show_notes((f"it would fit with {' and '.join(needed)}{fewer}",), out)
 
 
-def _show_offers(offers: tuple[Offer, ...], plan: Plan) -> None:
+def _show_offers(made: "Estimate") -> None:
     """One line a model, cheapest first; its lanes side by side."""
+    offers, plan = made.offers, made.plan
     by_model: dict[str, dict[Lane, Offer]] = {}
     for offer in offers:
         by_model.setdefault(offer.model, {})[offer.lane] = offer
@@ -243,7 +253,7 @@ def _show_offers(offers: tuple[Offer, ...], plan: Plan) -> None:
     _show_notes(
         (
             "* the cheapest that fits and is open to new projects   > this job",
-            "runs use the standard lane; flex answers when it can, batch within 24 h",
+            _priced(made.deadline),
             *_apart(plan, by_model.get(plan.model, {}).get("standard")),
             *dict.fromkeys(remarks),
             ASSUMPTION,
@@ -252,10 +262,17 @@ def _show_offers(offers: tuple[Offer, ...], plan: Plan) -> None:
     )
 
 
+def _priced(deadline: Deadline | None) -> str:
+    """What the price of a slower lane is."""
+    if deadline is None:
+        return 'flex answers when it can, batch within 24 h; [model] lane = "auto" takes what costs least'
+    return f"flex and batch with what is expected to fall back to standard to be done by {_moment(deadline.at)}"
+
+
 def _apart(plan: Plan, same: Offer | None) -> Iterator[str]:
     """The plan has prices of its own, or other ones later on."""
     listed = float(same.cost_usd) if same and same.cost_usd else 0.0
-    if plan.cost_usd and not isclose(listed, plan.cost_usd.expected, rel_tol=0.001):
+    if plan.cost_usd and not plan.lanes and not isclose(listed, plan.cost_usd.expected, rel_tol=0.001):
         yield f"at list prices of today; this job as planned above: {money(plan.cost_usd.expected)}"
 
 
@@ -321,7 +338,7 @@ def show_start(plan: Plan, name: str, directory: str, continued: bool, kind: Kin
     """What is about to be done, before the first call; `asked`: "pilot of" or "redo of" the rows that are left."""
     if plan.load.prompts:
         cost = _cost(plan.cost_usd) if kind == "real" else f"{kind}, costs nothing"
-        left = f"{things(plan.load.prompts, 'call')}, {cost}, about {duration(plan.timeline.seconds)}"
+        left = f"{things(plan.load.prompts, 'call')}, {cost}, {_until(plan)}"
     else:
         left = "nothing is left to be sent"
     if asked:
@@ -332,6 +349,14 @@ def show_start(plan: Plan, name: str, directory: str, continued: bool, kind: Kin
         left = f"{things(plan.documents_done, 'row')} done, {count(plan.documents)} left: {left}"
     err.print(styled((one_line(name), "bold"), f" → {one_line(directory)}\n  {left}"))
     _show_notes(plan.notices, err, "yellow")
+
+
+def _until(plan: Plan) -> str:
+    """How long it takes; by lanes, until when."""
+    if not plan.lanes:
+        return f"about {duration(plan.timeline.seconds)}"
+    end = ends_by(plan)
+    return f"by {_moment(end)}" if end else "as its lanes answer"
 
 
 def _cost(cost: Range | None) -> str:

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from decimal import Decimal
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from pipeline.plan.amounts import Range
 from pipeline.plan.compare import LANES
+from pipeline.plan.latency import Latency
 from pipeline.plan.timing import Deadline
 from pipeline.prices import CHECKED
 from pipeline.records import Limits
@@ -26,6 +28,8 @@ PLAN_KEYS: Mapping[str, str] = {
     "cost_usd": "USD as low, expected and high; null where the price is unknown",
     "steps": "by step: prompts, tokens, cost, and P10, median and P90 of an answer's tokens",
     "targets": "of a job with several: name, model, calls and cost of each",
+    "lanes": "of a job with `[model] lane`: target, lane, calls, cost and last call of each part",
+    "batches": "how long batches take, by target: median_s and p90_s (null: never), and how many were yours",
     "found": "kinds of rows that deserve a look: how many, and examples",
     "seconds": "how long it will take",
     "finish_at": "when it ends if it starts now",
@@ -74,6 +78,18 @@ def plan_json(made: "Estimate") -> dict[str, object]:
             {"name": each.name, "model": each.model, "prompts": round(each.prompts), "cost_usd": _usd(each.cost_usd)}
             for each in plan.targets
         ],
+        "lanes": [
+            {
+                "target": part.target,
+                "lane": part.lane,
+                "prompts": round(part.prompts),
+                "cost_usd": _usd(part.cost_usd),
+                "last_call": part.last_call.isoformat(timespec="seconds") if part.last_call else None,
+            }
+            for each in plan.lanes
+            for part in each.parts
+        ],
+        "batches": {each.target: _latency_json(each.given.latency) for each in plan.lanes if each.lanes.batch.share},
         "found": {
             name: {
                 "rows": found.rows,
@@ -117,6 +133,15 @@ def plan_json(made: "Estimate") -> dict[str, object]:
             for offer in made.offers
         ],
         "savings": [{"what": each.what, "usd": _usd(each.usd), "detail": each.detail} for each in made.savings],
+    }
+
+
+def _latency_json(known: Latency) -> dict[str, float | None]:
+    half, most = known.within(0.5), known.within(0.9)
+    return {
+        "median_s": round(half) if isfinite(half) else None,
+        "p90_s": round(most) if isfinite(most) else None,
+        "own": round(known.weight, 1),
     }
 
 

@@ -7,12 +7,13 @@ from math import inf, log2
 
 from pipeline.models import assumed
 from pipeline.plan.amounts import Cell
+from pipeline.plan.latency import PRIOR, Latency
 from pipeline.plan.pace import Pace
 from pipeline.prices import Rates
 from pipeline.quota.limit import GROWTH_S, SLOW, SMALL
 from pipeline.quota.pacer import WINDOW_S
 from pipeline.quota.quota import FIRST_RPM, FIRST_TPM
-from pipeline.records import ALWAYS, Limits, Takes
+from pipeline.records import ALWAYS, LaneChoice, Limits, Takes
 
 _MOST_TURNS = 1_000  # each ends a day's quota, the calls, what is more than a minute's, or a step of growth
 _FAST = 1e9  # calls a minute, of one that has no limit
@@ -31,6 +32,9 @@ class Answerer:
     takes: frozenset[Takes] = ALWAYS
     weight: float = 0.0
     quota: str = ""  # whose limits are its limits too; empty: nobody's
+    choice: LaneChoice = "standard"
+    latency: Latency = PRIOR  # of its batches
+    lost: float = 1.0  # share of a batch that is cancelled which is paid for nothing
 
     @property
     def limits(self) -> Limits:

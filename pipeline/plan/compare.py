@@ -9,11 +9,16 @@ from typing import Literal
 
 from pipeline.job import Job
 from pipeline.models import MODELS, Model, answering, model_info
+from pipeline.plan import lanes
 from pipeline.plan.amounts import Work, total
 from pipeline.plan.costs import Tariff
+from pipeline.plan.laned import factors
+from pipeline.plan.lanes import Given
+from pipeline.plan.latency import PRIOR, Latency
 from pipeline.plan.picks import Effort
 from pipeline.plan.planner import Input, expected_work
 from pipeline.plan.plans import Plan
+from pipeline.plan.worth import Some
 from pipeline.prices import note
 from pipeline.records import LATER, Lane
 from pipeline.tokens import estimate
@@ -56,18 +61,22 @@ def compare(
     seconds: float,
     day: date,
     models: Sequence[Model] = MODELS,
+    within_s: float | None = None,
+    latency: Latency = PRIOR,
 ) -> tuple[Offer, ...]:
     """Every model that answers in its own name on `day` (UTC), in every lane, by cost; unknown prices come last.
 
     `seconds` is how long the standard lane takes. `max_output_tokens` None leaves an answer as long as the model
-    allows. See `ASSUMPTION`.
+    allows. With `within_s`, seconds until a deadline, the cost of a slower lane is what is expected, with what falls
+    back to standard. See `ASSUMPTION`.
     """
+    prompts = total(work).prompts
     served = [model for model in models if not (model.alias_of or (model.off and model.off <= day))]
     offers = [
         Offer(
             model.name,
             lane,
-            Tariff(model.name, day, lane=lane).usd(work),
+            _lane_usd(work, Tariff(model.name, day), lane, Some(prompts, seconds, 1.0), within_s, latency),
             seconds if lane == "standard" else None,
             misfit(model, longest_prompt_tokens, max_output_tokens),
             note(model, day),
@@ -81,6 +90,17 @@ def compare(
         (offer for offer in offers if offer.fits and offer.cost_usd is not None and offer.model in open_to_all), None
     )
     return tuple(replace(offer, cheapest=True) if offer is best else offer for offer in offers)
+
+
+def _lane_usd(
+    work: Work, at: Tariff, lane: Lane, left: Some, within_s: float | None, latency: Latency
+) -> Decimal | None:
+    """What the work costs in a lane."""
+    standard, usd = at.usd(work), replace(at, lane=lane).usd(work)
+    if within_s is None or not standard or lane not in ("flex", "batch"):
+        return usd
+    given = Given(lane, left, within_s, factors(work, at, standard), latency)
+    return standard * Decimal(lanes.plan(given).cost.expected)
 
 
 def misfit(model: Model, longest_prompt_tokens: int, max_output_tokens: int | None) -> str | None:
@@ -114,7 +134,7 @@ async def savings(given: Input, made: Plan, day: date) -> tuple[Saving, ...]:
         *identical_rows(made.spared, at),
         *shared_prefix(first, prefix_tokens(job), at),
         *chunk_sizes(now, others, at),
-        *other_lanes(made.work, at),
+        *(other_lanes(made.work, at) if job.choice == "standard" else ()),
     )
 
 

@@ -8,13 +8,10 @@ by a last call only.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import floor, inf
-from typing import Literal
 
 from pipeline.plan.latency import TIMES, Latency, Turns
 from pipeline.plan.worth import Chosen, Some, Worth
-from pipeline.records import Lane
-
-Mode = Literal["standard", "flex", "batch", "auto"]
+from pipeline.records import Lane, LaneChoice
 
 AUTO_S = 24 * 3600.0
 """The deadline of `auto` where none is set, from the start of the run."""
@@ -24,6 +21,11 @@ PLANNED_S = 300.0
 """A plan is made anew so often, and towards the end more often: twenty times in the time that is left."""
 CANCEL_S = 120.0
 """From the last call of a batch until what it has is taken, at most."""
+LOST: Mapping[str, float] = {"openai": 0.0}
+"""Share of a cancelled batch that is paid and not handed out, by provider, else 1: OpenAI hands out what was finished
+and bills that; of Gemini nobody says what becomes of it."""
+FLEX_S = 900.0
+"""The longest that flex may take to answer: what is in flight at its last call is waited for."""
 SERVED = 0.5
 """Share of flex requests that is served, before any is known: no vendor says."""
 ASKED = 200
@@ -51,7 +53,7 @@ class Out:
 class Given:
     """What a plan is made from, at this moment."""
 
-    mode: Mode
+    mode: LaneChoice
     left: Some  # neither answered nor in a batch
     within_s: float | None  # until the deadline; None: there is none
     factors: Mapping[Lane, float]  # of the standard price, by the lanes that may be used beside standard
@@ -59,7 +61,8 @@ class Given:
     asked: int = 0  # of the newest flex requests, at most `ASKED`
     served: int = 0  # of those
     lost: float = 1.0  # share of a cancelled batch that is paid and not handed out
-    fallen: float = 0.0  # share of `left` that goes to no batch any more: it fell back, or is in flight
+    fallen: float = 0.0
+    """Share of `left` that goes to no batch: it fell back, or is in flight; all of it once a batch was called in."""
     room_s: float = inf  # of all batches at once, by what the service takes, in seconds of live time
     out: tuple[Out, ...] = ()
     kinds: tuple[Some, ...] = ()  # of documents, as `left` is made up of; none: they are all alike
@@ -89,7 +92,7 @@ class Lanes:
     batch: Chosen
     flex: float  # expected to be served there
     batch_call_s: float | None  # the first last call of a batch, seconds from now; None: no batch, or it waits
-    flex_call_s: float | None  # of flex, when nothing is served until then
+    flex_call_s: float | None  # of flex, when nothing is served until then; None: no flex, or nothing presses
     calls: tuple[Call, ...]  # of the batches that are out, the next one first
     cost: Cost  # of what is left, without what is out
     in_time: float  # share that is done by the deadline whatever the batches do
@@ -103,9 +106,12 @@ class Lanes:
         return max(0.0, 1.0 - self.batch.share - self.flex)
 
 
-def margin_s(within_s: float) -> float:
-    """What is kept free before a deadline in so many seconds: for a pace that is not kept, and the last answers."""
-    margin = _MARGIN * within_s + min(_MOST_MARGIN_S, _MARGIN_OF_LEFT * within_s)
+def margin_s(within_s: float, live_s: float) -> float:
+    """What is kept free before a deadline in so many seconds, for a pace that is not kept and for the last answers.
+
+    `live_s` is what all that is not answered takes in the live lanes.
+    """
+    margin = _MARGIN * min(live_s, within_s) + min(_MOST_MARGIN_S, _MARGIN_OF_LEFT * within_s)
     return min(within_s, max(margin, _LEAST_MARGIN_S))
 
 
@@ -138,11 +144,11 @@ class _Split:
 
 class _Rule:
     def __init__(self, given: Given) -> None:
-        self.given = given
+        self.given = given = _priced(given)
         self.left_s = AUTO_S if given.within_s is None else max(0.0, given.within_s)
-        self.within_s = self.left_s - margin_s(self.left_s)
         self.planned_s = min(PLANNED_S, max(_LEAST_PLANNED_S, self.left_s * _PLANNED))
         self.live_s, self.out_s = given.left.live_s, sum(one.some.live_s for one in given.out)
+        self.within_s = self.left_s - margin_s(self.left_s, self.live_s + self.out_s)
         self.served = (SERVED * _SERVED_WEIGHS + given.served) / (_SERVED_WEIGHS + given.asked)
         self.worth = Worth(given.kinds)
         self.flex = given.factors.get("flex") if given.mode != "standard" else None
@@ -166,7 +172,7 @@ class _Rule:
             batch=batch,
             flex=found.flex,
             batch_call_s=max(0.0, begins_s - CANCEL_S) if batch.share or self.given.out else None,
-            flex_call_s=max(0.0, begins_s - self.live_s * (1.0 - batch.share)) if found.flex else None,
+            flex_call_s=None if self.flex is None else self._flex_call_s(found, begins_s),
             calls=self._calls(found.reserve),
             cost=self._range(batch, found.flex, found.cost),
             in_time=1.0,
@@ -174,6 +180,9 @@ class _Rule:
             again_s=self.planned_s,
             flex_first=max(0, _ASKED_FIRST - self.given.asked) if found.flex and batch.share else 0,
         )
+
+    def _flex_call_s(self, found: _Split, begins_s: float) -> float:
+        return max(0.0, begins_s - max(FLEX_S, self.live_s * (1.0 - found.batch))) if found.flex else 0.0
 
     def _reserves(self) -> tuple[float, ...]:
         """How much time a batch that is called in is left: for standard, or for flex with what is shed there."""
@@ -190,7 +199,10 @@ class _Rule:
             least_s = max(CANCEL_S + self.planned_s, self.live_s * (1.0 - batch))
             if (step or reserve > 1.0) and (begins_s < least_s or step >= self.most * _STEPS + 1):
                 return
-            summed += next(steps) if step else 0.0
+            cost = next(steps) if step else 0.0
+            if cost > 1.0 and self.given.mode == "batch":  # nobody asks for batch to pay more than in standard
+                return
+            summed += cost
             flex = self._flexed(batch, begins_s)
             worth = self.worth.chosen(batch).usd
             cost = (1.0 - worth) * self._live_cost(batch, flex) + (worth * summed / step if step else 0.0)
@@ -198,7 +210,11 @@ class _Rule:
 
     def _begins_s(self, batch: float, reserve: float) -> float:
         """When the live lanes begin with what the first batch that is called in did not bring."""
-        return self.within_s - reserve * (self.out_s + self.live_s * batch)
+        return self._before(self.out_s + self.live_s * batch, reserve)
+
+    def _before(self, ahead_s: float, reserve: float) -> float:
+        """The latest moment that leaves time for so much live work, in standard or, with a larger reserve, in flex."""
+        return self.within_s - reserve * ahead_s - (FLEX_S if reserve > 1.0 and ahead_s else 0.0)
 
     def _flexed(self, batch: float, until_s: float) -> float:
         """The share that flex serves in the time that the rest leaves it: what is shed takes quota too."""
@@ -206,7 +222,7 @@ class _Rule:
             return 0.0
         share, spare_s = self.served, until_s - self.live_s * (1.0 - batch)
         lasting_s = spare_s * share / (1.0 - share) if share < 1.0 else inf
-        return max(0.0, min(1.0 - batch, share * until_s / self.live_s, lasting_s / self.live_s))
+        return max(0.0, min(1.0 - batch, share * (until_s - FLEX_S) / self.live_s, lasting_s / self.live_s))
 
     def _live_cost(self, batch: float, flex: float) -> float:
         part = flex / (1.0 - batch) if batch < 1.0 else 0.0
@@ -222,7 +238,7 @@ class _Rule:
         turns = Turns(self.given.latency, self.within_s)
         for step in range(_STEPS):
             ahead_s = out_s + step_s * (step + 0.5)
-            call_s = self.within_s - CANCEL_S - self.planned_s - reserve * ahead_s
+            call_s = self._before(ahead_s, reserve) - CANCEL_S - self.planned_s
             turn = 1 + min(TIMES, floor(ahead_s / room_s)) if room_s > 0.0 else 2 + TIMES
             yield self._batch_cost(turns.sent(turn, call_s), turns.done(turn, call_s), reserve)
 
@@ -248,7 +264,7 @@ class _Rule:
         ahead_s, calls = 0.0, []
         for one in reversed(self._unlikely_first()):
             ahead_s += one.some.live_s
-            calls.append(Call(one.number, max(0.0, self.within_s - CANCEL_S - reserve * ahead_s)))
+            calls.append(Call(one.number, max(0.0, self._before(ahead_s, reserve) - CANCEL_S)))
         return tuple(reversed(calls))
 
     def _unlikely_first(self) -> list[Out]:
@@ -305,7 +321,16 @@ class _Rule:
             made,
             batch=batch,
             flex=flex,
+            flex_call_s=made.flex_call_s if self.left_s else None,  # what is late anyway is asked where it costs less
             cost=Cost(*(apart + rest_share * each for each in (made.cost.low, made.cost.expected, made.cost.high))),
             in_time=1.0 - missing_s / (self.live_s + self.out_s),
             chance=0.0 if later > in_batch else self.given.latency.done_by(self.left_s),
         )
+
+
+def _priced(given: Given) -> Given:
+    """What costs nothing, or nobody knows what, is worth the time that it takes."""
+    if given.left.usd or any(one.some.usd for one in given.out):
+        return given
+    out = tuple(replace(one, some=replace(one.some, usd=one.some.live_s)) for one in given.out)
+    return replace(given, left=replace(given.left, usd=given.left.live_s), out=out)

@@ -68,6 +68,10 @@ class Latency:
         return left
 
 
+PRIOR = Latency()
+"""Before any batch of one's own."""
+
+
 def seen(batches: Iterable[Took], now: float) -> list[Seen]:
     """Batches as they count at `now`, in epoch seconds: old ones less."""
     return [Seen(one.seconds, one.end, 0.5 ** (max(0.0, now - one.at) / HALF_LIFE_S)) for one in batches]

@@ -1,7 +1,7 @@
 """The plan of a run: what is left to do, and what it will take in calls, tokens, money and time. Nothing is sent."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from math import inf
@@ -16,6 +16,9 @@ from pipeline.plan.amounts import Cell, Range, Work, total
 from pipeline.plan.answerers import Answerer, apart, joint, parts
 from pipeline.plan.costs import Share, Tariff, notices, split_by_day
 from pipeline.plan.forecast import Bought, Forecaster
+from pipeline.plan.laned import LanePlan, laned, ranged
+from pipeline.plan.lanes import LOST
+from pipeline.plan.latency import PRIOR, Latency
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Load, Pace
 from pipeline.plan.picks import Effort, Picks, documents, pick
@@ -58,11 +61,23 @@ class Input:
     several: tuple[
         tuple[Answerer, ...], ...
     ] = ()  # who answers, by the number of the job's rule; none: the job's model
+    latency: Latency = PRIOR  # of batches of the job's model
 
     @property
     def answerers(self) -> tuple[tuple[Answerer, ...], ...]:
         """Who answers, by the number of the job's rule."""
-        return self.several or ((Answerer(self.job.model, self.pace, own=self.job.own_rates),),)
+        return self.several or ((self._alone(),),)
+
+    def _alone(self) -> Answerer:
+        job = self.job
+        return Answerer(
+            job.model,
+            self.pace,
+            own=job.own_rates,
+            choice=job.choice,
+            latency=self.latency,
+            lost=LOST.get(job.spec.endpoint.provider, 1.0),
+        )
 
     @property
     def left(self) -> int:
@@ -91,9 +106,12 @@ async def make(given: Input, start: datetime) -> Plan:
     load = Load(round(expected.prompts), round(expected.input_tokens), tally.largest_tokens, max(1, tally.depth))
     everyone = {each.name: each for answerers in reversed(given.answerers) for each in answerers}
     pace = joint(apart(tuple(everyone.values())), expected, job.params.max_output_tokens)
-    times = _slowest(given, tally, bills, start)
+    timelines = _timelines(given, tally, bills, start)
+    times = max(timelines.values(), key=lambda times: times.seconds)
     at = bills[0].tariff
     shares = split_by_day((day.starts_at, day.ends_at, day.prompts) for day in times.days) or ((at.day, 1.0),)
+    standards = [bill.usd(tally.expected, shares) for bill in bills]
+    bills = [replace(bill, lanes=_lanes(given, bill, tally.expected, timelines, start)) for bill in bills]
 
     def at_list(work: Work) -> Decimal | None:
         return _added([bill.usd(work, shares) for bill in bills])
@@ -118,7 +136,11 @@ async def make(given: Input, start: datetime) -> Plan:
         prompts=tally.prompts(),
         input_tokens=tally.input_tokens(),
         output_tokens=tally.output_tokens(),
-        cost_usd=_with(tally.cost_usd(cost), prefix.kept_usd if prefix and is_kept else None),
+        cost_usd=_with(
+            ranged(tally.cost_usd(cost), [bill.lanes for bill in bills], standards),
+            prefix.kept_usd if prefix and is_kept else None,
+        ),
+        lanes=tuple(bill.lanes for bill in bills if bill.lanes),
         load=load,
         pace=pace,
         calibrations=learned.calibrations,
@@ -148,14 +170,16 @@ class _Bill:
     answerer: Answerer
     part: float
     tariff: Tariff
+    lanes: LanePlan | None = None  # of its part; None: all in standard
 
     def part_of(self, work: Work) -> Work:
         """Its part of some work."""
         return {tier: Cell().plus(cell, self.part) for tier, cell in work.items() if tier.rule == self.rule}
 
     def by_day(self, work: Work, shares: Sequence[Share]) -> Mapping[date, Decimal] | None:
-        """USD of its part by date; None: the price is unknown."""
-        return self.tariff.by_day(self.part_of(work), shares)
+        """USD of its part by date, as its lanes make it; None: the price is unknown."""
+        less = Decimal(self.lanes.lanes.cost.expected) if self.lanes else Decimal(1)
+        return replace(self.tariff, factor=self.tariff.factor * less).by_day(self.part_of(work), shares)
 
     def usd(self, work: Work, shares: Sequence[Share]) -> Decimal | None:
         """USD of its part; None: the price is unknown."""
@@ -194,17 +218,26 @@ def _targets(given: Input, work: Work, bills: Sequence[_Bill], shares: Sequence[
     return tuple(found)
 
 
-def _slowest(given: Input, tally: Tally, bills: Sequence[_Bill], start: datetime) -> Timeline:
-    """How long it takes whoever takes longest for its part of the calls."""
+def _timelines(given: Input, tally: Tally, bills: Sequence[_Bill], start: datetime) -> Mapping[Answerer, Timeline]:
+    """How long each who answers takes for its part of the calls, in the live lanes."""
     deepest = max(1, tally.depth)
-    found = []
+    found = {}
     for answerer in dict.fromkeys(bill.answerer for bill in bills):
         own = [total(bill.part_of(tally.expected)) for bill in bills if bill.answerer == answerer]
         cell = Cell(*map(sum, zip(*own, strict=True)))
         pace = joint([answerer], cell, given.job.params.max_output_tokens)
         load = Load(round(cell.prompts), round(cell.input_tokens), tally.largest_tokens, deepest)
-        found.append(timeline(load, pace, start))
-    return max(found, key=lambda times: times.seconds)
+        found[answerer] = timeline(load, pace, start)
+    return found
+
+
+def _lanes(
+    given: Input, bill: _Bill, work: Work, timelines: Mapping[Answerer, Timeline], start: datetime
+) -> LanePlan | None:
+    """The lanes of what one target answers under one rule."""
+    own = bill.part_of(work)
+    seconds = timelines[bill.answerer].seconds
+    return laned(bill.answerer, own, total(own), seconds, bill.tariff, start, given.by)
 
 
 async def expected_work(given: Input) -> Work:

@@ -6,6 +6,7 @@ from decimal import Decimal
 
 from pipeline.calibration import Calibration
 from pipeline.plan.amounts import Range, Work
+from pipeline.plan.laned import LanePlan
 from pipeline.plan.lengths import Answers
 from pipeline.plan.pace import Load, Pace
 from pipeline.plan.timing import Timeline
@@ -89,6 +90,7 @@ class Plan:
     targets: tuple[TargetPlan, ...]  # who answers how much, where the job names several
     notices: tuple[str, ...]
     prefix: PrefixPlan | None = None  # None: the job asks for no cache
+    lanes: tuple[LanePlan, ...] = ()  # of each target that is not asked in standard alone
 
     @property
     def prompts_by_step(self) -> dict[Step, int]:

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -11,10 +12,13 @@ import anyio.to_thread
 
 from pipeline import plan
 from pipeline.errors import PipelineError
-from pipeline.places import RUNS, quota_file
+from pipeline.places import RUNS, latencies_file, quota_file
 from pipeline.plan.answerers import Answerer
 from pipeline.plan.earlier import earlier
 from pipeline.plan.forecast import Bought
+from pipeline.plan.lanes import LOST
+from pipeline.plan.latency import PRIOR, Latency, seen
+from pipeline.plan.latency import learned as learned_latency
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Pace
 from pipeline.plan.picks import Effort, about
@@ -27,6 +31,9 @@ from pipeline.run.fitting import ignored
 from pipeline.run.prepare import METERS, Session
 from pipeline.run.rows import Wanted, mask
 from pipeline.run.services import as_asked, target_of, targets_of
+from pipeline.store.batch_states import read as read_batches
+from pipeline.store.latencies import earlier as earlier_batches
+from pipeline.store.latencies import took
 from pipeline.templates import REDUCE_VARIABLES, REFINE_VARIABLES
 
 ASSUMED_LATENCY_S = 5.0
@@ -47,7 +54,19 @@ async def basis(session: Session, wanted: Wanted, bought: Bought, effort: Effort
     job, source, found = session.working, session.source, await look(session)
     learned = await anyio.to_thread.run_sync(earlier, RUNS, job, session.kind, source.fingerprint, about(found))
     pace, several = await _pace(session, learned), await _several(session, learned)
-    return Input(job, source, found, learned, bought, pace, mask(session, wanted), effort, session.options.by, several)
+    return Input(
+        job,
+        source,
+        found,
+        learned,
+        bought,
+        pace,
+        mask(session, wanted),
+        effort,
+        session.options.by,
+        several,
+        latency_of(session, _quotas(session).get("", "")),
+    )
 
 
 async def _several(session: Session, learned: Learned) -> tuple[tuple[Answerer, ...], ...]:
@@ -65,6 +84,9 @@ async def _several(session: Session, learned: Learned) -> tuple[tuple[Answerer, 
                 section.takes,
                 section.weight or 0.0,
                 quotas.get(section.name, ""),
+                job.choice,
+                latency_of(session, quotas.get(section.name, "")),
+                LOST.get(job.spec.endpoint.provider, 1.0),
             )
         )
     ruled = tuple(
@@ -74,6 +96,20 @@ async def _several(session: Session, learned: Learned) -> tuple[tuple[Answerer, 
     )
     stronger = (replace(one, takes=ALWAYS) for one in found if one.name == session.working.escalates_to)
     return (*ruled, *((one,) for one in stronger))
+
+
+def latency_of(session: Session, quota: str) -> Latency:
+    """How long the batches of a quota take, by those of all runs; those that this one waits for say something too."""
+    if not quota:
+        return PRIOR
+    now, known = time.time(), []
+    with suppress(PipelineError):
+        known = earlier_batches(latencies_file(session.kind), quota, now)
+    names = {one.name for one in known}
+    with suppress(PipelineError):
+        own = (took(state, now) for state in read_batches(session.directory).values())
+        known += [one for one in own if one and one.quota == quota and one.name not in names]
+    return learned_latency(seen(known, now))
 
 
 def _quotas(session: Session) -> dict[str, str]:

@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from nights import Ended, Night, Run, best_known_afterwards, nights
 
-from pipeline.plan.lanes import Mode
+from pipeline.records import LaneChoice
 
-MODES: tuple[Mode, ...] = ("auto", "batch", "flex", "standard")
+MODES: tuple[LaneChoice, ...] = ("auto", "batch", "flex", "standard")
 
 
 def main() -> None:
