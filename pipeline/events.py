@@ -155,6 +155,13 @@ class PrefixCached(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class BatchNoted(Message):
+    """A batch at the service was handed in again, was answered, or is looked for."""
+
+    kind: ClassVar[str] = "batch"
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetNear(Message):
     """Most of a cap is spent."""
 

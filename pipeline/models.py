@@ -37,6 +37,7 @@ class Model:
     budgets: bool = False  # thinking is set by a budget in tokens, not by a level
     searches_by_prompt: bool = False  # a prompt that searched is billed, not each search
     sampled: bool = True  # heeds temperature, topP and topK; the others accept and ignore them
+    batch_tokens: int = 2_000_000  # of input that may wait in batches at once: of the lowest tier, or the least seen
 
 
 MODELS: tuple[Model, ...] = (
@@ -48,13 +49,15 @@ MODELS: tuple[Model, ...] = (
         sampled=False,
         explicit_caches=False,
     ),
-    Model("gemini-3.8-flash", minimal_thinking=False, sampled=False),
-    Model("gemini-3.7-flash", sampled=False, off=date(2026, 10, 8), successor="gemini-3.8-flash"),
-    Model("gemini-3.6-flash", sampled=False),
-    Model("gemini-3.5-flash", off=date(2026, 10, 8), successor="gemini-3.6-flash"),
-    Model("gemini-3.5-flash-lite"),
-    Model("gemini-3.1-flash-lite", off=date(2027, 5, 7)),
-    Model("gemini-3.1-pro-preview"),
+    Model("gemini-3.8-flash", minimal_thinking=False, sampled=False, batch_tokens=3_000_000),
+    Model(
+        "gemini-3.7-flash", sampled=False, off=date(2026, 10, 8), successor="gemini-3.8-flash", batch_tokens=3_000_000
+    ),
+    Model("gemini-3.6-flash", sampled=False, batch_tokens=3_000_000),
+    Model("gemini-3.5-flash", off=date(2026, 10, 8), successor="gemini-3.6-flash", batch_tokens=3_000_000),
+    Model("gemini-3.5-flash-lite", batch_tokens=10_000_000),
+    Model("gemini-3.1-flash-lite", off=date(2027, 5, 7), batch_tokens=10_000_000),
+    Model("gemini-3.1-pro-preview", batch_tokens=5_000_000),
     Model("gemini-3-flash-preview"),
     Model(
         "gemini-2.5-pro",
@@ -63,6 +66,7 @@ MODELS: tuple[Model, ...] = (
         searches_by_prompt=True,
         off=date(2026, 12, 1),
         successor="gemini-3.8-flash",
+        batch_tokens=5_000_000,
     ),
     Model(
         "gemini-2.5-flash",
@@ -71,8 +75,16 @@ MODELS: tuple[Model, ...] = (
         searches_by_prompt=True,
         off=date(2026, 12, 1),
         successor="gemini-3.5-flash-lite",
+        batch_tokens=3_000_000,
     ),
-    Model("gemini-2.5-flash-lite", min_cached_tokens=2048, budgets=True, searches_by_prompt=True, new_projects=False),
+    Model(
+        "gemini-2.5-flash-lite",
+        min_cached_tokens=2048,
+        budgets=True,
+        searches_by_prompt=True,
+        new_projects=False,
+        batch_tokens=10_000_000,
+    ),
     Model("gemini-flash-latest", alias_of="gemini-3.8-flash"),
     Model("gemini-flash-lite-latest", alias_of="gemini-3.5-flash-lite"),
     Model("gemini-pro-latest", alias_of="gemini-3.1-pro-preview"),

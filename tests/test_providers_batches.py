@@ -188,6 +188,25 @@ def test_a_file_that_fits_a_request_may_be_too_large_for_a_line() -> None:
     assert "inlineData" in small and "fileData" in large and emulator.stats.files["stored"] == 1
 
 
+def test_a_line_is_counted_as_its_prompt_is() -> None:
+    sent: list[tuple[str, Any]] = []
+
+    def counting(request: httpx.Request) -> httpx.Response:
+        sent.append((request.url.path, orjson.loads(request.content)))
+        return httpx.Response(200, json={"totalTokens": 17})
+
+    async def main() -> tuple[Any, Any]:
+        connection = GeminiConnection(Wire(httpx.MockTransport(counting)), api_key=KEY)
+        batches = connection.batches()
+        assert batches
+        asked = prompt("Ünï", system="Be brief.")
+        line = await batches.line("f00", asked, MODEL)
+        assert isinstance(line, bytes)
+        return await batches.count(line, MODEL), await connection.count_tokens(asked, MODEL)
+
+    assert anyio.run(main) == (17, 17) and sent[0] == sent[1]
+
+
 # ---- files, at the emulator
 
 

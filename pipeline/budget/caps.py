@@ -146,6 +146,18 @@ class Spending:
             self.book.hold(self.reserved_usd)
         return None
 
+    def owe(self, usd: Decimal) -> None:
+        """Reserve for what was sent already, whatever the caps are now."""
+        self.reserved_usd += usd
+        if self.book is not None:
+            self.book.hold(self.reserved_usd)
+
+    def spend_once(self, name: str, usd: Decimal, at: float, account: str) -> None:
+        """Count an amount on the day of `at` (epoch seconds); for the other runs once for each name."""
+        self.spent_usd += usd
+        if self.book is not None and usd:
+            self.book.add_once(name, usd, at, account)
+
     def spend(self, usd: Decimal, account: str = "") -> None:
         """Count an amount, for the other runs of the project too."""
         self.spent_usd += usd

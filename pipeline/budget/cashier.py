@@ -161,9 +161,37 @@ class Cashier:
             return False
         return True
 
-    def give_back(self, name: str) -> None:
-        """Reserve nothing more under this name."""
-        self._spending.reserved_usd -= self._beside.pop(name, _NONE)
+    def reserve_more(self, name: str, usd: Decimal) -> bool:
+        """Reserve so much more under this name; False where that could pass a cap: then all stays as it is."""
+        if not self._spending.capped or usd <= 0:
+            return True
+        if self._spending.blind or self._spending.reserve(usd) is not None:
+            return False
+        self._beside[name] = self._beside.get(name, _NONE) + usd
+        if self._spending.blind:
+            self._less(name, usd)
+            return False
+        return True
+
+    def owe(self, name: str, usd: Decimal) -> None:
+        """Reserve in the place of what is under this name, whatever the caps are now: an earlier session sent it."""
+        self.give_back(name)
+        if self._spending.capped:
+            self._beside[name] = usd
+            self._spending.owe(usd)
+
+    def give_back(self, name: str, usd: Decimal | None = None) -> None:
+        """Reserve nothing more under this name, or so much less."""
+        self._less(name, self._beside.get(name, _NONE) if usd is None else usd)
+
+    def _less(self, name: str, usd: Decimal) -> None:
+        if name in self._beside:
+            self._beside[name] -= usd
+            self._spending.reserved_usd -= usd
+            if self._beside[name] <= 0:
+                del self._beside[name]
+        if not self._beside and not self._held:
+            self._spending.reserved_usd = _NONE  # a sum of long decimals is rounded
         self._spending.release()
 
     def lost(self, prompt: Prompt, target: Target, name: str, at: float) -> Bill:
@@ -172,9 +200,7 @@ class Cashier:
         Against the caps of day and month it counts once for each `name`: who counts it may be killed too.
         """
         most = self._most_usd(prompt, target)
-        self._spending.spent_usd += most or _NONE
-        if self._spending.book is not None and most:
-            self._spending.book.add_once(name, most, at, target.account)
+        self._spending.spend_once(name, most or _NONE, at, target.account)
         return Bill(_NONE, most, None)
 
     def reckoned(self, prompt: Prompt, usage: Usage) -> Usage:
@@ -189,9 +215,38 @@ class Cashier:
             return usage
         return replace(usage, thinking_tokens=round(lengths.thinking_tokens / lengths.replies))
 
+    @property
+    def is_capped(self) -> bool:
+        """Whether there is any cap: without one nothing is reserved."""
+        return self._spending.capped
+
+    def worst_usd(self, prompt: Prompt, target: Target) -> Decimal:
+        """What one request is reckoned to cost at most, by what was billed so far; 0 where its price is unknown."""
+        return (worst_case_usd(prompt, target) or _NONE) * self._seen.ratio
+
+    def batched(self, prompt: Prompt, target: Target, reply: Reply) -> Bill:
+        """What an answer cost that came with a batch, at the prices of that day; see `settle`."""
+        worst = worst_case_usd(prompt, target) if self._spending.capped else None
+        return self._bill(prompt, target, reply, worst, None)
+
+    def settle(self, name: str, once: str, usd: Decimal, at: float, account: str) -> None:
+        """Count what all of a batch cost, and reserve nothing more under its `name`.
+
+        Against the caps of day and month it counts once for each `once`, on the day of `at`: a kill may come before
+        what was bought is kept.
+        """
+        self._spending.spend_once(once, usd, at, account)
+        self.give_back(name)
+        self._warn()
+
     def answered(self, prompt: Prompt, target: Target, reply: Reply) -> Bill:
         """Settle a request that was answered: it costs what the lane does in which the service says that it served."""
         worst, held = self._settle(prompt, target)
+        bill = self._bill(prompt, target, reply, worst, held)
+        self._seen.replies += held is not None
+        return bill
+
+    def _bill(self, prompt: Prompt, target: Target, reply: Reply, worst: Decimal | None, held: Decimal | None) -> Bill:
         target = target.asked_in(reply.lane)
         at, model = datetime.fromtimestamp(reply.finished_at, UTC), reply.model or target.model
         usd = _cost(reply.usage, model, at, target)
@@ -205,7 +260,6 @@ class Cashier:
             more = _beyond(usd, self._most_usd(prompt, target, worst, held))
         else:
             self._learn(prompt, reply.usage, usd, worst)
-        self._seen.replies += held is not None
         in_standard = None
         if reply.lane != "standard":
             in_standard = _cost(reply.usage, model, at, target.asked_in("standard"))
@@ -235,6 +289,9 @@ class Cashier:
         """Count a bill against the caps, before it is in the journal; `account` pays it."""
         self._spending.spend((bill.cost_usd or _NONE) + (bill.at_most_usd or _NONE), account)
         self._spending.release()
+        self._warn()
+
+    def _warn(self) -> None:
         if self._spending.capped:
             for near in self._spending.warnings():
                 share = near.spent_usd / near.usd

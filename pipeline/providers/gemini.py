@@ -208,7 +208,7 @@ class GeminiConnection(Connection):
             self._wire,
             self._root,
             lambda prompt: batched_request(prompt) | self._labels,
-            lambda model: self.url(model, "batchGenerateContent"),
+            lambda model, method: self.url(bare_model(model), method),
             self._timeout_s,
         )
 

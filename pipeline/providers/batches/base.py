@@ -123,6 +123,10 @@ class Batches(Protocol):
         """Put all lines of results into the file at `path`, which is there once it is whole."""
         ...
 
+    async def count(self, line: bytes, model: str) -> int | Failure:
+        """Input tokens of a line of requests as `model` counts them, free of charge; a failure where nobody does."""
+        ...
+
     def read_line(self, line: bytes, model: str, input_tokens_est: int = 0) -> Line:
         """Read one line of results; `model` was asked, with so many tokens. Never raises."""
         ...

@@ -17,7 +17,7 @@ from pipeline.providers.batches.disk import fetched
 from pipeline.providers.batches.lines import read_line
 from pipeline.providers.batches.operations import BATCH_NAME, FILE_NAME, read_file, read_operation
 from pipeline.providers.failures import misses_a_file
-from pipeline.providers.foreign import mapping, string
+from pipeline.providers.foreign import load, mapping, string, whole_number
 from pipeline.providers.payload import built, opened
 from pipeline.providers.resumable import Resumable, Sending, beside, unfit
 from pipeline.providers.transport import Wire
@@ -31,7 +31,10 @@ _MOST_PROCESSING_S = 600.0
 
 
 class GeminiBatches(Asking):
-    """See `Batches`. `root` is what comes before `/batches`; `wire` makes the requests that bear no key."""
+    """See `Batches`. `root` is what comes before `/batches`; `wire` makes the requests that bear no key.
+
+    `method` is the place of a method of a model.
+    """
 
     bounds = Bounds(lines=20_000, bytes=100_000_000)  # by choice: the service takes 2 GB
 
@@ -41,11 +44,11 @@ class GeminiBatches(Asking):
         wire: Wire,
         root: httpx.URL,
         request: Callable[[Prompt], Mapping[str, Any]],
-        creation: Callable[[str], httpx.URL],
+        method: Callable[[str, str], httpx.URL],
         timeout_s: float,
     ) -> None:
         super().__init__(speaker, root)
-        self._request, self._creation = request, creation
+        self._request, self._method = request, method
         self._upload = Resumable(speaker, wire, root, timeout_s)
 
     async def line(self, key: str, prompt: Prompt, model: str) -> bytes | Failure:
@@ -109,7 +112,7 @@ class GeminiBatches(Asking):
     async def create(self, model: str, file: RemoteFile, label: str) -> RemoteBatch | Failure:
         """See `Batches`."""
         body = orjson.dumps({"batch": {"displayName": label, "inputConfig": {"fileName": file.name}}})
-        told = await self.told(self._creation(model), body)
+        told = await self.told(self._method(model, "batchGenerateContent"), body)
         return told if isinstance(told, Failure) else read_operation(told) or self.unreadable("batch")
 
     async def get(self, name: str) -> RemoteBatch | Failure | None:
@@ -159,6 +162,14 @@ class GeminiBatches(Asking):
         places = [beside(self.root, "download", f"{name}:download") for name in batch.outputs]
         urls = [place.copy_with(params={"alt": "media"}) for place in places]
         return await fetched(path, [partial(self.speaker.fetch, url) for url in urls], batch.inline or (), self.meaning)
+
+    async def count(self, line: bytes, model: str) -> int | Failure:
+        """See `Batches`."""
+        asked = {"model": f"models/{model}", **mapping(mapping(load(line)).get("request"))}
+        told = await self.told(self._method(model, "countTokens"), orjson.dumps({"generateContentRequest": asked}))
+        if isinstance(told, Failure):
+            return told
+        return whole_number(told.get("totalTokens")) or self.unreadable("prompt")
 
     def read_line(self, line: bytes, model: str, input_tokens_est: int = 0) -> Line:
         """See `Batches`."""

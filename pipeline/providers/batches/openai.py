@@ -115,6 +115,10 @@ class OpenAIBatches(Asking):
         urls = [self.at(f"files/{name}/content") for name in batch.outputs]
         return await fetched(path, [partial(self.speaker.fetch, url) for url in urls], (), self.meaning)
 
+    async def count(self, line: bytes, model: str) -> int | Failure:
+        """See `Batches`: nobody counts free of charge."""
+        return unfit("the service does not count tokens")
+
     def read_line(self, line: bytes, model: str, input_tokens_est: int = 0) -> Line:
         """See `Batches`."""
         return read_chat_line(line, self.speaker.outcome, model, input_tokens_est)

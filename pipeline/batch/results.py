@@ -1,0 +1,291 @@
+"""The results of a batch that is over: fetched, read, checked, priced, kept. See `taking` for what is believed."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from pipeline.batch.common import MOST_TRIES, held_as
+from pipeline.batch.room import KEPT_S
+from pipeline.batch.taking import REFUSED_LEAST, Found, found_in, is_other, lines_of, to_count
+from pipeline.batch.tries import Tries
+from pipeline.budget.cashier import Cashier
+from pipeline.errors import PipelineError, ServiceError
+from pipeline.events import BatchNoted, Notify
+from pipeline.prompts import Prompt
+from pipeline.providers.batches.base import Batches as Service
+from pipeline.providers.batches.base import RemoteBatch
+from pipeline.records import Failure, Reply, Status, Usage, changed
+from pipeline.store.batch_lines import Key
+from pipeline.store.batch_states import BatchState, cannot_write
+from pipeline.store.batches import Batches as Store
+from pipeline.store.lines import Call
+from pipeline.targets import Target
+
+_AT_ONCE = 8  # prompts that are counted
+_STEP = 200  # lines between which others have their turn
+_ENDING = frozenset({"invalid_request", "prompt_blocked", "too_long"})
+_PASSING = frozenset({"transient", "rate_limit", "day_quota"})
+_GONE = frozenset({403, 404, 410})
+_NO_ROW = Key("", -1, "", "answer", 0, 0, 1, 0, None, 0, False)
+"""Of a line that is none of ours: it may have been paid for."""
+
+Bought = Callable[[Prompt, Reply, bool], None]
+Count = Callable[[bytes, str], Awaitable[int | Failure]]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What taking a batch leaves to be done."""
+
+    live: list[int] = field(default_factory=list)  # rows of which a prompt is to be asked at once
+    stop: PipelineError | None = None  # why the run should not go on
+    refused: PipelineError | None = None  # why nothing was taken at all
+
+
+class Taking:
+    """Takes the results of batches of one run."""
+
+    def __init__(
+        self,
+        store: Store,
+        cashier: Cashier,
+        tries: Tries,
+        run: str,
+        *,
+        is_late: Callable[[int, Key], bool],
+        bought: Bought,
+        notify: Notify,
+        wall: Callable[[], float],
+        is_strange: Callable[[Target, Reply], PipelineError | None] = lambda target, reply: None,
+        rng: Random | None = None,
+    ) -> None:
+        """`run` is the run's identity; `is_late` says whether what a batch answers was answered elsewhere meanwhile.
+
+        `is_strange` says why replies of such a kind must not come into this run.
+        """
+        self._store, self._cashier, self._tries, self._run = store, cashier, tries, run
+        self._is_late, self._bought, self._notify, self._wall = is_late, bought, notify, wall
+        self._is_strange, self._rng = is_strange, rng or Random()
+
+    async def take(self, state: BatchState, target: Target, service: Service, remote: RemoteBatch) -> Taken | Failure:
+        """Take what there is; a failure where it cannot be fetched for now. Raises `RunStateError` for the disk."""
+        number, results, is_gone = state.number, self._store.results_path(state.number), False
+        ended = remote.ended or state.ended_at or self._wall()
+        is_here = state.stage == "fetched" and results.exists()
+        if not is_here and (remote.outputs or remote.inline is not None):
+            try:
+                failure = await service.fetch(remote, results)
+            except OSError as error:
+                raise cannot_write(results, error) from None
+            if failure is not None and not (failure.http_status in _GONE and self._wall() > ended + KEPT_S):
+                return failure
+            is_here, is_gone = failure is None, failure is not None
+            if is_here:
+                self._store.note(number, "fetched", at=self._wall())
+        keys = self._store.keys(number)
+        by_name = {key.fingerprint: key for key in keys}
+        found: Found = (
+            await anyio.to_thread.run_sync(_read, results, by_name, service, state.model) if is_here else Found()
+        )
+        if is_gone:
+            self._notify(BatchNoted(f"the results of batch {number} are gone: they were kept for 48 hours"))
+        is_scrambled = await self._check(found, by_name, state, service)
+        stop: PipelineError | None = None
+        if is_scrambled or found.is_refused(len(keys)):
+            stop = self._disbelieved(state, found.unbelieved)
+            found.refuse_all(by_name)
+        lane = target.asked_in("batch")
+        for reply in found.replies.values():
+            if strange := self._is_strange(target, reply):
+                return Taken(refused=strange)
+        return await self._keep(state, remote, lane, keys, found, ended, stop)
+
+    async def _keep(
+        self,
+        state: BatchState,
+        remote: RemoteBatch,
+        target: Target,
+        keys: Sequence[Key],
+        found: Found,
+        ended: float,
+        stop: PipelineError | None,
+    ) -> Taken:
+        calls: list[Call] = []
+        paid: list[tuple[Prompt, Reply]] = []
+        again: list[Key] = []
+        at_once: list[Key] = [key for key in keys if key.fingerprint in found.contradicted]
+        for position, key in enumerate(keys):
+            if position % _STEP == 0:
+                await anyio.lowlevel.checkpoint()
+            if (reply := found.replies.get(key.fingerprint)) is not None:
+                prompt = key.prompt(state.model)
+                priced = self._priced(prompt, target, reply, ended)
+                calls.append(key.call(priced, late=self._is_late(state.number, key)))
+                paid.append((prompt, priced))
+            elif (failure := found.failures.get(key.fingerprint)) is not None:
+                call = self._failed(key, target, failure, ended)
+                if failure.kind == "reject" and failure.error_kind in _ENDING:
+                    calls.append(call)
+                    continue
+                if call.has_cost:
+                    calls.append(call)
+                (again if failure.kind in _PASSING else at_once).append(key)
+        missing = found.missing(keys)
+        for key_or_none, reply in found.refused:
+            key = key_or_none or _NO_ROW
+            priced = self._priced(key.prompt(state.model), target, reply, ended)
+            unread = replace(priced, text="", status="error", error_kind="malformed_reply", error=_UNBELIEVED, raw=b"")
+            calls.append(key.call(unread, paid=False))
+        calls += self._perhaps_billed(remote, target, missing, ended)
+        self._tries.add(key.fingerprint for key in (*again, *missing))
+        self._tries.add((key.fingerprint for key in at_once), MOST_TRIES)
+        usd = sum(
+            (cost for call in calls for cost in (call.reply.cost_usd, call.reply.at_most_usd) if cost), Decimal(0)
+        )
+        once = f"{self._run}/{held_as(state.number)}"
+        self._cashier.settle(held_as(state.number), once, usd, ended, state.account)
+        await anyio.to_thread.run_sync(
+            lambda: self._store.take(
+                state.number,
+                calls,
+                failed=len(again) + len(at_once) - len(found.contradicted),
+                missing=len(missing),
+                refused=found.unbelieved,
+                at=self._wall(),
+            )
+        )
+        for position, (prompt, reply) in enumerate(paid):
+            if position % _STEP == 0:
+                await anyio.lowlevel.checkpoint()
+            self._bought(prompt, reply, True)
+        live = {key.row for key in (*again, *missing, *at_once) if self._tries.of(key.fingerprint) >= MOST_TRIES}
+        return Taken(sorted(live), stop)
+
+    def _priced(self, prompt: Prompt, target: Target, reply: Reply, ended: float) -> Reply:
+        """A reply as one that came live has it."""
+        reply = changed(
+            reply,
+            lane="batch",
+            endpoint=target.endpoint,
+            asked=target.model,
+            target=target.name,
+            latency_s=0.0,
+            finished_at=ended,
+            usage=self._cashier.reckoned(prompt, reply.usage),
+        )
+        bill = self._cashier.batched(prompt, target, reply)
+        return changed(
+            reply,
+            cost_usd=bill.cost_usd,
+            standard_usd=bill.standard_usd,
+            at_most_usd=bill.at_most_usd,
+            worst_usd=bill.worst_usd,
+        )
+
+    def _failed(self, key: Key, target: Target, failure: Failure, ended: float) -> Call:
+        """What is kept of a line that failed; one that may have been billed cost what others of its step did."""
+        status: Status = "blocked" if failure.error_kind == "prompt_blocked" else "invalid"
+        reply = Reply(
+            "",
+            status if failure.kind == "reject" else "error",
+            error_kind=failure.error_kind,
+            error=failure.message,
+            lane="batch",
+            endpoint=target.endpoint,
+            target=target.name,
+            finished_at=ended,
+        )
+        if failure.billed and (bill := self._cashier.unanswered(key.prompt(target.model), target, failure)):
+            reply = replace(
+                reply,
+                raw=failure.raw,
+                usage=Usage(estimated=True),
+                cost_usd=bill.cost_usd,
+                at_most_usd=bill.at_most_usd,
+                worst_usd=bill.worst_usd,
+            )
+        return key.call(reply, paid=False)
+
+    def _perhaps_billed(self, remote: RemoteBatch, target: Target, missing: Sequence[Key], ended: float) -> list[Call]:
+        """What lines may have cost that were not handed out: all of a batch that succeeded, else those it has done."""
+        lines = len(missing) if remote.status == "succeeded" else min(len(missing), remote.done or 0)
+        if not lines:
+            return []
+        worst = sum((self._cashier.worst_usd(key.prompt(target.model), target) for key in missing), Decimal(0))
+        reply = Reply(
+            "",
+            "error",
+            error_kind="server",
+            error=f"{lines:,} lines of a batch were not handed out, and may have been billed",
+            lane="batch",
+            endpoint=target.endpoint,
+            target=target.name,
+            finished_at=ended,
+            at_most_usd=worst * lines / len(missing),
+        )
+        return [_NO_ROW.call(reply, paid=False)]
+
+    # --- whether they are the answers to these prompts ---------------------------------------------------------------
+
+    async def _check(self, found: Found, keys: Mapping[str, Key], state: BatchState, service: Service) -> bool:
+        """Count prompts again, free of charge, and refuse the answers to others; whether enough are to refuse all."""
+        wanted = to_count(keys, found.replies, self._rng)
+        path = self._store.requests_path(state.number)
+        if not wanted or not path.exists():
+            return False
+        lines: dict[str, bytes] = await anyio.to_thread.run_sync(_lines_of, path, wanted)
+        wrong: list[Key] = []
+        is_counted = True
+
+        async def counted(key: Key) -> None:
+            nonlocal is_counted
+            tokens = await service.count(lines[key.fingerprint], state.model)
+            if isinstance(tokens, Failure):
+                is_counted = False
+            elif is_other(found.replies[key.fingerprint], tokens):
+                wrong.append(key)
+
+        for start in range(0, len(wanted), _AT_ONCE):
+            async with anyio.create_task_group() as tasks:
+                for key in wanted[start : start + _AT_ONCE]:
+                    if key.fingerprint in lines:
+                        tasks.start_soon(counted, key)
+            if not is_counted or len(wrong) >= REFUSED_LEAST:
+                break
+        for key in wrong:
+            found.refuse(key)
+        return len(wrong) >= REFUSED_LEAST
+
+    def _disbelieved(self, state: BatchState, lines: int) -> PipelineError | None:
+        """Tell that none of a batch is believed; where that is the first one, no further one is bought."""
+        words = (
+            f"{lines:,} or more lines of the results of batch {state.number} are not the answers to what it asked: none"
+            f" of them is used, and they are kept in {self._store.results_path(state.number)}"
+        )
+        self._notify(BatchNoted(words))
+        if any(other.is_taken for other in self._store.all()):
+            return None
+        return ServiceError(words, "look at them; the same command goes on, and asks these prompts one by one")
+
+
+_UNBELIEVED = "what its batch says is not the answer to it, or contradicts itself"
+
+
+def _read(path: Path, keys: Mapping[str, Key], service: Service, model: str) -> Found:
+    with path.open("rb") as lines:
+        return found_in(_whole(lines), keys, service.read_line, model)
+
+
+def _lines_of(path: Path, wanted: Sequence[Key]) -> dict[str, bytes]:
+    with path.open("rb") as lines:
+        return lines_of(lines, wanted)
+
+
+def _whole(lines: Iterable[bytes]) -> Iterable[bytes]:
+    return (line for line in lines if line.strip())
