@@ -34,6 +34,11 @@ def latencies_file(kind: Kind) -> Path:
     return state_home() / _OURS / f"batches{SUFFIXES[kind]}.jsonl"
 
 
+def room_file(kind: Kind) -> Path:
+    """What all runs have waiting in batches. Raises `PipelineError` without a place."""
+    return state_home() / _OURS / f"room{SUFFIXES[kind]}.sqlite"
+
+
 def spend_file() -> Path:
     """The book of spending, by project and day. Raises `PipelineError` without a place."""
     return state_home() / _OURS / "spend.sqlite"

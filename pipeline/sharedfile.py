@@ -215,6 +215,13 @@ class SharedFile:
         )
 
 
+def look_into(path: Path) -> sqlite3.Connection:
+    """The file as it is, to be read and not changed. Raises `sqlite3.Error` where there is none."""
+    # Without a log beside it nobody writes: then not even the lock file of a reader is made.
+    mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)
+
+
 class WrongLayout(sqlite3.DatabaseError):
     """The file is a database, and not whole, or not the one that this version writes; `hint` mends just that."""
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from test_store_latencies import taken
 
 from jobs import make_job
 from pipeline import plan
+from pipeline.batch.room import Room, tokens_known
 from pipeline.job import Job
 from pipeline.places import latencies_file
 from pipeline.plan.latency import Latency, Seen, learned
@@ -142,6 +144,18 @@ def test_own_batches_are_learned_from(here: Path, cli: Callable[..., Ran], monke
     ran = cli("estimate", lane_job(here, "batch"), "--by", "2999-01-01 07:00")
     assert "done within 120 s" in ran.out or "done within 2 min" in ran.out
     assert "learned from 200 of yours" in " ".join(ran.out.split())
+
+
+def test_what_may_wait_in_batches_is_what_runs_learned(tmp_path: Path) -> None:
+    path = tmp_path / "room.sqlite"
+    assert tokens_known(path, "quota") is None
+    with closing(Room("run", path)) as room:
+        room.answered("quota", 1_000)
+        assert tokens_known(path, "quota") == 2_000
+        assert tokens_known(path, "another") is None
+    assert tokens_known(path, "quota") == 2_000
+    path.write_bytes(b"no database" * 100)
+    assert tokens_known(path, "quota") is None
 
 
 def test_compare_says_what_a_slower_lane_is_expected_to_cost_by_a_deadline(here: Path, cli: Callable[..., Ran]) -> None:

@@ -123,6 +123,7 @@ def random_case(rng: Random) -> Given:
         rng.random(),
         rng.random(),
         rng.choice((0.0, live_s / 7, live_s, 1e9)),
+        rng.random() < 0.5,
         outs,
     )
 
@@ -250,6 +251,11 @@ def test_a_service_that_takes_little_at_once_saves_less() -> None:
     costs = [plan(replace(asked, room_s=room * 6 * HOUR_S)).cost.expected for room in (1.0, 0.3, 0.1, 0.0)]
     assert costs == sorted(costs)
     assert costs[-1] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_service_that_is_known_to_take_more_after_each_batch_saves_more() -> None:
+    asked = replace(given(10, 6, served=0.0, lost=0.0), room_s=0.1 * 6 * HOUR_S)
+    assert plan(replace(asked, grows=True)).cost.expected < plan(asked).cost.expected
 
 
 def test_what_fell_back_goes_to_no_batch_again() -> None:

@@ -7,13 +7,14 @@ batch that was answered, halved when one was refused for it. Nothing here is nee
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from pipeline.batch.cutting import LEAST_LINES
-from pipeline.sharedfile import SharedFile
+from pipeline.sharedfile import SharedFile, look_into
 
 MOST_BATCHES = 40
 """Of the 100 that a project may have at once: the others are for those who do not know of us."""
@@ -59,6 +60,16 @@ class Enqueued:
     tokens: int
     refusals: int = 0  # in a row
     opens_at: float = 0.0  # epoch seconds; nothing is handed in before
+
+
+def tokens_known(path: Path, quota: str) -> int | None:
+    """What earlier runs learned of the tokens that may wait in batches of a quota; None: nothing. Changes nothing."""
+    try:
+        with closing(look_into(path)) as db:
+            found = db.execute("SELECT tokens FROM enqueued WHERE quota = ?", (quota,)).fetchone()
+    except (OSError, sqlite3.Error):
+        return None
+    return found and int(found[0])
 
 
 class Room:

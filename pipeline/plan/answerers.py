@@ -35,6 +35,7 @@ class Answerer:
     choice: LaneChoice = "standard"
     latency: Latency = PRIOR  # of its batches
     lost: float = 1.0  # share of a batch that is cancelled which is paid for nothing
+    waiting_tokens: int | None = None  # that may wait in its batches, as far as is known
 
     @property
     def limits(self) -> Limits:

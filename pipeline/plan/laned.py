@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from math import inf
 
 from pipeline.plan.amounts import Cell, Range, Work
 from pipeline.plan.answerers import Answerer
@@ -74,9 +75,7 @@ def laned(
     if answerer.choice == "standard" or not cell.prompts:
         return None
     standard = tariff.usd(work)
-    tokens, room_s = answerer.limits.batch_tokens, None
-    if tokens and cell.input_tokens:
-        room_s = seconds * tokens / cell.input_tokens
+    tokens = answerer.limits.batch_tokens or answerer.waiting_tokens
     if by is None and answerer.choice == "auto":
         by = start + timedelta(seconds=AUTO_S)
     given = Given(
@@ -86,8 +85,9 @@ def laned(
         factors=factors(work, tariff, standard),
         latency=answerer.latency,
         lost=answerer.lost,
+        room_s=seconds * tokens / cell.input_tokens if tokens and cell.input_tokens else inf,
+        grows=not answerer.limits.batch_tokens,
     )
-    given = given if room_s is None else replace(given, room_s=room_s)
     return LanePlan(answerer.name, start, by, given, plan(given), standard)
 
 

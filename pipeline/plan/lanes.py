@@ -7,7 +7,7 @@ by a last call only.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import floor, inf
+from math import floor, inf, log2
 
 from pipeline.plan.latency import TIMES, Latency, Turns
 from pipeline.plan.worth import Chosen, Some, Worth
@@ -64,6 +64,7 @@ class Given:
     fallen: float = 0.0
     """Share of `left` that goes to no batch: it fell back, or is in flight; all of it once a batch was called in."""
     room_s: float = inf  # of all batches at once, by what the service takes, in seconds of live time
+    grows: bool = False  # twice as much of them once some were answered
     out: tuple[Out, ...] = ()
     kinds: tuple[Some, ...] = ()  # of documents, as `left` is made up of; none: they are all alike
 
@@ -239,7 +240,8 @@ class _Rule:
         for step in range(_STEPS):
             ahead_s = out_s + step_s * (step + 0.5)
             call_s = self._before(ahead_s, reserve) - CANCEL_S - self.planned_s
-            turn = 1 + min(TIMES, floor(ahead_s / room_s)) if room_s > 0.0 else 2 + TIMES
+            before = ahead_s / room_s if room_s > 0.0 else inf  # in units of what the service takes
+            turn = 1 + floor(min(1.0 + TIMES, log2(1.0 + before) if self.given.grows else before))
             yield self._batch_cost(turns.sent(turn, call_s), turns.done(turn, call_s), reserve)
 
     def _batch_cost(self, sent: float, done: float, reserve: float) -> float:

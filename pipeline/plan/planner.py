@@ -62,6 +62,7 @@ class Input:
         tuple[Answerer, ...], ...
     ] = ()  # who answers, by the number of the job's rule; none: the job's model
     latency: Latency = PRIOR  # of batches of the job's model
+    waiting_tokens: int | None = None  # that may wait in them, as far as is known
 
     @property
     def answerers(self) -> tuple[tuple[Answerer, ...], ...]:
@@ -77,6 +78,7 @@ class Input:
             choice=job.choice,
             latency=self.latency,
             lost=LOST.get(job.spec.endpoint.provider, 1.0),
+            waiting_tokens=self.waiting_tokens,
         )
 
     @property

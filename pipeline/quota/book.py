@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from pipeline.errors import RunStateError
-from pipeline.sharedfile import Found, SharedFile, begin_life, is_blank, is_damaged, is_live, unusable
+from pipeline.sharedfile import Found, SharedFile, begin_life, is_blank, is_damaged, is_live, look_into, unusable
 
 KEEP_S = 130.0
 """Sends older than this can no longer count against any minute."""
@@ -83,9 +83,7 @@ def read_known(path: Path, endpoint: str, day: str, now: float) -> Known:
     try:
         if not path.is_file() or is_blank(path):
             return Known()
-        # Without a log beside it nobody writes: then not even the lock file of a reader is made.
-        mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)) as db:
+        with closing(look_into(path)) as db:
             return _known(db, endpoint, day, now)
     except (OSError, sqlite3.Error) as error:
         if is_damaged(error):

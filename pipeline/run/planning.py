@@ -11,8 +11,10 @@ from decimal import Decimal
 import anyio.to_thread
 
 from pipeline import plan
+from pipeline.batch.room import tokens_known
 from pipeline.errors import PipelineError
-from pipeline.places import RUNS, latencies_file, quota_file
+from pipeline.models import assumed
+from pipeline.places import RUNS, latencies_file, quota_file, room_file
 from pipeline.plan.answerers import Answerer
 from pipeline.plan.earlier import earlier
 from pipeline.plan.forecast import Bought
@@ -54,6 +56,7 @@ async def basis(session: Session, wanted: Wanted, bought: Bought, effort: Effort
     job, source, found = session.working, session.source, await look(session)
     learned = await anyio.to_thread.run_sync(earlier, RUNS, job, session.kind, source.fingerprint, about(found))
     pace, several = await _pace(session, learned), await _several(session, learned)
+    quota = _quotas(session).get("", "")
     return Input(
         job,
         source,
@@ -65,7 +68,8 @@ async def basis(session: Session, wanted: Wanted, bought: Bought, effort: Effort
         effort,
         session.options.by,
         several,
-        latency_of(session, _quotas(session).get("", "")),
+        latency_of(session, quota),
+        waiting_tokens(session, quota, job.model),
     )
 
 
@@ -87,6 +91,7 @@ async def _several(session: Session, learned: Learned) -> tuple[tuple[Answerer, 
                 job.choice,
                 latency_of(session, quotas.get(section.name, "")),
                 LOST.get(job.spec.endpoint.provider, 1.0),
+                waiting_tokens(session, quotas.get(section.name, ""), job.model),
             )
         )
     ruled = tuple(
@@ -110,6 +115,14 @@ def latency_of(session: Session, quota: str) -> Latency:
         own = (took(state, now) for state in read_batches(session.directory).values())
         known += [one for one in own if one and one.quota == quota and one.name not in names]
     return learned_latency(seen(known, now))
+
+
+def waiting_tokens(session: Session, quota: str, model: str) -> int:
+    """Tokens that may wait in batches of a quota: as runs learned, or as few as any project may have."""
+    known = None
+    with suppress(PipelineError):
+        known = tokens_known(room_file(session.kind), quota)
+    return known or assumed(model).batch_tokens
 
 
 def _quotas(session: Session) -> dict[str, str]:
