@@ -334,3 +334,37 @@ def test_the_whole_quota_is_used_and_never_refused_with_flex(server: str, seed: 
     assert max(len(inside) / 600, sum(inside) / 400_000) * 60 / (until - 120) >= 0.99
     lanes = Counter(reply.lane for reply in outcome.replies)
     assert lanes["flex"] / len(prompts) > 0.95
+
+
+@pytest.mark.parametrize("night", [pytest.param(n, marks=pytest.mark.long if n >= 8 else ()) for n in range(60)])
+def test_a_night_ends_in_time_whatever_flex_does_in_it(night: int) -> None:
+    """From the last call on there is time for all in standard, and for a quarter of an hour in vain in flex."""
+    rng = Random(night)
+    rows, rpm = rng.choice([300, 1500, 4000]), rng.choice([60, 300, 1200])
+    last_call = rng.choice([600.0, 3600.0, 4 * 3600.0])
+    usual_s, share = rng.choice([3.0, 60.0, 400.0]), rng.random()
+    changes = sorted(rng.uniform(0.0, last_call) for _ in range(4))  # of the share that is served
+
+    class Night(Service):
+        async def send(self, prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
+            now = anyio.current_time()
+            self.asked.append((now, prompt.row, target.lane))
+            served = target.lane == "standard"
+            if not served:
+                part = share if sum(now > at for at in changes) % 2 == 0 else 0.05
+                served = rng.random() < part
+                latency_s = FLEX_TIMEOUT_S if not served and rng.random() < 0.3 else rng.expovariate(1.0 / usual_s)
+                await anyio.sleep(min(latency_s, FLEX_TIMEOUT_S))
+                served = served and latency_s < FLEX_TIMEOUT_S
+            await anyio.sleep(rng.uniform(0.5, 8.0))
+            self.finished[prompt.row] = anyio.current_time()
+            if not served:
+                return rng.choice([SHED, NO_ROOM, IN_VAIN])
+            return Reply("text", "ok", usage=Usage(prompt.input_tokens_est), lane=target.lane)
+
+    service = Night()
+    _, replies = answered(service, rows, Limits(rpm=rpm, tpm=0), last_call=last_call)
+    assert {reply.status for reply in replies.values()} == {"ok"}
+    assert max([at for at, _, lane in service.asked if lane == "flex"], default=0.0) < last_call
+    left = len([row for row in range(rows) if service.finished[row] > last_call])
+    assert max(service.finished.values()) < last_call + max(60 * left / rpm, FLEX_TIMEOUT_S) * 1.02 + 90
