@@ -101,6 +101,11 @@ Lane = Literal["standard", "flex", "batch", "priority"]
 LaneChoice = Literal["standard", "flex", "batch", "auto"]
 """What a job says of its lanes: `flex` and `batch` are asked in standard in the end; `auto` is whatever costs least."""
 
+FLEX_S = 900.0
+"""The longest that flex may take to answer: Google's target is 1 to 15 minutes (2026-07-30)."""
+FLEX_TRIES = 3
+"""Requests of one prompt in flex that come to nothing, after which it is asked in standard where nothing is due."""
+
 FailureKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "proxy", "fatal"]
 
 

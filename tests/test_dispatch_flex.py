@@ -17,12 +17,11 @@ from vclock import run
 
 from pipeline.dispatch.desk import Tries
 from pipeline.dispatch.dispatcher import Dispatcher
-from pipeline.dispatch.flex import TRIES, is_shed
+from pipeline.dispatch.flex import is_shed
 from pipeline.events import Event, FlexShed, LimitSet, Outage
 from pipeline.prompts import Prompt
-from pipeline.providers.connection import FLEX_TIMEOUT_S
 from pipeline.quota.quota import GIVE_UP_S
-from pipeline.records import Failure, Lane, Limits, QuotaHit, Reply, Usage
+from pipeline.records import FLEX_S, FLEX_TRIES, Failure, Lane, Limits, QuotaHit, Reply, Usage
 from pipeline.targets import Route, Target
 
 Result = TypeVar("Result")
@@ -145,7 +144,7 @@ def test_a_refusal_for_quota_is_one_in_flex_too() -> None:
 def test_other_failures_cost_an_attempt_and_a_try() -> None:
     service = Service(lambda now, number: BROKEN)
     _, replies = answered(service)
-    assert service.lanes() == ["flex"] * TRIES + ["standard"]
+    assert service.lanes() == ["flex"] * FLEX_TRIES + ["standard"]
     assert (replies[0].status, replies[0].attempts) == ("ok", 4)
 
 
@@ -191,6 +190,20 @@ def test_of_half_that_is_turned_away_one_in_eight_pays_the_standard_price() -> N
     assert not any(isinstance(event, Outage) for event in service.on_event)
 
 
+def test_with_a_last_call_what_is_turned_away_is_asked_in_flex_until_then() -> None:
+    chance = Random(3)
+    service = Service(lambda now, number: SHED if chance.random() < 0.8 else None)
+    _, replies = answered(service, 300, Limits(rpm=600, tpm=0), last_call=8 * 3600.0)
+    assert Counter(reply.lane for reply in replies.values()) == {"flex": 300}
+    assert max(service.finished.values()) < 3600
+
+
+def test_where_the_requests_of_a_day_are_counted_three_are_enough_all_the_same() -> None:
+    service = Service(lambda now, number: SHED)
+    answered(service, 1, Limits(rpm=600, tpm=0, rpd=1000), last_call=8 * 3600.0)
+    assert service.lanes() == ["flex", "flex", "flex", "standard"]
+
+
 def test_where_flex_turns_all_away_one_request_at_a_time_asks_and_after_half_an_hour_all_go_on_in_standard() -> None:
     service = Service(lambda now, number: SHED)
     dispatcher, replies = answered(service, 500, Limits(rpm=600, tpm=0))
@@ -233,7 +246,7 @@ def test_a_last_call_that_is_moved_while_all_waits_is_heeded_at_once() -> None:
 
 
 def test_thousands_in_flight_at_the_last_call_are_waited_for_and_hold_nothing_up() -> None:
-    service = Service(flex_s=FLEX_TIMEOUT_S)
+    service = Service(flex_s=FLEX_S)
     _, replies = answered(service, 3000, Limits(rpm=600, tpm=0), last_call=210.0)
     lanes = Counter(reply.lane for reply in replies.values())
     assert len(service.asked) == 3000  # nobody was asked twice
@@ -353,9 +366,9 @@ def test_a_night_ends_in_time_whatever_flex_does_in_it(night: int) -> None:
             if not served:
                 part = share if sum(now > at for at in changes) % 2 == 0 else 0.05
                 served = rng.random() < part
-                latency_s = FLEX_TIMEOUT_S if not served and rng.random() < 0.3 else rng.expovariate(1.0 / usual_s)
-                await anyio.sleep(min(latency_s, FLEX_TIMEOUT_S))
-                served = served and latency_s < FLEX_TIMEOUT_S
+                latency_s = FLEX_S if not served and rng.random() < 0.3 else rng.expovariate(1.0 / usual_s)
+                await anyio.sleep(min(latency_s, FLEX_S))
+                served = served and latency_s < FLEX_S
             await anyio.sleep(rng.uniform(0.5, 8.0))
             self.finished[prompt.row] = anyio.current_time()
             if not served:
@@ -367,4 +380,4 @@ def test_a_night_ends_in_time_whatever_flex_does_in_it(night: int) -> None:
     assert {reply.status for reply in replies.values()} == {"ok"}
     assert max([at for at, _, lane in service.asked if lane == "flex"], default=0.0) < last_call
     left = len([row for row in range(rows) if service.finished[row] > last_call])
-    assert max(service.finished.values()) < last_call + max(60 * left / rpm, FLEX_TIMEOUT_S) * 1.02 + 90
+    assert max(service.finished.values()) < last_call + max(60 * left / rpm, FLEX_S) * 1.02 + 90

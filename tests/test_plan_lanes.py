@@ -153,7 +153,13 @@ def test_standard_is_standard() -> None:
 def test_the_lane_flex_has_no_batch() -> None:
     made = plan(given(10, 6, served=0.5, mode="flex"))
     assert made.batch.share == 0.0 and made.flex == pytest.approx(0.589, abs=0.01)
-    assert plan(replace(given(10, 1, mode="flex"), within_s=None)).flex_call_s == PATIENCE_S
+
+
+def test_without_a_deadline_flex_is_asked_three_times_and_never_called_in() -> None:
+    made = plan(replace(given(10, 1, mode="flex"), within_s=None))
+    assert made.flex_call_s is None
+    assert made.flex == pytest.approx(1 - 0.5**3) and made.cost.expected == pytest.approx(0.5 + 0.5 * 0.5**3)
+    assert (made.cost.low, made.cost.high) == (0.5, 1.0)
 
 
 def test_the_lane_batch_takes_all_that_can_be_called_in_without_costing_more_than_standard() -> None:

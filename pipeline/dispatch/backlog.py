@@ -39,7 +39,8 @@ class Waiting:
     refused_alone: int = 0  # of those refused for quota, with the tokens of a whole minute for itself
     failed_elsewhere: int = 0  # attempts at those that are asked for it no more
     otherwise: Reply | None = None  # how it ended there
-    flex_tries: int = 0  # requests in flex that came to nothing
+    shed: int = 0  # requests in flex that were turned away
+    without_flex: bool = False  # it is asked in flex no more
     bounded: int = 0  # attempts that failed for a cause for which only some may be made
     waited_s: float = 0.0  # at the service's word, after failures
     queued: bool = True

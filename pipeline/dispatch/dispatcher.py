@@ -14,7 +14,7 @@ from pipeline.calibration import Calibration
 from pipeline.dispatch.backlog import Backlog, Costs, Deadline, Line, Waiting
 from pipeline.dispatch.counting import Counting
 from pipeline.dispatch.desk import Admit, Send, Tries
-from pipeline.dispatch.flex import TRIES, Flex, is_shed
+from pipeline.dispatch.flex import Flex, is_shed
 from pipeline.dispatch.loop import QuotaLoop, loops_of
 from pipeline.dispatch.retries import failed, is_enough, left_alone, pause_s, too_long
 from pipeline.errors import Halted, PipelineError
@@ -26,7 +26,7 @@ from pipeline.quota.book import QuotaBook
 from pipeline.quota.quota import Quota
 from pipeline.quota.refusals import Ticket
 from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
-from pipeline.records import Failure, Reply, Step
+from pipeline.records import FLEX_TRIES, Failure, Reply, Step
 from pipeline.targets import Route, Target
 
 _LOOK_S = 0.25  # between two looks whether all that waits is stuck
@@ -300,17 +300,21 @@ class Dispatcher:
         """It may have used up quota, and costs no attempt."""
         loop.quota.failed(ticket, now, failure)
         self.shed += 1
-        self._count_flex_try(waiting)
-        pause_s = 0.0 if waiting.line.standard else flex.pause_s(waiting.flex_tries, failure, self._rng)
-        self._again(waiting, now, min(now + pause_s, max(now, flex.last_call)))
+        waiting.shed += 1
+        if flex.is_enough(waiting.shed):
+            self._leave_flex(waiting)
+            self._again(waiting, now, now)
+        else:
+            pause_s = flex.pause_s(waiting.shed, failure, self._rng)
+            self._again(waiting, now, min(now + pause_s, max(now, flex.last_call)))
 
-    def _count_flex_try(self, waiting: Waiting) -> None:
-        """One more request in flex came to nothing: of `TRIES` the last, and the prompt is asked in standard."""
-        waiting.flex_tries += 1
+    def _leave_flex(self, waiting: Waiting) -> None:
+        """Ask it in standard from now on."""
+        waiting.without_flex = True
         waiting.line = self._line_for(waiting, waiting.line.route)
 
     def _line_for(self, waiting: Waiting, route: Route) -> Line:
-        return self._backlog.line_of(route, standard=waiting.flex_tries >= TRIES)
+        return self._backlog.line_of(route, standard=waiting.without_flex)
 
     def _take_failure(
         self, loop: QuotaLoop, target: Target, waiting: Waiting, ticket: Ticket, failure: Failure, now: float
@@ -323,8 +327,8 @@ class Dispatcher:
         elif failure.kind == "transient" and is_enough(waiting, failure, self._max_attempts):
             self._end_here(waiting, loop, failed("error", failure), now)
         elif failure.kind == "transient":
-            if ticket.flex:
-                self._count_flex_try(waiting)
+            if ticket.flex and waiting.failed_here >= FLEX_TRIES:
+                self._leave_flex(waiting)
             wait, asked = pause_s(waiting, failure, loop.quota.period_s, self._rng)
             self._tell_wait(loop, failure, asked, now)
             self._again(waiting, now, now + wait)

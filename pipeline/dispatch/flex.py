@@ -9,14 +9,12 @@ from pipeline.quota.quota import GIVE_UP_S
 from pipeline.quota.refusals import Ticket
 from pipeline.quota.slots import FIRST_LATENCY_S, START, Slots
 from pipeline.quota.waits import asked_s
-from pipeline.records import Failure, Limits, Reply
+from pipeline.records import FLEX_TRIES, Failure, Limits, Reply
 
-TRIES = 3
-"""Requests of one prompt in flex that come to nothing, after which it is asked in standard."""
 LATENCY_S = 120.0
 """What an answer in flex is assumed to take until some have come: Google's target is 1 to 15 minutes (2026-07-30)."""
-PAUSE_S = 30.0
-"""The most until the second request of a prompt in flex; twice that until the third."""
+PAUSE_S, LONGEST_S = 30.0, 120.0
+"""The most until the second request of a prompt in flex, twice that until the third; and until any other."""
 IN_A_ROW = 20
 """Requests turned away one after the other, after which nearly all may be: where a third is served, once in 3,000."""
 NEARLY_ALL = 0.9
@@ -44,6 +42,7 @@ class Flex:
         most = max(1, limits.sockets // 2) if limits.sockets else None  # the other half is standard's
         self._rpm, self._slots = rpm, Slots(limits.concurrency, _paced(rpm), most, LATENCY_S)
         self._most_together = limits.concurrency or limits.sockets or inf
+        self._is_day_counted = bool(limits.rpd)
         self._notify, self._rng = notify, rng
         self._in_a_row = 0  # turned away
         self._is_shut = False  # one request at a time asks whether that is over
@@ -91,9 +90,16 @@ class Flex:
             self._slots.answered(now - ticket.sent_at)
             self._take_shed(ticket, now, outcome)
 
+    def is_enough(self, tries: int) -> bool:
+        """Whether a prompt that was turned away so often is asked in standard; with a last call that is waited for.
+
+        Where the requests of a day are counted, what is turned away uses up what standard may need.
+        """
+        return tries >= FLEX_TRIES and (self.last_call == inf or self._is_day_counted)
+
     def pause_s(self, tries: int, failure: Failure, rng: Random) -> float:
         """Seconds until a prompt that was turned away so often is asked in flex again."""
-        longest = PAUSE_S * 2.0 ** (tries - 1)
+        longest = min(LONGEST_S, PAUSE_S * 2.0 ** min(tries - 1, 9))
         return max(min(asked_s(failure), longest), rng.uniform(0.0, longest))
 
     def _take_answer(self, reply: Reply) -> None:

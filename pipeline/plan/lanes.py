@@ -11,12 +11,12 @@ from math import floor, inf, log2
 
 from pipeline.plan.latency import TIMES, Latency, Turns
 from pipeline.plan.worth import Chosen, Some, Worth
-from pipeline.records import Lane, LaneChoice
+from pipeline.records import FLEX_S, FLEX_TRIES, Lane, LaneChoice
 
 AUTO_S = 24 * 3600.0
 """The deadline of `auto` where none is set, from the start of the run."""
 PATIENCE_S = 26 * 3600.0
-"""How long a batch or a flex prompt is waited for without a deadline: two hours more than a service's target."""
+"""How long a batch is waited for without a deadline: two hours more than a service's target."""
 PLANNED_S = 300.0
 """A plan is made anew so often, and towards the end more often: twenty times in the time that is left."""
 CANCEL_S = 120.0
@@ -24,8 +24,6 @@ CANCEL_S = 120.0
 LOST: Mapping[str, float] = {"openai": 0.0}
 """Share of a cancelled batch that is paid and not handed out, by provider, else 1: OpenAI hands out what was finished
 and bills that; of Gemini nobody says what becomes of it."""
-FLEX_S = 900.0
-"""The longest that flex may take to answer: what is in flight at its last call is waited for."""
 SERVED = 0.5
 """Share of flex requests that is served, before any is known: no vendor says."""
 ASKED = 200
@@ -282,9 +280,10 @@ class _Rule:
     # ---- no deadline, or none that holds
 
     def waiting(self) -> Lanes:
-        """Without a deadline: all to the lane that is asked for, until patience ends."""
+        """Without a deadline: all to the lane that is asked for, until patience ends; flex is asked so many times."""
         batch = self.worth.chosen(self.most)
-        flex = 0.0 if self.flex is None else 1.0 - batch.share
+        served = 1.0 - (1.0 - self.served) ** FLEX_TRIES
+        flex = 0.0 if self.flex is None else (1.0 - batch.share) * served
         done = self.given.latency.done_by(PATIENCE_S)
         cost = batch.usd * self._batch_cost(1.0, done, 1.0) + (1.0 - batch.usd) * self._live_cost(batch.share, flex)
         calls = (Call(one.number, max(0.0, PATIENCE_S - one.age_s)) for one in self.given.out)
@@ -292,7 +291,7 @@ class _Rule:
             batch=batch,
             flex=flex,
             batch_call_s=PATIENCE_S if batch.share else None,
-            flex_call_s=PATIENCE_S if flex else None,
+            flex_call_s=None,
             calls=tuple(sorted(calls, key=lambda call: call.at_s)),
             cost=self._range(batch, flex, cost),
             in_time=1.0,

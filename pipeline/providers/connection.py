@@ -31,7 +31,7 @@ from pipeline.providers.foreign import load, mapping
 from pipeline.providers.named import http_date
 from pipeline.providers.transport import READ_TIMEOUT_S, STREAM_S, Lost, Response, Wire
 from pipeline.providers.usage import names_tokens, read_usage
-from pipeline.records import EMULATOR_HEADER, Failure, Lane, Reply, changed
+from pipeline.records import EMULATOR_HEADER, FLEX_S, Failure, Lane, Reply, changed
 from pipeline.targets import Target
 from pipeline.terminal import without_secrets
 
@@ -41,8 +41,6 @@ ASK_TIMEOUT_S = 10.0
 """Longest wait for who answers, before the first call."""
 RENEW_AFTER_S = 30.0
 """A look for another key that found none holds for so long: hundreds of refusals of one key come back together."""
-FLEX_TIMEOUT_S = 900.0
-"""Longest wait for an answer in flex: Google names 1 to 15 minutes as its target, and asks for 10 at least."""
 TIER_HEADER = "x-gemini-service-tier"
 MOST_KEPT_BYTES = 65_536
 """Of a body that cannot be read, which is kept with what it may have cost."""
@@ -104,7 +102,7 @@ class Connection(ABC):
 
     def patience_s(self, lane: Lane) -> float:
         """How long one exchange may take in a lane."""
-        return max(self._timeout_s, FLEX_TIMEOUT_S) if lane == "flex" else self._timeout_s
+        return max(self._timeout_s, FLEX_S) if lane == "flex" else self._timeout_s
 
     @abstractmethod
     def authorization(self, key: str) -> dict[str, str]:
