@@ -17,7 +17,7 @@ One concern each, each calling exactly the next one down; `durable` puts them to
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
@@ -54,6 +54,23 @@ class Saved:
     identical: int = 0  # one of this run with the same content gave the answer
     cached: int = 0  # an earlier run gave it
     usd: Decimal = Decimal(0)  # replies of unknown price count nothing
+    _open: dict[int, list[tuple[bool, Decimal]]] = field(default_factory=dict)  # by row that is not closed yet
+
+    def add(self, row: int, usd: Decimal | None, *, is_cached: bool = False) -> None:
+        """One call of a row that need not be made."""
+        self._add(is_cached, usd or Decimal(0), 1)
+        self._open.setdefault(row, []).append((is_cached, usd or Decimal(0)))
+
+    def close(self, row: int, *, is_parked: bool = False) -> None:
+        """The row is closed; one that is parked is opened again, and saves the same once more."""
+        for is_cached, usd in self._open.pop(row, ()) if self._open else ():
+            if is_parked:
+                self._add(is_cached, usd, -1)
+
+    def _add(self, is_cached: bool, usd: Decimal, sign: int) -> None:
+        self.cached += sign * is_cached
+        self.identical += sign * (not is_cached)
+        self.usd += sign * usd
 
     @property
     def calls(self) -> int:
@@ -161,8 +178,7 @@ def replay(call: Call, store: RunStore, saved: Saved) -> Call:
             if bought.row == prompt.row:
                 unread_usd = _unread_usd(store, prompt, route)
                 return replace(bought.reply, unread_usd=unread_usd) if unread_usd else bought.reply
-            saved.identical += 1
-            saved.usd += bought.reply.cost_usd or 0
+            saved.add(prompt.row, bought.reply.cost_usd)
             return shared(bought.reply)
         return await call(prompt, route)
 
@@ -184,8 +200,7 @@ def single_flight(call: Call, saved: Saved) -> Call:
             await flight.landed.wait()
             reply = flight.reply
             if reply is not None and (flight.content == content or reply.asked in route.models):
-                saved.identical += 1
-                saved.usd += reply.cost_usd or 0
+                saved.add(prompt.row, reply.cost_usd)
                 return shared(reply)
         flight = _Flight(content)
         flights.update(dict.fromkeys(content, flight))
@@ -240,9 +255,8 @@ def cached(call: Call, cache: AnswerCache | None, saved: Saved) -> Call:
         for target in route:
             known = await cache.get(prompt.fingerprint(target.model), target)
             if known is not None:
-                saved.cached += 1
                 at, model = datetime.now(UTC), known.model or target.model
-                saved.usd += target.usd(known.usage, model, at) or 0
+                saved.add(prompt.row, target.usd(known.usage, model, at), is_cached=True)
                 return shared(known)
         reply = await call(prompt, route)
         if (answered := route.that_gave(reply)) is not None:

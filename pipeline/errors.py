@@ -9,6 +9,7 @@
     ├── AuthError         2  the key, the project, the region or the proxy's login was refused
     ├── BudgetReached     3  the next call could pass a spend cap, or one cannot be kept; resumable
     ├── QuotaExhausted    3  the day's quota is used up; resumable
+    ├── BatchesOut        3  batches are with the service, and are collected by the same command; resumable
     ├── ServiceError      3  the service is down, or refuses everything alike; resumable
     └── RowsFailed        3  the first rows of a run all failed for one cause; resumable
     Halted                   inside the program only: no new call is admitted, the document stays as it is
@@ -33,7 +34,8 @@ EXIT_CODES: Mapping[int, str] = {
     1: "finished; some rows are not ok",
     2: "could not start: job, template, input, output, key, run directory or environment; nothing was spent",
     3: "stopped early and can be continued: a spend cap, the day's quota, an input that changed, an output that could"
-    " not be written, a service that is down, the first 20 rows of a run that all failed for one cause, or what is a 2"
+    " not be written, batches that are with the service,"
+    " a service that is down, the first 20 rows of a run that all failed for one cause, or what is a 2"
     " before the first request (a full disk, a key that is refused) in the middle of a run",
     130: "interrupted, or not agreed to before the first request; can be continued",
     70: "a bug of prompt-pipeline; what was paid for is kept",
@@ -134,6 +136,12 @@ class BudgetReached(PipelineError):
 
 class QuotaExhausted(PipelineError):
     """The day's quota of this project and model is used up, or it has none."""
+
+    exit_code = 3
+
+
+class BatchesOut(PipelineError):
+    """Batches are with the service: whoever left them there collects them later."""
 
     exit_code = 3
 

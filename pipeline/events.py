@@ -162,6 +162,16 @@ class BatchNoted(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class LanesPlanned(Event):
+    """How what is left of the run is divided; shares of its time in the live lanes, and cost over standard's."""
+
+    kind: ClassVar[str] = "lanes"
+    batch: float
+    flex: float
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetNear(Message):
     """Most of a cap is spent."""
 

@@ -18,11 +18,13 @@ from jobs import CHUNKED, PLAIN, make_job
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import RowsFailed
 from pipeline.job import Job
+from pipeline.plan.worth import choose
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
 from pipeline.records import STATUSES, Document, Reply
+from pipeline.run.course import Course
 from pipeline.run.engine import Engine, Monitor
-from pipeline.run.rounds import SCOUTS, Course, Rounds
+from pipeline.run.rounds import SCOUTS, Rounds
 from pipeline.store.run import RunStore
 from pipeline.targets import Route, Target
 
@@ -56,7 +58,7 @@ class Batch:
     asked: list[Prompt] = field(default_factory=list)
     cut: list[int] = field(default_factory=list)  # lines of each batch
     draft: dict[str, Prompt] = field(default_factory=dict)
-    out: dict[int, tuple[float, dict[str, Prompt]]] = field(default_factory=dict)
+    _out: dict[int, tuple[float, dict[str, Prompt]]] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
     taken: Callable[[int, list[int]], None] = lambda number, live: None
     closed: bool = False
@@ -65,7 +67,7 @@ class Batch:
         content = prompt.fingerprint(target.model)
         if content in self.draft:
             return len(self.cut) + 1
-        return next((number for number, (_, lines) in self.out.items() if content in lines), None)
+        return next((number for number, (_, lines) in self._out.items() if content in lines), None)
 
     async def add(self, prompt: Prompt, target: Target) -> int | None:
         content = prompt.fingerprint(target.model)
@@ -80,19 +82,19 @@ class Batch:
         return number
 
     def is_open(self, number: int) -> bool:
-        return number in self.out or bool(number == len(self.cut) + 1 and self.draft)
+        return number in self._out or bool(number == len(self.cut) + 1 and self.draft)
 
     def flush(self) -> None:
         if self.draft:
             self.cut.append(len(self.draft))
-            self.out[len(self.cut)] = anyio.current_time() + self.back_s, self.draft
+            self._out[len(self.cut)] = anyio.current_time() + self.back_s, self.draft
             self.draft = {}
 
     async def run(self) -> None:
         while not self.closed:
-            for number, (due, lines) in list(self.out.items()):
+            for number, (due, lines) in list(self._out.items()):
                 if due <= anyio.current_time():
-                    del self.out[number]
+                    del self._out[number]
                     failed = [one for one in lines.values() if self.is_lost(number) or self.fails(one)]
                     kept = {content: one for content, one in lines.items() if one not in failed}
                     self.answers |= {content: paid(f"b{one.row}.{one.chunk}") for content, one in kept.items()}
@@ -104,8 +106,12 @@ class Batch:
         self.closed = True
 
     @property
+    def out(self) -> int:
+        return len(self._out)
+
+    @property
     def is_idle(self) -> bool:
-        return not self.out and not self.draft
+        return not self._out and not self.draft
 
     @property
     def is_settled(self) -> bool:
@@ -162,7 +168,7 @@ def play(
             documents,
             batch,
             lambda route: route.first,
-            course or Course(share),
+            course or Course(choose((), share)),
             leaves=leaves,
             is_stopping=lambda: monitor.stopping,
         )
@@ -220,7 +226,7 @@ def test_map_reduce_goes_by_rounds_and_each_prompt_is_asked_once(tmp_path: Path)
 
 def test_a_later_round_without_time_for_two_more_is_asked_live(tmp_path: Path) -> None:
     texts = [long(n) for n in range(4)]
-    course = Course(last_call=1600.0, round_s=700.0)
+    course = Course(choose((), 1.0), last_call=1600.0, round_s=700.0)
     played = play(tmp_path, make_job(tmp_path, CHUNKED), texts, Batch(lines=200), course=course)
     assert {prompt.step for prompt in played.batch.asked} == {"map"}
     assert {prompt.step for prompt in played.live} == {"reduce"}
@@ -279,12 +285,13 @@ def test_a_run_that_leaves_ends_when_only_batches_are_waited_for(tmp_path: Path)
 
 
 def test_a_share_that_grows_takes_rows_that_were_not_opened_yet(tmp_path: Path) -> None:
-    course = Course(share=0.1)
+    course = Course(choose((), 0.1))
 
     def during(rounds: Rounds, engine: Engine) -> None:
         async def later() -> None:
             await anyio.sleep(70.0)
-            course.share = 0.9
+            course.chosen = choose((), 0.9)
+            rounds.steered()
 
         import asyncio
 

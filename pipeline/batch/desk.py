@@ -86,7 +86,7 @@ class BatchDesk:
         self._submitting = Submitting(store, room, self._tell, self._stopped_by, self._give_up, wall)
         self._watching = Watching(common, self._submitting, taking, taken, self._end, rng or Random())
         self._is_closed = False
-        self._has_begun = False
+        self._has_begun = self._is_at_it = False
         self._waker = anyio.Event()
 
     # --- what a call asks --------------------------------------------------------------------------------------------
@@ -148,6 +148,11 @@ class BatchDesk:
         self._wake()
 
     @property
+    def out(self) -> int:
+        """Batches that are waited for, without what is being cut."""
+        return sum(state.is_waited_for for state in self._ours())
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is waited for and nothing is being cut."""
         return not self._drafts.numbers() and not any(state.is_waited_for for state in self._ours())
@@ -155,7 +160,7 @@ class BatchDesk:
     @property
     def is_settled(self) -> bool:
         """Whether all is with the service or cannot be handed in now, and what was over is taken."""
-        if not self._has_begun or self._drafts.numbers():
+        if not self._has_begun or self._is_at_it or self._drafts.numbers():
             return False
         return not any(self._common.is_due(state) or state.stage == "asking" for state in self._ours())
 
@@ -182,7 +187,9 @@ class BatchDesk:
             await self._begin()
             while not self._is_closed:
                 self._waker = anyio.Event()
+                self._is_at_it = True
                 await self._turn()
+                self._is_at_it = False
                 if not self._is_closed:
                     with anyio.move_on_after(self._next_s()):
                         await self._waker.wait()

@@ -77,6 +77,14 @@ def run(
             " `deadline` keep to it",
         ),
     ] = None,
+    leave: Annotated[
+        bool,
+        typer.Option("--leave", help="end once only batches are waited for (exit code 3); the same command collects"),
+    ] = False,
+    cancel_batches: Annotated[
+        bool,
+        typer.Option("--cancel-batches", help="cancel the batches that are out, take what they have, ask nothing"),
+    ] = False,
     out: Out = None,
     model: Model = None,
     rpm: Rpm = None,
@@ -110,6 +118,7 @@ def run(
     with quick_imports():
         from pipeline import console
         from pipeline.run import prepare
+        from pipeline.run.batching import counted, until
 
     loaded = load_job(job, out, model, rpm, tpm, rpd)
     if show_config:
@@ -131,7 +140,12 @@ def run(
         pace=pace,
         overwrite=overwrite,
         by=_deadline(loaded, by),
+        leave=leave,
+        cancel_batches=cancel_batches,
     )
+    if cancel_batches and (fresh or leave):
+        flag = "--fresh begins anew" if fresh else "--leave leaves them"
+        raise JobError(f"--cancel-batches is of the batches that are out, and {flag}", "leave one of the two out")
     redo = load_job(job, out, model, rpm, tpm, rpd, changed) if changed else None
     prepared = prepare.prepare(loaded, options, redo)
 
@@ -152,6 +166,8 @@ def run(
         console.show_error(reason, "stopped")
     if ended.interrupted and not ended.stopped:
         console.show_hint(f"{'what was answered is kept; ' if ended.summary.calls else ''}{same} continues")
+        if ended.out:
+            console.show_hint(f"{counted(ended.out)}{until(ended.out)}")
     if ended.exit_code == 1:
         directory = shlex.quote(str(ended.summary.directory))
         console.show_hint(f"`pipeline report {directory} --failed` lists the rows that are not ok")

@@ -212,6 +212,13 @@ def _parts(monitor: Monitor, *, bar: bool, since: Mark) -> dict[str, str]:
         parts["failed"] = f"{failed:,} not ok"
     if monitor.desk and (refused := monitor.desk.rate_limited):
         parts["refused"] = f"{refused:,} refused for quota"
+    if monitor.batches and (out := monitor.batches.standing).batches:
+        oldest = f", oldest {duration(max(0.0, time.time() - out.oldest_at))}" if out.oldest_at else ""
+        parts["batches"] = (
+            f"{out.batches:,} {'batch' if out.batches == 1 else 'batches'} out: {out.lines:,} calls{oldest}"
+        )
+        if not monitor.desk or not (monitor.desk.in_flight or monitor.desk.ready):
+            return parts  # nobody knows when they come
     if until := _waits_until(monitor):
         parts["wait"] = f"waits until {datetime.fromtimestamp(until, UTC):%H:%M:%S} UTC"
     elif answered > since.calls and (left := calls - answered) > 0:

@@ -92,8 +92,14 @@ def laned(
 
 
 def factors(work: Work, tariff: Tariff, standard: Decimal | None) -> Mapping[Lane, float]:
-    """What the cheaper lanes cost of the standard price; 1 where no price is known."""
+    """What the cheaper lanes cost of the standard price; 1 where no price is known.
+
+    A rehearsal, which costs nothing, goes by the prices of the tables.
+    """
     found: dict[Lane, float] = {}
+    if not standard and tariff.own:
+        tariff = replace(tariff, own=None)
+        standard = tariff.usd(work)
     for lane in _CHEAPER:
         usd = replace(tariff, lane=lane).usd(work)
         found[lane] = float(usd / standard) if standard and usd is not None else 1.0

@@ -1,9 +1,9 @@
 """What a run is put together from: its books and caps, its targets as they are used, the durable call, the engine."""
 
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 
@@ -35,9 +35,12 @@ from pipeline.plan.forecast import Bought
 from pipeline.prices import FREE
 from pipeline.process import files_left
 from pipeline.prompts import Prompt
+from pipeline.providers.batches.base import Batches as Service
 from pipeline.quota.book import QuotaBook
 from pipeline.records import STATUSES, Failure, Reply
+from pipeline.run.batching import SETTLED_S, batching_of, room_in, steering_of
 from pipeline.run.caching import CacheKeeper, keeper_of
+from pipeline.run.course import Line, Progress, Steering
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.feeds import Table
 from pipeline.run.guards import stranger, within_files
@@ -107,8 +110,13 @@ def assembled(
     shelf: Shelf | None,
     plan: Plan,
     rows: Wanted,
-) -> tuple[Engine, CacheKeeper | None]:
-    """The engine of a session, and who keeps its explicit caches, if it has any. Made inside the running event loop."""
+    spoken: Mapping[Target, Service],
+    closing: ExitStack,
+) -> "Assembled":
+    """What a session works with; `spoken` are the targets of batches, with who speaks to them.
+
+    Made inside the running event loop; `closing` is when it is over.
+    """
     options, budget = session.options, session.job.spec.budget
     monitor = Monitor(session.rows, plan.load.prompts, planned=plan.prompts_by_step)
     monitor.outcomes.update({status: store.outcomes.count(status, session.rows, lasting=True) for status in STATUSES})
@@ -140,8 +148,10 @@ def assembled(
         left_s = options.by.timestamp() - time.time()
         deadline = Deadline(anyio.current_time() + left_s, plan.load.prompts)
 
+    lines: list[Dispatcher] = []
+
     def desk(send: Send, admit: Admit) -> Desk:
-        return Dispatcher(
+        line = Dispatcher(
             send,
             whole,
             providers=services.providers,
@@ -149,9 +159,11 @@ def assembled(
             books=books,
             known=plan.calibrations,
             deadline=deadline,
-            wait=options.wait,
+            wait=options.wait or bool(spoken and not options.leave),  # batches are waited for over days, too
             on_event=heard,
         )
+        lines.append(line)
+        return line
 
     met = ModelsMet(heard)
 
@@ -168,19 +180,58 @@ def assembled(
     cashier = Cashier(spending, heard, seen, budget.allow_unpriced)
     cache = AnswerCache(shelf, services.parse, heard, SUFFIXES[session.kind]) if shelf else None
     packing = packing_of(session.working.spec.pack)
+
+    def progress() -> Progress:
+        made = monitor.calls + monitor.saved.calls
+        if batching is None:
+            return Progress(max(0.0, plan.load.prompts - made), 0.0, None, None)
+        quotas = lines[0].quotas if monitor.seconds > SETTLED_S else ()
+        limits = quotas[0].limits if len(quotas) == 1 else None
+        left = max(0.0, plan.load.prompts - made - batching.standing.lines)
+        return Progress(left, batching.rounds.fallen, room_in(batching.room, next(iter(spoken)), plan), limits)
+
+    steering = steering_of(session, services, store, plan, progress, heard)
+    batching = None
+    if spoken and steering:
+        batching = batching_of(
+            session,
+            {used[target]: service for target, service in spoken.items()},
+            services,
+            store,
+            plan,
+            rows,
+            cashier,
+            monitor,
+            steering,
+            heard,
+            lambda reason: engine.halt(reason),
+            closing,
+        )
+        monitor.batches = batching.desk
     call, opened = durable(
-        generate, desk, store, cashier, cache, monitor.saved, monitor.bought, packing, services.ready
+        generate,
+        desk,
+        store,
+        cashier,
+        cache,
+        monitor.saved,
+        monitor.bought,
+        packing,
+        services.ready,
+        batching.rounds.parks if batching else None,
     )
+    feeds = batching.rounds.feeds if batching else [Table(session.documents(rows, plan.order))]
     calls = [partial(_by, fallback(call) if route.others else call, route) for route in routes]
     engine = Engine(
         session.working,
-        [Table(session.documents(rows, plan.order))],
+        feeds,
         store,
         lambda document: calls[document.rule],
         opened,
         monitor,
         cache,
         options.changes,
+        batching.rounds if batching else None,
     )
     if store.lost:
         heard(RequestsLost(*charge_lost(store, cashier, whole)))
@@ -193,7 +244,22 @@ def assembled(
     working = {each.name for each in plan.targets if round(each.prompts)}  # the others would keep a cache for nothing
     kept = [target for target in used.values() if not keeps or not plan.targets or target.name in working]
     keeper = keeper_of(session.working, services, kept, store, cashier, paid, heard, keeps)
-    return engine, keeper
+    return Assembled(engine, keeper, steering, lines[0], batching.rounds.steered if batching else _nothing)
+
+
+def _nothing() -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """The engine of a session, and who works beside it, if anybody."""
+
+    engine: Engine
+    keeper: CacheKeeper | None  # of explicit caches
+    steering: Steering | None  # of the lanes
+    line: Line  # the live lanes
+    steered: Callable[[], None]  # hears that the plan of the lanes is another one
 
 
 def _key_found(session: Session, target: Target, heard: Notify, message: str, project: str | None) -> None:

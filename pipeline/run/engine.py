@@ -13,6 +13,7 @@ import anyio
 import anyio.abc
 
 from pipeline import flows
+from pipeline.batch.desk import BatchDesk
 from pipeline.cache import AnswerCache
 from pipeline.calls import GIVEN_UP, Saved
 from pipeline.dispatch.desk import Desk
@@ -49,6 +50,7 @@ class Monitor:
     answered: int = 0  # rows that got an outcome in this session
     started_at: float = field(default_factory=time.monotonic)
     desk: Desk | None = None
+    batches: BatchDesk | None = None  # where some of its prompts go to batches
     stopping: bool = False
     notices: list[Event] = field(default_factory=list)  # events not shown yet
 
@@ -205,10 +207,12 @@ class Engine:
                 self._stop(halted.reason)
             except Parked as parked:
                 assert self._rounds
+                self.monitor.saved.close(document.row, is_parked=True)
                 self._rounds.parked(document.row, parked.batch)
             else:
                 result = self._result(document, answer)
                 self._store.append_result(result)
+                self.monitor.saved.close(document.row)
                 self.monitor.outcomes[result.status] += 1
                 self.monitor.answered += 1
                 if reason := self._first_failures.after(result):

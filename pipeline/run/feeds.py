@@ -58,9 +58,9 @@ class Gate:
         self._left = anyio.Event()
 
     @property
-    def is_empty(self) -> bool:
-        """Whether none is open."""
-        return not self._documents
+    def open(self) -> int:
+        """How many are open."""
+        return self._documents
 
     async def enter(self, document: Document) -> None:
         """Wait until there is room for it, and take it."""

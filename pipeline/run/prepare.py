@@ -50,7 +50,9 @@ class Options:
     changes: str | None = None  # [model] keys that `--set` changes for the rows of `retry`, as JSON
     pace: bool = False  # offline, obey the job's limits all the same
     overwrite: bool = False  # replace the output whoever wrote it, and whatever is in it
-    by: datetime | None = None  # when the run should be done: some targets are asked only if it would not be
+    by: datetime | None = None  # when the run should be done
+    leave: bool = False  # end when only batches are waited for
+    cancel_batches: bool = False  # cancel those that are out, take what they have, and ask nothing
 
 
 @dataclass(frozen=True)

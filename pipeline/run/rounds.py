@@ -8,8 +8,6 @@ is parked once more, with its next prompts. So map-reduce over batches goes roun
 from array import array
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass
-from math import inf
 from typing import Protocol
 
 import anyio
@@ -17,6 +15,7 @@ import anyio
 from pipeline.errors import Parked
 from pipeline.prompts import Prompt
 from pipeline.records import LATER, Document
+from pipeline.run.course import Course
 from pipeline.run.feeds import Gate, read
 from pipeline.targets import Route, Target
 
@@ -24,10 +23,12 @@ LOOK_S = 0.25
 """Between two looks whether there is something to open."""
 SCOUTS, SCOUTED_ROWS = 5, 100
 """Rows that are asked live before a first batch of more rows than so many: a job that is wrong costs cents, at once."""
+SCOUTED_S = 900.0
+"""The longest that batches wait for them: flex may take so long."""
 _READING = 10
 """Passes over the table for rows that are opened again take one part in so many of the time."""
 
-_UNTOUCHED, _OPENED, _READY, _LIVE, _FIRST = range(5)
+_UNTOUCHED, _OPENED, _OPENED_LIVE, _READY, _LIVE, _FIRST = range(6)
 """What is known of a row; from `_FIRST` on it is the number of a batch that it waits for, and so much."""
 
 Documents = Callable[[Callable[[int], bool], bool], Iterable[Iterable[Document]]]
@@ -62,6 +63,11 @@ class Desk(Protocol):
         ...
 
     @property
+    def out(self) -> int:
+        """Batches that are waited for, without what is being cut."""
+        ...
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is out and nothing is being cut."""
         ...
@@ -70,19 +76,6 @@ class Desk(Protocol):
     def is_settled(self) -> bool:
         """Whether all that is cut is with the service, or cannot be submitted now."""
         ...
-
-
-@dataclass(slots=True)
-class Course:
-    """What the planner says, and says anew as the run goes on; times by the loop's clock."""
-
-    share: float = 1.0  # of the rows that are not opened yet, so many go to batches
-    last_call: float = inf  # what no batch has answered by then is asked live
-    round_s: float = 0.0  # in which a batch is back, nine times out of ten
-
-    def has_room(self, now: float) -> bool:
-        """Whether two rounds more are over before the last call."""
-        return now + 2 * self.round_s <= self.last_call
 
 
 class Rounds:
@@ -97,32 +90,46 @@ class Rounds:
         target_of: Callable[[Route], Target | None],
         course: Course,
         *,
-        waiting: Iterable[tuple[int, int]] = (),
-        leaves: bool = False,
         is_stopping: Callable[[], bool],
+        waiting: Iterable[tuple[int, int]] = (),
+        ahead: int = SCOUTS,
+        leaves: bool = False,
+        collects: bool = False,
     ) -> None:
         """`target_of` a route is whom batches are for, if anybody; `waiting` are rows and the batches that they wait
-        for. With `leaves` all is over once nothing but batches is waited for.
+        for; of a new run so many rows go `ahead` of the others. With `leaves` all is over once nothing but batches is
+        waited for; one that `collects` asks nothing, and opens what batches have answered.
         """
         self._rows, self._documents, self._desk, self._target_of = rows, documents, desk, target_of
-        self._leaves, self._is_stopping = leaves, is_stopping
-        self.course = course
+        self._is_stopping, self._leaves, self._collects = is_stopping, leaves, collects
+        self._wanted, self._course = wanted, course
         self._states = array("H", bytes(2 * rows))
         self._untouched = sum(map(wanted, range(rows)))
-        self._wanted = wanted
         self._ready = self._live = self._waiting = 0
         for row, number in waiting:
             if row < rows and wanted(row) and self._states[row] == _UNTOUCHED:
                 self._become(row, _FIRST + number)
-        self._passed: dict[bool, float | None] = {False: None, True: None}  # the share with which each read it all
-        self._scouts = self._scouting()
+        if collects:
+            for row in range(rows):
+                if self._states[row] == _UNTOUCHED:
+                    self._become(row, _OPENED)
+            self._untouched = 0
+        self._part = self._below = 0.0  # rows of a smaller part go to batches; those below have gone, all of them
+        self._passed: dict[bool, float | None] = {False: None, True: None}  # the part at which each feed read it all
+        self._is_fresh = False  # whether all has been added that is to be added at once
+        self.batched, self.live = RoundsFeed(self, is_live=False), RoundsFeed(self, is_live=True)
+        self.feeds = [self.batched] if collects else [self.batched, self.live]
+        self.steered()
+        self._scouts = self._scouting(ahead)
         self.is_scouted = not self._scouts
-        self.batched = RoundsFeed(self, is_live=False)
-        self.live = RoundsFeed(self, is_live=True)
+
+    # --- what a call asks --------------------------------------------------------------------------------------------
 
     async def parks(self, prompt: Prompt, route: Route) -> None:
         """Raise `Parked` where the prompt is left to a batch; else it is asked live."""
         target = self._target_of(route)
+        if self._collects:
+            raise Parked
         if target is None:
             return
         if (number := self._desk.waits(prompt, target)) is not None:
@@ -132,9 +139,18 @@ class Rounds:
         if (number := await self._desk.add(prompt, target)) is not None:
             raise Parked(number)
 
+    def _goes(self, prompt: Prompt) -> bool:
+        """Whether this prompt goes to a batch: of a row that does, where a later round has time for it."""
+        if prompt.params.continuation or self._states[prompt.row] == _OPENED_LIVE:
+            return False
+        return prompt.step not in LATER or self._course.has_room(anyio.current_time())
+
+    # --- what becomes of rows ----------------------------------------------------------------------------------------
+
     def parked(self, row: int, number: int) -> None:
         """The row was closed, and waits for that batch."""
-        self._become(row, _FIRST + number if self._desk.is_open(number) else _READY)
+        if not self._collects:
+            self._become(row, _FIRST + number if self._desk.is_open(number) else _READY)
 
     def taken(self, number: int, live: Iterable[int]) -> None:
         """That batch is out no more: who waited for it is opened again, those that are asked `live` among the others.
@@ -144,20 +160,14 @@ class Rounds:
         asked = set(live)
         for row, state in enumerate(self._states):
             if state == _FIRST + number:
-                self._become(row, _LIVE if row in asked else _READY)
+                self._become(row, (_OPENED if self._collects else _LIVE) if row in asked else _READY)
 
-    async def run(self) -> None:
-        """The work of the batch desk, beside the documents."""
-        await self._desk.run()
-
-    def close(self) -> None:
-        """Nothing more goes to a batch."""
-        self._desk.close()
-
-    @property
-    def ahead(self) -> int:
-        """So many rows are asked before all others."""
-        return len(self._scouts)
+    def steered(self) -> None:
+        """The course has changed: a share of the rows that are not opened yet goes to batches from now on."""
+        opened = self._ready + self._live + self.batched.gate.open + self.live.gate.open
+        self.fallen = opened / (opened + self._untouched) if opened else 0.0
+        share = min(1.0, self._course.chosen.prompts / (1.0 - self.fallen)) if self._untouched else 0.0
+        self._part = self._below + (1.0 - self._below) * share
 
     @property
     def waiting(self) -> int:
@@ -165,37 +175,26 @@ class Rounds:
         return self._waiting
 
     @property
+    def ahead(self) -> int:
+        """So many rows are asked before all others."""
+        return len(self._scouts)
+
+    # --- what the feeds ask ------------------------------------------------------------------------------------------
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing will be opened any more."""
         if self._is_stopping():
             return True
-        if self._untouched or self._ready or self._live or not (self.batched.gate.is_empty and self.live.gate.is_empty):
+        if self._untouched or self._ready or self._live or self.batched.gate.open or self.live.gate.open:
             return False
         return (self._leaves and self._desk.is_settled) or (not self._waiting and self._desk.is_idle)
 
-    def is_due(self, row: int, is_live: bool) -> bool:
-        """Whether one of the two feeds is to open this row."""
-        state = self._states[row]
-        if state == _UNTOUCHED:
-            return self._is_live(row) is is_live and self._wanted(row)
-        return state == (_LIVE if is_live else _READY)
-
-    def opens(self, row: int, is_live: bool) -> bool:
-        """Whether one of the two feeds opens it now: both may have read it."""
-        if not (self.is_due(row, is_live) if self.is_scouted else row in self._scouts):
-            return False
-        self._become(row, _OPENED)
-        return True
-
     def has_any(self, is_live: bool) -> bool:
         """Whether one of the two feeds has rows to open."""
-        if self._untouched and self._passed[is_live] != self.course.share:
+        if self._untouched and self._passed[is_live] != self._part:
             return True
         return bool(self._live if is_live else self._ready)
-
-    def passed(self, is_live: bool, share: float) -> None:
-        """One of the two feeds has read the whole table for what it had to open at that share."""
-        self._passed[is_live] = share
 
     def documents(self, is_live: bool) -> Iterable[Iterable[Document]]:
         """The rows that one of the feeds is to open: of the live one the scouts before all others."""
@@ -203,27 +202,57 @@ class Rounds:
             return self._documents(self._scouts.__contains__, False)
         return self._documents(lambda row: self.is_due(row, is_live), is_live)
 
-    def rest(self) -> None:
-        """Nothing is left to open for now: what is being cut is full enough, where nothing else will fill it."""
-        if self._untouched or self._ready or not self.batched.gate.is_empty:
-            return
-        self._desk.flush()
+    def is_due(self, row: int, is_live: bool) -> bool:
+        """Whether one of the two feeds is to open this row."""
+        state = self._states[row]
+        if state == _UNTOUCHED:
+            return (_part_of(row) >= self._part) is is_live and self._wanted(row)
+        return state == (_LIVE if is_live else _READY)
 
-    def _scouting(self) -> frozenset[int]:
-        """The rows that go ahead, spread over the table; none where some were answered before."""
-        if self.course.share <= 0.0 or self._untouched < max(SCOUTED_ROWS, self._rows):
-            return frozenset()
-        return frozenset(range(self._rows // (2 * SCOUTS), self._rows, self._rows // SCOUTS)[:SCOUTS])
-
-    def _goes(self, prompt: Prompt) -> bool:
-        """Whether this prompt goes to a batch: of a row that does, where a later round has time for it."""
-        if prompt.params.continuation or self._is_live(prompt.row):
+    def opens(self, row: int, is_live: bool) -> bool:
+        """Whether one of the two feeds opens it now: both may have read it."""
+        if not (self.is_due(row, is_live) if self.is_scouted else row in self._scouts):
             return False
-        return prompt.step not in LATER or self.course.has_room(anyio.current_time())
+        is_new = self._states[row] == _UNTOUCHED
+        self._become(row, _OPENED_LIVE if is_new and is_live else _OPENED)
+        return True
 
-    def _is_live(self, row: int) -> bool:
-        """Whether a row is asked live: by its number, so that each stretch is like the whole."""
-        return row in self._scouts or (row * 0x9E3779B1 & 0xFFFFFFFF) / 2**32 >= self.course.share
+    @property
+    def part(self) -> float:
+        """Of the rows, by their numbers, this part goes to batches."""
+        return self._part
+
+    def passed(self, is_live: bool, part: float) -> None:
+        """One of the two feeds has read the whole table for what it had to open at that part."""
+        self._passed[is_live] = part
+        if not is_live:
+            self._is_fresh = True
+            self._below = max(self._below, part)
+
+    def rest(self) -> None:
+        """Nothing is left to add for now: cut what nothing else will fill, or what must not wait for more."""
+        if self.batched.gate.open:
+            return
+        if self._is_fresh or not self._desk.out or not self._course.has_room(anyio.current_time()):
+            self._is_fresh = False
+            self._desk.flush()
+
+    # --- the work beside the documents -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """That of the batch desk."""
+        await self._desk.run()
+
+    def close(self) -> None:
+        """Nothing more goes to a batch."""
+        self._desk.close()
+
+    def _scouting(self, ahead: int) -> frozenset[int]:
+        """The rows that go ahead, spread over the table: of a run that has no answers yet, and enough rows."""
+        rows = self._rows
+        if not self._part or not 0 < ahead < self._untouched == rows >= SCOUTED_ROWS:
+            return frozenset()
+        return frozenset(range(rows // (2 * ahead), rows, rows // ahead)[:ahead])
 
     def _become(self, row: int, state: int) -> None:
         before, self._states[row] = self._states[row], state
@@ -231,6 +260,11 @@ class Rounds:
         self._ready -= (before == _READY) - (state == _READY)
         self._live -= (before == _LIVE) - (state == _LIVE)
         self._waiting -= (before >= _FIRST) - (state >= _FIRST)
+
+
+def _part_of(row: int) -> float:
+    """A number from 0 to 1 by which rows are divided, so that each stretch of them is like the whole."""
+    return ((row + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) / 2**64
 
 
 class RoundsFeed:
@@ -247,7 +281,8 @@ class RoundsFeed:
         if is_live and not rounds.is_scouted:
             async for batch in self._pass():
                 yield batch
-            await self.gate.emptied()
+            with anyio.move_on_after(SCOUTED_S):
+                await self.gate.emptied()
             rounds.is_scouted = True
         while not rounds.is_over:
             now = anyio.current_time()
@@ -262,13 +297,13 @@ class RoundsFeed:
             await anyio.sleep(LOOK_S)
 
     async def _pass(self) -> AsyncGenerator[list[Document]]:
-        rounds, share, scouted = self._rounds, self._rounds.course.share, self._rounds.is_scouted
+        rounds, part, is_scouted = self._rounds, self._rounds.part, self._rounds.is_scouted
         async with aclosing(read(rounds.documents(self._is_live))) as batches:
             async for batch in batches:
                 due = [document for document in batch if rounds.opens(document.row, self._is_live)]
                 if due:
                     yield due
                 if not rounds.has_any(self._is_live):
-                    return
-        if scouted:
-            rounds.passed(self._is_live, share)
+                    break
+        if is_scouted:
+            rounds.passed(self._is_live, part)

@@ -14,18 +14,27 @@ import anyio.to_thread
 
 from pipeline import report
 from pipeline.cache import shelf_of
-from pipeline.errors import KEPT, RESUMABLE, AuthError, InputChanged, PipelineError, resumable_once
+from pipeline.errors import (
+    KEPT,
+    RESUMABLE,
+    AuthError,
+    BatchesOut,
+    InputChanged,
+    PipelineError,
+    resumable_once,
+)
 from pipeline.events import (
     Progressed,
     SessionEnded,
     SessionPlanned,
     SessionStarted,
 )
+from pipeline.places import latencies_file
 from pipeline.plan import Plan
 from pipeline.process import give_back_memory
 from pipeline.report.accuracy import Amounts, logged
-from pipeline.run.assembling import assembled, bought_by, open_books, open_spend, spending_of
-from pipeline.run.caching import CacheKeeper
+from pipeline.run.assembling import Assembled, assembled, bought_by, open_books, open_spend, spending_of
+from pipeline.run.batching import batches_out, check_out, speakers
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.guards import refuse_unpriced, set_aside
 from pipeline.run.output import exported, output_place
@@ -33,6 +42,8 @@ from pipeline.run.planning import planned
 from pipeline.run.prepare import Session
 from pipeline.run.rows import wanted
 from pipeline.run.services import Opening, Services, asked, open_services
+from pipeline.store.batch_states import BatchState
+from pipeline.store.latencies import note
 from pipeline.store.place import Place
 from pipeline.store.run import RunStore
 
@@ -53,6 +64,7 @@ class Ended:
     stopped: PipelineError | None
     interrupted: bool
     unwritten: PipelineError | None = None  # why the output is not what the run came to
+    out: tuple[BatchState, ...] = ()  # batches that are with the service still
 
     @property
     def exit_code(self) -> int:
@@ -121,6 +133,10 @@ async def _run(session: Session, services: Services, place: Place | None, confir
             store.reopen(options.retry, options.changes, passing=not options.skip_failed)
         elif options.skip_failed:
             store.outcomes.settle()
+        are_out = bool(store.batches.open())
+        spoken = {} if options.pilot is not None else speakers(services, are_out)
+        if are_out:
+            check_out(session, store.batches.open())
         rows = wanted(session, store.outcomes)
         plan = await planned(session, rows, bought_by(store, session.working), store.spent_usd())
         if plan.load.prompts and not session.rehearsal:
@@ -133,9 +149,15 @@ async def _run(session: Session, services: Services, place: Place | None, confir
             quotas = open_books(session, services.targets, books)
             spent = open_spend(session, services.targets, store.identity, books)
             spending = spending_of(session, store, spent)
-            engine, keeper = assembled(session, store, services, spending, quotas, shelf, plan, rows)
+            made = assembled(session, store, services, spending, quotas, shelf, plan, rows, spoken, books)
+            engine = made.engine
             store.log(_expectation(session, plan))
-            await _attended(engine, keeper, store, watch, books)
+            await _attended(made, store, watch, books)
+        out = tuple(state for state in store.batches.open() if state.is_waited_for)
+        if not options.offline:
+            note(latencies_file(session.kind), store.batches.all(), time.time())
+        if out and not engine.stopped and not engine.interrupted:
+            engine.stopped = batches_out(out)
         try:
             await store.seal()
         except PipelineError as error:
@@ -147,18 +169,18 @@ async def _run(session: Session, services: Services, place: Place | None, confir
             unwritten = await anyio.to_thread.run_sync(exported, session, place, engine.stopped)
         whole = "finished" if options.pilot is None else "pilot"
         stopped = engine.stopped or (None if engine.interrupted else unwritten)
-        status = "stopped" if stopped else "interrupted" if engine.interrupted else whole
+        early = "left" if isinstance(stopped, BatchesOut) else "stopped" if stopped else "interrupted"
+        status = early if stopped or engine.interrupted else whole
         store.log(SessionEnded(*_numbers(engine.monitor), status, str(stopped or "")))
         if job.spec.input.delete_files and status == "finished":
             await services.delete_files()
     finally:
         store.close()
-    return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted, unwritten)
+    return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted, unwritten, out)
 
 
-async def _attended(
-    engine: Engine, keeper: CacheKeeper | None, store: RunStore, watch: Watch, books: ExitStack
-) -> None:
+async def _attended(made: Assembled, store: RunStore, watch: Watch, books: ExitStack) -> None:
+    engine, keeper = made.engine, made.keeper
     store.log(SessionStarted(engine.monitor.rows, os.getpid()))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_heed_signals, engine)
@@ -167,6 +189,8 @@ async def _attended(
         if keeper is not None:
             await keeper.open()
             tasks.start_soon(keeper.keep)
+        if made.steering is not None:
+            tasks.start_soon(made.steering.keep, made.line, made.steered)
         try:
             await engine.run()
         finally:

@@ -1,0 +1,200 @@
+"""Whole runs over batches, before the emulator's: the same answers as live, at half the price, each paid once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from serving import served, stats
+from sessions import run_through
+
+from jobs import Sections, write_job
+from pipeline.errors import BatchesOut, RunStateError
+from pipeline.job import load
+from pipeline.run import prepare, run
+from pipeline.run.prepare import Options
+from pipeline.store import batched
+from pipeline.store.batches import is_out
+from pipeline.store.parts import part_paths, read_part
+
+ROWS = 12
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with served(batch=True, batch_pending_s=0.3, batch_run_s=0.3, batch_spread=1.0, tokenizer="subword") as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    monkeypatch.setattr("pipeline.batch.watching.POLL_S", (0.2, 1.0))
+
+
+def long(row: int) -> str:
+    return " ".join(f"Sentence {number} of text {row} says so." for number in range(80 if row % 3 == 0 else 4))
+
+
+def written(path: Path, url: str, name: str = "job", **sections: Any) -> Path:
+    table = path / f"{name}.parquet"
+    pl.DataFrame({"id": [f"r{n}" for n in range(ROWS)], "body": [long(n) for n in range(ROWS)]}).write_parquet(table)
+    base: Sections = {
+        "input": {"path": str(table), "id": "id", "text": "body"},
+        "prompt": {"template": f"{name}: {{{{ text }}}}"},
+        "model": {"name": "gemini-3.5-flash-lite", "max_output_tokens": 200, "lane": "batch"},
+        "limits": {"rpm": 0, "tpm": 0},
+        "endpoint": {"base_url": url},
+        "output": {"path": str(path / f"{name}-out.parquet")},
+    }
+    made = write_job(path, base, **sections)
+    return made.rename(path / f"{name}.toml")
+
+
+def done(path: Path, **options: Any) -> run.Ended:
+    return run_through(prepare.prepare(load(path), Options(**options)))
+
+
+def bought(name: str) -> pl.DataFrame:
+    """Every call of a run, as it is kept."""
+    columns = ("row", "step", "level", "chunk", "fingerprint", "paid", "status", "lane", "text", "cost_usd")
+    directory = Path("runs") / name
+    paths = [*part_paths(directory / "calls"), *batched.part_paths(directory)]
+    return pl.concat([read_part(path, columns) for path in paths]).sort("row", "level", "step", "chunk")
+
+
+FLOWS: dict[str, dict[str, Any]] = {
+    "plain": {"prompt": {"template": "Of {{ id }}: {{ text }}"}},
+    "reduce": {
+        "prompt": {"template": "Piece {{ chunk }}: {{ text }}"},
+        "chunk": {"max_tokens": 120},
+        "reduce": {"template": "Merge for {{ id }}:\n{{ parts }}"},
+    },
+    "refine": {
+        "prompt": {"template": "Begin {{ id }}: {{ text }}"},
+        "chunk": {"max_tokens": 240},
+        "refine": {"template": "So far: {{ summary }}\nMore of {{ id }}: {{ text }}"},
+    },
+    "conversation": {
+        "prompt": {"template": None, "flow": "conversation", "turns": ["Read {{ text }}", "And {{ id }}?"]}
+    },
+    "repair": {"output": {"schema": "topic: str, kind: a|b", "repair": True}},
+}
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_run_over_batches_asks_the_prompts_of_a_live_run_at_half_the_price(
+    tmp_path: Path, url: str, flow: str
+) -> None:
+    here = {name: {**values} for name, values in FLOWS[flow].items()}
+    live = done(written(tmp_path, url, f"{flow}-live", **{**here, "model": {"lane": "standard"}}))
+    batch = done(written(tmp_path, url, f"{flow}-batch", **here))
+    assert (live.exit_code, batch.exit_code) == (0, 0), (live.stopped, batch.stopped)
+    asked_live, asked = bought(f"{flow}-live"), bought(f"{flow}-batch")
+    same = ("row", "step", "level", "chunk", "status")
+    assert asked.select(same).equals(asked_live.select(same))
+    assert set(asked["lane"]) == {"batch"} and set(asked_live["lane"]) == {"standard"}
+    assert asked["fingerprint"].n_unique() == asked.height
+    usd = Decimal(asked["cost_usd"].sum()) / Decimal(asked_live["cost_usd"].sum())
+    assert usd == pytest.approx(Decimal("0.5"), rel=Decimal("0.01"))
+    result = pl.read_parquet(tmp_path / f"{flow}-batch-out.parquet")
+    assert result.height == ROWS and set(result["status"]) == {"ok"}
+    assert result["cost_usd"].sum() == pytest.approx(float(asked["cost_usd"].sum()))
+    told = stats(url)["batches"]
+    assert told["lines_billed_twice"] == 0
+
+
+def test_the_prompts_of_both_lanes_have_the_same_fingerprints(tmp_path: Path, url: str) -> None:
+    for name, lane in (("one", "standard"), ("two", "batch")):
+        path = written(tmp_path, url, name, **FLOWS["reduce"], model={"lane": lane})
+        assert done(path).exit_code == 0
+    assert bought("one")["fingerprint"].to_list() == bought("two")["fingerprint"].to_list()
+    columns = ("id", "response", "status", "calls", "chunks", "input_tokens", "output_tokens")
+    one, two = (pl.read_parquet(tmp_path / f"{name}-out.parquet").select(columns) for name in ("one", "two"))
+    assert one.equals(two)
+
+
+def test_batches_are_left_and_collected_by_the_same_command(tmp_path: Path, url: str) -> None:
+    path = written(tmp_path, url, "left", **FLOWS["reduce"])
+    first = done(path, leave=True)
+    assert isinstance(first.stopped, BatchesOut) and first.exit_code == 3
+    assert "with the service" in first.stopped.message and "48 hours" in first.stopped.message
+    assert len(first.out) == 1 == len(is_out(Path("runs/left")))
+    ended = [done(path, leave=True) for _ in range(12) if is_out(Path("runs/left"))]
+    assert [each.exit_code for each in ended[:-1]] == [3] * (len(ended) - 1)
+    assert ended[-1].exit_code == 0, ended[-1]
+    assert pl.read_parquet(tmp_path / "left-out.parquet")["status"].to_list() == ["ok"] * ROWS
+    assert bought("left")["fingerprint"].n_unique() == bought("left").height
+
+
+def test_what_is_out_is_neither_set_aside_nor_tried_by_a_pilot(tmp_path: Path, url: str) -> None:
+    path = written(tmp_path, url, "kept")
+    assert done(path, leave=True).exit_code == 3
+    for options in ({"fresh": True}, {"pilot": frozenset({1})}):
+        with pytest.raises(RunStateError, match="with the service"):
+            done(path, **options)
+    assert done(path).exit_code == 0
+
+
+def test_a_job_that_asks_live_now_still_collects_what_is_out(tmp_path: Path, url: str) -> None:
+    path = written(tmp_path, url, "changed", **FLOWS["reduce"])
+    assert done(path, leave=True).exit_code == 3
+    path.write_text(path.read_text().replace('lane = "batch"', 'lane = "standard"'))
+    assert done(path).exit_code == 0
+    assert bought("changed").group_by("lane").len().sort("lane")["lane"].to_list() == ["batch", "standard"]
+    assert bought("changed")["fingerprint"].n_unique() == bought("changed").height
+
+
+def test_rows_beyond_a_limit_wait_and_are_done_by_a_later_run(tmp_path: Path, url: str) -> None:
+    path = written(tmp_path, url, "limited")
+    assert done(path, limit=5).exit_code == 0
+    assert done(path).exit_code == 0
+    assert bought("limited").height == ROWS
+
+
+def test_identical_rows_are_one_line(tmp_path: Path, url: str) -> None:
+    path = written(tmp_path, url, "same", prompt={"template": "Say the same."})
+    ended = done(path)
+    assert ended.exit_code == 0 and bought("same").height == 1
+    assert ended.summary.calls == 1 and ended.summary.done == ROWS
+
+
+def test_cancelled_batches_keep_what_they_have_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    with served(batch=True, batch_pending_s=0.0, batch_run_s=600, batch_spread=1.0) as slow:
+        path = written(tmp_path, slow, "cancelled")
+        assert done(path, leave=True).exit_code == 3
+        ended = done(path, cancel_batches=True)
+        assert not is_out(Path("runs/cancelled"))
+        assert ended.summary.done == 0 and ended.exit_code in (1, 3)
+        path.write_text(path.read_text().replace('lane = "batch"', 'lane = "standard"'))
+        assert done(path).exit_code == 0
+
+
+def test_ctrl_c_leaves_the_batches_where_they_are(tmp_path: Path) -> None:
+    with served(batch=True, batch_pending_s=3.0, batch_run_s=1.0, batch_spread=1.0) as slow:
+        written(tmp_path, slow, "broken")
+        environment = os.environ | {"GEMINI_API_KEY": "AQ.test"}
+        command = [sys.executable, "-m", "pipeline", "run", "broken.toml", "--yes"]
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        while not any(state.stage == "asked" for state in out_of("broken")):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+        assert process.returncode == 130 and b"1 batch, 12 calls, is with the service" in told
+        assert done(tmp_path / "broken.toml").exit_code == 0
+        assert stats(slow)["batches"]["lines_billed_twice"] == 0
+
+
+def out_of(name: str) -> list[Any]:
+    try:
+        return is_out(Path("runs") / name)
+    except RunStateError:
+        return []
