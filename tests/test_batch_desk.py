@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from desks import HOUR, KEY, NOON, TARGET, Night, prompt_of, without_threads
 
+from pipeline.batch.desk import BatchDesk
 from pipeline.budget.caps import Spending
 from pipeline.emulator.batch_faults import BATCH_KINDS
 from pipeline.errors import AuthError, ServiceError
@@ -64,6 +65,18 @@ def test_rows_with_the_same_content_are_asked_once(directory: Path) -> None:
     night = Night(directory)
     seen = night.session([prompt_of(0), prompt_of(1), prompt_of(0).known_as("f0" * 16, "other")])
     assert len(seen.answered) == 2 and sum(night.lines.values()) == 2
+
+
+def test_a_prompt_whose_answer_came_since_it_was_looked_for_is_not_asked_again(directory: Path) -> None:
+    night, waits = Night(directory), []
+
+    def look(desk: BatchDesk) -> bool:
+        number = desk.waits(prompt_of(0), TARGET)
+        waits.append((number, number is not None and desk.is_open(number)))
+        return False
+
+    night.session(30, until=look)
+    assert waits[-1] == (1, False) and (1, True) in waits
 
 
 # ---- killed, at any moment

@@ -71,8 +71,8 @@ class Session:
             if self.is_found(row) or batches.out(f"content {row}", row) is not None or self.store.outcomes.done(row):
                 return
             if verb == "live":
-                self.service.buy(row)
                 self.store.append_call(prompt(row), MODEL, paid(f"answer {row}"))
+                self.service.buy(row)  # a live reply that a kill loses is another test's
                 return
             self.draft = self.draft or batches.draft(TARGET)
             self.draft.add(key(row), line(row))

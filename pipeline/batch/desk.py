@@ -92,8 +92,11 @@ class BatchDesk:
     # --- what a call asks --------------------------------------------------------------------------------------------
 
     def waits(self, prompt: Prompt, target: Target) -> int | None:
-        """The batch in which this content waits already."""
-        return self._store.out(prompt.fingerprint(target.model))
+        """The batch in which this content waits already, or which has answered it since it was looked for.
+
+        Where that is open no more, the row is to look again.
+        """
+        return self._store.out(prompt.fingerprint(target.model), prompt.row)
 
     async def add(self, prompt: Prompt, target: Target) -> int | None:
         """Put a prompt into the batch that is being cut, unless its content waits already; the number of that batch.
