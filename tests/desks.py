@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -23,12 +23,14 @@ from pipeline.batch.room import Room
 from pipeline.batch.tries import Tries
 from pipeline.budget.caps import Spending
 from pipeline.budget.cashier import Cashier
-from pipeline.emulator import Emulator, EmulatorOptions, parse_batch_faults, parse_faults
+from pipeline.emulator import Emulator, EmulatorOptions, parse_batch_faults
 from pipeline.errors import PipelineError
 from pipeline.events import Event, Message
 from pipeline.prompts import Params, Prompt, said
 from pipeline.providers.base import Account
+from pipeline.providers.connection import Connected
 from pipeline.providers.gemini import Gemini
+from pipeline.providers.openai import OpenAI
 from pipeline.providers.transport import Wire
 from pipeline.records import Reply
 from pipeline.store.batch_states import BatchState
@@ -40,6 +42,8 @@ NOON = 1_795_377_600.0
 KEY = "AQ.secret-key-0123456789"
 MODEL = "gemini-3.5-flash-lite"
 TARGET = Target("gemini", "http://emulator", "p", MODEL)
+OPENAI = Target("openai", "http://emulator/v1", "p", MODEL)
+SPEAKERS: Mapping[str, type[Connected]] = {"gemini": Gemini, "openai": OpenAI}
 PARAMS = Params(max_output_tokens=100)
 HOUR = 3600.0
 
@@ -104,18 +108,19 @@ class Session:
 class Night:
     """One run directory and one service, over any number of sessions."""
 
-    def __init__(self, directory: Path, batch_faults: str = "", *, faults: str = "", **flags: Any) -> None:
+    def __init__(self, directory: Path, batch_faults: str = "", *, target: Target = TARGET, **flags: Any) -> None:
         usual: dict[str, Any] = {"batch": True, "marked": False, "model_version": None}
         usual |= {"batch_pending_s": 600, "batch_run_s": 1200, "batch_spread": 1}
-        told = {"batch_faults": parse_batch_faults(batch_faults), "faults": parse_faults(faults)}
+        told = {"batch_faults": parse_batch_faults(batch_faults)}
         self.now = NOON
         self.loop: asyncio.AbstractEventLoop | None = None
         self.directory = directory
         self.emulator = Emulator(EmulatorOptions(**{**usual, **told, **flags}), clock=lambda: self.wall())
         self.spending = Spending(None)
         self.room_file: Path | None = None
-        self.target = TARGET
+        self.target = target
         self.key = KEY
+        self.strange: PipelineError | None = None
 
     def wall(self) -> float:
         return self.now + (self.loop.time() if self.loop else 0.0)
@@ -153,6 +158,21 @@ class Night:
                 self.now += seen.seconds
                 self.loop = None
         return seen
+
+    def forget_all(self) -> None:
+        """Another service stands there now, which knows of nothing."""
+        self.emulator = Emulator(self.emulator.options, clock=self.wall)
+
+    def files(self) -> list[str]:
+        """What is stored at the service."""
+
+        async def ask() -> list[str]:
+            transport = httpx.ASGITransport(self.emulator)
+            async with httpx.AsyncClient(transport=transport, base_url="http://e") as client:
+                told = await client.get("/v1beta/files?pageSize=100", headers={"x-goog-api-key": self.key})
+                return [each["name"] for each in told.json().get("files", [])]
+
+        return asyncio.run(ask())
 
     def twin(self, label: str) -> None:
         """Make another batch under a label of ours, of a file of its own."""
@@ -200,7 +220,7 @@ class _Run:
         self.waiting: dict[int, int] = {}  # row → batch
         self.ready: list[int] = []  # rows to open again
         self.desk: BatchDesk
-        self.gemini: Gemini
+        self.speaker: Connected
 
     async def main(self, kill: tuple[int, bool] | None, plan: Plan) -> None:
         night, store, seen = self.night, self.store, self.seen
@@ -219,8 +239,8 @@ class _Run:
 
         try:
             async with Wire(seam) as wire, anyio.create_task_group() as tasks:
-                self.gemini = Gemini({night.target.access: Account(wire, night.key)})
-                service = self.gemini.open(night.target).batches()
+                self.speaker = SPEAKERS[night.target.provider]({night.target.access: Account(wire, night.key)})
+                service = self.speaker.open(night.target).batches()
                 assert service is not None
                 cashier = Cashier(night.spending, heard)
                 tries = Tries(night.directory / "batches")
@@ -233,6 +253,7 @@ class _Run:
                     bought=lambda prompt, reply, answered: seen.bought.append(reply),
                     notify=heard,
                     wall=night.wall,
+                    is_strange=lambda target, reply: night.strange,
                     rng=Random(1),
                 )
                 self.desk = BatchDesk(
@@ -296,7 +317,7 @@ class _Run:
                 self.ready.append(prompt.row)
         elif not seen.stopped:
             seen.live.append(prompt.row)
-            outcome = await self.gemini.generate(prompt, night.target)
+            outcome = await self.speaker.generate(prompt, night.target)
             if isinstance(outcome, Reply):
                 self.store.append_call(prompt, MODEL, outcome)
                 seen.answered[prompt.row] = outcome.text

@@ -1,17 +1,18 @@
 """A run's batches in virtual time, before an emulator: every row once, whatever happens on the way."""
 
 import stat
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from desks import HOUR, KEY, NOON, TARGET, Night, prompt_of, without_threads
+from desks import HOUR, KEY, MODEL, NOON, OPENAI, TARGET, Night, prompt_of, without_threads
 
 from pipeline.batch.desk import BatchDesk
 from pipeline.budget.caps import Spending
 from pipeline.emulator.batch_faults import BATCH_KINDS
-from pipeline.errors import AuthError, ServiceError
+from pipeline.errors import AuthError, RunStateError, ServiceError
 
 
 @pytest.fixture(autouse=True)
@@ -322,6 +323,26 @@ def test_a_batch_that_is_not_found_is_kept_and_told_once(directory: Path) -> Non
     check_once(night, 4)
 
 
+def test_a_batch_of_another_project_stops_the_run_before_anything_is_bought(directory: Path) -> None:
+    night = Night(directory)
+    night.session(4, leave=True)
+    night.target = replace(TARGET, project="another")
+    seen = night.session(4)
+    assert isinstance(seen.stopped, RunStateError) and "of another project or key" in str(seen.stopped)
+    assert not seen.live and creates(seen.asked) == 0
+    night.target = TARGET
+    check_once(night, 4)
+
+
+def test_a_batch_of_another_model_is_taken_beside_the_new_ones(directory: Path) -> None:
+    night = Night(directory)
+    night.session(4, leave=True)
+    night.target = replace(TARGET, model="gemini-3.6-flash")
+    night.now += HOUR
+    night.session(0, leave=True)
+    assert [(state.stage, state.ok, state.model) for state in night.states()] == [("cleared", 4, MODEL)]
+
+
 def test_a_key_that_is_refused_ends_the_run_and_loses_nothing(directory: Path) -> None:
     night = Night(directory)
     night.session(4, leave=True)
@@ -386,3 +407,88 @@ def test_what_may_have_been_billed_and_was_not_handed_out_counts_against_a_cap(d
     seen = night.session(10)
     paid = sum(reply.cost_usd or 0 for reply in seen.bought)
     assert night.spending.spent_usd > paid
+
+
+# ---- OpenAI's protocol: no chosen names of files, no counts free of charge, and what was done is handed out
+
+
+def test_a_batch_of_openais_protocol_lives_the_same_life(directory: Path) -> None:
+    night = Night(directory, target=OPENAI)
+    seen = night.session(10)
+    assert len(seen.answered) == 10 and not seen.live and set(night.lines.values()) == {1}
+    assert not any("countTokens" in path for _, path in seen.asked)
+
+
+@pytest.mark.parametrize("faults", ["", pytest.param("create_cut*1,list_lag=40", marks=pytest.mark.long)])
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_kill_in_openais_protocol_buys_nothing_twice(directory: Path, faults: str, after: bool) -> None:
+    moments = 0
+    for moment in range(1, 60):
+        night = Night(directory.with_name(f"{moment}"), faults, target=OPENAI, **BRIEF)
+        first = night.session(3, kill=(moment, after))
+        check_once(night, 3, told=(moment, first.asked))
+        if not first.killed:
+            break
+        moments += 1
+    assert moments > 6
+
+
+def test_what_a_cancelled_batch_had_answered_is_used(directory: Path) -> None:
+    night = Night(directory, target=OPENAI, batch_pending_s=600, batch_run_s=1000)
+    seen = night.session(20, last_call_s=1100)
+    (state,) = night.states()
+    assert 0 < state.ok < 20 and state.missing == 20 - state.ok and state.status == "cancelled"
+    assert len(seen.answered) == 20 and len(seen.live) == state.missing
+
+
+def test_a_batch_that_fails_for_what_is_enqueued_is_handed_in_again_and_is_no_try(directory: Path) -> None:
+    night = Night(directory, target=OPENAI, batch_tokens=1)
+    seen = night.session(3, last_call_s=HOUR)
+    assert sum("too much is enqueued" in each for each in seen.told) >= 3
+    assert sorted(seen.live) == [0, 1, 2] and not night.states()[0].is_open
+
+
+# ---- what is left at the service, and what is left of it here
+
+
+def test_results_that_are_here_are_taken_though_the_service_has_forgotten_the_batch(directory: Path) -> None:
+    night = Night(directory)
+    night.session(5, leave=True)
+    night.now += HOUR
+    night.session(5, kill_event=5)  # between `fetched` and `taken`
+    assert [state.stage for state in night.states()] == ["fetched"]
+    night.forget_all()
+    seen = night.session(5)
+    assert len(seen.answered) == 5 and not seen.live
+
+
+def test_results_that_are_gone_are_told_and_their_prompts_asked_again(directory: Path) -> None:
+    night = Night(directory)
+    night.spending = cap("1")
+    night.session(5, leave=True)
+    night.now += 72 * HOUR
+    night.spending = cap("1")
+    seen = night.session(5, last_call_s=12 * HOUR)
+    assert len(seen.answered) == 5
+    assert any("gone: they were kept for 48 hours" in each for each in seen.told)
+
+
+def test_files_are_deleted_at_the_service_as_soon_as_nobody_needs_them(directory: Path) -> None:
+    night = Night(directory)
+    night.session(5)
+    assert [file for file in night.files() if not file.startswith("files/batch-")] == []
+
+
+def test_a_full_storage_is_waited_out_and_told(directory: Path) -> None:
+    night = Night(directory, storage_bytes=6_000)
+    seen = night.session(20, last_call_s=20 * HOUR, batch_tokens={TARGET.quota: 2_000})
+    assert len(seen.answered) == 20 and len(night.states()) > 1
+    assert any("storage for files is full" in each for each in seen.told)
+
+
+def test_replies_that_must_not_come_into_a_run_stop_it_and_none_is_kept(directory: Path) -> None:
+    night = Night(directory)
+    night.strange = ServiceError("an emulator answers")
+    seen = night.session(5)
+    assert seen.stopped is night.strange and not seen.bought
+    assert [state.stage for state in night.states()] == ["fetched"]

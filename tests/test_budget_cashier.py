@@ -784,3 +784,58 @@ def test_what_was_seen_is_read_from_what_is_kept() -> None:
     seen = seen_in([pl.DataFrame(pack)])
     assert seen.replies == 1 and seen.steps == {"pack": Lengths(1, 40, 52, 28, 8)}, "four rows of one request"
     assert seen_in([]) == Seen()
+
+
+# ---- what is reserved beside the requests in flight
+
+
+def test_a_batch_is_reserved_for_bit_by_bit_and_settled_once(tmp_path: Path) -> None:
+    with SpendBook(tmp_path / "spend.sqlite", "project", "run") as book:
+        spending = Spending(Decimal(1), book=book, day_cap_usd=Decimal(2))
+        cashier = Cashier(spending)
+        assert cashier.beside.reserve_more("batch 1", Decimal("0.3"))
+        assert cashier.beside.reserve_more("batch 1", Decimal("0.6"))
+        assert not cashier.beside.reserve_more("batch 1", Decimal("0.2")) and cashier.beside.usd == Decimal("0.9")
+        cashier.beside.give_back("batch 1", Decimal("0.1"))
+        assert spending.reserved_usd == Decimal("0.8")
+        for _ in range(2):  # a kill came before what was bought was kept
+            cashier.settle("batch 1", "run/batch 1", Decimal("0.25"), 0.0, "")
+        assert spending.reserved_usd == 0 and book.spent()[0] == Decimal("0.25")
+
+
+def test_what_an_earlier_session_handed_in_is_reserved_for_whatever_the_caps_are_now() -> None:
+    spending = Spending(Decimal("0.01"))
+    cashier = Cashier(spending)
+    cashier.beside.owe("batch 1", Decimal(3))
+    assert spending.reserved_usd == 3 and not cashier.beside.reserve_more("batch 2", Decimal("0.001"))
+    without = Cashier(Spending(None))
+    without.beside.owe("batch 1", Decimal(3))
+    assert without.beside.usd == 0
+
+
+def test_a_prompt_without_room_waits_for_the_batches_that_are_out_and_then_goes() -> None:
+    cashier = Cashier(Spending(Decimal("0.01")))
+    assert cashier.beside.reserve_more("batch 1", Decimal("0.01"))
+    with pytest.raises(BudgetReached):
+        cashier.admit(asked(0), target_of(RATES))
+
+    async def main() -> None:
+        sent: list[float] = []
+
+        async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply:
+            sent.append(anyio.current_time())
+            return Reply("four", "ok")
+
+        dispatcher = Dispatcher(send, Route((target_of(RATES),)), admit=cashier.admit)
+        cashier.beside.waits_for_batches, cashier.beside.on_room = True, dispatcher.look_again
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(dispatcher.run)
+            tasks.start_soon(dispatcher.submit, asked(0))
+            await anyio.sleep(500)
+            assert not sent
+            cashier.settle("batch 1", "run/batch 1", Decimal("0.001"), AT, "")
+            await anyio.sleep(1)
+            dispatcher.close()
+        assert 500 <= sent[0] < 501
+
+    run(main)

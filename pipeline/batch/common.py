@@ -1,7 +1,7 @@
 """What the parts of the batch desk have in common: who is asked, what is told, when which batch is looked at again."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
@@ -31,6 +31,7 @@ class Plan:
     prompts: int = 0
     last_call: Callable[[], float] = lambda: inf
     batch_tokens: Mapping[str, int] = field(default_factory=dict)
+    leaves: bool = False  # nobody waits for batches here, and so no prompt for the room that they will leave
     changes: str | None = None  # what `--set` changed of the job, as JSON
 
 
@@ -50,14 +51,14 @@ class Common:
     is_last_call: bool = False  # nothing is cut or handed in any more; what is out is cancelled
 
     def target_of(self, state: BatchState) -> Target | None:
-        """Who was asked, as the job names it now; None where it names another project, key or model."""
-        asked = state.target, state.account, state.model
-        return next((each for each in self.services if (each.name, each.account, each.model) == asked), None)
+        """Who was asked; None where the job names another project or key now. Another model is no hindrance."""
+        same = [each for each in self.services if (each.name, each.account) == (state.target, state.account)]
+        return next((replace(each, model=state.model) for each in same), None)
 
     def service_of(self, state: BatchState) -> Service | None:
         """Who speaks for that."""
-        target = self.target_of(state)
-        return None if target is None else self.services[target]
+        same = (each for each in self.services if (each.name, each.account) == (state.target, state.account))
+        return next((self.services[each] for each in same), None)
 
     def by_service(self, states: Iterable[BatchState]) -> list[tuple[Service, list[BatchState]]]:
         """The batches of each service."""

@@ -22,7 +22,7 @@ from pipeline.batch.submitting import Submitting, cancel_twins
 from pipeline.batch.tries import Tries
 from pipeline.batch.watching import POLL_S, Watching
 from pipeline.budget.cashier import Cashier
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RunStateError
 from pipeline.events import BatchNoted, Notify
 from pipeline.prompts import Prompt
 from pipeline.providers.batches.base import Batches as Service
@@ -76,7 +76,7 @@ class BatchDesk:
     ) -> None:
         """`services` by the targets that prompts are added for; `on_stop` hears what ends the run.
 
-        `ready` puts the files of a prompt in place; `wall` is epoch seconds.
+        `ready` puts the files of a prompt in place; `wall` is epoch seconds. What is out is reserved for at once.
         """
         self._notify, self._on_stop, self._taken = notify, on_stop, taken
         self._ready, self._tries, self._store = ready, tries, store
@@ -88,6 +88,8 @@ class BatchDesk:
         self._is_closed = False
         self._has_begun = self._is_at_it = False
         self._waker = anyio.Event()
+        for state in store.open():
+            cashier.beside.owe(held_as(state.number), state.worst_usd or Decimal(0))
 
     # --- what a call asks --------------------------------------------------------------------------------------------
 
@@ -186,6 +188,8 @@ class BatchDesk:
 
     async def run(self) -> None:
         """Cut, hand in, ask after and take until `close`."""
+        beside = self._common.cashier.beside
+        beside.waits_for_batches = not self._common.plan.leaves
         try:
             await self._begin()
             while not self._is_closed:
@@ -200,7 +204,9 @@ class BatchDesk:
             self._end(reason)
         finally:
             self._is_closed = True
+            beside.waits_for_batches = False
             self._drafts.drop_all()
+            beside.on_room()
 
     async def _begin(self) -> None:
         """Find again what earlier sessions left; every start lists once where something is out."""
@@ -212,17 +218,17 @@ class BatchDesk:
                 if service is not None and state.stage in ("taken", "given_up"):
                     await self._watching.clear(state, service)
                 continue
-            common.cashier.owe(held_as(state.number), state.worst_usd or Decimal(0))
             if state.stage != "cut":
                 size, since = state.input_tokens_est, state.asked_at or state.at
                 common.room.enter(state.file, state.account, quota_of(state), size, since)
                 common.room.stored(state.file, state.account, state.size_bytes, since)
             if state.cancelling and not state.released:
                 self._watching.cancelled[state.number] = anyio.current_time()
-            if service is None:
-                self._tell(
-                    f"batch {state.number} is with {state.endpoint}, of another project, key or model than the job"
-                    " names now: it waits there until the job names that again"
+            if service is None and state.is_waited_for:
+                raise RunStateError(
+                    f"batch {state.number} of this run is with {state.endpoint}, of another project or key than the job"
+                    " names now\nIts prompts wait there, and are not bought again.",
+                    "name that project again, or use its key: the same command then takes what was answered",
                 )
         for service, states in common.by_service(self._store.open()):
             listed = await service.find_all()
@@ -288,7 +294,7 @@ class BatchDesk:
         self._common.note(state.number, "given_up")
         self._tell(f"batch {state.number} is given up: {why}")
         self._common.room.leave(state.file)
-        self._common.cashier.give_back(held_as(state.number))
+        self._common.cashier.beside.give_back(held_as(state.number))
         self._common.due.pop(state.number, None)
         self._taken(state.number, rows)
 

@@ -109,7 +109,7 @@ class Drafts:
         short, name = worst_usd - drafted.held_usd, held_as(drafted.draft.number)
         if short > 0:
             for more in (short + worst_usd / 4, short):
-                if cashier.reserve_more(name, more):
+                if cashier.beside.reserve_more(name, more):
                     drafted.held_usd += more
                     break
             else:
@@ -129,7 +129,7 @@ class Drafts:
         number = drafted.draft.number
         self._cutting.add(number)
         cashier = self._common.cashier
-        cashier.give_back(held_as(number), drafted.held_usd - drafted.worst_usd)
+        cashier.beside.give_back(held_as(number), drafted.held_usd - drafted.worst_usd)
         worst_usd = drafted.worst_usd if cashier.is_capped else None
         try:
             await anyio.to_thread.run_sync(drafted.draft.cut, worst_usd, self._common.wall())
@@ -140,5 +140,5 @@ class Drafts:
     def _drop(self, target: Target) -> None:
         self._to_cut.discard(target)
         draft = self._drafted.pop(target).draft
-        self._common.cashier.give_back(held_as(draft.number))
+        self._common.cashier.beside.give_back(held_as(draft.number))
         draft.discard()

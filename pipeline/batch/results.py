@@ -168,8 +168,10 @@ class Taking:
         return Taken(sorted(live), stop)
 
     def _priced(self, prompt: Prompt, target: Target, reply: Reply, ended: float) -> Reply:
-        """A reply as one that came live has it."""
-        reply = changed(
+        """A reply as one that came live has it, without its body."""
+        usage = self._cashier.reckoned(prompt, reply.usage)
+        bill = self._cashier.batched(prompt, target, usage, reply.model, ended)
+        return changed(
             reply,
             lane="batch",
             endpoint=target.endpoint,
@@ -177,15 +179,12 @@ class Taking:
             target=target.name,
             latency_s=0.0,
             finished_at=ended,
-            usage=self._cashier.reckoned(prompt, reply.usage),
-        )
-        bill = self._cashier.batched(prompt, target, reply)
-        return changed(
-            reply,
+            usage=usage,
             cost_usd=bill.cost_usd,
             standard_usd=bill.standard_usd,
             at_most_usd=bill.at_most_usd,
             worst_usd=bill.worst_usd,
+            raw=b"",
         )
 
     def _failed(self, key: Key, target: Target, failure: Failure, ended: float) -> Call:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from pipeline.budget.beside import Beside
 from pipeline.budget.caps import Spending
 from pipeline.errors import BudgetReached, PipelineError
 from pipeline.events import BudgetNear, Notify, PriceNoted
@@ -103,8 +104,8 @@ class Cashier:
         self._spending, self._tell = spending, tell
         self._seen = seen or Seen()
         self._allow_unpriced = allow_unpriced
+        self.beside = Beside(spending, lambda: not self._held)
         self._held: dict[str, tuple[Decimal | None, Decimal]] = {}  # content → worst case, and what is reserved for it
-        self._beside: dict[str, Decimal] = {}  # reserved for what is no request, by name
         self._unpriced: str | None = None  # a model that answered at a price that nobody knows
         self._told: set[object] = set()
 
@@ -139,7 +140,7 @@ class Cashier:
         if cap is None:
             self._held[prompt.fingerprint(target.model)] = worst, held
             return True
-        if self._held:
+        if self._held or self.beside.may_become_less:
             return False
         lost = f", up to ${cap.lost_usd:.4f} of it by what was in flight when a run was killed" if cap.lost_usd else ""
         raise BudgetReached(
@@ -147,52 +148,6 @@ class Cashier:
             f"(${cap.spent_usd:.4f} spent{lost}, at most ${held:.4f} for this call)",
             cap.hint,
         )
-
-    def reserve(self, name: str, usd: Decimal) -> bool:
-        """Reserve for what is no request, in place of what is under this name; False where that could pass a cap."""
-        self.give_back(name)
-        if not self._spending.capped:
-            return True
-        if self._spending.blind or self._spending.reserve(usd) is not None:
-            return False
-        self._beside[name] = usd
-        if self._spending.blind:  # the others would not know of it, should this process be killed
-            self.give_back(name)
-            return False
-        return True
-
-    def reserve_more(self, name: str, usd: Decimal) -> bool:
-        """Reserve so much more under this name; False where that could pass a cap: then all stays as it is."""
-        if not self._spending.capped or usd <= 0:
-            return True
-        if self._spending.blind or self._spending.reserve(usd) is not None:
-            return False
-        self._beside[name] = self._beside.get(name, _NONE) + usd
-        if self._spending.blind:
-            self._less(name, usd)
-            return False
-        return True
-
-    def owe(self, name: str, usd: Decimal) -> None:
-        """Reserve in the place of what is under this name, whatever the caps are now: an earlier session sent it."""
-        self.give_back(name)
-        if self._spending.capped:
-            self._beside[name] = usd
-            self._spending.owe(usd)
-
-    def give_back(self, name: str, usd: Decimal | None = None) -> None:
-        """Reserve nothing more under this name, or so much less."""
-        self._less(name, self._beside.get(name, _NONE) if usd is None else usd)
-
-    def _less(self, name: str, usd: Decimal) -> None:
-        if name in self._beside:
-            self._beside[name] -= usd
-            self._spending.reserved_usd -= usd
-            if self._beside[name] <= 0:
-                del self._beside[name]
-        if not self._beside and not self._held:
-            self._spending.reserved_usd = _NONE  # a sum of long decimals is rounded
-        self._spending.release()
 
     def lost(self, prompt: Prompt, target: Target, name: str, at: float) -> Bill:
         """Count a request that was in flight when its session was killed, at `at`, as its worst case.
@@ -224,10 +179,10 @@ class Cashier:
         """What one request is reckoned to cost at most, by what was billed so far; 0 where its price is unknown."""
         return (worst_case_usd(prompt, target) or _NONE) * self._seen.ratio
 
-    def batched(self, prompt: Prompt, target: Target, reply: Reply) -> Bill:
-        """What an answer cost that came with a batch, at the prices of that day; see `settle`."""
+    def batched(self, prompt: Prompt, target: Target, usage: Usage, model: str, at: float) -> Bill:
+        """What an answer cost that came with a batch, of that `model` at that time (epoch seconds); see `settle`."""
         worst = worst_case_usd(prompt, target) if self._spending.capped else None
-        return self._bill(prompt, target, reply, worst, None)
+        return self._bill(prompt, target, usage, model, at, worst, None)
 
     def settle(self, name: str, once: str, usd: Decimal, at: float, account: str) -> None:
         """Count what all of a batch cost, and reserve nothing more under its `name`.
@@ -236,33 +191,42 @@ class Cashier:
         what was bought is kept.
         """
         self._spending.spend_once(once, usd, at, account)
-        self.give_back(name)
+        self.beside.give_back(name)
         self._warn()
 
     def answered(self, prompt: Prompt, target: Target, reply: Reply) -> Bill:
         """Settle a request that was answered: it costs what the lane does in which the service says that it served."""
         worst, held = self._settle(prompt, target)
-        bill = self._bill(prompt, target, reply, worst, held)
+        served = target.asked_in(reply.lane)
+        bill = self._bill(prompt, served, reply.usage, reply.model, reply.finished_at, worst, held)
         self._seen.replies += held is not None
         return bill
 
-    def _bill(self, prompt: Prompt, target: Target, reply: Reply, worst: Decimal | None, held: Decimal | None) -> Bill:
-        target = target.asked_in(reply.lane)
-        at, model = datetime.fromtimestamp(reply.finished_at, UTC), reply.model or target.model
-        usd = _cost(reply.usage, model, at, target)
+    def _bill(
+        self,
+        prompt: Prompt,
+        target: Target,
+        usage: Usage,
+        answered: str,
+        finished_at: float,
+        worst: Decimal | None,
+        held: Decimal | None,
+    ) -> Bill:
+        at, model = datetime.fromtimestamp(finished_at, UTC), answered or target.model
+        usd = _cost(usage, model, at, target)
         more: Decimal | None = _NONE
         if usd is None:
             model = target.model
-            usd = _cost(reply.usage, model, at, target)
-            self._tell_unpriced(reply.model, model, usd)
+            usd = _cost(usage, model, at, target)
+            self._tell_unpriced(answered, model, usd)
             more = _beyond(usd, self._most_usd(prompt, target, worst, held))
-        elif reply.usage.estimated:
+        elif usage.estimated:
             more = _beyond(usd, self._most_usd(prompt, target, worst, held))
         else:
-            self._learn(prompt, reply.usage, usd, worst)
+            self._learn(prompt, usage, usd, worst)
         in_standard = None
-        if reply.lane != "standard":
-            in_standard = _cost(reply.usage, model, at, target.asked_in("standard"))
+        if target.lane != "standard":
+            in_standard = _cost(usage, model, at, target.asked_in("standard"))
         return Bill(usd, more, worst, in_standard)
 
     def unanswered(self, prompt: Prompt, target: Target, failure: Failure) -> Bill | None:
@@ -309,7 +273,7 @@ class Cashier:
         worst, held = self._held.pop(prompt.fingerprint(target.model), (None, None))
         left = self._spending.reserved_usd - (held or _NONE)
         # A sum of long decimals is rounded.
-        self._spending.reserved_usd = left if self._held else sum(self._beside.values(), _NONE)
+        self._spending.reserved_usd = left if self._held else self.beside.usd
         return worst, held
 
     def _most_usd(

@@ -102,6 +102,10 @@ class Dispatcher:
         found = [loop.flex for loop in self._by_quota.values() if loop.flex]
         return sum(each.served for each in found), sum(each.shed for each in found)
 
+    def look_again(self) -> None:
+        """There may be room under a cap again, by something that is no request here."""
+        self._wake()
+
     def call_last(self, at: float) -> None:
         """From then on, by the loop's clock, nothing new leaves in flex; what is in flight there is waited for."""
         for loop in self._by_quota.values():

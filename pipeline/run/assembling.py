@@ -162,6 +162,7 @@ def assembled(
             wait=options.wait or bool(spoken and not options.leave),  # batches are waited for over days, too
             on_event=heard,
         )
+        cashier.beside.on_room = line.look_again
         lines.append(line)
         return line
 

@@ -191,7 +191,8 @@ def batching_of(
             plan.load.prompts,
             lambda: course.last_call,
             {quota: tokens for quota, tokens in own.items() if tokens},
-            options.changes,
+            leaves=options.leave,
+            changes=options.changes,
         ),
         ready=services.ready,
     )

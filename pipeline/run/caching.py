@@ -137,7 +137,7 @@ class CacheKeeper:
                     continue
                 failure = await kept.connection.end_cache(kept.note.name)
                 self._charge_time(kept)
-                self._cashier.give_back(self._name(kept))
+                self._cashier.beside.give_back(self._name(kept))
                 if failure is None or failure.http_status in (403, 404):
                     kept.note = None
                 kept.connection.caches.pop(kept.target.model, None)
@@ -170,7 +170,7 @@ class CacheKeeper:
         target = kept.target
         at, most = datetime.fromtimestamp(now, UTC), math.ceil(self._shown.input_tokens_est * ESTIMATE_MARGIN)
         making = target.usd(Usage(most), target.model, at) or Decimal(0)
-        if not self._cashier.reserve(self._name(kept), making + self._stored_usd(kept, most)):
+        if not self._cashier.beside.reserve(self._name(kept), making + self._stored_usd(kept, most)):
             self._tell(f"what all prompts begin with is not cached at {target.label}: that could pass a cap")
             return
         self._store.append_sent(self._shown, target.model)  # a kill before it is noted counts it as a lost request
@@ -178,11 +178,11 @@ class CacheKeeper:
             made = await kept.connection.create_cache(kept.held.prefix, self._shown, target.model, TTL_S)
         except BaseException:
             self._charge(kept, Decimal(0), "perhaps made: what came of it is not known", making)
-            self._cashier.give_back(self._name(kept))
+            self._cashier.beside.give_back(self._name(kept))
             raise
         if isinstance(made, Failure):
             self._store.append_ended(self._shown, target.model)
-            self._cashier.give_back(self._name(kept))
+            self._cashier.beside.give_back(self._name(kept))
             self._tell(f"what all prompts begin with is not cached at {target.label}: {made.message}")
             return
         digest = kept.held.prefix.digest(target.model)
@@ -192,13 +192,13 @@ class CacheKeeper:
         usage = Usage(made.tokens)
         self._charge(kept, target.usd(usage, target.model, at), "made")
         self._store.append_ended(self._shown, target.model)
-        self._cashier.reserve(self._name(kept), self._stored_usd(kept, made.tokens))
+        self._cashier.beside.reserve(self._name(kept), self._stored_usd(kept, made.tokens))
 
     def _may_prolong(self, kept: _Kept) -> bool:
         """Whether the caps have room for its next time; what the last one cost is counted."""
         assert kept.note is not None
         self._charge_time(kept)
-        if self._cashier.reserve(self._name(kept), self._stored_usd(kept, kept.note.tokens)):
+        if self._cashier.beside.reserve(self._name(kept), self._stored_usd(kept, kept.note.tokens)):
             return True
         self._tell(f"the cache at {kept.target.label} is not prolonged: that could pass a cap")
         return False
