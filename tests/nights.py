@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import exp, inf, log
 from random import Random
 
-from pipeline.plan.lanes import CANCEL_S, Given, Lanes, Out, margin_s, plan
+from pipeline.plan.lanes import ASKED, CANCEL_S, Given, Lanes, Out, margin_s, plan
 from pipeline.plan.latency import Seen, learned
 from pipeline.plan.worth import Some
 from pipeline.records import Lane, LaneChoice
@@ -204,17 +204,16 @@ class Run:
     def _work(self, plan_: Lanes, planned_s: float, live: float, step_s: float) -> float:
         """What the live lanes answer in one step; returns what is left to them until the next plan."""
         night = self.night
+        in_flex = plan_.flex_call_s is None or self.now_s < planned_s + plan_.flex_call_s
         able = min(live, self.left + self.fallen, step_s / night.live_s * self.pace)
         if able <= 0.0:
             return live
-        in_flex = plan_.flex > 0.0 and plan_.flex_call_s is not None and self.now_s < planned_s + plan_.flex_call_s
         done = able * night.served if in_flex else able
         if in_flex:
-            asked = round(able * PROMPTS)
-            self.asked += asked
-            self.answered += round(asked * night.served)
-            if self.asked > 200:
-                self.asked, self.answered = 200, round(200 * self.answered / self.asked)
+            self.asked += round(able * PROMPTS)
+            self.answered += round(able * night.served * PROMPTS)
+            if self.asked > ASKED:
+                self.asked, self.answered = ASKED, round(ASKED * self.answered / self.asked)
         fallen = min(self.fallen, done)
         self.fallen -= fallen
         self.left -= done - fallen

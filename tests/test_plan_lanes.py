@@ -13,7 +13,6 @@ from pipeline.plan.lanes import (
     PLANNED_S,
     Given,
     Out,
-    allows_round,
     margin_s,
     plan,
 )
@@ -50,7 +49,7 @@ def given(hours: float, live_hours: float, served: float = 0.5, lost: float = 1.
         (10, 6, 0.5, 1, 0.57, (0.35, 0.50)),
         (10, 9, 0.0, 0, 0.67, (0.9, 1.0)),
         (10, 9, 0.0, 1, 0.81, (0.75, 0.95)),
-        (2, 1, 0.5, 0, 0.62, (0.0, 0.4)),
+        (2, 1, 0.5, 0, 0.56, (0.1, 0.5)),
         (2, 1, 0.5, 1, 0.61, (0.0, 0.1)),
     ],
 )
@@ -67,8 +66,8 @@ def test_the_cheapest_share_in_batch(
 
 def test_flex_is_taken_where_it_is_served_and_the_quota_carries_it() -> None:
     made = plan(given(10, 1, served=1.0))
-    assert (made.batch.share, made.flex, made.standard) == (0.0, 1.0, 0.0)
-    assert made.cost.expected == 0.5 and made.batch_call_s is None
+    assert (made.batch.share, made.flex, made.standard) == pytest.approx((0.0, 1.0, 0.0))
+    assert made.cost.expected == pytest.approx(0.5) and made.batch_call_s is None
     assert made.flex_call_s == pytest.approx(10 * HOUR_S - margin_s(10 * HOUR_S, HOUR_S) - HOUR_S)
 
 
@@ -147,7 +146,7 @@ def test_a_plan_of_anything_is_one() -> None:
 
 def test_standard_is_standard() -> None:
     made = plan(given(10, 1, mode="standard"))
-    assert (made.standard, made.cost.expected, made.batch_call_s, made.flex_call_s) == (1.0, 1.0, None, None)
+    assert (made.standard, made.cost.expected, made.batch_call_s, made.flex_call_s) == (1.0, 1.0, None, 0.0)
 
 
 def test_the_lane_flex_has_no_batch() -> None:
@@ -209,14 +208,14 @@ def test_flex_without_time_is_called_at_once_and_after_the_deadline_no_more() ->
     assert plan(given(10, 9.9, mode="flex")).flex_call_s == 0.0
     assert (plan(given(10, 20, mode="flex")).flex_call_s or 0.0) < PLANNED_S
     late = plan(given(-1, 5, mode="flex"))
-    assert late.flex == 1.0 and late.flex_call_s is None
+    assert late.flex == pytest.approx(0.875) and late.flex_call_s is None
 
 
 def test_without_batch_the_rest_is_late() -> None:
     made = plan(given(10, 20, mode="standard"))
     assert made.standard == 1.0 and made.in_time == pytest.approx(0.467, abs=0.01) and made.chance == 0.0
     later = plan(given(10, 20, mode="flex"))
-    assert later.flex >= 1.0 - later.in_time - 1e-9 and later.chance == 0.0
+    assert later.flex >= 0.875 * (1.0 - later.in_time) - 1e-9 and later.chance == 0.0
 
 
 def test_a_batch_that_no_live_lane_could_do_in_time_is_not_called_in() -> None:
@@ -272,12 +271,6 @@ def test_what_fell_back_goes_to_no_batch_again() -> None:
 def test_a_plan_is_made_anew_more_often_towards_the_end() -> None:
     assert plan(given(10, 1)).again_s == PLANNED_S
     assert plan(given(0.5, 0.1)).again_s == pytest.approx(90.0)
-
-
-def test_a_later_round_goes_to_batch_if_two_slow_ones_fit() -> None:
-    quick = learned([Seen(600.0, "done")] * 400)
-    assert allows_round(quick, HOUR_S) and not allows_round(quick, 900.0)
-    assert not allows_round(Latency(), 12 * HOUR_S) and allows_round(Latency(), None)
 
 
 # ---- which documents

@@ -29,11 +29,12 @@ def test_live_lanes_that_are_a_little_slow_are_within_the_margin() -> None:
     assert [one for one in ended if not one.is_in_time] == []
 
 
-def test_a_night_without_any_batch_costs_what_was_told_at_most() -> None:
+def test_a_night_without_any_batch_costs_what_is_paid_twice_at_most() -> None:
+    """What is planned anew may send more to batches than was told at first, where flex turns all away."""
     night = Night(36_000.0, 18_000.0, served=0.0, stuck=True, lost=1.0, room=1.0, seed=1)
     ended = Run(night, "batch").run()
     assert ended.is_in_time and ended.fell_back == pytest.approx(1.0)
-    assert ended.cost == pytest.approx(ended.first.cost.high, abs=0.01)
+    assert 1.4 < ended.first.cost.high <= ended.cost <= 1.5 + 1e-9
 
 
 def test_what_does_not_fit_is_done_in_part_and_comes_later() -> None:

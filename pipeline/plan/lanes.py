@@ -91,7 +91,7 @@ class Lanes:
     batch: Chosen
     flex: float  # expected to be served there
     batch_call_s: float | None  # the first last call of a batch, seconds from now; None: no batch, or it waits
-    flex_call_s: float | None  # of flex, when nothing is served until then; None: no flex, or nothing presses
+    flex_call_s: float | None  # of flex, when nothing is answered until then; 0: it is not asked, None: nothing presses
     calls: tuple[Call, ...]  # of the batches that are out, the next one first
     cost: Cost  # of what is left, without what is out
     in_time: float  # share that is done by the deadline whatever the batches do
@@ -112,14 +112,6 @@ def margin_s(within_s: float, live_s: float) -> float:
     """
     margin = _MARGIN * min(live_s, within_s) + min(_MOST_MARGIN_S, _MARGIN_OF_LEFT * within_s)
     return min(within_s, max(margin, _LEAST_MARGIN_S))
-
-
-def allows_round(latency: Latency, within_s: float | None) -> bool:
-    """Whether a later round of a document may go to batch: a slow one and another after it end before the last call.
-
-    Later rounds are small, and each costs a whole wait.
-    """
-    return within_s is None or 2 * latency.within(0.9) <= within_s
 
 
 def plan(given: Given) -> Lanes:
@@ -160,18 +152,16 @@ class _Rule:
     # ---- the deadline holds
 
     def cheapest(self) -> Lanes:
-        splits = [split for reserve in self._reserves() for split in self._splits(reserve)]
-        if self.given.mode == "batch":
-            found = min(splits, key=lambda one: (-one.batch, one.usd))
-        else:  # of those that cost the same, the one with the least in batch
-            found = min(splits, key=lambda one: (one.usd * (1.0 + _ALIKE * one.batch), one.batch))
+        splits = [split for reserve in self._reserves() for split in self._ways(reserve)]
+        # Of those that cost the same, the one with the least in batch.
+        found = min(splits, key=lambda one: (one.usd * (1.0 + _ALIKE * one.batch), one.batch))
         batch = self.worth.chosen(found.batch)
         begins_s = self._begins_s(found.batch, found.reserve)
         return Lanes(
             batch=batch,
             flex=found.flex,
             batch_call_s=max(0.0, begins_s - CANCEL_S) if batch.share or self.given.out else None,
-            flex_call_s=None if self.flex is None else self._flex_call_s(found, begins_s),
+            flex_call_s=self._flex_call_s(),
             calls=self._calls(found.reserve),
             cost=self._range(batch, found.flex, found.cost),
             in_time=1.0,
@@ -180,13 +170,19 @@ class _Rule:
             flex_first=max(0, _ASKED_FIRST - self.given.asked) if found.flex and batch.share else 0,
         )
 
-    def _flex_call_s(self, found: _Split, begins_s: float) -> float:
-        return max(0.0, begins_s - max(FLEX_S, self.live_s * (1.0 - found.batch))) if found.flex else 0.0
+    def _flex_call_s(self) -> float:
+        """When all that is not answered would only just fit into the standard lane."""
+        return 0.0 if self.flex is None else max(0.0, self.within_s - max(FLEX_S, self.live_s + self.out_s))
 
     def _reserves(self) -> tuple[float, ...]:
         """How much time a batch that is called in is left: for standard, or for flex with what is shed there."""
         share = self.served
         return (1.0, 1.0 / share) if self.flex is not None and _LEAST_SERVED < share < 1.0 else (1.0,)
+
+    def _ways(self, reserve: float) -> list[_Split]:
+        """Those to choose from: where the job asks for batch, the one with the most in it."""
+        splits = list(self._splits(reserve))
+        return splits[-1:] if self.given.mode == "batch" else splits
 
     def _splits(self, reserve: float) -> Iterator[_Split]:
         """The ways that keep the deadline; one of them is to send all that is left to the live lanes."""
@@ -219,9 +215,10 @@ class _Rule:
         """The share that flex serves in the time that the rest leaves it: what is shed takes quota too."""
         if self.flex is None or not self.live_s:
             return 0.0
-        share, spare_s = self.served, until_s - self.live_s * (1.0 - batch)
+        share, live, spare_s = self.served, 1.0 - batch, until_s - self.live_s * (1.0 - batch)
         lasting_s = spare_s * share / (1.0 - share) if share < 1.0 else inf
-        return max(0.0, min(1.0 - batch, share * (until_s - FLEX_S) / self.live_s, lasting_s / self.live_s))
+        until_s = min(until_s, self.within_s - FLEX_S)
+        return max(0.0, min(live, share * until_s / self.live_s, lasting_s / self.live_s))
 
     def _live_cost(self, batch: float, flex: float) -> float:
         part = flex / (1.0 - batch) if batch < 1.0 else 0.0
@@ -282,8 +279,7 @@ class _Rule:
     def waiting(self) -> Lanes:
         """Without a deadline: all to the lane that is asked for, until patience ends; flex is asked so many times."""
         batch = self.worth.chosen(self.most)
-        served = 1.0 - (1.0 - self.served) ** FLEX_TRIES
-        flex = 0.0 if self.flex is None else (1.0 - batch.share) * served
+        flex = 0.0 if self.flex is None else (1.0 - batch.share) * self._unpressed()
         done = self.given.latency.done_by(PATIENCE_S)
         cost = batch.usd * self._batch_cost(1.0, done, 1.0) + (1.0 - batch.usd) * self._live_cost(batch.share, flex)
         calls = (Call(one.number, max(0.0, PATIENCE_S - one.age_s)) for one in self.given.out)
@@ -291,13 +287,17 @@ class _Rule:
             batch=batch,
             flex=flex,
             batch_call_s=PATIENCE_S if batch.share else None,
-            flex_call_s=None,
+            flex_call_s=0.0 if self.flex is None else None,
             calls=tuple(sorted(calls, key=lambda call: call.at_s)),
             cost=self._range(batch, flex, cost),
             in_time=1.0,
             chance=1.0,
             again_s=PLANNED_S,
         )
+
+    def _unpressed(self) -> float:
+        """The share that flex serves where nothing presses: each prompt is asked there so many times."""
+        return 1.0 - (1.0 - self.served) ** FLEX_TRIES
 
     def late(self) -> Lanes:
         """What does not fit comes later, in batch if it may; the rest is planned as if it were all.
@@ -314,15 +314,18 @@ class _Rule:
         rest = replace(rest, fallen=1.0 - (self.most - in_batch) / (1.0 - later) if later < 1.0 else 1.0)
         made = _Rule(rest).cheapest()
         batch = self.worth.chosen(in_batch + (1.0 - later) * made.batch.share)
-        flex = (1.0 - later) * made.flex + (later - in_batch if self.flex is not None else 0.0)
-        rest_share, elsewhere = 1.0 - later, (later - in_batch) * (1.0 if self.flex is None else self.flex)
+        in_flex = (later - in_batch) * self._unpressed() if self.flex is not None else 0.0
+        flex = (1.0 - later) * made.flex + in_flex
+        rest_share = 1.0 - later
+        elsewhere = later - in_batch - in_flex * (1.0 - (1.0 if self.flex is None else self.flex))
         apart = in_batch * (1.0 if self.batch is None else self.batch) + elsewhere
         missing_s = later_s + self.out_s - out_s
         return replace(
             made,
             batch=batch,
             flex=flex,
-            flex_call_s=made.flex_call_s if self.left_s else None,  # what is late anyway is asked where it costs less
+            # What is late anyway is asked where it costs less.
+            flex_call_s=made.flex_call_s if self.left_s or self.flex is None else None,
             cost=Cost(*(apart + rest_share * each for each in (made.cost.low, made.cost.expected, made.cost.high))),
             in_time=1.0 - missing_s / (self.live_s + self.out_s),
             chance=0.0 if later > in_batch else self.given.latency.done_by(self.left_s),
