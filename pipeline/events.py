@@ -214,6 +214,7 @@ class Progressed(Event):
     saved_usd: Decimal
     attempts: int  # requests that came back, but for refusals
     rate_limited: int
+    shed: int = field(default=0, kw_only=True)  # requests that flex turned away
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,8 @@ def test_what_is_turned_away_goes_on_in_standard_and_each_call_costs_what_its_la
         counted = stats(url)
     assert (ran.code, ran.json["ok"], ran.json["attempts"]) == (0, ROWS, ROWS), ran.err
     assert counted["bought_twice"] == 0 and counted["shed"] == counted["requests"] - ROWS > 100
+    assert ran.json["shed"] == counted["shed"]
+    assert f"turned away in flex {counted['shed']}" in " ".join(cli("report", "small").out.split())
     lanes = ran.json["lanes"]
     assert lanes["flex"]["calls"] + lanes["standard"]["calls"] == ROWS
     assert 0.65 < lanes["flex"]["calls"] / ROWS < 0.9  # 1 - 0.6³ = 0.78
@@ -171,3 +173,20 @@ def test_a_run_that_is_killed_in_flex_goes_on_and_buys_nothing_again(here: Path,
     table = pl.read_parquet(here / "out.parquet")
     assert table.height == ROWS and set(table["status"]) == {"ok"}
     assert set(calls_of(here).filter("paid")["lane"]) == {"flex", "standard"}
+
+
+def test_an_estimate_in_flex_is_what_the_run_costs_when_half_is_served(here: Path, cli: Callable[..., Ran]) -> None:
+    with served(flex_share=0.5) as url:
+        standard = cli("estimate", many(here, url, lane="standard"), "--json").json["cost_usd"]
+        made = cli("estimate", many(here, url), "--json").json
+        ran = cli("run", many(here, url), "--yes", "--json").json
+    assert made["cost_usd"]["expected"] == pytest.approx(standard["expected"] * 0.5625)  # an eighth pays the full price
+    assert made["cost_usd"]["low"] == pytest.approx(standard["low"] / 2)
+    assert made["cost_usd"]["high"] == pytest.approx(standard["high"])
+    parts = {part["lane"]: part["prompts"] for part in made["lanes"]}
+    assert parts == {"flex": ROWS * 7 // 8, "standard": ROWS // 8}
+    paid = sum(lane["cost_usd"] for lane in ran["lanes"].values())
+    full = paid + sum(lane["saved_usd"] for lane in ran["lanes"].values())
+    assert paid / full == pytest.approx(0.5625, abs=0.05)
+    for lane, calls in parts.items():
+        assert ran["lanes"][lane]["calls"] == pytest.approx(calls, abs=ROWS * 0.07)

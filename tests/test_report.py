@@ -164,6 +164,7 @@ def test_the_json_has_stable_keys_and_counts_tool_tokens_as_input(directory: Pat
         "calls": 3,
         "attempts": 10,
         "rate_limited": 9,
+        "shed": 0,
         "identical": 0,
         "cached": 0,
         "saved_usd": 0.0,
@@ -251,12 +252,14 @@ def test_time_is_summed_over_sessions_and_of_a_killed_one_until_its_last_sign_of
 def test_what_was_sent_for_rows_that_did_not_finish_is_counted(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    killed_after = {**progress(9), "attempts": 4, "rate_limited": 20}
-    stopped = {**end(5, "stopped"), "attempts": 3, "rate_limited": 7}
+    killed_after = {**progress(9), "attempts": 4, "rate_limited": 20, "shed": 2}
+    stopped = {**end(5, "stopped"), "attempts": 3, "rate_limited": 7, "shed": 3}
     summary = summarize(log(directory, start(), killed_after, start(), stopped))
-    assert (summary.attempts, summary.rate_limited) == (7, 27)
+    assert (summary.attempts, summary.rate_limited, summary.shed) == (7, 27, 5)
     show_summary(summary)
-    assert "unanswered 34 failed 7 + refused for quota 27" in " ".join(capsys.readouterr().out.split())
+    assert "unanswered 39 failed 7 + refused for quota 27 + turned away in flex 5" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_what_was_saved_is_summed_over_sessions(directory: Path) -> None:

@@ -39,7 +39,11 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         remarks.append(f"{summary.beyond:,} more are kept beyond `--limit`, and counted below")
     steps = _split(summary.calls_by_step)
     usage = summary.usage
-    unanswered = {"failed": summary.attempts - summary.calls, "refused for quota": summary.rate_limited}
+    unanswered = {
+        "failed": summary.attempts - summary.calls,
+        "refused for quota": summary.rate_limited,
+        "turned away in flex": summary.shed,
+    }
     saved = summary.identical + summary.cached
     savers = {"identical prompts": summary.identical, "earlier runs": summary.cached}
     answered_by = " and ".join(f"{number:,} by {which}" for which, number in savers.items() if number)

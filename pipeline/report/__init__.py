@@ -41,6 +41,7 @@ RUN_KEYS: Mapping[str, str] = {
     "calls": "replies that were paid for",
     "attempts": "requests that were made; refusals for quota do not count",
     "rate_limited": "refusals for quota",
+    "shed": "requests that flex turned away; they cost nothing and no attempt",
     "identical": "calls that a call of this run with the same content answered",
     "cached": "calls that an earlier run answered, through `[cache]`",
     "saved_usd": "what both would have cost",
@@ -88,6 +89,7 @@ class Summary:
     calls_by_step: dict[str, int]
     attempts: int
     rate_limited: int
+    shed: int  # requests that flex turned away
     usage: Usage
     input_tokens_est: int
     cost_usd: Decimal
@@ -139,6 +141,7 @@ class Summary:
             "calls": self.calls,
             "attempts": self.attempts,
             "rate_limited": self.rate_limited,
+            "shed": self.shed,
             "identical": self.identical,
             "cached": self.cached,
             "saved_usd": float(round(self.saved_usd, 8)),
@@ -284,6 +287,7 @@ def summarize(directory: Path) -> Summary:
         # A session counts what it sent for rows that did not finish too; of a killed one the last seconds are missing.
         attempts=max(sums.attempts, int(_over_sessions(events, lambda numbers: numbers.attempts))),
         rate_limited=max(sums.rate_limited, int(_over_sessions(events, lambda numbers: numbers.rate_limited))),
+        shed=int(_over_sessions(events, lambda numbers: numbers.shed)),
         usage=Usage(
             sums.paid["input_tokens"],
             sums.paid["cached_tokens"],

@@ -45,6 +45,7 @@ class _Numbers(_Event):
     saved_usd: Usd = Decimal(0)
     attempts: Count = 0
     rate_limited: Count = 0
+    shed: Count = 0
 
 
 class Progressed(_Numbers):

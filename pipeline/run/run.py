@@ -171,7 +171,7 @@ async def _run(session: Session, services: Services, place: Place | None, confir
         stopped = engine.stopped or (None if engine.interrupted else unwritten)
         early = "left" if isinstance(stopped, BatchesOut) else "stopped" if stopped else "interrupted"
         status = early if stopped or engine.interrupted else whole
-        store.log(SessionEnded(*_numbers(engine.monitor), status, str(stopped or "")))
+        store.log(SessionEnded(*_numbers(engine.monitor), status, str(stopped or ""), shed=_shed(engine.monitor)))
         if job.spec.input.delete_files and status == "finished":
             await services.delete_files()
     finally:
@@ -221,7 +221,7 @@ async def _heed_signals(engine: Engine) -> None:
 async def _heartbeat(engine: Engine, store: RunStore) -> None:
     while True:
         await anyio.sleep(HEARTBEAT_S)
-        store.log(Progressed(*_numbers(engine.monitor)))
+        store.log(Progressed(*_numbers(engine.monitor), shed=_shed(engine.monitor)))
 
 
 def _expectation(session: Session, plan: Plan) -> SessionPlanned:
@@ -254,3 +254,7 @@ def _numbers(monitor: Monitor) -> tuple[float, int, int, Decimal, int, int, Deci
         desk.sent - desk.in_flight - desk.rate_limited - desk.shed if desk else 0,
         desk.rate_limited if desk else 0,
     )
+
+
+def _shed(monitor: Monitor) -> int:
+    return monitor.desk.shed if monitor.desk else 0
