@@ -149,7 +149,7 @@ class Night:
                 _kill_at_event(store, kill_event)
             run = _Run(self, store, prompts, seen, leave, until, cancel_after_s)
             try:
-                vclock.run(run.main, kill, Plan(last_call=lambda: last_call_s, **plan))
+                vclock.run(run.main, kill, Plan(last_call=lambda number: last_call_s, **plan))
             except BaseException as error:
                 if not _is_killed(error):
                     raise

@@ -24,12 +24,14 @@ MOST_TRIES = 2
 class Plan:
     """What the run says of its batches. So many `prompts` are expected.
 
-    `last_call` is when a batch must have been answered, by the loop's clock: it may move, and is `inf` where nothing
-    presses. `batch_tokens` may wait in batches by `Target.quota`, where the job says so.
+    `last_call` is when a batch of that number must have been answered, by the loop's clock: it may move, and is `inf`
+    where nothing presses. `batch_tokens` may wait in batches by `Target.quota`, where the job says so. Time may pass
+    faster for the batches of a rehearsal: they are asked after every second.
     """
 
     prompts: int = 0
-    last_call: Callable[[], float] = lambda: inf
+    last_call: Callable[[int], float] = lambda number: inf
+    is_rehearsal: bool = False
     batch_tokens: Mapping[str, int] = field(default_factory=dict)
     leaves: bool = False  # nobody waits for batches here, and so no prompt for the room that they will leave
     changes: str | None = None  # what `--set` changed of the job, as JSON
@@ -48,7 +50,7 @@ class Common:
     wall: Callable[[], float]  # epoch seconds
     plan: Plan
     due: dict[int, float] = field(default_factory=dict)  # when a batch is looked at again, by the loop's clock
-    is_last_call: bool = False  # nothing is cut or handed in any more; what is out is cancelled
+    is_over: bool = False  # it is the last call for all of them
 
     def target_of(self, state: BatchState) -> Target | None:
         """Who was asked; None where the job names another project or key now. Another model is no hindrance."""
@@ -80,10 +82,9 @@ class Common:
         """Look at a batch again so much later."""
         self.due[number] = anyio.current_time() + seconds
 
-    @property
-    def is_time_left(self) -> bool:
-        """Whether a batch may still be cut, and handed in."""
-        return not self.is_last_call and anyio.current_time() < self.plan.last_call()
+    def is_called(self, number: int) -> bool:
+        """Whether a batch is not handed in any more, or is to be cancelled; 0: one that is not cut yet."""
+        return self.is_over or anyio.current_time() >= self.plan.last_call(number)
 
     def first_tokens(self, state: BatchState) -> int:
         """Tokens that may wait in its quota's batches, while nothing is known of that."""

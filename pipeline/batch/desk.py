@@ -154,7 +154,7 @@ class BatchDesk:
 
     def cancel_all(self) -> None:
         """Cancel every batch and take what they hand out, as at the last call; `is_idle` says when that is done."""
-        self._common.is_last_call = True
+        self._common.is_over = True
         self._wake()
 
     @property
@@ -247,11 +247,7 @@ class BatchDesk:
     async def _turn(self) -> None:
         """Whatever is due."""
         common = self._common
-        if not common.is_time_left:
-            if not common.is_last_call:
-                self._tell("last call of the batches: what is not answered goes to the lane above")
-                common.is_last_call = True
-            await self._call_last()
+        await self._call_last()
         await self._drafts.cut_due()
         for state in self._ours():
             if state.stage not in ("asked", "fetched") and not self._is_closed:
@@ -268,8 +264,9 @@ class BatchDesk:
         if self._drafts.are_due:
             return 0.0
         dues = [self._common.due.get(state.number, 0.0) for state in self._ours()]
-        if not self._common.is_last_call:
-            dues.append(self._common.plan.last_call())
+        if not self._common.is_over:
+            waited = (0, *(state.number for state in self._ours() if state.number not in self._watching.cancelled))
+            dues += [at for at in map(self._common.plan.last_call, waited) if at > anyio.current_time()]
         return max(0.0, min(LONGEST_REST_S, min((*dues, *self._drafts.next_at()), default=inf) - anyio.current_time()))
 
     async def _hand_in(self, state: BatchState) -> None:
@@ -281,7 +278,7 @@ class BatchDesk:
         while common.is_due(state) and not self._is_closed:
             wait_s = await self._submitting.step(state, service, first, own)
             state = self._store.of(number)
-            if state.stage == "cut" and common.is_last_call:  # nothing was created, and nothing will be
+            if state.stage == "cut" and common.is_called(number):  # nothing was created, and nothing will be
                 self._give_up(state, _TOO_LATE)
                 state = self._store.of(number)
             if not state.is_open:
@@ -295,7 +292,7 @@ class BatchDesk:
 
     def _give_up(self, state: BatchState, why: str) -> None:
         """Hand a batch in no more, of which certainly nothing comes: its prompts go another way."""
-        rows = self._store.waiting_rows(state.number) if self._common.is_last_call else ()
+        rows = self._store.waiting_rows(state.number) if self._common.is_called(state.number) else ()
         self._common.note(state.number, "given_up")
         self._tell(f"batch {state.number} is given up: {why}")
         self._common.room.leave(state.file)
@@ -306,14 +303,18 @@ class BatchDesk:
     # --- the last call -----------------------------------------------------------------------------------------------
 
     async def _call_last(self) -> None:
-        """Cut nothing more, and cancel what is out."""
-        for number, rows in self._drafts.drop_all():
-            self._taken(number, rows)
+        """Cut nothing whose last call it is, and cancel what is out of that kind."""
+        common = self._common
+        if common.is_called(0):
+            for number, rows in self._drafts.drop_all():
+                self._taken(number, rows)
         for state in self._ours():
-            service = self._common.service_of(state)
-            if service is None or state.released:
+            service = common.service_of(state)
+            if service is None or state.released or not common.is_called(state.number):
                 continue
-            self._watching.cancelled.setdefault(state.number, anyio.current_time())
+            if state.number not in self._watching.cancelled:
+                self._tell(f"last call of batch {state.number}: what it has not answered goes to the lane above")
+                self._watching.cancelled[state.number] = anyio.current_time()
             if state.stage in ("cut", "upload", "uploaded"):
                 self._give_up(state, _TOO_LATE)
                 await self._watching.clear(self._store.of(state.number), service)
@@ -342,7 +343,7 @@ class BatchDesk:
         return [state for state in self._store.open() if self._common.service_of(state) is not None]
 
     def _takes(self, target: Target) -> bool:
-        return not self._is_closed and target in self._common.services and self._common.is_time_left
+        return not self._is_closed and target in self._common.services and not self._common.is_called(0)
 
     def _tell(self, message: str) -> None:
         self._notify(BatchNoted(message))

@@ -18,6 +18,7 @@ POLL_PART = 20
 """A batch is asked after when it is a twentieth older: 350 times in a day."""
 POLL_S = (15.0, 300.0)
 """But not more often, and not less."""
+REHEARSED_POLL_S = 1.0
 JITTER = 0.2
 BY_LIST = 10
 """Where more batches are out, one listing tells of all of them."""
@@ -114,7 +115,7 @@ class Watching:
             return
         if not remote.is_over:
             return
-        if remote.over_limit and not common.is_last_call:
+        if remote.over_limit and not common.is_called(number):
             again = common.store.again(number, at=common.wall())
             wait_s = self._submitting.refused(again, common.first_tokens(again), common.own_tokens(again))
             common.again_in(number, wait_s)
@@ -132,7 +133,7 @@ class Watching:
         """Whether the same lines are handed in once more: nothing came of them."""
         is_empty = remote.status in ("failed", "expired") and not remote.outputs and remote.inline is None
         may_be = state.attempt < MOST_TRIES and not state.released and not state.cancelling
-        return is_empty and may_be and self._common.is_time_left
+        return is_empty and may_be and not self._common.is_called(state.number)
 
     async def _take(self, state: BatchState, service: Service, remote: RemoteBatch) -> None:
         common, number = self._common, state.number
@@ -179,6 +180,8 @@ class Watching:
             return
         failures = self._failures[id(service)] = self._failures.get(id(service), 0) + 1
         least, most = POLL_S
+        if self._common.plan.is_rehearsal:
+            least = REHEARSED_POLL_S
         if failures == SLOW_AFTER:
             self._common.tell(f"the service does not tell of its batches, and is asked every 5 min: {failure.message}")
         for state in states:

@@ -189,7 +189,8 @@ def batching_of(
         wall=time.time,
         plan=DeskPlan(
             plan.load.prompts,
-            lambda: course.last_call,
+            course.call_of,
+            session.rehearsal,
             {quota: tokens for quota, tokens in own.items() if tokens},
             leaves=options.leave,
             changes=options.changes,

@@ -32,7 +32,7 @@ class Course:
     round_s: float = inf  # in which a batch is back, nine times out of ten
 
     def call_of(self, number: int) -> float:
-        """When what a batch has not answered is asked live."""
+        """When what a batch has not answered is asked live; 0: one that is not cut yet."""
         return self.last_calls.get(number, self.last_call)
 
     def has_room(self, now: float) -> bool:
