@@ -262,7 +262,7 @@ def test_a_cap_says_how_much_of_what_is_spent_may_not_be(tmp_path: Path, store: 
     with SpendBook(tmp_path / "s", "p", "run") as book:
         caps: dict[str, Any] = {"month_cap_usd": Decimal("0.0101"), "concurrency": 1}
         course = session(store, Service(lambda number: answer(99)), range(3), book=book, **caps)
-    told = "($0.0095 spent, up to $0.0075 of it by what was in flight when a run was killed, at most $"
+    told = "($0.0095 spent, up to $0.0075 of it by what was in flight when a run was killed,"
     assert course.stopped is not None and told in course.stopped.message
 
 
@@ -793,29 +793,52 @@ def test_a_batch_is_reserved_for_bit_by_bit_and_settled_once(tmp_path: Path) -> 
     with SpendBook(tmp_path / "spend.sqlite", "project", "run") as book:
         spending = Spending(Decimal(1), book=book, day_cap_usd=Decimal(2))
         cashier = Cashier(spending)
-        assert cashier.beside.reserve_more("batch 1", Decimal("0.3"))
-        assert cashier.beside.reserve_more("batch 1", Decimal("0.6"))
-        assert not cashier.beside.reserve_more("batch 1", Decimal("0.2")) and cashier.beside.usd == Decimal("0.9")
-        cashier.beside.give_back("batch 1", Decimal("0.1"))
+        assert cashier.beside.reserve_more(1, Decimal("0.3"))
+        assert cashier.beside.reserve_more(1, Decimal("0.6"))
+        assert not cashier.beside.reserve_more(1, Decimal("0.2")) and cashier.beside.usd == Decimal("0.9")
+        cashier.beside.owe(1, Decimal("0.8"))
         assert spending.reserved_usd == Decimal("0.8")
         for _ in range(2):  # a kill came before what was bought was kept
-            cashier.settle("batch 1", "run/batch 1", Decimal("0.25"), 0.0, "")
+            cashier.settle(1, "run/batch 1", Decimal("0.25"), 0.0, "")
         assert spending.reserved_usd == 0 and book.spent()[0] == Decimal("0.25")
 
 
 def test_what_an_earlier_session_handed_in_is_reserved_for_whatever_the_caps_are_now() -> None:
     spending = Spending(Decimal("0.01"))
     cashier = Cashier(spending)
-    cashier.beside.owe("batch 1", Decimal(3))
-    assert spending.reserved_usd == 3 and not cashier.beside.reserve_more("batch 2", Decimal("0.001"))
+    cashier.beside.owe(1, Decimal(3))
+    assert spending.reserved_usd == 3 and not cashier.beside.reserve_more(2, Decimal("0.001"))
     without = Cashier(Spending(None))
-    without.beside.owe("batch 1", Decimal(3))
+    without.beside.owe(1, Decimal(3))
     assert without.beside.usd == 0
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_one_run_has_out_in_batches_counts_against_the_days_cap_of_the_others(
+    tmp_path: Path, store: RunStore, goes_on: bool
+) -> None:
+    def capped(book: SpendBook) -> Cashier:
+        return Cashier(Spending(None, book=book, day_cap_usd=Decimal(1)))
+
+    path = tmp_path / "spend.sqlite"
+    with ExitStack() as later, SpendBook(path, "project", "other") as other_book:
+        first_book = later.enter_context(SpendBook(path, "project", "one"))
+        first, other = capped(first_book), capped(other_book)
+        assert first.beside.reserve_more(1, Decimal("0.7"))
+        assert first.admit(asked(0), target_of(RATES)), "its own count once"
+        if not goes_on:
+            first_book.close()
+        assert not other.beside.reserve_more(1, Decimal("0.4")) and other.beside.reserve_more(1, Decimal("0.2"))
+        again = later.enter_context(SpendBook(path, "project", "one"))
+        settled = capped(again)
+        settled.beside.owe(1, Decimal("0.7"))
+        settled.settle(1, "one/batch 1", Decimal("0.1"), 0.0, "")
+        assert other.beside.reserve_more(1, Decimal("0.4"))
 
 
 def test_a_prompt_without_room_waits_for_the_batches_that_are_out_and_then_goes() -> None:
     cashier = Cashier(Spending(Decimal("0.01")))
-    assert cashier.beside.reserve_more("batch 1", Decimal("0.01"))
+    assert cashier.beside.reserve_more(1, Decimal("0.01"))
     with pytest.raises(BudgetReached):
         cashier.admit(asked(0), target_of(RATES))
 
@@ -833,7 +856,7 @@ def test_a_prompt_without_room_waits_for_the_batches_that_are_out_and_then_goes(
             tasks.start_soon(dispatcher.submit, asked(0))
             await anyio.sleep(500)
             assert not sent
-            cashier.settle("batch 1", "run/batch 1", Decimal("0.001"), AT, "")
+            cashier.settle(1, "run/batch 1", Decimal("0.001"), AT, "")
             await anyio.sleep(1)
             dispatcher.close()
         assert 500 <= sent[0] < 501

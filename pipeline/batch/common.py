@@ -102,8 +102,3 @@ class Common:
 def quota_of(state: BatchState) -> str:
     """What its tokens are counted by: as `Target.quota`."""
     return f"{state.account}/{state.model}"
-
-
-def held_as(number: int) -> str:
-    """The name under which a batch is reserved for."""
-    return f"batch {number}"

@@ -14,7 +14,7 @@ from random import Random
 
 import anyio
 
-from pipeline.batch.common import MOST_TRIES, Common, Plan, held_as, quota_of
+from pipeline.batch.common import MOST_TRIES, Common, Plan, quota_of
 from pipeline.batch.drafts import Drafts
 from pipeline.batch.results import Taking
 from pipeline.batch.room import Room
@@ -89,7 +89,7 @@ class BatchDesk:
         self._has_begun = self._is_at_it = False
         self._waker = anyio.Event()
         for state in store.open():
-            cashier.beside.owe(held_as(state.number), state.worst_usd or Decimal(0))
+            cashier.beside.owe(state.number, state.worst_usd or Decimal(0))
 
     # --- what a call asks --------------------------------------------------------------------------------------------
 
@@ -128,11 +128,6 @@ class BatchDesk:
             return None
         self._wake()
         return number
-
-    @property
-    def has_asked(self) -> bool:
-        """Whether this session made a batch, or may have: it is paid for."""
-        return self._store.has_asked
 
     def is_open(self, number: int) -> bool:
         """Whether the batch is waited for, or will be."""
@@ -296,7 +291,7 @@ class BatchDesk:
         self._common.note(state.number, "given_up")
         self._tell(f"batch {state.number} is given up: {why}")
         self._common.room.leave(state.file)
-        self._common.cashier.beside.give_back(held_as(state.number))
+        self._common.cashier.beside.owe(state.number, Decimal(0))
         self._common.due.pop(state.number, None)
         self._taken(state.number, rows)
 

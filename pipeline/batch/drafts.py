@@ -7,7 +7,7 @@ from decimal import Decimal
 import anyio
 import anyio.to_thread
 
-from pipeline.batch.common import Common, held_as
+from pipeline.batch.common import Common
 from pipeline.batch.cutting import Size, full_at, size_of
 from pipeline.prompts import Prompt
 from pipeline.store.batch_lines import Draft, Key
@@ -106,10 +106,10 @@ class Drafts:
         if not cashier.is_capped:
             return True
         worst_usd = drafted.worst_usd + cashier.worst_usd(prompt, target.asked_in("batch"))
-        short, name = worst_usd - drafted.held_usd, held_as(drafted.draft.number)
+        short, number = worst_usd - drafted.held_usd, drafted.draft.number
         if short > 0:
             for more in (short + worst_usd / 4, short):
-                if cashier.beside.reserve_more(name, more):
+                if cashier.beside.reserve_more(number, more):
                     drafted.held_usd += more
                     break
             else:
@@ -129,7 +129,7 @@ class Drafts:
         number = drafted.draft.number
         self._cutting.add(number)
         cashier = self._common.cashier
-        cashier.beside.give_back(held_as(number), drafted.held_usd - drafted.worst_usd)
+        cashier.beside.owe(number, drafted.worst_usd)
         worst_usd = drafted.worst_usd if cashier.is_capped else None
         try:
             await anyio.to_thread.run_sync(drafted.draft.cut, worst_usd, self._common.wall())
@@ -140,5 +140,5 @@ class Drafts:
     def _drop(self, target: Target) -> None:
         self._to_cut.discard(target)
         draft = self._drafted.pop(target).draft
-        self._common.cashier.beside.give_back(held_as(draft.number))
+        self._common.cashier.beside.owe(draft.number, Decimal(0))
         draft.discard()

@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from pipeline.batch.common import MOST_TRIES, held_as
+from pipeline.batch.common import MOST_TRIES
 from pipeline.batch.room import KEPT_S
 from pipeline.batch.taking import REFUSED_LEAST, Found, found_in, is_other, lines_of, to_count
 from pipeline.batch.tries import Tries
@@ -148,8 +148,8 @@ class Taking:
         usd = sum(
             (cost for call in calls for cost in (call.reply.cost_usd, call.reply.at_most_usd) if cost), Decimal(0)
         )
-        once = f"{self._run}/{held_as(state.number)}"
-        self._cashier.settle(held_as(state.number), once, usd, ended, state.account)
+        once = f"{self._run}/batch {state.number}"
+        self._cashier.settle(state.number, once, usd, ended, state.account)
         await anyio.to_thread.run_sync(
             lambda: self._store.take(
                 state.number,

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from uuid import uuid4
@@ -46,13 +46,21 @@ SELECT sum(CASE WHEN day = ? THEN nano_usd END), sum(nano_usd) FROM spend WHERE 
 """
 _BEGIN = "INSERT INTO live (project, name, day) VALUES (?, ?, ?)"
 _LIVE = "SELECT name, day FROM live WHERE project = ?"
-_HELD = "SELECT run, day, nano_usd FROM held WHERE project = ? AND run <> ? AND day BETWEEN ? AND ?"
+_HELD = """
+SELECT run, day, nano_usd FROM held WHERE project = ? AND run NOT IN (?, ?)
+AND day BETWEEN CASE WHEN run LIKE '%/batches' THEN ? ELSE ? END AND ?
+"""
+_IN_BATCHES = "/batches"
+"""What the name of a run ends with in the row that says what it has out in batches."""
+_OUT_FOR = timedelta(days=3)
+"""No batch is out for longer: the service gives it up after 48 hours."""
 
 
 class SpendBook(SharedFile):
     """The spending of one project, by UTC day, over every run that has this file.
 
-    What a run had in flight when it was killed counts at its worst case, until that run is gone on with.
+    What a run had in flight when it was killed counts at its worst case, until that run is gone on with; what runs have
+    out in batches does, until it is settled.
 
     What `add` was given is in a file when it returns, so kill -9 loses none, and other processes see it at once: in
     that of this session (`live`), and from there in the book every `ENTER_S` and as soon as the session has ended.
@@ -90,6 +98,7 @@ class SpendBook(SharedFile):
         self._lost = (0, 0)  # those of them that killed runs had in flight
         self._spent = (0, 0)  # those of other sessions with them
         self._holding: list[Path] = []  # signs of life of the sessions that hold something
+        self._kept = -1  # billionths of a dollar that are out in batches, as the others know
         self._held: tuple[str, int] | None = ("", -1)  # what is held, since which day; at first what a kill has left
         super().__init__(path, _SCHEMA, name="The ledger of spending", hint=hint, clock=clock)
 
@@ -152,6 +161,23 @@ class SpendBook(SharedFile):
         if self.write(lambda db: db.execute(row, (self._project, self._run, os.getpid(), *held))):
             self._held = held
 
+    def keep(self, usd: Decimal) -> None:
+        """Note what this run has out in batches: the others count it until that is settled."""
+        kept = _nano(usd)
+        if kept == self._kept:
+            return
+        whose = self._project, self._run + _IN_BATCHES
+
+        def noted(db: sqlite3.Connection) -> bool:
+            db.execute("DELETE FROM held WHERE project = ? AND run = ?", whose)
+            if kept:
+                row = "INSERT INTO held (project, run, pid, day, nano_usd) VALUES (?, ?, ?, ?, ?)"
+                db.execute(row, (*whose, os.getpid(), self._day(), kept))
+            return True
+
+        if self.write(noted):
+            self._kept = kept
+
     def release(self) -> None:
         """Nothing of this run is in flight; what a killed session had in flight is counted otherwise."""
         row = "DELETE FROM held WHERE project = ? AND run = ?"
@@ -201,12 +227,17 @@ class SpendBook(SharedFile):
         first = f"{day[:8]}01"
         db.execute("BEGIN")  # all of it as of one moment
         sums = db.execute(_SUMS, (day, self._project, first, day)).fetchone()
-        held = db.execute(_HELD, (self._project, self._run, first, day)).fetchall()
+        whose = self._project, self._run, self._run + _IN_BATCHES
+        oldest = (date.fromisoformat(day) - _OUT_FOR).isoformat()
+        held = db.execute(_HELD, (*whose, oldest, first, day)).fetchall()
         live = db.execute(_LIVE, (self._project,)).fetchall()
         db.execute("COMMIT")
         lost: list[tuple[int, bool]] = []
         self._holding = []
         for run, at, nano in held:
+            if run.endswith(_IN_BATCHES):  # whether that run goes on or not; and it may be billed today
+                lost.append((nano, True))
+                continue
             signs = [self._path_of(name) for name, _ in live if name.startswith(f"{self.path.name}-{run}-")]
             living = list(filter(is_live, signs))
             self._holding += living

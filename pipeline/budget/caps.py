@@ -39,7 +39,7 @@ class Book(Protocol):
         ...
 
     def lost(self) -> tuple[Decimal, Decimal]:
-        """USD of them that killed runs may have spent: what they had in flight, at its worst case."""
+        """USD of them that others may spend: what killed runs had in flight, what runs have out in batches."""
         ...
 
     def add(self, usd: Decimal, account: str = "") -> None:
@@ -52,6 +52,10 @@ class Book(Protocol):
 
     def hold(self, usd: Decimal) -> None:
         """Let the other runs count what this one has in flight, should it be killed."""
+        ...
+
+    def keep(self, usd: Decimal) -> None:
+        """Let the other runs count what this one has out in batches, whether it goes on or not."""
         ...
 
     def release(self) -> None:
@@ -80,6 +84,7 @@ class Spending:
     cap_usd: Decimal | None
     spent_usd: Decimal = Decimal(0)
     reserved_usd: Decimal = Decimal(0)
+    batches_usd: Decimal = Decimal(0)  # of what is reserved, for batches that are out
     book: Book | None = None
     day_cap_usd: Decimal | None = None
     month_cap_usd: Decimal | None = None
@@ -143,14 +148,15 @@ class Spending:
             return cap
         self.reserved_usd += usd
         if self.book is not None:
-            self.book.hold(self.reserved_usd)
+            self.book.hold(self.reserved_usd - self.batches_usd)
         return None
 
-    def owe(self, usd: Decimal) -> None:
-        """Reserve for what was sent already, whatever the caps are now."""
-        self.reserved_usd += usd
+    def keep(self, usd: Decimal) -> None:
+        """Reserve so much for all batches that are out, whatever the caps are; the other runs count it too."""
+        self.reserved_usd += usd - self.batches_usd
+        self.batches_usd = usd
         if self.book is not None:
-            self.book.hold(self.reserved_usd)
+            self.book.keep(usd)
 
     def spend_once(self, name: str, usd: Decimal, at: float, account: str) -> None:
         """Count an amount on the day of `at` (epoch seconds); for the other runs once for each name."""
@@ -166,7 +172,7 @@ class Spending:
 
     def release(self) -> None:
         """Tell the book when nothing is in flight any more, and all of it is counted."""
-        if self.book is not None and not self.reserved_usd:
+        if self.book is not None and self.reserved_usd <= self.batches_usd:
             self.book.release()
 
     def warnings(self) -> Iterator[Cap]:

@@ -142,7 +142,11 @@ class Cashier:
             return True
         if self._held or self.beside.may_become_less:
             return False
-        lost = f", up to ${cap.lost_usd:.4f} of it by what was in flight when a run was killed" if cap.lost_usd else ""
+        lost = (
+            f", up to ${cap.lost_usd:.4f} of it by what was in flight when a run was killed, or is out in batches"
+            if cap.lost_usd
+            else ""
+        )
         raise BudgetReached(
             f"the next call could pass {cap.name} of ${cap.usd} "
             f"(${cap.spent_usd:.4f} spent{lost}, at most ${held:.4f} for this call)",
@@ -184,14 +188,14 @@ class Cashier:
         worst = worst_case_usd(prompt, target) if self._spending.capped else None
         return self._bill(prompt, target, usage, model, at, worst, None)
 
-    def settle(self, name: str, once: str, usd: Decimal, at: float, account: str) -> None:
-        """Count what all of a batch cost, and reserve nothing more under its `name`.
+    def settle(self, number: int, once: str, usd: Decimal, at: float, account: str) -> None:
+        """Count what all of a batch cost, and reserve nothing more for it.
 
-        Against the caps of day and month it counts once for each `once`, on the day of `at`: a kill may come before
-        what was bought is kept.
+        Against the caps of day and month it counts once for each name `once`, on the day of `at`: a kill may come
+        before what was bought is kept.
         """
         self._spending.spend_once(once, usd, at, account)
-        self.beside.give_back(name)
+        self.beside.owe(number, _NONE)
         self._warn()
 
     def answered(self, prompt: Prompt, target: Target, reply: Reply) -> Bill:

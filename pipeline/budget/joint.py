@@ -69,6 +69,11 @@ class JointBook:
         for book in self._books.values():
             book.hold(usd)
 
+    def keep(self, usd: Decimal) -> None:
+        """Let the other runs count what this one has out in batches."""
+        for book in self._books.values():
+            book.keep(usd)
+
     def release(self) -> None:
         """This run has nothing in flight; a killed session of it may have had another target first."""
         for book in self._books.values():
