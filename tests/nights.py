@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from math import exp, inf, log
 from random import Random
 
-from pipeline.plan.lanes import ASKED, CANCEL_S, Given, Lanes, Out, margin_s, plan
+from pipeline.plan.lanes import ASKED, CANCEL_S, Given, Lanes, Out, Some, margin_s, plan
 from pipeline.plan.latency import Seen, learned
-from pipeline.plan.worth import Some
 from pipeline.records import Lane, LaneChoice
 
 HOUR_S = 3600.0
@@ -102,8 +101,6 @@ class Run:
     asked: int = 0
     answered: int = 0
 
-    is_calling_in: bool = False
-
     def __post_init__(self) -> None:
         self._rng = Random(self.night.seed)
         self.first = self._made()
@@ -132,7 +129,7 @@ class Run:
         night = self.night
         pool = self.left + self.fallen + sum(share for _, share in self.calling)
         parkable = self.left
-        if self.is_calling_in:
+        if self.calling:
             parkable = 0.0
         elif self.knowing is not None:
             parkable = max(0.0, self.left - (1.0 - self.knowing))
@@ -170,7 +167,6 @@ class Run:
 
     def _call_in(self, due: Sequence[int]) -> None:
         for one in [one for one in self.out if one.number in due]:
-            self.is_calling_in = True
             self.out.remove(one)
             self.calling.append((self.now_s + CANCEL_S, one.share))
             self.seen.append(Seen(self.now_s - one.begun_s, "open"))
@@ -180,7 +176,7 @@ class Run:
     def _send(self, plan_: Lanes) -> float:
         """Cut batches as far as there is room; what is left for the live lanes."""
         pool = self.left + self.fallen + sum(share for _, share in self.calling)
-        wanted = min(self.left, plan_.batch.share * pool)
+        wanted = min(self.left, plan_.batch * pool)
         if plan_.flex_first:
             return self.left + self.fallen
         largest = max(SMALLEST, self.night.room / 4)

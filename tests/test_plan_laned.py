@@ -1,5 +1,6 @@
 """The lanes of a plan: what goes where, what that costs, and that an estimate says it."""
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import polars as pl
 import pytest
 from commands import Ran, small_job
 from plans import START, given, make, topics
+from serving import served
 from test_store_latencies import taken
 
 from jobs import make_job
@@ -72,7 +75,7 @@ def test_a_last_call_leaves_the_time_that_the_live_lanes_need(tmp_path: Path) ->
 def test_what_does_not_fit_goes_to_batch(tmp_path: Path) -> None:
     made = planned(tmp_path, "auto", 0.5)
     lanes = made.lanes[0].lanes
-    assert 0.3 < lanes.in_time < 0.6 and lanes.batch.share > 0.4
+    assert 0.3 < lanes.in_time < 0.6 and lanes.batch > 0.4
 
 
 def test_batches_that_are_quick_cost_less_by_a_near_deadline(tmp_path: Path) -> None:
@@ -175,3 +178,32 @@ def test_compare_says_what_a_slower_lane_is_expected_to_cost_by_a_deadline(here:
 def test_nothing_is_saved_by_a_lane_that_is_taken_already(here: Path, cli: Callable[..., Ran]) -> None:
     made = cli("estimate", lane_job(here, "flex"), "--compare", "--json").json
     assert not {"flex", "batch"} & {saving["what"] for saving in made["savings"]}
+
+
+def test_a_run_begins_with_the_plan_of_its_estimate(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    monkeypatch.setattr("pipeline.batch.watching.POLL_S", (0.2, 1.0))
+    with served(batch=True, batch_pending_s=0.2, batch_run_s=0.2, batch_spread=1.0) as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        job = small_job(here, "[limits]\nrpm = 240\ntpm = 0")
+        (here / "words.csv").write_text("word\n" + "".join(f"w{n}\n" for n in range(40)))
+        job.write_text(job.read_text().replace("[model]\n", '[model]\nlane = "auto"\n'))
+        quota = f"gemini@{url.removeprefix('http://')}/{project_of('AQ.test')}"
+        quick = (replace(taken(n, 150.0, time.time()), account=quota, model=NAME) for n in range(400))
+        note(latencies_file("real"), quick, time.time())
+        by = f"{datetime.now().astimezone() + timedelta(minutes=7):%Y-%m-%d %H:%M}"
+        estimated = cli("estimate", job, "--by", by, "--compare", "--json").json
+        ran = cli("run", job, "--yes", "--by", by)
+    assert ran.code == 0, ran.err
+    standard = next(
+        each["cost_usd"] for each in estimated["offers"] if (each["model"], each["lane"]) == (NAME, "standard")
+    )
+    events = [json.loads(line) for line in (here / "runs" / "small" / "run.log").read_text().splitlines()]
+    first = next(event for event in events if event["event"] == "lanes")
+    batch = sum(part["prompts"] for part in estimated["lanes"] if part["lane"] == "batch")
+    assert batch > 0 and first["batch"] == pytest.approx(batch / 40, abs=0.05)
+    usd = sum(part["cost_usd"] for part in estimated["lanes"])
+    assert first["cost"] == pytest.approx(usd / standard, rel=0.03)
+    assert pl.read_parquet("out.parquet")["status"].to_list() == ["ok"] * 40

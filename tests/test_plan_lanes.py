@@ -13,11 +13,11 @@ from pipeline.plan.lanes import (
     PLANNED_S,
     Given,
     Out,
+    Some,
     margin_s,
     plan,
 )
 from pipeline.plan.latency import Latency, Seen, learned
-from pipeline.plan.worth import Some, choose
 from pipeline.records import Lane, LaneChoice
 
 HOUR_S = 3600.0
@@ -59,14 +59,14 @@ def test_the_cheapest_share_in_batch(
     """The cases of the design; one last call after the other saves up to 12 % of what one for all batches costs."""
     made = plan(given(hours, live_hours, served, lost))
     assert made.cost.expected == pytest.approx(cost, abs=0.01)
-    assert batch[0] <= made.batch.share <= batch[1]
+    assert batch[0] <= made.batch <= batch[1]
     assert made.cost.low <= made.cost.expected <= made.cost.high
     assert made.in_time == made.chance == 1.0
 
 
 def test_flex_is_taken_where_it_is_served_and_the_quota_carries_it() -> None:
     made = plan(given(10, 1, served=1.0))
-    assert (made.batch.share, made.flex, made.standard) == pytest.approx((0.0, 1.0, 0.0))
+    assert (made.batch, made.flex, made.standard) == pytest.approx((0.0, 1.0, 0.0))
     assert made.cost.expected == pytest.approx(0.5) and made.batch_call_s is None
     assert made.flex_call_s == pytest.approx(10 * HOUR_S - margin_s(10 * HOUR_S, HOUR_S) - HOUR_S)
 
@@ -89,11 +89,11 @@ def test_the_deadline_holds_though_no_batch_ever_comes() -> None:
         looked_at += 1
         made = plan(case)
         assert made.in_time == 1.0
-        live_s = case.left.live_s * (1.0 - made.batch.share)
-        if made.batch.share:
+        live_s = case.left.live_s * (1.0 - made.batch)
+        if made.batch:
             assert made.batch_call_s is not None
             assert live_s <= made.batch_call_s + CANCEL_S + 1e-6
-            assert made.batch_call_s + CANCEL_S + case.left.live_s * made.batch.share + out_s <= within_s + 1e-6
+            assert made.batch_call_s + CANCEL_S + case.left.live_s * made.batch + out_s <= within_s + 1e-6
         if made.flex_call_s:
             assert made.flex_call_s + case.left.live_s + out_s <= within_s + 1e-6
         still_s = 0.0
@@ -133,9 +133,9 @@ def test_a_plan_of_anything_is_one() -> None:
         case = random_case(rng)
         for within_s in (case.within_s, None, 0.0, -5.0, 30.0):
             made = plan(replace(case, within_s=within_s))
-            shares = (made.batch.share, made.flex, made.standard)
+            shares = (made.batch, made.flex, made.standard)
             assert all(0.0 <= share <= 1.0 for share in shares) and sum(shares) == pytest.approx(1.0)
-            assert made.batch.share <= 1.0 - case.fallen + 1e-9
+            assert made.batch <= 1.0 - case.fallen + 1e-9
             assert made.cost.low <= made.cost.expected + 1e-9 and made.cost.expected <= made.cost.high + 1e-9
             assert 0.0 <= made.in_time <= 1.0 and 0.0 <= made.chance <= 1.0
             assert {call.number for call in made.calls} <= {one.number for one in case.out}
@@ -151,7 +151,7 @@ def test_standard_is_standard() -> None:
 
 def test_the_lane_flex_has_no_batch() -> None:
     made = plan(given(10, 6, served=0.5, mode="flex"))
-    assert made.batch.share == 0.0 and made.flex == pytest.approx(0.589, abs=0.01)
+    assert made.batch == 0.0 and made.flex == pytest.approx(0.589, abs=0.01)
 
 
 def test_without_a_deadline_flex_is_asked_three_times_and_never_called_in() -> None:
@@ -162,16 +162,16 @@ def test_without_a_deadline_flex_is_asked_three_times_and_never_called_in() -> N
 
 
 def test_the_lane_batch_takes_all_that_can_be_called_in_without_costing_more_than_standard() -> None:
-    assert plan(given(10, 6, served=1.0, mode="batch")).batch.share == 1.0
-    assert plan(given(10, 9.1, served=0.0, lost=0.0, mode="batch")).batch.share > 0.9
-    assert 0.7 < plan(given(10, 9.1, served=0.0, lost=1.0, mode="batch")).batch.share < 0.9
-    assert plan(given(1.5, 1, served=0.0, lost=1.0, mode="batch")).batch.share == 0.0
+    assert plan(given(10, 6, served=1.0, mode="batch")).batch == 1.0
+    assert plan(given(10, 9.1, served=0.0, lost=0.0, mode="batch")).batch > 0.9
+    assert 0.7 < plan(given(10, 9.1, served=0.0, lost=1.0, mode="batch")).batch < 0.9
+    assert plan(given(1.5, 1, served=0.0, lost=1.0, mode="batch")).batch == 0.0
 
 
 def test_the_lane_batch_without_a_deadline_waits() -> None:
     asked = replace(given(10, 30, mode="batch"), within_s=None, out=(Out(3, Some(10, 60.0, 1.0), 25 * HOUR_S),))
     made = plan(asked)
-    assert made.batch.share == 1.0 and made.batch_call_s == PATIENCE_S
+    assert made.batch == 1.0 and made.batch_call_s == PATIENCE_S
     assert [(call.number, call.at_s) for call in made.calls] == [(3, HOUR_S)]
 
 
@@ -188,7 +188,7 @@ def test_what_saves_nothing_is_no_lane_of_auto(factors: Mapping[Lane, float]) ->
 
 def test_a_discount_that_is_smaller_is_counted_as_it_is() -> None:
     made = plan(replace(given(10, 1, served=1.0), factors={"flex": 0.8, "batch": 0.5}, lost=0.0))
-    assert made.batch.share > 0.9 and made.cost.low == pytest.approx(0.5, abs=0.03)
+    assert made.batch > 0.9 and made.cost.low == pytest.approx(0.5, abs=0.03)
 
 
 # ---- what does not fit
@@ -199,7 +199,7 @@ def test_what_does_not_fit_goes_to_batch_at_once_and_comes_later() -> None:
     made = plan(asked)
     usable_s = 10 * HOUR_S - margin_s(10 * HOUR_S, 20 * HOUR_S)
     assert made.in_time == pytest.approx(usable_s / (20 * HOUR_S))
-    assert made.batch.share >= 1.0 - made.in_time - 1e-9
+    assert made.batch >= 1.0 - made.in_time - 1e-9
     assert made.chance == pytest.approx(Latency().done_by(10 * HOUR_S))
     assert made.cost.expected < 0.85
 
@@ -235,7 +235,7 @@ def test_batches_that_do_not_come_are_believed_and_less_is_sent() -> None:
     asked = given(10, 6, served=0.0, lost=1.0)
     before = plan(asked)
     stuck = plan(replace(asked, latency=learned([Seen(6 * HOUR_S, "open")] * 40)))
-    assert stuck.batch.share < before.batch.share
+    assert stuck.batch < before.batch
 
 
 def test_flex_that_is_shed_is_believed() -> None:
@@ -264,59 +264,10 @@ def test_a_service_that_is_known_to_take_more_after_each_batch_saves_more() -> N
 
 
 def test_what_fell_back_goes_to_no_batch_again() -> None:
-    assert plan(replace(given(10, 6, served=0.0), fallen=0.7)).batch.share == pytest.approx(0.3)
-    assert plan(replace(given(10, 6, served=0.0), fallen=1.0)).batch.share == 0.0
+    assert plan(replace(given(10, 6, served=0.0), fallen=0.7)).batch == pytest.approx(0.3)
+    assert plan(replace(given(10, 6, served=0.0), fallen=1.0)).batch == 0.0
 
 
 def test_a_plan_is_made_anew_more_often_towards_the_end() -> None:
     assert plan(given(10, 1)).again_s == PLANNED_S
     assert plan(given(0.5, 0.1)).again_s == pytest.approx(90.0)
-
-
-# ---- which documents
-
-
-def documents(rng: Random, number: int = 2_000) -> list[Some]:
-    """As many requests as are allowed, whatever their size: the long ones are worth more."""
-    return [Some(1.0, 1.0, rng.lognormvariate(0.0, 1.0)) for _ in range(number)]
-
-
-def test_the_documents_that_save_most_go_to_batch_up_to_the_share() -> None:
-    kinds = documents(Random(1))
-    chosen = choose(kinds, 0.3)
-    taken = [some for row, some in enumerate(kinds) if chosen.takes(row, some)]
-    usd = sum(some.usd for some in taken) / sum(some.usd for some in kinds)
-    assert len(taken) / len(kinds) == pytest.approx(0.3, abs=0.01)
-    assert usd == pytest.approx(chosen.usd, abs=0.01)
-    assert usd > 0.65  # three times the share in live time, as the long ones are taken
-
-
-def test_every_stretch_of_documents_alike_gives_its_part() -> None:
-    kinds = [Some(2.0, 3.0, 0.01)] * 10_000
-    chosen = choose(kinds, 0.38)
-    for begin in range(0, 10_000, 200):
-        taken = sum(chosen.takes(row, kinds[row]) for row in range(begin, begin + 200))
-        assert abs(taken - 76) <= 2
-
-
-def test_a_document_is_judged_by_itself() -> None:
-    kinds = documents(Random(2))
-    chosen, again = choose(kinds, 0.5), choose(reversed(kinds), 0.5)
-    assert [chosen.takes(row, some) for row, some in enumerate(kinds)] == [
-        again.takes(row, some) for row, some in enumerate(kinds)
-    ]
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_none_and_all(share: float) -> None:
-    kinds = [*documents(Random(4)), Some(1.0, 0.0, 1.0), Some(1.0, 1.0, 0.0)]
-    for chosen in (choose(kinds, share), choose([], share)):
-        assert {chosen.takes(row, some) for row, some in enumerate(kinds[:-2])} == {bool(share)}
-
-
-def test_what_documents_are_worth_counts_in_the_plan() -> None:
-    """Half of the live time may hold most of the money: then that half goes to batch, and the plan costs less."""
-    asked = given(10, 9, served=0.0, lost=1.0)
-    alike, apart = plan(asked), plan(replace(asked, kinds=tuple(documents(Random(1)))))
-    assert apart.cost.expected < alike.cost.expected - 0.05
-    assert apart.batch.share < alike.batch.share < apart.batch.usd

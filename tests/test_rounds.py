@@ -18,7 +18,6 @@ from jobs import CHUNKED, PLAIN, make_job
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import RowsFailed
 from pipeline.job import Job
-from pipeline.plan.worth import choose
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
 from pipeline.records import STATUSES, Document, Reply
@@ -168,7 +167,7 @@ def play(
             documents,
             batch,
             lambda route: route.first,
-            course or Course(choose((), share)),
+            course or Course(share),
             leaves=leaves,
             is_stopping=lambda: monitor.stopping,
         )
@@ -226,7 +225,7 @@ def test_map_reduce_goes_by_rounds_and_each_prompt_is_asked_once(tmp_path: Path)
 
 def test_a_later_round_without_time_for_two_more_is_asked_live(tmp_path: Path) -> None:
     texts = [long(n) for n in range(4)]
-    course = Course(choose((), 1.0), last_call=1600.0, round_s=700.0)
+    course = Course(1.0, last_call=1600.0, round_s=700.0)
     played = play(tmp_path, make_job(tmp_path, CHUNKED), texts, Batch(lines=200), course=course)
     assert {prompt.step for prompt in played.batch.asked} == {"map"}
     assert {prompt.step for prompt in played.live} == {"reduce"}
@@ -285,12 +284,12 @@ def test_a_run_that_leaves_ends_when_only_batches_are_waited_for(tmp_path: Path)
 
 
 def test_a_share_that_grows_takes_rows_that_were_not_opened_yet(tmp_path: Path) -> None:
-    course = Course(choose((), 0.1))
+    course = Course(0.1)
 
     def during(rounds: Rounds, engine: Engine) -> None:
         async def later() -> None:
             await anyio.sleep(70.0)
-            course.chosen = choose((), 0.9)
+            course.share = 0.9
             rounds.steered()
 
         import asyncio

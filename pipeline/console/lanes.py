@@ -39,23 +39,23 @@ def told(plan: Plan, moment: Callable[[datetime], str]) -> Iterator[str]:
 def _of(each: LanePlan, moment: Callable[[datetime], str]) -> Iterator[str]:
     made = each.lanes
     if made.in_time < 1.0 and each.by:
-        later = "goes to batch at once, and comes later" if made.batch.share else "comes later"
+        later = "goes to batch at once, and comes later" if made.batch else "comes later"
         chance = f"; by then all is done with a chance of {made.chance:.0%}" if made.chance else ""
         yield f"{made.in_time:.0%} is sure to be done by {moment(each.by)}; the rest {later}{chance}"
-    elif each.by and (made.batch.share or made.flex):
+    elif each.by and (made.batch or made.flex):
         yield (
             "what is not answered by the last call of its lane is asked in the lane above: by"
             f" {moment(each.by)} all is done"
         )
-    elif made.batch.share:
+    elif made.batch:
         yield f"a batch that is not done after {duration(PATIENCE_S)} is called in, and its prompts are asked live"
     elif made.flex:
         yield f"what flex turns away {FLEX_TRIES} times is asked in standard"
-    if made.batch.share or made.flex:
+    if made.batch or made.flex:
         yield "the cost ranges from all in time to all fallen back"
-    if each.given.mode == "batch" and made.in_time == 1.0 and made.batch.share < 1.0:
-        yield f"{1 - made.batch.share:.0%} goes to no batch: it would be back in time too seldom to save anything"
-    if made.batch.share:
+    if each.given.mode == "batch" and made.in_time == 1.0 and made.batch < 1.0:
+        yield f"{1 - made.batch:.0%} goes to no batch: it would be back in time too seldom to save anything"
+    if made.batch:
         yield _latency(each.given.latency)
 
 

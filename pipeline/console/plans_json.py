@@ -89,7 +89,7 @@ def plan_json(made: "Estimate") -> dict[str, object]:
             for each in plan.lanes
             for part in each.parts
         ],
-        "batches": {each.target: _latency_json(each.given.latency) for each in plan.lanes if each.lanes.batch.share},
+        "batches": {each.target: _latency_json(each.given.latency) for each in plan.lanes if each.lanes.batch},
         "found": {
             name: {
                 "rows": found.rows,

@@ -13,12 +13,11 @@ from pipeline.plan import lanes
 from pipeline.plan.amounts import Work, total
 from pipeline.plan.costs import Tariff
 from pipeline.plan.laned import factors
-from pipeline.plan.lanes import Given
+from pipeline.plan.lanes import Given, Some
 from pipeline.plan.latency import PRIOR, Latency
 from pipeline.plan.picks import Effort
 from pipeline.plan.planner import Input, expected_work
 from pipeline.plan.plans import Plan
-from pipeline.plan.worth import Some
 from pipeline.prices import note
 from pipeline.records import LATER, Lane
 from pipeline.tokens import estimate

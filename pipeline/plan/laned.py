@@ -9,8 +9,7 @@ from math import inf
 from pipeline.plan.amounts import Cell, Range, Work
 from pipeline.plan.answerers import Answerer
 from pipeline.plan.costs import Tariff
-from pipeline.plan.lanes import AUTO_S, Given, Lanes, plan
-from pipeline.plan.worth import Some
+from pipeline.plan.lanes import AUTO_S, Given, Lanes, Some, plan
 from pipeline.records import Lane
 
 _CHEAPER: tuple[Lane, ...] = ("flex", "batch")
@@ -34,15 +33,12 @@ class LanePlan:
         The cost of batch is that of what falls back too.
         """
         made, given = self.lanes, self.given
-        in_flex = made.flex / (1.0 - made.batch.share) if made.batch.share < 1.0 else 0.0
-        live_usd, live = 1.0 - made.batch.usd, 1.0 - made.batch.prompts
-        flex_usd = live_usd * in_flex * given.factors.get("flex", 1.0)
-        standard_usd = live_usd * (1.0 - in_flex)
-        batch_usd = max(0.0, made.cost.expected - flex_usd - standard_usd)
+        flex_usd = made.flex * given.factors.get("flex", 1.0)
+        batch_usd = max(0.0, made.cost.expected - flex_usd - made.standard)
         parts: tuple[tuple[Lane, float, float, float | None], ...] = (
-            ("batch", made.batch.prompts, batch_usd, made.batch_call_s),
-            ("flex", live * in_flex, flex_usd, made.flex_call_s),
-            ("standard", live * (1.0 - in_flex), standard_usd, None),
+            ("batch", made.batch, batch_usd, made.batch_call_s),
+            ("flex", made.flex, flex_usd, made.flex_call_s),
+            ("standard", made.standard, made.standard, None),
         )
         return tuple(
             LanePart(self.target, lane, share * given.left.prompts, self._usd(usd), self._moment(call_s))

@@ -118,7 +118,7 @@ def steering_of(
     """Who plans the lanes of a session; None where there is only one."""
     if not plan.lanes and not store.batches.open():
         return None
-    first = max(plan.lanes, key=lambda each: each.lanes.batch.prompts, default=None)
+    first = max(plan.lanes, key=lambda each: each.lanes.batch, default=None)
     quota = services.route.first.quota
     return Steering(first, plan, progress, store.batches.all, lambda: latency_of(session, quota), heard)
 

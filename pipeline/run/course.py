@@ -15,18 +15,15 @@ from pipeline.plan.laned import LanePlan
 from pipeline.plan.lanes import ASKED, Given, Lanes, Out, plan
 from pipeline.plan.latency import Latency
 from pipeline.plan.timing import timeline
-from pipeline.plan.worth import Chosen
 from pipeline.records import Limits
 from pipeline.store.batch_states import BatchState
-
-NOTHING = Chosen(0.0, 0.0, 0.0)
 
 
 @dataclass(slots=True)
 class Course:
     """The plan as it is now; times by the loop's clock."""
 
-    chosen: Chosen = NOTHING  # of the rows that are not opened yet, those that go to batches
+    share: float = 0.0  # of what is left, that goes to batches
     last_call: float = inf  # of a batch that is not handed in yet
     last_calls: Mapping[int, float] = field(default_factory=dict)  # of those that are, by number
     round_s: float = inf  # in which a batch is back, nine times out of ten
@@ -90,11 +87,11 @@ class Steering:
         """Plan anew until cancelled; `steered` hears each time."""
         if self._first is None:
             return
-        found, given = self._first.lanes, self._first.given
+        found = self._first.lanes
         while True:
-            line.call_last(self._flex_call(given, found))
+            line.call_last(inf if found.flex_call_s is None else anyio.current_time() + found.flex_call_s)
             steered()
-            self._heard(LanesPlanned(round(found.batch.share, 4), round(found.flex, 4), round(found.cost.expected, 4)))
+            self._heard(LanesPlanned(round(found.batch, 4), round(found.flex, 4), round(found.cost.expected, 4)))
             self._over = anyio.Event()
             with anyio.move_on_after(found.again_s):
                 await self._over.wait()
@@ -108,15 +105,10 @@ class Steering:
 
     def _heed(self, given: Given, found: Lanes) -> None:
         now, course = anyio.current_time(), self.course
-        course.chosen = found.batch
+        course.share = found.batch
         course.last_call = inf if found.batch_call_s is None else now + found.batch_call_s
         course.last_calls = {call.number: now + call.at_s for call in found.calls}
         course.round_s = given.latency.within(0.9)
-
-    def _flex_call(self, given: Given, found: Lanes) -> float:
-        if given.mode == "auto" and not found.flex:
-            return anyio.current_time()
-        return inf if found.flex_call_s is None else anyio.current_time() + found.flex_call_s
 
     def _given(self, first: LanePlan, line: Line) -> Given:
         """What is known now, of what is left."""
@@ -124,7 +116,7 @@ class Steering:
         served, shed = line.flex
         asked = min(ASKED, served + shed)
         all_of_it = replace(first.given.left, live_s=first.given.left.live_s * self._slower(progress.limits, wall))
-        by = first.by
+        by, waited_for = first.by, [state for state in self._batches() if state.is_waited_for]
         return replace(
             first.given,
             left=all_of_it.part(progress.left / whole),
@@ -132,12 +124,11 @@ class Steering:
             latency=self._latency(),
             asked=asked,
             served=round(asked * served / (served + shed)) if asked else 0,
-            fallen=progress.fallen,
+            fallen=1.0 if any(state.cancelling for state in waited_for) else progress.fallen,
             room_s=first.given.room_s if progress.room is None else all_of_it.live_s * progress.room / whole,
             out=tuple(
                 Out(state.number, all_of_it.part(state.lines / whole), max(0.0, wall - (state.asked_at or wall)))
-                for state in self._batches()
-                if state.is_waited_for
+                for state in waited_for
             ),
         )
 

@@ -166,7 +166,7 @@ class Rounds:
         """The course has changed: a share of the rows that are not opened yet goes to batches from now on."""
         opened = self._ready + self._live + self.batched.gate.open + self.live.gate.open
         self.fallen = opened / (opened + self._untouched) if opened else 0.0
-        share = min(1.0, self._course.chosen.prompts / (1.0 - self.fallen)) if self._untouched else 0.0
+        share = min(1.0, self._course.share / (1.0 - self.fallen)) if self._untouched else 0.0
         self._part = self._below + (1.0 - self._below) * share
 
     @property
