@@ -120,11 +120,18 @@ def _serve(library: str) -> None:
     import aiohttp  # noqa: F401
     import polars  # noqa: F401
 
+    from pipeline.batch import desk, submitting, watching
     from pipeline.cli import main  # noqa: F401
+    from pipeline.store import batched
     from pipeline.store.run import RunStore
 
     assert RunStore.__init__.__kwdefaults__
     RunStore.__init__.__kwdefaults__["seal_rows"] = SEAL_ROWS
+    batched.PART_CALLS = SEAL_ROWS
+    # A service of this machine answers at once.
+    submitting.FENCE_S, submitting.LOOK_S, submitting.PAUSES_S = 0.3, 0.1, (0.05, 0.1, 0.1, 0.1)
+    watching.POLL_S = (0.05, 0.1)
+    vars(desk)["POLL_S"] = watching.POLL_S
     shim = ctypes.CDLL(library)
     board = mmap.mmap(-1, mmap.PAGESIZE)
     for line in sys.stdin:

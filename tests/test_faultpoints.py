@@ -65,7 +65,12 @@ def prepare(place: Place, scenario: str) -> tuple[tuple[str, ...], tuple[str, ..
     summarize_job(
         place.path, ROWS, (CHUNKED if scenario == "map-reduce" else "") + SEVERAL_CAPS * (scenario == "single")
     )
-    if scenario in ("single", "map-reduce"):
+    if scenario.startswith("batch"):
+        job = place.path / "job.toml"
+        whole = "\n[budget]\nmax_usd = 5\n" if scenario == "batch" else CHUNKED
+        summarize_job(place.path, ROWS, whole)
+        job.write_text(job.read_text().replace("[model]\n", '[model]\nlane = "batch"\n'))
+    if scenario in ("single", "map-reduce", "batch", "batch, map-reduce"):
         place.keep()
         _, calls = place.run(*RUN)
         return RUN, RUN, calls
@@ -107,7 +112,8 @@ def check_whole(place: Place, ran: Ran) -> None:
     assert set(output["status"]) == {"ok"}
     results = pl.concat([pl.read_parquet(path) for path in (place.path / "runs/job/results").glob("*.parquet")])
     assert sorted(results.filter(status="ok")["row"]) == list(range(ROWS))
-    calls = pl.concat([pl.read_parquet(path) for path in (place.path / "runs/job/calls").glob("*.parquet")])
+    bought = [*(place.path / "runs/job/calls").glob("*"), *(place.path / "runs/job/batched").glob("*")]
+    calls = pl.concat([pl.read_parquet(path) for path in bought])
     assert calls.filter("paid", status="ok")["fingerprint"].is_unique().all()
     assert not list(place.path.glob("runs/job/*/.*")) and not list(place.path.glob(".*"))
 
@@ -117,7 +123,7 @@ def fail_everywhere(runs: Runs, path: Path, scenario: str, count: int, first: in
     ended with which exit code."""
     codes: Counter[str] = Counter()
     failures: list[str] = []
-    with served() as url:
+    with served(batch=True, batch_pending_s=0.05, batch_run_s=0.05, batch_spread=1) as url:
         place = Place(path, runs, url)
         command, then, calls = prepare(place, scenario)
         place.restore()
@@ -150,7 +156,7 @@ def fail_everywhere(runs: Runs, path: Path, scenario: str, count: int, first: in
     return codes
 
 
-SCENARIOS = ["single", "map-reduce", "pilot", "retry", "fresh", "export"]
+SCENARIOS = ["single", "map-reduce", "pilot", "retry", "fresh", "export", "batch", "batch, map-reduce"]
 
 
 @pytest.mark.case("D2", "D11")

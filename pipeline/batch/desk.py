@@ -129,6 +129,11 @@ class BatchDesk:
         self._wake()
         return number
 
+    @property
+    def has_asked(self) -> bool:
+        """Whether this session made a batch, or may have: it is paid for."""
+        return self._store.has_asked
+
     def is_open(self, number: int) -> bool:
         """Whether the batch is waited for, or will be."""
         if number in self._drafts.numbers():

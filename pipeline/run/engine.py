@@ -67,7 +67,7 @@ class Monitor:
     @property
     def has_spent(self) -> bool:
         """Whether this session has something to pay for, or may have."""
-        return self.calls + self.uncertain > 0
+        return self.calls + self.uncertain > 0 or (self.batches is not None and self.batches.has_asked)
 
     @property
     def seconds(self) -> float:

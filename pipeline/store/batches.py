@@ -58,6 +58,8 @@ class Batches:
         self._run, self._directory, self._folder = run, directory, directory / FOLDER
         self._bought, self._findable, self._answered = bought, findable, answered
         self._just_taken: set[int] = set()  # by this process
+        self.has_asked = False
+        """Whether this process asked a service for a batch, or was about to."""
         self._log = BatchLog(directory, run)
         self._drafts: dict[int, Draft] = {}
         self._waiting = Waiting()
@@ -151,6 +153,7 @@ class Batches:
             after(self.of(number), number, event, 0.0, told)
             _force(self.results_path(number))
         state = self._note(number, event, at, **told)
+        self.has_asked |= event == "asking"
         if not state.is_waited_for:
             self._waiting.drop(number)
         if not state.is_open:
