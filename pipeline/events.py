@@ -198,6 +198,7 @@ class SessionPlanned(Event):
     steps: Mapping[str, Sequence[float | None]]  # calls, tokens in, tokens out, cost in USD; None: unknown
     seconds: float
     based_on: str
+    lanes: Mapping[str, int] = field(default_factory=dict)  # calls by lane, where not all are in standard
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,12 @@ from decimal import Decimal
 from pathlib import Path
 
 import orjson
+import pytest
 from asking import MODEL
+from batch_stores import calls, fetched
 from stores import CENT, answer, opened, paid, prompt, result
 
+from pipeline.console.reports import show_accuracy
 from pipeline.events import SessionEnded, SessionPlanned, SessionStarted
 from pipeline.report import summarize
 from pipeline.report.accuracy import Amounts, baseline, compare, logged
@@ -86,6 +89,29 @@ def test_the_report_tells_calls_before_the_plan_from_those_after_it(tmp_path: Pa
     assert accuracy.estimated["answer"].cost_usd == CENT * 4
     assert accuracy.actual["answer"].cost_usd == CENT * 3
     assert (accuracy.estimated_s, accuracy.actual_s) == (60.0, 50.0)
+
+
+def test_calls_by_lane_are_held_to_the_plan_of_lanes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "runs" / "notes"
+    with opened(directory) as store:
+        store.append_call(prompt(9), MODEL, paid(finished_at=100.0))
+        steps = logged({"answer": Amounts(3, 30, 15, CENT * 3)})
+        store.log(SessionPlanned(150.0, 3, False, steps, 60.0, "", {"batch": 2, "standard": 1}))
+        number = fetched(store.batches, 0, 1)
+        store.batches.take(number, list(calls(store.batches, number))[:1])
+        for row in (1, 2):
+            store.append_call(prompt(row), MODEL, paid(finished_at=300.0, lane="flex" if row == 1 else "standard"))
+    accuracy = summarize(directory).accuracy
+    assert accuracy is not None
+    assert accuracy.lanes == {"batch": (2, 1), "flex": (0, 1), "standard": (2, 2)}
+    assert accuracy.as_json()["lanes"] == {
+        "batch": {"calls": [2, 1]},
+        "flex": {"calls": [0, 1]},
+        "standard": {"calls": [2, 2]},
+    }
+    show_accuracy(accuracy)
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["in", "batch", "-50.0%"] in shown and ["in", "flex", "not", "seen"] in shown
 
 
 def test_calls_of_every_part_and_of_the_journal_count(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def show_accuracy(accuracy: Accuracy, to: Screen = out) -> None:
                 time,
             )
         )
+    lines += [(f"  in {lane}", _off(*calls), "", "", "", "") for lane, calls in accuracy.lanes.items()]
     show_grid(("  against the estimate", "calls", "tokens in", "tokens out", "cost", "time"), lines, to)
 
 

@@ -1,5 +1,6 @@
 """What a plan says."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -91,6 +92,17 @@ class Plan:
     notices: tuple[str, ...]
     prefix: PrefixPlan | None = None  # None: the job asks for no cache
     lanes: tuple[LanePlan, ...] = ()  # of each target that is not asked in standard alone
+
+    @property
+    def calls_by_lane(self) -> dict[str, int]:
+        """Calls that go to each lane at first; empty where all go to standard."""
+        parts = [part for each in self.lanes for part in each.parts]
+        counts: Counter[str] = Counter()
+        for part in parts:
+            counts[part.lane] += round(part.prompts)
+        if counts:
+            counts["standard"] += max(0, self.load.prompts - counts.total())
+        return {lane: number for lane, number in counts.items() if number}
 
     @property
     def prompts_by_step(self) -> dict[Step, int]:

@@ -68,7 +68,8 @@ RUN_KEYS: Mapping[str, str] = {
     "output": "the table that was written last, or is to be written",
     "run_dir": "the run directory",
     "accuracy": "for each step, and `total`: calls, tokens and cost as [estimated, actual], output with thinking;"
-    " `seconds` likewise; null where no estimate for as many rows is known",
+    " `seconds` likewise, and in `lanes` the calls of each, where not all were to be in standard; null where no"
+    " estimate for as many rows is known",
 }
 """The keys of `run --json` and `report --json`; these keys stay."""
 
@@ -220,6 +221,7 @@ class _Sums:
     latencies: Latencies = field(default_factory=Latencies)
     targets: dict[str, tuple[int, Decimal | None]] = field(default_factory=dict)
     lanes: dict[str, InLane] = field(default_factory=dict)
+    lanes_before: dict[str, InLane] = field(default_factory=dict)  # those of them before the plan
 
     def add(self, calls: pl.DataFrame) -> None:
         """Add the calls of one part."""
@@ -227,8 +229,9 @@ class _Sums:
         self.paid.update(paid.select(pl.col(*_SUMS, "input_tokens_est").sum()).row(0, named=True))
         _add(self.steps, amounts_by_step(paid))
         if self.planned_at_s is not None:
-            planned_at = datetime.fromtimestamp(self.planned_at_s, UTC)
-            _add(self.before, amounts_by_step(paid.filter(pl.col("finished_at") < planned_at)))
+            earlier = paid.filter(pl.col("finished_at") < datetime.fromtimestamp(self.planned_at_s, UTC))
+            _add(self.before, amounts_by_step(earlier))
+            self.lanes_before = together(self.lanes_before, by_lane(earlier))
         self.attempts += int(calls["attempts"].sum())
         self.rate_limited += int(calls["rate_limited"].sum())
         self.cost_usd += Decimal(calls["cost_usd"].sum())
@@ -330,7 +333,8 @@ def _left_out(events: Sequence[Event]) -> tuple[str, ...]:
 def _accuracy(plan: Baseline | None, sums: _Sums, events: Sequence[Event]) -> Accuracy | None:
     if plan is None:
         return None
-    return compare(plan, sums.before, sums.steps, _seconds(events[plan.position :]))
+    before, lanes = ({lane: each.calls for lane, each in of.items()} for of in (sums.lanes_before, sums.lanes))
+    return compare(plan, sums.before, sums.steps, _seconds(events[plan.position :]), before, lanes)
 
 
 def in_use(directory: Path) -> bool:

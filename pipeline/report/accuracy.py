@@ -1,8 +1,9 @@
 """How far the estimate was off: the plan that a session started with, against the calls that it led to."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
+from types import MappingProxyType
 
 import polars as pl
 
@@ -39,6 +40,7 @@ class Accuracy:
     estimated_s: float
     actual_s: float
     based_on: str  # what the expected length of answers came from
+    lanes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # calls by lane, estimated and actual
 
     def as_json(self) -> dict[str, object]:
         """Stable keys: for each step calls, tokens and cost as [estimated, actual]."""
@@ -52,7 +54,8 @@ class Accuracy:
             for step, guess in self.estimated.items()
             for real in (self.actual.get(step, Amounts()),)
         }
-        return {**steps, "seconds": [self.estimated_s, self.actual_s], "based_on": self.based_on}
+        lanes = {"lanes": {lane: {"calls": list(calls)} for lane, calls in self.lanes.items()}} if self.lanes else {}
+        return {**steps, **lanes, "seconds": [self.estimated_s, self.actual_s], "based_on": self.based_on}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Baseline:
     seconds: float
     based_on: str
     position: int  # of its line in the log
+    lanes: Mapping[str, int] = field(default_factory=dict)  # calls by lane; empty: all in standard
 
 
 def baseline(events: Sequence[Event]) -> Baseline | None:
@@ -74,13 +78,18 @@ def baseline(events: Sequence[Event]) -> Baseline | None:
         return None
     number, event = found
     steps = {step: Amounts(*amounts) for step, amounts in event.steps.items()}
-    return Baseline(event.at_s, steps, event.seconds, event.based_on, number)
+    return Baseline(event.at_s, steps, event.seconds, event.based_on, number, event.lanes)
 
 
 def compare(
-    baseline: Baseline, before: Mapping[str, Amounts], actual: Mapping[str, Amounts], actual_s: float
+    baseline: Baseline,
+    before: Mapping[str, Amounts],
+    actual: Mapping[str, Amounts],
+    actual_s: float,
+    lanes_before: Mapping[str, int] = MappingProxyType({}),
+    lanes: Mapping[str, int] = MappingProxyType({}),
 ) -> Accuracy:
-    """The estimate of the whole run, what was bought `before` it included, and the outcome."""
+    """The estimate of the whole run, what was bought `before` it included, and the outcome; `lanes` are calls."""
     steps = sorted(baseline.steps.keys() | actual.keys())
     estimated = {step: baseline.steps.get(step, Amounts()).plus(before.get(step, Amounts())) for step in steps}
     real = {step: actual.get(step, Amounts()) for step in steps}
@@ -90,6 +99,11 @@ def compare(
         baseline.seconds,
         actual_s,
         baseline.based_on,
+        {
+            lane: (baseline.lanes.get(lane, 0) + lanes_before.get(lane, 0), lanes.get(lane, 0))
+            for lane in sorted(baseline.lanes.keys() | lanes.keys())
+            if baseline.lanes
+        },
     )
 
 

@@ -36,6 +36,7 @@ class Planned(_Event):
     steps: dict[str, tuple[Count, Count, Count, Usd | None]]  # calls, tokens in, tokens out, cost
     seconds: Seconds
     based_on: str
+    lanes: dict[str, Count] = {}  # calls by lane; logs from before 2026-11-30 know of none
 
 
 class _Numbers(_Event):

@@ -236,7 +236,13 @@ def _expectation(session: Session, plan: Plan) -> SessionPlanned:
     }
     pilot = session.options.pilot is not None
     return SessionPlanned(
-        time.time(), session.rows, pilot, logged(steps), round(plan.timeline.seconds, 1), plan.based_on
+        time.time(),
+        session.rows,
+        pilot,
+        logged(steps),
+        round(plan.timeline.seconds, 1),
+        plan.based_on,
+        plan.calls_by_lane,
     )
 
 
