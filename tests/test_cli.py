@@ -25,6 +25,7 @@ RUN_KEYS = [
     "calls",
     "attempts",
     "rate_limited",
+    "shed",
     "identical",
     "cached",
     "saved_usd",
