@@ -6,6 +6,7 @@ run directory, output, state and cache of the user. Run as a program, this file 
 
 import ctypes
 import errno
+import importlib
 import json
 import mmap
 import os
@@ -79,24 +80,35 @@ def compiled(directory: Path) -> Path | None:
 class Runs:
     """The warm process; `run` starts one command in a fork of it."""
 
-    def __init__(self, library: Path) -> None:
+    def __init__(self, library: Path, setup: str = "") -> None:
+        """`setup` is a module of this folder that makes waits short before the first run."""
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         self._server = subprocess.Popen(
-            [sys.executable, __file__, str(library)],
+            [sys.executable, __file__, str(library), setup],
             env=environment | {"LD_PRELOAD": str(library), "PYTHONPATH": str(Path(__file__).parent.parent)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def run(self, folder: Path, url: str, *arguments: str, fault: Fault | None = None) -> Ran:
+    def run(
+        self,
+        folder: Path,
+        url: str,
+        *arguments: str,
+        fault: Fault | None = None,
+        key: str = "AQ.test",
+        kill_after_s: float | None = None,
+    ) -> Ran:
         """`pipeline` with these arguments in `folder`, all of its places below it."""
         state = {"XDG_STATE_HOME": f"{folder}/state", "XDG_CACHE_HOME": f"{folder}/cache"}
         order = {
             "folder": str(folder),
             "arguments": arguments,
-            "environment": state | {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "AQ.test"},
+            "environment": state
+            | {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": key, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": key},
             "fault": fault or Fault(-1),
+            "kill_after_s": kill_after_s,
         }
         assert self._server.stdin and self._server.stdout
         self._server.stdin.write(json.dumps(order) + "\n")
@@ -116,7 +128,7 @@ class Runs:
 PATIENCE_S = 60.0
 
 
-def _serve(library: str) -> None:
+def _serve(library: str, setup: str) -> None:
     import aiohttp  # noqa: F401
     import polars  # noqa: F401
 
@@ -132,6 +144,8 @@ def _serve(library: str) -> None:
     submitting.FENCE_S, submitting.LOOK_S, submitting.PAUSES_S = 0.3, 0.1, (0.05, 0.1, 0.1, 0.1)
     watching.POLL_S = (0.05, 0.1)
     vars(desk)["POLL_S"] = watching.POLL_S
+    if setup:
+        importlib.import_module(setup)
     shim = ctypes.CDLL(library)
     board = mmap.mmap(-1, mmap.PAGESIZE)
     for line in sys.stdin:
@@ -141,7 +155,7 @@ def _serve(library: str) -> None:
         child = os.fork()
         if not child:
             _become(order, shim, board, outs)
-        status = _wait(child)
+        status = _wait(child, order["kill_after_s"])
         taken, struck, _ = (
             int.from_bytes(board[at : at + 8], sys.byteorder) for at in range(0, _BOARD_BYTES, _BOARD_BYTES // 3)
         )
@@ -151,14 +165,15 @@ def _serve(library: str) -> None:
         sys.stdout.flush()
 
 
-def _wait(child: int) -> int:
-    give_up_at = time.monotonic() + PATIENCE_S
+def _wait(child: int, kill_after_s: float | None) -> int:
+    patience_s = PATIENCE_S if kill_after_s is None else kill_after_s
+    give_up_at = time.monotonic() + patience_s
     while time.monotonic() < give_up_at:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             return status
         time.sleep(0.005)  # real time: another process is being watched
-    os.kill(child, signal.SIGABRT)  # told as -6: it hung
+    os.kill(child, signal.SIGABRT if kill_after_s is None else signal.SIGKILL)  # the former is told as -6: it hung
     return os.waitpid(child, 0)[1]
 
 
@@ -206,4 +221,4 @@ def _become(order: dict[str, Any], shim: ctypes.CDLL, board: mmap.mmap, outs: li
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(*sys.argv[1:])
