@@ -1,7 +1,7 @@
 """What a run is put together from: its books and caps, its targets as they are used, the durable call, the engine."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -47,6 +47,7 @@ from pipeline.run.guards import stranger, within_files
 from pipeline.run.models_met import ModelsMet
 from pipeline.run.prepare import Session
 from pipeline.run.renewal import succeeds
+from pipeline.run.rounds import Rounds
 from pipeline.run.rows import Wanted
 from pipeline.run.services import Services
 from pipeline.shelves import Shelf
@@ -245,7 +246,7 @@ def assembled(
     working = {each.name for each in plan.targets if round(each.prompts)}  # the others would keep a cache for nothing
     kept = [target for target in used.values() if not keeps or not plan.targets or target.name in working]
     keeper = keeper_of(session.working, services, kept, store, cashier, paid, heard, keeps)
-    return Assembled(engine, keeper, steering, lines[0], batching.rounds.steered if batching else _nothing)
+    return Assembled(engine, keeper, steering, lines[0], batching.rounds if batching else None)
 
 
 def _nothing() -> None:
@@ -260,7 +261,14 @@ class Assembled:
     keeper: CacheKeeper | None  # of explicit caches
     steering: Steering | None  # of the lanes
     line: Line  # the live lanes
-    steered: Callable[[], None]  # hears that the plan of the lanes is another one
+    rounds: Rounds | None  # of rows that wait for batches
+
+    async def steer(self) -> None:
+        """Plan its lanes anew until cancelled."""
+        if self.steering:
+            rounds = self.rounds
+            steered, scouted = (rounds.steered, rounds.scouted) if rounds else (_nothing, None)
+            await self.steering.keep(self.line, steered, scouted)
 
 
 def _key_found(session: Session, target: Target, heard: Notify, message: str, project: str | None) -> None:

@@ -83,11 +83,17 @@ class Steering:
             self._heed(first.given, first.lanes)
             self.flex_first = first.lanes.flex_first
 
-    async def keep(self, line: Line, steered: Callable[[], None]) -> None:
-        """Plan anew until cancelled; `steered` hears each time."""
+    async def keep(self, line: Line, steered: Callable[[], None], scouted: anyio.Event | None) -> None:
+        """Plan anew until cancelled; `steered` hears each time.
+
+        Until those rows have `scouted` that go ahead of batches, nothing is asked in flex, where they might wait long.
+        """
         if self._first is None:
             return
         found = self._first.lanes
+        if scouted is not None and self._first.given.mode == "batch":
+            line.call_last(anyio.current_time())
+            await scouted.wait()
         while True:
             line.call_last(inf if found.flex_call_s is None else anyio.current_time() + found.flex_call_s)
             steered()

@@ -121,7 +121,9 @@ class Rounds:
         self.feeds = [self.batched] if collects else [self.batched, self.live]
         self.steered()
         self._scouts = self._scouting(ahead)
-        self.is_scouted = not self._scouts
+        self.scouted = anyio.Event()
+        if not self._scouts:
+            self.scouted.set()
 
     # --- what a call asks --------------------------------------------------------------------------------------------
 
@@ -168,6 +170,11 @@ class Rounds:
         self.fallen = opened / (opened + self._untouched) if opened else 0.0
         share = min(1.0, self._course.share / (1.0 - self.fallen)) if self._untouched else 0.0
         self._part = self._below + (1.0 - self._below) * share
+
+    @property
+    def is_scouted(self) -> bool:
+        """Whether those that go ahead have come to something, or took too long."""
+        return self.scouted.is_set()
 
     @property
     def waiting(self) -> int:
@@ -224,10 +231,10 @@ class Rounds:
 
     def passed(self, is_live: bool, part: float) -> None:
         """One of the two feeds has read the whole table for what it had to open at that part."""
-        self._passed[is_live] = part
-        if not is_live:
+        if not is_live and self._passed[False] != part:
             self._is_fresh = True
             self._below = max(self._below, part)
+        self._passed[is_live] = part
 
     def rest(self) -> None:
         """Nothing is left to add for now: cut what nothing else will fill, or what must not wait for more."""
@@ -283,7 +290,7 @@ class RoundsFeed:
                 yield batch
             with anyio.move_on_after(SCOUTED_S):
                 await self.gate.emptied()
-            rounds.is_scouted = True
+            rounds.scouted.set()
         while not rounds.is_over:
             now = anyio.current_time()
             if rounds.is_scouted and rounds.has_any(is_live) and now >= read_at:

@@ -189,8 +189,7 @@ async def _attended(made: Assembled, store: RunStore, watch: Watch, books: ExitS
         if keeper is not None:
             await keeper.open()
             tasks.start_soon(keeper.keep)
-        if made.steering is not None:
-            tasks.start_soon(made.steering.keep, made.line, made.steered)
+        tasks.start_soon(made.steer)
         try:
             await engine.run()
         finally:
