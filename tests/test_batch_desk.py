@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from desks import HOUR, KEY, MODEL, NOON, OPENAI, TARGET, Night, prompt_of, without_threads
 
+from pipeline.batch import common, room, submitting
 from pipeline.batch.desk import BatchDesk
 from pipeline.budget.caps import Spending
 from pipeline.emulator.batch_faults import BATCH_KINDS
 from pipeline.errors import AuthError, RunStateError, ServiceError
+from pipeline.models import Model
 
 
 @pytest.fixture(autouse=True)
@@ -248,6 +250,22 @@ def test_too_much_enqueued_is_waited_for(directory: Path) -> None:
         "batch 1: too much is enqueued, it is asked again in 5 min",
         "batch 1: too much is enqueued, it is asked again in 10 min",
     ]
+
+
+def test_a_batch_that_is_refused_alone_again_and_again_is_cut_into_smaller_ones(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (submitting, room):
+        monkeypatch.setattr(module, "LEAST_LINES", 2)
+    tokens = sum(prompt_of(row).input_tokens_est for row in range(30))
+    monkeypatch.setattr(common, "assumed", lambda name: Model(name, batch_tokens=4 * tokens))
+    night = Night(directory, batch_tokens=tokens // 2)
+    seen = night.session(30)
+    assert len(seen.answered) == 30 and not seen.live and set(night.lines.values()) == {1}
+    first, *others = night.states()
+    assert first.stage in ("given_up", "cleared") and first.lines == 30 and not first.ok
+    assert others and all(state.ok == state.lines < 30 for state in others)
+    assert any("cut anew" in each for each in seen.told)
 
 
 # ---- the end of a session

@@ -836,6 +836,17 @@ def test_what_one_run_has_out_in_batches_counts_against_the_days_cap_of_the_othe
         assert other.beside.reserve_more(1, Decimal("0.4"))
 
 
+def test_nobody_waits_for_the_room_of_a_batch_that_does_not_end() -> None:
+    cashier = Cashier(Spending(Decimal("0.01")))
+    assert cashier.beside.reserve_more(1, Decimal("0.005")) and cashier.beside.reserve_more(2, Decimal("0.005"))
+    cashier.beside.waits_for_batches = True
+    cashier.beside.wait_no_more(1)
+    assert not cashier.admit(asked(0), target_of(RATES)), "the second one may leave some"
+    cashier.beside.wait_no_more(2)
+    with pytest.raises(BudgetReached):
+        cashier.admit(asked(0), target_of(RATES))
+
+
 def test_a_prompt_without_room_waits_for_the_batches_that_are_out_and_then_goes() -> None:
     cashier = Cashier(Spending(Decimal("0.01")))
     assert cashier.beside.reserve_more(1, Decimal("0.01"))

@@ -90,6 +90,8 @@ class BatchDesk:
         self._waker = anyio.Event()
         for state in store.open():
             cashier.beside.owe(state.number, state.worst_usd or Decimal(0))
+            if state.released:
+                cashier.beside.wait_no_more(state.number)
 
     # --- what a call asks --------------------------------------------------------------------------------------------
 
@@ -329,6 +331,7 @@ class BatchDesk:
             if state.is_waited_for and now >= since + CANCEL_S:
                 rows = self._store.waiting_rows(state.number)
                 self._common.note(state.number, "released")
+                self._common.cashier.beside.wait_no_more(state.number)
                 self._tell(
                     f"batch {state.number} is not over yet: its prompts go to the lane above, its answers are late"
                 )

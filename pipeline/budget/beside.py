@@ -16,6 +16,7 @@ class Beside:
         self._spending, self._is_idle = spending, is_idle
         self._caches: dict[str, Decimal] = {}
         self._batches: dict[int, Decimal] = {}
+        self._endless: set[int] = set()  # batches of which nobody knows whether they will end
         self.waits_for_batches = False  # what has no room beside them waits until they are settled
         self.on_room: Callable[[], None] = lambda: None  # is told when less is reserved
 
@@ -27,7 +28,7 @@ class Beside:
     @property
     def may_become_less(self) -> bool:
         """Whether waiting may help who has no room."""
-        return self.waits_for_batches and bool(self._batches)
+        return self.waits_for_batches and not self._batches.keys() <= self._endless
 
     def reserve(self, name: str, usd: Decimal) -> bool:
         """Reserve in place of what is under this name; False where that could pass a cap: then it is nothing."""
@@ -70,6 +71,11 @@ class Beside:
             del self._batches[number]
         self._spending.keep(sum(self._batches.values(), _NONE))
         self._settle()
+
+    def wait_no_more(self, number: int) -> None:
+        """A batch stays reserved for, and nobody waits for the room that it may leave: it does not end."""
+        self._endless.add(number)
+        self.on_room()
 
     def _settle(self) -> None:
         if not self._caches and self._is_idle():
