@@ -266,6 +266,36 @@ def test_live_rows_that_wait_for_quota_keep_no_batch_from_being_cut(tmp_path: Pa
     assert sum(at < 120.0 for at in cut_at) >= 19  # only the scouts were waited for
 
 
+def test_what_a_batch_did_not_answer_is_asked_live_at_once_however_long_the_live_rows_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.run.feeds.MAX_OPEN_DOCUMENTS", 32)
+    texts = [f"t{n}" for n in range(600)]
+    batch = Batch(lines=100, fails=lambda prompt: True)
+    played = play(tmp_path, make_job(tmp_path, PLAIN), texts, batch, share=0.5, live_s=30.0)
+    assert outcomes(tmp_path) == {"ok": 600} and len(batch.asked) > 250
+    assert played.seconds < 1200  # 300 rows take 300 s, and as much again after the 600 of the batches
+
+
+def test_rows_that_are_ready_are_read_together_and_at_once_where_nothing_more_is_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = 0
+
+    async def slowly(function: Callable[..., object], *args: object, **kwargs: object) -> object:
+        nonlocal reads
+        if function.__name__ == "_next":
+            reads += 1
+            await anyio.sleep(20.0)
+        return function(*args)
+
+    monkeypatch.setattr("anyio.to_thread.run_sync", slowly)
+    played = play(tmp_path, make_job(tmp_path, PLAIN), [f"t{n}" for n in range(40)], Batch(lines=14))
+    assert outcomes(tmp_path) == {"ok": 40} and played.batch.cut == [14, 14, 12]
+    assert reads <= 8  # two passes of three blocks, and the end of the first
+    assert played.seconds < 800  # 80 s of reading, 600 out, and again; a tenth would be from the 800th second on
+
+
 def test_five_rows_go_ahead_and_stop_a_run_that_is_wrong(tmp_path: Path) -> None:
     def refused(prompt: Prompt) -> Reply:
         return replace(paid(""), status="blocked", error_kind="prompt_blocked", error="no")

@@ -11,6 +11,7 @@ from decimal import Decimal
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 from pipeline import flows
 from pipeline.batch.desk import BatchDesk
@@ -29,6 +30,9 @@ from pipeline.store.run import RunStore
 _NO_USAGE = Usage()
 FAIL_FAST_ROWS = 20
 """When the first so many rows of a run fail, all for one cause, it is the job's or the service's, not the rows'."""
+
+_TOGETHER = 64
+"""Documents that are opened in one turn of the loop: where all are parked at once, 2,560 would hold it for 0.3 s."""
 
 
 @dataclass
@@ -185,7 +189,9 @@ class Engine:
         try:
             async with aclosing(feed.batches()) as batches:
                 async for batch in batches:
-                    for document in batch:
+                    for position, document in enumerate(batch):
+                        if position % _TOGETHER == 0:
+                            await anyio.lowlevel.checkpoint()
                         await feed.gate.enter(document)
                         await self._store.room()
                         if self.monitor.stopping:

@@ -7,7 +7,7 @@ is parked once more, with its next prompts. So map-reduce over batches goes roun
 
 from array import array
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Protocol
 
 import anyio
@@ -26,7 +26,7 @@ SCOUTS, SCOUTED_ROWS = 5, 100
 SCOUTED_S = 900.0
 """The longest that batches wait for them: flex may take so long."""
 _READING = 10
-"""Passes over the table for rows that are opened again take one part in so many of the time."""
+"""While batches are out, reading the table for rows that are opened again takes one part in so many of the time."""
 
 _UNTOUCHED, _OPENED, _OPENED_LIVE, _READY, _LIVE, _FIRST = range(6)
 """What is known of a row; from `_FIRST` on it is the number of a batch that it waits for, and so much."""
@@ -157,11 +157,12 @@ class Rounds:
     def taken(self, number: int, live: Iterable[int]) -> None:
         """That batch is out no more: who waited for it is opened again, those that are asked `live` among the others.
 
-        1 million rows take 40 ms.
+        A batch of 20,000 lines takes 15 ms among 1 million rows.
         """
-        asked = set(live)
-        for row, state in enumerate(self._states):
-            if state == _FIRST + number:
+        asked, states, row = set(live), self._states, -1
+        with suppress(ValueError):  # no more of them
+            while True:
+                row = states.index(_FIRST + number, row + 1)
                 self._become(row, (_OPENED if self._collects else _LIVE) if row in asked else _READY)
 
     def steered(self) -> None:
@@ -199,7 +200,10 @@ class Rounds:
 
     def has_any(self, is_live: bool) -> bool:
         """Whether one of the two feeds has rows to open."""
-        if self._untouched and self._passed[is_live] != self._part:
+        if is_live and not self.is_scouted:
+            return any(self._states[row] == _UNTOUCHED for row in self._scouts)
+        has_part = self._part < 1.0 if is_live else self._part > 0.0
+        if self._untouched and has_part and self._passed[is_live] != self._part:
             return True
         return bool(self._live if is_live else self._ready)
 
@@ -223,6 +227,11 @@ class Rounds:
         is_new = self._states[row] == _UNTOUCHED
         self._become(row, _OPENED_LIVE if is_new and is_live else _OPENED)
         return True
+
+    @property
+    def has_out(self) -> bool:
+        """Whether a batch is out: its rows may be opened in the same pass as those that are ready."""
+        return self._desk.out > 0
 
     @property
     def part(self) -> float:
@@ -280,6 +289,7 @@ class RoundsFeed:
     def __init__(self, rounds: Rounds, *, is_live: bool) -> None:
         self.gate = Gate()
         self._rounds, self._is_live = rounds, is_live
+        self._read_s = 0.0  # of the last pass, what the table took: not what its rows did
 
     async def batches(self) -> AsyncGenerator[list[Document]]:
         """Them, pass by pass over the table."""
@@ -292,12 +302,11 @@ class RoundsFeed:
                 await self.gate.emptied()
             rounds.scouted.set()
         while not rounds.is_over:
-            now = anyio.current_time()
-            if rounds.is_scouted and rounds.has_any(is_live) and now >= read_at:
+            may_read = anyio.current_time() >= read_at or not rounds.has_out
+            if rounds.is_scouted and rounds.has_any(is_live) and may_read:
                 async for batch in self._pass():
                     yield batch
-                ended = anyio.current_time()
-                read_at = ended + (_READING - 1) * (ended - now)
+                read_at = anyio.current_time() + (_READING - 1) * self._read_s
                 continue
             if not is_live:
                 rounds.rest()
@@ -305,12 +314,15 @@ class RoundsFeed:
 
     async def _pass(self) -> AsyncGenerator[list[Document]]:
         rounds, part, is_scouted = self._rounds, self._rounds.part, self._rounds.is_scouted
+        self._read_s, asked_at = 0.0, anyio.current_time()
         async with aclosing(read(rounds.documents(self._is_live))) as batches:
             async for batch in batches:
+                self._read_s += anyio.current_time() - asked_at
                 due = [document for document in batch if rounds.opens(document.row, self._is_live)]
                 if due:
                     yield due
                 if not rounds.has_any(self._is_live):
                     break
+                asked_at = anyio.current_time()
         if is_scouted:
             rounds.passed(self._is_live, part)
