@@ -88,7 +88,7 @@ class Taking:
             is_here, is_gone = failure is None, failure is not None
             if is_here:
                 self._store.note(number, "fetched", at=self._wall())
-        keys = self._store.keys(number)
+        keys = await anyio.to_thread.run_sync(self._store.keys, number)
         by_name = {key.fingerprint: key for key in keys}
         found: Found = (
             await anyio.to_thread.run_sync(_read, results, by_name, service, state.model) if is_here else Found()
@@ -101,7 +101,8 @@ class Taking:
             stop = self._disbelieved(state, found.unbelieved)
             found.refuse_all(by_name)
         lane = target.asked_in("batch")
-        for reply in found.replies.values():
+        for position, reply in enumerate(found.replies.values()):
+            await _turn(position)
             if strange := self._is_strange(target, reply):
                 return Taken(refused=strange)
         return await self._keep(state, remote, lane, keys, found, ended, stop)
@@ -117,17 +118,16 @@ class Taking:
         stop: PipelineError | None,
     ) -> Taken:
         calls: list[Call] = []
-        paid: list[tuple[Prompt, Reply]] = []
+        paid: list[tuple[Key, Reply]] = []
         again: list[Key] = []
+        missing = found.missing(keys)
         at_once: list[Key] = [key for key in keys if key.fingerprint in found.contradicted]
         for position, key in enumerate(keys):
-            if position % _STEP == 0:
-                await anyio.lowlevel.checkpoint()
-            if (reply := found.replies.get(key.fingerprint)) is not None:
-                prompt = key.prompt(state.model)
-                priced = self._priced(prompt, target, reply, ended)
+            await _turn(position)
+            if (reply := found.replies.pop(key.fingerprint, None)) is not None:  # none is kept twice
+                priced = self._priced(key.prompt(state.model), target, reply, ended)
                 calls.append(key.call(priced, late=self._is_late(state.number, key)))
-                paid.append((prompt, priced))
+                paid.append((key, calls[-1].reply))
             elif (failure := found.failures.get(key.fingerprint)) is not None:
                 call = self._failed(key, target, failure, ended)
                 if failure.kind == "reject" and failure.error_kind in _ENDING:
@@ -136,7 +136,6 @@ class Taking:
                 if call.has_cost:
                     calls.append(call)
                 (again if failure.kind in _PASSING else at_once).append(key)
-        missing = found.missing(keys)
         for key_or_none, reply in found.refused:
             key = key_or_none or _NO_ROW
             priced = self._priced(key.prompt(state.model), target, reply, ended)
@@ -160,10 +159,9 @@ class Taking:
                 at=self._wall(),
             )
         )
-        for position, (prompt, reply) in enumerate(paid):
-            if position % _STEP == 0:
-                await anyio.lowlevel.checkpoint()
-            self._bought(prompt, reply, True)
+        for position, (key, reply) in enumerate(paid):
+            await _turn(position)
+            self._bought(key.prompt(state.model), reply, True)
         live = {key.row for key in (*again, *missing, *at_once) if self._tries.of(key.fingerprint) >= MOST_TRIES}
         return Taken(sorted(live), stop)
 
@@ -234,7 +232,7 @@ class Taking:
 
     async def _check(self, found: Found, keys: Mapping[str, Key], state: BatchState, service: Service) -> bool:
         """Count prompts again, free of charge, and refuse the answers to others; whether enough are to refuse all."""
-        wanted = to_count(keys, found.replies, self._rng)
+        wanted = await anyio.to_thread.run_sync(to_count, keys, found.replies, self._rng)
         path = self._store.requests_path(state.number)
         if not wanted or not path.exists():
             return False
@@ -274,6 +272,12 @@ class Taking:
 
 
 _UNBELIEVED = "what its batch says is not the answer to it, or contradicts itself"
+
+
+async def _turn(position: int) -> None:
+    """Let others have their turn now and then."""
+    if position % _STEP == 0:
+        await anyio.lowlevel.checkpoint()
 
 
 def _read(path: Path, keys: Mapping[str, Key], service: Service, model: str) -> Found:

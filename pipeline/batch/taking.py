@@ -8,7 +8,7 @@ from statistics import median
 
 from pipeline.providers.batches.base import Line
 from pipeline.records import Failure, Reply
-from pipeline.store.batch_lines import Key
+from pipeline.store.batch_lines import Key, without_body
 
 REFUSED_SHARE, REFUSED_LEAST = 0.005, 3
 """When more of a batch's lines are not believed, and at least three, none of them is."""
@@ -90,7 +90,7 @@ def _take_in(found: Found, key: Key, told: Line) -> None:
             found.refused.append((key, told.reply))
     elif told.reply is not None:
         found.failures.pop(name, None)
-        found.replies[name] = told.reply
+        found.replies[name] = without_body(told.reply)
     elif told.failure is not None and before is None and name not in found.contradicted:
         found.failures[name] = told.failure
 

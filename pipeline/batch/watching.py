@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 from random import Random
 
 import anyio
+import anyio.to_thread
 
 from pipeline.batch.common import MOST_TRIES, Common, quota_of
 from pipeline.batch.results import Taking
 from pipeline.batch.submitting import Submitting
 from pipeline.errors import PipelineError
+from pipeline.process import trim_memory
 from pipeline.providers.batches.base import Batches as Service
 from pipeline.providers.batches.base import RemoteBatch, RemoteFile
 from pipeline.records import Failure
@@ -140,6 +142,7 @@ class Watching:
         target = common.target_of(state)
         assert target
         taken = await self._taking.take(state, target, service, remote)
+        await anyio.to_thread.run_sync(trim_memory)
         if isinstance(taken, Failure):
             if taken.kind in ("auth", "proxy"):
                 common.stop(taken)

@@ -55,8 +55,12 @@ class Key(NamedTuple):
     def call(self, reply: Reply, *, paid: bool = True, late: bool = False) -> Call:
         """What is kept of the reply to it; not `paid`: a failure that ends it, or a line that cannot be read."""
         place = self.row, self.key, self.step, self.level, self.chunk, self.chunks
-        kept = reply if reply.error_kind == "malformed_reply" or not reply.raw else changed(reply, raw=b"")
-        return Call(*place, self.fingerprint, self.input_tokens_est, kept, paid, b"", late)
+        return Call(*place, self.fingerprint, self.input_tokens_est, without_body(reply), paid, b"", late)
+
+
+def without_body(reply: Reply) -> Reply:
+    """A reply as it is kept: its body only where nothing else says what came."""
+    return reply if not reply.raw or reply.error_kind == "malformed_reply" else changed(reply, raw=b"")
 
 
 _SCHEMA = pl.Schema(

@@ -63,15 +63,15 @@ def void(directory: Path, states: Mapping[int, BatchState]) -> list[Path]:
     return [path for path in there(directory) if path not in counting]
 
 
-def number_of(path: Path) -> int:
-    """The batch of a part."""
-    return int(path.stem.split("-")[1])
-
-
 def name_of(path: Path) -> int:
     """A number for a part that is no other's: below 0, where those of calls are above."""
     _, number, piece = path.stem.split("-")
     return -(int(number) * _MOST_PIECES + int(piece)) - 1
+
+
+def number_of(name: int) -> int:
+    """The batch of the part of such a number."""
+    return (-name - 1) // _MOST_PIECES
 
 
 def named(directory: Path, name: int) -> Path:

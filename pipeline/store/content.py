@@ -143,7 +143,7 @@ class ContentIndex:
             return None
         if fingerprint not in numbers:
             return None
-        batch = batched.number_of(batched.named(self._directory, found)) if found < 0 else None
+        batch = batched.number_of(found) if found < 0 else None
         return _answered(frame.row(numbers[fingerprint], named=True), batch)
 
     def bought_by(self, fingerprint: str) -> int | None:
@@ -152,7 +152,7 @@ class ContentIndex:
             found = self._looked_up(fingerprint)
         except sqlite3.Error:
             return None
-        return None if found is None else 0 if found >= 0 else batched.number_of(batched.named(self._directory, found))
+        return None if found is None else 0 if found >= 0 else batched.number_of(found)
 
     @property
     def _may_miss(self) -> bool:
