@@ -202,7 +202,9 @@ class Reply:
     finished_at: float = 0.0  # seconds since the epoch
     served_at: float | None = None  # the response's Date header, seconds since the epoch
     cost_usd: Decimal | None = Decimal(0)  # None: the price is unknown
-    standard_usd: Decimal | None = None  # what it would have cost in standard; None: that was its lane, or unknown
+    standard_usd: Decimal | None = None
+    """What it would have cost in standard, or, in a rehearsal, how much more than in its lane; None: that was its lane,
+    or unknown."""
     at_most_usd: Decimal | None = Decimal(0)  # so much more it may have cost; None: unknown
     worst_usd: Decimal | None = None  # what it was reckoned to cost at most before it was sent, under a cap
     unread_usd: Decimal | None = Decimal(0)  # of other requests for this prompt, whose replies could not be read

@@ -93,7 +93,7 @@ def test_the_report_tells_lanes_and_batches(directory: Path, capsys: pytest.Capt
     console.show_runs([report.summarize(directory)])
     shown = capsys.readouterr().out
     assert "1 of them out, with 2 calls for at most $0.5000" in shown and "failed 1 + missing 1 + late 1" in shown
-    assert "$0.0200 saved" in shown and "batch 2 + standard 1" in shown
+    assert "$0.0200 would be saved" in shown and "batch 2 + standard 1" in shown
     assert "interrupted, 1 batch out" in shown
     assert "1 ok" in shown and "2 in batches   6 not reached" in shown
 

@@ -18,9 +18,9 @@ from pipeline.budget.caps import Spending
 from pipeline.errors import BudgetReached, PipelineError
 from pipeline.events import BudgetNear, Notify, PriceNoted
 from pipeline.models import assumed
-from pipeline.prices import LONG_PROMPT_TOKENS, MOST_SEARCHES
+from pipeline.prices import FREE, LONG_PROMPT_TOKENS, MOST_SEARCHES, cost
 from pipeline.prompts import Prompt
-from pipeline.records import Failure, Reply, Usage
+from pipeline.records import Failure, Lane, Reply, Usage
 from pipeline.store.parts import IS_REQUEST
 from pipeline.targets import Target
 
@@ -30,6 +30,7 @@ ESTIMATE_AFTER = 20
 ESTIMATE_MARGIN = 1.3
 """Room for a low token estimate in the reserved worst case: its error is below this for 95 % of documents."""
 _TRIES = 3  # a book that is locked is waited for before each; one that reads and never writes would be asked for ever
+_STANDARD: Lane = "standard"
 _NONE = Decimal(0)
 _TOKENS = ("input_tokens_est", "input_tokens", "tool_tokens", "output_tokens", "thinking_tokens")
 SEEN_COLUMNS = ("step", "chunk", "paid", "cost_usd", "worst_usd", "usage_estimated", *_TOKENS)
@@ -76,7 +77,8 @@ class Bill(NamedTuple):
     cost_usd: Decimal | None
     at_most_usd: Decimal | None
     worst_usd: Decimal | None  # None: it was not reserved for, as there is no cap, or its price is unknown
-    standard_usd: Decimal | None = None  # of an answer in another lane, what it would have cost in standard
+    standard_usd: Decimal | None = None  # of an answer in another lane, what it would have cost in standard; in a
+    # rehearsal, which costs nothing, what that lane would save by the tables
 
     @property
     def is_free(self) -> bool:
@@ -228,10 +230,7 @@ class Cashier:
             more = _beyond(usd, self._most_usd(prompt, target, worst, held))
         else:
             self._learn(prompt, usage, usd, worst)
-        in_standard = None
-        if target.lane != "standard":
-            in_standard = _cost(usage, model, at, target.asked_in("standard"))
-        return Bill(usd, more, worst, in_standard)
+        return Bill(usd, more, worst, _standard_usd(usage, model, at, target))
 
     def unanswered(self, prompt: Prompt, target: Target, failure: Failure) -> Bill | None:
         """Settle a request that came back without an answer; None where the service did not bill it.
@@ -373,6 +372,17 @@ def worst_case_usd(prompt: Prompt, target: Target) -> Decimal | None:
 
 def _cost(usage: Usage, model: str, at: datetime, target: Target) -> Decimal | None:
     return target.usd(usage, model, at)
+
+
+def _standard_usd(usage: Usage, model: str, at: datetime, target: Target) -> Decimal | None:
+    """What an answer of another lane would have cost in standard, `Bill.standard_usd`."""
+    if target.lane == "standard":
+        return None
+    if target.rates != FREE:
+        return _cost(usage, model, at, target.asked_in("standard"))
+    model = target.model  # an emulator answers as a model of its own
+    here, there = (cost(usage, model, at, lane) for lane in (target.lane, _STANDARD))
+    return None if here is None or there is None else there - here
 
 
 def _beyond(usd: Decimal | None, most: Decimal | None) -> Decimal | None:

@@ -1,7 +1,7 @@
 """What is said of runs and of models."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from pipeline.console.screen import Screen, count, duration, folded, money, out, show_columns, show_grid, styled, things
@@ -16,6 +16,7 @@ from pipeline.terminal import one_line
 _SHORT_S = 60.0
 """Below it start and end of a run outweigh what was estimated."""
 _MOST_FAILURES = 50
+_MOST_BATCHES = 12
 """Shown on the screen; `--json` lists all."""
 
 
@@ -80,6 +81,9 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
             for name, (calls, usd) in summary.targets.items()
         ]
         show_grid(("  target", "calls", "cost"), lines, to)
+    if summary.batches:
+        to.print()
+        _show_batches(summary.batches, to)
     for message in (*summary.left_out, *summary.models_noted):
         to.print(folded(styled((f"  {one_line(message)}", "yellow")), to.width))
     if summary.accuracy and not summary.pending:
@@ -95,24 +99,67 @@ def _lanes(summary: Summary) -> tuple[str, str]:
     """Calls by lane, and what that saved."""
     saved_usd = sum((lane.saved_usd for lane in summary.lanes.values()), Decimal(0))
     calls = _split({name: lane.calls for name, lane in summary.lanes.items()})
-    return (f"{money(saved_usd)} saved", calls) if saved_usd > 0 else (calls, "")
+    if saved_usd <= 0:
+        return calls, ""
+    is_real = summary.manifest.kind == "real"
+    return calls, f"{money(saved_usd)} saved" if is_real else f"{money(saved_usd)} would be saved, by the tables"
 
 
 def _batches(batches: Sequence[BatchState]) -> tuple[str, str]:
     """What became of them and of their lines."""
     out = sum(state.is_open for state in batches)
-    lines = {
-        "failed": sum(state.failed for state in batches),
-        "missing": sum(state.missing for state in batches),
-        "refused": sum(state.refused for state in batches),
-        "late": sum(state.late for state in batches),
-    }
     waiting = sum(state.lines for state in batches if state.is_open)
     worst = [state.worst_usd for state in batches if state.is_open]
     known = [usd for usd in worst if usd is not None]
     most = f" for at most {money(sum(known, Decimal(0)))}" if known and len(known) == len(worst) else ""
     told = [f"{out:,} of them out, with {things(waiting, 'call')}{most}"] if out else []
-    return f"{len(batches):,}", "   ".join([*told, *([_split(lines)] if any(lines.values()) else [])])
+    lines = _of_lines(batches, {"failed", "missing", "refused", "late"})
+    return f"{len(batches):,}", "   ".join([*told, *filter(None, [lines])])
+
+
+def _of_lines(batches: Sequence[BatchState], which: Collection[str]) -> str:
+    """How many of their lines came to what."""
+    sums = {
+        "answered": sum(state.ok for state in batches),
+        "failed": sum(state.failed for state in batches),
+        "missing": sum(state.missing for state in batches),
+        "refused": sum(state.refused for state in batches),
+        "late": sum(state.late for state in batches),
+    }
+    return _split({name: number for name, number in sums.items() if name in which})
+
+
+def _show_batches(batches: Sequence[BatchState], to: Screen) -> None:
+    """One line a batch: how it stands, when it was asked, and what became of its lines; of many the last."""
+    shown = batches[-_MOST_BATCHES:]
+    if more := len(batches) - len(shown):
+        to.print(f"  {more:,} before these: `--json` lists all batches", style="dim")
+    lines = [
+        (
+            f"  {state.number}",
+            _batch_state(state),
+            f"{state.lines:,}",
+            "" if state.asked_at is None else f"{datetime.fromtimestamp(state.asked_at, UTC):%Y-%m-%d %H:%M}",
+            _took(state),
+            _of_lines([state], {"answered", "failed", "missing", "refused", "late"}),
+        )
+        for state in shown
+    ]
+    show_grid(("  batch", "state", "lines", "asked (UTC)", "took", "came to"), lines, to)
+
+
+def _batch_state(state: BatchState) -> str:
+    """How a batch stands, by the service's word where it has said one."""
+    if state.stage == "given_up":
+        return "given up"
+    return (state.status or "asked") if state.asked_at else "not sent yet"
+
+
+def _took(state: BatchState) -> str:
+    """How long the service had it; its clock may be a little behind ours."""
+    if state.asked_at is None or state.ended_at is None:
+        return ""
+    return duration(max(0.0, state.ended_at - state.asked_at))
 
 
 def _uncertain(summary: Summary) -> str:
@@ -217,8 +264,6 @@ def show_models(lines: Sequence[dict[str, object]]) -> None:
 
 def models_json() -> list[dict[str, object]]:
     """The known models, prices in USD per million tokens today."""
-    from datetime import datetime
-
     today = datetime.now(UTC).date()
     lines: list[dict[str, object]] = []
     for model in MODELS:

@@ -63,7 +63,7 @@ _CALLS: dict[str, PolarsDataType] = {
     "searches": pl.Int32,
     "usage_estimated": pl.Boolean,
     "cost_usd": MONEY,
-    "standard_usd": MONEY,  # what it would have cost in standard; null: that was its lane, or unknown
+    "standard_usd": MONEY,  # see `records.Reply`
     "at_most_usd": MONEY,  # so much more it may have cost; null: unknown
     "worst_usd": MONEY,  # what it was reckoned to cost at most before it was sent; null: there was no cap
     "attempts": pl.Int32,
