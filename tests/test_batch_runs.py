@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import anyio
 import polars as pl
 import pytest
 from serving import served, stats
@@ -19,6 +20,7 @@ from jobs import Sections, write_job
 from pipeline.errors import BatchesOut, RunStateError
 from pipeline.job import load
 from pipeline.run import prepare, run
+from pipeline.run.checks import examine
 from pipeline.run.prepare import Options
 from pipeline.store import batched
 from pipeline.store.batches import is_out
@@ -176,6 +178,21 @@ def test_cancelled_batches_keep_what_they_have_and_the_run_goes_on_later(tmp_pat
         assert ended.summary.done == 0 and ended.exit_code in (1, 3)
         path.write_text(path.read_text().replace('lane = "batch"', 'lane = "standard"'))
         assert done(path).exit_code == 0
+
+
+def test_check_names_the_batches_that_no_run_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(batch=True, batch_pending_s=600, batch_run_s=600, batch_spread=1.0) as slow:
+        path = written(tmp_path, slow, "mine")
+        assert done(path, leave=True).exit_code == 3
+        (step,) = [step for step in anyio.run(examine, path, {}, Options()) if step.name == "batches"]
+        assert (step.state, step.found, step.warnings) == ("passed", "1 at work", ())
+        Path("runs/mine").rename("elsewhere")
+        (step,) = [step for step in anyio.run(examine, path, {}, Options()) if step.name == "batches"]
+        assert "1 of them no run in runs/ knows" in step.warnings[0] and "pp-" in step.warnings[0]
+    with served() as without:
+        path = written(tmp_path, without, "none")
+        (step,) = [step for step in anyio.run(examine, path, {}, Options()) if step.name == "batches"]
+        assert step.state == "failed" and "cannot be listed" in step.found
 
 
 def test_ctrl_c_leaves_the_batches_where_they_are(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from pipeline.run.prepare import (
 )
 from pipeline.run.services import SPEAKERS, asked_at, one_kind, project_at, targets_of, wire_over
 from pipeline.run.steps import Step, Steps
+from pipeline.run.strays import batches_step
 from pipeline.run.ways import network_of
 from pipeline.sections import PromptSection
 from pipeline.source import output_conflict
@@ -167,6 +168,7 @@ class _Met:
     proxy: str = ""
     unsigned: PipelineError | None = None  # why there is no access token, where it takes one
     is_way: bool = True  # a connection was made
+    batches: Step | None = None  # of a job that uses them
 
     @property
     def failure(self) -> Failure | None:
@@ -207,6 +209,7 @@ async def _service(steps: Steps, job: Job, offline: bool) -> Kind | None:
     steps.append(_network_step(met, offline))
     steps += [] if offline else [_country_step(met, key)]
     steps.append(_model_step(met, key, job, offline))
+    steps += [met.batches] if met.batches else []
     return met.kind if met.is_reached else None
 
 
@@ -240,13 +243,24 @@ async def _meet(job: Job, key: Key, offline: bool) -> _Met:
             models = Failure("auth", "auth", unsigned.message, sent=False)
         else:
             models = await speaker.list_models(target)
+        batches = None
+        if job.batches and not offline and not isinstance(models, Failure):
+            batches = await batches_step(speaker, target)
         kind: Kind = "real"
         listed = time.perf_counter()
         if not isinstance(models, Failure) or models.http_status is not None:
             kind = "rehearsal" if await speaker.is_emulator(target) else "real"
         asked = time.perf_counter()
     return _Met(
-        target, models, (connected - begun) * 1e3, (asked - listed) * 1e3, kind, str(proxy or ""), unsigned, not lost
+        target,
+        models,
+        (connected - begun) * 1e3,
+        (asked - listed) * 1e3,
+        kind,
+        str(proxy or ""),
+        unsigned,
+        not lost,
+        batches,
     )
 
 
