@@ -98,9 +98,9 @@ class Dispatcher:
 
     @property
     def flex(self) -> tuple[int, int]:
-        """Requests that were served in flex, and those that flex turned away."""
-        found = [loop.flex for loop in self._by_quota.values() if loop.flex]
-        return sum(each.served for each in found), sum(each.shed for each in found)
+        """Of the newest requests in flex those that were served, and those that it turned away."""
+        newest = [served for loop in self._by_quota.values() if loop.flex for served in loop.flex.newest]
+        return sum(newest), len(newest) - sum(newest)
 
     def look_again(self) -> None:
         """There may be room under a cap again, by something that is no request here."""

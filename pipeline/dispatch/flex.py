@@ -1,5 +1,6 @@
 """Flex at one quota: how much is asked in it at once, how much of that is turned away, and until when it is asked."""
 
+from collections import deque
 from math import inf
 from random import Random
 
@@ -19,6 +20,8 @@ IN_A_ROW = 20
 """Requests turned away one after the other, after which nearly all may be: where a third is served, once in 3,000."""
 NEARLY_ALL = 0.9
 """Part of what left before the last of them that must have been turned away by then."""
+NEWEST = 200
+"""Requests that tell what share is served now: it changes with the hour."""
 _TAKEN = 0.25  # requests fewer at once for each that is turned away, while flex is tried again
 _SHED = (408, 498, 503, 504)
 """How services turn a request away in flex: 503 is Google's, 498 Groq's; 408 and 504 end a wait that was too long."""
@@ -31,13 +34,13 @@ class Flex:
     turned away is no outage. While nearly all are, one request at a time asks whether that is over, and more with each
     that is served; after half an hour of that, where no last call is set, the others go on in standard meanwhile.
 
-    Counters: `served` in flex, and `shed`.
+    `newest` has, of the last `NEWEST` that were served in flex or turned away, whether they were served.
     """
 
     def __init__(self, limits: Limits, rpm: float, notify: Notify, rng: Random) -> None:
         """`rpm` is the pace that is believed to be allowed, `inf` where there is no limit."""
         self.last_call = inf  # the loop's clock: from then on nothing new leaves in flex
-        self.served = self.shed = 0
+        self.newest = deque[bool](maxlen=NEWEST)
         self._flying: set[Ticket] = set()
         most = max(1, limits.sockets // 2) if limits.sockets else None  # the other half is standard's
         self._rpm, self._slots = rpm, Slots(limits.concurrency, _paced(rpm), most, LATENCY_S)
@@ -103,7 +106,8 @@ class Flex:
         return max(min(asked_s(failure), longest), rng.uniform(0.0, longest))
 
     def _take_answer(self, reply: Reply) -> None:
-        self.served += reply.lane == "flex"
+        if reply.lane == "flex":
+            self.newest.append(True)
         if self._is_shut:
             self._notify(FlexShed("flex answers again"))
         self._is_shut, self._in_a_row, self._pause_s, self._until = False, 0, 0.0, -inf
@@ -111,7 +115,7 @@ class Flex:
             self._window = self._window + 1.0 if self._window < self._slots.count else inf
 
     def _take_shed(self, ticket: Ticket, now: float, failure: Failure) -> None:
-        self.shed += 1
+        self.newest.append(False)
         self._in_a_row += 1
         self._window = max(1.0, self._window - _TAKEN)
         if not self._is_shut:
