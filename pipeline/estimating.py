@@ -21,6 +21,7 @@ from pipeline.run.planning import basis, look, notices_of
 from pipeline.run.prepare import Session
 from pipeline.run.rows import mask, wanted
 from pipeline.run.services import open_services
+from pipeline.store.batch_states import read as read_batches
 from pipeline.store.content import ContentIndex
 from pipeline.store.manifest import differences
 from pipeline.store.manifest import read as read_manifest
@@ -75,7 +76,7 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
         else ()
     )
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
-    told = replace(made, notices=(*_elsewhere(session), *notices_of(session, made, spent_usd)))
+    told = replace(made, notices=(*_elsewhere(session), *_out(session), *notices_of(session, made, spent_usd)))
     return Estimate(told, offers, saved, deadline(made.load, made.pace, start, wishes.by) if wishes.by else None)
 
 
@@ -87,6 +88,20 @@ def _elsewhere(session: Session) -> Iterator[str]:
         yield (
             f"{session.directory} is a run of a different job or input ({unlike[0]}) and not counted; "
             "`pipeline run` needs `--fresh`"
+        )
+
+
+def _out(session: Session) -> Iterator[str]:
+    """That calls are in batches already."""
+    known = read_manifest(session.directory / "manifest.json")
+    if known is None or differences(known, session.manifest()):
+        return
+    out = [state for state in read_batches(session.directory).values() if state.is_waited_for]
+    if out:
+        lines, batches = sum(state.lines for state in out), "1 batch" if len(out) == 1 else f"{len(out)} batches"
+        yield (
+            f"{lines:,} calls wait in {batches} of {session.directory}: what they take stands here once more, and is"
+            " paid once"
         )
 
 

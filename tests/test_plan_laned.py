@@ -207,3 +207,15 @@ def test_a_run_begins_with_the_plan_of_its_estimate(
     usd = sum(part["cost_usd"] for part in estimated["lanes"])
     assert first["cost"] == pytest.approx(usd / standard, rel=0.03)
     assert pl.read_parquet("out.parquet")["status"].to_list() == ["ok"] * 40
+
+
+def test_an_estimate_says_what_waits_in_batches_already(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    with served(batch=True, batch_pending_s=600.0) as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        job = lane_job(here, "batch")
+        assert cli("run", job, "--yes", "--leave").code == 3
+        said = " ".join(cli("estimate", job).out.split())
+    assert "6 calls wait in 1 batch of runs/small: what they take stands here once more, and is paid once" in said

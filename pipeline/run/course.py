@@ -94,6 +94,8 @@ class Steering:
         if scouted is not None and self._first.given.mode == "batch":
             line.call_last(anyio.current_time())
             await scouted.wait()
+        if any(state.is_waited_for for state in self._batches()):  # the first plan has their prompts among what is left
+            found = self._anew(self._first, line)
         while True:
             line.call_last(inf if found.flex_call_s is None else anyio.current_time() + found.flex_call_s)
             steered()
@@ -101,9 +103,13 @@ class Steering:
             self._over = anyio.Event()
             with anyio.move_on_after(found.again_s):
                 await self._over.wait()
-            given = self._given(self._first, line)
-            found = plan(given)
-            self._heed(given, found)
+            found = self._anew(self._first, line)
+
+    def _anew(self, first: LanePlan, line: Line) -> Lanes:
+        given = self._given(first, line)
+        found = plan(given)
+        self._heed(given, found)
+        return found
 
     def batch_over(self) -> None:
         """One more batch is out no more: what is left is divided anew."""
