@@ -134,22 +134,27 @@ class Night:
         leave: bool = False,
         until: Callable[[BatchDesk], bool] = lambda desk: False,
         last_call_s: float = math.inf,
+        called: frozenset[int] | None = None,
         cancel_after_s: float = math.inf,
         **plan: Any,
     ) -> Session:
         """Ask these rows, those that have no answer yet, until all have one.
 
         `kill` at that request, before it or after. With `leave` all is over once everything waits at the service, else
-        once `until` says so.
+        once `until` says so. The last call is that of the batches that are `called`, None: of all.
         """
         prompts = list(map(prompt_of, range(rows))) if isinstance(rows, int) else list(rows)
         seen = Session()
+
+        def call_of(number: int) -> float:
+            return last_call_s if called is None or number in called else math.inf
+
         with killed(self.directory) as store:
             if kill_event is not None:
                 _kill_at_event(store, kill_event)
             run = _Run(self, store, prompts, seen, leave, until, cancel_after_s)
             try:
-                vclock.run(run.main, kill, Plan(last_call=lambda number: last_call_s, **plan))
+                vclock.run(run.main, kill, Plan(last_call=call_of, **plan))
             except BaseException as error:
                 if not _is_killed(error):
                     raise

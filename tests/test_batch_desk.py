@@ -301,6 +301,13 @@ def test_after_the_last_call_what_is_not_answered_is_asked_at_once(directory: Pa
     assert not night.lines and night.states()[0].status == "cancelled"
 
 
+def test_what_one_batch_was_called_in_with_is_asked_live_though_there_is_time_for_another(directory: Path) -> None:
+    """It would be paid for twice."""
+    night = Night(directory, batch_pending_s=9 * HOUR)
+    seen = night.session(10, last_call_s=2 * HOUR, called=frozenset({1}))
+    assert seen.at_once == set(range(10)) and night.states()[0].status == "cancelled"
+
+
 def test_what_was_cancelled_and_goes_on_is_kept_as_late(directory: Path) -> None:
     night = Night(directory, "cancel_ignored", batch_pending_s=2 * HOUR)
     seen = night.session(10, last_call_s=HOUR)

@@ -53,6 +53,7 @@ class Batch:
     back_s: float = 600.0
     fails: Callable[[Prompt], bool] = lambda prompt: False
     is_lost: Callable[[int], bool] = lambda number: False
+    is_called: Callable[[int], bool] = lambda number: False  # in, before it has anything
     answers: dict[str, Reply] = field(default_factory=dict)
     asked: list[Prompt] = field(default_factory=list)
     cut: list[int] = field(default_factory=list)  # lines of each batch
@@ -94,10 +95,11 @@ class Batch:
             for number, (due, lines) in list(self._out.items()):
                 if due <= anyio.current_time():
                     del self._out[number]
-                    failed = [one for one in lines.values() if self.is_lost(number) or self.fails(one)]
+                    is_empty = self.is_lost(number) or self.is_called(number)
+                    failed = [one for one in lines.values() if is_empty or self.fails(one)]
                     kept = {content: one for content, one in lines.items() if one not in failed}
                     self.answers |= {content: paid(f"b{one.row}.{one.chunk}") for content, one in kept.items()}
-                    self.tried |= lines.keys() - kept.keys()
+                    self.tried |= set() if self.is_called(number) else lines.keys() - kept.keys()
                     self.taken(number, [one.row for one in failed])
             await anyio.sleep(1.0)
 
@@ -238,6 +240,14 @@ def test_what_a_batch_did_not_answer_is_asked_live_and_nothing_else(tmp_path: Pa
     second = {prompt.row for prompt in played.batch.asked[10:20]}
     assert {prompt.row for prompt in played.live} == {row for row in range(50) if row % 4 == 0} | second
     assert outcomes(tmp_path) == {"ok": 50}
+
+
+def test_what_a_batch_was_called_in_with_goes_to_no_other(tmp_path: Path) -> None:
+    """Though the desk would take it: it would be paid for twice, and be called in again."""
+    batch = Batch(lines=10, is_called=lambda number: number == 2)
+    played = play(tmp_path, make_job(tmp_path, PLAIN), [f"t{n}" for n in range(50)], batch)
+    assert {prompt.row for prompt in played.live} == {prompt.row for prompt in played.batch.asked[10:20]}
+    assert len(played.batch.asked) == 50 and outcomes(tmp_path) == {"ok": 50}
 
 
 def test_rows_of_the_same_content_wait_for_one_line(tmp_path: Path) -> None:

@@ -73,8 +73,13 @@ class Taking:
         self._is_late, self._bought, self._notify, self._wall = is_late, bought, notify, wall
         self._is_strange, self._rng = is_strange, rng or Random()
 
-    async def take(self, state: BatchState, target: Target, service: Service, remote: RemoteBatch) -> Taken | Failure:
-        """Take what there is; a failure where it cannot be fetched for now. Raises `RunStateError` for the disk."""
+    async def take(
+        self, state: BatchState, target: Target, service: Service, remote: RemoteBatch, *, is_called: bool = False
+    ) -> Taken | Failure:
+        """Take what there is; a failure where it cannot be fetched for now. Raises `RunStateError` for the disk.
+
+        With `is_called` it was called in: what it has not answered goes to no other batch.
+        """
         number, results, is_gone = state.number, self._store.results_path(state.number), False
         ended = remote.ended or state.ended_at or self._wall()
         is_here = state.stage == "fetched" and results.exists()
@@ -105,7 +110,7 @@ class Taking:
             await _turn(position)
             if strange := self._is_strange(target, reply):
                 return Taken(refused=strange)
-        return await self._keep(state, remote, lane, keys, found, ended, stop)
+        return await self._keep(state, remote, lane, keys, found, ended, stop, is_called)
 
     async def _keep(
         self,
@@ -116,6 +121,7 @@ class Taking:
         found: Found,
         ended: float,
         stop: PipelineError | None,
+        is_called: bool,
     ) -> Taken:
         calls: list[Call] = []
         paid: list[tuple[Key, Reply]] = []
@@ -162,7 +168,8 @@ class Taking:
         for position, (key, reply) in enumerate(paid):
             await _turn(position)
             self._bought(key.prompt(state.model), reply, True)
-        live = {key.row for key in (*again, *missing, *at_once) if self._tries.of(key.fingerprint) >= MOST_TRIES}
+        unanswered = (*again, *missing, *at_once)
+        live = {key.row for key in unanswered if is_called or self._tries.of(key.fingerprint) >= MOST_TRIES}
         return Taken(sorted(live), stop)
 
     def _priced(self, prompt: Prompt, target: Target, reply: Reply, ended: float) -> Reply:

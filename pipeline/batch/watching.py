@@ -141,7 +141,8 @@ class Watching:
         common, number = self._common, state.number
         target = common.target_of(state)
         assert target
-        taken = await self._taking.take(state, target, service, remote)
+        is_called = number in self.cancelled
+        taken = await self._taking.take(state, target, service, remote, is_called=is_called)
         await anyio.to_thread.run_sync(trim_memory)
         if isinstance(taken, Failure):
             if taken.kind in ("auth", "proxy"):

@@ -224,8 +224,7 @@ class Rounds:
         """Whether one of the two feeds opens it now: both may have read it."""
         if not (self.is_due(row, is_live) if self.is_scouted else row in self._scouts):
             return False
-        is_new = self._states[row] == _UNTOUCHED
-        self._become(row, _OPENED_LIVE if is_new and is_live else _OPENED)
+        self._become(row, _OPENED_LIVE if is_live else _OPENED)
         return True
 
     @property
