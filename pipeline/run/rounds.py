@@ -107,8 +107,10 @@ class Rounds:
         self._untouched = sum(map(wanted, range(rows)))
         self._ready = self._live = self._waiting = 0
         for row, number in waiting:
-            if row < rows and wanted(row) and self._states[row] == _UNTOUCHED:
-                self._become(row, _FIRST + number)
+            if row < rows and self._states[row] == _UNTOUCHED and wanted(row):
+                self._states[row] = _FIRST + number
+                self._waiting += 1
+        self._untouched -= self._waiting
         if collects:
             for row in range(rows):
                 if self._states[row] == _UNTOUCHED:
