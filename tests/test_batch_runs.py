@@ -162,6 +162,13 @@ def test_rows_beyond_a_limit_wait_and_are_done_by_a_later_run(tmp_path: Path, ur
     assert bought("limited").height == ROWS
 
 
+def test_what_a_batch_answered_is_in_the_cache_for_other_runs(tmp_path: Path, url: str) -> None:
+    for name, lane in (("first", "batch"), ("second", "batch"), ("third", "standard")):
+        shared = {"prompt": {"template": "The same for all: {{ text }}"}, "cache": {"url": str(tmp_path / "a.sqlite")}}
+        assert done(written(tmp_path, url, name, **shared, model={"lane": lane})).exit_code == 0
+    assert [bought(name).height for name in ("first", "second", "third")] == [ROWS, 0, 0]
+
+
 def test_identical_rows_are_one_line(tmp_path: Path, url: str) -> None:
     path = written(tmp_path, url, "same", prompt={"template": "Say the same."})
     ended = done(path)

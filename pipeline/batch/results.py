@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -15,6 +16,7 @@ from pipeline.batch.room import KEPT_S
 from pipeline.batch.taking import REFUSED_LEAST, Found, found_in, is_other, lines_of, to_count
 from pipeline.batch.tries import Tries
 from pipeline.budget.cashier import Cashier
+from pipeline.cache import AnswerCache
 from pipeline.errors import PipelineError, ServiceError
 from pipeline.events import BatchNoted, Notify
 from pipeline.prompts import Prompt
@@ -63,15 +65,16 @@ class Taking:
         notify: Notify,
         wall: Callable[[], float],
         is_strange: Callable[[Target, Reply], PipelineError | None] = lambda target, reply: None,
+        cache: AnswerCache | None = None,
         rng: Random | None = None,
     ) -> None:
         """`run` is the run's identity; `is_late` says whether what a batch answers was answered elsewhere meanwhile.
 
-        `is_strange` says why replies of such a kind must not come into this run.
+        `is_strange` says why replies of such a kind must not come into this run; `cache` is given the whole answers.
         """
         self._store, self._cashier, self._tries, self._run = store, cashier, tries, run
         self._is_late, self._bought, self._notify, self._wall = is_late, bought, notify, wall
-        self._is_strange, self._rng = is_strange, rng or Random()
+        self._is_strange, self._cache, self._rng = is_strange, cache, rng or Random()
 
     async def take(
         self, state: BatchState, target: Target, service: Service, remote: RemoteBatch, *, is_called: bool = False
@@ -110,7 +113,22 @@ class Taking:
             await _turn(position)
             if strange := self._is_strange(target, reply):
                 return Taken(refused=strange)
+        if self._cache is not None and found.replies:
+            await self._share(self._cache, results, found, target, service)
         return await self._keep(state, remote, lane, keys, found, ended, stop, is_called)
+
+    async def _share(self, cache: AnswerCache, path: Path, found: Found, target: Target, service: Service) -> None:
+        """Put the answers that are believed where other runs look for them; their bodies are read once more."""
+
+        def some() -> list[tuple[str, Reply]]:
+            told = (service.read_line(line, target.model) for line in islice(lines, _STEP))
+            return [(each.key, each.reply) for each in told if each.key in found.replies and each.key and each.reply]
+
+        with path.open("rb") as lines:
+            while lines.tell() < path.stat().st_size:
+                for fingerprint, reply in await anyio.to_thread.run_sync(some):
+                    cache.put(fingerprint, target, reply)
+                await cache.write()
 
     async def _keep(
         self,

@@ -207,6 +207,7 @@ def assembled(
             steering,
             heard,
             lambda reason: engine.halt(reason),
+            cache,
             closing,
         )
         monitor.batches = batching.desk

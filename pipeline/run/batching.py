@@ -12,6 +12,7 @@ from pipeline.batch.results import Taking
 from pipeline.batch.room import Room
 from pipeline.batch.tries import Tries
 from pipeline.budget.cashier import Cashier
+from pipeline.cache import AnswerCache
 from pipeline.errors import BatchesOut, JobError, PipelineError, RunStateError
 from pipeline.events import BatchNoted, Notify
 from pipeline.models import assumed
@@ -135,6 +136,7 @@ def batching_of(
     steering: Steering,
     heard: Notify,
     on_stop: Callable[[PipelineError], None],
+    cache: AnswerCache | None,
     books: ExitStack,
 ) -> Batching:
     """The desk and the rounds of a session; made inside the running event loop.
@@ -174,6 +176,7 @@ def batching_of(
         notify=heard,
         wall=time.time,
         is_strange=is_strange,
+        cache=cache,
     )
     own = {target.quota: target.limits.batch_tokens for target in spoken}
     desk = BatchDesk(
