@@ -39,7 +39,8 @@ from pipeline.prompts import Prompt
 from pipeline.records import Document, Reply
 from pipeline.run import prepare, run
 from pipeline.run.prepare import Options
-from pipeline.store.parts import read_parts
+from pipeline.store import batched
+from pipeline.store.parts import part_paths, read_part
 
 ONE_CALL: Sections = {
     **PLAIN,
@@ -77,7 +78,9 @@ class Desk:
     def calls(self) -> pl.DataFrame:
         """What was bought."""
         columns = ("step", "fingerprint", "input_tokens_est", "input_tokens", "output_tokens", "thinking_tokens")
-        return pl.concat(read_parts(self.session().directory / "calls", (*columns, "cost_usd")))
+        directory = self.session().directory
+        paths = [*part_paths(directory / "calls"), *batched.part_paths(directory)]
+        return pl.concat([read_part(path, (*columns, "lane", "cost_usd")) for path in paths])
 
     def input(self) -> Input:
         opened = self.session()
@@ -339,6 +342,34 @@ def test_a_running_summary_is_planned_call_by_call(tmp_path: Path, url: str) -> 
         assert holds(planned.cost_usd, usd(its_calls))
     refined = calls.filter(pl.col("step") == "refine")
     assert before.steps["refine"].input_tokens == pytest.approx(tokens_in(refined, "input_tokens"), rel=0.25)
+
+
+# ---- in other lanes
+
+
+@pytest.mark.parametrize(("lane", "base"), [("batch", ONE_CALL), ("batch", IN_PIECES), ("flex", ONE_CALL)])
+def test_a_run_in_another_lane_makes_the_calls_of_the_estimate_at_the_price_of_that_lane(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lane: str, base: Sections
+) -> None:
+    monkeypatch.setattr("pipeline.batch.watching.POLL_S", (0.1, 0.5))
+    batches: dict[str, Any] = {"batch": True, "batch_pending_s": 0.1, "batch_run_s": 0.1, "batch_spread": 1.0}
+    sections: Sections = {"reduce": {"max_input_tokens": 16_000}} if base is IN_PIECES else {}
+    with served(tokenizer="subword", model_version=None, **batches) as url:
+        texts = make_corpus(80, seed=2)
+        its = desk(tmp_path, url, base, texts, **sections, model={"lane": lane})
+        before = its.estimate()
+        its.run()
+        calls = its.calls()
+        its.session().directory.rename("runs/earlier")
+        learned = its.estimate()
+        standard = desk(tmp_path, url, base, texts, **sections).estimate()
+    assert set(calls["lane"]) == {lane} and before.lanes[0].parts[0].lane == lane
+    for planned in (before, learned):
+        assert planned.prompts == Range(*[calls.height] * 3)
+        assert planned.prompts_by_step == Counter(calls["step"])
+        assert holds(planned.input_tokens, tokens_in(calls, "input_tokens"))
+        assert holds(planned.cost_usd, usd(calls))
+    assert standard.cost_usd and usd(calls) == pytest.approx(float(standard.cost_usd.expected) / 2, rel=0.03)
 
 
 # ---- several turns

@@ -22,7 +22,8 @@ from pipeline.estimating import Wishes
 from pipeline.job import Job, load
 from pipeline.run import prepare
 from pipeline.run.prepare import Options
-from pipeline.store.parts import read_parts
+from pipeline.store import batched
+from pipeline.store.parts import part_paths, read_part
 
 Features = dict[str, dict[str, Any]]
 ROWS = 9
@@ -64,6 +65,9 @@ FEATURES: Mapping[str, Features] = {
     "prefix_cache": {"model": {"prefix_cache": True}},
     "where": {"input": {"where": "id <> 'r3'"}},
     "openai": {"endpoint": {"provider": "openai"}},
+    "batch lane": {"model": {"lane": "batch"}},
+    "flex lane": {"model": {"lane": "flex"}},
+    "auto lane": {"model": {"lane": "auto"}},
 }
 FLOWS = ("plain", "reduce", "refine", "conversation")
 OTHERS = tuple(name for name in FEATURES if name not in FLOWS)
@@ -71,8 +75,15 @@ OTHERS = tuple(name for name in FEATURES if name not in FLOWS)
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with served(tokenizer="subword") as url:
+    with served(tokenizer="subword", batch=True, batch_pending_s=0.1, batch_run_s=0.1, batch_spread=1.0) as url:
         yield url
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _asked_after_often() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.batch.watching.POLL_S", (0.1, 0.5))
+        yield
 
 
 def table(directory: Path, salt: int) -> Path:
@@ -123,12 +134,9 @@ def opened(path: Path) -> prepare.Session | PipelineError:
 
 
 def bought(job: Job, session: prepare.Session) -> pl.DataFrame:
-    return pl.concat(
-        read_parts(
-            session.directory / "calls",
-            ("row", "step", "paid", "cost_usd", "fingerprint", "input_tokens", "tool_tokens"),
-        )
-    )
+    columns = ("row", "step", "paid", "lane", "cost_usd", "fingerprint", "input_tokens", "tool_tokens")
+    paths = [*part_paths(session.directory / "calls"), *batched.part_paths(session.directory)]
+    return pl.concat([read_part(path, columns) for path in paths])
 
 
 def whole_parts(directory: Path) -> list[pl.DataFrame]:
@@ -186,6 +194,10 @@ def together(directory: Path, url: str, chosen: tuple[str, ...], suffix: str) ->
     calls = bought(session.job, session)
     paid = calls.filter(pl.col("paid"))
     assert after["bought_twice"] == before["bought_twice"]
+    assert after["batches"]["lines_billed_twice"] == before["batches"]["lines_billed_twice"]
+    if (lane := session.job.choice) != "auto":
+        assert lane in set(paid["lane"]), "it is used"
+    assert not list(session.directory.glob("batches/*.jsonl")), "what was sent in batches is kept no longer"
     off = Decimal(str(rows["cost_usd"].sum())) - Decimal(calls["cost_usd"].sum())
     assert abs(off) < Decimal("1e-9"), "no cost is lost"
     assert all(usd > 0 for usd in paid["cost_usd"])
@@ -201,7 +213,8 @@ def together(directory: Path, url: str, chosen: tuple[str, ...], suffix: str) ->
     assert SECRET not in told and "AQ.test" not in told
     if {"redact", "restore"} & {*chosen}:
         kept = [path.read_text("utf-8", "replace") for path in session.directory.glob("journal-*")]
-        kept += [frame.write_json() for kind in ("calls", "results") for frame in whole_parts(session.directory / kind)]
+        kinds = ("calls", "results", "batched")
+        kept += [frame.write_json() for kind in kinds for frame in whole_parts(session.directory / kind)]
         assert not any(SECRET in each for each in kept), "what is redacted is kept nowhere"
     again = run_through(opened_again(session))
     assert stats(url)["requests"] == after["requests"], "nothing is bought again"

@@ -2,9 +2,11 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +16,7 @@ import pytest
 from serving import served, wait_for
 
 from jobs import PLAIN, write_job
+from pipeline.emulator import parse_batch_faults
 
 KEY = "AQ.Ab8-recognisable_KEY-5501984"
 PROMPT = "marmalade-7742"
@@ -117,6 +120,47 @@ def test_a_killed_process_and_what_the_others_on_the_machine_see_of_it(here: Pat
         streams.finish(process)
         assert streams.finish(start(url, "--limit", "1")) == 0
     assert "in flight" in streams.text
+
+
+_OFTEN = """
+from pipeline.batch import submitting, watching
+submitting.FENCE_S, submitting.PAUSES_S, watching.POLL_S = 1.0, (0.2,) * 4, (0.2, 1.0)
+"""
+_FAULTS = "upload_cut*1,download_cut*1,line_error=13:0.4,line_stranger*1,line_differs*1,call_503*2"
+
+
+@pytest.mark.parametrize("provider", ["gemini", "openai"])
+def test_batches_that_are_left_killed_and_collected(
+    here: Path, streams: Streams, monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    """Prompts lie in what is sent alone, which only its owner may read, and which is gone at the end."""
+    job = (here / "job.toml").read_text().replace("[model]", '[model]\nlane = "batch"')
+    (here / "job.toml").write_text(f'{job}\n[endpoint]\nprovider = "{provider}"\n')
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    faults = parse_batch_faults(_FAULTS)
+    with served(batch=True, batch_pending_s=0.5, batch_run_s=0.5, batch_spread=1.0, batch_faults=faults) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
+        assert streams.finish(start(url, "--leave", patch=_OFTEN)) == 3
+        with_prompts = [  # of rows: the system prompt is in the manifest too
+            path for path in here.glob("runs/**/*") if path.is_file() and f"{PROMPT} 3" in path.read_text("latin-1")
+        ]
+        assert [path.name for path in with_prompts] == ["000001.requests.jsonl"]
+        assert stat.S_IMODE(with_prompts[0].stat().st_mode) == 0o600
+        killed = start(url, patch=_OFTEN)
+        while killed.poll() is None and not list(here.glob("runs/job/batched/*.parquet")):
+            time.sleep(0.01)
+        killed.kill()
+        streams.finish(killed)
+        for _ in range(4):  # the first batch is not believed, as a key in it is nobody's, and ends a run
+            if (ended := streams.finish(start(url, patch=_OFTEN))) != 3:
+                break
+        assert ended in (0, 1), streams.text
+    for path in here.rglob("*"):
+        assert not path.is_file() or b"upload_id" not in path.read_bytes(), path
+    assert "upload_id" not in streams.text
+    assert not list(here.glob("runs/job/batches/*.requests.jsonl"))
+    assert not any(PROMPT in error for error in errors(here))
+    assert len((here / "results/out.jsonl").read_text().splitlines()) == 8
 
 
 @contextmanager
