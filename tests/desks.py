@@ -69,11 +69,16 @@ def prompt_of(row: int, words: int | None = None) -> Prompt:
     return Prompt(row, f"key {row}", "answer", said(text), PARAMS, estimate(text))
 
 
+Lie = Callable[[httpx.Request, bytes], bytes | httpx.Response | None]
+"""Another answer, or another body, in the place of this one; None: it stays."""
+
+
 class Seam(httpx.AsyncBaseTransport):
     """What our wire sends through; kills at a chosen request, before it is sent or after it was answered."""
 
-    def __init__(self, emulator: Emulator) -> None:
+    def __init__(self, emulator: Emulator, lie: Lie | None = None) -> None:
         self._behind = httpx.ASGITransport(emulator)
+        self._lie = lie
         self.asked: list[tuple[str, str]] = []
         self.kill_at: int | None = None
         self.after = False
@@ -84,10 +89,19 @@ class Seam(httpx.AsyncBaseTransport):
         if doomed and not self.after:
             raise Killed
         try:
-            return await self._behind.handle_async_request(request)
+            response = await self._behind.handle_async_request(request)
+            return response if self._lie is None else await self._lied(request, response, self._lie)
         finally:
             if doomed:
                 raise Killed
+
+    async def _lied(self, request: httpx.Request, response: httpx.Response, lie: Lie) -> httpx.Response:
+        body = await response.aread()
+        told = lie(request, body)
+        if isinstance(told, httpx.Response):
+            return told
+        headers = [header for header in response.headers.multi_items() if header[0] != "content-length"]
+        return httpx.Response(response.status_code, headers=headers, content=body if told is None else told)
 
 
 @dataclass
@@ -121,6 +135,7 @@ class Night:
         self.target = target
         self.key = KEY
         self.strange: PipelineError | None = None
+        self.lie: Lie | None = None  # of the service
 
     def wall(self) -> float:
         return self.now + (self.loop.time() if self.loop else 0.0)
@@ -230,7 +245,7 @@ class _Run:
     async def main(self, kill: tuple[int, bool] | None, plan: Plan) -> None:
         night, store, seen = self.night, self.store, self.seen
         loop = night.loop = asyncio.get_running_loop()
-        seam = Seam(night.emulator)
+        seam = Seam(night.emulator, night.lie)
         if kill:
             seam.kill_at, seam.after = kill
         seen.asked = seam.asked

@@ -292,9 +292,16 @@ class BatchDesk:
         if self._submitting.short_of_space:
             await self._watching.make_space()
 
-    def _give_up(self, state: BatchState, why: str) -> None:
-        """Hand a batch in no more, of which certainly nothing comes: its prompts go another way."""
-        rows = self._store.waiting_rows(state.number) if self._common.is_called(state.number) else ()
+    def _give_up(self, state: BatchState, why: str, is_refused: bool = False) -> None:
+        """Hand a batch in no more, of which certainly nothing comes: its prompts go another way.
+
+        Where it was refused that was a try of each: the next one may be refused for the same.
+        """
+        keys = self._store.keys(state.number)
+        if is_refused:
+            self._tries.add(key.fingerprint for key in keys)
+        is_called = self._common.is_called(state.number)
+        rows = sorted({key.row for key in keys if is_called or self._tries.of(key.fingerprint) >= MOST_TRIES})
         self._common.note(state.number, "given_up")
         self._tell(f"batch {state.number} is given up: {why}")
         self._common.room.leave(state.file)

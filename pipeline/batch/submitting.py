@@ -51,12 +51,12 @@ class Submitting:
         room: Room,
         tell: Callable[[str], None],
         stop: Callable[[Failure], None],
-        give_up: Callable[[BatchState, str], None],
+        give_up: Callable[[BatchState, str, bool], None],
         wall: Callable[[], float],
     ) -> None:
         """`stop` hears of a failure that no batch would fare better with; `give_up` of a batch that is not handed in.
 
-        Certainly nothing comes of that; it is told why. `wall` is epoch seconds.
+        Certainly nothing comes of that; it is told why, and whether it was refused. `wall` is epoch seconds.
         """
         self._store, self._room = store, room
         self._tell, self._stop, self._give_up, self._wall = tell, stop, give_up, wall
@@ -152,7 +152,7 @@ class Submitting:
         self._tell(f"batch {state.number}: too much is enqueued, it is asked again in {hold_s / 60:.0f} min")
         too_large = self._room.is_too_large(state.file, state.account, quota)
         if too_large and own_tokens is None and state.lines > LEAST_LINES:
-            self._give_up(state, "it is cut anew, into smaller ones")
+            self._give_up(state, "it is cut anew, into smaller ones", False)
             return 0.0
         return hold_s
 
@@ -205,7 +205,7 @@ class Submitting:
             self._tell("the project's storage for files is full: batches wait, and files of ours are deleted")
             return STORAGE_FULL_S
         if failure.kind == "reject" and state.stage in ("upload", "uploaded") and failure.http_status != 404:
-            self._give_up(state, failure.message)
+            self._give_up(state, failure.message, True)
             return 0.0
         failures = self._failures[state.number] = self._failures.get(state.number, 0) + 1
         if failures == len(PAUSES_S):

@@ -1,6 +1,7 @@
 """Asks after the batches that are out, takes those that are over, and deletes their files."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from random import Random
 
 import anyio
@@ -56,7 +57,7 @@ class Watching:
         for state in [state for state in due if self._is_here(state)]:
             due.remove(state)
             remote = RemoteBatch(state.name, state.file, None, "succeeded", ended=state.ended_at)
-            await self._take(state, service, remote)
+            await self._take(state, service, self._dated(state, remote))
         if not due:
             return
         told: Mapping[str, RemoteBatch] = {}
@@ -108,6 +109,7 @@ class Watching:
     async def _heed(self, state: BatchState, service: Service, remote: RemoteBatch) -> None:
         common, number = self._common, state.number
         common.again_in(number, self._poll_s(state))
+        remote = self._dated(state, remote)
         if remote.status != state.status:
             ended = {} if remote.ended is None else {"ended_at": remote.ended}
             state = common.note(number, "state", status=remote.status, **ended)
@@ -130,6 +132,12 @@ class Watching:
             common.again_in(number, 0.0)
         else:
             await self._take(state, service, remote)
+
+    def _dated(self, state: BatchState, remote: RemoteBatch) -> RemoteBatch:
+        """The same, ended after it was asked for and not in the future: what it cost counts on that day."""
+        if remote.ended is None:
+            return remote
+        return replace(remote, ended=min(self._common.wall(), max(remote.ended, state.asked_at or state.at)))
 
     def _is_worth_again(self, state: BatchState, remote: RemoteBatch) -> bool:
         """Whether the same lines are handed in once more: nothing came of them."""

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 import httpx
 
 from pipeline.prompts import Prompt
+from pipeline.providers.batches.base import RemoteBatch
 from pipeline.providers.connections import Pieces
 from pipeline.providers.foreign import load
 from pipeline.providers.transport import Lost, Response
@@ -93,6 +94,10 @@ class Asking:
         if failure.kind == "auth" and (not of_key or (failure.http_status == 400 and "File" in failure.message)):
             return replace(failure, kind="reject", error_kind="file")
         return failure
+
+    def named(self, batch: RemoteBatch | None, name: str) -> RemoteBatch | Failure:
+        """The batch that was asked after, and no other one."""
+        return batch if batch is not None and batch.name == name else self.unreadable("batch")
 
     def unreadable(self, what: str) -> Failure:
         """An answer that succeeded and does not say what it should."""

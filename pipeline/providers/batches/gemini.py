@@ -122,7 +122,7 @@ class GeminiBatches(Asking):
         told = await self.told(self.at(name))
         if isinstance(told, Failure):
             return None if told.http_status == 404 else told
-        return read_operation(told) or self.unreadable("batch")
+        return self.named(read_operation(told), name)
 
     async def find_all(self) -> list[RemoteBatch] | Failure:
         """See `Batches`."""

@@ -90,7 +90,7 @@ class OpenAIBatches(Asking):
         told = await self.told(self.at(f"batches/{name}"))
         if isinstance(told, Failure):
             return None if told.http_status == 404 else told
-        return read_chat_batch(told) or self.unreadable("batch")
+        return self.named(read_chat_batch(told), name)
 
     async def find_all(self) -> list[RemoteBatch] | Failure:
         """See `Batches`."""
