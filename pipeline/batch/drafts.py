@@ -76,7 +76,7 @@ class Drafts:
 
     async def cut_due(self) -> None:
         """Cut those that are to be cut. Raises `RunStateError` for the disk."""
-        is_idle = not any(state.is_waited_for for state in self._common.store.open())
+        is_idle = self._is_idle
         for target, drafted in list(self._drafted.items()):
             if target in self._to_cut or (is_idle and anyio.current_time() >= drafted.added_at + IDLE_S):
                 await self._cut(target)
@@ -87,8 +87,8 @@ class Drafts:
         return bool(self._to_cut)
 
     def next_at(self) -> Iterable[float]:
-        """When each is to be looked at again, by the loop's clock."""
-        return (each.added_at + IDLE_S for each in self._drafted.values())
+        """When each is to be looked at again, by the loop's clock: none while a batch is waited for."""
+        return [each.added_at + IDLE_S for each in self._drafted.values()] if self._is_idle else []
 
     def drop_all(self) -> list[tuple[int, list[int]]]:
         """Make no batches of them: their numbers, and the rows that have lines in each."""
@@ -99,6 +99,11 @@ class Drafts:
         for target in list(self._drafted):
             self._drop(target)
         return dropped
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no batch is waited for."""
+        return not any(state.is_waited_for for state in self._common.store.open())
 
     def _reserved(self, drafted: _Drafted, prompt: Prompt, target: Target) -> bool:
         """Reserve for one more line, for some at a time: where a cap is over several runs each is a transaction."""
