@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from rich.text import Text
 from vclock import run
 
+from pipeline.batch.desk import BatchDesk, Standing
 from pipeline.calls import Saved
 from pipeline.console import count, duration, money, notice, progress_line, show_columns, show_grid, things
 from pipeline.console.progress import QUIET_S, Recent, fitting_line, stopping_line, watch
@@ -83,6 +84,16 @@ def test_progress_names_the_lanes_where_they_are_not_all_the_usual_one() -> None
     assert "standard" not in progress_line(monitor, bar=False)
     monitor.lanes.update({"standard": -10, "flex": 8, "batch": 2})
     assert "  batch 4% flex 16%  " in progress_line(monitor, bar=False)
+
+
+@pytest.mark.parametrize(("width", "shown"), [(58, "2 batches out: 1,995 calls"), (118, "oldest 65 min  last call ")])
+def test_progress_tells_of_batches_and_nothing_of_it_is_cut(width: int, shown: str) -> None:
+    now = time.time()
+    monitor = Monitor(rows=2_000, prompts=2_000, calls=5)
+    standing = Standing(2, 1_995, now - 3_900, 0, now + 15, now + 3_600)
+    monitor.batches = cast(BatchDesk, SimpleNamespace(standing=standing))
+    line = fitting_line(monitor, width)
+    assert shown in line and len(line) <= width and ("oldest" in line) == (width > 58)
 
 
 def test_progress_fits_the_line_without_its_bar() -> None:

@@ -52,6 +52,7 @@ class Standing:
     oldest_at: float | None  # when the oldest of them was handed in, epoch seconds
     answered: int  # lines, over all sessions of the run
     waits_until: float | None  # epoch seconds of the next look at the service; None: nothing is waited for
+    last_call_at: float | None = None  # epoch seconds from which the first of them is asked live; None: nothing presses
 
 
 class BatchDesk:
@@ -183,12 +184,14 @@ class BatchDesk:
         asked = [state.asked_at for state in states if state.asked_at is not None]
         dues = [self._common.due[state.number] for state in states if state.number in self._common.due]
         in_s = max(0.0, min(dues) - anyio.current_time()) if dues else None
+        call_s = min((self._common.plan.last_call(each.number) for each in states), default=inf) - anyio.current_time()
         return Standing(
             len(states),
             sum(state.lines for state in states) + self._drafts.lines,
             min(asked, default=None),
             sum(state.ok for state in self._store.all()),
             None if in_s is None else self._common.wall() + in_s,
+            None if call_s == inf else self._common.wall() + call_s,
         )
 
     # --- the work ----------------------------------------------------------------------------------------------------

@@ -165,9 +165,9 @@ def _told(event: Event) -> str:
 
 
 def fitting_line(monitor: Monitor, width: int, since: Mark = START) -> str:
-    """The progress line without what does not fit: first the bar goes, then the meter, the refusals and the lanes."""
+    """The progress line without what does not fit: first the bar goes, then the meter, the refusals, the lanes …"""
     parts = _parts(monitor, bar=True, since=since)
-    for name in ("bar", "meter", "refused", "lanes", "rows", "cost"):
+    for name in ("bar", "meter", "refused", "lanes", "oldest", "rows", "last call", "cost"):
         if cell_len(_GAP.join(parts.values())) <= width:
             break
         parts.pop(name, None)
@@ -213,10 +213,11 @@ def _parts(monitor: Monitor, *, bar: bool, since: Mark) -> dict[str, str]:
     if monitor.desk and (refused := monitor.desk.rate_limited):
         parts["refused"] = f"{refused:,} refused for quota"
     if monitor.batches and (out := monitor.batches.standing).batches:
-        oldest = f", oldest {duration(max(0.0, time.time() - out.oldest_at))}" if out.oldest_at else ""
-        parts["batches"] = (
-            f"{out.batches:,} {'batch' if out.batches == 1 else 'batches'} out: {out.lines:,} calls{oldest}"
-        )
+        parts["batches"] = f"{out.batches:,} {'batch' if out.batches == 1 else 'batches'} out: {out.lines:,} calls"
+        if out.oldest_at:
+            parts["oldest"] = f"oldest {duration(max(0.0, time.time() - out.oldest_at))}"
+        if out.last_call_at:
+            parts["last call"] = f"last call {datetime.fromtimestamp(out.last_call_at, UTC).astimezone():%H:%M}"
         if not monitor.desk or not (monitor.desk.in_flight or monitor.desk.ready):
             return parts  # nobody knows when they come
     if until := _waits_until(monitor):

@@ -175,7 +175,8 @@ def show_accuracy(accuracy: Accuracy, to: Screen = out) -> None:
     lines = []
     for step in steps:
         guess, real = accuracy.estimated[step], accuracy.actual[step]
-        time = _off_time(accuracy.estimated_s, accuracy.actual_s) if step == steps[-1] else ""
+        is_live = step == steps[-1] and not accuracy.lanes  # how long batches take was no estimate
+        time = _off_time(accuracy.estimated_s, accuracy.actual_s) if is_live else ""
         lines.append(
             (
                 f"  {step}",
