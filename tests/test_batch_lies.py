@@ -7,11 +7,19 @@ from typing import Any
 
 import httpx
 import orjson
+import polars as pl
 import pytest
-from desks import HOUR, OPENAI, TARGET, Lie, Night, without_threads
+from desks import HOUR, KEY, OPENAI, TARGET, Lie, Night, prompt_of, without_threads
+from stores import killed
 
+from pipeline.batch.taking import found_in
 from pipeline.budget.book import SpendBook
 from pipeline.budget.caps import Spending
+from pipeline.providers.batches import disk
+from pipeline.providers.batches.base import Line
+from pipeline.providers.blotting import BlottedLines
+from pipeline.records import Reply
+from pipeline.store.batch_lines import Key
 from pipeline.targets import Target
 
 
@@ -91,3 +99,106 @@ def test_what_is_told_of_another_batch_is_not_taken_for_ours(directory: Path, ta
     night.lie = of_batches(change)
     seen = night.session(3, last_call_s=2 * HOUR)
     assert sorted(seen.live) == [0, 1, 2] and not any(":download" in path for _, path in seen.asked)
+
+
+# ---- what it repeats of prompts
+
+
+def of_results(change: Callable[[list[bytes]], list[bytes]]) -> Lie:
+    """Changes the lines of results."""
+
+    def lie(request: httpx.Request, body: bytes) -> bytes | None:
+        is_of_results = request.url.path.endswith((":download", "/content"))
+        return b"".join(change(body.splitlines(keepends=True))) if is_of_results else None
+
+    return lie
+
+
+ECHO = f"cannot read {prompt_of(1).text[:60]} with {KEY}"
+
+
+def fails_lines(lines: list[bytes]) -> list[bytes]:
+    error = {"code": 3, "message": ECHO}
+    return [orjson.dumps({"key": orjson.loads(line)["key"], "error": error}) + b"\n" for line in lines]
+
+
+def fails(told: dict[str, Any]) -> None:
+    told.update(done=True, error={"code": 3, "message": ECHO})
+    told["metadata"]["state"] = "BATCH_STATE_FAILED"
+    told.pop("response", None)
+    told["metadata"].pop("output", None)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [of_results(fails_lines), of_batches(fails), refusing(400, ECHO), refusing(404, ECHO), refusing(503, ECHO)],
+    ids=["line", "batch", "refused", "no model", "perhaps made"],
+)
+def test_no_prompt_and_no_key_comes_back_from_what_a_service_says(directory: Path, lie: Lie) -> None:
+    night = Night(directory)
+    night.lie = lie
+    seen = night.session([prompt_of(1)])
+    with killed(directory) as store:
+        found = store.batches.all()
+        errors = [
+            error for path in directory.glob("batched/part-*.parquet") for error in pl.read_parquet(path)["error"]
+        ]
+    said = " ".join([*seen.told, str(seen.stopped), *errors])
+    assert "cannot read" in said and found
+    assert "word31" not in said and KEY not in said
+
+
+def test_a_message_without_prompts_stays_as_it_is(directory: Path) -> None:
+    night = Night(directory)
+    night.lie = refusing(400, "models/gemini-3.5-flash-lite has no batches: see the page of models")
+    assert any("has no batches: see the page of models" in told for told in night.session(3).told)
+
+
+# ---- results without an end
+
+
+def test_results_without_an_end_are_given_up_and_nothing_is_left_of_them(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "MOST_RESULTS_BYTES", 100_000)
+    night = Night(directory)
+    night.lie = of_results(lambda lines: lines * 100)
+    seen = night.session(3)
+    assert sorted(seen.live) == [0, 1, 2] and any("larger than" in told for told in seen.told)
+    assert sum(path.endswith(":download") for _, path in seen.asked) == 2
+    assert not list(directory.glob("batches/*results*")) and not list(directory.glob("batches/.*"))
+
+
+def test_a_line_that_nobody_could_hold_is_cut_and_the_others_are_whole() -> None:
+    passed: list[bytes] = []
+    lines = BlottedLines("AQ.secret-key", passed.append, 1000)
+    lines.take(b"first\nlong")
+    for _ in range(100_000):
+        lines.take(b"x" * 100)
+    lines.take(b"end\nlast AQ.secret-key")
+    lines.end()
+    first, long, last = b"".join(passed).split(b"\n")
+    assert (first, last) == (b"first", b"last ***") and 1000 < len(long) < 1200 and not long.endswith(b"end")
+
+
+def test_of_strangers_no_more_are_kept_than_there_are_lines() -> None:
+    keys = {key.fingerprint: key for key in (Key.of(prompt_of(row), "m") for row in range(3))}
+    found = found_in([b"x"] * 1000, keys, lambda line, model, tokens: Line("other", Reply("text", "ok", raw=b"x")), "m")
+    assert found.strangers == 1000 and len(found.refused) == 3 and not any(reply.raw for _, reply in found.refused)
+
+
+# ---- what lies in the folder of batches
+
+
+def test_a_start_removes_nothing_that_is_not_ours(directory: Path) -> None:
+    night = Night(directory)
+    night.session(3, leave=True)
+    others = [directory / "batches" / name for name in (".profile", "1.notes", "2026.csv", ".git")]
+    for other in others[:-1]:
+        other.write_text("mine")
+    others[-1].mkdir()
+    ours = [directory / "batches" / name for name in (".000002.requests.jsonl.tmp", "000002.keys.parquet")]
+    for half in ours:
+        half.write_text("half")
+    night.session(3, leave=True)
+    assert all(other.exists() for other in others) and not any(half.exists() for half in ours)

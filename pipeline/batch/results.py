@@ -12,6 +12,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from pipeline.batch.common import MOST_TRIES
+from pipeline.batch.echoes import each_without_prompt
 from pipeline.batch.room import KEPT_S
 from pipeline.batch.taking import REFUSED_LEAST, Found, found_in, is_other, lines_of, to_count
 from pipeline.batch.tries import Tries
@@ -21,7 +22,7 @@ from pipeline.errors import PipelineError, ServiceError
 from pipeline.events import BatchNoted, Notify
 from pipeline.prompts import Prompt
 from pipeline.providers.batches.base import Batches as Service
-from pipeline.providers.batches.base import RemoteBatch
+from pipeline.providers.batches.base import RemoteBatch, is_too_large
 from pipeline.records import Failure, Reply, Status, Usage, changed
 from pipeline.store.batch_lines import Key
 from pipeline.store.batch_states import BatchState, cannot_write
@@ -91,9 +92,12 @@ class Taking:
                 failure = await service.fetch(remote, results)
             except OSError as error:
                 raise cannot_write(results, error) from None
-            if failure is not None and not (failure.http_status in _GONE and self._wall() > ended + KEPT_S):
+            is_gone = failure is not None and failure.http_status in _GONE and self._wall() > ended + KEPT_S
+            if failure is not None and is_too_large(failure):
+                self._notify(BatchNoted(f"batch {number}: {failure.message}: none of it is used"))
+            elif failure is not None and not is_gone:
                 return failure
-            is_here, is_gone = failure is None, failure is not None
+            is_here = failure is None
             if is_here:
                 self._store.note(number, "fetched", at=self._wall())
         keys = await anyio.to_thread.run_sync(self._store.keys, number)
@@ -101,6 +105,10 @@ class Taking:
         found: Found = (
             await anyio.to_thread.run_sync(_read, results, by_name, service, state.model) if is_here else Found()
         )
+        if found.failures and (path := self._store.requests_path(number)).exists():
+            failed = [by_name[name] for name in found.failures]
+            lines = await anyio.to_thread.run_sync(_lines_of, path, failed)
+            found.failures = await anyio.to_thread.run_sync(each_without_prompt, found.failures, lines)
         if is_gone:
             self._notify(BatchNoted(f"the results of batch {number} are gone: they were kept for 48 hours"))
         is_scrambled = await self._check(found, by_name, state, service)

@@ -12,12 +12,15 @@ then, and not from the create: whatever was created before is listed by its end.
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import anyio
+import anyio.to_thread
 
 from pipeline.batch.common import quota_of
 from pipeline.batch.cutting import LEAST_LINES
+from pipeline.batch.echoes import without_prompts
 from pipeline.batch.room import KEPT_S, Room
 from pipeline.providers.batches.base import (
     Batches,
@@ -129,6 +132,7 @@ class Submitting:
         outcome = await service.create(state.model, RemoteFile(state.remote_file), state.file)
         if isinstance(outcome, RemoteBatch):
             return await self._asked(state, service, outcome)
+        outcome = await self._discreet(state, outcome)
         if may_exist(outcome):
             self._tell(
                 f"batch {state.number}: whether it was created is not known ({outcome.message}): it is looked for"
@@ -191,6 +195,10 @@ class Submitting:
 
     def _note(self, state: BatchState, stage: Stage, **told: Any) -> None:
         self._store.note(state.number, stage, at=self._wall(), **told)
+
+    async def _discreet(self, state: BatchState, failure: Failure) -> Failure:
+        path = self._store.requests_path(state.number)
+        return replace(failure, message=await anyio.to_thread.run_sync(without_prompts, failure.message, path))
 
     async def _is_there(self, state: BatchState, service: Batches) -> bool:
         return isinstance(await service.find_file(state.file), RemoteFile)

@@ -27,7 +27,10 @@ Read = Callable[[bytes, str, int], Line]
 
 @dataclass(slots=True)
 class Found:
-    """What became of each line, by its key. `refused` are answers that were paid for and are not believed."""
+    """What became of each line, by its key. `refused` are answers that were paid for and are not believed.
+
+    Of answers beside the lines no more are kept than there are lines: nobody bills what was not asked.
+    """
 
     replies: dict[str, Reply] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
@@ -70,24 +73,25 @@ def found_in(lines: Iterable[bytes], keys: Mapping[str, Key], read: Read, model:
         key = keys.get(told.key or "")
         if key is None:
             found.strangers += 1
-            if told.reply:
-                found.refused.append((None, told.reply))
+            if told.reply and len(found.refused) < len(keys):
+                found.refused.append((None, without_body(told.reply)))
             continue
         if told.reply and told.reply.usage.estimated:
             told = read(line, model, key.input_tokens_est)
-        _take_in(found, key, told)
+        _take_in(found, key, told, len(keys))
     return found
 
 
-def _take_in(found: Found, key: Key, told: Line) -> None:
+def _take_in(found: Found, key: Key, told: Line, most: int) -> None:
     name = key.fingerprint
     before = found.replies.get(name)
     if told.reply is not None and name in found.contradicted:
-        found.refused.append((key, told.reply))
+        if len(found.refused) < most:
+            found.refused.append((key, without_body(told.reply)))
     elif told.reply is not None and before is not None:
         if _says(before) != _says(told.reply):
             found.refuse(key)
-            found.refused.append((key, told.reply))
+            found.refused.append((key, without_body(told.reply)))
     elif told.reply is not None:
         found.failures.pop(name, None)
         found.replies[name] = without_body(told.reply)

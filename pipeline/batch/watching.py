@@ -8,6 +8,7 @@ import anyio
 import anyio.to_thread
 
 from pipeline.batch.common import MOST_TRIES, Common, quota_of
+from pipeline.batch.echoes import without_prompts
 from pipeline.batch.results import Taking
 from pipeline.batch.submitting import Submitting
 from pipeline.errors import PipelineError
@@ -124,7 +125,9 @@ class Watching:
             wait_s = self._submitting.refused(again, common.first_tokens(again), common.own_tokens(again))
             common.again_in(number, wait_s)
         elif self._is_worth_again(state, remote):
-            why = f": {remote.error}" if remote.error else ""
+            path = common.store.requests_path(number)
+            error = await anyio.to_thread.run_sync(without_prompts, remote.error, path)
+            why = f": {error}" if error else ""
             common.tell(f"batch {number} {remote.status} without results, and is handed in again{why}")
             await self._deleted(state, service, remote)
             common.room.leave(state.file)

@@ -54,19 +54,27 @@ def _within(raw: bytes, encode: Callable[[bytes], bytes]) -> set[bytes]:
 
 
 class BlottedLines:
-    """The same of lines of any number, which are passed on, each whole, as they come."""
+    """The same of lines of any number, which are passed on, each whole, as they come.
 
-    def __init__(self, key: str, pass_on: Callable[[bytes], object]) -> None:
-        self._key, self._pass_on = key, pass_on
+    Of a line of more than `most` bytes, which nobody could hold, only the beginning is.
+    """
+
+    def __init__(self, key: str, pass_on: Callable[[bytes], object], most: int) -> None:
+        self._key, self._pass_on, self._most = key, pass_on, most
         self._begun: list[bytes] = []  # of the last line
+        self._size = 0  # of it
 
     def take(self, part: bytes) -> None:
         """One more piece."""
+        if self._size > self._most:
+            start = part.find(b"\n")
+            part = part[start:] if start >= 0 else b""
         end = part.rfind(b"\n") + 1
         if end:
             self._passed(part[:end])
         if end < len(part):
             self._begun.append(part[end:])
+            self._size += len(part) - end
 
     def end(self) -> None:
         """Nothing more will come."""
@@ -76,4 +84,5 @@ class BlottedLines:
     def _passed(self, part: bytes) -> None:
         whole = b"".join([*self._begun, part])
         self._begun.clear()
+        self._size = 0
         self._pass_on(blotted(whole, self._key))

@@ -261,7 +261,7 @@ class Connection(ABC):
 
     async def fetch(self, url: httpx.URL, write: Callable[[bytes], object]) -> Response | Lost:
         """GET lines of any number, which are written as they come, without the key; see `Wire.fetch`."""
-        key, lines = self._key, BlottedLines(self._key, write)
+        key, lines = self._key, BlottedLines(self._key, write, MOST_BODY_BYTES)
         headers = httpx.Headers({**self._headers, "accept-encoding": "gzip"})
         answer = await self._wire.fetch(url, headers, lines.take, self._timeout_s)
         if isinstance(answer, Response) and not answer.lost:

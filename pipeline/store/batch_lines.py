@@ -8,6 +8,7 @@ Both are hidden until the batch is cut, and count for nothing without its `cut` 
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -24,6 +25,10 @@ from pipeline.store import parts
 from pipeline.store.batch_states import BatchState, cannot_write
 from pipeline.store.lines import Call, Sent, sent_of
 
+NAMED = re.compile(
+    r"(?P<hidden>\.?)(?P<number>[0-9]{6,})\.(?:requests\.jsonl|keys\.parquet|results\.jsonl)(?:\.(?:tmp|part))?"
+)
+"""The files of a batch, and what is written of them under a hidden name; whatever else lies there is not ours."""
 _UNSENT = "Nothing of this batch was sent."
 _WRITTEN_BYTES = 2**20
 

@@ -74,8 +74,8 @@ class Batches:
         for half in batched.void(self._directory, states):
             half.unlink()  # or its calls would be counted twice
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
-            number = int(digits) if (digits := path.name.partition(".")[0]).isdecimal() else 0
-            if path.name.startswith(".") or (number and number not in states):
+            named = batch_lines.NAMED.fullmatch(path.name)
+            if named and (named["hidden"] or int(named["number"]) not in states):
                 path.unlink()
         for state in states.values():
             if state.is_waited_for:

@@ -18,6 +18,10 @@ ENDED: frozenset[BatchStatus] = frozenset({"succeeded", "failed", "expired", "ca
 """From these a batch goes on to no other."""
 
 
+MOST_RESULTS_BYTES = 8 * 2**30
+"""Of one batch: 20,000 of the longest answers of any model, of 65,536 tokens, have as many."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """The most that one batch has."""
@@ -139,6 +143,11 @@ def may_exist(failure: Failure) -> bool:
     """Whether a create that failed so may have made a batch all the same."""
     refused = failure.http_status is not None and 400 <= failure.http_status < 500
     return failure.sent and (not refused or failure.http_status in (408, 499))
+
+
+def is_too_large(failure: Failure) -> bool:
+    """Whether a fetch was given up since results have no end, or might as well have none."""
+    return failure.kind == "reject" and failure.error_kind == "too_long"
 
 
 def is_storage_full(failure: Failure) -> bool:

@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 import orjson
 
+from pipeline.providers.batches.base import MOST_RESULTS_BYTES
 from pipeline.providers.resumable import PASSING
 from pipeline.providers.transport import Lost, Response
 from pipeline.records import Failure
@@ -38,6 +39,9 @@ async def fetched(
             await anyio.to_thread.run_sync(file.put_in_place)
     except _Unwritten as error:
         raise error.why from None
+    except _Endless:
+        most = f"{MOST_RESULTS_BYTES / 2**30:.0f} GiB"
+        return Failure("reject", "too_long", f"its results are larger than {most}, which no answers to a batch are")
     return None
 
 
@@ -66,6 +70,10 @@ class _Unwritten(Exception):
         self.why = why
 
 
+class _Endless(Exception):
+    """There is more than results can have."""
+
+
 class _Hidden:
     """A file that is written under a hidden name, and gone if it is not put into place."""
 
@@ -88,7 +96,9 @@ class _Hidden:
         self._hidden.unlink(missing_ok=True)
 
     def write(self, part: bytes) -> None:
-        """One more piece; raises `_Unwritten`."""
+        """One more piece; raises `_Unwritten`, and `_Endless` where that is too much."""
+        if self.size + len(part) > MOST_RESULTS_BYTES:
+            raise _Endless
         try:
             self._file.write(part)
         except OSError as error:
