@@ -10,11 +10,11 @@ import orjson
 import polars as pl
 import pytest
 from desks import HOUR, KEY, OPENAI, TARGET, Lie, Night, prompt_of, without_threads
-from stores import killed
 
 from pipeline.batch.taking import found_in
 from pipeline.budget.book import SpendBook
 from pipeline.budget.caps import Spending
+from pipeline.errors import RunStateError
 from pipeline.providers.batches import disk
 from pipeline.providers.batches.base import Line
 from pipeline.providers.blotting import BlottedLines
@@ -138,13 +138,9 @@ def test_no_prompt_and_no_key_comes_back_from_what_a_service_says(directory: Pat
     night = Night(directory)
     night.lie = lie
     seen = night.session([prompt_of(1)])
-    with killed(directory) as store:
-        found = store.batches.all()
-        errors = [
-            error for path in directory.glob("batched/part-*.parquet") for error in pl.read_parquet(path)["error"]
-        ]
-    said = " ".join([*seen.told, str(seen.stopped), *errors])
-    assert "cannot read" in said and found
+    parts = [pl.read_parquet(path) for path in directory.glob("batched/part-*.parquet")]
+    said = " ".join([*seen.told, str(seen.stopped), *(str(part["error"].to_list()) for part in parts)])
+    assert "cannot read" in said
     assert "word31" not in said and KEY not in said
 
 
@@ -202,3 +198,31 @@ def test_a_start_removes_nothing_that_is_not_ours(directory: Path) -> None:
         half.write_text("half")
     night.session(3, leave=True)
     assert all(other.exists() for other in others) and not any(half.exists() for half in ours)
+
+
+# ---- a run directory that was copied, or laid back in part
+
+
+def test_a_batch_of_a_copy_of_the_run_is_let_be_and_told(directory: Path) -> None:
+    night = Night(directory)
+    night.session(3, leave=True)
+    night.twin(night.states()[0].file.replace("-1-1", "-2-1"))
+    seen = night.session(3)
+    assert any("of a copy of this run" in told for told in seen.told)
+    assert len(seen.answered) == 3 and not any(":cancel" in path for _, path in seen.asked)
+
+
+def test_an_earlier_list_of_batches_is_refused_and_what_was_bought_since_stays(directory: Path) -> None:
+    night = Night(directory)
+    night.session(3, leave=True)
+    events = directory / "batches.jsonl"
+    earlier = events.read_bytes()
+    night.now += HOUR
+    assert len(night.session(3).answered) == 3
+    newest = events.read_bytes()
+    events.write_bytes(earlier)
+    with pytest.raises(RunStateError, match="is older than what was bought since"):
+        night.session(3)
+    events.write_bytes(newest)
+    seen = night.session(3)
+    assert len(seen.answered) == 3 and set(night.lines.values()) == {1}

@@ -149,3 +149,12 @@ def test_without_its_file_a_run_counts_its_own(tmp_path: Path, clock: Clock) -> 
     assert wait_s(room, "b") == inf
     room.refused(QUOTA, 100, 1, 1)
     assert wait_s(room, "b") == HOLDS_S[0]
+
+
+def test_a_clock_that_was_set_back_leaves_nobody_waiting_for_a_year(room: Room, clock: Clock) -> None:
+    clock.now += 365 * 86_400
+    enter(room, *map(str, range(MOST_BATCHES)))
+    room.stored("file", ACCOUNT, MOST_FILE_BYTES)
+    room.refused(QUOTA, 40, 10, 10)
+    clock.now -= 365 * 86_400
+    assert wait_s(room, "a") == 0 and room.has_space(ACCOUNT, 1)

@@ -106,7 +106,7 @@ class Room:
         One always goes where no other waits: what is too much is for the service to say.
         """
         held = self._known(quota, allowed).opens_at - self._wall()
-        if held > 0:
+        if 0 < held <= HOLDS_S[-1]:  # more: the clock was set back since
             return held
         others = [each for each in self._all(account) if each.name != name]
         if sum(not each.freed for each in others) >= MOST_BATCHES:
@@ -124,10 +124,9 @@ class Room:
 
     def has_space(self, account: str, size_bytes: int) -> bool:
         """Whether a file has room beside the others; one that is alone always has."""
-        since = self._wall() - KEPT_S
         ours = [(bytes_, at) for owner, bytes_, at in self._files.values() if owner == account]
         theirs = self._rows("SELECT bytes, at FROM files WHERE account = ? AND run <> ?", account, self._run)
-        used = sum(bytes_ for bytes_, at in (*ours, *theirs) if at > since)
+        used = sum(bytes_ for bytes_, at in (*ours, *theirs) if self._is_recent(at))
         return not used or used + size_bytes <= MOST_FILE_BYTES
 
     # --- what happened -----------------------------------------------------------------------------------------------
@@ -200,11 +199,14 @@ class Room:
 
     def _all(self, account: str) -> list[Open]:
         """The batches of a project, ours and those of others."""
-        since = self._wall() - KEPT_S
         ours = [each for each in self._open.values() if each.account == account]
         query = "SELECT name, account, quota, tokens, at, freed FROM open WHERE account = ? AND run <> ?"
         theirs = [Open(*row) for row in self._rows(query, account, self._run)]
-        return [each for each in (*ours, *theirs) if each.at > since]
+        return [each for each in (*ours, *theirs) if self._is_recent(each.at)]
+
+    def _is_recent(self, at: float) -> bool:
+        """Whether what began then may still be there; the clock may have been set back since."""
+        return abs(self._wall() - at) < KEPT_S
 
     def _rows(self, query: str, *values: object) -> list[Any]:
         def rows(db: sqlite3.Connection) -> list[Any]:

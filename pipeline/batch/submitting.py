@@ -234,11 +234,18 @@ def ours_of(state: BatchState, listed: list[RemoteBatch]) -> list[RemoteBatch]:
 async def cancel_twins(
     states: list[BatchState], run: str, listed: list[RemoteBatch], service: Batches, tell: Callable[[str], None]
 ) -> None:
-    """Cancel what the service works on under our names beside the batches that we know; `run` begins those names."""
+    """Cancel what the service works on under our names beside the batches that we know; `run` begins those names.
+
+    A name for which nothing was ever asked from here is of a copy of this run, which goes on elsewhere: it is let be.
+    """
+    asked = {name for state in states for name in state.asked_as}
     known = {state.name for state in states if state.name}
     unsure = {state.file for state in states if state.stage == "asking"}
     for each in listed:
         if not each.label.startswith(f"{run}-") or each.is_over or each.name in known or each.label in unsure:
+            continue
+        if each.label not in asked:
+            tell(f"{each.name} at the service is of a copy of this run, {each.label}: rows may be paid for twice")
             continue
         with suppress(OSError):
             await service.cancel(each.name)

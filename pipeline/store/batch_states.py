@@ -99,6 +99,13 @@ class BatchState:
         return self.is_open and not self.released
 
     @property
+    def asked_as(self) -> list[str]:
+        """The names under which a service was asked for it, in this try and those before."""
+        stem = self.file.rpartition("-")[0]
+        tries = self.attempt if self.asking_at is not None else self.attempt - 1
+        return [f"{stem}-{attempt}" for attempt in range(1, tries + 1)]
+
+    @property
     def is_taken(self) -> bool:
         """Whether its replies are kept: its parts count."""
         return self.taken_at is not None

@@ -11,14 +11,15 @@ left but its parts, and where some of its results were not believed, those.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.errors import RunStateError
 from pipeline.process import make_private
-from pipeline.store import batch_lines, batched, seals
+from pipeline.store import batch_lines, batch_states, batched, seals
 from pipeline.store.batch_lines import Draft, Key
 from pipeline.store.batch_states import Aside, BatchLog, BatchState, Stage, after, cannot_write, read
 from pipeline.store.lines import Call
@@ -65,13 +66,21 @@ class Batches:
         self._waiting = Waiting()
         self._newest = max(self._log.states, default=0)
 
-    def recover(self) -> list[seals.Sealed]:
+    def recover(self, noted: Mapping[str, seals.Sealed]) -> list[seals.Sealed]:
         """Remove what a kill left half done, and look up what waits; returns the parts that count.
 
-        Raises `RunStateError` where it cannot be read, OSError where nothing can be removed.
+        `noted` are those of the run that were sealed. Raises `RunStateError` where it cannot be read, OSError where
+        nothing can be removed.
         """
         states = self._log.states
-        for half in batched.void(self._directory, states):
+        void = batched.void(self._directory, states)
+        if any(seals.noted(part, noted) for part in void):
+            raise RunStateError(
+                f"{self._directory / batch_states.NAME} is older than what was bought since: an earlier one was laid"
+                " there, and no crash does that\nNothing was bought, and nothing was removed.",
+                "restore the newest one from a backup",
+            )
+        for half in void:
             half.unlink()  # or its calls would be counted twice
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
             named = batch_lines.NAMED.fullmatch(path.name)

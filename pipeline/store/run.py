@@ -155,7 +155,7 @@ class RunStore:
         for half in parts.void(self.directory):
             half.unlink()  # or its calls would be counted twice
         self.batches = Batches(self.directory, self._run, self._bought_by_batch, self._make_findable, self._answered)
-        unnoted = [part for part in self.batches.recover() if part.part not in noted]
+        unnoted = [part for part in self.batches.recover(noted) if part.part not in noted]
         seals.record(self.directory, [part for part in unnoted if (self.directory / part.part).exists()])
         sealed = (path for kind in ("calls", "results") for path in parts.part_paths(self.directory / kind))
         seals.record(self.directory, [parts.describe(path) for path in sealed if not seals.noted(path, noted)])
