@@ -226,3 +226,38 @@ def test_an_earlier_list_of_batches_is_refused_and_what_was_bought_since_stays(d
     events.write_bytes(newest)
     seen = night.session(3)
     assert len(seen.answered) == 3 and set(night.lines.values()) == {1}
+
+
+def test_keys_that_were_exchanged_between_two_batches_are_refused_and_nothing_is_bought_again(directory: Path) -> None:
+    night = Night(directory)
+    night.session(3, leave=True)
+    night.session(6, leave=True)
+    first, second = sorted(directory.glob("batches/*.keys.parquet"))
+
+    def exchange() -> None:
+        aside = first.rename(first.with_name("aside"))
+        second.rename(first)
+        aside.rename(second)
+
+    exchange()
+    night.now += HOUR
+    seen = night.session(6)
+    assert isinstance(seen.stopped, RunStateError) and "is of another batch" in str(seen.stopped) and not seen.live
+    exchange()
+    assert len(night.session(6).answered) == 6 and set(night.lines.values()) == {1}
+
+
+@pytest.mark.parametrize("target", [TARGET, OPENAI])
+def test_a_create_that_is_answered_with_another_batch_is_looked_for(directory: Path, target: Target) -> None:
+    def lie(request: httpx.Request, body: bytes) -> bytes | None:
+        if request.method != "POST" or not request.url.path.endswith((":batchGenerateContent", "/batches")):
+            return None
+        told = orjson.loads(body)
+        told["id" if target == OPENAI else "name"] = "old" if target == OPENAI else "batches/old"
+        told.get("metadata", {})["label" if target == OPENAI else "displayName"] = "pp-another-1-1"
+        return orjson.dumps(told)
+
+    night = Night(directory, target=target)
+    night.lie = lie
+    seen = night.session(3)
+    assert len(seen.answered) == 3 and not seen.live and set(night.lines.values()) == {1}

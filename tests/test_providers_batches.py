@@ -469,3 +469,9 @@ def test_a_file_that_is_processed_is_waited_for_and_not_for_ever(polls: int, ask
 
     assert vclock.run(main) == RemoteFile("files/a")
     assert asked in asked_for
+
+
+def test_results_that_stand_in_a_listing_are_not_kept() -> None:
+    one = {"name": NAME, "metadata": {"state": "BATCH_STATE_SUCCEEDED"}, "done": True, "response": ITEMS}
+    listed = using(saying({"operations": [one]}), lambda batches: batches.find_all())
+    assert isinstance(listed, list) and [(each.status, each.inline) for each in listed] == [("succeeded", None)]

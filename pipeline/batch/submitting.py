@@ -130,8 +130,11 @@ class Submitting:
             return 0.0
         self._note(state, "asking")
         outcome = await service.create(state.model, RemoteFile(state.remote_file), state.file)
-        if isinstance(outcome, RemoteBatch):
+        if isinstance(outcome, RemoteBatch) and outcome.label in ("", state.file):
             return await self._asked(state, service, outcome)
+        if isinstance(outcome, RemoteBatch):  # as of a relay that answers what it answered before
+            self._tell(f"batch {state.number}: the service names another one, {outcome.name}: ours is looked for")
+            return 0.0
         outcome = await self._discreet(state, outcome)
         if may_exist(outcome):
             self._tell(

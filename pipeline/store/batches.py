@@ -175,8 +175,18 @@ class Batches:
         return self._note(number, "cut", at, attempt=attempt, file=self._file_name(number, attempt))
 
     def keys(self, number: int) -> list[Key]:
-        """Whose the lines of an open batch are, in document order; takes 2 µs a line."""
-        return batch_lines.read_keys(self._folder, number)
+        """Whose the lines of an open batch are, in document order; takes 2 µs a line.
+
+        Raises `RunStateError` where they cannot be read, or are another batch's: its answers would belong to nobody.
+        """
+        keys, state = batch_lines.read_keys(self._folder, number), self.of(number)
+        if (len(keys), sum(key.input_tokens_est for key in keys)) != (state.lines, state.input_tokens_est):
+            raise RunStateError(
+                f"{batch_lines.keys_path(self._folder, number)} is of another batch: nobody knows which rows wait for"
+                " this one\nNothing was taken, and what was answered stays with the service.",
+                "restore it from a backup",
+            )
+        return keys
 
     def waiting_rows(self, number: int) -> list[int]:
         """The rows with lines in an open batch, in document order."""

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ class GeminiBatches(Asking):
                 batch = read_operation(mapping(each))
                 if batch is None:
                     return self.unreadable("listing")
-                found.append(batch)
+                found.append(replace(batch, inline=None))  # results of thousands, where a listing has them
             page = string(told.get("nextPageToken"))
             if not page:
                 return found
