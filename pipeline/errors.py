@@ -146,6 +146,12 @@ class BatchesOut(PipelineError):
     exit_code = 3
 
 
+class BatchesCancelled(PipelineError):
+    """A run took its batches back, and asked nothing in their place."""
+
+    exit_code = 3
+
+
 class ServiceError(PipelineError):
     """The service does not answer, or refuses every request for the same reason."""
 

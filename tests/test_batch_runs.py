@@ -17,7 +17,7 @@ from serving import served, stats
 from sessions import run_through
 
 from jobs import Sections, write_job
-from pipeline.errors import BatchesOut, RunStateError
+from pipeline.errors import BatchesCancelled, BatchesOut, RunStateError
 from pipeline.job import load
 from pipeline.run import prepare, run
 from pipeline.run.checks import examine
@@ -182,9 +182,39 @@ def test_cancelled_batches_keep_what_they_have_and_the_run_goes_on_later(tmp_pat
         assert done(path, leave=True).exit_code == 3
         ended = done(path, cancel_batches=True)
         assert not is_out(Path("runs/cancelled"))
-        assert ended.summary.done == 0 and ended.exit_code in (1, 3)
+        assert ended.summary.done == 0 and isinstance(ended.stopped, BatchesCancelled) and ended.exit_code == 3
         path.write_text(path.read_text().replace('lane = "batch"', 'lane = "standard"'))
         assert done(path).exit_code == 0
+
+
+@pytest.mark.parametrize("lane", ["batch", "standard"])
+def test_where_no_batch_is_out_there_is_none_to_cancel_and_nothing_is_asked(
+    tmp_path: Path, url: str, lane: str
+) -> None:
+    path = written(tmp_path, url, f"none-{lane}", model={"lane": lane})
+    before = stats(url)["requests"]
+    with pytest.raises(RunStateError, match=r"no batch of .* is out"):
+        done(path, cancel_batches=True)
+    assert stats(url)["requests"] - before <= 1 and not Path(f"runs/none-{lane}").exists()
+
+
+def test_rows_that_are_redone_do_not_wait_for_the_batches_of_others(tmp_path: Path) -> None:
+    with served(batch=True, batch_pending_s=600, batch_run_s=600, batch_spread=1.0) as slow:
+        path = written(tmp_path, slow, "redone")
+        assert done(path, leave=True).exit_code == 3
+        options = Options(retry=frozenset({"truncated"}), changes='{"max_output_tokens":400}')
+        ended = run_through(prepare.prepare(load(path), options, load(path, {"model.max_output_tokens": 400})))
+        assert isinstance(ended.stopped, BatchesOut) and "without `--retry`" in ended.stopped.hint
+
+
+def test_a_job_that_was_changed_is_told_what_to_do_with_its_batches(tmp_path: Path) -> None:
+    with served(batch=True, batch_pending_s=600, batch_run_s=600, batch_spread=1.0) as slow:
+        path = written(tmp_path, slow, "other")
+        assert done(path, leave=True).exit_code == 3
+        path.write_text(path.read_text().replace("other: ", "another: "))
+        with pytest.raises(RunStateError, match="different job") as refused:
+            done(path)
+        assert "undo the change" in refused.value.hint and "--cancel-batches" in refused.value.hint
 
 
 def test_check_names_the_batches_that_no_run_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -474,3 +474,8 @@ def test_a_full_disk_under_stdout_is_told_without_a_traceback(here: Path, root: 
         assert each.returncode == 2, each.stderr
         assert "No space left" in each.stderr
         assert "Traceback" not in each.stderr and "Exception" not in each.stderr
+
+
+def test_no_batches_are_left_with_an_emulator_that_ends(here: Path, cli: Callable[..., Ran]) -> None:
+    ran = cli("run", str(small_job(here, UNLIMITED)), "--offline", "--leave")
+    assert ran.code == 2 and "the built-in emulator ends with the run" in ran.err and "emulate --batch" in ran.err

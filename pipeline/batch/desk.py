@@ -325,7 +325,11 @@ class BatchDesk:
             if service is None or state.released or not common.is_called(state.number):
                 continue
             if state.number not in self._watching.cancelled:
-                self._tell(f"last call of batch {state.number}: what it has not answered goes to the lane above")
+                self._tell(
+                    f"batch {state.number} is called off"
+                    if common.is_over
+                    else f"last call of batch {state.number}: what it has not answered goes to the lane above"
+                )
                 self._watching.cancelled[state.number] = anyio.current_time()
             if state.stage in ("cut", "upload", "uploaded"):
                 self._give_up(state, _TOO_LATE)

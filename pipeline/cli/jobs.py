@@ -146,6 +146,11 @@ def run(
     if cancel_batches and (fresh or leave):
         flag = "--fresh begins anew" if fresh else "--leave leaves them"
         raise JobError(f"--cancel-batches is of the batches that are out, and {flag}", "leave one of the two out")
+    if leave and offline:
+        raise JobError(
+            "--leave leaves batches with the service, and the built-in emulator ends with the run",
+            "`pipeline emulate --batch` keeps them; [endpoint] base_url is its address",
+        )
     redo = load_job(job, out, model, rpm, tpm, rpd, changed) if changed else None
     prepared = prepare.prepare(loaded, options, redo)
 
@@ -313,6 +318,9 @@ def _confirm(yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool, Se
 
     def confirm(plan: "Plan", continued: bool, session: "Session") -> None:
         read()
+        if session.options.cancel_batches:
+            console.show_cancelling(session.job.name, str(session.directory))
+            return
         asked = "pilot of" if session.options.pilot is not None else "redo of" if session.redo else ""
         console.show_start(plan, session.job.name, str(session.directory), continued, session.kind, asked)
         if not (session.rehearsal or yes or plan.load.prompts == 0):

@@ -351,6 +351,12 @@ def show_start(plan: Plan, name: str, directory: str, continued: bool, kind: Kin
     _show_notes(plan.notices, err, "yellow")
 
 
+def show_cancelling(name: str, directory: str) -> None:
+    """That a run only takes its batches back."""
+    words = "its batches are cancelled, what they have answered is kept, and nothing is asked"
+    err.print(styled((one_line(name), "bold"), f" → {one_line(directory)}\n  {words}"))
+
+
 def _until(plan: Plan) -> str:
     """How long it takes; by lanes, until when."""
     if not plan.lanes:

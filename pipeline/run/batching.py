@@ -13,7 +13,7 @@ from pipeline.batch.room import Room
 from pipeline.batch.tries import Tries
 from pipeline.budget.cashier import Cashier
 from pipeline.cache import AnswerCache
-from pipeline.errors import BatchesOut, JobError, PipelineError, RunStateError
+from pipeline.errors import BatchesCancelled, BatchesOut, JobError, PipelineError, RunStateError
 from pipeline.events import BatchNoted, Notify
 from pipeline.models import assumed
 from pipeline.places import room_file
@@ -25,13 +25,13 @@ from pipeline.run.course import Progress, Steering
 from pipeline.run.engine import Monitor
 from pipeline.run.guards import stranger
 from pipeline.run.planning import latency_of
-from pipeline.run.prepare import Session
+from pipeline.run.prepare import Options, Session
 from pipeline.run.rounds import SCOUTS, Rounds
 from pipeline.run.rows import Wanted
 from pipeline.run.services import Services
 from pipeline.store.batch_lines import Key
 from pipeline.store.batch_states import BatchState
-from pipeline.store.batches import FOLDER
+from pipeline.store.batches import FOLDER, is_out
 from pipeline.store.run import RunStore
 from pipeline.targets import Route, Target
 
@@ -71,9 +71,28 @@ def check_out(session: Session, out: Sequence[BatchState]) -> None:
         )
 
 
-def batches_out(out: Sequence[BatchState]) -> BatchesOut:
+def check_any_out(session: Session) -> None:
+    """Raise `RunStateError` where there is no batch to cancel: the run would ask its rows live."""
+    if not is_out(session.directory):
+        raise RunStateError(
+            f"no batch of {session.directory} is out\nNothing was sent.",
+            "`pipeline runs` says which runs have batches out",
+        )
+
+
+def ended_early(options: Options, monitor: Monitor, out: Sequence[BatchState]) -> PipelineError | None:
     """Why a run ends that has not all of its answers."""
-    return BatchesOut(f"{counted(out)}{until(out)}", "the same command collects them, by hand or from cron")
+    if out:
+        narrower = [flag for flag, given in (("--retry", options.retry), ("--limit", options.limit)) if given]
+        only = f" without `{narrower[0]}`" if narrower and not options.leave else ""
+        return BatchesOut(f"{counted(out)}{until(out)}", f"the same command{only} collects them, by hand or from cron")
+    if options.cancel_batches and (left := monitor.rows - monitor.done):
+        rows = "1 row is" if left == 1 else f"{left:,} rows are"
+        return BatchesCancelled(
+            f"{rows} without an answer: its batches were called off",
+            "the same command without `--cancel-batches` asks what is left",
+        )
+    return None
 
 
 def counted(out: Sequence[BatchState]) -> str:
@@ -82,7 +101,7 @@ def counted(out: Sequence[BatchState]) -> str:
     asked = [state for state in out if state.stage in ("asked", "fetched")]
     batches = "1 batch" if len(out) == 1 else f"{len(out):,} batches"
     where = "with the service" if len(asked) == len(out) else f"out, {len(asked):,} of them with the service"
-    return f"{batches}, {lines:,} calls, {'is' if len(out) == 1 else 'are'} {where}"
+    return f"{batches}, {lines:,} {'call' if lines == 1 else 'calls'}, {'is' if len(out) == 1 else 'are'} {where}"
 
 
 def until(out: Sequence[BatchState]) -> str:

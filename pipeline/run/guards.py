@@ -54,7 +54,8 @@ def _refuse_orphans(directory: Path) -> None:
         f"{batches} with the service, {sum(state.lines for state in out):,} calls of the run in {directory}:"
         " set aside, it would not get the answers, and they are paid for all the same"
         "\nNothing was sent, and nothing was moved.",
-        "the same command without `--fresh` collects them",
+        "with the job as it was the same command without `--fresh` collects them, or calls them off with"
+        " `--cancel-batches`",
     )
 
 

@@ -198,7 +198,9 @@ class Rounds:
             return True
         if self._untouched or self._ready or self._live or self.batched.gate.open or self.live.gate.open:
             return False
-        return (self._leaves and self._desk.is_settled) or (not self._waiting and self._desk.is_idle)
+        if self._waiting or self._collects:
+            return (self._leaves and self._desk.is_settled) or (not self._waiting and self._desk.is_idle)
+        return self._desk.is_idle or self._desk.is_settled  # what else is out, other rows wait for
 
     def has_any(self, is_live: bool) -> bool:
         """Whether one of the two feeds has rows to open."""

@@ -34,7 +34,7 @@ from pipeline.plan import Plan
 from pipeline.process import give_back_memory
 from pipeline.report.accuracy import Amounts, logged
 from pipeline.run.assembling import Assembled, assembled, bought_by, open_books, open_spend, spending_of
-from pipeline.run.batching import batches_out, check_out, speakers
+from pipeline.run.batching import check_any_out, check_out, ended_early, speakers
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.guards import refuse_unpriced, set_aside
 from pipeline.run.output import exported, output_place
@@ -125,6 +125,8 @@ def _rare_collections() -> Iterator[None]:
 
 async def _run(session: Session, services: Services, place: Place | None, confirm: Confirm, watch: Watch) -> Ended:
     job, options = session.job, session.options
+    if options.cancel_batches:
+        check_any_out(session)
     shelf = None if options.offline else shelf_of(job, session.kind)
     store = RunStore(session.directory, services.parse)
     continued = store.open(session.manifest())
@@ -156,8 +158,8 @@ async def _run(session: Session, services: Services, place: Place | None, confir
         out = tuple(state for state in store.batches.open() if state.is_waited_for)
         if not options.offline:
             note(latencies_file(session.kind), store.batches.all(), time.time())
-        if out and not engine.stopped and not engine.interrupted:
-            engine.stopped = batches_out(out)
+        if not engine.stopped and not engine.interrupted:
+            engine.stopped = ended_early(options, engine.monitor, out)
         try:
             await store.seal()
         except PipelineError as error:

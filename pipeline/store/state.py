@@ -164,6 +164,11 @@ def check_belongs(directory: Path, manifest: Manifest, parse: Parse) -> None:
     if known.job_path != manifest.job_path and Path(known.job_path).is_file():
         different = [f"the job file: {known.job_path}, and this is {manifest.job_path}", *different]
         hint = "give one of the two job files another name; `--fresh` starts a new run in place of the other's"
+    elif known.kind != "offline" and any(state.is_open for state in batch_states.read(directory).values()):
+        hint = (
+            "batches of it are with the service: undo the change, and the same command collects them, or calls them off"
+            " with `--cancel-batches`; then `--fresh` starts a new run"
+        )
     raise RunStateError(
         f"{directory} was made from a different job or input\n"
         + "\n".join(f"  {line}" for line in different)
