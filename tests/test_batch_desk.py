@@ -15,6 +15,8 @@ from pipeline.budget.caps import Spending
 from pipeline.emulator.batch_faults import BATCH_KINDS
 from pipeline.errors import AuthError, RunStateError, ServiceError
 from pipeline.models import Model
+from pipeline.store import batched
+from pipeline.store.parts import read_part
 
 
 @pytest.fixture(autouse=True)
@@ -464,6 +466,10 @@ def test_what_a_cancelled_batch_had_answered_is_used(directory: Path) -> None:
     (state,) = night.states()
     assert 0 < state.ok < 20 and state.missing == 20 - state.ok and state.status == "cancelled"
     assert len(seen.answered) == 20 and len(seen.live) == state.missing
+    parts = [read_part(path, ("at_most_usd",)) for path in batched.part_paths(directory)]
+    assert parts and not sum(part["at_most_usd"].drop_nulls().sum() for part in parts), (
+        "what it had done it has handed out"
+    )
 
 
 def test_a_batch_that_fails_for_what_is_enqueued_is_handed_in_again_and_is_no_try(directory: Path) -> None:

@@ -173,7 +173,7 @@ class Taking:
             priced = self._priced(key.prompt(state.model), target, reply, ended)
             unread = replace(priced, text="", status="error", error_kind="malformed_reply", error=_UNBELIEVED, raw=b"")
             calls.append(key.call(unread, paid=False))
-        calls += self._perhaps_billed(remote, target, missing, ended)
+        calls += self._perhaps_billed(remote, target, missing, len(paid), ended)
         self._tries.add(key.fingerprint for key in (*again, *missing))
         self._tries.add((key.fingerprint for key in at_once), MOST_TRIES)
         usd = sum(
@@ -242,9 +242,13 @@ class Taking:
             )
         return key.call(reply, paid=False)
 
-    def _perhaps_billed(self, remote: RemoteBatch, target: Target, missing: Sequence[Key], ended: float) -> list[Call]:
-        """What lines may have cost that were not handed out: all of a batch that succeeded, else those it has done."""
-        lines = len(missing) if remote.status == "succeeded" else min(len(missing), remote.done or 0)
+    def _perhaps_billed(
+        self, remote: RemoteBatch, target: Target, missing: Sequence[Key], paid: int, ended: float
+    ) -> list[Call]:
+        """What lines may have cost that were not handed out: all of a batch that succeeded, else those that it has done
+        beyond those that are `paid`."""
+        done = len(missing) if remote.status == "succeeded" else (remote.done or 0) - paid
+        lines = min(len(missing), max(0, done))
         if not lines:
             return []
         worst = sum((self._cashier.worst_usd(key.prompt(target.model), target) for key in missing), Decimal(0))
