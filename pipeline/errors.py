@@ -10,6 +10,7 @@
     ├── BudgetReached     3  the next call could pass a spend cap, or one cannot be kept; resumable
     ├── QuotaExhausted    3  the day's quota is used up; resumable
     ├── BatchesOut        3  batches are with the service, and are collected by the same command; resumable
+    ├── BatchesCancelled  3  a run took its batches back, and asked nothing in their place; resumable
     ├── ServiceError      3  the service is down, or refuses everything alike; resumable
     └── RowsFailed        3  the first rows of a run all failed for one cause; resumable
     Halted                   inside the program only: no new call is admitted, the document stays as it is
