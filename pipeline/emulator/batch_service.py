@@ -179,12 +179,11 @@ class BatchService:
         return {"inlinedResponses": {"inlinedResponses": results}}
 
     def _making(self, batch: Batch, count: int, lost: bool) -> Making:
-        content = batch.asked.content
-        assert content is not None
+        content = batch.asked.content  # none, where a late one found its file gone: nothing of it is answered
         return Making(
             batch.number,
-            content.lines(),
-            count,
+            content.lines() if content else iter(()),
+            count if content else 0,
             self._draw,
             _name if batch.asked.file else _metadata,
             lambda line, unseen: self._answered(batch, line, unseen),

@@ -139,7 +139,7 @@ class Steering:
             fallen=1.0 if any(state.cancelling for state in waited_for) else progress.fallen,
             room_s=first.given.room_s if progress.room is None else all_of_it.live_s * progress.room / whole,
             out=tuple(
-                Out(state.number, all_of_it.part(state.lines / whole), max(0.0, wall - (state.asked_at or wall)))
+                Out(state.number, all_of_it.part(state.lines / whole), _age_s(state, wall, by is None))
                 for state in waited_for
             ),
         )
@@ -151,3 +151,9 @@ class Steering:
             return 1.0
         pace = replace(made.pace, limits=replace(made.pace.limits, rpm=limits.rpm, tpm=limits.tpm))
         return timeline(made.load, pace, datetime.fromtimestamp(wall, UTC)).seconds / made.timeline.seconds
+
+
+def _age_s(state: BatchState, wall: float, is_patient: bool) -> float:
+    """How long a batch is out; without a deadline patience is with it from when it was cut, handed in or not."""
+    since = state.asked_at or (state.cut_at if is_patient else wall)
+    return max(0.0, wall - since)
