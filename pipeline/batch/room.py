@@ -150,7 +150,7 @@ class Room:
             self._write("DELETE FROM open WHERE name = ?", name)
 
     def let_in(self, quota: str) -> None:
-        """A batch was created: nothing stands in the way now."""
+        """A batch is worked on: nothing stands in the way now."""
         known = self._enqueued.get(quota)
         if known and known.refusals:
             known.refusals, known.opens_at = 0, 0.0

@@ -168,7 +168,8 @@ class Submitting:
         self._fenced.pop(state.number, None)
         self._note(state, "asked", name=remote.name, status=remote.status)
         self._room.enter(state.file, state.account, quota_of(state), state.input_tokens_est)
-        self._room.let_in(quota_of(state))
+        if remote.status != "pending":  # one that is looked at first may be refused after all
+            self._room.let_in(quota_of(state))
         return 0.0
 
     async def _fence(self, state: BatchState, service: Batches) -> float:

@@ -114,6 +114,8 @@ class Watching:
         if remote.status != state.status:
             ended = {} if remote.ended is None else {"ended_at": remote.ended}
             state = common.note(number, "state", status=remote.status, **ended)
+            if remote.status in ("running", "succeeded"):
+                common.room.let_in(quota_of(state))
         if remote.lines not in (None, state.lines) and not remote.is_over and not state.cancelling:
             common.tell(f"batch {number} is cancelled: the service read {remote.lines:,} of its {state.lines:,} lines")
             await self.cancel(state, service)
