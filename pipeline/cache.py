@@ -103,6 +103,7 @@ class AnswerCache:
         self._usable = True
         self._waiting: list[tuple[bytes, str, float, bytes]] = []  # key, model, epoch seconds, body
         self._waiting_bytes = 0
+        self._writing = anyio.Lock()
 
     async def __aenter__(self) -> "AnswerCache":
         with anyio.CancelScope(shield=True):
@@ -153,14 +154,15 @@ class AnswerCache:
 
     async def write(self) -> None:
         """Write what was put so far."""
-        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        if not self._usable:
-            return
-        entries = await anyio.to_thread.run_sync(_packed, waiting) if waiting else []
-        try:
-            await self._shelf.write(entries)
-        except Unusable as error:
-            self._give_up(error)
+        async with self._writing:
+            waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+            if not self._usable:
+                return
+            entries = await anyio.to_thread.run_sync(_packed, waiting) if waiting else []
+            try:
+                await self._shelf.write(entries)
+            except Unusable as error:
+                self._give_up(error)
 
     def _give_up(self, error: Unusable) -> None:
         if self._usable:

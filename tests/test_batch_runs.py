@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from serving import served, stats
 from sessions import run_through
 
 from jobs import Sections, write_job
-from pipeline.errors import BatchesCancelled, BatchesOut, RunStateError
+from pipeline.errors import BatchesCancelled, BatchesOut, JobError, RunStateError
 from pipeline.job import load
+from pipeline.plan.timing import time_after
 from pipeline.run import prepare, run
+from pipeline.run.batching import deadline_of
 from pipeline.run.checks import examine
 from pipeline.run.prepare import Options
 from pipeline.store import batched
@@ -135,6 +139,28 @@ def test_batches_are_left_and_collected_by_the_same_command(tmp_path: Path, url:
     assert ended[-1].exit_code == 0, ended[-1]
     assert pl.read_parquet(tmp_path / "left-out.parquet")["status"].to_list() == ["ok"] * ROWS
     assert bought("left")["fingerprint"].n_unique() == bought("left").height
+
+
+def test_a_deadline_stays_what_it_was_when_the_batches_were_cut(tmp_path: Path) -> None:
+    soon = datetime.now(UTC).astimezone() + timedelta(hours=10)
+    with served(batch=True, batch_pending_s=900, batch_run_s=900, batch_spread=1.0) as slow:
+        path = written(tmp_path, slow, "due", run={"by": f"{soon:%H:%M}"})
+        left = done(path, leave=True, by=soon, by_said=f"{soon:%H:%M}")
+        assert left.stopped and f"so that by {soon:%a %H:%M} all is done" in left.stopped.message
+        cut_at = min(state.cut_at for state in is_out(Path("runs/due")))
+        options = Options(by=soon, by_said=f"{soon:%H:%M}")
+        assert deadline_of(options, is_out(Path("runs/due"))) == time_after(f"{soon:%H:%M}", _at(cut_at))
+        earlier = [replace(state, cut_at=cut_at - 3 * 3600) for state in is_out(Path("runs/due"))]
+        missed = datetime.now(UTC).astimezone() - timedelta(minutes=1)
+        late = Options(by=missed + timedelta(days=1), by_said=f"{missed:%H:%M}")
+        found = deadline_of(late, earlier)
+        assert found and found < datetime.now(UTC)
+        with pytest.raises(JobError, match="is past"):
+            deadline_of(Options(by=missed, by_said=f"{missed:%Y-%m-%d %H:%M}"), ())
+
+
+def _at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def test_what_is_out_is_neither_set_aside_nor_tried_by_a_pilot(tmp_path: Path, url: str) -> None:

@@ -140,6 +140,7 @@ def run(
         pace=pace,
         overwrite=overwrite,
         by=_deadline(loaded, by),
+        by_said=by or loaded.spec.run.by or "",
         leave=leave,
         cancel_batches=cancel_batches,
     )
@@ -285,17 +286,17 @@ def _deadline(job: "Job", by: str | None) -> "datetime | None":
             "--by is kept by way of `[model] lane` and of targets with the fallback `deadline`: the job names none",
             "`pipeline estimate JOB --by TIME` says whether it ends in time",
         )
-    return _moment(job, by)
+    return _moment(job, by, may_be_past=by is None)
 
 
-def _moment(job: "Job", by: str | None) -> "datetime | None":
-    """What `--by` means, or else `[run] by`."""
+def _moment(job: "Job", by: str | None, *, may_be_past: bool = False) -> "datetime | None":
+    """What `--by` means, or else `[run] by`, which a run that has batches out may have missed."""
     from datetime import UTC, datetime
 
-    from pipeline.plan.timing import next_time
+    from pipeline.plan.timing import next_time, time_after
 
     text = job.spec.run.by if by is None else by
-    return None if text is None else next_time(text, datetime.now(UTC))
+    return None if text is None else (time_after if may_be_past else next_time)(text, datetime.now(UTC))
 
 
 def _run(prepared: "Session", yes: bool, watch: "Watch") -> "Ended":

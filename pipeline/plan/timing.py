@@ -106,21 +106,27 @@ def deadline(load: Load, pace: Pace, start: datetime, at: datetime) -> Deadline:
 
 
 def next_time(text: str, now: datetime) -> datetime:
-    """The moment that a person means by "07:00" (the next), "2026-11-24 07:00" or any ISO time; local unless it says.
+    """As `time_after`; raises `JobError` for what is past, too."""
+    at = time_after(text, now)
+    if at <= now:
+        told = f"{text!r} is past: it is {now.astimezone():%Y-%m-%d %H:%M} now"
+        raise JobError(told, 'write "07:00" for the next morning')
+    return at
 
-    Raises `JobError` for what is no time, and for what is past.
+
+def time_after(text: str, since: datetime) -> datetime:
+    """The moment that a person meant at `since` by "07:00" (the next), "2026-11-24 07:00" or any ISO time.
+
+    Local unless it says. Raises `JobError` for what is no time.
     """
-    local_now = now.astimezone().replace(tzinfo=None)
+    local = since.astimezone().replace(tzinfo=None)
     try:
         if clock := re.fullmatch(r"(\d{1,2}):(\d{2})", text.strip()):
-            when = datetime.combine(local_now.date(), time(int(clock[1]), int(clock[2])))
-            return (when if when > local_now else when + timedelta(days=1)).astimezone()
-        at = datetime.fromisoformat(text.strip()).astimezone()
+            when = datetime.combine(local.date(), time(int(clock[1]), int(clock[2])))
+            return (when if when > local else when + timedelta(days=1)).astimezone()
+        return datetime.fromisoformat(text.strip()).astimezone()
     except (ValueError, OverflowError) as error:
         raise JobError(f"{text!r} is not a time", 'write "07:00" or "2026-11-24 07:00"') from error
-    if at <= now:
-        raise JobError(f"{text!r} is past: it is {local_now:%Y-%m-%d %H:%M} now", 'write "07:00" for the next morning')
-    return at
 
 
 def _days(prompts: int, pace: Pace, last: Sending) -> tuple[list[Day], Sending]:

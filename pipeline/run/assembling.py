@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
+from math import inf
 
 import anyio
 import anyio.to_thread
@@ -263,6 +264,14 @@ class Assembled:
     steering: Steering | None  # of the lanes
     line: Line  # the live lanes
     rounds: Rounds | None  # of rows that wait for batches
+
+    @property
+    def called_at(self) -> float:
+        """When the first batch that is out is called in, epoch seconds; infinite where nothing presses."""
+        if self.steering is None:
+            return inf
+        course = self.steering.course
+        return time.time() + min((course.last_call, *course.last_calls.values())) - anyio.current_time()
 
     async def steer(self) -> None:
         """Plan its lanes anew until cancelled."""

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from math import inf
 
 from pipeline.batch.common import Plan as DeskPlan
 from pipeline.batch.desk import BatchDesk, Standing
@@ -18,6 +19,7 @@ from pipeline.events import BatchNoted, Notify
 from pipeline.models import assumed
 from pipeline.places import room_file
 from pipeline.plan import Plan
+from pipeline.plan.timing import next_time, time_after
 from pipeline.providers.batches.base import Batches as Service
 from pipeline.providers.connection import Connected
 from pipeline.records import Reply
@@ -63,6 +65,18 @@ def speakers(services: Services, are_out: bool) -> dict[Target, Service]:
     return found
 
 
+def deadline_of(options: Options, out: Sequence[BatchState]) -> datetime | None:
+    """When a run should be done: with batches out what its deadline meant when the first of them was cut.
+
+    Raises `JobError` where that is past, and nothing is out that could be called in.
+    """
+    if not options.by or not options.by_said:
+        return options.by
+    if out:
+        return time_after(options.by_said, datetime.fromtimestamp(min(state.cut_at for state in out), UTC))
+    return next_time(options.by_said, datetime.now(UTC))
+
+
 def check_out(session: Session, out: Sequence[BatchState]) -> None:
     """Raise `RunStateError` for what must not be done while batches of the run are out."""
     if session.options.pilot is not None:
@@ -80,12 +94,20 @@ def check_any_out(session: Session) -> None:
         )
 
 
-def ended_early(options: Options, monitor: Monitor, out: Sequence[BatchState]) -> PipelineError | None:
-    """Why a run ends that has not all of its answers."""
+def ended_early(
+    session: Session, monitor: Monitor, out: Sequence[BatchState], called_at: float
+) -> PipelineError | None:
+    """Why a run ends that has not all of its answers; its first batch is called in at `called_at`, epoch seconds."""
+    options = session.options
     if out:
         narrower = [flag for flag, given in (("--retry", options.retry), ("--limit", options.limit)) if given]
         only = f" without `{narrower[0]}`" if narrower and not options.leave else ""
-        return BatchesOut(f"{counted(out)}{until(out)}", f"the same command{only} collects them, by hand or from cron")
+        due = ""
+        if options.by and called_at < inf:
+            at = datetime.fromtimestamp(called_at).astimezone()
+            due = f"\nRun it again before {at:%a %H:%M}, so that by {options.by:%a %H:%M} all is done."
+        hint = f"the same command{only} collects them, by hand or from cron"
+        return BatchesOut(f"{counted(out)}{until(out)}{due}", hint)
     if options.cancel_batches and (left := monitor.rows - monitor.done):
         rows = "1 row is" if left == 1 else f"{left:,} rows are"
         return BatchesCancelled(

@@ -51,6 +51,7 @@ class Options:
     pace: bool = False  # offline, obey the job's limits all the same
     overwrite: bool = False  # replace the output whoever wrote it, and whatever is in it
     by: datetime | None = None  # when the run should be done
+    by_said: str = ""  # the same as it was said: at a later start, with batches out, it means the moment that it meant
     leave: bool = False  # end when only batches are waited for
     cancel_batches: bool = False  # cancel those that are out, take what they have, and ask nothing
 

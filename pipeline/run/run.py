@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import anyio
@@ -34,7 +34,7 @@ from pipeline.plan import Plan
 from pipeline.process import give_back_memory
 from pipeline.report.accuracy import Amounts, logged
 from pipeline.run.assembling import Assembled, assembled, bought_by, open_books, open_spend, spending_of
-from pipeline.run.batching import check_any_out, check_out, ended_early, speakers
+from pipeline.run.batching import check_any_out, check_out, deadline_of, ended_early, speakers
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.guards import refuse_unpriced, set_aside
 from pipeline.run.output import exported, output_place
@@ -139,6 +139,7 @@ async def _run(session: Session, services: Services, place: Place | None, confir
         spoken = {} if options.pilot is not None else speakers(services, are_out)
         if are_out:
             check_out(session, store.batches.open())
+        session = replace(session, options=replace(options, by=deadline_of(options, store.batches.open())))
         rows = wanted(session, store.outcomes)
         plan = await planned(session, rows, bought_by(store, session.working), store.spent_usd())
         if plan.load.prompts and not session.rehearsal:
@@ -159,7 +160,7 @@ async def _run(session: Session, services: Services, place: Place | None, confir
         if not options.offline:
             note(latencies_file(session.kind), store.batches.all(), time.time())
         if not engine.stopped and not engine.interrupted:
-            engine.stopped = ended_early(options, engine.monitor, out)
+            engine.stopped = ended_early(session, engine.monitor, out, made.called_at)
         try:
             await store.seal()
         except PipelineError as error:
