@@ -1,5 +1,6 @@
 """A spend cap over whole runs with batches: never passed, and no run stops for what batches will not cost."""
 
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -80,8 +81,12 @@ def test_a_run_that_leaves_stops_where_a_cap_has_no_room_and_goes_on_later(tmp_p
     (directory,) = Path("runs").iterdir()
     out = [state for state in read(directory).values() if state.is_open]
     assert out and sum(state.worst_usd or 0 for state in out) <= cap
-    ended = [done(tmp_path, url, cap, leave=True) for _ in range(10)]
-    assert ended[-1].exit_code == 0, ended[-1].stopped
+    for _ in range(60):  # each takes what is back, and puts as much into the next as the cap has room for
+        ended = done(tmp_path, url, cap, leave=True)
+        if ended.exit_code != 3:
+            break
+        time.sleep(0.2)
+    assert ended.exit_code == 0, ended.stopped
 
 
 def test_a_cap_that_has_no_room_for_one_row_stops_the_run(tmp_path: Path, url: str) -> None:
