@@ -1,5 +1,7 @@
 """A service of batches that lies, or that somebody else speaks for: what it may make a run believe, spend or write."""
 
+import gzip
+import tracemalloc
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +20,7 @@ from pipeline.errors import RunStateError
 from pipeline.providers.batches import disk
 from pipeline.providers.batches.base import Line
 from pipeline.providers.blotting import BlottedLines
+from pipeline.providers.encoding import Unpacking
 from pipeline.records import Reply
 from pipeline.store.batch_lines import Key
 from pipeline.targets import Target
@@ -163,6 +166,34 @@ def test_results_without_an_end_are_given_up_and_nothing_is_left_of_them(
     assert sorted(seen.live) == [0, 1, 2] and any("larger than" in told for told in seen.told)
     assert sum(path.endswith(":download") for _, path in seen.asked) == 2
     assert not list(directory.glob("batches/*results*")) and not list(directory.glob("batches/.*"))
+
+
+def test_a_gzip_bomb_of_results_is_given_up_by_name_and_nothing_is_left_of_it(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "MOST_RESULTS_BYTES", 100_000)
+    bomb = gzip.compress(b"{}\n" * (8 << 20))
+    night = Night(directory)
+    night.lie = of_results(lambda lines: [bomb])
+    seen = night.session(3)
+    assert sorted(seen.live) == [0, 1, 2] and any("larger than" in told for told in seen.told)
+    assert not list(directory.glob("batches/*results*")) and not list(directory.glob("batches/.*"))
+
+
+def test_a_small_piece_that_unpacks_to_much_is_passed_on_in_parts_that_memory_holds() -> None:
+    whole = [b"x" * (64 << 20), b"", b"y" * (1 << 20), b"{}\n"]
+    packed = b"".join(gzip.compress(part) for part in whole)
+    sizes: list[int] = []
+    unpacking = Unpacking(lambda part: sizes.append(len(part)))
+    tracemalloc.start()
+    try:
+        unpacking.take(packed)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    unpacking.end()
+    assert len(packed) < 100_000 and sum(sizes) == sum(map(len, whole))
+    assert max(sizes) <= 1 << 20 and peak < 8 << 20
 
 
 def test_a_line_that_nobody_could_hold_is_cut_and_the_others_are_whole() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 _GZIP = b"\x1f\x8b"
 _MOST_LAYERS = 3
 _GZIP_BITS, _ZLIB_BITS, _BARE_BITS = 31, 15, -15
+_MOST_AT_ONCE = 1 << 20  # bytes unpacked before they are passed on: a piece of the network may hold 1,000 times itself
 
 
 class TooLarge(Exception):
@@ -91,13 +92,16 @@ class Unpacking:
             if len(part) < len(_GZIP):
                 return
             self._packed = part[:2] == _GZIP
-        while self._packed and part:
+        is_full = False
+        while self._packed and (part or is_full):
             try:
-                unpacked = self._member.decompress(part)
+                unpacked = self._member.decompress(part, _MOST_AT_ONCE)
             except zlib.error as error:
                 raise Undecodable(f"the answer is damaged: its compressed bytes cannot be unpacked ({error})") from None
             self._pass_on(unpacked)
-            part, self._last_ended = self._member.unused_data, self._member.eof
+            self._last_ended = self._member.eof
+            is_full = len(unpacked) == _MOST_AT_ONCE and not self._last_ended  # some of it may still be inside
+            part = self._member.unused_data if self._last_ended else self._member.unconsumed_tail
             if self._last_ended:
                 self._member = zlib.decompressobj(_GZIP_BITS)
         if part:
