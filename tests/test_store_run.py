@@ -850,6 +850,25 @@ def test_a_journal_that_cannot_be_carried_on_fails_the_seal_and_keeps_the_old_on
     assert_whole(directory)
 
 
+def test_a_journal_that_never_held_a_line_is_not_missed_after_a_seal_that_fails(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    with killed(directory) as store:
+        buy_and_finish(store)
+        with monkeypatch.context() as patch, pytest.raises(RunStateError, match=r"journal-000002\.jsonl: Input/output"):
+            patch.setattr(os, "write", broken)
+            anyio.run(store.seal)
+    assert (directory / "journal-000002.jsonl").stat().st_size == 0
+    with monkeypatch.context() as patch, pytest.raises(RunStateError, match=r"part-000002\.parquet: Input/output"):
+        patch.setattr(Path, "touch", broken)
+        with killed(directory):
+            pass
+    assert_whole(directory)
+
+
 def test_a_close_that_fails_gives_the_directory_back_all_the_same(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -408,17 +408,16 @@ class RunStore:
                 "mend the disk, then run the same command again",
             ) from None
         due = bool(batch.results or batch.calls)
-        before = [
-            number for number in map(journal_number, journal_paths(self.directory)) if due and number <= batch.number
-        ]
+        written = [path for path in journal_paths(self.directory) if path.stat().st_size]  # or it never held a line
+        before = [number for number in map(journal_number, written) if due and number <= batch.number]
         seals.record_journals(self.directory, [*before, batch.number + 1])
         if not due:
             return
         number, answers = batch.number, {row: result.response for row, result in batch.results.items()}
-        written = (
+        sealed = (
             parts.write_part(parts.calls_frame(batch.calls, answers), self.directory / "calls", number, self._run),
             parts.write_part(
                 parts.results_frame(batch.results.values()), self.directory / "results", number, self._run
             ),
         )
-        seals.record(self.directory, written)
+        seals.record(self.directory, sealed)
