@@ -9,7 +9,7 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator
-from http.server import HTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -101,7 +101,7 @@ class Server(JsonHandler):
 @pytest.fixture
 def hostile(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A server that lists and says nasty things, as the job's service."""
-    with HTTPServer(("127.0.0.1", 0), Server) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("GEMINI_API_KEY", "some-key")
