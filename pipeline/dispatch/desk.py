@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from pipeline.errors import PipelineError
 from pipeline.prompts import Prompt
+from pipeline.quota.standing import QuotaStanding
 from pipeline.records import Failure, Reply
 from pipeline.targets import Route, Target
 
@@ -67,6 +68,11 @@ class Desk(Protocol):
     @property
     def use(self) -> tuple[float, float]:
         """Parts of the limits on requests and on tokens that the last minute used; of several quotas the fullest."""
+        ...
+
+    @property
+    def standing(self) -> tuple[QuotaStanding, ...]:
+        """How each quota stands."""
         ...
 
     @property

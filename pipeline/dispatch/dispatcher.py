@@ -25,6 +25,7 @@ from pipeline.quota import stops
 from pipeline.quota.book import QuotaBook
 from pipeline.quota.quota import Quota
 from pipeline.quota.refusals import Ticket
+from pipeline.quota.standing import QuotaStanding
 from pipeline.quota.waits import LONGEST_WAIT_S, TOLD_S, asked_s, told
 from pipeline.records import FLEX_TRIES, Failure, Reply, Step
 from pipeline.targets import Route, Target
@@ -124,6 +125,12 @@ class Dispatcher:
         now = self._loop.time()
         requests, tokens = zip(*(loop.quota.use(now) for loop in self._by_quota.values()), strict=True)
         return max(requests), max(tokens)
+
+    @property
+    def standing(self) -> tuple[QuotaStanding, ...]:
+        """How each quota stands, in the order of the targets."""
+        now, wall = self._loop.time(), self._wall()
+        return tuple(loop.standing(now, wall) for loop in self._by_quota.values())
 
     @property
     def waits_until(self) -> float | None:

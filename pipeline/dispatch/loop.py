@@ -20,6 +20,7 @@ from pipeline.quota.book import QuotaBook
 from pipeline.quota.pacer import WINDOW_S
 from pipeline.quota.quota import GIVE_UP_S, Quota
 from pipeline.quota.refusals import Ticket
+from pipeline.quota.standing import QuotaStanding, standing_of
 from pipeline.records import Failure, Lane, Reply, Step, Takes
 from pipeline.targets import Route, Target, by_quota
 
@@ -163,6 +164,18 @@ class QuotaLoop:
             self._waker.set_result(None)
         if self._pacing is not None and idle:
             self._pacing.cancel()
+
+    def standing(self, now: float, wall: float) -> QuotaStanding:
+        """How it stands, at both clocks."""
+        return standing_of(
+            self.quota,
+            self.target.label,
+            len(self.flying),
+            now,
+            wall,
+            is_closed=self.closed is not None,
+            is_short=self._is_short,
+        )
 
     def rests_until(self, now: float, wall: float) -> float | None:
         """Epoch seconds until which it sends nothing, as far as it knows; None where it may at any time."""

@@ -78,6 +78,10 @@ class DailyQuota:
             self._closed_until = next_reset(now, self._zone) + RESET_JITTER_S
         return self._closed_until
 
+    def use(self, now: float) -> tuple[int, int] | None:
+        """Requests of the day, and how many it may have; None where nobody says how many."""
+        return None if self._limit is None else (self._count(self.today(now)), self._limit)
+
     def today(self, now: float) -> str:
         """The quota day (YYYY-MM-DD) at `now`."""
         return day_of(now, self._zone)

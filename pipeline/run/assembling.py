@@ -122,7 +122,8 @@ def assembled(
     options, budget = session.options, session.job.spec.budget
     monitor = Monitor(session.rows, plan.load.prompts, planned=plan.prompts_by_step)
     monitor.outcomes.update({status: store.outcomes.count(status, session.rows, lasting=True) for status in STATUSES})
-    monitor.cost_usd = store.cost_usd()
+    monitor.cost_usd = monitor.began_usd = store.cost_usd()
+    monitor.spending = spending
 
     def heard(event: Event) -> None:
         store.log(event)

@@ -15,6 +15,7 @@ import anyio.lowlevel
 
 from pipeline import flows
 from pipeline.batch.desk import BatchDesk
+from pipeline.budget.caps import Spending
 from pipeline.cache import AnswerCache
 from pipeline.calls import GIVEN_UP, Saved
 from pipeline.dispatch.desk import Desk
@@ -34,6 +35,9 @@ FAIL_FAST_ROWS = 20
 _TOGETHER = 64
 """Documents that are opened in one turn of the loop: where all are parked at once, 2,560 would hold it for 0.3 s."""
 
+_BEGINNING = 400
+"""Characters of an answer in which its first line is looked for."""
+
 
 @dataclass
 class Monitor:
@@ -50,6 +54,11 @@ class Monitor:
     cost_usd: Decimal = Decimal(0)
     unpriced: int = 0  # replies whose price is unknown
     saved: Saved = field(default_factory=Saved)
+    targets: Counter[str] = field(default_factory=Counter)  # calls by the target that answered, where they have names
+    failures: Counter[str] = field(default_factory=Counter)  # rows of this session that are not ok, by their cause
+    last: tuple[int, str, str] | None = None  # row, key and the beginning of the newest answer
+    spending: Spending | None = None  # what it is held to
+    began_usd: Decimal = Decimal(0)  # what earlier sessions cost
     uncertain: int = 0  # requests without an answer that were billed, or may have been
     answered: int = 0  # rows that got an outcome in this session
     started_at: float = field(default_factory=time.monotonic)
@@ -84,12 +93,23 @@ class Monitor:
         beyond = sum((self.made - Counter(self.planned)).values()) if self.planned else 0
         return min(1.0, (self.calls + self.saved.calls - beyond) / self.prompts) if self.prompts else 1.0
 
+    def ended(self, result: Result) -> None:
+        """Count a row that got its outcome."""
+        self.outcomes[result.status] += 1
+        self.answered += 1
+        if result.status != "ok":
+            self.failures[result.error_kind or result.finish_reason or result.status] += 1
+        if result.response:
+            self.last = (result.row, result.key, result.response[:_BEGINNING])
+
     def bought(self, prompt: Prompt, reply: Reply, answered: bool) -> None:
         """Count a reply that was paid for, or what may have been paid without one."""
         if answered:
             self.calls += 1
             self.made["pack" if prompt.members else "rest" if prompt.params.continuation else prompt.step] += 1
             self.lanes[reply.lane] += 1
+            if reply.target:
+                self.targets[reply.target] += 1
             self.usage += reply.usage
         elif reply.error != GIVEN_UP.message:  # given up as the key was refused, it would have been refused too
             self.uncertain += 1
@@ -219,8 +239,7 @@ class Engine:
                 result = self._result(document, answer)
                 self._store.append_result(result)
                 self.monitor.saved.close(document.row)
-                self.monitor.outcomes[result.status] += 1
-                self.monitor.answered += 1
+                self.monitor.ended(result)
                 if reason := self._first_failures.after(result):
                     self.halt(reason)
                 del answer, result  # they would be kept while there is no other

@@ -42,6 +42,7 @@ from pipeline.run.planning import planned
 from pipeline.run.prepare import Session
 from pipeline.run.rows import wanted
 from pipeline.run.services import Opening, Services, asked, open_services
+from pipeline.run.status import StatusFile
 from pipeline.store.batch_states import BatchState
 from pipeline.store.latencies import note
 from pipeline.store.place import Place
@@ -88,7 +89,7 @@ async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening
     seen: list[Monitor] = []
 
     def spent(error: PipelineError) -> bool:
-        return any(monitor.has_spent or (monitor.has_sent and not isinstance(error, AuthError)) for monitor in seen)
+        return any(_has_spent(monitor, error) for monitor in seen)
 
     async def watched(monitor: Monitor) -> None:
         seen.append(monitor)
@@ -106,6 +107,10 @@ async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening
     if ended.stopped and ended.summary.calls and not isinstance(ended.stopped, InputChanged):  # which says so itself
         ended.stopped.message += KEPT
     return ended
+
+
+def _has_spent(monitor: Monitor, error: PipelineError) -> bool:
+    return monitor.has_spent or (monitor.has_sent and not isinstance(error, AuthError))
 
 
 @contextmanager
@@ -155,7 +160,8 @@ async def _run(session: Session, services: Services, place: Place | None, confir
             made = assembled(session, store, services, spending, quotas, shelf, plan, rows, spoken, books)
             engine = made.engine
             store.log(_expectation(session, plan))
-            await _attended(made, store, watch, books)
+            told = StatusFile(session.directory, engine.monitor)
+            await _attended(made, store, watch, told, books)
         out = tuple(state for state in store.batches.open() if state.is_waited_for)
         if not options.offline:
             note(latencies_file(session.kind), store.batches.all(), time.time())
@@ -175,6 +181,7 @@ async def _run(session: Session, services: Services, place: Place | None, confir
         early = "left" if isinstance(stopped, BatchesOut) else "stopped" if stopped else "interrupted"
         status = early if stopped or engine.interrupted else whole
         store.log(SessionEnded(*_numbers(engine.monitor), status, str(stopped or ""), shed=_shed(engine.monitor)))
+        told.end(status, str(stopped or ""), _exit_code(engine.monitor, stopped, engine.interrupted))
         if job.spec.input.delete_files and status == "finished":
             await services.delete_files()
     finally:
@@ -182,13 +189,14 @@ async def _run(session: Session, services: Services, place: Place | None, confir
     return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted, unwritten, out)
 
 
-async def _attended(made: Assembled, store: RunStore, watch: Watch, books: ExitStack) -> None:
+async def _attended(made: Assembled, store: RunStore, watch: Watch, told: StatusFile, books: ExitStack) -> None:
     engine, keeper = made.engine, made.keeper
     store.log(SessionStarted(engine.monitor.rows, os.getpid()))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_heed_signals, engine)
         tasks.start_soon(_heartbeat, engine, store)
         tasks.start_soon(watch, engine.monitor)
+        tasks.start_soon(told.keep)
         if keeper is not None:
             await keeper.open()
             tasks.start_soon(keeper.keep)
@@ -198,6 +206,7 @@ async def _attended(made: Assembled, store: RunStore, watch: Watch, books: ExitS
         finally:
             if keeper is not None:
                 await keeper.close()
+        told.look()
         books.close()  # while what they have to say is still heard
         tasks.cancel_scope.cancel()
 
@@ -262,6 +271,15 @@ def _numbers(monitor: Monitor) -> tuple[float, int, int, Decimal, int, int, Deci
         desk.sent - desk.in_flight - desk.rate_limited - desk.shed if desk else 0,
         desk.rate_limited if desk else 0,
     )
+
+
+def _exit_code(monitor: Monitor, stopped: PipelineError | None, is_interrupted: bool) -> int:
+    """The same as `Ended` will say."""
+    if stopped:
+        return RESUMABLE if _has_spent(monitor, stopped) else stopped.exit_code
+    if is_interrupted:
+        return 130
+    return 0 if monitor.outcomes["ok"] == monitor.done >= monitor.rows else 1
 
 
 def _shed(monitor: Monitor) -> int:
