@@ -299,7 +299,7 @@ def test_a_disk_that_refuses_a_sync_or_a_seal_lets_what_is_in_flight_come_home(
     job = make_job(tmp_path, PLAIN)
     with monkeypatch.context() as patched:
         patched.setattr(RunStore, "keep", keep)
-        engine, outcomes = play(tmp_path, job, documents(35), send, 35, limits=Limits(concurrency=5))
+        engine, outcomes = play(tmp_path, job, documents(35), send, 35, limits=replace(UNLIMITED, concurrency=5))
     assert isinstance(engine.stopped, RunStateError) and not engine.interrupted
     assert outcomes["ok"] == asked.total() == 5
     _, outcomes = play(tmp_path, job, documents(35), send, 35)
