@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 from asking import MODEL
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stores import body, failed, paid, prompt, result
 
@@ -216,6 +216,7 @@ def test_a_last_line_of_garbage_is_dropped_like_a_torn_one(tmp_path: Path) -> No
 
 
 @given(place=st.integers(0, len(LINES[0] + LINES[1]) - 1), value=st.integers(0, 255))
+@example(place=LINES[0].index(b"gemini@"), value=ord("G"))
 @settings(max_examples=200, deadline=None)
 def test_a_changed_byte_is_read_or_refused_but_never_a_crash(
     tmp_path_factory: pytest.TempPathFactory, place: int, value: int
@@ -225,8 +226,8 @@ def test_a_changed_byte_is_read_or_refused_but_never_a_crash(
     path = tmp_path_factory.getbasetemp() / "changed.jsonl"
     try:
         assert len(written(path, bytes(changed))) in range(len(LINES) + 2)
-    except RunStateError as error:
-        assert "is damaged" in error.message
+    except RunStateError as error:  # without a checksum another provider's name may be one of a newer version
+        assert "is damaged" in error.message or "does not speak its protocol" in error.message
 
 
 # ---- whose a journal is, and that it is whole
