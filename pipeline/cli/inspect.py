@@ -32,6 +32,12 @@ def report(
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="list the rows that are not ok, and why")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="first compare every sealed part with its checksum")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="write the report as one page that opens offline")
+    ] = None,
+    no_text: Annotated[
+        bool, typer.Option("--no-text", help="with --html: without answers, ids of rows, messages, paths and the job")
+    ] = False,
     json: Json = False,
 ) -> None:
     """What happened, also while it runs."""
@@ -40,9 +46,21 @@ def report(
     from pipeline import console
     from pipeline import report as reports
 
+    if no_text and html is None:
+        raise JobError("--no-text is of the page that --html FILE writes")
     directory = reports.find(run) if run is not None else reports.newest()
     if verify:
         console.err.print(f"{reports.verify(directory):,} sealed parts are whole")
+    if html is not None:
+        from pipeline.report.page import page
+
+        content = page(directory, text=not no_text).encode()
+        try:
+            html.touch(0o600)
+            html.write_bytes(content)
+        except OSError as error:
+            raise InputError(f"cannot write {html}: {error.strerror}", "name another file after --html") from None
+        console.err.print(f"{html}: {len(content) / 1e6:,.1f} MB")
     if failed:
         failures = reports.failures(directory)
         if json:
