@@ -53,8 +53,8 @@
       const axis = { stroke: ink, grid: { stroke: "#8884" }, size: 95 };
       charts.push(new uPlot({
         width: Math.max(280, main.clientWidth), height: 220, axes: [{ stroke: ink, grid: { stroke: "#8884" } }, axis],
-        series: [{}, ...lines.map(([label], n) => ({ label, stroke: colours[n], width: 2, dash: n ? [6, 4] : undefined,
-          points: { show: times.length < 60 } }))],
+        series: [{}, ...lines.map(([label, values], n) => ({ label, stroke: colours[n], width: 2, dash: n ? [6, 4] : undefined,
+          points: { show: times.length < 60 || values.includes(null), size: 4 } }))],
       }, [times, ...lines.map(([, values]) => values)], add(main, "div")));
     };
     const perMinute = (values) => values.map((v) => v * 60 / t.width_s);
