@@ -4,6 +4,7 @@
     continued        the answer says that it goes on → ask for its rest, each time by a call of its own
     replay           this run has the reply to this content → return it, nothing is sent
     single_flight    the same content is in flight for another row → wait for that one
+    kept_before      (after an edit) an earlier generation of this run bought it → return that, nothing is sent
     cached           (when the job asks) an earlier run was answered the same → return that
     left             (when the job asks) it goes to a batch → its document is left until that is in
     packed           (when the job asks) short prompts meet, and are asked together
@@ -33,6 +34,7 @@ from pipeline.packing import Packing
 from pipeline.packs import apart, packed
 from pipeline.prompts import Prompt
 from pipeline.records import ErrorKind, Failure, Reply, Usage, changed
+from pipeline.store.earlier import Earlier
 from pipeline.store.run import RunStore
 from pipeline.targets import Route, Target
 
@@ -54,6 +56,8 @@ class Saved:
     identical: int = 0  # one of this run with the same content gave the answer
     cached: int = 0  # an earlier run gave it
     usd: Decimal = Decimal(0)  # replies of unknown price count nothing
+    kept: int = 0  # replies that an earlier generation of this run bought, taken over in this session
+    kept_usd: Decimal = Decimal(0)  # what they cost then
     _open: dict[int, list[tuple[bool, Decimal]]] = field(default_factory=dict)  # by row that is not closed yet
 
     def add(self, row: int, usd: Decimal | None, *, is_cached: bool = False) -> None:
@@ -89,6 +93,7 @@ def durable(
     packing: Packing | None = None,
     ready: Ready | None = None,
     parks: Parks | None = None,
+    earlier: Earlier | None = None,
 ) -> tuple[Call, Desk]:
     """The whole chain, and the desk in it, which has to run for calls to be made."""
     opened = desk(journal(generate, store, cashier, bought, ready), cashier.admit)
@@ -96,6 +101,7 @@ def durable(
     call = packed(call, packing, partial(_unread_usd, store))
     call = left(call, parks)
     call = cached(call, cache, saved)
+    call = kept_before(call, earlier, store, saved)
     call = single_flight(call, saved)
     return continued(replay(call, store, saved)), opened
 
@@ -244,6 +250,23 @@ def shared(reply: Reply) -> Reply:
         latency_s=0.0,
         raw=b"",
     )
+
+
+def kept_before(call: Call, earlier: Earlier | None, store: RunStore, saved: Saved) -> Call:
+    """Answer with what an earlier generation bought, and keep it as this one's: it costs the row what it cost then."""
+    if earlier is None:
+        return call
+
+    async def looked_up(prompt: Prompt, route: Route) -> Reply:
+        reply = await earlier.find(prompt, route.models)
+        if reply is None:
+            return await call(prompt, route)
+        store.append_kept(prompt, reply.asked, reply)
+        saved.kept += 1
+        saved.kept_usd += reply.cost_usd or 0
+        return reply
+
+    return looked_up
 
 
 def cached(call: Call, cache: AnswerCache | None, saved: Saved) -> Call:

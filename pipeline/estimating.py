@@ -17,15 +17,18 @@ from pipeline.plan.timing import Deadline, deadline
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
 from pipeline.records import Reply
-from pipeline.run.planning import basis, look, notices_of
+from pipeline.run.changes import Change
+from pipeline.run.generations import Keeping, changed
+from pipeline.run.planning import basis, look, notices_of, planned
 from pipeline.run.prepare import Session
 from pipeline.run.rows import mask, wanted
 from pipeline.run.services import open_services
 from pipeline.store.batch_states import read as read_batches
 from pipeline.store.content import ContentIndex
+from pipeline.store.earlier import Earlier, line_of
 from pipeline.store.manifest import differences
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.state import Outcomes, is_unused, load
+from pipeline.store.state import Outcomes, load
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,9 @@ class Estimate:
 async def estimate(session: Session, wishes: Wishes) -> Estimate:
     """What is left of this job and what it takes. Writes nothing, and sends nothing but what `exact` has counted."""
     start = datetime.now(UTC)
-    with kept(session) as (outcomes, bought):
-        given = await basis(session, wanted(session, outcomes), bought, EVERYTHING if wishes.whole else USUAL)
+    found = await look(session)
+    with kept(session) as (outcomes, bought, keeping):
+        given = await basis(session, wanted(session, outcomes), bought, EVERYTHING if wishes.whole else USUAL, found)
         given = replace(given, by=wishes.by)
         if wishes.exact:
             async with open_services(session) as services:
@@ -76,19 +80,16 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
         else ()
     )
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
-    told = replace(made, notices=(*_elsewhere(session), *_out(session), *notices_of(session, made, spent_usd)))
+    edit = _edit(keeping.counted(found, session.source.columns), bool(made.sampled_rows)) if keeping else ()
+    told = replace(made, notices=(*edit, *_out(session), *notices_of(session, made, spent_usd)))
     return Estimate(told, offers, saved, deadline(made.load, made.pace, start, wishes.by) if wishes.by else None)
 
 
-def _elsewhere(session: Session) -> Iterator[str]:
-    """Why the run directory of this name says nothing about this job."""
-    known = read_manifest(session.directory / "manifest.json")
-    unlike = differences(known, session.manifest()) if known else []
-    if unlike and not is_unused(session.directory):
-        yield (
-            f"{session.directory} is a run of a different job or input ({unlike[0]}) and not counted; "
-            "`pipeline run` needs `--fresh`"
-        )
+def _edit(change: Change, about: bool) -> Iterator[str]:
+    """What an edit of job or input keeps."""
+    answers, are = ("1 answer", "is") if change.kept == 1 else (f"{change.kept:,} answers", "are")
+    kept = f"{'about ' if about else ''}{answers} of {change.directory} {are} kept, and not in this estimate"
+    yield f"`pipeline run` begins generation {change.generation} ({change.lines[0]}): {kept}"
 
 
 def _out(session: Session) -> Iterator[str]:
@@ -108,30 +109,53 @@ def _out(session: Session) -> Iterator[str]:
 async def pilot_rows(session: Session, number: int) -> frozenset[int]:
     """So many rows to try first, spread over kinds of script and lengths, of those that are left to do."""
     found = await look(session)
-    with kept(session) as (outcomes, _):
+    with kept(session) as (outcomes, _, _):
         return frozenset(pick_pilot(found, mask(session, wanted(session, outcomes)), number).numbers)
 
 
-@contextmanager
-def kept(session: Session) -> Iterator[tuple[Outcomes, Bought]]:
-    """Outcomes and replies in the job's run directory, when it belongs to this job and input; reads only."""
+async def foreseen(session: Session) -> tuple[plan.Plan, Session]:
+    """The plan that a run would start with now, and the session with the change that it would begin with."""
+    found = await look(session)
+    with kept(session) as (outcomes, bought, keeping):
+        made = await planned(session, wanted(session, outcomes), bought, _spent_usd(session), found)
+    return made, replace(session, change=keeping.counted(found, session.source.columns) if keeping else None)
+
+
+def _spent_usd(session: Session) -> Decimal:
+    """What the run has spent so far, earlier generations included."""
     known = read_manifest(session.directory / "manifest.json")
+    return Decimal(known.before_usd) + report.summarize(session.directory).cost_usd if known else Decimal(0)
+
+
+@contextmanager
+def kept(session: Session) -> Iterator[tuple[Outcomes, Bought, Keeping | None]]:
+    """Outcomes and replies that a run of this job would find as it starts; reads only.
+
+    After an edit of job or input no row has an outcome, and what earlier generations bought is found and counted.
+    """
+    known = read_manifest(session.directory / "manifest.json")
+    if change := changed(session):
+        keeping = Keeping(session, change)
+        yield Outcomes(), keeping.bought, keeping
+        return
     if known is None or differences(known, session.manifest()):
-        yield Outcomes(), _nothing
+        yield Outcomes(), _nothing, None
         return
     outcomes, unsealed = load(session.directory, parse_stored)
     calls = {call.fingerprint: call.reply for call in unsealed.calls if call.paid}
-    with closing(ContentIndex(session.directory, read_only=True)) as index:
+    earlier = Earlier(line_of(session.directory.parent, known), parse_stored, session.options.retry)
+    with closing(earlier), closing(ContentIndex(session.directory, read_only=True)) as index:
 
         async def bought(prompt: Prompt) -> Reply | None:
-            for fingerprint in map(prompt.fingerprint, session.working.models_of(prompt.step)):
+            models = session.working.models_of(prompt.step)
+            for fingerprint in map(prompt.fingerprint, models):
                 if reply := calls.get(fingerprint):
                     return reply
                 if sealed := await index.find(fingerprint):
                     return sealed.reply
-            return None
+            return await earlier.find(prompt, models)
 
-        yield outcomes, bought
+        yield outcomes, bought, None
 
 
 async def _nothing(prompt: Prompt) -> Reply | None:

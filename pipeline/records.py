@@ -216,6 +216,7 @@ class Reply:
     fate: str = ""  # what the service says of the model's end; not kept
     continuation: str = ""  # what a request that goes on with the answer has to name; empty: it is over
     before: "tuple[Reply, ...]" = ()  # of others that were asked first, where the answer of those would not do
+    generation: int = 0  # of the run that bought it, where that is an earlier one; 0: this one
     members: "tuple[Reply | None, ...]" = ()  # to a pack: the answer to each of its prompts, None where there is none
 
 

@@ -256,7 +256,12 @@ def test_what_a_run_would_refuse_fails_in_the_same_words(
         job = small_job(here, '[cache]\nurl = "redis://127.0.0.1:1/0"\npassword_env = "UNSET"')
         assert "UNSET is unset" in both(job)
         assert cli("run", small_job(here, UNLIMITED), "--yes").code == 0
-        assert "runs/small was made from a different job" in both(small_job(here, UNLIMITED, "Tell {{ word }}"))
+        other = small_job(here, UNLIMITED, "Tell {{ word }}")
+        assert "generation 2 begins: [prompt] template" in cli("check", other).out
+        (here / "elsewhere").mkdir()
+        copied = here / "elsewhere" / "small.toml"
+        copied.write_text(other.read_text())
+        assert "runs/small was made from a different job" in both(copied)
         capped = small_job(here, "[budget]\nmax_usd = 1").rename(here / "capped.toml")
         capped.write_text(capped.read_text().replace("out.parquet", "other.parquet").replace("-lite", "-huge"))
         assert "the price of gemini-3.5-flash-huge is unknown" in both(capped)

@@ -29,6 +29,10 @@ RUN_KEYS = [
     "identical",
     "cached",
     "saved_usd",
+    "generation",
+    "kept",
+    "kept_usd",
+    "before_usd",
     "input_tokens",
     "cached_tokens",
     "output_tokens",
@@ -159,14 +163,15 @@ def test_identical_prompts_are_sent_once(here: Path, cli: Callable[..., Ran]) ->
     assert table["calls"].sum() == 2
 
 
-def test_a_changed_prompt_is_refused_and_fresh_keeps_the_old_run(here: Path, cli: Callable[..., Ran]) -> None:
+def test_a_changed_prompt_begins_a_generation_and_keeps_the_old_one(here: Path, cli: Callable[..., Ran]) -> None:
     cli("run", small_job(here, UNLIMITED), "--offline")
     job = small_job(here, UNLIMITED, template="Sing {{ word }}")
-    refused = cli("run", job, "--offline")
-    assert refused.code == 2
-    assert "[prompt] template" in refused.err and "--fresh" in refused.err
-    assert cli("run", job, "--offline", "--fresh").code == 0
-    assert len(list((here / "runs").glob("small-offline*"))) == 2
+    edited = cli("run", job, "--offline", "--json")
+    assert edited.code == 0 and edited.json["generation"] == 2
+    assert "generation 2" in edited.err and "[prompt] template" in edited.err
+    fresh = cli("run", job, "--offline", "--fresh", "--json").json
+    assert (fresh["generation"], fresh["kept"], fresh["calls"]) == (3, 0, 6)
+    assert len(list((here / "runs").glob("small-offline*"))) == 3
 
 
 def test_limits_and_output_may_change(here: Path, cli: Callable[..., Ran]) -> None:

@@ -162,7 +162,6 @@ def test_a_used_up_day_is_remembered_until_it_is_forgotten(here: Path) -> None:
         assert db.execute("SELECT requests FROM days").fetchall() == [(20,)], "what was sent is not forgotten"
 
 
-@pytest.mark.xfail(strict=True, reason="a run belongs to one job and one input: an edit is refused, `--fresh` buys all")
 @pytest.mark.case("O7")
 def test_after_a_row_was_appended_only_that_row_is_bought(
     here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch

@@ -78,6 +78,7 @@ def test_a_call_becomes_one_row_with_its_provenance() -> None:
         "latency_s": 0.5,
         "finished_at": datetime.fromtimestamp(AT, UTC),
         "continuation": None,
+        "generation": 0,
         "late": False,
     }
 

@@ -455,7 +455,7 @@ def test_another_job_or_input_is_refused_with_what_differs_and_what_is_kept(dire
         "  [model] name: gemini-3.5-flash-lite → pro",
         "3 results are kept there.",
     ]
-    assert "--fresh" in error.hint
+    assert "generation" in error.hint
     with opened(directory) as store:
         assert store.outcomes.count("ok") == 3
 

@@ -85,6 +85,9 @@ def run(
         bool,
         typer.Option("--cancel-batches", help="cancel the batches that are out, take what they have, ask nothing"),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what would be bought and what is kept; nothing is sent or written")
+    ] = False,
     out: Out = None,
     model: Model = None,
     rpm: Rpm = None,
@@ -155,6 +158,8 @@ def run(
     redo = load_job(job, out, model, rpm, tpm, rpd, changed) if changed else None
     prepared = prepare.prepare(loaded, options, redo)
 
+    if dry_run:
+        _dry_run(prepared)
     same = "the same command" + " without `--fresh`" * fresh  # with it the run would begin once more
     try:
         ended = _run(prepared, yes, console.watch)
@@ -322,8 +327,7 @@ def _confirm(yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool, Se
         if session.options.cancel_batches:
             console.show_cancelling(session.job.name, str(session.directory))
             return
-        asked = "pilot of" if session.options.pilot is not None else "redo of" if session.redo else ""
-        console.show_start(plan, session.job.name, str(session.directory), continued, session.kind, asked)
+        _show_start(plan, continued, session)
         if not (session.rehearsal or yes or plan.load.prompts == 0):
             if not (sys.stdin.isatty() and sys.stderr.isatty()):
                 raise JobError("nobody is here to say yes to the cost", "add `--yes`, and perhaps `--max-cost USD`")
@@ -331,6 +335,30 @@ def _confirm(yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool, Se
                 typer.confirm("Continue?", abort=True, err=True)
 
     return confirm
+
+
+def _show_start(plan: "Plan", continued: bool, session: "Session") -> None:
+    from pipeline import console
+
+    if session.change:
+        console.show_change(session.change, bool(plan.sampled_rows))
+    asked = "pilot of" if session.options.pilot is not None else "redo of" if session.redo else ""
+    console.show_start(plan, session.job.name, str(session.directory), continued, session.kind, asked)
+
+
+def _dry_run(prepared: "Session") -> None:
+    """Say what a run would buy, and end the command."""
+    import anyio
+
+    from pipeline import console, estimating
+    from pipeline.run import services
+
+    prepared = anyio.run(services.identified, prepared)
+    with console.busy("reading the table"):
+        plan, session = anyio.run(estimating.foreseen, prepared)
+    _show_start(plan, plan.documents_done > 0, session)
+    console.show_hint("nothing was sent and nothing was written: without `--dry-run` the same command does it")
+    raise typer.Exit
 
 
 @contextmanager

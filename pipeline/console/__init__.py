@@ -1,7 +1,7 @@
 """What a person sees: plans, progress, summaries, errors."""
 
 from pipeline.console.checks import show_steps, steps_json
-from pipeline.console.plans import show_cancelling, show_estimate, show_start
+from pipeline.console.plans import show_cancelling, show_change, show_estimate, show_start
 from pipeline.console.plans_json import plan_json
 from pipeline.console.progress import PilotWatch, notice, progress_line, watch
 from pipeline.console.reports import models_json, show_failures, show_models, show_runs, show_summary
@@ -34,6 +34,7 @@ __all__ = [
     "plan_json",
     "progress_line",
     "show_cancelling",
+    "show_change",
     "show_columns",
     "show_error",
     "show_estimate",

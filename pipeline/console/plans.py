@@ -32,10 +32,12 @@ from pipeline.plan.plans import Example, Found
 from pipeline.plan.timing import Deadline, Timeline
 from pipeline.prices import CHECKED
 from pipeline.records import Lane
+from pipeline.store.digests import RowsChanged
 from pipeline.terminal import one_line
 
 if TYPE_CHECKING:
     from pipeline.estimating import Estimate
+    from pipeline.run.changes import Change
 
 _FOUND = {
     "repeats": "repeat an earlier row",
@@ -349,6 +351,28 @@ def show_start(plan: Plan, name: str, directory: str, continued: bool, kind: Kin
         left = f"{things(plan.documents_done, 'row')} done, {count(plan.documents)} left: {left}"
     err.print(styled((one_line(name), "bold"), f" → {one_line(directory)}\n  {left}"))
     _show_notes(plan.notices, err, "yellow")
+
+
+def show_change(change: "Change", about: bool) -> None:
+    """What an edit of a job or its input comes to: what differs, rows and calls, what is kept."""
+    is_or_are = f"generation {change.generation}: this job changed since {one_line(str(change.directory))} was made"
+    err.print(styled((is_or_are, "yellow")))
+    for line in change.lines:
+        err.print(f"  {one_line(line)}")
+    kept = f"{'about ' if about else ''}{things(change.kept, 'answer')} kept"
+    paid = f", {money(change.kept_usd)} then" if change.kept_usd else ""
+    rows = [
+        f"{count(number)} {word}"
+        for word, number in zip(RowsChanged._fields, change.rows or (), strict=False)
+        if number
+    ]
+    told = [f"rows: {', '.join(rows)}"] if rows else []
+    err.print(f"  {'; '.join([*told, kept + paid])}")
+    if change.truncated:
+        err.print(
+            f"  {count(change.truncated)} of them {'was' if change.truncated == 1 else 'were'} cut short:"
+            " `--retry truncated` buys those anew"
+        )
 
 
 def show_cancelling(name: str, directory: str) -> None:

@@ -50,12 +50,16 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
     answered_by = " and ".join(f"{number:,} by {which}" for which, number in savers.items() if number)
     cost = "unknown" if summary.unpriced else money(summary.cost_usd)
     paid_rows = 0 if summary.unpriced else summary.done + summary.beyond
-    per_1000 = summary.cost_usd / paid_rows * 1000 if paid_rows else None
+    before_usd = Decimal(manifest.before_usd)
+    per_1000 = (summary.cost_usd + summary.kept_usd) / paid_rows * 1000 if paid_rows else None
     rows = [
         ("rows", f"{outcomes['ok']:,} ok", "   ".join(remarks)),
         ("calls", f"{summary.calls:,}", steps if len(summary.calls_by_step) > 1 else ""),
         ("unanswered", f"{sum(unanswered.values()):,}", _split(unanswered)) if any(unanswered.values()) else None,
         ("saved calls", f"{saved:,}", f"{answered_by}, worth {money(summary.saved_usd)}") if saved else None,
+        ("kept calls", f"{summary.kept:,}", f"of earlier generations, which paid {money(summary.kept_usd)} for them")
+        if summary.kept
+        else None,
         ("tokens in", count(usage.input_tokens + usage.tool_tokens), ""),
         (
             "tokens out",
@@ -63,6 +67,7 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
             f"{count(usage.thinking_tokens)} of them thinking" if usage.thinking_tokens else "",
         ),
         ("cost", cost, f"{money(per_1000)} per 1,000 rows" if per_1000 else ""),
+        ("", "", f"{money(before_usd)} by earlier generations of this run") if before_usd else None,
         ("", "", _uncertain(summary)) if summary.uncertain and not summary.unpriced else None,
         ("lanes", *_lanes(summary)) if summary.lanes.keys() - {"standard"} else None,
         ("batches", *_batches(summary.batches)) if summary.batches else None,

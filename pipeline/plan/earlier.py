@@ -120,11 +120,11 @@ def _read(directory: Path, most: int) -> tuple[pl.DataFrame, set[int]]:
     batches = batch_states.read(directory)
     asked_so = {number: state for number, state in batches.items() if state.changes is None}
     sealed = [path for path in parts.part_paths(directory / "calls") if parts.part_number(path) <= unsealed.sealed]
-    frames = [parts.calls_frame(unsealed.calls, {}).select(_READ)]
+    frames = [_own(parts.calls_frame(unsealed.calls, {}))]
     for path in (*reversed(sealed), *reversed(batched.part_paths(directory, asked_so))):
         if sum(frame.height for frame in frames) >= most:
             break
-        frames.append(parts.read_part(path, _READ))
+        frames.append(_own(parts.read_part(path, (*_READ, "generation"))))
         if path.parent.name == "calls":
             results = parts.read_part(
                 parts.part_path(directory / "results", parts.part_number(path)), ("row", "changes")
@@ -132,6 +132,11 @@ def _read(directory: Path, most: int) -> tuple[pl.DataFrame, set[int]]:
             changed.update(results.filter(pl.col("changes").is_not_null())["row"])
     calls = pl.concat(frames).head(most)
     return calls.with_columns(pl.when(pl.col("lane") != "batch").then("latency_s").alias("latency_s")), changed
+
+
+def _own(calls: pl.DataFrame) -> pl.DataFrame:
+    """Without what earlier generations bought: they teach it themselves."""
+    return calls.filter(parts.IS_BOUGHT).select(_READ)
 
 
 def _teaching(run: _Run, calls: pl.DataFrame, changed: set[int]) -> pl.DataFrame:

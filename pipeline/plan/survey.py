@@ -27,6 +27,7 @@ class Survey:
     repeats: pl.Series  # Boolean: an earlier row is the same in all columns used; False for a row that is empty
     empty: pl.Series  # Boolean: there is a text column and it is null or blank, so nothing is sent
     first_repeats: tuple[tuple[int, int], ...]  # a few repeats, each with the first row of its content
+    digests: Iterable[pl.DataFrame] = ()  # hashes of each row, slices in order: `key`, of its id, and `hash`
 
     @property
     def rows(self) -> int:
@@ -66,11 +67,12 @@ def survey(source: Source, rows: int) -> Survey:
     large table 20 bytes a row go to temporary files, and a few MB are in memory. Blocks: run it in a thread. Raises
     `InputError` when there is no room for the files.
     """
-    facts, contents = Spill(_PURPOSE), Spill(_PURPOSE)
+    facts, digests, contents = Spill(_PURPOSE), Spill(_PURPOSE), Spill(_PURPOSE)
     groups = rows // _SLICE_ROWS + 1
     empty, repeats = [pl.Series(dtype=pl.Boolean)], [pl.Series(dtype=pl.Boolean)]
     for frame in _slices(source, rows):
         facts.add(frame.select("size", "kind"))
+        digests.add(frame.select("key", "hash"))
         empty.append(frame["empty"])
         repeats.append(~frame["hash"].is_first_distinct() & ~frame["empty"])
         shown_at_most = repeats[-1].cum_sum() <= EXAMPLES
@@ -86,7 +88,7 @@ def survey(source: Source, rows: int) -> Survey:
         pairs = alike.join(later.head(EXAMPLES), on="hash", suffix="_later")
         firsts = pairs.group_by(pl.col("row_later").alias("row")).agg(pl.col("row").min().alias("first"))
         shown = pl.concat([shown, firsts]).sort("row").head(EXAMPLES)
-    return Survey(facts, repeat, pl.concat(empty, rechunk=True), tuple(shown.iter_rows()))
+    return Survey(facts, repeat, pl.concat(empty, rechunk=True), tuple(shown.iter_rows()), digests)
 
 
 def keys_of(source: Source, rows: Collection[int]) -> dict[int, str]:
@@ -125,10 +127,13 @@ def _measured(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
     size = pl.sum_horizontal(nothing, *(pl.col(name).str.len_bytes() for name in names))
     characters = pl.sum_horizontal(nothing, *(pl.col(name).str.len_chars() for name in names))
     blank = pl.lit(False) if source.text is None else ~pl.col(source.text).str.contains(_NOT_BLANK).fill_null(False)
+    content = pl.struct(nothing.alias(ROW), *names, *files).hash()  # a template may use no column at all
+    key = content if source.id is None else pl.lit(frame[source.id].hash())
     return texts.select(
         pl.col(ROW).cast(pl.UInt32).alias("row"),
         size.alias("size"),
         kind_column(size, characters).alias("kind"),
-        pl.struct(nothing.alias(ROW), *names, *files).hash().alias("hash"),  # a template may use no column at all
+        content.alias("hash"),
+        key.alias("key"),
         blank.alias("empty"),
     )

@@ -27,7 +27,7 @@ from pipeline.store.state import load
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
 _CALL_COLUMNS = (
     *("step", "chunk", "paid", "attempts", "rate_limited", "input_tokens_est", "latency_s", "finished_at"),
-    *("cost_usd", "standard_usd", "at_most_usd", "usage_estimated", "target", "lane", "late"),
+    *("cost_usd", "standard_usd", "at_most_usd", "usage_estimated", "target", "lane", "late", "generation"),
     *_SUMS,
 )
 
@@ -45,6 +45,10 @@ RUN_KEYS: Mapping[str, str] = {
     "identical": "calls that a call of this run with the same content answered",
     "cached": "calls that an earlier run answered, through `[cache]`",
     "saved_usd": "what both would have cost",
+    "generation": "number of the run's generation: an edit that can change answers begins the next",
+    "kept": "calls that earlier generations bought; the rows have their tokens and cost, `cost_usd` here has not",
+    "kept_usd": "what they cost then",
+    "before_usd": "what earlier generations may have cost in all; it counts against the caps",
     "input_tokens": "tokens of the prompts",
     "cached_tokens": "those of them that came from the service's own cache",
     "output_tokens": "tokens of the answers, without thinking",
@@ -101,6 +105,8 @@ class Summary:
     identical: int  # calls that one with the same content answered
     cached: int  # calls that an earlier run answered
     saved_usd: Decimal  # what both would have cost
+    kept: int  # calls that an earlier generation of the run bought
+    kept_usd: Decimal  # what they cost then
     latency_p50_s: float | None
     latency_p95_s: float | None
     seconds: float
@@ -146,6 +152,10 @@ class Summary:
             "identical": self.identical,
             "cached": self.cached,
             "saved_usd": float(round(self.saved_usd, 8)),
+            "generation": self.manifest.generation,
+            "kept": self.kept,
+            "kept_usd": float(round(self.kept_usd, 8)),
+            "before_usd": float(round(Decimal(self.manifest.before_usd), 8)),
             "input_tokens": self.usage.input_tokens + self.usage.tool_tokens,
             "cached_tokens": self.usage.cached_tokens,
             "output_tokens": self.usage.output_tokens,
@@ -211,6 +221,8 @@ class _Sums:
     paid: Counter[str] = field(default_factory=Counter)  # tokens by counter
     steps: dict[str, Amounts] = field(default_factory=dict)  # calls that were paid for
     before: dict[str, Amounts] = field(default_factory=dict)  # those of them before the plan
+    kept: int = 0
+    kept_usd: Decimal = Decimal(0)
     attempts: int = 0
     rate_limited: int = 0
     cost_usd: Decimal = Decimal(0)
@@ -225,6 +237,10 @@ class _Sums:
 
     def add(self, calls: pl.DataFrame) -> None:
         """Add the calls of one part."""
+        kept = calls.filter(~parts.IS_BOUGHT)
+        self.kept += kept.height
+        self.kept_usd += Decimal(kept["cost_usd"].sum())
+        calls = calls.filter(parts.IS_BOUGHT)
         paid = calls.filter(pl.col("paid"))
         self.paid.update(paid.select(pl.col(*_SUMS, "input_tokens_est").sum()).row(0, named=True))
         _add(self.steps, amounts_by_step(paid))
@@ -307,6 +323,8 @@ def summarize(directory: Path) -> Summary:
         identical=int(_over_sessions(events, lambda numbers: numbers.identical)),
         cached=int(_over_sessions(events, lambda numbers: numbers.cached)),
         saved_usd=_over_sessions(events, lambda numbers: numbers.saved_usd),
+        kept=sums.kept,
+        kept_usd=sums.kept_usd,
         latency_p50_s=sums.latencies.quantile(0.5),
         latency_p95_s=sums.latencies.quantile(0.95),
         seconds=_seconds(events),

@@ -52,18 +52,20 @@ from pipeline.run.rounds import Rounds
 from pipeline.run.rows import Wanted
 from pipeline.run.services import Services
 from pipeline.shelves import Shelf
+from pipeline.store.earlier import Earlier
 from pipeline.store.run import RunStore
 from pipeline.targets import Route, Target
 
 
-def bought_by(store: RunStore, job: Job) -> Bought:
-    """What finds the reply that this run bought for a prompt, of any model that may be asked for it."""
+def bought_by(store: RunStore, job: Job, earlier: Earlier | None) -> Bought:
+    """What finds the reply that this run bought for a prompt, or an earlier generation of it, of any model that may be
+    asked for it."""
 
     async def bought(prompt: Prompt) -> Reply | None:
         for fingerprint in map(prompt.fingerprint, job.models_of(prompt.step)):
             if found := store.reply(fingerprint) or await store.sealed_reply(fingerprint, prompt.row):
                 return found.reply
-        return None
+        return await earlier.find(prompt, job.models_of(prompt.step)) if earlier else None
 
     return bought
 
@@ -85,14 +87,14 @@ def open_spend(session: Session, targets: Iterable[Target], run: str, books: Exi
     return JointBook(opened) if len(opened) > 1 else next(iter(opened.values()))
 
 
-def spending_of(session: Session, store: RunStore, book: Book | None) -> Spending:
-    """What may be spent, and what is; a rehearsal has no caps."""
+def spending_of(session: Session, store: RunStore, book: Book | None, before_usd: Decimal = Decimal(0)) -> Spending:
+    """What may be spent, and what is, `before_usd` by earlier generations; a rehearsal has no caps."""
     if session.rehearsal:
         return Spending(None)
     caps = session.job.spec.budget
     return Spending(
         session.max_usd,
-        store.spent_usd(),
+        store.spent_usd() + before_usd,
         book=book,
         day_cap_usd=_exact(caps.max_usd_per_day),
         month_cap_usd=_exact(caps.max_usd_per_month),
@@ -114,6 +116,7 @@ def assembled(
     rows: Wanted,
     spoken: Mapping[Target, Service],
     closing: ExitStack,
+    earlier: Earlier | None,
 ) -> "Assembled":
     """What a session works with; `spoken` are the targets of batches, with who speaks to them.
 
@@ -224,6 +227,7 @@ def assembled(
         packing,
         services.ready,
         batching.rounds.parks if batching else None,
+        earlier,
     )
     feeds = batching.rounds.feeds if batching else [Table(session.documents(rows, plan.order))]
     calls = [partial(_by, fallback(call) if route.others else call, route) for route in routes]

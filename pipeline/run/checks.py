@@ -9,6 +9,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from pipeline.cache import shelf_of
 from pipeline.environment import check_certificates
 from pipeline.errors import PipelineError, RunStateError
 from pipeline.job import Job, compiled, key_of, read_job
@@ -27,7 +28,8 @@ from pipeline.quota.daily import day_of, until_text
 from pipeline.quota.stops import refused_by_proxy
 from pipeline.records import Failure
 from pipeline.run.fitting import ignored, life
-from pipeline.run.guards import check_start
+from pipeline.run.generations import changed
+from pipeline.run.guards import refuse_unpriced
 from pipeline.run.output import output_place
 from pipeline.run.prepare import (
     METERS,
@@ -139,8 +141,19 @@ def _places(steps: Steps, session: Session, is_whole: bool) -> None:
         steps.skips("run")
         return
     with steps.trying("run"):
-        check_start(session)
-        steps.passes("run", str(session.directory), "goes on" if session.directory.exists() else "begins")
+        steps.passes("run", str(session.directory), _start(session))
+
+
+def _start(session: Session) -> str:
+    """How the run starts. Raises what it would before its first call, beside what the steps before this one do."""
+    change = changed(session)
+    if not session.options.offline:
+        shelf_of(session.job)
+    if not session.rehearsal:
+        refuse_unpriced(session.job, session.options)
+    if change:
+        return f"generation {change.generation} begins: {change.lines[0]}"
+    return "goes on" if session.directory.exists() else "begins"
 
 
 def _limits(steps: Steps, job: Job) -> None:

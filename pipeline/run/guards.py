@@ -6,20 +6,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline import report
-from pipeline.cache import shelf_of
 from pipeline.errors import JobError, RunStateError, ServiceError
 from pipeline.events import FewFiles, Notify
 from pipeline.job import Job
 from pipeline.models import model_info
 from pipeline.prices import effective_rates
 from pipeline.process import too_few_files
-from pipeline.providers.stored import parse_stored
 from pipeline.quota.slots import CAP
 from pipeline.records import Failure, Limits, Reply
 from pipeline.run.prepare import Options, Session
 from pipeline.store.batches import is_out
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.state import check_belongs
 
 SPARE_FILES = 16
 """Files that a run opens beside its sockets now and then: parts, the output, names looked up; 3 at once were seen."""
@@ -32,14 +29,18 @@ def set_aside(directory: Path) -> None:
     if report.in_use(directory):
         raise RunStateError(f"{directory} is in use", "stop that run first")
     _refuse_orphans(directory)
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     try:
-        directory.rename(directory.with_name(f"{directory.name}.{stamp}"))
+        directory.rename(aside_of(directory))
     except OSError as error:
         raise RunStateError(
             f"{directory} cannot be set aside: {error.strerror}\nIt is as it was, and nothing was sent.",
             f"mend the permissions of {directory.parent}, or leave out `--fresh`",
         ) from None
+
+
+def aside_of(directory: Path) -> Path:
+    """Where a run directory is set aside at this moment."""
+    return directory.with_name(f"{directory.name}.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
 
 
 def _refuse_orphans(directory: Path) -> None:
@@ -57,15 +58,6 @@ def _refuse_orphans(directory: Path) -> None:
         "with the job as it was the same command without `--fresh` collects them, or calls them off with"
         " `--cancel-batches`",
     )
-
-
-def check_start(session: Session) -> None:
-    """Raise what a run would before its first call, beside what `prepare` and the place of the output do."""
-    check_belongs(session.directory, session.manifest(), parse_stored)
-    if not session.options.offline:
-        shelf_of(session.job)
-    if not session.rehearsal:
-        refuse_unpriced(session.job, session.options)
 
 
 def refuse_unpriced(job: Job, options: Options) -> None:

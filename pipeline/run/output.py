@@ -23,7 +23,8 @@ def output_place(session: Session) -> AbstractContextManager[Place | None]:
     def trial(file: BinaryIO) -> None:
         attempt(session_schema(session), session.form, file)
 
-    return held(session.output, session.directory, session.rows, session.options.overwrite, trial)
+    most = None if session.options.limit is None else session.rows  # rows that an edit took away were agreed to
+    return held(session.output, session.directory, most, session.options.overwrite, trial)
 
 
 def _restoring(session: Session) -> Callable[[pl.DataFrame], pl.DataFrame]:

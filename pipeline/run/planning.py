@@ -45,15 +45,18 @@ _EMULATOR_LATENCY_S = 0.02
 _INSERTED = re.compile(r"\{\{-?\s*(\w+)")
 
 
-async def planned(session: Session, wanted: Wanted, bought: Bought, spent_usd: Decimal = Decimal(0)) -> plan.Plan:
+async def planned(
+    session: Session, wanted: Wanted, bought: Bought, spent_usd: Decimal = Decimal(0), found: Survey | None = None
+) -> plan.Plan:
     """The plan that a run starts with, which has cost `spent_usd` so far: of the rows that are `wanted`."""
-    made = await plan.make(await basis(session, wanted, bought, BRIEF), datetime.now(UTC))
+    made = await plan.make(await basis(session, wanted, bought, BRIEF, found), datetime.now(UTC))
     return replace(made, notices=notices_of(session, made, spent_usd))
 
 
-async def basis(session: Session, wanted: Wanted, bought: Bought, effort: Effort) -> Input:
+async def basis(session: Session, wanted: Wanted, bought: Bought, effort: Effort, found: Survey | None = None) -> Input:
     """What a plan of the rows that are `wanted` is made from: a look at the table, and what earlier runs say."""
-    job, source, found = session.working, session.source, await look(session)
+    job, source = session.working, session.source
+    found = found or await look(session)
     learned = await anyio.to_thread.run_sync(earlier, RUNS, job, session.kind, source.fingerprint, about(found))
     pace, several = await _pace(session, learned), await _several(session, learned)
     quota = _quotas(session).get("", "")

@@ -22,6 +22,7 @@ from pipeline.places import Kind, beside, run_directory
 from pipeline.prices import CHECKED, FREE, Rates
 from pipeline.providers.uploads import INLINE_BYTES
 from pipeline.records import Document, Limits
+from pipeline.run.changes import Change
 from pipeline.run.fitting import check_fits
 from pipeline.sections import JobFile
 from pipeline.source import Source, open_source, output_conflict
@@ -67,6 +68,7 @@ class Session:
     redo: Job | None = None  # the job with `options.changes`; the run stays that of `job`
     kind: Kind = "real"  # who answers
     asked: bool = False  # whether the service was asked who it is
+    change: Change | None = None  # that the next generation begins with, while that is agreed to
 
     @property
     def rehearsal(self) -> bool:

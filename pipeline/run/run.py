@@ -35,18 +35,24 @@ from pipeline.process import give_back_memory
 from pipeline.report.accuracy import Amounts, logged
 from pipeline.run.assembling import Assembled, assembled, bought_by, open_books, open_spend, spending_of
 from pipeline.run.batching import check_any_out, check_out, deadline_of, ended_early, speakers
+from pipeline.run.changes import Change
 from pipeline.run.engine import Engine, Monitor
+from pipeline.run.generations import Keeping, begin, changed, held, number_of_fresh, settle, spent_before
 from pipeline.run.guards import refuse_unpriced, set_aside
 from pipeline.run.output import exported, output_place
-from pipeline.run.planning import planned
+from pipeline.run.planning import look, planned
 from pipeline.run.prepare import Session
 from pipeline.run.rows import wanted
 from pipeline.run.services import Opening, Services, asked, open_services
 from pipeline.run.status import StatusFile
+from pipeline.store import digests
 from pipeline.store.batch_states import BatchState
+from pipeline.store.earlier import Earlier, line_of
 from pipeline.store.latencies import note
+from pipeline.store.manifest import read as read_manifest
 from pipeline.store.place import Place
 from pipeline.store.run import RunStore
+from pipeline.store.state import Outcomes
 
 UPLOADS = "uploads.jsonl"
 """In the run directory: the files that are at the service."""
@@ -133,8 +139,20 @@ async def _run(session: Session, services: Services, place: Place | None, confir
     if options.cancel_batches:
         check_any_out(session)
     shelf = None if options.offline else shelf_of(job, session.kind)
+    settle(session.directory)
+    plan = None
+    if not options.fresh and not options.cancel_batches and (change := changed(session)):
+        plan = await _agreed(session, change, confirm)
     store = RunStore(session.directory, services.parse)
-    continued = store.open(session.manifest())
+    manifest = session.manifest()
+    if options.fresh:
+        manifest = replace(manifest, generation=number_of_fresh(session.directory))
+    continued = store.open(manifest)
+    own = read_manifest(session.directory / "manifest.json")
+    assert own
+    earlier = None
+    if own.after:
+        earlier = Earlier(line_of(session.directory.parent, own), services.parse, options.retry)
     try:
         if options.retry:
             store.reopen(options.retry, options.changes, passing=not options.skip_failed)
@@ -146,18 +164,23 @@ async def _run(session: Session, services: Services, place: Place | None, confir
             check_out(session, store.batches.open())
         session = replace(session, options=replace(options, by=deadline_of(options, store.batches.open())))
         rows = wanted(session, store.outcomes)
-        plan = await planned(session, rows, bought_by(store, session.working), store.spent_usd())
-        if plan.load.prompts and not session.rehearsal:
-            refuse_unpriced(job, options)
-        confirm(plan, continued, session)
+        before_usd = Decimal(own.before_usd)
+        if plan is None:
+            found = await look(session)
+            digests.write(session.directory, found.digests, found.rows, session.source.columns)
+            bought = bought_by(store, session.working, earlier)
+            plan = await planned(session, rows, bought, store.spent_usd() + before_usd, found)
+            if plan.load.prompts and not session.rehearsal:
+                refuse_unpriced(job, options)
+            confirm(plan, continued, session)
         if plan.load.prompts:
             await services.reach()
         services.book.open(session.directory / UPLOADS)
         with ExitStack() as books:
             quotas = open_books(session, services.targets, books)
             spent = open_spend(session, services.targets, store.identity, books)
-            spending = spending_of(session, store, spent)
-            made = assembled(session, store, services, spending, quotas, shelf, plan, rows, spoken, books)
+            spending = spending_of(session, store, spent, before_usd)
+            made = assembled(session, store, services, spending, quotas, shelf, plan, rows, spoken, books, earlier)
             engine = made.engine
             store.log(_expectation(session, plan))
             told = StatusFile(session.directory, engine.monitor)
@@ -185,8 +208,24 @@ async def _run(session: Session, services: Services, place: Place | None, confir
         if job.spec.input.delete_files and status == "finished":
             await services.delete_files()
     finally:
+        if earlier is not None:
+            earlier.close()
         store.close()
     return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted, unwritten, out)
+
+
+async def _agreed(session: Session, change: Change, confirm: Confirm) -> Plan:
+    """Ask what an edit of the job or its input comes to, and begin the next generation: its plan."""
+    with held(change):
+        keeping, found = Keeping(session, change), await look(session)
+        before_usd = spent_before(change)
+        plan = await planned(session, wanted(session, Outcomes()), keeping.bought, before_usd, found)
+        if plan.load.prompts and not session.rehearsal:
+            refuse_unpriced(session.job, session.options)
+        confirm(plan, False, replace(session, change=keeping.counted(found, session.source.columns)))
+        begin(change, session, before_usd)
+        digests.write(session.directory, found.digests, found.rows, session.source.columns)
+    return plan
 
 
 async def _attended(made: Assembled, store: RunStore, watch: Watch, told: StatusFile, books: ExitStack) -> None:

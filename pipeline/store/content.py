@@ -12,6 +12,7 @@ What was bought live stands before what a batch bought, which came late then.
 import hashlib
 import os
 import sqlite3
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import RLock
@@ -37,10 +38,14 @@ _REPLY = (
     *("finish_reason", "model", "endpoint", "lane", "response_id", "latency_s", "attempts", "rate_limited"),
     *("cost_usd", "standard_usd", "at_most_usd", "worst_usd"),
 )
-_WHAT = ("status", "error_kind", "error", "continuation", "target")
+_WHAT = ("generation", "status", "error_kind", "error", "continuation", "target")
 _ENDING = ("paid", "cost_usd", "at_most_usd")
 _ENDS = pl.col("paid") | ((pl.col("cost_usd") == 0) & (pl.col("at_most_usd") == 0))
 """Of what a batch bought: not a request that may have been billed without an answer, for which another is made."""
+
+
+READ_COLUMNS = ("row", "fingerprint", "paid", "text", "extras", "finished_at", *_WHAT, *_REPLY, *_USAGE)
+"""What a reply is read from."""
 
 
 class Answered(NamedTuple):
@@ -144,7 +149,8 @@ class ContentIndex:
         if fingerprint not in numbers:
             return None
         batch = batched.number_of(found) if found < 0 else None
-        return _answered(frame.row(numbers[fingerprint], named=True), batch)
+        row = frame.row(numbers[fingerprint], named=True)
+        return Answered(row["row"], reply_of(row), batch)
 
     def bought_by(self, fingerprint: str) -> int | None:
         """The batch that bought what is found for this content; 0: it was bought live. None: nothing is found."""
@@ -163,7 +169,7 @@ class ContentIndex:
         """The part that has the answer. Raises `sqlite3.Error` where the index cannot be used."""
         if not self._usable:
             raise sqlite3.DatabaseError("it is not used any more")
-        found = self._reader.execute("SELECT part FROM content WHERE hash = ?", (_hash(fingerprint),)).fetchone()
+        found = self._reader.execute("SELECT part FROM content WHERE hash = ?", (hash_of(fingerprint),)).fetchone()
         return None if found is None else int(found[0])
 
     def close(self) -> None:
@@ -228,7 +234,7 @@ class ContentIndex:
         # An answer that is the row's and would not do is no answer to go on with: `--retry` asks for another.
         unwanted = results.filter(pl.col("error_kind").is_in(JUDGED))["row"].implode()
         answered = frame.filter(~(pl.col("row").is_in(unwanted) & pl.col("text").is_null()))["fingerprint"]
-        hashes = sorted(map(_hash, answered))  # in the order of the file's pages
+        hashes = sorted(map(hash_of, answered))  # in the order of the file's pages
         with self._writer as db:
             db.execute("BEGIN IMMEDIATE")
             db.executemany("INSERT OR REPLACE INTO content VALUES (?, ?)", [(key, number) for key in hashes])
@@ -239,7 +245,7 @@ class ContentIndex:
         """What was bought live stands; of batches the newest."""
         name = batched.name_of(path)
         frame = parts.read_part(path, ("fingerprint", *_ENDING)).filter(_ENDS)
-        hashes = sorted(map(_hash, frame["fingerprint"]))
+        hashes = sorted(map(hash_of, frame["fingerprint"]))
         with self._writer as db:
             db.execute("BEGIN IMMEDIATE")
             db.executemany(
@@ -261,13 +267,12 @@ class ContentIndex:
         return part
 
     def _read(self, number: int) -> tuple[dict[str, int], pl.DataFrame]:
-        columns = ("row", "fingerprint", "paid", "text", "extras", "finished_at", *_WHAT, *_REPLY, *_USAGE)
         if number < 0:
-            calls = parts.read_part(batched.named(self._directory, number), columns)
+            calls = parts.read_part(batched.named(self._directory, number), READ_COLUMNS)
             answers = calls.filter(_ENDS)
             unread = calls.filter(~_ENDS)
         else:
-            calls = parts.read_part(parts.part_path(self._directory / "calls", number), columns)
+            calls = parts.read_part(parts.part_path(self._directory / "calls", number), READ_COLUMNS)
             results = parts.read_part(parts.part_path(self._directory / "results", number), ("row", "response"))
             answers = calls.filter(pl.col("paid") & (pl.col("status") == "ok")).join(results, on="row", how="left")
             answers = answers.with_columns(pl.coalesce("text", "response").alias("text")).drop("response")
@@ -277,13 +282,14 @@ class ContentIndex:
         return {fingerprint: at for at, fingerprint in enumerate(answers["fingerprint"])}, answers
 
 
-def _hash(fingerprint: str) -> int:
+def hash_of(fingerprint: str) -> int:
     """64 bits: two of 10 million contents share them once in 400,000 runs, and are told apart by the part."""
     return int.from_bytes(hashlib.blake2b(fingerprint.encode(), digest_size=8).digest(), "big", signed=True)
 
 
-def _answered(row: dict[str, Any], batch: int | None) -> Answered:
-    reply = Reply(
+def reply_of(row: Mapping[str, Any]) -> Reply:
+    """The reply that a row of calls is, from `READ_COLUMNS` and `unread_usd`."""
+    return Reply(
         row["text"] or "",
         row["status"],
         error_kind=row["error_kind"],
@@ -293,6 +299,6 @@ def _answered(row: dict[str, Any], batch: int | None) -> Answered:
         target=row["target"] or "",
         continuation=row["continuation"] or "",
         finished_at=row["finished_at"].timestamp(),
+        generation=row["generation"],
         **{name: row[name] for name in (*_REPLY, "unread_usd")},
     )
-    return Answered(row["row"], reply, batch)

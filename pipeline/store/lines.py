@@ -11,6 +11,8 @@ import orjson
 from pipeline.prompts import Params, Prompt, Tools, Turn
 from pipeline.records import Media, Parse, Reply, Result, Step, Usage, changed
 
+_KEPT = ("status", "finish_reason", "error_kind", "error", "response_id", "text", "extras", "continuation")
+"""Of a reply that an earlier generation bought: its body stays there."""
 _USAGE = tuple(field.name for field in fields(Usage))
 
 
@@ -126,6 +128,9 @@ def call_line(prompt: Prompt, model: str, reply: Reply, answered: bool = True) -
         call["at_most_usd"] = _text(reply.at_most_usd)
     if reply.worst_usd is not None:
         call["worst_usd"] = str(reply.worst_usd)
+    if reply.generation:
+        call["kept"] = [reply.generation, *(getattr(reply, name) for name in _KEPT)]
+        return _line(record)
     if not reply.raw or not answered:
         call["failure"] = [reply.status, reply.error_kind, reply.error]
         if reply.raw:
@@ -189,7 +194,7 @@ def kept(prompt: Prompt, model: str, reply: Reply, line: bytes, answered: bool =
         prompt.fingerprint(model),
         prompt.input_tokens_est,
         reply if reply.error_kind == "malformed_reply" else changed(reply, raw=b""),
-        answered and bool(reply.raw),
+        answered and bool(reply.raw or reply.generation),
         line,
     )
 
@@ -241,6 +246,9 @@ def _read_call(record: dict[str, Any], line: bytes, parse: Parse) -> Call:
 
 def _read_reply(record: dict[str, Any], parse: Parse) -> Reply:
     """What was decided when the reply came; its text is in the body."""
+    if "kept" in record:
+        generation, *rest = record["kept"]
+        return Reply(generation=generation, **dict(zip(_KEPT, rest, strict=True)))
     if "failure" in record:
         status, kind, error = record["failure"]
         return Reply("", status, error_kind=kind, error=error, raw=record.get("start", "").encode())

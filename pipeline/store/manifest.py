@@ -6,7 +6,7 @@ import shlex
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ _ANSWERS: Mapping[Kind, str] = {
     "offline": "the embedded emulator's answers",
     "rehearsal": "a served emulator's answers",
 }
+_OF_LATER = ("generation", "after", "before_usd")
 _WORDS = ("system", "template")  # settings whose values are the text of prompts
 
 
@@ -50,6 +51,9 @@ class Manifest:
     run: str = ""  # what its journals begin with; empty in layout 1
     plain_journals: int = 0  # journals up to this number are of layout 1
     rehearsal: bool = False  # answered by a served emulator; `offline` by the embedded one
+    generation: int = 1  # of the run: an edit that can change answers begins the next
+    after: tuple[str, ...] = ()  # directories of earlier generations, the newest first, whose answers are kept
+    before_usd: str = "0"  # what those may have cost, in all: it counts against the caps of this one
 
     @property
     def kind(self) -> Kind:
@@ -65,7 +69,10 @@ def write(path: Path, manifest: Manifest) -> None:
     hidden = path.with_name(f".{path.name}.tmp")
     hidden.touch(0o600)
     with hidden.open("wb") as file:
-        file.write(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        written = asdict(manifest)
+        if manifest.generation == 1:  # as versions wrote it that know of no other
+            written = {name: value for name, value in written.items() if name not in _OF_LATER}
+        file.write(orjson.dumps(written, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         file.flush()
         os.fsync(file.fileno())
     hidden.chmod(0o600)
@@ -94,7 +101,7 @@ def read(path: Path) -> Manifest | None:
         )
     try:
         _SHAPE.validate_json(written, strict=True)
-        return Manifest(**data)
+        return Manifest(**{**data, "after": tuple(data.get("after", ()))})
     except (ValidationError, TypeError):
         raise RunStateError(f"{path} is not a manifest", "restore it, or start anew with `--fresh`") from None
 
@@ -105,6 +112,19 @@ def _check_files(directory: Path) -> None:
         for entry in list(os.scandir(place)) if place.is_dir() else ():
             if not (entry.is_file() or entry.is_dir()) and os.path.lexists(entry.path):
                 raise RunStateError(f"{entry.path} is not a file", "move it away, and restore what was there")
+
+
+def in_place_of(known: Manifest, manifest: Manifest) -> Manifest:
+    """The manifest of a directory that was not used yet, for another job or input: what came before it stays."""
+    return replace(
+        manifest,
+        run=known.run,
+        plain_journals=known.plain_journals,
+        version=known.version,
+        generation=known.generation,
+        after=known.after,
+        before_usd=known.before_usd,
+    )
 
 
 def differences(old: Manifest, new: Manifest) -> list[str]:

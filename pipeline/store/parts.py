@@ -71,11 +71,15 @@ _CALLS: dict[str, PolarsDataType] = {
     "latency_s": pl.Float64,
     "finished_at": _TIME,
     "continuation": pl.String,  # of an answer that goes on, what the request for the rest has to name
+    "generation": pl.Int32,  # that bought it, where an earlier one did: it is kept, and not paid here; 0: this one
     "late": pl.Boolean,  # it was answered elsewhere meanwhile: paid for, and used for nothing
 }
 CALLS_SCHEMA = pl.Schema(_CALLS)
 """One row per reply that was paid for, per prompt that failed without one, and per request that may have been billed
 without one: not `paid`, with an estimate of `cost_usd` where something came, and `at_most_usd`."""
+
+IS_BOUGHT = pl.col("generation") == 0
+"""Whether a call was paid by the run of its directory; the others are kept from earlier generations."""
 
 IS_REQUEST = (pl.col("step") != "pack") | (pl.col("chunk") == 0)
 """Whether a call is a request of its own: of the calls of a pack, one for each of its rows, the first is."""
@@ -116,6 +120,7 @@ _ADDED: dict[str, pl.Expr] = {
     "lane": pl.lit("standard", pl.String),
     "standard_usd": pl.lit(None, MONEY),
     "continuation": pl.lit(None, pl.String),
+    "generation": pl.lit(0, pl.Int32),
     "late": pl.lit(False, pl.Boolean),
 }
 """Columns that parts of an older version lack."""
@@ -162,6 +167,7 @@ def calls_frame(calls: Sequence[Call], answers: dict[int, str | None]) -> pl.Dat
         "latency_s": [_seconds(reply.latency_s) for reply in replies],
         "finished_at": [_moment(reply.finished_at) for reply in replies],
         "continuation": [reply.continuation or None for reply in replies],
+        "generation": [reply.generation for reply in replies],
         "late": [call.late for call in calls],
     }
     return _frame(columns, CALLS_SCHEMA)

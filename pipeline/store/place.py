@@ -44,8 +44,8 @@ class Place:
         self._before = _signature(self._target)
         self._finished = 0  # rows with an outcome in the table that is there
 
-    def check(self, rows: int) -> None:
-        """Raise `InputError` when the table that is there is not this run's to replace by one of `rows` rows."""
+    def check(self, rows: int | None) -> None:
+        """Raise `InputError` when the table that is there is not this run's to replace by one of `rows` at most."""
         if self._overwrite or not self._before or not self._before[2]:  # there is nothing, or an empty file
             return
         theirs = list(notes.naming(self._target, self._directory.parent))
@@ -61,7 +61,7 @@ class Place:
             directory, note = writers[-1]
             raise self._refused(f"{self._path} holds {_rows(note.finished)} of another run, {directory}")
         self._finished = max(note.finished for note in mine)
-        if self._finished > rows:
+        if rows is not None and self._finished > rows:
             raise self._refused(
                 f"{self._path} holds {_rows(self._finished)}, and this run would write {rows:,} in their place"
             )
@@ -105,7 +105,7 @@ class Place:
                     f"\nEvery answer is safe in {self._directory}.",
                     "the same command with `--out PATH` writes beside it, with `--overwrite` in its place",
                 )
-            if there and counted.finished < self._finished:
+            if there and counted.finished < min(self._finished, counted.rows):  # all that an edit leaves is enough
                 raise OutputError(
                     f"{self._path} holds {_rows(self._finished)} of an earlier run of this job, and this one has"
                     f" {counted.finished:,} so far: it was not replaced.\nEvery answer is safe in {self._directory}.",
@@ -143,12 +143,13 @@ class Place:
 
 @contextmanager
 def held(
-    path: Path, directory: Path, rows: int, overwrite: bool, attempt: Callable[[BinaryIO], None]
+    path: Path, directory: Path, rows: int | None, overwrite: bool, attempt: Callable[[BinaryIO], None]
 ) -> Iterator[Place]:
     """The output `path` of the run in `directory`, tried and locked, until the end of the block.
 
-    `attempt` writes a table of the same types. Raises `InputError` for a place that cannot be written to, that is
-    inside a run directory, or that holds what is not to be replaced unasked; `RunStateError` when another run holds it.
+    `attempt` writes a table of the same types; `rows` are those that it will have at most, where a flag says so. Raises
+    `InputError` for a place that cannot be written to, that is inside a run directory, or that holds what is not to be
+    replaced unasked; `RunStateError` when another run holds it.
     """
     target = Path(os.path.realpath(path))
     _check_place(path, target, directory.parent)

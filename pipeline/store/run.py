@@ -42,11 +42,11 @@ from pipeline.store.batches import Batches, Cost
 from pipeline.store.content import Answered, ContentIndex
 from pipeline.store.journal import Journal, is_blank, journal_number, journal_path, journal_paths
 from pipeline.store.lines import Call, Sent, call_line, ended_line, kept, result_line, sent_line, sent_of
-from pipeline.store.manifest import VERSION, Lock, Manifest, differences
+from pipeline.store.manifest import VERSION, Lock, Manifest, differences, in_place_of
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
 from pipeline.store.reserve import Reserve
-from pipeline.store.state import Batch, Outcomes, check_belongs, check_parts, is_passing, load
+from pipeline.store.state import Batch, Outcomes, check_belongs, check_parts, is_passing, load, load_unsealed
 
 SEAL_ROWS = 4_000
 """Results in a part. One that is not sealed yet takes 12 kB of memory, so 10,000 took 70 MB more (measured 2026-11)."""
@@ -134,8 +134,7 @@ class RunStore:
     def _check(self, known: Manifest, manifest: Manifest) -> None:
         if differences(known, manifest):
             check_belongs(self.directory, manifest, self._parse)
-            same = replace(manifest, run=known.run, plain_journals=known.plain_journals, version=known.version)
-            write_manifest(self.directory / "manifest.json", same)
+            write_manifest(self.directory / "manifest.json", in_place_of(known, manifest))
 
     def _identified(self) -> str:
         """What the run's journals begin with; one of layout 1 is given it now."""
@@ -160,13 +159,21 @@ class RunStore:
         sealed = (path for kind in ("calls", "results") for path in parts.part_paths(self.directory / kind))
         seals.record(self.directory, [parts.describe(path) for path in sealed if not seals.noted(path, noted)])
         self.outcomes, self._batch = load(self.directory, self._parse)
-        self.lost = tuple(self._batch.in_flight.values())
         spent = journal_paths(self.directory)
+        if not spent:
+            self._batch.in_flight = self._left_by_earlier()
+        self.lost = tuple(self._batch.in_flight.values())
         self._write_parts(self._begin_journal())
         self._half_sealed = False
         for path in spent:
             with suppress(OSError):  # its number says that it is spent
                 path.unlink()
+
+    def _left_by_earlier(self) -> dict[str, Sent]:
+        """What was in flight when the generation before this one was killed: it is counted here, once."""
+        manifest = read_manifest(self.directory / "manifest.json")
+        before = self.directory.parent / manifest.after[0] if manifest and manifest.after else None
+        return load_unsealed(before, self._parse).in_flight if before and before.is_dir() else {}
 
     def _bought_by_batch(self, costs: Sequence[Cost]) -> None:
         for cost in costs:
@@ -241,6 +248,12 @@ class RunStore:
         for (prompt, reply, answered), line in zip(parts, lines, strict=True):
             self._keep(kept(prompt, model, reply, line, answered), reply)
         self._batch.in_flight.pop(pack.fingerprint(model), None)
+
+    def append_kept(self, prompt: Prompt, model: str, reply: Reply) -> None:
+        """Keep one reply that an earlier generation bought; it is not paid here."""
+        line = call_line(prompt, model, reply)
+        self._journal.append(line)
+        self._keep(kept(prompt, model, reply, line), reply)
 
     def _keep(self, call: Call, reply: Reply) -> None:
         self._batch.calls.append(call)
@@ -346,7 +359,7 @@ class RunStore:
         return self._sum("cost_usd")
 
     def calls(self, columns: Sequence[str], newest: int | None = None) -> Iterator[pl.DataFrame]:
-        """Some columns of what was bought so far, part by part; what is not sealed comes last.
+        """Some columns of all calls so far, part by part; what is not sealed comes last.
 
         Of the `newest` parts only: of so many of either kind, what batches bought and what not.
         """
@@ -356,7 +369,9 @@ class RunStore:
         yield parts.calls_frame(self._batch.calls, {}).select(columns)
 
     def _sum(self, *columns: str) -> Decimal:
-        return sum((Decimal(frame[name].sum()) for frame in self.calls(columns) for name in columns), Decimal(0))
+        """Over what this generation bought."""
+        frames = (frame.filter(parts.IS_BOUGHT) for frame in self.calls((*columns, "generation")))
+        return sum((Decimal(frame[name].sum()) for frame in frames for name in columns), Decimal(0))
 
     def _note_unread(self, call: Call) -> None:
         if not call.paid and call.has_cost:

@@ -1,6 +1,6 @@
 """What a run directory says, read without changing it: the outcome of every row, and what is not sealed yet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,19 +157,32 @@ def check_belongs(directory: Path, manifest: Manifest, parse: Parse) -> None:
     """Raise `RunStateError` for a directory that was used by a run of another job or input."""
     known = read_manifest(directory / "manifest.json")
     different = differences(known, manifest) if known else []
-    if not known or not different or is_unused(directory):
-        return
-    kept_rows = sum(load(directory, parse)[0].count(status) for status in STATUSES)
-    hint = "`--fresh` starts a new run and keeps the old one beside it; undo the change to continue this one"
+    if known and different and not is_unused(directory):
+        refuse_other(directory, known, manifest, parse)
+        raise _other(directory, different, parse, "`pipeline run` begins the next generation of it")
+
+
+def refuse_other(directory: Path, known: Manifest, manifest: Manifest, parse: Parse) -> None:
+    """Raise `RunStateError` for a run directory that is no earlier state of this job, or that has batches out."""
+    different = differences(known, manifest)
     if known.job_path != manifest.job_path and Path(known.job_path).is_file():
-        different = [f"the job file: {known.job_path}, and this is {manifest.job_path}", *different]
         hint = "give one of the two job files another name; `--fresh` starts a new run in place of the other's"
-    elif known.kind != "offline" and any(state.is_open for state in batch_states.read(directory).values()):
+        files = f"the job file: {known.job_path}, and this is {manifest.job_path}"
+        raise _other(directory, [files, *different], parse, hint)
+    if known.kind != manifest.kind:
+        hint = "`--fresh` starts a new run and keeps the old one beside it; undo the change to continue this one"
+        raise _other(directory, different, parse, hint)
+    if known.kind != "offline" and any(state.is_open for state in batch_states.read(directory).values()):
         hint = (
             "batches of it are with the service: undo the change, and the same command collects them, or calls them off"
-            " with `--cancel-batches`; then `--fresh` starts a new run"
+            " with `--cancel-batches`; then the edited job buys what is new"
         )
-    raise RunStateError(
+        raise _other(directory, different, parse, hint)
+
+
+def _other(directory: Path, different: Sequence[str], parse: Parse, hint: str) -> RunStateError:
+    kept_rows = sum(load(directory, parse)[0].count(status) for status in STATUSES)
+    return RunStateError(
         f"{directory} was made from a different job or input\n"
         + "\n".join(f"  {line}" for line in different)
         + f"\n{kept_rows:,} results are kept there.",

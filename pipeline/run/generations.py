@@ -1,0 +1,137 @@
+"""The generations of a run: what an edit of its job or its input changes, and the next one, which buys only that."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from uuid import uuid4
+
+from pipeline import report
+from pipeline.errors import JobError, RunStateError
+from pipeline.plan.survey import Survey
+from pipeline.process import make_private
+from pipeline.prompts import Prompt
+from pipeline.providers.stored import parse_stored
+from pipeline.records import Reply
+from pipeline.run.changes import Change
+from pipeline.run.guards import aside_of
+from pipeline.run.prepare import Session
+from pipeline.store import digests
+from pipeline.store.earlier import Earlier
+from pipeline.store.manifest import Lock, differences
+from pipeline.store.manifest import read as read_manifest
+from pipeline.store.manifest import write as write_manifest
+from pipeline.store.state import is_unused, refuse_other
+
+
+def changed(session: Session) -> Change | None:
+    """How the job or the input differs from what the run in its directory was made from; None where it goes on.
+
+    Raises `RunStateError` for a directory of another job, or of one whose batches are with a service.
+    """
+    known = read_manifest(session.directory / "manifest.json")
+    lines = differences(known, session.manifest()) if known else []
+    if known is None or not lines or is_unused(session.directory):
+        return None
+    refuse_other(session.directory, known, session.manifest(), parse_stored)
+    if session.redo is not None:
+        raise JobError(
+            "the job or its input changed since the rows were tried that `--set` is to redo\n"
+            + "\n".join(f"  {line}" for line in lines),
+            "leave out `--retry` and `--set` first: the same command then buys what is new; or undo the change",
+        )
+    return Change(session.directory, known, tuple(lines))
+
+
+class Keeping:
+    """Looks up what earlier generations bought, for a plan, and counts it."""
+
+    def __init__(self, session: Session, change: Change) -> None:
+        self._job = session.working
+        self._change = change
+        self._earlier = Earlier(change.earlier, parse_stored, session.options.retry)
+        self._seen: set[str] = set()
+        self._usd = Decimal(0)
+        self._truncated = 0
+
+    async def bought(self, prompt: Prompt) -> Reply | None:
+        """The reply that is kept for a prompt."""
+        reply = await self._earlier.find(prompt, self._job.models_of(prompt.step))
+        if reply is not None and (name := prompt.fingerprint(self._job.model)) not in self._seen:
+            self._seen.add(name)
+            self._usd += reply.cost_usd or 0
+            self._truncated += reply.status == "truncated"
+        return reply
+
+    def counted(self, found: Survey, columns: tuple[str, ...]) -> Change:
+        """The change with what was found so far, and with what a look over the table says of its rows."""
+        self._earlier.close()
+        rows = digests.compared(self._change.directory, found.digests, found.rows, columns)
+        return replace(self._change, rows=rows, kept=len(self._seen), kept_usd=self._usd, truncated=self._truncated)
+
+
+@contextmanager
+def held(change: Change) -> Iterator[None]:
+    """The directory that is to be set aside: nobody else writes there meanwhile."""
+    lock = Lock(change.directory / "lock")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def spent_before(change: Change) -> Decimal:
+    """USD that the generations before the next one may have cost in all; it counts against its cap."""
+    before = report.summarize(change.directory)
+    return Decimal(change.known.before_usd) + before.cost_usd + (before.at_most_usd or 0)
+
+
+def begin(change: Change, session: Session, before_usd: Decimal) -> None:
+    """Set the directory aside and put that of the next generation in its place; a kill in between is mended by
+    `settle`."""
+    directory, known = change.directory, change.known
+    aside = aside_of(directory)
+    manifest = replace(
+        session.manifest(),
+        run=uuid4().hex,
+        generation=change.generation,
+        after=(aside.name, *known.after),
+        before_usd=str(before_usd),
+    )
+    try:
+        write_manifest(_pending(directory), manifest)
+        directory.rename(aside)
+    except OSError as error:
+        raise RunStateError(
+            f"{directory} cannot be set aside: {error.strerror}\nIt is as it was, and nothing was sent.",
+            f"mend the permissions of {directory.parent}, then run the same command again",
+        ) from None
+    settle(directory)
+
+
+def settle(directory: Path) -> None:
+    """Bring to its end what a kill left of `begin`."""
+    pending = _pending(directory)
+    if not pending.exists():
+        return
+    manifest = read_manifest(pending)
+    if manifest and not directory.exists() and (directory.parent / manifest.after[0]).is_dir():
+        make_private(directory)
+        write_manifest(directory / "manifest.json", manifest)
+    with suppress(FileNotFoundError):
+        pending.unlink()
+
+
+def _pending(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.next.json")
+
+
+def number_of_fresh(directory: Path) -> int:
+    """Number of a generation that keeps nothing: one more than any that is there under this name."""
+    numbers = [0]
+    for path in (directory, *directory.parent.glob(f"{directory.name}.*")):
+        with suppress(RunStateError):
+            manifest = read_manifest(path / "manifest.json")
+            numbers += [manifest.generation] if manifest else []
+    return max(numbers) + 1

@@ -1,0 +1,274 @@
+"""An edit of a job or its input begins the next generation of its run, which buys only what is new."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from commands import Ran
+from serving import served, stats
+
+from pipeline import report
+from pipeline.run import generations
+from pipeline.store.manifest import read as read_manifest
+
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
+EDITS = ("append", "remove", "move", "change", "double", "template", "system", "merge", "cap")
+LONG = " ".join(f"word{number}" for number in range(400))
+
+
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A service that answers as a real one, and counts what it is asked."""
+    with served() as address:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", address)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        yield address
+
+
+def write_job(
+    here: Path,
+    rows: list[tuple[str, str]] | None = None,
+    template: str = "Say {{ text }}",
+    system: str = "Be kind.",
+    cap: int = 200,
+    merge: str = "",
+    more: str = "",
+) -> Path:
+    """A job over rows of (id, body); with a template to `merge` long bodies are cut."""
+    table = rows if rows is not None else [(str(number), word) for number, word in enumerate(WORDS)]
+    pl.DataFrame({"id": [key for key, _ in table], "body": [body for _, body in table]}).write_csv(here / "words.csv")
+    cut = (
+        f'[chunk]\nmax_tokens = 200\noverlap_tokens = 0\n[reduce]\ntemplate = "{merge} {{{{ parts }}}}"\n'
+        if merge
+        else ""
+    )
+    (here / "small.toml").write_text(
+        '[input]\npath = "words.csv"\nid = "id"\ntext = "body"\n'
+        f'[prompt]\nsystem = "{system}"\ntemplate = "{template}"\n{cut}'
+        f'[model]\nname = "gemini-3.5-flash-lite"\nmax_output_tokens = {cap}\n'
+        f'[limits]\nrpm = 0\ntpm = 0\n[output]\npath = "out.parquet"\n{more}\n'
+    )
+    return here / "small.toml"
+
+
+def counted(url: str) -> int:
+    return int(stats(url)["requests"])
+
+
+def answers(path: str = "out.parquet") -> list[tuple[Any, ...]]:
+    columns = ("id", "status", "response", "input_tokens", "output_tokens", "cost_usd")
+    return pl.read_parquet(path).select(columns).rows()
+
+
+def run(cli: Callable[..., Ran], job: Path, *flags: object) -> Any:
+    ran = cli("run", job, "--yes", "--json", *flags)
+    assert ran.code in (0, 1), ran.err
+    return ran.json
+
+
+def test_an_appended_a_changed_and_a_removed_row(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    first = run(cli, write_job(here))
+    rows = [("x", "new"), *((str(number), word) for number, word in enumerate(WORDS[1:], 1))]
+    rows[1] = ("1", "another")
+    again = cli("run", write_job(here, rows), "--yes", "--json")
+    assert counted(url) == len(WORDS) + 2
+    assert "1 new, 1 changed, 1 gone; 4 answers kept" in " ".join(again.err.split())
+    told = again.json
+    assert (told["generation"], told["calls"], told["kept"]) == (2, 2, 4)
+    assert told["before_usd"] == pytest.approx(first["cost_usd"])
+    table = pl.read_parquet("out.parquet")
+    assert table["status"].to_list() == ["ok"] * 6
+    # The rows have what their answers cost, whoever paid: what this generation did, and what was kept.
+    assert float(table["cost_usd"].sum()) == pytest.approx(told["cost_usd"] + told["kept_usd"])
+
+
+def test_a_prompt_that_is_reverted_costs_nothing(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    run(cli, write_job(here))
+    before = answers()
+    edited = run(cli, write_job(here, template="Sing {{ text }}"))
+    assert (edited["calls"], edited["kept"]) == (6, 0)
+    back = run(cli, write_job(here))
+    assert (back["generation"], back["calls"], back["kept"]) == (3, 0, 6)
+    assert counted(url) == 12 and answers() == before
+
+
+def test_a_changed_merge_buys_the_merges_alone(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    rows = [("a", LONG), ("b", "short"), ("c", LONG + " end")]
+    first = run(cli, write_job(here, rows, merge="Merge:"))
+    again = run(cli, write_job(here, rows, merge="Join:"))
+    assert again["calls"] == 2 and again["kept"] == first["calls"] - 2
+    assert counted(url) == first["calls"] + 2
+
+
+def test_a_higher_limit_keeps_whole_answers_and_redoes_cut_ones_when_asked(
+    here: Path, cli: Callable[..., Ran], url: str
+) -> None:
+    rows = [("a", "short"), ("b", LONG), ("c", "brief")]
+    cut = run(cli, write_job(here, rows, cap=20))["truncated"]
+    assert 0 < cut < 3
+    kept = cli("run", write_job(here, rows, cap=900), "--yes", "--json")
+    assert (kept.json["calls"], kept.json["truncated"]) == (0, cut)
+    assert "`--retry truncated` buys those anew" in " ".join(kept.err.split())
+    redone = run(cli, write_job(here, rows, cap=901), "--retry", "truncated")
+    assert (redone["generation"], redone["calls"], redone["truncated"]) == (3, cut, 0)
+    lower = run(cli, write_job(here, rows, cap=19))
+    assert (lower["kept"], lower["calls"]) == (3 - cut, cut), "what is longer than the new limit is asked for under it"
+
+
+def test_a_row_redone_with_set_keeps_its_answer(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    rows = [("a", "short"), ("b", LONG)]
+    run(cli, write_job(here, rows, cap=20))
+    run(cli, here / "small.toml", "--retry", "truncated", "--set", "max_output_tokens=900")
+    asked, before = counted(url), answers()
+    told = run(cli, write_job(here, [*rows, ("c", "more")], cap=20))
+    assert (counted(url) - asked, told["ok"]) == (1, 3)
+    assert [row[:3] for row in answers()[:2]] == [row[:3] for row in before]
+
+
+def test_nothing_is_written_or_sent_by_a_dry_run(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    run(cli, write_job(here))
+    job = write_job(here, [("0", "alpha"), ("y", "new")])
+    there = sorted(str(path) for path in here.rglob("*"))
+    said = cli("run", job, "--dry-run")
+    assert said.code == 0 and counted(url) == 6
+    assert "1 new, 5 gone; 1 answer kept" in " ".join(said.err.split()) and "1 call," in said.err
+    assert sorted(str(path) for path in here.rglob("*")) == there
+    estimate = cli("estimate", job, "--json").json
+    assert estimate["prompts"] == 1 and "1 answer of runs/small is kept" in estimate["notices"][0]
+
+
+def test_whoever_says_no_keeps_the_run_as_it_was(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    run(cli, write_job(here))
+    job = write_job(here, template="Sing {{ text }}")
+    assert cli("run", job).code == 2, "nobody is here to agree"
+    assert [path.name for path in (here / "runs").iterdir()] == ["small"]
+    assert run(cli, write_job(here))["calls"] == 6 == counted(url)
+
+
+def test_a_cap_counts_what_earlier_generations_spent(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    spent = run(cli, write_job(here))["cost_usd"]
+    capped = f"[budget]\nmax_usd = {spent * 1.5:.8f}"
+    ran = cli("run", write_job(here, template="Sing {{ text }}", more=capped), "--yes", "--json")
+    assert ran.code == 3, ran.err
+    assert ran.json["before_usd"] + ran.json["cost_usd"] <= spent * 1.5
+
+
+def test_another_job_of_this_name_and_batches_that_are_out_are_refused_as_before(
+    here: Path, cli: Callable[..., Ran], url: str
+) -> None:
+    run(cli, write_job(here))
+    (here / "other").mkdir()
+    shutil.copy(write_job(here, template="Sing {{ text }}"), here / "other" / "small.toml")
+    refused = cli("run", here / "other" / "small.toml", "--yes")
+    assert refused.code == 2 and "the job file" in refused.err
+
+
+def test_set_waits_for_the_next_generation(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    run(cli, write_job(here))
+    ran = cli(
+        "run", write_job(here, template="Sing {{ text }}"), "--yes", "--retry", "truncated", "--set", "temperature=1"
+    )
+    assert ran.code == 2 and "leave out `--retry` and `--set` first" in ran.err
+
+
+@pytest.mark.parametrize("at", ["write_manifest", "rename", "settle"])
+def test_a_kill_while_a_generation_begins_is_mended(
+    here: Path, cli: Callable[..., Ran], url: str, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    run(cli, write_job(here))
+    job = write_job(here, template="Sing {{ text }}")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as broken:
+        if at == "rename":
+            broken.setattr(Path, "rename", killed)
+        else:
+            broken.setattr(generations, at, killed)
+        with suppress(Killed):
+            assert cli("run", job, "--yes").code not in (0, 1)
+    again = run(cli, job)
+    assert again["ok"] == 6 and again["generation"] == 2
+    manifest = read_manifest(here / "runs" / "small" / "manifest.json")
+    assert manifest and len(manifest.after) == 1
+    assert run(cli, write_job(here))["kept"] == 6
+    assert not list((here / "runs").glob("*.next.json"))
+
+
+def test_a_fresh_run_keeps_nothing(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    run(cli, write_job(here))
+    fresh = run(cli, write_job(here), "--fresh")
+    assert (fresh["calls"], fresh["kept"], fresh["generation"], fresh["before_usd"]) == (6, 0, 2, 0)
+    assert counted(url) == 12
+
+
+def test_a_directory_that_is_gone_is_bought_again(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    run(cli, write_job(here))
+    run(cli, write_job(here, template="Sing {{ text }}"), "--limit", 3, "--overwrite")
+    for path in (here / "runs").glob("small.*Z"):
+        shutil.rmtree(path)
+    told = run(cli, write_job(here))
+    assert (told["kept"], told["ok"]) == (0, 6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_row_of_edits_comes_to_what_a_fresh_run_of_the_last_job_gives(
+    here: Path, cli: Callable[..., Ran], url: str, seed: int
+) -> None:
+    """Random edits of table and job: the output is that of a fresh run, and nothing is bought that was bought."""
+    rng = random.Random(seed)
+    rows = [(f"k{number}", rng.choice([f"text {number}", LONG[: rng.randrange(100, 2600)]])) for number in range(8)]
+    settings: dict[str, Any] = {"merge": "Merge:", "cap": 8000}
+    for step in range(4):
+        if step:
+            for _ in range(rng.randrange(1, 4)):
+                edit = rng.choice(EDITS)
+                place = rng.randrange(len(rows))
+                if edit == "append":
+                    rows.append((f"n{step}{len(rows)}{rng.random()}", f"new {rng.random()}"))
+                elif edit == "remove" and len(rows) > 3:
+                    rows.pop(place)
+                elif edit == "move":
+                    rows.insert(rng.randrange(len(rows)), rows.pop(place))
+                elif edit == "change":
+                    rows[place] = (rows[place][0], f"changed {rng.random()}")
+                elif edit == "double":
+                    rows.append((f"d{step}{len(rows)}{rng.random()}", rows[place][1]))
+                elif edit == "template":
+                    settings["template"] = rng.choice(["Say {{ text }}", "Sing {{ text }}"])
+                elif edit == "system":
+                    settings["system"] = rng.choice(["Be kind.", "Be short."])
+                elif edit == "merge":
+                    settings["merge"] = rng.choice(["Merge:", "Join:"])
+                else:
+                    settings["cap"] = rng.choice([8000, 9000, 10_000])
+        told = run(cli, write_job(here, rows, **settings))
+        assert told["ok"] == told["rows"] == len(rows)
+        if step:
+            assert told["calls"] + told["kept"] + told["identical"] > 0
+    seen = stats(url, prompts=True)["prompts"]
+    assert max(seen.values()) == 1, "nothing was bought twice"
+    ours = answers()
+    fresh = run(cli, write_job(here, rows, **settings), "--fresh", "--out", "fresh.parquet")
+    assert fresh["kept"] == 0
+    assert ours == answers("fresh.parquet")
+
+
+def test_a_report_of_a_generation_tells_what_was_kept(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    run(cli, write_job(here))
+    run(cli, write_job(here, [*((str(at), word) for at, word in enumerate(WORDS)), ("6", "eta")]))
+    summary = report.summarize(here / "runs" / "small")
+    assert (summary.kept, summary.calls, summary.done) == (6, 1, 7)
+    said = cli("report", "runs/small").out
+    assert "kept calls" in said and "by earlier generations of this run" in said
+    assert json.loads(cli("report", "runs/small", "--json").out)["kept"] == 6
