@@ -28,7 +28,19 @@ PIECES = 20_000
 """Calls of these rows that are shown at most."""
 EXTREMES = 20
 
-_TIMED = ("finished_at", "paid", "step", "chunk", "model", "target", "lane", "rate_limited", "status", "latency_s")
+_TIMED = (
+    "finished_at",
+    "paid",
+    "step",
+    "chunk",
+    "model",
+    "target",
+    "lane",
+    "rate_limited",
+    "status",
+    "latency_s",
+    "generation",
+)
 _COUNTED = (*_TIMED, "input_tokens", "tool_tokens", "output_tokens", "thinking_tokens", "cost_usd")
 _ROW = ("row", "key", "status", "error_kind", "error", "model", "input_tokens", "output_tokens", "thinking_tokens")
 _SHOWN = (*_ROW, "cost_usd", "latency_s", "chunks", "response")
@@ -88,7 +100,8 @@ def gather(directory: Path, *, text: bool) -> dict[str, Any]:
 
 def _over_time(calls: Any) -> dict[str, Any]:
     first, last = None, None
-    for frame in calls(("finished_at",)):
+    for kept_too in calls(("finished_at", "generation")):
+        frame = kept_too.filter(parts.IS_BOUGHT)  # others were bought on days before
         low, high = frame["finished_at"].min(), frame["finished_at"].max()
         if low is not None:
             first = low if first is None else min(first, low)
@@ -103,7 +116,7 @@ def _over_time(calls: Any) -> dict[str, Any]:
     cost: dict[tuple[str, str, str], float] = {}
     request = pl.col("paid") & parts.IS_REQUEST
     for frame in calls(_COUNTED):
-        binned = frame.with_columns(
+        binned = frame.filter(parts.IS_BOUGHT).with_columns(
             ((pl.col("finished_at") - first).dt.total_milliseconds() // int(width_s * 1000)).alias("bin")
         )
         grouped = binned.group_by("bin").agg(
