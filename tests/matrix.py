@@ -35,6 +35,23 @@ class Outcome:
         return self.dispatcher.quotas[0].limits.tpm or 0
 
 
+def cases_of(names: str, rows: dict[str, tuple[Any, ...]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """As `cases` for each of these rows by name, but quick on every other server only: of the next row the others."""
+    quick = [
+        pytest.param(server, SEEDS[n % 3], False, *row, id=f"{name}-{server}")
+        for at, (name, row) in enumerate(rows.items())
+        for n, server in enumerate(SERVERS)
+        if n % 2 == at % 2
+    ]
+    full = [
+        pytest.param(server, seed, True, *row, id=f"{name}-{server}-{seed}-full", marks=pytest.mark.long)
+        for name, row in rows.items()
+        for server in SERVERS
+        for seed in SEEDS
+    ]
+    return pytest.mark.parametrize(f"server, seed, full, {names}", quick + full)
+
+
 def cases(function: Callable[..., None]) -> Callable[..., None]:
     """Every server: with one seed and a short run, or (`long`) with each seed and a run of full length."""
     quick = [pytest.param(server, SEEDS[n % 3], False, id=f"{server}") for n, server in enumerate(SERVERS)]

@@ -83,9 +83,8 @@ def killed(process: subprocess.Popen[bytes], path: Path, rng: random.Random) -> 
     return True
 
 
-@pytest.mark.parametrize(
-    ("seed", "most"), [(0, 4), *(pytest.param(seed, 25, marks=pytest.mark.long) for seed in range(1, 9))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("seed", "most"), [(0, 4), *((seed, 25) for seed in range(1, 9))])
 def test_batches_survive_sigkill_at_any_moment(tmp_path: Path, seed: int, most: int) -> None:
     rng = random.Random(seed)
     written(tmp_path, 9)

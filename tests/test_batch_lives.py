@@ -182,7 +182,7 @@ def killed_everywhere(runs: Runs, path: Path, provider: str, kills: int, seed: i
 def test_sigkill_at_any_moment_loses_no_row_and_no_line_is_billed_twice(
     runs: Runs, tmp_path: Path, provider: str
 ) -> None:
-    counts = killed_everywhere(runs, tmp_path, provider, 8, seed=1)
+    counts = killed_everywhere(runs, tmp_path, provider, 4, seed=1)
     assert counts["create_cut"] + counts["create_late"] > 1
 
 

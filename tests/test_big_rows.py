@@ -83,7 +83,7 @@ def peak(tmp_path: Path, table: str) -> int:
 
 @pytest.mark.case("D17")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read there")
-@pytest.mark.parametrize(("write", "language"), [(as_jsonl, "zh"), (as_csv, "en")])
+@pytest.mark.parametrize(("write", "language"), [(as_jsonl, "zh"), pytest.param(as_csv, "en", marks=pytest.mark.long)])
 def test_a_row_that_no_context_holds_takes_a_few_times_itself_and_only_it_is_refused(
     tmp_path: Path, write: Callable[[list[dict[str, str]], Path], None], language: str
 ) -> None:

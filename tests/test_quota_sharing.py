@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from matrix import cases
+from matrix import cases, cases_of
 from servers import WINDOW_S, World, answer_all, dispatcher_for, documents, heavy, lognormal, small
 from sharedfiles import Clock
 from vclock import run
@@ -79,19 +79,18 @@ def split(prompts: list[Prompt], counts: Sequence[int]) -> Iterator[list[Prompt]
         yield [next(source) for _ in range(count)]
 
 
-@cases
-@pytest.mark.parametrize(
-    ("binds", "counts", "together", "overall"),
-    [
-        pytest.param("requests", (1700, 1300), 0.98, 0.98, id="requests"),
-        pytest.param("requests", (1700, 700, 600), 0.98, 0.98, id="requests-three-runs"),
-        pytest.param("requests", (2400, 300), 0.98, 0.98, id="requests-one-ends-early"),
-        pytest.param("slow", (500, 400), 0.95, 0.95, id="requests-of-a-low-limit"),
-        pytest.param("tokens", (1700, 1300), 0.87, 0.98, id="tokens"),  # the second must first learn the minute
-        pytest.param("tokens", (1700, 700, 600), 0.91, 0.97, id="tokens-three-runs"),
-        pytest.param("tokens", (2200, 500), 0.84, 0.98, id="tokens-one-ends-early"),
-        pytest.param("heavy", (450, 350), 0.76, 0.96, id="tokens-heavy-tail"),  # .77 to .99, on average .91
-    ],
+@cases_of(
+    "binds, counts, together, overall",
+    {
+        "requests": ("requests", (1700, 1300), 0.98, 0.98),
+        "requests-three-runs": ("requests", (1700, 700, 600), 0.98, 0.98),
+        "requests-one-ends-early": ("requests", (2400, 300), 0.98, 0.98),
+        "requests-of-a-low-limit": ("slow", (500, 400), 0.95, 0.95),
+        "tokens": ("tokens", (1700, 1300), 0.87, 0.98),  # the second must first learn the minute
+        "tokens-three-runs": ("tokens", (1700, 700, 600), 0.91, 0.97),
+        "tokens-one-ends-early": ("tokens", (2200, 500), 0.84, 0.98),
+        "tokens-heavy-tail": ("heavy", (450, 350), 0.76, 0.96),  # .77 to .99, on average .91
+    },
 )
 def test_runs_use_one_quota_together(
     server: str,
