@@ -53,18 +53,20 @@ def night(service: Night, rows: int, rpm: int, hours: float) -> Counter[str]:
     live_s, by = 60.0 * rows / rpm, start + timedelta(hours=hours)
     given = Given("flex", Some(rows, live_s, 1.0), hours * HOUR_S, {"flex": 0.5}, PRIOR)
     first = LanePlan("", start, by, given, plan(given), None)
-    made = cast(Plan, SimpleNamespace(load=SimpleNamespace(prompts=rows), timeline=SimpleNamespace(seconds=live_s)))
+    made = cast(
+        Plan, SimpleNamespace(load=SimpleNamespace(prompts=rows), targets=(), timeline=SimpleNamespace(seconds=live_s))
+    )
 
     async def main() -> None:
         from asking import ask
 
         dispatcher = service.dispatcher(limits=Limits(rpm=rpm, tpm=0))
         steering = Steering(
-            first,
+            [first],
             made,
-            lambda: Progress(rows - len(service.finished), 0.0, None, None),
+            lambda: Progress(rows - len(service.finished), 0.0, {"": len(service.finished)}, {}, None),
             list,
-            lambda: PRIOR,
+            lambda name: PRIOR,
             lambda event: None,
             wall=lambda: EPOCH + anyio.current_time(),
         )

@@ -107,11 +107,15 @@ class Dispatcher:
         """There may be room under a cap again, by something that is no request here."""
         self._wake()
 
-    def call_last(self, at: float) -> None:
-        """From then on, by the loop's clock, nothing new leaves in flex; what is in flight there is waited for."""
+    def call_last(self, at: float, own: Mapping[str, float] = {}) -> None:
+        """From then on, by the loop's clock, nothing new leaves in flex; what is in flight there is waited for.
+
+        `own` are the times of those targets, by name, that have another.
+        """
         for loop in self._by_quota.values():
             if loop.flex:
-                loop.flex.last_call = at
+                times = (own[target.name] for target in loop.targets if target.name in own)
+                loop.flex.last_call = min(times, default=at)
         self._wake()
 
     @property

@@ -39,7 +39,7 @@ from pipeline.prompts import Prompt
 from pipeline.providers.batches.base import Batches as Service
 from pipeline.quota.book import QuotaBook
 from pipeline.records import STATUSES, Failure, Reply
-from pipeline.run.batching import SETTLED_S, batching_of, room_in, steering_of
+from pipeline.run.batching import SETTLED_S, batching_of, in_batches, room_in, steering_of
 from pipeline.run.caching import CacheKeeper, keeper_of
 from pipeline.run.course import Line, Progress, Steering
 from pipeline.run.engine import Engine, Monitor
@@ -191,11 +191,12 @@ def assembled(
     def progress() -> Progress:
         made = monitor.calls + monitor.saved.calls
         if batching is None:
-            return Progress(max(0.0, plan.load.prompts - made), 0.0, None, None)
+            return Progress(max(0.0, plan.load.prompts - made), 0.0, monitor.targets, {}, None)
         quotas = lines[0].quotas if monitor.seconds > SETTLED_S else ()
         limits = quotas[0].limits if len(quotas) == 1 else None
         left = max(0.0, plan.load.prompts - made - batching.standing.lines)
-        return Progress(left, batching.rounds.fallen, room_in(batching.room, next(iter(spoken)), plan), limits)
+        rooms = {target.name: room_in(batching.room, target, plan) for target in spoken}
+        return Progress(left, batching.rounds.fallen, monitor.targets + in_batches(store), rooms, limits)
 
     steering = steering_of(session, services, store, plan, progress, heard)
     batching = None

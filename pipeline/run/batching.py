@@ -1,6 +1,7 @@
 """The batches of one session, put together: who speaks for them, their desk, and the rows that wait."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -160,9 +161,10 @@ def steering_of(
     """Who plans the lanes of a session; None where there is only one."""
     if not plan.lanes and not store.batches.open():
         return None
-    first = max(plan.lanes, key=lambda each: each.lanes.batch, default=None)
-    quota = services.route.first.quota
-    return Steering(first, plan, progress, store.batches.all, lambda: latency_of(session, quota), heard)
+    quotas = {target.name: target.quota for target in services.targets}
+    return Steering(
+        plan.lanes, plan, progress, store.batches.all, lambda name: latency_of(session, quotas[name]), heard
+    )
 
 
 def batching_of(
@@ -267,6 +269,15 @@ def batching_of(
     if options.cancel_batches:
         desk.cancel_all()
     return Batching(rounds, desk, room)
+
+
+def in_batches(store: RunStore) -> Counter[str]:
+    """Lines of the batches that are waited for, by target."""
+    lines = Counter[str]()
+    for state in store.batches.open():
+        if state.is_waited_for:
+            lines[state.target] += state.lines
+    return lines
 
 
 def room_in(room: Room, target: Target, plan: Plan) -> float:

@@ -1,7 +1,7 @@
 """What the planner of lanes says to a run, and says anew as batches come and limits are learned."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import inf
@@ -45,8 +45,8 @@ class Line(Protocol):
         """Requests that were served in flex, and those that it turned away."""
         ...
 
-    def call_last(self, at: float) -> None:
-        """From then on nothing new is asked in flex."""
+    def call_last(self, at: float, own: Mapping[str, float] = {}) -> None:
+        """From then on nothing new is asked in flex; `own` are the times of targets, by name, that have another."""
         ...
 
 
@@ -56,93 +56,149 @@ class Progress:
 
     left: float  # neither answered nor in a batch
     fallen: float  # share of those that go to no batch any more
-    room: float | None  # that may wait in batches at once, as is known by now
+    made: Mapping[str, float]  # by target: those that it answered, or that wait in its batches
+    rooms: Mapping[str, float]  # by target, that may wait in its batches at once, as is known by now
     limits: Limits | None  # per minute, as they are known by now; None: as they were planned
 
 
+def left_of(parts: Mapping[str, float], made: Mapping[str, float], left: float) -> Mapping[str, float]:
+    """What is left to each target of its part; together it is all that is `left`, whoever answered the rest.
+
+    Some of what a target was to answer another may have, or the cache.
+    """
+    own = {name: max(0.0, part - made.get(name, 0.0)) for name, part in parts.items()}
+    whole = sum(own.values())
+    if not whole:
+        own, whole = dict(parts), sum(parts.values())
+    return {name: some * left / whole for name, some in own.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The plan of one target as it is now."""
+
+    target: str
+    given: Given
+    lanes: Lanes
+
+    @property
+    def in_batch(self) -> float:
+        return self.lanes.batch * self.given.left.prompts
+
+
 class Steering:
-    """Begins with a plan of lanes, and makes it anew: every few minutes, and after each batch."""
+    """Begins with a plan of lanes for each target, and makes them anew: every few minutes, and after each batch.
+
+    All hold the deadline, each for what is left of its target's part: a batch that is not handed in yet is called in
+    when the first of them says so. The one with most prompts in batch says which share goes there.
+    """
 
     def __init__(
         self,
-        first: LanePlan | None,
+        first: Sequence[LanePlan],
         made: Plan,
         progress: Callable[[], Progress],
         batches: Callable[[], list[BatchState]],
-        latency: Callable[[], Latency],
+        latency: Callable[[str], Latency],
         heard: Notify,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`first` is what the run's plan says, as `made` has it: None where nothing more goes to another lane."""
+        """`first` are those that the run's plan `made`: none where nothing more goes to another lane; `latency` is that
+        of a target's batches, by its name.
+        """
         self._first, self._plan, self._progress = first, made, progress
         self._batches, self._latency, self._heard, self._wall = batches, latency, heard, wall
+        self._parts = {each.name: each.prompts for each in made.targets} or {"": float(made.load.prompts)}
         self._over = anyio.Event()
         self.course = Course()
         self.flex_first = 0  # requests that are asked in flex before a batch is cut
-        if first is not None:
-            self._heed(first.given, first.lanes)
-            self.flex_first = first.lanes.flex_first
+        if first:
+            self._now = [_Made(each.target, each.given, each.lanes) for each in first]
+            self._heed()
+            self.flex_first = max(each.lanes.flex_first for each in first)
 
     async def keep(self, line: Line, steered: Callable[[], None], scouted: anyio.Event | None) -> None:
         """Plan anew until cancelled; `steered` hears each time.
 
         Until those rows have `scouted` that go ahead of batches, nothing is asked in flex, where they might wait long.
         """
-        if self._first is None:
+        if not self._first:
             return
-        found = self._first.lanes
-        if scouted is not None and self._first.given.mode == "batch":
+        if scouted is not None and any(each.given.mode == "batch" for each in self._first):
             line.call_last(anyio.current_time())
             await scouted.wait()
         if any(state.is_waited_for for state in self._batches()):  # the first plan has their prompts among what is left
-            found = self._anew(self._first, line)
+            self._anew(line)
         while True:
-            line.call_last(inf if found.flex_call_s is None else anyio.current_time() + found.flex_call_s)
+            self._call_flex(line)
             steered()
+            found = self._deciding.lanes
             self._heard(LanesPlanned(round(found.batch, 4), round(found.flex, 4), round(found.cost.expected, 4)))
             self._over = anyio.Event()
-            with anyio.move_on_after(found.again_s):
+            with anyio.move_on_after(min(each.lanes.again_s for each in self._now)):
                 await self._over.wait()
-            found = self._anew(self._first, line)
+            self._anew(line)
 
-    def _anew(self, first: LanePlan, line: Line) -> Lanes:
-        given = self._given(first, line)
-        found = plan(given)
-        self._heed(given, found)
-        return found
+    def _anew(self, line: Line) -> None:
+        self._now = [_Made(first.target, given, plan(given)) for first, given in self._givens(line)]
+        self._heed()
 
     def batch_over(self) -> None:
         """One more batch is out no more: what is left is divided anew."""
         self._over.set()
 
-    def _heed(self, given: Given, found: Lanes) -> None:
-        now, course = anyio.current_time(), self.course
-        course.share = found.batch
-        course.last_call = inf if found.batch_call_s is None else now + found.batch_call_s
-        course.last_calls = {call.number: now + call.at_s for call in found.calls}
-        course.round_s = given.latency.within(0.9)
+    @property
+    def _deciding(self) -> _Made:
+        return max(self._now, key=lambda each: each.in_batch)
 
-    def _given(self, first: LanePlan, line: Line) -> Given:
-        """What is known now, of what is left."""
-        wall, progress, whole = self._wall(), self._progress(), self._plan.load.prompts
+    def _heed(self) -> None:
+        now, course, deciding = anyio.current_time(), self.course, self._deciding
+        course.share = deciding.lanes.batch
+        calls = [each.lanes.batch_call_s for each in self._now if each.lanes.batch_call_s is not None]
+        course.last_call = now + min(calls, default=inf)
+        course.last_calls = {call.number: now + call.at_s for each in self._now for call in each.lanes.calls}
+        course.round_s = deciding.given.latency.within(0.9)
+
+    def _call_flex(self, line: Line) -> None:
+        own: dict[str, float] = {}
+        for each in self._now:
+            call_s = each.lanes.flex_call_s
+            at = inf if call_s is None else anyio.current_time() + call_s
+            own[each.target] = min(at, own.get(each.target, inf))
+        line.call_last(min(own.values()), own)
+
+    def _givens(self, line: Line) -> list[tuple[LanePlan, Given]]:
+        """What is known now, of what is left to each target."""
+        wall, progress = self._wall(), self._progress()
+        left = left_of(self._parts, progress.made, progress.left)
+        slower = self._slower(progress.limits, wall)
         served, shed = line.flex
         asked = min(ASKED, served + shed)
-        all_of_it = replace(first.given.left, live_s=first.given.left.live_s * self._slower(progress.limits, wall))
-        by, waited_for = first.by, [state for state in self._batches() if state.is_waited_for]
-        return replace(
-            first.given,
-            left=all_of_it.part(progress.left / whole),
-            within_s=None if by is None else max(0.0, by.timestamp() - wall),
-            latency=self._latency(),
-            asked=asked,
-            served=round(asked * served / (served + shed)) if asked else 0,
-            fallen=1.0 if any(state.cancelling for state in waited_for) else progress.fallen,
-            room_s=first.given.room_s if progress.room is None else all_of_it.live_s * progress.room / whole,
-            out=tuple(
-                Out(state.number, all_of_it.part(state.lines / whole), _age_s(state, wall, by is None))
-                for state in waited_for
-            ),
-        )
+        waited_for = [state for state in self._batches() if state.is_waited_for]
+        first_of = {each.target: each for each in reversed(self._first)}
+        found = []
+        for first in self._first:
+            by, part = first.by, self._parts[first.target]
+            all_of_it = replace(first.given.left, live_s=first.given.left.live_s * slower)
+            # Each batch once: those of a target that no plan is of any more are counted with the first.
+            own = [state for state in waited_for if first_of.get(state.target, self._first[0]) is first]
+            room = progress.rooms.get(first.target)
+            given = replace(
+                first.given,
+                left=all_of_it.part(left[first.target] / part),
+                within_s=None if by is None else max(0.0, by.timestamp() - wall),
+                latency=self._latency(first.target),
+                asked=asked,
+                served=round(asked * served / (served + shed)) if asked else 0,
+                fallen=1.0 if any(state.cancelling for state in own) else progress.fallen,
+                room_s=first.given.room_s if room is None else all_of_it.live_s * room / part,
+                out=tuple(
+                    Out(state.number, all_of_it.part(state.lines / part), _age_s(state, wall, by is None))
+                    for state in own
+                ),
+            )
+            found.append((first, given))
+        return found
 
     def _slower(self, limits: Limits | None, wall: float) -> float:
         """How many times as long the live lanes take as was planned, at the limits that are known by now."""
