@@ -2,8 +2,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import anyio
 import orjson
@@ -12,12 +14,13 @@ from asking import MODEL
 from commands import Ran
 from stores import CENT, answer, failed, killed, manifest, opened, paid, prompt, result
 
-from pipeline import report
-from pipeline.console.reports import show_summary
+from pipeline.console.reports import show_standing, show_summary
 from pipeline.errors import RunStateError
 from pipeline.events import SessionEnded, SessionStarted
 from pipeline.records import Usage
 from pipeline.report import Failure, failures, summarize
+from pipeline.report.finding import every, find_run, in_use, newest
+from pipeline.run.status import Status as RunStatus
 from pipeline.store.manifest import write
 from pipeline.store.run import RunStore
 
@@ -228,11 +231,11 @@ def test_the_last_session_says_how_the_run_stands(
 def test_a_session_without_an_end_is_running_only_while_its_process_lives(directory: Path) -> None:
     with opened(directory) as store:
         store.log(SessionStarted(3, 1))
-        assert report.in_use(directory)
+        assert in_use(directory)
         assert (summarize(directory).status, summarize(directory).rows) == ("running", 3)
         store.log(SessionEnded(1.5, 0, 0, Decimal(0), 0, 0, Decimal(0), 0, 0, "stopped", ""))
         assert summarize(directory).status == "stopped"
-    assert not report.in_use(directory)
+    assert not in_use(directory)
     assert summarize(directory).status == "stopped"
 
 
@@ -277,7 +280,7 @@ def test_why_a_target_was_left_out_is_told_of_the_last_session(directory: Path) 
     left: dict[str, object] = {"event": "target", "target": "free"}
     older: dict[str, object] = {"event": "target", "message": "paid is left out: refused"}
     log(directory, start(), left | {"message": "no money"}, end(3), start(), left | {"message": "used up"}, older)
-    assert report.summarize(directory).left_out == ("free is left out: used up", "paid is left out: refused")
+    assert summarize(directory).left_out == ("free is left out: used up", "paid is left out: refused")
 
 
 def test_rows_are_those_of_the_last_session(directory: Path) -> None:
@@ -330,15 +333,15 @@ def test_a_damaged_part_is_named_as_the_reason(directory: Path, kind: str) -> No
 def test_the_newest_run_is_the_one_written_to_last(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with pytest.raises(RunStateError, match="no runs in") as caught:
-        report.newest(runs)
+        newest(runs)
     assert "pipeline run" in caught.value.hint
     for name in ("b", "a", "c"):
         with opened(runs / name) as store:
             store.log(SessionStarted(1, 1))
     (runs / "not a run").mkdir()
-    assert [path.name for path in report.every(runs)] == ["a", "b", "c"]
+    assert [path.name for path in every(runs)] == ["a", "b", "c"]
     os.utime(runs / "a" / "run.log", (4e9, 4e9))
-    assert report.newest(runs) == runs / "a"
+    assert newest(runs) == runs / "a"
 
 
 # ---- read by one process while another writes
@@ -399,11 +402,84 @@ def test_what_may_have_been_paid_is_told(directory: Path, capsys: pytest.Capture
     assert summarize(directory).as_json()["at_most_usd"] is None
 
 
-def test_a_run_is_found_by_its_path_and_by_its_name(here: Path, cli: Callable[..., Ran]) -> None:
+def test_a_run_is_found_by_its_path_its_name_its_job_and_its_job_file(here: Path, cli: Callable[..., Ran]) -> None:
     cli("run", "jobs/generate.toml", "--offline", "--yes")
-    for name in ("generate-offline", "runs/generate-offline", here / "runs" / "generate-offline"):
+    path = here / "runs" / "generate-offline"
+    for name in ("generate-offline", "runs/generate-offline", path, "generate", "jobs/generate.toml"):
         assert cli("report", name, "--json").json["run"] == "generate"
-    missed = cli("report", "generate")
-    assert missed.code == 2 and "generate is not a run directory" in missed.err
+    missed = cli("report", "generaet")
+    assert missed.code == 2 and "generaet is no run and no job's name" in missed.err
     assert "did you mean runs/generate-offline?" in missed.err
-    assert "did you mean" not in cli("report", "zzz").err
+    lost = cli("report", "zzz.toml")
+    assert "no run of the job zzz.toml is in runs/" in lost.err
+    assert "did you mean" not in lost.err and "there are generate-offline" in lost.err
+
+
+@pytest.mark.parametrize(
+    ("standing", "words"),
+    [
+        (
+            {"state": "stopped", "reason": "the day is used up\nWhat was answered is kept.", "goes_on": 3600.0},
+            "it stopped: the day is used up. What was answered is kept. It can go on in 60 min, at 2026-11-30 09:00"
+            " UTC: `pipeline run jobs/notes.toml --offline`",
+        ),
+        (
+            {"state": "running", "waits_for": "day_quota", "until": 7200.0},
+            "it waits for the day's quota, for 2 h more, until 2026-11-30 10:00 UTC",
+        ),
+        (
+            {"state": "running", "waits_for": "batches"},
+            "it waits for batches; nobody knows until when",
+        ),
+        ({"state": "killed"}, "it was killed, or its machine went down"),
+        ({"state": "interrupted"}, "it was interrupted. It can go on: `pipeline run jobs/notes.toml --offline`"),
+        ({"state": "finished"}, ""),
+    ],
+)
+def test_a_report_says_why_a_run_ended_or_waits_and_what_to_type(
+    directory: Path, standing: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = datetime(2026, 11, 30, 8, tzinfo=UTC).timestamp()
+    ahead = {name: now + standing[given] for name, given in _AHEAD.items() if given in standing}
+    told = {name: value for name, value in standing.items() if name not in _AHEAD.values()}
+    show_standing(
+        summarize(log(directory, start())), RunStatus(now - 9.0, now - 99.0, 10, 1, 1, 10, **told, **ahead), now
+    )
+    assert " ".join(capsys.readouterr().out.split()).startswith(words)
+    show_standing(summarize(directory), None, now)  # of an older version
+
+
+_AHEAD = {"goes_on_at_s": "goes_on", "waits_until_s": "until"}
+
+
+def test_of_a_job_the_real_run_is_meant_before_its_rehearsals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for at, name in enumerate(("notes-rehearsal", "notes-offline", "notes")):
+        log(Path("runs") / name, start())
+        os.utime(Path("runs") / name / "run.log", (1e9 - at, 1e9 - at))
+        assert find_run("notes") == find_run("elsewhere/notes.toml")
+        assert find_run("notes") == Path("runs") / ("notes" if name == "notes" else "notes-rehearsal")
+    assert find_run() == Path("runs/notes-rehearsal"), "which was written to last"
+
+
+def test_a_generation_is_found_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    log(Path("runs/notes.earlier"), start())
+    write(log(Path("runs/notes"), start()) / "manifest.json", manifest(generation=2, after=("notes.earlier", "gone")))
+    assert find_run("notes@2") == find_run("notes") == Path("runs/notes")
+    assert find_run("notes@1") == find_run("notes.toml@1") == Path("runs/notes.earlier")
+    with pytest.raises(RunStateError, match="runs/notes has no generation 3") as caught:
+        find_run("notes@3")
+    assert caught.value.hint.startswith("there are 1, 2; ")
+
+
+def test_the_run_that_goes_on_is_meant_where_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    log(Path("runs/other"), start())
+    os.utime("runs/other/run.log", (4e9, 4e9))
+    with opened(Path("runs/one")):
+        assert find_run() == Path("runs/one")
+        with opened(Path("runs/two")), pytest.raises(RunStateError, match="several runs go on") as caught:
+            find_run()
+        assert caught.value.hint == "name one of one, two"
+    assert find_run() == Path("runs/other")

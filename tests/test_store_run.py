@@ -24,6 +24,7 @@ from pipeline.errors import RunStateError
 from pipeline.events import Progressed, SessionStarted, Stopped
 from pipeline.providers.stored import parse_stored
 from pipeline.records import PASSING, STATUSES, ErrorKind, Status, Usage
+from pipeline.report.finding import in_use
 from pipeline.store import parts, run, state
 from pipeline.store.journal import read as read_journal
 from pipeline.store.run import RunStore
@@ -534,10 +535,10 @@ def test_a_living_holder_is_named_and_a_killed_one_is_replaced_without_loss(dire
     with holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         assert f"is in use by process {holder.pid} on " in refused(directory).message
-        assert report.in_use(directory)
+        assert in_use(directory)
         assert report.summarize(directory).calls == 1
         holder.kill()
-    assert not report.in_use(directory)
+    assert not in_use(directory)
     with opened(directory) as store:
         bought = store.reply("content 0")
         assert bought is not None and bought.reply.text == "bought before the kill"
@@ -878,7 +879,7 @@ def test_a_close_that_fails_gives_the_directory_back_all_the_same(
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(parts, "write_part", lambda *_: (_ for _ in ()).throw(Crash()))
         store.close()
-    assert not report.in_use(directory)
+    assert not in_use(directory)
     assert_whole(directory)
 
 

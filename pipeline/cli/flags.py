@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="job file, e.g. jobs/summarize.toml")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document; a failure prints { error, hint }")]
+Run = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RUN",
+        help="run directory, name of a run or a job, or job file; default: the one that goes on, or else the one that"
+        " was written to last",
+    ),
+]
 Offline = Annotated[
     bool,
     typer.Option(

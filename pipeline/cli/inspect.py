@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.flags import JobPath, Json, Model, Offline
+from pipeline.cli.flags import JobPath, Json, Model, Offline, Run
 from pipeline.errors import InputError, JobError, RunStateError, as_known
 from pipeline.terminal import visible
 
@@ -27,9 +27,7 @@ class Algorithm(StrEnum):
 
 
 def report(
-    run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="run directory or its name; default: the newest")
-    ] = None,
+    run: Run = None,
     failed: Annotated[bool, typer.Option("--failed", help="list the rows that are not ok, and why")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="first compare every sealed part with its checksum")] = False,
     html: Annotated[
@@ -42,13 +40,16 @@ def report(
 ) -> None:
     """What happened, also while it runs."""
     from dataclasses import asdict
+    from time import time
 
     from pipeline import console
     from pipeline import report as reports
+    from pipeline.report.finding import find_run
+    from pipeline.run import status
 
     if no_text and html is None:
         raise JobError("--no-text is of the page that --html FILE writes")
-    directory = reports.find(run) if run is not None else reports.newest()
+    directory = find_run(run)
     if verify:
         console.err.print(f"{reports.verify(directory):,} sealed parts are whole")
     if html is not None:
@@ -73,15 +74,17 @@ def report(
         console.show_json(summary.as_json())
     else:
         console.show_summary(summary)
+        console.show_standing(summary, status.read(directory), time())
 
 
 def runs(json: Json = False) -> None:
     """Every run and its state."""
     from pipeline import console
     from pipeline import report as reports
+    from pipeline.report.finding import every
 
     summaries = []
-    for directory in reports.every():
+    for directory in every():
         try:
             summaries.append(reports.summarize(directory))
         except (RunStateError, OSError) as error:  # the others are shown all the same

@@ -4,7 +4,7 @@ from pipeline.console.checks import show_steps, steps_json
 from pipeline.console.plans import show_cancelling, show_change, show_estimate, show_start
 from pipeline.console.plans_json import plan_json
 from pipeline.console.progress import PilotWatch, notice, progress_line, watch
-from pipeline.console.reports import models_json, show_failures, show_models, show_runs, show_summary
+from pipeline.console.reports import models_json, show_failures, show_models, show_runs, show_standing, show_summary
 from pipeline.console.screen import (
     busy,
     count,
@@ -45,6 +45,7 @@ __all__ = [
     "show_json",
     "show_models",
     "show_runs",
+    "show_standing",
     "show_start",
     "show_steps",
     "show_summary",

@@ -1,5 +1,6 @@
 """What is said of runs and of models."""
 
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -10,6 +11,7 @@ from pipeline.prices import CHEAPER, LONG_PROMPT_TOKENS, Rates, note, rates
 from pipeline.records import STATUSES
 from pipeline.report import Failure, Summary
 from pipeline.report.accuracy import Accuracy
+from pipeline.run.status import Status, Waits
 from pipeline.store.batch_states import BatchState
 from pipeline.terminal import one_line
 
@@ -94,6 +96,48 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
     if summary.accuracy and not summary.pending:
         to.print()
         show_accuracy(summary.accuracy, to)
+
+
+_WAITS: Mapping[Waits, str] = {
+    "day_quota": "the day's quota",
+    "minute_quota": "the minute's quota",
+    "outage": "the service, which is down or refuses everything",
+    "batches": "batches",
+}
+
+
+def show_standing(summary: Summary, status: Status | None, now_s: float, to: Screen = out) -> None:
+    """Why a run ended or what it waits for, when it goes on, and what to type; nothing of one that is done."""
+    if status is None or status.state in ("finished", "pilot"):
+        return
+    if status.state == "running":
+        if status.waits_for:
+            until = f", {_until(status.waits_until_s, now_s)}" if status.waits_until_s else "; nobody knows until when"
+            to.print(styled("\n", (f"it waits for {_WAITS[status.waits_for]}{until}", "yellow")))
+        return
+    said = ". ".join(line.rstrip(".") for line in status.reason.splitlines())
+    reason = f"it stopped: {one_line(said)}" if said else _ENDED[status.state]
+    manifest = summary.manifest
+    command = f"pipeline run {shlex.quote(manifest.job_path)}{' --offline' if manifest.offline else ''}"
+    later = status.goes_on_at_s if status.goes_on_at_s and status.goes_on_at_s > now_s else None
+    when = f" in {duration(later - now_s)}, at {_clock(later)}" if later else ""
+    to.print(styled("\n", (f"{reason}. It can go on{when}: `{command}`", "yellow")))
+
+
+_ENDED: Mapping[str, str] = {
+    "killed": "it was killed, or its machine went down: it said nothing at its end",
+    "interrupted": "it was interrupted",
+    "stopped": "it was stopped",
+    "left": "it left batches with the service",
+}
+
+
+def _until(at_s: float, now_s: float) -> str:
+    return f"for {duration(max(0.0, at_s - now_s))} more, until {_clock(at_s)}"
+
+
+def _clock(at_s: float) -> str:
+    return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _split(parts: Mapping[str, int]) -> str:

@@ -1,8 +1,7 @@
 """What a run directory says about its run, also while the run goes on. Reads only."""
 
-import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -11,15 +10,15 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.errors import RunStateError
-from pipeline.places import RUNS
 from pipeline.records import STATUSES, Reply, Status, Usage
 from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_step, baseline, compare
 from pipeline.report.events import Ended, Event, LeftOut, ModelNoted, Progressed, Started, read_events
+from pipeline.report.finding import in_use
 from pipeline.report.lanes import InLane, batch_json, by_lane, lane_json, together
 from pipeline.report.latencies import Latencies
 from pipeline.store import batch_states, batched, parts, seals
 from pipeline.store.batch_states import BatchState
-from pipeline.store.manifest import Lock, Manifest
+from pipeline.store.manifest import Manifest
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.notes import last_output
 from pipeline.store.state import load
@@ -190,29 +189,6 @@ class Failure:
     error: str | None
 
 
-def newest(runs: Path = RUNS) -> Path:
-    """The run directory that was written to last. Raises `RunStateError` when there is none."""
-    found = list(every(runs))
-    if not found:
-        raise RunStateError(f"no runs in {runs}/", "`pipeline run jobs/summarize.toml --offline` makes one")
-    return max(found, key=lambda path: (path / "run.log").stat().st_mtime if (path / "run.log").exists() else 0)
-
-
-def every(runs: Path = RUNS) -> Iterator[Path]:
-    """Every run directory, by name."""
-    return iter(sorted(path.parent for path in runs.glob("*/manifest.json")))
-
-
-def find(run: Path) -> Path:
-    """The run directory of this path, or of this name. Raises `RunStateError` when there is none."""
-    for directory in (run, RUNS / run):
-        if (directory / "manifest.json").exists():
-            return directory
-    close = difflib.get_close_matches(run.name, [directory.name for directory in every()], n=1, cutoff=0.5)
-    meant = f"did you mean {RUNS / close[0]}? " if close else ""
-    raise RunStateError(f"{run} is not a run directory", f"{meant}`pipeline runs` lists them")
-
-
 @dataclass
 class _Sums:
     """Sums over calls, taken part by part: nothing is kept of each call."""
@@ -353,11 +329,6 @@ def _accuracy(plan: Baseline | None, sums: _Sums, events: Sequence[Event]) -> Ac
         return None
     before, lanes = ({lane: each.calls for lane, each in of.items()} for of in (sums.lanes_before, sums.lanes))
     return compare(plan, sums.before, sums.steps, _seconds(events[plan.position :]), before, lanes)
-
-
-def in_use(directory: Path) -> bool:
-    """Whether a living process writes into the run directory."""
-    return Lock.held(directory / "lock")
 
 
 def verify(directory: Path) -> int:

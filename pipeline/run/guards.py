@@ -5,7 +5,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline import report
 from pipeline.errors import JobError, RunStateError, ServiceError
 from pipeline.events import FewFiles, Notify
 from pipeline.job import Job
@@ -14,6 +13,7 @@ from pipeline.prices import effective_rates
 from pipeline.process import too_few_files
 from pipeline.quota.slots import CAP
 from pipeline.records import Failure, Limits, Reply
+from pipeline.report.finding import in_use
 from pipeline.run.prepare import Options, Session
 from pipeline.store.batches import is_out
 from pipeline.store.manifest import read as read_manifest
@@ -26,7 +26,7 @@ def set_aside(directory: Path) -> None:
     """Keep an earlier run, whatever state it is in, beside the new one, under its name and the present time."""
     if not directory.exists():
         return
-    if report.in_use(directory):
+    if in_use(directory):
         raise RunStateError(f"{directory} is in use", "stop that run first")
     _refuse_orphans(directory)
     try:

@@ -1,0 +1,93 @@
+"""Which run is meant by what somebody typed: a directory, the name of a run or of a job, a job file, or nothing.
+
+`NAME@2` is its second generation."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pipeline.errors import RunStateError
+from pipeline.places import RUNS, SUFFIXES, run_directory
+from pipeline.store.manifest import Lock
+from pipeline.store.manifest import read as read_manifest
+
+_MOST_NAMES = 6  # told of those that there are
+
+
+def find_run(text: str | None = None) -> Path:
+    """The run directory that `text` means: of a job its real run, or else the rehearsal that was written to last.
+
+    None is the run that goes on, or else the one that was written to last. Raises `RunStateError` where there is none,
+    and where several go on.
+    """
+    if text is None:
+        running = [directory for directory in every() if in_use(directory)]
+        if len(running) > 1:
+            raise RunStateError("several runs go on: which one?", f"name one of {_named(running)}")
+        return running[0] if running else newest()
+    for directory in (Path(text), RUNS / text):
+        if _is_run(directory):
+            return directory
+    name = Path(text).stem if text.endswith(".toml") else text
+    stem, at, number = text.rpartition("@")
+    if at and number.isdecimal():
+        return _generation(find_run(stem), int(number))
+    if "/" not in name:
+        kinds = [directory for kind in SUFFIXES if _is_run(directory := run_directory(name, kind))]
+        if kinds:
+            return kinds[0] if kinds[0] == run_directory(name, "real") else max(kinds, key=_written_at)
+    there = list(every())
+    close = difflib.get_close_matches(Path(name).name, [directory.name for directory in there], n=1, cutoff=0.5)
+    meant = f"did you mean {RUNS / close[0]}? " if close else ""
+    have = f"there are {_named(there)}; " if there and not close else ""
+    what = (
+        f"no run of the job {text} is in {RUNS}/" if text.endswith(".toml") else f"{text} is no run and no job's name"
+    )
+    raise RunStateError(what, f"{meant}{have}`pipeline runs` lists all")
+
+
+def _generation(directory: Path, number: int) -> Path:
+    """The directory of an earlier generation of a run, or the run's own."""
+    manifest = read_manifest(directory / "manifest.json")
+    line = (directory, *(directory.with_name(name) for name in (manifest.after if manifest else ())))
+    there: dict[int, Path] = {}
+    for path in line:
+        if known := read_manifest(path / "manifest.json"):
+            there[known.generation] = path
+    if number not in there:
+        have = ", ".join(map(str, sorted(there)))
+        raise RunStateError(f"{directory} has no generation {number}", f"there are {have}; `pipeline runs` lists all")
+    return there[number]
+
+
+def newest(runs: Path = RUNS) -> Path:
+    """The run directory that was written to last. Raises `RunStateError` when there is none."""
+    found = list(every(runs))
+    if not found:
+        raise RunStateError(f"no runs in {runs}/", "`pipeline run jobs/summarize.toml --offline` makes one")
+    return max(found, key=_written_at)
+
+
+def every(runs: Path = RUNS) -> Iterator[Path]:
+    """Every run directory, by name."""
+    return iter(sorted(path.parent for path in runs.glob("*/manifest.json")))
+
+
+def in_use(directory: Path) -> bool:
+    """Whether a living process writes into the run directory."""
+    return Lock.held(directory / "lock")
+
+
+def _is_run(directory: Path) -> bool:
+    return (directory / "manifest.json").exists()
+
+
+def _written_at(directory: Path) -> float:
+    log = directory / "run.log"
+    return log.stat().st_mtime if log.exists() else 0
+
+
+def _named(directories: Iterable[Path]) -> str:
+    names = [directory.name for directory in directories]
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
