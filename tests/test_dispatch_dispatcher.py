@@ -785,9 +785,10 @@ def test_progress_can_be_read() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(answer_all, dispatcher, prompts)
             await anyio.sleep(70.0)
-            requests, tokens = dispatcher.use
-            assert 0.97 <= requests <= 1.0
-            assert tokens == pytest.approx(0.6, abs=0.03)
+            (quota,) = dispatcher.standing
+            assert quota.rpm and quota.rpm.limit == 600 and 582 <= quota.rpm.used <= 600
+            assert quota.tpm and quota.tpm.used / quota.tpm.limit == pytest.approx(0.6, abs=0.03)
+            assert (quota.binds, quota.in_flight, quota.opens_at_s) == ("requests", dispatcher.in_flight, None)
             assert dispatcher.quotas[0].limits == Limits(rpm=600, tpm=100_000)
             assert dispatcher.quotas[0].slots.count < inf
             assert dispatcher.sent == dispatcher.in_flight + dispatcher.answered

@@ -1,9 +1,10 @@
 """What a person sees: plans, progress, summaries, errors."""
 
 from pipeline.console.checks import show_steps, steps_json
+from pipeline.console.live import ended, follow
 from pipeline.console.plans import show_cancelling, show_change, show_estimate, show_start
 from pipeline.console.plans_json import plan_json
-from pipeline.console.progress import PilotWatch, notice, progress_line, watch
+from pipeline.console.progress import PilotWatch, notice, watch
 from pipeline.console.reports import models_json, show_failures, show_models, show_runs, show_standing, show_summary
 from pipeline.console.screen import (
     busy,
@@ -26,13 +27,14 @@ __all__ = [
     "busy",
     "count",
     "duration",
+    "ended",
     "err",
+    "follow",
     "models_json",
     "money",
     "notice",
     "out",
     "plan_json",
-    "progress_line",
     "show_cancelling",
     "show_change",
     "show_columns",

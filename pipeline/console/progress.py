@@ -1,15 +1,13 @@
-"""What is said of a run while it goes on."""
+"""What is said of a run while it goes on, by the process that runs it."""
 
 import time
-from collections import Counter, deque
-from datetime import UTC, datetime
+from collections import Counter
 from decimal import Decimal
-from typing import NamedTuple
 
 import anyio
-from rich.cells import cell_len
 
-from pipeline.console.screen import duration, err, money, styled, things
+from pipeline.console.live import LINES_S, Block, Lines, is_live
+from pipeline.console.screen import err, money, styled, things
 from pipeline.events import (
     BookTrouble,
     DayUsedUp,
@@ -24,16 +22,10 @@ from pipeline.events import (
 )
 from pipeline.records import STATUSES, Status
 from pipeline.run.engine import Monitor
+from pipeline.run.status import Recent, status_of
 from pipeline.terminal import one_line
 
 REFRESH_S = 0.25
-QUIET_S = 15.0
-"""Between progress lines when stderr is no terminal."""
-_AGAIN_S = 3600.0  # until a log says once more that all waits, if nothing changed
-RECENT_S = 120.0
-"""The time left goes by the pace of so long: limits grow, other runs come and go, outages end."""
-_BAR, _SPINNER, _GAP = 10, 2, "  "
-_WAIT_S = 5.0  # that nothing is sent: from here on its end is told instead of the time left
 _LIMITS = {
     "assumed": "assumed; it grows until one is refused",
     "tried": "tried; it grows until one is refused",
@@ -41,23 +33,25 @@ _LIMITS = {
 }
 
 
-class Mark(NamedTuple):
-    """How far a run was: seconds since it was opened, and calls that it had answers to."""
-
-    seconds: float = 0.0
-    calls: int = 0
-
-
-START = Mark()
-
-
 async def watch(monitor: Monitor) -> None:
-    """One line that changes, or, where stderr is no terminal, a line now and then; until cancelled."""
-    _tell(monitor)
+    """A block that changes, or, where nothing can be drawn, a line when something changed; until cancelled."""
+    recent, lines = Recent(), Lines()
+    _tell(monitor, lines)
     try:
-        await _progress(monitor)
+        if is_live():
+            with Block() as block:
+                while True:
+                    _tell(monitor, None)
+                    block.show(status_of(monitor, recent.since(monitor), time.time()), monitor.last)
+                    await anyio.sleep(REFRESH_S)
+        while True:
+            for _ in range(round(LINES_S / REFRESH_S)):
+                await anyio.sleep(REFRESH_S)
+                _tell(monitor, lines)
+                since = recent.since(monitor)
+            lines.show(status_of(monitor, since, time.time()))
     finally:
-        _tell(monitor)
+        _tell(monitor, None if is_live() else lines)
 
 
 class PilotWatch:
@@ -85,52 +79,16 @@ class PilotWatch:
         err.print(f"  pilot: {rows}, {things(monitor.calls, 'call')}, {spent}; kept for the run\n")
 
 
-class Recent:
-    """How far the run was `RECENT_S` ago."""
-
-    def __init__(self) -> None:
-        self._marks: deque[Mark] = deque()
-
-    def since(self, monitor: Monitor) -> Mark:
-        """The oldest mark that counts; makes one of now. In the first `RECENT_S` the start counts."""
-        now = Mark(monitor.seconds, monitor.calls + monitor.saved.calls)
-        self._marks.append(now)
-        while self._marks[0].seconds < now.seconds - RECENT_S:
-            self._marks.popleft()
-        return self._marks[0] if now.seconds > RECENT_S else START
-
-
-async def _progress(monitor: Monitor) -> None:
-    recent = Recent()
-    if err.is_terminal:
-        with err.status("") as status:
-            while True:
-                _tell(monitor)
-                width = err.width - _SPINNER
-                status.update(
-                    styled(stopping_line(monitor, width) or fitting_line(monitor, width, recent.since(monitor)))
-                )
-                await anyio.sleep(REFRESH_S)
-    told, quiet_s = "", 0.0
-    while True:
-        for _ in range(round(QUIET_S / REFRESH_S)):
-            await anyio.sleep(REFRESH_S)
-            _tell(monitor)
-            mark = recent.since(monitor)
-        quiet_s += QUIET_S
-        line = stopping_line(monitor, err.width) or _log_line(monitor, mark)
-        if line != told or quiet_s >= _AGAIN_S or not _waits_until(monitor):
-            err.print(line)
-            told, quiet_s = line, 0.0
-
-
-def _tell(monitor: Monitor) -> None:
+def _tell(monitor: Monitor, lines: Lines | None) -> None:
     while monitor.notices:
         event = monitor.notices.pop(0)
         if isinstance(event, LimitSet) and not monitor.prompts:  # nothing is left to be sent
             continue
         if text := notice(event):
-            err.print(styled((text, "yellow")))
+            if lines and not is_live():
+                lines.say(text)
+            else:
+                err.print(styled((text, "yellow")))
 
 
 def notice(event: Event) -> str:
@@ -162,76 +120,3 @@ def _told(event: Event) -> str:
         case Message(message):
             return f"{event.kind}: {message}"
     return ""
-
-
-def fitting_line(monitor: Monitor, width: int, since: Mark = START) -> str:
-    """The progress line without what does not fit: first the bar goes, then the meter, the refusals, the lanes …"""
-    parts = _parts(monitor, bar=True, since=since)
-    for name in ("bar", "meter", "refused", "lanes", "oldest", "rows", "last call", "cost"):
-        if cell_len(_GAP.join(parts.values())) <= width:
-            break
-        parts.pop(name, None)
-    return _GAP.join(parts.values())
-
-
-def progress_line(monitor: Monitor, *, bar: bool, since: Mark = START) -> str:
-    """Calls answered of those planned, the fuller meter, rows done, lanes, cost, failures, time left at that pace."""
-    return _GAP.join(_parts(monitor, bar=bar, since=since).values())
-
-
-def _log_line(monitor: Monitor, since: Mark) -> str:
-    """As `progress_line`; while everything waits without the meter, which says nothing new by falling."""
-    parts = _parts(monitor, bar=False, since=since)
-    if "wait" in parts:
-        parts.pop("meter", None)
-    return _GAP.join(parts.values())
-
-
-def _waits_until(monitor: Monitor) -> float | None:
-    """Epoch seconds until which nothing goes on, where that takes a while."""
-    until = monitor.desk.waits_until if monitor.desk else None
-    return until if until is not None and until - time.time() >= _WAIT_S else None
-
-
-def _parts(monitor: Monitor, *, bar: bool, since: Mark) -> dict[str, str]:
-    answered = monitor.calls + monitor.saved.calls
-    share = monitor.share
-    calls = max(answered, monitor.prompts, round(answered / share) if share else 0)  # as many more as there were so far
-    filled = "█" * int(share * _BAR)
-    parts = {"calls": f"{answered:,}/{calls:,} calls {share:4.0%}"}
-    if bar:
-        parts["bar"] = f"▕{filled:<{_BAR}}▏"
-    parts["rows"] = things(monitor.done, "row")
-    if monitor.desk and any(use := monitor.desk.use):
-        meter = max(range(2), key=use.__getitem__)
-        parts["meter"] = f"{('rpm', 'tpm')[meter]} {use[meter]:.0%}"
-    if other := {lane: number for lane, number in monitor.lanes.items() if lane != "standard"}:
-        parts["lanes"] = " ".join(f"{lane} {number / monitor.calls:.0%}" for lane, number in sorted(other.items()))
-    parts["cost"] = money(monitor.cost_usd)
-    if failed := monitor.done - monitor.outcomes["ok"]:
-        parts["failed"] = f"{failed:,} not ok"
-    if monitor.desk and (refused := monitor.desk.rate_limited):
-        parts["refused"] = f"{refused:,} refused for quota"
-    if monitor.batches and (out := monitor.batches.standing).batches:
-        parts["batches"] = f"{out.batches:,} {'batch' if out.batches == 1 else 'batches'} out: {out.lines:,} calls"
-        if out.oldest_at:
-            parts["oldest"] = f"oldest {duration(max(0.0, time.time() - out.oldest_at))}"
-        if out.last_call_at:
-            parts["last call"] = f"last call {datetime.fromtimestamp(out.last_call_at, UTC).astimezone():%H:%M}"
-        if not monitor.desk or not (monitor.desk.in_flight or monitor.desk.ready):
-            return parts  # nobody knows when they come
-    if until := _waits_until(monitor):
-        parts["wait"] = f"waits until {datetime.fromtimestamp(until, UTC):%H:%M:%S} UTC"
-    elif answered > since.calls and (left := calls - answered) > 0:
-        parts["eta"] = f"eta {duration(left / (answered - since.calls) * (monitor.seconds - since.seconds))}"
-    return parts
-
-
-def stopping_line(monitor: Monitor, width: int) -> str:
-    """What the screen shows while a stopped run waits for its last answers; empty while it goes on."""
-    if not monitor.stopping or monitor.desk is None:
-        return ""
-    left = monitor.desk.in_flight
-    replies = "1 reply" if left == 1 else f"{left} replies"
-    line = f"stopping: waiting for {replies} (Ctrl-C again to abandon them)"
-    return line if len(line) <= width else f"stopping: {replies} to come (Ctrl-C again: abandon)"

@@ -66,11 +66,6 @@ class Desk(Protocol):
         ...
 
     @property
-    def use(self) -> tuple[float, float]:
-        """Parts of the limits on requests and on tokens that the last minute used; of several quotas the fullest."""
-        ...
-
-    @property
     def standing(self) -> tuple[QuotaStanding, ...]:
         """How each quota stands."""
         ...

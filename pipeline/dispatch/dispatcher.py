@@ -124,13 +124,6 @@ class Dispatcher:
         return tuple(loop.costs for loop in self._by_quota.values())
 
     @property
-    def use(self) -> tuple[float, float]:
-        """Parts of the limits on requests and on tokens that the last minute used; of several quotas the fullest."""
-        now = self._loop.time()
-        requests, tokens = zip(*(loop.quota.use(now) for loop in self._by_quota.values()), strict=True)
-        return max(requests), max(tokens)
-
-    @property
     def standing(self) -> tuple[QuotaStanding, ...]:
         """How each quota stands, in the order of the targets."""
         now, wall = self._loop.time(), self._wall()
