@@ -390,6 +390,14 @@ def test_polls_become_rarer_with_age_and_one_listing_serves_many(directory: Path
     assert len(many.states()) > 10 and polls(seen.asked) < 1_000
 
 
+def test_the_batches_of_a_rehearsal_are_asked_after_every_second(directory: Path) -> None:
+    """Time passes faster there; those of a real run are asked after 15 s first."""
+    rehearsed = Night(directory.with_name("rehearsed"), batch_pending_s=4, batch_run_s=4)
+    assert 7 <= polls(rehearsed.session(4, is_rehearsal=True).asked) <= 11
+    real = Night(directory.with_name("real"), batch_pending_s=4, batch_run_s=4)
+    assert polls(real.session(4).asked) <= 2
+
+
 # ---- money
 
 

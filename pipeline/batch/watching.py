@@ -196,9 +196,7 @@ class Watching:
             self._common.stop(failure)
             return
         failures = self._failures[id(service)] = self._failures.get(id(service), 0) + 1
-        least, most = POLL_S
-        if self._common.plan.is_rehearsal:
-            least = REHEARSED_POLL_S
+        least, most = self._poll_bounds_s
         if failures == SLOW_AFTER:
             self._common.tell(f"the service does not tell of its batches, and is asked every 5 min: {failure.message}")
         for state in states:
@@ -217,10 +215,15 @@ class Watching:
     def _is_here(self, state: BatchState) -> bool:
         return state.stage == "fetched" and self._common.store.results_path(state.number).exists()
 
+    @property
+    def _poll_bounds_s(self) -> tuple[float, float]:
+        least, most = POLL_S
+        return (min(least, REHEARSED_POLL_S) if self._common.plan.is_rehearsal else least), most
+
     def _poll_s(self, state: BatchState) -> float:
         if state.number in self.cancelled:
             return CANCELLED_POLL_S
-        least, most = POLL_S
+        least, most = self._poll_bounds_s
         age_s = self._common.wall() - (state.asked_at or state.at)
         return max(least, min(most, age_s / POLL_PART)) * self._rng.uniform(1 - JITTER, 1 + JITTER)
 
