@@ -259,7 +259,7 @@ def test_check_names_the_batches_that_no_run_knows(tmp_path: Path, monkeypatch: 
 
 
 def test_ctrl_c_leaves_the_batches_where_they_are(tmp_path: Path) -> None:
-    with served(batch=True, batch_pending_s=3.0, batch_run_s=1.0, batch_spread=1.0) as slow:
+    with served(batch=True, batch_pending_s=1.5, batch_run_s=0.5, batch_spread=1.0) as slow:
         written(tmp_path, slow, "broken")
         environment = os.environ | {"GEMINI_API_KEY": "AQ.test"}
         command = [sys.executable, "-m", "pipeline", "run", "broken.toml", "--yes"]

@@ -524,7 +524,10 @@ def all_known(documents: list[Document]) -> Learned:
     return learn(pl.DataFrame(rows), telling([row % len(KINDS) for row in range(len(documents))]))
 
 
-def test_19_of_20_samples_hold_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("samples", "least"), [(20, 18), pytest.param(60, 54, marks=pytest.mark.long)])
+def test_19_of_20_samples_hold_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int, least: int
+) -> None:
     job = make_job(tmp_path, IN_PIECES, chunk={"max_tokens": 80, "overlap_tokens": 0})
     documents = [Document(row, str(row), {}, each.text[:300]) for row, each in enumerate(make_corpus(1200, seed=4))]
     table = given(job, documents, learned=all_known(documents))
@@ -535,7 +538,7 @@ def test_19_of_20_samples_hold_the_whole(tmp_path: Path, monkeypatch: pytest.Mon
 
     whole = planned(planner.EVERYTHING)
     held: Counter[str] = Counter()
-    for seed in range(60):
+    for seed in range(samples):
         monkeypatch.setattr(planner, "pick", partial(picks.pick, seed=seed))
         made = planned(picks.Effort(250, 10**9, 250, 10**9))
         assert made.sampled_rows == 250
@@ -544,4 +547,4 @@ def test_19_of_20_samples_hold_the_whole(tmp_path: Path, monkeypatch: pytest.Mon
         held["input"] += holds(made.input_tokens, whole.input_tokens.expected)
         held["cost"] += holds(made.cost_usd, whole.cost_usd.expected)
     assert whole.sampled_rows == 0
-    assert min(held.values()) >= 54, held
+    assert min(held.values()) >= least, held

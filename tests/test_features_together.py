@@ -154,7 +154,7 @@ def read(path: Path) -> pl.DataFrame:
     st.sets(st.sampled_from(OTHERS), max_size=5).map(sorted),
     st.sampled_from([".parquet", ".csv", ".jsonl"]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_what_goes_together_is_done_and_what_does_not_is_refused_before_anything_is_sent(
     tmp_path_factory: pytest.TempPathFactory, url: str, flow: str, others: list[str], suffix: str
 ) -> None:
