@@ -200,7 +200,7 @@ def test_a_log_says_once_that_everything_waits_and_again_when_something_changes(
     monitor.desk = cast(Dispatcher, SimpleNamespace(**told))
     assert said(monitor, 20 * 3_600, capsys) == [
         "00:00:15 UTC  2/10 calls 20%  0 of 10 rows  $0.00  waits until 1970-01-12 13:46 UTC (11 d 13 h)"
-        "  the minute's quota is used up"
+        "  for the minute's quota, or as the service asked"
     ]
     monitor.calls = 3
     assert len(said(monitor, 3_600, capsys)) == 1

@@ -25,8 +25,8 @@ _BAR, _GAP, _INDENT = 10, "   ", "  "
 _CAUSES = 4  # that are named
 _WAITS = {
     "day_quota": "the day's quota is used up",
-    "outage": "the service is down",
-    "minute_quota": "the minute's quota is used up",
+    "outage": "the service is down or refuses everything",
+    "minute_quota": "for the minute's quota, or as the service asked",
 }
 _PLAIN = ("book", "day", "target", "wait")  # events whose message says what they are
 _BINDS = {"requests": "rpm", "tokens": "tpm", "day": "rpd"}

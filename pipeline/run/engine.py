@@ -41,7 +41,7 @@ _BEGINNING = 400
 
 @dataclass
 class Monitor:
-    """What a run looks like from outside, updated as it goes; read by the progress line and the tests."""
+    """What a run looks like from outside, updated as it goes; read by what shows it, and by the tests."""
 
     rows: int
     prompts: int = 0  # calls that the plan expects of this session
