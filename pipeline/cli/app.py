@@ -56,6 +56,7 @@ for _command in (
     jobs.run,
     jobs.estimate,
     inspect.report,
+    inspect.show,
     watching.watch,
     inspect.runs,
     inspect.models,

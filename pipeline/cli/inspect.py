@@ -77,6 +77,72 @@ def report(
         console.show_standing(summary, status.read(directory), time())
 
 
+def show(
+    run: Run = None,
+    row: Annotated[
+        str | None, typer.Argument(metavar="ROW", help="id of a row, or its number; alone it is of the default run")
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="rows that are not ok")] = False,
+    status: Annotated[
+        str | None,
+        typer.Option("--status", metavar="STATUSES", help="rows with these statuses, e.g. truncated,blocked"),
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option("--sample", min=1, metavar="N", help="N rows at random, always the same")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="print a JSON document a line, of a row with all that was asked for it")
+    ] = False,
+) -> None:
+    """Answers of a run, or one row: what was asked, and what came back.
+
+    Prompts are stored nowhere: they are made again from the row, where job and input are what they were. On a terminal
+    the user's pager shows it ($PAGER).
+    """
+    import anyio
+
+    from pipeline import console
+    from pipeline.records import STATUSES
+    from pipeline.report.finding import find_run
+    from pipeline.report.reading import Answers
+    from pipeline.run.asking import asked
+    from pipeline.store.manifest import read as read_manifest
+
+    wanted = set(STATUSES[1:]) if failed else set(STATUSES)
+    if status is not None:
+        given = {each.strip() for each in status.split(",")}
+        if unknown := sorted(given - set(STATUSES)):
+            raise JobError(f"--status: {unknown[0] or 'nothing'} is no status", f"they are {', '.join(STATUSES)}")
+        wanted &= given
+    try:
+        directory = find_run(run)
+    except RunStateError:
+        if run is None or row is not None:
+            raise
+        try:
+            directory, row = find_run(), run
+            Answers(directory).find(row)
+        except RunStateError:
+            find_run(run)
+    answers = Answers(directory)
+    if row is None:
+        rows = answers.sample(sample, wanted) if sample else answers.rows(wanted)
+        if json:
+            console.show_rows_json(rows)
+        else:
+            console.show_rows(rows)
+        return
+    found = answers.find(row)
+    calls = answers.calls(found["row"], found["response"])
+    manifest = read_manifest(directory / "manifest.json")
+    assert manifest
+    made = anyio.run(asked, manifest, found["row"], calls)
+    if json:
+        console.show_row_json(found, calls, made)
+    else:
+        console.show_row(found, calls, made)
+
+
 def runs(json: Json = False) -> None:
     """Every run and its state."""
     from pipeline import console

@@ -6,6 +6,7 @@ from pipeline.console.plans import show_cancelling, show_change, show_estimate, 
 from pipeline.console.plans_json import plan_json
 from pipeline.console.progress import PilotWatch, notice, watch
 from pipeline.console.reports import models_json, show_failures, show_models, show_runs, show_standing, show_summary
+from pipeline.console.rows import show_row, show_row_json, show_rows, show_rows_json
 from pipeline.console.screen import (
     busy,
     count,
@@ -46,6 +47,10 @@ __all__ = [
     "show_hint",
     "show_json",
     "show_models",
+    "show_row",
+    "show_row_json",
+    "show_rows",
+    "show_rows_json",
     "show_runs",
     "show_standing",
     "show_start",

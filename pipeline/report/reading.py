@@ -1,0 +1,116 @@
+"""Rows of a run with their answers, and the calls that each was put together from; in bounded memory."""
+
+from array import array
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import polars as pl
+
+from pipeline.errors import RunStateError
+from pipeline.providers.stored import parse_stored
+from pipeline.records import STATUSES
+from pipeline.store import batched, parts
+from pipeline.store.state import load_unsealed
+
+ROW = tuple(name for name in parts.RESULTS_SCHEMA if name != "input_tokens_est")
+CALL = (
+    *("step", "level", "chunk", "chunks", "fingerprint", "paid", "status", "error_kind", "error", "text", "extras"),
+    *("model", "target", "lane", "input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "cost_usd"),
+    *("attempts", "latency_s", "finished_at", "late"),
+)
+_NONE = 2**32 - 1
+
+
+class Answers:
+    """The newest outcome of each row of a run, as it is when this is made: 4 bytes of memory a row."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises `RunStateError` for a directory that is none of a run, or damaged."""
+        self._directory = directory
+        self._unsealed = load_unsealed(directory, parse_stored)
+        self._paths = [
+            path for path in parts.part_paths(directory / "results") if parts.part_number(path) <= self._unsealed.sealed
+        ]
+        self._newest = array("I")
+        for at, frame in enumerate(self._frames(("row",))):
+            for row in frame["row"]:
+                if row >= len(self._newest):
+                    self._newest.extend([_NONE] * (row + 1 - len(self._newest)))
+                self._newest[row] = at
+
+    def rows(self, statuses: Collection[str] = STATUSES) -> Iterator[dict[str, Any]]:
+        """The outcomes with one of these statuses, by the columns of `ROW`, in the order in which they were sealed."""
+        for at, frame in enumerate(self._frames(ROW)):
+            newest = pl.Series([self._newest[row] == at for row in frame["row"]], dtype=pl.Boolean)
+            yield from frame.filter(newest & pl.col("status").is_in(list(statuses))).iter_rows(named=True)
+
+    def sample(self, number: int, statuses: Collection[str] = STATUSES) -> list[dict[str, Any]]:
+        """So many of them at random, always the same while the run stays as it is, in row order."""
+        rng, chosen = Random(0), []
+        for seen, row in enumerate(self.rows(statuses)):
+            if seen < number:
+                chosen.append(row)
+            elif (place := rng.randrange(seen + 1)) < number:
+                chosen[place] = row
+        return sorted(chosen, key=lambda row: int(row["row"]))
+
+    def find(self, text: str) -> dict[str, Any]:
+        """The row with this id, or else of this number. Raises `RunStateError` where no such row has an outcome."""
+        number = int(text) if text.isdecimal() and len(text) < 12 else -1
+        numbered = None
+        for at, frame in enumerate(self._frames(("row", "key"))):
+            for row in frame.filter((pl.col("key") == text) | (pl.col("row") == number)).iter_rows(named=True):
+                if self._newest[row["row"]] == at:
+                    if row["key"] == text:
+                        return self._row(row["row"])
+                    numbered = row["row"]
+        if numbered is not None:
+            return self._row(numbered)
+        raise RunStateError(
+            f"no row of {self._directory} that has an outcome has the id or the number {text}",
+            "`pipeline show RUN` lists them; rows are counted from 0, without those that `where` leaves out",
+        )
+
+    def calls(self, row: int, response: str | None) -> list[dict[str, Any]]:
+        """What was asked for this row, by the columns of `CALL`, in the order in which it came back.
+
+        `response` is the row's own: the text of the call that gave it is not stored a second time.
+        """
+        sealed = [
+            path
+            for path in parts.part_paths(self._directory / "calls")
+            if parts.part_number(path) <= self._unsealed.sealed
+        ]
+        found: list[dict[str, Any]] = []
+        for path in (*sealed, *batched.part_paths(self._directory)):
+            if (parts.read_part(path, ("row",))["row"] == row).any():
+                found += parts.read_part(path, ("row", *CALL)).filter(pl.col("row") == row).drop("row").to_dicts()
+        own = [call for call in self._unsealed.calls if call.row == row]
+        found += parts.calls_frame(own, {}).select(CALL).to_dicts()
+        for call in found:
+            if call["paid"] and call["text"] is None:
+                call["text"] = response
+        return sorted(found, key=lambda call: call["finished_at"])
+
+    def _row(self, number: int) -> dict[str, Any]:
+        frame = self._frame(self._newest[number], ROW)
+        return frame.filter(pl.col("row") == number).row(-1, named=True)
+
+    def _frames(self, columns: tuple[str, ...]) -> Iterator[pl.DataFrame]:
+        return (self._frame(at, columns) for at in range(len(self._paths) + 1))
+
+    def _frame(self, at: int, columns: tuple[str, ...]) -> pl.DataFrame:
+        if at < len(self._paths):
+            return parts.read_part(self._paths[at], columns)
+        return parts.results_frame(self._unsealed.results.values()).select(columns)
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row or a call as JSON takes it: money as a number, times as ISO 8601, what is null left out."""
+    return {
+        name: float(value) if name == "cost_usd" else value.isoformat() if name == "finished_at" else value
+        for name, value in row.items()
+        if value is not None
+    }
