@@ -14,6 +14,7 @@ from asking import MODEL
 from commands import Ran
 from stores import CENT, answer, failed, killed, manifest, opened, paid, prompt, result
 
+from pipeline.console.failures import cure, show_failures
 from pipeline.console.reports import show_standing, show_summary
 from pipeline.errors import RunStateError
 from pipeline.events import SessionEnded, SessionStarted
@@ -483,3 +484,27 @@ def test_the_run_that_goes_on_is_meant_where_none_is_named(tmp_path: Path, monke
             find_run()
         assert caught.value.hint == "name one of one, two"
     assert find_run() == Path("runs/other")
+
+
+def test_rows_that_are_not_ok_are_told_by_cause_with_what_helps_and_costs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    of = manifest(offline=False, identity={"model": {"max_output_tokens": 400}})
+    cut = [Failure(row, f"k{row}", "truncated", "truncated", "cut", 0.01) for row in range(3)]
+    others = [
+        Failure(7, "k7", "error", "server", "503", 0.0),
+        Failure(8, "k8", "invalid", "schema", "no JSON", 0.02),
+        Failure(9, "k9", "invalid", "empty_input", "empty", 0.0),
+    ]
+    show_failures([*cut, *others], of)
+    lines = capsys.readouterr().out.splitlines()
+    told = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[1:5]}
+    assert told["truncated"] == (
+        "3 `pipeline run jobs/notes.toml --retry truncated --set max_output_tokens=800` costs at most about $0.0600"
+    )
+    assert told["schema"] == "1 `pipeline run jobs/notes.toml --retry schema` costs about $0.0200"
+    assert told["server"] == "1 may pass by itself: `pipeline run jobs/notes.toml` tries again"
+    assert told["empty_input"] == "1 mend the table: the next run buys only what changed"
+    assert [line.split()[0] for line in lines[7:]] == ["0", "1", "2", "7", "8", "9"]
+    unknown = [Failure(0, "k", "truncated", "truncated", "cut", None)]
+    assert cure("truncated", unknown, of).endswith("max_output_tokens=800`")

@@ -28,7 +28,10 @@ class Algorithm(StrEnum):
 
 def report(
     run: Run = None,
-    failed: Annotated[bool, typer.Option("--failed", help="list the rows that are not ok, and why")] = False,
+    failed: Annotated[
+        bool,
+        typer.Option("--failed", help="the rows that are not ok: by cause, with what helps and costs, then one by one"),
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="first compare every sealed part with its checksum")] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="write the report as one page that opens offline")
@@ -46,6 +49,7 @@ def report(
     from pipeline import report as reports
     from pipeline.report.finding import find_run
     from pipeline.run import status
+    from pipeline.store.manifest import read as read_manifest
 
     if no_text and html is None:
         raise JobError("--no-text is of the page that --html FILE writes")
@@ -67,7 +71,9 @@ def report(
         if json:
             console.show_json([asdict(failure) for failure in failures])
         else:
-            console.show_failures(failures)
+            manifest = read_manifest(directory / "manifest.json")
+            assert manifest
+            console.show_failures(failures, manifest)
         return
     summary = reports.summarize(directory)
     if json:

@@ -1,11 +1,12 @@
 """What a person sees: plans, progress, summaries, errors."""
 
 from pipeline.console.checks import show_steps, steps_json
+from pipeline.console.failures import show_failures
 from pipeline.console.live import ended, follow
 from pipeline.console.plans import show_cancelling, show_change, show_estimate, show_start
 from pipeline.console.plans_json import plan_json
 from pipeline.console.progress import PilotWatch, notice, watch
-from pipeline.console.reports import models_json, show_failures, show_models, show_runs, show_standing, show_summary
+from pipeline.console.reports import models_json, show_models, show_runs, show_standing, show_summary
 from pipeline.console.rows import show_row, show_row_json, show_rows, show_rows_json
 from pipeline.console.screen import (
     busy,

@@ -9,7 +9,7 @@ from pipeline.console.screen import Screen, count, duration, folded, money, out,
 from pipeline.models import MODELS
 from pipeline.prices import CHEAPER, LONG_PROMPT_TOKENS, Rates, note, rates
 from pipeline.records import STATUSES
-from pipeline.report import Failure, Summary
+from pipeline.report import Summary
 from pipeline.report.accuracy import Accuracy
 from pipeline.run.status import Status, Waits
 from pipeline.store.batch_states import BatchState
@@ -17,7 +17,6 @@ from pipeline.terminal import one_line
 
 _SHORT_S = 60.0
 """Below it start and end of a run outweigh what was estimated."""
-_MOST_FAILURES = 50
 _MOST_BATCHES = 12
 """Shown on the screen; `--json` lists all."""
 
@@ -256,20 +255,6 @@ def _off_time(estimated_s: float, actual_s: float) -> str:
         return _off(estimated_s, actual_s)
     before, after = duration(estimated_s), duration(actual_s)
     return "as said" if before == after else f"{before} → {after}"
-
-
-def show_failures(failures: Sequence[Failure]) -> None:
-    """The rows without a whole answer."""
-    if not failures:
-        out.print("every row that was reached is ok")
-        return
-    lines = [
-        (str(failure.row), failure.key, failure.status, failure.error_kind or "", failure.error or "")
-        for failure in failures[:_MOST_FAILURES]
-    ]
-    show_grid(("row", "id", "status", "cause", "what happened"), lines)
-    if len(failures) > _MOST_FAILURES:
-        out.print(f"… and {len(failures) - _MOST_FAILURES:,} more: `--json` lists all", style="dim")
 
 
 def show_runs(summaries: Iterable[Summary]) -> None:

@@ -187,6 +187,7 @@ class Failure:
     status: str
     error_kind: str | None
     error: str | None
+    cost_usd: float | None = field(default=0.0, compare=False)  # of all its calls; None: unknown
 
 
 @dataclass
@@ -340,12 +341,14 @@ def failures(directory: Path) -> list[Failure]:
     """Rows whose newest outcome is not ok, in row order."""
     outcomes, unsealed = load(directory, lambda raw, endpoint: Reply("", "ok"))
     newest_failure: dict[int, Failure] = {}
-    for frame in parts.read_parts(directory / "results", ("row", "key", "status", "error_kind", "error")):
-        for row in frame.filter(pl.col("status") != "ok").iter_rows():
+    for frame in parts.read_parts(directory / "results", ("row", "key", "status", "error_kind", "error", "cost_usd")):
+        for row in frame.filter(pl.col("status") != "ok").with_columns(pl.col("cost_usd").cast(pl.Float64)).iter_rows():
             newest_failure[row[0]] = Failure(*row)
     for result in unsealed.results.values():
         if result.status != "ok":
-            newest_failure[result.row] = Failure(result.row, result.key, result.status, result.error_kind, result.error)
+            usd = None if result.cost_usd is None else float(result.cost_usd)
+            told = result.row, result.key, result.status, result.error_kind, result.error, usd
+            newest_failure[result.row] = Failure(*told)
     return [failure for _, failure in sorted(newest_failure.items()) if not outcomes.is_ok(failure.row)]
 
 
