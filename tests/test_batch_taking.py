@@ -93,7 +93,7 @@ def test_a_swap_of_prompts_that_differ_by_thirty_in_a_hundred_is_counted_whateve
     keys = {f"k{row}": key(row, rng.randint(100, 3000)) for row in range(2000)}
     real = {name: round(each.input_tokens_est * 1.4 * rng.gauss(1, 0.04)) for name, each in keys.items()}
     names = sorted(keys)
-    for first, second in zip(names[::20], names[7::20], strict=False):
+    for first, second in zip(names[::40], names[7::40], strict=False):
         if 1 / 1.3 < real[first] / real[second] < 1.3:
             continue
         told = dict(real)

@@ -110,7 +110,8 @@ def test_check_estimate_and_run_say_it_and_nothing_is_sent_that_is_refused(
     monkeypatch.setenv("GEMINI_API_KEY", "AQ.of-the-tests-0123456789")
     with served() as url:
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
-        job = write_job(tmp_path, model={"name": "gemini-3.8-flash", "temperature": 0, "labels": {"team": "x"}})
+        model = {"name": "gemini-3.8-flash", "temperature": 0, "labels": {"team": "x"}}
+        job = write_job(tmp_path, model=model, limits={"rpm": 0, "tpm": 0})
         for command in (("check", job), ("estimate", job), ("run", job, "--yes")):
             ran = cli(*command)
             assert ran.code == 0

@@ -175,7 +175,8 @@ def test_an_estimate_counts_a_quota_once_and_not_while_its_day_is_used_up(
     nothing = {"again": 0, "mine": 0}
     calls, took_s = said()
     assert calls == nothing | {"free": 60, "paid": 0} and took_s > 50
-    cli("run", path, "--yes", "--limit", "11")
+    cli("run", job(here, *several, limits={"rpm": 6000, "tpm": 0}), "--yes", "--limit", "11")
+    job(here, *several, limits={"rpm": 60, "tpm": 0})
     Path("runs").rename("elsewhere")
     calls, took_s = said()
     assert calls == nothing | {"free": 0, "paid": 60} and took_s < 100

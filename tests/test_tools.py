@@ -255,7 +255,7 @@ _FIELDS = st.dictionaries(st.sampled_from(_KNOWN), _JSON | st.dictionaries(st.sa
 _ANY = _JSON | _FIELDS | st.lists(_FIELDS | _JSON, max_size=3)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     st.fixed_dictionaries(
         {name: st.dictionaries(st.sampled_from(inner), _ANY, max_size=3) | _ANY for name, inner in _NAMED.items()}
