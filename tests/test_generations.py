@@ -1,8 +1,11 @@
 """An edit of a job or its input begins the next generation of its run, which buys only what is new."""
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -272,3 +275,23 @@ def test_a_report_of_a_generation_tells_what_was_kept(here: Path, cli: Callable[
     said = cli("report", "runs/small").out
     assert "kept calls" in said and "by earlier generations of this run" in said
     assert json.loads(cli("report", "runs/small", "--json").out)["kept"] == 6
+
+
+def test_an_answer_that_was_redone_stands_before_what_a_killed_run_left(
+    here: Path, cli: Callable[..., Ran], url: str
+) -> None:
+    rows = [(str(number), f"text {number}") for number in range(1000)]
+    with served(faults="safety:0.3") as blocking:
+        job = write_job(here, rows)
+        command = [sys.executable, "-m", "pipeline", "run", str(job), "--yes"]
+        killed = subprocess.Popen(
+            command, env={**os.environ, "GOOGLE_GEMINI_BASE_URL": blocking}, stderr=subprocess.DEVNULL
+        )
+        while counted(blocking) < 300:
+            assert killed.poll() is None
+        killed.kill()
+        killed.wait()
+    redone = run(cli, write_job(here, rows[:20]), "--retry", "blocked")
+    assert redone["ok"] == 20 and redone["calls"] > 0 < redone["kept"]
+    again = run(cli, write_job(here, [*rows[:20], ("x", "new")]), "--retry", "blocked")
+    assert (again["ok"], again["calls"], again["kept"]) == (21, 1, 20)

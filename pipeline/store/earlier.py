@@ -99,7 +99,9 @@ class Earlier:
         return await self._wanted(replace(prompt, params=params).fingerprint(str(changes.get("name", model))))
 
     async def _wanted(self, fingerprint: str) -> Reply | None:
-        found = self._unsealed.get(fingerprint) or await self._sealed(fingerprint)
+        found = self._unsealed.get(fingerprint)
+        if found is None or found.status != "ok":  # a row that was redone later may have its answer in a part
+            found = await self._sealed(fingerprint) or found
         if found is None or {found.status, found.error_kind} & self._unwanted:
             return None
         return found
