@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from random import Random
 
@@ -20,6 +21,7 @@ from pipeline.budget.cashier import Cashier
 from pipeline.cache import AnswerCache
 from pipeline.errors import PipelineError, ServiceError
 from pipeline.events import BatchNoted, Notify
+from pipeline.plan.lanes import LOST
 from pipeline.prompts import Prompt
 from pipeline.providers.batches.base import Batches as Service
 from pipeline.providers.batches.base import RemoteBatch, is_too_large
@@ -173,7 +175,7 @@ class Taking:
             priced = self._priced(key.prompt(state.model), target, reply, ended)
             unread = replace(priced, text="", status="error", error_kind="malformed_reply", error=_UNBELIEVED, raw=b"")
             calls.append(key.call(unread, paid=False))
-        calls += self._perhaps_billed(remote, target, missing, len(paid), ended)
+        calls += self._perhaps_billed(state, remote, target, missing, len(paid), ended)
         self._tries.add(key.fingerprint for key in (*again, *missing))
         self._tries.add((key.fingerprint for key in at_once), MOST_TRIES)
         usd = sum(
@@ -243,11 +245,21 @@ class Taking:
         return key.call(reply, paid=False)
 
     def _perhaps_billed(
-        self, remote: RemoteBatch, target: Target, missing: Sequence[Key], paid: int, ended: float
+        self,
+        state: BatchState,
+        remote: RemoteBatch,
+        target: Target,
+        missing: Sequence[Key],
+        paid: int,
+        ended: float,
     ) -> list[Call]:
         """What lines may have cost that were not handed out: all of a batch that succeeded, else those that it has done
-        beyond those that are `paid`."""
+        beyond those that are `paid`. A service that hands out nothing of a batch that was cancelled does not tell
+        either what it had done: all of it may be billed, unless it waited still."""
         done = len(missing) if remote.status == "succeeded" else (remote.done or 0) - paid
+        is_silent = remote.status == "cancelled" and not remote.outputs and remote.inline is None and not state.unbegun
+        if is_silent:
+            done = max(done, ceil(len(missing) * LOST.get(target.provider, 1.0)))
         lines = min(len(missing), max(0, done))
         if not lines:
             return []

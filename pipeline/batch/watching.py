@@ -84,9 +84,12 @@ class Watching:
     async def cancel(self, state: BatchState, service: Service) -> None:
         """Have no more of it answered, and wait for what it has to hand out."""
         self.cancelled.setdefault(state.number, anyio.current_time())
+        waits = state.status in ("", "pending")  # when it was asked after last: minutes ago, maybe
+        seen = await service.get(state.name) if waits else None
         failure = await service.cancel(state.name)
         if failure is None:
-            self._common.note(state.number, "cancelling")
+            unbegun = {"unbegun": True} if isinstance(seen, RemoteBatch) and seen.status == "pending" else {}
+            self._common.note(state.number, "cancelling", **unbegun)
             self._common.again_in(state.number, 0.0)
         elif failure.kind in ("auth", "proxy"):
             self._common.stop(failure)

@@ -79,6 +79,7 @@ class BatchState:
     remote_file: str = ""  # the service's, of its file
     status: str = ""  # as the service told last
     cancelling: bool = False
+    unbegun: bool = False  # it waited still right before it was cancelled: nothing of it was worked on, or billed
     released: bool = False  # its prompts are asked elsewhere: what comes of it may be late
     ok: int = 0  # replies that were paid for, and are not late
     failed: int = 0  # lines that failed
@@ -120,6 +121,7 @@ _ASKED_FRESH: dict[str, Any] = {
     "remote_file": "",
     "status": "",
     "cancelling": False,
+    "unbegun": False,
 }
 """Of a batch that is handed in again."""
 
