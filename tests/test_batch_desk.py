@@ -303,6 +303,40 @@ def test_after_the_last_call_what_is_not_answered_is_asked_at_once(directory: Pa
     assert not night.lines and night.states()[0].status == "cancelled"
 
 
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("moment", [None, 1, 2, 3, 4, 5])
+def test_a_cancelled_batch_that_ran_counts_at_its_most_whatever_is_killed(
+    directory: Path, moment: int | None, after: bool
+) -> None:
+    """Nothing of it is handed out, and nobody tells what was billed."""
+    night = Night(directory, "cancel_billed", batch_pending_s=600, batch_run_s=9 * HOUR)
+    night.session(10, until=lambda desk: desk.standing.batches > 0 and night.wall() > NOON + HOUR)
+    night.spending = cap("1")
+    night.session(10, last_call_s=0, kill=None if moment is None else (moment, after))
+    night.session(10, last_call_s=0)
+    (state,) = night.states()
+    assert (state.status, state.unbegun, state.missing) == ("cancelled", False, 10)
+    assert 0 < _at_most_usd(directory) <= float(night.spending.spent_usd) + 1e-9
+
+
+def test_a_batch_that_waited_still_when_it_was_cancelled_cost_nothing(directory: Path) -> None:
+    night = Night(directory, batch_pending_s=9 * HOUR)
+    night.session(10, last_call_s=2 * HOUR)
+    assert night.states()[0].unbegun and not _at_most_usd(directory)
+
+
+def test_a_batch_that_began_since_it_was_looked_at_last_counts_at_its_most(directory: Path) -> None:
+    """It was seen waiting some minutes before."""
+    night = Night(directory, "cancel_billed", batch_pending_s=2 * HOUR - 5, batch_run_s=9 * HOUR)
+    night.session(10, last_call_s=2 * HOUR)
+    assert not night.states()[0].unbegun and _at_most_usd(directory) > 0
+
+
+def _at_most_usd(directory: Path) -> float:
+    parts = [read_part(path, ("at_most_usd",)) for path in batched.part_paths(directory)]
+    return float(sum(part["at_most_usd"].drop_nulls().sum() for part in parts))
+
+
 def test_what_one_batch_was_called_in_with_is_asked_live_though_there_is_time_for_another(directory: Path) -> None:
     """It would be paid for twice."""
     night = Night(directory, batch_pending_s=9 * HOUR)
