@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 from pipeline import plan, report
+from pipeline.errors import RunStateError
 from pipeline.plan.compare import Offer, Saving, compare, savings
 from pipeline.plan.exact import count_sample
 from pipeline.plan.forecast import Bought
@@ -81,8 +82,17 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     )
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
     edit = _edit(keeping.counted(found, session.source.columns), bool(made.sampled_rows)) if keeping else ()
-    told = replace(made, notices=(*edit, *_out(session), *notices_of(session, made, spent_usd)))
+    told = replace(made, notices=(*_elsewhere(session), *edit, *_out(session), *notices_of(session, made, spent_usd)))
     return Estimate(told, offers, saved, deadline(made.load, made.pace, start, wishes.by) if wishes.by else None)
+
+
+def _elsewhere(session: Session) -> Iterator[str]:
+    """Why the run directory of this name says nothing about this job."""
+    try:
+        changed(session)
+    except RunStateError as refused:
+        first, *more = refused.message.splitlines()
+        yield f"{first} ({', '.join(line.strip() for line in more[:1])}), and is not counted: {refused.hint}"
 
 
 def _edit(change: Change, about: bool) -> Iterator[str]:
@@ -115,6 +125,7 @@ async def pilot_rows(session: Session, number: int) -> frozenset[int]:
 
 async def foreseen(session: Session) -> tuple[plan.Plan, Session]:
     """The plan that a run would start with now, and the session with the change that it would begin with."""
+    changed(session)  # raises what the run would
     found = await look(session)
     with kept(session) as (outcomes, bought, keeping):
         made = await planned(session, wanted(session, outcomes), bought, _spent_usd(session), found)
@@ -134,7 +145,12 @@ def kept(session: Session) -> Iterator[tuple[Outcomes, Bought, Keeping | None]]:
     After an edit of job or input no row has an outcome, and what earlier generations bought is found and counted.
     """
     known = read_manifest(session.directory / "manifest.json")
-    if change := changed(session):
+    try:
+        change = changed(session)
+    except RunStateError:  # another's: nothing of it counts
+        yield Outcomes(), _nothing, None
+        return
+    if change:
         keeping = Keeping(session, change)
         yield Outcomes(), keeping.bought, keeping
         return

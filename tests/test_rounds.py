@@ -111,6 +111,10 @@ class Batch:
         return len(self._out)
 
     @property
+    def has_late(self) -> bool:
+        return False
+
+    @property
     def is_idle(self) -> bool:
         return not self._out and not self.draft
 

@@ -32,6 +32,8 @@ from pipeline.store.batch_states import BatchState
 from pipeline.store.batches import Batches as Store
 from pipeline.targets import Target
 
+CANCELLED_S = 900.0
+"""From a start on until a batch that an earlier session called off is over: OpenAI takes up to 10 minutes for it."""
 CANCEL_S = 120.0
 """How long a batch that was cancelled is waited for: what it has answered may be handed out."""
 LONGEST_REST_S = 60.0
@@ -87,6 +89,8 @@ class BatchDesk:
         self._submitting = Submitting(store, room, self._tell, self._stopped_by, self._give_up, wall)
         self._watching = Watching(common, self._submitting, taking, taken, self._end, rng or Random())
         self._is_closed = False
+        self._late = {state.number for state in store.open() if state.released}
+        self._late_until = inf
         self._has_begun = self._is_at_it = False
         self._waker = anyio.Event()
         for state in store.open():
@@ -168,7 +172,12 @@ class BatchDesk:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is waited for and nothing is being cut."""
-        return not self._drafts.numbers() and not any(state.is_waited_for for state in self._ours())
+        return not (self._drafts.numbers() or self.has_late or any(state.is_waited_for for state in self._ours()))
+
+    @property
+    def has_late(self) -> bool:
+        """Whether a batch that an earlier session called off is waited for, as it may still be over soon."""
+        return anyio.current_time() < self._late_until and any(state.number in self._late for state in self._ours())
 
     @property
     def is_settled(self) -> bool:
@@ -222,6 +231,7 @@ class BatchDesk:
         """Find again what earlier sessions left; every start lists once where something is out."""
         common = self._common
         self._tries.open()
+        self._late_until = anyio.current_time() + CANCELLED_S
         for state in self._store.all():
             service = common.service_of(state)
             if not state.is_open:

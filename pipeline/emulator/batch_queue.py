@@ -225,6 +225,11 @@ class BatchQueue:
 
     # --- changing ---
 
+    @property
+    def time_scale(self) -> float:
+        """Seconds of a batch that go by in one."""
+        return self._options.time_scale
+
     def cancel(self, batch: Batch) -> None:
         """End a batch, unless it has ended or takes no notice."""
         self._stats.batches["cancelled"] += 1

@@ -31,6 +31,7 @@ _PAIRS, _KEY, _VALUE = 16, 64, 512  # of metadata
 _ENDPOINT = "/v1/chat/completions"
 _NAMES = {"input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after"}
 _CANCELLING = 0.1  # of the time that it runs: so long a batch takes to end that is cancelled
+_CANCELLING_S = 600.0  # at most (OpenAI: a batch is `cancelling` for up to 10 minutes)
 _STATUSES: Mapping[State, str] = {
     "PENDING": "validating",
     "RUNNING": "in_progress",
@@ -193,7 +194,8 @@ class ChatBatches:
     def _status(self, batch: Batch, now: float) -> str:
         course = batch.course
         state, shown = course.state(now), self.queue.shown(batch, now)
-        if state == "CANCELLED" and (shown != state or now < course.ended + _CANCELLING * course.full_s):
+        ending_s = min(_CANCELLING * course.full_s, _CANCELLING_S / self.queue.time_scale)
+        if state == "CANCELLED" and (shown != state or now < course.ended + ending_s):
             return "cancelling"
         return "finalizing" if state != shown else _STATUSES[state]
 

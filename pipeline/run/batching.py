@@ -118,6 +118,15 @@ def ended_early(
     return None
 
 
+def called_off(late: Sequence[BatchState]) -> BatchesOut:
+    """Why a run ends that has all of its answers, while batches that it called off are not over."""
+    return BatchesOut(
+        f"all rows are done, and {counted(late)}: called off, and not over yet. What they bill is not known, and counts"
+        " at its most until then",
+        "the same command waits for that, in ten minutes, by hand or from cron",
+    )
+
+
 def counted(out: Sequence[BatchState]) -> str:
     """How many batches are where, for a person."""
     lines = sum(state.lines for state in out)

@@ -50,6 +50,11 @@ class Desk(Protocol):
         """Whether the batch is out, or will be."""
         ...
 
+    @property
+    def has_late(self) -> bool:
+        """Whether a batch that an earlier session called off is waited for."""
+        ...
+
     def flush(self) -> None:
         """Cut what there is."""
         ...
@@ -198,7 +203,7 @@ class Rounds:
             return True
         if self._untouched or self._ready or self._live or self.batched.gate.open or self.live.gate.open:
             return False
-        if self._waiting or self._collects:
+        if self._waiting or self._collects or self._desk.has_late:
             return (self._leaves and self._desk.is_settled) or (not self._waiting and self._desk.is_idle)
         return self._desk.is_idle or self._desk.is_settled  # what else is out, other rows wait for
 

@@ -34,7 +34,7 @@ from pipeline.plan import Plan
 from pipeline.process import give_back_memory
 from pipeline.report.accuracy import Amounts, logged
 from pipeline.run.assembling import Assembled, assembled, bought_by, open_books, open_spend, spending_of
-from pipeline.run.batching import check_any_out, check_out, deadline_of, ended_early, speakers
+from pipeline.run.batching import called_off, check_any_out, check_out, deadline_of, ended_early, speakers
 from pipeline.run.changes import Change
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.generations import Keeping, begin, changed, held, number_of_fresh, settle, spent_before
@@ -190,6 +190,8 @@ async def _run(session: Session, services: Services, place: Place | None, confir
             note(latencies_file(session.kind), store.batches.all(), time.time())
         if not engine.stopped and not engine.interrupted:
             engine.stopped = ended_early(session, engine.monitor, out, made.called_at)
+            if not engine.stopped and (late := [state for state in store.batches.open() if state.released]):
+                engine.stopped = called_off(late)
         try:
             await store.seal()
         except PipelineError as error:
