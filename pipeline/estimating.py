@@ -82,7 +82,16 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     )
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
     edit = _edit(keeping.counted(found, session.source.columns), bool(made.sampled_rows)) if keeping else ()
-    told = replace(made, notices=(*_elsewhere(session), *edit, *_out(session), *notices_of(session, made, spent_usd)))
+    told = replace(
+        made,
+        notices=(
+            *_elsewhere(session),
+            *edit,
+            *(keeping.notices if keeping else ()),
+            *_out(session),
+            *notices_of(session, made, spent_usd),
+        ),
+    )
     return Estimate(told, offers, saved, deadline(made.load, made.pace, start, wishes.by) if wishes.by else None)
 
 
@@ -129,6 +138,7 @@ async def foreseen(session: Session) -> tuple[plan.Plan, Session]:
     found = await look(session)
     with kept(session) as (outcomes, bought, keeping):
         made = await planned(session, wanted(session, outcomes), bought, _spent_usd(session), found)
+        made = replace(made, notices=(*(keeping.notices if keeping else ()), *made.notices))
     return made, replace(session, change=keeping.counted(found, session.source.columns) if keeping else None)
 
 

@@ -215,13 +215,14 @@ def test_a_fresh_run_keeps_nothing(here: Path, cli: Callable[..., Ran], url: str
     assert counted(url) == 12
 
 
-def test_a_directory_that_is_gone_is_bought_again(here: Path, cli: Callable[..., Ran], url: str) -> None:
+def test_a_directory_that_is_gone_is_named_and_bought_again(here: Path, cli: Callable[..., Ran], url: str) -> None:
     run(cli, write_job(here))
     run(cli, write_job(here, template="Sing {{ text }}"), "--limit", 3, "--overwrite")
     for path in (here / "runs").glob("small.*Z"):
         shutil.rmtree(path)
-    told = run(cli, write_job(here))
-    assert (told["kept"], told["ok"]) == (0, 6)
+    ran = cli("run", write_job(here), "--yes", "--json")
+    assert "is gone or damaged" in ran.err
+    assert (ran.json["kept"], ran.json["ok"]) == (0, 6)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -18,7 +18,7 @@ from pipeline.run.changes import Change
 from pipeline.run.guards import aside_of
 from pipeline.run.prepare import Session
 from pipeline.store import digests
-from pipeline.store.earlier import Earlier
+from pipeline.store.earlier import Earlier, told_missing
 from pipeline.store.manifest import Lock, differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
@@ -64,6 +64,11 @@ class Keeping:
             self._truncated += reply.status == "truncated"
         return reply
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What is not found any more."""
+        return tuple(told_missing(self._earlier))
+
     def counted(self, found: Survey, columns: tuple[str, ...]) -> Change:
         """The change with what was found so far, and with what a look over the table says of its rows."""
         self._earlier.close()
@@ -102,6 +107,8 @@ def begin(change: Change, session: Session, before_usd: Decimal) -> None:
     try:
         write_manifest(_pending(directory), manifest)
         directory.rename(aside)
+        make_private(directory)
+        write_manifest(directory / "manifest.json", manifest)
     except OSError as error:
         raise RunStateError(
             f"{directory} cannot be set aside: {error.strerror}\nIt is as it was, and nothing was sent.",

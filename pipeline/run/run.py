@@ -47,7 +47,7 @@ from pipeline.run.services import Opening, Services, asked, open_services
 from pipeline.run.status import StatusFile
 from pipeline.store import digests
 from pipeline.store.batch_states import BatchState
-from pipeline.store.earlier import Earlier, line_of
+from pipeline.store.earlier import Earlier, line_of, told_missing
 from pipeline.store.latencies import note
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.place import Place
@@ -170,6 +170,8 @@ async def _run(session: Session, services: Services, place: Place | None, confir
             digests.write(session.directory, found.digests, found.rows, session.source.columns)
             bought = bought_by(store, session.working, earlier)
             plan = await planned(session, rows, bought, store.spent_usd() + before_usd, found)
+            if earlier is not None:
+                plan = replace(plan, notices=(*told_missing(earlier), *plan.notices))
             if plan.load.prompts and not session.rehearsal:
                 refuse_unpriced(job, options)
             confirm(plan, continued, session)
@@ -222,6 +224,7 @@ async def _agreed(session: Session, change: Change, confirm: Confirm) -> Plan:
         keeping, found = Keeping(session, change), await look(session)
         before_usd = spent_before(change)
         plan = await planned(session, wanted(session, Outcomes()), keeping.bought, before_usd, found)
+        plan = replace(plan, notices=(*keeping.notices, *plan.notices))
         if plan.load.prompts and not session.rehearsal:
             refuse_unpriced(session.job, session.options)
         confirm(plan, False, replace(session, change=keeping.counted(found, session.source.columns)))

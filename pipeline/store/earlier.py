@@ -6,7 +6,6 @@ were. Every reply that was paid for is found, whatever became of it: a blocked o
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import fields, replace
 from decimal import Decimal
 from pathlib import Path
@@ -35,7 +34,7 @@ class Earlier:
     """The replies of earlier generations, newest first: `directories` are theirs. Reads only.
 
     The index is made of the parts on the first look, in a temporary database: a second for a million calls. A
-    directory that is gone or damaged has no answers, and `missing` names it.
+    directory that is gone or damaged has no answers, and is in `missing`.
     """
 
     def __init__(self, directories: Sequence[Path], parse: Parse, unwanted: frozenset[str] = frozenset()) -> None:
@@ -209,7 +208,11 @@ def _caps_of(manifest: Manifest) -> Iterator[int | None]:
 
 
 def line_of(runs: Path, manifest: Manifest) -> tuple[Path, ...]:
-    """The directories of the generations before this one, newest first; those that are gone left out."""
-    with suppress(OSError):
-        return tuple(path for name in manifest.after if (path := runs / name).is_dir())
-    return ()
+    """The directories of the generations before this one, newest first."""
+    return tuple(runs / name for name in manifest.after)
+
+
+def told_missing(earlier: Earlier) -> Iterator[str]:
+    """Which directories have no answers any more, for a person."""
+    for path in earlier.missing:
+        yield f"{path} is gone or damaged: what only that generation bought is bought again"
