@@ -23,7 +23,7 @@ from pipeline.errors import BatchesCancelled, BatchesOut, JobError, RunStateErro
 from pipeline.job import load
 from pipeline.plan.timing import time_after
 from pipeline.run import prepare, run
-from pipeline.run.batching import deadline_of
+from pipeline.run.batching import deadline_of, still_out
 from pipeline.run.checks import examine
 from pipeline.run.prepare import Options
 from pipeline.store import batched
@@ -134,6 +134,8 @@ def test_batches_are_left_and_collected_by_the_same_command(tmp_path: Path, url:
     assert isinstance(first.stopped, BatchesOut) and first.exit_code == 3
     assert "with the service" in first.stopped.message and "48 hours" in first.stopped.message
     assert len(first.out) == 1 == len(is_out(Path("runs/left")))
+    (told,) = still_out(first.out)
+    assert told.startswith("1 batch, ") and "the first since" in told and "paid once" in told
     ended = [done(path, leave=True) for _ in range(12) if is_out(Path("runs/left"))]
     assert [each.exit_code for each in ended[:-1]] == [3] * (len(ended) - 1)
     assert ended[-1].exit_code == 0, ended[-1]

@@ -359,7 +359,9 @@ def test_the_shared_prefix_is_the_system_instruction_and_the_text_before_the_fir
 
 def test_assumptions_say_what_is_not_known(tmp_path: Path) -> None:
     open_job = make(make_job(tmp_path), topics(1)).assumptions
-    assert any("[limits] are not set" in line for line in open_job)
+    assert any("[limits] rpm and tpm are not set" in line for line in open_job)
+    half_open = make(make_job(tmp_path, limits={"rpm": 3000}), topics(1)).assumptions
+    assert any("[limits] tpm is not set" in line for line in half_open)
     assert any("max_output_tokens is not set" in line for line in open_job)
     taught = answered("answer", *[(10, 15, 40) for _ in range(40)])
     bounded: dict[str, Any] = {"limits": UNLIMITED, "model": {"max_output_tokens": 10}}

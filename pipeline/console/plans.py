@@ -355,10 +355,9 @@ def show_start(plan: Plan, name: str, directory: str, continued: bool, kind: Kin
 
 def show_change(change: "Change", about: bool) -> None:
     """What an edit of a job or its input comes to: what differs, rows and calls, what is kept."""
-    is_or_are = f"generation {change.generation}: this job changed since {one_line(str(change.directory))} was made"
-    err.print(styled((is_or_are, "yellow")))
-    for line in change.lines:
-        err.print(f"  {one_line(line)}")
+    began = f"generation {change.generation}: this job changed since {one_line(str(change.directory))} was made"
+    err.print(folded(styled((began, "yellow")), min(_WIDTH, err.width)))
+    _show_notes(map(one_line, change.lines), err, "")
     kept = f"{'about ' if about else ''}{things(change.kept, 'answer')} kept"
     paid = f", {money(change.kept_usd)} then" if change.kept_usd else ""
     rows = [
@@ -367,12 +366,11 @@ def show_change(change: "Change", about: bool) -> None:
         if number
     ]
     told = [f"rows: {', '.join(rows)}"] if rows else []
-    err.print(f"  {'; '.join([*told, kept + paid])}")
+    _show_notes(["; ".join([*told, kept + paid])], err, "")
     if change.truncated:
-        err.print(
-            f"  {count(change.truncated)} of them {'was' if change.truncated == 1 else 'were'} cut short:"
-            " `--retry truncated` buys those anew"
-        )
+        was = "was" if change.truncated == 1 else "were"
+        cure = "`--retry truncated` buys those anew"
+        _show_notes([f"{count(change.truncated)} of them {was} cut short: {cure}"], err, "")
 
 
 def show_cancelling(name: str, directory: str) -> None:

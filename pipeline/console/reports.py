@@ -262,6 +262,7 @@ def show_runs(summaries: Iterable[Summary]) -> None:
     lines = [
         (
             str(summary.directory),
+            str(summary.manifest.generation),
             _state(summary),
             f"{summary.done:,} / {summary.rows:,}",
             f"{summary.outcomes['ok']:,}",
@@ -271,7 +272,7 @@ def show_runs(summaries: Iterable[Summary]) -> None:
         )
         for summary in summaries
     ]
-    show_grid(("run", "status", "rows", "ok", "", "cost", "started (UTC)"), lines)
+    show_grid(("run", "gen.", "status", "rows", "ok", "", "cost", "started (UTC)"), lines)
 
 
 def _state(summary: Summary) -> str:

@@ -331,8 +331,10 @@ def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
             f"the size of {', '.join(unknown)} is not known: a context of {size.context_tokens:,} tokens and answers of"
             f" at most {size.max_output_tokens:,} are assumed"
         )
-    if any(one.rpm is None or one.tpm is None for one in limits):
-        yield "[limits] are not set: time is that of a run that is not refused while it grows"
+    unset = [meter for meter in ("rpm", "tpm") if any(getattr(one, meter) is None for one in limits)]
+    if unset:
+        are = "is" if len(unset) == 1 else "are"
+        yield f"[limits] {' and '.join(unset)} {are} not set: time is that of a run that is not refused while it grows"
     if any(job.spec.endpoint.provider != "openai" for job in given.job.asked):
         names = held_here(given.job.schema.value) if given.job.schema else []
         if names:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -116,6 +116,19 @@ def ended_early(
             "the same command without `--cancel-batches` asks what is left",
         )
     return None
+
+
+def still_out(states: Sequence[BatchState]) -> Iterator[str]:
+    """That batches of earlier sessions are out as a run goes on: since when, and what they may cost."""
+    out = [state for state in states if state.is_waited_for]
+    if not out:
+        return
+    asked = [state.asked_at for state in out if state.asked_at is not None]
+    since = f", the first since {datetime.fromtimestamp(min(asked)).astimezone():%a %H:%M}" if asked else ""
+    worst = [state.worst_usd for state in out]
+    usd = sum(each for each in worst if each)
+    cost = "" if None in worst else f", ${usd:,.2f} at most" if usd >= 1 else f", ${usd:.4f} at most"
+    yield f"{counted(out)}{since}{cost}: the calls above hold them once more, and they are paid once"
 
 
 def called_off(late: Sequence[BatchState]) -> BatchesOut:

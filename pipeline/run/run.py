@@ -34,7 +34,7 @@ from pipeline.plan import Plan
 from pipeline.process import give_back_memory
 from pipeline.report.accuracy import Amounts, logged
 from pipeline.run.assembling import Assembled, assembled, bought_by, open_books, open_spend, spending_of
-from pipeline.run.batching import called_off, check_any_out, check_out, deadline_of, ended_early, speakers
+from pipeline.run.batching import called_off, check_any_out, check_out, deadline_of, ended_early, speakers, still_out
 from pipeline.run.changes import Change
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.generations import Keeping, begin, changed, held, number_of_fresh, settle, spent_before
@@ -170,8 +170,8 @@ async def _run(session: Session, services: Services, place: Place | None, confir
             digests.write(session.directory, found.digests, found.rows, session.source.columns)
             bought = bought_by(store, session.working, earlier)
             plan = await planned(session, rows, bought, store.spent_usd() + before_usd, found)
-            if earlier is not None:
-                plan = replace(plan, notices=(*told_missing(earlier), *plan.notices))
+            missing = told_missing(earlier) if earlier is not None else ()
+            plan = replace(plan, notices=(*missing, *still_out(store.batches.open()), *plan.notices))
             if plan.load.prompts and not session.rehearsal:
                 refuse_unpriced(job, options)
             confirm(plan, continued, session)
