@@ -149,7 +149,7 @@ def test_rows_beyond_a_smaller_limit_are_told_apart(here: Path, cli: Callable[..
     assert "against the estimate" not in fewer.err, "that was made for two rows, and six were bought"
     told = cli("runs", "--json").json[0]
     assert (told["rows"], told["ok"], told["calls"]) == (2, 2, 6)
-    assert cli("runs").out.splitlines()[1].split()[2:6] == ["2", "/", "2", "2"]
+    assert cli("runs").out.splitlines()[1].split()[1:7] == ["1", "finished", "2", "/", "2", "2"]
 
 
 def test_identical_prompts_are_sent_once(here: Path, cli: Callable[..., Ran]) -> None:
