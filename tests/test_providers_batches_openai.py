@@ -287,9 +287,10 @@ def test_a_server_that_takes_nothing_is_given_up(tmp_path: Path) -> None:
             before = sockets()
             failure = await batches.upload(path, "pp-1", digest)
             await asyncio.sleep(0.05)
-            assert len(sockets() - before) == 1, "the server's end; ours waits for nobody"
+            left = sockets() - before
             given_up.set()
             await asyncio.sleep(0.05)
+            assert len(left) <= 1, "the server's end, where it took the connection; ours waits for nobody"
             return failure
 
     failure = anyio.run(main)
