@@ -17,6 +17,7 @@ from commands import Ran
 from serving import served, stats
 
 from pipeline import report
+from pipeline.process import make_private
 from pipeline.run import generations
 from pipeline.store.manifest import read as read_manifest
 
@@ -180,7 +181,7 @@ def test_set_waits_for_the_next_generation(here: Path, cli: Callable[..., Ran], 
     assert ran.code == 2 and "leave out `--retry` and `--set` first" in ran.err
 
 
-@pytest.mark.parametrize("at", ["write_manifest", "rename", "settle"])
+@pytest.mark.parametrize("at", ["write_manifest", "rename", "after mkdir", "settle"])
 def test_a_kill_while_a_generation_begins_is_mended(
     here: Path, cli: Callable[..., Ran], url: str, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -196,6 +197,14 @@ def test_a_kill_while_a_generation_begins_is_mended(
     with monkeypatch.context() as broken:
         if at == "rename":
             broken.setattr(Path, "rename", killed)
+        elif at == "after mkdir":
+            make = make_private
+
+            def made_and_killed(path: Path) -> None:
+                make(path)
+                killed()
+
+            broken.setattr(generations, "make_private", made_and_killed)
         else:
             broken.setattr(generations, at, killed)
         with suppress(Killed):

@@ -111,8 +111,9 @@ def begin(change: Change, session: Session, before_usd: Decimal) -> None:
         write_manifest(directory / "manifest.json", manifest)
     except OSError as error:
         raise RunStateError(
-            f"{directory} cannot be set aside: {error.strerror}\nIt is as it was, and nothing was sent.",
-            f"mend the permissions of {directory.parent}, then run the same command again",
+            f"generation {change.generation} of {directory} cannot begin: {error.strerror}"
+            "\nNothing was sent, and all that was bought is kept.",
+            f"make room, or mend the permissions of {directory.parent}, then run the same command again",
         ) from None
     settle(directory)
 
@@ -123,7 +124,8 @@ def settle(directory: Path) -> None:
     if not pending.exists():
         return
     manifest = read_manifest(pending)
-    if manifest and not directory.exists() and (directory.parent / manifest.after[0]).is_dir():
+    begun = (directory / "manifest.json").exists()  # a kill may have left the directory without it
+    if manifest and not begun and (directory.parent / manifest.after[0]).is_dir():
         make_private(directory)
         write_manifest(directory / "manifest.json", manifest)
     with suppress(FileNotFoundError):
