@@ -19,6 +19,7 @@ from pipeline.emulator.faults import GROUPS, Bill
 from pipeline.environment import VARIABLES
 from pipeline.records import CAUSES, PASSING, STATUS_MEANS
 from pipeline.report import RUN_KEYS
+from pipeline.report.causes import CAUSE_KEYS
 from pipeline.sections import Endpoint, JobFile
 from pipeline.store.export import COLUMN_MEANS, PENDING, RESULT_COLUMNS
 from pipeline.store.parts import CALLS_SCHEMA, RESULTS_SCHEMA
@@ -154,6 +155,8 @@ def _json() -> Iterator[str]:
     yield "## JSON\n"
     yield "### run --json, report --json\n"
     yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in RUN_KEYS.items()))
+    yield "Each of `causes`:\n"
+    yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in CAUSE_KEYS.items()))
     yield "### estimate --json\n"
     yield "A row of the table is a document here, and a call is a prompt.\n"
     yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in PLAN_KEYS.items()))

@@ -22,6 +22,7 @@ RUN_KEYS = [
     "blocked",
     "invalid",
     "error",
+    "causes",
     "calls",
     "attempts",
     "rate_limited",

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,14 +15,16 @@ from asking import MODEL
 from commands import Ran
 from stores import CENT, answer, failed, killed, manifest, opened, paid, prompt, result
 
-from pipeline.console.failures import cure, show_failures
+from pipeline.console.failures import show_failures
 from pipeline.console.reports import show_standing, show_summary
 from pipeline.errors import RunStateError
 from pipeline.events import SessionEnded, SessionStarted
 from pipeline.records import Usage
 from pipeline.report import Failure, failures, summarize
+from pipeline.report.causes import CAUSE_KEYS, Cause, cure_of
 from pipeline.report.finding import every, find_run, in_use, newest
 from pipeline.run.status import Status as RunStatus
+from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write
 from pipeline.store.run import RunStore
 
@@ -38,6 +41,10 @@ def log(directory: Path, *events: dict[str, object]) -> Path:
     lines = [orjson.dumps({"at": "2026-11-22T20:00:00Z", **event}) for event in events]
     (directory / "run.log").write_bytes(b"".join(line + b"\n" for line in lines))
     return directory
+
+
+REDO = "`pipeline run jobs/notes.toml --offline --retry truncated`"
+TRY = "may pass by itself: `pipeline run jobs/notes.toml --offline` tries again"
 
 
 def start(rows: int = 10) -> dict[str, object]:
@@ -165,6 +172,10 @@ def test_the_json_has_stable_keys_and_counts_tool_tokens_as_input(directory: Pat
         "blocked": 0,
         "invalid": 0,
         "error": 1,
+        "causes": [
+            {"cause": "truncated", "rows": 1, "cost_usd": 0.01, "cure": REDO, "cure_usd": None},
+            {"cause": "quota", "rows": 1, "cost_usd": 0.01, "cure": TRY, "cure_usd": None},
+        ],
         "calls": 3,
         "attempts": 10,
         "rate_limited": 9,
@@ -506,5 +517,30 @@ def test_rows_that_are_not_ok_are_told_by_cause_with_what_helps_and_costs(
     assert told["server"] == "1 may pass by itself: `pipeline run jobs/notes.toml` tries again"
     assert told["empty_input"] == "1 mend the table: the next run buys only what changed"
     assert [line.split()[0] for line in lines[7:]] == ["0", "1", "2", "7", "8", "9"]
-    unknown = [Failure(0, "k", "truncated", "truncated", "cut", None)]
-    assert cure("truncated", unknown, of).endswith("max_output_tokens=800`")
+    assert cure_of(Cause("truncated", 1, None), of).usd is None, "a price is unknown"
+
+
+def test_causes_are_told_by_the_newest_outcome_with_what_helps(directory: Path, cli: Callable[..., Ran]) -> None:
+    usd = Decimal("0.02")
+    with opened(directory) as store:
+        store.log(SessionStarted(5, 1))
+        for row in range(4):
+            store.append_result(result(row, "error", "server"))
+        anyio.run(store.seal)
+        store.append_result(result(0))
+        store.append_result(result(1, "truncated", "truncated", cost_usd=usd))
+        anyio.run(store.seal)
+        store.append_result(result(2, "truncated", "truncated", cost_usd=usd))
+        store.append_result(result(9, "blocked", "prompt_blocked"))  # beyond the table as it is now
+        while_running = summarize(directory).causes
+    assert while_running == (Cause("truncated", 2, 2 * usd), Cause("server", 1, CENT))
+    of = read_manifest(directory / "manifest.json")
+    assert of
+    write(directory / "manifest.json", replace(of, offline=False))
+    told = cli("report", directory)
+    assert "truncated     2  `pipeline run jobs/notes.toml --retry truncated` costs about $0.0400" in told.out
+    causes = cli("report", directory, "--json").json["causes"]
+    assert [each["cause"] for each in causes] == ["truncated", "server"]
+    assert causes[0]["cost_usd"] == causes[0]["cure_usd"] == 0.04 and causes[1]["cure_usd"] is None
+    assert causes[1]["cure"] == "may pass by itself: `pipeline run jobs/notes.toml` tries again"
+    assert causes[0].keys() == CAUSE_KEYS.keys()

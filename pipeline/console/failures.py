@@ -1,21 +1,14 @@
 """Rows that are not ok: how many for which cause, what helps against it and costs, then the rows."""
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from decimal import Decimal
 
-from pipeline.console.screen import count, money, out, show_grid
-from pipeline.records import PASSING
+from pipeline.console.screen import Screen, count, money, out, show_grid
 from pipeline.report import Failure
+from pipeline.report.causes import Cause, Cure, by_cause, cure_of
 from pipeline.store.manifest import Manifest
 
 _MOST_FAILURES = 50
-_MEND = "mend the table: the next run buys only what changed"
-_OTHERS = "a `[[target]]` with another model may answer: `fallback`"
-_CURES: Mapping[str, str] = {
-    **dict.fromkeys(("empty_input", "template_error", "invalid_messages", "file"), _MEND),
-    **dict.fromkeys(("prompt_blocked", "answer_blocked", "recitation"), _OTHERS),
-    "too_long": "`[chunk]` cuts long texts",
-}
 
 
 def show_failures(failures: Sequence[Failure], manifest: Manifest) -> None:
@@ -23,12 +16,7 @@ def show_failures(failures: Sequence[Failure], manifest: Manifest) -> None:
     if not failures:
         out.print("every row that was reached is ok")
         return
-    by_cause: dict[str, list[Failure]] = {}
-    for failure in failures:
-        by_cause.setdefault(failure.error_kind or failure.status, []).append(failure)
-    most_first = sorted(by_cause.items(), key=lambda each: -len(each[1]))
-    sums = [(cause, count(len(rows)), cure(cause, rows, manifest)) for cause, rows in most_first]
-    show_grid(("cause", "rows", "what helps"), sums)
+    show_causes(by_cause((each.error_kind or each.status, _exact(each.cost_usd)) for each in failures), manifest)
     out.print()
     lines = [
         (str(failure.row), failure.key, failure.status, failure.error_kind or "", failure.error or "")
@@ -39,23 +27,16 @@ def show_failures(failures: Sequence[Failure], manifest: Manifest) -> None:
         out.print(f"… and {len(failures) - _MOST_FAILURES:,} more: `--json` lists all", style="dim")
 
 
-def cure(cause: str, rows: Sequence[Failure], manifest: Manifest) -> str:
-    """What helps rows that ended for a cause, as it would be typed, and what it costs.
-
-    To ask again for twice as long an answer costs at most twice what the rows cost: their prompts stay as they are.
-    """
-    run = f"pipeline run {shlex.quote(manifest.job_path)}{' --offline' if manifest.offline else ''}"
-    if cause in PASSING:
-        return f"may pass by itself: `{run}` tries again"
-    if cause in _CURES:
-        return _CURES[cause]
-    cap = (manifest.identity.get("model") or {}).get("max_output_tokens") if cause == "truncated" else None
-    more = f" --set max_output_tokens={2 * cap}" if isinstance(cap, int) else ""
-    return f"`{run} --retry {cause}{more}`{_cost(rows, 2 if more else 1) if manifest.kind == 'real' else ''}"
+def show_causes(causes: Sequence[Cause], manifest: Manifest, to: Screen = out) -> None:
+    """How many rows are not ok for which cause, and what helps them."""
+    lines = [(f"  {each.cause}", count(each.rows), _told(cure_of(each, manifest))) for each in causes]
+    show_grid(("  cause", "rows", "what helps"), lines, to)
 
 
-def _cost(rows: Sequence[Failure], times: int) -> str:
-    known = [row.cost_usd for row in rows if row.cost_usd is not None]
-    if len(known) < len(rows):
-        return ""
-    return f" costs {'at most ' if times > 1 else ''}about {money(times * sum(known))}"
+def _told(cure: Cure) -> str:
+    cost = "" if cure.usd is None else f" costs {'at most ' if cure.is_at_most else ''}about {money(cure.usd)}"
+    return f"{cure.words}{cost}"
+
+
+def _exact(usd: float | None) -> Decimal | None:
+    return None if usd is None else Decimal(str(usd))

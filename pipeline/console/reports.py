@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 
+from pipeline.console.failures import show_causes
 from pipeline.console.screen import Screen, count, duration, folded, money, out, show_columns, show_grid, styled, things
 from pipeline.models import MODELS
 from pipeline.prices import CHEAPER, LONG_PROMPT_TOKENS, Rates, note, rates
@@ -87,6 +88,9 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
             for name, (calls, usd) in summary.targets.items()
         ]
         show_grid(("  target", "calls", "cost"), lines, to)
+    if summary.causes:
+        to.print()
+        show_causes(summary.causes, manifest, to)
     if summary.batches:
         to.print()
         _show_batches(summary.batches, to)

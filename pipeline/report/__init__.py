@@ -12,6 +12,7 @@ import polars as pl
 from pipeline.errors import RunStateError
 from pipeline.records import STATUSES, Reply, Status, Usage
 from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_step, baseline, compare
+from pipeline.report.causes import Cause, cause_json, causes_of
 from pipeline.report.events import Ended, Event, LeftOut, ModelNoted, Progressed, Started, read_events
 from pipeline.report.finding import in_use
 from pipeline.report.lanes import InLane, batch_json, by_lane, lane_json, together
@@ -37,6 +38,7 @@ RUN_KEYS: Mapping[str, str] = {
     "status": "finished, stopped, interrupted or pilot; running while it runs",
     "rows": "rows of the input that the run covers",
     **{status: f"rows that are `{status}`" for status in STATUSES},
+    "causes": "rows that are not ok by their cause, most first: see below",
     "calls": "replies that were paid for",
     "attempts": "requests that were made; refusals for quota do not count",
     "rate_limited": "refusals for quota",
@@ -86,6 +88,7 @@ class Summary:
     status: str  # finished, stopped, interrupted, pilot, or running
     rows: int
     outcomes: Counter[Status]
+    causes: tuple[Cause, ...]  # of those that are not ok, most rows first
     beyond: int  # rows with an outcome that a smaller `--limit` leaves out
     pending: int  # rows without one
     waiting: int  # failed rows that the next run tries again
@@ -144,6 +147,7 @@ class Summary:
             "status": self.status,
             "rows": self.rows,
             **{status: self.outcomes[status] for status in STATUSES},
+            "causes": [cause_json(cause, self.manifest) for cause in self.causes],
             "calls": self.calls,
             "attempts": self.attempts,
             "rate_limited": self.rate_limited,
@@ -275,6 +279,7 @@ def summarize(directory: Path) -> Summary:
         status=_status(events, directory),
         rows=rows,
         outcomes=counts,
+        causes=causes_of(directory, outcomes, unsealed, covered),
         beyond=beyond,
         pending=outcomes.pending(rows),
         waiting=outcomes.waiting(),
