@@ -33,7 +33,7 @@ from pipeline.dispatch.desk import Admit, Desk, Send, Tries
 from pipeline.packing import Packing
 from pipeline.packs import apart, packed
 from pipeline.prompts import Prompt
-from pipeline.records import ErrorKind, Failure, Reply, Usage, changed
+from pipeline.records import ErrorKind, Failure, FromFlex, Reply, Usage, changed
 from pipeline.store.earlier import Earlier
 from pipeline.store.run import RunStore
 from pipeline.targets import Route, Target
@@ -372,6 +372,7 @@ def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bough
             target=target.name,
             attempts=tries.failed + 1,
             rate_limited=tries.refused,
+            fell_back=_fell_back(target, outcome, tries),
             cost_usd=bill.cost_usd,
             standard_usd=bill.standard_usd,
             at_most_usd=bill.at_most_usd,
@@ -384,6 +385,13 @@ def journal(generate: Generate, store: RunStore, cashier: Cashier, bought: Bough
         return reply
 
     return kept
+
+
+def _fell_back(target: Target, reply: Reply, tries: Tries) -> FromFlex | None:
+    """Why a reply is not of flex that was asked in it, now or before."""
+    if reply.lane == "flex":
+        return None
+    return tries.fell_back or ("by_service" if target.lane == "flex" else None)
 
 
 def charge_lost(store: RunStore, cashier: Cashier, route: Route) -> tuple[int, Decimal | None]:

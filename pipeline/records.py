@@ -106,6 +106,15 @@ FLEX_S = 900.0
 FLEX_TRIES = 3
 """Requests of one prompt in flex that come to nothing, after which it is asked in standard where nothing is due."""
 
+FromFlex = Literal["turned_away", "failed", "last_call", "by_service"]
+FROM_FLEX: Mapping[FromFlex, str] = {
+    "turned_away": "flex turned it away three times, or nearly all for half an hour",
+    "failed": "it failed in flex",
+    "last_call": "flex had not answered it by its last call",
+    "by_service": "the service took it in flex and served it in standard",
+}
+"""Why a request that was asked in flex was served in standard."""
+
 FailureKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "proxy", "fatal"]
 
 
@@ -211,6 +220,7 @@ class Reply:
     emulated: bool = False  # it bears the emulator's mark
     target: str = ""  # that gave it, by its name in the job file
     lane: Lane = "standard"  # in which it was served, and is billed
+    fell_back: FromFlex | None = None  # why it was not served in flex, where it was asked there
     extras: str = ""  # what came beside the text, as one JSON object; empty: nothing
     predicted: Literal["", "right", "wrong", "mendable"] = ""  # by an estimate, whose word is taken for what it is
     fate: str = ""  # what the service says of the model's end; not kept

@@ -17,7 +17,7 @@ from pipeline.console.plans_json import PLAN_KEYS
 from pipeline.emulator.batch_faults import BATCH_GROUPS
 from pipeline.emulator.faults import GROUPS, Bill
 from pipeline.environment import VARIABLES
-from pipeline.records import CAUSES, PASSING, STATUS_MEANS
+from pipeline.records import CAUSES, FROM_FLEX, PASSING, STATUS_MEANS
 from pipeline.report import RUN_KEYS
 from pipeline.report.causes import CAUSE_KEYS
 from pipeline.sections import Endpoint, JobFile
@@ -157,6 +157,10 @@ def _json() -> Iterator[str]:
     yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in RUN_KEYS.items()))
     yield "Each of `causes`:\n"
     yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in CAUSE_KEYS.items()))
+    yield "#### What fell back\n"
+    yield "Each prompt counts once, for each lane that was to answer it and did not.\n"
+    causes = ((f"`{kind}`", means) for kind, means in FROM_FLEX.items())
+    yield from _table(("from flex, by cause", "what happened"), causes)
     yield "### estimate --json\n"
     yield "A row of the table is a document here, and a call is a prompt.\n"
     yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in PLAN_KEYS.items()))

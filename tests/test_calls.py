@@ -17,7 +17,7 @@ from pipeline.calls import Saved, journal, record_failures, replay, shared, sing
 from pipeline.dispatch.desk import Tries
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
-from pipeline.records import Failure, Reply, Usage
+from pipeline.records import Failure, FromFlex, Lane, Reply, Usage
 from pipeline.store.run import RunStore
 from pipeline.targets import Route, Target
 
@@ -217,6 +217,31 @@ def test_a_reply_is_priced_and_in_the_journal_before_anyone_sees_it(tmp_path: Pa
         on_disk = store.reply("content 0")
         assert on_disk and on_disk.reply.text == "text" and on_disk.reply.attempts == 2
         assert [what[1:] for what in bought] == [(reply, True)]
+
+    in_store(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    ("asked", "served", "before", "fell_back"),
+    [
+        ("flex", "flex", None, None),
+        ("flex", "standard", None, "by_service"),
+        ("standard", "standard", "last_call", "last_call"),
+        ("standard", "standard", None, None),
+        ("standard", "flex", "failed", None),
+    ],
+)
+def test_why_a_reply_is_not_of_flex_is_kept_with_it(
+    tmp_path: Path, asked: Lane, served: Lane, before: FromFlex | None, fell_back: FromFlex | None
+) -> None:
+    async def body(store: RunStore) -> None:
+        async def send(prompt: Prompt, target: Target) -> Reply:
+            return paid("text", model="gemini-3.5-flash-lite", lane=served)
+
+        kept = journal(send, store, Cashier(Spending(None)), lambda *what: None)
+        assert isinstance(await kept(prompt(0), TARGET.asked_in(asked), Tries(fell_back=before)), Reply)
+        on_disk = store.reply("content 0")
+        assert on_disk and on_disk.reply.fell_back == fell_back
 
     in_store(tmp_path, body)
 

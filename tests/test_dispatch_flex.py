@@ -21,7 +21,7 @@ from pipeline.dispatch.flex import is_shed
 from pipeline.events import Event, FlexShed, LimitSet, Outage
 from pipeline.prompts import Prompt
 from pipeline.quota.quota import GIVE_UP_S
-from pipeline.records import FLEX_S, FLEX_TRIES, Failure, Lane, Limits, QuotaHit, Reply, Usage
+from pipeline.records import FLEX_S, FLEX_TRIES, Failure, FromFlex, Lane, Limits, QuotaHit, Reply, Usage
 from pipeline.targets import Route, Target
 
 Result = TypeVar("Result")
@@ -44,10 +44,12 @@ class Service:
     asked: list[tuple[float, int, Lane]] = field(default_factory=list)  # when, row, lane
     on_event: list[Event] = field(default_factory=list)
     finished: dict[int, float] = field(default_factory=dict)  # row → when
+    fell_back: dict[int, FromFlex | None] = field(default_factory=dict)  # row → why it is asked in standard
 
     async def send(self, prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
         now = anyio.current_time()
         self.asked.append((now, prompt.row, target.lane))
+        self.fell_back[prompt.row] = tries.fell_back
         failure = self.in_flex(now, len(self.asked)) if target.lane == "flex" else None
         await anyio.sleep(self.flex_s if target.lane == "flex" else self.standard_s)
         self.finished[prompt.row] = anyio.current_time()
@@ -121,6 +123,7 @@ def test_what_flex_turns_away_three_times_is_asked_in_standard_and_has_had_one_a
     assert service.lanes() == ["flex", "flex", "flex", "standard"]
     assert (replies[0].status, replies[0].attempts, replies[0].rate_limited) == ("ok", 1, 0)
     assert (dispatcher.shed, dispatcher.attempts, dispatcher.flex) == (3, 1, (0, 3))
+    assert service.fell_back == {0: "turned_away"}
 
 
 def test_between_its_requests_in_flex_a_prompt_waits_longer_and_longer() -> None:
@@ -146,6 +149,7 @@ def test_other_failures_cost_an_attempt_and_a_try() -> None:
     _, replies = answered(service)
     assert service.lanes() == ["flex"] * FLEX_TRIES + ["standard"]
     assert (replies[0].status, replies[0].attempts) == ("ok", 4)
+    assert service.fell_back == {0: "failed"}
 
 
 @pytest.mark.parametrize(
@@ -210,6 +214,9 @@ def test_where_flex_turns_all_away_one_request_at_a_time_asks_and_after_half_an_
     assert {reply.lane for reply in replies.values()} == {"standard"}
     assert {reply.attempts for reply in replies.values()} == {1}
     assert max(service.finished.values()) < GIVE_UP_S + 240
+    in_vain = {row for _, row, lane in service.asked if lane == "flex"}
+    assert {row for row, why in service.fell_back.items() if why == "turned_away"} == in_vain  # not who never was there
+    assert 0 < len(in_vain) < 500 and set(service.fell_back.values()) == {"turned_away", None}
     in_flex = [at for at, _, lane in service.asked if lane == "flex"]
     assert len([at for at in in_flex if 120 < at < GIVE_UP_S]) < GIVE_UP_S / 30  # a probe a minute, not a storm
     assert len([event for event in service.on_event if isinstance(event, FlexShed)]) == 1
@@ -232,6 +239,9 @@ def test_after_the_last_call_all_that_waits_is_asked_in_standard() -> None:
     assert {reply.status for reply in replies.values()} == {"ok"}
     assert max(at for at, _, lane in service.asked if lane == "flex") < 7200
     assert max(service.finished.values()) < 7200 + 60 + 10  # 500 at 600 a minute
+    in_vain = {row for _, row, lane in service.asked if lane == "flex"}
+    assert {row for row, why in service.fell_back.items() if why == "last_call"} == in_vain
+    assert set(service.fell_back.values()) <= {"last_call", None}
 
 
 def test_a_last_call_that_is_moved_while_all_waits_is_heeded_at_once() -> None:

@@ -13,6 +13,8 @@ import pytest
 from commands import UNLIMITED, Ran, small_job
 from serving import served, stats, wait_for
 
+from pipeline.report import summarize
+
 ROWS = 200
 PRICE_IN, PRICE_OUT = Decimal("0.30e-6"), Decimal("2.50e-6")  # of gemini-3.5-flash-lite in standard
 
@@ -50,6 +52,7 @@ def test_a_run_in_flex_costs_half_and_says_what_that_saved(here: Path, cli: Call
             "cost_usd": pytest.approx(standard / 2),
             "saved_usd": pytest.approx(standard / 2),
             "late": 0,
+            "fell_back": {},
         }
     }
     assert "saved" in cli("report", "small").out
@@ -68,6 +71,8 @@ def test_what_is_turned_away_goes_on_in_standard_and_each_call_costs_what_its_la
     assert f"turned away in flex {counted['shed']}" in " ".join(cli("report", "small").out.split())
     lanes = ran.json["lanes"]
     assert lanes["flex"]["calls"] + lanes["standard"]["calls"] == ROWS
+    assert lanes["flex"]["fell_back"] == {"turned_away": lanes["standard"]["calls"]}
+    assert f"fell back {lanes['standard']['calls']} of flex turned away" in " ".join(cli("report", "small").out.split())
     assert 0.65 < lanes["flex"]["calls"] / ROWS < 0.9  # 1 - 0.6³ = 0.78
     priced = calls_of(here).with_columns(
         standard=pl.col("input_tokens") * float(PRICE_IN) + pl.col("output_tokens") * float(PRICE_OUT),
@@ -165,6 +170,8 @@ def test_a_run_that_is_killed_in_flex_goes_on_and_buys_nothing_again(here: Path,
         wait_for(url, "answered", after, run)
         run.send_signal(signal.SIGKILL)
         run.communicate()
+        lanes = summarize(here / "runs" / "small").lanes
+        assert lanes["flex"].fell_back == {"turned_away": lanes["standard"].calls}
         run = start()
         _, err = run.communicate(timeout=60)
         assert run.returncode == 0, err
@@ -173,6 +180,8 @@ def test_a_run_that_is_killed_in_flex_goes_on_and_buys_nothing_again(here: Path,
     table = pl.read_parquet(here / "out.parquet")
     assert table.height == ROWS and set(table["status"]) == {"ok"}
     assert set(calls_of(here).filter("paid")["lane"]) == {"flex", "standard"}
+    lanes = summarize(here / "runs" / "small").lanes
+    assert sum(lanes["flex"].fell_back.values()) == lanes["standard"].calls
 
 
 def test_an_estimate_in_flex_is_what_the_run_costs_when_half_is_served(here: Path, cli: Callable[..., Ran]) -> None:

@@ -196,7 +196,7 @@ def test_the_json_has_stable_keys_and_counts_tool_tokens_as_input(directory: Pat
         "uncertain": 0,
         "usage_estimated": 0,
         "targets": {},
-        "lanes": {"standard": {"calls": 3, "cost_usd": 0.02, "saved_usd": 0.0, "late": 0}},
+        "lanes": {"standard": {"calls": 3, "cost_usd": 0.02, "saved_usd": 0.0, "late": 0, "fell_back": {}}},
         "batches": [],
         "left_out": [],
         "models_noted": [],

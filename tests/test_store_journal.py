@@ -55,6 +55,7 @@ def round_trip(tmp_path: Path, reply: Reply) -> tuple[Call, Call]:
         paid(cost_usd=Decimal("0.000000012345")),
         paid(usage=Usage(1, 2, 3, 4, 5, estimated=True), attempts=3, rate_limited=2),
         paid(lane="flex", cost_usd=Decimal("0.00005"), standard_usd=Decimal("0.0001")),
+        paid(fell_back="last_call"),
         paid(raw=b"<html>\r\n<body>no JSON\n</body>"),
         paid(raw=b'{"candidates": [\n{"finishReason": "OTHER"}]}'),
         paid(raw='["嵌套", "😀"]'.encode()),

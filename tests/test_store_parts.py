@@ -37,7 +37,7 @@ def test_a_call_becomes_one_row_with_its_provenance() -> None:
     reply = paid(
         "a part", Decimal("0.000000000001"), usage=Usage(12, 3, 34, 5, 6), attempts=3, rate_limited=2, latency_s=0.5
     )
-    reply = replace(reply, target="free", lane="flex", standard_usd=Decimal("0.000000000002"))
+    reply = replace(reply, target="free", lane="flex", fell_back="failed", standard_usd=Decimal("0.000000000002"))
     asked = prompt(7, "content", step="map", level=2, chunk=3, chunks=9, input_tokens_est=11)
     [row] = parts.calls_frame([call(asked, reply)], {}).rows(named=True)
     assert row == {
@@ -60,6 +60,7 @@ def test_a_call_becomes_one_row_with_its_provenance() -> None:
         "endpoint": "gemini@example",
         "target": "free",
         "lane": "flex",
+        "fell_back": "failed",
         "response_id": "r-1",
         "input_tokens_est": 11,
         "input_tokens": 12,

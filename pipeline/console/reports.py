@@ -12,6 +12,7 @@ from pipeline.prices import CHEAPER, LONG_PROMPT_TOKENS, Rates, note, rates
 from pipeline.records import STATUSES
 from pipeline.report import Summary
 from pipeline.report.accuracy import Accuracy
+from pipeline.report.lanes import InLane
 from pipeline.run.status import Status, Waits
 from pipeline.store.batch_states import BatchState
 from pipeline.terminal import one_line
@@ -72,6 +73,7 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         ("", "", f"{money(before_usd)} by earlier generations of this run") if before_usd else None,
         ("", "", _uncertain(summary)) if summary.uncertain and not summary.unpriced else None,
         ("lanes", *_lanes(summary)) if summary.lanes.keys() - {"standard"} else None,
+        *_fallen(summary.lanes),
         ("batches", *_batches(summary.batches)) if summary.batches else None,
         ("latency", seconds(summary.latency_p50_s), f"median; {seconds(summary.latency_p95_s)} at p95")
         if summary.latency_p50_s is not None and summary.latency_p95_s is not None
@@ -155,6 +157,19 @@ def _lanes(summary: Summary) -> tuple[str, str]:
         return calls, ""
     is_real = summary.manifest.kind == "real"
     return calls, f"{money(saved_usd)} saved" if is_real else f"{money(saved_usd)} would be saved, by the tables"
+
+
+def _fallen(lanes: Mapping[str, InLane]) -> list[tuple[str, str, str]]:
+    """How many prompts fell back from each lane, and why."""
+    found = {name: lane.fell_back for name, lane in lanes.items() if lane.fell_back}
+    return [
+        ("" if place else "fell back", f"{sum(causes.values()):,} of {name}", _by_cause(causes))
+        for place, (name, causes) in enumerate(found.items())
+    ]
+
+
+def _by_cause(causes: Mapping[str, int]) -> str:
+    return _split({cause.replace("_", " "): causes[cause] for cause in sorted(causes, key=lambda one: -causes[one])})
 
 
 def _batches(batches: Sequence[BatchState]) -> tuple[str, str]:

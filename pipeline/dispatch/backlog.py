@@ -39,6 +39,7 @@ class Waiting:
     refused_alone: int = 0  # of those refused for quota, with the tokens of a whole minute for itself
     failed_elsewhere: int = 0  # attempts at those that are asked for it no more
     otherwise: Reply | None = None  # how it ended there
+    flexed: bool = False  # it was asked in flex
     shed: int = 0  # requests in flex that were turned away
     without_flex: bool = False  # it is asked in flex no more
     bounded: int = 0  # attempts that failed for a cause for which only some may be made

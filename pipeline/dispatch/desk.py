@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 from pipeline.errors import PipelineError
 from pipeline.prompts import Prompt
 from pipeline.quota.standing import QuotaStanding
-from pipeline.records import Failure, Reply
+from pipeline.records import Failure, FromFlex, Reply
 from pipeline.targets import Route, Target
 
 
@@ -15,6 +15,7 @@ class Tries(NamedTuple):
 
     failed: int = 0
     refused: int = 0  # for quota: these cost no attempt
+    fell_back: FromFlex | None = None  # why this one is asked in standard, where some were asked in flex
 
 
 FIRST_TRY = Tries()

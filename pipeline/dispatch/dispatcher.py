@@ -284,7 +284,7 @@ class Dispatcher:
         loop.quota.answered(ticket, now, tokens, reply.served_at, received)
         self.attempts += 1
         self.answered += 1
-        fails, refused = waiting.tries
+        fails, refused = waiting.tries[:2]
         if reply.attempts != fails + 1 or reply.rate_limited != refused:
             reply = replace(reply, attempts=fails + 1, rate_limited=refused)
         self._deliver(waiting, reply)

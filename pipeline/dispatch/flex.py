@@ -4,13 +4,14 @@ from collections import deque
 from math import inf
 from random import Random
 
+from pipeline.dispatch.backlog import Waiting
 from pipeline.events import FlexShed, Notify
 from pipeline.quota.breaker import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from pipeline.quota.quota import GIVE_UP_S
 from pipeline.quota.refusals import Ticket
 from pipeline.quota.slots import FIRST_LATENCY_S, START, Slots
 from pipeline.quota.waits import asked_s
-from pipeline.records import FLEX_TRIES, Failure, Limits, Reply
+from pipeline.records import FLEX_TRIES, Failure, FromFlex, Limits, Reply
 
 LATENCY_S = 120.0
 """What an answer in flex is assumed to take until some have come: Google's target is 1 to 15 minutes (2026-07-30)."""
@@ -145,6 +146,15 @@ def _paced(rpm: float) -> float:
     Sized for the real one, 2 % of the pace were lost. Without a limit it is that of what standard begins with.
     """
     return 2.0 * (rpm if rpm < inf else 60.0 * START / FIRST_LATENCY_S)
+
+
+def fell_back(waiting: Waiting, last_call: float, now: float) -> FromFlex | None:
+    """Why a prompt is asked in standard now; None where it was not asked in flex before."""
+    if not waiting.flexed:
+        return None
+    if not waiting.without_flex and now >= last_call:
+        return "last_call"
+    return "turned_away" if waiting.shed else "failed"
 
 
 def is_shed(failure: Failure) -> bool:

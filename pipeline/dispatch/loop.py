@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 from pipeline.calibration import Calibration, Calibrations
 from pipeline.dispatch.backlog import Backlog, Costs, Line, Waiting, next_wanted, open_to, take
 from pipeline.dispatch.desk import Send
-from pipeline.dispatch.flex import Flex
+from pipeline.dispatch.flex import Flex, fell_back
 from pipeline.errors import PipelineError
 from pipeline.events import DayUsedUp, Notify, told_of
 from pipeline.quota import stops
@@ -276,6 +276,7 @@ class QuotaLoop:
         ticket = self.quota.send(now, *self.costs.of(waiting), flex=lane == "flex")
         if self.flex and ticket.flex:
             self.flex.sent(ticket, self.quota.rpm)
+            waiting.flexed = True
         self.flying[waiting] = ticket
         self._floor.launched(waiting, now)
         if self._idle:
@@ -288,7 +289,11 @@ class QuotaLoop:
         while True:
             target = self.target
             asked = target.asked_in("flex" if ticket.flex else "standard")
-            outcome = await self._send(waiting.prompt, asked, waiting.tries)
+            tries = waiting.tries
+            if waiting.flexed and not ticket.flex:
+                why = fell_back(waiting, self.flex.last_call if self.flex else inf, ticket.sent_at)
+                tries = tries._replace(fell_back=why)
+            outcome = await self._send(waiting.prompt, asked, tries)
             del self.flying[waiting]
             self._floor.landed(self, target, waiting, ticket, outcome)
             parked: asyncio.Future[tuple[Waiting, Ticket] | None] = self._loop.create_future()

@@ -27,8 +27,8 @@ from pipeline.store.state import load
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
 _CALL_COLUMNS = (
     *("step", "chunk", "paid", "attempts", "rate_limited", "input_tokens_est", "latency_s", "finished_at"),
-    *("cost_usd", "standard_usd", "at_most_usd", "usage_estimated", "target", "lane", "late", "generation"),
-    *_SUMS,
+    *("cost_usd", "standard_usd", "at_most_usd", "usage_estimated", "target", "lane", "fell_back", "late"),
+    *("generation", *_SUMS),
 )
 
 
@@ -61,7 +61,8 @@ RUN_KEYS: Mapping[str, str] = {
     "targets": "of a job with several: by name the calls that each answered, and what they cost; null where a price is"
     " unknown",
     "lanes": "by lane the calls that were served in it, what they cost (null where a price is unknown), what that saved"
-    " against the standard lane, and how many of them were `late`: answers to what was answered elsewhere meanwhile",
+    " against the standard lane, how many of them were `late` (answers to what was answered elsewhere meanwhile), and"
+    " how many others [`fell_back`](#what-fell-back), by cause: the lane was to answer them, and did not",
     "batches": "each batch: its number, `stage` (taken: its answers are kept) and `status` by the service's word, its"
     " lines and rows, when it was asked, ended and taken, and of its lines those that were answered, failed, were"
     " missing in the results, refused as not to be believed, and late; what it cost, and may cost at most (null where"

@@ -1,7 +1,8 @@
 """What each lane answered and cost, and what became of the batches."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -19,6 +20,7 @@ class InLane:
     cost_usd: Decimal | None = Decimal(0)  # None: a price is unknown
     saved_usd: Decimal = Decimal(0)  # against the standard lane, where that price is known
     late: int = 0  # of them, those whose prompt was answered elsewhere meanwhile
+    fell_back: Mapping[str, int] = field(default_factory=dict)  # others, that it was to answer and did not, by cause
 
     def plus(self, other: "InLane") -> "InLane":
         """Both together."""
@@ -28,6 +30,7 @@ class InLane:
             self.cost_usd + other.cost_usd if known else None,  # type: ignore[operator]
             self.saved_usd + other.saved_usd,
             self.late + other.late,
+            dict(Counter(self.fell_back) + Counter(other.fell_back)),
         )
 
 
@@ -40,10 +43,14 @@ def by_lane(calls: pl.DataFrame) -> dict[str, InLane]:
         (pl.col("standard_usd") - pl.col("cost_usd")).sum().alias("saved"),
         pl.col("late").sum().alias("late"),
     )
-    return {
+    lanes = {
         lane: InLane(requests, None if unknown else Decimal(usd), Decimal(saved), late)
         for lane, requests, usd, unknown, saved, late in sums.iter_rows()
     }
+    fell = calls.filter(IS_REQUEST & pl.col("paid") & pl.col("fell_back").is_not_null())["fell_back"]
+    if fell.len():
+        lanes["flex"] = replace(lanes.get("flex", InLane()), fell_back=Counter(fell))
+    return lanes
 
 
 def together(*sums: Mapping[str, InLane]) -> dict[str, InLane]:
@@ -67,6 +74,7 @@ def lane_json(lane: InLane) -> dict[str, object]:
         "cost_usd": None if lane.cost_usd is None else float(round(lane.cost_usd, 8)),
         "saved_usd": float(round(lane.saved_usd, 8)),
         "late": lane.late,
+        "fell_back": dict(sorted(lane.fell_back.items())),
     }
 
 

@@ -18,7 +18,7 @@ ROW = tuple(name for name in parts.RESULTS_SCHEMA if name != "input_tokens_est")
 CALL = (
     *("step", "level", "chunk", "chunks", "fingerprint", "paid", "status", "error_kind", "error", "text", "extras"),
     *("model", "target", "lane", "input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "cost_usd"),
-    *("attempts", "latency_s", "finished_at", "late"),
+    *("attempts", "latency_s", "finished_at", "fell_back", "late"),
 )
 _NONE = 2**32 - 1
 

@@ -35,7 +35,8 @@ _USAGE = {"usage_estimated": "estimated"} | {
     for name in ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens", "searches")
 }
 _REPLY = (
-    *("finish_reason", "model", "endpoint", "lane", "response_id", "latency_s", "attempts", "rate_limited"),
+    *("finish_reason", "model", "endpoint", "lane", "fell_back", "response_id"),
+    *("latency_s", "attempts", "rate_limited"),
     *("cost_usd", "standard_usd", "at_most_usd", "worst_usd"),
 )
 _WHAT = ("generation", "status", "error_kind", "error", "continuation", "target")

@@ -122,6 +122,8 @@ def call_line(prompt: Prompt, model: str, reply: Reply, answered: bool = True) -
         call["target"] = reply.target
     if reply.lane != "standard":
         call["lane"] = reply.lane
+    if reply.fell_back:
+        call["fell_back"] = reply.fell_back
     if reply.standard_usd is not None:
         call["standard_usd"] = _text(reply.standard_usd)
     if reply.at_most_usd != 0:
@@ -228,6 +230,7 @@ def _read_call(record: dict[str, Any], line: bytes, parse: Parse) -> Call:
         worst_usd=_usd(record.get("worst_usd")),
         target=record.get("target", ""),
         lane=record.get("lane", "standard"),
+        fell_back=record.get("fell_back"),
     )
     return Call(
         record["row"],

@@ -56,6 +56,7 @@ _CALLS: dict[str, PolarsDataType] = {
     "endpoint": pl.String,
     "target": pl.String,  # by its name in the job file; null where that names none
     "lane": pl.String,  # in which it was served, and is billed
+    "fell_back": pl.String,  # why that was not flex, where flex was asked (`records.FROM_FLEX`)
     "response_id": pl.String,
     "input_tokens_est": pl.Int64,
     **_TOKENS,
@@ -118,6 +119,7 @@ _ADDED: dict[str, pl.Expr] = {
     "extras": pl.lit(None, pl.String),
     "searches": pl.lit(0, pl.Int32),
     "lane": pl.lit("standard", pl.String),
+    "fell_back": pl.lit(None, pl.String),
     "standard_usd": pl.lit(None, MONEY),
     "continuation": pl.lit(None, pl.String),
     "generation": pl.lit(0, pl.Int32),
@@ -149,6 +151,7 @@ def calls_frame(calls: Sequence[Call], answers: dict[int, str | None]) -> pl.Dat
         "endpoint": [reply.endpoint for reply in replies],
         "target": [reply.target or None for reply in replies],
         "lane": [reply.lane for reply in replies],
+        "fell_back": [reply.fell_back for reply in replies],
         "response_id": [reply.response_id for reply in replies],
         "input_tokens_est": [call.input_tokens_est for call in calls],
         "input_tokens": [reply.usage.input_tokens for reply in replies],
