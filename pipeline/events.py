@@ -113,6 +113,23 @@ class BookTrouble(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class OutputWritten(Event):
+    """The output was written while the run goes on: so many of its rows are finished, the others `pending`."""
+
+    kind: ClassVar[str] = "output"
+    rows: int
+    finished: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTrouble(Message):
+    """The output could not be written while the run goes on, which goes on all the same."""
+
+    kind: ClassVar[str] = "output_trouble"
+
+
+@dataclass(frozen=True, slots=True)
 class CacheTrouble(Message):
     """The answer cache cannot be used, or was made anew."""
 

@@ -22,13 +22,22 @@ SEVERAL_CAPS = "[budget]\nmax_usd = 5\nmax_usd_per_day = 5\nmax_usd_per_month = 
 
 
 @pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    yield from warmed(tmp_path_factory, "hasty")
+
+
+@pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    yield from warmed(tmp_path_factory)
+
+
+def warmed(tmp_path_factory: pytest.TempPathFactory, setup: str = "") -> Iterator[Runs]:
     library = compiled(tmp_path_factory.mktemp("shim"))
     if library is None:
         if os.environ.get("CI"):
             pytest.fail("no C compiler")
         pytest.skip("no C compiler")
-    warm = Runs(library)
+    warm = Runs(library, setup)
     yield warm
     warm.close()
 
@@ -70,7 +79,7 @@ def prepare(place: Place, scenario: str) -> tuple[tuple[str, ...], tuple[str, ..
         whole = "\n[budget]\nmax_usd = 5\n" if scenario == "batch" else CHUNKED
         summarize_job(place.path, ROWS, whole)
         job.write_text(job.read_text().replace("[model]\n", '[model]\nlane = "batch"\n'))
-    if scenario in ("single", "map-reduce", "batch", "batch, map-reduce"):
+    if scenario in ("interim", "single", "map-reduce", "batch", "batch, map-reduce"):
         place.keep()
         _, calls = place.run(*RUN)
         return RUN, RUN, calls
@@ -115,7 +124,7 @@ def check_whole(place: Place, ran: Ran) -> None:
     bought = [*(place.path / "runs/job/calls").glob("*"), *(place.path / "runs/job/batched").glob("*")]
     calls = pl.concat([pl.read_parquet(path) for path in bought])
     assert calls.filter("paid", status="ok")["fingerprint"].is_unique().all()
-    assert not list(place.path.glob("runs/job/*/.*")) and not list(place.path.glob(".*"))
+    assert not [left for among in ("runs/job/*/.*", "runs/job/.*", ".*") for left in place.path.glob(among)]
 
 
 def fail_everywhere(runs: Runs, path: Path, scenario: str, count: int, first: int = 0) -> Counter[str]:
@@ -123,7 +132,8 @@ def fail_everywhere(runs: Runs, path: Path, scenario: str, count: int, first: in
     ended with which exit code."""
     codes: Counter[str] = Counter()
     failures: list[str] = []
-    with served(batch=True, batch_pending_s=0.05, batch_run_s=0.05, batch_spread=1) as url:
+    latency_s = 0.05 * (scenario == "interim")
+    with served(batch=True, batch_pending_s=0.05, batch_run_s=0.05, batch_spread=1, latency_s=latency_s) as url:
         place = Place(path, runs, url)
         command, then, calls = prepare(place, scenario)
         place.restore()
@@ -163,6 +173,17 @@ SCENARIOS = ["single", "map-reduce", "pilot", "retry", "fresh", "export", "batch
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_whatever_the_disk_does_every_row_comes_out_once(runs: Runs, tmp_path: Path, scenario: str) -> None:
     fail_everywhere(runs, tmp_path, scenario, 4, first=SCENARIOS.index(scenario) * 5)
+
+
+@pytest.mark.case("D2", "D11")
+def test_whatever_the_disk_does_while_parts_and_output_are_written(hasty: Runs, tmp_path: Path) -> None:
+    fail_everywhere(hasty, tmp_path, "interim", 3)
+
+
+@pytest.mark.long
+def test_whatever_the_disk_does_at_400_places_while_parts_and_output_are_written(hasty: Runs, tmp_path: Path) -> None:
+    codes = fail_everywhere(hasty, tmp_path, "interim", 400)
+    print(dict(codes))
 
 
 @pytest.mark.long

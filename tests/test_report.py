@@ -203,6 +203,7 @@ def test_the_json_has_stable_keys_and_counts_tool_tokens_as_input(directory: Pat
         "seconds": 0.0,
         "accuracy": None,
         "output": "results/notes.csv",
+        "output_finished": None,
         "run_dir": str(directory),
     }
     orjson.dumps(summarize(directory).as_json())

@@ -15,6 +15,7 @@ from pipeline.events import (
     LimitSet,
     LongWait,
     Message,
+    OutputTrouble,
     QuotaShared,
     RequestsLost,
     Stopped,
@@ -115,8 +116,8 @@ def _told(event: Event) -> str:
             return f"the last session ended with {requests} request(s) in flight: they {cost}are sent again"
         case Stopped():
             return ""  # the end of the run says it
-        case BookTrouble(message) | DayUsedUp(message) | TargetLeftOut(message) | LongWait(message):
-            return message
+        case BookTrouble() | DayUsedUp() | TargetLeftOut() | LongWait() | OutputTrouble():
+            return event.message
         case Message(message):
             return f"{event.kind}: {message}"
     return ""

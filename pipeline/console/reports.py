@@ -79,7 +79,7 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         if summary.latency_p50_s is not None and summary.latency_p95_s is not None
         else None,
         ("time", duration(summary.seconds), ""),
-        ("output", summary.output, "not written yet: the run does" if summary.status == "pilot" else ""),
+        ("output", summary.output, _so_far(summary)),
         ("run", str(summary.directory), ""),
     ]
     show_columns(to, [row for row in rows if row])
@@ -101,6 +101,14 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
     if summary.accuracy and not summary.pending:
         to.print()
         show_accuracy(summary.accuracy, to)
+
+
+def _so_far(summary: Summary) -> str:
+    """What the output lacks."""
+    finished = summary.output_finished
+    if finished is None or summary.status == "pilot":
+        return "not written yet: the run does"
+    return "" if finished >= summary.rows else f"{finished:,} of {summary.rows:,} rows so far, the others are `pending`"
 
 
 _WAITS: Mapping[Waits, str] = {

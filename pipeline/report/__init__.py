@@ -21,7 +21,7 @@ from pipeline.store import batch_states, batched, parts, seals
 from pipeline.store.batch_states import BatchState
 from pipeline.store.manifest import Manifest
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.notes import last_output
+from pipeline.store.notes import last_output, newest
 from pipeline.store.state import load
 
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
@@ -72,6 +72,7 @@ RUN_KEYS: Mapping[str, str] = {
     " asked and standard answered, in words",
     "seconds": "how long the run took, all its sessions together",
     "output": "the table that was written last, or is to be written",
+    "output_finished": "rows in it that are finished, the others are `pending`; null where none was written yet",
     "run_dir": "the run directory",
     "accuracy": "for each step, and `total`: calls, tokens and cost as [estimated, actual], output with thinking;"
     " `seconds` likewise, and in `lanes` the calls of each, where not all were to be in standard; null where no"
@@ -126,6 +127,12 @@ class Summary:
         return last_output(self.directory) or self.manifest.output
 
     @property
+    def output_finished(self) -> int | None:
+        """Rows with an outcome in that table; None where none was written yet."""
+        note = newest(self.directory)
+        return None if note is None else note.finished
+
+    @property
     def batches_out(self) -> int:
         """Batches that may still be answered."""
         return sum(state.is_open for state in self.batches)
@@ -178,6 +185,7 @@ class Summary:
             "models_noted": list(self.models_noted),
             "seconds": round(self.seconds, 1),
             "output": self.output,
+            "output_finished": self.output_finished,
             "run_dir": str(self.directory),
             "accuracy": self.accuracy.as_json() if self.accuracy else None,
         }

@@ -1,6 +1,6 @@
 """The output of a session: its place tried and held before the first call, its table written at the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import BinaryIO
@@ -61,25 +61,46 @@ def exported(session: Session, place: Place, stopped: PipelineError | None) -> P
     if isinstance(stopped, InputChanged):
         return None  # it says so already
 
-    def write(file: BinaryIO) -> Counted:
-        source, own = session.source, session_schema(session)
-        columns = [*own, *({source.id} - own.keys() if source.id else ())]
-        json = session.form.suffix == ".jsonl"
-        return export(
-            lambda: source.batches(columns=columns, size=1024, json=json),
-            own,
-            session.directory / "results",
-            file,
-            session.form,
-            session.rows,
-            source.keys,
-            _restoring(session),
-        )
-
     try:
-        session.check_input()
-        place.replace(write, lambda: session.check_input(looked_into=True))
+        replaced(session, place)
     except PipelineError as error:
         error.exit_code = RESUMABLE
         return error
     return None
+
+
+def replaced(session: Session, place: Place, heed: Callable[[], None] = lambda: None) -> Counted:
+    """Put a table of all that is sealed in its place, and say what is in it; `heed` may end it at any batch.
+
+    Raises `InputChanged`, and what `Place.replace` and `heed` raise: the table that is there then stays.
+    """
+    counted: list[Counted] = []
+
+    def write(file: BinaryIO) -> Counted:
+        counted.append(_written(session, file, heed))
+        return counted[0]
+
+    session.check_input()
+    place.replace(write, lambda: session.check_input(looked_into=True))
+    return counted[0]
+
+
+def _written(session: Session, file: BinaryIO, heed: Callable[[], None]) -> Counted:
+    source, own = session.source, session_schema(session)
+    columns = [*own, *({source.id} - own.keys() if source.id else ())]
+
+    def batches() -> Iterator[pl.DataFrame]:
+        for frame in source.batches(columns=columns, size=1024, json=session.form.suffix == ".jsonl"):
+            heed()
+            yield frame
+
+    return export(
+        batches,
+        own,
+        session.directory / "results",
+        file,
+        session.form,
+        session.rows,
+        source.keys,
+        _restoring(session),
+    )

@@ -39,6 +39,7 @@ from pipeline.run.changes import Change
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.generations import Keeping, begin, changed, held, number_of_fresh, settle, spent_before
 from pipeline.run.guards import refuse_unpriced, set_aside
+from pipeline.run.interim import Interim
 from pipeline.run.output import exported, output_place
 from pipeline.run.planning import look, planned
 from pipeline.run.prepare import Session
@@ -186,7 +187,8 @@ async def _run(session: Session, services: Services, place: Place | None, confir
             engine = made.engine
             store.log(_expectation(session, plan))
             told = StatusFile(session.directory, engine.monitor)
-            await _attended(made, store, watch, told, books)
+            interim = Interim(session, store, place, engine.monitor, engine.halt)
+            await _attended(made, store, watch, told, interim, books)
         out = tuple(state for state in store.batches.open() if state.is_waited_for)
         if not options.offline:
             note(latencies_file(session.kind), store.batches.all(), time.time())
@@ -233,7 +235,9 @@ async def _agreed(session: Session, change: Change, confirm: Confirm) -> Plan:
     return plan
 
 
-async def _attended(made: Assembled, store: RunStore, watch: Watch, told: StatusFile, books: ExitStack) -> None:
+async def _attended(
+    made: Assembled, store: RunStore, watch: Watch, told: StatusFile, interim: Interim, books: ExitStack
+) -> None:
     engine, keeper = made.engine, made.keeper
     store.log(SessionStarted(engine.monitor.rows, os.getpid()))
     async with anyio.create_task_group() as tasks:
@@ -241,6 +245,7 @@ async def _attended(made: Assembled, store: RunStore, watch: Watch, told: Status
         tasks.start_soon(_heartbeat, engine, store)
         tasks.start_soon(watch, engine.monitor)
         tasks.start_soon(told.keep)
+        tasks.start_soon(interim.keep)
         if keeper is not None:
             await keeper.open()
             tasks.start_soon(keeper.keep)
@@ -248,6 +253,7 @@ async def _attended(made: Assembled, store: RunStore, watch: Watch, told: Status
         try:
             await engine.run()
         finally:
+            interim.end()
             if keeper is not None:
                 await keeper.close()
         told.look()

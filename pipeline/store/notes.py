@@ -80,16 +80,23 @@ def with_one_more(directory: Path, target: Path, fd: int, rows: int, finished: i
     """What the file of notes is to hold once the table in `fd` is put in place at `target`."""
     seen = os.fstat(fd)
     note = Written(str(target), seen.st_size, seen.st_mtime_ns, _digest(fd, seen.st_size), rows, finished)
-    kept = [*_notes_of(directory), note][-_KEPT:]
+    # A run writes its table many times. The note of what is there now stays: a kill may leave that in its place.
+    there = [each for each in _notes_of(directory) if each.path != note.path or is_of(target, each)]
+    kept = [*there, note][-_KEPT:]
     return orjson.dumps([asdict(each) for each in kept], option=orjson.OPT_INDENT_2)
 
 
+def newest(directory: Path) -> Written | None:
+    """The table that a run wrote last; None when it wrote none yet."""
+    return next(reversed(_notes_of(directory)), None)
+
+
 def last_output(directory: Path) -> str | None:
-    """The table that a run wrote last, as it is found from here; None when it wrote none yet."""
-    notes = _notes_of(directory)
-    if not notes:
+    """Where that is, as it is found from here."""
+    note = newest(directory)
+    if note is None:
         return None
-    path = _found(notes[-1], _project(directory.parent))
+    path = _found(note, _project(directory.parent))
     with suppress(ValueError):
         return str(path.relative_to(Path.cwd()))
     return str(path)

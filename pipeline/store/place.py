@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -41,8 +42,22 @@ class Place:
         self._target = Path(os.path.realpath(path))
         self._directory = directory
         self._overwrite = overwrite
+        self._mode = 0o666 & ~_umask()  # while this is the only thread: asking sets it for all of them
         self._before = _signature(self._target)
         self._finished = 0  # rows with an outcome in the table that is there
+
+    @property
+    def finished(self) -> int:
+        """Rows with an outcome in this run's own table that is there; 0 where none is."""
+        return self._finished
+
+    def free_bytes(self) -> int:
+        """Room that is left on its disk."""
+        return shutil.disk_usage(self._target.parent).free
+
+    def takes(self, finished: int, rows: int) -> bool:
+        """Whether a table of `rows` with so many `finished` may replace one of an earlier run of this job."""
+        return self._overwrite or finished >= min(self._finished, rows)  # all that an edit leaves is enough
 
     def check(self, rows: int | None) -> None:
         """Raise `InputError` when the table that is there is not this run's to replace by one of `rows` at most."""
@@ -105,7 +120,7 @@ class Place:
                     f"\nEvery answer is safe in {self._directory}.",
                     "the same command with `--out PATH` writes beside it, with `--overwrite` in its place",
                 )
-            if there and counted.finished < min(self._finished, counted.rows):  # all that an edit leaves is enough
+            if there and not self.takes(counted.finished, counted.rows):
                 raise OutputError(
                     f"{self._path} holds {_rows(self._finished)} of an earlier run of this job, and this one has"
                     f" {counted.finished:,} so far: it was not replaced.\nEvery answer is safe in {self._directory}.",
@@ -118,7 +133,7 @@ class Place:
 
     def _inherit(self, fd: int) -> None:
         """Give the new file the mode of the old one, or that of any new file."""
-        mode = 0o666 & ~_umask()
+        mode = self._mode
         with suppress(OSError):
             old = self._target.stat()
             mode = stat.S_IMODE(old.st_mode)
@@ -157,7 +172,7 @@ def held(
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             holding.enter_context(_locked(path, target))
-            for left in _left_over(target):
+            for left in (*_left_over(target), *_left_over(directory / notes.NAME)):
                 left.unlink()
             with _beside(target) as (_, file):
                 attempt(file)
@@ -237,7 +252,7 @@ def _short(name: str) -> str:
 def _left_over(target: Path) -> Iterator[Path]:
     """Files that a killed run left beside the table; whoever asks holds the lock."""
     pattern = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{16}" + re.escape(".tmp"))
-    for entry in os.scandir(target.parent):
+    for entry in os.scandir(target.parent) if target.parent.is_dir() else ():
         if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
             yield Path(entry.path)
 

@@ -1,0 +1,185 @@
+"""Parts and the output while a run goes on: what is in them, when they are written, and what goes wrong with them."""
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import polars as pl
+import pytest
+from asking import Stub, opening_of
+from commands import UNLIMITED, Ran, small_job
+from serving import served
+from sessions import run_through
+
+from pipeline import report
+from pipeline.job import load
+from pipeline.prompts import Prompt
+from pipeline.records import Failure, Reply, Usage
+from pipeline.run import interim, prepare
+from pipeline.run import run as running
+from pipeline.run.engine import Monitor
+from pipeline.run.interim import Interim
+from pipeline.store.place import Place
+from pipeline.targets import Target
+
+Cli = Callable[..., Ran]
+OUT, PARTS = Path("out.parquet"), "runs/small/results/part-*.parquet"
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interim, "EVERY_S", 0.05)
+    monkeypatch.setattr(interim, "SHARE", 1.0)
+    monkeypatch.setattr(interim, "_LOOK_S", 0.01)
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+
+
+class Halfway(Stub):
+    """Answers so many prompts, and the others once it is told to."""
+
+    def __init__(self, first: int) -> None:
+        self.go_on = anyio.Event()
+        self._first = first
+
+    def answer(self, more: int) -> None:
+        self._first += more
+
+    async def generate(self, prompt: Prompt, target: Target) -> Reply | Failure:
+        while self._first <= 0 and not self.go_on.is_set():  # noqa: ASYNC110  either may come
+            await anyio.sleep(0.01)
+        self._first -= 1
+        return Reply("yes", "ok", usage=Usage(5, output_tokens=1), raw=b"{}", endpoint=target.endpoint)
+
+
+def session(here: Path, **options: object) -> prepare.Session:
+    return prepare.prepare(load(small_job(here, UNLIMITED)), prepare.Options(**options))  # type: ignore[arg-type]
+
+
+def statuses() -> Counter[str]:
+    return Counter(pl.read_parquet(OUT)["status"]) if OUT.exists() else Counter()
+
+
+def run_watched(prepared: prepare.Session, provider: Halfway, look: Callable[[Monitor], bool]) -> int:
+    """Run it; the provider goes on once `look` has seen what it waits for. Returns the exit code."""
+
+    async def watch(monitor: Monitor) -> None:
+        with anyio.fail_after(20):
+            while not look(monitor):  # noqa: ASYNC110  it looks at files
+                await anyio.sleep(0.01)
+        provider.go_on.set()
+        await anyio.sleep_forever()
+
+    return run_through(prepared, watch, opening_of(provider)).exit_code
+
+
+def test_a_run_that_goes_on_has_its_finished_rows_in_parts_and_in_the_output(here: Path) -> None:
+    seen: list[object] = []
+
+    def look(monitor: Monitor) -> bool:
+        if statuses()["ok"] != 3:
+            return False
+        first = Path("runs/small/results/part-000001.parquet")
+        told = report.summarize(Path("runs/small"))
+        seen.extend([statuses(), pl.read_parquet(PARTS)["status"].to_list(), first.stat(), told.status])
+        seen.append((told.output, told.output_finished))
+        return True
+
+    assert run_watched(session(here), Halfway(3), look) == 0
+    assert seen[:2] == [{"ok": 3, "pending": 3}, ["ok"] * 3]
+    assert seen[3:] == ["running", ("out.parquet", 3)]
+    assert statuses() == {"ok": 6}
+    assert sorted(pl.read_parquet(PARTS)["row"]) == list(range(6)), "no row is in two parts"
+    assert Path("runs/small/results/part-000001.parquet").stat() == seen[2], "a part is written once"
+
+
+def test_a_run_that_falls_asleep_writes_what_it_has(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interim, "EVERY_S", 300.0)
+
+    async def watch(monitor: Monitor) -> None:
+        with anyio.fail_after(20):
+            while not statuses():  # noqa: ASYNC110  as above
+                await anyio.sleep(0.01)
+        assert monitor.desk and monitor.desk.waits_until
+        assert len(pl.read_parquet(PARTS)) == 3
+        os.kill(os.getpid(), signal.SIGTERM)
+        await anyio.sleep_forever()
+
+    with served(rpd=3) as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        ended = run_through(session(here, wait=True), watch)
+    assert ended.exit_code == 130
+    assert statuses() == {"ok": 3, "pending": 3}
+
+
+def test_a_start_after_a_kill_writes_what_the_killed_run_could_not(here: Path) -> None:
+    assert run_watched(session(here, limit=3), Halfway(3), lambda monitor: True) == 0
+    OUT.unlink()
+    Path("runs/small/output.json").unlink()
+    assert run_watched(session(here), Halfway(0), lambda monitor: statuses() == {"ok": 3, "pending": 3}) == 0
+    assert statuses() == {"ok": 6}
+
+
+def test_a_table_with_more_rows_of_an_earlier_run_stands_until_there_are_as_many(here: Path) -> None:
+    assert run_watched(session(here), Halfway(6), lambda monitor: True) == 0
+    whole, looked = OUT.read_bytes(), []
+
+    def look(monitor: Monitor) -> bool:
+        looked.append(OUT.read_bytes() == whole)
+        return len(looked) > 20
+
+    assert run_watched(session(here, fresh=True), Halfway(3), look) == 0
+    assert all(looked) and statuses() == {"ok": 6}
+    assert Path("runs/small/results/part-000001.parquet").exists(), "its parts are written all the while"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says", "exit_code"),
+    [("another's", "was written by somebody else", 3), ("full", "less than 64 MB are left on the disk", 0)],
+)
+def test_what_goes_wrong_with_the_output_is_told_once_and_stops_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, trouble: str, says: str, exit_code: int
+) -> None:
+    told, before = list[str](), b""
+
+    def look(monitor: Monitor) -> bool:
+        nonlocal before
+        if not before and statuses():
+            if trouble == "full":
+                monkeypatch.setattr(Place, "free_bytes", lambda self: 64 * 2**20 - 1)
+            else:
+                OUT.write_text("another's")
+            before = OUT.read_bytes()
+            provider.answer(1)
+        told.extend(str(event.fields()["message"]) for event in monitor.notices if event.kind == "output_trouble")
+        monitor.notices.clear()
+        looks[bool(told)] += 1
+        return looks[True] > 20
+
+    looks, provider = Counter[bool](), Halfway(3)
+    assert run_watched(session(here), provider, look) == exit_code
+    assert len(told) == 1 and says in told[0] and "the run goes on" in told[0]
+    assert report.summarize(Path("runs/small")).outcomes["ok"] == 6
+    assert OUT.read_bytes() == before if exit_code else statuses() == {"ok": 6}, "the end says it too, or writes it"
+
+
+def test_a_run_that_ends_does_not_wait_for_an_output_that_is_being_written(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Interim):
+        def _heed(self) -> None:
+            began.append(None)
+            assert ended.wait(20)
+            super()._heed()
+
+        def end(self) -> None:
+            super().end()
+            ended.set()
+
+    began, ended = list[None](), threading.Event()
+    monkeypatch.setattr(running, "Interim", Slow)
+    assert run_watched(session(here), Halfway(3), lambda monitor: bool(began)) == 0
+    assert len(began) == 1 and statuses() == {"ok": 6}
