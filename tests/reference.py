@@ -20,6 +20,7 @@ from pipeline.environment import VARIABLES
 from pipeline.records import CAUSES, FROM_FLEX, PASSING, STATUS_MEANS
 from pipeline.report import RUN_KEYS
 from pipeline.report.causes import CAUSE_KEYS
+from pipeline.report.differences import DIFF_KEYS
 from pipeline.sections import Endpoint, JobFile
 from pipeline.store.export import COLUMN_MEANS, PENDING, RESULT_COLUMNS
 from pipeline.store.parts import CALLS_SCHEMA, RESULTS_SCHEMA
@@ -164,6 +165,10 @@ def _json() -> Iterator[str]:
     yield "### estimate --json\n"
     yield "A row of the table is a document here, and a call is a prompt.\n"
     yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in PLAN_KEYS.items()))
+    yield "### diff --json\n"
+    yield "A document of what differs; then one a line for each row that is shown: `change`, `row_changed` (whether its"
+    yield "input differs; null where nobody knows), and `old` and `new`, the row in both runs.\n"
+    yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in DIFF_KEYS.items()))
     yield "### check --json\n"
     yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in STEP_KEYS.items()))
 

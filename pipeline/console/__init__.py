@@ -1,6 +1,7 @@
 """What a person sees: plans, progress, summaries, errors."""
 
 from pipeline.console.checks import show_steps, steps_json
+from pipeline.console.differences import show_differences, show_differences_json
 from pipeline.console.failures import show_failures
 from pipeline.console.live import ended, follow
 from pipeline.console.plans import show_cancelling, show_change, show_estimate, show_start
@@ -40,6 +41,8 @@ __all__ = [
     "show_cancelling",
     "show_change",
     "show_columns",
+    "show_differences",
+    "show_differences_json",
     "show_error",
     "show_estimate",
     "show_failure",

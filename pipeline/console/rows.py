@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.console.screen import count, duration, money, out, styled, things
+from pipeline.console.screen import Screen, count, duration, money, out, styled, things
 from pipeline.prompts import Prompt
 from pipeline.report.reading import shown
 from pipeline.run.asking import Asked
@@ -23,7 +23,7 @@ _ANSWER_CHARS = 100
 def show_rows(rows: Iterable[Mapping[str, Any]]) -> None:
     """A line for each row: number, id, status, and how its answer begins."""
     left = iter(rows)
-    with _pager():
+    with paged():
         for row in islice(left, _PAGED_ROWS) if out.is_terminal else left:
             text = one_line(row["response"] or row["error"] or "")
             short = text if len(text) <= _ANSWER_CHARS else text[: _ANSWER_CHARS - 1] + "…"
@@ -37,7 +37,7 @@ def show_rows(rows: Iterable[Mapping[str, Any]]) -> None:
 
 def show_row(row: Mapping[str, Any], calls: Sequence[Mapping[str, Any]], asked: Asked) -> None:
     """One row: each prompt with its reply in the order in which they were asked, then the answer."""
-    with _pager():
+    with paged():
         out.print(styled((f"row {row['row']}", "bold"), f"   {one_line(row['key'])}   {_numbers(row)}"))
         for name in ("error_kind", "error"):
             if row[name]:
@@ -58,7 +58,7 @@ def show_row(row: Mapping[str, Any], calls: Sequence[Mapping[str, Any]], asked: 
 def show_rows_json(rows: Iterable[Mapping[str, Any]]) -> None:
     """A document a line for each row."""
     for row in rows:
-        _line(shown(row))
+        show_line(shown(row))
 
 
 def show_row_json(row: Mapping[str, Any], calls: Sequence[Mapping[str, Any]], asked: Asked) -> None:
@@ -68,14 +68,15 @@ def show_row_json(row: Mapping[str, Any], calls: Sequence[Mapping[str, Any]], as
         shown(call) | ({"prompt": [_turn(each) for each in _turns(prompts[at])]} if at in prompts else {})
         for at, call in enumerate(calls)
     ]
-    _line(shown(row) | {"no_prompts": asked.why_not, "asked": made})
+    show_line(shown(row) | {"no_prompts": asked.why_not, "asked": made})
 
 
-def _pager() -> AbstractContextManager[object]:
-    if not out.is_terminal:
+def paged(to: Screen = out) -> AbstractContextManager[object]:
+    """What is printed meanwhile is shown by the user's pager, on a terminal."""
+    if not to.is_terminal:
         return nullcontext()
     os.environ.setdefault("LESS", "-FRX")
-    return out.pager(styles=True)
+    return to.pager(styles=True)
 
 
 def _show_prompt(prompt: Prompt, call: Mapping[str, Any] | None) -> None:
@@ -131,6 +132,7 @@ def _numbers(of: Mapping[str, Any]) -> str:
     return "   ".join([of["status"], of["model"] or "", *lane, *calls, tokens, cost, seconds])
 
 
-def _line(value: object) -> None:
+def show_line(value: object) -> None:
+    """A JSON document in a line on stdout; what a terminal would obey is escaped in it."""
     sys.stdout.buffer.write(f"{escaped_json(orjson.dumps(value).decode())}\n".encode())
     sys.stdout.flush()

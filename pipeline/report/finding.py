@@ -3,13 +3,17 @@
 `NAME@2` is its second generation."""
 
 import difflib
+import glob
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import RunStateError
 from pipeline.places import RUNS, SUFFIXES, run_directory
 from pipeline.store.manifest import Lock
 from pipeline.store.manifest import read as read_manifest
+from pipeline.store.place import STAMP
 
 _MOST_NAMES = 6  # told of those that there are
 
@@ -48,16 +52,38 @@ def find_run(text: str | None = None) -> Path:
 
 def _generation(directory: Path, number: int) -> Path:
     """The directory of an earlier generation of a run, or the run's own."""
-    manifest = read_manifest(directory / "manifest.json")
-    line = (directory, *(directory.with_name(name) for name in (manifest.after if manifest else ())))
-    there: dict[int, Path] = {}
-    for path in line:
-        if known := read_manifest(path / "manifest.json"):
-            there[known.generation] = path
+    there = _generations(directory)
     if number not in there:
         have = ", ".join(map(str, sorted(there)))
         raise RunStateError(f"{directory} has no generation {number}", f"there are {have}; `pipeline runs` lists all")
     return there[number]
+
+
+def before(directory: Path) -> Path:
+    """The generation before this one. Raises `RunStateError` where there is none."""
+    there = _generations(directory)
+    known = read_manifest(directory / "manifest.json")
+    earlier = [number for number in there if known and number < known.generation]
+    if not earlier:
+        raise RunStateError(
+            f"{directory} has no generation before it",
+            "an edit of its job or input, or `--fresh`, begins the next; `pipeline diff RUN RUN` compares any two",
+        )
+    return there[max(earlier)]
+
+
+def _generations(directory: Path) -> dict[int, Path]:
+    """Those of a run by number, its own among them; `--fresh` set some aside that nothing else names."""
+    manifest = read_manifest(directory / "manifest.json")
+    line = [directory.with_name(name) for name in (manifest.after if manifest else ())]
+    name = re.sub(STAMP + r"\Z", "", directory.name)
+    aside = sorted(directory.parent.glob(f"{glob.escape(name)}.*/manifest.json"))
+    there: dict[int, Path] = {}
+    for path in (*(each.parent for each in aside), *reversed(line), directory):
+        with suppress(RunStateError):
+            if (known := read_manifest(path / "manifest.json")) and manifest and known.job == manifest.job:
+                there[known.generation] = path
+    return there
 
 
 def newest(runs: Path = RUNS) -> Path:

@@ -1,7 +1,7 @@
 """Rows of a run with their answers, and the calls that each was put together from; in bounded memory."""
 
 from array import array
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +21,8 @@ CALL = (
     *("attempts", "latency_s", "finished_at", "fell_back", "late"),
 )
 _NONE = 2**32 - 1
+_OPEN_PARTS = 3
+"""Kept at hand for `some`: rows that stand together in the table mostly do in the parts."""
 
 
 class Answers:
@@ -33,6 +35,7 @@ class Answers:
         self._paths = [
             path for path in parts.part_paths(directory / "results") if parts.part_number(path) <= self._unsealed.sealed
         ]
+        self._open: dict[int, pl.DataFrame] = {}
         self._newest = array("I")
         for at, frame in enumerate(self._frames(("row",))):
             for row in frame["row"]:
@@ -42,9 +45,27 @@ class Answers:
 
     def rows(self, statuses: Collection[str] = STATUSES) -> Iterator[dict[str, Any]]:
         """The outcomes with one of these statuses, by the columns of `ROW`, in the order in which they were sealed."""
-        for at, frame in enumerate(self._frames(ROW)):
-            newest = pl.Series([self._newest[row] == at for row in frame["row"]], dtype=pl.Boolean)
-            yield from frame.filter(newest & pl.col("status").is_in(list(statuses))).iter_rows(named=True)
+        for frame in self.frames(ROW):
+            yield from frame.filter(pl.col("status").is_in(list(statuses))).iter_rows(named=True)
+
+    def frames(self, columns: tuple[str, ...]) -> Iterator[pl.DataFrame]:
+        """The newest outcomes by these columns of `ROW`, of which the first is `row`, a part after the other."""
+        for at, frame in enumerate(self._frames(columns)):
+            yield frame.filter(pl.Series([self._newest[row] == at for row in frame["row"]], dtype=pl.Boolean))
+
+    def some(self, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """The outcomes of these rows, which have some, by their numbers."""
+        wanted: dict[int, list[int]] = {}
+        for row in rows:
+            wanted.setdefault(self._newest[row], []).append(row)
+        found: dict[int, dict[str, Any]] = {}
+        for at, numbers in wanted.items():
+            self._open[at] = frame = self._open.pop(at) if at in self._open else self._frame(at, ROW)
+            if len(self._open) > _OPEN_PARTS:
+                del self._open[next(iter(self._open))]
+            some = frame.filter(pl.col("row").is_in(numbers))
+            found.update((int(each["row"]), each) for each in some.iter_rows(named=True))
+        return found
 
     def sample(self, number: int, statuses: Collection[str] = STATUSES) -> list[dict[str, Any]]:
         """So many of them at random, always the same while the run stays as it is, in row order."""

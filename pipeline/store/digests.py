@@ -56,6 +56,17 @@ def compared(directory: Path, digests: Iterable[pl.DataFrame], rows: int, column
     return RowsChanged(now.height - both.height, changed, before.height - both.height)
 
 
+def pair(old: Path, new: Path) -> tuple[pl.DataFrame, pl.DataFrame] | None:
+    """The hashes that two runs keep, frames of `key` and `hash`; None where they cannot be compared."""
+    with suppress(OSError, pl.exceptions.PolarsError):
+        paths = old / NAME, new / NAME
+        made_of = [pl.read_parquet_metadata(path).get(_MADE_OF) for path in paths]
+        if made_of[0] == made_of[1]:
+            before, now = (pl.scan_parquet(path, glob=False).collect() for path in paths)
+            return before, now
+    return None
+
+
 def _kept(directory: Path, columns: Sequence[str]) -> pl.LazyFrame | None:
     path = directory / NAME
     if not path.is_file() or pl.read_parquet_metadata(path).get(_MADE_OF) != _made_of(columns):

@@ -21,7 +21,7 @@ from pipeline.errors import InputError, OutputError, PipelineError, RunStateErro
 from pipeline.store import notes
 from pipeline.store.parts import sync_directory
 
-_STAMP = r"\.\d{8}T\d{6}\.\d+Z"
+STAMP = r"\.\d{8}T\d{6}\.\d+Z"
 """What `--fresh` adds to the name of a run that it sets aside."""
 _NAME_BYTES = 255
 
@@ -225,7 +225,7 @@ def _signature(target: Path) -> tuple[int, int, int, int] | None:
 
 def _same_job(directory: Path, own: Path) -> bool:
     """Whether this is the run's directory, or that of an earlier one which `--fresh` set aside."""
-    return re.fullmatch(re.escape(own.name) + f"({_STAMP})?", directory.name) is not None
+    return re.fullmatch(re.escape(own.name) + f"({STAMP})?", directory.name) is not None
 
 
 def _rows(number: int) -> str:
