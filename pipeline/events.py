@@ -189,10 +189,19 @@ class LanesPlanned(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class BudgetNear(Message):
-    """Most of a cap is spent."""
+class Alert(Message):
+    """A threshold of `[alerts]` is passed, or what had passed it has fallen back (`over`); `name` says which one."""
 
-    kind: ClassVar[str] = "budget"
+    kind: ClassVar[str] = "alert"
+    name: str
+    over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PostFailed(Message):
+    """An alert could not be posted to the webhook."""
+
+    kind: ClassVar[str] = "webhook"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from pipeline.records import CAUSES, FROM_FLEX, PASSING, STATUS_MEANS
 from pipeline.report import RUN_KEYS
 from pipeline.report.causes import CAUSE_KEYS
 from pipeline.report.differences import DIFF_KEYS
+from pipeline.run.webhook import POST_KEYS
 from pipeline.sections import Endpoint, JobFile
 from pipeline.store.export import COLUMN_MEANS, PENDING, RESULT_COLUMNS
 from pipeline.store.parts import CALLS_SCHEMA, RESULTS_SCHEMA
@@ -162,6 +163,9 @@ def _json() -> Iterator[str]:
     yield "Each prompt counts once, for each lane that was to answer it and did not.\n"
     causes = ((f"`{kind}`", means) for kind, means in FROM_FLEX.items())
     yield from _table(("from flex, by cause", "what happened"), causes)
+    yield "### Posts of [alerts]\n"
+    yield 'With `format = "json"`; with the others only `text` is posted.\n'
+    yield from _table(("field", "what it is"), ((f"`{key}`", means) for key, means in POST_KEYS.items()))
     yield "### estimate --json\n"
     yield "A row of the table is a document here, and a call is a prompt.\n"
     yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in PLAN_KEYS.items()))

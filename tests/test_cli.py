@@ -49,6 +49,7 @@ RUN_KEYS = [
     "models_noted",
     "seconds",
     "output",
+    "output_finished",
     "run_dir",
     "accuracy",
 ]

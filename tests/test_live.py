@@ -105,6 +105,18 @@ def test_while_it_waits_the_block_says_until_when_and_why_and_no_time_left() -> 
     assert not any("eta" in each for each in shown)
 
 
+def test_the_block_says_what_is_alarming_as_long_as_it_lasts() -> None:
+    alarming = replace(
+        WORKING, alerts={"errors": "7.2% of the last 1,000 rows failed: 60 server, 12 prompt_blocked", "x": "x"}
+    )
+    assert block(alarming, 60)[-3:] == [
+        "eta 35 min",
+        "alert: 7.2% of the last 1,000 rows failed: 60 server, 12…",
+        "  alert: x",
+    ]
+    assert "alert" not in "".join(block(WORKING, 60))
+
+
 def test_the_block_tells_of_batches_and_of_no_end_that_nobody_knows() -> None:
     standing = replace(WORKING, batches_out=2, batch_lines=1_995, oldest_batch_at_s=NOW_S - 3_900)
     out = replace(standing, last_call_at_s=NOW_S + 3_600, waits_for="batches", eta_s=None, no_eta="nobody knows")

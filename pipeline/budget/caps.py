@@ -1,13 +1,11 @@
 """What may be spent: the caps of the run, of the day and of the month, and what counts against them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple, Protocol
 
 from pipeline.errors import BudgetReached
-
-_WARN_SHARE = Decimal("0.8")
 
 
 class Book(Protocol):
@@ -88,7 +86,6 @@ class Spending:
     book: Book | None = None
     day_cap_usd: Decimal | None = None
     month_cap_usd: Decimal | None = None
-    warned: set[str] = field(default_factory=set)  # caps of which 80 % were told
 
     @property
     def capped(self) -> bool:
@@ -174,10 +171,3 @@ class Spending:
         """Tell the book when nothing is in flight any more, and all of it is counted."""
         if self.book is not None and self.reserved_usd <= self.batches_usd:
             self.book.release()
-
-    def warnings(self) -> Iterator[Cap]:
-        """Each cap once, when 80 % of it are spent."""
-        for cap in self.caps():
-            if cap.name not in self.warned and cap.spent_usd >= cap.usd * _WARN_SHARE:
-                self.warned.add(cap.name)
-                yield cap

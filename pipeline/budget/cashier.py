@@ -16,7 +16,7 @@ import polars as pl
 from pipeline.budget.beside import Beside
 from pipeline.budget.caps import Spending
 from pipeline.errors import BudgetReached, PipelineError
-from pipeline.events import BudgetNear, Notify, PriceNoted
+from pipeline.events import Notify, PriceNoted
 from pipeline.models import assumed
 from pipeline.prices import FREE, LONG_PROMPT_TOKENS, MOST_SEARCHES, cost
 from pipeline.prompts import Prompt
@@ -198,7 +198,6 @@ class Cashier:
         """
         self._spending.spend_once(once, usd, at, account)
         self.beside.owe(number, _NONE)
-        self._warn()
 
     def answered(self, prompt: Prompt, target: Target, reply: Reply) -> Bill:
         """Settle a request that was answered: it costs what the lane does in which the service says that it served."""
@@ -256,13 +255,6 @@ class Cashier:
         """Count a bill against the caps, before it is in the journal; `account` pays it."""
         self._spending.spend((bill.cost_usd or _NONE) + (bill.at_most_usd or _NONE), account)
         self._spending.release()
-        self._warn()
-
-    def _warn(self) -> None:
-        if self._spending.capped:
-            for near in self._spending.warnings():
-                share = near.spent_usd / near.usd
-                self._tell(BudgetNear(f"{share:.0%} of {near.name} of ${near.usd} is spent"))
 
     def _unkept(self) -> PipelineError | None:
         if self._unpriced is not None:

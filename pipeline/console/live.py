@@ -45,7 +45,7 @@ def block(status: Status, width: int, last: Last | None = None) -> list[str]:
     if status.stopping:
         return flowing([_stopping(status)], width)
     groups = [_done(status, bar=True), _rates(status), _money(status), _failures(status), _batches(status)]
-    groups.append(_end(status))
+    groups += [_end(status), [f"alert: {one_line(message)}" for message in status.alerts.values()]]
     lines = [line for group in groups for line in flowing(group, width)]
     if last and (text := one_line(last[2].strip().split("\n", 1)[0])):
         lines.append(shortened(f"last: {one_line(last[1])}: {text}", width))

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -66,6 +66,8 @@ class Monitor:
     batches: BatchDesk | None = None  # where some of its prompts go to batches
     stopping: bool = False
     notices: list[Event] = field(default_factory=list)  # events not shown yet
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=100))  # of the last calls outside of batches
+    alerts: Mapping[str, str] = field(default_factory=dict)  # thresholds that are passed, by name, and how they stand
 
     @property
     def done(self) -> int:
@@ -108,6 +110,8 @@ class Monitor:
             self.calls += 1
             self.made["pack" if prompt.members else "rest" if prompt.params.continuation else prompt.step] += 1
             self.lanes[reply.lane] += 1
+            if reply.lane != "batch":
+                self.latencies.append(reply.latency_s)
             if reply.target:
                 self.targets[reply.target] += 1
             self.usage += reply.usage

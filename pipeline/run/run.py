@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -24,6 +25,7 @@ from pipeline.errors import (
     resumable_once,
 )
 from pipeline.events import (
+    Event,
     Progressed,
     SessionEnded,
     SessionPlanned,
@@ -33,6 +35,7 @@ from pipeline.places import latencies_file
 from pipeline.plan import Plan
 from pipeline.process import give_back_memory
 from pipeline.report.accuracy import Amounts, logged
+from pipeline.run.alerting import Alerting
 from pipeline.run.assembling import Assembled, assembled, bought_by, open_books, open_spend, spending_of
 from pipeline.run.batching import called_off, check_any_out, check_out, deadline_of, ended_early, speakers, still_out
 from pipeline.run.changes import Change
@@ -46,6 +49,8 @@ from pipeline.run.prepare import Session
 from pipeline.run.rows import wanted
 from pipeline.run.services import Opening, Services, asked, open_services
 from pipeline.run.status import StatusFile
+from pipeline.run.status import read as read_status
+from pipeline.run.webhook import Posts, nobody_hears, posting
 from pipeline.store import digests
 from pipeline.store.batch_states import BatchState
 from pipeline.store.earlier import Earlier, line_of, told_missing
@@ -94,9 +99,15 @@ async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening
     """
     options = session.options
     seen: list[Monitor] = []
+    is_agreed = False
 
     def spent(error: PipelineError) -> bool:
         return any(_has_spent(monitor, error) for monitor in seen)
+
+    def agreed_to(plan: Plan, continued: bool, session: Session) -> None:
+        nonlocal is_agreed
+        confirm(plan, continued, session)
+        is_agreed = True
 
     async def watched(monitor: Monitor) -> None:
         seen.append(monitor)
@@ -105,10 +116,16 @@ async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening
     with _rare_collections(), resumable_once(spent, lambda: any(monitor.calls for monitor in seen)):
         async with opening(session) as services:
             session = await asked(session, services)
-            with output_place(session) as place:
-                if options.fresh:
-                    set_aside(session.directory)
-                ended = await _run(session, services, place, confirm, watched)
+            async with posting(session) as posts:
+                try:
+                    with output_place(session) as place:
+                        if options.fresh:
+                            set_aside(session.directory)
+                        ended = await _run(session, services, place, agreed_to, watched, posts)
+                except PipelineError as error:
+                    if posts and is_agreed:
+                        posts.failed(error)
+                    raise
     if ended.stopped and spent(ended.stopped):
         ended.stopped.exit_code = RESUMABLE
     if ended.stopped and ended.summary.calls and not isinstance(ended.stopped, InputChanged):  # which says so itself
@@ -135,7 +152,9 @@ def _rare_collections() -> Iterator[None]:
         gc.set_threshold(*usual)
 
 
-async def _run(session: Session, services: Services, place: Place | None, confirm: Confirm, watch: Watch) -> Ended:
+async def _run(
+    session: Session, services: Services, place: Place | None, confirm: Confirm, watch: Watch, posts: Posts | None
+) -> Ended:
     job, options = session.job, session.options
     if options.cancel_batches:
         check_any_out(session)
@@ -154,6 +173,8 @@ async def _run(session: Session, services: Services, place: Place | None, confir
     earlier = None
     if own.after:
         earlier = Earlier(line_of(session.directory.parent, own), services.parse, options.retry)
+    if posts:
+        posts.on_trouble = store.log
     try:
         if options.retry:
             store.reopen(options.retry, options.changes, passing=not options.skip_failed)
@@ -186,7 +207,9 @@ async def _run(session: Session, services: Services, place: Place | None, confir
             made = assembled(session, store, services, spending, quotas, shelf, plan, rows, spoken, books, earlier)
             engine = made.engine
             store.log(_expectation(session, plan))
-            told = StatusFile(session.directory, engine.monitor)
+            before = read_status(session.directory)
+            alerting = Alerting(job.spec.alerts, engine.monitor, before, partial(_heard, store, engine.monitor), posts)
+            told = StatusFile(session.directory, engine.monitor, alerting.look)
             interim = Interim(session, store, place, engine.monitor, engine.halt)
             await _attended(made, store, watch, told, interim, books)
         out = tuple(state for state in store.batches.open() if state.is_waited_for)
@@ -211,9 +234,14 @@ async def _run(session: Session, services: Services, place: Place | None, confir
         status = early if stopped or engine.interrupted else whole
         store.log(SessionEnded(*_numbers(engine.monitor), status, str(stopped or ""), shed=_shed(engine.monitor)))
         told.end(status, str(stopped or ""), _exit_code(engine.monitor, stopped, engine.interrupted))
+        if posts and told.last and options.pilot is None:
+            posts.ended(told.last)
+            await posts.finish()
         if job.spec.input.delete_files and status == "finished":
             await services.delete_files()
     finally:
+        if posts:
+            posts.on_trouble = nobody_hears
         if earlier is not None:
             earlier.close()
         store.close()
@@ -259,6 +287,11 @@ async def _attended(
         told.look()
         books.close()  # while what they have to say is still heard
         tasks.cancel_scope.cancel()
+
+
+def _heard(store: RunStore, monitor: Monitor, event: Event) -> None:
+    store.log(event)
+    monitor.notices.append(event)
 
 
 async def _heed_signals(engine: Engine) -> None:

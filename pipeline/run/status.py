@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -91,6 +91,7 @@ class Status:
     eta_s: float | None = None
     no_eta: str = ""  # why nobody knows when it ends
     last_row: int | None = None  # of the newest answer
+    alerts: Mapping[str, str] = field(default_factory=dict)  # thresholds of `[alerts]` that are passed, by name
     reason: str = ""  # why it was stopped
     exit_code: int | None = None  # of one that has ended
     goes_on_at_s: float | None = None  # when it can be continued, where that is known
@@ -148,6 +149,7 @@ def status_of(monitor: Monitor, since: Mark, now_s: float) -> Status:
         eta_s=eta_s,
         no_eta=no_eta,
         last_row=monitor.last[0] if monitor.last else None,
+        alerts=monitor.alerts,
     )
 
 
@@ -208,9 +210,13 @@ def as_json(status: Status) -> dict[str, object]:
 class StatusFile:
     """Keeps `status.json` of a run that this process holds; a disk that refuses it stops nothing."""
 
-    def __init__(self, directory: Path, monitor: Monitor) -> None:
+    def __init__(
+        self, directory: Path, monitor: Monitor, on_look: Callable[[Status], None] = lambda status: None
+    ) -> None:
+        """`on_look` is told how it stands at each look."""
+        self._on_look = on_look
         self._path, self._monitor, self._recent = directory / NAME, monitor, Recent()
-        self._written: Status | None = None
+        self.last: Status | None = None  # as it was written
 
     async def keep(self) -> None:
         """Write it while the run goes on, until cancelled."""
@@ -220,15 +226,17 @@ class StatusFile:
 
     def look(self) -> None:
         """Write how it stands now, unless that is known."""
-        now, before = time.time(), self._written
+        now, before = time.time(), self.last
         status = status_of(self._monitor, self._recent.since(self._monitor), now)
+        self._on_look(status)
+        status = replace(status, alerts=self._monitor.alerts)
         if before and now - before.at_s < SIGN_S and _same(before, status):
             return
         self._write(status)
 
     def end(self, state: str, reason: str, exit_code: int) -> None:
         """Write how it ended; what was known of its quotas last says when it can go on."""
-        monitor, last = self._monitor, self._written
+        monitor, last = self._monitor, self.last
         if last is None:
             return
         opens = [quota.opens_at_s for quota in last.quotas if quota.opens_at_s]
@@ -262,7 +270,7 @@ class StatusFile:
             with os.fdopen(fd, "wb") as file:
                 file.write(orjson.dumps(asdict(status), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
             hidden.replace(self._path)
-        self._written = status
+        self.last = status
 
 
 def _same(one: Status, other: Status) -> bool:

@@ -2,6 +2,7 @@
 
 from pydantic import Field, model_validator
 
+from pipeline.sections.alerts import Alerts
 from pipeline.sections.answering import Endpoint, LimitsSection, RouteSection, TargetSection
 from pipeline.sections.asked import MOST_INLINE_MB, Chunk, Input, ModelSection, Prices, PromptSection, Reduce, Refine
 from pipeline.sections.base import Section
@@ -14,6 +15,7 @@ from pipeline.sections.tools import FunctionSection, Tools
 __all__ = [
     "MOST_INLINE_MB",
     "OUTPUT_SUFFIXES",
+    "Alerts",
     "Budget",
     "Cache",
     "CheckSection",
@@ -56,6 +58,7 @@ class JobFile(Section):
     route: list[RouteSection] = Field(default_factory=list, max_length=64)
     run: RunSection = RunSection()  # type: ignore[call-arg]
     budget: Budget = Budget()  # type: ignore[call-arg]
+    alerts: Alerts = Alerts()  # type: ignore[call-arg]
     cache: Cache | None = None
     check: list[CheckSection] = Field(default_factory=list, max_length=64)
     output: Output

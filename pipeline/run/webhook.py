@@ -1,0 +1,239 @@
+"""Posts to the job's webhook what a person should hear: beside the run, which it neither delays nor ends."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import anyio
+import httpx
+import orjson
+
+from pipeline.errors import JobError, PipelineError
+from pipeline.events import Event, Notify, PostFailed
+from pipeline.job import Job
+from pipeline.keys import origin_of, read
+from pipeline.providers.transport import Lost, Response, Wire
+from pipeline.run.prepare import Session
+from pipeline.run.status import Status
+from pipeline.run.ways import network_of
+from pipeline.sections.alerts import PostFormat, address_trouble
+
+POST_S = 5.0
+"""For one post, and for those that are left at the end of a run."""
+_AGAIN_S = (5.0, 30.0)  # after which what provably did not leave is posted once more
+_HEADERS = httpx.Headers({"content-type": "application/json; charset=utf-8", "user-agent": "prompt-pipeline"})
+_MOST_WORDS = 200  # of an answer that says what was wrong
+
+POST_KEYS: Mapping[str, str] = {
+    "text": "all of it in one line, for a person",
+    "event": "`alert`; `paused`: the run sleeps until the day's quota resets; and at its end `finished`, `paused`,"
+    " `interrupted` or `needs_you`",
+    "alert": "of an alert what it is about: `errors`, `truncated`, `budget`, `day_budget`, `month_budget`,"
+    " `day_quota`, `latency`, `stalled`; else null",
+    "job": "name of the job",
+    "run": "name of the run directory",
+    "rehearsal": "true where the emulator answers",
+    "at": "when it was, ISO 8601, UTC",
+    "rows": "rows that the run covers",
+    "rows_done": "those of them with an outcome",
+    "outcomes": "rows by status",
+    "calls": "calls that have an answer",
+    "cost_usd": "USD paid so far; null where a price is unknown",
+    "until": "when it goes on, or can be continued, ISO 8601, UTC; null where nobody knows",
+    "exit_code": "of a run that has ended; else null",
+}
+"""The fields of a post with `format = "json"`; these names stay."""
+
+_BODIES: Mapping[PostFormat, Callable[[Mapping[str, object]], Mapping[str, object]]] = {
+    "json": lambda told: told,
+    "slack": lambda told: {"text": told["text"]},
+    "feishu": lambda told: {"msg_type": "text", "content": {"text": told["text"]}},
+    "dingtalk": lambda told: {"msgtype": "text", "text": {"content": told["text"]}},
+    "discord": lambda told: {"content": told["text"]},
+}
+
+
+def nobody_hears(event: Event) -> None:
+    """Who listens while no run directory is open."""
+
+
+def address_of(job: Job) -> httpx.URL | None:
+    """Where the job has alerts posted, a secret; None: nowhere. Raises `JobError` for what is unset or no address."""
+    alerts, named_by = job.spec.alerts, "[alerts] webhook"
+    url = alerts.webhook
+    if (name := alerts.webhook_env) is not None:
+        try:
+            found = read(origin_of(None, (name,), job.path.parent))
+        except JobError:
+            hint = f"`export {name}=https://…`, or a line of a `.env` file beside the job; or leave webhook_env out"
+            raise JobError(f"[alerts] webhook_env: {name} is unset", hint) from None
+        url, named_by = found.value, f"[alerts] webhook_env: what {found.where} holds"
+    if url is None:
+        return None
+    trouble = address_trouble(url)
+    if not trouble:
+        try:
+            return httpx.URL(url)
+        except httpx.InvalidURL:
+            trouble = "it is no address"
+    raise JobError(f"{named_by} cannot be used: {trouble}")
+
+
+class Posts:
+    """What is to be posted, one after the other; nobody waits for it before the end of the run."""
+
+    def __init__(self, url: httpx.URL, session: Session, wire: Wire) -> None:
+        self._url, self._session, self._wire = url, session, wire
+        self._queue: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+        self.on_trouble: Notify = nobody_hears
+        self._has_ended = False
+
+    def tell(
+        self, event: str, message: str, status: Status | None, alert: str | None = None, until_s: float | None = None
+    ) -> None:
+        """Have it posted; of a run that never began there is no status."""
+        job, is_known = self._session.job, status is not None and not status.unpriced
+        told = {
+            "text": f"pipeline {job.name}{' (rehearsal)' * self._session.rehearsal}: {message}",
+            "event": event,
+            "alert": alert,
+            "job": job.name,
+            "run": self._session.directory.name,
+            "rehearsal": self._session.rehearsal,
+            "at": _moment(time.time()),
+            "rows": status.rows if status else None,
+            "rows_done": status.rows_done if status else None,
+            "outcomes": dict(status.outcomes) if status else {},
+            "calls": status.calls if status else None,
+            "cost_usd": status.cost_usd if status and is_known else None,
+            "until": _moment(until_s),
+            "exit_code": status.exit_code if status else None,
+        }
+        self._queue.put_nowait((event, orjson.dumps(_BODIES[job.spec.alerts.format](told))))
+
+    def alert(self, name: str, message: str, status: Status) -> None:
+        """Post an alert."""
+        self.tell("alert", f"alert: {message}", status, name.partition(":")[0])
+
+    def paused(self, status: Status) -> None:
+        """Post that the run sleeps."""
+        until_s = status.waits_until_s
+        why = f"paused{_until(until_s)}: the day's quota is used up; {_so_far(status)}; it goes on by itself"
+        self.tell("paused", why, status, until_s=until_s)
+
+    def ended(self, status: Status) -> None:
+        """Post how the run ended."""
+        self._has_ended = True
+        event, message = _ending(status)
+        self.tell(event, message, status, until_s=status.goes_on_at_s)
+
+    def failed(self, error: PipelineError) -> None:
+        """Post what kept the run from its first call, or from its end."""
+        if not self._has_ended:
+            self.tell("needs_you", f"needs you: {error.message.splitlines()[0]}; {error.hint}".rstrip("; "), None)
+
+    async def keep(self) -> None:
+        """Post what comes, until cancelled."""
+        while True:
+            event, body = await self._queue.get()
+            if trouble := await self._delivered(body):
+                self.on_trouble(PostFailed(f"{event} was not posted: {trouble}"))
+            self._queue.task_done()
+
+    async def finish(self) -> None:
+        """Wait until nothing is left to be posted, for `POST_S` at most."""
+        with anyio.move_on_after(POST_S, shield=True) as limit:
+            await self._queue.join()
+        if limit.cancelled_caught:
+            self.on_trouble(PostFailed("the last was not posted in time"))
+
+    async def _delivered(self, body: bytes) -> str:
+        """Why it was not taken, without the address; empty where it was."""
+        for pause_s in (*_AGAIN_S, None):
+            answer = await self._wire.post(self._url, _HEADERS, body, POST_S)
+            if pause_s is None or not isinstance(answer, Lost) or answer.sent:
+                break
+            await anyio.sleep(pause_s)
+        return _blotted(_trouble(answer), self._url)
+
+
+def _ending(status: Status) -> tuple[str, str]:
+    """What the end of a run is called, and what is said of it."""
+    if status.state in ("finished", "pilot"):
+        return "finished", f"finished: {_so_far(status)}"
+    reason = (status.reason or status.state).splitlines()[0]
+    if status.state == "left" or status.goes_on_at_s:
+        return "paused", f"paused{_until(status.goes_on_at_s)}: {reason}; {_so_far(status)}; the same command goes on"
+    event = "interrupted" if status.state == "interrupted" else "needs_you"
+    return event, f"{event.replace('_', ' ')}: {reason}; {_so_far(status)}; the same command goes on"
+
+
+def _so_far(status: Status) -> str:
+    others = "".join(f", {number:,} {name}" for name, number in status.outcomes.items() if number and name != "ok")
+    cost = f", ${status.cost_usd:,.2f}" + " and unknown prices" * bool(status.unpriced)
+    return f"{status.outcomes.get('ok', 0):,} of {status.rows:,} rows ok{others}{cost}"
+
+
+def _until(at_s: float | None) -> str:
+    return "" if at_s is None else f" until {datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _moment(at_s: float | None) -> str | None:
+    return None if at_s is None else datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
+
+
+def _trouble(answer: Response | Lost) -> str:
+    if isinstance(answer, Lost):
+        return answer.message
+    words = " ".join(answer.body[:_MOST_WORDS].decode("utf-8", "replace").split())
+    if not 200 <= answer.status < 300:
+        return f"HTTP {answer.status} {words}".strip()
+    try:
+        said = orjson.loads(answer.body)
+    except ValueError:
+        return ""
+    # Feishu and DingTalk say in the body of a 200 that they did not take it.
+    codes = ("code", "errcode") if isinstance(said, dict) and ("msg" in said or "errmsg" in said) else ()
+    return f"refused: {words}" if any(said.get(name) for name in codes) else ""
+
+
+def _blotted(text: str, url: httpx.URL) -> str:
+    """`text` without the parts of the address that may be secret."""
+    for secret in sorted({str(url), url.raw_path.decode(), url.path, url.query.decode(), url.password}, key=len):
+        if len(secret) > 1:
+            text = text.replace(secret, "…")
+    return text
+
+
+@asynccontextmanager
+async def posting(session: Session) -> AsyncIterator[Posts | None]:
+    """Post while it is open, and then what is left; None where the job names no webhook.
+
+    Raises `PipelineError` for an address or a proxy that cannot be used.
+    """
+    try:
+        address = address_of(session.job)
+    except JobError:
+        if not session.options.offline:  # a rehearsal needs no secrets
+            raise
+        address = None
+    if address is None:
+        yield None
+        return
+    async with Wire(network=network_of(session.job)) as wire:
+        wire.prepare(address)
+        raised: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            posts = Posts(address, session, wire)
+            tasks.start_soon(posts.keep)
+            try:
+                yield posts
+            except Exception as error:  # the group would wrap it
+                raised = error
+            finally:
+                await posts.finish()
+                tasks.cancel_scope.cancel()
+        if raised is not None:
+            raise raised

@@ -1,0 +1,83 @@
+"""The section of a job file that says of what a person should hear while a run goes on, and where."""
+
+import re
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from pipeline.sections.base import Section, refuse_key
+from pipeline.terminal import is_like_key
+
+PostFormat = Literal["json", "slack", "feishu", "dingtalk", "discord"]
+_SECRET_LIKE = re.compile(r"(?=[A-Za-z_\-]*\d)(?=[\d_\-]*[A-Za-z])[\w\-]{16,}")
+
+
+def _percent(value: float | bool) -> float | bool:
+    if value is True or not 0 <= value < 100:
+        raise ValueError("it is a number from 0 to below 100, or false")
+    return value
+
+
+def _span(value: float | bool) -> float | bool:
+    if value is not False and (value is True or value <= 0):
+        raise ValueError("it is a number above 0, or false")
+    return value
+
+
+Percent = Annotated[float | bool, AfterValidator(_percent)]
+Span = Annotated[float | bool, AfterValidator(_span)]
+
+
+class Alerts(Section):
+    """Of what a person should hear while a run goes on, and where; `false` turns one off ([alerts](runs.md#alerts))."""
+
+    error_percent: Percent = Field(
+        5.0, description="when more of the last 1,000 rows, and at least 5, ended as `error`, `blocked` or `invalid`"
+    )
+    truncated_percent: Percent = Field(10.0, description="when more of them, and at least 5, were cut: `truncated`")
+    budget_percent: Percent = Field(80.0, description="when so much of a cap of `[budget]` or of `--max-cost` is spent")
+    day_quota_percent: Percent = Field(False, description="when so much of a day's requests (`rpd`) is used")
+    latency_s: Span = Field(False, description="when half of the last 100 calls took longer, seconds")
+    stalled_min: Span = Field(
+        10.0, description="when no call was answered for so long, but for waits for the day's quota and for batches"
+    )
+    webhook: str | None = Field(
+        None, description="`http://…` or `https://…` that each alert, and how the run ended, is posted to"
+    )
+    webhook_env: str | None = Field(
+        None, description="variable that holds that address, for one that is a secret, as those of chats are"
+    )
+    format: PostFormat = Field("json", description="what is posted: fields of our own, or what a chat takes")
+
+    _named = field_validator("webhook_env")(refuse_key)
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        if trouble := address_trouble(url):
+            raise ValueError(trouble)
+        if "@" in url or is_like_key(url) or _SECRET_LIKE.search(url.partition("://")[2].partition("/")[2]):
+            raise ValueError(
+                "a secret does not belong into a job file: name a variable that holds the whole address in webhook_env"
+            )
+        return url
+
+    @model_validator(mode="after")
+    def _one_address(self) -> "Alerts":
+        if self.webhook is not None and self.webhook_env is not None:
+            raise ValueError("webhook and webhook_env name two addresses: leave one out")
+        return self
+
+
+def address_trouble(url: str) -> str:
+    """Why nothing can be posted to `url`, without showing it; empty where it can."""
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_good = False
+    is_plain = url.isascii() and url.isprintable() and " " not in url
+    return "" if is_good and is_plain else "it is no address: write http://HOST/PATH or https://HOST/PATH"
