@@ -1,32 +1,29 @@
 """Parts and the output while a run goes on: what is in them, when they are written, and what goes wrong with them."""
 
 import os
+import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import anyio
 import polars as pl
 import pytest
-from asking import Stub, opening_of
-from commands import UNLIMITED, Ran, small_job
+from commands import UNLIMITED, small_job
+from halfway import Halfway, run_watched, session
 from serving import served
 from sessions import run_through
 
 from pipeline import report
 from pipeline.job import load
-from pipeline.prompts import Prompt
-from pipeline.records import Failure, Reply, Usage
 from pipeline.run import interim, prepare
 from pipeline.run import run as running
 from pipeline.run.engine import Monitor
 from pipeline.run.interim import Interim
 from pipeline.store.place import Place
-from pipeline.targets import Target
 
-Cli = Callable[..., Ran]
 OUT, PARTS = Path("out.parquet"), "runs/small/results/part-*.parquet"
 
 
@@ -38,42 +35,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
 
 
-class Halfway(Stub):
-    """Answers so many prompts, and the others once it is told to."""
-
-    def __init__(self, first: int) -> None:
-        self.go_on = anyio.Event()
-        self._first = first
-
-    def answer(self, more: int) -> None:
-        self._first += more
-
-    async def generate(self, prompt: Prompt, target: Target) -> Reply | Failure:
-        while self._first <= 0 and not self.go_on.is_set():  # noqa: ASYNC110  either may come
-            await anyio.sleep(0.01)
-        self._first -= 1
-        return Reply("yes", "ok", usage=Usage(5, output_tokens=1), raw=b"{}", endpoint=target.endpoint)
-
-
-def session(here: Path, **options: object) -> prepare.Session:
-    return prepare.prepare(load(small_job(here, UNLIMITED)), prepare.Options(**options))  # type: ignore[arg-type]
-
-
 def statuses() -> Counter[str]:
     return Counter(pl.read_parquet(OUT)["status"]) if OUT.exists() else Counter()
-
-
-def run_watched(prepared: prepare.Session, provider: Halfway, look: Callable[[Monitor], bool]) -> int:
-    """Run it; the provider goes on once `look` has seen what it waits for. Returns the exit code."""
-
-    async def watch(monitor: Monitor) -> None:
-        with anyio.fail_after(20):
-            while not look(monitor):  # noqa: ASYNC110  it looks at files
-                await anyio.sleep(0.01)
-        provider.go_on.set()
-        await anyio.sleep_forever()
-
-    return run_through(prepared, watch, opening_of(provider)).exit_code
 
 
 def test_a_run_that_goes_on_has_its_finished_rows_in_parts_and_in_the_output(here: Path) -> None:
@@ -94,6 +57,29 @@ def test_a_run_that_goes_on_has_its_finished_rows_in_parts_and_in_the_output(her
     assert statuses() == {"ok": 6}
     assert sorted(pl.read_parquet(PARTS)["row"]) == list(range(6)), "no row is in two parts"
     assert Path("runs/small/results/part-000001.parquet").stat() == seen[2], "a part is written once"
+
+
+def test_the_queries_of_the_page_work_on_a_run_that_goes_on(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec("duckdb") is None and "CI" not in os.environ:
+        pytest.skip("no DuckDB")
+    monkeypatch.setenv("COLUMNS", "200")
+    page = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
+    queries = re.findall(r"```python\n(.*?)```", page.partition("## Look into the answers")[2], re.DOTALL)
+
+    def look(monitor: Monitor) -> bool:
+        if statuses()["ok"] != 3:
+            return False
+        for query in queries:
+            exec(query, {})
+        return True
+
+    job = small_job(here, UNLIMITED).rename("summarize.toml")
+    assert run_watched(prepare.prepare(load(job), prepare.Options()), Halfway(3), look) == 0
+    polars, duckdb = capsys.readouterr().out.split("┘", 1)
+    assert re.search(r"│ answer +┆ 3 ", polars)
+    assert re.search(r"│ ok +│ NULL +│ +3 │", duckdb)
 
 
 def test_a_run_that_falls_asleep_writes_what_it_has(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

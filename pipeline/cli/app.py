@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from pipeline import __version__
-from pipeline.cli import comparing, inspect, jobs, watching
+from pipeline.cli import comparing, exporting, inspect, jobs, watching
 from pipeline.environment import check_directory, check_threads
 from pipeline.errors import PipelineError, as_known
 from pipeline.process import INTERRUPTED, LEAST_FILES, files_left, flush_or_drop, make_fit, too_few_files
@@ -58,6 +58,7 @@ for _command in (
     inspect.report,
     inspect.show,
     comparing.diff,
+    exporting.export,
     watching.watch,
     inspect.runs,
     inspect.models,

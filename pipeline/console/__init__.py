@@ -2,6 +2,7 @@
 
 from pipeline.console.checks import show_steps, steps_json
 from pipeline.console.differences import show_differences, show_differences_json
+from pipeline.console.exports import show_exported
 from pipeline.console.failures import show_failures
 from pipeline.console.live import ended, follow
 from pipeline.console.plans import show_cancelling, show_change, show_estimate, show_start
@@ -45,6 +46,7 @@ __all__ = [
     "show_differences_json",
     "show_error",
     "show_estimate",
+    "show_exported",
     "show_failure",
     "show_failures",
     "show_grid",

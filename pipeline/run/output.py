@@ -27,7 +27,7 @@ def output_place(session: Session) -> AbstractContextManager[Place | None]:
     return held(session.output, session.directory, most, session.options.overwrite, trial)
 
 
-def _restoring(session: Session) -> Callable[[pl.DataFrame], pl.DataFrame]:
+def restoring(session: Session) -> Callable[[pl.DataFrame], pl.DataFrame]:
     """What puts back into the answers what `[redact]` hid, worked out anew from the rows: it is kept nowhere."""
     job, source = session.job, session.source
     redactor = job.redactor
@@ -102,5 +102,5 @@ def _written(session: Session, file: BinaryIO, heed: Callable[[], None]) -> Coun
         session.form,
         session.rows,
         source.keys,
-        _restoring(session),
+        restoring(session),
     )

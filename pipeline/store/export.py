@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import isqrt
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -15,7 +15,7 @@ from polars.io.plugins import register_io_source
 from pipeline.answer_columns import AnswerColumn, expanded
 from pipeline.cells import holds_floats, holds_times, patterns, written, written_nested
 from pipeline.errors import InputChanged, InputError, PipelineError
-from pipeline.store.parts import RESULTS_SCHEMA, PolarsDataType, part_paths, read_part
+from pipeline.store.parts import RESULTS_SCHEMA, PolarsDataType, part_number, part_paths, read_part
 from pipeline.store.place import Counted, refusal_of
 
 ROW = "\0row"
@@ -124,10 +124,12 @@ def export(
     rows: int,
     keys: Callable[[pl.DataFrame], Sequence[str]] | None = None,
     restored: Callable[[pl.DataFrame], pl.DataFrame] = lambda frame: frame,
+    unsealed: "Unsealed | None" = None,
 ) -> Counted:
     """Write to `file` the first `rows` rows of the batches that `read` gives, joined with sealed `results`.
 
-    A batch has the input's columns `own` and `ROW`. `keys` are those of its rows; other columns are for it only.
+    `unsealed` are results that follow these. A batch has the input's columns `own` and `ROW`. `keys` are those of its
+    rows; other columns are for it only.
     `restored` puts back into a frame's answers what was hidden from the service; it is given all rows in order.
     Memory is bounded by a few parts, and the input read twice for it where the output is Parquet. Raises
     `InputChanged` when a row has another key than it was asked under, or when rows are missing; `RunStateError` for a
@@ -139,7 +141,7 @@ def export(
     names, trouble, counted = list(schema), [], [0, 0]
 
     def joined() -> Iterator[pl.DataFrame]:
-        parts = ResultsByRow(results, kept)
+        parts = ResultsByRow(results, kept, unsealed)
         for batch in read():
             if batch[ROW][0] >= rows:
                 return
@@ -167,7 +169,7 @@ def export(
 
     group_rows = 0
     if form.suffix == ".parquet":
-        width = _widest(frame.select(*own) for frame in read()) + _widest_response(results) + _OTHER_BYTES
+        width = _widest(frame.select(*own) for frame in read()) + _widest_response(results, unsealed) + _OTHER_BYTES
         group_rows = _group_rows(rows, len(schema), width)
     try:
         own_json = {renamed.get(name, name) for name in form.json_columns}
@@ -218,10 +220,11 @@ def _widest(frames: Iterable[pl.DataFrame]) -> float:
     return max(widest, held / max(1, min(rows, _STRETCH_ROWS)))
 
 
-def _widest_response(results: Path) -> float:
+def _widest_response(results: Path, unsealed: "Unsealed | None") -> float:
     paths = part_paths(results)
     some = paths[:: len(paths) // _SAMPLED_PARTS + 1] + paths[-1:]
-    return _widest(read_part(path, ("response",)) for path in some)
+    rest = [unsealed.frame.select("response")] if unsealed else []
+    return _widest(chain((read_part(path, ("response",)) for path in some), rest))
 
 
 def _write(
@@ -338,6 +341,13 @@ def _can_hold(suffix: str, dtype: PolarsDataType) -> bool:
     return suffix == ".parquet" or dtype != pl.Binary
 
 
+class Unsealed(NamedTuple):
+    """Results of a run that goes on elsewhere, or was killed: they follow the parts up to a number."""
+
+    after: int
+    frame: pl.DataFrame
+
+
 class Segment(NamedTuple):
     """Rows of one part that lie close together in the input: it has two where short and long rows took turns."""
 
@@ -350,8 +360,15 @@ class Segment(NamedTuple):
 
     def read(self, more: Sequence[str]) -> pl.DataFrame:
         """Its results, typed as they are written, and `more` of their columns."""
-        frame = read_part(self.path, ("row", "key", *RESULT_COLUMNS, *more), self.start, self.height)
-        return frame.with_columns(pl.col("cost_usd").cast(pl.Float64))
+        return _as_written(read_part(self.path, _columns(more), self.start, self.height))
+
+
+def _columns(more: Sequence[str]) -> tuple[str, ...]:
+    return ("row", "key", *RESULT_COLUMNS, *more)
+
+
+def _as_written(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(pl.col("cost_usd").cast(pl.Float64))
 
 
 def segments(part: int, path: Path) -> Iterator[Segment]:
@@ -365,11 +382,15 @@ def segments(part: int, path: Path) -> Iterator[Segment]:
 class ResultsByRow:
     """Results by row range: a segment is read when its range is reached and let go when it is passed."""
 
-    def __init__(self, results: Path, more: Sequence[str] = ()) -> None:
-        """`more` are columns of the parts beside those of the output."""
+    def __init__(self, results: Path, more: Sequence[str] = (), unsealed: Unsealed | None = None) -> None:
+        """`more` are columns of the parts beside those of the output; `unsealed` follow the parts."""
         self._more = more
-        paths = enumerate(part_paths(results))
-        self._waiting = sorted((each for part, path in paths for each in segments(part, path)), reverse=True)
+        paths = part_paths(results)
+        if unsealed:
+            paths = [path for path in paths if part_number(path) <= unsealed.after]
+        sealed = enumerate(paths)
+        self._waiting = sorted((each for part, path in sealed for each in segments(part, path)), reverse=True)
+        self._unsealed = _as_written(unsealed.frame.select(_columns(more))) if unsealed else None
         self._open: list[tuple[Segment, pl.DataFrame]] = []
 
     def between(self, low: int, high: int) -> pl.DataFrame:
@@ -380,7 +401,10 @@ class ResultsByRow:
             if segment.last >= low:
                 self._open.append((segment, segment.read(self._more)))
         self._open.sort(key=lambda held: held[0].part)
-        found = [frame.filter(pl.col("row").is_between(low, high)) for _, frame in self._open]
+        frames = [frame for _, frame in self._open]
+        if self._unsealed is not None:
+            frames.append(self._unsealed)
+        found = [frame.filter(pl.col("row").is_between(low, high)) for frame in frames]
         if not found:
             more = {name: RESULTS_SCHEMA[name] for name in self._more}
             return pl.DataFrame(schema={ROW: pl.Int64, "key": pl.String, **RESULT_COLUMNS, **more})

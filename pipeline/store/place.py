@@ -37,11 +37,12 @@ class Counted:
 class Place:
     """One output, held by this run: no other run on this machine writes it."""
 
-    def __init__(self, path: Path, directory: Path, overwrite: bool) -> None:
+    def __init__(self, path: Path, directory: Path, overwrite: bool, noted: bool = True) -> None:
         self._path = path
         self._target = Path(os.path.realpath(path))
         self._directory = directory
         self._overwrite = overwrite
+        self._noted = noted
         self._mode = 0o666 & ~_umask()  # while this is the only thread: asking sets it for all of them
         self._before = _signature(self._target)
         self._finished = 0  # rows with an outcome in the table that is there
@@ -63,6 +64,8 @@ class Place:
         """Raise `InputError` when the table that is there is not this run's to replace by one of `rows` at most."""
         if self._overwrite or not self._before or not self._before[2]:  # there is nothing, or an empty file
             return
+        if not self._noted:
+            raise self._refused(f"{self._path} is there already")
         theirs = list(notes.naming(self._target, self._directory.parent))
         writers = [(directory, note) for directory, note in theirs if notes.is_of(self._target, note)]
         writers = writers or list(notes.of_layout_1(self._directory.parent, self._target))
@@ -126,7 +129,8 @@ class Place:
                     f" {counted.finished:,} so far: it was not replaced.\nEvery answer is safe in {self._directory}.",
                     "the same command goes on, and replaces it at its end; with `--overwrite` at once",
                 )
-            self._note(file.fileno(), counted)
+            if self._noted:
+                self._note(file.fileno(), counted)
             hidden.rename(self._target)
             sync_directory(self._target.parent)
         self._before, self._finished = _signature(self._target), counted.finished
@@ -158,11 +162,17 @@ class Place:
 
 @contextmanager
 def held(
-    path: Path, directory: Path, rows: int | None, overwrite: bool, attempt: Callable[[BinaryIO], None]
+    path: Path,
+    directory: Path,
+    rows: int | None,
+    overwrite: bool,
+    attempt: Callable[[BinaryIO], None],
+    noted: bool = True,
 ) -> Iterator[Place]:
     """The output `path` of the run in `directory`, tried and locked, until the end of the block.
 
-    `attempt` writes a table of the same types; `rows` are those that it will have at most, where a flag says so. Raises
+    `attempt` writes a table of the same types; `rows` are those that it will have at most, where a flag says so. One
+    that is not `noted` writes nothing into the run directory, and replaces no file unasked, its own no more. Raises
     `InputError` for a place that cannot be written to, that is inside a run directory, or that holds what is not to be
     replaced unasked; `RunStateError` when another run holds it.
     """
@@ -172,7 +182,7 @@ def held(
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             holding.enter_context(_locked(path, target))
-            for left in (*_left_over(target), *_left_over(directory / notes.NAME)):
+            for left in (*_left_over(target), *(_left_over(directory / notes.NAME) if noted else ())):
                 left.unlink()
             with _beside(target) as (_, file):
                 attempt(file)
@@ -180,7 +190,7 @@ def held(
             raise InputError(
                 f"cannot write {path}: {error.strerror}", "choose another [output] path, or `--out PATH`"
             ) from None
-        place = Place(path, directory, overwrite)
+        place = Place(path, directory, overwrite, noted)
         place.check(rows)
         yield place
 

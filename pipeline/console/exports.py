@@ -1,0 +1,20 @@
+"""What is said of a table that was written."""
+
+from pathlib import Path
+
+from pipeline.console.screen import err, styled, things
+from pipeline.places import Kind
+from pipeline.store.place import Counted
+from pipeline.terminal import one_line
+
+
+def show_exported(path: Path, counted: Counted, kind: Kind) -> None:
+    """How much of the run is in it, and whose answers they are."""
+    pending = counted.rows - counted.finished
+    err.print(
+        styled(
+            f"{one_line(str(path))}: {things(counted.rows, 'row')}",
+            (f", {pending:,} of them pending" if pending else "", "yellow"),
+            (f"; {kind}: the emulator's answers" if kind != "real" else "", "yellow"),
+        )
+    )

@@ -1,0 +1,197 @@
+"""The table of a run, written at will: of one that goes on elsewhere, that ended, or that an edit left behind."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import polars as pl
+
+from pipeline.errors import InputError, PipelineError, RunStateError
+from pipeline.job import Job, load
+from pipeline.places import run_directory
+from pipeline.providers.stored import parse_stored
+from pipeline.report.events import Started, read_events
+from pipeline.run.output import restoring
+from pipeline.run.prepare import Options, Session, files_of, open_input, session_schema
+from pipeline.source import Source, output_conflict
+from pipeline.store import notes
+from pipeline.store.export import ROW, Form, ResultsByRow, Unsealed, attempt, export
+from pipeline.store.manifest import Lock, Manifest
+from pipeline.store.manifest import read as read_manifest
+from pipeline.store.parts import read_parts, results_frame
+from pipeline.store.place import Counted, held
+from pipeline.store.state import load_unsealed
+
+SUFFIXES = (".parquet", ".csv", ".jsonl")
+_BATCH_ROWS = 1024
+_READ_OUT = ("output", "tools", "redact", "prompt.flow")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What there is of a run at one moment; `lacks` says what of its table there is not any more, and why."""
+
+    directory: Path
+    manifest: Manifest
+    rows: int
+    own: pl.Schema
+    form: Form
+    unsealed: Unsealed
+    session: Session | None  # where its input is what it was
+    lacks: tuple[str, ...]
+
+    def put(self, path: Path, overwrite: bool) -> Counted:
+        """Write the table to `path`, whose suffix says how, and say what is in it; the run's files are only read.
+
+        Unless it is the run's own output: the run then must not go on, and notes it as its own. Raises `InputError` for
+        a place or a format that does not do, `InputChanged`, `OutputError` and `RunStateError` as a run does.
+        """
+        if path.suffix not in SUFFIXES:
+            raise InputError(f"{path} must end in one of {' '.join(SUFFIXES)}", "the ending says the format")
+        self._refuse_input(path)
+        form, is_own = replace(self.form, suffix=path.suffix), self._is_own(path)
+        counted: list[Counted] = []
+
+        def write(file: BinaryIO) -> Counted:
+            counted.append(self._write(file, form))
+            return counted[0]
+
+        def trial(file: BinaryIO) -> None:
+            attempt(self.own, form, file)
+
+        try:
+            with ExitStack() as holding:
+                if is_own:
+                    holding.callback(self._locked(path).release)
+                place = holding.enter_context(held(path, self.directory, None, overwrite, trial, noted=is_own))
+                place.replace(write, self._check)
+        except PipelineError as error:
+            if "--out" in error.hint:
+                error.hint = "name another file with `--to`; `--overwrite` replaces one that is there"
+            raise
+        return counted[0]
+
+    def _refuse_input(self, path: Path) -> None:
+        if self.session:
+            output_conflict(self.session.source, str(path))
+        elif os.path.realpath(path) == os.path.realpath(self.manifest.source_path):
+            raise InputError(f"{path} is the input", "name another file")
+
+    def _is_own(self, path: Path) -> bool:
+        own = notes.last_output(self.directory) or self.manifest.output
+        return os.path.realpath(path) == os.path.realpath(own)
+
+    def _locked(self, path: Path) -> Lock:
+        if Lock.held(self.directory / "lock"):
+            raise RunStateError(
+                f"{path} is the output of {self.directory}, which goes on and writes it itself every few minutes",
+                "name another file",
+            )
+        return Lock(self.directory / "lock")
+
+    def _check(self) -> None:
+        if self.session:
+            self.session.check_input(looked_into=True)
+
+    def _write(self, file: BinaryIO, form: Form) -> Counted:
+        session, results = self.session, self.directory / "results"
+        if session is None:
+            frames = lambda: self._known(results)  # noqa: E731
+            return export(frames, self.own, results, file, form, self.rows, unsealed=self.unsealed)
+        source, json = session.source, form.suffix == ".jsonl"
+        columns = [*self.own, *({source.id} - self.own.keys() if source.id else ())]
+        return export(
+            lambda: source.batches(columns=columns, size=_BATCH_ROWS, json=json),
+            self.own,
+            results,
+            file,
+            form,
+            self.rows,
+            source.keys,
+            _restored(session, self.manifest),
+            self.unsealed,
+        )
+
+    def _known(self, results: Path) -> Iterator[pl.DataFrame]:
+        """Rows by what their results say of them: the id of those that are finished."""
+        (name,) = self.own
+        found = ResultsByRow(results, (), self.unsealed)
+        for start in range(0, self.rows, _BATCH_ROWS):
+            stop = min(start + _BATCH_ROWS, self.rows)
+            numbers = pl.DataFrame({ROW: pl.int_range(start, stop, dtype=pl.Int64, eager=True)})
+            keys = found.between(start, stop - 1).select(ROW, pl.col("key").alias(name))
+            yield numbers.join(keys, on=ROW, how="left", maintain_order="left")
+
+
+def view(directory: Path) -> View:
+    """What can be written of the run in a directory, which may go on meanwhile.
+
+    Raises `RunStateError` for a directory that is none of a run, or damaged.
+    """
+    manifest = read_manifest(directory / "manifest.json")
+    if manifest is None:
+        raise RunStateError(f"{directory} is not a run directory", "`pipeline runs` lists them")
+    batch = load_unsealed(directory, parse_stored)
+    unsealed = Unsealed(batch.sealed, results_frame(batch.results.values()))
+    rows, lacks = _rows(directory, unsealed), list[str]()
+    job, session, form = None, None, Form("")
+    own = pl.Schema({(manifest.identity.get("input") or {}).get("id") or "row": pl.String()})
+    try:
+        job = load(Path(manifest.job_path), {"model.name": manifest.model})
+        session = Session(job, _as_it_was(job, manifest), rows, Options(), None, manifest.kind)
+        own = session_schema(session)
+    except (PipelineError, OSError) as error:
+        lacks.append(f"the columns of the input, but for the id: {str(error).splitlines()[0]}")
+    if job is not None:
+        output, json = job.spec.output, session.form.json_columns if session else frozenset[str]()
+        form = Form("", output.csv_safe, output.excel, json, job.answer_columns if _reads_alike(job, manifest) else ())
+    edited = f"{manifest.job_path} is not what it was"
+    if any(_part(manifest.identity, name) for name in _READ_OUT) and not (job and _reads_alike(job, manifest)):
+        lacks.append(f"the columns that are read out of answers: {edited}")
+    if manifest.identity.get("redact") and not (session and session.job.fingerprint == manifest.fingerprint):
+        lacks.append("what [redact] hid, in place of its placeholders: job or input is not what it was")
+    return View(directory, manifest, rows, own, form, unsealed, session, tuple(lacks))
+
+
+def beside_output(manifest: Manifest, directory: Path, format: str | None = None) -> Path:
+    """Where a table goes that nobody named a place for: beside the run's output, with `-export` in its name."""
+    output = Path(manifest.output)
+    number = "" if directory == run_directory(manifest.job, manifest.kind) else f"@{manifest.generation}"
+    return output.with_name(f"{output.stem}-export{number}{f'.{format}' if format else output.suffix}")
+
+
+def _as_it_was(job: Job, manifest: Manifest) -> Source:
+    """The input that the run began with. Raises `PipelineError` for one that is not there any more."""
+    if job.identity["input"] != manifest.identity.get("input"):
+        raise InputError(f"[input] of {manifest.job_path} is not what it was")
+    source = open_input(job.spec)
+    if source.fingerprint != manifest.source:
+        raise InputError(f"{manifest.source_path} is not what it was")
+    return source.showing(job.reads(source.kinds)).having(files_of(job, source, manifest.kind != "real"))
+
+
+def _reads_alike(job: Job, manifest: Manifest) -> bool:
+    """Whether the job reads the same columns out of answers as when they were bought."""
+    return all(_part(job.identity, name) == _part(manifest.identity, name) for name in _READ_OUT)
+
+
+def _part(identity: Any, name: str) -> Any:
+    for key in name.split("."):
+        identity = (identity or {}).get(key)
+    return identity
+
+
+def _restored(session: Session, manifest: Manifest) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    return restoring(session) if session.job.fingerprint == manifest.fingerprint else lambda frame: frame
+
+
+def _rows(directory: Path, unsealed: Unsealed) -> int:
+    """Rows that the run covers; by its results where its log does not say it."""
+    for event in reversed(read_events(directory / "run.log")):
+        if isinstance(event, Started):
+            return event.rows
+    frames = (*read_parts(directory / "results", ("row",)), unsealed.frame)
+    return 1 + max((frame.item(-1, "row") for frame in frames if frame.height), default=-1)  # a part is in row order
