@@ -22,12 +22,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class LimitSet(Event):
-    """From now on so much a minute is believed to be allowed."""
+    """From now on so much a minute is believed to be allowed; `configured` at the start where the job says it."""
 
     kind: ClassVar[str] = "limit"
     meter: Meter
     per_minute: int
-    origin: Literal["assumed", "tried", "learned", "measured"]
+    origin: Literal["configured", "assumed", "tried", "learned", "measured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +225,8 @@ class SessionPlanned(Event):
     seconds: float
     based_on: str
     lanes: Mapping[str, int] = field(default_factory=dict)  # calls by lane, where not all are in standard
+    between: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Least and most of `input_tokens`, `output_tokens` with thinking, and `cost_usd` where it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,7 @@ class Progressed(Event):
     attempts: int  # requests that came back, but for refusals
     rate_limited: int
     shed: int = field(default=0, kw_only=True)  # requests that flex turned away
+    failed: Mapping[str, int] = field(default_factory=dict, kw_only=True)  # other requests without an answer, by cause
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ def report(
 ) -> None:
     """What happened, also while it runs."""
     from dataclasses import asdict
+    from functools import partial
     from time import time
 
     from pipeline import console
@@ -58,8 +59,11 @@ def report(
         console.err.print(f"{reports.verify(directory):,} sealed parts are whole")
     if html is not None:
         from pipeline.report.page import page
+        from pipeline.run.asking import inputs
 
-        content = page(directory, text=not no_text).encode()
+        manifest = read_manifest(directory / "manifest.json")
+        assert manifest
+        content = page(directory, text=not no_text, inputs=partial(inputs, manifest)).encode()
         try:
             html.touch(0o600)
             html.write_bytes(content)

@@ -1,5 +1,6 @@
 """What a run asks of whoever sends its prompts: here a `Dispatcher`; elsewhere, later, a remote one or a batch."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
@@ -33,13 +34,14 @@ class Desk(Protocol):
     """Where prompts are handed in and replies come back.
 
     Counters for progress: `ready` prompts wait; `sent` requests; `rate_limited`, those refused for quota; `shed`, those
-    that flex turned away.
+    that flex turned away; `failures`, others that brought no answer, by cause.
     """
 
     ready: int
     sent: int
     rate_limited: int
     shed: int
+    failures: Counter[str]
 
     async def submit(self, prompt: Prompt, route: Route | None = None) -> Reply:
         """Send a prompt to one of its targets (None: of all there are), again where that may help.

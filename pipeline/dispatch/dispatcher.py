@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
@@ -44,7 +45,8 @@ class Dispatcher:
     run can be resumed, and the server is not asked forever.
 
     Counters for progress: `ready`, `in_flight`; `sent` requests; `answered` prompts; `failed`, prompts that ended
-    without an answer; `rate_limited` refusals; `shed`, requests that flex turned away; `attempts`, all other requests.
+    without an answer; `rate_limited` refusals; `shed`, requests that flex turned away; `attempts`, all other requests;
+    `failures`, those of them without an answer, by cause.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Dispatcher:
         self.in_flight = 0
         self.ready = 0
         self.sent = self.answered = self.failed = self.rate_limited = self.shed = self.attempts = 0
+        self.failures: Counter[str] = Counter()
 
     @property
     def quotas(self) -> tuple[Quota, ...]:
@@ -330,6 +333,7 @@ class Dispatcher:
         loop.quota.failed(ticket, now, failure)
         waiting.tries = Tries(waiting.tries.failed + 1, waiting.tries.refused)
         self.attempts += 1
+        self.failures[failure.error_kind] += 1
         if failure.kind == "reject":
             self._end(waiting, failed("blocked" if failure.error_kind == "prompt_blocked" else "invalid", failure))
         elif failure.kind == "transient" and is_enough(waiting, failure, self._max_attempts):

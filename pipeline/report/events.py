@@ -5,7 +5,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 LINE_BYTES = 1_000_000
 """A longer line is no event."""
@@ -13,10 +13,15 @@ LINE_BYTES = 1_000_000
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=253_402_300_799)]  # also since the epoch: up to the year 9999
 Usd = Annotated[Decimal, Field(ge=0, le=10**12)]
+Amount = Annotated[float, Field(ge=0, le=2.0**53)]
+Name = Annotated[str, Field(max_length=1_000)]
+Words = Annotated[str, Field(max_length=10_000)]
 
 
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    at: AwareDatetime | None = None
 
 
 class Started(_Event):
@@ -37,6 +42,7 @@ class Planned(_Event):
     seconds: Seconds
     based_on: str
     lanes: dict[str, Count] = {}  # calls by lane; logs from before 2026-11-30 know of none
+    between: dict[str, tuple[Amount, Amount]] = {}  # least and most, by amount; not known before that day either
 
 
 class _Numbers(_Event):
@@ -47,6 +53,7 @@ class _Numbers(_Event):
     attempts: Count = 0
     rate_limited: Count = 0
     shed: Count = 0
+    failed: dict[str, Count] = {}
 
 
 class Progressed(_Numbers):
@@ -60,24 +67,43 @@ class Ended(_Numbers):
 
     event: Literal["end"]
     status: Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
+    reason: str = ""
 
 
 class LeftOut(_Event):
     """A target is asked no more."""
 
     event: Literal["target"]
-    target: Annotated[str, Field(max_length=1_000)] = ""  # logs from before 2026-11-29 name it in the message
-    message: Annotated[str, Field(max_length=10_000)]
+    target: Name = ""  # logs from before 2026-11-29 name it in the message
+    message: Words
 
 
 class ModelNoted(_Event):
     """Another model answers than was asked, or a model ends."""
 
     event: Literal["model"]
-    message: Annotated[str, Field(max_length=10_000)]
+    message: Words
 
 
-Event = Started | Planned | Progressed | Ended | LeftOut | ModelNoted
+class Limited(_Event):
+    """From now on so much a minute is believed to be allowed."""
+
+    event: Literal["limit"]
+    target: Name = ""
+    meter: Literal["requests", "tokens"]
+    per_minute: Count
+    origin: Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
+
+
+class Told(_Event):
+    """Something that one line says."""
+
+    event: Literal["wait", "day", "outage", "refused", "flex", "batch", "budget", "alert", "key", "price"]
+    target: Name = ""
+    message: Words
+
+
+Event = Started | Planned | Progressed | Ended | LeftOut | ModelNoted | Limited | Told
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 

@@ -99,13 +99,8 @@ class Answers:
 
         `response` is the row's own: the text of the call that gave it is not stored a second time.
         """
-        sealed = [
-            path
-            for path in parts.part_paths(self._directory / "calls")
-            if parts.part_number(path) <= self._unsealed.sealed
-        ]
         found: list[dict[str, Any]] = []
-        for path in (*sealed, *batched.part_paths(self._directory)):
+        for path in self._call_paths():
             if (parts.read_part(path, ("row",))["row"] == row).any():
                 found += parts.read_part(path, ("row", *CALL)).filter(pl.col("row") == row).drop("row").to_dicts()
         own = [call for call in self._unsealed.calls if call.row == row]
@@ -114,6 +109,19 @@ class Answers:
             if call["paid"] and call["text"] is None:
                 call["text"] = response
         return sorted(found, key=lambda call: call["finished_at"])
+
+    def call_frames(self, columns: tuple[str, ...]) -> Iterator[pl.DataFrame]:
+        """All that was asked, by these columns, in the order in which it was sealed."""
+        yield from (parts.read_part(path, columns) for path in self._call_paths())
+        yield parts.calls_frame(self._unsealed.calls, {}).select(columns)
+
+    def _call_paths(self) -> list[Path]:
+        sealed = [
+            path
+            for path in parts.part_paths(self._directory / "calls")
+            if parts.part_number(path) <= self._unsealed.sealed
+        ]
+        return [*sealed, *batched.part_paths(self._directory)]
 
     def _row(self, number: int) -> dict[str, Any]:
         frame = self._frame(self._newest[number], ROW)

@@ -1,20 +1,23 @@
 """What was asked for a row, made again from its input by the job's own flow: prompts are stored nowhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from pipeline import flows
-from pipeline.errors import Halted, PipelineError
-from pipeline.job import load
+from pipeline.errors import Halted, InputChanged, PipelineError
+from pipeline.job import Job, load
 from pipeline.prompts import Prompt
 from pipeline.records import Document, Reply
 from pipeline.run.prepare import files_of, open_input
 from pipeline.source import Source
 from pipeline.source.documents import ROW
 from pipeline.store.manifest import Manifest
+from pipeline.values import json_text
 
 _SLICE = 4096
 
@@ -29,15 +32,9 @@ class Asked:
 
 async def asked(manifest: Manifest, row: int, calls: Sequence[Mapping[str, Any]]) -> Asked:
     """What was asked for a row, as `[redact]` left it; `calls` are those that were made for it, oldest first."""
-    path = Path(manifest.job_path)
     try:
-        job = load(path, {"model.name": manifest.model})
-        source = open_input(job.spec)
-        if job.fingerprint != manifest.fingerprint:
-            return Asked(why_not=f"{path} is not what it was when this was asked")
-        if source.fingerprint != manifest.source:
-            return Asked(why_not=f"{manifest.source_path} is not what it was when this was asked")
-        source = source.showing(job.reads(source.kinds)).having(files_of(job, source, manifest.kind != "real"))
+        job, source = _opened(manifest)
+        source = source.having(files_of(job, source, manifest.kind != "real"))
         source = source.ruled([route.where for route in job.spec.route if route.where])
         document = _document(source, row)
     except (PipelineError, OSError) as error:
@@ -54,6 +51,47 @@ async def asked(manifest: Manifest, row: int, calls: Sequence[Mapping[str, Any]]
     with suppress(Halted):
         await flows.run(document, job, call)
     return Asked(tuple(found))
+
+
+def inputs(manifest: Manifest, wanted: Callable[[int], bool], chars: int) -> Iterator[tuple[int, str]]:
+    """What each wanted row was asked about, as `[redact]` left it: the columns of its prompts, files not among them.
+
+    A text is cut after one character more than `chars`. Raises `PipelineError` where job or table are not what they
+    were, and for a table that cannot be read.
+    """
+    job, source = _opened(manifest)
+    for frame in source.batches(size=_SLICE):
+        chosen = frame.filter(pl.Series(map(wanted, frame[ROW]), dtype=pl.Boolean))
+        for document in source.documents(chosen):
+            shown = flows.redacted(document, job, job.redactor)[0] if job.redactor else document
+            yield document.row, _as_text(shown, job)[: chars + 1]
+
+
+def _as_text(document: Document, job: Job) -> str:
+    """The one value that it has, or each with its name."""
+    own = {} if document.text is None else {str(job.spec.input.text): document.text}
+    values = {name: _plain(value) for name, value in {**document.fields, **own}.items()}
+    if len(values) == 1:
+        return next(iter(values.values()))
+    return "\n".join(f"{name}: {value}" for name, value in values.items())
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return ""
+    return json_text(value) if isinstance(value, Mapping | list | tuple | bool) else str(value)
+
+
+def _opened(manifest: Manifest) -> tuple[Job, Source]:
+    """The job, and its table with the columns of prompts. Raises `PipelineError` where they are not what they were."""
+    path = Path(manifest.job_path)
+    job = load(path, {"model.name": manifest.model})
+    source = open_input(job.spec)
+    if job.fingerprint != manifest.fingerprint:
+        raise InputChanged(f"{path} is not what it was when this was asked")
+    if source.fingerprint != manifest.source:
+        raise InputChanged(f"{manifest.source_path} is not what it was when this was asked")
+    return job, source.showing(job.reads(source.kinds))
 
 
 def _place(prompt: Prompt, names: Sequence[str], calls: Sequence[Mapping[str, Any]]) -> int | None:

@@ -26,15 +26,11 @@ from pipeline.errors import (
 )
 from pipeline.events import (
     Event,
-    Progressed,
-    SessionEnded,
-    SessionPlanned,
     SessionStarted,
 )
 from pipeline.places import latencies_file
 from pipeline.plan import Plan
 from pipeline.process import give_back_memory
-from pipeline.report.accuracy import Amounts, logged
 from pipeline.run.alerting import Alerting
 from pipeline.run.assembling import Assembled, assembled, bought_by, open_books, open_spend, spending_of
 from pipeline.run.batching import called_off, check_any_out, check_out, deadline_of, ended_early, speakers, still_out
@@ -48,6 +44,7 @@ from pipeline.run.planning import look, planned
 from pipeline.run.prepare import Session
 from pipeline.run.rows import wanted
 from pipeline.run.services import Opening, Services, asked, open_services
+from pipeline.run.signs import end_of, expectation, progress_of, told_limits
 from pipeline.run.status import StatusFile
 from pipeline.run.status import read as read_status
 from pipeline.run.webhook import Posts, nobody_hears, posting
@@ -206,10 +203,12 @@ async def _run(
             spending = spending_of(session, store, spent, before_usd)
             made = assembled(session, store, services, spending, quotas, shelf, plan, rows, spoken, books, earlier)
             engine = made.engine
-            store.log(_expectation(session, plan))
+            store.log(expectation(session, plan))
             before = read_status(session.directory)
             alerting = Alerting(job.spec.alerts, engine.monitor, before, partial(_heard, store, engine.monitor), posts)
             told = StatusFile(session.directory, engine.monitor, alerting.look)
+            for limit in told_limits(services.targets, engine.monitor):
+                store.log(limit)
             interim = Interim(session, store, place, engine.monitor, engine.halt)
             await _attended(made, store, watch, told, interim, books)
         out = tuple(state for state in store.batches.open() if state.is_waited_for)
@@ -232,7 +231,7 @@ async def _run(
         stopped = engine.stopped or (None if engine.interrupted else unwritten)
         early = "left" if isinstance(stopped, BatchesOut) else "stopped" if stopped else "interrupted"
         status = early if stopped or engine.interrupted else whole
-        store.log(SessionEnded(*_numbers(engine.monitor), status, str(stopped or ""), shed=_shed(engine.monitor)))
+        store.log(end_of(engine.monitor, status, str(stopped or "")))
         told.end(status, str(stopped or ""), _exit_code(engine.monitor, stopped, engine.interrupted))
         if posts and told.last and options.pilot is None:
             posts.ended(told.last)
@@ -315,45 +314,7 @@ async def _heed_signals(engine: Engine) -> None:
 async def _heartbeat(engine: Engine, store: RunStore) -> None:
     while True:
         await anyio.sleep(HEARTBEAT_S)
-        store.log(Progressed(*_numbers(engine.monitor), shed=_shed(engine.monitor)))
-
-
-def _expectation(session: Session, plan: Plan) -> SessionPlanned:
-    steps: dict[str, Amounts] = {
-        step: Amounts(
-            round(each.prompts),
-            round(each.input_tokens),
-            round(each.answer_tokens),
-            Decimal(0) if session.rehearsal else each.cost_usd,
-        )
-        for step, each in plan.steps.items()
-    }
-    pilot = session.options.pilot is not None
-    return SessionPlanned(
-        time.time(),
-        session.rows,
-        pilot,
-        logged(steps),
-        round(plan.timeline.seconds, 1),
-        plan.based_on,
-        plan.calls_by_lane,
-    )
-
-
-def _numbers(monitor: Monitor) -> tuple[float, int, int, Decimal, int, int, Decimal, int, int]:
-    """The fields of `Progressed`."""
-    saved, desk = monitor.saved, monitor.desk
-    return (
-        round(monitor.seconds, 3),
-        monitor.done,
-        monitor.calls,
-        monitor.cost_usd,
-        saved.identical,
-        saved.cached,
-        saved.usd,
-        desk.sent - desk.in_flight - desk.rate_limited - desk.shed if desk else 0,
-        desk.rate_limited if desk else 0,
-    )
+        store.log(progress_of(engine.monitor))
 
 
 def _exit_code(monitor: Monitor, stopped: PipelineError | None, is_interrupted: bool) -> int:
@@ -363,7 +324,3 @@ def _exit_code(monitor: Monitor, stopped: PipelineError | None, is_interrupted: 
     if is_interrupted:
         return 130
     return 0 if monitor.outcomes["ok"] == monitor.done >= monitor.rows else 1
-
-
-def _shed(monitor: Monitor) -> int:
-    return monitor.desk.shed if monitor.desk else 0

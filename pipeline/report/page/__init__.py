@@ -12,22 +12,29 @@ from pathlib import Path
 import orjson
 
 from pipeline.report.page.data import gather
+from pipeline.report.page.rows import Inputs, packed
+from pipeline.report.reading import Answers
 
 _HERE = Path(__file__).parent
 
 
-def page(directory: Path, *, text: bool = True) -> str:
+def page(directory: Path, *, text: bool = True, inputs: Inputs | None = None) -> str:
     """The page of a run; without `text` it has no prompt, answer, id of a row, message or path.
 
-    Raises `RunStateError` for a directory that is none, or damaged.
+    `inputs` are what the rows were asked about. Raises `RunStateError` for a directory that is none, or damaged.
     """
-    packed = base64.b64encode(gzip.compress(orjson.dumps(gather(directory, text=text)), 6)).decode()
-    script = f"{_asset('uplot-1.6.32.min.js')}\n{_asset('page.js')}"
+    answers = Answers(directory)
+    data, rows = gather(directory, answers, text=text), b""
+    if text:
+        made = packed(answers, inputs)
+        data["shown"], rows = made.told, made.content
+    script = "\n".join(_asset(name) for name in ("uplot-1.6.32.min.js", "charts.js", "rows.js", "page.js"))
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
         "@CSP@": f"default-src 'none'; script-src 'sha256-{allowed}'; style-src 'unsafe-inline'; base-uri 'none'",
         "@STYLE@": f"{_asset('uplot-1.6.32.min.css')}\n{_asset('page.css')}",
-        "@DATA@": packed,
+        "@DATA@": base64.b64encode(gzip.compress(orjson.dumps(data), 6)).decode(),
+        "@ROWS@": base64.b64encode(rows).decode(),
         "@SCRIPT@": script,
     }
     html = _asset("page.html")

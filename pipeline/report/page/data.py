@@ -1,178 +1,129 @@
-"""What the page shows of a run: sums over time, and rows, in bounded memory."""
+"""What the page shows of a run beside its rows: sums, in bounded memory."""
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pipeline.providers.stored import parse_stored
-from pipeline.records import STATUSES
-from pipeline.report import summarize
-from pipeline.report.latencies import Latencies
-from pipeline.store import batched, parts
-from pipeline.store.state import load_unsealed
+from pipeline.records import CAUSES, STATUSES
+from pipeline.report import RUN_KEYS, Summary, summarize
+from pipeline.report.accuracy import baseline
+from pipeline.report.events import Event, Planned, read_events
+from pipeline.report.page.timeline import marks, over_time
+from pipeline.report.reading import Answers
+from pipeline.store import parts
 
-BINS = 400
-"""Points of a chart at most."""
-FEWEST_BINS = 10
-"""A chart of one point has no scale."""
-ROWS = 5_000
-"""Rows that are shown at most, evenly spread over the run; 100,000 answers would take more than 10 MB."""
-TEXT_CHARS = 2_000
-"""Of an answer, so much is shown."""
-PIECE_CHARS = 500
-PIECES = 20_000
-"""Calls of these rows that are shown at most."""
 EXTREMES = 20
+"""Rows that are listed as the slowest and the dearest."""
+EDGES = (0, *sorted({round(2 ** (quarter / 4)) for quarter in range(100)}))
+"""Where the classes of lengths in tokens begin: each a fifth longer than the one before."""
 
-_TIMED = (
-    "finished_at",
-    "paid",
-    "step",
-    "chunk",
-    "model",
-    "target",
-    "lane",
-    "rate_limited",
-    "status",
-    "latency_s",
-    "generation",
-)
-_COUNTED = (*_TIMED, "input_tokens", "tool_tokens", "output_tokens", "thinking_tokens", "cost_usd")
-_ROW = ("row", "key", "status", "error_kind", "error", "model", "input_tokens", "output_tokens", "thinking_tokens")
-_SHOWN = (*_ROW, "cost_usd", "latency_s", "chunks", "response")
-_PIECE = ("row", "step", "level", "chunk", "status", "text")
+_EXTREME = ("row", "key", "status", "latency_s", "cost_usd", "input_tokens", "output_tokens", "thinking_tokens")
+_SERVED = ("generation", "paid", "step", "chunk", "model", "target", "lane", "cost_usd")
+_LENGTHS = ("generation", "paid", "step", "chunk", "input_tokens", "tool_tokens", "output_tokens", "thinking_tokens")
 _HIDDEN = ("run_dir", "output", "left_out", "models_noted")
 
 
-def gather(directory: Path, *, text: bool) -> dict[str, Any]:
-    """Everything that the page shows, ready for JSON. Raises `RunStateError` as `report.summarize`."""
-    summary = summarize(directory)
+def gather(directory: Path, answers: Answers, *, text: bool) -> dict[str, Any]:
+    """All of the page but its rows, ready for JSON. Raises `RunStateError` as `report.summarize`."""
+    summary, events = summarize(directory), read_events(directory / "run.log")
     numbers = summary.as_json()
-    job: object = summary.manifest.identity
+    slowest, dearest = _extremes(answers, "latency_s"), _extremes(answers, "cost_usd")
     if not text:
         numbers = {name: value for name, value in numbers.items() if name not in _HIDDEN}
-        job = None
-    unsealed = load_unsealed(directory, parse_stored)
-    fresh_calls = parts.calls_frame(unsealed.calls, {})
-    fresh_results = parts.results_frame(unsealed.results.values())
-    call_paths = [p for p in parts.part_paths(directory / "calls") if parts.part_number(p) <= unsealed.sealed]
-    call_paths += batched.part_paths(directory)
-
-    def calls(columns: tuple[str, ...]) -> Iterator[pl.DataFrame]:
-        yield from (parts.read_part(path, columns) for path in call_paths)
-        yield fresh_calls.select(columns)
-
-    def results(columns: tuple[str, ...]) -> Iterator[pl.DataFrame]:
-        yield from (
-            parts.read_part(path, columns)
-            for path in parts.part_paths(directory / "results")
-            if parts.part_number(path) <= unsealed.sealed
-        )
-        yield fresh_results.select(columns)
-
-    rows = list(_rows(results, max(1, -(-summary.rows // ROWS))).values())
-    slowest, dearest = _extremes(results, "latency_s"), _extremes(results, "cost_usd")
-    pieces = _pieces(calls, {row["row"] for row in rows if row["chunks"] != 1}) if text else []
-    if not text:
-        for row in (*rows, *slowest, *dearest):
-            for name in ("row", "key", "error", "response"):
-                row.pop(name, None)
+        for row in (*slowest, *dearest):
+            del row["row"], row["key"]
     return {
         "text": text,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": summary.manifest.model,
         "statuses": STATUSES,
         "summary": numbers,
-        "job": job,
+        "means": {name: told for name, told in RUN_KEYS.items() if name in numbers},
+        "job": summary.manifest.identity if text else None,
         "pending": summary.pending,
-        **_over_time(calls),
-        "rows": rows,
+        "causes": _causes(answers),
+        "series": over_time(answers.call_frames, events),
+        "estimate": _estimate(summary, events),
+        "marks": marks(events, summary, text=text),
+        "lengths": _lengths(answers),
+        "groups": _groups(answers),
         "slowest": slowest,
         "dearest": dearest,
-        "pieces": pieces,
-        "cut_at": TEXT_CHARS,
     }
 
 
-def _over_time(calls: Any) -> dict[str, Any]:
-    first, last = None, None
-    for kept_too in calls(("finished_at", "generation")):
-        frame = kept_too.filter(parts.IS_BOUGHT)  # others were bought on days before
-        low, high = frame["finished_at"].min(), frame["finished_at"].max()
-        if low is not None:
-            first = low if first is None else min(first, low)
-            last = high if last is None else max(last, high)
-    if first is None or last is None:
-        return {"series": None, "groups": []}
-    width_s = max(1.0, (last - first).total_seconds() / (BINS - 1))
-    names = ("calls", "input", "output", "refused", "failed", "usd")
-    sums: dict[str, Counter[int]] = {name: Counter() for name in names}
-    latencies: dict[int, Latencies] = {}
-    groups: Counter[tuple[str, str, str]] = Counter()
-    cost: dict[tuple[str, str, str], float] = {}
-    request = pl.col("paid") & parts.IS_REQUEST
-    for frame in calls(_COUNTED):
-        binned = frame.filter(parts.IS_BOUGHT).with_columns(
-            ((pl.col("finished_at") - first).dt.total_milliseconds() // int(width_s * 1000)).alias("bin")
-        )
-        grouped = binned.group_by("bin").agg(
-            request.sum().alias("calls"),
-            (pl.col("input_tokens") + pl.col("tool_tokens")).sum().alias("input"),
-            (pl.col("output_tokens") + pl.col("thinking_tokens")).sum().alias("output"),
-            pl.col("rate_limited").sum().alias("refused"),
-            (pl.col("status") == "error").sum().alias("failed"),
-            pl.col("cost_usd").cast(pl.Float64).sum().alias("usd"),
-        )
-        for row in grouped.iter_rows(named=True):
-            for name in names:
-                sums[name][row["bin"]] += row[name]
-        live = binned.filter(pl.col("paid") & (pl.col("lane") != "batch"))
-        for (number,), some in live.group_by("bin"):
-            latencies.setdefault(int(str(number)), Latencies()).add(some["latency_s"])
-        for model, target, lane, count, usd in (
-            binned.group_by("model", "target", "lane")
-            .agg(request.sum().alias("n"), pl.col("cost_usd").cast(pl.Float64).sum())
-            .iter_rows()
-        ):
-            group = (model or "", target or "", lane)
-            groups[group] += count
-            cost[group] = cost.get(group, 0.0) + usd
-    bins = range(max(FEWEST_BINS, max(sums["calls"], default=0) + 1))
-    series: dict[str, list[float | None]] = {name: [sums[name][n] for n in bins] for name in names}
-    for name, share in (("p50", 0.5), ("p95", 0.95)):
-        series[name] = [latencies[n].quantile(share) if n in latencies else None for n in bins]
-    return {
-        "series": {"from": first.timestamp(), "width_s": width_s, **series},
-        "groups": [[*group, count, cost[group]] for group, count in sorted(groups.items())],
+def _causes(answers: Answers) -> list[tuple[str, str, int, str]]:
+    """Rows that are not ok by status and cause, most first, each with what that means."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for frame in answers.frames(("row", "status", "error_kind")):
+        failed = frame.filter(pl.col("status") != "ok").group_by("status", "error_kind").len()
+        counts.update({(status, cause or ""): number for status, cause, number in failed.iter_rows()})
+    means = {str(cause): told for cause, told in CAUSES.items()}
+    return [(status, cause, number, means.get(cause, "")) for (status, cause), number in counts.most_common()]
+
+
+def _estimate(summary: Summary, events: Sequence[Event]) -> dict[str, tuple[float, float, float]]:
+    """Least, expected and most of what the whole run was to take, as `accuracy` has it; nothing where none is known."""
+    plan = baseline(events)
+    if plan is None or summary.accuracy is None:
+        return {}
+    event = events[plan.position]
+    assert isinstance(event, Planned)
+    planned = {
+        "input_tokens": sum(each.input_tokens for each in plan.steps.values()),
+        "output_tokens": sum(each.output_tokens for each in plan.steps.values()),
+        "cost_usd": sum(float(each.cost_usd or 0) for each in plan.steps.values()),
     }
-
-
-def _rows(results: Any, step: int) -> Mapping[int, dict[str, Any]]:
-    found: dict[int, dict[str, Any]] = {}
-    short = pl.col("response").str.slice(0, TEXT_CHARS + 1)
-    for frame in results(_SHOWN):
-        some = frame.filter(pl.col("row") % step == 0).with_columns(short, pl.col("cost_usd").cast(pl.Float64))
-        found.update((row["row"], row) for row in some.iter_rows(named=True))
-    return dict(sorted(found.items()))
-
-
-def _extremes(results: Any, by: str) -> list[dict[str, Any]]:
-    columns = ("row", "key", "status", "latency_s", "cost_usd", "input_tokens", "output_tokens")
-    newest = pl.DataFrame()
-    for frame in results(columns):
-        some = frame.with_columns(pl.col("cost_usd").cast(pl.Float64)).top_k(EXTREMES, by=by)
-        newest = pl.concat([newest, some]) if newest.width else some
-        newest = newest.unique("row", keep="last").top_k(EXTREMES, by=by)
-    return newest.sort(by, descending=True, nulls_last=True).to_dicts()
-
-
-def _pieces(calls: Any, rows: set[int]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for frame in calls(_PIECE):
-        some = frame.filter(pl.col("row").is_in(list(rows))).with_columns(pl.col("text").str.slice(0, PIECE_CHARS))
-        found += some.head(PIECES - len(found)).to_dicts()
+    total, found = summary.accuracy.estimated["total"], {}
+    for name, expected in planned.items():
+        if (value := getattr(total, name)) is not None:
+            low, high = event.between.get(name, (expected, expected))
+            before = float(value) - expected  # what was bought before the plan is known
+            found[name] = (before + low, float(value), before + high)
     return found
+
+
+def _lengths(answers: Answers) -> dict[str, list[tuple[int, int]]]:
+    """Of requests by their tokens: where each class begins, and how many there are, those between included."""
+    lengths: dict[str, Counter[int]] = {"in": Counter(), "out": Counter()}
+    for frame in answers.call_frames(_LENGTHS):
+        asked = frame.filter(parts.IS_BOUGHT & pl.col("paid") & parts.IS_REQUEST)
+        for name, tokens in (
+            ("in", asked["input_tokens"] + asked["tool_tokens"]),
+            ("out", asked["output_tokens"] + asked["thinking_tokens"]),
+        ):
+            for number, count in tokens.value_counts().iter_rows():
+                lengths[name][bisect_right(EDGES, max(0, number)) - 1] += count
+    return {
+        name: [(EDGES[place], counts[place]) for place in range(min(counts), max(counts) + 1)]
+        for name, counts in lengths.items()
+        if counts
+    }
+
+
+def _groups(answers: Answers) -> list[tuple[str, str, str, int, float]]:
+    """Model, target and lane, with their requests and USD."""
+    calls: Counter[tuple[str, str, str]] = Counter()
+    usd: dict[tuple[str, str, str], float] = {}
+    for frame in answers.call_frames(_SERVED):
+        sums = frame.filter(parts.IS_BOUGHT).group_by("model", "target", "lane")
+        for model, target, lane, number, cost in sums.agg(
+            (pl.col("paid") & parts.IS_REQUEST).sum().alias("calls"), pl.col("cost_usd").cast(pl.Float64).sum()
+        ).iter_rows():
+            group = model or "", target or "", lane
+            calls[group] += number
+            usd[group] = usd.get(group, 0.0) + cost
+    return [(*group, number, round(usd[group], 8)) for group, number in sorted(calls.items())]
+
+
+def _extremes(answers: Answers, by: str) -> list[dict[str, Any]]:
+    def largest(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        yield from (frame.with_columns(pl.col("cost_usd").cast(pl.Float64)).top_k(EXTREMES, by=by) for frame in frames)
+
+    found = pl.concat(largest(answers.frames(_EXTREME)))
+    return found.top_k(EXTREMES, by=by).sort(by, descending=True, nulls_last=True).to_dicts()

@@ -1,7 +1,11 @@
-"use strict";
 (async () => {
-  const packed = Uint8Array.from(atob(document.getElementById("data").textContent), (c) => c.charCodeAt(0));
-  const data = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+  const unpacked = async (id) => {
+    const element = document.getElementById(id), text = atob(element.textContent), bytes = new Uint8Array(text.length);
+    for (let n = 0; n < text.length; n++) bytes[n] = text.charCodeAt(n);
+    element.remove();
+    return bytes.length ? new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text() : "";
+  };
+  const data = JSON.parse(await unpacked("data"));
   const main = document.getElementById("main");
   // What would turn or hide text around it is written out.
   const plain = (value) => String(value ?? "").replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g,
@@ -13,9 +17,10 @@
     to.append(made);
     return made;
   };
+  const count = (value) => value.toLocaleString("en");
   const shown = (value) => typeof value === "number" ? value.toLocaleString("en", { maximumFractionDigits: 6 }) : value;
-  const table = (to, heads, lines) => {
-    const made = add(add(to, "div", undefined, "scroll"), "table");
+  const table = (to, heads, lines, kind) => {
+    const made = add(add(to, "div", undefined, "scroll"), "table", undefined, kind);
     const head = add(add(made, "thead"), "tr");
     heads.forEach((name) => { add(head, "th", name).scope = "col"; });
     const body = add(made, "tbody");
@@ -26,14 +31,16 @@
     return body;
   };
   const s = data.summary;
-  document.title = plain(s.run);
-  add(main, "h1", `${s.run}: ${s.status}`);
+  document.title = plain((s.rehearsal ? "Rehearsal: " : "") + s.run);
+  main.replaceChildren();
   if (s.rehearsal) add(main, "p", "A rehearsal: the emulator answered. Nothing here is a result.", "label");
-  add(main, "p", `${data.model}; as it was at ${data.made_at}; charts in your time zone`, "dim");
-  const outcomes = data.statuses.map((name) => [name, s[name]]);
-  table(main, ["outcome", "rows"], [...outcomes, ["without an outcome", data.pending], ["all", s.rows]]);
+  add(main, "h1", `${s.run}: ${s.status}`);
+  const dated = (at) => new Date(at).toLocaleString("sv", { dateStyle: "short", timeStyle: "long" });
+  add(main, "p", `${data.model}; as it was at ${dated(data.made_at)}${s.status === "running" ? ", while it went on" : ""}; times are of your time zone`, "dim");
+  table(main, ["outcome", "rows"], [...data.statuses.map((name) => [name, s[name]]), ["without an outcome", data.pending], ["all", s.rows]]);
+  if (data.causes.length) table(main, ["status", "cause", "rows", "what happened"], data.causes);
   add(main, "h2", "In numbers");
-  table(main, ["", ""], Object.entries(s).filter(([, v]) => typeof v === "number" || typeof v === "string"));
+  table(main, ["", "", ""], Object.entries(s).filter(([, v]) => typeof v === "number" || typeof v === "string").map(([name, v]) => [name, v, data.means[name]]), "numbers");
   if (s.accuracy) {
     add(main, "h2", "Against the estimate");
     const steps = Object.entries(s.accuracy).filter(([, v]) => v && v.calls);
@@ -41,80 +48,39 @@
     table(main, ["step", "calls", "tokens in", "tokens out", "USD"],
       steps.map(([name, v]) => [name, pair(v.calls), pair(v.input_tokens), pair(v.output_tokens), pair(v.cost_usd)]));
   }
-  const t = data.series;
-  if (!t) add(main, "p", "No call was made yet.");
-  else {
-    const times = t.calls.map((_, n) => t.from + n * t.width_s);
-    const ink = "#7a7a7a";  // legible on light, dark and paper: what is drawn does not change with them
-    const colours = ["#0072b2", "#d55e00"];  // Okabe and Ito; the second line is dashed too
-    const charts = [];
-    const chart = (title, lines) => {
-      add(main, "h2", title);
-      const axis = { stroke: ink, grid: { stroke: "#8884" }, size: 95 };
-      charts.push(new uPlot({
-        width: Math.max(280, main.clientWidth), height: 220, axes: [{ stroke: ink, grid: { stroke: "#8884" } }, axis],
-        series: [{}, ...lines.map(([label, values], n) => ({ label, stroke: colours[n], width: 2, dash: n ? [6, 4] : undefined,
-          points: { show: times.length < 60 || values.includes(null), size: 4 } }))],
-      }, [times, ...lines.map(([, values]) => values)], add(main, "div")));
-    };
-    const perMinute = (values) => values.map((v) => v * 60 / t.width_s);
-    const sum = (values) => { let total = 0; return values.map((v) => total += v); };
-    chart("Calls per minute", [["calls", perMinute(t.calls)]]);
-    chart("Tokens per minute", [["in", perMinute(t.input)], ["out", perMinute(t.output)]]);
-    chart("Cost so far, USD", [["USD", sum(t.usd)]]);
-    chart("Latency, seconds", [["median", t.p50], ["p95", t.p95]]);
-    chart("Refusals for quota, and calls that failed", [["refused", t.refused], ["failed", t.failed]]);
-    addEventListener("resize", () => charts.forEach((c) => c.setSize({ width: Math.max(280, main.clientWidth), height: 220 })));
-    add(main, "h2", "By model, target and lane");
-    table(main, ["model", "target", "lane", "calls", "USD"], data.groups);
+  const charts = runCharts(data, { add, shown, main });
+  add(main, "h2", "Over time");
+  if (data.series) {
+    if (s.lanes.batch) add(main, "p", `The ${count(s.lanes.batch.calls)} answers of batches come at once: they are in the sums so far, and in no pace.`, "dim");
+    charts.overTime();
+    if (!Object.keys(data.series.troubles).length) add(main, "p", "No request was refused, and none failed.", "dim");
+  } else add(main, "p", "No call was made yet.");
+  if (data.marks.length) {
+    add(main, "h2", "Events");
+    table(main, ["", "when", "what", ""], data.marks.map((mark) => [charts.letter(mark.kind), dated(mark.at * 1000), mark.kind, mark.text]));
   }
+  if (data.groups.length) {
+    add(main, "h2", "By model, target and lane");
+    table(main, ["model", "target", "lane", "requests", "USD"], data.groups);
+  }
+  if (data.lengths.in) {
+    add(main, "h2", "Lengths");
+    charts.lengths();
+  }
+  addEventListener("resize", charts.fit);
   const extreme = (title, rows) => {
     add(main, "h2", title);
-    const cells = (r) => [r.status, r.latency_s, r.cost_usd, r.input_tokens, r.output_tokens];
-    const heads = ["status", "seconds", "USD", "tokens in", "tokens out"];
+    const cells = (r) => [r.status, r.latency_s, r.cost_usd, r.input_tokens, r.output_tokens, r.thinking_tokens];
+    const heads = ["status", "seconds", "USD", "tokens in", "tokens out", "thought"];
     table(main, data.text ? ["row", ...heads] : heads, rows.map((r) => data.text ? [r.key, ...cells(r)] : cells(r)));
   };
-  extreme("The slowest rows", data.slowest);
-  extreme("The dearest rows", data.dearest);
+  if (data.slowest.length) {
+    extreme("The slowest rows", data.slowest);
+    extreme("The dearest rows", data.dearest);
+  }
   if (data.text) {
-    const pieces = Map.groupBy(data.pieces, (p) => p.row);
     add(main, "h2", "Rows and answers");
-    const done = data.statuses.reduce((n, name) => n + s[name], 0);
-    add(main, "p", data.rows.length < done ? `${data.rows.length} of ${done} rows, evenly spread; ` +
-      "the output table has all. Prompts are not kept by a run." : "Prompts are not kept by a run.", "dim");
-    const search = add(main, "input");
-    search.type = "search"; search.id = "search"; search.placeholder = "search"; search.ariaLabel = "search rows";
-    const back = add(main, "button", "earlier"), on = add(main, "button", "later"), count = add(main, "span", "", "dim");
-    const place = add(main, "div");
-    let at = 0;
-    try { search.value = decodeURIComponent(location.hash.slice(1)); } catch { /* no words: nothing is searched for */ }
-    const show = () => {
-      const wanted = search.value.toLowerCase();
-      const found = data.rows.filter((r) => [r.key, r.status, r.error, r.response].some((v) => (v ?? "").toLowerCase().includes(wanted)));
-      at = Math.max(0, Math.min(at, found.length - 1));
-      count.textContent = ` ${found.length} rows`;
-      place.replaceChildren();
-      const body = table(place, ["row", "status", "answer", "tokens in", "tokens out", "USD"], []);
-      found.slice(at, at + 50).forEach((r) => {
-        const line = add(body, "tr");
-        add(line, "td", r.key); add(line, "td", r.error_kind ? `${r.status}: ${r.error_kind}` : r.status);
-        const cell = add(line, "td");
-        const text = r.response ?? r.error ?? "";
-        add(cell, "pre", text.length > data.cut_at ? text.slice(0, data.cut_at) + " … (cut here)" : text);
-        const parts = pieces.get(r.row);
-        if (parts) {
-          const more = add(cell, "details");
-          add(more, "summary", `${parts.length} calls: pieces, then what was made of them`);
-          table(more, ["step", "level", "piece", "status", "answer, its beginning"], parts.map((p) =>
-            [p.step, p.level, p.chunk, p.status, p.text ?? "(the row's answer)"]));
-        }
-        [r.input_tokens, r.output_tokens, r.cost_usd].forEach((v) => add(line, "td", shown(v), "n"));
-      });
-    };
-    search.oninput = () => { at = 0; show(); };
-    back.onclick = () => { at -= 50; show(); };
-    on.onclick = () => { at += 50; show(); };
-    show();
+    browse(await unpacked("rows"), data, { add, table, shown, count, main });
     add(main, "h2", "The job as run");
     add(main, "pre", JSON.stringify(data.job, null, 2));
   }
