@@ -169,7 +169,7 @@ def kept(session: Session) -> Iterator[tuple[Outcomes, Bought, Keeping | None]]:
         return
     outcomes, unsealed = load(session.directory, parse_stored)
     calls = {call.fingerprint: call.reply for call in unsealed.calls if call.paid}
-    earlier = Earlier(line_of(session.directory.parent, known), parse_stored, session.options.retry)
+    earlier = Earlier(line_of(session.directory.parent, known), parse_stored, session.options.retry, session.directory)
     with closing(earlier), closing(ContentIndex(session.directory, read_only=True)) as index:
 
         async def bought(prompt: Prompt) -> Reply | None:

@@ -234,6 +234,46 @@ def test_a_directory_that_is_gone_is_named_and_bought_again(here: Path, cli: Cal
     assert (ran.json["kept"], ran.json["ok"]) == (0, 6)
 
 
+def test_a_part_that_is_gone_costs_what_it_held(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    run(cli, write_job(here), "--limit", 2)
+    run(cli, write_job(here))
+    run(cli, write_job(here, template="Sing {{ text }}"))
+    (before,) = (here / "runs").glob("small.*Z")
+    first, *_ = sorted((before / "calls").iterdir())
+    first.unlink()
+    ran = cli("run", write_job(here), "--yes", "--json")
+    assert (ran.json["kept"], ran.json["calls"], ran.json["ok"]) == (4, 2, 6)
+    assert f"{first.relative_to(here)} is gone or damaged: what only it held" in " ".join(ran.err.split())
+
+
+def test_an_answer_that_was_judged_is_bought_anew_when_asked_and_counts_once(
+    here: Path, cli: Callable[..., Ran], url: str
+) -> None:
+    rows, more = [(str(number), word) for number, word in enumerate(WORDS)], "[[check]]\nholds = \"response LIKE 'x'\""
+    run(cli, write_job(here, rows[:2], more=more))
+    run(cli, write_job(here, rows[:3], more=more))
+    for tries in (1, 2):
+        again = run(cli, here / "small.toml", "--retry", "check")
+        assert (again["calls"], again["kept"]) == (1 + 3 * tries, 2)
+    table = pl.read_parquet("out.parquet")
+    assert float(table["cost_usd"].sum()) == pytest.approx(again["cost_usd"] + again["kept_usd"])
+    edited = run(cli, write_job(here, rows[:4], more=more), "--retry", "check")
+    assert (edited["calls"], edited["kept"]) == (4, 0)
+
+
+def test_what_another_target_took_over_is_not_asked_again(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    targets = (
+        '[[target]]\nname = "one"\n'
+        '[[target]]\nname = "two"\nmodel = "gemini-3.5-flash"\nsame_project_as = "one"\nfallback = ["blocked"]'
+    )
+    rows = [(str(number), word) for number, word in enumerate(WORDS)]
+    with served(faults="safety*3") as blocking, pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GOOGLE_GEMINI_BASE_URL", blocking)
+        assert run(cli, write_job(here, rows, more=targets))["calls"] == 9
+        again = run(cli, write_job(here, [*rows, ("x", "new")], more=targets), "--retry", "blocked")
+    assert (again["calls"], again["kept"], again["ok"]) == (1, 9, 7)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_any_row_of_edits_comes_to_what_a_fresh_run_of_the_last_job_gives(
     here: Path, cli: Callable[..., Ran], url: str, seed: int

@@ -169,7 +169,7 @@ async def _run(
     assert own
     earlier = None
     if own.after:
-        earlier = Earlier(line_of(session.directory.parent, own), services.parse, options.retry)
+        earlier = Earlier(line_of(session.directory.parent, own), services.parse, options.retry, session.directory)
     if posts:
         posts.on_trouble = store.log
     try:

@@ -19,11 +19,12 @@ import polars as pl
 from pipeline.errors import RunStateError
 from pipeline.prompts import Params, Prompt
 from pipeline.records import Parse, Reply, changed
-from pipeline.store import batched, parts
+from pipeline.store import parts
 from pipeline.store.content import OPEN_PARTS, READ_COLUMNS, hash_of, reply_of
 from pipeline.store.manifest import Manifest
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.state import load_unsealed
+from pipeline.store.unwanted import CALL_COLUMNS, OUTCOME_COLUMNS, Unwanted
+from pipeline.store.whole import Whole, whole_of
 
 _PARAMS = frozenset(field.name for field in fields(Params))
 _CAPPED = ("model", "reduce", "refine")
@@ -33,17 +34,28 @@ _CAP = "max_output_tokens"
 class Earlier:
     """The replies of earlier generations, newest first: `directories` are theirs. Reads only.
 
-    The index is made of the parts on the first look, in a temporary database: a second for a million calls. A
-    directory that is gone or damaged has no answers, and is in `missing`.
+    The index is made of the parts on the first look, in a temporary database: a second for a million calls. What is
+    gone or damaged has no answers, and is named in `missing`.
     """
 
-    def __init__(self, directories: Sequence[Path], parse: Parse, unwanted: frozenset[str] = frozenset()) -> None:
-        """Replies with one of the `unwanted` statuses or causes are none: these are asked for again."""
+    def __init__(
+        self,
+        directories: Sequence[Path],
+        parse: Parse,
+        unwanted: frozenset[str] = frozenset(),
+        present: Path | None = None,
+    ) -> None:
+        """What rows with one of the `unwanted` statuses or causes were answered is none: that is asked for again.
+
+        So is what the `present` generation took over for such a row.
+        """
         self._directories = directories
         self._parse = parse
         self._unwanted = unwanted
+        self._present = present
         self._places: list[tuple[int, Path, Path]] = []  # generation, its directory, a part of calls
         self._unsealed: dict[str, Reply] = {}
+        self._refused: frozenset[str] = frozenset()  # what will not do of the present generation
         self._parts: dict[int, tuple[dict[str, int], pl.DataFrame]] = {}
         self._caps: tuple[int | None, ...] = ()
         self._changes: tuple[Mapping[str, Any], ...] = ()
@@ -67,7 +79,9 @@ class Earlier:
         return None
 
     async def _by(self, prompt: Prompt, model: str) -> Reply | None:
-        exact = await self._wanted(prompt.fingerprint(model))
+        if (fingerprint := prompt.fingerprint(model)) in self._refused:
+            return None
+        exact = await self._kept(fingerprint)
         if exact is not None and exact.status == "ok":
             return exact
         own, cut = prompt.params.max_output_tokens, None
@@ -95,14 +109,12 @@ class Earlier:
     async def _under(self, prompt: Prompt, model: str, changes: Mapping[str, Any]) -> Reply | None:
         """The reply to this prompt with other params."""
         params = replace(prompt.params, **{name: value for name, value in changes.items() if name in _PARAMS})
-        return await self._wanted(replace(prompt, params=params).fingerprint(str(changes.get("name", model))))
+        return await self._kept(replace(prompt, params=params).fingerprint(str(changes.get("name", model))))
 
-    async def _wanted(self, fingerprint: str) -> Reply | None:
+    async def _kept(self, fingerprint: str) -> Reply | None:
         found = self._unsealed.get(fingerprint)
         if found is None or found.status != "ok":  # a row that was redone later may have its answer in a part
             found = await self._sealed(fingerprint) or found
-        if found is None or {found.status, found.error_kind} & self._unwanted:
-            return None
         return found
 
     async def _sealed(self, fingerprint: str) -> Reply | None:
@@ -142,13 +154,15 @@ class Earlier:
         for directory in reversed(self._directories):  # the newest last: it stands
             try:
                 manifest = read_manifest(directory / "manifest.json")
-                if manifest is None:
-                    raise RunStateError(f"{directory} is gone")
-                self._take_in(index, directory, manifest, changes)
             except RunStateError:
+                manifest = None
+            if manifest is None:
                 self.missing.append(directory)
                 continue
+            self._take_in(index, directory, manifest, changes)
             caps.update(dict.fromkeys(_caps_of(manifest)))
+        if self._present is not None and self._unwanted:
+            self._refused = self._refused_of(whole_of(self._present, self._parse))
         self._changes = tuple(orjson.loads(each) for each in changes)
         caps.update((each[_CAP], None) for each in self._changes if isinstance(each.get(_CAP), int))
         self._caps = tuple(caps)
@@ -157,30 +171,85 @@ class Earlier:
     def _take_in(
         self, index: sqlite3.Connection, directory: Path, manifest: Manifest, changes: dict[str, None]
     ) -> None:
-        unsealed = load_unsealed(directory, self._parse)
-        sealed = [path for path in parts.part_paths(directory / "calls") if parts.part_number(path) <= unsealed.sealed]
-        for path in (*batched.part_paths(directory), *sealed):
-            place = len(self._places)
+        whole = whole_of(directory, self._parse)
+        self.missing += whole.lost
+        changes.update((result.changes, None) for result in whole.unsealed.results.values() if result.changes)
+        unwanted, unread = Unwanted(self._unwanted), set()
+        for path in whole.results:
+            try:
+                frame = parts.read_part(path, ("changes", *(OUTCOME_COLUMNS if self._unwanted else ())))
+            except RunStateError:
+                self.missing.append(path)
+                unread.add(directory / "calls" / path.name)
+                continue
+            changes.update(dict.fromkeys(frame["changes"].drop_nulls().unique()))
+            if self._unwanted:
+                unwanted.take_in(frame.select(OUTCOME_COLUMNS))
+        refused = self._refused_unsealed(unwanted, whole)
+        for path in whole.calls:
+            if path in unread:
+                continue
+            try:
+                frame = parts.read_part(path, (*CALL_COLUMNS, *(("text",) if self._unwanted else ()))).filter("paid")
+            except RunStateError:
+                self.missing.append(path)
+                continue
             self._places.append((manifest.generation, directory, path))
-            frame = parts.read_part(path, ("fingerprint", "paid", "status")).filter("paid")
-            entries = sorted(
-                (hash_of(fingerprint), place, status == "ok") for fingerprint, _, status in frame.iter_rows()
-            )
-            index.execute("BEGIN")
-            index.executemany(
-                "INSERT INTO content VALUES (?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET place = excluded.place, ok = excluded.ok WHERE excluded.ok >= ok",
-                entries,
-            )
-            index.execute("COMMIT")
-        for path in parts.part_paths(directory / "results"):
-            changes.update(dict.fromkeys(parts.read_part(path, ("changes",))["changes"].drop_nulls().unique()))
-        changes.update((result.changes, None) for result in unsealed.results.values() if result.changes)
-        for call in unsealed.calls:
+            self._enter(index, frame, unwanted.among(frame) if self._unwanted else None)
+        self._forget(index, refused)
+        for call in whole.unsealed.calls:
             known = self._unsealed.get(call.fingerprint)
-            if call.paid and (known is None or known.status != "ok" or call.reply.status == "ok"):
+            if not call.paid or call.fingerprint in refused:
+                continue
+            if known is None or known.status != "ok" or call.reply.status == "ok":
                 generation = call.reply.generation or manifest.generation
                 self._unsealed[call.fingerprint] = changed(call.reply, generation=generation)
+
+    def _enter(self, index: sqlite3.Connection, calls: pl.DataFrame, refused: pl.DataFrame | None) -> None:
+        """Let the calls of the newest place be found."""
+        index.execute("BEGIN")
+        if refused is not None:
+            self._forget(index, dict(refused.iter_rows()))
+            calls = calls.join(refused, on="fingerprint", how="anti")
+        place = len(self._places) - 1
+        entries = sorted(
+            (hash_of(fingerprint), place, status == "ok")
+            for fingerprint, status in calls.select("fingerprint", "status").iter_rows()
+        )
+        index.executemany(
+            "INSERT INTO content VALUES (?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET place = excluded.place, ok = excluded.ok WHERE excluded.ok >= ok",
+            entries,
+        )
+        index.execute("COMMIT")
+
+    def _forget(self, index: sqlite3.Connection, refused: Mapping[str, bool]) -> None:
+        """Answers that are asked for again are not looked for in older generations either; an answer that was not
+        judged stands there before one that was cut or blocked."""
+        for fingerprint, is_ok in refused.items():
+            index.execute("DELETE FROM content WHERE hash = ? AND ok <= ?", (hash_of(fingerprint), is_ok))
+            if (known := self._unsealed.get(fingerprint)) and (is_ok or known.status != "ok"):
+                del self._unsealed[fingerprint]
+
+    def _refused_unsealed(self, unwanted: Unwanted, whole: Whole) -> dict[str, bool]:
+        """Takes in the outcomes that are not sealed, the newest."""
+        if not self._unwanted:
+            return {}
+        unwanted.take_in(parts.results_frame(whole.unsealed.results.values()).select(OUTCOME_COLUMNS))
+        finished = pl.col("row").is_in(list(whole.unsealed.results))
+        calls = parts.calls_frame(whole.unsealed.calls, {})
+        frames = unwanted.among(calls.filter(finished)), unwanted.among_unfinished(calls.filter(~finished))
+        return dict(pl.concat(frames).iter_rows())
+
+    def _refused_of(self, whole: Whole) -> frozenset[str]:
+        """What the present generation was answered for rows that are tried again."""
+        unwanted = Unwanted(self._unwanted)
+        for path in whole.results:
+            unwanted.take_in(parts.read_part(path, OUTCOME_COLUMNS))
+        refused = set(self._refused_unsealed(unwanted, whole))
+        for path in whole.calls:
+            refused.update(unwanted.among(parts.read_part(path, (*CALL_COLUMNS, "text")))["fingerprint"])
+        return frozenset(refused)
 
     def _read(self, place: int) -> tuple[dict[str, int], pl.DataFrame]:
         _, directory, path = self._places[place]
@@ -213,6 +282,7 @@ def line_of(runs: Path, manifest: Manifest) -> tuple[Path, ...]:
 
 
 def told_missing(earlier: Earlier) -> Iterator[str]:
-    """Which directories have no answers any more, for a person."""
+    """What has no answers any more, for a person."""
     for path in earlier.missing:
-        yield f"{path} is gone or damaged: what only that generation bought is bought again"
+        held = "it held" if path.suffix in (".parquet", ".jsonl") else "that generation bought"
+        yield f"{path} is gone or damaged: what only {held} is bought again"

@@ -110,6 +110,11 @@ def load(directory: Path, parse: Parse) -> tuple[Outcomes, Batch]:
 def load_unsealed(directory: Path, parse: Parse, take_in: Callable[[Path], None] = lambda part: None) -> Batch:
     """What is not sealed yet, as `load`; `take_in` is told each part of results that comes before it, oldest first."""
     check_parts(directory)
+    return unsealed_of(directory, parse, take_in)
+
+
+def unsealed_of(directory: Path, parse: Parse, take_in: Callable[[Path], None] = lambda part: None) -> Batch:
+    """As `load_unsealed`, whatever became of the parts."""
     sealed = 0
     while True:
         for path in parts.part_paths(directory / "results"):
