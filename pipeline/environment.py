@@ -26,6 +26,8 @@ VARIABLES: Mapping[str, str] = {
     "SSL_CERT_DIR": "a directory of certificates to trust in place of the usual ones, named by `openssl rehash`",
     "XDG_STATE_HOME": "where learned limits, day counts and the book of spending are kept. Default: `~/.local/state`",
     "XDG_CACHE_HOME": "where the cache of answers is. Default: `~/.cache`",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "the collector that gets spans of live requests, with the extra `otel`; the other"
+    " `OTEL_…` variables hold as well",
     "POLARS_MAX_THREADS": "threads that read and write tables. Default: as many as there are cores",
 }
 """What the environment decides, for a person."""

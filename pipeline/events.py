@@ -48,6 +48,20 @@ class RequestsLost(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RequestFailed(Event):
+    """Requests came back without an answer: one, or so many alike that came too fast to be told one by one."""
+
+    kind: ClassVar[str] = "failed"
+    requests: int
+    cause: str  # as `error_kind`
+    http_status: int | None  # null: there was no response
+    lane: str
+    attempt: int | None = None  # of its prompt, refusals counted; null: of several requests
+    latency_s: float | None = None
+    row: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message(Event):
     """An event that one line says."""
 

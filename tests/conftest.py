@@ -34,6 +34,9 @@ _FOREIGN = (
     "all_proxy",
     "NO_PROXY",
     "no_proxy",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_TRACES_EXPORTER",
     "SSL_CERT_FILE",  # read by every run: 20 ms
     "SSL_CERT_DIR",
 )

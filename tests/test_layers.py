@@ -68,6 +68,7 @@ RANKS: dict[str, int] = {
     "batch": 5,
     "run": 6,
     "estimating": 7,
+    "telemetry": 7,
     "console": 8,
     "cli": 9,
     "__main__": 10,
@@ -76,7 +77,9 @@ RANKS: dict[str, int] = {
 ONLY_IMPORTERS: dict[str, set[str]] = {
     # the run puts the emulator behind the client without a socket; a target is named by its host as httpx writes it
     "httpx": {"providers", "run", "targets"},
-    "aiohttp": {"providers"},
+    "aiohttp": {"providers", "telemetry"},
+    "prometheus_client": {"telemetry"},
+    "opentelemetry": {"telemetry"},
     "redis": {"shelves"},
     "rich": {"console"},
     "typer": {"cli"},

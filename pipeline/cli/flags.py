@@ -63,6 +63,24 @@ Limit = Annotated[
     int | None,
     typer.Option("--limit", min=1, metavar="N", help="only the first N rows; a later run does the rest"),
 ]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port",
+        min=0,
+        max=65_535,
+        metavar="N",
+        help="serve metrics for Prometheus there while the run goes on, at /metrics; 0 picks a free port",
+    ),
+]
+MetricsHost = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics-host",
+        metavar="ADDRESS",
+        help="address for that; this machine alone is answered without it, on 127.0.0.1",
+    ),
+]
 
 
 _MOST_PLACES = 9

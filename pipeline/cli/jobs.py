@@ -13,6 +13,8 @@ from pipeline.cli.flags import (
     Json,
     Limit,
     MaxCost,
+    MetricsHost,
+    MetricsPort,
     Model,
     Offline,
     Out,
@@ -28,6 +30,7 @@ from pipeline.cli.flags import (
     parse_kinds,
     parse_usd,
 )
+from pipeline.cli.monitoring import monitored
 from pipeline.errors import RESUMABLE, JobError, PipelineError, resumable_once
 from pipeline.process import quick_imports
 from pipeline.terminal import without_secrets
@@ -106,6 +109,8 @@ def run(
     show_config: Annotated[
         bool, typer.Option("--show-config", help="show every setting and where it comes from; nothing is run")
     ] = False,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = None,
 ) -> None:
     """Start this job's run, or continue it.
 
@@ -162,12 +167,13 @@ def run(
         _dry_run(prepared)
     same = "the same command" + " without `--fresh`" * fresh  # with it the run would begin once more
     try:
-        ended = _run(prepared, yes, console.watch)
-        with resumable_once(lambda error: ended.summary.calls > 0):
-            if json:
-                console.show_json(ended.summary.as_json())
-            else:
-                console.show_summary(ended.summary, console.err)
+        with monitored(console.watch, metrics_port, metrics_host) as watch:
+            ended = _run(prepared, yes, watch)
+            with resumable_once(lambda error: ended.summary.calls > 0):
+                if json:
+                    console.show_json(ended.summary.as_json())
+                else:
+                    console.show_summary(ended.summary, console.err)
     except PipelineError as error:
         if error.exit_code == RESUMABLE:
             error.hint = error.hint.replace("the same command", same)

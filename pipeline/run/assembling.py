@@ -46,6 +46,7 @@ from pipeline.run.engine import Engine, Monitor
 from pipeline.run.feeds import Table
 from pipeline.run.guards import stranger, within_files
 from pipeline.run.models_met import ModelsMet
+from pipeline.run.observing import FailureLog, told
 from pipeline.run.prepare import Session
 from pipeline.run.renewal import succeeds
 from pipeline.run.rounds import Rounds
@@ -128,6 +129,10 @@ def assembled(
     monitor.cost_usd = monitor.began_usd = store.cost_usd()
     monitor.spending = spending
 
+    monitor.run, monitor.rehearsal = session.directory.name, session.rehearsal
+    failures = FailureLog(store.log)
+    monitor.observers.append(failures)
+
     def heard(event: Event) -> None:
         store.log(event)
         monitor.notices.append(event)
@@ -158,7 +163,7 @@ def assembled(
 
     def desk(send: Send, admit: Admit) -> Desk:
         line = Dispatcher(
-            send,
+            told(send, monitor.failed),
             whole,
             providers=services.providers,
             admit=admit,
@@ -254,7 +259,7 @@ def assembled(
     working = {each.name for each in plan.targets if round(each.prompts)}  # the others would keep a cache for nothing
     kept = [target for target in used.values() if not keeps or not plan.targets or target.name in working]
     keeper = keeper_of(session.working, services, kept, store, cashier, paid, heard, keeps)
-    return Assembled(engine, keeper, steering, lines[0], batching.rounds if batching else None)
+    return Assembled(engine, keeper, steering, lines[0], batching.rounds if batching else None, failures)
 
 
 def _nothing() -> None:
@@ -270,6 +275,7 @@ class Assembled:
     steering: Steering | None  # of the lanes
     line: Line  # the live lanes
     rounds: Rounds | None  # of rows that wait for batches
+    failures: FailureLog
 
     @property
     def called_at(self) -> float:

@@ -23,10 +23,12 @@ from pipeline.errors import Halted, Parked, PipelineError, RowsFailed
 from pipeline.events import Event
 from pipeline.job import Job
 from pipeline.prompts import Prompt
-from pipeline.records import PASSING, Document, Lane, Reply, Result, Status, Step, Usage
+from pipeline.records import PASSING, Document, Failure, Lane, Reply, Result, Status, Step, Usage
 from pipeline.run.feeds import Feed, Gate
+from pipeline.run.observing import Observer
 from pipeline.run.rounds import Rounds
 from pipeline.store.run import RunStore
+from pipeline.targets import Target
 
 _NO_USAGE = Usage()
 FAIL_FAST_ROWS = 20
@@ -68,6 +70,9 @@ class Monitor:
     notices: list[Event] = field(default_factory=list)  # events not shown yet
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=100))  # of the last calls outside of batches
     alerts: Mapping[str, str] = field(default_factory=dict)  # thresholds that are passed, by name, and how they stand
+    observers: list[Observer] = field(default_factory=list)  # of its requests
+    run: str = ""  # the name of its directory
+    rehearsal: bool = False
 
     @property
     def done(self) -> int:
@@ -115,12 +120,19 @@ class Monitor:
             if reply.target:
                 self.targets[reply.target] += 1
             self.usage += reply.usage
+            for observer in self.observers:
+                observer.answered(prompt, reply)
         elif reply.error != GIVEN_UP.message:  # given up as the key was refused, it would have been refused too
             self.uncertain += 1
         if reply.cost_usd is None:
             self.unpriced += 1
         else:
             self.cost_usd += reply.cost_usd
+
+    def failed(self, prompt: Prompt, target: Target, failure: Failure, attempt: int, seconds: float) -> None:
+        """Tell of a request that came back without an answer."""
+        for observer in self.observers:
+            observer.failed(prompt, target, failure, attempt, seconds)
 
 
 class Engine:

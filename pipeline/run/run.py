@@ -269,7 +269,7 @@ async def _attended(
     store.log(SessionStarted(engine.monitor.rows, os.getpid()))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_heed_signals, engine)
-        tasks.start_soon(_heartbeat, engine, store)
+        tasks.start_soon(_heartbeat, made, store)
         tasks.start_soon(watch, engine.monitor)
         tasks.start_soon(told.keep)
         tasks.start_soon(interim.keep)
@@ -283,6 +283,7 @@ async def _attended(
             interim.end()
             if keeper is not None:
                 await keeper.close()
+        made.failures.beat()
         told.look()
         books.close()  # while what they have to say is still heard
         tasks.cancel_scope.cancel()
@@ -311,10 +312,11 @@ async def _heed_signals(engine: Engine) -> None:
             signal.signal(number, handler)
 
 
-async def _heartbeat(engine: Engine, store: RunStore) -> None:
+async def _heartbeat(made: Assembled, store: RunStore) -> None:
     while True:
         await anyio.sleep(HEARTBEAT_S)
-        store.log(progress_of(engine.monitor))
+        made.failures.beat()
+        store.log(progress_of(made.engine.monitor))
 
 
 def _exit_code(monitor: Monitor, stopped: PipelineError | None, is_interrupted: bool) -> int:
