@@ -327,7 +327,7 @@ class _Run:
         if found := self.store.reply(content) or await self.store.sealed_reply(content):
             seen.answered[prompt.row] = found.reply.text
             return
-        number = desk.waits(prompt, night.target)
+        number = desk.waits(prompt, night.target.model)
         if number is None:
             number = await desk.add(prompt, night.target)
         if number is not None:

@@ -76,7 +76,7 @@ def test_a_prompt_whose_answer_came_since_it_was_looked_for_is_not_asked_again(d
     night, waits = Night(directory), []
 
     def look(desk: BatchDesk) -> bool:
-        number = desk.waits(prompt_of(0), TARGET)
+        number = desk.waits(prompt_of(0), TARGET.model)
         waits.append((number, number is not None and desk.is_open(number)))
         return False
 

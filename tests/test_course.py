@@ -37,9 +37,9 @@ def ended(calls: Mapping[str, int], rpm: Mapping[str, int], hours: float) -> dic
     plans = []
     for name, number in calls.items():
         given = Given("batch", Some(number, 60.0 * number / rpm[name], 1.0), hours * HOUR_S, HALF, PRIOR)
-        plans.append(LanePlan(name, start, by, given, plan(given), None))
-    parts = [SimpleNamespace(name=name, prompts=float(number)) for name, number in calls.items()]
-    whole = SimpleNamespace(load=SimpleNamespace(prompts=sum(calls.values())), targets=parts)
+        plans.append(LanePlan(name, start, by, given, plan(given), None, 0.0, 0.0))
+    divided = ({name: float(number) for name, number in calls.items()},)
+    whole = SimpleNamespace(load=SimpleNamespace(prompts=sum(calls.values())), divided=divided)
     batches = {
         name: asked(at, target=name, lines=number, cut_at=EPOCH, asked_at=EPOCH)
         for at, (name, number) in enumerate(calls.items(), 1)
@@ -114,24 +114,25 @@ def test_what_is_left_is_each_targets_own() -> None:
     assert left_of({"": 10.0}, {"": 4.0}, 6.0) == {"": 6.0}
 
 
-def test_most_in_batch_are_prompts_and_no_share() -> None:
+def test_each_target_has_its_share_of_a_rule_in_batch() -> None:
     start = datetime.fromtimestamp(EPOCH, UTC)
     plans = []
     several: list[tuple[str, int, LaneChoice]] = [("few", 10, "batch"), ("many", 10_000, "auto")]
     for name, number, mode in several:
         live_s = 600.0 if name == "few" else 5.0 * HOUR_S
         given = Given(mode, Some(number, live_s, 1.0), 8.0 * HOUR_S, HALF, PRIOR)
-        plans.append(LanePlan(name, start, start + timedelta(hours=8), given, plan(given), None))
+        plans.append(LanePlan(name, start, start + timedelta(hours=8), given, plan(given), None, 0.0, 0.0))
     few, many = (each.lanes for each in plans)
     assert few.batch == 1.0 > many.batch > 0.0
-    parts = [SimpleNamespace(name=each.target, prompts=each.given.left.prompts) for each in plans]
-    whole = cast(Plan, SimpleNamespace(load=SimpleNamespace(prompts=10_010), targets=parts))
+    divided = ({each.target: each.given.left.prompts for each in plans}, {"many": 0.0, "none": 0.0})
+    whole = cast(Plan, SimpleNamespace(load=SimpleNamespace(prompts=10_010), divided=divided))
 
     async def main() -> None:
         course = Steering(
             plans, whole, lambda: Progress(0, 0, {}, {}, None), list, lambda name: PRIOR, lambda event: None
         ).course
-        assert course.share == many.batch
+        shares = {"few": pytest.approx(10 / 10_010), "many": pytest.approx(10_000 / 10_010 * many.batch)}
+        assert list(course.shares) == [shares, {}]
         assert many.batch_call_s and few.batch_call_s and many.batch_call_s < few.batch_call_s
         assert course.last_call == pytest.approx(many.batch_call_s)
 

@@ -65,8 +65,9 @@ def test_every_call_is_in_one_lane_and_their_costs_are_that_of_the_plan(
 
 def test_a_last_call_leaves_the_time_that_the_live_lanes_need(tmp_path: Path) -> None:
     made = planned(tmp_path, "batch", 10)
-    (part,) = made.lanes[0].parts
+    part, ahead = made.lanes[0].parts
     assert part.lane == "batch" and part.last_call
+    assert (round(part.prompts), ahead.lane, round(ahead.prompts)) == (715, "standard", 5)
     left_s = (START + timedelta(hours=10) - part.last_call).total_seconds()
     assert left_s > made.timeline.seconds
     assert made.lanes[0].lanes.in_time == 1.0

@@ -18,12 +18,13 @@ from jobs import CHUNKED, PLAIN, make_job
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import RowsFailed
 from pipeline.job import Job
+from pipeline.plan.lanes import SCOUTS
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
 from pipeline.records import STATUSES, Document, Reply
 from pipeline.run.course import Course
 from pipeline.run.engine import Engine, Monitor
-from pipeline.run.rounds import SCOUTS, Rounds
+from pipeline.run.rounds import Rounds
 from pipeline.store.run import RunStore
 from pipeline.targets import Route, Target
 
@@ -63,8 +64,8 @@ class Batch:
     taken: Callable[[int, list[int]], None] = lambda number, live: None
     closed: bool = False
 
-    def waits(self, prompt: Prompt, target: Target) -> int | None:
-        content = prompt.fingerprint(target.model)
+    def waits(self, prompt: Prompt, model: str) -> int | None:
+        content = prompt.fingerprint(model)
         if content in self.draft:
             return len(self.cut) + 1
         return next((number for number, (_, lines) in self._out.items() if content in lines), None)
@@ -172,8 +173,8 @@ def play(
             lambda row: not store.outcomes.done(row),
             documents,
             batch,
-            lambda route: route.first,
-            course or Course(share),
+            lambda route: (0, route.targets),
+            course or Course([{TARGET.name: share}]),
             leaves=leaves,
             is_stopping=lambda: monitor.stopping,
         )
@@ -231,7 +232,7 @@ def test_map_reduce_goes_by_rounds_and_each_prompt_is_asked_once(tmp_path: Path)
 
 def test_a_later_round_without_time_for_two_more_is_asked_live(tmp_path: Path) -> None:
     texts = [long(n) for n in range(4)]
-    course = Course(1.0, last_call=1600.0, round_s=700.0)
+    course = Course([{TARGET.name: 1.0}], last_call=1600.0, round_s=700.0)
     played = play(tmp_path, make_job(tmp_path, CHUNKED), texts, Batch(lines=200), course=course)
     assert {prompt.step for prompt in played.batch.asked} == {"map"}
     assert {prompt.step for prompt in played.live} == {"reduce"}
@@ -328,12 +329,12 @@ def test_a_run_that_leaves_ends_when_only_batches_are_waited_for(tmp_path: Path)
 
 
 def test_a_share_that_grows_takes_rows_that_were_not_opened_yet(tmp_path: Path) -> None:
-    course = Course(0.1)
+    course = Course([{TARGET.name: 0.1}])
 
     def during(rounds: Rounds, engine: Engine) -> None:
         async def later() -> None:
             await anyio.sleep(70.0)
-            course.share = 0.9
+            course.shares = [{TARGET.name: 0.9}]
             rounds.steered()
 
         import asyncio

@@ -100,12 +100,12 @@ class BatchDesk:
 
     # --- what a call asks --------------------------------------------------------------------------------------------
 
-    def waits(self, prompt: Prompt, target: Target) -> int | None:
-        """The batch in which this content waits already, or which has answered it since it was looked for.
+    def waits(self, prompt: Prompt, model: str) -> int | None:
+        """The batch in which this content waits already, asked of that model, or which has answered it by now.
 
         Where that is open no more, the row is to look again.
         """
-        return self._store.out(prompt.fingerprint(target.model), prompt.row)
+        return self._store.out(prompt.fingerprint(model), prompt.row)
 
     async def add(self, prompt: Prompt, target: Target) -> int | None:
         """Put a prompt into the batch that is being cut, unless its content waits already; the number of that batch.
@@ -114,7 +114,7 @@ class BatchDesk:
         files cannot be put in place, it was in as many batches as may be, or nothing is cut any more.
         """
         fingerprint = prompt.fingerprint(target.model)
-        if (number := self.waits(prompt, target)) is not None:
+        if (number := self.waits(prompt, target.model)) is not None:
             return number
         if not self._takes(target) or self._tries.of(fingerprint) >= MOST_TRIES:
             return None
@@ -124,7 +124,7 @@ class BatchDesk:
         if isinstance(made, Failure):
             return None
         line = await self._common.services[target].line(fingerprint, made, target.model)
-        if (number := self.waits(prompt, target)) is not None:  # by another row, meanwhile
+        if (number := self.waits(prompt, target.model)) is not None:  # by another row, meanwhile
             return number
         if isinstance(line, Failure) or not self._takes(target):
             return None

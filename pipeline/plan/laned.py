@@ -1,6 +1,6 @@
 """The lanes of a plan: which part of each target's calls goes to which lane, at which cost, until when."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -9,7 +9,7 @@ from math import inf
 from pipeline.plan.amounts import Cell, Range, Work
 from pipeline.plan.answerers import Answerer
 from pipeline.plan.costs import Tariff
-from pipeline.plan.lanes import AUTO_S, Given, Lanes, Some, plan
+from pipeline.plan.lanes import AUTO_S, SCOUTED_ROWS, SCOUTS, Cost, Given, Lanes, Some, plan
 from pipeline.records import Lane
 
 _CHEAPER: tuple[Lane, ...] = ("flex", "batch")
@@ -17,7 +17,10 @@ _CHEAPER: tuple[Lane, ...] = ("flex", "batch")
 
 @dataclass(frozen=True, slots=True)
 class LanePlan:
-    """How the calls of one target go by lane. A run begins with it, and plans anew from `given` with what is left."""
+    """How the calls of one target go by lane. A run begins with it, and plans anew from `given` with what is left.
+
+    What goes to no batch is answered by whoever has room, `live` prompts of it by this target.
+    """
 
     target: str  # its name in the job file
     start: datetime
@@ -25,6 +28,25 @@ class LanePlan:
     given: Given
     lanes: Lanes
     standard_usd: Decimal | None  # what its calls cost in the standard lane; None: the price is unknown
+    live: float
+    flex_of_live: float  # share of them that flex is expected to serve
+
+    @property
+    def batched(self) -> float:
+        """Prompts that go to its batches."""
+        return self.lanes.batch * self.given.left.prompts
+
+    @property
+    def batch_factor(self) -> float:
+        """What one costs in batch, in units of the standard price, with what falls back."""
+        made = self.lanes
+        live = (1.0 - made.batch) * self.live_factor
+        return max(0.0, made.cost.expected - live) / made.batch if made.batch else 0.0
+
+    @property
+    def live_factor(self) -> float:
+        """What one costs that goes to no batch."""
+        return 1.0 - self.flex_of_live * (1.0 - self.given.factors.get("flex", 1.0))
 
     @property
     def parts(self) -> tuple["LanePart", ...]:
@@ -32,22 +54,21 @@ class LanePlan:
 
         The cost of batch is that of what falls back too.
         """
-        made, given = self.lanes, self.given
-        flex_usd = made.flex * given.factors.get("flex", 1.0)
-        batch_usd = max(0.0, made.cost.expected - flex_usd - made.standard)
+        made, flex = self.lanes, self.live * self.flex_of_live
         parts: tuple[tuple[Lane, float, float, float | None], ...] = (
-            ("batch", made.batch, batch_usd, made.batch_call_s),
-            ("flex", made.flex, flex_usd, made.flex_call_s),
-            ("standard", made.standard, made.standard, None),
+            ("batch", self.batched, self.batch_factor, made.batch_call_s),
+            ("flex", flex, self.given.factors.get("flex", 1.0), made.flex_call_s),
+            ("standard", self.live - flex, 1.0, None),
         )
         return tuple(
-            LanePart(self.target, lane, share * given.left.prompts, self._usd(usd), self._moment(call_s))
-            for lane, share, usd, call_s in parts
-            if round(share * given.left.prompts)
+            LanePart(self.target, lane, prompts, self._usd(prompts * factor), self._moment(call_s))
+            for lane, prompts, factor, call_s in parts
+            if round(prompts)
         )
 
-    def _usd(self, part: float) -> Decimal | None:
-        return None if self.standard_usd is None else self.standard_usd * Decimal(part)
+    def _usd(self, standard_prompts: float) -> Decimal | None:
+        whole = self.given.left.prompts
+        return None if self.standard_usd is None else self.standard_usd * Decimal(standard_prompts / whole)
 
     def _moment(self, seconds: float | None) -> datetime | None:
         return None if seconds is None else self.start + timedelta(seconds=seconds)
@@ -65,9 +86,19 @@ class LanePart:
 
 
 def laned(
-    answerer: Answerer, work: Work, cell: Cell, seconds: float, tariff: Tariff, start: datetime, by: datetime | None
+    answerer: Answerer,
+    work: Work,
+    cell: Cell,
+    seconds: float,
+    tariff: Tariff,
+    start: datetime,
+    by: datetime | None,
+    rows: int = 0,
 ) -> LanePlan | None:
-    """The lanes of one target's part of the calls, which takes so many seconds live; None: all in standard."""
+    """The lanes of one target's part of the calls, which takes so many seconds live; None: all in standard.
+
+    `rows` are those of a run that begins anew: some of many go ahead of its batches.
+    """
     if answerer.choice == "standard" or not cell.prompts:
         return None
     standard = tariff.usd(work)
@@ -84,7 +115,16 @@ def laned(
         room_s=seconds * tokens / cell.input_tokens if tokens and cell.input_tokens else inf,
         grows=not answerer.limits.batch_tokens,
     )
-    return LanePlan(answerer.name, start, by, given, plan(given), standard)
+    made = plan(given)
+    ahead = max(SCOUTS, made.flex_first)
+    if made.batch and rows >= SCOUTED_ROWS and ahead < rows:
+        given = replace(given, fallen=ahead / rows)
+        made = plan(given)
+    live = made if made.batch < 1.0 else plan(replace(given, fallen=1.0))  # where another target's part is live
+    flex_of_live = live.flex / (live.flex + live.standard)
+    if made.batch and answerer.choice == "batch":  # what goes ahead is asked in standard
+        flex_of_live *= max(0.0, 1.0 - given.fallen / (1.0 - live.batch))
+    return LanePlan(answerer.name, start, by, given, made, standard, (1.0 - made.batch) * cell.prompts, flex_of_live)
 
 
 def factors(work: Work, tariff: Tariff, standard: Decimal | None) -> Mapping[Lane, float]:
@@ -102,21 +142,21 @@ def factors(work: Work, tariff: Tariff, standard: Decimal | None) -> Mapping[Lan
     return found
 
 
-def ranged(cost: Range | None, plans: Sequence[LanePlan | None], standards: Iterable[Decimal | None]) -> Range | None:
+def ranged(cost: Range | None, plans: Iterable[tuple[Decimal | None, LanePlan | None]]) -> Range | None:
     """A cost that is expected in these lanes, from all in time at the least, to all fallen back at the most.
 
-    `plans` and `standards`, the cost in the standard lane, are those of each target.
+    `plans` are the lanes of each part of it, and what that part is expected to cost.
     """
-    if cost is None or not any(plans):
+    if cost is None:
         return cost
     low = expected = high = Decimal(0)
-    for made, usd in zip(plans, standards, strict=True):
+    for usd, made in plans:
         if usd is None:
             return cost
-        bounds = made.lanes.cost if made else None
-        low += usd * Decimal(bounds.low if bounds else 1)
-        expected += usd * Decimal(bounds.expected if bounds else 1)
-        high += usd * Decimal(bounds.high if bounds else 1)
+        bounds = made.lanes.cost if made and made.lanes.cost.expected else Cost(1.0, 1.0, 1.0)
+        low += usd * Decimal(bounds.low / bounds.expected)
+        expected += usd
+        high += usd * Decimal(bounds.high / bounds.expected)
     if not expected:
         return cost
     return Range(cost.low * low / expected, cost.expected, cost.high * high / expected)

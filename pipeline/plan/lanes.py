@@ -27,6 +27,8 @@ SERVED = 0.5
 """Share of flex requests that is served, before any is known: no vendor says."""
 ASKED = 200
 """Newest flex requests that tell the share."""
+SCOUTS, SCOUTED_ROWS = 5, 100
+"""Rows that are asked live before a first batch of so many rows or more: a job that is wrong costs cents, at once."""
 
 _MARGIN, _MOST_MARGIN_S, _MARGIN_OF_LEFT, _LEAST_MARGIN_S = 0.05, 600.0, 0.1, 60.0
 _PLANNED, _LEAST_PLANNED_S = 1 / 20, 15.0
@@ -161,10 +163,14 @@ class _Rule:
         self.served = (SERVED * _SERVED_WEIGHS + given.served) / (_SERVED_WEIGHS + given.asked)
         self.flex = given.factors.get("flex") if given.mode != "standard" else None
         self.batch = given.factors.get("batch") if given.mode in ("batch", "auto") else None
-        if given.mode == "auto":  # what saves nothing is no lane
+        if self._is_auto:  # what saves nothing is no lane
             self.flex = self.flex if self.flex is not None and self.flex < 1.0 else None
             self.batch = self.batch if self.batch is not None and self.batch < 1.0 else None
         self.most = 0.0 if self.batch is None else max(0.0, 1.0 - given.fallen)
+
+    @property
+    def _is_auto(self) -> bool:
+        return self.given.mode == "auto"
 
     # ---- the deadline holds
 
@@ -183,7 +189,7 @@ class _Rule:
             in_time=1.0,
             chance=1.0,
             again_s=self.planned_s,
-            flex_first=max(0, _ASKED_FIRST - self.given.asked) if found.flex and found.batch else 0,
+            flex_first=max(0, _ASKED_FIRST - self.given.asked) if self._is_auto and found.flex and found.batch else 0,
         )
 
     def _flex_call_s(self) -> float:

@@ -1,10 +1,9 @@
 """The plan of a run: what is left to do, and what it will take in calls, tokens, money and time. Nothing is sent."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
-from math import inf
 
 import polars as pl
 from anyio.lowlevel import checkpoint
@@ -12,22 +11,22 @@ from anyio.lowlevel import checkpoint
 from pipeline.job import Job
 from pipeline.models import assumed, model_info
 from pipeline.packing import head_tokens
-from pipeline.plan.amounts import Cell, Range, Work, total
-from pipeline.plan.answerers import Answerer, apart, joint, parts
-from pipeline.plan.costs import Share, Tariff, notices, split_by_day
+from pipeline.plan.amounts import Range, Work, total
+from pipeline.plan.answerers import Answerer, apart, joint
+from pipeline.plan.bills import Asked, billed
+from pipeline.plan.costs import notices, split_by_day
 from pipeline.plan.forecast import Bought, Forecaster
-from pipeline.plan.laned import LanePlan, laned, ranged
+from pipeline.plan.laned import ranged
 from pipeline.plan.lanes import LOST
 from pipeline.plan.latency import PRIOR, Latency
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Load, Pace
 from pipeline.plan.picks import Effort, Picks, documents, pick
-from pipeline.plan.plans import Example, Found, Plan, PrefixPlan, StepPlan, TargetPlan
+from pipeline.plan.plans import Example, Found, Plan, PrefixPlan, StepPlan
 from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
 from pipeline.plan.prefix import cached, prefix_plan
 from pipeline.plan.survey import Survey, keys_of
 from pipeline.plan.tally import Tally
-from pipeline.plan.timing import Timeline, timeline
 from pipeline.prices import EXPECTED_SEARCHES, MOST_SEARCHES
 from pipeline.records import STEPS, Document, Step
 from pipeline.schemas import held_here
@@ -103,23 +102,26 @@ async def make(given: Input, start: datetime) -> Plan:
     """
     job, learned = given.job, given.learned
     picks, tally = await _tallied(given)
-    bills = _bills(given, tally.expected, start)
     expected = total(tally.expected)
     load = Load(round(expected.prompts), round(expected.input_tokens), tally.largest_tokens, max(1, tally.depth))
     everyone = {each.name: each for answerers in reversed(given.answerers) for each in answerers}
     pace = joint(apart(tuple(everyone.values())), expected, job.params.max_output_tokens)
-    timelines = _timelines(given, tally, bills, start)
-    times = max(timelines.values(), key=lambda times: times.seconds)
-    at = bills[0].tariff
+    asked = Asked(
+        tally.expected,
+        tally.largest_tokens,
+        load.depth,
+        job.params.max_output_tokens,
+        given.left if given.left == given.survey.rows else 0,
+    )
+    bills = billed(asked, given.answerers, start, given.by)
+    times, at = bills.timeline, bills.bills[0].tariff
     shares = split_by_day((day.starts_at, day.ends_at, day.prompts) for day in times.days) or ((at.day, 1.0),)
-    standards = [bill.usd(tally.expected, shares) for bill in bills]
-    bills = [replace(bill, lanes=_lanes(given, bill, tally.expected, timelines, start)) for bill in bills]
 
     def at_list(work: Work) -> Decimal | None:
-        return _added([bill.usd(work, shares) for bill in bills])
+        return bills.usd(work, shares)
 
-    asked = list(dict.fromkeys(bill.answerer for bill in bills))
-    prefix = prefix_plan(job, tally.expected, learned, asked, times.seconds, at.day, at_list)
+    answerers = list(dict.fromkeys(bill.answerer for bill in bills.bills))
+    prefix = prefix_plan(job, tally.expected, learned, answerers, times.seconds, at.day, at_list)
     is_kept = prefix is not None and not prefix.why_not
     begin_tokens = prefix.tokens if prefix and is_kept else 0.0
 
@@ -139,10 +141,11 @@ async def make(given: Input, start: datetime) -> Plan:
         input_tokens=tally.input_tokens(),
         output_tokens=tally.output_tokens(),
         cost_usd=_with(
-            ranged(tally.cost_usd(cost), [bill.lanes for bill in bills], standards),
+            ranged(tally.cost_usd(cost), [(bill.usd(tally.expected, shares), bill.lanes) for bill in bills.bills]),
             prefix.kept_usd if prefix and is_kept else None,
         ),
-        lanes=tuple(bill.lanes for bill in bills if bill.lanes),
+        lanes=bills.lanes,
+        divided=bills.divided,
         load=load,
         pace=pace,
         calibrations=learned.calibrations,
@@ -153,93 +156,17 @@ async def make(given: Input, start: datetime) -> Plan:
         based_on=learned.based_on,
         assumptions=(*_packed(tally, cost), *_kept(prefix), *_assumptions(given, tally)),
         prefix=prefix,
-        targets=_targets(given, tally.expected, bills, shares),
+        targets=bills.targets(
+            tally.expected, shares, dict.fromkeys((each.name, each.model) for some in given.several for each in some)
+        ),
         notices=tuple(
             dict.fromkeys(
                 notice
-                for bill in bills
+                for bill in bills.bills
                 for notice in notices(bill.tariff, times.finish_at, bill.by_day(tally.expected, shares))
             )
         ),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Bill:
-    """What one target answers of the calls under one rule, and at which price."""
-
-    rule: int
-    answerer: Answerer
-    part: float
-    tariff: Tariff
-    lanes: LanePlan | None = None  # of its part; None: all in standard
-
-    def part_of(self, work: Work) -> Work:
-        """Its part of some work."""
-        return {tier: Cell().plus(cell, self.part) for tier, cell in work.items() if tier.rule == self.rule}
-
-    def by_day(self, work: Work, shares: Sequence[Share]) -> Mapping[date, Decimal] | None:
-        """USD of its part by date, as its lanes make it; None: the price is unknown."""
-        less = Decimal(self.lanes.lanes.cost.expected) if self.lanes else Decimal(1)
-        return replace(self.tariff, factor=self.tariff.factor * less).by_day(self.part_of(work), shares)
-
-    def usd(self, work: Work, shares: Sequence[Share]) -> Decimal | None:
-        """USD of its part; None: the price is unknown."""
-        by_day = self.by_day(work, shares)
-        return None if by_day is None else sum(by_day.values(), Decimal(0))
-
-
-def _bills(given: Input, work: Work, start: datetime) -> list[_Bill]:
-    """Who answers which part of the expected calls."""
-    day = start.astimezone(UTC).date()
-    within_s = (given.by - start).total_seconds() if given.by else inf
-    found = []
-    for rule, answerers in enumerate(map(apart, given.answerers)):
-        cell = total({tier: cell for tier, cell in work.items() if tier.rule == rule})
-        mean = cell.input_tokens / cell.prompts if cell.prompts else 0.0
-        sent = parts(answerers, cell.prompts, mean, within_s) if len(answerers) > 1 and cell.prompts else [1.0]
-        whole = sum(sent)
-        for answerer, some in zip(answerers, sent, strict=False):
-            tariff = Tariff(answerer.model, day, answerer.own, factor=answerer.factor)
-            found.append(_Bill(rule, answerer, some / whole, tariff))
-    return [bill for bill in found if bill.part > 0.0]
-
-
-def _added(amounts: Sequence[Decimal | None]) -> Decimal | None:
-    return None if None in amounts else sum((usd for usd in amounts if usd), Decimal(0))
-
-
-def _targets(given: Input, work: Work, bills: Sequence[_Bill], shares: Sequence[Share]) -> tuple[TargetPlan, ...]:
-    if not given.several:
-        return ()
-    found = []
-    for name, model in dict.fromkeys((each.name, each.model) for answerers in given.several for each in answerers):
-        own = [bill for bill in bills if bill.answerer.name == name]
-        calls = sum(total(bill.part_of(work)).prompts for bill in own)
-        found.append(TargetPlan(name, model, calls, _added([bill.usd(work, shares) for bill in own])))
-    return tuple(found)
-
-
-def _timelines(given: Input, tally: Tally, bills: Sequence[_Bill], start: datetime) -> Mapping[Answerer, Timeline]:
-    """How long each who answers takes for its part of the calls, in the live lanes."""
-    deepest = max(1, tally.depth)
-    found = {}
-    for answerer in dict.fromkeys(bill.answerer for bill in bills):
-        own = [total(bill.part_of(tally.expected)) for bill in bills if bill.answerer == answerer]
-        cell = Cell(*map(sum, zip(*own, strict=True)))
-        pace = joint([answerer], cell, given.job.params.max_output_tokens)
-        load = Load(round(cell.prompts), round(cell.input_tokens), tally.largest_tokens, deepest)
-        found[answerer] = timeline(load, pace, start)
-    return found
-
-
-def _lanes(
-    given: Input, bill: _Bill, work: Work, timelines: Mapping[Answerer, Timeline], start: datetime
-) -> LanePlan | None:
-    """The lanes of what one target answers under one rule."""
-    own = bill.part_of(work)
-    seconds = timelines[bill.answerer].seconds
-    return laned(bill.answerer, own, total(own), seconds, bill.tariff, start, given.by)
 
 
 async def expected_work(given: Input) -> Work:

@@ -92,6 +92,8 @@ class Plan:
     notices: tuple[str, ...]
     prefix: PrefixPlan | None = None  # None: the job asks for no cache
     lanes: tuple[LanePlan, ...] = ()  # of each target that is not asked in standard alone
+    divided: tuple[Mapping[str, float], ...] = ()
+    """Calls that each target has as its part, before lanes, by its name and the number of the job's rule."""
 
     @property
     def calls_by_lane(self) -> dict[str, int]:

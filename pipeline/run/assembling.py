@@ -210,6 +210,7 @@ def assembled(
             session,
             {used[target]: service for target, service in spoken.items()},
             services,
+            routes,
             store,
             plan,
             rows,

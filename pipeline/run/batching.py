@@ -20,6 +20,7 @@ from pipeline.events import BatchNoted, Notify
 from pipeline.models import assumed
 from pipeline.places import room_file
 from pipeline.plan import Plan
+from pipeline.plan.lanes import SCOUTS
 from pipeline.plan.timing import next_time, time_after
 from pipeline.providers.batches.base import Batches as Service
 from pipeline.providers.connection import Connected
@@ -29,7 +30,7 @@ from pipeline.run.engine import Monitor
 from pipeline.run.guards import stranger
 from pipeline.run.planning import latency_of
 from pipeline.run.prepare import Options, Session
-from pipeline.run.rounds import SCOUTS, Rounds
+from pipeline.run.rounds import Rounds
 from pipeline.run.rows import Wanted
 from pipeline.run.services import Services
 from pipeline.store.batch_lines import Key
@@ -193,6 +194,7 @@ def batching_of(
     session: Session,
     spoken: Mapping[Target, Service],
     services: Services,
+    routes: Sequence[Route],
     store: RunStore,
     plan: Plan,
     rows: Wanted,
@@ -206,7 +208,8 @@ def batching_of(
 ) -> Batching:
     """The desk and the rounds of a session; made inside the running event loop.
 
-    `spoken` are the targets as they are used, with who speaks their batches.
+    `spoken` are the targets as they are used, with who speaks their batches; `routes` lead to them, by the number of
+    the job's rule.
     """
     options, course = session.options, steering.course
     offline = options.offline
@@ -266,8 +269,13 @@ def batching_of(
         ready=services.ready,
     )
 
-    def target_of(route: Route) -> Target | None:
-        return next((target for target in route if target in spoken and target.choice in _BATCHED), None)
+    def named(route: Route) -> tuple[Target, ...]:
+        return tuple(target for target in route if target in spoken and target.choice in _BATCHED)
+
+    known = {id(route): (number, named(route)) for number, route in enumerate(routes)}
+
+    def batchers(route: Route) -> tuple[int | None, Sequence[Target]]:
+        return known.get(id(route)) or (None, named(route))
 
     waiting = (
         (row, state.number)
@@ -280,7 +288,7 @@ def batching_of(
         rows,
         lambda wanted, is_spread: session.documents(wanted, plan.order if is_spread else None),
         desk,
-        target_of,
+        batchers,
         course,
         is_stopping=lambda: monitor.stopping,
         waiting=waiting,

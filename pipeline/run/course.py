@@ -23,7 +23,8 @@ from pipeline.store.batch_states import BatchState
 class Course:
     """The plan as it is now; times by the loop's clock."""
 
-    share: float = 0.0  # of what is left, that goes to batches
+    shares: Sequence[Mapping[str, float]] = ()
+    """Of what is left, that goes to the batches of a target, by its name and the number of the job's rule."""
     last_call: float = inf  # of a batch that is not handed in yet
     last_calls: Mapping[int, float] = field(default_factory=dict)  # of those that are, by number
     round_s: float = inf  # in which a batch is back, nine times out of ten
@@ -70,7 +71,7 @@ def left_of(parts: Mapping[str, float], made: Mapping[str, float], left: float) 
     whole = sum(own.values())
     if not whole:
         own, whole = dict(parts), sum(parts.values())
-    return {name: some * left / whole for name, some in own.items()}
+    return {name: some * left / whole if whole else 0.0 for name, some in own.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Steering:
     """Begins with a plan of lanes for each target, and makes them anew: every few minutes, and after each batch.
 
     All hold the deadline, each for what is left of its target's part: a batch that is not handed in yet is called in
-    when the first of them says so. The one with most prompts in batch says which share goes there.
+    when the first of them says so.
     """
 
     def __init__(
@@ -108,13 +109,14 @@ class Steering:
         """
         self._first, self._plan, self._progress = first, made, progress
         self._batches, self._latency, self._heard, self._wall = batches, latency, heard, wall
-        self._parts = {each.name: each.prompts for each in made.targets} or {"": float(made.load.prompts)}
+        names = dict.fromkeys(name for rule in made.divided for name in rule)
+        self._parts = {name: sum(rule.get(name, 0.0) for rule in made.divided) for name in names}
         self._over = anyio.Event()
         self.course = Course()
         self.flex_first = 0  # requests that are asked in flex before a batch is cut
         if first:
             self._now = [_Made(each.target, each.given, each.lanes) for each in first]
-            self._heed()
+            self._heed(self._parts)
             self.flex_first = max(each.lanes.flex_first for each in first)
 
     async def keep(self, line: Line, steered: Callable[[], None], scouted: anyio.Event | None) -> None:
@@ -124,40 +126,57 @@ class Steering:
         """
         if not self._first:
             return
-        if scouted is not None and any(each.given.mode == "batch" for each in self._first):
+        is_ahead = scouted is not None and not scouted.is_set()
+        if is_ahead and any(each.given.mode == "batch" for each in self._first):
             line.call_last(anyio.current_time())
+        elif is_ahead:
+            self._call_flex(line)
+        if scouted is not None:
             await scouted.wait()
-        if any(state.is_waited_for for state in self._batches()):  # the first plan has their prompts among what is left
+        # The first plan has the prompts among what is left that went ahead, or that batches were out with.
+        if is_ahead or any(state.is_waited_for for state in self._batches()):
             self._anew(line)
         while True:
             self._call_flex(line)
             steered()
-            found = self._deciding.lanes
-            self._heard(LanesPlanned(round(found.batch, 4), round(found.flex, 4), round(found.cost.expected, 4)))
+            self._heard(self._planned())
             self._over = anyio.Event()
             with anyio.move_on_after(min(each.lanes.again_s for each in self._now)):
                 await self._over.wait()
             self._anew(line)
 
     def _anew(self, line: Line) -> None:
-        self._now = [_Made(first.target, given, plan(given)) for first, given in self._givens(line)]
-        self._heed()
+        progress = self._progress()
+        left = left_of(self._parts, progress.made, progress.left)
+        self._now = [_Made(first.target, given, plan(given)) for first, given in self._givens(line, progress, left)]
+        self._heed(left)
+
+    def _planned(self) -> LanesPlanned:
+        """What all of them say together."""
+        weights = [each.given.left.prompts for each in self._now]
+        whole = sum(weights) or 1.0
+
+        def mean(of: Callable[[Lanes], float]) -> float:
+            some = sum(weight * of(each.lanes) for weight, each in zip(weights, self._now, strict=True))
+            return round(some / whole, 4)
+
+        return LanesPlanned(
+            mean(lambda made: made.batch), mean(lambda made: made.flex), mean(lambda made: made.cost.expected)
+        )
 
     def batch_over(self) -> None:
         """One more batch is out no more: what is left is divided anew."""
         self._over.set()
 
-    @property
-    def _deciding(self) -> _Made:
-        return max(self._now, key=lambda each: each.in_batch)
-
-    def _heed(self) -> None:
-        now, course, deciding = anyio.current_time(), self.course, self._deciding
-        course.share = deciding.lanes.batch
+    def _heed(self, left: Mapping[str, float]) -> None:
+        """Follow what was planned, for so many prompts of each target that are `left`."""
+        now, course = anyio.current_time(), self.course
+        batch = {each.target: each.lanes.batch for each in self._now}
+        course.shares = [_shares(rule, self._parts, left, batch) for rule in self._plan.divided]
         calls = [each.lanes.batch_call_s for each in self._now if each.lanes.batch_call_s is not None]
         course.last_call = now + min(calls, default=inf)
         course.last_calls = {call.number: now + call.at_s for each in self._now for call in each.lanes.calls}
-        course.round_s = deciding.given.latency.within(0.9)
+        course.round_s = max(self._now, key=lambda each: each.in_batch).given.latency.within(0.9)
 
     def _call_flex(self, line: Line) -> None:
         own: dict[str, float] = {}
@@ -167,10 +186,9 @@ class Steering:
             own[each.target] = min(at, own.get(each.target, inf))
         line.call_last(min(own.values()), own)
 
-    def _givens(self, line: Line) -> list[tuple[LanePlan, Given]]:
+    def _givens(self, line: Line, progress: Progress, left: Mapping[str, float]) -> list[tuple[LanePlan, Given]]:
         """What is known now, of what is left to each target."""
-        wall, progress = self._wall(), self._progress()
-        left = left_of(self._parts, progress.made, progress.left)
+        wall = self._wall()
         slower = self._slower(progress.limits, wall)
         served, shed = line.flex
         asked = min(ASKED, served + shed)
@@ -207,6 +225,18 @@ class Steering:
             return 1.0
         pace = replace(made.pace, limits=replace(made.pace.limits, rpm=limits.rpm, tpm=limits.tpm))
         return timeline(made.load, pace, datetime.fromtimestamp(wall, UTC)).seconds / made.timeline.seconds
+
+
+def _shares(
+    rule: Mapping[str, float], parts: Mapping[str, float], left: Mapping[str, float], batch: Mapping[str, float]
+) -> Mapping[str, float]:
+    """Of what is left of the prompts of one rule, that goes to the batches of each of its targets.
+
+    Each has had a part of them, has done some of its `parts`, and puts such a share of what is left into a `batch`.
+    """
+    own = {name: some * left[name] / parts[name] for name, some in rule.items() if parts[name]}
+    whole = sum(own.values())
+    return {name: some / whole * batch[name] for name, some in own.items() if whole and name in batch}
 
 
 def _age_s(state: BatchState, wall: float, is_patient: bool) -> float:

@@ -6,13 +6,14 @@ is parked once more, with its next prompts. So map-reduce over batches goes roun
 """
 
 from array import array
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from typing import Protocol
 
 import anyio
 
 from pipeline.errors import Parked
+from pipeline.plan.lanes import SCOUTED_ROWS, SCOUTS
 from pipeline.prompts import Prompt
 from pipeline.records import LATER, Document
 from pipeline.run.course import Course
@@ -21,8 +22,6 @@ from pipeline.targets import Route, Target
 
 LOOK_S = 0.25
 """Between two looks whether there is something to open."""
-SCOUTS, SCOUTED_ROWS = 5, 100
-"""Rows that are asked live before a first batch of more rows than so many: a job that is wrong costs cents, at once."""
 SCOUTED_S = 900.0
 """The longest that batches wait for them: flex may take so long."""
 _READING = 10
@@ -31,15 +30,20 @@ _READING = 10
 _UNTOUCHED, _OPENED, _OPENED_LIVE, _READY, _LIVE, _FIRST = range(6)
 """What is known of a row; from `_FIRST` on it is the number of a batch that it waits for, and so much."""
 
+Parts = tuple[float, ...]
 Documents = Callable[[Callable[[int], bool], bool], Iterable[Iterable[Document]]]
 """The rows that are wanted, and whether in the order that uses both limits."""
+
+
+Batchers = Callable[[Route], tuple[int | None, Sequence[Target]]]
+"""The number of the job's rule that leads to a route, None where an answer does, and who of it has batches."""
 
 
 class Desk(Protocol):
     """What the rounds ask of the batch desk."""
 
-    def waits(self, prompt: Prompt, target: Target) -> int | None:
-        """The batch in which this content waits already."""
+    def waits(self, prompt: Prompt, model: str) -> int | None:
+        """The batch in which this content waits already, asked of that model."""
         ...
 
     async def add(self, prompt: Prompt, target: Target) -> int | None:
@@ -92,7 +96,7 @@ class Rounds:
         wanted: Callable[[int], bool],
         documents: Documents,
         desk: Desk,
-        target_of: Callable[[Route], Target | None],
+        batchers: Batchers,
         course: Course,
         *,
         is_stopping: Callable[[], bool],
@@ -101,11 +105,11 @@ class Rounds:
         leaves: bool = False,
         collects: bool = False,
     ) -> None:
-        """`target_of` a route is whom batches are for, if anybody; `waiting` are rows and the batches that they wait
+        """`batchers` of a route are whom batches are for; `waiting` are rows and the batches that they wait
         for; of a new run so many rows go `ahead` of the others. With `leaves` all is over once nothing but batches is
         waited for; one that `collects` asks nothing, and opens what batches have answered.
         """
-        self._rows, self._documents, self._desk, self._target_of = rows, documents, desk, target_of
+        self._rows, self._documents, self._desk, self._batchers = rows, documents, desk, batchers
         self._is_stopping, self._leaves, self._collects = is_stopping, leaves, collects
         self._wanted, self._course = wanted, course
         self._states = array("H", bytes(2 * rows))
@@ -121,8 +125,9 @@ class Rounds:
                 if self._states[row] == _UNTOUCHED:
                     self._become(row, _OPENED)
             self._untouched = 0
-        self._part = self._below = 0.0  # rows of a smaller part go to batches; those below have gone, all of them
-        self._passed: dict[bool, float | None] = {False: None, True: None}  # the part at which each feed read it all
+        rules = len(course.shares)
+        self._parts = self._below = (0.0,) * rules  # by rule: rows of a smaller part go to batches; those below did
+        self._passed: dict[bool, Parts | None] = {False: None, True: None}  # the parts at which each feed read it all
         self._is_fresh = False  # whether all has been added that is to be added at once
         self.batched, self.live = RoundsFeed(self, is_live=False), RoundsFeed(self, is_live=True)
         self.feeds = [self.batched] if collects else [self.batched, self.live]
@@ -136,23 +141,36 @@ class Rounds:
 
     async def parks(self, prompt: Prompt, route: Route) -> None:
         """Raise `Parked` where the prompt is left to a batch; else it is asked live."""
-        target = self._target_of(route)
+        number, targets = self._batchers(route)
         if self._collects:
             raise Parked
-        if target is None:
+        if not targets:
             return
-        if (number := self._desk.waits(prompt, target)) is not None:
-            raise Parked(number)
-        if not self._goes(prompt):
-            return
-        if (number := await self._desk.add(prompt, target)) is not None:
-            raise Parked(number)
+        for model in route.models:
+            if (out := self._desk.waits(prompt, model)) is not None:
+                raise Parked(out)
+        target = self._target(prompt, number, targets)
+        if target is not None and (out := await self._desk.add(prompt, target)) is not None:
+            raise Parked(out)
 
-    def _goes(self, prompt: Prompt) -> bool:
-        """Whether this prompt goes to a batch: of a row that does, where a later round has time for it."""
-        if prompt.params.continuation or self._states[prompt.row] == _OPENED_LIVE:
-            return False
-        return prompt.step not in LATER or self._course.has_room(anyio.current_time())
+    def _target(self, prompt: Prompt, rule: int | None, targets: Sequence[Target]) -> Target | None:
+        """Whose batch this prompt goes to: of a row that goes to one, where a later round has time for it."""
+        row = prompt.row
+        if prompt.params.continuation or self._states[row] == _OPENED_LIVE:
+            return None
+        if prompt.step in LATER and not self._course.has_room(anyio.current_time()):
+            return None
+        if rule is None or rule >= len(self._parts):
+            return targets[0]
+        if _part_of(row) >= max(self._parts[rule], self._below[rule]):
+            return None
+        shares = [self._course.shares[rule].get(target.name, 0.0) for target in targets]
+        at = _other_part_of(row) * sum(shares)
+        for target, share in zip(targets, shares, strict=True):
+            at -= share
+            if at < 0.0:
+                return target
+        return targets[0]
 
     # --- what becomes of rows ----------------------------------------------------------------------------------------
 
@@ -176,8 +194,10 @@ class Rounds:
         """The course has changed: a share of the rows that are not opened yet goes to batches from now on."""
         opened = self._ready + self._live + self.batched.gate.open + self.live.gate.open
         self.fallen = opened / (opened + self._untouched) if opened else 0.0
-        share = min(1.0, self._course.share / (1.0 - self.fallen)) if self._untouched else 0.0
-        self._part = self._below + (1.0 - self._below) * share
+        left = 1.0 - self.fallen
+        shares = [min(1.0, sum(rule.values()) / left) if self._untouched else 0.0 for rule in self._course.shares]
+        self._parts = tuple(below + (1.0 - below) * share for below, share in zip(self._below, shares, strict=True))
+        self._part = max(self._parts, default=0.0)
 
     @property
     def is_scouted(self) -> bool:
@@ -212,7 +232,7 @@ class Rounds:
         if is_live and not self.is_scouted:
             return any(self._states[row] == _UNTOUCHED for row in self._scouts)
         has_part = self._part < 1.0 if is_live else self._part > 0.0
-        if self._untouched and has_part and self._passed[is_live] != self._part:
+        if self._untouched and has_part and self._passed[is_live] != self._parts:
             return True
         return bool(self._live if is_live else self._ready)
 
@@ -242,16 +262,16 @@ class Rounds:
         return self._desk.out > 0
 
     @property
-    def part(self) -> float:
-        """Of the rows, by their numbers, this part goes to batches."""
-        return self._part
+    def parts(self) -> Parts:
+        """Of the rows of each rule, by their numbers, this part goes to batches."""
+        return self._parts
 
-    def passed(self, is_live: bool, part: float) -> None:
-        """One of the two feeds has read the whole table for what it had to open at that part."""
-        if not is_live and self._passed[False] != part:
+    def passed(self, is_live: bool, parts: Parts) -> None:
+        """One of the two feeds has read the whole table for what it had to open at those parts."""
+        if not is_live and self._passed[False] != parts:
             self._is_fresh = True
-            self._below = max(self._below, part)
-        self._passed[is_live] = part
+            self._below = tuple(map(max, self._below, parts))
+        self._passed[is_live] = parts
 
     def rest(self) -> None:
         """Nothing is left to add for now: cut what nothing else will fill, or what must not wait for more."""
@@ -291,6 +311,11 @@ def _part_of(row: int) -> float:
     return ((row + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) / 2**64
 
 
+def _other_part_of(row: int) -> float:
+    """Another such number, which says nothing of the first."""
+    return ((row + 1) * 0x6A09E667F3BCC909 & 0xFFFFFFFFFFFFFFFF) / 2**64
+
+
 class RoundsFeed:
     """The rows that go one of the two ways, as long as any may come."""
 
@@ -321,7 +346,7 @@ class RoundsFeed:
             await anyio.sleep(LOOK_S)
 
     async def _pass(self) -> AsyncGenerator[list[Document]]:
-        rounds, part, is_scouted = self._rounds, self._rounds.part, self._rounds.is_scouted
+        rounds, parts, is_scouted = self._rounds, self._rounds.parts, self._rounds.is_scouted
         self._read_s, asked_at = 0.0, anyio.current_time()
         async with aclosing(read(rounds.documents(self._is_live))) as batches:
             async for batch in batches:
@@ -333,4 +358,4 @@ class RoundsFeed:
                     break
                 asked_at = anyio.current_time()
         if is_scouted:
-            rounds.passed(self._is_live, part)
+            rounds.passed(self._is_live, parts)

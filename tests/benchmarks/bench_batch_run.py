@@ -28,7 +28,7 @@ from pipeline.plan import Plan
 from pipeline.providers.batches.gemini import GeminiBatches
 from pipeline.run import prepare, run
 from pipeline.run.engine import Monitor
-from pipeline.run.rounds import Rounds
+from pipeline.run.rounds import Parts, Rounds
 
 _INPUT = """
 import sys, polars as pl
@@ -95,9 +95,9 @@ class Passes:
             began[is_live] = time.monotonic()
             return documents(rounds, is_live)
 
-        def end(rounds: Rounds, is_live: bool, part: float) -> None:
+        def end(rounds: Rounds, is_live: bool, parts: Parts) -> None:
             self.took.append(("live" if is_live else "batch", time.monotonic() - began[is_live]))
-            passed(rounds, is_live, part)
+            passed(rounds, is_live, parts)
 
         Rounds.documents = begin  # type: ignore[method-assign, assignment]
         Rounds.passed = end  # type: ignore[method-assign, assignment]
