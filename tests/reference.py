@@ -24,6 +24,7 @@ from pipeline.report.differences import DIFF_KEYS
 from pipeline.run.webhook import POST_KEYS
 from pipeline.sections import Endpoint, JobFile
 from pipeline.store.export import COLUMN_MEANS, PENDING, RESULT_COLUMNS
+from pipeline.store.fallen import FROM_BATCH
 from pipeline.store.parts import CALLS_SCHEMA, RESULTS_SCHEMA
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -161,8 +162,9 @@ def _json() -> Iterator[str]:
     yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in CAUSE_KEYS.items()))
     yield "#### What fell back\n"
     yield "Each prompt counts once, for each lane that was to answer it and did not.\n"
-    causes = ((f"`{kind}`", means) for kind, means in FROM_FLEX.items())
-    yield from _table(("from flex, by cause", "what happened"), causes)
+    named = (("batch", FROM_BATCH), ("flex", FROM_FLEX))
+    causes = ((f"`{lane}`", f"`{cause}`", means) for lane, told in named for cause, means in told.items())
+    yield from _table(("from", "cause", "what happened"), causes)
     yield "### Posts of [alerts]\n"
     yield 'With `format = "json"`; with the others only `text` is posted.\n'
     yield from _table(("field", "what it is"), ((f"`{key}`", means) for key, means in POST_KEYS.items()))

@@ -79,8 +79,8 @@ def test_the_report_tells_lanes_and_batches(directory: Path, capsys: pytest.Capt
         store.log(SessionStarted(9, 1))
     told = report.summarize(directory).as_json()
     assert told["lanes"] == {
-        "batch": {"calls": 2, "cost_usd": 0.02, "saved_usd": 0.02, "late": 1},
-        "standard": {"calls": 1, "cost_usd": 0.01, "saved_usd": 0.0, "late": 0},
+        "batch": {"calls": 2, "cost_usd": 0.02, "saved_usd": 0.02, "late": 1, "fell_back": {}},
+        "standard": {"calls": 1, "cost_usd": 0.01, "saved_usd": 0.0, "late": 0, "fell_back": {}},
     }
     batches = told["batches"]
     assert isinstance(batches, list)

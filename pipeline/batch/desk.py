@@ -314,13 +314,14 @@ class BatchDesk:
         if is_refused:
             self._tries.add(key.fingerprint for key in keys)
         is_called = self._common.is_called(state.number)
-        rows = sorted({key.row for key in keys if is_called or self._tries.of(key.fingerprint) >= MOST_TRIES})
+        live = [key for key in keys if is_called or self._tries.of(key.fingerprint) >= MOST_TRIES]
+        self._store.fell_back(live, "failed" if is_refused else "not_sent")
         self._common.note(state.number, "given_up")
         self._tell(f"batch {state.number} is given up: {why}")
         self._common.room.leave(state.file)
         self._common.cashier.beside.owe(state.number, Decimal(0))
         self._common.due.pop(state.number, None)
-        self._taken(state.number, rows)
+        self._taken(state.number, sorted({key.row for key in live}))
 
     # --- the last call -----------------------------------------------------------------------------------------------
 
@@ -328,8 +329,9 @@ class BatchDesk:
         """Cut nothing whose last call it is, and cancel what is out of that kind."""
         common = self._common
         if common.is_called(0):
-            for number, rows in self._drafts.drop_all():
-                self._taken(number, rows)
+            for number, keys in self._drafts.drop_all():
+                self._store.fell_back(keys, "not_sent")
+                self._taken(number, sorted({key.row for key in keys}))
         for state in self._ours():
             service = common.service_of(state)
             if service is None or state.released or not common.is_called(state.number):
@@ -353,7 +355,9 @@ class BatchDesk:
         for state in self._ours():
             since = self._watching.cancelled.get(state.number, inf)
             if state.is_waited_for and now >= since + CANCEL_S:
-                rows = self._store.waiting_rows(state.number)
+                keys = self._store.keys(state.number)
+                is_lost = self._watching.is_lost(state.number)
+                self._store.fell_back(keys, "not_found" if is_lost else "called_in")
                 self._common.note(state.number, "released")
                 self._common.cashier.beside.wait_no_more(state.number)
                 self._tell(
@@ -361,7 +365,7 @@ class BatchDesk:
                 )
                 self._common.again_in(state.number, POLL_S[0])
                 del self._watching.cancelled[state.number]
-                self._taken(state.number, rows)
+                self._taken(state.number, sorted({key.row for key in keys}))
 
     # --- who is told -------------------------------------------------------------------------------------------------
 

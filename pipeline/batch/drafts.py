@@ -90,12 +90,9 @@ class Drafts:
         """When each is to be looked at again, by the loop's clock: none while a batch is waited for."""
         return [each.added_at + IDLE_S for each in self._drafted.values()] if self._is_idle else []
 
-    def drop_all(self) -> list[tuple[int, list[int]]]:
-        """Make no batches of them: their numbers, and the rows that have lines in each."""
-        dropped = [
-            (each.draft.number, sorted({key.row for key in each.draft.fingerprints.values()}))
-            for each in self._drafted.values()
-        ]
+    def drop_all(self) -> list[tuple[int, list[Key]]]:
+        """Make no batches of them: their numbers, and whose the lines of each are."""
+        dropped = [(each.draft.number, list(each.draft.fingerprints.values())) for each in self._drafted.values()]
         for target in list(self._drafted):
             self._drop(target)
         return dropped

@@ -29,6 +29,7 @@ from pipeline.records import Failure, Reply, Status, Usage, changed
 from pipeline.store.batch_lines import Key
 from pipeline.store.batch_states import BatchState, cannot_write
 from pipeline.store.batches import Batches as Store
+from pipeline.store.fallen import FromBatch
 from pipeline.store.lines import Call
 from pipeline.targets import Target
 
@@ -178,6 +179,11 @@ class Taking:
         calls += self._perhaps_billed(state, remote, target, missing, len(paid), ended)
         self._tries.add(key.fingerprint for key in (*again, *missing))
         self._tries.add((key.fingerprint for key in at_once), MOST_TRIES)
+        tried = self._tries.of
+        live = [key for key in (*again, *missing, *at_once) if is_called or tried(key.fingerprint) >= MOST_TRIES]
+        if not state.released:  # those of one that was have fallen back already
+            why = _why_missing(state, remote, is_called)
+            self._fell_back(live, found, "line_failed" if state.status == "succeeded" else why, why)
         usd = sum(
             (cost for call in calls for cost in (call.reply.cost_usd, call.reply.at_most_usd) if cost), Decimal(0)
         )
@@ -196,9 +202,15 @@ class Taking:
         for position, (key, reply) in enumerate(paid):
             await _turn(position)
             self._bought(key.prompt(state.model), reply, True)
-        unanswered = (*again, *missing, *at_once)
-        live = {key.row for key in unanswered if is_called or self._tries.of(key.fingerprint) >= MOST_TRIES}
-        return Taken(sorted(live), stop)
+        return Taken(sorted({key.row for key in live}), stop)
+
+    def _fell_back(self, keys: Iterable[Key], found: Found, failed: FromBatch, missing: FromBatch) -> None:
+        by_cause: dict[FromBatch, list[Key]] = {}
+        for key in keys:
+            cause: FromBatch = failed if key.fingerprint in found.failures else missing
+            by_cause.setdefault("not_believed" if key.fingerprint in found.contradicted else cause, []).append(key)
+        for cause, those in by_cause.items():
+            self._store.fell_back(those, cause)
 
     def _priced(self, prompt: Prompt, target: Target, reply: Reply, ended: float) -> Reply:
         """A reply as one that came live has it, without its body."""
@@ -321,6 +333,17 @@ class Taking:
 
 
 _UNBELIEVED = "what its batch says is not the answer to it, or contradicts itself"
+
+
+def _why_missing(state: BatchState, remote: RemoteBatch, is_called: bool) -> FromBatch:
+    """Why the results of a batch lack a line."""
+    if state.status == "succeeded":
+        return "missing"
+    if remote.lines not in (None, state.lines):
+        return "failed"  # it was cancelled, as the service read its file as another one
+    if is_called:
+        return "called_in"
+    return "expired" if state.status == "expired" else "cancelled" if state.status == "cancelled" else "failed"
 
 
 async def _turn(position: int) -> None:

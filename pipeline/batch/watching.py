@@ -79,6 +79,7 @@ class Watching:
             if remote_or is None:
                 self._missed(state)
             else:
+                self._not_found.discard(state.number)
                 await self._heed(state, service, remote_or)
 
     async def cancel(self, state: BatchState, service: Service) -> None:
@@ -98,6 +99,10 @@ class Watching:
         """Delete its files at the service; those that cannot be end by themselves after two days."""
         if await self._deleted(state, service, remote):
             self._common.note(state.number, "cleared")
+
+    def is_lost(self, number: int) -> bool:
+        """Whether the service did not find it when it was asked last."""
+        return number in self._not_found
 
     async def make_space(self) -> None:
         """Delete the files that batches which are worked on have no use for any more."""

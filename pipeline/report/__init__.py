@@ -15,10 +15,11 @@ from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_ste
 from pipeline.report.causes import Cause, cause_json, causes_of
 from pipeline.report.events import Ended, Event, LeftOut, ModelNoted, Progressed, Started, read_events
 from pipeline.report.finding import in_use
-from pipeline.report.lanes import InLane, batch_json, by_lane, lane_json, together
+from pipeline.report.lanes import InLane, batch_json, by_lane, lane_json, together, with_fallen
 from pipeline.report.latencies import Latencies
-from pipeline.store import batch_states, batched, parts, seals
+from pipeline.store import batch_states, batched, fallen, parts, seals
 from pipeline.store.batch_states import BatchState
+from pipeline.store.batches import FOLDER
 from pipeline.store.manifest import Manifest
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.notes import last_output, newest
@@ -321,7 +322,7 @@ def summarize(directory: Path) -> Summary:
         seconds=_seconds(events),
         accuracy=None if beyond else _accuracy(plan, sums, events),  # the plan was for fewer rows
         targets=dict(sorted(sums.targets.items())),
-        lanes=sums.lanes,
+        lanes=with_fallen(sums.lanes, fallen.counts(directory / FOLDER)),
         batches=tuple(batches[number] for number in sorted(batches)),
         left_out=_left_out(events),
         models_noted=tuple(dict.fromkeys(event.message for event in events if isinstance(event, ModelNoted))),

@@ -60,6 +60,12 @@ def together(*sums: Mapping[str, InLane]) -> dict[str, InLane]:
     }
 
 
+def with_fallen(lanes: Mapping[str, InLane], causes: Mapping[str, int]) -> dict[str, InLane]:
+    """The same, with what fell back from batches."""
+    of_batch = {"batch": replace(lanes.get("batch", InLane()), fell_back=causes)} if causes else {}
+    return dict(sorted({**lanes, **of_batch}.items()))
+
+
 def _total(sums: Iterable[InLane]) -> InLane:
     total = InLane()
     for each in sums:

@@ -2,6 +2,7 @@
 
     batches.jsonl                           what is known of them (`store.batch_states`)
     batches/000003.requests.jsonl, …        their lines (`store.batch_lines`)
+    batches/fallen                          which prompts fell back, and why (`store.fallen`)
     batched/part-000003-00.parquet          what they bought (`store.batched`)
 
 A kill between any two steps is read right by the next start. Files without a `cut` event were not sent, and go. Parts
@@ -19,9 +20,10 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import RunStateError
 from pipeline.process import make_private
-from pipeline.store import batch_lines, batch_states, batched, seals
+from pipeline.store import batch_lines, batch_states, batched, fallen, seals
 from pipeline.store.batch_lines import Draft, Key
 from pipeline.store.batch_states import Aside, BatchLog, BatchState, Stage, after, cannot_write, read
+from pipeline.store.fallen import FromBatch
 from pipeline.store.lines import Call
 from pipeline.store.waiting import Waiting
 from pipeline.targets import Target
@@ -174,6 +176,13 @@ class Batches:
         attempt = self.of(number).attempt + 1
         return self._note(number, "cut", at, attempt=attempt, file=self._file_name(number, attempt))
 
+    def fell_back(self, keys: Iterable[Key], cause: FromBatch) -> None:
+        """Note that no batch answers these, before anything is done about it: a kill in between is made good.
+
+        Raises `RunStateError` when the disk refuses.
+        """
+        fallen.note(self._folder, (key.fingerprint for key in keys), cause)
+
     def keys(self, number: int) -> list[Key]:
         """Whose the lines of an open batch are, in document order; takes 2 µs a line.
 
@@ -236,17 +245,20 @@ class Batches:
         """
         written: list[seals.Sealed] = []
         costs: list[Cost] = []
-        ok = late = 0
+        answered: list[str] = []
+        late = 0
         for part, kept in batched.write(calls, self._directory, number, self._run):
             written.append(part)
             for call in kept:
                 costs.append(Cost(call.row, call.reply.cost_usd, call.reply.usage.estimated))
                 late += call.late
-                ok += call.paid and not call.late
+                if call.paid and not call.late:
+                    answered.append(call.fingerprint)
                 failed += not call.has_cost
         known = [cost.usd for cost in costs if cost.usd is not None]
         usd = sum(known, Decimal(0)) if len(known) == len(costs) else None
-        counts = {"ok": ok, "failed": failed, "missing": missing, "refused": refused, "late": late}
+        fallen.forget(self._folder, answered)
+        counts = {"ok": len(answered), "failed": failed, "missing": missing, "refused": refused, "late": late}
         state = self._note(number, "taken", at, **counts, usd=usd, parts=tuple(written), **told)
         self._bought(costs)
         seals.record(self._directory, written)
