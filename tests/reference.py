@@ -19,6 +19,7 @@ from pipeline.emulator.faults import GROUPS, Bill
 from pipeline.environment import VARIABLES
 from pipeline.records import CAUSES, FROM_FLEX, PASSING, STATUS_MEANS
 from pipeline.report import RUN_KEYS
+from pipeline.report.calls import CALL_COLUMNS, CALL_MEANS
 from pipeline.report.causes import CAUSE_KEYS
 from pipeline.report.differences import DIFF_KEYS
 from pipeline.run.webhook import POST_KEYS
@@ -152,6 +153,14 @@ def _output() -> Iterator[str]:
         ("`error_kind`", "what happened", "tried again by the next run"),
         ((f"`{kind}`", means, "yes" if kind in PASSING else "no") for kind, means in CAUSES.items()),
     )
+    yield from _calls()
+
+
+def _calls() -> Iterator[str]:
+    yield "### export --calls\n"
+    yield "A line a call, and one for requests that failed, after those; no prompt, no answer, no id of a row.\n"
+    columns = ((f"`{name}`", f"{CALL_COLUMNS[name]}", means) for name, means in CALL_MEANS.items())
+    yield from _table(("column", "type", "what stands in it"), columns)
 
 
 def _json() -> Iterator[str]:

@@ -27,6 +27,14 @@ def export(
         list[Format] | None,
         typer.Option("--format", help="write it beside the run's output, as NAME-export.csv; may be repeated"),
     ] = None,
+    calls: Annotated[
+        Path | None,
+        typer.Option(
+            "--calls",
+            metavar="FILE",
+            help="write every call there, with tokens, cost, latency and what became of it, and requests that failed",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a file that is there")] = False,
     json: Json = False,
 ) -> None:
@@ -36,6 +44,9 @@ def export(
     finished are `pending`. Without --to and --format it is written beside the run's output, in its format. What cannot
     be written any more is said: columns of an input that changed since, and what an edited job reads out of its
     answers.
+
+    --calls writes a table of calls, which has no prompt, no answer and no id of a row; the table of rows is then
+    written only where --to or --format asks for it.
     """
     from pipeline import console
     from pipeline.report.finding import find_run
@@ -44,8 +55,13 @@ def export(
     directory = find_run(run)
     seen = view(directory)
     places = [*(to or ()), *(beside_output(seen.manifest, directory, each.value) for each in formats or ())]
-    written = []
-    for path in places or [beside_output(seen.manifest, directory)]:
+    written: list[dict[str, object]] = []
+    if calls is not None:
+        made = seen.put_calls(calls, overwrite)
+        written.append({"file": str(calls), "calls": made})
+        if not json:
+            console.show_exported_calls(calls, made, seen.manifest.kind)
+    for path in places or ([] if calls else [beside_output(seen.manifest, directory)]):
         counted = seen.put(path, overwrite)
         written.append({"file": str(path), "rows": counted.rows, "finished": counted.finished})
         if not json:
@@ -54,5 +70,5 @@ def export(
         told = {"run_dir": str(directory), "rehearsal": seen.manifest.kind != "real", "lacks": list(seen.lacks)}
         console.show_json({**told, "files": written})
         return
-    for each in seen.lacks:
+    for each in seen.lacks if places or not calls else ():
         console.show_hint(f"not in it: {each}")

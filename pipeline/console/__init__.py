@@ -2,7 +2,7 @@
 
 from pipeline.console.checks import show_steps, steps_json
 from pipeline.console.differences import show_differences, show_differences_json
-from pipeline.console.exports import show_exported
+from pipeline.console.exports import show_exported, show_exported_calls
 from pipeline.console.failures import show_failures
 from pipeline.console.live import ended, follow
 from pipeline.console.plans import show_cancelling, show_change, show_estimate, show_start
@@ -47,6 +47,7 @@ __all__ = [
     "show_error",
     "show_estimate",
     "show_exported",
+    "show_exported_calls",
     "show_failure",
     "show_failures",
     "show_grid",

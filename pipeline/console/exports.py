@@ -15,6 +15,15 @@ def show_exported(path: Path, counted: Counted, kind: Kind) -> None:
         styled(
             f"{one_line(str(path))}: {things(counted.rows, 'row')}",
             (f", {pending:,} of them pending" if pending else "", "yellow"),
-            (f"; {kind}: the emulator's answers" if kind != "real" else "", "yellow"),
+            _rehearsed(kind),
         )
     )
+
+
+def show_exported_calls(path: Path, calls: int, kind: Kind) -> None:
+    """How many calls are in it, and whose answers they are."""
+    err.print(styled(f"{one_line(str(path))}: {things(calls, 'line')} of calls", _rehearsed(kind)))
+
+
+def _rehearsed(kind: Kind) -> tuple[str, str]:
+    return (f"; {kind}: the emulator's answers" if kind != "real" else "", "yellow")

@@ -1,7 +1,7 @@
 """The table of a run, written at will: of one that goes on elsewhere, that ended, or that an edit left behind."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +13,14 @@ from pipeline.errors import InputError, PipelineError, RunStateError
 from pipeline.job import Job, load
 from pipeline.places import run_directory
 from pipeline.providers.stored import parse_stored
+from pipeline.report.calls import CALL_COLUMNS
+from pipeline.report.calls import frames as call_frames
 from pipeline.report.events import Started, read_events
 from pipeline.run.output import restoring
 from pipeline.run.prepare import Options, Session, files_of, open_input, session_schema
 from pipeline.source import Source, output_conflict
 from pipeline.store import notes
-from pipeline.store.export import ROW, Form, ResultsByRow, Unsealed, attempt, export
+from pipeline.store.export import ROW, Form, ResultsByRow, Unsealed, attempt, export, write_frames
 from pipeline.store.manifest import Lock, Manifest
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.parts import read_parts, results_frame
@@ -49,28 +51,63 @@ class View:
         Unless it is the run's own output: the run then must not go on, and notes it as its own. Raises `InputError` for
         a place or a format that does not do, `InputChanged`, `OutputError` and `RunStateError` as a run does.
         """
-        if path.suffix not in SUFFIXES:
-            raise InputError(f"{path} must end in one of {' '.join(SUFFIXES)}", "the ending says the format")
-        self._refuse_input(path)
-        form, is_own = replace(self.form, suffix=path.suffix), self._is_own(path)
-        counted: list[Counted] = []
-
-        def write(file: BinaryIO) -> Counted:
-            counted.append(self._write(file, form))
-            return counted[0]
+        form = replace(self.form, suffix=path.suffix)
 
         def trial(file: BinaryIO) -> None:
             attempt(self.own, form, file)
+
+        return self._put(path, overwrite, "--to", trial, lambda file: self._write(file, form), self._check)
+
+    def put_calls(self, path: Path, overwrite: bool) -> int:
+        """Write the table of all calls to `path`, and say how many rows it has; else as `put`."""
+        if self._is_own(path):
+            raise InputError(f"{path} is the output of {self.directory}", "name another file with `--calls`")
+        form, schema = Form(path.suffix, csv_safe=True), pl.Schema(CALL_COLUMNS)
+        rows = 0
+
+        def counted(found: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+            nonlocal rows
+            for frame in found:
+                rows += frame.height
+                yield frame
+
+        def write(file: BinaryIO) -> Counted:
+            write_frames(counted(call_frames(self.directory)), schema, form, (), file, _BATCH_ROWS)
+            return Counted(rows, rows)
+
+        def trial(file: BinaryIO) -> None:
+            write_frames(iter([pl.DataFrame(schema=schema)]), schema, form, (), file)
+
+        return self._put(path, overwrite, "--calls", trial, write, lambda: None).rows
+
+    def _put(
+        self,
+        path: Path,
+        overwrite: bool,
+        flag: str,
+        trial: Callable[[BinaryIO], None],
+        write: Callable[[BinaryIO], Counted],
+        check: Callable[[], None],
+    ) -> Counted:
+        if path.suffix not in SUFFIXES:
+            raise InputError(f"{path} must end in one of {' '.join(SUFFIXES)}", "the ending says the format")
+        self._refuse_input(path)
+        is_own = self._is_own(path)
+        counted: list[Counted] = []
+
+        def kept(file: BinaryIO) -> Counted:
+            counted.append(write(file))
+            return counted[0]
 
         try:
             with ExitStack() as holding:
                 if is_own:
                     holding.callback(self._locked(path).release)
                 place = holding.enter_context(held(path, self.directory, None, overwrite, trial, noted=is_own))
-                place.replace(write, self._check)
+                place.replace(kept, check)
         except PipelineError as error:
             if "--out" in error.hint:
-                error.hint = "name another file with `--to`; `--overwrite` replaces one that is there"
+                error.hint = f"name another file with `{flag}`; `--overwrite` replaces one that is there"
             raise
         return counted[0]
 
@@ -99,8 +136,9 @@ class View:
     def _write(self, file: BinaryIO, form: Form) -> Counted:
         session, results = self.session, self.directory / "results"
         if session is None:
-            frames = lambda: self._known(results)  # noqa: E731
-            return export(frames, self.own, results, file, form, self.rows, unsealed=self.unsealed)
+            return export(
+                lambda: self._known(results), self.own, results, file, form, self.rows, unsealed=self.unsealed
+            )
         source, json = session.source, form.suffix == ".jsonl"
         columns = [*self.own, *({source.id} - self.own.keys() if source.id else ())]
         return export(

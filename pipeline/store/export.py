@@ -173,7 +173,7 @@ def export(
         group_rows = _group_rows(rows, len(schema), width)
     try:
         own_json = {renamed.get(name, name) for name in form.json_columns}
-        _write(heeded(), schema, form, own_json | form.json_answers, file, group_rows)
+        write_frames(heeded(), schema, form, own_json | form.json_answers, file, group_rows)
     except Exception:
         if trouble:
             raise trouble[0] from None
@@ -187,7 +187,7 @@ def attempt(own: pl.Schema, form: Form, file: BinaryIO) -> None:
     schema = output_schema(own, Path(f"output{form.suffix}"), form.answers)
     frame = pl.DataFrame({name: pl.Series([None], dtype=dtype) for name, dtype in schema.items()}, schema=schema)
     try:
-        _write(iter([frame]), schema, form, (form.json_columns & own.keys()) | form.json_answers, file)
+        write_frames(iter([frame]), schema, form, (form.json_columns & own.keys()) | form.json_answers, file)
     except pl.exceptions.PolarsError as error:
         if refusal := refusal_of(error):  # a full disk is a fault of the format to the writer
             raise refusal from None
@@ -227,7 +227,7 @@ def _widest_response(results: Path, unsealed: "Unsealed | None") -> float:
     return _widest(chain((read_part(path, ("response",)) for path in some), rest))
 
 
-def _write(
+def write_frames(
     frames: Iterator[pl.DataFrame],
     schema: pl.Schema,
     form: Form,
