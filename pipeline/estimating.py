@@ -18,18 +18,22 @@ from pipeline.plan.timing import Deadline, deadline
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
 from pipeline.records import Reply
+from pipeline.run.batching import still_out
 from pipeline.run.changes import Change
 from pipeline.run.generations import Keeping, changed
-from pipeline.run.planning import basis, look, notices_of, planned
+from pipeline.run.planning import InBatches, basis, look, notices_of, planned
 from pipeline.run.prepare import Session
 from pipeline.run.rows import mask, wanted
 from pipeline.run.services import open_services
+from pipeline.store.batch_lines import read_fingerprints
 from pipeline.store.batch_states import read as read_batches
+from pipeline.store.batches import FOLDER
 from pipeline.store.content import ContentIndex
 from pipeline.store.earlier import Earlier, line_of
 from pipeline.store.manifest import differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.state import Outcomes, load
+from pipeline.store.waiting import Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,8 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     start = datetime.now(UTC)
     found = await look(session)
     with kept(session) as (outcomes, bought, keeping):
-        given = await basis(session, wanted(session, outcomes), bought, EVERYTHING if wishes.whole else USUAL, found)
+        waiting, effort = _waiting(session), EVERYTHING if wishes.whole else USUAL
+        given = await basis(session, wanted(session, outcomes), bought, effort, found, waiting)
         given = replace(given, by=wishes.by)
         if wishes.exact:
             async with open_services(session) as services:
@@ -88,8 +93,8 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
             *_elsewhere(session),
             *edit,
             *(keeping.notices if keeping else ()),
-            *_out(session),
-            *notices_of(session, made, spent_usd),
+            *(still_out(waiting.states) if waiting else ()),
+            *notices_of(session, made, spent_usd, waiting),
         ),
     )
     return Estimate(told, offers, saved, deadline(made.load, made.pace, start, wishes.by) if wishes.by else None)
@@ -111,18 +116,16 @@ def _edit(change: Change, about: bool) -> Iterator[str]:
     yield f"`pipeline run` begins generation {change.generation} ({change.lines[0]}): {kept}"
 
 
-def _out(session: Session) -> Iterator[str]:
-    """That calls are in batches already."""
+def _waiting(session: Session) -> InBatches | None:
+    """What waits in batches of this job's run; None: nothing does."""
     known = read_manifest(session.directory / "manifest.json")
     if known is None or differences(known, session.manifest()):
-        return
-    out = [state for state in read_batches(session.directory).values() if state.is_waited_for]
-    if out:
-        lines, batches = sum(state.lines for state in out), "1 batch" if len(out) == 1 else f"{len(out)} batches"
-        yield (
-            f"{lines:,} calls wait in {batches} of {session.directory}: what they take stands here once more, and is"
-            " paid once"
-        )
+        return None
+    states = [state for state in read_batches(session.directory).values() if state.is_waited_for]
+    waiting = Waiting()
+    for state in states:
+        waiting.add(state.number, read_fingerprints(session.directory / FOLDER, state.number))
+    return InBatches(states, lambda content: waiting.find(content) is not None) if states else None
 
 
 async def pilot_rows(session: Session, number: int) -> frozenset[int]:

@@ -19,7 +19,9 @@ from serving import served, stats
 from sessions import run_through
 
 from jobs import Sections, write_job
+from pipeline import estimating
 from pipeline.errors import BatchesCancelled, BatchesOut, JobError, RunStateError
+from pipeline.estimating import Wishes
 from pipeline.job import load
 from pipeline.plan.timing import time_after
 from pipeline.run import prepare, run
@@ -135,7 +137,14 @@ def test_batches_are_left_and_collected_by_the_same_command(tmp_path: Path, url:
     assert "with the service" in first.stopped.message and "48 hours" in first.stopped.message
     assert len(first.out) == 1 == len(is_out(Path("runs/left")))
     (told,) = still_out(first.out)
-    assert told.startswith("1 batch, ") and "the first since" in told and "paid once" in told
+    assert told.startswith("1 batch, ") and "the first since" in told and "in none" in told
+    made = anyio.run(estimating.estimate, prepare.prepare(load(path), Options()), Wishes()).plan
+    assert made.prompts_by_step.keys() == {"reduce"}, "what waits in the batch was to be bought once more"
+    assert sum(made.out.values()) == first.out[0].lines and made.load.prompts == sum(made.left_by_step.values())
+    (lanes,) = made.lanes
+    (waiting,) = lanes.given.out
+    assert waiting.number == 1 and waiting.some.prompts == first.out[0].lines
+    assert lanes.given.left.prompts == made.prompts.expected == sum(part.prompts for part in lanes.parts)
     ended = [done(path, leave=True) for _ in range(12) if is_out(Path("runs/left"))]
     assert [each.exit_code for each in ended[:-1]] == [3] * (len(ended) - 1)
     assert ended[-1].exit_code == 0, ended[-1]

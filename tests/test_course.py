@@ -13,11 +13,12 @@ from test_store_latencies import asked
 from vclock import run
 
 from pipeline.plan import Plan
+from pipeline.plan.bills import left_of
 from pipeline.plan.laned import LanePlan
 from pipeline.plan.lanes import CANCEL_S, Given, Some, plan
 from pipeline.plan.latency import PRIOR
 from pipeline.records import Lane, LaneChoice
-from pipeline.run.course import Progress, Steering, left_of
+from pipeline.run.course import Progress, Steering
 
 HOUR_S = 3600.0
 HALF: Mapping[Lane, float] = {"flex": 0.5, "batch": 0.5}
@@ -37,7 +38,7 @@ def ended(calls: Mapping[str, int], rpm: Mapping[str, int], hours: float) -> dic
     plans = []
     for name, number in calls.items():
         given = Given("batch", Some(number, 60.0 * number / rpm[name], 1.0), hours * HOUR_S, HALF, PRIOR)
-        plans.append(LanePlan(name, start, by, given, plan(given), None, 0.0, 0.0))
+        plans.append(LanePlan(name, start, by, given.left, given, plan(given), None, 0.0, 0.0))
     divided = ({name: float(number) for name, number in calls.items()},)
     whole = SimpleNamespace(load=SimpleNamespace(prompts=sum(calls.values())), divided=divided)
     batches = {
@@ -121,7 +122,7 @@ def test_each_target_has_its_share_of_a_rule_in_batch() -> None:
     for name, number, mode in several:
         live_s = 600.0 if name == "few" else 5.0 * HOUR_S
         given = Given(mode, Some(number, live_s, 1.0), 8.0 * HOUR_S, HALF, PRIOR)
-        plans.append(LanePlan(name, start, start + timedelta(hours=8), given, plan(given), None, 0.0, 0.0))
+        plans.append(LanePlan(name, start, start + timedelta(hours=8), given.left, given, plan(given), None, 0.0, 0.0))
     few, many = (each.lanes for each in plans)
     assert few.batch == 1.0 > many.batch > 0.0
     divided = ({each.target: each.given.left.prompts for each in plans}, {"many": 0.0, "none": 0.0})

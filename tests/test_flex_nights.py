@@ -52,7 +52,7 @@ def night(service: Night, rows: int, rpm: int, hours: float) -> Counter[str]:
     start = datetime.fromtimestamp(EPOCH, UTC)
     live_s, by = 60.0 * rows / rpm, start + timedelta(hours=hours)
     given = Given("flex", Some(rows, live_s, 1.0), hours * HOUR_S, {"flex": 0.5}, PRIOR)
-    first = LanePlan("", start, by, given, plan(given), None, float(rows), 0.5)
+    first = LanePlan("", start, by, given.left, given, plan(given), None, float(rows), 0.5)
     made = cast(
         Plan,
         SimpleNamespace(

@@ -340,7 +340,7 @@ def show_start(plan: Plan, name: str, directory: str, continued: bool, kind: Kin
     """What is about to be done, before the first call; `asked`: "pilot of" or "redo of" the rows that are left."""
     if plan.load.prompts:
         cost = _cost(plan.cost_usd) if kind == "real" else f"{kind}, costs nothing"
-        left = f"{things(plan.load.prompts, 'call')}, {cost}, {_until(plan)}"
+        left = f"{things(float(plan.prompts.expected), 'call')}, {cost}, {_until(plan)}"
     else:
         left = "nothing is left to be sent"
     if asked:

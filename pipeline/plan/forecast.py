@@ -19,6 +19,9 @@ from pipeline.records import AGAIN, LATER, Document, ErrorKind, Reply
 Bought = Callable[[Prompt], Awaitable[Reply | None]]
 """The reply that was bought for a prompt already: the run replays it."""
 
+Waits = Callable[[str], bool]
+"""Whether a content, by its fingerprint, waits in a batch already: its answer comes from there, and is paid there."""
+
 _BOUND_CHARACTERS = 20_000_000
 """Of texts and predicted answers that go into the bounds of one plan: 2 s. Later ones are bounded in proportion."""
 _TOO_LONG = Reply("", "invalid", error_kind="too_long", error="larger than the model's context or a minute's tokens")
@@ -39,6 +42,7 @@ class Forecast:
     work: Work  # as expected
     low: Work  # its later calls alone, if all that they build on is as short as can be, and right
     high: Work  # the same for the longest, and each answer wrong that the job may ask for once more
+    out: Work  # expected calls that wait in batches already
     spared: Work  # expected calls that are not made, since another row asks the same
     chunks: int  # pieces of the text; 0: nothing is sent
     largest_tokens: int  # input tokens of its largest prompt
@@ -51,9 +55,19 @@ class Forecast:
 class Forecaster:
     """Forecasts the documents of one plan, each content once: what two rows ask alike is sent once."""
 
-    def __init__(self, job: Job, learned: Learned, bought: Bought, answerers: Sequence[Sequence[Answerer]]) -> None:
-        """`answerers` by the number of the job's rule; the last are those to whom it escalates, where it does."""
-        self._job = job
+    def __init__(
+        self,
+        job: Job,
+        learned: Learned,
+        bought: Bought,
+        answerers: Sequence[Sequence[Answerer]],
+        waits: Waits | None = None,
+    ) -> None:
+        """`answerers` by the number of the job's rule; the last are those to whom it escalates, where it does.
+
+        `waits` is None where no batch is out.
+        """
+        self._job, self._waits = job, waits
         self._packing = packing_of(job.spec.pack)
         self._bought = bought
         self._models = [each[0].model for each in answerers]
@@ -114,6 +128,7 @@ class Forecaster:
         else:
             scenario, predicted = course, "wrong" if course == "high" else "right"
         work: dict[Tier, Cell] = {}
+        out: dict[Tier, Cell] = {}
         spared: dict[Tier, Cell] = {}
         alone: dict[Tier, Cell] = {}
         levels: set[int] = set()  # calls of one level wait for those of the last
@@ -143,10 +158,11 @@ class Forecaster:
                 cell = cell._replace(prompts=self._packing.part(prompt))
                 largest_tokens = max(largest_tokens, round(cell.input_tokens / cell.prompts))
                 tier = tier._replace(step="pack")
-            add(spared if is_spared else work, {tier: cell})
+            here = spared if is_spared else out if self._is_out(prompt) else work
+            add(here, {tier: cell})
             if rest := predictor.rest(prompt, cell, scenario, self._job.spec.model.stream):
                 is_long = rest.input_tokens / rest.prompts > LONG_PROMPT_TOKENS
-                add(spared if is_spared else work, {Tier("rest", is_long, rule): rest})
+                add(here if here is spared else work, {Tier("rest", is_long, rule): rest})
             levels.add(prompt.level)
             characters += len(text)
             return Reply(text, "ok", predicted=predicted)
@@ -156,7 +172,11 @@ class Forecaster:
         refused = answer.final.error_kind if answer.final.status == "invalid" else None
         depth = len(levels)
         chunks = answer.chunks
-        return Forecast(work, merging, merging, spared, chunks, largest_tokens, depth, refused, characters, alone)
+        return Forecast(work, merging, merging, out, spared, chunks, largest_tokens, depth, refused, characters, alone)
+
+    def _is_out(self, prompt: Prompt) -> bool:
+        models = self._job.models_of(prompt.step) if self._waits else ()
+        return any(map(self._waits, map(prompt.fingerprint, models))) if self._waits else False
 
 
 def _both_ways(member: Cell, alone: Cell, predictor: Predictor) -> tuple[Cell, Cell]:

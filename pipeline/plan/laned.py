@@ -1,6 +1,6 @@
 """The lanes of a plan: which part of each target's calls goes to which lane, at which cost, until when."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -9,10 +9,20 @@ from math import inf
 from pipeline.plan.amounts import Cell, Range, Work
 from pipeline.plan.answerers import Answerer
 from pipeline.plan.costs import Tariff
-from pipeline.plan.lanes import AUTO_S, SCOUTED_ROWS, SCOUTS, Cost, Given, Lanes, Some, plan
+from pipeline.plan.lanes import AUTO_S, SCOUTED_ROWS, SCOUTS, Cost, Given, Lanes, Out, Some, plan
 from pipeline.records import Lane
 
 _CHEAPER: tuple[Lane, ...] = ("flex", "batch")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch of a target that is out."""
+
+    target: str
+    number: int
+    lines: int
+    age_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +35,10 @@ class LanePlan:
     target: str  # its name in the job file
     start: datetime
     by: datetime | None  # the deadline; None: there is none
+    whole: Some  # its part, of which some may wait in batches already
     given: Given
     lanes: Lanes
-    standard_usd: Decimal | None  # what its calls cost in the standard lane; None: the price is unknown
+    standard_usd: Decimal | None  # what that part costs in the standard lane; None: the price is unknown
     live: float
     flex_of_live: float  # share of them that flex is expected to serve
 
@@ -67,8 +78,9 @@ class LanePlan:
         )
 
     def _usd(self, standard_prompts: float) -> Decimal | None:
-        whole = self.given.left.prompts
-        return None if self.standard_usd is None else self.standard_usd * Decimal(standard_prompts / whole)
+        if self.standard_usd is None:
+            return None
+        return self.standard_usd * Decimal(standard_prompts / self.whole.prompts)
 
     def _moment(self, seconds: float | None) -> datetime | None:
         return None if seconds is None else self.start + timedelta(seconds=seconds)
@@ -93,11 +105,14 @@ def laned(
     tariff: Tariff,
     start: datetime,
     by: datetime | None,
-    rows: int = 0,
+    rows: int,
+    left: float,
+    out: Sequence[Batch],
 ) -> LanePlan | None:
     """The lanes of one target's part of the calls, which takes so many seconds live; None: all in standard.
 
-    `rows` are those of a run that begins anew: some of many go ahead of its batches.
+    `left` prompts of it are in none of its batches that are `out`. `rows` are those of a run that begins anew, else 0:
+    some of many go ahead of its batches.
     """
     if answerer.choice == "standard" or not cell.prompts:
         return None
@@ -105,15 +120,17 @@ def laned(
     tokens = answerer.limits.batch_tokens or answerer.waiting_tokens
     if by is None and answerer.choice == "auto":
         by = start + timedelta(seconds=AUTO_S)
+    whole = Some(cell.prompts, seconds, float(standard or 0))
     given = Given(
         mode=answerer.choice,
-        left=Some(cell.prompts, seconds, float(standard or 0)),
+        left=whole.part(left / cell.prompts),
         within_s=None if by is None else (by - start).total_seconds(),
         factors=factors(work, tariff, standard),
         latency=answerer.latency,
         lost=answerer.lost,
         room_s=seconds * tokens / cell.input_tokens if tokens and cell.input_tokens else inf,
         grows=not answerer.limits.batch_tokens,
+        out=tuple(Out(each.number, whole.part(each.lines / cell.prompts), each.age_s) for each in out),
     )
     made = plan(given)
     ahead = max(SCOUTS, made.flex_first)
@@ -124,7 +141,9 @@ def laned(
     flex_of_live = live.flex / (live.flex + live.standard)
     if made.batch and answerer.choice == "batch":  # what goes ahead is asked in standard
         flex_of_live *= max(0.0, 1.0 - given.fallen / (1.0 - live.batch))
-    return LanePlan(answerer.name, start, by, given, made, standard, (1.0 - made.batch) * cell.prompts, flex_of_live)
+    return LanePlan(
+        answerer.name, start, by, whole, given, made, standard, (1.0 - made.batch) * given.left.prompts, flex_of_live
+    )
 
 
 def factors(work: Work, tariff: Tariff, standard: Decimal | None) -> Mapping[Lane, float]:

@@ -15,8 +15,8 @@ from pipeline.plan.amounts import Range, Work, total
 from pipeline.plan.answerers import Answerer, apart, joint
 from pipeline.plan.bills import Asked, billed
 from pipeline.plan.costs import notices, split_by_day
-from pipeline.plan.forecast import Bought, Forecaster
-from pipeline.plan.laned import ranged
+from pipeline.plan.forecast import Bought, Forecaster, Waits
+from pipeline.plan.laned import Batch, ranged
 from pipeline.plan.lanes import LOST
 from pipeline.plan.latency import PRIOR, Latency
 from pipeline.plan.learned import Learned
@@ -62,6 +62,8 @@ class Input:
     ] = ()  # who answers, by the number of the job's rule; none: the job's model
     latency: Latency = PRIOR  # of batches of the job's model
     waiting_tokens: int | None = None  # that may wait in them, as far as is known
+    waits: Waits | None = None  # whether a content waits in a batch; None: no batch is out
+    out: tuple[Batch, ...] = ()  # those that are
 
     @property
     def answerers(self) -> tuple[tuple[Answerer, ...], ...]:
@@ -98,22 +100,24 @@ class Input:
 async def make(given: Input, start: datetime) -> Plan:
     """Plan the rows of `given` that are left to do, for a run that starts at `start`.
 
-    A prompt whose fingerprint has a reply that was `bought` already is not counted: the run replays it.
+    A prompt whose fingerprint has a reply that was `bought` already is not counted: the run replays it. One that waits
+    in a batch counts for the load, its time and its lanes, and not for what is to be bought.
     """
     job, learned = given.job, given.learned
     picks, tally = await _tallied(given)
-    expected = total(tally.expected)
+    expected = total(tally.all_left)
     load = Load(round(expected.prompts), round(expected.input_tokens), tally.largest_tokens, max(1, tally.depth))
     everyone = {each.name: each for answerers in reversed(given.answerers) for each in answerers}
     pace = joint(apart(tuple(everyone.values())), expected, job.params.max_output_tokens)
     asked = Asked(
+        tally.all_left,
         tally.expected,
         tally.largest_tokens,
         load.depth,
         job.params.max_output_tokens,
         given.left if given.left == given.survey.rows else 0,
     )
-    bills = billed(asked, given.answerers, start, given.by)
+    bills = billed(asked, given.answerers, start, given.by, given.out)
     times, at = bills.timeline, bills.bills[0].tariff
     shares = split_by_day((day.starts_at, day.ends_at, day.prompts) for day in times.days) or ((at.day, 1.0),)
 
@@ -136,6 +140,7 @@ async def make(given: Input, start: datetime) -> Plan:
         found=_found(given, tally),
         steps=_steps(tally.expected, learned, cost),
         work=tally.expected,
+        out={step: round(total(own).prompts) for step, own in _by_step(tally.out)},
         spared=tally.spared,
         prompts=tally.prompts(),
         input_tokens=tally.input_tokens(),
@@ -178,7 +183,7 @@ async def expected_work(given: Input) -> Work:
 async def _tallied(given: Input) -> tuple[Picks, Tally]:
     """The rows that were looked at, and what they take."""
     picks = given.picks()
-    forecaster = Forecaster(given.job, given.learned, given.bought, given.answerers)
+    forecaster = Forecaster(given.job, given.learned, given.bought, given.answerers, given.waits)
     tally = Tally(given.job, picks, given.learned, [answerers[0].model for answerers in given.answerers])
     for number, (document, kind, repeated, weight) in enumerate(given.looked_at(picks)):
         if number % _UNTIL_HEEDED == 0:
@@ -190,13 +195,18 @@ async def _tallied(given: Input) -> tuple[Picks, Tally]:
     return picks, tally
 
 
-def _steps(work: Work, learned: Learned, cost: Callable[[Work], Decimal | None]) -> Mapping[Step, StepPlan]:
-    plans: dict[Step, StepPlan] = {}
+def _by_step(work: Work) -> Iterator[tuple[Step, Work]]:
     for step in STEPS:
         if own := {tier: cell for tier, cell in work.items() if tier.step == step}:
-            sums = total(own)
-            answers = learned.lengths.of(step, round(sums.input_tokens / max(1.0, sums.prompts)))
-            plans[step] = StepPlan(sums.prompts, sums.input_tokens, sums.answer_tokens, cost(own), answers)
+            yield step, own
+
+
+def _steps(work: Work, learned: Learned, cost: Callable[[Work], Decimal | None]) -> Mapping[Step, StepPlan]:
+    plans: dict[Step, StepPlan] = {}
+    for step, own in _by_step(work):
+        sums = total(own)
+        answers = learned.lengths.of(step, round(sums.input_tokens / max(1.0, sums.prompts)))
+        plans[step] = StepPlan(sums.prompts, sums.input_tokens, sums.answer_tokens, cost(own), answers)
     return plans
 
 

@@ -73,7 +73,8 @@ class Plan:
     documents_chunked: int
     found: Mapping[str, Found]  # by "repeats", "chunked" or a cause: those that there are
     steps: Mapping[Step, StepPlan]
-    work: Work  # as expected
+    work: Work  # as expected, of what is to be bought
+    out: Mapping[Step, int]  # calls that wait in batches already: of the plan only `load` and `timeline` have them
     spared: Work  # calls that are not made, since another row asks the same
     prompts: Range
     input_tokens: Range
@@ -105,6 +106,11 @@ class Plan:
         if counts:
             counts["standard"] += max(0, self.load.prompts - counts.total())
         return {lane: number for lane, number in counts.items() if number}
+
+    @property
+    def left_by_step(self) -> dict[Step, int]:
+        """Calls that are to be answered, by step: those that are to be bought, and those that wait in batches."""
+        return dict(Counter(self.prompts_by_step) + Counter(self.out))
 
     @property
     def prompts_by_step(self) -> dict[Step, int]:

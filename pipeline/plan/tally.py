@@ -34,6 +34,7 @@ class Tally:
         self._high: dict[Tier, Cell] = {}
         self._doubt_tokens = 0.0  # by how much input may be off, kinds and steps alike
         self.expected: dict[Tier, Cell] = {}
+        self.out: dict[Tier, Cell] = {}
         self.spared: dict[Tier, Cell] = {}
         self.alone: dict[Tier, Cell] = {}  # what is made in packs, each made alone
         self.rows: dict[str, float] = defaultdict(float)  # that are cut or refused, and why
@@ -43,6 +44,7 @@ class Tally:
     def add(self, document: Document, forecast: Forecast, kind: int, weight: float) -> None:
         """Count the document of the next picked row, whose text is of this kind of script, as so many rows."""
         add(self.expected, forecast.work, weight)
+        add(self.out, forecast.out, weight)
         add(self.spared, forecast.spared, weight)
         add(self.alone, forecast.alone, weight)
         add(self._low, forecast.low, weight)
@@ -71,6 +73,13 @@ class Tally:
                 )
 
     # What follows is asked once all is added.
+
+    @property
+    def all_left(self) -> Work:
+        """Expected calls without an answer, those that wait in batches included."""
+        whole = dict(self.expected)
+        add(whole, self.out)
+        return whole
 
     @property
     def bounded(self) -> bool:

@@ -124,7 +124,7 @@ def assembled(
     Made inside the running event loop; `closing` is when it is over.
     """
     options, budget = session.options, session.job.spec.budget
-    monitor = Monitor(session.rows, plan.load.prompts, planned=plan.prompts_by_step)
+    monitor = Monitor(session.rows, plan.load.prompts, planned=plan.left_by_step)
     monitor.outcomes.update({status: store.outcomes.count(status, session.rows, lasting=True) for status in STATUSES})
     monitor.cost_usd = monitor.began_usd = store.cost_usd()
     monitor.spending = spending

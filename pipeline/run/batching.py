@@ -28,7 +28,7 @@ from pipeline.records import Reply
 from pipeline.run.course import Progress, Steering
 from pipeline.run.engine import Monitor
 from pipeline.run.guards import stranger
-from pipeline.run.planning import latency_of
+from pipeline.run.planning import InBatches, latency_of
 from pipeline.run.prepare import Options, Session
 from pipeline.run.rounds import Rounds
 from pipeline.run.rows import Wanted
@@ -129,7 +129,7 @@ def still_out(states: Sequence[BatchState]) -> Iterator[str]:
     worst = [state.worst_usd for state in out]
     usd = sum(each for each in worst if each)
     cost = "" if None in worst else f", ${usd:,.2f} at most" if usd >= 1 else f", ${usd:.4f} at most"
-    yield f"{counted(out)}{since}{cost}: the calls above hold them once more, and they are paid once"
+    yield f"{counted(out)}{since}{cost}: the calls above are those that are in none"
 
 
 def called_off(late: Sequence[BatchState]) -> BatchesOut:
@@ -299,6 +299,12 @@ def batching_of(
     if options.cancel_batches:
         desk.cancel_all()
     return Batching(rounds, desk, room)
+
+
+def in_batches_of(store: RunStore) -> InBatches | None:
+    """What waits in batches of earlier sessions; None: nothing does."""
+    states = [state for state in store.batches.open() if state.is_waited_for]
+    return InBatches(states, lambda content: store.batches.out(content) is not None) if states else None
 
 
 def in_batches(store: RunStore) -> Counter[str]:

@@ -11,6 +11,7 @@ import anyio
 
 from pipeline.events import LanesPlanned, Notify
 from pipeline.plan import Plan
+from pipeline.plan.bills import left_of, shares_of
 from pipeline.plan.laned import LanePlan
 from pipeline.plan.lanes import ASKED, Given, Lanes, Out, plan
 from pipeline.plan.latency import Latency
@@ -60,18 +61,6 @@ class Progress:
     made: Mapping[str, float]  # by target: those that it answered, or that wait in its batches
     rooms: Mapping[str, float]  # by target, that may wait in its batches at once, as is known by now
     limits: Limits | None  # per minute, as they are known by now; None: as they were planned
-
-
-def left_of(parts: Mapping[str, float], made: Mapping[str, float], left: float) -> Mapping[str, float]:
-    """What is left to each target of its part; together it is all that is `left`, whoever answered the rest.
-
-    Some of what a target was to answer another may have, or the cache.
-    """
-    own = {name: max(0.0, part - made.get(name, 0.0)) for name, part in parts.items()}
-    whole = sum(own.values())
-    if not whole:
-        own, whole = dict(parts), sum(parts.values())
-    return {name: some * left / whole if whole else 0.0 for name, some in own.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +122,7 @@ class Steering:
             self._call_flex(line)
         if scouted is not None:
             await scouted.wait()
-        # The first plan has the prompts among what is left that went ahead, or that batches were out with.
+        # Those that went ahead are no longer left, and which targets batches are out of only the run knows.
         if is_ahead or any(state.is_waited_for for state in self._batches()):
             self._anew(line)
         while True:
@@ -172,7 +161,10 @@ class Steering:
         """Follow what was planned, for so many prompts of each target that are `left`."""
         now, course = anyio.current_time(), self.course
         batch = {each.target: each.lanes.batch for each in self._now}
-        course.shares = [_shares(rule, self._parts, left, batch) for rule in self._plan.divided]
+        course.shares = [
+            {name: share * batch.get(name, 0.0) for name, share in shares_of(rule, self._parts, left).items()}
+            for rule in self._plan.divided
+        ]
         calls = [each.lanes.batch_call_s for each in self._now if each.lanes.batch_call_s is not None]
         course.last_call = now + min(calls, default=inf)
         course.last_calls = {call.number: now + call.at_s for each in self._now for call in each.lanes.calls}
@@ -197,7 +189,7 @@ class Steering:
         found = []
         for first in self._first:
             by, part = first.by, self._parts[first.target]
-            all_of_it = replace(first.given.left, live_s=first.given.left.live_s * slower)
+            all_of_it = replace(first.whole, live_s=first.whole.live_s * slower)
             # Each batch once: those of a target that no plan is of any more are counted with the first.
             own = [state for state in waited_for if first_of.get(state.target, self._first[0]) is first]
             room = progress.rooms.get(first.target)
@@ -211,7 +203,7 @@ class Steering:
                 fallen=1.0 if any(state.cancelling for state in own) else progress.fallen,
                 room_s=first.given.room_s if room is None else all_of_it.live_s * room / part,
                 out=tuple(
-                    Out(state.number, all_of_it.part(state.lines / part), _age_s(state, wall, by is None))
+                    Out(state.number, all_of_it.part(state.lines / part), state.age_s(wall, by is None))
                     for state in own
                 ),
             )
@@ -225,21 +217,3 @@ class Steering:
             return 1.0
         pace = replace(made.pace, limits=replace(made.pace.limits, rpm=limits.rpm, tpm=limits.tpm))
         return timeline(made.load, pace, datetime.fromtimestamp(wall, UTC)).seconds / made.timeline.seconds
-
-
-def _shares(
-    rule: Mapping[str, float], parts: Mapping[str, float], left: Mapping[str, float], batch: Mapping[str, float]
-) -> Mapping[str, float]:
-    """Of what is left of the prompts of one rule, that goes to the batches of each of its targets.
-
-    Each has had a part of them, has done some of its `parts`, and puts such a share of what is left into a `batch`.
-    """
-    own = {name: some * left[name] / parts[name] for name, some in rule.items() if parts[name]}
-    whole = sum(own.values())
-    return {name: some / whole * batch[name] for name, some in own.items() if whole and name in batch}
-
-
-def _age_s(state: BatchState, wall: float, is_patient: bool) -> float:
-    """How long a batch is out; without a deadline patience is with it from when it was cut, handed in or not."""
-    since = state.asked_at or (state.cut_at if is_patient else wall)
-    return max(0.0, wall - since)

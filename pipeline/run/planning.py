@@ -2,9 +2,9 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -17,7 +17,8 @@ from pipeline.models import assumed
 from pipeline.places import RUNS, latencies_file, quota_file, room_file
 from pipeline.plan.answerers import Answerer
 from pipeline.plan.earlier import earlier
-from pipeline.plan.forecast import Bought
+from pipeline.plan.forecast import Bought, Waits
+from pipeline.plan.laned import Batch
 from pipeline.plan.lanes import LOST
 from pipeline.plan.latency import PRIOR, Latency, seen
 from pipeline.plan.latency import learned as learned_latency
@@ -33,6 +34,7 @@ from pipeline.run.fitting import ignored
 from pipeline.run.prepare import METERS, Session
 from pipeline.run.rows import Wanted, mask
 from pipeline.run.services import as_asked, target_of, targets_of
+from pipeline.store.batch_states import BatchState
 from pipeline.store.batch_states import read as read_batches
 from pipeline.store.latencies import earlier as earlier_batches
 from pipeline.store.latencies import took
@@ -45,15 +47,40 @@ _EMULATOR_LATENCY_S = 0.02
 _INSERTED = re.compile(r"\{\{-?\s*(\w+)")
 
 
+@dataclass(frozen=True, slots=True)
+class InBatches:
+    """What waits in batches as a run starts."""
+
+    states: Sequence[BatchState]  # those that rows wait for
+    has: Waits
+
+    @property
+    def worst_usd(self) -> Decimal:
+        """What they may cost, as far as that is known."""
+        return sum((state.worst_usd or Decimal(0) for state in self.states), Decimal(0))
+
+
 async def planned(
-    session: Session, wanted: Wanted, bought: Bought, spent_usd: Decimal = Decimal(0), found: Survey | None = None
+    session: Session,
+    wanted: Wanted,
+    bought: Bought,
+    spent_usd: Decimal = Decimal(0),
+    found: Survey | None = None,
+    waiting: InBatches | None = None,
 ) -> plan.Plan:
     """The plan that a run starts with, which has cost `spent_usd` so far: of the rows that are `wanted`."""
-    made = await plan.make(await basis(session, wanted, bought, BRIEF, found), datetime.now(UTC))
-    return replace(made, notices=notices_of(session, made, spent_usd))
+    made = await plan.make(await basis(session, wanted, bought, BRIEF, found, waiting), datetime.now(UTC))
+    return replace(made, notices=notices_of(session, made, spent_usd, waiting))
 
 
-async def basis(session: Session, wanted: Wanted, bought: Bought, effort: Effort, found: Survey | None = None) -> Input:
+async def basis(
+    session: Session,
+    wanted: Wanted,
+    bought: Bought,
+    effort: Effort,
+    found: Survey | None = None,
+    waiting: InBatches | None = None,
+) -> Input:
     """What a plan of the rows that are `wanted` is made from: a look at the table, and what earlier runs say."""
     job, source = session.working, session.source
     found = found or await look(session)
@@ -73,7 +100,16 @@ async def basis(session: Session, wanted: Wanted, bought: Bought, effort: Effort
         several,
         latency_of(session, quota),
         waiting_tokens(session, quota, job.model),
+        waiting.has if waiting else None,
+        tuple(_batches(waiting.states, session.options.by is None)) if waiting else (),
     )
+
+
+def _batches(states: Sequence[BatchState], is_patient: bool) -> Iterator[Batch]:
+    """Batches that are out, as a plan sees them."""
+    now = time.time()
+    for state in states:
+        yield Batch(state.target, state.number, state.lines, state.age_s(now, is_patient))
 
 
 async def _several(session: Session, learned: Learned) -> tuple[tuple[Answerer, ...], ...]:
@@ -140,14 +176,16 @@ def _quotas(session: Session) -> dict[str, str]:
         return found
 
 
-def notices_of(session: Session, made: plan.Plan, spent_usd: Decimal) -> tuple[str, ...]:
+def notices_of(
+    session: Session, made: plan.Plan, spent_usd: Decimal, waiting: InBatches | None = None
+) -> tuple[str, ...]:
     """What a person should know of this plan before anything is spent."""
     return (
         *_unpaced(session),
         *_unfilled(session),
         *_own_prices(session),
         *_ignored(session),
-        *_over_budget(session, made, spent_usd),
+        *_over_budget(session, made, spent_usd + (waiting.worst_usd if waiting else 0)),
         *made.notices,
     )
 

@@ -33,7 +33,16 @@ from pipeline.plan import Plan
 from pipeline.process import give_back_memory
 from pipeline.run.alerting import Alerting
 from pipeline.run.assembling import Assembled, assembled, bought_by, open_books, open_spend, spending_of
-from pipeline.run.batching import called_off, check_any_out, check_out, deadline_of, ended_early, speakers, still_out
+from pipeline.run.batching import (
+    called_off,
+    check_any_out,
+    check_out,
+    deadline_of,
+    ended_early,
+    in_batches_of,
+    speakers,
+    still_out,
+)
 from pipeline.run.changes import Change
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.generations import Keeping, begin, changed, held, number_of_fresh, settle, spent_before
@@ -188,7 +197,8 @@ async def _run(
             found = await look(session)
             digests.write(session.directory, found.digests, found.rows, session.source.columns)
             bought = bought_by(store, session.working, earlier)
-            plan = await planned(session, rows, bought, store.spent_usd() + before_usd, found)
+            waiting = in_batches_of(store)
+            plan = await planned(session, rows, bought, store.spent_usd() + before_usd, found, waiting)
             missing = told_missing(earlier) if earlier is not None else ()
             plan = replace(plan, notices=(*missing, *still_out(store.batches.open()), *plan.notices))
             if plan.load.prompts and not session.rehearsal:

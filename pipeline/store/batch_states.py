@@ -99,6 +99,11 @@ class BatchState:
         """Whether rows wait for it."""
         return self.is_open and not self.released
 
+    def age_s(self, now: float, is_patient: bool) -> float:
+        """How long it is out at some epoch seconds; patience without a deadline is with it from when it was cut."""
+        since = self.asked_at or (self.cut_at if is_patient else now)
+        return max(0.0, now - since)
+
     @property
     def asked_as(self) -> list[str]:
         """The names under which a service was asked for it, in this try and those before."""
