@@ -66,6 +66,7 @@ class Place:
 
 
 RUN = ("run", "job.toml", "--yes", "--json")
+EXPORT = ("export", "job", "--to", "output.parquet", "--json")
 PILOT = ("estimate", "job.toml", "--pilot", "6", "--yes", "--json")
 
 
@@ -94,9 +95,11 @@ def prepare(place: Place, scenario: str) -> tuple[tuple[str, ...], tuple[str, ..
         return (*RUN, "--retry", "truncated"), (*RUN, "--retry", "truncated"), 5
     ran, _ = place.run(*RUN)
     assert ran.json["ok"] == ROWS, ran.err
-    if scenario == "export":
+    if scenario.startswith("export"):
         (place.path / "output.parquet").unlink()
     place.keep()
+    if scenario == "export by hand":
+        return EXPORT, RUN, 0
     return ((*RUN, "--fresh"), RUN, ROWS) if scenario == "fresh" else (RUN, RUN, 0)
 
 
@@ -181,9 +184,12 @@ def test_whatever_the_disk_does_while_parts_and_output_are_written(hasty: Runs, 
 
 
 @pytest.mark.long
-def test_whatever_the_disk_does_at_400_places_while_parts_and_output_are_written(hasty: Runs, tmp_path: Path) -> None:
-    codes = fail_everywhere(hasty, tmp_path, "interim", 400)
-    print(dict(codes))
+@pytest.mark.parametrize(("scenario", "count"), [("interim", 400), ("export by hand", 100)])
+def test_whatever_the_disk_does_at_many_places_while_parts_and_output_are_written(
+    hasty: Runs, tmp_path: Path, scenario: str, count: int
+) -> None:
+    codes = fail_everywhere(hasty, tmp_path, scenario, count)
+    print(scenario, dict(codes))
 
 
 @pytest.mark.long

@@ -25,6 +25,8 @@ EVERY_S = 300.0
 """Between two parts, and between two outputs, of a run that finishes rows all the while."""
 SHARE = 0.02
 """Of a run's time that writing its output takes at most: one that takes a minute is written every 50."""
+ROW_S = 10e-6
+"""What a row takes of that, as long as none was written: 5 to 9 µs CPU of rows of 1 kB (measured 2026-11)."""
 SLEEP_S = 60.0
 """A run that sends nothing for so long writes what it has when that begins."""
 ROOM_BYTES = 64 * 2**20
@@ -62,8 +64,9 @@ class Interim:
 
     async def keep(self) -> None:
         """Write until cancelled."""
-        part_at = output_at = anyio.current_time() + EVERY_S
-        took_s = 0.0
+        took_s = self._session.rows * ROW_S
+        part_at = anyio.current_time() + EVERY_S
+        output_at = anyio.current_time() + max(EVERY_S, took_s / SHARE)
         while not self._monitor.stopping:
             now, sleeps_s = anyio.current_time(), self._sleeps_s()
             writes = self._is_due() and (now >= output_at or sleeps_s >= max(SLEEP_S, took_s))
