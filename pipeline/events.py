@@ -241,6 +241,7 @@ class SessionPlanned(Event):
     lanes: Mapping[str, int] = field(default_factory=dict)  # calls by lane, where not all are in standard
     between: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Least and most of `input_tokens`, `output_tokens` with thinking, and `cost_usd` where it is known."""
+    redo: bool = False  # of rows that had an outcome: `--retry`
 
 
 @dataclass(frozen=True, slots=True)

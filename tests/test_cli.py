@@ -298,7 +298,10 @@ def test_retry_with_set_redoes_just_those_rows_and_only_once(
         assert "redo of 0 rows: nothing is left to be sent" in again.err
         whole = cli("run", job, "--yes", "--retry", "truncated", "--set", "model.max_output_tokens=200", "--json")
         assert (whole.json["ok"], whole.json["calls"], whole.code) == (3, 7, 0)
-        assert cli("run", job, "--yes", "--json").json["calls"] == 7, "the run is still that of the job file"
+        assert [each["accuracy"]["total"]["calls"] for each in (still, again.json, whole.json)] == [[2, 2]] * 3
+        last = cli("run", job, "--yes", "--json").json
+        assert last["calls"] == 7, "the run is still that of the job file"
+        assert last["accuracy"]["total"]["calls"] == [3, 3] and not last["accuracy"]["redo"]
 
 
 @pytest.mark.parametrize("flag", ["--rpm", "--tpm", "--rpd"])

@@ -16,8 +16,9 @@ from pipeline.report.accuracy import Amounts, baseline, compare, logged
 from pipeline.report.events import Event, Started, parse_events
 
 
-def plan(rows: int = 10, at_s: float = 0.0, *, pilot: bool = False, **steps: Amounts) -> Event:
-    told = {"event": SessionPlanned.kind, "at_s": at_s, "rows": rows, "pilot": pilot, "steps": logged(steps)}
+def plan(rows: int = 10, at_s: float = 0.0, *, pilot: bool = False, redo: bool = False, **steps: Amounts) -> Event:
+    told = {"event": SessionPlanned.kind, "at_s": at_s, "rows": rows, "pilot": pilot, "redo": redo}
+    told["steps"] = logged(steps)
     (event,) = parse_events([orjson.dumps({**told, "seconds": 60.0, "based_on": "no answers yet"})])
     return event
 
@@ -47,6 +48,43 @@ def test_the_first_plan_for_as_many_rows_as_now_counts() -> None:
     found = baseline(events)
     assert found is not None
     assert found.at_s == 2.0
+
+
+def test_a_redo_is_held_to_its_own_plan_until_the_run_goes_on() -> None:
+    first, redo = plan(10, 1.0, answer=ONE), plan(10, 2.0, redo=True, answer=Amounts(2, 20, 10, CENT))
+    found = baseline([first, redo])
+    assert found is not None and (found.redo, found.at_s, found.without) == (True, 2.0, ((0.0, 2.0),))
+    nothing = plan(10, 3.0, redo=True)
+    found = baseline([first, redo, nothing])
+    assert found is not None and (found.redo, found.at_s) == (True, 2.0)
+    found = baseline([first, redo, nothing, plan(10, 4.0)])
+    assert found is not None and (found.redo, found.at_s, found.without) == (False, 1.0, ((2.0, 4.0),))
+    assert baseline([redo]) is not None and baseline([nothing]) is None
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_the_report_tells_what_was_redone_from_the_run(
+    tmp_path: Path, is_last: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "runs" / "notes"
+    plans = [(150.0, 3, False, 60.0), (250.0, 2, True, 20.0), *([] if is_last else [(350.0, 0, False, 0.0)])]
+    with opened(directory) as store:
+        for at_s, planned, is_redo, seconds in plans:
+            steps = logged({"answer": Amounts(planned, 10 * planned, 5 * planned, CENT * planned)} if planned else {})
+            store.log(SessionPlanned(at_s, 3, False, steps, seconds, "", redo=is_redo))
+            store.log(SessionStarted(3, 1))
+            for row in range(planned + is_redo):
+                store.append_call(prompt(row, f"{at_s} {row}"), MODEL, paid(finished_at=at_s + 1 + row))
+                store.append_result(result(row))
+            store.log(SessionEnded(seconds / 2, 3, 3, Decimal(0), 0, 0, Decimal(0), 0, 0, "finished", ""))
+    summary = summarize(directory)
+    accuracy = summary.accuracy
+    assert accuracy is not None and summary.calls == 6
+    assert accuracy.as_json()["redo"] is accuracy.redo is is_last
+    assert (accuracy.estimated["answer"].calls, accuracy.actual["answer"].calls) == ((2, 3) if is_last else (3, 3))
+    assert (accuracy.estimated_s, accuracy.actual_s) == ((20.0, 10.0) if is_last else (60.0, 30.0))
+    show_accuracy(accuracy)
+    assert ("the redo's estimate" in capsys.readouterr().out) is is_last
 
 
 def test_what_was_bought_before_the_plan_is_part_of_both_sides() -> None:

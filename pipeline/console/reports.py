@@ -263,7 +263,8 @@ def show_accuracy(accuracy: Accuracy, to: Screen = out) -> None:
             )
         )
     lines += [(f"  in {lane}", _off(*calls), "", "", "", "") for lane, calls in accuracy.lanes.items()]
-    show_grid(("  against the estimate", "calls", "tokens in", "tokens out", "cost", "time"), lines, to)
+    of = "the redo's" if accuracy.redo else "the"
+    show_grid((f"  against {of} estimate", "calls", "tokens in", "tokens out", "cost", "time"), lines, to)
 
 
 def _off(estimated: float | Decimal | None, actual: float | Decimal | None) -> str:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -77,7 +76,7 @@ RUN_KEYS: Mapping[str, str] = {
     "run_dir": "the run directory",
     "accuracy": "for each step, and `total`: calls, tokens and cost as [estimated, actual], output with thinking;"
     " `seconds` likewise, and in `lanes` the calls of each, where not all were to be in standard; null where no"
-    " estimate for as many rows is known",
+    " estimate for as many rows is known. After a redo (`--retry`) `redo` is true, and all of it is of that redo alone",
 }
 """The keys of `run --json` and `report --json`; these keys stay."""
 
@@ -208,10 +207,11 @@ class Failure:
 class _Sums:
     """Sums over calls, taken part by part: nothing is kept of each call."""
 
-    planned_at_s: float | None  # when the plan was made that the run is measured by
+    plan: Baseline | None  # that the run is measured by
     paid: Counter[str] = field(default_factory=Counter)  # tokens by counter
     steps: dict[str, Amounts] = field(default_factory=dict)  # calls that were paid for
-    before: dict[str, Amounts] = field(default_factory=dict)  # those of them before the plan
+    counted: dict[str, Amounts] = field(default_factory=dict)  # those of them that the plan is held to
+    before: dict[str, Amounts] = field(default_factory=dict)  # those of these before the plan
     kept: int = 0
     kept_usd: Decimal = Decimal(0)
     attempts: int = 0
@@ -224,7 +224,8 @@ class _Sums:
     latencies: Latencies = field(default_factory=Latencies)
     targets: dict[str, tuple[int, Decimal | None]] = field(default_factory=dict)
     lanes: dict[str, InLane] = field(default_factory=dict)
-    lanes_before: dict[str, InLane] = field(default_factory=dict)  # those of them before the plan
+    lanes_counted: dict[str, InLane] = field(default_factory=dict)
+    lanes_before: dict[str, InLane] = field(default_factory=dict)
 
     def add(self, calls: pl.DataFrame) -> None:
         """Add the calls of one part."""
@@ -234,11 +235,7 @@ class _Sums:
         calls = calls.filter(parts.IS_BOUGHT)
         paid = calls.filter(pl.col("paid"))
         self.paid.update(paid.select(pl.col(*_SUMS, "input_tokens_est").sum()).row(0, named=True))
-        _add(self.steps, amounts_by_step(paid))
-        if self.planned_at_s is not None:
-            earlier = paid.filter(pl.col("finished_at") < datetime.fromtimestamp(self.planned_at_s, UTC))
-            _add(self.before, amounts_by_step(earlier))
-            self.lanes_before = together(self.lanes_before, by_lane(earlier))
+        _add(self.steps, steps := amounts_by_step(paid))
         self.attempts += int(calls["attempts"].sum())
         self.rate_limited += int(calls["rate_limited"].sum())
         self.cost_usd += Decimal(calls["cost_usd"].sum())
@@ -249,7 +246,13 @@ class _Sums:
         self.uncertain += more.null_count() + int((more > 0).sum())
         self.estimated += int(calls.filter(parts.IS_REQUEST)["usage_estimated"].sum())
         self.latencies.add(paid.filter(pl.col("lane") != "batch")["latency_s"])
-        self.lanes = together(self.lanes, by_lane(calls))
+        self.lanes = together(self.lanes, lanes := by_lane(calls))
+        if (plan := self.plan) is not None:
+            counted, earlier = plan.counted(paid), plan.before(plan.counted(paid))
+            _add(self.counted, amounts_by_step(counted) if plan.without else steps)
+            _add(self.before, amounts_by_step(earlier))
+            self.lanes_counted = together(self.lanes_counted, by_lane(counted) if plan.without else lanes)
+            self.lanes_before = together(self.lanes_before, by_lane(earlier))
         named = paid.filter(pl.col("target").is_not_null()).group_by("target")
         for name, number, usd, unknown in named.agg(
             parts.IS_REQUEST.sum(), usd=pl.col("cost_usd").sum(), unknown=pl.col("cost_usd").null_count()
@@ -271,7 +274,7 @@ def summarize(directory: Path) -> Summary:
     outcomes, unsealed = load(directory, lambda raw, endpoint: Reply("", "ok"))
     events = read_events(directory / "run.log")
     plan = baseline(events)
-    sums = _Sums(plan.at_s if plan else None)
+    sums = _Sums(plan)
     for path in parts.part_paths(directory / "calls"):
         if parts.part_number(path) <= unsealed.sealed:
             sums.add(parts.read_part(path, _CALL_COLUMNS))
@@ -343,8 +346,8 @@ def _left_out(events: Sequence[Event]) -> tuple[str, ...]:
 def _accuracy(plan: Baseline | None, sums: _Sums, events: Sequence[Event]) -> Accuracy | None:
     if plan is None:
         return None
-    before, lanes = ({lane: each.calls for lane, each in of.items()} for of in (sums.lanes_before, sums.lanes))
-    return compare(plan, sums.before, sums.steps, _seconds(events[plan.position :]), before, lanes)
+    before, lanes = ({lane: each.calls for lane, each in of.items()} for of in (sums.lanes_before, sums.lanes_counted))
+    return compare(plan, sums.before, sums.counted, _seconds(plan.sessions(events)), before, lanes)
 
 
 def verify(directory: Path) -> int:

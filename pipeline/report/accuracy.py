@@ -1,8 +1,13 @@
-"""How far the estimate was off: the plan that a session started with, against the calls that it led to."""
+"""How far the estimate was off: the plan that a session started with, against the calls that it led to.
 
-from collections.abc import Mapping, Sequence
+A redo is held to its own plan, and what was redone is no part of what the whole run is held to.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import pairwise
 from types import MappingProxyType
 
 import polars as pl
@@ -41,6 +46,7 @@ class Accuracy:
     actual_s: float
     based_on: str  # what the expected length of answers came from
     lanes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # calls by lane, estimated and actual
+    redo: bool = False  # both are of the last redo, and not of the whole run
 
     def as_json(self) -> dict[str, object]:
         """Stable keys: for each step calls, tokens and cost as [estimated, actual]."""
@@ -55,12 +61,18 @@ class Accuracy:
             for real in (self.actual.get(step, Amounts()),)
         }
         lanes = {"lanes": {lane: {"calls": list(calls)} for lane, calls in self.lanes.items()}} if self.lanes else {}
-        return {**steps, **lanes, "seconds": [self.estimated_s, self.actual_s], "based_on": self.based_on}
+        return {
+            **steps,
+            **lanes,
+            "seconds": [self.estimated_s, self.actual_s],
+            "based_on": self.based_on,
+            "redo": self.redo,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The plan that a run is measured by: the first one for as many rows as the run has now."""
+    """The plan that a run is measured by: the first one for as many rows as the run has now; a redo by its own."""
 
     at_s: float  # seconds since the epoch; what was bought before it was no estimate any more
     steps: Mapping[str, Amounts]
@@ -68,17 +80,47 @@ class Baseline:
     based_on: str
     position: int  # of its line in the log
     lanes: Mapping[str, int] = field(default_factory=dict)  # calls by lane; empty: all in standard
+    redo: bool = False
+    without: tuple[tuple[float, float], ...] = ()  # from when to when nothing counts, epoch seconds
+
+    def counted(self, calls: pl.DataFrame) -> pl.DataFrame:
+        """Those of these calls that the plan is held to, and those of the same rows that were bought before."""
+        for start, end in self.without:
+            calls = calls.filter(~pl.col("finished_at").is_between(_moment(start), _moment(end), closed="left"))
+        return calls
+
+    def before(self, calls: pl.DataFrame) -> pl.DataFrame:
+        """Those that were bought before it."""
+        return calls.filter(pl.col("finished_at") < _moment(self.at_s))
+
+    def sessions(self, events: Sequence[Event]) -> list[Event]:
+        """The events of the sessions that it is held to."""
+        found, is_left_out = [], False
+        for event in events[self.position :]:
+            if isinstance(event, Planned):
+                is_left_out = event.redo and not self.redo
+            if not is_left_out:
+                found.append(event)
+        return found
 
 
 def baseline(events: Sequence[Event]) -> Baseline | None:
-    """The plan to compare with, or None: a pilot's is none, nor one for another number of rows."""
-    whole = [(number, event) for number, event in enumerate(events) if isinstance(event, Planned) and not event.pilot]
-    found = next(((number, event) for number, event in whole if event.rows == whole[-1][1].rows), None)
-    if found is None:
+    """The plan to compare with, or None: a pilot's is none, nor one for another number of rows, nor an empty redo's."""
+    plans = [(number, event) for number, event in enumerate(events) if isinstance(event, Planned) and not event.pilot]
+    plans = [(number, event) for number, event in plans if event.steps or not event.redo]
+    if not plans:
         return None
-    number, event = found
+    newest = plans[-1]
+    alike = (each for each in plans if each[1].rows == newest[1].rows and not each[1].redo)
+    number, event = newest if newest[1].redo else next(alike)
     steps = {step: Amounts(*amounts) for step, amounts in event.steps.items()}
-    return Baseline(event.at_s, steps, event.seconds, event.based_on, number, event.lanes)
+    without = ((0.0, event.at_s),) if event.redo else tuple(_redone(each for _, each in plans))
+    return Baseline(event.at_s, steps, event.seconds, event.based_on, number, event.lanes, event.redo, without)
+
+
+def _redone(plans: Iterable[Planned]) -> Iterator[tuple[float, float]]:
+    """From when to when a run was redone, where another session came after it."""
+    return ((plan.at_s, later.at_s) for plan, later in pairwise(plans) if plan.redo)
 
 
 def compare(
@@ -104,6 +146,7 @@ def compare(
             for lane in sorted(baseline.lanes.keys() | lanes.keys())
             if baseline.lanes
         },
+        baseline.redo,
     )
 
 
@@ -134,6 +177,10 @@ def _total(steps: Mapping[str, Amounts]) -> Amounts:
     for each in steps.values():
         total = total.plus(each)
     return total
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _usd(amount: Decimal | None) -> float | None:

@@ -42,6 +42,7 @@ class Planned(_Event):
     seconds: Seconds
     based_on: str
     lanes: dict[str, Count] = {}  # calls by lane; logs from before 2026-11-30 know of none
+    redo: bool = False
     between: dict[str, tuple[Amount, Amount]] = {}  # least and most, by amount; not known before that day either
 
 

@@ -173,7 +173,7 @@ async def _run(
     manifest = session.manifest()
     if options.fresh:
         manifest = replace(manifest, generation=number_of_fresh(session.directory))
-    continued = store.open(manifest)
+    is_edited, continued = plan is not None, store.open(manifest)
     own = read_manifest(session.directory / "manifest.json")
     assert own
     earlier = None
@@ -191,7 +191,7 @@ async def _run(
         if are_out:
             check_out(session, store.batches.open())
         session = replace(session, options=replace(options, by=deadline_of(options, store.batches.open())))
-        rows = wanted(session, store.outcomes)
+        rows, is_redo = wanted(session, store.outcomes), bool(options.retry and continued and not is_edited)
         before_usd = Decimal(own.before_usd)
         if plan is None:
             found = await look(session)
@@ -213,7 +213,7 @@ async def _run(
             spending = spending_of(session, store, spent, before_usd)
             made = assembled(session, store, services, spending, quotas, shelf, plan, rows, spoken, books, earlier)
             engine = made.engine
-            store.log(expectation(session, plan))
+            store.log(expectation(session, plan, is_redo))
             before = read_status(session.directory)
             alerting = Alerting(job.spec.alerts, engine.monitor, before, partial(_heard, store, engine.monitor), posts)
             told = StatusFile(session.directory, engine.monitor, alerting.look)

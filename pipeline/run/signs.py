@@ -13,7 +13,7 @@ from pipeline.run.prepare import Session
 from pipeline.targets import Target, by_quota
 
 
-def expectation(session: Session, plan: Plan) -> SessionPlanned:
+def expectation(session: Session, plan: Plan, is_redo: bool) -> SessionPlanned:
     """What the session is expected to take; of a rehearsal no cost."""
     steps: dict[str, Amounts] = {
         step: Amounts(
@@ -38,6 +38,7 @@ def expectation(session: Session, plan: Plan) -> SessionPlanned:
             "output_tokens": (float(plan.output_tokens.low), float(plan.output_tokens.high)),
             **({"cost_usd": (float(usd.low), float(usd.high))} if usd and not session.rehearsal else {}),
         },
+        is_redo,
     )
 
 

@@ -70,7 +70,7 @@ def _causes(answers: Answers) -> list[tuple[str, str, int, str]]:
 def _estimate(summary: Summary, events: Sequence[Event]) -> dict[str, tuple[float, float, float]]:
     """Least, expected and most of what the whole run was to take, as `accuracy` has it; nothing where none is known."""
     plan = baseline(events)
-    if plan is None or summary.accuracy is None:
+    if plan is None or plan.redo or summary.accuracy is None:
         return {}
     event = events[plan.position]
     assert isinstance(event, Planned)
