@@ -3,6 +3,7 @@
 import gzip
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -138,6 +139,7 @@ def blocks(rows: Rows, kind: str) -> dict[str, list[Any]]:
     for line in gzip.decompress(rows.content).splitlines():
         for name, column in orjson.loads(line).get(kind, {}).items():
             values = [column["of"][at] for at in column["at"]] if isinstance(column, dict) else column
+            values = list(accumulate(values)) if name == "row" else values
             whole.setdefault(name, []).extend(values)
     return whole
 

@@ -6,13 +6,13 @@ const runCharts = (data, kit) => {
   const ink = "#7a7a7a";  // legible on light, dark and paper: what is drawn does not change with them
   const grid = { stroke: "#8884", width: 1 };
   const colours = ["#0072b2", "#d55e00", "#009e73"];
-  const letters = { start: "S", end: "E", day: "Z", wait: "Z", outage: "!", refused: "!", batch: "B", edit: "✎" };
+  const letters = { start: "S", end: "E", day: "Z", wait: "Z", outage: "!", refused: "!", alert: "!", batch: "B", edit: "✎" };
   const drawn = data.marks.filter((mark) => letters[mark.kind]);
   // Times of day in 24 hours, the day beside the first and where it changes.
   const day = "\n{YYYY}-{MM}-{DD}", within = [null, "\n{MM}-{DD}", null, null, null, 1];
   const times = [[86400 * 28, "{YYYY}-{MM}", null, null, null, null, null, null, 1], [86400, "{MM}-{DD}", "\n{YYYY}", null, null, null, null, null, 1],
     [3600, "{HH}:00", day, ...within], [60, "{HH}:{mm}", day, ...within],
-    [1, ":{ss}", day + " {HH}:{mm}", null, "\n{MM}-{DD} {HH}:{mm}", null, "\n{HH}:{mm}", null, 1]];
+    [1, ":{ss}", "\n{MM}-{DD} {HH}:{mm}", null, "\n{MM}-{DD} {HH}:{mm}", null, "\n{HH}:{mm}", null, 1]];
   const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
   const made = [];
   let place = null;
@@ -107,12 +107,12 @@ const runCharts = (data, kit) => {
       soFar("Tokens so far", "bands: the estimate", [["in", t.input, band("input_tokens")], ["out", t.output, band("output_tokens")]]);
       if (t.usd.at(-1)) soFar("Cost so far, USD", band("cost_usd") ? "band: the estimate" : "", [["USD", t.usd, band("cost_usd")]]);
       if (t.p50.some((v) => v !== null)) inTime("Latency, seconds", `of calls that came back ${rate}`,
-        [["median", t.p50], ["95 % are below", t.p95]].map(([label], n) => line(label, n, { points: { show: true, size: 4, fill: colours[n] } })), [t.p50, t.p95]);
+        [["median", t.p50], ["95 % are below", t.p95]].map(([label], n) => line(label, n, { points: { show: t.width_s >= 60, size: 4, fill: colours[n] } })), [t.p50, t.p95]);
       const { quota: refused, server, ...others } = t.troubles;
       if (refused) counts("Refused for quota (429)", [["refused", refused]]);
       const other = Object.values(others);
       const failed = [...(server ? [["the service's fault (5xx)", server]] : []),
-        ...(other.length ? [["others: network, time-outs, refusals of prompts", other[0].map((_, n) => other.reduce((sum, one) => sum + one[n], 0))]] : [])];
+        ...(other.length ? [["others: network, time-outs …", other[0].map((_, n) => other.reduce((sum, one) => sum + one[n], 0))]] : [])];
       if (failed.length) counts("Requests that failed otherwise", failed);
     },
     lengths: () => {

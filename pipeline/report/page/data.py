@@ -12,6 +12,7 @@ import polars as pl
 from pipeline.records import CAUSES, STATUSES
 from pipeline.report import RUN_KEYS, Summary, summarize
 from pipeline.report.accuracy import baseline
+from pipeline.report.causes import cause_json
 from pipeline.report.events import Event, Planned, read_events
 from pipeline.report.page.timeline import marks, over_time
 from pipeline.report.reading import Answers
@@ -25,7 +26,7 @@ EDGES = (0, *sorted({round(2 ** (quarter / 4)) for quarter in range(100)}))
 _EXTREME = ("row", "key", "status", "latency_s", "cost_usd", "input_tokens", "output_tokens", "thinking_tokens")
 _SERVED = ("generation", "paid", "step", "chunk", "model", "target", "lane", "cost_usd")
 _LENGTHS = ("generation", "paid", "step", "chunk", "input_tokens", "tool_tokens", "output_tokens", "thinking_tokens")
-_HIDDEN = ("run_dir", "output", "left_out", "models_noted")
+_HIDDEN = ("run_dir", "output", "left_out", "models_noted", "causes")
 
 
 def gather(directory: Path, answers: Answers, *, text: bool) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def gather(directory: Path, answers: Answers, *, text: bool) -> dict[str, Any]:
         "means": {name: told for name, told in RUN_KEYS.items() if name in numbers},
         "job": summary.manifest.identity if text else None,
         "pending": summary.pending,
-        "causes": _causes(answers),
+        "causes": _causes(summary, text),
         "series": over_time(answers.call_frames, events),
         "estimate": _estimate(summary, events),
         "marks": marks(events, summary, text=text),
@@ -57,14 +58,13 @@ def gather(directory: Path, answers: Answers, *, text: bool) -> dict[str, Any]:
     }
 
 
-def _causes(answers: Answers) -> list[tuple[str, str, int, str]]:
-    """Rows that are not ok by status and cause, most first, each with what that means."""
-    counts: Counter[tuple[str, str]] = Counter()
-    for frame in answers.frames(("row", "status", "error_kind")):
-        failed = frame.filter(pl.col("status") != "ok").group_by("status", "error_kind").len()
-        counts.update({(status, cause or ""): number for status, cause, number in failed.iter_rows()})
+def _causes(summary: Summary, text: bool) -> list[dict[str, Any]]:
+    """Causes of rows that are not ok, with what happened and, as the command names a path, with `text` what helps."""
     means = {str(cause): told for cause, told in CAUSES.items()}
-    return [(status, cause, number, means.get(cause, "")) for (status, cause), number in counts.most_common()]
+    told = [cause_json(cause, summary.manifest) for cause in summary.causes]
+    return [
+        {**each, "what": means.get(str(each["cause"]), ""), "cure": each["cure"] if text else None} for each in told
+    ]
 
 
 def _estimate(summary: Summary, events: Sequence[Event]) -> dict[str, tuple[float, float, float]]:

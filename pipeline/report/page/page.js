@@ -19,6 +19,8 @@
   };
   const count = (value) => value.toLocaleString("en");
   const shown = (value) => typeof value === "number" ? value.toLocaleString("en", { maximumFractionDigits: 6 }) : value;
+  const duration = (seconds) => seconds < 60 ? `${shown(seconds)} s` : [[seconds / 3600, "h"], [seconds / 60 % 60, "min"], [seconds % 60, "s"]]
+    .filter(([value, unit]) => Math.floor(value) || unit === "s").map(([value, unit]) => `${Math.floor(value)} ${unit}`).join(" ");
   const table = (to, heads, lines, kind) => {
     const made = add(add(to, "div", undefined, "scroll"), "table", undefined, kind);
     const head = add(add(made, "thead"), "tr");
@@ -38,16 +40,10 @@
   const dated = (at) => new Date(at).toLocaleString("sv", { dateStyle: "short", timeStyle: "long" });
   add(main, "p", `${data.model}; as it was at ${dated(data.made_at)}${s.status === "running" ? ", while it went on" : ""}; times are of your time zone`, "dim");
   table(main, ["outcome", "rows"], [...data.statuses.map((name) => [name, s[name]]), ["without an outcome", data.pending], ["all", s.rows]]);
-  if (data.causes.length) table(main, ["status", "cause", "rows", "what happened"], data.causes);
-  add(main, "h2", "In numbers");
-  table(main, ["", "", ""], Object.entries(s).filter(([, v]) => typeof v === "number" || typeof v === "string").map(([name, v]) => [name, v, data.means[name]]), "numbers");
-  if (s.accuracy) {
-    add(main, "h2", "Against the estimate");
-    const steps = Object.entries(s.accuracy).filter(([, v]) => v && v.calls);
-    const pair = (v) => v.map((n) => n === null ? "?" : shown(n)).join(" → ");
-    table(main, ["step", "calls", "tokens in", "tokens out", "USD"],
-      steps.map(([name, v]) => [name, pair(v.calls), pair(v.input_tokens), pair(v.output_tokens), pair(v.cost_usd)]));
-  }
+  if (data.causes.length) table(main, ["not ok", "rows", "USD", "what happened", ...(data.text ? ["what helps"] : [])],
+    data.causes.map((c) => [c.cause, c.rows, c.cost_usd ?? "?", c.what, ...(data.text ? [c.cure + (c.cure_usd ? ` (about $${shown(c.cure_usd)})` : "")] : [])]));
+  const cost = s.cost_usd === null ? "cost unknown" : `$${shown(s.cost_usd)}`;
+  add(main, "p", `${cost}; ${count(s.calls)} calls; ${count(s.input_tokens)} tokens in, ${count(s.output_tokens + s.thinking_tokens)} out; ${duration(s.seconds)}`, "sum");
   const charts = runCharts(data, { add, shown, main });
   add(main, "h2", "Over time");
   if (data.series) {
@@ -58,6 +54,13 @@
   if (data.marks.length) {
     add(main, "h2", "Events");
     table(main, ["", "when", "what", ""], data.marks.map((mark) => [charts.letter(mark.kind), dated(mark.at * 1000), mark.kind, mark.text]));
+  }
+  if (s.accuracy) {
+    add(main, "h2", "Against the estimate");
+    const steps = Object.entries(s.accuracy).filter(([, v]) => v && v.calls);
+    const pair = (v) => v.map((n) => n === null ? "?" : shown(n)).join(" → ");
+    table(main, ["step", "calls", "tokens in", "tokens out", "USD"],
+      steps.map(([name, v]) => [name, pair(v.calls), pair(v.input_tokens), pair(v.output_tokens), pair(v.cost_usd)]));
   }
   if (data.groups.length) {
     add(main, "h2", "By model, target and lane");
@@ -72,7 +75,7 @@
     add(main, "h2", title);
     const cells = (r) => [r.status, r.latency_s, r.cost_usd, r.input_tokens, r.output_tokens, r.thinking_tokens];
     const heads = ["status", "seconds", "USD", "tokens in", "tokens out", "thought"];
-    table(main, data.text ? ["row", ...heads] : heads, rows.map((r) => data.text ? [r.key, ...cells(r)] : cells(r)));
+    table(main, data.text ? ["row", ...heads] : heads, rows.map((r) => data.text ? [r.key, ...cells(r)] : cells(r)), data.text ? "ids" : "");
   };
   if (data.slowest.length) {
     extreme("The slowest rows", data.slowest);
@@ -81,6 +84,10 @@
   if (data.text) {
     add(main, "h2", "Rows and answers");
     browse(await unpacked("rows"), data, { add, table, shown, count, main });
+  }
+  add(main, "h2", "In numbers");
+  table(main, ["", "", ""], Object.entries(s).filter(([, v]) => typeof v === "number" || typeof v === "string").map(([name, v]) => [name, v, data.means[name]]), "numbers");
+  if (data.text) {
     add(main, "h2", "The job as run");
     add(main, "pre", JSON.stringify(data.job, null, 2));
   }

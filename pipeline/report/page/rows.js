@@ -4,7 +4,8 @@ const browse = (packed, data, kit) => {
   const coded = ["error_kind", "model", "target", "step"];
   const join = (into, block) => {
     for (const [name, column] of Object.entries(block)) {
-      const values = coded.includes(name) ? column.at.map((n) => column.of[n]) : column;
+      let row = 0;
+      const values = coded.includes(name) ? column.at.map((n) => column.of[n]) : name === "row" ? column.map((step) => row += step) : column;
       const whole = into[name] ??= [];
       for (const value of values) whole.push(value);
     }
@@ -85,7 +86,7 @@ const browse = (packed, data, kit) => {
     back.disabled = !at;
     on.disabled = last >= found.length;
     body.replaceChildren();
-    const lines = table(body, ["row", "outcome", ...(told.has_inputs ? ["input"] : []), "answer", "in", "out", "USD", "s"], [], "rows");
+    const lines = table(body, ["row", "outcome", ...(told.has_inputs ? ["input"] : []), "answer", "in", "out", "USD", "s"], [], "rows ids");
     found.slice(at, last).forEach((n) => {
       const line = add(lines, "tr");
       add(line, "td", r.key[n]);

@@ -1,8 +1,9 @@
 """The rows of the page, packed: columns in blocks, and texts cut so that the page stays small, whatever they hold."""
 
 import zlib
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -22,10 +23,10 @@ FAILED = 20_000
 """Rows that are not ok and are shown beside them at most."""
 CALLS = 50_000
 """Calls of rows with several that are shown at most."""
-LENGTHS = (20_000, 10_000, 5_000, 2_000, 1_000, 700, 500, 400, 320, 250, 200, 160, 130, 100, 80, 60, 40, 20, 0)
+LENGTHS = (*(round(20_000 * 0.9**step) for step in range(66)), 0)
 """Characters after which every text may be cut: the most with which all of it fits into `BYTES`."""
-SAMPLE = 500
-"""Rows from which that is told."""
+STRETCHES, STRETCH = 8, 128
+"""Rows from which that is told: so many times so many beside each other, as they are packed."""
 CUT = "\0"
 """Ends a text that was cut."""
 
@@ -62,9 +63,10 @@ class _Chosen:
     told: dict[str, Any] = field(default_factory=dict)
 
     def sample(self) -> "_Chosen":
-        """About `SAMPLE` of them, evenly spread."""
-        step = max(1, self.rows // SAMPLE)
-        kept = [row for row, flag in enumerate(self.flags) if flag][::step]
+        """All of few; of many some stretches, evenly spread."""
+        every = [row for row, flag in enumerate(self.flags) if flag]
+        step = max(STRETCH, len(every) // STRETCHES)
+        kept = [row for start in range(0, len(every), step) for row in every[start : start + STRETCH]]
         flags = bytearray(len(self.flags))
         for row in kept:
             flags[row] = 1
@@ -80,9 +82,12 @@ def packed(answers: Answers, inputs: Inputs | None) -> Rows:
     except (PipelineError, OSError) as error:
         blocks, inputs, why_not = list(_blocks(answers, None, sample, LENGTHS[0])), None, str(error).splitlines()[0]
     share = chosen.rows / max(1, sample.rows)
-    for chars in LENGTHS:
-        if share * len(_gzipped(_encoded(block, chars) for block in blocks)) > BYTES and chars:
-            continue
+
+    def fits(chars: int) -> bool:
+        return share * len(_gzipped(_encoded(block, chars) for block in blocks)) <= BYTES
+
+    first = min(bisect_left(LENGTHS, True, key=fits), len(LENGTHS) - 1)
+    for chars in LENGTHS[first:]:
         cut: Counter[str] = Counter()
         content = _gzipped(_encoded(block, chars, cut) for block in _blocks(answers, inputs, chosen, chars))
         if len(content) <= BYTES:
@@ -133,7 +138,7 @@ def _blocks(answers: Answers, inputs: Inputs | None, chosen: _Chosen, chars: int
     if inputs:
         texts = inputs(lambda row: row < len(chosen.flags) and chosen.flags[row] == 1, chars)
         while block := list(islice(texts, _BLOCK)):
-            yield {"inputs": {"row": [row for row, _ in block], "input": [text for _, text in block]}}
+            yield {"inputs": {"row": _steps([row for row, _ in block]), "input": [text for _, text in block]}}
     if chosen.several.len():
         for frame in answers.call_frames(_CALL):
             some = frame.filter(pl.col("row").is_in(chosen.several.implode()))
@@ -151,7 +156,7 @@ def _columns(frame: pl.DataFrame, chars: int) -> dict[str, Any]:
         pl.col("response").str.slice(0, chars + 1).alias("answer"),
     )
     return {
-        "row": frame["row"].to_list(),
+        "row": _steps(frame["row"]),
         "status": [STATUSES.index(status) for status in frame["status"]],
         **{name: _coded(frame[name]) for name in ("error_kind", "model", "target")},
         **numbers.to_dict(as_series=False),
@@ -160,11 +165,18 @@ def _columns(frame: pl.DataFrame, chars: int) -> dict[str, Any]:
 
 def _call_columns(frame: pl.DataFrame, chars: int) -> dict[str, Any]:
     return {
-        **frame.select("row", "level", "chunk", "chunks", "late").to_dict(as_series=False),
+        "row": _steps(frame["row"]),
+        **frame.select("level", "chunk", "chunks", "late").to_dict(as_series=False),
         "status": [STATUSES.index(status) for status in frame["status"]],
         "step": _coded(frame["step"]),
         "answer": frame["text"].str.slice(0, chars + 1).to_list(),
     }
+
+
+def _steps(rows: Iterable[int]) -> list[int]:
+    """The first row, then how much further each is than the one before: mostly 1."""
+    numbers = list(rows)
+    return [number - before for before, number in zip([0, *numbers], numbers, strict=False)]
 
 
 def _coded(column: pl.Series) -> dict[str, Any]:
