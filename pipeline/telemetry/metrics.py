@@ -1,16 +1,24 @@
-"""The metrics of a run, for Prometheus: counted as requests end, and read off the run when somebody asks.
+"""The metrics of a run, for Prometheus: summed as requests end, and made when somebody asks, as the rest is.
 
 Names of the GenAI conventions where they have one, else `prompt_pipeline_…`; base units, and `_usd` for money. Labels
 are names of the job file and words of ours, so that their number is bounded, whatever a service answers.
 """
 
 import time
+from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Iterator, Mapping
-from typing import get_args
+from itertools import accumulate
+from typing import NamedTuple, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from pipeline import __version__
@@ -30,7 +38,72 @@ _OWN = ("target", "model", "lane")
 _BINDS: tuple[Binds, ...] = tuple(bind for bind in get_args(Binds) if bind)
 _WAITS: tuple[Waits, ...] = tuple(waits for waits in get_args(Waits) if waits)
 
-disable_created_metrics()  # a second series for each, which tells when it began
+_TOKENS = {
+    "input": "Tokens of input as billed, cached ones and those of tools included.",
+    "cache_read_input": "Of the input, tokens that the service had cached.",
+    "output": "Tokens of output as billed, those of thinking included.",
+    "reasoning_output": "Of the output, tokens of thinking.",
+}
+
+
+class _Named(NamedTuple):
+    """Whose requests are counted together."""
+
+    provider: str
+    target: str
+    model: str
+    lane: str
+
+    @property
+    def own(self) -> tuple[str, str, str]:
+        """The values of `_OWN`."""
+        return self.target, self.model, self.lane
+
+    @property
+    def gen_ai(self) -> tuple[str, ...]:
+        """The values of `_GEN_AI`."""
+        return operation_name(self.provider), provider_name(self.provider), self.model, self.target, self.lane
+
+
+class _Times:
+    """A histogram of seconds."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_BUCKETS_S) + 1)
+        self._sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(_BUCKETS_S, seconds)] += 1
+        self._sum_s += seconds
+
+    def put(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
+        """Add it to a family, as Prometheus has it: each bucket with those below."""
+        bounds = (*map(str, _BUCKETS_S), "+Inf")
+        family.add_metric(labels, list(zip(bounds, accumulate(self._counts), strict=True)), self._sum_s)
+
+
+class _Answers:
+    """Sums over answers."""
+
+    def __init__(self) -> None:
+        self.times = _Times()
+        self.statuses = Counts[str]()
+        self.input = self.cached = self.output = self.thought = 0
+        self.cost_usd = 0.0
+
+    def add(self, reply: Reply) -> None:
+        """Count one; a count that no service can mean counts nothing, as a counter does not fall."""
+        usage = reply.usage
+        self.input += max(0, usage.input_tokens + usage.tool_tokens)
+        self.cached += max(0, usage.cached_tokens)
+        self.output += max(0, usage.output_tokens + usage.thinking_tokens)
+        self.thought += max(0, usage.thinking_tokens)
+        self.statuses[reply.status] += 1
+        if reply.cost_usd:
+            self.cost_usd += max(0.0, float(reply.cost_usd))
+        if reply.lane != "batch":
+            self.times.add(reply.latency_s)
 
 
 class Metrics(Collector):
@@ -40,74 +113,74 @@ class Metrics(Collector):
         self._monitor, self._recent = monitor, Recent()
         rehearsal = str(monitor.rehearsal).lower()
         self._info = {"run": monitor.run, "rehearsal": rehearsal, "version": __version__}
+        self._answers: dict[tuple[str, str, str, str], _Answers] = {}
+        self._failed = Counts[tuple[_Named, str, str]]()
+        self._failed_times: dict[tuple[_Named, str], _Times] = {}
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
-        self._seconds = Histogram(
-            "gen_ai_client_inference_duration_seconds",
-            "How long a request took, from leaving to its whole answer or its failure; batches are not in it.",
-            (*_GEN_AI, "error_type"),
-            buckets=_BUCKETS_S,
-            registry=self.registry,
-        )
-        self._tokens = {
-            name: Counter(f"gen_ai_client_inference_usage_{name}_tokens", help, _GEN_AI, registry=self.registry)
-            for name, help in (
-                ("input", "Tokens of input as billed, cached ones and those of tools included."),
-                ("cache_read_input", "Of the input, tokens that the service had cached."),
-                ("output", "Tokens of output as billed, those of thinking included."),
-                ("reasoning_output", "Of the output, tokens of thinking."),
-            )
-        }
-        self._calls = Counter(
-            "prompt_pipeline_calls",
-            "Answers that were paid for, in batches too, by what became of them.",
-            (*_OWN, "status"),
-            registry=self.registry,
-        )
-        self._cost = Counter(
-            "prompt_pipeline_calls_cost_usd",
-            "What these answers cost, in USD; those of unknown price count nothing.",
-            _OWN,
-            registry=self.registry,
-        )
-        self._failed = Counter(
-            "prompt_pipeline_requests_failed",
-            "Requests without an answer, most of which are made again: refusals for quota, failures.",
-            (*_OWN, "kind", "error_type"),
-            registry=self.registry,
-        )
 
     def answered(self, prompt: Prompt, reply: Reply) -> None:
         """Count an answer."""
-        own = reply.target or reply.endpoint, reply.asked, reply.lane
-        named = _named(speaker_of(reply.endpoint), *own)
-        usage = reply.usage
-        thought = usage.thinking_tokens
-        self._tokens["input"].labels(*named).inc(max(0, usage.input_tokens + usage.tool_tokens))
-        self._tokens["cache_read_input"].labels(*named).inc(max(0, usage.cached_tokens))
-        self._tokens["output"].labels(*named).inc(max(0, usage.output_tokens + thought))
-        self._tokens["reasoning_output"].labels(*named).inc(max(0, thought))
-        self._calls.labels(*own, reply.status).inc()
-        if reply.cost_usd:
-            self._cost.labels(*own).inc(max(0.0, float(reply.cost_usd)))
-        if reply.lane != "batch":
-            self._seconds.labels(*named, "").observe(reply.latency_s)
+        key = reply.endpoint, reply.target, reply.asked, reply.lane
+        if key not in self._answers:
+            self._answers[key] = _Answers()
+        self._answers[key].add(reply)
 
     def failed(self, prompt: Prompt, target: Target, failure: Failure, attempt: int, seconds: float) -> None:
         """Count a request without an answer."""
-        own, error = (target.label, target.model, target.lane), error_type(failure)
-        self._failed.labels(*own, failure.kind, error).inc()
-        self._seconds.labels(*_named(target.provider, *own), error).observe(seconds)
+        named, error = _Named(target.provider, target.label, target.model, target.lane), error_type(failure)
+        self._failed[named, failure.kind, error] += 1
+        self._failed_times.setdefault((named, error), _Times()).add(seconds)
 
     def collect(self) -> Iterator[Metric]:
         """How the run stands now."""
         status = status_of(self._monitor, self._recent.since(self._monitor), time.time())
         yield InfoMetricFamily("prompt_pipeline_run", "Which run this is.", self._info)
+        yield from self._requests()
         yield from self._rows_and_calls(status)
         yield from self._money(status)
         yield from _quotas(status.quotas)
         yield from _waits(status)
+
+    def _requests(self) -> Iterator[Metric]:
+        seconds = HistogramMetricFamily(
+            "gen_ai_client_inference_duration_seconds",
+            "How long a request took, from leaving to its whole answer or its failure; batches are not in it.",
+            labels=(*_GEN_AI, "error_type"),
+        )
+        tokens = {
+            name: CounterMetricFamily(f"gen_ai_client_inference_usage_{name}_tokens", help, labels=_GEN_AI)
+            for name, help in _TOKENS.items()
+        }
+        calls = CounterMetricFamily(
+            "prompt_pipeline_calls",
+            "Answers that were paid for, in batches too, by what became of them.",
+            labels=(*_OWN, "status"),
+        )
+        cost = CounterMetricFamily(
+            "prompt_pipeline_calls_cost_usd", "What they cost; those of unknown price count nothing.", labels=_OWN
+        )
+        failed = CounterMetricFamily(
+            "prompt_pipeline_requests_failed",
+            "Requests without an answer, most of which are made again: refusals for quota, failures.",
+            labels=(*_OWN, "kind", "error_type"),
+        )
+        for (endpoint, target, model, lane), sums in self._answers.items():
+            named = _Named(speaker_of(endpoint), target or endpoint, model, lane)
+            counted = (sums.input, sums.cached, sums.output, sums.thought)
+            for family, number in zip(tokens.values(), counted, strict=True):
+                family.add_metric(named.gen_ai, number)
+            for status, number in sums.statuses.items():
+                calls.add_metric((*named.own, status), number)
+            cost.add_metric(named.own, sums.cost_usd)
+            if lane != "batch":
+                sums.times.put(seconds, (*named.gen_ai, ""))
+        for (named, kind, error), number in self._failed.items():
+            failed.add_metric((*named.own, kind, error), number)
+        for (named, error), times in self._failed_times.items():
+            times.put(seconds, (*named.gen_ai, error))
+        yield from (seconds, *tokens.values(), calls, cost, failed)
 
     def _rows_and_calls(self, status: Status) -> Iterator[Metric]:
         monitor, saved = self._monitor, self._monitor.saved
@@ -145,11 +218,6 @@ class Metrics(Collector):
         )
         yield _optional("prompt_pipeline_budget_limit_usd", "The cap that is nearest; absent: none.", status.cap_usd)
         yield _optional("prompt_pipeline_budget_left_usd", "What that cap leaves.", status.left_usd)
-
-
-def _named(provider: str, target: str, model: str, lane: str) -> tuple[str, ...]:
-    """The values of `_GEN_AI`."""
-    return operation_name(provider), provider_name(provider), model, target, lane
 
 
 def _quotas(quotas: tuple[QuotaStanding, ...]) -> Iterator[Metric]:

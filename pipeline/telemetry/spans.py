@@ -28,6 +28,7 @@ from pipeline.telemetry.naming import address_of, error_type, operation_name, pr
 FLUSH_S = 5.0
 """The longest that the end of a run waits for spans to be delivered; what is left then is lost, and told."""
 _NS = 1_000_000_000
+_NO_PARENT = Context()
 
 Attributes = Mapping[str, AttributeValue]
 
@@ -111,15 +112,19 @@ class Spans:
     def _tell(self, prompt: Prompt, asked: "_Asked", attributes: Attributes, ended_at: float, seconds: float) -> None:
         with suppress(Exception):  # whatever is wrong with a span is nothing to the run
             ended_ns = int(ended_at * _NS)
-            known = {**asked.attributes, **_params(prompt.params), **self._run, "prompt_pipeline.step": prompt.step}
+            known = {
+                **asked.attributes,
+                **_params(prompt.params),
+                **self._run,
+                **attributes,
+                "prompt_pipeline.step": prompt.step,
+            }
             span = self._tracer.start_span(
-                asked.span, Context(), SpanKind.CLIENT, known, start_time=ended_ns - int(seconds * _NS)
+                asked.span, _NO_PARENT, SpanKind.CLIENT, known, start_time=ended_ns - int(seconds * _NS)
             )
-            if span.is_recording():
-                self._made += 1
-                span.set_attributes(attributes)
-                if "error.type" in attributes:
-                    span.set_status(StatusCode.ERROR)
+            self._made += span.is_recording()
+            if "error.type" in attributes:
+                span.set_status(StatusCode.ERROR)
             span.end(ended_ns)
 
 
