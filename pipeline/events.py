@@ -260,6 +260,7 @@ class Progressed(Event):
     rate_limited: int
     shed: int = field(default=0, kw_only=True)  # requests that flex turned away
     failed: Mapping[str, int] = field(default_factory=dict, kw_only=True)  # other requests without an answer, by cause
+    bound_s: Mapping[str, float] = field(default_factory=dict, kw_only=True)  # seconds by what was waited for
 
 
 @dataclass(frozen=True, slots=True)

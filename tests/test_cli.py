@@ -48,6 +48,7 @@ RUN_KEYS = [
     "left_out",
     "models_noted",
     "seconds",
+    "bound_s",
     "output",
     "output_finished",
     "run_dir",

@@ -201,6 +201,7 @@ def test_the_json_has_stable_keys_and_counts_tool_tokens_as_input(directory: Pat
         "left_out": [],
         "models_noted": [],
         "seconds": 0.0,
+        "bound_s": {},
         "accuracy": None,
         "output": "results/notes.csv",
         "output_finished": None,
@@ -280,6 +281,21 @@ def test_what_was_sent_for_rows_that_did_not_finish_is_counted(
     assert "unanswered 39 failed 7 + refused for quota 27 + turned away in flex 5" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_why_it_was_not_faster_is_summed_over_sessions_the_killed_ones_too(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed_after = {**progress(100), "bound_s": {"rpm": 90.0, "server": 10.0}}
+    ended = {**end(100), "bound_s": {"rpm": 60.04, "slots": 39.5, "source": 0.5, "moon": 0.01}}
+    log(directory, start(), progress(50), killed_after, start(), end(7, "stopped"), start(), progress(99), ended)
+    summary = summarize(directory)
+    told = {"rpm": 150.0, "slots": 39.5, "server": 10.0, "source": 0.5, "moon": 0.0}
+    assert summary.as_json()["bound_s"] == told and list(summary.bound_s) == list(told)
+    show_summary(summary)
+    assert "bound 75% by requests a minute, 20% by calls at once, 5% by the service\n" in capsys.readouterr().out
+    show_summary(summarize(log(directory, start(), {**end(3), "bound_s": {"cpu": 3.0}})))
+    assert "bound" not in capsys.readouterr().out, "of three seconds nobody asks that"
 
 
 def test_what_was_saved_is_summed_over_sessions(directory: Path) -> None:

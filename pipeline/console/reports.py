@@ -78,7 +78,7 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         ("latency", seconds(summary.latency_p50_s), f"median; {seconds(summary.latency_p95_s)} at p95")
         if summary.latency_p50_s is not None and summary.latency_p95_s is not None
         else None,
-        ("time", duration(summary.seconds), ""),
+        ("time", duration(summary.seconds), _bound(summary)),
         ("output", summary.output, _so_far(summary)),
         ("run", str(summary.directory), ""),
     ]
@@ -109,6 +109,30 @@ def _so_far(summary: Summary) -> str:
     if finished is None or summary.status == "pilot":
         return "not written yet: the run does"
     return "" if finished >= summary.rows else f"{finished:,} of {summary.rows:,} rows so far, the others are `pending`"
+
+
+_BOUND = {
+    "rpm": "requests a minute",
+    "tpm": "tokens a minute",
+    "rpd": "requests a day",
+    "slots": "calls at once",
+    "budget": "the budget",
+    "server": "the service",
+    "cpu": "this machine",
+    "source": "nothing ready to send",
+    "batches": "batches",
+}
+_MOST_BOUND = 3  # causes that are named
+
+
+def _bound(summary: Summary) -> str:
+    """Why it was not faster: the parts of its time that went into waiting, by cause; nothing of a short run."""
+    total = sum(summary.bound_s.values())
+    if summary.seconds < _SHORT_S / 10 or not total:
+        return ""
+    shares = [(seconds / total, _BOUND.get(cause, cause)) for cause, seconds in summary.bound_s.items()]
+    told = [f"{share:.0%} by {cause}" for share, cause in shares[:_MOST_BOUND] if share >= 0.005]
+    return f"bound {', '.join(told)}"
 
 
 _WAITS: Mapping[Waits, str] = {

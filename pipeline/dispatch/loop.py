@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup
 
 from pipeline.calibration import Calibration, Calibrations
 from pipeline.dispatch.backlog import Backlog, Costs, Line, Waiting, next_wanted, open_to, take
+from pipeline.dispatch.bounds import Bounds
 from pipeline.dispatch.desk import Send
 from pipeline.dispatch.flex import Flex, fell_back
 from pipeline.errors import PipelineError
@@ -20,7 +21,7 @@ from pipeline.quota.book import QuotaBook
 from pipeline.quota.pacer import WINDOW_S
 from pipeline.quota.quota import GIVE_UP_S, Quota
 from pipeline.quota.refusals import Ticket
-from pipeline.quota.standing import QuotaStanding, standing_of
+from pipeline.quota.standing import Bound, QuotaStanding, standing_of
 from pipeline.records import Failure, Lane, Reply, Step, Takes
 from pipeline.targets import Route, Target, by_quota
 
@@ -89,6 +90,8 @@ class QuotaLoop:
         self.flying: dict[Waiting, Ticket] = {}
         self.closed: PipelineError | None = None  # why it sends nothing any more
         self.sent = 0
+        self.bounds = Bounds()
+        self._why: Bound | None = None  # it was blocked, when that was last asked
         self._is_short = False  # of tokens, for all that it may take
         self._is_beyond = False  # all that waits is larger than it ever takes
         self._backlog, self._floor, self._send = backlog, floor, send
@@ -137,12 +140,14 @@ class QuotaLoop:
             self._floor.look(now, group)
             until = self._blocked_until(now)
             if until is not None:
+                self.bounds.turn(self._why, now)
                 await self._rest(until)
             elif self._has_unit(now) or await self._pace(now):
                 now = self._loop.time()
                 waiting = take(now, self)
                 self._is_short, self._is_beyond = waiting is None and any(open_to(self, now)), False
                 if waiting is None:
+                    self.bounds.turn("tpm" if self._is_short else "source", now)
                     if not self._floor.halted:
                         changes_at = self.flex.changes_at(now) if self.flex else inf
                         await self._rest(min(self._fits_at(now), self._left_to_others_until(now), changes_at))
@@ -151,6 +156,7 @@ class QuotaLoop:
                 if self._floor.admits(self, self.target.asked_in(lane), waiting, now):
                     self._launch(waiting, lane, now, group)
                 elif not self._floor.halted:
+                    self.bounds.turn("budget", now)
                     await self._rest(inf)
 
     def end(self) -> None:
@@ -173,6 +179,7 @@ class QuotaLoop:
             len(self.flying),
             now,
             wall,
+            self.bounds.seconds(now),
             is_closed=self.closed is not None,
             is_short=self._is_short,
         )
@@ -185,15 +192,24 @@ class QuotaLoop:
 
     def _blocked_until(self, now: float) -> float | None:
         """None when a request may leave; else when to look again, `inf` when only an event can change it."""
-        if self._floor.halted or self.closed or not any(self.lines):
+        if self._floor.halted or self.closed:
+            self._why = None
+            return inf
+        if not any(self.lines):
+            self._why = "source" if self.flying or self._backlog.due_at == inf else "server"
             return inf
         if not any(line and self.lane_of(line, now) for line in self.lines):
+            is_full = self._is_full(self._usual_lane(now)) and not self.quota.slots.is_cut
+            self._why = "slots" if is_full else "server"
             return self.flex.changes_at(now) if self.flex else inf
         opens_at = self._day_opens_at(now)
         if opens_at is not None:
+            self._why = "rpd"
             return opens_at
         self.quota.look_around(now)
         opens_at = self.quota.opens_at(now)
+        if opens_at is not None:
+            self._why = "rpm" if self.quota.held_until is None else "server"
         if opens_at is not None and self.quota.down_s() > GIVE_UP_S:
             self._floor.shut(self, stops.down(GIVE_UP_S))
         return opens_at
@@ -234,6 +250,7 @@ class QuotaLoop:
             await self.quota.acquire(now)
             self._unit_at = now
             return True
+        self.bounds.turn("rpm", now)
         with anyio.CancelScope() as self._pacing:
             await self.quota.acquire(now)
             self._unit_at = self._loop.time()

@@ -69,6 +69,7 @@ class Quota:
             closed_until=known.day_opens_at,
         )
         self._outage = Breaker(OUTAGE_AFTER, rng)
+        self.held_until: float | None = None  # by what the service did, as of the last `opens_at`
         self._sent_at = -inf
         self._strict = False
         self._held_back = False  # by the requests of the last minute
@@ -119,7 +120,7 @@ class Quota:
 
     def opens_at(self, now: float) -> float | None:
         """None when a request may leave; else when to ask again, `inf` while a probe is on its way."""
-        opens_at = _later(self._gate.opens_at(now), self._outage.opens_at(now))
+        opens_at = self.held_until = _later(self._gate.opens_at(now), self._outage.opens_at(now))
         if self.requests and self._pacer:
             fits_at = self.ledger.request_fits_at(now, self.requests.value, counted=self._strict)
             if self.requests.exploring and self.ledger.on_new_ground(now):

@@ -47,6 +47,11 @@ class Slots:
         """Whether it was the crowd that was refused."""
         return self._cap < inf
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the service has taken some away: it said that it is overloaded, or refused a crowd."""
+        return self._taken >= 1.0 or self.bounded
+
     def change(self, rpm: float) -> None:
         """Size for another rate."""
         self._rpm = rpm

@@ -1,6 +1,7 @@
 """How one quota stands at one moment, for whoever looks at a run."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.quota.limit import Limit
@@ -9,6 +10,10 @@ from pipeline.quota.quota import Quota
 Binds = Literal["requests", "tokens", "day", "outage", "slots", "left out", ""]
 """What keeps a quota from sending more: a meter of the minute, the day, a server that refuses or fails everything, as
 many requests in flight as may be, that it is asked no more; empty: nothing that is known."""
+
+Bound = Literal["rpm", "tpm", "rpd", "slots", "budget", "server", "source"]
+"""What a quota's time went into: the three limits, as many calls in flight as may be, a cap on spending, the service
+(it refuses or fails, or was slowed down for), and nothing that was ready to be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +37,19 @@ class QuotaStanding:
     slots: int  # requests that may be in flight
     binds: Binds
     opens_at_s: float | None  # when a day that is used up is over, epoch seconds
+    bound_s: Mapping[Bound, float] = field(default_factory=dict)  # seconds so far by what kept it from sending more
 
 
 def standing_of(
-    quota: Quota, target: str, in_flight: int, now: float, wall: float, *, is_closed: bool, is_short: bool
+    quota: Quota,
+    target: str,
+    in_flight: int,
+    now: float,
+    wall: float,
+    bound_s: Mapping[Bound, float],
+    *,
+    is_closed: bool,
+    is_short: bool,
 ) -> QuotaStanding:
     """How it stands at `now`, by the loop's clock, and `wall`, epoch seconds; `is_short`: of tokens, for all there is.
 
@@ -65,6 +79,7 @@ def standing_of(
         quota.slots.count,
         binds,
         opens_at,
+        bound_s,
     )
 
 

@@ -1,7 +1,7 @@
 """What a run directory says about its run, also while the run goes on. Reads only."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -12,7 +12,17 @@ from pipeline.errors import RunStateError
 from pipeline.records import STATUSES, Reply, Status, Usage
 from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_step, baseline, compare
 from pipeline.report.causes import Cause, cause_json, causes_of
-from pipeline.report.events import Ended, Event, LeftOut, ModelNoted, Progressed, Started, read_events
+from pipeline.report.events import (
+    Ended,
+    Event,
+    LeftOut,
+    ModelNoted,
+    Started,
+    bound_of,
+    over_sessions,
+    read_events,
+    seconds_of,
+)
 from pipeline.report.finding import in_use
 from pipeline.report.lanes import InLane, batch_json, by_lane, lane_json, together, with_fallen
 from pipeline.report.latencies import Latencies
@@ -71,6 +81,9 @@ RUN_KEYS: Mapping[str, str] = {
     "models_noted": "which model answered where another was asked, which ends by the service's word, and that flex was"
     " asked and standard answered, in words",
     "seconds": "how long the run took, all its sessions together",
+    "bound_s": "why it was not faster: seconds of its targets by what they waited for. `rpm`, `tpm`, `rpd`: these"
+    " limits; `slots`: as many calls in flight as may be; `budget`: a cap; `server`: the service refused or failed;"
+    " `cpu`: this process computed; `source`: nothing was ready to be sent; `batches`: all that was left waited there",
     "output": "the table that was written last, or is to be written",
     "output_finished": "rows in it that are finished, the others are `pending`; null where none was written yet",
     "run_dir": "the run directory",
@@ -114,6 +127,7 @@ class Summary:
     latency_p50_s: float | None
     latency_p95_s: float | None
     seconds: float
+    bound_s: Mapping[str, float]  # by what was waited for, most first
     accuracy: Accuracy | None  # None: no plan for as many rows is known
     targets: Mapping[str, tuple[int, Decimal | None]]  # of a job with several: calls, and USD; None: unknown
     lanes: Mapping[str, InLane]
@@ -184,6 +198,7 @@ class Summary:
             "left_out": list(self.left_out),
             "models_noted": list(self.models_noted),
             "seconds": round(self.seconds, 1),
+            "bound_s": {cause: round(seconds, 1) for cause, seconds in self.bound_s.items()},
             "output": self.output,
             "output_finished": self.output_finished,
             "run_dir": str(self.directory),
@@ -299,9 +314,9 @@ def summarize(directory: Path) -> Summary:
         calls=sum(amounts.calls for amounts in sums.steps.values()),
         calls_by_step={step: amounts.calls for step, amounts in sorted(sums.steps.items())},
         # A session counts what it sent for rows that did not finish too; of a killed one the last seconds are missing.
-        attempts=max(sums.attempts, int(_over_sessions(events, lambda numbers: numbers.attempts))),
-        rate_limited=max(sums.rate_limited, int(_over_sessions(events, lambda numbers: numbers.rate_limited))),
-        shed=int(_over_sessions(events, lambda numbers: numbers.shed)),
+        attempts=max(sums.attempts, int(over_sessions(events, lambda numbers: numbers.attempts))),
+        rate_limited=max(sums.rate_limited, int(over_sessions(events, lambda numbers: numbers.rate_limited))),
+        shed=int(over_sessions(events, lambda numbers: numbers.shed)),
         usage=Usage(
             sums.paid["input_tokens"],
             sums.paid["cached_tokens"],
@@ -315,14 +330,15 @@ def summarize(directory: Path) -> Summary:
         at_most_usd=sums.at_most_usd,
         uncertain=sums.uncertain,
         usage_estimated=sums.estimated,
-        identical=int(_over_sessions(events, lambda numbers: numbers.identical)),
-        cached=int(_over_sessions(events, lambda numbers: numbers.cached)),
-        saved_usd=_over_sessions(events, lambda numbers: numbers.saved_usd),
+        identical=int(over_sessions(events, lambda numbers: numbers.identical)),
+        cached=int(over_sessions(events, lambda numbers: numbers.cached)),
+        saved_usd=over_sessions(events, lambda numbers: numbers.saved_usd),
         kept=sums.kept,
         kept_usd=sums.kept_usd,
         latency_p50_s=sums.latencies.quantile(0.5),
         latency_p95_s=sums.latencies.quantile(0.95),
-        seconds=_seconds(events),
+        seconds=seconds_of(events),
+        bound_s=bound_of(events),
         accuracy=None if beyond else _accuracy(plan, sums, events),  # the plan was for fewer rows
         targets=dict(sorted(sums.targets.items())),
         lanes=with_fallen(sums.lanes, fallen.counts(directory / FOLDER)),
@@ -347,7 +363,7 @@ def _accuracy(plan: Baseline | None, sums: _Sums, events: Sequence[Event]) -> Ac
     if plan is None:
         return None
     before, lanes = ({lane: each.calls for lane, each in of.items()} for of in (sums.lanes_before, sums.lanes_counted))
-    return compare(plan, sums.before, sums.counted, _seconds(plan.sessions(events)), before, lanes)
+    return compare(plan, sums.before, sums.counted, seconds_of(plan.sessions(events)), before, lanes)
 
 
 def verify(directory: Path) -> int:
@@ -375,19 +391,3 @@ def _status(events: Sequence[Event], directory: Path) -> str:
     if isinstance(last, Ended):
         return last.status
     return "running" if in_use(directory) else "interrupted"
-
-
-def _seconds(events: Sequence[Event]) -> float:
-    return float(_over_sessions(events, lambda numbers: Decimal(str(numbers.seconds))))
-
-
-def _over_sessions(events: Sequence[Event], of: Callable[[Progressed | Ended], Decimal | int]) -> Decimal:
-    """Sum over the sessions; of a killed one, until its last sign of life."""
-    total = current = Decimal(0)
-    for event in events:
-        if isinstance(event, Started):
-            total += current
-            current = Decimal(0)
-        elif isinstance(event, Progressed | Ended):
-            current = Decimal(of(event))
-    return total + current

@@ -1,6 +1,6 @@
 """What run.log tells the report (see `pipeline.events`): a line that is damaged, or no event of ours, is skipped."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -55,6 +55,7 @@ class _Numbers(_Event):
     rate_limited: Count = 0
     shed: Count = 0
     failed: dict[str, Count] = {}
+    bound_s: dict[Annotated[str, Field(pattern="^[a-z]{1,20}$")], Seconds] = {}
 
 
 class Progressed(_Numbers):
@@ -124,3 +125,35 @@ def parse_events(lines: Iterable[bytes]) -> Iterator[Event]:
             yield _EVENT.validate_json(line)
         except ValidationError:  # torn by a kill, damaged, or an event that the report has no use for
             continue
+
+
+def over_sessions(events: Iterable[Event], of: Callable[[Progressed | Ended], Decimal | int]) -> Decimal:
+    """Sum over the sessions; of a killed one, until its last sign of life."""
+    return sum((Decimal(of(event)) for event in last_signs(events)), Decimal(0))
+
+
+def seconds_of(events: Iterable[Event]) -> float:
+    """How long all sessions took together."""
+    return float(over_sessions(events, lambda numbers: Decimal(str(numbers.seconds))))
+
+
+def bound_of(events: Iterable[Event]) -> dict[str, float]:
+    """Seconds of all sessions by what they waited for, most first."""
+    found: dict[str, float] = {}
+    for event in last_signs(events):
+        for cause, seconds in event.bound_s.items():
+            found[cause] = found.get(cause, 0.0) + seconds
+    return dict(sorted(found.items(), key=lambda each: -each[1]))
+
+
+def last_signs(events: Iterable[Event]) -> Iterator[Progressed | Ended]:
+    """The last numbers that each session told."""
+    last: Progressed | Ended | None = None
+    for event in events:
+        if isinstance(event, Progressed | Ended):
+            last = event
+        elif isinstance(event, Started) and last:
+            yield last
+            last = None
+    if last:
+        yield last

@@ -69,6 +69,7 @@ class Monitor:
     stopping: bool = False
     notices: list[Event] = field(default_factory=list)  # events not shown yet
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=100))  # of the last calls outside of batches
+    bound_s: Mapping[str, float] = field(default_factory=dict)  # why it was not faster, seconds of its loops by cause
     alerts: Mapping[str, str] = field(default_factory=dict)  # thresholds that are passed, by name, and how they stand
     observers: list[Observer] = field(default_factory=list)  # of its requests
     run: str = ""  # the name of its directory

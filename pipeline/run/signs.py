@@ -67,6 +67,7 @@ def progress_of(monitor: Monitor) -> Progressed:
         rate_limited=desk.rate_limited if desk else 0,
         shed=desk.shed if desk else 0,
         failed={**desk.failures} if desk else {},
+        bound_s=monitor.bound_s,
     )
 
 

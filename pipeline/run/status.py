@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.quota.standing import QuotaStanding
 from pipeline.records import Lane
 from pipeline.records import Status as Outcome
+from pipeline.run.bounds import Bounded
 from pipeline.run.engine import Monitor
 from pipeline.store.manifest import Lock
 
@@ -214,7 +215,7 @@ class StatusFile:
         self, directory: Path, monitor: Monitor, on_look: Callable[[Status], None] = lambda status: None
     ) -> None:
         """`on_look` is told how it stands at each look."""
-        self._on_look = on_look
+        self._on_look, self._bounded = on_look, Bounded(time.time())
         self._path, self._monitor, self._recent = directory / NAME, monitor, Recent()
         self.last: Status | None = None  # as it was written
 
@@ -229,6 +230,8 @@ class StatusFile:
         now, before = time.time(), self.last
         status = status_of(self._monitor, self._recent.since(self._monitor), now)
         self._on_look(status)
+        is_batched = status.waits_for == "batches"
+        self._monitor.bound_s = self._bounded.look(status.quotas, now, only_batches=is_batched)
         status = replace(status, alerts=self._monitor.alerts)
         if before and now - before.at_s < SIGN_S and _same(before, status):
             return

@@ -1,0 +1,44 @@
+"""Why a run was not faster: the seconds of its loops by what they waited for, and what that was really."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from pipeline.quota.standing import QuotaStanding
+
+BUSY = 0.9
+"""Of the time between two looks: with so much of it spent computing, more work or more calls at once would not help."""
+
+_LEAST_S = 0.001
+
+
+class Bounded:
+    """Sums what each look finds since the one before.
+
+    Where nothing was ready, or as many calls were in flight as may be, this process itself may have been the reason: it
+    computed nearly all the time. Where nothing was ready as all waited in batches, those were.
+    """
+
+    def __init__(self, at_s: float, cpu_s: Callable[[], float] = time.thread_time) -> None:
+        """From `at_s` on, epoch seconds; `cpu_s` are seconds of CPU that the thread of the event loop has used."""
+        self._cpu_s = cpu_s
+        self._seen: dict[str, float] = {}
+        self._at_s, self._used_s = at_s, cpu_s()
+        self._seconds: dict[str, float] = {}
+
+    def look(self, quotas: Iterable[QuotaStanding], at_s: float, *, only_batches: bool) -> Mapping[str, float]:
+        """All seconds until now by cause, most first; `only_batches`: all that is left waits in them."""
+        seen: dict[str, float] = {}
+        for quota in quotas:
+            for bound, seconds in quota.bound_s.items():
+                seen[bound] = seen.get(bound, 0.0) + seconds
+        since = {cause: seconds - self._seen.get(cause, 0.0) for cause, seconds in seen.items()}
+        used_s = self._cpu_s()
+        if used_s - self._used_s >= BUSY * (at_s - self._at_s):
+            since["cpu"] = since.pop("source", 0.0) + since.pop("slots", 0.0)
+        elif only_batches:
+            since["batches"] = since.pop("source", 0.0)
+        for cause, seconds in since.items():
+            self._seconds[cause] = self._seconds.get(cause, 0.0) + seconds
+        self._seen, self._at_s, self._used_s = seen, at_s, used_s
+        most_first = sorted(self._seconds.items(), key=lambda each: -each[1])
+        return {cause: round(seconds, 3) for cause, seconds in most_first if seconds >= _LEAST_S}
