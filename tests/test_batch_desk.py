@@ -6,6 +6,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from desks import HOUR, KEY, MODEL, NOON, OPENAI, TARGET, Night, prompt_of, without_threads
 
@@ -17,6 +18,7 @@ from pipeline.errors import AuthError, RunStateError, ServiceError
 from pipeline.models import Model
 from pipeline.store import batched
 from pipeline.store.parts import read_part
+from pipeline.targets import Target
 
 
 @pytest.fixture(autouse=True)
@@ -545,6 +547,41 @@ def test_results_that_are_gone_are_told_and_their_prompts_asked_again(directory:
     seen = night.session(5, last_call_s=12 * HOUR)
     assert len(seen.answered) == 5
     assert any("gone: they were kept for 48 hours" in each for each in seen.told)
+
+
+@pytest.mark.parametrize("target", [TARGET, OPENAI])
+def test_results_that_are_not_where_the_service_says_are_given_up_after_an_hour(
+    directory: Path, target: Target
+) -> None:
+    """Its prompts are asked again, and what the batch may have cost counts at its most."""
+    night = Night(directory, target=target, batch_pending_s=60, batch_run_s=60)
+    night.spending = cap("1")
+    night.lie = without_results
+    seen = night.session(5, leave=True)
+    for _ in range(5):  # as from cron: since when is on the disk
+        night.now += 1100
+        seen.told += night.session(5, leave=True).told
+    night.lie = None
+    seen.told += night.session(5).told
+    first, second = night.states()
+    assert (first.status, first.missing, second.ok) == ("succeeded", 5, 5)
+    assert [each for each in seen.told if "for an hour" in each] == [
+        "batch 1: its results are not at the service (HTTP 404), and are looked for for an hour",
+        "the results of batch 1 are gone: nothing was there for an hour. What they may have cost counts at its most",
+    ]
+    assert _at_most_usd(directory) > 0
+
+
+def test_results_that_come_late_are_taken(directory: Path) -> None:
+    night = Night(directory, batch_pending_s=60, batch_run_s=60)
+    night.lie = without_results
+    night.session(5, until=lambda desk: night.wall() > NOON + 3000)
+    night.lie = None
+    check_once(night, 5)
+
+
+def without_results(request: httpx.Request, body: bytes) -> httpx.Response | None:
+    return httpx.Response(404) if ":download" in request.url.path or request.url.path.endswith("/content") else None
 
 
 def test_files_are_deleted_at_the_service_as_soon_as_nobody_needs_them(directory: Path) -> None:

@@ -33,6 +33,9 @@ from pipeline.store.fallen import FromBatch
 from pipeline.store.lines import Call
 from pipeline.targets import Target
 
+GONE_S = 3600.0
+"""How long results are looked for that are not where a batch that is over says they are: nobody tells how late they may
+be, and this is sixty times what batches take to be listed."""
 _AT_ONCE = 8  # prompts that are counted
 _STEP = 200  # lines between which others have their turn
 _ENDING = frozenset({"invalid_request", "prompt_blocked", "too_long"})
@@ -95,7 +98,7 @@ class Taking:
                 failure = await service.fetch(remote, results)
             except OSError as error:
                 raise cannot_write(results, error) from None
-            is_gone = failure is not None and failure.http_status in _GONE and self._wall() > ended + KEPT_S
+            is_gone = failure is not None and self._is_gone(state, failure, ended)
             if failure is not None and is_too_large(failure):
                 self._notify(BatchNoted(f"batch {number}: {failure.message}: none of it is used"))
             elif failure is not None and not is_gone:
@@ -112,8 +115,6 @@ class Taking:
             failed = [by_name[name] for name in found.failures]
             lines = await anyio.to_thread.run_sync(_lines_of, path, failed)
             found.failures = await anyio.to_thread.run_sync(each_without_prompt, found.failures, lines)
-        if is_gone:
-            self._notify(BatchNoted(f"the results of batch {number} are gone: they were kept for 48 hours"))
         is_scrambled = await self._check(found, by_name, state, service)
         stop: PipelineError | None = None
         if is_scrambled or found.is_refused(len(keys)):
@@ -127,6 +128,26 @@ class Taking:
         if self._cache is not None and found.replies:
             await self._share(self._cache, results, found, target, service)
         return await self._keep(state, remote, lane, keys, found, ended, stop, is_called)
+
+    def _is_gone(self, state: BatchState, failure: Failure, ended: float) -> bool:
+        """Whether results that cannot be fetched never will be."""
+        if failure.http_status not in _GONE:
+            return False
+        now, gone = self._wall(), f"the results of batch {state.number} are gone"
+        if now > ended + KEPT_S:
+            self._notify(BatchNoted(f"{gone}: they were kept for 48 hours"))
+            return True
+        if failure.kind in ("auth", "proxy"):
+            return False
+        if state.gone_since is None:
+            self._store.note(state.number, "state", at=now, gone_since=now)
+            not_there = f"its results are not at the service (HTTP {failure.http_status})"
+            self._notify(BatchNoted(f"batch {state.number}: {not_there}, and are looked for for an hour"))
+            return False
+        if now < state.gone_since + GONE_S:
+            return False
+        self._notify(BatchNoted(f"{gone}: nothing was there for an hour. What they may have cost counts at its most"))
+        return True
 
     async def _share(self, cache: AnswerCache, path: Path, found: Found, target: Target, service: Service) -> None:
         """Put the answers that are believed where other runs look for them; their bodies are read once more."""

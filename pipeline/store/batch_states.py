@@ -80,6 +80,7 @@ class BatchState:
     status: str = ""  # as the service told last
     cancelling: bool = False
     unbegun: bool = False  # it waited still right before it was cancelled: nothing of it was worked on, or billed
+    gone_since: float | None = None  # since when its results are not where the service says that they are
     released: bool = False  # its prompts are asked elsewhere: what comes of it may be late
     ok: int = 0  # replies that were paid for, and are not late
     failed: int = 0  # lines that failed
@@ -127,6 +128,7 @@ _ASKED_FRESH: dict[str, Any] = {
     "status": "",
     "cancelling": False,
     "unbegun": False,
+    "gone_since": None,
 }
 """Of a batch that is handed in again."""
 
