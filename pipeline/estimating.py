@@ -14,6 +14,7 @@ from pipeline.plan.forecast import Bought
 from pipeline.plan.learned import merged
 from pipeline.plan.picks import pick_pilot
 from pipeline.plan.planner import EVERYTHING, USUAL
+from pipeline.plan.survey import Survey
 from pipeline.plan.timing import Deadline, deadline
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
@@ -60,7 +61,7 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     """What is left of this job and what it takes. Writes nothing, and sends nothing but what `exact` has counted."""
     start = datetime.now(UTC)
     found = await look(session)
-    with kept(session) as (outcomes, bought, keeping):
+    with kept(session, found) as (outcomes, bought, keeping):
         waiting, effort = _waiting(session), EVERYTHING if wishes.whole else USUAL
         given = await basis(session, wanted(session, outcomes), bought, effort, found, waiting)
         given = replace(given, by=wishes.by)
@@ -86,7 +87,7 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
         else ()
     )
     spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
-    edit = _edit(keeping.counted(found, session.source.columns), bool(made.sampled_rows)) if keeping else ()
+    edit = _edit(keeping.counted(), bool(made.sampled_rows)) if keeping else ()
     told = replace(
         made,
         notices=(
@@ -131,7 +132,7 @@ def _waiting(session: Session) -> InBatches | None:
 async def pilot_rows(session: Session, number: int) -> frozenset[int]:
     """So many rows to try first, spread over kinds of script and lengths, of those that are left to do."""
     found = await look(session)
-    with kept(session) as (outcomes, _, _):
+    with kept(session, found) as (outcomes, _, _):
         return frozenset(pick_pilot(found, mask(session, wanted(session, outcomes)), number).numbers)
 
 
@@ -139,10 +140,10 @@ async def foreseen(session: Session) -> tuple[plan.Plan, Session]:
     """The plan that a run would start with now, and the session with the change that it would begin with."""
     changed(session)  # raises what the run would
     found = await look(session)
-    with kept(session) as (outcomes, bought, keeping):
+    with kept(session, found) as (outcomes, bought, keeping):
         made = await planned(session, wanted(session, outcomes), bought, _spent_usd(session), found)
         made = replace(made, notices=(*(keeping.notices if keeping else ()), *made.notices))
-    return made, replace(session, change=keeping.counted(found, session.source.columns) if keeping else None)
+    return made, replace(session, change=keeping.counted() if keeping else None)
 
 
 def _spent_usd(session: Session) -> Decimal:
@@ -152,7 +153,7 @@ def _spent_usd(session: Session) -> Decimal:
 
 
 @contextmanager
-def kept(session: Session) -> Iterator[tuple[Outcomes, Bought, Keeping | None]]:
+def kept(session: Session, found: Survey) -> Iterator[tuple[Outcomes, Bought, Keeping | None]]:
     """Outcomes and replies that a run of this job would find as it starts; reads only.
 
     After an edit of job or input no row has an outcome, and what earlier generations bought is found and counted.
@@ -164,8 +165,8 @@ def kept(session: Session) -> Iterator[tuple[Outcomes, Bought, Keeping | None]]:
         yield Outcomes(), _nothing, None
         return
     if change:
-        keeping = Keeping(session, change)
-        yield Outcomes(), keeping.bought, keeping
+        keeping = Keeping(session, change, found)
+        yield keeping.outcomes(), keeping.bought, keeping
         return
     if known is None or differences(known, session.manifest()):
         yield Outcomes(), _nothing, None

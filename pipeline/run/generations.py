@@ -18,11 +18,12 @@ from pipeline.run.changes import Change
 from pipeline.run.guards import aside_of
 from pipeline.run.prepare import Session
 from pipeline.store import digests
+from pipeline.store.carrying import Carried, carried
 from pipeline.store.earlier import Earlier, told_missing
 from pipeline.store.manifest import Lock, differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
-from pipeline.store.state import is_unused, refuse_other
+from pipeline.store.state import Outcomes, is_unused, load_unsealed, refuse_other
 
 
 def changed(session: Session) -> Change | None:
@@ -47,12 +48,15 @@ def changed(session: Session) -> Change | None:
 class Keeping:
     """Looks up what earlier generations bought, for a plan, and counts it."""
 
-    def __init__(self, session: Session, change: Change) -> None:
+    def __init__(self, session: Session, change: Change, found: Survey) -> None:
+        self._session = session
         self._job = session.working
         self._change = change
+        self._found = found
+        self._carried = _carried(session, change, found)
         self._earlier = Earlier(change.earlier, parse_stored, session.options.retry)
         self._seen: set[str] = set()
-        self._usd = Decimal(0)
+        self._usd = self._carried.usd if self._carried else Decimal(0)
         self._truncated = 0
 
     async def bought(self, prompt: Prompt) -> Reply | None:
@@ -64,22 +68,61 @@ class Keeping:
             self._truncated += reply.status == "truncated"
         return reply
 
+    def outcomes(self) -> Outcomes:
+        """The rows of which nothing is asked, as they are carried over."""
+        outcomes = Outcomes()
+        for row in self._carried.rows["row"] if self._carried else ():
+            outcomes.set(row, "ok", passing=False)
+        return outcomes
+
+    def carry(self) -> None:
+        """Carry rows over into the generation that has begun. Raises `RunStateError`."""
+        if self._carried is None:
+            return
+        directory, has_ids = self._change.directory, self._session.source.id is not None
+        with held(directory):
+            manifest = read_manifest(directory / "manifest.json")
+            if manifest and manifest.after and is_unused(directory):  # nobody was faster
+                before = directory.parent / manifest.after[0]
+                self._carried.write(before, self._change.known.generation, directory, manifest, has_ids)
+
     @property
     def notices(self) -> tuple[str, ...]:
         """What is not found any more."""
         return tuple(told_missing(self._earlier))
 
-    def counted(self, found: Survey, columns: tuple[str, ...]) -> Change:
+    def counted(self) -> Change:
         """The change with what was found so far, and with what a look over the table says of its rows."""
         self._earlier.close()
-        rows = digests.compared(self._change.directory, found.digests, found.rows, columns)
-        return replace(self._change, rows=rows, kept=len(self._seen), kept_usd=self._usd, truncated=self._truncated)
+        found, kept = self._found, len(self._seen) + (len(self._carried.rows) if self._carried else 0)
+        rows = digests.compared(self._change.directory, found.digests, found.rows, self._session.hashed)
+        return replace(self._change, rows=rows, kept=kept, kept_usd=self._usd, truncated=self._truncated)
+
+
+def _carried(session: Session, change: Change, found: Survey) -> Carried | None:
+    """Rows that can be carried over as they are: only the input was edited, and a row of it is one call.
+
+    Where calls are shared, as between pieces or turns, or another target may have answered, each is looked for.
+    """
+    job, source = session.working, session.source
+    several = job.spec.chunk or job.spec.prompt.flow or job.spec.input.media or job.targets
+    if job.fingerprint != change.known.fingerprint or several or source.table.remote:
+        return None
+    if session.options.pilot is not None or "ok" in session.options.retry:
+        return None
+    same = digests.unchanged(change.directory, change.known.source, found.digests, found.rows, session.hashed)
+    if same is None:
+        return None
+    try:
+        return carried(change.directory, same, load_unsealed(change.directory, parse_stored))
+    except RunStateError:  # what is whole of it is found by content
+        return None
 
 
 @contextmanager
-def held(change: Change) -> Iterator[None]:
-    """The directory that is to be set aside: nobody else writes there meanwhile."""
-    lock = Lock(change.directory / "lock")
+def held(directory: Path) -> Iterator[None]:
+    """A run directory where nobody else writes meanwhile, also as it is set aside."""
+    lock = Lock(directory / "lock")
     try:
         yield
     finally:
@@ -107,7 +150,8 @@ def begin(change: Change, session: Session, before_usd: Decimal) -> None:
     try:
         write_manifest(_pending(directory), manifest)
         directory.rename(aside)
-        make_private(directory)
+        for name in ("", "calls", "results"):
+            make_private(directory / name)
         write_manifest(directory / "manifest.json", manifest)
     except OSError as error:
         raise RunStateError(

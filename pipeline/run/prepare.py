@@ -29,6 +29,7 @@ from pipeline.source import Source, open_source, output_conflict
 from pipeline.source.documents import ROW
 from pipeline.source.files import Files, root_of
 from pipeline.source.order import Order, woven
+from pipeline.store.digests import Table
 from pipeline.store.export import Form, attempt, output_schema
 from pipeline.store.manifest import Manifest
 from pipeline.templates.checks import check_template, check_truths
@@ -108,6 +109,14 @@ class Session:
         if self.job.origins.get("output.path") == "flag":
             return path
         return beside(path, self.kind)
+
+    @property
+    def hashed(self) -> Table:
+        """The columns of which each row is hashed, to tell what an edit of the table changed."""
+        source = self.source
+        names = dict.fromkeys(name for name in (source.text, *source.columns) if name is not None)
+        kinds = {name: f"{source.schema[name]}{' as JSON' if name in source.json_columns else ''}" for name in names}
+        return Table(source.fingerprint, kinds)
 
     @property
     def output_columns(self) -> list[str]:

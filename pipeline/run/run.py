@@ -64,7 +64,6 @@ from pipeline.store.latencies import note
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.place import Place
 from pipeline.store.run import RunStore
-from pipeline.store.state import Outcomes
 
 UPLOADS = "uploads.jsonl"
 """In the run directory: the files that are at the service."""
@@ -195,7 +194,7 @@ async def _run(
         before_usd = Decimal(own.before_usd)
         if plan is None:
             found = await look(session)
-            digests.write(session.directory, found.digests, found.rows, session.source.columns)
+            digests.write(session.directory, found.digests, found.rows, session.hashed)
             bought = bought_by(store, session.working, earlier)
             waiting = in_batches_of(store)
             plan = await planned(session, rows, bought, store.spent_usd() + before_usd, found, waiting)
@@ -259,16 +258,18 @@ async def _run(
 
 async def _agreed(session: Session, change: Change, confirm: Confirm) -> Plan:
     """Ask what an edit of the job or its input comes to, and begin the next generation: its plan."""
-    with held(change):
-        keeping, found = Keeping(session, change), await look(session)
+    with held(change.directory):
+        found = await look(session)
+        keeping = Keeping(session, change, found)
         before_usd = spent_before(change)
-        plan = await planned(session, wanted(session, Outcomes()), keeping.bought, before_usd, found)
+        plan = await planned(session, wanted(session, keeping.outcomes()), keeping.bought, before_usd, found)
         plan = replace(plan, notices=(*keeping.notices, *plan.notices))
         if plan.load.prompts and not session.rehearsal:
             refuse_unpriced(session.job, session.options)
-        confirm(plan, False, replace(session, change=keeping.counted(found, session.source.columns)))
+        confirm(plan, False, replace(session, change=keeping.counted()))
         begin(change, session, before_usd)
-        digests.write(session.directory, found.digests, found.rows, session.source.columns)
+        digests.write(session.directory, found.digests, found.rows, session.hashed)
+        keeping.carry()
     return plan
 
 

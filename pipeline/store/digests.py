@@ -1,10 +1,11 @@
 """What stood in each row of the input, hashed: so that an edited table can be told in rows that are new, changed, gone.
 
-`rows.parquet` in a run directory, 16 bytes a row: hashes of its id and of the columns that the job uses. It only
-tells: what is bought is decided by the content of each prompt.
+`rows.parquet` in a run directory, 16 bytes a row: hashes of its id and of the columns that the job uses. Rows of the
+same job that they find unchanged are carried over (`store.carrying`); of all others they only tell, and the content of
+each prompt decides what is bought.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,14 @@ NAME = "rows.parquet"
 MOST_ROWS = 2_000_000
 """Of a larger table nothing is kept, and nothing told: its hashes would take more memory than all else."""
 _MADE_OF = "made_of"
+_TABLE = "table"
+
+
+class Table(NamedTuple):
+    """Whose rows were hashed: the fingerprint of a table, and the type of each column that the job uses, by name."""
+
+    fingerprint: str
+    columns: Mapping[str, str]
 
 
 class RowsChanged(NamedTuple):
@@ -26,14 +35,14 @@ class RowsChanged(NamedTuple):
     gone: int
 
 
-def write(directory: Path, digests: Iterable[pl.DataFrame], rows: int, columns: Sequence[str]) -> None:
-    """Keep the hashes of so many rows, frames of `key` and `hash`; `columns` are those that were hashed.
+def write(directory: Path, digests: Iterable[pl.DataFrame], rows: int, table: Table) -> None:
+    """Keep the hashes of so many rows of this table, frames of `key` and `hash`.
 
-    Unless as many are kept. What cannot be written is not: it only tells.
+    Unless as many of it are kept. What cannot be written is not: its rows are found by their content.
     """
-    final, metadata = directory / NAME, {_MADE_OF: _made_of(columns)}
+    final, metadata = directory / NAME, {_MADE_OF: _made_of(table), _TABLE: _identity(table)}
     with suppress(OSError, pl.exceptions.PolarsError):
-        if rows > MOST_ROWS or ((kept := _kept(directory, columns)) is not None and _height(kept) >= rows):
+        if rows > MOST_ROWS or (_is_of(directory, table) and _height(directory) >= rows):
             return
         hidden = final.with_name(f".{NAME}.tmp")
         hidden.touch(0o600)
@@ -41,19 +50,37 @@ def write(directory: Path, digests: Iterable[pl.DataFrame], rows: int, columns: 
         hidden.rename(final)
 
 
-def compared(directory: Path, digests: Iterable[pl.DataFrame], rows: int, columns: Sequence[str]) -> RowsChanged | None:
+def compared(directory: Path, digests: Iterable[pl.DataFrame], rows: int, table: Table) -> RowsChanged | None:
     """How these rows differ from those that are kept there; None where that cannot be said."""
-    before = None
-    with suppress(OSError, pl.exceptions.PolarsError):
-        kept = _kept(directory, columns)
-        before = None if kept is None else kept.collect()
-    if before is None or rows > MOST_ROWS:
+    if (before := _kept(directory, table)) is None or rows > MOST_ROWS:
         return None
     now = pl.concat(digests)
-    numbered = [frame.with_columns(nth=pl.int_range(pl.len()).over("key")) for frame in (before, now)]
-    both = numbered[1].join(numbered[0], on=["key", "nth"], suffix="_before")
+    both = _both(before, now)
     changed = both.filter(pl.col("hash") != pl.col("hash_before")).height
     return RowsChanged(now.height - both.height, changed, before.height - both.height)
+
+
+def unchanged(
+    directory: Path, before: str, digests: Iterable[pl.DataFrame], rows: int, table: Table
+) -> pl.DataFrame | None:
+    """Those of these rows that were the same in the table with the fingerprint `before`: their numbers, `was` and
+    `row`, Int64.
+
+    None where that cannot be said, as of columns of other types: the same text may be another value.
+    """
+    if rows > MOST_ROWS or not _is_of(directory, table._replace(fingerprint=before)):
+        return None
+    if (kept := _kept(directory, table)) is None:
+        return None
+    both = _both(kept, pl.concat(digests)).filter(pl.col("hash") == pl.col("hash_before"))
+    return both.select(pl.col("at_before").alias("was"), pl.col("at").alias("row"))
+
+
+def _both(before: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
+    """The rows of now that were there before, with their places `at` either time; of several with one key the first
+    is the first."""
+    place = {"at": pl.int_range(pl.len()), "nth": pl.int_range(pl.len()).over("key")}
+    return now.with_columns(**place).join(before.with_columns(**place), on=["key", "nth"], suffix="_before")
 
 
 def pair(old: Path, new: Path) -> tuple[pl.DataFrame, pl.DataFrame] | None:
@@ -67,17 +94,28 @@ def pair(old: Path, new: Path) -> tuple[pl.DataFrame, pl.DataFrame] | None:
     return None
 
 
-def _kept(directory: Path, columns: Sequence[str]) -> pl.LazyFrame | None:
-    path = directory / NAME
-    if not path.is_file() or pl.read_parquet_metadata(path).get(_MADE_OF) != _made_of(columns):
-        return None
-    return pl.scan_parquet(path, glob=False)
+def _kept(directory: Path, table: Table) -> pl.DataFrame | None:
+    """The hashes that are kept there, where they can be compared with those of a table."""
+    with suppress(OSError, pl.exceptions.PolarsError):
+        if pl.read_parquet_metadata(directory / NAME).get(_MADE_OF) == _made_of(table):
+            return pl.scan_parquet(directory / NAME, glob=False).collect()
+    return None
 
 
-def _height(kept: pl.LazyFrame) -> int:
-    return int(kept.select(pl.len()).collect().item())
+def _is_of(directory: Path, table: Table) -> bool:
+    with suppress(OSError, pl.exceptions.PolarsError):
+        return pl.read_parquet_metadata(directory / NAME).get(_TABLE) == _identity(table)
+    return False
 
 
-def _made_of(columns: Sequence[str]) -> str:
+def _height(directory: Path) -> int:
+    return int(pl.scan_parquet(directory / NAME, glob=False).select(pl.len()).collect().item())
+
+
+def _made_of(table: Table) -> str:
     """What the hashes depend on: another version of polars may hash otherwise."""
-    return orjson.dumps([pl.__version__, *columns]).decode()
+    return orjson.dumps([pl.__version__, *table.columns]).decode()
+
+
+def _identity(table: Table) -> str:
+    return orjson.dumps([pl.__version__, table.fingerprint, *table.columns.items()]).decode()
