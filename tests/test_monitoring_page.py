@@ -103,4 +103,4 @@ def test_prometheus_understands_the_dashboard_and_the_rule_on_the_page(tmp_path:
     files = ["dashboard.yml", "page.yml"]
     found = subprocess.run([promtool(), "check", "rules", *files], cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert f"{len(rules)} rules found" in found.stdout and "1 rules found" in found.stdout
+    assert f"{len(rules)} rules found" in found.stdout and "2 rules found" in found.stdout

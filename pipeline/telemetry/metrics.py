@@ -142,6 +142,8 @@ class Metrics(Collector):
         yield from self._money(status)
         yield from _quotas(status.quotas)
         yield from _waits(status)
+        passed = dict.fromkeys(status.alerts, 1)
+        yield _gauges("prompt_pipeline_alert", "1: this threshold of [alerts] is passed.", "alert", passed)
 
     def _requests(self) -> Iterator[Metric]:
         seconds = HistogramMetricFamily(
