@@ -88,6 +88,21 @@ def test_a_run_that_ended_is_exported_in_each_format_and_in_its_own_place(here: 
     assert cli("run", job, "--offline").code == 0, "what it wrote there is its own"
 
 
+def test_a_run_that_has_not_begun_has_all_rows_of_its_table(here: Path, cli: Cli) -> None:
+    assert cli("run", small_job(here, UNLIMITED), "--offline").code == 0
+    Path("runs/small-offline/run.log").unlink()
+    assert cli("export", "--to", "whole.csv").code == 0
+    assert read("whole.csv")["status"].to_list() == ["ok"] * 6
+    for part in Path("runs/small-offline").glob("*/part-*"):
+        part.unlink()
+    Path("runs/small-offline/parts.jsonl").unlink()
+    assert cli("export", "--to", "none.csv").code == 0
+    assert read("none.csv")["status"].to_list() == ["pending"] * 6
+    Path("words.csv").unlink()
+    assert cli("export", "--to", "nothing.csv").code == 0
+    assert read("nothing.csv").height == 0
+
+
 def test_no_file_is_replaced_unasked_and_the_input_never(here: Path, cli: Cli) -> None:
     assert cli("run", small_job(here, UNLIMITED), "--offline").code == 0
     assert cli("export").code == 0

@@ -174,12 +174,14 @@ def view(directory: Path) -> View:
         raise RunStateError(f"{directory} is not a run directory", "`pipeline runs` lists them")
     batch = load_unsealed(directory, parse_stored)
     unsealed = Unsealed(batch.sealed, results_frame(batch.results.values()))
-    rows, lacks = _rows(directory, unsealed), list[str]()
+    rows, lacks = _covered(directory), list[str]()
     job, session, form = None, None, Form("")
     own = pl.Schema({(manifest.identity.get("input") or {}).get("id") or "row": pl.String()})
     try:
         job = load(Path(manifest.job_path), {"model.name": manifest.model})
-        session = Session(job, _as_it_was(job, manifest), rows, Options(), None, manifest.kind)
+        source = _as_it_was(job, manifest)
+        rows = source.count() if rows is None else rows
+        session = Session(job, source, rows, Options(), None, manifest.kind)
         own = session_schema(session)
     except (PipelineError, OSError) as error:
         lacks.append(f"the columns of the input, but for the id: {str(error).splitlines()[0]}")
@@ -191,6 +193,7 @@ def view(directory: Path) -> View:
         lacks.append(f"the columns that are read out of answers: {edited}")
     if manifest.identity.get("redact") and not (session and session.job.fingerprint == manifest.fingerprint):
         lacks.append("what [redact] hid, in place of its placeholders: job or input is not what it was")
+    rows = _reached(directory, unsealed) if rows is None else rows
     return View(directory, manifest, rows, own, form, unsealed, session, tuple(lacks))
 
 
@@ -226,10 +229,13 @@ def _restored(session: Session, manifest: Manifest) -> Callable[[pl.DataFrame], 
     return restoring(session) if session.job.fingerprint == manifest.fingerprint else lambda frame: frame
 
 
-def _rows(directory: Path, unsealed: Unsealed) -> int:
-    """Rows that the run covers; by its results where its log does not say it."""
-    for event in reversed(read_events(directory / "run.log")):
-        if isinstance(event, Started):
-            return event.rows
+def _covered(directory: Path) -> int | None:
+    """Rows that the run covers by its newest session; None where it has begun none."""
+    events = read_events(directory / "run.log")
+    return next((event.rows for event in reversed(events) if isinstance(event, Started)), None)
+
+
+def _reached(directory: Path, unsealed: Unsealed) -> int:
+    """Rows up to the last that has a result."""
     frames = (*read_parts(directory / "results", ("row",)), unsealed.frame)
     return 1 + max((frame.item(-1, "row") for frame in frames if frame.height), default=-1)  # a part is in row order

@@ -82,7 +82,7 @@ for number in range(rows // height):
     for name, one in (("calls", call), ("results", outcome)):
         frame = one.select(pl.all().repeat_by(height).explode()).with_columns(row, ("r" + row.cast(str)).alias("key"))
         if name == "calls":
-            frame = frame.with_columns(fingerprint=pl.col("key").str.zfill(32), generation=0)
+            frame = frame.with_columns(fingerprint=pl.col("key").str.zfill(32), generation=0, lane=pl.lit("standard"))
             frame = frame.with_columns(usage_estimated=False, at_most_usd=0)
         frame = frame.select(one.columns).cast(dict(one.schema))
         seals.record(directory, [parts.write_part(frame, directory / name, number + 1)])
