@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 from commands import Ran, small_job
+from pypdf import PdfReader
 from serving import served
 
 Cli = Callable[..., Ran]
@@ -40,7 +41,7 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> Path:
     return tmp_path
 
 
-def drawn(page: Path, words: str = "") -> str:
+def drawn(page: Path, words: str = "", *flags: str) -> str:
     if BROWSER is None:
         if os.environ.get("CI"):
             pytest.fail("chromium is missing")
@@ -48,7 +49,7 @@ def drawn(page: Path, words: str = "") -> str:
     command = [
         BROWSER,
         *("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=5000"),
-        *(f"--user-data-dir={page.parent / 'browser'}", "--dump-dom", f"{page.as_uri()}#{words}"),
+        *(f"--user-data-dir={page.parent / 'browser'}", *(flags or ("--dump-dom",)), f"{page.as_uri()}#{words}"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "CONSOLE" not in done.stderr
@@ -107,6 +108,16 @@ def test_a_run_without_a_call_has_a_page_that_says_so(finished: Path, cli: Cli) 
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert cli("report", "job-offline", "--html", "run.html").code == 0
     assert "No call was made yet" in drawn(finished / "run.html")
+
+
+def test_on_paper_are_its_charts_and_every_column_and_nothing_to_press(finished: Path, cli: Cli) -> None:
+    assert cli("report", "job-offline", "--html", "run.html").code == 0
+    drawn(finished / "run.html", "", f"--print-to-pdf={finished / 'run.pdf'}", "--no-pdf-header-footer")
+    pages = PdfReader(finished / "run.pdf").pages
+    assert sum(len(page.images) for page in pages) == 7
+    words = " ".join("".join(page.extract_text() for page in pages).split())
+    assert "row outcome input answer in out USD s" in words and "of 29" in words and "The job as run" in words
+    assert "in their order" not in words
 
 
 def test_an_input_that_changed_is_not_shown_and_that_is_told(finished: Path, cli: Cli) -> None:

@@ -48,9 +48,9 @@ const runCharts = (data, kit) => {
     canvas.ariaLabel = title;
     const value = (_, v) => v === null || v === undefined ? "–" : shown(v);
     made.push(new uPlot({
-      width: width(), height: 200, padding: [14, 12, 0, 0],
+      width: width(), height: 200, padding: [14, 24, 0, 0],
       axes: [{ stroke: ink, grid, ticks: grid, ...options.x },
-        { stroke: ink, grid, ticks: grid, size: 56, values: (_, found) => found.map((v) => compact.format(v)) }],
+        { stroke: ink, grid, ticks: grid, size: 66, values: (_, found) => found.map((v) => compact.format(v)) }],
       scales: options.scales, hooks: options.hooks, cursor: options.cursor, bands: options.bands,
       series: [options.first ?? {}, ...series.map((one) => ({ value, ...one }))],
     }, data_, canvas));
@@ -58,8 +58,10 @@ const runCharts = (data, kit) => {
   const line = (label, number, more) => ({ label, stroke: colours[number], width: 2, dash: number ? [7, 4] : undefined,
     points: { show: false }, ...more });
   const quota = (label) => ({ label, stroke: ink, width: 1.5, dash: [2, 3], points: { show: false }, paths: uPlot.paths.stepped({ align: -1 }) });
+  // All of the run, also where nothing came back; once somebody chose a part, that part.
+  const spread = (_, low, high) => low === t.at[0] && high === t.at.at(-1) ? [Math.min(low, t.since), Math.max(high, t.until)] : [low, high];
   const inTime = (title, note, series, values, bands) => chart(title, note, series, [t.at, ...values], {
-    scales: { x: { time: true, range: (_, low, high) => [low, high] }, y: { range: { min: { pad: 0, soft: 0, mode: 1 }, max: { pad: 0.1, soft: 1e-9, mode: 2 } } } },
+    scales: { x: { time: true, range: spread }, y: { range: (_, low, high) => [0, high > 0 ? 1.1 * high : 1] } },
     x: { values: times }, first: { label: "time", value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" },
     hooks: { draw: [lettered] }, cursor: { sync: { key: "time" } }, bands,
   });

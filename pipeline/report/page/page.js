@@ -38,7 +38,7 @@
   if (s.rehearsal) add(main, "p", "A rehearsal: the emulator answered. Nothing here is a result.", "label");
   add(main, "h1", `${s.run}: ${s.status}`);
   const dated = (at) => new Date(at).toLocaleString("sv", { dateStyle: "short", timeStyle: "long" });
-  add(main, "p", `${data.model}; as it was at ${dated(data.made_at)}${s.status === "running" ? ", while it went on" : ""}; times are of your time zone`, "dim");
+  add(main, "p", `${data.model}${s.generation > 1 ? `; generation ${s.generation}` : ""}; as it was at ${dated(data.made_at)}${s.status === "running" ? ", while it went on" : ""}; times are of your time zone`, "dim");
   table(main, ["outcome", "rows"], [...data.statuses.map((name) => [name, s[name]]), ["without an outcome", data.pending], ["all", s.rows]]);
   if (data.causes.length) table(main, ["not ok", "rows", "USD", "what happened", ...(data.text ? ["what helps"] : [])],
     data.causes.map((c) => [c.cause, c.rows, c.cost_usd ?? "?", c.what, ...(data.text ? [c.cure + (c.cure_usd ? ` (about $${shown(c.cure_usd)})` : "")] : [])]));
@@ -49,8 +49,8 @@
   if (data.series) {
     if (s.lanes.batch) add(main, "p", `The ${count(s.lanes.batch.calls)} answers of batches come at once: they are in the sums so far, and in no pace.`, "dim");
     charts.overTime();
-    if (!Object.keys(data.series.troubles).length) add(main, "p", "No request was refused, and none failed.", "dim");
-  } else add(main, "p", "No call was made yet.");
+    if (!Object.keys(data.series.troubles).length && !data.causes.length && s.attempts <= s.calls) add(main, "p", "No request was refused, and none failed.", "dim");
+  } else add(main, "p", s.kept ? `No call was made: ${count(s.kept)} answers are kept from earlier generations.` : "No call was made yet.");
   if (data.marks.length) {
     add(main, "h2", "Events");
     table(main, ["", "when", "what", ""], data.marks.map((mark) => [charts.letter(mark.kind), dated(mark.at * 1000), mark.kind, mark.text]));
@@ -77,10 +77,8 @@
     const heads = ["status", "seconds", "USD", "tokens in", "tokens out", "thought"];
     table(main, data.text ? ["row", ...heads] : heads, rows.map((r) => data.text ? [r.key, ...cells(r)] : cells(r)), data.text ? "ids" : "");
   };
-  if (data.slowest.length) {
-    extreme("The slowest rows", data.slowest);
-    extreme("The dearest rows", data.dearest);
-  }
+  if (data.slowest[0]?.latency_s) extreme("The slowest rows", data.slowest);
+  if (data.dearest[0]?.cost_usd) extreme("The dearest rows", data.dearest);
   if (data.text) {
     add(main, "h2", "Rows and answers");
     browse(await unpacked("rows"), data, { add, table, shown, count, main });

@@ -18,7 +18,7 @@ const browse = (packed, data, kit) => {
   const of = new Map();
   calls.row.forEach((row, n) => { of.has(row) ? of.get(row).push(n) : of.set(row, [n]); });
   const order = r.row.map((_, n) => n).sort((a, b) => r.row[a] - r.row[b]);
-  const status = (n) => data.statuses[r.status[n]] + (r.error_kind[n] ? `: ${r.error_kind[n]}` : "");
+  const status = (n) => data.statuses[r.status[n]] + (r.error_kind[n] && r.error_kind[n] !== data.statuses[r.status[n]] ? `: ${r.error_kind[n]}` : "");
 
   const notes = [];
   if (told.rows < told.of) notes.push(`${count(told.rows)} of ${count(told.of)} rows are here, evenly spread, and those that failed` +

@@ -98,6 +98,7 @@ def over_time(calls: Calls, events: Sequence[Event]) -> dict[str, Any] | None:
     p50, p95 = zip(*_quantiles(sums.latencies, bins, reach), strict=True)
     return {
         "at": at,
+        "since": since,
         "width_s": sums.width_s,
         "until": max([at[-1], *(event.at.timestamp() for event in events if event.at)]),
         **per_minute,
@@ -176,7 +177,7 @@ def marks(events: Sequence[Event], summary: Summary, *, text: bool) -> list[dict
     if summary.manifest.generation > 1:
         created = datetime.fromisoformat(summary.manifest.created_at)
         found.append((created.timestamp(), "edit", f"an edit began generation {summary.manifest.generation}"))
-    found.sort()
+    found.sort(key=lambda mark: mark[0])
     if len(found) > MARKS:
         left = len(found) - MARKS
         middle = MARKS // 2
