@@ -243,7 +243,10 @@ def test_a_batch_of_a_copy_of_the_run_is_let_be_and_told(directory: Path) -> Non
     assert len(seen.answered) == 3 and not any(":cancel" in path for _, path in seen.asked)
 
 
-def test_an_earlier_list_of_batches_is_refused_and_what_was_bought_since_stays(directory: Path) -> None:
+@pytest.mark.parametrize(("is_noted", "told"), [(True, "was cut off"), (False, "is older than what was bought since")])
+def test_an_earlier_list_of_batches_is_refused_and_what_was_bought_since_stays(
+    directory: Path, is_noted: bool, told: str
+) -> None:
     night = Night(directory)
     night.session(3, leave=True)
     events = directory / "batches.jsonl"
@@ -252,7 +255,9 @@ def test_an_earlier_list_of_batches_is_refused_and_what_was_bought_since_stays(d
     assert len(night.session(3).answered) == 3
     newest = events.read_bytes()
     events.write_bytes(earlier)
-    with pytest.raises(RunStateError, match="is older than what was bought since"):
+    if not is_noted:
+        (directory / "batches.synced").unlink()
+    with pytest.raises(RunStateError, match=told):
         night.session(3)
     events.write_bytes(newest)
     seen = night.session(3)

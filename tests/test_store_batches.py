@@ -262,9 +262,28 @@ def history(store: RunStore) -> None:
     store.batches.note(3, "cleared")
 
 
+def test_events_that_were_cut_off_are_refused_and_one_that_a_crash_tore_is_none(directory: Path) -> None:
+    with opened(directory) as store:
+        history(store)
+    path = directory / "batches.jsonl"
+    whole, states = path.read_bytes(), batch_states.read(directory)
+    for size in (at + 1 for at, byte in enumerate(whole[:-1]) if byte == 10):
+        path.write_bytes(whole[:size])
+        with pytest.raises(RunStateError, match="was cut off"):
+            batch_states.read(directory)
+        with pytest.raises(RunStateError, match=r"was cut off"), opened(directory):
+            pass
+    path.write_bytes(whole + b'{"batch":4')
+    assert batch_states.read(directory) == states
+    path.write_bytes(whole[: len(whole) // 2])
+    (directory / "batches.synced").write_bytes(b"\0" * 20)  # a power cut may leave that
+    assert batch_states.read(directory) != states
+
+
 def test_cut_at_any_byte_the_events_are_those_up_to_there(directory: Path) -> None:
     with opened(directory) as store:
         history(store)
+    (directory / "batches.synced").unlink()
     path = directory / "batches.jsonl"
     whole = path.read_bytes()
     ends = [at + 1 for at, byte in enumerate(whole) if byte == 10]
@@ -286,6 +305,7 @@ def test_events_that_were_changed_anywhere_are_refused_or_are_those_before(direc
     with opened(directory) as store:
         take(store.batches, fetched(store.batches, 0, 1))
         to_asked(store.batches, cut(store.batches, 2).number)
+    (directory / "batches.synced").unlink()
     path = directory / "batches.jsonl"
     whole = path.read_bytes()
     known = []

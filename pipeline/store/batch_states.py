@@ -6,10 +6,14 @@
 An event is on the disk before the step that it names is made, `taken` when its parts are. So the newest event says
 what may have happened. The file begins with whose it is, and every line ends with a checksum, as in a journal. A torn
 last line is left out: its step was not made.
+
+Beside it `batches.synced` says how long it is at least: cut off at the end of a line it would be read as it was before,
+and what waits with the service be bought again.
 """
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from pathlib import Path
@@ -28,6 +32,7 @@ from pipeline.store.parts import sync_directory
 from pipeline.store.seals import Sealed
 
 NAME = "batches.jsonl"
+SYNCED = "batches.synced"
 
 Stage = Literal["cut", "upload", "uploaded", "asking", "asked", "fetched", "taken", "cleared", "given_up"]
 Aside = Literal["state", "cancelling", "released"]
@@ -207,10 +212,13 @@ class BatchLog:
                 while left:  # a disk that fills takes a part
                     left = left[os.write(fd, left) :]
                 os.fsync(fd)
+                size = os.fstat(fd).st_size
             finally:
                 os.close(fd)
         except OSError as error:
             raise cannot_write(self._path, error) from None
+        with suppress(OSError):  # it is a note only, and never newer than the events
+            _note_size(self._directory / SYNCED, size)
 
 
 def read(directory: Path) -> dict[int, BatchState]:
@@ -220,7 +228,7 @@ def read(directory: Path) -> dict[int, BatchState]:
     or of another run.
     """
     path = directory / NAME
-    manifest = read_manifest(directory / "manifest.json")
+    manifest, noted = read_manifest(directory / "manifest.json"), _noted_size(directory / SYNCED)  # before the events
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -228,12 +236,20 @@ def read(directory: Path) -> dict[int, BatchState]:
     except OSError as error:
         raise RunStateError(f"cannot read {path}: {error.strerror}", "mend its permissions") from None
     seed = crc32((manifest.run if manifest else "").encode())
-    lines = content[: _whole_bytes(content, seed)].splitlines(keepends=True)
+    whole = _whole_bytes(content, seed)
+    lines = content[:whole].splitlines(keepends=True)
     if not lines and manifest and manifest.version >= BATCHED_VERSION:
         raise RunStateError(
             f"{path} is {'empty' if path.exists() else 'missing'}:"
             " it says which batches are with the service, and what they bought\nNothing was bought or written.",
             "restore it from a backup: without it nobody knows which batches are with the service",
+        )
+    if whole < noted:
+        raise RunStateError(
+            f"{path} was cut off: it has {whole:,} bytes, and {noted:,} were safe on the disk; no crash does that"
+            "\nThe rest says which batches are with the service, and what they bought. Nothing was bought or written.",
+            f"restore the newest one from a backup; or remove {path.with_name(SYNCED)} to go on with what is left: what"
+            " stood in the rest is then bought again",
         )
     states: dict[int, BatchState] = {}
     for position, line in enumerate(lines, 1):
@@ -251,6 +267,22 @@ def read(directory: Path) -> dict[int, BatchState]:
                 "restore it from a backup: without it nobody knows which batches are with the service",
             ) from None
     return states
+
+
+def _note_size(path: Path, size: int) -> None:
+    """Note how many bytes of the events are on the disk; in place, and all at once."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(fd, b"%019d\n" % size, 0)
+    finally:
+        os.close(fd)
+
+
+def _noted_size(path: Path) -> int:
+    """How many they were at least; 0 where nobody noted it."""
+    with suppress(OSError, ValueError):
+        return int(path.read_bytes())
+    return 0
 
 
 def cannot_write(path: Path, error: OSError) -> RunStateError:
