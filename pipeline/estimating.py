@@ -1,5 +1,6 @@
 """The dry run: what is left of a job and what it takes, and what was asked about it beside."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -18,13 +19,14 @@ from pipeline.plan.survey import Survey
 from pipeline.plan.timing import Deadline, deadline
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
-from pipeline.records import Reply
+from pipeline.records import Reply, Status
+from pipeline.run import sampling
 from pipeline.run.batching import still_out
 from pipeline.run.changes import Change
 from pipeline.run.generations import Keeping, changed
 from pipeline.run.planning import InBatches, basis, look, notices_of, planned
 from pipeline.run.prepare import Session
-from pipeline.run.rows import mask, wanted
+from pipeline.run.rows import counted, mask, wanted
 from pipeline.run.services import open_services
 from pipeline.store.batch_lines import read_fingerprints
 from pipeline.store.batch_states import read as read_batches
@@ -92,6 +94,7 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
         made,
         notices=(
             *_elsewhere(session),
+            *_of_sample(session),
             *edit,
             *(keeping.notices if keeping else ()),
             *(still_out(waiting.states) if waiting else ()),
@@ -108,6 +111,12 @@ def _elsewhere(session: Session) -> Iterator[str]:
     except RunStateError as refused:
         first, *more = refused.message.splitlines()
         yield f"{first} ({', '.join(line.strip() for line in more[:1])}), and is not counted: {refused.hint}"
+
+
+def _of_sample(session: Session) -> Iterator[str]:
+    """That it is not of all rows."""
+    if session.options.sampled:
+        yield f"of a sample of {session.covered:,} of {session.rows:,} rows, {session.options.sampled}"
 
 
 def _edit(change: Change, about: bool) -> Iterator[str]:
@@ -134,6 +143,17 @@ async def pilot_rows(session: Session, number: int) -> frozenset[int]:
     found = await look(session)
     with kept(session, found) as (outcomes, _, _):
         return frozenset(pick_pilot(found, mask(session, wanted(session, outcomes)), number).numbers)
+
+
+async def sampled(session: Session, number: int) -> tuple[Session, Counter[Status], int]:
+    """The session of a sample of so many rows; how many of them have which outcome, and how many are left to do."""
+    found = await look(session)
+    trial = sampling.sampled(session, found, number)
+    if session.options.fresh:
+        return trial, Counter(), trial.covered
+    with kept(trial, found) as (outcomes, _, _):
+        done = counted(trial, outcomes)
+        return trial, done, trial.covered - done.total()
 
 
 async def foreseen(session: Session) -> tuple[plan.Plan, Session]:

@@ -118,11 +118,12 @@ def test_outcomes_are_told_by_cause_and_by_what_became_of_them(tmp_path: Path) -
     old = made(tmp_path / "a", cut, result(1), result(2, "error", "server"), result(3))
     new = made(tmp_path / "b", result(0), result(1), result(2, "error", "timeout"))
     found = Comparison(old, new)
+    assert found.matched.by == "table"
     assert found.old.outcomes == {"ok": 2, "error server": 1, "truncated MAX_TOKENS": 1}
     assert set(found.moved) == {("truncated MAX_TOKENS", "ok", 1), ("error server", "error timeout", 1)}
-    assert found.counts == {"same": 1, "changed": 2, "new": 0, "gone": 1}
+    assert found.counts == {"same": 1, "changed": 2, "new": 0, "gone": 1, "not_reached": 0}
     told = found.as_json()
-    assert told["answers_usd"] == [0.04, 0.03] and told["input_tokens"] == [48, 36]
+    assert told["answers_usd"] == [0.03, 0.03] and told["input_tokens"] == [36, 36], "of the rows that both have"
 
 
 def test_no_key_and_nothing_that_is_not_sent_is_shown(tmp_path: Path) -> None:

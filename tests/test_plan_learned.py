@@ -348,6 +348,7 @@ def survey() -> Survey:
         repeats=~texts.is_first_distinct(),
         empty=texts == "",
         first_repeats=(),
+        digests=[pl.DataFrame({"hash": texts.hash()})],
     )
 
 

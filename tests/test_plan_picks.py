@@ -23,7 +23,9 @@ def found_of(sizes: Iterable[int], kinds: Iterable[int] | None = None, **flags: 
         pl.Series(list(flags.get(name, [False] * len(size))), dtype=pl.Boolean) for name in ("repeats", "empty")
     )
     slices = [pl.DataFrame([size, kind]).slice(start, 700) for start in range(0, max(1, len(size)), 700)]
-    return Survey(slices, repeats, empty, ())
+    hashes = pl.DataFrame({"hash": pl.int_range(len(size), dtype=pl.UInt64, eager=True).hash()})
+    digests = [hashes.slice(start, 700) for start in range(0, max(1, len(size)), 700)]
+    return Survey(slices, repeats, empty, (), digests)
 
 
 def sizes(found: Survey) -> pl.Series:

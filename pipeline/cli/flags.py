@@ -81,6 +81,15 @@ MetricsHost = Annotated[
         help="address for that; this machine alone is answered without it, on 127.0.0.1",
     ),
 ]
+Sample = Annotated[
+    int | None,
+    typer.Option(
+        "--sample",
+        min=1,
+        metavar="N",
+        help="only N rows of all kinds and lengths, always the same; they are kept, and a later run does the rest",
+    ),
+]
 
 
 _MOST_PLACES = 9

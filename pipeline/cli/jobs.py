@@ -4,6 +4,7 @@ import shlex
 import signal
 import sys
 from contextlib import ExitStack, contextmanager
+from time import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +22,7 @@ from pipeline.cli.flags import (
     Pace,
     Rpd,
     Rpm,
+    Sample,
     Tpm,
     Yes,
     backend,
@@ -31,6 +33,7 @@ from pipeline.cli.flags import (
     parse_usd,
 )
 from pipeline.cli.monitoring import monitored
+from pipeline.cli.samples import check_sample, sampled
 from pipeline.errors import RESUMABLE, JobError, PipelineError, resumable_once
 from pipeline.process import quick_imports
 from pipeline.terminal import without_secrets
@@ -49,6 +52,7 @@ def run(
     job: JobPath,
     offline: Offline = False,
     limit: Limit = None,
+    sample: Sample = None,
     max_cost: MaxCost = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="start anew; the old run directory is renamed and kept")
@@ -125,7 +129,7 @@ def run(
     """
     with quick_imports():
         from pipeline import console
-        from pipeline.run import prepare
+        from pipeline.run import prepare, status
         from pipeline.run.batching import counted, until
 
     loaded = load_job(job, out, model, rpm, tpm, rpd)
@@ -160,8 +164,11 @@ def run(
             "--leave leaves batches with the service, and the built-in emulator ends with the run",
             "`pipeline emulate --batch` keeps them; [endpoint] base_url is its address",
         )
+    check_sample(sample, {"--limit": limit, "--retry": retry, "--cancel-batches": cancel_batches or None})
     redo = load_job(job, out, model, rpm, tpm, rpd, changed) if changed else None
     prepared = prepare.prepare(loaded, options, redo)
+    if sample is not None:
+        prepared = sampled(prepared, sample, json)
 
     if dry_run:
         _dry_run(prepared)
@@ -185,6 +192,8 @@ def run(
         console.show_hint(f"{'what was answered is kept; ' if ended.summary.calls else ''}{same} continues")
         if ended.out:
             console.show_hint(f"{counted(ended.out)}{until(ended.out)}")
+    if sample is not None and ended.exit_code in (0, 1):
+        console.show_standing(ended.summary, status.read(ended.summary.directory), time(), console.err)
     if ended.exit_code == 1:
         directory = shlex.quote(str(ended.summary.directory))
         console.show_hint(f"`pipeline report {directory} --failed` lists the rows that are not ok")
@@ -228,6 +237,7 @@ def estimate(
     yes: Yes = False,
     offline: Offline = False,
     limit: Limit = None,
+    sample: Sample = None,
     model: Model = None,
     rpm: Rpm = None,
     tpm: Tpm = None,
@@ -247,10 +257,14 @@ def estimate(
         from pipeline.run import prepare, services
 
     loaded = load_job(job, None, model, rpm, tpm, rpd)
+    check_sample(sample, {"--limit": limit, "--pilot": pilot})
     wishes = estimating.Wishes(everything, exact, compare, _moment(loaded, by))
     prepared = prepare.prepare(loaded, prepare.Options(offline, limit, parse_usd(max_cost), pace=pace))
-    if pilot is not None or exact:
+    if pilot is not None or exact or sample is not None:
         prepared = anyio.run(services.identified, prepared)
+    if sample is not None:
+        with console.busy("reading the table"):
+            prepared, _, _ = anyio.run(estimating.sampled, prepared, sample)
     tried = pilot is not None and _pilot(prepared, pilot, yes, json)
     with resumable_once(lambda error: tried):
         with console.busy("reading the table" + (", having prompts counted" if exact else "")):
@@ -348,7 +362,11 @@ def _show_start(plan: "Plan", continued: bool, session: "Session") -> None:
 
     if session.change:
         console.show_change(session.change, bool(plan.sampled_rows))
-    asked = "pilot of" if session.options.pilot is not None else "redo of" if session.redo else ""
+    options, asked = session.options, ""
+    if options.sampled:
+        asked = f"sample of {{rows}}, {options.sampled}"
+    elif options.pilot is not None or session.redo:
+        asked = f"{'redo' if session.redo else 'pilot'} of {{rows}}"
     console.show_start(plan, session.job.name, str(session.directory), continued, session.kind, asked)
 
 

@@ -3,7 +3,6 @@
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from decimal import Decimal
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -97,24 +96,24 @@ def _show_numbers(found: Comparison, to: Screen) -> None:
         for cause in dict.fromkeys((*old.outcomes, *new.outcomes))
     ]
     lines = [(name, count(before), count(after), _more(before, after)) for name, before, after in rows]
-    tokens = ("tokens in", old.input_tokens, new.input_tokens), ("tokens out", old.output_tokens, new.output_tokens)
-    lines += [(name, count(before), count(after), _off(before, after)) for name, before, after in tokens]
-    lines.append(("cost of these answers", *_usd(old.usd, new.usd)))
-    lines.append(("  of 1,000 rows", *_usd(_of_1000(old), _of_1000(new))))
     lines.append(("paid by the run itself", *_usd(_paid(old), _paid(new))))
+    both, (before, after) = found.counts["same"] + found.counts["changed"], found.matched.sums
+    lines.append((f"of {things(both, 'row')} in both", "", "", ""))
+    for name, *tokens in (
+        ("  tokens in", before.input_tokens, after.input_tokens),
+        ("  tokens out", before.output_tokens, after.output_tokens),
+    ):
+        lines.append((name, count(tokens[0]), count(tokens[1]), _off(*tokens)))
+    lines.append(("  cost", *_usd(before.usd, after.usd)))
     to.print()
     show_grid(("", "before", "after", ""), lines, to)
 
 
-def _of_1000(side: Side) -> Decimal | None:
-    return side.usd / side.rows.height * 1000 if side.usd is not None and side.rows.height else None
+def _paid(side: Side) -> float | None:
+    return None if side.summary.unpriced else float(side.summary.cost_usd)
 
 
-def _paid(side: Side) -> Decimal | None:
-    return None if side.summary.unpriced else side.summary.cost_usd
-
-
-def _usd(old: Decimal | None, new: Decimal | None) -> tuple[str, str, str]:
+def _usd(old: float | None, new: float | None) -> tuple[str, str, str]:
     before, after = ("unknown" if usd is None else money(usd) for usd in (old, new))
     return before, after, "" if old is None or new is None else _off(old, new)
 
@@ -123,18 +122,17 @@ def _more(old: int, new: int) -> str:
     return f"{new - old:+,}" if old != new else ""
 
 
-def _off(old: float | Decimal, new: float | Decimal) -> str:
-    return f"{float(new) / float(old) - 1:+.1%}" if old and old != new else ""
+def _off(old: float, new: float) -> str:
+    return f"{new / old - 1:+.1%}" if old and old != new else ""
 
 
 def _show_rows(found: Comparison, rows: int | None, to: Screen) -> None:
-    counts, pending = found.counts, found.new.summary.pending
+    counts = found.counts
     told = f"{count(counts['same'])} the same, {count(counts['changed'])} changed"
     told += f", {count(counts['new'])} new, {count(counts['gone'])} gone"
-    to.print(styled("\n", ("rows  ", "bold"), f"{told}; {_MATCHED[found.matched_by]}"))
-    if pending and counts["gone"]:
-        told = f"  {things(pending, 'row')} of the second run have no outcome yet: some that are gone may come"
-        to.print(told, style="dim")
+    if counts["not_reached"]:
+        told += f", {count(counts['not_reached'])} not reached by the second so far"
+    to.print(styled("\n", ("rows  ", "bold"), f"{told}; {_MATCHED[found.matched.by]}"))
     for before, after, number in found.moved:
         to.print(f"  {things(number, 'row')}: {one_line(before)} → {one_line(after)}")
     most = rows if not to.is_terminal else _PAGED_ROWS if rows is None else min(rows, _PAGED_ROWS)

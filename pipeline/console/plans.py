@@ -337,14 +337,15 @@ def _moment(at: datetime) -> str:
 
 
 def show_start(plan: Plan, name: str, directory: str, continued: bool, kind: Kind, asked: str = "") -> None:
-    """What is about to be done, before the first call; `asked`: "pilot of" or "redo of" the rows that are left."""
+    """What is about to be done, before the first call; `asked`: "pilot of {rows}" or another word for those that are
+    left."""
     if plan.load.prompts:
         cost = _cost(plan.cost_usd) if kind == "real" else f"{kind}, costs nothing"
         left = f"{things(float(plan.prompts.expected), 'call')}, {cost}, {_until(plan)}"
     else:
         left = "nothing is left to be sent"
     if asked:
-        left = f"{asked} {things(plan.documents, 'row')}: {left}"
+        left = f"{asked.format(rows=things(plan.documents, 'row'))}: {left}"
     elif not plan.documents:
         left = f"all {count(plan.documents_done)} rows are done: {left}"
     elif continued and plan.documents_done:

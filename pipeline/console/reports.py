@@ -106,7 +106,7 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
 def _so_far(summary: Summary) -> str:
     """What the output lacks."""
     finished = summary.output_finished
-    if finished is None or summary.status == "pilot":
+    if finished is None or summary.status in ("sample", "pilot"):
         return "not written yet: the run does"
     return "" if finished >= summary.rows else f"{finished:,} of {summary.rows:,} rows so far, the others are `pending`"
 
@@ -152,10 +152,18 @@ def show_standing(summary: Summary, status: Status | None, now_s: float, to: Scr
             until = f", {_until(status.waits_until_s, now_s)}" if status.waits_until_s else "; nobody knows until when"
             to.print(styled("\n", (f"it waits for {_WAITS[status.waits_for]}{until}", "yellow")))
         return
-    said = ". ".join(line.rstrip(".") for line in status.reason.splitlines())
-    reason = f"it stopped: {one_line(said)}" if said else _ENDED[status.state]
     manifest = summary.manifest
     command = f"pipeline run {shlex.quote(manifest.job_path)}{' --offline' if manifest.offline else ''}"
+    if status.state == "sample":
+        told = f"it was a sample of {things(status.sample, 'row')}"
+        answers = f"`pipeline show {shlex.quote(str(summary.directory))}` has the answers"
+        other = f"does the other {things(summary.pending, 'row')}" if summary.pending else "writes the output"
+        to.print(styled("\n", f"{told}: {answers}, `{command}` {other}"))
+        return
+    if status.sample:
+        command += f" --sample {status.sample}"
+    said = ". ".join(line.rstrip(".") for line in status.reason.splitlines())
+    reason = f"it stopped: {one_line(said)}" if said else _ENDED[status.state]
     later = status.goes_on_at_s if status.goes_on_at_s and status.goes_on_at_s > now_s else None
     when = f" in {duration(later - now_s)}, at {_clock(later)}" if later else ""
     to.print(styled("\n", (f"{reason}. It can go on{when}: `{command}`", "yellow")))

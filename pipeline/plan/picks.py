@@ -106,14 +106,15 @@ def pick_pilot(found: Survey, wanted: pl.Series | None, rows: int, seed: int = 0
     """So many of the `wanted` rows to try first, spread over kinds and sizes.
 
     Rows of a stratum count by the root of their size: input varies as the size, answers often do not vary with it.
-    At least one of each kind, as far as `rows` allows; none that is empty or repeats another.
+    At least one of each kind, as far as `rows` allows; none that is empty or repeats another. Within a stratum their
+    content decides, wherever they stand: more rows are these and others, and so are those of a table that grew.
     """
     strata = _sent(found, wanted)
     heaviest = {one.number // _SIZE_CLASSES: one.number for one in sorted(strata, key=lambda one: one.size_bytes)}
     floor = dict.fromkeys(list(heaviest.values())[:rows], 1)
     spread = [one._replace(size_bytes=isqrt(one.size_bytes * one.rows)) for one in strata]
     counts = _allocated(spread, floor, rows, most_bytes=sum(one.rows * one.largest_bytes for one in strata))
-    return _picks(strata, _drawn(_numbered(found, wanted), counts, seed))
+    return _picks(strata, _drawn(_by_content(found, wanted), counts, seed))
 
 
 def about(found: Survey) -> Callable[[pl.Series], pl.DataFrame]:
@@ -145,9 +146,18 @@ def documents(source: Source, picks: Picks) -> Iterator[Document]:
 
 
 def _numbered(found: Survey, wanted: pl.Series | None) -> Iterator[pl.DataFrame]:
-    """The `wanted` rows, slice by slice: `row`, `size`, and the `number` of its stratum, UInt16."""
+    """The `wanted` rows, slice by slice: `row`, `size`, `number` of its stratum, UInt16, and by what it is drawn."""
     for frame in found.slices(wanted):
-        yield frame.select("row", "size", number=_NUMBER)
+        yield frame.select("row", "size", number=_NUMBER, content="row")
+
+
+def _by_content(found: Survey, wanted: pl.Series | None) -> Iterator[pl.DataFrame]:
+    """As `_numbered`, with the `content` by which they are drawn."""
+    start = 0
+    for frame, digests in zip(found.slices(), found.digests, strict=True):
+        seen = frame.select("row", "size", number=_NUMBER, content=digests["hash"])
+        yield seen if wanted is None else seen.filter(wanted.slice(start, frame.height))
+        start += frame.height
 
 
 def _strata(found: Survey, wanted: pl.Series | None) -> list[Stratum]:
@@ -195,7 +205,7 @@ def _drawn(frames: Iterable[pl.DataFrame], counts: Mapping[int, int], seed: int)
     most = pl.col("number").replace_strict(counts, default=0, return_dtype=pl.UInt32)
     drawn: list[pl.DataFrame] = []
     for frame in frames:
-        drawn = [pl.concat([*drawn, frame]).filter(pl.col("row").hash(seed).rank("ordinal").over("number") <= most)]
+        drawn = [pl.concat([*drawn, frame]).filter(pl.col("content").hash(seed).rank("ordinal").over("number") <= most)]
     return drawn[0]
 
 

@@ -64,6 +64,7 @@ class Input:
     waiting_tokens: int | None = None  # that may wait in them, as far as is known
     waits: Waits | None = None  # whether a content waits in a batch; None: no batch is out
     out: tuple[Batch, ...] = ()  # those that are
+    covered: int | None = None  # rows that are to be done at its end, those included that are; None: all
 
     @property
     def answerers(self) -> tuple[tuple[Answerer, ...], ...]:
@@ -135,7 +136,7 @@ async def make(given: Input, start: datetime) -> Plan:
     return Plan(
         model=job.model,
         documents=given.left,
-        documents_done=given.survey.rows - given.left,
+        documents_done=(given.survey.rows if given.covered is None else given.covered) - given.left,
         documents_chunked=round(tally.rows["chunked"]),
         found=_found(given, tally),
         steps=_steps(tally.expected, learned, cost),

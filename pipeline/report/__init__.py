@@ -45,7 +45,7 @@ _CALL_COLUMNS = (
 RUN_KEYS: Mapping[str, str] = {
     "run": "name of the job",
     "rehearsal": "true where the emulator answered",
-    "status": "finished, stopped, interrupted or pilot; running while it runs",
+    "status": "finished, stopped, interrupted, sample (of `--sample`) or pilot; running while it runs",
     "rows": "rows of the input that the run covers",
     **{status: f"rows that are `{status}`" for status in STATUSES},
     "causes": "rows that are not ok by their cause, most first: see below",
@@ -100,7 +100,7 @@ class Summary:
 
     manifest: Manifest
     directory: Path
-    status: str  # finished, stopped, interrupted, pilot, or running
+    status: str  # finished, stopped, interrupted, sample, pilot, or running
     rows: int
     outcomes: Counter[Status]
     causes: tuple[Cause, ...]  # of those that are not ok, most rows first

@@ -1,16 +1,15 @@
 """What differs between two runs: settings, what they came to, and the answers of rows that both have.
 
 Of each row a few hashes are in memory; answers are read when they are asked for. Two runs of a million rows took 6 s
-and 300 MB (2026-11).
+and 400 MB (2026-11).
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import polars as pl
 
@@ -29,18 +28,20 @@ DIFF_KEYS: Mapping[str, str] = {
     "settings": "each that differs and can change an answer: `setting`, `old` and `new`; null where it is not set",
     "rows": "rows with an outcome",
     "outcomes": "rows by status and cause",
-    "input_tokens": "of all calls of these rows, whoever paid",
-    "output_tokens": "likewise, with thinking",
-    "answers_usd": "likewise what they cost; null where a price is unknown",
-    "paid_usd": "what each run paid itself, without what an earlier generation or another row had bought",
+    "pending": "rows of the table that have no outcome so far",
+    "paid_usd": "what each run paid itself, without what an earlier generation or another row had bought; null where a"
+    " price is unknown",
     "seconds": "how long each took",
-    "not_reached": "rows of its table that have no outcome so far",
     "matched_by": "how rows were found in both: `id`, `table` (by number: it is the same table), `content`, or `number`"
     " (neither was possible: one number may be of two rows)",
     "same": "rows with the same answer and outcome in both",
     "changed": "rows whose answer or outcome differs",
     "new": "rows with an outcome in the second only",
-    "gone": "rows with an outcome in the first only",
+    "gone": "rows with an outcome in the first that are not in the second's table",
+    "not_reached": "the same of rows that are in its table, and have no outcome there so far",
+    "input_tokens": "of all calls of the rows that both have, whoever paid",
+    "output_tokens": "likewise, with thinking",
+    "answers_usd": "likewise what they cost; null where a price is unknown",
     "moved": "of the rows in both: outcome in the first, outcome in the second, how many",
 }
 """The keys of the first line of `diff --json`; these keys stay. A line for each row that is shown follows."""
@@ -48,8 +49,12 @@ DIFF_KEYS: Mapping[str, str] = {
 Change = Literal["changed", "new", "gone"]
 MatchedBy = Literal["id", "table", "content", "number"]
 
-_READ = ("row", "key", "status", "response", "error_kind", "finish_reason", "cost_usd")
-_TOKENS = ("input_tokens", "output_tokens", "thinking_tokens")
+_READ = (
+    *("row", "key", "status", "response", "error_kind", "finish_reason"),
+    *("input_tokens", "output_tokens", "thinking_tokens", "cost_usd"),
+)
+_SUMMED = ("input_tokens", "output_tokens", "usd")
+_UNKNOWN = (pl.col("usd").null_count().alias("unknown"), pl.col("usd_old").null_count().alias("unknown_old"))
 _TOGETHER = 64
 """Rows whose answers are read at a time."""
 _GROUPS = 16
@@ -62,7 +67,6 @@ _CHANGE = (
     .when((pl.col("answer") == pl.col("answer_old")) & (pl.col("outcome") == pl.col("outcome_old")))
     .then(pl.lit("same"))
     .otherwise(pl.lit("changed"))
-    .cast(pl.Categorical)
 )
 
 
@@ -96,10 +100,7 @@ class Side:
 
     summary: Summary
     answers: Answers
-    rows: pl.DataFrame  # a line for each row with an outcome: `row`, hashes of its `key` and `answer`, `outcome`
-    input_tokens: int
-    output_tokens: int  # with thinking
-    usd: Decimal | None  # None: a price is unknown
+    rows: pl.DataFrame  # a line for each row with an outcome: see `_side`
 
     @property
     def manifest(self) -> Manifest:
@@ -118,6 +119,24 @@ class Side:
         return {str(name): int(number) for name, number in counted.iter_rows()}
 
 
+class Sums(NamedTuple):
+    """Of the rows that both runs have, what one of them took."""
+
+    input_tokens: int
+    output_tokens: int  # with thinking
+    usd: float | None  # None: a price is unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """The rows of both runs."""
+
+    by: MatchedBy
+    same: int
+    differing: pl.DataFrame  # all others: `change`, `row`, `row_old`, both outcomes, `has_changed`
+    sums: tuple[Sums, Sums]
+
+
 class Comparison:
     """Two run directories side by side, as they are when this is made; reads only."""
 
@@ -126,7 +145,7 @@ class Comparison:
         self.old, self.new = _side(old), _side(new)
         self._hide = _hiding(self.old.manifest, self.new.manifest)
         self.tables_differ = not _same_table(self.old.manifest, self.new.manifest)
-        self.matched_by, self._same, self._pairs = _matched(self.old, self.new)
+        self.matched = _matched(self.old, self.new)
 
     @cached_property
     def settings(self) -> tuple[Setting, ...]:
@@ -150,20 +169,24 @@ class Comparison:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Rows that are `same`, `changed`, `new` and `gone`."""
-        counted = {"same": self._same, **dict(self._pairs.group_by("change").len().iter_rows())}
-        return {name: int(counted.get(name, 0)) for name in ("same", "changed", "new", "gone")}
+        """Rows by what became of them: `same`, `changed`, `new`, `gone` and `not_reached`."""
+        counted = dict(self.matched.differing.group_by("change").len().iter_rows())
+        others = {name: int(counted.get(name, 0)) for name in (*get_args(Change), "not_reached")}
+        return {"same": self.matched.same, **others}
 
     @cached_property
     def moved(self) -> tuple[tuple[str, str, int], ...]:
         """Of the rows that both have: those with another outcome, by both."""
-        both = self._pairs.filter((pl.col("change") == "changed") & (pl.col("outcome") != pl.col("outcome_old")))
+        both = self.matched.differing.filter(
+            (pl.col("change") == "changed") & (pl.col("outcome") != pl.col("outcome_old"))
+        )
         counted = both.group_by("outcome_old", "outcome").len().sort("len", "outcome_old", descending=[True, False])
         return tuple((str(before), str(after), int(number)) for before, after, number in counted.iter_rows())
 
     def differing(self) -> Iterator[Row]:
         """The rows that are not the same in both, in the order of the newer table, then those that are gone."""
-        rows = self._pairs.sort("row", "row_old", nulls_last=True)
+        rows = self.matched.differing.filter(pl.col("change") != "not_reached")
+        rows = rows.sort("row", "row_old", nulls_last=True)
         for some in rows.select("change", "row_old", "row", "has_changed").iter_slices(_TOGETHER):
             old, new = (
                 self.old.answers.some(some["row_old"].drop_nulls()),
@@ -176,7 +199,6 @@ class Comparison:
         """What differs but for the rows, by `DIFF_KEYS`."""
         sides = self.old, self.new
         causes = dict.fromkeys((*self.old.outcomes, *self.new.outcomes))
-        usd = [side.usd if side.usd is None else float(side.usd) for side in sides]
         paid = [None if side.summary.unpriced else float(round(side.summary.cost_usd, 8)) for side in sides]
         return {
             "runs": [str(side.directory) for side in sides],
@@ -186,14 +208,14 @@ class Comparison:
             "settings": [{"setting": each.name, "old": each.old, "new": each.new} for each in self.settings],
             "rows": [side.rows.height for side in sides],
             "outcomes": {cause: [side.outcomes.get(cause, 0) for side in sides] for cause in causes},
-            "input_tokens": [side.input_tokens for side in sides],
-            "output_tokens": [side.output_tokens for side in sides],
-            "answers_usd": usd,
+            "pending": [side.summary.pending for side in sides],
             "paid_usd": paid,
             "seconds": [round(side.summary.seconds, 1) for side in sides],
-            "not_reached": [side.summary.pending for side in sides],
-            "matched_by": self.matched_by,
+            "matched_by": self.matched.by,
             **self.counts,
+            "input_tokens": [one.input_tokens for one in self.matched.sums],
+            "output_tokens": [one.output_tokens for one in self.matched.sums],
+            "answers_usd": [None if one.usd is None else round(one.usd, 8) for one in self.matched.sums],
             "moved": [list(each) for each in self.moved],
         }
 
@@ -219,24 +241,15 @@ def _side(directory: Path) -> Side:
         pl.col("key").hash(),
         pl.col("response").hash().alias("answer"),
         pl.concat_str("status", cause, separator=" ", ignore_nulls=True).cast(pl.Categorical).alias("outcome"),
+        pl.col("input_tokens").cast(pl.UInt32),
+        (pl.col("output_tokens") + pl.col("thinking_tokens")).cast(pl.UInt32).alias("output_tokens"),
+        pl.col("cost_usd").cast(pl.Float64).alias("usd"),
     )
-    tokens, usd, frames = dict.fromkeys(_TOKENS, 0), Decimal(0), []
-    unpriced = 0
-    for frame in answers.frames((*_READ, *_TOKENS)):
-        frames.append(frame.select(row))
-        for name in _TOKENS:
-            tokens[name] += int(frame[name].sum())
-        usd += Decimal(frame["cost_usd"].sum())
-        unpriced += frame["cost_usd"].null_count()
-    output = tokens["output_tokens"] + tokens["thinking_tokens"]
-    return Side(summary, answers, pl.concat(frames), tokens["input_tokens"], output, None if unpriced else usd)
+    frames = (frame.select(row) for frame in answers.frames(_READ))
+    return Side(summary, answers, pl.concat(frames, rechunk=True))
 
 
-def _matched(old: Side, new: Side) -> tuple[MatchedBy, int, pl.DataFrame]:
-    """How rows were found in both, how many are the same, and a line for each that is not.
-
-    Its columns are `change`, `row`, `row_old`, the outcomes, and `has_changed`.
-    """
+def _matched(old: Side, new: Side) -> Matched:
     kept, is_same_table = digests.pair(old.directory, new.directory), _same_table(old.manifest, new.manifest)
     by: MatchedBy = "number"
     name, nth, content = pl.col("row").cast(pl.UInt64), pl.lit(0, pl.UInt32), pl.lit(0 if is_same_table else None)
@@ -247,20 +260,35 @@ def _matched(old: Side, new: Side) -> tuple[MatchedBy, int, pl.DataFrame]:
     elif kept:
         by, name = "content", pl.col("content")
         nth = pl.int_range(pl.len(), dtype=pl.UInt32).over("content")  # those with the same content, in their order
-    sides = [side.rows.with_columns(content=content) for side in (old, new)]
+    is_there = pl.lit(False)  # whether a row of the first is in the table of the second
     if kept and not is_same_table:
-        contents = (some.select(content="hash").with_row_index("row") for some in kept)
+        contents = (some.select(content="hash", origin="key").with_row_index("row") for some in kept)
         sides = [side.rows.join(some, on="row", how="left") for side, some in zip((old, new), contents, strict=True)]
-    sides = [side.sort("row").select("row", "answer", "outcome", "content", name=name, nth=nth) for side in sides]
-    same, found = 0, []
+        is_there = pl.col("origin_old").is_in(kept[1]["key"].implode())
+    else:
+        sides = [side.rows.with_columns(content=content, origin=pl.lit(None, pl.UInt64)) for side in (old, new)]
+        if is_same_table:
+            is_there = pl.col("row_old") < new.summary.rows
+    columns = ("row", "answer", "outcome", "content", "origin", *_SUMMED)
+    sides = [side.sort("row").select(*columns, name=name, nth=nth) for side in sides]
+    change = pl.when((_CHANGE == "gone") & is_there).then(pl.lit("not_reached")).otherwise(_CHANGE)
+    same, differing, sums = 0, [], []
     for group in range(_GROUPS):
         before, after = (side.filter(pl.col("name").fill_null(0) % _GROUPS == group) for side in sides)
         joined = after.join(before, on=["name", "nth"], how="full", suffix="_old")
-        joined = joined.with_columns(change=_CHANGE, has_changed=pl.col("content") != pl.col("content_old"))
-        differing = joined.filter(pl.col("change") != "same")
-        same += joined.height - differing.height
-        found.append(differing.select("change", "row", "row_old", "outcome", "outcome_old", "has_changed"))
-    return by, same, pl.concat(found)
+        both = joined.drop_nulls(["row", "row_old"])
+        sums.append(both.select(pl.col(*_SUMMED, *(f"{each}_old" for each in _SUMMED)).sum(), *_UNKNOWN))
+        joined = joined.with_columns(change=change, has_changed=pl.col("content") != pl.col("content_old"))
+        others = joined.filter(pl.col("change") != "same")
+        same += joined.height - others.height
+        differing.append(others.select("change", "row", "row_old", "outcome", "outcome_old", "has_changed"))
+    whole = pl.concat(sums).sum().row(0, named=True)
+    return Matched(by, same, pl.concat(differing), (_sums(whole, "_old"), _sums(whole, "")))
+
+
+def _sums(whole: Mapping[str, Any], end: str) -> Sums:
+    usd = None if whole[f"unknown{end}"] else float(whole[f"usd{end}"])
+    return Sums(int(whole[f"input_tokens{end}"]), int(whole[f"output_tokens{end}"]), usd)
 
 
 def _has_ids(manifest: Manifest) -> bool:

@@ -38,7 +38,7 @@ from pipeline.process import files_left
 from pipeline.prompts import Prompt
 from pipeline.providers.batches.base import Batches as Service
 from pipeline.quota.book import QuotaBook
-from pipeline.records import STATUSES, Failure, Reply
+from pipeline.records import Failure, Reply
 from pipeline.run.batching import SETTLED_S, batching_of, in_batches, room_in, steering_of
 from pipeline.run.caching import CacheKeeper, keeper_of
 from pipeline.run.course import Line, Progress, Steering
@@ -50,7 +50,7 @@ from pipeline.run.observing import FailureLog, told
 from pipeline.run.prepare import Session
 from pipeline.run.renewal import succeeds
 from pipeline.run.rounds import Rounds
-from pipeline.run.rows import Wanted
+from pipeline.run.rows import Wanted, counted
 from pipeline.run.services import Services
 from pipeline.shelves import Shelf
 from pipeline.store.earlier import Earlier
@@ -124,8 +124,9 @@ def assembled(
     Made inside the running event loop; `closing` is when it is over.
     """
     options, budget = session.options, session.job.spec.budget
-    monitor = Monitor(session.rows, plan.load.prompts, planned=plan.left_by_step)
-    monitor.outcomes.update({status: store.outcomes.count(status, session.rows, lasting=True) for status in STATUSES})
+    sample = session.covered if options.sampled else 0
+    monitor = Monitor(session.covered, plan.load.prompts, planned=plan.left_by_step, sample=sample)
+    monitor.outcomes.update(counted(session, store.outcomes))
     monitor.cost_usd = monitor.began_usd = store.cost_usd()
     monitor.spending = spending
 

@@ -83,7 +83,7 @@ def check_out(session: Session, out: Sequence[BatchState]) -> None:
     """Raise `RunStateError` for what must not be done while batches of the run are out."""
     if session.options.pilot is not None:
         raise RunStateError(
-            f"{counted(out)}: a pilot could buy once more what they bring", "collect them first: `pipeline run JOB`"
+            f"{counted(out)}: a sample could buy once more what they bring", "collect them first: `pipeline run JOB`"
         )
 
 

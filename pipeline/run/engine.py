@@ -45,7 +45,7 @@ _BEGINNING = 400
 class Monitor:
     """What a run looks like from outside, updated as it goes; read by what shows it, and by the tests."""
 
-    rows: int
+    rows: int  # that the session covers
     prompts: int = 0  # calls that the plan expects of this session
     outcomes: Counter[Status] = field(default_factory=Counter)
     planned: Mapping[Step, int] = field(default_factory=dict)  # the same by step
@@ -66,6 +66,7 @@ class Monitor:
     started_at: float = field(default_factory=time.monotonic)
     desk: Desk | None = None
     batches: BatchDesk | None = None  # where some of its prompts go to batches
+    sample: int = 0  # rows of it, where the session covers no others
     stopping: bool = False
     notices: list[Event] = field(default_factory=list)  # events not shown yet
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=100))  # of the last calls outside of batches

@@ -102,6 +102,7 @@ async def basis(
         waiting_tokens(session, quota, job.model),
         waiting.has if waiting else None,
         tuple(_batches(waiting.states, session.options.by is None)) if waiting else (),
+        session.covered,
     )
 
 

@@ -49,6 +49,7 @@ class Options:
     skip_failed: bool = False
     wait: bool = False
     pilot: frozenset[int] | None = None  # only these rows, and no output table
+    sampled: str = ""  # of `--sample`: how they were chosen
     changes: str | None = None  # [model] keys that `--set` changes for the rows of `retry`, as JSON
     pace: bool = False  # offline, obey the job's limits all the same
     overwrite: bool = False  # replace the output whoever wrote it, and whatever is in it
@@ -75,6 +76,11 @@ class Session:
     def rehearsal(self) -> bool:
         """Whether an emulator answers: it costs nothing, and shares nothing with real runs."""
         return self.kind != "real"
+
+    @property
+    def covered(self) -> int:
+        """Rows that this session is to have done at its end."""
+        return self.rows if self.options.pilot is None else len(self.options.pilot)
 
     @property
     def working(self) -> Job:

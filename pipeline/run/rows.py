@@ -1,9 +1,11 @@
 """Which rows a session does: answered here, for the plan, the engine and the dry run."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import polars as pl
 
+from pipeline.records import STATUSES, Status
 from pipeline.run.prepare import Session
 from pipeline.store.state import Outcomes
 
@@ -20,6 +22,13 @@ def wanted(session: Session, outcomes: Outcomes) -> Wanted:
     if (pilot := session.options.pilot) is not None:
         return lambda row: row in pilot and not outcomes.done(row)
     return lambda row: not outcomes.done(row)
+
+
+def counted(session: Session, outcomes: Outcomes) -> Counter[Status]:
+    """Of the rows that a session covers, those that have an outcome that lasts, by status."""
+    if (pilot := session.options.pilot) is None:
+        return Counter({status: outcomes.count(status, session.rows, lasting=True) for status in STATUSES})
+    return Counter(status for row in pilot if (status := outcomes.lasting(row)))
 
 
 def mask(session: Session, wanted: Wanted) -> pl.Series:

@@ -81,6 +81,7 @@ class Ended:
     summary: report.Summary
     stopped: PipelineError | None
     interrupted: bool
+    are_ok: bool  # all rows that the session covers
     unwritten: PipelineError | None = None  # why the output is not what the run came to
     out: tuple[BatchState, ...] = ()  # batches that are with the service still
 
@@ -93,7 +94,7 @@ class Ended:
             return 130
         if self.unwritten:
             return self.unwritten.exit_code
-        return 0 if self.summary.outcomes["ok"] == self.summary.done >= self.summary.rows else 1
+        return 0 if self.are_ok else 1
 
 
 async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening = open_services) -> Ended:
@@ -219,7 +220,7 @@ async def _run(
             for limit in told_limits(services.targets, engine.monitor):
                 store.log(limit)
             interim = Interim(session, store, place, engine.monitor, engine.halt)
-            await _attended(made, store, watch, told, interim, books)
+            await _attended(made, store, session.rows, watch, told, interim, books)
         out = tuple(state for state in store.batches.open() if state.is_waited_for)
         if not options.offline:
             note(latencies_file(session.kind), store.batches.all(), time.time())
@@ -236,7 +237,7 @@ async def _run(
             store.outcomes.forget()  # all is sealed, and this with what answers took would stay beside
             give_back_memory()  # what writing the table takes
             unwritten = await anyio.to_thread.run_sync(exported, session, place, engine.stopped)
-        whole = "finished" if options.pilot is None else "pilot"
+        whole = "finished" if options.pilot is None else "sample" if options.sampled else "pilot"
         stopped = engine.stopped or (None if engine.interrupted else unwritten)
         early = "left" if isinstance(stopped, BatchesOut) else "stopped" if stopped else "interrupted"
         status = early if stopped or engine.interrupted else whole
@@ -253,7 +254,8 @@ async def _run(
         if earlier is not None:
             earlier.close()
         store.close()
-    return Ended(report.summarize(session.directory), engine.stopped, engine.interrupted, unwritten, out)
+    summary = report.summarize(session.directory)
+    return Ended(summary, engine.stopped, engine.interrupted, _are_ok(engine.monitor), unwritten, out)
 
 
 async def _agreed(session: Session, change: Change, confirm: Confirm) -> Plan:
@@ -274,10 +276,10 @@ async def _agreed(session: Session, change: Change, confirm: Confirm) -> Plan:
 
 
 async def _attended(
-    made: Assembled, store: RunStore, watch: Watch, told: StatusFile, interim: Interim, books: ExitStack
+    made: Assembled, store: RunStore, rows: int, watch: Watch, told: StatusFile, interim: Interim, books: ExitStack
 ) -> None:
     engine, keeper = made.engine, made.keeper
-    store.log(SessionStarted(engine.monitor.rows, os.getpid()))
+    store.log(SessionStarted(rows, os.getpid()))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_heed_signals, engine)
         tasks.start_soon(_heartbeat, made, store)
@@ -336,4 +338,8 @@ def _exit_code(monitor: Monitor, stopped: PipelineError | None, is_interrupted: 
         return RESUMABLE if _has_spent(monitor, stopped) else stopped.exit_code
     if is_interrupted:
         return 130
-    return 0 if monitor.outcomes["ok"] == monitor.done >= monitor.rows else 1
+    return 0 if _are_ok(monitor) else 1
+
+
+def _are_ok(monitor: Monitor) -> bool:
+    return monitor.outcomes["ok"] == monitor.done >= monitor.rows

@@ -67,7 +67,8 @@ class Status:
     rows_done: int
     calls: int  # answered, those included that need not be made
     calls_planned: int
-    state: str = "running"  # or how it ended: finished, pilot, stopped, interrupted, left; killed
+    sample: int = 0  # rows of it, where it covers no others
+    state: str = "running"  # or how it ended: finished, sample, pilot, stopped, interrupted, left; killed
     stopping: bool = False  # what is in flight is waited for, and nothing else
     outcomes: Mapping[Outcome, int] = field(default_factory=dict)
     failures: Mapping[str, int] = field(default_factory=dict)  # rows of this session that are not ok, by cause
@@ -126,6 +127,7 @@ def status_of(monitor: Monitor, since: Mark, now_s: float) -> Status:
         rows_done=monitor.done,
         calls=calls,
         calls_planned=planned,
+        sample=monitor.sample,
         stopping=monitor.stopping,
         outcomes=dict(monitor.outcomes),
         failures=dict(monitor.failures.most_common()),

@@ -161,8 +161,8 @@ class Posts:
 
 def _ending(status: Status) -> tuple[str, str]:
     """What the end of a run is called, and what is said of it."""
-    if status.state in ("finished", "pilot"):
-        return "finished", f"finished: {_so_far(status)}"
+    if status.state in ("finished", "sample", "pilot"):
+        return "finished", f"{'the sample is ' if status.sample else ''}finished: {_so_far(status)}"
     reason = (status.reason or status.state).splitlines()[0]
     if status.state == "left" or status.goes_on_at_s:
         return "paused", f"paused{_until(status.goes_on_at_s)}: {reason}; {_so_far(status)}; the same command goes on"

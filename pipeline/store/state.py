@@ -42,6 +42,10 @@ class Outcomes:
         """Whether the row has an outcome that stays."""
         return row < len(self._states) and 0 < self._states[row] < _PASSING_BIT
 
+    def lasting(self, row: int) -> Status | None:
+        """The outcome of a row, where it has one that stays."""
+        return STATUSES[self._states[row] - 1] if self.done(row) else None
+
     def again(self, row: int) -> bool:
         """Whether the row has an outcome, and is tried again all the same."""
         return 0 <= row < len(self._states) and self._states[row] >= _PASSING_BIT  # a cache is of no row: -1
