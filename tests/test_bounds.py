@@ -1,5 +1,6 @@
 """Why a run was not faster: each cause is named where it is the one."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from random import Random
@@ -136,10 +137,11 @@ def test_what_waits_in_batches_is_not_said_to_want_work() -> None:
     assert bounded.look(several, 3_601.0, only_batches=False)["rpm"] == 9.0
 
 
-def test_the_cpu_is_that_of_the_loop_itself() -> None:
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a busy machine is not told from a free one")
+def test_to_wait_for_a_cpu_that_others_have_is_to_be_held_up_by_this_machine() -> None:
     began = time.time()
     bounded = Bounded(began)
-    while time.thread_time() and time.time() - began < 0.05:
+    while time.time() - began < 0.1:
         pass
-    if (told := bounded.look(standing(source=0.05), began + 0.05, only_batches=False)) != {"cpu": 0.05}:
-        assert told == {"source": 0.05}, "others had this CPU"
+    passed_s = time.time() - began
+    assert bounded.look(standing(source=passed_s), began + passed_s, only_batches=False).keys() == {"cpu"}

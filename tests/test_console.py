@@ -9,13 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.text import Text
+from stores import manifest
 
 from pipeline.console import count, duration, money, notice, show_columns, show_grid, things
+from pipeline.console.failures import show_causes
 from pipeline.console.reports import seconds, show_accuracy
 from pipeline.console.screen import Screen, folded
 from pipeline.events import DayUsedUp, LimitSet, Outage, QuotaShared, RequestsLost, Stopped, TargetLeftOut
 from pipeline.records import Status
 from pipeline.report.accuracy import Accuracy, Amounts
+from pipeline.report.causes import Cause
 
 
 @pytest.mark.parametrize(
@@ -162,6 +165,22 @@ def test_a_table_that_is_too_wide_is_told_cell_by_cell(narrow: Screen, capsys: p
     show_grid(wide, [("1", *("100" for _ in wide[1:])), ("2", *("" for _ in wide[1:]))], narrow)
     assert max(map(len, told := lines_of(capsys))) <= 60
     assert told[0] == "n 1" and told[1].startswith("  column 0 100   column 1 100")
+
+
+def test_what_helps_stands_below_its_cause_where_there_is_no_room_beside_it(
+    narrow: Screen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = manifest(offline=False, identity={"model": {"max_output_tokens": 50}})
+    show_causes([Cause("truncated", 1_176, Decimal(1)), Cause("answer_blocked", 9, Decimal(0))], of, narrow)
+    assert lines_of(capsys) == [
+        "  truncated  1,176",
+        "    `pipeline run jobs/notes.toml --retry truncated --set max_output_tokens=100`",
+        "    costs at most about $2.00",
+        "  answer_blocked  9",
+        "    a `[[target]]` with another model may answer: `fallback`",
+    ]
+    show_causes([Cause("too_long", 3, Decimal(0))], of, narrow)
+    assert lines_of(capsys) == ["  cause     rows  what helps", "  too_long     3  `[chunk]` cuts long texts"]
 
 
 def test_nothing_is_folded_on_its_way_to_a_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -293,9 +293,12 @@ def test_why_it_was_not_faster_is_summed_over_sessions_the_killed_ones_too(
     told = {"rpm": 150.0, "slots": 39.5, "server": 10.0, "source": 0.5, "moon": 0.0}
     assert summary.as_json()["bound_s"] == told and list(summary.bound_s) == list(told)
     show_summary(summary)
-    assert "bound 75% by requests a minute, 20% by calls at once, 5% by the service\n" in capsys.readouterr().out
+    assert (
+        "75% waiting for rpm, 20% for a place among the calls in flight, 5% for the service\n"
+        in capsys.readouterr().out
+    )
     show_summary(summarize(log(directory, start(), {**end(3), "bound_s": {"cpu": 3.0}})))
-    assert "bound" not in capsys.readouterr().out, "of three seconds nobody asks that"
+    assert "waiting" not in capsys.readouterr().out, "of three seconds nobody asks that"
 
 
 def test_what_was_saved_is_summed_over_sessions(directory: Path) -> None:

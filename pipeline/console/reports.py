@@ -112,15 +112,11 @@ def _so_far(summary: Summary) -> str:
 
 
 _BOUND = {
-    "rpm": "requests a minute",
-    "tpm": "tokens a minute",
-    "rpd": "requests a day",
-    "slots": "calls at once",
-    "budget": "the budget",
+    "slots": "a place among the calls in flight",
+    "budget": "room in the budget",
     "server": "the service",
     "cpu": "this machine",
-    "source": "nothing ready to send",
-    "batches": "batches",
+    "source": "something to send",
 }
 _MOST_BOUND = 3  # causes that are named
 
@@ -131,8 +127,8 @@ def _bound(summary: Summary) -> str:
     if summary.seconds < _SHORT_S / 10 or not total:
         return ""
     shares = [(seconds / total, _BOUND.get(cause, cause)) for cause, seconds in summary.bound_s.items()]
-    told = [f"{share:.0%} by {cause}" for share, cause in shares[:_MOST_BOUND] if share >= 0.005]
-    return f"bound {', '.join(told)}"
+    first, *others = ((f"{share:.0%}", cause) for share, cause in shares[:_MOST_BOUND] if share >= 0.005)
+    return ", ".join([f"{first[0]} waiting for {first[1]}", *(f"{share} for {cause}" for share, cause in others)])
 
 
 _WAITS: Mapping[Waits, str] = {

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 from pipeline.quota.standing import QuotaStanding
 
@@ -11,15 +13,23 @@ BUSY = 0.9
 _LEAST_S = 0.001
 
 
+def busy_s() -> float:
+    """Seconds that this thread computed, or was ready to and others had the CPU, as far as the system tells."""
+    with suppress(OSError, ValueError), Path("/proc/thread-self/schedstat").open("rb") as told:
+        computed, waited, _ = told.read().split()
+        return (int(computed) + int(waited)) / 1e9
+    return time.thread_time()
+
+
 class Bounded:
     """Sums what each look finds since the one before.
 
     Where nothing was ready, or as many calls were in flight as may be, this process itself may have been the reason: it
-    computed nearly all the time. Where nothing was ready as all waited in batches, those were.
+    computed nearly all the time, or waited for a CPU. Where nothing was ready as all waited in batches, those were.
     """
 
-    def __init__(self, at_s: float, cpu_s: Callable[[], float] = time.thread_time) -> None:
-        """From `at_s` on, epoch seconds; `cpu_s` are seconds of CPU that the thread of the event loop has used."""
+    def __init__(self, at_s: float, cpu_s: Callable[[], float] = busy_s) -> None:
+        """From `at_s` on, epoch seconds; `cpu_s` as `busy_s`, of the thread of the event loop."""
         self._cpu_s = cpu_s
         self._seen: dict[str, float] = {}
         self._at_s, self._used_s = at_s, cpu_s()
