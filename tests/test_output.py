@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import polars as pl
 import pytest
@@ -263,6 +264,29 @@ def test_what_a_killed_run_left_beside_the_output_goes_with_the_next(here: Path,
     (here / ".out.csv.0123456789abcdef.tmp").write_text("half a table")
     assert cli("run", small_job(here, UNLIMITED), "--offline", "--out", "out.csv").code == 0
     assert not list(here.glob(".out*"))
+
+
+def test_a_second_interrupt_amid_the_clean_up_of_the_first_leaves_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    struck: list[Path] = []
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".tmp" and len(struck) < 1:
+            struck.append(path)
+            raise KeyboardInterrupt
+        os.unlink(path)  # noqa: PTH108  it is what stands in for it
+
+    def write(file: BinaryIO) -> Counted:
+        monkeypatch.setattr(Path, "unlink", unlink)
+        raise KeyboardInterrupt
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        held(Path("out.csv"), here / "runs/small", 6, False, lambda file: None) as place,
+    ):
+        place.replace(write, lambda: None)
+    assert struck and not list(here.glob(".out*"))
 
 
 # ---- not replaced unasked

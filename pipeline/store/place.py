@@ -182,6 +182,7 @@ def held(
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             holding.enter_context(_locked(path, target))
+            holding.callback(_tidy, target)
             for left in (*_left_over(target), *(_left_over(directory / notes.NAME) if noted else ())):
                 left.unlink()
             with _beside(target) as (_, file):
@@ -257,6 +258,13 @@ def _short(name: str) -> str:
     if len(os.fsencode(name)) <= _NAME_BYTES:
         return name
     return f".{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}{Path(name).suffix}"
+
+
+def _tidy(target: Path) -> None:
+    """Remove what Ctrl-C left: polars and Python both make an exception of it, and the second may end a clean-up."""
+    with suppress(OSError):
+        for left in _left_over(target):
+            left.unlink()
 
 
 def _left_over(target: Path) -> Iterator[Path]:
