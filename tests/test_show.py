@@ -27,6 +27,19 @@ def test_a_row_is_shown_with_its_prompt_its_reply_and_what_it_took(here: Path, c
     assert "words.csv is not what it was" in told and "Say" not in told.split("reply:")[0]
 
 
+def test_an_earlier_generation_is_shown_with_the_prompts_of_its_own_job(here: Path, cli: Callable[..., Ran]) -> None:
+    job = small_job(here, '[output.schema]\ntype = "object"\nproperties = { a = { type = "string" } }\n' + UNLIMITED)
+    job.write_text(job.read_text().replace('"words.csv"', '"words.csv"\nid = "word"'))
+    cli("run", job, "--offline")
+    before = cli("show", "small", "beta", "--json").json
+    job.write_text(job.read_text().replace("Say ", "Sing "))
+    (here / "words.csv").write_text("word\nnew\nbeta\n")
+    assert cli("run", job, "--offline").code == 0
+    assert cli("show", "small@1", "beta", "--json").json == before
+    assert before["asked"][0]["prompt"] == [{"role": "user", "text": "Say beta"}]
+    assert "words.csv is not what it was" in cli("show", "small@1", "gamma").out
+
+
 def test_pieces_and_merges_are_shown_with_their_prompts(here: Path, cli: Callable[..., Ran]) -> None:
     cli("run", "jobs/summarize.toml", "--offline")
     rows = [json.loads(line) for line in cli("show", "summarize", "--json").out.splitlines()]

@@ -106,8 +106,8 @@ def show(
 ) -> None:
     """Answers of a run, or one row: what was asked, and what came back.
 
-    Prompts are stored nowhere: they are made again from the row, where job and input are what they were. On a terminal
-    the user's pager shows it ($PAGER).
+    Prompts are stored nowhere: they are made again by the job as it was then, where the row is what it was. On a
+    terminal the user's pager shows it ($PAGER).
     """
     import anyio
 
@@ -146,7 +146,7 @@ def show(
     calls = answers.calls(found["row"], found["response"])
     manifest = read_manifest(directory / "manifest.json")
     assert manifest
-    made = anyio.run(asked, manifest, found["row"], calls)
+    made = anyio.run(asked, manifest, found["row"], found["key"], calls)
     if json:
         console.show_row_json(found, calls, made)
     else:

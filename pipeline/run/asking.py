@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 
 from pipeline import flows
-from pipeline.errors import Halted, InputChanged, PipelineError
-from pipeline.job import Job, load
+from pipeline.errors import Halted, InputChanged, JobError, PipelineError
+from pipeline.job import Job, former, load
 from pipeline.prompts import Prompt
 from pipeline.records import Document, Reply
 from pipeline.run.prepare import files_of, open_input
@@ -20,6 +20,7 @@ from pipeline.store.manifest import Manifest
 from pipeline.values import json_text
 
 _SLICE = 4096
+_CHANGED = " is not what it was when this was asked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +31,31 @@ class Asked:
     why_not: str = ""
 
 
-async def asked(manifest: Manifest, row: int, calls: Sequence[Mapping[str, Any]]) -> Asked:
-    """What was asked for a row, as `[redact]` left it; `calls` are those that were made for it, oldest first."""
+async def asked(manifest: Manifest, row: int, key: str, calls: Sequence[Mapping[str, Any]]) -> Asked:
+    """What was asked for a row, as `[redact]` left it; `calls` are those that were made for it, oldest first.
+
+    Of a table that changed since, only prompts are told that one of the calls has asked.
+    """
     try:
         job, source = _opened(manifest)
         source = source.having(files_of(job, source, manifest.kind != "real"))
         source = source.ruled([route.where for route in job.spec.route if route.where])
-        document = _document(source, row)
+        changed = source.fingerprint != manifest.source
+        document = _document(source, row, key if changed and source.id is not None else None)
+        if document is None:
+            raise InputChanged(f"{manifest.source_path}{_CHANGED}")
     except (PipelineError, OSError) as error:
         return Asked(why_not=str(error).splitlines()[0])
     found: list[tuple[Prompt, int | None]] = []
+    is_other = False
 
     async def call(prompt: Prompt) -> Reply:
-        at = _place(prompt, [prompt.fingerprint(model) for model in job.models_of(prompt.step)], calls)
+        nonlocal is_other
+        names = [prompt.fingerprint(model) for model in job.models_of(prompt.step)]
+        if changed and not any(call["fingerprint"] in names for call in calls):
+            is_other = True
+            raise Halted
+        at = _place(prompt, names, calls)
         found.append((prompt, at))
         if at is None:
             raise Halted
@@ -50,7 +63,7 @@ async def asked(manifest: Manifest, row: int, calls: Sequence[Mapping[str, Any]]
 
     with suppress(Halted):
         await flows.run(document, job, call)
-    return Asked(tuple(found))
+    return Asked(tuple(found), f"{manifest.source_path}{_CHANGED}" if is_other else "")
 
 
 def inputs(manifest: Manifest, wanted: Callable[[int], bool], chars: int) -> Iterator[tuple[int, str]]:
@@ -60,6 +73,8 @@ def inputs(manifest: Manifest, wanted: Callable[[int], bool], chars: int) -> Ite
     were, and for a table that cannot be read.
     """
     job, source = _opened(manifest)
+    if source.fingerprint != manifest.source:
+        raise InputChanged(f"{manifest.source_path}{_CHANGED}")
     for frame in source.batches(size=_SLICE):
         chosen = frame.filter(pl.Series(map(wanted, frame[ROW]), dtype=pl.Boolean))
         for document in source.documents(chosen):
@@ -83,14 +98,19 @@ def _plain(value: object) -> str:
 
 
 def _opened(manifest: Manifest) -> tuple[Job, Source]:
-    """The job, and its table with the columns of prompts. Raises `PipelineError` where they are not what they were."""
+    """The job as it was then, and its table with the columns of prompts. Raises `PipelineError`."""
     path = Path(manifest.job_path)
-    job = load(path, {"model.name": manifest.model})
+    job: Job | None = None
+    trouble: PipelineError = InputChanged(f"{path}{_CHANGED}")
+    try:
+        job = load(path, {"model.name": manifest.model})
+    except JobError as error:
+        trouble = error
+    if job is None or job.fingerprint != manifest.fingerprint:
+        job = former(path, manifest.identity, manifest.fingerprint, manifest.output)
+    if job is None:
+        raise trouble
     source = open_input(job.spec)
-    if job.fingerprint != manifest.fingerprint:
-        raise InputChanged(f"{path} is not what it was when this was asked")
-    if source.fingerprint != manifest.source:
-        raise InputChanged(f"{manifest.source_path} is not what it was when this was asked")
     return job, source.showing(job.reads(source.kinds))
 
 
@@ -102,8 +122,10 @@ def _place(prompt: Prompt, names: Sequence[str], calls: Sequence[Mapping[str, An
     return max(same or there, default=None)
 
 
-def _document(source: Source, row: int) -> Document:
+def _document(source: Source, row: int, key: str | None) -> Document | None:
+    """The row with this key, or where that is None of this number."""
     for frame in source.batches(size=_SLICE):
-        if frame.item(-1, ROW) >= row:
-            return next(source.documents(frame.filter(frame[ROW] == row)))
-    raise PipelineError(f"{source.table.path} has no row {row}")
+        is_it = frame[ROW] == row if key is None else pl.Series([each == key for each in source.keys(frame)])
+        if is_it.any():
+            return next(source.documents(frame.filter(is_it)))
+    return None
