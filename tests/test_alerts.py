@@ -315,8 +315,11 @@ def test_a_rehearsal_says_so_and_needs_no_address(
     assert hook.posts[0]["rehearsal"] and hook.posts[0]["text"].startswith("pipeline small (rehearsal): finished: 6 of")
     monkeypatch.delenv("HOOK")
     assert cli("run", path, "--offline", "--fresh").code == 0 and len(hook.posts) == 1
-    refused = cli("run", path, "--yes")
-    assert refused.code == 2 and "[alerts] webhook_env: HOOK is unset" in refused.err
+    monkeypatch.setattr(ways, "BETWEEN_S", 0.0)
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://127.0.0.1:9")
+    refused, checked = cli("run", path, "--yes"), cli("check", path)
+    assert refused.code == checked.code == 2
+    assert all("[alerts] webhook_env: HOOK is unset" in told for told in (refused.err, checked.out))
 
 
 def test_the_address_is_nowhere_even_where_the_server_repeats_it(

@@ -11,7 +11,7 @@ class Bounds:
     def __init__(self) -> None:
         self._cause: Bound | None = None
         self._since = 0.0
-        self._seconds: dict[Bound, float] = {}
+        self._seconds: dict[str, float] = {}
 
     def turn(self, cause: Bound | None, now: float) -> None:
         """From `now` on, by the loop's clock, this is what it waits for; None: for nothing, as it sends no more."""
@@ -21,9 +21,9 @@ class Bounds:
             self._seconds[self._cause] = self._seconds.get(self._cause, 0.0) + now - self._since
         self._cause, self._since = cause, now
 
-    def seconds(self, now: float) -> dict[Bound, float]:
+    def seconds(self, now: float) -> dict[str, float]:
         """Seconds by cause so far."""
-        found = dict(self._seconds)
+        found: dict[str, float] = {**self._seconds}
         if self._cause is not None:
             found[self._cause] = found.get(self._cause, 0.0) + now - self._since
         return found

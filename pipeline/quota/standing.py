@@ -37,7 +37,7 @@ class QuotaStanding:
     slots: int  # requests that may be in flight
     binds: Binds
     opens_at_s: float | None  # when a day that is used up is over, epoch seconds
-    bound_s: Mapping[Bound, float] = field(default_factory=dict)  # seconds so far by what kept it from sending more
+    bound_s: Mapping[str, float] = field(default_factory=dict)  # seconds so far by what kept it from sending more
 
 
 def standing_of(
@@ -46,7 +46,7 @@ def standing_of(
     in_flight: int,
     now: float,
     wall: float,
-    bound_s: Mapping[Bound, float],
+    bound_s: Mapping[str, float],
     *,
     is_closed: bool,
     is_short: bool,

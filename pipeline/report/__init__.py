@@ -81,9 +81,10 @@ RUN_KEYS: Mapping[str, str] = {
     "models_noted": "which model answered where another was asked, which ends by the service's word, and that flex was"
     " asked and standard answered, in words",
     "seconds": "how long the run took, all its sessions together",
-    "bound_s": "why it was not faster: seconds of its targets by what they waited for. `rpm`, `tpm`, `rpd`: these"
-    " limits; `slots`: as many calls in flight as may be; `budget`: a cap; `server`: the service refused or failed;"
-    " `cpu`: this process computed; `source`: nothing was ready to be sent; `batches`: all that was left waited there",
+    "bound_s": "why it was not faster: seconds of its targets that had work, by what they waited for. `rpm`, `tpm`,"
+    " `rpd`: these limits; `slots`: as many calls in flight as may be; `budget`: a cap; `server`: the service refused"
+    " or failed; `cpu`: this process computed; `source`: nothing was ready to be sent; `batches`: all that was left"
+    " waited there",
     "output": "the table that was written last, or is to be written",
     "output_finished": "rows in it that are finished, the others are `pending`; null where none was written yet",
     "run_dir": "the run directory",
