@@ -113,7 +113,7 @@ def _typed(calls: pl.DataFrame) -> pl.DataFrame:
         response_id=pl.col("response_id"),
         attempt=(pl.col("attempts") + pl.col("rate_limited")).cast(pl.Int32),
         requests=is_request.cast(pl.Int32),
-        latency_s=pl.col("latency_s"),
+        latency_s=pl.col("latency_s").round(6),
         **{name: pl.col(name) for name in _COUNTED},
         cost_usd=pl.col("cost_usd").cast(pl.Float64),
         at_most_usd=pl.col("at_most_usd").cast(pl.Float64),
