@@ -316,6 +316,8 @@ class BatchDesk:
         is_called = self._common.is_called(state.number)
         live = [key for key in keys if is_called or self._tries.of(key.fingerprint) >= MOST_TRIES]
         self._store.fell_back(live, "failed" if is_refused else "not_sent")
+        if is_refused:
+            self._store.fell_back(set(keys).difference(live), "failed", again=True)
         self._common.note(state.number, "given_up")
         self._tell(f"batch {state.number} is given up: {why}")
         self._common.room.leave(state.file)

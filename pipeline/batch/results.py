@@ -1,6 +1,6 @@
 """The results of a batch that is over: fetched, read, checked, priced, kept. See `taking` for what is believed."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import islice
@@ -201,10 +201,11 @@ class Taking:
         self._tries.add(key.fingerprint for key in (*again, *missing))
         self._tries.add((key.fingerprint for key in at_once), MOST_TRIES)
         tried = self._tries.of
-        live = [key for key in (*again, *missing, *at_once) if is_called or tried(key.fingerprint) >= MOST_TRIES]
+        unanswered = (*again, *missing, *at_once)
+        live = {key for key in unanswered if is_called or tried(key.fingerprint) >= MOST_TRIES}
         if not state.released:  # those of one that was have fallen back already
             why = _why_missing(state, remote, is_called)
-            self._fell_back(live, found, "line_failed" if state.status == "succeeded" else why, why)
+            self._fell_back(unanswered, live, found, "line_failed" if state.status == "succeeded" else why, why)
         usd = sum(
             (cost for call in calls for cost in (call.reply.cost_usd, call.reply.at_most_usd) if cost), Decimal(0)
         )
@@ -225,13 +226,17 @@ class Taking:
             self._bought(key.prompt(state.model), reply, True)
         return Taken(sorted({key.row for key in live}), stop)
 
-    def _fell_back(self, keys: Iterable[Key], found: Found, failed: FromBatch, missing: FromBatch) -> None:
-        by_cause: dict[FromBatch, list[Key]] = {}
+    def _fell_back(
+        self, keys: Iterable[Key], live: Set[Key], found: Found, failed: FromBatch, missing: FromBatch
+    ) -> None:
+        """Note why the batch does not answer these; those that are not asked `live` now may go into another one."""
+        noted: dict[tuple[FromBatch, bool], list[Key]] = {}
         for key in keys:
             cause: FromBatch = failed if key.fingerprint in found.failures else missing
-            by_cause.setdefault("not_believed" if key.fingerprint in found.contradicted else cause, []).append(key)
-        for cause, those in by_cause.items():
-            self._store.fell_back(those, cause)
+            cause = "not_believed" if key.fingerprint in found.contradicted else cause
+            noted.setdefault((cause, key not in live), []).append(key)
+        for (cause, again), those in noted.items():
+            self._store.fell_back(those, cause, again=again)
 
     def _priced(self, prompt: Prompt, target: Target, reply: Reply, ended: float) -> Reply:
         """A reply as one that came live has it, without its body."""

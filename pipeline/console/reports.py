@@ -205,7 +205,9 @@ def _fallen(lanes: Mapping[str, InLane]) -> list[tuple[str, str, str]]:
 
 
 def _by_cause(causes: Mapping[str, int]) -> str:
-    return _split({cause.replace("_", " "): causes[cause] for cause in sorted(causes, key=lambda one: -causes[one])})
+    return _split(
+        {cause.replace("_", " "): causes[cause] for cause in sorted(sorted(causes), key=lambda one: -causes[one])}
+    )
 
 
 def _batches(batches: Sequence[BatchState]) -> tuple[str, str]:

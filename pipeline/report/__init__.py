@@ -224,6 +224,8 @@ class _Sums:
     """Sums over calls, taken part by part: nothing is kept of each call."""
 
     plan: Baseline | None  # that the run is measured by
+    fallen: fallen.Fallen
+    live: set[str] = field(default_factory=set)  # of what may have fallen back, what another lane answered
     paid: Counter[str] = field(default_factory=Counter)  # tokens by counter
     steps: dict[str, Amounts] = field(default_factory=dict)  # calls that were paid for
     counted: dict[str, Amounts] = field(default_factory=dict)  # those of them that the plan is held to
@@ -250,6 +252,9 @@ class _Sums:
         self.kept_usd += Decimal(kept["cost_usd"].sum())
         calls = calls.filter(parts.IS_BOUGHT)
         paid = calls.filter(pl.col("paid"))
+        if perhaps := self.fallen.perhaps:
+            live = paid.filter(pl.col("lane") != "batch")["fingerprint"].str.head(fallen.DIGITS)
+            self.live.update(live.filter(live.is_in(list(perhaps))))
         self.paid.update(paid.select(pl.col(*_SUMS, "input_tokens_est").sum()).row(0, named=True))
         _add(self.steps, steps := amounts_by_step(paid))
         self.attempts += int(calls["attempts"].sum())
@@ -290,14 +295,15 @@ def summarize(directory: Path) -> Summary:
     outcomes, unsealed = load(directory, lambda raw, endpoint: Reply("", "ok"))
     events = read_events(directory / "run.log")
     plan = baseline(events)
-    sums = _Sums(plan)
+    sums = _Sums(plan, fallen.read(directory / FOLDER))
+    columns = (*_CALL_COLUMNS, *(["fingerprint"] if sums.fallen.perhaps else []))
     for path in parts.part_paths(directory / "calls"):
         if parts.part_number(path) <= unsealed.sealed:
-            sums.add(parts.read_part(path, _CALL_COLUMNS))
+            sums.add(parts.read_part(path, columns))
     batches = batch_states.read(directory)
     for path in batched.part_paths(directory, batches):
-        sums.add(parts.read_part(path, _CALL_COLUMNS))
-    sums.add(parts.calls_frame(unsealed.calls, {}).select(_CALL_COLUMNS))
+        sums.add(parts.read_part(path, columns))
+    sums.add(parts.calls_frame(unsealed.calls, {}).select(columns))
     covered = next((event.rows for event in reversed(events) if isinstance(event, Started)), None)
     counts = Counter({status: outcomes.count(status, covered) for status in STATUSES})
     rows = counts.total() if covered is None else covered
@@ -342,7 +348,7 @@ def summarize(directory: Path) -> Summary:
         bound_s=bound_of(events),
         accuracy=None if beyond else _accuracy(plan, sums, events),  # the plan was for fewer rows
         targets=dict(sorted(sums.targets.items())),
-        lanes=with_fallen(sums.lanes, fallen.counts(directory / FOLDER)),
+        lanes=with_fallen(sums.lanes, sums.fallen, sums.live),
         batches=tuple(batches[number] for number in sorted(batches)),
         left_out=_left_out(events),
         models_noted=tuple(dict.fromkeys(event.message for event in events if isinstance(event, ModelNoted))),

@@ -9,6 +9,7 @@ from decimal import Decimal
 import polars as pl
 
 from pipeline.store.batch_states import BatchState
+from pipeline.store.fallen import Fallen
 from pipeline.store.parts import IS_REQUEST
 
 
@@ -60,8 +61,9 @@ def together(*sums: Mapping[str, InLane]) -> dict[str, InLane]:
     }
 
 
-def with_fallen(lanes: Mapping[str, InLane], causes: Mapping[str, int]) -> dict[str, InLane]:
-    """The same, with what fell back from batches."""
+def with_fallen(lanes: Mapping[str, InLane], fallen: Fallen, live: Iterable[str]) -> dict[str, InLane]:
+    """The same, with what fell back from batches; `live` are those of `fallen.perhaps` that another lane answered."""
+    causes = dict(Counter(fallen.causes) + Counter(fallen.perhaps[each] for each in live))
     of_batch = {"batch": replace(lanes.get("batch", InLane()), fell_back=causes)} if causes else {}
     return dict(sorted({**lanes, **of_batch}.items()))
 

@@ -176,12 +176,12 @@ class Batches:
         attempt = self.of(number).attempt + 1
         return self._note(number, "cut", at, attempt=attempt, file=self._file_name(number, attempt))
 
-    def fell_back(self, keys: Iterable[Key], cause: FromBatch) -> None:
+    def fell_back(self, keys: Iterable[Key], cause: FromBatch, *, again: bool = False) -> None:
         """Note that no batch answers these, before anything is done about it: a kill in between is made good.
 
-        Raises `RunStateError` when the disk refuses.
+        With `again` another batch may. Raises `RunStateError` when the disk refuses.
         """
-        fallen.note(self._folder, (key.fingerprint for key in keys), cause)
+        fallen.note(self._folder, (key.fingerprint for key in keys), cause, again=again)
 
     def keys(self, number: int) -> list[Key]:
         """Whose the lines of an open batch are, in document order; takes 2 µs a line.

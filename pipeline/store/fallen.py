@@ -1,20 +1,20 @@
 """Which prompts fell back from batches, and why: `batches/fallen`, 8 bytes a note, of which the newest counts.
 
 So a prompt counts once, however often a kill has it noted; one that a batch answers after all is noted as that. Counts
-in the events of batches would add up what falls back twice, and the keys of a batch are gone when it is over.
+in the events of batches would add up what falls back twice, and the keys of a batch are gone when it is over. One that
+may go into another batch counts once another lane has answered it.
 """
 
 import os
 from array import array
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import polars as pl
 
 from pipeline.errors import RunStateError
 from pipeline.store.batch_states import cannot_write
-from pipeline.store.content import hash_of
 
 NAME = "fallen"
 
@@ -45,12 +45,25 @@ their numbers on the disk."""
 
 _CAUSES = tuple(FROM_BATCH)
 _ANSWERED = 0
-_CODES = 16  # the last four bits of a note are its cause, the others are of the content
+_AGAIN = 64
+_CODES = 256  # the last eight bits of a note are its cause, the others are of the fingerprint
+DIGITS = 14
+"""So many of a fingerprint's digits are noted: two of a million prompts share them once in 140,000 runs."""
 
 
-def note(folder: Path, fingerprints: Iterable[str], cause: FromBatch) -> None:
-    """Note that these fell back, before it is acted upon. Raises `RunStateError` when the disk refuses."""
-    code = 1 + _CAUSES.index(cause)
+class Fallen(NamedTuple):
+    """What fell back from batches."""
+
+    causes: dict[str, int]  # by cause
+    perhaps: dict[str, str]  # what may go into another batch, by the first `DIGITS` of its fingerprint: its cause
+
+
+def note(folder: Path, fingerprints: Iterable[str], cause: FromBatch, *, again: bool = False) -> None:
+    """Note that these fell back, before it is acted upon; with `again` they may go into another batch.
+
+    Raises `RunStateError` when the disk refuses.
+    """
+    code = 1 + _CAUSES.index(cause) + again * _AGAIN
     _append(folder / NAME, array("Q", (_name_of(each) + code for each in fingerprints)))
 
 
@@ -61,17 +74,23 @@ def forget(folder: Path, fingerprints: Iterable[str]) -> None:
         _append(folder / NAME, array("Q", names.intersection(each - each % _CODES for each in noted)))
 
 
-def counts(folder: Path) -> dict[str, int]:
-    """How many fell back, by cause. Raises `RunStateError` where it cannot be read."""
+def read(folder: Path) -> Fallen:
+    """What fell back so far. Raises `RunStateError` where it cannot be read."""
     noted = pl.DataFrame({"note": pl.Series(_read(folder / NAME), dtype=pl.UInt64)})
     newest = noted.select(name=pl.col("note") // _CODES, code=pl.col("note") % _CODES).unique("name", keep="last")
-    fallen = newest.filter(pl.col("code").is_between(_ANSWERED, len(_CAUSES), closed="right")).group_by("code").len()
-    return {_CAUSES[code - 1]: number for code, number in sorted(fallen.iter_rows())}
+    found = newest.filter(pl.col("code") % _AGAIN != _ANSWERED)
+    counted = found.filter(pl.col("code") < _AGAIN).group_by("code").len()
+    return Fallen(
+        {_CAUSES[code - 1]: number for code, number in sorted(counted.iter_rows())},
+        {
+            f"{name:0{DIGITS}x}": _CAUSES[code - _AGAIN - 1]
+            for name, code in found.filter(pl.col("code") > _AGAIN).iter_rows()
+        },
+    )
 
 
 def _name_of(fingerprint: str) -> int:
-    name = hash_of(fingerprint) % 2**64
-    return name - name % _CODES
+    return int(fingerprint[:DIGITS], 16) * _CODES
 
 
 def _read(path: Path) -> "array[int]":
