@@ -1,6 +1,7 @@
 """`pipeline export`: what is in the table of a run that goes on, that ended, or that an edit left behind."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from polars.testing import assert_frame_equal
 from pipeline.errors import PipelineError
 from pipeline.run.engine import Monitor
 from pipeline.run.exporting import view
+from pipeline.store.place import Counted
 
 Cli = Callable[..., Ran]
 RUN = Path("runs/small")
@@ -101,6 +103,13 @@ def test_a_run_that_has_not_begun_has_all_rows_of_its_table(here: Path, cli: Cli
     Path("words.csv").unlink()
     assert cli("export", "--to", "nothing.csv").code == 0
     assert read("nothing.csv").height == 0
+
+
+def test_a_killed_run_of_an_older_version_is_exported(here: Path) -> None:
+    shutil.copytree(Path(__file__).parent / "data" / "run_of_4e32c8b", here, dirs_exist_ok=True)
+    found = view(Path("runs/job"))
+    assert found.put(Path("table.jsonl"), overwrite=False) == Counted(12, 6) and not found.lacks
+    assert read("table.jsonl")["id"].to_list() == [f"r{row}" for row in range(12)]
 
 
 def test_no_file_is_replaced_unasked_and_the_input_never(here: Path, cli: Cli) -> None:

@@ -363,6 +363,26 @@ def test_the_same_job_grows_its_output_and_does_not_shrink_it_unasked(here: Path
 
 
 @pytest.mark.case("O4")
+def test_a_place_is_a_runs_own_however_often_it_wrote_another(here: Path, cli: Cli) -> None:
+    job = small_job(here, UNLIMITED)
+    assert cli("run", job, "--offline", "--out", "first.csv").code == 0
+    assert cli("run", job, "--offline", "--out", "second.csv").code == 0
+    own = here / "runs" / "small-offline"
+
+    def write(file: BinaryIO) -> Counted:
+        file.write(b"%d rows" % len(written))
+        written.append(None)
+        return Counted(6, 6)
+
+    written: list[None] = []
+    with held(Path("second.csv"), own, None, False, lambda file: None) as place:
+        for _ in range(20):
+            place.replace(write, lambda: None)
+    for path in ("first.csv", "second.csv"):
+        assert cli("run", job, "--offline", "--out", path).code == 0, path
+
+
+@pytest.mark.case("O4")
 @pytest.mark.parametrize("how", ["taken away", "written by another"])
 def test_a_table_that_went_while_the_run_went_on_is_in_nobodys_way(here: Path, cli: Cli, how: str) -> None:
     assert cli("run", small_job(here, UNLIMITED), "--offline", "--out", "out.csv").code == 0

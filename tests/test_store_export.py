@@ -23,7 +23,7 @@ from pipeline.records import Result
 from pipeline.source.order import BLOCK_ROWS, reading_order
 from pipeline.store import export as exports
 from pipeline.store import parts
-from pipeline.store.export import RESULT_COLUMNS, ROW, Form, attempt, export, output_schema
+from pipeline.store.export import RESULT_COLUMNS, ROW, Form, Unsealed, attempt, export, output_schema
 from pipeline.store.place import Counted, held
 
 FORMATS = (".parquet", ".csv", ".jsonl")
@@ -161,6 +161,18 @@ def test_the_later_outcome_of_a_row_wins(tmp_path: Path, results: Path) -> None:
     table = write(IDS, results, tmp_path / "out.parquet")
     assert table["status"].to_list() == ["error"] * 3 + ["ok"] + ["error"] * 4 + ["ok", "error"]
     assert (table["response"][8], table["error"][8], table["error_kind"][0]) == ("at last", None, "server")
+
+
+def test_what_is_not_sealed_yet_follows_the_parts_that_were_there_when_it_was_read(
+    tmp_path: Path, results: Path
+) -> None:
+    seal(results, [result(0), result(1)], [result(1), result(2)])
+    unsealed = Unsealed(1, parts.results_frame([result(1, status="truncated"), result(3)]))
+    with (tmp_path / "out.csv").open("wb") as file:
+        frames = batches(IDS, 4)
+        counted = export(lambda: frames, IDS.schema, results, file, Form(".csv"), 5, unsealed=unsealed)
+    assert counted == Counted(5, 3)
+    assert read(tmp_path / "out.csv")["status"].to_list() == ["ok", "truncated", "pending", "ok", "pending"]
 
 
 def test_a_row_without_an_outcome_is_pending_and_otherwise_empty(tmp_path: Path, results: Path) -> None:
