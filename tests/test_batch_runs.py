@@ -150,6 +150,7 @@ def test_batches_are_left_and_collected_by_the_same_command(tmp_path: Path, url:
     assert ended[-1].exit_code == 0, ended[-1]
     assert pl.read_parquet(tmp_path / "left-out.parquet")["status"].to_list() == ["ok"] * ROWS
     assert bought("left")["fingerprint"].n_unique() == bought("left").height
+    assert set(bought("left")["lane"]) == {"batch"}, "a later round of rows that all wait at the start was asked live"
 
 
 def test_a_deadline_stays_what_it_was_when_the_batches_were_cut(tmp_path: Path) -> None:

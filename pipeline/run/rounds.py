@@ -27,7 +27,7 @@ SCOUTED_S = 900.0
 _READING = 10
 """While batches are out, reading the table for rows that are opened again takes one part in so many of the time."""
 
-_UNTOUCHED, _OPENED, _OPENED_LIVE, _READY, _LIVE, _FIRST = range(6)
+_UNTOUCHED, _OPENED, _OPENED_LIVE, _OPENED_AGAIN, _READY, _LIVE, _FIRST = range(7)
 """What is known of a row; from `_FIRST` on it is the number of a batch that it waits for, and so much."""
 
 Parts = tuple[float, ...]
@@ -162,7 +162,7 @@ class Rounds:
             return None
         if rule is None or rule >= len(self._parts):
             return targets[0]
-        if _part_of(row) >= max(self._parts[rule], self._below[rule]):
+        if self._states[row] != _OPENED_AGAIN and _part_of(row) >= max(self._parts[rule], self._below[rule]):
             return None
         shares = [self._course.shares[rule].get(target.name, 0.0) for target in targets]
         at = _other_part_of(row) * sum(shares)
@@ -253,7 +253,8 @@ class Rounds:
         """Whether one of the two feeds opens it now: both may have read it."""
         if not (self.is_due(row, is_live) if self.is_scouted else row in self._scouts):
             return False
-        self._become(row, _OPENED_LIVE if is_live else _OPENED)
+        again = _OPENED_AGAIN if self._states[row] == _READY else _OPENED
+        self._become(row, _OPENED_LIVE if is_live else again)
         return True
 
     @property
