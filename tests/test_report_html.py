@@ -155,3 +155,12 @@ def test_the_log_says_what_the_charts_need(tmp_path: Path, monkeypatch: pytest.M
     assert [sum(counts) for counts in series["troubles"].values()] == [2] and "server" in series["troubles"]
     low, expected, high = data["estimate"]["cost_usd"]
     assert 0 < low <= expected <= high
+
+
+def test_files_are_shown_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("jobs", "sample_data"):
+        shutil.copytree(Path(__file__).parent.parent / folder, tmp_path / folder)
+    assert cli("run", "jobs/read_pdf.toml", "--offline", "--yes").code == 0
+    assert cli("report", "--html", "run.html").code == 0
+    assert '"input":["pdfs/invoice.pdf","pdfs/lease.pdf"]' in held(tmp_path / "run.html")

@@ -170,6 +170,13 @@ def test_texts_are_cut_until_all_rows_fit_and_that_is_told(tmp_path: Path, monke
     assert rows.told["cut"] == {"rows": 600, "inputs": 600}
 
 
+def test_texts_that_pack_into_nothing_are_cut_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_rows, "PLAIN_BYTES", 1_000_000)
+    rows = packed(a_run(tmp_path, ["always the same " * 500] * 300), None)
+    plain = len(gzip.decompress(rows.content))
+    assert 500_000 < plain <= 1_000_000 and rows.told["cut"] == {"rows": 300}
+
+
 def test_of_many_rows_some_are_shown_and_all_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_rows, "ROWS", 10)
     with opened(tmp_path) as store:

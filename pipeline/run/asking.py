@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from pipeline import flows
+from pipeline.cells import leaves
 from pipeline.errors import Halted, InputChanged, JobError, PipelineError
 from pipeline.job import Job, former, load
 from pipeline.prompts import Prompt
@@ -67,7 +68,7 @@ async def asked(manifest: Manifest, row: int, key: str, calls: Sequence[Mapping[
 
 
 def inputs(manifest: Manifest, wanted: Callable[[int], bool], chars: int) -> Iterator[tuple[int, str]]:
-    """What each wanted row was asked about, as `[redact]` left it: the columns of its prompts, files not among them.
+    """What each wanted row was asked about, as `[redact]` left it: the columns of its prompts, and names of its files.
 
     A text is cut after one character more than `chars`. Raises `PipelineError` where job or table are not what they
     were, and for a table that cannot be read.
@@ -75,6 +76,8 @@ def inputs(manifest: Manifest, wanted: Callable[[int], bool], chars: int) -> Ite
     job, source = _opened(manifest)
     if source.fingerprint != manifest.source:
         raise InputChanged(f"{manifest.source_path}{_CHANGED}")
+    named = [name for _, name in job.spec.input.media if pl.Binary not in leaves(source.schema[name])]
+    source = source.showing(tuple(dict.fromkeys((*source.columns, *named))))
     for frame in source.batches(size=_SLICE):
         chosen = frame.filter(pl.Series(map(wanted, frame[ROW]), dtype=pl.Boolean))
         for document in source.documents(chosen):

@@ -67,7 +67,7 @@ const browse = (packed, data, kit) => {
     const more = add(to, "details");
     add(more, "summary", `${made.length} calls led to it`);
     const lines = table(more, ["call", "status", "answer"], [], "calls");
-    made.forEach((n) => {
+    made.sort((a, b) => calls.level[a] - calls.level[b] || calls.chunk[a] - calls.chunk[b]).forEach((n) => {
       const line = add(lines, "tr");
       add(line, "td", ofCall(n));
       add(line, "td", data.statuses[calls.status[n]]);
@@ -91,8 +91,13 @@ const browse = (packed, data, kit) => {
       const line = add(lines, "tr");
       add(line, "td", r.key[n]);
       add(line, "td", status(n));
-      if (told.has_inputs) text(add(line, "td", undefined, "text"), input[n], "");
-      const cell = add(line, "td", undefined, "text");
+      const texts = (name) => {
+        const made = add(line, "td", undefined, "text");
+        made.dataset.name = name;
+        return made;
+      };
+      if (told.has_inputs) text(texts("input"), input[n], "");
+      const cell = texts("answer");
       text(cell, r.answer[n], "no answer");
       if (r.error[n]) add(cell, "p", r.error[n], "dim");
       provenance(cell, r.row[n]);

@@ -17,6 +17,8 @@ from pipeline.report.reading import Answers
 
 BYTES = 6_900_000
 """Of rows, packed, at most: with base64 the page is below 10 MB."""
+PLAIN_BYTES = 120_000_000
+"""Of the same before it was packed, at most: a browser holds all of it, and texts that repeat pack into nothing."""
 ROWS = 100_000
 """Rows that are shown at most, evenly spread over the run, but for those that failed."""
 FAILED = 20_000
@@ -84,13 +86,14 @@ def packed(answers: Answers, inputs: Inputs | None) -> Rows:
     share = chosen.rows / max(1, sample.rows)
 
     def fits(chars: int) -> bool:
-        return share * len(_gzipped(_encoded(block, chars) for block in blocks)) <= BYTES
+        content, plain = _gzipped(_encoded(block, chars) for block in blocks)
+        return share * len(content) <= BYTES and share * plain <= PLAIN_BYTES
 
     first = min(bisect_left(LENGTHS, True, key=fits), len(LENGTHS) - 1)
     for chars in LENGTHS[first:]:
         cut: Counter[str] = Counter()
-        content = _gzipped(_encoded(block, chars, cut) for block in _blocks(answers, inputs, chosen, chars))
-        if len(content) <= BYTES:
+        content, plain = _gzipped(_encoded(block, chars, cut) for block in _blocks(answers, inputs, chosen, chars))
+        if len(content) <= BYTES and plain <= PLAIN_BYTES:
             break
     return Rows(content, {**chosen.told, "chars": chars, "cut": cut, "no_inputs": why_not, "has_inputs": bool(inputs)})
 
@@ -196,6 +199,10 @@ def _encoded(block: dict[str, Any], chars: int, cut: Counter[str] | None = None)
     return orjson.dumps({kind: {**columns, name: short}}, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _gzipped(lines: Iterator[bytes]) -> bytes:
-    press = zlib.compressobj(6, zlib.DEFLATED, 31)
-    return b"".join([*map(press.compress, lines), press.flush()])
+def _gzipped(lines: Iterable[bytes]) -> tuple[bytes, int]:
+    """The lines, packed, and how many bytes they are."""
+    press, plain, found = zlib.compressobj(6, zlib.DEFLATED, 31), 0, []
+    for line in lines:
+        plain += len(line)
+        found.append(press.compress(line))
+    return b"".join([*found, press.flush()]), plain
