@@ -1,18 +1,21 @@
 """What the page of a run knows: sums over time, limits and refusals, and rows that fit into a small file."""
 
 import gzip
+import os
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from pathlib import Path
 from random import Random
+from time import monotonic
 from typing import Any
 
 import orjson
 import polars as pl
 import pytest
 from asking import MODEL
-from stores import opened, paid, prompt, result
+from stores import opened, paid, prompt, result, sealed
 
 from pipeline.errors import InputChanged
 from pipeline.report.events import Event, parse_events
@@ -20,7 +23,7 @@ from pipeline.report.page import rows as page_rows
 from pipeline.report.page.rows import CUT, Rows, packed
 from pipeline.report.page.timeline import COLUMNS, Calls, over_time
 from pipeline.report.reading import Answers
-from pipeline.store import parts
+from pipeline.store import parts, seals
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
 
@@ -212,3 +215,50 @@ def test_a_run_without_an_answer_has_no_rows(tmp_path: Path) -> None:
         pass
     rows = packed(Answers(tmp_path), asked(["first"]))
     assert blocks(rows, "rows") == {} and rows.told["rows"] == 0
+
+
+# --- a large run ------------------------------------------------------------------------------------------------------
+
+LARGE = """
+import random, sys
+from pathlib import Path
+from pipeline.report.page import page
+
+def inputs(wanted, chars):
+    rng = random.Random(1)
+    words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(1, 9))) for _ in range(3_000)]
+    return ((row, " ".join(rng.choices(words, k=150))[: chars + 1]) for row in range(100_000) if wanted(row))
+
+Path("run.html").write_text(page(Path(sys.argv[1]), inputs=inputs))
+"""
+
+
+@pytest.mark.long
+def test_a_hundred_thousand_rows_make_a_small_page_soon_and_in_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below 20 s, 10 MB and 500 MB, of answers and inputs of 1 kB in words of a language that nobody speaks."""
+    monkeypatch.chdir(tmp_path)
+    rng, rows = Random(0), 4_000
+    words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(1, 9))) for _ in range(3_000)]
+    with opened(tmp_path / "run") as store:
+        store.append_call(prompt(0), MODEL, paid("an answer"))
+        store.append_result(result(0))
+    [call], [outcome] = (sealed(tmp_path / "run", kind).to_dicts() for kind in ("calls", "results"))
+    for number in range(25):
+        numbers = range(number * rows, (number + 1) * rows)
+        texts = [" ".join(rng.choices(words, k=150)) for _ in numbers]
+        for kind, one, schema in (
+            ("calls", call | {"text": None}, parts.CALLS_SCHEMA),
+            ("results", outcome, parts.RESULTS_SCHEMA),
+        ):
+            own = [pl.Series("row", numbers), pl.Series("key", [f"document {row}" for row in numbers])]
+            frame = pl.DataFrame([one], schema=schema).select(pl.all().repeat_by(rows).explode()).with_columns(own)
+            if kind == "results":
+                frame = frame.with_columns(pl.Series("response", texts))
+            seals.record(tmp_path / "run", [parts.write_part(frame, tmp_path / "run" / kind, number + 2)])
+    began = monotonic()
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", LARGE, "run"], os.environ)
+    _, code, used = os.wait4(pid, 0)
+    assert code == 0 and monotonic() - began < 20
+    assert used.ru_maxrss < 500_000 and 5_000_000 < Path("run.html").stat().st_size < 10_000_000

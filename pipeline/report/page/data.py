@@ -13,7 +13,7 @@ from pipeline.records import CAUSES, STATUSES
 from pipeline.report import RUN_KEYS, Summary, summarize
 from pipeline.report.accuracy import baseline
 from pipeline.report.causes import cause_json
-from pipeline.report.events import Event, Planned, read_events
+from pipeline.report.events import Ended, Event, Planned, Started, read_events
 from pipeline.report.page.timeline import marks, over_time
 from pipeline.report.reading import Answers
 from pipeline.store import parts
@@ -47,6 +47,7 @@ def gather(directory: Path, answers: Answers, *, text: bool) -> dict[str, Any]:
         "means": {name: told for name, told in RUN_KEYS.items() if name in numbers},
         "job": summary.manifest.identity if text else None,
         "pending": summary.pending,
+        "reason": _reason(events) if text else "",
         "causes": _causes(summary, text),
         "series": over_time(answers.call_frames, events),
         "estimate": _estimate(summary, events),
@@ -56,6 +57,12 @@ def gather(directory: Path, answers: Answers, *, text: bool) -> dict[str, Any]:
         "slowest": slowest,
         "dearest": dearest,
     }
+
+
+def _reason(events: Sequence[Event]) -> str:
+    """Why the last session ended, where something stopped it."""
+    last = next((event for event in reversed(events) if isinstance(event, Started | Ended)), None)
+    return last.reason if isinstance(last, Ended) else ""
 
 
 def _causes(summary: Summary, text: bool) -> list[dict[str, Any]]:

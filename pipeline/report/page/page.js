@@ -39,6 +39,7 @@
   add(main, "h1", `${s.run}: ${s.status}`);
   const dated = (at) => new Date(at).toLocaleString("sv", { dateStyle: "short", timeStyle: "long" });
   add(main, "p", `${data.model}${s.generation > 1 ? `; generation ${s.generation}` : ""}; as it was at ${dated(data.made_at)}${s.status === "running" ? ", while it went on" : ""}; times are of your time zone`, "dim");
+  if (data.reason) add(main, "pre", data.reason, "sum");
   table(main, ["outcome", "rows"], [...data.statuses.map((name) => [name, s[name]]), ["without an outcome", data.pending], ["all", s.rows]]);
   if (data.causes.length) table(main, ["not ok", "rows", "USD", "what happened", ...(data.text ? ["what helps"] : [])],
     data.causes.map((c) => [c.cause, c.rows, c.cost_usd ?? "?", c.what, ...(data.text ? [c.cure + (c.cure_usd ? ` (about $${shown(c.cure_usd)})` : "")] : [])]));
