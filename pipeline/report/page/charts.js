@@ -51,6 +51,7 @@ const runCharts = (data, kit) => {
       width: width(), height: 200, padding: [14, 24, 0, 0],
       axes: [{ stroke: ink, grid, ticks: grid, ...options.x },
         { stroke: ink, grid, ticks: grid, size: 66, values: (_, found) => found.map((v) => compact.format(v)) }],
+      legend: { markers: { dash: (u, n) => u.series[n].dash ? "dashed" : "solid" } },
       scales: options.scales, hooks: options.hooks, cursor: options.cursor, bands: options.bands,
       series: [options.first ?? {}, ...series.map((one) => ({ value, ...one }))],
     }, data_, canvas));
@@ -85,7 +86,7 @@ const runCharts = (data, kit) => {
     inTime(title, note, series, values, bands);
   };
   const counts = (title, lines) => inTime(title, `in ${t.width_s} s`, lines.map(([label], number) => ({ label, stroke: colours[number],
-    fill: colours[number], points: { show: false }, paths: uPlot.paths.bars({ size: [0.8, 12, 3], align: [-1, 1, 0][lines.length > 1 ? number : 2] }) })),
+    fill: colours[number] + (number ? "30" : ""), points: { show: false }, paths: uPlot.paths.bars({ size: [0.8, 12, 4], align: [-1, 1, 0][lines.length > 1 ? number : 2] }) })),
     lines.map(([, found]) => found.map((v) => v || null)));
   const lengths = (title, classes) => {
     const names = classes.map(([edge], n) => n + 1 < classes.length && classes[n + 1][0] > edge + 1 ? `${edge}–${classes[n + 1][0] - 1}` : `${edge}`);
