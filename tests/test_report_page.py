@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -18,8 +19,10 @@ from asking import MODEL
 from stores import opened, paid, prompt, result, sealed
 
 from pipeline.errors import InputChanged
+from pipeline.events import LimitSet, Outage, SessionEnded
 from pipeline.report.events import Event, parse_events
 from pipeline.report.page import rows as page_rows
+from pipeline.report.page.data import gather
 from pipeline.report.page.rows import CUT, Rows, packed
 from pipeline.report.page.timeline import COLUMNS, Calls, over_time
 from pipeline.report.reading import Answers
@@ -215,6 +218,18 @@ def test_a_run_without_an_answer_has_no_rows(tmp_path: Path) -> None:
         pass
     rows = packed(Answers(tmp_path), asked(["first"]))
     assert blocks(rows, "rows") == {} and rows.told["rows"] == 0
+
+
+def test_without_text_nothing_names_a_path_or_repeats_a_message(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        store.append_result(result(0, "error", "server"))
+        store.log(Outage("the server of Ann is down"))
+        store.log(LimitSet("requests", 60, "measured", target="Ann's project"))
+        store.log(SessionEnded(1.0, 0, 0, Decimal(0), 0, 0, Decimal(0), 0, 0, "stopped", "the disk of Ann is full"))
+    whole, without = (orjson.dumps(gather(tmp_path, Answers(tmp_path), text=text)).decode() for text in (True, False))
+    for word in ("Ann", "jobs/notes.toml", "results/notes.csv", "key 0"):
+        assert word in whole and word not in without
+    assert '"outage"' in without and "60 requests a minute" in without
 
 
 # --- a large run ------------------------------------------------------------------------------------------------------
