@@ -71,6 +71,7 @@ def running() -> Monitor:
     told = {"standing": (STANDING,), "waits_until": None, "in_flight": 3, "ready": 7, "rate_limited": 2}
     monitor.desk = cast(Desk, SimpleNamespace(**told))
     monitor.failures["truncated"] = 1
+    monitor.bound_s = {"rpm": 12.5, "source": 1.5}
     monitor.alerts = {"errors": "6 of the last 20 rows failed"}
     return monitor
 
@@ -135,6 +136,7 @@ def test_what_a_run_counts_is_what_prometheus_reads() -> None:
     )
     assert total(found, "prompt_pipeline_requests_in_flight", target="main") == 3
     assert total(found, "prompt_pipeline_quota_opens_timestamp_seconds") == 1_800_000_000
+    assert total(found, "prompt_pipeline_bound_seconds_total", by="rpm") == 12.5
     assert total(found, "prompt_pipeline_alert", alert="errors") == total(found, "prompt_pipeline_alert") == 1
     assert total(found, "prompt_pipeline_run_info", run="summarize", rehearsal="false") == 1
 

@@ -142,6 +142,12 @@ class Metrics(Collector):
         yield from self._money(status)
         yield from _quotas(status.quotas)
         yield from _waits(status)
+        yield _counters(
+            "prompt_pipeline_bound_seconds",
+            "Why it is not faster: seconds of the targets that had work, by what they waited for.",
+            "by",
+            self._monitor.bound_s,
+        )
         passed = dict.fromkeys(status.alerts, 1)
         yield _gauges("prompt_pipeline_alert", "1: this threshold of [alerts] is passed.", "alert", passed)
 
@@ -293,7 +299,7 @@ def _gauges(name: str, help: str, label: str, values: Mapping[str, int]) -> Metr
     return family
 
 
-def _counters(name: str, help: str, label: str, values: Mapping[str, int]) -> Metric:
+def _counters(name: str, help: str, label: str, values: Mapping[str, float]) -> Metric:
     family = CounterMetricFamily(name, help, labels=(label,))
     for key, value in values.items():
         family.add_metric((key,), value)
