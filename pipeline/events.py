@@ -137,6 +137,13 @@ class OutputWritten(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class FirstAnswered(Message):
+    """The rows that went first have their outcomes."""
+
+    kind: ClassVar[str] = "first"
+
+
+@dataclass(frozen=True, slots=True)
 class OutputTrouble(Message):
     """The output could not be written while the run goes on, which goes on all the same."""
 

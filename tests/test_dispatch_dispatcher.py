@@ -610,6 +610,21 @@ def test_reduces_go_before_new_maps() -> None:
     assert service.rows == [0, 9, 1, 2, 3]
 
 
+def test_the_first_rows_go_before_others_with_all_that_is_asked_for_them() -> None:
+    service = Service(latency_s=1.0)
+
+    async def body(dispatcher: Dispatcher) -> None:
+        async with anyio.create_task_group() as group:
+            for row in range(4):
+                group.start_soon(dispatcher.submit, prompt(row, step="map"))
+            await anyio.sleep(0.5)
+            for row in (7, 8, 7):
+                group.start_soon(dispatcher.submit, prompt(row, step="map"))
+
+    dispatching(service, body, replace(UNLIMITED, concurrency=1), first=frozenset({7}))
+    assert service.rows == [0, 7, 7, 1, 2, 3, 8]
+
+
 def test_what_is_sent_again_goes_before_what_was_never_sent() -> None:
     service = Service([BROKEN], latency_s=1.0)
 

@@ -193,6 +193,15 @@ def test_a_pilot_of_a_small_table_is_all_of_it() -> None:
     assert picks.pick_pilot(found_of([10, 20, 30]), None, 50).numbers.to_list() == [0, 1, 2]
 
 
+def test_a_run_asks_first_what_a_pilot_would_among_rows_that_are_near() -> None:
+    near = mixed(5000)
+    assert picks.pick_first(near, None) == tuple(picks.pick_pilot(near, None, picks.FIRST).numbers)
+    left = pl.Series([row % 2 == 1 for row in range(5000)])
+    assert all(row % 2 for row in picks.pick_first(near, left)) and len(picks.pick_first(near, left)) == picks.FIRST
+    far = found_of(range(1, picks.FIRST_WITHIN + 5000))
+    assert max(picks.pick_first(far, None)) < picks.FIRST_WITHIN
+
+
 # ---- the documents of the picked rows
 
 

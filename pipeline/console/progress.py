@@ -12,6 +12,7 @@ from pipeline.events import (
     BookTrouble,
     DayUsedUp,
     Event,
+    FirstAnswered,
     LimitSet,
     LongWait,
     Message,
@@ -116,7 +117,7 @@ def _told(event: Event) -> str:
             return f"the last session ended with {requests} request(s) in flight: they {cost}are sent again"
         case Stopped():
             return ""  # the end of the run says it
-        case BookTrouble() | DayUsedUp() | TargetLeftOut() | LongWait() | OutputTrouble():
+        case FirstAnswered() | BookTrouble() | DayUsedUp() | TargetLeftOut() | LongWait() | OutputTrouble():
             return event.message
         case Message(message):
             return f"{event.kind}: {message}"

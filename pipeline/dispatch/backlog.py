@@ -225,15 +225,22 @@ class Line(Lookahead[Waiting]):
 
 
 class Backlog:
-    """Sent again before reduces, reduces before all others; among these the largest that fits, as `Lookahead` says.
+    """Sent again before reduces and the first rows, these before all others; among them the largest that fits, as
+    `Lookahead` says.
 
     The other way round while the server is down: who failed before is not used up by asking whether it is back. Each
     route has a line of its own; a quota takes first from the line on which fewest may stand in for it.
     """
 
-    def __init__(self, rng: Random | None, takers: Mapping[str, Taker], deadline: Deadline | None = None) -> None:
-        """Without `rng` prompts keep their order; `takers` by quota."""
-        self._rng, self._deadline = rng, deadline
+    def __init__(
+        self,
+        rng: Random | None,
+        takers: Mapping[str, Taker],
+        deadline: Deadline | None = None,
+        first: Set[int] = frozenset(),
+    ) -> None:
+        """Without `rng` prompts keep their order; `takers` by quota; `first` are rows that go before others."""
+        self._rng, self._deadline, self._first = rng, deadline, first
         self._takers = takers
         self._lines: dict[tuple[Route, bool], Line] = {}  # a route that is made anew for each prompt has one line
         self._later: list[tuple[float, int, Waiting]] = []  # heap: when, tie-breaker, who
@@ -251,7 +258,8 @@ class Backlog:
 
     def add(self, waiting: Waiting, tokens: int, now: float) -> None:
         """A prompt that is ready, with what it will cost."""
-        queue = _FINISHING if waiting.prompt.step in LATER else _OTHERS
+        prompt = waiting.prompt
+        queue = _FINISHING if prompt.step in LATER or prompt.row in self._first else _OTHERS
         waiting.line.add(waiting, tokens, queue, now)
 
     def add_again(self, waiting: Waiting, now: float, when: float) -> None:

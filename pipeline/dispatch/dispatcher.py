@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from math import inf
 from random import Random
@@ -59,6 +59,7 @@ class Dispatcher:
         books: Mapping[str, QuotaBook] | None = None,
         known: Mapping[Step, Calibration] | None = None,
         deadline: Deadline | None = None,
+        first: Set[int] = frozenset(),
         max_attempts: int = 5,
         wait: bool = False,
         on_event: Notify = lambda event: None,
@@ -70,9 +71,9 @@ class Dispatcher:
         `route` has every target there is. `providers` count tokens, and know what counts against a quota. `admit` is
         asked right before each request: so it reserves for requests in flight, and for no others. With `wait` a used-up
         day is slept through. `on_event` hears what a person may want to know. `books`, by quota, carry counts and
-        learned limits over from other runs; `deadline` is for the targets that take what others would be too slow for;
-        `known` is what the plan learned of the first target's estimates. `wall` is epoch seconds; all else goes by the
-        loop's clock.
+        learned limits over from other runs; the prompts of the rows that go `first` leave before others; `deadline` is
+        for the targets that take what others would be too slow for; `known` is what the plan learned of the first
+        target's estimates. `wall` is epoch seconds; all else goes by the loop's clock.
         """
         self._loop = asyncio.get_running_loop()
         self._route, self._providers, self._admit = route, providers or {}, admit
@@ -81,7 +82,7 @@ class Dispatcher:
         self._by_quota: dict[str, QuotaLoop] = {}
         ordered = any(target.limits.tpm != 0 for target in route)
         self._deadline = deadline
-        self._backlog = Backlog(self._rng if ordered else None, self._by_quota, deadline)
+        self._backlog = Backlog(self._rng if ordered else None, self._by_quota, deadline, first)
         self._by_quota |= loops_of(
             route, self._backlog, self, send, books or {}, known, wait=wait, notify=on_event, wall=wall, rng=self._rng
         )

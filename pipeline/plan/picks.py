@@ -14,6 +14,10 @@ from pipeline.plan.survey import Survey
 from pipeline.records import Document
 from pipeline.source.documents import ROW, Source
 
+FIRST = 5
+"""Rows that a run asks before all others."""
+FIRST_WITHIN = 50_000
+"""Rows among which they are looked for: they are read apart from the others."""
 _LEAST_PICKED = (12, 5, 2, 1)  # of a stratum, the first of them that is within bounds
 _SIZE_CLASSES = 64  # steps of √2, up to 4 GiB
 _REPEAT, _EMPTY = (len(KINDS) * _SIZE_CLASSES + number for number in range(2))
@@ -115,6 +119,14 @@ def pick_pilot(found: Survey, wanted: pl.Series | None, rows: int, seed: int = 0
     spread = [one._replace(size_bytes=isqrt(one.size_bytes * one.rows)) for one in strata]
     counts = _allocated(spread, floor, rows, most_bytes=sum(one.rows * one.largest_bytes for one in strata))
     return _picks(strata, _drawn(_by_content(found, wanted), counts, seed))
+
+
+def pick_first(found: Survey, wanted: pl.Series | None) -> tuple[int, ...]:
+    """Those of the `wanted` rows that a run asks first, as in a pilot; near the beginning of a long table."""
+    near = pl.Series([True]).new_from_index(0, min(found.rows, FIRST_WITHIN))
+    beyond = pl.Series([False]).new_from_index(0, found.rows - len(near))
+    whole = pl.concat([near, beyond])
+    return tuple(pick_pilot(found, whole if wanted is None else whole & wanted, FIRST).numbers)
 
 
 def about(found: Survey) -> Callable[[pl.Series], pl.DataFrame]:

@@ -21,7 +21,7 @@ from pipeline.plan.lanes import LOST
 from pipeline.plan.latency import PRIOR, Latency
 from pipeline.plan.learned import Learned
 from pipeline.plan.pace import Load, Pace
-from pipeline.plan.picks import Effort, Picks, documents, pick
+from pipeline.plan.picks import FIRST, Effort, Picks, documents, pick, pick_first
 from pipeline.plan.plans import Example, Found, Plan, PrefixPlan, StepPlan
 from pipeline.plan.predict import UNBOUNDED_OUTPUT_TOKENS
 from pipeline.plan.prefix import cached, prefix_plan
@@ -40,6 +40,8 @@ BRIEF = Effort(20_000, 50_000_000, 10_000, 40_000_000)
 EVERYTHING = Effort(2**63, 2**63, 0, 0)
 """Every row, however large the table."""
 
+LONG_S = 60.0
+"""A run that takes longer has its first rows done before the rest."""
 _UNTIL_HEEDED = 500
 """Rows that are forecast before Ctrl-C is heeded: some 50 ms."""
 
@@ -157,6 +159,7 @@ async def make(given: Input, start: datetime) -> Plan:
         calibrations=learned.calibrations,
         timeline=times,
         order=reading_order((frame["size"] for frame in given.survey.slices()), given.wanted),
+        first=_first(given, times.seconds),
         sampled_rows=0 if picks.whole else len(picks.numbers),
         bounded=tally.bounded,
         based_on=learned.based_on,
@@ -209,6 +212,13 @@ def _steps(work: Work, learned: Learned, cost: Callable[[Work], Decimal | None])
         answers = learned.lengths.of(step, round(sums.input_tokens / max(1.0, sums.prompts)))
         plans[step] = StepPlan(sums.prompts, sums.input_tokens, sums.answer_tokens, cost(own), answers)
     return plans
+
+
+def _first(given: Input, seconds: float) -> tuple[int, ...]:
+    """Rows that a run asks first: none of a short one, nor where several rows are asked together."""
+    if seconds <= LONG_S or given.job.spec.pack or given.left < 2 * FIRST:
+        return ()
+    return pick_first(given.survey, given.wanted)
 
 
 def _found(given: Input, tally: Tally) -> Mapping[str, Found]:

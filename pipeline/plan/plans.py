@@ -85,6 +85,7 @@ class Plan:
     calibrations: Mapping[Step, Calibration]  # of estimates of input, by step: what the run begins with
     timeline: Timeline
     order: Order | None  # in which a run reads the rows; None: that of the table
+    first: tuple[int, ...]  # rows that it asks before all others
     sampled_rows: int  # 0: every row was planned
     bounded: bool  # the length of answers is not known: output and cost are bounds, not 95 %
     based_on: str  # what estimates are corrected by; may be empty

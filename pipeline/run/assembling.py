@@ -43,7 +43,8 @@ from pipeline.run.batching import SETTLED_S, batching_of, in_batches, room_in, s
 from pipeline.run.caching import CacheKeeper, keeper_of
 from pipeline.run.course import Line, Progress, Steering
 from pipeline.run.engine import Engine, Monitor
-from pipeline.run.feeds import Table
+from pipeline.run.feeds import Feed, Table
+from pipeline.run.first import FirstRows
 from pipeline.run.guards import stranger, within_files
 from pipeline.run.models_met import ModelsMet
 from pipeline.run.observing import FailureLog, told
@@ -155,6 +156,14 @@ def assembled(
     routes = [route.mapped(used.__getitem__) for route in services.routes]
     whole = routes[-1] if tuple(used.values()) == routes[-1].targets else Route(tuple(used.values()))
 
+    first, others = None, rows
+    if plan.first and not spoken and not monitor.done:  # of rows for batches some go ahead in any case
+        first = monitor.first = FirstRows(plan.first, session.documents, session.directory, heard)
+        ahead = first.rows
+
+        def others(row: int) -> bool:
+            return row not in ahead and rows(row)
+
     deadline = None
     if options.by is not None:
         left_s = options.by.timestamp() - time.time()
@@ -171,6 +180,7 @@ def assembled(
             books=books,
             known=plan.calibrations,
             deadline=deadline,
+            first=first.rows if first else frozenset(),
             wait=options.wait or bool(spoken and not options.leave),  # batches are waited for over days, too
             on_event=heard,
         )
@@ -237,7 +247,9 @@ def assembled(
         batching.rounds.parks if batching else None,
         earlier,
     )
-    feeds = batching.rounds.feeds if batching else [Table(session.documents(rows, plan.order))]
+    feeds: list[Feed] = [*batching.rounds.feeds] if batching else [Table(session.documents(others, plan.order))]
+    if first:
+        feeds.insert(0, first)
     calls = [partial(_by, fallback(call) if route.others else call, route) for route in routes]
     engine = Engine(
         session.working,

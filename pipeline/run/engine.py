@@ -25,6 +25,7 @@ from pipeline.job import Job
 from pipeline.prompts import Prompt
 from pipeline.records import PASSING, Document, Failure, Lane, Reply, Result, Status, Step, Usage
 from pipeline.run.feeds import Feed, Gate
+from pipeline.run.first import FirstRows
 from pipeline.run.observing import Observer
 from pipeline.run.rounds import Rounds
 from pipeline.store.run import RunStore
@@ -67,6 +68,7 @@ class Monitor:
     desk: Desk | None = None
     batches: BatchDesk | None = None  # where some of its prompts go to batches
     sample: int = 0  # rows of it, where the session covers no others
+    first: FirstRows | None = None
     stopping: bool = False
     notices: list[Event] = field(default_factory=list)  # events not shown yet
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=100))  # of the last calls outside of batches
@@ -110,6 +112,8 @@ class Monitor:
             self.failures[result.error_kind or result.finish_reason or result.status] += 1
         if result.response:
             self.last = (result.row, result.key, result.response[:_BEGINNING])
+        if self.first:
+            self.first.ended(result)
 
     def bought(self, prompt: Prompt, reply: Reply, answered: bool) -> None:
         """Count a reply that was paid for, or what may have been paid without one."""
