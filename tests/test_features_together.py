@@ -21,6 +21,7 @@ from pipeline.errors import PipelineError
 from pipeline.estimating import Wishes
 from pipeline.job import Job, load
 from pipeline.run import prepare
+from pipeline.run.exporting import view
 from pipeline.run.prepare import Options
 from pipeline.store import batched
 from pipeline.store.parts import part_paths, read_part
@@ -216,6 +217,10 @@ def together(directory: Path, url: str, chosen: tuple[str, ...], suffix: str) ->
         kinds = ("calls", "results", "batched")
         kept += [frame.write_json() for kind in kinds for frame in whole_parts(session.directory / kind)]
         assert not any(SECRET in each for each in kept), "what is redacted is kept nowhere"
+    found = view(session.directory)
+    found.put(directory / f"by hand{suffix}", overwrite=False)
+    assert not found.lacks, "all of it is written at will, too"
+    assert (directory / f"by hand{suffix}").read_bytes() == (directory / f"out{suffix}").read_bytes()
     again = run_through(opened_again(session))
     assert stats(url)["requests"] == after["requests"], "nothing is bought again"
     assert again.stopped is None and read(directory / f"out{suffix}").equals(rows)

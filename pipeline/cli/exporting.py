@@ -25,7 +25,11 @@ def export(
     ] = None,
     formats: Annotated[
         list[Format] | None,
-        typer.Option("--format", help="write it beside the run's output, as NAME-export.csv; may be repeated"),
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="parquet, csv or jsonl: write it beside the run's output, as NAME-export.csv; may be repeated",
+        ),
     ] = None,
     calls: Annotated[
         Path | None,
