@@ -103,6 +103,7 @@ class Told(_Event):
     event: Literal["wait", "day", "outage", "refused", "flex", "batch", "budget", "alert", "key", "price"]
     target: Name = ""
     message: Words
+    over: bool = False  # of an alert: what had passed its threshold has fallen back
 
 
 Event = Started | Planned | Progressed | Ended | LeftOut | ModelNoted | Limited | Told

@@ -200,8 +200,12 @@ def _marked(events: Iterable[Event], text: bool) -> Iterator[tuple[float, str, s
             case Limited(target=target, meter=meter, per_minute=limit, origin=origin):
                 of = f"{target}: " if target and text else ""
                 yield at, "limit", f"{of}{limit:,} {meter} a minute, {origin}"
-            case Told(event=kind, target=target, message=message):
-                yield at, kind, (f"{target}: {message}" if target else message) if text else ""
+            case Told(event=kind, target=target, message=message, over=over):
+                yield (
+                    at,
+                    f"{kind} over" if over else kind,
+                    (f"{target}: {message}" if target else message) if text else "",
+                )
             case LeftOut(target=target, message=message):
                 yield at, "left out", (f"{target}: {message}" if target else message) if text else ""
             case ModelNoted(message=message):
