@@ -95,9 +95,15 @@ def test_no_text_without_a_page_is_refused(finished: Path, cli: Cli) -> None:
     assert cli("report", "job-offline", "--no-text").code == 2
 
 
-def test_a_search_shows_the_rows_that_hold_the_words(finished: Path, cli: Cli) -> None:
+def test_a_search_shows_the_rows_that_hold_the_words_and_the_page_what_the_run_waited_for(
+    finished: Path, cli: Cli
+) -> None:
+    with (finished / "runs/job-offline/run.log").open("a") as log:
+        log.write('{"at": "2026-11-30T12:00:00Z", "event": "progress", "seconds": 9.0, "bound_s": {"rpm": 7.5}}\n')
     assert cli("report", "job-offline", "--html", "run.html").code == 0
-    found = drawn(finished / "run.html", "id17").split("Rows and answers</h2>")[1].split("The job as run</h2>")[0]
+    waited, found = drawn(finished / "run.html", "id17").split("Rows and answers</h2>")
+    found = found.split("The job as run</h2>")[0]
+    assert '<td>rpm</td><td class="n">7.5</td><td class="n">100</td>' in waited.split("Why it was not faster</h2>")[1]
     assert " 1–1 of 1 rows" in found
     assert "<td>id17</td>" in found and "<td>id18</td>" not in found
 

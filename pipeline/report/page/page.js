@@ -54,6 +54,13 @@
     charts.overTime();
     if (!Object.keys(data.series.troubles).length && !data.causes.length && s.attempts <= s.calls) add(main, "p", "No request was refused, and none failed.", "dim");
   } else add(main, "p", s.kept ? `No call was made: ${count(s.kept)} answers are kept from earlier generations.` : "No call was made yet.");
+  const bound = Object.entries(s.bound_s).sort(([, a], [, b]) => b - a);
+  if (bound.length) {
+    const all = bound.reduce((sum, [, seconds]) => sum + seconds, 0);
+    add(main, "h2", "Why it was not faster");
+    table(main, ["waited for", "seconds", "%"], bound.map(([name, seconds]) => [name, seconds, Math.round(100 * seconds / all)]));
+    add(main, "p", data.means.bound_s.replace(/^[^:]*: /, ""), "dim");
+  }
   if (data.marks.length) {
     add(main, "h2", "Events");
     table(main, ["", "when", "what", ""], data.marks.map((mark) => [charts.letter(mark.kind), dated(mark.at * 1000), mark.kind, mark.text]));
