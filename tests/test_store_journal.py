@@ -16,7 +16,7 @@ from stores import body, failed, paid, prompt, result
 from pipeline.errors import RunStateError
 from pipeline.providers.stored import parse_stored
 from pipeline.records import Reply, Result, Usage
-from pipeline.store.journal import Journal, Whose, journal_path, read
+from pipeline.store.journal import Journal, Whose, journal_path, newest_answer, read
 from pipeline.store.lines import Call, Ended, Sent, call_line, ended_line, kept, result_line, sent_line
 
 PLAIN = Whose("")
@@ -252,6 +252,18 @@ def refusal(path: Path, whose: Whose = RUN) -> RunStateError:
     with pytest.raises(RunStateError) as caught:
         read_all(path, whose)
     return caught.value
+
+
+def test_who_looks_on_sees_the_newest_row_whatever_comes_after_it(tmp_path: Path) -> None:
+    assert newest_answer(tmp_path) is None
+    rows = [replace(result(row), key=f"k{row}", response=f"text {row}") for row in range(3)]
+    path = kept_by(tmp_path, lines=[*map(result_line, rows), ended_line("0" * 32)])
+    assert newest_answer(tmp_path) == (2, "k2", "text 2")
+    with path.open("ab") as file:
+        file.write(b'{"result":{"row":3,"key":"k3","resp')
+    assert newest_answer(tmp_path) == (2, "k2", "text 2")
+    path.unlink()
+    assert newest_answer(tmp_path) is None
 
 
 def test_a_journal_is_json_lines_whose_last_field_is_a_checksum(tmp_path: Path) -> None:

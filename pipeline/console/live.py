@@ -15,6 +15,7 @@ from pipeline.console.screen import count, duration, err, money, styled, things
 from pipeline.errors import RunStateError
 from pipeline.quota.standing import Meter, QuotaStanding
 from pipeline.run.status import Status, read
+from pipeline.store.journal import newest_answer
 from pipeline.store.manifest import Lock
 from pipeline.terminal import one_line
 
@@ -239,7 +240,7 @@ def follow(directory: Path) -> Status:
     log = directory / "run.log"
     read_to = log.stat().st_size if log.exists() else 0
     with Block() if is_live() else _Nothing() as drawn:
-        lines = Lines()
+        lines, last = Lines(), None
         while True:
             status = read(directory)
             if status is None:
@@ -250,7 +251,8 @@ def follow(directory: Path) -> Status:
             if status.state != "running" and not Lock.held(directory / "lock"):
                 return status
             if isinstance(drawn, Block):
-                drawn.show(status)
+                last = newest_answer(directory) or last
+                drawn.show(status, last)
             else:
                 lines.show(status)
             time.sleep(_LOOK_S)
