@@ -16,6 +16,10 @@ from pipeline.store.manifest import Manifest
 from pipeline.store.state import Batch
 
 _KEPT = "What it was to hold is kept where it was: nothing is lost."
+_IS_WELL = (pl.col("status") == "ok") & pl.col("changes").is_null() & (pl.col("calls") == 1)
+_IS_ALL_OF_IT = ((pl.col("step") == "answer") & pl.col("paid") & (pl.col("status") == "ok") & ~pl.col("late")) & (
+    pl.col("text").is_null() & pl.col("target").is_null() & pl.col("continuation").is_null()
+)
 _OUTCOME = ("row", "status", "changes", "calls", "cost_usd")
 _CALL = ("row", "step", "paid", "status", "target", "text", "continuation", "late", "cost_usd")
 
@@ -56,29 +60,21 @@ def carried(directory: Path, same: pl.DataFrame, unsealed: Batch) -> Carried:
 
     Raises `RunStateError` for a part that is damaged.
     """
-    open_rows = {*unsealed.results, *(call.row for call in unsealed.calls)}
-    outcomes = _numbered(directory / "results", _OUTCOME).unique("row", keep="last", maintain_order=True)
-    outcomes = outcomes.filter(
-        (pl.col("status") == "ok") & pl.col("changes").is_null() & (pl.col("calls") == 1),
-        ~pl.col("row").is_in(list(open_rows)),
-    )
-    calls = _numbered(directory / "calls", _CALL).filter(pl.len().over("row") == 1)
-    calls = calls.filter(
-        (pl.col("step") == "answer") & pl.col("paid") & (pl.col("status") == "ok") & ~pl.col("late"),
-        pl.col("text").is_null() & pl.col("target").is_null() & pl.col("continuation").is_null(),
-    )
-    rows = same.join(outcomes.join(calls, on=["row", "part", "cost_usd"]), left_on="was", right_on="row")
+    found = [pl.DataFrame(schema={"row": pl.Int64, "part": pl.Int32, "cost_usd": parts.MONEY})]
+    asked, ended = [pl.Series(dtype=pl.Int64)], [pl.Series(dtype=pl.Int64)]
+    for path in parts.part_paths(directory / "results"):
+        outcomes = parts.read_part(path, _OUTCOME)
+        calls = parts.read_part(directory / "calls" / path.name, _CALL)
+        ended.append(outcomes["row"])
+        asked.append(calls["row"])
+        rows = outcomes.filter(_IS_WELL).join(calls.filter(_IS_ALL_OF_IT), on=["row", "cost_usd"])
+        number = pl.lit(parts.part_number(path), pl.Int32)
+        found.append(rows.select("row", number.alias("part"), "cost_usd"))
+    ended.append(pl.Series([*unsealed.results, *(call.row for call in unsealed.calls)], dtype=pl.Int64))
+    once = [rows.filter(rows.is_unique()).implode() for rows in (pl.concat(asked), pl.concat(ended))]
+    alone = pl.concat(found).filter(*(pl.col("row").is_in(rows) for rows in once))
+    rows = same.join(alone, left_on="was", right_on="row")
     return Carried(rows.select("was", "row", "part"), Decimal(rows["cost_usd"].sum() or 0))
-
-
-def _numbered(directory: Path, columns: tuple[str, ...]) -> pl.DataFrame:
-    schema = parts.CALLS_SCHEMA if directory.name == "calls" else parts.RESULTS_SCHEMA
-    nothing = pl.DataFrame(schema={**{name: schema[name] for name in columns}, "part": pl.Int64})
-    frames = (
-        parts.read_part(path, columns).with_columns(part=pl.lit(parts.part_number(path), pl.Int64))
-        for path in parts.part_paths(directory)
-    )
-    return pl.concat([nothing, *frames])
 
 
 def _renumbered(frame: pl.DataFrame, rows: pl.DataFrame, has_ids: bool) -> pl.DataFrame:
