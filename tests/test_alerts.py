@@ -294,6 +294,18 @@ def test_a_run_that_stops_needs_somebody_and_one_that_waits_says_until_when(
     assert paused["event"] == "paused" and paused["until"] and f"paused until {paused['until'][:10]}" in paused["text"]
 
 
+def test_each_end_has_its_name_and_says_how_far_the_run_is() -> None:
+    half = status(outcomes={"ok": 3, "truncated": 0}, cost_usd=1.5)
+    so_far = "3 of 10,000 rows ok, $1.50"
+    for fields, event, text in (
+        ({"state": "interrupted"}, "interrupted", f"interrupted: {so_far}; the same command goes on"),
+        ({"state": "left", "reason": "batches"}, "paused", f"paused: batches; {so_far}; the same command goes on"),
+        ({"state": "stopped", "reason": "a\nb"}, "needs_you", f"needs you: a; {so_far}; the same command goes on"),
+        ({"state": "finished", "unpriced": 2}, "finished", f"finished: {so_far} and unknown prices"),
+    ):
+        assert webhook.ending(replace(half, **fields)) == (event, text)
+
+
 def test_a_run_that_does_not_reach_its_service_needs_somebody(
     hook: Hook, url: str, tmp_path: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,7 @@ class Posts:
     def ended(self, status: Status) -> None:
         """Post how the run ended."""
         self._has_ended = True
-        event, message = _ending(status)
+        event, message = ending(status)
         self.tell(event, message, status, until_s=status.goes_on_at_s)
 
     def failed(self, error: PipelineError) -> None:
@@ -159,15 +159,17 @@ class Posts:
         return _blotted(_trouble(answer), self._url)
 
 
-def _ending(status: Status) -> tuple[str, str]:
+def ending(status: Status) -> tuple[str, str]:
     """What the end of a run is called, and what is said of it."""
     if status.state in ("finished", "sample", "pilot"):
         return "finished", f"{'the sample is ' if status.sample else ''}finished: {_so_far(status)}"
-    reason = (status.reason or status.state).splitlines()[0]
+    reason = status.reason.splitlines()[0] if status.reason else ""
     if status.state == "left" or status.goes_on_at_s:
-        return "paused", f"paused{_until(status.goes_on_at_s)}: {reason}; {_so_far(status)}; the same command goes on"
-    event = "interrupted" if status.state == "interrupted" else "needs_you"
-    return event, f"{event.replace('_', ' ')}: {reason}; {_so_far(status)}; the same command goes on"
+        event, when = "paused", _until(status.goes_on_at_s)
+    else:
+        event, when = "interrupted" if status.state == "interrupted" else "needs_you", ""
+    why = "; ".join(filter(None, (reason, _so_far(status), "the same command goes on")))
+    return event, f"{event.replace('_', ' ')}{when}: {why}"
 
 
 def _so_far(status: Status) -> str:
