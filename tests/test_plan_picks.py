@@ -193,9 +193,19 @@ def test_a_pilot_of_a_small_table_is_all_of_it() -> None:
     assert picks.pick_pilot(found_of([10, 20, 30]), None, 50).numbers.to_list() == [0, 1, 2]
 
 
-def test_a_run_asks_first_what_a_pilot_would_among_rows_that_are_near() -> None:
+def test_a_sample_has_the_shortest_and_the_heaviest_of_each_kind() -> None:
+    lengths = [50] * 100 + [1000] * 500 + [9000] * 100
+    found = found_of(lengths * 2, [0] * 700 + [4] * 700)
+    for rows in (4, 6, 20):
+        numbers = picks.pick_sample(found, None, rows).numbers
+        seen = set(zip(kinds(found).gather(numbers), sizes(found).gather(numbers), strict=True))
+        assert len(numbers) == rows and {(0, 50), (4, 50), (0, 9000), (4, 9000)} <= seen
+    assert {*picks.pick_sample(found, None, 6).numbers} <= {*picks.pick_sample(found, None, 7).numbers}
+
+
+def test_a_run_asks_first_what_a_sample_would_have_among_rows_that_are_near() -> None:
     near = mixed(5000)
-    assert picks.pick_first(near, None) == tuple(picks.pick_pilot(near, None, picks.FIRST).numbers)
+    assert picks.pick_first(near, None) == tuple(picks.pick_sample(near, None, picks.FIRST).numbers)
     left = pl.Series([row % 2 == 1 for row in range(5000)])
     assert all(row % 2 for row in picks.pick_first(near, left)) and len(picks.pick_first(near, left)) == picks.FIRST
     far = found_of(range(1, picks.FIRST_WITHIN + 5000))

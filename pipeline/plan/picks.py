@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from math import isqrt, sqrt
 from typing import NamedTuple
 
@@ -113,20 +114,34 @@ def pick_pilot(found: Survey, wanted: pl.Series | None, rows: int, seed: int = 0
     At least one of each kind, as far as `rows` allows; none that is empty or repeats another. Within a stratum their
     content decides, wherever they stand: more rows are these and others, and so are those of a table that grew.
     """
+    return _spread(found, wanted, rows, seed, short=False)
+
+
+def pick_sample(found: Survey, wanted: pl.Series | None, rows: int) -> Picks:
+    """So many of the `wanted` rows to look at: as in a pilot, and the shortest of each kind besides, as `rows` allows.
+
+    They tell little of what a run takes, and are what somebody who judges the answers wants to see, too.
+    """
+    return _spread(found, wanted, rows, 0, short=True)
+
+
+def _spread(found: Survey, wanted: pl.Series | None, rows: int, seed: int, *, short: bool) -> Picks:
     strata = _sent(found, wanted)
     heaviest = {one.number // _SIZE_CLASSES: one.number for one in sorted(strata, key=lambda one: one.size_bytes)}
-    floor = dict.fromkeys(list(heaviest.values())[:rows], 1)
+    shortest = {one.number // _SIZE_CLASSES: one.number for one in reversed(strata)} if short else {}
+    floor = dict.fromkeys([*heaviest.values(), *shortest.values()], 1)
     spread = [one._replace(size_bytes=isqrt(one.size_bytes * one.rows)) for one in strata]
-    counts = _allocated(spread, floor, rows, most_bytes=sum(one.rows * one.largest_bytes for one in strata))
+    most_bytes = sum(one.rows * one.largest_bytes for one in strata)
+    counts = _allocated(spread, dict(islice(floor.items(), rows)), rows, most_bytes)
     return _picks(strata, _drawn(_by_content(found, wanted), counts, seed))
 
 
 def pick_first(found: Survey, wanted: pl.Series | None) -> tuple[int, ...]:
-    """Those of the `wanted` rows that a run asks first, as in a pilot; near the beginning of a long table."""
+    """Those of the `wanted` rows that a run asks first, as in a sample; near the beginning of a long table."""
     near = pl.Series([True]).new_from_index(0, min(found.rows, FIRST_WITHIN))
     beyond = pl.Series([False]).new_from_index(0, found.rows - len(near))
     whole = pl.concat([near, beyond])
-    return tuple(pick_pilot(found, whole if wanted is None else whole & wanted, FIRST).numbers)
+    return tuple(pick_sample(found, whole if wanted is None else whole & wanted, FIRST).numbers)
 
 
 def about(found: Survey) -> Callable[[pl.Series], pl.DataFrame]:

@@ -1,7 +1,7 @@
 """What a run is put together from: its books and caps, its targets as they are used, the durable call, the engine."""
 
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -247,9 +247,12 @@ def assembled(
         batching.rounds.parks if batching else None,
         earlier,
     )
-    feeds: list[Feed] = [*batching.rounds.feeds] if batching else [Table(session.documents(others, plan.order))]
-    if first:
-        feeds.insert(0, first)
+    feeds: Sequence[Feed]
+    if batching:
+        feeds = batching.rounds.feeds
+    else:
+        table = Table(session.documents(others, plan.order), first.opened if first else None)
+        feeds = [first, table] if first else [table]
     calls = [partial(_by, fallback(call) if route.others else call, route) for route in routes]
     engine = Engine(
         session.working,

@@ -32,12 +32,15 @@ class Feed(Protocol):
 class Table:
     """The rows of a table, each once."""
 
-    def __init__(self, batches: Iterable[Iterable[Document]]) -> None:
+    def __init__(self, batches: Iterable[Iterable[Document]], after: anyio.Event | None = None) -> None:
+        """They are opened `after` that, where it is given."""
         self.gate = Gate()
-        self._batches = batches
+        self._batches, self._after = batches, after
 
     async def batches(self) -> AsyncGenerator[list[Document]]:
         """Each batch, mixed."""
+        if self._after is not None:
+            await self._after.wait()
         async for batch in read(self._batches):
             yield batch
 

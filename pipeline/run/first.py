@@ -7,6 +7,8 @@ from contextlib import aclosing
 from pathlib import Path
 from shlex import quote
 
+import anyio
+
 from pipeline.events import FirstAnswered, Notify
 from pipeline.records import STATUSES, Document, Result
 from pipeline.run.feeds import Gate, read
@@ -26,18 +28,25 @@ class FirstRows:
         self.rows = frozenset(rows)
         self._documents, self._directory, self._heard = documents, directory, heard
         self._left = set(rows)
+        self.opened = anyio.Event()
         self._came_to: Counter[str] = Counter()
 
     async def batches(self) -> AsyncGenerator[list[Document]]:
-        """The documents of these rows."""
+        """The documents of these rows; then those of others may be opened.
+
+        Not before: what one of these asks would wait for another row that asked the same, and goes later.
+        """
         left = len(self.rows)
-        async with aclosing(read(self._documents(self.rows.__contains__))) as batches:
-            async for batch in batches:
-                left -= len(batch)
-                if batch:
-                    yield batch
-                if left <= 0:
-                    return
+        try:
+            async with aclosing(read(self._documents(self.rows.__contains__))) as batches:
+                async for batch in batches:
+                    left -= len(batch)
+                    if batch:
+                        yield batch
+                    if left <= 0:
+                        return
+        finally:
+            self.opened.set()
 
     def ended(self, result: Result) -> None:
         """A row of the run got its outcome; once it is the last of these, that is told."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from pipeline.job import Job
-from pipeline.plan.picks import pick_pilot
+from pipeline.plan.picks import pick_sample
 from pipeline.plan.survey import Survey
 from pipeline.run.prepare import Session
 
@@ -25,7 +25,7 @@ class Sample:
 
 def sample(found: Survey, number: int) -> Sample:
     """So many rows, spread over kinds of script and lengths; fewer where no more differ and are sent."""
-    numbers = pick_pilot(found, None, number).numbers
+    numbers = pick_sample(found, None, number).numbers
     if numbers.is_empty():
         return Sample(frozenset(), "none is sent")
     seen = found.at(numbers.cast(pl.UInt32).sort())
