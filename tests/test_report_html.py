@@ -123,7 +123,7 @@ def test_on_paper_are_its_charts_and_every_column_and_nothing_to_press(finished:
     assert sum(len(page.images) for page in pages) == 7
     words = " ".join("".join(page.extract_text() for page in pages).split())
     assert "row outcome input answer in out USD s" in words and "of 29" in words and "The job as run" in words
-    assert "in their order" not in words
+    assert "in their order" not in words and "Drag across" not in words
 
 
 def test_an_input_that_changed_is_not_shown_and_that_is_told(finished: Path, cli: Cli) -> None:

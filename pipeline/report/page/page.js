@@ -49,8 +49,8 @@
   add(main, "h2", "Over time");
   if (data.series) {
     if (s.lanes.batch) add(main, "p", `The ${count(s.lanes.batch.calls)} answers of batches come at once: they are in the sums so far, and in no pace.`, "dim");
-    add(main, "p", "Drag across a chart to see a part of the time in all of them; a double click shows all again. " +
-      "Lines upright: S and E a session begins and ends, Z it sleeps, B a batch, ! something went wrong, ✎ an edit.", "dim");
+    add(main, "p", "Drag across a chart to see a part of the time in all of them; a double click shows all again.", "dim press");
+    add(main, "p", "Lines upright: S and E a session begins and ends, Z it sleeps, B a batch, ! something went wrong, ✎ an edit.", "dim");
     charts.overTime();
     if (!Object.keys(data.series.troubles).length && !data.causes.length && s.attempts <= s.calls) add(main, "p", "No request was refused, and none failed.", "dim");
   } else add(main, "p", s.kept ? `No call was made: ${count(s.kept)} answers are kept from earlier generations.` : "No call was made yet.");
