@@ -151,6 +151,9 @@ def test_a_run_tells_how_it_stands_and_how_it_ended(tmp_path: Path, monkeypatch:
     assert told.outcomes["ok"] == 6 and told.lanes == {"standard": 6} and told.goes_on_at_s is None
     assert (session.directory / status.NAME).stat().st_mode & 0o777 == 0o600
     assert "alpha" not in (session.directory / status.NAME).read_text()
+    end = orjson.loads((session.directory / "run.log").read_bytes().splitlines()[-1])
+    assert end["event"] == "end" and 0 < sum(end["bound_s"].values()) <= end["seconds"]
+    assert ended.summary.bound_s == end["bound_s"], "why it was not faster"
     assert str(as_json(told)["at"]).endswith("+00:00")
 
 
