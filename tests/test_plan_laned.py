@@ -224,3 +224,17 @@ def test_an_estimate_says_what_waits_in_batches_already(
         "1 batch, 6 calls, is with the service, the first since .*: the calls above are those that are in none", said
     )
     assert "calls 0 " in said
+
+
+def test_every_target_stands_among_the_lanes(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KEY_A", "KEY_B"):
+        monkeypatch.setenv(name, f"AQ.{name.lower()}")
+    job = lane_job(here, "standard")
+    for name, lane in (("cheap", "batch"), ("quick", "standard")):
+        with job.open("a") as file:
+            file.write(f'\n[[target]]\nname = "{name}"\nkey_env = "KEY_{"AB"[name == "quick"]}"\nlane = "{lane}"\n')
+    said = cli("estimate", job).out
+    assert re.search(r"batch +cheap +3 .*\n +flex +cheap +1 .*\n +standard +quick +2 ", said), said
+    assert "goes to no batch" not in said

@@ -6,7 +6,7 @@ from math import isfinite
 
 from pipeline.console.screen import count, duration, money, show_grid
 from pipeline.plan import Plan
-from pipeline.plan.laned import LanePlan
+from pipeline.plan.laned import LanePart, LanePlan
 from pipeline.plan.lanes import PATIENCE_S
 from pipeline.plan.latency import Latency
 from pipeline.records import FLEX_TRIES
@@ -14,9 +14,15 @@ from pipeline.records import FLEX_TRIES
 
 def show_parts(plan: Plan, moment: Callable[[datetime], str]) -> None:
     """One line a lane: its calls, what they cost, and when it is called in; `moment` says a time."""
-    named = len({each.target for each in plan.lanes}) > 1
+    named = len(plan.targets) > 1
     lines = []
-    for part in (part for each in plan.lanes for part in each.parts):
+    laned = {each.target for each in plan.lanes}
+    others = [
+        LanePart(each.name, "standard", each.prompts, each.cost_usd, None)
+        for each in plan.targets
+        if each.name not in laned and round(each.prompts)
+    ]
+    for part in (*(part for each in plan.lanes for part in each.parts), *others):
         usd = "?" if part.cost_usd is None else money(part.cost_usd)
         called = moment(part.last_call) if part.last_call else ""
         lines.append((f"  {part.lane}", *([part.target] if named else []), count(part.prompts), usd, called))
@@ -53,8 +59,9 @@ def _of(each: LanePlan, moment: Callable[[datetime], str]) -> Iterator[str]:
         yield f"what flex turns away {FLEX_TRIES} times is asked in standard"
     if made.batch or made.flex:
         yield "the cost ranges from all in time to all fallen back"
-    if each.given.mode == "batch" and made.in_time == 1.0 and made.batch < 1.0:
-        yield f"{1 - made.batch:.0%} goes to no batch: it would be back in time too seldom to save anything"
+    seldom = 1.0 - each.given.fallen - made.batch
+    if each.given.mode == "batch" and made.in_time == 1.0 and seldom >= 0.005:
+        yield f"{seldom:.0%} goes to no batch: it would be back in time too seldom to save anything"
     if made.batch:
         yield _latency(each.given.latency)
 
