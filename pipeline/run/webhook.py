@@ -89,6 +89,7 @@ class Posts:
         self._queue: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
         self.on_trouble: Notify = nobody_hears
         self._has_ended = False
+        self._closing = asyncio.Event()
 
     def tell(
         self, event: str, message: str, status: Status | None, alert: str | None = None, until_s: float | None = None
@@ -143,7 +144,8 @@ class Posts:
             self._queue.task_done()
 
     async def finish(self) -> None:
-        """Wait until nothing is left to be posted, for `POST_S` at most."""
+        """Wait until nothing is left to be posted, for `POST_S` at most; what is to be tried again is tried now."""
+        self._closing.set()
         with anyio.move_on_after(POST_S, shield=True) as limit:
             await self._queue.join()
         if limit.cancelled_caught:
@@ -155,7 +157,8 @@ class Posts:
             answer = await self._wire.post(self._url, _HEADERS, body, POST_S)
             if pause_s is None or not isinstance(answer, Lost) or answer.sent:
                 break
-            await anyio.sleep(pause_s)
+            with anyio.move_on_after(pause_s):
+                await self._closing.wait()
         return _blotted(_trouble(answer), self._url)
 
 
