@@ -125,19 +125,22 @@ def test_latency_is_that_of_half_of_the_last_calls() -> None:
 
 def test_silence_is_told_but_not_of_a_run_that_waits_or_a_machine_that_slept() -> None:
     def looks(minutes: Sequence[float], calls: int = 7, **fields: Any) -> list[Status]:
-        return [status(60 * minute, calls=calls, **fields) for minute in minutes]
+        return [status(60 * minute, calls=calls, **{"waiting": 9, **fields}) for minute in minutes]
 
     each_half = [half / 2 for half in range(22)]
     told = watched([*looks(each_half), *looks([11.0], calls=8)], stalled_min=10.0)
     assert [len(each) for each in told] == [0] * 20 + [1, 0, 1]
     assert told[20] == [("begun", "no call was answered for 10 min")]
     assert told[22] == [("over", "over, calls are answered again")]
+    assert watched(looks(each_half, calls=20_000, waiting=0, in_flight=1), stalled_min=10.0)[20], (
+        "more than was planned"
+    )
     down = watched(looks(each_half, waits_for="outage"), stalled_min=10.0)
     assert down[20] == [("begun", "no call was answered for 10 min: the service is down, or refuses everything")]
     for quiet in (
         looks(each_half, waits_for="day_quota"),
         looks(each_half, waits_for="batches"),
-        looks(each_half, calls=20_000),
+        looks(each_half, waiting=0),
         looks([0.0, 500.0, 500.5]),
     ):
         assert not any(watched(quiet, stalled_min=10.0))

@@ -89,7 +89,8 @@ class Watcher:
             yield self._stalled(status, limits.stalled_min)
 
     def _stalled(self, status: Status, most_min: float) -> Found:
-        now, waits = status.at_s, status.waits_for in ("day_quota", "batches") or status.calls >= status.calls_planned
+        is_idle = not (status.in_flight or status.waiting)
+        now, waits = status.at_s, status.waits_for in ("day_quota", "batches") or is_idle
         was_answered = status.calls != self._calls
         if was_answered or waits or now - self._looked_at > _ASLEEP_S:
             self._calls, self._answered_at = status.calls, now
