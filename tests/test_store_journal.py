@@ -262,6 +262,9 @@ def test_who_looks_on_sees_the_newest_row_whatever_comes_after_it(tmp_path: Path
     with path.open("ab") as file:
         file.write(b'{"result":{"row":3,"key":"k3","resp')
     assert newest_answer(tmp_path) == (2, "k2", "text 2")
+    with path.open("ab") as file:
+        file.write(b"\n" + result_line(replace(result(4), status="error", response=None)))
+    assert newest_answer(tmp_path) == (2, "k2", "text 2"), "a row without an answer is none"
     path.unlink()
     assert newest_answer(tmp_path) is None
 

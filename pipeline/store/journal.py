@@ -168,7 +168,7 @@ def journal_number(path: Path) -> int:
 
 
 def newest_answer(directory: Path) -> tuple[int, str, str] | None:
-    """Row, key and text of the row that was finished last, as far as the end of the newest journal tells.
+    """Row, key and text of the row that was answered last, as far as the end of the newest journal tells.
 
     For who looks on while another process writes: nothing is checked, and what cannot be read is passed over.
     """
@@ -180,7 +180,8 @@ def newest_answer(directory: Path) -> tuple[int, str, str] | None:
             if line.startswith(_RESULT):
                 with suppress(ValueError, KeyError, TypeError):
                     found = orjson.loads(line)["result"]
-                    return found["row"], str(found["key"]), str(found["response"])
+                    if found["response"]:  # a row that failed has none
+                        return found["row"], str(found["key"]), str(found["response"])
     return None
 
 
