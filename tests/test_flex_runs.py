@@ -171,7 +171,8 @@ def test_a_run_that_is_killed_in_flex_goes_on_and_buys_nothing_again(here: Path,
         run.send_signal(signal.SIGKILL)
         run.communicate()
         lanes = summarize(here / "runs" / "small").lanes
-        assert lanes["flex"].fell_back == {"turned_away": lanes["standard"].calls}
+        standard = lanes["standard"].calls if "standard" in lanes else 0  # of the first 20 it may have answered none
+        assert sum(lanes["flex"].fell_back.values()) == standard and {*lanes["flex"].fell_back} <= {"turned_away"}
         run = start()
         _, err = run.communicate(timeout=60)
         assert run.returncode == 0, err
