@@ -1,6 +1,8 @@
 """What a person should hear while a run goes on, and what arrives at a webhook: a real server, beside real runs."""
 
+import errno
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -22,7 +24,7 @@ from hypothesis import strategies as st
 from sessions import run_through
 
 from pipeline.budget.caps import Cap
-from pipeline.errors import JobError
+from pipeline.errors import JobError, RunStateError
 from pipeline.events import Alert
 from pipeline.job import load
 from pipeline.prompts import Prompt
@@ -320,6 +322,30 @@ def test_a_run_that_does_not_reach_its_service_needs_somebody(
     assert [post["event"] for post in hook.posts] == ["needs_you"]
     assert hook.posts[0]["text"].startswith("pipeline small: needs you: no request reaches the service")
     assert cli("run", path).code == 2 and len(hook.posts) == 1, "nobody said yes: whoever is here knows"
+
+
+def test_a_run_whose_journal_cannot_be_written_was_not_killed_and_needs_somebody(
+    hook: Hook, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write, asked = small_job(tmp_path, f"{UNLIMITED}\n{ENV}"), os.write, Answering()
+
+    def broken(fd: int, data: bytes) -> int:
+        journals = {path.stat().st_ino for path in Path("runs/small").glob("journal-*")}
+        if b'{"call"' in data and os.fstat(fd).st_ino in journals:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return write(fd, data)
+
+    with monkeypatch.context() as disk, pytest.raises(RunStateError) as stopped:
+        disk.setattr(os, "write", broken)
+        ran(path, asked)
+    assert stopped.value.exit_code == 3 and stopped.value.message.startswith("cannot write runs/small/journal-")
+    assert [post["event"] for post in hook.posts] == ["needs_you"] and "cannot write runs/small" in hook.posts[0][
+        "text"
+    ]
+    kept = read_status(Path("runs/small"))
+    assert kept and (kept.state, kept.exit_code) == ("stopped", 3) and kept.reason.startswith("cannot write")
+    assert logged("end")[0]["reason"] == kept.reason
+    assert ran(path, asked).exit_code == 0
 
 
 def test_a_rehearsal_says_so_and_needs_no_address(

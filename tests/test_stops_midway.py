@@ -14,6 +14,7 @@ import pytest
 from commands import Ran
 from playing import Service, playing
 
+from pipeline.run.status import read as read_status
 from pipeline.store.reserve import RESERVE_BYTES
 
 ROWS, BEFORE = 30, 10
@@ -199,6 +200,8 @@ def test_a_run_directory_that_fails_in_mid_run_keeps_what_was_answered(
     stopped = cli("run", job, "--yes")
     assert stopped.code == 3, stopped.err
     assert str(place.relative_to(here)) in stopped.err and "kept" in stopped.err and "hint: " in stopped.err
+    told = read_status(here / "runs" / "midway")
+    assert told and told.state == "stopped" and str(place.relative_to(here)) in told.reason
     service.instead = lambda number: None
     if name == "parts.jsonl":
         place.rmdir()

@@ -22,6 +22,7 @@ from pipeline.errors import (
     BatchesOut,
     InputChanged,
     PipelineError,
+    as_known,
     resumable_once,
 )
 from pipeline.events import (
@@ -128,15 +129,27 @@ async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening
                         if options.fresh:
                             set_aside(session.directory)
                         ended = await _run(session, services, place, agreed_to, watched, posts)
-                except PipelineError as error:
-                    if posts and is_agreed:
-                        posts.failed(error)
+                except Exception as error:
+                    if posts and is_agreed and (known := as_known(error)):
+                        posts.failed(known)
                     raise
     if ended.stopped and spent(ended.stopped):
         ended.stopped.exit_code = RESUMABLE
     if ended.stopped and ended.summary.calls and not isinstance(ended.stopped, InputChanged):  # which says so itself
         ended.stopped.message += KEPT
     return ended
+
+
+@contextmanager
+def _end_told(monitor: Monitor, store: RunStore, told: StatusFile) -> Iterator[None]:
+    """Leave word of how the run ended where a known error ends it at once: without any it would count as killed."""
+    try:
+        yield
+    except Exception as error:
+        if known := as_known(error):
+            store.log(end_of(monitor, "stopped", known.message))
+            told.end("stopped", known.message, _exit_code(monitor, known, False))
+        raise
 
 
 def _has_spent(monitor: Monitor, error: PipelineError) -> bool:
@@ -220,7 +233,8 @@ async def _run(
             for limit in told_limits(services.targets, engine.monitor):
                 store.log(limit)
             interim = Interim(session, store, place, engine.monitor, engine.halt)
-            await _attended(made, store, session.rows, watch, told, interim, books)
+            with _end_told(engine.monitor, store, told):
+                await _attended(made, store, session.rows, watch, told, interim, books)
         out = tuple(state for state in store.batches.open() if state.is_waited_for)
         if not options.offline:
             note(latencies_file(session.kind), store.batches.all(), time.time())
@@ -228,10 +242,11 @@ async def _run(
             engine.stopped = ended_early(session, engine.monitor, out, made.called_at)
             if not engine.stopped and (late := [state for state in store.batches.open() if state.released]):
                 engine.stopped = called_off(late)
-        try:
-            await store.seal()
-        except PipelineError as error:
-            raise engine.stopped or error from error
+        with _end_told(engine.monitor, store, told):
+            try:
+                await store.seal()
+            except PipelineError as error:
+                raise engine.stopped or error from error
         unwritten = None
         if place is not None:
             store.outcomes.forget()  # all is sealed, and this with what answers took would stay beside
