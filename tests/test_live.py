@@ -270,7 +270,8 @@ def test_watch_ends_with_the_run_and_says_how(going_on: Path, cli: Cli) -> None:
 
 
 def test_of_a_killed_run_watch_says_so(going_on: Path, cli: Cli) -> None:
-    assert "killed after 2,101 of 6,000 rows, $8.91\n" in cli("watch", "docs").err
+    told = cli("watch", "docs").err
+    assert "killed after 2,101 of 6,000 rows, $8.91\n" in told and "`pipeline report` counts it" in told
     assert ended(replace(WORKING, rows=1, rows_done=1, state="finished", exit_code=0)) == [
         "finished after 1 of 1 row, $8.91, exit code 0"
     ]

@@ -67,6 +67,8 @@ def ended(status: Status) -> list[str]:
     told = [
         f"{status.state} after {status.rows_done:,} of {things(status.rows, 'row')}, {money(status.cost_usd)}{code}"
     ]
+    if status.state == "killed":
+        told.append("it may have kept more than it had told: `pipeline report` counts it, and says how to go on")
     if status.reason:
         told.append(status.reason)
     if status.goes_on_at_s:
