@@ -406,6 +406,13 @@ def test_a_batch_of_another_model_is_taken_beside_the_new_ones(directory: Path) 
     assert [(state.stage, state.ok, state.model) for state in night.states()] == [("cleared", 4, MODEL)]
 
 
+def test_a_batch_of_a_target_that_has_another_name_now_is_taken(directory: Path) -> None:
+    night = Night(directory)
+    night.session(4, leave=True)
+    night.target = replace(TARGET, name="renamed")
+    check_once(night, 4)
+
+
 def test_a_key_that_is_refused_ends_the_run_and_loses_nothing(directory: Path) -> None:
     night = Night(directory)
     night.session(4, leave=True)

@@ -53,14 +53,21 @@ class Common:
     is_over: bool = False  # it is the last call for all of them
 
     def target_of(self, state: BatchState) -> Target | None:
-        """Who was asked; None where the job names another project or key now. Another model is no hindrance."""
-        same = [each for each in self.services if (each.name, each.account) == (state.target, state.account)]
-        return next((replace(each, model=state.model) for each in same), None)
+        """Who was asked; None where the job names another project or key now.
+
+        Another model, or another name of the target, is no hindrance.
+        """
+        asked = self._asked(state)
+        return replace(asked, model=state.model) if asked else None
 
     def service_of(self, state: BatchState) -> Service | None:
         """Who speaks for that."""
-        same = (each for each in self.services if (each.name, each.account) == (state.target, state.account))
-        return next((self.services[each] for each in same), None)
+        asked = self._asked(state)
+        return self.services[asked] if asked else None
+
+    def _asked(self, state: BatchState) -> Target | None:
+        same = [each for each in self.services if each.account == state.account]
+        return next((each for each in same if each.name == state.target), same[0] if same else None)
 
     def by_service(self, states: Iterable[BatchState]) -> list[tuple[Service, list[BatchState]]]:
         """The batches of each service."""

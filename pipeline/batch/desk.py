@@ -245,9 +245,10 @@ class BatchDesk:
             if state.cancelling and not state.released:
                 self._watching.cancelled[state.number] = anyio.current_time()
             if service is None and state.is_waited_for:
+                of = f' (target "{state.target}")' if state.target else ""
                 raise RunStateError(
-                    f"batch {state.number} of this run is with {state.endpoint}, of another project or key than the job"
-                    " names now\nIts prompts wait there, and are not bought again.",
+                    f"batch {state.number} of this run is with {state.endpoint}{of}, of another project or key than the"
+                    " job names now\nIts prompts wait there, and are not bought again.",
                     "name that project again, or use its key: the same command then takes what was answered",
                 )
         for service, states in common.by_service(self._store.open()):
