@@ -496,7 +496,7 @@ def test_the_bundled_jobs(
 
 def test_thinking_is_seen_in_a_pilot_and_paid_for(tmp_path: Path) -> None:
     with served(tokenizer="subword", model_version=None, thinking_tokens=40) as url:
-        its = desk(tmp_path, url, ONE_CALL, make_corpus(150, seed=3))
+        its = desk(tmp_path, url, ONE_CALL, make_corpus(150, seed=5))
         its.pilot(30)
         planned, bought = its.estimate(), its.calls()
         its.run()
