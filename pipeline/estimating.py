@@ -166,6 +166,12 @@ async def foreseen(session: Session) -> tuple[plan.Plan, Session]:
     return made, replace(session, change=keeping.counted() if keeping else None)
 
 
+def as_estimate(made: plan.Plan, session: Session) -> Estimate:
+    """What was foreseen as an estimate, with the change that the run would begin with among its notices."""
+    edit = _edit(session.change, bool(made.sampled_rows)) if session.change else ()
+    return Estimate(replace(made, notices=(*_of_sample(session), *edit, *made.notices)))
+
+
 def _spent_usd(session: Session) -> Decimal:
     """What the run has spent so far, earlier generations included."""
     known = read_manifest(session.directory / "manifest.json")

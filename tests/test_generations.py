@@ -152,6 +152,11 @@ def test_nothing_is_written_or_sent_by_a_dry_run(here: Path, cli: Callable[..., 
     assert sorted(str(path) for path in here.rglob("*")) == there
     estimate = cli("estimate", job, "--json").json
     assert estimate["prompts"] == 1 and "1 answer of runs/small is kept" in estimate["notices"][0]
+    foreseen = cli("run", job, "--dry-run", "--json").json
+    assert (foreseen.keys(), foreseen["prompts"]) == (estimate.keys(), 1) and estimate["notices"][0] in foreseen[
+        "notices"
+    ]
+    assert counted(url) == 6
 
 
 def test_whoever_says_no_keeps_the_run_as_it_was(here: Path, cli: Callable[..., Ran], url: str) -> None:

@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -213,3 +214,15 @@ def test_a_run_directory_that_fails_in_mid_run_keeps_what_was_answered(
     assert ended.code == 0, ended.err
     assert Counter(pl.read_parquet("out.parquet")["status"]) == {"ok": ROWS}
     assert len(service.answered) == ROWS and set(service.answered.values()) == {1}, "nothing is paid twice"
+
+
+def test_ctrl_c_under_the_table_of_an_earlier_generation_says_once_how_to_go_on(
+    job: Path, service: Service, cli: Callable[..., Ran]
+) -> None:
+    assert cli("run", job, "--yes").code == 0
+    job.write_text(job.read_text().replace("Say {{", "Sing {{"))
+    before = len(service.answered)
+    service.instead = lambda number: os.kill(os.getpid(), signal.SIGINT) if number == before + BEFORE else None
+    stopped = cli("run", job, "--yes")
+    assert stopped.code == 130 and "it was not replaced" in stopped.err, stopped.err
+    assert stopped.err.count("the same command") == 1, stopped.err

@@ -171,7 +171,7 @@ def run(
         prepared = sampled(prepared, sample, json)
 
     if dry_run:
-        _dry_run(prepared)
+        _dry_run(prepared, json)
     same = "the same command" + " without `--fresh`" * fresh  # with it the run would begin once more
     try:
         with monitored(console.watch, metrics_port, metrics_host) as watch:
@@ -189,7 +189,8 @@ def run(
         reason.hint = reason.hint.replace("the same command", same)
         console.show_error(reason, "stopped")
     if ended.interrupted and not ended.stopped:
-        console.show_hint(f"{'what was answered is kept; ' if ended.summary.calls else ''}{same} continues")
+        if not (ended.unwritten and same in ended.unwritten.hint):  # which says it already
+            console.show_hint(f"{'what was answered is kept; ' if ended.summary.calls else ''}{same} continues")
         if ended.out:
             console.show_hint(f"{counted(ended.out)}{until(ended.out)}")
     if sample is not None and ended.exit_code in (0, 1):
@@ -370,7 +371,7 @@ def _show_start(plan: "Plan", continued: bool, session: "Session") -> None:
     console.show_start(plan, session.job.name, str(session.directory), continued, session.kind, asked)
 
 
-def _dry_run(prepared: "Session") -> None:
+def _dry_run(prepared: "Session", json: bool) -> None:
     """Say what a run would buy, and end the command."""
     import anyio
 
@@ -381,6 +382,8 @@ def _dry_run(prepared: "Session") -> None:
     with console.busy("reading the table"):
         plan, session = anyio.run(estimating.foreseen, prepared)
     _show_start(plan, plan.documents_done > 0, session)
+    if json:
+        console.show_json(console.plan_json(estimating.as_estimate(plan, session)))
     console.show_hint("nothing was sent and nothing was written: without `--dry-run` the same command does it")
     raise typer.Exit
 
