@@ -28,6 +28,7 @@ from pipeline.run.planning import InBatches, basis, look, notices_of, planned
 from pipeline.run.prepare import Session
 from pipeline.run.rows import counted, mask, wanted
 from pipeline.run.services import open_services
+from pipeline.store.again import Again
 from pipeline.store.batch_lines import read_fingerprints
 from pipeline.store.batch_states import read as read_batches
 from pipeline.store.batches import FOLDER
@@ -198,6 +199,12 @@ def kept(session: Session, found: Survey) -> Iterator[tuple[Outcomes, Bought, Ke
         yield Outcomes(), _nothing, None
         return
     outcomes, unsealed = load(session.directory, parse_stored)
+    options = session.options
+    if options.retry:
+        passing = not options.skip_failed
+        Again().reopen(session.directory, outcomes, options.retry, options.changes, passing)
+    elif options.skip_failed:
+        outcomes.settle()
     calls = {call.fingerprint: call.reply for call in unsealed.calls if call.paid}
     earlier = Earlier(line_of(session.directory.parent, known), parse_stored, session.options.retry, session.directory)
     with closing(earlier), closing(ContentIndex(session.directory, read_only=True)) as index:

@@ -89,6 +89,8 @@ def test_rows_that_were_never_asked_and_those_that_were_cut_are_no_failures() ->
 def test_answers_that_are_cut_are_told_with_what_helps() -> None:
     told = watched([rows(0), rows(72, truncated=28)], truncated_percent=10.0)
     assert told[1] == [("begun", "28.0% of the last 100 rows were cut: `--retry truncated` redoes them")]
+    told = watched([rows(0), rows(72, truncated=28), rows(2_000, truncated=28)], truncated_percent=10.0)
+    assert told[2] == [("over", "over, 0.0% of the last 1,928 rows were cut")], "no cure of what is over"
 
 
 def test_each_cap_is_told_once_and_anew_when_its_day_is_another() -> None:

@@ -159,6 +159,20 @@ def test_nothing_is_written_or_sent_by_a_dry_run(here: Path, cli: Callable[..., 
     assert counted(url) == 6
 
 
+def test_a_dry_run_of_a_redo_counts_the_rows_that_are_redone(here: Path, cli: Callable[..., Ran], url: str) -> None:
+    job = write_job(here, [("a", "short"), ("b", LONG)], cap=20)
+    run(cli, job)
+    for flags, calls in (
+        (["--retry", "truncated", "--set", "max_output_tokens=900"], 1),
+        (["--retry", "truncated"], 1),
+        (["--skip-failed"], 0),
+        ([], 0),
+    ):
+        assert cli("run", job, *flags, "--dry-run", "--json").json["prompts"] == calls, flags
+    redone = cli("run", job, "--retry", "truncated", "--set", "max_output_tokens=900", "--yes")
+    assert "1 call," in redone.err, redone.err
+
+
 def test_whoever_says_no_keeps_the_run_as_it_was(here: Path, cli: Callable[..., Ran], url: str) -> None:
     run(cli, write_job(here))
     job = write_job(here, template="Sing {{ text }}")

@@ -60,7 +60,7 @@ class Watcher:
         if limits.error_percent is not False:
             yield self._rows.found("errors", limits.error_percent, "failed")
         if limits.truncated_percent is not False:
-            yield self._rows.found("truncated", limits.truncated_percent, "were cut: `--retry truncated` redoes them")
+            yield self._rows.found("truncated", limits.truncated_percent, "were cut")
         if limits.budget_percent is not False:
             for cap in caps:
                 share = float(cap.spent_usd / cap.usd)
@@ -138,8 +138,10 @@ class _Rows:
         for other in ("truncated", "empty_input"):
             causes.pop(other, None)
         most = ", ".join(f"{count:,} {cause}" for cause, count in causes.most_common(_CAUSES))
-        message = f"{percent:.1f}% of the last {rows:,} rows {what}{f': {most}' if most else ''}"
         verdict = _verdict(percent, most_percent)
+        if name == "truncated" and verdict == "above":  # of an episode that is over nobody needs it
+            most = "`--retry truncated` redoes them"
+        message = f"{percent:.1f}% of the last {rows:,} rows {what}{f': {most}' if most else ''}"
         is_enough = number >= _FEWEST_ROWS if verdict == "above" else rows >= _FEWEST_CALLS
         return Found(name, verdict if is_enough else "", message)
 
