@@ -41,8 +41,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pl.DataFrame({"topic": [f"number {row}" for row in range(ROWS)]}).write_parquet(tmp_path / "topics.parquet")
 
 
-def both(path: Path, url: str, targets: list[dict[str, Any]], hours: float | None) -> tuple[Parts, Parts]:
-    """Calls by target, in batches or live: as the estimate says, and as the run bought them."""
+def written(path: Path, url: str, targets: list[dict[str, Any]], more: str = "") -> Path:
+    """A job with these targets, each with a key of its own."""
     written = write_job(
         path,
         PLAIN,
@@ -51,14 +51,26 @@ def both(path: Path, url: str, targets: list[dict[str, Any]], hours: float | Non
         model={"name": "gemini-3.5-flash-lite", "max_output_tokens": 20},
         limits={"rpm": 6000, "tpm": 0},
     )
-    lines = []
+    lines = [more]
     for number, target in enumerate(targets, 1):
         lines += ["[[target]]", f'name = "t{number}"', f'key_env = "KEY_{number}"']
         lines += [f"{name} = {json.dumps(value)}" for name, value in target.items() if name != "rpm"]
         lines += [f"limits = {{ rpm = {target['rpm']} }}"] if "rpm" in target else []
     written.write_text(written.read_text() + "\n" + "\n".join(lines) + "\n")
+    return written
+
+
+def calls_of(directory: Path, *columns: str) -> pl.DataFrame:
+    """Columns of what a run bought, live and in batches."""
+    paths = [*part_paths(directory / "calls"), *batched.part_paths(directory)]
+    return pl.concat([read_part(each, columns) for each in paths])
+
+
+def both(path: Path, url: str, targets: list[dict[str, Any]], hours: float | None) -> tuple[Parts, Parts]:
+    """Calls by target, in batches or live: as the estimate says, and as the run bought them."""
+    job = written(path, url, targets)
     by = None if hours is None else datetime.now(UTC) + timedelta(hours=hours)
-    session = prepare.prepare(load(written), Options(by=by))
+    session = prepare.prepare(load(job), Options(by=by))
     made = anyio.run(estimating.estimate, session, Wishes(by=by)).plan
     planned: dict[tuple[str, bool], float] = defaultdict(float)
     for each in made.lanes:
@@ -66,10 +78,9 @@ def both(path: Path, url: str, targets: list[dict[str, Any]], hours: float | Non
             planned[part.target, part.lane == "batch"] += part.prompts
     for of in made.targets:
         planned[of.name, False] = of.prompts - planned[of.name, True]
-    ended = run_through(prepare.prepare(load(written), Options(by=by)))
+    ended = run_through(prepare.prepare(load(job), Options(by=by)))
     assert ended.exit_code == 0, ended.stopped
-    paths = [*part_paths(session.directory / "calls"), *batched.part_paths(session.directory)]
-    calls = pl.concat([read_part(each, ("target", "lane")) for each in paths])
+    calls = calls_of(session.directory, "target", "lane")
     asked = Counter((target, lane == "batch") for target, lane in calls.iter_rows())
     assert asked.total() == ROWS
     return planned, asked
@@ -112,3 +123,12 @@ def test_what_each_target_does_in_which_lane_is_what_the_estimate_says(
         # Live calls go to whoever has room, and these few are over within a second.
         all_of, all_planned = (sum(of[name, lane] for lane in (True, False)) for of in (asked, planned))
         assert all_of == pytest.approx(all_planned, abs=0.1 * ROWS)
+
+
+def test_a_round_that_nobody_planned_is_divided_as_the_first_one(tmp_path: Path, url: str) -> None:
+    check = """[[check]]\nholds = "response NOT LIKE '%2%' AND response NOT LIKE '%3%'"\nretry = true"""
+    session = prepare.prepare(load(written(tmp_path, url, [BATCH, BATCH], check)), Options(limit=80))
+    run_through(session)
+    calls = calls_of(session.directory, "target", "lane", "step").filter(step="retry")
+    asked = Counter(calls.select("target", "lane").iter_rows())
+    assert min(asked["t1", "batch"], asked["t2", "batch"]) > 8 and asked.total() == 32

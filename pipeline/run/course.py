@@ -26,6 +26,8 @@ class Course:
 
     shares: Sequence[Mapping[str, float]] = ()
     """Of what is left, that goes to the batches of a target, by its name and the number of the job's rule."""
+    parts: Sequence[Mapping[str, float]] = ()
+    """Of all prompts, those that each target was to answer, likewise."""
     last_call: float = inf  # of a batch that is not handed in yet
     last_calls: Mapping[int, float] = field(default_factory=dict)  # of those that are, by number
     round_s: float = inf  # in which a batch is back, nine times out of ten
@@ -33,6 +35,11 @@ class Course:
     def call_of(self, number: int) -> float:
         """When what a batch has not answered is asked live; 0: one that is not cut yet."""
         return self.last_calls.get(number, self.last_call)
+
+    def parts_of(self, rule: int, names: Sequence[str]) -> Sequence[float]:
+        """How the batches of these targets divide the prompts of a rule: those beyond the plan as all were divided."""
+        shares = [self.shares[rule].get(name, 0.0) for name in names]
+        return shares if any(shares) or not self.parts else [self.parts[rule].get(name, 0.0) for name in names]
 
     def has_room(self, now: float) -> bool:
         """Whether two rounds more are over before the last call."""
@@ -101,7 +108,7 @@ class Steering:
         names = dict.fromkeys(name for rule in made.divided for name in rule)
         self._parts = {name: sum(rule.get(name, 0.0) for rule in made.divided) for name in names}
         self._over = anyio.Event()
-        self.course = Course()
+        self.course = Course(parts=made.divided)
         self.flex_first = 0  # requests that are asked in flex before a batch is cut
         if first:
             self._now = [_Made(each.target, each.given, each.lanes) for each in first]

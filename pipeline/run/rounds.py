@@ -164,7 +164,7 @@ class Rounds:
             return targets[0]
         if self._states[row] != _OPENED_AGAIN and _part_of(row) >= max(self._parts[rule], self._below[rule]):
             return None
-        shares = [self._course.shares[rule].get(target.name, 0.0) for target in targets]
+        shares = self._course.parts_of(rule, [target.name for target in targets])
         at = _other_part_of(row) * sum(shares)
         for target, share in zip(targets, shares, strict=True):
             at -= share
