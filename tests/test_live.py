@@ -156,9 +156,9 @@ def test_a_line_says_the_same_without_what_only_moves() -> None:
     assert line(WORKING) == "6,310/17,902 calls 35%  2,101 of 6,000 rows  $8.91  12 not ok  eta 35 min"
 
 
-def test_calls_that_need_not_be_made_count_as_done() -> None:
-    monitor = Monitor(rows=10, prompts=20, calls=5, saved=Saved(identical=3, cached=2))
-    assert line(status_of(monitor, Mark(), NOW_S)).startswith("10/20 calls 50%")
+def test_calls_that_the_cache_answers_count_as_done_and_those_that_repeat_another_were_never_planned() -> None:
+    monitor = Monitor(rows=10, prompts=20, calls=5, saved=Saved(identical=9, cached=2))
+    assert line(status_of(monitor, Mark(), NOW_S)).startswith("7/20 calls 35%")
 
 
 def test_a_plan_that_was_too_small_never_passes_100_percent() -> None:

@@ -205,7 +205,7 @@ def assembled(
     packing = packing_of(session.working.spec.pack)
 
     def progress() -> Progress:
-        made = monitor.calls + monitor.saved.calls
+        made = monitor.had
         if batching is None:
             return Progress(max(0.0, plan.load.prompts - made), 0.0, monitor.targets, {}, None)
         quotas = lines[0].quotas if monitor.seconds > SETTLED_S else ()

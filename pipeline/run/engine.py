@@ -102,7 +102,12 @@ class Monitor:
     def share(self) -> float:
         """Of the planned calls those that need not be made any more; calls that no plan foresaw count nothing."""
         beyond = sum((self.made - Counter(self.planned)).values()) if self.planned else 0
-        return min(1.0, (self.calls + self.saved.calls - beyond) / self.prompts) if self.prompts else 1.0
+        return min(1.0, (self.had - beyond) / self.prompts) if self.prompts else 1.0
+
+    @property
+    def had(self) -> int:
+        """Planned calls that have an answer: bought, or of the cache. One that repeats another was not planned."""
+        return self.calls + self.saved.cached
 
     def ended(self, result: Result) -> None:
         """Count a row that got its outcome."""

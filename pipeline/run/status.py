@@ -50,7 +50,7 @@ class Recent:
 
     def since(self, monitor: Monitor) -> Mark:
         """The oldest mark that counts; makes one of now. In the first `RECENT_S` the start counts."""
-        now = Mark(monitor.seconds, monitor.calls + monitor.saved.calls)
+        now = Mark(monitor.seconds, monitor.had)
         self._marks.append(now)
         while self._marks[0].seconds < now.seconds - RECENT_S:
             self._marks.popleft()
@@ -105,7 +105,7 @@ _SHAPE = TypeAdapter(Status)
 def status_of(monitor: Monitor, since: Mark, now_s: float) -> Status:
     """How the run stands at `now_s`, epoch seconds; `since` is how far it was a while ago."""
     desk, share = monitor.desk, monitor.share
-    calls = monitor.calls + monitor.saved.calls
+    calls = monitor.had
     planned = max(calls, monitor.prompts, round(calls / share) if share else 0)  # as many more as there were so far
     quotas = desk.standing if desk else ()
     out = monitor.batches.standing if monitor.batches else None
@@ -252,7 +252,7 @@ class StatusFile:
                 state=state,
                 stopping=False,
                 rows_done=monitor.done,
-                calls=monitor.calls + monitor.saved.calls,
+                calls=monitor.had,
                 outcomes=dict(monitor.outcomes),
                 failures=dict(monitor.failures.most_common()),
                 cost_usd=float(monitor.cost_usd),
