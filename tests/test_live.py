@@ -98,6 +98,11 @@ def test_the_block_fits_and_says_all_of_it(width: int) -> None:
     assert "\n".join(block(WORKING, width, LAST)) == SHOWN[width]
 
 
+def test_rows_that_an_earlier_session_left_not_ok_are_told_from_those_with_a_cause_of_this_one() -> None:
+    one = replace(WORKING, failures={"prompt_blocked": 1})
+    assert "12 not ok   1 prompt_blocked   11 of earlier sessions   3 refused for quota" in block(one, 120)
+
+
 @pytest.mark.case("S3")
 def test_while_it_waits_the_block_says_until_when_and_why_and_no_time_left() -> None:
     shown = block(ASLEEP, 78)

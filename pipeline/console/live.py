@@ -151,6 +151,8 @@ def _failures(status: Status) -> list[str]:
     if failed := status.rows_done - status.outcomes.get("ok", 0):
         causes = sorted(status.failures.items(), key=lambda cause: -cause[1])
         parts = [f"{failed:,} not ok", *(f"{number:,} {one_line(name)}" for name, number in causes[:_CAUSES])]
+        if (before := failed - sum(status.failures.values())) > 0:  # the causes are of this session
+            parts.append(f"{before:,} of earlier sessions")
     if status.refused:
         parts.append(f"{status.refused:,} refused for quota")
     return parts
