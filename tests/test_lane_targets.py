@@ -102,6 +102,7 @@ CASES: list[list[dict[str, Any]]] = [
     [BATCH, {**STANDARD, "priority": 2, "fallback": ["outage"]}],
     [STANDARD, {**BATCH, "priority": 2}],
     [{**BATCH, "rpm": 2000}, BATCH, BATCH],
+    [{**STANDARD, "weight": 3}, {**STANDARD, "weight": 1}],
 ]
 
 

@@ -53,6 +53,11 @@ class Answerer:
         """Whether a limit is to be learned."""
         return self.limits.rpm is None or self.limits.tpm is None
 
+    @property
+    def has_no_pace(self) -> bool:
+        """Whether no limit of a minute holds for it."""
+        return self.limits.rpm == 0 == self.limits.tpm
+
     def per_minute(self, mean_tokens: float, gone: float) -> float:
         """Calls with so many input tokens, that many minutes after the first."""
         requests = _allowed(self.limits.rpm, FIRST_RPM, gone)

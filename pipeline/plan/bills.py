@@ -186,13 +186,19 @@ def _laned(
     """The bills of one rule with what goes to batches, and with what each is left to answer live."""
     plans_of = [plans.get(bill.answerer.name) for bill in bills]
     batched = [bill.part * made.lanes.batch if made else 0.0 for bill, made in zip(bills, plans_of, strict=True)]
-    if not any(batched):
+    answerers = [bill.answerer for bill in bills]
+    if not any(batched) and not any(answerer.weight for answerer in answerers):
         return bills
     left = max(0.0, 1.0 - sum(batched))
-    lives = _parts(Cell().plus(_of(asked.fresh, rule), left), [bill.answerer for bill in bills], within_s)
+    lives = _parts(Cell().plus(_of(asked.fresh, rule), left), list(map(_paced, answerers)), within_s)
     return [
         replace(bill, batched=some, live=live * left) for bill, some, live in zip(bills, batched, lives, strict=True)
     ]
+
+
+def _paced(answerer: Answerer) -> Answerer:
+    """As it is asked live: weights hold as long as both have room, and one that keeps to a pace never has any."""
+    return answerer if answerer.has_no_pace else replace(answerer, weight=0.0)
 
 
 def _parts(cell: Cell, answerers: Sequence[Answerer], within_s: float) -> Sequence[float]:
