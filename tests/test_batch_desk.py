@@ -397,6 +397,20 @@ def test_a_batch_of_another_project_stops_the_run_before_anything_is_bought(dire
     check_once(night, 4)
 
 
+def test_what_another_project_left_for_two_days_counts_at_its_most_and_is_asked_again(directory: Path) -> None:
+    night = Night(directory)
+    night.session(4, leave=True)
+    night.target, night.now = replace(TARGET, project="another"), night.now + 48 * HOUR + 60.0
+    seen = night.session(4, leave=True)
+    assert seen.stopped is None and "was not collected in 48 hours" in " ".join(seen.told)
+    given_up, other = night.states()
+    assert (given_up.stage, given_up.ok, given_up.missing) == ("taken", 0, 4)
+    assert 0 < _at_most_usd(directory) <= float(night.spending.spent_usd) + 1e-9
+    assert (other.stage, other.lines, other.account) == ("asked", 4, night.target.account)
+    seen = night.session(4)
+    assert sorted(seen.answered) == [0, 1, 2, 3] and night.states()[0] == given_up
+
+
 def test_a_batch_of_another_model_is_taken_beside_the_new_ones(directory: Path) -> None:
     night = Night(directory)
     night.session(4, leave=True)

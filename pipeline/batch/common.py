@@ -60,6 +60,14 @@ class Common:
         asked = self._asked(state)
         return replace(asked, model=state.model) if asked else None
 
+    def as_it_was(self, state: BatchState) -> Target:
+        """Whoever was asked, of whom the job says no more than of the others."""
+        provider, _, host = state.endpoint.partition("@")
+        project = state.account.rpartition("/")[2]
+        like = next((each for each in self.services if each.model == state.model), next(iter(self.services)))
+        own = replace(like, provider=provider, base_url=f"https://{host}", project=project)
+        return replace(own, model=state.model, name=state.target)
+
     def service_of(self, state: BatchState) -> Service | None:
         """Who speaks for that."""
         asked = self._asked(state)

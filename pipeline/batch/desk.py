@@ -17,7 +17,7 @@ import anyio
 from pipeline.batch.common import MOST_TRIES, Common, Plan, quota_of
 from pipeline.batch.drafts import Drafts
 from pipeline.batch.results import Taking
-from pipeline.batch.room import Room
+from pipeline.batch.room import KEPT_S, Room
 from pipeline.batch.submitting import Submitting, cancel_twins
 from pipeline.batch.tries import Tries
 from pipeline.batch.watching import POLL_S, Watching
@@ -244,12 +244,16 @@ class BatchDesk:
                 common.room.stored(state.file, state.account, state.size_bytes, since)
             if state.cancelling and not state.released:
                 self._watching.cancelled[state.number] = anyio.current_time()
-            if service is None and state.is_waited_for:
+            is_anybodys = state.stage in ("asking", "asked", "fetched")
+            if service is None and is_anybodys and common.wall() > (state.asked_at or state.cut_at) + KEPT_S:
+                await self._watching.abandon(state)
+            elif service is None and state.is_waited_for:
                 of = f' (target "{state.target}")' if state.target else ""
                 raise RunStateError(
                     f"batch {state.number} of this run is with {state.endpoint}{of}, of another project or key than the"
                     " job names now\nIts prompts wait there, and are not bought again.",
-                    "name that project again, or use its key: the same command then takes what was answered",
+                    "name that project again, or use its key: the same command then takes what was answered; 48 hours"
+                    " after it was handed in it is given up",
                 )
         for service, states in common.by_service(self._store.open()):
             listed = await service.find_all()

@@ -129,6 +129,12 @@ class Taking:
             await self._share(self._cache, results, found, target, service)
         return await self._keep(state, remote, lane, keys, found, ended, stop, is_called)
 
+    async def abandon(self, state: BatchState, target: Target) -> Taken:
+        """Count a batch at its most that nobody can ask after any more; its prompts may go into another one."""
+        keys = await anyio.to_thread.run_sync(self._store.keys, state.number)
+        remote = RemoteBatch("", state.file, None, "succeeded")
+        return await self._keep(state, remote, target.asked_in("batch"), keys, Found(), self._wall(), None, False)
+
     def _is_gone(self, state: BatchState, failure: Failure, ended: float) -> bool:
         """Whether results that cannot be fetched never will be."""
         if failure.http_status not in _GONE:
@@ -363,6 +369,8 @@ _UNBELIEVED = "what its batch says is not the answer to it, or contradicts itsel
 
 def _why_missing(state: BatchState, remote: RemoteBatch, is_called: bool) -> FromBatch:
     """Why the results of a batch lack a line."""
+    if not remote.name:
+        return "not_found"
     if state.status == "succeeded":
         return "missing"
     if remote.lines not in (None, state.lines):

@@ -158,6 +158,16 @@ class Watching:
         may_be = state.attempt < MOST_TRIES and not state.released and not state.cancelling
         return is_empty and may_be and not self._common.is_called(state.number)
 
+    async def abandon(self, state: BatchState) -> None:
+        """Count one at its most that was not collected in time, and is of a project that the job names no more."""
+        taken = await self._taking.abandon(state, self._common.as_it_was(state))
+        self._common.room.leave(state.file)
+        self._common.tell(
+            f"batch {state.number} is with {state.endpoint}, of another project or key than the job names now, and was"
+            " not collected in 48 hours: it counts at its most, and its prompts are asked again"
+        )
+        self._taken(state.number, taken.live)
+
     async def _take(self, state: BatchState, service: Service, remote: RemoteBatch) -> None:
         common, number = self._common, state.number
         target = common.target_of(state)
