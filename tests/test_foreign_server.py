@@ -78,7 +78,9 @@ def test_one_that_knows_nothing_of_flex_answers_in_standard_and_is_paid_so(
     path.write_text(path.read_text().replace("output = 2 }", 'output = 2, flex = 0.5 }\nlane = "flex"'))
     ran = cli("run", path, "--yes", "--json")
     assert (ran.code, ran.json["ok"], ran.json["attempts"]) == (0, ROWS, ROWS), ran.err
-    assert ran.json["lanes"].keys() == {"standard"}
+    lanes = ran.json["lanes"]
+    assert {lane: each["calls"] for lane, each in lanes.items()} == {"flex": 0, "standard": ROWS}
+    assert lanes["flex"]["fell_back"] == {"by_service": ROWS}
     assert ran.json["cost_usd"] == pytest.approx(ran.json["input_tokens"] * 1e-6 + ran.json["output_tokens"] * 2e-6)
     (told_once,) = ran.json["models_noted"]
     assert told_once.startswith("what is asked in flex is answered in standard")

@@ -37,7 +37,7 @@ def job(tmp_path: Path) -> Job:
 def forecast(work: Work, low: Work | None = None, high: Work | None = None, **others: Any) -> Forecast:
     """`low` and `high` are its merging calls, if these are other ones."""
     merging = {tier: cell for tier, cell in work.items() if tier.step == "reduce"}
-    given = {"spared": {}, "chunks": 1, "largest_tokens": 0, "depth": 1, "refused": None, **others}
+    given = {"out": {}, "spared": {}, "chunks": 1, "largest_tokens": 0, "depth": 1, "refused": None, **others}
     return Forecast(work, merging if low is None else low, merging if high is None else high, **given)
 
 
