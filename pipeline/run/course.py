@@ -129,7 +129,7 @@ class Steering:
             self._call_flex(line)
         if scouted is not None:
             await scouted.wait()
-        # Those that went ahead are no longer left, and which targets batches are out of only the run knows.
+        # The first shares are of whole parts: what went ahead, or waits in batches, is no longer left of them.
         if is_ahead or any(state.is_waited_for for state in self._batches()):
             self._anew(line)
         while True:
