@@ -187,3 +187,14 @@ def test_nothing_is_folded_on_its_way_to_a_file(capsys: pytest.CaptureFixture[st
     Screen().print("word " * 40)
     show_grid(("run", "what"), [("x" * 100, "word " * 40)], Screen())
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_dumb_terminal_is_as_wide_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda stream: os.terminal_size((40, 24)))
+    Screen().print("the request quota of the day is used up: it opens again at midnight")
+    assert lines_of(capsys) == ["the request quota of the day is used up:", "  it opens again at midnight"]
+    monkeypatch.setenv("COLUMNS", "30")
+    assert Screen().width == 30

@@ -3,17 +3,18 @@
 All of it passes `Screen`, on which the text of others is only text: no markup, nothing that a terminal obeys.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from decimal import Decimal
 from json import dumps
 from typing import Any
 
 import orjson
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
@@ -40,6 +41,22 @@ class Screen(Console):
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """As `Console.size`, which takes every dumb terminal to have 80 columns."""
+        if not self.is_dumb_terminal:
+            return super().size
+        given, size = os.environ.get("COLUMNS", ""), os.terminal_size((0, 0))
+        for stream in (sys.__stderr__, sys.__stdout__, sys.__stdin__):
+            with suppress(AttributeError, ValueError, OSError):  # closed, or no terminal
+                size = os.get_terminal_size(stream.fileno())  # type: ignore[union-attr]
+                break
+        return ConsoleDimensions(int(given) if given.isdecimal() else size.columns or 80, size.lines or 25)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
 
     def print(self, *objects: Any, indent: int | None = None, **options: Any) -> None:
         """As `Console.print`; a plain string is `styled`, and on a terminal a long line is folded between words.
