@@ -27,6 +27,9 @@ from contextlib import contextmanager
 RESUMABLE = 3
 """Exit code of what stopped a run that had sent requests already."""
 
+BUG = 70
+"""Exit code of what is an error of the program itself."""
+
 KEPT = "\nWhat was answered is kept."
 """Added to what stopped a run that has answers."""
 
@@ -39,7 +42,7 @@ EXIT_CODES: Mapping[int, str] = {
     " a service that is down, the first 20 rows of a run that all failed for one cause, or what is a 2"
     " before the first request (a full disk, a key that is refused) in the middle of a run",
     130: "interrupted, or not agreed to before the first request; can be continued",
-    70: "a bug of prompt-pipeline; what was paid for is kept",
+    BUG: "a bug of prompt-pipeline; what was paid for is kept",
 }
 """Every code that the process ends with, and what it means."""
 
@@ -79,6 +82,28 @@ def as_known(error: BaseException) -> PipelineError | None:
     if isinstance(error, BaseExceptionGroup):
         return next((found for inner in error.exceptions if (found := as_known(inner))), None)
     return None
+
+
+def bug_in(error: BaseException) -> PipelineError:
+    """What is told elsewhere of an error of the program, whose traceback is on stderr: where it was.
+
+    Nothing of what it says is told: that may be of a prompt.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        _, package, module = trace.tb_frame.f_code.co_filename.rpartition("/pipeline/")
+        if package:
+            place = f" in pipeline/{module}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    bug = PipelineError(
+        f"ended by an error of the program ({type(error).__name__}{place}), which belongs in a bug report with the"
+        " traceback on stderr; what was answered is kept",
+        "the same command continues",
+    )
+    bug.exit_code = BUG
+    return bug
 
 
 @contextmanager

@@ -24,18 +24,19 @@ from hypothesis import strategies as st
 from sessions import run_through
 
 from pipeline.budget.caps import Cap
-from pipeline.errors import JobError, RunStateError
+from pipeline.errors import BUG, JobError, RunStateError
 from pipeline.events import Alert
 from pipeline.job import load
 from pipeline.prompts import Prompt
 from pipeline.quota.standing import Meter, QuotaStanding
-from pipeline.records import Failure, Reply, Usage
+from pipeline.records import Failure, Reply, Result, Usage
 from pipeline.run import prepare, ways, webhook
 from pipeline.run.alerting import Alerting, Watcher
 from pipeline.run.engine import Monitor
 from pipeline.run.status import Status
 from pipeline.run.status import read as read_status
 from pipeline.sections import Alerts
+from pipeline.store.run import RunStore
 from pipeline.targets import Target
 
 SECRET = "B0recognisable5501984hook"
@@ -337,10 +338,11 @@ def test_a_run_whose_journal_cannot_be_written_was_not_killed_and_needs_somebody
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return write(fd, data)
 
-    with monkeypatch.context() as disk, pytest.raises(RunStateError) as stopped:
+    with monkeypatch.context() as disk:
         disk.setattr(os, "write", broken)
-        ran(path, asked)
-    assert stopped.value.exit_code == 3 and stopped.value.message.startswith("cannot write runs/small/journal-")
+        ended = ran(path, asked)
+    assert isinstance(ended.stopped, RunStateError) and ended.stopped.message.startswith("cannot write runs/small/jour")
+    assert ended.exit_code == 3 and ended.summary.pending == 6, "it is told as every end is"
     assert [post["event"] for post in hook.posts] == ["needs_you"] and "cannot write runs/small" in hook.posts[0][
         "text"
     ]
@@ -348,6 +350,31 @@ def test_a_run_whose_journal_cannot_be_written_was_not_killed_and_needs_somebody
     assert kept and (kept.state, kept.exit_code) == ("stopped", 3) and kept.reason.startswith("cannot write")
     assert logged("end")[0]["reason"] == kept.reason
     assert ran(path, asked).exit_code == 0
+
+
+def test_an_error_of_the_program_in_mid_run_is_told_as_one_and_nothing_of_what_it_says(
+    hook: Hook, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked, append = small_job(tmp_path, f"{UNLIMITED}\n{ENV}"), Answering(), RunStore.append_result
+    rows = iter(range(6))
+
+    def broken(store: RunStore, result: Result) -> None:
+        if next(rows) == 3:
+            raise KeyError(result.response, SECRET)
+        append(store, result)
+
+    with monkeypatch.context() as patch, pytest.raises(ExceptionGroup):
+        patch.setattr(RunStore, "append_result", broken)
+        ran(path, asked)
+    told = "ended by an error of the program (KeyError in pipeline/run/engine.py, line "
+    kept = read_status(Path("runs/small"))
+    assert kept and (kept.state, kept.exit_code, kept.rows_done < 6) == ("stopped", BUG, True)
+    assert kept.reason.startswith(told) and kept.reason.endswith("what was answered is kept")
+    assert [each["reason"] for each in logged("end")] == [kept.reason]
+    (post,) = hook.posts
+    assert post["event"] == "needs_you" and told in post["text"] and "the same command continues" in post["text"]
+    assert ran(path, asked).exit_code == 0
+    assert SECRET not in "".join(each.read_text(errors="replace") for each in Path("runs/small").glob("*.*"))
 
 
 def test_a_rehearsal_says_so_and_needs_no_address(

@@ -1,5 +1,6 @@
 """Words and numbers on the screen."""
 
+import os
 import re
 from collections import Counter
 from decimal import Decimal
@@ -189,7 +190,9 @@ def test_nothing_is_folded_on_its_way_to_a_file(capsys: pytest.CaptureFixture[st
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-def test_a_dumb_terminal_is_as_wide_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dumb_terminal_is_as_wide_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.delenv("COLUMNS", raising=False)

@@ -17,7 +17,6 @@ from serving import served
 from test_layers import RANKS
 
 from pipeline import errors
-from pipeline.cli.app import BUG
 from pipeline.console.checks import STEP_KEYS
 from pipeline.console.plans_json import PLAN_KEYS
 from pipeline.process import INTERRUPTED
@@ -115,7 +114,7 @@ def test_every_setting_flag_and_command_has_a_description() -> None:
 def test_every_cause_and_exit_code_has_a_meaning() -> None:
     assert tuple(CAUSES) == get_args(ErrorKind)
     codes = {error.exit_code for error in reference.exceptions()}
-    assert set(errors.EXIT_CODES) == codes | {0, 1, INTERRUPTED, BUG}
+    assert set(errors.EXIT_CODES) == codes | {0, 1, INTERRUPTED, errors.BUG}
 
 
 def test_json_has_the_keys_that_are_promised(here: Path, cli: Callable[..., Ran]) -> None:

@@ -13,11 +13,9 @@ from typer.exceptions import TyperException
 from pipeline import __version__
 from pipeline.cli import comparing, exporting, inspect, jobs, watching
 from pipeline.environment import check_directory, check_threads
-from pipeline.errors import PipelineError, as_known
+from pipeline.errors import BUG, PipelineError, as_known
 from pipeline.process import INTERRUPTED, LEAST_FILES, files_left, flush_or_drop, make_fit, too_few_files
-from pipeline.terminal import escaped_json, visible
-
-BUG = 70
+from pipeline.terminal import KEY_SHAPED, escaped_json, visible
 
 
 class _Interrupted(Exception):
@@ -134,7 +132,7 @@ def _explain(error: BaseException) -> int:
         return _in_json(known.message, known.hint, known.exit_code)
     import traceback
 
-    _say("".join(traceback.format_exception(error)))
+    _say(KEY_SHAPED.sub("…", "".join(traceback.format_exception(error))))
     hint = "the same command continues; the lines above belong in a bug report"
     _say(f"\nThis is a bug of prompt-pipeline. Every answer that was paid for is in the run directory.\nhint: {hint}\n")
     return _in_json(f"a bug: {type(error).__name__}", hint, BUG)

@@ -23,6 +23,7 @@ from pipeline.errors import (
     InputChanged,
     PipelineError,
     as_known,
+    bug_in,
     resumable_once,
 )
 from pipeline.events import (
@@ -102,7 +103,7 @@ async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening
     """Start the job's run, or continue it. `confirm` sees the plan, whether a run is continued, and the session as the
     service made it, real or a rehearsal; it may raise. `watch` shows progress; `opening` opens those who answer.
 
-    Raises `PipelineError` for what is wrong before the first call, and for what goes wrong after it with exit code 3.
+    Raises `PipelineError` for what is wrong before the first call.
     """
     options = session.options
     seen: list[Monitor] = []
@@ -130,9 +131,12 @@ async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening
                             set_aside(session.directory)
                         ended = await _run(session, services, place, agreed_to, watched, posts)
                 except Exception as error:
-                    if posts and is_agreed and (known := as_known(error)):
-                        posts.failed(known)
-                    raise
+                    known = as_known(error)
+                    if posts and is_agreed:
+                        posts.failed(known or bug_in(error))
+                    if known is None or not spent(known):
+                        raise
+                    ended = _ended_at_once(session, known)
     if ended.stopped and spent(ended.stopped):
         ended.stopped.exit_code = RESUMABLE
     if ended.stopped and ended.summary.calls and not isinstance(ended.stopped, InputChanged):  # which says so itself
@@ -142,14 +146,23 @@ async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening
 
 @contextmanager
 def _end_told(monitor: Monitor, store: RunStore, told: StatusFile) -> Iterator[None]:
-    """Leave word of how the run ended where a known error ends it at once: without any it would count as killed."""
+    """Leave word of how the run ended where an error ends it at once: without any it would count as killed."""
     try:
         yield
     except Exception as error:
-        if known := as_known(error):
-            store.log(end_of(monitor, "stopped", known.message))
-            told.end("stopped", known.message, _exit_code(monitor, known, False))
+        known = as_known(error)
+        stopped = known or bug_in(error)
+        store.log(end_of(monitor, "stopped", stopped.message))
+        told.end("stopped", stopped.message, _exit_code(monitor, known, False) if known else stopped.exit_code)
         raise
+
+
+def _ended_at_once(session: Session, stopped: PipelineError) -> Ended:
+    """The end of a run that an error ended in its middle, as far as its directory can still be read."""
+    try:
+        return Ended(report.summarize(session.directory), stopped, interrupted=False, are_ok=False)
+    except PipelineError:
+        raise stopped from None
 
 
 def _has_spent(monitor: Monitor, error: PipelineError) -> bool:
@@ -247,11 +260,11 @@ async def _run(
                 await store.seal()
             except PipelineError as error:
                 raise engine.stopped or error from error
-        unwritten = None
-        if place is not None:
-            store.outcomes.forget()  # all is sealed, and this with what answers took would stay beside
-            give_back_memory()  # what writing the table takes
-            unwritten = await anyio.to_thread.run_sync(exported, session, place, engine.stopped)
+            unwritten = None
+            if place is not None:
+                store.outcomes.forget()  # all is sealed, and this with what answers took would stay beside
+                give_back_memory()  # what writing the table takes
+                unwritten = await anyio.to_thread.run_sync(exported, session, place, engine.stopped)
         whole = "finished" if options.pilot is None else "sample" if options.sampled else "pilot"
         stopped = engine.stopped or (None if engine.interrupted else unwritten)
         early = "left" if isinstance(stopped, BatchesOut) else "stopped" if stopped else "interrupted"

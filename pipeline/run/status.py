@@ -241,9 +241,8 @@ class StatusFile:
 
     def end(self, state: str, reason: str, exit_code: int) -> None:
         """Write how it ended; what was known of its quotas last says when it can go on."""
-        monitor, last = self._monitor, self.last
-        if last is None:
-            return
+        monitor = self._monitor
+        last = self.last or status_of(monitor, Mark(), time.time())
         opens = [quota.opens_at_s for quota in last.quotas if quota.opens_at_s]
         self._write(
             replace(
