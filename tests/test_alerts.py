@@ -1,6 +1,9 @@
 """What a person should hear while a run goes on, and what arrives at a webhook: a real server, beside real runs."""
 
+import base64
 import errno
+import hashlib
+import hmac
 import json
 import os
 import threading
@@ -13,9 +16,11 @@ from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import anyio
 import anyio.lowlevel
+import httpx
 import pytest
 from asking import Stub, opening_of
 from commands import UNLIMITED, Ran, small_job
@@ -33,12 +38,14 @@ from pipeline.records import Failure, Reply, Result, Usage
 from pipeline.run import prepare, ways, webhook
 from pipeline.run.alerting import Alerting, Watcher
 from pipeline.run.engine import Monitor
+from pipeline.run.signing import signed
 from pipeline.run.status import Status
 from pipeline.run.status import read as read_status
 from pipeline.sections import Alerts
 from pipeline.store.run import RunStore
 from pipeline.targets import Target
 
+ROBOT, OTHER_ROBOT = "SECrecognisable5501984secret", "SECrecognisable6612095secret"
 SECRET = "B0recognisable5501984hook"
 NOW_S = 1_800_000_000.0
 QUIET = {"error_percent": False, "truncated_percent": False, "budget_percent": False, "stalled_min": False}
@@ -181,6 +188,7 @@ class Hook:
         self.posts: list[Any] = []
         self.paths: list[str] = []
         self.answer = (200, b"ok")
+        self.answering: Callable[[str, Any], tuple[int, bytes]] | None = None
         self.silent_s = 0.0
 
     def of(self, event: str) -> list[Any]:
@@ -195,7 +203,7 @@ def serving(hook: Hook) -> Iterator[str]:
             hook.posts.append(json.loads(body))
             hook.paths.append(self.path)
             time.sleep(hook.silent_s)
-            code, content = hook.answer
+            code, content = hook.answering(self.path, hook.posts[-1]) if hook.answering else hook.answer
             with suppress(OSError):  # nobody waits for it any more
                 self.send_response(code)
                 self.send_header("content-length", str(len(content)))
@@ -266,6 +274,8 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
 
 
+HOOKED = 'webhook_env = "HOOK"'
+NAMES_IT = "; `[alerts] webhook_secret_env` names the variable of the robot's secret"
 ENV = '[alerts]\nwebhook_env = "HOOK"\n'
 
 
@@ -444,11 +454,83 @@ def test_chats_get_what_they_take(
     assert text_of(hook.posts[0]).startswith("pipeline small: finished: 6 of 6 rows ok")
 
 
-@pytest.mark.parametrize("body", ['{"code":19024,"msg":"Key Words Not Found"}', '{"errcode":310000,"errmsg":"no"}'])
-def test_a_chat_that_refuses_in_the_body_of_a_200_is_heard(hook: Hook, url: str, tmp_path: Path, body: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"StatusCode":0,"code":19024,"msg":"Key Words Not Found"}', "19024 Key Words Not Found"),
+        ('{"errcode":310000,"errmsg":"description:关键词不匹配;"}', "310000 description:关键词不匹配;"),
+        (
+            '{"errcode":310000,"errmsg":"description:机器人发送签名不匹配;"}',
+            f"310000 description:机器人发送签名不匹配;{NAMES_IT}",
+        ),
+        ('{"code":19021,"data":{},"msg":"sign match fail"}', f"19021 sign match fail{NAMES_IT}"),
+    ],
+)
+def test_a_chat_that_refuses_in_the_body_of_a_200_is_heard(
+    hook: Hook, url: str, tmp_path: Path, body: str, words: str
+) -> None:
     hook.answer = (200, body.encode())
     ran(small_job(tmp_path, f"{UNLIMITED}\n{ENV}"), Answering())
-    assert logged("webhook")[0]["message"] == f"finished was not posted: refused: {body}"
+    assert logged("webhook")[0]["message"] == f"finished was not posted: refused: {words}"
+
+
+# ---- signatures
+
+SIGNED_BY_OTHERS = [  # by Apprise 2.3.0 and DingtalkChatbot 1.5.7; by lark-webhook-notify 0.2.0
+    ("dingtalk", "1800000000250", "Eme8pW+OxtpVLuze9iBenxk5T/GLhbaSAeHxKDW2LGY="),
+    ("feishu", "1800000000", "lw044zewvXBcnnUmuEM95rtUZL00nBqltvFXypGB4VM="),
+]
+
+
+@pytest.mark.parametrize(("form", "timestamp", "sign"), SIGNED_BY_OTHERS)
+def test_a_post_is_signed_as_other_clients_of_these_chats_sign_it(form: Any, timestamp: str, sign: str) -> None:
+    address = httpx.URL("https://oapi.dingtalk.com/robot/send?access_token=a%2Fb")
+    post = signed(form, ROBOT, address, {"msg_type": "text"}, NOW_S + 0.25)
+    if form == "dingtalk":
+        assert parse_qsl(post.url.query.decode()) == [
+            *(("access_token", "a/b"), ("timestamp", timestamp), ("sign", sign))
+        ]
+        assert post.body == {"msg_type": "text"}
+    else:
+        assert post.url is address and post.body == {"timestamp": timestamp, "sign": sign, "msg_type": "text"}
+
+
+def robot(form: str, path: str, body: Any) -> tuple[int, bytes]:
+    """What such a robot answers: it signs with its own secret, and compares."""
+    if form == "dingtalk":
+        said = dict(parse_qsl(urlsplit(path).query))
+        key, text, now, names = ROBOT, f"{said.get('timestamp')}\n{ROBOT}", time.time() * 1000, ("errcode", "errmsg")
+    else:
+        said = body
+        key, text, now, names = f"{said.get('timestamp')}\n{ROBOT}", "", time.time(), ("code", "msg")
+    own = base64.b64encode(hmac.new(key.encode(), text.encode(), digestmod=hashlib.sha256).digest()).decode()
+    is_taken = said.get("sign") == own and abs(now - int(said["timestamp"])) < 5 * (1000 if form == "dingtalk" else 1)
+    code, words = (0, "ok") if is_taken else (1, f"sign {said.get('sign')} does not match, it is {own} by {ROBOT}")
+    return 200, json.dumps(dict(zip(names, (code, words), strict=True))).encode()
+
+
+@pytest.mark.parametrize("form", ["dingtalk", "feishu"])
+def test_a_robot_that_wants_signatures_takes_them_and_the_secret_is_nowhere(
+    hook: Hook, url: str, tmp_path: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    hook.answering = lambda path, body: robot(form, path, body)
+    monkeypatch.setenv("HOOK", f"{url}/robot/send?access_token={SECRET}")
+    monkeypatch.setenv("HOOK_SECRET", ROBOT)
+    path = small_job(tmp_path, f'{ENV}format = "{form}"\nwebhook_secret_env = "HOOK_SECRET"\n')
+    assert cli("run", path, "--offline").code == 0
+    log = tmp_path / "runs/small-offline/run.log"
+    assert len(hook.posts) == 1 and '"webhook"' not in log.read_text()
+    monkeypatch.setenv("HOOK_SECRET", OTHER_ROBOT)
+    assert cli("run", path, "--offline", "--fresh").code == 0
+    assert f"finished was not posted: refused: 1 sign {'…' if form == 'dingtalk' else ''}" in log.read_text()
+    shown = cli("run", path, "--show-config")
+    files = b"".join(each.read_bytes() for each in tmp_path.rglob("*") if each.is_file())
+    for secret in (OTHER_ROBOT, SECRET):
+        assert secret.encode() not in files and secret not in shown.out + shown.err
+    monkeypatch.delenv("HOOK_SECRET")
+    assert cli("run", path, "--offline", "--fresh").code == 0 and len(hook.posts) == 2, "a rehearsal needs no secrets"
+    checked = cli("check", path)
+    assert checked.code == 2 and "[alerts] webhook_secret_env: HOOK_SECRET is unset" in checked.out
 
 
 def test_posts_take_the_proxy_of_the_job(hook: Hook, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,6 +564,9 @@ def test_a_run_that_sleeps_for_the_days_quota_posts_it_once(hook: Hook, url: str
         ('webhook = "hooks.example/x"', "it is no address"),
         ('webhook_env = "https://hooks.example/x"', "it is the name of a variable"),
         ('webhook = "http://hook.example/x"\nwebhook_env = "HOOK"', "leave one out"),
+        (f'{HOOKED}\nwebhook_secret_env = "{ROBOT}"\nformat = "feishu"', "it is the name of a variable"),
+        (f'{HOOKED}\nwebhook_secret_env = "HOOK_SECRET"', 'posts of "json" have no signature'),
+        ('webhook_secret_env = "HOOK_SECRET"\nformat = "feishu"', "name their address, in webhook_env"),
         ("error_percent = 100", "from 0 to below 100"),
         ("latency_s = 0", "above 0, or false"),
         ("stalled_min = true", "false"),

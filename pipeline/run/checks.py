@@ -46,7 +46,7 @@ from pipeline.run.services import SPEAKERS, asked_at, one_kind, project_at, targ
 from pipeline.run.steps import Step, Steps
 from pipeline.run.strays import batches_step
 from pipeline.run.ways import network_of
-from pipeline.run.webhook import address_of
+from pipeline.run.webhook import hook_of
 from pipeline.sections import PromptSection
 from pipeline.source import output_conflict
 from pipeline.targets import Target
@@ -150,7 +150,7 @@ def _start(session: Session) -> str:
     change = changed(session)
     if not session.options.offline:
         shelf_of(session.job)
-        address_of(session.job)
+        hook_of(session.job)
     if not session.rehearsal:
         refuse_unpriced(session.job, session.options)
     if change:

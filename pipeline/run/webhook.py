@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import anyio
@@ -13,9 +14,10 @@ import orjson
 from pipeline.errors import JobError, PipelineError
 from pipeline.events import Event, Notify, PostFailed
 from pipeline.job import Job
-from pipeline.keys import origin_of, read
+from pipeline.keys import Key, origin_of, read
 from pipeline.providers.transport import Lost, Response, Wire
 from pipeline.run.prepare import Session
+from pipeline.run.signing import Signed, signed
 from pipeline.run.status import Status
 from pipeline.run.ways import network_of
 from pipeline.sections.alerts import PostFormat, address_trouble
@@ -24,7 +26,9 @@ POST_S = 5.0
 """For one post, and for those that are left at the end of a run."""
 _AGAIN_S = (5.0, 30.0)  # after which what provably did not leave is posted once more
 _HEADERS = httpx.Headers({"content-type": "application/json; charset=utf-8", "user-agent": "prompt-pipeline"})
-_MOST_WORDS = 200  # of an answer that says what was wrong
+_MOST_WORDS = 200  # letters of an answer that says what was wrong
+_TOKEN = 12  # letters from which on a part of an address may be what is secret of it
+_FEISHU_SIGN, _DINGTALK_RULES = 19021, 310000  # not signed, or not as it should be; of DingTalk other rules too
 
 POST_KEYS: Mapping[str, str] = {
     "text": "all of it in one line, for a person",
@@ -59,34 +63,48 @@ def nobody_hears(event: Event) -> None:
     """Who listens while no run directory is open."""
 
 
-def address_of(job: Job) -> httpx.URL | None:
-    """Where the job has alerts posted, a secret; None: nowhere. Raises `JobError` for what is unset or no address."""
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Where posts go, and the secret that signs them, if any: both are secret."""
+
+    url: httpx.URL = field(repr=False)
+    secret: str = field(default="", repr=False)
+
+
+def hook_of(job: Job) -> Hook | None:
+    """Where the job has alerts posted; None: nowhere. Raises `JobError` for what is unset or no address."""
     alerts, named_by = job.spec.alerts, "[alerts] webhook"
-    url = alerts.webhook
-    if (name := alerts.webhook_env) is not None:
-        try:
-            found = read(origin_of(None, (name,), job.path.parent))
-        except JobError:
-            hint = f"`export {name}=https://…`, or a line of a `.env` file beside the job; or leave webhook_env out"
-            raise JobError(f"[alerts] webhook_env: {name} is unset", hint) from None
+    url, secret = alerts.webhook, ""
+    if alerts.webhook_env is not None:
+        found = _held(job, "webhook_env", alerts.webhook_env, "https://…")
         url, named_by = found.value, f"[alerts] webhook_env: what {found.where} holds"
     if url is None:
         return None
+    if alerts.webhook_secret_env is not None:
+        secret = _held(job, "webhook_secret_env", alerts.webhook_secret_env, "…").value
     trouble = address_trouble(url)
     if not trouble:
         try:
-            return httpx.URL(url)
+            return Hook(httpx.URL(url), secret)
         except httpx.InvalidURL:
             trouble = "it is no address"
     raise JobError(f"{named_by} cannot be used: {trouble}")
 
 
+def _held(job: Job, setting: str, name: str, example: str) -> Key:
+    try:
+        return read(origin_of(None, (name,), job.path.parent))
+    except JobError:
+        hint = f"`export {name}={example}`, or a line of a `.env` file beside the job; or leave {setting} out"
+        raise JobError(f"[alerts] {setting}: {name} is unset", hint) from None
+
+
 class Posts:
     """What is to be posted, one after the other; nobody waits for it before the end of the run."""
 
-    def __init__(self, url: httpx.URL, session: Session, wire: Wire) -> None:
-        self._url, self._session, self._wire = url, session, wire
-        self._queue: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+    def __init__(self, hook: Hook, session: Session, wire: Wire) -> None:
+        self._hook, self._session, self._wire = hook, session, wire
+        self._queue: asyncio.Queue[tuple[str, Mapping[str, object]]] = asyncio.Queue()
         self.on_trouble: Notify = nobody_hears
         self._has_ended = False
         self._closing = asyncio.Event()
@@ -112,7 +130,7 @@ class Posts:
             "until": _moment(until_s),
             "exit_code": status.exit_code if status else None,
         }
-        self._queue.put_nowait((event, orjson.dumps(_BODIES[job.spec.alerts.format](told))))
+        self._queue.put_nowait((event, _BODIES[job.spec.alerts.format](told)))
 
     def alert(self, name: str, message: str, status: Status) -> None:
         """Post an alert."""
@@ -151,15 +169,17 @@ class Posts:
         if limit.cancelled_caught:
             self.on_trouble(PostFailed("the last was not posted in time"))
 
-    async def _delivered(self, body: bytes) -> str:
+    async def _delivered(self, body: Mapping[str, object]) -> str:
         """Why it was not taken, without the address; empty where it was."""
+        url, secret, form = self._hook.url, self._hook.secret, self._session.job.spec.alerts.format
         for pause_s in (*_AGAIN_S, None):
-            answer = await self._wire.post(self._url, _HEADERS, body, POST_S)
+            post = signed(form, secret, url, body, time.time()) if secret else Signed(url, body)
+            answer = await self._wire.post(post.url, _HEADERS, orjson.dumps(post.body), POST_S)
             if pause_s is None or not isinstance(answer, Lost) or answer.sent:
                 break
             with anyio.move_on_after(pause_s):
                 await self._closing.wait()
-        return _blotted(_trouble(answer), self._url)
+        return _blotted(_trouble(answer), post.url, secret)
 
 
 def ending(status: Status) -> tuple[str, str]:
@@ -192,23 +212,38 @@ def _moment(at_s: float | None) -> str | None:
 def _trouble(answer: Response | Lost) -> str:
     if isinstance(answer, Lost):
         return answer.message
-    words = " ".join(answer.body[:_MOST_WORDS].decode("utf-8", "replace").split())
+    told = answer.body.decode("utf-8", "replace")
     if not 200 <= answer.status < 300:
-        return f"HTTP {answer.status} {words}".strip()
+        return f"HTTP {answer.status} {_words(told)}".strip()
     try:
         said = orjson.loads(answer.body)
     except ValueError:
         return ""
     # Feishu and DingTalk say in the body of a 200 that they did not take it.
-    codes = ("code", "errcode") if isinstance(said, dict) and ("msg" in said or "errmsg" in said) else ()
-    return f"refused: {words}" if any(said.get(name) for name in codes) else ""
+    for code, words in (("code", "msg"), ("errcode", "errmsg")):
+        if isinstance(said, dict) and words in said and said.get(code):
+            return f"refused: {said[code]} {_words(str(said[words]))}{_advice(said[code], str(said[words]))}"
+    return ""
 
 
-def _blotted(text: str, url: httpx.URL) -> str:
-    """`text` without the parts of the address that may be secret."""
-    for secret in sorted({str(url), url.raw_path.decode(), url.path, url.query.decode(), url.password}, key=len):
-        if len(secret) > 1:
-            text = text.replace(secret, "…")
+def _words(told: str) -> str:
+    return " ".join(told.split())[:_MOST_WORDS].rstrip()
+
+
+def _advice(code: object, words: str) -> str:
+    """What helps where a robot does not take a signature, or the want of one."""
+    if code == _FEISHU_SIGN or (code == _DINGTALK_RULES and ("签名" in words or "sign" in words)):
+        return "; `[alerts] webhook_secret_env` names the variable of the robot's secret"
+    return ""
+
+
+def _blotted(text: str, url: httpx.URL, secret: str) -> str:
+    """`text` without the parts of the address that may be secret, and without what signed it."""
+    parts = {str(url), url.raw_path.decode(), url.path, url.query.decode(), url.password, secret}
+    words = {*url.path.split("/"), *(value for _, value in url.params.multi_items())}
+    for part in sorted({*parts, *(word for word in words if len(word) >= _TOKEN)}, key=len, reverse=True):
+        if len(part) > 1:
+            text = text.replace(part, "…")
     return text
 
 
@@ -219,19 +254,19 @@ async def posting(session: Session) -> AsyncIterator[Posts | None]:
     Raises `PipelineError` for an address or a proxy that cannot be used.
     """
     try:
-        address = address_of(session.job)
+        hook = hook_of(session.job)
     except JobError:
         if not session.options.offline:  # a rehearsal needs no secrets
             raise
-        address = None
-    if address is None:
+        hook = None
+    if hook is None:
         yield None
         return
     async with Wire(network=network_of(session.job)) as wire:
-        wire.prepare(address)
+        wire.prepare(hook.url)
         raised: Exception | None = None
         async with anyio.create_task_group() as tasks:
-            posts = Posts(address, session, wire)
+            posts = Posts(hook, session, wire)
             tasks.start_soon(posts.keep)
             try:
                 yield posts

@@ -10,6 +10,8 @@ from pipeline.sections.base import Section, refuse_key
 from pipeline.terminal import is_like_key
 
 PostFormat = Literal["json", "slack", "feishu", "dingtalk", "discord"]
+_SIGNED: tuple[PostFormat, ...] = ("feishu", "dingtalk")
+_SECRET = re.compile(r"(?=.*\d)(?=.*[a-z])(?=.*[A-Z])\w{16,}")  # as robots have them; so no variable is called
 _SECRET_LIKE = re.compile(r"(?=[A-Za-z_\-]*\d)(?=[\d_\-]*[A-Za-z])[\w\-]{16,}")
 
 
@@ -48,9 +50,19 @@ class Alerts(Section):
     webhook_env: str | None = Field(
         None, description="variable that holds that address, for one that is a secret, as those of chats are"
     )
+    webhook_secret_env: str | None = Field(
+        None,
+        description="variable that holds the secret of a robot that wants posts signed: DingTalk's (加签) or Feishu's"
+        " (签名校验)",
+    )
     format: PostFormat = Field("json", description="what is posted: fields of our own, or what a chat takes")
 
-    _named = field_validator("webhook_env")(refuse_key)
+    _named = field_validator("webhook_env", "webhook_secret_env")(refuse_key)
+
+    @field_validator("webhook_secret_env")
+    @classmethod
+    def _is_no_secret(cls, name: str | None) -> str | None:
+        return refuse_key(name and _SECRET.sub("-", name))
 
     @field_validator("webhook")
     @classmethod
@@ -69,6 +81,15 @@ class Alerts(Section):
     def _one_address(self) -> "Alerts":
         if self.webhook is not None and self.webhook_env is not None:
             raise ValueError("webhook and webhook_env name two addresses: leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_sign(self) -> "Alerts":
+        if self.webhook_secret_env is not None:
+            if self.format not in _SIGNED:
+                raise ValueError(f'posts of "{self.format}" have no signature, those of feishu, dingtalk do')
+            if self.webhook is None and self.webhook_env is None:
+                raise ValueError("webhook_secret_env signs posts: name their address, in webhook_env")
         return self
 
 
