@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+from pipeline.version import __version__ as __version__
 
 # Without it polars panics over a Parquet file with intervals; it looks once, when it is imported first.
 os.environ.setdefault("POLARS_IMPORT_INTERVAL_AS_STRUCT", "1")

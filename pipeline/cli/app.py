@@ -10,12 +10,12 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from pipeline import __version__
 from pipeline.cli import comparing, exporting, inspect, jobs, watching
 from pipeline.environment import check_directory, check_threads
 from pipeline.errors import BUG, PipelineError, as_known
 from pipeline.process import INTERRUPTED, LEAST_FILES, files_left, flush_or_drop, make_fit, too_few_files
 from pipeline.terminal import KEY_SHAPED, escaped_json, visible
+from pipeline.version import __version__
 
 
 class _Interrupted(Exception):

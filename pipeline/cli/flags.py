@@ -168,10 +168,3 @@ def parse_kinds(text: str | None) -> frozenset[str]:
     if unknown := sorted(kinds - known):
         raise JobError(f"--retry: {unknown[0]} is no status or cause", f"they are {', '.join(sorted(known))}")
     return kinds
-
-
-def backend() -> dict[str, bool]:
-    """Options of `anyio.run`: uvloop where it is installed."""
-    from importlib.util import find_spec
-
-    return {"use_uvloop": find_spec("uvloop") is not None}

@@ -25,7 +25,6 @@ from pipeline.cli.flags import (
     Sample,
     Tpm,
     Yes,
-    backend,
     canonical,
     load_job,
     parse_changes,
@@ -35,7 +34,7 @@ from pipeline.cli.flags import (
 from pipeline.cli.monitoring import monitored
 from pipeline.cli.samples import check_sample, sampled
 from pipeline.errors import RESUMABLE, JobError, PipelineError, resumable_once
-from pipeline.process import quick_imports
+from pipeline.process import backend, quick_imports
 from pipeline.terminal import without_secrets
 
 if TYPE_CHECKING:

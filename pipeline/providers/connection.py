@@ -17,7 +17,6 @@ from typing import ClassVar, TypeVar
 import anyio
 import httpx
 
-from pipeline import __version__
 from pipeline.errors import AuthError, JobError
 from pipeline.prompts import Prompt
 from pipeline.protocols import PROTOCOLS, ProviderName
@@ -34,6 +33,7 @@ from pipeline.providers.usage import names_tokens, read_usage
 from pipeline.records import EMULATOR_HEADER, FLEX_S, Failure, Lane, Reply, changed
 from pipeline.targets import Target
 from pipeline.terminal import without_secrets
+from pipeline.version import __version__
 
 T = TypeVar("T")
 

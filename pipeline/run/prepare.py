@@ -12,7 +12,6 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline import __version__
 from pipeline.cells import leaves
 from pipeline.errors import InputChanged, InputError, JobError
 from pipeline.flows import check_rendering
@@ -33,6 +32,7 @@ from pipeline.store.digests import Table
 from pipeline.store.export import Form, attempt, output_schema
 from pipeline.store.manifest import Manifest
 from pipeline.templates.checks import check_template, check_truths
+from pipeline.version import __version__
 
 METERS = ("rpm", "tpm", "rpd")
 

@@ -1,6 +1,5 @@
 """One run, from the plan to the output table: opens what it needs, runs the engine, writes the output."""
 
-import gc
 import os
 import signal
 import time
@@ -32,7 +31,7 @@ from pipeline.events import (
 )
 from pipeline.places import latencies_file
 from pipeline.plan import Plan
-from pipeline.process import give_back_memory
+from pipeline.process import give_back_memory, rare_collections
 from pipeline.run.alerting import Alerting
 from pipeline.run.assembling import Assembled, assembled, bought_by, open_books, open_spend, spending_of
 from pipeline.run.batching import (
@@ -74,6 +73,7 @@ HEARTBEAT_S = 10.0
 
 Watch = Callable[[Monitor], Coroutine[None, None, None]]
 Confirm = Callable[[Plan, bool, Session], None]
+Heed = Callable[[Engine], Coroutine[None, None, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +99,34 @@ class Ended:
         return 0 if self.are_ok else 1
 
 
-async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening = open_services) -> Ended:
+async def heed_signals(engine: Engine) -> None:
+    """First Ctrl-C (or SIGTERM, or SIGHUP of a terminal that is gone): finish what is in flight. Second: stop now."""
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
+        heeded.append(signal.SIGHUP)
+    before = [(number, handler) for number in heeded if (handler := signal.getsignal(number)) is not None]
+    try:
+        with anyio.open_signal_receiver(*heeded) as signals:
+            async for _ in signals:
+                if engine.interrupted:
+                    engine.abandon()
+                else:
+                    engine.halt(None)
+    finally:
+        for number, handler in before:  # asyncio leaves the system's own: the output is still to be written
+            signal.signal(number, handler)
+
+
+async def run(
+    session: Session,
+    confirm: Confirm,
+    watch: Watch,
+    opening: Opening = open_services,
+    heed: Heed = heed_signals,
+) -> Ended:
     """Start the job's run, or continue it. `confirm` sees the plan, whether a run is continued, and the session as the
-    service made it, real or a rehearsal; it may raise. `watch` shows progress; `opening` opens those who answer.
+    service made it, real or a rehearsal; it may raise. `watch` shows progress; `opening` opens those who answer; `heed`
+    ends the run when somebody asks for it.
 
     Raises `PipelineError` for what is wrong before the first call.
     """
@@ -121,7 +146,7 @@ async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening
         seen.append(monitor)
         await watch(monitor)
 
-    with _rare_collections(), resumable_once(spent, lambda: any(monitor.calls for monitor in seen)):
+    with rare_collections(), resumable_once(spent, lambda: any(monitor.calls for monitor in seen)):
         async with opening(session) as services:
             session = await asked(session, services)
             async with posting(session) as posts:
@@ -129,7 +154,7 @@ async def run(session: Session, confirm: Confirm, watch: Watch, opening: Opening
                     with output_place(session) as place:
                         if options.fresh:
                             set_aside(session.directory)
-                        ended = await _run(session, services, place, agreed_to, watched, posts)
+                        ended = await _run(session, services, place, agreed_to, watched, heed, posts)
                 except Exception as error:
                     known = as_known(error)
                     if posts and is_agreed:
@@ -169,23 +194,14 @@ def _has_spent(monitor: Monitor, error: PipelineError) -> bool:
     return monitor.has_spent or (monitor.has_sent and not isinstance(error, AuthError))
 
 
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Let the garbage collector look seldom: a run keeps 100,000 live objects that are no garbage.
-
-    At Python's default it takes 35 % of the line's CPU: 1,560 calls/s instead of 2,400, paired with a first threshold
-    of 100,000 (measured 2026-11-22); half of that leaves less garbage lying about.
-    """
-    usual = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 50)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*usual)
-
-
 async def _run(
-    session: Session, services: Services, place: Place | None, confirm: Confirm, watch: Watch, posts: Posts | None
+    session: Session,
+    services: Services,
+    place: Place | None,
+    confirm: Confirm,
+    watch: Watch,
+    heed: Heed,
+    posts: Posts | None,
 ) -> Ended:
     job, options = session.job, session.options
     if options.cancel_batches:
@@ -247,7 +263,7 @@ async def _run(
                 store.log(limit)
             interim = Interim(session, store, place, engine.monitor, engine.halt)
             with _end_told(engine.monitor, store, told):
-                await _attended(made, store, session.rows, watch, told, interim, books)
+                await _attended(made, store, session.rows, watch, heed, told, interim, books)
         out = tuple(state for state in store.batches.open() if state.is_waited_for)
         if not options.offline:
             note(latencies_file(session.kind), store.batches.all(), time.time())
@@ -304,12 +320,19 @@ async def _agreed(session: Session, change: Change, confirm: Confirm) -> Plan:
 
 
 async def _attended(
-    made: Assembled, store: RunStore, rows: int, watch: Watch, told: StatusFile, interim: Interim, books: ExitStack
+    made: Assembled,
+    store: RunStore,
+    rows: int,
+    watch: Watch,
+    heed: Heed,
+    told: StatusFile,
+    interim: Interim,
+    books: ExitStack,
 ) -> None:
     engine, keeper = made.engine, made.keeper
     store.log(SessionStarted(rows, os.getpid()))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_heed_signals, engine)
+        tasks.start_soon(heed, engine)
         tasks.start_soon(_heartbeat, made, store)
         tasks.start_soon(watch, engine.monitor)
         tasks.start_soon(told.keep)
@@ -333,24 +356,6 @@ async def _attended(
 def _heard(store: RunStore, monitor: Monitor, event: Event) -> None:
     store.log(event)
     monitor.notices.append(event)
-
-
-async def _heed_signals(engine: Engine) -> None:
-    """First Ctrl-C (or SIGTERM, or SIGHUP of a terminal that is gone): finish what is in flight. Second: stop now."""
-    heeded = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
-        heeded.append(signal.SIGHUP)
-    before = [(number, handler) for number in heeded if (handler := signal.getsignal(number)) is not None]
-    try:
-        with anyio.open_signal_receiver(*heeded) as signals:
-            async for _ in signals:
-                if engine.interrupted:
-                    engine.abandon()
-                else:
-                    engine.halt(None)
-    finally:
-        for number, handler in before:  # asyncio leaves the system's own: the output is still to be written
-            signal.signal(number, handler)
 
 
 async def _heartbeat(made: Assembled, store: RunStore) -> None:

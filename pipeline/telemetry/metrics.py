@@ -21,7 +21,6 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from pipeline import __version__
 from pipeline.prompts import Prompt
 from pipeline.quota.standing import Binds, QuotaStanding
 from pipeline.records import CAUSES, STATUSES, Failure, Reply
@@ -30,6 +29,7 @@ from pipeline.run.status import Recent, Status, Waits, status_of
 from pipeline.store.export import PENDING
 from pipeline.targets import Target
 from pipeline.telemetry.naming import error_type, operation_name, provider_name, speaker_of
+from pipeline.version import __version__
 
 _BUCKETS_S = tuple(0.01 * 2**power for power in range(18))
 """Of the conventions, 0.01 to 81.92, and on to 1,310.72: flex may take 15 minutes."""

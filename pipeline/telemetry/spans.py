@@ -17,13 +17,13 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
-from pipeline import __version__
 from pipeline.prompts import Params, Prompt
 from pipeline.records import Failure, Reply
 from pipeline.run.engine import Monitor
 from pipeline.run.run import Watch
 from pipeline.targets import Target
 from pipeline.telemetry.naming import address_of, error_type, operation_name, provider_name, speaker_of
+from pipeline.version import __version__
 
 FLUSH_S = 5.0
 """The longest that the end of a run waits for spans to be delivered; what is left then is lost, and told."""
