@@ -10,7 +10,7 @@ from asking import TARGET, ask
 from prometheus_client.metrics_core import Metric
 from promtool import promtool
 from test_telemetry_metrics import ANSWER, REFUSED, metrics_of, running
-from test_telemetry_spans import PROMPT, made, told
+from test_telemetry_spans import BATCH, PROMPT, made, told
 
 from pipeline.telemetry.spans import Spans
 
@@ -47,15 +47,15 @@ def test_every_attribute_on_the_page_is_one_of_a_span() -> None:
     def tell(spans: Spans) -> None:
         spans.answered(PROMPT, ANSWER)
         spans.failed(PROMPT, TARGET, REFUSED, 1, 0.1)
+        spans.taken(BATCH, ANSWER.usage)
 
     found = {name for span in made(tell) for name in told(span)}
     assert named - found == {
         "gen_ai.response.finish_reasons",
         "prompt_pipeline.run",
         "prompt_pipeline.rehearsal",
-        "prompt_pipeline.target",
         "server.port",
-    }, "those need a run, a name, a port or a reason"
+    }, "those need a run, a port or a reason"
 
 
 def test_every_metric_and_label_that_the_dashboard_asks_for_exists() -> None:

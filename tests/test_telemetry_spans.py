@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from serving import served
 from sessions import quiet, run_through
 
 from pipeline.cli.monitoring import asks_for_spans
@@ -29,6 +30,7 @@ from pipeline.job import load
 from pipeline.prompts import Params
 from pipeline.records import Failure, Reply, Usage
 from pipeline.run import prepare
+from pipeline.store.batch_states import BatchState
 from pipeline.telemetry import spans as telemetry
 from pipeline.telemetry.spans import Spans
 
@@ -113,8 +115,94 @@ def test_a_failed_request_is_a_span_with_its_error(failure: Failure, error: str)
     assert (found["prompt_pipeline.attempt"], found["prompt_pipeline.target"]) == (3, "own")
 
 
-def test_a_line_of_a_batch_has_no_span() -> None:
-    assert made(lambda spans: spans.answered(PROMPT, replace(ANSWER, lane="batch"))) == []
+BATCH = BatchState(
+    number=3,
+    attempt=1,
+    file="prompt-pipeline-3-1",
+    target="night",
+    endpoint="gemini@example",
+    account="a",
+    model=MODEL,
+    rows=9,
+    lines=10,
+    size_bytes=1000,
+    sha256="0" * 64,
+    input_tokens_est=100,
+    worst_usd=None,
+    changes=None,
+    stage="taken",
+    at=1_800_000_500.0,
+    cut_at=1_799_990_000.0,
+    asking_at=1_799_996_399.0,
+    asked_at=1_799_996_400.0,
+    ended_at=1_800_000_000.0,
+    taken_at=1_800_000_500.0,
+    name="batches/123",
+    status="succeeded",
+    ok=8,
+    failed=1,
+    missing=1,
+    usd=Decimal("0.5"),
+)
+
+
+def test_a_batch_is_one_span_from_its_creation_to_its_end_and_its_lines_have_none() -> None:
+    def tell(spans: Spans) -> None:
+        spans.answered(PROMPT, replace(ANSWER, lane="batch"))
+        spans.taken(BATCH, ANSWER.usage)
+
+    (span,) = made(tell)
+    assert (span.name, span.kind, span.parent) == (f"batch {MODEL}", SpanKind.CLIENT, None)
+    assert (span.start_time, span.end_time) == (1_799_996_400 * 10**9, 1_800_000_000 * 10**9)
+    assert span.status.status_code is StatusCode.UNSET
+    assert told(span) == {
+        "gen_ai.operation.name": "batch",
+        "gen_ai.provider.name": "gcp.gemini",
+        "gen_ai.request.model": MODEL,
+        "gen_ai.response.id": "batches/123",
+        "gen_ai.usage.input_tokens": 103,
+        "gen_ai.usage.output_tokens": 25,
+        "gen_ai.usage.cache_read.input_tokens": 40,
+        "gen_ai.usage.reasoning.output_tokens": 5,
+        "server.address": "example",
+        "prompt_pipeline.lane": "batch",
+        "prompt_pipeline.target": "night",
+        "prompt_pipeline.cost_usd": 0.5,
+        **{f"prompt_pipeline.batch.{name}": 0 for name in ("refused", "late")},
+        **{f"prompt_pipeline.batch.{name}": 1 for name in ("failed", "missing")},
+        "prompt_pipeline.batch.number": 3,
+        "prompt_pipeline.batch.lines": 10,
+        "prompt_pipeline.batch.ok": 8,
+    }
+
+
+@pytest.mark.parametrize(("status", "error"), [("expired", "expired"), ("cancelled", "cancelled"), ("running", None)])
+def test_a_batch_that_came_to_an_early_end_is_an_error(status: str, error: str | None) -> None:
+    (span,) = made(lambda spans: spans.taken(replace(BATCH, status=status, usd=None, ended_at=None), Usage()))
+    assert told(span).get("error.type") == error and "prompt_pipeline.cost_usd" not in told(span)
+    assert (span.status.status_code is StatusCode.ERROR) == (error is not None)
+    assert span.end_time == 1_800_000_500 * 10**9, "nobody said when it ended"
+
+
+def test_a_run_over_batches_tells_each_of_them_with_what_it_came_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.key")
+    monkeypatch.setattr("pipeline.batch.watching.POLL_S", (0.1, 0.2))
+    with served(batch=True, batch_pending_s=0.1, batch_run_s=0.1, batch_spread=1.0) as url:
+        job = small_job(tmp_path, f'{UNLIMITED}\n[endpoint]\nbase_url = "{url}"\n')
+        job.write_text(job.read_text().replace("[model]\n", '[model]\nlane = "batch"\n'))
+        memory = InMemorySpanExporter()
+        with Spans(memory) as spans:
+            ended = run_through(prepare.prepare(load(job), prepare.Options()), spans.watched(quiet))
+    (span,) = memory.get_finished_spans()
+    found = told(span)
+    assert ended.exit_code == 0 and span.name.startswith("batch ")
+    assert (found["prompt_pipeline.batch.lines"], found["prompt_pipeline.batch.ok"]) == (6, 6)
+    assert found["gen_ai.usage.input_tokens"] == ended.summary.usage.input_tokens > 0
+    assert found["prompt_pipeline.run"] == "small" and found["gen_ai.response.id"].startswith("batches/")
+    assert span.end_time and span.start_time and span.end_time > span.start_time
 
 
 def test_a_run_tells_each_of_its_requests_and_no_word_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

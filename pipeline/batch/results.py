@@ -45,6 +45,7 @@ _NO_ROW = Key("", -1, "", "answer", 0, 0, 1, 0, None, 0, False)
 """Of a line that is none of ours: it may have been paid for."""
 
 Bought = Callable[[Prompt, Reply, bool], None]
+Over = Callable[[BatchState, Usage], None]
 Count = Callable[[bytes, str], Awaitable[int | Failure]]
 
 
@@ -73,15 +74,17 @@ class Taking:
         wall: Callable[[], float],
         is_strange: Callable[[Target, Reply], PipelineError | None] = lambda target, reply: None,
         cache: AnswerCache | None = None,
+        over: Over = lambda state, usage: None,
         rng: Random | None = None,
     ) -> None:
         """`run` is the run's identity; `is_late` says whether what a batch answers was answered elsewhere meanwhile.
 
         `is_strange` says why replies of such a kind must not come into this run; `cache` is given the whole answers.
+        `over` hears of each batch that is taken, and what all of its lines were billed.
         """
         self._store, self._cashier, self._tries, self._run = store, cashier, tries, run
         self._is_late, self._bought, self._notify, self._wall = is_late, bought, notify, wall
-        self._is_strange, self._cache, self._rng = is_strange, cache, rng or Random()
+        self._is_strange, self._cache, self._over, self._rng = is_strange, cache, over, rng or Random()
 
     async def take(
         self, state: BatchState, target: Target, service: Service, remote: RemoteBatch, *, is_called: bool = False
@@ -217,7 +220,7 @@ class Taking:
         )
         once = f"{self._run}/batch {state.number}"
         self._cashier.settle(state.number, once, usd, ended, state.account)
-        await anyio.to_thread.run_sync(
+        taken = await anyio.to_thread.run_sync(
             lambda: self._store.take(
                 state.number,
                 calls,
@@ -227,6 +230,7 @@ class Taking:
                 at=self._wall(),
             )
         )
+        self._over(taken, sum((call.reply.usage for call in calls), Usage()))
         for position, (key, reply) in enumerate(paid):
             await _turn(position)
             self._bought(key.prompt(state.model), reply, True)

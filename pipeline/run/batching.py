@@ -245,6 +245,7 @@ def batching_of(
         wall=time.time,
         is_strange=is_strange,
         cache=cache,
+        over=monitor.taken,
     )
     own = {target.quota: target.limits.batch_tokens for target in spoken}
     desk = BatchDesk(

@@ -28,6 +28,7 @@ from pipeline.run.feeds import Feed, Gate
 from pipeline.run.first import FirstRows
 from pipeline.run.observing import Observer
 from pipeline.run.rounds import Rounds
+from pipeline.store.batch_states import BatchState
 from pipeline.store.run import RunStore
 from pipeline.targets import Target
 
@@ -144,6 +145,11 @@ class Monitor:
         """Tell of a request that came back without an answer."""
         for observer in self.observers:
             observer.failed(prompt, target, failure, attempt, seconds)
+
+    def taken(self, batch: BatchState, usage: Usage) -> None:
+        """Tell of a batch that is over."""
+        for observer in self.observers:
+            observer.taken(batch, usage)
 
 
 class Engine:

@@ -1,4 +1,4 @@
-"""Who is told of every request that is over: one protocol for run.log, metrics and spans."""
+"""Who is told of every request and every batch that is over: one protocol for run.log, metrics and spans."""
 
 import time
 from collections import Counter
@@ -8,7 +8,8 @@ from typing import NamedTuple, Protocol
 from pipeline.dispatch.desk import Send, Tries
 from pipeline.events import Notify, RequestFailed
 from pipeline.prompts import Prompt
-from pipeline.records import Failure, Reply
+from pipeline.records import Failure, Reply, Usage
+from pipeline.store.batch_states import BatchState
 from pipeline.targets import Target
 
 EACH = 10
@@ -24,6 +25,10 @@ class Observer(Protocol):
 
     def failed(self, prompt: Prompt, target: Target, failure: Failure, attempt: int, seconds: float) -> None:
         """A request came back without an answer, so many seconds after it had left."""
+        ...
+
+    def taken(self, batch: BatchState, usage: Usage) -> None:
+        """What a batch came to is kept; `usage` is that of all of its lines, each of which was told if answered."""
         ...
 
 
@@ -72,6 +77,9 @@ class FailureLog:
             self._log(RequestFailed(*told, attempt, round(seconds, 3), prompt.row, target=target.name))
         else:
             self._others[_Kind(target.name, target.lane, failure.error_kind, failure.http_status)] += 1
+
+    def taken(self, batch: BatchState, usage: Usage) -> None:
+        """The events of the run's batches have it."""
 
     def beat(self) -> None:
         """Note what was only counted so far."""

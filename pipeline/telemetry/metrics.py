@@ -23,9 +23,10 @@ from prometheus_client.registry import Collector
 
 from pipeline.prompts import Prompt
 from pipeline.quota.standing import Binds, QuotaStanding
-from pipeline.records import CAUSES, STATUSES, Failure, Reply
+from pipeline.records import CAUSES, STATUSES, Failure, Reply, Usage
 from pipeline.run.engine import Monitor
 from pipeline.run.status import Recent, Status, Waits, status_of
+from pipeline.store.batch_states import BatchState
 from pipeline.store.export import PENDING
 from pipeline.targets import Target
 from pipeline.telemetry.naming import error_type, operation_name, provider_name, speaker_of
@@ -132,6 +133,9 @@ class Metrics(Collector):
         named, error = _Named(target.provider, target.label, target.model, target.lane), error_type(failure)
         self._failed[named, failure.kind, error] += 1
         self._failed_times.setdefault((named, error), _Times()).add(seconds)
+
+    def taken(self, batch: BatchState, usage: Usage) -> None:
+        """Its answers are counted."""
 
     def collect(self) -> Iterator[Metric]:
         """How the run stands now."""

@@ -1,4 +1,4 @@
-"""A span for each live request, by the GenAI conventions, sent as the `OTEL_…` variables say."""
+"""A span for each live request and for each batch, by the GenAI conventions, sent as the `OTEL_…` variables say."""
 
 import logging
 import os
@@ -18,9 +18,10 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from pipeline.prompts import Params, Prompt
-from pipeline.records import Failure, Reply
+from pipeline.records import Failure, Reply, Usage
 from pipeline.run.engine import Monitor
 from pipeline.run.run import Watch
+from pipeline.store.batch_states import BatchState
 from pipeline.targets import Target
 from pipeline.telemetry.naming import address_of, error_type, operation_name, provider_name, speaker_of
 from pipeline.version import __version__
@@ -29,6 +30,8 @@ FLUSH_S = 5.0
 """The longest that the end of a run waits for spans to be delivered; what is left then is lost, and told."""
 _NS = 1_000_000_000
 _NO_PARENT = Context()
+_BATCH = ("number", "lines", "ok", "failed", "missing", "refused", "late")
+_IN_VAIN = frozenset({"failed", "expired", "cancelled"})
 
 Attributes = Mapping[str, AttributeValue]
 
@@ -80,25 +83,19 @@ class Spans:
         """The span of an answer; a line of a batch has none, as nobody knows when the service worked on it."""
         if reply.lane == "batch":
             return
-        usage = reply.usage
         attributes: dict[str, AttributeValue] = {
             "gen_ai.response.model": reply.model,
             "gen_ai.response.id": reply.response_id,
-            "gen_ai.usage.input_tokens": usage.input_tokens + usage.tool_tokens,
-            "gen_ai.usage.output_tokens": usage.output_tokens + usage.thinking_tokens,
+            **_usage(reply.usage),
             "prompt_pipeline.status": reply.status,
             "prompt_pipeline.attempt": reply.attempts + reply.rate_limited,
         }
         if reply.finish_reason:
             attributes["gen_ai.response.finish_reasons"] = (reply.finish_reason,)
-        if usage.cached_tokens:
-            attributes["gen_ai.usage.cache_read.input_tokens"] = usage.cached_tokens
-        if usage.thinking_tokens:
-            attributes["gen_ai.usage.reasoning.output_tokens"] = usage.thinking_tokens
         if reply.cost_usd is not None:
             attributes["prompt_pipeline.cost_usd"] = float(reply.cost_usd)
         asked = _asked(reply.endpoint, reply.asked, reply.target, reply.lane)
-        self._tell(prompt, asked, attributes, reply.finished_at or time.time(), reply.latency_s)
+        self._tell(asked, _of(prompt) | attributes, reply.finished_at or time.time(), reply.latency_s)
 
     def failed(self, prompt: Prompt, target: Target, failure: Failure, attempt: int, seconds: float) -> None:
         """The span of a request without an answer."""
@@ -107,18 +104,29 @@ class Spans:
         if failure.http_status is not None:
             attributes["http.response.status_code"] = failure.http_status
         asked = _asked(target.endpoint, target.model, target.name, target.lane)
-        self._tell(prompt, asked, attributes, time.time(), seconds)
+        self._tell(asked, _of(prompt) | attributes, time.time(), seconds)
 
-    def _tell(self, prompt: Prompt, asked: "_Asked", attributes: Attributes, ended_at: float, seconds: float) -> None:
+    def taken(self, batch: BatchState, usage: Usage) -> None:
+        """The span of a batch, from when it was handed in until the service was through with it."""
+        attributes: dict[str, AttributeValue] = {
+            "gen_ai.operation.name": "batch",  # the conventions have no name for it, and allow others
+            "gen_ai.response.id": batch.name,
+            **_usage(usage),
+            **{f"prompt_pipeline.batch.{name}": getattr(batch, name) for name in _BATCH},
+        }
+        if batch.usd is not None:
+            attributes["prompt_pipeline.cost_usd"] = float(batch.usd)
+        if batch.status in _IN_VAIN:
+            attributes["error.type"] = batch.status
+        asked = _asked(batch.endpoint, batch.model, batch.target, "batch")._replace(span=f"batch {batch.model}")
+        ended_at = batch.ended_at or batch.taken_at or time.time()
+        began_at = batch.asked_at or batch.asking_at or batch.cut_at
+        self._tell(asked, attributes, ended_at, max(0.0, ended_at - began_at))
+
+    def _tell(self, asked: "_Asked", attributes: Attributes, ended_at: float, seconds: float) -> None:
         with suppress(Exception):  # whatever is wrong with a span is nothing to the run
             ended_ns = int(ended_at * _NS)
-            known = {
-                **asked.attributes,
-                **_params(prompt.params),
-                **self._run,
-                **attributes,
-                "prompt_pipeline.step": prompt.step,
-            }
+            known = {**asked.attributes, **self._run, **attributes}
             span = self._tracer.start_span(
                 asked.span, _NO_PARENT, SpanKind.CLIENT, known, start_time=ended_ns - int(seconds * _NS)
             )
@@ -172,6 +180,22 @@ def _asked(endpoint: str, model: str, target: str, lane: str) -> _Asked:
     if target:
         attributes["prompt_pipeline.target"] = target
     return _Asked(f"{operation_name(provider)} {model}", attributes)
+
+
+def _usage(usage: Usage) -> dict[str, AttributeValue]:
+    told = {
+        "gen_ai.usage.input_tokens": usage.input_tokens + usage.tool_tokens,
+        "gen_ai.usage.output_tokens": usage.output_tokens + usage.thinking_tokens,
+    }
+    if usage.cached_tokens:
+        told["gen_ai.usage.cache_read.input_tokens"] = usage.cached_tokens
+    if usage.thinking_tokens:
+        told["gen_ai.usage.reasoning.output_tokens"] = usage.thinking_tokens
+    return {**told}
+
+
+def _of(prompt: Prompt) -> dict[str, AttributeValue]:
+    return {**_params(prompt.params), "prompt_pipeline.step": prompt.step}
 
 
 @lru_cache(maxsize=256)
