@@ -1,13 +1,13 @@
 """The dry run: what is left of a job and what it takes, and what was asked about it beside."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from pipeline import plan, report
+from pipeline import plan
 from pipeline.errors import RunStateError
 from pipeline.plan.compare import Offer, Saving, compare, savings
 from pipeline.plan.exact import count_sample
@@ -19,11 +19,12 @@ from pipeline.plan.survey import Survey
 from pipeline.plan.timing import Deadline, deadline
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
-from pipeline.records import Reply, Status
+from pipeline.records import JUDGED, Reply, Result, Status
 from pipeline.run import sampling
 from pipeline.run.batching import still_out
 from pipeline.run.changes import Change
-from pipeline.run.generations import Keeping, changed
+from pipeline.run.generations import Keeping, changed, spent_before
+from pipeline.run.guards import refuse_unpriced
 from pipeline.run.planning import InBatches, basis, look, notices_of, planned
 from pipeline.run.prepare import Session
 from pipeline.run.rows import counted, mask, wanted
@@ -34,6 +35,7 @@ from pipeline.store.batch_states import read as read_batches
 from pipeline.store.batches import FOLDER
 from pipeline.store.content import ContentIndex
 from pipeline.store.earlier import Earlier, line_of
+from pipeline.store.lines import Call
 from pipeline.store.manifest import differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.state import Outcomes, load
@@ -89,7 +91,7 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
         if wishes.compare
         else ()
     )
-    spent_usd = report.summarize(session.directory).cost_usd if made.documents_done else Decimal(0)
+    spent_usd = _spent_usd(session, keeping)
     edit = _edit(keeping.counted(), bool(made.sampled_rows)) if keeping else ()
     told = replace(
         made,
@@ -130,7 +132,7 @@ def _edit(change: Change, about: bool) -> Iterator[str]:
 def _waiting(session: Session) -> InBatches | None:
     """What waits in batches of this job's run; None: nothing does."""
     known = read_manifest(session.directory / "manifest.json")
-    if known is None or differences(known, session.manifest()):
+    if known is None or session.options.fresh or differences(known, session.manifest()):
         return None
     states = [state for state in read_batches(session.directory).values() if state.is_waited_for]
     waiting = Waiting()
@@ -159,11 +161,16 @@ async def sampled(session: Session, number: int) -> tuple[Session, Counter[Statu
 
 async def foreseen(session: Session) -> tuple[plan.Plan, Session]:
     """The plan that a run would start with now, and the session with the change that it would begin with."""
-    changed(session)  # raises what the run would
+    if not session.options.fresh:
+        changed(session)  # raises what the run would
     found = await look(session)
     with kept(session, found) as (outcomes, bought, keeping):
-        made = await planned(session, wanted(session, outcomes), bought, _spent_usd(session), found)
-        made = replace(made, notices=(*(keeping.notices if keeping else ()), *made.notices))
+        rows, waiting = wanted(session, outcomes), _waiting(session)
+        made = await planned(session, rows, bought, _spent_usd(session, keeping), found, waiting)
+        out = still_out(waiting.states) if waiting else ()
+        made = replace(made, notices=(*(keeping.notices if keeping else ()), *out, *made.notices))
+    if made.load.prompts and not session.rehearsal:
+        refuse_unpriced(session.job, session.options)
     return made, replace(session, change=keeping.counted() if keeping else None)
 
 
@@ -173,10 +180,11 @@ def as_estimate(made: plan.Plan, session: Session) -> Estimate:
     return Estimate(replace(made, notices=(*_of_sample(session), *edit, *made.notices)))
 
 
-def _spent_usd(session: Session) -> Decimal:
-    """What the run has spent so far, earlier generations included."""
+def _spent_usd(session: Session, keeping: Keeping | None) -> Decimal:
+    """What a run of this job would start with as spent, by it and by its earlier generations."""
     known = read_manifest(session.directory / "manifest.json")
-    return Decimal(known.before_usd) + report.summarize(session.directory).cost_usd if known else Decimal(0)
+    is_own = known and (keeping or not differences(known, session.manifest()))
+    return spent_before(session.directory, known) if known and is_own and not session.options.fresh else Decimal(0)
 
 
 @contextmanager
@@ -185,6 +193,9 @@ def kept(session: Session, found: Survey) -> Iterator[tuple[Outcomes, Bought, Ke
 
     After an edit of job or input no row has an outcome, and what earlier generations bought is found and counted.
     """
+    if session.options.fresh:
+        yield Outcomes(), _nothing, None
+        return
     known = read_manifest(session.directory / "manifest.json")
     try:
         change = changed(session)
@@ -199,13 +210,14 @@ def kept(session: Session, found: Survey) -> Iterator[tuple[Outcomes, Bought, Ke
         yield Outcomes(), _nothing, None
         return
     outcomes, unsealed = load(session.directory, parse_stored)
-    options = session.options
+    calls = {call.fingerprint: call.reply for call in unsealed.calls if _stays(call, unsealed.results, outcomes)}
+    options, again = session.options, Again()
     if options.retry:
-        passing = not options.skip_failed
-        Again().reopen(session.directory, outcomes, options.retry, options.changes, passing)
+        passing, results = not options.skip_failed, unsealed.results.values()
+        again.reopen(session.directory, outcomes, options.retry, options.changes, passing, results)
     elif options.skip_failed:
         outcomes.settle()
-    calls = {call.fingerprint: call.reply for call in unsealed.calls if call.paid}
+    batches = read_batches(session.directory)
     earlier = Earlier(line_of(session.directory.parent, known), parse_stored, session.options.retry, session.directory)
     with closing(earlier), closing(ContentIndex(session.directory, read_only=True)) as index:
 
@@ -214,11 +226,26 @@ def kept(session: Session, found: Survey) -> Iterator[tuple[Outcomes, Bought, Ke
             for fingerprint in map(prompt.fingerprint, models):
                 if reply := calls.get(fingerprint):
                     return reply
-                if sealed := await index.find(fingerprint):
+                sealed = await index.find(fingerprint)
+                if sealed and (
+                    sealed.batch is None or again.takes(prompt.row, sealed.reply, batches[sealed.batch].cut_at)
+                ):
                     return sealed.reply
             return await earlier.find(prompt, models)
 
         yield outcomes, bought, None
+
+
+def _stays(call: Call, results: Mapping[int, Result], outcomes: Outcomes) -> bool:
+    """Whether a reply of the journal is found after the next start, which seals it where its row is finished.
+
+    Then only whole answers are found, and not the one that was judged: see `store.content`.
+    """
+    result = results.get(call.row)
+    if not call.paid or result is None or not outcomes.done(call.row):
+        return call.paid
+    was_judged = result.error_kind in JUDGED and call.reply.text == result.response
+    return call.reply.status == "ok" and not was_judged
 
 
 async def _nothing(prompt: Prompt) -> Reply | None:

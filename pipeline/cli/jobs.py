@@ -383,7 +383,11 @@ def _dry_run(prepared: "Session", json: bool) -> None:
     _show_start(plan, plan.documents_done > 0, session)
     if json:
         console.show_json(console.plan_json(estimating.as_estimate(plan, session)))
-    console.show_hint("nothing was sent and nothing was written: without `--dry-run` the same command does it")
+    nothing = "nothing was sent and nothing was written"
+    if plan.documents or session.change:
+        console.show_hint(f"{nothing}: without `--dry-run` the same command does it")
+    else:
+        console.show_hint(f"{nothing}: nothing is left to be done")
     raise typer.Exit
 
 

@@ -20,7 +20,7 @@ from pipeline.run.prepare import Session
 from pipeline.store import digests
 from pipeline.store.carrying import Carried, carried
 from pipeline.store.earlier import Earlier, told_missing
-from pipeline.store.manifest import Lock, differences
+from pipeline.store.manifest import Lock, Manifest, differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
 from pipeline.store.state import Outcomes, is_unused, load_unsealed, refuse_other
@@ -129,10 +129,10 @@ def held(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def spent_before(change: Change) -> Decimal:
-    """USD that the generations before the next one may have cost in all; it counts against its cap."""
-    before = report.summarize(change.directory)
-    return Decimal(change.known.before_usd) + before.cost_usd + (before.at_most_usd or 0)
+def spent_before(directory: Path, known: Manifest) -> Decimal:
+    """USD that a run and the generations before it may have cost in all; it counts against the cap of the next."""
+    before = report.summarize(directory)
+    return Decimal(known.before_usd) + before.cost_usd + (before.at_most_usd or 0)
 
 
 def begin(change: Change, session: Session, before_usd: Decimal) -> None:

@@ -307,7 +307,7 @@ async def _agreed(session: Session, change: Change, confirm: Confirm) -> Plan:
     with held(change.directory):
         found = await look(session)
         keeping = Keeping(session, change, found)
-        before_usd = spent_before(change)
+        before_usd = spent_before(change.directory, change.known)
         plan = await planned(session, wanted(session, keeping.outcomes()), keeping.bought, before_usd, found)
         plan = replace(plan, notices=(*keeping.notices, *plan.notices))
         if plan.load.prompts and not session.rehearsal:

@@ -1,8 +1,9 @@
 """Rows that are tried again on request: what all their tries cost, and which old answers do for them no more."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from pipeline.store import parts
 from pipeline.store.state import Outcomes
 
 _NOTHING = Decimal(0)
+_OUTCOME = ("row", "status", "error_kind", "changes", "finished_at")
 
 
 class _Before(NamedTuple):
@@ -31,13 +33,19 @@ class Again:
     _before: dict[int, _Before] = field(default_factory=dict)
 
     def reopen(
-        self, directory: Path, outcomes: Outcomes, kinds: frozenset[str], changes: str | None, passing: bool
+        self,
+        directory: Path,
+        outcomes: Outcomes,
+        kinds: frozenset[str],
+        changes: str | None,
+        passing: bool,
+        unsealed: Iterable[Result] = (),
     ) -> None:
-        """See `store.run.RunStore.reopen`."""
-        columns = ("row", "status", "error_kind", "changes", "finished_at")
-        for path in parts.part_paths(directory / "results"):
+        """See `store.run.RunStore.reopen`; `unsealed` are results that stand in the journal still."""
+
+        def take_in(read: Callable[[tuple[str, ...]], pl.DataFrame]) -> None:
             judged: list[int] = []
-            for row, status, kind, made_with, finished_at in parts.read_part(path, columns).iter_rows():
+            for row, status, kind, made_with, finished_at in read(_OUTCOME).iter_rows():
                 asked = (status in kinds or kind in kinds) and (changes is None or made_with != changes)
                 outcomes.set(
                     row, status, asked or (changes is None and passing and status == "error" and kind in PASSING)
@@ -48,9 +56,12 @@ class Again:
                     if kind in JUDGED:
                         judged.append(row)
             if judged:
-                texts = parts.read_part(path, ("row", "response")).filter(pl.col("row").is_in(judged))
-                for row, text in texts.iter_rows():
+                for row, text in read(("row", "response")).filter(pl.col("row").is_in(judged)).iter_rows():
                     self._before[row] = self._before[row]._replace(judged=hash(text))
+
+        for path in parts.part_paths(directory / "results"):
+            take_in(partial(parts.read_part, path))
+        take_in(parts.results_frame(unsealed).select)
 
     def count(self, calls: Iterable[pl.DataFrame], outcomes: Outcomes) -> None:
         """Sum what the calls of each row that is tried again cost so far, from its `row`, `cost_usd` and
