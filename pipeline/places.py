@@ -11,6 +11,8 @@ Kind = Literal["real", "offline", "rehearsal"]
 SUFFIXES: Mapping[Kind, str] = {"real": "", "offline": "-offline", "rehearsal": "-rehearsal"}
 """A rehearsal shares no directory, output, cache or book with real runs."""
 RUNS = Path("runs")
+DOCUMENTS = RUNS / ".documents.sqlite"
+"""The texts of all documents that were read here."""
 _OURS = "prompt-pipeline"
 
 

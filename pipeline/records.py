@@ -152,7 +152,7 @@ class Document:
     text: str | None = None  # the column that may be chunked; None when the job names none
     rule: int = 0  # of the job's `[[route]]` rules, the one that it falls under
     media: tuple[Media, ...] = ()  # the files that stand before the text
-    unfit: str = ""  # why one of its files cannot be sent
+    unfit: str = ""  # why one of its files cannot be read or sent
 
 
 @dataclass(frozen=True, slots=True)

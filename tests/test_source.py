@@ -400,7 +400,7 @@ def test_what_writers_leave_beside_a_table_is_not_of_it(tmp_path: Path) -> None:
         assert [row["v"] for row in fields(str(tmp_path / pattern))] == ["_own", "part-0"], pattern
     assert [row["v"] for row in fields(str(tmp_path / "t/_delta_log/*.parquet"))] == ["_delta_log/0.checkpoint"]
     (tmp_path / "t" / "readme.md").touch()
-    assert "readme.md is not a kind of table" in refused(lambda: open_source(str(tmp_path / "t/*"))).message
+    assert "has tables and documents: .md, .parquet" in refused(lambda: open_source(str(tmp_path / "t/*"))).message
 
 
 def test_what_bears_a_tables_name_and_is_no_file_is_not_left_out_of_a_glob(tmp_path: Path) -> None:

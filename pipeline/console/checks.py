@@ -17,8 +17,8 @@ STEP_KEYS: Mapping[str, str] = {
     "passed": "whether every step passed",
     "steps": "list of the steps, in order, each with `step`, `target` (where the job has several), `state` (passed,"
     " failed, or skipped: it could not be tried), `found`, `remark`, `hint` and `warnings`, and its own numbers:"
-    " `rows`, `rpm`, `tpm`, `rpd`, `connect_ms`, `latency_ms`, `models_offered` with `models`, `learned_rpm`,"
-    " `learned_tpm`",
+    " `rows`, `unread` (documents), `rpm`, `tpm`, `rpd`, `connect_ms`, `latency_ms`, `models_offered` with `models`,"
+    " `learned_rpm`, `learned_tpm`",
 }
 """Keys of `check --json` and what they mean."""
 

@@ -44,7 +44,7 @@ _FOUND = {
     "empty_input": "empty, not sent",
     "template_error": "template fails, not sent",
     "invalid_messages": "no whole conversation, not sent",
-    "file": "a file cannot be sent: nothing is",
+    "file": "a file cannot be read or sent: nothing is",
     "too_long": "too long, not sent",
     "chunked": "cut into pieces",
 }

@@ -40,12 +40,12 @@ async def run(document: Document, job: Job, call: Call) -> Answer:
 
     A template that fails on the document's values fails this document only, as does a prompt beyond `MOST_CHARACTERS`.
     """
+    if document.unfit:
+        return Answer(Reply("", "invalid", error_kind="file", error=document.unfit))
     if document.text is not None and not document.text.strip():
         return Answer(
             Reply("", "invalid", error_kind="empty_input", error=f"the column {job.spec.input.text} is empty")
         )
-    if document.unfit:
-        return Answer(Reply("", "invalid", error_kind="file", error=document.unfit))
     if job.redactor is None:
         return await _run(document, job, call)
     shown, hidden = redacted(document, job, job.redactor)

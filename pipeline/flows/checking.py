@@ -26,7 +26,7 @@ def check_rendering(job: Job, documents: Iterable[Document]) -> None:
     failed = 0
     first: JobError | None = None
     for document in documents:
-        if document.text is not None and not document.text.strip():
+        if document.unfit or (document.text is not None and not document.text.strip()):
             continue
         error = _failure(document, job)
         if error is None or "fuel" in error.message:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from pipeline.cells import as_text
+from pipeline.documents.collecting import UNFIT
 from pipeline.plan.amounts import kind_column
 from pipeline.source.documents import ROW, Source
 from pipeline.spill import Spill
@@ -25,7 +26,7 @@ class Survey:
 
     facts: Iterable[pl.DataFrame]  # slices in order: `size`, UInt32, and `kind`, UInt8, see `slices`
     repeats: pl.Series  # Boolean: an earlier row is the same in all columns used; False for a row that is empty
-    empty: pl.Series  # Boolean: there is a text column and it is null or blank, so nothing is sent
+    empty: pl.Series  # Boolean: the text column is null or blank, or a document unfit, so nothing is sent
     first_repeats: tuple[tuple[int, int], ...]  # a few repeats, each with the first row of its content
     digests: Iterable[pl.DataFrame] = ()  # hashes of each row, slices in order: `key`, of its id, and `hash`
 
@@ -127,6 +128,8 @@ def _measured(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
     size = pl.sum_horizontal(nothing, *(pl.col(name).str.len_bytes() for name in names))
     characters = pl.sum_horizontal(nothing, *(pl.col(name).str.len_chars() for name in names))
     blank = pl.lit(False) if source.text is None else ~pl.col(source.text).str.contains(_NOT_BLANK).fill_null(False)
+    if UNFIT in frame.columns:
+        blank = blank | pl.lit(frame[UNFIT].is_not_null())
     content = pl.struct(nothing.alias(ROW), *names, *files).hash()  # a template may use no column at all
     key = content if source.id is None else pl.lit(frame[source.id].hash())
     return texts.select(

@@ -49,6 +49,7 @@ from pipeline.run.ways import network_of
 from pipeline.run.webhook import hook_of
 from pipeline.sections import PromptSection
 from pipeline.source import output_conflict
+from pipeline.source.folders import described
 from pipeline.targets import Target
 
 
@@ -116,8 +117,12 @@ def _table(steps: Steps, job: Job, options: Options, is_whole: bool) -> Session 
     with steps.trying("input"):
         session = prepared(job, options, source)
         session.check_input(looked_into=True)
-        numbers = {"rows": session.rows}
-        steps.passes("input", f"{session.rows:,} row{'s' * (session.rows != 1)}", job.spec.input.path, numbers=numbers)
+        numbers, told = {"rows": session.rows}, job.spec.input.path
+        warnings: tuple[str, ...] = ()
+        if held := session.source.table.documents:
+            kinds, warnings = described(held)
+            told, numbers["unread"] = f"{told}: {kinds}", len(held.unread)
+        steps.passes("input", f"{session.rows:,} row{'s' * (session.rows != 1)}", told, numbers, warnings)
     if session is None or not fits:
         if fits:
             steps.skips("columns")

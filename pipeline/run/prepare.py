@@ -130,7 +130,8 @@ class Session:
         if self.job.spec.output.include_text:
             return list(self.source.schema)
         held = {name for name in self.source.file_columns if pl.Binary in leaves(self.source.schema[name])}
-        return [name for name in self.source.schema if name not in held | {self.job.spec.input.text}]
+        texts = {self.job.spec.input.text, "text" if self.source.table.documents is not None else None}
+        return [name for name in self.source.schema if name not in held | texts]
 
     @property
     def form(self) -> Form:

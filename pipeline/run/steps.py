@@ -33,9 +33,16 @@ class Steps(list[Step]):
         """Whether nothing failed; what was skipped is behind something that did."""
         return all(step.state == "passed" for step in self)
 
-    def passes(self, name: str, found: str, remark: str = "", numbers: Mapping[str, float] | None = None) -> None:
+    def passes(
+        self,
+        name: str,
+        found: str,
+        remark: str = "",
+        numbers: Mapping[str, float] | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
         """It is as it should be."""
-        self.append(Step(name, "passed", found, remark, numbers=numbers or {}))
+        self.append(Step(name, "passed", found, remark, numbers=numbers or {}, warnings=warnings))
 
     def fails(self, name: str, error: PipelineError) -> None:
         """Something is wrong: each of the errors that came with it is a step."""

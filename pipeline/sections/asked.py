@@ -22,9 +22,12 @@ class Input(Section):
     """The table that is read."""
 
     path: str = Field(
-        description="a file or a glob: .csv .tsv .parquet .jsonl; or a .parquet in cloud storage that polars reads"
+        description="a file or a glob: .csv .tsv .parquet .jsonl; a .parquet in cloud storage that polars reads; or"
+        " [documents](documents.md), one a row: a folder, or a file or glob of .txt .md"
     )
-    id: str | None = Field(None, description="the column that names a row; must be unique. Default: the row number")
+    id: str | None = Field(
+        None, description="the column that names a row; must be unique. Default: the row number; of documents, `path`"
+    )
     text: str | None = Field(None, description="the column that may be chunked")
     messages: str | None = Field(
         None,
@@ -55,7 +58,7 @@ class Input(Section):
     where: str | None = Field(None, description="SQL predicate: only the rows for which it holds")
     encoding: str | None = Field(
         None,
-        description="how a .csv, .tsv or .jsonl is encoded, as Python names it: `gb18030`, `utf-16`, `latin-1`."
+        description="how a .csv, .tsv, .jsonl or text is encoded, as Python names it: `gb18030`, `utf-16`, `latin-1`."
         " Default: UTF-8",
     )
 

@@ -12,10 +12,13 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.cells import cells, json_cells, kind, leaves, patterns, texts
+from pipeline.documents.collecting import UNFIT
 from pipeline.errors import InputError
+from pipeline.places import DOCUMENTS
 from pipeline.records import Document
 from pipeline.source import jsonl, standing
 from pipeline.source.files import Files
+from pipeline.source.folders import found_documents, open_folder
 from pipeline.source.rules import Rules, rules
 from pipeline.source.tables import Table, open_table
 from pipeline.source.unique import hashed, repeats
@@ -83,6 +86,8 @@ class Source:
         return self._fingerprint()
 
     def _fingerprint(self) -> str:
+        if self.table.documents is not None:
+            return self.table.documents.fingerprint
         if self.table.remote:
             return hashlib.blake2b(f"{self.table.path}\n{self.schema}".encode(), digest_size=16).hexdigest()
         found = standing.fingerprint_files(self.paths)
@@ -95,9 +100,9 @@ class Source:
         """What happened to the files since they were opened, in words; None when they are what they were.
 
         A file that was only touched, or replaced by its copy, is what it was, if it is no larger than 64 MiB. With
-        `looked_into` content is compared even where size and time are the same.
+        `looked_into` content is compared even where size and time are the same. Documents stay what was read of them.
         """
-        if self.table.remote:
+        if self.table.remote or self.table.documents is not None:
             return None
         now = standing.stamps(self.paths)
         same = now == self.stamps
@@ -199,6 +204,9 @@ class Source:
             pairs = zip(bodies, *columns, strict=True)
             tokens = [_tokens(body, *row) for body, *row in pairs] if self.rules.counts else []
             ruled = self.rules.of(frame, tokens)
+        if UNFIT in frame.columns:
+            unfit = (why or "" for why in frame[UNFIT])
+            return map(Document, rows, keys, fields, bodies, ruled, repeat(()), unfit)
         if self.files is None:
             return map(Document, rows, keys, fields, bodies, ruled)
         held = map(self.files.of, self._held(frame))
@@ -231,7 +239,8 @@ class Source:
     @cached_property
     def _needed(self) -> list[str]:
         ruling = self.rules.columns if self.rules else ()
-        named = (self.id, self.text, *self.columns, *self.file_columns, *ruling)
+        unfit = [UNFIT] if self.table.documents is not None else []
+        named = (self.id, self.text, *self.columns, *self.file_columns, *ruling, *unfit)
         return list(dict.fromkeys(name for name in named if name is not None))
 
     @cached_property
@@ -304,13 +313,18 @@ def open_source(
     columns: Sequence[str] = (),
     encoding: str | None = None,
     separator: str | None = None,
+    spool: Path = DOCUMENTS,
 ) -> Source:
-    """Open the table at `path`, a file, a glob or a cloud address, and check its columns.
+    """Open the table at `path`, a file, a glob, a folder of documents or a cloud address, and check its columns.
 
-    Raises `InputError` for a file, a column, a type or a predicate that does not fit; what can be wrong in the rows is
-    for `Source.check`.
+    Documents are read and kept in `spool`, and named by their `path` where no `id` is given. Raises `InputError` for a
+    file, a column, a type or a predicate that does not fit; what can be wrong in the rows is for `Source.check`.
     """
-    table = open_table(path, encoding, separator, id)
+    if found := found_documents(path):
+        table = open_folder(path, found, encoding, separator, spool)
+        id = id or "path"
+    else:
+        table = open_table(path, encoding, separator, id)
     if ROW in table.schema:
         raise InputError(f"{path} has a column named {ROW!r}", "rename it: the row number goes by that name")
     for pattern in patterns(table.schema):
@@ -337,7 +351,7 @@ def open_source(
             f"a template can use it as it is: {{{{ {text} }}}}",
         )
     predicate = None if where is None else compiled(table, where)
-    stamps = () if table.remote else standing.stamps(table.paths)
+    stamps = () if table.remote or table.documents is not None else standing.stamps(table.paths)
     return Source(table, id, text, where, (), predicate, stamps).showing(columns)
 
 
@@ -349,7 +363,7 @@ def _tokens(*cells: object) -> int:
 def output_conflict(source: Source, out_path: str) -> None:
     """Raise `InputError` when writing `out_path` would overwrite the input, or the input's glob would match it."""
     out = Path(out_path)
-    if source.table.remote:
+    if source.table.remote or source.table.documents is not None:  # no output is a document
         return
     if out.exists() and any(out.samefile(path) for path in source.paths):
         raise InputError(f"the output {out_path} is the input", "choose another [output] path")

@@ -17,13 +17,14 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from pipeline.cells import leaves, types
+from pipeline.documents.collecting import Collected
 from pipeline.errors import InputError
 from pipeline.source import jsonl
 from pipeline.source.csvs import CsvFile, open_csv, separator_setting, stamp
 from pipeline.source.partitions import Cells, partitions
 from pipeline.source.text import refuse_disguise
 
-Kind = Literal["csv", "parquet", "jsonl"]
+Kind = Literal["csv", "parquet", "jsonl", "documents"]
 
 KINDS: dict[str, tuple[Kind, str]] = {  # suffix → (kind, separator)
     ".csv": ("csv", ","),
@@ -36,7 +37,6 @@ _INSTEAD = {
     ".json": "make it JSON lines: `jq -c '.[]' in.json > out.jsonl`",
     ".xlsx": "save the sheet as CSV UTF-8",
     ".xls": "save the sheet as CSV UTF-8",
-    ".txt": "give it a header line with the column's name and call it .csv",
 }
 _REMOTE = re.compile(r"^(?!file:)[a-z][a-z0-9+.-]+://")
 _WINDOW_BYTES = 32_000_000
@@ -75,11 +75,12 @@ class Table:
     found: jsonl.Found | None = None  # what stands in JSONL
     on_path: Mapping[str, Cells] = field(default_factory=dict)  # by path: columns of one value in all its rows
     stamps: tuple[tuple[int, ...], ...] = ()  # of the files, when the table was opened
+    documents: Collected | None = None  # one a row, whatever becomes of their files
 
     @property
     def changed(self) -> bool:
         """Whether a file is not what it was when the table was opened, by its size and time of change."""
-        return self.stamps != (() if self.remote else tuple(map(stamp, self.paths)))
+        return self.stamps != (() if self.remote or self.documents else tuple(map(stamp, self.paths)))
 
     @property
     def json_columns(self) -> frozenset[str]:
@@ -93,6 +94,8 @@ class Table:
 
     def height(self) -> int | None:
         """Number of rows, where that is known without reading them; a CSV's bytes are looked at."""
+        if self.documents is not None:
+            return self.documents.rows.height
         with explained(self):
             if self.kind == "parquet":
                 paths = [self.path] if self.remote else self.paths
@@ -141,6 +144,8 @@ class Table:
         return [name for name in self.schema if name not in on_path]
 
     def _read(self, path: str, columns: list[str], size: int) -> Iterator[pl.DataFrame]:
+        if self.documents is not None:
+            return self.documents.frames(columns, size)
         if self.remote:
             rows = _scan(path, self).select(columns)
             return rows.collect_batches(chunk_size=size, maintain_order=True, lazy=True)
@@ -158,12 +163,17 @@ class Table:
         return CsvFile(path, self.separator, self.encoding, tuple(self._own_names))
 
 
+def is_remote(path: str) -> bool:
+    """Whether it is an address in cloud storage."""
+    return _REMOTE.match(path) is not None
+
+
 def open_table(path: str, encoding: str | None = None, separator: str | None = None, id: str | None = None) -> Table:
     """Find the files and their schema. Raises `InputError` for whatever is wrong with the files as such.
 
     A JSONL file is read once for its schema, since a key may first appear on its last line, and for what its ids are.
     """
-    remote = _REMOTE.match(path) is not None
+    remote = is_remote(path)
     paths = [path] if remote else _find(path)
     kind, usual = _kind_of(paths)
     if separator is not None and kind != "csv":
@@ -276,7 +286,7 @@ def _no_file(path: str) -> InputError:
             found = islice((file.name for file in at.glob(within) if _suffix(file.name) in KINDS), 1)
             for name in found:
                 return InputError(f"{path} is a directory", f"name its files: `{at}/{within}{_ending(name)}`")
-        return InputError(f"{path} is a directory", "there is no table in it")
+        return InputError(f"{path} is a directory", "there is no table in it, and no document")
     if not at.exists():
         return InputError(f"{path} is a link that leads nowhere", "bring back what it leads to, or remove it")
     return InputError(f"{path} is not a file", "a table is read more than once: write it to a file first")

@@ -1,0 +1,59 @@
+"""Documents as files: whether a path means them, and the table that they are."""
+
+import codecs
+from pathlib import Path
+
+import polars as pl
+
+from pipeline.documents import KINDS, Found, survey
+from pipeline.documents.collecting import SCHEMA, Collected, collect
+from pipeline.documents.spool import Spool
+from pipeline.errors import InputError
+from pipeline.source import tables
+from pipeline.source.tables import Table
+
+_TOLD = 3  # documents, or folders, that are named
+
+
+def found_documents(path: str) -> Found | None:
+    """The documents that a path means; None where it means tables, or nothing at all.
+
+    A folder is one of documents if it holds more of them than of tables. Raises `InputError` for a pattern that
+    matches both, and for a folder where it is not so clear.
+    """
+    at = Path(path)
+    suffix = at.suffix.lower()
+    if tables.is_remote(path) or suffix in tables.KINDS or (suffix not in KINDS and at.is_file()):
+        return None
+    found = survey(path)
+    if not found.files:
+        return None
+    beside = {ending: number for ending, number in found.others.items() if ending in tables.KINDS}
+    if beside and (not at.is_dir() or sum(beside.values()) >= len(found.files)):
+        kinds = sorted({*beside, *(Path(file.path).suffix for file in found.files)})
+        raise InputError(
+            f"{path} has tables and documents: {', '.join(kinds)}",
+            f"name one kind, as `{Path(found.root) / '**' / ('*' + Path(found.files[0].path).suffix)}`",
+        )
+    return found
+
+
+def described(held: Collected) -> tuple[str, tuple[str, ...]]:
+    """How many documents of which kinds there are, and what of them is worth a warning."""
+    found, unread = held.found, held.unread
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(found.kinds.items()))
+    others = ", ".join(f"{number:,} {ending or 'without a suffix'}" for ending, number in sorted(found.others.items()))
+    warnings = [f"the folder {folder} may not be looked into" for folder in found.unread[:_TOLD]]
+    if unread:
+        more = f"; and {len(unread) - _TOLD:,} more" if len(unread) > _TOLD else ""
+        warnings.append(f"{len(unread):,} cannot be read: {'; '.join(unread[:_TOLD])}{more}")
+    return f"{kinds}{f'; passed over: {others}' if others else ''}", tuple(warnings)
+
+
+def open_folder(path: str, found: Found, encoding: str | None, separator: str | None, spool: Path) -> Table:
+    """The table of documents, one a row, each read unless `spool` knows it. Raises `InputError`."""
+    if separator is not None:
+        raise InputError(f"{path} is not read by [input] separator", "it is for .csv files")
+    named = None if encoding is None or codecs.lookup(encoding).name in ("utf-8", "utf-8-sig") else encoding
+    held = collect(found, Spool(spool), named)
+    return Table(path, (path,), "documents", "", pl.Schema(SCHEMA), False, named, documents=held)
