@@ -22,6 +22,7 @@ RANKS: dict[str, int] = {
     "errors": 0,
     "events": 0,
     "headings": 0,
+    "language": 0,
     "models": 0,
     "protocols": 0,
     "records": 0,

@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 from pipeline.cli import comparing, exporting, inspect, jobs, watching
 from pipeline.environment import check_directory, check_threads
 from pipeline.errors import BUG, PipelineError, as_known
+from pipeline.language import spoken
 from pipeline.process import INTERRUPTED, LEAST_FILES, files_left, flush_or_drop, make_fit, too_few_files
 from pipeline.terminal import KEY_SHAPED, escaped_json, visible
 from pipeline.version import __version__
@@ -167,4 +168,4 @@ def _in_json(message: str, hint: str, code: int) -> int:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(visible(text))
+    sys.stderr.write(visible(spoken(text)))

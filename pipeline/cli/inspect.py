@@ -11,6 +11,7 @@ import typer
 
 from pipeline.cli.flags import JobPath, Json, Model, Offline, Run
 from pipeline.errors import InputError, JobError, RunStateError, as_known
+from pipeline.language import Data
 from pipeline.terminal import visible
 
 _LONGEST_S = 86_400.0
@@ -354,7 +355,7 @@ def emulate(
     if "list" in (faults, batch_faults):
         for group, told in emulator.told() if faults == "list" else emulator.told_of_batches():
             console.out.print(group)
-            console.show_columns(console.out, [(name, says, "") for name, says in told])
+            console.show_columns(console.out, [(Data(name), says, "") for name, says in told])
         return
     flag = "--faults"
     try:

@@ -34,6 +34,7 @@ from pipeline.cli.flags import (
 from pipeline.cli.monitoring import monitored
 from pipeline.cli.samples import check_sample, sampled
 from pipeline.errors import RESUMABLE, JobError, PipelineError, resumable_once
+from pipeline.language import Data, spoken
 from pipeline.process import backend, quick_imports
 from pipeline.terminal import without_secrets
 
@@ -352,7 +353,7 @@ def _confirm(yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool, Se
             if not (sys.stdin.isatty() and sys.stderr.isatty()):
                 raise JobError("nobody is here to say yes to the cost", "add `--yes`, and perhaps `--max-cost USD`")
             with _heeding_ctrl_c():
-                typer.confirm("Continue?", abort=True, err=True)
+                typer.confirm(spoken("Continue?"), abort=True, err=True)
 
     return confirm
 
@@ -417,7 +418,7 @@ def _show_config(job: "Job") -> None:
         elif values:
             origins = ((key, value, job.origins.get(f"{section}.{key}", "default")) for key, value in values.items())
             rows += [(f"{section}.{key}", _short(value), origin) for key, value, origin in origins]
-    console.show_columns(console.out, rows)
+    console.show_columns(console.out, [(Data(name), Data(value), Data(origin)) for name, value, origin in rows])
 
 
 def _short(value: object) -> str:

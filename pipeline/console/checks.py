@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.cells import cell_len
+
 from pipeline.console.screen import Screen, out, styled, things
+from pipeline.language import Data, spoken
 from pipeline.run.steps import State, Step, Steps
 from pipeline.terminal import one_line, visible
 
@@ -25,7 +28,7 @@ STEP_KEYS: Mapping[str, str] = {
 
 def show_steps(steps: Steps, to: Screen = out) -> None:
     """One line for each step, and below it what mends it; those of a target below its name."""
-    names, target = max(len(step.name) for step in steps), ""
+    names, target = max(cell_len(spoken(step.name)) for step in steps), ""
     for step in steps:
         if step.target != target:
             target = step.target
@@ -40,16 +43,18 @@ def show_steps(steps: Steps, to: Screen = out) -> None:
 def _show(step: Step, names: int, to: Screen) -> None:
     mark, style = _MARKS[step.state]
     beside = names + 4
-    first, *others = visible(step.found).split("\n")
-    told = f"{first}   {one_line(step.remark)}" if step.remark else first or "not tried"
-    name = (f" {step.name:<{names}}  ", "" if step.state == "failed" else "dim")
+    first, *others = visible(spoken(step.found)).split("\n")
+    remark = f"   {one_line(spoken(step.remark))}" if step.remark else ""
+    told = Data(first + remark) if first or remark else "not tried"
+    called = spoken(step.name)
+    name = (Data(f" {called}{' ' * (names - cell_len(called))}  "), "" if step.state == "failed" else "dim")
     to.print(styled((mark, style), name, told), indent=beside)
     for line in others:
-        to.print(" " * beside + line.strip(), indent=beside)
+        to.print(Data(" " * beside + line.strip()), indent=beside)
     for warning in step.warnings:
-        to.print(styled(" " * beside, ("warning: ", "yellow"), one_line(warning)), indent=beside)
+        to.print(styled(" " * beside, ("warning: ", "yellow"), Data(one_line(spoken(warning)))), indent=beside)
     if step.hint:
-        to.print(styled(" " * beside, ("hint: ", "cyan"), one_line(step.hint)), indent=beside)
+        to.print(styled(" " * beside, ("hint: ", "cyan"), Data(one_line(spoken(step.hint)))), indent=beside)
 
 
 def steps_json(steps: Steps) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pipeline.console.rows import paged, show_line
 from pipeline.console.screen import Screen, count, duration, money, out, show_grid, styled, things
+from pipeline.language import Data
 from pipeline.report.differences import Comparison, MatchedBy, Row, Setting, Side
 from pipeline.terminal import one_line
 
@@ -43,7 +44,7 @@ def show_differences(found: Comparison, rows: int | None, to: Screen = out) -> N
             kind = "" if side.manifest.kind == "real" else f"   {side.manifest.kind}: the emulator's answers"
             told = f"generation {side.manifest.generation}   {side.summary.status}"
             told += f"   {duration(side.summary.seconds)}{kind}"
-            to.print(styled(("+ " if side is new else "- ", "bold"), f"{side.directory}   ", (told, "dim")))
+            to.print(styled(("+ " if side is new else "- ", "bold"), Data(f"{side.directory}   "), (told, "dim")))
         _show_settings(found, to)
         _show_numbers(found, to)
         _show_rows(found, rows, to)
@@ -70,13 +71,13 @@ def _show_settings(found: Comparison, to: Screen) -> None:
 def _show_setting(setting: Setting, to: Screen) -> None:
     old, new = _written(setting.old), _written(setting.new)
     if all(len(text) <= _SHORT_VALUE and "\n" not in text for text in (old, new)):
-        to.print(styled((f"{one_line(setting.name)}   ", "bold"), f"{one_line(old)} → {one_line(new)}"))
+        to.print(styled((Data(f"{one_line(setting.name)}   "), "bold"), Data(f"{one_line(old)} → {one_line(new)}")))
         return
-    to.print(styled((one_line(setting.name), "bold")))
+    to.print(styled((Data(one_line(setting.name)), "bold")))
     for line in islice(difflib.unified_diff(old.splitlines(), new.splitlines(), n=1, lineterm=""), 2, None):
         is_place = line.startswith("@@")
         style = "dim" if is_place else {"+": "green", "-": "red"}.get(line[:1], "")
-        to.print(styled(("  …" if is_place else f"  {line[:1]} {line[1:]}", style)), indent=4)
+        to.print(styled((Data("  …" if is_place else f"  {line[:1]} {line[1:]}"), style)), indent=4)
 
 
 def _written(value: Any) -> str:
@@ -92,7 +93,7 @@ def _show_numbers(found: Comparison, to: Screen) -> None:
     old, new = found.old, found.new
     rows = [("rows with an outcome", old.rows.height, new.rows.height)]
     rows += [
-        (f"  {cause}", old.outcomes.get(cause, 0), new.outcomes.get(cause, 0))
+        (Data(f"  {cause}"), old.outcomes.get(cause, 0), new.outcomes.get(cause, 0))
         for cause in dict.fromkeys((*old.outcomes, *new.outcomes))
     ]
     lines = [(name, count(before), count(after), _more(before, after)) for name, before, after in rows]
@@ -134,7 +135,7 @@ def _show_rows(found: Comparison, rows: int | None, to: Screen) -> None:
         told += f", {count(counts['not_reached'])} not reached by the second so far"
     to.print(styled("\n", ("rows  ", "bold"), f"{told}; {_MATCHED[found.matched.by]}"))
     for before, after, number in found.moved:
-        to.print(f"  {things(number, 'row')}: {one_line(before)} → {one_line(after)}")
+        to.print(styled(f"  {things(number, 'row')}: ", Data(f"{one_line(before)} → {one_line(after)}")))
     most = rows if not to.is_terminal else _PAGED_ROWS if rows is None else min(rows, _PAGED_ROWS)
     left = counts["changed"] + counts["new"] + counts["gone"]
     for row in islice(found.differing(), most):
@@ -147,7 +148,7 @@ def _show_rows(found: Comparison, rows: int | None, to: Screen) -> None:
 
 def _show_row(row: Row, to: Screen) -> None:
     remark = "   its input changed too" if row.has_changed else ""
-    to.print(styled("\n", (_named(row), "bold"), f"   {row.change}   ", (_told(row), "yellow"), (remark, "dim")))
+    to.print(styled("\n", (_named(row), "bold"), f"   {row.change}   ", (Data(_told(row)), "yellow"), (remark, "dim")))
     if row.change != "changed":
         alone = _answer(row.new or row.old)
         to.print(_indented(alone if len(alone) <= _ALONE_CHARS else f"{alone[:_ALONE_CHARS]} …", to))
@@ -163,7 +164,7 @@ def _show_row(row: Row, to: Screen) -> None:
 def _named(row: Row) -> str:
     either = row.new or row.old
     assert either
-    return one_line(either["key"]) if either["key"] != str(either["row"]) else f"row {either['row']}"
+    return Data(one_line(either["key"])) if either["key"] != str(either["row"]) else f"row {either['row']}"
 
 
 def _told(row: Row) -> str:
@@ -201,7 +202,7 @@ def _marked(old: str, new: str) -> tuple[Text, Text]:
     parts: tuple[list[str | tuple[str, str]], ...] = ([], [])
     for how, a, b, c, d in difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes():
         for side, text in ((0, "".join(words[0][a:b])), (1, "".join(words[1][c:d]))):
-            parts[side].append(text if how == "equal" else (text, "bold"))
+            parts[side].append(Data(text) if how == "equal" else (Data(text), "bold"))
     return styled(*parts[0]), styled(*parts[1])
 
 
@@ -212,7 +213,7 @@ def _show_beside(old: Text, new: Text, to: Screen) -> None:
 
 
 def _indented(text: str | Text, to: Screen, mark: str = " ") -> Text:
-    lines = _lines(styled(text) if isinstance(text, str) else text, to.width - 4 if to.is_terminal else None, to)
+    lines = _lines(styled(Data(text)) if isinstance(text, str) else text, to.width - 4 if to.is_terminal else None, to)
     return Text("\n").join(Text.assemble((f"{mark} ", "bold"), "  " if mark == " " else "", line) for line in lines)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.console.screen import err, styled, things
+from pipeline.language import Data
 from pipeline.places import Kind
 from pipeline.store.place import Counted
 from pipeline.terminal import one_line
@@ -13,7 +14,8 @@ def show_exported(path: Path, counted: Counted, kind: Kind) -> None:
     pending = counted.rows - counted.finished
     err.print(
         styled(
-            f"{one_line(str(path))}: {things(counted.rows, 'row')}",
+            Data(f"{one_line(str(path))}: "),
+            things(counted.rows, "row"),
             (f", {pending:,} of them pending" if pending else "", "yellow"),
             _rehearsed(kind),
         )
@@ -22,7 +24,7 @@ def show_exported(path: Path, counted: Counted, kind: Kind) -> None:
 
 def show_exported_calls(path: Path, calls: int, kind: Kind) -> None:
     """How many calls are in it, and whose answers they are."""
-    err.print(styled(f"{one_line(str(path))}: {things(calls, 'line')} of calls", _rehearsed(kind)))
+    err.print(styled(Data(f"{one_line(str(path))}: "), f"{things(calls, 'line')} of calls", _rehearsed(kind)))
 
 
 def _rehearsed(kind: Kind) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from decimal import Decimal
 from rich.cells import cell_len
 
 from pipeline.console.screen import Screen, count, money, out, show_grid
+from pipeline.language import Data, spoken
 from pipeline.report import Failure
 from pipeline.report.causes import Cause, Cure, by_cause, cure_of
 from pipeline.store.manifest import Manifest
@@ -21,7 +22,7 @@ def show_failures(failures: Sequence[Failure], manifest: Manifest) -> None:
     show_causes(by_cause((each.error_kind or each.status, _exact(each.cost_usd)) for each in failures), manifest)
     out.print()
     lines = [
-        (str(failure.row), failure.key, failure.status, failure.error_kind or "", failure.error or "")
+        (str(failure.row), *map(Data, (failure.key, failure.status, failure.error_kind or "", failure.error or "")))
         for failure in failures[:_MOST_FAILURES]
     ]
     show_grid(("row", "id", "status", "cause", "what happened"), lines)
@@ -31,13 +32,13 @@ def show_failures(failures: Sequence[Failure], manifest: Manifest) -> None:
 
 def show_causes(causes: Sequence[Cause], manifest: Manifest, to: Screen = out) -> None:
     """How many rows are not ok for which cause, and what helps them."""
-    lines = [(f"  {each.cause}", count(each.rows), _told(cure_of(each, manifest))) for each in causes]
+    lines = [(Data(f"  {each.cause}"), count(each.rows), spoken(_told(cure_of(each, manifest)))) for each in causes]
     beside = sum(max((cell_len(line[at]) for line in lines), default=0) for at in (0, 1)) + 6
     if not to.is_terminal or beside + max((cell_len(line[2]) for line in lines), default=0) <= to.width:
         show_grid(("  cause", "rows", "what helps"), lines, to)
         return
     for cause, rows, cure in lines:  # beside them a command would be cut in two
-        to.print(f"{cause}  {rows}")
+        to.print(Data(f"{cause}  {rows}"))
         to.print(f"    {cure}", indent=4)
 
 

@@ -5,6 +5,7 @@ from datetime import datetime
 from math import isfinite
 
 from pipeline.console.screen import count, duration, money, show_grid
+from pipeline.language import Data
 from pipeline.plan import Plan
 from pipeline.plan.laned import LanePart, LanePlan
 from pipeline.plan.lanes import PATIENCE_S
@@ -25,7 +26,9 @@ def show_parts(plan: Plan, moment: Callable[[datetime], str]) -> None:
     for part in (*(part for each in plan.lanes for part in each.parts), *others):
         usd = "?" if part.cost_usd is None else money(part.cost_usd)
         called = moment(part.last_call) if part.last_call else ""
-        lines.append((f"  {part.lane}", *([part.target] if named else []), count(part.prompts), usd, called))
+        lines.append(
+            (Data(f"  {part.lane}"), *([Data(part.target)] if named else []), count(part.prompts), usd, called)
+        )
     show_grid(("  lane", *(["target"] if named else []), "calls", "cost", "last call"), lines)
 
 

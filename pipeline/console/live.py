@@ -13,6 +13,7 @@ from rich.live import Live
 
 from pipeline.console.screen import count, duration, err, money, styled, things
 from pipeline.errors import RunStateError
+from pipeline.language import Data, spoken
 from pipeline.quota.standing import Meter, QuotaStanding
 from pipeline.run.status import Status, read
 from pipeline.store.journal import newest_answer
@@ -49,16 +50,16 @@ def block(status: Status, width: int, last: Last | None = None) -> list[str]:
     groups += [_end(status), [f"alert: {one_line(message)}" for message in status.alerts.values()]]
     lines = [line for group in groups for line in flowing(group, width)]
     if last and (text := one_line(last[2].strip().split("\n", 1)[0])):
-        lines.append(shortened(f"last: {one_line(last[1])}: {text}", width))
+        lines.append(shortened(f"{spoken('last:')} {one_line(last[1])}: {text}", width))
     return lines
 
 
 def line(status: Status) -> str:
     """The same in one line, without what only moves."""
     if status.stopping:
-        return _stopping(status)
+        return spoken(_stopping(status))
     parts = [*_done(status, bar=False), *_money(status)[:1], *_failures(status)[:1], *_batches(status), *_end(status)]
-    return "  ".join(parts)
+    return "  ".join(map(spoken, parts))
 
 
 def ended(status: Status) -> list[str]:
@@ -79,7 +80,7 @@ def ended(status: Status) -> list[str]:
 def flowing(parts: Iterable[str], width: int) -> list[str]:
     """Parts beside each other, as many in a line as fit; the lines below the first are indented."""
     lines: list[str] = []
-    for part in parts:
+    for part in map(spoken, parts):
         if lines and cell_len(lines[-1] + _GAP + part) <= width:
             lines[-1] += _GAP + part
         else:
@@ -209,7 +210,7 @@ class Block:
 
     def show(self, status: Status, last: Last | None = None) -> None:
         """Draw it anew."""
-        self._live.update(styled("\n".join(block(status, err.width - 1, last))), refresh=True)
+        self._live.update(styled(Data("\n".join(block(status, err.width - 1, last)))), refresh=True)
 
 
 class Lines:
@@ -223,11 +224,11 @@ class Lines:
         happened = (status.stopping, status.in_flight) if status.stopping else _happened(status)
         if happened != self._told:
             self._told = happened
-            self.say(line(status))
+            self.say(Data(line(status)))
 
     def say(self, text: str) -> None:
         """Say it now."""
-        err.print(f"{datetime.fromtimestamp(time.time(), UTC):%H:%M:%S} UTC  {text}")
+        err.print(styled(Data(f"{datetime.fromtimestamp(time.time(), UTC):%H:%M:%S} UTC  "), text))
 
 
 def _happened(status: Status) -> object:

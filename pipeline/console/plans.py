@@ -23,6 +23,7 @@ from pipeline.console.screen import (
     styled,
     things,
 )
+from pipeline.language import Data, spoken
 from pipeline.places import Kind
 from pipeline.plan import Plan
 from pipeline.plan.amounts import Range
@@ -74,7 +75,7 @@ def show_estimate(made: "Estimate", name: str, path: str) -> None:
     """What `estimate` says."""
     plan = made.plan
     models = ", ".join(dict.fromkeys(each.model for each in plan.targets)) or plan.model
-    out.print(styled((one_line(name), "bold"), f"  {one_line(models)}  {one_line(path)}\n"))
+    out.print(styled((Data(one_line(name)), "bold"), Data(f"  {one_line(models)}  {one_line(path)}\n")))
     if not plan.load.prompts:
         _show_nothing_left(plan)
         return
@@ -170,7 +171,12 @@ def _answer(known: Answers | None) -> str:
 
 def _show_targets(plan: Plan) -> None:
     lines = [
-        (f"  {each.name}", each.model, count(each.prompts), "?" if each.cost_usd is None else money(each.cost_usd))
+        (
+            Data(f"  {each.name}"),
+            Data(each.model),
+            count(each.prompts),
+            "?" if each.cost_usd is None else money(each.cost_usd),
+        )
         for each in plan.targets
     ]
     show_grid(("  target", "model", "calls", "cost"), lines)
@@ -179,15 +185,16 @@ def _show_targets(plan: Plan) -> None:
 def _show_found(plan: Plan) -> None:
     rows = [f"  {count(found.rows)}" for found in plan.found.values()]
     names = [_FOUND[name] for name in plan.found]
-    width = min(_WIDTH, out.width) - max(map(len, ("  rows", *rows))) - max(map(len, ("what", *names))) - 4
-    examples = [_examples(found, width) for found in plan.found.values()]
+    widths = [max(cell_len(spoken(cell)) for cell in cells) for cells in (("  rows", *rows), ("what", *names))]
+    width = min(_WIDTH, out.width) - sum(widths) - 4
+    examples = [Data(_examples(found, width)) for found in plan.found.values()]
     show_grid(("  rows", "what", "for instance"), list(zip(rows, names, examples, strict=True)))
 
 
 def _examples(found: Found, width: int) -> str:
     """As many as fit the line."""
     shown = ""
-    for each in map(_example, found.examples):
+    for each in map(spoken, map(_example, found.examples)):
         longer = f"{shown}; {each}" if shown else each
         if cell_len(longer) > width:
             break
@@ -285,13 +292,14 @@ def _offered(offer: Offer | None) -> str:
 
 
 def _show_savings(savings: tuple[Saving, ...]) -> None:
-    names = max(len(_SAVINGS[each.what]) for each in savings)
-    amounts = [money(each.usd) if each.usd else "nothing" for each in savings]
-    width = max(map(len, amounts))
+    names = [spoken(_SAVINGS[each.what]) for each in savings]
+    amounts = [money(each.usd) if each.usd else spoken("nothing") for each in savings]
+    widths = [max(map(cell_len, cells)) for cells in (names, amounts)]
     out.print("  savings", style="dim")
-    for each, amount in zip(savings, amounts, strict=True):
-        start = f"  {_SAVINGS[each.what]:<{names}}  {amount:>{width}}  "
-        out.print(folded(styled(start + each.detail), min(_WIDTH, out.width), len(start)))
+    for each, name, amount in zip(savings, names, amounts, strict=True):
+        start = f"  {name}{' ' * (widths[0] - cell_len(name))}  {' ' * (widths[1] - cell_len(amount))}{amount}  "
+        line = styled(Data(start), each.detail)
+        out.print(folded(line, min(_WIDTH, out.width), cell_len(start)))
 
 
 def _provenance(plan: Plan) -> Iterator[str]:
@@ -350,7 +358,7 @@ def show_start(plan: Plan, name: str, directory: str, continued: bool, kind: Kin
         left = f"all {count(plan.documents_done)} rows are done: {left}"
     elif continued and plan.documents_done:
         left = f"{things(plan.documents_done, 'row')} done, {count(plan.documents)} left: {left}"
-    err.print(styled((one_line(name), "bold"), f" → {one_line(directory)}\n  {left}"))
+    err.print(styled((Data(one_line(name)), "bold"), Data(f" → {one_line(directory)}\n  "), left))
     _show_notes(plan.notices, err, "yellow")
 
 
@@ -377,7 +385,7 @@ def show_change(change: "Change", about: bool) -> None:
 def show_cancelling(name: str, directory: str) -> None:
     """That a run only takes its batches back."""
     words = "its batches are cancelled, what they have answered is kept, and nothing is asked"
-    err.print(styled((one_line(name), "bold"), f" → {one_line(directory)}\n  {words}"))
+    err.print(styled((Data(one_line(name)), "bold"), Data(f" → {one_line(directory)}\n  "), words))
 
 
 def _until(plan: Plan) -> str:

@@ -7,6 +7,7 @@ from decimal import Decimal
 
 from pipeline.console.failures import show_causes
 from pipeline.console.screen import Screen, count, duration, folded, money, out, show_columns, show_grid, styled, things
+from pipeline.language import Data
 from pipeline.models import MODELS
 from pipeline.prices import CHEAPER, LONG_PROMPT_TOKENS, Rates, note, rates
 from pipeline.records import STATUSES
@@ -28,8 +29,9 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
     manifest, outcomes = summary.manifest, summary.outcomes
     to.print(
         styled(
-            (one_line(manifest.job), "bold"),
-            f"   {summary.status}   {one_line(manifest.model)}",
+            (Data(one_line(manifest.job)), "bold"),
+            f"   {summary.status}   ",
+            Data(one_line(manifest.model)),
             ("" if manifest.kind == "real" else f"   {manifest.kind}: the emulator's answers", "yellow"),
             "\n",
         )
@@ -79,14 +81,14 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         if summary.latency_p50_s is not None and summary.latency_p95_s is not None
         else None,
         ("time", duration(summary.seconds), _bound(summary)),
-        ("output", summary.output, _so_far(summary)),
-        ("run", str(summary.directory), ""),
+        ("output", Data(summary.output), _so_far(summary)),
+        ("run", Data(summary.directory), ""),
     ]
     show_columns(to, [row for row in rows if row])
     if summary.targets:
         to.print()
         lines = [
-            (f"  {name}", f"{calls:,}", "unknown" if usd is None else money(usd))
+            (Data(f"  {name}"), f"{calls:,}", "unknown" if usd is None else money(usd))
             for name, (calls, usd) in summary.targets.items()
         ]
         show_grid(("  target", "calls", "cost"), lines, to)
@@ -97,7 +99,7 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         to.print()
         _show_batches(summary.batches, to)
     for message in (*summary.left_out, *summary.models_noted):
-        to.print(folded(styled((f"  {one_line(message)}", "yellow")), to.width))
+        to.print(folded(styled((f"  {message}", "yellow")), to.width))
     if summary.accuracy and not summary.pending:
         to.print()
         show_accuracy(summary.accuracy, to)
@@ -319,7 +321,7 @@ def show_runs(summaries: Iterable[Summary]) -> None:
     """Every run with its state."""
     lines = [
         (
-            str(summary.directory),
+            Data(summary.directory),
             str(summary.manifest.generation),
             _state(summary),
             f"{summary.done:,} / {summary.rows:,}",
@@ -342,7 +344,7 @@ def show_models(lines: Sequence[dict[str, object]]) -> None:
     """Prices and sizes of the known models."""
     cells = [
         (
-            str(line["model"]),
+            Data(line["model"]),
             *("?" if line[key] is None else f"{line[key]:g}" for key in ("input", "output", "cached")),
             count(int(str(line["context_tokens"]))),
             count(int(str(line["max_output_tokens"]))),

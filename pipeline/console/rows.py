@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from pipeline.console.screen import Screen, count, duration, money, out, styled, things
+from pipeline.language import Data
 from pipeline.prompts import Prompt
 from pipeline.report.reading import shown
 from pipeline.run.asking import Asked
@@ -30,7 +31,8 @@ def show_rows(rows: Iterable[Mapping[str, Any]]) -> None:
             own = (
                 f"{row['row']:>6}  " if row["key"] == str(row["row"]) else f"{row['row']:>6}  {one_line(row['key'])}  "
             )
-            out.print(styled((own, "dim"), (row["status"], "" if row["status"] == "ok" else "yellow"), f"  {short}"))
+            status = (Data(row["status"]), "" if row["status"] == "ok" else "yellow")
+            out.print(styled((Data(own), "dim"), status, Data(f"  {short}")))
         if next(left, None) is not None:
             out.print(f"the first {_PAGED_ROWS:,} rows; `--json` has all", style="dim")
 
@@ -38,10 +40,10 @@ def show_rows(rows: Iterable[Mapping[str, Any]]) -> None:
 def show_row(row: Mapping[str, Any], calls: Sequence[Mapping[str, Any]], asked: Asked) -> None:
     """One row: each prompt with its reply in the order in which they were asked, then the answer."""
     with paged():
-        out.print(styled((f"row {row['row']}", "bold"), f"   {one_line(row['key'])}   {_numbers(row)}"))
+        out.print(styled((f"row {row['row']}", "bold"), Data(f"   {one_line(row['key'])}   "), _numbers(row)))
         for name in ("error_kind", "error"):
             if row[name]:
-                out.print(styled((f"  {one_line(row[name])}", "yellow")))
+                out.print(styled((Data(f"  {one_line(row[name])}"), "yellow")))
         if asked.why_not:
             out.print(styled((f"  the prompts cannot be made again: {one_line(asked.why_not)}", "yellow")))
         told = set()
@@ -52,7 +54,7 @@ def show_row(row: Mapping[str, Any], calls: Sequence[Mapping[str, Any]], asked: 
             if at not in told:
                 _show_call(call)
         out.print(styled("\n", ("answer", "bold")))
-        out.print(styled(row["response"] or "none"))
+        out.print(styled(Data(row["response"]) if row["response"] else "none"))
 
 
 def show_rows_json(rows: Iterable[Mapping[str, Any]]) -> None:
@@ -87,7 +89,7 @@ def _show_prompt(prompt: Prompt, call: Mapping[str, Any] | None) -> None:
         out.print(styled("\n", (_of_call(call), "bold"), f"   {_numbers(call)}"))
     for side, text in _turns(prompt):
         out.print(f"{side}:", style="dim")
-        out.print(styled(text))
+        out.print(styled(Data(text)))
     if call is not None:
         _show_reply(call)
 
@@ -99,10 +101,10 @@ def _show_call(call: Mapping[str, Any]) -> None:
 
 def _show_reply(call: Mapping[str, Any]) -> None:
     out.print("reply:" if call["paid"] else "no reply:", style="dim")
-    out.print(styled(call["text"] or call["error"] or "none"))
+    out.print(styled(Data(call["text"] or call["error"] or "") or "none"))
     if call["extras"]:
         out.print("beside it:", style="dim")
-        out.print(styled(call["extras"]))
+        out.print(styled(Data(call["extras"])))
 
 
 def _of_call(call: Mapping[str, Any]) -> str:

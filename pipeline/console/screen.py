@@ -19,21 +19,34 @@ from rich.segment import Segment
 from rich.text import Text
 
 from pipeline.errors import PipelineError
+from pipeline.language import Data, spoken
 from pipeline.terminal import escaped_json, one_line, visible
 
 Row = tuple[str, str, str]
 """Name, value and remark."""
 
-_UNIT = re.compile(r"(?:`[^`\n]*`|\S)+")
-"""A word, or a command in backticks, which is copied whole."""
+_WIDE = r"\u2e80-\u2fff\u3040-\ua4cf\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Characters of languages without spaces: a line may break between any two."""
+_CLOSING, _OPENING = r"、。〉》」』】〕〗！），．：；？｝’”…", r"〈《「『【〔〖（｛‘“"
+_UNIT = re.compile(
+    rf"[{_OPENING}]*(?:[{_WIDE}]|(?:`[^`\n]*`|[^\s{_WIDE}{_CLOSING}{_OPENING}])+|[{_CLOSING}]|[{_OPENING}])[{_CLOSING}]*"
+)
+"""A word, a character of Chinese with its punctuation, or a command in backticks, which is copied whole."""
 _GAP = "   "
 _LEAST_REMARK = 24  # cells beside the values: a remark that has less goes on below them
 _NUMBER = re.compile(r"\s*[-+$]{0,2}[\d,.]+( ?%| M|[* ])?|\?||as said|not seen|nothing")  # or what stands for one
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:
-    """Parts with or without a style, of which nothing is obeyed or hidden; line feeds stay."""
-    return Text.assemble(*(visible(part) if isinstance(part, str) else (visible(part[0]), part[1]) for part in parts))
+    """Parts with or without a style, of which nothing is obeyed or hidden; line feeds stay.
+
+    A part of ours is said in the terminal's language; text of others that is a part of its own is `language.Data`.
+    """
+    return Text.assemble(*(_said(part) if isinstance(part, str) else (_said(part[0]), part[1]) for part in parts))
+
+
+def _said(text: str) -> str:
+    return visible(spoken(text))
 
 
 class Screen(Console):
@@ -144,7 +157,7 @@ def things(number: float, name: str) -> str:
 
 def busy(text: str) -> AbstractContextManager[object]:
     """Say what is being done while it takes a while, where stderr is a terminal."""
-    return err.status(text) if err.is_terminal else nullcontext()
+    return err.status(spoken(text)) if err.is_terminal else nullcontext()
 
 
 def show_error(error: PipelineError, word: str = "error") -> None:
@@ -178,7 +191,7 @@ def show_failure(error: PipelineError) -> None:
 
 def show_columns(to: Screen, rows: Sequence[Row]) -> None:
     """Name, value and remark in columns; the remark starts where the longest value with one ends."""
-    shown = [tuple(map(one_line, row)) for row in rows]
+    shown = [tuple(one_line(spoken(cell)) for cell in row) for row in rows]
     names = max(cell_len(row[0]) for row in shown)
     values = max((cell_len(row[1]) for row in shown if row[2]), default=0)
     start = 4 + names
@@ -187,7 +200,7 @@ def show_columns(to: Screen, rows: Sequence[Row]) -> None:
     below = beside if beside + room <= to.width else start
     for name, value, remark in shown:
         line = f"{_padded(value, values)}{_GAP}{remark}".rstrip()
-        to.print(styled((f"  {_padded(name, names)}  ", "dim"), line), indent=below if remark else start)
+        to.print(styled((Data(f"  {_padded(name, names)}  "), "dim"), Data(line)), indent=below if remark else start)
 
 
 def show_grid(headers: Sequence[str], lines: Sequence[Sequence[str]], to: Screen = out) -> None:
@@ -195,10 +208,11 @@ def show_grid(headers: Sequence[str], lines: Sequence[Sequence[str]], to: Screen
 
     On a terminal that is too narrow words in the last column are folded, or else each row is told cell by cell.
     """
-    lines = [tuple(map(one_line, line)) for line in lines]
+    to_the_right = [all(_NUMBER.fullmatch(line[at]) for line in lines) for at in range(len(headers))]
+    headers = [spoken(header) for header in headers]
+    lines = [tuple(one_line(spoken(cell)) for cell in line) for line in lines]
     columns = list(zip(*lines, strict=True)) if lines else [()] * len(headers)
     widths = [max(map(cell_len, (header, *cells))) for header, cells in zip(headers, columns, strict=True)]
-    to_the_right = [all(_NUMBER.fullmatch(cell) for cell in cells) for cells in columns]
     before_last = sum(widths[:-1]) + 2 * len(widths) - 2
     too_wide = to.is_terminal and before_last + widths[-1] > to.width
     if too_wide and (to_the_right[-1] or to.width - before_last < _LEAST_REMARK):
@@ -209,25 +223,25 @@ def show_grid(headers: Sequence[str], lines: Sequence[Sequence[str]], to: Screen
             " " * (width - cell_len(cell)) + cell if right else _padded(cell, width)
             for cell, width, right in zip(row, widths, to_the_right, strict=True)
         )
-        to.print("  ".join(padded).rstrip(), indent=before_last, style="" if number else "dim")
+        to.print(Data("  ".join(padded).rstrip()), indent=before_last, style="" if number else "dim")
 
 
 def _show_one_by_one(headers: Sequence[str], lines: Sequence[Sequence[str]], to: Screen, *, numbered: bool) -> None:
     """Each row under its first cell, as `header cell`; a cell without a header stands alone, an empty one nowhere."""
     if not numbered:
-        to.print(headers[0], style="dim")
+        to.print(Data(headers[0]), style="dim")
     names = [header.strip() for header in headers[1:]]
     for first, *cells in lines:
-        to.print(f"{headers[0]} {first}" if numbered else first)
+        to.print(Data(f"{headers[0]} {first}" if numbered else first))
         indent = len(first) - len(first.lstrip(" ")) + 2
         told = (f"{name} {cell.strip()}".strip() for name, cell in zip(names, cells, strict=True) if cell.strip())
         line = ""
         for each in told:
             if line and indent + cell_len(line + _GAP + each) > to.width:
-                to.print(" " * indent + line)
+                to.print(Data(" " * indent + line))
                 line = ""
             line = f"{line}{_GAP}{each}" if line else each
-        to.print(" " * indent + line)
+        to.print(Data(" " * indent + line))
 
 
 def _padded(cell: str, width: int) -> str:

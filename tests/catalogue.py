@@ -1,0 +1,283 @@
+"""The sentences of the code, and the catalogue held to them; `python tests/catalogue.py` writes the catalogue anew."""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from json import dumps
+from pathlib import Path
+
+from pipeline.language.catalogue import read
+
+ROOT = Path(__file__).parents[1]
+PATH = ROOT / "pipeline/language/zh_CN.po"
+UNSPOKEN = ROOT / "tests/data/unspoken.txt"
+"""Texts of the code that no terminal shows, or that are no sentences, one a line as JSON."""
+COVERED = ("cli/*.py", "job/*.py", "schemas/*.py", "sections/*.py", "media/*.py", "[!_]*.py")
+"""Patterns of the modules whose sentences are in the catalogue."""
+OTHERS = (
+    # words that stand alone
+    "error:",
+    "hint:",
+    "warning:",
+    "stopped:",
+    "Continue?",
+    "path",
+    "text",
+    "rows",
+    "error",
+    "hint",
+    "warning",
+    "stopped",
+    # put together in several steps
+    "{0}, line {1:n}",
+    "{0}, line {1:n} to {2:n}",
+    # pydantic's, as `mistakes` tells them
+    "input should be a valid integer",
+    "input should be a valid integer, unable to parse string as an integer",
+    "input should be a valid integer, got a number with a fractional part",
+    "input should be a valid number",
+    "input should be a valid number, unable to parse string as a number",
+    "input should be a valid string",
+    "input should be a valid boolean",
+    "input should be a valid boolean, unable to interpret input",
+    "input should be a valid list",
+    "input should be a valid tuple",
+    "input should be a valid dictionary",
+    "input should be a valid dictionary or object to extract fields from",
+    "input should be a finite number",
+    "input should be greater than {0:n}",
+    "input should be greater than or equal to {0:n}",
+    "input should be less than {0:n}",
+    "input should be less than or equal to {0:n}",
+    "input should be {0}",
+    "string should have at least {0:n} character",
+    "string should have at least {0:n} characters",
+    "string should have at most {0:n} characters",
+    "string should match pattern '{0}'",
+    "list should have at least {0:n} item after validation, not {1:n}",
+    "list should have at least {0:n} items after validation, not {1:n}",
+    "list should have at most {0:n} items after validation, not {1:n}",
+    "value error, {0:s}",
+    # typer's
+    "No such option: {0}",
+    "No such option: {0} Did you mean {1}?",
+    "No such option: {0} (Possible options: {1})",
+    "No such command '{0}'.",
+    "Missing argument '{0}'.",
+    "Missing option '{0}'.",
+    "Got unexpected extra argument ({0})",
+    "Got unexpected extra arguments ({0})",
+    "Option '{0}' requires an argument.",
+    "Option '{0}' does not take a value.",
+    "Invalid value for '{0}': {1:s}",
+    "Invalid value for '{0}' / '{1}': {2:s}",
+    "'{0}' is not a valid integer.",
+    "'{0}' is not a valid int.",
+    "'{0}' is not a valid float.",
+    "'{0}' is not one of {1}.",
+    "{0} is not in the range {1}.",
+    # the system's
+    "No such file or directory",
+    "Permission denied",
+    "No space left on device",
+    "Is a directory",
+    "Not a directory",
+    "File name too long",
+    "Read-only file system",
+    "Input/output error",
+    "Too many open files",
+    "Disk quota exceeded",
+    "Operation not permitted",
+    "File exists",
+    "Address already in use",
+    "Cannot assign requested address",
+    "Connection refused",
+)
+"""Sentences of others, and words that the code puts together."""
+_HEADER = '''# Translations of what the terminal says. `python tests/catalogue.py` brings it up to date with the code.
+#
+# {0} is what is put in; {0:n} a number, {0:s} a sentence or word of ours, which is translated in turn.
+msgid ""
+msgstr ""
+"Language: zh_CN\\n"
+"MIME-Version: 1.0\\n"
+"Content-Type: text/plain; charset=UTF-8\\n"
+"Content-Transfer-Encoding: 8bit\\n"
+"Plural-Forms: nplurals=1; plural=0;\\n"'''
+_MOST_FORMS = 16
+"""Of one f-string, by the conditions in it."""
+_OF_NUMBERS = {"count", "money"}
+_OF_OURS = {"things", "duration", "_moment", "moment"}
+_CALLS_WITHOUT = {"Field", "Option", "Argument", "compile", "sub", "match", "findall", "fullmatch", "search", "execute"}
+"""Calls whose texts no terminal shows: help and docs, patterns, SQL."""
+_NAMES_WITHOUT = re.compile(r"[A-Z_]*(KEYS|MEANS|CODES|VARIABLES|SQL|TABLES?|PATTERNS?)")
+"""Constants whose texts are for the docs, or no sentences."""
+_SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|CREATE|BEGIN|PRAGMA|DROP|ALTER)\b")
+_SHORT = re.compile(r"`[^`]*`|\{\d+(?::[ns])?\}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A sentence, where it stands, and what is put into it."""
+
+    text: str
+    place: str
+    puts: tuple[str, ...]
+
+
+def sentences(path: Path) -> Iterator[Found]:
+    """Those of a module that may reach a terminal."""
+    where = path.relative_to(ROOT).as_posix()
+    for node in _nodes(ast.parse(path.read_text("utf-8"))):
+        for text, puts in _forms(node):
+            if is_sentence(text):
+                yield Found(text.strip(), where, puts)
+
+
+def is_sentence(text: str) -> bool:
+    """Whether it has words, more than one or with something put in."""
+    return " " in text and not _SQL.match(text) and re.search(r"[A-Za-z]{2}", _SHORT.sub("", text)) is not None
+
+
+def _nodes(node: ast.AST) -> Iterator[ast.expr]:
+    match node:
+        case ast.Expr(value=ast.Constant()):
+            return
+        case ast.AnnAssign(target=ast.Name(id=name), value=value):
+            if value is not None and not _NAMES_WITHOUT.fullmatch(name):
+                yield from _nodes(value)
+        case ast.AnnAssign(value=value):
+            if value is not None:
+                yield from _nodes(value)
+        case ast.Assign(targets=[ast.Name(id=name)]) if _NAMES_WITHOUT.fullmatch(name):
+            return
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in _CALLS_WITHOUT:
+            return
+        case ast.Call(
+            func=ast.Name(id="things") | ast.Attribute(attr="things"), args=[_, ast.Constant(value=str(name))]
+        ):
+            yield ast.parse(f'f"{{count(number)}} {name}"', mode="eval").body
+            yield ast.parse(f'f"{{count(number)}} {name}s"', mode="eval").body
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            for each in (*node.body, *node.args.defaults, *filter(None, node.args.kw_defaults)):
+                yield from _nodes(each)
+        case ast.JoinedStr() | ast.BinOp(op=ast.Add()) | ast.Constant(value=str()):
+            assert isinstance(node, ast.expr)
+            yield node
+            for put in _puts(node):
+                yield from _nodes(put)
+        case _:
+            for child in ast.iter_child_nodes(node):
+                yield from _nodes(child)
+
+
+def _pieces(node: ast.expr) -> list[list[object]] | None:
+    """The forms of a text, each its pieces: strings and expressions; None where it is no literal text."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return [[text]]
+        case ast.JoinedStr(values=values):
+            forms: list[list[list[object]]] = []
+            for value in values:
+                if isinstance(value, ast.FormattedValue):
+                    chosen = _pieces(value.value) if isinstance(value.value, ast.IfExp) else None
+                    forms.append(chosen or [[value]])
+                else:
+                    assert isinstance(value, ast.Constant)
+                    forms.append([[value.value]])
+            return _combined(forms)
+        case ast.IfExp(body=body, orelse=orelse):
+            one, other = _pieces(body), _pieces(orelse)
+            return [*one, *other] if one and other else None
+        case ast.BinOp(op=ast.Add(), left=left, right=right):
+            one, other = _pieces(left), _pieces(right)
+            return _combined([one or [[left]], other or [[right]]]) if one or other else None
+    return None
+
+
+def _combined(forms: list[list[list[object]]]) -> list[list[object]]:
+    made = [[piece for form in chosen for piece in form] for chosen in product(*forms)]
+    assert len(made) <= _MOST_FORMS, "say it in several sentences"
+    return made
+
+
+def _puts(node: ast.expr) -> list[ast.expr]:
+    found = []
+    for form in _pieces(node) or [[node.left, node.right] if isinstance(node, ast.BinOp) else []]:
+        for piece in form:
+            if isinstance(piece, ast.FormattedValue):
+                found.append(piece.value)
+            elif isinstance(piece, ast.expr):
+                found.append(piece)
+    return list(dict.fromkeys(found))
+
+
+def _forms(node: ast.expr) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for form in _pieces(node) or []:
+        text = ""
+        puts: list[str] = []
+        for piece in form:
+            if isinstance(piece, str):
+                for at, part in enumerate(re.split(r"(?<!\{)\{([a-z_]+)\}(?!\})", piece)):  # what `.format` puts in
+                    if at % 2:
+                        text += f"{{{len(puts)}:s}}"
+                        puts.append(part)
+                    else:
+                        text += part
+            else:
+                assert isinstance(piece, ast.expr)
+                value = piece.value if isinstance(piece, ast.FormattedValue) else piece
+                text += f"{{{len(puts)}{_kind(piece)}}}"
+                puts.append(ast.unparse(value))
+        yield text, tuple(puts)
+
+
+def _kind(piece: ast.expr) -> str:
+    if not isinstance(piece, ast.FormattedValue):
+        return ""
+    spec = ast.unparse(piece.format_spec).strip("f'\"") if piece.format_spec else ""
+    if re.search(r",|%$(?<!%[A-Za-z])|\d[fd]$", spec) and "%H" not in spec:
+        return ":n"
+    match piece.value:
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
+            return ":n" if name in _OF_NUMBERS else ":s" if name in _OF_OURS else ""
+    return ""
+
+
+def spoken() -> dict[str, list[Found]]:
+    """Every sentence of the covered modules that a terminal may show, with where it stands; then those of `OTHERS`."""
+    silent = set(UNSPOKEN.read_text("utf-8").splitlines())
+    found: dict[str, list[Found]] = {}
+    for module in covered():
+        for each in sentences(module):
+            if dumps(each.text, ensure_ascii=False) not in silent:
+                found.setdefault(each.text, []).append(each)
+    for text in OTHERS:
+        found.setdefault(text, [])
+    return found
+
+
+def covered() -> list[Path]:
+    """Modules whose sentences are in the catalogue."""
+    return [path for name in COVERED for path in (sorted((ROOT / "pipeline").glob(name)))]
+
+
+def written(translations: dict[str, str]) -> str:
+    """The catalogue with these translations, in the order of the code; what has none yet has an empty one."""
+    entries = [_HEADER]
+    for text, places in spoken().items():
+        lines = [f"#: {' '.join(dict.fromkeys(each.place for each in places))}"] if places else []
+        if places and places[0].puts:
+            lines.insert(0, f"#. {', '.join(f'{{{at}}} {put}' for at, put in enumerate(places[0].puts))}")
+        lines += [f"msgid {dumps(text, ensure_ascii=False)}"]
+        lines += [f"msgstr {dumps(translations.get(text, ''), ensure_ascii=False)}"]
+        entries.append("\n".join(lines))
+    return "\n\n".join(entries) + "\n"
+
+
+if __name__ == "__main__":
+    PATH.write_text(written(read(PATH.read_text("utf-8"))), "utf-8")
+    missing = [text for text, told in read(PATH.read_text("utf-8")).items() if not told]
+    print(f"{PATH.relative_to(ROOT)}: {len(missing)} without a translation", *missing, sep="\n")

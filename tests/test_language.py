@@ -1,0 +1,141 @@
+"""What the terminal says in Chinese: every sentence is in the catalogue, and what is not ours stays as it is."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from catalogue import PATH, UNSPOKEN, spoken
+from commands import Ran
+from rich.cells import cell_len
+
+from pipeline import language
+from pipeline.language import Data
+from pipeline.language.catalogue import Catalogue, Place, chinese, parts_of, read
+
+_PLACES = re.compile(r"\{(\d+)(?::[ns])?\}")
+_VERBATIM = re.compile(r"`[^`]*`")
+
+
+@pytest.fixture
+def in_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_LANG", "zh")
+
+
+@pytest.mark.parametrize(
+    ("environ", "found"),
+    [
+        ({}, "en"),
+        ({"LANG": "C"}, "en"),
+        ({"LANG": "C.UTF-8", "LANGUAGE": "zh_CN"}, "en"),
+        ({"LANG": "zh_CN.UTF-8"}, "zh"),
+        ({"LANG": "zh_TW.utf8"}, "zh"),
+        ({"LANG": "zh_SG"}, "zh"),
+        ({"LANG": "zh_CN.GBK"}, "en"),
+        ({"LANG": "zh_CN.UTF-8@pinyin"}, "zh"),
+        ({"LANG": "zh_CN.UTF-8", "LC_MESSAGES": "en_US.UTF-8"}, "en"),
+        ({"LANG": "zh_CN.UTF-8", "LC_ALL": "de_DE.UTF-8"}, "en"),
+        ({"LANG": "de_DE.UTF-8", "LANGUAGE": "de:zh_CN:en"}, "zh"),
+        ({"LANG": "zh_CN.UTF-8", "LANGUAGE": "en_US:zh"}, "en"),
+        ({"LANG": "zh_CN.UTF-8", "PIPELINE_LANG": "en"}, "en"),
+        ({"LANG": "C", "PIPELINE_LANG": "zh"}, "zh"),
+        ({"PIPELINE_LANG": "zh-CN"}, "zh"),
+        ({"LANG": "zh_CN.UTF-8", "PIPELINE_LANG": "xx"}, "en"),
+        ({"LANG": "Chinese (Simplified)_China.936"}, "en"),
+    ],
+)
+def test_the_environment_says_which_language(environ: dict[str, str], found: str) -> None:
+    assert language.current(environ) == found
+
+
+def test_every_sentence_that_reaches_the_terminal_is_translated_and_no_other() -> None:
+    entries = read(PATH.read_text("utf-8"))
+    in_code = spoken()
+    hint = "`.venv/bin/python tests/catalogue.py` adds and removes them, or tests/data/unspoken.txt names them"
+    assert sorted(in_code.keys() - entries.keys()) == [], f"sentences of the code that are not in the catalogue: {hint}"
+    assert sorted(entries.keys() - in_code.keys()) == [], f"sentences that the code says no more: {hint}"
+    assert [text for text, told in entries.items() if not told] == []
+    silent = UNSPOKEN.read_text("utf-8").splitlines()
+    assert silent == sorted(set(silent))
+
+
+def test_a_translation_has_what_is_put_in_and_every_command_as_they_are() -> None:
+    for text, told in read(PATH.read_text("utf-8")).items():
+        assert sorted(set(_PLACES.findall(text))) == sorted(_PLACES.findall(told)), text
+        if set(_VERBATIM.findall(text)) != set(_VERBATIM.findall(told)):
+            places = [[_PLACES.sub("{}", each) for each in sorted(_VERBATIM.findall(one))] for one in (text, told)]
+            assert places[0] == places[1], text
+        assert not re.search(r"[,;:!?]\s*(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])[,;:!?]", told), (
+            f"narrow punctuation: {told}"
+        )
+
+
+def test_the_catalogue_is_read_as_gettext_writes_it() -> None:
+    header = 'msgid ""\nmsgstr "Language: zh_CN\\n"\n\n'
+    text = f'# c\n{header}#. x\n#: a.py\nmsgid "one \\"two\\"\\n"\n"three"\nmsgstr ""\n"四"\n"五"\n'
+    assert read(text) == {'one "two"\nthree': "四五"}
+    assert list(parts_of("a {0} b {1:n}{2:s}")) == ["a ", Place(0, ""), " b ", Place(1, "n"), Place(2, "s")]
+
+
+@pytest.fixture(scope="module")
+def small() -> Catalogue:
+    return Catalogue(
+        {
+            "cannot read {0}: {1}": "无法读取 {0}：{1:s}",
+            "Permission denied": "没有权限",
+            "{0:n} rows": "{0} 行",
+            "{0:s} failed{1}": "{0:s}失败{1:s}",
+            ", {0} could not be tried": "，{0} 无法尝试",
+            "hint:": "提示：",
+            "(learned)": "（学到的）",
+            "kept": "已保留",
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("cannot read 3 rows: Permission denied", "无法读取 3 rows：没有权限"),  # a file may be called anything
+        ("cannot read kept: what the disk says", "无法读取 kept：what the disk says"),
+        ("cannot read x: kept\n3 rows\nkept it", "无法读取 x：已保留\n3 行\nkept it"),
+        ("3 rows failed, 2 could not be tried", "3 行失败，2 无法尝试"),
+        ("3 rows failed", "3 行失败"),
+        ("the 3 rows", "the 3 rows"),
+        ("  1,200 rows   kept\n", "  1,200 行   已保留\n"),
+        ("hint: ", "提示："),
+        (" (learned)", "（学到的）"),
+        ("", ""),
+        ("  ", "  "),
+    ],
+)
+def test_a_text_is_said_sentence_by_sentence(small: Catalogue, text: str, told: str) -> None:
+    assert small.translated(text) == told
+
+
+def test_data_is_never_translated(in_chinese: None) -> None:
+    assert language.spoken("reading the table") == "正在读取表格"
+    assert language.spoken(Data("reading the table")) == "reading the table"
+
+
+def test_an_error_is_in_chinese_on_the_terminal_and_in_english_in_json(
+    in_chinese: None, cli: Callable[..., Ran], tmp_path: Path
+) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text('[inputt]\npath = "x.csv"\n', "utf-8")
+    ran = cli("estimate", str(job), "--json")
+    assert ran.code == 2
+    assert "错误：[inputt] 不是配置节" in ran.err and "提示：是不是想写 `input`？" in ran.err
+    assert '"error": "[inputt] is not a section' in ran.out
+
+
+def test_an_english_terminal_reads_no_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.language.catalogue.chinese", None)
+    assert language.spoken("reading the table") == "reading the table"
+
+
+def test_every_translation_comes_out_as_it_stands() -> None:
+    for text, told in read(PATH.read_text("utf-8")).items():
+        if not _PLACES.search(text):
+            assert chinese().translated(text) == told
+            assert cell_len(told)
