@@ -1,5 +1,6 @@
 """Writes docs/reference.md from the code: `.venv/bin/python tests/reference.py`."""
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -14,16 +15,18 @@ from pipeline import errors, events
 from pipeline.cli.app import app
 from pipeline.console.checks import STEP_KEYS
 from pipeline.console.plans_json import PLAN_KEYS
+from pipeline.console.settings import SETTING_KEYS
 from pipeline.emulator.batch_faults import BATCH_GROUPS
 from pipeline.emulator.faults import GROUPS, Bill
 from pipeline.environment import VARIABLES
+from pipeline.job import settings
 from pipeline.records import CAUSES, FROM_FLEX, PASSING, STATUS_MEANS
 from pipeline.report import RUN_KEYS
 from pipeline.report.calls import CALL_COLUMNS, CALL_MEANS
 from pipeline.report.causes import CAUSE_KEYS
 from pipeline.report.differences import DIFF_KEYS
 from pipeline.run.webhook import POST_KEYS
-from pipeline.sections import Endpoint, JobFile
+from pipeline.sections import JobFile
 from pipeline.store.export import COLUMN_MEANS, PENDING, RESULT_COLUMNS
 from pipeline.store.fallen import FROM_BATCH
 from pipeline.store.parts import CALLS_SCHEMA, RESULTS_SCHEMA
@@ -78,23 +81,25 @@ def page() -> str:
 
 def _job_file() -> Iterator[str]:
     yield "## Job file\n"
-    for name, model in sections().items():
-        shared = Endpoint.model_fields.keys() if model.__base__ is Endpoint else ()
-        own = {field.alias or key: field for key, field in model.model_fields.items() if key not in shared}
-        title = f"[{name}]" if len(own) == len(model.model_fields) else f"[[{name}]]"
-        yield f"### {title}\n\n{model.__doc__}\n"
+    yield "`pipeline settings NAME` shows one with an example; `pipeline settings --schema` prints a JSON Schema.\n"
+    for section in settings.sections():
+        yield f"### {section.head}\n\n{_linked(section.about)}\n"
         yield from _table(
-            ("setting", "default", "what it is"),
+            ("setting", "type", "default", "what it is"),
             (
-                (f"`{key}`", "required" if field.is_required() else _default(field), field.description or "")
-                for key, field in own.items()
+                (f"`{each.key}`", each.kind, _default(each), _linked(each.about.replace("\n", " ")))
+                for each in section.settings
             ),
         )
 
 
-def _default(field: Any) -> str:
-    nothing = field.default is None or field.default_factory or isinstance(field.default, BaseModel)
-    return "" if nothing else f"`{field.default}`"
+def _default(setting: settings.Setting) -> str:
+    return "required" if setting.required else f"`{setting.default}`" if setting.default else ""
+
+
+def _linked(text: str) -> str:
+    """Pages that are named, as links from this one."""
+    return re.sub(r"\bdocs/((\w+)\.md[\w#\-]*)", r"[\2](\1)", text)
 
 
 def _commands() -> Iterator[str]:
@@ -186,6 +191,9 @@ def _json() -> Iterator[str]:
     yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in DIFF_KEYS.items()))
     yield "### check --json\n"
     yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in STEP_KEYS.items()))
+    yield "### settings --json\n"
+    yield "A list of settings.\n"
+    yield from _table(("key", "what it is"), ((f"`{key}`", means) for key, means in SETTING_KEYS.items()))
 
 
 def _errors() -> Iterator[str]:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from pipeline.cli import comparing, exporting, inspect, jobs, watching
+from pipeline.cli import comparing, exporting, inspect, jobs, settings, watching
 from pipeline.environment import check_directory, check_threads
 from pipeline.errors import BUG, PipelineError, as_known
 from pipeline.language import spoken
@@ -62,6 +62,7 @@ for _command in (
     inspect.runs,
     inspect.models,
     inspect.check,
+    settings.settings,
     inspect.emulate,
 ):
     app.command()(_command)

@@ -25,6 +25,7 @@ from pipeline.console.screen import (
     show_json,
     things,
 )
+from pipeline.console.settings import settings_json, show_section, show_sections, show_setting
 
 __all__ = [
     "PilotWatch",
@@ -39,6 +40,7 @@ __all__ = [
     "notice",
     "out",
     "plan_json",
+    "settings_json",
     "show_cancelling",
     "show_change",
     "show_columns",
@@ -59,6 +61,9 @@ __all__ = [
     "show_rows",
     "show_rows_json",
     "show_runs",
+    "show_section",
+    "show_sections",
+    "show_setting",
     "show_standing",
     "show_start",
     "show_steps",

@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from pipeline.sections.base import Section, refuse_key
 from pipeline.terminal import is_like_key
@@ -27,8 +27,17 @@ def _span(value: float | bool) -> float | bool:
     return value
 
 
-Percent = Annotated[float | bool, AfterValidator(_percent)]
-Span = Annotated[float | bool, AfterValidator(_span)]
+_OFF = {"const": False}
+Percent = Annotated[
+    float | bool,
+    AfterValidator(_percent),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 100}, _OFF]}),
+]
+Span = Annotated[
+    float | bool,
+    AfterValidator(_span),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, _OFF]}),
+]
 
 
 class Alerts(Section):
@@ -39,19 +48,26 @@ class Alerts(Section):
     )
     truncated_percent: Percent = Field(10.0, description="when more of them, and at least 5, were cut: `truncated`")
     budget_percent: Percent = Field(80.0, description="when so much of a cap of `[budget]` or of `--max-cost` is spent")
-    day_quota_percent: Percent = Field(False, description="when so much of a day's requests (`rpd`) is used")
-    latency_s: Span = Field(False, description="when half of the last 100 calls took longer, seconds")
+    day_quota_percent: Percent = Field(
+        False, examples=[90], description="when so much of a day's requests (`rpd`) is used"
+    )
+    latency_s: Span = Field(False, examples=[60], description="when half of the last 100 calls took longer, seconds")
     stalled_min: Span = Field(
         10.0, description="when no call was answered for so long, but for waits for the day's quota and for batches"
     )
     webhook: str | None = Field(
-        None, description="`http://…` or `https://…` that each alert, and how the run ended, is posted to"
+        None,
+        examples=["https://alerts.example.com/pipeline"],
+        description="`http://…` or `https://…` that each alert, and how the run ended, is posted to",
     )
     webhook_env: str | None = Field(
-        None, description="variable that holds that address, for one that is a secret, as those of chats are"
+        None,
+        examples=["ALERTS_WEBHOOK"],
+        description="variable that holds that address, for one that is a secret, as those of chats are",
     )
     webhook_secret_env: str | None = Field(
         None,
+        examples=["ALERTS_SECRET"],
         description="variable that holds the secret of a robot that wants posts signed: DingTalk's (加签) or Feishu's"
         " (签名校验)",
     )

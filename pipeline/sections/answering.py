@@ -27,6 +27,7 @@ class Endpoint(Section):
     )
     base_url: str | None = Field(
         None,
+        examples=["https://relay.example.com"],
         description="a relay, server or emulator; `GOOGLE_GEMINI_BASE_URL`, `OPENAI_BASE_URL` or"
         " `GOOGLE_VERTEX_BASE_URL` wins over it. Default: Google's, OpenAI's, or Vertex AI's for the location",
     )
@@ -35,20 +36,24 @@ class Endpoint(Section):
     )
     key_env: str | None = Field(
         None,
+        examples=["MY_GEMINI_KEY"],
         description="variable that holds the key. Default: `GEMINI_API_KEY`, else `GOOGLE_API_KEY`; for openai"
         " `OPENAI_API_KEY`; for vertex it means express mode, which has a key and no project",
     )
     project: str | None = Field(
         None,
+        examples=["my-project"],
         description="Google Cloud project whose quota and bill it is; vertex only. Default: `GOOGLE_CLOUD_PROJECT`",
     )
     location: str | None = Field(
         None,
+        examples=["europe-west4"],
         description="a region such as `europe-west4`, `us`, `eu` or `global`; vertex only. Default:"
         " `GOOGLE_CLOUD_LOCATION`, else `global`",
     )
     key: str | None = Field(
         None,
+        examples=["keyring:gemini/me"],
         description="another place of the key, never the key: `keyring:SERVICE/NAME`,"
         " `gcp-secret:projects/P/secrets/S`, with `/versions/V` or the latest, or `env:NAME`, as `key_env`"
         " ([keys](keys.md))",
@@ -62,12 +67,17 @@ class Endpoint(Section):
     )
     proxy: str | None = Field(
         None,
-        description="`http://HOST:PORT`, `https://…`, `socks5://…` (names are looked up here) or `socks5h://…` (by the"
-        ' proxy); `"none"` goes direct. Default: what the environment says',
+        examples=["socks5h://127.0.0.1:1080"],
+        description="the way to the service: `http://HOST:PORT`, `https://…`, `socks5://…` (names are looked up here)"
+        ' or `socks5h://…` (by the proxy); `"none"` goes direct. Default: what the environment says',
     )
-    proxy_env: str | None = Field(None, description="variable that holds the proxy's address, for one with a login")
+    proxy_env: str | None = Field(
+        None, examples=["MY_PROXY"], description="variable that holds the proxy's address, for one with a login"
+    )
     ca_bundle: str | None = Field(
-        None, description="file of certificates in PEM that are trusted besides the usual ones, as a company's own root"
+        None,
+        examples=["company-root.pem"],
+        description="file of certificates in PEM that are trusted besides the usual ones, as a company's own root",
     )
     connect_timeout_s: float = Field(
         15, gt=0, le=600, description="longest wait for a connection: name, proxy and TLS included, seconds"
@@ -137,19 +147,26 @@ class Endpoint(Section):
 class LimitsSection(Section):
     """What the project may use of this model, as granted; a limit left out is learned, 0 means there is none."""
 
-    rpm: int | None = Field(None, ge=0, description="requests per minute")
-    tpm: int | None = Field(None, ge=0, description="input tokens per minute")
-    rpd: int | None = Field(None, ge=0, description="requests per day")
-    concurrency: int | None = Field(None, ge=1, description="most calls in flight. Default: from the measured latency")
+    rpm: int | None = Field(None, ge=0, examples=[1000], description="requests per minute")
+    tpm: int | None = Field(None, ge=0, examples=[1_000_000], description="input tokens per minute")
+    rpd: int | None = Field(None, ge=0, examples=[10_000], description="requests per day")
+    concurrency: int | None = Field(
+        None, ge=1, examples=[64], description="most calls in flight. Default: from the measured latency"
+    )
     tokens: Counted = Field(
         "input",
         description="what `tpm` counts of a request: `input`; `total`, with the answer; `reserved`, with the longest"
         " answer that it allows",
     )
     batch_tokens: int | None = Field(
-        None, ge=1, description="input tokens that may wait in batches at once, as AI Studio shows them; learned"
+        None,
+        ge=1,
+        examples=[10_000_000],
+        description="input tokens that may wait in batches at once, as AI Studio shows them; learned",
     )
-    reset_zone: str = Field(RESET_ZONE, description="time zone at whose midnight the day's requests reset, e.g. `UTC`")
+    reset_zone: str = Field(
+        RESET_ZONE, examples=["UTC"], description="time zone at whose midnight the day's requests reset, e.g. `UTC`"
+    )
 
     @field_validator("reset_zone")
     @classmethod
@@ -170,29 +187,39 @@ class TargetSection(Endpoint):
     What it leaves out is as in `[endpoint]`, `[model]` and `[limits]`.
     """
 
-    name: str = Field(description="what the output's column `target` calls it", pattern=r"^[\w][\w .\-]{0,63}$")
-    model: str | None = Field(None, description="the model that is asked there")
+    name: str = Field(
+        examples=["free"], description="what the output's column `target` calls it", pattern=r"^[\w][\w .\-]{0,63}$"
+    )
+    model: str | None = Field(None, examples=["gemini-3.5-flash-lite"], description="the model that is asked there")
     limits: LimitsSection = Field(
         LimitsSection(),  # type: ignore[call-arg]
+        examples=[{"rpm": 10, "rpd": 500}],
         description="as in `[limits]`, e.g. `{ rpm = 10, rpd = 500 }`",
     )
-    lane: LaneChoice | None = Field(None, description="as in `[model]`")
-    prices: Prices | None = Field(None, description="as in `[model]`")
+    lane: LaneChoice | None = Field(None, examples=["batch"], description="as in `[model]`")
+    prices: Prices | None = Field(None, examples=[{"input": 0.25, "output": 1.5}], description="as in `[model]`")
     price_factor: float = Field(1.0, gt=0, le=1000, description="times the price: what a relay adds, or takes off")
     same_project_as: str | None = Field(
-        None, description="another target whose project it belongs to: two keys, one quota and one bill"
+        None,
+        examples=["free"],
+        description="another target whose project it belongs to: two keys, one quota and one bill",
     )
     priority: int = Field(
         1, ge=1, le=1000, description="targets of a lower one are asked first. Default: 1, with `fallback` 2"
     )
     fallback: list[Cause] | None = Field(
         None,
+        examples=[["full", "day_quota"]],
         description="why it takes what others are asked first: `full` (more waits than they take in a minute),"
         " `day_quota`, `outage`, `deadline` (they would not be done by `run --by TIME`), or an answer of theirs that is"
         " `blocked`, `truncated` or `too_long`, or for which a `check` does not hold. Default: the first three",
     )
     weight: float | None = Field(
-        None, gt=0, le=1_000_000, description="its part of the requests, among targets of its priority that have one"
+        None,
+        gt=0,
+        le=1_000_000,
+        examples=[2],
+        description="its part of the requests, among targets of its priority that have one",
     )
 
     @property
@@ -225,7 +252,10 @@ class RouteSection(Section):
     where: str | None = Field(
         None,
         min_length=1,
+        examples=["input_tokens > 2000"],
         description="SQL condition on the row's columns and `input_tokens`, the estimate of what the templates insert"
         " from it; left out in the last rule",
     )
-    targets: list[str] = Field(min_length=1, description="names of the targets that answer these rows")
+    targets: list[str] = Field(
+        min_length=1, examples=[["free", "paid"]], description="names of the targets that answer these rows"
+    )

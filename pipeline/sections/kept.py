@@ -15,17 +15,21 @@ _MOST_MB = 10**9
 class Budget(Section):
     """Caps on spending."""
 
-    max_usd: float | None = Field(None, gt=0, allow_inf_nan=False, description="this run never spends more than this")
+    max_usd: float | None = Field(
+        None, gt=0, allow_inf_nan=False, examples=[5.0], description="this run never spends more than this"
+    )
     max_usd_per_day: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
+        examples=[20.0],
         description="all runs with this key on this machine spend no more, from 00:00 UTC on",
     )
     max_usd_per_month: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
+        examples=[200.0],
         description="all runs with this key on this machine spend no more, from the first of the month on, UTC",
     )
     allow_unpriced: bool = Field(False, description="run under a cap though the model's price is unknown")
@@ -36,10 +40,13 @@ class Cache(Section):
 
     url: str | None = Field(
         None,
+        examples=["answers.sqlite", "redis://cache.example.com:6379/0"],
         description="path of the SQLite file, or `redis://host:port/db`. Default: "
         "`prompt-pipeline/answers.sqlite` in the user's cache directory",
     )
-    password_env: str | None = Field(None, description="variable that holds the Redis server's password")
+    password_env: str | None = Field(
+        None, examples=["REDIS_PASSWORD"], description="variable that holds the Redis server's password"
+    )
     max_age_days: float = Field(30, gt=0, description="an older answer is bought again")
     max_mb: float = Field(
         1000, gt=0, le=_MOST_MB, description="size of the file; answers used longest ago are thrown out"
@@ -72,17 +79,21 @@ class CheckSection(Section):
 
     holds: str = Field(
         min_length=1,
+        examples=["length(response) > 20"],
         description="SQL condition on `response`, the columns of `[output] schema`, and `input_tokens`, the estimate"
         " of the prompt",
     )
     message: str | None = Field(
         None,
         min_length=1,
+        examples=["it is too short"],
         description="what is wrong where it does not hold, in words for the model and for the row's `error`",
     )
     retry: bool = Field(False, description="tell the model, and ask it once more")
     escalate: str | None = Field(
-        None, description="the target that is asked in its place, once; its `fallback` must name `check`"
+        None,
+        examples=["large"],
+        description="the target that is asked in its place, once; its `fallback` must name `check`",
     )
 
     @model_validator(mode="after")
@@ -100,7 +111,11 @@ class CheckSection(Section):
 class Output(Section):
     """The table that is written."""
 
-    path: str = Field(description=".parquet, .csv or .jsonl")
+    path: str = Field(
+        examples=["results/reviews.parquet"],
+        description=".parquet, .csv or .jsonl",
+        json_schema_extra={"pattern": r"\.(parquet|csv|jsonl)$"},
+    )
     include_text: bool = Field(False, description="keep the `[input] text` column")
     csv_safe: bool = Field(
         False,
@@ -111,6 +126,7 @@ class Output(Section):
     schema_: str | dict[str, Any] | None = Field(
         None,
         alias="schema",
+        examples=["mood: good|bad, score: float, name: str?"],
         description='the JSON that an answer is: `"mood: good|bad, score: float, topics: [str], name: str?"`, a table'
         ' of JSON Schema, `{ file = "x.schema.json" }` beside the job file, or `{ class = "package.module:Model" }` of'
         " pydantic",
@@ -118,11 +134,11 @@ class Output(Section):
     repair: bool = Field(
         False, description="ask once more, with what is wrong, where an answer is not as `schema` has it"
     )
-    prefix: str = Field("", description="before the names of the columns that `schema` makes")
+    prefix: str = Field("", examples=["answer_"], description="before the names of the columns that `schema` makes")
 
     @model_validator(mode="after")
     def _known_suffix(self) -> "Output":
-        if Path(self.path).suffix not in OUTPUT_SUFFIXES or self.path.endswith("/"):
+        if Path(self.path).suffix not in OUTPUT_SUFFIXES or not self.path.endswith(OUTPUT_SUFFIXES):
             raise ValueError(f"path must end in one of {' '.join(OUTPUT_SUFFIXES)}")
         if "\0" in self.path:
             raise ValueError("path has a character that no path has")

@@ -15,11 +15,14 @@ class Redact(Section):
 
     kinds: list[HiddenKind] = Field(
         default_factory=list,
+        examples=[["email", "phone"]],
         description="`email`, `phone`, `api_key`, `ip`; and, told by their check digits, `cn_id` (Chinese identity"
         " numbers), `card` and `iban`",
     )
     patterns: dict[str, str] = Field(
-        default_factory=dict, description="further ones by name, as Python's regular expressions"
+        default_factory=dict,
+        examples=[{"order": "ORD-[0-9]{6}"}],
+        description="further ones by name, as Python's regular expressions",
     )
     restore: bool = Field(False, description="put the values back into the answers when the output is written")
 

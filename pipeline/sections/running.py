@@ -13,6 +13,7 @@ class RunSection(Section):
 
     by: str | None = Field(
         None,
+        examples=["07:00"],
         description='when all should be answered, as "07:00", the next one, or "2026-11-24 07:00", local time:'
         " `[model] lane` and targets with the fallback `deadline` keep to it; `--by` wins over it",
     )

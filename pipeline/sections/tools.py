@@ -14,9 +14,15 @@ _NAME = re.compile(r"[A-Za-z_][\w.:\-]{0,63}", re.ASCII)
 class FunctionSection(Section):
     """A function that the model may call: its call is the answer, and nothing is run."""
 
-    name: str = Field(description="letters, digits and _ . : -, at most 64")
-    description: str = Field("", description="what it does, and when it is to be called")
-    parameters: dict[str, Any] | None = Field(None, description="its arguments, as a JSON Schema of an object")
+    name: str = Field(examples=["look_up_order"], description="letters, digits and _ . : -, at most 64")
+    description: str = Field(
+        "", examples=["Looks up an order by its number."], description="what it does, and when it is to be called"
+    )
+    parameters: dict[str, Any] | None = Field(
+        None,
+        examples=[{"type": "object", "properties": {"number": {"type": "string"}}}],
+        description="its arguments, as a JSON Schema of an object",
+    )
 
     @field_validator("name")
     @classmethod
@@ -41,18 +47,27 @@ class Tools(Section):
     """What the model may do besides answering."""
 
     google_search: bool | dict[str, Any] = Field(
-        False, description="search the web; a table is sent as it stands, e.g. { searchTypes = { webSearch = {} } }"
+        False,
+        examples=[True],
+        description="search the web; a table is sent as it stands, e.g. { searchTypes = { webSearch = {} } }",
     )
     url_context: bool = Field(False, description="read the pages whose addresses stand in the prompt")
     code_execution: bool = Field(False, description="write Python and run it at the service")
     function: list[FunctionSection] = Field(
-        default_factory=list, max_length=128, description="functions that it may call: `[[tools.function]]`"
+        default_factory=list,
+        max_length=128,
+        examples=[[{"name": "look_up_order"}]],
+        description="functions that it may call: `[[tools.function]]`",
     )
     mode: Literal["auto", "any", "none", "validated"] | None = Field(
-        None, description="whether a function must be called: `any` says so, `auto` leaves it to the model"
+        None,
+        examples=["any"],
+        description="whether a function must be called: `any` says so, `auto` leaves it to the model",
     )
     allowed: list[str] = Field(
-        default_factory=list, description='with `mode` "any" or "validated": only these functions may be called'
+        default_factory=list,
+        examples=[["look_up_order"]],
+        description='with `mode` "any" or "validated": only these functions may be called',
     )
 
     @property
