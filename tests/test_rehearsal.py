@@ -176,3 +176,32 @@ def test_offline_a_days_quota_is_not_obeyed_unless_asked(here: Path, cli: Cli) -
     assert paced.code == 3 and "day's quota" in paced.err
     flagged = cli("run", job, "--offline", "--rpd", 4, "--fresh")
     assert flagged.code == 3 and "day's quota" in flagged.err
+
+
+def test_the_day_of_a_rehearsal_is_its_own(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = small_job(here, "[limits]\nrpm = 0\ntpm = 0\nrpd = 4")
+    with served(marked=True) as emulator:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", emulator)
+        for flags, calls in (([], 4), ([], 4), (["--fresh"], 4)):
+            ran = cli("run", job, "--json", *flags)
+            assert ran.code == 3 and ran.json["calls"] == calls and "day's quota" in ran.err
+        assert stats(emulator)["requests"] == 8, "one that goes on has had its day, and the next has one of its own"
+        job.rename("other.toml")
+        foreseen = cli("run", "other.toml", "--dry-run", "--json").json
+        assert foreseen["nights"] == 2 and foreseen["days"][0]["prompts"] == 4, (
+            "6 calls at 4 a day, whatever others had"
+        )
+
+
+def test_estimates_look_at_the_real_run_beside_a_rehearsal(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(here, UNLIMITED)
+    with served(marked=True) as emulator:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", emulator)
+        assert cli("run", job).code == 0
+        monkeypatch.delenv("GEMINI_API_KEY")
+        before = stats(emulator)["requests"]
+        told = [cli("estimate", job, "--json", *flags).json for flags in ([], ["--sample", 6])]
+        assert [each["prompts"] for each in told] == [6, 6] and told[0]["cost_usd"] == told[1]["cost_usd"]
+        assert stats(emulator)["requests"] == before

@@ -261,7 +261,7 @@ def estimate(
     check_sample(sample, {"--limit": limit, "--pilot": pilot})
     wishes = estimating.Wishes(everything, exact, compare, _moment(loaded, by))
     prepared = prepare.prepare(loaded, prepare.Options(offline, limit, parse_usd(max_cost), pace=pace))
-    if pilot is not None or exact or sample is not None:
+    if pilot is not None or exact:
         prepared = anyio.run(services.identified, prepared)
     if sample is not None:
         with console.busy("reading the table"):

@@ -75,16 +75,17 @@ class Known:
     day_opens_at: float | None = None  # epoch seconds
 
 
-def read_known(path: Path, endpoint: str, day: str, now: float) -> Known:
+def read_known(path: Path, endpoint: str, day: str, now: float, days_of: str = "") -> Known:
     """Read the book without making or changing it; `day` is a quota day (YYYY-MM-DD), `now` epoch seconds.
 
-    A damaged or half-made file says nothing: the next run sees to it. Raises `RunStateError` for one out of reach.
+    `days_of` is as in `QuotaBook`. A damaged or half-made file says nothing: the next run sees to it. Raises
+    `RunStateError` for one out of reach.
     """
     try:
         if not path.is_file() or is_blank(path):
             return Known()
         with closing(look_into(path)) as db:
-            return _known(db, endpoint, day, now)
+            return _known(db, endpoint, days_of or endpoint, day, now)
     except (OSError, sqlite3.Error) as error:
         if is_damaged(error):
             return Known()
@@ -101,13 +102,18 @@ class QuotaBook(SharedFile):
     Once open it raises nothing: while the file cannot be used, this run's own counts are kept here, and written later.
     """
 
-    def __init__(self, path: Path, endpoint: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`endpoint` names project, service and model, never a key. Raises `RunStateError`."""
-        super().__init__(path, _SCHEMA, name=_NAME, hint=_hint(path), disposable=True, clock=clock)
-        self._begin(endpoint)
+    def __init__(
+        self, path: Path, endpoint: str, *, days_of: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`endpoint` names project, service and model, never a key. Raises `RunStateError`.
 
-    def _begin(self, endpoint: str) -> None:
-        self._endpoint = endpoint
+        `days_of` is whose days are counted where they are not those of all: of a rehearsal its own.
+        """
+        super().__init__(path, _SCHEMA, name=_NAME, hint=_hint(path), disposable=True, clock=clock)
+        self._begin(endpoint, days_of)
+
+    def _begin(self, endpoint: str, days_of: str = "") -> None:
+        self._endpoint, self._days_of = endpoint, days_of or endpoint
         self._who = uuid4().hex
         self._life: int | None = None  # the descriptor of the file that says that this run lives
         self._seen = 0
@@ -191,7 +197,7 @@ class QuotaBook(SharedFile):
 
     def requests_on(self, day: str) -> int:
         """Requests of all processes on a quota day (YYYY-MM-DD)."""
-        rows = self._rows(_REQUESTS_ON, self._endpoint, day)
+        rows = self._rows(_REQUESTS_ON, self._days_of, day)
         if rows:
             self._days[day] = rows[0][0]
         return self._days.get(day, 0) + self._uncounted[day]
@@ -207,12 +213,13 @@ class QuotaBook(SharedFile):
 
     def known(self, day: str, now: float) -> Known:
         """What is in the file; nothing while it cannot be read. As `read_known`, which opens it for that alone."""
-        return self.read(lambda db: _known(db, self._endpoint, day, now)) or Known()
+        return self.read(lambda db: _known(db, self._endpoint, self._days_of, day, now)) or Known()
 
     def forget(self) -> None:
         """Learned limits, and that the day is used up: for the runs to come. Raises `RunStateError`."""
         self.be_patient()
-        if self.write(lambda db: db.execute("DELETE FROM learned WHERE endpoint = ?", (self._endpoint,))) is None:
+        whose = (self._endpoint, self._days_of)
+        if self.write(lambda db: db.execute("DELETE FROM learned WHERE endpoint IN (?, ?)", whose)) is None:
             raise RunStateError(f"{_NAME} cannot be changed now", "another process keeps it locked: try again")
 
     def _drop(self) -> None:
@@ -247,12 +254,15 @@ class QuotaBook(SharedFile):
         self._show_life()
         db.executemany(
             "INSERT OR REPLACE INTO learned (endpoint, meter, value, at) VALUES (?, ?, ?, ?)",
-            [(self._endpoint, meter, value, at) for meter, (value, at) in self._learned.items()],
+            [
+                (self._days_of if meter == "day" else self._endpoint, meter, value, at)
+                for meter, (value, at) in self._learned.items()
+            ],
         )
         db.executemany(
             "INSERT INTO days (endpoint, day, requests) VALUES (?, ?, ?)"
             " ON CONFLICT DO UPDATE SET requests = max(0, requests + excluded.requests)",
-            [(self._endpoint, day, requests) for day, requests in self._uncounted.items()],
+            [(self._days_of, day, requests) for day, requests in self._uncounted.items()],
         )
         db.executemany(
             "INSERT INTO sent (endpoint, who, number, at, tokens) VALUES (?, ?, ?, ?, ?)",
@@ -282,13 +292,13 @@ class MemoryBook(QuotaBook):
         self._unwritten.clear()
 
 
-def _known(db: sqlite3.Connection, endpoint: str, day: str, now: float) -> Known:
+def _known(db: sqlite3.Connection, endpoint: str, days_of: str, day: str, now: float) -> Known:
     def value(statement: str, *values: object) -> Any:
-        row = db.execute(statement, (endpoint, *values)).fetchone()
+        row = db.execute(statement, values).fetchone()
         return row and row[0]
 
-    rpm, tpm = (value(_LEARNED, meter, now - LEARNED_FOR_S) for meter in ("requests", "tokens"))
-    return Known(value(_REQUESTS_ON, day) or 0, rpm, tpm, value(_DAY_OPENS_AT, now))
+    rpm, tpm = (value(_LEARNED, endpoint, meter, now - LEARNED_FOR_S) for meter in ("requests", "tokens"))
+    return Known(value(_REQUESTS_ON, days_of, day) or 0, rpm, tpm, value(_DAY_OPENS_AT, days_of, now))
 
 
 def _hint(path: Path) -> str:

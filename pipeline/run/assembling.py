@@ -72,12 +72,15 @@ def bought_by(store: RunStore, job: Job, earlier: Earlier | None) -> Bought:
     return bought
 
 
-def open_books(session: Session, targets: Iterable[Target], books: ExitStack) -> dict[str, QuotaBook]:
-    """Sends and day counts that all runs on one quota share, by quota; an offline run keeps none."""
+def open_books(session: Session, targets: Iterable[Target], run: str, books: ExitStack) -> dict[str, QuotaBook]:
+    """Sends that all runs on one quota share, by quota, and day counts, which a rehearsal has for itself; an offline
+    run keeps none."""
     if session.options.offline:
         return {}
-    path = quota_file(session.kind)
-    return {quota: books.enter_context(QuotaBook(path, quota)) for quota in {target.quota for target in targets}}
+    path, counted = quota_file(session.kind), {target.quota for target in targets}
+    return {
+        quota: books.enter_context(QuotaBook(path, quota, days_of=session.days_of(quota, run))) for quota in counted
+    }
 
 
 def open_spend(session: Session, targets: Iterable[Target], run: str, books: ExitStack) -> Book | None:

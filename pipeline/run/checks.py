@@ -381,13 +381,13 @@ def _quota(session: Session, named: str, forget: bool) -> Iterator[Step]:
     except PipelineError:  # another target has no key, which its own step says
         return
     path, name = quota_file(session.kind), target.quota
-    now = time.time()
-    known = read_known(path, name, day_of(now, target.limits.reset_zone), now)
+    now, days_of = time.time(), session.days_of(name)
+    known = read_known(path, name, day_of(now, target.limits.reset_zone), now, days_of)
     limits = {meter: limit for meter, limit in (("rpm", known.rpm), ("tpm", known.tpm)) if limit}
     told = [f"{meter} {limit:,.0f}" for meter, limit in limits.items()]
     numbers = {f"learned_{meter}": limit for meter, limit in limits.items()}
     if forget:
-        with QuotaBook(path, name) as book:
+        with QuotaBook(path, name, days_of=days_of) as book:
             book.forget()
         forgotten = ", ".join([*told, *["day used up"] * bool(known.day_opens_at)])
         yield Step("quota", "passed", f"forgotten: {forgotten or 'nothing'}", "of what earlier runs learned")

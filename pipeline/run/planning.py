@@ -269,4 +269,4 @@ async def _known(session: Session) -> Known:
         return Known()
     now = time.time()
     day = day_of(now, session.job.limits.reset_zone)
-    return await anyio.to_thread.run_sync(read_known, path, quota, day, now)
+    return await anyio.to_thread.run_sync(read_known, path, quota, day, now, session.days_of(quota))

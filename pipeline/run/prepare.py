@@ -30,7 +30,8 @@ from pipeline.source.files import Files, root_of
 from pipeline.source.order import Order, woven
 from pipeline.store.digests import Table
 from pipeline.store.export import Form, attempt, output_schema
-from pipeline.store.manifest import Manifest
+from pipeline.store.manifest import Manifest, differences
+from pipeline.store.manifest import read as read_manifest
 from pipeline.templates.checks import check_template, check_truths
 from pipeline.version import __version__
 
@@ -101,6 +102,18 @@ class Session:
     def directory(self) -> Path:
         """The run directory; a rehearsal has its own."""
         return run_directory(self.job.name, self.kind)
+
+    def days_of(self, quota: str, run: str | None = None) -> str:
+        """Whose requests of a day count together: of real runs those of all on a quota, of a rehearsal its own.
+
+        `run` is its identity; None: that of the run that the session would go on with, if any.
+        """
+        if not self.rehearsal:
+            return quota
+        if run is None and not self.options.fresh:
+            known = read_manifest(self.directory / "manifest.json")
+            run = known.run if known and not differences(known, self.manifest()) else None
+        return f"{quota} {run or ''}"
 
     @property
     def max_usd(self) -> Decimal | None:

@@ -250,7 +250,7 @@ async def _run(
             await services.reach()
         services.book.open(session.directory / UPLOADS)
         with ExitStack() as books:
-            quotas = open_books(session, services.targets, books)
+            quotas = open_books(session, services.targets, store.identity, books)
             spent = open_spend(session, services.targets, store.identity, books)
             spending = spending_of(session, store, spent, before_usd)
             made = assembled(session, store, services, spending, quotas, shelf, plan, rows, spoken, books, earlier)
