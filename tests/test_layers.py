@@ -4,7 +4,7 @@ Rank 0 is what everything may know: the exceptions, the records, models, the pro
 functions (1, 2: the chunker asks the estimator, a job compiles its templates), then what a run is put together from,
 each knowing nothing of the others (3: flows, source, store, quota, providers, emulator), what serves or uses several of
 those (4: dispatch, cache, plan, report, budget), the durable call and what waits in batches (5), one run (6), the dry
-run (7), what a person sees (8), and the command line (9, 10). Modules of one rank
+run and a job's beginning (7), what a person sees (8), and the command line (9, 10). Modules of one rank
 never import each other. A folder has one rank; its files may import each other, without circles. Imports for types only
 count like others.
 """
@@ -71,6 +71,7 @@ RANKS: dict[str, int] = {
     "batch": 5,
     "run": 6,
     "estimating": 7,
+    "starting": 7,
     "telemetry": 7,
     "console": 8,
     "cli": 9,

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from pipeline.cli import comparing, exporting, inspect, jobs, settings, watching
+from pipeline.cli import comparing, exporting, inspect, jobs, settings, starting, watching
 from pipeline.environment import check_directory, check_threads
 from pipeline.errors import BUG, PipelineError, as_known
 from pipeline.language import spoken
@@ -52,6 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 for _command in (
+    starting.init,
     jobs.run,
     jobs.estimate,
     inspect.report,

@@ -90,6 +90,23 @@ def refuse_disguise(path: str, encoding: str | None) -> None:
             raise InputError(f"{path} is UTF-8, not {encoding}", "leave [input] encoding out")
 
 
+def encoding_of(path: str) -> str | None:
+    """The encoding that has to be named for a text file to be read; None where it is UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with open_bytes(path) as file:
+        block = file.read(SAMPLE_BYTES)
+        if wide := wide_encoding(block[:_HEAD_BYTES], surely=True):
+            return wide
+        try:
+            while block:
+                decoder.decode(block)
+                block = file.read(SAMPLE_BYTES)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return fitting_encoding(path)
+    return None
+
+
 def fitting_encoding(path: str) -> str | None:
     """The encoding in which the start of a file that is not UTF-8 reads as text of a language that uses it."""
     with open_bytes(path) as file:

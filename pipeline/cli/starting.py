@@ -1,0 +1,182 @@
+"""`pipeline init`: a job file for a table or a folder."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from enum import Enum
+from pathlib import Path
+from subprocess import list2cmdline
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from pipeline.errors import InputError, PipelineError
+from pipeline.process import quick_imports
+from pipeline.terminal import one_line
+
+if TYPE_CHECKING:
+    from pipeline.starting import Begun, Found, Language
+
+
+class TaskName(Enum):
+    """What a job may be begun for."""
+
+    summarize = "summarize"
+    generate = "generate"
+    extract = "extract"
+    classify = "classify"
+    translate = "translate"
+    images = "images"
+
+
+def init(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TABLE|FOLDER",
+            help="a table, a pattern of tables, or a folder of tables, images, sound, videos or PDFs; default: the one"
+            " table that is here, or else an example",
+        ),
+    ] = None,
+    template: Annotated[
+        TaskName | None,
+        typer.Option("--template", help="what is to be done; default: what fits the columns"),
+    ] = None,
+    text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="the column that is asked about")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="FILE", help="the job file; default: here, named as the input"),
+    ] = None,
+) -> None:
+    """Write a job file for a table or a folder.
+
+    It is made from the columns that are there, with a comment on each setting, and it is checked as a run would check
+    it. Nothing is sent, and nothing is written over. At most two questions are asked, and none without a terminal.
+    """
+    with quick_imports():
+        from pipeline import console, starting
+        from pipeline.starting import Task
+
+    asking = sys.stdin.isatty() and sys.stderr.isatty()
+    if what is None:
+        what = _only_input(asking)
+    with ExitStack() as kept:
+        with console.busy("reading the table"):
+            opening = starting.opened_example(_language() or "en") if what is None else starting.opened(what)
+            found = kept.enter_context(opening)
+        task, why = starting.chosen(found.profile)
+        if template is not None:
+            task, why = template.value, "as `--template` says"
+        elif asking:
+            task = cast(Task, _asked("What is to be done?", starting.TASKS, task))
+        others = [each.name for each in found.profile.texts] if task not in ("generate", "images") else []
+        if text is None and asking and len(others) > 1:
+            text = _asked("Which column is asked about?", others, others[0])
+        with console.busy("checking the job"):
+            begun = starting.begin(found, task, _language(), text=text, to=to)
+    _show(begun, found, why)
+
+
+def _only_input(asking: bool) -> str | None:
+    """What a bare `pipeline init` is about: the one table that is here, or what is chosen; None: nothing is here."""
+    from pipeline import starting
+
+    here = starting.around(Path())
+    tables = [name for name in here if not name.endswith("/")]
+    if not here:
+        return None
+    if len(tables) == 1:
+        return tables[0]
+    if len(here) > 1 and asking:
+        return _asked("Which of these?", here, here[0])
+    if len(here) == 1:
+        return here[0]
+    shown = "\n".join(f"  {name}" for name in here[:20])
+    raise InputError(f"there are several inputs here:\n{shown}", f"name one: `pipeline init {_shell(here[0])}`")
+
+
+def _asked(question: str, options: Sequence[str], default: str) -> str:
+    """One of the options, by its name or its number."""
+    from pipeline import console
+
+    for number, option in enumerate(options, 1):
+        console.err.print(f"  {number}  {one_line(option)}")
+    while True:
+        answer = str(typer.prompt(question, default=one_line(default), err=True)).strip()
+        if answer == one_line(default):
+            return default
+        if answer in options:
+            return answer
+        if answer.isdecimal() and 0 < int(answer) <= len(options):
+            return options[int(answer) - 1]
+        console.err.print("that is none of these: type its number")
+
+
+def _show(begun: "Begun", found: "Found", why: str) -> None:
+    from pipeline import console
+
+    start, spec = begun.start, begun.job.spec
+    console.out.print(f"{begun.job.path}: {start.task}, {why}")
+    rows = [("input", start.path, f"{console.things(found.rows, 'row')}{', written just now' if found.listed else ''}")]
+    if spec.input.encoding:
+        rows.append(("encoding", spec.input.encoding, "found by looking at it: compare a few characters"))
+    if start.text:
+        cut = f"cut above {spec.chunk.max_tokens:,} tokens, " if spec.chunk else ""
+        rows.append(
+            ("text", start.text.name, f"{cut}the longest has some {console.count(start.longest_tokens)} tokens")
+        )
+    rows.append(("id", start.id or "the row number", ""))
+    rows.append(("output", spec.output.path, ""))
+    console.show_columns(console.out, rows)
+    if found.left_out:
+        console.out.print(f"  {console.things(found.left_out, 'file')} of the folder left out: of another kind")
+    if start.task == "translate" and start.answer_tokens < 2 * start.longest_tokens:
+        console.out.print("  the longest texts are too long for one answer, and their translations may be cut")
+    console.out.print("\nnext:")
+    program, job = _program(), _shell(str(begun.job.path))
+    for command in ("estimate", "check", "run"):
+        console.out.print(f"  {program} {command} {job}")
+    hint = f"`{program} run {job} --offline` rehearses it without a key, at no cost"
+    if not _has_key(begun):
+        hint = f"the key first: `export GEMINI_API_KEY=…`; {hint}"
+    console.show_hint(hint)
+
+
+def _has_key(begun: "Begun") -> bool:
+    from pipeline.job.job import key_of
+
+    try:
+        key_of(begun.job)
+    except PipelineError:
+        return False
+    return True
+
+
+def _language() -> "Language | None":
+    """The language that the terminal's user reads, where it is told; None: that of the input."""
+    names = ("PIPELINE_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
+    told = next((value for name in names if (value := os.environ.get(name))), "")
+    if told.lower().startswith("zh"):
+        return "zh"
+    return "en" if os.environ.get("PIPELINE_LANG") else None
+
+
+def _program() -> str:
+    """How this program is called from here."""
+    called = sys.argv[0]
+    if called.endswith("__main__.py"):
+        return f"{_shell(sys.executable)} -m pipeline"
+    found = shutil.which("pipeline")
+    if Path(called).name == "pipeline" and not (found and Path(called).exists() and Path(found).samefile(called)):
+        return _shell(called)
+    return "pipeline"
+
+
+def _shell(word: str) -> str:
+    """A word as the shell takes it; a name that begins like a flag is written as a path."""
+    if word.startswith("-"):
+        word = f"./{word}"
+    return list2cmdline([word]) if os.name == "nt" else shlex.quote(word)

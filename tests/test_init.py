@@ -1,0 +1,414 @@
+"""`pipeline init`: from a table or a folder to a job file that runs as it stands."""
+
+import io
+import random
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from commands import Ran
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import served
+from tables import save
+
+from pipeline import estimating, starting
+from pipeline.errors import PipelineError
+from pipeline.job import load
+from pipeline.run import prepare
+from pipeline.starting import composing
+
+Cli = Callable[..., Ran]
+
+REVIEWS = (
+    "编号,评论 内容,评分\n"
+    "A01,这个产品非常好用，物流也很快，推荐购买。,5\n"
+    "A02,质量一般，客服态度不好，不会再来了。,2\n"
+    "A03,包装破损，里面的东西倒是好的。,3\n"
+)
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory to work in, with a terminal that speaks English."""
+    for name in ("LANG", "LC_ALL", "LC_MESSAGES", "PIPELINE_LANG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[str]:
+    with served(marked=True) as url:
+        yield url
+
+
+def next_commands(told: str) -> list[list[str]]:
+    """The commands that it ends with, as a shell takes them, without the program."""
+    lines = told.partition("\nnext:\n")[2].splitlines()
+    found = [shlex.split(line) for line in lines if line.startswith("  ")]
+    return [words[words.index(name) :] for words, name in zip(found, ("estimate", "check", "run"), strict=True)]
+
+
+def chinese(here: Path, root: Path) -> str:
+    (here / "评论 表.csv").write_text(REVIEWS, "utf-8")
+    return "评论 表.csv"
+
+
+def long_documents(here: Path, root: Path) -> str:
+    frame = pl.read_parquet(root / "sample_data" / "licences.parquet")
+    bodies = frame["body"].to_list()
+    frame[["doc_id", "title"]].with_columns(
+        body=pl.Series([bodies[0], "\n\n".join(bodies), *bodies[2:]])
+    ).write_parquet(here / "documents.parquet")
+    return "documents.parquet"
+
+
+def images(here: Path, root: Path) -> str:
+    shutil.copytree(root / "sample_data" / "images", here / "my photos")
+    (here / "my photos" / "note.txt").write_text("from the trip")
+    (here / "my photos" / "broken.png").write_text("no image")
+    return "my photos"
+
+
+def pdfs(here: Path, root: Path) -> str:
+    shutil.copytree(root / "sample_data" / "pdfs", here / "pdfs")
+    return "pdfs/"
+
+
+def mixed(here: Path, root: Path) -> str:
+    """Documents of several kinds and encodings, beside what is none."""
+    shutil.copytree(root / "docs", here / "文档", ignore=shutil.ignore_patterns("[!j]*"))
+    (here / "文档" / "说明.txt").write_bytes(
+        "这是一份用旧编码写的说明，里面有几句话，说的是怎样安装和使用。".encode("gb18030")
+    )
+    (here / "文档" / "sub").mkdir()
+    (here / "文档" / "sub" / "a note.txt").write_text("Some words about nothing in particular.")
+    shutil.copy(root / "sample_data" / "images" / "bars.png", here / "文档")
+    return "文档/"
+
+
+@pytest.mark.parametrize("make", [chinese, long_documents, images, pdfs, mixed])
+def test_what_is_begun_is_estimated_checked_and_run_as_it_stands(
+    empty: Path,
+    root: Path,
+    cli: Cli,
+    emulator: str,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path, Path], str],
+) -> None:
+    begun = cli("init", make(empty, root))
+    assert begun.code == 0, begun.err
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", emulator)
+    monkeypatch.setenv("GEMINI_API_KEY", "rehearsal")
+    commands = next_commands(begun.out)
+    for command in commands:
+        ran = cli(*command, *(["--rpm", "0", "--tpm", "0"] if command[0] == "run" else []))
+        assert ran.code == 0, ran.err
+    (output,) = (empty / "results").iterdir()
+    read = pl.read_parquet if output.suffix == ".parquet" else pl.read_csv
+    assert set(read(output)["status"]) == {"ok"}
+
+
+def test_a_chinese_table_is_asked_in_chinese_and_commented_so(empty: Path, root: Path, cli: Cli) -> None:
+    assert cli("init", chinese(empty, root)).code == 0
+    text = (empty / "评论 表.toml").read_text("utf-8")
+    spec = tomllib.loads(text)
+    assert spec["input"] == {"path": "评论 表.csv", "id": "编号"}
+    assert '{{ row["评论 内容"] }}' in spec["prompt"]["template"] and "哪一类" in spec["prompt"]["template"]
+    assert spec["output"]["excel"] is True and "类别: 正面|负面" in spec["output"]["schema"]
+    assert "# 给每条文本分类" in text and "requests a minute" not in text
+
+
+def test_comments_are_in_the_language_of_the_terminal(
+    empty: Path, root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LANG", "zh_CN.UTF-8")
+    (empty / "reviews.csv").write_text("id,review\nr1,Arrived broken and nobody answers the phone.\n")
+    assert cli("init").code == 0
+    text = (empty / "reviews.toml").read_text("utf-8")
+    assert "# 给每条文本分类" in text and "Which class does this text" in text
+    monkeypatch.setenv("PIPELINE_LANG", "en")
+    assert cli("init", chinese(empty, root)).code == 0
+    text = (empty / "评论 表.toml").read_text("utf-8")
+    assert "# requests a minute" in text and "哪一类" in text
+
+
+def test_long_texts_are_cut_and_short_ones_are_not(empty: Path, root: Path, cli: Cli) -> None:
+    assert cli("init", long_documents(empty, root)).code == 0
+    job = load(empty / "documents.toml")
+    assert job.spec.chunk and job.spec.chunk.max_tokens == composing.PIECE_TOKENS and job.spec.reduce
+    assert job.spec.input.text == "body" and job.spec.input.id == "doc_id" and "{{ title }}" in job.template.source
+    shutil.copy(root / "sample_data" / "licences.parquet", empty)
+    told = cli("init", "licences.parquet")
+    assert "summarize, `body` holds long texts" in told.out
+    assert load(empty / "licences.toml").spec.chunk is None
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "cp1252", "utf-8-sig"])
+def test_the_encoding_is_found_and_named(empty: Path, cli: Cli, encoding: str) -> None:
+    text = (
+        REVIEWS if encoding != "cp1252" else "id;text\n1;Café très agréable près de la gare\n2;Déçu par le résultat\n"
+    )
+    (empty / "t.csv").write_bytes(text.encode(encoding))
+    assert cli("init", "t.csv").code == 0
+    spec = tomllib.loads((empty / "t.toml").read_text("utf-8"))
+    assert spec["input"].get("encoding") == (None if encoding == "utf-8-sig" else encoding)
+    assert spec["input"].get("separator") == (";" if encoding == "cp1252" else None)
+    assert spec["output"]["excel"] is True
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "t.csv is empty"),
+        ("id,text\n", "has no rows"),
+        ("a,a\n1,2\n", "two columns are named `a`"),
+        ("a,b\n1,2,3\n", "line 2 has 3 cells"),
+        ("a\n\x1f\x8b", None),
+        (b"PK\x03\x04rest", "zip archive"),
+        (b"a,b\n\xff\xfe\xfa,\x81\x8d\x00\n" + b"\x9d" * 40, None),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_and_nothing_is_written(
+    empty: Path, cli: Cli, content: str | bytes, why: str | None
+) -> None:
+    (empty / "t.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    ran = cli("init", "t.csv")
+    if why is None:  # as odd as it is, it can be read
+        assert ran.code == 0, ran.err
+        return
+    assert ran.code == 2 and why in ran.err, ran.err
+    assert [each.name for each in empty.iterdir()] == ["t.csv"]
+
+
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        ("text\nOne column alone and several words in it\n", 1),
+        (",".join(f"c{n}" for n in range(500)) + "\n" + ",".join(["x"] * 500) + "\n", 500),
+        ('a.b,"c{{d}}","e""f","g h","{% raw %}","new\nline",\\,{#\n' + ",".join(["some words that say"] * 8) + "\n", 8),
+        ("row,own,text,chunk,parts,loop,true,range,dict\n" + ",".join(["a few words here"] * 9) + "\n", 9),
+        ("id,text\n1,{{ nobody }} and {% if %} stand in a cell\n2,\n", 2),
+        ("empty,text\n,words words words words\n,more words of that kind\n", 2),
+        ("n\n1\n2\n", 1),
+        (",x\n1,one two three four five\n", 2),
+    ],
+)  # fmt: skip
+def test_odd_columns_make_a_job_that_renders(empty: Path, cli: Cli, content: str, columns: int) -> None:
+    (empty / "t.csv").write_text(content)
+    ran = cli("init", "t.csv")
+    assert ran.code == 0, ran.err
+    assert_renders(empty / "t.toml", columns)
+    if columns == 500:
+        assert "and 488 more" in (empty / "t.toml").read_text()
+        return
+    for task in starting.TASKS[:-1]:
+        ran = cli("init", "t.csv", "--template", task, "--to", f"{task}.toml")
+        assert ran.code == 0, ran.err
+        assert_renders(empty / f"{task}.toml", columns)
+
+
+def assert_renders(path: Path, columns: int | None = None) -> None:
+    session = prepare.prepare(load(path), prepare.Options(offline=True))
+    assert columns is None or len(session.source.schema) == columns
+    job = session.job
+    for documents in session.documents():
+        for document in documents:
+            own = {"text": document.text or "", "chunk": 1, "chunks": 2} if job.spec.input.text else {}
+            assert job.template.render(document.fields, own).strip()
+            if job.reduce_template:
+                assert "an answer" in job.reduce_template.render(document.fields, {"parts": "an answer"})
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1, max_size=12)
+CELLS = st.one_of(
+    st.none(),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=60),
+    st.sampled_from(["{{ x }}", "{% if", "好" * 20, "one two three four five", "2024-01-01", "a.png", "3,5 %", "true"]),
+)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> pl.DataFrame:
+    names = draw(st.lists(NAMES, min_size=1, max_size=5, unique=True))
+    rows = draw(st.integers(1, 4))
+    text = {name: draw(st.lists(CELLS, min_size=rows, max_size=rows)) for name in names}
+    if draw(st.booleans()):  # one long text
+        text[names[0]] = [f"{draw(st.sampled_from(['word ', '字', '日本語 ']))}" * 1_000] * rows
+    frame = pl.DataFrame(text, schema=dict.fromkeys(names, pl.String))
+    typed = draw(st.sampled_from([None, pl.Int64, pl.Float64, pl.Boolean, pl.Date, pl.Binary, pl.List(pl.String)]))
+    return frame if typed is None else frame.with_columns(pl.lit(None, typed).alias(draw(NAMES)))
+
+
+@pytest.mark.parametrize("examples", [15, pytest.param(1_000, marks=pytest.mark.long)])
+def test_every_job_that_is_written_loads_estimates_and_renders_each_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int
+) -> None:
+    import anyio
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(composing, "PIECE_TOKENS", 500)
+    made = 0
+
+    @settings(max_examples=examples, deadline=None, database=None)
+    @given(
+        frame=tables(),
+        task=st.sampled_from([None, *starting.TASKS[:-1]]),
+        suffix=st.sampled_from(["csv", "parquet", "jsonl"]),
+    )
+    def check(frame: pl.DataFrame, task: "starting.Task | None", suffix: str) -> None:
+        nonlocal made
+        for path in tmp_path.iterdir():
+            path.unlink()
+        if suffix == "csv":
+            frame = frame.select(pl.col(pl.String))
+        if suffix == "jsonl":
+            frame = frame.select(pl.exclude(pl.Binary))
+        save(frame, f"t.{suffix}")
+        try:
+            with starting.opened(f"t.{suffix}") as found:
+                starting.begin(found, task or starting.chosen(found.profile)[0])
+        except PipelineError:
+            assert [path.name for path in tmp_path.iterdir()] == [f"t.{suffix}"]
+            return
+        made += 1
+        assert_renders(Path("t.toml"))
+        session = prepare.prepare(load(Path("t.toml")), prepare.Options(offline=True))
+        assert anyio.run(estimating.estimate, session, estimating.Wishes()).plan.load.prompts >= 1
+
+    check()
+    assert made > examples // 2, "most tables can be begun with"
+
+
+def test_nothing_is_written_over(empty: Path, cli: Cli) -> None:
+    (empty / "t.csv").write_text("id,text\n1,some words about a thing\n")
+    assert cli("init", "t.csv").code == 0
+    before = (empty / "t.toml").read_text()
+    again = cli("init", "t.csv")
+    assert again.code == 2 and "t.toml is there already" in again.err and "--to t-2.toml" in again.err
+    assert (empty / "t.toml").read_text() == before
+    (empty / "results").mkdir()
+    (empty / "results" / "second.csv").write_text("kept")
+    assert cli("init", "t.csv", "--to", "jobs/second.toml").code == 0
+    assert load(Path("jobs/second.toml")).spec.output.path == "results/second-2.csv"
+    (empty / "t.toml").unlink()
+    (empty / "runs" / "t").mkdir(parents=True)
+    assert cli("init", "t.csv").code == 0 and (empty / "t-2.toml").exists(), "a run of that name is kept"
+
+
+@pytest.mark.parametrize("to", ["job.txt", ".toml", ".hidden.toml"])
+def test_a_name_that_no_run_could_have_is_refused(empty: Path, cli: Cli, to: str) -> None:
+    (empty / "t.csv").write_text("id,text\n1,some words about a thing\n")
+    ran = cli("init", "t.csv", "--to", to)
+    assert ran.code == 2 and to in ran.err
+    assert [each.name for each in empty.iterdir()] == ["t.csv"]
+
+
+def test_a_bare_init_takes_the_one_table_or_an_example_or_says_what_to_type(empty: Path, cli: Cli) -> None:
+    ran = cli("init")
+    assert ran.code == 0, ran.err
+    assert (empty / "example.csv").exists() and load(empty / "example.toml").spec.output.schema_
+    (empty / "example.toml").unlink()
+    assert "example.csv   6 rows\n" in cli("init").out, "now it is the one table that is here"
+    (empty / "my table.csv").write_text("text\nsome words about a thing\n")
+    ran = cli("init")
+    assert ran.code == 2 and "example.csv\n  my table.csv" in ran.err and "`pipeline init example.csv`" in ran.err
+
+
+def test_an_example_is_not_left_where_the_job_cannot_be_written(empty: Path, cli: Cli) -> None:
+    (empty / "example.toml").write_text("kept")
+    ran = cli("init")
+    assert ran.code == 2 and [each.name for each in empty.iterdir()] == ["example.toml"]
+
+
+def test_a_folder_is_a_table_in_it_or_its_tables_or_its_files(empty: Path, cli: Cli, root: Path) -> None:
+    (empty / "data").mkdir()
+    refused = cli("init", "data")
+    assert refused.code == 2 and "nothing that can be asked about" in refused.err
+    (empty / "data" / "one.csv").write_text("id,text\n1,some words about a thing\n")
+    assert cli("init", "data").code == 0 and load(empty / "one.toml").spec.input.path == "data/one.csv"
+    (empty / "data" / "two.csv").write_text("id,text\n2,some words about another\n")
+    assert cli("init", "data").code == 0 and load(empty / "data.toml").spec.input.path == "data/*.csv"
+    (empty / "data" / "three.jsonl").write_text('{"a": 1}\n')
+    refused = cli("init", "data")
+    assert refused.code == 2 and "holds several tables: data/one.csv, data/three.jsonl" in refused.err
+
+
+def test_a_folder_of_documents_is_a_row_a_file(empty: Path, cli: Cli, root: Path) -> None:
+    assert cli("init", mixed(empty, root)).code == 0
+    job = load(empty / "文档.toml")
+    assert (job.spec.input.path, job.spec.input.encoding) == ("文档/", "gb18030")
+    assert "{{ name }}" in job.template.source and "{{ text }}" in job.template.source
+
+
+def test_files_that_are_left_out_are_told(empty: Path, cli: Cli, root: Path) -> None:
+    ran = cli("init", images(empty, root))
+    assert "2 files of the folder left out" in ran.out and "my photos-files.csv" in ran.out
+    assert pl.read_csv("my photos-files.csv")["file"].to_list() == ["bars.png", "disc.png", "lights.png"]
+
+
+def test_a_table_of_files_is_asked_about_its_files(empty: Path, cli: Cli, root: Path) -> None:
+    shutil.copytree(root / "sample_data", empty / "sample_data")
+    assert cli("init", "sample_data/images.csv").code == 0
+    assert load(empty / "images.toml").spec.input.image == "image"
+    rows = [(empty / "sample_data" / "images" / name).read_bytes() for name in ("bars.png", "disc.png")]
+    pl.DataFrame({"id": ["a", "b"], "picture": rows}).write_parquet("held.parquet")
+    assert cli("init", "held.parquet").code == 0
+    assert load(empty / "held.toml").spec.input.image == "picture"
+    refused = cli("init", "held.parquet", "--template", "translate", "--text", "id", "--to", "t.toml")
+    assert refused.code == 0, refused.err
+    (empty / "gone.csv").write_text("id,photo\n1,not_there.png\n")
+    refused = cli("init", "gone.csv", "--template", "images")
+    assert refused.code == 2 and "no column of gone.csv holds files" in refused.err
+
+
+def test_at_most_two_questions_are_asked_of_a_terminal(empty: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    (empty / "t.csv").write_text("id,question,answer\n1,what is it that you want,a good deal more than anybody has\n")
+
+    def typed(*lines: str) -> None:
+        answers = io.StringIO("".join(f"{line}\n" for line in lines))
+        monkeypatch.setattr(answers, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdin", answers)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    typed("seven", "extract", "2")
+    ran = cli("init", "t.csv")
+    assert ran.code == 0, ran.err
+    assert "none of these" in ran.err
+    assert "{{ question }}" in load(empty / "t.toml").template.source
+    typed("", "")
+    ran = cli("init", "t.csv", "--to", "second.toml")
+    assert ran.code == 0 and "{{ answer }}" in load(empty / "second.toml").template.source
+    typed()
+    ran = cli("init", "t.csv", "--template", "extract", "--text", "answer", "--to", "third.toml")
+    assert ran.code == 0, "nothing is asked that was said"
+
+
+def test_the_column_that_is_named_must_hold_text(empty: Path, cli: Cli) -> None:
+    pl.DataFrame({"n": [1], "text": ["some words about a thing"]}).write_parquet("t.parquet")
+    assert "is not a column" in cli("init", "t.parquet", "--text", "body").err
+    assert "holds no text" in cli("init", "t.parquet", "--text", "n").err
+    assert "not for the template generate" in cli("init", "t.parquet", "--template", "generate", "--text", "text").err
+
+
+def test_an_id_is_found_over_all_rows(empty: Path, cli: Cli) -> None:
+    words = random.Random(1)
+    rows = [f"{n % 1500},K-{n},{words.random()} some words about it" for n in range(2000)]
+    (empty / "t.csv").write_text("id,sku,text\n" + "\n".join(rows) + "\n")
+    assert cli("init", "t.csv").code == 0
+    assert load(empty / "t.toml").spec.input.id == "sku", "`id` is unique in the first thousand rows only"
+
+
+def test_the_commands_call_the_program_as_it_was_called(empty: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    (empty / "-odd name.csv").write_text("text\nsome words about a thing\n")
+    ran = cli("init", "./-odd name.csv")
+    assert "estimate './-odd name.toml'\n" in ran.out
+    assert "export GEMINI_API_KEY=…" in ran.err
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    assert "export" not in cli("init", "./-odd name.csv", "--to", "t.toml").err
