@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,16 +15,33 @@ from typing import Any
 import polars as pl
 import pytest
 from commands import Ran
-from serving import served, stats
+from serving import served, served_each, stats
 
 from pipeline import report
+from pipeline.emulator import EmulatorOptions
 from pipeline.process import make_private
 from pipeline.run import generations
 from pipeline.store import seals
 from pipeline.store.manifest import read as read_manifest
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
-EDITS = ("append", "remove", "move", "change", "double", "template", "system", "merge", "cap")
+TABLE = ("append", "remove", "move", "change", "double")
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "template": ("Say {{ text }}", "Sing {{ text }}"),
+    "system": ("Be kind.", "Be short."),
+    "merge": ("Merge:", "Join:"),
+    "cap": (8000, 9000, 10_000),
+    "chunk": (150, 200, 260),
+    "overlap": (0, 20, 60),
+    "model": ("gemini-3.5-flash-lite", "gemini-3-flash-preview", "two"),
+}
+"""Edits of the job: each takes one of these, and so goes back at times."""
+TWO = (
+    "gemini-3.8-flash",
+    '[[target]]\nname = "short"\n[[target]]\nname = "long"\nmodel = "gemini-3.1-pro-preview"\n'
+    "[[route]]\nwhere = \"LENGTH(body) < 100\"\ntargets = ['short']\n[[route]]\ntargets = ['long']\n",
+)
+"""Two models, of which the content of a row says which: what one was asked the other is not."""
 LONG = " ".join(f"word{number}" for number in range(400))
 
 
@@ -44,20 +62,24 @@ def write_job(
     cap: int = 200,
     merge: str = "",
     more: str = "",
+    chunk: int = 200,
+    overlap: int = 0,
+    model: str = "gemini-3.5-flash-lite",
 ) -> Path:
-    """A job over rows of (id, body); with a template to `merge` long bodies are cut."""
+    """A job over rows of (id, body); with a template to `merge` long ones are cut. `two` models: long rows have one."""
     table = rows if rows is not None else [(str(number), word) for number, word in enumerate(WORDS)]
     pl.DataFrame({"id": [key for key, _ in table], "body": [body for _, body in table]}).write_csv(here / "words.csv")
     cut = (
-        f'[chunk]\nmax_tokens = 200\noverlap_tokens = 0\n[reduce]\ntemplate = "{merge} {{{{ parts }}}}"\n'
+        f'[chunk]\nmax_tokens = {chunk}\noverlap_tokens = {overlap}\n[reduce]\ntemplate = "{merge} {{{{ parts }}}}"\n'
         if merge
         else ""
     )
+    name, targets = TWO if model == "two" else (model, "")
     (here / "small.toml").write_text(
         '[input]\npath = "words.csv"\nid = "id"\ntext = "body"\n'
         f'[prompt]\nsystem = "{system}"\ntemplate = "{template}"\n{cut}'
-        f'[model]\nname = "gemini-3.5-flash-lite"\nmax_output_tokens = {cap}\n'
-        f'[limits]\nrpm = 0\ntpm = 0\n[output]\npath = "out.parquet"\n{more}\n'
+        f'[model]\nname = "{name}"\nmax_output_tokens = {cap}\n'
+        f'[limits]\nrpm = 0\ntpm = 0\n[output]\npath = "out.parquet"\n{targets}{more}\n'
     )
     return here / "small.toml"
 
@@ -66,7 +88,7 @@ def counted(url: str) -> int:
     return int(stats(url)["requests"])
 
 
-def answers(path: str = "out.parquet") -> list[tuple[Any, ...]]:
+def answers(path: Path | str = "out.parquet") -> list[tuple[Any, ...]]:
     columns = ("id", "status", "response", "input_tokens", "output_tokens", "cost_usd")
     return pl.read_parquet(path).select(columns).rows()
 
@@ -300,52 +322,87 @@ def test_what_another_target_took_over_is_not_asked_again(here: Path, cli: Calla
     assert (again["calls"], again["kept"], again["ok"]) == (1, 9, 7)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_any_row_of_edits_comes_to_what_a_fresh_run_of_the_last_job_gives(
-    here: Path, cli: Callable[..., Ran], url: str, seed: int
-) -> None:
-    """Random edits of table and job: the output is that of a fresh run, and nothing is bought that was bought."""
+def random_rows(rng: random.Random) -> list[tuple[str, str]]:
+    return [(f"k{number}", rng.choice([f"text {number}", LONG[: rng.randrange(100, 2600)]])) for number in range(8)]
+
+
+def edit(rng: random.Random, kind: str, rows: list[tuple[str, str]], settings: dict[str, Any]) -> None:
+    """Make one edit of that kind of the table or the job."""
+    place, name = rng.randrange(len(rows)), rng.random()
+    if kind == "append":
+        rows.append((f"n{name}", f"new {rng.random()}"))
+    elif kind == "remove" and len(rows) > 3:
+        rows.pop(place)
+    elif kind == "move":
+        rows.insert(rng.randrange(len(rows)), rows.pop(place))
+    elif kind == "change":
+        body = rng.choice([f"changed {name}", rows[place][1] + f" and {name}"])  # a longer one has pieces of before
+        rows[place] = (rows[place][0], body)
+    elif kind == "double":
+        rows.append((f"d{name}", rows[place][1]))
+    elif kind in CHOICES:
+        settings[kind] = rng.choice(CHOICES[kind])
+
+
+def asked(url: str) -> Counter[tuple[str, int]]:
+    """What the service answered, by model and content: a limit on the length of an answer is no part of it."""
+    return Counter((each["model"], each["prompt"]) for each in stats(url, log=True)["log"] if each["status"] == 200)
+
+
+def differs_nowhere_from_a_fresh_run(seed: int, here: Path, cli: Callable[..., Ran], urls: list[str]) -> None:
+    """Edit a job and its table at random, run it after each edit, and a fresh run of the same beside it, elsewhere."""
     rng = random.Random(seed)
-    is_cut = seed % 2 == 0  # of the others rows are carried over as they are, where only the table is edited
-    edits = EDITS if is_cut else EDITS[:5]
-    rows = [(f"k{number}", rng.choice([f"text {number}", LONG[: rng.randrange(100, 2600)]])) for number in range(8)]
-    settings: dict[str, Any] = {"merge": "Merge:" if is_cut else "", "cap": 8000}
+    kinds = (TABLE, (*TABLE, "model", "template"), (*TABLE, *CHOICES))[
+        seed % 3
+    ]  # after those of a table rows are carried
+    rows, elsewhere = random_rows(rng), here / "elsewhere"
+    elsewhere.mkdir()
+    settings: dict[str, Any] = {"cap": 8000, **({"merge": "Merge:"} if seed % 3 == 2 else {})}
+    known = fresh_known = Counter[tuple[str, int]]()
     for step in range(4):
-        if step:
-            for _ in range(rng.randrange(1, 4)):
-                edit = rng.choice(edits)
-                place = rng.randrange(len(rows))
-                if edit == "append":
-                    rows.append((f"n{step}{len(rows)}{rng.random()}", f"new {rng.random()}"))
-                elif edit == "remove" and len(rows) > 3:
-                    rows.pop(place)
-                elif edit == "move":
-                    rows.insert(rng.randrange(len(rows)), rows.pop(place))
-                elif edit == "change":
-                    rows[place] = (rows[place][0], f"changed {rng.random()}")
-                elif edit == "double":
-                    rows.append((f"d{step}{len(rows)}{rng.random()}", rows[place][1]))
-                elif edit == "template":
-                    settings["template"] = rng.choice(["Say {{ text }}", "Sing {{ text }}"])
-                elif edit == "system":
-                    settings["system"] = rng.choice(["Be kind.", "Be short."])
-                elif edit == "merge":
-                    settings["merge"] = rng.choice(["Merge:", "Join:"])
-                else:
-                    settings["cap"] = rng.choice([8000, 9000, 10_000])
-        told = run(cli, write_job(here, rows, **settings))
-        assert told["ok"] == told["rows"] == len(rows)
-        if step:
-            assert told["calls"] + told["kept"] + told["identical"] > 0
-    seen = stats(url, prompts=True)["prompts"]
-    assert max(seen.values()) == 1, "nothing was bought twice"
-    ours = answers()
-    fresh = run(cli, write_job(here, rows, **settings), "--fresh", "--out", "fresh.parquet")
-    assert fresh["kept"] == 0
-    theirs = answers("fresh.parquet")
-    assert [row[:3] for row in ours] == [row[:3] for row in theirs]
-    # Of rows that are alike one pays for all, whichever was asked first.
-    assert sorted((row[2], *row[3:]) for row in ours) == sorted((row[2], *row[3:]) for row in theirs)
+        for _ in range(rng.randrange(1, 4) if step else 0):
+            edit(rng, rng.choice(kinds), rows, settings)
+        shutil.rmtree(elsewhere / "runs", ignore_errors=True)
+        tables = []
+        for place, url in ((here, urls[0]), (elsewhere, urls[1])):
+            with pytest.MonkeyPatch.context() as patched:
+                patched.chdir(place)
+                patched.setenv("GOOGLE_GEMINI_BASE_URL", url)
+                patched.setenv("XDG_STATE_HOME", str(place / "state"))
+                told = run(cli, write_job(place, rows, **settings), "--overwrite")
+            assert told["ok"] == told["rows"] == len(rows)
+            tables.append(answers(place / "out.parquet"))
+        now, fresh_now = asked(urls[0]), asked(urls[1])
+        wanted = fresh_now - fresh_known
+        assert now - known == Counter(wanted.keys() - known.keys()), (seed, step, settings)
+        known, fresh_known = now, fresh_now
+        ours, theirs = tables
+        assert [row[:3] for row in ours] == [row[:3] for row in theirs], (seed, step, settings)
+        # Of rows that are alike one pays for all, whichever was asked first.
+        assert sorted(row[2:] for row in ours) == sorted(row[2:] for row in theirs), (seed, step, settings)
+
+
+@pytest.fixture
+def two_services(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Two services that answer as a real one, and remember what they were asked."""
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+    with served_each([EmulatorOptions(marked=False, model_version=None, log_size=100_000)] * 2) as urls:
+        yield urls
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_after_any_row_of_edits_a_run_is_as_a_fresh_one_and_bought_what_is_new(
+    here: Path, cli: Callable[..., Ran], two_services: list[str], seed: int
+) -> None:
+    differs_nowhere_from_a_fresh_run(seed, here, cli, two_services)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", (0, *range(6, 100)))
+def test_after_more_edits_a_run_is_as_a_fresh_one_and_bought_what_is_new(
+    here: Path, cli: Callable[..., Ran], two_services: list[str], seed: int
+) -> None:
+    differs_nowhere_from_a_fresh_run(seed, here, cli, two_services)
 
 
 def test_a_kill_while_rows_are_carried_over_costs_nothing(
