@@ -33,7 +33,7 @@ def settings(
         from pipeline.job.schema import schema_text
 
         if name is not None:
-            raise JobError("--schema prints that of a whole job file", f"leave {name} out")
+            raise JobError("--schema prints that of a whole job file", "leave the name out")
         sys.stdout.buffer.write(schema_text().encode())
         sys.stdout.flush()
         return
@@ -41,8 +41,10 @@ def settings(
     found = section.settings if section else settings_called(name or "")
     if name and not found:
         close = close_to(name)
-        meant = f"did you mean {' or '.join(close)}? " if close else ""
-        raise JobError(f"{name} is no setting and no section", f"{meant}`pipeline settings` lists all")
+        hint = "`pipeline settings` lists all"
+        if close:
+            hint = f"did you mean {', '.join(close)}? `pipeline settings` lists all"
+        raise JobError(f"{name} is no setting and no section", hint)
     if json:
         every = found if name else [each for each_section in sections() for each in each_section.settings]
         console.show_json(console.settings_json(every))

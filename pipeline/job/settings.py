@@ -107,7 +107,7 @@ def _sections(name: str, form: Form, endpoint: Form) -> Iterator[SectionAbout]:
 
 
 def _setting(section: str, key: str, form: Form, head: str, required: bool) -> Setting:
-    assert "examples" in form, f"{section}.{key} is to have an example: Field(examples=[…])"
+    assert "examples" in form, f"{section}.{key}: Field(examples=[…])"
     example = form["examples"][0]
     if "properties" in form.get("items", ()):
         head, lines = f"[[{section}.{key}]]", [f"{name} = {toml(value)}" for name, value in example[0].items()]
