@@ -96,7 +96,7 @@ def put(job: Job, place: tuple[str, ...], value: Any) -> None:
         at = at[-1] if isinstance(at, list) and at else at
         if not isinstance(at, dict):
             return
-    at[place[-1]] = value
+    at[place[-1]] = copy.deepcopy(value)
 
 
 def compare(job: Job) -> str:
