@@ -74,6 +74,7 @@ RANKS: dict[str, int] = {
     "starting": 7,
     "telemetry": 7,
     "console": 8,
+    "api": 9,
     "cli": 9,
     "__init__": 10,  # the names of the package
     "__main__": 10,

@@ -2,7 +2,6 @@
 
 import tomllib
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,8 @@ import typer
 from pipeline.errors import JobError
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from pipeline.job import Job
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="job file, e.g. jobs/summarize.toml")]
@@ -92,10 +93,6 @@ Sample = Annotated[
 ]
 
 
-_MOST_PLACES = 9
-"""Before the point of an amount, less one: who types more has slipped."""
-
-
 def load_job(
     path: Path,
     out: str | None,
@@ -138,33 +135,15 @@ def canonical(changes: Mapping[str, object]) -> str | None:
     return dumps(changes, sort_keys=True, ensure_ascii=False) if changes else None
 
 
-def parse_usd(text: str | None) -> Decimal | None:
+def parse_usd(text: str | None) -> "Decimal | None":
     """An amount above 0. Raises `JobError`."""
-    if text is None:
-        return None
-    try:
-        amount = Decimal(text.removeprefix("$"))
-    except InvalidOperation:
-        amount = Decimal("nan")
-    if not amount.is_finite() or amount.adjusted() > _MOST_PLACES:
-        raise JobError(f"--max-cost {text} is not an amount in USD", "for instance `--max-cost 2.50`")
-    if amount <= 0:
-        raise JobError("--max-cost must be above 0", "`pipeline estimate` says what the job costs")
-    return amount
+    from pipeline.run.wishes import usd
+
+    return None if text is None else usd(text, "--max-cost")
 
 
 def parse_kinds(text: str | None) -> frozenset[str]:
     """Statuses and causes of rows to be redone. Raises `JobError`."""
-    if text is None:
-        return frozenset()
-    from typing import get_args
+    from pipeline.run.wishes import kinds
 
-    from pipeline.records import STATUSES, ErrorKind
-
-    kinds = frozenset(kind.strip() for kind in text.split(",") if kind.strip())
-    known = {*STATUSES[1:], *get_args(ErrorKind)}
-    if not kinds:  # of a variable that is not set: nothing would be redone, without a word
-        raise JobError("--retry names no status and no cause", f"they are {', '.join(sorted(known))}")
-    if unknown := sorted(kinds - known):
-        raise JobError(f"--retry: {unknown[0]} is no status or cause", f"they are {', '.join(sorted(known))}")
-    return kinds
+    return frozenset() if text is None else kinds(text.split(","), "--retry")

@@ -40,7 +40,6 @@ from pipeline.terminal import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from datetime import datetime
 
     from pipeline.job import Job
     from pipeline.plan import Plan
@@ -129,7 +128,7 @@ def run(
     """
     with quick_imports():
         from pipeline import console
-        from pipeline.run import prepare, status
+        from pipeline.run import prepare, status, wishes
         from pipeline.run.batching import counted, until
 
     loaded = load_job(job, out, model, rpm, tpm, rpd)
@@ -151,7 +150,7 @@ def run(
         changes=canonical(changed),
         pace=pace,
         overwrite=overwrite,
-        by=_deadline(loaded, by),
+        by=wishes.deadline(loaded, by),
         by_said=by or loaded.spec.run.by or "",
         leave=leave,
         cancel_batches=cancel_batches,
@@ -256,10 +255,11 @@ def estimate(
 
         from pipeline import console, estimating
         from pipeline.run import prepare, services
+        from pipeline.run.wishes import moment
 
     loaded = load_job(job, None, model, rpm, tpm, rpd)
     check_sample(sample, {"--limit": limit, "--pilot": pilot})
-    wishes = estimating.Wishes(everything, exact, compare, _moment(loaded, by))
+    wishes = estimating.Wishes(everything, exact, compare, moment(loaded, by))
     prepared = prepare.prepare(loaded, prepare.Options(offline, limit, parse_usd(max_cost), pace=pace))
     if pilot is not None or exact:
         prepared = anyio.run(services.identified, prepared)
@@ -304,27 +304,6 @@ def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> bool:
     return True
 
 
-def _deadline(job: "Job", by: str | None) -> "datetime | None":
-    """The moment that `run --by` means, or `[run] by`. Raises `JobError` where `--by` would change nothing."""
-    keeps_to_it = any("deadline" in target.takes for target, _ in job.targets)
-    if by is not None and not keeps_to_it and all(each.choice == "standard" for each in job.asked):
-        raise JobError(
-            "--by is kept by way of `[model] lane` and of targets with the fallback `deadline`: the job names none",
-            "`pipeline estimate JOB --by TIME` says whether it ends in time",
-        )
-    return _moment(job, by, may_be_past=by is None)
-
-
-def _moment(job: "Job", by: str | None, *, may_be_past: bool = False) -> "datetime | None":
-    """What `--by` means, or else `[run] by`, which a run that has batches out may have missed."""
-    from datetime import UTC, datetime
-
-    from pipeline.plan.timing import next_time, time_after
-
-    text = job.spec.run.by if by is None else by
-    return None if text is None else (time_after if may_be_past else next_time)(text, datetime.now(UTC))
-
-
 def _run(prepared: "Session", yes: bool, watch: "Watch") -> "Ended":
     """Run it once the plan is agreed to."""
     with quick_imports():
@@ -348,7 +327,7 @@ def _confirm(yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool, Se
         if session.options.cancel_batches:
             console.show_cancelling(session.job.name, str(session.directory))
             return
-        _show_start(plan, continued, session)
+        console.show_beginning(plan, continued, session)
         if not (session.rehearsal or yes or plan.load.prompts == 0):
             if not (sys.stdin.isatty() and sys.stderr.isatty()):
                 raise JobError("nobody is here to say yes to the cost", "add `--yes`, and perhaps `--max-cost USD`")
@@ -356,19 +335,6 @@ def _confirm(yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool, Se
                 typer.confirm(spoken("Continue?"), abort=True, err=True)
 
     return confirm
-
-
-def _show_start(plan: "Plan", continued: bool, session: "Session") -> None:
-    from pipeline import console
-
-    if session.change:
-        console.show_change(session.change, bool(plan.sampled_rows))
-    options, asked = session.options, ""
-    if options.sampled:
-        asked = f"sample of {{rows}}, {options.sampled}"
-    elif options.pilot is not None or session.redo:
-        asked = f"{'redo' if session.redo else 'pilot'} of {{rows}}"
-    console.show_start(plan, session.job.name, str(session.directory), continued, session.kind, asked)
 
 
 def _dry_run(prepared: "Session", json: bool) -> None:
@@ -381,7 +347,7 @@ def _dry_run(prepared: "Session", json: bool) -> None:
     prepared = anyio.run(services.identified, prepared)
     with console.busy("reading the table"):
         plan, session = anyio.run(estimating.foreseen, prepared)
-    _show_start(plan, plan.documents_done > 0, session)
+    console.show_beginning(plan, plan.documents_done > 0, session)
     if json:
         console.show_json(console.plan_json(estimating.as_estimate(plan, session)))
     nothing = "nothing was sent and nothing was written"

@@ -5,7 +5,7 @@ from pipeline.console.differences import show_differences, show_differences_json
 from pipeline.console.exports import show_exported, show_exported_calls
 from pipeline.console.failures import show_failures
 from pipeline.console.live import ended, follow
-from pipeline.console.plans import show_cancelling, show_change, show_estimate, show_start
+from pipeline.console.plans import show_cancelling, show_estimate
 from pipeline.console.plans_json import plan_json
 from pipeline.console.progress import PilotWatch, notice, watch
 from pipeline.console.reports import models_json, show_models, show_runs, show_standing, show_summary
@@ -26,6 +26,7 @@ from pipeline.console.screen import (
     things,
 )
 from pipeline.console.settings import settings_json, show_section, show_sections, show_setting
+from pipeline.console.starts import show_beginning
 
 __all__ = [
     "PilotWatch",
@@ -41,8 +42,8 @@ __all__ = [
     "out",
     "plan_json",
     "settings_json",
+    "show_beginning",
     "show_cancelling",
-    "show_change",
     "show_columns",
     "show_differences",
     "show_differences_json",
@@ -65,7 +66,6 @@ __all__ = [
     "show_sections",
     "show_setting",
     "show_standing",
-    "show_start",
     "show_steps",
     "show_summary",
     "steps_json",

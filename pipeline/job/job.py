@@ -27,6 +27,8 @@ from pipeline.schemas.checks import Checks
 from pipeline.sections import JobFile, TargetSection
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, REFINE_VARIABLES, Template
 
+GIVEN = "runs/.given/"
+"""Where tables lie that a run was given in memory, each named by its content."""
 _ANSWER_SECTIONS = ("input", "prompt", "chunk", "reduce", "refine", "redact", "model", "tools")
 _NO_PART_OF_ANSWERS = {
     *("prices", "labels", "stream", "restore", "prefix_cache", "lane"),
@@ -80,6 +82,8 @@ class Job:
             sections["output"] = {"schema": self.schema.text, "repair": self.spec.output.repair}
         if self.spec.check:
             sections["check"] = {"checks": [check.model_dump(exclude_defaults=True) for check in self.spec.check]}
+        if self.spec.input.path.startswith(GIVEN):  # the name says no more than the content does
+            sections["input"]["path"] = GIVEN
         if self.spec.pack:
             sections["pack"] = {"packed": True}  # of how many rows is no part of an answer
         return sections

@@ -17,14 +17,37 @@ from pipeline.mistakes import as_job_error
 from pipeline.protocols import PROTOCOLS, Protocol
 from pipeline.sections import JobFile
 
+_BY_PROGRAM = "a program"
+"""Where a setting comes from that stands in no file."""
+
 
 def load(path: Path, flags: Mapping[str, object] | None = None) -> Job:
     """Read a job file; `flags` ("model.name" → value, None: not given) win over it. Raises `JobError`."""
     return compiled(path, *read_job(path, flags))
 
 
+def load_with(path: Path, sections: Mapping[str, object]) -> Job:
+    """Read a job file and lay sections over it: keys of a table one by one, all else whole. Raises `JobError`."""
+    data, text = _written(path)
+    for name, values in sections.items():
+        there = data.get(name)
+        data[name] = {**there, **values} if isinstance(there, dict) and isinstance(values, dict) else values
+    return compiled(path, *_checked(path, data, text, _origins(data, str(path)) | _origins(sections, _BY_PROGRAM), {}))
+
+
+def made(name: str, sections: Mapping[str, Any]) -> Job:
+    """A job that stands in no file: its sections as a file has them. Raises `JobError`."""
+    path = Path(name)
+    return compiled(path, *_checked(path, dict(sections), "", _origins(sections, _BY_PROGRAM), {}))
+
+
 def read_job(path: Path, flags: Mapping[str, object] | None = None) -> tuple[JobFile, Mapping[str, str]]:
     """A job file's settings, and where each comes from; no other file is read. Raises `JobError`."""
+    data, text = _written(path)
+    return _checked(path, data, text, _origins(data, str(path)), flags or {})
+
+
+def _written(path: Path) -> tuple[dict[str, Any], str]:
     try:
         text = path.read_text("utf-8-sig")
         data = tomllib.loads(text)
@@ -41,14 +64,21 @@ def read_job(path: Path, flags: Mapping[str, object] | None = None) -> tuple[Job
             f"the job file is called {path.name!r}, and its run directory would be called {path.stem!r}",
             "give it a plain name such as summarize.toml",
         )
-    origins = {
-        f"{section}.{key}": str(path) for section, values in data.items() if isinstance(values, dict) for key in values
-    }
-    variable = _named_protocol(data, flags or {}).base_url_variable
+    return data, text
+
+
+def _origins(sections: Mapping[str, Any], origin: str) -> dict[str, str]:
+    return {f"{name}.{key}": origin for name, values in sections.items() if isinstance(values, dict) for key in values}
+
+
+def _checked(
+    path: Path, data: dict[str, Any], text: str, origins: dict[str, str], flags: Mapping[str, object]
+) -> tuple[JobFile, Mapping[str, str]]:
+    variable = _named_protocol(data, flags).base_url_variable
     if (base_url := os.environ.get(variable)) and isinstance(data.setdefault("endpoint", {}), dict):
         data["endpoint"]["base_url"] = base_url
         origins["endpoint.base_url"] = variable
-    for name, value in (flags or {}).items():
+    for name, value in flags.items():
         if value is not None:
             section, key = name.split(".")
             if isinstance(data.setdefault(section, {}), dict):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,6 +58,14 @@ class View:
             attempt(self.own, form, file)
 
         return self._put(path, overwrite, "--to", trial, lambda file: self._write(file, form), self._check)
+
+    def frame(self) -> pl.DataFrame:
+        """The table, whole in memory. Raises `InputChanged` as a run does."""
+        file = BytesIO()
+        self._write(file, replace(self.form, suffix=".parquet"))
+        self._check()
+        file.seek(0)
+        return pl.read_parquet(file)
 
     def put_calls(self, path: Path, overwrite: bool) -> int:
         """Write the table of all calls to `path`, and say how many rows it has; else as `put`."""
@@ -164,8 +173,8 @@ class View:
             yield numbers.join(keys, on=ROW, how="left", maintain_order="left")
 
 
-def view(directory: Path) -> View:
-    """What can be written of the run in a directory, which may go on meanwhile.
+def view(directory: Path, job: Job | None = None) -> View:
+    """What can be written of the run in a directory, which may go on meanwhile; None is the job that it names.
 
     Raises `RunStateError` for a directory that is none of a run, or damaged.
     """
@@ -175,10 +184,10 @@ def view(directory: Path) -> View:
     batch = load_unsealed(directory, parse_stored)
     unsealed = Unsealed(batch.sealed, results_frame(batch.results.values()))
     rows, lacks = _covered(directory), list[str]()
-    job, session, form = None, None, Form("")
+    session, form = None, Form("")
     own = pl.Schema({(manifest.identity.get("input") or {}).get("id") or "row": pl.String()})
     try:
-        job = load(Path(manifest.job_path), {"model.name": manifest.model})
+        job = job or load(Path(manifest.job_path), {"model.name": manifest.model})
         source = _as_it_was(job, manifest)
         rows = source.count() if rows is None else rows
         session = Session(job, source, rows, Options(), None, manifest.kind)

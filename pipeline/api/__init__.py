@@ -1,0 +1,22 @@
+"""What a program or a notebook calls: jobs, estimates, runs and their results."""
+
+import sys
+from types import ModuleType
+
+from pipeline.api.estimates import Estimate, estimate
+from pipeline.api.jobs import load
+from pipeline.api.results import Results, read
+from pipeline.api.runs import run, run_async
+from pipeline.errors import PipelineError
+from pipeline.job import Job
+
+__all__ = ["Estimate", "Job", "PipelineError", "Results", "estimate", "load", "read", "run", "run_async"]
+
+
+class _Called(ModuleType):
+    """`pipeline.run` is a folder of modules, and what runs a job when it is called."""
+
+    __call__ = staticmethod(run)
+
+
+sys.modules["pipeline.run"].__class__ = _Called

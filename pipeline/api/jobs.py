@@ -1,0 +1,73 @@
+"""A job, from its file or from a mapping, and the table that it is given."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipeline.api.tables import Table, kept
+from pipeline.errors import JobError
+from pipeline.job import GIVEN, Job, load_with, made
+
+_NOT_GIVEN = "(the table that is given)"
+
+
+def load(job: str | Path | Mapping[str, Any], /, *, name: str | None = None, **sections: Any) -> Job:
+    """A job from its file, or from a mapping of its sections, with `sections` laid over it.
+
+    `name` is that of the run directory; a mapping needs one. Its `output.path` may be missing, which is then
+    `results/NAME.parquet`, and its `input.path` where `table=` gives a table. Raises `JobError`.
+    """
+    if name is not None and (not name.isprintable() or not name.strip(" .") or {*"/\\@"} & {*name} or name[0] == "."):
+        raise JobError(f"a job cannot be called {name!r}: its run directory would be", "a plain name such as reviews")
+    over = {section: _plain(values) for section, values in sections.items()}
+    if isinstance(job, str | Path):
+        loaded = load_with(Path(job), over)
+        return loaded if name is None else replace(loaded, name=name)
+    if name is None:
+        raise JobError("a job that is no file needs a name", 'name="reviews" has it run in runs/reviews')
+    data = {section: _plain(values) for section, values in job.items()}
+    for section, values in over.items():
+        data[section] = {**data.get(section, {}), **values} if isinstance(values, dict) else values
+    for section, value in (("input", _NOT_GIVEN), ("output", f"results/{name}.parquet")):
+        if isinstance(data.setdefault(section, {}), dict):
+            data[section].setdefault("path", value)
+    return replace(made(name, data), name=name)
+
+
+def opened(job: Job | str | Path, table: Table | None) -> Job:
+    """The job with its table. Raises `PipelineError`."""
+    loaded = job if isinstance(job, Job) else load(job)
+    given = loaded.spec.input
+    if table is None:
+        if given.path == _NOT_GIVEN:
+            raise JobError(f"the job {loaded.name} has no table", "give it one: `table=`, or `path` in its input")
+        return loaded
+    return with_path(loaded, str(table) if isinstance(table, str | Path) else kept(table))
+
+
+def with_path(job: Job, path: str) -> Job:
+    """The job with the table at a path; files that a table in memory names lie where the program runs."""
+    given = job.spec.input
+    changes: dict[str, object] = {"path": path}
+    if path.startswith(GIVEN):
+        changes |= {"encoding": None, "separator": None}
+        if given.media and given.files_root is None:
+            changes["files_root"] = "."
+    return replace(job, spec=job.spec.model_copy(update={"input": given.model_copy(update=changes)}))
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python as a job file has it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        return value.model_json_schema()
+    if isinstance(value, Path):
+        return str(value)
+    return float(value) if isinstance(value, Decimal) else value

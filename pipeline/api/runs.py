@@ -1,0 +1,160 @@
+"""A run, started or continued by a program."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+
+import anyio
+
+from pipeline import console, estimating, report
+from pipeline.api.jobs import opened
+from pipeline.api.results import Results, told
+from pipeline.api.tables import Table
+from pipeline.api.words import in_python, translated
+from pipeline.api.work import Asked, Ending, Work
+from pipeline.errors import JobError
+from pipeline.job import Job
+from pipeline.plan import Plan
+from pipeline.run import prepare, services
+from pipeline.run.engine import Monitor
+from pipeline.run.prepare import Session
+from pipeline.run.run import Confirm, Ended
+from pipeline.run.run import run as run_session
+from pipeline.run.wishes import deadline, kinds, usd
+
+
+def run(
+    job: Job | str | Path,
+    table: Table | None = None,
+    *,
+    max_cost_usd: Decimal | float | str | None = None,
+    yes: bool = False,
+    offline: bool = False,
+    limit: int | None = None,
+    sample: int | None = None,
+    retry: str | Iterable[str] = (),
+    fresh: bool = False,
+    wait: bool = False,
+    by: str | datetime | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Results:
+    """Start a job's run, or continue it, and wait until it ends: `pipeline run`, whose flags these are.
+
+    Calls that cost something are made where `max_cost_usd` says how much the run may spend in all, earlier sessions
+    included, or `yes` that its plan is agreed to; else a `JobError` says what they would cost, and nothing is sent.
+    What stops a run in its middle is in its results. Ctrl-C, or a notebook's ■, waits for what is in flight, which is
+    kept as everything before it; a second one does not wait. It works where an event loop runs, and holds it up.
+    `progress=False` prints nothing. Raises `PipelineError` for what is wrong before the first call.
+    """
+    with in_python():
+        return _work(
+            job, table, max_cost_usd, yes, offline, limit, sample, retry, fresh, wait, by, overwrite, progress
+        ).wait()
+
+
+async def run_async(
+    job: Job | str | Path,
+    table: Table | None = None,
+    *,
+    max_cost_usd: Decimal | float | str | None = None,
+    yes: bool = False,
+    offline: bool = False,
+    limit: int | None = None,
+    sample: int | None = None,
+    retry: str | Iterable[str] = (),
+    fresh: bool = False,
+    wait: bool = False,
+    by: str | datetime | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Results:
+    """The same in an event loop, of asyncio or trio, which goes on meanwhile.
+
+    Cancelled, it waits for what is in flight, as `run` does after Ctrl-C; cancelled once more, it does not.
+    """
+    with in_python():
+        return await _work(
+            job, table, max_cost_usd, yes, offline, limit, sample, retry, fresh, wait, by, overwrite, progress
+        ).wait_for()
+
+
+def _work(
+    job: Job | str | Path,
+    table: Table | None,
+    max_cost_usd: Decimal | float | str | None,
+    yes: bool,
+    offline: bool,
+    limit: int | None,
+    sample: int | None,
+    retry: str | Iterable[str],
+    fresh: bool,
+    wait: bool,
+    by: str | datetime | None,
+    overwrite: bool,
+    progress: bool,
+) -> Work[Results]:
+    cap = None if max_cost_usd is None else usd(str(max_cost_usd), "max_cost_usd")
+    redone = kinds([retry] if isinstance(retry, str) else retry, "retry") if retry else frozenset[str]()
+    if fresh and redone:
+        raise JobError("retry is of the rows that were tried, and fresh buys all anew", "leave one of the two out")
+    if sample is not None and (limit is not None or redone):
+        raise JobError("sample says which rows, and limit or retry does too", "leave one of the two out")
+
+    def work(ending: Ending) -> Results:
+        loaded = opened(job, table)
+        options = prepare.Options(
+            offline=offline,
+            limit=limit,
+            max_cost_usd=cap,
+            fresh=fresh,
+            retry=redone,
+            wait=wait,
+            overwrite=overwrite,
+            by=deadline(loaded, by),
+            by_said=str(by or loaded.spec.run.by or ""),
+        )
+        session = prepare.prepare(loaded, options)
+        return ending.run(lambda: _run(session, sample, yes, progress, ending))
+
+    return Work(work)
+
+
+async def _run(session: Session, sample: int | None, yes: bool, progress: bool, ending: Ending) -> Results:
+    if sample is not None:
+        session = await services.identified(session)
+        session, _, left = await estimating.sampled(session, sample)
+        if not left:
+            return told(report.summarize(session.directory), None, session.job)
+    watch = console.watch if progress else _unseen
+    ended: Ended = await run_session(session, _agreed(yes, progress), watch, heed=ending.heed)
+    if ended.interrupted and not ended.stopped:
+        raise Asked
+    stopped = ended.stopped or ended.unwritten
+    return told(ended.summary, stopped and translated(stopped), session.job)
+
+
+def _agreed(yes: bool, progress: bool) -> Confirm:
+    def confirm(plan: Plan, continued: bool, session: Session) -> None:
+        if progress:
+            console.show_beginning(plan, continued, session)
+        if not (session.rehearsal or yes or session.options.max_cost_usd or plan.load.prompts == 0):
+            raise JobError(
+                f"nobody said yes to the cost: {_cost(plan)}; nothing was sent",
+                "`max_cost_usd=` says how much the run may spend in all, or `yes=True` that this is agreed to;"
+                " `sample=20` tries a few rows first",
+            )
+
+    return confirm
+
+
+def _cost(plan: Plan) -> str:
+    calls = console.things(plan.load.prompts, "call")
+    if plan.cost_usd is None:
+        return f"{calls}, at an unknown price"
+    return f"{calls}, about {console.money(plan.cost_usd.expected)}, up to {console.money(plan.cost_usd.high)}"
+
+
+async def _unseen(monitor: Monitor) -> None:
+    await anyio.sleep_forever()

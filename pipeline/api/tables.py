@@ -1,0 +1,69 @@
+"""A table in memory, kept as a file: a run reads its table more than once, and so does who looks at it later."""
+
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+from uuid import uuid4
+
+import polars as pl
+
+from pipeline.errors import InputError
+from pipeline.job import GIVEN
+from pipeline.process import make_private
+
+_BLOCK_BYTES = 2**20
+
+
+class ArrowStream(Protocol):
+    """What hands out its columns by Arrow's C interface, as tables of pandas, pyarrow and DuckDB do."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """The stream."""
+        ...
+
+
+Table = str | Path | pl.DataFrame | pl.LazyFrame | ArrowStream
+
+
+def kept(table: pl.DataFrame | pl.LazyFrame | ArrowStream) -> str:
+    """Keep a table under the name of its content, and return the path: the same rows are the same file.
+
+    A LazyFrame is written as it is read, in bounded memory. Raises `InputError` for what cannot be kept, OSError.
+    """
+    frame = table if isinstance(table, pl.DataFrame | pl.LazyFrame) else _framed(table)
+    directory = Path(GIVEN)
+    make_private(directory)
+    hidden = directory / f".{uuid4().hex}.tmp"
+    try:
+        hidden.touch(0o600)
+        try:
+            frame.lazy().sink_parquet(hidden)
+        except pl.exceptions.PolarsError as error:
+            raise InputError(
+                f"the table cannot be kept as Parquet: {(str(error).splitlines() or ['?'])[0]}",
+                "a column is text, numbers, dates, or lists and structs of these",
+            ) from error
+        with hidden.open("rb") as file:
+            digest = blake2b(digest_size=16)
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+            final = directory / f"{digest.hexdigest()}.parquet"
+            if not final.exists():  # one that is there may be read at this moment: it is left alone
+                os.fsync(file.fileno())
+                hidden.rename(final)
+        return str(final)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _framed(table: ArrowStream) -> pl.DataFrame:
+    if not hasattr(table, "__arrow_c_stream__"):
+        raise InputError(
+            f"a {type(table).__name__} is no table",
+            "a path, a frame of polars, or what has `__arrow_c_stream__`, as pandas, pyarrow and DuckDB do",
+        )
+    try:
+        return pl.DataFrame(table)
+    except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
+        raise InputError(f"the {type(table).__name__} cannot be read: {error}") from error

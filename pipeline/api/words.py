@@ -1,0 +1,47 @@
+"""What is said of flags and commands, as it is said in Python."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.errors import PipelineError, as_known
+
+_ARGUMENTS = {
+    "by": "by=",
+    "fresh": "fresh=True",
+    "limit": "limit=",
+    "max-cost": "max_cost_usd=",
+    "offline": "offline=True",
+    "overwrite": "overwrite=True",
+    "retry": "retry=",
+    "sample": "sample=",
+    "wait": "wait=True",
+    "yes": "yes=True",
+}
+_FLAG = re.compile(r"--([a-z][a-z-]*)(?: (?:USD|N|KINDS|TIME)\b)?")
+
+
+@contextmanager
+def in_python() -> Iterator[None]:
+    """Raise what a person can mend as the one error that it is, in the words of a call."""
+    try:
+        yield
+    except Exception as error:
+        if (known := as_known(error)) is None:
+            raise
+        translated(known)
+        if known is error:
+            raise
+        raise known from error
+
+
+def translated(error: PipelineError) -> PipelineError:
+    """The same error, of which flags are arguments."""
+    error.message, error.hint = _said(error.message), _said(error.hint)
+    error.args = (error.message,)
+    return error
+
+
+def _said(text: str) -> str:
+    text = _FLAG.sub(lambda flag: _ARGUMENTS.get(flag[1]) or flag[0], text)
+    return text.replace("the same command", "the same call")

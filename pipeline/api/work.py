@@ -1,0 +1,142 @@
+"""Work in a thread with an event loop of its own, which can be asked to end: its caller may have a loop, or none."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent import futures
+from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
+from itertools import count
+from typing import Generic, TypeVar
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+
+from pipeline.process import backend
+from pipeline.run.engine import Engine
+
+Done = TypeVar("Done")
+_LOOK_S = 0.5
+"""A wait so long lets Ctrl-C through on every system."""
+_PATIENCE = 3
+_ENDED = "what was answered is kept, and the same call goes on"
+
+
+class Asked(Exception):
+    """It was asked to end before it began, or while it could be left at once."""
+
+
+class Ending:
+    """How somebody else's thread asks a run to end: once, and what is in flight is waited for; twice, and it is not."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._engine: Engine | None = None
+
+    def ask(self) -> None:
+        """Ask it, from any thread."""
+        with self._lock:
+            self._asked += 1
+            if self._loop is not None:
+                with suppress(RuntimeError):  # its loop has ended by itself
+                    self._loop.call_soon_threadsafe(self._heed)
+
+    async def heed(self, engine: Engine) -> None:
+        """Have the engine of a run end as it is asked."""
+        self._engine = engine
+        try:
+            if self._asked:
+                self._heed()
+            await anyio.sleep_forever()
+        finally:
+            self._engine = None
+
+    def run(self, work: Callable[[], Awaitable[Done]]) -> Done:
+        """Run it in a loop of this thread. Raises `Asked` where it was left at once."""
+        return anyio.run(self._within, work, backend_options=backend())
+
+    async def _within(self, work: Callable[[], Awaitable[Done]]) -> Done:
+        with anyio.CancelScope() as scope:
+            with self._lock:
+                self._loop, self._scope = asyncio.get_running_loop(), scope
+                if self._asked:
+                    raise Asked
+            try:
+                return await work()
+            finally:
+                with self._lock:
+                    self._loop = self._scope = None
+        raise Asked
+
+    def _heed(self) -> None:
+        if self._engine is None:
+            if self._scope is not None:
+                self._scope.cancel()
+        elif self._asked > 1:
+            self._engine.abandon()
+        elif not self._engine.interrupted:
+            self._engine.halt(None)
+
+
+class Work(Generic[Done]):
+    """Something that goes on in a thread of its own; `ending` asks it to end."""
+
+    def __init__(self, work: Callable[[Ending], Done]) -> None:
+        self.ending = Ending()
+        self._future: futures.Future[Done] = futures.Future()
+        context = copy_context()  # what it prints belongs to whoever began it, as to a cell of a notebook
+        threading.Thread(target=partial(context.run, self._run, work), name="pipeline").start()
+
+    def _run(self, work: Callable[[Ending], Done]) -> None:
+        try:
+            self._future.set_result(work(self.ending))
+        except BaseException as error:
+            self._future.set_exception(error)
+
+    def wait(self) -> Done:
+        """Wait for it. Ctrl-C asks it to end, waits until it has, and is raised then; the third is raised at once."""
+        interrupt = None
+        for times in count(1):
+            try:
+                while not self._future.done():
+                    futures.wait([self._future], _LOOK_S)
+                break
+            except KeyboardInterrupt as now:
+                interrupt = now
+                self.ending.ask()
+                if times == _PATIENCE:
+                    break
+        if interrupt:
+            raise KeyboardInterrupt(_ENDED) from interrupt
+        return self._future.result()
+
+    async def wait_for(self) -> Done:
+        """The same in an event loop, of asyncio or trio, whose cancellation asks it to end."""
+        over, token, here = anyio.Event(), anyio.lowlevel.current_token(), threading.get_ident()
+
+        def tell(future: "futures.Future[Done]") -> None:
+            if threading.get_ident() == here:
+                over.set()
+            else:
+                with suppress(RuntimeError):  # nobody waits any more: that loop is closed
+                    anyio.from_thread.run_sync(over.set, token=token)
+
+        self._future.add_done_callback(tell)
+        cancelled = anyio.get_cancelled_exc_class()
+        try:
+            await over.wait()
+        except cancelled:
+            self.ending.ask()
+            with anyio.CancelScope(shield=True):
+                try:
+                    await over.wait()
+                except cancelled:  # asyncio's own second one goes through
+                    self.ending.ask()
+                    await over.wait()
+            raise
+        return self._future.result()

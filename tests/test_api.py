@@ -1,0 +1,358 @@
+"""Jobs from Python: priced, run, stopped and read as on the command line, from any thread or loop."""
+
+import asyncio
+import gc
+import json
+import logging
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import page
+import polars as pl
+import pytest
+from commands import Ran, small_job
+from pydantic import BaseModel
+from serving import served, stats
+
+import pipeline as pp
+from pipeline.errors import BudgetReached, InputError, JobError, RunStateError
+
+LATENCY_S = 0.05
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[str]:
+    """A service whose answers take a while."""
+    with served(latency_s=LATENCY_S) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+
+
+def words(number: int, name: str = "word") -> pl.DataFrame:
+    return pl.DataFrame({"id": [f"r{each}" for each in range(number)], "word": [f"{name} {n}" for n in range(number)]})
+
+
+def job(name: str = "words", service: str | None = None, **sections: dict[str, Any]) -> pp.Job:
+    asked: dict[str, Any] = {
+        "input": {"id": "id"},
+        "prompt": {"template": "Say {{ word }}"},
+        "model": {"name": "gemini-3.5-flash-lite", "max_output_tokens": 50},
+        "limits": {"rpm": 0, "tpm": 0, "concurrency": 4},
+    }
+    if service:
+        asked["endpoint"] = {"base_url": service}
+    return pp.load(asked, name=name, **sections)
+
+
+def offline(frame: Any, name: str = "words", **options: Any) -> pp.Results:
+    return pp.run(job(name), frame, offline=True, progress=False, **options)
+
+
+# ---- the page
+
+
+def test_the_examples_of_the_page_run_as_they_stand(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert page.MODULE.read_text("utf-8") == page.examples(), "run `.venv/bin/python tests/page.py`"
+    small_job(Path(), template="Say {{ review }}").rename("reviews.toml")
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", service)
+    runpy.run_path(str(page.MODULE))
+    assert {path.name for path in Path("runs").iterdir()} == {".given", "reviews", "reviews-flash", "reviews-offline"}
+
+
+# ---- a job
+
+
+def test_a_mapping_is_a_job_and_a_mistake_in_it_is_told_as_in_a_file() -> None:
+    made = pp.load({"prompt": {"template": "{{ a }}"}, "model": {"name": "m"}}, name="mine", model={"seed": 3})
+    assert (made.name, made.model, made.params.seed) == ("mine", "m", 3)
+    assert made.spec.output.path == "results/mine.parquet"
+    with pytest.raises(JobError, match="`tmplate` is not a setting") as refused:
+        pp.load({"prompt": {"tmplate": "x"}, "model": {"name": "m"}}, name="mine")
+    assert refused.value.hint == "did you mean `template`?"
+    with pytest.raises(JobError, match="needs a name"):
+        pp.load({"prompt": {"template": "x"}})
+    with pytest.raises(JobError, match="cannot be called"):
+        pp.load({"prompt": {"template": "x"}}, name="../mine")
+
+
+def test_sections_are_laid_over_a_file_and_a_name_makes_it_another_run(tmp_path: Path) -> None:
+    path = small_job(tmp_path)
+    loaded = pp.load(path, name="other", model={"name": "gemini-2.5-flash"}, output={"path": Path("x.csv")})
+    assert (loaded.name, loaded.model, loaded.spec.output.path) == ("other", "gemini-2.5-flash", "x.csv")
+    assert loaded.params.max_output_tokens == 50
+
+
+def test_a_class_of_pydantic_is_a_schema() -> None:
+    class Mood(BaseModel):
+        good: bool
+
+    made = job(output={"schema": Mood})
+    assert made.schema and json.loads(made.schema.text)["properties"]["good"]["type"] == "boolean"
+
+
+def test_a_job_without_a_table_says_so() -> None:
+    with pytest.raises(JobError, match="has no table"):
+        pp.estimate(job(), offline=True)
+
+
+# ---- tables
+
+
+def test_a_frame_comes_back_with_its_answers_and_the_same_frame_buys_nothing() -> None:
+    frame = words(5)
+    first = offline(frame)
+    assert (first.status, first.ok, first.rows, first.calls, first.stopped) == ("finished", True, 5, 5, None)
+    table = first.frame()
+    assert table["id"].to_list() == frame["id"].to_list() and table["word"].to_list() == frame["word"].to_list()
+    assert table["status"].unique().to_list() == ["ok"] and "word 3" in table["response"][3]
+    assert table.equals(pl.read_parquet(first.output))
+    again = offline(pl.concat([frame[:2], frame[2:]], rechunk=False))
+    assert (again.calls, again.details["generation"], again.frame().equals(table)) == (5, 1, True)
+
+
+def test_a_frame_that_was_changed_buys_what_is_new() -> None:
+    offline(words(5))
+    more = offline(pl.concat([words(5), words(7)[5:].with_columns(id=pl.lit("n") + pl.col("id"))]))
+    assert (more.rows, more.calls, more.details["kept"], more.details["generation"]) == (7, 2, 5, 2)
+
+
+class Stream:
+    """What only hands out its columns by Arrow's C interface, as tables of other libraries do."""
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self._frame = frame
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        return self._frame.__arrow_c_stream__(requested_schema)
+
+
+def test_the_same_rows_are_the_same_table_however_they_are_given(tmp_path: Path) -> None:
+    offline(words(3))
+    for other in (words(3).lazy(), Stream(words(3))):
+        assert offline(other).details["generation"] == 1
+    assert len(list(Path("runs/.given").iterdir())) == 1
+    words(3).write_csv("words.csv")
+    assert offline("words.csv", "file").rows == 3
+
+
+def test_what_is_no_table_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="a list is no table"):
+        offline([{"word": "a"}])
+    with pytest.raises(InputError, match="cannot be kept as Parquet"):
+        offline(pl.DataFrame({"id": ["a"], "word": [object()]}))
+
+
+def test_files_that_a_frame_names_are_looked_for_here() -> None:
+    Path("a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x02\x00\x00\x00"
+    )
+    frame = pl.DataFrame({"id": ["a"], "word": ["x"], "picture": ["a.png"]})
+    seen = pp.run(job(input={"image": "picture"}), frame, offline=True, progress=False)
+    assert seen.ok, seen.frame()["error"][0]
+
+
+# ---- what it costs
+
+
+def test_an_estimate_has_the_numbers_of_the_command_line(tmp_path: Path, cli: Callable[..., Ran]) -> None:
+    path = small_job(tmp_path)
+    told = cli("estimate", path, "--compare", "--json").json
+    made = pp.estimate(path, compare=True)
+    moving = {"finish_at", "days"}
+    assert {k: v for k, v in made.details.items() if k not in moving} == {
+        k: v for k, v in told.items() if k not in moving
+    }
+    assert made.cost_usd and float(made.cost_usd.high) == pytest.approx(told["cost_usd"]["high"])
+    assert (made.rows, made.calls) == (6, 6) and str(made).startswith("small: 6 rows, 6 calls, ")
+    assert not Path("runs").exists()
+
+
+def test_nothing_is_bought_before_somebody_says_how_much_or_yes(service: str) -> None:
+    before = stats(service)["requests"]
+    asked = job(service=service)
+    with pytest.raises(JobError, match=r"nobody said yes to the cost: 3 calls, about \$") as refused:
+        pp.run(asked, words(3), progress=False)
+    assert "`max_cost_usd=`" in refused.value.hint
+    assert stats(service)["requests"] == before
+    bought = pp.run(asked, words(3), max_cost_usd="0.50", progress=False)
+    assert bought.ok and bought.cost_usd and stats(service)["requests"] == before + 3
+    assert pp.run(asked, words(3), progress=False).ok  # nothing is left to be said yes to
+
+
+def test_a_cap_stops_a_run_and_its_results_say_so_in_the_words_of_python(service: str) -> None:
+    ended = pp.run(job(service=service), words(3), max_cost_usd=Decimal("0.0000001"), progress=False)
+    assert ended.status == "stopped" and isinstance(ended.stopped, BudgetReached) and not ended.ok
+    assert "max_cost_usd=" in ended.stopped.hint and "--" not in ended.stopped.hint
+    assert str(ended.stopped) in str(ended)
+    with pytest.raises(BudgetReached):
+        ended.raise_if_stopped()
+    assert ended.frame()["status"].to_list() == ["pending"] * 3
+
+
+def test_an_error_speaks_of_arguments_and_not_of_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GEMINI_API_KEY")
+    with pytest.raises(pp.PipelineError) as refused:
+        pp.run(job(), words(1), yes=True)
+    assert refused.value.hint == "`export GEMINI_API_KEY=…`, or try without one: `offline=True`"
+    with pytest.raises(JobError, match="max_cost_usd abc is not an amount"):
+        pp.run(job(), words(1), max_cost_usd="abc")
+    with pytest.raises(JobError, match="fresh buys all anew"):
+        pp.run(job(), words(1), fresh=True, retry="blocked")
+
+
+# ---- results
+
+
+def test_rows_that_are_not_ok_are_listed_with_their_cause() -> None:
+    table = pl.DataFrame({"id": ["a", "b"], "word": ["x", None]})
+    ended = pp.run(job(input={"text": "word"}, prompt={"template": "Say {{ text }}"}), table, offline=True)
+    assert not ended.ok and ended.causes == {"empty_input": 1}
+    assert ended.failed().select("key", "error_kind").rows() == [("b", "empty_input")]
+
+
+def test_a_run_that_was_made_before_is_read_by_its_name_or_with_all_columns_by_its_job() -> None:
+    made = offline(words(3))
+    assert pp.read("words") == made
+    with pytest.warns(UserWarning, match="pp.read"):
+        assert pp.read("words").frame().columns[:2] == ["id", "status"]
+    assert pp.read(job()).frame().equals(made.frame())
+    with pytest.raises(RunStateError, match="is no run"):
+        pp.read("others")
+
+
+def test_a_sample_is_run_and_kept() -> None:
+    trial = offline(words(40), sample=5)
+    assert (trial.status, trial.calls) == ("sample", 5)
+    assert offline(words(40), sample=5).calls == 5
+    assert offline(words(40)).calls == 40
+
+
+# ---- loops, threads, and the end
+
+
+def test_it_runs_where_a_loop_runs_and_in_one() -> None:
+    async def main() -> None:
+        assert offline(words(2)).ok
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.005)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        assert (await pp.run_async(job("other"), words(2), offline=True, progress=False)).ok
+        ticking.cancel()
+        assert ticks > 2
+
+    asyncio.run(main())
+
+
+def test_two_runs_at_once_share_the_process_and_leave_it_as_it_was(service: str) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    usual, handlers = gc.get_threshold(), list(logging.getLogger().handlers)
+    during: list[Any] = []
+
+    async def main() -> None:
+        both = asyncio.gather(
+            *(pp.run_async(job(name, service), words(9, name), yes=True, progress=False) for name in ("one", "two"))
+        )
+        await asyncio.sleep(LATENCY_S)
+        during.extend(signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP))
+        for ended in await both:
+            assert ended.ok and ended.calls == 9
+            assert [ended.job in text for text in ended.frame()["response"]] == [True] * 9
+
+    asyncio.run(main())
+    assert during == before[1:]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    assert gc.get_threshold() == usual and logging.getLogger().handlers == handlers
+
+
+def begun(service: str, before: int, answers: int = 6) -> None:
+    """Wait until so many are answered."""
+    while stats(service)["answered"] < before + answers:
+        time.sleep(0.02)
+
+
+def test_a_task_that_is_cancelled_keeps_what_is_in_flight_and_the_next_call_goes_on(service: str) -> None:
+    before = stats(service)["answered"]
+    asked = job(service=service)
+
+    async def main() -> None:
+        running = asyncio.create_task(pp.run_async(asked, words(30), yes=True, progress=False))
+        await anyio.to_thread.run_sync(begun, service, before)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    kept = pp.read("words")
+    assert kept.status == "interrupted" and 6 <= kept.calls < 30
+    assert pp.run(asked, words(30), yes=True, progress=False).ok
+    assert stats(service)["answered"] == before + 30
+
+
+def test_ctrl_c_keeps_what_is_in_flight_and_is_raised_when_that_is_in(service: str) -> None:
+    before = stats(service)["answered"]
+    asked, main = job(service=service), threading.main_thread().ident
+    assert main == threading.get_ident()
+
+    def press() -> None:
+        begun(service, before)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    with pytest.raises(KeyboardInterrupt, match="what was answered is kept"):
+        pp.run(asked, words(30), yes=True, progress=False)
+    pressing.join()
+    kept = pp.read("words")
+    assert kept.status == "interrupted" and 6 <= kept.calls < 30
+    assert pp.run(asked, words(30), yes=True, progress=False).ok
+    assert stats(service)["answered"] == before + 30
+
+
+def test_a_second_run_of_a_job_that_goes_on_is_refused(service: str) -> None:
+    async def main() -> None:
+        running = asyncio.create_task(pp.run_async(job("busy", service), words(9), yes=True, progress=False))
+        await anyio.to_thread.run_sync(begun, service, stats(service)["answered"], 1)
+        with pytest.raises(RunStateError, match="another run writes"):
+            await pp.run_async(job("busy", service), words(9), yes=True, progress=False)
+        assert (await running).ok
+
+    asyncio.run(main())
+
+
+def test_the_package_is_imported_in_no_time_and_touches_nothing() -> None:
+    said = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "import sys, signal, locale, logging; before = signal.getsignal(2), locale.setlocale(0)\n"
+            "import pipeline as pp\n"
+            "assert (signal.getsignal(2), locale.setlocale(0)) == before and not logging.getLogger().handlers\n"
+            "print([name for name in ('polars', 'pydantic', 'anyio', 'httpx', 'rich') if name in sys.modules])\n"
+            "assert {'run', 'load'} <= set(dir(pp)); pp.load; import pipeline.run.engine; assert callable(pp.run)",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (said.returncode, said.stdout) == (0, "[]\n"), said.stderr
+    assert (Path(pp.__file__ or "").parent / "py.typed").exists()
