@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PATH = ROOT / "pipeline/language/zh_CN.po"
 UNSPOKEN = ROOT / "tests/data/unspoken.txt"
 """Texts of the code that no terminal shows, or that are no sentences, one a line as JSON."""
-COVERED = ("cli/*.py", "job/*.py", "schemas/*.py", "sections/*.py", "media/*.py", "[!_]*.py")
+COVERED = ("cli/*.py", "starting/*ing.py", "job/*.py", "schemas/*.py", "sections/*.py", "media/*.py", "[!_]*.py")
 """Patterns of the modules whose sentences are in the catalogue."""
 OTHERS = (
     # words that stand alone
@@ -23,6 +23,10 @@ OTHERS = (
     "warning:",
     "stopped:",
     "Continue?",
+    "next:",
+    "input",
+    "encoding",
+    "output",
     "path",
     "text",
     "rows",

@@ -1,6 +1,7 @@
 """`pipeline init`: from a table or a folder to a job file that runs as it stands."""
 
 import io
+import json
 import random
 import shlex
 import shutil
@@ -9,6 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jsonschema_rs
 import polars as pl
 import pytest
 from commands import Ran
@@ -36,7 +38,7 @@ REVIEWS = (
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty directory to work in, with a terminal that speaks English."""
-    for name in ("LANG", "LC_ALL", "LC_MESSAGES", "PIPELINE_LANG"):
+    for name in ("LANG", "LANGUAGE", "LC_ALL", "LC_MESSAGES", "PIPELINE_LANG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -123,6 +125,31 @@ def test_a_chinese_table_is_asked_in_chinese_and_commented_so(empty: Path, root:
     assert '{{ row["评论 内容"] }}' in spec["prompt"]["template"] and "哪一类" in spec["prompt"]["template"]
     assert spec["output"]["excel"] is True and "类别: 正面|负面" in spec["output"]["schema"]
     assert "# 给每条文本分类" in text and "requests a minute" not in text
+
+
+def test_the_first_line_names_a_schema_that_takes_the_job(empty: Path, root: Path, cli: Cli) -> None:
+    assert cli("init", chinese(empty, root)).code == 0
+    text = (empty / "评论 表.toml").read_text("utf-8")
+    name = text.partition("\n")[0].removeprefix("#:schema ")
+    schema = jsonschema_rs.validator_for(json.loads((empty / name).read_text("utf-8")))
+    assert schema.is_valid(tomllib.loads(text))
+    assert not schema.is_valid(tomllib.loads(text.replace("max_usd", "max_usb")))
+    assert cli("init", "评论 表.csv", "--to", "second.toml").code == 0
+    assert (empty / "second.toml").read_text("utf-8").startswith(f"#:schema {name}\n")
+    (empty / name).write_text("of another program")
+    assert cli("init", "评论 表.csv", "--to", "third.toml").code == 0
+    assert (empty / name).read_text() == "of another program"
+    assert "#:schema" not in (empty / "third.toml").read_text("utf-8")
+
+
+def test_it_speaks_chinese_to_a_chinese_terminal(
+    empty: Path, root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LANG", "zh_CN.UTF-8")
+    told = cli("init", chinese(empty, root))
+    assert told.code == 0 and "输入  评论 表.csv   3 行" in told.out and "接下来：\n" in told.out
+    assert "先设置密钥：" in told.err
+    assert "已经存在，不会覆盖" in cli("init", "评论 表.csv").err
 
 
 def test_comments_are_in_the_language_of_the_terminal(
@@ -318,7 +345,7 @@ def test_a_bare_init_takes_the_one_table_or_an_example_or_says_what_to_type(empt
     assert "example.csv   6 rows\n" in cli("init").out, "now it is the one table that is here"
     (empty / "my table.csv").write_text("text\nsome words about a thing\n")
     ran = cli("init")
-    assert ran.code == 2 and "example.csv\n  my table.csv" in ran.err and "`pipeline init example.csv`" in ran.err
+    assert ran.code == 2 and "example.csv\nmy table.csv" in ran.err and "`pipeline init example.csv`" in ran.err
 
 
 def test_an_example_is_not_left_where_the_job_cannot_be_written(empty: Path, cli: Cli) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from pipeline.errors import InputError, PipelineError
+from pipeline.language import VARIABLE, Data, current, spoken
 from pipeline.process import quick_imports
 from pipeline.terminal import one_line
 
@@ -94,7 +95,7 @@ def _only_input(asking: bool) -> str | None:
         return _asked("Which of these?", here, here[0])
     if len(here) == 1:
         return here[0]
-    shown = "\n".join(f"  {name}" for name in here[:20])
+    shown = "\n".join(here[:20])
     raise InputError(f"there are several inputs here:\n{shown}", f"name one: `pipeline init {_shell(here[0])}`")
 
 
@@ -103,9 +104,9 @@ def _asked(question: str, options: Sequence[str], default: str) -> str:
     from pipeline import console
 
     for number, option in enumerate(options, 1):
-        console.err.print(f"  {number}  {one_line(option)}")
+        console.err.print(Data(f"  {number}  {one_line(option)}"))
     while True:
-        answer = str(typer.prompt(question, default=one_line(default), err=True)).strip()
+        answer = str(typer.prompt(spoken(question), default=one_line(default), err=True)).strip()
         if answer == one_line(default):
             return default
         if answer in options:
@@ -119,30 +120,36 @@ def _show(begun: "Begun", found: "Found", why: str) -> None:
     from pipeline import console
 
     start, spec = begun.start, begun.job.spec
-    console.out.print(f"{begun.job.path}: {start.task}, {why}")
-    rows = [("input", start.path, f"{console.things(found.rows, 'row')}{', written just now' if found.listed else ''}")]
+    console.out.print(Data(f"{begun.job.path}: {start.task}, {spoken(why)}"))
+    count = console.things(found.rows, "row")
+    told = f"{count}, written just now" if found.listed else count
+    rows: list[tuple[str, str, str]] = [("input", Data(start.path), told)]
     if spec.input.encoding:
-        rows.append(("encoding", spec.input.encoding, "found by looking at it: compare a few characters"))
+        rows.append(("encoding", Data(spec.input.encoding), "found by looking at it: compare a few characters"))
     if start.text:
-        cut = f"cut above {spec.chunk.max_tokens:,} tokens, " if spec.chunk else ""
-        rows.append(
-            ("text", start.text.name, f"{cut}the longest has some {console.count(start.longest_tokens)} tokens")
-        )
-    rows.append(("id", start.id or "the row number", ""))
-    rows.append(("output", spec.output.path, ""))
+        longest = f"the longest has some {start.longest_tokens:,} tokens"
+        if spec.chunk:
+            longest = f"the longest has some {start.longest_tokens:,} tokens; cut above {spec.chunk.max_tokens:,}"
+        rows.append(("text", Data(start.text.name), longest))
+    rows.append(("id", "the row number" if start.id is None else Data(start.id), ""))
+    rows.append(("output", Data(spec.output.path), ""))
     console.show_columns(console.out, rows)
     if found.left_out:
-        console.out.print(f"  {console.things(found.left_out, 'file')} of the folder left out: of another kind")
+        console.out.print(f"{console.things(found.left_out, 'file')} of the folder left out: of another kind")
     if start.task == "translate" and start.answer_tokens < 2 * start.longest_tokens:
-        console.out.print("  the longest texts are too long for one answer, and their translations may be cut")
-    console.out.print("\nnext:")
+        console.out.print("the longest texts are too long for one answer, and their translations may be cut")
+    console.out.print()
+    console.out.print("next:")
     program, job = _program(), _shell(str(begun.job.path))
     for command in ("estimate", "check", "run"):
-        console.out.print(f"  {program} {command} {job}")
-    hint = f"`{program} run {job} --offline` rehearses it without a key, at no cost"
-    if not _has_key(begun):
-        hint = f"the key first: `export GEMINI_API_KEY=…`; {hint}"
-    console.show_hint(hint)
+        console.out.print(Data(f"  {program} {command} {job}"))
+    rehearsal = f"{program} run {job} --offline"
+    if _has_key(begun):
+        console.show_hint(f"`{rehearsal}` rehearses it without a key, at no cost")
+    else:
+        console.show_hint(
+            f"the key first: `export GEMINI_API_KEY=…`; `{rehearsal}` rehearses it without one, at no cost"
+        )
 
 
 def _has_key(begun: "Begun") -> bool:
@@ -157,11 +164,7 @@ def _has_key(begun: "Begun") -> bool:
 
 def _language() -> "Language | None":
     """The language that the terminal's user reads, where it is told; None: that of the input."""
-    names = ("PIPELINE_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
-    told = next((value for name in names if (value := os.environ.get(name))), "")
-    if told.lower().startswith("zh"):
-        return "zh"
-    return "en" if os.environ.get("PIPELINE_LANG") else None
+    return "zh" if current() == "zh" else "en" if os.environ.get(VARIABLE) else None
 
 
 def _program() -> str:

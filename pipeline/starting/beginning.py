@@ -10,11 +10,12 @@ from pathlib import Path
 from pipeline.errors import InputError
 from pipeline.job import Job
 from pipeline.job.loading import compiled
+from pipeline.job.schema import job_schema, schema_text
 from pipeline.run import prepare
 from pipeline.sections import JobFile
 from pipeline.source import open_source, output_conflict
 from pipeline.starting.choosing import check_task, text_of
-from pipeline.starting.composing import Start, job_text
+from pipeline.starting.composing import SCHEMA, Start, job_text
 from pipeline.starting.looking import LISTED, Found, longest_tokens, look_at_folder, look_at_table, stem_of
 from pipeline.starting.words import Language, Task
 from pipeline.starting.writing import example, free_name, job_path, output_path, written
@@ -82,11 +83,25 @@ def begin(
         found.files_root,
     )
     out = _output(found, path.stem)
-    made = job_text(start, out, excel=out.endswith(".csv") and (found.encoding is not None or language == "zh"))
+    schema = path.with_name(SCHEMA)
+    files = {} if schema.exists() else {schema: schema_text()}
+    made = job_text(
+        start,
+        out,
+        excel=out.endswith(".csv") and (found.encoding is not None or language == "zh"),
+        has_schema=bool(files) or _is_ours(schema),
+    )
     job = compiled(path, JobFile.model_validate(tomllib.loads(made)), {})
     prepare.prepare(job, prepare.Options(offline=True))
-    with written({path: made}):
+    with written({**files, path: made}):
         return Begun(job, start)
+
+
+def _is_ours(schema: Path) -> bool:
+    try:
+        return job_schema()["title"] in schema.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _output(found: Found, stem: str) -> str:

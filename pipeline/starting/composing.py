@@ -21,6 +21,9 @@ from pipeline.terminal import one_line
 MODEL = "gemini-3.5-flash-lite"
 """The model of every job that is begun: the cheapest that is not about to be switched off."""
 
+SCHEMA = "job.schema.json"
+"""The file beside a job by which editors complete and explain its settings; `pipeline settings --schema` prints it."""
+
 PIECE_TOKENS = 16_000
 """A text of more is cut: longer ones are summarized less evenly, and one that fails costs the whole of it."""
 
@@ -80,8 +83,8 @@ class Start:
         return self.is_cut or (self.text is not None and self.text.tokens >= LONG_TOKENS)
 
 
-def job_text(start: Start, out: str, excel: bool) -> str:
-    """The job file, as TOML; `out` is its output."""
+def job_text(start: Start, out: str, *, excel: bool, has_schema: bool) -> str:
+    """The job file, as TOML; `out` is its output. `has_schema`: the schema of job files lies beside it."""
     asked = ASKED[start.language][start.task]
     names = {each.name for each in start.profile.columns}
     given = {
@@ -104,6 +107,7 @@ def job_text(start: Start, out: str, excel: bool) -> str:
     ]
     return _environment().render_template(
         start.comments,
+        schema_file=SCHEMA if has_schema else None,
         sorts=_SORTS[start.comments],
         task=start.task,
         path=quoted(start.path),

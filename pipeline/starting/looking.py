@@ -2,9 +2,10 @@
 
 import csv
 import io
+import os
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
@@ -88,7 +89,7 @@ def look_at_folder(path: str) -> "str | Folder":
     for suffix, number in found.others.items():
         if suffix in SUFFIXES:
             kinds[SUFFIXES[suffix]] += number
-    files = [each for each in sorted(Path(path).rglob("*")) if each.is_file() and not _is_hidden(each, Path(path))]
+    files = sorted(_files(path))
     tables = [each for each in files if _suffix(each.name) in KINDS]
     if len(found.files) > len(tables) and len(found.files) >= kinds.total():
         return path
@@ -244,8 +245,11 @@ def _holds_any(folder: Path) -> bool:
         return False
 
 
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _files(folder: str) -> Iterator[Path]:
+    """All files below a folder but the hidden ones; what may not be looked into, or goes meanwhile, is passed over."""
+    for at, folders, names in os.walk(folder):
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        yield from (file for name in names if not name.startswith(".") and (file := Path(at, name)).is_file())
 
 
 def _is_of(file: Path, kind: MediaKind) -> bool:

@@ -10,29 +10,7 @@ from typing import get_args
 
 from pipeline.errors import InputError, JobError
 from pipeline.places import Kind, beside, run_directory
-from pipeline.starting.words import Language
-
-EXAMPLE: Mapping[Language, tuple[tuple[str, ...], ...]] = {
-    "en": (
-        ("id", "review"),
-        ("r1", "Arrived broken, and nobody answers the phone. I want my money back."),
-        ("r2", "Works as promised. The battery lasts two days."),
-        ("r3", "Good sound, but the left earbud keeps falling out."),
-        ("r4", "Delivery took three weeks, and the box was open."),
-        ("r5", "My mother uses it every day, and so does the cat."),
-        ("r6", "Does what it should; the manual is hard to read."),
-    ),
-    "zh": (
-        ("编号", "评论"),
-        ("r1", "到货就是坏的，客服电话一直没人接，我要退款。"),
-        ("r2", "和描述一致，电池能用两天。"),
-        ("r3", "音质不错，可是左边的耳机总是掉。"),
-        ("r4", "等了三个星期才送到，盒子还是开着的。"),
-        ("r5", "妈妈天天用，连猫也喜欢。"),
-        ("r6", "该有的功能都有，就是说明书看不懂。"),
-    ),
-}
-"""A table to try things on, where there is none."""
+from pipeline.starting.words import EXAMPLE, Language
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
 
