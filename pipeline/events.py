@@ -59,6 +59,7 @@ class RequestFailed(Event):
     attempt: int | None = None  # of its prompt, refusals counted; null: of several requests
     latency_s: float | None = None
     row: int | None = None
+    shed: bool = field(default=False, kw_only=True)  # flex turned it away
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +254,10 @@ class SessionPlanned(Event):
 
 @dataclass(frozen=True, slots=True)
 class Progressed(Event):
-    """A sign of life, with the session's numbers so far."""
+    """A sign of life, with the session's numbers so far; none comes while nothing changes.
+
+    While nothing is sent it says why, and until when that is, in epoch seconds, where it is known.
+    """
 
     kind: ClassVar[str] = "progress"
     seconds: float
@@ -268,6 +272,8 @@ class Progressed(Event):
     shed: int = field(default=0, kw_only=True)  # requests that flex turned away
     failed: Mapping[str, int] = field(default_factory=dict, kw_only=True)  # other requests without an answer, by cause
     bound_s: Mapping[str, float] = field(default_factory=dict, kw_only=True)  # seconds by what was waited for
+    waits_for: str = field(default="", kw_only=True)  # day_quota, outage, minute_quota, batches
+    waits_until_s: float | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

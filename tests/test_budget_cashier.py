@@ -464,6 +464,14 @@ def test_a_cap_holds_though_every_answer_is_longer_than_the_longest(store: RunSt
     assert any("times what was reckoned" in text for text in course.told)
 
 
+@pytest.mark.parametrize(("more", "told"), [(1, 0), (40, 1)])
+def test_what_costs_hardly_more_than_was_reckoned_is_no_news(store: RunStore, more: int, told: int) -> None:
+    service = Service(lambda number: answer(usage=Usage(10, output_tokens=100, thinking_tokens=more)))
+    course = session(store, service, range(6), "0.2")
+    found = [text for text in course.told if "reckoned" in text]
+    assert len(found) == told and all("a call cost 1.39 times what was reckoned at most" in text for text in found)
+
+
 @pytest.mark.case("D4")
 def test_before_the_first_reply_one_request_is_in_flight_and_what_it_shows_counts(store: RunStore) -> None:
     """Even where the first alone costs more than the cap."""

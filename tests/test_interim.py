@@ -1,9 +1,11 @@
 """Parts and the output while a run goes on: what is in them, when they are written, and what goes wrong with them."""
 
+import json
 import os
 import re
 import signal
 import threading
+import time
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,6 +101,27 @@ def test_a_run_that_falls_asleep_writes_what_it_has(here: Path, monkeypatch: pyt
         ended = run_through(session(here, wait=True), watch)
     assert ended.exit_code == 130
     assert statuses() == {"ok": 3, "pending": 3}
+
+
+def test_a_run_that_sleeps_says_so_once_in_its_log(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.run.run.HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("pipeline.run.status.WRITE_S", 0.01)
+
+    async def watch(monitor: Monitor) -> None:
+        with anyio.fail_after(20):
+            while not (monitor.desk and monitor.desk.waits_until):  # noqa: ASYNC110  as above
+                await anyio.sleep(0.01)
+        await anyio.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await anyio.sleep_forever()
+
+    with served(rpd=3) as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        assert run_through(session(here, wait=True), watch).exit_code == 130
+    lines = [json.loads(line) for line in Path("runs/small/run.log").read_text().splitlines()]
+    asleep = [line for line in lines if line["event"] == "progress" and line["waits_for"]]
+    assert [(line["waits_for"], line["calls"]) for line in asleep] == [("day_quota", 3)]
+    assert asleep[0]["waits_until_s"] > time.time() + 60
 
 
 def test_a_start_after_a_kill_writes_what_the_killed_run_could_not(here: Path) -> None:

@@ -21,6 +21,7 @@ from pipeline.errors import RunStateError
 from pipeline.events import SessionEnded, SessionStarted
 from pipeline.records import Usage
 from pipeline.report import Failure, failures, summarize
+from pipeline.report.calls import frames
 from pipeline.report.causes import CAUSE_KEYS, Cause, cure_of
 from pipeline.report.finding import every, find_run, in_use, newest
 from pipeline.run.status import Status as RunStatus
@@ -281,6 +282,34 @@ def test_what_was_sent_for_rows_that_did_not_finish_is_counted(
     assert "unanswered 39 failed 7 + refused for quota 27 + turned away in flex 5" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_failed_requests_after_the_last_numbers_of_a_killed_session_are_counted_as_the_table_of_calls_has_them(
+    directory: Path,
+) -> None:
+    failed = {"event": "failed", "at": "2026-11-30T07:00:00Z", "http_status": 503, "lane": "standard"}
+    tail = [
+        failed | {"requests": 2, "cause": "server"},
+        failed | {"requests": 3, "cause": "quota", "http_status": 429},
+        failed | {"requests": 4, "cause": "server", "lane": "flex", "shed": True},
+    ]
+    before = {**progress(9), "attempts": 1, "rate_limited": 1, "failed": {"server": 1}}
+    summary = summarize(log(directory, start(), failed | {"requests": 1, "cause": "server"}, before, *tail))
+    assert (summary.attempts - summary.calls, summary.rate_limited, summary.shed) == (3, 3, 4)
+    assert sum(frame["requests"].sum() for frame in frames(directory)) == summary.calls + 3 + 3 + 4
+
+
+def test_of_a_run_that_was_killed_asleep_the_time_goes_by_its_last_sign(directory: Path) -> None:
+    begun = {**start(), "at": "2026-11-30T07:00:00Z"}
+    at_s = datetime(2026, 11, 30, 9, tzinfo=UTC).timestamp()
+    seen = {"state": "running", "started_at_s": at_s - 7_200.0, "at_s": at_s, "bound_s": {"rpd": 7_000.0}}
+    log(directory, begun, progress(10))
+    (directory / "status.json").write_bytes(orjson.dumps(seen))
+    summary = summarize(directory)
+    assert (summary.seconds, summary.bound_s) == (7_200.0, {"rpd": 7_000.0})
+    assert summarize(log(directory, begun, progress(10), end(7))).seconds == 7
+    later = {**start(), "at": "2026-11-30T10:00:00Z"}
+    assert summarize(log(directory, begun, progress(10), later)).seconds == 10, "it is of the session before"
 
 
 def test_why_it_was_not_faster_is_summed_over_sessions_the_killed_ones_too(

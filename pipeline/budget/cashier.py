@@ -31,6 +31,7 @@ ESTIMATE_MARGIN = 1.3
 """Room for a low token estimate in the reserved worst case: its error is below this for 95 % of documents."""
 _TRIES = 3  # a book that is locked is waited for before each; one that reads and never writes would be asked for ever
 _STANDARD: Lane = "standard"
+_TOLD_RATIO = Decimal("1.05")  # of a reckoned price: what differs less is no news to a person
 _NONE = Decimal(0)
 _TOKENS = ("input_tokens_est", "input_tokens", "tool_tokens", "output_tokens", "thinking_tokens")
 SEEN_COLUMNS = ("step", "chunk", "paid", "cost_usd", "worst_usd", "usage_estimated", *_TOKENS)
@@ -296,9 +297,10 @@ class Cashier:
         """Reserve from now on for what was billed beyond the worst case."""
         if worst and usd > worst * self._seen.ratio:
             self._seen.ratio = usd / worst
-            if (doubled := math.ceil(math.log2(self._seen.ratio))) not in self._told:
+            doubled = math.ceil(math.log2(self._seen.ratio))
+            if self._seen.ratio >= _TOLD_RATIO and doubled not in self._told:
                 self._told.add(doubled)
-                times = f"{self._seen.ratio:.2g} times"
+                times = f"{self._seen.ratio:.3g} times"
                 text = f"a call cost {times} what was reckoned at most: so much is reserved from now on"
                 self._tell(PriceNoted(text))
 

@@ -11,6 +11,7 @@ import polars as pl
 from pipeline.errors import RunStateError
 from pipeline.records import STATUSES, Reply, Status, Usage
 from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_step, baseline, compare
+from pipeline.report.calls import unanswered
 from pipeline.report.causes import Cause, cause_json, causes_of
 from pipeline.report.events import (
     Ended,
@@ -293,7 +294,7 @@ def summarize(directory: Path) -> Summary:
     if manifest is None:
         raise RunStateError(f"{directory} is not a run directory", "`pipeline runs` lists them")
     outcomes, unsealed = load(directory, lambda raw, endpoint: Reply("", "ok"))
-    events = read_events(directory / "run.log")
+    events, failed = read_events(directory / "run.log"), unanswered(directory / "run.log")
     plan = baseline(events)
     sums = _Sums(plan, fallen.read(directory / FOLDER))
     columns = (*_CALL_COLUMNS, *(["fingerprint"] if sums.fallen.perhaps else []))
@@ -304,6 +305,7 @@ def summarize(directory: Path) -> Summary:
     for path in batched.part_paths(directory, batches):
         sums.add(parts.read_part(path, columns))
     sums.add(parts.calls_frame(unsealed.calls, {}).select(columns))
+    calls = sum(amounts.calls for amounts in sums.steps.values())
     covered = next((event.rows for event in reversed(events) if isinstance(event, Started)), None)
     counts = Counter({status: outcomes.count(status, covered) for status in STATUSES})
     rows = counts.total() if covered is None else covered
@@ -318,12 +320,13 @@ def summarize(directory: Path) -> Summary:
         beyond=beyond,
         pending=outcomes.pending(rows),
         waiting=outcomes.waiting(),
-        calls=sum(amounts.calls for amounts in sums.steps.values()),
+        calls=calls,
         calls_by_step={step: amounts.calls for step, amounts in sorted(sums.steps.items())},
-        # A session counts what it sent for rows that did not finish too; of a killed one the last seconds are missing.
-        attempts=max(sums.attempts, int(over_sessions(events, lambda numbers: numbers.attempts))),
-        rate_limited=max(sums.rate_limited, int(over_sessions(events, lambda numbers: numbers.rate_limited))),
-        shed=int(over_sessions(events, lambda numbers: numbers.shed)),
+        # A session counts what it sent for rows that did not finish too; of a killed one the last seconds are missing,
+        # of which each failed request has its line.
+        attempts=max(sums.attempts, _summed(events, "attempts"), calls + failed.failed),
+        rate_limited=max(sums.rate_limited, _summed(events, "rate_limited"), failed.rate_limited),
+        shed=max(_summed(events, "shed"), failed.shed),
         usage=Usage(
             sums.paid["input_tokens"],
             sums.paid["cached_tokens"],
@@ -337,8 +340,8 @@ def summarize(directory: Path) -> Summary:
         at_most_usd=sums.at_most_usd,
         uncertain=sums.uncertain,
         usage_estimated=sums.estimated,
-        identical=int(over_sessions(events, lambda numbers: numbers.identical)),
-        cached=int(over_sessions(events, lambda numbers: numbers.cached)),
+        identical=_summed(events, "identical"),
+        cached=_summed(events, "cached"),
         saved_usd=over_sessions(events, lambda numbers: numbers.saved_usd),
         kept=sums.kept,
         kept_usd=sums.kept_usd,
@@ -353,6 +356,10 @@ def summarize(directory: Path) -> Summary:
         left_out=_left_out(events),
         models_noted=tuple(dict.fromkeys(event.message for event in events if isinstance(event, ModelNoted))),
     )
+
+
+def _summed(events: Sequence[Event], name: str) -> int:
+    return int(over_sessions(events, lambda numbers: int(getattr(numbers, name))))
 
 
 def _left_out(events: Sequence[Event]) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
 """Every call of a run as one table: what its parts and its journal hold, and the failed requests of its log."""
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import polars as pl
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
@@ -70,7 +71,7 @@ CALL_COLUMNS: dict[str, parts.PolarsDataType] = {
 _LOG_LINES = 4_096
 
 
-class _Failed(BaseModel):
+class FailedRequests(BaseModel):
     """An event `failed` of run.log."""
 
     event: Literal["failed"]
@@ -83,6 +84,7 @@ class _Failed(BaseModel):
     attempt: Count | None = None
     latency_s: Seconds | None = None
     row: Count | None = None
+    shed: bool = False  # logs from before 2026-11-30 do not say it
 
 
 def frames(directory: Path) -> Iterator[pl.DataFrame]:
@@ -123,8 +125,8 @@ def _typed(calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _failed(log: Path) -> Iterator[pl.DataFrame]:
-    found: list[_Failed] = []
-    for event in _events(log):
+    found: list[FailedRequests] = []
+    for event in failed_requests(log):
         found.append(event)
         if len(found) == _LOG_LINES:
             yield _as_frame(found)
@@ -133,9 +135,9 @@ def _failed(log: Path) -> Iterator[pl.DataFrame]:
         yield _as_frame(found)
 
 
-def _events(log: Path) -> Iterator[_Failed]:
-    """Those of the log; a line that is damaged, or another event, is passed over."""
-    one = TypeAdapter(_Failed)
+def failed_requests(log: Path) -> Iterator[FailedRequests]:
+    """Those that the log tells of; a line that is damaged, or another event, is passed over."""
+    one = TypeAdapter(FailedRequests)
     try:
         with log.open("rb") as file:
             for line in iter(lambda: file.readline(LINE_BYTES), b""):
@@ -148,7 +150,23 @@ def _events(log: Path) -> Iterator[_Failed]:
         return
 
 
-def _as_frame(failed: list[_Failed]) -> pl.DataFrame:
+class Unanswered(NamedTuple):
+    """Requests that came back without an answer."""
+
+    failed: int
+    rate_limited: int
+    shed: int
+
+
+def unanswered(log: Path) -> Unanswered:
+    """How many the log tells of: of a killed session those too that came after its last numbers."""
+    found = Counter[str]()
+    for each in failed_requests(log):
+        found["shed" if each.shed else "rate_limited" if each.cause == "quota" else "failed"] += each.requests
+    return Unanswered(found["failed"], found["rate_limited"], found["shed"])
+
+
+def _as_frame(failed: list[FailedRequests]) -> pl.DataFrame:
     most = 2**31 - 1
     known = {
         "at": [each.at.astimezone(UTC) for each in failed],

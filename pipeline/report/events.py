@@ -1,6 +1,7 @@
 """What run.log tells the report (see `pipeline.events`): a line that is damaged, or no event of ours, is skipped."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -106,17 +107,53 @@ class Told(_Event):
     over: bool = False  # of an alert: what had passed its threshold has fallen back
 
 
+class _Seen(BaseModel):
+    """Of `status.json`, as `run.status` writes it: since when a session goes on, and when it was seen last."""
+
+    at_s: Seconds
+    started_at_s: Seconds
+    state: str
+    bound_s: dict[Annotated[str, Field(pattern="^[a-z]{1,20}$")], Seconds] = {}
+
+
 Event = Started | Planned | Progressed | Ended | LeftOut | ModelNoted | Limited | Told
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 
 def read_events(log: Path) -> list[Event]:
-    """The events of a run, oldest first; none where there is no log that can be read."""
+    """The events of a run, oldest first; none where there is no log that can be read.
+
+    Of a session without an end the last is when it was seen last: while nothing changes there is no line.
+    """
     try:
         with log.open("rb") as file:
-            return list(parse_events(iter(lambda: file.readline(LINE_BYTES), b"")))
+            events = list(parse_events(iter(lambda: file.readline(LINE_BYTES), b"")))
     except OSError:
         return []
+    return [*events, *_last_seen(events, log.with_name("status.json"))]
+
+
+def _last_seen(events: Sequence[Event], file: Path) -> Iterator[Progressed]:
+    last: Progressed | None = None
+    for event in reversed(events):
+        if isinstance(event, Ended):
+            return
+        if isinstance(event, Progressed) and last is None:
+            last = event
+        if isinstance(event, Started):
+            break
+    else:
+        return
+    try:
+        seen = _Seen.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return
+    numbers = last or Progressed(event="progress")
+    seconds = seen.at_s - seen.started_at_s
+    is_of_it = event.at is not None and seen.at_s >= event.at.timestamp()  # or of a session before it
+    if seen.state == "running" and is_of_it and seconds > numbers.seconds:
+        at = datetime.fromtimestamp(seen.at_s, UTC)
+        yield numbers.model_copy(update={"at": at, "seconds": seconds, "bound_s": seen.bound_s or numbers.bound_s})
 
 
 def parse_events(lines: Iterable[bytes]) -> Iterator[Event]:

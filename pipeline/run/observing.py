@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from pipeline.dispatch.desk import Send, Tries
+from pipeline.dispatch.flex import is_shed
 from pipeline.events import Notify, RequestFailed
 from pipeline.prompts import Prompt
 from pipeline.records import Failure, Reply, Usage
@@ -53,6 +54,7 @@ class _Kind(NamedTuple):
     lane: str
     cause: str
     http_status: int | None
+    shed: bool
 
 
 class FailureLog:
@@ -71,12 +73,13 @@ class FailureLog:
 
     def failed(self, prompt: Prompt, target: Target, failure: Failure, attempt: int, seconds: float) -> None:
         """Note it, or count it."""
+        shed = target.lane == "flex" and is_shed(failure)
         if self._noted < EACH:
             self._noted += 1
             told = (1, failure.error_kind, failure.http_status, target.lane)
-            self._log(RequestFailed(*told, attempt, round(seconds, 3), prompt.row, target=target.name))
+            self._log(RequestFailed(*told, attempt, round(seconds, 3), prompt.row, target=target.name, shed=shed))
         else:
-            self._others[_Kind(target.name, target.lane, failure.error_kind, failure.http_status)] += 1
+            self._others[_Kind(target.name, target.lane, failure.error_kind, failure.http_status, shed)] += 1
 
     def taken(self, batch: BatchState, usage: Usage) -> None:
         """The events of the run's batches have it."""
@@ -84,6 +87,7 @@ class FailureLog:
     def beat(self) -> None:
         """Note what was only counted so far."""
         for kind, count in self._others.items():
-            self._log(RequestFailed(count, kind.cause, kind.http_status, kind.lane, target=kind.target))
+            told = (count, kind.cause, kind.http_status, kind.lane)
+            self._log(RequestFailed(*told, target=kind.target, shed=kind.shed))
         self._noted = 0
         self._others.clear()

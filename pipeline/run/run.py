@@ -69,7 +69,7 @@ from pipeline.store.run import RunStore
 UPLOADS = "uploads.jsonl"
 """In the run directory: the files that are at the service."""
 HEARTBEAT_S = 10.0
-"""Between lines of numbers in run.log: what is not known of a killed run's duration, at most."""
+"""Between lines of numbers in run.log, where any of them changed."""
 
 Watch = Callable[[Monitor], Coroutine[None, None, None]]
 Confirm = Callable[[Plan, bool, Session], None]
@@ -333,7 +333,7 @@ async def _attended(
     store.log(SessionStarted(rows, os.getpid()))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(heed, engine)
-        tasks.start_soon(_heartbeat, made, store)
+        tasks.start_soon(_heartbeat, made, store, told)
         tasks.start_soon(watch, engine.monitor)
         tasks.start_soon(told.keep)
         tasks.start_soon(interim.keep)
@@ -358,11 +358,16 @@ def _heard(store: RunStore, monitor: Monitor, event: Event) -> None:
     monitor.notices.append(event)
 
 
-async def _heartbeat(made: Assembled, store: RunStore) -> None:
+async def _heartbeat(made: Assembled, store: RunStore, told: StatusFile) -> None:
+    """A run that sleeps has one line as it falls asleep and one after: `status.json` says meanwhile that it lives."""
+    before = None
     while True:
         await anyio.sleep(HEARTBEAT_S)
         made.failures.beat()
-        store.log(progress_of(made.engine.monitor))
+        now = progress_of(made.engine.monitor, told.last)
+        if (news := replace(now, seconds=0.0, bound_s={})) != before:
+            before = news
+            store.log(now)
 
 
 def _exit_code(monitor: Monitor, stopped: PipelineError | None, is_interrupted: bool) -> int:

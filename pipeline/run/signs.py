@@ -10,6 +10,7 @@ from pipeline.plan import Plan
 from pipeline.report.accuracy import Amounts, logged
 from pipeline.run.engine import Monitor
 from pipeline.run.prepare import Session
+from pipeline.run.status import Status
 from pipeline.targets import Target, by_quota
 
 
@@ -52,8 +53,8 @@ def told_limits(targets: Sequence[Target], monitor: Monitor) -> Iterator[LimitSe
             yield LimitSet("tokens", quota.tpm.limit, "configured", target=name)
 
 
-def progress_of(monitor: Monitor) -> Progressed:
-    """How far the session is."""
+def progress_of(monitor: Monitor, status: Status | None = None) -> Progressed:
+    """How far the session is, and what it waits for by a `status` of now."""
     saved, desk = monitor.saved, monitor.desk
     return Progressed(
         seconds=round(monitor.seconds, 3),
@@ -68,6 +69,8 @@ def progress_of(monitor: Monitor) -> Progressed:
         shed=desk.shed if desk else 0,
         failed={**desk.failures} if desk else {},
         bound_s=monitor.bound_s,
+        waits_for=status.waits_for if status else "",
+        waits_until_s=status.waits_until_s if status else None,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import anyio
 import orjson
@@ -93,6 +93,7 @@ class Status:
     eta_s: float | None = None
     no_eta: str = ""  # why nobody knows when it ends
     last_row: int | None = None  # of the newest answer
+    bound_s: Mapping[str, float] = field(default_factory=dict)  # why it was not faster: seconds by what was waited for
     alerts: Mapping[str, str] = field(default_factory=dict)  # thresholds of `[alerts]` that are passed, by name
     reason: str = ""  # why it was stopped
     exit_code: int | None = None  # of one that has ended
@@ -119,7 +120,7 @@ def status_of(monitor: Monitor, since: Mark, now_s: float) -> Status:
     spent = monitor.cost_usd - monitor.began_usd
     projected = None
     if monitor.calls >= _FEWEST and not monitor.unpriced:
-        projected = float(monitor.cost_usd + spent / monitor.calls * (planned - calls))
+        projected = float(round(monitor.cost_usd + spent / monitor.calls * (planned - calls), 8))
     return Status(
         at_s=now_s,
         started_at_s=now_s - monitor.seconds,
@@ -137,7 +138,7 @@ def status_of(monitor: Monitor, since: Mark, now_s: float) -> Status:
         quotas=quotas,
         lanes=dict(monitor.lanes),
         targets=dict(monitor.targets),
-        cost_usd=float(monitor.cost_usd),
+        cost_usd=float(round(monitor.cost_usd, 8)),
         unpriced=monitor.unpriced,
         projected_usd=projected,
         cap_usd=float(nearest.usd) if nearest else None,
@@ -234,7 +235,7 @@ class StatusFile:
         self._on_look(status)
         is_batched = status.waits_for == "batches"
         self._monitor.bound_s = self._bounded.look(status.quotas, now, only_batches=is_batched)
-        status = replace(status, alerts=self._monitor.alerts)
+        status = replace(status, alerts=self._monitor.alerts, bound_s=self._monitor.bound_s)
         if before and now - before.at_s < SIGN_S and _same(before, status):
             return
         self._write(status)
@@ -254,7 +255,7 @@ class StatusFile:
                 calls=monitor.had,
                 outcomes=dict(monitor.outcomes),
                 failures=dict(monitor.failures.most_common()),
-                cost_usd=float(monitor.cost_usd),
+                cost_usd=float(round(monitor.cost_usd, 8)),
                 in_flight=0,
                 waiting=0,
                 waits_for="",
@@ -279,5 +280,6 @@ class StatusFile:
 
 def _same(one: Status, other: Status) -> bool:
     """Whether nothing happened between the two: time alone is nothing."""
-    still = {"at_s": 0.0, "started_at_s": 0.0, "calls_per_min": None, "eta_s": None, "no_eta": "", "quotas": ()}
-    return replace(one, **still) == replace(other, **still)  # type: ignore[arg-type]
+    still: dict[str, Any] = {"at_s": 0.0, "started_at_s": 0.0, "calls_per_min": None, "eta_s": None, "no_eta": ""}
+    still |= {"quotas": (), "bound_s": {}}
+    return replace(one, **still) == replace(other, **still)

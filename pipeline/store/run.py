@@ -58,7 +58,7 @@ _NOTHING = Decimal(0)
 
 def _logged(value: object) -> object:
     assert isinstance(value, Decimal)
-    return float(round(value, 10))
+    return float(round(value, 8))
 
 
 class RunStore:
