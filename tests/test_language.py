@@ -13,7 +13,7 @@ from pipeline import language
 from pipeline.language import Data
 from pipeline.language.catalogue import Catalogue, Place, chinese, parts_of, read
 
-_PLACES = re.compile(r"\{(\d+)(?::[ns])?\}")
+_PLACES = re.compile(r"\{(\d+)(?::[ns-])?\}")
 _VERBATIM = re.compile(r"`[^`]*`")
 
 

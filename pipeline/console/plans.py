@@ -158,7 +158,7 @@ def _show_steps(plan: Plan) -> None:
     lines = []
     for step, each in plan.steps.items():
         usd = "?" if each.cost_usd is None else money(each.cost_usd)
-        line = [f"  {step}", count(each.prompts), count(each.input_tokens), count(each.answer_tokens), usd]
+        line = [Data(f"  {step}"), count(each.prompts), count(each.input_tokens), count(each.answer_tokens), usd]
         if known:
             line.append(_answer(each.answers))
         lines.append(line)
@@ -253,7 +253,7 @@ def _show_offers(made: "Estimate") -> None:
         (f"{'>' if name == plan.model else ' '} {name}", *(_offered(lanes.get(lane)) for lane in LANES))
         for name, lanes in by_model.items()
     ]
-    show_grid(("  model", *LANES), lines)
+    show_grid(("  model", *map(Data, LANES)), lines)
     remarks = (
         f"{offer.model}: {'; '.join(filter(None, (offer.misfit, offer.note)))}"
         for offer in offers

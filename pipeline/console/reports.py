@@ -279,14 +279,14 @@ def _uncertain(summary: Summary) -> str:
 def show_accuracy(accuracy: Accuracy, to: Screen = out) -> None:
     """How far the estimate was off: by how much more, or less, it became than was said before."""
     steps = [step for step in accuracy.estimated if step != "total" or len(accuracy.estimated) > 2]
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for step in steps:
         guess, real = accuracy.estimated[step], accuracy.actual[step]
         is_live = step == steps[-1] and not accuracy.lanes  # how long batches take was no estimate
         time = _off_time(accuracy.estimated_s, accuracy.actual_s) if is_live else ""
         lines.append(
             (
-                f"  {step}",
+                Data(f"  {step}"),
                 _off(guess.calls, real.calls),
                 _off(guess.input_tokens, real.input_tokens),
                 _off(guess.output_tokens, real.output_tokens),
@@ -295,8 +295,8 @@ def show_accuracy(accuracy: Accuracy, to: Screen = out) -> None:
             )
         )
     lines += [(f"  in {lane}", _off(*calls), "", "", "", "") for lane, calls in accuracy.lanes.items()]
-    of = "the redo's" if accuracy.redo else "the"
-    show_grid((f"  against {of} estimate", "calls", "tokens in", "tokens out", "cost", "time"), lines, to)
+    title = "  against the redo's estimate" if accuracy.redo else "  against the estimate"
+    show_grid((title, "calls", "tokens in", "tokens out", "cost", "time"), lines, to)
 
 
 def _off(estimated: float | Decimal | None, actual: float | Decimal | None) -> str:

@@ -1,7 +1,8 @@
 """Sentences and their translations: read from a `.po` file, and found again in a text that was put together of them.
 
 An entry's `msgid` is a sentence of the code, in which `{0}` stands for what is put in: in `{0:n}` a number, in `{0:s}`
-a sentence or word of ours, which is translated in turn. All else that is put in stays as it is.
+a sentence or word of ours, which is translated in turn. All else that is put in stays as it is. The translation leaves
+out what it has as `{0:-}`, an English plural for instance.
 """
 
 import json
@@ -11,11 +12,16 @@ from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 
-_PLACE = re.compile(r"\{(\d+)(?::([ns]))?\}")
+_PLACE = re.compile(r"\{(\d+)(?::([ns-]))?\}")
 _NUMBER = r"[-+$]*\d[\d.,]*(?: M| ?%)?"
+_HAN, _LATIN = re.compile("[\u4e00-\u9fff]"), re.compile(r"[A-Za-z0-9$`]")
 _WIDE = "，。；：、（）？！"
 """Punctuation that has its room within: no space stands beside it."""
 _TAIL = re.compile(r"(?=[\s,;:.(])|$")  # where a sentence may go on with a part that it need not have
+_FEW_LETTERS = 8
+_ENOUGH_AHEAD = 5
+"""A sentence with fewer letters, and fewer of them at its beginning, is found in too many others: what is put into it
+is one word, has a number, or is ours."""
 _REMEMBERED = 4_096
 
 
@@ -39,10 +45,10 @@ def read(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something is put in: its number, and whether a number or a sentence of ours is."""
+    """Where something is put in: its number, and what it is."""
 
     number: int
-    kind: str  # "n", "s" or ""
+    kind: str  # "n", "s", "-" or ""
 
 
 def parts_of(sentence: str) -> Iterator[str | Place]:
@@ -62,6 +68,7 @@ class Sentence:
 
     def __init__(self, msgid: str, msgstr: str) -> None:
         self._theirs = tuple(parts_of(msgstr))
+        self._silent = {each for each in self._theirs if isinstance(each, Place) and each.kind == "-"}
         kinds = {each.number: each.kind for each in self._theirs if isinstance(each, Place)}
         self._runs: list[str | list[Place]] = []  # places that stand side by side are found as one
         for part in parts_of(msgid):
@@ -75,6 +82,9 @@ class Sentence:
                 self._runs.append([place])
         self.literals = tuple(part for part in self._runs if isinstance(part, str))
         self.weight = sum(map(len, self.literals))
+        self.numbers = sum(run[0].kind == "n" for run in self._runs if isinstance(run, list))
+        begin = self._runs[0] if isinstance(self._runs[0], str) else ""
+        self._is_short = _letters(*self.literals) < _FEW_LETTERS and _letters(begin) < _ENOUGH_AHEAD
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -100,10 +110,19 @@ class Sentence:
         match = self._pattern.fullmatch(text)
         if not match:
             return None
+        runs = [run for run in self._runs if isinstance(run, list)]
+        if self._is_short and not all(map(catalogue.may_be_put_in, match.groups(), runs)):
+            return None
         values: dict[int, str] = {}
-        for found, run in zip(match.groups(), (run for run in self._runs if isinstance(run, list)), strict=True):
+        for found, run in zip(match.groups(), runs, strict=True):
             values |= _shared(found, run, catalogue)
-        return "".join(part if isinstance(part, str) else values[part.number] for part in self._theirs)
+        told, was_ours = "", True
+        for part in self._theirs:
+            if part not in self._silent:
+                is_ours = isinstance(part, str) or bool(part.kind)
+                text = part if isinstance(part, str) else values[part.number]
+                told, was_ours = _beside(told, text, is_ours and was_ours), is_ours
+        return told
 
 
 class Catalogue:
@@ -112,7 +131,7 @@ class Catalogue:
     def __init__(self, entries: Mapping[str, str]) -> None:
         self._whole = {msgid.strip(): msgstr for msgid, msgstr in entries.items() if not _PLACE.search(msgid)}
         made = [Sentence(msgid.strip(), msgstr) for msgid, msgstr in entries.items() if _PLACE.search(msgid)]
-        self._sentences = sorted(made, key=lambda sentence: -sentence.weight)
+        self._sentences = sorted(made, key=lambda sentence: (-sentence.weight, -sentence.numbers))
         self._found = lru_cache(_REMEMBERED)(self._looked_up)
 
     def translated(self, text: str) -> str:
@@ -130,6 +149,11 @@ class Catalogue:
     def knows(self, text: str) -> bool:
         """Whether a text is one of ours."""
         return self._found(text.strip()) is not None
+
+    def may_be_put_in(self, text: str, run: "list[Place]") -> bool:
+        """Whether it is ours, or has a number, or is one word where any may stand."""
+        is_word = " " not in text.strip() and run[0].kind != "s"
+        return not text or is_word or any(letter.isdigit() for letter in text) or self.knows(text)
 
     def _looked_up(self, text: str) -> str | None:
         if (found := self._sentence(text)) is not None:
@@ -155,15 +179,34 @@ class Catalogue:
 
     def _by_parts(self, text: str) -> str | None:
         """What was joined of several sentences, each of which is known; before a colon a name may stand."""
-        for gap, wide in (("   ", "   "), ("; ", "；"), (". ", "。"), (", ", "，"), (" + ", " + ")):
+        for gap, wide in (("   ", "   "), ("; ", "；"), (". ", "。"), (", ", "，"), (" + ", " + "), (" and ", "和")):
             parts = text.split(gap)
-            if len(parts) > 1 and (gap == "   " or all(map(self.knows, parts))):
+            if len(parts) > 1 and (gap == "   " or all(self.knows(part) or _is_number(part) for part in parts)):
                 told = wide.join(map(self.translated, parts))
                 return told if told != text else None
         name, colon, rest = text.partition(": ")
         if colon and self.knows(rest):
             return f"{self.translated(name)}：{self.translated(rest)}"
         return None
+
+
+def _is_number(text: str) -> bool:
+    return not any(letter.isalpha() for letter in text)
+
+
+def _letters(*texts: str) -> int:
+    return sum(letter.isalpha() for text in texts for letter in text)
+
+
+def _beside(before: str, after: str, are_ours: bool) -> str:
+    """Two parts of a sentence: a space stands between Chinese and what is not, and none within what `are_ours`."""
+    if not (before and after):
+        return before + after
+    if are_ours and _HAN.match(before.rstrip(" ")[-1:]) and _HAN.match(after.lstrip(" ")):
+        return before.rstrip(" ") + after.lstrip(" ")
+    ends, begins = before[-1], after[0]
+    is_between = (_HAN.match(ends) and _LATIN.match(begins)) or (_LATIN.match(ends) and _HAN.match(begins))
+    return f"{before} {after}" if is_between else before + after
 
 
 def _shared(found: str, run: list[Place], catalogue: Catalogue) -> dict[int, str]:
