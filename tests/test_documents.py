@@ -7,14 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import paper
 import polars as pl
 import pytest
 from commands import UNLIMITED, Ran
 from tables import documents, refused
 
-from pipeline.documents import survey
+from pipeline.documents import formats, survey, workers
+from pipeline.documents.decoding import NoText
 from pipeline.documents.reading import digest_of
 from pipeline.source import Source, open_source
+from pipeline.source.folders import described
 
 GBK = "这是一段中文文本,用来判断它的编码。".encode("gb18030")
 
@@ -181,3 +184,115 @@ def test_a_run_buys_only_the_documents_that_are_new_or_changed(here: Path, cli: 
     calls, rows = ran()
     assert calls == 2 and list(rows) == ["a.txt", "c.md", "d.txt", "empty.txt"]
     assert rows["c.md"] == "Say This is another" and rows["d.txt"] == "Say This is d.txt"
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What offices, browsers and scanners write, whole and broken."""
+    root = tmp_path_factory.mktemp("office")
+    report = paper.pdf("Page one of this report", "and page two of it", title="Report")
+    word = paper.paragraph("第一章", "Heading1") + paper.paragraph("一段文字") + paper.paragraph("1.1", "Heading2")
+    for name, content in {
+        "report.pdf": report,
+        "locked.pdf": paper.locked(report),
+        "cut.pdf": report[:-400],
+        "scan.pdf": paper.pdf("", "", ""),
+        "partly.pdf": paper.pdf("Page one of this report", "", "and page three of it"),
+        "word.docx": paper.docx(word, title="报告"),
+        "untitled.docx": paper.docx(word),
+        "old.docx": b"\xd0\xcf\x11\xe0" + bytes(99),
+        "other.docx": paper.zipped({"a.txt": "x"}),
+        "damaged.docx": paper.docx(word)[:-80],
+        "book.epub": paper.epub("一本书", "<h1>第一</h1><p>甲", "<h1>第二</h1><p>乙"),
+        "page.html": b"<title>A &amp; B</title><nav>Menu</nav><h2>Head</h2><p>See <a href='x'>this</a>",
+        "gbk.html": "<meta charset='gb2312'><h1>标题</h1><p>中文網页".encode("gb18030"),
+        "deep.html": b"<div>" * 5000 + b"deep",
+        "script.html": b"<script>alert(1)</script>",
+    }.items():
+        (root / name).write_bytes(content)
+    return root
+
+
+def test_pdfs_word_documents_books_and_pages_come_as_markdown(office: Path, tmp_path: Path) -> None:
+    source = opened(office, tmp_path)
+    assert {row.key: row.unfit.removeprefix(f"{row.key}: ") or row.text for row in documents(source)} == {
+        "book.epub": "# 第一\n\n甲\n\n# 第二\n\n乙",
+        "cut.pdf": "it is no whole PDF",
+        "damaged.docx": "it is no whole Word document",
+        "deep.html": "its elements are nested too deeply to be read as a whole",
+        "gbk.html": "# 标题\n\n中文網页",
+        "locked.pdf": "it is encrypted: save it without its password",
+        "old.docx": "it is encrypted, or an old .doc: save it as .docx without a password",
+        "other.docx": "it is no Word document, whatever its name says",
+        "page.html": "Menu\n\n## Head\n\nSee this",
+        "partly.pdf": "Page one of this report\n\nand page three of it",
+        "report.pdf": "Page one of this report\n\nand page two of it",
+        "scan.pdf": 'it is scanned: `[input] scans = "send"` sends it as a PDF',
+        "script.html": "it holds no text",
+        "untitled.docx": "# 第一章\n\n一段文字\n\n## 1.1",
+        "word.docx": "# 第一章\n\n一段文字\n\n## 1.1",
+    }
+    facts = {row.key: (row.fields["title"], row.fields["pages"]) for row in documents(source) if not row.unfit}
+    assert facts["report.pdf"] == ("Report", 2) and facts["page.html"] == ("A & B", None)
+    assert facts["word.docx"] == ("报告", None) and facts["untitled.docx"] == ("第一章", None)
+    assert facts["book.epub"] == ("一本书", None)
+    told, warnings = described(source.table.documents or pytest.fail(), sends_scans=False)
+    assert told == "5 docx, 1 epub, 4 html, 5 pdf"
+    assert warnings[1:] == (
+        '1 are scanned, and not sent without `scans = "send"`: scan.pdf (3)',
+        "1 have pages without text: partly.pdf (1 of 3)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("program", "cause"),
+    [
+        ("import time; time.sleep(60)", "it takes too long to read"),
+        ("import os; os.abort()", "its reader broke down over it (-6)"),
+        ("import sys; sys.exit(1)", "to read it takes more than 2 GB of memory"),
+    ],
+)
+def test_a_document_that_hangs_or_breaks_its_reader_is_a_row_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, cause: str
+) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.html").write_text("<p>words")
+    with monkeypatch.context() as broken:
+        broken.setattr(workers, "MOST_S", 0.3)
+        broken.setattr(workers, "_SERVE", program)
+        assert read(tmp_path / "docs", tmp_path) == {"a.html": f"!{cause}"}
+    assert read(tmp_path / "docs", tmp_path) == {"a.html": "words"}
+
+
+def test_an_archive_that_would_swell_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "MOST_UNPACKED_BYTES", 100_000)
+    for bomb in (paper.docx(paper.paragraph("x" * 200_000)), paper.epub("x", "x" * 200_000)):
+        with pytest.raises(NoText, match="bytes when it is unpacked, and 100,000 are the most"):
+            (formats.docx if b"word/" in bomb else formats.epub)(bomb)
+
+
+def test_without_its_library_a_kind_is_refused_before_anything_is_read(
+    office: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.documents.collecting.find_spec", lambda name: None)
+    error = refused(lambda: open_source(str(office), spool=tmp_path / "spool.sqlite"))
+    assert error.message == "book.epub is read with html_to_markdown, which is not installed"
+    assert "pip install 'prompt-batch-pipeline[documents]'" in error.hint
+
+
+def test_a_scan_is_sent_as_a_file_beside_texts_that_are_cut(here: Path, cli: Callable[..., Ran]) -> None:
+    (here / "docs").mkdir()
+    (here / "docs" / "scan.pdf").write_bytes(paper.pdf("", ""))
+    (here / "docs" / "long.txt").write_text("Many words. " * 200)
+    (here / "job.toml").write_text(
+        '[input]\npath = "docs"\ntext = "text"\nscans = "send"\n[prompt]\ntemplate = "Sum up {{ name }}: {{ text }}"\n'
+        '[chunk]\nmax_tokens = 100\n[reduce]\ntemplate = "{{ parts }}"\n[model]\nname = "gemini-3.5-flash-lite"\n'
+        f'max_output_tokens = 50\n[output]\npath = "out.csv"\n{UNLIMITED}\n'
+    )
+    planned = cli("estimate", "job.toml", "--json").json
+    done = cli("run", "job.toml", "--offline", "--yes", "--json")
+    assert done.code == 0, done.err
+    rows = {row["path"]: row for row in pl.read_csv(here / "out-offline.csv").to_dicts()}
+    assert rows["scan.pdf"]["calls"] == 1 and rows["scan.pdf"]["input_tokens"] > 2 * 560
+    assert rows["long.txt"]["calls"] >= 3
+    assert planned["prompts"] == done.json["calls"]

@@ -426,6 +426,7 @@ CHANGES: dict[type[BaseModel], dict[str, Any]] = {
         "id": "key",
         "text": "content",
         "where": "lang = 'en'",
+        "scans": "send",
     },
     PromptSection: {
         "template": "{{ text }}!",

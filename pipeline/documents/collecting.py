@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import PurePath
 
@@ -13,18 +14,24 @@ import polars as pl
 
 from pipeline.documents.decoding import NoText
 from pipeline.documents.finding import File, Found
-from pipeline.documents.reading import VERSION, Read, digest_of, read
+from pipeline.documents.formats import NEEDS
+from pipeline.documents.reading import Read, digest_of, read
 from pipeline.documents.spool import Spool
+from pipeline.documents.workers import Outcome, Workers
 from pipeline.errors import InputError
 
 UNFIT = "\0unfit"
 """Name of the column that says why a document has no text, as no table has it; null where it has one."""
+SCAN = "\0scan"
+"""Name of the column that lists the path of a scanned PDF, and is an empty list for every other document."""
 SCHEMA = pl.Schema(
     {"path": pl.String(), "name": pl.String(), "title": pl.String(), "pages": pl.Int64(), "text": pl.String()}
 )
 """The columns of documents."""
-_KEY, _SIZE = "\0key", "\0size"
-_ROWS = pl.Schema({**SCHEMA, UNFIT: pl.String(), _KEY: pl.String(), _SIZE: pl.Int64()})
+HIDDEN = pl.Schema({UNFIT: pl.String(), SCAN: pl.List(pl.String())})
+"""Those beside them that no template sees."""
+_BARE, _KEY, _SIZE = "\0bare", "\0key", "\0size"
+_ROWS = pl.Schema({**SCHEMA, **HIDDEN, _BARE: pl.Int64(), _KEY: pl.String(), _SIZE: pl.Int64()})
 _FILES = 256  # that are read between two writes to the spool
 _TEXT_BYTES = 32_000_000  # of a frame
 _SETTLED_NS = 2_000_000_000
@@ -49,23 +56,37 @@ class Collected:
 
     @property
     def unread(self) -> list[str]:
-        """Which documents have no text, each with the reason."""
+        """Which documents cannot be read, each with the reason."""
         return self.rows[UNFIT].drop_nulls().to_list()
 
+    @property
+    def scans(self) -> list[str]:
+        """Which are scanned, each with its pages."""
+        found = self.rows.filter(pl.col(SCAN).list.len() > 0)
+        return [f"{path} ({pages:,})" for path, pages in found.select("path", "pages").iter_rows()]
+
+    @property
+    def bare(self) -> list[str]:
+        """Of which others some pages have no text, each with the number of those."""
+        found = self.rows.filter((pl.col(_BARE) > 0) & (pl.col(SCAN).list.len() == 0))
+        return [
+            f"{path} ({bare:,} of {pages:,})" for path, bare, pages in found.select("path", _BARE, "pages").iter_rows()
+        ]
+
     def frames(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
-        """`columns` of `SCHEMA`, or `UNFIT`, of all rows, in frames of at most `size` rows and a bounded text."""
+        """`columns` of `SCHEMA` and `HIDDEN` of all rows, in frames of at most `size` rows and a bounded text."""
         if "text" not in columns:
             yield from self.rows.select(columns).iter_slices(size)
             return
         for rows in self._slices(size):
             texts = self.spool.texts(list(dict.fromkeys(rows[_KEY].drop_nulls())))
-            gone = [key for key in rows.filter(pl.col(UNFIT).is_null())[_KEY] if key not in texts]
+            gone = [key for key in rows[_KEY].drop_nulls() if key not in texts]
             if gone:
                 raise InputError(
                     f"the texts of the documents were taken out of {self.spool.path}",
                     "run the same command again: it reads the documents once more",
                 )
-            known = [None if why else texts[key] for key, why in rows.select(_KEY, UNFIT).iter_rows()]
+            known = [texts.get(key) or None for key in rows[_KEY]]
             yield rows.with_columns(pl.Series("text", known, pl.String)).select(columns)
 
     def _slices(self, size: int) -> Iterator[pl.DataFrame]:
@@ -80,16 +101,28 @@ class Collected:
 
 
 def collect(found: Found, spool: Spool, encoding: str | None) -> Collected:
-    """Read what `spool` does not know yet. Raises `InputError` where it has no room; what is wrong with a document is
-    said in its row."""
+    """Read what `spool` does not know yet. Raises `InputError` where it has no room, and where a library is missing;
+    what is wrong with a document is said in its row."""
+    _refuse_without_libraries(found)
     files = iter(found.files)
     parts = [pl.DataFrame(schema=_ROWS)]
-    while some := list(islice(files, _FILES)):
-        parts.append(pl.DataFrame(_rows(some, spool, encoding), _ROWS, orient="row"))
+    with Workers() as workers:
+        while some := list(islice(files, _FILES)):
+            parts.append(pl.DataFrame(_rows(some, spool, workers, encoding), _ROWS, orient="row"))
     return Collected(found, spool, pl.concat(parts, rechunk=True))
 
 
-def _rows(files: Sequence[File], spool: Spool, encoding: str | None) -> Iterator[tuple[object, ...]]:
+def _refuse_without_libraries(found: Found) -> None:
+    for file in found.files:
+        if missing := [name for name in NEEDS.get(file.kind, ()) if not find_spec(name)]:
+            raise InputError(
+                f"{file.path} is read with {' and '.join(missing)}, which is not installed",
+                "`pip install 'prompt-batch-pipeline[documents]'`, or name other documents by a pattern:"
+                f" `{found.root}/**/*.txt`",
+            )
+
+
+def _rows(files: Sequence[File], spool: Spool, workers: Workers, encoding: str | None) -> Iterator[tuple[object, ...]]:
     troubles = {file.at: file.trouble for file in files if file.trouble}
     stamps = {file.at: stamp for file in files if file.at not in troubles and (stamp := _stamp(file.at))}
     digests = spool.digests(stamps)
@@ -102,16 +135,14 @@ def _rows(files: Sequence[File], spool: Spool, encoding: str | None) -> Iterator
     names = {file.at: _key(file, digests[file.at], encoding) for file in files if file.at in digests}
     facts = spool.facts(list(set(names.values())))
     fresh: dict[str, Read] = {}
+    failed: dict[str, str] = {}
     held = 0
-    for file in files:
-        if names.get(file.at) is None or names[file.at] in facts:
+    missing = {names[file.at]: file for file in files if file.at in names and names[file.at] not in facts}
+    for file, outcome in _outcomes(list(missing.values()), workers, encoding):
+        if isinstance(outcome, NoText):  # nothing is kept of it: another time it may be read
+            failed[names[file.at]] = str(outcome)
             continue
-        try:
-            digest, one = read(file.at, file.kind, encoding)
-        except NoText as gone:  # by now
-            troubles[file.at] = str(gone)
-            del names[file.at], digests[file.at]
-            continue
+        digest, one = outcome
         digests[file.at], names[file.at] = digest, _key(file, digest, encoding)
         fresh[names[file.at]] = one
         facts[names[file.at]] = replace(one, text=""), one.size_bytes
@@ -119,6 +150,10 @@ def _rows(files: Sequence[File], spool: Spool, encoding: str | None) -> Iterator
         if held > _TEXT_BYTES:
             spool.add(fresh, ())
             fresh, held = {}, 0
+    for at, name in [*names.items()]:
+        if name not in facts:
+            troubles[at] = failed.get(name, "it changed while it was read")
+            del names[at], digests[at]
     settled = time.time_ns() - _SETTLED_NS
     seen = ((at, stamp, digests[at]) for at, stamp in stamps.items() if at in digests and _changed_ns(stamp) < settled)
     spool.add(fresh, seen)
@@ -127,11 +162,25 @@ def _rows(files: Sequence[File], spool: Spool, encoding: str | None) -> Iterator
         one, size = facts.get(key or "", (Read(), 0))
         why = troubles.get(file.at) or one.trouble
         unfit = f"{file.path}: {why}" if why else None
-        yield file.path, PurePath(file.path).name, one.title, one.pages, None, unfit, key, size
+        scan = [file.path] if one.scan else []
+        name = PurePath(file.path).name
+        yield file.path, name, one.title, one.pages, None, unfit, scan, one.bare, key, size
+
+
+def _outcomes(files: Sequence[File], workers: Workers, encoding: str | None) -> Iterator[tuple[File, Outcome]]:
+    """What came of each document; plain texts are read here, the others in processes of their own."""
+    foreign = [file for file in files if file.kind in NEEDS]
+    yield from zip(foreign, workers.read(foreign, encoding), strict=True)
+    for file in files:
+        if file.kind not in NEEDS:
+            try:
+                yield file, read(file.at, file.kind, encoding)
+            except NoText as gone:  # by now
+                yield file, gone
 
 
 def _key(file: File, digest: str, encoding: str | None) -> str:
-    return f"{VERSION} {file.kind} {encoding or ''} {digest}"
+    return f"{file.kind} {encoding or ''} {digest}"
 
 
 def _stamp(at: str) -> str | None:

@@ -12,6 +12,15 @@ _DISGUISES = (
     (b"{\\rtf", "an RTF file"),
 )
 
+_AS_BROWSERS = {
+    **dict.fromkeys(("gb2312", "gbk"), "gb18030"),
+    **dict.fromkeys(("iso8859-1", "ascii"), "cp1252"),
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "big5": "big5hkscs",
+}
+"""Encodings that web pages declare, and the wider ones that they are read in (encoding.spec.whatwg.org)."""
+
 
 class NoText(Exception):
     """A file has no text that could be read; its message says why, in words that follow the file's name."""
@@ -25,7 +34,7 @@ def decoded(content: bytes, encoding: str | None, declared: str | None = None) -
         raise NoText(f"it is {disguise}, whatever its name says")
     name = next((name for mark, name in WIDE if content.startswith(mark)), None)
     if name is None:
-        other = declared if declared and _is_known(declared) else encoding
+        other = _widened(declared) if declared and _is_known(declared) else encoding
         usual = other is None or is_utf8(content[:SAMPLE_BYTES], codecs.lookup(other).name)
         name = "utf-8-sig" if usual else other
     assert name is not None
@@ -44,6 +53,11 @@ def _misfit(content: bytes, name: str) -> str:
     if fits and fits != name:
         return f'it is not {told}: `[input] encoding = "{fits}"` may read it'
     return f"it is not {told}: name another with [input] encoding"
+
+
+def _widened(declared: str) -> str:
+    name = codecs.lookup(declared).name
+    return _AS_BROWSERS.get(name, name)
 
 
 def _is_known(encoding: str) -> bool:

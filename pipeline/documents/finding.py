@@ -10,13 +10,19 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["text", "markdown"]
+Kind = Literal["text", "markdown", "html", "pdf", "docx", "epub"]
 
 KINDS: Mapping[str, Kind] = {
     ".txt": "text",
     ".text": "text",
     ".md": "markdown",
     ".markdown": "markdown",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".pdf": "pdf",
+    ".docx": "docx",
+    ".epub": "epub",
 }
 """Suffix of a file's name, in lower case, and what it says the file is."""
 

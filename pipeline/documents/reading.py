@@ -4,9 +4,10 @@ import hashlib
 import os
 import re
 import stat
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO
 
+from pipeline.documents import formats
 from pipeline.documents.decoding import NoText, decoded
 from pipeline.documents.finding import Kind
 
@@ -14,7 +15,7 @@ MOST_FILE_BYTES = 256_000_000
 """Of one document; a larger one is not read."""
 MOST_TEXT_BYTES = 64_000_000
 """Of the text of one document, in UTF-8: as much as any model reads many times over."""
-VERSION = 1
+VERSION = 2
 """Of what is made of a file: texts that another version made are made anew."""
 _BLOCK_BYTES = 2**20
 _TITLE = re.compile(r"^ {0,3}#{1,2}[ \t]+(.+?)[ \t]*#*[ \t]*$", re.MULTILINE)
@@ -29,7 +30,13 @@ class Read:
     text: str = ""
     title: str | None = None
     pages: int | None = None
+    bare: int = 0  # pages that have no text
+    scan: bool = False  # most of its pages have none: they are pictures
     trouble: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """By their names."""
+        return asdict(self)
 
     @property
     def size_bytes(self) -> int:
@@ -86,7 +93,7 @@ def read(at: str, kind: Kind, encoding: str | None) -> tuple[str, Read]:
         found = _read(content, kind, encoding)
         if found.size_bytes > MOST_TEXT_BYTES:
             raise NoText(f"its text has more than {MOST_TEXT_BYTES:,} bytes, the most of a document")
-        if not found.text.strip():
+        if not found.text.strip() and not found.scan:
             raise NoText("it holds no text")
         return digest, found
     except NoText as why:
@@ -94,11 +101,22 @@ def read(at: str, kind: Kind, encoding: str | None) -> tuple[str, Read]:
 
 
 def _read(content: bytes, kind: Kind, encoding: str | None) -> Read:
-    text = decoded(content, encoding)
-    return Read(text, title_of(text) if kind == "markdown" else None)
+    if kind == "pdf":
+        text, title, pages, bare = formats.pdf(content)
+        scan = 2 * bare > pages
+        return Read("" if scan else text, title, pages, bare, scan)
+    if kind == "text":
+        return Read(decoded(content, encoding))
+    if kind == "markdown":
+        text, title = decoded(content, encoding), None
+    elif kind == "html":
+        text, title = formats.html(content, encoding)
+    else:
+        text, title = formats.docx(content) if kind == "docx" else formats.epub(content)
+    return Read(text, (title or title_of(text) or "")[:_MOST_TITLE] or None)
 
 
 def title_of(markdown: str) -> str | None:
     """The first heading of the two highest levels."""
     found = _TITLE.search(markdown[:_SOUGHT])
-    return found[1][:_MOST_TITLE] if found else None
+    return found[1] if found else None

@@ -8,13 +8,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from pipeline.documents.reading import Read
+from pipeline.documents.reading import VERSION, Read
 from pipeline.errors import InputError
 from pipeline.process import make_private
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS texts (
-    key TEXT PRIMARY KEY, title TEXT, pages INTEGER, trouble TEXT NOT NULL, size INTEGER NOT NULL, text TEXT NOT NULL);
+    key TEXT PRIMARY KEY, title TEXT, pages INTEGER, bare INTEGER NOT NULL, scan INTEGER NOT NULL,
+    trouble TEXT NOT NULL, size INTEGER NOT NULL, text TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS seen (at BLOB PRIMARY KEY, stamp TEXT NOT NULL, digest TEXT NOT NULL);
 """
 _PATIENCE_S = 60.0  # how long another process may keep the file locked: it writes a few texts at a time
@@ -45,8 +46,11 @@ class Spool:
 
     def facts(self, keys: Sequence[str]) -> dict[str, tuple[Read, int]]:
         """What is there under these keys, without the text, and how many bytes that has."""
-        rows = self._in("SELECT key, title, pages, trouble, size FROM texts WHERE key IN", keys)
-        return {key: (Read("", title, pages, trouble), size) for key, title, pages, trouble, size in rows}
+        rows = self._in("SELECT key, title, pages, bare, scan, trouble, size FROM texts WHERE key IN", keys)
+        return {
+            key: (Read("", title, pages, bare, bool(scan), trouble), size)
+            for key, title, pages, bare, scan, trouble, size in rows
+        }
 
     def texts(self, keys: Sequence[str]) -> dict[str, str]:
         """The texts that are there under these keys."""
@@ -54,11 +58,14 @@ class Spool:
 
     def add(self, texts: Mapping[str, Read], seen: Iterable[tuple[str, str, str]]) -> None:
         """Keep texts by key, and files with their stamps and contents. Raises `InputError` where there is no room."""
-        read = [(key, one.title, one.pages, one.trouble, one.size_bytes, one.text) for key, one in texts.items()]
+        read = [
+            (key, one.title, one.pages, one.bare, one.scan, one.trouble, one.size_bytes, one.text)
+            for key, one in texts.items()
+        ]
         files = [(os.fsencode(at), stamp, digest) for at, stamp, digest in seen]
         try:
             with self._lock, self._db:
-                self._db.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?, ?, ?, ?, ?)", read)
+                self._db.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", read)
                 self._db.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", files)
         except (OSError, sqlite3.Error) as error:
             raise InputError(
@@ -83,6 +90,10 @@ class Spool:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = OFF")  # what a power cut takes is read once more
+            if db.execute("PRAGMA user_version").fetchone()[0] != VERSION:  # what another version made is made anew
+                db.executescript(
+                    f"DROP TABLE IF EXISTS texts; DROP TABLE IF EXISTS seen; PRAGMA user_version = {VERSION}"
+                )
             db.executescript(_SCHEMA)
         except sqlite3.Error:
             db.close()

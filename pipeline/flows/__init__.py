@@ -42,7 +42,7 @@ async def run(document: Document, job: Job, call: Call) -> Answer:
     """
     if document.unfit:
         return Answer(Reply("", "invalid", error_kind="file", error=document.unfit))
-    if document.text is not None and not document.text.strip():
+    if document.text is not None and not document.text.strip() and not document.media:
         return Answer(
             Reply("", "invalid", error_kind="empty_input", error=f"the column {job.spec.input.text} is empty")
         )
@@ -55,14 +55,14 @@ async def run(document: Document, job: Job, call: Call) -> Answer:
 
 async def _run(document: Document, job: Job, call: Call) -> Answer:
     try:
-        return await _flow_of(job)(document, job, call)
+        return await _flow_of(document, job)(document, job, call)
     except Unrendered as failure:
         return Answer(failure.reply)
 
 
-def _flow_of(job: Job) -> Callable[[Document, Job, Call], Awaitable[Answer]]:
+def _flow_of(document: Document, job: Job) -> Callable[[Document, Job, Call], Awaitable[Answer]]:
     if job.spec.prompt.flow:
         return conversation
-    if job.spec.chunk is None:
+    if job.spec.chunk is None or document.media:  # of a job that cuts texts, a document that is sent as a file
         return answer
     return map_reduce if job.spec.reduce else refine

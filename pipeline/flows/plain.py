@@ -11,7 +11,8 @@ from pipeline.records import Document
 
 async def answer(document: Document, job: Job, call: Call) -> Answer:
     """One call for the whole row."""
-    return await asked_whole(document, job, call, {} if document.text is None else {"text": document.text})
+    own: dict[str, object] = {} if document.text is None else {"text": document.text}
+    return await asked_whole(document, job, call, own | ({"chunk": 1, "chunks": 1} if job.spec.chunk else {}))
 
 
 async def asked_whole(document: Document, job: Job, call: Call, own: Mapping[str, object]) -> Answer:

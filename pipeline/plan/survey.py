@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from pipeline.cells import as_text
-from pipeline.documents.collecting import UNFIT
+from pipeline.documents.collecting import SCAN, UNFIT
 from pipeline.plan.amounts import kind_column
 from pipeline.source.documents import ROW, Source
 from pipeline.spill import Spill
@@ -107,7 +107,7 @@ def keys_of(source: Source, rows: Collection[int]) -> dict[int, str]:
 
 def _slices(source: Source, rows: int) -> Iterator[pl.DataFrame]:
     """The first `rows` rows, measured, in slices, at least one."""
-    held = [_measured(pl.DataFrame(schema={**source.schema, ROW: pl.Int64()}), source)]
+    held = [_measured(pl.DataFrame(schema={**source.schema, **source.hidden, ROW: pl.Int64()}), source)]
     for frame in source.batches(size=_FRAME_ROWS):
         left = rows - frame.item(0, ROW)
         held.append(_measured(frame.head(left), source))
@@ -128,8 +128,9 @@ def _measured(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
     size = pl.sum_horizontal(nothing, *(pl.col(name).str.len_bytes() for name in names))
     characters = pl.sum_horizontal(nothing, *(pl.col(name).str.len_chars() for name in names))
     blank = pl.lit(False) if source.text is None else ~pl.col(source.text).str.contains(_NOT_BLANK).fill_null(False)
-    if UNFIT in frame.columns:
-        blank = blank | pl.lit(frame[UNFIT].is_not_null())
+    if source.hidden:
+        scan = pl.lit(frame[SCAN].list.len() > 0)
+        blank = (blank & ~scan if source.sends_scans else blank | scan) | pl.lit(frame[UNFIT].is_not_null())
     content = pl.struct(nothing.alias(ROW), *names, *files).hash()  # a template may use no column at all
     key = content if source.id is None else pl.lit(frame[source.id].hash())
     return texts.select(

@@ -120,7 +120,7 @@ def _table(steps: Steps, job: Job, options: Options, is_whole: bool) -> Session 
         numbers, told = {"rows": session.rows}, job.spec.input.path
         warnings: tuple[str, ...] = ()
         if held := session.source.table.documents:
-            kinds, warnings = described(held)
+            kinds, warnings = described(held, session.source.sends_scans)
             told, numbers["unread"] = f"{told}: {kinds}", len(held.unread)
         steps.passes("input", f"{session.rows:,} row{'s' * (session.rows != 1)}", told, numbers, warnings)
     if session is None or not fits:

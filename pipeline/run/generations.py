@@ -105,7 +105,7 @@ def _carried(session: Session, change: Change, found: Survey) -> Carried | None:
     Where calls are shared, as between pieces or turns, or another target may have answered, each is looked for.
     """
     job, source = session.working, session.source
-    several = job.spec.chunk or job.spec.prompt.flow or job.spec.input.media or job.targets
+    several = job.spec.chunk or job.spec.prompt.flow or session.source.file_columns or job.targets
     if job.fingerprint != change.known.fingerprint or several or source.table.remote:
         return None
     if session.options.pilot is not None or "ok" in session.options.retry:

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.cells import leaves
+from pipeline.documents.collecting import SCAN
 from pipeline.errors import InputChanged, InputError, JobError
 from pipeline.flows import check_rendering
 from pipeline.job import Job
@@ -20,7 +21,7 @@ from pipeline.models import MODELS, model_info
 from pipeline.places import Kind, beside, run_directory
 from pipeline.prices import CHECKED, FREE, Rates
 from pipeline.providers.uploads import INLINE_BYTES
-from pipeline.records import Document, Limits
+from pipeline.records import Document, Limits, MediaKind
 from pipeline.run.changes import Change
 from pipeline.run.fitting import check_fits
 from pipeline.sections import JobFile
@@ -142,7 +143,8 @@ class Session:
         """Input columns that the output repeats."""
         if self.job.spec.output.include_text:
             return list(self.source.schema)
-        held = {name for name in self.source.file_columns if pl.Binary in leaves(self.source.schema[name])}
+        schema = self.source.schema
+        held = {name for name in self.source.file_columns if name in schema and pl.Binary in leaves(schema[name])}
         texts = {self.job.spec.input.text, "text" if self.source.table.documents is not None else None}
         return [name for name in self.source.schema if name not in held | texts]
 
@@ -265,10 +267,16 @@ def prepared(job: Job, options: Options, source: Source, redo: Job | None = None
 
 def files_of(job: Job, source: Source, offline: bool) -> Files | None:
     """Where the files of the rows lie, and how they are counted; None for a job without any."""
-    given = job.spec.input
-    if not given.media:
+    given, held = job.spec.input, source.table.documents
+    if given.scans and held is None:
+        raise InputError(f"{given.path} is no folder of documents", "[input] scans is about those: leave it out")
+    scans: tuple[tuple[MediaKind, str], ...] = (("pdf", SCAN),) if given.scans else ()
+    columns = (*given.media, *scans)
+    if not columns:
         return None
     root = root_of(given.path, given.files_root, source.table.remote)
+    if held is not None and given.files_root is None:
+        root = Path(held.found.root)
     if given.files_root is not None and not Path(given.files_root).is_dir():
         raise InputError(
             f"[input] files_root = {given.files_root!r} is no folder",
@@ -277,7 +285,7 @@ def files_of(job: Job, source: Source, offline: bool) -> Files | None:
     uploads = all(each.spec.endpoint.provider == "gemini" for each in job.asked)
     on_vertex = all(each.spec.endpoint.provider == "vertex" for each in job.asked)
     return Files(
-        given.media,
+        columns,
         root,
         job.model,
         None if uploads else inline_bytes(job),

@@ -116,6 +116,8 @@ class JobFile(Section):
             raise ValueError(
                 f"[redact] and [input] {self.input.media[0][0]}: what a file shows or says would be sent as it is"
             )
+        if self.redact and self.input.scans:
+            raise ValueError("[redact] and [input] scans: what a scanned page shows would be sent as it is")
         if self.chunk and self.prompt.flow:
             raise ValueError('[chunk] and [prompt] flow = "conversation" do not go together: ask about pieces, or talk')
         if self.chunk and self.input.messages:
@@ -145,6 +147,7 @@ class JobFile(Section):
             ("[input] messages", self.input.messages),
             ("[tools]", self.tools),
             *((f"[input] {kind}", True) for kind, _ in self.input.media),
+            ("[input] scans", self.input.scans),
         ):
             if is_set:
                 raise ValueError(f"[pack] is for rows that are one text, and not for {name}: leave one of them out")

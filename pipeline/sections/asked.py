@@ -24,7 +24,7 @@ class Input(Section):
     path: str = Field(
         examples=["reviews.csv", "data/*.parquet", "contracts/"],
         description="a file or a glob: .csv .tsv .parquet .jsonl; a .parquet in cloud storage that polars reads; or"
-        " [documents](documents.md), one a row: a folder, or a file or glob of .txt .md",
+        " [documents](documents.md), one a row: a folder, or a file or glob of .txt .md .html .pdf .docx .epub",
     )
     id: str | None = Field(
         None,
@@ -65,6 +65,12 @@ class Input(Section):
     where: str | None = Field(
         None, examples=["length(review) > 20"], description="SQL predicate: only the rows for which it holds"
     )
+    scans: Literal["send"] | None = Field(
+        None,
+        examples=["send"],
+        description='"send" has scanned [documents](documents.md#scanned-pdfs), PDFs that are pictures without text,'
+        " sent as they are. Default: such a row is `invalid`",
+    )
     encoding: str | None = Field(
         None,
         examples=["gb18030"],
@@ -88,7 +94,7 @@ class Input(Section):
     @model_validator(mode="after")
     def _files_are_named(self) -> "Input":
         for name in ("files_root", "fetch_urls", "inline_mb", "delete_files"):
-            if getattr(self, name) not in (None, False) and not self.media:
+            if getattr(self, name) not in (None, False) and not self.media and not self.scans:
                 raise ValueError(
                     f"{name} is about the files of a row: name their column, as image, audio, video or pdf"
                 )

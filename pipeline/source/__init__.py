@@ -1,5 +1,6 @@
 """CSV, Parquet and JSONL as bounded batches of documents."""
 
-from pipeline.source.documents import ROW, Source, open_source, output_conflict
+from pipeline.source.conflicts import output_conflict
+from pipeline.source.documents import ROW, Source, open_source
 
 __all__ = ["ROW", "Source", "open_source", "output_conflict"]

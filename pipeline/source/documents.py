@@ -1,10 +1,9 @@
 """The rows of a table as documents: checked before anything is sent, then streamed in bounded memory."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.cells import cells, json_cells, kind, leaves, patterns, texts
-from pipeline.documents.collecting import UNFIT
+from pipeline.documents.collecting import HIDDEN, SCAN, UNFIT
 from pipeline.errors import InputError
 from pipeline.places import DOCUMENTS
 from pipeline.records import Document
@@ -70,6 +69,16 @@ class Source:
         """What is known of the values of each column before they are read."""
         known = self.schema.items()
         return {name: None if name in self.table.json_columns else kind(dtype) for name, dtype in known}
+
+    @property
+    def hidden(self) -> Mapping[str, pl.DataType]:
+        """Columns that a template does not see, and that are read with those that it does."""
+        return HIDDEN if self.table.documents is not None else {}
+
+    @property
+    def sends_scans(self) -> bool:
+        """Whether a scanned PDF is sent as the file that it is."""
+        return self.files is not None and not {SCAN, "path"}.isdisjoint(self.file_columns)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -139,6 +148,8 @@ class Source:
         """The same table with files beside its texts. Raises `InputError` for a column that cannot hold any."""
         path, schema = self.table.path, self.table.schema
         for which, name in files.columns if files else ():
+            if name in self.hidden:
+                continue
             if name not in schema:
                 hint = self.table.instead(name) or f"columns are {', '.join(schema)}"
                 raise InputError(f"column `{name}` is not in {path} ([input] {which})", hint)
@@ -204,13 +215,18 @@ class Source:
             pairs = zip(bodies, *columns, strict=True)
             tokens = [_tokens(body, *row) for body, *row in pairs] if self.rules.counts else []
             ruled = self.rules.of(frame, tokens)
-        if UNFIT in frame.columns:
-            unfit = (why or "" for why in frame[UNFIT])
-            return map(Document, rows, keys, fields, bodies, ruled, repeat(()), unfit)
+        unfit: Iterable[str] = self._unfit(frame) if self.hidden else repeat("")
         if self.files is None:
-            return map(Document, rows, keys, fields, bodies, ruled)
-        held = map(self.files.of, self._held(frame))
+            return map(Document, rows, keys, fields, bodies, ruled, repeat(()), unfit)
+        looked = zip(unfit, self._held(frame))  # noqa: B905  one of them may be without an end
+        held = (((), why) if why else self.files.of(cells) for why, cells in looked)
         return (Document(*each, *files) for *each, files in zip(rows, keys, fields, bodies, ruled, held))  # noqa: B905
+
+    def _unfit(self, frame: pl.DataFrame) -> Iterator[str]:
+        """Why nothing can be asked of a document; empty for those that can be."""
+        for why, scans in frame.select(UNFIT, SCAN).iter_rows():
+            scan = f'{scans[0]}: it is scanned: `[input] scans = "send"` sends it as a PDF' if scans else ""
+            yield why or ("" if self.sends_scans else scan)
 
     def _held(self, frame: pl.DataFrame) -> Iterator[dict[str, object]]:
         """The cells of each row that name or hold files."""
@@ -239,8 +255,7 @@ class Source:
     @cached_property
     def _needed(self) -> list[str]:
         ruling = self.rules.columns if self.rules else ()
-        unfit = [UNFIT] if self.table.documents is not None else []
-        named = (self.id, self.text, *self.columns, *self.file_columns, *ruling, *unfit)
+        named = (self.id, self.text, *self.columns, *self.file_columns, *ruling, *self.hidden)
         return list(dict.fromkeys(name for name in named if name is not None))
 
     @cached_property
@@ -360,20 +375,6 @@ def _tokens(*cells: object) -> int:
     return sum(estimate(cell if isinstance(cell, str) else str(cell)) for cell in cells if cell is not None)
 
 
-def output_conflict(source: Source, out_path: str) -> None:
-    """Raise `InputError` when writing `out_path` would overwrite the input, or the input's glob would match it."""
-    out = Path(out_path)
-    if source.table.remote or source.table.documents is not None:  # no output is a document
-        return
-    if out.exists() and any(out.samefile(path) for path in source.paths):
-        raise InputError(f"the output {out_path} is the input", "choose another [output] path")
-    pattern, target = Path(source.table.path).absolute(), out.absolute()
-    if source.table.path not in source.paths and _matches(pattern.parts, target.parts):
-        raise InputError(
-            f"the output {out_path} would be read as input by {source.table.path}", "write it to another directory"
-        )
-
-
 def _refuse_kinds(table: Table, name: str, needed: str, allowed: set[str]) -> None:
     if name not in table.json_columns or table.found is None:
         return
@@ -385,11 +386,3 @@ def _refuse_kinds(table: Table, name: str, needed: str, allowed: set[str]) -> No
 
 def _can_name(dtype: pl.DataType) -> bool:
     return dtype.is_integer() or dtype.is_temporal() or dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)
-
-
-def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_matches(pattern[1:], parts[start:]) for start in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(pattern[1:], parts[1:])

@@ -1,6 +1,7 @@
 """Documents as files: whether a path means them, and the table that they are."""
 
 import codecs
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -38,16 +39,24 @@ def found_documents(path: str) -> Found | None:
     return found
 
 
-def described(held: Collected) -> tuple[str, tuple[str, ...]]:
+def described(held: Collected, sends_scans: bool) -> tuple[str, tuple[str, ...]]:
     """How many documents of which kinds there are, and what of them is worth a warning."""
-    found, unread = held.found, held.unread
+    found = held.found
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(found.kinds.items()))
     others = ", ".join(f"{number:,} {ending or 'without a suffix'}" for ending, number in sorted(found.others.items()))
-    warnings = [f"the folder {folder} may not be looked into" for folder in found.unread[:_TOLD]]
-    if unread:
-        more = f"; and {len(unread) - _TOLD:,} more" if len(unread) > _TOLD else ""
-        warnings.append(f"{len(unread):,} cannot be read: {'; '.join(unread[:_TOLD])}{more}")
-    return f"{kinds}{f'; passed over: {others}' if others else ''}", tuple(warnings)
+    sent = "are scanned, and sent as PDFs" if sends_scans else 'are scanned, and not sent without `scans = "send"`'
+    warnings = (
+        ("folders may not be looked into", found.unread),
+        ("cannot be read", held.unread),
+        (sent, held.scans),
+        ("have pages without text", held.bare),
+    )
+    told = tuple(f"{len(which):,} {what}: {_first(which)}" for what, which in warnings if which)
+    return f"{kinds}{f'; passed over: {others}' if others else ''}", told
+
+
+def _first(which: Sequence[str]) -> str:
+    return "; ".join([*which[:_TOLD], *([f"and {len(which) - _TOLD:,} more"] if len(which) > _TOLD else [])])
 
 
 def open_folder(path: str, found: Found, encoding: str | None, separator: str | None, spool: Path) -> Table:
