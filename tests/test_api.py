@@ -20,6 +20,7 @@ import anyio.to_thread
 import page
 import polars as pl
 import pytest
+import trio
 from commands import Ran, small_job
 from pydantic import BaseModel
 from serving import served, stats
@@ -236,10 +237,10 @@ def test_a_run_that_was_made_before_is_read_by_its_name_or_with_all_columns_by_i
 
 
 def test_a_sample_is_run_and_kept() -> None:
-    trial = offline(words(40), sample=5)
+    trial = offline(words(20), sample=5)
     assert (trial.status, trial.calls) == ("sample", 5)
-    assert offline(words(40), sample=5).calls == 5
-    assert offline(words(40)).calls == 40
+    assert offline(words(20), sample=5).calls == 5
+    assert offline(words(20)).calls == 20
 
 
 # ---- loops, threads, and the end
@@ -264,6 +265,25 @@ def test_it_runs_where_a_loop_runs_and_in_one() -> None:
     asyncio.run(main())
 
 
+def test_it_is_awaited_in_trio_too_and_ends_with_its_scope(service: str) -> None:
+    before = stats(service)["answered"]
+
+    async def stop(scope: trio.CancelScope) -> None:
+        await trio.to_thread.run_sync(begun, service, before)
+        scope.cancel()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                nursery.start_soon(stop, scope)
+                await pp.run_async(job(service=service), words(24), yes=True, progress=False)
+        assert scope.cancelled_caught and pp.read("words").status == "interrupted"
+        assert (await pp.run_async(job(service=service), words(24), yes=True, progress=False)).ok
+
+    trio.run(main)
+    assert stats(service)["answered"] == before + 24
+
+
 def test_two_runs_at_once_share_the_process_and_leave_it_as_it_was(service: str) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     usual, handlers = gc.get_threshold(), list(logging.getLogger().handlers)
@@ -271,13 +291,13 @@ def test_two_runs_at_once_share_the_process_and_leave_it_as_it_was(service: str)
 
     async def main() -> None:
         both = asyncio.gather(
-            *(pp.run_async(job(name, service), words(9, name), yes=True, progress=False) for name in ("one", "two"))
+            *(pp.run_async(job(name, service), words(6, name), yes=True, progress=False) for name in ("one", "two"))
         )
         await asyncio.sleep(LATENCY_S)
         during.extend(signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP))
         for ended in await both:
-            assert ended.ok and ended.calls == 9
-            assert [ended.job in text for text in ended.frame()["response"]] == [True] * 9
+            assert ended.ok and ended.calls == 6
+            assert [ended.job in text for text in ended.frame()["response"]] == [True] * 6
 
     asyncio.run(main())
     assert during == before[1:]
@@ -296,7 +316,7 @@ def test_a_task_that_is_cancelled_keeps_what_is_in_flight_and_the_next_call_goes
     asked = job(service=service)
 
     async def main() -> None:
-        running = asyncio.create_task(pp.run_async(asked, words(30), yes=True, progress=False))
+        running = asyncio.create_task(pp.run_async(asked, words(24), yes=True, progress=False))
         await anyio.to_thread.run_sync(begun, service, before)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -304,9 +324,9 @@ def test_a_task_that_is_cancelled_keeps_what_is_in_flight_and_the_next_call_goes
 
     asyncio.run(main())
     kept = pp.read("words")
-    assert kept.status == "interrupted" and 6 <= kept.calls < 30
-    assert pp.run(asked, words(30), yes=True, progress=False).ok
-    assert stats(service)["answered"] == before + 30
+    assert kept.status == "interrupted" and 6 <= kept.calls < 24
+    assert pp.run(asked, words(24), yes=True, progress=False).ok
+    assert stats(service)["answered"] == before + 24
 
 
 def test_ctrl_c_keeps_what_is_in_flight_and_is_raised_when_that_is_in(service: str) -> None:
@@ -321,20 +341,20 @@ def test_ctrl_c_keeps_what_is_in_flight_and_is_raised_when_that_is_in(service: s
     pressing = threading.Thread(target=press)
     pressing.start()
     with pytest.raises(KeyboardInterrupt, match="what was answered is kept"):
-        pp.run(asked, words(30), yes=True, progress=False)
+        pp.run(asked, words(24), yes=True, progress=False)
     pressing.join()
     kept = pp.read("words")
-    assert kept.status == "interrupted" and 6 <= kept.calls < 30
-    assert pp.run(asked, words(30), yes=True, progress=False).ok
-    assert stats(service)["answered"] == before + 30
+    assert kept.status == "interrupted" and 6 <= kept.calls < 24
+    assert pp.run(asked, words(24), yes=True, progress=False).ok
+    assert stats(service)["answered"] == before + 24
 
 
 def test_a_second_run_of_a_job_that_goes_on_is_refused(service: str) -> None:
     async def main() -> None:
-        running = asyncio.create_task(pp.run_async(job("busy", service), words(9), yes=True, progress=False))
+        running = asyncio.create_task(pp.run_async(job("busy", service), words(6), yes=True, progress=False))
         await anyio.to_thread.run_sync(begun, service, stats(service)["answered"], 1)
         with pytest.raises(RunStateError, match="another run writes"):
-            await pp.run_async(job("busy", service), words(9), yes=True, progress=False)
+            await pp.run_async(job("busy", service), words(6), yes=True, progress=False)
         assert (await running).ok
 
     asyncio.run(main())

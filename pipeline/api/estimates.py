@@ -40,6 +40,8 @@ class Estimate:
     """All that `pipeline estimate --json` prints, under the same keys."""
 
     def __str__(self) -> str:
+        if not self.calls:
+            return f"{self.job}: nothing is left to be sent, {console.things(self.rows_done, 'row')} done"
         cost = "at an unknown price"
         if self.cost_usd:
             low, expected, high = (console.money(Decimal(getattr(self.cost_usd, n))) for n in _NAMES)
@@ -49,6 +51,10 @@ class Estimate:
             f" {self.input_tokens:,} tokens in, about {int(self.output_tokens.expected):,} out, {cost},"
             f" {console.duration(self.seconds)}"
         )
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What a notebook shows of it."""
+        printer.text("\n".join([str(self), *self.notices]))
 
 
 _NAMES = ("low", "expected", "high")

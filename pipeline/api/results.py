@@ -88,6 +88,10 @@ class Results:
         lines += [text for text in (self.stopped.message, self.stopped.hint) if text] if self.stopped else []
         return "\n".join(lines)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What a notebook shows of it."""
+        printer.text(str(self))
+
 
 _FAILED: Mapping[str, Any] = {
     "row": pl.Int64,

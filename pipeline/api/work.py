@@ -18,8 +18,8 @@ from pipeline.process import backend
 from pipeline.run.engine import Engine
 
 Done = TypeVar("Done")
-_LOOK_S = 0.5
-"""A wait so long lets Ctrl-C through on every system."""
+_LOOK_S = 0.25
+"""No wait is longer: Ctrl-C gets through on every system."""
 _PATIENCE = 3
 _ENDED = "what was answered is kept, and the same call goes on"
 
@@ -129,14 +129,21 @@ class Work(Generic[Done]):
         self._future.add_done_callback(tell)
         cancelled = anyio.get_cancelled_exc_class()
         try:
-            await over.wait()
+            await _until(over)
         except cancelled:
             self.ending.ask()
             with anyio.CancelScope(shield=True):
                 try:
-                    await over.wait()
+                    await _until(over)
                 except cancelled:  # asyncio's own second one goes through
                     self.ending.ask()
-                    await over.wait()
+                    await _until(over)
             raise
         return self._future.result()
+
+
+async def _until(over: anyio.Event) -> None:
+    """Wait for it, and wake up now and then: a notebook's ■ cancels its cell in a loop that may be asleep."""
+    while not over.is_set():
+        with anyio.move_on_after(_LOOK_S):
+            await over.wait()

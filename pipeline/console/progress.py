@@ -1,12 +1,15 @@
 """What is said of a run while it goes on, by the process that runs it."""
 
+import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from decimal import Decimal
 
 import anyio
 
 from pipeline.console.live import LINES_S, Block, Lines, is_live
+from pipeline.console.notebook import Cell
 from pipeline.console.screen import err, money, styled, things
 from pipeline.events import (
     BookTrouble,
@@ -28,6 +31,7 @@ from pipeline.run.status import Recent, status_of
 from pipeline.terminal import one_line
 
 REFRESH_S = 0.25
+_TERMINAL = threading.Lock()
 _LIMITS = {
     "assumed": "assumed; it grows until one is refused",
     "tried": "tried; it grows until one is refused",
@@ -40,12 +44,16 @@ async def watch(monitor: Monitor) -> None:
     recent, lines = Recent(), Lines()
     _tell(monitor, lines)
     try:
-        if is_live():
-            with Block() as block:
-                while True:
-                    _tell(monitor, None)
+        with ExitStack() as drawing:
+            block = _drawn(drawing)
+            try:
+                while block:
+                    _tell(monitor, lines)
                     block.show(status_of(monitor, recent.since(monitor), time.time()), monitor.last)
                     await anyio.sleep(REFRESH_S)
+            finally:
+                if isinstance(block, Cell):
+                    block.end(status_of(monitor, recent.since(monitor), time.time()), monitor.last)
         while True:
             for _ in range(round(LINES_S / REFRESH_S)):
                 await anyio.sleep(REFRESH_S)
@@ -53,7 +61,17 @@ async def watch(monitor: Monitor) -> None:
                 since = recent.since(monitor)
             lines.show(status_of(monitor, since, time.time()))
     finally:
-        _tell(monitor, None if is_live() else lines)
+        _tell(monitor, lines)
+
+
+def _drawn(drawing: ExitStack) -> Block | Cell | None:
+    """What is drawn anew as the run goes on, if anything can be: on a terminal, of one run of the process only."""
+    if err.is_jupyter:
+        return Cell()
+    if not is_live() or not _TERMINAL.acquire(blocking=False):
+        return None
+    drawing.callback(_TERMINAL.release)
+    return drawing.enter_context(Block())
 
 
 class PilotWatch:
@@ -81,13 +99,13 @@ class PilotWatch:
         err.print(f"  pilot: {rows}, {things(monitor.calls, 'call')}, {spent}; kept for the run\n")
 
 
-def _tell(monitor: Monitor, lines: Lines | None) -> None:
+def _tell(monitor: Monitor, lines: Lines) -> None:
     while monitor.notices:
         event = monitor.notices.pop(0)
         if isinstance(event, LimitSet) and not monitor.prompts:  # nothing is left to be sent
             continue
         if text := notice(event):
-            if lines and not is_live():
+            if not is_live() and not err.is_jupyter:
                 lines.say(text)
             else:
                 err.print(styled((text, "yellow")))

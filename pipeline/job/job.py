@@ -36,7 +36,7 @@ _NO_PART_OF_ANSWERS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Job:
     """A loaded job: `spec` as resolved, the compiled templates and the parameters of each step."""
 
@@ -53,6 +53,9 @@ class Job:
     schema: Schema | None = None  # what an answer is held to
     turns: tuple[Template, ...] = ()  # of a conversation
     checks: Checks | None = None  # what else an answer is held to
+
+    def __repr__(self) -> str:
+        return f"Job({self.name!r}, {self.model}, {self.spec.input.path} → {self.spec.output.path})"
 
     @cached_property
     def fingerprint(self) -> str:
