@@ -27,6 +27,7 @@ from pipeline.run.generations import Keeping, changed, spent_before
 from pipeline.run.guards import refuse_unpriced
 from pipeline.run.planning import InBatches, basis, look, notices_of, planned
 from pipeline.run.prepare import Session
+from pipeline.run.replaced import with_replaced
 from pipeline.run.rows import counted, mask, wanted
 from pipeline.run.services import open_services
 from pipeline.store.again import Again
@@ -66,6 +67,7 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     """What is left of this job and what it takes. Writes nothing, and sends nothing but what `exact` has counted."""
     start = datetime.now(UTC)
     found = await look(session)
+    session = await with_replaced(session, found)
     with kept(session, found) as (outcomes, bought, keeping):
         waiting, effort = _waiting(session), EVERYTHING if wishes.whole else USUAL
         given = await basis(session, wanted(session, outcomes), bought, effort, found, waiting)
@@ -144,7 +146,7 @@ def _waiting(session: Session) -> InBatches | None:
 async def pilot_rows(session: Session, number: int) -> frozenset[int]:
     """So many rows to try first, spread over kinds of script and lengths, of those that are left to do."""
     found = await look(session)
-    with kept(session, found) as (outcomes, _, _):
+    with kept(await with_replaced(session, found), found) as (outcomes, _, _):
         return frozenset(pick_pilot(found, mask(session, wanted(session, outcomes)), number).numbers)
 
 
@@ -154,6 +156,7 @@ async def sampled(session: Session, number: int) -> tuple[Session, Counter[Statu
     trial = sampling.sampled(session, found, number)
     if session.options.fresh:
         return trial, Counter(), trial.covered
+    trial = await with_replaced(trial, found)
     with kept(trial, found) as (outcomes, _, _):
         done = counted(trial, outcomes)
         return trial, done, trial.covered - done.total()
@@ -164,6 +167,7 @@ async def foreseen(session: Session) -> tuple[plan.Plan, Session]:
     if not session.options.fresh:
         changed(session)  # raises what the run would
     found = await look(session)
+    session = await with_replaced(session, found)
     with kept(session, found) as (outcomes, bought, keeping):
         rows, waiting = wanted(session, outcomes), _waiting(session)
         made = await planned(session, rows, bought, _spent_usd(session, keeping), found, waiting)

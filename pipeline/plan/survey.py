@@ -28,7 +28,8 @@ class Survey:
     repeats: pl.Series  # Boolean: an earlier row is the same in all columns used; False for a row that is empty
     empty: pl.Series  # Boolean: the text column is null or blank, or a document unfit, so nothing is sent
     first_repeats: tuple[tuple[int, int], ...]  # a few repeats, each with the first row of its content
-    digests: Iterable[pl.DataFrame] = ()  # hashes of each row, slices in order: `key`, of its id, and `hash`
+    digests: Iterable[pl.DataFrame] = ()  # hashes of each row, slices in order: `key`, of its id, and `hash`; of rows
+    # with files `files` too, of their sizes and times
 
     @property
     def rows(self) -> int:
@@ -73,7 +74,7 @@ def survey(source: Source, rows: int) -> Survey:
     empty, repeats = [pl.Series(dtype=pl.Boolean)], [pl.Series(dtype=pl.Boolean)]
     for frame in _slices(source, rows):
         facts.add(frame.select("size", "kind"))
-        digests.add(frame.select("key", "hash"))
+        digests.add(frame.select("key", "hash", *(["files"] if "files" in frame.columns else [])))
         empty.append(frame["empty"])
         repeats.append(~frame["hash"].is_first_distinct() & ~frame["empty"])
         shown_at_most = repeats[-1].cum_sum() <= EXAMPLES
@@ -133,7 +134,9 @@ def _measured(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
         blank = (blank & ~scan if source.sends_scans else blank | scan) | pl.lit(frame[UNFIT].is_not_null())
     content = pl.struct(nothing.alias(ROW), *names, *files).hash()  # a template may use no column at all
     key = content if source.id is None else pl.lit(frame[source.id].hash())
+    stamps = [pl.Series("files", source.file_stamps(frame), pl.String).hash()] if source.path_columns else []
     return texts.select(
+        *stamps,
         pl.col(ROW).cast(pl.UInt32).alias("row"),
         size.alias("size"),
         kind_column(size, characters).alias("kind"),

@@ -3,6 +3,7 @@
 import difflib
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +43,7 @@ from pipeline.run.prepare import (
     open_input,
     prepared,
 )
+from pipeline.run.replaced import with_replaced
 from pipeline.run.services import SPEAKERS, asked_at, one_kind, project_at, targets_of, wire_over
 from pipeline.run.steps import Step, Steps
 from pipeline.run.strays import batches_step
@@ -76,7 +78,10 @@ async def examine(path: Path, flags: Mapping[str, object], options: Options, for
         return steps
     with steps.trying("network"):
         kind = one_kind(kinds or {"": "real"})
-        _places(steps, session if options.offline else replace(session, kind=kind, asked=True), is_whole)
+        session = session if options.offline else replace(session, kind=kind, asked=True)
+        with suppress(RunStateError):  # which is said of the run
+            session = await with_replaced(session) if is_whole else session
+        _places(steps, session, is_whole)
     return steps
 
 

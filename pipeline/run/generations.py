@@ -25,6 +25,8 @@ from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
 from pipeline.store.state import Outcomes, is_unused, load_unsealed, refuse_other
 
+_SHOWN = 5  # rows that are named
+
 
 def changed(session: Session) -> Change | None:
     """How the job or the input differs from what the run in its directory was made from; None where it goes on.
@@ -32,7 +34,7 @@ def changed(session: Session) -> Change | None:
     Raises `RunStateError` for a directory of another job, or of one whose batches are with a service.
     """
     known = read_manifest(session.directory / "manifest.json")
-    lines = differences(known, session.manifest()) if known else []
+    lines = [*differences(known, session.manifest()), *_replaced(session.replaced)] if known else []
     if known is None or not lines or is_unused(session.directory):
         return None
     refuse_other(session.directory, known, session.manifest(), parse_stored)
@@ -43,6 +45,12 @@ def changed(session: Session) -> Change | None:
             "leave out `--retry` and `--set` first: the same command then buys what is new; or undo the change",
         )
     return Change(session.directory, known, tuple(lines))
+
+
+def _replaced(keys: tuple[str, ...]) -> Iterator[str]:
+    if keys:
+        rows, more = ", ".join(keys[:_SHOWN]), f" and {len(keys) - _SHOWN:,} more" * (len(keys) > _SHOWN)
+        yield f"files were replaced under their names: those of {'rows' if len(keys) > 1 else 'row'} {rows}{more}"
 
 
 class Keeping:
@@ -105,8 +113,9 @@ def _carried(session: Session, change: Change, found: Survey) -> Carried | None:
     Where calls are shared, as between pieces or turns, or another target may have answered, each is looked for.
     """
     job, source = session.working, session.source
-    several = job.spec.chunk or job.spec.prompt.flow or session.source.file_columns or job.targets
-    if job.fingerprint != change.known.fingerprint or several or source.table.remote:
+    several = job.spec.chunk or job.spec.prompt.flow or job.targets
+    unseen = source.file_columns and not source.path_columns  # the hash of a row does not tell what its files are
+    if job.fingerprint != change.known.fingerprint or several or unseen or source.table.remote:
         return None
     if session.options.pilot is not None or "ok" in session.options.retry:
         return None

@@ -73,6 +73,7 @@ class Session:
     kind: Kind = "real"  # who answers
     asked: bool = False  # whether the service was asked who it is
     change: Change | None = None  # that the next generation begins with, while that is agreed to
+    replaced: tuple[str, ...] = ()  # keys of rows that are done, and whose files are others than those asked about
 
     @property
     def rehearsal(self) -> bool:
@@ -136,7 +137,8 @@ class Session:
         source = self.source
         names = dict.fromkeys(name for name in (source.text, *source.columns) if name is not None)
         kinds = {name: f"{source.schema[name]}{' as JSON' if name in source.json_columns else ''}" for name in names}
-        return Table(source.fingerprint, kinds)
+        held = {name: f"{source.schema[name]}, files by size and time" for name in source.path_columns}
+        return Table(source.fingerprint, kinds | held)
 
     @property
     def output_columns(self) -> list[str]:

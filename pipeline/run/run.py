@@ -31,6 +31,7 @@ from pipeline.events import (
 )
 from pipeline.places import latencies_file
 from pipeline.plan import Plan
+from pipeline.plan.survey import Survey
 from pipeline.process import give_back_memory, rare_collections
 from pipeline.run.alerting import Alerting
 from pipeline.run.assembling import Assembled, assembled, bought_by, open_books, open_spend, spending_of
@@ -52,6 +53,7 @@ from pipeline.run.interim import Interim
 from pipeline.run.output import exported, output_place
 from pipeline.run.planning import look, planned
 from pipeline.run.prepare import Session
+from pipeline.run.replaced import with_replaced
 from pipeline.run.rows import wanted
 from pipeline.run.services import Opening, Services, asked, open_services
 from pipeline.run.signs import end_of, expectation, progress_of, told_limits
@@ -208,9 +210,13 @@ async def _run(
         check_any_out(session)
     shelf = None if options.offline else shelf_of(job, session.kind)
     settle(session.directory)
-    plan = None
-    if not options.fresh and not options.cancel_batches and (change := changed(session)):
-        plan = await _agreed(session, change, confirm)
+    plan = found = None
+    if not options.fresh and not options.cancel_batches:
+        if session.source.path_columns:
+            found = await look(session)
+            session = await with_replaced(session, found)
+        if change := changed(session):
+            plan = await _agreed(session, change, found, confirm)
     store = RunStore(session.directory, services.parse)
     manifest = session.manifest()
     if options.fresh:
@@ -236,8 +242,9 @@ async def _run(
         rows, is_redo = wanted(session, store.outcomes), bool(options.retry and continued and not is_edited)
         before_usd = Decimal(own.before_usd)
         if plan is None:
-            found = await look(session)
-            digests.write(session.directory, found.digests, found.rows, session.hashed)
+            found = found or await look(session)
+            if not options.cancel_batches:
+                digests.write(session.directory, found.digests, found.rows, session.hashed)
             bought = bought_by(store, session.working, earlier)
             waiting = in_batches_of(store)
             plan = await planned(session, rows, bought, store.spent_usd() + before_usd, found, waiting)
@@ -302,10 +309,10 @@ async def _run(
     return Ended(summary, engine.stopped, engine.interrupted, _are_ok(engine.monitor), unwritten, out)
 
 
-async def _agreed(session: Session, change: Change, confirm: Confirm) -> Plan:
+async def _agreed(session: Session, change: Change, found: Survey | None, confirm: Confirm) -> Plan:
     """Ask what an edit of the job or its input comes to, and begin the next generation: its plan."""
     with held(change.directory):
-        found = await look(session)
+        found = found or await look(session)
         keeping = Keeping(session, change, found)
         before_usd = spent_before(change.directory, change.known)
         plan = await planned(session, wanted(session, keeping.outcomes()), keeping.bought, before_usd, found)

@@ -218,7 +218,7 @@ class Source:
         unfit: Iterable[str] = self._unfit(frame) if self.hidden else repeat("")
         if self.files is None:
             return map(Document, rows, keys, fields, bodies, ruled, repeat(()), unfit)
-        looked = zip(unfit, self._held(frame))  # noqa: B905  one of them may be without an end
+        looked = zip(unfit, self._held(frame, self.file_columns))  # noqa: B905  one of them may be without an end
         held = (((), why) if why else self.files.of(cells) for why, cells in looked)
         return (Document(*each, *files) for *each, files in zip(rows, keys, fields, bodies, ruled, held))  # noqa: B905
 
@@ -228,10 +228,21 @@ class Source:
             scan = f'{scans[0]}: it is scanned: `[input] scans = "send"` sends it as a PDF' if scans else ""
             yield why or ("" if self.sends_scans else scan)
 
-    def _held(self, frame: pl.DataFrame) -> Iterator[dict[str, object]]:
+    def _held(self, frame: pl.DataFrame, names: Sequence[str]) -> Iterator[dict[str, object]]:
         """The cells of each row that name or hold files."""
-        names = self.file_columns
         return (dict(zip(names, row, strict=True)) for row in zip(*(self._cells(frame[n]) for n in names), strict=True))
+
+    def file_stamps(self, frame: pl.DataFrame) -> list[str]:
+        """Of each row of a frame that `batches` gave, what its files are like without a look into them."""
+        assert self.files
+        return list(map(self.files.stamp, self._held(frame, self.path_columns)))
+
+    @property
+    def path_columns(self) -> list[str]:
+        """Columns that name files; those that hold them are of the table itself, as documents are."""
+        if self.table.documents is not None:
+            return []
+        return [name for name in self.file_columns if pl.Binary not in leaves(self.schema[name])]
 
     @property
     def file_columns(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -89,6 +90,24 @@ class Files:
         except Unfit as trouble:
             return (), str(trouble)
         return tuple(found), ""
+
+    def stamp(self, cells: Mapping[str, object]) -> str:
+        """Sizes and times of a row's files as they lie there, without a look into them; 3 µs a file on a local disk."""
+        found: list[str] = []
+        with suppress(Unfit):  # `of` says what is wrong
+            for column, cell in cells.items():
+                found += (self._stamp(item) for item in _items(column, cell))
+        return " ".join(found)
+
+    def _stamp(self, item: object) -> str:
+        """Of an address or of what stands in the table it is always the same."""
+        if not isinstance(item, str) or "://" in item or self.root is None:
+            return ""
+        try:
+            now = os.stat(f"{self.root}/{item.strip()}")  # noqa: PTH116 (a Path takes twice as long)
+        except (OSError, ValueError):
+            return "none"
+        return f"{now.st_size}.{now.st_mtime_ns}"
 
     def _media(self, kind: MediaKind, column: str, item: object) -> Media:
         if isinstance(item, bytes):

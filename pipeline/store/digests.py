@@ -1,6 +1,7 @@
 """What stood in each row of the input, hashed: so that an edited table can be told in rows that are new, changed, gone.
 
-`rows.parquet` in a run directory, 16 bytes a row: hashes of its id and of the columns that the job uses. Rows of the
+`rows.parquet` in a run directory, 16 bytes a row: hashes of its id and of the columns that the job uses, with the sizes
+and times of the files that these name. Rows of the
 same job that they find unchanged are carried over (`store.carrying`); of all others they only tell, and the content of
 each prompt decides what is bought.
 """
@@ -36,17 +37,19 @@ class RowsChanged(NamedTuple):
 
 
 def write(directory: Path, digests: Iterable[pl.DataFrame], rows: int, table: Table) -> None:
-    """Keep the hashes of so many rows of this table, frames of `key` and `hash`.
+    """Keep the hashes of so many rows of this table, frames of `key`, `hash` and, where rows name files, `files`.
 
-    Unless as many of it are kept. What cannot be written is not: its rows are found by their content.
+    Unless as many of it are kept, and no file is another one: whoever calls this has looked into those that are. What
+    cannot be written is not: its rows are found by their content.
     """
     final, metadata = directory / NAME, {_MADE_OF: _made_of(table), _TABLE: _identity(table)}
     with suppress(OSError, pl.exceptions.PolarsError):
-        if rows > MOST_ROWS or (_is_of(directory, table) and _height(directory) >= rows):
+        more = rows - _height(directory) if _is_of(directory, table) else 1
+        if rows > MOST_ROWS or more < 0 or (more == 0 and touched(directory, digests, rows, table).is_empty()):
             return
         hidden = final.with_name(f".{NAME}.tmp")
         hidden.touch(0o600)
-        pl.concat(digests).write_parquet(hidden, compression="uncompressed", metadata=metadata)
+        _hashes(digests).write_parquet(hidden, compression="uncompressed", metadata=metadata)
         hidden.rename(final)
 
 
@@ -54,10 +57,19 @@ def compared(directory: Path, digests: Iterable[pl.DataFrame], rows: int, table:
     """How these rows differ from those that are kept there; None where that cannot be said."""
     if (before := _kept(directory, table)) is None or rows > MOST_ROWS:
         return None
-    now = pl.concat(digests)
+    now = _hashes(digests)
     both = _both(before, now)
     changed = both.filter(pl.col("hash") != pl.col("hash_before")).height
     return RowsChanged(now.height - both.height, changed, before.height - both.height)
+
+
+def touched(directory: Path, digests: Iterable[pl.DataFrame], rows: int, table: Table) -> pl.Series:
+    """The numbers of rows of a table that is as it was, whose files have another size or time than those kept there."""
+    kept = _kept(directory, table) if rows <= MOST_ROWS and _is_of(directory, table) else None
+    if kept is None:
+        return pl.Series(dtype=pl.Int64)
+    now, most = _hashes(digests)["hash"], min(rows, kept.height)
+    return (now.head(most) != kept["hash"].head(most)).arg_true()
 
 
 def unchanged(
@@ -72,8 +84,14 @@ def unchanged(
         return None
     if (kept := _kept(directory, table)) is None:
         return None
-    both = _both(kept, pl.concat(digests)).filter(pl.col("hash") == pl.col("hash_before"))
+    both = _both(kept, _hashes(digests)).filter(pl.col("hash") == pl.col("hash_before"))
     return both.select(pl.col("at_before").alias("was"), pl.col("at").alias("row"))
+
+
+def _hashes(digests: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """`key` and `hash` of each row, with what is known of its files in the hash."""
+    found = pl.concat(digests)
+    return found.select("key", hash=pl.struct("hash", "files").hash()) if "files" in found.columns else found
 
 
 def _both(before: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
