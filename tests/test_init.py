@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jsonschema_rs
+import paper
 import polars as pl
 import pytest
 from commands import Ran
@@ -23,7 +24,7 @@ from pipeline import estimating, starting
 from pipeline.errors import PipelineError
 from pipeline.job import load
 from pipeline.run import prepare
-from pipeline.starting import composing
+from pipeline.starting import composing, looking
 
 Cli = Callable[..., Ran]
 
@@ -91,6 +92,8 @@ def mixed(here: Path, root: Path) -> str:
     )
     (here / "文档" / "sub").mkdir()
     (here / "文档" / "sub" / "a note.txt").write_text("Some words about nothing in particular.")
+    (here / "文档" / "letter.docx").write_bytes(paper.docx(paper.paragraph("A letter of a few words.")))
+    (here / "文档" / "report.pdf").write_bytes(paper.pdf("A page of a few words."))
     shutil.copy(root / "sample_data" / "images" / "bars.png", here / "文档")
     return "文档/"
 
@@ -372,6 +375,40 @@ def test_a_folder_of_documents_is_a_row_a_file(empty: Path, cli: Cli, root: Path
     job = load(empty / "文档.toml")
     assert (job.spec.input.path, job.spec.input.encoding) == ("文档/", "gb18030")
     assert "{{ name }}" in job.template.source and "{{ text }}" in job.template.source
+
+
+def test_scans_are_sent_as_files(empty: Path, cli: Cli) -> None:
+    (empty / "d").mkdir()
+    (empty / "d" / "scan.pdf").write_bytes(paper.pdf("", ""))
+    assert cli("init", "d").code == 0
+    assert load(empty / "d.toml").spec.input.pdf == "path"
+    (empty / "d" / "told.pdf").write_bytes(paper.pdf("Some words about nothing in particular."))
+    (empty / "d" / "page.html").write_text("<h1>A page</h1><p>with some words that say something</p>")
+    ran = cli("init", "d", "--to", "second.toml")
+    assert ran.code == 0 and "1 are scanned, and sent as PDFs: scan.pdf" in ran.out
+    spec = load(empty / "second.toml").spec.input
+    assert (spec.scans, spec.pdf) == ("send", None)
+    assert cli("run", "second.toml", "--offline").code == 0
+
+
+def test_pdfs_are_asked_about_as_they_are_where_nothing_reads_them(
+    empty: Path, cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "find_spec", lambda name: None)
+    assert cli("init", pdfs(empty, root)).code == 0
+    assert load(empty / "pdfs.toml").spec.input.pdf == "file"
+
+
+def test_no_encoding_is_named_that_would_misread_another_document(empty: Path, cli: Cli) -> None:
+    (empty / "d").mkdir()
+    (empty / "d" / "old.txt").write_text("这是一份说明，讲怎样安装和使用。", "gb18030")
+    (empty / "d" / "new.txt").write_text("A café is what it says, … and nothing else.", "utf-8")
+    assert cli("init", "d").code == 0
+    assert load(empty / "d.toml").spec.input.encoding == "gb18030", "the other can be nothing but UTF-8"
+    (empty / "d" / "new.txt").write_text("A caféx is what it says and nothing else.", "utf-8")
+    ran = cli("init", "d", "--to", "second.toml")
+    assert ran.code == 0 and load(empty / "second.toml").spec.input.encoding is None
+    assert "1 cannot be read: old.txt" in ran.out
 
 
 def test_files_that_are_left_out_are_told(empty: Path, cli: Cli, root: Path) -> None:

@@ -38,7 +38,7 @@ def init(
         str | None,
         typer.Argument(
             metavar="TABLE|FOLDER",
-            help="a table, a pattern of tables, or a folder of tables, images, sound, videos or PDFs; default: the one"
+            help="a table, a pattern of tables, or a folder of documents, images, sound or videos; default: the one"
             " table that is here, or else an example",
         ),
     ] = None,
@@ -136,6 +136,8 @@ def _show(begun: "Begun", found: "Found", why: str) -> None:
     console.show_columns(console.out, rows)
     if found.left_out:
         console.out.print(f"{console.things(found.left_out, 'file')} of the folder left out: of another kind")
+    for warning in found.warnings:
+        console.out.print(warning)
     if start.task == "translate" and start.answer_tokens < 2 * start.longest_tokens:
         console.out.print("the longest texts are too long for one answer, and their translations may be cut")
     console.out.print()

@@ -41,7 +41,10 @@ def decoded(content: bytes, encoding: str | None, declared: str | None = None) -
     try:
         text = content.decode(name)
     except UnicodeError:
-        raise NoText(_misfit(content, name)) from None
+        try:  # what cannot be the other one is UTF-8 without a doubt
+            text = content.decode("utf-8-sig")
+        except UnicodeError:
+            raise NoText(_misfit(content, name)) from None
     if "\0" in text:
         raise NoText("it holds NUL bytes, as no text does")
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -81,6 +81,7 @@ def begin(
         found.encoding,
         found.separator,
         found.files_root,
+        found.has_scans,
     )
     out = _output(found, path.stem)
     schema = path.with_name(SCHEMA)

@@ -57,6 +57,7 @@ class Start:
     encoding: str | None = None
     separator: str | None = None
     files_root: str | None = None
+    sends_scans: bool = False  # documents without a text, as files
 
     @property
     def is_cut(self) -> bool:
@@ -122,6 +123,7 @@ def job_text(start: Start, out: str, *, excel: bool, has_schema: bool) -> str:
         media=given["media"],
         media_column=start.media and quoted(start.media[1]),
         files_root=start.files_root and quoted(start.files_root),
+        scans=start.sends_scans and not start.media,
         where=quoted(where) if (where := _where(start)) else None,
         system=_block(asked.system),
         template=_block(_filled(asked.template, given)),

@@ -1,5 +1,6 @@
 """What there is to begin with: a table, a folder of them or of files; opened, and its columns looked at."""
 
+import codecs
 import csv
 import io
 import os
@@ -9,12 +10,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
+from importlib.util import find_spec
 from pathlib import Path
 
 import polars as pl
 
 from pipeline.documents import KINDS as DOCUMENTS
 from pipeline.documents import survey
+from pipeline.documents.formats import NEEDS
+from pipeline.encodings import SAMPLE_BYTES, is_utf8
 from pipeline.errors import InputError
 from pipeline.media import TAKEN, form_of
 from pipeline.media.forms import HEAD_BYTES
@@ -22,8 +26,9 @@ from pipeline.records import MediaKind
 from pipeline.source import Source, open_source
 from pipeline.source.csvs import open_csv
 from pipeline.source.files import root_of
+from pipeline.source.folders import described
 from pipeline.source.tables import KINDS, Table
-from pipeline.source.text import encoding_of
+from pipeline.source.text import encoding_of, open_bytes
 from pipeline.starting.profile import SUFFIXES, Column, Profile, profile_of
 from pipeline.tokens import estimate
 
@@ -52,6 +57,8 @@ class Found:
     stem: str = ""  # what a job about it may be called
     listed: bool = False  # it was written just now
     left_out: int = 0  # files of a folder that no row is made of
+    has_scans: bool = False  # documents that have no text but pages
+    warnings: tuple[str, ...] = ()  # about documents
 
 
 @dataclass(frozen=True)
@@ -91,11 +98,15 @@ def look_at_folder(path: str) -> "str | Folder":
             kinds[SUFFIXES[suffix]] += number
     files = sorted(_files(path))
     tables = [each for each in files if _suffix(each.name) in KINDS]
-    if len(found.files) > len(tables) and len(found.files) >= kinds.total():
+    is_read = all(map(find_spec, NEEDS["pdf"]))
+    pdfs = 0 if is_read else found.kinds.get("pdf", 0)  # they are asked about as they are
+    kinds["pdf"] += pdfs
+    documents = len(found.files) - pdfs
+    if documents > len(tables) and documents >= kinds.total():
         return path
     if tables and len(tables) >= kinds.total():
         return _one_of(path, tables)
-    if not kinds:
+    if not kinds.total():
         known = " ".join(sorted({*KINDS, *DOCUMENTS, *SUFFIXES}))
         raise InputError(f"{path} holds nothing that can be asked about", f"looked for are files that end in {known}")
     kind = kinds.most_common(1)[0][0]
@@ -148,9 +159,21 @@ def _looked(path: str, encoding: str | None, files_root: str | None) -> Found:
         raise InputError(f"{path} has no columns", "a table has a header and at least one row")
     profile = profile_of(_first_rows(table, names), table.json_columns)
     profile = Profile(profile.rows, tuple(_readable(each, table, files_root) for each in profile.columns))
-    ids = [] if table.documents else [each.name for each in profile.ids[:_TRIED_IDS]]
+    held = table.documents
+    ids = [] if held else [each.name for each in profile.ids[:_TRIED_IDS]]
     source = _checked(path, encoding, separator, ids)
-    return Found(path, source.count(), profile, source.id, encoding, separator, files_root, stem_of(path))
+    return Found(
+        path,
+        source.count(),
+        profile,
+        source.id,
+        encoding,
+        separator,
+        files_root,
+        stem_of(path),
+        has_scans=bool(held and held.scans),
+        warnings=described(held, True)[1] if held else (),
+    )
 
 
 def _checked(path: str, encoding: str | None, separator: str | None, ids: Sequence[str]) -> Source:
@@ -180,10 +203,11 @@ def _first_rows(table: Table, names: Sequence[str]) -> pl.DataFrame:
 
 def _readable(column: Column, table: Table, files_root: str | None) -> Column:
     """The column; one whose cells look like paths, and where no file is, only looks so."""
-    if column.media is None or column.sort == "bytes":
+    if column.sort == "bytes" or (column.media is None and table.documents is None):
         return column
-    if table.documents is not None:  # its text is there already
-        return replace(column, media=None)
+    if table.documents is not None:  # their text is there already, unless all of them are scanned
+        scanned = len(table.documents.scans) == table.documents.rows.height
+        return replace(column, media="pdf" if scanned and column.name == "path" else None)
     root = root_of(table.path, files_root, table.remote)
     for frame in table.frames([column.name], None, 20):
         cells = [cell for cell in frame[column.name].drop_nulls().to_list() if cell.strip()]
@@ -202,18 +226,41 @@ def stem_of(path: str) -> str:
 
 
 def _encoding(path: str) -> str | None:
-    """The encoding to be named; of many documents the one that most of those need that are not UTF-8."""
+    """The encoding to be named; None where it is UTF-8, or where nobody could tell."""
     if Path(path).is_dir() or Path(path).suffix.lower() in DOCUMENTS:
-        files = [each.at for each in survey(path).files if each.kind in _TEXTS][:_TRIED_DOCUMENTS]
-    else:
-        first = _first(path)
-        files = [first] if first is not None and KINDS.get(_suffix(first), ("", ""))[0] in ("csv", "jsonl") else []
-    found = Counter[str]()
+        return _encoding_of_all([each.at for each in survey(path).files if each.kind in _TEXTS][:_TRIED_DOCUMENTS])
+    first = _first(path)
+    is_text = first is not None and KINDS.get(_suffix(first), ("", ""))[0] in ("csv", "jsonl")
+    return _encoding_of_all([first]) if first is not None and is_text else None
+
+
+def _encoding_of_all(files: Sequence[str]) -> str | None:
+    """The encoding that most of those need that are not UTF-8; None where one that is UTF-8 would be misread by it."""
+    needed = Counter[str]()
+    others = []
     for each in files:
         with suppress(OSError, EOFError, zlib.error):  # said where it is opened
             if encoding := encoding_of(each):
-                found[encoding] += 1
-    return found.most_common(1)[0][0] if found else None
+                needed[encoding] += 1
+            else:
+                others.append(each)
+    if not needed:
+        return None
+    encoding = needed.most_common(1)[0][0]
+    return None if any(_is_unsure(each, encoding) for each in others) else encoding
+
+
+def _is_unsure(file: str, encoding: str) -> bool:
+    """Whether a file that is UTF-8 could be taken for one of that encoding."""
+    with open_bytes(file) as opened:
+        sample = opened.read(SAMPLE_BYTES)
+    if sample.isascii() or is_utf8(sample, codecs.lookup(encoding).name):
+        return False
+    decoder = codecs.getincrementaldecoder(encoding)()
+    with suppress(UnicodeError):
+        decoder.decode(sample)
+        return True
+    return False
 
 
 def _separator(path: str, encoding: str | None) -> str | None:
