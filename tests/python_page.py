@@ -18,6 +18,7 @@ job = pp.load(
         "input": {"id": "id"},
         "prompt": {"template": "Is this review positive, negative or mixed? One word.\n\n{{ review }}"},
         "model": {"name": "gemini-3.5-flash-lite", "max_output_tokens": 200, "thinking": "minimal"},
+        "limits": {"rpm": 1000, "tpm": 1_000_000},  # what your project is granted
     },
     name="reviews",
 )
@@ -30,7 +31,7 @@ print(results.frame().select("id", "status", "response"))
 
 
 job_file = pp.load("reviews.toml")
-faster = pp.load("reviews.toml", name="reviews-flash", model={"name": "gemini-3.5-flash"})
+faster = pp.load("reviews.toml", name="reviews-flash", model={"name": "gemini-3.6-flash"})
 
 
 try:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import runpy
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import page
 import polars as pl
 import pytest
 import trio
-from commands import Ran, small_job
+from commands import UNLIMITED, Ran, small_job
 from pydantic import BaseModel
 from serving import served, stats
 
@@ -69,7 +70,7 @@ def offline(frame: Any, name: str = "words", **options: Any) -> pp.Results:
 
 def test_the_examples_of_the_page_run_as_they_stand(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.MODULE.read_text("utf-8") == page.examples(), "run `.venv/bin/python tests/page.py`"
-    small_job(Path(), template="Say {{ review }}").rename("reviews.toml")
+    small_job(Path(), UNLIMITED, template="Say {{ review }}").rename("reviews.toml")
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", service)
     runpy.run_path(str(page.MODULE))
     assert {path.name for path in Path("runs").iterdir()} == {".given", "reviews", "reviews-flash", "reviews-offline"}
@@ -214,6 +215,12 @@ def test_an_error_speaks_of_arguments_and_not_of_flags(monkeypatch: pytest.Monke
         pp.run(job(), words(1), max_cost_usd="abc")
     with pytest.raises(JobError, match="fresh buys all anew"):
         pp.run(job(), words(1), fresh=True, retry="blocked")
+    with pytest.raises(JobError, match="retry: maybe is no status or cause"):
+        pp.run(job(), words(1), retry="blocked,maybe")
+    with pytest.raises(JobError, match="sample is a number of rows: 0"):
+        pp.estimate(job(), words(1), sample=0)
+    with pytest.raises(InputError, match="column `id` is not in the table\n"):
+        pp.run(job(), words(1).rename({"id": "other"}), offline=True)
 
 
 # ---- results
@@ -226,14 +233,31 @@ def test_rows_that_are_not_ok_are_listed_with_their_cause() -> None:
     assert ended.failed().select("key", "error_kind").rows() == [("b", "empty_input")]
 
 
-def test_a_run_that_was_made_before_is_read_by_its_name_or_with_all_columns_by_its_job() -> None:
+def test_a_run_that_was_made_before_is_read_by_its_name_or_job_and_by_the_command_line(cli: Callable[..., Ran]) -> None:
     made = offline(words(3))
     assert pp.read("words") == made
-    with pytest.warns(UserWarning, match="pp.read"):
-        assert pp.read("words").frame().columns[:2] == ["id", "status"]
+    assert pp.read("words").frame().equals(made.frame())
     assert pp.read(job()).frame().equals(made.frame())
+    assert "not in it" not in cli("export", "words", "--to", "all.parquet").err
+    assert pl.read_parquet("all.parquet").equals(made.frame())
+    assert "Say word 2" in cli("show", "words", "r2").out
     with pytest.raises(RunStateError, match="is no run"):
         pp.read("others")
+    for table in Path("runs/.given").iterdir():
+        table.unlink()
+    with pytest.warns(UserWarning, match="the frame lacks the columns of the input"):
+        assert pp.read("words").frame().columns[:2] == ["id", "status"]
+
+
+def test_tables_of_runs_stay_and_those_of_estimates_go_after_a_day() -> None:
+    offline(words(2))
+    pp.estimate(job(), words(3), offline=True)
+    kept = set(Path("runs/.given").iterdir())
+    for path in kept:
+        os.utime(path, (0, 0))
+    pp.estimate(job(), words(4), offline=True)
+    assert len(kept) == 2 and len(set(Path("runs/.given").iterdir()) & kept) == 1
+    assert pp.read("words").frame().height == 2
 
 
 def test_a_sample_is_run_and_kept() -> None:
@@ -368,7 +392,7 @@ def test_the_package_is_imported_in_no_time_and_touches_nothing() -> None:
             "import pipeline as pp\n"
             "assert (signal.getsignal(2), locale.setlocale(0)) == before and not logging.getLogger().handlers\n"
             "print([name for name in ('polars', 'pydantic', 'anyio', 'httpx', 'rich') if name in sys.modules])\n"
-            "assert {'run', 'load'} <= set(dir(pp)); pp.load; import pipeline.run.engine; assert callable(pp.run)",
+            "assert {'run', 'load'} <= set(dir(pp)) and not hasattr(pp, 'others')",
         ],
         capture_output=True,
         text=True,
@@ -376,3 +400,4 @@ def test_the_package_is_imported_in_no_time_and_touches_nothing() -> None:
     )
     assert (said.returncode, said.stdout) == (0, "[]\n"), said.stderr
     assert (Path(pp.__file__ or "").parent / "py.typed").exists()
+    assert callable(sys.modules["pipeline.run"]) and callable(pp.run)  # it is a folder of modules, too

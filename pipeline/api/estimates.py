@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import console, estimating
-from pipeline.api.jobs import opened
+from pipeline.api.jobs import check_rows, opened
 from pipeline.api.tables import Table
 from pipeline.api.words import in_python
 from pipeline.api.work import Ending, Work
@@ -94,6 +94,7 @@ def estimate(
         return told(loaded.name, ending.run(made))
 
     with in_python():
+        check_rows(limit=limit, sample=sample)
         return Work(work).wait()
 
 

@@ -50,14 +50,16 @@ def opened(job: Job | str | Path, table: Table | None) -> Job:
 
 
 def with_path(job: Job, path: str) -> Job:
-    """The job with the table at a path; files that a table in memory names lie where the program runs."""
-    given = job.spec.input
-    changes: dict[str, object] = {"path": path}
-    if path.startswith(GIVEN):
-        changes |= {"encoding": None, "separator": None}
-        if given.media and given.files_root is None:
-            changes["files_root"] = "."
-    return replace(job, spec=job.spec.model_copy(update={"input": given.model_copy(update=changes)}))
+    """The job with the table at a path; one that was given in memory is read as it is kept."""
+    changes = {"path": path} | ({"encoding": None, "separator": None} if path.startswith(GIVEN) else {})
+    return replace(job, spec=job.spec.model_copy(update={"input": job.spec.input.model_copy(update=changes)}))
+
+
+def check_rows(**numbers: int | None) -> None:
+    """Raise `JobError` for what is no number of rows, by its name."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise JobError(f"{name} is a number of rows: {number} is none", "leave it out for all of them")
 
 
 def _plain(value: Any) -> Any:

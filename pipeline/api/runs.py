@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 
 from pipeline import console, estimating, report
-from pipeline.api.jobs import opened
+from pipeline.api.jobs import check_rows, opened
 from pipeline.api.results import Results, told
 from pipeline.api.tables import Table
 from pipeline.api.words import in_python, translated
@@ -96,7 +96,8 @@ def _work(
     progress: bool,
 ) -> Work[Results]:
     cap = None if max_cost_usd is None else usd(str(max_cost_usd), "max_cost_usd")
-    redone = kinds([retry] if isinstance(retry, str) else retry, "retry") if retry else frozenset[str]()
+    redone = kinds(retry.split(",") if isinstance(retry, str) else retry, "retry") if retry else frozenset[str]()
+    check_rows(limit=limit, sample=sample)
     if fresh and redone:
         raise JobError("retry is of the rows that were tried, and fresh buys all anew", "leave one of the two out")
     if sample is not None and (limit is not None or redone):

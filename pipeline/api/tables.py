@@ -1,6 +1,8 @@
 """A table in memory, kept as a file: a run reads its table more than once, and so does who looks at it later."""
 
 import os
+import time
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
@@ -8,11 +10,13 @@ from uuid import uuid4
 
 import polars as pl
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunStateError
 from pipeline.job import GIVEN
 from pipeline.process import make_private
+from pipeline.store.manifest import read as read_manifest
 
 _BLOCK_BYTES = 2**20
+_KEPT_S = 24 * 3600.0
 
 
 class ArrowStream(Protocol):
@@ -44,17 +48,28 @@ def kept(table: pl.DataFrame | pl.LazyFrame | ArrowStream) -> str:
                 f"the table cannot be kept as Parquet: {(str(error).splitlines() or ['?'])[0]}",
                 "a column is text, numbers, dates, or lists and structs of these",
             ) from error
-        with hidden.open("rb") as file:
-            digest = blake2b(digest_size=16)
+        digest = blake2b(digest_size=16)
+        with hidden.open("r+b") as file:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
-            final = directory / f"{digest.hexdigest()}.parquet"
-            if not final.exists():  # one that is there may be read at this moment: it is left alone
-                os.fsync(file.fileno())
-                hidden.rename(final)
+            os.fsync(file.fileno())
+        final = directory / f"{digest.hexdigest()}.parquet"
+        if not final.exists():  # one that is there may be read at this moment: it is left alone
+            hidden.rename(final)
+            _tidy(directory)
         return str(final)
     finally:
         hidden.unlink(missing_ok=True)
+
+
+def _tidy(directory: Path) -> None:
+    """Remove tables that no run was made of, as those of estimates, and what a kill left, once they are a day old."""
+    with suppress(RunStateError, OSError):
+        manifests = (read_manifest(path) for path in directory.parent.glob("*/manifest.json"))
+        named = {Path(manifest.source_path).name for manifest in manifests if manifest}
+        for path in directory.iterdir():
+            if path.name not in named and path.stat().st_mtime < time.time() - _KEPT_S:
+                path.unlink()
 
 
 def _framed(table: ArrowStream) -> pl.DataFrame:

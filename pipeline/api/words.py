@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import PipelineError, as_known
+from pipeline.job import GIVEN
 
 _ARGUMENTS = {
     "by": "by=",
@@ -18,6 +19,7 @@ _ARGUMENTS = {
     "wait": "wait=True",
     "yes": "yes=True",
 }
+_KEPT = re.compile(re.escape(GIVEN) + r"[0-9a-f]{32}\.parquet")
 _FLAG = re.compile(r"--([a-z][a-z-]*)(?: (?:USD|N|KINDS|TIME)\b)?")
 
 
@@ -44,4 +46,4 @@ def translated(error: PipelineError) -> PipelineError:
 
 def _said(text: str) -> str:
     text = _FLAG.sub(lambda flag: _ARGUMENTS.get(flag[1]) or flag[0], text)
-    return text.replace("the same command", "the same call")
+    return _KEPT.sub("the table", text).replace("the same command", "the same call")

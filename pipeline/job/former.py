@@ -9,7 +9,7 @@ import orjson
 from pydantic import ValidationError
 
 from pipeline.errors import JobError
-from pipeline.job.job import Job
+from pipeline.job.job import GIVEN, Job
 from pipeline.job.loading import compiled, read_job
 from pipeline.sections import JobFile
 
@@ -17,15 +17,17 @@ _AS_NOW = ("endpoint", "target", "route", "pack")
 """Sections that are no part of an answer, or not with all that they say: who answers, and in how large packs."""
 
 
-def former(path: Path, identity: Mapping[str, Any], fingerprint: str, output: str) -> Job | None:
-    """The job at `path` that had this identity and fingerprint, with the targets that it has now; None where it cannot
-    be made again."""
+def former(path: Path, identity: Mapping[str, Any], fingerprint: str, output: str, table: str) -> Job | None:
+    """The job at `path` that had this identity and fingerprint, with the targets that it has now, of the `table` that
+    it was given; None where it cannot be made again."""
     settings: dict[str, Any] = {"output": {"path": output}}
     with suppress(JobError):
         now = read_job(path)[0].model_dump(include=set(_AS_NOW), exclude_unset=True, by_alias=True)
         settings |= {name: value for name, value in now.items() if name != "pack" or "pack" in identity}
     with suppress(JobError, ValidationError, TypeError, ValueError, LookupError):
         settings |= {name: _written(name, section) for name, section in identity.items() if name not in _OTHERWISE}
+        if settings["input"].get("path") == GIVEN:
+            settings["input"]["path"] = table
         if "output" in identity:
             settings["output"] |= _written("output", identity["output"])
         if "check" in identity:

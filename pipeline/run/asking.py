@@ -110,7 +110,7 @@ def _opened(manifest: Manifest) -> tuple[Job, Source]:
     except JobError as error:
         trouble = error
     if job is None or job.fingerprint != manifest.fingerprint:
-        job = former(path, manifest.identity, manifest.fingerprint, manifest.output)
+        job = former(path, manifest.identity, manifest.fingerprint, manifest.output, manifest.source_path)
     if job is None:
         raise trouble
     source = open_input(job.spec)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import polars as pl
 
 from pipeline.errors import InputError, PipelineError, RunStateError
-from pipeline.job import Job, load
+from pipeline.job import Job, former, load
 from pipeline.places import run_directory
 from pipeline.providers.stored import parse_stored
 from pipeline.report.calls import CALL_COLUMNS
@@ -187,7 +187,7 @@ def view(directory: Path, job: Job | None = None) -> View:
     session, form = None, Form("")
     own = pl.Schema({(manifest.identity.get("input") or {}).get("id") or "row": pl.String()})
     try:
-        job = job or load(Path(manifest.job_path), {"model.name": manifest.model})
+        job = job or _job_of(manifest)
         source = _as_it_was(job, manifest)
         rows = source.count() if rows is None else rows
         session = Session(job, source, rows, Options(), None, manifest.kind)
@@ -204,6 +204,16 @@ def view(directory: Path, job: Job | None = None) -> View:
         lacks.append("what [redact] hid, in place of its placeholders: job or input is not what it was")
     rows = _reached(directory, unsealed) if rows is None else rows
     return View(directory, manifest, rows, own, form, unsealed, session, tuple(lacks))
+
+
+def _job_of(manifest: Manifest) -> Job:
+    """The job of a run: its file's, or where a program made it in no file what the run keeps of it."""
+    path = Path(manifest.job_path)
+    if not path.exists():
+        of_run = manifest.identity, manifest.fingerprint, manifest.output, manifest.source_path
+        if (kept := former(path, *of_run)) is not None:
+            return kept
+    return load(path, {"model.name": manifest.model})
 
 
 def beside_output(manifest: Manifest, directory: Path, format: str | None = None) -> Path:

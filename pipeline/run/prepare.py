@@ -16,7 +16,7 @@ from pipeline.cells import leaves
 from pipeline.documents.collecting import SCAN
 from pipeline.errors import InputChanged, InputError, JobError
 from pipeline.flows import check_rendering
-from pipeline.job import Job
+from pipeline.job import GIVEN, Job
 from pipeline.models import MODELS, model_info
 from pipeline.places import Kind, beside, run_directory
 from pipeline.prices import CHECKED, FREE, Rates
@@ -276,7 +276,8 @@ def files_of(job: Job, source: Source, offline: bool) -> Files | None:
     columns = (*given.media, *scans)
     if not columns:
         return None
-    root = root_of(given.path, given.files_root, source.table.remote)
+    in_memory = given.path.startswith(GIVEN)  # files that it names lie where the program runs
+    root = Path() if in_memory and not given.files_root else root_of(given.path, given.files_root, source.table.remote)
     if held is not None and given.files_root is None:
         root = Path(held.found.root)
     if given.files_root is not None and not Path(given.files_root).is_dir():
