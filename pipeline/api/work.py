@@ -100,19 +100,19 @@ class Work(Generic[Done]):
 
     def wait(self) -> Done:
         """Wait for it. Ctrl-C asks it to end, waits until it has, and is raised then; the third is raised at once."""
-        interrupt = None
+        is_interrupted = False
         for times in count(1):
             try:
                 while not self._future.done():
                     futures.wait([self._future], _LOOK_S)
                 break
-            except KeyboardInterrupt as now:
-                interrupt = now
+            except KeyboardInterrupt:
+                is_interrupted = True
                 self.ending.ask()
                 if times == _PATIENCE:
                     break
-        if interrupt:
-            raise KeyboardInterrupt(_ENDED) from interrupt
+        if is_interrupted:
+            raise KeyboardInterrupt(_ENDED)
         return self._future.result()
 
     async def wait_for(self) -> Done:
