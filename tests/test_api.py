@@ -99,6 +99,21 @@ def test_sections_are_laid_over_a_file_and_a_name_makes_it_another_run(tmp_path:
     assert loaded.params.max_output_tokens == 50
 
 
+def test_a_job_is_varied_and_only_what_is_new_is_bought() -> None:
+    offline(words(3))
+    longer = pp.load(job(), model={"max_output_tokens": 90})
+    assert (longer.name, longer.params.max_output_tokens, longer.model) == ("words", 90, job().model)
+    again = pp.run(longer, words(3), offline=True, progress=False)
+    assert (again.calls, again.details["kept"]) == (0, 3)
+    other = pp.run(pp.load(longer, name="others"), words(3), offline=True, progress=False)
+    assert (other.directory, other.calls) == (Path("runs/others-offline"), 3)
+
+
+def test_batches_are_left_with_nobody_in_a_rehearsal() -> None:
+    with pytest.raises(JobError, match=r"^leave=True leaves batches with the service"):
+        offline(words(1), leave=True)
+
+
 def test_a_class_of_pydantic_is_a_schema() -> None:
     class Mood(BaseModel):
         good: bool

@@ -10,32 +10,37 @@ from pydantic import BaseModel
 
 from pipeline.api.tables import Table, kept
 from pipeline.errors import JobError
-from pipeline.job import GIVEN, Job, load_with, made
+from pipeline.job import GIVEN, Job, laid_over, load_with, made
 
 _NOT_GIVEN = "(the table that is given)"
 
 
-def load(job: str | Path | Mapping[str, Any], /, *, name: str | None = None, **sections: Any) -> Job:
-    """A job from its file, or from a mapping of its sections, with `sections` laid over it.
+def load(job: str | Path | Mapping[str, Any] | Job, /, *, name: str | None = None, **sections: Any) -> Job:
+    """A job from its file, from a mapping of its sections, or from another job, with `sections` laid over it.
 
-    `name` is that of the run directory; a mapping needs one. Its `output.path` may be missing, which is then
-    `results/NAME.parquet`, and its `input.path` where `table=` gives a table. Raises `JobError`.
+    `name` is that of the run directory, and of the output where none is named beside it; a mapping needs one. Its
+    `input.path` may be missing where `table=` gives a table. Raises `JobError`.
     """
     if name is not None and (not name.isprintable() or not name.strip(" .") or {*"/\\@"} & {*name} or name[0] == "."):
         raise JobError(f"a job cannot be called {name!r}: its run directory would be", "a plain name such as reviews")
     over = {section: _plain(values) for section, values in sections.items()}
     if isinstance(job, str | Path):
         loaded = load_with(Path(job), over)
-        return loaded if name is None else replace(loaded, name=name)
-    if name is None:
+    elif isinstance(job, Job):
+        data = job.spec.model_dump(by_alias=True, exclude_unset=True)
+        loaded = replace(made(job.path, laid_over(data, over)), name=job.name)
+    elif name is None:
         raise JobError("a job that is no file needs a name", 'name="reviews" has it run in runs/reviews')
-    data = {section: _plain(values) for section, values in job.items()}
-    for section, values in over.items():
-        data[section] = {**data.get(section, {}), **values} if isinstance(values, dict) else values
-    for section, value in (("input", _NOT_GIVEN), ("output", f"results/{name}.parquet")):
-        if isinstance(data.setdefault(section, {}), dict):
-            data[section].setdefault("path", value)
-    return replace(made(name, data), name=name)
+    else:
+        usual = {"input": {"path": _NOT_GIVEN}, "output": {"path": f"results/{name}.parquet"}}
+        given = {section: _plain(values) for section, values in job.items()}
+        return replace(made(Path(name), laid_over(laid_over(usual, given), over)), name=name)
+    if name is None or name == loaded.name:
+        return loaded
+    output = loaded.spec.output
+    if "path" not in sections.get("output", {}):
+        output = output.model_copy(update={"path": str(Path(output.path).with_stem(name))})
+    return replace(loaded, name=name, spec=loaded.spec.model_copy(update={"output": output}))
 
 
 def opened(job: Job | str | Path, table: Table | None) -> Job:

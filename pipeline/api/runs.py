@@ -21,7 +21,7 @@ from pipeline.run.engine import Monitor
 from pipeline.run.prepare import Session
 from pipeline.run.run import Confirm, Ended
 from pipeline.run.run import run as run_session
-from pipeline.run.wishes import deadline, kinds, usd
+from pipeline.run.wishes import check_leave, deadline, kinds, usd
 
 
 def run(
@@ -36,6 +36,7 @@ def run(
     retry: str | Iterable[str] = (),
     fresh: bool = False,
     wait: bool = False,
+    leave: bool = False,
     by: str | datetime | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -50,7 +51,7 @@ def run(
     """
     with in_python():
         return _work(
-            job, table, max_cost_usd, yes, offline, limit, sample, retry, fresh, wait, by, overwrite, progress
+            job, table, max_cost_usd, yes, offline, limit, sample, retry, fresh, wait, leave, by, overwrite, progress
         ).wait()
 
 
@@ -66,6 +67,7 @@ async def run_async(
     retry: str | Iterable[str] = (),
     fresh: bool = False,
     wait: bool = False,
+    leave: bool = False,
     by: str | datetime | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -76,7 +78,7 @@ async def run_async(
     """
     with in_python():
         return await _work(
-            job, table, max_cost_usd, yes, offline, limit, sample, retry, fresh, wait, by, overwrite, progress
+            job, table, max_cost_usd, yes, offline, limit, sample, retry, fresh, wait, leave, by, overwrite, progress
         ).wait_for()
 
 
@@ -91,6 +93,7 @@ def _work(
     retry: str | Iterable[str],
     fresh: bool,
     wait: bool,
+    leave: bool,
     by: str | datetime | None,
     overwrite: bool,
     progress: bool,
@@ -98,6 +101,7 @@ def _work(
     cap = None if max_cost_usd is None else usd(str(max_cost_usd), "max_cost_usd")
     redone = kinds(retry.split(",") if isinstance(retry, str) else retry, "retry") if retry else frozenset[str]()
     check_rows(limit=limit, sample=sample)
+    check_leave(leave, offline)
     if fresh and redone:
         raise JobError("retry is of the rows that were tried, and fresh buys all anew", "leave one of the two out")
     if sample is not None and (limit is not None or redone):
@@ -112,6 +116,7 @@ def _work(
             fresh=fresh,
             retry=redone,
             wait=wait,
+            leave=leave,
             overwrite=overwrite,
             by=deadline(loaded, by),
             by_said=str(by or loaded.spec.run.by or ""),

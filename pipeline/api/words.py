@@ -10,6 +10,7 @@ from pipeline.job import GIVEN
 _ARGUMENTS = {
     "by": "by=",
     "fresh": "fresh=True",
+    "leave": "leave=True",
     "limit": "limit=",
     "max-cost": "max_cost_usd=",
     "offline": "offline=True",

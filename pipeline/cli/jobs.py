@@ -158,11 +158,7 @@ def run(
     if cancel_batches and (fresh or leave):
         flag = "--fresh begins anew" if fresh else "--leave leaves them"
         raise JobError(f"--cancel-batches is of the batches that are out, and {flag}", "leave one of the two out")
-    if leave and offline:
-        raise JobError(
-            "--leave leaves batches with the service, and the built-in emulator ends with the run",
-            "`pipeline emulate --batch` keeps them; [endpoint] base_url is its address",
-        )
+    wishes.check_leave(leave, offline)
     check_sample(sample, {"--limit": limit, "--retry": retry, "--cancel-batches": cancel_batches or None})
     redo = load_job(job, out, model, rpm, tpm, rpd, changed) if changed else None
     prepared = prepare.prepare(loaded, options, redo)

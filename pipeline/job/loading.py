@@ -26,18 +26,27 @@ def load(path: Path, flags: Mapping[str, object] | None = None) -> Job:
     return compiled(path, *read_job(path, flags))
 
 
-def load_with(path: Path, sections: Mapping[str, object]) -> Job:
-    """Read a job file and lay sections over it: keys of a table one by one, all else whole. Raises `JobError`."""
+def load_with(path: Path, sections: Mapping[str, Any]) -> Job:
+    """Read a job file and lay sections over it. Raises `JobError`."""
     data, text = _written(path)
-    for name, values in sections.items():
-        there = data.get(name)
-        data[name] = {**there, **values} if isinstance(there, dict) and isinstance(values, dict) else values
-    return compiled(path, *_checked(path, data, text, _origins(data, str(path)) | _origins(sections, _BY_PROGRAM), {}))
+    origins = _origins(data, str(path)) | _origins(sections, _BY_PROGRAM)
+    return compiled(path, *_checked(path, laid_over(data, sections), text, origins, {}))
 
 
-def made(name: str, sections: Mapping[str, Any]) -> Job:
-    """A job that stands in no file: its sections as a file has them. Raises `JobError`."""
-    path = Path(name)
+def laid_over(data: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections with others laid over them: a table key by key, all else whole."""
+    both = dict(data)
+    for name, values in more.items():
+        there = both.get(name)
+        both[name] = {**there, **values} if isinstance(there, dict) and isinstance(values, dict) else values
+    return both
+
+
+def made(path: Path, sections: Mapping[str, Any]) -> Job:
+    """A job of sections as a file has them, which stand in none: what they name is looked for beside `path`.
+
+    Raises `JobError`.
+    """
     return compiled(path, *_checked(path, dict(sections), "", _origins(sections, _BY_PROGRAM), {}))
 
 

@@ -55,3 +55,12 @@ def moment(job: Job, by: str | datetime | None, *, may_be_past: bool = False) ->
         by = by.astimezone().isoformat()
     text = job.spec.run.by if by is None else by
     return None if text is None else (time_after if may_be_past else next_time)(text, datetime.now(UTC))
+
+
+def check_leave(leave: bool, offline: bool) -> None:
+    """Raise `JobError` where batches could not be left with anybody."""
+    if leave and offline:
+        raise JobError(
+            "--leave leaves batches with the service, and the built-in emulator ends with the run",
+            "`pipeline emulate --batch` keeps them; [endpoint] base_url is its address",
+        )
