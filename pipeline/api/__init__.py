@@ -1,6 +1,7 @@
 """What a program or a notebook calls: jobs, estimates, runs and their results."""
 
 import sys
+from inspect import signature
 from types import ModuleType
 
 from pipeline.api.estimates import Estimate, estimate
@@ -17,6 +18,9 @@ class _Called(ModuleType):
     """`pipeline.run` is a folder of modules, and what runs a job when it is called."""
 
     __call__ = staticmethod(run)
+    __doc__ = run.__doc__  # what a notebook shows for it
+    __signature__ = signature(run)
 
 
 sys.modules["pipeline.run"].__class__ = _Called
+del sys.modules["pipeline.run"].__doc__
