@@ -109,6 +109,7 @@ def collect(found: Found, spool: Spool, encoding: str | None) -> Collected:
     with Workers() as workers:
         while some := list(islice(files, _FILES)):
             parts.append(pl.DataFrame(_rows(some, spool, workers, encoding), _ROWS, orient="row"))
+    spool.settle()
     return Collected(found, spool, pl.concat(parts, rechunk=True))
 
 

@@ -64,8 +64,9 @@ def _markdown(source: str) -> str:
     return clean(found.content or "").strip("\n\ufeff")
 
 
-def pdf(content: bytes) -> tuple[str, str | None, int, int]:
-    """The text of a PDF, its title, its pages, and how many of them have no text. Raises `NoText`."""
+def pdf(content: bytes) -> tuple[str, str | None, int, int, bool]:
+    """The text of a PDF, its title, its pages, how many of them show something but text, and whether those are more
+    than those with a text. Raises `NoText`."""
     import pypdfium2
 
     try:
@@ -75,15 +76,17 @@ def pdf(content: bytes) -> tuple[str, str | None, int, int]:
             raise NoText("it is encrypted: save it without its password") from None
         raise NoText("it is no whole PDF") from None
     texts = []
-    pages = len(document)
+    pages, bare = len(document), 0
     for number in range(pages):
         try:
-            text = document[number].get_textpage().get_text_bounded()
+            page = document[number]
+            text = _page(page.get_textpage().get_text_bounded())
+            bare += not text and any(True for _ in page.get_objects(max_depth=1))
         except pypdfium2.PdfiumError:
             raise NoText(f"its page {number + 1} cannot be read") from None
-        texts.append(_page(text))
+        texts.append(text)
     title = clean(document.get_metadata_value("Title")).strip()
-    return "\n\n".join(filter(None, texts)), title or None, pages, sum(not text for text in texts)
+    return "\n\n".join(filter(None, texts)), title or None, pages, bare, bare > sum(map(bool, texts))
 
 
 def _page(text: str) -> str:

@@ -15,7 +15,7 @@ MOST_FILE_BYTES = 256_000_000
 """Of one document; a larger one is not read."""
 MOST_TEXT_BYTES = 64_000_000
 """Of the text of one document, in UTF-8: as much as any model reads many times over."""
-VERSION = 2
+VERSION = 3
 """Of what is made of a file: texts that another version made are made anew."""
 _BLOCK_BYTES = 2**20
 _TITLE = re.compile(r"^ {0,3}#{1,2}[ \t]+(.+?)[ \t]*#*[ \t]*$", re.MULTILINE)
@@ -30,7 +30,7 @@ class Read:
     text: str = ""
     title: str | None = None
     pages: int | None = None
-    bare: int = 0  # pages that have no text
+    bare: int = 0  # pages that have no text, and show something
     scan: bool = False  # most of its pages have none: they are pictures
     trouble: str = ""
 
@@ -102,8 +102,7 @@ def read(at: str, kind: Kind, encoding: str | None) -> tuple[str, Read]:
 
 def _read(content: bytes, kind: Kind, encoding: str | None) -> Read:
     if kind == "pdf":
-        text, title, pages, bare = formats.pdf(content)
-        scan = 2 * bare > pages
+        text, title, pages, bare, scan = formats.pdf(content)
         return Read("" if scan else text, title, pages, bare, scan)
     if kind == "text":
         return Read(decoded(content, encoding))

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -72,6 +73,11 @@ class Spool:
                 f"the texts of the documents cannot be kept in {self.path}: {error}",
                 "make room there: they take as much as they have bytes",
             ) from None
+
+    def settle(self) -> None:
+        """Give back what writing took beside the texts."""
+        with self._lock, suppress(sqlite3.Error):  # somebody else reads: they do it
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _usable(self) -> sqlite3.Connection:
         make_private(self.path.parent)
