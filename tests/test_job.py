@@ -427,6 +427,7 @@ CHANGES: dict[type[BaseModel], dict[str, Any]] = {
         "text": "content",
         "where": "lang = 'en'",
         "scans": "send",
+        "sheet": "2026",
     },
     PromptSection: {
         "template": "{{ text }}!",

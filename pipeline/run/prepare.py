@@ -234,7 +234,13 @@ def open_input(spec: JobFile) -> Source:
     """The table, as far as its columns. Raises `InputError` and `JobError`."""
     table = spec.input
     return open_source(
-        table.path, id=table.id, text=table.text, where=table.where, encoding=table.encoding, separator=table.separator
+        table.path,
+        id=table.id,
+        text=table.text,
+        where=table.where,
+        encoding=table.encoding,
+        separator=table.separator,
+        sheet=table.sheet,
     )
 
 

@@ -23,8 +23,8 @@ class Input(Section):
 
     path: str = Field(
         examples=["reviews.csv", "data/*.parquet", "contracts/"],
-        description="a file or a glob: .csv .tsv .parquet .jsonl; a .parquet in cloud storage that polars reads; or"
-        " [documents](documents.md), one a row: a folder, or a file or glob of .txt .md .html .pdf .docx .epub",
+        description="a file or a glob: .csv .tsv .parquet .jsonl .xlsx; a .parquet in cloud storage that polars reads;"
+        " or [documents](documents.md), one a row: a folder, or a file or glob of .txt .md .html .pdf .docx .epub",
     )
     id: str | None = Field(
         None,
@@ -78,6 +78,9 @@ class Input(Section):
         " Default: UTF-8",
     )
 
+    sheet: str | None = Field(
+        None, examples=["2026"], description="the sheet of an .xlsx that is read. Default: the first that is not hidden"
+    )
     separator: str | None = Field(
         None,
         examples=[";"],

@@ -339,6 +339,7 @@ def open_source(
     columns: Sequence[str] = (),
     encoding: str | None = None,
     separator: str | None = None,
+    sheet: str | None = None,
     spool: Path = DOCUMENTS,
 ) -> Source:
     """Open the table at `path`, a file, a glob, a folder of documents or a cloud address, and check its columns.
@@ -347,10 +348,10 @@ def open_source(
     file, a column, a type or a predicate that does not fit; what can be wrong in the rows is for `Source.check`.
     """
     if found := found_documents(path):
-        table = open_folder(path, found, encoding, separator, spool)
+        table = open_folder(path, found, encoding, separator or sheet, spool)
         id = id or "path"
     else:
-        table = open_table(path, encoding, separator, id)
+        table = open_table(path, encoding, separator, id, sheet)
     if ROW in table.schema:
         raise InputError(f"{path} has a column named {ROW!r}", "rename it: the row number goes by that name")
     for pattern in patterns(table.schema):

@@ -59,10 +59,12 @@ def _first(which: Sequence[str]) -> str:
     return "; ".join([*which[:_TOLD], *([f"and {len(which) - _TOLD:,} more"] if len(which) > _TOLD else [])])
 
 
-def open_folder(path: str, found: Found, encoding: str | None, separator: str | None, spool: Path) -> Table:
+def open_folder(path: str, found: Found, encoding: str | None, of_tables: str | None, spool: Path) -> Table:
     """The table of documents, one a row, each read unless `spool` knows it. Raises `InputError`."""
-    if separator is not None:
-        raise InputError(f"{path} is not read by [input] separator", "it is for .csv files")
+    if of_tables is not None:
+        raise InputError(
+            f"{path} has documents, not tables", "leave out [input] separator, which is for .csv, and sheet, for .xlsx"
+        )
     named = None if encoding is None or codecs.lookup(encoding).name in ("utf-8", "utf-8-sig") else encoding
     held = collect(found, Spool(spool), named)
     return Table(path, (path,), "documents", "", pl.Schema(SCHEMA), False, named, documents=held)

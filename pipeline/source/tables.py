@@ -2,16 +2,13 @@
 
 import codecs
 import difflib
-import glob
 import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
-from typing import Literal
 from zoneinfo import ZoneInfo
 
 import polars as pl
@@ -21,23 +18,12 @@ from pipeline.documents.collecting import Collected
 from pipeline.errors import InputError
 from pipeline.source import jsonl
 from pipeline.source.csvs import CsvFile, open_csv, separator_setting, stamp
+from pipeline.source.finding import KINDS as KINDS
+from pipeline.source.finding import Kind, find, kind_of
 from pipeline.source.partitions import Cells, partitions
+from pipeline.source.sheets import read_sheet
 from pipeline.source.text import refuse_disguise
 
-Kind = Literal["csv", "parquet", "jsonl", "documents"]
-
-KINDS: dict[str, tuple[Kind, str]] = {  # suffix → (kind, separator)
-    ".csv": ("csv", ","),
-    ".tsv": ("csv", "\t"),
-    ".parquet": ("parquet", ""),
-    ".jsonl": ("jsonl", ""),
-    ".ndjson": ("jsonl", ""),
-}
-_INSTEAD = {
-    ".json": "make it JSON lines: `jq -c '.[]' in.json > out.jsonl`",
-    ".xlsx": "save the sheet as CSV UTF-8",
-    ".xls": "save the sheet as CSV UTF-8",
-}
 _REMOTE = re.compile(r"^(?!file:)[a-z][a-z0-9+.-]+://")
 _WINDOW_BYTES = 32_000_000
 """Decoded size of one Parquet window: 1.2 s per GB of text with it, 75 to 115 MB of memory above the file's own."""
@@ -50,8 +36,6 @@ _WIDENING = (
 _TEXTS = (pl.String, pl.Categorical, pl.Enum)
 _INTERVAL = pl.Struct({"months": pl.Int32(), "days": pl.Int32(), "nanoseconds": pl.Duration("ns")})
 """What polars takes an interval for, whose values it cannot read."""
-_ASIDE = {"_temporary", "_delta_log", "_spark_metadata"}
-"""Directories of Spark and Delta that hold files which are not of the table."""
 _UNREADABLE = (OSError, EOFError, zlib.error)
 
 # polars reads a CSV in blocks, two ahead for each core; its own 32 MiB take 240 MB more on two cores and no less time.
@@ -76,6 +60,7 @@ class Table:
     on_path: Mapping[str, Cells] = field(default_factory=dict)  # by path: columns of one value in all its rows
     stamps: tuple[tuple[int, ...], ...] = ()  # of the files, when the table was opened
     documents: Collected | None = None  # one a row, whatever becomes of their files
+    sheets: Mapping[str, pl.DataFrame] = field(default_factory=dict)  # by path
 
     @property
     def changed(self) -> bool:
@@ -96,6 +81,8 @@ class Table:
         """Number of rows, where that is known without reading them; a CSV's bytes are looked at."""
         if self.documents is not None:
             return self.documents.rows.height
+        if self.sheets:
+            return sum(sheet.height for sheet in self.sheets.values())
         with explained(self):
             if self.kind == "parquet":
                 paths = [self.path] if self.remote else self.paths
@@ -146,6 +133,8 @@ class Table:
     def _read(self, path: str, columns: list[str], size: int) -> Iterator[pl.DataFrame]:
         if self.documents is not None:
             return self.documents.frames(columns, size)
+        if self.sheets:
+            return self.sheets[path].select(columns).iter_slices(size)
         if self.remote:
             rows = _scan(path, self).select(columns)
             return rows.collect_batches(chunk_size=size, maintain_order=True, lazy=True)
@@ -168,14 +157,20 @@ def is_remote(path: str) -> bool:
     return _REMOTE.match(path) is not None
 
 
-def open_table(path: str, encoding: str | None = None, separator: str | None = None, id: str | None = None) -> Table:
+def open_table(
+    path: str,
+    encoding: str | None = None,
+    separator: str | None = None,
+    id: str | None = None,
+    sheet: str | None = None,
+) -> Table:
     """Find the files and their schema. Raises `InputError` for whatever is wrong with the files as such.
 
     A JSONL file is read once for its schema, since a key may first appear on its last line, and for what its ids are.
     """
     remote = is_remote(path)
-    paths = [path] if remote else _find(path)
-    kind, usual = _kind_of(paths)
+    paths = [path] if remote else find(path)
+    kind, usual = kind_of(paths)
     if separator is not None and kind != "csv":
         raise InputError(f"{path} is not read by [input] separator", "it is for .csv files")
     separator = separator or usual
@@ -185,8 +180,10 @@ def open_table(path: str, encoding: str | None = None, separator: str | None = N
             f"{path} is {kind.upper()} in cloud storage, which is not read: only a file on this disk is read exactly",
             "copy it here first, or make it Parquet, which is read where it lies",
         )
-    if encoding and kind == "parquet":
+    if encoding and kind not in ("csv", "jsonl"):
         raise InputError(f"{path} is not read by [input] encoding", "it is for .csv and .jsonl")
+    if sheet is not None and kind != "sheet":
+        raise InputError(f"{path} has no sheets", "[input] sheet is for .xlsx files: leave it out")
     table = Table(path, tuple(paths), kind, separator, pl.Schema(), remote, encoding)
     with explained(table):
         if remote:
@@ -197,16 +194,19 @@ def open_table(path: str, encoding: str | None = None, separator: str | None = N
         for one in paths:
             if Path(one).stat().st_size == 0:
                 raise InputError(f"{one} is empty", "a table has at least a header")
-            if kind != "parquet":
+            if kind in ("csv", "jsonl"):
                 refuse_disguise(one, encoding)
         if kind == "jsonl":
             found = jsonl.look(paths, encoding, id)
             if not found.kinds:
                 raise InputError(f"{path} is empty", 'each line is one object: {"column": value, …}')
             own, table = found.schema, replace(table, found=found)
+        elif kind == "sheet":
+            table = replace(table, sheets={one: read_sheet(one, sheet) for one in paths})
+            own = _common(paths, [each.schema for each in table.sheets.values()], ordered=True)
         else:
             own = _common(paths, [_schema(one, table) for one in paths], ordered=kind == "csv")
-    on_paths, cells = partitions(paths, own, texts=kind == "csv")
+    on_paths, cells = partitions(paths, own, texts=kind in ("csv", "sheet"))
     return replace(table, schema=pl.Schema({**own, **on_paths}), on_path=cells)
 
 
@@ -259,73 +259,6 @@ def _windows(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
         fitting = _WINDOW_BYTES * window.height // max(1, int(window.estimated_size()))
         count = max(1, min(fitting, 4 * count, _WIDEST_WINDOW))
         yield window
-
-
-def _find(path: str) -> list[str]:
-    at = Path(path)
-    if at.is_file():
-        return [path]
-    if glob.has_magic(path) and not at.is_dir():
-        found = [file for file in sorted(glob.glob(path, recursive=True)) if not _is_note(Path(file), at.parts)]  # noqa: PTH207
-        files = [file for file in found if Path(file).is_file()]
-        for other in sorted({*found} - {*files}):  # what bears a table's name is never left out without a word
-            if _suffix(other) in KINDS and not any(file.startswith(f"{other}{os.sep}") for file in files):
-                raise _no_file(other)
-        if files:
-            return files
-        raise InputError(f"no file matches {path}", _nearby(at) or "paths are relative to the directory you are in")
-    if os.path.lexists(path):
-        raise _no_file(path)
-    raise InputError(f"there is no {path}", _nearby(at) or "paths are relative to the directory you are in")
-
-
-def _no_file(path: str) -> InputError:
-    at = Path(path)
-    if at.is_dir():
-        for within in ("*", "**/*"):
-            found = islice((file.name for file in at.glob(within) if _suffix(file.name) in KINDS), 1)
-            for name in found:
-                return InputError(f"{path} is a directory", f"name its files: `{at}/{within}{_ending(name)}`")
-        return InputError(f"{path} is a directory", "there is no table in it, and no document")
-    if not at.exists():
-        return InputError(f"{path} is a link that leads nowhere", "bring back what it leads to, or remove it")
-    return InputError(f"{path} is not a file", "a table is read more than once: write it to a file first")
-
-
-def _is_note(file: Path, asked: Sequence[str]) -> bool:
-    """Whether a writer of tables put the file beside them, unasked: `_SUCCESS`, what a job left, a table's log."""
-    unknown = _suffix(file.name) not in KINDS and file.name.startswith("_")
-    return unknown or not _ASIDE.difference(asked).isdisjoint(file.parts[:-1])
-
-
-def _nearby(at: Path) -> str:
-    if not at.parent.is_dir():
-        return f"there is no directory {at.parent}"
-    names = sorted(file.name for file in at.parent.iterdir() if _suffix(file.name) in KINDS)
-    if close := difflib.get_close_matches(at.name, names, n=1):
-        return f"did you mean `{at.parent / close[0]}`?"
-    return f"{at.parent} has {', '.join(names[:8])}{', …' if len(names) > 8 else ''}" if names else ""
-
-
-def _ending(name: str) -> str:
-    """The suffix as it stands, with that of a packed file."""
-    packed = ".gz" if name.endswith(".gz") else ""
-    return f"{Path(name.removesuffix('.gz')).suffix}{packed}"
-
-
-def _suffix(name: str) -> str:
-    return Path(name.removesuffix(".gz")).suffix.lower()
-
-
-def _kind_of(paths: Sequence[str]) -> tuple[Kind, str]:
-    for path in paths:
-        suffix = _suffix(path)
-        if suffix not in KINDS or (path.endswith(".gz") and suffix == ".parquet"):
-            known = f"the known ones are {' '.join(KINDS)}, text also with .gz"
-            raise InputError(f"{path} is not a kind of table that can be read", _INSTEAD.get(suffix, known))
-        if KINDS[suffix] != KINDS[_suffix(paths[0])]:
-            raise InputError(f"{paths[0]} and {path} are of different kinds", "one run reads tables of one kind")
-    return KINDS[_suffix(paths[0])]
 
 
 def _schema(path: str, table: Table) -> pl.Schema:
