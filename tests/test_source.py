@@ -440,7 +440,13 @@ def test_a_directory_and_an_unknown_suffix_say_what_to_do(tmp_path: Path) -> Non
     (tmp_path / "table" / "year=2024").mkdir(parents=True)
     write(tmp_path / "table" / "year=2024" / "a.csv.gz", "")
     assert f"`{tmp_path}/table/**/*.csv.gz`" in refused(lambda: open_source(str(tmp_path / "table"))).hint
-    for name, hint in (("a.json", "jq"), ("a.xls", ".xlsx"), ("a.docx", ".parquet"), ("a.parquet.gz", ".parquet")):
+    for name, hint in (
+        ("a.json", "jq"),
+        ("a.xls", ".xlsx"),
+        ("a.log", ".parquet"),
+        ("a.doc", ".docx"),
+        ("a.parquet.gz", ".parquet"),
+    ):
         error = refused(partial(open_source, write(tmp_path / name, "x")))
         assert name in error.message and hint in error.hint
 

@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[Kind, str]] = {  # suffix → (kind, separator)
 }
 _INSTEAD = {
     ".json": "make it JSON lines: `jq -c '.[]' in.json > out.jsonl`",
+    **dict.fromkeys((".doc", ".rtf", ".odt"), "save it as .docx"),
     **dict.fromkeys((".xls", ".xlsm", ".xlsb", ".ods"), "save it as .xlsx, or its sheet as CSV UTF-8"),
 }
 _ASIDE = {"_temporary", "_delta_log", "_spark_metadata"}
