@@ -27,6 +27,9 @@ from contextlib import contextmanager
 RESUMABLE = 3
 """Exit code of what stopped a run that had sent requests already."""
 
+DECLINED = 4
+"""Exit code where whoever was asked whether to go on said no."""
+
 BUG = 70
 """Exit code of what is an error of the program itself."""
 
@@ -41,7 +44,8 @@ EXIT_CODES: Mapping[int, str] = {
     " not be written, batches that are with the service,"
     " a service that is down, the first 20 rows of a run that all failed for one cause, or what is a 2"
     " before the first request (a full disk, a key that is refused) in the middle of a run",
-    130: "interrupted, or not agreed to before the first request; can be continued",
+    DECLINED: "not agreed to before the first request: nothing was sent",
+    130: "interrupted; can be continued",
     BUG: "a bug of prompt-pipeline; what was paid for is kept",
 }
 """Every code that the process ends with, and what it means."""

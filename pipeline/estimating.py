@@ -34,7 +34,7 @@ from pipeline.store.again import Again
 from pipeline.store.batch_lines import read_fingerprints
 from pipeline.store.batch_states import read as read_batches
 from pipeline.store.batches import FOLDER
-from pipeline.store.content import ContentIndex
+from pipeline.store.content import ContentIndex, gave
 from pipeline.store.earlier import Earlier, line_of
 from pipeline.store.lines import Call
 from pipeline.store.manifest import differences
@@ -248,7 +248,7 @@ def _stays(call: Call, results: Mapping[int, Result], outcomes: Outcomes) -> boo
     result = results.get(call.row)
     if not call.paid or result is None or not outcomes.done(call.row):
         return call.paid
-    was_judged = result.error_kind in JUDGED and call.reply.text == result.response
+    was_judged = result.error_kind in JUDGED and gave(call.reply.text, result.response)
     return call.reply.status == "ok" and not was_judged
 
 

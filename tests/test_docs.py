@@ -114,7 +114,7 @@ def test_every_setting_flag_and_command_has_a_description() -> None:
 def test_every_cause_and_exit_code_has_a_meaning() -> None:
     assert tuple(CAUSES) == get_args(ErrorKind)
     codes = {error.exit_code for error in reference.exceptions()}
-    assert set(errors.EXIT_CODES) == codes | {0, 1, INTERRUPTED, errors.BUG}
+    assert set(errors.EXIT_CODES) == codes | {0, 1, INTERRUPTED, errors.DECLINED, errors.BUG}
 
 
 def test_json_has_the_keys_that_are_promised(here: Path, cli: Callable[..., Ran]) -> None:

@@ -17,6 +17,7 @@ import pytest
 from commands import UNLIMITED, Ran, small_job
 from serving import served, stats
 
+from pipeline.cli.flags import Declined
 from pipeline.errors import PipelineError
 from pipeline.events import Event
 from pipeline.process import give_back_memory, quick_imports
@@ -243,6 +244,16 @@ def _wrapped() -> RuntimeError:
     error = RuntimeError("Error calling __set_name__")
     error.__cause__ = KeyboardInterrupt()
     return error
+
+
+def test_a_no_is_no_interrupt(here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*arguments: object) -> None:
+        raise Declined
+
+    monkeypatch.setattr("pipeline.cli.jobs.load_job", asked)
+    ran = cli("run", small_job(here), "--json")
+    assert (ran.code, ran.json) == (4, {"error": "not agreed to: nothing was sent", "hint": "", "exit_code": 4})
+    assert ran.out.count("\n") == 1 and "Nothing was sent." in ran.err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import anyio
 import orjson
 import pytest
 from asking import MODEL
-from commands import Ran
+from commands import UNLIMITED, Ran, small_job
 from stores import CENT, answer, failed, killed, manifest, opened, paid, prompt, result
 
 from pipeline.console.failures import show_failures
@@ -312,6 +312,23 @@ def test_of_a_run_that_was_killed_asleep_the_time_goes_by_its_last_sign(director
     assert summarize(log(directory, begun, progress(10), later)).seconds == 10, "it is of the session before"
 
 
+def test_rows_that_are_not_ok_have_their_number_in_the_input_beside_that_of_the_run(
+    here: Path, cli: Callable[..., Ran]
+) -> None:
+    job = small_job(here, UNLIMITED)
+    job.write_text(
+        job.read_text()
+        .replace('"words.csv"\n', "\"words.csv\"\nwhere = \"word in ('beta', 'epsilon')\"\n")
+        .replace("max_output_tokens = 50", "max_output_tokens = 1")
+    )
+    assert cli("run", job, "--offline").code == 1
+    told = cli("report", "small-offline", "--failed")
+    assert [line.split()[:2] for line in told.out.splitlines()[-3:]] == [["row", "input"], ["0", "1"], ["1", "4"]]
+    assert [each["input_row"] for each in cli("report", "small-offline", "--failed", "--json").json] == [1, 4]
+    (here / "words.csv").write_text("word\nother\n")
+    assert {each["input_row"] for each in cli("report", "small-offline", "--failed", "--json").json} == {None}
+
+
 def test_why_it_was_not_faster_is_summed_over_sessions_the_killed_ones_too(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -556,7 +573,7 @@ def test_rows_that_are_not_ok_are_told_by_cause_with_what_helps_and_costs(
         Failure(8, "k8", "invalid", "schema", "no JSON", 0.02),
         Failure(9, "k9", "invalid", "empty_input", "empty", 0.0),
     ]
-    show_failures([*cut, *others], of)
+    show_failures([*cut, *others], of, {})
     lines = capsys.readouterr().out.splitlines()
     told = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[1:5]}
     assert told["truncated"] == (

@@ -11,8 +11,9 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from pipeline.cli import comparing, exporting, inspect, jobs, settings, starting, watching
+from pipeline.cli.flags import Declined
 from pipeline.environment import check_directory, check_threads
-from pipeline.errors import BUG, PipelineError, as_known
+from pipeline.errors import BUG, DECLINED, PipelineError, as_known
 from pipeline.language import spoken
 from pipeline.process import INTERRUPTED, LEAST_FILES, files_left, flush_or_drop, make_fit, too_few_files
 from pipeline.terminal import KEY_SHAPED, escaped_json, visible
@@ -118,9 +119,10 @@ def _explain(error: BaseException) -> int:
     if _is_interrupt(error):
         _say("\nInterrupted. What was paid for is kept.\n")
         return _in_json("interrupted", "the same command continues", INTERRUPTED)
-    if isinstance(error, typer.Abort):
+    if isinstance(error, typer.Abort):  # by Ctrl-C at the question too
         _say("Nothing was sent.\n")
-        return _in_json("not agreed to: nothing was sent", "", INTERRUPTED)
+        code = DECLINED if isinstance(error, Declined) else INTERRUPTED
+        return _in_json("not agreed to: nothing was sent", "", code)
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         hint = f"`{context.command_path if context else 'pipeline'} --help` shows what it takes"
@@ -159,12 +161,13 @@ def _gone_directory(error: BaseException) -> PipelineError | None:
 
 
 def _in_json(message: str, hint: str, code: int) -> int:
-    """The error as the one JSON document on stdout, for a program that reads it.
+    """The error as the one JSON document on stdout, in a line, for a program that reads it.
 
     Nothing is imported for it: what a signal cut off in the middle of its import cannot be imported again.
     """
     if "--json" in sys.argv:
-        sys.stdout.buffer.write(f"{escaped_json(dumps({'error': message, 'hint': hint}, indent=2))}\n".encode())
+        told = dumps({"error": message, "hint": hint, "exit_code": code})
+        sys.stdout.buffer.write(f"{escaped_json(told)}\n".encode())
         sys.stdout.flush()
     return code
 

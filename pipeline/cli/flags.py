@@ -93,6 +93,10 @@ Sample = Annotated[
 ]
 
 
+class Declined(typer.Abort):
+    """Whoever was asked said no."""
+
+
 def load_job(
     path: Path,
     out: str | None,

@@ -3,6 +3,7 @@
 import errno
 import shlex
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.flags import JobPath, Json, Model, Offline, Run
-from pipeline.errors import InputError, JobError, RunStateError, as_known
+from pipeline.errors import InputError, JobError, PipelineError, RunStateError, as_known
 from pipeline.language import Data
 from pipeline.terminal import visible
 
@@ -72,13 +73,19 @@ def report(
             raise InputError(f"cannot write {html}: {error.strerror}", "name another file after --html") from None
         console.err.print(f"{html}: {len(content) / 1e6:,.1f} MB")
     if failed:
+        from pipeline.run.asking import input_rows
+
         failures = reports.failures(directory)
+        manifest = read_manifest(directory / "manifest.json")
+        assert manifest
+        numbers: dict[int, int] = {}
+        with suppress(PipelineError, OSError):  # job or table are not what they were: nobody knows
+            numbers = input_rows(manifest, [failure.row for failure in failures])
         if json:
-            console.show_json([asdict(failure) for failure in failures])
+            told = (asdict(failure) | {"input_row": numbers.get(failure.row)} for failure in failures)
+            console.show_json(list(told))
         else:
-            manifest = read_manifest(directory / "manifest.json")
-            assert manifest
-            console.show_failures(failures, manifest)
+            console.show_failures(failures, manifest, numbers)
         return
     summary = reports.summarize(directory)
     if json:

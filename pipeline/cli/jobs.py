@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.flags import (
+    Declined,
     JobPath,
     Json,
     Limit,
@@ -328,7 +329,9 @@ def _confirm(yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool, Se
             if not (sys.stdin.isatty() and sys.stderr.isatty()):
                 raise JobError("nobody is here to say yes to the cost", "add `--yes`, and perhaps `--max-cost USD`")
             with _heeding_ctrl_c():
-                typer.confirm(spoken("Continue?"), abort=True, err=True)
+                agreed = typer.confirm(spoken("Continue?"), err=True)
+            if not agreed:
+                raise Declined
 
     return confirm
 

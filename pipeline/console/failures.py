@@ -1,6 +1,6 @@
 """Rows that are not ok: how many for which cause, what helps against it and costs, then the rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from rich.cells import cell_len
@@ -14,18 +14,20 @@ from pipeline.store.manifest import Manifest
 _MOST_FAILURES = 50
 
 
-def show_failures(failures: Sequence[Failure], manifest: Manifest) -> None:
-    """The rows without a whole answer, by cause and one by one."""
+def show_failures(failures: Sequence[Failure], manifest: Manifest, numbers: Mapping[int, int]) -> None:
+    """The rows without a whole answer, by cause and one by one; `numbers` are theirs in the input, where known."""
     if not failures:
         out.print("every row that was reached is ok")
         return
     show_causes(by_cause((each.error_kind or each.status, _exact(each.cost_usd)) for each in failures), manifest)
     out.print()
-    lines = [
-        (str(failure.row), *map(Data, (failure.key, failure.status, failure.error_kind or "", failure.error or "")))
-        for failure in failures[:_MOST_FAILURES]
-    ]
-    show_grid(("row", "id", "status", "cause", "what happened"), lines)
+    differ = any(row != number for row, number in numbers.items())
+    lines = []
+    for failure in failures[:_MOST_FAILURES]:
+        told = map(Data, (failure.key, failure.status, failure.error_kind or "", failure.error or ""))
+        number = [str(numbers.get(failure.row, "?"))] if differ else []
+        lines.append((str(failure.row), *number, *told))
+    show_grid(("row", *(["input row"] if differ else []), "id", "status", "cause", "what happened"), lines)
     if len(failures) > _MOST_FAILURES:
         out.print(f"… and {len(failures) - _MOST_FAILURES:,} more: `--json` lists all", style="dim")
 

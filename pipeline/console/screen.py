@@ -185,8 +185,10 @@ def show_json(value: object) -> None:
 
 
 def show_failure(error: PipelineError) -> None:
-    """What went wrong as the one JSON document on stdout."""
-    show_json({"error": error.message, "hint": error.hint})
+    """What went wrong as the one JSON document on stdout, in a line."""
+    told = dumps({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
+    sys.stdout.buffer.write(f"{escaped_json(told)}\n".encode())
+    sys.stdout.flush()
 
 
 def show_columns(to: Screen, rows: Sequence[Row]) -> None:

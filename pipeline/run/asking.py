@@ -1,6 +1,7 @@
 """What was asked for a row, made again from its input by the job's own flow: prompts are stored nowhere."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,25 @@ def inputs(manifest: Manifest, wanted: Callable[[int], bool], chars: int) -> Ite
             yield document.row, _as_text(shown, job)[: chars + 1]
 
 
+def input_rows(manifest: Manifest, rows: Iterable[int]) -> dict[int, int]:
+    """The number in the input of each of these rows, which are counted without those that `where` leaves out.
+
+    Raises `PipelineError` as `inputs`.
+    """
+    job = _job(manifest)
+    if job.spec.input.where is None:
+        return {row: row for row in rows}
+    source = open_input(job.spec)
+    if source.fingerprint != manifest.source:
+        raise InputChanged(f"{manifest.source_path}{_CHANGED}")
+    wanted, found, begin = sorted(rows), dict[int, int](), 0
+    for numbers in source.input_numbers():
+        at = bisect_left(wanted, begin), bisect_left(wanted, begin + len(numbers))
+        found.update((row, numbers[row - begin]) for row in wanted[slice(*at)])
+        begin += len(numbers)
+    return found
+
+
 def _as_text(document: Document, job: Job) -> str:
     """The one value that it has, or each with its name."""
     own = {} if document.text is None else {str(job.spec.input.text): document.text}
@@ -102,6 +122,13 @@ def _plain(value: object) -> str:
 
 def _opened(manifest: Manifest) -> tuple[Job, Source]:
     """The job as it was then, and its table with the columns of prompts. Raises `PipelineError`."""
+    job = _job(manifest)
+    source = open_input(job.spec)
+    return job, source.showing(job.reads(source.kinds))
+
+
+def _job(manifest: Manifest) -> Job:
+    """The job as it was then. Raises `PipelineError`."""
     path = Path(manifest.job_path)
     job: Job | None = None
     trouble: PipelineError = InputChanged(f"{path}{_CHANGED}")
@@ -113,8 +140,7 @@ def _opened(manifest: Manifest) -> tuple[Job, Source]:
         job = former(path, manifest.identity, manifest.fingerprint, manifest.output, manifest.source_path)
     if job is None:
         raise trouble
-    source = open_input(job.spec)
-    return job, source.showing(job.reads(source.kinds))
+    return job
 
 
 def _place(prompt: Prompt, names: Sequence[str], calls: Sequence[Mapping[str, Any]]) -> int | None:

@@ -198,6 +198,11 @@ class Source:
             plain = [] if json else [jsonl.text_of(frame[name]) for name in wanted if name in self.json_columns]
             yield frame.with_columns(plain).select(numbers, *wanted)
 
+    def input_numbers(self) -> Iterator[list[int]]:
+        """The number of each row in the input, from 0, those included that `where` leaves out; in row order."""
+        for frame in self.table.frames((), self.predicate, _CHECKED_ROWS, ROW):
+            yield frame[ROW].to_list()
+
     def documents(self, frame: pl.DataFrame) -> Iterator[Document]:
         """The documents of a frame that `batches` gave; an empty text is "", an id that is a number becomes text."""
         rows = frame[ROW].to_list()

@@ -102,15 +102,19 @@ class Table:
         close = difflib.get_close_matches(name, names, n=1)
         return f"did you mean `{close[0]}`?{place}" if close else ""
 
-    def frames(self, columns: Sequence[str], where: pl.Expr | None, size: int) -> Iterator[pl.DataFrame]:
+    def frames(
+        self, columns: Sequence[str], where: pl.Expr | None, size: int, numbered: str = ""
+    ) -> Iterator[pl.DataFrame]:
         """`columns` of the rows that `where` lets through, in file order, in frames of at most `size` rows.
 
+        A column `numbered` beside them has the number of each row in the input, from 0, whatever `where` leaves out.
         Raises `InputError` for anything in a text file that could be read in more than one way, also in rows and
         columns that are not asked for. A CSV row without a single value, such as a blank line, is no row.
         """
         asked = [] if where is None else list(dict.fromkeys(where.meta.root_names()))
         needed = list(dict.fromkeys([*columns, *asked]))
         numbers = [pl.col(name).cast(self.where_schema[name]) for name in asked if name in self.json_columns]
+        shown, seen = [*columns, *([numbered] if numbered else [])], 0
         with explained(self):
             for path in self.paths:
                 cells = {name: cell for name, cell in self.on_path.get(path, {}).items() if name in needed}
@@ -118,11 +122,13 @@ class Table:
                 own = [name for name in needed if name not in cells] or self._own_names[:1]
                 for frame in self._read(path, own, size):
                     whole = frame.with_columns(fixed) if fixed else frame
+                    if numbered:
+                        whole, seen = whole.with_row_index(numbered, seen), seen + whole.height
                     if where is not None and numbers:
                         whole = whole.filter(whole.with_columns(numbers).select(where).to_series())
                     elif where is not None:
                         whole = whole.filter(where)
-                    yield from whole.select(columns).iter_slices(size)
+                    yield from whole.select(shown).iter_slices(size)
 
     @property
     def _own_names(self) -> list[str]:

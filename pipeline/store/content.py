@@ -44,6 +44,11 @@ _ENDING = ("paid", "cost_usd", "at_most_usd")
 _ENDS = pl.col("paid") | ((pl.col("cost_usd") == 0) & (pl.col("at_most_usd") == 0))
 """Of what a batch bought: not a request that may have been billed without an answer, for which another is made."""
 
+_IS_AROUND = (
+    pl.col("response").str.contains(r"^[\[{]") & pl.col("text").str.contains(pl.col("response"), literal=True)
+).fill_null(False)
+"""Of a call whether its text has the JSON that is the response of its row, and more beside it, which was left off."""
+
 
 READ_COLUMNS = ("row", "fingerprint", "paid", "text", "extras", "finished_at", *_WHAT, *_REPLY, *_USAGE)
 """What a reply is read from."""
@@ -231,10 +236,15 @@ class ContentIndex:
         number = parts.part_number(path)
         frame = parts.read_part(path, ("row", "fingerprint", "status", "paid", "text"))
         frame = frame.filter(pl.col("paid") & (pl.col("status") == "ok"))
-        results = parts.read_part(parts.part_path(self._directory / "results", number), ("row", "error_kind"))
         # An answer that is the row's and would not do is no answer to go on with: `--retry` asks for another.
-        unwanted = results.filter(pl.col("error_kind").is_in(JUDGED))["row"].implode()
-        answered = frame.filter(~(pl.col("row").is_in(unwanted) & pl.col("text").is_null()))["fingerprint"]
+        results = parts.part_path(self._directory / "results", number)
+        unwanted = parts.read_part(results, ("row", "error_kind")).filter(pl.col("error_kind").is_in(JUDGED))["row"]
+        if not unwanted.is_empty():
+            judged = parts.read_part(results, ("row", "response")).filter(pl.col("row").is_in(unwanted.implode()))
+            frame = frame.join(judged, on="row", how="left").filter(
+                ~(pl.col("row").is_in(unwanted.implode()) & (pl.col("text").is_null() | _IS_AROUND))
+            )
+        answered = frame["fingerprint"]
         hashes = sorted(map(hash_of, answered))  # in the order of the file's pages
         with self._writer as db:
             db.execute("BEGIN IMMEDIATE")
@@ -281,6 +291,11 @@ class ContentIndex:
         unread = unread.group_by("fingerprint").agg(pl.col("cost_usd").sum().alias("unread_usd"))
         answers = answers.join(unread, on="fingerprint", how="left").with_columns(pl.col("unread_usd").fill_null(0))
         return {fingerprint: at for at, fingerprint in enumerate(answers["fingerprint"])}, answers
+
+
+def gave(text: str, response: str | None) -> bool:
+    """Whether a call with this text gave its row this response; of JSON what stood around it was left off."""
+    return text == response or (response is not None and response[:1] in ("{", "[") and response in text)
 
 
 def hash_of(fingerprint: str) -> int:
