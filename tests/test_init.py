@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import shlex
 import shutil
@@ -14,6 +15,7 @@ import jsonschema_rs
 import paper
 import polars as pl
 import pytest
+import xlsxwriter
 from commands import Ran
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,7 +100,7 @@ def mixed(here: Path, root: Path) -> str:
     return "文档/"
 
 
-@pytest.mark.parametrize("make", [chinese, long_documents, images, pdfs, mixed])
+@pytest.mark.parametrize("make", [chinese, long_documents, images, mixed])
 def test_what_is_begun_is_estimated_checked_and_run_as_it_stands(
     empty: Path,
     root: Path,
@@ -238,7 +240,7 @@ def test_odd_columns_make_a_job_that_renders(empty: Path, cli: Cli, content: str
     if columns == 500:
         assert "and 488 more" in (empty / "t.toml").read_text()
         return
-    for task in starting.TASKS[:-1]:
+    for task in ("generate", "extract"):
         ran = cli("init", "t.csv", "--template", task, "--to", f"{task}.toml")
         assert ran.code == 0, ran.err
         assert_renders(empty / f"{task}.toml", columns)
@@ -276,7 +278,7 @@ def tables(draw: st.DrawFn) -> pl.DataFrame:
     return frame if typed is None else frame.with_columns(pl.lit(None, typed).alias(draw(NAMES)))
 
 
-@pytest.mark.parametrize("examples", [15, pytest.param(1_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("examples", [8, pytest.param(1_000, marks=pytest.mark.long)])
 def test_every_job_that_is_written_loads_estimates_and_renders_each_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:
@@ -316,6 +318,13 @@ def test_every_job_that_is_written_loads_estimates_and_renders_each_row(
     assert made > examples // 2, "most tables can be begun with"
 
 
+def test_the_page_shows_what_comes(empty: Path, root: Path, cli: Cli) -> None:
+    shown = (root / "docs" / "first-job.md").read_text("utf-8").partition("$ pipeline init reviews.csv\n")[2]
+    assert cli("init").code == 0
+    (empty / "example.csv").rename("reviews.csv")
+    assert cli("init", "reviews.csv").out == shown.partition("```")[0]
+
+
 def test_nothing_is_written_over(empty: Path, cli: Cli) -> None:
     (empty / "t.csv").write_text("id,text\n1,some words about a thing\n")
     assert cli("init", "t.csv").code == 0
@@ -338,6 +347,16 @@ def test_a_name_that_no_run_could_have_is_refused(empty: Path, cli: Cli, to: str
     ran = cli("init", "t.csv", "--to", to)
     assert ran.code == 2 and to in ran.err
     assert [each.name for each in empty.iterdir()] == ["t.csv"]
+
+
+def test_a_place_that_cannot_be_is_refused_and_so_is_a_pipe(empty: Path, cli: Cli) -> None:
+    (empty / "t.csv").write_text("id,text\n1,some words about a thing\n")
+    (empty / "file").write_text("kept")
+    ran = cli("init", "t.csv", "--to", "file/t.toml")
+    assert ran.code == 2 and "cannot make the folder file: File exists" in ran.err
+    os.mkfifo(empty / "pipe.csv")
+    assert "is not a file" in cli("init", "pipe.csv").err
+    assert sorted(each.name for each in empty.iterdir()) == ["file", "pipe.csv", "t.csv"]
 
 
 def test_a_bare_init_takes_the_one_table_or_an_example_or_says_what_to_type(empty: Path, cli: Cli) -> None:
@@ -415,6 +434,17 @@ def test_files_that_are_left_out_are_told(empty: Path, cli: Cli, root: Path) -> 
     ran = cli("init", images(empty, root))
     assert "2 files of the folder left out" in ran.out and "my photos-files.csv" in ran.out
     assert pl.read_csv("my photos-files.csv")["file"].to_list() == ["bars.png", "disc.png", "lights.png"]
+
+
+def test_a_workbook_is_a_table_whose_answers_excel_opens(empty: Path, cli: Cli) -> None:
+    with xlsxwriter.Workbook("reviews.xlsx") as workbook:
+        sheet = workbook.add_worksheet()
+        sheet.write_column(0, 0, ["id", "r1", "r2"])
+        sheet.write_column(0, 1, ["review", "Arrived broken, and nobody answers the phone.", "Works as promised."])
+    assert cli("init").code == 0
+    output = load(empty / "reviews.toml").spec.output
+    assert (output.path, output.excel) == ("results/reviews.csv", True)
+    assert cli("run", "reviews.toml", "--offline").code == 0
 
 
 def test_a_table_of_files_is_asked_about_its_files(empty: Path, cli: Cli, root: Path) -> None:

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import paper
 import polars as pl
 import pytest
 
 pytestmark = pytest.mark.long
 
 _MOST_S = 60.0
-_MIXED = ("jobs.md", "keys.md", "lanes.md", "quota.md", "flows.md")
+_MIXED = ("jobs.md", "keys.md", "lanes.md")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(pip, check=True)
     (wheel,) = place.glob("*.whl")
     subprocess.run((sys.executable, "-m", "venv", str(place / "venv")), check=True)
-    subprocess.run((str(place / "venv" / "bin" / "pip"), "install", "-q", str(wheel)), check=True)
+    subprocess.run((str(place / "venv" / "bin" / "pip"), "install", "-q", f"{wheel}[documents]"), check=True)
     return place / "venv" / "bin"
 
 
@@ -59,6 +60,9 @@ def mixed(here: Path, root: Path) -> str:
     (here / "documents").mkdir()
     for name in _MIXED:
         shutil.copy(root / "docs" / name, here / "documents")
+    (here / "documents" / "letter.docx").write_bytes(paper.docx(paper.paragraph("A letter of a few words.")))
+    (here / "documents" / "report.pdf").write_bytes(paper.pdf("A page of a few words."))
+    (here / "documents" / "scan.pdf").write_bytes(paper.pdf(""))
     (here / "documents" / "说明.txt").write_text("这是一份说明，讲怎样安装和使用。", "gb18030")
     shutil.copy(root / "sample_data" / "images" / "bars.png", here / "documents")
     return "documents"

@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
@@ -31,6 +31,17 @@ class TaskName(Enum):
     classify = "classify"
     translate = "translate"
     images = "images"
+
+
+_DOES = {
+    "summarize": "bullet points of each text",
+    "generate": "a text from what stands in each row",
+    "extract": "a form filled in from each text",
+    "classify": "one of several classes for each text",
+    "translate": "a translation of each text",
+    "images": "a question about each file",
+}
+"""Each template in a few words."""
 
 
 def init(
@@ -72,10 +83,10 @@ def init(
         if template is not None:
             task, why = template.value, "as `--template` says"
         elif asking:
-            task = cast(Task, _asked("What is to be done?", starting.TASKS, task))
+            task = cast(Task, _asked("What is to be done?", _DOES, task))
         others = [each.name for each in found.profile.texts] if task not in ("generate", "images") else []
         if text is None and asking and len(others) > 1:
-            text = _asked("Which column is asked about?", others, others[0])
+            text = _asked("Which column is asked about?", dict.fromkeys(others, ""), others[0])
         with console.busy("checking the job"):
             begun = starting.begin(found, task, _language(), text=text, to=to)
     _show(begun, found, why)
@@ -92,27 +103,26 @@ def _only_input(asking: bool) -> str | None:
     if len(tables) == 1:
         return tables[0]
     if len(here) > 1 and asking:
-        return _asked("Which of these?", here, here[0])
+        return _asked("Which of these?", dict.fromkeys(here, ""), here[0])
     if len(here) == 1:
         return here[0]
     shown = "\n".join(here[:20])
     raise InputError(f"there are several inputs here:\n{shown}", f"name one: `pipeline init {_shell(here[0])}`")
 
 
-def _asked(question: str, options: Sequence[str], default: str) -> str:
-    """One of the options, by its name or its number."""
+def _asked(question: str, options: Mapping[str, str], default: str) -> str:
+    """One of the options, each with what it means, by its name or its number."""
     from pipeline import console
 
-    for number, option in enumerate(options, 1):
-        console.err.print(Data(f"  {number}  {one_line(option)}"))
+    numbered = {str(number): option for number, option in enumerate(options, 1)}
+    rows = [(number, Data(option), options[option]) for number, option in numbered.items()]
+    console.show_columns(console.err, rows)
     while True:
         answer = str(typer.prompt(spoken(question), default=one_line(default), err=True)).strip()
         if answer == one_line(default):
             return default
-        if answer in options:
-            return answer
-        if answer.isdecimal() and 0 < int(answer) <= len(options):
-            return options[int(answer) - 1]
+        if answer in options or answer in numbered:
+            return answer if answer in options else numbered[answer]
         console.err.print("that is none of these: type its number")
 
 

@@ -83,13 +83,13 @@ def begin(
         found.files_root,
         found.has_scans,
     )
-    out = _output(found, path.stem)
+    out, from_excel = _output(found, path.stem), Path(found.path).suffix.lower() == ".xlsx"
     schema = path.with_name(SCHEMA)
     files = {} if schema.exists() else {schema: schema_text()}
     made = job_text(
         start,
         out,
-        excel=out.endswith(".csv") and (found.encoding is not None or language == "zh"),
+        excel=out.endswith(".csv") and (found.encoding is not None or language == "zh" or from_excel),
         has_schema=bool(files) or _is_ours(schema),
     )
     job = compiled(path, JobFile.model_validate(tomllib.loads(made)), {})

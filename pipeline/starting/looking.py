@@ -278,7 +278,8 @@ def _separator(path: str, encoding: str | None) -> str | None:
 
 def _first(path: str) -> str | None:
     """The first of the files that are meant; None of a table elsewhere, or none."""
-    return path if Path(path).is_file() else next(iter(sorted(glob(path, recursive=True))), None)  # noqa: PTH207
+    found = [path] if Path(path).exists() else sorted(glob(path, recursive=True))  # noqa: PTH207
+    return next((each for each in found if Path(each).is_file()), None)
 
 
 def _suffix(name: str) -> str:

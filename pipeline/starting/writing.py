@@ -63,17 +63,19 @@ def written(files: Mapping[Path, str]) -> Iterator[None]:
 
 
 def _create(path: Path, text: str, made: list[Path]) -> None:
+    elsewhere = "name another place with `--to FILE`"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path.parent}: {error.strerror}", elsewhere) from None
+    try:
         with path.open("x", encoding="utf-8", newline="\n") as file:
             made.append(path)
             file.write(text)
     except FileExistsError:
-        raise JobError(
-            f"{path} is there already, and is not written over", "name another place with `--to FILE`"
-        ) from None
+        raise JobError(f"{path} is there already, and is not written over", elsewhere) from None
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}", "name another place with `--to FILE`") from None
+        raise InputError(f"cannot write {path}: {error.strerror}", elsewhere) from None
 
 
 def _free(stem: str, is_taken: Callable[[str], bool]) -> str:
