@@ -275,6 +275,17 @@ def test_tables_of_runs_stay_and_those_of_estimates_go_after_a_day() -> None:
     assert pp.read("words").frame().height == 2
 
 
+def test_a_report_of_a_job_in_no_file_says_the_call_that_goes_on(cli: Callable[..., Ran]) -> None:
+    assert offline(words(20), sample=5).status == "sample"
+    assert "`pp.run(job, offline=True)` does the other 15 rows" in " ".join(cli("report", "words").out.split())
+    cut = pp.run(job("cut", model={"max_output_tokens": 1}), words(2), offline=True, progress=False)
+    assert cut.outcomes == {"truncated": 2}
+    again = "pp.run(pp.load(job, model={'max_output_tokens': 2}), offline=True, retry='truncated')"
+    assert cut.details["causes"][0]["cure"] == f"`{again}`"
+    longer = pp.load(job("cut"), model={"max_output_tokens": 90})
+    assert pp.run(longer, words(2), offline=True, retry="truncated", progress=False).outcomes == {"ok": 2}
+
+
 def test_a_sample_is_run_and_kept() -> None:
     trial = offline(words(20), sample=5)
     assert (trial.status, trial.calls) == ("sample", 5)

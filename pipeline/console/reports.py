@@ -150,16 +150,13 @@ def show_standing(summary: Summary, status: Status | None, now_s: float, to: Scr
             until = f", {_until(status.waits_until_s, now_s)}" if status.waits_until_s else "; nobody knows until when"
             to.print(styled("\n", (f"it waits for {_WAITS[status.waits_for]}{until}", "yellow")))
         return
-    manifest = summary.manifest
-    command = f"pipeline run {shlex.quote(manifest.job_path)}{' --offline' if manifest.offline else ''}"
+    command = summary.manifest.again(sample=status.sample if status.state != "sample" else 0)
     if status.state == "sample":
         told = f"it was a sample of {things(status.sample, 'row')}"
         answers = f"`pipeline show {shlex.quote(str(summary.directory))}` has the answers"
         other = f"does the other {things(summary.pending, 'row')}" if summary.pending else "writes the output"
         to.print(styled("\n", f"{told}: {answers}, `{command}` {other}"))
         return
-    if status.sample:
-        command += f" --sample {status.sample}"
     said = ". ".join(line.rstrip(".") for line in status.reason.splitlines())
     reason = f"it stopped: {one_line(said)}" if said else _ENDED[status.state]
     later = status.goes_on_at_s if status.goes_on_at_s and status.goes_on_at_s > now_s else None

@@ -1,6 +1,5 @@
 """Rows that are not ok, by cause: how many there are, what they cost, and what helps them."""
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -88,16 +87,14 @@ def cure_of(cause: Cause, manifest: Manifest) -> Cure:
 
     To ask again for twice as long an answer costs at most twice what the rows cost: their prompts stay as they are.
     """
-    run = f"pipeline run {shlex.quote(manifest.job_path)}{' --offline' if manifest.offline else ''}"
     if cause.cause in PASSING:
-        return Cure(f"may pass by itself: `{run}` tries again")
+        return Cure(f"may pass by itself: `{manifest.again()}` tries again")
     if cause.cause in _CURES:
         return Cure(_CURES[cause.cause])
     cap = (manifest.identity.get("model") or {}).get("max_output_tokens") if cause.cause == "truncated" else None
-    is_longer = isinstance(cap, int)
-    more = f" --set max_output_tokens={2 * cap}" if isinstance(cap, int) else ""
-    usd = None if cause.cost_usd is None or manifest.kind != "real" else cause.cost_usd * (2 if is_longer else 1)
-    return Cure(f"`{run} --retry {cause.cause}{more}`", usd, is_longer)
+    longer = 2 * cap if isinstance(cap, int) else None
+    usd = None if cause.cost_usd is None or manifest.kind != "real" else cause.cost_usd * (2 if longer else 1)
+    return Cure(f"`{manifest.again(cause.cause, longer)}`", usd, longer is not None)
 
 
 def cause_json(cause: Cause, manifest: Manifest) -> dict[str, object]:

@@ -60,6 +60,20 @@ class Manifest:
         """Who answers the run."""
         return "offline" if self.offline else "rehearsal" if self.rehearsal else "real"
 
+    def again(self, retry: str = "", max_output_tokens: int | None = None, sample: int = 0) -> str:
+        """What goes on with the run, as it would be typed: a command, or the call of a job that stands in no file."""
+        if self.job_path == self.job:
+            job = f"pp.load(job, model={{'max_output_tokens': {max_output_tokens}}})" if max_output_tokens else "job"
+            said = (("offline=True", self.offline), (f"retry='{retry}'", retry), (f"sample={sample}", sample))
+            return f"pp.run({', '.join([job, *(argument for argument, is_said in said if is_said)])})"
+        flags = (
+            (" --offline", self.offline),
+            (f" --retry {retry}", retry),
+            (f" --set max_output_tokens={max_output_tokens}", max_output_tokens),
+            (f" --sample {sample}", sample),
+        )
+        return f"pipeline run {shlex.quote(self.job_path)}{''.join(flag for flag, is_said in flags if is_said)}"
+
 
 _SHAPE = TypeAdapter(Manifest)
 
