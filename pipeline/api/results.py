@@ -24,7 +24,7 @@ class Results:
 
     job: str
     status: str
-    """finished, stopped, left (to batches), sample, interrupted, killed or running."""
+    """finished, stopped, left (to batches), sample, interrupted (also by a kill) or running."""
     stopped: PipelineError | None
     """Why it ended early, with what to do about it; None where it did not, and of a run that is read."""
     rows: int

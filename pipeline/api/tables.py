@@ -44,10 +44,9 @@ def kept(table: pl.DataFrame | pl.LazyFrame | ArrowStream) -> str:
         try:
             frame.lazy().sink_parquet(hidden)
         except pl.exceptions.PolarsError as error:
-            raise InputError(
-                f"the table cannot be kept as Parquet: {(str(error).splitlines() or ['?'])[0]}",
-                "a column is text, numbers, dates, or lists and structs of these",
-            ) from error
+            told = (str(error).splitlines() or ["?"])[0]
+            hint = "make room" if "(os error 28)" in told else "a column is text, numbers, dates, or lists of these"
+            raise InputError(f"the table cannot be kept as Parquet in {directory}: {told}", hint) from error
         digest = blake2b(digest_size=16)
         with hidden.open("r+b") as file:
             while block := file.read(_BLOCK_BYTES):
