@@ -1,16 +1,14 @@
 """Real processes with batches, real SIGKILL, lost and late creates: every row once, every line billed once."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from forking import Forked, forked
 from serving import served, stats
 
 from pipeline.emulator import parse_batch_faults
@@ -21,8 +19,6 @@ from pipeline.batch import submitting, watching
 submitting.FENCE_S = 3.0  # longer than the service takes to list what it created
 submitting.PAUSES_S = (0.2, 0.5)
 watching.POLL_S = (0.2, 0.5)
-from pipeline.cli import main
-main()
 """
 FAULTS = "create_cut:0.3,create_late=1:0.2,create_late=5:0.1,list_lag=1:0.5,upload_lost:0.1,download_cut:0.1"
 JOB = """
@@ -56,12 +52,9 @@ def written(path: Path, rows: int) -> None:
     (path / "job.toml").write_text(JOB)
 
 
-def start(path: Path, url: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "AQ.test"}
-    command = [sys.executable, "-c", _DRIVER, "run", "job.toml", "--yes"]
-    return subprocess.Popen(
-        command, cwd=path, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+def start(path: Path, url: str) -> Forked:
+    keyed = {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "AQ.test"}
+    return forked("run", "job.toml", "--yes", cwd=path, patch=_DRIVER, env=keyed)
 
 
 def events(path: Path) -> int:
@@ -70,7 +63,7 @@ def events(path: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def killed(process: subprocess.Popen[bytes], path: Path, rng: random.Random) -> bool:
+def killed(process: Forked, path: Path, rng: random.Random) -> bool:
     """Whether it was killed: some events on, a moment later."""
     wanted, give_up = events(path) + rng.randint(1, 6), time.monotonic() + rng.uniform(4, 12)
     while process.poll() is None and events(path) < wanted and time.monotonic() < give_up:

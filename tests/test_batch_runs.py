@@ -1,9 +1,6 @@
 """Whole runs over batches, before the emulator's: the same answers as live, at half the price, each paid once."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +12,7 @@ from typing import Any
 import anyio
 import polars as pl
 import pytest
+from forking import forked
 from serving import served, stats
 from sessions import run_through
 
@@ -273,9 +271,7 @@ def test_check_names_the_batches_that_no_run_knows(tmp_path: Path, monkeypatch: 
 def test_ctrl_c_leaves_the_batches_where_they_are(tmp_path: Path) -> None:
     with served(batch=True, batch_pending_s=1.5, batch_run_s=0.5, batch_spread=1.0) as slow:
         written(tmp_path, slow, "broken")
-        environment = os.environ | {"GEMINI_API_KEY": "AQ.test"}
-        command = [sys.executable, "-m", "pipeline", "run", "broken.toml", "--yes"]
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        process = forked("run", "broken.toml", "--yes", env={"GEMINI_API_KEY": "AQ.test"})
         while not any(state.stage == "asked" for state in out_of("broken")):
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)

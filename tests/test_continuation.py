@@ -1,10 +1,7 @@
 """An answer that goes on in further requests is one answer: each part is durable, and paid once."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +14,7 @@ import polars as pl
 import pytest
 from asking import ROUTE, TARGET, ask
 from commands import Ran
+from forking import Forked, forked
 from google import genai
 from google.genai import types
 from serving import served, stats, wait_for
@@ -180,18 +178,12 @@ def test_a_failure_between_two_parts_loses_nothing_that_was_paid(
 
 @pytest.mark.parametrize("killed_after", [1, 2])
 def test_a_run_that_is_killed_between_two_parts_goes_on_with_the_next(here: Path, killed_after: int) -> None:
-    def start(url: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipeline", "run", "job.toml", "--yes", "--json"],
-            cwd=here,
-            env=os.environ | {"GEMINI_API_KEY": KEY},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+    def start() -> Forked:
+        return forked("run", "job.toml", "--yes", "--json", cwd=here, env={"GEMINI_API_KEY": KEY})
 
     with served(part_tokens=PART) as url:
         write(here, url, rows=1)
-        first = start(url)
+        first = start()
         assert first.communicate() and first.returncode == 0
         parts = stats(url)["requests"]
         whole = pl.read_parquet(here / "out.parquet")["response"].to_list()
@@ -199,11 +191,11 @@ def test_a_run_that_is_killed_between_two_parts_goes_on_with_the_next(here: Path
     (here / "runs").rename(here / "before")
     with served(part_tokens=PART, latency_s=0.3) as url:
         write(here, url, rows=1)
-        run = start(url)
+        run = start()
         wait_for(url, "requests", killed_after + 1, run)
         run.send_signal(signal.SIGKILL)
         run.communicate()
-        out, err = (again := start(url)).communicate()
+        out, err = (again := start()).communicate()
         assert again.returncode == 0, err
         assert stats(url)["requests"] == parts + 1, "what was in flight, and nothing else, was asked for again"
     assert pl.read_parquet(here / "out.parquet")["response"].to_list() == whole

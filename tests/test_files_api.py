@@ -3,8 +3,6 @@
 import io
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ import anyio
 import httpx
 import pytest
 from drawing import png, wav
+from forking import Forked, forked
 from google import genai
 from google.genai import errors, types
 from serving import served, stats
@@ -330,12 +329,11 @@ def test_a_run_uploads_once_and_deletes_when_it_is_asked_to(table: Path) -> None
         assert stats(url)["files"] == {"begun": 1, "bytes": len(LARGE), "stored": 1, "deleted": 1}
 
 
-def start(job: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "pipeline", "run", str(job), "--yes"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def start(job: Path) -> Forked:
+    return forked("run", job, "--yes")
 
 
-def kill(run: "subprocess.Popen[bytes]") -> None:
+def kill(run: Forked) -> None:
     run.send_signal(signal.SIGKILL)
     run.communicate()
 

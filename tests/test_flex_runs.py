@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from commands import UNLIMITED, Ran, small_job
+from forking import Forked, forked
 from serving import served, stats, wait_for
 
 from pipeline.report import summarize
@@ -152,8 +151,6 @@ from pipeline.dispatch import flex
 flex.PAUSE_S = 0.02
 from pipeline.store.run import RunStore
 RunStore.__init__.__kwdefaults__["seal_rows"] = 7
-from pipeline.cli import main
-main()
 """
 
 
@@ -162,9 +159,8 @@ def test_a_run_that_is_killed_in_flex_goes_on_and_buys_nothing_again(here: Path,
     with served(flex_share=0.6, latency_s=0.02) as url:
         job = many(here, url, "concurrency = 8")
 
-        def start() -> subprocess.Popen[bytes]:
-            command = [sys.executable, "-c", _DRIVER, "run", str(job), "--yes", "--json"]
-            return subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        def start() -> Forked:
+            return forked("run", job, "--yes", "--json", cwd=here, patch=_DRIVER)
 
         run = start()
         wait_for(url, "answered", after, run)

@@ -1,11 +1,8 @@
 """SIGKILL at every step that the beginning of a generation makes on the disk, in real processes."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 from commands import Ran
+from forking import forked
 from serving import served, stats
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
@@ -20,7 +18,7 @@ KILLED = """
 import os, signal, sys
 import pipeline.run.run as run
 
-begin, opened, steps, last, is_begun = run.begin, run.RunStore.open, 0, int(sys.argv.pop()), False
+begin, opened, steps, last, is_begun = run.begin, run.RunStore.open, 0, LAST, False
 
 def beginning(*arguments):
     global is_begun
@@ -44,8 +42,6 @@ def step(event, arguments):
 
 run.begin, run.RunStore.open = beginning, opening
 sys.addaudithook(step)
-from pipeline.cli import main
-main()
 """
 
 
@@ -85,8 +81,7 @@ def test_a_generation_begins_once_and_forgets_nothing_wherever_it_is_killed(
             monkeypatch.chdir(here)
             job = write_job(here, [*WORDS, f"new{step}"], "Say" if edit == "row" else f"Sing {step}")
             asked = stats(url)["requests"]
-            command = [sys.executable, "-c", KILLED, "run", str(job), "--yes", str(step)]
-            ends.append(subprocess.run(command, stderr=subprocess.DEVNULL, env=os.environ).returncode)
+            ends.append(forked("run", job, "--yes", patch=KILLED.replace("LAST", str(step))).wait())
             told = run(cli, job)
             assert (told["generation"], told["ok"]) == (3, 7)
             assert told["before_usd"] == pytest.approx(spent["before_usd"] + spent["cost_usd"])

@@ -1,18 +1,16 @@
 """Real processes, real SIGKILL: every row once, nothing that reached the journal bought again."""
 
 import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from forking import Forked, forked
 from serving import served, stats, wait_for
 from tables import figure
 
@@ -20,21 +18,13 @@ IN_FLIGHT = 8
 _DRIVER = """
 from pipeline.store.run import RunStore
 RunStore.__init__.__kwdefaults__["seal_rows"] = 7  # so that kills hit seals as well
-from pipeline.cli import main
-main()
 """
+_NOHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
 
 
-def start(cwd: Path, url: str, *arguments: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "AQ.test"}
-    return subprocess.Popen(
-        [sys.executable, "-c", _DRIVER, "run", "job.toml", "--yes", "--json", *arguments],
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+def start(cwd: Path, url: str, *arguments: str, first: str = "") -> Forked:
+    keyed = {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "AQ.test"}
+    return forked("run", "job.toml", "--yes", "--json", *arguments, cwd=cwd, patch=first + _DRIVER, env=keyed)
 
 
 CHUNKED = """
@@ -242,10 +232,8 @@ def test_ctrl_c_finishes_what_is_in_flight_and_the_next_run_continues(tmp_path: 
 @pytest.mark.parametrize("ignored", [False, True], ids=["a terminal that is gone", "nohup"])
 def test_sighup_is_sigterm_unless_it_is_ignored(tmp_path: Path, ignored: bool) -> None:
     summarize_job(tmp_path, 24, "")
-    was = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
     with served(latency_s=0.3) as url:
-        process = start(tmp_path, url)
-        signal.signal(signal.SIGHUP, was)
+        process = start(tmp_path, url, first=_NOHUP if ignored else "")
         wait_for(url, "answered", 5, process)
         process.send_signal(signal.SIGHUP)
         out, err = process.communicate(timeout=60)

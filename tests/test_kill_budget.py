@@ -27,10 +27,17 @@ def billed_usd(url: str) -> Decimal:
     return total
 
 
+def settled(url: str) -> None:
+    """Wait until the service is done with what a killed run had asked: the next one's are those in flight."""
+    while stats(url)["in_flight"]:
+        time.sleep(0.005)  # real time: another process is being watched
+
+
 def killed(path: Path, url: str, kills: int, *arguments: str, seed: int = 0) -> int:
     """SIGKILL the run at a moment when requests are in flight, again and again; returns how often."""
     chance = random.Random(seed)
     for number in range(kills):
+        settled(url)
         process = start(path, url, *arguments)
         answered = stats(url)["answered"]
         while process.poll() is None:
@@ -82,6 +89,7 @@ def test_what_a_killed_run_had_in_flight_counts_against_the_day_in_other_runs(tm
             (tmp_path / name).mkdir()
             summarize_job(tmp_path / name, 100, "[budget]\nmax_usd_per_day = 0.02\n")
         for name in ("one", "two", "three", "four"):
+            settled(url)
             process = start(tmp_path / name, url)
             while process.poll() is None and stats(url)["in_flight"] < 4:
                 time.sleep(0.005)  # real time: another process is being watched

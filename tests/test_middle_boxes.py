@@ -1,10 +1,8 @@
 """Whole runs through other people's boxes: tinyproxy, microsocks, Dante and nginx, which also die in mid-run."""
 
 import json
-import os
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ import polars as pl
 import pytest
 from boxes import Box
 from commands import UNLIMITED, Ran, small_job
+from forking import forked
 from serving import served, stats, wait_for
 from test_docs import PAGES, blocks
 
@@ -387,12 +386,7 @@ def test_a_box_that_dies_in_mid_run_loses_nothing_and_buys_only_what_was_in_flig
                 f'[limits]\nrpm = 0\ntpm = 0\nconcurrency = {IN_FLIGHT}\n[output]\npath = "out.parquet"\n'
                 f'[endpoint]\nbase_url = "{base}"\nproxy = "{proxy}"\nca_bundle = "{company.bundle}"\n'
             )
-            run = subprocess.Popen(
-                [sys.executable, "-m", "pipeline", "run", "job.toml", "--yes", "--json"],
-                env=os.environ | {"GEMINI_API_KEY": "AQ.test", "PYTHONPATH": str(Path(boxes.__file__).parent.parent)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
+            run = forked("run", "job.toml", "--yes", "--json", env={"GEMINI_API_KEY": "AQ.test"})
             for answered in (ROWS // 5, ROWS // 2):
                 wait_for(url, "answered", answered, run)
                 box.kill()

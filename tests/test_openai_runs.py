@@ -1,10 +1,7 @@
 """Whole runs of a job with `provider = "openai"`: offline, over a socket, refused, stopped, killed and gone on with."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from commands import UNLIMITED, Ran, small_job
+from forking import Forked, forked
 from serving import served, stats, wait_for
 from test_docs import PAGES, blocks
 
@@ -122,15 +120,8 @@ def test_a_run_that_is_killed_goes_on_and_buys_nothing_again(tmp_path: Path) -> 
         path = job(tmp_path, url, f"{UNLIMITED}\nconcurrency = 4")
         (tmp_path / "words.csv").write_text("word\n" + "".join(f"word number {n}\n" for n in range(rows)))
 
-        def start() -> subprocess.Popen[bytes]:
-            return subprocess.Popen(
-                [sys.executable, "-m", "pipeline", "run", str(path), "--yes", "--json"],
-                cwd=tmp_path,
-                env=os.environ | {"OPENAI_API_KEY": KEY},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
+        def start() -> Forked:
+            return forked("run", path, "--yes", "--json", cwd=tmp_path, env={"OPENAI_API_KEY": KEY})
 
         process = start()
         wait_for(url, "answered", rows // 4, process)

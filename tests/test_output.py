@@ -1,8 +1,6 @@
 """The output of whole runs: tried before the first call, held to its rows, replaced only when that loses nothing."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -10,6 +8,7 @@ from typing import BinaryIO
 import polars as pl
 import pytest
 from commands import UNLIMITED, Ran, small_job
+from forking import forked
 from serving import served, stats, wait_for
 
 from pipeline.errors import OutputError
@@ -94,20 +93,19 @@ def test_an_input_that_changes_under_a_run_ends_it_with_words_and_all_answers_sa
     job = table_job(here, id)
     original = (here / "t.csv").read_bytes()
     with served(latency_s=0.1) as url:
-        environment = {**os.environ, "GEMINI_API_KEY": "AQ.test", "GOOGLE_GEMINI_BASE_URL": url}
-        command = [sys.executable, "-m", "pipeline", "run", str(job), "--yes"]
-        run = subprocess.Popen(command, cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
+        keyed = {"GEMINI_API_KEY": "AQ.test", "GOOGLE_GEMINI_BASE_URL": url}
+        run = forked("run", job, "--yes", env=keyed)
         wait_for(url, "answered", 4, run)
         change(here / "t.csv")
-        _, said = run.communicate(timeout=60)
+        said = run.communicate(timeout=60)[1].decode()
         assert run.returncode == 3, said
         assert "the input" in said and "t.csv" in said and "safe in runs/job" in said
         assert "Traceback" not in said
         assert not (here / "out.csv").exists(), "no answer stands beside another row"
 
         (here / "t.csv").write_bytes(original)
-        again = subprocess.run(command, cwd=here, env=environment, stderr=subprocess.PIPE, text=True, check=False)
-        assert again.returncode == 0, again.stderr
+        again = forked("run", job, "--yes", env=keyed)
+        assert again.wait() == 0, again.communicate()
         assert stats(url)["bought_twice"] == 0 and stats(url)["answered"] == ROWS
     table = pl.read_csv(here / "out.csv")
     assert table["id"].to_list() == [f"k{row}" for row in range(ROWS)]
@@ -118,13 +116,12 @@ def test_an_input_that_changes_under_a_run_ends_it_with_words_and_all_answers_sa
 def test_a_file_that_is_only_touched_or_replaced_by_its_copy_is_what_it_was(here: Path) -> None:
     job = table_job(here)
     with served(latency_s=0.1) as url:
-        environment = {**os.environ, "GEMINI_API_KEY": "AQ.test", "GOOGLE_GEMINI_BASE_URL": url}
-        command = [sys.executable, "-m", "pipeline", "run", str(job), "--yes"]
-        run = subprocess.Popen(command, cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
+        keyed = {"GEMINI_API_KEY": "AQ.test", "GOOGLE_GEMINI_BASE_URL": url}
+        run = forked("run", job, "--yes", env=keyed)
         wait_for(url, "answered", 4, run)
         (here / "copy.csv").write_bytes((here / "t.csv").read_bytes())
         (here / "copy.csv").rename(here / "t.csv")
-        _, said = run.communicate(timeout=60)
+        said = run.communicate(timeout=60)[1].decode()
         assert run.returncode == 0, said
 
 
@@ -200,13 +197,12 @@ def test_an_output_that_fails_after_the_calls_is_a_3_that_says_where_the_answers
     job = small_job(here, UNLIMITED)
     with served(latency_s=0.3) as url:
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
-        command = [sys.executable, "-m", "pipeline", "run", str(job), "--yes", "--out", "sub/out.csv"]
-        run = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True)
+        run = forked("run", job, "--yes", "--out", "sub/out.csv")
         wait_for(url, "requests", 1, run)
         for path in (here / "sub").iterdir():
             path.unlink()
         (here / "sub").rmdir()
-        _, said = run.communicate(timeout=60)
+        said = run.communicate(timeout=60)[1].decode()
         assert run.returncode == 3 and "safe in runs/small" in said and "sub/out.csv" in said, said
         assert cli("run", job, "--yes", "--out", "sub/out.csv").code == 0
         assert stats(url)["answered"] == 6

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 from commands import Ran
+from forking import forked
 from serving import served_each, stats, wait_for
 from sessions import run_through
 from test_docs import PAGES, blocks
@@ -353,9 +352,6 @@ def test_a_cut_answer_is_kept_where_nobody_gives_a_whole_one(here: Path, serve: 
     assert (row["status"], row["target"]) == ("truncated", "first") and row["response"]
 
 
-RUN = [str(Path(sys.executable).parent / "pipeline"), "run", "job.toml", "--yes"]
-
-
 def test_no_kill_buys_anything_twice_also_from_a_fallback(here: Path, serve: Any) -> None:
     """Half of the first one's answers are withheld, so the other is asked; killed again and again in between."""
     (here / "topics.csv").write_text("topic\n" + "".join(f"the topic of row {row}\n" for row in range(400)))
@@ -366,7 +362,7 @@ def test_no_kill_buys_anything_twice_also_from_a_fallback(here: Path, serve: Any
         {"name": "second", "base_url": urls[1], "model": FLASH, "fallback": ["blocked"], "limits": {"concurrency": 4}},
     )
     for number in range(1, 6):
-        process = subprocess.Popen(RUN, stderr=subprocess.DEVNULL)
+        process = forked("run", "job.toml", "--yes")
         wait_for(urls[0], "answered", number * 50, process)
         process.send_signal(signal.SIGKILL)
         process.wait()

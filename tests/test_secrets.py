@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from forking import Forked, forked
 from serving import served, wait_for
 
 from jobs import PLAIN, write_job
@@ -20,7 +21,6 @@ from pipeline.emulator import parse_batch_faults
 
 KEY = "AQ.Ab8-recognisable_KEY-5501984"
 PROMPT = "marmalade-7742"
-_MAIN = "from pipeline.cli import main\n{patch}\nmain()\n"
 _BUG = "import pipeline.targets\npipeline.targets.cost = lambda *_, **__: 1 / 0"
 
 
@@ -30,10 +30,10 @@ class Streams:
     def __init__(self) -> None:
         self.text = ""
 
-    def finish(self, process: subprocess.Popen[str]) -> int:
+    def finish(self, process: Forked | subprocess.Popen[bytes]) -> int:
         out, err = process.communicate(timeout=60)
-        self.text += out + err
-        return process.returncode
+        self.text += (out + err).decode()
+        return process.wait()
 
 
 @pytest.fixture
@@ -62,15 +62,9 @@ def streams(here: Path) -> Iterator[Streams]:
     assert PROMPT not in written.text
 
 
-def start(url: str, *arguments: str, patch: str = "") -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", _MAIN.format(patch=patch), "run", "job.toml", "--yes", *arguments],
-        env=os.environ | {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": KEY},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(url: str, *arguments: str, patch: str = "") -> Forked:
+    keyed = {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": KEY}
+    return forked("run", "job.toml", "--yes", *arguments, patch=patch, env=keyed)
 
 
 def errors(here: Path) -> list[str]:
@@ -85,8 +79,7 @@ def test_a_run_that_succeeds_and_its_report(here: Path, streams: Streams) -> Non
         assert config.finish(start(url, "--show-config")) == 0 and KEY not in config.text
     reports = (["report", "--json"], ["report", "--failed"], ["runs"], ["report", "--verify"])
     for arguments in reports:
-        ran = subprocess.run([sys.executable, "-m", "pipeline", *arguments], capture_output=True, text=True, check=True)
-        streams.text += ran.stdout + ran.stderr
+        assert streams.finish(forked(*arguments)) == 0
 
 
 def test_rows_that_fail_in_every_way(here: Path, streams: Streams) -> None:
@@ -111,7 +104,13 @@ def test_a_bug_with_its_traceback(here: Path, streams: Streams) -> None:
 
 def test_a_killed_process_and_what_the_others_on_the_machine_see_of_it(here: Path, streams: Streams) -> None:
     with served(latency_s=3.0) as url:
-        process = start(url)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "run", "job.toml", "--yes"],
+            env=os.environ | {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": KEY},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         wait_for(url, "in_flight", 1, process)
         arguments = Path(f"/proc/{process.pid}/cmdline")
         if arguments.exists():

@@ -1,10 +1,7 @@
 """The jobs of docs/vertex.md, as a person runs them: real processes, and tokens that end in mid-run."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from commands import Ran
+from forking import Forked, forked
 from google_accounts import account_file, metadata_server, token_server
 from serving import served, stats, wait_for
 
@@ -40,10 +38,9 @@ def url(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield served_at
 
 
-def start(here: Path, job: str, *arguments: str) -> subprocess.Popen[bytes]:
+def start(here: Path, job: str, *arguments: str) -> Forked:
     (here / "job.toml").write_text(job)
-    command = [sys.executable, "-m", "pipeline", *arguments]
-    return subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ))
+    return forked(*arguments, cwd=here)
 
 
 def ran(here: Path, job: str, *arguments: str, code: int = 0) -> Ran:
@@ -51,7 +48,7 @@ def ran(here: Path, job: str, *arguments: str, code: int = 0) -> Ran:
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err.decode()
     assert b"Traceback" not in err
-    return Ran(process.returncode, out.decode(), err.decode())
+    return Ran(process.wait(), out.decode(), err.decode())
 
 
 def paced(job: str, at_once: int) -> str:
