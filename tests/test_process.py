@@ -44,7 +44,11 @@ def rows_written(here: Path) -> int:
 
 @pytest.mark.case("S9")
 @pytest.mark.parametrize(
-    "closed", ["<&- >&- 2>&-", "<&-", ">&-", "2>&-", ">&- 2>&-", "<&- 2>&-", "2>/dev/full", "1<&0 </dev/null"]
+    "closed",
+    [
+        *("<&- >&- 2>&-", ">&-", "2>&-", "2>/dev/full", "1<&0 </dev/null"),  # all, and each that is written to
+        *(pytest.param(closed, marks=pytest.mark.long) for closed in ("<&-", ">&- 2>&-", "<&- 2>&-")),
+    ],
 )
 def test_a_run_ends_as_it_should_without_its_streams(here: Path, closed: str) -> None:
     """A file or socket of ours must not be taken for a stream, and a stream that is gone must not end the run."""
@@ -176,10 +180,10 @@ runpy.run_module("pipeline", run_name="__main__")
     ("at", "number"),
     [
         *((at, signal.SIGINT) for at in ("pipeline.cli", "ctypes", "pipeline.process")),
-        *(
-            (at, number)
-            for at in ("pipeline.cli.app", "typer", "polars", "pipeline.run.engine", "connector")
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        *(  # each place, by each signal in turn: they have one handler; the others are long
+            pytest.param(at, number, marks=[pytest.mark.long] * bool((place + turn) % 3))
+            for place, at in enumerate(("pipeline.cli.app", "typer", "polars", "pipeline.run.engine", "connector"))
+            for turn, number in enumerate((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         ),
     ],
 )

@@ -150,8 +150,7 @@ def test_two_runs_share_one_quota(server: str, seed: int, full: bool, tmp_path: 
     assert runs.world.dispatched() >= 0.88
 
 
-@cases
-@pytest.mark.parametrize("binds", ["requests", "tokens"])
+@cases_of("binds", {"requests": ("requests",), "tokens": ("tokens",)})
 def test_each_of_two_runs_gets_its_part(server: str, seed: int, full: bool, tmp_path: Path, binds: str) -> None:
     """Also the second, that needs a larger margin at first and does not know the server's minute."""
     rpm, tpm = (600, 10_000_000) if binds == "requests" else (6000, 300_000)
