@@ -97,6 +97,8 @@ def test_a_folder_may_mix_utf_8_and_the_encoding_that_is_named(folder: Path, tmp
 def test_a_pattern_and_a_single_file_mean_their_documents(folder: Path, tmp_path: Path) -> None:
     assert list(read(folder / "**" / "*.md", tmp_path)) == ["blank.md", "sub/中文 名.md"]
     assert list(read(folder / "*" / "*.md", tmp_path)) == ["sub/中文 名.md"]
+    (tmp_path / "a[1].txt").write_text("odd")
+    assert read(tmp_path / "a[1].txt", tmp_path) == {"a[1].txt": "odd"}
     assert read(folder / ".hidden.txt", tmp_path) == {".hidden.txt": "hidden"}
     assert list(read(folder / ".*.txt", tmp_path)) == [".hidden.txt"]
 
@@ -105,6 +107,16 @@ def test_what_else_is_in_a_folder_is_counted_and_not_opened(folder: Path) -> Non
     found = survey(str(folder))
     assert dict(found.kinds) == {"text": 13, "markdown": 2}
     assert dict(found.others) == {".csv": 1, ".png": 1}
+
+
+def test_what_runs_leave_in_the_folder_is_not_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    for name in ("runs/job/calls/0.parquet", "runs/job/report.html", "other/runs/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    found = survey(".")
+    assert [file.path for file in found.files] == ["a.txt", "other/runs/b.txt"] and not found.others
 
 
 def test_a_folder_of_tables_is_none_of_documents(tmp_path: Path) -> None:
@@ -247,6 +259,7 @@ def test_pdfs_word_documents_books_and_pages_come_as_markdown(office: Path, tmp_
 @pytest.mark.parametrize(
     ("program", "cause"),
     [
+        ("import os, sys; sys.exit(1 if 'SECRET' in os.environ else 3)", "its reader broke down over it (3)"),
         ("import time; time.sleep(60)", "it takes too long to read"),
         ("import os; os.abort()", "its reader broke down over it (-6)"),
         ("import sys; sys.exit(1)", "to read it takes more than 2 GB of memory"),
@@ -257,6 +270,7 @@ def test_a_document_that_hangs_or_breaks_its_reader_is_a_row_and_is_tried_again(
 ) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.html").write_text("<p>words")
+    monkeypatch.setenv("SECRET", "a key")
     with monkeypatch.context() as broken:
         broken.setattr(workers, "MOST_S", 0.3)
         broken.setattr(workers, "_SERVE", program)

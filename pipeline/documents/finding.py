@@ -52,18 +52,19 @@ class Found:
         return Counter(file.kind for file in self.files)
 
 
-def survey(path: str) -> Found:
+def survey(path: str, aside: str = "runs") -> Found:
     """The documents that `path` means: a folder with all below it, a pattern such as `docs/**/*.md`, or one file.
 
     Hidden files and those of a program that has a document open (`~$…`) are passed over, as are links to folders: so
-    no walk goes in a circle. A link to a file outside the folder is a document with a trouble. Nothing is opened.
+    no walk goes in a circle, and the folder `aside`, in which runs are kept. A link to a file outside the folder is a
+    document with a trouble. Nothing is opened.
     """
     root, pattern = _parts(path)
     inside = os.path.realpath(root)
     files: list[File] = []
     others: Counter[str] = Counter()
     unread: list[str] = []
-    for entry, within in _walk(root, pattern, unread):
+    for entry, within in _walk(root, pattern, unread, os.path.realpath(aside)):
         kind = KINDS.get(suffix := os.path.splitext(entry.name)[1].lower())  # noqa: PTH122
         if kind is None:
             others[as_text(suffix)] += 1
@@ -88,13 +89,13 @@ def _parts(path: str) -> tuple[str, tuple[str, ...]]:
     at = Path(path)
     if at.is_dir():
         return str(at), ("**", "*")
-    if not glob.has_magic(path):
+    if at.is_file() or not glob.has_magic(path):
         return str(at.parent), (glob.escape(at.name),)
     first = next(number for number, part in enumerate(at.parts) if glob.has_magic(part))
     return str(Path(*at.parts[:first])), at.parts[first:]
 
 
-def _walk(root: str, pattern: Sequence[str], unread: list[str]) -> Iterator[tuple["os.DirEntry[str]", str]]:
+def _walk(root: str, pattern: Sequence[str], unread: list[str], aside: str) -> Iterator[tuple["os.DirEntry[str]", str]]:
     """What is no folder and matches, each with its path from `root`; a folder that may not be read goes to `unread`."""
     folders: list[tuple[str, str, frozenset[int]]] = [(root, "", _at(pattern, {0}))]
     while folders:
@@ -111,7 +112,8 @@ def _walk(root: str, pattern: Sequence[str], unread: list[str]) -> Iterator[tupl
                 continue
             within = f"{before}{entry.name}"
             if entry.is_dir(follow_symlinks=False):
-                folders.append((entry.path, f"{within}/", nexts))
+                if entry.name != os.path.basename(aside) or os.path.realpath(entry.path) != aside:  # noqa: PTH119
+                    folders.append((entry.path, f"{within}/", nexts))
             elif len(pattern) in nexts and not _leads_to_folder(entry):
                 yield entry, within
 

@@ -21,6 +21,8 @@ from pipeline.documents.worker import MOST_MEMORY_BYTES
 MOST_S = 180.0
 """Seconds that one document may take, whatever else the machine does."""
 _MOST_PROCESSES = 4
+_NEEDED = frozenset({"HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "SYSTEMROOT"})
+"""Variables that a process is given: keys are none of its business."""
 _ENDING_S = 5.0  # after it closed what it writes to
 _ROOT = str(Path(__file__).parent.parent.parent)
 _SERVE = f"import sys; sys.path.insert(0, {_ROOT!r}); from pipeline.documents.worker import serve; serve()"
@@ -70,7 +72,12 @@ class Workers:
 
     def _started(self) -> subprocess.Popen[bytes]:
         # -P: nothing of the folder in which the command runs is imported in place of a library
-        process = subprocess.Popen([sys.executable, "-P", "-c", _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _SERVE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={name: value for name, value in os.environ.items() if name in _NEEDED},
+        )
         self._begun.append(process)
         return process
 
