@@ -310,3 +310,12 @@ def test_a_scan_is_sent_as_a_file_beside_texts_that_are_cut(here: Path, cli: Cal
     assert rows["scan.pdf"]["calls"] == 1 and rows["scan.pdf"]["input_tokens"] > 2 * 560
     assert rows["long.txt"]["calls"] >= 3
     assert planned["prompts"] == done.json["calls"]
+
+
+def test_who_listens_is_told_how_many_documents_are_read(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    for number in range(100):
+        (tmp_path / "docs" / f"{number}.txt").write_text(str(number))
+    heard: list[tuple[int, int]] = []
+    opened(tmp_path / "docs", tmp_path, heard=lambda read, all: heard.append((read, all)))
+    assert heard == [(64, 100), (100, 100)]

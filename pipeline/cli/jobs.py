@@ -162,7 +162,8 @@ def run(
     wishes.check_leave(leave, offline)
     check_sample(sample, {"--limit": limit, "--retry": retry, "--cancel-batches": cancel_batches or None})
     redo = load_job(job, out, model, rpm, tpm, rpd, changed) if changed else None
-    prepared = prepare.prepare(loaded, options, redo)
+    with console.reading() as heard:
+        prepared = prepare.prepare(loaded, options, redo, heard)
     if sample is not None:
         prepared = sampled(prepared, sample, json)
 
@@ -257,7 +258,9 @@ def estimate(
     loaded = load_job(job, None, model, rpm, tpm, rpd)
     check_sample(sample, {"--limit": limit, "--pilot": pilot})
     wishes = estimating.Wishes(everything, exact, compare, moment(loaded, by))
-    prepared = prepare.prepare(loaded, prepare.Options(offline, limit, parse_usd(max_cost), pace=pace))
+    with console.reading() as heard:
+        chosen = prepare.Options(offline, limit, parse_usd(max_cost), pace=pace)
+        prepared = prepare.prepare(loaded, chosen, heard=heard)
     if pilot is not None or exact:
         prepared = anyio.run(services.identified, prepared)
     if sample is not None:

@@ -6,8 +6,9 @@ All of it passes `Screen`, on which the text of others is only text: no markup, 
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from decimal import Decimal
 from json import dumps
 from typing import Any
@@ -33,6 +34,7 @@ _UNIT = re.compile(
 )
 """A word, a character of Chinese with its punctuation, or a command in backticks, which is copied whole."""
 _GAP = "   "
+_SOON_S = 1.0  # before it is worth a word that documents are read
 _LEAST_REMARK = 24  # cells beside the values: a remark that has less goes on below them
 _NUMBER = re.compile(r"\s*[-+$]{0,2}[\d,.]+( ?%| M|[* ])?|\?||as said|not seen|nothing")  # or what stands for one
 
@@ -158,6 +160,22 @@ def things(number: float, name: str) -> str:
 def busy(text: str) -> AbstractContextManager[object]:
     """Say what is being done while it takes a while, where stderr is a terminal."""
     return err.status(spoken(text)) if err.is_terminal else nullcontext()
+
+
+@contextmanager
+def reading() -> Iterator[Callable[[int, int], None]]:
+    """Say how many documents are read, where stderr is a terminal and it takes a while."""
+    begun, status = time.monotonic(), err.status(spoken("reading documents"))
+
+    def heard(read: int, all: int) -> None:
+        if err.is_terminal and time.monotonic() > begun + _SOON_S:
+            status.update(f"{spoken('reading documents')}: {count(read)} / {count(all)}")
+            status.start()
+
+    try:
+        yield heard
+    finally:
+        status.stop()
 
 
 def show_error(error: PipelineError, word: str = "error") -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -32,7 +32,7 @@ HIDDEN = pl.Schema({UNFIT: pl.String(), SCAN: pl.List(pl.String())})
 """Those beside them that no template sees."""
 _BARE, _KEY, _SIZE = "\0bare", "\0key", "\0size"
 _ROWS = pl.Schema({**SCHEMA, **HIDDEN, _BARE: pl.Int64(), _KEY: pl.String(), _SIZE: pl.Int64()})
-_FILES = 256  # that are read between two writes to the spool
+_FILES = 64  # that are read between two writes to the spool
 _TEXT_BYTES = 32_000_000  # of a frame
 _SETTLED_NS = 2_000_000_000
 """A file that was changed so shortly before could be changed again within the same tick of its disk's clock."""
@@ -100,7 +100,15 @@ class Collected:
             yield self.rows.slice(start)
 
 
-def collect(found: Found, spool: Spool, encoding: str | None) -> Collected:
+Heard = Callable[[int, int], None]
+"""Who is told how many of all documents are read."""
+
+
+def unheard(read: int, all: int) -> None:
+    """Tells nobody."""
+
+
+def collect(found: Found, spool: Spool, encoding: str | None, heard: Heard = unheard) -> Collected:
     """Read what `spool` does not know yet. Raises `InputError` where it has no room, and where a library is missing;
     what is wrong with a document is said in its row."""
     _refuse_without_libraries(found)
@@ -109,6 +117,7 @@ def collect(found: Found, spool: Spool, encoding: str | None) -> Collected:
     with Workers() as workers:
         while some := list(islice(files, _FILES)):
             parts.append(pl.DataFrame(_rows(some, spool, workers, encoding), _ROWS, orient="row"))
+            heard(sum(part.height for part in parts), len(found.files))
     spool.settle()
     return Collected(found, spool, pl.concat(parts, rechunk=True))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.cells import leaves
-from pipeline.documents.collecting import SCAN
+from pipeline.documents.collecting import SCAN, Heard, unheard
 from pipeline.errors import InputChanged, InputError, JobError
 from pipeline.flows import check_rendering
 from pipeline.job import GIVEN, Job
@@ -214,14 +214,14 @@ class Session:
         )
 
 
-def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
+def prepare(job: Job, options: Options, redo: Job | None = None, heard: Heard = unheard) -> Session:
     """Open and check everything that can be wrong before anything is spent. Raises `PipelineError`.
 
-    `redo` is the job as `--set` changes it for the rows that are redone.
+    `redo` is the job as `--set` changes it for the rows that are redone; `heard` is told how many documents are read.
     """
     for each in job.asked:
         check_model(each, options.offline)
-    source = open_input(job.spec)
+    source = open_input(job.spec, heard)
     check_columns(job, source)
     session = prepared(job, options, source, redo)
     check_cells(session)
@@ -230,7 +230,7 @@ def prepare(job: Job, options: Options, redo: Job | None = None) -> Session:
     return session
 
 
-def open_input(spec: JobFile) -> Source:
+def open_input(spec: JobFile, heard: Heard = unheard) -> Source:
     """The table, as far as its columns. Raises `InputError` and `JobError`."""
     table = spec.input
     return open_source(
@@ -241,6 +241,7 @@ def open_input(spec: JobFile) -> Source:
         encoding=table.encoding,
         separator=table.separator,
         sheet=table.sheet,
+        heard=heard,
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.cells import cells, json_cells, kind, leaves, patterns, texts
-from pipeline.documents.collecting import HIDDEN, SCAN, UNFIT
+from pipeline.documents.collecting import HIDDEN, SCAN, UNFIT, Heard, unheard
 from pipeline.errors import InputError
 from pipeline.places import DOCUMENTS
 from pipeline.records import Document
@@ -346,14 +346,16 @@ def open_source(
     separator: str | None = None,
     sheet: str | None = None,
     spool: Path = DOCUMENTS,
+    heard: Heard = unheard,
 ) -> Source:
     """Open the table at `path`, a file, a glob, a folder of documents or a cloud address, and check its columns.
 
-    Documents are read and kept in `spool`, and named by their `path` where no `id` is given. Raises `InputError` for a
-    file, a column, a type or a predicate that does not fit; what can be wrong in the rows is for `Source.check`.
+    Documents are read and kept in `spool`, with `heard` told how many are, and named by their `path` where no `id` is
+    given. Raises `InputError` for a file, a column, a type or a predicate that does not fit; what can be wrong in the
+    rows is for `Source.check`.
     """
     if found := found_documents(path):
-        table = open_folder(path, found, encoding, separator or sheet, spool)
+        table = open_folder(path, found, encoding, separator or sheet, spool, heard)
         id = id or "path"
     else:
         table = open_table(path, encoding, separator, id, sheet)

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.documents import KINDS, Found, survey
-from pipeline.documents.collecting import SCHEMA, Collected, collect
+from pipeline.documents.collecting import SCHEMA, Collected, Heard, collect
 from pipeline.documents.spool import Spool
 from pipeline.errors import InputError
 from pipeline.source import tables
@@ -59,12 +59,14 @@ def _first(which: Sequence[str]) -> str:
     return "; ".join([*which[:_TOLD], *([f"and {len(which) - _TOLD:,} more"] if len(which) > _TOLD else [])])
 
 
-def open_folder(path: str, found: Found, encoding: str | None, of_tables: str | None, spool: Path) -> Table:
+def open_folder(
+    path: str, found: Found, encoding: str | None, of_tables: str | None, spool: Path, heard: Heard
+) -> Table:
     """The table of documents, one a row, each read unless `spool` knows it. Raises `InputError`."""
     if of_tables is not None:
         raise InputError(
             f"{path} has documents, not tables", "leave out [input] separator, which is for .csv, and sheet, for .xlsx"
         )
     named = None if encoding is None or codecs.lookup(encoding).name in ("utf-8", "utf-8-sig") else encoding
-    held = collect(found, Spool(spool), named)
+    held = collect(found, Spool(spool), named, heard)
     return Table(path, (path,), "documents", "", pl.Schema(SCHEMA), False, named, documents=held)
