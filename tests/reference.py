@@ -4,7 +4,6 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
-from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
 
@@ -108,7 +107,9 @@ def _commands() -> Iterator[str]:
         ("command", "what it does"),
         ((f"`{_usage(name, each)}`", _paragraphs(each.help)[0]) for name, each in commands().items()),
     )
-    yield "`pipeline --version` tells name and version; `--help` stands for any command.\n"
+    yield "`pipeline --version` (`-V`) tells the version, `pipeline help COMMAND` or `pipeline COMMAND --help` what"
+    yield "a command takes. `pipeline --install-completion` has bash, zsh, fish or PowerShell complete commands, flags,"
+    yield "job files, runs, models and settings; `pipeline --show-completion` prints the script for it.\n"
     for name, command in commands().items():
         yield f"### {_usage(name, command)}\n"
         for paragraph in _paragraphs(command.help):
@@ -116,6 +117,7 @@ def _commands() -> Iterator[str]:
                 yield (
                     f"{paragraph} [these](#faults-of-the-emulator).\n" if paragraph.endswith(":") else f"{paragraph}\n"
                 )
+        yield f"`{command.epilog}`\n"
         options = [each for each in command.params if each.opts[0].startswith("-") and each.name != "help"]
         yield from _table(("flag", "default", "what it does"), (_flag(each) for each in options))
 
@@ -129,8 +131,9 @@ def _flag(option: Any) -> tuple[str, str, str]:
     takes, default = f" {option.metavar}", option.default
     if option.is_flag:
         takes, default = "", None
-    elif isinstance(default, Enum):
-        takes, default = f" {'|'.join(type(default))}", default.value
+    elif option.type_descriptor.is_choice:
+        takes = f" {'|'.join(each.value for each in option.type_descriptor.choices)}"
+        default = default and default.value
     flags = ", ".join(f"`{each}{takes}`" for each in reversed(option.opts))
     return flags, "" if default in (None, "") else f"`{default}`", option.help
 

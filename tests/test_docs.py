@@ -133,6 +133,7 @@ def test_every_job_on_a_page_is_valid(page: str) -> None:
 def test_every_command_flag_and_setting_on_a_page_exists(page: str) -> None:
     known = reference.commands()
     flags = {option for entry in known.values() for parameter in entry.params for option in parameter.opts}
+    flags |= {"--version", "--help", "--install-completion", "--show-completion"}
     shell = (
         re.sub(r"^((nohup|[A-Z_]+=\S+) )*", "", line)
         for block in blocks(ALL[page], "sh")
@@ -140,9 +141,9 @@ def test_every_command_flag_and_setting_on_a_page_exists(page: str) -> None:
     )
     for text in (*quoted(ALL[page]), *shell):
         if name := re.match(r"pipeline ([a-z]+)", text):
-            assert name[1] in known, text
+            assert name[1] in {*known, "help"}, text
         if text.startswith(("--", "pipeline ")):
-            assert set(re.findall(r"--[a-z-]+", text)) <= flags | {"--version", "--help"}, text
+            assert set(re.findall(r"--[a-z-]+", text)) <= flags, text
         if setting := re.fullmatch(r"\[([a-z]+)\] ([a-z_]+)( = .*)?", text):
             fields = reference.sections()[setting[1]].model_fields
             assert setting[2] in {field.alias or name for name, field in fields.items()}, text

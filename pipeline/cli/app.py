@@ -1,17 +1,16 @@
 """Flags → one function → exit code. Everything heavy is imported by the command that needs it."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from json import dumps
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from pipeline.cli import comparing, exporting, inspect, jobs, settings, starting, watching
 from pipeline.cli.flags import Declined
+from pipeline.cli.help import Command, Commands, Interrupted
 from pipeline.environment import check_directory, check_threads
 from pipeline.errors import BUG, DECLINED, PipelineError, as_known
 from pipeline.language import spoken
@@ -19,55 +18,38 @@ from pipeline.process import INTERRUPTED, LEAST_FILES, files_left, flush_or_drop
 from pipeline.terminal import KEY_SHAPED, escaped_json, visible
 from pipeline.version import __version__
 
-
-class _Interrupted(Exception):
-    """Ctrl-C in a command."""
-
-
-class _Commands(TyperGroup):
-    """Keeps Ctrl-C from typer, which makes a wordless end of it."""
-
-    def make_context(self, *arguments: Any, **options: Any) -> Any:
-        with _told():
-            return super().make_context(*arguments, **options)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _told():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise _Interrupted from None
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     help="Bulk LLM calls from a table to a table: quota-perfect, paid once, priced before they are sent.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-for _command in (
-    starting.init,
-    jobs.run,
-    jobs.estimate,
-    inspect.report,
-    inspect.show,
-    comparing.diff,
-    exporting.export,
-    watching.watch,
-    inspect.runs,
-    inspect.models,
-    inspect.check,
-    settings.settings,
-    inspect.emulate,
-):
-    app.command()(_command)
+_COMMANDS: Mapping[str, Mapping[Callable[..., None], str]] = {
+    "From a table to a run": {
+        starting.init: "pipeline init sample_data/products.csv",
+        inspect.check: "pipeline check jobs/summarize.toml",
+        jobs.estimate: "pipeline estimate jobs/summarize.toml",
+        jobs.run: "pipeline run jobs/summarize.toml --offline",
+    },
+    "What came of it": {
+        watching.watch: "pipeline watch summarize",
+        inspect.report: "pipeline report summarize --failed",
+        inspect.show: "pipeline show summarize --sample 3",
+        comparing.diff: "pipeline diff summarize@1 summarize@2",
+        exporting.export: "pipeline export summarize --to summaries.csv",
+        inspect.runs: "pipeline runs",
+    },
+    "To look up, and to rehearse": {
+        settings.settings: "pipeline settings limits.rpm",
+        inspect.models: "pipeline models",
+        inspect.emulate: "pipeline emulate --rpm 60 --faults 503:0.05",
+    },
+}
+"""Heading → the commands below it, each with its example."""
+for _panel, _commands in _COMMANDS.items():
+    for _command, _example in _commands.items():
+        app.command(cls=Command, rich_help_panel=_panel, epilog=_example)(_command)
 
 
 @app.callback(invoke_without_command=True)
@@ -147,7 +129,7 @@ def _is_interrupt(error: BaseException) -> bool:
     """Whether it is Ctrl-C, as it is or as what it hit made of it: a class half made, a group of tasks."""
     if isinstance(error, BaseExceptionGroup):
         return any(map(_is_interrupt, error.exceptions))
-    return isinstance(error, KeyboardInterrupt | _Interrupted) or isinstance(error.__cause__, KeyboardInterrupt)
+    return isinstance(error, KeyboardInterrupt | Interrupted) or isinstance(error.__cause__, KeyboardInterrupt)
 
 
 def _gone_directory(error: BaseException) -> PipelineError | None:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.completing import run_names
 from pipeline.cli.flags import Run
 from pipeline.errors import JobError
 
@@ -13,7 +14,9 @@ def diff(
     other: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN", help="what the first is compared with: it is shown as the newer one; NAME@2 is a generation"
+            metavar="RUN",
+            help="what the first is compared with: it is shown as the newer one; NAME@2 is a generation",
+            autocompletion=run_names,
         ),
     ] = None,
     rows: Annotated[

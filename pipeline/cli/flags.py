@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli import completing
 from pipeline.errors import JobError
 
 if TYPE_CHECKING:
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
     from pipeline.job import Job
 
-JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="job file, e.g. jobs/summarize.toml")]
+JobPath = Annotated[
+    Path,
+    typer.Argument(metavar="JOB", help="job file, e.g. jobs/summarize.toml", autocompletion=completing.job_files),
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document; a failure prints { error, hint }")]
 Run = Annotated[
     str | None,
@@ -22,6 +26,7 @@ Run = Annotated[
         metavar="RUN",
         help="run directory, name of a run or a job, or job file; default: the one that goes on, or else the one that"
         " was written to last",
+        autocompletion=completing.run_names,
     ),
 ]
 Offline = Annotated[
@@ -33,7 +38,12 @@ Offline = Annotated[
     ),
 ]
 Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="write the results there")]
-Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="use another model than the job's")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="NAME", help="use another model than the job's", autocompletion=completing.model_names
+    ),
+]
 Rpm = Annotated[
     int | None,
     typer.Option("--rpm", min=0, metavar="N", help="requests per minute; wins over the job file; 0: no limit"),

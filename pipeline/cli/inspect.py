@@ -308,8 +308,7 @@ def emulate(
         str,
         typer.Option(
             metavar="SPEC",
-            help="what goes wrong with batches, e.g. create_cut*1,line_error=8:0.05,list_lag=30; `list` says of each"
-            " what happens",
+            help="what goes wrong with batches, e.g. create_cut*1,list_lag=30; `list` says of each what happens",
         ),
     ] = "",
     model: Annotated[

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.completing import setting_names
 from pipeline.cli.flags import Json
 from pipeline.errors import JobError
 
@@ -12,7 +13,11 @@ from pipeline.errors import JobError
 def settings(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="a section, as limits, or a setting, as limits.rpm or rpm; default: all"),
+        typer.Argument(
+            metavar="NAME",
+            help="a section, as limits, or a setting, as limits.rpm or rpm; default: all",
+            autocompletion=setting_names,
+        ),
     ] = None,
     schema: Annotated[
         bool,
