@@ -1,16 +1,43 @@
 """Mistakes in a job file as a person should read them: all of them, each with its line and what was meant."""
 
 import difflib
-import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import JobError
+from pipeline.toml_lines import Place
 
 
-def as_job_error(error: ValidationError, path: Path, text: str, form: type[BaseModel]) -> JobError:
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where the settings of a job are said."""
+
+    path: Path
+    lines: Mapping[Place, int]
+    said_by: Mapping[str, str]  # `limits.rpm` → the flag or the variable that wins over the file
+
+    def of(self, place: Sequence[str]) -> str:
+        """`job.toml:12`, of the innermost of what is at a place and around it that stands there; or the flag."""
+        if said := self.said_by.get(".".join(place[:2])):
+            return said
+        key = tuple(int(part) if part.isdecimal() else part for part in place)
+        for end in range(len(key), 0, -1):
+            if line := self.lines.get(key[:end]):
+                return f"{self.path}:{line}"
+        return str(self.path)
+
+
+def stands_at(path: Path, origins: Mapping[str, str], name: str) -> str:
+    """File and line of a setting; the file alone where something else says it."""
+    found = origins.get(name, "")
+    return found if found.startswith(f"{path}:") else str(path)
+
+
+def as_job_error(error: ValidationError, where: Where, form: type[BaseModel]) -> JobError:
     """What is wrong with a job file of this `form`, misspelt names first; all but the first are its `others`."""
     told: dict[tuple[str, ...], JobError] = {}
     spelt, every = set(), error.errors(include_url=False)
@@ -26,7 +53,7 @@ def as_job_error(error: ValidationError, path: Path, text: str, form: type[BaseM
             said = found["msg"] + (", true or false" if found["loc"][:-1] in or_a_truth else "")
             if found["type"] == "list_type" and isinstance(found["input"], dict):
                 said = f"it may come several times: write [[{'.'.join(place)}]], with two brackets"
-            told[tuple(place)] = _told(found["type"], said, place, close[0] if close else "", path, text, form)
+            told[tuple(place)] = _told(found["type"], said, place, close[0] if close else "", where, form)
         if close:
             spelt.add((*place[:-1], close[0]))
     first, *others = told.values()
@@ -37,44 +64,26 @@ def as_job_error(error: ValidationError, path: Path, text: str, form: type[BaseM
 _LIKE_A_KEY = {"api_key", "apikey", "api-key", "token", "secret", "password", "gemini_api_key", "google_api_key"}
 
 
-def _told(kind: str, said: str, place: list[str], close: str, path: Path, text: str, form: type[BaseModel]) -> JobError:
-    named = list(place)
+def _told(kind: str, said: str, place: list[str], close: str, where: Where, form: type[BaseModel]) -> JobError:
+    named, at = list(place), where.of(place)
     number = f" number {int(place.pop(1)) + 1}" if place[1:2] and place[1].isdecimal() else ""
     section = (f"[[{place[0]}]]{number}" if number else f"[{place[0]}]") if place else "the job file"
     table = f"[[{place[0]}]]{number}" if number and len(place) <= 2 else f"[{'.'.join(place[:-1])}]"
     name = place[-1] if place else ""
-    where = f"\n{path}{_line_of(text, named)}"
     if kind == "extra_forbidden":
         what = f"`{name}` is not a setting of {table}" if len(place) > 1 else f"[{name}] is not a section"
         hint = f"did you mean `{close}`?" if close else f"it knows {', '.join(sorted(_known(named, form)))}"
         if name.lower() in _LIKE_A_KEY:
             hint = "a key never stands in a job file: `export GEMINI_API_KEY=…`, or say with `key` where it is"
-        return JobError(f"{what}{where}", hint)
+        return JobError(f"{at}: {what}", hint)
     if kind == "missing":
         what = f"{table} has no `{name}`" if len(place) > 1 else f"the section [{name}] is missing"
-        return JobError(f"{what}\n{path}", "docs/reference.md lists every setting")
+        return JobError(f"{at}: {what}", f"`pipeline settings {named[0]}` lists what it may have")
     message = said.removeprefix("Value error, ")
-    at = f"{section} {'.'.join(place[1:])}: ".replace(" : ", ": ") if place else ""
-    return JobError(f"{at}{message[0].lower() + message[1:]}{where}")
-
-
-def _line_of(text: str, place: list[str]) -> str:
-    """`, line 3`, where the key of a section, or the section itself, stands at the beginning of a line."""
-    section: list[str] = []
-    several: dict[str, int] = {}  # how many there are so far of a section that may come several times
-    for number, line in enumerate(text.splitlines(), 1):
-        if heading := re.match(r"\s*(\[?)\[([\w.\-]+)\]", line):
-            section, key = heading[2].split("."), ""
-            if heading[1]:
-                several[heading[2]] = several.get(heading[2], -1) + 1
-                section.append(str(several[heading[2]]))
-        elif assigned := re.match(r"\s*([\w\-]+)\s*=", line):
-            key = assigned[1]
-        else:
-            continue
-        if place == ([*section, key] if key else section):
-            return f", line {number}"
-    return ""
+    if len(place) == 1:  # of several settings together: the one that is named first
+        at = where.of([*place, message.split(" ")[0]])
+    name = f"{section} {'.'.join(place[1:])}: ".replace(" : ", ": ") if place else ""
+    return JobError(f"{at}: {name}{message[0].lower() + message[1:]}")
 
 
 def _known(place: list[str], form: type[BaseModel]) -> list[str]:

@@ -34,6 +34,11 @@ def refused(action: Callable[[], object]) -> JobError:
     return caught.value
 
 
+def told(error: JobError) -> str:
+    """What is wrong, without the file and the line that stand before it."""
+    return re.sub(r"^\S+\.toml(:\d+)?: ", "", error.message)
+
+
 # ---- where a value comes from
 
 
@@ -62,7 +67,7 @@ def test_precedence_is_flag_environment_file_default(tmp_path: Path, monkeypatch
 
     path = write_job(tmp_path, endpoint={"base_url": "http://file"})
     job = load(path)
-    assert (job.spec.endpoint.base_url, job.origins[name]) == ("http://file", str(path))
+    assert (job.spec.endpoint.base_url, job.origins[name]) == ("http://file", f"{path}:10")
 
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://environment")
     job = load(path)
@@ -87,7 +92,7 @@ def test_flags_win_one_by_one_and_a_flag_not_given_changes_nothing(tmp_path: Pat
     job = load(path, {"limits.rpm": 9, "limits.tpm": None, "limits.rpd": 0, "model.name": None})
     assert job.limits == Limits(rpm=9, tpm=7, rpd=0)
     assert job.origins["limits.rpm"] == job.origins["limits.rpd"] == "flag"
-    assert job.origins["limits.tpm"] == job.origins["model.name"] == str(path)
+    assert (job.origins["model.name"], job.origins["limits.tpm"]) == (f"{path}:6", f"{path}:11")
     assert "limits.concurrency" not in job.origins
 
 
@@ -98,7 +103,7 @@ def test_the_zone_of_the_days_quota(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zone", ["Mars/Olympus", "", "America", "../UTC", "a\0b", "x" * 300])
 def test_a_zone_that_does_not_exist_is_refused(tmp_path: Path, zone: str) -> None:
-    message = refused(lambda: make_job(tmp_path, limits={"reset_zone": zone})).message
+    message = told(refused(lambda: make_job(tmp_path, limits={"reset_zone": zone})))
     assert message.startswith("[limits] reset_zone: ") and "is no time zone" in message
 
 
@@ -204,8 +209,12 @@ def test_invalid_toml_names_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "job.toml"
     path.write_text("[input]\npath = = 3\n")
     message = refused(lambda: load(path)).message
-    assert message.startswith(f"{path} is not valid TOML")
-    assert "line 2" in message
+    assert message == f"{path}:2: this is not valid TOML: Invalid value (column 8)"
+    path.write_text("[input]\npath = [1,\n\n")
+    assert (
+        refused(lambda: load(path)).message
+        == f"{path}:2: this is not valid TOML: Invalid value (at the end of the file)"
+    )
 
 
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
@@ -246,15 +255,15 @@ def test_a_missing_file_suggests_the_nearest_job(tmp_path: Path, monkeypatch: py
         ({"model": None, "modle": {"name": "x"}}, "[modle] is not a section", "did you mean `model`?"),
         ({"chunk": {"max_tokns": 64}}, "`max_tokns` is not a setting of [chunk]", "did you mean `max_tokens`?"),
         ({"model": {"prices": {"inptu": 1}}}, "`inptu` is not a setting of [model.prices]", "did you mean `input`?"),
-        ({"output": None}, "the section [output] is missing", "reference"),
-        ({"input": {"path": None}}, "[input] has no `path`", "reference"),
-        ({"model": {"prices": {"input": 1}}}, "[model.prices] has no `output`", "reference"),
+        ({"output": None}, "the section [output] is missing", "`pipeline settings output`"),
+        ({"input": {"path": None}}, "[input] has no `path`", "`pipeline settings input`"),
+        ({"model": {"prices": {"input": 1}}}, "[model.prices] has no `output`", "`pipeline settings model`"),
     ],
 )
 def test_an_unknown_or_missing_name(tmp_path: Path, sections: dict[str, Any], message: str, hint: str) -> None:
     error = refused(lambda: make_job(tmp_path, **sections))
-    assert error.message.startswith(message)
-    assert str(tmp_path / "job.toml") in error.message
+    assert told(error).startswith(message)
+    assert error.message.startswith(str(tmp_path / "job.toml"))
     assert hint in error.hint
 
 
@@ -298,8 +307,8 @@ def test_an_unknown_or_missing_name(tmp_path: Path, sections: dict[str, Any], me
 )
 def test_a_wrong_value_names_section_key_and_file(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
     error = refused(lambda: make_job(tmp_path, **sections))
-    assert error.message.startswith(message)
-    assert re.search(rf"\n{tmp_path}/job.toml(, line \d+)?$", error.message)
+    assert told(error).startswith(message)
+    assert re.match(rf"{tmp_path}/job.toml(:\d+)?: ", error.message)
 
 
 @pytest.mark.parametrize("key", ["AIzaSyB_0123456789", "AQ.Ab8RN6-0123456789", "sk-0123456789abcdef"])
@@ -319,14 +328,14 @@ def test_a_key_in_place_of_its_variables_name_is_refused_unseen(tmp_path: Path, 
 def test_a_section_that_is_no_table(tmp_path: Path, flags: dict[str, object] | None) -> None:
     path = write_job(tmp_path)
     path.write_text("limits = 5\n" + path.read_text())
-    assert refused(lambda: load(path, flags)).message.startswith("[limits]: input should be a valid dictionary")
+    assert told(refused(lambda: load(path, flags))).startswith("[limits]: input should be a valid dictionary")
 
 
 def test_an_endpoint_that_is_no_table_beside_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://environment")
     path = write_job(tmp_path)
     path.write_text("endpoint = 5\n" + path.read_text())
-    assert refused(lambda: load(path)).message.startswith("[endpoint]: ")
+    assert told(refused(lambda: load(path))).startswith("[endpoint]: ")
 
 
 # ---- chunking
@@ -334,13 +343,13 @@ def test_an_endpoint_that_is_no_table_beside_the_environment(tmp_path: Path, mon
 
 def test_chunking_needs_the_text_column(tmp_path: Path) -> None:
     error = refused(lambda: make_job(tmp_path, CHUNKED, input={"text": None}))
-    assert error.message.startswith("[chunk] needs [input] text")
+    assert told(error).startswith("[chunk] needs [input] text")
 
 
 @pytest.mark.parametrize("overlap", [33, 64, 1000])
 def test_overlap_is_at_most_half_of_a_piece(tmp_path: Path, overlap: int) -> None:
     error = refused(lambda: make_job(tmp_path, CHUNKED, chunk={"overlap_tokens": overlap}))
-    assert error.message.startswith("[chunk]: overlap_tokens must be at most half of max_tokens")
+    assert told(error).startswith("[chunk]: overlap_tokens must be at most half of max_tokens")
 
 
 def test_overlap_may_be_half_of_a_piece(tmp_path: Path) -> None:
@@ -395,7 +404,10 @@ def test_a_text_given_twice(tmp_path: Path, section: str, key: str) -> None:
     (tmp_path / "a.md").write_text("{{ text }} {{ parts }}")
     both = {key: "{{ text }} {{ parts }}", f"{key}_file": "a.md"}
     error = refused(lambda: make_job(tmp_path, CHUNKED, **{section: both}))
-    assert error.message == f"{tmp_path / 'job.toml'}, [{section}] {key} and {key}_file are both there"
+    assert (
+        re.sub(r":\d+", "", error.message)
+        == f"{tmp_path / 'job.toml'}, [{section}] {key} and {key}_file are both there"
+    )
     assert f"`{key}_file`" in error.hint
 
 
@@ -407,7 +419,7 @@ def test_a_template_not_given(tmp_path: Path, section: str) -> None:
 
 def test_a_template_that_does_not_parse_names_its_line(tmp_path: Path) -> None:
     error = refused(lambda: make_job(tmp_path, prompt={"template": "a\n{{ b"}))
-    assert error.message.endswith(f"{tmp_path / 'job.toml'}, [prompt] template, line 2")
+    assert error.message.endswith(f"{tmp_path / 'job.toml'}:4, [prompt] template, line 2")
 
 
 # ---- the fingerprint
@@ -765,3 +777,33 @@ def test_what_cannot_be_together_with_batches_is_named(
 def test_a_deadline_is_a_time(tmp_path: Path, by: str) -> None:
     with pytest.raises(JobError, match="is no time"):
         make_job(tmp_path, PLAIN, run={"by": by})
+
+
+# ---- mistakes of flags and variables
+
+
+def test_a_mistake_of_a_flag_names_the_flag(tmp_path: Path) -> None:
+    path = write_job(tmp_path, limits={"rpm": 5})
+    for name, value, said in (
+        ("limits.rpm", -1, "--rpm: [limits] rpm: "),
+        ("model.name", "", "--model: [model] name: "),
+        ("output.path", "x.txt", "--out: [output]: path must end in"),
+        ("model.max_output_tokens", 0, "--set max_output_tokens: [model] max_output_tokens: "),
+        ("model.temprature", 1, "--set temprature: `temprature` is not a setting of [model]"),
+        ("limits.rpm", 2**70, "--rpm: [limits] rpm: the number has more than 64 bits"),
+    ):
+        error = refused(lambda name=name, value=value: load(path, {name: value}))  # type: ignore[misc]
+        assert error.message.startswith(said), error.message
+    path = write_job(tmp_path, endpoint={"base_url": "http://file"}, limits={"rpm": -1, "tpm": -1})
+    error = refused(lambda: load(path))
+    assert [each.message.split(": [")[0] for each in (error, *error.others)] == [f"{path}:12", f"{path}:13"]
+
+
+def test_a_text_or_a_schema_that_cannot_be_read_is_named_with_its_line(tmp_path: Path) -> None:
+    error = refused(lambda: make_job(tmp_path, prompt={"template": None, "template_file": "gone.md"}))
+    assert error.message.endswith(f"\n{tmp_path / 'job.toml'}:4, [prompt] template_file")
+    error = refused(lambda: make_job(tmp_path, output={"schema": {"file": "gone.json"}}))
+    assert f"{tmp_path / 'job.toml'}:9, [output] schema" in error.message
+    (tmp_path / "t.md").write_text("one\n{{ two")
+    error = refused(lambda: make_job(tmp_path, prompt={"template": None, "template_file": "t.md"}))
+    assert error.message.endswith(f"{tmp_path / 't.md'}, line 2")

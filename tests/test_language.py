@@ -125,8 +125,8 @@ def test_an_error_is_in_chinese_on_the_terminal_and_in_english_in_json(
     job.write_text('[inputt]\npath = "x.csv"\n', "utf-8")
     ran = cli("estimate", str(job), "--json")
     assert ran.code == 2
-    assert "错误：[inputt] 不是配置节" in ran.err and "提示：是不是想写 `input`？" in ran.err
-    assert '"error": "[inputt] is not a section' in ran.out
+    assert "job.toml:1：[inputt] 不是配置节" in ran.err and "提示：是不是想写 `input`？" in ran.err
+    assert "job.toml:1: [inputt] is not a section" in ran.out
 
 
 def test_an_english_terminal_reads_no_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ RANKS: dict[str, int] = {
     "protocols": 0,
     "records": 0,
     "terminal": 0,
+    "toml_lines": 0,
     "values": 0,
     "version": 0,
     "answer_columns": 1,

@@ -36,6 +36,7 @@ _UNIT = re.compile(
 _GAP = "   "
 _SOON_S = 1.0  # before it is worth a word that documents are read
 _LEAST_REMARK = 24  # cells beside the values: a remark that has less goes on below them
+_MOST_MISTAKES = 8
 _NUMBER = re.compile(r"\s*[-+$]{0,2}[\d,.]+( ?%| M|[* ])?|\?||as said|not seen|nothing")  # or what stands for one
 
 
@@ -179,11 +180,16 @@ def reading() -> Iterator[Callable[[int, int], None]]:
 
 
 def show_error(error: PipelineError, word: str = "error") -> None:
-    """`error: what`, where, then a blank line and the next command."""
-    err.print(styled((f"{word}: ", "bold red" if word == "error" else "bold yellow"), error.message))
-    if error.others:
-        err.print(f"{things(len(error.others), 'more mistake')}: `pipeline check` shows all")
-    if error.hint:
+    """`error: what`, where, then a blank line and the next command; of several mistakes in a file each with its own."""
+    all_of_them = (error, *error.others)
+    for number, each in enumerate(all_of_them[:_MOST_MISTAKES]):
+        before = "\n" if number else ""
+        err.print(styled(before, (f"{word}: ", "bold red" if word == "error" else "bold yellow"), each.message))
+        if each.hint and error.others:
+            err.print(styled(("hint: ", "bold cyan"), each.hint))
+    if left := all_of_them[_MOST_MISTAKES:]:
+        err.print(f"\n{things(len(left), 'more mistake')}: `pipeline check` shows all")
+    if error.hint and not error.others:
         show_hint(error.hint)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from pipeline.errors import JobError
+from pipeline.mistakes import stands_at
 from pipeline.schemas import Schema, SchemaError, schema_of
 from pipeline.schemas.checks import Checks, checks_of
 from pipeline.sections import JobFile
@@ -18,12 +19,12 @@ from pipeline.sections import JobFile
 _MOST_TOLD = 400  # characters of what a module says
 
 
-def read_schema(path: Path, spec: JobFile) -> Schema | None:
+def read_schema(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Schema | None:
     """What `[output] schema` says, for the job file at `path`. Raises `JobError` for one that cannot be asked for."""
     written = spec.output.schema_
     if written is None:
         return None
-    where = f"{path}, [output] schema"
+    where = f"{stands_at(path, origins, 'output.schema')}, [output] schema"
     if spec.model.response_mime_type not in (None, "application/json"):
         raise JobError(
             f"[model] response_mime_type is {spec.model.response_mime_type}, and a schema is for JSON\n{where}",

@@ -10,6 +10,7 @@ import orjson
 from pipeline.errors import JobError
 from pipeline.job.answers import read_checks, read_schema
 from pipeline.job.job import Job
+from pipeline.mistakes import stands_at
 from pipeline.prompts import Function, Params
 from pipeline.prompts import Tools as Asked
 from pipeline.sections import JobFile, Reduce, Refine, Tools
@@ -19,9 +20,10 @@ from pipeline.templates import Template, read_template, read_text
 def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
     """The job, with its templates read. Raises `JobError` for one that cannot be asked."""
     beside, prompt = path.parent, spec.prompt
-    where = f"{path}, [prompt] template"
+    where = f"{_at(path, origins, 'prompt.template')}, [prompt] template"
     turns = tuple(
-        Template(source, f"{path}, [prompt] turns, number {number}") for number, source in enumerate(prompt.turns, 1)
+        Template(source, f"{_at(path, origins, 'prompt.turns')}, [prompt] turns, number {number}")
+        for number, source in enumerate(prompt.turns, 1)
     )
     is_said = spec.input.messages is not None and prompt.template is None and prompt.template_file is None
     if prompt.flow or is_said:
@@ -30,8 +32,10 @@ def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
         template = read_template(prompt.template, prompt.template_file, beside, where)
     system = prompt.system
     if prompt.system_file is not None:
-        system = read_text(prompt.system, prompt.system_file, beside, f"{path}, [prompt] system")
-    model, schema = spec.model, read_schema(path, spec)
+        system = read_text(
+            prompt.system, prompt.system_file, beside, f"{_at(path, origins, 'prompt.system')}, [prompt] system"
+        )
+    model, schema = spec.model, read_schema(path, spec, origins)
     safety = sorted(_safety(name, value) for name, value in model.safety.items())
     for (name, _), (following, _) in pairwise(safety):
         if name == following:
@@ -59,8 +63,8 @@ def compile_job(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
             f"the template does not use {{{{ text }}}}, so the pieces would never be sent\n{template.where}",
             "with [chunk], `{{ text }}` is the piece of the text column",
         )
-    reduce_template, reduce_params = _later(path, "reduce", spec.reduce, params)
-    refine_template, refine_params = _later(path, "refine", spec.refine, params)
+    reduce_template, reduce_params = _later(path, origins, "reduce", spec.reduce, params)
+    refine_template, refine_params = _later(path, origins, "refine", spec.refine, params)
     return Job(
         path.stem,
         path,
@@ -86,13 +90,19 @@ _MENTIONED = {
 _NEEDED = {"reduce": ("parts",), "refine": ("summary", "text")}
 
 
+def _at(path: Path, origins: Mapping[str, str], name: str) -> str:
+    """File and line of a text, or of the name of its file."""
+    return stands_at(path, origins, name if name in origins else f"{name}_file")
+
+
 def _later(
-    path: Path, name: str, section: Reduce | Refine | None, params: Params
+    path: Path, origins: Mapping[str, str], name: str, section: Reduce | Refine | None, params: Params
 ) -> tuple[Template | None, Params | None]:
     """Template and parameters of calls that build on the answers to earlier ones. Raises `JobError`."""
     if section is None:
         return None, None
-    template = read_template(section.template, section.template_file, path.parent, f"{path}, [{name}] template")
+    where = f"{_at(path, origins, f'{name}.template')}, [{name}] template"
+    template = read_template(section.template, section.template_file, path.parent, where)
     for variable in _NEEDED[name]:
         if not template.mentions(variable):
             so, hint = _MENTIONED[variable]

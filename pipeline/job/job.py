@@ -47,7 +47,7 @@ class Job:
     reduce_template: Template | None
     params: Params
     reduce_params: Params | None
-    origins: Mapping[str, str]  # "model.name" → "flag", the variable's name or the job file's path; no entry: a default
+    origins: Mapping[str, str]  # "model.name" → "flag", the variable's name or file:line; no entry: a default
     refine_template: Template | None = None
     refine_params: Params | None = None
     schema: Schema | None = None  # what an answer is held to

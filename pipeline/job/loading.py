@@ -2,8 +2,9 @@
 
 import difflib
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from pipeline.errors import JobError
 from pipeline.job.checking import check_caching, check_lanes, check_schema, check_spoken, check_targets
 from pipeline.job.compiling import compile_job
 from pipeline.job.job import Job
-from pipeline.mistakes import as_job_error
+from pipeline.mistakes import Where, as_job_error
 from pipeline.protocols import PROTOCOLS, Protocol
 from pipeline.sections import JobFile
+from pipeline.toml_lines import Place, lines_of
+
+Lines = Mapping[Place, int]
 
 _BY_PROGRAM = "a program"
 """Where a setting comes from that stands in no file."""
@@ -28,9 +32,9 @@ def load(path: Path, flags: Mapping[str, object] | None = None) -> Job:
 
 def load_with(path: Path, sections: Mapping[str, Any]) -> Job:
     """Read a job file and lay sections over it. Raises `JobError`."""
-    data, text = _written(path)
-    origins = _origins(data, str(path)) | _origins(sections, _BY_PROGRAM)
-    return compiled(path, *_checked(path, laid_over(data, sections), text, origins, {}))
+    data, lines = _written(path)
+    origins = _origins(data, path, lines) | _by_program(sections)
+    return compiled(path, *_checked(path, laid_over(data, sections), lines, origins, {}))
 
 
 def laid_over(data: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,16 +51,17 @@ def made(path: Path, sections: Mapping[str, Any]) -> Job:
 
     Raises `JobError`.
     """
-    return compiled(path, *_checked(path, dict(sections), "", _origins(sections, _BY_PROGRAM), {}))
+    return compiled(path, *_checked(path, dict(sections), {}, _by_program(sections), {}))
 
 
 def read_job(path: Path, flags: Mapping[str, object] | None = None) -> tuple[JobFile, Mapping[str, str]]:
     """A job file's settings, and where each comes from; no other file is read. Raises `JobError`."""
-    data, text = _written(path)
-    return _checked(path, data, text, _origins(data, str(path)), flags or {})
+    data, lines = _written(path)
+    return _checked(path, data, lines, _origins(data, path, lines), flags or {})
 
 
-def _written(path: Path) -> tuple[dict[str, Any], str]:
+def _written(path: Path) -> tuple[dict[str, Any], Lines]:
+    text = ""
     try:
         text = path.read_text("utf-8-sig")
         data = tomllib.loads(text)
@@ -67,21 +72,42 @@ def _written(path: Path) -> tuple[dict[str, Any], str]:
     except UnicodeDecodeError as error:
         raise JobError(f"{path} is not UTF-8 (byte {error.start})", "save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{path} is not valid TOML: {error}") from None
+        raise _unreadable(path, text, str(error)) from None
     if path.stem.startswith(".") or not path.stem.isprintable():
         raise JobError(
             f"the job file is called {path.name!r}, and its run directory would be called {path.stem!r}",
             "give it a plain name such as summarize.toml",
         )
-    return data, text
+    return data, lines_of(text)
 
 
-def _origins(sections: Mapping[str, Any], origin: str) -> dict[str, str]:
-    return {f"{name}.{key}": origin for name, values in sections.items() if isinstance(values, dict) for key in values}
+_AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+
+
+def _unreadable(path: Path, text: str, why: str) -> JobError:
+    """Why a file is no TOML, with its line, as `tomllib` tells it."""
+    if not (found := _AT.search(why)):
+        return JobError(f"{path} is not valid TOML: {why}")
+    what = why[: found.start()]
+    if found[1]:
+        return JobError(f"{path}:{found[1]}: this is not valid TOML: {what} (column {found[2]})")
+    last = text.rstrip().count("\n") + 1
+    return JobError(f"{path}:{last}: this is not valid TOML: {what} (at the end of the file)")
+
+
+def _origins(sections: Mapping[str, Any], path: Path, lines: Lines) -> dict[str, str]:
+    """Section and key → the file and the line."""
+    tables = ((name, values) for name, values in sections.items() if isinstance(values, dict))
+    return {f"{name}.{key}": f"{path}:{lines[name, key]}" for name, values in tables for key in values}
+
+
+def _by_program(sections: Mapping[str, Any]) -> dict[str, str]:
+    tables = ((name, values) for name, values in sections.items() if isinstance(values, dict))
+    return {f"{name}.{key}": _BY_PROGRAM for name, values in tables for key in values}
 
 
 def _checked(
-    path: Path, data: dict[str, Any], text: str, origins: dict[str, str], flags: Mapping[str, object]
+    path: Path, data: dict[str, Any], lines: Lines, origins: dict[str, str], flags: Mapping[str, object]
 ) -> tuple[JobFile, Mapping[str, str]]:
     variable = _named_protocol(data, flags).base_url_variable
     if (base_url := os.environ.get(variable)) and isinstance(data.setdefault("endpoint", {}), dict):
@@ -93,11 +119,17 @@ def _checked(
             if isinstance(data.setdefault(section, {}), dict):
                 data[section][key] = value
                 origins[name] = "flag"
-    _refuse_huge(data, path)
+    told: dict[str, Callable[[str], str]] = {
+        "flag": _flag,
+        variable: lambda name: variable,
+        _BY_PROGRAM: lambda name: str(path),
+    }
+    where = Where(path, lines, {name: told[origin](name) for name, origin in origins.items() if origin in told})
+    _refuse_huge(data, where)
     try:
         spec = JobFile.model_validate(data)
     except ValidationError as error:
-        raise as_job_error(error, path, text, JobFile) from None
+        raise as_job_error(error, where, JobFile) from None
     return spec, origins
 
 
@@ -120,14 +152,22 @@ def _named_protocol(data: Mapping[str, Any], flags: Mapping[str, object]) -> Pro
     return next((each for name, each in PROTOCOLS.items() if name == named), PROTOCOLS["gemini"])
 
 
-def _refuse_huge(data: Mapping[str, Any], path: Path, place: tuple[str, ...] = ()) -> None:
+def _flag(name: str) -> str:
+    """The flag that says a setting."""
+    section, key = name.split(".")
+    named = {"output.path": "--out", "model.name": "--model"}
+    return named.get(name) or (f"--{key}" if section == "limits" else f"--set {key}")
+
+
+def _refuse_huge(data: Mapping[str, Any], where: Where, place: tuple[str, ...] = ()) -> None:
     """Raise for a whole number that TOML lacks, at any depth: nothing that it is written to or sent in has it."""
     for key, value in data.items():
         if isinstance(value, dict):
-            _refuse_huge(value, path, (*place, key))
+            _refuse_huge(value, where, (*place, key))
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             section, *rest = (*place, key)
-            raise JobError(f"[{section}] {'.'.join(rest)}: the number has more than 64 bits\n{path}")
+            at = where.of((*place, key))
+            raise JobError(f"{at}: [{section}] {'.'.join(rest)}: the number has more than 64 bits")
 
 
 def _other_jobs(path: Path) -> str:
