@@ -1,5 +1,6 @@
 """`pipeline check`: every step is tried, whatever else fails, and what a run would refuse fails in the same words."""
 
+import io
 import json
 import os
 import re
@@ -379,3 +380,10 @@ def test_a_relay_that_repeats_the_key(here: Path, cli: Callable[..., Ran], monke
         monkeypatch.setenv("GEMINI_API_KEY", KEY)
         ran = cli("check", small_job(here, UNLIMITED))
     assert ran.code == 2 and KEY not in ran.out + ran.err
+
+
+def test_marks_are_ascii_where_the_stream_takes_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr("sys.stdout", stream)
+    console.show_steps(Steps([Step("job", "passed", "a"), Step("key", "failed", "b"), Step("model", "skipped", "c")]))
+    assert stream.buffer.getvalue().startswith(b"+ job    a\nx key    b\n- model  c\n")

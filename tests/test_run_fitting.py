@@ -11,7 +11,7 @@ from serving import served, stats
 
 from jobs import make_job, write_job
 from pipeline.errors import JobError
-from pipeline.run.fitting import check_fits, ignored, life
+from pipeline.run.fitting import check_fits, ignored, life, misspelt
 
 TODAY = date(2026, 11, 29)
 
@@ -122,3 +122,31 @@ def test_check_estimate_and_run_say_it_and_nothing_is_sent_that_is_refused(
             ran = cli(*command)
             assert ran.code == 2 and "[model] thinking = 'minimal': gemini-3.8-flash refuses it" in ran.out + ran.err
         assert stats(url)["requests"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("gemini-3.5-flsh-lite", "gemini-3.5-flash-lite"),
+        ("google/Gemini-3.5-flahs", "gemini-3.5-flash"),
+        ("gemini-3.5-flash", None),
+        ("gemini-3.9-flash", None),  # a newer one, for all we know
+        ("gemini-3.5-flash-preview-09", None),
+        ("qwen3:8b", None),
+    ],
+)
+def test_a_name_that_is_almost_one_of_geminis_is_told(tmp_path: Path, name: str, meant: str | None) -> None:
+    told = [f"no model {name} is known here: did you mean {meant}?"] if meant else []
+    assert list(misspelt(make_job(tmp_path, model={"name": name}))) == told
+
+
+def test_a_misspelt_model_is_refused_at_google_and_told_at_a_relay(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = ("jobs/extract.toml", "--model", "gemini-3.5-flsh-lite")
+    for command in ("estimate", "check", "run"):
+        ran = cli(command, *typed)
+        assert ran.code == 2 and "did you mean gemini-3.5-flash-lite?" in ran.err + ran.out, command
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://127.0.0.1:9")
+    ran = cli("estimate", *typed)
+    assert ran.code == 0 and "did you mean gemini-3.5-flash-lite?" in " ".join(ran.out.split())

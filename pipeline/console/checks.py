@@ -10,11 +10,12 @@ from pipeline.language import Data, spoken
 from pipeline.run.steps import State, Step, Steps
 from pipeline.terminal import one_line, visible
 
-_MARKS: Mapping[State, tuple[str, str]] = {
-    "passed": ("✓", "green"),
-    "failed": ("✗", "bold red"),
-    "skipped": ("–", "dim"),
+_MARKS: Mapping[State, tuple[str, str, str]] = {
+    "passed": ("✓", "+", "green"),
+    "failed": ("✗", "x", "bold red"),
+    "skipped": ("–", "-", "dim"),
 }
+"""Each also as a stream has it that takes ASCII alone."""
 
 STEP_KEYS: Mapping[str, str] = {
     "passed": "whether every step passed",
@@ -41,7 +42,8 @@ def show_steps(steps: Steps, to: Screen = out) -> None:
 
 
 def _show(step: Step, names: int, to: Screen) -> None:
-    mark, style = _MARKS[step.state]
+    mark, plain, style = _MARKS[step.state]
+    mark = plain if to.options.ascii_only else mark
     beside = names + 4
     first, *others = visible(spoken(step.found)).split("\n")
     remark = f"   {one_line(spoken(step.remark))}" if step.remark else ""

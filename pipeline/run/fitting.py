@@ -1,11 +1,13 @@
 """What a model refuses of a job's settings, what it ignores, and what becomes of it: said before anything is spent."""
 
+import difflib
+import re
 from collections.abc import Iterator
 from datetime import date
 
 from pipeline.errors import JobError
 from pipeline.job import Job
-from pipeline.models import Model, answering, model_info
+from pipeline.models import MODELS, Model, answering, model_info, plain_name
 from pipeline.prices import note
 
 _IGNORED = ("temperature", "top_p", "top_k")
@@ -43,6 +45,14 @@ def ignored(job: Job, day: date) -> Iterator[str]:
     named = [name for name in _IGNORED if getattr(asked, name) is not None]
     if named and models and not any(model.sampled for model in models):
         yield f"{job.model} ignores [model] {', '.join(named)}: Gemini 3.6 and later do"
+
+
+def misspelt(job: Job) -> Iterator[str]:
+    """That a name is almost one of Gemini's, one sentence: a relay may know others, so it is refused nowhere."""
+    name = plain_name(job.model)
+    close = difflib.get_close_matches(name, [model.name for model in MODELS], n=1, cutoff=0.9)
+    if close and model_info(name) is None and re.findall(r"\d", name) == re.findall(r"\d", close[0]):
+        yield f"no model {job.model} is known here: did you mean {close[0]}?"
 
 
 def life(job: Job, day: date) -> str:

@@ -30,7 +30,7 @@ from pipeline.plan.survey import Survey, survey
 from pipeline.quota.book import Known, read_known
 from pipeline.quota.daily import day_of
 from pipeline.records import ALWAYS
-from pipeline.run.fitting import ignored
+from pipeline.run.fitting import ignored, misspelt
 from pipeline.run.prepare import METERS, Session
 from pipeline.run.rows import Wanted, mask
 from pipeline.run.services import as_asked, target_of, targets_of
@@ -185,7 +185,7 @@ def notices_of(
         *_unpaced(session),
         *_unfilled(session),
         *_own_prices(session),
-        *_ignored(session),
+        *_of_models(session),
         *_over_budget(session, made, spent_usd + (waiting.worst_usd if waiting else 0)),
         *made.notices,
     )
@@ -201,10 +201,11 @@ def _unfilled(session: Session) -> Iterator[str]:
             yield f"[{section}] system is sent as it stands: {{{{ {names[0]} }}}} in it is not filled in"
 
 
-def _ignored(session: Session) -> Iterator[str]:
-    """What a model does not heed of the settings, once for each model."""
+def _of_models(session: Session) -> Iterator[str]:
+    """That a model's name may be misspelt, and what a model does not heed of the settings, once for each model."""
     day = datetime.now(UTC).date()
-    yield from dict.fromkeys(sentence for job in session.working.asked for sentence in ignored(job, day))
+    asked = session.working.asked
+    yield from dict.fromkeys(sentence for job in asked for sentence in (*misspelt(job), *ignored(job, day)))
 
 
 def _unpaced(session: Session) -> Iterator[str]:
