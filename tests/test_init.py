@@ -370,6 +370,18 @@ def test_a_bare_init_takes_the_one_table_or_an_example_or_says_what_to_type(empt
     assert ran.code == 2 and "example.csv\nmy table.csv" in ran.err and "`pipeline init example.csv`" in ran.err
 
 
+def test_a_bare_init_takes_no_folder_unasked(empty: Path, cli: Cli, root: Path) -> None:
+    images(empty, root)
+    ran = cli("init")
+    assert ran.code == 2 and "`pipeline init 'my photos/'`" in ran.err
+    shutil.rmtree(empty / "my photos")
+    (empty / "a.txt").write_text("some words about a thing")
+    ran = cli("init")
+    assert ran.code == 2 and "`pipeline init .`" in ran.err
+    assert [each.name for each in empty.iterdir()] == ["a.txt"]
+    assert cli("init", ".").code == 0
+
+
 def test_an_example_is_not_left_where_the_job_cannot_be_written(empty: Path, cli: Cli) -> None:
     (empty / "example.toml").write_text("kept")
     ran = cli("init")

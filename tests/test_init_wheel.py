@@ -45,13 +45,13 @@ def environment(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def chinese(here: Path, root: Path) -> str:
-    rows = "".join(f"A{n:02},第 {n} 条评论：用了一个月，效果还可以，物流很快。,{n % 5}\n" for n in range(12))
+    rows = "".join(f"A{n:02},第 {n} 条评论：用了一个月，效果还可以，物流很快。,{n % 5}\n" for n in range(6))
     (here / "评论 表.csv").write_bytes(f"编号,评论 内容,评分\n{rows}".encode("gb18030"))
     return "评论 表.csv"
 
 
 def long_documents(here: Path, root: Path) -> str:
-    frame = pl.read_parquet(root / "sample_data" / "licences.parquet").head(6)
+    frame = pl.read_parquet(root / "sample_data" / "licences.parquet").head(2)
     frame.with_columns(pl.col("body").repeat_by(5).list.join("\n\n")).write_parquet(here / "documents.parquet")
     return "documents.parquet"
 

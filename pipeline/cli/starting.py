@@ -33,6 +33,7 @@ class TaskName(Enum):
     images = "images"
 
 
+_SHOWN = 20
 _DOES = {
     "summarize": "bullet points of each text",
     "generate": "a text from what stands in each row",
@@ -98,16 +99,19 @@ def _only_input(asking: bool) -> str | None:
 
     here = starting.around(Path())
     tables = [name for name in here if not name.endswith("/")]
-    if not here:
-        return None
     if len(tables) == 1:
         return tables[0]
-    if len(here) > 1 and asking:
+    if here and asking:
         return _asked("Which of these?", dict.fromkeys(here, ""), here[0])
-    if len(here) == 1:
-        return here[0]
-    shown = "\n".join(here[:20])
-    raise InputError(f"there are several inputs here:\n{shown}", f"name one: `pipeline init {_shell(here[0])}`")
+    if here:
+        shown = "\n".join(here[:_SHOWN])
+        raise InputError(f"say what the job is about; here are:\n{shown}", f"`pipeline init {_shell(here[0])}`")
+    if starting.holds_any(Path()):
+        raise InputError(
+            "there is no table here, but there are files that could be asked about",
+            "`pipeline init .` makes a row of each; in an empty folder `pipeline init` makes an example",
+        )
+    return None
 
 
 def _asked(question: str, options: Mapping[str, str], default: str) -> str:

@@ -2,7 +2,19 @@
 
 from pipeline.starting.beginning import Begun, begin, opened, opened_example
 from pipeline.starting.choosing import chosen
-from pipeline.starting.looking import Found, around
+from pipeline.starting.looking import Found, around, holds_any
 from pipeline.starting.words import TASKS, Language, Task
 
-__all__ = ["TASKS", "Begun", "Found", "Language", "Task", "around", "begin", "chosen", "opened", "opened_example"]
+__all__ = [
+    "TASKS",
+    "Begun",
+    "Found",
+    "Language",
+    "Task",
+    "around",
+    "begin",
+    "chosen",
+    "holds_any",
+    "opened",
+    "opened_example",
+]

@@ -83,7 +83,15 @@ def around(directory: Path) -> list[str]:
     entries = sorted(each for each in directory.iterdir() if not each.name.startswith((".", "_")))
     tables = [each.name for each in entries if each.is_file() and _suffix(each.name) in KINDS]
     folders = [each for each in entries if each.is_dir() and each.name not in _OURS]
-    return [*tables, *(f"{each.name}/" for each in folders if _holds_any(each))]
+    return [*tables, *(f"{each.name}/" for each in folders if holds_any(each))]
+
+
+def holds_any(folder: Path) -> bool:
+    """Whether a table, a document or a file that a prompt may hold lies in a folder itself."""
+    try:
+        return any(_suffix(each.name) in {*KINDS, *DOCUMENTS, *SUFFIXES} for each in folder.iterdir())
+    except OSError:
+        return False
 
 
 def look_at_folder(path: str) -> "str | Folder":
@@ -284,13 +292,6 @@ def _first(path: str) -> str | None:
 
 def _suffix(name: str) -> str:
     return Path(name.removesuffix(".gz")).suffix.lower()
-
-
-def _holds_any(folder: Path) -> bool:
-    try:
-        return any(_suffix(each.name) in {*KINDS, *DOCUMENTS, *SUFFIXES} for each in folder.iterdir())
-    except OSError:
-        return False
 
 
 def _files(folder: str) -> Iterator[Path]:
