@@ -26,8 +26,8 @@ from pipeline.sections import JobFile
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}
-ALL = {"README.md": README, **PAGES}
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md")}
+ALL = {"README.md": README, "README.zh-CN.md": (ROOT / "README.zh-CN.md").read_text("utf-8"), **PAGES}
 
 
 def command(name: str) -> str:
@@ -235,7 +235,17 @@ def test_the_two_commands_are_one_line_each_and_ci_runs_them() -> None:
 def test_the_top_level_holds_nothing_else() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     top = {path.split("/")[0] for path in listed}
-    allowed = {"pyproject.toml", "README.md", "LICENSE", "pipeline", "jobs", "tests", "sample_data", "docs"}
+    allowed = {
+        "pyproject.toml",
+        "README.md",
+        "README.zh-CN.md",
+        "LICENSE",
+        "pipeline",
+        "jobs",
+        "tests",
+        "sample_data",
+        "docs",
+    }
     assert {name for name in top if not name.startswith(".")} == allowed
 
 
