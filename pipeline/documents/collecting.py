@@ -5,9 +5,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import PurePath
 
 import polars as pl
@@ -32,7 +31,8 @@ HIDDEN = pl.Schema({UNFIT: pl.String(), SCAN: pl.List(pl.String())})
 """Those beside them that no template sees."""
 _BARE, _KEY, _SIZE = "\0bare", "\0key", "\0size"
 _ROWS = pl.Schema({**SCHEMA, **HIDDEN, _BARE: pl.Int64(), _KEY: pl.String(), _SIZE: pl.Int64()})
-_FILES = 64  # that are read between two writes to the spool
+_FILES = 256  # that are read between two writes to the spool
+_KEPT_S = 2.0  # after which what was read is kept: a kill loses no more of it
 _TEXT_BYTES = 32_000_000  # of a frame
 _SETTLED_NS = 2_000_000_000
 """A file that was changed so shortly before could be changed again within the same tick of its disk's clock."""
@@ -112,14 +112,19 @@ def collect(found: Found, spool: Spool, encoding: str | None, heard: Heard = unh
     """Read what `spool` does not know yet. Raises `InputError` where it has no room, and where a library is missing;
     what is wrong with a document is said in its row."""
     _refuse_without_libraries(found)
-    files = iter(found.files)
     parts = [pl.DataFrame(schema=_ROWS)]
     with Workers() as workers:
-        while some := list(islice(files, _FILES)):
-            parts.append(pl.DataFrame(_rows(some, spool, workers, encoding), _ROWS, orient="row"))
-            heard(sum(part.height for part in parts), len(found.files))
+        for start in range(0, len(found.files), _FILES):
+            some = found.files[start : start + _FILES]
+            told = partial(_told, heard, start, len(found.files))
+            parts.append(pl.DataFrame(_rows(some, spool, workers, encoding, told), _ROWS, orient="row"))
+            told(len(some))
     spool.settle()
     return Collected(found, spool, pl.concat(parts, rechunk=True))
+
+
+def _told(heard: Heard, before: int, all: int, read: int) -> None:
+    heard(before + read, all)
 
 
 def _refuse_without_libraries(found: Found) -> None:
@@ -132,7 +137,9 @@ def _refuse_without_libraries(found: Found) -> None:
             )
 
 
-def _rows(files: Sequence[File], spool: Spool, workers: Workers, encoding: str | None) -> Iterator[tuple[object, ...]]:
+def _rows(
+    files: Sequence[File], spool: Spool, workers: Workers, encoding: str | None, told: Callable[[int], None]
+) -> Iterator[tuple[object, ...]]:
     troubles = {file.at: file.trouble for file in files if file.trouble}
     stamps = {file.at: stamp for file in files if file.at not in troubles and (stamp := _stamp(file.at))}
     digests = spool.digests(stamps)
@@ -146,9 +153,10 @@ def _rows(files: Sequence[File], spool: Spool, workers: Workers, encoding: str |
     facts = spool.facts(list(set(names.values())))
     fresh: dict[str, Read] = {}
     failed: dict[str, str] = {}
-    held = 0
+    held, kept_at = 0, time.monotonic()
     missing = {names[file.at]: file for file in files if file.at in names and names[file.at] not in facts}
-    for file, outcome in _outcomes(list(missing.values()), workers, encoding):
+    for number, (file, outcome) in enumerate(_outcomes(list(missing.values()), workers, encoding)):
+        told(number)
         if isinstance(outcome, NoText):  # nothing is kept of it: another time it may be read
             failed[names[file.at]] = str(outcome)
             continue
@@ -157,9 +165,9 @@ def _rows(files: Sequence[File], spool: Spool, workers: Workers, encoding: str |
         fresh[names[file.at]] = one
         facts[names[file.at]] = replace(one, text=""), one.size_bytes
         held += one.size_bytes
-        if held > _TEXT_BYTES:
+        if held > _TEXT_BYTES or time.monotonic() > kept_at + _KEPT_S:
             spool.add(fresh, ())
-            fresh, held = {}, 0
+            fresh, held, kept_at = {}, 0, time.monotonic()
     for at, name in [*names.items()]:
         if name not in facts:
             troubles[at] = failed.get(name, "it changed while it was read")

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -53,9 +53,9 @@ class Workers:
         for process in self._begun:
             _end(process)
 
-    def read(self, files: Sequence[File], encoding: str | None) -> list[Outcome]:
-        """What came of each document, in their order."""
-        return list(self._threads.map(lambda file: self._read(file, encoding), files))
+    def read(self, files: Sequence[File], encoding: str | None) -> Iterator[Outcome]:
+        """What came of each document, in their order, each as soon as it is there."""
+        return self._threads.map(lambda file: self._read(file, encoding), files)
 
     def _read(self, file: File, encoding: str | None) -> Outcome:
         process = self._free.get()
