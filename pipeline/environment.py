@@ -28,6 +28,8 @@ VARIABLES: Mapping[str, str] = {
     "XDG_CACHE_HOME": "where the cache of answers is. Default: `~/.cache`",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "the collector that gets spans of live requests, with the extra `otel`; the other"
     " `OTEL_…` variables hold as well",
+    "PIPELINE_LANG": "the language of the terminal's messages, `en` or `zh`; wins over the locale. English, where"
+    " neither asks for Chinese",
     "POLARS_MAX_THREADS": "threads that read and write tables. Default: as many as there are cores",
 }
 """What the environment decides, for a person."""

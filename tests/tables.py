@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from chinese import said_in_chinese
 
 from pipeline.errors import InputError
 from pipeline.records import Document
@@ -50,6 +51,7 @@ def refused(action: Callable[[], object]) -> InputError:
     with pytest.raises(InputError) as caught:
         action()
     assert "\x1b" not in caught.value.message and "Resolved plan" not in caught.value.message
+    said_in_chinese(caught.value)
     return caught.value
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chinese import said_in_chinese
 from pydantic import BaseModel
 
 from jobs import CHUNKED, PLAIN, make_job, write_job
@@ -31,6 +32,7 @@ def refused(action: Callable[[], object]) -> JobError:
     with pytest.raises(JobError) as caught:
         action()
     assert "pydantic" not in caught.value.message
+    said_in_chinese(caught.value)
     return caught.value
 
 

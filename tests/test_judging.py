@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from chinese import said_in_chinese
 from commands import Ran
 from serving import served, stats
 from test_flows import LONG, Service, chunked, run, text, told
@@ -50,6 +51,7 @@ def answers(*texts: str | Reply) -> Service:
 def refused(directory: Path, **sections: Any) -> JobError:
     with pytest.raises(JobError) as caught:
         make_job(directory, **sections)
+    said_in_chinese(caught.value)
     return caught.value
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from chinese import said_in_chinese
 from commands import UNLIMITED, Ran, small_job
 from google_accounts import account_file
 from serving import served
@@ -35,6 +36,7 @@ def refused(act: Callable[[], object]) -> PipelineError:
     with pytest.raises(PipelineError) as found:
         act()
     assert KEY not in found.value.message + found.value.hint
+    said_in_chinese(found.value)
     return found.value
 
 

@@ -5,11 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from catalogue import PATH, UNSPOKEN, spoken
+from catalogue import PATH, in_code, spoken, unspoken
+from chinese import english_in
 from commands import Ran
 from rich.cells import cell_len
 
 from pipeline import language
+from pipeline.console import screen
+from pipeline.console.screen import Screen
 from pipeline.language import Data
 from pipeline.language.catalogue import Catalogue, Place, chinese, parts_of, read
 
@@ -50,13 +53,12 @@ def test_the_environment_says_which_language(environ: dict[str, str], found: str
 
 def test_every_sentence_that_reaches_the_terminal_is_translated_and_no_other() -> None:
     entries = read(PATH.read_text("utf-8"))
-    in_code = spoken()
+    needed = spoken()
     hint = "`.venv/bin/python tests/catalogue.py` adds and removes them, or tests/data/unspoken.txt names them"
-    assert sorted(in_code.keys() - entries.keys()) == [], f"sentences of the code that are not in the catalogue: {hint}"
-    assert sorted(entries.keys() - in_code.keys()) == [], f"sentences that the code says no more: {hint}"
+    assert sorted(needed.keys() - entries.keys()) == [], f"sentences of the code that are not in the catalogue: {hint}"
+    assert sorted(entries.keys() - needed.keys()) == [], f"sentences that the code says no more: {hint}"
     assert [text for text, told in entries.items() if not told] == []
-    silent = UNSPOKEN.read_text("utf-8").splitlines()
-    assert silent == sorted(set(silent))
+    assert sorted(unspoken() - {found.text for found in in_code()}) == [], "the code says them no more"
 
 
 def test_a_translation_has_what_is_put_in_and_every_command_as_they_are() -> None:
@@ -139,3 +141,88 @@ def test_every_translation_comes_out_as_it_stands() -> None:
         if not _PLACES.search(text):
             assert chinese().translated(text) == told
             assert cell_len(told)
+
+
+# ---- on the screen
+
+
+CHINESE_JOB = """
+[input]
+path = "评论.csv"
+id = "编号"
+text = "正文"
+[prompt]
+template = "用一句话概括：{{ text }}"
+[chunk]
+max_tokens = 64
+overlap_tokens = 8
+[reduce]
+template = "合并：{{ parts }}"
+[model]
+name = "gemini-3.5-flash-lite"
+max_output_tokens = 60
+[output]
+path = "结果.csv"
+"""
+
+
+@pytest.fixture
+def comments(here: Path) -> Path:
+    """A job with names and texts in Chinese, and an id that is longer than what is shown of it."""
+    texts = ("这是一条中文评论，用来看宽度。" * number for number in range(1, 13))
+    rows = "".join(f"第{number}号评论的编号很长很长很长,{text}\n" for number, text in enumerate(texts))
+    (here / "评论.csv").write_text(f"编号,正文\n{rows}", "utf-8")
+    (here / "评论.toml").write_text(CHINESE_JOB, "utf-8")
+    return Path("评论.toml")
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """What is printed goes to a terminal of so many cells."""
+    monkeypatch.setattr(Screen, "is_terminal", True)
+    for each in (screen.out, screen.err):
+        monkeypatch.setattr(each, "_width", width)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_estimate_run_and_report_are_in_chinese_and_fit_the_terminal(
+    in_chinese: None, comments: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    shown(monkeypatch, width)
+    said = {
+        name: re.sub(r"\x1b\[[\d;?]*[a-zA-Z]|.*\r", "", "".join(cli(name, *arguments)[1:]))
+        for name, *arguments in (
+            ("estimate", comments, "--compare"),
+            ("run", comments, "--offline"),
+            ("report", "评论"),
+            ("runs",),
+            ("check", comments, "--offline"),
+        )
+    }
+    for name, text in said.items():
+        lines = text.splitlines()
+        assert [line for line in lines if cell_len(line) > width] == [], name
+        assert [line for line in lines if english_in(line)] == [], name
+        assert not any(re.match(rf"\s*[{'，。；：、）'}]", line) for line in lines), "no line begins with such"
+    for word in ("调用", "输入 token", "费用", "受", "分块", "可节省"):
+        assert word in said["estimate"], word
+    assert "12 ok" in said["run"] and "模拟器的回答" in said["report"] and "结果-offline.csv" in said["report"]
+
+
+SENTENCES = ("every row that was reached is ok", "3 rows", "rows", "hint:", "an answer: P10 / median / P90", "calls")
+
+
+def test_what_the_user_has_is_shown_as_it_is_though_we_say_the_same(
+    in_chinese: None, here: Path, cli: Callable[..., Ran]
+) -> None:
+    (here / "3 rows.csv").write_text("rows,text\n" + "".join(f'"{each}","{each}"\n' for each in SENTENCES), "utf-8")
+    job = '[input]\npath = "3 rows.csv"\nid = "rows"\n[prompt]\ntemplate = "{{ text }}"\n[output]\npath = "calls.csv"\n'
+    job += '[model]\nname = "gemini-3.5-flash-lite"\nmax_output_tokens = 60\n'
+    (here / "tokens in.toml").write_text(job, "utf-8")
+    ran = cli("run", "tokens in.toml", "--offline")
+    assert ran.err.startswith("tokens in → runs/tokens in-offline\n") and "calls-offline.csv" in ran.err + ran.out
+    listed = cli("show", "tokens in").out
+    for each in SENTENCES:
+        assert len(re.findall(rf"\d  {re.escape(each)}  ok  .*{re.escape(each)}", listed)) == 1, listed
+        row = cli("show", "tokens in", each).out
+        assert f"   {each}   " in row and f"\n{each}\n" in row, row
+    assert "3 rows.csv" in cli("estimate", "tokens in.toml").out

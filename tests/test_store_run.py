@@ -15,6 +15,7 @@ import anyio.lowlevel
 import orjson
 import pytest
 from asking import MODEL
+from chinese import said_in_chinese
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import AT, CENT, abandon, answer, failed, killed, manifest, opened, paid, prompt, result, sealed
@@ -47,6 +48,7 @@ def part_names(directory: Path) -> list[str]:
 def refused(directory: Path, **changes: Any) -> RunStateError:
     with pytest.raises(RunStateError) as caught:
         RunStore(directory, parse_stored).open(manifest(**changes))
+    said_in_chinese(caught.value)
     return caught.value
 
 

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from chinese import said_in_chinese
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ def check_variables(template: Template, columns: Sequence[str], own: frozenset[s
 def refused(source: str, **values: object) -> JobError:
     with pytest.raises(JobError) as caught:
         render(source, **values)
+    said_in_chinese(caught.value)
     return caught.value
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 
 import pytest
+from chinese import said_in_chinese
 
 from pipeline.errors import JobError
 from pipeline.templates import CHUNK_VARIABLES, REDUCE_VARIABLES, Template
@@ -32,6 +33,7 @@ def check(source: str, columns: Mapping[str, Kind | None] = COLUMNS, own: Collec
 def refused(source: str, columns: Mapping[str, Kind | None] = COLUMNS, own: Collection[str] = ()) -> JobError:
     with pytest.raises(JobError) as caught:
         check(source, columns, own)
+    said_in_chinese(caught.value)
     return caught.value
 
 

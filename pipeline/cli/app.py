@@ -13,7 +13,7 @@ from pipeline.cli.flags import Declined
 from pipeline.cli.help import Command, Commands, Interrupted
 from pipeline.environment import check_directory, check_threads
 from pipeline.errors import BUG, DECLINED, PipelineError, as_known
-from pipeline.language import spoken
+from pipeline.language import Data, spoken
 from pipeline.process import INTERRUPTED, LEAST_FILES, files_left, flush_or_drop, make_fit, too_few_files
 from pipeline.terminal import KEY_SHAPED, escaped_json, visible
 from pipeline.version import __version__
@@ -119,7 +119,7 @@ def _explain(error: BaseException) -> int:
         return _in_json(known.message, known.hint, known.exit_code)
     import traceback
 
-    _say(KEY_SHAPED.sub("…", "".join(traceback.format_exception(error))))
+    _say(Data(KEY_SHAPED.sub("…", "".join(traceback.format_exception(error)))))
     hint = "the same command continues; the lines above belong in a bug report"
     _say(f"\nThis is a bug of prompt-pipeline. Every answer that was paid for is in the run directory.\nhint: {hint}\n")
     return _in_json(f"a bug: {type(error).__name__}", hint, BUG)

@@ -34,7 +34,7 @@ def show_failures(failures: Sequence[Failure], manifest: Manifest, numbers: Mapp
 
 def show_causes(causes: Sequence[Cause], manifest: Manifest, to: Screen = out) -> None:
     """How many rows are not ok for which cause, and what helps them."""
-    lines = [(Data(f"  {each.cause}"), count(each.rows), spoken(_told(cure_of(each, manifest)))) for each in causes]
+    lines = [(Data(f"  {each.cause}"), count(each.rows), _told(cure_of(each, manifest))) for each in causes]
     beside = sum(max((cell_len(line[at]) for line in lines), default=0) for at in (0, 1)) + 6
     if not to.is_terminal or beside + max((cell_len(line[2]) for line in lines), default=0) <= to.width:
         show_grid(("  cause", "rows", "what helps"), lines, to)
@@ -46,7 +46,7 @@ def show_causes(causes: Sequence[Cause], manifest: Manifest, to: Screen = out) -
 
 def _told(cure: Cure) -> str:
     cost = "" if cure.usd is None else f" costs {'at most ' if cure.is_at_most else ''}about {money(cure.usd)}"
-    return f"{cure.words}{cost}"
+    return Data(f"{spoken(cure.words)}{spoken(cost)}")
 
 
 def _exact(usd: float | None) -> Decimal | None:

@@ -50,7 +50,7 @@ def block(status: Status, width: int, last: Last | None = None) -> list[str]:
     groups += [_end(status), [f"alert: {one_line(message)}" for message in status.alerts.values()]]
     lines = [line for group in groups for line in flowing(group, width)]
     if last and (text := one_line(last[2].strip().split("\n", 1)[0])):
-        lines.append(shortened(f"{spoken('last:')} {one_line(last[1])}: {text}", width))
+        lines.append(shortened(f"{spoken('last: ')}{one_line(last[1])}: {text}", width))
     return lines
 
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from pipeline.console.failures import show_causes
 from pipeline.console.screen import Screen, count, duration, folded, money, out, show_columns, show_grid, styled, things
-from pipeline.language import Data
+from pipeline.language import Data, spoken
 from pipeline.models import MODELS
 from pipeline.prices import CHEAPER, LONG_PROMPT_TOKENS, Rates, note, rates
 from pipeline.records import STATUSES
@@ -157,7 +157,7 @@ def show_standing(summary: Summary, status: Status | None, now_s: float, to: Scr
         other = f"does the other {things(summary.pending, 'row')}" if summary.pending else "writes the output"
         to.print(styled("\n", f"{told}: {answers}, `{command}` {other}"))
         return
-    said = ". ".join(line.rstrip(".") for line in status.reason.splitlines())
+    said = ". ".join(spoken(line).rstrip(".。") for line in status.reason.splitlines())
     reason = f"it stopped: {one_line(said)}" if said else _ENDED[status.state]
     later = status.goes_on_at_s if status.goes_on_at_s and status.goes_on_at_s > now_s else None
     when = f" in {duration(later - now_s)}, at {_clock(later)}" if later else ""

@@ -11,17 +11,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from importlib.resources import files
+from typing import Literal
 
 _PLACE = re.compile(r"\{(\d+)(?::([ns-]))?\}")
 _NUMBER = r"[-+$]*\d[\d.,]*(?: M| ?%)?"
-_HAN, _LATIN = re.compile("[\u4e00-\u9fff]"), re.compile(r"[A-Za-z0-9$`]")
+_HAN, _LATIN = re.compile("[\u4e00-\u9fff]"), re.compile(r"[A-Za-z0-9$`\[]")
 _WIDE = "，。；：、（）？！"
 """Punctuation that has its room within: no space stands beside it."""
+_NAME = re.compile(r"[^`\"'(){}]*")  # before a colon
+_GOES_ON = re.compile("[:;] |   ")
 _TAIL = re.compile(r"(?=[\s,;:.(])|$")  # where a sentence may go on with a part that it need not have
-_FEW_LETTERS = 8
+_ANEW = " without `--fresh`"
+"""Is put into any hint, where a run began anew."""
+_FEW_LETTERS = 7
 _ENOUGH_AHEAD = 5
 """A sentence with fewer letters, and fewer of them at its beginning, is found in too many others: what is put into it
-is one word, has a number, or is ours."""
+is one word, a number or time, or ours. A number put in is as good as four letters."""
+_ENGLISH = re.compile("[A-Za-z]")
+_AMOUNT = re.compile(r"(?=.*\d)(?:[^\s:]*\d\S*|[A-Za-z]{1,3}|[^\w\s]+)(?: (?:[^\s]*\d\S*|[A-Za-z]{1,3}|[^\w\s]+))*")
+How = Literal["known", "ours", "simple", "any"]
+"""What may be put into a sentence. "known" and "ours": where it is to be ours, only what is known, and not a service's
+words. "known" and "simple": nothing that goes on as another sentence does."""
 _REMEMBERED = 4_096
 
 
@@ -84,22 +94,25 @@ class Sentence:
         self.weight = sum(map(len, self.literals))
         self.numbers = sum(run[0].kind == "n" for run in self._runs if isinstance(run, list))
         begin = self._runs[0] if isinstance(self._runs[0], str) else ""
-        self._is_short = _letters(*self.literals) < _FEW_LETTERS and _letters(begin) < _ENOUGH_AHEAD
+        self._is_short = _letters(*self.literals) + 4 * self.numbers < _FEW_LETTERS and _letters(begin) < _ENOUGH_AHEAD
 
     @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        return re.compile(
+    def _patterns(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
+        """What is put in is as short as can be, or as long."""
+        short, long = (
             "".join(
                 re.escape(part)
                 if isinstance(part, str)
                 else f"({_NUMBER})"
                 if [each.kind for each in part] == ["n"]
-                else r"([^\n]*?)"
+                else rf"([^\n]*{end})"
                 for part in self._runs
             )
+            for end in ("?", "")
         )
+        return re.compile(short), re.compile(long)
 
-    def filled(self, text: str, catalogue: "Catalogue") -> str | None:
+    def filled(self, text: str, catalogue: "Catalogue", how: How) -> str | None:
         """The translation of `text`; None where this is not its sentence."""
         at = 0
         for literal in self.literals:
@@ -107,15 +120,18 @@ class Sentence:
             if at < 0:
                 return None
             at += len(literal)
-        match = self._pattern.fullmatch(text)
-        if not match:
-            return None
         runs = [run for run in self._runs if isinstance(run, list)]
-        if self._is_short and not all(map(catalogue.may_be_put_in, match.groups(), runs)):
+        found = [match.groups() for pattern in self._patterns if (match := pattern.fullmatch(text))]
+        if self._is_short:
+            found = [puts for puts in found if all(map(catalogue.may_be_put_in, puts, runs))]
+        if how in ("known", "simple"):
+            found = [puts for puts in found if not any(_goes_on(*each) for each in zip(puts, runs, strict=True))]
+        known = [puts for puts in found if all(_is_known(*each, catalogue) for each in zip(puts, runs, strict=True))]
+        if not (chosen := known or (found if how in ("simple", "any") else [])):
             return None
         values: dict[int, str] = {}
-        for found, run in zip(match.groups(), runs, strict=True):
-            values |= _shared(found, run, catalogue)
+        for put, run in zip(chosen[0], runs, strict=True):
+            values |= _shared(put, run, catalogue)
         told, was_ours = "", True
         for part in self._theirs:
             if part not in self._silent:
@@ -137,7 +153,7 @@ class Catalogue:
     def translated(self, text: str) -> str:
         """`text` with every line that is known in the other language."""
         core = text.strip()
-        if not core:
+        if not _ENGLISH.search(core):
             return text
         found = self._found(core)
         if found is None:
@@ -151,47 +167,70 @@ class Catalogue:
         return self._found(text.strip()) is not None
 
     def may_be_put_in(self, text: str, run: "list[Place]") -> bool:
-        """Whether it is ours, or has a number, or is one word where any may stand."""
+        """Whether it is ours, a number, a time or an amount, or one word where any may stand."""
         is_word = " " not in text.strip() and run[0].kind != "s"
-        return not text or is_word or any(letter.isdigit() for letter in text) or self.knows(text)
+        return not text or is_word or _AMOUNT.fullmatch(text) is not None or self.knows(text)
 
     def _looked_up(self, text: str) -> str | None:
-        if (found := self._sentence(text)) is not None:
-            return found
-        if "\n" in text:
-            return self._by_lines(text)
-        return self._by_parts(text)
-
-    def _sentence(self, text: str) -> str | None:
         if (found := self._whole.get(text)) is not None:
             return found
-        return next((told for each in self._sentences if (told := each.filled(text, self)) is not None), None)
+        if (found := self._sentence(text, "known")) is not None:
+            return found
+        if _ANEW in text and (found := self._found(text.replace(_ANEW, ""))) is not None:
+            return found.replace("同一条命令", "去掉 `--fresh` 的同一条命令", 1)
+        is_one_line = "\n" not in text
+        if is_one_line and (found := self._by_parts(text)) is not None:
+            return found
+        if (found := self._sentence(text, "ours", "simple")) is not None:
+            return found
+        if not is_one_line and (found := self._by_lines(text)) is not None:
+            return found
+        return self._sentence(text, "any")
+
+    def _sentence(self, text: str, *ways: How) -> str | None:
+        if (found := self._whole.get(text)) is not None:
+            return found
+        filled = (each.filled(text, self, how) for how in ways for each in self._sentences)
+        return next((told for told in filled if told is not None), None)
 
     def _by_lines(self, text: str) -> str | None:
         """As many lines as one sentence has, then those that follow."""
         lines = text.split("\n")
         for number in range(len(lines) - 1, 0, -1):
             begin, rest = "\n".join(lines[:number]), "\n".join(lines[number:])
-            if number == 1 or self._sentence(begin.strip()) is not None:
+            if number == 1 or self._sentence(begin.strip(), "simple") is not None:
                 told = f"{self.translated(begin)}\n{self.translated(rest)}"
                 return told if told != text else None
         return None
 
     def _by_parts(self, text: str) -> str | None:
         """What was joined of several sentences, each of which is known; before a colon a name may stand."""
+        if text.startswith((", ", "; ")):
+            return f"{'，' if text[0] == ',' else '；'}{self.translated(text[2:])}" if self.knows(text[2:]) else None
         for gap, wide in (("   ", "   "), ("; ", "；"), (". ", "。"), (", ", "，"), (" + ", " + "), (" and ", "和")):
             parts = text.split(gap)
             if len(parts) > 1 and (gap == "   " or all(self.knows(part) or _is_number(part) for part in parts)):
                 told = wide.join(map(self.translated, parts))
                 return told if told != text else None
+        return self._by_colon(text)
+
+    def _by_colon(self, text: str) -> str | None:
         name, colon, rest = text.partition(": ")
-        if colon and self.knows(rest):
-            return f"{self.translated(name)}：{self.translated(rest)}"
-        return None
+        if not (colon and _NAME.fullmatch(name) and self.knows(rest)):
+            return None
+        return f"{self.translated(name)}：{self.translated(rest)}"
 
 
 def _is_number(text: str) -> bool:
     return not any(letter.isalpha() for letter in text)
+
+
+def _goes_on(put: str, run: list[Place]) -> bool:
+    return not run[0].kind and _GOES_ON.search(put) is not None
+
+
+def _is_known(put: str, run: list[Place], catalogue: "Catalogue") -> bool:
+    return not put or run[0].kind != "s" or _is_number(put) or catalogue.knows(put)
 
 
 def _letters(*texts: str) -> int:
@@ -202,8 +241,8 @@ def _beside(before: str, after: str, are_ours: bool) -> str:
     """Two parts of a sentence: a space stands between Chinese and what is not, and none within what `are_ours`."""
     if not (before and after):
         return before + after
-    if are_ours and _HAN.match(before.rstrip(" ")[-1:]) and _HAN.match(after.lstrip(" ")):
-        return before.rstrip(" ") + after.lstrip(" ")
+    if are_ours and _HAN.match(before.removesuffix(" ")[-1:]) and _HAN.match(after.removeprefix(" ")):
+        return before.removesuffix(" ") + after.removeprefix(" ")
     ends, begins = before[-1], after[0]
     is_between = (_HAN.match(ends) and _LATIN.match(begins)) or (_LATIN.match(ends) and _HAN.match(begins))
     return f"{before} {after}" if is_between else before + after
@@ -213,11 +252,12 @@ def _shared(found: str, run: list[Place], catalogue: Catalogue) -> dict[int, str
     """What each place of a run was given: the first any text, the others sentences of ours, or nothing."""
     first, *others = run
     if others:
-        for tail in _TAIL.finditer(found):
-            rest = found[tail.start() :]
-            if not rest or catalogue.knows(rest):
-                told = {place.number: "" for place in others} | {others[0].number: catalogue.translated(rest)}
-                return _shared(found[: tail.start()], [first], catalogue) | told
+        parts = [(found[: tail.start()], found[tail.start() :]) for tail in _TAIL.finditer(found)]
+        good = [(head, rest) for head, rest in parts if not rest or catalogue.knows(rest)]
+        # What is ours is known as a whole; of other text the longest tail that is known is ours.
+        head, rest = next((each for each in good if first.kind == "s" and catalogue.knows(each[0])), good[0])
+        told = {place.number: "" for place in others} | {others[0].number: catalogue.translated(rest)}
+        return _shared(head, [first], catalogue) | told
     return {first.number: catalogue.translated(found) if first.kind == "s" else found}
 
 

@@ -162,10 +162,8 @@ def read_text(inline: str | None, file: str | None, beside: Path, where: str) ->
     """A text of the job file, or of a file beside it. Raises `JobError` unless exactly one is there and readable."""
     if (inline is None) == (file is None):
         name = where.rsplit(" ", 1)[-1]
-        wrong = "is missing" if inline is None else f"and {name}_file are both there"
-        raise JobError(
-            f"{where} {wrong}", f"give one of the two: `{name}`, or `{name}_file` for a text beside the job file"
-        )
+        wrong = f"{where} is missing" if inline is None else f"{where} and {name}_file are both there"
+        raise JobError(wrong, f"give one of the two: `{name}`, or `{name}_file` for a text beside the job file")
     if inline is not None:
         return inline
     assert file is not None
