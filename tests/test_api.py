@@ -142,10 +142,12 @@ def test_a_frame_comes_back_with_its_answers_and_the_same_frame_buys_nothing() -
     assert (again.calls, again.details["generation"], again.frame().equals(table)) == (5, 1, True)
 
 
-def test_a_frame_that_was_changed_buys_what_is_new() -> None:
+def test_a_frame_that_was_changed_buys_what_is_new(capsys: pytest.CaptureFixture[str]) -> None:
     offline(words(5))
     more = offline(pl.concat([words(5), words(7)[5:].with_columns(id=pl.lit("n") + pl.col("id"))]))
     assert (more.rows, more.calls, more.details["kept"], more.details["generation"]) == (7, 2, 5, 2)
+    pp.run(job(), words(4), offline=True)
+    assert "the input: the table is not what it was" in " ".join(capsys.readouterr().err.split())
 
 
 class Stream:

@@ -100,7 +100,7 @@ def estimate(
 
 def told(job: str, made: estimating.Estimate) -> Estimate:
     """An estimate as it is handed out."""
-    plan = made.plan
+    plan, cost = made.plan, made.plan.cost_usd
     return Estimate(
         job=job,
         rows=plan.documents,
@@ -108,7 +108,7 @@ def told(job: str, made: estimating.Estimate) -> Estimate:
         calls=int(plan.prompts.expected),
         input_tokens=int(plan.input_tokens.expected),
         output_tokens=plan.output_tokens,
-        cost_usd=plan.cost_usd,
+        cost_usd=cost and Range(*(round(Decimal(usd), 8) for usd in (cost.low, cost.expected, cost.high))),
         seconds=plan.timeline.seconds,
         finish_at=plan.timeline.finish_at,
         notices=plan.notices,

@@ -147,7 +147,9 @@ def differences(old: Manifest, new: Manifest) -> list[str]:
     if old.kind != new.kind:
         lines.append(f"who answers: it holds {_ANSWERS[old.kind]}, this run would add {_ANSWERS[new.kind]}")
     if old.source != new.source:
-        lines.append(f"the input: {new.source_path} is not what it was when the run was started")
+        named = (new.identity.get("input") or {}).get("path", new.source_path)  # another where its content names it
+        table = new.source_path if named == new.source_path else "the table"
+        lines.append(f"the input: {table} is not what it was when the run was started")
     for section in sorted(old.identity.keys() | new.identity.keys()):
         before, after = old.identity.get(section) or {}, new.identity.get(section) or {}
         lines += [
