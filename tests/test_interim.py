@@ -67,7 +67,7 @@ def test_the_queries_of_the_page_work_on_a_run_that_goes_on(
     if find_spec("duckdb") is None and "CI" not in os.environ:
         pytest.skip("no DuckDB")
     monkeypatch.setenv("COLUMNS", "200")
-    page = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "recipes-tables.md").read_text()
     queries = re.findall(r"```python\n(.*?)```", page.partition("## Look into the answers")[2], re.DOTALL)
 
     def look(monitor: Monitor) -> bool:
