@@ -6,8 +6,6 @@ import errno
 import gc
 import io
 import os
-import resource
-import select
 import signal
 import sys
 import threading
@@ -18,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from pipeline import machine
 from pipeline.errors import PipelineError
 
 MOST_FILES = 65_536
@@ -38,16 +37,16 @@ def make_fit() -> None:
     _speak_utf8()
     _steady(1, "stdout", frozenset({errno.EPIPE, errno.EBADF}))
     _steady(2, "stderr", None)
-    _raise_file_limit()
+    machine.allow_files(MOST_FILES)
 
 
 def heed_signals() -> None:
-    """Let SIGTERM, and SIGHUP where `nohup` did not have it ignored, do what Ctrl-C does at that moment.
+    """Let SIGTERM, SIGHUP or Windows' Ctrl-Break do what Ctrl-C does at that moment, where `nohup` left them to us.
 
     So a signal ends a start, a plan or the writing of the output as it ends a run: told, and with the same code.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    for number in machine.ENDING:
+        if number != signal.SIGINT and not machine.is_ignored(number):
             signal.signal(number, _as_ctrl_c)
 
 
@@ -60,7 +59,7 @@ def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
 
 def heed_signals_no_more() -> None:
     """Let no signal change how the process ends: all is said, and Python's own end, of 0.2 s, would heed none."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in machine.ENDING:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -127,8 +126,8 @@ def end(code: int) -> NoReturn:
 
 def files_left() -> int:
     """How many files and sockets this process may open beside those that it has."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_FILES if soft == resource.RLIM_INFINITY else soft - _open_files(soft)
+    allowed = machine.allowed_files()
+    return MOST_FILES if allowed is None else allowed - _open_files(allowed)
 
 
 def too_few_files(left: int) -> PipelineError:
@@ -162,7 +161,7 @@ def give_back_memory() -> None:
 
 def trim_memory() -> None:
     """The same, without a look for garbage: what a thread has used it keeps for itself, and another one takes more."""
-    with suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -188,6 +187,7 @@ def _steady(number: int, name: str, passing: frozenset[int] | None) -> None:
     stream = getattr(sys, name)
     try:
         ours = isinstance(stream, io.TextIOWrapper) and stream.fileno() == number
+        ours &= machine.terminals_take_bytes or not stream.isatty()
     except (OSError, ValueError):
         ours = False
     if ours:
@@ -222,20 +222,12 @@ class _Descriptor(io.RawIOBase):
             try:
                 return os.write(self._number, data)
             except BlockingIOError:
-                select.select([], [self._number], [])
+                machine.wait_until_writable(self._number)
             except OSError as error:
                 if self._passing is not None and error.errno not in self._passing:
                     raise
                 self._gone = True
         return len(data)
-
-
-def _raise_file_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        with suppress(OSError, ValueError):  # macOS may allow fewer than it says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _open_files(soft: int) -> int:

@@ -1,7 +1,6 @@
 """A small SQLite file that several processes write, and that may fail in mid-run without stopping anybody."""
 
 import errno
-import fcntl
 import glob
 import os
 import sqlite3
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from pipeline import machine
 from pipeline.errors import RunStateError
 from pipeline.process import make_private
 
@@ -235,9 +235,9 @@ def begin_life(path: Path) -> int:
 
     It is locked, and the kernel lets go of that when the process ends, however it ends. Raises OSError.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = machine.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        machine.lock(fd)
     except OSError:
         os.close(fd)
         with suppress(OSError):
@@ -249,16 +249,13 @@ def begin_life(path: Path) -> int:
 def is_live(path: Path) -> bool:
     """Whether the process that made this sign of life lives; without a sign it does not. Raises OSError."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = machine.open_file(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return machine.is_locked(fd)
     finally:
         os.close(fd)
-    return False
 
 
 def is_blank(path: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import anyio
 import anyio.to_thread
 
+from pipeline import machine
 from pipeline.errors import JobError
 from pipeline.process import make_private
 
@@ -126,7 +127,7 @@ class SqliteShelf:
 
     def _connect(self) -> None:
         make_private(self._path.parent)
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(machine.open_file(self._path, os.O_RDWR | os.O_CREAT))
         if not self._path.is_file():
             raise sqlite3.DatabaseError("it is no file")  # a pipe would be waited for
         writer = self._writer = sqlite3.connect(self._path, timeout=30.0, isolation_level=None, check_same_thread=False)

@@ -23,6 +23,7 @@ RANKS: dict[str, int] = {
     "events": 0,
     "headings": 0,
     "language": 0,
+    "machine": 0,
     "models": 0,
     "protocols": 0,
     "records": 0,
@@ -88,6 +89,9 @@ ONLY_IMPORTERS: dict[str, set[str]] = {
     "prometheus_client": {"telemetry"},
     "opentelemetry": {"telemetry"},
     "redis": {"shelves"},
+    "fcntl": {"machine"},  # Windows lacks these two
+    "resource": {"machine"},
+    "select": {"machine"},
     "rich": {"console"},
     "typer": {"cli"},
     "click": {"cli"},

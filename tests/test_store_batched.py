@@ -330,7 +330,7 @@ def test_who_looked_for_an_answer_before_its_batch_was_taken_looks_again(directo
         assert store.batches.out("content 7", 7) is None, "nobody looked before"
 
 
-@pytest.mark.parametrize("broken", ["fsync", "rename"])
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
 def test_a_batch_that_finds_the_disk_full_is_taken_when_there_is_room(
     directory: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:

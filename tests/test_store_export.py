@@ -462,7 +462,7 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_name(
     tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    fsync, rename = os.fsync, Path.rename
+    fsync, rename = os.fsync, Path.replace
 
     def synced(fd: int) -> None:
         steps.append("fsync")
@@ -473,7 +473,7 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_old_ones_name(
         return rename(path, to)
 
     monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "replace", renamed)
     write(IDS, results, tmp_path / "new" / "out.csv")
     assert steps == ["fsync", "fsync", "rename to output.json", "rename to out.csv", "fsync"], "the folder's at last"
 

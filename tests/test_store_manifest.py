@@ -35,7 +35,7 @@ def test_a_manifest_is_read_back_equal(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("step", ["open", "fsync", "rename"])
+@pytest.mark.parametrize("step", ["open", "fsync", "replace"])
 def test_a_manifest_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     path = tmp_path / "manifest.json"
 

@@ -130,7 +130,7 @@ class Crash(Exception):
     """The process dies here."""
 
 
-@pytest.mark.parametrize("step", ["touch", "write", "fsync", "rename"])
+@pytest.mark.parametrize("step", ["touch", "write", "fsync", "replace"])
 def test_a_part_that_was_not_finished_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def crash(*_: Any, **__: Any) -> None:
         raise Crash(step)
@@ -151,7 +151,7 @@ def test_a_part_is_forced_to_the_disk_before_it_gets_its_name_and_its_name_after
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    fsync, rename = os.fsync, Path.rename
+    fsync, rename = os.fsync, Path.replace
 
     def spy_fsync(fd: int) -> None:
         steps.append("directory" if os.fstat(fd).st_ino == tmp_path.stat().st_ino else "file")
@@ -162,7 +162,7 @@ def test_a_part_is_forced_to_the_disk_before_it_gets_its_name_and_its_name_after
         return rename(path, target)
 
     monkeypatch.setattr(os, "fsync", spy_fsync)
-    monkeypatch.setattr(Path, "rename", spy_rename)
+    monkeypatch.setattr(Path, "replace", spy_rename)
     parts.write_part(FRAME, tmp_path, 12)
     assert steps == ["file", ".part-000012.parquet.tmp to part-000012.parquet", "directory"]
 

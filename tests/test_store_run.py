@@ -634,7 +634,7 @@ def steps(directory: Path, last: int | None = None) -> Iterator[list[str]]:
             watch(patch, os, verb, ".jsonl")
         for verb in ("fdatasync", "fsync"):
             watch(patch, os, verb)
-        for verb in ("touch", "rename", "unlink"):
+        for verb in ("touch", "replace", "unlink"):
             watch(patch, Path, verb)
         yield taken
 
@@ -690,11 +690,11 @@ SEAL = (
     "write parts.jsonl",
     "touch calls/.part-000001.parquet.tmp",
     "fsync calls/.part-000001.parquet.tmp",
-    "rename calls/.part-000001.parquet.tmp",
+    "replace calls/.part-000001.parquet.tmp",
     "fsync calls",
     "touch results/.part-000001.parquet.tmp",
     "fsync results/.part-000001.parquet.tmp",
-    "rename results/.part-000001.parquet.tmp",
+    "replace results/.part-000001.parquet.tmp",
     "fsync results",
     "open parts.jsonl",
     "write parts.jsonl",
@@ -734,11 +734,11 @@ RECOVERY = (
     "write parts.jsonl",
     "touch calls/.part-000002.parquet.tmp",
     "fsync calls/.part-000002.parquet.tmp",
-    "rename calls/.part-000002.parquet.tmp",
+    "replace calls/.part-000002.parquet.tmp",
     "fsync calls",
     "touch results/.part-000002.parquet.tmp",
     "fsync results/.part-000002.parquet.tmp",
-    "rename results/.part-000002.parquet.tmp",
+    "replace results/.part-000002.parquet.tmp",
     "fsync results",
     "open parts.jsonl",
     "write parts.jsonl",
@@ -752,7 +752,7 @@ RECOVERY = (
 def leave_half_a_seal(directory: Path) -> None:
     with killed(directory) as store:
         buy_and_finish(store)
-        half = SEAL.index("rename results/.part-000001.parquet.tmp")
+        half = SEAL.index("replace results/.part-000001.parquet.tmp")
         with steps(directory, half), suppress(Crash):
             anyio.run(store.seal)
     with (directory / "journal-000002.jsonl").open("ab") as journal:
@@ -777,7 +777,7 @@ def test_a_crash_in_a_recovery_loses_nothing_and_doubles_nothing(directory: Path
 FIRST_START = (
     "touch .manifest.json.tmp",
     "fsync .manifest.json.tmp",
-    "rename .manifest.json.tmp",
+    "replace .manifest.json.tmp",
     "fsync .",
     "open journal-000001.jsonl",
     "write journal-000001.jsonl",

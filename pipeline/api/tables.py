@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import polars as pl
 
+from pipeline import machine
 from pipeline.errors import InputError, RunStateError
 from pipeline.job import GIVEN
 from pipeline.process import make_private
@@ -54,7 +55,7 @@ def kept(table: pl.DataFrame | pl.LazyFrame | ArrowStream) -> str:
             os.fsync(file.fileno())
         final = directory / f"{digest.hexdigest()}.parquet"
         if not final.exists():  # one that is there may be read at this moment: it is left alone
-            hidden.rename(final)
+            machine.replace(hidden, final)
             _tidy(directory)
         return str(final)
     finally:

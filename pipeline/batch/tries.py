@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline import machine
 from pipeline.store.batch_states import cannot_write
 
 NAME = "tries"
@@ -39,7 +40,7 @@ class Tries:
         if not names:
             return
         try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fd = machine.open_file(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             try:
                 torn = os.fstat(fd).st_size % names.itemsize
                 os.write(fd, b"\0" * (names.itemsize - torn if torn else 0) + names.tobytes())

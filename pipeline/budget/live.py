@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from zlib import crc32
 
+from pipeline import machine
 from pipeline.sharedfile import begin_life
 
 _SUM = b"%019d"
@@ -33,7 +34,7 @@ class LiveSum:
         """Write the new sum."""
         now = _SUM % (self.nano_usd + nano_usd)
         line = b"%s %08x\n" % (now, crc32(now))
-        if os.pwrite(self._fd, line, 0) != len(line):
+        if machine.write_at(self._fd, line, 0) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.nano_usd += nano_usd
 

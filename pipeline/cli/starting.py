@@ -1,18 +1,17 @@
 """`pipeline init`: a job file for a table or a folder."""
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
-from subprocess import list2cmdline
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from pipeline import machine
 from pipeline.errors import InputError, PipelineError
 from pipeline.language import VARIABLE, Data, current, spoken
 from pipeline.process import quick_imports
@@ -198,4 +197,4 @@ def _shell(word: str) -> str:
     """A word as the shell takes it; a name that begins like a flag is written as a path."""
     if word.startswith("-"):
         word = f"./{word}"
-    return list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
+    return machine.quoted(word)

@@ -7,6 +7,7 @@ import stat
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
+from pipeline import machine
 from pipeline.documents import formats
 from pipeline.documents.decoding import NoText, decoded
 from pipeline.documents.finding import Kind
@@ -47,7 +48,7 @@ class Read:
 def opened(at: str) -> tuple[BinaryIO, int]:
     """A document's file, and its length. Raises `NoText`."""
     try:
-        descriptor = os.open(at, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = machine.open_file(at, os.O_RDONLY | machine.NO_WAITING)
         seen = os.fstat(descriptor)
     except OSError as error:
         raise NoText(f"it cannot be read: {error.strerror}") from None

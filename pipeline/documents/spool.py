@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from pipeline import machine
 from pipeline.documents.reading import VERSION, Read
 from pipeline.errors import InputError
 from pipeline.process import make_private
@@ -91,7 +92,7 @@ class Spool:
             return self._opened()
 
     def _opened(self) -> sqlite3.Connection:
-        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        os.close(machine.open_file(self.path, os.O_CREAT | os.O_RDWR))
         db = sqlite3.connect(self.path, timeout=_PATIENCE_S, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode = WAL")

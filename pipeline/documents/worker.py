@@ -3,8 +3,8 @@
 import json
 import os
 import signal
-from contextlib import suppress
 
+from pipeline import machine
 from pipeline.documents.decoding import NoText
 from pipeline.documents.reading import read
 
@@ -22,9 +22,9 @@ def serve() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):  # a library may have something to say
         os.dup2(nowhere, number)
-    _bound_memory()
+    machine.bound_memory(MOST_MEMORY_BYTES)
     for line in asked:
-        _bound_time()
+        machine.bound_cpu(MOST_CPU_S)  # nobody may be there any more to end this process
         answers.write(json.dumps(_answer(json.loads(line))).encode() + b"\n")
         answers.flush()
 
@@ -39,21 +39,3 @@ def _answer(document: dict[str, str | None]) -> dict[str, object]:
     except Exception as error:  # foreign bytes are read, in ways of a library
         return {"gone": f"its reader broke down over it ({type(error).__name__})"}
     return {"digest": digest, **found.facts()}
-
-
-def _bound_memory() -> None:
-    with suppress(ImportError, OSError, ValueError):  # no such bound on this system
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, hard))
-
-
-def _bound_time() -> None:
-    """Nobody may be there any more to end this process."""
-    with suppress(ImportError, OSError, ValueError):
-        import resource
-
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + MOST_CPU_S, hard))

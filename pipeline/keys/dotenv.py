@@ -7,6 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import machine
+
 MOST_FILE_BYTES = 1024 * 1024
 """Of a `.env` file: a larger one is something else."""
 
@@ -34,7 +36,7 @@ def read_file(path: Path, name: str) -> Looked:
     """The value of one variable in a `.env` file; no other is looked at, and none is put into the environment."""
     try:
         # A pipe would be waited for without end; a directory of that name is a virtual environment.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = machine.open_file(path, os.O_RDONLY | machine.NO_WAITING)
     except (FileNotFoundError, NotADirectoryError):
         return Looked()
     except OSError as error:
@@ -96,7 +98,7 @@ def exposed(path: Path) -> list[str]:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError:
         mode = 0
-    if mode & 0o077:
+    if machine.others_can_read(mode):
         found.append(f"{path} can be read by others on this machine (mode {mode:03o}): `chmod 600 {path}`")
     if _git(path, "ls-files", "--error-unmatch", path.name) == 0:
         found.append(

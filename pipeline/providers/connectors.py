@@ -3,8 +3,6 @@
 python-socks speaks the protocol: 50 kB of Python without dependencies, loaded where a SOCKS proxy is named.
 """
 
-import resource
-import select
 import socket
 import ssl
 import time
@@ -16,6 +14,7 @@ import aiohappyeyeballs
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from pipeline import machine
 from pipeline.providers.barriers import SocksRefused, Step
 from pipeline.providers.proxies import Proxy
 
@@ -62,8 +61,8 @@ class Connector(aiohttp.TCPConnector):
         return connection
 
     def _has_room(self, idle: int) -> bool:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return soft == resource.RLIM_INFINITY or len(self._acquired) + idle < soft // 2
+        allowed = machine.allowed_files()
+        return allowed is None or len(self._acquired) + idle < allowed // 2
 
     async def _wrap_create_connection(
         self, *args: Any, addr_infos: Any, client_error: Any = None, **kwargs: Any
@@ -147,6 +146,4 @@ def _is_talked_over(protocol: Any) -> bool:
     """Whether something was read, or can be, from a connection that waits for a request: words, or its end."""
     if protocol.should_close or protocol.transport is None:
         return True
-    ready = select.poll()
-    ready.register(protocol.transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return bool(ready.poll(0))
+    return machine.is_readable(protocol.transport.get_extra_info("socket").fileno())

@@ -10,6 +10,7 @@ from typing import BinaryIO, TypeVar
 
 import anyio.to_thread
 
+from pipeline import machine
 from pipeline.prompts import Prompt
 from pipeline.records import Failure, Media
 
@@ -38,7 +39,7 @@ def base64_of(file: Media) -> str:
 
 def opened(path: str) -> BinaryIO:
     """A file that was one when its row was looked at: one that is a pipe or a device by now holds nobody up."""
-    source = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    source = open(path, "rb", opener=lambda name, flags: machine.open_file(name, flags | machine.NO_WAITING))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
         source.close()
         raise OSError(errno.EINVAL, "it is no file")

@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from uuid import uuid4
 
-from pipeline import report
+from pipeline import machine, report
 from pipeline.errors import JobError, RunStateError
 from pipeline.plan.survey import Survey
 from pipeline.process import make_private
@@ -132,6 +132,8 @@ def _carried(session: Session, change: Change, found: Survey) -> Carried | None:
 def held(directory: Path) -> Iterator[None]:
     """A run directory where nobody else writes meanwhile, also as it is set aside."""
     lock = Lock(directory / "lock")
+    if not machine.can_move_what_is_open:  # whoever has a file of it open keeps it in its place there
+        lock.release()
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from functools import partial
 import anyio
 import anyio.to_thread
 
+from pipeline import machine
 from pipeline.errors import PipelineError
 from pipeline.job import Job, key_of
 from pipeline.keys import Key
@@ -67,7 +68,7 @@ def succeeds(new: str, old: str) -> None:
     """Note that what the project `new` uses is counted as that of `old`. Raises `OSError` and `PipelineError`."""
     path = projects_file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    handle = machine.open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         os.write(handle, f"{new} {old}\n".encode())
     finally:

@@ -1,7 +1,6 @@
 """One run, from the plan to the output table: opens what it needs, runs the engine, writes the output."""
 
 import os
-import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,7 @@ from functools import partial
 import anyio
 import anyio.to_thread
 
-from pipeline import report
+from pipeline import machine, report
 from pipeline.cache import shelf_of
 from pipeline.errors import (
     KEPT,
@@ -103,20 +102,12 @@ class Ended:
 
 async def heed_signals(engine: Engine) -> None:
     """First Ctrl-C (or SIGTERM, or SIGHUP of a terminal that is gone): finish what is in flight. Second: stop now."""
-    heeded = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
-        heeded.append(signal.SIGHUP)
-    before = [(number, handler) for number in heeded if (handler := signal.getsignal(number)) is not None]
-    try:
-        with anyio.open_signal_receiver(*heeded) as signals:
-            async for _ in signals:
-                if engine.interrupted:
-                    engine.abandon()
-                else:
-                    engine.halt(None)
-    finally:
-        for number, handler in before:  # asyncio leaves the system's own: the output is still to be written
-            signal.signal(number, handler)
+    with machine.signals_as_they_come() as signals:
+        async for _ in signals:
+            if engine.interrupted:
+                engine.abandon()
+            else:
+                engine.halt(None)
 
 
 async def run(

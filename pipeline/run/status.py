@@ -15,6 +15,7 @@ import anyio
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline import machine
 from pipeline.quota.standing import QuotaStanding
 from pipeline.records import Lane
 from pipeline.records import Status as Outcome
@@ -271,10 +272,10 @@ class StatusFile:
     def _write(self, status: Status) -> None:
         hidden = self._path.with_name(f".{NAME}.tmp")
         with suppress(OSError):
-            fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = machine.open_file(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             with os.fdopen(fd, "wb") as file:
                 file.write(orjson.dumps(asdict(status), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-            hidden.replace(self._path)
+            machine.replace(hidden, self._path)
         self.last = status
 
 

@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import polars as pl
 
+from pipeline import machine
 from pipeline.errors import RunStateError
 from pipeline.prompts import Prompt
 from pipeline.records import Reply, Step, changed
@@ -152,8 +153,9 @@ class Draft:
             self._file.flush()
             os.fsync(self._file.fileno())
             parts.write_frame(_frame(self.fingerprints.values()), self._keys, self._run, _UNSENT)
-            self._hidden.rename(self._requests)
-            parts.sync_directory(self._requests.parent)
+            self._file.close()
+            machine.replace(self._hidden, self._requests)
+            machine.sync_directory(self._requests.parent)
         except OSError as error:
             raise cannot_write(self._requests, error) from None
         finally:

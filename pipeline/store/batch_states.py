@@ -23,12 +23,12 @@ from zlib import crc32
 
 import orjson
 
+from pipeline import machine
 from pipeline.errors import RunStateError
 from pipeline.store.journal import with_sum, without_sum
 from pipeline.store.manifest import BATCHED_VERSION
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
-from pipeline.store.parts import sync_directory
 from pipeline.store.seals import Sealed
 
 NAME = "batches.jsonl"
@@ -183,7 +183,7 @@ class BatchLog:
         try:
             if not (self._path.exists() and _whole_bytes(self._path.read_bytes(), crc32(self._run.encode()))):
                 self._append(orjson.dumps({"batches": self._run}, option=orjson.OPT_APPEND_NEWLINE))
-            sync_directory(self._directory)
+            machine.sync_directory(self._directory)
             write_manifest(self._directory / "manifest.json", replace(manifest, version=BATCHED_VERSION))
         except OSError as error:
             raise cannot_write(self._path, error) from None
@@ -202,10 +202,10 @@ class BatchLog:
 
     def _append(self, line: bytes) -> None:
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fd = machine.open_file(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
                 size = os.fstat(fd).st_size
-                whole = _whole_bytes(os.pread(fd, size, 0), crc32(self._run.encode()))
+                whole = _whole_bytes(machine.read_at(fd, size, 0), crc32(self._run.encode()))
                 if whole < size:
                     os.ftruncate(fd, whole)
                 left = with_sum(line, crc32(self._run.encode()))
@@ -271,9 +271,9 @@ def read(directory: Path) -> dict[int, BatchState]:
 
 def _note_size(path: Path, size: int) -> None:
     """Note how many bytes of the events are on the disk; in place, and all at once."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = machine.open_file(path, os.O_WRONLY | os.O_CREAT)
     try:
-        os.pwrite(fd, b"%019d\n" % size, 0)
+        machine.write_at(fd, b"%019d\n" % size, 0)
     finally:
         os.close(fd)
 

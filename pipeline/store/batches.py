@@ -18,6 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline import machine
 from pipeline.errors import RunStateError
 from pipeline.process import make_private
 from pipeline.store import batch_lines, batch_states, batched, fallen, seals
@@ -294,7 +295,7 @@ def is_out(directory: Path) -> list[BatchState]:
 def _force(path: Path) -> None:
     """Have the file on the disk, whoever wrote it."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = machine.open_file(path, os.O_RDONLY)
         try:
             os.fsync(fd)
         finally:

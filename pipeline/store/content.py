@@ -22,6 +22,7 @@ import anyio
 import anyio.to_thread
 import polars as pl
 
+from pipeline import machine
 from pipeline.errors import RunStateError
 from pipeline.records import JUDGED, Reply, Usage
 from pipeline.store import batched, parts
@@ -192,7 +193,7 @@ class ContentIndex:
             self._connections.append(self._reader)
             self._indexed = self._reader.execute("SELECT EXISTS (SELECT 1 FROM content)").fetchone()[0]
             return
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(machine.open_file(self._path, os.O_RDWR | os.O_CREAT))
         if self._is_cut():
             raise sqlite3.DatabaseError("the file is cut off")
         # A crash of the machine may cost the index, which is built again: so nothing waits for the disk.

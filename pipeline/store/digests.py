@@ -14,6 +14,8 @@ from typing import NamedTuple
 import orjson
 import polars as pl
 
+from pipeline import machine
+
 NAME = "rows.parquet"
 MOST_ROWS = 2_000_000
 """Of a larger table nothing is kept, and nothing told: its hashes would take more memory than all else."""
@@ -50,7 +52,7 @@ def write(directory: Path, digests: Iterable[pl.DataFrame], rows: int, table: Ta
         hidden = final.with_name(f".{NAME}.tmp")
         hidden.touch(0o600)
         _hashes(digests).write_parquet(hidden, compression="uncompressed", metadata=metadata)
-        hidden.rename(final)
+        machine.replace(hidden, final)
 
 
 def compared(directory: Path, digests: Iterable[pl.DataFrame], rows: int, table: Table) -> RowsChanged | None:

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
+from pipeline import machine
 from pipeline.errors import RunStateError
 from pipeline.store.batch_states import cannot_write
 
@@ -108,7 +109,7 @@ def _append(path: Path, notes: "array[int]") -> None:
     if not notes:
         return
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = machine.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             size = os.fstat(fd).st_size
             os.ftruncate(fd, size - size % notes.itemsize)

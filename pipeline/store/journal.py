@@ -19,6 +19,7 @@ from zlib import crc32
 
 import orjson
 
+from pipeline import machine
 from pipeline.errors import RESUMABLE, RunStateError
 from pipeline.records import Parse, Result
 from pipeline.store.lines import Call, Ended, Sent, record_of
@@ -56,13 +57,13 @@ class Journal:
         self._torn = False
         self._note = -1
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._fd = machine.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             self.size = os.fstat(self._fd).st_size
         except OSError as error:
             raise self._refused(error) from None
         self._synced = self.size
         with suppress(OSError):  # it is a note only
-            self._note = os.open(path.parent / SYNCED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._note = machine.open_file(path.parent / SYNCED, os.O_WRONLY | os.O_CREAT)
         if not self.size:
             header = orjson.dumps({"journal": {"run": run, "number": journal_number(path)}}) + b"\n"
             self._write(b"".join(with_sum(line, self._seed) for line in (header, *carried)))
@@ -102,12 +103,12 @@ class Journal:
         size = self.size
         if size != self._synced:
             try:
-                getattr(os, "fdatasync", os.fsync)(self._fd)  # macOS has only the latter
+                machine.sync(self._fd)
             except OSError as error:
                 raise self._refused(error) from None
             self._synced = size
             with suppress(OSError):
-                os.pwrite(self._note, _SYNCED % (journal_number(self.path), size), 0)
+                machine.write_at(self._note, _SYNCED % (journal_number(self.path), size), 0)
 
     def _check_place(self) -> None:
         try:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import orjson
 
+from pipeline import machine
 from pipeline.process import make_private
 from pipeline.store.batch_states import BatchState
 
@@ -59,7 +60,7 @@ def note(path: Path, states: Iterable[BatchState], now: float) -> None:
         make_private(path.parent)
         if path.exists() and path.stat().st_size > _MOST_BYTES:
             _shorten(path, now)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = machine.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             os.write(fd, b"".join(lines))
         finally:
@@ -75,10 +76,10 @@ def _shorten(path: Path, now: float) -> None:
     """The newest half; what another run adds at this very moment may be lost."""
     kept = sorted((one for one in _read(path) if now - one.at < KEPT_S), key=lambda one: one.at)
     new = path.with_name(f"{path.name}.new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = machine.open_file(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     with os.fdopen(fd, "wb") as file:
         file.writelines(orjson.dumps(one, option=orjson.OPT_APPEND_NEWLINE) for one in kept[len(kept) // 2 :])
-    new.replace(path)
+    machine.replace(new, path)
 
 
 def _read(path: Path) -> Iterator[Took]:

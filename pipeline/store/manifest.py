@@ -1,6 +1,5 @@
 """What a run belongs to: written once, atomically; and the lock that lets one process write."""
 
-import fcntl
 import os
 import shlex
 import socket
@@ -13,9 +12,9 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline import machine
 from pipeline.errors import RunStateError
 from pipeline.places import Kind
-from pipeline.store.parts import sync_directory
 
 VERSION = 2
 """Layout of a new run directory. In layout 1 journals had neither first line nor checksums."""
@@ -90,8 +89,8 @@ def write(path: Path, manifest: Manifest) -> None:
         file.flush()
         os.fsync(file.fileno())
     hidden.chmod(0o600)
-    hidden.rename(path)
-    sync_directory(path.parent)
+    machine.replace(hidden, path)
+    machine.sync_directory(path.parent)
 
 
 def read(path: Path) -> Manifest | None:
@@ -172,13 +171,13 @@ class Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = machine.open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            machine.lock(self._fd)
         except OSError as error:
             holder = ""
             if isinstance(error, BlockingIOError):
-                holder = os.pread(self._fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
+                holder = machine.read_at(self._fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
             self.release()
             if not holder:
                 raise RunStateError(
@@ -190,7 +189,7 @@ class Lock:
                 f"`pipeline report {shlex.quote(str(path.parent))}` shows its progress",
             ) from None
         with suppress(OSError):  # only a courtesy to whoever asks
-            os.fchmod(self._fd, 0o600)
+            machine.set_mode(self._fd, 0o600)
             os.ftruncate(self._fd, 0)
             os.write(self._fd, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
@@ -199,12 +198,9 @@ class Lock:
         """Whether a living process writes into the directory of this lock file: none, where nothing can be locked."""
         try:
             with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+                return machine.is_locked(file.fileno())
         except OSError:
             return False
-        return False
 
     def release(self) -> None:
         """Let another process write."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 from pydantic import TypeAdapter
 
+from pipeline import machine
 from pipeline.errors import RunStateError
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.parts import read_parts
@@ -143,7 +144,7 @@ def _digest(fd: int, size: int) -> str:
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     half = _WHOLE_BYTES // 2
     for start, stop in ((0, size),) if size <= _WHOLE_BYTES else ((0, half), (size - half, size)):
-        while start < stop and (block := os.pread(fd, min(2**20, stop - start), start)):
+        while start < stop and (block := machine.read_at(fd, min(2**20, stop - start), start)):
             digest.update(block)
             start += len(block)
     return digest.hexdigest()

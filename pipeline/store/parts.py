@@ -18,6 +18,7 @@ from typing import Any
 import polars as pl
 from polars.datatypes import DataTypeClass
 
+from pipeline import machine
 from pipeline.errors import RunStateError
 from pipeline.records import Result
 from pipeline.store.lines import Call
@@ -265,8 +266,8 @@ def write_frame(frame: pl.DataFrame, final: Path, run: str, kept: str) -> Sealed
             file.write(encoded.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        hidden.rename(final)
-        sync_directory(final.parent)
+        machine.replace(hidden, final)
+        machine.sync_directory(final.parent)
     except OSError as error:
         with suppress(OSError):  # the next start removes it
             hidden.unlink(missing_ok=True)
@@ -355,12 +356,3 @@ def damaged(path: Path) -> RunStateError:
         f"{path} is damaged\nThe other parts are whole; its rows would be bought again without it.",
         "restore it from a backup; `pipeline report --verify` says which parts are whole",
     )
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames and new names in `directory` survive power loss."""
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -5,7 +5,6 @@ that is not there.
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -17,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline import machine
 from pipeline.errors import InputError, OutputError, PipelineError, RunStateError
 from pipeline.store import notes
-from pipeline.store.parts import sync_directory
 
 STAMP = r"\.\d{8}T\d{6}\.\d+Z"
 """What `--fresh` adds to the name of a run that it sets aside."""
@@ -131,8 +130,9 @@ class Place:
                 )
             if self._noted:
                 self._note(file.fileno(), counted)
-            hidden.rename(self._target)
-            sync_directory(self._target.parent)
+            file.close()
+            machine.replace(hidden, self._target)
+            machine.sync_directory(self._target.parent)
         self._before, self._finished = _signature(self._target), counted.finished
 
     def _inherit(self, fd: int) -> None:
@@ -142,8 +142,8 @@ class Place:
             old = self._target.stat()
             mode = stat.S_IMODE(old.st_mode)
             with suppress(OSError):
-                os.fchown(fd, old.st_uid, old.st_gid)
-        os.fchmod(fd, mode & 0o777)
+                machine.set_owner(fd, old)
+        machine.set_mode(fd, mode & 0o777)
 
     def _note(self, fd: int, counted: Counted) -> None:
         final = self._directory / notes.NAME
@@ -151,7 +151,8 @@ class Place:
             file.write(notes.with_one_more(self._directory, self._target, fd, counted.rows, counted.finished))
             file.flush()
             os.fsync(file.fileno())
-            hidden.rename(final)
+            file.close()
+            machine.replace(hidden, final)
 
     def _refused(self, message: str) -> InputError:
         return InputError(
@@ -279,7 +280,7 @@ def _left_over(target: Path) -> Iterator[Path]:
 def _beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """A new file beside `target` that nobody else can have made; removed when it was not renamed."""
     hidden = _temporary(target, os.urandom(8).hex())
-    fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = machine.open_file(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | machine.NO_LINK)
     try:
         with os.fdopen(fd, "w+b") as file:
             yield hidden, file
@@ -293,11 +294,11 @@ def _locked(path: Path, target: Path) -> Iterator[None]:
     """The right to write `target`; the system gives it back when the holder dies."""
     name = target.with_name(_short(f".{target.name}.lock"))
     while True:
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = machine.open_file(name, os.O_RDWR | os.O_CREAT | machine.NO_LINK)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            machine.lock(fd)
         except BlockingIOError:
-            holder = os.pread(fd, 100, 0).decode("utf-8", "replace") or "another process"
+            holder = machine.read_at(fd, 100, 0).decode("utf-8", "replace") or "another process"
             os.close(fd)
             raise RunStateError(
                 f"another run writes {path}: {holder}", "wait for its end, or choose another place with `--out`"
@@ -312,7 +313,7 @@ def _locked(path: Path, target: Path) -> Iterator[None]:
         os.close(fd)  # the holder before removed it meanwhile
     try:
         os.truncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()}".encode(), 0)
+        machine.write_at(fd, f"process {os.getpid()}".encode(), 0)
         yield
     finally:
         with suppress(OSError):

@@ -5,6 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline import machine
 from pipeline.errors import RunStateError
 
 RESERVE_BYTES = 8 * 2**20
@@ -27,9 +28,10 @@ class Reserve:
 
     def take(self) -> None:
         """Take the room. Raises `RunStateError` when there is not so much, `OSError` when no file can be made."""
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._descriptor = machine.open_file(self._path, os.O_WRONLY | os.O_CREAT)
         try:
-            self._path.unlink()
+            if machine.can_move_what_is_open:
+                self._path.unlink()
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._descriptor, 0, RESERVE_BYTES)
             else:  # macOS
@@ -56,4 +58,5 @@ class Reserve:
         if self._descriptor is not None:
             with suppress(OSError):
                 os.close(self._descriptor)
+                self._path.unlink(missing_ok=True)
             self._descriptor = None

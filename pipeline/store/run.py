@@ -30,6 +30,7 @@ import anyio.to_thread
 import orjson
 import polars as pl
 
+from pipeline import machine
 from pipeline.errors import RunStateError
 from pipeline.events import Event
 from pipeline.process import make_private
@@ -96,7 +97,7 @@ class RunStore:
             with ExitStack() as failed:
                 for name in ("", "calls", "results"):
                     make_private(self.directory / name)
-                parts.sync_directory(self.directory.parent)
+                machine.sync_directory(self.directory.parent)
                 self._lock = Lock(self.directory / "lock")
                 failed.callback(self._lock.release)
                 known = read_manifest(self.directory / "manifest.json")
@@ -416,7 +417,7 @@ class RunStore:
     def _write_parts(self, batch: Batch) -> None:
         self._journal.sync()
         try:
-            parts.sync_directory(self.directory)
+            machine.sync_directory(self.directory)
         except OSError as error:
             raise RunStateError(
                 f"cannot write {self.directory}: {error.strerror}\nEvery answer is in its journals: nothing is lost.",

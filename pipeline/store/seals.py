@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import orjson
 
+from pipeline import machine
 from pipeline.errors import RunStateError
 
 NAME = "parts.jsonl"
@@ -70,7 +71,7 @@ def _append(directory: Path, records: Sequence[Mapping[str, object]], *, sync: b
 
 def _append_lines(path: Path, lines: bytes, sync: bool) -> None:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = machine.open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             _drop_torn_line(fd)
             os.write(fd, lines)
@@ -157,6 +158,6 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _drop_torn_line(fd: int) -> None:
     size = os.fstat(fd).st_size
-    whole = os.pread(fd, size, 0).rfind(b"\n") + 1
+    whole = machine.read_at(fd, size, 0).rfind(b"\n") + 1
     if whole < size:
         os.ftruncate(fd, whole)

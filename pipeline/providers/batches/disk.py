@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 import orjson
 
+from pipeline import machine
 from pipeline.providers.batches.base import MOST_RESULTS_BYTES
 from pipeline.providers.resumable import PASSING
 from pipeline.providers.transport import Lost, Response
@@ -84,8 +85,8 @@ class _Hidden:
         self._file: BinaryIO
 
     def __enter__(self) -> Self:
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        self._file = os.fdopen(os.open(self._hidden, flags, 0o600), "w+b")
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+        self._file = os.fdopen(machine.open_file(self._hidden, flags), "w+b")
         return self
 
     def __exit__(
