@@ -11,6 +11,10 @@ import pytest
 from commands import Ran
 from test_docs import ALL, ROOT, blocks
 
+from pipeline.errors import EXIT_CODES
+from pipeline.language.catalogue import read
+from pipeline.records import CAUSES, PASSING, STATUSES
+
 CHINESE = [page for page in ALL if page.startswith("docs/zh-CN/") or page == "README.zh-CN.md"]
 TRANSLATED = [page for page in CHINESE if page != "docs/zh-CN/glossary.md"]
 HAN = re.compile(r"[\u4e00-\u9fff]")
@@ -24,7 +28,7 @@ def english(page: str) -> dict[str, str]:
     line = next((line for line in ALL[page].splitlines() if line.startswith("英文原文：")), "")
     names = [
         (ROOT / page).parent.joinpath(path).resolve().relative_to(ROOT.resolve()).as_posix()
-        for path in re.findall(r"\]\(([^)#]+)\)", line)
+        for path in re.findall(r"\]\(([^)#]+)", line)
     ]
     assert names, f"{page} names no English page: a line that begins with 英文原文："
     return {name: ALL[name] for name in names}
@@ -48,6 +52,7 @@ def same(ours: Any, theirs: Any) -> bool:
 
 READ: dict[str, Callable[[str], Any]] = {
     "sh": typed,
+    "cron": typed,
     "toml": tomllib.loads,
     "csv": lambda block: list(csv.reader(block.splitlines())),
 }
@@ -55,11 +60,11 @@ READ: dict[str, Callable[[str], Any]] = {
 
 @pytest.mark.parametrize("page", TRANSLATED)
 def test_blocks_are_those_of_the_english_page(page: str) -> None:
-    for language, read in READ.items():
-        theirs = [read(block) for text in english(page).values() for block in blocks(text, language)]
+    for language, parsed in READ.items():
+        theirs = [parsed(block) for name in ALL if name not in CHINESE for block in blocks(ALL[name], language)]
         for block in blocks(ALL[page], language):
-            found = any(same(read(block), each) for each in theirs)
-            assert found, f"mend {page}: this stands no more in {', '.join(english(page))}:\n{block}"
+            found = any(same(parsed(block), each) for each in theirs)
+            assert found, f"mend {page}: this stands on no English page (see {', '.join(english(page))}):\n{block}"
 
 
 def numbers(text: str) -> set[str]:
@@ -72,6 +77,27 @@ def test_numbers_are_those_of_the_english_page(page: str) -> None:
     known = numbers(told) | {number for word, number in WORDS.items() if re.search(rf"\b{word}\b", told, re.IGNORECASE)}
     said = numbers(re.sub(r"```.*?```", "", ALL[page], flags=re.DOTALL))
     assert said <= known, f"mend {page}: {', '.join(english(page))} has no {sorted(said - known)}"
+
+
+def cells(page: str, heading: str) -> list[list[str]]:
+    """The rows of the table below a heading, without its head."""
+    part = ALL[page].partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| ")][1:]
+
+
+def test_codes_states_and_causes_are_all_there() -> None:
+    page = "docs/zh-CN/errors.md"
+    assert [int(row[0]) for row in cells(page, "退出码")] == list(EXIT_CODES)
+    assert [row[0].strip("`") for row in cells(page, "行的状态")] == [*STATUSES, "pending"]
+    told = {row[0].strip("`"): row[2] for row in cells(page, "失败的原因")}
+    assert told == {cause: "是" if cause in PASSING else "否" for cause in CAUSES}
+
+
+def test_messages_about_networks_are_those_of_the_terminal() -> None:
+    said = read((ROOT / "pipeline" / "language" / "zh_CN.po").read_text("utf-8")).values()
+    for message, *_ in cells("docs/zh-CN/networks.md", "消息的含义"):
+        pattern = ".*".join(re.escape(part.strip()) for part in message.split("…"))
+        assert any(re.search(pattern, each) for each in said), f"the terminal does not say: {message}"
 
 
 def sentences(text: str) -> Iterator[str]:
