@@ -73,7 +73,7 @@ def peak(tmp_path: Path, table: str) -> int:
     done = subprocess.run(
         [sys.executable, "-c", PEAK, "run", job.name, "--offline"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(flows.__file__).parent.parent)},
+        env=os.environ | {"PYTHONPATH": str(Path(flows.__file__).parents[2])},
         capture_output=True,
         text=True,
     )
