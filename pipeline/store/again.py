@@ -11,6 +11,7 @@ import polars as pl
 
 from pipeline.records import JUDGED, PASSING, Reply, Result
 from pipeline.store import parts
+from pipeline.store.judged import Judged, gave_judged, judged_of
 from pipeline.store.state import Outcomes
 
 _NOTHING = Decimal(0)
@@ -18,10 +19,10 @@ _OUTCOME = ("row", "status", "error_kind", "changes", "finished_at")
 
 
 class _Before(NamedTuple):
-    """The outcome that would not do: when it came, and of an answer that was judged its text, hashed."""
+    """The outcome that would not do: when it came, and what an answer that was judged is known by."""
 
     finished_at: float
-    judged: int | None
+    judged: Judged | None
 
 
 @dataclass(slots=True)
@@ -57,7 +58,7 @@ class Again:
                         judged.append(row)
             if judged:
                 for row, text in read(("row", "response")).filter(pl.col("row").is_in(judged)).iter_rows():
-                    self._before[row] = self._before[row]._replace(judged=hash(text))
+                    self._before[row] = self._before[row]._replace(judged=judged_of(text))
 
         for path in parts.part_paths(directory / "results"):
             take_in(partial(parts.read_part, path))
@@ -100,4 +101,5 @@ class Again:
         """
         if self.is_new(row, cut_at):
             return True
-        return reply.status == "ok" and hash(reply.text) != self._before[row].judged
+        judged = self._before[row].judged
+        return reply.status == "ok" and not (judged and gave_judged(reply.text, judged))

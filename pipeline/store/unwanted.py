@@ -8,23 +8,29 @@ from collections.abc import Collection
 import polars as pl
 
 from pipeline.records import JUDGED
+from pipeline.store.judged import Judged, gave_judged, judged_of
 
 OUTCOME_COLUMNS = ("row", "status", "error_kind", "response")
 CALL_COLUMNS = ("row", "fingerprint", "paid", "status", "error_kind")
+_JUDGED = {"judged": pl.Int64, "length": pl.Int64}
 _IS_OK = pl.col("status") == "ok"
 
 
 class Unwanted:
-    """The rows of one directory with one of these statuses or causes; of an answer that was judged its text, hashed."""
+    """The rows of one directory with one of these statuses or causes; what an answer that was judged is known by."""
 
     def __init__(self, kinds: Collection[str]) -> None:
         self._is_asked = pl.col("status").is_in(kinds) | pl.col("error_kind").is_in(kinds).fill_null(False)
-        self._rows = pl.DataFrame(schema={"row": pl.Int64, "judged": pl.UInt64})
+        self._rows = pl.DataFrame(schema={"row": pl.Int64, **_JUDGED})
 
     def take_in(self, outcomes: pl.DataFrame) -> None:
         """The outcomes of one part more, later than those before; it has the columns of `OUTCOME_COLUMNS`."""
-        judged = pl.when(pl.col("error_kind").is_in(JUDGED)).then(pl.col("response").hash())
-        found = outcomes.filter(self._is_asked).select("row", judged.alias("judged"))
+        found = outcomes.filter(self._is_asked)
+        judged = found.filter(pl.col("error_kind").is_in(JUDGED))
+        known = pl.DataFrame([judged_of(each) for each in judged["response"]], schema=_JUDGED, orient="row")
+        found = found.select("row").join(
+            pl.concat([judged.select("row"), known], how="horizontal"), on="row", how="left"
+        )
         before = self._rows.filter(~pl.col("row").is_in(outcomes["row"].implode()))
         self._rows = pl.concat([before, found])
 
@@ -33,10 +39,16 @@ class Unwanted:
 
         `calls` has the columns of `CALL_COLUMNS` and a `text`, null where it is the answer of its row.
         """
-        is_judged = _IS_OK & (pl.col("text").is_null() | (pl.col("text").hash() == pl.col("judged")))
         of_rows = calls.filter("paid").join(self._rows, on="row")
-        wanting = of_rows.filter(self._is_asked | (pl.col("judged").is_not_null() & is_judged))
-        return wanting.select("fingerprint", _IS_OK.alias("ok"))
+        known = of_rows.select("status", "text", *_JUDGED).iter_rows()
+        is_judged = pl.Series(
+            [
+                status == "ok" and found is not None and (text is None or gave_judged(text, Judged(found, length)))
+                for status, text, found, length in known
+            ],
+            dtype=pl.Boolean,
+        )
+        return of_rows.filter(self._is_asked | is_judged).select("fingerprint", _IS_OK.alias("ok"))
 
     def among_unfinished(self, calls: pl.DataFrame) -> pl.DataFrame:
         """As `among`, of rows without an outcome: by what became of each call."""
