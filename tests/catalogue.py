@@ -66,6 +66,7 @@ OTHERS = (
     "after",
     "model",
     "in",
+    "accepted",
     "out",
     "cached",
     "context",

@@ -115,6 +115,20 @@ def test_a_text_is_said_sentence_by_sentence(small: Catalogue, text: str, told: 
     assert small.translated(text) == told
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("2,000 calls, $0.28, by 07:00 tomorrow", "2,000 次调用，$0.28，明天 07:00 前完成"),
+        (
+            "half of all batches are done within 96 min, one in ten takes over 11 h; nobody promises less than 24 h",
+            "半数批次的用时不超过 96 分钟，十分之一超过 11 小时；服务方只承诺 24 小时内完成",
+        ),
+    ],
+)
+def test_what_begins_or_ends_a_sentence_takes_no_more_than_its_own(text: str, told: str) -> None:
+    assert chinese().translated(text) == told
+
+
 def test_data_is_never_translated(in_chinese: None) -> None:
     assert language.spoken("reading the table") == "正在读取表格"
     assert language.spoken(Data("reading the table")) == "reading the table"

@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Literal
 
 _PLACE = re.compile(r"\{(\d+)(?::([ns-]))?\}")
-_NUMBER = r"[-+$]*\d[\d.,]*(?: M| ?%)?"
+_NUMBER = r"[-+$]*\d[\d.,]*(?::\d\d)?(?: M| ?%)?"  # or a time of day
 _HAN, _LATIN = re.compile("[\u4e00-\u9fff]"), re.compile(r"[A-Za-z0-9$`\[]")
 _WIDE = "，。；：、（）？！"
 """Punctuation that has its room within: no space stands beside it."""
