@@ -123,6 +123,7 @@ def test_a_text_is_said_sentence_by_sentence(small: Catalogue, text: str, told: 
             "half of all batches are done within 96 min, one in ten takes over 11 h; nobody promises less than 24 h",
             "半数批次的用时不超过 96 分钟，十分之一超过 11 小时；服务方只承诺 24 小时内完成",
         ),
+        ("the proxy http://[::1]:1 cannot be reached: connection refused", "无法连接代理 http://[::1]:1：连接被拒绝"),
     ],
 )
 def test_what_begins_or_ends_a_sentence_takes_no_more_than_its_own(text: str, told: str) -> None:

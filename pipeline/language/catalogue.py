@@ -172,7 +172,8 @@ class Catalogue:
         return not text or is_word or _AMOUNT.fullmatch(text) is not None or self.knows(text)
 
     def _looked_up(self, text: str) -> str | None:
-        if (found := self._whole.get(text)) is not None:
+        capital = text[:1].upper() + text[1:]  # what the system says of an error stands within a sentence of ours
+        if (found := self._whole.get(text, self._whole.get(capital))) is not None:
             return found
         if (found := self._sentence(text, "known")) is not None:
             return found
