@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from commands import Ran
-from test_docs import ALL, ROOT, blocks
+from test_docs import ALL, ROOT, blocks, command
 
 from pipeline.errors import EXIT_CODES
 from pipeline.language.catalogue import read
@@ -65,6 +65,14 @@ def test_blocks_are_those_of_the_english_page(page: str) -> None:
         for block in blocks(ALL[page], language):
             found = any(same(parsed(block), each) for each in theirs)
             assert found, f"mend {page}: this stands on no English page (see {', '.join(english(page))}):\n{block}"
+
+
+def test_the_chinese_readme_has_every_block_of_the_english_one() -> None:
+    for language, parsed in READ.items():
+        ours = [parsed(block) for block in blocks(ALL["README.zh-CN.md"], language)]
+        for block in blocks(ALL["README.md"], language):
+            found = any(same(each, parsed(block)) for each in ours) or block == command("test")
+            assert found, f"mend README.zh-CN.md: this stands in README.md alone:\n{block}"
 
 
 def numbers(text: str) -> set[str]:
@@ -125,11 +133,11 @@ def test_what_a_chinese_terminal_shows_is_what_comes(
     ]
     assert shown
     for page, block in shown:
-        command, _, expected = block.partition("\n")
-        ran = cli(*command.split())
+        line, _, expected = block.partition("\n")
+        ran = cli(*line.split())
         assert ran.code == 0, ran.err
         came, told = (
             [" ".join(line.split()) for line in text.splitlines() if not line.strip().startswith(hangs_on_the_clock)]
             for text in (ran.out or ran.err, expected)
         )
-        assert came == told, f"mend {page}: $ pipeline {command}"
+        assert came == told, f"mend {page}: $ pipeline {line}"
