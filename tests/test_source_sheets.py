@@ -2,6 +2,7 @@
 
 import datetime as dt
 import io
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -117,17 +118,43 @@ def test_what_would_arrive_empty_is_refused_by_its_place(tmp_path: Path, write: 
     assert message in refused(lambda: open_source(path)).message
 
 
-def test_a_formula_that_was_never_computed_is_refused(tmp_path: Path) -> None:
+ERROR = b'<c r="A2" t="e"><f>1/0</f><v>#DIV/0!</v></c>'
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (ERROR, "cell A2 is an error: #DIV/0!"),
+        (b"<c t='e' r='A2'>\n<f>1/0</f>\n<v>#DIV/0!</v>\n</c>", "cell A2 is an error: #DIV/0!"),
+        (b'<c t="e"><v>#N/A</v></c>', "cell ? is an error: #N/A"),
+        (b'<c r="A2"><f>1+1</f></c>', "cell A2 is a formula that was never computed"),
+        (b'<c s="0" r="A2"><f>1+1</f><v></v></c>', "cell A2 is a formula that was never computed"),
+        (b'<c r="A2" t="str"><f>A9</f><v></v></c>', None),
+    ],
+)
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_what_has_no_value_is_refused_whichever_program_wrote_it(
+    tmp_path: Path, written: bytes, message: str | None, prefixed: bool
+) -> None:
     path = workbook(
         tmp_path / "a.xlsx",
-        S=lambda sheet, form: (rows(["a"])(sheet, form), sheet.write_formula(1, 0, "=1+1", None, 7)),
+        S=lambda sheet, form: (rows(["a"], [], ["z"])(sheet, form), sheet.write_formula(1, 0, "=1/0", None, "#DIV/0!")),
     )
     held = io.BytesIO()
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(held, "w") as new:  # as programs write them that do not compute
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(held, "w") as new:
         for name in old.namelist():
-            new.writestr(name, old.read(name).replace(b"<v>7</v>", b""))
+            content = old.read(name)
+            if name.endswith("sheet1.xml"):
+                assert ERROR in content
+                content = content.replace(ERROR, written)
+                if prefixed:
+                    content = re.sub(rb"<(/?)(\w)", rb"<\1x:\2", content).replace(b"xmlns=", b"xmlns:x=")
+            new.writestr(name, content)
     Path(path).write_bytes(held.getvalue())
-    assert "cell A2 is a formula that was never computed" in refused(lambda: open_source(path)).message
+    if message is None:
+        assert open_source(path).table.schema.names() == ["a"]
+    else:
+        assert message in refused(lambda: open_source(path)).message
 
 
 def test_what_is_no_workbook_is_refused(tmp_path: Path) -> None:

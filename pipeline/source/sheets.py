@@ -23,8 +23,17 @@ _BLOCK_BYTES = 2**20
 _LONGEST_CELL = 2**17  # bytes of the longest text of a cell, 32,767 characters, and its marks
 _MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 _STRICT = "{http://purl.oclc.org/ooxml/spreadsheetml/main}"
-_ERROR = re.compile(rb"""<c r="([A-Z]+[0-9]+)"[^>]*\st="e"[^>]*>(?:<f.*?(?:</f>|/>))?<v>([^<]*)<""", re.DOTALL)
-_NOT_COMPUTED = re.compile(rb"""<c r="([A-Z]+[0-9]+)"[^>]*>\s*<f(?:\s[^>]*)?(?:/>|>[^<]*</f>)\s*(?:<v\s*/>)?\s*</c>""")
+_IN = rb"<(?:[\w.-]+:)?"  # some programs write each element with a prefix
+_END = rb"</(?:[\w.-]+:)?"
+_ERROR = re.compile(
+    rb"""%bc(\s[^>]*?\bt=["']e["'][^>]*)>\s*(?:%bf.*?(?:%bf>|/>))?\s*%bv>([^<]*)<""" % (_IN, _IN, _END, _IN), re.DOTALL
+)
+_NOT_COMPUTED = re.compile(
+    rb"""%bc(\s[^>]*)?>\s*%bf(?:\s[^>]*)?(?:/>|>[^<]*%bf>)\s*(%bv\s*(?:/>|>%bv>))?\s*%bc>"""
+    % (_IN, _IN, _END, _IN, _END, _END)
+)
+_PLACE = re.compile(rb"""\sr=["']([A-Z]+[0-9]+)["']""")
+_TEXT = re.compile(rb"""\st=["']str["']""")  # of a formula: its empty value is the empty text
 _SETTING = '`[input] sheet = "…"`'
 
 
@@ -84,13 +93,22 @@ def _refuse_unknown(path: str, place: str, name: str) -> None:
     """Raise `InputError` for a cell that is an error, or a formula that was never computed: it would arrive empty."""
     for part in _parts(path, name):
         if found := _ERROR.search(part):
-            address, value = found[1].decode(), found[2].decode("utf-8", "replace")
-            raise InputError(f"{place}, cell {address} is an error: {value}", "mend the formula, or empty the cell")
-        if found := _NOT_COMPUTED.search(part):
+            value = found[2].decode("utf-8", "replace")
             raise InputError(
-                f"{place}, cell {found[1].decode()} is a formula that was never computed",
-                "open the file in Excel or LibreOffice and save it: then its values are in it",
+                f"{place}, cell {_told(found[1])} is an error: {value}", "mend the formula, or empty the cell"
             )
+        for cell, empty in _NOT_COMPUTED.findall(part):
+            if not (empty and _TEXT.search(cell)):
+                raise InputError(
+                    f"{place}, cell {_told(cell)} is a formula that was never computed",
+                    "open the file in Excel or LibreOffice and save it: then its values are in it",
+                )
+
+
+def _told(attributes: bytes) -> str:
+    """The address of a cell, where its attributes have it: they need not."""
+    found = _PLACE.search(attributes)
+    return found[1].decode() if found else "?"
 
 
 def _parts(path: str, name: str) -> Iterator[bytes]:
