@@ -325,6 +325,13 @@ def test_the_page_shows_what_comes(empty: Path, root: Path, cli: Cli) -> None:
     assert cli("init", "reviews.csv").out == shown.partition("```")[0]
 
 
+def test_dates_and_numbers_do_not_outweigh_a_text(empty: Path, cli: Cli) -> None:
+    rows = [f"000{n},很好，物流也快，下次还来。{n},2024-01-0{n},900719925474099{n}" for n in range(1, 6)]
+    (empty / "评论.csv").write_text("\n".join(["编号,评论,日期,订单号", *rows]), "utf-8")
+    ran = cli("init", "评论.csv")
+    assert ran.code == 0 and ran.out.startswith("评论.toml: classify, `评论`"), ran.out
+
+
 def test_nothing_is_written_over(empty: Path, cli: Cli) -> None:
     (empty / "t.csv").write_text("id,text\n1,some words about a thing\n")
     assert cli("init", "t.csv").code == 0

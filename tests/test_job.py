@@ -1,4 +1,5 @@
 import re
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_a_zone_that_does_not_exist_is_refused(tmp_path: Path, zone: str) -> Non
 
 def test_a_flag_is_checked_like_the_file(tmp_path: Path) -> None:
     error = refused(lambda: load(write_job(tmp_path), {"output.path": "out.xlsx"}))
-    assert "[output]: path must end in one of .parquet .csv .jsonl" in error.message
+    assert "[output]: path cannot be a workbook" in error.message and "excel = true" in error.message
 
 
 def test_the_models_prefix_of_google_is_dropped(tmp_path: Path) -> None:
@@ -219,6 +220,46 @@ def test_invalid_toml_names_file_and_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("path = “reviews.csv”", "plain quotes"),
+        ("path＝'reviews.csv'", "plain quotes"),
+        (r'path = "C:\Users\x.csv"', "single quotes"),
+        ("fetch_urls = yes", "yes is `true`"),
+        ("fetch_urls = True", "yes is `true`"),
+        ("path = reviews.csv", "put a text in quotes"),
+        ("path = = 3", ""),
+    ],
+)
+def test_a_slip_of_toml_says_what_is_meant(tmp_path: Path, line: str, hint: str) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(f"[input]\n{line}\n", "utf-8")
+    error = refused(lambda: load(path))
+    assert error.message.startswith(f"{path}:2: this is not valid TOML")
+    assert hint in error.hint and bool(hint) == bool(error.hint)
+
+
+def test_a_table_in_place_of_a_job_is_told_how_a_job_is_begun(tmp_path: Path) -> None:
+    for name in ("my reviews.csv", "t.parquet", "folder"):
+        path = tmp_path / name
+        path.mkdir() if name == "folder" else path.write_bytes(b"id,text\n\xff,b\n")
+        with pytest.raises(JobError) as refusal:
+            load(path)
+        error = refusal.value
+        assert error.message == f"{path} is no job file"
+        assert error.hint == f"`pipeline init {shlex.quote(str(path))}` writes one about it"
+
+
+def test_a_missing_file_suggests_a_job_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reviews.toml").touch()
+    for name in ("reviws.toml", "reviews"):
+        with pytest.raises(JobError) as refusal:
+            load(Path(name))
+        assert refusal.value.hint == "did you mean reviews.toml?"
+
+
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "job.toml"
     path.write_bytes("[input]\npath = '数据.csv'".encode("gb18030"))
@@ -226,7 +267,7 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
 
 
 def test_a_directory_is_no_job_file(tmp_path: Path) -> None:
-    assert f"cannot read {tmp_path}" in refused(lambda: load(tmp_path)).message
+    assert refused(lambda: load(tmp_path)).message == f"{tmp_path} is no job file"
 
 
 def test_a_missing_file_suggests_the_nearest_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +341,7 @@ def test_an_unknown_or_missing_name(tmp_path: Path, sections: dict[str, Any], me
         ({"model": {"thinking": True}}, "[model] thinking: input should be"),
         ({"model": {"response_mime_type": "json"}}, "[model] response_mime_type: input should be 'text/plain'"),
         ({"endpoint": {"api_version": "v2"}}, "[endpoint] api_version: input should be 'v1' or 'v1beta'"),
-        ({"output": {"path": "out.xlsx"}}, "[output]: path must end in one of .parquet .csv .jsonl"),
+        ({"output": {"path": "out.txt"}}, "[output]: path must end in one of .parquet .csv .jsonl"),
         ({"chunk": {"max_tokens": 64}, "input": {"text": "t"}}, "[chunk] goes together with [reduce] or [refine]"),
         ({"reduce": {"template": "{{ parts }}"}}, "[chunk] goes together with [reduce] or [refine]"),
         ({"refine": {"template": "{{ summary }} {{ text }}"}}, "[chunk] goes together with [reduce] or [refine]"),

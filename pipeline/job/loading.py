@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,6 +63,8 @@ def read_job(path: Path, flags: Mapping[str, object] | None = None) -> tuple[Job
 
 def _written(path: Path) -> tuple[dict[str, Any], Lines]:
     text = ""
+    if path.is_dir() or (path.suffix.lower() in _TABLES and path.exists()):
+        raise JobError(f"{path} is no job file", f"`pipeline init {shlex.quote(str(path))}` writes one about it")
     try:
         text = path.read_text("utf-8-sig")
         data = tomllib.loads(text)
@@ -81,6 +84,17 @@ def _written(path: Path) -> tuple[dict[str, Any], Lines]:
     return data, lines_of(text)
 
 
+_TABLES = frozenset((".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".xlsx", ".gz"))  # what is often given for a job
+
+_SLIPS = (  # what a line may have that TOML does not take, and what is meant
+    (re.compile("[“”‘’「」＝，【】]"), "TOML takes plain quotes and signs alone: \" ' = , [ ]"),
+    (re.compile(r'=\s*"[^"]*\\'), "in a path write / for each \\, or put the text in single quotes"),
+    (
+        re.compile(r"=\s*(?:yes|no|on|off|true|false|none|null)\b", re.I),
+        "yes is `true`, no is `false`; leave out the rest",
+    ),
+    (re.compile(r"=\s*[^\s\"'\[{\d+=-]"), "put a text in quotes"),
+)
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
@@ -90,7 +104,9 @@ def _unreadable(path: Path, text: str, why: str) -> JobError:
         return JobError(f"{path} is not valid TOML: {why}")
     what = why[: found.start()]
     if found[1]:
-        return JobError(f"{path}:{found[1]}: this is not valid TOML: {what} (column {found[2]})")
+        line = text.split("\n")[int(found[1]) - 1]
+        said = f"{path}:{found[1]}: this is not valid TOML: {what} (column {found[2]})"
+        return JobError(said, next((hint for pattern, hint in _SLIPS if pattern.search(line)), ""))
     last = text.rstrip().count("\n") + 1
     return JobError(f"{path}:{last}: this is not valid TOML: {what} (at the end of the file)")
 
@@ -172,7 +188,8 @@ def _refuse_huge(data: Mapping[str, Any], where: Where, place: tuple[str, ...] =
 
 def _other_jobs(path: Path) -> str:
     jobs = sorted(str(found) for found in Path("jobs").glob("*.toml"))
-    close = difflib.get_close_matches(str(path), jobs, n=1, cutoff=0.5)
-    if close:
+    beside = (str(found) for found in path.parent.glob("*.toml"))
+    close = difflib.get_close_matches(str(path.with_suffix(".toml")), beside, n=1, cutoff=0.75)
+    if close := close or difflib.get_close_matches(str(path), jobs, n=1, cutoff=0.5):
         return f"did you mean {close[0]}?"
     return f"there are {', '.join(jobs)}" if jobs else "paths are relative to the directory you are in"

@@ -280,9 +280,10 @@ def _assumptions(given: Input, tally: Tally) -> Iterable[str]:
             f" at most {size.max_output_tokens:,} are assumed"
         )
     unset = [meter for meter in ("rpm", "tpm") if any(getattr(one, meter) is None for one in limits)]
-    if unset:
-        are = "is" if len(unset) == 1 else "are"
-        yield f"[limits] {' and '.join(unset)} {are} not set: time is that of a run that is not refused while it grows"
+    if len(unset) == 1:
+        yield f"[limits] {unset[0]} is not set: time is that of a run that is not refused while it grows"
+    elif unset:
+        yield "[limits] rpm and tpm are not set: time is that of a run that is not refused while it grows"
     if any(job.spec.endpoint.provider != "openai" for job in given.job.asked):
         names = held_here(given.job.schema.value) if given.job.schema else []
         if names:

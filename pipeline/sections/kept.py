@@ -138,6 +138,8 @@ class Output(Section):
 
     @model_validator(mode="after")
     def _known_suffix(self) -> "Output":
+        if self.path.endswith((".xlsx", ".xls")):
+            raise ValueError("path cannot be a workbook: a .csv with `excel = true` opens in Excel")
         if Path(self.path).suffix not in OUTPUT_SUFFIXES or not self.path.endswith(OUTPUT_SUFFIXES):
             raise ValueError(f"path must end in one of {' '.join(OUTPUT_SUFFIXES)}")
         if "\0" in self.path:

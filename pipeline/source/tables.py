@@ -100,6 +100,7 @@ class Table:
             if self.kind == "csv" and len(names) == 1 and separator in names[0]:
                 return f"the file seems to separate cells by {separator!r}: `{separator_setting(separator)}` reads it"
         close = difflib.get_close_matches(name, names, n=1)
+        close = [each for each in names if each.casefold() == name.casefold()] or close
         return f"did you mean `{close[0]}`?{place}" if close else ""
 
     def frames(

@@ -12,7 +12,9 @@ def chosen(profile: Profile) -> tuple[Task, str]:
         return "images", f"`{profile.media.name}` holds files"
     if column is None:
         return "generate", "no column holds running text"
-    if 2 * column.tokens * column.filled < sum(each.tokens * each.filled for each in profile.columns):
+    # Numbers and times have many tokens, and say little: a review with its date and order is a review all the same.
+    said = (each for each in profile.columns if each.sort not in ("number", "time", "truth"))
+    if 2 * column.tokens * column.filled < sum(each.tokens * each.filled for each in said):
         return "generate", "no column holds half of what stands in a row"
     if column.tokens >= LONG_TOKENS:
         return "summarize", f"`{column.name}` holds long texts, some {column.tokens:,.0f} tokens in the mean"
