@@ -123,6 +123,7 @@ def test_a_text_is_said_sentence_by_sentence(small: Catalogue, text: str, told: 
             "half of all batches are done within 96 min, one in ten takes over 11 h; nobody promises less than 24 h",
             "半数批次的用时不超过 96 分钟，十分之一超过 11 小时；服务方只承诺 24 小时内完成",
         ),
+        ("column `编号` is not in a.csv\nIt has: a, b", "a.csv 中没有列 `编号`\n现有的列：a, b"),
         ("the proxy http://[::1]:1 cannot be reached: connection refused", "无法连接代理 http://[::1]:1：连接被拒绝"),
     ],
 )

@@ -239,8 +239,8 @@ def _letters(*texts: str) -> int:
 
 
 def _beside(before: str, after: str, are_ours: bool) -> str:
-    """Two parts of a sentence: a space stands between Chinese and what is not, and none within what `are_ours`."""
-    if not (before and after):
+    """Two parts of a sentence: a space stands between Chinese and other text, none in what `are_ours` or in code."""
+    if not (before and after) or before.count("`") % 2:
         return before + after
     if are_ours and _HAN.match(before.removesuffix(" ")[-1:]) and _HAN.match(after.removeprefix(" ")):
         return before.removesuffix(" ") + after.removeprefix(" ")
