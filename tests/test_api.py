@@ -228,6 +228,7 @@ def test_an_error_speaks_of_arguments_and_not_of_flags(monkeypatch: pytest.Monke
     with pytest.raises(pp.PipelineError) as refused:
         pp.run(job(), words(1), yes=True)
     assert refused.value.hint == "`export GEMINI_API_KEY=…`, or try without one: `offline=True`"
+    assert refused.value.__notes__ == [f"hint: {refused.value.hint}"]
     with pytest.raises(JobError, match="max_cost_usd abc is not an amount"):
         pp.run(job(), words(1), max_cost_usd="abc")
     with pytest.raises(JobError, match="fresh buys all anew"):

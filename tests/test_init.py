@@ -493,7 +493,8 @@ def test_at_most_two_questions_are_asked_of_a_terminal(empty: Path, cli: Cli, mo
     typed("seven", "extract", "2")
     ran = cli("init", "t.csv")
     assert ran.code == 0, ran.err
-    assert "none of these" in ran.err
+    assert "none of these" in ran.err and "images" not in ran.err
+    assert "t.toml: extract, as you chose" in ran.out
     assert "{{ question }}" in load(empty / "t.toml").template.source
     typed("", "")
     ran = cli("init", "t.csv", "--to", "second.toml")

@@ -1,15 +1,19 @@
 """`pipeline show`: rows of a run, and what was asked for one."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import anyio
 import pytest
 from commands import UNLIMITED, Ran, small_job
 from stores import answer, opened, result
 
+from pipeline.console.rows import paged
+from pipeline.console.screen import Screen
 from pipeline.errors import RunStateError
 from pipeline.report.reading import Answers
 
@@ -88,3 +92,13 @@ def test_the_newest_outcome_is_shown_and_an_id_that_is_a_number_wins_over_a_row(
     assert [call["paid"] for call in answers.calls(0, "answer 0")] == [True, True]
     with pytest.raises(RunStateError, match="has the id or the number 9"):
         answers.find("9")
+
+
+def test_a_pager_is_told_that_what_it_is_given_is_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Screen, "is_terminal", True)
+    for own, found in ((None, "utf-8"), ("dos", "dos")):
+        with patch.dict(os.environ, {"LESSCHARSET": own} if own else {}):
+            if own is None:
+                os.environ.pop("LESSCHARSET", None)
+            paged(Screen())
+            assert os.environ["LESSCHARSET"] == found

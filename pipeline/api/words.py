@@ -33,6 +33,8 @@ def in_python() -> Iterator[None]:
         if (known := as_known(error)) is None:
             raise
         translated(known)
+        if known.hint and not hasattr(known, "__notes__"):
+            known.add_note(f"hint: {known.hint}")  # below the message in a traceback, where nobody catches it
         if known is error:
             raise
         raise known from error

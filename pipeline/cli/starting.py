@@ -83,7 +83,9 @@ def init(
         if template is not None:
             task, why = template.value, "as `--template` says"
         elif asking:
-            task = cast(Task, _asked("What is to be done?", _DOES, task))
+            does = {name: told for name, told in _DOES.items() if name != "images" or found.profile.media}
+            wanted = cast(Task, _asked("What is to be done?", does, task))
+            task, why = wanted, why if wanted == task else "as you chose"
         others = [each.name for each in found.profile.texts] if task not in ("generate", "images") else []
         if text is None and asking and len(others) > 1:
             text = _asked("Which column is asked about?", dict.fromkeys(others, ""), others[0])

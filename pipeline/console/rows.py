@@ -78,6 +78,8 @@ def paged(to: Screen = out) -> AbstractContextManager[object]:
     if not to.is_terminal:
         return nullcontext()
     os.environ.setdefault("LESS", "-FRX")
+    # Where the locale is missing or C, as in containers, less shows each byte of 中文 as <E4>: what we write is UTF-8.
+    os.environ.setdefault("LESSCHARSET", "utf-8")
     return to.pager(styles=True)
 
 

@@ -77,7 +77,7 @@ def begin(
         found.rows,
         found.id,
         column,
-        longest_tokens(found, column.name) if column else 0,
+        max(longest_tokens(found, column.name), round(column.tokens)) if column else 0,  # most bytes, not most tokens
         found.encoding,
         found.separator,
         found.files_root,
