@@ -260,6 +260,20 @@ def test_a_missing_file_suggests_a_job_beside_it(tmp_path: Path, monkeypatch: py
         assert refusal.value.hint == "did you mean reviews.toml?"
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("[" * 5000 + "]" * 5000, "more than 100 deep"),
+        ("{a = " * 110 + "1" + "}" * 110, "more than 100 deep"),
+        ("9" * 5000, "thousands of digits"),
+    ],
+)
+def test_values_that_python_cannot_hold_are_mistakes_of_the_file(tmp_path: Path, value: str, told: str) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(f"[input]\npath = {value}\n")
+    assert told in refused(lambda: load(path)).message
+
+
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "job.toml"
     path.write_bytes("[input]\npath = '数据.csv'".encode("gb18030"))

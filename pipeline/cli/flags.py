@@ -137,7 +137,7 @@ def parse_changes(items: list[str] | None, retry: str | None) -> dict[str, objec
             raise JobError(f"--set cannot change [model] {key}", "another model is another run: `--fresh --model NAME`")
         try:
             found[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             found[key] = value.strip()
     return found
 

@@ -76,6 +76,12 @@ def _written(path: Path) -> tuple[dict[str, Any], Lines]:
         raise JobError(f"{path} is not UTF-8 (byte {error.start})", "save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise _unreadable(path, text, str(error)) from None
+    except RecursionError:
+        raise _too_deep(path) from None
+    except ValueError:  # Python's own bound of numbers
+        raise JobError(f"{path} is not valid TOML: it has a number of thousands of digits") from None
+    if _is_deep(data):
+        raise _too_deep(path)
     if path.stem.startswith(".") or not path.stem.isprintable():
         raise JobError(
             f"the job file is called {path.name!r}, and its run directory would be called {path.stem!r}",
@@ -95,6 +101,23 @@ _SLIPS = (  # what a line may have that TOML does not take, and what is meant
     ),
     (re.compile(r"=\s*[^\s\"'\[{\d+=-]"), "put a text in quotes"),
 )
+
+_MOST_DEEP = 100
+
+
+def _is_deep(data: Mapping[str, Any]) -> bool:
+    """Whether values lie in so many others that nothing could walk through them."""
+    level: list[Any] = [data]
+    for _ in range(_MOST_DEEP):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+    return bool(level)
+
+
+def _too_deep(path: Path) -> JobError:
+    return JobError(f"{path} has values in values, more than {_MOST_DEEP} deep: no setting needs that")
+
+
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
