@@ -242,3 +242,18 @@ def test_what_the_user_has_is_shown_as_it_is_though_we_say_the_same(
         row = cli("show", "tokens in", each).out
         assert f"   {each}   " in row and f"\n{each}\n" in row, row
     assert "3 rows.csv" in cli("estimate", "tokens in.toml").out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(f'  File "/x/{number}.py", line {number}, in f; a, b' for number in range(3_000)),
+        "a: " * 1_000,
+        "x, y; z. " * 300,
+        "word " * 20_000,
+    ],
+    ids=["a traceback", "colons", "lists", "a long line"],
+)
+def test_a_long_text_that_is_not_ours_is_shown_as_it_is_and_soon(in_chinese: None, text: str) -> None:
+    """Without a bound each line was looked up with all that follow it: minutes, or an error, for a traceback."""
+    assert language.spoken(text) == text

@@ -33,6 +33,12 @@ How = Literal["known", "ours", "simple", "any"]
 """What may be put into a sentence. "known" and "ours": where it is to be ours, only what is known, and not a service's
 words. "known" and "simple": nothing that goes on as another sentence does."""
 _REMEMBERED = 4_096
+_LONGEST = 4_000
+"""Characters of a text that is looked up as one."""
+_DEEPEST = 8
+"""Sentences that are put into one another."""
+_TOLD_LINES = 100
+"""Lines of a text that are looked up, at 3 ms each where they are not ours."""
 
 
 def read(text: str) -> dict[str, str]:
@@ -148,7 +154,9 @@ class Catalogue:
         self._whole = {msgid.strip(): msgstr for msgid, msgstr in entries.items() if not _PLACE.search(msgid)}
         made = [Sentence(msgid.strip(), msgstr) for msgid, msgstr in entries.items() if _PLACE.search(msgid)]
         self._sentences = sorted(made, key=lambda sentence: (-sentence.weight, -sentence.numbers))
-        self._found = lru_cache(_REMEMBERED)(self._looked_up)
+        self._most_lines = 1 + max((msgid.count("\n") for msgid in entries), default=0)
+        self._depth = 0
+        self._found = lru_cache(_REMEMBERED)(self._bounded)
 
     def translated(self, text: str) -> str:
         """`text` with every line that is known in the other language."""
@@ -171,7 +179,19 @@ class Catalogue:
         is_word = " " not in text.strip() and run[0].kind != "s"
         return not text or is_word or _AMOUNT.fullmatch(text) is not None or self.knows(text)
 
+    def _bounded(self, text: str) -> str | None:
+        """No sentence of ours is put into so many others, nor so long: a service or a user wrote what is."""
+        if self._depth >= _DEEPEST:
+            return None
+        self._depth += 1
+        try:
+            return self._looked_up(text)
+        finally:
+            self._depth -= 1
+
     def _looked_up(self, text: str) -> str | None:
+        if len(text) > _LONGEST:
+            return self._by_lines(text) if "\n" in text else None
         capital = text[:1].upper() + text[1:]  # what the system says of an error stands within a sentence of ours
         if (found := self._whole.get(text, self._whole.get(capital))) is not None:
             return found
@@ -195,14 +215,18 @@ class Catalogue:
         return next((told for told in filled if told is not None), None)
 
     def _by_lines(self, text: str) -> str | None:
-        """As many lines as one sentence has, then those that follow."""
-        lines = text.split("\n")
-        for number in range(len(lines) - 1, 0, -1):
-            begin, rest = "\n".join(lines[:number]), "\n".join(lines[number:])
-            if number == 1 or self._sentence(begin.strip(), "simple") is not None:
-                told = f"{self.translated(begin)}\n{self.translated(rest)}"
-                return told if told != text else None
-        return None
+        """Each time as many lines as one sentence has; of a long text, as a traceback, only the first lines."""
+        lines, told = text.split("\n"), list[str]()
+        while lines and len(told) < _TOLD_LINES:
+            tried = range(min(len(lines), self._most_lines), 1, -1)
+            begins = ((number, "\n".join(lines[:number])) for number in tried)
+            number, begin = next(
+                (found for found in begins if self._sentence(found[1].strip(), "simple") is not None), (1, lines[0])
+            )
+            told.append(self.translated(begin))
+            del lines[:number]
+        found = "\n".join((*told, *lines))
+        return found if found != text else None
 
     def _by_parts(self, text: str) -> str | None:
         """What was joined of several sentences, each of which is known; before a colon a name may stand."""
