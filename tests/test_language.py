@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 from catalogue import PATH, in_code, spoken, unspoken
@@ -12,9 +13,12 @@ from rich.cells import cell_len
 
 from pipeline import language
 from pipeline.console import screen
+from pipeline.console.failures import show_failures
 from pipeline.console.screen import Screen
 from pipeline.language import Data
 from pipeline.language.catalogue import Catalogue, Place, chinese, parts_of, read
+from pipeline.report import Failure
+from pipeline.store.manifest import Manifest
 
 _PLACES = re.compile(r"\{(\d+)(?::[ns-])?\}")
 _VERBATIM = re.compile(r"`[^`]*`")
@@ -145,6 +149,21 @@ def test_an_error_is_in_chinese_on_the_terminal_and_in_english_in_json(
     assert ran.code == 2
     assert "job.toml:1：[inputt] 不是配置节" in ran.err and "提示：是不是想写 `input`？" in ran.err
     assert "job.toml:1: [inputt] is not a section" in ran.out
+
+
+def test_answers_that_are_kept_are_told_in_chinese_whatever_their_number(in_chinese: None) -> None:
+    told = [language.spoken(text) for text in ("0 answers kept", "1 answer kept", "about 2,000 answers kept")]
+    assert told == ["0 个回答保留下来", "1 个回答保留下来", "约 2,000 个回答保留下来"]
+
+
+def test_the_cause_of_a_row_is_told_in_chinese(
+    in_chinese: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.console.failures.show_causes", lambda *_: None)
+    rows = [Failure(n, "kept", "blocked", "x", said) for n, said in enumerate(("the prompt was blocked: SAFETY", "no"))]
+    show_failures(rows, cast(Manifest, None), {})
+    told = capsys.readouterr().out
+    assert "提示词被拦截：SAFETY" in told and "kept" in told and "no" in told, "what is not ours is shown as it is"
 
 
 def test_an_english_terminal_reads_no_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def show_failures(failures: Sequence[Failure], manifest: Manifest, numbers: Mapp
     differ = any(row != number for row, number in numbers.items())
     lines = []
     for failure in failures[:_MOST_FAILURES]:
-        told = map(Data, (failure.key, failure.status, failure.error_kind or "", failure.error or ""))
+        told = map(Data, (failure.key, failure.status, failure.error_kind or "", spoken(failure.error or "")))
         number = [str(numbers.get(failure.row, "?"))] if differ else []
         lines.append((str(failure.row), *number, *told))
     show_grid(("row", *(["input row"] if differ else []), "id", "status", "cause", "what happened"), lines)

@@ -367,7 +367,7 @@ def show_change(change: "Change", about: bool) -> None:
     began = f"generation {change.generation}: this job changed since {one_line(str(change.directory))} was made"
     err.print(folded(styled((began, "yellow")), min(_WIDTH, err.width)))
     _show_notes(map(one_line, change.lines), err, "")
-    kept = f"{'about ' if about else ''}{things(change.kept, 'answer')} kept"
+    kept = f"{'about ' if about else ''}{change.kept:,} {'answer' if change.kept == 1 else 'answers'} kept"
     paid = f", {money(change.kept_usd)} then" if change.kept_usd else ""
     rows = [
         f"{count(number)} {word}"
