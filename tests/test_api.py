@@ -430,3 +430,9 @@ def test_the_package_is_imported_in_no_time_and_touches_nothing() -> None:
     assert (said.returncode, said.stdout) == (0, "[]\n"), said.stderr
     assert (Path(pp.__file__ or "").parent / "py.typed").exists()
     assert callable(sys.modules["pipeline.run"]) and callable(pp.run)  # it is a folder of modules, too
+
+
+def test_a_process_forked_from_one_that_worked_is_told_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.api.work.Work._process", os.getppid())
+    with pytest.raises(JobError, match="forked"):
+        pp.estimate(small_job(here), offline=True)

@@ -1,6 +1,7 @@
 """Work in a thread with an event loop of its own, which can be asked to end: its caller may have a loop, or none."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent import futures
@@ -8,12 +9,13 @@ from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from itertools import count
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
 
+from pipeline.errors import JobError
 from pipeline.process import backend
 from pipeline.run.engine import Engine
 
@@ -86,7 +88,15 @@ class Ending:
 class Work(Generic[Done]):
     """Something that goes on in a thread of its own; `ending` asks it to end."""
 
+    _process: ClassVar[int | None] = None  # that has worked: threads of its libraries are in it, and in no fork of it
+
     def __init__(self, work: Callable[[Ending], Done]) -> None:
+        if Work._process not in (None, os.getpid()):
+            raise JobError(
+                "this process was forked from one in which a job was at work: here it would wait for ever",
+                'begin it with `multiprocessing.get_context("spawn")`',
+            )
+        Work._process = os.getpid()
         self.ending = Ending()
         self._future: futures.Future[Done] = futures.Future()
         context = copy_context()  # what it prints belongs to whoever began it, as to a cell of a notebook
