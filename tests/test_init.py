@@ -332,6 +332,26 @@ def test_dates_and_numbers_do_not_outweigh_a_text(empty: Path, cli: Cli) -> None
     assert ran.code == 0 and ran.out.startswith("评论.toml: classify, `评论`"), ran.out
 
 
+@pytest.mark.parametrize(
+    ("header", "named"),
+    [
+        ("A1,这款手机很好用，推荐,5", "`5`"),
+        ("A1,这款手机很好用，推荐,2024-01-03", "`2024-01-03`"),
+        ("A1,The parcel came late and it was broken,good", "`The parcel came late an…`"),
+        ("id,review,score", ""),
+        ("id,review,2024", ""),
+    ],
+)
+def test_a_first_line_that_may_be_a_row_is_told(empty: Path, cli: Cli, header: str, named: str) -> None:
+    last = "2024-01-0{}" if "-" in header else "{}"
+    rows = [f"B{n},All was as it should be, {n} times,".replace(", ", " ") + last.format(n) for n in range(1, 6)]
+    (empty / "t.csv").write_text("\n".join([header, *rows]), "utf-8")
+    ran = cli("init", "t.csv")
+    assert ran.code == 0
+    assert ("its first line is taken for the names" in " ".join(ran.out.split())) is bool(named)
+    assert named in ran.out
+
+
 def test_nothing_is_written_over(empty: Path, cli: Cli) -> None:
     (empty / "t.csv").write_text("id,text\n1,some words about a thing\n")
     assert cli("init", "t.csv").code == 0

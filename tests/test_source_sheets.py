@@ -14,7 +14,8 @@ import xlsxwriter
 from commands import UNLIMITED, Ran
 from tables import fields, refused
 
-from pipeline.source import open_source
+from pipeline.errors import InputError
+from pipeline.source import open_source, sheets
 
 Sheet = Any  # xlsxwriter has no types
 
@@ -174,3 +175,13 @@ def test_a_job_reads_a_sheet_from_check_to_output(here: Path, cli: Callable[...,
     ran = cli("run", "job.toml", "--offline", "--yes")
     assert ran.code == 0, ran.err
     assert pl.read_csv(here / "out-offline.csv")["response"].to_list() == ["Say alpha", "Say beta"]
+
+
+def test_a_workbook_that_unpacks_to_more_than_memory_is_refused(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "t.xlsx", one=lambda sheet, form: sheet.write_row(0, 0, ["a", "b"]))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as packed, packed.open("xl/more.xml", "w") as more:
+        for _ in range(20):
+            more.write(bytes(2**20))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="unpacks to"):
+        patch.setattr(sheets, "MOST_UNPACKED_BYTES", 2**20)
+        sheets.read_sheet(path, None)

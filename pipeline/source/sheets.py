@@ -34,6 +34,8 @@ _NOT_COMPUTED = re.compile(
 )
 _PLACE = re.compile(rb"""\sr=["']([A-Z]+[0-9]+)["']""")
 _TEXT = re.compile(rb"""\st=["']str["']""")  # of a formula: its empty value is the empty text
+MOST_UNPACKED_BYTES = 2_000_000_000
+"""XML of a workbook that is read: some ten million cells."""
 _SETTING = '`[input] sheet = "…"`'
 
 
@@ -49,6 +51,7 @@ def read_sheet(path: str, sheet: str | None) -> pl.DataFrame:
         )
     import python_calamine
 
+    _refuse_huge(path)
     try:
         book = python_calamine.CalamineWorkbook.from_path(path)
         name = _chosen(path, book, sheet)
@@ -65,6 +68,19 @@ def read_sheet(path: str, sheet: str | None) -> pl.DataFrame:
     rows = islice(cells.iter_rows(), cells.start[0], None)  # it passes over empty columns, and not over rows
     header = [_text(cell) for cell in next(rows)]
     return _table(place, header, rows, cells.start)
+
+
+def _refuse_huge(path: str) -> None:
+    """A workbook is held in memory whole: one of a few MB may unpack to all that there is."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            unpacked = sum(each.file_size for each in packed.infolist())
+    except (OSError, zipfile.BadZipFile):  # whoever reads it says so
+        return
+    if unpacked > MOST_UNPACKED_BYTES:
+        raise InputError(
+            f"{path} unpacks to {unpacked / 1e9:.1f} GB, which is not held in memory", "save it as CSV UTF-8"
+        )
 
 
 def _chosen(path: str, book: "CalamineWorkbook", sheet: str | None) -> str:

@@ -180,8 +180,17 @@ def _looked(path: str, encoding: str | None, files_root: str | None) -> Found:
         files_root,
         stem_of(path),
         has_scans=bool(held and held.scans),
-        warnings=described(held, True)[1] if held else (),
+        warnings=described(held, True)[1] if held else _without_names(path, profile),
     )
+
+
+def _without_names(path: str, profile: Profile) -> tuple[str, ...]:
+    """Whether the first line of a table may be a row, and not the names of its columns."""
+    names = [each.name for each in profile.columns if each.is_named_like_a_value]
+    if not names or _suffix(path) not in (".csv", ".tsv", ".xlsx"):
+        return ()
+    told = ", ".join(f"`{name if len(name) <= 24 else name[:23] + '…'}`" for name in names[:3])
+    return (f"its first line is taken for the names of the columns, but {told} may be values: then put names above it",)
 
 
 def _checked(path: str, encoding: str | None, separator: str | None, ids: Sequence[str]) -> Source:

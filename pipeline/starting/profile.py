@@ -39,6 +39,8 @@ _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 _KANA_HANGUL = re.compile("[\u3041-\u30ff\u1100-\u11ff\uac00-\ud7a3]")
 _NUMBER = re.compile(r"\s*[-+]?[\d,.]*\d(?:[eE][-+]?\d+)?%?\s*")
 _TIME = re.compile(r"\s*\d{4}(?:[-/.]\d{1,2}[-/.]|年\d{1,2}月)\d{1,2}")
+_YEAR = re.compile(r"(?:19|20)\d\d")  # names the columns of many tables
+_LONG_NAME = 24
 _LETTER = re.compile(r"[^\W\d_]")
 _ID_NAMES = re.compile(
     r"(?:^|[_\W])(?:id|uuid|guid|key|sku|code|no|nr|isbn|doi|url|path|file|filename)$|[a-z]I[dD]$|^(?:index|number)$"
@@ -69,6 +71,15 @@ class Column:
     def names_rows(self) -> bool:
         """Whether it is called as ids are."""
         return _ID_NAMES.search(self.name) is not None
+
+    @property
+    def is_named_like_a_value(self) -> bool:
+        """Whether its name may be a value of it: what the first line of a table without names gives."""
+        if self.sort == "number":
+            return _NUMBER.fullmatch(self.name) is not None and _YEAR.fullmatch(self.name) is None
+        if self.sort == "time":
+            return _TIME.match(self.name) is not None
+        return self.sort == "text" and len(self.name) > max(_LONG_NAME, self.chars / 2)
 
     @property
     def is_title(self) -> bool:
