@@ -21,6 +21,16 @@ _SILENT = re.compile(
 )
 """Modules of which no sentence reaches a terminal, or stays English there: a list of faults of the emulator."""
 OTHERS = (
+    # kinds of a column's values, each with a place
+    "text ({0})",
+    "whole numbers ({0})",
+    "whole numbers beyond 2^53 ({0})",
+    "whole numbers beyond 64 bit ({0})",
+    "numbers ({0})",
+    "numbers in a form of their own ({0})",
+    "true or false ({0})",
+    "lists ({0})",
+    "objects ({0})",
     # words that stand alone
     "error:",
     "hint:",

@@ -14,7 +14,8 @@ _FOREIGN = re.compile(
     r"|not allowed in|unknown|unexpected|expected|columns?|document|char|end of|in this|context|numeric type|str"
     r"|marker was reached|file ended before|tried to use|operator|unsupported types|string"
     r"|specification|thrift|recommended|backend|package|install|available|if you want to use|long|must|operation|file"
-    r"|number is|cannot convert value to|argument not found for|format|field at|offset|list|text|table|id)\b"
+    r"|number is|depth limit exceeded|infinity when parsed as double"
+    r"|cannot convert value to|argument not found for|format|field at|offset|list|text|table|id)\b"
 )
 """Words of libraries, and names of settings and types."""
 

@@ -176,7 +176,7 @@ def test_a_job_file_that_may_not_be_read_is_named(here: Path, cli: Callable[...,
 @pytest.mark.case("S7")
 def test_a_directory_is_no_job(here: Path, cli: Callable[..., Ran]) -> None:
     ran = cli("check", here, "--offline")
-    assert ran.code == 2 and "Is a directory" in ran.out
+    assert ran.code == 2 and "is no job file" in ran.out
 
 
 @pytest.mark.case("S7")

@@ -375,7 +375,9 @@ def test_sigkill_at_any_moment_loses_at_most_the_packs_in_flight(tmp_path: Path)
     paid = bought.filter("paid")
     assert paid["row"].n_unique() == paid["fingerprint"].n_unique() == paid.height == rows, "none is bought twice"
     lost = bought.filter(~pl.col("paid"), pl.col("at_most_usd") > 0)
-    assert lost.height <= killed * IN_FLIGHT and lost["fingerprint"].n_unique() == lost.height
+    assert lost.height <= killed * IN_FLIGHT
+    times = Counter(lost["fingerprint"])
+    assert max(times.values(), default=0) <= killed, "one that is killed twice is lost twice"
     assert 0 <= seen["answered"] - result["calls"] <= killed * IN_FLIGHT
     assert float(output["cost_usd"].sum()) == pytest.approx(float(bought["cost_usd"].sum()), abs=1e-12)
 

@@ -83,7 +83,7 @@ def test_mixed_types_keep_each_its_own(tmp_path: Path, cells: list[str]) -> None
 @pytest.mark.case("T7")
 def test_an_id_or_a_text_of_mixed_types_is_refused_with_column_lines_and_both_types(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"k":"x"}\n{"k":"y"}\n{"k":true}\n')
-    said = f"column `k` of {path} holds text ({path}, line 1), true or false ({path}, line 3)"
+    said = f"column `k` of {path} holds text ({path}, line 1); true or false ({path}, line 3)"
     assert refused(lambda: open_source(path, id="k")).message == said
     assert refused(lambda: open_source(path, text="k")).message == said
     path = write(tmp_path / "b.jsonl", '{"k":"x"}\n{"k":18446744073709551616}\n{"k":7}\n')

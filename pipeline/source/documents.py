@@ -399,7 +399,7 @@ def _refuse_kinds(table: Table, name: str, needed: str, allowed: set[str]) -> No
         return
     kinds = table.found.kinds[name]
     if others := [kind for kind in kinds if kind not in allowed]:
-        told = ", ".join(f"{kind} ({kinds[kind]})" for kind in [*(set(kinds) & allowed), others[0]])
+        told = "; ".join(f"{kind} ({kinds[kind]})" for kind in [*(set(kinds) & allowed), others[0]])
         raise InputError(f"column `{name}` of {table.path} holds {told}", f"{needed}: mend the file, or leave it out")
 
 
