@@ -21,6 +21,14 @@ _SILENT = re.compile(
 )
 """Modules of which no sentence reaches a terminal, or stays English there: a list of faults of the emulator."""
 OTHERS = (
+    # a time of the week
+    "Mon {0:n}",
+    "Tue {0:n}",
+    "Wed {0:n}",
+    "Thu {0:n}",
+    "Fri {0:n}",
+    "Sat {0:n}",
+    "Sun {0:n}",
     # kinds of a column's values, each with a place
     "text ({0})",
     "whole numbers ({0})",
