@@ -109,7 +109,7 @@ def written(directory: Path, url: str, chosen: tuple[str, ...], suffix: str) -> 
     salt = next(_NUMBERS)
     sections: Features = {
         "input": {"path": str(table(directory, salt)), "id": "id", "text": "body"},
-        "prompt": {},
+        "prompt": {"system": f"Job {salt}."},  # else a row of a file and no text asks what another job asked
         "model": {"name": "gemini-3.5-flash-lite", "max_output_tokens": 400},
         "limits": {"rpm": 0, "tpm": 0},
         "endpoint": {"base_url": url},
