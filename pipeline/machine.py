@@ -135,7 +135,7 @@ def replace(new: Path, target: Path) -> None:
 
 
 def sync(fd: int) -> None:
-    """Have the bytes of a file on the disk; of what is known about it only where they are. Raises OSError."""
+    """Have the bytes of a file on the disk, and its length; its times may come later. Raises OSError."""
     getattr(os, "fdatasync", os.fsync)(fd)
 
 
