@@ -50,7 +50,8 @@ def folder(tmp_path: Path) -> Path:
     (root / "out.txt").symlink_to("../secret.txt")
     (root / "in.txt").symlink_to("a.txt")
     os.mkfifo(root / "pipe.txt")
-    Path(os.fsdecode(os.fsencode(root) + b"/bad\xe9.txt")).write_text("bad name")
+    for raw in (b"bad\xe9.txt", b"bad\\xe9.txt"):
+        Path(os.fsdecode(os.fsencode(root) + b"/" + raw)).write_text(str(raw))
     return root
 
 
@@ -69,7 +70,8 @@ def read(path: Path | str, here: Path, **options: Any) -> dict[str, str]:
 def test_each_document_is_a_row_with_its_text_or_its_cause(folder: Path, tmp_path: Path) -> None:
     assert read(folder, tmp_path) == {
         "a.txt": "hello\nworld",
-        "bad\\xe9.txt": "bad name",
+        "bad\\x5cxe9.txt": r"b'bad\\xe9.txt'",
+        "bad\\xe9.txt": r"b'bad\xe9.txt'",
         "binary.txt": "!it holds NUL bytes, as no text does",
         "blank.md": "!it holds no text",
         "empty.txt": "!it is empty",
@@ -105,7 +107,7 @@ def test_a_pattern_and_a_single_file_mean_their_documents(folder: Path, tmp_path
 
 def test_what_else_is_in_a_folder_is_counted_and_not_opened(folder: Path) -> None:
     found = survey(str(folder))
-    assert dict(found.kinds) == {"text": 13, "markdown": 2}
+    assert dict(found.kinds) == {"text": 14, "markdown": 2}
     assert dict(found.others) == {".csv": 1, ".png": 1}
 
 
@@ -131,7 +133,7 @@ def test_a_folder_of_tables_is_none_of_documents(tmp_path: Path) -> None:
 def test_a_document_is_read_again_only_after_its_file_changed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.documents.collecting._SETTLED_NS", 0)
+    monkeypatch.setattr("pipeline.documents.gathering._SETTLED_NS", 0)
     first = opened(folder, tmp_path)
     (folder / "a.txt").unlink()
     (folder / "mark.txt").write_text("changed")
@@ -143,7 +145,7 @@ def test_a_document_is_read_again_only_after_its_file_changed(
         hashed.append(at)
         return digest_of(at)
 
-    monkeypatch.setattr("pipeline.documents.collecting.digest_of", hashing)
+    monkeypatch.setattr("pipeline.documents.gathering.digest_of", hashing)
     second = opened(folder, tmp_path)
     assert sorted(Path(at).name for at in hashed) == ["empty.txt", "mark.txt"]
     assert second.fingerprint != first.fingerprint
@@ -263,19 +265,29 @@ def test_pdfs_word_documents_books_and_pages_come_as_markdown(office: Path, tmp_
         ("import time; time.sleep(60)", "it takes too long to read"),
         ("import os; os.abort()", "its reader broke down over it (-6)"),
         ("import sys; sys.exit(1)", "to read it takes more than 2 GB of memory"),
+        ("import os; os.kill(os.getpid(), 9)", "its reader broke down over it (-9)"),
     ],
 )
-def test_a_document_that_hangs_or_breaks_its_reader_is_a_row_and_is_tried_again(
+def test_a_document_that_hangs_or_breaks_its_reader_is_a_row_and_is_tried_again_once_it_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, cause: str
 ) -> None:
+    monkeypatch.setattr("pipeline.documents.gathering._SETTLED_NS", 0)
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "a.html").write_text("<p>words")
+    for name in ("a.html", "same.html"):
+        (tmp_path / "docs" / name).write_text("<p>words")
     monkeypatch.setenv("SECRET", "a key")
+    killed = "-9" in cause  # by the system or by a person: that says nothing of the document
+    told = f"!{cause}" if killed else f"!{cause}; once the file is touched it is tried again"
     with monkeypatch.context() as broken:
         broken.setattr(workers, "MOST_S", 0.3)
         broken.setattr(workers, "_SERVE", program)
-        assert read(tmp_path / "docs", tmp_path) == {"a.html": f"!{cause}"}
-    assert read(tmp_path / "docs", tmp_path) == {"a.html": "words"}
+        assert read(tmp_path / "docs", tmp_path) == {"a.html": told, "same.html": told}
+    (tmp_path / "docs" / "same.html").touch()
+    found = read(tmp_path / "docs", tmp_path)
+    assert found == {"a.html": "words" if killed else told, "same.html": "words"}
+    with monkeypatch.context() as upgraded:
+        upgraded.setattr("pipeline.documents.gathering._reader", lambda kind: "the next version")
+        assert set(read(tmp_path / "docs", tmp_path).values()) == {"words"}
 
 
 def test_an_archive_that_would_swell_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +308,8 @@ def test_without_its_library_a_kind_is_refused_before_anything_is_read(
 
 def test_a_scan_is_sent_as_a_file_beside_texts_that_are_cut(here: Path, cli: Callable[..., Ran]) -> None:
     (here / "docs").mkdir()
-    (here / "docs" / "scan.pdf").write_bytes(paper.pdf("", ""))
+    odd = os.fsdecode(os.fsencode(here / "docs") + b"/sc\xe4n .pdf")
+    Path(odd).write_bytes(paper.pdf("", ""))
     (here / "docs" / "long.txt").write_text("Many words. " * 200)
     (here / "job.toml").write_text(
         '[input]\npath = "docs"\ntext = "text"\nscans = "send"\n[prompt]\ntemplate = "Sum up {{ name }}: {{ text }}"\n'
@@ -307,7 +320,7 @@ def test_a_scan_is_sent_as_a_file_beside_texts_that_are_cut(here: Path, cli: Cal
     done = cli("run", "job.toml", "--offline", "--yes", "--json")
     assert done.code == 0, done.err
     rows = {row["path"]: row for row in pl.read_csv(here / "out-offline.csv").to_dicts()}
-    assert rows["scan.pdf"]["calls"] == 1 and rows["scan.pdf"]["input_tokens"] > 2 * 560
+    assert rows["sc\\xe4n .pdf"]["calls"] == 1 and rows["sc\\xe4n .pdf"]["input_tokens"] > 2 * 560
     assert rows["long.txt"]["calls"] >= 3
     assert planned["prompts"] == done.json["calls"]
 

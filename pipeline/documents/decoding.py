@@ -26,6 +26,10 @@ class NoText(Exception):
     """A file has no text that could be read; its message says why, in words that follow the file's name."""
 
 
+class Broken(NoText):
+    """What is in a file broke its reader, or kept it too long: another time it would again."""
+
+
 def decoded(content: bytes, encoding: str | None, declared: str | None = None) -> str:
     """A byte order mark decides, then UTF-8 where it is that beyond doubt, then what the file itself has `declared`,
     then the named `encoding`. Raises `NoText` where none of them fits: nothing is guessed.

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ KINDS: Mapping[str, Kind] = {
     ".epub": "epub",
 }
 """Suffix of a file's name, in lower case, and what it says the file is."""
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,14 @@ def root_of(path: str) -> str:
 
 
 def as_text(name: str) -> str:
-    """A name of a file as text: bytes that are no UTF-8 as `\\xNN`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A name of a file as text: bytes that are no UTF-8 as `\\xNN`, and a backslash of the name before such as
+    `\\x5c`; so no two names are one text."""
+    return _ESCAPED.sub(rb"\\x5cx\1", os.fsencode(name)).decode("utf-8", "backslashreplace")
+
+
+def as_name(text: str) -> str:
+    """The name of which `as_text` made this text."""
+    return os.fsdecode(_ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), text.encode()))
 
 
 def _parts(path: str) -> tuple[str, tuple[str, ...]]:

@@ -19,6 +19,7 @@ CREATE TABLE IF NOT EXISTS texts (
     key TEXT PRIMARY KEY, title TEXT, pages INTEGER, bare INTEGER NOT NULL, scan INTEGER NOT NULL,
     trouble TEXT NOT NULL, size INTEGER NOT NULL, text TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS seen (at BLOB PRIMARY KEY, stamp TEXT NOT NULL, digest TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS broken (at BLOB PRIMARY KEY, stamp TEXT NOT NULL, why TEXT NOT NULL);
 """
 _PATIENCE_S = 60.0  # how long another process may keep the file locked: it writes a few texts at a time
 _AT_ONCE = 500  # values of one query
@@ -42,9 +43,16 @@ class Spool:
 
     def digests(self, stamps: Mapping[str, str]) -> dict[str, str]:
         """The content of those files, path → stamp, that had this very stamp when they were read."""
-        rows = self._in("SELECT at, stamp, digest FROM seen WHERE at IN", list(map(os.fsencode, stamps)))
-        known = ((os.fsdecode(at), stamp, digest) for at, stamp, digest in rows)
-        return {at: digest for at, stamp, digest in known if stamps[at] == stamp}
+        return self._of(stamps, "SELECT at, stamp, digest FROM seen WHERE at IN")
+
+    def broken(self, stamps: Mapping[str, str]) -> dict[str, str]:
+        """Why their reader came to nothing with those files that had this very stamp."""
+        return self._of(stamps, "SELECT at, stamp, why FROM broken WHERE at IN")
+
+    def _of(self, stamps: Mapping[str, str], query: str) -> dict[str, str]:
+        rows = self._in(query, list(map(os.fsencode, stamps)))
+        known = ((os.fsdecode(at), stamp, found) for at, stamp, found in rows)
+        return {at: found for at, stamp, found in known if stamps[at] == stamp}
 
     def facts(self, keys: Sequence[str]) -> dict[str, tuple[Read, int]]:
         """What is there under these keys, without the text, and how many bytes that has."""
@@ -58,17 +66,26 @@ class Spool:
         """The texts that are there under these keys."""
         return dict(self._in("SELECT key, text FROM texts WHERE key IN", keys))
 
-    def add(self, texts: Mapping[str, Read], seen: Iterable[tuple[str, str, str]]) -> None:
-        """Keep texts by key, and files with their stamps and contents. Raises `InputError` where there is no room."""
+    def add(
+        self,
+        texts: Mapping[str, Read],
+        seen: Iterable[tuple[str, str, str]] = (),
+        broken: Iterable[tuple[str, str, str]] = (),
+    ) -> None:
+        """Keep texts by key, and files with their stamps and contents, or with why they broke their reader.
+
+        Raises `InputError` where there is no room.
+        """
         read = [
             (key, one.title, one.pages, one.bare, one.scan, one.trouble, one.size_bytes, one.text)
             for key, one in texts.items()
         ]
-        files = [(os.fsencode(at), stamp, digest) for at, stamp, digest in seen]
+        files, others = ([(os.fsencode(at), stamp, what) for at, stamp, what in each] for each in (seen, broken))
         try:
             with self._lock, self._db:
                 self._db.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", read)
                 self._db.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", files)
+                self._db.executemany("INSERT OR REPLACE INTO broken VALUES (?, ?, ?)", others)
         except (OSError, sqlite3.Error) as error:
             raise InputError(
                 f"the texts of the documents cannot be kept in {self.path}: {error}",
@@ -99,7 +116,8 @@ class Spool:
             db.execute("PRAGMA synchronous = OFF")  # what a power cut takes is read once more
             if db.execute("PRAGMA user_version").fetchone()[0] != VERSION:  # what another version made is made anew
                 db.executescript(
-                    f"DROP TABLE IF EXISTS texts; DROP TABLE IF EXISTS seen; PRAGMA user_version = {VERSION}"
+                    "DROP TABLE IF EXISTS texts; DROP TABLE IF EXISTS seen; DROP TABLE IF EXISTS broken;"
+                    f"PRAGMA user_version = {VERSION}"
                 )
             db.executescript(_SCHEMA)
         except sqlite3.Error:

@@ -37,5 +37,5 @@ def _answer(document: dict[str, str | None]) -> dict[str, object]:
     except MemoryError:
         raise
     except Exception as error:  # foreign bytes are read, in ways of a library
-        return {"gone": f"its reader broke down over it ({type(error).__name__})"}
+        return {"broken": f"its reader broke down over it ({type(error).__name__})"}
     return {"digest": digest, **found.facts()}

@@ -13,7 +13,7 @@ from threading import Timer
 from types import TracebackType
 from typing import Self
 
-from pipeline.documents.decoding import NoText
+from pipeline.documents.decoding import Broken, NoText
 from pipeline.documents.finding import File
 from pipeline.documents.reading import Read
 from pipeline.documents.worker import MOST_MEMORY_BYTES
@@ -24,6 +24,8 @@ _MOST_PROCESSES = 4
 _NEEDED = frozenset({"HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "SYSTEMROOT"})
 """Variables that a process is given: keys are none of its business."""
 _ENDING_S = 5.0  # after it closed what it writes to
+_FROM_OUTSIDE = frozenset({1, 2, 3, 9, 15})
+"""Signals that say nothing of a document: somebody ends the process, or the system, which is out of memory."""
 _ROOT = str(Path(__file__).parent.parent.parent)
 _SERVE = f"import sys; sys.path.insert(0, {_ROOT!r}); from pipeline.documents.worker import serve; serve()"
 
@@ -62,12 +64,14 @@ class Workers:
         try:
             if process is None or process.poll() is not None:
                 process = self._started()
-            line, why = _asked(process, {"at": file.at, "kind": file.kind, "encoding": encoding})
+            line = _asked(process, {"at": file.at, "kind": file.kind, "encoding": encoding})
+        except NoText as why:
+            return why
         finally:
             self._free.put(process)
-        if why:
-            return NoText(why)
         answer = json.loads(line)
+        if "broken" in answer:
+            return Broken(answer["broken"])
         return NoText(answer["gone"]) if "gone" in answer else (answer.pop("digest"), Read(**answer))
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -82,8 +86,8 @@ class Workers:
         return process
 
 
-def _asked(process: subprocess.Popen[bytes], question: dict[str, str | None]) -> tuple[bytes, str]:
-    """The line that a process answers with; or why there is none: it is at its end then."""
+def _asked(process: subprocess.Popen[bytes], question: dict[str, str | None]) -> bytes:
+    """The line that a process answers with. Raises `NoText` where there is none: it is at its end then."""
     assert process.stdin and process.stdout
     late = Timer(MOST_S, process.kill)
     late.daemon = True
@@ -97,13 +101,14 @@ def _asked(process: subprocess.Popen[bytes], question: dict[str, str | None]) ->
     in_time = late.is_alive()
     late.cancel()
     if line.endswith(b"\n"):
-        return line, ""
+        return line
     code = _end(process, _ENDING_S)
     if not in_time or code == -24:  # SIGXCPU
-        return b"", "it takes too long to read"
+        raise Broken("it takes too long to read")
     if code == 1:
-        return b"", f"to read it takes more than {MOST_MEMORY_BYTES // 10**9} GB of memory"
-    return b"", f"its reader broke down over it ({code})"
+        raise Broken(f"to read it takes more than {MOST_MEMORY_BYTES // 10**9} GB of memory")
+    broken = NoText if -code in _FROM_OUTSIDE else Broken
+    raise broken(f"its reader broke down over it ({code})")
 
 
 def _end(process: subprocess.Popen[bytes], patience_s: float = 0) -> int:

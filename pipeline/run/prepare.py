@@ -302,6 +302,7 @@ def files_of(job: Job, source: Source, offline: bool) -> Files | None:
         job.params.media_resolution,
         given.fetch_urls and not offline,
         ("https", "gs") if on_vertex else ("https",),
+        held is not None and given.files_root is None,
     )
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from pipeline.documents.finding import as_name
 from pipeline.media import TAKEN, UNSEEN, Facts, facts_of, tokens_by_rule
 from pipeline.records import Media, MediaKind, Resolution
 
@@ -71,6 +72,7 @@ class Files:
     resolution: Resolution | None = None
     fetched: bool = False  # what is at an address, by us
     schemes: tuple[str, ...] = ("https",)  # of the addresses that the service opens itself
+    of_documents: bool = False  # whose paths stand in the table as their column `path` has them
     _guessed: set[MediaKind] = field(default_factory=set, compare=False, repr=False)
     _known: dict[tuple[str, int, int, int], _Seen] = field(default_factory=dict, compare=False, repr=False)
 
@@ -104,7 +106,7 @@ class Files:
         if not isinstance(item, str) or "://" in item or self.root is None:
             return ""
         try:
-            now = os.stat(f"{self.root}/{item.strip()}")  # noqa: PTH116 (a Path takes twice as long)
+            now = os.stat(f"{self.root}/{self._name(item)}")  # noqa: PTH116 (a Path takes twice as long)
         except (OSError, ValueError):
             return "none"
         return f"{now.st_size}.{now.st_mtime_ns}"
@@ -118,12 +120,15 @@ class Files:
         if "://" in item:
             return self._elsewhere(kind, item.strip())
         told = item if len(item) <= _MOST_TOLD else f"{item[:_MOST_TOLD]}…"
-        path = self._within(item.strip(), told)
+        path = self._within(self._name(item), told)
         try:
             seen = self._looked_at(path, told)
         except OSError as error:
             raise Unfit(f"{told}: {error.strerror or type(error).__name__}") from None
         return self._part(kind, told, seen, path=str(path))
+
+    def _name(self, cell: str) -> str:
+        return as_name(cell) if self.of_documents else cell.strip()
 
     def _part(self, kind: MediaKind, told: str, seen: _Seen, path: str = "", data: bytes | None = None) -> Media:
         facts, taken = seen.facts, TAKEN[kind]
