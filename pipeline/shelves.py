@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from pipeline import machine
 from pipeline.errors import JobError
+from pipeline.installed import installing
 from pipeline.process import make_private
 
 _DAY_S = 86_400.0
@@ -202,7 +203,7 @@ class RedisShelf:
         except ImportError:
             raise JobError(
                 "[cache] url names a Redis server, but the client for it is not installed",
-                "`pip install 'redis>=8.1'`, or leave [cache] url out to keep the answers in a file",
+                f"`{installing('redis')}`, or leave [cache] url out to keep the answers in a file",
             ) from None
         self._keep_s = max(1, round(max_age_days * _DAY_S))
         self._failed: Unusable | None = None

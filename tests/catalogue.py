@@ -17,7 +17,7 @@ UNSPOKEN = ROOT / "tests/data/unspoken.txt"
 """Texts of the code that no terminal shows, or that are no sentences, one a line as JSON."""
 _SILENT = re.compile(
     r"api/.*|emulator/.*|telemetry/(metrics|spans|naming)|report/(calls|events|page/.*)|redaction/kinds|providers/phrases"
-    r"|console/plans_json|starting/words|language/.*|templates/(nulls|names)"
+    r"|installed|console/plans_json|starting/words|language/.*|templates/(nulls|names)"
 )
 """Modules of which no sentence reaches a terminal, or stays English there: a list of faults of the emulator."""
 OTHERS = (

@@ -96,9 +96,8 @@ def test_a_cell_shows_the_block_and_keeps_its_end(shown: list[str]) -> None:
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    client = pytest.importorskip("nbclient")
-    nbformat = pytest.importorskip("nbformat")
-    pytest.importorskip("ipykernel")
+    needed = ("nbclient", "nbformat", "ipykernel")
+    client, nbformat, _ = (pytest.importorskip(name, reason="pip install nbclient ipykernel") for name in needed)
     with served(latency_s=0.25) as url:
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
         monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")

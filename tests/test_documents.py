@@ -303,7 +303,7 @@ def test_without_its_library_a_kind_is_refused_before_anything_is_read(
     monkeypatch.setattr("pipeline.documents.collecting.find_spec", lambda name: None)
     error = refused(lambda: open_source(str(office), spool=tmp_path / "spool.sqlite"))
     assert error.message == "book.epub is read with html_to_markdown, which is not installed"
-    assert "pip install 'prompt-batch-pipeline[documents]'" in error.hint
+    assert "mammoth<2,>=1.13" in error.hint
 
 
 def test_a_scan_is_sent_as_a_file_beside_texts_that_are_cut(here: Path, cli: Callable[..., Ran]) -> None:

@@ -253,7 +253,7 @@ def test_a_keyring_that_cannot_be_asked(tmp_path: Path, keyring: Any) -> None:
 
 @pytest.mark.parametrize(
     ("key", "module", "extra"),
-    [("keyring:a/b", "keyring", "[keyring]"), ("gcp-secret:projects/p/secrets/s", "google.auth", "[gcp]")],
+    [("keyring:a/b", "keyring", "keyring<"), ("gcp-secret:projects/p/secrets/s", "google.auth", "google-auth<")],
 )
 def test_a_library_that_is_missing_is_named_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, module: str, extra: str

@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 
 RANKS: dict[str, int] = {
     "errors": 0,
+    "installed": 0,
     "events": 0,
     "headings": 0,
     "language": 0,

@@ -275,7 +275,7 @@ def test_without_the_extra_the_error_names_it(
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "prometheus_client", cast(Any, None))
     ran = cli("run", small_job(tmp_path, UNLIMITED), "--offline", "--metrics-port", 0)
-    assert ran.code == 2 and "pip install 'prompt-batch-pipeline[metrics]'" in ran.err
+    assert ran.code == 2 and "prometheus-client<0.27,>=0.26" in ran.err
     assert not (tmp_path / "runs").exists()
 
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import JobError
+from pipeline.installed import installing
 
 if TYPE_CHECKING:
     from pipeline.run.run import Watch
@@ -47,7 +48,7 @@ def _metered(watch: "Watch", port: int, host: str, closing: ExitStack) -> "Watch
             raise
         raise JobError(
             "--metrics-port needs prometheus_client, which is not installed",
-            "`pip install 'prompt-batch-pipeline[metrics]'`",
+            f"`{installing('metrics')}`",
         ) from None
     listener = closing.enter_context(serving.listening(host, port))
     console.err.print(f"metrics at {serving.url_of(listener)}")
@@ -64,7 +65,7 @@ def _traced(watch: "Watch", closing: ExitStack) -> "Watch":
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "opentelemetry":
             raise
-        console.show_hint("OTEL_… asks for spans: `pip install 'prompt-batch-pipeline[otel]'` has what sends them")
+        console.show_hint(f"OTEL_… asks for spans: `{installing('otel')}` has what sends them")
         return watch
     except Exception as error:  # a variable that is no number, and the like: nothing to the run
         console.show_hint(f"no spans are sent: what OTEL_… says cannot be used ({type(error).__name__})")

@@ -14,6 +14,7 @@ from pipeline.documents.gathering import rows_of
 from pipeline.documents.spool import Spool
 from pipeline.documents.workers import Workers
 from pipeline.errors import InputError
+from pipeline.installed import installing
 
 UNFIT = "\0unfit"
 """Name of the column that says why a document has no text, as no table has it; null where it has one."""
@@ -125,6 +126,5 @@ def _refuse_without_libraries(found: Found) -> None:
         if missing := [name for name in NEEDS.get(file.kind, ()) if not find_spec(name)]:
             raise InputError(
                 f"{file.path} is read with {' and '.join(missing)}, which is not installed",
-                "`pip install 'prompt-batch-pipeline[documents]'`, or name other documents by a pattern:"
-                f" `{found.root}/**/*.txt`",
+                f"`{installing('documents')}`, or name other documents by a pattern: `{found.root}/**/*.txt`",
             )

@@ -6,6 +6,7 @@ from functools import lru_cache
 from urllib.parse import quote
 
 from pipeline.errors import JobError
+from pipeline.installed import installing
 from pipeline.terminal import KEY_SHAPED
 
 SECRET_MANAGER = "https://secretmanager.googleapis.com"
@@ -85,7 +86,7 @@ def _no_secret(version: str, status: int) -> tuple[str, str]:
 def _not_installed(what: str, extra: str) -> JobError:
     return JobError(
         f"[endpoint] key names {what}, and what reads it is not installed",
-        f"`pip install 'prompt-batch-pipeline[{extra}]'`",
+        f"`{installing(extra)}`",
     )
 
 

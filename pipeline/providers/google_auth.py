@@ -19,6 +19,7 @@ import anyio.to_thread
 import httpx
 
 from pipeline.errors import AuthError, JobError
+from pipeline.installed import installing
 from pipeline.keys.diagnosis import cure_of
 from pipeline.providers.failures import clean
 from pipeline.providers.transport import Lost, Wire
@@ -120,7 +121,7 @@ async def google_tokens(wire: Wire, *, wall: Callable[[], float] = time.time) ->
     except ImportError:
         raise JobError(
             "Vertex AI takes access tokens, and what gets them is not installed: google-auth and requests",
-            "`pip install 'prompt-batch-pipeline[vertex]'`",
+            f"`{installing('vertex')}`",
         ) from None
     logging.getLogger("google").addHandler(logging.NullHandler())  # it warns on stderr of each place without any
     request = _request_over(wire)

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import polars as pl
 
 from pipeline.errors import InputError
+from pipeline.installed import installing
 
 if TYPE_CHECKING:
     from python_calamine import CalamineSheet, CalamineWorkbook
@@ -47,7 +48,7 @@ def read_sheet(path: str, sheet: str | None) -> pl.DataFrame:
     if not find_spec("python_calamine"):
         raise InputError(
             f"{path} is read with python-calamine, which is not installed",
-            "`pip install 'prompt-batch-pipeline[excel]'`, or save the sheet as CSV UTF-8",
+            f"`{installing('excel')}`, or save the sheet as CSV UTF-8",
         )
     import python_calamine
 
