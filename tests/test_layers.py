@@ -74,6 +74,7 @@ RANKS: dict[str, int] = {
     "batch": 5,
     "run": 6,
     "estimating": 7,
+    "fleet": 7,
     "starting": 7,
     "telemetry": 7,
     "console": 8,

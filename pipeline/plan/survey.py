@@ -96,7 +96,8 @@ def survey(source: Source, rows: int) -> Survey:
 def keys_of(source: Source, rows: Collection[int]) -> dict[int, str]:
     """Keys of these rows; with an id column, that is read once more, up to the last of them."""
     if source.id is None or not rows:
-        return {row: str(row) for row in rows}
+        before = source.part.first_row if source.part is not None else 0
+        return {row: str(before + row) for row in rows}
     keys: dict[int, str] = {}
     for frame in source.batches(size=_FRAME_ROWS, columns=[source.id]):
         found = frame.filter(pl.col(ROW).is_in(rows))

@@ -74,6 +74,7 @@ class Session:
     asked: bool = False  # whether the service was asked who it is
     change: Change | None = None  # that the next generation begins with, while that is agreed to
     replaced: tuple[str, ...] = ()  # keys of rows that are done, and whose files are others than those asked about
+    place: Path | None = None  # its run directory; None: that of the job's name
 
     @property
     def rehearsal(self) -> bool:
@@ -103,7 +104,7 @@ class Session:
     @property
     def directory(self) -> Path:
         """The run directory; a rehearsal has its own."""
-        return run_directory(self.job.name, self.kind)
+        return self.place or run_directory(self.job.name, self.kind)
 
     def days_of(self, quota: str, run: str | None = None) -> str:
         """Whose requests of a day count together: of real runs those of all on a quota, of a rehearsal its own.
@@ -147,7 +148,7 @@ class Session:
             return list(self.source.schema)
         schema = self.source.schema
         held = {name for name in self.source.file_columns if name in schema and pl.Binary in leaves(schema[name])}
-        texts = {self.job.spec.input.text, "text" if self.source.table.documents is not None else None}
+        texts = {self.job.spec.input.text, "text" if self.source.table.is_documents else None}
         return [name for name in self.source.schema if name not in held | texts]
 
     @property

@@ -11,7 +11,7 @@ from pipeline.source.documents import Source
 def output_conflict(source: Source, out_path: str) -> None:
     """Raise `InputError` when writing `out_path` would overwrite the input, or the input's glob would match it."""
     out = Path(out_path)
-    if source.table.remote or source.table.documents is not None:  # no output is a document
+    if source.table.remote or source.table.is_documents:  # no output is a document
         return
     if out.exists() and any(out.samefile(path) for path in source.paths):
         raise InputError(f"the output {out_path} is the input", "choose another [output] path")

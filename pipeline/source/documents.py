@@ -40,6 +40,15 @@ _CHECKED_ROWS = 16_384
 _CANDIDATES = 1_000
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which rows of a whole table a source has."""
+
+    first_row: int
+    rows: int
+    whole: str  # that table's fingerprint
+
+
 @dataclass(frozen=True)
 class Source:
     """The input of a run; `columns` are those that the templates use, `predicate` is `where`, compiled."""
@@ -53,6 +62,7 @@ class Source:
     stamps: tuple[standing.Stamp | None, ...] = ()  # of the files, when they were opened
     rules: Rules | None = None  # under which its rows fall
     files: Files | None = None  # that its rows name or hold
+    part: Part | None = None  # None: it is the whole table
 
     @cached_property
     def schema(self) -> dict[str, pl.DataType]:
@@ -73,7 +83,7 @@ class Source:
     @property
     def hidden(self) -> Mapping[str, pl.DataType]:
         """Columns that a template does not see, and that are read with those that it does."""
-        return HIDDEN if self.table.documents is not None else {}
+        return HIDDEN if self.table.is_documents else {}
 
     @property
     def sends_scans(self) -> bool:
@@ -92,6 +102,9 @@ class Source:
         A file above 64 MiB is hashed by its first and last MiB and 64 evenly spaced blocks of 64 KiB: an edit that
         keeps such a file's size and misses those blocks goes unseen. Of a remote table only address and schema count.
         """
+        if self.part is not None:
+            told = f"{self.part.whole}\n{self.part.first_row}\n{self.part.rows}"
+            return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
         return self._fingerprint()
 
     def _fingerprint(self) -> str:
@@ -114,12 +127,20 @@ class Source:
         if self.table.remote or self.table.documents is not None:
             return None
         now = standing.stamps(self.paths)
+        if self.part is not None:  # the machine that opened the table may have been another: numbers of files differ
+            known = [standing.on_any_machine(each) for each in self.stamps]
+            if known == list(map(standing.on_any_machine, now)):
+                return None
+            return self._difference(now)
         same = now == self.stamps
         if same and not looked_into:
             return None
         with suppress(OSError):
             if (same or self._is_copy(now)) and self._fingerprint() == self.fingerprint:
                 return None
+        return self._difference(now)
+
+    def _difference(self, now: Sequence[standing.Stamp | None]) -> str:
         files = zip(self.paths, self.stamps, now, strict=True)
         differing = (standing.difference(path, before, after) for path, before, after in files if before != after)
         return next(differing, f"{self.table.path} was written to")
@@ -245,7 +266,7 @@ class Source:
     @property
     def path_columns(self) -> list[str]:
         """Columns that name files; those that hold them are of the table itself, as documents are."""
-        if self.table.documents is not None:
+        if self.table.is_documents:
             return []
         return [name for name in self.file_columns if pl.Binary not in leaves(self.schema[name])]
 
@@ -262,8 +283,9 @@ class Source:
         return json_cells(column) if column.name in self.table.json_columns else cells(column)
 
     def keys(self, frame: pl.DataFrame) -> list[str]:
-        """The key of each row of a frame that `batches` gave: its id, else its row number."""
-        return list(map(str, frame[ROW].to_list() if self.id is None else texts(self._ids(frame[self.id]))))
+        """The key of each row of a frame that `batches` gave: its id, else its row number in the whole table."""
+        before = self.part.first_row if self.part is not None else 0
+        return list(map(str, (frame[ROW] + before).to_list() if self.id is None else texts(self._ids(frame[self.id]))))
 
     def _ids(self, column: pl.Series) -> pl.Series:
         return jsonl.text_of(column) if column.name in self.json_columns else column
@@ -276,6 +298,8 @@ class Source:
 
     @cached_property
     def _rows(self) -> int:
+        if self.part is not None:
+            return self.part.rows
         if self.predicate is None and self.id is None and (rows := self.table.height()) is not None:
             return rows
         if self.id is not None:

@@ -18,6 +18,11 @@ def stamps(paths: Sequence[str]) -> tuple[Stamp | None, ...]:
     return tuple(map(_stamp, paths))
 
 
+def on_any_machine(stamp: Stamp | None) -> tuple[int, int] | None:
+    """What of a stamp is the same wherever its file is looked at: size, and the time that a program may set."""
+    return None if stamp is None else (stamp[2], stamp[3])
+
+
 def fingerprint_files(paths: Sequence[str]) -> str:
     """Hash of names, sizes and content. Raises OSError.
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import polars as pl
@@ -45,6 +46,13 @@ os.environ.setdefault("POLARS_CSV_CHUNK_SIZE", str(4 * 2**20))
 os.environ.setdefault("POLARS_IGNORE_TIMEZONE_PARSE_ERROR", "1")
 
 
+class Span(NamedTuple):
+    """Rows of a Parquet file that stand together."""
+
+    first: int
+    rows: int
+
+
 @dataclass(frozen=True)
 class Table:
     """The files of one input, all with one schema. The columns of a CSV are text: a "007" comes back as it was."""
@@ -61,6 +69,7 @@ class Table:
     stamps: tuple[tuple[int, ...], ...] = ()  # of the files, when the table was opened
     documents: Collected | None = None  # one a row, whatever becomes of their files
     sheets: Mapping[str, pl.DataFrame] = field(default_factory=dict)  # by path
+    spans: Mapping[str, Span] = field(default_factory=dict)  # by path: of a part of a table, which is all Parquet
 
     @property
     def changed(self) -> bool:
@@ -77,16 +86,27 @@ class Table:
         """The types that `where` sees: as `schema`, but JSON that is nothing but numbers counts as such."""
         return pl.Schema({**self.schema, **(self.found.numbers if self.found else {})})
 
+    @property
+    def is_documents(self) -> bool:
+        """Whether each row is a document of a folder."""
+        return self.kind == "documents"
+
+    def heights(self) -> list[int]:
+        """Number of rows of each Parquet file."""
+        with explained(self):
+            return [int(_scan(path, self).select(pl.len()).collect().item()) for path in self.paths]
+
     def height(self) -> int | None:
         """Number of rows, where that is known without reading them; a CSV's bytes are looked at."""
+        if self.spans:
+            return sum(span.rows for span in self.spans.values())
         if self.documents is not None:
             return self.documents.rows.height
         if self.sheets:
             return sum(sheet.height for sheet in self.sheets.values())
         with explained(self):
             if self.kind == "parquet":
-                paths = [self.path] if self.remote else self.paths
-                return sum(int(_scan(path, self).select(pl.len()).collect().item()) for path in paths)
+                return sum(self.heights())
             if self.kind == "csv":
                 found = [self._csv(path).plain for path in self.paths]
                 known = [one.lines for one in found if one is not None and not one.blank]
@@ -142,13 +162,14 @@ class Table:
             return self.documents.frames(columns, size)
         if self.sheets:
             return self.sheets[path].select(columns).iter_slices(size)
-        if self.remote:
+        if self.kind == "parquet" or self.spans:
             rows = _scan(path, self).select(columns)
-            return rows.collect_batches(chunk_size=size, maintain_order=True, lazy=True)
-        if self.kind == "parquet":
-            rows = _scan(path, self).select(columns)
+            if span := self.spans.get(path):
+                rows = rows.slice(*span)
+            if self.remote:
+                return rows.collect_batches(chunk_size=size, maintain_order=True, lazy=True)
             written = rows.collect_schema()
-            wider = [name for name in columns if written[name] != self.schema[name]]
+            wider = [name for name in columns if written[name] != self.schema.get(name, written[name])]
             return _windows(rows.with_columns(pl.col(name).cast(self.schema[name]) for name in wider))
         if self.kind == "csv":
             return self._csv(path).frames(columns, size)

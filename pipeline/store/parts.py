@@ -27,7 +27,7 @@ from pipeline.store.seals import Sealed, digest
 PolarsDataType = pl.DataType | DataTypeClass
 
 MONEY = pl.Decimal(18, 12)
-_RUN = "run"
+OWNER = "run"
 """Key under which a part's metadata has the identity of its run."""
 _PART = re.compile(r"part-[0-9]{6,}\.parquet")
 _MOST_MONEY = Decimal("999999.999999999999")
@@ -259,7 +259,7 @@ def write_frame(frame: pl.DataFrame, final: Path, run: str, kept: str) -> Sealed
     """Write a Parquet file of a run as `write_part`; `kept` says what is not lost where the disk refuses it."""
     hidden = final.with_name(f".{final.name}.tmp")
     encoded = io.BytesIO()  # polars would report a full disk as a fault of the file's format
-    frame.write_parquet(encoded, compression="zstd", metadata={_RUN: run})
+    frame.write_parquet(encoded, compression="zstd", metadata={OWNER: run})
     try:
         hidden.touch(0o600)
         with hidden.open("wb") as file:
@@ -288,7 +288,7 @@ def describe(path: Path) -> Sealed:
 def check_owner(path: Path, run: str) -> None:
     """Raise `RunStateError` for a part of another run; one of an older version does not say whose it is."""
     try:
-        theirs = pl.read_parquet_metadata(path).get(_RUN)
+        theirs = pl.read_parquet_metadata(path).get(OWNER)
     except FileNotFoundError:  # half a seal, removed meanwhile
         return
     except (pl.exceptions.PolarsError, OSError):

@@ -1,0 +1,187 @@
+"""Shards: how a table is cut into ranges of rows, and the source of each.
+
+A Parquet table stays where it is: its shards are ranges of its files' rows. Of every other table each shard has a copy
+of its rows, as Parquet, which one pass writes.
+"""
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
+
+import polars as pl
+
+from pipeline import machine
+from pipeline.errors import InputChanged, PipelineError, RunStateError
+from pipeline.process import make_private
+from pipeline.run.prepare import Session
+from pipeline.source import Source
+from pipeline.source.documents import BATCH_ROWS, ROW
+from pipeline.source.shares import copied, spanned
+from pipeline.source.tables import Span
+from pipeline.store import units
+from pipeline.store.export import Form, write_frames
+from pipeline.store.place import refusal_of
+from pipeline.store.units import Piece, Shard, shard_directory
+
+LEAST_ROWS, MOST_ROWS = 1_000, 1_000_000
+"""Of a shard: fewer are not worth a run directory, and more would take long to begin anew on another machine."""
+SHARDS_A_WORKER = 8
+"""So that workers that are done early take over what others would have had, where the table has enough rows."""
+
+
+def rows_a_shard(rows: int, workers: int) -> int:
+    """How many rows a shard of a table has, at most."""
+    return min(MOST_ROWS, max(LEAST_ROWS, -(-rows // (SHARDS_A_WORKER * workers))))
+
+
+def cut(session: Session, workers: int, heard: Callable[[int], None] = lambda rows: None) -> list[Shard]:
+    """The shards of a session's whole table, in row order; cut now, or as they were at the first start.
+
+    `heard` is told how many rows are copied. Blocks: run it in a thread. A kill in the middle leaves nothing that the
+    next call would take for whole. Raises `RunStateError` where the run directory has shards of another table, or
+    answers and no word of how it was cut, and where the disk refuses; `InputChanged`.
+    """
+    directory, source = session.directory, session.source
+    if units.is_cut(directory):
+        whole, known = units.read(directory)
+        if whole != source.fingerprint:
+            raise RunStateError(
+                f"{directory} consists of shards of another table\nNothing was sent.",
+                "put the input back as it was, or begin anew with `--fresh`",
+            )
+        return known
+    _check_unused(session)
+    rows = source.count()
+    number = -(-rows // rows_a_shard(rows, workers))
+    bounds = [rows * at // number for at in range(number + 1)]
+    ranges = [
+        Shard(at, shard_directory(directory, at), first, stop - first)
+        for at, (first, stop) in enumerate(pairwise(bounds))
+    ]
+    make_private(directory / units.FOLDER)
+    for left in (directory / units.FOLDER).glob(f"*/*{units.INPUT}*"):  # by a kill, perhaps in more shards than now
+        left.unlink()
+    if source.table.kind == "parquet":
+        shards = _ranged(source, ranges)
+    else:
+        _copy(source, ranges, heard)
+        shards = ranges
+    session.check_input(looked_into=True)
+    units.write(directory, shards, source.fingerprint)
+    return shards
+
+
+def shard_source(source: Source, shard: Shard) -> Source:
+    """The rows of a shard as a source of their own, which count from 0, and whose keys without an id do not.
+
+    It can be pickled, and is read in any process that sees the same files. `source` is the whole table's, with all that
+    was chosen of it: columns, files, rules.
+    """
+    if shard.pieces:
+        spans = [(piece.file, Span(piece.first, piece.rows)) for piece in shard.pieces]
+        return spanned(source, shard.first_row, shard.rows, spans)
+    return copied(source, shard.first_row, shard.rows, shard.input)
+
+
+def _check_unused(session: Session) -> None:
+    directory = session.directory
+    if any((directory / units.FOLDER).glob("*/manifest.json")):
+        raise RunStateError(
+            f"{directory} has shards with answers, but its {units.NAME} is gone: nobody knows which rows they are\n"
+            "Nothing was sent.",
+            "restore it from a backup, or begin anew with `--fresh`, which keeps the answers beside",
+        )
+
+
+def _ranged(source: Source, ranges: Sequence[Shard]) -> list[Shard]:
+    """The same with their places in the files of a Parquet table."""
+    heights = source.table.heights()
+    starts = [0, *accumulate(heights)]
+    firsts = [shard.first_row for shard in ranges]
+    places = firsts if source.predicate is None else list(_input_rows(source, firsts))
+    stops = [*places[1:], starts[-1]]
+    return [
+        Shard(shard.number, shard.directory, shard.first_row, shard.rows, tuple(_pieces(starts, first, stop)))
+        for shard, first, stop in zip(ranges, places, stops, strict=True)
+    ]
+
+
+def _pieces(starts: Sequence[int], first: int, stop: int) -> Iterator[Piece]:
+    """Where rows of the whole input stand in its files, whose first rows `starts` are."""
+    at = bisect_right(starts, first) - 1
+    while first < stop:
+        end = min(stop, starts[at + 1])
+        if first < end:
+            yield Piece(at, first - starts[at], end - first)
+        first, at = end, at + 1
+
+
+def _input_rows(source: Source, rows: Sequence[int]) -> Iterator[int]:
+    """The numbers in the input of some rows, which ascend and are counted without those that `where` leaves out."""
+    passed, at = 0, 0
+    for numbers in source.input_numbers():
+        while at < len(rows) and rows[at] < passed + len(numbers):
+            yield numbers[rows[at] - passed]
+            at += 1
+        passed += len(numbers)
+
+
+def _copy(source: Source, shards: Sequence[Shard], heard: Callable[[int], None]) -> None:
+    """Write each shard's rows into a file of its own: every column, so that an edit of the job finds what it asks for.
+
+    A row group is a batch as it was read, so that memory is that of reading.
+    """
+    columns = [*source.schema, *source.hidden]
+    schema = pl.Schema({**source.schema, **source.hidden})
+    frames = source.batches(columns=columns, size=BATCH_ROWS)
+    held: list[pl.DataFrame] = []
+
+    def rows_of(shard: Shard) -> Iterator[pl.DataFrame]:
+        left = shard.rows
+        while left:
+            frame = held.pop() if held else next(frames, None)
+            if frame is None:
+                raise InputChanged("the input has fewer rows than it had when it was opened")
+            if frame.height > left:
+                held.append(frame.slice(left))
+                frame = frame.head(left)
+            left -= frame.height
+            heard(shard.first_row + shard.rows - left)
+            yield frame.drop(ROW)
+
+    for shard in shards:
+        make_private(shard.directory)
+        _write(shard, rows_of(shard), schema)
+
+
+def _write(shard: Shard, frames: Iterator[pl.DataFrame], schema: pl.Schema) -> None:
+    final = shard.input
+    hidden = final.with_name(f".{final.name}.tmp")
+    trouble: list[PipelineError] = []
+
+    def heeded() -> Iterator[pl.DataFrame]:
+        try:
+            yield from frames
+        except PipelineError as error:  # the writer would make another one of it
+            trouble.append(error)
+            raise
+
+    try:
+        hidden.touch(0o600)
+        with hidden.open("wb") as file:
+            write_frames(heeded(), schema, Form(".parquet"), (), file, BATCH_ROWS)
+            file.flush()
+            os.fsync(file.fileno())
+        machine.replace(hidden, final)
+        machine.sync_directory(final.parent)
+    except (OSError, pl.exceptions.PolarsError, PipelineError) as error:
+        if trouble:
+            raise trouble[0] from None
+        refused = error if isinstance(error, OSError) else refusal_of(error)
+        if refused is None:
+            raise
+        raise RunStateError(
+            f"cannot write {final}: {refused.strerror}\nNothing was sent: the table is being cut into shards.",
+            "make room: the shards take about as much as the table, compressed; then the same command again",
+        ) from None

@@ -1,0 +1,72 @@
+"""Parts of a table as sources of their own: a range of rows of its Parquet files, or a copy of some of its rows.
+
+Each can be pickled and opened in another process, whatever folder that runs in; nothing of the whole table is read.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.source import standing
+from pipeline.source.csvs import stamp
+from pipeline.source.documents import Part, Source
+from pipeline.source.files import Files
+from pipeline.source.tables import Span, Table
+
+
+def spanned(source: Source, first_row: int, rows: int, spans: Sequence[tuple[int, Span]]) -> Source:
+    """So many rows, from `first_row` of those that `where` lets through: those in `spans` of a Parquet table's files.
+
+    A span names its file by its place among `source.paths`.
+    """
+    table = source.table
+    files = [(table.paths[at] if table.remote else os.path.abspath(table.paths[at]), at, span) for at, span in spans]  # noqa: PTH100
+    part = replace(
+        table,
+        paths=tuple(path for path, _, _ in files),
+        on_path={path: table.on_path.get(table.paths[at], {}) for path, at, _ in files},
+        stamps=tuple(table.stamps[at] for _, at, _ in files if not table.remote),
+        spans={path: span for path, _, span in files},
+    )
+    stamps = tuple(source.stamps[at] for _, at, _ in files if not table.remote)
+    return _part(source, part, first_row, rows, stamps, source.fingerprint)
+
+
+def copied(source: Source, first_row: int, rows: int, path: Path) -> Source:
+    """So many rows, from `first_row` of those that `where` lets through, of which `path` is a copy as Parquet.
+
+    It has every column of the table, and those of documents that no template sees.
+    """
+    place = os.path.abspath(path)  # noqa: PTH100  links stay what they are
+    part = replace(
+        source.table,
+        paths=(place,),
+        remote=False,
+        on_path={},
+        stamps=(stamp(place),),
+        documents=None,
+        sheets={},
+        spans={place: Span(0, rows)},
+    )
+    chosen = replace(source, where=None, predicate=None)
+    return _part(chosen, part, first_row, rows, standing.stamps([place]), source.fingerprint)
+
+
+def _part(
+    source: Source, table: Table, first_row: int, rows: int, stamps: tuple[standing.Stamp | None, ...], whole: str
+) -> Source:
+    found = table.found and replace(table.found, rows=rows, repeated=None, nameless=None)
+    return replace(
+        source,
+        table=replace(table, found=found),
+        stamps=stamps,
+        files=source.files and _anywhere(source.files),
+        part=Part(first_row, rows, whole),
+    )
+
+
+def _anywhere(files: Files) -> Files:
+    """The same, wherever the process that reads them runs."""
+    root = None if files.root is None else files.root.absolute()
+    return replace(files, root=root, _guessed=set(), _known={})

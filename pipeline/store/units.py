@@ -1,0 +1,123 @@
+"""Of what a run directory consists: of itself, or of shards, each a run directory of its own.
+
+    manifest.json, run.log        of the whole run
+    shards.parquet                which rows of the table each shard has, and where they stand; once the table is cut
+    shards/00017/                 a run directory, whose rows count from 0
+    shards/00017/input.parquet    its rows, where the table itself is not read
+
+A shard's directory knows nothing of the whole: whoever reads adds the shard's first row to the number of a row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from pipeline.errors import RunStateError
+from pipeline.store.parts import OWNER, write_frame
+
+NAME = "shards.parquet"
+FOLDER = "shards"
+INPUT = "input.parquet"
+_SCHEMA = pl.Schema(
+    {
+        "shard": pl.Int64(),
+        "first_row": pl.Int64(),  # of those that `where` lets through
+        "rows": pl.Int64(),
+        "file": pl.Int64(),  # its place among the input's files; null: the shard has a file of its own
+        "from": pl.Int64(),  # row of that file
+        "length": pl.Int64(),
+    }
+)
+
+
+class Piece(NamedTuple):
+    """Rows of a file of the input that stand together."""
+
+    file: int  # its place among the input's files
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A range of a table's rows, with a run directory of its own."""
+
+    number: int
+    directory: Path
+    first_row: int
+    rows: int
+    pieces: tuple[Piece, ...] = ()  # where they stand in the input; none: in a file of its own
+
+    @property
+    def input(self) -> Path:
+        """Its own file, where it has one."""
+        return self.directory / INPUT
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A run directory, and the row of the whole run that its row 0 is."""
+
+    directory: Path
+    first_row: int = 0
+    rows: int | None = None  # None: so many as its manifest and its log tell of
+
+
+def units(directory: Path) -> Sequence[Unit]:
+    """What the run in a directory consists of, in row order; itself, where it has no shards.
+
+    A shard is there that no worker has begun yet: `has_begun`. Raises `RunStateError` for damage.
+    """
+    if not is_cut(directory):
+        return (Unit(directory),)
+    return [Unit(shard.directory, shard.first_row, shard.rows) for shard in read(directory)[1]]
+
+
+def has_begun(unit: Unit) -> bool:
+    """Whether there is a run directory: of a shard that no worker has begun there is none."""
+    return (unit.directory / "manifest.json").exists()
+
+
+def is_cut(directory: Path) -> bool:
+    """Whether a run's table is cut into shards."""
+    return (directory / NAME).exists()
+
+
+def shard_directory(directory: Path, number: int) -> Path:
+    """The run directory of a shard."""
+    return directory / FOLDER / f"{number:05d}"
+
+
+def write(directory: Path, shards: Sequence[Shard], source: str) -> None:
+    """Note how the table with the fingerprint `source` is cut, whole or not at all. Raises `RunStateError`."""
+    lines = [
+        (shard.number, shard.first_row, shard.rows, *(piece or (None, None, None)))
+        for shard in shards
+        for piece in shard.pieces or (None,)
+    ]
+    write_frame(pl.DataFrame(lines, _SCHEMA, orient="row"), directory / NAME, source, "Nothing was sent.")
+
+
+def read(directory: Path) -> tuple[str, list[Shard]]:
+    """The fingerprint of the table that was cut, and its shards in row order. Raises `RunStateError` for damage."""
+    path = directory / NAME
+    try:
+        source = pl.read_parquet_metadata(path).get(OWNER, "")
+        lines = pl.read_parquet(path).select(list(_SCHEMA)).cast(_SCHEMA).rows()
+        return source, [_shard(directory, list(each)) for _, each in groupby(lines, key=itemgetter(0))]
+    except (pl.exceptions.PolarsError, OSError, ValueError, TypeError) as error:
+        raise RunStateError(
+            f"{path} is damaged: {str(error).splitlines()[0]}\nThe shards themselves may be whole.",
+            "restore it from a backup",
+        ) from None
+
+
+def _shard(directory: Path, lines: Sequence[tuple[int, ...]]) -> Shard:
+    number, first_row, rows, *_ = lines[0]
+    pieces = tuple(Piece(*line[3:]) for line in lines if line[3] is not None)
+    return Shard(number, shard_directory(directory, number), first_row, rows, pieces)
