@@ -1,14 +1,17 @@
 """What differs between systems: the program with what Windows lacks taken away, in a process of its own."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import polars as pl
 import pytest
 from commands import small_job
+from serving import served, stats, wait_for
 
 from pipeline.store.manifest import Lock
 
@@ -23,10 +26,16 @@ class Other:
             [sys.executable, SCRIPT, *arguments], cwd=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def ran(self, *arguments: str) -> Any:
+    def begin(self, *arguments: str) -> None:
         _stream(self.process.stdin).write(json.dumps(arguments) + "\n")
         _stream(self.process.stdin).flush()
+
+    def told(self) -> Any:
         return json.loads(_stream(self.process.stdout).readline())
+
+    def ran(self, *arguments: str) -> Any:
+        self.begin(*arguments)
+        return self.told()
 
     def end(self) -> int:
         for stream in (self.process.stdin, self.process.stdout):
@@ -60,6 +69,30 @@ def test_a_job_is_priced_run_changed_and_read(tmp_path: Path, other: Other) -> N
     assert json.loads(report["out"])["ok"] == 6
     assert other.ran("export", "small-offline", "--to", "again.csv")["code"] == 0
     assert len((tmp_path / "again.csv").read_text().splitlines()) == 7
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with served(latency_s=0.02) as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        yield url
+
+
+def test_ctrl_c_ends_a_run_where_an_event_loop_takes_no_handlers(tmp_path: Path, service: str, other: Other) -> None:
+    job = small_job(tmp_path, "[limits]\nrpm = 0\ntpm = 0\nconcurrency = 2")
+    (tmp_path / "words.csv").write_text("word\n" + "".join(f"word {number}\n" for number in range(200)))
+    other.begin("run", job.name, "--yes")
+    wait_for(service, "answered", 10, other.process)
+    other.process.send_signal(signal.SIGINT)
+    ended = other.told()
+    answered = stats(service)["answered"]
+    assert ended["code"] == 130 and 10 <= answered < 200, ended
+    assert f"{answered} ok" in ended["err"] and "what was answered is kept; the same command" in ended["err"], ended
+    rows = pl.read_parquet(tmp_path / "out.parquet")
+    assert dict(rows["status"].value_counts().iter_rows()) == {"ok": answered, "pending": 200 - answered}
+    again = other.ran("run", job.name, "--yes", "--json")  # in the same process, whose signals are as they were
+    assert again["code"] == 0 and json.loads(again["out"])["ok"] == stats(service)["answered"] == 200, again
 
 
 def test_two_processes_do_not_write_one_directory(tmp_path: Path) -> None:
