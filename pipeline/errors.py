@@ -39,12 +39,13 @@ KEPT = "\nWhat was answered is kept."
 EXIT_CODES: Mapping[int, str] = {
     0: "all rows are ok",
     1: "finished; some rows are not ok",
-    2: "could not start: job, template, input, output, key, run directory or environment; nothing was spent",
+    2: "could not start: job, template, input, output, key, run directory or environment, or a cost that nobody was"
+    " there to agree to (`--yes` does); nothing was spent",
     3: "stopped early and can be continued: a spend cap, the day's quota, an input that changed, an output that could"
     " not be written, batches that are with the service,"
     " a service that is down, the first 20 rows of a run that all failed for one cause, or what is a 2"
     " before the first request (a full disk, a key that is refused) in the middle of a run",
-    DECLINED: "not agreed to before the first request: nothing was sent",
+    DECLINED: "whoever was asked said no to the cost, before the first request: nothing was sent",
     130: "interrupted; can be continued",
     BUG: "a bug of prompt-pipeline; what was paid for is kept",
 }

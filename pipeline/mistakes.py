@@ -1,6 +1,7 @@
 """Mistakes in a job file as a person should read them: all of them, each with its line and what was meant."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,28 @@ class Where:
             if line := self.lines.get(key[:end]):
                 return f"{self.path}:{line}"
         return str(self.path)
+
+    def named_in(self, message: str) -> str:
+        """Where the first of the settings stands that a message names and the file has; the file alone for none."""
+        for section, number, key in _NAMED.findall(message):
+            count = [str(int(number) - 1)] if number else []
+            if (at := self.of([*section.split("."), *count, key])) != str(self.path):
+                return at
+        return str(self.path)
+
+
+_NAMED = re.compile(r"\[+([\w.]+)\]+(?: number (\d+))?(?: (\w+))?")
+"""A setting as messages name it: [section] key, or [[section]] number 2."""
+
+
+def placed(error: JobError, path: Path, origins: Mapping[str, str]) -> JobError:
+    """The same error, with the line of the first setting that it names, where it tells the file alone."""
+    what, _, place = error.message.rpartition("\n")
+    if place == str(path):
+        named = (stands_at(path, origins, f"{section}.{key}") for section, _, key in _NAMED.findall(what))
+        error.message = f"{what}\n{next((at for at in named if at != place), place)}"
+        error.args = (error.message,)
+    return error
 
 
 def stands_at(path: Path, origins: Mapping[str, str], name: str) -> str:
@@ -82,6 +105,8 @@ def _told(kind: str, said: str, place: list[str], close: str, where: Where, form
     message = said.removeprefix("Value error, ")
     if len(place) == 1:  # of several settings together: the one that is named first
         at = where.of([*place, message.split(" ")[0]])
+    if not place:
+        at = where.named_in(message)
     name = f"{section} {'.'.join(place[1:])}: ".replace(" : ", ": ") if place else ""
     return JobError(f"{at}: {name}{message[0].lower() + message[1:]}")
 

@@ -275,6 +275,9 @@ def test_tables_of_runs_stay_and_those_of_estimates_go_after_a_day() -> None:
         os.utime(path, (0, 0))
     pp.estimate(job(), words(4), offline=True)
     assert len(kept) == 2 and len(set(Path("runs/.given").iterdir()) & kept) == 1
+    (of_run,) = set(Path("runs/.given").iterdir()) & kept
+    pp.estimate(job(), words(2), offline=True)
+    assert of_run.stat().st_mtime > 0  # one that is given again is a new day old
     assert pp.read("words").frame().height == 2
 
 

@@ -112,6 +112,12 @@ def test_a_killed_run_of_an_older_version_is_exported(here: Path) -> None:
     assert read("table.jsonl")["id"].to_list() == [f"r{row}" for row in range(12)]
 
 
+def test_a_file_that_is_named_without_its_flag_is_told_the_flag(here: Path, cli: Cli) -> None:
+    told = cli("export", "words", "out 1.csv")
+    assert told.code == 2 and "one run is exported at a time, and 2 are named: words, out 1.csv" in told.err
+    assert "`pipeline export words --to 'out 1.csv'`" in told.err
+
+
 def test_no_file_is_replaced_unasked_and_the_input_never(here: Path, cli: Cli) -> None:
     assert cli("run", small_job(here, UNLIMITED), "--offline").code == 0
     assert cli("export").code == 0

@@ -132,6 +132,13 @@ def test_a_chinese_table_is_asked_in_chinese_and_commented_so(empty: Path, root:
     assert "# 给每条文本分类" in text and "requests a minute" not in text
 
 
+def test_a_pattern_that_the_shell_replaced_is_told_as_one(empty: Path, cli: Cli) -> None:
+    told = cli("init", "a 1.csv", "a 2.csv", "a 3.csv", "a 4.csv")
+    assert told.code == 2 and "a job has one input, and 4 are named: a 1.csv, a 2.csv, a 3.csv, …" in told.err
+    assert "`pipeline init '*.csv'`" in told.err
+    assert "`pipeline init a.csv`" in cli("init", "a.csv", "b/").err
+
+
 def test_the_first_line_names_a_schema_that_takes_the_job(empty: Path, root: Path, cli: Cli) -> None:
     assert cli("init", chinese(empty, root)).code == 0
     text = (empty / "评论 表.toml").read_text("utf-8")
@@ -141,6 +148,9 @@ def test_the_first_line_names_a_schema_that_takes_the_job(empty: Path, root: Pat
     assert not schema.is_valid(tomllib.loads(text.replace("max_usd", "max_usb")))
     assert cli("init", "评论 表.csv", "--to", "second.toml").code == 0
     assert (empty / "second.toml").read_text("utf-8").startswith(f"#:schema {name}\n")
+    (empty / name).write_text(json.dumps({"title": json.loads((empty / name).read_text("utf-8"))["title"]}))
+    assert cli("init", "评论 表.csv", "--to", "anew.toml").code == 0  # that of an older version is made anew
+    assert "max_usd" in (empty / name).read_text("utf-8") and not list(empty.glob(".*.tmp"))
     (empty / name).write_text("of another program")
     assert cli("init", "评论 表.csv", "--to", "third.toml").code == 0
     assert (empty / name).read_text() == "of another program"

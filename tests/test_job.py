@@ -368,6 +368,18 @@ def test_a_wrong_value_names_section_key_and_file(tmp_path: Path, sections: dict
     assert re.match(rf"{tmp_path}/job.toml(:\d+)?: ", error.message)
 
 
+def test_a_mistake_between_sections_names_the_line_of_one_of_them(tmp_path: Path) -> None:
+    path = write_job(tmp_path)
+    chunked = path.read_text() + "\n[chunk]\nmax_tokens = 64\n"
+    path.write_text(chunked)
+    line = chunked.split("\n").index("[chunk]") + 1
+    assert f"job.toml:{line}: [chunk] goes together with" in refused(lambda: load(path)).message
+    path.write_text(chunked.partition("\n[chunk]")[0].replace("[model]", "[model]\nprefix_cache = true"))
+    told = refused(lambda: load(path, {"model.name": "gemini-4-argon"}))
+    line = path.read_text().split("\n").index("prefix_cache = true") + 1
+    assert told.message.endswith(f"job.toml:{line}") and "keeps no explicit caches" in told.message
+
+
 @pytest.mark.parametrize("key", ["AIzaSyB_0123456789", "AQ.Ab8RN6-0123456789", "sk-0123456789abcdef"])
 def test_a_key_in_place_of_its_variables_name_is_refused_unseen(tmp_path: Path, key: str) -> None:
     for section, values in (

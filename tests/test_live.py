@@ -93,6 +93,16 @@ last: 合同-0007: 这份合同规定了双方的义务。""",
 }
 
 
+def test_in_the_first_minute_calls_are_counted_as_the_quota_beside_them_counts() -> None:
+    rpm = Meter(13, 60, told=True)
+    quota = QuotaStanding("m", rpm, None, None, 0, 8, "", None)
+    begun = Status(at_s=NOW_S, started_at_s=NOW_S - 15, rows=40, rows_done=13, calls=13, calls_planned=40)
+    begun = replace(begun, quotas=(quota,), calls_per_min=52.0)
+    assert "13 calls in 15 s   rpm 22% of 60" in "\n".join(block(begun, 80))
+    later = replace(begun, started_at_s=NOW_S - 61)
+    assert "52 calls a minute   rpm 22% of 60" in "\n".join(block(later, 80))
+
+
 @pytest.mark.parametrize("width", SHOWN)
 def test_the_block_fits_and_says_all_of_it(width: int) -> None:
     assert "\n".join(block(WORKING, width, LAST)) == SHOWN[width]

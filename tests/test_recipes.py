@@ -187,8 +187,9 @@ def test_the_line_for_cron_runs_with_the_little_that_cron_gives(night: Path, ser
 def test_the_units_are_what_systemd_takes(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd")
-    names = re.findall(r"`~/.config/systemd/user/(\S+)`", PAGE)
+    names = [*re.findall(r"`~/.config/systemd/user/(\S+)`", PAGE), "server.service"]
     units = dict(zip(names, blocks(PAGE, "systemd"), strict=True))
+    units["server.service"] = units["server.service"].replace("/srv/night", str(tmp_path))
     for name, unit in units.items():
         (tmp_path / name).write_text(
             unit.replace("%h/night/.venv/bin", str(BIN)).replace("%h/night", str(tmp_path)) + "\n"
@@ -202,6 +203,22 @@ def test_the_units_are_what_systemd_takes(tmp_path: Path) -> None:
         env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)},
     )
     assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_the_unit_of_a_server_has_its_key_from_a_credential(tmp_path: Path) -> None:
+    unit = blocks(recipe("The key as a credential"), "systemd")[0]
+    (command,) = re.findall(r"ExecStart=/bin/sh -c '(.*)'", unit)
+    program = tmp_path / ".venv/bin/pipeline"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$GEMINI_API_KEY" "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / "gemini").write_text("AQ.of-the-server")
+    said = command.replace("%d", str(tmp_path)).replace("$$", "$")
+    environment = {name: value for name, value in os.environ.items() if name != "GEMINI_API_KEY"}
+    ran = subprocess.run(
+        ["/bin/sh", "-c", said], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "AQ.of-the-server run comments.toml --yes --wait\n"
 
 
 def test_a_workbook_comes_in_and_answers_go_out_for_excel(night: Path, cli: Cli) -> None:

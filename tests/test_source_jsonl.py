@@ -244,7 +244,10 @@ def test_a_key_may_be_empty(tmp_path: Path) -> None:
         ('[\n{"a":1}\n]\n', "jq -c '.[]' "),
         ('{\n"a":1\n}\n', "jq -c '.' "),
         ('{"a":1}{"a":2}\n', "jq -c '.' "),
+        ('{"a":1}\n{"a":2}{"a":3}\n', "jq -c '.' "),
         ('{"a":1e400}\n', "in quotes"),
+        ('{"a":1}\n{"a":2\n{"a":3}\n', "mend the line"),
+        ('{"a":1}\n{"a":2', "sed '$d' "),
     ],
 )
 def test_json_that_is_no_lines_is_answered_with_the_command_that_makes_them(

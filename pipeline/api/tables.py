@@ -54,7 +54,9 @@ def kept(table: pl.DataFrame | pl.LazyFrame | ArrowStream) -> str:
                 digest.update(block)
             os.fsync(file.fileno())
         final = directory / f"{digest.hexdigest()}.parquet"
-        if not final.exists():  # one that is there may be read at this moment: it is left alone
+        try:
+            os.utime(final)  # it is wanted again: whoever tidies at this moment leaves it to the run that begins
+        except FileNotFoundError:  # one that is there may be read at this moment: it is left alone
             machine.replace(hidden, final)
             _tidy(directory)
         return str(final)

@@ -1,11 +1,16 @@
 """How the help of each command looks: options by what they are about, whole summaries, one example at the end."""
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+from pipeline import machine
+from pipeline.errors import InputError, JobError, PipelineError
 
 Options = Mapping[str, tuple[str, ...]]
 """Heading → the options below it."""
@@ -48,6 +53,15 @@ class Interrupted(Exception):
 
 class Command(TyperCommand):
     """One command; its epilog is an example, typed as it stands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's; one argument too many is explained where it is known what was meant by it."""
+        meant = _TOO_MANY.get(self.name or "")
+        ctx.allow_extra_args = meant is not None
+        left = super().parse_args(ctx, args)
+        if left and meant and not ctx.resilient_parsing:
+            raise meant([next(value for value in ctx.params.values() if value is not None), *left])
+        return left
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """`JOB`, where typer writes `{JOB}`."""
@@ -106,6 +120,33 @@ class Commands(TyperGroup):
         """As typer's, but for Ctrl-C."""
         with _told():
             return super().invoke(ctx)
+
+
+def _several_tables(names: Sequence[str]) -> PipelineError:
+    """What a shell makes of `init *.csv`."""
+    endings = {Path(name.removesuffix(".gz")).suffix + ".gz" * name.endswith(".gz") for name in names}
+    folders = {os.path.dirname(name) for name in names}  # noqa: PTH120 (`Path` says "." for none)
+    hint = f"name one of them, or a folder: `pipeline init {machine.quoted(names[0])}`"
+    if len(endings) == len(folders) == 1:
+        pattern = machine.quoted(os.path.join(folders.pop(), f"*{endings.pop()}"))  # noqa: PTH118
+        hint = f"a pattern in quotes is one table of all its files: `pipeline init {pattern}`"
+    return InputError(f"a job has one input, and {len(names)} are named: {', '.join(names[:3])}{_more(names)}", hint)
+
+
+def _place_for_a_table(names: Sequence[str]) -> PipelineError:
+    run, place = (machine.quoted(str(name)) for name in names[:2])
+    return JobError(
+        f"one run is exported at a time, and {len(names)} are named: {', '.join(names[:3])}{_more(names)}",
+        f"a file is named with --to: `pipeline export {run} --to {place}`",
+    )
+
+
+def _more(names: Sequence[str]) -> str:
+    return ", …" if len(names) > 3 else ""
+
+
+_TOO_MANY = {"init": _several_tables, "export": _place_for_a_table}
+"""Commands that are often given one argument too many, and what is said then."""
 
 
 def _write_list(formatter: Any, head: str, rows: list[tuple[str, str]]) -> None:

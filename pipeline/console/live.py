@@ -23,6 +23,7 @@ from pipeline.terminal import one_line
 LINES_S = 15.0
 """Between two looks whether there is something new to say, where no block can be drawn."""
 _LOOK_S = 1.0  # between two looks at a run of another process
+_MINUTE_S = 60.0
 _BAR, _GAP, _INDENT = 10, "   ", "  "
 _CAUSES = 4  # that are named
 _WAITS = {
@@ -108,12 +109,20 @@ def _done(status: Status, *, bar: bool) -> list[str]:
 
 
 def _rates(status: Status) -> list[str]:
-    parts = [] if status.calls_per_min is None or status.waits_for else [f"{status.calls_per_min:,.0f} calls a minute"]
+    parts = [] if status.calls_per_min is None or status.waits_for else [_pace(status.calls_per_min, status)]
     for quota in status.quotas:
         name = f"{one_line(quota.target)} " if len(status.quotas) > 1 else ""
         parts += [f"{name}{each}" for each in _meters(quota)]
     flight = f"{status.in_flight:,} in flight"
     return [*parts, f"{flight}, {status.waiting:,} wait" if status.waiting else flight]
+
+
+def _pace(per_min: float, status: Status) -> str:
+    """In the first minute what came so far, as the quotas beside it count no more: a pace would seem to pass them."""
+    seconds = status.at_s - status.started_at_s
+    if seconds >= _MINUTE_S:
+        return f"{per_min:,.0f} calls a minute"
+    return f"{per_min * seconds / _MINUTE_S:,.0f} calls in {duration(seconds)}"
 
 
 def _meters(quota: QuotaStanding) -> list[str]:

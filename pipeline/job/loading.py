@@ -15,7 +15,7 @@ from pipeline.errors import JobError
 from pipeline.job.checking import check_caching, check_lanes, check_schema, check_spoken, check_targets
 from pipeline.job.compiling import compile_job
 from pipeline.job.job import Job
-from pipeline.mistakes import Where, as_job_error
+from pipeline.mistakes import Where, as_job_error, placed
 from pipeline.protocols import PROTOCOLS, Protocol
 from pipeline.sections import JobFile
 from pipeline.toml_lines import Place, lines_of
@@ -174,13 +174,16 @@ def _checked(
 
 def compiled(path: Path, spec: JobFile, origins: Mapping[str, str]) -> Job:
     """The job of what `read_job` gives, with its templates. Raises `JobError`."""
-    job = compile_job(path, spec, origins)
-    for each in job.asked:
-        check_spoken(each.spec, path)
-        check_schema(each)
-        check_caching(each)
-    check_targets(job)
-    check_lanes(job)
+    try:
+        job = compile_job(path, spec, origins)
+        for each in job.asked:
+            check_spoken(each.spec, path)
+            check_schema(each)
+            check_caching(each)
+        check_targets(job)
+        check_lanes(job)
+    except JobError as error:
+        raise placed(error, path, origins) from None
     return job
 
 

@@ -13,6 +13,7 @@ from itertools import chain
 import orjson
 import polars as pl
 
+from pipeline import machine
 from pipeline.errors import InputError
 from pipeline.source.text import BOM, decoded, open_bytes, open_lines, undecodable
 from pipeline.source.unique import Repeats, hashed, repeats
@@ -268,7 +269,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_written_floa
 
 
 def _fault(path: str, number: int, line: bytes, error: orjson.JSONDecodeError) -> InputError:
-    place = f"{path}, line {number}"
+    place, several = f"{path}, line {number}", False
     try:
         text = line.decode()
     except UnicodeDecodeError as wrong:
@@ -278,23 +279,35 @@ def _fault(path: str, number: int, line: bytes, error: orjson.JSONDecodeError) -
         row = json.loads(text, parse_constant=_constant)
     except _ConstantError as constant:
         return InputError(f"{place}: {constant} is not JSON", "write null, or a number")
-    except (ValueError, RecursionError):
-        row = None
+    except (ValueError, RecursionError) as wrong:
+        row, several = None, str(wrong).startswith(_SEVERAL)
     for name, value in row.items() if isinstance(row, dict) else ():
         if half := _HALF.search(name + json.dumps(value, ensure_ascii=False)):
             return InputError(
                 f"{place}, column `{_shown(name)}`: \\u{ord(half[0]):x} is half a character (a lone surrogate)",
                 "no text can hold it: write the whole pair, or \\ufffd in its place",
             )
-    hint = _as_lines(path, line)
+    hint = "mend the line, or leave it out"
     if "infinity" in error.msg:
         hint = "no number is as large: write it in quotes, as text"
+    elif not line.endswith(b"\n") and not path.endswith(".gz"):  # the last of the file
+        named = machine.quoted(path)
+        hint = f"the file is cut off in this line: get it whole, or leave it out: `sed '$d' {named} > whole.jsonl`"
+    elif number == 1 or several:
+        hint = _as_lines(path, line)
     return InputError(f"{place}, column {error.colno}: not JSON: {error.msg}", hint)
 
 
 def _as_lines(path: str, line: bytes) -> str:
     each = ".[]" if line.lstrip().startswith(b"[") else "."
-    return f"each line is one JSON object: `jq -c '{each}' {path} > lines.jsonl` writes it so"
+    named = machine.quoted(path)
+    if path.endswith(".gz"):
+        return f"each line is one JSON object: `gzip -cd {named} | jq -c '{each}' > lines.jsonl` writes it so"
+    return f"each line is one JSON object: `jq -c '{each}' {named} > lines.jsonl` writes it so"
+
+
+_SEVERAL = "Extra data"
+"""What Python's json says of several values in a line."""
 
 
 class _ConstantError(Exception):

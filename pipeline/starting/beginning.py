@@ -18,7 +18,7 @@ from pipeline.starting.choosing import check_task, text_of
 from pipeline.starting.composing import SCHEMA, Start, job_text
 from pipeline.starting.looking import LISTED, Found, longest_tokens, look_at_folder, look_at_table, stem_of
 from pipeline.starting.words import Language, Task
-from pipeline.starting.writing import example, free_name, job_path, output_path, written
+from pipeline.starting.writing import example, free_name, job_path, output_path, renew, written
 
 _FOLDERS = ("results", "answers")
 _SUFFIXES = {".parquet": ".parquet", ".jsonl": ".jsonl", ".ndjson": ".jsonl"}
@@ -85,17 +85,26 @@ def begin(
     )
     out, from_excel = _output(found, path.stem), Path(found.path).suffix.lower() == ".xlsx"
     schema = path.with_name(SCHEMA)
-    files = {} if schema.exists() else {schema: schema_text()}
+    files, is_ours = ({}, _is_ours(schema)) if schema.exists() else ({schema: schema_text()}, True)
     made = job_text(
         start,
         out,
         excel=out.endswith(".csv") and (found.encoding is not None or language == "zh" or from_excel),
-        has_schema=bool(files) or _is_ours(schema),
+        has_schema=is_ours,
     )
     job = compiled(path, JobFile.model_validate(tomllib.loads(made)), {})
     prepare.prepare(job, prepare.Options(offline=True))
     with written({**files, path: made}):
+        if is_ours:
+            _refresh(schema)
         return Begun(job, start)
+
+
+def _refresh(schema: Path) -> None:
+    """Have editors know the settings of this version: another one may have written the schema."""
+    with suppress(OSError):
+        if (now := schema_text()) != schema.read_text("utf-8"):
+            renew(schema, now)
 
 
 def _is_ours(schema: Path) -> bool:

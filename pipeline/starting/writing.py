@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import get_args
 
+from pipeline import machine
 from pipeline.errors import InputError, JobError
 from pipeline.places import Kind, beside, run_directory
 from pipeline.starting.words import EXAMPLE, Language
@@ -60,6 +61,16 @@ def written(files: Mapping[Path, str]) -> Iterator[None]:
         for path in made:
             path.unlink(missing_ok=True)
         raise
+
+
+def renew(path: Path, text: str) -> None:
+    """Put a text in the place of a file that is there, all at once. Raises OSError."""
+    hidden = path.with_name(f".{path.name}.tmp")
+    try:
+        hidden.write_text(text, "utf-8", newline="\n")
+        machine.replace(hidden, path)
+    finally:
+        hidden.unlink(missing_ok=True)
 
 
 def _create(path: Path, text: str, made: list[Path]) -> None:
