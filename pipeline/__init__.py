@@ -11,7 +11,18 @@ from pipeline.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from pipeline import errors
-    from pipeline.api import Estimate, Job, PipelineError, Results, estimate, load, read, run, run_async
+    from pipeline.api import (
+        Estimate,
+        Job,
+        PipelineError,
+        Results,
+        estimate,
+        estimate_async,
+        load,
+        read,
+        run,
+        run_async,
+    )
 
 __all__ = [
     "Estimate",
@@ -20,6 +31,7 @@ __all__ = [
     "Results",
     "errors",
     "estimate",
+    "estimate_async",
     "load",
     "read",
     "run",

@@ -45,6 +45,9 @@ if estimate.cost_usd and estimate.cost_usd.high < Decimal("0.10"):
     pp.run(faster, reviews, yes=True, progress=False)
 
 
+print(pp.estimate(faster, reviews, pilot=1, max_cost_usd=0.10))
+
+
 if results.stopped:  # `results.raise_if_stopped()` raises it
     print(results.status, results.stopped, results.stopped.hint)
 print(results.ok, results.outcomes, results.causes, results.cost_usd, results.directory)
@@ -55,6 +58,7 @@ answers = earlier.frame()
 
 
 async def both() -> None:
+    print(await pp.estimate_async(job, reviews))
     runs = (pp.run_async(each, reviews, max_cost_usd=1) for each in (job, faster))
     for ended in await asyncio.gather(*runs):
         print(ended)

@@ -109,6 +109,28 @@ def test_a_job_is_varied_and_only_what_is_new_is_bought() -> None:
     assert (other.directory, other.calls) == (Path("runs/others-offline"), 3)
 
 
+def test_rows_are_redone_with_another_setting_and_only_where_retry_names_them() -> None:
+    short = pp.load(job(), model={"max_output_tokens": 1})
+    cut = pp.run(short, words(2), offline=True, progress=False)
+    assert cut.outcomes == {"truncated": 2}
+    again = pp.run(short, words(2), offline=True, progress=False, retry="truncated", set={"max_output_tokens": 90})
+    assert again.ok and again.details["output_tokens"] > 2
+    for asked, said in (
+        ({"set": {"seed": 1}}, "^set is of the rows that retry names"),
+        ({"set": {"name": "m"}, "retry": "truncated"}, r"^set cannot change \[model\] name"),
+        ({"fresh": True, "skip_failed": True}, "^skip_failed is of the rows that were tried"),
+        ({"cancel_batches": True, "leave": True}, "^cancel_batches is of the batches that are out, and leave"),
+        ({"cancel_batches": True, "sample": 1}, "^sample says which rows"),
+    ):
+        with pytest.raises(JobError, match=said):
+            pp.run(short, words(2), **asked)
+
+
+def test_batches_that_are_out_are_cancelled_unasked_and_where_none_is_that_is_said(service: str) -> None:
+    with pytest.raises(RunStateError, match="no batch"):
+        pp.run(job(service=service, name="none"), words(1), cancel_batches=True, progress=False)
+
+
 def test_batches_are_left_with_nobody_in_a_rehearsal() -> None:
     with pytest.raises(JobError, match=r"^leave=True leaves batches with the service"):
         offline(words(1), leave=True)
@@ -299,6 +321,21 @@ def test_a_sample_is_run_and_kept() -> None:
     assert offline(words(20)).calls == 20
 
 
+# ---- estimates
+
+
+def test_a_pilot_is_agreed_to_kept_and_told_by(service: str) -> None:
+    asked = job("piloted", service)
+    with pytest.raises(JobError, match="nobody said yes to the cost: 2 calls"):
+        pp.estimate(asked, words(6), pilot=2)
+    made = pp.estimate(asked, words(6), pilot=2, max_cost_usd=1)
+    assert (made.rows_done, made.rows) == (2, 4)
+    assert pp.run(asked, words(6), yes=True, progress=False).calls == 6
+    assert pp.estimate(asked, words(6), pilot=2).calls == 0  # nothing is left, and nothing to be agreed to
+    with pytest.raises(JobError, match=r"^sample says which rows"):
+        pp.estimate(asked, words(6), pilot=2, sample=1)
+
+
 # ---- loops, threads, and the end
 
 
@@ -315,6 +352,8 @@ def test_it_runs_where_a_loop_runs_and_in_one() -> None:
 
         ticking = asyncio.create_task(tick())
         assert (await pp.run_async(job("other"), words(2), offline=True, progress=False)).ok
+        made, before = await pp.estimate_async(job("another"), words(2), offline=True), ticks
+        assert (made.job, made.calls) == ("another", 2) and before > 2
         ticking.cancel()
         assert ticks > 2
 

@@ -4,14 +4,25 @@ import sys
 from inspect import signature
 from types import ModuleType
 
-from pipeline.api.estimates import Estimate, estimate
+from pipeline.api.estimates import Estimate, estimate, estimate_async
 from pipeline.api.jobs import load
 from pipeline.api.results import Results, read
 from pipeline.api.runs import run, run_async
 from pipeline.errors import PipelineError
 from pipeline.job import Job
 
-__all__ = ["Estimate", "Job", "PipelineError", "Results", "estimate", "load", "read", "run", "run_async"]
+__all__ = [
+    "Estimate",
+    "Job",
+    "PipelineError",
+    "Results",
+    "estimate",
+    "estimate_async",
+    "load",
+    "read",
+    "run",
+    "run_async",
+]
 
 
 class _Called(ModuleType):

@@ -1,7 +1,7 @@
 """What a job will take, before anything is sent."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -9,13 +9,17 @@ from typing import Any
 
 from pipeline import console, estimating
 from pipeline.api.jobs import check_rows, opened
+from pipeline.api.runs import agreed, unseen
 from pipeline.api.tables import Table
 from pipeline.api.words import in_python
-from pipeline.api.work import Ending, Work
+from pipeline.api.work import Asked, Ending, Work
+from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.plan.amounts import Range
 from pipeline.run import prepare, services
-from pipeline.run.wishes import moment
+from pipeline.run.prepare import Session
+from pipeline.run.run import run
+from pipeline.run.wishes import moment, usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,9 @@ def estimate(
     offline: bool = False,
     limit: int | None = None,
     sample: int | None = None,
+    pilot: int | None = None,
+    max_cost_usd: Decimal | float | str | None = None,
+    yes: bool = False,
     exact: bool = False,
     compare: bool = False,
     every_row: bool = False,
@@ -74,28 +81,86 @@ def estimate(
 ) -> Estimate:
     """What is left of a job and what it takes: the numbers of `pipeline estimate`, whose flags these are.
 
-    Nothing is sent but what `exact` has the service count, free of charge. `every_row` counts a large table whole.
-    It works where an event loop runs, and holds it up. Raises `PipelineError`.
+    Nothing is sent but what `exact` has the service count, free of charge, and the rows of `pilot`: so many are run
+    first and kept, and the rest is told by their answers; what they cost is agreed to as in `run`. `every_row` counts a
+    large table whole. It works where an event loop runs, and holds it up. Raises `PipelineError`, also for what stops a
+    pilot.
     """
+    with in_python():
+        return _work(job, table, offline, limit, sample, pilot, max_cost_usd, yes, exact, compare, every_row, by).wait()
+
+
+async def estimate_async(
+    job: Job | str | Path,
+    table: Table | None = None,
+    *,
+    offline: bool = False,
+    limit: int | None = None,
+    sample: int | None = None,
+    pilot: int | None = None,
+    max_cost_usd: Decimal | float | str | None = None,
+    yes: bool = False,
+    exact: bool = False,
+    compare: bool = False,
+    every_row: bool = False,
+    by: str | datetime | None = None,
+) -> Estimate:
+    """The same in an event loop, of asyncio or trio, which goes on meanwhile."""
+    with in_python():
+        return await _work(
+            job, table, offline, limit, sample, pilot, max_cost_usd, yes, exact, compare, every_row, by
+        ).wait_for()
+
+
+def _work(
+    job: Job | str | Path,
+    table: Table | None,
+    offline: bool,
+    limit: int | None,
+    sample: int | None,
+    pilot: int | None,
+    max_cost_usd: Decimal | float | str | None,
+    yes: bool,
+    exact: bool,
+    compare: bool,
+    every_row: bool,
+    by: str | datetime | None,
+) -> Work[Estimate]:
+    cap = None if max_cost_usd is None else usd(str(max_cost_usd), "max_cost_usd")
+    check_rows(limit=limit, sample=sample, pilot=pilot)
+    if sample is not None and (limit is not None or pilot is not None):
+        raise JobError("sample says which rows, and limit or pilot does too", "leave one of the two out")
 
     def work(ending: Ending) -> Estimate:
         loaded = opened(job, table)
         wishes = estimating.Wishes(every_row, exact, compare, moment(loaded, by))
-        session = prepare.prepare(loaded, prepare.Options(offline, limit))
+        session = prepare.prepare(loaded, prepare.Options(offline, limit, cap))
 
         async def made() -> estimating.Estimate:
             nonlocal session
-            if exact or sample is not None:
+            if exact or sample is not None or pilot is not None:
                 session = await services.identified(session)
             if sample is not None:
                 session, _, _ = await estimating.sampled(session, sample)
+            if pilot is not None:
+                await _try(session, pilot, yes, ending)
             return await estimating.estimate(session, wishes)
 
         return told(loaded.name, ending.run(made))
 
-    with in_python():
-        check_rows(limit=limit, sample=sample)
-        return Work(work).wait()
+    return Work(work)
+
+
+async def _try(session: Session, number: int, yes: bool, ending: Ending) -> None:
+    """Run so many of the rows that are left, and keep them. Raises what stops that."""
+    if not (rows := await estimating.pilot_rows(session, number)):
+        return
+    trial = replace(session, options=replace(session.options, pilot=rows))
+    ended = await run(trial, agreed(yes, progress=False), unseen, heed=ending.heed)
+    if ended.stopped:
+        raise ended.stopped
+    if ended.interrupted:
+        raise Asked
 
 
 def told(job: str, made: estimating.Estimate) -> Estimate:

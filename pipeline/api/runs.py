@@ -1,6 +1,6 @@
 """A run, started or continued by a program."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 
 from pipeline import console, estimating, report
-from pipeline.api.jobs import check_rows, opened
+from pipeline.api.jobs import check_rows, load, opened
 from pipeline.api.results import Results, told
 from pipeline.api.tables import Table
 from pipeline.api.words import in_python, translated
@@ -21,7 +21,7 @@ from pipeline.run.engine import Monitor
 from pipeline.run.prepare import Session
 from pipeline.run.run import Confirm, Ended
 from pipeline.run.run import run as run_session
-from pipeline.run.wishes import check_leave, deadline, kinds, usd
+from pipeline.run.wishes import canonical, check_changes, check_leave, deadline, kinds, usd
 
 
 def run(
@@ -34,9 +34,12 @@ def run(
     limit: int | None = None,
     sample: int | None = None,
     retry: str | Iterable[str] = (),
+    set: Mapping[str, object] | None = None,
+    skip_failed: bool = False,
     fresh: bool = False,
     wait: bool = False,
     leave: bool = False,
+    cancel_batches: bool = False,
     by: str | datetime | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -45,13 +48,30 @@ def run(
 
     Calls that cost something are made where `max_cost_usd` says how much the run may spend in all, earlier sessions
     included, or `yes` that its plan is agreed to; else a `JobError` says what they would cost, and nothing is sent.
-    What stops a run in its middle is in its results. Ctrl-C, or a notebook's ■, waits for what is in flight, which is
-    kept as everything before it; a second one does not wait. It works where an event loop runs, and holds it up.
-    `progress=False` prints nothing. Raises `PipelineError` for what is wrong before the first call.
+    `set` changes [model] settings for the rows of `retry`. What stops a run in its middle is in its results. Ctrl-C, or
+    a notebook's ■, waits for what is in flight, which is kept as everything before it; a second one does not wait. It
+    works where an event loop runs, and holds it up. `progress=False` prints nothing. Raises `PipelineError` for what is
+    wrong before the first call.
     """
     with in_python():
         return _work(
-            job, table, max_cost_usd, yes, offline, limit, sample, retry, fresh, wait, leave, by, overwrite, progress
+            job,
+            table,
+            max_cost_usd,
+            yes,
+            offline,
+            limit,
+            sample,
+            retry,
+            set,
+            skip_failed,
+            fresh,
+            wait,
+            leave,
+            cancel_batches,
+            by,
+            overwrite,
+            progress,
         ).wait()
 
 
@@ -65,9 +85,12 @@ async def run_async(
     limit: int | None = None,
     sample: int | None = None,
     retry: str | Iterable[str] = (),
+    set: Mapping[str, object] | None = None,
+    skip_failed: bool = False,
     fresh: bool = False,
     wait: bool = False,
     leave: bool = False,
+    cancel_batches: bool = False,
     by: str | datetime | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -78,7 +101,23 @@ async def run_async(
     """
     with in_python():
         return await _work(
-            job, table, max_cost_usd, yes, offline, limit, sample, retry, fresh, wait, leave, by, overwrite, progress
+            job,
+            table,
+            max_cost_usd,
+            yes,
+            offline,
+            limit,
+            sample,
+            retry,
+            set,
+            skip_failed,
+            fresh,
+            wait,
+            leave,
+            cancel_batches,
+            by,
+            overwrite,
+            progress,
         ).wait_for()
 
 
@@ -91,9 +130,12 @@ def _work(
     limit: int | None,
     sample: int | None,
     retry: str | Iterable[str],
+    set: Mapping[str, object] | None,
+    skip_failed: bool,
     fresh: bool,
     wait: bool,
     leave: bool,
+    cancel_batches: bool,
     by: str | datetime | None,
     overwrite: bool,
     progress: bool,
@@ -102,10 +144,19 @@ def _work(
     redone = kinds(retry.split(",") if isinstance(retry, str) else retry, "retry") if retry else frozenset[str]()
     check_rows(limit=limit, sample=sample)
     check_leave(leave, offline)
-    if fresh and redone:
-        raise JobError("retry is of the rows that were tried, and fresh buys all anew", "leave one of the two out")
-    if sample is not None and (limit is not None or redone):
-        raise JobError("sample says which rows, and limit or retry does too", "leave one of the two out")
+    changed = check_changes(set or {}, "set")
+    if changed and not redone:
+        raise JobError("set is of the rows that retry names, and it names none", 'retry="truncated" redoes those')
+    if fresh and (redone or skip_failed):
+        flag = "retry" if redone else "skip_failed"
+        raise JobError(f"{flag} is of the rows that were tried, and fresh buys all anew", "leave one of the two out")
+    if sample is not None and (limit is not None or redone or cancel_batches):
+        raise JobError(
+            "sample says which rows, and limit, retry or cancel_batches does too", "leave one of the two out"
+        )
+    if cancel_batches and (fresh or leave):
+        flag = "fresh begins anew" if fresh else "leave leaves them"
+        raise JobError(f"cancel_batches is of the batches that are out, and {flag}", "leave one of the two out")
 
     def work(ending: Ending) -> Results:
         loaded = opened(job, table)
@@ -115,13 +166,16 @@ def _work(
             max_cost_usd=cap,
             fresh=fresh,
             retry=redone,
+            skip_failed=skip_failed,
+            changes=canonical(changed),
             wait=wait,
             leave=leave,
+            cancel_batches=cancel_batches,
             overwrite=overwrite,
             by=deadline(loaded, by),
             by_said=str(by or loaded.spec.run.by or ""),
         )
-        session = prepare.prepare(loaded, options)
+        session = prepare.prepare(loaded, options, load(loaded, model=changed) if changed else None)
         return ending.run(lambda: _run(session, sample, yes, progress, ending))
 
     return Work(work)
@@ -133,16 +187,20 @@ async def _run(session: Session, sample: int | None, yes: bool, progress: bool, 
         session, _, left = await estimating.sampled(session, sample)
         if not left:
             return told(report.summarize(session.directory), None, session.job)
-    watch = console.watch if progress else _unseen
-    ended: Ended = await run_session(session, _agreed(yes, progress), watch, heed=ending.heed)
+    watch = console.watch if progress else unseen
+    ended: Ended = await run_session(session, agreed(yes, progress), watch, heed=ending.heed)
     if ended.interrupted and not ended.stopped:
         raise Asked
     stopped = ended.stopped or ended.unwritten
     return told(ended.summary, stopped and translated(stopped), session.job)
 
 
-def _agreed(yes: bool, progress: bool) -> Confirm:
+def agreed(yes: bool, progress: bool) -> Confirm:
+    """Shows the plan, and lets nothing be bought that nobody said yes to."""
+
     def confirm(plan: Plan, continued: bool, session: Session) -> None:
+        if session.options.cancel_batches:  # that buys nothing
+            return
         if progress:
             console.show_beginning(plan, continued, session)
         if not (session.rehearsal or yes or session.options.max_cost_usd or plan.load.prompts == 0):
@@ -162,5 +220,6 @@ def _cost(plan: Plan) -> str:
     return f"{calls}, about {console.money(plan.cost_usd.expected)}, up to {console.money(plan.cost_usd.high)}"
 
 
-async def _unseen(monitor: Monitor) -> None:
+async def unseen(monitor: Monitor) -> None:
+    """Shows nothing of a run."""
     await anyio.sleep_forever()

@@ -9,17 +9,22 @@ from pipeline.job import GIVEN
 
 _ARGUMENTS = {
     "by": "by=",
+    "cancel-batches": "cancel_batches=True",
     "fresh": "fresh=True",
     "leave": "leave=True",
     "limit": "limit=",
     "max-cost": "max_cost_usd=",
     "offline": "offline=True",
     "overwrite": "overwrite=True",
+    "pilot": "pilot=",
     "retry": "retry=",
     "sample": "sample=",
+    "set": "set=",
+    "skip-failed": "skip_failed=True",
     "wait": "wait=True",
     "yes": "yes=True",
 }
+_SETS = re.compile(r"--set ([a-z_]+)=([\w.]+)")
 _KEPT = re.compile(re.escape(GIVEN) + r"[0-9a-f]{32}\.parquet")
 _FLAG = re.compile(r"--([a-z][a-z-]*)(?: (?:USD|N|KINDS|TIME)\b)?")
 
@@ -48,5 +53,6 @@ def translated(error: PipelineError) -> PipelineError:
 
 
 def _said(text: str) -> str:
+    text = _SETS.sub(r'set={"\1": \2}', text)
     text = _FLAG.sub(lambda flag: _ARGUMENTS.get(flag[1]) or flag[0], text)
     return _KEPT.sub("the table", text).replace("the same command", "the same call")

@@ -125,6 +125,8 @@ def load_job(
 
 def parse_changes(items: list[str] | None, retry: str | None) -> dict[str, object]:
     """What `--set` says: a value as TOML writes it, or else a text. Raises `JobError`."""
+    from pipeline.run.wishes import check_changes
+
     if items and retry is None:
         raise JobError("--set needs --retry", "`--retry truncated --set max_output_tokens=2000` redoes just those rows")
     found: dict[str, object] = {}
@@ -133,20 +135,12 @@ def parse_changes(items: list[str] | None, retry: str | None) -> dict[str, objec
         key = key.strip().removeprefix("model.")
         if not equals or not key.replace("_", "").isalnum():
             raise JobError(f"--set {item} is not KEY=VALUE", "for instance `--set max_output_tokens=2000`")
-        if key in ("name", "prices"):
-            raise JobError(f"--set cannot change [model] {key}", "another model is another run: `--fresh --model NAME`")
+        check_changes({key: value}, "--set")
         try:
             found[key] = tomllib.loads(f"value = {value}")["value"]
         except (ValueError, RecursionError):
             found[key] = value.strip()
     return found
-
-
-def canonical(changes: Mapping[str, object]) -> str | None:
-    """The same changes always as the same JSON; None for none."""
-    from json import dumps
-
-    return dumps(changes, sort_keys=True, ensure_ascii=False) if changes else None
 
 
 def parse_usd(text: str | None) -> "Decimal | None":

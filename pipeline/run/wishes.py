@@ -1,6 +1,7 @@
 """What may be asked of a run beyond its job, by whoever asks: each as it is said, with the name it was said by."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import get_args
@@ -36,6 +37,21 @@ def kinds(names: Iterable[str], said: str) -> frozenset[str]:
     if unknown := sorted(named - known):
         raise JobError(f"{said}: {unknown[0]} is no status or cause", f"they are {', '.join(sorted(known))}")
     return named
+
+
+def check_changes(changes: Mapping[str, object], said: str) -> Mapping[str, object]:
+    """[model] settings as `--set` changes them. Raises `JobError` for one that makes another run."""
+    for key in changes:
+        if key in ("name", "prices"):
+            raise JobError(
+                f"{said} cannot change [model] {key}", "another model is another run: `--fresh --model NAME`"
+            )
+    return changes
+
+
+def canonical(changes: Mapping[str, object]) -> str | None:
+    """The same changes always as the same JSON; None for none."""
+    return json.dumps(changes, sort_keys=True, ensure_ascii=False) if changes else None
 
 
 def deadline(job: Job, by: str | datetime | None) -> datetime | None:

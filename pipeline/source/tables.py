@@ -39,9 +39,6 @@ _INTERVAL = pl.Struct({"months": pl.Int32(), "days": pl.Int32(), "nanoseconds": 
 """What polars takes an interval for, whose values it cannot read."""
 _UNREADABLE = (OSError, EOFError, zlib.error)
 
-# polars reads a CSV in blocks, two ahead for each core; its own 32 MiB take 240 MB more on two cores and no less time.
-# Nothing but this variable says so; it counts for queries that start later.
-os.environ.setdefault("POLARS_CSV_CHUNK_SIZE", str(4 * 2**20))
 # Over a zone that it does not know polars would panic: `_refuse_types` names the column.
 os.environ.setdefault("POLARS_IGNORE_TIMEZONE_PARSE_ERROR", "1")
 
