@@ -185,3 +185,31 @@ def test_a_workbook_that_unpacks_to_more_than_memory_is_refused(tmp_path: Path) 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="unpacks to"):
         patch.setattr(sheets, "MOST_UNPACKED_BYTES", 2**20)
         sheets.read_sheet(path, None)
+
+
+def test_a_cell_far_off_is_refused_and_a_format_far_off_is_none(tmp_path: Path) -> None:
+    def write(sheet: Sheet, form: Callable[[str], Any]) -> None:
+        rows(["a", "b"], ["1", "2"])(sheet, form)
+        sheet.write_blank(1_048_575, 16_383, None, form("0"))
+
+    path = workbook(tmp_path / "a.xlsx", S=write)
+    assert fields(path) == [{"a": "1", "b": "2"}]
+
+    def write_more(sheet: Sheet, form: Callable[[str], Any]) -> None:
+        write(sheet, form)
+        sheet.write(1_048_575, 16_383, 1)
+
+    path = workbook(tmp_path / "b.xlsx", S=write_more)
+    assert "reaches to XFD1048576: 17,179,869,184 cells" in refused(lambda: open_source(path)).message
+
+
+@pytest.mark.parametrize("lacking", ["xl/workbook.xml", "xl/_rels/workbook.xml.rels", "xl/worksheets/sheet1.xml"])
+def test_a_workbook_that_lacks_a_part_is_refused(tmp_path: Path, lacking: str) -> None:
+    path = workbook(tmp_path / "a.xlsx", S=rows(["a"], ["1"]))
+    held = io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(held, "w") as new:
+        for name in old.namelist():
+            if name != lacking:
+                new.writestr(name, old.read(name))
+    Path(path).write_bytes(held.getvalue())
+    assert "is no whole Excel workbook" in refused(lambda: open_source(path)).message

@@ -35,8 +35,11 @@ _NOT_COMPUTED = re.compile(
 )
 _PLACE = re.compile(rb"""\sr=["']([A-Z]+[0-9]+)["']""")
 _TEXT = re.compile(rb"""\st=["']str["']""")  # of a formula: its empty value is the empty text
+_FILLED = re.compile(rb"""\sr=["']([A-Z]+)([0-9]+)["'](?:[^>]*[^/>])?>""")  # one that only has a format ends with />
 MOST_UNPACKED_BYTES = 2_000_000_000
 """XML of a workbook that is read: some ten million cells."""
+MOST_CELLS = 100_000_000
+"""From the first to the last that has something, empty ones included: each takes 32 bytes (python-calamine 0.9)."""
 _SETTING = '`[input] sheet = "…"`'
 
 
@@ -56,14 +59,14 @@ def read_sheet(path: str, sheet: str | None) -> pl.DataFrame:
     try:
         book = python_calamine.CalamineWorkbook.from_path(path)
         name = _chosen(path, book, sheet)
+        place = f"{path}, sheet {name}"
+        _look_over(path, place, name)
         cells = book.get_sheet_by_name(name)
-    except (python_calamine.CalamineError, zipfile.BadZipFile) as error:
+    except (python_calamine.CalamineError, zipfile.BadZipFile, KeyError, ElementTree.ParseError) as error:
         if "password" in str(error).lower():
             raise InputError(f"{path} is encrypted", "save it without its password") from None
         raise InputError(f"{path} is no whole Excel workbook: {error}", "save it as .xlsx, or as CSV UTF-8") from None
-    place = f"{path}, sheet {name}"
     _refuse_merged(place, cells)
-    _refuse_unknown(path, place, name)
     if cells.start is None:
         raise InputError(f"{place} is empty", f"another is named by {_SETTING}" if len(book.sheet_names) > 1 else "")
     rows = islice(cells.iter_rows(), cells.start[0], None)  # it passes over empty columns, and not over rows
@@ -95,6 +98,8 @@ def _chosen(path: str, book: "CalamineWorkbook", sheet: str | None) -> str:
     if sheet is not None and any(each.name == sheet for each in known):
         return sheet
     wanted = "no sheet that is seen" if sheet is None else f"no sheet {sheet!r}"
+    if not known:
+        raise InputError(f"{path} is no whole Excel workbook: it has no sheets", "save it as .xlsx, or as CSV UTF-8")
     raise InputError(f"{path} has {wanted}", f"{_SETTING}: it has {', '.join(each.name for each in known)}")
 
 
@@ -106,20 +111,66 @@ def _refuse_merged(place: str, cells: "CalamineSheet") -> None:
         )
 
 
-def _refuse_unknown(path: str, place: str, name: str) -> None:
-    """Raise `InputError` for a cell that is an error, or a formula that was never computed: it would arrive empty."""
+def _look_over(path: str, place: str, name: str) -> None:
+    """Raise `InputError` for what would arrive empty, and for a sheet whose empty cells alone would fill the memory."""
+    reach = _Reach()
     for part in _parts(path, name):
-        if found := _ERROR.search(part):
-            value = found[2].decode("utf-8", "replace")
+        reach.take(part)
+        _refuse_unknown(place, part)
+    if reach.cells > MOST_CELLS:
+        raise InputError(
+            f"{place} reaches to {reach.last}: {reach.cells:,} cells with the empty ones, more than memory holds",
+            "delete the rows and columns far off (Ctrl+End goes there in Excel), or save it as CSV UTF-8",
+        )
+
+
+class _Reach:
+    """From which cell to which a sheet has something, as far as its cells have addresses."""
+
+    def __init__(self) -> None:
+        self._columns: set[bytes] = set()
+        self._rows: set[int] = set()
+
+    def take(self, part: bytes) -> None:
+        """Have this part of it belong to it."""
+        found = _FILLED.findall(part)
+        self._columns.update(letters for letters, _ in found)
+        rows = [int(number[:12]) for _, number in found]  # a longer one is as far off
+        self._rows = {min(rows), max(rows)} | self._rows if rows else self._rows
+
+    @property
+    def last(self) -> str:
+        """The address of its last cell."""
+        return f"{max(self._columns, key=_place).decode()}{max(self._rows)}"
+
+    @property
+    def cells(self) -> int:
+        """How many it has, the empty ones between included."""
+        if not self._rows:
+            return 0
+        columns = [_place(letters) for letters in self._columns]
+        return (max(columns) - min(columns) + 1) * (max(self._rows) - min(self._rows) + 1)
+
+
+def _place(letters: bytes) -> int:
+    """The place of a column, counted from 1."""
+    place = 0
+    for letter in letters[:12]:
+        place = 26 * place + letter - 64
+    return place
+
+
+def _refuse_unknown(place: str, part: bytes) -> None:
+    """Raise `InputError` for a cell that is an error, or a formula that was never computed: it would arrive empty."""
+    if found := _ERROR.search(part):
+        value = found[2].decode("utf-8", "replace")
+        raise InputError(f"{place}, cell {_told(found[1])} is an error: {value}", "mend the formula, or empty the cell")
+    for cell, empty in _NOT_COMPUTED.findall(part):
+        if not (empty and _TEXT.search(cell)):
             raise InputError(
-                f"{place}, cell {_told(found[1])} is an error: {value}", "mend the formula, or empty the cell"
+                f"{place}, cell {_told(cell)} is a formula that was never computed",
+                "open the file in Excel or LibreOffice and save it: then its values are in it",
             )
-        for cell, empty in _NOT_COMPUTED.findall(part):
-            if not (empty and _TEXT.search(cell)):
-                raise InputError(
-                    f"{place}, cell {_told(cell)} is a formula that was never computed",
-                    "open the file in Excel or LibreOffice and save it: then its values are in it",
-                )
 
 
 def _told(attributes: bytes) -> str:
