@@ -1,7 +1,9 @@
 """A folder of documents as a table: found, read once, each a row or a row with its cause."""
 
 import os
+import shutil
 import sqlite3
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,11 +15,15 @@ import pytest
 from commands import UNLIMITED, Ran
 from tables import documents, refused
 
+import pipeline as pp
 from pipeline.documents import formats, survey, workers
+from pipeline.documents.collecting import READ
 from pipeline.documents.decoding import NoText
 from pipeline.documents.reading import digest_of
+from pipeline.run.asking import inputs
 from pipeline.source import Source, open_source
 from pipeline.source.folders import described
+from pipeline.store.manifest import read as read_manifest
 
 GBK = "这是一段中文文本,用来判断它的编码。".encode("gb18030")
 
@@ -65,6 +71,11 @@ def read(path: Path | str, here: Path, **options: Any) -> dict[str, str]:
     """The text of each document, or with a `!` why it has none."""
     rows = documents(opened(path, here, **options))
     return {row.key: f"!{row.unfit.removeprefix(f'{row.key}: ')}" if row.unfit else row.text or "" for row in rows}
+
+
+def content_of(source: Source) -> str:
+    """A hash of all that the documents say."""
+    return (source.table.documents or pytest.fail()).whole_fingerprint
 
 
 def test_each_document_is_a_row_with_its_text_or_its_cause(folder: Path, tmp_path: Path) -> None:
@@ -135,6 +146,7 @@ def test_a_document_is_read_again_only_after_its_file_changed(
 ) -> None:
     monkeypatch.setattr("pipeline.documents.gathering._SETTLED_NS", 0)
     first = opened(folder, tmp_path)
+    before = content_of(first)
     (folder / "a.txt").unlink()
     (folder / "mark.txt").write_text("changed")
     assert {row.key: row.text for row in documents(first)}["a.txt"] == "hello\nworld"
@@ -147,15 +159,18 @@ def test_a_document_is_read_again_only_after_its_file_changed(
 
     monkeypatch.setattr("pipeline.documents.gathering.digest_of", hashing)
     second = opened(folder, tmp_path)
+    assert content_of(second) != before
     assert sorted(Path(at).name for at in hashed) == ["empty.txt", "mark.txt"]
-    assert second.fingerprint != first.fingerprint
+    assert second.fingerprint != first.fingerprint  # a path is gone
     assert {row.key: row.text for row in documents(second)}["mark.txt"] == "changed"
 
 
 def test_a_copy_of_the_folder_is_the_same_table(folder: Path, tmp_path: Path) -> None:
-    before = opened(folder, tmp_path).fingerprint
+    before = [opened(folder, tmp_path, where=where).fingerprint for where in (None, "pages IS NULL")]
     folder.rename(tmp_path / "moved")
-    assert opened(tmp_path / "moved", tmp_path).fingerprint == before
+    assert [
+        opened(tmp_path / "moved", tmp_path, where=where).fingerprint for where in (None, "pages IS NULL")
+    ] == before
 
 
 @pytest.mark.parametrize("damage", [b"no database at all", b"SQLite format 3\0" + b"\xff" * 5000])
@@ -198,6 +213,94 @@ def test_a_run_buys_only_the_documents_that_are_new_or_changed(here: Path, cli: 
     calls, rows = ran()
     assert calls == 2 and list(rows) == ["a.txt", "c.md", "d.txt", "empty.txt"]
     assert rows["c.md"] == "Say This is another" and rows["d.txt"] == "Say This is d.txt"
+
+
+JOB = (
+    '[input]\npath = "texts/"\n[prompt]\ntemplate = "Say {{ text }}"\n[model]\nname = "gemini-3.5-flash-lite"\n'
+    f'max_output_tokens = 50\n[output]\npath = "out.csv"\n{UNLIMITED}\n'
+)
+
+
+@pytest.fixture
+def texts(here: Path) -> Path:
+    """Three texts, two of them in a folder, and a job about them."""
+    folder = here / "texts"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.txt", "sub/b.txt", "sub/c.txt"):
+        (folder / name).write_text(f"This is {name}")
+    (here / "job.toml").write_text(JOB)
+    return folder
+
+
+def were_read(here: Path) -> int:
+    """How many texts are kept, of all commands here."""
+    with sqlite3.connect(here / "runs" / ".documents.sqlite") as db:
+        return int(db.execute("SELECT count(*) FROM texts").fetchone()[0])
+
+
+def test_a_limit_reads_no_other_documents_and_the_run_goes_on_from_it(
+    here: Path, texts: Path, cli: Callable[..., Ran]
+) -> None:
+    first = cli("run", "job.toml", "--offline", "--yes", "--json", "--limit", "1")
+    assert (first.code, first.json["calls"], were_read(here)) == (0, 1, 1)
+    assert pl.read_csv(here / "out-offline.csv")["path"].to_list() == ["a.txt"]
+    (texts / "sub" / "c.txt").write_text("This was never read")
+    whole = cli("run", "job.toml", "--offline", "--yes", "--json")
+    assert (whole.code, whole.json["calls"], were_read(here)) == (0, 3, 3)
+    assert whole.json["generation"] == 1
+    (texts / "sub" / "c.txt").write_text("This is another")
+    assert cli("run", "job.toml", "--offline", "--yes", "--json", "--limit", "1", "--overwrite").json["generation"] == 1
+    third = cli("run", "job.toml", "--offline", "--yes", "--json")
+    assert (third.json["generation"], third.json["calls"]) == (2, 1)
+    assert pl.read_csv(here / "out-offline.csv")["response"].to_list()[2] == "Say This is another"
+
+
+def test_where_on_names_reads_only_what_it_lets_through_and_on_contents_all(texts: Path, tmp_path: Path) -> None:
+    for where, most, rows, read in (
+        ("path LIKE 'sub/%'", None, [1, 2], 2),
+        ("name <> 'a.txt'", 1, [1], 1),
+        ("1 = 1", None, [0, 1, 2], 3),
+        ("text LIKE '%c.txt'", 1, [2], 3),
+    ):
+        source = open_source(str(texts), where=where, text="text", spool=tmp_path / f"{where[:4]}{most}.sqlite")
+        held = source.table.documents or pytest.fail()
+        assert [len(documents(source.first(most))), held.rows[READ].sum()] == [len(rows), read], where
+        assert [number for numbers in source.input_numbers() for number in numbers][:most] == rows
+
+
+def test_a_change_behind_the_first_piece_is_noticed(here: Path, texts: Path, cli: Callable[..., Ran]) -> None:
+    cut = '[chunk]\nmax_tokens = 64\n[reduce]\ntemplate = "{{ parts }}"\n'
+    (here / "job.toml").write_text(JOB.replace("[prompt]", 'text = "text"\n[prompt]') + cut)
+    words = [f"Sentence number {number} of this text." for number in range(30)]
+    (texts / "a.txt").write_text(" ".join(words))
+    assert cli("run", "job.toml", "--offline", "--yes").code == 0
+    (texts / "a.txt").write_text(" ".join([*words[:-1], "Another end."]))
+    ran = cli("run", "job.toml", "--offline", "--yes", "--json")
+    assert ran.json["generation"] == 2 and 0 < ran.json["calls"] < 4
+
+
+def test_whoever_reads_a_run_needs_no_folder(here: Path, texts: Path, cli: Callable[..., Ran]) -> None:
+    (texts / "sub" / "empty.md").write_text("")
+    assert cli("run", "job.toml", "--offline", "--yes").code == 1
+    (texts / "a.txt").write_text("This is another")
+    shutil.rmtree(texts / "sub")
+    shown = cli("show", "job-offline", "sub/c.txt").out
+    assert "Say This is sub/c.txt" in shown and "is not what it was" not in shown
+    assert "This is another" not in cli("show", "job-offline", "a.txt").out
+    exported = cli("export", "job-offline", "--to", "all.csv")
+    assert exported.code == 0, exported.err
+    assert pl.read_csv(here / "all.csv").select("path", "name", "status").rows() == [
+        ("a.txt", "a.txt", "ok"),
+        ("sub/b.txt", "b.txt", "ok"),
+        ("sub/c.txt", "c.txt", "ok"),
+        ("sub/empty.md", "empty.md", "invalid"),
+    ]
+    manifest = read_manifest(here / "runs" / "job-offline" / "manifest.json") or pytest.fail()
+    told = dict(inputs(here / "runs" / "job-offline", manifest, lambda row: row == 1, 100))
+    assert told == {1: "This is sub/b.txt"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pp.read("job-offline").frame()["name"].to_list() == ["a.txt", "b.txt", "c.txt", "empty.md"]
 
 
 @pytest.fixture(scope="module")
@@ -330,5 +433,10 @@ def test_who_listens_is_told_how_many_documents_are_read(tmp_path: Path) -> None
     for number in range(100):
         (tmp_path / "docs" / f"{number}.txt").write_text(str(number))
     heard: list[tuple[int, int]] = []
-    opened(tmp_path / "docs", tmp_path, heard=lambda read, all: heard.append((read, all)))
-    assert heard == [(read, 100) for read in range(101)]
+    source = opened(tmp_path / "docs", tmp_path, where="name < '3.txt'", heard=lambda *told: heard.append(told))
+    assert heard == []
+    documents(source.first(5))
+    assert heard == [(read, 5) for read in range(6)]
+    heard.clear()
+    documents(source)
+    assert heard == [(read, 23) for read in range(5, 24)]

@@ -65,7 +65,7 @@ def report(
 
         manifest = read_manifest(directory / "manifest.json")
         assert manifest
-        content = page(directory, text=not no_text, inputs=partial(inputs, manifest)).encode()
+        content = page(directory, text=not no_text, inputs=partial(inputs, directory, manifest)).encode()
         try:
             html.touch(0o600)
             html.write_bytes(content)
@@ -80,7 +80,7 @@ def report(
         assert manifest
         numbers: dict[int, int] = {}
         with suppress(PipelineError, OSError):  # job or table are not what they were: nobody knows
-            numbers = input_rows(manifest, [failure.row for failure in failures])
+            numbers = input_rows(directory, manifest, [failure.row for failure in failures])
         if json:
             told = (asdict(failure) | {"input_row": numbers.get(failure.row)} for failure in failures)
             console.show_json(list(told))
@@ -154,7 +154,7 @@ def show(
     calls = answers.calls(found["row"], found["response"])
     manifest = read_manifest(directory / "manifest.json")
     assert manifest
-    made = anyio.run(asked, manifest, found["row"], found["key"], calls)
+    made = anyio.run(asked, directory, manifest, found["row"], found["key"], calls)
     if json:
         console.show_row_json(found, calls, made)
     else:

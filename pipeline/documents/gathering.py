@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import PurePath
+from typing import cast
 
 from pipeline.documents.decoding import Broken, NoText
 from pipeline.documents.finding import File, Kind
@@ -85,7 +86,7 @@ def rows_of(
         unfit = f"{file.path}: {why}" if why else None
         scan = [file.path] if one.scan else []
         name = PurePath(file.path).name
-        yield file.path, name, one.title, one.pages, None, unfit, scan, one.bare, key, size
+        yield file.path, name, one.title, one.pages, None, unfit, scan, one.bare, key, size, True
 
 
 def _outcomes(files: Sequence[File], workers: Workers, encoding: str | None) -> Iterator[tuple[File, Outcome]]:
@@ -112,6 +113,12 @@ def _reader(kind: Kind) -> str:
 
 def _key(file: File, digest: str, encoding: str | None) -> str:
     return f"{file.kind} {encoding or ''} {digest}"
+
+
+def read_as(key: str) -> tuple[Kind, str | None]:
+    """As what kind, and in which encoding, a document with this key was read."""
+    kind, encoding, _ = key.split(" ")
+    return cast(Kind, kind), encoding or None
 
 
 def _stamp(at: str) -> str | None:

@@ -11,8 +11,10 @@ import polars as pl
 
 from pipeline import flows
 from pipeline.cells import leaves
+from pipeline.documents import listing
 from pipeline.errors import Halted, InputChanged, JobError, PipelineError
 from pipeline.job import Job, former, load
+from pipeline.places import DOCUMENTS
 from pipeline.prompts import Prompt
 from pipeline.records import Document, Reply
 from pipeline.run.prepare import files_of, open_input
@@ -33,13 +35,14 @@ class Asked:
     why_not: str = ""
 
 
-async def asked(manifest: Manifest, row: int, key: str, calls: Sequence[Mapping[str, Any]]) -> Asked:
-    """What was asked for a row, as `[redact]` left it; `calls` are those that were made for it, oldest first.
+async def asked(directory: Path, manifest: Manifest, row: int, key: str, calls: Sequence[Mapping[str, Any]]) -> Asked:
+    """What was asked for a row of the run in a directory, as `[redact]` left it; `calls` are those that were made for
+    it, oldest first.
 
     Of a table that changed since, only prompts are told that one of the calls has asked.
     """
     try:
-        job, source = _opened(manifest)
+        job, source = _opened(directory, manifest)
         source = source.having(files_of(job, source, manifest.kind != "real"))
         source = source.ruled([route.where for route in job.spec.route if route.where])
         changed = source.fingerprint != manifest.source
@@ -68,13 +71,13 @@ async def asked(manifest: Manifest, row: int, key: str, calls: Sequence[Mapping[
     return Asked(tuple(found), f"{manifest.source_path}{_CHANGED}" if is_other else "")
 
 
-def inputs(manifest: Manifest, wanted: Callable[[int], bool], chars: int) -> Iterator[tuple[int, str]]:
+def inputs(directory: Path, manifest: Manifest, wanted: Callable[[int], bool], chars: int) -> Iterator[tuple[int, str]]:
     """What each wanted row was asked about, as `[redact]` left it: the columns of its prompts, and names of its files.
 
     A text is cut after one character more than `chars`. Raises `PipelineError` where job or table are not what they
     were, and for a table that cannot be read.
     """
-    job, source = _opened(manifest)
+    job, source = _opened(directory, manifest)
     if source.fingerprint != manifest.source:
         raise InputChanged(f"{manifest.source_path}{_CHANGED}")
     named = [name for _, name in job.spec.input.media if pl.Binary not in leaves(source.schema[name])]
@@ -86,7 +89,7 @@ def inputs(manifest: Manifest, wanted: Callable[[int], bool], chars: int) -> Ite
             yield document.row, _as_text(shown, job)[: chars + 1]
 
 
-def input_rows(manifest: Manifest, rows: Iterable[int]) -> dict[int, int]:
+def input_rows(directory: Path, manifest: Manifest, rows: Iterable[int]) -> dict[int, int]:
     """The number in the input of each of these rows, which are counted without those that `where` leaves out.
 
     Raises `PipelineError` as `inputs`.
@@ -94,7 +97,7 @@ def input_rows(manifest: Manifest, rows: Iterable[int]) -> dict[int, int]:
     job = _job(manifest)
     if job.spec.input.where is None:
         return {row: row for row in rows}
-    source = open_input(job.spec)
+    source = open_input(job.spec, kept=listing.read(directory, DOCUMENTS))
     if source.fingerprint != manifest.source:
         raise InputChanged(f"{manifest.source_path}{_CHANGED}")
     wanted, found, begin = sorted(rows), dict[int, int](), 0
@@ -120,10 +123,10 @@ def _plain(value: object) -> str:
     return json_text(value) if isinstance(value, Mapping | list | tuple | bool) else str(value)
 
 
-def _opened(manifest: Manifest) -> tuple[Job, Source]:
+def _opened(directory: Path, manifest: Manifest) -> tuple[Job, Source]:
     """The job as it was then, and its table with the columns of prompts. Raises `PipelineError`."""
     job = _job(manifest)
-    source = open_input(job.spec)
+    source = open_input(job.spec, kept=listing.read(directory, DOCUMENTS))
     return job, source.showing(job.reads(source.kinds))
 
 
@@ -153,8 +156,17 @@ def _place(prompt: Prompt, names: Sequence[str], calls: Sequence[Mapping[str, An
 
 def _document(source: Source, row: int, key: str | None) -> Document | None:
     """The row with this key, or where that is None of this number."""
+    if (held := source.table.documents) is not None:  # looked for by names: texts of others are not needed
+        for frame in source.batches(size=_SLICE, columns=list(dict.fromkeys(("path", source.id or "path")))):
+            if (found := frame.filter(_is_it(source, frame, row, key))).height:
+                one = held.frames([*source.needed], pl.col("path") == found.item(0, "path"), 1)
+                return next(source.documents(next(one).select(pl.lit(found.item(0, ROW)).alias(ROW), pl.all())))
+        return None
     for frame in source.batches(size=_SLICE):
-        is_it = frame[ROW] == row if key is None else pl.Series([each == key for each in source.keys(frame)])
-        if is_it.any():
+        if (is_it := _is_it(source, frame, row, key)).any():
             return next(source.documents(frame.filter(is_it)))
     return None
+
+
+def _is_it(source: Source, frame: pl.DataFrame, row: int, key: str | None) -> pl.Series:
+    return frame[ROW] == row if key is None else pl.Series([each == key for each in source.keys(frame)])

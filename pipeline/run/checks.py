@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from pipeline.cache import shelf_of
+from pipeline.documents.collecting import UNFIT
 from pipeline.environment import check_certificates
 from pipeline.errors import PipelineError, RunStateError
 from pipeline.job import Job, compiled, key_of, read_job
@@ -125,6 +126,8 @@ def _table(steps: Steps, job: Job, options: Options, is_whole: bool) -> Session 
         numbers, told = {"rows": session.rows}, job.spec.input.path
         warnings: tuple[str, ...] = ()
         if held := session.source.table.documents:
+            for _ in source.batches(columns=[UNFIT]):  # reads them
+                pass
             kinds, warnings = described(held, session.source.sends_scans)
             told, numbers["unread"] = f"{told}: {kinds}", len(held.unread)
         steps.passes("input", f"{session.rows:,} row{'s' * (session.rows != 1)}", told, numbers, warnings)

@@ -10,9 +10,10 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
+from pipeline.documents import listing
 from pipeline.errors import InputError, PipelineError, RunStateError
 from pipeline.job import Job, former, load
-from pipeline.places import run_directory
+from pipeline.places import DOCUMENTS, run_directory
 from pipeline.providers.stored import parse_stored
 from pipeline.report.calls import CALL_COLUMNS
 from pipeline.report.calls import frames as call_frames
@@ -188,7 +189,7 @@ def view(directory: Path, job: Job | None = None) -> View:
     own = pl.Schema({(manifest.identity.get("input") or {}).get("id") or "row": pl.String()})
     try:
         job = job or _job_of(manifest)
-        source = _as_it_was(job, manifest)
+        source = _as_it_was(job, manifest, directory)
         rows = source.count() if rows is None else rows
         session = Session(job, source, rows, Options(), None, manifest.kind)
         own = session_schema(session)
@@ -223,11 +224,11 @@ def beside_output(manifest: Manifest, directory: Path, format: str | None = None
     return output.with_name(f"{output.stem}-export{number}{f'.{format}' if format else output.suffix}")
 
 
-def _as_it_was(job: Job, manifest: Manifest) -> Source:
+def _as_it_was(job: Job, manifest: Manifest, directory: Path) -> Source:
     """The input that the run began with. Raises `PipelineError` for one that is not there any more."""
     if job.identity["input"] != manifest.identity.get("input"):
         raise InputError(f"[input] of {manifest.job_path} is not what it was")
-    source = open_input(job.spec)
+    source = open_input(job.spec, kept=listing.read(directory, DOCUMENTS))
     if source.fingerprint != manifest.source:
         raise InputError(f"{manifest.source_path} is not what it was")
     return source.showing(job.reads(source.kinds)).having(files_of(job, source, manifest.kind != "real"))

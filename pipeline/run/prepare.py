@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.cells import leaves
-from pipeline.documents.collecting import SCAN, Heard, unheard
+from pipeline.documents.collecting import SCAN, Collected, Heard, unheard
 from pipeline.errors import InputChanged, InputError, JobError
 from pipeline.flows import check_rendering
 from pipeline.job import GIVEN, Job
@@ -231,8 +231,9 @@ def prepare(job: Job, options: Options, redo: Job | None = None, heard: Heard = 
     return session
 
 
-def open_input(spec: JobFile, heard: Heard = unheard) -> Source:
-    """The table, as far as its columns. Raises `InputError` and `JobError`."""
+def open_input(spec: JobFile, heard: Heard = unheard, kept: Collected | None = None) -> Source:
+    """The table, as far as its columns; `kept` are its documents, where a run knows them. Raises `InputError` and
+    `JobError`."""
     table = spec.input
     return open_source(
         table.path,
@@ -243,6 +244,7 @@ def open_input(spec: JobFile, heard: Heard = unheard) -> Source:
         separator=table.separator,
         sheet=table.sheet,
         heard=heard,
+        kept=kept,
     )
 
 
@@ -269,7 +271,7 @@ def _check_talk(name: str, setting: str, source: Source) -> None:
 def prepared(job: Job, options: Options, source: Source, redo: Job | None = None) -> Session:
     """The session, with every row of its table looked at. Raises `InputError`."""
     source = source.showing(job.reads(source.kinds)).having(files_of(job, source, options.offline))
-    source = source.ruled([route.where for route in job.spec.route if route.where])
+    source = source.ruled([route.where for route in job.spec.route if route.where]).first(options.limit)
     source.check()
     rows = source.count() if options.limit is None else min(source.count(), options.limit)
     return Session(job, source, rows, options, redo, "offline" if options.offline else "real", options.offline)

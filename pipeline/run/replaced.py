@@ -12,6 +12,8 @@ import anyio.to_thread
 import polars as pl
 
 from pipeline import flows
+from pipeline.documents import listing
+from pipeline.documents.collecting import Collected
 from pipeline.errors import Halted
 from pipeline.plan.survey import Survey
 from pipeline.prompts import Prompt
@@ -19,6 +21,7 @@ from pipeline.providers.stored import parse_stored
 from pipeline.records import Document, Reply
 from pipeline.run.planning import look
 from pipeline.run.prepare import Session
+from pipeline.source.documents import ROW
 from pipeline.store import digests, parts
 from pipeline.store.manifest import differences
 from pipeline.store.manifest import read as read_manifest
@@ -31,12 +34,16 @@ _AT_ONCE = 50_000  # rows whose prompts are looked for in one pass over what was
 async def with_replaced(session: Session, found: Survey | None = None) -> Session:
     """The session, with the rows that are done and whose files are no longer what was asked about.
 
-    `found` is a look over its table, taken where there is none. Raises `RunStateError` for a damaged directory.
+    `found` is a look over its table, taken where there is none. Documents are known by their content, all others by
+    what was asked about them. Raises `RunStateError` for a damaged directory.
     """
-    directory = session.directory
-    known = read_manifest(directory / "manifest.json") if session.source.path_columns else None
+    directory, held = session.directory, session.source.table.documents
+    is_watched = session.source.path_columns or held is not None
+    known = read_manifest(directory / "manifest.json") if is_watched else None
     if known is None or differences(known, session.manifest()) or is_unused(directory):
         return session  # an edit of job or table asks each row by its content anyway
+    if held is not None:
+        return replace(session, replaced=await anyio.to_thread.run_sync(_changed, session, held))
     found = found or await look(session)
     touched = digests.touched(directory, found.digests, found.rows, session.hashed)
     if not len(touched):
@@ -59,6 +66,17 @@ async def with_replaced(session: Session, found: Survey | None = None) -> Sessio
             sought = {}
     keys += await anyio.to_thread.run_sync(_never_asked, session, sought, unsealed)
     return replace(session, replaced=tuple(keys))
+
+
+def _changed(session: Session, held: Collected) -> tuple[str, ...]:
+    """The keys of rows that are done, and whose documents say something else than those that the run has read."""
+    paths, keys = listing.changed(session.directory, held), list[str]()
+    if paths:
+        source, (outcomes, _) = session.source, load(session.directory, parse_stored)
+        for frame in source.batches(columns=list(dict.fromkeys(["path", source.id or "path"]))):
+            changed = frame.filter(pl.col("path").is_in(paths))
+            keys += (key for row, key in zip(changed[ROW], source.keys(changed), strict=True) if outcomes.done(row))
+    return tuple(keys)
 
 
 async def _first_prompt(document: Document, session: Session) -> Prompt | None:

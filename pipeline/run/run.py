@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from pipeline import machine, report
 from pipeline.cache import shelf_of
+from pipeline.documents import listing
 from pipeline.errors import (
     KEPT,
     RESUMABLE,
@@ -205,7 +206,7 @@ async def _run(
     if not options.fresh and not options.cancel_batches:
         if session.source.path_columns:
             found = await look(session)
-            session = await with_replaced(session, found)
+        session = await with_replaced(session, found)
         if change := changed(session):
             plan = await _agreed(session, change, found, confirm)
     store = RunStore(session.directory, services.parse)
@@ -235,7 +236,7 @@ async def _run(
         if plan is None:
             found = found or await look(session)
             if not options.cancel_batches:
-                digests.write(session.directory, found.digests, found.rows, session.hashed)
+                _note_rows(session, found)
             bought = bought_by(store, session.working, earlier)
             waiting = in_batches_of(store)
             plan = await planned(session, rows, bought, store.spent_usd() + before_usd, found, waiting)
@@ -312,9 +313,16 @@ async def _agreed(session: Session, change: Change, found: Survey | None, confir
             refuse_unpriced(session.job, session.options)
         confirm(plan, False, replace(session, change=keeping.counted()))
         begin(change, session, before_usd)
-        digests.write(session.directory, found.digests, found.rows, session.hashed)
+        _note_rows(session, found)
         keeping.carry()
     return plan
+
+
+def _note_rows(session: Session, found: Survey) -> None:
+    """Keep what the rows are: so that a later start tells what changed, and whoever reads the run needs no folder."""
+    digests.write(session.directory, found.digests, found.rows, session.hashed)
+    if (held := session.source.table.documents) is not None:
+        listing.write(session.directory, held)
 
 
 async def _attended(

@@ -6,22 +6,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
-from pathlib import Path
 
 import polars as pl
 
-from pipeline.cells import cells, json_cells, kind, leaves, patterns, texts
-from pipeline.documents.collecting import HIDDEN, SCAN, UNFIT, Heard, unheard
+from pipeline.cells import cells, json_cells, kind, leaves, texts
+from pipeline.documents.collecting import HIDDEN, LISTED, SCAN, UNFIT
 from pipeline.errors import InputError
-from pipeline.places import DOCUMENTS
 from pipeline.records import Document
 from pipeline.source import jsonl, standing
 from pipeline.source.files import Files
-from pipeline.source.folders import found_documents, open_folder
 from pipeline.source.rules import Rules, rules
-from pipeline.source.tables import Table, open_table
+from pipeline.source.tables import Table
 from pipeline.source.unique import hashed, repeats
-from pipeline.source.where import compiled
 from pipeline.tokens import estimate
 from pipeline.values import Fields, Kind
 
@@ -63,6 +59,7 @@ class Source:
     rules: Rules | None = None  # under which its rows fall
     files: Files | None = None  # that its rows name or hold
     part: Part | None = None  # None: it is the whole table
+    most: int | None = None  # documents are read for so many of its rows, and no more
 
     @cached_property
     def schema(self) -> dict[str, pl.DataType]:
@@ -99,6 +96,7 @@ class Source:
     def fingerprint(self) -> str:
         """Hash of names, sizes and content, the same for a copy elsewhere.
 
+        Of documents only their paths count, unless other columns say which of them are rows, and how they are called.
         A file above 64 MiB is hashed by its first and last MiB and 64 evenly spaced blocks of 64 KiB: an edit that
         keeps such a file's size and misses those blocks goes unseen. Of a remote table only address and schema count.
         """
@@ -107,9 +105,15 @@ class Source:
             return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
         return self._fingerprint()
 
+    @property
+    def _sorts_by_content(self) -> bool:
+        """Whether documents have to be read before it is known which of them are rows, and how they are called."""
+        asked = {self.id, *(self.predicate.meta.root_names() if self.predicate is not None else ())}
+        return not asked <= LISTED
+
     def _fingerprint(self) -> str:
-        if self.table.documents is not None:
-            return self.table.documents.fingerprint
+        if (held := self.table.documents) is not None:
+            return held.whole_fingerprint if self._sorts_by_content else held.fingerprint
         if self.table.remote:
             return hashlib.blake2b(f"{self.table.path}\n{self.schema}".encode(), digest_size=16).hexdigest()
         found = standing.fingerprint_files(self.paths)
@@ -165,6 +169,10 @@ class Source:
                 raise InputError(f"column `{name}` of {path} is {schema[name]}: it cannot stand in a template")
         return replace(self, columns=tuple(columns))
 
+    def first(self, rows: int | None) -> "Source":
+        """The same table; of documents no more are read than its first `rows` take (None: all)."""
+        return replace(self, most=rows)
+
     def having(self, files: Files | None) -> "Source":
         """The same table with files beside its texts. Raises `InputError` for a column that cannot hold any."""
         path, schema = self.table.path, self.table.schema
@@ -211,9 +219,10 @@ class Source:
         takes. 0.3 to 0.9 s per 300 MB of text. Blocks: run it in a thread.
         """
         size = size or (_ROWS_WITH_FILES if self.files else BATCH_ROWS)
-        wanted = self._needed if columns is None else list(columns)
+        wanted = self.needed if columns is None else list(columns)
         row = 0
-        for frame in self.table.frames(wanted or self.table.schema.names()[:1], self.predicate, size):
+        most = None if self._sorts_by_content else self.most
+        for frame in self.table.frames(wanted or self.table.schema.names()[:1], self.predicate, size, most=most):
             numbers = pl.int_range(row, row + frame.height, dtype=pl.Int64, eager=True).alias(ROW)
             row += frame.height
             plain = [] if json else [jsonl.text_of(frame[name]) for name in wanted if name in self.json_columns]
@@ -291,7 +300,8 @@ class Source:
         return jsonl.text_of(column) if column.name in self.json_columns else column
 
     @cached_property
-    def _needed(self) -> list[str]:
+    def needed(self) -> list[str]:
+        """The columns of which `documents` makes rows."""
         ruling = self.rules.columns if self.rules else ()
         named = (self.id, self.text, *self.columns, *self.file_columns, *ruling, *self.hidden)
         return list(dict.fromkeys(name for name in named if name is not None))
@@ -359,73 +369,6 @@ class Source:
         return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def open_source(
-    path: str,
-    *,
-    id: str | None = None,
-    text: str | None = None,
-    where: str | None = None,
-    columns: Sequence[str] = (),
-    encoding: str | None = None,
-    separator: str | None = None,
-    sheet: str | None = None,
-    spool: Path = DOCUMENTS,
-    heard: Heard = unheard,
-) -> Source:
-    """Open the table at `path`, a file, a glob, a folder of documents or a cloud address, and check its columns.
-
-    Documents are read and kept in `spool`, with `heard` told how many are, and named by their `path` where no `id` is
-    given. Raises `InputError` for a file, a column, a type or a predicate that does not fit; what can be wrong in the
-    rows is for `Source.check`.
-    """
-    if found := found_documents(path):
-        table = open_folder(path, found, encoding, separator or sheet, spool, heard)
-        id = id or "path"
-    else:
-        table = open_table(path, encoding, separator, id, sheet)
-    if ROW in table.schema:
-        raise InputError(f"{path} has a column named {ROW!r}", "rename it: the row number goes by that name")
-    for pattern in patterns(table.schema):
-        hint = "rename it: the library that reads tables takes it for many"
-        raise InputError(f"{path} has a column or field named `{pattern}`", hint)
-    for name, setting in ((id, "[input] id"), (text, "[input] text")):
-        if name is not None and name not in table.schema:
-            names = ", ".join(table.schema)
-            raise InputError(
-                f"column `{name}` is not in {path}\nIt has: {names}", table.instead(name, f" ({setting})") or setting
-            )
-    if id is not None:
-        _refuse_kinds(table, id, "an id is text or a whole number", {jsonl.TEXT, *jsonl.WHOLE})
-    if text is not None:
-        _refuse_kinds(table, text, "[input] text is text in every row", {jsonl.TEXT})
-    if id is not None and not _can_name(table.schema[id]):
-        raise InputError(
-            f"column `{id}` of {path} is {table.schema[id]}: an id is text, a whole number or a date",
-            "remove `id` to use row numbers",
-        )
-    if text is not None and table.schema[text] not in (pl.String, pl.Categorical, pl.Enum, pl.Null):
-        raise InputError(
-            f"column `{text}` of {path} is {table.schema[text]}, not text ([input] text)",
-            f"a template can use it as it is: {{{{ {text} }}}}",
-        )
-    predicate = None if where is None else compiled(table, where)
-    stamps = () if table.remote or table.documents is not None else standing.stamps(table.paths)
-    return Source(table, id, text, where, (), predicate, stamps).showing(columns)
-
-
 def _tokens(*cells: object) -> int:
     """Estimated tokens of a row's cells as they are inserted."""
     return sum(estimate(cell if isinstance(cell, str) else str(cell)) for cell in cells if cell is not None)
-
-
-def _refuse_kinds(table: Table, name: str, needed: str, allowed: set[str]) -> None:
-    if name not in table.json_columns or table.found is None:
-        return
-    kinds = table.found.kinds[name]
-    if others := [kind for kind in kinds if kind not in allowed]:
-        told = "; ".join(f"{kind} ({kinds[kind]})" for kind in [*(set(kinds) & allowed), others[0]])
-        raise InputError(f"column `{name}` of {table.path} holds {told}", f"{needed}: mend the file, or leave it out")
-
-
-def _can_name(dtype: pl.DataType) -> bool:
-    return dtype.is_integer() or dtype.is_temporal() or dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)

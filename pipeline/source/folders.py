@@ -8,7 +8,6 @@ import polars as pl
 
 from pipeline.documents import KINDS, Found, survey
 from pipeline.documents.collecting import SCHEMA, Collected, Heard, collect
-from pipeline.documents.spool import Spool
 from pipeline.errors import InputError
 from pipeline.source import tables
 from pipeline.source.tables import Table
@@ -62,11 +61,15 @@ def _first(which: Sequence[str]) -> str:
 def open_folder(
     path: str, found: Found, encoding: str | None, of_tables: str | None, spool: Path, heard: Heard
 ) -> Table:
-    """The table of documents, one a row, each read unless `spool` knows it. Raises `InputError`."""
+    """The table of documents, one a row, each read when it is asked for. Raises `InputError`."""
     if of_tables is not None:
         raise InputError(
             f"{path} has documents, not tables", "leave out [input] separator, which is for .csv, and sheet, for .xlsx"
         )
     named = None if encoding is None or codecs.lookup(encoding).name in ("utf-8", "utf-8-sig") else encoding
-    held = collect(found, Spool(spool), named, heard)
-    return Table(path, (path,), "documents", "", pl.Schema(SCHEMA), False, named, documents=held)
+    return table_of(path, collect(found, spool, named, heard), named)
+
+
+def table_of(path: str, held: Collected, encoding: str | None) -> Table:
+    """Documents as a table."""
+    return Table(path, (path,), "documents", "", pl.Schema(SCHEMA), False, encoding, documents=held)

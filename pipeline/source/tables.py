@@ -98,7 +98,7 @@ class Table:
         if self.spans:
             return sum(span.rows for span in self.spans.values())
         if self.documents is not None:
-            return self.documents.rows.height
+            return self.documents.height
         if self.sheets:
             return sum(sheet.height for sheet in self.sheets.values())
         with explained(self):
@@ -121,14 +121,19 @@ class Table:
         return f"did you mean `{close[0]}`?{place}" if close else ""
 
     def frames(
-        self, columns: Sequence[str], where: pl.Expr | None, size: int, numbered: str = ""
+        self, columns: Sequence[str], where: pl.Expr | None, size: int, numbered: str = "", most: int | None = None
     ) -> Iterator[pl.DataFrame]:
         """`columns` of the rows that `where` lets through, in file order, in frames of at most `size` rows.
 
+        Of documents those of the first `most` rows are read (None: of all), and no others are there.
         A column `numbered` beside them has the number of each row in the input, from 0, whatever `where` leaves out.
         Raises `InputError` for anything in a text file that could be read in more than one way, also in rows and
         columns that are not asked for. A CSV row without a single value, such as a blank line, is no row.
         """
+        if self.documents is not None:
+            with explained(self):
+                yield from self.documents.frames(columns, where, size, numbered, most)
+            return
         asked = [] if where is None else list(dict.fromkeys(where.meta.root_names()))
         needed = list(dict.fromkeys([*columns, *asked]))
         numbers = [pl.col(name).cast(self.where_schema[name]) for name in asked if name in self.json_columns]
@@ -155,8 +160,6 @@ class Table:
         return [name for name in self.schema if name not in on_path]
 
     def _read(self, path: str, columns: list[str], size: int) -> Iterator[pl.DataFrame]:
-        if self.documents is not None:
-            return self.documents.frames(columns, size)
         if self.sheets:
             return self.sheets[path].select(columns).iter_slices(size)
         if self.kind == "parquet" or self.spans:

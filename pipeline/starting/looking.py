@@ -165,9 +165,10 @@ def _looked(path: str, encoding: str | None, files_root: str | None) -> Found:
     names = list(table.schema)
     if not names:
         raise InputError(f"{path} has no columns", "a table has a header and at least one row")
+    if held := table.documents:
+        held.read()
     profile = profile_of(_first_rows(table, names), table.json_columns)
     profile = Profile(profile.rows, tuple(_readable(each, table, files_root) for each in profile.columns))
-    held = table.documents
     ids = [] if held else [each.name for each in profile.ids[:_TRIED_IDS]]
     source = _checked(path, encoding, separator, ids)
     return Found(
@@ -223,7 +224,7 @@ def _readable(column: Column, table: Table, files_root: str | None) -> Column:
     if column.sort == "bytes" or (column.media is None and table.documents is None):
         return column
     if table.documents is not None:  # their text is there already, unless all of them are scanned
-        scanned = len(table.documents.scans) == table.documents.rows.height
+        scanned = len(table.documents.scans) == table.documents.height
         return replace(column, media="pdf" if scanned and column.name == "path" else None)
     root = root_of(table.path, files_root, table.remote)
     for frame in table.frames([column.name], None, 20):
