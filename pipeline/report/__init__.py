@@ -1,7 +1,7 @@
 """What a run directory says about its run, also while the run goes on. Reads only."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -10,9 +10,9 @@ import polars as pl
 
 from pipeline.errors import RunStateError
 from pipeline.records import STATUSES, Reply, Status, Usage
-from pipeline.report.accuracy import Accuracy, Amounts, Baseline, amounts_by_step, baseline, compare
-from pipeline.report.calls import unanswered
-from pipeline.report.causes import Cause, cause_json, causes_of
+from pipeline.report import tallies
+from pipeline.report.accuracy import Accuracy, Baseline, baseline, compare
+from pipeline.report.causes import Cause, cause_json
 from pipeline.report.events import (
     Ended,
     Event,
@@ -25,23 +25,17 @@ from pipeline.report.events import (
     seconds_of,
 )
 from pipeline.report.finding import in_use
-from pipeline.report.lanes import InLane, batch_json, by_lane, lane_json, together, with_fallen
-from pipeline.report.latencies import Latencies
-from pipeline.store import batch_states, batched, fallen, parts, seals
+from pipeline.report.lanes import InLane, batch_json, lane_json
+from pipeline.report.sums import Held
+from pipeline.report.tallies import Reading, summed
+from pipeline.store import batch_states, parts, seals
 from pipeline.store.batch_states import BatchState
-from pipeline.store.batches import FOLDER
 from pipeline.store.manifest import Manifest
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.notes import last_output, newest
 from pipeline.store.state import load
-
-_SUMS = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens")
-_CALL_COLUMNS = (
-    *("step", "chunk", "paid", "attempts", "rate_limited", "input_tokens_est", "latency_s", "finished_at"),
-    *("cost_usd", "standard_usd", "at_most_usd", "usage_estimated", "target", "lane", "fell_back", "late"),
-    *("generation", *_SUMS),
-)
-
+from pipeline.store.units import Unit, is_cut, units
+from pipeline.store.units import read as read_shards
 
 RUN_KEYS: Mapping[str, str] = {
     "run": "name of the job",
@@ -220,146 +214,75 @@ class Failure:
     cost_usd: float | None = field(default=0.0, compare=False)  # of all its calls; None: unknown
 
 
-@dataclass
-class _Sums:
-    """Sums over calls, taken part by part: nothing is kept of each call."""
-
-    plan: Baseline | None  # that the run is measured by
-    fallen: fallen.Fallen
-    live: set[str] = field(default_factory=set)  # of what may have fallen back, what another lane answered
-    paid: Counter[str] = field(default_factory=Counter)  # tokens by counter
-    steps: dict[str, Amounts] = field(default_factory=dict)  # calls that were paid for
-    counted: dict[str, Amounts] = field(default_factory=dict)  # those of them that the plan is held to
-    before: dict[str, Amounts] = field(default_factory=dict)  # those of these before the plan
-    kept: int = 0
-    kept_usd: Decimal = Decimal(0)
-    attempts: int = 0
-    rate_limited: int = 0
-    cost_usd: Decimal = Decimal(0)
-    unpriced: int = 0
-    at_most_usd: Decimal | None = Decimal(0)
-    uncertain: int = 0
-    estimated: int = 0
-    latencies: Latencies = field(default_factory=Latencies)
-    targets: dict[str, tuple[int, Decimal | None]] = field(default_factory=dict)
-    lanes: dict[str, InLane] = field(default_factory=dict)
-    lanes_counted: dict[str, InLane] = field(default_factory=dict)
-    lanes_before: dict[str, InLane] = field(default_factory=dict)
-
-    def add(self, calls: pl.DataFrame) -> None:
-        """Add the calls of one part."""
-        kept = calls.filter(~parts.IS_BOUGHT)
-        self.kept += kept.height
-        self.kept_usd += Decimal(kept["cost_usd"].sum())
-        calls = calls.filter(parts.IS_BOUGHT)
-        paid = calls.filter(pl.col("paid"))
-        if perhaps := self.fallen.perhaps:
-            live = paid.filter(pl.col("lane") != "batch")["fingerprint"].str.head(fallen.DIGITS)
-            self.live.update(live.filter(live.is_in(list(perhaps))))
-        self.paid.update(paid.select(pl.col(*_SUMS, "input_tokens_est").sum()).row(0, named=True))
-        _add(self.steps, steps := amounts_by_step(paid))
-        self.attempts += int(calls["attempts"].sum())
-        self.rate_limited += int(calls["rate_limited"].sum())
-        self.cost_usd += Decimal(calls["cost_usd"].sum())
-        self.unpriced += calls.filter(pl.col("paid") | pl.col("usage_estimated"))["cost_usd"].null_count()
-        more = calls["at_most_usd"]
-        known = self.at_most_usd is not None and not more.has_nulls()
-        self.at_most_usd = (self.at_most_usd or Decimal(0)) + Decimal(more.sum()) if known else None
-        self.uncertain += more.null_count() + int((more > 0).sum())
-        self.estimated += int(calls.filter(parts.IS_REQUEST)["usage_estimated"].sum())
-        self.latencies.add(paid.filter(pl.col("lane") != "batch")["latency_s"])
-        self.lanes = together(self.lanes, lanes := by_lane(calls))
-        if (plan := self.plan) is not None:
-            counted, earlier = plan.counted(paid), plan.before(plan.counted(paid))
-            _add(self.counted, amounts_by_step(counted) if plan.without else steps)
-            _add(self.before, amounts_by_step(earlier))
-            self.lanes_counted = together(self.lanes_counted, by_lane(counted) if plan.without else lanes)
-            self.lanes_before = together(self.lanes_before, by_lane(earlier))
-        named = paid.filter(pl.col("target").is_not_null()).group_by("target")
-        for name, number, usd, unknown in named.agg(
-            parts.IS_REQUEST.sum(), usd=pl.col("cost_usd").sum(), unknown=pl.col("cost_usd").null_count()
-        ).iter_rows():
-            before, cost = self.targets.get(name, (0, Decimal(0)))
-            self.targets[name] = before + number, None if unknown or cost is None else cost + usd
-
-
-def _add(sums: dict[str, Amounts], more: dict[str, Amounts]) -> None:
-    for step, amounts in more.items():
-        sums[step] = sums.get(step, Amounts()).plus(amounts)
-
-
 def summarize(directory: Path) -> Summary:
     """Read one run directory. Raises `RunStateError` when it is none, or damaged."""
     manifest = read_manifest(directory / "manifest.json")
     if manifest is None:
         raise RunStateError(f"{directory} is not a run directory", "`pipeline runs` lists them")
-    outcomes, unsealed = load(directory, lambda raw, endpoint: Reply("", "ok"))
-    events, failed = read_events(directory / "run.log"), unanswered(directory / "run.log")
+    events = read_events(directory / "run.log")
     plan = baseline(events)
-    sums = _Sums(plan, fallen.read(directory / FOLDER))
-    columns = (*_CALL_COLUMNS, *(["fingerprint"] if sums.fallen.perhaps else []))
-    for path in parts.part_paths(directory / "calls"):
-        if parts.part_number(path) <= unsealed.sealed:
-            sums.add(parts.read_part(path, columns))
-    batches = batch_states.read(directory)
-    for path in batched.part_paths(directory, batches):
-        sums.add(parts.read_part(path, columns))
-    sums.add(parts.calls_frame(unsealed.calls, {}).select(columns))
-    calls = sum(amounts.calls for amounts in sums.steps.values())
     covered = next((event.rows for event in reversed(events) if isinstance(event, Started)), None)
-    counts = Counter({status: outcomes.count(status, covered) for status in STATUSES})
-    rows = counts.total() if covered is None else covered
-    beyond = sum(outcomes.count(status) for status in STATUSES) - counts.total()
+    found = _read(directory, covered, plan, events)
+    tally, bought = found.tally, found.tally.bought
+    batches = batch_states.read(directory)
+    rows = tally.outcomes.total() if covered is None else covered
     return Summary(
         manifest=manifest,
         directory=directory,
         status=_status(events, directory),
         rows=rows,
-        outcomes=counts,
-        causes=causes_of(directory, outcomes, unsealed, covered),
-        beyond=beyond,
-        pending=outcomes.pending(rows),
-        waiting=outcomes.waiting(),
-        calls=calls,
-        calls_by_step={step: amounts.calls for step, amounts in sorted(sums.steps.items())},
-        # A session counts what it sent for rows that did not finish too; of a killed one the last seconds are missing,
-        # of which each failed request has its line.
-        attempts=max(sums.attempts, _summed(events, "attempts"), calls + failed.failed),
-        rate_limited=max(sums.rate_limited, _summed(events, "rate_limited"), failed.rate_limited),
-        shed=max(_summed(events, "shed"), failed.shed),
+        outcomes=tally.outcomes,
+        causes=tally.causes,
+        beyond=tally.beyond,
+        pending=tally.pending,
+        waiting=tally.waiting,
+        calls=bought.calls,
+        calls_by_step={step: amounts.calls for step, amounts in sorted(bought.steps.items())},
+        attempts=max(tally.attempts, summed(events, "attempts")),
+        rate_limited=max(tally.rate_limited, summed(events, "rate_limited")),
+        shed=max(tally.shed, summed(events, "shed")),
         usage=Usage(
-            sums.paid["input_tokens"],
-            sums.paid["cached_tokens"],
-            sums.paid["output_tokens"],
-            sums.paid["thinking_tokens"],
-            sums.paid["tool_tokens"],
+            bought.paid["input_tokens"],
+            bought.paid["cached_tokens"],
+            bought.paid["output_tokens"],
+            bought.paid["thinking_tokens"],
+            bought.paid["tool_tokens"],
         ),
-        input_tokens_est=sums.paid["input_tokens_est"],
-        cost_usd=sums.cost_usd,
-        unpriced=sums.unpriced,
-        at_most_usd=sums.at_most_usd,
-        uncertain=sums.uncertain,
-        usage_estimated=sums.estimated,
-        identical=_summed(events, "identical"),
-        cached=_summed(events, "cached"),
-        saved_usd=over_sessions(events, lambda numbers: numbers.saved_usd),
-        kept=sums.kept,
-        kept_usd=sums.kept_usd,
-        latency_p50_s=sums.latencies.quantile(0.5),
-        latency_p95_s=sums.latencies.quantile(0.95),
+        input_tokens_est=bought.paid["input_tokens_est"],
+        cost_usd=bought.cost_usd,
+        unpriced=bought.unpriced,
+        at_most_usd=bought.at_most_usd,
+        uncertain=bought.uncertain,
+        usage_estimated=bought.estimated,
+        identical=max(tally.identical, summed(events, "identical")),
+        cached=max(tally.cached, summed(events, "cached")),
+        saved_usd=max(tally.saved_usd, over_sessions(events, lambda numbers: numbers.saved_usd)),
+        kept=bought.kept,
+        kept_usd=bought.kept_usd,
+        latency_p50_s=bought.latencies.quantile(0.5),
+        latency_p95_s=bought.latencies.quantile(0.95),
         seconds=seconds_of(events),
         bound_s=bound_of(events),
-        accuracy=None if beyond else _accuracy(plan, sums, events),  # the plan was for fewer rows
-        targets=dict(sorted(sums.targets.items())),
-        lanes=with_fallen(sums.lanes, sums.fallen, sums.live),
+        accuracy=None if tally.beyond else _accuracy(plan, found.held, events),  # the plan was for fewer rows
+        targets=dict(sorted(bought.targets.items())),
+        lanes=found.lanes,
         batches=tuple(batches[number] for number in sorted(batches)),
         left_out=_left_out(events),
         models_noted=tuple(dict.fromkeys(event.message for event in events if isinstance(event, ModelNoted))),
     )
 
 
-def _summed(events: Sequence[Event], name: str) -> int:
-    return int(over_sessions(events, lambda numbers: int(getattr(numbers, name))))
+def _read(directory: Path, covered: int | None, plan: Baseline | None, events: Sequence[Event]) -> Reading:
+    """What the directory says, or all its shards; of each, the rows that are `covered`."""
+    if not is_cut(directory):
+        return tallies.read(directory, covered, plan, events)
+
+    def found() -> Iterator[Reading]:
+        for shard in read_shards(directory)[1]:
+            rows = shard.rows if covered is None else min(max(0, covered - shard.first_row), shard.rows)
+            yield tallies.read_shard(shard, rows, plan)
+
+    return tallies.whole(found())
 
 
 def _left_out(events: Sequence[Event]) -> tuple[str, ...]:
@@ -373,31 +296,36 @@ def _left_out(events: Sequence[Event]) -> tuple[str, ...]:
     return tuple(left)
 
 
-def _accuracy(plan: Baseline | None, sums: _Sums, events: Sequence[Event]) -> Accuracy | None:
+def _accuracy(plan: Baseline | None, held: Held, events: Sequence[Event]) -> Accuracy | None:
     if plan is None:
         return None
-    before, lanes = ({lane: each.calls for lane, each in of.items()} for of in (sums.lanes_before, sums.lanes_counted))
-    return compare(plan, sums.before, sums.counted, seconds_of(plan.sessions(events)), before, lanes)
+    before, lanes = ({lane: each.calls for lane, each in of.items()} for of in (held.lanes_before, held.lanes_counted))
+    return compare(plan, held.before, held.counted, seconds_of(plan.sessions(events)), before, lanes)
 
 
 def verify(directory: Path) -> int:
     """Read every byte of every sealed part; returns their number. Raises `RunStateError` for one that is not whole."""
-    return seals.verify(directory)
+    return sum(seals.verify(unit.directory) for unit in units(directory))
 
 
 def failures(directory: Path) -> list[Failure]:
     """Rows whose newest outcome is not ok, in row order."""
-    outcomes, unsealed = load(directory, lambda raw, endpoint: Reply("", "ok"))
+    return [failure for unit in units(directory) for failure in _failures(unit)]
+
+
+def _failures(unit: Unit) -> list[Failure]:
+    outcomes, unsealed = load(unit.directory, lambda raw, endpoint: Reply("", "ok"))
     newest_failure: dict[int, Failure] = {}
-    for frame in parts.read_parts(directory / "results", ("row", "key", "status", "error_kind", "error", "cost_usd")):
+    columns = ("row", "key", "status", "error_kind", "error", "cost_usd")
+    for frame in parts.read_parts(unit.directory / "results", columns):
         for row in frame.filter(pl.col("status") != "ok").with_columns(pl.col("cost_usd").cast(pl.Float64)).iter_rows():
-            newest_failure[row[0]] = Failure(*row)
+            newest_failure[row[0]] = Failure(unit.first_row + row[0], *row[1:])
     for result in unsealed.results.values():
         if result.status != "ok":
             usd = None if result.cost_usd is None else float(result.cost_usd)
-            told = result.row, result.key, result.status, result.error_kind, result.error, usd
-            newest_failure[result.row] = Failure(*told)
-    return [failure for _, failure in sorted(newest_failure.items()) if not outcomes.is_ok(failure.row)]
+            told = result.key, result.status, result.error_kind, result.error, usd
+            newest_failure[result.row] = Failure(unit.first_row + result.row, *told)
+    return [failure for row, failure in sorted(newest_failure.items()) if not outcomes.is_ok(row)]
 
 
 def _status(events: Sequence[Event], directory: Path) -> str:

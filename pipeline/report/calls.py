@@ -14,6 +14,7 @@ from pipeline.report.events import LINE_BYTES, Count, Seconds
 from pipeline.store import batched, parts
 from pipeline.store.parts import CALLS_SCHEMA
 from pipeline.store.state import load_unsealed
+from pipeline.store.units import is_cut, units
 
 _AS_KEPT = ("step", "level", "chunk", "chunks", "target", "endpoint", "lane", "model", "status", "error_kind")
 _COUNTED = ("input_tokens", "cached_tokens", "output_tokens", "thinking_tokens", "tool_tokens", "usage_estimated")
@@ -90,8 +91,16 @@ class FailedRequests(BaseModel):
 def frames(directory: Path) -> Iterator[pl.DataFrame]:
     """The table in pieces, in the order in which things were kept, failed requests last; bounded in memory.
 
+    Of a run of shards it is one shard after the other.
     A run that goes on is read as it is now. Raises `RunStateError` for a directory that is damaged.
     """
+    for unit in units(directory):
+        yield from (_counted(frame, unit.first_row) for frame in _own(unit.directory))
+    if is_cut(directory):
+        yield from _failed(directory / "run.log")
+
+
+def _own(directory: Path) -> Iterator[pl.DataFrame]:
     unsealed = load_unsealed(directory, parse_stored)
     for path in parts.part_paths(directory / "calls"):
         if parts.part_number(path) <= unsealed.sealed:
@@ -100,6 +109,10 @@ def frames(directory: Path) -> Iterator[pl.DataFrame]:
         yield _typed(parts.read_part(path, _READ))
     yield _typed(parts.calls_frame(unsealed.calls, {}).select(_READ))
     yield from _failed(directory / "run.log")
+
+
+def _counted(frame: pl.DataFrame, first_row: int) -> pl.DataFrame:
+    return frame.with_columns(pl.col("row") + first_row) if first_row else frame
 
 
 def _typed(calls: pl.DataFrame) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
@@ -50,10 +51,15 @@ class Cure:
 
 def by_cause(rows: Iterable[tuple[str, Decimal | None]]) -> tuple[Cause, ...]:
     """Causes and costs of rows, together: those of most rows first."""
+    return merged([(Cause(cause, 1, usd) for cause, usd in rows)])
+
+
+def merged(several: Iterable[Iterable[Cause]]) -> tuple[Cause, ...]:
+    """Those of several directories together."""
     found: dict[str, Cause] = {}
-    for cause, usd in rows:
-        known = found.get(cause) or Cause(cause, 0, Decimal(0))
-        found[cause] = Cause(cause, known.rows + 1, _sum(known.cost_usd, usd))
+    for each in chain.from_iterable(several):
+        known = found.get(each.cause) or Cause(each.cause, 0, Decimal(0))
+        found[each.cause] = Cause(each.cause, known.rows + each.rows, _sum(known.cost_usd, each.cost_usd))
     return tuple(sorted(found.values(), key=lambda each: -each.rows))
 
 

@@ -14,20 +14,20 @@ from pipeline.documents import listing
 from pipeline.errors import InputError, PipelineError, RunStateError
 from pipeline.job import Job, former, load
 from pipeline.places import DOCUMENTS, run_directory
-from pipeline.providers.stored import parse_stored
 from pipeline.report.calls import CALL_COLUMNS
 from pipeline.report.calls import frames as call_frames
 from pipeline.report.events import Started, read_events
-from pipeline.run.output import restoring
+from pipeline.run.output import restoring, results_of, unsealed_of
 from pipeline.run.prepare import Options, Session, files_of, open_input, session_schema
 from pipeline.source import Source, output_conflict
 from pipeline.store import notes
 from pipeline.store.export import ROW, Form, ResultsByRow, Unsealed, attempt, export, write_frames
+from pipeline.store.joined import Joined
 from pipeline.store.manifest import Lock, Manifest
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.parts import read_parts, results_frame
+from pipeline.store.parts import read_parts
 from pipeline.store.place import Counted, held
-from pipeline.store.state import load_unsealed
+from pipeline.store.units import is_cut, units
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 _BATCH_ROWS = 1024
@@ -43,7 +43,8 @@ class View:
     rows: int
     own: pl.Schema
     form: Form
-    unsealed: Unsealed
+    results: Path | Joined
+    unsealed: Unsealed | None  # of one directory
     session: Session | None  # where its input is what it was
     lacks: tuple[str, ...]
 
@@ -144,11 +145,9 @@ class View:
             self.session.check_input(looked_into=True)
 
     def _write(self, file: BinaryIO, form: Form) -> Counted:
-        session, results = self.session, self.directory / "results"
+        session, results = self.session, self.results
         if session is None:
-            return export(
-                lambda: self._known(results), self.own, results, file, form, self.rows, unsealed=self.unsealed
-            )
+            return export(lambda: self._known(), self.own, results, file, form, self.rows, unsealed=self.unsealed)
         source, json = session.source, form.suffix == ".jsonl"
         columns = [*self.own, *({source.id} - self.own.keys() if source.id else ())]
         return export(
@@ -163,10 +162,11 @@ class View:
             self.unsealed,
         )
 
-    def _known(self, results: Path) -> Iterator[pl.DataFrame]:
+    def _known(self) -> Iterator[pl.DataFrame]:
         """Rows by what their results say of them: the id of those that are finished."""
         (name,) = self.own
-        found = ResultsByRow(results, (), self.unsealed)
+        results = self.results
+        found = ResultsByRow(results, (), self.unsealed) if isinstance(results, Path) else results.by_row(())
         for start in range(0, self.rows, _BATCH_ROWS):
             stop = min(start + _BATCH_ROWS, self.rows)
             numbers = pl.DataFrame({ROW: pl.int_range(start, stop, dtype=pl.Int64, eager=True)})
@@ -182,8 +182,7 @@ def view(directory: Path, job: Job | None = None) -> View:
     manifest = read_manifest(directory / "manifest.json")
     if manifest is None:
         raise RunStateError(f"{directory} is not a run directory", "`pipeline runs` lists them")
-    batch = load_unsealed(directory, parse_stored)
-    unsealed = Unsealed(batch.sealed, results_frame(batch.results.values()))
+    unsealed = None if is_cut(directory) else unsealed_of(directory)
     rows, lacks = _covered(directory), list[str]()
     session, form = None, Form("")
     own = pl.Schema({(manifest.identity.get("input") or {}).get("id") or "row": pl.String()})
@@ -203,8 +202,8 @@ def view(directory: Path, job: Job | None = None) -> View:
         lacks.append(f"the columns that are read out of answers: {edited}")
     if manifest.identity.get("redact") and not (session and session.job.fingerprint == manifest.fingerprint):
         lacks.append("what [redact] hid, in place of its placeholders: job or input is not what it was")
-    rows = _reached(directory, unsealed) if rows is None else rows
-    return View(directory, manifest, rows, own, form, unsealed, session, tuple(lacks))
+    rows = _reached(directory) if rows is None else rows
+    return View(directory, manifest, rows, own, form, results_of(directory), unsealed, session, tuple(lacks))
 
 
 def _job_of(manifest: Manifest) -> Job:
@@ -255,7 +254,11 @@ def _covered(directory: Path) -> int | None:
     return next((event.rows for event in reversed(events) if isinstance(event, Started)), None)
 
 
-def _reached(directory: Path, unsealed: Unsealed) -> int:
+def _reached(directory: Path) -> int:
     """Rows up to the last that has a result."""
-    frames = (*read_parts(directory / "results", ("row",)), unsealed.frame)
-    return 1 + max((frame.item(-1, "row") for frame in frames if frame.height), default=-1)  # a part is in row order
+    last = -1
+    for unit in units(directory):
+        frames = (*read_parts(unit.directory / "results", ("row",)), unsealed_of(unit.directory).frame)
+        there = (frame.item(-1, "row") for frame in frames if frame.height)  # a part is in row order
+        last = max([last, *(unit.first_row + row for row in there)])
+    return last + 1

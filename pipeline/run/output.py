@@ -3,16 +3,35 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
+from pathlib import Path
 from typing import BinaryIO
 
 import polars as pl
 
 from pipeline.errors import RESUMABLE, InputChanged, PipelineError
 from pipeline.flows import redacted
+from pipeline.providers.stored import parse_stored
 from pipeline.redaction import restored, restored_json
 from pipeline.run.prepare import Session, session_schema
-from pipeline.store.export import attempt, export
+from pipeline.store.export import Unsealed, attempt, export
+from pipeline.store.joined import Joined
+from pipeline.store.parts import results_frame
 from pipeline.store.place import Counted, Place, held
+from pipeline.store.state import load_unsealed
+from pipeline.store.units import is_cut, units
+
+
+def results_of(directory: Path) -> Path | Joined:
+    """Where the sealed results of a run lie; those of its shards with what each has not sealed yet."""
+    if not is_cut(directory):
+        return directory / "results"
+    return Joined(units(directory), unsealed_of)
+
+
+def unsealed_of(directory: Path) -> Unsealed:
+    """What is not sealed yet in a run directory, which may be in use. Raises `RunStateError`."""
+    batch = load_unsealed(directory, parse_stored)
+    return Unsealed(batch.sealed, results_frame(batch.results.values()))
 
 
 def output_place(session: Session) -> AbstractContextManager[Place | None]:
@@ -97,7 +116,7 @@ def _written(session: Session, file: BinaryIO, heed: Callable[[], None]) -> Coun
     return export(
         batches,
         own,
-        session.directory / "results",
+        results_of(session.directory),
         file,
         session.form,
         session.rows,

@@ -75,6 +75,7 @@ class Session:
     change: Change | None = None  # that the next generation begins with, while that is agreed to
     replaced: tuple[str, ...] = ()  # keys of rows that are done, and whose files are others than those asked about
     place: Path | None = None  # its run directory; None: that of the job's name
+    table: Path | None = None  # where its results are written; None: where the job says
 
     @property
     def rehearsal(self) -> bool:
@@ -127,6 +128,8 @@ class Session:
     @property
     def output(self) -> Path:
         """Where the results are written: those of a rehearsal beside the real ones, unless a flag names the place."""
+        if self.table is not None:
+            return self.table
         path = Path(self.job.spec.output.path)
         if self.job.origins.get("output.path") == "flag":
             return path

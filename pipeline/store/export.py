@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from math import isqrt
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 import orjson
 import polars as pl
@@ -118,7 +118,7 @@ def output_schema(own: pl.Schema, path: Path, answers: Sequence[AnswerColumn] = 
 def export(
     read: Callable[[], Iterable[pl.DataFrame]],
     own: pl.Schema,
-    results: Path,
+    results: "Path | Results",
     file: BinaryIO,
     form: Form,
     rows: int,
@@ -128,8 +128,8 @@ def export(
 ) -> Counted:
     """Write to `file` the first `rows` rows of the batches that `read` gives, joined with sealed `results`.
 
-    `unsealed` are results that follow these. A batch has the input's columns `own` and `ROW`. `keys` are those of its
-    rows; other columns are for it only.
+    `unsealed` are results that follow those of one directory. A batch has the input's columns `own` and `ROW`. `keys`
+    are those of its rows; other columns are for it only.
     `restored` puts back into a frame's answers what was hidden from the service; it is given all rows in order.
     Memory is bounded by a few parts, and the input read twice for it where the output is Parquet. Raises
     `InputChanged` when a row has another key than it was asked under, or when rows are missing; `RunStateError` for a
@@ -141,7 +141,7 @@ def export(
     names, trouble, counted = list(schema), [], [0, 0]
 
     def joined() -> Iterator[pl.DataFrame]:
-        parts = ResultsByRow(results, kept, unsealed)
+        parts = ResultsByRow(results, kept, unsealed) if isinstance(results, Path) else results.by_row(kept)
         for batch in read():
             if batch[ROW][0] >= rows:
                 return
@@ -220,8 +220,8 @@ def _widest(frames: Iterable[pl.DataFrame]) -> float:
     return max(widest, held / max(1, min(rows, _STRETCH_ROWS)))
 
 
-def _widest_response(results: Path, unsealed: "Unsealed | None") -> float:
-    paths = part_paths(results)
+def _widest_response(results: "Path | Results", unsealed: "Unsealed | None") -> float:
+    paths = part_paths(results) if isinstance(results, Path) else list(results.some())
     some = paths[:: len(paths) // _SAMPLED_PARTS + 1] + paths[-1:]
     rest = [unsealed.frame.select("response")] if unsealed else []
     return _widest(chain((read_part(path, ("response",)) for path in some), rest))
@@ -348,6 +348,26 @@ class Unsealed(NamedTuple):
     frame: pl.DataFrame
 
 
+class ByRow(Protocol):
+    """Results by ranges of rows, which ascend."""
+
+    def between(self, low: int, high: int) -> pl.DataFrame:
+        """The newest outcome of each row from `low` to `high`, at most one a row."""
+        ...
+
+
+class Results(Protocol):
+    """Results that lie elsewhere than in one directory."""
+
+    def by_row(self, more: Sequence[str]) -> ByRow:
+        """Results by row range, with `more` columns of the parts beside those of the output."""
+        ...
+
+    def some(self) -> Iterable[Path]:
+        """Some parts, from all over the table."""
+        ...
+
+
 class Segment(NamedTuple):
     """Rows of one part that lie close together in the input: it has two where short and long rows took turns."""
 
@@ -379,6 +399,13 @@ def segments(part: int, path: Path) -> Iterator[Segment]:
             yield Segment(rows[start], rows[stop - 1], part, path, start, stop - start)
 
 
+def no_results(more: Sequence[str]) -> pl.DataFrame:
+    """What there is of rows without any."""
+    return pl.DataFrame(
+        schema={ROW: pl.Int64, "key": pl.String, **RESULT_COLUMNS, **{name: RESULTS_SCHEMA[name] for name in more}}
+    )
+
+
 class ResultsByRow:
     """Results by row range: a segment is read when its range is reached and let go when it is passed."""
 
@@ -406,6 +433,5 @@ class ResultsByRow:
             frames.append(self._unsealed)
         found = [frame.filter(pl.col("row").is_between(low, high)) for frame in frames]
         if not found:
-            more = {name: RESULTS_SCHEMA[name] for name in self._more}
-            return pl.DataFrame(schema={ROW: pl.Int64, "key": pl.String, **RESULT_COLUMNS, **more})
+            return no_results(self._more)
         return pl.concat(found).unique("row", keep="last", maintain_order=True).rename({"row": ROW})

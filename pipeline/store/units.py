@@ -59,28 +59,26 @@ class Shard:
         return self.directory / INPUT
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """A run directory, and the row of the whole run that its row 0 is."""
 
     directory: Path
     first_row: int = 0
-    rows: int | None = None  # None: so many as its manifest and its log tell of
 
 
 def units(directory: Path) -> Sequence[Unit]:
-    """What the run in a directory consists of, in row order; itself, where it has no shards.
+    """The run directories that a run consists of, in row order: itself, or those of its shards that were begun.
 
-    A shard is there that no worker has begun yet: `has_begun`. Raises `RunStateError` for damage.
+    Raises `RunStateError` where nobody knows which rows the shards have.
     """
     if not is_cut(directory):
         return (Unit(directory),)
-    return [Unit(shard.directory, shard.first_row, shard.rows) for shard in read(directory)[1]]
+    return [Unit(shard.directory, shard.first_row) for shard in read(directory)[1] if has_begun(shard)]
 
 
-def has_begun(unit: Unit) -> bool:
-    """Whether there is a run directory: of a shard that no worker has begun there is none."""
-    return (unit.directory / "manifest.json").exists()
+def has_begun(shard: Shard) -> bool:
+    """Whether a worker has made its run directory."""
+    return (shard.directory / "manifest.json").exists()
 
 
 def is_cut(directory: Path) -> bool:
