@@ -136,6 +136,8 @@ def test_shards_of_a_folder_are_its_documents(here: Path) -> None:
     job = {"input": {"path": "docs", "text": "text"}, "prompt": {"template": "{{ name }}: {{ text }}"}}
     whole = session(here, **job)
     assert [bool(document.unfit) for document in documents(whole.source)].count(True) == 1
+    limited = prepare(make_job(here, PLAIN, **job), Options(offline=True, limit=2))
+    assert sum(shard.rows for shard in cut(limited, 1)) == 8, "a larger limit may follow"
     is_whole(whole)
     part = travelled(shard_source(whole.source, cut(whole, 1)[1]))
     assert replace(whole, source=part).output_columns == whole.output_columns and part.path_columns == []

@@ -7,6 +7,7 @@ of its rows, as Parquet, which one pass writes.
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import polars as pl
@@ -43,6 +44,8 @@ def cut(session: Session, workers: int, heard: Callable[[int], None] = lambda ro
     answers and no word of how it was cut, and where the disk refuses; `InputChanged`.
     """
     directory, source = session.directory, session.source
+    if source.most is not None:  # a larger `--limit` may follow
+        source = replace(source, most=None)
     if units.is_cut(directory):
         whole, known = units.read(directory)
         if whole != source.fingerprint:

@@ -63,6 +63,7 @@ def _part(
         stamps=stamps,
         files=source.files and _anywhere(source.files),
         part=Part(first_row, rows, whole),
+        most=None,
     )
 
 
