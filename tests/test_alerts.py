@@ -190,6 +190,7 @@ class Hook:
         self.answer = (200, b"ok")
         self.answering: Callable[[str, Any], tuple[int, bytes]] | None = None
         self.silent_s = 0.0
+        self.login: str | None = None
 
     def of(self, event: str) -> list[Any]:
         return [post for post in self.posts if post["event"] == event]
@@ -202,6 +203,7 @@ def serving(hook: Hook) -> Iterator[str]:
             body = self.rfile.read(int(self.headers["content-length"]))
             hook.posts.append(json.loads(body))
             hook.paths.append(self.path)
+            hook.login = self.headers["authorization"]
             time.sleep(hook.silent_s)
             code, content = hook.answering(self.path, hook.posts[-1]) if hook.answering else hook.answer
             with suppress(OSError):  # nobody waits for it any more
@@ -416,6 +418,57 @@ def test_the_address_is_nowhere_even_where_the_server_repeats_it(
     assert len(files) > 5 and not [each for each in files if SECRET.encode() in each.read_bytes()]
     log = (tmp_path / "runs/small-offline/run.log").read_text()
     assert "finished was not posted: HTTP 404 no hook at …" in log
+
+
+def test_a_secret_is_not_cut_in_two_and_shown_by_half(
+    hook: Hook, url: str, tmp_path: Path, cli: Callable[..., Ran]
+) -> None:
+    hook.answer = (500, f"{'x' * 190} {SECRET}".encode())
+    assert cli("run", small_job(tmp_path, ENV), "--offline").code == 0
+    log = (tmp_path / "runs/small-offline/run.log").read_text()
+    assert "xxx …" in log and SECRET[:5] not in log
+
+
+def test_a_login_of_the_address_is_sent_and_told_nowhere(
+    hook: Hook, url: str, tmp_path: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = base64.b64encode(b"me:p@ss word").decode()
+    hook.answer = (403, f"{login} is not welcome".encode())
+    monkeypatch.setenv("HOOK", url.replace("://", "://me:p%40ss%20word@"))
+    assert cli("run", small_job(tmp_path, ENV), "--offline").code == 0
+    assert hook.login == f"Basic {login}"
+    assert "finished was not posted: HTTP 403 … is not welcome" in (tmp_path / "runs/small-offline/run.log").read_text()
+
+
+def test_a_post_that_cannot_be_made_does_not_end_the_run(
+    hook: Hook, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "_trouble", lambda answer, blotted: 1 / 0)
+    ended = ran(small_job(tmp_path, f"{UNLIMITED}\n{ENV}"), Answering())
+    assert ended.exit_code == 0
+    assert [line["message"] for line in logged("webhook")] == [
+        "finished was not posted: an error of the program (ZeroDivisionError)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HOOK", "http://a..b/x"),
+        ("HOOK", "http://xn--/x"),
+        ("HOOK", f"http://{'a' * 64}.b/x"),
+        ("SIGN", "\udcff\udcfe"),
+    ],
+)
+def test_a_hook_that_cannot_be_used_is_refused_before_the_first_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("HOOK", "http://hook.example/x")
+    monkeypatch.setenv("SIGN", "secret")
+    monkeypatch.setenv(name, value)
+    job = load(small_job(tmp_path, f'{ENV}webhook_secret_env = "SIGN"\nformat = "feishu"\n'))
+    with pytest.raises(JobError, match="it is no address" if name == "HOOK" else "holds is no text"):
+        webhook.hook_of(job)
 
 
 def test_a_webhook_that_is_silent_or_away_delays_and_ends_nothing(

@@ -86,6 +86,8 @@ def test_a_proxy_is_read_and_shown_without_its_login(
         "http://me:hunter2@proxy:70000",
         "http://me:hun/ter2@proxy:1",
         "http://",
+        "http://me:hunter2@pro..xy:1",
+        "http://me:hunter2@xn--:1",
         "socks5://me:@proxy:1",
         "socks5h://me:geheim-hunter2-ü@proxy:1",
         f"socks5h://me:hunter2{'x' * 256}@proxy:1",

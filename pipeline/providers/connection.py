@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import ip_address
 from math import inf
 from typing import ClassVar, TypeVar
 
@@ -27,6 +26,7 @@ from pipeline.providers.blotting import BlottedLines, blotted
 from pipeline.providers.connections import MOST_BODY_BYTES, Pieces
 from pipeline.providers.failures import classify, unanswered, without_prompt
 from pipeline.providers.foreign import load, mapping
+from pipeline.providers.hosts import is_host
 from pipeline.providers.named import http_date
 from pipeline.providers.transport import READ_TIMEOUT_S, STREAM_S, Lost, Response, Wire
 from pipeline.providers.usage import names_tokens, read_usage
@@ -408,7 +408,7 @@ def checked_url(base_url: str, provider: ProviderName) -> httpx.URL:
     """A base URL, read. Raises `JobError` that names the settings it may come from."""
     try:
         url = httpx.URL(base_url.strip())
-        usable = url.scheme in ("http", "https") and _is_host(url.raw_host.decode())
+        usable = url.scheme in ("http", "https") and is_host(url.raw_host.decode())
     except (httpx.InvalidURL, ValueError):
         usable = False
     if not usable or url.userinfo or url.query or url.fragment or not _is_port(url.port):
@@ -425,17 +425,3 @@ def checked_url(base_url: str, provider: ProviderName) -> httpx.URL:
 
 def _is_port(port: int | None) -> bool:
     return port is None or 0 < port <= 65_535
-
-
-_LABEL = re.compile(r"(?!-)[A-Za-z0-9_\-]{1,63}(?<!-)", re.ASCII)
-
-
-def _is_host(host: str) -> bool:
-    """Whether a name may be that of a host: what can never be found is no outage."""
-    if ":" in host or host.replace(".", "").isdecimal():
-        try:
-            return bool(ip_address(host))
-        except ValueError:
-            return False
-    labels = host.removesuffix(".").split(".")
-    return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in labels)

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 import httpx
 
 from pipeline.errors import PipelineError
+from pipeline.providers.hosts import is_host
 
 DIRECT = "none"
 """Said in place of a proxy: go without."""
@@ -69,11 +70,15 @@ def read_proxy(text: str, named_by: str) -> Proxy:
     text = text.strip()
     try:
         url = httpx.URL(text if "://" in text else f"http://{text}")
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, UnicodeError):  # the latter of a host that cannot be written in ASCII
         url = httpx.URL("")
     if url.scheme == "socks":  # desktops write it so, and take SOCKS5 first; SOCKS4, as curl would, knows no names
         url = url.copy_with(scheme="socks5h")
-    if url.scheme not in _PORTS or not url.host or not (url.port is None or 0 < url.port < 65_536):
+    if (
+        url.scheme not in _PORTS
+        or not is_host(url.raw_host.decode())
+        or not (url.port is None or 0 < url.port < 65_536)
+    ):
         bad = "a proxy without a good host or port" if url.scheme in _PORTS else f"{url.scheme}://, which is not spoken"
         raise PipelineError(
             f"{named_by} names {bad if url.scheme else 'no address of a proxy'}",

@@ -2,10 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 import anyio
 import httpx
@@ -15,6 +17,7 @@ from pipeline.errors import JobError, PipelineError
 from pipeline.events import Event, Notify, PostFailed
 from pipeline.job import Job
 from pipeline.keys import Key, origin_of, read
+from pipeline.providers.hosts import is_host
 from pipeline.providers.transport import Lost, Response, Wire
 from pipeline.run.prepare import Session
 from pipeline.run.signing import Signed, signed
@@ -27,6 +30,7 @@ POST_S = 5.0
 _AGAIN_S = (5.0, 30.0)  # after which what provably did not leave is posted once more
 _HEADERS = httpx.Headers({"content-type": "application/json; charset=utf-8", "user-agent": "prompt-pipeline"})
 _MOST_WORDS = 200  # letters of an answer that says what was wrong
+_MOST_READ = 2**16  # bytes of it that are looked through for what is secret
 _TOKEN = 12  # letters from which on a part of an address may be what is secret of it
 _FEISHU_SIGN, _DINGTALK_RULES = 19021, 310000  # not signed, or not as it should be; of DingTalk other rules too
 
@@ -81,13 +85,16 @@ def hook_of(job: Job) -> Hook | None:
     if url is None:
         return None
     if alerts.webhook_secret_env is not None:
-        secret = _held(job, "webhook_secret_env", alerts.webhook_secret_env, "…").value
+        held = _held(job, "webhook_secret_env", alerts.webhook_secret_env, "…")
+        secret = held.value
+        if not secret.isprintable():  # among others what is no UTF-8
+            raise JobError(f"[alerts] webhook_secret_env: what {held.where} holds is no text", "copy it again")
     trouble = address_trouble(url)
     if not trouble:
-        try:
-            return Hook(httpx.URL(url), secret)
-        except httpx.InvalidURL:
-            trouble = "it is no address"
+        with suppress(httpx.InvalidURL, UnicodeError):  # the latter of a host that cannot be written in ASCII
+            if is_host((address := httpx.URL(url)).raw_host.decode()):
+                return Hook(address, secret)
+        trouble = "it is no address"
     raise JobError(f"{named_by} cannot be used: {trouble}")
 
 
@@ -157,7 +164,11 @@ class Posts:
         """Post what comes, until cancelled."""
         while True:
             event, body = await self._queue.get()
-            if trouble := await self._delivered(body):
+            try:
+                trouble = await self._delivered(body)
+            except Exception as error:  # whatever it is, the run goes on
+                trouble = f"an error of the program ({type(error).__name__})"
+            if trouble:
                 self.on_trouble(PostFailed(f"{event} was not posted: {trouble}"))
             self._queue.task_done()
 
@@ -172,14 +183,18 @@ class Posts:
     async def _delivered(self, body: Mapping[str, object]) -> str:
         """Why it was not taken, without the address; empty where it was."""
         url, secret, form = self._hook.url, self._hook.secret, self._session.job.spec.alerts.format
+        headers, login = _HEADERS, ""
+        if url.userinfo:
+            login = b64encode(f"{url.username}:{url.password}".encode()).decode()
+            headers = httpx.Headers({**_HEADERS, "authorization": f"Basic {login}"})
         for pause_s in (*_AGAIN_S, None):
             post = signed(form, secret, url, body, time.time()) if secret else Signed(url, body)
-            answer = await self._wire.post(post.url, _HEADERS, orjson.dumps(post.body), POST_S)
+            answer = await self._wire.post(post.url, headers, orjson.dumps(post.body), POST_S)
             if pause_s is None or not isinstance(answer, Lost) or answer.sent:
                 break
             with anyio.move_on_after(pause_s):
                 await self._closing.wait()
-        return _blotted(_trouble(answer), post.url, secret)
+        return _trouble(answer, partial(_blotted, url=post.url, secrets=(secret, login)))
 
 
 def ending(status: Status) -> tuple[str, str]:
@@ -209,12 +224,12 @@ def _moment(at_s: float | None) -> str | None:
     return None if at_s is None else datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
 
 
-def _trouble(answer: Response | Lost) -> str:
+def _trouble(answer: Response | Lost, blotted: Callable[[str], str]) -> str:
     if isinstance(answer, Lost):
-        return answer.message
-    told = answer.body.decode("utf-8", "replace")
+        return blotted(answer.message)
+    told = answer.body[:_MOST_READ].decode("utf-8", "replace")
     if not 200 <= answer.status < 300:
-        return f"HTTP {answer.status} {_words(told)}".strip()
+        return f"HTTP {answer.status} {_words(blotted(told))}".strip()
     try:
         said = orjson.loads(answer.body)
     except ValueError:
@@ -222,11 +237,13 @@ def _trouble(answer: Response | Lost) -> str:
     # Feishu and DingTalk say in the body of a 200 that they did not take it.
     for code, words in (("code", "msg"), ("errcode", "errmsg")):
         if isinstance(said, dict) and words in said and said.get(code):
-            return f"refused: {said[code]} {_words(str(said[words]))}{_advice(said[code], str(said[words]))}"
+            why = blotted(str(said[words]))
+            return f"refused: {_words(blotted(str(said[code])))} {_words(why)}{_advice(said[code], why)}"
     return ""
 
 
 def _words(told: str) -> str:
+    """The beginning, of what is blotted already: what is secret would be cut, and not be found."""
     return " ".join(told.split())[:_MOST_WORDS].rstrip()
 
 
@@ -237,9 +254,9 @@ def _advice(code: object, words: str) -> str:
     return ""
 
 
-def _blotted(text: str, url: httpx.URL, secret: str) -> str:
-    """`text` without the parts of the address that may be secret, and without what signed it."""
-    parts = {str(url), url.raw_path.decode(), url.path, url.query.decode(), url.password, secret}
+def _blotted(text: str, url: httpx.URL, secrets: Iterable[str]) -> str:
+    """`text` without the parts of the address that may be secret, and without these."""
+    parts = {str(url), url.raw_path.decode(), url.path, url.query.decode(), url.password, *secrets}
     words = {*url.path.split("/"), *(value for _, value in url.params.multi_items())}
     for part in sorted({*parts, *(word for word in words if len(word) >= _TOKEN)}, key=len, reverse=True):
         if len(part) > 1:
