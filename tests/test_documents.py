@@ -3,16 +3,20 @@
 import os
 import shutil
 import sqlite3
+import time
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import paper
 import polars as pl
 import pytest
 from commands import UNLIMITED, Ran
+from forking import forked
 from tables import documents, refused
 
 import pipeline as pp
@@ -20,6 +24,7 @@ from pipeline.documents import formats, survey, workers
 from pipeline.documents.collecting import READ
 from pipeline.documents.decoding import NoText
 from pipeline.documents.reading import digest_of
+from pipeline.documents.spool import KEPT_DAYS
 from pipeline.run.asking import inputs
 from pipeline.source import Source, open_source
 from pipeline.source.folders import described
@@ -234,7 +239,7 @@ def texts(here: Path) -> Path:
 
 def were_read(here: Path) -> int:
     """How many texts are kept, of all commands here."""
-    with sqlite3.connect(here / "runs" / ".documents.sqlite") as db:
+    with closing(sqlite3.connect(here / "runs" / ".documents.sqlite")) as db:
         return int(db.execute("SELECT count(*) FROM texts").fetchone()[0])
 
 
@@ -301,6 +306,77 @@ def test_whoever_reads_a_run_needs_no_folder(here: Path, texts: Path, cli: Calla
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert pp.read("job-offline").frame()["name"].to_list() == ["a.txt", "b.txt", "c.txt", "empty.md"]
+
+
+def test_texts_that_nobody_needs_any_more_go_unless_somebody_is_at_work(
+    tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, today = tmp_path / "spool.sqlite", 20_000
+    monkeypatch.setattr("pipeline.documents.spool._today", lambda: today)
+    monkeypatch.setattr("pipeline.documents.gathering._SETTLED_NS", 0)
+
+    def kept() -> tuple[int, int, int]:
+        with closing(sqlite3.connect(spool)) as db:
+            count = "(SELECT count(*) FROM texts), (SELECT count(*) FROM used), (SELECT count(*) FROM seen)"
+            found: tuple[int, int, int] = db.execute(f"SELECT {count}").fetchone()
+            return found
+
+    first = opened(texts, tmp_path)
+    documents(first)
+    size = spool.stat().st_size
+    (texts / "a.txt").write_text("This is another " * 9999)
+    documents(opened(texts, tmp_path))
+    assert kept() == (4, 4, 3)
+    today += KEPT_DAYS
+    documents(opened(texts, tmp_path))
+    (texts / "a.txt").write_text("This is a third")
+    today += 1
+    documents(opened(texts, tmp_path))
+    assert kept() == (5, 5, 3)  # the first source is there yet
+    assert next(document.text for document in documents(first)) == "This is a.txt"
+    del first
+    today += KEPT_DAYS + 1
+    documents(opened(texts, tmp_path).first(1))
+    assert kept() == (5, 5, 3)  # it reads no folder to its end
+    documents(opened(texts, tmp_path))
+    assert kept() == (3, 3, 3) and spool.stat().st_size <= size
+    assert read(texts, tmp_path)["a.txt"] == "This is a third"
+
+
+def test_a_text_that_was_thrown_away_is_read_again_or_said_to_be_gone(
+    here: Path, texts: Path, cli: Callable[..., Ran]
+) -> None:
+    assert cli("run", "job.toml", "--offline", "--yes").code == 0
+    (here / "runs" / ".documents.sqlite").unlink()
+    (texts / "sub" / "b.txt").write_text("This is another")
+    assert "Say This is a.txt" in cli("show", "job-offline", "a.txt").out
+    assert "the text of sub/b.txt is kept no longer" in cli("show", "job-offline", "sub/b.txt").out
+    assert cli("export", "job-offline").code == 0
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.long)])
+def test_sigkill_at_any_moment_leaves_a_whole_spool(here: Path, texts: Path, kills: int) -> None:
+    for number in range(300):
+        (texts / f"{number:03}.txt").write_text(f"Text {number} " * 50)
+    random, spool = Random(kills), here / "runs" / ".documents.sqlite"
+    small = "from pipeline.documents import collecting, gathering, spool\n"
+    small += "collecting._CHUNK = 20; collecting._FILES = 5; gathering._KEPT_S = 0; spool.KEPT_DAYS = -1"
+    for _ in range(kills):
+        process = forked("check", "job.toml", "--offline", cwd=here, patch=small)
+        until = time.monotonic() + 20
+        while not spool.exists() and time.monotonic() < until:
+            time.sleep(0.005)  # real time: another process goes on
+        time.sleep(random.uniform(0, 0.4))
+        process.kill()
+        process.wait(20)
+        if spool.exists():
+            with closing(sqlite3.connect(spool)) as db:
+                assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        if random.random() < 0.5:
+            (texts / f"{random.randrange(300):03}.txt").write_text(f"Changed {random.random()}")
+    told = {str(path.relative_to(texts)): path.read_text() for path in texts.rglob("*.txt")}
+    source = open_source(str(texts), text="text", spool=spool)
+    assert {row.key: row.text for row in documents(source)} == told
 
 
 @pytest.fixture(scope="module")

@@ -130,8 +130,9 @@ class Collected:
             all_of_them = min(all_of_them, most)
         for number, places in enumerate(chosen):
             wanted = places if left is None or not is_early else places.head(left)
-            if not asked <= LISTED:
-                self._read(number, wanted, passed, all_of_them)
+            is_fresh = not asked <= LISTED and self._read(number, wanted, passed, all_of_them)
+            if is_fresh and number == len(chosen) - 1 and most is None:  # all that is needed is noted as such
+                self._spool.sweep()
             passed += len(wanted)
             rows = self._chunks[number][wanted]
             for frame in map(self._with_texts, _slices(rows, size)) if "text" in asked else rows.iter_slices(size):
@@ -143,13 +144,13 @@ class Collected:
                 if left == 0:
                     return
 
-    def _read(self, number: int, places: pl.Series, before: int, all_of_them: int) -> None:
-        """Read those documents of a chunk that are not read yet."""
+    def _read(self, number: int, places: pl.Series, before: int, all_of_them: int) -> bool:
+        """Read those documents of a chunk that are not read yet; whether there were any."""
         with self._reading:
             chunk = self._chunks[number]
             unread = chunk[places].filter(~pl.col(READ))[_AT] if self.found.files else pl.Series(dtype=pl.Int64)
             if unread.is_empty():
-                return
+                return False
             files = [self.found.files[at] for at in unread]
             before += len(places) - len(files)
             parts = [pl.DataFrame(schema=ROWS)]
@@ -167,6 +168,7 @@ class Collected:
             fresh = pl.concat(parts).with_columns(unread.alias(_AT))
             others = chunk.filter(~pl.col(_AT).is_in(unread.implode()))
             self._chunks[number] = pl.concat([others, fresh.select(chunk.columns)]).sort(_AT)
+            return True
 
     def _with_texts(self, rows: pl.DataFrame) -> pl.DataFrame:
         keys = list(dict.fromkeys(rows[KEY].drop_nulls()))

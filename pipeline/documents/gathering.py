@@ -35,7 +35,8 @@ def rows_of(
     stamps = {file.at: stamp for file in files if file.at not in troubles and (stamp := _stamp(file.at))}
     readers = {file.at: f"{stamps[file.at]} {_reader(file.kind)}" for file in files if file.at in stamps}
     troubles |= {at: _told_broken(why) for at, why in spool.broken(readers).items()}
-    digests = spool.digests(stamps)
+    known = spool.digests(stamps)
+    digests = {**known}
     for file in files:
         if file.at not in troubles and file.at not in digests:
             try:
@@ -76,7 +77,7 @@ def rows_of(
     same = [at for at, stamp in stamps.items() if _changed_ns(stamp) < settled and (at in names or at in broken)]
     spool.add(
         fresh,
-        ((at, stamps[at], digests[at]) for at in same if at in names),
+        ((at, stamps[at], digests[at]) for at in same if at in names and known.get(at) != digests[at]),
         ((at, readers[at], broken[at]) for at in same if at in broken and _stamp(at) == stamps[at]),
     )
     for file in files:

@@ -16,7 +16,7 @@ MOST_FILE_BYTES = 256_000_000
 """Of one document; a larger one is not read."""
 MOST_TEXT_BYTES = 64_000_000
 """Of the text of one document, in UTF-8: as much as any model reads many times over."""
-VERSION = 3
+VERSION = 4
 """Of what is made of a file: texts that another version made are made anew."""
 _BLOCK_BYTES = 2**20
 _TITLE = re.compile(r"^ {0,3}#{1,2}[ \t]+(.+?)[ \t]*#*[ \t]*$", re.MULTILINE)
