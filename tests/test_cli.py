@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -312,6 +313,26 @@ def test_a_limit_below_zero_is_the_flags_mistake_and_not_the_job_files(
 ) -> None:
     ran = cli(command, small_job(here), "--offline", flag, "-1")
     assert ran.code == 2 and flag in ran.err and "small.toml" not in ran.err
+
+
+def test_a_job_comes_through_a_pipe_and_one_without_an_end_is_refused(here: Path, cli: Callable[..., Ran]) -> None:
+    text = small_job(here).read_text().replace("max_output_tokens = 50", "max_output_tokens = 1")
+    pipe = here / "piped.toml"
+    os.mkfifo(pipe)
+
+    def piped(*arguments: str) -> Ran:
+        writing = threading.Thread(target=pipe.write_text, args=(text,), daemon=True)
+        writing.start()
+        ran = cli("run", pipe, "--offline", "--json", *arguments)
+        writing.join(10)
+        return ran
+
+    assert "max_output_tokens = 1\n" in text
+    assert piped().json["truncated"] == 6
+    # The job is looked at twice, and the pipe read once.
+    assert piped("--retry", "truncated", "--set", "max_output_tokens=50").json["ok"] == 6
+    endless = cli("check", "/dev/zero", "--offline")
+    assert endless.code == 2 and "/dev/zero is no job file: it has more than 16,777,216 bytes" in endless.err
 
 
 def test_set_is_checked(here: Path, cli: Callable[..., Ran]) -> None:

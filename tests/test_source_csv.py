@@ -185,6 +185,19 @@ def test_where_sees_what_the_prompt_sees_whichever_reader_reads(tmp_path: Path) 
         assert [row["id"] for row in fields(path, where="lang = 'en' AND note IS NULL")] == ["3"]
 
 
+@pytest.mark.parametrize("encoding", [None, "cp1252"])
+def test_an_empty_cell_is_null_with_quotes_or_without_whichever_reader_reads(
+    tmp_path: Path, encoding: str | None
+) -> None:
+    path = write(tmp_path / "a.csv", 'id,note\n1,\n2,""\n3,x\n')
+    assert [row["note"] for row in fields(path, encoding=encoding)] == [None, None, "x"]
+    kept = [row["id"] for row in fields(path, encoding=encoding, where="note IS NULL")]
+    assert kept == ["1", "2"]
+    assert "`column IS NULL`" in refused_rows(path, encoding=encoding, where="note = ''").hint
+    lines = write(tmp_path / "a.jsonl", '{"note":null}\n{"note":""}\n')
+    assert [row["note"] for row in fields(lines)] == [None, ""]
+
+
 def test_a_glob_may_mix_neat_and_odd_files(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", "id,note\n1,x\n")
     write(tmp_path / "b.csv", '\r\nid,note\r\r\n2,5" pipe\r\r\n')

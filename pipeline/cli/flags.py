@@ -1,23 +1,53 @@
 """Flags that several commands take, and what their values mean."""
 
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli import completing
 from pipeline.errors import JobError
+from pipeline.language import spoken
+from pipeline.terminal import visible
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
     from pipeline.job import Job
 
+_PATIENCE_S = 1.0
+
+
+def _heard(context: typer.Context, path: Path) -> Path:
+    """The path of a job; one that is a pipe or a terminal is read here, where Ctrl-C ends the wait for it."""
+    if context.resilient_parsing or path.is_file() or path.is_dir() or not path.exists():
+        return path
+    from pipeline.job.loading import hear
+
+    said = f"{path} is no file: the job is read from it, to its end (Ctrl-D where you type it)"
+    telling = Timer(_PATIENCE_S, lambda: sys.stderr.write(f"{visible(spoken(said))}\n"))
+    telling.daemon = True
+    if sys.stderr.isatty():
+        telling.start()
+    try:
+        hear(path)
+    finally:
+        telling.cancel()
+    return path
+
+
 JobPath = Annotated[
     Path,
-    typer.Argument(metavar="JOB", help="job file, e.g. jobs/summarize.toml", autocompletion=completing.job_files),
+    typer.Argument(
+        metavar="JOB",
+        help="job file, e.g. jobs/summarize.toml",
+        autocompletion=completing.job_files,
+        callback=_heard,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document; a failure prints { error, hint }")]
 Run = Annotated[

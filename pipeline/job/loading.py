@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _written(path: Path) -> tuple[dict[str, Any], Lines]:
     if path.is_dir() or (path.suffix.lower() in _TABLES and path.exists()):
         raise JobError(f"{path} is no job file", f"`pipeline init {shlex.quote(str(path))}` writes one about it")
     try:
-        text = path.read_text("utf-8-sig")
+        text = re.sub("\r\n?", "\n", _content(path).decode("utf-8-sig"))
         data = tomllib.loads(text)
     except FileNotFoundError:
         raise JobError(f"no job file at {path}", _other_jobs(path)) from None
@@ -88,6 +89,30 @@ def _written(path: Path) -> tuple[dict[str, Any], Lines]:
             "give it a plain name such as summarize.toml",
         )
     return data, lines_of(text)
+
+
+def hear(path: Path) -> None:
+    """Keep for this process what comes through a job file that is none, as a pipe: it can be read once.
+
+    Waits for its end. Raises `JobError`.
+    """
+    with suppress(OSError):  # which is told where it is loaded
+        _HEARD[path] = _content(path)
+
+
+_HEARD: dict[Path, bytes] = {}
+_MOST_BYTES = 2**24
+
+
+def _content(path: Path) -> bytes:
+    """A job file, of which there may be no end. Raises OSError and `JobError`."""
+    if path in _HEARD:
+        return _HEARD[path]
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise JobError(f"{path} is no job file: it has more than {_MOST_BYTES:,} bytes")
+    return content
 
 
 _TABLES = frozenset((".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".xlsx", ".gz"))  # what is often given for a job

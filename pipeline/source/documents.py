@@ -205,7 +205,10 @@ class Source:
         if rows == 0:
             if self.where is None:
                 raise InputError(f"{self.table.path} has no rows", "a table has a header and at least one row")
-            raise InputError(f"no row of {self.table.path} passes where = {self.where!r}", "loosen [input] where")
+            hint = "loosen [input] where"
+            if self.table.kind == "csv" and "''" in self.where:
+                hint = "an empty cell of a CSV is null, in quotes too, and equals nothing: `column IS NULL` asks for it"
+            raise InputError(f"no row of {self.table.path} passes where = {self.where!r}", hint)
 
     def batches(
         self, *, size: int | None = None, columns: Sequence[str] | None = None, json: bool = True
