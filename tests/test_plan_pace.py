@@ -13,10 +13,11 @@ from vclock import run
 
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.dispatch.lookahead import DEPTH
-from pipeline.plan.pace import UNKNOWN_LIMITS, Bound, Load, Pace, sending, usable_tokens
+from pipeline.plan.pace import Bound, Load, Pace, sending, usable_tokens
 from pipeline.plan.timing import Timeline, timeline
 from pipeline.prompts import Prompt
 from pipeline.quota.pacer import spacing
+from pipeline.quota.quota import FIRST_RPM
 from pipeline.records import Limits
 
 NETWORK_S = 0.02 + 0.25 / 2  # of `World`, in the mean
@@ -140,9 +141,8 @@ def test_slow_answers(latency_s: float, limits: Limits, bound: Bound) -> None:
 @pytest.mark.parametrize("prompts", [2, 20, 200, 1500])
 def test_unknown_requests_grow_as_the_run_lets_them(prompts: int) -> None:
     plan = compare(Limits(tpm=0), [100] * prompts, world_of(), within=0.05)
-    first = UNKNOWN_LIMITS.rpm
-    assert first is not None and plan.ungrown_s is not None
-    assert plan.ungrown_s == pytest.approx((prompts - 1) * spacing(first)[1] + EVEN_S + NETWORK_S, abs=0.1)
+    assert plan.ungrown_s is not None
+    assert plan.ungrown_s == pytest.approx((prompts - 1) * spacing(FIRST_RPM)[1] + EVEN_S + NETWORK_S, abs=0.1)
 
 
 @pytest.mark.parametrize(

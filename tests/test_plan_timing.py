@@ -9,9 +9,10 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from pipeline.errors import JobError
-from pipeline.plan.pace import UNKNOWN_LIMITS, Load, Pace
+from pipeline.plan.pace import Load, Pace
 from pipeline.plan.timing import DAYS_LISTED, deadline, next_time, timeline
 from pipeline.quota.daily import RESET_JITTER_S
+from pipeline.quota.quota import FIRST_RPM
 from pipeline.records import Limits
 
 START = datetime(2026, 11, 23, 0, 30, tzinfo=UTC)  # 16:30 Pacific
@@ -151,7 +152,7 @@ def test_a_plan_is_quick() -> None:
 def test_unknown_limits_are_told_grown_and_not() -> None:
     load = load_of(2000)
     grown = timeline(load, pace_of(rpm=None), START)
-    first = timeline(load, pace_of(rpm=UNKNOWN_LIMITS.rpm), START)
+    first = timeline(load, pace_of(rpm=FIRST_RPM), START)
     assert first.ungrown_s is None
     assert grown.ungrown_s == first.seconds > 50 * grown.seconds
 

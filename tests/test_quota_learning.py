@@ -14,11 +14,12 @@ from subprocess import PIPE
 import anyio
 import pytest
 from matrix import SEEDS, cases, dispatch
-from servers import World, answer_all, dispatcher_for, documents, heavy, lognormal, small
+from servers import EPOCH, World, answer_all, dispatcher_for, documents, heavy, lognormal, small
 from vclock import run
 
 from pipeline.events import Event, LimitSet
-from pipeline.quota.book import QuotaBook
+from pipeline.plan.pace import Load, Pace, sending
+from pipeline.quota.book import QuotaBook, read_known
 from pipeline.records import Failure, Limits, QuotaHit
 
 
@@ -145,6 +146,25 @@ def test_a_learned_limit_is_told_and_kept_for_the_next_run(tmp_path: Path) -> No
     assert refusals[0] >= 1
     assert refusals[1] == 0
     assert told == [[(600, "measured")], [(600, "learned")]]
+
+
+@pytest.mark.parametrize("server", ["fixed", "log", "counter", "bucket"])
+def test_a_short_run_begins_with_what_the_one_before_it_was_let_through(tmp_path: Path, server: str) -> None:
+    took, at_once = [], Pace(Limits(), 0.2).first_rpm
+    for seed in (1, 2):
+        world = World(server, 60, 10_000_000, seed=seed)
+        with QuotaBook(tmp_path / "book", "m") as book:
+            outcome = dispatch(world, documents(world, small(40, 100, seed)), Limits(), book=book)
+        assert not world.refused, "what was let through once is no more than the limit, however that is counted"
+        took.append(world.admitted[-1][0] - world.admitted[0][0])
+        begun = next(event for _, event in outcome.events if isinstance(event, LimitSet) and event.meter == "requests")
+        assert (begun.per_minute, begun.origin) == (at_once, "assumed")
+        first_rpm = read_known(tmp_path / "book", "m", "2026-11-30", EPOCH + 100.0).first_rpm
+        assert first_rpm and first_rpm > 10
+        planned = sending(Load(40, 4_000), Pace(Limits(), 0.2, first_rpm=at_once), 0.0).at(40)
+        assert took[-1] == pytest.approx(planned, rel=0.25)
+        at_once = int(first_rpm)
+    assert took[1] < 0.75 * took[0]
 
 
 def test_a_limit_that_stays_as_it_is_configured_is_not_told_as_measured() -> None:

@@ -12,7 +12,7 @@ from pipeline.plan.pace import Pace
 from pipeline.prices import Rates
 from pipeline.quota.limit import GROWTH_S, SLOW, SMALL
 from pipeline.quota.pacer import WINDOW_S
-from pipeline.quota.quota import FIRST_RPM, FIRST_TPM
+from pipeline.quota.quota import FIRST_TPM
 from pipeline.records import ALWAYS, LaneChoice, Limits, Takes
 
 _MOST_TURNS = 1_000  # each ends a day's quota, the calls, what is more than a minute's, or a step of growth
@@ -60,7 +60,7 @@ class Answerer:
 
     def per_minute(self, mean_tokens: float, gone: float) -> float:
         """Calls with so many input tokens, that many minutes after the first."""
-        requests = _allowed(self.limits.rpm, FIRST_RPM, gone)
+        requests = _allowed(self.limits.rpm, self.pace.first_rpm, gone)
         tokens = _allowed(self.limits.tpm, FIRST_TPM, gone)
         return min(_FAST, requests, tokens / mean_tokens if mean_tokens else inf)
 

@@ -15,9 +15,6 @@ from pipeline.quota.quota import FIRST_RPM, FIRST_TPM
 from pipeline.quota.slots import CAP, START, Slots
 from pipeline.records import Limits
 
-UNKNOWN_LIMITS = Limits(rpm=FIRST_RPM, tpm=FIRST_TPM)
-"""What a run starts with when a limit is not configured, to grow from."""
-
 Bound = Literal["rpm", "tpm", "rpd", "concurrency", "latency", "none"]
 """What a run is held up by; `latency` when waiting for the last answers takes longer than sending."""
 
@@ -57,6 +54,17 @@ class Pace:
     slow_s: float | None = None
     used_today: int = 0  # requests of the day's quota that are spent
     opens_at: float = 0.0  # epoch seconds; the service said that the day is used up until then
+    first_rpm: float = FIRST_RPM  # that it begins with, where the limit is unknown
+
+    @property
+    def ungrown(self) -> Limits:
+        """The limits, where those that are unknown stay what a run begins with."""
+        limits = self.limits
+        return replace(
+            limits,
+            rpm=int(self.first_rpm) if limits.rpm is None else limits.rpm,
+            tpm=FIRST_TPM if limits.tpm is None else limits.tpm,
+        )
 
     @property
     def slots(self) -> int:
@@ -163,7 +171,7 @@ def _grown(load: Load, pace: Pace, second: float) -> Sending:
     Requests grow as one leaves; tokens while answers are awaited: nothing else wakes a dispatcher whose window is full.
     """
     limits, mean = pace.limits, load.mean_tokens
-    requests = Limit(limits.rpm, FIRST_RPM) if limits.rpm != 0 else None
+    requests = Limit(limits.rpm, pace.first_rpm) if limits.rpm != 0 else None
     tokens = Limit(limits.tpm, FIRST_TPM) if limits.tpm != 0 and mean else None
     if requests:
         requests.grow(0.0, 0.0)  # the second request is held up at once

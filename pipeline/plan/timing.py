@@ -10,7 +10,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from pipeline.errors import JobError
-from pipeline.plan.pace import UNKNOWN_LIMITS, Bound, Load, Pace, Sending, sending
+from pipeline.plan.pace import Bound, Load, Pace, Sending, sending
 from pipeline.quota.daily import RESET_JITTER_S, next_reset
 from pipeline.quota.pacer import WINDOW_S
 from pipeline.records import Limits
@@ -41,7 +41,7 @@ class Timeline:
     finish_at: datetime  # no later than the end of the calendar
     days: tuple[Day, ...]  # with `rpd`, one for each day that has prompts
     bound: Bound
-    ungrown_s: float | None  # if unknown limits stay at `UNKNOWN_LIMITS`; None: all limits are known
+    ungrown_s: float | None  # if unknown limits stay what a run begins with; None: all limits are known
 
     @property
     def nights(self) -> int:
@@ -81,9 +81,8 @@ def timeline(load: Load, pace: Pace, start: datetime) -> Timeline:
     waits = tail_s >= sent_at - last.begun
     bound: Bound = "rpd" if last.begun > begun else "latency" if waits else last.bound(load.prompts)
     days[-1] = replace(days[-1], ends_at=_moment(finish))
-    unknown = {name: getattr(UNKNOWN_LIMITS, name) for name in ("rpm", "tpm") if getattr(pace.limits, name) is None}
-    ungrown = replace(pace, limits=replace(pace.limits, **unknown))
-    ungrown_s = timeline(load, ungrown, start).seconds if unknown else None
+    is_known = pace.ungrown == pace.limits
+    ungrown_s = None if is_known else timeline(load, replace(pace, limits=pace.ungrown), start).seconds
     return Timeline(finish - begun, _moment(finish), tuple(days), bound, ungrown_s)
 
 

@@ -73,6 +73,7 @@ class Known:
     rpm: float | None = None
     tpm: float | None = None
     day_opens_at: float | None = None  # epoch seconds
+    first_rpm: float | None = None  # that a run may begin with, where no limit is known
 
 
 def read_known(path: Path, endpoint: str, day: str, now: float, days_of: str = "") -> Known:
@@ -297,8 +298,9 @@ def _known(db: sqlite3.Connection, endpoint: str, days_of: str, day: str, now: f
         row = db.execute(statement, values).fetchone()
         return row and row[0]
 
-    rpm, tpm = (value(_LEARNED, endpoint, meter, now - LEARNED_FOR_S) for meter in ("requests", "tokens"))
-    return Known(value(_REQUESTS_ON, days_of, day) or 0, rpm, tpm, value(_DAY_OPENS_AT, days_of, now))
+    learned = (value(_LEARNED, endpoint, meter, now - LEARNED_FOR_S) for meter in ("requests", "tokens", "first"))
+    rpm, tpm, first_rpm = learned
+    return Known(value(_REQUESTS_ON, days_of, day) or 0, rpm, tpm, value(_DAY_OPENS_AT, days_of, now), first_rpm)
 
 
 def _hint(path: Path) -> str:

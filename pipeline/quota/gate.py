@@ -79,7 +79,7 @@ class Gate:
         self._is_sudden = False  # what is refused now, after many that were not
         self._vain = 0  # holds since a limit was found
         self._known_s = KNOWN_S
-        self._sent = self._in_flight = 0
+        self._sent = self.in_flight = 0  # requests
         self._passed: deque[Ticket] = deque(maxlen=256)  # the last that left, but for the refused
 
     def opens_at(self, now: float) -> float | None:
@@ -108,9 +108,9 @@ class Gate:
 
     def sent(self, ticket: Ticket) -> None:
         """A request leaves, and has its number from now on."""
-        ticket.crowd = self._in_flight
+        ticket.crowd = self.in_flight
         self._passed.append(ticket)
-        self._in_flight += 1
+        self.in_flight += 1
         self._sent += 1
         if self._disturbed_at is None:
             self._disturbed_at = ticket.sent_at
@@ -120,7 +120,7 @@ class Gate:
 
     def returned(self, ticket: Ticket, now: float, *, answered: bool) -> None:
         """A request has come back, not refused; `answered`: the service did what it was asked for."""
-        self._in_flight -= 1
+        self.in_flight -= 1
         if self._closed and self._closed.probe is ticket:
             if answered:
                 self._open(self._closed, now)
@@ -148,7 +148,7 @@ class Gate:
         of_capacity: bool,
     ) -> bool:
         """The request was refused and should wait; True, once until it is over, when nothing gets through at all."""
-        self._in_flight -= 1
+        self.in_flight -= 1
         if ticket in self._passed:
             self._passed.remove(ticket)
         self._known_s = max(KNOWN_S, 2.0 * (now - ticket.sent_at), 0.9 * self._known_s)

@@ -58,7 +58,8 @@ class Quota:
         self._book = book if book is not None else MemoryBook()
         self.unlimited = limits.rpm == 0 and limits.tpm == 0 and limits.rpd is None
         known = self._book.known(day_of(wall(), limits.reset_zone), wall())
-        self.requests = self._meter("requests", limits.rpm, FIRST_RPM, known.rpm)
+        self._first_rpm = max(FIRST_RPM, known.first_rpm or 0)
+        self.requests = self._meter("requests", limits.rpm, self._first_rpm, known.rpm)
         self.tokens = self._meter("tokens", limits.tpm, FIRST_TPM, known.tpm)
         self.phase = MinutePhase()
         self.ledger = TokenLedger(self.tokens.value if self.tokens else inf, self.phase)
@@ -204,6 +205,8 @@ class Quota:
         if date is not None:
             self.phase.observe(date, ticket.sent_at, max(ticket.sent_at, received))
         self._settle(ticket, tokens)
+        if self._runs == 1 and self.requests and self.requests.unfound:
+            self._keep_first(now)
 
     def failed(self, ticket: Ticket, now: float, failure: Failure) -> None:
         """The request failed for another reason than quota; whatever may have reached the server stays charged."""
@@ -301,7 +304,7 @@ class Quota:
         """Nobody knows what became of the request, as the run ends: it stays charged."""
         self._settle(ticket, None)
 
-    def _meter(self, name: Meter, configured: int | None, start: int, learned: float | None) -> Limit | None:
+    def _meter(self, name: Meter, configured: int | None, start: float, learned: float | None) -> Limit | None:
         if configured == 0:
             return None
         limit = Limit(configured, start, learned, meter=name)
@@ -321,6 +324,16 @@ class Quota:
             if not is_little:
                 self._book.learn(limit.meter, proven, self._wall())
             self._changed(limit, now)
+
+    def _keep_first(self, now: float) -> None:
+        """Keep half of what was answered of a minute for the next run to begin with: a run of a few rows finds no more.
+
+        Half, since of a service that counts fixed minutes two may have taken it: one took that much for certain.
+        """
+        first = (self.ledger.last_minute(now)[0] - self._gate.in_flight) // 2
+        if first >= _WORTH_TELLING * self._first_rpm:
+            self._first_rpm = first
+            self._book.learn("first", first, self._wall())
 
     def _share_requests(self, now: float, sent: Sequence[float]) -> None:
         if self._pacer:

@@ -29,6 +29,7 @@ from pipeline.plan.planner import BRIEF, Input
 from pipeline.plan.survey import Survey, survey
 from pipeline.quota.book import Known, read_known
 from pipeline.quota.daily import day_of
+from pipeline.quota.quota import FIRST_RPM
 from pipeline.records import ALWAYS
 from pipeline.run.fitting import ignored, misspelt
 from pipeline.run.prepare import METERS, Session
@@ -252,6 +253,7 @@ async def _pace(session: Session, learned: Learned) -> Pace:
         learned.slow_s,
         used_today=known.requests if known.day_opens_at is None else 0,
         opens_at=known.day_opens_at or 0.0,
+        first_rpm=max(FIRST_RPM, known.first_rpm or 0),
     )
 
 
