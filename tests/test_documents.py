@@ -20,8 +20,8 @@ from forking import forked
 from tables import documents, refused
 
 import pipeline as pp
-from pipeline.documents import formats, survey, workers
-from pipeline.documents.collecting import READ
+from pipeline.documents import formats, listing, survey, workers
+from pipeline.documents.collecting import READ, Collected
 from pipeline.documents.decoding import NoText
 from pipeline.documents.reading import digest_of
 from pipeline.documents.spool import KEPT_DAYS
@@ -341,6 +341,34 @@ def test_texts_that_nobody_needs_any_more_go_unless_somebody_is_at_work(
     documents(opened(texts, tmp_path))
     assert kept() == (3, 3, 3) and spool.stat().st_size <= size
     assert read(texts, tmp_path)["a.txt"] == "This is a third"
+
+
+def test_a_run_takes_for_known_only_what_its_session_covers(texts: Path, tmp_path: Path) -> None:
+    """Another part of the program may have read more, which no session has compared with what was asked."""
+
+    def held() -> Collected:
+        found = opened(texts, tmp_path).table.documents or pytest.fail()
+        found.read()
+        return found
+
+    listing.write(tmp_path, held())
+    for name in ("a.txt", "sub/b.txt"):
+        (texts / name).write_text("another")
+    assert listing.changed(tmp_path, held()) == {"a.txt", "sub/b.txt"}
+    listing.write(tmp_path, held(), {"a.txt"})
+    assert listing.changed(tmp_path, held()) == {"sub/b.txt"}
+    (texts / "d.txt").write_text("one more")
+    listing.write(tmp_path, held(), {"d.txt"})
+    kept = listing.read(tmp_path, tmp_path / "spool.sqlite") or pytest.fail()
+    assert kept.rows.select("name", READ).rows() == [
+        ("a.txt", False),
+        ("d.txt", True),
+        ("b.txt", False),
+        ("c.txt", False),
+    ]
+    listing.write(tmp_path, None)
+    assert listing.read(tmp_path, tmp_path / "spool.sqlite") is None
+    assert listing.changed(tmp_path, held()) == {"a.txt", "d.txt", "sub/b.txt", "sub/c.txt"}
 
 
 def test_a_text_that_was_thrown_away_is_read_again_or_said_to_be_gone(

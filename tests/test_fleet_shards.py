@@ -141,6 +141,9 @@ def test_shards_of_a_folder_are_its_documents(here: Path) -> None:
     is_whole(whole)
     part = travelled(shard_source(whole.source, cut(whole, 1)[1]))
     assert replace(whole, source=part).output_columns == whole.output_columns and part.path_columns == []
+    (here / "docs/7.txt").write_text("another")
+    with pytest.raises(RunStateError, match="consists of shards of another table"):
+        cut(session(here, **job), 1)
 
 
 def test_files_of_a_shard_are_found_from_any_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

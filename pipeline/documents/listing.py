@@ -4,6 +4,7 @@
 which lies in the spool under its `key`; of one that was not read yet, its path.
 """
 
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,28 +21,33 @@ _NAMES = {UNFIT: "unfit", SCAN: "scan", BARE: "bare", KEY: "key", SIZE: "size", 
 _COLUMNS = ("path", "title", "pages", *_NAMES.values())
 
 
-def write(directory: Path, held: Collected) -> None:
-    """Keep what is known of the documents; of those that are not read now, what was kept before.
+def write(directory: Path, held: Collected | None, covered: Collection[str] | None = None) -> None:
+    """Keep what is known of the documents with the paths that a session has `covered` (None: with any); of others, and
+    of those that are not read yet, what was kept before. None: the run is of no documents.
 
     Raises `RunStateError` where it cannot be written: a later start could not tell which of them changed.
     """
-    known, before = held.rows.rename(_NAMES).select(_COLUMNS), _kept(directory)
-    if before is not None and before["path"].equals(known["path"]):
-        merged = pl.concat([known.with_row_index().filter("read"), before.with_row_index()])
-        known = merged.unique("index", keep="first", maintain_order=True).sort("index").drop("index")
-        if known.equals(before):
-            return
     final = directory / NAME
     hidden = final.with_name(f".{NAME}.tmp")
     try:
+        if held is None:
+            final.unlink(missing_ok=True)
+            return
+        known, before = held.rows, _kept(directory)
+        is_known = pl.col(READ) if covered is None else pl.col(READ) & pl.col("path").is_in([*covered])
+        others = unread(known.select("path")).rename(_NAMES).select(_COLUMNS)
+        if before is not None and before["path"].equals(known["path"]):
+            others = before
+        fresh = known.with_row_index().filter(is_known).rename(_NAMES).select("index", *_COLUMNS)
+        merged = pl.concat([fresh, others.with_row_index()]).unique("index", keep="first").sort("index").drop("index")
+        if before is not None and merged.equals(before):
+            return
         hidden.touch(0o600)
-        known.write_parquet(hidden, metadata={_ROOT: as_text(held.found.root)})
+        merged.write_parquet(hidden, metadata={_ROOT: as_text(held.found.root)})
         machine.replace(hidden, final)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise RunStateError(
-            f"{final} cannot be written: {error}",
-            f"make room, or mend the permissions of {directory}; then run the same command again",
-        ) from None
+        hint = f"make room, or mend the permissions of {directory}; then run the same command again"
+        raise RunStateError(f"{final} cannot be written: {error}", hint) from None
 
 
 def read(directory: Path, spool: Path) -> Collected | None:

@@ -48,7 +48,7 @@ def cut(session: Session, workers: int, heard: Callable[[int], None] = lambda ro
         source = replace(source, most=None)
     if units.is_cut(directory):
         whole, known = units.read(directory)
-        if whole != source.fingerprint:
+        if whole != source.whole_fingerprint:
             raise RunStateError(
                 f"{directory} consists of shards of another table\nNothing was sent.",
                 "put the input back as it was, or begin anew with `--fresh`",
@@ -71,7 +71,7 @@ def cut(session: Session, workers: int, heard: Callable[[int], None] = lambda ro
         _copy(source, ranges, heard)
         shards = ranges
     session.check_input(looked_into=True)
-    units.write(directory, shards, source.fingerprint)
+    units.write(directory, shards, source.whole_fingerprint)
     return shards
 
 

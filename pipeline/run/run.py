@@ -321,8 +321,10 @@ async def _agreed(session: Session, change: Change, found: Survey | None, confir
 def _note_rows(session: Session, found: Survey) -> None:
     """Keep what the rows are: so that a later start tells what changed, and whoever reads the run needs no folder."""
     digests.write(session.directory, found.digests, found.rows, session.hashed)
-    if (held := session.source.table.documents) is not None:
-        listing.write(session.directory, held)
+    covered = None
+    if (held := session.source.table.documents) is not None and session.source.most is not None:
+        covered = {path for frame in session.source.batches(columns=["path"]) for path in frame["path"]}
+    listing.write(session.directory, held, covered)
 
 
 async def _attended(

@@ -106,6 +106,12 @@ class Source:
         return self._fingerprint()
 
     @property
+    def whole_fingerprint(self) -> str:
+        """The same; of documents their contents count too, for which all are read."""
+        held = self.table.documents
+        return self.fingerprint if held is None else held.whole_fingerprint
+
+    @property
     def _sorts_by_content(self) -> bool:
         """Whether documents have to be read before it is known which of them are rows, and how they are called."""
         asked = {self.id, *(self.predicate.meta.root_names() if self.predicate is not None else ())}

@@ -30,7 +30,7 @@ def spanned(source: Source, first_row: int, rows: int, spans: Sequence[tuple[int
         spans={path: span for path, _, span in files},
     )
     stamps = tuple(source.stamps[at] for _, at, _ in files if not table.remote)
-    return _part(source, part, first_row, rows, stamps, source.fingerprint)
+    return _part(source, part, first_row, rows, stamps, source.whole_fingerprint)
 
 
 def copied(source: Source, first_row: int, rows: int, path: Path) -> Source:
@@ -50,7 +50,7 @@ def copied(source: Source, first_row: int, rows: int, path: Path) -> Source:
         spans={place: Span(0, rows)},
     )
     chosen = replace(source, where=None, predicate=None)
-    return _part(chosen, part, first_row, rows, standing.stamps([place]), source.fingerprint)
+    return _part(chosen, part, first_row, rows, standing.stamps([place]), source.whole_fingerprint)
 
 
 def _part(
