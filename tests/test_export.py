@@ -116,6 +116,7 @@ def test_a_file_that_is_named_without_its_flag_is_told_the_flag(here: Path, cli:
     told = cli("export", "words", "out 1.csv")
     assert told.code == 2 and "one run is exported at a time, and 2 are named: words, out 1.csv" in told.err
     assert "`pipeline export words --to 'out 1.csv'`" in told.err
+    assert "2 are named: words, b.csv" in cli("export", "--to", "a.csv", "--json", "words", "b.csv").err
 
 
 def test_no_file_is_replaced_unasked_and_the_input_never(here: Path, cli: Cli) -> None:

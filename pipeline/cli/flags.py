@@ -24,7 +24,11 @@ _PATIENCE_S = 1.0
 
 def _heard(context: typer.Context, path: Path) -> Path:
     """The path of a job; one that is a pipe or a terminal is read here, where Ctrl-C ends the wait for it."""
-    if context.resilient_parsing or path.is_file() or path.is_dir() or not path.exists():
+    try:
+        is_plain = path.is_file() or path.is_dir() or not path.exists()
+    except OSError:  # which is told where it is loaded
+        is_plain = True
+    if is_plain or context.resilient_parsing:
         return path
     from pipeline.job.loading import hear
 

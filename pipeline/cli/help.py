@@ -56,11 +56,11 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer's; one argument too many is explained where it is known what was meant by it."""
-        meant = _TOO_MANY.get(self.name or "")
+        first, meant = _TOO_MANY.get(self.name or "", ("", None))
         ctx.allow_extra_args = meant is not None
         left = super().parse_args(ctx, args)
         if left and meant and not ctx.resilient_parsing:
-            raise meant([next(value for value in ctx.params.values() if value is not None), *left])
+            raise meant([ctx.params[first], *left])
         return left
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -145,8 +145,8 @@ def _more(names: Sequence[str]) -> str:
     return ", …" if len(names) > 3 else ""
 
 
-_TOO_MANY = {"init": _several_tables, "export": _place_for_a_table}
-"""Commands that are often given one argument too many, and what is said then."""
+_TOO_MANY = {"init": ("what", _several_tables), "export": ("run", _place_for_a_table)}
+"""Commands that are often given one argument too many: the name of the one that they take, and what is said then."""
 
 
 def _write_list(formatter: Any, head: str, rows: list[tuple[str, str]]) -> None:
