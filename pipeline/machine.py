@@ -10,6 +10,8 @@ import os
 import select
 import shlex
 import signal
+import stat
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +40,21 @@ _BUSY_S = 2.0  # how long a scanner of viruses or an indexer may keep a file fro
 def open_file(path: Path | str, flags: int, mode: int = 0o600) -> int:
     """`os.open` of a file that no process started by this one gets, and whose bytes are left as they are."""
     return os.open(path, flags | _ALWAYS, mode)
+
+
+def create(path: Path | str, mode: int = 0o600) -> None:
+    """Have a file there that can be read and written; one that is there is not opened. Raises OSError.
+
+    A process that closes a file lets go of all locks that it has on it (POSIX), those of SQLite's connections too: then
+    another process takes itself for the last one, and removes the log that these go on writing.
+    """
+    try:
+        os.close(open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode))
+    except FileExistsError:
+        is_directory = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116  raises where a link leads nowhere
+        if is_directory or not os.access(path, os.R_OK | os.W_OK):
+            wrong = errno.EISDIR if is_directory else errno.EACCES
+            raise OSError(wrong, os.strerror(wrong), str(path)) from None
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:
@@ -85,6 +102,21 @@ def lock(fd: int) -> None:
             if time.monotonic() > until:
                 raise
         time.sleep(0.01)
+
+
+def can_lock_in(directory: Path) -> bool:
+    """Whether files there can be locked, as far as can be told.
+
+    Some network file systems lock nothing, and SQLite would wait there as it does for another process.
+    """
+    if not fcntl:
+        return True
+    with suppress(OSError), tempfile.TemporaryFile(dir=directory) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
 
 
 def is_locked(fd: int) -> bool:

@@ -1,6 +1,5 @@
 """Where a cache keeps packed answers: in one SQLite file, or on a Redis server."""
 
-import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -128,7 +127,7 @@ class SqliteShelf:
 
     def _connect(self) -> None:
         make_private(self._path.parent)
-        os.close(machine.open_file(self._path, os.O_RDWR | os.O_CREAT))
+        machine.create(self._path)
         if not self._path.is_file():
             raise sqlite3.DatabaseError("it is no file")  # a pipe would be waited for
         writer = self._writer = sqlite3.connect(self._path, timeout=30.0, isolation_level=None, check_same_thread=False)

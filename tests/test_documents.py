@@ -1,5 +1,6 @@
 """A folder of documents as a table: found, read once, each a row or a row with its cause."""
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -23,8 +24,8 @@ import pipeline as pp
 from pipeline.documents import formats, listing, survey, workers
 from pipeline.documents.collecting import READ, Collected
 from pipeline.documents.decoding import NoText
-from pipeline.documents.reading import digest_of
-from pipeline.documents.spool import KEPT_DAYS
+from pipeline.documents.reading import Read, digest_of
+from pipeline.documents.spool import KEPT_DAYS, Spool
 from pipeline.run.asking import inputs
 from pipeline.source import Source, open_source
 from pipeline.source.folders import described
@@ -544,3 +545,13 @@ def test_who_listens_is_told_how_many_documents_are_read(tmp_path: Path) -> None
     heard.clear()
     documents(source)
     assert heard == [(read, 23) for read in range(5, 24)]
+
+
+def test_where_nothing_can_be_locked_nobody_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("pipeline.machine.fcntl.lockf", refuse)
+    spool = Spool(tmp_path / "runs" / "spool.sqlite")
+    spool.add({"key": Read("text")})
+    assert spool.texts(["key"]) == {"key": "text"} and not (tmp_path / "runs" / "spool.sqlite").exists()

@@ -4,14 +4,20 @@ import os
 import re
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 from sharedfiles import Clock, damage, locked
 
+from pipeline.documents.spool import Spool
 from pipeline.errors import RunStateError
 from pipeline.sharedfile import RETRY_S, SharedFile
+from pipeline.shelves import SqliteShelf
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS things (name TEXT)"
 
@@ -164,3 +170,25 @@ def test_a_pipe_in_its_place_is_not_waited_for(path: Path) -> None:
         opened(path, Clock())
     with SharedFile(path, SCHEMA, name="The book", hint="mend it", disposable=True) as file:
         assert "it is no file" in file.made_anew and put(file, "a")
+
+
+def test_a_second_connection_of_this_process_leaves_the_locks_of_the_first(path: Path) -> None:
+    """What closes a file lets go of all its locks: another process would then remove the log that is written to."""
+    (cache, spool), clock = (path.with_name(name) for name in ("cache.sqlite", "spool.sqlite")), Clock()
+    openings: dict[Path, Callable[[], object]] = {
+        path: lambda: opened(path, clock)[0].__enter__(),
+        cache: lambda: anyio.run(_shelved, cache),
+        spool: lambda: Spool(spool),
+    }
+    path.parent.mkdir()
+    for place, opening in openings.items():
+        _held = opening(), opening()
+        other = f"import sqlite3; db = sqlite3.connect({str(place)!r}); db.execute('PRAGMA user_version').fetchall()"
+        subprocess.run([sys.executable, "-S", "-c", other + "; db.close()"], check=True)
+        assert place.with_name(f"{place.name}-wal").exists(), place.name
+
+
+async def _shelved(path: Path) -> SqliteShelf:
+    shelf = SqliteShelf(path, 1, 1)
+    await shelf.open()
+    return shelf

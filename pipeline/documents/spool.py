@@ -1,5 +1,6 @@
 """Texts of documents, kept by their content so that each is read out of its file once, until nobody needs them."""
 
+import errno
 import os
 import sqlite3
 import tempfile
@@ -161,6 +162,8 @@ class Spool:
 
     def _usable(self) -> sqlite3.Connection:
         make_private(self.path.parent)
+        if not machine.can_lock_in(self.path.parent):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
         try:
             return self._opened()
         except sqlite3.OperationalError:  # locked for long, or no place for it
@@ -171,7 +174,7 @@ class Spool:
             return self._opened()
 
     def _opened(self) -> sqlite3.Connection:
-        os.close(machine.open_file(self.path, os.O_CREAT | os.O_RDWR))
+        machine.create(self.path)
         db = sqlite3.connect(self.path, timeout=_PATIENCE_S, check_same_thread=False)
         try:
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file

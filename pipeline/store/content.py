@@ -10,7 +10,6 @@ What was bought live stands before what a batch bought, which came late then.
 """
 
 import hashlib
-import os
 import sqlite3
 from collections.abc import Mapping
 from contextlib import suppress
@@ -193,7 +192,7 @@ class ContentIndex:
             self._connections.append(self._reader)
             self._indexed = self._reader.execute("SELECT EXISTS (SELECT 1 FROM content)").fetchone()[0]
             return
-        os.close(machine.open_file(self._path, os.O_RDWR | os.O_CREAT))
+        machine.create(self._path)
         if self._is_cut():
             raise sqlite3.DatabaseError("the file is cut off")
         # A crash of the machine may cost the index, which is built again: so nothing waits for the disk.
