@@ -18,13 +18,10 @@ from pipeline.store.units import Shard
 
 
 def shard_session(whole: Session, shard: Shard, limit: int | None = None) -> Session:
-    """The session of one shard, whose table of its own is of no matter."""
-    options = replace(whole.options, limit=limit)
+    """The session of one shard."""
     rows = shard.rows if limit is None else limit
-    table = shard.directory.parent.parent.parent.parent / f"own-{shard.number}.parquet"
-    return replace(
-        whole, source=shard_source(whole.source, shard), rows=rows, place=shard.directory, table=table, options=options
-    )
+    options = replace(whole.options, pilot=frozenset(range(rows)))  # a pilot writes no table
+    return replace(whole, source=shard_source(whole.source, shard), rows=rows, place=shard.directory, options=options)
 
 
 def run_in_shards(whole: Session, *, begun: Collection[int] | None = None, half: Collection[int] = ()) -> list[Shard]:

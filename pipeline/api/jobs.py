@@ -39,7 +39,7 @@ def load(job: str | Path | Mapping[str, Any] | Job, /, *, name: str | None = Non
         return loaded
     output = loaded.spec.output
     if "path" not in sections.get("output", {}):
-        output = output.model_copy(update={"path": str(Path(output.path).with_stem(name))})
+        output = output.model_copy(update={"path": f"{Path(output.path).with_stem(name)}{'/' * output.is_folder}"})
     return replace(loaded, name=name, spec=loaded.spec.model_copy(update={"output": output}))
 
 

@@ -15,11 +15,10 @@ import polars as pl
 from pipeline import machine
 from pipeline.errors import InputChanged, PipelineError, RunStateError
 from pipeline.process import make_private
+from pipeline.run.parts import shard_source as shard_source
 from pipeline.run.prepare import Session
 from pipeline.source import Source
 from pipeline.source.documents import BATCH_ROWS, ROW
-from pipeline.source.shares import copied, spanned
-from pipeline.source.tables import Span
 from pipeline.store import units
 from pipeline.store.export import Form, write_frames
 from pipeline.store.place import refusal_of
@@ -73,18 +72,6 @@ def cut(session: Session, workers: int, heard: Callable[[int], None] = lambda ro
     session.check_input(looked_into=True)
     units.write(directory, shards, source.whole_fingerprint)
     return shards
-
-
-def shard_source(source: Source, shard: Shard) -> Source:
-    """The rows of a shard as a source of their own, which count from 0, and whose keys without an id do not.
-
-    It can be pickled, and is read in any process that sees the same files. `source` is the whole table's, with all that
-    was chosen of it: columns, files, rules.
-    """
-    if shard.pieces:
-        spans = [(piece.file, Span(piece.first, piece.rows)) for piece in shard.pieces]
-        return spanned(source, shard.first_row, shard.rows, spans)
-    return copied(source, shard.first_row, shard.rows, shard.input)
 
 
 def _check_unused(session: Session) -> None:

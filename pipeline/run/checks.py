@@ -145,7 +145,7 @@ def _places(steps: Steps, session: Session, is_whole: bool) -> None:
     """Where the run and its results would be, and what holds it to a budget and a cache."""
     with steps.trying("output"):
         check_output(session)
-        output_conflict(session.source, str(session.output))
+        output_conflict(session.source, str(session.output_file))
         try:
             with output_place(session):
                 steps.passes("output", str(session.output), "can be written")

@@ -220,7 +220,8 @@ def beside_output(manifest: Manifest, directory: Path, format: str | None = None
     """Where a table goes that nobody named a place for: beside the run's output, with `-export` in its name."""
     output = Path(manifest.output)
     number = "" if directory == run_directory(manifest.job, manifest.kind) else f"@{manifest.generation}"
-    return output.with_name(f"{output.stem}-export{number}{f'.{format}' if format else output.suffix}")
+    suffix = output.suffix if output.suffix in SUFFIXES else ".parquet"  # of a folder
+    return output.with_name(f"{output.stem}-export{number}{f'.{format}' if format else suffix}")
 
 
 def _as_it_was(job: Job, manifest: Manifest, directory: Path) -> Source:

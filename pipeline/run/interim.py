@@ -18,6 +18,7 @@ from pipeline.process import trim_memory
 from pipeline.run.engine import Monitor
 from pipeline.run.output import replaced
 from pipeline.run.prepare import Session
+from pipeline.store.folder import Folder
 from pipeline.store.place import Counted, Place
 from pipeline.store.run import RunStore
 
@@ -45,7 +46,7 @@ class Interim:
         self,
         session: Session,
         store: RunStore,
-        place: Place | None,
+        place: Place | Folder | None,
         monitor: Monitor,
         halt: Callable[[PipelineError], None],
     ) -> None:

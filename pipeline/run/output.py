@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -12,20 +13,22 @@ from pipeline.errors import RESUMABLE, InputChanged, PipelineError
 from pipeline.flows import redacted
 from pipeline.providers.stored import parse_stored
 from pipeline.redaction import restored, restored_json
+from pipeline.run.parts import parts_of
 from pipeline.run.prepare import Session, session_schema
 from pipeline.store.export import Unsealed, attempt, export
+from pipeline.store.folder import Folder, held_folder
 from pipeline.store.joined import Joined
 from pipeline.store.parts import results_frame
 from pipeline.store.place import Counted, Place, held
 from pipeline.store.state import load_unsealed
-from pipeline.store.units import is_cut, units
+from pipeline.store.units import Unit, is_cut, is_shard, units
 
 
 def results_of(directory: Path) -> Path | Joined:
-    """Where the sealed results of a run lie; those of its shards with what each has not sealed yet."""
-    if not is_cut(directory):
-        return directory / "results"
-    return Joined(units(directory), unsealed_of)
+    """Where the sealed results of a run lie; those of shards with what each has not sealed yet."""
+    if is_shard(directory):
+        return Joined([Unit(directory)], unsealed_of)
+    return Joined(units(directory), unsealed_of) if is_cut(directory) else directory / "results"
 
 
 def unsealed_of(directory: Path) -> Unsealed:
@@ -34,7 +37,7 @@ def unsealed_of(directory: Path) -> Unsealed:
     return Unsealed(batch.sealed, results_frame(batch.results.values()))
 
 
-def output_place(session: Session) -> AbstractContextManager[Place | None]:
+def output_place(session: Session) -> AbstractContextManager[Place | Folder | None]:
     """The output, tried and held by this run; a pilot writes none."""
     if session.options.pilot is not None:
         return nullcontext()
@@ -43,6 +46,9 @@ def output_place(session: Session) -> AbstractContextManager[Place | None]:
         attempt(session_schema(session), session.form, file)
 
     most = None if session.options.limit is None else session.rows  # rows that an edit took away were agreed to
+    if session.job.spec.output.is_folder:
+        overwrite, suffix = session.options.overwrite, session.form.suffix
+        return held_folder(session.output, session.directory, most, suffix, overwrite, trial)
     return held(session.output, session.directory, most, session.options.overwrite, trial)
 
 
@@ -75,7 +81,7 @@ _ANSWERS = {"response": restored, "extras": restored_json}
 """Columns of results that hold what the model wrote."""
 
 
-def exported(session: Session, place: Place, stopped: PipelineError | None) -> PipelineError | None:
+def exported(session: Session, place: Place | Folder, stopped: PipelineError | None) -> PipelineError | None:
     """Write the output; or why it could not be, and the answers are in the run directory only."""
     if isinstance(stopped, InputChanged):
         return None  # it says so already
@@ -88,19 +94,25 @@ def exported(session: Session, place: Place, stopped: PipelineError | None) -> P
     return None
 
 
-def replaced(session: Session, place: Place, heed: Callable[[], None] = lambda: None) -> Counted:
+def replaced(session: Session, place: Place | Folder, heed: Callable[[], None] = lambda: None) -> Counted:
     """Put a table of all that is sealed in its place, and say what is in it; `heed` may end it at any batch.
 
-    Raises `InputChanged`, and what `Place.replace` and `heed` raise: the table that is there then stays.
+    In a folder each part of the input has one, of a run of shards each shard. Raises `InputChanged`, and what
+    `Place.replace` and `heed` raise: the table that is there then stays.
     """
     counted: list[Counted] = []
 
-    def write(file: BinaryIO) -> Counted:
-        counted.append(_written(session, file, heed))
-        return counted[0]
+    def write(part: Session, file: BinaryIO) -> Counted:
+        counted.append(_written(part, file, heed))
+        return counted[-1]
+
+    def checked() -> None:
+        session.check_input(looked_into=True)
 
     session.check_input()
-    place.replace(write, lambda: session.check_input(looked_into=True))
+    if isinstance(place, Folder):
+        return place.replace((partial(write, part) for part in parts_of(session)), checked)
+    place.replace(partial(write, session), checked)
     return counted[0]
 
 

@@ -33,6 +33,7 @@ from pipeline.store.digests import Table
 from pipeline.store.export import Form, attempt, output_schema
 from pipeline.store.manifest import Manifest, differences
 from pipeline.store.manifest import read as read_manifest
+from pipeline.store.units import part_name
 from pipeline.templates.checks import check_template, check_truths
 from pipeline.version import __version__
 
@@ -75,7 +76,6 @@ class Session:
     change: Change | None = None  # that the next generation begins with, while that is agreed to
     replaced: tuple[str, ...] = ()  # keys of rows that are done, and whose files are others than those asked about
     place: Path | None = None  # its run directory; None: that of the job's name
-    table: Path | None = None  # where its results are written; None: where the job says
 
     @property
     def rehearsal(self) -> bool:
@@ -128,12 +128,16 @@ class Session:
     @property
     def output(self) -> Path:
         """Where the results are written: those of a rehearsal beside the real ones, unless a flag names the place."""
-        if self.table is not None:
-            return self.table
         path = Path(self.job.spec.output.path)
         if self.job.origins.get("output.path") == "flag":
             return path
         return beside(path, self.kind)
+
+    @property
+    def output_file(self) -> Path:
+        """The same, or the first file in it."""
+        output = self.job.spec.output
+        return self.output / part_name(0, output.suffix) if output.is_folder else self.output
 
     @property
     def hashed(self) -> Table:
@@ -158,7 +162,7 @@ class Session:
     def form(self) -> Form:
         """How the output is written."""
         output, json = self.job.spec.output, self.source.json_columns.intersection(self.output_columns)
-        return Form(self.output.suffix, output.csv_safe, output.excel, json, self.job.answer_columns)
+        return Form(output.suffix, output.csv_safe, output.excel, json, self.job.answer_columns)
 
     def check_input(self, looked_into: bool = False) -> None:
         """Raise `InputChanged` when the input's files are not what they were when they were opened; see `Source`."""
@@ -208,7 +212,7 @@ class Session:
             identity=self.job.identity,
             source=self.source.fingerprint,
             source_path=self.job.spec.input.path,
-            output=str(self.output),
+            output=f"{self.output}{'/' if self.job.spec.output.is_folder else ''}",
             model=self.job.model,
             offline=self.kind == "offline",
             rehearsal=self.kind == "rehearsal",
@@ -350,9 +354,9 @@ def _check_ids(session: Session) -> None:
 def check_output(session: Session) -> None:
     """Raise `InputError` and `JobError` for an output that could not have this table's columns, or is the input."""
     # What a real run would refuse, a rehearsal refuses too.
-    for path in (session.job.spec.output.path, str(session.output)):
-        output_conflict(session.source, path)
-    output_schema(session_schema(session), session.output, session.job.answer_columns)
+    for each in (session, replace(session, kind="real")):
+        output_conflict(session.source, str(each.output_file))
+    output_schema(session_schema(session), session.output_file, session.job.answer_columns)
     attempt(session_schema(session), session.form, BytesIO())
 
 

@@ -63,6 +63,7 @@ from pipeline.run.webhook import Posts, nobody_hears, posting
 from pipeline.store import digests
 from pipeline.store.batch_states import BatchState
 from pipeline.store.earlier import Earlier, line_of, told_missing
+from pipeline.store.folder import Folder
 from pipeline.store.latencies import note
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.place import Place
@@ -191,7 +192,7 @@ def _has_spent(monitor: Monitor, error: PipelineError) -> bool:
 async def _run(
     session: Session,
     services: Services,
-    place: Place | None,
+    place: Place | Folder | None,
     confirm: Confirm,
     watch: Watch,
     heed: Heed,

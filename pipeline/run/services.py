@@ -253,7 +253,7 @@ async def asked(session: Session, services: Services) -> Session:
         for target in targets:
             group.start_soon(ask, target)
     told = replace(session, kind=one_kind(kinds), asked=True)
-    output_conflict(told.source, str(told.output))
+    output_conflict(told.source, str(told.output_file))
     return told
 
 

@@ -113,8 +113,8 @@ class Output(Section):
 
     path: str = Field(
         examples=["results/reviews.parquet"],
-        description=".parquet, .csv or .jsonl",
-        json_schema_extra={"pattern": r"\.(parquet|csv|jsonl)$"},
+        description=".parquet, .csv or .jsonl; with `/` at its end a folder of such files: `reviews/`, `reviews.csv/`",
+        json_schema_extra={"pattern": r"\.(parquet|csv|jsonl)$|[^/]/$"},
     )
     include_text: bool = Field(False, description="keep the `[input] text` column")
     csv_safe: bool = Field(
@@ -140,13 +140,24 @@ class Output(Section):
     def _known_suffix(self) -> "Output":
         if self.path.endswith((".xlsx", ".xls")):
             raise ValueError("path cannot be a workbook: a .csv with `excel = true` opens in Excel")
-        if Path(self.path).suffix not in OUTPUT_SUFFIXES or not self.path.endswith(OUTPUT_SUFFIXES):
-            raise ValueError(f"path must end in one of {' '.join(OUTPUT_SUFFIXES)}")
+        if not Path(self.path).name or not (self.is_folder or self.path.endswith(OUTPUT_SUFFIXES)):
+            raise ValueError(f"path must end in one of {' '.join(OUTPUT_SUFFIXES)}, or be a folder: with / at its end")
         if "\0" in self.path:
             raise ValueError("path has a character that no path has")
         refuse_unreal(self.path)
         if self.schema_ is None and (self.repair or self.prefix):
             raise ValueError(f"{'repair' if self.repair else 'prefix'} is for a `schema`: there is none")
-        if self.excel and not self.path.endswith(".csv"):
+        if self.excel and self.suffix != ".csv":
             raise ValueError(f"excel is for a .csv: {self.path} is none")
         return self
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of tables, one of each part of the input."""
+        return self.path.endswith("/")
+
+    @property
+    def suffix(self) -> str:
+        """That of its files: Parquet where a folder's name does not say it."""
+        suffix = Path(self.path).suffix
+        return suffix if suffix in OUTPUT_SUFFIXES else ".parquet"

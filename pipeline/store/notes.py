@@ -5,7 +5,7 @@ Layout 1 made no notes: there the manifest names the table, and run.log tells wh
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -83,8 +83,13 @@ def with_one_more(directory: Path, target: Path, fd: int, rows: int, finished: i
     note = Written(str(target), seen.st_size, seen.st_mtime_ns, _digest(fd, seen.st_size), rows, finished)
     # A run writes its table many times. The note of what is there now stays: a kill may leave that in its place.
     there = [each for each in _notes_of(directory) if each.path != note.path or is_of(target, each)]
-    kept = [*there, note][-_KEPT:]
-    return orjson.dumps([asdict(each) for each in kept], option=orjson.OPT_INDENT_2)
+    return _dumped([*there, note])
+
+
+def with_folder(directory: Path, target: Path, rows: int, finished: int) -> bytes:
+    """What it is to hold once the tables in the folder `target` are put in place."""
+    there = [each for each in _notes_of(directory) if each.path != str(target)]
+    return _dumped([*there, Written(str(target), 0, 0, "", rows, finished)])
 
 
 def newest(directory: Path) -> Written | None:
@@ -124,6 +129,10 @@ def _notes_of(directory: Path) -> list[Written]:
         return _WRITTEN.validate_json((directory / NAME).read_bytes(), strict=True)
     except (OSError, ValueError):
         return []
+
+
+def _dumped(noted: Sequence[Written]) -> bytes:
+    return orjson.dumps([asdict(each) for each in noted[-_KEPT:]], option=orjson.OPT_INDENT_2)
 
 
 def _sessions(log: Path) -> Iterator[tuple[float, float]]:

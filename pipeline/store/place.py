@@ -42,7 +42,7 @@ class Place:
         self._directory = directory
         self._overwrite = overwrite
         self._noted = noted
-        self._mode = 0o666 & ~_umask()  # while this is the only thread: asking sets it for all of them
+        self._mode = new_mode()
         self._before = _signature(self._target)
         self._finished = 0  # rows with an outcome in the table that is there
 
@@ -73,14 +73,14 @@ class Place:
             if theirs:
                 reason = f"it was changed after {theirs[-1][0]} wrote it"
             raise self._refused(f"{self._path} is there already, and {reason}")
-        mine = [note for directory, note in writers if _same_job(directory, self._directory)]
+        mine = [note for directory, note in writers if same_job(directory, self._directory)]
         if not mine:
             directory, note = writers[-1]
-            raise self._refused(f"{self._path} holds {_rows(note.finished)} of another run, {directory}")
+            raise self._refused(f"{self._path} holds {told_rows(note.finished)} of another run, {directory}")
         self._finished = max(note.finished for note in mine)
         if rows is not None and self._finished > rows:
             raise self._refused(
-                f"{self._path} holds {_rows(self._finished)}, and this run would write {rows:,} in their place"
+                f"{self._path} holds {told_rows(self._finished)}, and this run would write {rows:,} in their place"
             )
 
     def replace(self, write: Callable[[BinaryIO], Counted], checked: Callable[[], None]) -> None:
@@ -90,26 +90,11 @@ class Place:
         cannot be written, when somebody else wrote the table meanwhile, and when what is there has more finished rows
         of an earlier run of this job; the table that is there then stays.
         """
-        try:
+        with explained(self._path, self._directory):
             self._replace(write, checked)
-        except PipelineError:
-            raise
-        except Exception as error:  # the system, or the writer, which calls a full disk a fault of the format
-            raise OutputError(
-                f"cannot write {self._path}: {_reason(error)}\nEvery answer is safe in {self._directory}.",
-                "make room, or choose another place with `--out`; the same command buys nothing twice",
-            ) from error
-        except BaseException as error:  # polars panics, as over a date that no calendar has
-            if type(error).__name__ != "PanicException":
-                raise
-            raise OutputError(
-                f"cannot write {self._path}: it has a value that the format cannot hold\n"
-                f"Every answer is safe in {self._directory}.",
-                "`--out` with a name that ends in .parquet; the same command buys nothing twice",
-            ) from None
 
     def _replace(self, write: Callable[[BinaryIO], Counted], checked: Callable[[], None]) -> None:
-        with _beside(self._target) as (hidden, file):
+        with beside(self._target) as (hidden, file):
             counted = write(file)
             checked()
             file.flush()
@@ -124,7 +109,7 @@ class Place:
                 )
             if there and not self.takes(counted.finished, counted.rows):
                 raise OutputError(
-                    f"{self._path} holds {_rows(self._finished)} of an earlier run of this job, and this one has"
+                    f"{self._path} holds {told_rows(self._finished)} of an earlier run of this job, and this one has"
                     f" {counted.finished:,} so far: it was not replaced.\nEvery answer is safe in {self._directory}.",
                     "the same command goes on, and replaces it at its end; with `--overwrite` at once",
                 )
@@ -147,7 +132,7 @@ class Place:
 
     def _note(self, fd: int, counted: Counted) -> None:
         final = self._directory / notes.NAME
-        with _beside(final) as (hidden, file):
+        with beside(final) as (hidden, file):
             file.write(notes.with_one_more(self._directory, self._target, fd, counted.rows, counted.finished))
             file.flush()
             os.fsync(file.fileno())
@@ -159,6 +144,27 @@ class Place:
             f"{message}\nNothing was sent, nothing was replaced.",
             "`--out PATH` writes to another place; `--overwrite` replaces what is there",
         )
+
+
+@contextmanager
+def explained(path: Path, directory: Path) -> Iterator[None]:
+    """Turn what goes wrong as an output is written into an `OutputError` that says where the answers are."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:  # the system, or the writer, which calls a full disk a fault of the format
+        raise OutputError(
+            f"cannot write {path}: {_reason(error)}\nEvery answer is safe in {directory}.",
+            "make room, or choose another place with `--out`; the same command buys nothing twice",
+        ) from error
+    except BaseException as error:  # polars panics, as over a date that no calendar has
+        if type(error).__name__ != "PanicException":
+            raise
+        raise OutputError(
+            f"cannot write {path}: it has a value that the format cannot hold\nEvery answer is safe in {directory}.",
+            "`--out` with a name that ends in .parquet; the same command buys nothing twice",
+        ) from None
 
 
 @contextmanager
@@ -182,11 +188,11 @@ def held(
     with ExitStack() as holding:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            holding.enter_context(_locked(path, target))
+            holding.enter_context(locked(path, target))
             holding.callback(_tidy, target)
             for left in (*_left_over(target), *(_left_over(directory / notes.NAME) if noted else ())):
                 left.unlink()
-            with _beside(target) as (_, file):
+            with beside(target) as (_, file):
                 attempt(file)
         except OSError as error:
             raise InputError(
@@ -198,9 +204,7 @@ def held(
 
 
 def _check_place(path: Path, target: Path, runs: Path) -> None:
-    inside = Path(os.path.realpath(runs))
-    if target.is_relative_to(inside) and len(target.relative_to(inside).parts) > 1:
-        raise InputError(f"the output {path} is inside a run directory", "choose another [output] path, or `--out`")
+    check_around(path, target, runs)
     if target.is_dir():
         raise InputError(f"the output {path} is a directory", f"name a file in it: `--out {path / path.name}`")
     if target.is_symlink():
@@ -209,6 +213,13 @@ def _check_place(path: Path, target: Path, runs: Path) -> None:
         raise InputError(f"the output {path} is not a file", "choose another [output] path, or `--out`")
     if target.exists() and not os.access(target, os.W_OK):
         raise InputError(f"the output {path} is write-protected", "allow it with `chmod u+w`, or choose another place")
+
+
+def check_around(path: Path, target: Path, runs: Path) -> None:
+    """Raise `InputError` for an output inside a run directory, or below a file."""
+    inside = Path(os.path.realpath(runs))
+    if target.is_relative_to(inside) and len(target.relative_to(inside).parts) > 1:
+        raise InputError(f"the output {path} is inside a run directory", "choose another [output] path, or `--out`")
     for above in target.parents:
         if above.exists():
             if not above.is_dir():
@@ -235,19 +246,21 @@ def _signature(target: Path) -> tuple[int, int, int, int] | None:
     return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
 
 
-def _same_job(directory: Path, own: Path) -> bool:
+def same_job(directory: Path, own: Path) -> bool:
     """Whether this is the run's directory, or that of an earlier one which `--fresh` set aside."""
     return re.fullmatch(re.escape(own.name) + f"({STAMP})?", directory.name) is not None
 
 
-def _rows(number: int) -> str:
+def told_rows(number: int) -> str:
+    """So many finished rows, in words."""
     return "1 finished row" if number == 1 else f"{number:,} finished rows"
 
 
-def _umask() -> int:
+def new_mode() -> int:
+    """Mode of a new file; asked while this is the only thread: asking sets it for all of them."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask
 
 
 def _temporary(target: Path, token: str) -> Path:
@@ -277,7 +290,7 @@ def _left_over(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
+def beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """A new file beside `target` that nobody else can have made; removed when it was not renamed."""
     hidden = _temporary(target, os.urandom(8).hex())
     fd = machine.open_file(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | machine.NO_LINK)
@@ -290,7 +303,7 @@ def _beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 
 @contextmanager
-def _locked(path: Path, target: Path) -> Iterator[None]:
+def locked(path: Path, target: Path) -> Iterator[None]:
     """The right to write `target`; the system gives it back when the holder dies."""
     name = target.with_name(_short(f".{target.name}.lock"))
     while True:

@@ -86,6 +86,16 @@ def is_cut(directory: Path) -> bool:
     return (directory / NAME).exists()
 
 
+def is_shard(directory: Path) -> bool:
+    """Whether a run directory is that of a shard."""
+    return directory.parent.name == FOLDER and is_cut(directory.parent.parent)
+
+
+def part_name(number: int, suffix: str) -> str:
+    """Name of the file with a shard's rows, where the output is a folder."""
+    return f"part-{number:05d}{suffix}"
+
+
 def shard_directory(directory: Path, number: int) -> Path:
     """The run directory of a shard."""
     return directory / FOLDER / f"{number:05d}"

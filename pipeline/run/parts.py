@@ -1,0 +1,32 @@
+"""A session by the parts of its table: its shards, or all of it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pipeline.run.prepare import Session
+from pipeline.source import Source
+from pipeline.source.shares import copied, spanned
+from pipeline.source.tables import Span
+from pipeline.store.units import Shard, is_cut, read
+
+
+def shard_source(source: Source, shard: Shard) -> Source:
+    """The rows of a shard as a source of their own, which count from 0, and whose keys without an id do not.
+
+    It can be pickled, and is read in any process that sees the same files. `source` is the whole table's, with all that
+    was chosen of it: columns, files, rules.
+    """
+    if shard.pieces:
+        spans = [(piece.file, Span(piece.first, piece.rows)) for piece in shard.pieces]
+        return spanned(source, shard.first_row, shard.rows, spans)
+    return copied(source, shard.first_row, shard.rows, shard.input)
+
+
+def parts_of(session: Session) -> Iterator[Session]:
+    """The session, or of a run of shards one for each shard whose rows it covers, in row order."""
+    if not is_cut(session.directory):
+        yield session
+        return
+    for shard in read(session.directory)[1]:
+        if (rows := min(shard.rows, session.rows - shard.first_row)) > 0:
+            yield replace(session, source=shard_source(session.source, shard), rows=rows, place=shard.directory)
