@@ -82,6 +82,36 @@ OTHERS = (
     "status",
     "before",
     "after",
+    "total",
+    "live",
+    "measured",
+    "called in {0:n}",
+    "expired {0:n}",
+    "cancelled {0:n}",
+    "not sent {0:n}",
+    "not found {0:n}",
+    "line failed {0:n}",
+    "not believed {0:n}",
+    "turned away {0:n}",
+    "last call {0:n}",
+    "by service {0:n}",
+    "{0:n} answered",
+    "{0:n} failed",
+    "{0:n} without an answer",
+    "{0:n} not believed",
+    "{0:n} late",
+    "{0:n} answer of {1:n} earlier run",
+    "{0:n} answers of {1:n} earlier run",
+    "{0:n} answers of {1:n} earlier runs",
+    "cancelling",
+    "cancelled",
+    "expired",
+    "succeeded",
+    "rpm {0:n}",
+    "tpm {0:n}",
+    "rpd {0:n}",
+    "{0:n} answer of this run",
+    "{0:n} answers of this run",
     "model",
     "in",
     "accepted",
@@ -441,6 +471,8 @@ def _kind(piece: ast.expr) -> str:
     if not isinstance(piece, ast.FormattedValue):
         return ""
     spec = ast.unparse(piece.format_spec).strip("f'\"") if piece.format_spec else ""
+    if "%a" in spec:  # a time of the week
+        return ":s"
     if re.search(r",|%$(?<!%[A-Za-z])|\d[fd]$", spec) and "%H" not in spec:
         return ":n"
     match piece.value:

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import polars as pl
 import pytest
+from chinese import english_in
 from forking import forked
 from serving import served, stats
 from sessions import run_through
@@ -21,6 +22,7 @@ from pipeline import estimating
 from pipeline.errors import BatchesCancelled, BatchesOut, JobError, RunStateError
 from pipeline.estimating import Wishes
 from pipeline.job import load
+from pipeline.language.catalogue import chinese
 from pipeline.plan.timing import time_after
 from pipeline.run import prepare, run
 from pipeline.run.batching import deadline_of, still_out
@@ -134,8 +136,10 @@ def test_batches_are_left_and_collected_by_the_same_command(tmp_path: Path, url:
     assert isinstance(first.stopped, BatchesOut) and first.exit_code == 3
     assert "with the service" in first.stopped.message and "48 hours" in first.stopped.message
     assert len(first.out) == 1 == len(is_out(Path("runs/left")))
-    (told,) = still_out(first.out)
-    assert told.startswith("1 batch, ") and "the first since" in told and "in none" in told
+    told, since, *_ = still_out(first.out)
+    assert told.startswith("1 batch, ") and told.endswith("in none") and since.startswith("the first was handed in at ")
+    for each in still_out([replace(state, worst_usd=Decimal("0.5")) for state in first.out]):
+        assert not english_in(chinese().translated(each)), each
     made = anyio.run(estimating.estimate, prepare.prepare(load(path), Options()), Wishes()).plan
     assert made.prompts_by_step.keys() == {"reduce"}, "what waits in the batch was to be bought once more"
     assert sum(made.out.values()) == first.out[0].lines and made.load.prompts == sum(made.left_by_step.values())

@@ -129,6 +129,25 @@ def test_a_text_is_said_sentence_by_sentence(small: Catalogue, text: str, told: 
         ),
         ("column `编号` is not in a.csv\nIt has: a, b", "a.csv 中没有列 `编号`\n现有的列：a, b"),
         ("the proxy http://[::1]:1 cannot be reached: connection refused", "无法连接代理 http://[::1]:1：连接被拒绝"),
+        (
+            "the proxy http://[::1]:1 cannot be reached: the moon is full",
+            "无法连接代理 http://[::1]:1：the moon is full",
+        ),
+        ("rpm 300, no tpm", "rpm 300，没有 tpm"),
+        ("no rpm, no tpm", "没有 rpm，没有 tpm"),
+        ("Thu 2026-12-03 07:12", "周四 2026-12-03 07:12"),
+        (
+            "2,000 calls, $0.28, by Thu 2026-12-03 07:12",
+            "2,000 次调用，$0.28，周四 2026-12-03 07:12 前完成",
+        ),
+        (
+            "learned from 10 answers of this run and 60 answers of 1 earlier run",
+            "依据本次运行的 10 个回答和之前 1 次运行的 60 个回答",
+        ),
+        ("rehearsal: the emulator's answers", "演练：模拟器的回答"),
+        ("limit: 100 requests a minute (measured)", "限额：每分钟 100 个请求（实测）"),
+        ("called in 60   turned away 2", "收回 60   被 flex 拒收 2"),
+        ("batch 1 cancelled: 0 answered, 60 without an answer", "批次 1 已取消：0 个已回答，60 个没有回答"),
     ],
 )
 def test_what_begins_or_ends_a_sentence_takes_no_more_than_its_own(text: str, told: str) -> None:

@@ -334,14 +334,13 @@ def _from_to(cost: Range) -> str:
 
 
 def _moment(at: datetime) -> str:
-    """Local time, as a person says it: 07:12 today, 07:12 tomorrow, Thu 3 Dec 07:12."""
+    """Local time, as a person says it: 07:12 today, 07:12 tomorrow, Thu 2026-12-03 07:12."""
     local, today = at.astimezone(), datetime.now().astimezone().date()
     if local.date() == today:
         return f"{local:%H:%M} today"
     if local.date() == today + timedelta(days=1):
         return f"{local:%H:%M} tomorrow"
-    year = f" {local.year}" if local.year != today.year else ""
-    return f"{local:%a} {local.day} {local:%b}{year} {local:%H:%M}"
+    return f"{local:%a %Y-%m-%d %H:%M}"
 
 
 def show_start(plan: Plan, name: str, directory: str, continued: bool, kind: Kind, asked: str = "") -> None:

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from pipeline.console.failures import show_causes
 from pipeline.console.screen import Screen, count, duration, folded, money, out, show_columns, show_grid, styled, things
-from pipeline.language import Data, spoken
+from pipeline.language import Data, current, spoken
 from pipeline.models import MODELS
 from pipeline.prices import CHEAPER, LONG_PROMPT_TOKENS, Rates, note, rates
 from pipeline.records import STATUSES
@@ -157,7 +157,7 @@ def show_standing(summary: Summary, status: Status | None, now_s: float, to: Scr
         other = f"does the other {things(summary.pending, 'row')}" if summary.pending else "writes the output"
         to.print(styled("\n", f"{told}: {answers}, `{command}` {other}"))
         return
-    said = ". ".join(spoken(line).rstrip(".。") for line in status.reason.splitlines())
+    said = (". " if current() == "en" else "。").join(spoken(line).rstrip(".。") for line in status.reason.splitlines())
     reason = f"it stopped: {one_line(said)}" if said else _ENDED[status.state]
     later = status.goes_on_at_s if status.goes_on_at_s and status.goes_on_at_s > now_s else None
     when = f" in {duration(later - now_s)}, at {_clock(later)}" if later else ""
@@ -283,7 +283,7 @@ def show_accuracy(accuracy: Accuracy, to: Screen = out) -> None:
         time = _off_time(accuracy.estimated_s, accuracy.actual_s) if is_live else ""
         lines.append(
             (
-                Data(f"  {step}"),
+                "  total" if step == "total" else Data(f"  {step}"),
                 _off(guess.calls, real.calls),
                 _off(guess.input_tokens, real.input_tokens),
                 _off(guess.output_tokens, real.output_tokens),
@@ -311,7 +311,7 @@ def _off_time(estimated_s: float, actual_s: float) -> str:
     if max(estimated_s, actual_s) >= _SHORT_S:
         return _off(estimated_s, actual_s)
     before, after = duration(estimated_s), duration(actual_s)
-    return "as said" if before == after else f"{before} → {after}"
+    return "as said" if before == after else Data(f"{spoken(before)} → {spoken(after)}")
 
 
 def show_runs(summaries: Iterable[Summary]) -> None:

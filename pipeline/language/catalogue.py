@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Literal
 
 _PLACE = re.compile(r"\{(\d+)(?::([ns-]))?\}")
-_NUMBER = r"[-+$]*\d[\d.,]*(?::\d\d)?(?: M| ?%)?"  # or a time of day
+_NUMBER = r"[-+$]*\d[\d.,]*(?:-\d\d-\d\d \d\d)?(?::\d\d)?(?: M| ?%)?"  # or a time, with its day or without
 _HAN, _LATIN = re.compile("[\u4e00-\u9fff]"), re.compile(r"[A-Za-z0-9$`\[]")
 _WIDE = "，。；：、（）？！"
 """Punctuation that has its room within: no space stands beside it."""
@@ -175,9 +175,9 @@ class Catalogue:
         return self._found(text.strip()) is not None
 
     def may_be_put_in(self, text: str, run: "list[Place]") -> bool:
-        """Whether it is ours, a number, a time or an amount, or one word where any may stand."""
+        """Whether it is ours and no list, a number, a time or an amount, or one word where any may stand."""
         is_word = " " not in text.strip() and run[0].kind != "s"
-        return not text or is_word or _AMOUNT.fullmatch(text) is not None or self.knows(text)
+        return not text or is_word or _AMOUNT.fullmatch(text) is not None or (", " not in text[2:] and self.knows(text))
 
     def _bounded(self, text: str) -> str | None:
         """No sentence of ours is put into so many others, nor so long: a service or a user wrote what is."""

@@ -78,7 +78,7 @@ class Learned:
         parts = (
             (exact, _number(len(exact), "counted prompt")),
             (own, f"{_number(len(own), 'answer')} of this run"),
-            (other, f"{_number(len(other), 'answer')} of {_number(other.n_unique(), 'earlier run')}"),
+            (other, " of ".join((_number(len(other), "answer"), _number(other.n_unique(), "earlier run")))),
         )
         return " and ".join(phrase for source, phrase in parts if len(source))
 

@@ -72,7 +72,7 @@ def barrier(unconnected: Unconnected, url: httpx.URL, proxy: Proxy | None) -> Ba
     )
     cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return _certificate(cause, f"the proxy {proxy}" if at_proxy else url.host, url)
+        return _certificate(cause, f"proxy {proxy}" if at_proxy else url.host, url)
     if isinstance(cause, socket.gaierror):
         return _no_name(cause, url, proxy if at_proxy else None, proxy)
     if at_proxy and proxy:

@@ -125,11 +125,13 @@ def still_out(states: Sequence[BatchState]) -> Iterator[str]:
     if not out:
         return
     asked = [state.asked_at for state in out if state.asked_at is not None]
-    since = f", the first since {datetime.fromtimestamp(min(asked)).astimezone():%a %H:%M}" if asked else ""
+    yield f"{counted(out)}: the calls above are those that are in none"
+    if asked:
+        yield f"the first was handed in at {datetime.fromtimestamp(min(asked)).astimezone():%a %H:%M}"
     worst = [state.worst_usd for state in out]
-    usd = sum(each for each in worst if each)
-    cost = "" if None in worst else f", ${usd:,.2f} at most" if usd >= 1 else f", ${usd:.4f} at most"
-    yield f"{counted(out)}{since}{cost}: the calls above are those that are in none"
+    if None not in worst:
+        usd = sum(each for each in worst if each)
+        yield f"what they bill is ${usd:,.2f} at most" if usd >= 1 else f"what they bill is ${usd:.4f} at most"
 
 
 def called_off(late: Sequence[BatchState]) -> BatchesOut:
