@@ -118,14 +118,18 @@ class Sentence:
         )
         return re.compile(short), re.compile(long)
 
-    def filled(self, text: str, catalogue: "Catalogue", how: How) -> str | None:
-        """The translation of `text`; None where this is not its sentence."""
+    def has_its_words(self, text: str) -> bool:
+        """Whether all that is not put in stands in `text`, in order."""
         at = 0
         for literal in self.literals:
             at = text.find(literal, at)
             if at < 0:
-                return None
+                return False
             at += len(literal)
+        return True
+
+    def filled(self, text: str, catalogue: "Catalogue", how: How) -> str | None:
+        """The translation of `text`, which has its words; None where this is not its sentence."""
         runs = [run for run in self._runs if isinstance(run, list)]
         found = [match.groups() for pattern in self._patterns if (match := pattern.fullmatch(text))]
         if self._is_short:
@@ -157,6 +161,7 @@ class Catalogue:
         self._most_lines = 1 + max((msgid.count("\n") for msgid in entries), default=0)
         self._depth = 0
         self._found = lru_cache(_REMEMBERED)(self._bounded)
+        self._that_may_be = lru_cache(_REMEMBERED)(self._with_the_words_of)
 
     def translated(self, text: str) -> str:
         """`text` with every line that is known in the other language."""
@@ -211,8 +216,11 @@ class Catalogue:
     def _sentence(self, text: str, *ways: How) -> str | None:
         if (found := self._whole.get(text)) is not None:
             return found
-        filled = (each.filled(text, self, how) for how in ways for each in self._sentences)
+        filled = (each.filled(text, self, how) for how in ways for each in self._that_may_be(text))
         return next((told for told in filled if told is not None), None)
+
+    def _with_the_words_of(self, text: str) -> list[Sentence]:
+        return [each for each in self._sentences if each.has_its_words(text)]
 
     def _by_lines(self, text: str) -> str | None:
         """Each time as many lines as one sentence has; of a long text, as a traceback, only the first lines."""
