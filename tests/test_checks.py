@@ -162,6 +162,17 @@ def test_all_mistakes_of_a_job_file_are_told_with_their_lines(here: Path, cli: C
     assert "6 steps failed, 10 could not be tried" in ran.out
 
 
+def test_the_table_is_looked_at_though_another_part_of_the_job_is_wrong(here: Path, check: Check) -> None:
+    path = small_job(here)
+    path.write_text(path.read_text().replace("max_output_tokens", "max_output_tokns"))
+    steps = check(path)
+    assert (steps["job"]["state"], steps["input"]["state"], steps["input"]["rows"]) == ("failed", "passed", 6)
+    (here / "words.csv").write_text("word,\na\n")
+    steps = check(path)
+    assert steps["input"]["state"] == "failed" and "words.csv, line 2 has 1 cell" in steps["input"]["found"]
+    assert {steps[name]["state"] for name in ("template", "columns", "output", "run")} == {"skipped"}
+
+
 def test_a_job_file_that_is_not_there(here: Path, check: Check) -> None:
     steps = check("jobs/sumarize.toml")
     assert steps["job"]["hint"] == "did you mean jobs/summarize.toml?"

@@ -62,6 +62,18 @@ def read_job(path: Path, flags: Mapping[str, object] | None = None) -> tuple[Job
     return _checked(path, data, lines, _origins(data, path, lines), flags or {})
 
 
+def with_input_alone(path: Path) -> JobFile | None:
+    """A job of nothing but the input that a file names, whatever else is wrong there; None where that is wrong too."""
+    try:
+        data, _ = _written(path)
+        return JobFile.model_validate({**_ANY, "input": data["input"]})
+    except (JobError, KeyError, ValidationError):
+        return None
+
+
+_ANY = {"prompt": {"template": "-"}, "model": {"name": "any"}, "output": {"path": "any.csv"}}
+
+
 def _written(path: Path) -> tuple[dict[str, Any], Lines]:
     text = ""
     if path.is_dir() or (path.suffix.lower() in _TABLES and path.exists()):

@@ -14,7 +14,7 @@ from pipeline.cache import shelf_of
 from pipeline.documents.collecting import UNFIT
 from pipeline.environment import check_certificates
 from pipeline.errors import PipelineError, RunStateError
-from pipeline.job import Job, compiled, key_of, read_job
+from pipeline.job import Job, compiled, key_of, read_job, with_input_alone
 from pipeline.keys import Key
 from pipeline.keys.diagnosis import cure_of, is_of_country, remark
 from pipeline.models import MODELS
@@ -61,7 +61,9 @@ async def examine(path: Path, flags: Mapping[str, object], options: Options, for
     steps = Steps()
     job, is_whole = _job(steps, path, flags)
     if job is None:
-        steps.skips("template", "input", "columns", "limits", "key", "network", "country", "model", "output", "run")
+        steps.skips("template")
+        await anyio.to_thread.run_sync(_input_alone, steps, path)
+        steps.skips("columns", "limits", "key", "network", "country", "model", "output", "run")
         return steps
     session = await anyio.to_thread.run_sync(_table, steps, job, options, is_whole)
     kinds: dict[str, Kind] = {}
@@ -130,7 +132,7 @@ def _table(steps: Steps, job: Job, options: Options, is_whole: bool) -> Session 
                 pass
             kinds, warnings = described(held, session.source.sends_scans)
             told, numbers["unread"] = f"{told}: {kinds}", len(held.unread)
-        steps.passes("input", f"{session.rows:,} row{'s' * (session.rows != 1)}", told, numbers, warnings)
+        steps.passes("input", _counted(session.rows), told, numbers, warnings)
     if session is None or not fits:
         if fits:
             steps.skips("columns")
@@ -139,6 +141,21 @@ def _table(steps: Steps, job: Job, options: Options, is_whole: bool) -> Session 
         check_cells(session)
         steps.passes("columns", ", ".join(job.columns) or "none", "the templates fit them")
     return session
+
+
+def _input_alone(steps: Steps, path: Path) -> None:
+    """The table of a job of which another part is wrong: a person mends both at once."""
+    if (spec := with_input_alone(path)) is None:
+        steps.skips("input")
+        return
+    with steps.trying("input"):
+        source = open_input(spec)
+        source.check()
+        steps.passes("input", _counted(source.count()), spec.input.path, {"rows": source.count()})
+
+
+def _counted(rows: int) -> str:
+    return f"{rows:,} row{'s' * (rows != 1)}"
 
 
 def _places(steps: Steps, session: Session, is_whole: bool) -> None:
