@@ -1,11 +1,14 @@
 """The dry run: what is left of a job and what it takes, and what was asked about it beside."""
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
+from pathlib import Path
 
 from pipeline import plan
 from pipeline.errors import RunStateError
@@ -40,6 +43,8 @@ from pipeline.store.lines import Call
 from pipeline.store.manifest import differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.state import Outcomes, load
+from pipeline.store.units import Shard, has_begun, is_cut
+from pipeline.store.units import read as read_shards
 from pipeline.store.waiting import Waiting
 
 
@@ -213,31 +218,66 @@ def kept(session: Session, found: Survey) -> Iterator[tuple[Outcomes, Bought, Ke
     if known is None or differences(known, session.manifest()):
         yield Outcomes(), _nothing, None
         return
-    outcomes, unsealed = load(session.directory, parse_stored)
+    if is_cut(session.directory):
+        with ExitStack() as shards:
+            yield *_in_shards(session, shards), None
+        return
+    earlier = Earlier(line_of(session.directory.parent, known), parse_stored, session.options.retry, session.directory)
+    with closing(earlier), _in_directory(session, session.directory) as (outcomes, own):
+
+        async def bought(prompt: Prompt) -> Reply | None:
+            return await own(prompt) or await earlier.find(prompt, session.working.models_of(prompt.step))
+
+        yield outcomes, bought, None
+
+
+@contextmanager
+def _in_directory(session: Session, directory: Path) -> Iterator[tuple[Outcomes, Bought]]:
+    """Outcomes and replies of one run directory."""
+    outcomes, unsealed = load(directory, parse_stored)
     calls = {call.fingerprint: call.reply for call in unsealed.calls if _stays(call, unsealed.results, outcomes)}
     options, again = session.options, Again()
     if options.retry:
         passing, results = not options.skip_failed, unsealed.results.values()
-        again.reopen(session.directory, outcomes, options.retry, options.changes, passing, results)
+        again.reopen(directory, outcomes, options.retry, options.changes, passing, results)
     elif options.skip_failed:
         outcomes.settle()
-    batches = read_batches(session.directory)
-    earlier = Earlier(line_of(session.directory.parent, known), parse_stored, session.options.retry, session.directory)
-    with closing(earlier), closing(ContentIndex(session.directory, read_only=True)) as index:
+    batches = read_batches(directory)
+    with ExitStack() as opened:
+
+        @cache
+        def index() -> ContentIndex:
+            return opened.enter_context(closing(ContentIndex(directory, read_only=True)))
 
         async def bought(prompt: Prompt) -> Reply | None:
-            models = session.working.models_of(prompt.step)
-            for fingerprint in map(prompt.fingerprint, models):
+            for fingerprint in map(prompt.fingerprint, session.working.models_of(prompt.step)):
                 if reply := calls.get(fingerprint):
                     return reply
-                sealed = await index.find(fingerprint)
+                sealed = await index().find(fingerprint)
                 if sealed and (
                     sealed.batch is None or again.takes(prompt.row, sealed.reply, batches[sealed.batch].cut_at)
                 ):
                     return sealed.reply
-            return await earlier.find(prompt, models)
+            return None
 
-        yield outcomes, bought, None
+        yield outcomes, bought
+
+
+def _in_shards(session: Session, opened: ExitStack) -> tuple[Outcomes, Bought]:
+    """The same of a run of shards, by the rows of its whole table: each finds what itself has bought."""
+    outcomes, found = Outcomes(), list[tuple[Shard, Bought]]()
+    for shard in filter(has_begun, read_shards(session.directory)[1]):
+        own, own_bought = opened.enter_context(_in_directory(session, shard.directory))
+        outcomes.take_in(shard.first_row, own)
+        found.append((shard, own_bought))
+    firsts = [shard.first_row for shard, _ in found]
+
+    async def bought(prompt: Prompt) -> Reply | None:
+        at = bisect_right(firsts, prompt.row) - 1
+        shard, of_shard = found[at] if at >= 0 else (None, _nothing)
+        return await of_shard(prompt) if shard and prompt.row < shard.first_row + shard.rows else None
+
+    return outcomes, bought
 
 
 def _stays(call: Call, results: Mapping[int, Result], outcomes: Outcomes) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import polars as pl
 import pytest
 from commands import Ran
@@ -16,6 +17,7 @@ from sharded import run_in_shards, shard_session
 import pipeline as pp
 from pipeline import report
 from pipeline.errors import RunStateError
+from pipeline.estimating import Wishes, estimate
 from pipeline.fleet import shards
 from pipeline.job import load
 from pipeline.report import tallies
@@ -158,6 +160,8 @@ def test_what_is_open_or_not_begun_is_read_as_it_is(folder: Path, cli: Callable[
         found[2].first_row,
     ]
     assert cli("show", "cut", str(found[1].first_row)).code == 2, "nobody has asked it"
+    plan = anyio.run(estimate, whole, Wishes(whole=True)).plan
+    assert plan.documents_done == found[0].rows + 1, "what is left is foreseen, and no more"
 
 
 def test_a_report_of_shards_that_are_done_reads_their_sums_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

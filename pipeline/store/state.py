@@ -38,6 +38,13 @@ class Outcomes:
             self._states.extend(bytes(row + 1 - len(self._states) + len(self._states) // 8))
         self._states[row] = STATUSES.index(status) + 1 | (_PASSING_BIT if passing else 0)
 
+    def take_in(self, first_row: int, others: "Outcomes") -> None:
+        """Remember those of a shard, whose row 0 is `first_row`."""
+        stop = first_row + len(others._states)
+        if stop > len(self._states):
+            self._states.extend(bytes(stop - len(self._states)))
+        self._states[first_row:stop] = others._states
+
     def done(self, row: int) -> bool:
         """Whether the row has an outcome that stays."""
         return row < len(self._states) and 0 < self._states[row] < _PASSING_BIT
