@@ -307,6 +307,13 @@ def test_whoever_reads_a_run_needs_no_folder(here: Path, texts: Path, cli: Calla
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert pp.read("job-offline").frame()["name"].to_list() == ["a.txt", "b.txt", "c.txt", "empty.md"]
+    (texts / "sub").mkdir()
+    for name in ("b.txt", "c.txt", "empty.md"):  # all are there again, and nobody knows what the run has read
+        (texts / "sub" / name).write_text("Something else")
+    (here / "runs" / "job-offline" / "documents.parquet").write_bytes(b"damaged")
+    shown = cli("show", "job-offline", "sub/c.txt").out
+    assert "Something else" not in shown and "is not what it was when this was asked" in shown
+    assert "the columns of the input" in cli("export", "job-offline", "--to", "some.csv").err
 
 
 def test_texts_that_nobody_needs_any_more_go_unless_somebody_is_at_work(

@@ -11,13 +11,12 @@ import polars as pl
 
 from pipeline import flows
 from pipeline.cells import leaves
-from pipeline.documents import listing
 from pipeline.errors import Halted, InputChanged, JobError, PipelineError
 from pipeline.job import Job, former, load
-from pipeline.places import DOCUMENTS
 from pipeline.prompts import Prompt
 from pipeline.records import Document, Reply
-from pipeline.run.prepare import files_of, open_input
+from pipeline.run.known_input import known_input
+from pipeline.run.prepare import files_of
 from pipeline.source import Source
 from pipeline.source.documents import ROW
 from pipeline.store.manifest import Manifest
@@ -42,10 +41,10 @@ async def asked(directory: Path, manifest: Manifest, row: int, key: str, calls: 
     Of a table that changed since, only prompts are told that one of the calls has asked.
     """
     try:
-        job, source = _opened(directory, manifest)
+        job, source, is_same = _opened(directory, manifest)
         source = source.having(files_of(job, source, manifest.kind != "real"))
         source = source.ruled([route.where for route in job.spec.route if route.where])
-        changed = source.fingerprint != manifest.source
+        changed = not is_same
         document = _document(source, row, key if changed and source.id is not None else None)
         if document is None:
             raise InputChanged(f"{manifest.source_path}{_CHANGED}")
@@ -77,8 +76,8 @@ def inputs(directory: Path, manifest: Manifest, wanted: Callable[[int], bool], c
     A text is cut after one character more than `chars`. Raises `PipelineError` where job or table are not what they
     were, and for a table that cannot be read.
     """
-    job, source = _opened(directory, manifest)
-    if source.fingerprint != manifest.source:
+    job, source, is_same = _opened(directory, manifest)
+    if not is_same:
         raise InputChanged(f"{manifest.source_path}{_CHANGED}")
     named = [name for _, name in job.spec.input.media if pl.Binary not in leaves(source.schema[name])]
     source = source.showing(tuple(dict.fromkeys((*source.columns, *named))))
@@ -97,8 +96,8 @@ def input_rows(directory: Path, manifest: Manifest, rows: Iterable[int]) -> dict
     job = _job(manifest)
     if job.spec.input.where is None:
         return {row: row for row in rows}
-    source = open_input(job.spec, kept=listing.read(directory, DOCUMENTS))
-    if source.fingerprint != manifest.source:
+    source, is_same = known_input(job, directory, manifest)
+    if not is_same:
         raise InputChanged(f"{manifest.source_path}{_CHANGED}")
     wanted, found, begin = sorted(rows), dict[int, int](), 0
     for numbers in source.input_numbers():
@@ -123,11 +122,12 @@ def _plain(value: object) -> str:
     return json_text(value) if isinstance(value, Mapping | list | tuple | bool) else str(value)
 
 
-def _opened(directory: Path, manifest: Manifest) -> tuple[Job, Source]:
-    """The job as it was then, and its table with the columns of prompts. Raises `PipelineError`."""
+def _opened(directory: Path, manifest: Manifest) -> tuple[Job, Source, bool]:
+    """The job as it was then, its table with the columns of prompts, and whether that is what it was. Raises
+    `PipelineError`."""
     job = _job(manifest)
-    source = open_input(job.spec, kept=listing.read(directory, DOCUMENTS))
-    return job, source.showing(job.reads(source.kinds))
+    source, is_same = known_input(job, directory, manifest)
+    return job, source.showing(job.reads(source.kinds)), is_same
 
 
 def _job(manifest: Manifest) -> Job:

@@ -10,15 +10,15 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
-from pipeline.documents import listing
 from pipeline.errors import InputError, PipelineError, RunStateError
 from pipeline.job import Job, former, load
-from pipeline.places import DOCUMENTS, run_directory
+from pipeline.places import run_directory
 from pipeline.report.calls import CALL_COLUMNS
 from pipeline.report.calls import frames as call_frames
 from pipeline.report.events import Started, read_events
+from pipeline.run.known_input import known_input
 from pipeline.run.output import restoring, results_of, unsealed_of
-from pipeline.run.prepare import Options, Session, files_of, open_input, session_schema
+from pipeline.run.prepare import Options, Session, files_of, session_schema
 from pipeline.source import Source, output_conflict
 from pipeline.store import notes
 from pipeline.store.export import ROW, Form, ResultsByRow, Unsealed, attempt, export, write_frames
@@ -228,8 +228,8 @@ def _as_it_was(job: Job, manifest: Manifest, directory: Path) -> Source:
     """The input that the run began with. Raises `PipelineError` for one that is not there any more."""
     if job.identity["input"] != manifest.identity.get("input"):
         raise InputError(f"[input] of {manifest.job_path} is not what it was")
-    source = open_input(job.spec, kept=listing.read(directory, DOCUMENTS))
-    if source.fingerprint != manifest.source:
+    source, is_same = known_input(job, directory, manifest)
+    if not is_same:
         raise InputError(f"{manifest.source_path} is not what it was")
     return source.showing(job.reads(source.kinds)).having(files_of(job, source, manifest.kind != "real"))
 
