@@ -115,7 +115,8 @@ FROM_FLEX: Mapping[FromFlex, str] = {
 }
 """Why a request that was asked in flex was served in standard."""
 
-FailureKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "proxy", "fatal"]
+FailureKind = Literal["rate_limit", "day_quota", "spend_limit", "transient", "reject", "auth", "proxy", "fatal", "lost"]
+"""`lost`: whoever was to make the request says nothing of it any more, or, where it was not `sent`, gave it back."""
 
 
 MediaKind = Literal["image", "audio", "video", "pdf"]

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 from asking import ask, dispatcher_of
 
+from pipeline.dispatch.desk import Desk
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.emulator.limits import ALGORITHMS, MINUTE
 from pipeline.prompts import Prompt
@@ -185,7 +186,7 @@ def heavy(count: int, mean: int, largest: int, seed: int, alpha: float = 1.3) ->
     return [one() for _ in range(count)]
 
 
-async def answer_all(dispatcher: Dispatcher, prompts: Iterable[Prompt], *, at_once: int = 1000) -> list[Reply]:
+async def answer_all(dispatcher: Desk, prompts: Iterable[Prompt], *, at_once: int = 1000) -> list[Reply]:
     """Submit all prompts, so many of them waiting at the same time."""
     source: Iterator[Prompt] = iter(prompts)
     replies: list[Reply] = []

@@ -125,3 +125,25 @@ def test_the_time_down_is_between_failures_of_one_outage() -> None:
     assert one.down_s() == 0.0
     one.succeeded()
     assert one.down_s() == 0.0
+
+
+def test_a_probe_of_which_nobody_will_hear_is_made_again() -> None:
+    one = breaker(1)
+    one.failed(10.0, 9.0)
+    opens_at = paused_until(one, 10.0)
+    one.sent(opens_at)
+    one.lost(9.5)
+    assert one.opens_at(opens_at) == inf
+    one.lost(opens_at)
+    assert one.opens_at(opens_at) is None and one.tripped
+
+
+def test_what_was_lost_says_nothing_for_or_against_an_outage() -> None:
+    one = breaker(3)
+    for at in range(100):
+        one.sent(float(at))
+    for at in range(97):
+        one.lost(float(at))
+    for sent_at in (97.0, 98.0, 99.0):
+        one.failed(100.0, sent_at)
+    assert one.tripped

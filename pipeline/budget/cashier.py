@@ -107,8 +107,9 @@ class Cashier:
         self._spending, self._tell = spending, tell
         self._seen = seen or Seen()
         self._allow_unpriced = allow_unpriced
-        self.beside = Beside(spending, lambda: not self._held)
+        self.beside = Beside(spending, lambda: not (self._held or self._lost))
         self._held: dict[str, tuple[Decimal | None, Decimal]] = {}  # content → worst case, and what is reserved for it
+        self._lost: dict[str, tuple[Decimal | None, Decimal]] = {}  # the same of those that nobody hears of for now
         self._unpriced: str | None = None  # a model that answered at a price that nobody knows
         self._told: set[object] = set()
 
@@ -143,7 +144,7 @@ class Cashier:
         if cap is None:
             self._held[prompt.fingerprint(target.model)] = worst, held
             return True
-        if self._held or self.beside.may_become_less:
+        if self._held or self._lost or self.beside.may_become_less:
             return False
         lost = (
             f", up to ${cap.lost_usd:.4f} of it by what was in flight when a run was killed, or is out in batches"
@@ -155,6 +156,12 @@ class Cashier:
             f"(${cap.spent_usd:.4f} spent{lost}, at most ${held:.4f} for this call)",
             cap.hint,
         )
+
+    def lose(self, prompt: Prompt, target: Target) -> None:
+        """Nobody hears for now what became of a request: it stays reserved for, until it is settled all the same."""
+        name = prompt.fingerprint(target.model)
+        if name in self._held:
+            self._lost[name] = self._held.pop(name)
 
     def lost(self, prompt: Prompt, target: Target, name: str, at: float) -> Bill:
         """Count a request that was in flight when its session was killed, at `at`, as its worst case.
@@ -266,10 +273,11 @@ class Cashier:
         return self._spending.unkept(patient=not self._held)
 
     def _settle(self, prompt: Prompt, target: Target) -> tuple[Decimal | None, Decimal | None]:
-        worst, held = self._held.pop(prompt.fingerprint(target.model), (None, None))
+        name = prompt.fingerprint(target.model)
+        worst, held = self._held.pop(name, None) or self._lost.pop(name, None) or (None, None)
         left = self._spending.reserved_usd - (held or _NONE)
         # A sum of long decimals is rounded.
-        self._spending.reserved_usd = left if self._held else self.beside.usd
+        self._spending.reserved_usd = left if self._held or self._lost else self.beside.usd
         return worst, held
 
     def _most_usd(

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from random import Random
+from typing import Protocol
 
 import anyio
 from anyio.abc import TaskGroup
@@ -21,6 +22,14 @@ LONGEST_COUNT_S = 10.0
 FAILURES_IN_A_ROW = 8
 
 CountTokens = Callable[[Prompt, Target], Awaitable[int | Failure]]
+
+
+class Counts(Protocol):
+    """Who has prompts counted, as any provider."""
+
+    async def count_tokens(self, prompt: Prompt, target: Target) -> int | Failure:
+        """Input tokens as the target's model counts them, free of charge."""
+        ...
 
 
 class Counting:

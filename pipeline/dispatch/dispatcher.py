@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 
 from pipeline.calibration import Calibration
 from pipeline.dispatch.backlog import Backlog, Costs, Deadline, Line, Waiting
-from pipeline.dispatch.counting import Counting
+from pipeline.dispatch.counting import Counting, Counts
 from pipeline.dispatch.desk import Admit, Send, Tries
 from pipeline.dispatch.flex import Flex, is_shed
 from pipeline.dispatch.loop import QuotaLoop, loops_of
@@ -21,9 +21,9 @@ from pipeline.dispatch.retries import failed, is_enough, left_alone, pause_s, to
 from pipeline.errors import Halted, PipelineError
 from pipeline.events import LongWait, Notify, Stopped, TargetLeftOut
 from pipeline.prompts import Prompt
-from pipeline.providers.base import Providers
 from pipeline.quota import stops
 from pipeline.quota.book import QuotaBook
+from pipeline.quota.pacer import JITTER_S
 from pipeline.quota.quota import Quota
 from pipeline.quota.refusals import Ticket
 from pipeline.quota.standing import QuotaStanding
@@ -32,6 +32,7 @@ from pipeline.records import FLEX_TRIES, Failure, Reply, Step
 from pipeline.targets import Route, Target
 
 _LOOK_S = 0.25  # between two looks whether all that waits is stuck
+_GIVEN_BACK_S = 1.0  # so whom it comes to too late does not have each go of the others
 REFUSED_ALONE, REFUSED_LARGE = 3, 10
 """Refusals with a minute for itself after which a prompt is too long: with as many tokens as a minute is believed to
 have, and with fewer. One may be somebody else's; of the last prompt of a run nobody knows whether others would pass."""
@@ -54,7 +55,7 @@ class Dispatcher:
         send: Send,
         route: Route,
         *,
-        providers: Providers | None = None,
+        providers: Mapping[str, Counts] | None = None,
         admit: Admit = lambda prompt, target: True,
         books: Mapping[str, QuotaBook] | None = None,
         known: Mapping[Step, Calibration] | None = None,
@@ -65,6 +66,8 @@ class Dispatcher:
         on_event: Notify = lambda event: None,
         wall: Callable[[], float] = time.time,
         rng: Random | None = None,
+        jitter_s: float = JITTER_S,
+        workers: int = 1,
     ) -> None:
         """Make it inside the running event loop.
 
@@ -73,7 +76,8 @@ class Dispatcher:
         day is slept through. `on_event` hears what a person may want to know. `books`, by quota, carry counts and
         learned limits over from other runs; the prompts of the rows that go `first` leave before others; `deadline` is
         for the targets that take what others would be too slow for; `known` is what the plan learned of the first
-        target's estimates. `wall` is epoch seconds; all else goes by the loop's clock.
+        target's estimates. `wall` is epoch seconds; all else goes by the loop's clock. What `send` hands to several
+        `workers` reaches the service by ways that vary by `jitter_s`.
         """
         self._loop = asyncio.get_running_loop()
         self._route, self._providers, self._admit = route, providers or {}, admit
@@ -84,12 +88,23 @@ class Dispatcher:
         self._deadline = deadline
         self._backlog = Backlog(self._rng if ordered else None, self._by_quota, deadline, first)
         self._by_quota |= loops_of(
-            route, self._backlog, self, send, books or {}, known, wait=wait, notify=on_event, wall=wall, rng=self._rng
+            route,
+            self._backlog,
+            self,
+            send,
+            books or {},
+            known,
+            wait=wait,
+            notify=on_event,
+            wall=wall,
+            rng=self._rng,
+            jitter_s=jitter_s,
+            workers=workers,
         )
         self._line = self._backlog.line_of(route)
         self._counting = Counting(self._count if self._providers else None, self._counted, self._rng)
         self.halted = self._closed = self._is_any_shut = self._is_giving_up = False
-        self._reason: PipelineError | None = None
+        self.reason: PipelineError | None = None  # why it is halted; None: for no fault
         self._told_until = -inf
         self.in_flight = 0
         self.ready = 0
@@ -145,7 +160,7 @@ class Dispatcher:
     async def submit(self, prompt: Prompt, route: Route | None = None) -> Reply:
         """Wait for quota, send, send again what may pass; see `Desk`."""
         if self.halted:
-            raise Halted(self._reason)
+            raise Halted(self.reason)
         line = self._line if route is None or route is self._route else self._backlog.line_of(route)
         waiting = Waiting(prompt, line, self._loop.create_future(), self._loop.time())
         waiting.tokens = line.size(waiting)
@@ -179,7 +194,7 @@ class Dispatcher:
                 for loop in self._by_quota.values():
                     loop.end()
         finally:
-            self.halt(self._reason)
+            self.halt(self.reason)
             for loop in self._by_quota.values():
                 for waiting, ticket in loop.flying.items():
                     loop.quota.unknown(ticket)
@@ -197,7 +212,7 @@ class Dispatcher:
         """Admit nothing more: waiting prompts get `Halted(reason)`; the rest finishes. The first reason stays."""
         if self.halted:
             return
-        self.halted, self._reason = True, reason
+        self.halted, self.reason = True, reason
         if reason:
             self._notify(Stopped(reason.message))
         for waiting in (*self._backlog, *self._counting):
@@ -249,6 +264,8 @@ class Dispatcher:
             loop.flex.landed(ticket, now, outcome)
         if isinstance(outcome, Reply):
             self._take_answer(loop, waiting, ticket, outcome, now)
+        elif outcome.kind == "lost":
+            self._take_lost(loop, waiting, ticket, outcome, now)
         elif ticket.flex and loop.flex and is_shed(outcome):
             self._take_shed(loop, loop.flex, waiting, ticket, outcome, now)
         elif outcome.kind in ("rate_limit", "day_quota"):
@@ -292,6 +309,16 @@ class Dispatcher:
         if reply.attempts != fails + 1 or reply.rate_limited != refused:
             reply = replace(reply, attempts=fails + 1, rate_limited=refused)
         self._deliver(waiting, reply)
+
+    def _take_lost(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, failure: Failure, now: float) -> None:
+        """Nobody waits for it any more, or it was given back, and goes again in a moment, past others."""
+        loop.quota.lost(ticket, now, sent=failure.sent)
+        if failure.sent:
+            self._withhold(waiting)
+            return
+        self.sent -= 1
+        loop.sent -= 1
+        self._again(waiting, now, now + _GIVEN_BACK_S)
 
     def _take_refusal(self, loop: QuotaLoop, waiting: Waiting, ticket: Ticket, failure: Failure, now: float) -> None:
         waiting.refused_alone += loop.quota.refused(ticket, now, failure)
@@ -458,7 +485,7 @@ class Dispatcher:
         if waiting.withdrawn:
             waiting.answer.cancel()
         elif not waiting.gone:
-            waiting.answer.set_exception(Halted(self._reason))
+            waiting.answer.set_exception(Halted(self.reason))
 
     def _end(self, waiting: Waiting, reply: Reply) -> None:
         self.failed += 1

@@ -38,13 +38,13 @@ class Flex:
     `newest` has, of the last `NEWEST` that were served in flex or turned away, whether they were served.
     """
 
-    def __init__(self, limits: Limits, rpm: float, notify: Notify, rng: Random) -> None:
+    def __init__(self, limits: Limits, rpm: float, notify: Notify, rng: Random, workers: int = 1) -> None:
         """`rpm` is the pace that is believed to be allowed, `inf` where there is no limit."""
         self.last_call = inf  # the loop's clock: from then on nothing new leaves in flex
         self.newest = deque[bool](maxlen=NEWEST)
         self._flying: set[Ticket] = set()
         most = max(1, limits.sockets // 2) if limits.sockets else None  # the other half is standard's
-        self._rpm, self._slots = rpm, Slots(limits.concurrency, _paced(rpm), most, LATENCY_S)
+        self._rpm, self._slots = rpm, Slots(limits.concurrency, _paced(rpm), most, LATENCY_S, workers)
         self._most_together = limits.concurrency or limits.sockets or inf
         self._is_day_counted = bool(limits.rpd)
         self._notify, self._rng = notify, rng

@@ -333,6 +333,8 @@ def loops_of(
     notify: Notify,
     wall: Callable[[], float],
     rng: Random,
+    jitter_s: float,
+    workers: int,
 ) -> dict[str, QuotaLoop]:
     """A loop for each quota of a route, by its name; `known` is of the estimates for the first target's model."""
     now = asyncio.get_running_loop().time()
@@ -341,7 +343,16 @@ def loops_of(
         first = targets[0]
         is_planned = first.model == route.first.model and first.limits.tokens == "input"
         heard = told_of(", ".join(filter(None, (target.name for target in targets))), notify)
-        quota = Quota(first.limits, now=now, wall=wall, notify=heard, rng=rng, book=books.get(name))
+        quota = Quota(
+            first.limits,
+            now=now,
+            wall=wall,
+            notify=heard,
+            rng=rng,
+            book=books.get(name),
+            jitter_s=jitter_s,
+            workers=workers,
+        )
         has_flex = any(target.choice != "standard" for target in targets)
         loops[name] = QuotaLoop(
             targets,
@@ -353,6 +364,6 @@ def loops_of(
             wait=wait,
             notify=heard,
             wall=wall,
-            flex=Flex(first.limits, quota.rpm, heard, rng) if has_flex else None,
+            flex=Flex(first.limits, quota.rpm, heard, rng, workers) if has_flex else None,
         )
     return loops

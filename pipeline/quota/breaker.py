@@ -1,6 +1,6 @@
 """Stops sending to a server that refuses everything, and finds out when it is back."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from math import inf
 from random import Random
 
@@ -78,6 +78,14 @@ class Breaker:
         self._until = now + self._pause_s * self._rng.uniform(0.75, 1.25)
         self.tripped, self._probing = True, False
         return first_probe
+
+    def lost(self, sent_at: float) -> None:
+        """Nobody will hear what became of the request of `sent_at`: as if it had not been made."""
+        place = bisect_left(self._sent, sent_at)
+        if self._sent[place : place + 1] == [sent_at]:
+            del self._sent[place]
+        if sent_at > self._paused_at:
+            self._probing = False
 
     @property
     def failing(self) -> bool:

@@ -12,7 +12,7 @@ from pipeline.quota.daily import RESET_JITTER_S, DailyQuota, day_of
 from pipeline.quota.gate import Gate
 from pipeline.quota.ledger import TokenLedger
 from pipeline.quota.limit import Limit
-from pipeline.quota.pacer import RESERVE_FROM_RPM, WINDOW_S, RequestPacer, careful_s
+from pipeline.quota.pacer import JITTER_S, RESERVE_FROM_RPM, WINDOW_S, RequestPacer, careful_s
 from pipeline.quota.refusals import Ticket
 from pipeline.quota.server_clock import MinutePhase
 from pipeline.quota.sharing import LOOK_S, Sharing
@@ -53,7 +53,10 @@ class Quota:
         notify: Notify,
         rng: Random,
         book: QuotaBook | None = None,
+        jitter_s: float = JITTER_S,
+        workers: int = 1,
     ) -> None:
+        """`jitter_s` is how much the way to the server may vary; each of `workers` makes requests of this quota."""
         self._wall, self._notify, self._rng = wall, notify, rng
         self._book = book if book is not None else MemoryBook()
         self.unlimited = limits.rpm == 0 and limits.tpm == 0 and limits.rpd is None
@@ -62,7 +65,7 @@ class Quota:
         self.requests = self._meter("requests", limits.rpm, self._first_rpm, known.rpm)
         self.tokens = self._meter("tokens", limits.tpm, FIRST_TPM, known.tpm)
         self.phase = MinutePhase()
-        self.ledger = TokenLedger(self.tokens.value if self.tokens else inf, self.phase)
+        self.ledger = TokenLedger(self.tokens.value if self.tokens else inf, self.phase, jitter_s)
         self.day = DailyQuota(
             limits.rpd or None,
             count=self._book.requests_on,
@@ -83,9 +86,9 @@ class Quota:
         recent = [] if self.unlimited else self._sharing.news(now)
         # Without a book nobody knows whether another run has just ended; at a fast pace caution costs nothing.
         drained = bool(recent) or (book is None and self.rpm >= _CAUTIOUS_RPM)
-        self._pacer = RequestPacer(self.rpm, drained=drained) if self.requests else None
+        self._pacer = RequestPacer(self.rpm, drained=drained, jitter_s=jitter_s) if self.requests else None
         self._share_requests(now, recent)
-        self.slots = Slots(limits.concurrency, self.rpm, limits.sockets)
+        self.slots = Slots(limits.concurrency, self.rpm, limits.sockets, workers=workers)
         self._gate = Gate(self.ledger, self.slots, rng, self._changed)
 
     @property
@@ -303,6 +306,19 @@ class Quota:
     def unknown(self, ticket: Ticket) -> None:
         """Nobody knows what became of the request, as the run ends: it stays charged."""
         self._settle(ticket, None)
+
+    def lost(self, ticket: Ticket, now: float, *, sent: bool) -> None:
+        """Nobody will tell what became of the request: it stays charged if it may have been `sent`.
+
+        That says nothing of the service.
+        """
+        if sent:
+            self._settle(ticket, None)
+        else:
+            self._release(ticket)
+        self._gate.returned(ticket, now, answered=False)
+        if not ticket.flex:
+            self._outage.lost(ticket.sent_at)
 
     def _meter(self, name: Meter, configured: int | None, start: float, learned: float | None) -> Limit | None:
         if configured == 0:

@@ -26,14 +26,20 @@ class Slots:
     """
 
     def __init__(
-        self, fixed: int | None, rpm: float, most: int | None = None, first_s: float = FIRST_LATENCY_S
+        self,
+        fixed: int | None,
+        rpm: float,
+        most: int | None = None,
+        first_s: float = FIRST_LATENCY_S,
+        workers: int = 1,
     ) -> None:
         """`rpm` is the limit on requests a minute, `inf` where there is none; `most` bounds the slots in any case.
 
-        `first_s` is what an answer is assumed to take before some have come.
+        `first_s` is what an answer is assumed to take before some have come; each of `workers` has a transport.
         """
         self._fixed = fixed
-        self._most = most or max(CAP, fixed or 0)
+        self._bound = CAP * workers
+        self._most = most or max(self._bound, fixed or 0)
         self._rpm = rpm
         self._mean_s = first_s
         self._answers = 0
@@ -96,7 +102,7 @@ class Slots:
     def _resize(self) -> None:
         wanted = self._wanted()
         self._taken = min(self._taken, wanted - 1.0)
-        self.count = min(ceil(wanted - self._taken), int(self._cap) if self._cap < inf else CAP + wanted)
+        self.count = min(ceil(wanted - self._taken), int(self._cap) if self._cap < inf else wanted)
 
     def _wanted(self) -> int:
         if self._fixed is not None:
@@ -104,4 +110,4 @@ class Slots:
         if self._rpm == inf:
             return min(self._most, START)
         load = self._rpm / 60.0 * self._mean_s
-        return min(self._most, CAP, ceil(load + 4.0 * sqrt(load)) + 1)
+        return min(self._most, self._bound, ceil(load + 4.0 * sqrt(load)) + 1)

@@ -42,7 +42,7 @@ def told(send: Send, failed: Failed) -> Send:
     async def sent(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
         began = time.monotonic()
         outcome = await send(prompt, target, tries)
-        if isinstance(outcome, Failure):
+        if isinstance(outcome, Failure) and outcome.kind != "lost":
             failed(prompt, target, outcome, tries.failed + tries.refused + 1, time.monotonic() - began)
         return outcome
 

@@ -1,0 +1,518 @@
+"""Many workers under one dispatcher, in virtual time: the limits, the money, and messages that go astray."""
+
+import asyncio
+import pickle
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from decimal import Decimal
+
+import anyio
+import pytest
+from asking import UNLIMITED, ask
+from fleets import Fleet, answer_by_fleet, target_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from servers import EPOCH, SERVERS, World, answer_all, dispatcher_for, documents, heavy, small
+from vclock import run
+
+from pipeline.budget.caps import Spending
+from pipeline.budget.cashier import worst_case_usd
+from pipeline.errors import BudgetReached, Halted, QuotaExhausted, ServiceError
+from pipeline.fleet.messages import POLL_S, Given
+from pipeline.fleet.remote import ORPHANED_S, Remote
+from pipeline.prompts import Params, Prompt
+from pipeline.records import Failure, Limits, Reply, Usage
+
+PARAMS = Params(max_output_tokens=1000)
+BROKEN = Failure("transient", "server", "overloaded", http_status=503, raw=b"a page of the gateway")
+WORST = worst_case_usd(ask(tokens=100, params=PARAMS), target_of(UNLIMITED)) or Decimal(0)
+
+
+def wall() -> float:
+    return EPOCH + anyio.current_time()
+
+
+class Service:
+    """Answers after a second; remembers when each row came."""
+
+    def __init__(
+        self, script: dict[int, list[Failure]] | None = None, seconds: float = 1.0, tokens: int | None = None
+    ) -> None:
+        self.script, self.seconds, self.tokens = script or {}, seconds, tokens
+        self.came: list[tuple[float, int]] = []
+
+    @property
+    def rows(self) -> list[int]:
+        return [row for _, row in self.came]
+
+    async def answer(self, prompt: Prompt) -> Reply | Failure:
+        self.came.append((anyio.current_time(), prompt.row))
+        await anyio.sleep(self.seconds)
+        if self.script.get(prompt.row):
+            return self.script[prompt.row].pop(0)
+        usage = Usage(self.tokens or prompt.input_tokens_est, output_tokens=100)
+        return Reply(f"text of {prompt.row}", "ok", usage=usage, finished_at=wall())
+
+
+def with_fleet(
+    body: Callable[[Fleet], Awaitable[None]], service: Service, limits: Limits = UNLIMITED, **rest: object
+) -> None:
+    """Run `body` beside a coordinator in front of `service`."""
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            fleet = Fleet(service.answer, limits, 2, wall, group, **rest)  # type: ignore[arg-type]
+            group.start_soon(fleet.coordinator.run)
+            await body(fleet)
+            fleet.coordinator.close()
+            for name in list(fleet.remotes):
+                fleet.coordinator.end(name)
+            await anyio.sleep(POLL_S)
+            group.cancel_scope.cancel()
+
+    run(main)
+
+
+# --- the limits ---------------------------------------------------------------------------------------------------
+
+KINDS: dict[str, tuple[Limits, int, int]] = {
+    "requests": (Limits(rpm=1000, tpm=10_000_000), 900, 12_000),
+    "tokens": (Limits(rpm=1000, tpm=1_000_000), 400, 8000),
+    "free": (Limits(rpm=15, tpm=1_000_000), 50, 200),
+    "unset": (Limits(), 600, 12_000),
+}
+
+
+def matrix() -> list[object]:
+    quick = [("log", "requests", 3), ("fixed", "requests", 100), ("counter", "tokens", 20), ("bucket", "free", 3)]
+    every = [(server, kind, workers) for server in SERVERS for kind in KINDS for workers in (1, 3, 20, 100)]
+    long = [pytest.param(*case, True, id="-".join(map(str, case)) + "-full", marks=pytest.mark.long) for case in every]
+    return [*(pytest.param(*case, False, id="-".join(map(str, case))) for case in quick), *long]
+
+
+@pytest.mark.parametrize(("server", "kind", "workers", "full"), matrix())
+def test_workers_use_a_quota_as_one_dispatcher_does(server: str, kind: str, workers: int, full: bool) -> None:
+    """Within 1.5 % of it, half of which is the longer way; in a short run its last minute counts for more.
+
+    What is not known is found out by refusals.
+    """
+    limits, quick, whole = KINDS[kind]
+    real = limits if limits.rpm else Limits(rpm=1000, tpm=10_000_000)
+    count = whole if full else quick
+    sizes = heavy(count, 8000, 350_000, 1) if kind == "tokens" else small(count, 200, 1)
+
+    def world() -> tuple[World, list[Prompt]]:
+        assert real.rpm and real.tpm
+        made = World(server, real.rpm, real.tpm)
+        return made, documents(made, sizes, bias=0.7 if kind == "tokens" else 1.0)
+
+    alone, prompts = world()
+    run(lambda: answer_all(dispatcher_for(alone, limits), prompts))
+    shared, prompts = world()
+    fleet, replies = run(lambda: answer_by_fleet(shared, prompts, limits, workers))
+    assert Counter(reply.status for reply in replies) == {"ok": count}
+    assert len(shared.left) == fleet.coordinator.desk.sent == count + len(shared.refused)
+    assert [quota.ledger.in_flight() for quota in fleet.coordinator.desk.quotas] == [(0, 0)]
+    if kind == "unset":
+        assert len(shared.refused) <= len(alone.refused) + 10
+        assert shared.dispatched() >= 0.9 * alone.dispatched()
+    elif (kind, server) == ("free", "counter"):  # one request has to stay in reserve, which one refusal tells
+        assert len(shared.refused) <= max(2, len(alone.refused))
+        assert shared.dispatched() >= alone.dispatched() - 0.01
+    else:
+        assert shared.refused == []
+        assert shared.dispatched() >= alone.dispatched() - (0.015 if full else 0.03)
+
+
+# --- one prompt ---------------------------------------------------------------------------------------------------
+
+
+async def asked(fleet: Fleet, row: int, tokens: int = 100) -> Reply:
+    return await fleet.remotes["0/1"].submit(ask(row, "the text", tokens=tokens, params=PARAMS))
+
+
+def test_what_fails_is_sent_again_and_ends_as_with_one_dispatcher() -> None:
+    refused = Failure("rate_limit", "quota", "slow down", http_status=429, retry_after_s=1.0)
+    service = Service({0: [BROKEN, refused, BROKEN], 1: [BROKEN] * 9, 2: [Failure("reject", "invalid_request", "no")]})
+
+    async def body(fleet: Fleet) -> None:
+        fleet.open("0/1")
+        replies = [await asked(fleet, row) for row in range(3)]
+        assert [reply.status for reply in replies] == ["ok", "error", "invalid"]
+        assert [reply.attempts for reply in replies] == [3, 5, 1]
+        assert (replies[0].text, replies[0].rate_limited) == ("text of 0", 1)
+        assert (replies[1].error_kind, replies[1].error) == ("server", "overloaded")
+        remote = fleet.remotes["0/1"]
+        assert (remote.sent, remote.rate_limited, remote.ready, remote.in_flight) == (10, 1, 0, 0)
+        assert remote.failures == {"server": 7, "invalid_request": 1}
+        assert fleet.coordinator.desk.failures == remote.failures
+
+    with_fleet(body, service)
+
+
+def test_no_text_travels() -> None:
+    carried: list[bytes] = []
+
+    async def body(fleet: Fleet) -> None:
+        fleet.open("0/1", heard=lambda message: carried.append(pickle.dumps(message)))
+        await asked(fleet, 0)
+
+    with_fleet(body, Service({0: [BROKEN]}))
+    everything = b"".join(carried)
+    assert b"Answered" in everything and b"overloaded" in everything
+    assert b"text" not in everything and b"gateway" not in everything
+
+
+def test_a_prompt_is_counted_where_its_text_is() -> None:
+    """It is 30 times as long as it was taken for: the next does not fit into the same minute."""
+    counted: list[str] = []
+
+    async def count_tokens(prompt: Prompt) -> int:
+        counted.append(prompt.text)
+        return 30_000
+
+    async def body(fleet: Fleet) -> None:
+        fleet.open("0/1")
+        async with anyio.create_task_group() as group:
+            for row in range(2):
+                group.start_soon(asked, fleet, row, 1000)
+
+    service = Service(tokens=30_000)
+    with_fleet(body, service, Limits(rpm=1000, tpm=40_000), count_tokens=count_tokens)
+    assert counted == ["the text"] * 2
+    assert service.came[1][0] - service.came[0][0] >= 30.0
+
+
+def test_a_prompt_that_is_given_up_is_withdrawn_and_one_in_flight_is_waited_for() -> None:
+    service = Service(seconds=5.0)
+
+    async def body(fleet: Fleet) -> None:
+        remote = fleet.open("0/1")
+        flying, waiting = (asyncio.ensure_future(asked(fleet, row)) for row in range(2))
+        await anyio.sleep(1.0)
+        assert (remote.in_flight, remote.ready, fleet.coordinator.desk.ready) == (1, 1, 1)
+        flying.cancel()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled() and not flying.done()
+        await anyio.sleep(1.0)
+        assert (remote.in_flight, remote.ready, fleet.coordinator.desk.ready) == (1, 0, 0)
+        assert (await flying).text == "text of 0"
+
+    with_fleet(body, service, Limits(rpm=1, tpm=0))
+    assert service.rows == [0]
+
+
+def test_a_go_that_comes_late_is_given_back_and_costs_nothing() -> None:
+    """The way to the life is a second longer for a while: nothing leaves meanwhile, and all is answered after it."""
+    service = Service()
+    slow = {"from": 2.0, "to": 12.0}
+
+    async def body(fleet: Fleet) -> None:
+        fleet.open("0/1", extra_s=lambda now: 1.0 if slow["from"] <= now < slow["to"] else 0.0)
+        async with anyio.create_task_group() as group:
+            for row in range(20):
+                group.start_soon(asked, fleet, row)
+        await anyio.sleep(1.0)
+        desk = fleet.coordinator.desk
+        assert desk.sent == desk.attempts == 20
+        assert fleet.spending.spent_usd > 0 == fleet.spending.reserved_usd
+        assert [quota.ledger.last_minute(anyio.current_time())[0] for quota in desk.quotas] <= [20]
+
+    with_fleet(body, service, Limits(rpm=60, tpm=10_000_000), spending=Spending(Decimal(1)))
+    assert sorted(service.rows) == list(range(20))
+    assert not [at for at, _ in service.came if slow["from"] + 1.0 < at < slow["to"]]
+
+
+def test_a_link_that_is_always_slow_is_no_hindrance() -> None:
+    service = Service()
+
+    async def body(fleet: Fleet) -> None:
+        fleet.open("0/1", extra_s=lambda now: 0.15)
+        assert (await asked(fleet, 0)).status == "ok"
+
+    with_fleet(body, service)
+    assert service.rows == [0]
+
+
+# --- halts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_halt_reaches_prompts_that_were_not_asked_for_and_what_is_in_flight_is_told_before_a_life_leaves() -> None:
+    service = Service(seconds=3.0)
+    reason = QuotaExhausted("the day is over")
+    ends: Counter[str] = Counter()
+
+    async def one(fleet: Fleet, row: int) -> None:
+        try:
+            ends[(await asked(fleet, row)).status] += 1
+        except Halted as halted:
+            assert str(halted.reason) == str(reason) and type(halted.reason) is type(reason)
+            ends["halted"] += 1
+
+    async def body(fleet: Fleet) -> None:
+        remote = fleet.open("0/1")
+        idle = fleet.open("1/1")
+        async with anyio.create_task_group() as group:
+            for row in range(400):
+                group.start_soon(one, fleet, row)
+            await anyio.sleep(1.0)
+            fleet.coordinator.halt(reason)
+        await fleet.left("0/1")
+        await fleet.left("1/1")
+        assert remote.is_halted and idle.is_halted
+        assert fleet.coordinator.desk.in_flight == 0
+        assert fleet.coordinator.desk.answered == len(service.came) > 0
+        with pytest.raises(Halted):
+            await asked(fleet, 400)
+
+    with_fleet(body, service, Limits(rpm=0, tpm=0, concurrency=10))
+    assert ends == {"ok": 10, "halted": 390}
+
+
+def test_a_life_that_is_halted_alone_takes_back_what_it_asked_for() -> None:
+    service = Service()
+
+    async def body(fleet: Fleet) -> None:
+        remote = fleet.open("0/1")
+        fleet.open("1/1")
+        waiting = [asyncio.ensure_future(asked(fleet, row)) for row in range(5)]
+        await anyio.sleep(0.5)
+        remote.halt(None)
+        done, _ = await asyncio.wait(waiting)
+        assert Counter(type(each.exception()) for each in done) == {type(None): 1, Halted: 4}
+        await fleet.left("0/1")
+        assert not fleet.coordinator.desk.halted and fleet.coordinator.desk.ready == 0
+        assert (await fleet.remotes["1/1"].submit(ask(7))).status == "ok"
+
+    with_fleet(body, service, Limits(rpm=0, tpm=0, concurrency=1))
+
+
+def test_a_life_without_a_driver_sends_nothing_new_and_keeps_what_is_in_flight() -> None:
+    service = Service(seconds=30.0)
+
+    async def body(fleet: Fleet) -> None:
+        remote = fleet.open("0/1")
+        waiting = [asyncio.ensure_future(asked(fleet, row)) for row in range(5)]
+        await anyio.sleep(5.0)
+        fleet.cut("0/1")
+        await anyio.sleep(ORPHANED_S - 1.0)
+        assert not remote.is_orphan
+        await anyio.sleep(2.0 + POLL_S)
+        assert remote.is_orphan and remote.in_flight == 2
+        assert fleet.coordinator.silence_s("0/1") > ORPHANED_S > fleet.coordinator.silence_s("1/1")
+        await fleet.left("0/1")
+        done, _ = await asyncio.wait(waiting)
+        assert Counter(type(each.exception()) for each in done) == {type(None): 2, Halted: 3}
+        remote.heard(Given(1, 1, 0, None, 0.0, 8, 0.1))
+        with pytest.raises(Halted) as halted:
+            await asked(fleet, 9)
+        assert isinstance(halted.value.reason, ServiceError)
+
+    with_fleet(body, service, Limits(rpm=0, tpm=0, concurrency=2))
+    assert service.rows == [0, 1]
+
+
+# --- lives that end -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.05, 0.5, 3.5, 3.95, 4.02, 4.2])
+def test_a_worker_that_is_lost_at_any_moment_stays_charged_until_its_shard_is_opened(seconds: float) -> None:
+    """Neither the limit nor the cap forgets what it was told to send and did not tell of; others go on."""
+    service = Service(seconds=3.0)
+    limits = Limits(rpm=120, tpm=1_000_000, concurrency=6)
+
+    async def body(fleet: Fleet) -> None:
+        remote = fleet.open("0/1")
+        fleet.open("1/1")
+        desk, spending = fleet.coordinator.desk, fleet.spending
+        mine = [asyncio.ensure_future(asked(fleet, row)) for row in range(20)]
+        await anyio.sleep(seconds)
+        fleet.cut("0/1")
+        fleet.coordinator.lose("0/1")
+        await anyio.sleep(0.0)
+        told = desk.answered
+        others = [await fleet.remotes["1/1"].submit(ask(100 + n, tokens=100, params=PARAMS)) for n in range(2)]
+        assert [reply.status for reply in others] == ["ok", "ok"]
+        await anyio.sleep(10.0)
+        left = [row for row in service.rows if row < 100]
+        assert desk.ready == desk.in_flight == 0 and desk.answered == told + 2
+        assert [quota.ledger.in_flight() for quota in desk.quotas] == [(0, 0)]
+        lost = len(left) - told
+        assert spending.reserved_usd >= lost * WORST
+        requests = [quota.ledger.since(-1.0)[0] for quota in desk.quotas]
+        assert requests[0] >= len(left) + 2
+        # The life is not heeded any more.
+        fleet.coordinator.take("0/1", await remote.tell())
+        assert await fleet.coordinator.give("0/1") is None
+        # The next finds in the journal what its shard has cost, in flight or told.
+        spent = len(left) * WORST / 2
+        before = spending.spent_usd
+        fleet.coordinator.begin("0/2")
+        fleet.coordinator.opened("0/2", spent)
+        assert spending.reserved_usd == 0
+        assert spending.spent_usd - before == max(Decimal(0), spent - fleet.told_usd.get("0/1", Decimal(0)))
+        for task in mine:
+            task.cancel()
+
+    with_fleet(body, service, limits, spending=Spending(Decimal(10)))
+
+
+# --- messages that go astray --------------------------------------------------------------------------------------
+
+
+def test_messages_may_be_lost_doubled_and_overtaken_and_each_prompt_is_sent_once() -> None:
+    service = Service({7: [BROKEN], 8: [BROKEN] * 9})
+    statuses: Counter[str] = Counter()
+
+    async def one(remote: Remote, row: int) -> None:
+        statuses[(await remote.submit(ask(row))).status] += 1
+
+    async def body(fleet: Fleet) -> None:
+        remotes = [fleet.open(f"{shard}/1") for shard in range(3)]
+        async with anyio.create_task_group() as group:
+            for row in range(300):
+                group.start_soon(one, remotes[row % 3], row)
+        for remote in remotes:
+            remote.close()
+        for name in fleet.remotes:
+            await fleet.left(name)
+        assert fleet.coordinator.desk.sent == len(service.came)
+
+    with_fleet(body, service, Limits(rpm=600, tpm=0), bad_links=True)
+    assert statuses == {"ok": 299, "error": 1}
+    assert Counter(service.rows) == {row: {7: 2, 8: 5}.get(row, 1) for row in range(300)}
+
+
+@pytest.mark.parametrize("is_bad", [False, True])
+def test_no_cap_is_passed_whatever_becomes_of_messages(is_bad: bool) -> None:
+    service = Service()
+    cap = 40 * WORST
+    ends: Counter[str] = Counter()
+
+    async def one(remote: Remote, row: int) -> None:
+        try:
+            ends[(await remote.submit(ask(row, tokens=100, params=PARAMS))).status] += 1
+        except Halted as halted:
+            assert isinstance(halted.reason, BudgetReached)
+            ends["halted"] += 1
+
+    async def body(fleet: Fleet) -> None:
+        remotes = [fleet.open(f"{shard}/1") for shard in range(3)]
+
+        async def watch() -> None:
+            while True:
+                assert fleet.spending.spent_usd + fleet.spending.reserved_usd <= cap
+                await anyio.sleep(0.05)
+
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(watch)
+            async with anyio.create_task_group() as group:
+                for row in range(600):
+                    group.start_soon(one, remotes[row % 3], row)
+            watching.cancel_scope.cancel()
+        for name in fleet.remotes:
+            await fleet.left(name)
+        assert fleet.spending.reserved_usd == 0
+        assert cap - WORST < fleet.spending.spent_usd <= cap
+
+    with_fleet(body, service, bad_links=is_bad, spending=Spending(cap))
+    assert ends["ok"] == len(service.came) > 100 and ends["ok"] + ends["halted"] == 600
+
+
+STEP = st.one_of(
+    st.tuples(st.just("sleep"), st.sampled_from([0.0, 0.02, 0.15, 1.0, 3.5]), st.just(0)),
+    st.tuples(st.just("carry"), st.integers(0, 2), st.integers(0, 7)),
+    st.tuples(st.just("carry"), st.integers(0, 2), st.integers(0, 7)),
+    st.tuples(st.sampled_from(["drop", "double", "all"]), st.integers(0, 2), st.integers(0, 7)),
+    st.tuples(st.sampled_from(["lose", "open"]), st.integers(0, 2), st.just(0)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(STEP, max_size=60))
+def test_what_left_is_charged_and_paid_for_in_whatever_order_things_happen(
+    steps: list[tuple[str, float, int]],
+) -> None:
+    check_interleaving(steps)
+
+
+@pytest.mark.long
+@settings(max_examples=3000, deadline=None)
+@given(steps=st.lists(STEP, max_size=200))
+def test_what_left_is_charged_and_paid_for_in_any_of_many_orders(steps: list[tuple[str, float, int]]) -> None:
+    check_interleaving(steps)
+
+
+def check_interleaving(steps: list[tuple[str, float, int]]) -> None:
+    service = Service({3: [BROKEN], 12: [BROKEN]})
+    cap = 12 * WORST
+
+    async def one(remote: Remote, row: int) -> None:
+        with suppress(Halted):
+            await remote.submit(ask(row, tokens=100, params=PARAMS))
+
+    async def body(fleet: Fleet) -> None:
+        lives = dict.fromkeys(range(3), 0)
+        open_now: dict[int, str] = {}
+        async with anyio.create_task_group() as group:
+
+            def begin(shard: int) -> None:
+                lives[shard] += 1
+                name = open_now[shard] = f"{shard}/{lives[shard]}"
+                remote = fleet.open(name)
+                for link in fleet.links[name]:
+                    link.kept = []
+                fleet.coordinator.opened(name, fleet.spent_usd.get(str(shard), Decimal(0)))
+                for row in range(4):
+                    group.start_soon(one, remote, 10 * shard + row)
+
+            def lose(shard: int) -> None:
+                name = open_now.pop(shard)
+                fleet.cut(name)
+                fleet.coordinator.lose(name)
+
+            def holds() -> None:
+                assert fleet.spending.spent_usd + fleet.spending.reserved_usd <= cap
+                charged = [quota.ledger.since(-1.0)[0] for quota in fleet.coordinator.desk.quotas]
+                assert charged[0] >= len(service.came)
+
+            for shard in range(3):
+                begin(shard)
+            for what, which, place in steps:
+                if what == "sleep":
+                    await anyio.sleep(which)
+                    holds()
+                    continue
+                shard = int(which)
+                if what == "lose" and shard in open_now:
+                    lose(shard)
+                elif what == "open" and shard not in open_now:
+                    begin(shard)
+                elif shard in open_now and what in ("carry", "drop", "double", "all"):
+                    link = fleet.links[open_now[shard]][place % 2]
+                    assert link.kept is not None
+                    for _ in range(len(link.kept) if what == "all" else min(1, len(link.kept))):
+                        message = link.kept.pop(place // 2 % len(link.kept))
+                        for _ in range({"drop": 0, "double": 2}.get(what, 1)):
+                            link.arrive(message)
+                holds()
+            # All that is left ends well.
+            for shard in range(3):
+                if shard in open_now:
+                    lose(shard)
+                begin(shard)
+                for link in fleet.links[open_now[shard]]:
+                    link.kept = None
+            for name in [*open_now.values()]:
+                fleet.remotes[name].close()
+                await fleet.left(name)
+                holds()
+            for remote in fleet.remotes.values():
+                remote.orphan()
+        assert fleet.spending.reserved_usd == 0
+        assert [quota.ledger.in_flight() for quota in fleet.coordinator.desk.quotas] == [(0, 0)]
+        assert fleet.coordinator.desk.ready == fleet.coordinator.desk.in_flight == 0
+
+    with_fleet(body, service, Limits(rpm=600, tpm=0), spending=Spending(cap))
