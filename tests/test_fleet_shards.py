@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tables import documents, save, write
+from tables import documents, refused, save, write
 
 from jobs import PLAIN, make_job, write_job
 from pipeline.errors import RunStateError
@@ -195,6 +195,19 @@ def test_a_cut_that_was_killed_is_made_anew_and_a_whole_one_is_kept(
     before = [shard.input.stat().st_mtime_ns for shard in found]
     assert [shard.input.stat().st_mtime_ns for shard in cut(whole, 1)] == before
     assert sorted(path.name for path in (whole.directory / "shards").rglob("*.parquet*")) == ["input.parquet"] * 3
+
+
+def test_a_copy_that_is_damaged_or_gone_is_named(here: Path) -> None:
+    write(here / "t.csv", "topic\n" + "".join(f"t{n}\n" for n in range(9)))
+    whole = session(here, input={"path": "t.csv"})
+    (found, *_) = cut(whole, 1)
+    found.input.write_bytes(found.input.read_bytes()[:-20])
+    assert f"{found.input} is not a whole Parquet file" in refused(
+        lambda: documents(shard_source(whole.source, found))
+    ).message.replace(f"{here}/", "")
+    found.input.unlink()
+    with pytest.raises(RunStateError, match="the rows of a shard stand in it"):
+        shard_source(whole.source, found)
 
 
 def test_answers_whose_rows_nobody_knows_are_not_cut_over(here: Path) -> None:

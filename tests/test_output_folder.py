@@ -38,7 +38,7 @@ def test_a_run_of_one_process_writes_one_file_into_its_folder(here: Path, cli: C
         assert cli("run", path, "--offline").code == 0
     assert names(here / "results/words-offline") == ["part-00000.parquet"]
     told = cli("report", "small", "--json").json
-    assert (told["output"], told["output_finished"]) == ("results/words-offline", 6)
+    assert (told["output"], told["output_finished"]) == ("results/words-offline/", 6)
     assert pl.read_parquet("results/words-offline")["word"].to_list() == told_words()
     assert cli("export").code == 0 and (here / "results/words-offline-export.parquet").exists()
 

@@ -13,6 +13,7 @@ from pipeline.errors import RunStateError
 from pipeline.providers.stored import parse_stored
 from pipeline.records import STATUSES
 from pipeline.store import batched, parts
+from pipeline.store.journal import is_blank, journal_paths
 from pipeline.store.state import load_unsealed
 from pipeline.store.units import units
 
@@ -82,9 +83,9 @@ class Answers:
                 numbered = self._row(number)
                 if numbered["key"] == text:  # of a table without ids
                     return numbered
-        for at, first in enumerate(self._firsts):
-            if (row := self._own(at).find(text)) is not None:
-                return self._row(first + row)
+        for at, unit in enumerate(self._units):
+            if _mentions(unit.directory, text) and (row := self._own(at).find(text)) is not None:
+                return self._row(unit.first_row + row)
         if numbered is not None:
             return numbered
         raise RunStateError(
@@ -119,6 +120,15 @@ class Answers:
         if len(self._open) > _OPEN_UNITS:
             del self._open[next(iter(self._open))]
         return own
+
+
+def _mentions(directory: Path, key: str) -> bool:
+    """Whether a run directory may have a row with this id, told by the ids alone."""
+    sealed = (parts.read_part(path, ("key",))["key"] for path in parts.part_paths(directory / "results"))
+    try:
+        return any((keys == key).any() for keys in sealed) or not all(map(is_blank, journal_paths(directory)))
+    except FileNotFoundError:  # a journal that is sealed at this moment
+        return True
 
 
 def _counted(frame: pl.DataFrame, first: int) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from pipeline.errors import RunStateError
 from pipeline.run.prepare import Session
 from pipeline.source import Source
 from pipeline.source.shares import copied, spanned
@@ -14,11 +15,16 @@ def shard_source(source: Source, shard: Shard) -> Source:
     """The rows of a shard as a source of their own, which count from 0, and whose keys without an id do not.
 
     It can be pickled, and is read in any process that sees the same files. `source` is the whole table's, with all that
-    was chosen of it: columns, files, rules.
+    was chosen of it: columns, files, rules. Raises `RunStateError` where its rows are gone.
     """
     if shard.pieces:
         spans = [(piece.file, Span(piece.first, piece.rows)) for piece in shard.pieces]
         return spanned(source, shard.first_row, shard.rows, spans)
+    if not shard.input.is_file():
+        raise RunStateError(
+            f"{shard.input} is missing: the rows of a shard stand in it\nWhat was answered is kept.",
+            "restore it from a backup, or begin anew with `--fresh`, which keeps the answers beside",
+        )
     return copied(source, shard.first_row, shard.rows, shard.input)
 
 

@@ -41,6 +41,7 @@ def copied(source: Source, first_row: int, rows: int, path: Path) -> Source:
     place = os.path.abspath(path)  # noqa: PTH100  links stay what they are
     part = replace(
         source.table,
+        path=place,
         paths=(place,),
         remote=False,
         on_path={},

@@ -256,7 +256,8 @@ def explained(table: Table) -> Iterator[None]:
         ) from None
     except failures as error:
         hint = "check the address and the credentials" if table.remote else "it may be cut off or damaged"
-        if table.kind == "parquet" and isinstance(error, pl.exceptions.PolarsError) and not table.remote:
+        is_parquet = table.kind == "parquet" or bool(table.spans)
+        if is_parquet and isinstance(error, pl.exceptions.PolarsError) and not table.remote:
             reason = _first_line(error).removeprefix("parquet: ")
             raise InputError(f"{table.path} is not a whole Parquet file: {reason}", hint) from None
         raise InputError(f"cannot read {table.path}: {_first_line(error)}", hint) from None

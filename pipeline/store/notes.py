@@ -103,9 +103,10 @@ def last_output(directory: Path) -> str | None:
     if note is None:
         return None
     path = _found(note, _project(directory.parent))
+    end = "/" if path.is_dir() else ""
     with suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
+        return f"{path.relative_to(Path.cwd())}{end}"
+    return f"{path}{end}"
 
 
 def _found(note: Written, project: Path) -> Path:
