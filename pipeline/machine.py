@@ -30,6 +30,8 @@ except ImportError:  # Windows has neither
 _ALWAYS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOINHERIT", 0) | getattr(os, "O_BINARY", 0)
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 """Flag of `open_file`: a symbolic link is refused, where the system can."""
+NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
+"""Numbers of the error of a file system that locks nothing."""
 NO_WAITING = getattr(os, "O_NONBLOCK", 0)
 """Flag of `open_file`: a pipe is not waited for."""
 _LOCKED_AT = 2**31 - 16  # Windows keeps others from reading what is locked: a byte behind all that is read
@@ -172,12 +174,19 @@ def sync(fd: int) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make renames and new names in `directory` survive power loss, where a directory can be opened."""
+    """Make renames and new names in `directory` survive power loss, where a directory can be opened and synced."""
     if not fcntl:
         return
     fd = open_file(directory, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (
+            errno.EINVAL,
+            errno.ENOTSUP,
+            errno.ENOSYS,
+        ):  # as disks in user space and of others answer
+            raise
     finally:
         os.close(fd)
 

@@ -191,6 +191,16 @@ def test_the_same_rows_are_the_same_table_however_they_are_given(tmp_path: Path)
     assert offline("words.csv", "file").rows == 3
 
 
+def test_a_table_that_was_kept_and_damaged_is_kept_anew() -> None:
+    offline(words(3))
+    (kept,) = Path("runs/.given").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert (
+        offline(words(3)).calls == 3
+        and pp.read("words-offline").frame()["word"].to_list() == words(3)["word"].to_list()
+    )
+
+
 def test_what_is_no_table_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="a list is no table"):
         offline([{"word": "a"}])

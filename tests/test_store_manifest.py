@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import re
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import orjson
 import pytest
 from stores import answer, manifest, opened
 
-from pipeline import report
+from pipeline import machine, report
 from pipeline.errors import RunStateError
 from pipeline.store.manifest import BATCHED_VERSION, Lock, Manifest, differences, read, write
 from pipeline.store.notes import last_output
+from pipeline.store.place import locked
 
 
 def changed(**sections: Any) -> list[str]:
@@ -74,8 +76,9 @@ def test_a_damaged_manifest_is_refused_with_its_place(tmp_path: Path, content: b
 
 def test_a_manifest_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(RunStateError, match="cannot read"):
+    with pytest.raises(RunStateError, match="cannot read") as caught:
         read(tmp_path / "manifest.json")
+    assert "same command again" in caught.value.hint, "a disk that is away for a moment is no reason to buy all anew"
 
 
 @pytest.mark.parametrize("more", [{}, {"unheard_of": 1}])
@@ -167,6 +170,32 @@ def test_a_file_system_that_locks_nothing_is_refused_by_name(
         assert "disk of this machine" in caught.value.hint
         assert not Lock.held(path)
     Lock(path).release()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
+def test_an_output_on_a_disk_that_locks_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(fd: object, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = tmp_path / "out.csv"
+    with nullcontext() if number != errno.EIO else pytest.raises(OSError), locked(path, path):
+        path.touch()
+    assert path.exists() == (number != errno.EIO)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_directory_whose_disk_knows_no_sync_is_none_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(fd: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with nullcontext() if number != errno.EIO else pytest.raises(OSError):
+        machine.sync_directory(tmp_path)
 
 
 @pytest.mark.case("D11")

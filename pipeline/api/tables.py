@@ -54,14 +54,22 @@ def kept(table: pl.DataFrame | pl.LazyFrame | ArrowStream) -> str:
                 digest.update(block)
             os.fsync(file.fileno())
         final = directory / f"{digest.hexdigest()}.parquet"
-        try:
+        with suppress(FileNotFoundError):
             os.utime(final)  # it is wanted again: whoever tidies at this moment leaves it to the run that begins
-        except FileNotFoundError:  # one that is there may be read at this moment: it is left alone
+        if not _is_whole(final, hidden.stat().st_size):  # one that is may be read at this moment: it is left alone
             machine.replace(hidden, final)
             _tidy(directory)
         return str(final)
     finally:
         hidden.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path, size_bytes: int) -> bool:
+    """Whether a table that was kept is there, and as long as it was: it was whole when it got its name."""
+    try:
+        return path.stat().st_size == size_bytes
+    except FileNotFoundError:
+        return False
 
 
 def _tidy(directory: Path) -> None:

@@ -104,7 +104,11 @@ def read(path: Path) -> Manifest | None:
         data = orjson.loads(written)
     except FileNotFoundError:
         return None
-    except (orjson.JSONDecodeError, OSError) as error:
+    except OSError as error:
+        raise RunStateError(
+            f"cannot read {path}: {error.strerror}", "look after the disk or the path, then run the same command again"
+        ) from None
+    except orjson.JSONDecodeError as error:
         raise RunStateError(f"cannot read {path}: {error}", "restore it, or start anew with `--fresh`") from None
     version = data.get("version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > BATCHED_VERSION:

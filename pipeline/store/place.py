@@ -4,7 +4,6 @@ A table is noted (`pipeline.store.notes`) before it is put in place: a kill betw
 that is not there.
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -317,7 +316,7 @@ def locked(path: Path, target: Path) -> Iterator[None]:
                 f"another run writes {path}: {holder}", "wait for its end, or choose another place with `--out`"
             ) from None
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
+            if error.errno not in machine.NO_LOCKS:
                 os.close(fd)
                 raise
         with suppress(FileNotFoundError):
