@@ -1,10 +1,12 @@
 """Jobs from Python: priced, run, stopped and read as on the command line, from any thread or loop."""
 
 import asyncio
+import copy
 import gc
 import json
 import logging
 import os
+import pickle
 import runpy
 import signal
 import subprocess
@@ -136,6 +138,18 @@ def test_batches_are_left_with_nobody_in_a_rehearsal() -> None:
         offline(words(1), leave=True)
 
 
+def test_a_job_and_its_results_can_be_handed_to_another_process() -> None:
+    class Told(BaseModel):
+        word: str
+
+    of_turns = {"flow": "conversation", "turns": ["Say {{ word }}", "Why?"], "template": None}
+    for sections in ({}, {"output": {"schema": Told}, "check": [{"holds": "length(word) < 9"}]}, {"prompt": of_turns}):
+        varied = job("varied", **sections)
+        for same in (pickle.loads(pickle.dumps(varied)), copy.deepcopy(varied)):
+            assert same.fingerprint == varied.fingerprint and pp.estimate(same, words(3), offline=True).rows == 3
+    assert pickle.loads(pickle.dumps(offline(words(3)))).frame()["status"].to_list() == ["ok"] * 3
+
+
 def test_a_class_of_pydantic_is_a_schema() -> None:
     class Mood(BaseModel):
         good: bool
@@ -189,6 +203,19 @@ def test_the_same_rows_are_the_same_table_however_they_are_given(tmp_path: Path)
     assert len(list(Path("runs/.given").iterdir())) == 1
     words(3).write_csv("words.csv")
     assert offline("words.csv", "file").rows == 3
+
+
+def test_a_table_that_a_run_may_be_reading_is_not_touched() -> None:
+    pp.estimate(job(), words(3), offline=True)
+    (kept,) = Path("runs/.given").iterdir()
+    for begin, age_s in ((pp.estimate, 3_600.0), (pp.estimate, 80_000.0), (pp.run, 3_600.0), (pp.run, 80_000.0)):
+        if begin is pp.run:
+            offline(words(3))
+        before = time.time() - age_s
+        os.utime(kept, (before, before))
+        begin(job(), words(3), offline=True)
+        is_touched = kept.stat().st_mtime > before + 1
+        assert is_touched == (begin is pp.estimate and age_s > 50_000), "it may be tidied away before the run begins"
 
 
 def test_a_table_that_was_kept_and_damaged_is_kept_anew() -> None:
@@ -309,7 +336,7 @@ def test_tables_of_runs_stay_and_those_of_estimates_go_after_a_day() -> None:
     assert len(kept) == 2 and len(set(Path("runs/.given").iterdir()) & kept) == 1
     (of_run,) = set(Path("runs/.given").iterdir()) & kept
     pp.estimate(job(), words(2), offline=True)
-    assert of_run.stat().st_mtime > 0  # one that is given again is a new day old
+    assert of_run.stat().st_mtime == 0  # it stays anyway, and the run may be reading it
     assert pp.read("words").frame().height == 2
 
 

@@ -54,8 +54,7 @@ def kept(table: pl.DataFrame | pl.LazyFrame | ArrowStream) -> str:
                 digest.update(block)
             os.fsync(file.fileno())
         final = directory / f"{digest.hexdigest()}.parquet"
-        with suppress(FileNotFoundError):
-            os.utime(final)  # it is wanted again: whoever tidies at this moment leaves it to the run that begins
+        _want_again(final)
         if not _is_whole(final, hidden.stat().st_size):  # one that is may be read at this moment: it is left alone
             machine.replace(hidden, final)
             _tidy(directory)
@@ -72,11 +71,26 @@ def _is_whole(path: Path, size_bytes: int) -> bool:
         return False
 
 
+def _want_again(path: Path) -> None:
+    """Leave a table of an estimate to the run that begins, whoever tidies at this moment.
+
+    One of a run is not touched: that run may be reading it, and would take it for another.
+    """
+    with suppress(RunStateError, OSError):
+        if path.stat().st_mtime < time.time() - _KEPT_S / 2 and path.name not in _of_runs(path.parent):
+            os.utime(path)
+
+
+def _of_runs(directory: Path) -> set[str]:
+    """The names of the tables that runs were made of. Raises `RunStateError`."""
+    manifests = (read_manifest(path) for path in directory.parent.glob("*/manifest.json"))
+    return {Path(manifest.source_path).name for manifest in manifests if manifest}
+
+
 def _tidy(directory: Path) -> None:
     """Remove tables that no run was made of, as those of estimates, and what a kill left, once they are a day old."""
     with suppress(RunStateError, OSError):
-        manifests = (read_manifest(path) for path in directory.parent.glob("*/manifest.json"))
-        named = {Path(manifest.source_path).name for manifest in manifests if manifest}
+        named = _of_runs(directory)
         for path in directory.iterdir():
             if path.name not in named and path.stat().st_mtime < time.time() - _KEPT_S:
                 path.unlink()

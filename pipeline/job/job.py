@@ -13,6 +13,7 @@ import orjson
 
 from pipeline.answer_columns import ANSWERS, AnswerColumn, redacted_column
 from pipeline.errors import AuthError
+from pipeline.job.answers import read_checks
 from pipeline.job.asked import asked_at
 from pipeline.job.tool_columns import tool_columns
 from pipeline.keys import Key, origin_of, read
@@ -56,6 +57,13 @@ class Job:
 
     def __repr__(self) -> str:
         return f"Job({self.name!r}, {self.model}, {self.spec.input.path} → {self.spec.output.path})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the compiled checks, which are functions."""
+        return {**self.__dict__, "checks": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, checks=read_checks(state["path"], state["spec"], state["schema"]))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -39,7 +39,7 @@ class Judge:
     def __init__(self, schema: Node) -> None:
         import jsonschema_rs  # takes 23 ms, and most jobs have no schema
 
-        self._names = _names(schema)
+        self._schema, self._names = schema, _names(schema)
         try:
             # Linear patterns, nothing fetched, and no value of an answer in a message: it may quote the prompt.
             self._validator = jsonschema_rs.Draft202012Validator(
@@ -51,6 +51,10 @@ class Judge:
             )
         except ValueError as error:
             raise SchemaError(f"it is no JSON Schema: {str(error).splitlines()[0]}") from None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled it is its schema: the validator has no other form."""
+        return Judge, (self._schema,)
 
     def judge(self, text: str) -> Judged:
         """The JSON that is the answer: the whole text, else what stands in its one fence, else amid its prose.

@@ -58,6 +58,10 @@ class Template:
         shown = [each.exprs[0].bare() for each in self.statements if each.kind == "emit"]
         self._inserted = [expr.name for expr in shown if expr.kind == "var" and expr.name not in assigned]
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled it is its source: what Jinja makes of that holds code."""
+        return Template, (self.source, self.where)
+
     @cached_property
     def variables(self) -> frozenset[str]:
         """Names that have to come from outside, the keys of `row` and `own` not among them."""
