@@ -152,6 +152,13 @@ class OutputTrouble(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerLost(Message):
+    """A worker of several is gone: others run its shards, and what it had in flight counts at its most till then."""
+
+    kind: ClassVar[str] = "worker_lost"
+
+
+@dataclass(frozen=True, slots=True)
 class CacheTrouble(Message):
     """The answer cache cannot be used, or was made anew."""
 

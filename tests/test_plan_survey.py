@@ -4,6 +4,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
@@ -168,3 +169,17 @@ def test_no_room_beside_the_table_is_told(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(tempfile, "TemporaryFile", lambda *_, **__: full)
         with pytest.raises(InputError, match="cannot look over the table: No space left on device"):
             survey.survey(source, 1000)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.sets(st.integers(0, 59)), st.sets(st.integers(1, 59)))
+def test_within_ranges_a_row_repeats_only_what_stands_in_its_own(
+    hashes: list[int], bounds: set[int], cuts: set[int]
+) -> None:
+    rows = len(hashes)
+    places = sorted({0, rows, *(cut for cut in cuts if cut < rows)})
+    slices = [pl.DataFrame({"hash": pl.Series(hashes[a:b], dtype=pl.UInt64)}) for a, b in pairwise(places)]
+    nothing = pl.Series([False] * rows)
+    found = Survey([], nothing, nothing, (), slices).within(sorted({0, *bounds}))
+    starts = sorted({0, rows, *(bound for bound in bounds if bound < rows)})
+    expected = [hashes[row] in hashes[a:row] for a, b in pairwise(starts) for row in range(a, b)]
+    assert found.repeats.to_list() == expected

@@ -14,7 +14,7 @@ from stores import answer, manifest, opened
 
 from pipeline import machine, report
 from pipeline.errors import RunStateError
-from pipeline.store.manifest import BATCHED_VERSION, Lock, Manifest, differences, read, write
+from pipeline.store.manifest import SHARDED_VERSION, Lock, Manifest, differences, read, write
 from pipeline.store.notes import last_output
 from pipeline.store.place import locked
 
@@ -84,8 +84,8 @@ def test_a_manifest_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("more", [{}, {"unheard_of": 1}])
 def test_a_newer_layout_is_refused_before_anything_else_of_it_is_read(tmp_path: Path, more: dict[str, int]) -> None:
     path = tmp_path / "manifest.json"
-    path.write_bytes(orjson.dumps({**asdict(manifest()), "version": BATCHED_VERSION + 1, **more}))
-    newer = f"newer prompt-pipeline .layout {BATCHED_VERSION + 1}, this one knows"
+    path.write_bytes(orjson.dumps({**asdict(manifest()), "version": SHARDED_VERSION + 1, **more}))
+    newer = f"newer prompt-pipeline .layout {SHARDED_VERSION + 1}, this one knows"
     with pytest.raises(RunStateError, match=newer) as caught:
         read(path)
     assert "upgrade" in caught.value.hint and "--fresh" in caught.value.hint

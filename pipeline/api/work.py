@@ -17,7 +17,7 @@ import anyio.lowlevel
 
 from pipeline.errors import JobError
 from pipeline.process import backend
-from pipeline.run.engine import Engine
+from pipeline.run.engine import Works
 
 Done = TypeVar("Done")
 _LOOK_S = 0.25
@@ -38,7 +38,7 @@ class Ending:
         self._asked = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scope: anyio.CancelScope | None = None
-        self._engine: Engine | None = None
+        self._engine: Works | None = None
 
     def ask(self) -> None:
         """Ask it, from any thread."""
@@ -48,7 +48,7 @@ class Ending:
                 with suppress(RuntimeError):  # its loop has ended by itself
                     self._loop.call_soon_threadsafe(self._heed)
 
-    async def heed(self, engine: Engine) -> None:
+    async def heed(self, engine: Works) -> None:
         """Have the engine of a run end as it is asked."""
         self._engine = engine
         try:

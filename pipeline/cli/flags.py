@@ -108,6 +108,16 @@ Limit = Annotated[
     int | None,
     typer.Option("--limit", min=1, metavar="N", help="only the first N rows; a later run does the rest"),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        max=256,
+        metavar="N",
+        help="have so many processes of this machine make the calls, together under the one quota and budget",
+    ),
+]
 MetricsPort = Annotated[
     int | None,
     typer.Option(

@@ -4,6 +4,7 @@ import shlex
 import signal
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,7 @@ from pipeline.cli.flags import (
     Rpm,
     Sample,
     Tpm,
+    Workers,
     Yes,
     load_job,
     parse_changes,
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from pipeline.job import Job
     from pipeline.plan import Plan
     from pipeline.run.prepare import Session
-    from pipeline.run.run import Ended, Watch
+    from pipeline.run.run import Ended, Watch, Work
 
 
 def run(
@@ -114,6 +116,7 @@ def run(
     ] = False,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = None,
+    workers: Workers = None,
 ) -> None:
     """Start this job's run, or continue it.
 
@@ -171,7 +174,7 @@ def run(
     same = "the same command" + " without `--fresh`" * fresh  # with it the run would begin once more
     try:
         with monitored(console.watch, metrics_port, metrics_host) as watch:
-            ended = _run(prepared, yes, watch)
+            ended = _run(prepared, yes, watch, _by_workers(workers))
             with resumable_once(lambda error: ended.summary.calls > 0):
                 if json:
                     console.show_json(ended.summary.as_json())
@@ -303,7 +306,18 @@ def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> bool:
     return True
 
 
-def _run(prepared: "Session", yes: bool, watch: "Watch") -> "Ended":
+def _by_workers(workers: int | None) -> "Work | None":
+    """What does the work, where that is not this process alone."""
+    if workers is None:
+        return None
+    with quick_imports():
+        from pipeline.fleet import processes
+        from pipeline.fleet.run import by_fleet
+
+    return by_fleet(processes.launch, workers)
+
+
+def _run(prepared: "Session", yes: bool, watch: "Watch", work: "Work | None" = None) -> "Ended":
     """Run it once the plan is agreed to."""
     with quick_imports():
         import anyio
@@ -314,7 +328,7 @@ def _run(prepared: "Session", yes: bool, watch: "Watch") -> "Ended":
     with ExitStack() as reading:
         reading.enter_context(console.busy("reading the table"))
         confirm = _confirm(yes, reading.close)
-        return anyio.run(run.run, prepared, confirm, watch, backend_options=backend())
+        return anyio.run(partial(run.run, work=work), prepared, confirm, watch, backend_options=backend())
 
 
 def _confirm(yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool, Session], None]":

@@ -105,7 +105,10 @@ def _done(status: Status, *, bar: bool) -> list[str]:
     parts = [f"{status.calls:,}/{status.calls_planned:,} calls {int(share * 100)}%"]
     if bar:
         parts.append(f"▕{filled:<{_BAR}}▏")
-    return [*parts, f"{count(status.rows_done)} of {things(status.rows, 'row')}"]
+    parts.append(f"{count(status.rows_done)} of {things(status.rows, 'row')}")
+    if status.shards:
+        parts.append(f"{status.shards_done:,}/{status.shards:,} shards, {things(status.workers, 'worker')}")
+    return parts
 
 
 def _rates(status: Status) -> list[str]:

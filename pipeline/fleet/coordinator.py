@@ -329,6 +329,9 @@ class Coordinator:
     # --- asks -------------------------------------------------------------------------------------------------------
 
     def _begin(self, life: _Life, ask: Ask) -> None:
+        if self.desk.halted:
+            life.news.set()  # each message says so
+            return
         asked = life.asked[ask.number] = _Asked(life, ask.number, ask.tokens)
         stub = stub_of(ask, f"{life.name}/{ask.number}")
         self._asked[stub.key] = asked

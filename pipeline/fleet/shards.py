@@ -47,12 +47,13 @@ def cut(session: Session, workers: int, heard: Callable[[int], None] = lambda ro
         source = replace(source, most=None)
     if units.is_cut(directory):
         whole, known = units.read(directory)
-        if whole != source.whole_fingerprint:
+        if whole == source.whole_fingerprint:
+            return known
+        if any(map(units.has_begun, known)):
             raise RunStateError(
                 f"{directory} consists of shards of another table\nNothing was sent.",
                 "put the input back as it was, or begin anew with `--fresh`",
             )
-        return known
     _check_unused(session)
     rows = source.count()
     number = -(-rows // rows_a_shard(rows, workers))

@@ -1,7 +1,8 @@
 """One look over the whole table: the size and kind of each row, and which rows repeat an earlier one."""
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -51,6 +52,26 @@ class Survey:
                 self.empty.slice(*here).alias("empty"),
             )
             yield frame if wanted is None else frame.filter(wanted.slice(*here))
+
+    def within(self, bounds: Sequence[int]) -> "Survey":
+        """The same where a row repeats only what stands in its own range of rows; each begins at one of the `bounds`.
+
+        Takes 8 bytes for each row of a range at a time.
+        """
+        repeats, held, row = [pl.Series(dtype=pl.Boolean)], [pl.Series(dtype=pl.UInt64)], 0
+        ends = deque([*(bound for bound in bounds if 0 < bound < self.rows), self.rows])
+        for frame in self.digests:
+            hashes = frame["hash"]
+            while ends and row + len(hashes) >= ends[0]:
+                here, hashes, row = hashes.head(ends[0] - row), hashes.slice(ends[0] - row), ends.popleft()
+                repeats.append(~pl.concat([*held, here]).is_first_distinct())
+                del held[1:]
+            held.append(hashes)
+            row += len(hashes)
+        repeat = pl.concat(repeats, rechunk=True) & ~self.empty
+        return replace(
+            self, repeats=repeat, first_repeats=tuple(pair for pair in self.first_repeats if repeat[pair[0]])
+        )
 
     def at(self, rows: pl.Series) -> pl.DataFrame:
         """The same of these rows, which ascend."""

@@ -1,7 +1,7 @@
 """What a run is put together from: its books and caps, its targets as they are used, the durable call, the engine."""
 
 import time
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -11,12 +11,13 @@ from math import inf
 import anyio
 import anyio.to_thread
 
+from pipeline import flows
 from pipeline.budget.book import SpendBook
 from pipeline.budget.caps import Book, Spending
 from pipeline.budget.cashier import SEEN_COLUMNS, Cashier, seen_in
 from pipeline.budget.joint import JointBook
 from pipeline.cache import AnswerCache
-from pipeline.calls import Call, charge_lost, durable, fallback
+from pipeline.calls import Call, Generate, charge_lost, durable, fallback
 from pipeline.dispatch.backlog import Deadline
 from pipeline.dispatch.desk import Admit, Desk, Send
 from pipeline.dispatch.dispatcher import Dispatcher
@@ -38,11 +39,11 @@ from pipeline.process import files_left
 from pipeline.prompts import Prompt
 from pipeline.providers.batches.base import Batches as Service
 from pipeline.quota.book import QuotaBook
-from pipeline.records import Failure, Reply
+from pipeline.records import Document, Failure, Reply
 from pipeline.run.batching import SETTLED_S, batching_of, in_batches, room_in, steering_of
 from pipeline.run.caching import CacheKeeper, keeper_of
 from pipeline.run.course import Line, Progress, Steering
-from pipeline.run.engine import Engine, Monitor
+from pipeline.run.engine import Engine, Monitor, Works
 from pipeline.run.feeds import Feed, Table
 from pipeline.run.first import FirstRows
 from pipeline.run.guards import stranger, within_files
@@ -155,7 +156,7 @@ def assembled(
     if services.tokens:
         services.tokens.on_trouble = lambda message: heard(KeyNoted(message))
     left = files_left()
-    used = {target: _as_used(session, target, left, heard) for target in services.targets}
+    used = {target: as_used(session, target, left, heard) for target in services.targets}
     routes = [route.mapped(used.__getitem__) for route in services.routes]
     whole = routes[-1] if tuple(used.values()) == routes[-1].targets else Route(tuple(used.values()))
 
@@ -190,17 +191,6 @@ def assembled(
         cashier.beside.on_room = line.look_again
         lines.append(line)
         return line
-
-    met = ModelsMet(heard)
-
-    async def generate(prompt: Prompt, target: Target) -> Reply | Failure:
-        outcome = await services.generate(prompt, target)
-        if changed := stranger(session, target.endpoint, outcome):
-            engine.halt(changed)
-            return Failure("fatal", "server", changed.message, sent=False)
-        if isinstance(outcome, Reply):
-            met.note(target, outcome)
-        return outcome
 
     seen = seen_in(store.calls(SEEN_COLUMNS, newest=None if spending.capped else 2))
     cashier = Cashier(spending, heard, seen, budget.allow_unpriced)
@@ -238,7 +228,7 @@ def assembled(
         )
         monitor.batches = batching.desk
     call, opened = durable(
-        generate,
+        generating(session, services, heard, lambda reason: engine.halt(reason)),
         desk,
         store,
         cashier,
@@ -256,12 +246,11 @@ def assembled(
     else:
         table = Table(session.documents(others, plan.order), first.opened if first else None)
         feeds = [first, table] if first else [table]
-    calls = [partial(_by, fallback(call) if route.others else call, route) for route in routes]
     engine = Engine(
         session.working,
         feeds,
         store,
-        lambda document: calls[document.rule],
+        by_rule(call, routes),
         opened,
         monitor,
         cache,
@@ -290,7 +279,7 @@ def _nothing() -> None:
 class Assembled:
     """The engine of a session, and who works beside it, if anybody."""
 
-    engine: Engine
+    engine: Works
     keeper: CacheKeeper | None  # of explicit caches
     steering: Steering | None  # of the lanes
     line: Line  # the live lanes
@@ -323,11 +312,33 @@ def _key_found(session: Session, target: Target, heard: Notify, message: str, pr
         heard(KeyNoted(f"the next run's caps of day and month will not count what was spent with the old key: {error}"))
 
 
+def generating(session: Session, services: Services, heard: Notify, halt: Callable[[PipelineError], None]) -> Generate:
+    """What makes one request; it halts the run where another service answers than at its start."""
+    met = ModelsMet(heard)
+
+    async def generate(prompt: Prompt, target: Target) -> Reply | Failure:
+        outcome = await services.generate(prompt, target)
+        if changed := stranger(session, target.endpoint, outcome):
+            halt(changed)
+            return Failure("fatal", "server", changed.message, sent=False)
+        if isinstance(outcome, Reply):
+            met.note(target, outcome)
+        return outcome
+
+    return generate
+
+
+def by_rule(call: Call, routes: Sequence[Route]) -> Callable[[Document], flows.Call]:
+    """The durable call of a document: to the targets of the rule that it falls under, and those that take over."""
+    calls = [partial(_by, fallback(call) if route.others else call, route) for route in routes]
+    return lambda document: calls[document.rule]
+
+
 def _by(call: Call, route: Route, prompt: Prompt) -> Awaitable[Reply]:
     return call(prompt, (route.checked if prompt.step == "escalate" else None) or route)
 
 
-def _as_used(session: Session, target: Target, files: int, heard: Notify) -> Target:
+def as_used(session: Session, target: Target, files: int, heard: Notify) -> Target:
     """A target as this session uses it: a rehearsal is free, and sockets may be few."""
     limits = target.limits if session.options.offline else within_files(target.limits, files, heard)
     return replace(target, rates=FREE if session.rehearsal else target.rates, limits=limits)

@@ -8,6 +8,7 @@ from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Protocol
 
 import anyio
 import anyio.abc
@@ -70,6 +71,9 @@ class Monitor:
     batches: BatchDesk | None = None  # where some of its prompts go to batches
     sample: int = 0  # rows of it, where the session covers no others
     first: FirstRows | None = None
+    workers: int = 0  # processes at work, where there are several
+    shards: int = 0  # that the session covers
+    shards_done: int = 0
     stopping: bool = False
     notices: list[Event] = field(default_factory=list)  # events not shown yet
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=100))  # of the last calls outside of batches
@@ -152,6 +156,26 @@ class Monitor:
             observer.taken(batch, usage)
 
 
+class Works(Protocol):
+    """What does the work of a run: an engine, or what stands in its place."""
+
+    monitor: Monitor
+    stopped: PipelineError | None
+    interrupted: bool
+
+    async def run(self) -> None:
+        """Answer every row that has no lasting outcome yet, or as many as come before it is halted."""
+        ...
+
+    def halt(self, reason: PipelineError | None) -> None:
+        """Admit no new call; what is in flight finishes and is kept. `reason` is None after Ctrl-C."""
+        ...
+
+    def abandon(self) -> None:
+        """Stop now: the replies in flight are lost, everything before them is kept."""
+        ...
+
+
 class Engine:
     """One run of one job. `run` returns when every row has an outcome or no new call is admitted any more."""
 
@@ -166,10 +190,12 @@ class Engine:
         cache: AnswerCache | None = None,
         changes: str | None = None,
         rounds: Rounds | None = None,
+        fail_fast: bool = True,
     ) -> None:
         """`feeds` give the documents to be done; `call` is the durable one of each, by way of the `desk`.
 
         `changes` is what `--set` changed of the job, for the results. `rounds` open those again that wait for batches.
+        With `fail_fast` it stops where the first rows all fail alike.
         """
         self._job = job
         self._feeds = feeds
@@ -180,7 +206,7 @@ class Engine:
         self._desk = monitor.desk = desk
         self._cache = cache
         self._changes = changes
-        self._first_failures = _FirstFailures(not monitor.done, rounds.ahead if rounds else 0)
+        self._first_failures = _FirstFailures(fail_fast and not monitor.done, rounds.ahead if rounds else 0)
         self._idle: list[asyncio.Future[tuple[Document, Gate] | None]] = []  # tasks that wait for another document
         self._all_opened = False
         self._scope = anyio.CancelScope()
@@ -207,6 +233,11 @@ class Engine:
                     if self._rounds:
                         self._rounds.close()
                 keeping.cancel_scope.cancel()
+
+    @property
+    def is_dry(self) -> bool:
+        """Whether all of its documents are opened, and others could be begun beside them."""
+        return self._all_opened
 
     async def _keep(self) -> None:
         try:

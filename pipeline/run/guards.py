@@ -17,6 +17,7 @@ from pipeline.report.finding import in_use
 from pipeline.run.prepare import Options, Session
 from pipeline.store.batches import is_out
 from pipeline.store.manifest import read as read_manifest
+from pipeline.store.units import is_cut
 
 SPARE_FILES = 16
 """Files that a run opens beside its sockets now and then: parts, the output, names looked up; 3 at once were seen."""
@@ -36,6 +37,15 @@ def set_aside(directory: Path) -> None:
             f"{directory} cannot be set aside: {error.strerror}\nIt is as it was, and nothing was sent.",
             f"mend the permissions of {directory.parent}, or leave out `--fresh`",
         ) from None
+
+
+def check_alone(session: Session) -> None:
+    """Raise `RunStateError` where one process would go on with what a fleet began."""
+    if is_cut(session.directory) and not session.options.fresh:
+        raise RunStateError(
+            f"{session.directory} was begun by several workers, and its table is cut into shards\nNothing was sent.",
+            "add `--workers N` (or `--on ray`) to go on with it; `--fresh` begins anew",
+        )
 
 
 def aside_of(directory: Path) -> Path:

@@ -46,9 +46,9 @@ from pipeline.run.batching import (
     still_out,
 )
 from pipeline.run.changes import Change
-from pipeline.run.engine import Engine, Monitor
+from pipeline.run.engine import Monitor, Works
 from pipeline.run.generations import Keeping, begin, changed, held, number_of_fresh, settle, spent_before
-from pipeline.run.guards import refuse_unpriced, set_aside
+from pipeline.run.guards import check_alone, refuse_unpriced, set_aside
 from pipeline.run.interim import Interim
 from pipeline.run.output import exported, output_place
 from pipeline.run.planning import look, planned
@@ -76,7 +76,12 @@ HEARTBEAT_S = 10.0
 
 Watch = Callable[[Monitor], Coroutine[None, None, None]]
 Confirm = Callable[[Plan, bool, Session], None]
-Heed = Callable[[Engine], Coroutine[None, None, None]]
+
+Heed = Callable[[Works], Coroutine[None, None, None]]
+Work = Callable[
+    [Session, Services, Place | Folder | None, Confirm, Watch, Heed, Posts | None], Coroutine[None, None, "Ended"]
+]
+"""What is done once all are known to be there who answer; see `run`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ class Ended:
         return 0 if self.are_ok else 1
 
 
-async def heed_signals(engine: Engine) -> None:
+async def heed_signals(engine: Works) -> None:
     """First Ctrl-C (or SIGTERM, or SIGHUP of a terminal that is gone): finish what is in flight. Second: stop now."""
     with machine.signals_as_they_come() as signals:
         async for _ in signals:
@@ -118,10 +123,11 @@ async def run(
     watch: Watch,
     opening: Opening = open_services,
     heed: Heed = heed_signals,
+    work: "Work | None" = None,
 ) -> Ended:
     """Start the job's run, or continue it. `confirm` sees the plan, whether a run is continued, and the session as the
     service made it, real or a rehearsal; it may raise. `watch` shows progress; `opening` opens those who answer; `heed`
-    ends the run when somebody asks for it.
+    ends the run when somebody asks for it. `work` does it, where that is not this process alone.
 
     Raises `PipelineError` for what is wrong before the first call.
     """
@@ -149,7 +155,7 @@ async def run(
                     with output_place(session) as place:
                         if options.fresh:
                             set_aside(session.directory)
-                        ended = await _run(session, services, place, agreed_to, watched, heed, posts)
+                        ended = await (work or _run)(session, services, place, agreed_to, watched, heed, posts)
                 except Exception as error:
                     known = as_known(error)
                     if posts and is_agreed:
@@ -165,7 +171,7 @@ async def run(
 
 
 @contextmanager
-def _end_told(monitor: Monitor, store: RunStore, told: StatusFile) -> Iterator[None]:
+def end_told(monitor: Monitor, store: RunStore, told: StatusFile) -> Iterator[None]:
     """Leave word of how the run ended where an error ends it at once: without any it would count as killed."""
     try:
         yield
@@ -173,7 +179,7 @@ def _end_told(monitor: Monitor, store: RunStore, told: StatusFile) -> Iterator[N
         known = as_known(error)
         stopped = known or bug_in(error)
         store.log(end_of(monitor, "stopped", stopped.message))
-        told.end("stopped", stopped.message, _exit_code(monitor, known, False) if known else stopped.exit_code)
+        told.end("stopped", stopped.message, exit_code_of(monitor, known, False) if known else stopped.exit_code)
         raise
 
 
@@ -199,6 +205,7 @@ async def _run(
     posts: Posts | None,
 ) -> Ended:
     job, options = session.job, session.options
+    check_alone(session)
     if options.cancel_batches:
         check_any_out(session)
     shelf = None if options.offline else shelf_of(job, session.kind)
@@ -237,7 +244,7 @@ async def _run(
         if plan is None:
             found = found or await look(session)
             if not options.cancel_batches:
-                _note_rows(session, found)
+                note_rows(session, found)
             bought = bought_by(store, session.working, earlier)
             waiting = in_batches_of(store)
             plan = await planned(session, rows, bought, store.spent_usd() + before_usd, found, waiting)
@@ -262,8 +269,8 @@ async def _run(
             for limit in told_limits(services.targets, engine.monitor):
                 store.log(limit)
             interim = Interim(session, store, place, engine.monitor, engine.halt)
-            with _end_told(engine.monitor, store, told):
-                await _attended(made, store, session.rows, watch, heed, told, interim, books)
+            with end_told(engine.monitor, store, told):
+                await attended(made, store, session.rows, watch, heed, told, interim, books)
         out = tuple(state for state in store.batches.open() if state.is_waited_for)
         if not options.offline:
             note(latencies_file(session.kind), store.batches.all(), time.time())
@@ -271,7 +278,7 @@ async def _run(
             engine.stopped = ended_early(session, engine.monitor, out, made.called_at)
             if not engine.stopped and (late := [state for state in store.batches.open() if state.released]):
                 engine.stopped = called_off(late)
-        with _end_told(engine.monitor, store, told):
+        with end_told(engine.monitor, store, told):
             try:
                 await store.seal()
             except PipelineError as error:
@@ -286,7 +293,7 @@ async def _run(
         early = "left" if isinstance(stopped, BatchesOut) else "stopped" if stopped else "interrupted"
         status = early if stopped or engine.interrupted else whole
         store.log(end_of(engine.monitor, status, str(stopped or "")))
-        told.end(status, str(stopped or ""), _exit_code(engine.monitor, stopped, engine.interrupted))
+        told.end(status, str(stopped or ""), exit_code_of(engine.monitor, stopped, engine.interrupted))
         if posts and told.last and options.pilot is None:
             posts.ended(told.last)
             await posts.finish()
@@ -299,7 +306,7 @@ async def _run(
             earlier.close()
         store.close()
     summary = report.summarize(session.directory)
-    return Ended(summary, engine.stopped, engine.interrupted, _are_ok(engine.monitor), unwritten, out)
+    return Ended(summary, engine.stopped, engine.interrupted, are_all_ok(engine.monitor), unwritten, out)
 
 
 async def _agreed(session: Session, change: Change, found: Survey | None, confirm: Confirm) -> Plan:
@@ -314,12 +321,12 @@ async def _agreed(session: Session, change: Change, found: Survey | None, confir
             refuse_unpriced(session.job, session.options)
         confirm(plan, False, replace(session, change=keeping.counted()))
         begin(change, session, before_usd)
-        _note_rows(session, found)
+        note_rows(session, found)
         keeping.carry()
     return plan
 
 
-def _note_rows(session: Session, found: Survey) -> None:
+def note_rows(session: Session, found: Survey) -> None:
     """Keep what the rows are: so that a later start tells what changed, and whoever reads the run needs no folder."""
     digests.write(session.directory, found.digests, found.rows, session.hashed)
     covered = None
@@ -328,16 +335,17 @@ def _note_rows(session: Session, found: Survey) -> None:
     listing.write(session.directory, held, covered)
 
 
-async def _attended(
+async def attended(
     made: Assembled,
     store: RunStore,
     rows: int,
     watch: Watch,
     heed: Heed,
     told: StatusFile,
-    interim: Interim,
+    interim: Interim | None,
     books: ExitStack,
 ) -> None:
+    """Have the engine run, with all who watch it and look after it."""
     engine, keeper = made.engine, made.keeper
     store.log(SessionStarted(rows, os.getpid()))
     async with anyio.create_task_group() as tasks:
@@ -345,7 +353,8 @@ async def _attended(
         tasks.start_soon(_heartbeat, made, store, told)
         tasks.start_soon(watch, engine.monitor)
         tasks.start_soon(told.keep)
-        tasks.start_soon(interim.keep)
+        if interim is not None:
+            tasks.start_soon(interim.keep)
         if keeper is not None:
             await keeper.open()
             tasks.start_soon(keeper.keep)
@@ -353,7 +362,8 @@ async def _attended(
         try:
             await engine.run()
         finally:
-            interim.end()
+            if interim is not None:
+                interim.end()
             if keeper is not None:
                 await keeper.close()
         made.failures.beat()
@@ -379,14 +389,15 @@ async def _heartbeat(made: Assembled, store: RunStore, told: StatusFile) -> None
             store.log(now)
 
 
-def _exit_code(monitor: Monitor, stopped: PipelineError | None, is_interrupted: bool) -> int:
+def exit_code_of(monitor: Monitor, stopped: PipelineError | None, is_interrupted: bool) -> int:
     """The same as `Ended` will say."""
     if stopped:
         return RESUMABLE if _has_spent(monitor, stopped) else stopped.exit_code
     if is_interrupted:
         return 130
-    return 0 if _are_ok(monitor) else 1
+    return 0 if are_all_ok(monitor) else 1
 
 
-def _are_ok(monitor: Monitor) -> bool:
+def are_all_ok(monitor: Monitor) -> bool:
+    """Whether every row that the session covers is answered."""
     return monitor.outcomes["ok"] == monitor.done >= monitor.rows

@@ -84,6 +84,9 @@ class Status:
     projected_usd: float | None = None  # what the run comes to, at what its calls have cost so far
     cap_usd: float | None = None  # the budget that is nearest
     left_usd: float | None = None  # of it
+    workers: int = 0  # processes at work, where there are several
+    shards: int = 0  # that the session covers
+    shards_done: int = 0
     batches_out: int = 0
     batch_lines: int = 0
     oldest_batch_at_s: float | None = None
@@ -144,6 +147,9 @@ def status_of(monitor: Monitor, since: Mark, now_s: float) -> Status:
         projected_usd=projected,
         cap_usd=float(nearest.usd) if nearest else None,
         left_usd=float(max(Decimal(0), nearest.usd - nearest.spent_usd)) if nearest else None,
+        workers=monitor.workers,
+        shards=monitor.shards,
+        shards_done=monitor.shards_done,
         batches_out=out.batches if out else 0,
         batch_lines=out.lines if out else 0,
         oldest_batch_at_s=out.oldest_at if out else None,

@@ -238,7 +238,7 @@ def read(directory: Path) -> dict[int, BatchState]:
     seed = crc32((manifest.run if manifest else "").encode())
     whole = _whole_bytes(content, seed)
     lines = content[:whole].splitlines(keepends=True)
-    if not lines and manifest and manifest.version >= BATCHED_VERSION:
+    if not lines and manifest and manifest.version == BATCHED_VERSION:
         raise RunStateError(
             f"{path} is {'empty' if path.exists() else 'missing'}:"
             " it says which batches are with the service, and what they bought\nNothing was bought or written.",

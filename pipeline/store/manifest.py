@@ -20,6 +20,8 @@ VERSION = 2
 """Layout of a new run directory. In layout 1 journals had neither first line nor checksums."""
 BATCHED_VERSION = 3
 """Layout of one that has had batches; a newer one is refused. Whoever does not know them would buy what is in them."""
+SHARDED_VERSION = 4
+"""Layout of one that consists of shards: whoever does not know them would take it for empty."""
 
 _ANSWERS: Mapping[Kind, str] = {
     "real": "the service's answers",
@@ -111,9 +113,9 @@ def read(path: Path) -> Manifest | None:
     except orjson.JSONDecodeError as error:
         raise RunStateError(f"cannot read {path}: {error}", "restore it, or start anew with `--fresh`") from None
     version = data.get("version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > BATCHED_VERSION:
+    if isinstance(version, int) and version > SHARDED_VERSION:
         raise RunStateError(
-            f"{path.parent} was made by a newer prompt-pipeline (layout {version}, this one knows {BATCHED_VERSION})",
+            f"{path.parent} was made by a newer prompt-pipeline (layout {version}, this one knows {SHARDED_VERSION})",
             "upgrade prompt-pipeline, or start anew with `--fresh`",
         )
     try:

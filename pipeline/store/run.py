@@ -82,6 +82,7 @@ class RunStore:
         self._content: ContentIndex
         self.batches: Batches
         self._is_kept = True
+        self._is_left = False
         self._sealing = anyio.Lock()
         self._room = anyio.Event()
         self._log: BinaryIO
@@ -323,6 +324,10 @@ class RunStore:
                 self._former = {}
         self._room.set()
 
+    def leave(self) -> None:
+        """Seal nothing any more, as another process may hold the directory: what comes still stays in the journal."""
+        self._is_left = True
+
     def close(self) -> None:
         """Seal what is left, sync, and give the directory back."""
         with ExitStack() as closing:
@@ -336,7 +341,7 @@ class RunStore:
                 old = self._journal
                 self._finish_seal(old, self._begin_journal())
             with suppress(OSError, RunStateError):
-                if not self._half_sealed and is_blank(self._journal.path):
+                if not self._half_sealed and not self._is_left and is_blank(self._journal.path):
                     seals.record_journals(self.directory, [])  # nothing is in it: whoever removes it does no harm
 
     def _close_log(self) -> None:
@@ -345,7 +350,7 @@ class RunStore:
 
     def _can_seal(self) -> bool:
         # After a seal that failed, a newer part would declare the journal of the failed one spent.
-        return bool(self._batch.results) and not self._half_sealed
+        return bool(self._batch.results) and not self._half_sealed and not self._is_left
 
     def unread_usd(self, fingerprint: str) -> Decimal | None:
         """USD of requests for this content whose replies could not be read, of a row that has no outcome yet."""

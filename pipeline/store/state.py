@@ -22,6 +22,7 @@ from pipeline.store.journal import (
 from pipeline.store.lines import Call, Ended, Sent
 from pipeline.store.manifest import Manifest, differences
 from pipeline.store.manifest import read as read_manifest
+from pipeline.store.units import FOLDER
 
 _PASSING_BIT = 0x80
 
@@ -165,6 +166,7 @@ def is_unused(directory: Path) -> bool:
         any(directory.glob("*/part-*.parquet"))
         or batch_states.read(directory)
         or seals.read(directory)
+        or any((directory / FOLDER).glob("*/manifest.json"))
         or not all(is_blank(path) for path in journal_paths(directory))
     )
 

@@ -1,0 +1,132 @@
+"""How the shards of a run stand as a session begins: what is done, what it cost, and what is left."""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cached_property
+
+import polars as pl
+
+from pipeline.budget.cashier import SEEN_COLUMNS, Seen, seen_in
+from pipeline.fleet.driver import Task
+from pipeline.fleet.shards import shard_source
+from pipeline.plan.forecast import Bought
+from pipeline.prompts import Prompt
+from pipeline.records import Parse, Reply, Status
+from pipeline.report.tallies import Tally, done_of, write_done
+from pipeline.run.assembling import bought_by
+from pipeline.run.prepare import Session
+from pipeline.run.rows import Wanted, counted, wanted
+from pipeline.store.run import RunStore
+from pipeline.store.units import Shard, has_begun
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A shard that has a run directory."""
+
+    session: Session
+    store: RunStore
+    is_wanted: Wanted
+    bought: Bought
+
+
+class Standing:
+    """The shards of a session, those open that were begun: nobody else may write there meanwhile."""
+
+    def __init__(
+        self, tasks: Sequence[Task], begun: Mapping[int, _Begun], done: Mapping[int, Tally], closing: ExitStack
+    ) -> None:
+        self._tasks, self._begun, self._done, self._closing = tasks, begun, done, closing
+        self._firsts = [task.shard.first_row for task in tasks]
+        self.outcomes: Counter[Status] = sum((task.outcomes for task in tasks), Counter())
+        self.spent_usd = sum((task.spent_usd for task in tasks), Decimal(0))
+        self.cost_usd = sum((each.store.cost_usd() for each in begun.values()), Decimal(0))
+        self.cost_usd += sum((each.bought.cost_usd for each in done.values()), Decimal(0))
+        self.seen: Seen = seen_in(self._calls())
+
+    @property
+    def shards(self) -> int:
+        """How many the session covers."""
+        return len(self._tasks)
+
+    @cached_property
+    def left(self) -> tuple[Task, ...]:
+        """What is to be done."""
+        return tuple(task for task in self._tasks if self._is_left(task))
+
+    def wanted(self, row: int) -> bool:
+        """Whether a row of the table is to be done."""
+        task = self._task(row)
+        begun = self._begun.get(task.shard.number)
+        if begun is None:
+            return task.shard.number not in self._done
+        return begun.is_wanted(row - task.shard.first_row)
+
+    async def bought(self, prompt: Prompt) -> Reply | None:
+        """The reply that its shard has bought for a prompt."""
+        begun = self._begun.get(self._task(prompt.row).shard.number)
+        return await begun.bought(prompt) if begun else None
+
+    def close(self) -> None:
+        """Let the workers have the directories; of those that no worker is given what they come to is noted anew."""
+        left = {task.shard.number for task in self.left}
+        self._closing.close()
+        for number, each in self._begun.items():
+            if number not in left:
+                write_done(each.session.directory, each.session.rows)
+
+    def _task(self, row: int) -> Task:
+        return self._tasks[bisect_right(self._firsts, row) - 1]
+
+    def _is_left(self, task: Task) -> bool:
+        begun = self._begun.get(task.shard.number)
+        if begun is None:
+            return task.shard.number not in self._done
+        return any(map(begun.is_wanted, range(task.rows)))
+
+    def _calls(self) -> Iterator[pl.DataFrame]:
+        for each in self._begun.values():
+            yield from each.store.calls(SEEN_COLUMNS, newest=2)
+
+
+def standing(session: Session, shards: Sequence[Shard], parse: Parse) -> Standing:
+    """Open what was begun of the rows that the session covers. Raises `RunStateError`."""
+    begun: dict[int, _Begun] = {}
+    done: dict[int, Tally] = {}
+    tasks = []
+    options = session.options
+    with ExitStack() as failed:
+        for shard in shards:
+            rows = min(shard.rows, session.rows - shard.first_row)
+            if rows <= 0:
+                break
+            own = shard_session(session, shard, rows)
+            task = Task(shard, own.source, rows)
+            known = done_of(shard.directory)
+            if known and known.rows == rows and not (options.retry and known.tally.outcomes.keys() - {"ok"}):
+                tally = done[shard.number] = known.tally
+                spent_usd = tally.bought.cost_usd + (tally.bought.at_most_usd or 0)
+                task = Task(shard, own.source, rows, tally.outcomes, spent_usd)
+            elif has_begun(shard):
+                store = RunStore(shard.directory, parse)
+                store.open(own.manifest())
+                failed.callback(store.close)
+                if options.retry:
+                    store.reopen(options.retry, options.changes, passing=not options.skip_failed)
+                elif options.skip_failed:
+                    store.outcomes.settle()
+                begun[shard.number] = _Begun(
+                    own, store, wanted(own, store.outcomes), bought_by(store, session.working, None)
+                )
+                task = Task(shard, own.source, rows, counted(own, store.outcomes), store.spent_usd())
+            tasks.append(task)
+        return Standing(tasks, begun, done, failed.pop_all())
+
+
+def shard_session(session: Session, shard: Shard, rows: int) -> Session:
+    """The session as one of its shards is run."""
+    return replace(session, source=shard_source(session.source, shard), rows=rows, place=shard.directory)

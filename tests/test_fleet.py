@@ -1,0 +1,194 @@
+"""Several workers, which are real processes: one quota and one budget, each row once, whoever is killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from forking import Forked, forked
+from serving import served, stats, wait_for
+from test_kill import IN_FLIGHT, summarize_job
+
+_SMALL = "import pipeline.fleet.shards as shards; shards.LEAST_ROWS = 10"
+
+
+def start(cwd: Path, url: str, *arguments: str, workers: int = 2, key: str = "AQ.test") -> Forked:
+    keyed = {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": key}
+    flags = ("--yes", "--json", "--workers", str(workers))
+    return forked("run", "job.toml", *flags, *arguments, cwd=cwd, patch=_SMALL, env=keyed)
+
+
+def ended(process: Forked) -> dict[str, Any]:
+    out, err = process.communicate(timeout=120)
+    assert out, err.decode()
+    told: dict[str, Any] = json.loads(out)
+    return told
+
+
+def workers_of(driver: int) -> list[int]:
+    """Processes that a driver has begun."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(driver)], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def are_there(pids: list[int]) -> list[int]:
+    """Those that still run."""
+    there = []
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            there += [pid] * (state != "Z")
+    return there
+
+
+def check_once(here: Path, url: str, documents: int, killed: int) -> None:
+    """Every row once and in order, and nothing bought twice but what was in flight."""
+    bought = stats(url, prompts=True)
+    output = pl.read_parquet(here / "output.parquet")
+    assert output["id"].to_list() == [f"r{n}" for n in range(documents)]
+    assert set(output["status"]) == {"ok"}
+    twice = sum(count - 1 for count in bought["prompts"].values())
+    assert twice <= killed * IN_FLIGHT
+    assert bought["answered"] - twice == len(bought["prompts"])
+    calls = pl.concat([pl.read_parquet(path) for path in (here / "runs/job/shards").glob("*/calls/*.parquet")])
+    calls = calls.filter("paid")
+    assert calls["fingerprint"].n_unique() == calls.height == len(bought["prompts"])
+    assert output["calls"].sum() == calls.height
+
+
+def test_a_run_by_several_workers_comes_to_what_a_run_of_one_process_does(tmp_path: Path) -> None:
+    alone, many = tmp_path / "alone", tmp_path / "many"
+    for here in (alone, many):
+        here.mkdir()
+        summarize_job(here, 45)
+    keyed = {"GEMINI_API_KEY": "AQ.test"}
+    with served() as url:
+        said = forked("run", "job.toml", "--yes", "--json", cwd=alone, env=keyed | {"GOOGLE_GEMINI_BASE_URL": url})
+        one, several = ended(said), ended(start(many, url))
+        check = stats(url)
+    assert check["rate_limited"] == 0
+    for name in ("status", "rows", "ok", "calls", "input_tokens", "output_tokens", "cost_usd"):
+        assert one[name] == several[name], name
+    varies = ["latency_s", "finished_at"]
+    left, right = (pl.read_parquet(here / "output.parquet") for here in (alone, many))
+    assert left.drop(varies, strict=False).equals(right.drop(varies, strict=False))
+    assert len(list((many / "runs/job/shards").iterdir())) > 2
+
+
+@pytest.mark.parametrize(("kills", "documents"), [(3, 90), pytest.param(30, 900, marks=pytest.mark.long, id="long")])
+def test_a_killed_worker_is_replaced_and_each_row_comes_out_once(tmp_path: Path, kills: int, documents: int) -> None:
+    summarize_job(tmp_path, documents)
+    chance, killed = random.Random(kills), 0
+    with served(latency_s=0.15, latency_jitter_s=0.1) as url:
+        driver = start(tmp_path, url)
+        while killed < kills and driver.poll() is None:
+            wait_for(url, "answered", 10 * (killed + 1), driver)
+            time.sleep(chance.uniform(0.0, 0.3))  # real time: other processes are watched
+            if pids := workers_of(driver.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(chance.choice(pids), signal.SIGKILL)
+                    killed += 1
+            time.sleep(1.0)
+        result = ended(driver)
+        check_once(tmp_path, url, documents, killed)
+    assert killed and (result["status"], result["ok"], result["rows"]) == ("finished", documents, documents)
+    log = [json.loads(line) for line in (tmp_path / "runs/job/run.log").read_text().splitlines()]
+    assert Counter(line["event"] for line in log)["worker_lost"] >= 1
+
+
+def test_a_killed_driver_leaves_nobody_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    summarize_job(tmp_path, 90)
+    with served(latency_s=0.15, latency_jitter_s=0.1) as url:
+        driver = start(tmp_path, url)
+        wait_for(url, "answered", 30, driver)
+        pids = workers_of(driver.pid)
+        driver.kill()
+        driver.communicate()
+        began = time.monotonic()
+        while are_there(pids) and time.monotonic() - began < 5:
+            time.sleep(0.05)
+        assert pids and not are_there(pids)
+        sent = stats(url)["answered"]
+        time.sleep(0.5)
+        assert stats(url)["answered"] == sent, "nobody sends any more"
+        result = ended(start(tmp_path, url))
+        check_once(tmp_path, url, 90, 0)  # what was in flight came back, and was kept
+    assert (result["status"], result["ok"]) == ("finished", 90)
+
+
+def test_a_cap_holds_over_all_workers_and_over_their_deaths(tmp_path: Path) -> None:
+    summarize_job(tmp_path, 200, "")
+    cap = 0.012
+    with served(latency_s=0.1) as url:
+        driver = start(tmp_path, url, "--max-cost", str(cap), workers=3)
+        wait_for(url, "answered", 20, driver)
+        os.kill(workers_of(driver.pid)[0], signal.SIGKILL)
+        first = ended(driver)
+        again = ended(start(tmp_path, url, "--max-cost", str(cap), workers=3))
+    assert driver.returncode == 3, driver.communicate()[1].decode()[-3000:]
+    assert again["cost_usd"] <= cap
+    assert first["ok"] <= again["ok"] < 200
+
+
+def test_ctrl_c_lets_workers_finish_what_is_in_flight(tmp_path: Path) -> None:
+    summarize_job(tmp_path, 90, "")
+    with served(latency_s=0.3) as url:
+        driver = start(tmp_path, url)
+        wait_for(url, "in_flight", IN_FLIGHT, driver)
+        pids = workers_of(driver.pid)
+        driver.send_signal(signal.SIGINT)
+        result = ended(driver)
+        bought = stats(url)
+    assert driver.returncode == 130 and not are_there(pids)
+    assert result["ok"] == bought["answered"] > 0
+
+
+def test_what_a_fleet_does_not_do_is_refused_by_name(tmp_path: Path) -> None:
+    summarize_job(tmp_path, 12, "")
+    with served() as url:
+        keyed = {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "AQ.test"}
+        for flags, name in ((("--sample", "3"), "--sample"), (("--by", "23:59"), "--by"), (("--leave",), "--leave")):
+            process = start(tmp_path, url, *flags)
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == 2 and name in err.decode()
+        assert stats(url)["answered"] == 0
+        assert ended(start(tmp_path, url))["ok"] == 12
+        alone = forked("run", "job.toml", "--yes", cwd=tmp_path, env=keyed)
+        _, err = alone.communicate(timeout=60)
+        assert alone.returncode == 2 and "--workers" in err.decode()
+        assert stats(url)["answered"] == 12
+
+
+def test_rows_are_left_redone_and_repeated_as_in_one_process(tmp_path: Path) -> None:
+    words = [f"word{number % 37}" for number in range(60)]  # some repeat rows of their shard, some those of another
+    pl.DataFrame({"word": words}).write_csv(tmp_path / "words.csv")
+    (tmp_path / "job.toml").write_text(
+        '[input]\npath = "words.csv"\n[prompt]\ntemplate = "Go on and on until {{ word }} has no room"\n'
+        '[model]\nname = "gemini-3.5-flash-lite"\nmax_output_tokens = 6\n[output]\npath = "out.jsonl"\n'
+    )
+
+    def run(*flags: str) -> dict[str, Any]:
+        flags = ("--yes", "--json", "--offline", "--workers", "2", *flags)
+        return ended(forked("run", "job.toml", *flags, cwd=tmp_path, patch=_SMALL))
+
+    some = run("--limit", "25")
+    assert (some["rows"], some["truncated"]) == (25, 25)
+    planned = json.loads((tmp_path / "runs/job-offline/run.log").read_text().splitlines()[0])["steps"]
+    assert planned["answer"][0] == some["calls"]
+    all_of_it = run()
+    assert (all_of_it["rows"], all_of_it["truncated"]) == (60, 60)
+    assert all_of_it["calls"] == 60, "each shard of ten asks its own ten"
+    redone = run("--retry", "truncated", "--set", "max_output_tokens=200")
+    assert (redone["ok"], redone["calls"]) == (60, 120)
+    assert run("--retry", "truncated")["calls"] == 120, "nothing is left to be done"
+    written = [json.loads(line) for line in (tmp_path / "out-offline.jsonl").read_text().splitlines()]
+    assert [line["word"] for line in written] == words

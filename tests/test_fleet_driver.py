@@ -1,0 +1,198 @@
+"""The driver of a fleet, over workers that are made up: whom it refuses, and what it gives up."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import pytest
+from vclock import run
+
+from pipeline.errors import PipelineError, RunStateError
+from pipeline.events import Event, WorkerLost
+from pipeline.fleet.driver import Fleet, Gone, Task
+from pipeline.fleet.orders import Contract, Counts, Ended, FromWorker, Opened, Order, Ready, ToWorker, versions
+from pipeline.records import Status
+from pipeline.run.engine import Monitor
+from pipeline.store.units import Shard
+
+ACCESS = ("gemini@host/project",)
+ROWS = 10
+
+Answers = Callable[[ToWorker], Iterator[FromWorker]]
+
+
+class NoCoordinator:
+    """In the place of one: the workers here send nothing."""
+
+    def __init__(self) -> None:
+        self.desk = SimpleNamespace(ready=0, sent=0, in_flight=0)
+        self.begun: list[str] = []
+        self.lost: list[str] = []
+        self._over = anyio.Event()
+
+    async def run(self) -> None:
+        await self._over.wait()
+
+    def close(self) -> None:
+        self._over.set()
+
+    def halt(self, reason: PipelineError | None) -> None:
+        self._over.set()
+
+    def begin(self, life: str, counted_usd: Decimal | None) -> None:
+        self.begun.append(life)
+
+    def opened(self, life: str, spent_usd: Decimal) -> None:
+        pass
+
+    def lose(self, life: str) -> None:
+        self.lost.append(life)
+
+    def end(self, life: str) -> None:
+        pass
+
+    async def give(self, life: str) -> None:
+        return None
+
+
+class Made:
+    """A worker that answers as `answers` says; it dies where that ends."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._said: list[FromWorker | Gone] = []
+
+    async def send(self, message: ToWorker) -> None:
+        try:
+            self._said += self._answers(message)
+        except Gone:
+            self._said.append(Gone("process 7"))
+
+    async def receive(self) -> FromWorker:
+        while not self._said:  # noqa: ASYNC110  virtual time
+            await anyio.sleep(0.1)
+        said = self._said.pop(0)
+        if isinstance(said, Gone):
+            raise said
+        return said
+
+
+def ready(**odd: str) -> Ready:
+    return Ready(7, "host", versions() | odd)
+
+
+def well(message: ToWorker) -> Iterator[FromWorker]:
+    """Every row of every shard is answered."""
+    if isinstance(message, Contract):
+        yield ready()
+    elif isinstance(message, Order):
+        outcomes = Counter[Status]({"ok": message.rows})
+        yield Opened(message.life, ACCESS, Decimal(0), 0)
+        yield Ended(message.life, Counts(outcomes, answered=message.rows), is_whole=True)
+
+
+def led(answers: Answers, shards: int = 4) -> tuple[Fleet, NoCoordinator, list[Event]]:
+    """A fleet of two, that has ended."""
+    heard: list[Event] = []
+
+    async def lead() -> tuple[Fleet, NoCoordinator, list[Event]]:
+        @asynccontextmanager
+        async def launch(number: int) -> AsyncIterator[Made]:
+            yield Made(answers)
+
+        tasks = [Task(Shard(n, Path(f"{n}"), n * ROWS, ROWS), None, ROWS) for n in range(shards)]  # type: ignore[arg-type]
+        contract: Any = Contract(None, None, None, "real", Path())  # type: ignore[arg-type]
+        coordinator: Any = NoCoordinator()
+        fleet = Fleet(tasks, coordinator, contract, ACCESS, launch, 2, Monitor(shards * ROWS), heard.append)
+        with anyio.fail_after(600):
+            await fleet.run()
+        return fleet, coordinator, heard
+
+    return run(lead)
+
+
+def test_each_shard_is_run_once() -> None:
+    fleet, coordinator, heard = led(well)
+    assert sorted(coordinator.begun) == ["0/1", "1/1", "2/1", "3/1"]
+    assert (fleet.monitor.outcomes["ok"], fleet.monitor.shards_done, fleet.stopped) == (40, 4, None)
+    assert not heard
+
+
+def test_the_shard_of_a_worker_that_dies_is_run_by_another_and_its_rows_count_once() -> None:
+    died: list[str] = []
+
+    def one_dies(message: ToWorker) -> Iterator[FromWorker]:
+        if isinstance(message, Order) and message.life == "1/1":
+            died.append(message.life)
+            yield Opened(message.life, ACCESS, Decimal(0), 0)
+            raise Gone
+        yield from well(message)
+
+    fleet, coordinator, heard = led(one_dies)
+    assert died and coordinator.lost == ["1/1"] and "1/2" in coordinator.begun
+    assert (fleet.monitor.outcomes["ok"], fleet.monitor.shards_done, fleet.stopped) == (40, 4, None)
+    assert [type(event) for event in heard] == [WorkerLost]
+
+
+@pytest.mark.parametrize("stage", [Contract, Order])
+def test_what_kills_every_worker_stops_the_run(stage: type[ToWorker]) -> None:
+    def dies(message: ToWorker) -> Iterator[FromWorker]:
+        if isinstance(message, stage):
+            raise Gone
+        yield from well(message)
+
+    fleet, _, _ = led(dies)
+    assert fleet.stopped is not None and fleet.stopped.exit_code == 3
+    assert "process 7" in fleet.stopped.message
+
+
+def with_another_key(message: ToWorker) -> Iterator[FromWorker]:
+    if isinstance(message, Order):
+        yield Opened(message.life, ("gemini@host/another",), Decimal(0), 0)
+    else:
+        yield from well(message)
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        (lambda message: iter([ready(polars="0.1")]), "has polars 0.1"),
+        (with_another_key, "another key"),
+    ],
+)
+def test_a_worker_that_would_do_otherwise_is_refused_by_name(odd: Answers, said: str) -> None:
+    fleet, _, _ = led(odd)
+    assert fleet.stopped is not None and said in fleet.stopped.message
+    assert fleet.monitor.outcomes.total() == 0
+
+
+def test_what_stops_one_shard_stops_the_run() -> None:
+    def full(message: ToWorker) -> Iterator[FromWorker]:
+        if isinstance(message, Order):
+            yield Opened(message.life, ACCESS, Decimal(0), 0)
+            yield Ended(message.life, Counts(), is_whole=False, stopped=RunStateError("no space", "make room"))
+        else:
+            yield from well(message)
+
+    fleet, coordinator, _ = led(full)
+    assert fleet.stopped is not None and fleet.stopped.message == "no space"
+    assert len(coordinator.begun) <= 2
+
+
+def test_rows_that_all_fail_alike_stop_the_run_over_all_workers() -> None:
+    def failing(message: ToWorker) -> Iterator[FromWorker]:
+        if isinstance(message, Order):
+            counts = Counts(Counter[Status]({"invalid": ROWS}), failures=Counter({"bad_request": ROWS}))
+            yield Opened(message.life, ACCESS, Decimal(0), 0)
+            yield Ended(message.life, counts, is_whole=True)
+        else:
+            yield from well(message)
+
+    fleet, _, _ = led(failing, shards=8)
+    assert fleet.stopped is not None and "first 20 rows all failed" in fleet.stopped.message
+    assert fleet.monitor.outcomes["invalid"] < 80
