@@ -1,6 +1,7 @@
 """A fleet in virtual time: lives with links that take their time, one coordinator, and a service."""
 
 import asyncio
+import pickle
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -52,6 +53,7 @@ class Link:
         if self.kept is not None:
             self.kept.append(message)
             return
+        message = pickle.loads(pickle.dumps(message))
         for _ in range(self._rng.choice((0, 2, *(1,) * 8)) if self._bad else 1):
             usual = self._rng.random() < 0.98
             now = anyio.current_time()
@@ -82,6 +84,7 @@ class Fleet:
     seed: int = 1
     links: dict[str, tuple[Link, Link]] = field(default_factory=dict)
     told_usd: dict[str, Decimal] = field(default_factory=dict)  # by life, what each has told of that
+    asked: list[Target] = field(default_factory=list)  # of each request
     _gone: dict[str, anyio.Event] = field(default_factory=dict)
     remotes: dict[str, Remote] = field(default_factory=dict)
     spent_usd: dict[str, Decimal] = field(default_factory=dict)
@@ -98,6 +101,20 @@ class Fleet:
         settings |= {"providers": providers if self.count_tokens else None, **self.options}
         return Dispatcher(send, Route(tuple(self.targets)), admit=admit, **settings)
 
+    def send_of(self, shard: str) -> Send:
+        """How a worker sends what is of that shard."""
+
+        async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
+            self.asked.append(target)
+            outcome = await self.call(prompt)
+            if isinstance(outcome, Reply):
+                tried = tries.failed + 1, tries.refused
+                outcome = replace(outcome, attempts=tried[0], rate_limited=tried[1], finished_at=self.wall())
+                self.spent_usd[shard] = self.spent_usd.get(shard, Decimal(0)) + A_CALL_USD
+            return outcome
+
+        return send
+
     def open(
         self,
         name: str,
@@ -108,16 +125,10 @@ class Fleet:
         """A worker's desk that is at work, with links to the coordinator; `heard` sees what is sent."""
         shard = name.rpartition("/")[0]
 
-        async def send(prompt: Prompt, target: Target, tries: Tries) -> Reply | Failure:
-            outcome = await self.call(prompt)
-            if isinstance(outcome, Reply):
-                tried = tries.failed + 1, tries.refused
-                outcome = replace(outcome, attempts=tried[0], rate_limited=tried[1], finished_at=self.wall())
-                self.spent_usd[shard] = self.spent_usd.get(shard, Decimal(0)) + A_CALL_USD
-            return outcome
-
         counting = {"gemini": Counting(self.count_tokens)} if self.count_tokens else {}
-        remote = Remote(send, self.targets, counting, lambda: self.spent_usd.get(shard, Decimal(0)), wall=self.wall)
+        remote = Remote(
+            self.send_of(shard), self.targets, counting, lambda: self.spent_usd.get(shard, Decimal(0)), wall=self.wall
+        )
         self.remotes[name] = remote
         self.coordinator.begin(name, Decimal(0))
         rng = Random(f"{self.seed} {name}")

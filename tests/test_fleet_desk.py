@@ -5,6 +5,7 @@ import pickle
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 
 import anyio
@@ -18,11 +19,13 @@ from vclock import run
 
 from pipeline.budget.caps import Spending
 from pipeline.budget.cashier import worst_case_usd
+from pipeline.dispatch.desk import Tries
 from pipeline.errors import BudgetReached, Halted, QuotaExhausted, ServiceError
-from pipeline.fleet.messages import POLL_S, Given
+from pipeline.fleet.messages import POLL_S, Given, Go
 from pipeline.fleet.remote import ORPHANED_S, Remote
 from pipeline.prompts import Params, Prompt
 from pipeline.records import Failure, Limits, Reply, Usage
+from pipeline.targets import Route
 
 PARAMS = Params(max_output_tokens=1000)
 BROKEN = Failure("transient", "server", "overloaded", http_status=503, raw=b"a page of the gateway")
@@ -234,6 +237,49 @@ def test_a_link_that_is_always_slow_is_no_hindrance() -> None:
 
     with_fleet(body, service)
     assert service.rows == [0]
+
+
+def test_a_go_names_who_is_asked_and_in_which_lane() -> None:
+    """Of two projects the second answers what the first fails; flex turns away what is then asked in standard."""
+    limits = Limits(rpm=0, tpm=0)
+    first, second = (replace(target_of(limits), name=name, project=name) for name in ("one", "two"))
+    flex = replace(target_of(limits), name="three", project="three", choice="flex")
+    forbidden = Failure("auth", "auth", "leaked", http_status=403)
+    service = Service(
+        {0: [forbidden], 2: [replace(BROKEN, kind="rate_limit", error_kind="quota", http_status=429)] * 3}
+    )
+
+    async def body(fleet: Fleet) -> None:
+        remote = fleet.open("0/1")
+        both, alone = Route((first, second)), Route((flex,), second=True)
+        assert (await remote.submit(ask(0), both)).status == "ok"
+        assert (await remote.submit(ask(1), both)).status == "ok"
+        assert [target.name for target in fleet.asked] == ["one", "two", "two"]
+        assert (await remote.submit(ask(2), alone)).status == "ok"
+        assert [target.lane for target in fleet.asked[3:]] == ["flex"] * 3 + ["standard"]
+        assert remote.shed == fleet.coordinator.desk.shed == 3
+
+    with_fleet(body, service, targets=(first, second, flex))
+
+
+def test_a_worker_that_is_told_to_stop_now_waits_for_nothing() -> None:
+    async def body(fleet: Fleet) -> None:
+        remote = fleet.remotes["0/1"] = Remote(fleet.send_of("0"), fleet.targets, {}, lambda: Decimal(0), wall=wall)
+        given = Given(1, 1, 0, 0.0, 0.0, 8, 0.1, goes=(Go(1, 0, "standard", Tries()),))
+        with anyio.move_on_after(5.0) as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(remote.run)
+                for row in range(3):
+                    group.start_soon(asked, fleet, row)
+                await anyio.sleep(0.1)
+                await remote.tell()
+                remote.heard(given)
+                await anyio.sleep(0.1)
+                assert remote.in_flight == 1
+        assert scope.cancelled_caught and remote.in_flight == 0
+        del fleet.remotes["0/1"]
+
+    with_fleet(body, Service(seconds=60.0))
 
 
 # --- halts --------------------------------------------------------------------------------------------------------
@@ -516,3 +562,69 @@ def check_interleaving(steps: list[tuple[str, float, int]]) -> None:
         assert fleet.coordinator.desk.ready == fleet.coordinator.desk.in_flight == 0
 
     with_fleet(body, service, Limits(rpm=600, tpm=0), spending=Spending(cap))
+
+
+# --- size ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_a_hundred_workers_use_240_000_requests_a_minute_though_one_is_lost_each_minute() -> None:
+    check_size(minutes=4)
+
+
+def check_size(minutes: int) -> None:
+    """Counts for prompts; an answer takes 1.5 s. A worker that is lost is replaced after five."""
+    rpm, end = 240_000, 60.0 * minutes
+    service = Service(seconds=1.5)
+    left: Counter[int] = Counter()
+
+    async def call(prompt: Prompt) -> Reply | Failure:
+        left[int(anyio.current_time())] += 1
+        await anyio.sleep(service.seconds)
+        return Reply("", "ok", usage=Usage(100), finished_at=wall())
+
+    async def main() -> Fleet:
+        async with anyio.create_task_group() as group:
+            fleet = Fleet(call, Limits(rpm=rpm, tpm=0), 100, wall, group)
+            group.start_soon(fleet.coordinator.run)
+
+            async def some(remote: Remote) -> None:
+                with suppress(Halted):
+                    while anyio.current_time() < end:
+                        await remote.submit(ask())
+
+            async with anyio.create_task_group() as working:
+
+                def begin(name: str) -> None:
+                    remote = fleet.open(name)
+                    for _ in range(200):
+                        working.start_soon(some, remote)
+
+                async def lose() -> None:
+                    for minute in range(minutes):
+                        await anyio.sleep(30.0)
+                        fleet.cut(f"{minute}/1")
+                        fleet.coordinator.lose(f"{minute}/1")
+                        fleet.remotes[f"{minute}/1"].orphan()
+                        await anyio.sleep(5.0)
+                        begin(f"{minute}/2")
+                        await anyio.sleep(25.0)
+
+                for shard in range(100):
+                    begin(f"{shard}/1")
+                working.start_soon(lose)
+            for remote in fleet.remotes.values():
+                remote.close()
+            for name in fleet.remotes:
+                await fleet.left(name)
+            fleet.coordinator.close()
+        return fleet
+
+    fleet = run(main)
+    desk = fleet.coordinator.desk
+    assert all(sum(left[second] for second in range(at, at + 60)) <= rpm for at in range(int(end) - 60))
+    use = sum(left[second] for second in range(5, int(end))) / (rpm / 60.0 * (end - 5))
+    carried = sum(link.carried for links in fleet.links.values() for link in links) / end
+    print(f"use {use:.4f}, {desk.sent:,} requests, {carried:.0f} messages a second")
+    assert use >= 0.98
+    assert carried <= 1000

@@ -172,6 +172,11 @@ class Remote:
                 group.cancel_scope.cancel()  # counts that nobody waits for
         finally:
             self.halt(self._reason)
+            for waiting in self._waiting.values():  # nobody waits for these any more
+                waiting.in_flight = False
+                self._withhold(waiting)
+            self._waiting.clear()
+            self.in_flight = 0
 
     def close(self) -> None:
         """No prompt will be submitted any more: `run` ends when all are answered."""
