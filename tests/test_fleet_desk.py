@@ -128,6 +128,27 @@ def test_workers_use_a_quota_as_one_dispatcher_does(server: str, kind: str, work
         assert shared.dispatched() >= alone.dispatched() - (0.015 if full else 0.03)
 
 
+def test_whoever_asks_first_is_not_served_to_the_end() -> None:
+    """The one has thousands of prompts; of ten seconds the other has as much as it."""
+    service = Service()
+
+    async def body(fleet: Fleet) -> None:
+        first = fleet.open("0/1")
+        async with anyio.create_task_group() as group:
+            for row in range(3000):
+                group.start_soon(first.submit, ask(row))
+            await anyio.sleep(5.0)
+            second, began = fleet.open("1/1"), anyio.current_time()
+            for row in range(200):
+                group.start_soon(second.submit, ask(10_000 + row))
+            await anyio.sleep(15.0)
+            newest = [row for at, row in service.came if at > began + 5.0]
+            assert 0.4 < sum(row >= 10_000 for row in newest) / len(newest) < 0.6
+            group.cancel_scope.cancel()
+
+    with_fleet(body, service, Limits(rpm=600, tpm=0))
+
+
 # --- one prompt ---------------------------------------------------------------------------------------------------
 
 

@@ -48,8 +48,6 @@ MESSAGES_A_SECOND = 400
 """To all lives together, and as many from them: a message by way of Ray takes 2 ms of a core (2.60, 2026-11-28)."""
 WINDOW_S = 2.0
 """So much of the rate waits for a go: without a bound whoever asks first would be served to the end."""
-SEEN = 4 * DEPTH
-"""Asks that wait together, at least: large and small ones are packed the better, the more there are."""
 STAMP_S = 30.0
 """How long a message serves to compare two clocks: in this time they differ by some milliseconds more."""
 _SEARCHES = Tools(google_search="{}")
@@ -153,9 +151,10 @@ class Coordinator:
     @property
     def window(self) -> int:
         """Asks of one route that each life may have waiting for a go."""
-        a_minute = sum(60.0 * quota.slots.count if quota.rpm == inf else quota.rpm for quota in self.desk.quotas)
-        lives = max(1, len(self._lives))
-        return max(FIRST_WINDOW, ceil(WINDOW_S * a_minute / 60.0 / lives), ceil(SEEN / lives))
+        quotas, lives = self.desk.quotas, max(1, len(self._lives))
+        a_minute = sum(60.0 * quota.slots.count if quota.rpm == inf else quota.rpm for quota in quotas)
+        packed = 4 * DEPTH if any(quota.tokens for quota in quotas) else 0  # large and small ones fill gaps
+        return max(FIRST_WINDOW, ceil(max(WINDOW_S * a_minute / 60.0, packed) / lives))
 
     async def run(self) -> None:
         """Give goes; returns after `close` or `halt` once nothing is in flight."""
