@@ -28,6 +28,7 @@ VARIABLES: Mapping[str, str] = {
     "XDG_CACHE_HOME": "where the cache of answers is. Default: `~/.cache`",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "the collector that gets spans of live requests, with the extra `otel`; the other"
     " `OTEL_…` variables hold as well",
+    "RAY_ADDRESS": "the cluster of `--on ray`, as `HOST:6379`; without it a Ray of its own is started on this machine",
     "PIPELINE_LANG": "the language of the terminal's messages, `en` or `zh`; wins over the locale. English, where"
     " neither asks for Chinese",
     "POLARS_MAX_THREADS": "threads that read and write tables. Default: as many as there are cores",

@@ -70,8 +70,8 @@ class Made:
     async def send(self, message: ToWorker) -> None:
         try:
             self._said += self._answers(message)
-        except Gone:
-            self._said.append(Gone("process 7"))
+        except Gone as gone:
+            self._said.append(Gone("process 7", gone.may_live_s))
 
     async def receive(self) -> FromWorker:
         while not self._said:  # noqa: ASYNC110  virtual time
@@ -169,6 +169,34 @@ def test_a_worker_that_would_do_otherwise_is_refused_by_name(odd: Answers, said:
     fleet, _, _ = led(odd)
     assert fleet.stopped is not None and said in fleet.stopped.message
     assert fleet.monitor.outcomes.total() == 0
+
+
+def test_the_shard_of_a_worker_that_may_live_on_rests_while_the_others_go_on() -> None:
+    begun: dict[str, float] = {}
+
+    def one_is_cut_off(message: ToWorker) -> Iterator[FromWorker]:
+        if isinstance(message, Order):
+            begun[message.life] = anyio.current_time()
+            if message.life == "1/1":
+                raise Gone("", may_live_s=30.0)
+        yield from well(message)
+
+    fleet, _, _ = led(one_is_cut_off)
+    assert fleet.monitor.outcomes["ok"] == 40
+    assert 30.0 <= begun["1/2"] - begun["1/1"] < 32.0
+    assert max(begun[life] for life in ("0/1", "2/1", "3/1")) < 2.0
+
+
+def test_a_worker_that_never_begins_holds_nothing_up() -> None:
+    seen: list[ToWorker] = []
+
+    def one_waits(message: ToWorker) -> Iterator[FromWorker]:
+        seen.append(message)
+        if len(seen) > 1 or isinstance(message, Order):  # the first has no CPU
+            yield from well(message)
+
+    fleet, _, _ = led(one_waits)
+    assert (fleet.monitor.outcomes["ok"], fleet.stopped) == (40, None)
 
 
 def test_what_stops_one_shard_stops_the_run() -> None:

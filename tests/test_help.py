@@ -57,7 +57,7 @@ def test_the_version_has_two_names(cli: Cli) -> None:
 def test_what_is_misspelt_gets_what_was_meant(typed: str, meant: str, cli: Cli) -> None:
     ran = cli(*typed.split())
     assert ran.code == 2 and ran.out == ""
-    assert f"Did you mean {meant}?" in ran.err or f"(Possible options: {meant})" in ran.err
+    assert f"Did you mean {meant}?" in ran.err or f"(Possible options: {meant}" in ran.err
 
 
 def test_options_stand_below_headings_that_name_them_once() -> None:

@@ -3,6 +3,7 @@
 import sys
 import tomllib
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from pipeline.job import Job
 
 _PATIENCE_S = 1.0
+
+
+class Cluster(StrEnum):
+    """Where workers may be, beside as processes of this machine."""
+
+    RAY = "ray"
 
 
 def _heard(context: typer.Context, path: Path) -> Path:
@@ -116,6 +123,14 @@ Workers = Annotated[
         max=256,
         metavar="N",
         help="have so many processes of this machine make the calls, together under the one quota and budget",
+    ),
+]
+On = Annotated[
+    Cluster | None,
+    typer.Option(
+        "--on",
+        help="have the workers on a Ray cluster: that of RAY_ADDRESS, or else one of their own on this machine;"
+        " `--workers` is how many, by default what the rate takes",
     ),
 ]
 MetricsPort = Annotated[

@@ -20,6 +20,7 @@ from pipeline.cli.flags import (
     MetricsPort,
     Model,
     Offline,
+    On,
     Out,
     Pace,
     Rpd,
@@ -33,6 +34,7 @@ from pipeline.cli.flags import (
     parse_kinds,
     parse_usd,
 )
+from pipeline.cli.hiring import hired
 from pipeline.cli.monitoring import monitored
 from pipeline.cli.samples import check_sample, sampled
 from pipeline.errors import RESUMABLE, JobError, PipelineError, resumable_once
@@ -117,6 +119,7 @@ def run(
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = None,
     workers: Workers = None,
+    on: On = None,
 ) -> None:
     """Start this job's run, or continue it.
 
@@ -173,8 +176,8 @@ def run(
         _dry_run(prepared, json)
     same = "the same command" + " without `--fresh`" * fresh  # with it the run would begin once more
     try:
-        with monitored(console.watch, metrics_port, metrics_host) as watch:
-            ended = _run(prepared, yes, watch, _by_workers(workers))
+        with hired(prepared, workers, on) as work, monitored(console.watch, metrics_port, metrics_host) as watch:
+            ended = _run(prepared, yes, watch, work)
             with resumable_once(lambda error: ended.summary.calls > 0):
                 if json:
                     console.show_json(ended.summary.as_json())
@@ -304,17 +307,6 @@ def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> bool:
             console.show_failure(ended.stopped or PipelineError("interrupted", "the same command continues"))
         raise typer.Exit(ended.exit_code)
     return True
-
-
-def _by_workers(workers: int | None) -> "Work | None":
-    """What does the work, where that is not this process alone."""
-    if workers is None:
-        return None
-    with quick_imports():
-        from pipeline.fleet import processes
-        from pipeline.fleet.run import by_fleet
-
-    return by_fleet(processes.launch, workers)
 
 
 def _run(prepared: "Session", yes: bool, watch: "Watch", work: "Work | None" = None) -> "Ended":

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from math import inf
 from typing import Protocol
 
 import anyio
@@ -44,7 +45,11 @@ _LIVES_A_WORKER = 2
 
 
 class Gone(Exception):
-    """A worker is not there any more; it says which."""
+    """A worker is not there any more; it says which. For `may_live_s` yet it may write where it did."""
+
+    def __init__(self, who: str = "", may_live_s: float = 0.0) -> None:
+        super().__init__(who)
+        self.may_live_s = may_live_s
 
 
 class Hand(Protocol):
@@ -82,6 +87,7 @@ class _Work:
     outcomes: Counter[Status]
     lives: int = 0
     deaths: int = 0
+    rests_until: float = -inf  # before that a worker that was lost may yet write
 
 
 @dataclass(slots=True)
@@ -158,15 +164,25 @@ class Fleet:
         while not self._is_over:
             worker = _Place(number)
             try:
-                async with self._launch(number) as hand:
-                    await self._employ(hand, worker)
+                async with anyio.create_task_group() as place:
+                    place.start_soon(self._call_off, worker, place.cancel_scope)
+                    async with self._launch(number) as hand:
+                        await self._employ(hand, worker)
+                    place.cancel_scope.cancel()
             except Exception as error:
                 known = as_known(error)
                 if known is None and (gone := _gone_in(error)) is None:
                     raise
-                self._bury(worker, "" if known else str(gone))
+                self._bury(worker, None if known else gone)
                 if known:
                     self.halt(known)
+
+    async def _call_off(self, worker: "_Place", scope: anyio.CancelScope) -> None:
+        """Wait no longer for a worker that is not there yet, as where no CPU is free, once nothing is left to do."""
+        while not self._is_over:
+            await self._news.wait()
+        if not worker.ready.is_set():
+            scope.cancel()
 
     async def _employ(self, hand: Hand, worker: "_Place") -> None:
         await hand.send(replace(self._contract, is_observed=bool(self.monitor.observers)))
@@ -186,8 +202,8 @@ class Fleet:
         while True:
             news = self._news
             may = len(worker.lives) < _LIVES_A_WORKER and all(self._open[life].is_dry for life in worker.lives)
-            if may and self._left and not self.monitor.stopping:
-                taken = self._left.popleft()
+            if may and not self.monitor.stopping and (taken := self._next()):
+                self._left.remove(taken)
                 taken.lives += 1
                 life = f"{taken.task.shard.number}/{taken.lives}"
                 self._open[life] = _Life(taken, Counts(outcomes=taken.outcomes))
@@ -196,7 +212,17 @@ class Fleet:
                 continue
             if self._is_over:
                 return
-            await news.wait()
+            with anyio.move_on_after(self._due_in()):
+                await news.wait()
+
+    def _next(self) -> _Work | None:
+        now = anyio.current_time()
+        return next((work for work in self._left if work.rests_until <= now), None)
+
+    def _due_in(self) -> float:
+        """Seconds until a shard that rests may be run, or longer."""
+        now = anyio.current_time()
+        return min((work.rests_until - now for work in self._left if work.rests_until > now), default=inf)
 
     def _take(self, message: FromWorker, hand: Hand, worker: "_Place", speaking: anyio.abc.TaskGroup) -> None:
         if isinstance(message, Said):
@@ -254,9 +280,10 @@ class Fleet:
             self._again(life.of, worker.name)
         self._tell_all()
 
-    def _bury(self, worker: "_Place", who: str) -> None:
+    def _bury(self, worker: "_Place", gone: Gone | None) -> None:
         """Its shards are for others, and what it was permitted stays charged."""
-        if not worker.ready.is_set() and who:
+        who = str(gone or "")
+        if not worker.ready.is_set() and gone:
             self._early_deaths += 1
             if self._early_deaths >= MOST_DEATHS:
                 self.halt(
@@ -267,7 +294,9 @@ class Fleet:
         self.monitor.workers -= worker.ready.is_set()
         for name in worker.lives:
             self._coordinator.lose(name)
-            self._again(self._open.pop(name).of, who)
+            work = self._open.pop(name).of
+            work.rests_until = anyio.current_time() + (gone.may_live_s if gone else 0.0)
+            self._again(work, who)
         if worker.lives:
             shards = "its shard is" if len(worker.lives) == 1 else f"its {len(worker.lives)} shards are"
             self._heard(WorkerLost(f"the worker in {worker.name} is gone: {shards} run on by another"))

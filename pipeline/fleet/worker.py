@@ -6,7 +6,7 @@ from math import inf
 
 import anyio
 
-from pipeline.errors import as_known, bug_in
+from pipeline.errors import JobError, as_known, bug_in
 from pipeline.fleet.life import Life
 from pipeline.fleet.orders import Contract, Counts, Ended, Failed, FromWorker, Order, Ready, ToWorker, versions
 
@@ -40,14 +40,16 @@ class Worker:
 
     async def run(self) -> None:
         """Work until there is nothing more to do."""
-        with self._saying:
+        with self._saying, self._ordering, self._orders:
             await self._hired.wait()
             if self._contract is None:
                 return
             try:
                 os.chdir(self._contract.folder)
             except OSError as error:
-                self._say(Failed(as_known(error) or bug_in(error)))
+                folder, host = self._contract.folder, socket.gethostname()
+                reason = f"the worker on {host} cannot work in {folder}, where the run was started: {error.strerror}"
+                self._say(Failed(JobError(reason, "start it in a folder that all machines share, by the same path")))
                 return
             self._say(Ready(os.getpid(), socket.gethostname(), versions()))
             async with anyio.create_task_group() as lives:

@@ -1,0 +1,179 @@
+"""Workers on a Ray cluster, or on a Ray of our own here. Ray gives processes, addresses and news of deaths alone."""
+
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from pipeline.errors import JobError
+from pipeline.fleet.driver import Gone
+from pipeline.fleet.member import Member
+from pipeline.fleet.orders import FromWorker, ToWorker
+
+for _name, _value in (
+    ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"),  # below `uv run` it would upload the whole folder, tables and keys included
+    ("RAY_IGNORE_UNHANDLED_ERRORS", "1"),  # each death is heard of once; Ray would tell it of every message as well
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+):
+    os.environ.setdefault(_name, _value)  # Ray reads them as it is imported
+
+import ray  # noqa: E402
+from ray.exceptions import ActorDiedError, AuthenticationError, RayActorError, RayError  # noqa: E402
+
+SILENT_S = 30.0
+"""After so long without a word a worker is taken for lost, and one that may live on has stopped long since."""
+_LEAVES_S = 5.0
+"""What a worker is given to leave; then it is killed."""
+_ANSWERS_S = 10.0
+_WHO = "a worker on Ray"
+_OBJECTS_BYTES = 80 * 2**20
+"""Ray's least store of objects: nothing of ours goes through it."""
+_HERE = "127.0.0.2"
+"""Ray takes 127.0.0.1 for a mistake and the network's address instead, which a laptop loses on its way home."""
+
+
+class Actor:
+    """One worker on Ray."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._work = actor.work.remote()
+        self._told: deque[FromWorker] = deque()
+        self._is_here = False
+
+    async def send(self, message: ToWorker) -> None:
+        """Tell it something; it waits for a CPU if it has none yet. Raises `Gone`."""
+        with _deaths():
+            await self._actor.give.remote(message)
+
+    async def receive(self) -> FromWorker:
+        """The next that it tells. Raises `Gone`."""
+        while not self._told:
+            with _deaths(), anyio.move_on_after(SILENT_S if self._is_here else None) as silence:
+                told = await self._actor.take.remote()
+                self._is_here = True
+                if told is None:
+                    await self._work  # raises what ended it
+                    raise Gone(_WHO)
+                self._told.extend(told)
+            if silence.cancelled_caught:
+                raise Gone(_WHO, SILENT_S)
+        return self._told.popleft()
+
+    async def leave(self) -> None:
+        """Let it end: it finishes what is in flight. It is killed where it takes too long."""
+        with anyio.CancelScope(shield=True), suppress(RayError):
+            if self._is_here:
+                with anyio.move_on_after(_LEAVES_S):
+                    await self._actor.leave.remote()
+                    await self._work
+            ray.kill(self._actor)
+
+
+@contextmanager
+def _deaths() -> Iterator[None]:
+    try:
+        yield
+    except RayActorError as error:
+        raise _gone(error) from None
+
+
+def _gone(error: RayActorError) -> Exception:
+    """A death as the driver knows it; a worker that could not even be made is a mistake of the cluster."""
+    if error.actor_init_failed:
+        return JobError(
+            f"a worker on Ray could not begin: {str(error).strip().splitlines()[-1]}",
+            "install the same prompt-batch-pipeline, with its extras, on every node",
+        )
+    # Of a node that does not answer nobody knows whether it lives on.
+    is_dead = isinstance(error, ActorDiedError) and "worker process has died" in str(error)
+    return Gone(_WHO, 0.0 if is_dead else SILENT_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A Ray that this process is connected with."""
+
+    cpus: int
+
+    @asynccontextmanager
+    async def launch(self, number: int) -> AsyncIterator[Actor]:
+        """Have a worker made where a CPU is free, or becomes so, and have it leave at the end."""
+        # Ray never starts one again, and repeats no call: whatever it did twice would be paid twice.
+        made = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD")(Member)
+        actor = Actor(made.remote())
+        try:
+            yield actor
+        finally:
+            await actor.leave()
+
+
+@contextmanager
+def connected(cpus: int) -> Iterator[Cluster]:
+    """The cluster of RAY_ADDRESS, or else a Ray of our own with so many CPUs while the block goes on.
+
+    Raises `JobError`.
+    """
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address != "local":
+        _check_address(address)
+    before = signal.getsignal(signal.SIGTERM)
+    # What Ray tells of deaths it writes on stdout, amid the summary.
+    sys.modules["ray._private.worker"].print_to_stdstream = lambda *_, **__: None  # type: ignore[attr-defined]
+    try:
+        _connect(address, cpus)
+        signal.signal(signal.SIGTERM, before)  # Ray would end the process at once
+        yield Cluster(int(ray.cluster_resources().get("CPU", 0)))
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    if "://" in address:
+        raise JobError(
+            f"RAY_ADDRESS={address}: what leads a run has to be in the cluster, not beside it\nNothing was sent.",
+            "start it on a machine of the cluster with RAY_ADDRESS=HOST:6379,"
+            " or hand it in: `ray job submit -- pipeline run … --on ray --yes`",
+        )
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_S).close()
+        except OSError as error:  # Ray would try for two minutes, and end the process
+            raise _no_ray(address, error.strerror or str(error)) from None
+
+
+def _connect(address: str, cpus: int) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        quiet |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECTS_BYTES}
+        if sys.platform == "linux":
+            quiet["_node_ip_address"] = _HERE
+    try:
+        ray.init(address, **quiet)
+    except AuthenticationError:
+        raise JobError(
+            "Ray asks for a token, and has none or another from here\nNothing was sent.",
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on the cluster's nodes",
+        ) from None
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as error:
+        raise _no_ray(address, str(error).splitlines()[0]) from error
+
+
+def _no_ray(address: str, why: str) -> JobError:
+    if address == "local":
+        return JobError(
+            f"Ray did not start on this machine: {why}\nNothing was sent.", "`--workers N` does without Ray here"
+        )
+    return JobError(
+        f"no Ray answers at RAY_ADDRESS={address}: {why}\nNothing was sent.",
+        "`ray status` on the head node says what runs there;"
+        " without RAY_ADDRESS a Ray of its own is started on this machine",
+    )
