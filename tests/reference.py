@@ -29,6 +29,7 @@ from pipeline.sections import JobFile
 from pipeline.store.export import COLUMN_MEANS, PENDING, RESULT_COLUMNS
 from pipeline.store.fallen import FROM_BATCH
 from pipeline.store.parts import CALLS_SCHEMA, RESULTS_SCHEMA
+from pipeline.store.units import SCHEMA as SHARDS_SCHEMA
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 
@@ -241,6 +242,12 @@ def _tables() -> Iterator[str]:
         columns = ", ".join(f"`{column}` {dtype}" for column, dtype in schema.items())
         also = " and, of what batches bought, `batched/part-*.parquet`" if name == "calls" else ""
         yield f"`{name}/part-*.parquet`{also}: {columns}\n"
+    columns = ", ".join(f"`{column}` {dtype}" for column, dtype in SHARDS_SCHEMA.items())
+    yield (
+        f"`shards.parquet` of a run of several workers: {columns}. `first_row` is counted without the rows that `where`"
+        " leaves out, and the `row` of a table in `shards/00017/` from there. `file` is the place of a Parquet file"
+        " among those of the input; without one the rows of the shard are in its `input.parquet`\n"
+    )
 
 
 def _events() -> Iterator[str]:

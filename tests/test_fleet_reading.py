@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import anyio
 import polars as pl
 import pytest
 from commands import Ran
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from sessions import run_through
 from sharded import run_in_shards, shard_session
+from stores import result
 
 import pipeline as pp
 from pipeline import report
@@ -24,6 +28,10 @@ from pipeline.report import tallies
 from pipeline.report.reading import Answers
 from pipeline.run.output import output_place, replaced
 from pipeline.run.prepare import Options, Session, prepare
+from pipeline.store import parts
+from pipeline.store.export import ROW, Unsealed
+from pipeline.store.joined import Joined
+from pipeline.store.units import Unit
 
 JOB = """[input]
 path = "texts.jsonl"
@@ -195,3 +203,43 @@ def test_damage_in_a_shard_is_told_with_its_place(folder: Path, cli: Callable[..
         list(Answers(whole.directory).rows())
     (whole.directory / "shards.parquet").write_bytes(b"PAR1")
     assert "shards.parquet is damaged" in cli("report", "cut").err
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shards_of=st.lists(
+        st.lists(st.lists(st.integers(0, 9), unique=True, max_size=8), max_size=3), min_size=1, max_size=5
+    ),
+    begun=st.lists(st.booleans(), min_size=5, max_size=5),
+    steps=st.lists(st.integers(1, 17), min_size=1, max_size=9),
+)
+def test_results_are_joined_by_row_whatever_was_sealed_where(
+    folder: Path, shards_of: list[list[list[int]]], begun: list[bool], steps: list[int]
+) -> None:
+    """Shards of ten rows; the newest outcome of a row counts, of which its response tells the part."""
+    expected: dict[int, str] = {}
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        found = []
+        for number, sealed in enumerate(shards_of):
+            unit = Unit(Path(place) / str(number), 10 * number)
+            if not begun[number]:
+                continue
+            found.append(unit)
+            (unit.directory / "results").mkdir(parents=True)
+            for part, rows in enumerate(sealed, 1):
+                frame = parts.results_frame([result(row, response=f"part {part}") for row in rows])
+                if part < 3:
+                    parts.write_part(frame, unit.directory / "results", part)
+                expected.update((unit.first_row + row, f"part {part}") for row in rows)
+
+        def unsealed(directory: Path) -> Unsealed:
+            sealed = shards_of[int(directory.name)]
+            return Unsealed(2, parts.results_frame([result(row, response="part 3") for row in (sealed[2:] or [[]])[0]]))
+
+        by_row, low, seen = Joined(found, unsealed).by_row(()), 0, dict[int, str]()
+        for step in [*steps, 200]:
+            frame = by_row.between(low, low + step - 1)
+            assert all(low <= row < low + step for row in frame[ROW])
+            seen.update(zip(frame[ROW].to_list(), frame["response"].to_list(), strict=True))
+            low += step
+        assert seen == expected

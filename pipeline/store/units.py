@@ -23,7 +23,7 @@ from pipeline.store.parts import OWNER, write_frame
 NAME = "shards.parquet"
 FOLDER = "shards"
 INPUT = "input.parquet"
-_SCHEMA = pl.Schema(
+SCHEMA = pl.Schema(
     {
         "shard": pl.Int64(),
         "first_row": pl.Int64(),  # of those that `where` lets through
@@ -33,6 +33,7 @@ _SCHEMA = pl.Schema(
         "length": pl.Int64(),
     }
 )
+"""Columns of `shards.parquet`: a line for each piece of a shard."""
 
 
 class Piece(NamedTuple):
@@ -108,7 +109,7 @@ def write(directory: Path, shards: Sequence[Shard], source: str) -> None:
         for shard in shards
         for piece in shard.pieces or (None,)
     ]
-    write_frame(pl.DataFrame(lines, _SCHEMA, orient="row"), directory / NAME, source, "Nothing was sent.")
+    write_frame(pl.DataFrame(lines, SCHEMA, orient="row"), directory / NAME, source, "Nothing was sent.")
 
 
 def read(directory: Path) -> tuple[str, list[Shard]]:
@@ -116,7 +117,7 @@ def read(directory: Path) -> tuple[str, list[Shard]]:
     path = directory / NAME
     try:
         source = pl.read_parquet_metadata(path).get(OWNER, "")
-        lines = pl.read_parquet(path).select(list(_SCHEMA)).cast(_SCHEMA).rows()
+        lines = pl.read_parquet(path).select(list(SCHEMA)).cast(SCHEMA).rows()
         return source, [_shard(directory, list(each)) for _, each in groupby(lines, key=itemgetter(0))]
     except (pl.exceptions.PolarsError, OSError, ValueError, TypeError) as error:
         raise RunStateError(
