@@ -142,6 +142,7 @@ def test_shards_of_a_folder_are_its_documents(here: Path) -> None:
     part = travelled(shard_source(whole.source, cut(whole, 1)[1]))
     assert replace(whole, source=part).output_columns == whole.output_columns and part.path_columns == []
     (here / "docs/7.txt").write_text("another")
+    begin(cut(whole, 1)[0])
     with pytest.raises(RunStateError, match="consists of shards of another table"):
         cut(session(here, **job), 1)
 
@@ -167,10 +168,19 @@ def test_a_shard_is_known_again_and_a_change_of_its_file_is_noticed(here: Path) 
     again = shard_source(session(here, input={"path": "t.parquet"}).source, cut(whole, 1)[0])
     assert first.fingerprint == again.fingerprint != second.fingerprint
     assert travelled(first).changed() is None
+    save(pl.DataFrame({"topic": [f"u{n}" for n in range(12)]}), "t.parquet")
+    assert "bytes, and has" in str(first.changed())
+    is_whole(other := session(here, input={"path": "t.parquet"}))  # nothing was begun: it is cut anew
+    begin(cut(other, 1)[0])
     save(pl.DataFrame({"topic": [f"u{n}" for n in range(9)]}), "t.parquet")
-    assert "was written to" in str(first.changed())
     with pytest.raises(RunStateError, match="shards of another table"):
         cut(session(here, input={"path": "t.parquet"}), 1)
+
+
+def begin(shard: Shard) -> None:
+    """What is there once a worker has begun a shard."""
+    shard.directory.mkdir(parents=True, exist_ok=True)
+    (shard.directory / "manifest.json").write_text("{}")
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
@@ -210,11 +220,24 @@ def test_a_copy_that_is_damaged_or_gone_is_named(here: Path) -> None:
         shard_source(whole.source, found)
 
 
+def test_a_table_is_cut_anew_behind_no_word_of_the_cut_before(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while another table is cut must not leave copies of it under the name of the first."""
+    one, other = ("topic\n" + "".join(f"{word}{n}\n" for n in range(9)) for word in "tu")
+    write(here / "t.csv", one)
+    cut(session(here, input={"path": "t.csv"}), 1)
+    write(here / "t.csv", other)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pipeline.store.units.write_frame", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        cut(session(here, input={"path": "t.csv"}), 1)
+    write(here / "t.csv", one)
+    is_whole(session(here, input={"path": "t.csv"}))
+
+
 def test_answers_whose_rows_nobody_knows_are_not_cut_over(here: Path) -> None:
     write(here / "t.csv", "topic\n" + "".join(f"t{n}\n" for n in range(9)))
     whole = session(here, input={"path": "t.csv"})
     (found, *_) = cut(whole, 1)
-    (found.directory / "manifest.json").write_text("{}")
+    begin(found)
     (whole.directory / units.NAME).unlink()
     with pytest.raises(RunStateError, match=r"shards\.parquet is gone"):
         cut(whole, 1)

@@ -63,6 +63,8 @@ def cut(session: Session, workers: int, heard: Callable[[int], None] = lambda ro
         for at, (first, stop) in enumerate(pairwise(bounds))
     ]
     make_private(directory / units.FOLDER)
+    (directory / units.NAME).unlink(missing_ok=True)  # before a copy that it tells of is another
+    machine.sync_directory(directory)
     for left in (directory / units.FOLDER).glob(f"*/*{units.INPUT}*"):  # by a kill, perhaps in more shards than now
         left.unlink()
     if source.table.kind == "parquet":
