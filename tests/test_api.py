@@ -30,6 +30,7 @@ from serving import served, stats
 
 import pipeline as pp
 from pipeline.errors import BudgetReached, InputError, JobError, RunStateError
+from pipeline.fleet import shards
 
 LATENCY_S = 0.05
 
@@ -515,3 +516,12 @@ def test_a_process_forked_from_one_that_worked_is_told_so(here: Path, monkeypatc
     monkeypatch.setattr("pipeline.api.work.Work._process", os.getppid())
     with pytest.raises(JobError, match="forked"):
         pp.estimate(small_job(here), offline=True)
+
+
+def test_several_workers_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "LEAST_ROWS", 10)
+    job = pp.load(small_job(Path.cwd()))
+    results = pp.run(job, words(25), offline=True, workers=2, progress=False)
+    assert results.frame()["status"].to_list() == ["ok"] * 25
+    with pytest.raises(pp.PipelineError, match="workers is a number of processes"):
+        pp.run(job, words(25), offline=True, workers=0)

@@ -14,6 +14,8 @@ from pipeline.api.tables import Table
 from pipeline.api.words import in_python, translated
 from pipeline.api.work import Asked, Ending, Work
 from pipeline.errors import JobError
+from pipeline.fleet import processes
+from pipeline.fleet.run import by_fleet
 from pipeline.job import Job
 from pipeline.plan import Plan
 from pipeline.run import prepare, services
@@ -42,16 +44,17 @@ def run(
     cancel_batches: bool = False,
     by: str | datetime | None = None,
     overwrite: bool = False,
+    workers: int | None = None,
     progress: bool = True,
 ) -> Results:
     """Start a job's run, or continue it, and wait until it ends: `pipeline run`, whose flags these are.
 
     Calls that cost something are made where `max_cost_usd` says how much the run may spend in all, earlier sessions
     included, or `yes` that its plan is agreed to; else a `JobError` says what they would cost, and nothing is sent.
-    `set` changes [model] settings for the rows of `retry`. What stops a run in its middle is in its results. Ctrl-C, or
-    a notebook's ■, waits for what is in flight, which is kept as everything before it; a second one does not wait. It
-    works where an event loop runs, and holds it up. `progress=False` prints nothing. Raises `PipelineError` for what is
-    wrong before the first call.
+    `set` changes [model] settings for the rows of `retry`; `workers` are processes that share the run. What stops a run
+    in its middle is in its results. Ctrl-C, or a notebook's ■, waits for what is in flight, which is kept as everything
+    before it; a second one does not wait. It works where an event loop runs, and holds it up. `progress=False` prints
+    nothing. Raises `PipelineError` for what is wrong before the first call.
     """
     with in_python():
         return _work(
@@ -71,6 +74,7 @@ def run(
             cancel_batches,
             by,
             overwrite,
+            workers,
             progress,
         ).wait()
 
@@ -93,6 +97,7 @@ async def run_async(
     cancel_batches: bool = False,
     by: str | datetime | None = None,
     overwrite: bool = False,
+    workers: int | None = None,
     progress: bool = True,
 ) -> Results:
     """The same in an event loop, of asyncio or trio, which goes on meanwhile.
@@ -117,6 +122,7 @@ async def run_async(
             cancel_batches,
             by,
             overwrite,
+            workers,
             progress,
         ).wait_for()
 
@@ -138,11 +144,14 @@ def _work(
     cancel_batches: bool,
     by: str | datetime | None,
     overwrite: bool,
+    workers: int | None,
     progress: bool,
 ) -> Work[Results]:
     cap = None if max_cost_usd is None else usd(str(max_cost_usd), "max_cost_usd")
     redone = kinds(retry.split(",") if isinstance(retry, str) else retry, "retry") if retry else frozenset[str]()
     check_rows(limit=limit, sample=sample)
+    if workers is not None and workers < 1:
+        raise JobError(f"workers is a number of processes: {workers} is none", "leave it out for this one alone")
     check_leave(leave, offline)
     changed = check_changes(set or {}, "set")
     if changed and not redone:
@@ -176,19 +185,22 @@ def _work(
             by_said=str(by or loaded.spec.run.by or ""),
         )
         session = prepare.prepare(loaded, options, load(loaded, model=changed) if changed else None)
-        return ending.run(lambda: _run(session, sample, yes, progress, ending))
+        return ending.run(lambda: _run(session, sample, workers, yes, progress, ending))
 
     return Work(work)
 
 
-async def _run(session: Session, sample: int | None, yes: bool, progress: bool, ending: Ending) -> Results:
+async def _run(
+    session: Session, sample: int | None, workers: int | None, yes: bool, progress: bool, ending: Ending
+) -> Results:
     if sample is not None:
         session = await services.identified(session)
         session, _, left = await estimating.sampled(session, sample)
         if not left:
             return told(report.summarize(session.directory), None, session.job)
     watch = console.watch if progress else unseen
-    ended: Ended = await run_session(session, agreed(yes, progress), watch, heed=ending.heed)
+    work = by_fleet(processes.launch, workers) if workers else None
+    ended: Ended = await run_session(session, agreed(yes, progress), watch, heed=ending.heed, work=work)
     if ended.interrupted and not ended.stopped:
         raise Asked
     stopped = ended.stopped or ended.unwritten
