@@ -428,7 +428,7 @@ def test_a_missing_file_brings_up_its_neighbours(tmp_path: Path) -> None:
     error = refused(lambda: open_source(str(tmp_path / "article.csv")))
     assert error.message == f"there is no {tmp_path / 'article.csv'}"
     assert error.hint == f"did you mean `{tmp_path / 'articles.csv'}`?"
-    assert "has articles.csv" in refused(lambda: open_source(str(tmp_path / "zzz.jsonl"))).hint
+    assert "there are articles.csv in" in refused(lambda: open_source(str(tmp_path / "zzz.jsonl"))).hint
     assert "no directory" in refused(lambda: open_source(str(tmp_path / "nowhere" / "a.csv"))).hint
     assert "no file matches" in refused(lambda: open_source(str(tmp_path / "*.parquet"))).message
 

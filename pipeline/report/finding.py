@@ -115,5 +115,4 @@ def _written_at(directory: Path) -> float:
 
 def _named(directories: Iterable[Path]) -> str:
     names = [directory.name for directory in directories]
-    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    return ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")

@@ -73,7 +73,7 @@ def _nearby(at: Path) -> str:
     names = sorted(file.name for file in at.parent.iterdir() if _suffix(file.name) in KINDS)
     if close := difflib.get_close_matches(at.name, names, n=1):
         return f"did you mean `{at.parent / close[0]}`?"
-    return f"{at.parent} has {', '.join(names[:8])}{', …' if len(names) > 8 else ''}" if names else ""
+    return f"there are {', '.join(names[:8])}{', …' if len(names) > 8 else ''} in {at.parent}" if names else ""
 
 
 def _ending(name: str) -> str:
