@@ -100,7 +100,8 @@ def check_bundle(named: str, file: str) -> None:
         ssl.create_default_context(cafile=file)
     except (OSError, ValueError) as error:  # ssl.SSLError, for what is no PEM, is an OSError
         if not isinstance(error, ssl.SSLError):
-            raise PipelineError(f"{named}: {file} cannot be read: {error}", _CERTIFICATES) from None
+            why = (isinstance(error, OSError) and error.strerror) or str(error)
+            raise PipelineError(f"{named}: {file} cannot be read: {why}", _CERTIFICATES) from None
         hint = f"`openssl x509 -inform der -in {file} -out {file}.pem` makes one" if _is_der(file) else _CERTIFICATES
         raise PipelineError(f"{named}: {file} holds no certificate in PEM", hint) from None
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -74,7 +74,9 @@ def as_job_error(error: ValidationError, where: Where, form: type[BaseModel]) ->
         # A misspelt name is also a missing one: the spelling is what helps.
         if tuple(place) not in told and not (found["type"] == "missing" and tuple(place) in spelt):
             said = found["msg"] + (", true or false" if found["loc"][:-1] in or_a_truth else "")
-            if found["type"] == "list_type" and isinstance(found["input"], dict):
+            if found["type"] == "model_type" and len(place) == 1:
+                said = f"it is a section: write `[{place[0]}]` on a line of its own, and its settings below"
+            if found["type"] == "list_type" and (len(place) == 1 or isinstance(found["input"], dict)):
                 said = f"it may come several times: write [[{'.'.join(place)}]], with two brackets"
             told[tuple(place)] = _told(found["type"], said, place, close[0] if close else "", where, form)
         if close:
@@ -96,6 +98,8 @@ def _told(kind: str, said: str, place: list[str], close: str, where: Where, form
     if kind == "extra_forbidden":
         what = f"`{name}` is not a setting of {table}" if len(place) > 1 else f"[{name}] is not a section"
         hint = f"did you mean `{close}`?" if close else f"it knows {', '.join(sorted(_known(named, form)))}"
+        if not close and len(place) == 2 and (sections := _sections_with(name, form)):
+            hint = f"it is a setting of {' or '.join(sections)}: it stands below that line, which has no # before it"
         if name.lower() in _LIKE_A_KEY:
             hint = "a key never stands in a job file: `export GEMINI_API_KEY=…`, or say with `key` where it is"
         return JobError(f"{at}: {what}", hint)
@@ -117,6 +121,24 @@ def _known(place: list[str], form: type[BaseModel]) -> list[str]:
     for part in place[:-1]:
         if not part.isdecimal():
             annotation = next(f.annotation for name, f in model.model_fields.items() if part in (name, f.alias))
-            options = [annotation, *get_args(annotation)]
-            model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+            model = _model_in(annotation) or model
+    return _names(model)
+
+
+def _sections_with(setting: str, form: type[BaseModel]) -> list[str]:
+    """The sections that have a setting of this name."""
+    found = []
+    for section, field in form.model_fields.items():
+        model = _model_in(field.annotation)
+        if model and setting in _names(model):
+            found.append(f"[[{section}]]" if get_origin(field.annotation) is list else f"[{section}]")
+    return found
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    options = [annotation, *get_args(annotation)]
+    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+
+
+def _names(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]

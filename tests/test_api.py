@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import pydoc
 import runpy
 import signal
 import subprocess
@@ -89,6 +90,10 @@ def test_a_mapping_is_a_job_and_a_mistake_in_it_is_told_as_in_a_file() -> None:
     with pytest.raises(JobError, match="`tmplate` is not a setting") as refused:
         pp.load({"prompt": {"tmplate": "x"}, "model": {"name": "m"}}, name="mine")
     assert refused.value.hint == "did you mean `template`?"
+    assert refused.value.__notes__ == ["hint: did you mean `template`?"]
+    with pytest.raises(JobError, match="`tmplate` is not a setting") as refused:
+        pp.load({"prompt": {"tmplate": "x"}, "model": {"nme": "m"}}, name="mine")
+    assert refused.value.__notes__[1:] == ["and: mine: `nme` is not a setting of [model]", "hint: did you mean `name`?"]
     with pytest.raises(JobError, match="needs a name"):
         pp.load({"prompt": {"template": "x"}})
     with pytest.raises(JobError, match="cannot be called"):
@@ -452,7 +457,7 @@ def test_a_task_that_is_cancelled_keeps_what_is_in_flight_and_the_next_call_goes
         running = asyncio.create_task(pp.run_async(asked, words(24), yes=True, progress=False))
         await anyio.to_thread.run_sync(begun, service, before)
         running.cancel()
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(asyncio.CancelledError, match="what was answered is kept"):
             await running
 
     asyncio.run(main())
@@ -491,6 +496,12 @@ def test_a_second_run_of_a_job_that_goes_on_is_refused(service: str) -> None:
         assert (await running).ok
 
     asyncio.run(main())
+
+
+def test_help_says_how_run_is_called_though_a_folder_of_modules_has_its_name() -> None:
+    assert callable(pp.load)  # the first name brings the modules along
+    told = pydoc.plain(pydoc.render_doc(sys.modules["pipeline.run"]))
+    assert "run(job: " in told and "Start a job's run" in told
 
 
 def test_the_package_is_imported_in_no_time_and_touches_nothing() -> None:

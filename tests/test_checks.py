@@ -1,9 +1,11 @@
 """`pipeline check`: every step is tried, whatever else fails, and what a run would refuse fails in the same words."""
 
+import errno
 import io
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -277,6 +279,32 @@ def test_what_a_run_would_refuse_fails_in_the_same_words(
         capped = small_job(here, "[budget]\nmax_usd = 1").rename(here / "capped.toml")
         capped.write_text(capped.read_text().replace("out.parquet", "other.parquet").replace("-lite", "-huge"))
         assert "the price of gemini-3.5-flash-huge is unknown" in both(capped)
+
+
+def test_a_disk_that_is_full_or_cannot_be_written_fails_as_the_run_does(
+    here: Path, cli: Callable[..., Ran], service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(here, UNLIMITED)
+
+    def both() -> str:
+        checked, ran = cli("check", job, "--json"), cli("run", job, "--yes")
+        assert checked.code == ran.code == 2
+        (failed,) = [step for step in checked.json["steps"] if step["state"] == "failed"]
+        assert "".join(failed["found"].split()) in "".join(ran.err.split())
+        return str(failed["found"])
+
+    (here / "runs").symlink_to("nowhere")
+    assert both().startswith("cannot write runs/small: ")
+    (here / "runs").unlink()
+    with monkeypatch.context() as full:
+        full.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        full.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+        assert both().startswith("cannot write runs/small: less than 8 MB are left there")
+    assert cli("check", job).code == 0
+    monkeypatch.setenv("XDG_STATE_HOME", str(here / "state"))
+    (here / "state").mkdir()
+    (here / "state" / "prompt-pipeline").write_text("no directory")
+    assert both().startswith(f"The quota book {here}/state/prompt-pipeline/quota.sqlite cannot be used")
 
 
 def test_what_earlier_runs_learned_is_shown_and_forgotten(

@@ -444,7 +444,7 @@ def test_json_is_the_only_thing_on_stdout(here: Path, cli: Callable[..., Ran]) -
             assert (price["input"], price["output"]) == (line["input"] / 2, line["output"] / 2)
             assert price["cached"] <= line["cached"]
     (pro,) = [line for line in json.loads(cli("models", "--json").out)["models"] if "3.1-pro" in line["model"]]
-    assert pro["input"] == 2 and pro["note"].endswith("above 200,000 tokens input 4, output 18, cached 0.4")
+    assert pro["input"] == 2 and pro["note"].endswith("above 200,000 tokens: input 4, output 18, cached 0.4")
     assert json.loads(cli("runs", "--json").out)[0]["run"] == "small"
 
 

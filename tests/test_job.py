@@ -308,6 +308,12 @@ def test_a_missing_file_suggests_the_nearest_job(tmp_path: Path, monkeypatch: py
             "`zzz` is not a setting of [limits]",
             "it knows batch_tokens, concurrency, reset_zone, rpd, rpm, tokens, tpm",
         ),
+        (
+            {"model": {"name": "m", "rpm": 1}},
+            "`rpm` is not a setting of [model]",
+            "it is a setting of [limits]: it stands below that line, which has no # before it",
+        ),
+        ({"output": {"path": "o.csv", "template": 1}}, "`template` is not", "of [prompt] or [reduce] or [refine]: "),
         ({"limit": {"rpm": 1}}, "[limit] is not a section", "did you mean `limits`?"),
         ({"model": None, "modle": {"name": "x"}}, "[modle] is not a section", "did you mean `model`?"),
         ({"chunk": {"max_tokns": 64}}, "`max_tokns` is not a setting of [chunk]", "did you mean `max_tokens`?"),
@@ -397,7 +403,7 @@ def test_a_key_in_place_of_its_variables_name_is_refused_unseen(tmp_path: Path, 
 def test_a_section_that_is_no_table(tmp_path: Path, flags: dict[str, object] | None) -> None:
     path = write_job(tmp_path)
     path.write_text("limits = 5\n" + path.read_text())
-    assert told(refused(lambda: load(path, flags))).startswith("[limits]: input should be a valid dictionary")
+    assert told(refused(lambda: load(path, flags))).startswith("[limits]: it is a section: write `[limits]` on a")
 
 
 def test_an_endpoint_that_is_no_table_beside_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -289,7 +289,7 @@ weight = 1
     ("endpoint", "words"),
     [
         ('proxy = "http://me:hunter2@127.0.0.1:1"', "[endpoint] proxy: a login does not belong into a job file"),
-        ('proxy = "socks4://127.0.0.1:1"', "[endpoint] proxy names socks4://, which is not spoken"),
+        ('proxy = "socks4://127.0.0.1:1"', "[endpoint] proxy names a proxy of socks4://, which is not spoken"),
         ('proxy = "http://x:1"\nproxy_env = "X"', "[endpoint]: proxy and proxy_env name two proxies"),
         ('proxy_env = "OFFICE_PROXY"', "[endpoint] proxy_env: OFFICE_PROXY is unset"),
         ('ca_bundle = "nowhere.pem"', "[endpoint] ca_bundle: nowhere.pem cannot be read"),

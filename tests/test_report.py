@@ -502,6 +502,11 @@ def test_a_run_is_found_by_its_path_its_name_its_job_and_its_job_file(here: Path
             " UTC: `pipeline run jobs/notes.toml --offline`",
         ),
         (
+            {"state": "stopped", "reason": "the key has expired", "hint": "renew it; the same command then goes on"},
+            "it stopped: the key has expired. It can go on: `pipeline run jobs/notes.toml --offline`"
+            " hint: renew it; the same command then goes on",
+        ),
+        (
             {"state": "running", "waits_for": "day_quota", "until": 7200.0},
             "it waits for the day's quota, for 2 h more, until 2026-11-30 10:00 UTC",
         ),

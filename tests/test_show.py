@@ -18,6 +18,15 @@ from pipeline.errors import RunStateError
 from pipeline.report.reading import Answers
 
 
+def test_where_there_is_no_row_it_says_so(here: Path, cli: Callable[..., Ran], tmp_path: Path) -> None:
+    with opened(tmp_path / "begun"):
+        pass
+    begun = cli("show", tmp_path / "begun")
+    assert (begun.code, begun.out, begun.err.strip()) == (0, "", "no row was reached yet")
+    assert cli("show", tmp_path / "begun", "--failed").err.strip() == "no row has such a status"
+    assert cli("show", tmp_path / "begun", "--json").err == ""
+
+
 def test_a_row_is_shown_with_its_prompt_its_reply_and_what_it_took(here: Path, cli: Callable[..., Ran]) -> None:
     cli("run", small_job(here, UNLIMITED), "--offline")
     told = cli("show", "small", "2").out

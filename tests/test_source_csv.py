@@ -354,8 +354,9 @@ def test_a_byte_that_the_encoding_does_not_know_is_named_by_its_line(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "content", "said", "hint"),
     [
-        ("a.csv", "sep=,\nid,text\n1,x\n", "line 1 is `sep=,`, a note for Excel", "sed -i 1d"),
-        ("a.csv", "\ufeffsep=;\r\nid;text\r\n1;x\r\n", "line 1 is `sep=;`, a note for Excel", "sed -i 1d"),
+        ("a.csv", "sep=,\nid,text\n1,x\n", "line 1 is `sep=,`, a note for Excel", "tail -n +2 "),
+        ("a b's.csv", "sep=,\nid,text\n1,x\n", "line 1 is `sep=,`", """a b'"'"'s.csv' > plain.csv`"""),
+        ("a.csv", "\ufeffsep=;\r\nid;text\r\n1;x\r\n", "line 1 is `sep=;`, a note for Excel", "tail -n +2 "),
         ("a.csv", "id,text\n1,x\n".encode("utf-16-le"), "is UTF-16-LE, not UTF-8", '"utf-16-le"'),
         ("a.csv", "id,文\n1,中\n".encode("utf-16-be"), "is UTF-16-BE, not UTF-8", '"utf-16-be"'),
         ("a.jsonl", '{"a": 1}\n'.encode("utf-16-le"), "is UTF-16-LE, not UTF-8", '"utf-16-le"'),

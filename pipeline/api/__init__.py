@@ -29,9 +29,8 @@ class _Called(ModuleType):
     """`pipeline.run` is a folder of modules, and what runs a job when it is called."""
 
     __call__ = staticmethod(run)
-    __doc__ = run.__doc__  # what a notebook shows for it
     __signature__ = signature(run)
 
 
 sys.modules["pipeline.run"].__class__ = _Called
-del sys.modules["pipeline.run"].__doc__
+sys.modules["pipeline.run"].__doc__ = f"run{signature(run)}\n\n{run.__doc__}"  # what help() and a notebook show for it

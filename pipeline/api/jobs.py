@@ -9,12 +9,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.api.tables import Table, kept
+from pipeline.api.words import in_python
 from pipeline.errors import JobError
 from pipeline.job import GIVEN, Job, laid_over, load_with, made
 
 _NOT_GIVEN = "(the table that is given)"
 
 
+@in_python()
 def load(job: str | Path | Mapping[str, Any] | Job, /, *, name: str | None = None, **sections: Any) -> Job:
     """A job from its file, from a mapping of its sections, or from another job, with `sections` laid over it.
 

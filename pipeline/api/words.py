@@ -37,12 +37,23 @@ def in_python() -> Iterator[None]:
     except Exception as error:
         if (known := as_known(error)) is None:
             raise
-        translated(known)
-        if known.hint and not hasattr(known, "__notes__"):
-            known.add_note(f"hint: {known.hint}")  # below the message in a traceback, where nobody catches it
+        for each in (known, *known.others):
+            translated(each)
+        if not hasattr(known, "__notes__"):  # below the message in a traceback, where nobody catches it
+            for note in _notes(known):
+                known.add_note(note)
         if known is error:
             raise
         raise known from error
+
+
+def _notes(error: PipelineError) -> Iterator[str]:
+    if error.hint:
+        yield f"hint: {error.hint}"
+    for other in error.others:
+        yield f"and: {other.message}"
+        if other.hint:
+            yield f"hint: {other.hint}"
 
 
 def translated(error: PipelineError) -> PipelineError:

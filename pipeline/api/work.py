@@ -140,7 +140,7 @@ class Work(Generic[Done]):
         cancelled = anyio.get_cancelled_exc_class()
         try:
             await _until(over)
-        except cancelled:
+        except cancelled as error:
             self.ending.ask()
             with anyio.CancelScope(shield=True):
                 try:
@@ -148,12 +148,29 @@ class Work(Generic[Done]):
                 except cancelled:  # asyncio's own second one goes through
                     self.ending.ask()
                     await _until(over)
+            if not error.args:  # of a task or a notebook: those of scopes are known by what they say
+                error.args = (_ENDED,)
             raise
         return self._future.result()
 
 
 async def _until(over: anyio.Event) -> None:
-    """Wait for it, and wake up now and then: a notebook's ■ cancels its cell in a loop that may be asleep."""
-    while not over.is_set():
-        with anyio.move_on_after(_LOOK_S):
-            await over.wait()
+    """Wait for it, and in asyncio wake up now and then: a notebook's ■ cancels a cell in a loop that may be asleep."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # of trio, which is woken by signals
+        await over.wait()
+        return
+
+    timer: asyncio.TimerHandle | None = None
+
+    def tick() -> None:
+        nonlocal timer
+        timer = loop.call_later(_LOOK_S, tick)
+
+    tick()
+    try:
+        await over.wait()
+    finally:
+        if timer:
+            timer.cancel()

@@ -148,7 +148,8 @@ def show(
         if json:
             console.show_rows_json(rows)
         else:
-            console.show_rows(rows)
+            every = status is None and not failed
+            console.show_rows(rows, "no row was reached yet" if every else "no row has such a status")
         return
     found = answers.find(row)
     calls = answers.calls(found["row"], found["response"])

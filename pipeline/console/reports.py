@@ -162,6 +162,8 @@ def show_standing(summary: Summary, status: Status | None, now_s: float, to: Scr
     later = status.goes_on_at_s if status.goes_on_at_s and status.goes_on_at_s > now_s else None
     when = f" in {duration(later - now_s)}, at {_clock(later)}" if later else ""
     to.print(styled("\n", (f"{reason}. It can go on{when}: `{command}`", "yellow")))
+    if status.hint and status.state == "stopped":
+        to.print(styled(("hint: ", "bold cyan"), Data(one_line(spoken(status.hint)))))
 
 
 _ENDED: Mapping[str, str] = {
@@ -363,8 +365,11 @@ def models_json() -> list[dict[str, object]]:
         found, long = rates(model.name, today), rates(model.name, today, long=True)
         told = [note(model, today)]
         if long and long != found:
-            dearer = ", ".join(f"{name} {usd:g}" for name, usd in _per_million(long).items() if usd is not None)
-            told.append(f"a prompt above {LONG_PROMPT_TOKENS:,} tokens {dearer}")
+            usd = _per_million(long)
+            told.append(
+                f"a prompt above {LONG_PROMPT_TOKENS:,} tokens: input {usd['input']:g}, output {usd['output']:g},"
+                f" cached {usd['cached']:g}"
+            )
         lines.append(
             {
                 "model": model.name,

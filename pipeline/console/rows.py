@@ -4,12 +4,12 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import orjson
 
-from pipeline.console.screen import Screen, count, duration, money, out, styled, things
+from pipeline.console.screen import Screen, count, duration, err, money, out, styled, things
 from pipeline.language import Data
 from pipeline.prompts import Prompt
 from pipeline.report.reading import shown
@@ -21,9 +21,13 @@ _PAGED_ROWS = 2_000
 _ANSWER_CHARS = 100
 
 
-def show_rows(rows: Iterable[Mapping[str, Any]]) -> None:
-    """A line for each row: number, id, status, and how its answer begins."""
+def show_rows(rows: Iterable[Mapping[str, Any]], none: str) -> None:
+    """A line for each row: number, id, status, and how its answer begins; `none` is said where there is no row."""
     left = iter(rows)
+    if (first := next(left, None)) is None:
+        err.print(none)
+        return
+    left = chain([first], left)
     with paged():
         for row in islice(left, _PAGED_ROWS) if out.is_terminal else left:
             text = one_line(row["response"] or row["error"] or "")

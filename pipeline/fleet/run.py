@@ -103,7 +103,8 @@ async def _run(
         stopped = engine.stopped or (None if engine.interrupted else unwritten)
         status = "stopped" if stopped else "interrupted" if engine.interrupted else "finished"
         store.log(end_of(engine.monitor, status, str(stopped or "")))
-        told.end(status, str(stopped or ""), exit_code_of(engine.monitor, stopped, engine.interrupted))
+        code = exit_code_of(engine.monitor, stopped, engine.interrupted)
+        told.end(status, str(stopped or ""), code, stopped.hint if stopped else "")
         if posts and told.last:
             posts.ended(told.last)
             await posts.finish()

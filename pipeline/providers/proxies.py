@@ -79,9 +79,11 @@ def read_proxy(text: str, named_by: str) -> Proxy:
         or not is_host(url.raw_host.decode())
         or not (url.port is None or 0 < url.port < 65_536)
     ):
-        bad = "a proxy without a good host or port" if url.scheme in _PORTS else f"{url.scheme}://, which is not spoken"
+        what = f"{named_by} names a proxy without a good host or port"
+        if url.scheme not in _PORTS:
+            what = f"{named_by} names a proxy of {url.scheme}://, which is not spoken"
         raise PipelineError(
-            f"{named_by} names {bad if url.scheme else 'no address of a proxy'}",
+            what if url.scheme else f"{named_by} names no address of a proxy",
             "write it as http://, https://, socks5:// or socks5h://, then HOST:PORT or USER:PASSWORD@HOST:PORT with %40"
             ' for an @ in the password; NO_PROXY=HOST, or [endpoint] proxy = "none", goes without',
         )

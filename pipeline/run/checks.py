@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from pipeline.budget.book import SpendBook
 from pipeline.cache import shelf_of
 from pipeline.documents.collecting import UNFIT
 from pipeline.environment import check_certificates
@@ -18,7 +19,7 @@ from pipeline.job import Job, compiled, key_of, read_job, with_input_alone
 from pipeline.keys import Key
 from pipeline.keys.diagnosis import cure_of, is_of_country, remark
 from pipeline.models import MODELS
-from pipeline.places import Kind, quota_file
+from pipeline.places import Kind, quota_file, spend_file
 from pipeline.protocols import GLOBAL
 from pipeline.providers.base import Account
 from pipeline.providers.connection import checked_url
@@ -53,6 +54,7 @@ from pipeline.run.webhook import hook_of
 from pipeline.sections import PromptSection
 from pipeline.source import output_conflict
 from pipeline.source.folders import described
+from pipeline.store.reserve import check_room
 from pipeline.targets import Target
 
 
@@ -183,6 +185,7 @@ def _start(session: Session) -> str:
         hook_of(session.job)
     if not session.rehearsal:
         refuse_unpriced(session.job, session.options)
+    check_room(session.directory)
     if change:
         return f"generation {change.generation} begins: {change.lines[0]}"
     return "goes on" if session.directory.exists() else "begins"
@@ -337,13 +340,16 @@ def _network_step(met: _Met, offline: bool) -> Step:
             return Step("network", "failed", known.message, hint=known.hint)
         hint = failure.advice or "look at the network and at [endpoint] base_url; nothing was spent"
         return Step("network", "failed", f"{met.target.endpoint} does not answer: {failure.message}", hint=hint)
-    way = f" through the proxy {met.proxy}" if met.proxy else ""
-    told = "; it is an emulator: a run is a rehearsal" if met.kind == "rehearsal" else ""
-    numbers, answers = {"connect_ms": round(met.connect_ms, 1)}, ""
+    numbers, remark = {"connect_ms": round(met.connect_ms, 1)}, f"connected in {met.connect_ms:.0f} ms"
+    if met.target.base_url.strip().lower().startswith("https:"):
+        remark = f"connected with TLS in {met.connect_ms:.0f} ms"
+    if met.proxy:
+        remark = f"{remark} through the proxy {met.proxy}"
     if not met.unsigned:
-        numbers["latency_ms"], answers = round(met.latency_ms, 1), f"; answers in {met.latency_ms:.0f} ms"
-    secure = " with TLS" if met.target.base_url.strip().lower().startswith("https:") else ""
-    remark = f"connected{secure} in {met.connect_ms:.0f} ms{way}{answers}{told}"
+        numbers["latency_ms"] = round(met.latency_ms, 1)
+        remark = f"{remark}; answers in {met.latency_ms:.0f} ms"
+    if met.kind == "rehearsal":
+        remark = f"{remark}; it is an emulator: a run is a rehearsal"
     return Step("network", "passed", met.target.endpoint, remark, numbers=numbers)
 
 
@@ -411,9 +417,12 @@ def _quota(session: Session, named: str, forget: bool) -> Iterator[Step]:
     limits = {meter: limit for meter, limit in (("rpm", known.rpm), ("tpm", known.tpm)) if limit}
     told = [f"{meter} {limit:,.0f}" for meter, limit in limits.items()]
     numbers = {f"learned_{meter}": limit for meter, limit in limits.items()}
-    if forget:
-        with QuotaBook(path, name, days_of=days_of) as book:
+    with QuotaBook(path, name, days_of=days_of) as book:  # a run refuses one that cannot be used, and so does this
+        if forget:
             book.forget()
+    if not session.rehearsal:
+        SpendBook(spend_file(), target.account, "").close()
+    if forget:
         forgotten = ", ".join([*told, *["day used up"] * bool(known.day_opens_at)])
         yield Step("quota", "passed", f"forgotten: {forgotten or 'nothing'}", "of what earlier runs learned")
         return

@@ -179,7 +179,8 @@ def end_told(monitor: Monitor, store: RunStore, told: StatusFile) -> Iterator[No
         known = as_known(error)
         stopped = known or bug_in(error)
         store.log(end_of(monitor, "stopped", stopped.message))
-        told.end("stopped", stopped.message, exit_code_of(monitor, known, False) if known else stopped.exit_code)
+        code = exit_code_of(monitor, known, False) if known else stopped.exit_code
+        told.end("stopped", stopped.message, code, stopped.hint)
         raise
 
 
@@ -293,7 +294,8 @@ async def _run(
         early = "left" if isinstance(stopped, BatchesOut) else "stopped" if stopped else "interrupted"
         status = early if stopped or engine.interrupted else whole
         store.log(end_of(engine.monitor, status, str(stopped or "")))
-        told.end(status, str(stopped or ""), exit_code_of(engine.monitor, stopped, engine.interrupted))
+        code = exit_code_of(engine.monitor, stopped, engine.interrupted)
+        told.end(status, str(stopped or ""), code, stopped.hint if stopped else "")
         if posts and told.last and options.pilot is None:
             posts.ended(told.last)
             await posts.finish()

@@ -100,6 +100,7 @@ class Status:
     bound_s: Mapping[str, float] = field(default_factory=dict)  # why it was not faster: seconds by what was waited for
     alerts: Mapping[str, str] = field(default_factory=dict)  # thresholds of `[alerts]` that are passed, by name
     reason: str = ""  # why it was stopped
+    hint: str = ""  # and what comes before it goes on
     exit_code: int | None = None  # of one that has ended
     goes_on_at_s: float | None = None  # when it can be continued, where that is known
 
@@ -247,8 +248,8 @@ class StatusFile:
             return
         self._write(status)
 
-    def end(self, state: str, reason: str, exit_code: int) -> None:
-        """Write how it ended; what was known of its quotas last says when it can go on."""
+    def end(self, state: str, reason: str, exit_code: int, hint: str = "") -> None:
+        """Write how it ended; what was known of its quotas last says when it can go on, `hint` what comes before."""
         monitor = self._monitor
         last = self.last or status_of(monitor, Mark(), time.time())
         opens = [quota.opens_at_s for quota in last.quotas if quota.opens_at_s]
@@ -270,6 +271,7 @@ class StatusFile:
                 eta_s=None,
                 no_eta="",
                 reason=reason,
+                hint=hint,
                 exit_code=exit_code,
                 goes_on_at_s=min(opens) if opens and state == "stopped" else None,
             )

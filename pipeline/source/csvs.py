@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import orjson
 import polars as pl
 
+from pipeline import machine
 from pipeline.errors import InputError
 from pipeline.source.text import decoded, open_bytes, open_lines, undecodable
 
@@ -156,10 +157,11 @@ def open_csv(path: str, separator: str, encoding: str | None) -> CsvFile:
     if names[0].lower().startswith("sep=") and not any(names[1:]):
         note = separator.join(names)
         mark = separator if len(names) > 1 else note[4:]
-        setting = "" if mark == separator else f", and set `{separator_setting(mark)}`"
-        raise InputError(
-            f"{place} is `{note}`, a note for Excel and no header", f"remove the line: `sed -i 1d {path}`{setting}"
-        )
+        setting = "" if mark == separator else f"; and set `{separator_setting(mark)}`"
+        hint = f"remove the line{setting}"
+        if encoding is None and not path.endswith(".gz"):  # a tool of lines finds it
+            hint = f"leave the line out: `tail -n +2 {machine.quoted(path)} > plain.csv` writes it so{setting}"
+        raise InputError(f"{place} is `{note}`, a note for Excel and no header", hint)
     if names.count("") > 1:
         first, second, *_ = (number for number, name in enumerate(names, 1) if not name)
         raise InputError(f"{place}: columns {first} and {second} have no name", "the first line names the columns")

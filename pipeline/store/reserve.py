@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from pipeline import machine
 from pipeline.errors import RunStateError
@@ -11,6 +13,40 @@ from pipeline.errors import RunStateError
 RESERVE_BYTES = 8 * 2**20
 """The replies to 500 requests in flight, at 4,000 tokens each."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_room(directory: Path) -> None:
+    """Raise `RunStateError`, as a run that keeps its answers there, where nothing can be written or room is short.
+
+    Nothing is left of the trial, and no room is taken from a run that goes on.
+    """
+    missing, there = directory / "lock", directory
+    while not os.path.lexists(there) and there != there.parent:
+        missing, there = there, there.parent
+    trial = there / f".{uuid4().hex}"
+    try:
+        os.close(machine.open_file(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        trial.unlink()
+        if shutil.disk_usage(there).free < RESERVE_BYTES:
+            raise _too_little(directory)
+    except OSError as error:
+        raise cannot_write(missing, error) from None
+
+
+def cannot_write(place: str | Path, error: OSError) -> RunStateError:
+    """What a run says of a place in its directory that the system refuses."""
+    return RunStateError(
+        f"cannot write {place}: {error.strerror}\nWhat is kept there is untouched.",
+        "make room or mend its permissions, then run the same command again",
+    )
+
+
+def _too_little(directory: Path) -> RunStateError:
+    return RunStateError(
+        f"cannot write {directory}: less than {RESERVE_BYTES // 2**20} MB are left there"
+        "\nWhat is kept there is untouched.",
+        "make room, then run the same command again",
+    )
 
 
 class Reserve:
@@ -39,11 +75,7 @@ class Reserve:
         except OSError as error:
             self.give_back()
             if error.errno in _FULL:
-                raise RunStateError(
-                    f"cannot write {self._path.parent}: less than {RESERVE_BYTES // 2**20} MB are left there"
-                    "\nWhat is kept there is untouched.",
-                    "make room, then run the same command again",
-                ) from None
+                raise _too_little(self._path.parent) from None
 
     def helps(self, error: OSError) -> bool:
         """Whether what was refused so may be tried again, as there is room now."""

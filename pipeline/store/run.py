@@ -46,7 +46,7 @@ from pipeline.store.lines import Call, Sent, call_line, ended_line, kept, result
 from pipeline.store.manifest import VERSION, Lock, Manifest, differences, in_place_of
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
-from pipeline.store.reserve import Reserve
+from pipeline.store.reserve import Reserve, cannot_write
 from pipeline.store.state import Batch, Outcomes, check_belongs, check_parts, is_passing, load, load_unsealed
 
 SEAL_ROWS = 4_000
@@ -119,10 +119,7 @@ class RunStore:
                 failed.pop_all()
         except OSError as error:
             place = error.filename if isinstance(error.filename, str) else self.directory
-            raise RunStateError(
-                f"cannot write {place}: {error.strerror}\nWhat is kept there is untouched.",
-                "make room or mend its permissions, then run the same command again",
-            ) from None
+            raise cannot_write(place, error) from None
         return known is not None
 
     def _check_unused(self) -> None:
