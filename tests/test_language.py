@@ -175,6 +175,16 @@ def test_answers_that_are_kept_are_told_in_chinese_whatever_their_number(in_chin
     assert told == ["0 个回答保留下来", "1 个回答保留下来", "约 2,000 个回答保留下来"]
 
 
+def test_how_a_service_was_reached_is_told_in_chinese_whatever_is_said_of_it(in_chinese: None) -> None:
+    for reached in ("connected in 4 ms", "connected with TLS in 4 ms"):
+        for way in ("", " through the proxy http://127.0.0.1:1"):
+            for answers in ("", "; answers in 2 ms"):
+                for told in ("", "; it is an emulator: a run is a rehearsal"):
+                    said = language.spoken(f"{reached}{way}{answers}{told}")
+                    assert said.startswith("已") and not re.search("(in|by|ms|with|answers) ", said), said
+                    assert ("2 毫秒内回答" in said, "它是模拟器" in said) == (answers != "", told != "")
+
+
 def test_the_cause_of_a_row_is_told_in_chinese(
     in_chinese: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

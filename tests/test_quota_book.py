@@ -170,6 +170,20 @@ def test_a_learned_limit_is_believed_for_some_hours(path: Path) -> None:
         assert book.known(DAY, 1002.0 + LEARNED_FOR_S) == Known()
 
 
+def test_what_was_let_through_so_far_speaks_against_no_limit_that_a_job_names(path: Path) -> None:
+    with QuotaBook(path, "m") as book:
+        book.learn("tokens", 250_000.0, 1000.0, refused=False)
+        known = book.known(DAY, 2000.0)
+        assert (known.limit("tokens", None), known.limit("tokens", 4_000_000)) == (250_000.0, None)
+        book.learn("tokens", 200_000.0, 1001.0)
+        assert book.known(DAY, 2000.0).limit("tokens", 4_000_000) == 200_000.0, "more was refused"
+        book.learn("tokens", 190_000.0, 1002.0, refused=False)
+        assert book.known(DAY, 2000.0).limit("tokens", 4_000_000) == 200_000.0
+        book.learn("tokens", 300_000.0, 1003.0, refused=False)
+        known = book.known(DAY, 2000.0)
+        assert (known.limit("tokens", None), known.limit("tokens", 4_000_000)) == (300_000.0, None)
+
+
 def test_a_used_up_day_is_remembered_until_it_is_over(path: Path) -> None:
     with QuotaBook(path, "m") as book:
         book.close_day(90_000.0, 1000.0)

@@ -148,6 +148,17 @@ def test_a_learned_limit_is_told_and_kept_for_the_next_run(tmp_path: Path) -> No
     assert told == [[(600, "measured")], [(600, "learned")]]
 
 
+def test_a_limit_that_is_named_after_a_run_without_is_used_at_once(tmp_path: Path) -> None:
+    told = []
+    for limits in (Limits(rpm=1000), Limits(rpm=1000), Limits(rpm=1000, tpm=10_000_000)):
+        world = World("log", 1000, 10_000_000, seed=1)
+        with QuotaBook(tmp_path / "book", "m") as book:
+            outcome = dispatch(world, documents(world, small(60, 20_000, 1)), limits, book=book)
+        assert not world.refused
+        told.append([event.origin for _, event in outcome.events if isinstance(event, LimitSet)])
+    assert (told[0][0], told[1][0], told[2]) == ("assumed", "learned", [])
+
+
 @pytest.mark.parametrize("server", ["fixed", "log", "counter", "bucket"])
 def test_a_short_run_begins_with_what_the_one_before_it_was_let_through(tmp_path: Path, server: str) -> None:
     took, at_once = [], Pace(Limits(), 0.2).first_rpm

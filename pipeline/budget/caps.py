@@ -70,6 +70,11 @@ class Cap(NamedTuple):
     hint: str
     lost_usd: Decimal = Decimal(0)  # of what is spent: what killed runs had in flight, at its worst case
 
+    @property
+    def amount(self) -> str:
+        """The cap as it is written, in USD: 5 and not 5.0."""
+        return f"{self.usd.normalize():f}"
+
 
 @dataclass(slots=True)
 class Spending:

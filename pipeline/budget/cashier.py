@@ -152,7 +152,7 @@ class Cashier:
             else ""
         )
         raise BudgetReached(
-            f"the next call could pass {cap.name} of ${cap.usd} "
+            f"the next call could pass {cap.name} of ${cap.amount} "
             f"(${cap.spent_usd:.4f} spent{lost}, at most ${held:.4f} for this call)",
             cap.hint,
         )

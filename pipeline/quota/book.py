@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from pipeline.errors import RunStateError
+from pipeline.events import Meter
 from pipeline.sharedfile import Found, SharedFile, begin_life, is_blank, is_damaged, is_live, look_into, unusable
 
 KEEP_S = 130.0
@@ -23,9 +24,11 @@ LEARNED_FOR_S = 6 * 3600.0
 GROUP_S, GROUP_OF = 0.01, 16
 """Sends closer together than this share a transaction, so many at most."""
 _NAME = "The quota book"
+_METERS: tuple[Meter, ...] = ("requests", "tokens")
+_SO_FAR = "+"  # behind a meter of which nothing was refused
 
 _REQUESTS_ON = "SELECT requests FROM days WHERE endpoint = ? AND day = ?"
-_LEARNED = "SELECT value FROM learned WHERE endpoint = ? AND meter = ? AND at > ?"
+_LEARNED = "SELECT value, at FROM learned WHERE endpoint = ? AND meter = ? AND at > ?"
 _DAY_OPENS_AT = "SELECT value FROM learned WHERE endpoint = ? AND meter = 'day' AND value > ?"
 # A send has a row when it leaves, and another one when it is settled or refunded: then `tokens` is NULL. A row without
 # a number asks the others to let the tokens of the last minute fall to these.
@@ -74,6 +77,13 @@ class Known:
     tpm: float | None = None
     day_opens_at: float | None = None  # epoch seconds
     first_rpm: float | None = None  # that a run may begin with, where no limit is known
+    unrefused: frozenset[Meter] = frozenset()  # of which so much was let through, and nothing refused
+
+    def limit(self, meter: Meter, configured: int | None) -> float | None:
+        """What was learned of a meter: where nothing was refused, nothing that speaks against what the job names."""
+        if configured is not None and meter in self.unrefused:
+            return None
+        return self.rpm if meter == "requests" else self.tpm
 
 
 def read_known(path: Path, endpoint: str, day: str, now: float, days_of: str = "") -> Known:
@@ -203,9 +213,9 @@ class QuotaBook(SharedFile):
             self._days[day] = rows[0][0]
         return self._days.get(day, 0) + self._uncounted[day]
 
-    def learn(self, meter: str, value: float, now: float) -> None:
-        """Keep a learned limit (per minute) for the next run."""
-        self._learned[meter] = (value, now)
+    def learn(self, meter: str, value: float, now: float, *, refused: bool = True) -> None:
+        """Keep a learned limit (per minute) for the next run; `refused`: more than that was."""
+        self._learned[meter if refused else meter + _SO_FAR] = (value, now)
         self._write()
 
     def close_day(self, until: float, now: float) -> None:
@@ -294,13 +304,29 @@ class MemoryBook(QuotaBook):
 
 
 def _known(db: sqlite3.Connection, endpoint: str, days_of: str, day: str, now: float) -> Known:
-    def value(statement: str, *values: object) -> Any:
-        row = db.execute(statement, values).fetchone()
-        return row and row[0]
+    def row(statement: str, *values: object) -> Any:
+        return db.execute(statement, values).fetchone() or (None, 0.0)
 
-    learned = (value(_LEARNED, endpoint, meter, now - LEARNED_FOR_S) for meter in ("requests", "tokens", "first"))
-    rpm, tpm, first_rpm = learned
-    return Known(value(_REQUESTS_ON, days_of, day) or 0, rpm, tpm, value(_DAY_OPENS_AT, days_of, now), first_rpm)
+    def learned(meter: str) -> tuple[float | None, float]:
+        value, at = row(_LEARNED, endpoint, meter, now - LEARNED_FOR_S)
+        return value, at
+
+    limits: dict[Meter, float | None] = {}
+    unrefused: set[Meter] = set()
+    for meter in _METERS:
+        (limit, refused_at), (passed, passed_at) = learned(meter), learned(meter + _SO_FAR)
+        if passed is not None and (limit is None or (passed > limit and passed_at > refused_at)):
+            limit = passed
+            unrefused.add(meter)
+        limits[meter] = limit
+    return Known(
+        row(_REQUESTS_ON, days_of, day)[0] or 0,
+        limits["requests"],
+        limits["tokens"],
+        row(_DAY_OPENS_AT, days_of, now)[0],
+        learned("first")[0],
+        frozenset(unrefused),
+    )
 
 
 def _hint(path: Path) -> str:

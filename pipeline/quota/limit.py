@@ -72,6 +72,11 @@ class Limit:
         return self._growing or self._probed_at > -inf
 
     @property
+    def unrefused(self) -> bool:
+        """Whether this run was refused nothing for it, and was told no limit."""
+        return self._growing
+
+    @property
     def unfound(self) -> bool:
         """Whether it is still so far from any limit that it grows fast."""
         return self._growing and self.value < self._fast_below

@@ -62,8 +62,8 @@ class Quota:
         self.unlimited = limits.rpm == 0 and limits.tpm == 0 and limits.rpd is None
         known = self._book.known(day_of(wall(), limits.reset_zone), wall())
         self._first_rpm = max(FIRST_RPM, known.first_rpm or 0)
-        self.requests = self._meter("requests", limits.rpm, self._first_rpm, known.rpm)
-        self.tokens = self._meter("tokens", limits.tpm, FIRST_TPM, known.tpm)
+        self.requests = self._meter("requests", limits.rpm, self._first_rpm, known.limit("requests", limits.rpm))
+        self.tokens = self._meter("tokens", limits.tpm, FIRST_TPM, known.limit("tokens", limits.tpm))
         self.phase = MinutePhase()
         self.ledger = TokenLedger(self.tokens.value if self.tokens else inf, self.phase, jitter_s)
         self.day = DailyQuota(
@@ -335,10 +335,10 @@ class Quota:
 
     def _grow(self, limit: Limit, now: float) -> None:
         """Try more; what that rests on is kept for the next run, but for the first steps: they tell nothing."""
-        proven, is_little = limit.value, limit.unfound
+        proven, is_little, refused = limit.value, limit.unfound, not limit.unrefused
         if not self._outage.failing and limit.grow(now, self.ledger.last_minute(now)[limit.which]):
             if not is_little:
-                self._book.learn(limit.meter, proven, self._wall())
+                self._book.learn(limit.meter, proven, self._wall(), refused=refused)
             self._changed(limit, now)
 
     def _keep_first(self, now: float) -> None:

@@ -68,7 +68,7 @@ class Watcher:
                 yield Found(
                     cap.name.removeprefix("the ").replace("'s ", "_"),
                     verdict,
-                    f"{share:.0%} of {cap.name} of ${cap.usd} is spent",
+                    f"{share:.0%} of {cap.name} of ${cap.amount} is spent",
                 )
         if limits.day_quota_percent is not False:
             for quota in status.quotas:

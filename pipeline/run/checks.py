@@ -414,7 +414,8 @@ def _quota(session: Session, named: str, forget: bool) -> Iterator[Step]:
     path, name = quota_file(session.kind), target.quota
     now, days_of = time.time(), session.days_of(name)
     known = read_known(path, name, day_of(now, target.limits.reset_zone), now, days_of)
-    limits = {meter: limit for meter, limit in (("rpm", known.rpm), ("tpm", known.tpm)) if limit}
+    rpm, tpm = known.limit("requests", target.limits.rpm), known.limit("tokens", target.limits.tpm)
+    limits = {meter: limit for meter, limit in (("rpm", rpm), ("tpm", tpm)) if limit}
     told = [f"{meter} {limit:,.0f}" for meter, limit in limits.items()]
     numbers = {f"learned_{meter}": limit for meter, limit in limits.items()}
     with QuotaBook(path, name, days_of=days_of) as book:  # a run refuses one that cannot be used, and so does this

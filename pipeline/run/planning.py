@@ -248,7 +248,11 @@ async def _pace(session: Session, learned: Learned) -> Pace:
     offline, limits = session.options.offline, session.limits
     known = Known() if offline else await _known(session)
     return Pace(
-        replace(limits, rpm=_least(limits.rpm, known.rpm), tpm=_least(limits.tpm, known.tpm)),
+        replace(
+            limits,
+            rpm=_least(limits.rpm, known.limit("requests", limits.rpm)),
+            tpm=_least(limits.tpm, known.limit("tokens", limits.tpm)),
+        ),
         learned.latency_s or (_EMULATOR_LATENCY_S if offline else ASSUMED_LATENCY_S),
         learned.slow_s,
         used_today=known.requests if known.day_opens_at is None else 0,
