@@ -28,26 +28,38 @@ def is_utf8(sample: bytes, named: str) -> bool:
         text = (sample[: sample.rfind(b"\n") + 1] or sample).decode()
     except UnicodeDecodeError:
         return False
-    weight = sum(1 if char < "\u0800" else 3 for char in text if char > "\x7f")
-    return weight >= (1 if named in _WESTERN else 6)
+    return _weight(text) >= (1 if named in _WESTERN else 6)
+
+
+def is_damaged_utf8(sample: bytes) -> bool:
+    """Whether a file that begins so, and is not UTF-8 to its end, is but for some places: cut characters, a line of
+    another file. Any other encoding would garble the rest."""
+    text = sample.decode(errors="surrogateescape")
+    wrong = sum("\udc80" <= char <= "\udcff" for char in text)
+    return _weight(text) - 3 * wrong > wrong  # which it weighs as well
+
+
+def _weight(text: str) -> int:
+    """How many characters are not ASCII, those of three bytes and more three times: they are no chance."""
+    return sum(1 if char < "\u0800" else 3 for char in text if char > "\x7f")
 
 
 def fitting(sample: bytes) -> str | None:
     """The encoding in which the start of a file that is not UTF-8 reads as text of a language that uses it."""
     if wide := wide_encoding(sample, surely=False):
         return wide
+    if is_damaged_utf8(sample):
+        return None
     sample = sample[: sample.rfind(b"\n") + 1] or sample
     scores = {name: _share(sample, name) for name in ("euc_jp", "shift_jis", "euc_kr", "big5", "gb18030", "cp1251")}
     best = max(scores, key=lambda name: scores[name])
     if scores[best] > 0.5:
         return best
-    for name in ("cp1252", "latin-1"):  # latin-1 has a character for every byte
-        try:
-            sample.decode(name)
-        except UnicodeDecodeError:
-            continue
-        return name
-    return None
+    try:
+        sample.decode("cp1252")
+    except UnicodeDecodeError:  # latin-1 has a character for every byte, and would take anything
+        return None
+    return "cp1252"
 
 
 def _share(sample: bytes, encoding: str) -> float:

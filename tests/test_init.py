@@ -27,6 +27,8 @@ from pipeline.errors import PipelineError
 from pipeline.job import load
 from pipeline.run import prepare
 from pipeline.starting import composing, looking
+from pipeline.starting.choosing import chosen
+from pipeline.starting.profile import profile_of
 
 Cli = Callable[..., Ran]
 
@@ -190,6 +192,20 @@ def test_long_texts_are_cut_and_short_ones_are_not(empty: Path, root: Path, cli:
     told = cli("init", "licences.parquet")
     assert "summarize, `body` holds long texts" in told.out
     assert load(empty / "licences.toml").spec.chunk is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "届いたときにはもう壊れていて電話にも出ません",
+        "สินค้าเสียหายเมื่อได้รับและไม่มีใครรับโทรศัพท์เลย",
+        "រថយន្តនេះខូចហើយគ្មានអ្នកទទួលទូរស័ព្ទទេ",
+    ],
+)
+def test_a_script_without_blanks_is_running_text(text: str) -> None:
+    found = profile_of(pl.DataFrame({"no": ["a1", "b2", "c3"], "said": [f"{text}{number}" for number in range(3)]}))
+    assert [column.name for column in found.texts] == ["said"] and [column.name for column in found.ids] == ["no"]
+    assert chosen(found)[0] == "classify" and not found.is_chinese
 
 
 @pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "cp1252", "utf-8-sig"])

@@ -3,6 +3,8 @@
 import csv
 import gzip
 import io
+import re
+import subprocess
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,6 +17,7 @@ from tables import documents, fields, refused, refused_rows, write
 
 from pipeline.errors import InputError
 from pipeline.source import csvs, open_source
+from pipeline.source.text import encoding_of
 
 Rows = list[list[str]]
 
@@ -310,6 +313,28 @@ def test_bytes_that_are_not_utf8_are_named_with_the_encoding_that_fits(tmp_path:
     assert error.hint == '`[input] encoding = "gb18030"` reads it'
     error = refused(lambda: open_source(write(tmp_path / "h.csv", b"caf\xe9,b\n1,2\n")))
     assert "line 1" in error.message and "\\xe9" in error.message and '"cp1252"' in error.hint
+
+
+def test_no_encoding_is_proposed_for_what_is_utf8_but_for_some_places(tmp_path: Path) -> None:
+    lines = [f"{number},收到时第{number}件已经坏了，电话也没人接\n".encode() for number in range(40)]
+    for bad in ("20,收到".encode()[:-1] + b"\n", "20,收到时已经坏了\n".encode("gbk"), b"20,caf\xe9\n"):
+        path = write(tmp_path / "a b.csv", b"id,text\n" + b"".join([*lines[:20], bad, *lines[21:]]))
+        assert encoding_of(path) is None
+        error = refused(lambda path=path: list(open_source(path).batches()))  # type: ignore[misc]
+        assert "a b.csv, line 22, column `text`: not UTF-8" in error.message
+        command = re.search("`(iconv .*)`", error.hint)
+        assert command
+        subprocess.run(command[1], shell=True, cwd=tmp_path, check=False)
+        assert len(fields(str(tmp_path / "clean.csv"))) == 40
+    texts = {
+        "gb18030": "收到时已经坏了，电话也没人接",
+        "shift_jis": "届いたときにはもう壊れて",
+        "euc_kr": "받았을 때 이미 고장",
+        "cp1251": "коробка пришла поздно",
+        "cp1252": "très agréable",
+    }
+    for encoding, text in texts.items():
+        assert encoding_of(write(tmp_path / "b.csv", f"id,text\n1,{text}\n".encode(encoding))) == encoding
 
 
 @pytest.mark.case("T14")

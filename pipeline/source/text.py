@@ -6,9 +6,11 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import PurePath
 from typing import BinaryIO, cast
 
-from pipeline.encodings import SAMPLE_BYTES, WIDE, fitting, is_utf8, wide_encoding
+from pipeline import machine
+from pipeline.encodings import SAMPLE_BYTES, WIDE, fitting, is_damaged_utf8, is_utf8, wide_encoding
 from pipeline.errors import InputError
 
 BOM = "\ufeff"
@@ -55,10 +57,17 @@ def undecodable(path: str, place: str, text: str, encoding: str | None) -> Input
     """The error for a `text`, at `place`, that is not `decoded`, with the encoding that does fit."""
     wrong = bytes(ord(char) & 0xFF for char in text if 0xDC00 <= ord(char) <= 0xDCFF)
     shown = "".join(f"\\x{byte:02x}" for byte in wrong[:8])
-    fits = fitting_encoding(path)
     hint = "name it with [input] encoding, or save the file as UTF-8"
-    if fits:
+    if fits := fitting_encoding(path):
         hint = f'`[input] encoding = "{fits}"` reads it'
+    elif encoding is None and is_damaged_utf8(_start_of(path)):
+        hint = "the rest is UTF-8: mend the place"
+        if not path.endswith(".gz"):
+            clean = f"clean{PurePath(path).suffix}"
+            hint = (
+                "the rest is UTF-8: mend the place, or leave such bytes out:"
+                f" `iconv -c -f UTF-8 -t UTF-8 {machine.quoted(path)} > {clean}`"
+            )
     return InputError(f"{place}: not {encoding or 'UTF-8'} ({shown})", hint)
 
 
@@ -109,8 +118,12 @@ def encoding_of(path: str) -> str | None:
 
 def fitting_encoding(path: str) -> str | None:
     """The encoding in which the start of a file that is not UTF-8 reads as text of a language that uses it."""
+    return fitting(_start_of(path))
+
+
+def _start_of(path: str) -> bytes:
     with open_bytes(path) as file:
-        return fitting(file.read(SAMPLE_BYTES))
+        return file.read(SAMPLE_BYTES)
 
 
 def _has_no_half(text: str) -> bool:

@@ -32,11 +32,14 @@ LONG_TOKENS = 250
 
 _LOOKED_AT = 200  # texts whose tokens are estimated
 _LEAST_WORDS = 4
-_LEAST_HAN = 8  # characters of a Chinese text, which has no blanks
+_LEAST_UNSPACED = 8  # characters of a text in a script that has no blanks, as Chinese, Japanese or Thai
 _MOST_ID = 64
 _MOST_VALUES = 20
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 _KANA_HANGUL = re.compile("[\u3041-\u30ff\u1100-\u11ff\uac00-\ud7a3]")
+_UNSPACED = re.compile(
+    "[\u0e01-\u0eff\u0f40-\u0fbc\u1000-\u109f\u1780-\u17ff\u3005\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"
+)
 _NUMBER = re.compile(r"\s*[-+]?[\d,.]*\d(?:[eE][-+]?\d+)?%?\s*")
 _TIME = re.compile(r"\s*\d{4}(?:[-/.]\d{1,2}[-/.]|年\d{1,2}月)\d{1,2}")
 _YEAR = re.compile(r"(?:19|20)\d\d")  # names the columns of many tables
@@ -44,7 +47,7 @@ _LONG_NAME = 24
 _LETTER = re.compile(r"[^\W\d_]")
 _ID_NAMES = re.compile(
     r"(?:^|[_\W])(?:id|uuid|guid|key|sku|code|no|nr|isbn|doi|url|path|file|filename)$|[a-z]I[dD]$|^(?:index|number)$"
-    r"|(?:编号|序号|主键|单号|学号|工号|编码|代码|货号|文件名|路径)$",
+    r"|(?:编号|序号|主键|单号|学号|工号|编码|代码|货号|文件名|路径|編號|番号|번호)$",
     re.IGNORECASE,
 )
 _TITLE_NAMES = re.compile(r"title|headline|subject|^name$|标题|题目|主题|名称|书名", re.IGNORECASE)
@@ -165,7 +168,7 @@ def _column(series: pl.Series, is_json: bool) -> Column:
             sort = "number"
         elif all(map(_TIME.match, cells)):
             sort = "time"
-        elif (media := media_of(cells)) is None and (words >= _LEAST_WORDS or han * chars >= _LEAST_HAN):
+        elif (media := media_of(cells)) is None and (words >= _LEAST_WORDS or _unspaced(cells) >= _LEAST_UNSPACED):
             sort = "text"
     distinct = len(set(cells))
     is_sorting = sort in ("word", "truth") and distinct <= _MOST_VALUES and 2 * distinct <= len(cells)
@@ -193,6 +196,11 @@ def _held(column: pl.Series) -> MediaKind | None:
 
 def _have_digits(cells: Sequence[str]) -> bool:
     return sum(any(map(str.isdigit, cell)) for cell in cells) > 0.8 * len(cells)
+
+
+def _unspaced(cells: Sequence[str]) -> float:
+    """Characters of scripts without blanks in a cell, in the mean."""
+    return _mean(len(_UNSPACED.findall(text[:1000])) for text in cells[:_LOOKED_AT])
 
 
 def _han_share(text: str) -> float:
