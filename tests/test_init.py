@@ -208,6 +208,18 @@ def test_a_script_without_blanks_is_running_text(text: str) -> None:
     assert chosen(found)[0] == "classify" and not found.is_chinese
 
 
+def test_a_text_that_may_be_a_table_is_told_and_so_are_files_that_are_passed_over(empty: Path, cli: Cli) -> None:
+    (empty / "t.txt").write_text("id\ttext\n1\tgood\n2\tbad\n", "utf-16")
+    assert "let its name end in .tsv" in " ".join(cli("init", "t.txt").out.split())
+    (empty / "t.txt").rename(empty / "t.tsv")
+    assert "2 rows" in cli("init", "t.tsv", "--to", "tsv.toml").out
+    (empty / "d").mkdir()
+    for name in ("a.txt", "b.txt", "c.rtf", "d.jpg"):
+        (empty / "d" / name).write_text("The lamp\tis broken.\nAnd late.")
+    told = cli("init", "d").out
+    assert "2 files of the folder left out: of another kind" in told and ".tsv" not in told
+
+
 @pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "cp1252", "utf-8-sig"])
 def test_the_encoding_is_found_and_named(empty: Path, cli: Cli, encoding: str) -> None:
     text = (

@@ -389,7 +389,7 @@ def test_a_byte_that_the_encoding_does_not_know_is_named_by_its_line(tmp_path: P
         ("a.jsonl", gzip.compress(b'{"a": 1}\n', mtime=0), "is packed with gzip", "a.jsonl.gz`"),
         ("a.csv.gz", b"a,b\n1,2\n", "is not packed", "a.csv`"),
         ("a.csv.gz", gzip.compress(gzip.compress(b"a,b\n1,2\n", mtime=0), mtime=0), "is packed twice", "once"),
-        ("a.csv", b"PK\x03\x04rest", "an Excel workbook", "CSV UTF-8"),
+        ("a.csv", b"PK\x03\x04rest", "or an Excel workbook", "CSV UTF-8"),
         ("a.tsv", b"PAR1rest", "is a Parquet file", ".parquet"),
         ("a.jsonl", b"\x28\xb5\x2f\xfdrest", "packed with zstd", ".gz"),
     ],

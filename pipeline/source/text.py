@@ -19,7 +19,7 @@ _GZIP = b"\x1f\x8b"
 _UNPACK = "unpack it; of packed files only .gz is read"
 _DISGUISES = (  # first bytes, what they begin, what to do
     (_GZIP, "packed with gzip", "name it so: `mv {path} {path}.gz`"),
-    (b"PK\x03\x04", "a zip archive, as an Excel workbook is", "save the sheet as CSV UTF-8, or unpack the archive"),
+    (b"PK\x03\x04", "a zip archive or an Excel workbook", "save the sheet as CSV UTF-8, or unpack the archive"),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook", "save the sheet as CSV UTF-8"),
     (b"PAR1", "a Parquet file", "name it .parquet"),
     (b"\x28\xb5\x2f\xfd", "packed with zstd", _UNPACK),

@@ -38,6 +38,7 @@ LISTED = "file"
 _ROWS = 1_000
 _BYTES = 16_000_000  # of the rows that are looked at
 _TRIED_IDS = 3
+_LINES = 20  # of a text that may be a table
 _TRIED_DOCUMENTS = 50
 _TEXTS = ("text", "markdown", "html")
 _OURS = {"results", "runs", "__pycache__", "node_modules", "venv"}
@@ -167,7 +168,8 @@ def _looked(path: str, encoding: str | None, files_root: str | None) -> Found:
         raise InputError(f"{path} has no columns", "a table has a header and at least one row")
     if held := table.documents:
         held.read()
-    profile = profile_of(_first_rows(table, names), table.json_columns)
+    first = _first_rows(table, names)
+    profile = profile_of(first, table.json_columns)
     profile = Profile(profile.rows, tuple(_readable(each, table, files_root) for each in profile.columns))
     ids = [] if held else [each.name for each in profile.ids[:_TRIED_IDS]]
     source = _checked(path, encoding, separator, ids)
@@ -180,9 +182,21 @@ def _looked(path: str, encoding: str | None, files_root: str | None) -> Found:
         separator,
         files_root,
         stem_of(path),
+        left_out=sum(held.found.others.values()) if held else 0,
         has_scans=bool(held and held.scans),
-        warnings=described(held, True)[1] if held else _without_names(path, profile),
+        warnings=(*described(held, True)[1], *_like_rows(path, first)) if held else _without_names(path, profile),
     )
+
+
+def _like_rows(path: str, first: pl.DataFrame) -> tuple[str, ...]:
+    """Whether a text may be a table: Excel names its Unicode text, with tabs between cells, .txt."""
+    if Path(path).suffix.lower() != ".txt" or not first.height:
+        return ()
+    lines = [line for line in (first["text"][0] or "").splitlines()[:_LINES] if line.strip()]
+    tabs = {line.count("\t") for line in lines}
+    if len(lines) < 2 or len(tabs) != 1 or tabs == {0}:
+        return ()
+    return ("each of its lines has as many tabs, as rows of a table do: if it is one, let its name end in .tsv",)
 
 
 def _without_names(path: str, profile: Profile) -> tuple[str, ...]:
