@@ -15,7 +15,8 @@ from vclock import run
 from pipeline.errors import PipelineError, RunStateError
 from pipeline.events import Event, WorkerLost
 from pipeline.fleet.driver import Fleet, Gone, Task
-from pipeline.fleet.orders import Contract, Counts, Ended, FromWorker, Opened, Order, Ready, ToWorker, versions
+from pipeline.fleet.messages import Told
+from pipeline.fleet.orders import Contract, Counts, Ended, FromWorker, Opened, Order, Ready, Said, ToWorker, versions
 from pipeline.records import Status
 from pipeline.run.engine import Monitor
 from pipeline.store.units import Shard
@@ -48,6 +49,9 @@ class NoCoordinator:
         self.begun.append(life)
 
     def opened(self, life: str, spent_usd: Decimal) -> None:
+        pass
+
+    def take(self, life: str, told: Told) -> None:
         pass
 
     def lose(self, life: str) -> None:
@@ -185,6 +189,21 @@ def test_the_shard_of_a_worker_that_may_live_on_rests_while_the_others_go_on() -
     assert fleet.monitor.outcomes["ok"] == 40
     assert 30.0 <= begun["1/2"] - begun["1/1"] < 32.0
     assert max(begun[life] for life in ("0/1", "2/1", "3/1")) < 2.0
+
+
+def test_a_shard_whose_workers_die_after_a_row_more_each_is_gone_on_with() -> None:
+    def taken_away(message: ToWorker) -> Iterator[FromWorker]:
+        shard, life = message.life.split("/") if isinstance(message, Order) else ("", "")
+        if isinstance(message, Order) and shard == "1" and int(life) < 7:
+            outcomes = Counter[Status]({"ok": int(life)})
+            yield Opened(message.life, ACCESS, Decimal(0), 0)
+            yield Said(message.life, Told(0, 0, 0.0), Counts(outcomes, answered=1))
+            raise Gone
+        yield from well(message)
+
+    fleet, coordinator, _ = led(taken_away)
+    assert coordinator.lost == [f"1/{life}" for life in range(1, 7)]
+    assert (fleet.monitor.outcomes["ok"], fleet.stopped) == (40, None)
 
 
 def test_a_worker_that_never_begins_holds_nothing_up() -> None:

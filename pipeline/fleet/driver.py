@@ -39,7 +39,7 @@ from pipeline.source import Source
 from pipeline.store.units import Shard
 
 MOST_DEATHS = 3
-"""Workers that may die of one shard, or before they began, until it is taken for what it is: no accident."""
+"""Workers that may die of one shard, without a row more, or before they began, until it is taken for no accident."""
 _LIVES_A_WORKER = 2
 """Shards open at once: the next is begun while the last rows of the one before are answered, or all would be quiet."""
 
@@ -313,6 +313,8 @@ class Fleet:
 
     def _count(self, life: _Life, now: Counts) -> None:
         add(self.monitor, now, life.told)
+        if now.outcomes.total() > life.told.outcomes.total():
+            life.of.deaths = 0  # whoever dies of a shard dies before a row more: machines may be taken away at any time
         life.told, life.of.outcomes = now, now.outcomes
         if self._watches and (reason := self._alike()):
             self.halt(reason)
