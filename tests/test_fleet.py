@@ -150,6 +150,8 @@ def test_ctrl_c_lets_workers_finish_what_is_in_flight(tmp_path: Path) -> None:
         bought = stats(url)
     assert driver.returncode == 130 and not are_there(pids)
     assert result["ok"] == bought["answered"] > 0
+    said, _ = forked("report", cwd=tmp_path).communicate(timeout=60)
+    assert b"`pipeline run job.toml --workers 2`" in said
 
 
 def test_what_a_fleet_does_not_do_is_refused_by_name(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ async def _run(
     if posts:
         posts.on_trouble = store.log
     try:
-        _mark(session.directory)
+        _mark(session.directory, workers)
         shards = await anyio.to_thread.run_sync(cut, session, workers)
         await check_files(session, shards)
         stands = await anyio.to_thread.run_sync(standing, session, shards, services.parse)
@@ -121,9 +121,9 @@ def asked_again(whole: Survey, apart: Survey) -> Iterator[str]:
         yield f"{again:,} {rows} of another shard, and are asked once in each: `[cache]` would ask them once in all"
 
 
-def _mark(directory: Path) -> None:
-    """Let no version that does not know shards take the directory for an empty one."""
+def _mark(directory: Path, workers: int) -> None:
+    """Let no version that does not know shards take the directory for an empty one, and say how it is gone on with."""
     path = directory / "manifest.json"
     known = read(path)
-    if known and known.version != SHARDED_VERSION:
-        write(path, replace(known, version=SHARDED_VERSION))
+    if known and (known.version, known.workers) != (SHARDED_VERSION, workers):
+        write(path, replace(known, version=SHARDED_VERSION, workers=workers))

@@ -55,6 +55,7 @@ class Manifest:
     generation: int = 1  # of the run: an edit that can change answers begins the next
     after: tuple[str, ...] = ()  # directories of earlier generations, the newest first, whose answers are kept
     before_usd: str = "0"  # what those may have cost, in all: it counts against the caps of this one
+    workers: int = 0  # that the last session had, of a run that consists of shards
 
     @property
     def kind(self) -> Kind:
@@ -65,13 +66,19 @@ class Manifest:
         """What goes on with the run, as it would be typed: a command, or the call of a job that stands in no file."""
         if self.job_path == self.job:
             job = f"pp.load(job, model={{'max_output_tokens': {max_output_tokens}}})" if max_output_tokens else "job"
-            said = (("offline=True", self.offline), (f"retry='{retry}'", retry), (f"sample={sample}", sample))
+            said = (
+                ("offline=True", self.offline),
+                (f"retry='{retry}'", retry),
+                (f"sample={sample}", sample),
+                (f"workers={self.workers}", self.workers),
+            )
             return f"pp.run({', '.join([job, *(argument for argument, is_said in said if is_said)])})"
         flags = (
             (" --offline", self.offline),
             (f" --retry {retry}", retry),
             (f" --set max_output_tokens={max_output_tokens}", max_output_tokens),
             (f" --sample {sample}", sample),
+            (f" --workers {self.workers}", self.workers),
         )
         return f"pipeline run {shlex.quote(self.job_path)}{''.join(flag for flag, is_said in flags if is_said)}"
 
@@ -87,6 +94,8 @@ def write(path: Path, manifest: Manifest) -> None:
         written = asdict(manifest)
         if manifest.generation == 1:  # as versions wrote it that know of no other
             written = {name: value for name, value in written.items() if name not in _OF_LATER}
+        if not manifest.workers:
+            del written["workers"]
         file.write(orjson.dumps(written, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         file.flush()
         os.fsync(file.fileno())
