@@ -17,7 +17,7 @@ One concern each, each calling exactly the next one down; `durable` puts them to
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -35,6 +35,7 @@ from pipeline.packs import apart, packed
 from pipeline.prompts import Prompt
 from pipeline.records import ErrorKind, Failure, FromFlex, Reply, Usage, changed
 from pipeline.store.earlier import Earlier
+from pipeline.store.lines import Sent
 from pipeline.store.run import RunStore
 from pipeline.targets import Route, Target
 
@@ -397,10 +398,8 @@ def _fell_back(target: Target, reply: Reply, tries: Tries) -> FromFlex | None:
 def charge_lost(store: RunStore, cashier: Cashier, route: Route) -> tuple[int, Decimal | None]:
     """Count what a killed session had in flight at its worst case; returns the number of requests, and their sum."""
     worst: list[Decimal | None] = []
-    for sent in store.lost:
+    for sent, target, bill in lost_bills(store, cashier, route):
         prompt = sent.prompt
-        target = max(route.asking(sent.model), key=lambda one: _dear(prompt, one))  # which of them it was is not kept
-        bill = cashier.lost(prompt, target, f"{store.identity}/{sent.fingerprint}/{sent.at}", sent.at)
         worst.append(bill.at_most_usd)
         if bill.is_free:
             store.append_ended(prompt, sent.model)
@@ -409,6 +408,13 @@ def charge_lost(store: RunStore, cashier: Cashier, route: Route) -> tuple[int, D
         store.append_call(prompt, sent.model, replace(reply, finished_at=sent.at or time.time()), answered=False)
     store.lost = ()
     return len(worst), None if None in worst else sum((usd for usd in worst if usd), Decimal(0))
+
+
+def lost_bills(store: RunStore, cashier: Cashier, route: Route) -> Iterator[tuple[Sent, Target, Bill]]:
+    """Count what a killed session had in flight at its worst case, and keep no word of it yet."""
+    for sent in store.lost:
+        target = max(route.asking(sent.model), key=lambda one: _dear(sent.prompt, one))  # which it was is not kept
+        yield sent, target, cashier.lost(sent.prompt, target, f"{store.identity}/{sent.fingerprint}/{sent.at}", sent.at)
 
 
 def _dear(prompt: Prompt, target: Target) -> Decimal:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import time
 from collections import Counter
@@ -16,6 +17,8 @@ import pytest
 from forking import Forked, forked
 from serving import served, stats, wait_for
 from test_kill import IN_FLIGHT, summarize_job
+
+from pipeline.places import spend_file
 
 _SMALL = "import pipeline.fleet.shards as shards; shards.LEAST_ROWS = 10"
 
@@ -107,6 +110,8 @@ def test_a_killed_worker_is_replaced_and_each_row_comes_out_once(tmp_path: Path,
 
 def test_a_killed_driver_leaves_nobody_and_the_same_command_goes_on(tmp_path: Path) -> None:
     summarize_job(tmp_path, 90)
+    with (tmp_path / "job.toml").open("a") as job:
+        job.write("[budget]\nmax_usd_per_day = 5\n")
     with served(latency_s=0.15, latency_jitter_s=0.1) as url:
         driver = start(tmp_path, url)
         wait_for(url, "answered", 30, driver)
@@ -123,6 +128,11 @@ def test_a_killed_driver_leaves_nobody_and_the_same_command_goes_on(tmp_path: Pa
         result = ended(start(tmp_path, url))
         check_once(tmp_path, url, 90, 0)  # what was in flight came back, and was kept
     assert (result["status"], result["ok"]) == ("finished", 90)
+    with sqlite3.connect(spend_file()) as book:
+        (counted,) = book.execute("SELECT sum(nano_usd) FROM spend").fetchone()
+    book.close()
+    usd = result["cost_usd"] + result["at_most_usd"]
+    assert counted >= usd * 1e9 - 1000, "what came back to nobody counts for the day, too"
 
 
 def test_a_cap_holds_over_all_workers_and_over_their_deaths(tmp_path: Path) -> None:

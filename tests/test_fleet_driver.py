@@ -12,7 +12,7 @@ import anyio
 import pytest
 from vclock import run
 
-from pipeline.errors import PipelineError, RunStateError
+from pipeline.errors import BudgetReached, PipelineError, RunStateError
 from pipeline.events import Event, WorkerLost
 from pipeline.fleet.driver import Fleet, Gone, Task
 from pipeline.fleet.messages import Told
@@ -31,7 +31,7 @@ class NoCoordinator:
     """In the place of one: the workers here send nothing."""
 
     def __init__(self) -> None:
-        self.desk = SimpleNamespace(ready=0, sent=0, in_flight=0)
+        self.desk = SimpleNamespace(ready=0, sent=0, in_flight=0, halted=False, reason=None)
         self.begun: list[str] = []
         self.lost: list[str] = []
         self._over = anyio.Event()
@@ -100,8 +100,10 @@ def well(message: ToWorker) -> Iterator[FromWorker]:
         yield Ended(message.life, Counts(outcomes, answered=message.rows), is_whole=True)
 
 
-def led(answers: Answers, shards: int = 4) -> tuple[Fleet, NoCoordinator, list[Event]]:
-    """A fleet of two, that has ended."""
+def led(
+    answers: Answers, shards: int = 4, reached: PipelineError | None = None
+) -> tuple[Fleet, NoCoordinator, list[Event]]:
+    """A fleet of two, that has ended; `reached` is why its dispatcher sends nothing."""
     heard: list[Event] = []
 
     async def lead() -> tuple[Fleet, NoCoordinator, list[Event]]:
@@ -112,6 +114,7 @@ def led(answers: Answers, shards: int = 4) -> tuple[Fleet, NoCoordinator, list[E
         tasks = [Task(Shard(n, Path(f"{n}"), n * ROWS, ROWS), None, ROWS) for n in range(shards)]  # type: ignore[arg-type]
         contract: Any = Contract(None, None, None, "real", Path())  # type: ignore[arg-type]
         coordinator: Any = NoCoordinator()
+        coordinator.desk.halted, coordinator.desk.reason = reached is not None, reached
         fleet = Fleet(tasks, coordinator, contract, ACCESS, launch, 2, Monitor(shards * ROWS), heard.append)
         with anyio.fail_after(600):
             await fleet.run()
@@ -243,3 +246,14 @@ def test_rows_that_all_fail_alike_stop_the_run_over_all_workers() -> None:
     fleet, _, _ = led(failing, shards=8)
     assert fleet.stopped is not None and "first 20 rows all failed" in fleet.stopped.message
     assert fleet.monitor.outcomes["invalid"] < 80
+
+
+def test_a_cap_that_is_reached_is_what_stops_the_run_and_no_worker_is_to_blame() -> None:
+    def told_to_stop(message: ToWorker) -> Iterator[FromWorker]:
+        if isinstance(message, Order):
+            yield Ended(message.life, Counts(), is_whole=False)
+        else:
+            yield from well(message)
+
+    fleet, _, _ = led(told_to_stop, reached=BudgetReached("the budget is spent", "raise it"))
+    assert isinstance(fleet.stopped, BudgetReached)

@@ -81,6 +81,7 @@ def led(
         frozen(session.job), frozen(session.redo) if session.redo else None, options, session.kind, Path.cwd()
     )
     access = [target.access for target in services.targets]
-    fleet = Fleet(stands.left, coordinator, contract, access, launch, workers, monitor, heard)
+    tasks = stands.charged(spending, cashier, Route(used))
+    fleet = Fleet(tasks, coordinator, contract, access, launch, workers, monitor, heard)
     spending.release()  # of a session that was killed
     return Assembled(fleet, None, None, coordinator.desk, None, FailureLog(store.log))

@@ -276,6 +276,8 @@ class Fleet:
             self.halt(message.stopped)
         elif message.is_whole:
             self.monitor.shards_done += 1
+        elif self._coordinator.desk.halted:  # by a cap, or a quota: whoever had a shard was told
+            self.halt(self._coordinator.desk.reason)
         elif not self.monitor.stopping:
             self._again(life.of, worker.name)
         self._tell_all()

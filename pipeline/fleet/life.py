@@ -43,7 +43,7 @@ from pipeline.run.rows import counted, wanted
 from pipeline.run.run import HEARTBEAT_S, UPLOADS
 from pipeline.run.services import Services, open_services
 from pipeline.run.signs import end_of, progress_of
-from pipeline.store import digests
+from pipeline.store import digests, untold
 from pipeline.store.run import RunStore
 from pipeline.targets import Route
 
@@ -67,6 +67,10 @@ class Life:
         if self.remote is not None:
             self.remote.orphan()
 
+    @property
+    def _is_alone(self) -> bool:
+        return self._is_orphan or (self.remote is not None and self.remote.is_orphan)
+
     async def run(self) -> Ended:
         """Run it. Raises `PipelineError` for what is wrong before its first call."""
         session = await anyio.to_thread.run_sync(self._session)  # templates and files are read
@@ -81,17 +85,19 @@ class Life:
                 monitor = Monitor(session.rows)
                 engine = await self._attended(session, services, store, monitor)
                 is_whole = not store.outcomes.pending(session.rows)
-                if self._is_orphan:
+                if self._is_alone:
                     store.leave()
+                    if self.remote:
+                        untold.note(session.directory, self.remote.untold_usd)
                 else:
                     await store.seal()
                     if is_whole and session.job.spec.input.delete_files:
                         await services.delete_files()
             finally:
                 store.close()
-            if not self._is_orphan:
+            if not self._is_alone:
                 await anyio.to_thread.run_sync(write_done, session.directory, session.rows)
-        own = None if self.remote and self.remote.is_halted else engine.stopped
+        own = None if self._is_alone or (self.remote and self.remote.is_halted) else engine.stopped
         return Ended(self.name, counts_of(monitor), is_whole, own)
 
     def _session(self) -> Session:

@@ -127,10 +127,12 @@ class Outbox(Generic[Message]):
         self.newest = message.number
         self._kept.append((now, now, message))
 
-    def heard(self, number: int) -> None:
-        """All up to this one were heard."""
+    def heard(self, number: int) -> Message | None:
+        """All up to this one were heard; returns the newest of those of which that is news."""
+        newest = None
         while self._kept and self._kept[0][2].number <= number:
-            self._kept.popleft()
+            newest = self._kept.popleft()[2]
+        return newest
 
     def due_in(self, now: float) -> float:
         """Seconds until something is to be said again, at most `POLL_S`."""

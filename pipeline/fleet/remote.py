@@ -106,6 +106,7 @@ class Remote:
         self._send, self._targets, self._providers, self._spent = send, tuple(targets), providers, spent
         self._whole = tuple(range(len(targets)))
         self._numbers = {target: number for number, target in enumerate(targets)}
+        self._counted_usd = spent()
         self._window, self._wall, self._every_s = window, wall, EVERY_S
         self._next = count(1)
         self._waiting: dict[int, _Waiting] = {}
@@ -192,6 +193,11 @@ class Remote:
                 self._withhold(waiting)
         self._look()
 
+    @property
+    def untold_usd(self) -> Decimal:
+        """What the shard has cost that the driver has not said that it heard of."""
+        return max(Decimal(0), self._spent() - self._counted_usd)
+
     def orphan(self) -> None:
         """The driver is gone, or takes this life for dead."""
         if not self.is_orphan:
@@ -220,7 +226,8 @@ class Remote:
         now = self._loop.time()
         self._learn(given, now)
         self._heard_at, self._newest = now, max(self._newest, given.newest)
-        self._outbox.heard(given.heard)
+        if (told := self._outbox.heard(given.heard)) is not None:
+            self._counted_usd = told.spent_usd
         self._window, self._every_s = given.window, given.every_s
         if given.halts:
             self.halt(given.reason)

@@ -10,7 +10,9 @@ from functools import cached_property
 
 import polars as pl
 
-from pipeline.budget.cashier import SEEN_COLUMNS, Seen, seen_in
+from pipeline.budget.caps import Spending
+from pipeline.budget.cashier import SEEN_COLUMNS, Cashier, Seen, seen_in
+from pipeline.calls import lost_bills
 from pipeline.fleet.driver import Task
 from pipeline.fleet.shards import shard_source
 from pipeline.plan.forecast import Bought
@@ -20,8 +22,12 @@ from pipeline.report.tallies import Tally, done_of, write_done
 from pipeline.run.assembling import bought_by
 from pipeline.run.prepare import Session
 from pipeline.run.rows import Wanted, counted, wanted
+from pipeline.store import untold
 from pipeline.store.run import RunStore
 from pipeline.store.units import Shard, has_begun
+from pipeline.targets import Route
+
+_NONE = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,21 @@ class Standing:
         """The reply that its shard has bought for a prompt."""
         begun = self._begun.get(self._task(prompt.row).shard.number)
         return await begun.bought(prompt) if begun else None
+
+    def charged(self, spending: Spending, cashier: Cashier, route: Route) -> tuple[Task, ...]:
+        """What is to be done, with what killed sessions left uncounted: before anything is sent.
+
+        What was in flight where workers were killed a life counts too as it opens its shard, which may be late in the
+        session: then the caps would be spent. What workers kept whose driver was gone the book has never heard of.
+        """
+        lost: dict[int, Decimal] = {}
+        for number, each in self._begun.items():
+            bills = [bill.at_most_usd or _NONE for *_, bill in lost_bills(each.store, cashier, route)]
+            lost[number] = sum(bills, _NONE)
+            for usd, at in untold.read(each.store.directory):
+                if spending.book is not None:
+                    spending.book.add_once(f"{each.store.identity}/untold/{at}", usd, at, route.first.account)
+        return tuple(replace(task, spent_usd=task.spent_usd + lost.get(task.shard.number, _NONE)) for task in self.left)
 
     def close(self) -> None:
         """Let the workers have the directories; of those that no worker is given what they come to is noted anew."""
