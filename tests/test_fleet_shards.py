@@ -20,6 +20,7 @@ from pipeline.fleet import shards
 from pipeline.fleet.shards import cut, rows_a_shard, shard_source
 from pipeline.job import load
 from pipeline.records import Document
+from pipeline.run.guards import check_alone
 from pipeline.run.prepare import Options, Session, prepare
 from pipeline.source import Source
 from pipeline.store import units
@@ -241,6 +242,8 @@ def test_answers_whose_rows_nobody_knows_are_not_cut_over(here: Path) -> None:
     (whole.directory / units.NAME).unlink()
     with pytest.raises(RunStateError, match=r"shards\.parquet is gone"):
         cut(whole, 1)
+    with pytest.raises(RunStateError, match="several workers"):
+        check_alone(whole)  # one process would buy all of it again
     assert found.input.exists()
 
 

@@ -54,7 +54,6 @@ def cut(session: Session, workers: int, heard: Callable[[int], None] = lambda ro
                 f"{directory} consists of shards of another table\nNothing was sent.",
                 "put the input back as it was, or begin anew with `--fresh`",
             )
-    _check_unused(session)
     rows = source.count()
     number = -(-rows // rows_a_shard(rows, workers))
     bounds = [rows * at // number for at in range(number + 1)]
@@ -75,16 +74,6 @@ def cut(session: Session, workers: int, heard: Callable[[int], None] = lambda ro
     session.check_input(looked_into=True)
     units.write(directory, shards, source.whole_fingerprint)
     return shards
-
-
-def _check_unused(session: Session) -> None:
-    directory = session.directory
-    if any((directory / units.FOLDER).glob("*/manifest.json")):
-        raise RunStateError(
-            f"{directory} has shards with answers, but its {units.NAME} is gone: nobody knows which rows they are\n"
-            "Nothing was sent.",
-            "restore it from a backup, or begin anew with `--fresh`, which keeps the answers beside",
-        )
 
 
 def _ranged(source: Source, ranges: Sequence[Shard]) -> list[Shard]:

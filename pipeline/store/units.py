@@ -83,8 +83,8 @@ def has_begun(shard: Shard) -> bool:
 
 
 def is_cut(directory: Path) -> bool:
-    """Whether a run's table is cut into shards."""
-    return (directory / NAME).exists()
+    """Whether a run's table is cut into shards: also where the word of it is gone, or all would be bought anew."""
+    return (directory / NAME).exists() or any((directory / FOLDER).glob("*/manifest.json"))
 
 
 def is_shard(directory: Path) -> bool:
@@ -115,6 +115,12 @@ def write(directory: Path, shards: Sequence[Shard], source: str) -> None:
 def read(directory: Path) -> tuple[str, list[Shard]]:
     """The fingerprint of the table that was cut, and its shards in row order. Raises `RunStateError` for damage."""
     path = directory / NAME
+    if not path.exists():
+        raise RunStateError(
+            f"{directory} has shards with answers, but its {NAME} is gone: nobody knows which rows they are\n"
+            "Nothing was sent.",
+            "restore it from a backup, or begin anew with `--fresh`, which keeps the answers beside",
+        )
     try:
         source = pl.read_parquet_metadata(path).get(OWNER, "")
         lines = pl.read_parquet(path).select(list(SCHEMA)).cast(SCHEMA).rows()
