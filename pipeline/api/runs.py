@@ -15,6 +15,7 @@ from pipeline.api.words import in_python, translated
 from pipeline.api.work import Asked, Ending, Work
 from pipeline.errors import JobError
 from pipeline.fleet import processes
+from pipeline.fleet.refusals import check_job
 from pipeline.fleet.run import by_fleet
 from pipeline.job import Job
 from pipeline.plan import Plan
@@ -199,7 +200,10 @@ async def _run(
         if not left:
             return told(report.summarize(session.directory), None, session.job)
     watch = console.watch if progress else unseen
-    work = by_fleet(processes.launch, workers) if workers else None
+    work = None
+    if workers is not None:
+        check_job(session)
+        work = by_fleet(processes.launch, workers)
     ended: Ended = await run_session(session, agreed(yes, progress), watch, heed=ending.heed, work=work)
     if ended.interrupted and not ended.stopped:
         raise Asked

@@ -19,7 +19,7 @@ GROUPS: Mapping[str, Options] = {
     "run": {
         "Which rows": ("--limit", "--sample", "--retry", "--set", "--skip-failed", "--fresh"),
         "What it may cost": ("--max-cost", "--yes"),
-        "How fast": ("--rpm", "--tpm", "--rpd", "--pace"),
+        "How fast, and by whom": ("--rpm", "--tpm", "--rpd", "--pace", "--workers", "--on"),
         "Until when": ("--by", "--wait", "--leave", "--cancel-batches"),
         "In place of what the job says": ("--offline", "--model", "--out", "--overwrite"),
         "What is told": ("--dry-run", "--show-config", "--json", "--metrics-port", "--metrics-host"),

@@ -24,12 +24,17 @@ LEAST_WORKERS = 2
 @contextmanager
 def hired(session: "Session", workers: int | None, on: "Cluster | None") -> Iterator["Work | None"]:
     """What does the work, while the block goes on; None: this process alone. Raises `JobError`."""
+    if on is None and workers is None:
+        yield None
+        return
+    with quick_imports():
+        from pipeline.fleet.refusals import check_job
+
+    check_job(session)
     if on is not None:
         with _on_ray(session, workers) as work:
             yield work
-    elif workers is None:
-        yield None
-    else:
+    elif workers is not None:
         with quick_imports():
             from pipeline.fleet import processes
             from pipeline.fleet.run import by_fleet

@@ -11,8 +11,8 @@ from pipeline.store.state import is_unused
 from pipeline.store.units import Shard, is_cut
 
 
-def check_fit(session: Session) -> None:
-    """Raise `JobError` for a job or a flag that needs one process, `RunStateError` for a run that was begun by one."""
+def check_job(session: Session) -> None:
+    """Raise `JobError` for a job or a flag that needs one process."""
     job, options = session.working, session.options
     for each in job.asked:
         if each.spec.model.lane in ("batch", "auto"):
@@ -27,6 +27,11 @@ def check_fit(session: Session) -> None:
     ):
         if is_set:
             raise _not(name, "leave one of the two out")
+
+
+def check_run(session: Session) -> None:
+    """Raise `RunStateError` for a run that was begun by one process, or from another job or input."""
+    options = session.options
     if options.fresh or not session.directory.exists():
         return
     if not is_cut(session.directory) and not is_unused(session.directory):

@@ -12,7 +12,7 @@ from pipeline import report
 from pipeline.events import Event
 from pipeline.fleet.assembling import led
 from pipeline.fleet.driver import Launch
-from pipeline.fleet.refusals import check_files, check_fit
+from pipeline.fleet.refusals import check_files, check_run
 from pipeline.fleet.shards import cut
 from pipeline.fleet.standing import standing
 from pipeline.plan.survey import Survey
@@ -52,7 +52,7 @@ async def _run(
     heed: Heed,
     posts: Posts | None,
 ) -> Ended:
-    check_fit(session)
+    check_run(session)
     options, job = session.options, session.job
     settle(session.directory)
     store = RunStore(session.directory, services.parse)
