@@ -12,13 +12,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import anyio
 import polars as pl
 import pytest
 from forking import Forked, forked
 from serving import served, stats, wait_for
 from test_kill import IN_FLIGHT, summarize_job
 
+from pipeline.fleet.standing import standing
+from pipeline.job import load
 from pipeline.places import spend_file
+from pipeline.providers.stored import parse_stored
+from pipeline.run import prepare
+from pipeline.store import units
 
 _SMALL = "import pipeline.fleet.shards as shards; shards.LEAST_ROWS = 10"
 
@@ -51,6 +57,18 @@ def are_there(pids: list[int]) -> list[int]:
             state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
             there += [pid] * (state != "Z")
     return there
+
+
+def spent_of(limit: int) -> float:
+    """What counts against the cap of a session here that covers so many rows."""
+
+    async def look() -> float:
+        session = prepare.prepare(load(Path("job.toml")), prepare.Options(limit=limit))
+        stands = standing(session, units.read(session.directory)[1], parse_stored)
+        stands.close()
+        return float(stands.spent_usd)
+
+    return anyio.run(look)
 
 
 def check_once(here: Path, url: str, documents: int, killed: int) -> None:
@@ -135,7 +153,8 @@ def test_a_killed_driver_leaves_nobody_and_the_same_command_goes_on(tmp_path: Pa
     assert counted >= usd * 1e9 - 1000, "what came back to nobody counts for the day, too"
 
 
-def test_a_cap_holds_over_all_workers_and_over_their_deaths(tmp_path: Path) -> None:
+def test_a_cap_holds_over_all_workers_and_over_their_deaths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     summarize_job(tmp_path, 200, "")
     cap = 0.012
     with served(latency_s=0.1) as url:
@@ -147,6 +166,7 @@ def test_a_cap_holds_over_all_workers_and_over_their_deaths(tmp_path: Path) -> N
     assert driver.returncode == 3, driver.communicate()[1].decode()[-3000:]
     assert again["cost_usd"] <= cap
     assert first["ok"] <= again["ok"] < 200
+    assert spent_of(limit=10) == pytest.approx(again["cost_usd"]), "a smaller limit leaves no cost out"
 
 
 def test_ctrl_c_lets_workers_finish_what_is_in_flight(tmp_path: Path) -> None:

@@ -44,12 +44,18 @@ class Standing:
     """The shards of a session, those open that were begun: nobody else may write there meanwhile."""
 
     def __init__(
-        self, tasks: Sequence[Task], begun: Mapping[int, _Begun], done: Mapping[int, Tally], closing: ExitStack
+        self,
+        tasks: Sequence[Task],
+        beyond: Sequence[Task],
+        begun: Mapping[int, _Begun],
+        done: Mapping[int, Tally],
+        closing: ExitStack,
     ) -> None:
+        """`tasks` are what the session covers; what was spent `beyond` counts against its caps too."""
         self._tasks, self._begun, self._done, self._closing = tasks, begun, done, closing
         self._firsts = [task.shard.first_row for task in tasks]
         self.outcomes: Counter[Status] = sum((task.outcomes for task in tasks), Counter())
-        self.spent_usd = sum((task.spent_usd for task in tasks), Decimal(0))
+        self.spent_usd = sum((task.spent_usd for task in (*tasks, *beyond)), Decimal(0))
         self.cost_usd = sum((each.store.cost_usd() for each in begun.values()), Decimal(0))
         self.cost_usd += sum((each.bought.cost_usd for each in done.values()), Decimal(0))
         self.seen: Seen = seen_in(self._calls())
@@ -118,13 +124,15 @@ def standing(session: Session, shards: Sequence[Shard], parse: Parse) -> Standin
     """Open what was begun of the rows that the session covers. Raises `RunStateError`."""
     begun: dict[int, _Begun] = {}
     done: dict[int, Tally] = {}
-    tasks = []
+    tasks: list[Task] = []
+    beyond: list[Task] = []
     options = session.options
     with ExitStack() as failed:
         for shard in shards:
-            rows = min(shard.rows, session.rows - shard.first_row)
-            if rows <= 0:
-                break
+            covered = max(0, min(shard.rows, session.rows - shard.first_row))
+            if not covered and not has_begun(shard):
+                continue
+            rows = covered or shard.rows  # of one that a smaller `--limit` leaves out only the cost counts
             own = shard_session(session, shard, rows)
             task = Task(shard, own.source, rows)
             known = done_of(shard.directory)
@@ -144,8 +152,8 @@ def standing(session: Session, shards: Sequence[Shard], parse: Parse) -> Standin
                     own, store, wanted(own, store.outcomes), bought_by(store, session.working, None)
                 )
                 task = Task(shard, own.source, rows, counted(own, store.outcomes), store.spent_usd())
-            tasks.append(task)
-        return Standing(tasks, begun, done, failed.pop_all())
+            (tasks if covered else beyond).append(task)
+        return Standing(tasks, beyond, begun, done, failed.pop_all())
 
 
 def shard_session(session: Session, shard: Shard, rows: int) -> Session:
