@@ -166,7 +166,7 @@ def test_a_cap_holds_over_all_workers_and_over_their_deaths(tmp_path: Path, monk
     assert driver.returncode == 3, driver.communicate()[1].decode()[-3000:]
     assert again["cost_usd"] <= cap
     assert first["ok"] <= again["ok"] < 200
-    assert spent_of(limit=10) == pytest.approx(again["cost_usd"]), "a smaller limit leaves no cost out"
+    assert again["cost_usd"] <= spent_of(limit=10) + 1e-9, "a smaller limit leaves no cost out"
 
 
 def test_ctrl_c_lets_workers_finish_what_is_in_flight(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pipeline.plan.learned import Learned
 from pipeline.providers.stored import parse_stored
 from pipeline.records import Usage
 from pipeline.store.batch_lines import Key
-from pipeline.store.manifest import BATCHED_VERSION, VERSION
+from pipeline.store.manifest import SHARDED_VERSION, VERSION
 from pipeline.store.run import RunStore
 
 KINDS = [0, 1, 2, 0, 1, 2] * 20
@@ -239,7 +239,7 @@ def _garble_manifest(run: Path) -> None:
 
 def _newer_layout(run: Path) -> None:
     path = run / "manifest.json"
-    path.write_text(path.read_text().replace(f'"version": {VERSION}', f'"version": {BATCHED_VERSION + 1}'))
+    path.write_text(path.read_text().replace(f'"version": {VERSION}', f'"version": {SHARDED_VERSION + 1}'))
 
 
 def _foreign_manifest(run: Path) -> None:
