@@ -16,7 +16,7 @@ from pipeline.errors import BudgetReached, PipelineError, RunStateError
 from pipeline.events import Event, WorkerLost
 from pipeline.fleet.driver import Fleet, Gone, Task
 from pipeline.fleet.messages import Told
-from pipeline.fleet.orders import Contract, Counts, Ended, FromWorker, Opened, Order, Ready, Said, ToWorker, versions
+from pipeline.fleet.orders import Contract, Counts, Ended, FromWorker, Opened, Order, Ready, ToWorker, versions
 from pipeline.records import Status
 from pipeline.run.engine import Monitor
 from pipeline.store.units import Shard
@@ -96,7 +96,7 @@ def well(message: ToWorker) -> Iterator[FromWorker]:
         yield ready()
     elif isinstance(message, Order):
         outcomes = Counter[Status]({"ok": message.rows})
-        yield Opened(message.life, ACCESS, Decimal(0), 0)
+        yield Opened(message.life, ACCESS, Decimal(0), 0, 0)
         yield Ended(message.life, Counts(outcomes, answered=message.rows), is_whole=True)
 
 
@@ -136,7 +136,7 @@ def test_the_shard_of_a_worker_that_dies_is_run_by_another_and_its_rows_count_on
     def one_dies(message: ToWorker) -> Iterator[FromWorker]:
         if isinstance(message, Order) and message.life == "1/1":
             died.append(message.life)
-            yield Opened(message.life, ACCESS, Decimal(0), 0)
+            yield Opened(message.life, ACCESS, Decimal(0), 0, 0)
             raise Gone
         yield from well(message)
 
@@ -160,7 +160,7 @@ def test_what_kills_every_worker_stops_the_run(stage: type[ToWorker]) -> None:
 
 def with_another_key(message: ToWorker) -> Iterator[FromWorker]:
     if isinstance(message, Order):
-        yield Opened(message.life, ("gemini@host/another",), Decimal(0), 0)
+        yield Opened(message.life, ("gemini@host/another",), Decimal(0), 0, 0)
     else:
         yield from well(message)
 
@@ -194,19 +194,18 @@ def test_the_shard_of_a_worker_that_may_live_on_rests_while_the_others_go_on() -
     assert max(begun[life] for life in ("0/1", "2/1", "3/1")) < 2.0
 
 
-def test_a_shard_whose_workers_die_after_a_row_more_each_is_gone_on_with() -> None:
+@pytest.mark.parametrize("more", [True, False])
+def test_a_shard_is_given_up_where_five_in_a_row_die_without_an_answer_more(more: bool) -> None:
     def taken_away(message: ToWorker) -> Iterator[FromWorker]:
         shard, life = message.life.split("/") if isinstance(message, Order) else ("", "")
         if isinstance(message, Order) and shard == "1" and int(life) < 7:
-            outcomes = Counter[Status]({"ok": int(life)})
-            yield Opened(message.life, ACCESS, Decimal(0), 0)
-            yield Said(message.life, Told(0, 0, 0.0), Counts(outcomes, answered=1))
+            yield Opened(message.life, ACCESS, Decimal(0), int(life) if more else 5, 1)
             raise Gone
         yield from well(message)
 
     fleet, coordinator, _ = led(taken_away)
-    assert coordinator.lost == [f"1/{life}" for life in range(1, 7)]
-    assert (fleet.monitor.outcomes["ok"], fleet.stopped) == (40, None)
+    assert coordinator.lost == [f"1/{life}" for life in range(1, 7 if more else 6)]
+    assert (fleet.stopped is None) == more and (fleet.monitor.outcomes["ok"] == 40) == more
 
 
 def test_a_worker_that_never_begins_holds_nothing_up() -> None:
@@ -224,7 +223,7 @@ def test_a_worker_that_never_begins_holds_nothing_up() -> None:
 def test_what_stops_one_shard_stops_the_run() -> None:
     def full(message: ToWorker) -> Iterator[FromWorker]:
         if isinstance(message, Order):
-            yield Opened(message.life, ACCESS, Decimal(0), 0)
+            yield Opened(message.life, ACCESS, Decimal(0), 0, 0)
             yield Ended(message.life, Counts(), is_whole=False, stopped=RunStateError("no space", "make room"))
         else:
             yield from well(message)
@@ -238,7 +237,7 @@ def test_rows_that_all_fail_alike_stop_the_run_over_all_workers() -> None:
     def failing(message: ToWorker) -> Iterator[FromWorker]:
         if isinstance(message, Order):
             counts = Counts(Counter[Status]({"invalid": ROWS}), failures=Counter({"bad_request": ROWS}))
-            yield Opened(message.life, ACCESS, Decimal(0), 0)
+            yield Opened(message.life, ACCESS, Decimal(0), 0, 0)
             yield Ended(message.life, counts, is_whole=True)
         else:
             yield from well(message)

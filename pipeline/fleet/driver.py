@@ -38,8 +38,8 @@ from pipeline.run.engine import FAIL_FAST_ROWS, Monitor
 from pipeline.source import Source
 from pipeline.store.units import Shard
 
-MOST_DEATHS = 3
-"""Workers that may die of one shard, without a row more, or before they began, until it is taken for no accident."""
+MOST_DEATHS = 5
+"""Workers in a row that may die of one shard without an answer more, or before they began: it is no accident then."""
 _LIVES_A_WORKER = 2
 """Shards open at once: the next is begun while the last rows of the one before are answered, or all would be quiet."""
 
@@ -86,7 +86,8 @@ class _Work:
     task: Task
     outcomes: Counter[Status]
     lives: int = 0
-    deaths: int = 0
+    deaths: int = 0  # in a row, without an answer more
+    answers: int = 0  # kept as its newest life began
     rests_until: float = -inf  # before that a worker that was lost may yet write
 
 
@@ -237,6 +238,8 @@ class Fleet:
         elif isinstance(message, Opened):
             self._check(message, worker)
             life = self._open[message.life]
+            if message.answers > life.of.answers:  # machines may be taken away at any time
+                life.of.answers, life.of.deaths = message.answers, 0
             self._coordinator.begin(message.life, life.of.task.spent_usd)
             self._coordinator.opened(message.life, message.spent_usd)
             speaking.start_soon(self._speak, message.life, hand)
@@ -250,6 +253,7 @@ class Fleet:
             self._compare(message)
             worker.name = f"process {message.pid} on {message.host}"
             worker.ready.set()
+            self._early_deaths = 0
             self.monitor.workers += 1
         elif isinstance(message, Failed):
             raise message.error
@@ -315,8 +319,6 @@ class Fleet:
 
     def _count(self, life: _Life, now: Counts) -> None:
         add(self.monitor, now, life.told)
-        if now.outcomes.total() > life.told.outcomes.total():
-            life.of.deaths = 0  # whoever dies of a shard dies before a row more: machines may be taken away at any time
         life.told, life.of.outcomes = now, now.outcomes
         if self._watches and (reason := self._alike()):
             self.halt(reason)

@@ -118,7 +118,8 @@ class Life:
     async def _attended(self, session: Session, services: Services, store: RunStore, monitor: Monitor) -> Engine:
         engine, failures, lost = self._assembled(session, services, store, monitor)
         access = tuple(target.access for target in services.targets)
-        self._say(Opened(self.name, access, store.spent_usd(), lost))
+        answers = sum(int(frame["paid"].sum()) for frame in store.calls(("paid",)))
+        self._say(Opened(self.name, access, store.spent_usd(), answers, lost))
         store.log(SessionStarted(session.rows, os.getpid()))
         if self._is_orphan and self.remote:  # meanwhile
             self.remote.orphan()

@@ -103,6 +103,7 @@ class Opened:
     life: str
     access: tuple[str, ...]  # whom it asks, and with whose key: see `Target.access`
     spent_usd: Decimal  # against a cap, by this shard, in all its lives
+    answers: int  # that it has kept, in all its lives
     lost: int  # requests
 
 
