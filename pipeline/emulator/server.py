@@ -38,6 +38,14 @@ def serve(
     import uvicorn
 
     with _listening(host, port) as listener:
+        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets=sockets)
+                if ready is not None:  # not before signals are heeded: one that comes at once would be lost
+                    ready(url)
+
         app = _Reaching(Emulator(options), host)
         config = uvicorn.Config(
             app,
@@ -51,9 +59,7 @@ def serve(
             timeout_keep_alive=600,
             timeout_graceful_shutdown=_STOP_S,
         )
-        app.server = uvicorn.Server(config)
-        if ready is not None:
-            ready(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
+        app.server = Server(config)
         with _signals_end_quietly():
             app.server.run(sockets=[listener])
 
