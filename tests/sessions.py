@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 import anyio
 
 from pipeline.run import prepare, run
+from pipeline.run.ending import Ended
 from pipeline.run.engine import Monitor
 from pipeline.run.services import Opening, open_services
 
@@ -16,6 +17,6 @@ async def quiet(monitor: Monitor) -> None:
     await anyio.sleep_forever()
 
 
-def run_through(prepared: prepare.Session, watch: Watch = quiet, opening: Opening = open_services) -> run.Ended:
+def run_through(prepared: prepare.Session, watch: Watch = quiet, opening: Opening = open_services) -> Ended:
     """Run what is prepared until it ends."""
     return anyio.run(run.run, prepared, lambda plan, continued, session: None, watch, opening)

@@ -16,7 +16,8 @@ from pipeline.budget.cashier import worst_case_usd
 from pipeline.errors import BudgetReached
 from pipeline.job import load
 from pipeline.prompts import Params, Prompt, said
-from pipeline.run import prepare, run
+from pipeline.run import prepare
+from pipeline.run.ending import Ended
 from pipeline.run.prepare import Options
 from pipeline.store.batch_states import read
 from pipeline.targets import Target
@@ -39,7 +40,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.batch.watching.POLL_S", (0.2, 1.0))
 
 
-def done(path: Path, url: str, usd: Decimal, **options: Any) -> run.Ended:
+def done(path: Path, url: str, usd: Decimal, **options: Any) -> Ended:
     texts = [" ".join(f"Sentence {n} of text {row} says so." for n in range(8)) for row in range(ROWS)]
     pl.DataFrame({"id": [f"r{row}" for row in range(ROWS)], "body": texts}).write_parquet(path / "in.parquet")
     job = write_job(

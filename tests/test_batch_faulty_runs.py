@@ -28,6 +28,7 @@ from pipeline.job import load
 from pipeline.providers.transport import Wire
 from pipeline.run import prepare, run
 from pipeline.run.course import Steering
+from pipeline.run.ending import Ended
 from pipeline.store import batched
 from pipeline.store.batches import is_out
 from pipeline.store.parts import part_paths, read_part
@@ -109,8 +110,8 @@ class Service:
 
         return asyncio.run(asked())
 
-    def session(self, job: Path) -> run.Ended:
-        async def main() -> run.Ended:
+    def session(self, job: Path) -> Ended:
+        async def main() -> Ended:
             loop = self.loop = asyncio.get_running_loop()
             try:
                 prepared = prepare.prepare(load(job), prepare.Options())
@@ -134,7 +135,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faulty:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     monkeypatch.setattr("pipeline.batch.cutting.LEAST_LINES", 10)
     monkeypatch.setattr("pipeline.run.rounds.LOOK_S", 20.0)  # of days
-    monkeypatch.setattr("pipeline.run.run.HEARTBEAT_S", 3600.0)
+    monkeypatch.setattr("pipeline.run.attending.HEARTBEAT_S", 3600.0)
     monkeypatch.setattr("pipeline.store.run.SYNC_S", 20.0)
 
     def played(faults: str, flow: str, provider: str) -> str:
@@ -171,7 +172,7 @@ def _by_clock(monkeypatch: pytest.MonkeyPatch, timed: type, wall: Callable[[], f
         monkeypatch.setattr(made, "__defaults__", (wall,))
 
 
-def check(path: Path, service: Service, ended: run.Ended, told: str) -> None:
+def check(path: Path, service: Service, ended: Ended, told: str) -> None:
     """See the top."""
     assert ended.exit_code in (0, 1), told
     directory = path / "runs" / "job"

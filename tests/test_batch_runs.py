@@ -24,9 +24,10 @@ from pipeline.estimating import Wishes
 from pipeline.job import load
 from pipeline.language.catalogue import chinese
 from pipeline.plan.timing import time_after
-from pipeline.run import prepare, run
+from pipeline.run import prepare
 from pipeline.run.batching import deadline_of, still_out
 from pipeline.run.checks import examine
+from pipeline.run.ending import Ended
 from pipeline.run.prepare import Options
 from pipeline.store import batched
 from pipeline.store.batches import is_out
@@ -67,7 +68,7 @@ def written(path: Path, url: str, name: str = "job", **sections: Any) -> Path:
     return made.rename(path / f"{name}.toml")
 
 
-def done(path: Path, **options: Any) -> run.Ended:
+def done(path: Path, **options: Any) -> Ended:
     return run_through(prepare.prepare(load(path), Options(**options)))
 
 

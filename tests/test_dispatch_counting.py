@@ -57,7 +57,7 @@ def counted(
 
         counting, woken = Counting(count, take_back, Random(1)), anyio.Event()
         line = Line(ROUTE, (), None)
-        jobs = [Waiting(ask(row, tokens=1000), line, asyncio.Future(), 0.0) for row in range(number)]
+        jobs = [Waiting(ask(row, tokens=1000), asyncio.Future(), line, 0.0) for row in range(number)]
         async with anyio.create_task_group() as group:
             if beside:
                 group.start_soon(beside, counting, jobs)

@@ -37,7 +37,8 @@ from pipeline.plan.planner import Input
 from pipeline.plan.survey import survey
 from pipeline.prompts import Prompt
 from pipeline.records import Document, Reply
-from pipeline.run import prepare, run
+from pipeline.run import prepare
+from pipeline.run.ending import Ended
 from pipeline.run.prepare import Options
 from pipeline.store import batched
 from pipeline.store.parts import part_paths, read_part
@@ -69,7 +70,7 @@ class Desk:
     def estimate(self, **wishes: Any) -> Plan:
         return anyio.run(estimating.estimate, self.session(), Wishes(**wishes)).plan
 
-    def run(self, **options: Any) -> run.Ended:
+    def run(self, **options: Any) -> Ended:
         return run_through(self.session(**options))
 
     def pilot(self, number: int) -> None:
@@ -148,7 +149,7 @@ class Course:
     forecast: list[str]
     stages: dict[str, Stage]
     calls: pl.DataFrame
-    ended: run.Ended
+    ended: Ended
     other: Plan  # of the same job on another table, afterwards
     other_calls: pl.DataFrame
 

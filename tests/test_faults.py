@@ -12,7 +12,8 @@ from jobs import PLAIN, Sections, write_job
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.errors import ServiceError
 from pipeline.job import load
-from pipeline.run import assembling, prepare, run
+from pipeline.run import assembling, prepare
+from pipeline.run.ending import Ended
 from pipeline.run.services import Services
 
 ROWS = 30
@@ -27,7 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def play(here: Path, url: str, **sections: dict[str, Any]) -> run.Ended:
+def play(here: Path, url: str, **sections: dict[str, Any]) -> Ended:
     """One session of the job against the service at `url`."""
     asked: Sections = {"limits": {"rpm": 0, "tpm": 0}, "endpoint": {"base_url": url}, **sections}
     path = write_job(here, PLAIN, **asked)

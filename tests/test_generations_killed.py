@@ -17,8 +17,9 @@ WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
 KILLED = """
 import os, signal, sys
 import pipeline.run.run as run
+from pipeline.store.run import RunStore
 
-begin, opened, steps, last, is_begun = run.begin, run.RunStore.open, 0, LAST, False
+begin, opened, steps, last, is_begun = run.begin, RunStore.open, 0, LAST, False
 
 def beginning(*arguments):
     global is_begun
@@ -40,7 +41,7 @@ def step(event, arguments):
         if steps == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-run.begin, run.RunStore.open = beginning, opening
+run.begin, RunStore.open = beginning, opening
 sys.addaudithook(step)
 """
 

@@ -104,7 +104,7 @@ def test_a_run_that_falls_asleep_writes_what_it_has(here: Path, monkeypatch: pyt
 
 
 def test_a_run_that_sleeps_says_so_once_in_its_log(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.run.run.HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("pipeline.run.attending.HEARTBEAT_S", 0.01)
     monkeypatch.setattr("pipeline.run.status.WRITE_S", 0.01)
 
     async def watch(monitor: Monitor) -> None:

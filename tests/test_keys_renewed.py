@@ -27,8 +27,8 @@ from pipeline.providers.openai import OpenAIConnection
 from pipeline.providers.transport import Wire
 from pipeline.records import Failure, Reply
 from pipeline.run import prepare, renewal
+from pipeline.run.ending import Ended
 from pipeline.run.engine import Monitor
-from pipeline.run.run import Ended
 from pipeline.run.services import target_of
 from pipeline.targets import project_of
 

@@ -24,7 +24,8 @@ from pipeline.job import Job
 from pipeline.prompts import Prompt
 from pipeline.providers import gemini, openai
 from pipeline.records import Document, Reply
-from pipeline.run import prepare, run
+from pipeline.run import prepare
+from pipeline.run.ending import Ended
 from pipeline.run.prepare import Options
 from pipeline.tokens import estimate
 
@@ -252,7 +253,7 @@ def test_a_column_of_each_kind_of_table_is_answered_and_estimated(here: Path, pa
             output={"path": "out.parquet"},
         )
         planned = anyio.run(estimating.estimate, prepare.prepare(job, Options()), Wishes()).plan
-        ended: run.Ended = run_through(prepare.prepare(job, Options()))
+        ended: Ended = run_through(prepare.prepare(job, Options()))
         assert stats(url)["answered"] == 1
     assert ended.stopped is None
     assert planned.prompts.expected == 1 and planned.found["invalid_messages"].rows == 1

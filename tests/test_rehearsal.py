@@ -18,7 +18,8 @@ from pipeline.emulator import Emulator, EmulatorOptions
 from pipeline.emulator.http import Receive, Scope, Send
 from pipeline.errors import ServiceError
 from pipeline.job import Job, load
-from pipeline.run import prepare, run
+from pipeline.run import prepare
+from pipeline.run.ending import Ended
 
 Cli = Callable[..., Ran]
 
@@ -94,7 +95,7 @@ def test_an_estimate_learns_nothing_from_a_rehearsal(here: Path, cli: Cli, monke
         assert pilot.code == 0 and "runs/small-rehearsal was made" in pilot.err, "a pilot of a rehearsal is one too"
 
 
-def turning(job: Job, monkeypatch: pytest.MonkeyPatch, emulator_first: bool, after: int) -> run.Ended:
+def turning(job: Job, monkeypatch: pytest.MonkeyPatch, emulator_first: bool, after: int) -> Ended:
     """Run the job while the service behind its address becomes an emulator, or stops being one, after some answers."""
     apps = [
         Emulator(EmulatorOptions(marked=marked, model_version=None)) for marked in (emulator_first, not emulator_first)

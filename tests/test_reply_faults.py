@@ -18,7 +18,8 @@ from pipeline.emulator.faults import GROUPS
 from pipeline.job import load
 from pipeline.prices import cost
 from pipeline.records import Usage
-from pipeline.run import prepare, run
+from pipeline.run import prepare
+from pipeline.run.ending import Ended
 
 KEY = "AQ.key-that-no-file-may-hold"
 MODEL = "gemini-3.5-flash-lite"
@@ -126,7 +127,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
 
-def play(here: Path, url: str, rows: int = ROWS, **sections: dict[str, Any]) -> run.Ended:
+def play(here: Path, url: str, rows: int = ROWS, **sections: dict[str, Any]) -> Ended:
     """One session of a job against the service at `url`."""
     (here / "topics.csv").write_text("topic\n" + "".join(f"a topic of number {n}\n" for n in range(rows)))
     asked: Sections = {

@@ -23,7 +23,8 @@ from jobs import PLAIN, Sections, write_job
 from pipeline.emulator import EmulatorOptions, parse_faults
 from pipeline.errors import AuthError
 from pipeline.job import load
-from pipeline.run import prepare, run
+from pipeline.run import prepare
+from pipeline.run.ending import Ended
 from pipeline.run.services import Opening, open_services
 
 MODEL = "gemini-3.5-flash-lite"
@@ -44,7 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def play(here: Path, rows: int, opened: Opening = open_services, **sections: dict[str, Any]) -> run.Ended:
+def play(here: Path, rows: int, opened: Opening = open_services, **sections: dict[str, Any]) -> Ended:
     (here / "topics.csv").write_text("topic\n" + "".join(f"{topic}\n" for topic in topics(rows)))
     asked: Sections = {"model": {"name": MODEL, "max_output_tokens": LIMIT}, "limits": {"rpm": 0, "tpm": 0}, **sections}
     prepared = prepare.prepare(load(write_job(here, PLAIN, **asked)), prepare.Options())

@@ -21,6 +21,7 @@ from pipeline.job import load
 from pipeline.plan import Plan
 from pipeline.records import Limits
 from pipeline.run import prepare, run, services
+from pipeline.run.ending import Ended
 from pipeline.run.engine import Monitor
 from pipeline.run.planning import look
 from pipeline.run.prepare import Options
@@ -36,7 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def play(path: Path, options: Options | None = None, **sections: dict[str, Any]) -> run.Ended:
+def play(path: Path, options: Options | None = None, **sections: dict[str, Any]) -> Ended:
     asked: Sections = {"limits": {"rpm": 0, "tpm": 0}, **sections}
     job = make_job(path, PLAIN, **asked)
     prepared = prepare.prepare(job, options or Options(offline=True))

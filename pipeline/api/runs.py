@@ -20,9 +20,10 @@ from pipeline.fleet.run import by_fleet
 from pipeline.job import Job
 from pipeline.plan import Plan
 from pipeline.run import prepare, services
+from pipeline.run.around import Confirm
+from pipeline.run.ending import Ended
 from pipeline.run.engine import Monitor
 from pipeline.run.prepare import Session
-from pipeline.run.run import Confirm, Ended
 from pipeline.run.run import run as run_session
 from pipeline.run.wishes import canonical, check_changes, check_leave, deadline, kinds, usd
 

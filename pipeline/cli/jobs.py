@@ -47,8 +47,10 @@ if TYPE_CHECKING:
 
     from pipeline.job import Job
     from pipeline.plan import Plan
+    from pipeline.run.around import Watch
+    from pipeline.run.ending import Ended
     from pipeline.run.prepare import Session
-    from pipeline.run.run import Ended, Watch, Work
+    from pipeline.run.run import Work
 
 
 def run(

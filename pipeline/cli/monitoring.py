@@ -9,7 +9,7 @@ from pipeline.errors import JobError
 from pipeline.installed import installing
 
 if TYPE_CHECKING:
-    from pipeline.run.run import Watch
+    from pipeline.run.around import Watch
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 

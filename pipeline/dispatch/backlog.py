@@ -1,6 +1,5 @@
 """The prompts that wait for quota: ready, or to be sent again later; one backlog, whoever may answer them."""
 
-import asyncio
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -11,7 +10,7 @@ from random import Random
 from typing import Protocol
 
 from pipeline.calibration import EXACT, Calibrations, Margin
-from pipeline.dispatch.desk import FIRST_TRY, Tries
+from pipeline.dispatch.desk import FIRST_TRY, Submitted, Tries
 from pipeline.dispatch.lookahead import Lookahead
 from pipeline.errors import PipelineError
 from pipeline.models import assumed
@@ -26,12 +25,10 @@ _AGAIN, _FINISHING, _OTHERS = range(3)  # of the lookahead, in the order in whic
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
+class Waiting(Submitted):
     """One submitted prompt until it is answered."""
 
-    prompt: Prompt
     line: "Line"
-    answer: asyncio.Future[Reply]
     since: float  # when it was submitted, then when it last left; the loop's clock
     tokens: int = 0  # that it was taken for when it was submitted
     exact_tokens: int | None = None  # as the route's first target counted them before
@@ -45,9 +42,6 @@ class Waiting:
     bounded: int = 0  # attempts that failed for a cause for which only some may be made
     waited_s: float = 0.0  # at the service's word, after failures
     queued: bool = True
-    in_flight: bool = False
-    withdrawn: bool = False  # the submitter was cancelled in flight, and waits for what it bought
-    reply: Reply | None = None
 
     @property
     def takers(self) -> "list[Taker]":
@@ -77,11 +71,6 @@ class Waiting:
     def failed_here(self) -> int:
         """Attempts at those that may be asked for it."""
         return self.tries.failed - self.failed_elsewhere
-
-    @property
-    def gone(self) -> bool:
-        """Answered, or nobody waits for the answer any more."""
-        return self.answer.done()
 
 
 @dataclass(slots=True)

@@ -1,10 +1,14 @@
 """What a run asks of whoever sends its prompts: here a `Dispatcher`; elsewhere, later, a remote one or a batch."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from pipeline.errors import PipelineError
+import anyio
+
+from pipeline.errors import Halted, PipelineError
 from pipeline.prompts import Prompt
 from pipeline.quota.standing import QuotaStanding
 from pipeline.records import Failure, FromFlex, Reply
@@ -28,6 +32,49 @@ Admit = Callable[[Prompt, Target], bool]
 
 Raises the `PipelineError` that stops the run when no waiting would help.
 """
+
+
+@dataclass(slots=True, eq=False)
+class Submitted:
+    """One prompt at a desk, until its submitter has the answer."""
+
+    prompt: Prompt
+    answer: asyncio.Future[Reply]
+    in_flight: bool = field(default=False, kw_only=True)
+    withdrawn: bool = field(default=False, kw_only=True)  # the submitter was cancelled, and waits for what it bought
+    reply: Reply | None = field(default=None, kw_only=True)
+
+    @property
+    def gone(self) -> bool:
+        """Answered, or nobody waits for the answer any more."""
+        return self.answer.done()
+
+    async def answered(self, withdraw: Callable[[], None]) -> Reply:
+        """Wait for the answer. Cancelled, `withdraw` it; in flight it is waited for and returned all the same."""
+        try:
+            return await self.answer
+        except asyncio.CancelledError:
+            withdraw()
+            if self.in_flight:
+                self.withdrawn, self.answer = True, asyncio.get_running_loop().create_future()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([self.answer])
+            if self.reply is None:
+                raise
+            return self.reply
+
+    def deliver(self, reply: Reply) -> None:
+        """Hand the answer over."""
+        self.reply = reply
+        if not self.gone:
+            self.answer.set_result(reply)
+
+    def withhold(self, reason: PipelineError | None) -> None:
+        """No answer will come: the submitter gets `Halted(reason)`, or its cancellation."""
+        if self.withdrawn:
+            self.answer.cancel()
+        elif not self.gone:
+            self.answer.set_exception(Halted(reason))
 
 
 class Desk(Protocol):

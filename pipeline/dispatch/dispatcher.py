@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
+from functools import partial
 from math import inf
 from random import Random
 
@@ -162,24 +163,11 @@ class Dispatcher:
         if self.halted:
             raise Halted(self.reason)
         line = self._line if route is None or route is self._route else self._backlog.line_of(route)
-        waiting = Waiting(prompt, line, self._loop.create_future(), self._loop.time())
+        waiting = Waiting(prompt, self._loop.create_future(), line, self._loop.time())
         waiting.tokens = line.size(waiting)
         self._count_ready(waiting, 1)
         self._enter(waiting)
-        try:
-            return await waiting.answer
-        except asyncio.CancelledError:
-            if waiting.queued:
-                self._leave_queue(waiting)
-                self._wake()
-                raise
-            if waiting.in_flight:
-                waiting.withdrawn, waiting.answer = True, self._loop.create_future()
-                with anyio.CancelScope(shield=True):
-                    await asyncio.wait([waiting.answer])
-            if waiting.reply is None:
-                raise
-            return waiting.reply
+        return await waiting.answered(partial(self._withdraw, waiting))
 
     async def run(self) -> None:
         """The loops of all quotas. Raises what `send` raises."""
@@ -480,12 +468,14 @@ class Dispatcher:
         if waiting.line.is_ranked:
             waiting.line.count(waiting, sign)
 
+    def _withdraw(self, waiting: Waiting) -> None:
+        if waiting.queued:
+            self._leave_queue(waiting)
+            self._wake()
+
     def _withhold(self, waiting: Waiting) -> None:
         self._leave_queue(waiting)
-        if waiting.withdrawn:
-            waiting.answer.cancel()
-        elif not waiting.gone:
-            waiting.answer.set_exception(Halted(self.reason))
+        waiting.withhold(self.reason)
 
     def _end(self, waiting: Waiting, reply: Reply) -> None:
         self.failed += 1
@@ -495,8 +485,6 @@ class Dispatcher:
         )
 
     def _deliver(self, waiting: Waiting, reply: Reply) -> None:
-        waiting.reply = reply
+        waiting.deliver(reply)
         if self._deadline:
             self._deadline.done += 1
-        if not waiting.gone:
-            waiting.answer.set_result(reply)

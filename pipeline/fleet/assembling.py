@@ -9,7 +9,6 @@ from pipeline.budget.cashier import Cashier
 from pipeline.dispatch.counting import Counts
 from pipeline.dispatch.desk import Admit, Send
 from pipeline.dispatch.dispatcher import Dispatcher
-from pipeline.events import BookTrouble, Event, KeyNoted
 from pipeline.fleet.coordinator import Coordinator, jitter_s
 from pipeline.fleet.driver import Fleet, Launch
 from pipeline.fleet.orders import Contract, frozen
@@ -17,7 +16,7 @@ from pipeline.fleet.standing import Standing
 from pipeline.plan import Plan
 from pipeline.process import files_left
 from pipeline.quota.book import QuotaBook
-from pipeline.run.assembling import Assembled, as_used, spending_of
+from pipeline.run.assembling import Assembled, as_used, hear, noting, spending_of
 from pipeline.run.engine import Monitor
 from pipeline.run.observing import FailureLog
 from pipeline.run.prepare import Session
@@ -44,19 +43,9 @@ def led(
     monitor.shards, monitor.shards_done = stands.shards, stands.shards - len(stands.left)
     monitor.outcomes.update(stands.outcomes)
     monitor.cost_usd = monitor.began_usd = stands.cost_usd
-    spending = monitor.spending = spending_of(session, store, book, stands.spent_usd)
-
-    def heard(event: Event) -> None:
-        store.log(event)
-        monitor.notices.append(event)
-
-    for shared in (*books.values(), spending.book):
-        if shared is not None:
-            shared.on_trouble = lambda message: heard(BookTrouble(message))
-            if shared.made_anew:
-                heard(BookTrouble(shared.made_anew))
-    for note in services.notes:
-        heard(KeyNoted(note))
+    spending = monitor.spending = spending_of(session, book, stands.spent_usd)
+    heard = noting(store, monitor)
+    hear(services, books, book, heard)
     left = files_left()
     used = tuple(as_used(session, target, left, heard) for target in services.targets)
     cashier = Cashier(spending, heard, stands.seen, session.job.spec.budget.allow_unpriced)

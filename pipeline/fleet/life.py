@@ -34,13 +34,14 @@ from pipeline.prompts import Prompt
 from pipeline.records import Reply
 from pipeline.report.tallies import write_done
 from pipeline.run.assembling import by_rule, generating
+from pipeline.run.attending import HEARTBEAT_S
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.feeds import Table
 from pipeline.run.observing import FailureLog, told
 from pipeline.run.planning import look
 from pipeline.run.prepare import Session
 from pipeline.run.rows import counted, wanted
-from pipeline.run.run import HEARTBEAT_S, UPLOADS
+from pipeline.run.run import UPLOADS
 from pipeline.run.services import Services, open_services
 from pipeline.run.signs import end_of, progress_of
 from pipeline.store import digests, untold

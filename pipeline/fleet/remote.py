@@ -13,7 +13,7 @@ from typing import Any
 
 import anyio
 
-from pipeline.dispatch.desk import Send
+from pipeline.dispatch.desk import Send, Submitted
 from pipeline.dispatch.flex import is_shed
 from pipeline.errors import Halted, PipelineError, ServiceError
 from pipeline.fleet.messages import (
@@ -46,18 +46,13 @@ _STALE_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class _Waiting(Submitted):
     """One submitted prompt until it is answered."""
 
     number: int
-    prompt: Prompt
     line: "_Line"
-    answer: asyncio.Future[Reply]
     is_asked: bool = False  # the driver knows of it
     is_fresh: bool = True  # it was not sent yet
-    in_flight: bool = False
-    is_cancelled: bool = False  # the submitter waits only for what it bought
-    reply: Reply | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -141,24 +136,13 @@ class Remote:
         if self.is_halted:
             raise Halted(self._reason)
         line = self._line_of(route)
-        waiting = _Waiting(next(self._next), prompt, line, self._loop.create_future())
+        waiting = _Waiting(prompt, self._loop.create_future(), next(self._next), line)
         self._waiting[waiting.number] = waiting
         (line.finishing if prompt.step in LATER else line.others).append(waiting)
         self.ready += 1
         if line.asked < self._window:
             self._news.set()
-        try:
-            return await waiting.answer
-        except asyncio.CancelledError:
-            waiting.is_cancelled = True
-            self._withdraw(waiting)
-            if waiting.in_flight:
-                waiting.answer = self._loop.create_future()
-                with anyio.CancelScope(shield=True):
-                    await asyncio.wait([waiting.answer])
-            if waiting.reply is None:
-                raise
-            return waiting.reply
+        return await waiting.answered(partial(self._withdraw, waiting))
 
     async def run(self) -> None:
         """Send what it is told to. Raises what `send` raises."""
@@ -175,7 +159,7 @@ class Remote:
             self.halt(self._reason)
             for waiting in self._waiting.values():  # nobody waits for these any more
                 waiting.in_flight = False
-                self._withhold(waiting)
+                waiting.withhold(self._reason)
             self._waiting.clear()
             self.in_flight = 0
 
@@ -190,7 +174,7 @@ class Remote:
             self.is_halted, self._reason = True, reason
             for waiting in [each for each in self._waiting.values() if not each.in_flight]:
                 self._withdraw(waiting)
-                self._withhold(waiting)
+                waiting.withhold(self._reason)
         self._look()
 
     @property
@@ -335,9 +319,9 @@ class Remote:
         else:
             self._tally(target, outcome)
             self.ready += 1
-            if waiting.is_cancelled or self.is_halted:
+            if waiting.withdrawn or self.is_halted:
                 self._withdraw(waiting)
-                self._withhold(waiting)
+                waiting.withhold(self._reason)
         self._news.set()
         self._look()
 
@@ -378,10 +362,8 @@ class Remote:
         waiting.is_fresh = False
 
     def _deliver(self, waiting: _Waiting, reply: Reply) -> None:
-        waiting.reply = reply
         self._waiting.pop(waiting.number, None)
-        if not waiting.answer.done():
-            waiting.answer.set_result(reply)
+        waiting.deliver(reply)
 
     def _withdraw(self, waiting: _Waiting) -> None:
         """Nobody wants it any more; of one in flight the answer is kept all the same."""
@@ -393,12 +375,6 @@ class Remote:
             self._is_fresh_no_more(waiting)
             self._news.set()
         self._look()
-
-    def _withhold(self, waiting: _Waiting) -> None:
-        if waiting.is_cancelled:
-            waiting.answer.cancel()
-        elif not waiting.answer.done():
-            waiting.answer.set_exception(Halted(self._reason))
 
     def _line_of(self, route: Route | None) -> _Line:
         line = self._lines.get(route)

@@ -1,7 +1,7 @@
 """What a run is put together from: its books and caps, its targets as they are used, the durable call, the engine."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -73,38 +73,61 @@ def bought_by(store: RunStore, job: Job, earlier: Earlier | None) -> Bought:
     return bought
 
 
-def open_books(session: Session, targets: Iterable[Target], run: str, books: ExitStack) -> dict[str, QuotaBook]:
-    """Sends that all runs on one quota share, by quota, and day counts, which a rehearsal has for itself; an offline
-    run keeps none."""
-    if session.options.offline:
-        return {}
-    path, counted = quota_file(session.kind), {target.quota for target in targets}
-    return {
-        quota: books.enter_context(QuotaBook(path, quota, days_of=session.days_of(quota, run))) for quota in counted
-    }
+def open_books(
+    session: Session, targets: Sequence[Target], run: str, books: ExitStack
+) -> tuple[dict[str, QuotaBook], Book | None]:
+    """What runs share: sends and day counts by quota, and what is spent by day with each that pays.
 
-
-def open_spend(session: Session, targets: Iterable[Target], run: str, books: ExitStack) -> Book | None:
-    """What all runs of one project spend, by day, of each that pays. A rehearsal spends nothing."""
+    An offline run keeps none of the former; a rehearsal has its own, and spends nothing.
+    """
+    quotas: dict[str, QuotaBook] = {}
+    if not session.options.offline:
+        path, counted = quota_file(session.kind), {target.quota for target in targets}
+        quotas = {
+            quota: books.enter_context(QuotaBook(path, quota, days_of=session.days_of(quota, run))) for quota in counted
+        }
     if session.rehearsal:
-        return None
+        return quotas, None
     accounts = dict.fromkeys(target.account for target in targets)
     opened = {account: books.enter_context(SpendBook(spend_file(), account, run)) for account in accounts}
-    return JointBook(opened) if len(opened) > 1 else next(iter(opened.values()))
+    return quotas, JointBook(opened) if len(opened) > 1 else next(iter(opened.values()))
 
 
-def spending_of(session: Session, store: RunStore, book: Book | None, before_usd: Decimal = Decimal(0)) -> Spending:
-    """What may be spent, and what is, `before_usd` by earlier generations; a rehearsal has no caps."""
+def spending_of(session: Session, book: Book | None, spent_usd: Decimal) -> Spending:
+    """What may be spent, and what was by now, earlier generations included; a rehearsal has no caps."""
     if session.rehearsal:
         return Spending(None)
     caps = session.job.spec.budget
     return Spending(
         session.max_usd,
-        store.spent_usd() + before_usd,
+        spent_usd,
         book=book,
         day_cap_usd=_exact(caps.max_usd_per_day),
         month_cap_usd=_exact(caps.max_usd_per_month),
     )
+
+
+def noting(store: RunStore, monitor: Monitor) -> Notify:
+    """What keeps an event in run.log and shows it."""
+
+    def heard(event: Event) -> None:
+        store.log(event)
+        monitor.notices.append(event)
+
+    return heard
+
+
+def hear(services: Services, quotas: Mapping[str, QuotaBook], book: Book | None, heard: Notify) -> None:
+    """Have told what is wrong with the books, from now on too, and what was found as keys were read."""
+    for shared in (*quotas.values(), book):
+        if shared is not None:
+            shared.on_trouble = lambda message: heard(BookTrouble(message))
+            if shared.made_anew:
+                heard(BookTrouble(shared.made_anew))
+    for note in services.notes:
+        heard(KeyNoted(note))
+    if services.tokens:
+        services.tokens.on_trouble = lambda message: heard(KeyNoted(message))
 
 
 def _exact(usd: float | None) -> Decimal | None:
@@ -138,23 +161,10 @@ def assembled(
     monitor.run, monitor.rehearsal = session.directory.name, session.rehearsal
     failures = FailureLog(store.log)
     monitor.observers.append(failures)
-
-    def heard(event: Event) -> None:
-        store.log(event)
-        monitor.notices.append(event)
-
-    for shared in (*books.values(), spending.book):
-        if shared is not None:
-            shared.on_trouble = lambda message: heard(BookTrouble(message))
-            if shared.made_anew:
-                heard(BookTrouble(shared.made_anew))
-
-    for note in services.notes:
-        heard(KeyNoted(note))
+    heard = noting(store, monitor)
+    hear(services, books, spending.book, heard)
     for renewal in services.renewals:
         renewal.on_found = partial(_key_found, session, renewal.target, heard)
-    if services.tokens:
-        services.tokens.on_trouble = lambda message: heard(KeyNoted(message))
     left = files_left()
     used = {target: as_used(session, target, left, heard) for target in services.targets}
     routes = [route.mapped(used.__getitem__) for route in services.routes]

@@ -1,40 +1,30 @@
 """One run, from the plan to the output table: opens what it needs, runs the engine, writes the output."""
 
-import os
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from dataclasses import replace
 from decimal import Decimal
-from functools import partial
 
-import anyio
-import anyio.to_thread
-
-from pipeline import machine, report
+from pipeline import machine
 from pipeline.cache import shelf_of
 from pipeline.documents import listing
 from pipeline.errors import (
     KEPT,
     RESUMABLE,
-    AuthError,
-    BatchesOut,
     InputChanged,
     PipelineError,
     as_known,
     bug_in,
     resumable_once,
 )
-from pipeline.events import (
-    Event,
-    SessionStarted,
-)
 from pipeline.places import latencies_file
 from pipeline.plan import Plan
 from pipeline.plan.survey import Survey
-from pipeline.process import give_back_memory, rare_collections
-from pipeline.run.alerting import Alerting
-from pipeline.run.assembling import Assembled, assembled, bought_by, open_books, open_spend, spending_of
+from pipeline.process import rare_collections
+from pipeline.run.around import Around, Confirm, Heed, Watch
+from pipeline.run.assembling import assembled, bought_by, open_books, spending_of
+from pipeline.run.attending import attended, opened
 from pipeline.run.batching import (
     called_off,
     check_any_out,
@@ -46,65 +36,28 @@ from pipeline.run.batching import (
     still_out,
 )
 from pipeline.run.changes import Change
+from pipeline.run.ending import Ended, ended, ended_at_once, finished, has_spent
 from pipeline.run.engine import Monitor, Works
 from pipeline.run.generations import Keeping, begin, changed, held, number_of_fresh, settle, spent_before
 from pipeline.run.guards import check_alone, refuse_unpriced, set_aside
 from pipeline.run.interim import Interim
-from pipeline.run.output import exported, output_place
+from pipeline.run.output import output_place
 from pipeline.run.planning import look, planned
 from pipeline.run.prepare import Session
 from pipeline.run.replaced import with_replaced
 from pipeline.run.rows import wanted
 from pipeline.run.services import Opening, Services, asked, open_services
-from pipeline.run.signs import end_of, expectation, progress_of, told_limits
-from pipeline.run.status import StatusFile
-from pipeline.run.status import read as read_status
-from pipeline.run.webhook import Posts, nobody_hears, posting
+from pipeline.run.signs import expectation
+from pipeline.run.webhook import posting
 from pipeline.store import digests
-from pipeline.store.batch_states import BatchState
 from pipeline.store.earlier import Earlier, line_of, told_missing
-from pipeline.store.folder import Folder
 from pipeline.store.latencies import note
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.place import Place
-from pipeline.store.run import RunStore
 
 UPLOADS = "uploads.jsonl"
 """In the run directory: the files that are at the service."""
-HEARTBEAT_S = 10.0
-"""Between lines of numbers in run.log, where any of them changed."""
-
-Watch = Callable[[Monitor], Coroutine[None, None, None]]
-Confirm = Callable[[Plan, bool, Session], None]
-
-Heed = Callable[[Works], Coroutine[None, None, None]]
-Work = Callable[
-    [Session, Services, Place | Folder | None, Confirm, Watch, Heed, Posts | None], Coroutine[None, None, "Ended"]
-]
+Work = Callable[[Session, Services, Around], Coroutine[None, None, Ended]]
 """What is done once all are known to be there who answer; see `run`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a run ended; `stopped` is what stopped it early."""
-
-    summary: report.Summary
-    stopped: PipelineError | None
-    interrupted: bool
-    are_ok: bool  # all rows that the session covers
-    unwritten: PipelineError | None = None  # why the output is not what the run came to
-    out: tuple[BatchState, ...] = ()  # batches that are with the service still
-
-    @property
-    def exit_code(self) -> int:
-        """0 all rows ok, 1 finished but some failed, 130 interrupted, else that of what stopped it."""
-        if self.stopped:
-            return self.stopped.exit_code
-        if self.interrupted:
-            return 130
-        if self.unwritten:
-            return self.unwritten.exit_code
-        return 0 if self.are_ok else 1
 
 
 async def heed_signals(engine: Works) -> None:
@@ -123,7 +76,7 @@ async def run(
     watch: Watch,
     opening: Opening = open_services,
     heed: Heed = heed_signals,
-    work: "Work | None" = None,
+    work: Work | None = None,
 ) -> Ended:
     """Start the job's run, or continue it. `confirm` sees the plan, whether a run is continued, and the session as the
     service made it, real or a rehearsal; it may raise. `watch` shows progress; `opening` opens those who answer; `heed`
@@ -136,7 +89,7 @@ async def run(
     is_agreed = False
 
     def spent(error: PipelineError) -> bool:
-        return any(_has_spent(monitor, error) for monitor in seen)
+        return any(has_spent(monitor, error) for monitor in seen)
 
     def agreed_to(plan: Plan, continued: bool, session: Session) -> None:
         nonlocal is_agreed
@@ -155,14 +108,14 @@ async def run(
                     with output_place(session) as place:
                         if options.fresh:
                             set_aside(session.directory)
-                        ended = await (work or _run)(session, services, place, agreed_to, watched, heed, posts)
+                        ended = await (work or _run)(session, services, Around(place, agreed_to, watched, heed, posts))
                 except Exception as error:
                     known = as_known(error)
                     if posts and is_agreed:
                         posts.failed(known or bug_in(error))
                     if known is None or not spent(known):
                         raise
-                    ended = _ended_at_once(session, known)
+                    ended = ended_at_once(session, known)
     if ended.stopped and spent(ended.stopped):
         ended.stopped.exit_code = RESUMABLE
     if ended.stopped and ended.summary.calls and not isinstance(ended.stopped, InputChanged):  # which says so itself
@@ -170,42 +123,8 @@ async def run(
     return ended
 
 
-@contextmanager
-def end_told(monitor: Monitor, store: RunStore, told: StatusFile) -> Iterator[None]:
-    """Leave word of how the run ended where an error ends it at once: without any it would count as killed."""
-    try:
-        yield
-    except Exception as error:
-        known = as_known(error)
-        stopped = known or bug_in(error)
-        store.log(end_of(monitor, "stopped", stopped.message))
-        code = exit_code_of(monitor, known, False) if known else stopped.exit_code
-        told.end("stopped", stopped.message, code, stopped.hint)
-        raise
-
-
-def _ended_at_once(session: Session, stopped: PipelineError) -> Ended:
-    """The end of a run that an error ended in its middle, as far as its directory can still be read."""
-    try:
-        return Ended(report.summarize(session.directory), stopped, interrupted=False, are_ok=False)
-    except PipelineError:
-        raise stopped from None
-
-
-def _has_spent(monitor: Monitor, error: PipelineError) -> bool:
-    return monitor.has_spent or (monitor.has_sent and not isinstance(error, AuthError))
-
-
-async def _run(
-    session: Session,
-    services: Services,
-    place: Place | Folder | None,
-    confirm: Confirm,
-    watch: Watch,
-    heed: Heed,
-    posts: Posts | None,
-) -> Ended:
-    job, options = session.job, session.options
+async def _run(session: Session, services: Services, around: Around) -> Ended:
+    job, options, confirm = session.job, session.options, around.confirm
     check_alone(session)
     if options.cancel_batches:
         check_any_out(session)
@@ -218,19 +137,18 @@ async def _run(
         session = await with_replaced(session, found)
         if change := changed(session):
             plan = await _agreed(session, change, found, confirm)
-    store = RunStore(session.directory, services.parse)
     manifest = session.manifest()
     if options.fresh:
         manifest = replace(manifest, generation=number_of_fresh(session.directory))
-    is_edited, continued = plan is not None, store.open(manifest)
-    own = read_manifest(session.directory / "manifest.json")
-    assert own
-    earlier = None
-    if own.after:
-        earlier = Earlier(line_of(session.directory.parent, own), services.parse, options.retry, session.directory)
-    if posts:
-        posts.on_trouble = store.log
-    try:
+    with opened(session, services, manifest, around.posts) as (store, continued), ExitStack() as closing:
+        is_edited = plan is not None
+        own = read_manifest(session.directory / "manifest.json")
+        assert own
+        earlier = None
+        if own.after:
+            line = line_of(session.directory.parent, own)
+            earlier = Earlier(line, services.parse, options.retry, session.directory)
+            closing.callback(earlier.close)
         if options.retry:
             store.reopen(options.retry, options.changes, passing=not options.skip_failed)
         elif options.skip_failed:
@@ -258,20 +176,13 @@ async def _run(
             await services.reach()
         services.book.open(session.directory / UPLOADS)
         with ExitStack() as books:
-            quotas = open_books(session, services.targets, store.identity, books)
-            spent = open_spend(session, services.targets, store.identity, books)
-            spending = spending_of(session, store, spent, before_usd)
+            quotas, spent = open_books(session, services.targets, store.identity, books)
+            spending = spending_of(session, spent, store.spent_usd() + before_usd)
             made = assembled(session, store, services, spending, quotas, shelf, plan, rows, spoken, books, earlier)
             engine = made.engine
-            store.log(expectation(session, plan, is_redo))
-            before = read_status(session.directory)
-            alerting = Alerting(job.spec.alerts, engine.monitor, before, partial(_heard, store, engine.monitor), posts)
-            told = StatusFile(session.directory, engine.monitor, alerting.look)
-            for limit in told_limits(services.targets, engine.monitor):
-                store.log(limit)
-            interim = Interim(session, store, place, engine.monitor, engine.halt)
-            with end_told(engine.monitor, store, told):
-                await attended(made, store, session.rows, watch, heed, told, interim, books)
+            interim = Interim(session, store, around.place, engine.monitor, engine.halt)
+            expected = expectation(session, plan, is_redo)
+            told = await attended(session, services, store, made, expected, around, interim, books)
         out = tuple(state for state in store.batches.open() if state.is_waited_for)
         if not options.offline:
             note(latencies_file(session.kind), store.batches.all(), time.time())
@@ -279,36 +190,11 @@ async def _run(
             engine.stopped = ended_early(session, engine.monitor, out, made.called_at)
             if not engine.stopped and (late := [state for state in store.batches.open() if state.released]):
                 engine.stopped = called_off(late)
-        with end_told(engine.monitor, store, told):
-            try:
-                await store.seal()
-            except PipelineError as error:
-                raise engine.stopped or error from error
-            unwritten = None
-            if place is not None:
-                store.outcomes.forget()  # all is sealed, and this with what answers took would stay beside
-                give_back_memory()  # what writing the table takes
-                unwritten = await anyio.to_thread.run_sync(exported, session, place, engine.stopped)
-        whole = "finished" if options.pilot is None else "sample" if options.sampled else "pilot"
-        stopped = engine.stopped or (None if engine.interrupted else unwritten)
-        early = "left" if isinstance(stopped, BatchesOut) else "stopped" if stopped else "interrupted"
-        status = early if stopped or engine.interrupted else whole
-        store.log(end_of(engine.monitor, status, str(stopped or "")))
-        code = exit_code_of(engine.monitor, stopped, engine.interrupted)
-        told.end(status, str(stopped or ""), code, stopped.hint if stopped else "")
-        if posts and told.last and options.pilot is None:
-            posts.ended(told.last)
-            await posts.finish()
-        if job.spec.input.delete_files and status == "finished":
+        unwritten = await finished(session, store, engine, told, around)
+        is_whole = options.pilot is None and not (engine.stopped or engine.interrupted or unwritten)
+        if job.spec.input.delete_files and is_whole:
             await services.delete_files()
-    finally:
-        if posts:
-            posts.on_trouble = nobody_hears
-        if earlier is not None:
-            earlier.close()
-        store.close()
-    summary = report.summarize(session.directory)
-    return Ended(summary, engine.stopped, engine.interrupted, are_all_ok(engine.monitor), unwritten, out)
+    return ended(session, engine, unwritten, out)
 
 
 async def _agreed(session: Session, change: Change, found: Survey | None, confirm: Confirm) -> Plan:
@@ -335,71 +221,3 @@ def note_rows(session: Session, found: Survey) -> None:
     if (held := session.source.table.documents) is not None and session.source.most is not None:
         covered = {path for frame in session.source.batches(columns=["path"]) for path in frame["path"]}
     listing.write(session.directory, held, covered)
-
-
-async def attended(
-    made: Assembled,
-    store: RunStore,
-    rows: int,
-    watch: Watch,
-    heed: Heed,
-    told: StatusFile,
-    interim: Interim | None,
-    books: ExitStack,
-) -> None:
-    """Have the engine run, with all who watch it and look after it."""
-    engine, keeper = made.engine, made.keeper
-    store.log(SessionStarted(rows, os.getpid()))
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(heed, engine)
-        tasks.start_soon(_heartbeat, made, store, told)
-        tasks.start_soon(watch, engine.monitor)
-        tasks.start_soon(told.keep)
-        if interim is not None:
-            tasks.start_soon(interim.keep)
-        if keeper is not None:
-            await keeper.open()
-            tasks.start_soon(keeper.keep)
-        tasks.start_soon(made.steer)
-        try:
-            await engine.run()
-        finally:
-            if interim is not None:
-                interim.end()
-            if keeper is not None:
-                await keeper.close()
-        made.failures.beat()
-        told.look()
-        books.close()  # while what they have to say is still heard
-        tasks.cancel_scope.cancel()
-
-
-def _heard(store: RunStore, monitor: Monitor, event: Event) -> None:
-    store.log(event)
-    monitor.notices.append(event)
-
-
-async def _heartbeat(made: Assembled, store: RunStore, told: StatusFile) -> None:
-    """A run that sleeps has one line as it falls asleep and one after: `status.json` says meanwhile that it lives."""
-    before = None
-    while True:
-        await anyio.sleep(HEARTBEAT_S)
-        made.failures.beat()
-        now = progress_of(made.engine.monitor, told.last)
-        if (news := replace(now, seconds=0.0, bound_s={})) != before:
-            before = news
-            store.log(now)
-
-
-def exit_code_of(monitor: Monitor, stopped: PipelineError | None, is_interrupted: bool) -> int:
-    """The same as `Ended` will say."""
-    if stopped:
-        return RESUMABLE if _has_spent(monitor, stopped) else stopped.exit_code
-    if is_interrupted:
-        return 130
-    return 0 if are_all_ok(monitor) else 1
-
-
-def are_all_ok(monitor: Monitor) -> bool:
-    """Whether every row that the session covers is answered."""
-    return monitor.outcomes["ok"] == monitor.done >= monitor.rows

@@ -22,6 +22,8 @@ from pipeline.store.place import (
     explained,
     locked,
     new_mode,
+    note,
+    refused,
     same_job,
     told_rows,
 )
@@ -63,10 +65,10 @@ class Folder:
         mine = [note for directory, note in writers if same_job(directory, self._directory)]
         if not mine:
             told = f"{writers[-1][0]} wrote it" if writers else "no run that is kept here wrote it"
-            raise self._refused(f"{self._path} is not empty, and {told}")
+            raise refused(f"{self._path} is not empty, and {told}")
         self._finished = max(note.finished for note in mine)
         if rows is not None and self._finished > rows:
-            raise self._refused(
+            raise refused(
                 f"{self._path} holds {told_rows(self._finished)}, and this run would write {rows:,} in their place"
             )
 
@@ -96,7 +98,7 @@ class Folder:
                     f" {finished:,} so far: it was not replaced.\nEvery answer is safe in {self._directory}.",
                     "the same command goes on, and replaces it at its end; with `--overwrite` at once",
                 )
-            self._note(rows, finished)
+            note(self._directory, notes.with_folder(self._directory, self._target, rows, finished))
             for hidden, final in written:
                 machine.replace(hidden, final)
             for entry in list(self._target.iterdir()):
@@ -105,21 +107,6 @@ class Folder:
             machine.sync_directory(self._target)
         self._finished = finished
         return Counted(rows, finished)
-
-    def _note(self, rows: int, finished: int) -> None:
-        final = self._directory / notes.NAME
-        with beside(final) as (hidden, file):
-            file.write(notes.with_folder(self._directory, self._target, rows, finished))
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            machine.replace(hidden, final)
-
-    def _refused(self, message: str) -> InputError:
-        return InputError(
-            f"{message}\nNothing was sent, nothing was replaced.",
-            "`--out PATH` writes to another place; `--overwrite` replaces what is there",
-        )
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class Place:
         if self._overwrite or not self._before or not self._before[2]:  # there is nothing, or an empty file
             return
         if not self._noted:
-            raise self._refused(f"{self._path} is there already")
+            raise refused(f"{self._path} is there already")
         theirs = list(notes.naming(self._target, self._directory.parent))
         writers = [(directory, note) for directory, note in theirs if notes.is_of(self._target, note)]
         writers = writers or list(notes.of_layout_1(self._directory.parent, self._target))
@@ -71,14 +71,14 @@ class Place:
             reason = "no run that is kept here wrote it"
             if theirs:
                 reason = f"it was changed after {theirs[-1][0]} wrote it"
-            raise self._refused(f"{self._path} is there already, and {reason}")
+            raise refused(f"{self._path} is there already, and {reason}")
         mine = [note for directory, note in writers if same_job(directory, self._directory)]
         if not mine:
             directory, note = writers[-1]
-            raise self._refused(f"{self._path} holds {told_rows(note.finished)} of another run, {directory}")
+            raise refused(f"{self._path} holds {told_rows(note.finished)} of another run, {directory}")
         self._finished = max(note.finished for note in mine)
         if rows is not None and self._finished > rows:
-            raise self._refused(
+            raise refused(
                 f"{self._path} holds {told_rows(self._finished)}, and this run would write {rows:,} in their place"
             )
 
@@ -113,7 +113,8 @@ class Place:
                     "the same command goes on, and replaces it at its end; with `--overwrite` at once",
                 )
             if self._noted:
-                self._note(file.fileno(), counted)
+                rows, finished = counted.rows, counted.finished
+                note(self._directory, notes.with_one_more(self._directory, self._target, file.fileno(), rows, finished))
             file.close()
             machine.replace(hidden, self._target)
             machine.sync_directory(self._target.parent)
@@ -129,20 +130,24 @@ class Place:
                 machine.set_owner(fd, old)
         machine.set_mode(fd, mode & 0o777)
 
-    def _note(self, fd: int, counted: Counted) -> None:
-        final = self._directory / notes.NAME
-        with beside(final) as (hidden, file):
-            file.write(notes.with_one_more(self._directory, self._target, fd, counted.rows, counted.finished))
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            machine.replace(hidden, final)
 
-    def _refused(self, message: str) -> InputError:
-        return InputError(
-            f"{message}\nNothing was sent, nothing was replaced.",
-            "`--out PATH` writes to another place; `--overwrite` replaces what is there",
-        )
+def note(directory: Path, noted: bytes) -> None:
+    """Keep in a run directory which tables its run wrote."""
+    final = directory / notes.NAME
+    with beside(final) as (hidden, file):
+        file.write(noted)
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        machine.replace(hidden, final)
+
+
+def refused(message: str) -> InputError:
+    """Why what is there is not this run's to replace."""
+    return InputError(
+        f"{message}\nNothing was sent, nothing was replaced.",
+        "`--out PATH` writes to another place; `--overwrite` replaces what is there",
+    )
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from prometheus_client.exposition import choose_encoder
 
 from pipeline.emulator.access import is_welcome
 from pipeline.errors import InputError
+from pipeline.run.around import Watch
 from pipeline.run.engine import Monitor
-from pipeline.run.run import Watch
 from pipeline.telemetry.metrics import Metrics
 
 PATH = "/metrics"

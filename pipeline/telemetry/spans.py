@@ -19,8 +19,8 @@ from opentelemetry.util.types import AttributeValue
 
 from pipeline.prompts import Params, Prompt
 from pipeline.records import Failure, Reply, Usage
+from pipeline.run.around import Watch
 from pipeline.run.engine import Monitor
-from pipeline.run.run import Watch
 from pipeline.store.batch_states import BatchState
 from pipeline.targets import Target
 from pipeline.telemetry.naming import address_of, error_type, operation_name, provider_name, speaker_of
