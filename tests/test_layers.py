@@ -91,6 +91,7 @@ ONLY_IMPORTERS: dict[str, set[str]] = {
     "prometheus_client": {"telemetry"},
     "opentelemetry": {"telemetry"},
     "redis": {"shelves"},
+    "obstore": {"store"},
     "fcntl": {"machine"},  # Windows lacks these two
     "resource": {"machine"},
     "select": {"machine"},
