@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 from pipeline.environment import cache_home, state_home
+from pipeline.urls import Url
 
 Kind = Literal["real", "offline", "rehearsal"]
 """Who answers: the service; the embedded emulator; an emulator that was reached as if it were the service."""
@@ -21,7 +22,11 @@ def run_directory(job: str, kind: Kind) -> Path:
     return RUNS / f"{job}{SUFFIXES[kind]}"
 
 
-def beside(path: Path, kind: Kind) -> Path:
+@overload
+def beside(path: Path, kind: Kind) -> Path: ...
+@overload
+def beside(path: Url, kind: Kind) -> Url: ...
+def beside(path: Path | Url, kind: Kind) -> Path | Url:
     """The same place, or one beside it for what is no real run's."""
     return path.with_stem(path.stem + SUFFIXES[kind])
 

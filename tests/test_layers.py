@@ -30,6 +30,7 @@ RANKS: dict[str, int] = {
     "records": 0,
     "terminal": 0,
     "toml_lines": 0,
+    "urls": 0,
     "values": 0,
     "version": 0,
     "answer_columns": 1,

@@ -284,7 +284,7 @@ def test_a_second_interrupt_amid_the_clean_up_of_the_first_leaves_nothing(
         pytest.raises(KeyboardInterrupt),
         held(Path("out.csv"), here / "runs/small", 6, False, lambda file: None) as place,
     ):
-        place.replace(write, lambda: None)
+        place.replace([write], lambda: None)
     assert struck and not list(here.glob(".out*"))
 
 
@@ -376,7 +376,7 @@ def test_a_place_is_a_runs_own_however_often_it_wrote_another(here: Path, cli: C
     written: list[None] = []
     with held(Path("second.csv"), own, None, False, lambda file: None) as place:
         for _ in range(20):
-            place.replace(write, lambda: None)
+            place.replace([write], lambda: None)
     for path in ("first.csv", "second.csv"):
         assert cli("run", job, "--offline", "--out", path).code == 0, path
 
@@ -388,11 +388,11 @@ def test_a_table_that_went_while_the_run_went_on_is_in_nobodys_way(here: Path, c
     with held(Path("out.csv"), here / "runs" / "small-offline", 6, False, lambda file: None) as place:
         (here / "out.csv").rename(here / "mine.csv")
         if how == "taken away":
-            place.replace(lambda file: Counted(6, 2), lambda: None)
+            place.replace([lambda file: Counted(6, 2)], lambda: None)
             return
         (here / "out.csv").write_text("another's")
         with pytest.raises(OutputError, match="written by somebody else"):
-            place.replace(lambda file: Counted(6, 6), lambda: None)
+            place.replace([lambda file: Counted(6, 6)], lambda: None)
     assert (here / "out.csv").read_text() == "another's"
 
 

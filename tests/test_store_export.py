@@ -71,7 +71,7 @@ def put(
         return counted[0]
 
     with held(path, results.parent, rows, overwrite, lambda file: attempt(own, shape, file)) as place:
-        place.replace(write, lambda: None)
+        place.replace([write], lambda: None)
     return counted[0]
 
 
@@ -449,7 +449,7 @@ def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path: Path, results: Pat
             return export(lambda: batches(IDS), IDS.schema, results, full, Form(suffix), 10)
 
     with held(path, results.parent, 10, True, lambda file: None) as place, pytest.raises(OutputError) as caught:
-        place.replace(write, lambda: None)
+        place.replace([write], lambda: None)
     assert caught.value.exit_code == 3
     assert caught.value.message.startswith(f"cannot write {path}: No space left on device")
     assert f"Every answer is safe in {results.parent}." in caught.value.message

@@ -12,6 +12,7 @@ from pipeline.api.tables import Table, kept
 from pipeline.api.words import in_python
 from pipeline.errors import JobError
 from pipeline.job import GIVEN, Job, laid_over, load_with, made
+from pipeline.urls import located
 
 _NOT_GIVEN = "(the table that is given)"
 
@@ -41,7 +42,7 @@ def load(job: str | Path | Mapping[str, Any] | Job, /, *, name: str | None = Non
         return loaded
     output = loaded.spec.output
     if "path" not in sections.get("output", {}):
-        output = output.model_copy(update={"path": f"{Path(output.path).with_stem(name)}{'/' * output.is_folder}"})
+        output = output.model_copy(update={"path": f"{located(output.path).with_stem(name)}{'/' * output.is_folder}"})
     return replace(loaded, name=name, spec=loaded.spec.model_copy(update={"output": output}))
 
 

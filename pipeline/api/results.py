@@ -16,6 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.job import Job
 from pipeline.report.finding import find_run
 from pipeline.run.exporting import view
+from pipeline.urls import is_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class Results:
     """None: a price is unknown."""
     seconds: float
     directory: Path
-    output: Path
-    """The table that the run writes."""
+    output: Path | str
+    """The table that the run writes; a text where it lies in object storage."""
     details: Mapping[str, Any] = field(repr=False)
     """All that `pipeline report --json` prints, under the same keys."""
     _job: Job | None = field(default=None, repr=False, compare=False)
@@ -130,7 +131,7 @@ def told(summary: report.Summary, stopped: PipelineError | None, job: Job | None
         cost_usd=None if summary.unpriced else summary.cost_usd.normalize(),
         seconds=summary.seconds,
         directory=summary.directory,
-        output=Path(summary.output),
+        output=summary.output if is_url(summary.output) else Path(summary.output),
         details=summary.as_json(),
         _job=job,
     )

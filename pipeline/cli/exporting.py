@@ -1,7 +1,6 @@
 """`pipeline export`: the table of a run, at will."""
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +19,7 @@ class Format(StrEnum):
 def export(
     run: Run = None,
     to: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option("--to", metavar="FILE", help="write it there: .parquet, .csv or .jsonl; may be repeated"),
     ] = None,
     formats: Annotated[
@@ -32,7 +31,7 @@ def export(
         ),
     ] = None,
     calls: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--calls",
             metavar="FILE",
@@ -55,14 +54,15 @@ def export(
     from pipeline import console
     from pipeline.report.finding import find_run
     from pipeline.run.exporting import beside_output, view
+    from pipeline.urls import located
 
     directory = find_run(run)
     seen = view(directory)
-    places = [*(to or ()), *(beside_output(seen.manifest, directory, each.value) for each in formats or ())]
+    places = [*map(located, to or ()), *(beside_output(seen.manifest, directory, each.value) for each in formats or ())]
     written: list[dict[str, object]] = []
     if calls is not None:
-        made = seen.put_calls(calls, overwrite)
-        written.append({"file": str(calls), "calls": made})
+        made = seen.put_calls(located(calls), overwrite)
+        written.append({"file": calls, "calls": made})
         if not json:
             console.show_exported_calls(calls, made, seen.manifest.kind)
     for path in places or ([] if calls else [beside_output(seen.manifest, directory)]):

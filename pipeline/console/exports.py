@@ -1,7 +1,5 @@
 """What is said of a table that was written."""
 
-from pathlib import Path
-
 from pipeline.console.screen import err, styled, things
 from pipeline.language import Data
 from pipeline.places import Kind
@@ -9,7 +7,7 @@ from pipeline.store.place import Counted
 from pipeline.terminal import one_line
 
 
-def show_exported(path: Path, counted: Counted, kind: Kind) -> None:
+def show_exported(path: object, counted: Counted, kind: Kind) -> None:
     """How much of the run is in it, and whose answers they are."""
     pending = counted.rows - counted.finished
     err.print(
@@ -22,7 +20,7 @@ def show_exported(path: Path, counted: Counted, kind: Kind) -> None:
     )
 
 
-def show_exported_calls(path: Path, calls: int, kind: Kind) -> None:
+def show_exported_calls(path: object, calls: int, kind: Kind) -> None:
     """How many calls are in it, and whose answers they are."""
     err.print(styled(Data(f"{one_line(str(path))}: "), f"{things(calls, 'line')} of calls", _rehearsed(kind)))
 

@@ -7,8 +7,7 @@ from pipeline.plan import Plan
 from pipeline.run.engine import Monitor, Works
 from pipeline.run.prepare import Session
 from pipeline.run.webhook import Posts
-from pipeline.store.folder import Folder
-from pipeline.store.place import Place
+from pipeline.store.place import Output
 
 Watch = Callable[[Monitor], Coroutine[None, None, None]]
 """Shows progress, until it is cancelled."""
@@ -22,7 +21,7 @@ Heed = Callable[[Works], Coroutine[None, None, None]]
 class Around:
     """All whom one run has to do with, but for those who answer."""
 
-    place: Place | Folder | None  # of its output
+    place: Output | None  # of its output
     confirm: Confirm
     watch: Watch
     heed: Heed

@@ -25,9 +25,11 @@ from pipeline.store.export import ROW, Form, ResultsByRow, Unsealed, attempt, ex
 from pipeline.store.joined import Joined
 from pipeline.store.manifest import Lock, Manifest
 from pipeline.store.manifest import read as read_manifest
+from pipeline.store.object_place import held_url
 from pipeline.store.parts import read_parts
-from pipeline.store.place import Counted, held
+from pipeline.store.place import Counted, Output, held
 from pipeline.store.units import is_cut, units
+from pipeline.urls import Url, is_url, located
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 _BATCH_ROWS = 1024
@@ -48,7 +50,7 @@ class View:
     session: Session | None  # where its input is what it was
     lacks: tuple[str, ...]
 
-    def put(self, path: Path, overwrite: bool) -> Counted:
+    def put(self, path: Path | Url, overwrite: bool) -> Counted:
         """Write the table to `path`, whose suffix says how, and say what is in it; the run's files are only read.
 
         Unless it is the run's own output: the run then must not go on, and notes it as its own. Raises `InputError` for
@@ -69,7 +71,7 @@ class View:
         file.seek(0)
         return pl.read_parquet(file)
 
-    def put_calls(self, path: Path, overwrite: bool) -> int:
+    def put_calls(self, path: Path | Url, overwrite: bool) -> int:
         """Write the table of all calls to `path`, and say how many rows it has; else as `put`."""
         if self._is_own(path):
             raise InputError(f"{path} is the output of {self.directory}", "name another file with `--calls`")
@@ -93,7 +95,7 @@ class View:
 
     def _put(
         self,
-        path: Path,
+        path: Path | Url,
         overwrite: bool,
         flag: str,
         trial: Callable[[BinaryIO], None],
@@ -103,36 +105,33 @@ class View:
         if path.suffix not in SUFFIXES:
             raise InputError(f"{path} must end in one of {' '.join(SUFFIXES)}", "the ending says the format")
         self._refuse_input(path)
-        is_own = self._is_own(path)
-        counted: list[Counted] = []
-
-        def kept(file: BinaryIO) -> Counted:
-            counted.append(write(file))
-            return counted[0]
-
+        is_own, directory = self._is_own(path), self.directory
         try:
             with ExitStack() as holding:
                 if is_own:
                     holding.callback(self._locked(path).release)
-                place = holding.enter_context(held(path, self.directory, None, overwrite, trial, noted=is_own))
-                place.replace(kept, check)
+                if isinstance(path, Url):
+                    place: Output = holding.enter_context(
+                        held_url(path, None, directory, None, overwrite, trial, noted=is_own)
+                    )
+                else:
+                    place = holding.enter_context(held(path, directory, None, overwrite, trial, noted=is_own))
+                return place.replace([write], check)
         except PipelineError as error:
             if "--out" in error.hint:
                 error.hint = f"name another file with `{flag}`; `--overwrite` replaces one that is there"
             raise
-        return counted[0]
 
-    def _refuse_input(self, path: Path) -> None:
+    def _refuse_input(self, path: Path | Url) -> None:
         if self.session:
             output_conflict(self.session.source, str(path))
-        elif os.path.realpath(path) == os.path.realpath(self.manifest.source_path):
+        elif _is_same(path, self.manifest.source_path):
             raise InputError(f"{path} is the input", "name another file")
 
-    def _is_own(self, path: Path) -> bool:
-        own = notes.last_output(self.directory) or self.manifest.output
-        return os.path.realpath(path) == os.path.realpath(own)
+    def _is_own(self, path: Path | Url) -> bool:
+        return _is_same(path, notes.last_output(self.directory) or self.manifest.output)
 
-    def _locked(self, path: Path) -> Lock:
+    def _locked(self, path: Path | Url) -> Lock:
         if Lock.held(self.directory / "lock"):
             raise RunStateError(
                 f"{path} is the output of {self.directory}, which goes on and writes it itself every few minutes",
@@ -216,9 +215,15 @@ def _job_of(manifest: Manifest) -> Job:
     return load(path, {"model.name": manifest.model})
 
 
-def beside_output(manifest: Manifest, directory: Path, format: str | None = None) -> Path:
+def _is_same(path: Path | Url, other: str) -> bool:
+    if isinstance(path, Url) or is_url(other):
+        return str(path) == other
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def beside_output(manifest: Manifest, directory: Path, format: str | None = None) -> Path | Url:
     """Where a table goes that nobody named a place for: beside the run's output, with `-export` in its name."""
-    output = Path(manifest.output)
+    output = located(manifest.output)
     number = "" if directory == run_directory(manifest.job, manifest.kind) else f"@{manifest.generation}"
     suffix = output.suffix if output.suffix in SUFFIXES else ".parquet"  # of a folder
     return output.with_name(f"{output.stem}-export{number}{f'.{format}' if format else suffix}")

@@ -18,8 +18,7 @@ from pipeline.process import trim_memory
 from pipeline.run.engine import Monitor
 from pipeline.run.output import replaced
 from pipeline.run.prepare import Session
-from pipeline.store.folder import Folder
-from pipeline.store.place import Counted, Place
+from pipeline.store.place import Counted, Output
 from pipeline.store.run import RunStore
 
 EVERY_S = 300.0
@@ -46,7 +45,7 @@ class Interim:
         self,
         session: Session,
         store: RunStore,
-        place: Place | Folder | None,
+        place: Output | None,
         monitor: Monitor,
         halt: Callable[[PipelineError], None],
     ) -> None:
@@ -113,7 +112,9 @@ class Interim:
         if self._ended:
             raise _Ended("the run has ended")
         if self._place.free_bytes() < ROOM_BYTES:
-            raise OutputError(f"less than {ROOM_BYTES // 2**20} MB are left on the disk of {self._session.output}")
+            raise OutputError(
+                f"less than {ROOM_BYTES // 2**20} MB are left on the disk where {self._session.output} is written"
+            )
 
     def _tell(self, error: PipelineError) -> None:
         said = error.message.splitlines()[0]

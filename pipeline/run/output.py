@@ -16,12 +16,14 @@ from pipeline.redaction import restored, restored_json
 from pipeline.run.parts import parts_of
 from pipeline.run.prepare import Session, session_schema
 from pipeline.store.export import Unsealed, attempt, export
-from pipeline.store.folder import Folder, held_folder
+from pipeline.store.folder import held_folder
 from pipeline.store.joined import Joined
+from pipeline.store.object_place import held_url
 from pipeline.store.parts import results_frame
-from pipeline.store.place import Counted, Place, held
+from pipeline.store.place import Counted, Output, held
 from pipeline.store.state import load_unsealed
 from pipeline.store.units import Unit, is_cut, is_shard, units
+from pipeline.urls import Url
 
 
 def results_of(directory: Path) -> Path | Joined:
@@ -37,7 +39,7 @@ def unsealed_of(directory: Path) -> Unsealed:
     return Unsealed(batch.sealed, results_frame(batch.results.values()))
 
 
-def output_place(session: Session) -> AbstractContextManager[Place | Folder | None]:
+def output_place(session: Session) -> AbstractContextManager[Output | None]:
     """The output, tried and held by this run; a pilot writes none."""
     if session.options.pilot is not None:
         return nullcontext()
@@ -46,10 +48,13 @@ def output_place(session: Session) -> AbstractContextManager[Place | Folder | No
         attempt(session_schema(session), session.form, file)
 
     most = None if session.options.limit is None else session.rows  # rows that an edit took away were agreed to
-    if session.job.spec.output.is_folder:
-        overwrite, suffix = session.options.overwrite, session.form.suffix
-        return held_folder(session.output, session.directory, most, suffix, overwrite, trial)
-    return held(session.output, session.directory, most, session.options.overwrite, trial)
+    output, directory, overwrite = session.output, session.directory, session.options.overwrite
+    suffix = session.form.suffix if session.job.spec.output.is_folder else None
+    if isinstance(output, Url):
+        return held_url(output, suffix, directory, most, overwrite, trial)
+    if suffix:
+        return held_folder(output, directory, most, suffix, overwrite, trial)
+    return held(output, directory, most, overwrite, trial)
 
 
 def restoring(session: Session) -> Callable[[pl.DataFrame], pl.DataFrame]:
@@ -81,7 +86,7 @@ _ANSWERS = {"response": restored, "extras": restored_json}
 """Columns of results that hold what the model wrote."""
 
 
-def exported(session: Session, place: Place | Folder, stopped: PipelineError | None) -> PipelineError | None:
+def exported(session: Session, place: Output, stopped: PipelineError | None) -> PipelineError | None:
     """Write the output; or why it could not be, and the answers are in the run directory only."""
     if isinstance(stopped, InputChanged):
         return None  # it says so already
@@ -94,29 +99,19 @@ def exported(session: Session, place: Place | Folder, stopped: PipelineError | N
     return None
 
 
-def replaced(session: Session, place: Place | Folder, heed: Callable[[], None] = lambda: None) -> Counted:
+def replaced(session: Session, place: Output, heed: Callable[[], None] = lambda: None) -> Counted:
     """Put a table of all that is sealed in its place, and say what is in it; `heed` may end it at any batch.
 
     In a folder each part of the input has one, of a run of shards each shard. Raises `InputChanged`, and what
-    `Place.replace` and `heed` raise: the table that is there then stays.
+    `Output.replace` and `heed` raise: the table that is there then stays.
     """
-    counted: list[Counted] = []
-
-    def write(part: Session, file: BinaryIO) -> Counted:
-        counted.append(_written(part, file, heed))
-        return counted[-1]
-
-    def checked() -> None:
-        session.check_input(looked_into=True)
-
     session.check_input()
-    if isinstance(place, Folder):
-        return place.replace((partial(write, part) for part in parts_of(session)), checked)
-    place.replace(partial(write, session), checked)
-    return counted[0]
+    parts = parts_of(session) if session.job.spec.output.is_folder else (session,)
+    writes = (partial(_write, part, heed) for part in parts)
+    return place.replace(writes, partial(session.check_input, looked_into=True))
 
 
-def _written(session: Session, file: BinaryIO, heed: Callable[[], None]) -> Counted:
+def _write(session: Session, heed: Callable[[], None], file: BinaryIO) -> Counted:
     source, own = session.source, session_schema(session)
     columns = [*own, *({source.id} - own.keys() if source.id else ())]
 

@@ -35,6 +35,7 @@ from pipeline.store.manifest import Manifest, differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.units import part_name
 from pipeline.templates.checks import check_template, check_truths
+from pipeline.urls import Url, located
 from pipeline.version import __version__
 
 METERS = ("rpm", "tpm", "rpd")
@@ -126,15 +127,15 @@ class Session:
         return self.options.max_cost_usd or (None if cap is None else Decimal(str(cap)))
 
     @property
-    def output(self) -> Path:
+    def output(self) -> Path | Url:
         """Where the results are written: those of a rehearsal beside the real ones, unless a flag names the place."""
-        path = Path(self.job.spec.output.path)
+        path = located(self.job.spec.output.path)
         if self.job.origins.get("output.path") == "flag":
             return path
         return beside(path, self.kind)
 
     @property
-    def output_file(self) -> Path:
+    def output_file(self) -> Path | Url:
         """The same, or the first file in it."""
         output = self.job.spec.output
         return self.output / part_name(0, output.suffix) if output.is_folder else self.output

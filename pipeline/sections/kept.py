@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.sections.base import Section, refuse_key, refuse_unreal
+from pipeline.urls import is_url, located, refuse_unfit
 
 OUTPUT_SUFFIXES = (".parquet", ".csv", ".jsonl")
 _MOST_MB = 10**9
@@ -113,7 +114,8 @@ class Output(Section):
 
     path: str = Field(
         examples=["results/reviews.parquet"],
-        description=".parquet, .csv or .jsonl; with `/` at its end a folder of such files: `reviews/`, `reviews.csv/`",
+        description=".parquet, .csv or .jsonl; with `/` at its end a folder of such files: `reviews/`, `reviews.csv/`;"
+        " either may lie in object storage: `s3://`, `gs://`, `az://`",
         json_schema_extra={"pattern": r"\.(parquet|csv|jsonl)$|[^/]/$"},
     )
     include_text: bool = Field(False, description="keep the `[input] text` column")
@@ -140,11 +142,11 @@ class Output(Section):
     def _known_suffix(self) -> "Output":
         if self.path.endswith((".xlsx", ".xls")):
             raise ValueError("path cannot be a workbook: a .csv with `excel = true` opens in Excel")
-        if not Path(self.path).name or not (self.is_folder or self.path.endswith(OUTPUT_SUFFIXES)):
+        if not located(self.path).name or not (self.is_folder or self.path.endswith(OUTPUT_SUFFIXES)):
             raise ValueError(f"path must end in one of {' '.join(OUTPUT_SUFFIXES)}, or be a folder: with / at its end")
         if "\0" in self.path:
             raise ValueError("path has a character that no path has")
-        refuse_unreal(self.path)
+        (refuse_unfit if is_url(self.path) else refuse_unreal)(self.path)
         if self.schema_ is None and (self.repair or self.prefix):
             raise ValueError(f"{'repair' if self.repair else 'prefix'} is for a `schema`: there is none")
         if self.excel and self.suffix != ".csv":
@@ -159,5 +161,5 @@ class Output(Section):
     @property
     def suffix(self) -> str:
         """That of its files: Parquet where a folder's name does not say it."""
-        suffix = Path(self.path).suffix
+        suffix = located(self.path).suffix
         return suffix if suffix in OUTPUT_SUFFIXES else ".parquet"

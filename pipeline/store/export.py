@@ -17,6 +17,7 @@ from pipeline.cells import holds_floats, holds_times, patterns, written, written
 from pipeline.errors import InputChanged, InputError, PipelineError
 from pipeline.store.parts import RESULTS_SCHEMA, PolarsDataType, part_number, part_paths, read_part
 from pipeline.store.place import Counted, refusal_of
+from pipeline.urls import Url
 
 ROW = "\0row"
 PENDING = "pending"
@@ -85,7 +86,7 @@ class Form:
         return frozenset(column.name for column in self.answers if column.is_json)
 
 
-def output_schema(own: pl.Schema, path: Path, answers: Sequence[AnswerColumn] = ()) -> pl.Schema:
+def output_schema(own: pl.Schema, path: Path | Url, answers: Sequence[AnswerColumn] = ()) -> pl.Schema:
     """Columns of the output: the input's, the results', and those of the `answers`.
 
     An input column that bears the name of one of the others becomes `input_<name>`; once more, if taken.

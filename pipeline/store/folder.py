@@ -13,26 +13,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline import machine
-from pipeline.errors import InputError, OutputError
+from pipeline.errors import InputError
 from pipeline.store import notes
 from pipeline.store.place import (
     Counted,
+    Write,
     beside,
     check_around,
     explained,
+    fewer,
     locked,
     new_mode,
     note,
-    refused,
-    same_job,
-    told_rows,
+    own_rows,
 )
 from pipeline.store.units import part_name
 
 _PART = re.compile(r"part-(\d{5,})(\.[a-z]+)")
 _HALF = re.compile(rf"\.{_PART.pattern}\.[0-9a-f]{{16}}\.tmp")
-
-Write = Callable[[BinaryIO], Counted]
 
 
 class Folder:
@@ -62,15 +60,7 @@ class Folder:
         if self._overwrite or all(entry.name.startswith(".") for entry in self._target.iterdir()):
             return
         writers = list(notes.naming(self._target, self._directory.parent))
-        mine = [note for directory, note in writers if same_job(directory, self._directory)]
-        if not mine:
-            told = f"{writers[-1][0]} wrote it" if writers else "no run that is kept here wrote it"
-            raise refused(f"{self._path} is not empty, and {told}")
-        self._finished = max(note.finished for note in mine)
-        if rows is not None and self._finished > rows:
-            raise refused(
-                f"{self._path} holds {told_rows(self._finished)}, and this run would write {rows:,} in their place"
-            )
+        self._finished = own_rows(self._path, self._directory, rows, writers, writers)
 
     def replace(self, parts: Iterable[Write], checked: Callable[[], None]) -> Counted:
         """Let each of `parts` fill a file, and put all in place when they are whole and `checked` raises nothing.
@@ -93,11 +83,7 @@ class Folder:
                 written.append((hidden, final))
             checked()
             if not self.takes(finished, rows):
-                raise OutputError(
-                    f"{self._path} holds {told_rows(self._finished)} of an earlier run of this job, and this one has"
-                    f" {finished:,} so far: it was not replaced.\nEvery answer is safe in {self._directory}.",
-                    "the same command goes on, and replaces it at its end; with `--overwrite` at once",
-                )
+                raise fewer(self._path, self._directory, self._finished, finished)
             note(self._directory, notes.with_folder(self._directory, self._target, rows, finished))
             for hidden, final in written:
                 machine.replace(hidden, final)

@@ -19,6 +19,7 @@ from pipeline import machine
 from pipeline.errors import RunStateError
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.parts import read_parts
+from pipeline.urls import is_url
 
 NAME = "output.json"
 _KEPT = 8
@@ -35,12 +36,15 @@ class Written:
     digest: str
     rows: int
     finished: int
+    tag: str = ""  # of an object, as its store told it; empty until it was put
 
 
 _WRITTEN = TypeAdapter(list[Written])
+Noted = tuple[Path, Written]
+"""A note, and the run directory that it stands in."""
 
 
-def naming(target: Path, runs: Path) -> Iterator[tuple[Path, Written]]:
+def naming(target: Path, runs: Path) -> Iterator[Noted]:
     """Notes of this place by the runs kept here, oldest first in each; `target` is a real path.
 
     One counts that was of it when the project was elsewhere: it may have been moved since.
@@ -53,7 +57,7 @@ def naming(target: Path, runs: Path) -> Iterator[tuple[Path, Written]]:
                 yield directory, note
 
 
-def of_layout_1(runs: Path, target: Path) -> Iterator[tuple[Path, Written]]:
+def of_layout_1(runs: Path, target: Path) -> Iterator[Noted]:
     """Runs of layout 1, which made no notes, that wrote the table which is there: it is as old as one of their ends."""
     for directory in sorted(path.parent for path in runs.glob("*/manifest.json")):
         with suppress(OSError, RunStateError):
@@ -86,10 +90,29 @@ def with_one_more(directory: Path, target: Path, fd: int, rows: int, finished: i
     return _dumped([*there, note])
 
 
+def of_url(url: str, runs: Path) -> Iterator[Noted]:
+    """Notes of this address by the runs kept here, oldest first in each."""
+    for directory in sorted(path.parent for path in runs.glob(f"*/{NAME}")):
+        yield from ((directory, note) for note in _notes_of(directory) if note.path == url)
+
+
+def with_url(directory: Path, written: Written, there: str | None) -> bytes:
+    """What it is to hold before an object or a folder of them is put, and once more after; `there` is the tag of what
+    still stands there: its note stays, and those whose objects may have been put."""
+    kept = [each for each in _notes_of(directory) if each.path != written.path or (there and each.tag in ("", there))]
+    return _dumped([*kept, written])
+
+
 def with_folder(directory: Path, target: Path, rows: int, finished: int) -> bytes:
     """What it is to hold once the tables in the folder `target` are put in place."""
     there = [each for each in _notes_of(directory) if each.path != str(target)]
     return _dumped([*there, Written(str(target), 0, 0, "", rows, finished)])
+
+
+def digest_of(path: Path) -> str:
+    """Hash of a file's size and content, of a very large one's beginning and end. Raises OSError."""
+    with path.open("rb") as file:
+        return _digest(file.fileno(), os.fstat(file.fileno()).st_size)
 
 
 def newest(directory: Path) -> Written | None:
@@ -102,6 +125,8 @@ def last_output(directory: Path) -> str | None:
     note = newest(directory)
     if note is None:
         return None
+    if is_url(note.path):
+        return note.path
     path = _found(note, _project(directory.parent))
     end = "/" if path.is_dir() else ""
     with suppress(ValueError):

@@ -21,11 +21,11 @@ from pipeline.errors import JobError, PipelineError, RunStateError
 from pipeline.installed import installing
 from pipeline.process import make_private
 from pipeline.store.reserve import cannot_write
+from pipeline.urls import SCHEMES, is_url
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-SCHEMES = ("s3", "gs", "az", "file")
 RETRIES = 3
 RETRY_S = 20.0
 """How long one request is tried again after a 5xx or a lost connection; whoever asked tries on after that, or tells."""
@@ -41,6 +41,10 @@ _SECRET = re.compile(
     r"\?[^\s)]*|(?<=//)[^/\s]*@"
 )  # a token may stand in the query of an address, a login before its host
 _CHUNK_BYTES = 5 * 2**20
+LARGE_BYTES = 64 * 2**20
+"""A file up to this size is put in one request, from memory."""
+_PIECE_BYTES, _MOST_PIECES = 8 * 2**20, 9_000
+"""S3 takes pieces of 5 MiB at least, and 10,000 of them at most."""
 
 
 class Away(RunStateError):
@@ -60,12 +64,6 @@ class Entry(NamedTuple):
     name: str
     size: int  # bytes
     tag: Tag
-
-
-def is_url(path: str) -> bool:
-    """Whether a path is an address of object storage."""
-    scheme, colon, rest = path.partition("://")
-    return bool(colon) and scheme in SCHEMES and (scheme != "file" or rest.startswith("/"))
 
 
 def opened(url: str) -> "Objects":
@@ -94,6 +92,10 @@ def opened(url: str) -> "Objects":
     except (BaseError, ValueError, OSError) as error:
         raise JobError(f"{url} cannot be used: {_told(error)}", _hint(url)) from None
     return Objects(url.rstrip("/"), store, unquote(place.path).strip("/"))
+
+
+class _OtherThere(Exception):
+    """Ends a put whose place was taken meanwhile; the store forgets the pieces that it has."""
 
 
 class Objects:
@@ -132,6 +134,49 @@ class Objects:
                 return True
             except AlreadyExistsError:
                 return self.get(name) == data
+
+    def head(self, name: str) -> Entry | None:
+        """An object as it would be listed; None where there is none."""
+        import obstore
+
+        with self._refusals(name, missing=True):
+            meta = obstore.head(self._store, self._path(name))
+            return Entry(name, meta["size"], _tag(meta))
+        return None
+
+    def put_over(self, name: str, path: Path, before: Tag | None) -> Entry | None:
+        """Put a file in the place of the version `before`, or of none: as it is there now. None: another is there.
+
+        A large one is put in pieces, for which no store knows a condition: what is there is looked at before they are
+        made one object.
+        """
+        import obstore
+
+        size = path.stat().st_size
+        if before and before.version is None and urlsplit(self.url).scheme == "gs":  # its condition; no listing has it
+            seen = self.head(name)
+            if seen is None or seen.tag.e_tag != before.e_tag:
+                return None
+            before = seen.tag
+        if size <= LARGE_BYTES:
+            data = path.read_bytes()
+            if before is None:
+                return self.head(name) if self.create(name, data) else None
+            tag = self.replace(name, data, before)
+            return tag and Entry(name, size, tag)
+
+        piece = max(_PIECE_BYTES, size // _MOST_PIECES)
+        with self._refusals(name), path.open("rb") as file:
+            try:
+                with obstore.open_writer(self._store, self._path(name), buffer_size=piece, max_concurrency=4) as writer:
+                    while block := file.read(piece):
+                        writer.write(block)
+                    seen = self.head(name)
+                    if (seen and seen.tag.e_tag) != (before and before.e_tag):
+                        raise _OtherThere
+            except _OtherThere:
+                return None
+        return self.head(name)
 
     def replace(self, name: str, data: bytes, tag: Tag) -> Tag | None:
         """Put an object in the place of the version `tag`: the tag that it has now. None: there is another version."""

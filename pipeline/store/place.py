@@ -9,15 +9,16 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from pipeline import machine
 from pipeline.errors import InputError, OutputError, PipelineError, RunStateError
 from pipeline.store import notes
+from pipeline.store.notes import Noted
 
 STAMP = r"\.\d{8}T\d{6}\.\d+Z"
 """What `--fresh` adds to the name of a run that it sets aside."""
@@ -30,6 +31,31 @@ class Counted:
 
     rows: int
     finished: int  # with an outcome
+
+
+Write = Callable[[BinaryIO], Counted]
+"""Fills a file with a table, and says what is in it."""
+
+
+class Output(Protocol):
+    """The output of a run: one table, or several that together are one."""
+
+    @property
+    def finished(self) -> int:
+        """Rows with an outcome in this run's own table that is there; 0 where none is."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Room that is left on the disk where tables are written."""
+        ...
+
+    def takes(self, finished: int, rows: int) -> bool:
+        """Whether a table of `rows` with so many `finished` may replace one of an earlier run of this job."""
+        ...
+
+    def replace(self, parts: Iterable[Write], checked: Callable[[], None]) -> Counted:
+        """Let each of `parts` fill a file, and put all in place when they are whole and `checked` raises nothing."""
+        ...
 
 
 class Place:
@@ -67,32 +93,20 @@ class Place:
         theirs = list(notes.naming(self._target, self._directory.parent))
         writers = [(directory, note) for directory, note in theirs if notes.is_of(self._target, note)]
         writers = writers or list(notes.of_layout_1(self._directory.parent, self._target))
-        if not writers:
-            reason = "no run that is kept here wrote it"
-            if theirs:
-                reason = f"it was changed after {theirs[-1][0]} wrote it"
-            raise refused(f"{self._path} is there already, and {reason}")
-        mine = [note for directory, note in writers if same_job(directory, self._directory)]
-        if not mine:
-            directory, note = writers[-1]
-            raise refused(f"{self._path} holds {told_rows(note.finished)} of another run, {directory}")
-        self._finished = max(note.finished for note in mine)
-        if rows is not None and self._finished > rows:
-            raise refused(
-                f"{self._path} holds {told_rows(self._finished)}, and this run would write {rows:,} in their place"
-            )
+        self._finished = own_rows(self._path, self._directory, rows, writers, theirs)
 
-    def replace(self, write: Callable[[BinaryIO], Counted], checked: Callable[[], None]) -> None:
-        """Let `write` fill a file beside the table, and put it in place when it is whole and `checked` raises nothing.
+    def replace(self, parts: Iterable[Write], checked: Callable[[], None]) -> Counted:
+        """Let the one of `parts` fill a file beside the table, and put that in place when `checked` raises nothing.
 
         A link stays one: its target is replaced. The mode of a file that is there is kept. Raises `OutputError` when it
         cannot be written, when somebody else wrote the table meanwhile, and when what is there has more finished rows
         of an earlier run of this job; the table that is there then stays.
         """
+        (write,) = parts
         with explained(self._path, self._directory):
-            self._replace(write, checked)
+            return self._replace(write, checked)
 
-    def _replace(self, write: Callable[[BinaryIO], Counted], checked: Callable[[], None]) -> None:
+    def _replace(self, write: Write, checked: Callable[[], None]) -> Counted:
         with beside(self._target) as (hidden, file):
             counted = write(file)
             checked()
@@ -101,17 +115,9 @@ class Place:
             os.fsync(file.fileno())
             there = None if self._overwrite else _signature(self._target)  # one that was removed is in nobody's way
             if there and there != self._before:
-                raise OutputError(
-                    f"{self._path} was written by somebody else while this run went on: it was not replaced."
-                    f"\nEvery answer is safe in {self._directory}.",
-                    "the same command with `--out PATH` writes beside it, with `--overwrite` in its place",
-                )
+                raise meanwhile(self._path, self._directory)
             if there and not self.takes(counted.finished, counted.rows):
-                raise OutputError(
-                    f"{self._path} holds {told_rows(self._finished)} of an earlier run of this job, and this one has"
-                    f" {counted.finished:,} so far: it was not replaced.\nEvery answer is safe in {self._directory}.",
-                    "the same command goes on, and replaces it at its end; with `--overwrite` at once",
-                )
+                raise fewer(self._path, self._directory, self._finished, counted.finished)
             if self._noted:
                 rows, finished = counted.rows, counted.finished
                 note(self._directory, notes.with_one_more(self._directory, self._target, file.fileno(), rows, finished))
@@ -119,6 +125,7 @@ class Place:
             machine.replace(hidden, self._target)
             machine.sync_directory(self._target.parent)
         self._before, self._finished = _signature(self._target), counted.finished
+        return counted
 
     def _inherit(self, fd: int) -> None:
         """Give the new file the mode of the old one, or that of any new file."""
@@ -129,6 +136,45 @@ class Place:
             with suppress(OSError):
                 machine.set_owner(fd, old)
         machine.set_mode(fd, mode & 0o777)
+
+
+def own_rows(
+    path: Path | str, directory: Path, rows: int | None, writers: Sequence[Noted], theirs: Sequence[Noted]
+) -> int:
+    """Finished rows of the run's own table that is there.
+
+    `writers` are the notes of what is there, `theirs` of what was. Raises `InputError` when it is not the run's to
+    replace by `rows` at most.
+    """
+    if not writers:
+        reason = f"it was changed after {theirs[-1][0]} wrote it" if theirs else "no run that is kept here wrote it"
+        raise refused(f"{path} is there already, and {reason}")
+    mine = [note for directory_of, note in writers if same_job(directory_of, directory)]
+    if not mine:
+        other, note = writers[-1]
+        raise refused(f"{path} holds {told_rows(note.finished)} of another run, {other}")
+    finished = max(note.finished for note in mine)
+    if rows is not None and finished > rows:
+        raise refused(f"{path} holds {told_rows(finished)}, and this run would write {rows:,} in their place")
+    return finished
+
+
+def meanwhile(path: Path | str, directory: Path) -> OutputError:
+    """Why a table that is not the one that was there at the start was not replaced."""
+    return OutputError(
+        f"{path} was written by somebody else while this run went on: it was not replaced."
+        f"\nEvery answer is safe in {directory}.",
+        "the same command with `--out PATH` writes beside it, with `--overwrite` in its place",
+    )
+
+
+def fewer(path: Path | str, directory: Path, there: int, now: int) -> OutputError:
+    """Why a table with more finished rows was not replaced by one with fewer."""
+    return OutputError(
+        f"{path} holds {told_rows(there)} of an earlier run of this job, and this one has {now:,} so far: it was not"
+        f" replaced.\nEvery answer is safe in {directory}.",
+        "the same command goes on, and replaces it at its end; with `--overwrite` at once",
+    )
 
 
 def note(directory: Path, noted: bytes) -> None:
@@ -151,7 +197,7 @@ def refused(message: str) -> InputError:
 
 
 @contextmanager
-def explained(path: Path, directory: Path) -> Iterator[None]:
+def explained(path: Path | str, directory: Path) -> Iterator[None]:
     """Turn what goes wrong as an output is written into an `OutputError` that says where the answers are."""
     try:
         yield
@@ -193,8 +239,8 @@ def held(
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             holding.enter_context(locked(path, target))
-            holding.callback(_tidy, target)
-            for left in (*_left_over(target), *(_left_over(directory / notes.NAME) if noted else ())):
+            holding.callback(tidy, target)
+            for left in (*left_over(target), *(left_over(directory / notes.NAME) if noted else ())):
                 left.unlink()
             with beside(target) as (_, file):
                 attempt(file)
@@ -278,14 +324,14 @@ def _short(name: str) -> str:
     return f".{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}{Path(name).suffix}"
 
 
-def _tidy(target: Path) -> None:
+def tidy(target: Path) -> None:
     """Remove what Ctrl-C left: polars and Python both make an exception of it, and the second may end a clean-up."""
     with suppress(OSError):
-        for left in _left_over(target):
+        for left in left_over(target):
             left.unlink()
 
 
-def _left_over(target: Path) -> Iterator[Path]:
+def left_over(target: Path) -> Iterator[Path]:
     """Files that a killed run left beside the table; whoever asks holds the lock."""
     pattern = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{16}" + re.escape(".tmp"))
     for entry in os.scandir(target.parent) if target.parent.is_dir() else ():
@@ -307,7 +353,7 @@ def beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 
 @contextmanager
-def locked(path: Path, target: Path) -> Iterator[None]:
+def locked(path: Path | str, target: Path) -> Iterator[None]:
     """The right to write `target`; the system gives it back when the holder dies."""
     name = target.with_name(_short(f".{target.name}.lock"))
     while True:
