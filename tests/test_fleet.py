@@ -224,5 +224,8 @@ def test_rows_are_left_redone_and_repeated_as_in_one_process(tmp_path: Path) -> 
     redone = run("--retry", "truncated", "--set", "max_output_tokens=200")
     assert (redone["ok"], redone["calls"]) == (60, 120)
     assert run("--retry", "truncated")["calls"] == 120, "nothing is left to be done"
+    for shard in (tmp_path / "runs/job-offline/shards").iterdir():
+        assert [len(list((shard / kind).iterdir())) for kind in ("calls", "results")] == [1, 1], "they are put together"
+        assert not (shard / "content.sqlite").exists() and not list(shard.glob("journal-*"))
     written = [json.loads(line) for line in (tmp_path / "out-offline.jsonl").read_text().splitlines()]
     assert [line["word"] for line in written] == words

@@ -136,7 +136,7 @@ def standing(session: Session, shards: Sequence[Shard], parse: Parse) -> Standin
             own = shard_session(session, shard, rows)
             task = Task(shard, own.source, rows)
             known = done_of(shard.directory)
-            if known and known.rows == rows and not (options.retry and known.tally.outcomes.keys() - {"ok"}):
+            if known and known.rows == rows and not _has_any(known.tally, options.retry):
                 tally = done[shard.number] = known.tally
                 spent_usd = tally.bought.cost_usd + (tally.bought.at_most_usd or 0)
                 task = Task(shard, own.source, rows, tally.outcomes, spent_usd)
@@ -154,6 +154,11 @@ def standing(session: Session, shards: Sequence[Shard], parse: Parse) -> Standin
                 task = Task(shard, own.source, rows, counted(own, store.outcomes), store.spent_usd())
             (tasks if covered else beyond).append(task)
         return Standing(tasks, beyond, begun, done, failed.pop_all())
+
+
+def _has_any(tally: Tally, kinds: frozenset[str]) -> bool:
+    """Whether rows ended with one of these statuses or error kinds."""
+    return bool(kinds & ({*+tally.outcomes} | {each.cause for each in tally.causes}))
 
 
 def shard_session(session: Session, shard: Shard, rows: int) -> Session:

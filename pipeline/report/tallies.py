@@ -21,6 +21,7 @@ from pipeline.report.lanes import InLane, with_fallen
 from pipeline.report.sums import Bought, Held, Sums, held_to
 from pipeline.store import batch_states, batched, fallen, parts, seals
 from pipeline.store.batches import FOLDER
+from pipeline.store.compact import compact
 from pipeline.store.state import load
 from pipeline.store.units import Shard, has_begun
 
@@ -139,15 +140,17 @@ def summed(events: Sequence[Event], name: str) -> int:
 def write_done(directory: Path, rows: int) -> bool:
     """Note the sums of a shard of so many rows, if each has an outcome that stays; else take away what was noted.
 
-    For whoever has the run directory, once it is closed. Raises `RunStateError`.
+    Its parts are put together before, as the sums are of no more use once `parts.jsonl` is another. For whoever has the
+    run directory, once it is closed. Raises `RunStateError`.
     """
     path = directory / NAME
     tally = read(directory, rows, None, read_events(directory / "run.log")).tally
     is_done = not tally.pending and not tally.waiting and not (directory / FOLDER).exists()
     try:
+        path.unlink(missing_ok=True)
         if not is_done:
-            path.unlink(missing_ok=True)
             return False
+        compact(directory)
         hidden = path.with_name(f".{NAME}.tmp")
         hidden.touch(0o600)
         with hidden.open("wb") as file:

@@ -66,7 +66,8 @@ class ContentIndex:
     """The sealed answers of one run by content; one that fails is built again, once.
 
     When that fails too, nothing is found any more; what batches bought must be, so there `find` raises. With
-    `read_only` nothing is written, and parts that are not in it yet are not found.
+    `read_only` nothing is written, and parts that are not in it yet are not found; where there is none, as in a shard
+    that is done, one is made that goes away with this.
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False) -> None:
@@ -185,6 +186,11 @@ class ContentIndex:
                 self._connections.pop().close()
 
     def _connect(self) -> None:
+        if self._read_only and not self._path.exists():
+            self._reader = self._writer = self._opened("")
+            self._prepare()
+            self._take_in_all()
+            return
         if self._read_only:
             # Without a log beside it nobody writes: then not even the lock file of a reader is made.
             mode = "mode=ro" if self._path.with_name(f"{NAME}-wal").exists() else "immutable=1"
@@ -196,9 +202,12 @@ class ContentIndex:
         if self._is_cut():
             raise sqlite3.DatabaseError("the file is cut off")
         # A crash of the machine may cost the index, which is built again: so nothing waits for the disk.
-        self._reader, self._writer = self._opened(), self._opened()
+        self._reader, self._writer = self._opened(self._path), self._opened(self._path)
         self._writer.execute("PRAGMA synchronous = OFF")
         self._writer.execute("PRAGMA journal_mode = WAL")
+        self._prepare()
+
+    def _prepare(self) -> None:
         self._writer.execute("CREATE TABLE IF NOT EXISTS content (hash INTEGER PRIMARY KEY, part INTEGER NOT NULL)")
         self._writer.execute("CREATE TABLE IF NOT EXISTS batched (part INTEGER PRIMARY KEY)")
         self._indexed = self._reader.execute("PRAGMA user_version").fetchone()[0]
@@ -215,8 +224,8 @@ class ContentIndex:
         pages = int.from_bytes(head[28:32], "big")
         return self._path.stat().st_size < pages * (65_536 if page == 1 else page)
 
-    def _opened(self) -> sqlite3.Connection:
-        self._connections.append(sqlite3.connect(self._path, isolation_level=None, check_same_thread=False))
+    def _opened(self, path: Path | str) -> sqlite3.Connection:
+        self._connections.append(sqlite3.connect(path, isolation_level=None, check_same_thread=False))
         return self._connections[-1]
 
     def _give_up(self) -> None:
@@ -225,9 +234,9 @@ class ContentIndex:
         self._of_batches = set()
         if self._read_only:
             return
-        for suffix in ("", "-wal", "-shm"):
+        for path in files(self._directory):
             with suppress(OSError):
-                self._path.with_name(NAME + suffix).unlink()
+                path.unlink()
         if self._path.is_dir():
             with suppress(OSError):
                 self._path.rename(self._path.with_name(f"{NAME}.damaged"))
@@ -291,6 +300,11 @@ class ContentIndex:
         unread = unread.group_by("fingerprint").agg(pl.col("cost_usd").sum().alias("unread_usd"))
         answers = answers.join(unread, on="fingerprint", how="left").with_columns(pl.col("unread_usd").fill_null(0))
         return {fingerprint: at for at, fingerprint in enumerate(answers["fingerprint"])}, answers
+
+
+def files(directory: Path) -> list[Path]:
+    """What the index consists of, where it is there."""
+    return [directory / f"{NAME}{suffix}" for suffix in ("", "-wal", "-shm")]
 
 
 def gave(text: str, response: str | None) -> bool:

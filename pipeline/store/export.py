@@ -170,8 +170,8 @@ def export(
 
     group_rows = 0
     if form.suffix == ".parquet":
-        width = _widest(frame.select(*own) for frame in read()) + _widest_response(results, unsealed) + _OTHER_BYTES
-        group_rows = _group_rows(rows, len(schema), width)
+        width = widest(frame.select(*own) for frame in read()) + _widest_response(results, unsealed) + _OTHER_BYTES
+        group_rows = rows_a_group(rows, len(schema), width)
     try:
         own_json = {renamed.get(name, name) for name in form.json_columns}
         write_frames(heeded(), schema, form, own_json | form.json_answers, file, group_rows)
@@ -203,7 +203,7 @@ def _check_keys(frame: pl.DataFrame) -> None:
         raise InputChanged(f"row {row} of the input is {now!r} now, and was {asked!r} when it was asked")
 
 
-def _group_rows(rows: int, columns: int, width: float) -> int:
+def rows_a_group(rows: int, columns: int, width: float) -> int:
     """Rows of a row group of Parquet whose rows have `width` bytes: one is held until it is written.
 
     As many as have 16 MB; more where what the writer keeps of so many groups would take more than a group does.
@@ -211,7 +211,7 @@ def _group_rows(rows: int, columns: int, width: float) -> int:
     return max(1, int(_GROUP_BYTES / width), isqrt(int(rows * columns * _KEPT_BYTES / width)))
 
 
-def _widest(frames: Iterable[pl.DataFrame]) -> float:
+def widest(frames: Iterable[pl.DataFrame]) -> float:
     """Bytes of a row where rows are longest."""
     widest, held, height, rows = 0.0, 0.0, 0, 0
     for frame in frames:
@@ -225,7 +225,7 @@ def _widest_response(results: "Path | Results", unsealed: "Unsealed | None") -> 
     paths = part_paths(results) if isinstance(results, Path) else list(results.some())
     some = paths[:: len(paths) // _SAMPLED_PARTS + 1] + paths[-1:]
     rest = [unsealed.frame.select("response")] if unsealed else []
-    return _widest(chain((read_part(path, ("response",)) for path in some), rest))
+    return widest(chain((read_part(path, ("response",)) for path in some), rest))
 
 
 def write_frames(

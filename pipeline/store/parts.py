@@ -8,10 +8,11 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from polars.datatypes import DataTypeClass
 from pipeline import machine
 from pipeline.errors import RunStateError
 from pipeline.records import Result
+from pipeline.store import compacted
 from pipeline.store.lines import Call
-from pipeline.store.seals import Sealed, digest
+from pipeline.store.seals import Sealed, damaged, digest, digest_of, noted
 
 PolarsDataType = pl.DataType | DataTypeClass
 
@@ -280,9 +282,9 @@ def write_frame(frame: pl.DataFrame, final: Path, run: str, kept: str) -> Sealed
 
 
 def describe(path: Path) -> Sealed:
-    """A part as it lies there. Raises `RunStateError` for a damaged one."""
-    content = path.read_bytes()
-    return Sealed(f"{path.parent.name}/{path.name}", read_part(path, ("row",)).height, len(content), digest(content))
+    """A file of parts as it lies there. Raises `RunStateError` for a damaged one."""
+    rows = int(_scanned(path, lambda part: part.select(pl.len())).item())
+    return Sealed(f"{path.parent.name}/{path.name}", rows, path.stat().st_size, digest_of(path))
 
 
 def check_owner(path: Path, run: str) -> None:
@@ -301,12 +303,44 @@ def check_owner(path: Path, run: str) -> None:
 
 
 def part_path(directory: Path, number: int) -> Path:
-    """Where part `number` is, or would be."""
+    """Where part `number` is, or would be if it had a file of its own."""
     return directory / f"part-{number:06d}.parquet"
 
 
 def part_paths(directory: Path) -> list[Path]:
-    """The parts of a directory in the order they were sealed; a file of another name, as a copy, is none."""
+    """The parts of a directory in the order they were sealed, each by the path of a file of its own.
+
+    Not all have one: `read_part` reads what lies in a file of several (`store.compacted`). A file of another name, as a
+    copy, is none. Raises `RunStateError` for a file of several that is damaged.
+    """
+    return sorted({*_own(directory), *(part_path(directory, number) for number in compacted.found(directory))})
+
+
+def files(directory: Path) -> list[Path]:
+    """The files in which the parts of a directory lie, those of one part first."""
+    return [*_own(directory), *compacted.paths(directory)]
+
+
+def file_of(part: Path) -> Path:
+    """The file in which a part lies."""
+    stretch = None if part.exists() else compacted.found(part.parent).get(part_number(part))
+    return stretch.file if stretch else part
+
+
+def superfluous(directory: Path, known: Mapping[str, Sealed]) -> Iterator[Path]:
+    """Files that no line tells of, and whose parts all lie in others too: so a kill leaves them that comes while parts
+    are put together, and nothing is lost with them."""
+    held = {path: {part_number(path)} for path in _own(directory)}
+    held |= {path: set(compacted.stretches(path)) for path in compacted.paths(directory)}
+    lying = {number for path, numbers in held.items() if noted(path, known) for number in numbers}
+    for path, numbers in held.items():
+        if not noted(path, known):
+            if numbers <= lying:
+                yield path
+            lying |= numbers
+
+
+def _own(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("part-*.parquet") if _PART.fullmatch(path.name))
 
 
@@ -336,11 +370,28 @@ def read_part(path: Path, columns: Sequence[str], start: int = 0, count: int | N
 
     Raises `RunStateError` when it is damaged. Memory is that of these rows: a slice of the whole would keep all of it.
     """
-    try:
-        part = pl.scan_parquet(path, glob=False)
+
+    def read(part: pl.LazyFrame, start: int = start, count: int | None = count) -> pl.LazyFrame:
         if lacking := (_ADDED.keys() & columns) - part.collect_schema().keys():
             part = part.with_columns(_ADDED[name].alias(name) for name in lacking)
-        return part.select(columns).slice(start, count).collect()
+        return part.select(columns).slice(start, count)
+
+    try:
+        return _scanned(path, read)
+    except FileNotFoundError:
+        stretch = compacted.found(path.parent).get(part_number(path)) if _PART.fullmatch(path.name) else None
+        if stretch is None:
+            raise damaged(path) from None
+    rest = max(0, stretch.rows - start)
+    within = partial(read, start=stretch.start + start, count=rest if count is None else min(count, rest))
+    return _scanned(stretch.file, within)
+
+
+def _scanned(path: Path, read: Callable[[pl.LazyFrame], pl.LazyFrame]) -> pl.DataFrame:
+    try:
+        return read(pl.scan_parquet(path, glob=False)).collect()
+    except FileNotFoundError:
+        raise
     except PermissionError:
         raise RunStateError(
             f"{path} cannot be read: permission denied\nNothing is wrong with it.",
@@ -348,11 +399,3 @@ def read_part(path: Path, columns: Sequence[str], start: int = 0, count: int | N
         ) from None
     except (pl.exceptions.PolarsError, OSError):
         raise damaged(path) from None
-
-
-def damaged(path: Path) -> RunStateError:
-    """What to tell of a part, or of a directory of parts, that cannot be read."""
-    return RunStateError(
-        f"{path} is damaged\nThe other parts are whole; its rows would be bought again without it.",
-        "restore it from a backup; `pipeline report --verify` says which parts are whole",
-    )

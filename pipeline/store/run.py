@@ -5,7 +5,7 @@
     synced                        how long that journal is on the disk, at least
     calls/part-000006.parquet     calls of finished documents
     results/part-000006.parquet   outcomes of documents
-    parts.jsonl                   one line a part: its rows, size and checksum; and which journals there are
+    parts.jsonl                   one line a file of parts: its rows, size and checksum; and which journals there are
     batches.jsonl, batches/, batched/    of a run with batches: see `store.batches`
     content.sqlite                where each answer was sealed, made from the parts
     lock, run.log
@@ -14,6 +14,7 @@ A seal turns journal N into parts N without stopping the run: calls of unfinishe
 which takes all further lines; then calls/part-N, then results/part-N are written, and noted in parts.jsonl; then
 journal N is removed. The newest results part says how far sealing came: journals up to its number are spent, calls
 parts beyond it are half a seal and void. So a kill between any two of these steps is read right by the next start.
+`store.compact` puts the parts of a shard that is done into one file.
 """
 
 import time
@@ -147,15 +148,18 @@ class RunStore:
 
     def _recover(self) -> None:
         noted = check_parts(self.directory)  # before anything is removed: without its results a calls part looks void
-        for half in self.directory.glob("*/.*.tmp"):
+        for half in (*self.directory.glob("*/.*.tmp"), *self.directory.glob(".*.tmp")):
             with suppress(OSError):
                 half.unlink()
+        for kind in ("calls", "results"):
+            for path in list(parts.superfluous(self.directory / kind, noted)):
+                path.unlink()
         for half in parts.void(self.directory):
             half.unlink()  # or its calls would be counted twice
         self.batches = Batches(self.directory, self._run, self._bought_by_batch, self._make_findable, self._answered)
         unnoted = [part for part in self.batches.recover(noted) if part.part not in noted]
         seals.record(self.directory, [part for part in unnoted if (self.directory / part.part).exists()])
-        sealed = (path for kind in ("calls", "results") for path in parts.part_paths(self.directory / kind))
+        sealed = (path for kind in ("calls", "results") for path in parts.files(self.directory / kind))
         seals.record(self.directory, [parts.describe(path) for path in sealed if not seals.noted(path, noted)])
         self.outcomes, self._batch = load(self.directory, self._parse)
         spent = journal_paths(self.directory)

@@ -39,6 +39,12 @@ def digest(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
+def digest_of(path: Path) -> str:
+    """The same of a file, whatever its size. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def record(directory: Path, sealed: Sequence[Sealed]) -> None:
     """Add lines, forced to the disk. Raises `RunStateError` when the disk refuses."""
     if not sealed:
@@ -54,6 +60,22 @@ def record_journals(directory: Path, numbers: Sequence[int]) -> None:
     _append(directory, [{"journals": numbers}], sync=False)
 
 
+def rewrite(directory: Path, sealed: Sequence[Sealed]) -> None:
+    """Put other lines in the place of all, whole or not at all: these parts there are, and no journal holds anything.
+
+    Raises OSError.
+    """
+    path = directory / NAME
+    hidden = path.with_name(f".{NAME}.tmp")
+    hidden.touch(0o600)
+    with hidden.open("wb") as file:
+        file.write(_lines_of([*(line._asdict() for line in sealed), {"journals": []}]))
+        file.flush()
+        os.fsync(file.fileno())
+    machine.replace(hidden, path)
+    machine.sync_directory(directory)
+
+
 def journals(directory: Path) -> list[int]:
     """The journals that hold what is not sealed yet, as far as was noted."""
     noted = [line for line in _lines(directory / NAME) if line.startswith(_JOURNALS)]
@@ -64,9 +86,12 @@ def journals(directory: Path) -> list[int]:
 
 def _append(directory: Path, records: Sequence[Mapping[str, object]], *, sync: bool) -> None:
     path = directory / NAME
-    lines = b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
     with _APPENDING:
-        _append_lines(path, lines, sync)
+        _append_lines(path, _lines_of(records), sync)
+
+
+def _lines_of(records: Sequence[Mapping[str, object]]) -> bytes:
+    return b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
 
 
 def _append_lines(path: Path, lines: bytes, sync: bool) -> None:
@@ -118,6 +143,8 @@ def check(directory: Path) -> dict[str, Sealed]:
         try:
             size = (directory / sealed.part).stat().st_size
         except FileNotFoundError:
+            if read(directory) != known:  # parts are put together at this moment
+                return check(directory)
             raise _broken(directory, sealed, "is missing") from None
         if size != sealed.size:
             raise _broken(directory, sealed, "is damaged")
@@ -131,7 +158,11 @@ def verify(directory: Path) -> int:
     """
     known = check(directory)
     for sealed in known.values():
-        if digest((directory / sealed.part).read_bytes()) != sealed.digest:
+        try:
+            found = digest_of(directory / sealed.part)
+        except FileNotFoundError:  # parts are put together at this moment, or it is missed
+            return verify(directory)
+        if found != sealed.digest:
             raise _broken(directory, sealed, "is damaged")
     return len(known)
 
@@ -161,3 +192,11 @@ def _drop_torn_line(fd: int) -> None:
     whole = machine.read_at(fd, size, 0).rfind(b"\n") + 1
     if whole < size:
         os.ftruncate(fd, whole)
+
+
+def damaged(path: Path) -> RunStateError:
+    """What to tell of a part, or of a directory of parts, that cannot be read."""
+    return RunStateError(
+        f"{path} is damaged\nThe other parts are whole; its rows would be bought again without it.",
+        "restore it from a backup; `pipeline report --verify` says which parts are whole",
+    )

@@ -147,7 +147,7 @@ def unsealed_of(directory: Path, parse: Parse, take_in: Callable[[Path], None] =
 def check_parts(directory: Path) -> dict[str, seals.Sealed]:
     """As `seals.check`; and those parts that no line tells of have to be of this run, not laid there."""
     known, run = seals.check(directory), whose(directory).run
-    paths = [path for kind in ("calls", "results") for path in parts.part_paths(directory / kind)]
+    paths = [path for kind in ("calls", "results") for path in parts.files(directory / kind)]
     for path in (*paths, *batched.there(directory)):
         if not seals.noted(path, known):
             parts.check_owner(path, run)

@@ -26,12 +26,12 @@ def whole_of(directory: Path, parse: Parse) -> Whole:
     known: Mapping[str, seals.Sealed] = {}
     with suppress(RunStateError):  # the parts that are there are then taken as they are
         known = seals.read(directory)
-    there = [path for kind in ("calls", "results") for path in parts.part_paths(directory / kind)]
+    there = [path for kind in ("calls", "results") for path in parts.files(directory / kind)]
     paths = {directory / name for name in known} | {*there, *batched.there(directory)}
     run = whose(directory).run
     good = {path for path in paths if _is_whole(path, known, run)}
     lost = sorted(paths - good)
-    results = tuple(path for path in parts.part_paths(directory / "results") if path in good)
+    results = tuple(path for path in parts.part_paths(directory / "results") if parts.file_of(path) in good)
     finished = set(map(parts.part_number, results))
     calls = [path for path in parts.part_paths(directory / "calls") if parts.part_number(path) in finished]
     try:
@@ -40,7 +40,7 @@ def whole_of(directory: Path, parse: Parse) -> Whole:
     except RunStateError:
         unsealed = Batch(0)
         lost += [path for path in journal_paths(directory) if not is_blank(path)] or [directory / seals.NAME]
-    return Whole(unsealed, results, tuple(path for path in calls if path in good), tuple(lost))
+    return Whole(unsealed, results, tuple(path for path in calls if parts.file_of(path) in good), tuple(lost))
 
 
 def _is_whole(path: Path, known: Mapping[str, seals.Sealed], run: str) -> bool:
