@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from inspect import iscoroutinefunction, signature
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from pydantic import BaseModel
 from serving import served, stats
 
 import pipeline as pp
+from pipeline import api
 from pipeline.errors import BudgetReached, InputError, JobError, RunStateError
 from pipeline.fleet import shards
 
@@ -536,3 +538,27 @@ def test_several_workers_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert results.frame()["status"].to_list() == ["ok"] * 25
     with pytest.raises(pp.PipelineError, match="workers is a number of processes"):
         pp.run(job, words(25), offline=True, workers=0)
+    with pytest.raises(pp.PipelineError, match="workers are on Ray or on this machine, and not on 'rye'"):
+        pp.run(job, words(25), offline=True, on="rye")  # type: ignore[arg-type]
+
+
+def test_without_ray_the_hint_says_in_python_what_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "pipeline.fleet.on_ray", raising=False)
+    with pytest.raises(JobError, match=r'^on="ray" needs ray, which is not installed') as refused:
+        pp.run(job(), words(25), offline=True, on="ray")
+    assert "`workers=` does without it" in refused.value.hint and not list(Path.cwd().glob("runs*/words*"))
+
+
+@pytest.mark.parametrize(("call", "comes"), [("run", pp.Results), ("estimate", pp.Estimate)])
+def test_a_call_and_its_twin_for_a_loop_are_called_alike_and_say_what_comes_back(call: str, comes: type) -> None:
+    here, there = getattr(api, call), getattr(api, f"{call}_async")
+    for each in (here, there):
+        described = signature(each)
+        assert described.return_annotation is comes and "job" in described.parameters
+        assert pickle.loads(pickle.dumps(each)) is each
+    assert signature(here) == signature(there)
+    assert (here.__name__, there.__name__) == (call, f"{call}_async") and iscoroutinefunction(there)
+    assert "event loop" in there.__doc__ != here.__doc__
+    with pytest.raises(TypeError, match="unexpected keyword argument 'worker'"):
+        here(job(), worker=2)

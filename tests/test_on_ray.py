@@ -27,7 +27,7 @@ from test_fleet import are_there, check_once
 from test_kill import IN_FLIGHT, summarize_job
 from vclock import run
 
-from pipeline.cli.hiring import workers_for
+from pipeline.fleet.hiring import workers_for
 from pipeline.fleet.member import Member
 from pipeline.fleet.orders import Contract, Failed, FromWorker
 
@@ -321,3 +321,57 @@ def test_an_address_that_cannot_be_used_is_refused_at_once(ray: Any, tmp_path: P
     _, err = driver.communicate(timeout=60)
     assert driver.returncode == 2 and said in err.decode()
     assert time.monotonic() - began < 20, "Ray itself tries for two minutes"
+
+
+_PROGRAM = f"""
+import asyncio, sys
+import polars as pl
+import pipeline as pp
+{_SMALL}
+
+table = pl.DataFrame({{"id": [f"r{{n}}" for n in range(60)], "word": [f"word {{n}}" for n in range(60)]}})
+jobs = [
+    pp.load(
+        {{
+            "input": {{"id": "id"}},
+            "prompt": {{"template": "Say {{{{ word }}}}"}},
+            "model": {{"name": "gemini-3.5-flash-lite", "max_output_tokens": 50}},
+            "limits": {{"rpm": 0, "tpm": 0}},
+        }},
+        name=name,
+    )
+    for name in ("one", "other")
+]
+ROWS = [12, 60]  # whichever began Ray ends first
+
+
+async def both() -> None:
+    runs = [
+        pp.run_async(job, table.head(rows), yes=True, on="ray", workers=1, progress=False)
+        for job, rows in zip(jobs, ROWS)
+    ]
+    for ended, rows in zip(await asyncio.gather(*runs), ROWS):
+        assert ended.status == "finished" and ended.outcomes["ok"] == rows, str(ended)
+
+
+if sys.argv[1] == "connected":
+    import ray
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+asyncio.run(both())
+import ray
+print(ray.is_initialized())
+"""
+
+
+@long
+@pytest.mark.parametrize("is_connected", [False, True])
+def test_runs_of_one_program_share_a_ray_and_leave_one_that_it_had(
+    ray: Any, tmp_path: Path, is_connected: bool
+) -> None:
+    (tmp_path / "program.py").write_text(_PROGRAM)
+    with served(latency_s=0.1) as url:
+        env = {**os.environ, "GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": KEY}
+        command = [sys.executable, "program.py", "connected" if is_connected else "alone"]
+        said = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=False)
+        assert (said.returncode, said.stdout, said.stderr) == (0, f"{is_connected}\n", "")
+        assert stats(url)["answered"] == 72

@@ -11,8 +11,7 @@ from pipeline import console, estimating
 from pipeline.api.jobs import check_rows, opened
 from pipeline.api.runs import agreed, unseen
 from pipeline.api.tables import Table
-from pipeline.api.words import in_python
-from pipeline.api.work import Asked, Ending, Work
+from pipeline.api.work import Asked, Ending, Work, awaited, waited
 from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.plan.amounts import Range
@@ -64,6 +63,7 @@ class Estimate:
 _NAMES = ("low", "expected", "high")
 
 
+@waited
 def estimate(
     job: Job | str | Path,
     table: Table | None = None,
@@ -78,7 +78,7 @@ def estimate(
     compare: bool = False,
     every_row: bool = False,
     by: str | datetime | None = None,
-) -> Estimate:
+) -> Work[Estimate]:
     """What is left of a job and what it takes: the numbers of `pipeline estimate`, whose flags these are.
 
     Nothing is sent but what `exact` has the service count, free of charge, and the rows of `pilot`: so many are run
@@ -86,46 +86,6 @@ def estimate(
     large table whole. It works where an event loop runs, and holds it up. Raises `PipelineError`, also for what stops a
     pilot.
     """
-    with in_python():
-        return _work(job, table, offline, limit, sample, pilot, max_cost_usd, yes, exact, compare, every_row, by).wait()
-
-
-async def estimate_async(
-    job: Job | str | Path,
-    table: Table | None = None,
-    *,
-    offline: bool = False,
-    limit: int | None = None,
-    sample: int | None = None,
-    pilot: int | None = None,
-    max_cost_usd: Decimal | float | str | None = None,
-    yes: bool = False,
-    exact: bool = False,
-    compare: bool = False,
-    every_row: bool = False,
-    by: str | datetime | None = None,
-) -> Estimate:
-    """The same in an event loop, of asyncio or trio, which goes on meanwhile."""
-    with in_python():
-        return await _work(
-            job, table, offline, limit, sample, pilot, max_cost_usd, yes, exact, compare, every_row, by
-        ).wait_for()
-
-
-def _work(
-    job: Job | str | Path,
-    table: Table | None,
-    offline: bool,
-    limit: int | None,
-    sample: int | None,
-    pilot: int | None,
-    max_cost_usd: Decimal | float | str | None,
-    yes: bool,
-    exact: bool,
-    compare: bool,
-    every_row: bool,
-    by: str | datetime | None,
-) -> Work[Estimate]:
     cap = None if max_cost_usd is None else usd(str(max_cost_usd), "max_cost_usd")
     check_rows(limit=limit, sample=sample, pilot=pilot)
     if sample is not None and (limit is not None or pilot is not None):
@@ -149,6 +109,9 @@ def _work(
         return told(loaded.name, ending.run(made))
 
     return Work(work)
+
+
+estimate_async = awaited(estimate, "The same in an event loop, of asyncio or trio, which goes on meanwhile.")
 
 
 async def _try(session: Session, number: int, yes: bool, ending: Ending) -> None:

@@ -1,9 +1,11 @@
 """A run, started or continued by a program."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 
 import anyio
 
@@ -11,12 +13,10 @@ from pipeline import console, estimating, report
 from pipeline.api.jobs import check_rows, load, opened
 from pipeline.api.results import Results, told
 from pipeline.api.tables import Table
-from pipeline.api.words import in_python, translated
-from pipeline.api.work import Asked, Ending, Work
+from pipeline.api.words import translated
+from pipeline.api.work import Asked, Ending, Work, awaited, waited
 from pipeline.errors import JobError
-from pipeline.fleet import processes
-from pipeline.fleet.refusals import check_job
-from pipeline.fleet.run import by_fleet
+from pipeline.fleet.hiring import hired
 from pipeline.job import Job
 from pipeline.plan import Plan
 from pipeline.run import prepare, services
@@ -24,10 +24,12 @@ from pipeline.run.around import Confirm
 from pipeline.run.ending import Ended
 from pipeline.run.engine import Monitor
 from pipeline.run.prepare import Session
+from pipeline.run.run import Work as Doing
 from pipeline.run.run import run as run_session
 from pipeline.run.wishes import canonical, check_changes, check_leave, deadline, kinds, usd
 
 
+@waited
 def run(
     job: Job | str | Path,
     table: Table | None = None,
@@ -47,113 +49,26 @@ def run(
     by: str | datetime | None = None,
     overwrite: bool = False,
     workers: int | None = None,
+    on: Literal["ray"] | None = None,
     progress: bool = True,
-) -> Results:
+) -> Work[Results]:
     """Start a job's run, or continue it, and wait until it ends: `pipeline run`, whose flags these are.
 
     Calls that cost something are made where `max_cost_usd` says how much the run may spend in all, earlier sessions
     included, or `yes` that its plan is agreed to; else a `JobError` says what they would cost, and nothing is sent.
-    `set` changes [model] settings for the rows of `retry`; `workers` are processes that share the run. What stops a run
-    in its middle is in its results. Ctrl-C, or a notebook's ■, waits for what is in flight, which is kept as everything
-    before it; a second one does not wait. It works where an event loop runs, and holds it up. `progress=False` prints
-    nothing. Raises `PipelineError` for what is wrong before the first call.
+    `set` changes [model] settings for the rows of `retry`; `workers` are processes that share the run, of this machine
+    or with `on="ray"` of a cluster. What stops a run in its middle is in its results. Ctrl-C, or a notebook's ■, waits
+    for what is in flight, which is kept as everything before it; a second one does not wait. It works where an event
+    loop runs, and holds it up. `progress=False` prints nothing. Raises `PipelineError` for what is wrong before the
+    first call.
     """
-    with in_python():
-        return _work(
-            job,
-            table,
-            max_cost_usd,
-            yes,
-            offline,
-            limit,
-            sample,
-            retry,
-            set,
-            skip_failed,
-            fresh,
-            wait,
-            leave,
-            cancel_batches,
-            by,
-            overwrite,
-            workers,
-            progress,
-        ).wait()
-
-
-async def run_async(
-    job: Job | str | Path,
-    table: Table | None = None,
-    *,
-    max_cost_usd: Decimal | float | str | None = None,
-    yes: bool = False,
-    offline: bool = False,
-    limit: int | None = None,
-    sample: int | None = None,
-    retry: str | Iterable[str] = (),
-    set: Mapping[str, object] | None = None,
-    skip_failed: bool = False,
-    fresh: bool = False,
-    wait: bool = False,
-    leave: bool = False,
-    cancel_batches: bool = False,
-    by: str | datetime | None = None,
-    overwrite: bool = False,
-    workers: int | None = None,
-    progress: bool = True,
-) -> Results:
-    """The same in an event loop, of asyncio or trio, which goes on meanwhile.
-
-    Cancelled, it waits for what is in flight, as `run` does after Ctrl-C; cancelled once more, it does not.
-    """
-    with in_python():
-        return await _work(
-            job,
-            table,
-            max_cost_usd,
-            yes,
-            offline,
-            limit,
-            sample,
-            retry,
-            set,
-            skip_failed,
-            fresh,
-            wait,
-            leave,
-            cancel_batches,
-            by,
-            overwrite,
-            workers,
-            progress,
-        ).wait_for()
-
-
-def _work(
-    job: Job | str | Path,
-    table: Table | None,
-    max_cost_usd: Decimal | float | str | None,
-    yes: bool,
-    offline: bool,
-    limit: int | None,
-    sample: int | None,
-    retry: str | Iterable[str],
-    set: Mapping[str, object] | None,
-    skip_failed: bool,
-    fresh: bool,
-    wait: bool,
-    leave: bool,
-    cancel_batches: bool,
-    by: str | datetime | None,
-    overwrite: bool,
-    workers: int | None,
-    progress: bool,
-) -> Work[Results]:
     cap = None if max_cost_usd is None else usd(str(max_cost_usd), "max_cost_usd")
     redone = kinds(retry.split(",") if isinstance(retry, str) else retry, "retry") if retry else frozenset[str]()
     check_rows(limit=limit, sample=sample)
     if workers is not None and workers < 1:
         raise JobError(f"workers is a number of processes: {workers} is none", "leave it out for this one alone")
+    if on not in (None, "ray"):
+        raise JobError(f"workers are on Ray or on this machine, and not on {on!r}", 'on="ray", or leave it out')
     check_leave(leave, offline)
     changed = check_changes(set or {}, "set")
     if changed and not redone:
@@ -187,13 +102,24 @@ def _work(
             by_said=str(by or loaded.spec.run.by or ""),
         )
         session = prepare.prepare(loaded, options, load(loaded, model=changed) if changed else None)
-        return ending.run(lambda: _run(session, sample, workers, yes, progress, ending))
+        busy = console.busy if progress else nullcontext
+        with hired(session, workers, on == "ray", busy) as doing:
+            return ending.run(lambda: _run(session, sample, doing, yes, progress, ending))
 
     return Work(work)
 
 
+run_async = awaited(
+    run,
+    """The same in an event loop, of asyncio or trio, which goes on meanwhile.
+
+    Cancelled, it waits for what is in flight, as `run` does after Ctrl-C; cancelled once more, it does not.
+    """,
+)
+
+
 async def _run(
-    session: Session, sample: int | None, workers: int | None, yes: bool, progress: bool, ending: Ending
+    session: Session, sample: int | None, doing: Doing | None, yes: bool, progress: bool, ending: Ending
 ) -> Results:
     if sample is not None:
         session = await services.identified(session)
@@ -201,11 +127,7 @@ async def _run(
         if not left:
             return told(report.summarize(session.directory), None, session.job)
     watch = console.watch if progress else unseen
-    work = None
-    if workers is not None:
-        check_job(session)
-        work = by_fleet(processes.launch, workers)
-    ended: Ended = await run_session(session, agreed(yes, progress), watch, heed=ending.heed, work=work)
+    ended: Ended = await run_session(session, agreed(yes, progress), watch, heed=ending.heed, work=doing)
     if ended.interrupted and not ended.stopped:
         raise Asked
     stopped = ended.stopped or ended.unwritten

@@ -15,6 +15,7 @@ _ARGUMENTS = {
     "limit": "limit=",
     "max-cost": "max_cost_usd=",
     "offline": "offline=True",
+    "on": 'on="ray"',
     "overwrite": "overwrite=True",
     "pilot": "pilot=",
     "retry": "retry=",
@@ -22,11 +23,12 @@ _ARGUMENTS = {
     "set": "set=",
     "skip-failed": "skip_failed=True",
     "wait": "wait=True",
+    "workers": "workers=",
     "yes": "yes=True",
 }
 _SETS = re.compile(r"--set ([a-z_]+)=([\w.]+)")
 _KEPT = re.compile(re.escape(GIVEN) + r"[0-9a-f]{32}\.parquet")
-_FLAG = re.compile(r"--([a-z][a-z-]*)(?: (?:USD|N|KINDS|TIME)\b)?")
+_FLAG = re.compile(r"--([a-z][a-z-]*)(?: (?:USD|N|KINDS|TIME|ray)\b)?")
 
 
 @contextmanager

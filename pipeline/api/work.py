@@ -3,23 +3,26 @@
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent import futures
 from contextlib import suppress
 from contextvars import copy_context
-from functools import partial
+from functools import partial, wraps
+from inspect import signature, unwrap
 from itertools import count
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, get_args
 
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
 
+from pipeline.api.words import in_python
 from pipeline.errors import JobError
 from pipeline.process import backend
 from pipeline.run.engine import Works
 
 Done = TypeVar("Done")
+Arguments = ParamSpec("Arguments")
 _LOOK_S = 0.25
 """No wait is longer: Ctrl-C gets through on every system."""
 _PATIENCE = 3
@@ -152,6 +155,41 @@ class Work(Generic[Done]):
                 error.args = (_ENDED,)
             raise
         return self._future.result()
+
+
+def waited(begin: Callable[Arguments, Work[Done]]) -> Callable[Arguments, Done]:
+    """What waits for the work that this begins: called as it is, and `help` says so."""
+
+    @wraps(begin)
+    def call(*arguments: Arguments.args, **named: Arguments.kwargs) -> Done:
+        with in_python():
+            return begin(*arguments, **named).wait()
+
+    return _described(call, begin)
+
+
+def awaited(call: Callable[Arguments, Done], does: str) -> Callable[Arguments, Coroutine[Any, Any, Done]]:
+    """The same as `call`, which is `waited`, but in an event loop, which goes on meanwhile; `does` says so."""
+    begin: Callable[Arguments, Work[Done]] = unwrap(call)
+
+    @wraps(begin)
+    async def call_async(*arguments: Arguments.args, **named: Arguments.kwargs) -> Done:
+        with in_python():
+            return await begin(*arguments, **named).wait_for()
+
+    call_async.__name__ = call_async.__qualname__ = f"{begin.__name__}_async"
+    call_async.__doc__ = does
+    return _described(call_async, begin)
+
+
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+
+def _described(call: _Call, begin: Callable[..., Any]) -> _Call:
+    described = signature(begin)
+    (comes,) = get_args(described.return_annotation)
+    call.__signature__ = described.replace(return_annotation=comes)  # type: ignore[attr-defined]
+    return call
 
 
 async def _until(over: anyio.Event) -> None:

@@ -34,7 +34,6 @@ from pipeline.cli.flags import (
     parse_kinds,
     parse_usd,
 )
-from pipeline.cli.hiring import hired
 from pipeline.cli.monitoring import monitored
 from pipeline.cli.samples import check_sample, sampled
 from pipeline.errors import RESUMABLE, JobError, PipelineError, resumable_once
@@ -45,6 +44,7 @@ from pipeline.terminal import without_secrets
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pipeline.cli.flags import Cluster
     from pipeline.job import Job
     from pipeline.plan import Plan
     from pipeline.run.around import Watch
@@ -178,7 +178,7 @@ def run(
         _dry_run(prepared, json)
     same = "the same command" + " without `--fresh`" * fresh  # with it the run would begin once more
     try:
-        with hired(prepared, workers, on) as work, monitored(console.watch, metrics_port, metrics_host) as watch:
+        with _hired(prepared, workers, on) as work, monitored(console.watch, metrics_port, metrics_host) as watch:
             ended = _run(prepared, yes, watch, work)
             with resumable_once(lambda error: ended.summary.calls > 0):
                 if json:
@@ -309,6 +309,20 @@ def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> bool:
             console.show_failure(ended.stopped or PipelineError("interrupted", "the same command continues"))
         raise typer.Exit(ended.exit_code)
     return True
+
+
+@contextmanager
+def _hired(prepared: "Session", workers: int | None, on: "Cluster | None") -> "Iterator[Work | None]":
+    """What does the work, where this process does not alone: nothing of that is imported for a run of one process."""
+    if workers is None and on is None:
+        yield None
+        return
+    with quick_imports():
+        from pipeline import console
+        from pipeline.fleet.hiring import hired
+
+    with hired(prepared, workers, on is not None, console.busy) as work:
+        yield work
 
 
 def _run(prepared: "Session", yes: bool, watch: "Watch", work: "Work | None" = None) -> "Ended":

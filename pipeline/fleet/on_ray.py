@@ -1,11 +1,12 @@
 """Workers on a Ray cluster, or on a Ray of our own here. Ray gives processes, addresses and news of deaths alone."""
 
 import os
-import signal
 import socket
 import sys
+import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ for _name, _value in (
 
 import ray  # noqa: E402
 from ray.exceptions import ActorDiedError, AuthenticationError, RayActorError, RayError  # noqa: E402
+from ray.util.client import ray as client  # noqa: E402
 
 SILENT_S = 30.0
 """After so long without a word a worker is taken for lost, and one that may live on has stopped long since."""
@@ -115,33 +117,86 @@ class Cluster:
             await actor.leave()
 
 
+class _Connection:
+    """What the runs of this process are connected with together: the first of them begins it, the last one ends it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._disconnect: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def used(self, cpus: int) -> Iterator[None]:
+        with self._lock:
+            if client.is_connected():
+                raise _beside("this program is connected with ray://")
+            if not self._users:
+                # A program that has a Ray already keeps it.
+                self._disconnect = (lambda: None) if ray.is_initialized() else _connect(cpus)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._disconnect()
+
+
+_connection = _Connection()
+
+
 @contextmanager
 def connected(cpus: int) -> Iterator[Cluster]:
-    """The cluster of RAY_ADDRESS, or else a Ray of our own with so many CPUs while the block goes on.
+    """The Ray that this program has, the cluster of RAY_ADDRESS, or else a Ray of our own with so many CPUs.
 
-    Raises `JobError`.
+    What it did not have is left at the end of the block. Raises `JobError`.
+    """
+    with _connection.used(cpus):
+        yield Cluster(int(ray.cluster_resources().get("CPU", 0)))
+
+
+def _connect(cpus: int) -> Callable[[], None]:
+    """Connect; what comes back disconnects.
+
+    A Ray of our own ends with the thread that began it, which therefore is neither a run's, as others may go on, nor
+    the main one: there Ray would heed signals.
     """
     address = os.environ.get("RAY_ADDRESS", "local")
     if address != "local":
         _check_address(address)
-    before = signal.getsignal(signal.SIGTERM)
     # What Ray tells of deaths it writes on stdout, amid the summary.
     sys.modules["ray._private.worker"].print_to_stdstream = lambda *_, **__: None  # type: ignore[attr-defined]
+    begun, over = Future[None](), threading.Event()
+
+    def keep() -> None:
+        try:
+            _init(address, cpus)
+            begun.set_result(None)
+            over.wait()
+        except BaseException as error:
+            begun.set_exception(error)
+        finally:
+            ray.shutdown()
+
+    thread = threading.Thread(target=keep, name="ray", daemon=True)
+
+    def disconnect() -> None:
+        over.set()
+        thread.join()
+
+    thread.start()
     try:
-        _connect(address, cpus)
-        signal.signal(signal.SIGTERM, before)  # Ray would end the process at once
-        yield Cluster(int(ray.cluster_resources().get("CPU", 0)))
-    finally:
-        ray.shutdown()
+        begun.result()
+    except BaseException:
+        over.set()
+        raise
+    return disconnect
 
 
 def _check_address(address: str) -> None:
     if "://" in address:
-        raise JobError(
-            f"RAY_ADDRESS={address}: what leads a run has to be in the cluster, not beside it\nNothing was sent.",
-            "start it on a machine of the cluster with RAY_ADDRESS=HOST:6379,"
-            " or hand it in: `ray job submit -- pipeline run … --on ray --yes`",
-        )
+        raise _beside(f"RAY_ADDRESS={address}")
     host, _, port = address.rpartition(":")
     if host and port.isdecimal():
         try:
@@ -150,7 +205,7 @@ def _check_address(address: str) -> None:
             raise _no_ray(address, error.strerror or str(error)) from None
 
 
-def _connect(address: str, cpus: int) -> None:
+def _init(address: str, cpus: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         quiet |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECTS_BYTES}
@@ -165,6 +220,14 @@ def _connect(address: str, cpus: int) -> None:
         ) from None
     except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as error:
         raise _no_ray(address, str(error).splitlines()[0]) from error
+
+
+def _beside(what: str) -> JobError:
+    return JobError(
+        f"{what}: what leads a run has to be in the cluster, not beside it\nNothing was sent.",
+        "start it on a machine of the cluster with RAY_ADDRESS=HOST:6379,"
+        " or hand it in: `ray job submit -- pipeline run … --on ray --yes`",
+    )
 
 
 def _no_ray(address: str, why: str) -> JobError:

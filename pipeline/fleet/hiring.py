@@ -1,0 +1,58 @@
+"""Who does the work of a run, where that is not one process: `--workers` and `--on`."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from math import ceil
+
+from pipeline.errors import JobError
+from pipeline.fleet import processes
+from pipeline.fleet.refusals import check_job
+from pipeline.fleet.run import by_fleet
+from pipeline.installed import installing
+from pipeline.run.prepare import Session
+from pipeline.run.run import Work
+
+CALLS_A_WORKER = 500
+"""Calls a second that leave a worker room on one core; see docs/measured.md."""
+LEAST_WORKERS = 2
+"""On Ray: with one alone nothing goes on while another takes its place."""
+Busy = Callable[[str], AbstractContextManager[object]]
+"""Says what is being done, while a block goes on that takes a while."""
+
+
+@contextmanager
+def hired(session: Session, workers: int | None, on_ray: bool, busy: Busy) -> Iterator[Work | None]:
+    """What does the work, while the block goes on; None: this process alone. Raises `JobError`."""
+    if not on_ray and workers is None:
+        yield None
+        return
+    check_job(session)
+    if on_ray:
+        with _on_ray(session, workers, busy) as work:
+            yield work
+    elif workers is not None:
+        yield by_fleet(processes.launch, workers)
+
+
+@contextmanager
+def _on_ray(session: Session, workers: int | None, busy: Busy) -> Iterator[Work]:
+    try:
+        from pipeline.fleet import on_ray
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise JobError(
+            "--on ray needs ray, which is not installed", f"`{installing('ray')}`; `--workers N` does without it"
+        ) from None
+    cpus = workers or workers_for(session.limits.rpm, os.cpu_count() or 1)
+    with ExitStack() as open_while:
+        with busy("starting Ray"):
+            cluster = open_while.enter_context(on_ray.connected(cpus))
+        yield by_fleet(cluster.launch, workers or workers_for(session.limits.rpm, cluster.cpus))
+
+
+def workers_for(rpm: int | None, cpus: int) -> int:
+    """How many workers a rate takes, where nobody says; `rpm` None or 0: no limit is known."""
+    needed = ceil(rpm / 60 / CALLS_A_WORKER) if rpm else cpus
+    return max(LEAST_WORKERS, min(needed, cpus))
