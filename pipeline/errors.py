@@ -23,6 +23,7 @@ nothing was spent: in the middle of a run such an error has a 3 (`resumable_once
 import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 RESUMABLE = 3
 """Exit code of what stopped a run that had sent requests already."""
@@ -109,6 +110,14 @@ def bug_in(error: BaseException) -> PipelineError:
     )
     bug.exit_code = BUG
     return bug
+
+
+def cannot_write(place: str | Path, error: OSError) -> "RunStateError":
+    """What a run says of a place in its directory that the system refuses."""
+    return RunStateError(
+        f"cannot write {place}: {error.strerror}\nWhat is kept there is untouched.",
+        "make room or mend its permissions, then run the same command again",
+    )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from obstore.store import MemoryStore
 
-from pipeline.store.objects import Objects, opened
+from pipeline.objects import Objects, opened
 
 _S3 = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "verysecret", "AWS_REGION": "us-east-1"}
 

@@ -59,6 +59,7 @@ RANKS: dict[str, int] = {
     "targets": 2,
     "sharedfile": 2,
     "job": 2,
+    "objects": 2,
     "flows": 3,
     "source": 3,
     "store": 3,
@@ -92,7 +93,7 @@ ONLY_IMPORTERS: dict[str, set[str]] = {
     "prometheus_client": {"telemetry"},
     "opentelemetry": {"telemetry"},
     "redis": {"shelves"},
-    "obstore": {"store"},
+    "obstore": {"objects"},
     "fcntl": {"machine"},  # Windows lacks these two
     "resource": {"machine"},
     "select": {"machine"},

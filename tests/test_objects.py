@@ -10,7 +10,7 @@ import pytest
 from storage import in_folder, in_memory, s3_server
 
 from pipeline.errors import JobError, RunStateError
-from pipeline.store.objects import Away, Objects, Tag, opened
+from pipeline.objects import Away, Objects, Tag, opened
 from pipeline.urls import is_url
 
 

@@ -12,14 +12,14 @@ from polars.testing import assert_frame_equal
 from sharded import run_in_shards
 from storage import s3_server
 
+from pipeline import objects
 from pipeline.errors import InputChanged, InputError, OutputError, RunStateError
 from pipeline.fleet import shards
 from pipeline.job import load
+from pipeline.objects import Objects, opened
 from pipeline.run.output import output_place, replaced
 from pipeline.run.prepare import Options, prepare
-from pipeline.store import objects
 from pipeline.store.object_place import ObjectPlace, held_url
-from pipeline.store.objects import Objects, opened
 from pipeline.store.place import Counted, Write
 from pipeline.urls import Url
 

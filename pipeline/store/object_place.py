@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.errors import InputError, RunStateError
+from pipeline.objects import Entry, opened
 from pipeline.store import notes
-from pipeline.store.objects import Entry, opened
 from pipeline.store.place import (
     Counted,
     Write,

@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pipeline import machine
-from pipeline.errors import RunStateError
+from pipeline.errors import RunStateError, cannot_write
 
 RESERVE_BYTES = 8 * 2**20
 """The replies to 500 requests in flight, at 4,000 tokens each."""
@@ -31,14 +31,6 @@ def check_room(directory: Path) -> None:
             raise _too_little(directory)
     except OSError as error:
         raise cannot_write(missing, error) from None
-
-
-def cannot_write(place: str | Path, error: OSError) -> RunStateError:
-    """What a run says of a place in its directory that the system refuses."""
-    return RunStateError(
-        f"cannot write {place}: {error.strerror}\nWhat is kept there is untouched.",
-        "make room or mend its permissions, then run the same command again",
-    )
 
 
 def _too_little(directory: Path) -> RunStateError:

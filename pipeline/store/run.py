@@ -32,7 +32,7 @@ import orjson
 import polars as pl
 
 from pipeline import machine
-from pipeline.errors import RunStateError
+from pipeline.errors import RunStateError, cannot_write
 from pipeline.events import Event
 from pipeline.process import make_private
 from pipeline.prompts import Prompt
@@ -47,7 +47,7 @@ from pipeline.store.lines import Call, Sent, call_line, ended_line, kept, result
 from pipeline.store.manifest import VERSION, Lock, Manifest, differences, in_place_of
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.manifest import write as write_manifest
-from pipeline.store.reserve import Reserve, cannot_write
+from pipeline.store.reserve import Reserve
 from pipeline.store.state import Batch, Outcomes, check_belongs, check_parts, is_passing, load, load_unsealed
 
 SEAL_ROWS = 4_000

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from pipeline import machine
-from pipeline.errors import JobError, PipelineError, RunStateError
+from pipeline.errors import JobError, PipelineError, RunStateError, cannot_write
 from pipeline.installed import installing
 from pipeline.process import make_private
-from pipeline.store.reserve import cannot_write
 from pipeline.urls import SCHEMES, is_url
 
 if TYPE_CHECKING:
