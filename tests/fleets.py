@@ -36,13 +36,13 @@ def target_of(limits: Limits) -> Target:
 
 
 class Link:
-    """One way between driver and life: 1 to 10 ms, now and then up to 100; it keeps the order, unless it is `bad`.
+    """One way between driver and life: 1 to 10 ms, now and then up to 100; it keeps the order.
 
-    A bad one loses one message in ten, doubles one in ten, and lets them overtake one another. `extra_s` comes on top.
+    `extra_s` comes on top.
     """
 
-    def __init__(self, rng: Random, hear: Callable[[Any], None], bad: bool, extra_s: Callable[[float], float]) -> None:
-        self._rng, self._hear, self._bad, self._extra_s = rng, hear, bad, extra_s
+    def __init__(self, rng: Random, hear: Callable[[Any], None], extra_s: Callable[[float], float]) -> None:
+        self._rng, self._hear, self._extra_s = rng, hear, extra_s
         self._free_at = 0.0
         self.carried = 0
         self.is_cut = False
@@ -54,13 +54,11 @@ class Link:
             self.kept.append(message)
             return
         message = pickle.loads(pickle.dumps(message))
-        for _ in range(self._rng.choice((0, 2, *(1,) * 8)) if self._bad else 1):
-            usual = self._rng.random() < 0.98
-            now = anyio.current_time()
-            at = now + (self._rng.uniform(0.001, 0.01) if usual else self._rng.uniform(0.03, 0.1)) + self._extra_s(now)
-            if not self._bad:
-                at = self._free_at = max(self._free_at + 1e-6, at)
-            asyncio.get_running_loop().call_at(at, self.arrive, message)
+        usual = self._rng.random() < 0.98
+        now = anyio.current_time()
+        at = now + (self._rng.uniform(0.001, 0.01) if usual else self._rng.uniform(0.03, 0.1)) + self._extra_s(now)
+        self._free_at = max(self._free_at + 1e-6, at)
+        asyncio.get_running_loop().call_at(self._free_at, self.arrive, message)
 
     def arrive(self, message: Told | Given) -> None:
         """It is there, unless the link is cut."""
@@ -80,7 +78,6 @@ class Fleet:
     spending: Spending = field(default_factory=lambda: Spending(None))
     options: Mapping[str, Any] = field(default_factory=dict)
     count_tokens: Callable[[Prompt], Awaitable[int | Failure]] | None = None
-    bad_links: bool = False
     seed: int = 1
     links: dict[str, tuple[Link, Link]] = field(default_factory=dict)
     told_usd: dict[str, Decimal] = field(default_factory=dict)  # by life, what each has told of that
@@ -97,7 +94,7 @@ class Fleet:
 
     def _make(self, send: Send, admit: Admit, providers: Mapping[str, Counts]) -> Dispatcher:
         settings: dict[str, Any] = {"rng": Random(self.seed), "wall": self.wall}
-        settings |= {"jitter_s": jitter_s(self.workers), "workers": self.workers}
+        settings |= {"jitter_s": jitter_s(self.workers, self.targets), "workers": self.workers}
         settings |= {"providers": providers if self.count_tokens else None, **self.options}
         return Dispatcher(send, Route(tuple(self.targets)), admit=admit, **settings)
 
@@ -138,7 +135,7 @@ class Fleet:
                 self.told_usd[name] = told.spent_usd
             self.coordinator.take(name, told)
 
-        up, down = (Link(rng, hear, self.bad_links, extra_s) for hear in (take, remote.heard))
+        up, down = (Link(rng, hear, extra_s) for hear in (take, remote.heard))
         self.links[name] = up, down
         self._gone[name] = anyio.Event()
 

@@ -60,7 +60,7 @@ def led(
             known=plan.calibrations,
             wait=options.wait,
             on_event=heard,
-            jitter_s=jitter_s(workers),
+            jitter_s=jitter_s(workers, used),
             workers=workers,
         )
 

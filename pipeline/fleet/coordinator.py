@@ -8,8 +8,8 @@ The dispatcher is that of a run of one process. It is handed stubs: what a promp
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from math import ceil, inf
@@ -27,15 +27,15 @@ from pipeline.fleet.messages import (
     FIRST_WINDOW,
     GONE,
     LATE_S,
+    POLL_S,
     UNSENT,
     Answered,
     Ask,
     Ended,
     Given,
     Go,
-    Inbox,
-    Outbox,
     Told,
+    heard_later,
 )
 from pipeline.prompts import Params, Prompt, Tools, said
 from pipeline.quota import pacer
@@ -57,14 +57,15 @@ Make = Callable[[Send, Admit, Mapping[str, Counts]], Dispatcher]
 """Makes the dispatcher, with `jitter_s` and `workers` as the fleet's are."""
 
 
-def collect_s(workers: int) -> float:
-    """Seconds for which goes to one life are collected, at most."""
-    return max(COLLECT_S, workers / MESSAGES_A_SECOND)
+def collect_s(workers: int, targets: Iterable[Target]) -> float:
+    """Seconds for which goes to one life are collected, at most: longer where more would leave than there may be."""
+    a_second = sum({target.quota: target.limits.rpm or inf for target in targets}.values()) / 60.0
+    return max(COLLECT_S, workers / MESSAGES_A_SECOND - workers / a_second)
 
 
-def jitter_s(workers: int) -> float:
+def jitter_s(workers: int, targets: Iterable[Target]) -> float:
     """How much the way to the server may vary where so many workers are told to send."""
-    return pacer.JITTER_S + LATE_S + collect_s(workers)
+    return pacer.JITTER_S + LATE_S + collect_s(workers, targets)
 
 
 @dataclass(slots=True, eq=False)
@@ -96,8 +97,7 @@ class _Life:
     counted_usd: Decimal | None  # of its shard
     heard_at: float
     asked: dict[int, _Asked] = field(default_factory=dict)
-    inbox: Inbox[Told] = field(default_factory=Inbox)
-    outbox: Outbox[Given] = field(default_factory=Outbox)
+    heard: int = 0  # the number of its newest message
     stamp: tuple[float, float] | None = None  # its clock, and ours
     goes: list[Go] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
@@ -139,6 +139,7 @@ class Coordinator:
         """Make it inside the running event loop. Workers number `targets` alike; `wall` is epoch seconds."""
         self._loop = asyncio.get_running_loop()
         self._cashier, self._targets, self._workers, self._wall = cashier, tuple(targets), workers, wall
+        self._collect_s = collect_s(workers, targets)
         lanes: tuple[Lane, ...] = ("standard", "flex", "priority")
         self._numbers = {target.asked_in(lane): at for at, target in enumerate(targets) for lane in lanes}
         self._routes: dict[tuple[tuple[int, ...], bool], Route] = {}
@@ -242,26 +243,21 @@ class Coordinator:
             return
         now = self._loop.time()
         known.heard_at = now
-        known.outbox.heard(told.heard)
         if known.stamp is None or now - told.stamp <= known.stamp[1] - known.stamp[0] or now - known.stamp[1] > STAMP_S:
             known.stamp = told.stamp, now
         if told.is_last:
             known.is_waited_for = True
             known.news.set()
-        for following in known.inbox.in_order(told):
-            self._heed(known, following)
-
-    def _heed(self, known: _Life, told: Told) -> None:
-        known.counted_usd = told.spent_usd
+        if told.number:
+            known.heard, known.counted_usd = told.number, told.spent_usd
         for number in told.withdrawn:
             if asked := known.asked.get(number):
                 self._withdraw(asked)
-        for number, outcome in told.outcomes:
+        for number, read_at, outcome in told.outcomes:
             asked = known.asked.get(number)
             if asked and asked.flight and not asked.flight.outcome.done():
-                if isinstance(outcome, Answered):
-                    outcome = outcome._replace(age_s=outcome.age_s + told.age_s)
-                asked.flight.outcome.set_result(outcome)
+                stamp, came_at = known.stamp or (read_at, now)
+                asked.flight.outcome.set_result(heard_later(outcome, max(0.0, now - came_at + stamp - read_at)))
         for number, tokens in told.counted:
             asked = known.asked.get(number)
             if asked and asked.count and not asked.count.done():
@@ -274,8 +270,8 @@ class Coordinator:
         known = self._lives.get(life)
         if known is None:
             return None
-        collected_at = known.given_at + collect_s(self._workers)
-        with anyio.move_on_after(max(0.0, known.outbox.due_in(self._loop.time()))):
+        collected_at = known.given_at + self._collect_s
+        with anyio.move_on_after(POLL_S):
             while not known.has_news and self.desk.halted == known.is_halted and known.name in self._lives:
                 known.news.clear()
                 await known.news.wait()
@@ -287,38 +283,24 @@ class Coordinator:
         now = self._loop.time()
         life.given_at = now
         stamp, came_at = life.stamp or (None, now)
-        newest, held_s = life.outbox.newest, now - came_at
-        fresh = Given(0, newest, life.inbox.newest, stamp, held_s, self.window, self._every_s)
-        life.is_waited_for = False
-        if self.desk.halted:
-            life.is_halted = True
-            fresh = replace(fresh, halts=True, reason=self.desk.reason)
-        if (again := life.outbox.again(now)) is not None:
-            return replace(
-                again,
-                newest=newest,
-                heard=fresh.heard,
-                stamp=fresh.stamp,
-                held_s=held_s,
-                halts=fresh.halts,
-                reason=fresh.reason,
-            )
-        if not life.has_news:
-            return fresh
         for go in life.goes:
             if (asked := life.asked.get(go.number)) and asked.flight:
                 asked.flight.is_given = True
-        given = replace(
-            fresh,
-            number=newest + 1,
-            newest=newest + 1,
+        life.is_waited_for, life.is_halted = False, self.desk.halted
+        given = Given(
+            life.heard,
+            stamp,
+            now - came_at,
+            self.window,
+            self._every_s,
             goes=tuple(life.goes),
             ended=tuple(life.ended),
             count=tuple(life.count),
+            halts=life.is_halted,
+            reason=self.desk.reason if life.is_halted else None,
         )
         for mail in (life.goes, life.ended, life.count):
             mail.clear()
-        life.outbox.keep(given, now)
         return given
 
     @property
@@ -385,7 +367,7 @@ class Coordinator:
             usage=outcome.usage,
             model=outcome.model,
             asked=target.model,
-            finished_at=self._wall() - outcome.age_s,
+            finished_at=self._wall(),
             served_at=outcome.served_at,
             target=target.name,
             lane=outcome.lane,

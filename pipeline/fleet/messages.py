@@ -1,14 +1,12 @@
 """What the driver of a fleet and a life of a shard tell each other: sizes and numbers, no text and no key.
 
-Times that travel are ages, as clocks differ; `served_at` is the service's own. What has to be heard has a number, and
-is said again until it is known to be: a link may lose messages, double them, and let them overtake one another.
+Clocks differ: a time that travels is the worker's own, which the driver compares with its own by `stamp`, or the
+service's. Whoever carries messages of a life keeps their order and loses none, or has the life over.
 """
 
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from pipeline.dispatch.desk import Tries
 from pipeline.errors import PipelineError
@@ -16,8 +14,6 @@ from pipeline.records import ErrorKind, Failure, Lane, Reply, Status, Step, Usag
 
 POLL_S = 2.0
 """Whoever has nothing to say says so after this time."""
-AGAIN_S = 3.0
-"""What is not known to be heard after this time is said again."""
 EVERY_S = 0.1
 """Between two messages of a life, at least."""
 FIRST_WINDOW = 8
@@ -59,8 +55,15 @@ class Answered(NamedTuple):
     usage: Usage
     model: str
     lane: Lane
-    age_s: float  # since it was read
     served_at: float | None
+
+
+class Outcome(NamedTuple):
+    """What came of one go."""
+
+    number: int
+    read_at: float  # by the worker's clock, as a message's stamp
+    what: Answered | Failure
 
 
 class Ended(NamedTuple):
@@ -78,25 +81,21 @@ class Ended(NamedTuple):
 class Told:
     """From a life to the driver."""
 
-    number: int  # 0: nothing that has to be heard
-    heard: int  # the newest of the driver's messages
+    number: int  # of those that say more than that the life is there; 0: it does not
     stamp: float  # by the worker's clock
     spent_usd: Decimal = _NONE  # on this shard by all lives so far, with what came of all that was told up to here
     asks: tuple[Ask, ...] = ()
-    outcomes: tuple[tuple[int, Answered | Failure], ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
     counted: tuple[tuple[int, int | Failure], ...] = ()
     withdrawn: tuple[int, ...] = ()
-    is_last: bool = False  # nothing follows but this again
-    age_s: float = 0.0  # since it was said first
+    is_last: bool = False  # the life is over once it knows that this was heard
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
     """From the driver to a life."""
 
-    number: int  # 0: nothing that has to be heard
-    newest: int  # of those that have to be heard, up to this one
-    heard: int  # the newest of the life's messages
+    heard: int  # the number of the newest of the life's messages
     stamp: float | None  # of one of them that took least to come
     held_s: float  # since that came
     window: int  # asks of one route that may wait for a go
@@ -106,74 +105,21 @@ class Given:
     count: tuple[tuple[int, int], ...] = ()  # prompts to be counted, and by which target
     halts: bool = False  # nothing more is admitted, for this reason; None: the run was interrupted
     reason: PipelineError | None = None
-    age_s: float = 0.0  # since it was said first
 
 
-Message = TypeVar("Message", Told, Given)
-
-
-class Outbox(Generic[Message]):
-    """What was said and is not known to be heard."""
-
-    def __init__(self) -> None:
-        self.newest = 0
-        self._kept: deque[tuple[float, float, Message]] = deque()  # said first, said last
-
-    def __bool__(self) -> bool:
-        return bool(self._kept)
-
-    def keep(self, message: Message, now: float) -> None:
-        """It is said now, and is the newest."""
-        self.newest = message.number
-        self._kept.append((now, now, message))
-
-    def heard(self, number: int) -> Message | None:
-        """All up to this one were heard; returns the newest of those of which that is news."""
-        newest = None
-        while self._kept and self._kept[0][2].number <= number:
-            newest = self._kept.popleft()[2]
-        return newest
-
-    def due_in(self, now: float) -> float:
-        """Seconds until something is to be said again, at most `POLL_S`."""
-        return min((POLL_S, *(last + AGAIN_S - now for _, last, _ in self._kept)))
-
-    def again(self, now: float) -> Message | None:
-        """What is to be said again now, the oldest first."""
-        for place, (first, last, message) in enumerate(self._kept):
-            if last + AGAIN_S <= now:
-                self._kept[place] = first, now, message
-                return replace(message, age_s=now - first)
-        return None
-
-
-class Inbox(Generic[Message]):
-    """What was heard, each once; all up to the `newest`, and some that have overtaken others."""
-
-    def __init__(self) -> None:
-        self.newest = 0
-        self._early: dict[int, Message] = {}
-
-    def is_new(self, message: Message) -> bool:
-        """Whether it was not heard before, where what overtakes others is heeded at once."""
-        is_new = message.number > self.newest and message.number not in self._early
-        for _ in self.in_order(message):
-            pass
-        return is_new
-
-    def in_order(self, message: Message) -> Iterator[Message]:
-        """What is to be heeded now that this one has come, where what overtakes others waits for them."""
-        if message.number > self.newest:
-            self._early[message.number] = message
-        while (following := self._early.pop(self.newest + 1, None)) is not None:
-            self.newest += 1
-            yield following
-
-
-def told_of(outcome: Reply | Failure, wall: float) -> Answered | Failure:
-    """What the driver is told of a request, at `wall`, epoch seconds."""
+def told_of(outcome: Reply | Failure) -> Answered | Failure:
+    """What the driver is told of a request."""
     if isinstance(outcome, Failure):
         # By the first character an answer of the service is told from a gateway's page.
         return replace(outcome, raw=outcome.raw.lstrip()[:1]) if outcome.raw else outcome
-    age_s = max(0.0, wall - outcome.finished_at) if outcome.finished_at else 0.0
-    return Answered(outcome.status, outcome.usage, outcome.model, outcome.lane, age_s, outcome.served_at)
+    return Answered(outcome.status, outcome.usage, outcome.model, outcome.lane, outcome.served_at)
+
+
+def heard_later(outcome: Answered | Failure, later_s: float) -> Answered | Failure:
+    """The same as if it were read only now: the service's clock goes on."""
+    if outcome.served_at is None:
+        return outcome
+    served_at = outcome.served_at + later_s
+    if isinstance(outcome, Answered):
+        return outcome._replace(served_at=served_at)
+    return replace(outcome, served_at=served_at)

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from itertools import count
@@ -20,14 +20,13 @@ from pipeline.fleet.messages import (
     EVERY_S,
     FIRST_WINDOW,
     LATE_S,
+    POLL_S,
     UNSENT,
-    Answered,
     Ask,
     Ended,
     Given,
     Go,
-    Inbox,
-    Outbox,
+    Outcome,
     Told,
     told_of,
 )
@@ -106,11 +105,11 @@ class Remote:
         self._next = count(1)
         self._waiting: dict[int, _Waiting] = {}
         self._lines: dict[Route | None, _Line] = {}
-        self._outcomes: list[tuple[int, Answered | Failure]] = []
+        self._outcomes: list[Outcome] = []
         self._counted: list[tuple[int, int | Failure]] = []
         self._withdrawn: list[int] = []
-        self._inbox, self._outbox = Inbox[Given](), Outbox[Told]()
-        self._newest = 0  # of what the driver said that has to be heard
+        self._unheard: deque[tuple[int, Decimal]] = deque()  # what was told and may not be heard yet: number and cost
+        self._number = 0  # of the newest that was told
         self._told_at, self._heard_at = -inf, self._loop.time()
         self._least_s = inf  # that a message of the driver took, and one to it
         self._to_do: list[Callable[[], Coroutine[Any, Any, None]]] = []
@@ -195,7 +194,7 @@ class Remote:
         now = self._loop.time()
         if now < self._told_at + self._every_s:
             await anyio.sleep(self._told_at + self._every_s - now)
-        with anyio.move_on_after(max(0.0, self._outbox.due_in(self._loop.time()))):
+        with anyio.move_on_after(POLL_S):
             while not self._has_news:
                 self._news.clear()
                 await self._news.wait()
@@ -209,21 +208,20 @@ class Remote:
             return
         now = self._loop.time()
         self._learn(given, now)
-        self._heard_at, self._newest = now, max(self._newest, given.newest)
-        if (told := self._outbox.heard(given.heard)) is not None:
-            self._counted_usd = told.spent_usd
+        self._heard_at = now
+        while self._unheard and self._unheard[0][0] <= given.heard:
+            self._counted_usd = self._unheard.popleft()[1]
         self._window, self._every_s = given.window, given.every_s
         if given.halts:
             self.halt(given.reason)
-        if self._inbox.is_new(given):
-            is_late = self._is_late(given, now)
-            for ended in given.ended:
-                self._end(ended)
-            for go in given.goes:
-                self._go(go, is_late)
-            for number, target in given.count:
-                if (waiting := self._waiting.get(number)) is not None:
-                    self._to_do.append(partial(self._count, waiting, target))
+        is_late = self._is_late(given, now)
+        for ended in given.ended:
+            self._end(ended)
+        for go in given.goes:
+            self._go(go, is_late)
+        for number, target in given.count:
+            if (waiting := self._waiting.get(number)) is not None:
+                self._to_do.append(partial(self._count, waiting, target))
         self._look()
         if any(line and line.asked < self._window for line in self._lines.values()):
             self._news.set()
@@ -235,20 +233,17 @@ class Remote:
 
     def _is_late(self, given: Given, now: float) -> bool:
         """Whether its goes may have been on their way too long: only how much that varies is harmful."""
-        took_s = _took_s(given, now) + given.age_s
+        took_s = _took_s(given, now)
         return took_s - self._least_s > LATE_S or took_s > _STALE_S
 
     def _told(self) -> Told:
         now = self._told_at = self._loop.time()
-        again = self._outbox.again(now)
-        if again is not None:
-            return replace(again, heard=self._inbox.newest, stamp=now, is_last=self._is_leaving)
         asks = self._asks()
         if not (asks or self._outcomes or self._counted or self._withdrawn):
-            return Told(0, self._inbox.newest, now, is_last=self._is_leaving)
+            return Told(0, now, is_last=self._is_leaving)
+        self._number += 1
         told = Told(
-            self._outbox.newest + 1,
-            self._inbox.newest,
+            self._number,
             now,
             self._spent(),
             asks,
@@ -259,7 +254,7 @@ class Remote:
         )
         for mail in (self._outcomes, self._counted, self._withdrawn):
             mail.clear()
-        self._outbox.keep(told, now)
+        self._unheard.append((told.number, told.spent_usd))
         return told
 
     def _asks(self) -> tuple[Ask, ...]:
@@ -297,7 +292,7 @@ class Remote:
     def _go(self, go: Go, is_late: bool) -> None:
         waiting = self._waiting.get(go.number)
         if waiting is None or waiting.in_flight or is_late:
-            self._outcomes.append((go.number, UNSENT))
+            self._outcomes.append(Outcome(go.number, self._loop.time(), UNSENT))
             self._news.set()
             return
         self._is_fresh_no_more(waiting)
@@ -313,7 +308,10 @@ class Remote:
         outcome = await self._send(waiting.prompt, target, go.tries)
         waiting.in_flight = False
         self.in_flight -= 1
-        self._outcomes.append((waiting.number, told_of(outcome, self._wall())))
+        read_at = self._loop.time()
+        if isinstance(outcome, Reply) and outcome.finished_at:
+            read_at -= max(0.0, self._wall() - outcome.finished_at)
+        self._outcomes.append(Outcome(waiting.number, read_at, told_of(outcome)))
         if isinstance(outcome, Reply):
             self._deliver(waiting, outcome)
         else:
@@ -394,8 +392,7 @@ class Remote:
         """Whether nothing is left to do, and the driver knows."""
         if not self._is_leaving:
             return False
-        is_told = not (self._outbox or self._outcomes or self._withdrawn or self._counted)
-        return self.is_orphan or (is_told and self._inbox.newest == self._newest)
+        return self.is_orphan or not (self._unheard or self._outcomes or self._withdrawn or self._counted)
 
     def _look(self) -> None:
         """Something may be to be done, or nothing more."""
