@@ -166,6 +166,13 @@ class CacheTrouble(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class StoreTrouble(Message):
+    """The object storage that the run lies on takes nothing, or takes it again."""
+
+    kind: ClassVar[str] = "store"
+
+
+@dataclass(frozen=True, slots=True)
 class FewFiles(Message):
     """Fewer calls are in flight than could be, as this process may open few files."""
 

@@ -226,15 +226,15 @@ class Objects:
         hidden = to.with_name(f".{to.name}.tmp")
         with self._refusals(name, missing=True):
             found = obstore.get(self._store, self._path(name))
-            with _disk(to):
+            with on_disk(to):
                 make_private(to.parent)
                 hidden.touch(0o600)
                 file = hidden.open("wb", buffering=0)
             with file:
                 for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
-                    with _disk(to):
+                    with on_disk(to):
                         file.write(chunk)
-            with _disk(to):
+            with on_disk(to):
                 machine.replace(hidden, to)
             return True
         return False
@@ -290,7 +290,7 @@ class Objects:
             raise RunStateError(f"{self._at(name)}: access was refused: {_told(error)}", _hint(self.url)) from None
         except (BaseError, ValueError, NotImplementedError, OSError) as error:
             told = _told(error)
-            if re.match(r"4(?!08|29)\d\d", told):
+            if re.match(r"4(?!08|09|29)\d\d", told):
                 raise RunStateError(f"{self._at(name)} was refused: {told}", _hint(self.url)) from None
             raise Away(f"{self._at(name)} cannot be reached: {told}", _hint(self.url)) from None
 
@@ -299,7 +299,7 @@ class Objects:
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def on_disk(path: Path) -> Iterator[None]:
     """Tell what our own disk refuses from what the store does."""
     try:
         yield

@@ -1,16 +1,18 @@
 """Object storage for tests: in memory, a folder, and an S3 server of other people that keeps conditions of a put."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
 import pytest
 from obstore.store import MemoryStore
 
-from pipeline.objects import Objects, opened
+from pipeline.objects import Away, Objects, opened
 
 _S3 = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "verysecret", "AWS_REGION": "us-east-1"}
 
@@ -41,3 +43,62 @@ def s3_server() -> Iterator[str]:
             yield f"s3://{bucket}"
         finally:
             server.stop()
+
+
+class MachineLost(Exception):
+    """The machine that put is gone in the middle of it."""
+
+
+class Faulty(Objects):
+    """Objects whose store takes so many more changes: then the machine is lost, or one change ends as away."""
+
+    def __init__(self, objects: Objects, fault: "Fault") -> None:
+        super().__init__(objects.url, objects._store, objects._prefix)
+        self._fault = fault
+
+    def below(self, name: str) -> Objects:
+        return Faulty(super().below(name), self._fault)
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        content = data if isinstance(data, bytes) else data.read_bytes()
+        with self._fault.change(lambda: super(Faulty, self).put(name, content)):
+            super().put(name, data)
+
+    def copy(self, name: str, to: Objects, new: str) -> bool:
+        with self._fault.change():
+            return super().copy(name, to, new)
+        raise AssertionError
+
+    def delete(self, names: Sequence[str]) -> None:
+        for name in names:
+            with self._fault.change():
+                super().delete([name])
+
+
+@dataclass
+class Fault:
+    """What befalls the change after the next `left` ones; None: nothing does. Counts what was done."""
+
+    left: int | None = None
+    kind: Literal["lost", "away", "late", "overtaken"] = "lost"
+    done: int = 0
+    _on_its_way: Callable[[], None] | None = None
+
+    @contextmanager
+    def change(self, again: Callable[[], None] | None = None) -> Iterator[None]:
+        if self.left == 0 and self.kind == "lost":
+            raise MachineLost
+        if self.left == 0:
+            self.left = None
+            if self.kind == "late":  # it was done, and the answer did not come
+                yield
+            elif self.kind == "overtaken":  # it is done after the next one
+                self._on_its_way = again
+            raise Away("the store is away")
+        if self.left:
+            self.left -= 1
+        yield
+        self.done += 1
+        if self._on_its_way:
+            self._on_its_way()
+            self._on_its_way = None

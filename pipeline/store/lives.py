@@ -1,0 +1,240 @@
+"""What lies in object storage of a shard, and how its newest state is brought to a disk.
+
+    input.parquet                        the shard's rows; not looked at here
+    life-000003-000002/                  what one life wrote: life 2 of session 3. No other ever writes there
+        claim                            who writes; create-only, so that two never write the same
+        manifest.json, parts.jsonl, calls/part-000006.parquet, results/part-000006.parquet, …
+        journal-000007/000012.jsonl      pieces, in order: together the journal
+        run.log/000003.jsonl             pieces of the log
+        began                            put last of the first push: from now on the shard stands on this life
+    done-000003-000002/                  the form of a shard that is whole
+        calls/…, results/…               one of each, once they are compacted
+        rest.tar                         the other files of the run directory
+        done.json                        put last
+
+The newest life that began stands, and what an older one still writes counts for nothing. Whoever takes a life away
+takes away first what says that it began: who reads it then knows that something may be missing.
+"""
+
+import re
+import shutil
+import tarfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline import machine
+from pipeline.errors import RunStateError
+from pipeline.objects import Entry, Objects, on_disk
+from pipeline.process import make_private
+from pipeline.store import seals
+from pipeline.store.journal import journal_number, journal_paths
+from pipeline.store.parts import part_number
+from pipeline.store.units import INPUT
+
+BEGAN, CLAIM, DONE, REST, BROUGHT = "began", "claim", "done.json", "rest.tar", "brought"
+LOG, MANIFEST = "run.log", "manifest.json"
+KINDS = ("calls", "results")
+_RESTORE = "restore it if the store keeps versions of it"
+_FETCHES = 8  # at once
+_TRIES = 5
+_PREFIX = re.compile(r"(life|done)-(\d{6,})-(\d{6,})/(.*)")
+_PIECE = re.compile(r"(journal-\d{6,}|run\.log)/(\d{6,})\.jsonl")
+_PART = re.compile(r"(?:calls|results)/part-\d{6,}\.parquet")
+
+
+class LifeId(NamedTuple):
+    """Which life of a shard it is: later ones are greater. The session is that of the lease."""
+
+    session: int
+    number: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"life-{self.session:06d}-{self.number:06d}"
+
+
+class Stood(NamedTuple):
+    """What a shard stands on: the newest life that began, or that left it whole."""
+
+    life: LifeId
+    is_done: bool
+
+    @property
+    def name(self) -> str:
+        """Of the folder of its objects."""
+        return self.life.name.replace("life", "done") if self.is_done else self.life.name
+
+    @property
+    def mark(self) -> str:
+        """The object that says so: put last, and deleted first."""
+        return f"{self.name}/{DONE if self.is_done else BEGAN}"
+
+
+def standing(names: Iterable[str]) -> Stood | None:
+    """What a shard stands on, by the names of all objects below it; None: it was not begun."""
+    return max((stood for name in names if (stood := stood_of(name)) and stood.mark == name), default=None)
+
+
+def stood_of(name: str) -> Stood | None:
+    """Whose an object is; None: nobody's, as the shard's rows."""
+    match = _PREFIX.fullmatch(name)
+    return Stood(LifeId(int(match[2]), int(match[3])), match[1] == "done") if match else None
+
+
+def piece_name(name: str, number: int) -> str:
+    """Of a piece of the file `name`, which grows by appending; they are counted from 1."""
+    return f"{name}/{number:06d}.jsonl"
+
+
+class _Changed(Exception):
+    """What was being read was replaced meanwhile."""
+
+
+def bring(shard: Objects, directory: Path) -> Stood | None:
+    """Have the newest state of a shard in a directory; None: it was not begun, and nothing is there.
+
+    What was brought before and is the same is left. Raises `RunStateError`, also for a directory that holds a run which
+    was not brought there.
+    """
+    for _ in range(_TRIES):
+        stood = standing(entry.name for entry in shard.entries())
+        with suppress(_Changed):
+            if stood is None:
+                _empty(directory)
+            else:
+                _fetch(shard, stood, directory)
+            return stood
+    raise RunStateError(
+        f"{shard.url} changed whenever it was read: a worker writes there",
+        "wait until it has ended, then run the same command again",
+    )
+
+
+def _fetch(shard: Objects, stood: Stood, directory: Path) -> None:
+    """Bring what stands there. Raises `_Changed`."""
+    mark = shard.get_tagged(stood.mark)
+    if mark is None:
+        raise _Changed
+    which = f"{stood.name} {mark[1]}\n".encode()
+    if read(directory / BROUGHT) != which:
+        _empty(directory)
+    elif stood.is_done and (directory / DONE).exists():
+        return
+    for name in ("", *KINDS):
+        with on_disk(directory / name):
+            make_private(directory / name)
+    write(directory / BROUGHT, which)
+    objects = shard.below(stood.name)
+    told = objects.get(seals.NAME)  # before all that it tells of
+    entries = objects.entries()
+    if shard.get(stood.mark) != mark[0]:
+        raise _Changed
+    if stood.is_done:
+        _fetch_files(objects, [entry for entry in entries if entry.name not in (DONE, REST)], directory)
+        _unpack(objects, directory)
+        write(directory / DONE, mark[0])
+    else:
+        _fetch_life(objects, entries, directory)
+        if told is not None:
+            write(directory / seals.NAME, told)
+
+
+def _unpack(objects: Objects, directory: Path) -> None:
+    hidden = directory / f".{REST}.tmp"
+    if not objects.fetch(REST, hidden):
+        raise _Changed
+    try:
+        with on_disk(directory), tarfile.open(hidden) as rest:
+            rest.extractall(directory, filter="data")
+    except tarfile.TarError:
+        raise RunStateError(
+            f"{objects.url}/{REST} is damaged", "restore it if the store keeps versions of it"
+        ) from None
+    hidden.unlink()
+
+
+def _fetch_life(objects: Objects, entries: Sequence[Entry], directory: Path) -> None:
+    there = {entry.name for entry in entries}
+    sealed = [name.partition("/")[2] for name in there if _PART.fullmatch(name) and name.startswith("results/")]
+    parts = {f"{kind}/{name}" for kind in KINDS for name in sealed}
+    if not parts <= there:
+        raise _Changed
+    newest = max((part_number(Path(name)) for name in sealed), default=0)
+    pieces: dict[str, dict[int, str]] = {}
+    whole = []
+    for entry in entries:
+        if match := _PIECE.fullmatch(entry.name):
+            if match[1] == LOG or journal_number(Path(match[1])) > newest:
+                pieces.setdefault(match[1], {})[int(match[2])] = entry.name
+        elif entry.name in parts or not (_PART.fullmatch(entry.name) or entry.name in (CLAIM, BEGAN, seals.NAME)):
+            whole.append(entry)
+    _fetch_files(objects, whole, directory)
+    for path in journal_paths(directory):  # brought before, and sealed since
+        if path.stem not in pieces:
+            path.unlink()
+    for name, numbered in pieces.items():
+        _join(objects, numbered, directory / (name if name == LOG else f"{name}.jsonl"))
+
+
+def _fetch_files(objects: Objects, entries: Sequence[Entry], directory: Path) -> None:
+    """Several at once; a part that is there is of the same life, and never changes."""
+
+    def fetch(entry: Entry) -> bool:
+        path = directory / entry.name
+        is_there = _PART.fullmatch(entry.name) and path.exists() and path.stat().st_size == entry.size
+        return bool(is_there) or objects.fetch(entry.name, path)
+
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        if not all(pool.map(fetch, entries)):
+            raise _Changed
+
+
+def _join(objects: Objects, numbered: dict[int, str], path: Path) -> None:
+    """Make one file of the pieces of a journal or a log. Raises `RunStateError` where one is missing."""
+    missing = next((number for number in range(1, max(numbered)) if number not in numbered), None)
+    if missing:
+        raise RunStateError(
+            f"{objects.url}/{piece_name(path.stem, missing)} is missing: replies that were paid for may stand in it",
+            _RESTORE,
+        )
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        pieces = list(pool.map(objects.get, [numbered[number] for number in sorted(numbered)]))
+    if None in pieces:
+        raise _Changed
+    write(path, b"".join(piece for piece in pieces if piece))
+
+
+def _empty(directory: Path) -> None:
+    """Have nothing there that could be taken for the shard's state; a copy of its rows stays."""
+    if (directory / MANIFEST).exists() and not (directory / BROUGHT).exists():
+        raise RunStateError(
+            f"{directory} holds a run that was not brought there\nNothing was changed.", "move the directory away"
+        )
+    with on_disk(directory):
+        for path in list(directory.iterdir()) if directory.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in (INPUT, BROUGHT):
+                path.unlink()
+        (directory / BROUGHT).unlink(missing_ok=True)  # last: it says that all of this may go
+
+
+def read(path: Path) -> bytes | None:
+    """The bytes of a file; None where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def write(path: Path, content: bytes) -> None:
+    """Have a file there, whole or not at all, for the user's eyes only."""
+    hidden = path.with_name(f".{path.name}.tmp")
+    with on_disk(path):
+        hidden.touch(0o600)
+        hidden.write_bytes(content)
+        machine.replace(hidden, path)
