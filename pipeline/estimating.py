@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,8 +27,9 @@ from pipeline.run import sampling
 from pipeline.run.batching import still_out
 from pipeline.run.changes import Change
 from pipeline.run.generations import Keeping, changed, spent_before
-from pipeline.run.guards import refuse_unpriced
-from pipeline.run.planning import InBatches, basis, look, notices_of, planned
+from pipeline.run.guards import check_alone, refuse_unpriced
+from pipeline.run.parts import shards_of
+from pipeline.run.planning import InBatches, apart, basis, look, notices_of, planned
 from pipeline.run.prepare import Session
 from pipeline.run.replaced import with_replaced
 from pipeline.run.rows import counted, mask, wanted
@@ -42,7 +43,7 @@ from pipeline.store.earlier import Earlier, line_of
 from pipeline.store.lines import Call
 from pipeline.store.manifest import differences
 from pipeline.store.manifest import read as read_manifest
-from pipeline.store.state import Outcomes, load
+from pipeline.store.state import Outcomes, is_unused, load
 from pipeline.store.units import Shard, has_begun, is_cut
 from pipeline.store.units import read as read_shards
 from pipeline.store.waiting import Waiting
@@ -56,6 +57,7 @@ class Wishes:
     exact: bool = False  # have a sample counted by the service
     compare: bool = False
     by: datetime | None = None
+    firsts: Sequence[int] = ()  # of a run by several workers the first row of each shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,9 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     session = await with_replaced(session, found)
     with kept(session, found) as (outcomes, bought, keeping):
         waiting, effort = _waiting(session), EVERYTHING if wishes.whole else USUAL
-        given = await basis(session, wanted(session, outcomes), bought, effort, found, waiting)
+        rows = wanted(session, outcomes)
+        found, again = apart(session, found, rows, wishes.firsts or _firsts(session))
+        given = await basis(session, rows, bought, effort, found, waiting)
         given = replace(given, by=wishes.by)
         if wishes.exact:
             async with open_services(session) as services:
@@ -106,12 +110,20 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
             *_elsewhere(session),
             *_of_sample(session),
             *edit,
+            *again,
             *(keeping.notices if keeping else ()),
             *(still_out(waiting.states) if waiting else ()),
             *notices_of(session, made, spent_usd, waiting),
         ),
     )
     return Estimate(told, offers, saved, deadline(made.load, made.pace, start, wishes.by) if wishes.by else None)
+
+
+def _firsts(session: Session) -> list[int]:
+    """First rows of the shards of a run that workers have begun: workers go on with it."""
+    if session.options.fresh or is_unused(session.directory):
+        return []
+    return [shard.first_row for shard in shards_of(session)]
 
 
 def _elsewhere(session: Session) -> Iterator[str]:
@@ -167,17 +179,23 @@ async def sampled(session: Session, number: int) -> tuple[Session, Counter[Statu
         return trial, done, trial.covered - done.total()
 
 
-async def foreseen(session: Session) -> tuple[plan.Plan, Session]:
-    """The plan that a run would start with now, and the session with the change that it would begin with."""
+async def foreseen(session: Session, firsts: Sequence[int] = ()) -> tuple[plan.Plan, Session]:
+    """The plan that a run would start with now, and the session with the change that it would begin with.
+
+    `firsts` are the first rows of its shards, where several workers do it.
+    """
+    if not firsts:
+        check_alone(session)
     if not session.options.fresh:
         changed(session)  # raises what the run would
     found = await look(session)
     session = await with_replaced(session, found)
     with kept(session, found) as (outcomes, bought, keeping):
         rows, waiting = wanted(session, outcomes), _waiting(session)
+        found, again = apart(session, found, rows, firsts)
         made = await planned(session, rows, bought, _spent_usd(session, keeping), found, waiting)
         out = still_out(waiting.states) if waiting else ()
-        made = replace(made, notices=(*(keeping.notices if keeping else ()), *out, *made.notices))
+        made = replace(made, notices=(*again, *(keeping.notices if keeping else ()), *out, *made.notices))
     if made.load.prompts and not session.rehearsal:
         refuse_unpriced(session.job, session.options)
     return made, replace(session, change=keeping.counted() if keeping else None)

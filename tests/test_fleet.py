@@ -210,14 +210,18 @@ def test_rows_are_left_redone_and_repeated_as_in_one_process(tmp_path: Path) -> 
         '[model]\nname = "gemini-3.5-flash-lite"\nmax_output_tokens = 6\n[output]\npath = "out.jsonl"\n'
     )
 
-    def run(*flags: str) -> dict[str, Any]:
-        flags = ("--yes", "--json", "--offline", "--workers", "2", *flags)
-        return ended(forked("run", "job.toml", *flags, cwd=tmp_path, patch=_SMALL))
+    def run(*flags: str, command: tuple[str, ...] = ("run", "--yes")) -> dict[str, Any]:
+        flags = (*command[1:], "job.toml", "--json", "--offline", "--workers", "2", *flags)
+        return ended(forked(command[0], *flags, cwd=tmp_path, patch=_SMALL))
 
+    for told in (run("--dry-run"), run(command=("estimate",))):
+        assert told["prompts"] == 60, "the estimate is the run"
     some = run("--limit", "25")
     assert (some["rows"], some["truncated"]) == (25, 25)
     planned = json.loads((tmp_path / "runs/job-offline/run.log").read_text().splitlines()[0])["steps"]
     assert planned["answer"][0] == some["calls"]
+    for told in (run("--dry-run"), run(command=("estimate",))):
+        assert told["prompts"] == 60 - some["calls"]
     all_of_it = run()
     assert (all_of_it["rows"], all_of_it["truncated"]) == (60, 60)
     assert all_of_it["calls"] == 60, "each shard of ten asks its own ten"

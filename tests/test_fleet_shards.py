@@ -3,27 +3,37 @@
 import json
 import pickle
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sessions import quiet, run_through
 from tables import documents, refused, save, write
 
 from jobs import PLAIN, make_job, write_job
-from pipeline.errors import RunStateError
+from pipeline.errors import JobError, RunStateError
 from pipeline.fleet import shards
-from pipeline.fleet.shards import cut, rows_a_shard, shard_source
+from pipeline.fleet.processes import launch
+from pipeline.fleet.run import by_fleet
+from pipeline.fleet.shards import cut, firsts, rows_a_shard, shard_source
 from pipeline.job import load
+from pipeline.plan import Plan
+from pipeline.plan.survey import survey
 from pipeline.records import Document
+from pipeline.run import run
 from pipeline.run.guards import check_alone
+from pipeline.run.planning import apart
 from pipeline.run.prepare import Options, Session, prepare
 from pipeline.source import Source
 from pipeline.store import units
+from pipeline.store.manifest import VERSION
 from pipeline.store.units import Shard
 
 SMALL = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -245,6 +255,51 @@ def test_answers_whose_rows_nobody_knows_are_not_cut_over(here: Path) -> None:
     with pytest.raises(RunStateError, match="several workers"):
         check_alone(whole)  # one process would buy all of it again
     assert found.input.exists()
+
+
+def test_repeats_of_other_shards_are_foreseen_and_told_as_they_are_left(here: Path) -> None:
+    texts = ["a", "b", "", "a", "a", "", "c", "b", "a"]
+    write(here / "t.csv", "topic,text\n" + "".join(f"t,{text}\n" for text in texts))
+    whole = session(here, input={"path": "t.csv", "text": "text"})
+    found = survey(whole.source, whole.rows)
+    assert found.repeats.to_list() == [False, False, False, True, True, False, False, True, True]
+
+    def told(rows: Collection[int]) -> list[str]:
+        each, notices = apart(whole, found, lambda row: row in rows, firsts(whole, 1))
+        assert each.repeats.to_list() == [False, False, False, False, True, False, False, False, False]
+        return [notice.split(" of ")[0] for notice in notices]
+
+    assert told(range(9)) == ["3 rows repeat some"]
+    assert told([0, 2, 4, 8]) == ["1 row repeats one"], "of those that are left to be asked"
+    assert told([0, 2, 4, 5]) == []
+    _, (said,) = apart(whole, found, lambda row: True, firsts(whole, 1))
+    assert "each shard asks its own" in said
+    cut(whole, 1)
+    assert firsts(whole, 400) == firsts(whole, 1) == [0, 3, 6], "as it is cut"
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_run_that_was_declined_is_one_process_s_as_well(here: Path, name: str) -> None:
+    write(here / "t.csv", "topic\n" + "".join(f"t{n}\n" for n in range(9)))
+    pl.read_csv(here / "t.csv").write_parquet(here / "t.parquet")
+    whole = session(here, input={"path": name})
+
+    def decline(plan: Plan, continued: bool, session: Session) -> None:
+        raise JobError("no")
+
+    def declined() -> None:
+        with pytest.raises(JobError, match="no"):
+            anyio.run(partial(run.run, work=by_fleet(launch, 2)), whole, decline, quiet)
+        assert (whole.directory / units.NAME).exists()
+
+    declined()
+    declined()  # workers may begin it all the same
+    ended = run_through(whole)
+    assert ended.summary.outcomes["ok"] == 9 and not units.is_cut(whole.directory)
+    assert (ended.summary.manifest.version, ended.summary.manifest.workers) == (VERSION, 0)
+    assert list((whole.directory / units.FOLDER).iterdir()) == []
+    with pytest.raises(RunStateError, match="begun by one process"):
+        anyio.run(partial(run.run, work=by_fleet(launch, 2)), whole, decline, quiet)
 
 
 @given(rows=st.integers(1, 2 * 10**9), workers=st.integers(1, 400))

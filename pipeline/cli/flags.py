@@ -125,6 +125,10 @@ Workers = Annotated[
         help="have so many processes of this machine make the calls, together under the one quota and budget",
     ),
 ]
+ForWorkers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, max=256, metavar="N", help="of a run by so many workers"),
+]
 On = Annotated[
     Cluster | None,
     typer.Option(

@@ -12,6 +12,7 @@ import typer
 
 from pipeline.cli.flags import (
     Declined,
+    ForWorkers,
     JobPath,
     Json,
     Limit,
@@ -175,7 +176,7 @@ def run(
         prepared = sampled(prepared, sample, json)
 
     if dry_run:
-        _dry_run(prepared, json)
+        _dry_run(prepared, json, workers, on)
     same = "the same command" + " without `--fresh`" * fresh  # with it the run would begin once more
     try:
         with _hired(prepared, workers, on) as work, monitored(console.watch, metrics_port, metrics_host) as watch:
@@ -248,6 +249,7 @@ def estimate(
     tpm: Tpm = None,
     rpd: Rpd = None,
     pace: Pace = False,
+    workers: ForWorkers = None,
     json: Json = False,
 ) -> None:
     """Dry run: calls, tokens, cost, time.
@@ -264,7 +266,7 @@ def estimate(
 
     loaded = load_job(job, None, model, rpm, tpm, rpd)
     check_sample(sample, {"--limit": limit, "--pilot": pilot})
-    wishes = estimating.Wishes(everything, exact, compare, moment(loaded, by))
+    until = moment(loaded, by)
     with console.reading() as heard:
         chosen = prepare.Options(offline, limit, parse_usd(max_cost), pace=pace)
         prepared = prepare.prepare(loaded, chosen, heard=heard)
@@ -273,7 +275,11 @@ def estimate(
     if sample is not None:
         with console.busy("reading the table"):
             prepared, _, _ = anyio.run(estimating.sampled, prepared, sample)
+    if pilot is not None and workers is not None:
+        raise JobError("--pilot runs some rows in one process, which then does the others too", "leave --workers out")
+    shards = _shards(prepared, workers)
     tried = pilot is not None and _pilot(prepared, pilot, yes, json)
+    wishes = estimating.Wishes(everything, exact, compare, until, shards)
     with resumable_once(lambda error: tried):
         with console.busy("reading the table" + (", having prompts counted" if exact else "")):
             made = anyio.run(estimating.estimate, prepared, wishes)
@@ -325,6 +331,16 @@ def _hired(prepared: "Session", workers: int | None, on: "Cluster | None") -> "I
         yield work
 
 
+def _shards(prepared: "Session", workers: int | None, on: "Cluster | None" = None) -> list[int]:
+    """First rows of the shards that such a run has; none where this process does it alone."""
+    if workers is None and on is None:
+        return []
+    with quick_imports():
+        from pipeline.fleet.hiring import shards_of
+
+    return shards_of(prepared, workers)
+
+
 def _run(prepared: "Session", yes: bool, watch: "Watch", work: "Work | None" = None) -> "Ended":
     """Run it once the plan is agreed to."""
     with quick_imports():
@@ -360,7 +376,7 @@ def _confirm(yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool, Se
     return confirm
 
 
-def _dry_run(prepared: "Session", json: bool) -> None:
+def _dry_run(prepared: "Session", json: bool, workers: int | None, on: "Cluster | None") -> None:
     """Say what a run would buy, and end the command."""
     import anyio
 
@@ -369,7 +385,7 @@ def _dry_run(prepared: "Session", json: bool) -> None:
 
     prepared = anyio.run(services.identified, prepared)
     with console.busy("reading the table"):
-        plan, session = anyio.run(estimating.foreseen, prepared)
+        plan, session = anyio.run(estimating.foreseen, prepared, _shards(prepared, workers, on))
     console.show_beginning(plan, plan.documents_done > 0, session)
     if json:
         console.show_json(console.plan_json(estimating.as_estimate(plan, session)))

@@ -65,7 +65,11 @@ class Hand(Protocol):
 
 
 Launch = Callable[[int], AbstractAsyncContextManager[Hand]]
-"""Starts the worker of that number, and lets it leave at the end: what is in flight then is waited for."""
+"""Starts the worker of that number, and lets it leave at the end: what is in flight then is waited for.
+
+It raises `Gone` where the worker cannot be had or has ended, which is tried again, and `PipelineError` where no further
+try would help: that stops the run.
+"""
 
 
 @dataclass(frozen=True, slots=True)

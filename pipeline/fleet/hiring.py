@@ -7,8 +7,9 @@ from math import ceil
 
 from pipeline.errors import JobError
 from pipeline.fleet import processes
-from pipeline.fleet.refusals import check_job
+from pipeline.fleet.refusals import check_job, check_run
 from pipeline.fleet.run import by_fleet
+from pipeline.fleet.shards import firsts
 from pipeline.installed import installing
 from pipeline.run.prepare import Session
 from pipeline.run.run import Work
@@ -19,6 +20,13 @@ LEAST_WORKERS = 2
 """On Ray: with one alone nothing goes on while another takes its place."""
 Busy = Callable[[str], AbstractContextManager[object]]
 """Says what is being done, while a block goes on that takes a while."""
+
+
+def shards_of(session: Session, workers: int | None) -> list[int]:
+    """First rows of the shards that a run has, or would have. Raises what the run would."""
+    check_job(session)
+    check_run(session)
+    return firsts(session, workers or workers_for(session.limits.rpm, os.cpu_count() or 1))
 
 
 @contextmanager

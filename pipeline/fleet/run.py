@@ -1,6 +1,5 @@
 """One run by a fleet: its table cut into shards, the plan agreed to, the workers led, the output written."""
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -13,14 +12,13 @@ from pipeline.fleet.driver import Launch
 from pipeline.fleet.refusals import check_files, check_run
 from pipeline.fleet.shards import cut
 from pipeline.fleet.standing import standing
-from pipeline.plan.survey import Survey
 from pipeline.run.around import Around
 from pipeline.run.assembling import open_books
 from pipeline.run.attending import attended, opened
 from pipeline.run.ending import Ended, ended, finished
 from pipeline.run.generations import settle
 from pipeline.run.guards import refuse_unpriced
-from pipeline.run.planning import look, planned
+from pipeline.run.planning import apart, look, planned
 from pipeline.run.prepare import Session
 from pipeline.run.run import Work, note_rows
 from pipeline.run.services import Services
@@ -29,7 +27,11 @@ from pipeline.store.manifest import SHARDED_VERSION, read, write
 
 
 def by_fleet(launch: Launch, workers: int) -> Work:
-    """What `run.run` has done by so many workers, started by `launch`."""
+    """What `run.run` has done by so many workers, started by `launch`.
+
+    It raises `RunStateError` for a run that one process began, that belongs to another job or input, or whose shards
+    cannot be cut, read or opened, and `JobError` for a price that is not known, as `run.run` does itself.
+    """
     return partial(_run, launch, workers)
 
 
@@ -45,9 +47,9 @@ async def _run(launch: Launch, workers: int, session: Session, services: Service
         try:
             found = await look(session)
             note_rows(session, found)
-            apart = found.within([shard.first_row for shard in shards])
-            plan = await planned(session, stands.wanted, stands.bought, stands.spent_usd, apart)
-            plan = replace(plan, notices=(*asked_again(found, apart), *plan.notices))
+            found, again = apart(session, found, stands.wanted, [shard.first_row for shard in shards])
+            plan = await planned(session, stands.wanted, stands.bought, stands.spent_usd, found)
+            plan = replace(plan, notices=(*again, *plan.notices))
         finally:
             stands.close()
         if plan.load.prompts and not session.rehearsal:
@@ -62,13 +64,6 @@ async def _run(launch: Launch, workers: int, session: Session, services: Service
             told = await attended(session, services, store, made, expected, around, None, books)
         unwritten = await finished(session, store, made.engine, told, around)
     return ended(session, made.engine, unwritten)
-
-
-def asked_again(whole: Survey, apart: Survey) -> Iterator[str]:
-    """What the rows cost that repeat one of another shard."""
-    if again := int((whole.repeats & ~apart.repeats).sum()):
-        rows = "row repeats one" if again == 1 else "rows repeat some"
-        yield f"{again:,} {rows} of another shard, and are asked once in each: `[cache]` would ask them once in all"
 
 
 def _mark(directory: Path, workers: int) -> None:

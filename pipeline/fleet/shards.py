@@ -16,6 +16,7 @@ from pipeline import machine
 from pipeline.errors import InputChanged, PipelineError, RunStateError
 from pipeline.process import make_private
 from pipeline.run.parts import shard_source as shard_source
+from pipeline.run.parts import shards_of
 from pipeline.run.prepare import Session
 from pipeline.source import Source
 from pipeline.source.documents import BATCH_ROWS, ROW
@@ -35,6 +36,24 @@ def rows_a_shard(rows: int, workers: int) -> int:
     return min(MOST_ROWS, max(LEAST_ROWS, -(-rows // (SHARDS_A_WORKER * workers))))
 
 
+def firsts(session: Session, workers: int) -> list[int]:
+    """The first row of each shard, as `cut` would make them or has made them. Raises `RunStateError` for damage."""
+    known = [] if session.options.fresh else shards_of(session)
+    return [shard.first_row for shard in known] or _bounds(_whole(session), workers)[:-1]
+
+
+def _whole(session: Session) -> Source:
+    """All of the table: a larger `--limit` may follow."""
+    return replace(session.source, most=None)
+
+
+def _bounds(source: Source, workers: int) -> list[int]:
+    """Where shards begin, and the end."""
+    rows = source.count()
+    number = -(-rows // rows_a_shard(rows, workers))
+    return [rows * at // number for at in range(number + 1)]
+
+
 def cut(session: Session, workers: int, heard: Callable[[int], None] = lambda rows: None) -> list[Shard]:
     """The shards of a session's whole table, in row order; cut now, or as they were at the first start.
 
@@ -42,24 +61,17 @@ def cut(session: Session, workers: int, heard: Callable[[int], None] = lambda ro
     next call would take for whole. Raises `RunStateError` where the run directory has shards of another table, or
     answers and no word of how it was cut, and where the disk refuses; `InputChanged`.
     """
-    directory, source = session.directory, session.source
-    if source.most is not None:  # a larger `--limit` may follow
-        source = replace(source, most=None)
-    if units.is_cut(directory):
-        whole, known = units.read(directory)
-        if whole == source.whole_fingerprint:
-            return known
-        if any(map(units.has_begun, known)):
-            raise RunStateError(
-                f"{directory} consists of shards of another table\nNothing was sent.",
-                "put the input back as it was, or begin anew with `--fresh`",
-            )
-    rows = source.count()
-    number = -(-rows // rows_a_shard(rows, workers))
-    bounds = [rows * at // number for at in range(number + 1)]
+    if known := shards_of(session):
+        return known
+    directory, source = session.directory, _whole(session)
+    if units.is_cut(directory) and any(map(units.has_begun, units.read(directory)[1])):
+        raise RunStateError(
+            f"{directory} consists of shards of another table\nNothing was sent.",
+            "put the input back as it was, or begin anew with `--fresh`",
+        )
     ranges = [
         Shard(at, shard_directory(directory, at), first, stop - first)
-        for at, (first, stop) in enumerate(pairwise(bounds))
+        for at, (first, stop) in enumerate(pairwise(_bounds(source, workers)))
     ]
     make_private(directory / units.FOLDER)
     (directory / units.NAME).unlink(missing_ok=True)  # before a copy that it tells of is another

@@ -78,6 +78,11 @@ class Forecaster:
         self._characters = 0  # of texts and of predicted answers, for bounds
         self._bounded = dict.fromkeys(SCENARIOS, Cell())  # merging calls of the documents that were run for bounds
 
+    def forget(self) -> None:
+        """What follows shares no answer with what came before, as where another worker asks it."""
+        for seen in self._seen.values():
+            seen.clear()
+
     async def of(self, document: Document, kind: int, repeats: bool = False) -> Forecast:
         """What is left to be done for `document`, whose text is of this kind of script (`amounts.KINDS`).
 

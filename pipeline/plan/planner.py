@@ -1,5 +1,6 @@
 """The plan of a run: what is left to do, and what it will take in calls, tokens, money and time. Nothing is sent."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -189,9 +190,13 @@ async def _tallied(given: Input) -> tuple[Picks, Tally]:
     picks = given.picks()
     forecaster = Forecaster(given.job, given.learned, given.bought, given.answerers, given.waits)
     tally = Tally(given.job, picks, given.learned, [answerers[0].model for answerers in given.answerers])
+    bounds = deque(given.survey.bounds)
     for number, (document, kind, repeated, weight) in enumerate(given.looked_at(picks)):
         if number % _UNTIL_HEEDED == 0:
             await checkpoint()
+        while bounds and document.row >= bounds[0]:
+            bounds.popleft()
+            forecaster.forget()
         apart = repeated and not picks.whole  # the row that it repeats need not be picked
         tally.add(document, await forecaster.of(document, kind, apart), kind, weight)
     if given.job.spec.pack:

@@ -31,6 +31,7 @@ class Survey:
     first_repeats: tuple[tuple[int, int], ...]  # a few repeats, each with the first row of its content
     digests: Iterable[pl.DataFrame] = ()  # hashes of each row, slices in order: `key`, of its id, and `hash`; of rows
     # with files `files` too, of their sizes and times
+    bounds: tuple[int, ...] = ()  # rows from which on nothing is shared with those before
 
     @property
     def rows(self) -> int:
@@ -58,8 +59,9 @@ class Survey:
 
         Takes 8 bytes for each row of a range at a time.
         """
+        bounds = [bound for bound in bounds if 0 < bound < self.rows]
         repeats, held, row = [pl.Series(dtype=pl.Boolean)], [pl.Series(dtype=pl.UInt64)], 0
-        ends = deque([*(bound for bound in bounds if 0 < bound < self.rows), self.rows])
+        ends = deque([*bounds, self.rows])
         for frame in self.digests:
             hashes = frame["hash"]
             while ends and row + len(hashes) >= ends[0]:
@@ -69,9 +71,8 @@ class Survey:
             held.append(hashes)
             row += len(hashes)
         repeat = pl.concat(repeats, rechunk=True) & ~self.empty
-        return replace(
-            self, repeats=repeat, first_repeats=tuple(pair for pair in self.first_repeats if repeat[pair[0]])
-        )
+        shown = tuple(pair for pair in self.first_repeats if repeat[pair[0]])
+        return replace(self, repeats=repeat, first_repeats=shown, bounds=tuple(bounds))
 
     def at(self, rows: pl.Series) -> pl.DataFrame:
         """The same of these rows, which ascend."""

@@ -17,6 +17,7 @@ from pipeline.report.finding import in_use
 from pipeline.run.prepare import Options, Session
 from pipeline.store.batches import is_out
 from pipeline.store.manifest import read as read_manifest
+from pipeline.store.state import is_unused
 from pipeline.store.units import is_cut
 
 SPARE_FILES = 16
@@ -41,7 +42,7 @@ def set_aside(directory: Path) -> None:
 
 def check_alone(session: Session) -> None:
     """Raise `RunStateError` where one process would go on with what a fleet began."""
-    if is_cut(session.directory) and not session.options.fresh:
+    if is_cut(session.directory) and not is_unused(session.directory) and not session.options.fresh:
         raise RunStateError(
             f"{session.directory} was begun by several workers, and its table is cut into shards\nNothing was sent.",
             "add `--workers N` (or `--on ray`) to go on with it; `--fresh` begins anew",

@@ -28,6 +28,17 @@ def shard_source(source: Source, shard: Shard) -> Source:
     return copied(source, shard.first_row, shard.rows, shard.input)
 
 
+def shards_of(session: Session) -> list[Shard]:
+    """How its whole table is cut, in row order; no shards where it is not, or where another table was.
+
+    Raises `RunStateError` where the word of it is gone or damaged.
+    """
+    if not is_cut(session.directory):
+        return []
+    source, shards = read(session.directory)
+    return shards if source == replace(session.source, most=None).whole_fingerprint else []
+
+
 def parts_of(session: Session) -> Iterator[Session]:
     """The session, or of a run of shards one for each shard whose rows it covers, in row order."""
     if not is_cut(session.directory):

@@ -114,6 +114,28 @@ def _batches(states: Sequence[BatchState], is_patient: bool) -> Iterator[Batch]:
         yield Batch(state.target, state.number, state.lines, state.age_s(now, is_patient))
 
 
+def apart(session: Session, found: Survey, wanted: Wanted, firsts: Sequence[int]) -> tuple[Survey, tuple[str, ...]]:
+    """The table as shards that begin at these rows find it, each for itself; and what to know of it."""
+    if len(firsts) < 2:
+        return found, ()
+    each = found.within(firsts)
+    only_here = found.repeats & ~each.repeats
+    again = int((only_here & mask(session, wanted)).sum()) if only_here.any() else 0
+    if not again:
+        return each, ()
+    rows = "row repeats one" if again == 1 else "rows repeat some"
+    if session.job.spec.cache and not session.options.offline:
+        said = (
+            f"{again:,} {rows} of another shard: `[cache]` spares those that come later, and this plan counts them all"
+        )
+    else:
+        said = (
+            f"{again:,} {rows} of another shard, and each shard asks its own:"
+            " with `[cache]` those that come later are spared"
+        )
+    return each, (said,)
+
+
 async def _several(session: Session, learned: Learned) -> tuple[tuple[Answerer, ...], ...]:
     """The targets that a job names, by the number of the rule that leads to them; none where it names none."""
     found, quotas = [], _quotas(session)

@@ -53,6 +53,7 @@ from pipeline.store import digests
 from pipeline.store.earlier import Earlier, line_of, told_missing
 from pipeline.store.latencies import note
 from pipeline.store.manifest import read as read_manifest
+from pipeline.store.units import uncut
 
 UPLOADS = "uploads.jsonl"
 """In the run directory: the files that are at the service."""
@@ -141,6 +142,7 @@ async def _run(session: Session, services: Services, around: Around) -> Ended:
     if options.fresh:
         manifest = replace(manifest, generation=number_of_fresh(session.directory))
     with opened(session, services, manifest, around.posts) as (store, continued), ExitStack() as closing:
+        uncut(session.directory)
         is_edited = plan is not None
         own = read_manifest(session.directory / "manifest.json")
         assert own

@@ -9,7 +9,8 @@ A shard's directory knows nothing of the whole: whoever reads adds the shard's f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import NamedTuple
 import polars as pl
 
 from pipeline.errors import RunStateError
+from pipeline.store.manifest import VERSION
+from pipeline.store.manifest import read as read_manifest
+from pipeline.store.manifest import write as write_manifest
 from pipeline.store.parts import OWNER, write_frame
 
 NAME = "shards.parquet"
@@ -100,6 +104,21 @@ def part_name(number: int, suffix: str) -> str:
 def shard_directory(directory: Path, number: int) -> Path:
     """The run directory of a shard."""
     return directory / FOLDER / f"{number:05d}"
+
+
+def uncut(directory: Path) -> None:
+    """Let the table be whole again of a run that was given up before a worker began; its lock must be held."""
+    if not is_cut(directory):
+        return
+    manifest = directory / "manifest.json"
+    if known := read_manifest(manifest):
+        write_manifest(manifest, replace(known, version=VERSION, workers=0))
+    (directory / NAME).unlink(missing_ok=True)
+    for shard in list((directory / FOLDER).glob("*")):
+        for copy in list(shard.glob(f"*{INPUT}*")):
+            copy.unlink()
+        with suppress(OSError):
+            shard.rmdir()
 
 
 def write(directory: Path, shards: Sequence[Shard], source: str) -> None:
