@@ -90,7 +90,7 @@ def opened(url: str) -> "Objects":
         )
     except (BaseError, ValueError, OSError) as error:
         raise JobError(f"{url} cannot be used: {_told(error)}", _hint(url)) from None
-    return Objects(url.rstrip("/"), store, unquote(place.path).strip("/"))
+    return Objects(url.rstrip("/"), store, place.path.strip("/"))  # as it is: a name may hold a %
 
 
 class _OtherThere(Exception):

@@ -56,6 +56,11 @@ def projects_file() -> Path:
     return state_home() / _OURS / "projects"
 
 
+def fetched_folder() -> Path:
+    """Copies of tables that were fetched from object storage. Raises `PipelineError` without a place."""
+    return cache_home() / _OURS / "fetched"
+
+
 def cache_file() -> Path:
     """The answers of earlier runs, unless the job names another place. Raises `PipelineError` without a place."""
     return cache_home() / _OURS / "answers.sqlite"

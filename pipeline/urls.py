@@ -60,13 +60,21 @@ def located(text: str) -> Path | Url:
     return Url(text.rstrip("/")) if is_url(text) else Path(text)
 
 
+def refuse_credentials(path: str) -> str:
+    """The path; raises `ValueError` for an address with a key in it, which manifests and logs would keep."""
+    if is_url(path) and "@" in path.split("/")[2]:  # do not show it
+        raise ValueError("the address must not hold credentials: they are read from the environment")
+    return path
+
+
 def refuse_unfit(url: str) -> None:
     """Raise `ValueError` for an address that names nothing within a bucket, or that says more than where it lies."""
     found = _URL.fullmatch(url)
     if found is None:
         raise ValueError(f"{url} is no address in object storage: {', '.join(f'{each}://' for each in SCHEMES)}")
     scheme, bucket, key = found[1] or found[3], found[2] or "", found[5] or ""
-    if "@" in bucket or set("?#") & set(url):  # do not show it: it may hold a key
+    refuse_credentials(url)
+    if set("?#") & set(url):
         raise ValueError("the address must not hold credentials: they are read from the environment")
     if not (bucket or scheme == "file") or not key.strip("/"):
         raise ValueError(f"{url} names nothing in a bucket: {scheme}://bucket/name")

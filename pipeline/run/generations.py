@@ -115,7 +115,7 @@ def _carried(session: Session, change: Change, found: Survey) -> Carried | None:
     job, source = session.working, session.source
     several = job.spec.chunk or job.spec.prompt.flow or job.targets
     unseen = source.file_columns and not source.path_columns  # the hash of a row does not tell what its files are
-    if job.fingerprint != change.known.fingerprint or several or unseen or source.table.remote:
+    if job.fingerprint != change.known.fingerprint or several or unseen or not source.table.is_watched:
         return None
     if session.options.pilot is not None or "ok" in session.options.retry:
         return None

@@ -8,6 +8,7 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from pipeline.records import MEDIA_KINDS, LaneChoice, MediaKind, Resolution
 from pipeline.sections.base import MOST, Section
+from pipeline.urls import refuse_credentials
 
 _MOST_PRICE = 1_000_000
 
@@ -23,8 +24,9 @@ class Input(Section):
 
     path: str = Field(
         examples=["reviews.csv", "data/*.parquet", "contracts/"],
-        description="a file or a glob: .csv .tsv .parquet .jsonl .xlsx; a .parquet in cloud storage that polars reads;"
-        " or [documents](documents.md), one a row: a folder, or a file or glob of .txt .md .html .pdf .docx .epub",
+        description="a file or a glob: .csv .tsv .parquet .jsonl .xlsx, which may lie in object storage: `s3://`, `gs://`,"
+        " `az://`; or [documents](documents.md), one a row: a folder, or a file or glob of .txt .md .html .pdf .docx"
+        " .epub",
     )
     id: str | None = Field(
         None,
@@ -102,6 +104,8 @@ class Input(Section):
                     f"{name} is about the files of a row: name their column, as image, audio, video or pdf"
                 )
         return self
+
+    _without_credentials = field_validator("path")(refuse_credentials)
 
     @field_validator("separator")
     @classmethod

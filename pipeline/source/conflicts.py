@@ -1,11 +1,10 @@
 """Whether an output would be its own input."""
 
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.source.documents import Source
+from pipeline.source.finding import matches
 from pipeline.urls import is_url
 
 
@@ -22,15 +21,7 @@ def output_conflict(source: Source, out_path: str) -> None:
         is_input = out.exists() and any(out.samefile(path) for path in source.paths)
     if is_input:
         raise InputError(f"the output {out_path} is the input", "choose another [output] path")
-    if (source.table.remote or source.table.path not in source.paths) and _matches(pattern, target):
+    if (source.table.remote or source.table.path not in source.paths) and matches(pattern, target):
         raise InputError(
             f"the output {out_path} would be read as input by {source.table.path}", "write it to another directory"
         )
-
-
-def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_matches(pattern[1:], parts[start:]) for start in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(pattern[1:], parts[1:])

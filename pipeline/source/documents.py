@@ -13,7 +13,7 @@ from pipeline.cells import cells, json_cells, kind, leaves, texts
 from pipeline.documents.collecting import HIDDEN, LISTED, SCAN, UNFIT
 from pipeline.errors import InputError
 from pipeline.records import Document
-from pipeline.source import jsonl, standing
+from pipeline.source import jsonl, remote, standing
 from pipeline.source.files import Files
 from pipeline.source.rules import Rules, rules
 from pipeline.source.tables import Table
@@ -92,13 +92,19 @@ class Source:
         """The files, in the order they are read."""
         return self.table.paths
 
+    @property
+    def _places(self) -> tuple[str, ...]:
+        """Where the files lie that others may change."""
+        return tuple(self.table.objects) or self.table.paths
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of names, sizes and content, the same for a copy elsewhere.
 
         Of documents only their paths count, unless other columns say which of them are rows, and how they are called.
         A file above 64 MiB is hashed by its first and last MiB and 64 evenly spaced blocks of 64 KiB: an edit that
-        keeps such a file's size and misses those blocks goes unseen. Of a remote table only address and schema count.
+        keeps such a file's size and misses those blocks goes unseen. Of Parquet in object storage names, sizes and the
+        versions that the store tells count; at any other address only that and the schema.
         """
         if self.part is not None:
             told = f"{self.part.whole}\n{self.part.first_row}\n{self.part.rows}"
@@ -120,9 +126,12 @@ class Source:
     def _fingerprint(self) -> str:
         if (held := self.table.documents) is not None:
             return held.whole_fingerprint if self._sorts_by_content else held.fingerprint
-        if self.table.remote:
+        if not self.table.is_watched:
             return hashlib.blake2b(f"{self.table.path}\n{self.schema}".encode(), digest_size=16).hexdigest()
-        found = standing.fingerprint_files(self.paths)
+        if self.table.remote:
+            found = standing.fingerprint_stamps(self.paths, self.stamps)
+        else:
+            found = standing.fingerprint_files(self.paths)
         if not any(self.table.on_path.values()):
             return found
         on_path = repr([self.table.on_path[path] for path in self.paths])
@@ -134,8 +143,11 @@ class Source:
         A file that was only touched, or replaced by its copy, is what it was, if it is no larger than 64 MiB. With
         `looked_into` content is compared even where size and time are the same. Documents stay what was read of them.
         """
-        if self.table.remote or self.table.documents is not None:
+        if not self.table.is_watched or self.table.documents is not None:
             return None
+        if self.table.objects:  # what lies in storage is told by the version that it is
+            now = remote.stamps(self._places)
+            return None if now == self.stamps else self._difference(now)
         now = standing.stamps(self.paths)
         if self.part is not None:  # the machine that opened the table may have been another: numbers of files differ
             known = [standing.on_any_machine(each) for each in self.stamps]
@@ -151,7 +163,7 @@ class Source:
         return self._difference(now)
 
     def _difference(self, now: Sequence[standing.Stamp | None]) -> str:
-        files = zip(self.paths, self.stamps, now, strict=True)
+        files = zip(self._places, self.stamps, now, strict=True)
         differing = (standing.difference(path, before, after) for path, before, after in files if before != after)
         return next(differing, f"{self.table.path} was written to")
 

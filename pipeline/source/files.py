@@ -17,6 +17,7 @@ import orjson
 from pipeline.documents.finding import as_name
 from pipeline.media import TAKEN, UNSEEN, Facts, facts_of, tokens_by_rule
 from pipeline.records import Media, MediaKind, Resolution
+from pipeline.urls import is_url
 
 MOST_BYTES = 2_000_000_000
 """Of one file that is uploaded: 2 GB, as Google's page on input methods has it (2026-06)."""
@@ -229,7 +230,7 @@ def root_of(table: str, files_root: str | None, remote: bool) -> Path | None:
     """The folder in which a table's files lie: that of the table, or of all that its pattern can match."""
     if files_root is not None:
         return Path(files_root)
-    if remote:
+    if remote or is_url(table):
         return None
     parts: list[str] = []
     for part in Path(table).parent.parts:

@@ -4,6 +4,7 @@ import difflib
 import glob
 import os
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -35,7 +36,7 @@ def find(path: str) -> list[str]:
     if at.is_file():
         return [path]
     if glob.has_magic(path) and not at.is_dir():
-        found = [file for file in sorted(glob.glob(path, recursive=True)) if not _is_note(Path(file), at.parts)]  # noqa: PTH207
+        found = [file for file in sorted(glob.glob(path, recursive=True)) if not is_note(Path(file), at.parts)]  # noqa: PTH207
         files = [file for file in found if Path(file).is_file()]
         for other in sorted({*found} - {*files}):  # what bears a table's name is never left out without a word
             if _suffix(other) in KINDS and not any(file.startswith(f"{other}{os.sep}") for file in files):
@@ -61,7 +62,16 @@ def _no_file(path: str) -> InputError:
     return InputError(f"{path} is not a file", "a table is read more than once: write it to a file first")
 
 
-def _is_note(file: Path, asked: Sequence[str]) -> bool:
+def matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether the parts of a path are what a pattern means; `**` is any number of them."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(matches(pattern[1:], parts[start:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and matches(pattern[1:], parts[1:])
+
+
+def is_note(file: Path, asked: Sequence[str]) -> bool:
     """Whether a writer of tables put the file beside them, unasked: `_SUCCESS`, what a job left, a table's log."""
     unknown = _suffix(file.name) not in KINDS and file.name.startswith("_")
     return unknown or not _ASIDE.difference(asked).isdisjoint(file.parts[:-1])

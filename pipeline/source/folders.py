@@ -23,7 +23,7 @@ def found_documents(path: str) -> Found | None:
     """
     at = Path(path)
     suffix = at.suffix.lower()
-    if tables.is_remote(path) or suffix in tables.KINDS or (suffix not in KINDS and at.is_file()):
+    if "://" in path or suffix in tables.KINDS or (suffix not in KINDS and at.is_file()):
         return None
     found = survey(path)
     if not found.files:

@@ -70,7 +70,9 @@ def open_source(
             f"a template can use it as it is: {{{{ {text} }}}}",
         )
     predicate = None if where is None else compiled(table, where)
-    stamps = () if table.remote or table.documents is not None else standing.stamps(table.paths)
+    stamps: tuple[standing.Stamp | None, ...] = tuple(table.objects.values())
+    if table.is_watched and table.documents is None and not stamps:
+        stamps = standing.stamps(table.paths)
     return Source(table, id, text, where, (), predicate, stamps).showing(columns)
 
 

@@ -26,10 +26,11 @@ def spanned(source: Source, first_row: int, rows: int, spans: Sequence[tuple[int
         table,
         paths=tuple(path for path, _, _ in files),
         on_path={path: table.on_path.get(table.paths[at], {}) for path, at, _ in files},
-        stamps=tuple(table.stamps[at] for _, at, _ in files if not table.remote),
+        stamps=tuple(table.stamps[at] for _, at, _ in files if table.stamps),
         spans={path: span for path, _, span in files},
+        objects={path: table.objects[path] for path, _, _ in files if table.objects},
     )
-    stamps = tuple(source.stamps[at] for _, at, _ in files if not table.remote)
+    stamps = tuple(source.stamps[at] for _, at, _ in files if source.stamps)
     return _part(source, part, first_row, rows, stamps, source.whole_fingerprint)
 
 
@@ -44,6 +45,7 @@ def copied(source: Source, first_row: int, rows: int, path: Path) -> Source:
         path=place,
         paths=(place,),
         remote=False,
+        objects={},
         on_path={},
         stamps=(stamp(place),),
         documents=None,

@@ -10,7 +10,8 @@ _SAMPLES, _SAMPLE_BYTES = 64, 2**16
 
 Stamp = tuple[int, int, int, int, int]
 """Device, inode, size in bytes, and the times in nanoseconds of a file's last change: that which a program may set
-back, and the system's own, which also tells of a new name or mode."""
+back, and the system's own, which also tells of a new name or mode. Of an object in storage: size, and a hash of its
+tag in the place of the first time."""
 
 
 def stamps(paths: Sequence[str]) -> tuple[Stamp | None, ...]:
@@ -21,6 +22,14 @@ def stamps(paths: Sequence[str]) -> tuple[Stamp | None, ...]:
 def on_any_machine(stamp: Stamp | None) -> tuple[int, int] | None:
     """What of a stamp is the same wherever its file is looked at: size, and the time that a program may set."""
     return None if stamp is None else (stamp[2], stamp[3])
+
+
+def fingerprint_stamps(paths: Sequence[str], stamps: Sequence[Stamp | None]) -> str:
+    """Hash of names, and of what is the same on any machine: of objects, whose content is not read."""
+    told = [
+        (path.rpartition("/")[2], stamp and on_any_machine(stamp)) for path, stamp in zip(paths, stamps, strict=True)
+    ]
+    return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
 
 def fingerprint_files(paths: Sequence[str]) -> str:

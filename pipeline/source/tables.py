@@ -6,24 +6,30 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 import polars as pl
 
 from pipeline.cells import leaves, types
 from pipeline.documents.collecting import Collected
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
 from pipeline.source import jsonl
+from pipeline.source import remote as remote_objects
 from pipeline.source.csvs import CsvFile, open_csv, separator_setting, stamp
 from pipeline.source.finding import KINDS as KINDS
 from pipeline.source.finding import Kind, find, kind_of
 from pipeline.source.partitions import Cells, partitions
 from pipeline.source.sheets import read_sheet
+from pipeline.source.standing import Stamp
 from pipeline.source.text import refuse_disguise
+from pipeline.urls import is_url
 
 _REMOTE = re.compile(r"^(?!file:)[a-z][a-z0-9+.-]+://")
 _WINDOW_BYTES = 32_000_000
@@ -55,23 +61,29 @@ class Table:
     """The files of one input, all with one schema. The columns of a CSV are text: a "007" comes back as it was."""
 
     path: str  # as it was asked for
-    paths: tuple[str, ...]  # in the order they are read; one URL when remote
+    paths: tuple[str, ...]  # in the order they are read
     kind: Kind
     separator: str
     schema: pl.Schema  # with the columns that stand on the paths
-    remote: bool  # Parquet only
+    remote: bool  # Parquet that is read from afar
     encoding: str | None = None  # of CSV and JSONL; None is UTF-8
     found: jsonl.Found | None = None  # what stands in JSONL
     on_path: Mapping[str, Cells] = field(default_factory=dict)  # by path: columns of one value in all its rows
     stamps: tuple[tuple[int, ...], ...] = ()  # of the files, when the table was opened
     documents: Collected | None = None  # one a row, whatever becomes of their files
     sheets: Mapping[str, pl.DataFrame] = field(default_factory=dict)  # by path
+    objects: Mapping[str, Stamp] = field(default_factory=dict)  # in storage, as they were when the table was opened
     spans: Mapping[str, Span] = field(default_factory=dict)  # by path: of a part of a table, which is all Parquet
 
     @property
     def changed(self) -> bool:
         """Whether a file is not what it was when the table was opened, by its size and time of change."""
         return self.stamps != (() if self.remote or self.documents else tuple(map(stamp, self.paths)))
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody can tell that it changes: of an address that is none of object storage nobody can."""
+        return not self.remote or bool(self.objects)
 
     @property
     def json_columns(self) -> frozenset[str]:
@@ -91,7 +103,8 @@ class Table:
     def heights(self) -> list[int]:
         """Number of rows of each Parquet file."""
         with explained(self):
-            return [int(_scan(path, self).select(pl.len()).collect().item()) for path in self.paths]
+            counts = pl.collect_all(_scan(path, self).select(pl.len()) for path in self.paths)
+            return [int(count.item()) for count in counts]
 
     def height(self) -> int | None:
         """Number of rows, where that is known without reading them; a CSV's bytes are looked at."""
@@ -166,11 +179,12 @@ class Table:
             rows = _scan(path, self).select(columns)
             if span := self.spans.get(path):
                 rows = rows.slice(*span)
-            if self.remote:
-                return rows.collect_batches(chunk_size=size, maintain_order=True, lazy=True)
             written = rows.collect_schema()
             wider = [name for name in columns if written[name] != self.schema.get(name, written[name])]
-            return _windows(rows.with_columns(pl.col(name).cast(self.schema[name]) for name in wider))
+            rows = rows.with_columns(pl.col(name).cast(self.schema[name]) for name in wider)
+            if self.remote:  # each window would be fetched with all of its row group
+                return rows.collect_batches(chunk_size=size, maintain_order=True, lazy=True)
+            return _windows(rows)
         if self.kind == "csv":
             return self._csv(path).frames(columns, size)
         schema = {name: self.schema[name] for name in columns}
@@ -181,7 +195,7 @@ class Table:
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is an address in cloud storage."""
+    """Whether it is an address: of object storage, or another that polars reads."""
     return _REMOTE.match(path) is not None
 
 
@@ -196,30 +210,37 @@ def open_table(
 
     A JSONL file is read once for its schema, since a key may first appear on its last line, and for what its ids are.
     """
-    remote = is_remote(path)
-    paths = [path] if remote else find(path)
+    remote, objects = is_remote(path), dict[str, Stamp]()
+    if path.startswith("file://"):
+        path = unquote(path.removeprefix("file://"))
+    if is_url(path):
+        objects = remote_objects.find(path)
+    paths = [*objects] or ([path] if remote else find(path))
     kind, usual = kind_of(paths)
     if separator is not None and kind != "csv":
         raise InputError(f"{path} is not read by [input] separator", "it is for .csv files")
     separator = separator or usual
     encoding = None if encoding is None or codecs.lookup(encoding).name in ("utf-8", "utf-8-sig") else encoding
     if remote and kind != "parquet":
-        raise InputError(
-            f"{path} is {kind.upper()} in cloud storage, which is not read: only a file on this disk is read exactly",
-            "copy it here first, or make it Parquet, which is read where it lies",
-        )
+        if not is_url(path):
+            raise InputError(
+                f"{path} is {kind.upper()} at an address of the web, which is not read",
+                "copy it here or into object storage first, or make it Parquet, which is read where it lies",
+            )
+        remote, paths = False, remote_objects.fetched(objects)
     if encoding and kind not in ("csv", "jsonl"):
         raise InputError(f"{path} is not read by [input] encoding", "it is for .csv and .jsonl")
     if sheet is not None and kind != "sheet":
         raise InputError(f"{path} has no sheets", "[input] sheet is for .xlsx files: leave it out")
-    table = Table(path, tuple(paths), kind, separator, pl.Schema(), remote, encoding)
+    table = Table(path, tuple(paths), kind, separator, pl.Schema(), remote, encoding, objects=objects)
     with explained(table):
-        if remote:
+        if remote and not is_url(path):
             schema = _scan(path, table).collect_schema()
             _refuse_types(path, schema)
             return replace(table, schema=schema)
-        table = replace(table, stamps=tuple(map(stamp, paths)))
-        for one in paths:
+        here = () if remote else paths
+        table = replace(table, stamps=tuple(map(stamp, here)))
+        for one in here:
             if Path(one).stat().st_size == 0:
                 raise InputError(f"{one} is empty", "a table has at least a header")
             if kind in ("csv", "jsonl"):
@@ -233,7 +254,7 @@ def open_table(
             table = replace(table, sheets={one: read_sheet(one, sheet) for one in paths})
             own = _common(paths, [each.schema for each in table.sheets.values()], ordered=True)
         else:
-            own = _common(paths, [_schema(one, table) for one in paths], ordered=kind == "csv")
+            own = _common(paths, _schemas(paths, table), ordered=kind == "csv")
     on_paths, cells = partitions(paths, own, texts=kind in ("csv", "sheet"))
     return replace(table, schema=pl.Schema({**own, **on_paths}), on_path=cells)
 
@@ -244,7 +265,7 @@ def explained(table: Table) -> Iterator[None]:
     failures = (Exception,) if table.remote else (pl.exceptions.PolarsError, *_UNREADABLE)  # credential helpers: any
     try:
         yield
-    except InputError:
+    except PipelineError:
         raise
     except pl.exceptions.DuplicateError as error:
         name = (re.findall("'(.*)'", str(error)) or ["?"])[0]
@@ -269,7 +290,8 @@ def _first_line(error: Exception) -> str:
 
 def _scan(path: str, table: Table) -> pl.LazyFrame:
     """A Parquet file, or all that a remote address means."""
-    rows = pl.scan_parquet(path, glob=table.remote, hive_partitioning=None if table.remote else False)
+    many = not table.is_watched
+    rows = pl.scan_parquet(path, glob=many, hive_partitioning=None if many else False)
     extended = [name for name, dtype in rows.collect_schema().items() if isinstance(dtype, pl.BaseExtension)]
     return rows.with_columns(pl.col(extended).ext.storage()) if extended else rows  # arrow.json is text
 
@@ -288,6 +310,13 @@ def _windows(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
         fitting = _WINDOW_BYTES * window.height // max(1, int(window.estimated_size()))
         count = max(1, min(fitting, 4 * count, _WIDEST_WINDOW))
         yield window
+
+
+def _schemas(paths: Sequence[str], table: Table) -> list[pl.Schema]:
+    if not table.remote:
+        return [_schema(path, table) for path in paths]
+    with ThreadPoolExecutor(remote_objects.AT_ONCE) as pool:
+        return list(pool.map(_schema, paths, repeat(table)))
 
 
 def _schema(path: str, table: Table) -> pl.Schema:
