@@ -235,6 +235,19 @@ def bound_cpu(more_s: int) -> None:
             resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + more_s, hard))
 
 
+def is_running(process: int) -> bool:
+    """Whether there is a process of that number on this machine; always, where nobody can be asked."""
+    if not fcntl:  # Windows takes the question for a signal
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def is_readable(socket_fd: int) -> bool:
     """Whether something can be read from a socket now, its end included."""
     if hasattr(select, "poll"):

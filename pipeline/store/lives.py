@@ -31,7 +31,6 @@ from pipeline.objects import Entry, Objects, on_disk
 from pipeline.process import make_private
 from pipeline.store import seals
 from pipeline.store.journal import journal_number, journal_paths
-from pipeline.store.parts import part_number
 from pipeline.store.units import INPUT
 
 BEGAN, CLAIM, DONE, REST, BROUGHT = "began", "claim", "done.json", "rest.tar", "brought"
@@ -42,7 +41,7 @@ _FETCHES = 8  # at once
 _TRIES = 5
 _PREFIX = re.compile(r"(life|done)-(\d{6,})-(\d{6,})/(.*)")
 _PIECE = re.compile(r"(journal-\d{6,}|run\.log)/(\d{6,})\.jsonl")
-_PART = re.compile(r"(?:calls|results)/part-\d{6,}\.parquet")
+_PART = re.compile(r"(calls|results)/part-(?:\d{6,}-)?(\d{6,})\.parquet")
 
 
 class LifeId(NamedTuple):
@@ -88,6 +87,11 @@ def stood_of(name: str) -> Stood | None:
 def piece_name(name: str, number: int) -> str:
     """Of a piece of the file `name`, which grows by appending; they are counted from 1."""
     return f"{name}/{number:06d}.jsonl"
+
+
+def last_part(name: str) -> int:
+    """Number of the last part in a file of parts."""
+    return int(name.removesuffix(".parquet").rpartition("-")[2])
 
 
 class _Changed(Exception):
@@ -159,11 +163,11 @@ def _unpack(objects: Objects, directory: Path) -> None:
 
 def _fetch_life(objects: Objects, entries: Sequence[Entry], directory: Path) -> None:
     there = {entry.name for entry in entries}
-    sealed = [name.partition("/")[2] for name in there if _PART.fullmatch(name) and name.startswith("results/")]
-    parts = {f"{kind}/{name}" for kind in KINDS for name in sealed}
+    results = {name for name in there if (match := _PART.fullmatch(name)) and match[1] == "results"}
+    parts = results | {name.replace("results", "calls", 1) for name in results}
     if not parts <= there:
         raise _Changed
-    newest = max((part_number(Path(name)) for name in sealed), default=0)
+    newest = max(map(last_part, results), default=0)
     pieces: dict[str, dict[int, str]] = {}
     whole = []
     for entry in entries:

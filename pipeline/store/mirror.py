@@ -44,6 +44,7 @@ from pipeline.store.lives import (
     LifeId,
     Stood,
     bring,
+    last_part,
     piece_name,
     read,
     standing,
@@ -51,7 +52,7 @@ from pipeline.store.lives import (
     write,
 )
 from pipeline.store.manifest import Lock
-from pipeline.store.parts import newest, part_paths
+from pipeline.store.parts import files
 from pipeline.store.units import INPUT
 
 PUSH_S = 5.0
@@ -168,10 +169,10 @@ class Mirror:
         """Whether that was done: not while a seal went on. Raises FileNotFoundError where one removed a journal."""
         results, notes = self.directory / "results", self.directory / seals.NAME
         noted, manifest = read(notes), read(self.directory / MANIFEST)
-        sealed = [path.name for path in part_paths(results)]
-        spent = newest(results)
+        sealed = [path.name for path in files(results)]
+        spent = max(map(last_part, sealed), default=0)
         journals = [path for path in journal_paths(self.directory) if journal_number(path) > spent]
-        if noted != read(notes) or spent != newest(results):
+        if noted != read(notes) or sealed != [path.name for path in files(results)]:
             return False
         if manifest is not None:
             self._put_whole(MANIFEST, manifest, manifest)
@@ -247,17 +248,17 @@ class Mirror:
         """
         whole = Stood(self.life, True)
         objects = self._shard.below(whole.name)
-        files = files_of(self.directory)
-        parts = [path for kind in KINDS for path in part_paths(self.directory / kind)]
+        others = files_of(self.directory)
+        tables = [path for path in others if path.suffix == ".parquet"]
         with self._turn:
-            for path in (*parts, *(path for path in files if path.suffix == ".parquet")):
+            for path in (*(path for kind in KINDS for path in files(self.directory / kind)), *tables):
                 objects.put(path.relative_to(self.directory).as_posix(), path)
             hidden = self.directory / f".{REST}.tmp"
             with on_disk(hidden):
                 hidden.touch(0o600)
                 with tarfile.open(hidden, "w") as rest:
-                    for path in files:
-                        if path.suffix != ".parquet" and path.name != DONE:
+                    for path in others:
+                        if path not in tables and path.name != DONE:
                             rest.add(path, path.name)
             objects.put(REST, hidden)
             hidden.unlink()
