@@ -339,6 +339,17 @@ def test_a_run_that_does_not_reach_its_service_needs_somebody(
     assert cli("run", path).code == 2 and len(hook.posts) == 1, "nobody said yes: whoever is here knows"
 
 
+def test_a_post_that_cannot_be_made_hides_nothing_of_a_run_by_workers_that_does_not_begin(
+    hook: Hook, url: str, tmp_path: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ways, "BETWEEN_S", 0.0)
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://127.0.0.1:9")
+    hook.answer = (500, b"no")
+    refused = cli("run", small_job(tmp_path, ENV), "--yes", "--workers", "2")
+    assert refused.code == 3 and refused.err.count("error: no request reaches the service") == 1
+    assert [post["event"] for post in hook.posts] == ["needs_you"]
+
+
 def test_a_run_whose_journal_cannot_be_written_was_not_killed_and_needs_somebody(
     hook: Hook, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

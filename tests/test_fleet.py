@@ -29,10 +29,10 @@ from pipeline.store import units
 _SMALL = "import pipeline.fleet.shards as shards; shards.LEAST_ROWS = 10"
 
 
-def start(cwd: Path, url: str, *arguments: str, workers: int = 2, key: str = "AQ.test") -> Forked:
+def start(cwd: Path, url: str, *arguments: str, workers: int = 2, key: str = "AQ.test", patch: str = _SMALL) -> Forked:
     keyed = {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": key}
     flags = ("--yes", "--json", "--workers", str(workers))
-    return forked("run", "job.toml", *flags, *arguments, cwd=cwd, patch=_SMALL, env=keyed)
+    return forked("run", "job.toml", *flags, *arguments, cwd=cwd, patch=patch, env=keyed)
 
 
 def ended(process: Forked) -> dict[str, Any]:
@@ -167,6 +167,32 @@ def test_a_cap_holds_over_all_workers_and_over_their_deaths(tmp_path: Path, monk
     assert again["cost_usd"] <= cap
     assert first["ok"] <= again["ok"] < 200
     assert again["cost_usd"] <= spent_of(limit=10) + 1e-9, "a smaller limit leaves no cost out"
+    paid = [pl.read_parquet(path) for path in (tmp_path / "runs/job/shards").glob("*/calls/*.parquet")]
+    reckoned = pl.concat(paid).filter("paid")["worst_usd"]
+    assert reckoned.is_not_null().all(), "what a call was reckoned to cost at most teaches the next session"
+
+
+def test_the_output_is_written_while_workers_are_at_it(tmp_path: Path) -> None:
+    summarize_job(tmp_path, 30, "")
+    often = f"{_SMALL}; import pipeline.run.interim as interim; interim.EVERY_S, interim.ROW_S = 0.5, 0.0"
+    with served(latency_s=0.3) as url:
+        driver = start(tmp_path, url, patch=often)
+        wait_for(url, "answered", 10, driver)
+        began = time.monotonic()
+        while not (tmp_path / "output.parquet").exists() and time.monotonic() - began < 30:
+            time.sleep(0.05)
+        found = Counter(pl.read_parquet(tmp_path / "output.parquet")["status"])
+        assert driver.poll() is None and found["ok"] and found["ok"] + found["pending"] == 30
+        result = ended(driver)
+        check_once(tmp_path, url, 30, 0)
+    assert result["ok"] == 30
+
+
+def test_a_price_that_nobody_knows_is_told_once_over_all_shards(tmp_path: Path) -> None:
+    summarize_job(tmp_path, 30, "")
+    with served(model_version="nor-this") as url:
+        _, err = start(tmp_path, url).communicate(timeout=60)
+    assert err.decode().count("nor-this answers, whose price is unknown") == 1
 
 
 def test_ctrl_c_lets_workers_finish_what_is_in_flight(tmp_path: Path) -> None:

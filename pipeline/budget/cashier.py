@@ -102,11 +102,12 @@ class Cashier:
         tell: Notify = lambda event: None,
         seen: Seen | None = None,
         allow_unpriced: bool = False,
+        is_held_elsewhere: bool = False,
     ) -> None:
-        """`tell` hears of what a person may want to know."""
+        """`tell` hears of what a person may want to know; `is_held_elsewhere`: another reserves for requests."""
         self._spending, self._tell = spending, tell
         self._seen = seen or Seen()
-        self._allow_unpriced = allow_unpriced
+        self._allow_unpriced, self._is_held_elsewhere = allow_unpriced, is_held_elsewhere
         self.beside = Beside(spending, lambda: not (self._held or self._lost))
         self._held: dict[str, tuple[Decimal | None, Decimal]] = {}  # content → worst case, and what is reserved for it
         self._lost: dict[str, tuple[Decimal | None, Decimal]] = {}  # the same of those that nobody hears of for now
@@ -275,6 +276,8 @@ class Cashier:
     def _settle(self, prompt: Prompt, target: Target) -> tuple[Decimal | None, Decimal | None]:
         name = prompt.fingerprint(target.model)
         worst, held = self._held.pop(name, None) or self._lost.pop(name, None) or (None, None)
+        if self._is_held_elsewhere:
+            worst = worst_case_usd(prompt, target)
         left = self._spending.reserved_usd - (held or _NONE)
         # A sum of long decimals is rounded.
         self._spending.reserved_usd = left if self._held or self._lost else self.beside.usd

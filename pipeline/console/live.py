@@ -107,7 +107,10 @@ def _done(status: Status, *, bar: bool) -> list[str]:
         parts.append(f"▕{filled:<{_BAR}}▏")
     parts.append(f"{count(status.rows_done)} of {things(status.rows, 'row')}")
     if status.shards:
-        parts.append(f"{status.shards_done:,}/{status.shards:,} shards, {things(status.workers, 'worker')}")
+        if status.workers or status.calls:
+            parts.append(f"{status.shards_done:,}/{status.shards:,} shards, {things(status.workers, 'worker')}")
+        else:
+            parts.append(f"{status.shards_done:,}/{status.shards:,} shards, workers are starting")
     return parts
 
 

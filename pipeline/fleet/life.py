@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 
 import anyio
 import anyio.to_thread
@@ -33,7 +34,7 @@ from pipeline.prices import FREE
 from pipeline.prompts import Prompt
 from pipeline.records import Reply
 from pipeline.report.tallies import write_done
-from pipeline.run.assembling import by_rule, generating
+from pipeline.run.assembling import by_rule, generating, spending_of
 from pipeline.run.attending import HEARTBEAT_S
 from pipeline.run.engine import Engine, Monitor
 from pipeline.run.feeds import Table
@@ -160,7 +161,10 @@ class Life:
         rates = {target: replace(target, rates=FREE) if session.rehearsal else target for target in services.targets}
         routes = [route.mapped(rates.__getitem__) for route in services.routes]
         seen = seen_in(store.calls(SEEN_COLUMNS, newest=2))
-        cashier = Cashier(Spending(None), heard, seen, session.job.spec.budget.allow_unpriced)
+        is_capped = spending_of(session, None, Decimal(0)).capped
+        # What it has to tell of prices the driver tells too, once for all lives.
+        allows = session.job.spec.budget.allow_unpriced
+        cashier = Cashier(Spending(None), store.log, seen, allows, is_held_elsewhere=is_capped)
         lost, _ = told_lost = charge_lost(store, cashier, Route(tuple(rates.values())))
         if lost:
             heard(RequestsLost(*told_lost))

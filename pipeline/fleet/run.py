@@ -18,6 +18,7 @@ from pipeline.run.attending import attended, opened
 from pipeline.run.ending import Ended, ended, finished
 from pipeline.run.generations import settle
 from pipeline.run.guards import refuse_unpriced
+from pipeline.run.interim import Interim
 from pipeline.run.planning import apart, look, planned
 from pipeline.run.prepare import Session
 from pipeline.run.run import Work, note_rows
@@ -61,7 +62,9 @@ async def _run(launch: Launch, workers: int, session: Session, services: Service
             quotas, spent = open_books(session, services.targets, store.identity, books)
             made = led(session, store, services, spent, quotas, plan, stands, launch, workers)
             expected = expectation(session, plan, bool(options.retry and continued))
-            told = await attended(session, services, store, made, expected, around, None, books)
+            monitor, halt = made.engine.monitor, made.engine.halt
+            interim = Interim(session, store, around.place, monitor, halt, lambda: monitor.done)
+            told = await attended(session, services, store, made, expected, around, interim, books)
         unwritten = await finished(session, store, made.engine, told, around)
     return ended(session, made.engine, unwritten)
 

@@ -19,7 +19,7 @@ from pipeline.plan.forecast import Bought
 from pipeline.prompts import Prompt
 from pipeline.records import Parse, Reply, Status
 from pipeline.report.tallies import Tally, done_of, write_done
-from pipeline.run.assembling import bought_by
+from pipeline.run.assembling import bought_by, spending_of
 from pipeline.run.prepare import Session
 from pipeline.run.rows import Wanted, counted, wanted
 from pipeline.store import untold
@@ -50,6 +50,7 @@ class Standing:
         begun: Mapping[int, _Begun],
         done: Mapping[int, Tally],
         closing: ExitStack,
+        is_capped: bool,
     ) -> None:
         """`tasks` are what the session covers; what was spent `beyond` counts against its caps too."""
         self._tasks, self._begun, self._done, self._closing = tasks, begun, done, closing
@@ -58,7 +59,7 @@ class Standing:
         self.spent_usd = sum((task.spent_usd for task in (*tasks, *beyond)), Decimal(0))
         self.cost_usd = sum((each.store.cost_usd() for each in begun.values()), Decimal(0))
         self.cost_usd += sum((each.bought.cost_usd for each in done.values()), Decimal(0))
-        self.seen: Seen = seen_in(self._calls())
+        self.seen: Seen = seen_in(self._calls(None if is_capped else 2))
 
     @property
     def shards(self) -> int:
@@ -115,9 +116,10 @@ class Standing:
             return task.shard.number not in self._done
         return any(map(begun.is_wanted, range(task.rows)))
 
-    def _calls(self) -> Iterator[pl.DataFrame]:
+    def _calls(self, newest: int | None) -> Iterator[pl.DataFrame]:
+        """Those of the shards that were begun: to read all that are done would take as long as the run is large."""
         for each in self._begun.values():
-            yield from each.store.calls(SEEN_COLUMNS, newest=2)
+            yield from each.store.calls(SEEN_COLUMNS, newest)
 
 
 def standing(session: Session, shards: Sequence[Shard], parse: Parse) -> Standing:
@@ -153,7 +155,7 @@ def standing(session: Session, shards: Sequence[Shard], parse: Parse) -> Standin
                 )
                 task = Task(shard, own.source, rows, counted(own, store.outcomes), store.spent_usd())
             (tasks if covered else beyond).append(task)
-        return Standing(tasks, beyond, begun, done, failed.pop_all())
+        return Standing(tasks, beyond, begun, done, failed.pop_all(), spending_of(session, None, _NONE).capped)
 
 
 def _has_any(tally: Tally, kinds: frozenset[str]) -> bool:

@@ -48,14 +48,19 @@ class Interim:
         place: Output | None,
         monitor: Monitor,
         halt: Callable[[PipelineError], None],
+        finished: Callable[[], int] | None = None,
     ) -> None:
         """`place` is that of the output, which a pilot has not; `halt` is told of a disk on which no part can be
-        written."""
+        written.
+
+        `finished` counts the rows that have an outcome, where they are not in the store: then others seal them.
+        """
         self._session, self._store, self._place = session, store, place
         self._monitor, self._halt = monitor, halt
         self._sealed = self._written = 0  # rows of this session that were finished at the last part, and output
-        self._is_behind = place is not None and place.finished != self._finished  # as after a kill
         self._ended = False
+        self._count = finished or self._in_store
+        self._is_behind = place is not None and place.finished != self._count()  # as after a kill
         self._told: set[str] = set()
 
     def end(self) -> None:
@@ -125,15 +130,14 @@ class Interim:
         self._store.log(event)
         self._monitor.notices.append(event)
 
-    @property
-    def _finished(self) -> int:
+    def _in_store(self) -> int:
         """Rows that have an outcome, those included that the next run tries again."""
         return self._session.rows - self._store.outcomes.pending(self._session.rows)
 
     def _is_due(self) -> bool:
         if self._place is None or not (self._is_behind or self._monitor.answered > self._written):
             return False
-        return self._place.takes(self._finished, self._session.rows)
+        return self._place.takes(self._count(), self._session.rows)
 
     def _sleeps_s(self) -> float:
         until = self._monitor.desk.waits_until if self._monitor.desk else None
