@@ -154,7 +154,7 @@ def test_what_is_not_there_is_named(store: Objects, s3: str, monkeypatch: pytest
         f"{store.url}/t/*.csv.gz": "there is no ",
         f"{store.url}/t": "is a folder",
         f"{store.url}/empty/empty.csv": "is empty",
-        f"{store.url}/t/damaged.parquet": "cannot read ",
+        f"{store.url}/t/damaged.parquet": "is not a whole Parquet file",
         f"{s3}-none/a.parquet": f"{s3}-none",
         f"{store.url}/t/*": "not a kind of table|different kinds",
     }.items():
@@ -227,6 +227,18 @@ def test_a_run_of_a_table_in_storage_is_that_of_the_same_table_here(
     assert_frame_equal(pl.read_parquet("again.parquet").drop(TIMES), local)
     ran = cli("run", here / "there.toml", "--offline")
     assert ran.code == 0, "it goes on with what it has"
+
+
+def test_a_job_is_begun_for_a_table_in_storage(here: Path, store: Objects, cli: Cli) -> None:
+    store.put("words.csv", "编号;词\n1;中文\n2;单词\n".encode("gb18030"))
+    ran = cli("init", f"{store.url}/words.csv")
+    assert ran.code == 0, ran.err
+    made = (here / "words.toml").read_text("utf-8")
+    assert 'separator = ";"' in made and 'encoding = "gb18030"' in made and f'path = "{store.url}/words.csv"' in made
+    parquet(store, "t.parquet", words(*WORDS))
+    assert cli("init", f"{store.url}/t.parquet").code == 0
+    lacking = cli("init", f"{store.url}/none.csv")
+    assert lacking.code == 2 and "there is no s3://" in lacking.err
 
 
 def test_the_table_is_no_output(store: Objects) -> None:

@@ -276,12 +276,14 @@ def explained(table: Table) -> Iterator[None]:
             "TRY_CAST gives null where a value does not convert",
         ) from None
     except failures as error:
-        hint = "check the address and the credentials" if table.remote else "it may be cut off or damaged"
-        is_parquet = table.kind == "parquet" or bool(table.spans)
-        if is_parquet and isinstance(error, pl.exceptions.PolarsError) and not table.remote:
-            reason = _first_line(error).removeprefix("parquet: ")
-            raise InputError(f"{table.path} is not a whole Parquet file: {reason}", hint) from None
-        raise InputError(f"cannot read {table.path}: {_first_line(error)}", hint) from None
+        reason = _first_line(error)
+        if table.remote and not reason.startswith("parquet: "):
+            raise InputError(f"cannot read {table.path}: {reason}", "check the address and the credentials") from None
+        damaged = "it may be cut off or damaged"
+        if (table.kind == "parquet" or table.spans) and isinstance(error, pl.exceptions.PolarsError):
+            told = reason.removeprefix("parquet: ")
+            raise InputError(f"{table.path} is not a whole Parquet file: {told}", damaged) from None
+        raise InputError(f"cannot read {table.path}: {reason}", damaged) from None
 
 
 def _first_line(error: Exception) -> str:

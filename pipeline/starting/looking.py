@@ -19,11 +19,11 @@ from pipeline.documents import KINDS as DOCUMENTS
 from pipeline.documents import survey
 from pipeline.documents.formats import NEEDS
 from pipeline.encodings import SAMPLE_BYTES, is_utf8
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
 from pipeline.media import TAKEN, form_of
 from pipeline.media.forms import HEAD_BYTES
 from pipeline.records import MediaKind
-from pipeline.source import Source, open_source
+from pipeline.source import Source, open_source, remote
 from pipeline.source.csvs import open_csv
 from pipeline.source.files import root_of
 from pipeline.source.folders import described
@@ -31,6 +31,7 @@ from pipeline.source.tables import KINDS, Table
 from pipeline.source.text import encoding_of, open_bytes
 from pipeline.starting.profile import SUFFIXES, Column, Profile, profile_of
 from pipeline.tokens import estimate
+from pipeline.urls import is_url
 
 LISTED = "file"
 """The column of a list of files."""
@@ -309,7 +310,12 @@ def _separator(path: str, encoding: str | None) -> str | None:
 
 
 def _first(path: str) -> str | None:
-    """The first of the files that are meant; None of a table elsewhere, or none."""
+    """The first of the files that are meant; None of one that is read elsewhere, or none."""
+    if is_url(path):
+        with suppress(PipelineError):  # said where it is opened
+            name, stamp = next(iter(remote.find(path).items()))
+            return None if _suffix(name) == ".parquet" else remote.fetched({name: stamp})[0]
+        return None
     found = [path] if Path(path).exists() else sorted(glob(path, recursive=True))  # noqa: PTH207
     return next((each for each in found if Path(each).is_file()), None)
 
