@@ -109,11 +109,11 @@ def opened(directory: Path, **options: Any) -> Iterator[RunStore]:
 
 
 @contextmanager
-def killed(directory: Path, **options: Any) -> Iterator[RunStore]:
+def killed(directory: Path, of: Manifest | None = None, **options: Any) -> Iterator[RunStore]:
     """The run directory, open, and left at the end as SIGKILL leaves it."""
     store = RunStore(directory, parse_stored, **options)
     try:
-        store.open(manifest())
+        store.open(of or manifest())
         yield store
     finally:
         for name in ("_journal", "_log", "_lock", "_content"):

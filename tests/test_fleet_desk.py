@@ -414,6 +414,46 @@ def test_a_life_without_a_driver_sends_nothing_new_and_keeps_what_is_in_flight()
     assert service.rows == [0, 1]
 
 
+@pytest.mark.parametrize("silence_s", [8.0, ORPHANED_S + POLL_S + 1.0])
+def test_a_life_that_hears_nothing_for_a_while_sends_nothing_new_and_goes_on_or_is_on_its_own(silence_s: float) -> None:
+    """What was said meanwhile comes all at once: goes that were good for a moment are given back, and asked anew."""
+    service = Service()
+    ends: Counter[str] = Counter()
+    is_long = silence_s > ORPHANED_S
+
+    async def one(remote: Remote, row: int) -> None:
+        try:
+            ends[(await remote.submit(ask(row))).status] += 1
+        except Halted as halted:
+            assert isinstance(halted.reason, ServiceError)
+            ends["halted"] += 1
+
+    async def body(fleet: Fleet) -> None:
+        remote = fleet.open("0/1")
+        async with anyio.create_task_group() as group:
+            for row in range(40):
+                group.start_soon(one, remote, row)
+            await anyio.sleep(5.0)
+            for link in fleet.links["0/1"]:
+                link.kept = []
+            await anyio.sleep(0.1)
+            sent = len(service.came)
+            assert 0 < sent < 40
+            await anyio.sleep(silence_s)
+            assert len(service.came) == sent and remote.in_flight == 0 and remote.is_orphan == is_long
+            for link in fleet.links["0/1"]:
+                kept, link.kept = link.kept or [], None
+                for message in kept:
+                    link.arrive(message)
+        remote.close()
+        await fleet.left("0/1")
+        assert len(service.came) == fleet.coordinator.desk.sent if not is_long else len(service.came) == sent
+
+    with_fleet(body, service, Limits(rpm=60, tpm=0))
+    assert len(service.came) == len(set(service.rows)), "each at most once"
+    assert ends["ok"] == len(service.came) and (ends["halted"] > 0) == is_long and ends.total() == 40
+
+
 # --- lives that end -----------------------------------------------------------------------------------------------
 
 

@@ -236,14 +236,16 @@ def test_what_stops_one_shard_stops_the_run() -> None:
 def test_rows_that_all_fail_alike_stop_the_run_over_all_workers() -> None:
     def failing(message: ToWorker) -> Iterator[FromWorker]:
         if isinstance(message, Order):
-            counts = Counts(Counter[Status]({"invalid": ROWS}), failures=Counter({"bad_request": ROWS}))
+            failures = Counter({"bad_request": ROWS})
+            counts = Counts(Counter[Status]({"invalid": ROWS}), failures=failures, error="no such model")
             yield Opened(message.life, ACCESS, Decimal(0), 0, 0)
             yield Ended(message.life, counts, is_whole=True)
         else:
             yield from well(message)
 
     fleet, _, _ = led(failing, shards=8)
-    assert fleet.stopped is not None and "first 20 rows all failed" in fleet.stopped.message
+    assert fleet.stopped is not None
+    assert fleet.stopped.message == "the first 20 rows all failed for the same cause, bad_request: no such model"
     assert fleet.monitor.outcomes["invalid"] < 80
 
 

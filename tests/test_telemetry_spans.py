@@ -4,6 +4,7 @@ import gzip
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -264,6 +265,27 @@ def test_the_command_sends_spans_where_the_environment_says(
     named = {item.key: item.value.string_value for item in resources[0].resource.attributes}
     assert (named["service.name"], named["deployment.environment.name"]) == ("prompt-pipeline", "night")
     assert sum(len(scope.spans) for each in resources for scope in each.scope_spans) == 6
+
+
+def test_a_run_by_several_workers_sends_the_spans_of_all_from_one_place(
+    tmp_path: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipeline.fleet.shards.LEAST_ROWS", 3)
+    with collecting() as (url, posted), served(faults="503*1") as service:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", service)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        ran = cli("run", small_job(tmp_path, UNLIMITED, template="Say the word {{ word }}"), "--workers", "2", "--yes")
+    assert ran.code == 0, ran.err
+    requests = [ExportTraceServiceRequest.FromString(body) for _, body in posted]
+    resources = [each for request in requests for each in request.resource_spans]
+    found = [span for each in resources for scope in each.scope_spans for span in scope.spans]
+    assert len({str(each.resource) for each in resources}) == 1, "one program tells them"
+    assert Counter(span.status.code for span in found) == {0: 6, 2: 1}
+    told = b"".join(body for _, body in posted)
+    assert not [word for word in (b"Say the word", b"alpha", b"AQ.test") if word in told]
+    assert len(list(Path("runs/small/shards").iterdir())) == 2
 
 
 @pytest.mark.parametrize("status", [400, 503, None])

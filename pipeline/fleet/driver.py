@@ -11,7 +11,7 @@ from typing import Protocol
 import anyio
 import anyio.abc
 
-from pipeline.errors import JobError, PipelineError, RowsFailed, ServiceError, as_known
+from pipeline.errors import JobError, PipelineError, ServiceError, as_known
 from pipeline.events import Notify, WorkerLost
 from pipeline.fleet.coordinator import Coordinator
 from pipeline.fleet.orders import (
@@ -34,7 +34,7 @@ from pipeline.fleet.orders import (
     versions,
 )
 from pipeline.records import Status
-from pipeline.run.engine import FAIL_FAST_ROWS, Monitor
+from pipeline.run.engine import FAIL_FAST_ROWS, Monitor, all_failed
 from pipeline.source import Source
 from pipeline.store.units import Shard
 
@@ -335,10 +335,7 @@ class Fleet:
             self._watches = False
         elif rows >= FAIL_FAST_ROWS:
             self._watches = False
-            return RowsFailed(
-                f"the first {rows} rows all failed for the same cause, {next(iter(causes))}",
-                "`pipeline report` says more of it; mend the job, and start anew with `--fresh`",
-            )
+            return all_failed(rows, next(iter(causes)), self.monitor.error)
         return None
 
     def _compare(self, ready: Ready) -> None:

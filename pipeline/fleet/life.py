@@ -215,7 +215,8 @@ class Life:
         while True:
             told = await self.remote.tell()
             counts: Counts | None = None
-            if (now := anyio.current_time()) >= told_at + COUNTS_S:
+            now, is_none_ok = anyio.current_time(), not engine.monitor.outcomes["ok"]
+            if is_none_ok or now >= told_at + COUNTS_S:  # a run whose first rows all fail is to be stopped at once
                 counts, told_at = counts_of(engine.monitor), now
             self._say(Said(self.name, told, counts, engine.is_dry, self._observing.take()))
 

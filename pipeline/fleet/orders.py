@@ -85,6 +85,7 @@ class Counts:
     lanes: Counter[Lane] = field(default_factory=Counter)
     targets: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
+    error: str | None = None  # of the newest of them
     calls: int = 0
     usage: Usage = field(default_factory=Usage)
     cost_usd: Decimal = Decimal(0)
@@ -221,6 +222,7 @@ def counts_of(monitor: Monitor) -> Counts:
         Counter(monitor.lanes),
         Counter(monitor.targets),
         Counter(monitor.failures),
+        monitor.error,
         monitor.calls,
         monitor.usage,
         monitor.cost_usd - monitor.began_usd,
@@ -249,6 +251,7 @@ def add(monitor: Monitor, now: Counts, before: Counts) -> None:
     monitor.usage += _more(now.usage, before.usage)
     if now.calls > before.calls:
         monitor.latencies.extend(now.latencies[before.calls - now.calls :])
+    monitor.error = now.error or monitor.error
     if now.last is not None and now.last != before.last:
         monitor.last = now.last
 

@@ -61,6 +61,7 @@ class Monitor:
     saved: Saved = field(default_factory=Saved)
     targets: Counter[str] = field(default_factory=Counter)  # calls by the target that answered, where they have names
     failures: Counter[str] = field(default_factory=Counter)  # rows of this session that are not ok, by their cause
+    error: str | None = None  # of the newest of them that was not empty
     last: tuple[int, str, str] | None = None  # row, key and the beginning of the newest answer
     spending: Spending | None = None  # what it is held to
     began_usd: Decimal = Decimal(0)  # what earlier sessions cost
@@ -120,6 +121,8 @@ class Monitor:
         self.answered += 1
         if result.status != "ok":
             self.failures[result.error_kind or result.finish_reason or result.status] += 1
+            if result.error_kind != "empty_input":
+                self.error = result.error
         if result.response:
             self.last = (result.row, result.key, result.response[:_BEGINNING])
         if self.first:
@@ -348,6 +351,16 @@ class Engine:
         )
 
 
+def all_failed(rows: int, cause: str, error: str | None) -> RowsFailed:
+    """Why a run stops whose first rows all failed alike; `error` is that of one of them."""
+    return RowsFailed(
+        f"the first {rows} rows all failed for the same cause, {cause}: {error}",
+        "the same command tries them again"
+        if cause in PASSING
+        else "mend the job and start anew with `--fresh`; or, if it is as it should be, the same command goes on",
+    )
+
+
 class _FirstFailures:
     """Tells when the first rows of a run all failed alike.
 
@@ -370,9 +383,4 @@ class _FirstFailures:
         if not self._watching or self._rows < self._enough:
             return None
         self._watching = False
-        return RowsFailed(
-            f"the first {self._rows} rows all failed for the same cause, {self._kind}: {result.error}",
-            "the same command tries them again"
-            if self._kind in PASSING
-            else "mend the job and start anew with `--fresh`; or, if it is as it should be, the same command goes on",
-        )
+        return all_failed(self._rows, str(self._kind), result.error)
