@@ -146,3 +146,30 @@ def test_an_index_that_is_half_made_or_damaged_is_built_again(directory: Path, h
         with opened(directory) as store:
             found = anyio.run(store.sealed_reply, "content 0")
     assert found is not None and found.reply.text == "answer 0"
+
+
+def test_an_index_that_is_not_there_is_made_when_it_is_asked(directory: Path) -> None:
+    with opened(directory) as store:
+        for row in range(3):
+            answer(store, row)
+            anyio.run(store.seal)
+    (directory / content.NAME).unlink()
+    with opened(directory):
+        pass
+    with closing(ContentIndex(directory)) as index:
+        assert index.is_empty, "nobody asked"
+    for _ in range(2):
+        with closing(ContentIndex(directory, read_only=True)) as index:
+            assert anyio.run(index.find, "content 1") and anyio.run(index.find, "content 7") is None
+    with opened(directory) as store:
+        one, other = find(store, "content 2", "content 7")
+        assert one and one.row == 2 and other is None
+    with opened(directory) as store:
+        answer(store, 5)
+        anyio.run(store.seal)
+        assert all(find(store, "content 0", "content 5"))
+    (directory / content.NAME).unlink()
+    with opened(directory) as store:
+        answer(store, 6)
+        anyio.run(store.seal)
+        assert all(find(store, "content 0", "content 6")), "a seal that comes first takes in what came before it"

@@ -11,7 +11,7 @@ What was bought live stands before what a batch bought, which came late then.
 
 import hashlib
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import RLock
@@ -29,6 +29,8 @@ from pipeline.store import batched, parts
 NAME = "content.sqlite"
 OPEN_PARTS = 4
 """Parts whose answers are kept at hand: an input that repeats itself in order asks one part many times."""
+
+_PARTS_AT_ONCE = 250  # a million answers, whose hashes take 16 MB
 
 _USAGE = {"usage_estimated": "estimated"} | {
     name: name
@@ -65,9 +67,9 @@ class Answered(NamedTuple):
 class ContentIndex:
     """The sealed answers of one run by content; one that fails is built again, once.
 
-    When that fails too, nothing is found any more; what batches bought must be, so there `find` raises. With
-    `read_only` nothing is written, and parts that are not in it yet are not found; where there is none, as in a shard
-    that is done, one is made that goes away with this.
+    Where there is none, as in a shard that is done, it is made when somebody looks for the first time. When that fails
+    too, nothing is found any more; what batches bought must be, so there `find` raises. With `read_only` nothing is
+    written: parts that are not in it yet are not found, and one that is made goes away with this.
     """
 
     def __init__(self, directory: Path, *, read_only: bool = False) -> None:
@@ -90,6 +92,12 @@ class ContentIndex:
             with suppress(sqlite3.Error, OSError):
                 self._connect()
                 self._usable = True
+        self._is_unmade = self.is_empty
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is in it."""
+        return not self._indexed and not self._of_batches
 
     def catch_up(self) -> None:
         """Take in the parts that were sealed or taken since; runs in a thread while others look up."""
@@ -98,12 +106,17 @@ class ContentIndex:
                 self._take_in_all()
             except (sqlite3.Error, OSError, RunStateError):
                 self._build_again(self._built_again)
+            self._is_unmade = False
 
     def _take_in_all(self) -> None:
         newest = parts.newest(self._directory / "results")
-        for path in parts.part_paths(self._directory / "calls"):
-            if self._indexed < parts.part_number(path) <= newest:
-                self._take_in(path)
+        missing = [
+            path
+            for path in parts.part_paths(self._directory / "calls")
+            if self._indexed < parts.part_number(path) <= newest
+        ]
+        for start in range(0, len(missing), _PARTS_AT_ONCE):
+            self._take_in(missing[start : start + _PARTS_AT_ONCE])
         for path in batched.part_paths(self._directory):
             if batched.name_of(path) not in self._of_batches:
                 self._take_in_batched(path)
@@ -127,7 +140,9 @@ class ContentIndex:
 
         Raises `RunStateError` where the index cannot be used, and this run buys by batches.
         """
-        if self._usable and not self._indexed and not self._of_batches:
+        if self._is_unmade:
+            await anyio.to_thread.run_sync(self.catch_up)
+        if self._usable and self.is_empty:
             return None
         if not self._usable and (self._built_again or self._read_only) and self._may_miss:
             return None
@@ -161,6 +176,8 @@ class ContentIndex:
 
     def bought_by(self, fingerprint: str) -> int | None:
         """The batch that bought what is found for this content; 0: it was bought live. None: nothing is found."""
+        if self._is_unmade:
+            self.catch_up()
         try:
             found = self._looked_up(fingerprint)
         except sqlite3.Error:
@@ -186,17 +203,17 @@ class ContentIndex:
                 self._connections.pop().close()
 
     def _connect(self) -> None:
-        if self._read_only and not self._path.exists():
-            self._reader = self._writer = self._opened("")
-            self._prepare()
-            self._take_in_all()
-            return
-        if self._read_only:
+        if self._read_only and self._path.exists():
             # Without a log beside it nobody writes: then not even the lock file of a reader is made.
             mode = "mode=ro" if self._path.with_name(f"{NAME}-wal").exists() else "immutable=1"
             self._reader = sqlite3.connect(f"{self._path.absolute().as_uri()}?{mode}", uri=True)
             self._connections.append(self._reader)
             self._indexed = self._reader.execute("SELECT EXISTS (SELECT 1 FROM content)").fetchone()[0]
+            if self._indexed:
+                return
+        if self._read_only:
+            self._reader = self._writer = self._opened("")  # a file without a name
+            self._prepare()
             return
         machine.create(self._path)
         if self._is_cut():
@@ -241,7 +258,24 @@ class ContentIndex:
             with suppress(OSError):
                 self._path.rename(self._path.with_name(f"{NAME}.damaged"))
 
-    def _take_in(self, path: Path) -> None:
+    def _take_in(self, paths: Sequence[Path]) -> None:
+        """In one go, in the order of the file's pages: part by part a million answers take twice as long."""
+        found = [
+            pl.DataFrame({"hash": [*map(hash_of, self._answered(path))]}, {"hash": pl.Int64}).with_columns(
+                part=pl.lit(parts.part_number(path), pl.Int64)
+            )
+            for path in paths
+        ]
+        newest = parts.part_number(paths[-1])
+        with self._writer as db:
+            db.execute("BEGIN IMMEDIATE")
+            entries = pl.concat(found).sort("hash", "part").iter_rows()  # of a hash the newest part stands
+            db.executemany("INSERT OR REPLACE INTO content VALUES (?, ?)", entries)
+            db.execute(f"PRAGMA user_version = {newest}")
+        self._indexed = newest
+
+    def _answered(self, path: Path) -> pl.Series:
+        """Of a part of calls what answers can be looked for by."""
         number = parts.part_number(path)
         frame = parts.read_part(path, ("row", "fingerprint", "status", "paid", "text"))
         frame = frame.filter(pl.col("paid") & (pl.col("status") == "ok"))
@@ -253,13 +287,7 @@ class ContentIndex:
             frame = frame.join(judged, on="row", how="left").filter(
                 ~(pl.col("row").is_in(unwanted.implode()) & (pl.col("text").is_null() | _IS_AROUND))
             )
-        answered = frame["fingerprint"]
-        hashes = sorted(map(hash_of, answered))  # in the order of the file's pages
-        with self._writer as db:
-            db.execute("BEGIN IMMEDIATE")
-            db.executemany("INSERT OR REPLACE INTO content VALUES (?, ?)", [(key, number) for key in hashes])
-            db.execute(f"PRAGMA user_version = {number}")
-        self._indexed = number
+        return frame["fingerprint"]
 
     def _take_in_batched(self, path: Path) -> None:
         """What was bought live stands; of batches the newest."""

@@ -112,7 +112,8 @@ class RunStore:
                 self._recover()
                 self._content = ContentIndex(self.directory)
                 failed.callback(self._content.close)
-                self._content.catch_up()
+                if not self._content.is_empty:
+                    self._content.catch_up()
                 self._reserve.take()
                 failed.callback(self._reserve.give_back)
                 self._log = (self.directory / "run.log").open("ab", buffering=0)
