@@ -101,9 +101,9 @@ def well(message: ToWorker) -> Iterator[FromWorker]:
 
 
 def led(
-    answers: Answers, shards: int = 4, reached: PipelineError | None = None
+    answers: Answers, shards: int = 4, reached: PipelineError | None = None, workers: int = 2
 ) -> tuple[Fleet, NoCoordinator, list[Event]]:
-    """A fleet of two, that has ended; `reached` is why its dispatcher sends nothing."""
+    """A fleet, of two, that has ended; `reached` is why its dispatcher sends nothing."""
     heard: list[Event] = []
 
     async def lead() -> tuple[Fleet, NoCoordinator, list[Event]]:
@@ -115,7 +115,7 @@ def led(
         contract: Any = Contract(None, None, None, "real", Path())  # type: ignore[arg-type]
         coordinator: Any = NoCoordinator()
         coordinator.desk.halted, coordinator.desk.reason = reached is not None, reached
-        fleet = Fleet(tasks, coordinator, contract, ACCESS, launch, 2, Monitor(shards * ROWS), heard.append)
+        fleet = Fleet(tasks, coordinator, contract, ACCESS, launch, workers, Monitor(shards * ROWS), heard.append)
         with anyio.fail_after(600):
             await fleet.run()
         return fleet, coordinator, heard
@@ -128,6 +128,18 @@ def test_each_shard_is_run_once() -> None:
     assert sorted(coordinator.begun) == ["0/1", "1/1", "2/1", "3/1"]
     assert (fleet.monitor.outcomes["ok"], fleet.monitor.shards_done, fleet.stopped) == (40, 4, None)
     assert not heard
+
+
+@pytest.mark.parametrize(("shards", "workers"), [(3, 3), (2, 2), (1, 1), (0, 0)])
+def test_no_more_workers_start_than_there_are_shards(shards: int, workers: int) -> None:
+    started: list[ToWorker] = []
+
+    def start(message: ToWorker) -> Iterator[FromWorker]:
+        started.extend([message] * isinstance(message, Contract))
+        yield from well(message)
+
+    fleet, _, _ = led(start, shards, workers=3)
+    assert len(started) == workers and fleet.monitor.outcomes["ok"] == shards * ROWS
 
 
 def test_the_shard_of_a_worker_that_dies_is_run_by_another_and_its_rows_count_once() -> None:

@@ -141,7 +141,7 @@ class Fleet:
             async with anyio.create_task_group() as dispatching:
                 dispatching.start_soon(self._coordinator.run)
                 async with anyio.create_task_group() as working:
-                    for number in range(self.workers):
+                    for number in range(min(self.workers, len(self._left))):
                         working.start_soon(self._man, number)
                 self._coordinator.close()
 

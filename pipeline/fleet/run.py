@@ -1,5 +1,6 @@
 """One run by a fleet: its table cut into shards, the plan agreed to, the workers led, the output written."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -50,7 +51,7 @@ async def _run(launch: Launch, workers: int, session: Session, services: Service
             note_rows(session, found)
             found, again = apart(session, found, stands.wanted, [shard.first_row for shard in shards])
             plan = await planned(session, stands.wanted, stands.bought, stands.spent_usd, found)
-            plan = replace(plan, notices=(*again, *plan.notices))
+            plan = replace(plan, notices=(*again, *_idle(len(stands.left), workers), *plan.notices))
         finally:
             stands.close()
         if plan.load.prompts and not session.rehearsal:
@@ -67,6 +68,12 @@ async def _run(launch: Launch, workers: int, session: Session, services: Service
             told = await attended(session, services, store, made, expected, around, interim, books)
         unwritten = await finished(session, store, made.engine, told, around)
     return ended(session, made.engine, unwritten)
+
+
+def _idle(left: int, workers: int) -> Iterator[str]:
+    """That not all workers will be there."""
+    if 0 < left < workers:
+        yield f"shards are left for {left:,} of {workers:,} workers, and no more of them start"
 
 
 def _mark(directory: Path, workers: int) -> None:
