@@ -542,6 +542,17 @@ def test_several_workers_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         pp.run(job, words(25), offline=True, on="rye")  # type: ignore[arg-type]
 
 
+def test_an_estimate_foresees_a_run_by_several_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "LEAST_ROWS", 10)
+    job, alike = pp.load(small_job(Path.cwd())), words(25).with_columns(word=pl.lit("the same"))
+    assert pp.estimate(job, alike, offline=True).calls == 1
+    assert pp.estimate(job, alike, offline=True, workers=2).calls == 3, "each shard asks its own"
+    with pytest.raises(pp.PipelineError, match="runs some rows in one process"):
+        pp.estimate(job, alike, offline=True, workers=2, pilot=1)
+    with pytest.raises(pp.PipelineError, match="workers is a number of processes"):
+        pp.estimate(job, alike, offline=True, workers=0)
+
+
 def test_without_ray_the_hint_says_in_python_what_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "pipeline.fleet.on_ray", raising=False)

@@ -9,10 +9,11 @@ from typing import Any
 
 from pipeline import console, estimating
 from pipeline.api.jobs import check_rows, opened
-from pipeline.api.runs import agreed, unseen
+from pipeline.api.runs import agreed, check_workers, unseen
 from pipeline.api.tables import Table
 from pipeline.api.work import Asked, Ending, Work, awaited, waited
 from pipeline.errors import JobError
+from pipeline.fleet.hiring import shards_of
 from pipeline.job import Job
 from pipeline.plan.amounts import Range
 from pipeline.run import prepare, services
@@ -78,23 +79,25 @@ def estimate(
     compare: bool = False,
     every_row: bool = False,
     by: str | datetime | None = None,
+    workers: int | None = None,
 ) -> Work[Estimate]:
     """What is left of a job and what it takes: the numbers of `pipeline estimate`, whose flags these are.
 
     Nothing is sent but what `exact` has the service count, free of charge, and the rows of `pilot`: so many are run
     first and kept, and the rest is told by their answers; what they cost is agreed to as in `run`. `every_row` counts a
-    large table whole. It works where an event loop runs, and holds it up. Raises `PipelineError`, also for what stops a
-    pilot.
+    large table whole; `workers` says how many will share the run. It works where an event loop runs, and holds it up.
+    Raises `PipelineError`, also for what stops a pilot.
     """
     cap = None if max_cost_usd is None else usd(str(max_cost_usd), "max_cost_usd")
     check_rows(limit=limit, sample=sample, pilot=pilot)
+    check_workers(workers)
     if sample is not None and (limit is not None or pilot is not None):
         raise JobError("sample says which rows, and limit or pilot does too", "leave one of the two out")
 
     def work(ending: Ending) -> Estimate:
         loaded = opened(job, table)
-        wishes = estimating.Wishes(every_row, exact, compare, moment(loaded, by))
         session = prepare.prepare(loaded, prepare.Options(offline, limit, cap))
+        until = moment(loaded, by)
 
         async def made() -> estimating.Estimate:
             nonlocal session
@@ -102,6 +105,8 @@ def estimate(
                 session = await services.identified(session)
             if sample is not None:
                 session, _, _ = await estimating.sampled(session, sample)
+            shards = shards_of(session, workers, pilot) if workers is not None else []
+            wishes = estimating.Wishes(every_row, exact, compare, until, shards)
             if pilot is not None:
                 await _try(session, pilot, yes, ending)
             return await estimating.estimate(session, wishes)

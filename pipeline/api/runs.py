@@ -65,8 +65,7 @@ def run(
     cap = None if max_cost_usd is None else usd(str(max_cost_usd), "max_cost_usd")
     redone = kinds(retry.split(",") if isinstance(retry, str) else retry, "retry") if retry else frozenset[str]()
     check_rows(limit=limit, sample=sample)
-    if workers is not None and workers < 1:
-        raise JobError(f"workers is a number of processes: {workers} is none", "leave it out for this one alone")
+    check_workers(workers)
     if on not in (None, "ray"):
         raise JobError(f"workers are on Ray or on this machine, and not on {on!r}", 'on="ray", or leave it out')
     check_leave(leave, offline)
@@ -157,6 +156,12 @@ def _cost(plan: Plan) -> str:
     if plan.cost_usd is None:
         return f"{calls}, at an unknown price"
     return f"{calls}, about {console.money(plan.cost_usd.expected)}, up to {console.money(plan.cost_usd.high)}"
+
+
+def check_workers(workers: int | None) -> None:
+    """Raise `JobError` for no number of workers."""
+    if workers is not None and workers < 1:
+        raise JobError(f"workers is a number of processes: {workers} is none", "leave it out for this one alone")
 
 
 async def unseen(monitor: Monitor) -> None:

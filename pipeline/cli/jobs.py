@@ -275,9 +275,7 @@ def estimate(
     if sample is not None:
         with console.busy("reading the table"):
             prepared, _, _ = anyio.run(estimating.sampled, prepared, sample)
-    if pilot is not None and workers is not None:
-        raise JobError("--pilot runs some rows in one process, which then does the others too", "leave --workers out")
-    shards = _shards(prepared, workers)
+    shards = _shards(prepared, workers, pilot=pilot)
     tried = pilot is not None and _pilot(prepared, pilot, yes, json)
     wishes = estimating.Wishes(everything, exact, compare, until, shards)
     with resumable_once(lambda error: tried):
@@ -331,14 +329,16 @@ def _hired(prepared: "Session", workers: int | None, on: "Cluster | None") -> "I
         yield work
 
 
-def _shards(prepared: "Session", workers: int | None, on: "Cluster | None" = None) -> list[int]:
+def _shards(
+    prepared: "Session", workers: int | None, on: "Cluster | None" = None, pilot: int | None = None
+) -> list[int]:
     """First rows of the shards that such a run has; none where this process does it alone."""
     if workers is None and on is None:
         return []
     with quick_imports():
         from pipeline.fleet.hiring import shards_of
 
-    return shards_of(prepared, workers)
+    return shards_of(prepared, workers, pilot)
 
 
 def _run(prepared: "Session", yes: bool, watch: "Watch", work: "Work | None" = None) -> "Ended":

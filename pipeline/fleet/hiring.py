@@ -22,8 +22,10 @@ Busy = Callable[[str], AbstractContextManager[object]]
 """Says what is being done, while a block goes on that takes a while."""
 
 
-def shards_of(session: Session, workers: int | None) -> list[int]:
-    """First rows of the shards that a run has, or would have. Raises what the run would."""
+def shards_of(session: Session, workers: int | None, pilot: int | None = None) -> list[int]:
+    """First rows of the shards that a run has, or would have. Raises what the run would, and for a `pilot` before."""
+    if pilot is not None:
+        raise JobError("--pilot runs some rows in one process, which then does the others too", "leave --workers out")
     check_job(session)
     check_run(session)
     return firsts(session, workers or workers_for(session.limits.rpm, os.cpu_count() or 1))
