@@ -7,10 +7,12 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 
-from pipeline.fleet.orders import FromWorker
-from pipeline.fleet.processes import framed, own_pipes, read_frame
-from pipeline.fleet.worker import Worker
-from pipeline.process import backend, end, make_fit, rare_collections
+from pipeline.process import backend, end, make_fit, quick_imports, rare_collections
+
+with quick_imports():
+    from pipeline.fleet.orders import FromWorker
+    from pipeline.fleet.processes import framed, own_pipes, read_frame
+    from pipeline.fleet.worker import Worker
 
 
 async def serve(heard: BinaryIO, told: BinaryIO) -> None:
