@@ -20,6 +20,7 @@ from pipeline.records import ErrorKind, Reply, Result, Status, Usage
 from pipeline.store import parts
 from pipeline.store.journal import Journal
 from pipeline.store.manifest import Manifest
+from pipeline.store.reserve import Reserve
 from pipeline.store.run import RunStore
 from pipeline.store.state import load
 
@@ -116,7 +117,7 @@ def killed(directory: Path, of: Manifest | None = None, **options: Any) -> Itera
         store.open(of or manifest())
         yield store
     finally:
-        for name in ("_journal", "_log", "_lock", "_content"):
+        for name in ("_journal", "_log", "_lock", "_content", "_reserve"):
             with suppress(AttributeError, OSError, RunStateError):
                 abandon(getattr(store, name))
         with suppress(AttributeError):
@@ -133,6 +134,8 @@ def abandon(held: Any) -> None:
     """Give back what the system takes from a dead process, without a last sync."""
     if isinstance(held, Journal):
         held._close()
+    elif isinstance(held, Reserve):
+        held.give_back()
     else:
         (held.release if hasattr(held, "release") else held.close)()
 

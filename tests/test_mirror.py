@@ -152,6 +152,23 @@ def test_a_part_is_put_once_and_copied_by_the_store_from_life_to_life(tmp_path: 
     assert state(third.directory) == state(second.directory)
 
 
+def test_a_part_that_a_zombie_sealed_is_not_taken_for_ours(tmp_path: Path) -> None:
+    shard = in_memory()
+    first = restore(shard, tmp_path / "1", FIRST)
+    with killed(first.directory) as zombie:
+        answer(zombie, 0)
+        first.push()
+        second = restore(shard, tmp_path / "2", SECOND)
+        answer(zombie, 1)
+        anyio.run(zombie.seal)
+        first.push()
+        with killed(second.directory) as store:
+            answer(store, 2)
+            second.push()
+    third = restore(shard, tmp_path / "3", THIRD)
+    assert state(third.directory) == state(second.directory)
+
+
 def test_a_push_costs_one_put_where_answers_came_and_none_where_none_did(tmp_path: Path) -> None:
     shard, fault = in_memory(), Fault()
     first = restore(Faulty(shard, fault), tmp_path / "1", FIRST)
@@ -185,6 +202,33 @@ def test_pieces_of_a_journal_are_small_and_no_line_is_halved(tmp_path: Path, mon
     place = tmp_path / "read"
     bring(shard, place)
     assert (place / journal.name).read_bytes() == journal.read_bytes()
+
+
+@pytest.mark.parametrize("looked_at", ["journal_paths", "files"])
+def test_a_seal_while_a_push_looks_around_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looked_at: str
+) -> None:
+    """Else what is put would tell of a journal that is gone, or lack what a part took over."""
+    shard = in_memory()
+    first = restore(shard, tmp_path / "1", FIRST)
+    with killed(first.directory) as store:
+        first.push()
+        answer(store, 0)
+        anyio.run(store.seal)
+        answer(store, 1)
+        look, seals = getattr(mirror, looked_at), [store.seal]
+
+        def sealed_meanwhile(directory: Path) -> Any:
+            if seals:
+                anyio.run(seals.pop())
+                answer(store, 2)
+            return look(directory)
+
+        monkeypatch.setattr(mirror, looked_at, sealed_meanwhile)
+        first.push()
+        assert not seals
+    second = restore(shard, tmp_path / "2", SECOND)
+    assert state(second.directory) == state(first.directory)
 
 
 def test_a_journal_that_is_not_what_was_put_ends_the_run(tmp_path: Path) -> None:

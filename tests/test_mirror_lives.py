@@ -4,14 +4,16 @@ Whatever happened, the next life has every reply that a completed push put, none
 and everything, where the one before was killed on the same machine.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 
 import anyio
+import anyio.to_thread
 import polars as pl
 import pytest
 from asking import MODEL
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from storage import Fault, Faulty, MachineLost, in_memory
 from stores import killed, paid, prompt, result
 
-from pipeline.objects import Away
+from pipeline.objects import Away, Objects
 from pipeline.prompts import Prompt
 from pipeline.store.lives import LifeId, standing
 from pipeline.store.mirror import Mirror, restore
@@ -29,6 +31,14 @@ from pipeline.store.run import RunStore
 ROWS = 4
 IN_MEMORY = Path("/dev/shm")
 """Where a sync costs nothing: no power is cut here."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_reserve() -> Iterator[None]:
+    """Many runs are open at once, in memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.store.reserve.RESERVE_BYTES", 4_096)
+        yield
 
 
 @dataclass
@@ -231,3 +241,87 @@ def test_a_seal_may_be_cut_off_at_any_put(left: int) -> None:
             *((World.sent, False, 2), (World.lost_at, False, left), (World.pushed, True, 0)),
         ]
     )
+
+
+@dataclass
+class Film:
+    """What a store had after each `every` changes: what a machine that is lost then leaves."""
+
+    every: int
+    frames: list[Objects] = field(default_factory=list)
+    changes: int = 0
+
+    def take(self, objects: Objects) -> None:
+        self.changes += 1
+        if self.changes % self.every == 0:
+            frame = in_memory()
+            for entry in objects.entries():
+                frame.put(entry.name, objects.get(entry.name) or b"")
+            self.frames.append(frame)
+
+
+class Filmed(Objects):
+    """Objects whose changes are filmed."""
+
+    def __init__(self, objects: Objects, film: Film) -> None:
+        super().__init__(objects.url, objects._store, objects._prefix)
+        self._film = film
+
+    def below(self, name: str) -> Objects:
+        return Filmed(super().below(name), self._film)
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        super().put(name, data)
+        self._film.take(Objects(self.url, self._store))
+
+    def delete(self, names: Sequence[str]) -> None:
+        for name in names:
+            super().delete([name])
+            self._film.take(Objects(self.url, self._store))
+
+
+def test_a_store_seals_while_it_is_put_and_each_moment_can_be_gone_on_from() -> None:
+    """A thread pushes without a pause while another answers and seals: whatever is cut off stands as a run does."""
+    with TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as here:
+        seals_while_it_is_put(Path(here))
+
+
+def seals_while_it_is_put(here: Path) -> None:
+    film = Film(every=9)
+    place = restore(Filmed(in_memory().below("shard"), film), here / "1", LifeId(1, 1))
+    ended = Event()
+
+    def push() -> None:
+        while not ended.is_set():
+            place.push()
+
+    async def work() -> None:
+        with killed(place.directory, seal_rows=3) as store:
+            place.push()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, push)
+                for row in range(60):
+                    asked = [prompt(row, f"content {row} {call}") for call in range(3)]
+                    for each in asked:
+                        store.append_sent(each, MODEL)
+                    for each in asked:
+                        store.append_call(each, MODEL, paid(f"answer {row}"))
+                        await anyio.sleep(0.001)
+                    store.append_result(result(row))
+                    if row % 5 == 4:
+                        await store.seal()
+                ended.set()
+
+    anyio.run(work)
+    assert len(film.frames) > 10
+    seen = 0
+    for number, frame in enumerate(film.frames):
+        left = restore(frame.below("shard"), here / f"film {number}", LifeId(1, 2))
+        with killed(left.directory) as store:
+            calls = pl.concat(store.calls(("fingerprint",)))["fingerprint"].to_list()
+            assert len(calls) == len(set(calls)) >= seen
+            seen = len(calls)
+            done = [row for row in range(60) if store.outcomes.done(row)]
+            assert done == list(range(len(done)))
+            assert seen >= 3 * len(done)
+    assert seen > 100
