@@ -10,6 +10,8 @@ from decimal import Decimal
 from functools import cache
 from pathlib import Path
 
+import anyio.to_thread
+
 from pipeline import plan
 from pipeline.errors import RunStateError
 from pipeline.plan.compare import Offer, Saving, compare, savings
@@ -28,7 +30,7 @@ from pipeline.run.batching import still_out
 from pipeline.run.changes import Change
 from pipeline.run.generations import Keeping, changed, spent_before
 from pipeline.run.guards import check_alone, refuse_unpriced
-from pipeline.run.parts import shards_of
+from pipeline.run.parts import looked_at, shards_of
 from pipeline.run.planning import InBatches, apart, basis, look, notices_of, planned
 from pipeline.run.prepare import Session
 from pipeline.run.replaced import with_replaced
@@ -73,6 +75,7 @@ class Estimate:
 async def estimate(session: Session, wishes: Wishes) -> Estimate:
     """What is left of this job and what it takes. Writes nothing, and sends nothing but what `exact` has counted."""
     start = datetime.now(UTC)
+    session = await anyio.to_thread.run_sync(looked_at, session)
     found = await look(session)
     session = await with_replaced(session, found)
     with kept(session, found) as (outcomes, bought, keeping):
@@ -184,6 +187,7 @@ async def foreseen(session: Session, firsts: Sequence[int] = ()) -> tuple[plan.P
 
     `firsts` are the first rows of its shards, where several workers do it.
     """
+    session = await anyio.to_thread.run_sync(looked_at, session)
     if not firsts:
         check_alone(session)
     if not session.options.fresh:

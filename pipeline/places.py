@@ -61,6 +61,16 @@ def fetched_folder() -> Path:
     return cache_home() / _OURS / "fetched"
 
 
+def scratch_folder() -> Path:
+    """Where workers keep the shards of a run on object storage. Raises `PipelineError` without a place."""
+    return cache_home() / _OURS / "scratch"
+
+
+def copies_folder() -> Path:
+    """Where runs on object storage are read that none here has led. Raises `PipelineError` without a place."""
+    return cache_home() / _OURS / "runs"
+
+
 def cache_file() -> Path:
     """The answers of earlier runs, unless the job names another place. Raises `PipelineError` without a place."""
     return cache_home() / _OURS / "answers.sqlite"

@@ -1,5 +1,7 @@
 """The driver of a fleet, over workers that are made up: whom it refuses, and what it gives up."""
 
+import pickle
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -12,11 +14,12 @@ import anyio
 import pytest
 from vclock import run
 
+from jobs import CHUNKED, PLAIN, make_job
 from pipeline.errors import BudgetReached, PipelineError, RunStateError
 from pipeline.events import Event, WorkerLost
 from pipeline.fleet.driver import Fleet, Gone, Task
 from pipeline.fleet.messages import Told
-from pipeline.fleet.orders import Contract, Counts, Ended, FromWorker, Opened, Order, Ready, ToWorker, versions
+from pipeline.fleet.orders import Contract, Counts, Ended, FromWorker, Opened, Order, Ready, ToWorker, frozen, versions
 from pipeline.records import Status
 from pipeline.run.engine import Monitor
 from pipeline.store.units import Shard
@@ -270,3 +273,26 @@ def test_a_cap_that_is_reached_is_what_stops_the_run_and_no_worker_is_to_blame()
 
     fleet, _, _ = led(told_to_stop, reached=BudgetReached("the budget is spent", "raise it"))
     assert isinstance(fleet.stopped, BudgetReached)
+
+
+def test_a_job_travels_with_what_stands_in_its_files(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for name, text in (
+        ("ask.txt", "Say {{ topic }}"),
+        ("who.txt", "You are brief."),
+        ("merge.txt", "All: {{ parts }}"),
+    ):
+        (here / name).write_text(text)
+    (here / "answer.json").write_text('{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}')
+    sections: dict[str, dict[str, object]] = {
+        "prompt": {"template": None, "template_file": "ask.txt", "system_file": "who.txt"},
+        "output": {"schema": {"file": "answer.json"}},
+    }
+    plain = make_job(here, PLAIN, **sections)
+    cut = make_job(here, CHUNKED, reduce={"template": None, "template_file": "merge.txt"})
+    travelling = [pickle.dumps(frozen(job, whole=True)) for job in (plain, cut)]
+    shutil.rmtree(here)
+    for job, frozen_job in zip((plain, cut), travelling, strict=True):
+        arrived = pickle.loads(frozen_job).thawed()
+        assert (arrived.identity, arrived.fingerprint, arrived.params) == (job.identity, job.fingerprint, job.params)

@@ -56,7 +56,7 @@ def report(
 
     if no_text and html is None:
         raise JobError("--no-text is of the page that --html FILE writes")
-    directory = find_run(run)
+    directory = find_run(run, sums=not (verify or failed or html))
     if verify:
         console.err.print(f"{reports.verify(directory):,} sealed parts are whole")
     if html is not None:

@@ -16,7 +16,7 @@ def watch(
     from pipeline.report.finding import find_run
     from pipeline.run import status
 
-    directory = find_run(run)
+    directory = find_run(run, sums=True)
     if json:
         found = status.read(directory)
         if found is None:

@@ -9,6 +9,7 @@ from pipeline.budget.cashier import Cashier
 from pipeline.dispatch.counting import Counts
 from pipeline.dispatch.desk import Admit, Send
 from pipeline.dispatch.dispatcher import Dispatcher
+from pipeline.fleet.afar import Lead
 from pipeline.fleet.coordinator import Coordinator, jitter_s
 from pipeline.fleet.driver import Fleet, Launch
 from pipeline.fleet.orders import Contract, frozen
@@ -35,6 +36,7 @@ def led(
     stands: Standing,
     launch: Launch,
     workers: int,
+    lead: Lead | None = None,
 ) -> Assembled:
     """A fleet in the place of an engine. Made inside the running event loop."""
     options = session.options
@@ -67,10 +69,15 @@ def led(
     coordinator = Coordinator(desk, cashier, used, workers=workers, wall=time.time)
     cashier.beside.on_room = coordinator.desk.look_again
     contract = Contract(
-        frozen(session.job), frozen(session.redo) if session.redo else None, options, session.kind, Path.cwd()
+        frozen(session.job, whole=lead is not None),
+        frozen(session.redo, whole=lead is not None) if session.redo else None,
+        options,
+        session.kind,
+        Path.cwd(),
+        url=lead.url if lead else None,
     )
     access = [target.access for target in services.targets]
     tasks = stands.charged(spending, cashier, Route(used))
-    fleet = Fleet(tasks, coordinator, contract, access, launch, workers, monitor, heard)
+    fleet = Fleet(tasks, coordinator, contract, access, launch, workers, monitor, heard, lead.session if lead else None)
     spending.release()  # of a session that was killed
     return Assembled(fleet, None, None, coordinator.desk, None, FailureLog(store.log))

@@ -36,6 +36,7 @@ from pipeline.fleet.orders import (
 from pipeline.records import Status
 from pipeline.run.engine import FAIL_FAST_ROWS, Monitor, all_failed
 from pipeline.source import Source
+from pipeline.store.lives import LifeId
 from pipeline.store.units import Shard
 
 MOST_DEATHS = 5
@@ -119,8 +120,12 @@ class Fleet:
         workers: int,
         monitor: Monitor,
         heard: Notify,
+        session: int | None = None,
     ) -> None:
-        """`access` is whom the driver's own targets ask, and with whose key: a worker must have the same."""
+        """`access` is whom the driver's own targets ask, and with whose key: a worker must have the same.
+
+        `session` is the number of this one, of a run on object storage.
+        """
         self.monitor = monitor
         self.stopped: PipelineError | None = None
         self.interrupted = False
@@ -128,7 +133,7 @@ class Fleet:
         self._left = deque(_Work(task, task.outcomes) for task in tasks)
         self._open: dict[str, _Life] = {}
         self._coordinator, self._contract, self._access = coordinator, contract, tuple(access)
-        self._launch, self._heard = launch, heard
+        self._launch, self._heard, self._session = launch, heard, session
         self._scope = anyio.CancelScope()
         self._news = anyio.Event()
         self._watches = not monitor.done
@@ -213,7 +218,8 @@ class Fleet:
                 life = f"{taken.task.shard.number}/{taken.lives}"
                 self._open[life] = _Life(taken, Counts(outcomes=taken.outcomes))
                 worker.lives.append(life)
-                await hand.send(Order(life, taken.task.shard, taken.task.source, taken.task.rows))
+                at = None if self._session is None else LifeId(self._session, taken.lives)
+                await hand.send(Order(life, taken.task.shard, taken.task.source, taken.task.rows, at))
                 continue
             if self._is_over:
                 return

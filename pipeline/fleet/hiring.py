@@ -7,10 +7,11 @@ from math import ceil
 
 from pipeline.errors import JobError
 from pipeline.fleet import processes
-from pipeline.fleet.refusals import check_job, check_run
+from pipeline.fleet.refusals import check_elsewhere, check_job, check_run
 from pipeline.fleet.run import by_fleet
 from pipeline.fleet.shards import firsts
 from pipeline.installed import installing
+from pipeline.run.parts import looked_at
 from pipeline.run.prepare import Session
 from pipeline.run.run import Work
 
@@ -27,6 +28,7 @@ def shards_of(session: Session, workers: int | None, pilot: int | None = None) -
     if pilot is not None:
         raise JobError("--pilot runs some rows in one process, which then does the others too", "leave --workers out")
     check_job(session)
+    session = looked_at(session)
     check_run(session)
     return firsts(session, workers or workers_for(session.limits.rpm, os.cpu_count() or 1))
 
@@ -39,6 +41,7 @@ def hired(session: Session, workers: int | None, on_ray: bool, busy: Busy) -> It
         return
     check_job(session)
     if on_ray:
+        check_elsewhere(session)
         with _on_ray(session, workers, busy) as work:
             yield work
     elif workers is not None:

@@ -13,7 +13,7 @@ from pipeline.budget.cashier import SEEN_COLUMNS, Cashier, seen_in
 from pipeline.cache import AnswerCache, shelf_of
 from pipeline.calls import charge_lost, durable
 from pipeline.dispatch.desk import Admit, Send
-from pipeline.events import Event, KeyNoted, RequestsLost, SessionStarted
+from pipeline.events import Event, KeyNoted, Notify, RequestsLost, SessionStarted
 from pipeline.fleet.orders import (
     Contract,
     Counts,
@@ -28,6 +28,7 @@ from pipeline.fleet.orders import (
     counts_of,
 )
 from pipeline.fleet.remote import Remote
+from pipeline.fleet.scratch import Scratch, restored
 from pipeline.packing import packing_of
 from pipeline.places import SUFFIXES
 from pipeline.prices import FREE
@@ -75,17 +76,20 @@ class Life:
 
     async def run(self) -> Ended:
         """Run it. Raises `PipelineError` for what is wrong before its first call."""
-        session = await anyio.to_thread.run_sync(self._session)  # templates and files are read
+        scratch = await anyio.to_thread.run_sync(restored, self._contract.url, self._order)
+        session = await anyio.to_thread.run_sync(self._session, scratch)  # templates and files are read
         async with open_services(session) as services:
             store = RunStore(session.directory, services.parse)
             store.open(session.manifest())
             try:
+                if scratch:
+                    await scratch.begin()
                 if session.source.path_columns:
                     found = await look(session)
                     digests.write(session.directory, found.digests, found.rows, session.hashed)
                 services.book.open(session.directory / UPLOADS)
                 monitor = Monitor(session.rows)
-                engine = await self._attended(session, services, store, monitor)
+                engine = await self._attended(session, services, store, monitor, scratch)
                 is_whole = not store.outcomes.pending(session.rows)
                 if self._is_alone:
                     store.leave()
@@ -97,27 +101,34 @@ class Life:
                         await services.delete_files()
             finally:
                 store.close()
+            if scratch:
+                await scratch.put()  # before it is put together anew, which may take a while
+            is_done = False
             if not self._is_alone:
-                await anyio.to_thread.run_sync(write_done, session.directory, session.rows)
+                is_done = await anyio.to_thread.run_sync(write_done, session.directory, session.rows)
+            if scratch:
+                await scratch.leave(is_done)
         own = None if self._is_alone or (self.remote and self.remote.is_halted) else engine.stopped
         return Ended(self.name, counts_of(monitor), is_whole, own)
 
-    def _session(self) -> Session:
+    def _session(self, scratch: Scratch | None) -> Session:
         contract, order = self._contract, self._order
         job = contract.job.thawed()
         redo = contract.redo.thawed() if contract.redo else None
         return Session(
             job,
-            order.source,
+            scratch.source(order.source) if scratch else order.source,
             order.rows,
             contract.options,
             redo,
             contract.kind,
             asked=True,
-            place=order.shard.directory,
+            place=scratch.directory if scratch else order.shard.directory,
         )
 
-    async def _attended(self, session: Session, services: Services, store: RunStore, monitor: Monitor) -> Engine:
+    async def _attended(
+        self, session: Session, services: Services, store: RunStore, monitor: Monitor, scratch: Scratch | None
+    ) -> Engine:
         engine, failures, lost = self._assembled(session, services, store, monitor)
         access = tuple(target.access for target in services.targets)
         answers = sum(int(frame["paid"].sum()) for frame in store.calls(("paid",)))
@@ -128,6 +139,8 @@ class Life:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._speak, engine)
             tasks.start_soon(_beat, monitor, store, failures)
+            if scratch:
+                tasks.start_soon(scratch.keep, self._heard_by(store), engine.halt)
             await engine.run()
             tasks.cancel_scope.cancel()
         if left := self._observing.take():
@@ -135,6 +148,13 @@ class Life:
         failures.beat()
         store.log(end_of(monitor, "stopped" if engine.stopped else "finished", str(engine.stopped or "")))
         return engine
+
+    def _heard_by(self, store: RunStore) -> Notify:
+        def heard(event: Event) -> None:
+            store.log(event)
+            self._say(Noted(self.name, event))
+
+        return heard
 
     def _assembled(
         self, session: Session, services: Services, store: RunStore, monitor: Monitor
@@ -146,10 +166,7 @@ class Life:
         elif options.skip_failed:
             store.outcomes.settle()
 
-        def heard(event: Event) -> None:
-            store.log(event)
-            self._say(Noted(self.name, event))
-
+        heard = self._heard_by(store)
         for renewal in services.renewals:
             renewal.on_found = lambda message, project: heard(KeyNoted(message))
         monitor.outcomes.update(counted(session, store.outcomes))

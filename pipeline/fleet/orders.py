@@ -20,8 +20,10 @@ from pipeline.records import Failure, Lane, Reply, Status, Step, Usage
 from pipeline.run.engine import Monitor
 from pipeline.run.prepare import Options
 from pipeline.sections import JobFile
+from pipeline.sections.base import Section
 from pipeline.source import Source
 from pipeline.store.batch_states import BatchState
+from pipeline.store.lives import LifeId
 from pipeline.store.units import Shard
 from pipeline.targets import Target
 from pipeline.version import __version__
@@ -40,9 +42,26 @@ class Frozen:
         return compiled(self.path, self.spec, self.origins)
 
 
-def frozen(job: Job) -> Frozen:
-    """The job as it travels."""
-    return Frozen(job.path, job.spec, dict(job.origins))
+def frozen(job: Job, *, whole: bool = False) -> Frozen:
+    """The job as it travels; `whole`: with the texts of the files that it names, which are not where it arrives."""
+    return Frozen(job.path, _in_one(job) if whole else job.spec, dict(job.origins))
+
+
+def _in_one(job: Job) -> JobFile:
+    """The job file as if what stands in other files stood in it: it asks the same."""
+    spec, prompt = job.spec, job.spec.prompt
+    if prompt.template_file is not None:
+        prompt = prompt.model_copy(update={"template": job.template.source, "template_file": None})
+    if prompt.system_file is not None:
+        prompt = prompt.model_copy(update={"system": job.params.system, "system_file": None})
+    told: dict[str, Section] = {"prompt": prompt}
+    for name, template in (("reduce", job.reduce_template), ("refine", job.refine_template)):
+        if template is not None:
+            section: Section = getattr(spec, name)
+            told[name] = section.model_copy(update={"template": template.source, "template_file": None})
+    if job.schema is not None:
+        told["output"] = spec.output.model_copy(update={"schema_": job.schema.value})
+    return spec.model_copy(update=told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +74,7 @@ class Contract:
     kind: Kind
     folder: Path  # in which the driver runs: relative paths of the job are looked for from there
     is_observed: bool = False  # each request is told, for metrics and spans
+    url: str | None = None  # where the run lies on object storage; None: in the directories that all see
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +92,9 @@ class Order:
 
     life: str
     shard: Shard
-    source: Source  # of its rows
+    source: Source  # of its rows; of a run on object storage to be placed where the worker has its copy
     rows: int  # of them that are run
+    at: LifeId | None = None  # the same life, of a run on object storage
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,17 @@ def check_job(session: Session) -> None:
             raise _not(name, "leave one of the two out")
 
 
+def check_elsewhere(session: Session) -> None:
+    """Raise `JobError` for rows that name files, where workers may run on machines that do not have them."""
+    source = session.source
+    if session.job.spec.run.path is not None and (source.path_columns or source.sends_scans):
+        named = f"column {source.path_columns[0]} names files" if source.path_columns else "scanned documents are files"
+        raise JobError(
+            f"{named}, which workers on other machines may not have: with [run] path they share no folder",
+            "let a column of Parquet hold the files themselves, or leave [run] path out and share a folder",
+        )
+
+
 def check_run(session: Session) -> None:
     """Raise `RunStateError` for a run that was begun by one process, or from another job or input."""
     options = session.options

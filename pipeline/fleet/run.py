@@ -8,6 +8,8 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from pipeline.errors import PipelineError
+from pipeline.fleet.afar import Lead, kept, led_from_afar
 from pipeline.fleet.assembling import led
 from pipeline.fleet.driver import Launch
 from pipeline.fleet.refusals import check_files, check_run
@@ -16,9 +18,10 @@ from pipeline.fleet.standing import standing
 from pipeline.run.around import Around
 from pipeline.run.assembling import open_books
 from pipeline.run.attending import attended, opened
-from pipeline.run.ending import Ended, ended, finished
+from pipeline.run.ending import Ended, end_told, ended, finished
+from pipeline.run.engine import Works
 from pipeline.run.generations import settle
-from pipeline.run.guards import refuse_unpriced
+from pipeline.run.guards import check_place, refuse_unpriced
 from pipeline.run.interim import Interim
 from pipeline.run.planning import apart, look, planned
 from pipeline.run.prepare import Session
@@ -38,14 +41,26 @@ def by_fleet(launch: Launch, workers: int) -> Work:
 
 
 async def _run(launch: Launch, workers: int, session: Session, services: Services, around: Around) -> Ended:
+    check_place(session)
+    async with led_from_afar(session) as lead:
+        engine, unwritten = await _whole(launch, workers, session, services, around, lead)
+    return ended(session, engine, unwritten)
+
+
+async def _whole(
+    launch: Launch, workers: int, session: Session, services: Services, around: Around, lead: Lead | None
+) -> tuple[Works, PipelineError | None]:
     check_run(session)
-    options = session.options
+    options, manifest = session.options, session.manifest()
+    if lead:
+        manifest = replace(manifest, generation=lead.generation)
     settle(session.directory)
-    with opened(session, services, session.manifest(), around.posts) as (store, continued):
+    with opened(session, services, manifest, around.posts) as (store, continued):
         _mark(session.directory, workers)
         shards = await anyio.to_thread.run_sync(cut, session, workers)
         await check_files(session, shards)
-        stands = await anyio.to_thread.run_sync(standing, session, shards, services.parse)
+        looked_into = lead.looked_into if lead else None
+        stands = await anyio.to_thread.run_sync(standing, session, shards, services.parse, looked_into)
         try:
             found = await look(session)
             note_rows(session, found)
@@ -54,20 +69,31 @@ async def _run(launch: Launch, workers: int, session: Session, services: Service
             plan = replace(plan, notices=(*again, *_idle(len(stands.left), workers), *plan.notices))
         finally:
             stands.close()
+            if lead:
+                lead.looked()
         if plan.load.prompts and not session.rehearsal:
             refuse_unpriced(session.job, options)
         around.confirm(plan, continued, session)
         if plan.load.prompts:
             await services.reach()
+        if lead:
+            await anyio.to_thread.run_sync(lead.place, shards)
         with ExitStack() as books:
             quotas, spent = open_books(session, services.targets, store.identity, books)
-            made = led(session, store, services, spent, quotas, plan, stands, launch, workers)
+            made = led(session, store, services, spent, quotas, plan, stands, launch, workers, lead)
             expected = expectation(session, plan, bool(options.retry and continued))
             monitor, halt = made.engine.monitor, made.engine.halt
-            interim = Interim(session, store, around.place, monitor, halt, lambda: monitor.done)
-            told = await attended(session, services, store, made, expected, around, interim, books)
-        unwritten = await finished(session, store, made.engine, told, around)
-    return ended(session, made.engine, unwritten)
+            interim = None  # of shards that are afar nothing is here until the end
+            if lead is None:
+                interim = Interim(session, store, around.place, monitor, halt, lambda: monitor.done)
+            async with kept(lead, made.engine):
+                told = await attended(session, services, store, made, expected, around, interim, books)
+        if lead and lead.is_lost:  # the table is another's to write
+            around = replace(around, place=None)
+        elif lead:
+            with end_told(made.engine.monitor, store, told):
+                await lead.bring(whole=around.place is not None)
+        return made.engine, await finished(session, store, made.engine, told, around)
 
 
 def _idle(left: int, workers: int) -> Iterator[str]:

@@ -149,6 +149,13 @@ def _copy(source: Source, shards: Sequence[Shard], heard: Callable[[int], None])
         _write(shard, rows_of(shard), schema)
 
 
+def write_rows(session: Session, shard: Shard) -> None:
+    """Write a copy of a shard's rows into a file of its own. Raises `RunStateError` and `InputError`."""
+    source = shard_source(session.source, shard)
+    frames = (frame.drop(ROW) for frame in source.batches(columns=[*source.schema, *source.hidden], size=BATCH_ROWS))
+    _write(shard, frames, pl.Schema({**source.schema, **source.hidden}))
+
+
 def _write(shard: Shard, frames: Iterator[pl.DataFrame], schema: pl.Schema) -> None:
     final = shard.input
     hidden = final.with_name(f".{final.name}.tmp")

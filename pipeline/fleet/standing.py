@@ -2,11 +2,12 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
+from pathlib import Path
 
 import polars as pl
 
@@ -22,6 +23,7 @@ from pipeline.report.tallies import Tally, done_of, write_done
 from pipeline.run.assembling import bought_by, spending_of
 from pipeline.run.prepare import Session
 from pipeline.run.rows import Wanted, counted, wanted
+from pipeline.source.shares import to_be_copied
 from pipeline.store import untold
 from pipeline.store.run import RunStore
 from pipeline.store.units import Shard, has_begun
@@ -51,8 +53,10 @@ class Standing:
         done: Mapping[int, Tally],
         closing: ExitStack,
         is_capped: bool,
+        is_afar: bool,
     ) -> None:
         """`tasks` are what the session covers; what was spent `beyond` counts against its caps too."""
+        self._is_afar = is_afar
         self._tasks, self._begun, self._done, self._closing = tasks, begun, done, closing
         self._firsts = [task.shard.first_row for task in tasks]
         self.outcomes: Counter[Status] = sum((task.outcomes for task in tasks), Counter())
@@ -104,7 +108,7 @@ class Standing:
         left = {task.shard.number for task in self.left}
         self._closing.close()
         for number, each in self._begun.items():
-            if number not in left:
+            if number not in left:  # of none where the run is afar
                 write_done(each.session.directory, each.session.rows)
 
     def _task(self, row: int) -> Task:
@@ -114,7 +118,7 @@ class Standing:
         begun = self._begun.get(task.shard.number)
         if begun is None:
             return task.shard.number not in self._done
-        return any(map(begun.is_wanted, range(task.rows)))
+        return self._is_afar or any(map(begun.is_wanted, range(task.rows)))  # there a worker puts the sums
 
     def _calls(self, newest: int | None) -> Iterator[pl.DataFrame]:
         """Those of the shards that were begun: to read all that are done would take as long as the run is large."""
@@ -122,8 +126,14 @@ class Standing:
             yield from each.store.calls(SEEN_COLUMNS, newest)
 
 
-def standing(session: Session, shards: Sequence[Shard], parse: Parse) -> Standing:
-    """Open what was begun of the rows that the session covers. Raises `RunStateError`."""
+def standing(
+    session: Session, shards: Sequence[Shard], parse: Parse, looked_into: Callable[[Shard], Path] | None = None
+) -> Standing:
+    """Open what was begun of the rows that the session covers. Raises `RunStateError`.
+
+    `looked_into` gives the directory to open for a shard of a run that is afar; None: the run lies here.
+    """
+    is_afar = looked_into is not None
     begun: dict[int, _Begun] = {}
     done: dict[int, Tally] = {}
     tasks: list[Task] = []
@@ -135,7 +145,7 @@ def standing(session: Session, shards: Sequence[Shard], parse: Parse) -> Standin
             if not covered and not has_begun(shard):
                 continue
             rows = covered or shard.rows  # of one that a smaller `--limit` leaves out only the cost counts
-            own = shard_session(session, shard, rows)
+            own = shard_session(session, shard, rows, is_afar)
             task = Task(shard, own.source, rows)
             known = done_of(shard.directory)
             if known and known.rows == rows and not _has_any(known.tally, options.retry):
@@ -143,7 +153,8 @@ def standing(session: Session, shards: Sequence[Shard], parse: Parse) -> Standin
                 spent_usd = tally.bought.cost_usd + (tally.bought.at_most_usd or 0)
                 task = Task(shard, own.source, rows, tally.outcomes, spent_usd)
             elif has_begun(shard):
-                store = RunStore(shard.directory, parse)
+                own = replace(own, place=looked_into(shard)) if looked_into else own
+                store = RunStore(own.directory, parse)
                 store.open(own.manifest())
                 failed.callback(store.close)
                 if options.retry:
@@ -155,7 +166,8 @@ def standing(session: Session, shards: Sequence[Shard], parse: Parse) -> Standin
                 )
                 task = Task(shard, own.source, rows, counted(own, store.outcomes), store.spent_usd())
             (tasks if covered else beyond).append(task)
-        return Standing(tasks, beyond, begun, done, failed.pop_all(), spending_of(session, None, _NONE).capped)
+        is_capped = spending_of(session, None, _NONE).capped
+        return Standing(tasks, beyond, begun, done, failed.pop_all(), is_capped, is_afar)
 
 
 def _has_any(tally: Tally, kinds: frozenset[str]) -> bool:
@@ -163,6 +175,8 @@ def _has_any(tally: Tally, kinds: frozenset[str]) -> bool:
     return bool(kinds & ({*+tally.outcomes} | {each.cause for each in tally.causes}))
 
 
-def shard_session(session: Session, shard: Shard, rows: int) -> Session:
-    """The session as one of its shards is run."""
-    return replace(session, source=shard_source(session.source, shard), rows=rows, place=shard.directory)
+def shard_session(session: Session, shard: Shard, rows: int, is_afar: bool = False) -> Session:
+    """The session as one of its shards is run; of a run that is afar the worker has the rows."""
+    whole = session.source
+    source = to_be_copied(whole, shard.first_row, shard.rows) if is_afar else shard_source(whole, shard)
+    return replace(session, source=source, rows=rows, place=shard.directory)

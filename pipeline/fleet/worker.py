@@ -3,6 +3,7 @@
 import os
 import socket
 from math import inf
+from pathlib import Path
 
 import anyio
 
@@ -47,10 +48,9 @@ class Worker:
             try:
                 os.chdir(self._contract.folder)
             except OSError as error:
-                folder, host = self._contract.folder, socket.gethostname()
-                reason = f"the worker on {host} cannot work in {folder}, where the run was started: {error.strerror}"
-                self._say(Failed(JobError(reason, "start it in a folder that all machines share, by the same path")))
-                return
+                if self._contract.url is None:
+                    self._say(Failed(_no_folder(self._contract.folder, error)))
+                    return
             self._say(Ready(os.getpid(), socket.gethostname(), versions()))
             async with anyio.create_task_group() as lives:
                 async for order in self._orders:
@@ -73,3 +73,10 @@ class Worker:
 
     def _say(self, message: FromWorker) -> None:
         self._saying.send_nowait(message)
+
+
+def _no_folder(folder: Path, error: OSError) -> JobError:
+    return JobError(
+        f"the worker on {socket.gethostname()} cannot work in {folder}, where the run was started: {error.strerror}",
+        "start it in a folder that all machines share, by the same path, or give the job a [run] path",
+    )

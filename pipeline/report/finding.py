@@ -5,41 +5,56 @@
 import difflib
 import glob
 import re
+import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import RunStateError
 from pipeline.places import RUNS, SUFFIXES, run_directory
+from pipeline.store import afar
 from pipeline.store.manifest import Lock
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.place import STAMP
+from pipeline.urls import is_url
 
 _MOST_NAMES = 6  # told of those that there are
 
 
-def find_run(text: str | None = None) -> Path:
+def find_run(text: str | None = None, *, sums: bool = False) -> Path:
     """The run directory that `text` means: of a job its real run, or else the rehearsal that was written to last.
 
-    None is the run that goes on, or else the one that was written to last. Raises `RunStateError` where there is none,
-    and where several go on.
+    None is the run that goes on, or else the one that was written to last. Of a run on object storage it is a copy as
+    that is now, of its shards that are done with `sums` these alone. Raises `RunStateError` where there is none, and
+    where several go on.
     """
+    directory = _found(text)
+    afar.bring(directory, sums=sums)
+    return directory
+
+
+def _found(text: str | None) -> Path:
     if text is None:
         running = [directory for directory in every() if in_use(directory)]
         if len(running) > 1:
             raise RunStateError("several runs go on: which one?", f"name one of {_named(running)}")
         return running[0] if running else newest()
+    stem, at, number = text.rpartition("@")
+    is_numbered = bool(at) and number.isdecimal()
+    if is_url(text):
+        return _generation(_found(stem), int(number)) if is_numbered else _copy_of(text)
     for directory in (Path(text), RUNS / text):
         if _is_run(directory):
             return directory
     name = Path(text).stem if text.endswith(".toml") else text
-    stem, at, number = text.rpartition("@")
-    if at and number.isdecimal():
-        return _generation(find_run(stem), int(number))
+    if is_numbered:
+        return _generation(_found(stem), int(number))
     if "/" not in name:
         kinds = [directory for kind in SUFFIXES if _is_run(directory := run_directory(name, kind))]
         if kinds:
             return kinds[0] if kinds[0] == run_directory(name, "real") else max(kinds, key=_written_at)
+    if text.endswith(".toml") and (url := _afar_of(Path(text))):
+        return _copy_of(url)
     there = list(every())
     close = difflib.get_close_matches(Path(name).name, [directory.name for directory in there], n=1, cutoff=0.5)
     meant = f"did you mean {RUNS / close[0]}? " if close else ""
@@ -50,9 +65,24 @@ def find_run(text: str | None = None) -> Path:
     raise RunStateError(what, f"{meant}{have}`pipeline runs` lists all")
 
 
+def _copy_of(url: str) -> Path:
+    if (place := afar.copy_of(url)) is None:
+        raise RunStateError(f"there is no run in {url}", "its URL is what [run] path says, and the name of its job")
+    return place
+
+
+def _afar_of(job: Path) -> str | None:
+    """Where the run of a job file lies that none here has led; None where it says nothing of it."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        return afar.run_url(tomllib.loads(job.read_text("utf-8"))["run"]["path"], job.stem, "real")
+    return None
+
+
 def _generation(directory: Path, number: int) -> Path:
     """The directory of an earlier generation of a run, or the run's own."""
     there = _generations(directory)
+    if number not in there and (copy := afar.generation_of(directory, number)):
+        return copy
     if number not in there:
         have = ", ".join(map(str, sorted(there)))
         raise RunStateError(f"{directory} has no generation {number}", f"there are {have}; `pipeline runs` lists all")
@@ -64,11 +94,15 @@ def before(directory: Path) -> Path:
     there = _generations(directory)
     known = read_manifest(directory / "manifest.json")
     earlier = [number for number in there if known and number < known.generation]
+    if not earlier and known and (copy := afar.generation_of(directory, known.generation - 1)):
+        afar.bring(copy)
+        return copy
     if not earlier:
         raise RunStateError(
             f"{directory} has no generation before it",
             "an edit of its job or input, or `--fresh`, begins the next; `pipeline diff RUN RUN` compares any two",
         )
+    afar.bring(there[max(earlier)])
     return there[max(earlier)]
 
 

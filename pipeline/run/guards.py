@@ -15,6 +15,7 @@ from pipeline.quota.slots import CAP
 from pipeline.records import Failure, Limits, Reply
 from pipeline.report.finding import in_use
 from pipeline.run.prepare import Options, Session
+from pipeline.store import afar
 from pipeline.store.batches import is_out
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.state import is_unused
@@ -41,11 +42,44 @@ def set_aside(directory: Path) -> None:
 
 
 def check_alone(session: Session) -> None:
-    """Raise `RunStateError` where one process would go on with what a fleet began."""
+    """Raise `JobError` where one process would go on with what a fleet began, and `RunStateError` for its place."""
+    if session.job.spec.run.path is not None:
+        raise JobError(
+            "[run] path is for a run of several workers: one process writes its run in runs/ here\nNothing was sent.",
+            "add `--workers N` (or `--on ray`), or leave [run] path out",
+        )
+    check_place(session)
     if is_cut(session.directory) and not is_unused(session.directory) and not session.options.fresh:
         raise RunStateError(
             f"{session.directory} was begun by several workers, and its table is cut into shards\nNothing was sent.",
             "add `--workers N` (or `--on ray`) to go on with it; `--fresh` begins anew",
+        )
+
+
+def check_place(session: Session) -> None:
+    """Raise `RunStateError` where the run directory here is not the working copy of what the job says, or is one."""
+    path, directory = session.job.spec.run.path, session.directory
+    if session.options.fresh or not directory.exists():
+        return
+    known = afar.read(directory)
+    if path is None and known is not None:
+        raise RunStateError(
+            f"{directory} is the working copy of a run in {known.url}, and [run] path is not there any more"
+            "\nNothing was sent.",
+            "put [run] path back, or begin anew here with `--fresh`",
+        )
+    if path is None:
+        return
+    url = afar.run_url(path, session.job.name, session.kind)
+    if known is None and not is_unused(directory):
+        raise RunStateError(
+            f"{directory} holds a run of this machine, and [run] path says that it lies in {url}\nNothing was sent.",
+            "leave [run] path out to go on with it, or begin anew there with `--fresh`, which keeps it beside",
+        )
+    if known is not None and not known.url.startswith(f"{url}/"):
+        raise RunStateError(
+            f"{directory} is the working copy of a run in {known.url}, and [run] path says {url}\nNothing was sent.",
+            "put [run] path back, or begin anew there with `--fresh`",
         )
 
 

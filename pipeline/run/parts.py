@@ -8,6 +8,7 @@ from pipeline.run.prepare import Session
 from pipeline.source import Source
 from pipeline.source.shares import copied, spanned
 from pipeline.source.tables import Span
+from pipeline.store.afar import bring, bring_input, copy_of, run_url
 from pipeline.store.units import Shard, is_cut, read
 
 
@@ -20,7 +21,7 @@ def shard_source(source: Source, shard: Shard) -> Source:
     if shard.pieces:
         spans = [(piece.file, Span(piece.first, piece.rows)) for piece in shard.pieces]
         return spanned(source, shard.first_row, shard.rows, spans)
-    if not shard.input.is_file():
+    if not shard.input.is_file() and not bring_input(shard):
         raise RunStateError(
             f"{shard.input} is missing: the rows of a shard stand in it\nWhat was answered is kept.",
             "restore it from a backup, or begin anew with `--fresh`, which keeps the answers beside",
@@ -47,3 +48,18 @@ def parts_of(session: Session) -> Iterator[Session]:
     for shard in read(session.directory)[1]:
         if (rows := min(shard.rows, session.rows - shard.first_row)) > 0:
             yield replace(session, source=shard_source(session.source, shard), rows=rows, place=shard.directory)
+
+
+def looked_at(session: Session) -> Session:
+    """The session with a copy of its run at hand, where that lies on object storage; nothing of it is changed.
+
+    Blocks. Raises `RunStateError`.
+    """
+    path = session.job.spec.run.path
+    if path is None or session.options.fresh:
+        return session
+    place = copy_of(run_url(path, session.job.name, session.kind))
+    if place is None:
+        return session
+    bring(place)
+    return replace(session, place=place)

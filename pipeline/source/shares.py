@@ -39,21 +39,34 @@ def copied(source: Source, first_row: int, rows: int, path: Path) -> Source:
 
     It has every column of the table, and those of documents that no template sees.
     """
-    place = os.path.abspath(path)  # noqa: PTH100  links stay what they are
+    return placed(to_be_copied(source, first_row, rows), path)
+
+
+def to_be_copied(source: Source, first_row: int, rows: int) -> Source:
+    """The same before it is known where the copy lies: to be `placed` by whoever has it."""
     part = replace(
         source.table,
-        path=place,
-        paths=(place,),
+        path="",
+        paths=(),
         remote=False,
         objects={},
         on_path={},
-        stamps=(stamp(place),),
+        stamps=(),
         documents=None,
         sheets={},
-        spans={place: Span(0, rows)},
+        spans={},
     )
     chosen = replace(source, where=None, predicate=None)
-    return _part(chosen, part, first_row, rows, standing.stamps([place]), source.whole_fingerprint)
+    return _part(chosen, part, first_row, rows, (), source.whole_fingerprint)
+
+
+def placed(source: Source, path: Path) -> Source:
+    """A source of rows that are copied, with their copy at `path`."""
+    assert source.part is not None
+    place = os.path.abspath(path)  # noqa: PTH100  links stay what they are
+    spans = {place: Span(0, source.part.rows)}
+    table = replace(source.table, path=place, paths=(place,), stamps=(stamp(place),), spans=spans)
+    return replace(source, table=table, stamps=standing.stamps([place]))
 
 
 def _part(

@@ -1,0 +1,201 @@
+"""A run whose directory lies on object storage: where that is, and its working copy on this machine.
+
+    lead.json                     who leads it: see `store.lease`
+    newest.json                   which generation is the newest; without it none was begun
+    000001/                       a generation: `--fresh` begins the next
+    000001/manifest.json, …       files of the whole run, put by whoever leads it as they change
+    000001/shards/00017/          a shard: see `store.lives`
+
+Here `afar.json` in a run directory says of which generation it is the working copy. What is in it may be behind:
+`bring` has it as the storage is at this moment.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from shutil import rmtree
+from typing import NamedTuple
+
+import orjson
+
+from pipeline import machine
+from pipeline.errors import RunStateError
+from pipeline.objects import Objects, opened
+from pipeline.places import SUFFIXES, Kind, copies_folder
+from pipeline.process import make_private
+from pipeline.store import digests, lives, notes, units
+from pipeline.store.manifest import Lock
+from pipeline.store.units import Shard
+
+NAME = "afar.json"
+NEWEST = "newest.json"
+LOG = "run.log"
+OWN = ("manifest.json", units.NAME, LOG, "status.json", notes.NAME, digests.NAME, "documents.parquet")
+"""Files of the whole run."""
+_DIGITS = 6
+_AT_ONCE = 8  # shards that are brought
+_LOCK = "afar.lock"
+_WAITS_S = 600.0
+"""For another process that brings the same run: then something is wrong with it."""
+
+
+class Afar(NamedTuple):
+    """Of what a run directory here is the working copy."""
+
+    url: str  # of the generation
+    session: int = 0  # the newest that led the run from here
+
+
+def run_url(path: str, job: str, kind: Kind) -> str:
+    """Where the run of a job lies, below what `[run] path` says."""
+    return f"{path.rstrip('/')}/{job}{SUFFIXES[kind]}"
+
+
+def generation(root: Objects, number: int) -> Objects:
+    """One generation of a run."""
+    return root.below(f"{number:0{_DIGITS}d}")
+
+
+def newest(root: Objects) -> int:
+    """Number of a run's newest generation; 0 where there is none. Raises `RunStateError`."""
+    said = root.get(NEWEST)
+    if said is None:
+        return 0
+    try:
+        return int(orjson.loads(said)["generation"])
+    except (ValueError, LookupError, TypeError):
+        raise RunStateError(
+            f"{root.url}/{NEWEST} does not say which generation is the newest", "restore it, or name another [run] path"
+        ) from None
+
+
+def begin(root: Objects, number: int) -> None:
+    """Have a generation be the newest: its manifest is there. Raises `RunStateError`."""
+    root.put(NEWEST, orjson.dumps({"generation": number}))
+
+
+def read(directory: Path) -> Afar | None:
+    """Of what a directory is the working copy; None for a run that lies here."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        said = orjson.loads((directory / NAME).read_bytes())
+        return Afar(str(said["url"]), int(said["session"]))
+    return None
+
+
+def copy_of(url: str) -> Path | None:
+    """A working copy of the run at a URL: of its newest generation, or of the one that the URL names.
+
+    It is to be brought yet. None: there is no run. Raises `PipelineError`.
+    """
+    address = url.rstrip("/")
+    above, _, last = address.rpartition("/")
+    if not (last.isdecimal() and len(last) == _DIGITS):
+        root = opened(address)
+        number = newest(root)
+        if not number:
+            raise RunStateError(
+                f"there is no run in {address}", "its URL is what [run] path says, and the name of its job"
+            )
+        above, address, last = address, generation(root, number).url, last
+    name = above.rpartition("/")[2]
+    place = copies_folder() / hashlib.blake2b(address.encode(), digest_size=8).hexdigest() / name
+    if read(place) is None:
+        write(place, Afar(address))
+    return place
+
+
+def generation_of(directory: Path, number: int) -> Path | None:
+    """A working copy of another generation of the run that a directory is one of; None where there is none."""
+    if (known := read(directory)) is None:
+        return None
+    root = opened(known.url.rpartition("/")[0])
+    return copy_of(generation(root, number).url) if 0 < number <= newest(root) else None
+
+
+def write(directory: Path, afar: Afar) -> None:
+    """Have a directory be a working copy. Raises `RunStateError`."""
+    path = directory / NAME
+    hidden = path.with_name(f".{NAME}.tmp")
+    try:
+        make_private(directory)
+        hidden.touch(0o600)
+        with hidden.open("wb") as file:
+            file.write(orjson.dumps(afar._asdict()))
+            file.flush()
+            os.fsync(file.fileno())
+        machine.replace(hidden, path)
+    except OSError as error:
+        raise RunStateError(
+            f"cannot write {path}: {error.strerror}\nNothing was sent.", "make room or mend its permissions"
+        ) from None
+
+
+def bring(directory: Path, *, sums: bool = False) -> None:
+    """Have a working copy as the storage is now; of its shards that are done with `sums` only these.
+
+    Files of the whole run stay as they are where a process here leads it. Raises `RunStateError`.
+    """
+    known = read(directory)
+    if known is None:
+        return
+    run = opened(known.url)
+    with _alone(directory):
+        if not Lock.held(directory / "lock"):
+            bring_own(run, directory)
+        bring_shards(run, directory, sums=sums)
+
+
+def bring_own(run: Objects, directory: Path) -> None:
+    """Have the files of the whole run as they are there. Raises `RunStateError`."""
+    for name in OWN:
+        if not run.fetch(name, directory / name):
+            (directory / name).unlink(missing_ok=True)
+
+
+def bring_shards(run: Objects, directory: Path, *, sums: bool = False) -> None:
+    """Have the shards as they are there. Raises `RunStateError`."""
+    shards = units.read(directory)[1] if (directory / units.NAME).exists() else []
+    numbers = {shard.directory.name for shard in shards}
+    for left in (directory / units.FOLDER).glob("*"):
+        if left.name not in numbers:
+            rmtree(left, ignore_errors=True)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for brought in [pool.submit(lives.bring, run.below(shard_name(shard)), shard.directory) for shard in shards]:
+            brought.result()
+
+
+def bring_input(shard: Shard) -> bool:
+    """Have the rows of a shard here, where its run lies on object storage: whether it does. Raises `RunStateError`."""
+    known = read(shard.directory.parent.parent)
+    return known is not None and opened(known.url).fetch(f"{shard_name(shard)}/{units.INPUT}", shard.input)
+
+
+def shard_name(shard: Shard) -> str:
+    """What the names of a shard's objects begin with."""
+    return f"{units.FOLDER}/{shard.directory.name}"
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Nobody else brings the same run meanwhile."""
+    until = time.monotonic() + _WAITS_S
+    lock = machine.open_file(directory / _LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        while True:
+            try:
+                machine.lock(lock)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise RunStateError(
+                        f"another process has brought {directory} from the storage for {_WAITS_S / 60:.0f} minutes",
+                        "end that one",
+                    ) from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(lock)

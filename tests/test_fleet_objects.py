@@ -1,0 +1,221 @@
+"""A run on object storage: equal to one that lies here, whoever and whatever is lost; and who may lead it."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import polars as pl
+import pytest
+from forking import forked
+from serving import served, stats, wait_for
+from storage import s3_server
+from test_fleet import ended, start, workers_of
+from test_kill import IN_FLIGHT, summarize_job
+
+from pipeline.objects import opened
+from pipeline.places import scratch_folder
+
+_OF_ALL = (
+    *("lead.json", "newest.json", "manifest.json", "shards.parquet", "status.json", "run.log", "output.json"),
+    "rows.parquet",
+)
+
+
+def job(here: Path, documents: int, url: str, sections: str | None = None) -> None:
+    """A job whose run lies at a URL."""
+    here.mkdir(exist_ok=True)
+    summarize_job(here, documents, *(() if sections is None else (sections,)))
+    with (here / "job.toml").open("a") as file:
+        file.write(f'[run]\npath = "{url}"\n')
+
+
+def store_of(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/bucket"
+
+
+def check_rows(here: Path, url: str, documents: int, twice_at_most: int) -> None:
+    """Every row once, in order; so much was bought twice at most."""
+    bought = stats(url, prompts=True)
+    output = pl.read_parquet(here / "output.parquet")
+    assert output["id"].to_list() == [f"r{n}" for n in range(documents)]
+    assert set(output["status"]) == {"ok"}
+    twice = sum(count - 1 for count in bought["prompts"].values())
+    assert twice <= twice_at_most
+    assert bought["answered"] - twice == len(bought["prompts"])
+
+
+@pytest.fixture(params=["file", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """What `[run] path` says."""
+    if request.param == "file":
+        yield store_of(tmp_path)
+        return
+    with s3_server() as bucket:
+        yield f"{bucket}/runs"
+
+
+def test_a_run_on_object_storage_comes_to_what_one_here_does(tmp_path: Path, store: str) -> None:
+    alone, afar = tmp_path / "alone", tmp_path / "afar"
+    alone.mkdir()
+    summarize_job(alone, 45)
+    job(afar, 45, store)
+    keyed = {"GEMINI_API_KEY": "AQ.test"}
+    with served() as url:
+        said = forked("run", "job.toml", "--yes", "--json", cwd=alone, env=keyed | {"GOOGLE_GEMINI_BASE_URL": url})
+        one, several = ended(said), ended(start(afar, url))
+    for name in ("status", "rows", "ok", "calls", "input_tokens", "output_tokens", "cost_usd"):
+        assert one[name] == several[name], name
+    varies = ["latency_s", "finished_at"]
+    left, right = (pl.read_parquet(here / "output.parquet") for here in (alone, afar))
+    assert left.drop(varies, strict=False).equals(right.drop(varies, strict=False))
+    assert not list(scratch_folder().glob("*/*/*")), "a shard that is done leaves nothing on a worker's disk"
+    root = opened(f"{store}/job")
+    there = [entry.name for entry in root.entries()]
+    shards = len(list((afar / "runs/job/shards").iterdir()))
+    assert shards > 2 and len(there) == 5 * shards + len(_OF_ALL), there
+    assert not [name for name in there if "/life-" in name]
+    assert not [name for name in there if b"AQ.test" in (root.get(name) or b"")]
+
+
+@pytest.mark.long
+def test_a_killed_worker_and_a_killed_driver_lose_what_was_in_flight_only(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    job(here, 90, store_of(tmp_path))
+    with served(latency_s=0.15, latency_jitter_s=0.1) as url:
+        driver = start(here, url)
+        wait_for(url, "answered", 15, driver)
+        os.kill(workers_of(driver.pid)[0], signal.SIGKILL)
+        wait_for(url, "answered", 45, driver)
+        for pid in (driver.pid, *workers_of(driver.pid)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        driver.communicate()
+        again = start(here, url)
+        result = ended(again)
+        assert result["ok"] == 90, again.communicate()[1].decode()
+        check_rows(here, url, 90, 3 * IN_FLIGHT)
+    assert (result["status"], result["ok"]) == ("finished", 90)
+
+
+@pytest.mark.long
+def test_another_machine_goes_on_without_a_word_of_the_first_one(tmp_path: Path) -> None:
+    """What a lost machine had not put is bought again: no more than it bought in the last seconds."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    job(here, 90, store_of(tmp_path))
+    with served(latency_s=0.15, latency_jitter_s=0.1) as url:
+        driver = start(here, url)
+        wait_for(url, "answered", 20, driver)
+        time.sleep(6)
+        before = stats(url)["answered"]
+        time.sleep(0.5)
+        for pid in (driver.pid, *workers_of(driver.pid)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        driver.communicate()
+        shutil.rmtree(scratch_folder())
+        there.mkdir()
+        for name in ("job.toml", "input.parquet"):
+            shutil.copy(here / name, there / name)
+        shutil.rmtree(here)
+        result = ended(start(there, url))
+        bought = stats(url, prompts=True)
+    assert (result["status"], result["ok"], result["rows"]) == ("finished", 90, 90)
+    assert bought["answered"] < before + len(bought["prompts"])
+
+
+def test_fresh_begins_a_generation_and_the_one_before_can_be_read(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    job(here, 24, store_of(tmp_path), "")
+    with served() as url:
+        assert ended(start(here, url))["ok"] == 24
+        again = ended(start(here, url, "--fresh"))
+        assert stats(url)["answered"] == 48
+        assert ended(start(here, url))["ok"] == 24
+        assert stats(url)["answered"] == 48
+    assert again["generation"] == 2
+    there = opened(f"{store_of(tmp_path)}/job").entries()
+    assert {entry.name.split("/")[0] for entry in there} == {"lead.json", "newest.json", "000001", "000002"}
+
+
+def test_a_store_that_does_not_answer_is_told_before_anything_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "hunter2hunter2"
+    for name, value in (("ACCESS_KEY_ID", "tester"), ("SECRET_ACCESS_KEY", secret), ("REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    job(tmp_path, 12, "s3://bucket/runs", "")
+    with served() as url:
+        process = start(tmp_path, url)
+        _, err = process.communicate(timeout=60)
+        assert stats(url)["answered"] == 0
+    assert process.returncode == 2 and "s3://bucket/runs/job" in err.decode() and secret not in err.decode()
+    assert "Traceback" not in err.decode()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"), [((), "add `--workers N`"), (("--workers", "2"), "holds a run of this machine")]
+)
+def test_what_does_not_lie_where_the_job_says_is_refused(tmp_path: Path, flags: tuple[str, ...], told: str) -> None:
+    summarize_job(tmp_path, 12, "")
+    with served() as url:
+        keyed = {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "AQ.test"}
+        assert forked("run", "job.toml", "--yes", cwd=tmp_path, env=keyed).wait(timeout=60) == 0
+        with (tmp_path / "job.toml").open("a") as file:
+            file.write(f'[run]\npath = "{store_of(tmp_path)}"\n')
+        process = forked("run", "job.toml", "--yes", *flags, cwd=tmp_path, env=keyed)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 2 and told in err.decode()
+        assert stats(url)["answered"] == 12
+
+
+def told(*arguments: object, cwd: Path) -> str:
+    process = forked(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+def test_a_run_is_read_where_nobody_has_led_it(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    job(here, 24, store_of(tmp_path), "")
+    there.mkdir()
+    with served() as url:
+        assert ended(start(here, url, "--limit", "12"))["ok"] == 12
+        assert ended(start(here, url, "--fresh"))["ok"] == 24
+    shutil.copy(here / "job.toml", there / "job.toml")
+    run = f"{store_of(tmp_path)}/job"
+    for name in (run, "job.toml", f"{run}/000002"):
+        assert json.loads(told("report", name, "--json", cwd=there))["ok"] == 24
+    assert json.loads(told("report", f"{run}@1", "--json", cwd=there))["ok"] == 12
+    assert "answer   ok" in told("show", "job.toml", "r7", cwd=there)
+    assert "rows" in told("diff", run, cwd=there)
+    told("export", run, "--to", "out.parquet", cwd=there)
+    assert pl.read_parquet(there / "out.parquet")["status"].to_list().count("ok") == 24
+    assert not (there / "runs").exists()
+
+
+def test_an_estimate_counts_what_is_left_of_a_run_that_another_machine_has_begun(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    job(here, 24, store_of(tmp_path), "")
+    there.mkdir()
+    with served() as url:
+        assert ended(start(here, url, "--limit", "12"))["ok"] == 12
+        for name in ("job.toml", "input.parquet"):
+            shutil.copy(here / name, there / name)
+        shutil.rmtree(here)
+        dry = json.loads(started(there, url, "--dry-run"))
+        assert stats(url)["answered"] == 12
+    assert dry["documents"] == json.loads(told("estimate", "job.toml", "--json", cwd=there))["documents"] == 12
+
+
+def started(here: Path, url: str, *flags: str) -> str:
+    process = start(here, url, *flags)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err.decode()
+    return out.decode()
