@@ -15,6 +15,7 @@ def watch(
     from pipeline import console
     from pipeline.report.finding import find_run
     from pipeline.run import status
+    from pipeline.store.afar import look
 
     directory = find_run(run, sums=True)
     if json:
@@ -24,7 +25,7 @@ def watch(
         console.show_json(status.as_json(found))
         return
     try:
-        for line in console.ended(console.follow(directory)):
+        for line in console.ended(console.follow(directory, look)):
             console.err.print(line)
     except KeyboardInterrupt:
         console.show_hint("the run goes on; `pipeline watch` shows it again")

@@ -1,7 +1,7 @@
 """How a run stands, as one calm block on a terminal or as lines with the time of day elsewhere."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from pipeline.terminal import one_line
 LINES_S = 15.0
 """Between two looks whether there is something new to say, where no block can be drawn."""
 _LOOK_S = 1.0  # between two looks at a run of another process
+_AFAR_S = 10.0  # of another machine
 _MINUTE_S = 60.0
 _BAR, _GAP, _INDENT = 10, "   ", "  "
 _CAUSES = 4  # that are named
@@ -252,16 +253,20 @@ def _happened(status: Status) -> object:
     return status.calls, status.calls_planned, status.rows_done, status.batches_out, status.waits_for, until
 
 
-def follow(directory: Path) -> Status:
+def follow(directory: Path, look: Callable[[Path], None]) -> Status:
     """Show the run of another process until it ends, with what its run.log says meanwhile; how it ended.
 
-    Raises `RunStateError` where nothing tells how it stands.
+    `look` has the directory be as the run is now, where that goes on elsewhere. Raises `RunStateError` where nothing
+    tells how it stands.
     """
     log = directory / "run.log"
     read_to = log.stat().st_size if log.exists() else 0
     with Block() if is_live() else _Nothing() as drawn:
-        lines, last = Lines(), None
+        lines, last, looked_at = Lines(), None, time.monotonic()
         while True:
+            if time.monotonic() > looked_at + _AFAR_S:
+                look(directory)
+                looked_at = time.monotonic()
             status = read(directory)
             if status is None:
                 raise RunStateError(

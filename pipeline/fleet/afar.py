@@ -100,6 +100,7 @@ class Lead:
 
     def looked_into(self, shard: Shard) -> Path:
         """A run directory that is what the shard's is, to be opened and thrown away. Raises `RunStateError`."""
+        afar.bring_whole(shard)
         there = self._directory / _LOOKS / shard.directory.name
         rmtree(there, ignore_errors=True)
         for name in ("", "calls", "results"):

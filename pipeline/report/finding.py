@@ -13,7 +13,6 @@ from pathlib import Path
 from pipeline.errors import RunStateError
 from pipeline.places import RUNS, SUFFIXES, run_directory
 from pipeline.store import afar
-from pipeline.store.manifest import Lock
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.place import STAMP
 from pipeline.urls import is_url
@@ -134,8 +133,8 @@ def every(runs: Path = RUNS) -> Iterator[Path]:
 
 
 def in_use(directory: Path) -> bool:
-    """Whether a living process writes into the run directory."""
-    return Lock.held(directory / "lock")
+    """Whether a living process writes into the run directory, or into the run of which it is a working copy."""
+    return afar.is_led(directory)
 
 
 def _is_run(directory: Path) -> bool:

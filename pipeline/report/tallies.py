@@ -20,6 +20,7 @@ from pipeline.report.events import Event, over_sessions, read_events
 from pipeline.report.lanes import InLane, with_fallen
 from pipeline.report.sums import Bought, Held, Sums, held_to
 from pipeline.store import batch_states, batched, fallen, parts, seals
+from pipeline.store.afar import bring_whole
 from pipeline.store.batches import FOLDER
 from pipeline.store.compact import compact
 from pipeline.store.state import load
@@ -113,6 +114,7 @@ def read_shard(shard: Shard, covered: int, plan: Baseline | None) -> Reading:
         held = Held() if plan is None else held_to(plan, known.tally.bought)
         if held is not None:
             return Reading(known.tally, held, known.tally.bought.lanes)
+    bring_whole(shard)
     return read(shard.directory, covered, plan, read_events(shard.directory / "run.log"))
 
 

@@ -21,7 +21,7 @@ from pipeline.records import Lane
 from pipeline.records import Status as Outcome
 from pipeline.run.bounds import Bounded
 from pipeline.run.engine import Monitor
-from pipeline.store.manifest import Lock
+from pipeline.store.afar import is_led
 
 NAME = "status.json"
 WRITE_S = 2.0
@@ -205,7 +205,7 @@ def read(directory: Path) -> Status | None:
         found = _SHAPE.validate_json((directory / NAME).read_bytes())
     except (OSError, ValidationError):
         return None
-    if found.state == "running" and not Lock.held(directory / "lock"):
+    if found.state == "running" and not is_led(directory):
         return replace(found, state="killed", waits_for="", waits_until_s=None, eta_s=None, in_flight=0)
     return found
 

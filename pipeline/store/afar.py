@@ -28,14 +28,18 @@ from pipeline.objects import Objects, opened
 from pipeline.places import SUFFIXES, Kind, copies_folder
 from pipeline.process import make_private
 from pipeline.store import digests, lives, notes, units
+from pipeline.store.lease import newest_session
 from pipeline.store.manifest import Lock
 from pipeline.store.units import Shard
 
 NAME = "afar.json"
 NEWEST = "newest.json"
 LOG = "run.log"
-OWN = ("manifest.json", units.NAME, LOG, "status.json", notes.NAME, digests.NAME, "documents.parquet")
+STATUS = "status.json"
+OWN = ("manifest.json", units.NAME, LOG, STATUS, notes.NAME, digests.NAME, "documents.parquet")
 """Files of the whole run."""
+SILENT_S = 90.0
+"""Without a word for so long a process elsewhere counts as gone: it tells every 30 s, which is put within 10."""
 _DIGITS = 6
 _AT_ONCE = 8  # shards that are brought
 _LOCK = "afar.lock"
@@ -48,6 +52,7 @@ class Afar(NamedTuple):
 
     url: str  # of the generation
     session: int = 0  # the newest that led the run from here
+    goes_on: bool = False  # as far as its lease said when it was brought: elsewhere
 
 
 def run_url(path: str, job: str, kind: Kind) -> str:
@@ -82,7 +87,7 @@ def read(directory: Path) -> Afar | None:
     """Of what a directory is the working copy; None for a run that lies here."""
     with suppress(OSError, ValueError, LookupError, TypeError):
         said = orjson.loads((directory / NAME).read_bytes())
-        return Afar(str(said["url"]), int(said["session"]))
+        return Afar(str(said["url"]), int(said["session"]), bool(said.get("goes_on")))
     return None
 
 
@@ -145,8 +150,35 @@ def bring(directory: Path, *, sums: bool = False) -> None:
     run = opened(known.url)
     with _alone(directory):
         if not Lock.held(directory / "lock"):
-            bring_own(run, directory)
+            _look(run, directory, known)
         bring_shards(run, directory, sums=sums)
+
+
+def look(directory: Path) -> None:
+    """Have the files of the whole run of a working copy as they are now. Raises `RunStateError`."""
+    if (known := read(directory)) is not None and not Lock.held(directory / "lock"):
+        with _alone(directory):
+            _look(opened(known.url), directory, known)
+
+
+def _look(run: Objects, directory: Path, known: Afar) -> None:
+    session, goes_on = newest_session(opened(known.url.rpartition("/")[0]))
+    bring_own(run, directory)
+    write(directory, known._replace(goes_on=goes_on and session > known.session))
+
+
+def is_led(directory: Path) -> bool:
+    """Whether a process works on a run: one that holds the directory, or, of a working copy, one elsewhere.
+
+    Of that one its `status.json` is all that is known, by the clocks of both.
+    """
+    if Lock.held(directory / "lock"):
+        return True
+    known = read(directory)
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        told = orjson.loads((directory / STATUS).read_bytes())
+        return known is not None and known.goes_on and time.time() < float(told["at_s"]) + SILENT_S
+    return False
 
 
 def bring_own(run: Objects, directory: Path) -> None:
@@ -164,8 +196,18 @@ def bring_shards(run: Objects, directory: Path, *, sums: bool = False) -> None:
         if left.name not in numbers:
             rmtree(left, ignore_errors=True)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for brought in [pool.submit(lives.bring, run.below(shard_name(shard)), shard.directory) for shard in shards]:
-            brought.result()
+        brought = (
+            pool.submit(lives.bring, run.below(shard_name(shard)), shard.directory, sums=sums) for shard in shards
+        )
+        for each in list(brought):
+            each.result()
+
+
+def bring_whole(shard: Shard) -> None:
+    """Have the calls and results of a shard here too, where they were left out. Raises `RunStateError`."""
+    known = read(shard.directory.parent.parent) if lives.has_sums_alone(shard.directory) else None
+    if known is not None:
+        lives.bring(opened(known.url).below(shard_name(shard)), shard.directory)
 
 
 def bring_input(shard: Shard) -> bool:

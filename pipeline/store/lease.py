@@ -173,6 +173,15 @@ def _read(objects: Objects, content: bytes) -> _Lead:
         ) from None
 
 
+def newest_session(objects: Objects) -> tuple[int, bool]:
+    """Number of a run's newest session, and whether that has not ended, as far as it says. Raises `RunStateError`."""
+    content = objects.get(NAME)
+    if content is None:
+        return 0, False
+    lead = _read(objects, content)
+    return lead.session, not lead.has_ended
+
+
 async def _blocking(function: Callable[..., Any], *arguments: object) -> Any:
     return await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
 

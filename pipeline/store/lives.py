@@ -36,6 +36,7 @@ from pipeline.store.units import INPUT
 BEGAN, CLAIM, DONE, REST, BROUGHT = "began", "claim", "done.json", "rest.tar", "brought"
 LOG, MANIFEST = "run.log", "manifest.json"
 KINDS = ("calls", "results")
+_SUMS = b"sums\n"  # of what was brought
 _RESTORE = "restore it if the store keeps versions of it"
 _FETCHES = 8  # at once
 _TRIES = 5
@@ -98,11 +99,11 @@ class _Changed(Exception):
     """What was being read was replaced meanwhile."""
 
 
-def bring(shard: Objects, directory: Path) -> Stood | None:
+def bring(shard: Objects, directory: Path, *, sums: bool = False) -> Stood | None:
     """Have the newest state of a shard in a directory; None: it was not begun, and nothing is there.
 
-    What was brought before and is the same is left. Raises `RunStateError`, also for a directory that holds a run which
-    was not brought there.
+    Of a shard that is whole `sums` leaves out calls and results. What was brought before and is the same is left.
+    Raises `RunStateError`, also for a directory that holds a run which was not brought there.
     """
     for _ in range(_TRIES):
         stood = standing(entry.name for entry in shard.entries())
@@ -110,7 +111,7 @@ def bring(shard: Objects, directory: Path) -> Stood | None:
             if stood is None:
                 _empty(directory)
             else:
-                _fetch(shard, stood, directory)
+                _fetch(shard, stood, directory, sums and stood.is_done)
             return stood
     raise RunStateError(
         f"{shard.url} changed whenever it was read: a worker writes there",
@@ -118,27 +119,37 @@ def bring(shard: Objects, directory: Path) -> Stood | None:
     )
 
 
-def _fetch(shard: Objects, stood: Stood, directory: Path) -> None:
+def has_sums_alone(directory: Path) -> bool:
+    """Whether calls and results of what was brought there were left out."""
+    return (read(directory / BROUGHT) or b"").endswith(_SUMS)
+
+
+def _fetch(shard: Objects, stood: Stood, directory: Path, sums: bool) -> None:
     """Bring what stands there. Raises `_Changed`."""
     mark = shard.get_tagged(stood.mark)
     if mark is None:
         raise _Changed
     which = f"{stood.name} {mark[1]}\n".encode()
-    if read(directory / BROUGHT) != which:
+    known = read(directory / BROUGHT)
+    if known not in (which, which + _SUMS):
         _empty(directory)
     elif stood.is_done and (directory / DONE).exists():
-        return
+        if sums or known == which:
+            return
+        with on_disk(directory):
+            (directory / DONE).unlink()  # until it is whole
     for name in ("", *KINDS):
         with on_disk(directory / name):
             make_private(directory / name)
-    write(directory / BROUGHT, which)
+    write(directory / BROUGHT, which + _SUMS if sums else which)
     objects = shard.below(stood.name)
     told = objects.get(seals.NAME)  # before all that it tells of
     entries = objects.entries()
     if shard.get(stood.mark) != mark[0]:
         raise _Changed
     if stood.is_done:
-        _fetch_files(objects, [entry for entry in entries if entry.name not in (DONE, REST)], directory)
+        left_out = (DONE, REST, *((f"{kind}/" for kind in KINDS) if sums else ()))
+        _fetch_files(objects, [entry for entry in entries if not entry.name.startswith(left_out)], directory)
         _unpack(objects, directory)
         write(directory / DONE, mark[0])
     else:

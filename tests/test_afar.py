@@ -1,0 +1,105 @@
+"""A run on object storage, read where it was not made: what is found is what a run here has, and no more is fetched."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from sharded import run_in_shards
+from storage import in_folder
+
+from jobs import PLAIN, make_job
+from pipeline import report
+from pipeline.errors import RunStateError
+from pipeline.fleet import shards
+from pipeline.report.finding import find_run
+from pipeline.report.reading import Answers
+from pipeline.run.prepare import Options, prepare
+from pipeline.store import afar
+from pipeline.store.lives import LifeId
+from pipeline.store.mirror import restore
+
+ROWS = 12
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run directory here: of four shards two are done, one is half, and one was not begun."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shards, "LEAST_ROWS", 3)
+    (tmp_path / "topics.csv").write_text("topic\n" + "".join(f"topic {row}\n" for row in range(ROWS)))
+    whole = prepare(make_job(tmp_path, PLAIN), Options(offline=True))
+    run_in_shards(whole, begun={0, 1, 2}, half={2})
+    return whole.directory
+
+
+def put(directory: Path, url_of: Path, number: int = 1) -> str:
+    """Have the run lie there as a generation of this number; its URL."""
+    root = in_folder(url_of)
+    there = afar.generation(root, number)
+    for shard in sorted((directory / "shards").iterdir()):
+        objects = there.below(f"shards/{shard.name}")
+        objects.put("input.parquet", shard / "input.parquet")
+        if (shard / "manifest.json").exists():
+            mirror = restore(objects, url_of.parent / "scratch" / shard.name, LifeId(1, 1))
+            shutil.copytree(shard, mirror.directory, dirs_exist_ok=True)
+            mirror.push(last=True)
+            if (shard / "done.json").exists():
+                mirror.finish()
+    for name in afar.OWN:
+        if (directory / name).exists():
+            there.put(name, directory / name)
+    afar.begin(root, number)
+    return root.url
+
+
+def told(directory: Path) -> dict[str, object]:
+    return report.summarize(directory).as_json() | {"run_dir": ""}
+
+
+def test_a_report_of_shards_that_are_done_fetches_their_sums_alone(run: Path, tmp_path: Path) -> None:
+    url = put(run, tmp_path / "bucket")
+    copy = find_run(url, sums=True)
+    assert told(copy) == told(run)
+    parts = {path.parent.parent.name for path in copy.glob("shards/*/*/*.parquet")}
+    assert parts == {"00002"}, "of the one that is half there are no sums"
+    assert [row["response"] for row in Answers(find_run(url)).rows()] == [
+        row["response"] for row in Answers(run).rows()
+    ]
+    assert {path.parent.parent.name for path in copy.glob("shards/*/*/*.parquet")} == {"00000", "00001", "00002"}
+    assert find_run(url, sums=True) == copy and told(copy) == told(run), "what is there stays"
+
+
+def test_where_the_sums_do_not_tell_the_rest_is_fetched(run: Path, tmp_path: Path) -> None:
+    url = put(run, tmp_path / "bucket")
+    copy = find_run(url, sums=True)
+    log = copy / "run.log"
+    planned = next(line for line in log.read_text().splitlines() if '"event":"plan"' in line)
+    with log.open("a") as file:  # a plan of a later session, in whose time the shards were done
+        file.write(planned + "\n")
+    with (run / "run.log").open("a") as file:
+        file.write(planned + "\n")
+    assert told(copy) == told(run)
+
+
+def test_a_generation_is_found_by_its_number_and_what_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
+    url = put(run, tmp_path / "bucket")
+    assert put(run, tmp_path / "bucket", 2) == url
+    assert find_run(f"{url}@1") != find_run(url) == find_run(f"{url}@2") == find_run(f"{url}/000002")
+    with pytest.raises(RunStateError, match="there is no run in"):
+        find_run(f"{url}-of-another")
+    with pytest.raises(RunStateError, match="has no generation 3"):
+        find_run(f"{url}@3")
+
+
+def test_a_working_copy_is_brought_when_it_is_read(run: Path, tmp_path: Path) -> None:
+    url = put(run, tmp_path / "bucket")
+    local = replace_with_copy(run, afar.generation(in_folder(tmp_path / "bucket"), 1).url)
+    assert url and told(find_run(run.name)) == told(local)
+
+
+def replace_with_copy(run: Path, url: str) -> Path:
+    """Have the run directory be a working copy; where what it had is now."""
+    aside = run.rename(run.with_name("aside"))
+    afar.write(run, afar.Afar(url))
+    shutil.copy(aside / "manifest.json", run / "manifest.json")
+    return aside
