@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from forking import forked
+from forking import Forked, forked
 from serving import served, stats, wait_for
 from storage import s3_server
 from test_fleet import ended, start, workers_of
@@ -104,28 +104,25 @@ def test_a_killed_worker_and_a_killed_driver_lose_what_was_in_flight_only(tmp_pa
 
 @pytest.mark.long
 def test_another_machine_goes_on_without_a_word_of_the_first_one(tmp_path: Path) -> None:
-    """What a lost machine had not put is bought again: no more than it bought in the last seconds."""
-    here, there = tmp_path / "here", tmp_path / "there"
+    """What a lost machine had not put is bought again: no more than came in its last seconds, and was in flight."""
+    here = tmp_path / "here"
     job(here, 90, store_of(tmp_path))
+    there = elsewhere(here, tmp_path / "there")
     with served(latency_s=0.15, latency_jitter_s=0.1) as url:
         driver = start(here, url)
         wait_for(url, "answered", 20, driver)
-        time.sleep(6)
         before = stats(url)["answered"]
-        time.sleep(0.5)
+        time.sleep(6)  # a push begins 5 s after the one before has ended
         for pid in (driver.pid, *workers_of(driver.pid)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         driver.communicate()
+        lost = stats(url)["answered"] - before
         shutil.rmtree(scratch_folder())
-        there.mkdir()
-        for name in ("job.toml", "input.parquet"):
-            shutil.copy(here / name, there / name)
         shutil.rmtree(here)
         result = ended(start(there, url))
-        bought = stats(url, prompts=True)
+        check_rows(there, url, 90, lost + IN_FLIGHT)
     assert (result["status"], result["ok"], result["rows"]) == ("finished", 90, 90)
-    assert bought["answered"] < before + len(bought["prompts"])
 
 
 def test_fresh_begins_a_generation_and_the_one_before_can_be_read(tmp_path: Path) -> None:
@@ -219,3 +216,63 @@ def started(here: Path, url: str, *flags: str) -> str:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err.decode()
     return out.decode()
+
+
+_HASTY = (
+    "import pipeline.fleet.shards as shards; shards.LEAST_ROWS = 10;"
+    "import pipeline.store.lease as lease; lease.RENEW_S, lease._LOOK_S, lease.HELD_S, lease.WATCHED_S = 0.3, 0.3, 2, 4"
+)
+
+
+def hasty(here: Path, url: str) -> Forked:
+    """A run whose lease is renewed, lost and taken over within seconds."""
+    keyed = {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "AQ.test"}
+    return forked("run", "job.toml", "--yes", "--json", "--workers", "2", cwd=here, patch=_HASTY, env=keyed)
+
+
+def elsewhere(here: Path, there: Path) -> Path:
+    """Another folder with the same job and table."""
+    there.mkdir()
+    for name in ("job.toml", "input.parquet"):
+        shutil.copy(here / name, there / name)
+    return there
+
+
+def test_one_leads_at_a_time(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    job(here, 45, store_of(tmp_path), "")
+    there = elsewhere(here, tmp_path / "there")
+    with served(latency_s=1.0) as url:
+        first = hasty(here, url)
+        wait_for(url, "in_flight", 1, first)
+        second = hasty(there, url)
+        _, err = second.communicate(timeout=60)
+        assert second.returncode == 2 and f"is in use by process {first.pid} on" in err.decode()
+        assert ended(first)["ok"] == 45 == stats(url)["answered"]
+
+
+@pytest.mark.long
+def test_a_machine_that_was_taken_for_lost_and_comes_back_counts_for_nothing(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    job(here, 90, store_of(tmp_path))
+    there = elsewhere(here, tmp_path / "there")
+    with served(latency_s=0.15, latency_jitter_s=0.1) as url:
+        lost = hasty(here, url)
+        wait_for(url, "answered", 20, lost)
+        time.sleep(6)  # all that is answered now is put
+        before = stats(url)["answered"]
+        pids = [*workers_of(lost.pid), lost.pid]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        after = stats(url)["answered"]
+        taking = hasty(there, url)
+        wait_for(url, "answered", after + 10, taking)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        result = ended(taking)
+        _, err = lost.communicate(timeout=60)
+        assert lost.returncode == 3 and "leads" in err.decode(), err.decode()
+        check_rows(there, url, 90, after - before + 4 * IN_FLIGHT)
+        bought = stats(url)["answered"]
+        assert ended(hasty(there, url))["calls"] == result["calls"] and stats(url)["answered"] == bought
+    assert (result["status"], result["ok"]) == ("finished", 90)

@@ -186,7 +186,7 @@ def test_a_store_that_is_away_for_longer_ends_it_before_another_may_begin() -> N
             await lease.lost.wait()
             assert anyio.current_time() - began_at <= HELD_S
             assert lease.refusal.exit_code == RESUMABLE
-            assert "could not be renewed for 40 s: the store is away" in lease.refusal.message
+            assert "could not be renewed for 120 s: the store is away" in lease.refusal.message
 
     run(lost)
 

@@ -25,9 +25,10 @@ from pipeline.objects import Objects, Tag
 
 NAME = "lead.json"
 RENEW_S = 10.0
-HELD_S = 40.0
-"""From when the last renewal began; what is left of `WATCHED_S` is for a put that is on its way."""
-WATCHED_S = 60.0
+HELD_S = 120.0
+"""From when the last renewal began, as long as workers go on without the store (`mirror.AWAY_S`); what is left of
+`WATCHED_S` is for a put that is on its way."""
+WATCHED_S = 150.0
 _LOOK_S = 5.0
 
 
