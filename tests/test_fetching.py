@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -79,8 +80,10 @@ class _Pages(BaseHTTPRequestHandler):
 class Site:
     """A site over https, and our fetcher, which takes its address for a public one."""
 
-    def __init__(self, port: int, certificates: ssl.SSLContext, pages: type[_Pages]) -> None:
-        self.url, self.certificates, self.pages = f"https://localhost:{port}", certificates, pages
+    def __init__(self, port: int, certificates: ssl.SSLContext, authority: bytes, pages: type[_Pages]) -> None:
+        self.url, self.pages = f"https://localhost:{port}", pages
+        self.certificates: ssl.SSLContext | None = certificates
+        self.authority = authority
 
     def fetch(self, path: str, *, within: bool = True, kind: Any = "image") -> Media | Failure:
         file = Media(kind, "image/jpeg", "at x", 0, 10, url=path if "://" in path else self.url + path)
@@ -106,10 +109,20 @@ def site() -> Iterator[Site]:
     server.socket = serves.wrap_socket(server.socket, server_side=True)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield Site(server.server_port, trusts, pages)
+    yield Site(server.server_port, trusts, authority.cert_pem.bytes(), pages)
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+def test_sites_are_trusted_by_what_the_environment_names(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "certificates", None)
+    assert isinstance(site.fetch("/a.png"), Failure), "its authority is nobody's"
+    (tmp_path / "ours.pem").write_bytes(site.authority)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ours.pem"))
+    assert isinstance(site.fetch("/a.png"), Media)
 
 
 def test_a_file_is_fetched_and_told_by_its_bytes(site: Site) -> None:

@@ -20,6 +20,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from pipeline.media import TAKEN, form_of
 from pipeline.prompts import Prompt, Text
+from pipeline.providers.networks import Network
 from pipeline.records import Failure, Media
 
 MOST_REDIRECTS = 5
@@ -84,7 +85,7 @@ class Fetcher:
     """Fetches what prompts name, `AT_ONCE` files at most; `judge` says which addresses may be connected to."""
 
     def __init__(self, most_bytes: int, judge: Judge = is_public, certificates: ssl.SSLContext | None = None) -> None:
-        self._most_bytes, self._judge, self._certificates = most_bytes, judge, certificates
+        self._most_bytes, self._judge, self._certificates = most_bytes, judge, certificates or Network().certificates()
         self._room = asyncio.Semaphore(AT_ONCE)
 
     async def filled(self, prompt: Prompt) -> Prompt | Failure:
@@ -133,7 +134,7 @@ class Fetcher:
     async def _content(self, url: str) -> bytes | Failure:
         connector = aiohttp.TCPConnector(
             resolver=_Judging(self._judge),
-            ssl=self._certificates or True,
+            ssl=self._certificates,  # aiohttp's own trusts nobody after `process.quick_imports`
             use_dns_cache=False,
             socket_factory=self._socket,
         )
