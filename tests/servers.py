@@ -17,8 +17,26 @@ from pipeline.prompts import Prompt
 from pipeline.records import Failure, Limits, QuotaHit, Reply, Usage
 
 SERVERS = ALGORITHMS
+EACH = "each"
+"""All ways at once: what any of them refuses is refused. Where none does, each alone lets through the same."""
 WINDOW_S = MINUTE
 EPOCH = 1_795_384_800.0  # a minute of wall time that begins with the virtual clock's 0
+
+
+class Each:
+    """A quota that is counted in every way."""
+
+    def __init__(self, limit: int) -> None:
+        self._meters = [model(limit) for model in ALGORITHMS.values()]
+
+    def delay(self, now: float, amount: int) -> float:
+        """Seconds until all of them would let it through."""
+        return max(meter.delay(now, amount) for meter in self._meters)
+
+    def add(self, now: float, amount: int) -> None:
+        """Count it."""
+        for meter in self._meters:
+            meter.add(now, amount)
 
 
 @dataclass
@@ -50,7 +68,7 @@ class World:
     def __post_init__(self) -> None:
         self.rng = Random(self.seed)
         self.offset = self.rng.uniform(0.0, WINDOW_S)
-        model = SERVERS[self.server]
+        model = Each if self.server == EACH else SERVERS[self.server]
         self.meters = {"requests": model(self.rpm), "tokens": model(self.tpm)}
 
     def now(self) -> float:

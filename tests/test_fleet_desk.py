@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from random import Random
+from statistics import median
 
 import anyio
 import pytest
@@ -16,18 +17,16 @@ from asking import UNLIMITED, ask
 from fleets import Fleet, answer_by_fleet, target_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from servers import EPOCH, SERVERS, World, answer_all, dispatcher_for, documents, heavy, small
+from servers import EACH, EPOCH, SERVERS, World, answer_all, dispatcher_for, documents, heavy, small
 from vclock import run
 
 from pipeline.budget.caps import Spending
 from pipeline.budget.cashier import worst_case_usd
 from pipeline.dispatch.desk import Tries
 from pipeline.errors import BudgetReached, Halted, QuotaExhausted, ServiceError
-from pipeline.fleet.coordinator import jitter_s
 from pipeline.fleet.messages import POLL_S, Given, Go
 from pipeline.fleet.remote import ORPHANED_S, Remote
 from pipeline.prompts import Params, Prompt
-from pipeline.quota.pacer import JITTER_S
 from pipeline.records import Failure, Limits, Reply, Usage
 from pipeline.targets import Route
 
@@ -87,6 +86,7 @@ def with_fleet(
 
 # --- the limits ---------------------------------------------------------------------------------------------------
 
+WORKERS = (1, 3, 20, 100)
 KINDS: dict[str, tuple[Limits, int, int]] = {
     "requests": (Limits(rpm=1000, tpm=10_000_000), 900, 12_000),
     "tokens": (Limits(rpm=1000, tpm=1_000_000), 400, 8000),
@@ -97,25 +97,23 @@ KINDS: dict[str, tuple[Limits, int, int]] = {
 
 def matrix() -> list[object]:
     quick = [("log", "requests", 3), ("fixed", "requests", 100), ("counter", "tokens", 20), ("bucket", "free", 3)]
-    every = [(server, kind, workers) for server in SERVERS for kind in KINDS for workers in (1, 3, 20, 100)]
-    long = [pytest.param(*case, True, id="-".join(map(str, case)) + "-full", marks=pytest.mark.long) for case in every]
-    return [*(pytest.param(*case, False, id="-".join(map(str, case))) for case in quick), *long]
+    long = [(server, kind, workers) for kind in ("free", "unset") for server in SERVERS for workers in WORKERS]
+    long += [(EACH, kind, workers) for kind in ("requests", "tokens") for workers in WORKERS]
+    return [
+        *(pytest.param(*case, False, id="-".join(map(str, case))) for case in quick),
+        *(pytest.param(*case, True, id="-".join(map(str, case)) + "-full", marks=pytest.mark.long) for case in long),
+    ]
 
 
-@pytest.mark.parametrize(("server", "kind", "workers", "full"), matrix())
-def test_workers_use_a_quota_as_one_dispatcher_does(server: str, kind: str, workers: int, full: bool) -> None:
-    """Within 1.25 % of it, but for what the longer way costs; in a short run its last minute counts for more.
-
-    What is not known is found out by refusals.
-    """
-    limits, quick, whole = KINDS[kind]
+def share(server: str, kind: str, workers: int, count: int, seed: int) -> tuple[float, World, World]:
+    """What so many workers use of a quota, as a part of what one dispatcher does with the same documents."""
+    limits = KINDS[kind][0]
     real = limits if limits.rpm else Limits(rpm=1000, tpm=10_000_000)
-    count = whole if full else quick
-    sizes = heavy(count, 8000, 350_000, 1) if kind == "tokens" else small(count, 200, 1)
+    sizes = heavy(count, 8000, 350_000, seed) if kind == "tokens" else small(count, 200, seed)
 
     def world() -> tuple[World, list[Prompt]]:
         assert real.rpm and real.tpm
-        made = World(server, real.rpm, real.tpm)
+        made = World(server, real.rpm, real.tpm, seed=seed)
         return made, documents(made, sizes, bias=0.7 if kind == "tokens" else 1.0)
 
     alone, prompts = world()
@@ -125,16 +123,30 @@ def test_workers_use_a_quota_as_one_dispatcher_does(server: str, kind: str, work
     assert Counter(reply.status for reply in replies) == {"ok": count}
     assert len(shared.left) == fleet.coordinator.desk.sent == count + len(shared.refused)
     assert [quota.ledger.in_flight() for quota in fleet.coordinator.desk.quotas] == [(0, 0)]
-    if kind == "unset":
-        assert len(shared.refused) <= len(alone.refused) + 10
-        assert shared.dispatched() >= 0.9 * alone.dispatched()
-    elif (kind, server) == ("free", "counter"):  # one request has to stay in reserve, which one refusal tells
-        assert len(shared.refused) <= max(2, len(alone.refused))
-        assert shared.dispatched() >= alone.dispatched() - 0.01
-    else:
-        assert shared.refused == []
-        longer = (jitter_s(workers, [target_of(limits)]) - JITTER_S) / 60.0
-        assert shared.dispatched() >= alone.dispatched() - longer - (0.0125 if full else 0.025)
+    return shared.dispatched() / alone.dispatched(), alone, shared
+
+
+@pytest.mark.parametrize(("server", "kind", "workers", "full"), matrix())
+def test_workers_use_a_quota_as_one_dispatcher_does(server: str, kind: str, workers: int, full: bool) -> None:
+    """Within 1 % of it in a long run; in a short one its last minute counts for more.
+
+    How large documents fall into minutes is chance, and moves one run by 1 % and more: the median of five counts. What
+    is not known is found out by refusals. Estimates of several that are in flight may all be too low: of 8,000 large
+    documents one may be refused for it.
+    """
+    count = KINDS[kind][2] if full else KINDS[kind][1]
+    seeds = range(1, 6) if kind == "tokens" and full else (1,)
+    found = [share(server, kind, workers, count, seed) for seed in seeds]
+    shares = [each for each, _, _ in found]
+    print(f"{server} {kind} {workers}: {' '.join(f'{each:.4f}' for each in shares)}")
+    for _, alone, shared in found:
+        if kind == "unset":
+            assert len(shared.refused) <= len(alone.refused) + 10
+        elif (kind, server) == ("free", "counter"):  # one request has to stay in reserve, which one refusal tells
+            assert len(shared.refused) <= max(2, len(alone.refused))
+        else:
+            assert len(shared.refused) <= (kind == "tokens" and full)
+    assert median(shares) >= (0.9 if kind == "unset" else 0.985 if kind == "tokens" else 0.99 if full else 0.965)
 
 
 def test_whoever_asks_first_is_not_served_to_the_end() -> None:
