@@ -120,7 +120,8 @@ class Objects:
         import obstore
 
         with self._refusals(name):
-            obstore.put(self._store, self._path(name), data, max_concurrency=4)
+            piece = _CHUNK_BYTES if isinstance(data, bytes) else max(_CHUNK_BYTES, _piece(data))
+            obstore.put(self._store, self._path(name), data, chunk_size=piece, max_concurrency=4)
 
     def create(self, name: str, data: bytes) -> bool:
         """Have an object there unless there is one of other bytes: whether ours is there now."""
@@ -164,7 +165,7 @@ class Objects:
             tag = self.replace(name, data, before)
             return tag and Entry(name, size, tag)
 
-        piece = max(_PIECE_BYTES, size // _MOST_PIECES)
+        piece = _piece(path)
         with self._refusals(name), path.open("rb") as file:
             try:
                 with obstore.open_writer(self._store, self._path(name), buffer_size=piece, max_concurrency=4) as writer:
@@ -305,6 +306,10 @@ def on_disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+def _piece(path: Path) -> int:
+    return max(_PIECE_BYTES, path.stat().st_size // _MOST_PIECES)
 
 
 def _tag(meta: Any) -> Tag:

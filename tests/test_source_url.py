@@ -2,6 +2,8 @@
 
 import gzip
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -282,3 +284,25 @@ def test_each_shard_reads_its_own_rows(
         parquet(store, "b.parquet", words("changed"))
         changed = [shards.shard_source(whole.source, shard).changed() for shard in made]
         assert changed[0] is None and changed[2] is not None
+
+
+@pytest.mark.long  # 10 s: workers are processes
+def test_workers_read_a_table_in_storage_and_their_run_writes_its_folder_there(here: Path, store: Objects) -> None:
+    frame = words(*(f"word {number}" for number in range(2_500)))
+    parquet(store, "t/a.parquet", frame[:1_700], 500)
+    parquet(store, "t/b.parquet", frame[1_700:], 500)
+    path = small_job(here, UNLIMITED)
+    text = path.read_text().replace('"words.csv"', f'"{store.url}/t/*.parquet"\nid = "id"')
+    path.write_text(text.replace("out.parquet", f"{store.url}/out/"))
+    for _ in range(2):
+        command = [sys.executable, "-m", "pipeline", "run", str(path), "--offline", "--yes", "--workers", "2"]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+    parts = [entry.name for entry in store.entries("out-offline")]
+    assert parts == [
+        "out-offline/part-00000.parquet",
+        "out-offline/part-00001.parquet",
+        "out-offline/part-00002.parquet",
+    ]
+    table = pl.concat(pl.read_parquet(BytesIO(store.get(name) or b"")) for name in parts)
+    assert table["word"].to_list() == frame["word"].to_list() and set(table["status"]) == {"ok"}
