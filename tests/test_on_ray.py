@@ -132,7 +132,7 @@ def ended(process: Forked, within_s: float = 180) -> dict[str, Any]:
 
 def processes() -> dict[int, tuple[int, str]]:
     """Each process of the machine: its parent, and what it is."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    listed = subprocess.run(["ps", "-ewwo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
     found = {}
     for line in listed.stdout.splitlines():
         pid, parent, what = line.split(None, 2)

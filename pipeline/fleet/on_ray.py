@@ -1,19 +1,22 @@
 """Workers on a Ray cluster, or on a Ray of our own here. Ray gives processes, addresses and news of deaths alone."""
 
+import asyncio
 import os
 import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from math import inf
+from typing import Any, TypeVar
 
 import anyio
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, ServiceError
 from pipeline.fleet.driver import Gone
 from pipeline.fleet.member import Member
 from pipeline.fleet.orders import FromWorker, ToWorker
@@ -22,6 +25,8 @@ for _name, _value in (
     ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"),  # below `uv run` it would upload the whole folder, tables and keys included
     ("RAY_IGNORE_UNHANDLED_ERRORS", "1"),  # each death is heard of once; Ray would tell it of every message as well
     ("RAY_USAGE_STATS_ENABLED", "0"),
+    # Without its head node Ray ends the process after a minute, with an exit code that says that all was done.
+    ("RAY_gcs_rpc_server_reconnect_timeout_s", str(24 * 3600)),
 ):
     os.environ.setdefault(_name, _value)  # Ray reads them as it is imported
 
@@ -33,6 +38,10 @@ SILENT_S = 30.0
 """After so long without a word a worker is taken for lost, and one that may live on has stopped long since."""
 _LEAVES_S = 5.0
 """What a worker is given to leave; then it is killed."""
+_Result = TypeVar("_Result")
+AWAY_S = 50.0
+"""After so long without the head node the run ends by itself: after 60 s Ray ends every worker."""
+_LOOKS_S = 5.0
 _ANSWERS_S = 10.0
 _WHO = "a worker on Ray"
 _OBJECTS_BYTES = 80 * 2**20
@@ -76,7 +85,26 @@ class Actor:
                 with anyio.move_on_after(_LEAVES_S):
                     await self._actor.leave.remote()
                     await self._work
-            ray.kill(self._actor)
+            with anyio.move_on_after(_LEAVES_S):
+                await _apart(partial(ray.kill, self._actor))
+
+
+def _apart(do: Callable[[], _Result]) -> Awaitable[_Result]:
+    """Have it done in a thread, which is left behind once nobody waits: without its head node Ray waits for ever."""
+    done = Future[_Result]()
+
+    def work() -> None:
+        try:
+            result = do()
+        except BaseException as error:
+            with suppress(InvalidStateError):
+                done.set_exception(error)
+        else:
+            with suppress(InvalidStateError):
+                done.set_result(result)
+
+    threading.Thread(target=work, name="ray", daemon=True).start()
+    return asyncio.wrap_future(done)
 
 
 @contextmanager
@@ -99,22 +127,52 @@ def _gone(error: RayActorError) -> Exception:
     return Gone(_WHO, 0.0 if is_dead else SILENT_S)
 
 
+@dataclass(slots=True)
+class _Head:
+    """What keeps a cluster together: without it no worker is made and no death is told of."""
+
+    address: str
+    looked_at: float = -inf
+    answered_at: float = inf
+
+    async def watch(self) -> None:
+        """Look now and then. Raises `ServiceError` once it has not answered for `AWAY_S`."""
+        host, _, port = self.address.rpartition(":")
+        while True:
+            now = anyio.current_time()
+            if now >= self.looked_at + _LOOKS_S:  # one look is for all workers
+                self.looked_at, self.answered_at = now, min(now, self.answered_at)
+                with suppress(OSError, TimeoutError), anyio.fail_after(_LOOKS_S):
+                    async with await anyio.connect_tcp(host.strip("[]"), int(port)):
+                        self.answered_at = anyio.current_time()
+            if anyio.current_time() > self.answered_at + AWAY_S:
+                raise ServiceError(
+                    f"the head node of Ray, {self.address}, has not answered for {AWAY_S:.0f} s",
+                    "look after it, or begin another cluster; then the same command goes on",
+                )
+            await anyio.sleep(_LOOKS_S)
+
+
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """A Ray that this process is connected with."""
 
     cpus: int
+    head: _Head
 
     @asynccontextmanager
     async def launch(self, number: int) -> AsyncIterator[Actor]:
         """Have a worker made where a CPU is free, or becomes so, and have it leave at the end."""
         # Ray never starts one again, and repeats no call: whatever it did twice would be paid twice.
         made = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD")(Member)
-        actor = Actor(made.remote())
-        try:
-            yield actor
-        finally:
-            await actor.leave()
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(self.head.watch)
+            actor = Actor(await _apart(made.remote))
+            try:
+                yield actor
+            finally:
+                await actor.leave()
+            watching.cancel_scope.cancel()
 
 
 class _Connection:
@@ -153,7 +211,7 @@ def connected(cpus: int) -> Iterator[Cluster]:
     What it did not have is left at the end of the block. Raises `JobError`.
     """
     with _connection.used(cpus):
-        yield Cluster(int(ray.cluster_resources().get("CPU", 0)))
+        yield Cluster(int(ray.cluster_resources().get("CPU", 0)), _Head(ray.get_runtime_context().gcs_address))
 
 
 def _connect(cpus: int) -> Callable[[], None]:
@@ -183,7 +241,7 @@ def _connect(cpus: int) -> Callable[[], None]:
 
     def disconnect() -> None:
         over.set()
-        thread.join()
+        thread.join(_LEAVES_S)
 
     thread.start()
     try:

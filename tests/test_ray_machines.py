@@ -1,0 +1,137 @@
+"""Ray on two machines with a way between them that can be cut: one of them dies, or is out of reach and comes back."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machines import SERVICE, Machine, machines, reachable
+from serving import stats, wait_for
+from test_fleet import check_once
+from test_kill import summarize_job
+from test_on_ray import below
+
+pytestmark = pytest.mark.long
+pytest.importorskip("ray", reason="pip install 'ray>=2.59,<3'")
+
+KEY = "AQ.nobody-may-read-this"
+_PORT = 6379
+_SERVE = """
+from pipeline import emulator
+options = emulator.EmulatorOptions(latency_s=0.3, latency_jitter_s=0.2, marked=False, model_version=None)
+emulator.serve(options, host="{host}", ready=lambda url: print(url, flush=True))
+"""
+_RUN = """
+import sys
+import pipeline.fleet.on_ray as on_ray
+import pipeline.fleet.shards as shards
+on_ray.AWAY_S = 10.0
+shards.LEAST_ROWS = 10
+from pipeline.__main__ import start
+sys.argv = ["pipeline", "run", "job.toml", "--yes", "--json", "--on", "ray", "--workers", "2"]
+start()
+"""
+
+
+@contextmanager
+def service() -> Iterator[str]:
+    """An emulator that the machines reach, whatever is between themselves."""
+    command = [sys.executable, "-c", _SERVE.format(host=SERVICE)]
+    with reachable(), subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            yield process.stdout.readline().decode().strip()
+        finally:
+            process.kill()
+
+
+def environment(url: str) -> dict[str, str]:
+    return {
+        "GEMINI_API_KEY": KEY,
+        "GOOGLE_GEMINI_BASE_URL": url,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef",
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
+
+
+def begin_ray(head: Machine, node: Machine, env: Mapping[str, str], head_cpus: int = 1) -> None:
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats"]
+    start += ["--object-store-memory", str(80 * 2**20)]
+    own = ["--head", "--port", str(_PORT), "--include-dashboard", "false"]
+    head.say([*start, *own, "--node-ip-address", head.address, "--num-cpus", str(head_cpus)], env)
+    to = ["--address", f"{head.address}:{_PORT}"]
+    node.say([*start, *to, "--node-ip-address", node.address, "--num-cpus", "1"], env)
+
+
+def begin_run(machine: Machine, head: Machine, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return machine.begin([sys.executable, "-c", _RUN], {**env, "RAY_ADDRESS": f"{head.address}:{_PORT}"})
+
+
+def ray_of(machine: Machine) -> list[int]:
+    return named(machine, "gcs_server", "raylet/raylet")
+
+
+def machine_of(machine: Machine) -> list[int]:
+    return [machine.pid]
+
+
+def ended(run: subprocess.Popen[bytes], within_s: float = 300) -> dict[str, Any]:
+    out, err = run.communicate(timeout=within_s)
+    assert out, err.decode()
+    told: dict[str, Any] = json.loads(out)
+    return told
+
+
+def named(machine: Machine, *names: str) -> list[int]:
+    """Processes of a machine that are called so; there are some."""
+    found = [pid for pid, what in below(machine.pid).items() if any(name in what for name in names)]
+    assert found
+    return found
+
+
+def check_quiet(url: str) -> None:
+    """Nobody sends any more, but for what was in flight."""
+    time.sleep(2.0)  # real time: other processes are watched
+    sent = stats(url)["answered"]
+    time.sleep(2.0)
+    assert stats(url)["answered"] == sent
+
+
+@pytest.mark.parametrize(
+    ("leads", "dies", "code"),
+    [("head", ray_of, 3), ("node", machine_of, 3), ("head", machine_of, -9)],
+    ids=["the processes of Ray", "the machine", "the machine with what leads"],
+)
+def test_a_head_node_that_dies_ends_the_run_nobody_sends_any_more_and_the_same_command_goes_on(
+    tmp_path: Path, leads: str, dies: Callable[[Machine], list[int]], code: int
+) -> None:
+    summarize_job(tmp_path, 700, "")
+    with service() as url:
+        env = environment(url)
+        with machines(["head", "node"], tmp_path) as (head, node):
+            begin_ray(head, node, env)
+            run = begin_run(head if leads == "head" else node, head, env)
+            wait_for(url, "answered", 40, run)
+            for pid in dies(head):
+                os.kill(pid, signal.SIGKILL)
+            _, err = run.communicate(timeout=120)
+            assert run.returncode == code, err.decode()
+            if code == 3:
+                assert "the head node of Ray, 198.18.100.1:6379, has not answered" in err.decode()
+            else:
+                time.sleep(15.0)  # real time: a worker that hears nothing sends nothing after 10 s
+            check_quiet(url)
+            assert stats(url)["answered"] < 700
+        with machines(["head", "node"], tmp_path) as (head, node):
+            begin_ray(head, node, env)
+            result = ended(begin_run(head, head, env))
+        check_once(tmp_path, url, 700, 1)
+    assert (result["status"], result["ok"]) == ("finished", 700)
