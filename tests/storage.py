@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 from uuid import uuid4
 
 import pytest
 from obstore.store import MemoryStore
+from strangers import listening
 
 from pipeline.objects import Away, Objects, opened
 
@@ -27,22 +28,20 @@ def in_folder(folder: Path) -> Objects:
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """The URL of a bucket of an S3 server on this machine, whose credentials are in the environment meanwhile."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
+    """The URL of a bucket of moto's S3, whose address and credentials are in the environment meanwhile."""
+    with (
+        listening("moto", "moto_server", "-H", "127.0.0.1", "-p", "PORT") as port,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         for name in list(os.environ):
             if name.startswith("AWS_"):
                 patch.delenv(name)
-        for name, value in {**_S3, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+        for name, value in {**_S3, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
             patch.setenv(name, value)
         bucket = f"bucket-{uuid4().hex[:8]}"
-        urlopen(Request(f"http://{host}:{port}/{bucket}", method="PUT")).close()
-        try:
-            yield f"s3://{bucket}"
-        finally:
-            server.stop()
+        request = Request(f"http://127.0.0.1:{port}/{bucket}", method="PUT")
+        build_opener(ProxyHandler({})).open(request).close()
+        yield f"s3://{bucket}"
 
 
 class MachineLost(Exception):
