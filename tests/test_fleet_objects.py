@@ -14,7 +14,7 @@ import pytest
 from forking import Forked, forked
 from serving import served, stats, wait_for
 from storage import s3_server
-from test_fleet import ended, start, workers_of
+from test_fleet import _SMALL, ended, start, workers_of
 from test_kill import IN_FLIGHT, summarize_job
 
 from pipeline.objects import opened
@@ -125,6 +125,31 @@ def test_another_machine_goes_on_without_a_word_of_the_first_one(tmp_path: Path)
     assert (result["status"], result["ok"], result["rows"]) == ("finished", 90, 90)
 
 
+def test_rows_of_shards_that_are_done_are_redone_and_the_shards_are_done_again(tmp_path: Path) -> None:
+    words = [f"word{number}" for number in range(30)]
+    pl.DataFrame({"word": words}).write_csv(tmp_path / "words.csv")  # of a table that is no Parquet
+    (tmp_path / "job.toml").write_text(
+        '[input]\npath = "words.csv"\n[prompt]\ntemplate = "Go on and on until {{ word }} has no room"\n'
+        '[model]\nname = "gemini-3.5-flash-lite"\nmax_output_tokens = 6\n[output]\npath = "out.jsonl"\n'
+        f'[run]\npath = "{store_of(tmp_path)}"\n'
+    )
+
+    def run(*flags: str) -> dict[str, object]:
+        flags = ("run", "job.toml", "--yes", "--json", "--offline", "--workers", "2", *flags)
+        return ended(forked(*flags, cwd=tmp_path, patch=_SMALL))
+
+    some, rest = run("--limit", "15"), run()
+    assert (some["truncated"], rest["truncated"], rest["calls"]) == (15, 30, 30)
+    redone = run("--retry", "truncated", "--set", "max_output_tokens=200")
+    assert (redone["ok"], redone["calls"]) == (30, 60)
+    assert run("--retry", "truncated")["calls"] == 60, "nothing is left to be done"
+    assert [
+        line["word"] for line in map(json.loads, (tmp_path / "out-offline.jsonl").read_text().splitlines())
+    ] == words
+    there = opened(f"{store_of(tmp_path)}/job-offline/000001/shards").entries()
+    assert {entry.name.split("/")[1][:11] for entry in there} == {"input.parqu", "done-000003"}
+
+
 def test_fresh_begins_a_generation_and_the_one_before_can_be_read(tmp_path: Path) -> None:
     here = tmp_path / "here"
     job(here, 24, store_of(tmp_path), "")
@@ -219,7 +244,7 @@ def started(here: Path, url: str, *flags: str) -> str:
 
 
 _HASTY = (
-    "import pipeline.fleet.shards as shards; shards.LEAST_ROWS = 10;"
+    f"{_SMALL};"
     "import pipeline.store.lease as lease; lease.RENEW_S, lease._LOOK_S, lease.HELD_S, lease.WATCHED_S = 0.3, 0.3, 2, 4"
 )
 

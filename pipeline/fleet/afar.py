@@ -29,6 +29,7 @@ PUT_S = 10.0
 LOG_BYTES_S = 50_000
 """The log is put whole each time: so often that no more than this is put a second."""
 _LOOKS = ".looks"
+_AT_ONCE = 4  # shards whose rows are put
 
 
 class Lead:
@@ -76,12 +77,31 @@ class Lead:
             afar.bring_own(self._run, self._directory)
         afar.bring(self._directory, sums=True)
 
-    def place(self, shards: Sequence[Shard]) -> None:
+    async def place(self, shards: Sequence[Shard]) -> None:
         """Put the rows of each shard where the workers take them from, once. Raises `RunStateError`."""
-        if self._run.get(units.NAME) is not None:
+        if await anyio.to_thread.run_sync(self._run.get, units.NAME) is not None:
             return
-        for shard in shards:
-            self._place(shard)
+        at_once = anyio.CapacityLimiter(_AT_ONCE)
+        trouble: PipelineError | None = None
+
+        async def put(shard: Shard) -> None:
+            nonlocal trouble
+            try:
+                await anyio.to_thread.run_sync(self._place, shard, limiter=at_once)
+            except PipelineError as error:
+                trouble = error
+                tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            for shard in shards:
+                tasks.start_soon(put, shard)
+        if trouble is not None:
+            raise trouble
+        await anyio.to_thread.run_sync(self._begin)
+
+    def _begin(self) -> None:
+        if self.is_lost:
+            raise self._lease.refusal
         for name in ("manifest.json", units.NAME):  # the last: with it all is there
             self._run.put(name, self._directory / name)
         afar.begin(self._root, self._number)
@@ -122,7 +142,10 @@ class Lead:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._heed, engine)
             while True:
+                slept_at = anyio.current_time()
                 await anyio.sleep(PUT_S)
+                if anyio.current_time() > slept_at + 2 * PUT_S:
+                    continue  # this process was halted: whether it leads still the lease has to find out first
                 with suppress(
                     PipelineError
                 ):  # a reader elsewhere sees it later; the lease tells of a store that is gone

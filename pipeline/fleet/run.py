@@ -77,7 +77,7 @@ async def _whole(
         if plan.load.prompts:
             await services.reach()
         if lead:
-            await anyio.to_thread.run_sync(lead.place, shards)
+            await lead.place(shards)
         with ExitStack() as books:
             quotas, spent = open_books(session, services.targets, store.identity, books)
             made = led(session, store, services, spent, quotas, plan, stands, launch, workers, lead)
