@@ -9,11 +9,14 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio.to_thread
+import polars as pl
 
 from pipeline import plan
 from pipeline.errors import RunStateError
+from pipeline.masks import Mask, Range, Ranges
 from pipeline.plan.compare import Offer, Saving, compare, savings
 from pipeline.plan.exact import count_sample
 from pipeline.plan.forecast import Bought
@@ -25,6 +28,7 @@ from pipeline.plan.timing import Deadline, deadline
 from pipeline.prompts import Prompt
 from pipeline.providers.stored import parse_stored
 from pipeline.records import JUDGED, Reply, Result, Status
+from pipeline.report.tallies import nothing_left
 from pipeline.run import sampling
 from pipeline.run.batching import still_out
 from pipeline.run.changes import Change
@@ -34,7 +38,7 @@ from pipeline.run.parts import looked_at, shards_of
 from pipeline.run.planning import InBatches, apart, basis, look, notices_of, planned
 from pipeline.run.prepare import Session
 from pipeline.run.replaced import with_replaced
-from pipeline.run.rows import counted, mask, wanted
+from pipeline.run.rows import Left, counted
 from pipeline.run.services import open_services
 from pipeline.store.again import Again
 from pipeline.store.batch_lines import read_fingerprints
@@ -78,11 +82,10 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     session = await anyio.to_thread.run_sync(looked_at, session)
     found = await look(session)
     session = await with_replaced(session, found)
-    with kept(session, found) as (outcomes, bought, keeping):
+    with kept(session, found) as (standing, bought, keeping):
         waiting, effort = _waiting(session), EVERYTHING if wishes.whole else USUAL
-        rows = wanted(session, outcomes)
-        found, again = apart(session, found, rows, wishes.firsts or _firsts(session))
-        given = await basis(session, rows, bought, effort, found, waiting)
+        found, again = apart(session, found, standing.left, wishes.firsts or _firsts(session))
+        given = await basis(session, standing.left, bought, effort, found, waiting)
         given = replace(given, by=wishes.by)
         if wishes.exact:
             async with open_services(session) as services:
@@ -166,8 +169,8 @@ def _waiting(session: Session) -> InBatches | None:
 async def pilot_rows(session: Session, number: int) -> frozenset[int]:
     """So many rows to try first, spread over kinds of script and lengths, of those that are left to do."""
     found = await look(session)
-    with kept(await with_replaced(session, found), found) as (outcomes, _, _):
-        return frozenset(pick_pilot(found, mask(session, wanted(session, outcomes)), number).numbers)
+    with kept(await with_replaced(session, found), found) as (standing, _, _):
+        return frozenset(pick_pilot(found, standing.left, number).numbers)
 
 
 async def sampled(session: Session, number: int) -> tuple[Session, Counter[Status], int]:
@@ -177,9 +180,8 @@ async def sampled(session: Session, number: int) -> tuple[Session, Counter[Statu
     if session.options.fresh:
         return trial, Counter(), trial.covered
     trial = await with_replaced(trial, found)
-    with kept(trial, found) as (outcomes, _, _):
-        done = counted(trial, outcomes)
-        return trial, done, trial.covered - done.total()
+    with kept(trial, found) as (standing, _, _):
+        return trial, standing.done, trial.covered - standing.done.total()
 
 
 async def foreseen(session: Session, firsts: Sequence[int] = ()) -> tuple[plan.Plan, Session]:
@@ -194,10 +196,10 @@ async def foreseen(session: Session, firsts: Sequence[int] = ()) -> tuple[plan.P
         changed(session)  # raises what the run would
     found = await look(session)
     session = await with_replaced(session, found)
-    with kept(session, found) as (outcomes, bought, keeping):
-        rows, waiting = wanted(session, outcomes), _waiting(session)
-        found, again = apart(session, found, rows, firsts)
-        made = await planned(session, rows, bought, _spent_usd(session, keeping), found, waiting)
+    with kept(session, found) as (standing, bought, keeping):
+        waiting = _waiting(session)
+        found, again = apart(session, found, standing.left, firsts)
+        made = await planned(session, standing.left, bought, _spent_usd(session, keeping), found, waiting)
         out = still_out(waiting.states) if waiting else ()
         made = replace(made, notices=(*again, *(keeping.notices if keeping else ()), *out, *made.notices))
     if made.load.prompts and not session.rehearsal:
@@ -218,27 +220,38 @@ def _spent_usd(session: Session, keeping: Keeping | None) -> Decimal:
     return spent_before(session.directory, known) if known and is_own and not session.options.fresh else Decimal(0)
 
 
+class Standing(NamedTuple):
+    """How the rows of a session stand: which are to be done, and of those that are not how many have which outcome."""
+
+    left: Mask
+    done: Counter[Status]
+
+
+def _standing(session: Session, outcomes: Outcomes) -> Standing:
+    return Standing(Left(session, outcomes), counted(session, outcomes))
+
+
 @contextmanager
-def kept(session: Session, found: Survey) -> Iterator[tuple[Outcomes, Bought, Keeping | None]]:
-    """Outcomes and replies that a run of this job would find as it starts; reads only.
+def kept(session: Session, found: Survey) -> Iterator[tuple[Standing, Bought, Keeping | None]]:
+    """What a run of this job would find as it starts, of rows and replies; reads only.
 
     After an edit of job or input no row has an outcome, and what earlier generations bought is found and counted.
     """
     if session.options.fresh:
-        yield Outcomes(), _nothing, None
+        yield _standing(session, Outcomes()), _nothing, None
         return
     known = read_manifest(session.directory / "manifest.json")
     try:
         change = changed(session)
     except RunStateError:  # another's: nothing of it counts
-        yield Outcomes(), _nothing, None
+        yield _standing(session, Outcomes()), _nothing, None
         return
     if change:
         keeping = Keeping(session, change, found)
-        yield keeping.outcomes(), keeping.bought, keeping
+        yield _standing(session, keeping.outcomes()), keeping.bought, keeping
         return
     if known is None or differences(known, session.manifest()):
-        yield Outcomes(), _nothing, None
+        yield _standing(session, Outcomes()), _nothing, None
         return
     if is_cut(session.directory):
         with ExitStack() as shards:
@@ -250,7 +263,7 @@ def kept(session: Session, found: Survey) -> Iterator[tuple[Outcomes, Bought, Ke
         async def bought(prompt: Prompt) -> Reply | None:
             return await own(prompt) or await earlier.find(prompt, session.working.models_of(prompt.step))
 
-        yield outcomes, bought, None
+        yield _standing(session, outcomes), bought, None
 
 
 @contextmanager
@@ -285,21 +298,42 @@ def _in_directory(session: Session, directory: Path) -> Iterator[tuple[Outcomes,
         yield outcomes, bought
 
 
-def _in_shards(session: Session, opened: ExitStack) -> tuple[Outcomes, Bought]:
-    """The same of a run of shards, by the rows of its whole table: each finds what itself has bought."""
-    outcomes, found = Outcomes(), list[tuple[Shard, Bought]]()
-    for shard in filter(has_begun, read_shards(session.directory)[1]):
-        own, own_bought = opened.enter_context(_in_directory(session, shard.directory))
-        outcomes.take_in(shard.first_row, own)
-        found.append((shard, own_bought))
-    firsts = [shard.first_row for shard, _ in found]
+def _in_shards(session: Session, opened: ExitStack) -> tuple[Standing, Bought]:
+    """The same of a run of shards, by the rows of its whole table: each finds what itself has bought.
+
+    Of a shard that is done nothing is read but its sums, of others a bit a row stays in memory.
+    """
+    ranges, done, found = list[Range](), Counter[Status](), list[Bought]()
+    shards = [shard for shard in read_shards(session.directory)[1] if shard.first_row < session.rows]
+    for shard in shards:
+        own = _of_shard(session, shard)
+        left: pl.Series | bool = True
+        bought_there: Bought = _nothing
+        if own.options.pilot is None and (tally := nothing_left(shard, own.rows, own.options.retry)):
+            left = False
+            done.update(tally.outcomes)
+        elif has_begun(shard):
+            outcomes, bought_there = opened.enter_context(_in_directory(own, shard.directory))
+            left = Left(own, outcomes).slice(0, own.rows)
+            done.update(counted(own, outcomes))
+            outcomes.forget()
+        ranges.append(Range(own.rows, left))
+        found.append(bought_there)
+    firsts = [shard.first_row for shard in shards]
 
     async def bought(prompt: Prompt) -> Reply | None:
         at = bisect_right(firsts, prompt.row) - 1
-        shard, of_shard = found[at] if at >= 0 else (None, _nothing)
-        return await of_shard(prompt) if shard and prompt.row < shard.first_row + shard.rows else None
+        return await found[at](prompt)
 
-    return outcomes, bought
+    return Standing(Ranges(ranges), done), bought
+
+
+def _of_shard(session: Session, shard: Shard) -> Session:
+    """The session as far as it covers the rows of a shard, which count from 0."""
+    rows, pilot = min(shard.rows, session.rows - shard.first_row), session.options.pilot
+    if pilot is not None:
+        pilot = frozenset(row - shard.first_row for row in pilot if 0 <= row - shard.first_row < rows)
+    return replace(session, rows=rows, options=replace(session.options, pilot=pilot))
 
 
 def _stays(call: Call, results: Mapping[int, Result], outcomes: Outcomes) -> bool:

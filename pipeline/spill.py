@@ -3,6 +3,7 @@
 import io
 import tempfile
 import weakref
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -22,7 +23,7 @@ class Spill:
 
     def __init__(self, purpose: str) -> None:
         self._purpose = purpose
-        self._places: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        self._places: defaultdict[int, array[int]] = defaultdict(lambda: array("Q"))  # of each frame start and size
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115 (closed with this object)
         weakref.finalize(self, self._file.close)
 
@@ -38,11 +39,12 @@ class Spill:
                 f"{self._purpose}: {error.strerror} in {tempfile.gettempdir()}",
                 "it needs some 20 bytes a row there: make room, or name another place with the variable TMPDIR",
             ) from None
-        self._places[group].append((start, encoded.tell()))
+        self._places[group].extend((start, encoded.tell()))
 
     def frames(self, group: int = 0) -> Iterator[pl.DataFrame]:
         """The frames of a group, one in memory at a time."""
-        for start, size_bytes in self._places[group]:
+        places = self._places.get(group, array("Q"))
+        for start, size_bytes in zip(places[::2], places[1::2], strict=True):
             self._file.seek(start)
             yield pl.read_ipc(io.BytesIO(self._file.read(size_bytes)))
 

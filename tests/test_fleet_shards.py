@@ -25,7 +25,7 @@ from pipeline.fleet.run import by_fleet
 from pipeline.fleet.shards import cut, firsts, rows_a_shard, shard_source
 from pipeline.job import load
 from pipeline.plan import Plan
-from pipeline.plan.survey import survey
+from pipeline.plan.survey import Survey, survey
 from pipeline.records import Document
 from pipeline.run import run
 from pipeline.run.guards import check_alone
@@ -257,22 +257,26 @@ def test_answers_whose_rows_nobody_knows_are_not_cut_over(here: Path) -> None:
     assert found.input.exists()
 
 
+def repeating(found: Survey) -> list[int]:
+    return [row for frame in found.slices() for row in frame.filter("repeat")["row"]]
+
+
 def test_repeats_of_other_shards_are_foreseen_and_told_as_they_are_left(here: Path) -> None:
     texts = ["a", "b", "", "a", "a", "", "c", "b", "a"]
     write(here / "t.csv", "topic,text\n" + "".join(f"t,{text}\n" for text in texts))
     whole = session(here, input={"path": "t.csv", "text": "text"})
     found = survey(whole.source, whole.rows)
-    assert found.repeats.to_list() == [False, False, False, True, True, False, False, True, True]
+    assert repeating(found) == [3, 4, 7, 8]
 
     def told(rows: Collection[int]) -> list[str]:
-        each, notices = apart(whole, found, lambda row: row in rows, firsts(whole, 1))
-        assert each.repeats.to_list() == [False, False, False, False, True, False, False, False, False]
+        each, notices = apart(whole, found, pl.Series([row in rows for row in range(9)]), firsts(whole, 1))
+        assert repeating(each) == [4]
         return [notice.split(" of ")[0] for notice in notices]
 
     assert told(range(9)) == ["3 rows repeat some"]
     assert told([0, 2, 4, 8]) == ["1 row repeats one"], "of those that are left to be asked"
     assert told([0, 2, 4, 5]) == []
-    _, (said,) = apart(whole, found, lambda row: True, firsts(whole, 1))
+    _, (said,) = apart(whole, found, pl.Series([True] * 9), firsts(whole, 1))
     assert "each shard asks its own" in said
     cut(whole, 1)
     assert firsts(whole, 400) == firsts(whole, 1) == [0, 3, 6], "as it is cut"

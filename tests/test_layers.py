@@ -37,6 +37,7 @@ RANKS: dict[str, int] = {
     "calibration": 1,
     "cells": 1,
     "process": 1,
+    "masks": 1,
     "spill": 1,
     "encodings": 1,
     "environment": 1,

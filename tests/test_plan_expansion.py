@@ -36,8 +36,10 @@ def expanded(rows: Sequence[Row], most_rows: int, seed: int = 0) -> Expanded:
     size = pl.Series([row[0] for row in rows], dtype=pl.UInt32)
     kind = pl.Series([row[1] for row in rows], dtype=pl.UInt8)
     no = pl.repeat(False, len(rows), eager=True)
-    facts = [pl.DataFrame({"size": size, "kind": kind})]
-    picks = drawing.pick(Survey(facts, no, no, ()), None, Effort(most_rows, 10**12, most_rows, 10**12), seed)
+    facts, repeats = pl.DataFrame({"size": size, "kind": kind, "empty": no}), pl.DataFrame({"repeat": no})
+    picks = drawing.pick(
+        Survey(len(rows), [facts], [repeats], ()), None, Effort(most_rows, 10**12, most_rows, 10**12), seed
+    )
     return of_picks(picks, [rows[row][2] for row in picks.numbers])
 
 

@@ -344,9 +344,9 @@ def kinds() -> pl.Series:
 def survey() -> Survey:
     texts = pl.Series(documents())
     return Survey(
-        facts=[pl.DataFrame({"size": texts.str.len_bytes(), "kind": kinds()})],
-        repeats=~texts.is_first_distinct(),
-        empty=texts == "",
+        rows=len(texts),
+        facts=[pl.DataFrame({"size": texts.str.len_bytes(), "kind": kinds(), "empty": texts == ""})],
+        repeats=[pl.DataFrame({"repeat": ~texts.is_first_distinct()})],
         first_repeats=(),
         digests=[pl.DataFrame({"hash": texts.hash()})],
     )

@@ -20,16 +20,22 @@ def found_of(sizes: Iterable[int], kinds: Iterable[int] | None = None, **flags: 
     size = pl.Series("size", list(sizes), dtype=pl.UInt32)
     kind = pl.Series("kind", list(kinds or [0] * len(size)), dtype=pl.UInt8)
     repeats, empty = (
-        pl.Series(list(flags.get(name, [False] * len(size))), dtype=pl.Boolean) for name in ("repeats", "empty")
+        pl.Series(name, list(flags.get(name, [False] * len(size))), dtype=pl.Boolean) for name in ("repeat", "empty")
     )
-    slices = [pl.DataFrame([size, kind]).slice(start, 700) for start in range(0, max(1, len(size)), 700)]
     hashes = pl.DataFrame({"hash": pl.int_range(len(size), dtype=pl.UInt64, eager=True).hash()})
-    digests = [hashes.slice(start, 700) for start in range(0, max(1, len(size)), 700)]
-    return Survey(slices, repeats, empty, (), digests)
+    facts, marks, digests = (
+        [frame.slice(start, height) for start in range(0, max(1, len(size)), height)]
+        for frame, height in ((pl.DataFrame([size, kind, empty]), 700), (repeats.to_frame(), 900), (hashes, 700))
+    )
+    return Survey(len(size), facts, marks, (), digests)
 
 
 def sizes(found: Survey) -> pl.Series:
     return pl.concat(found.slices())["size"]
+
+
+def flags(found: Survey) -> pl.DataFrame:
+    return pl.concat(found.slices())
 
 
 def kinds(found: Survey) -> pl.Series:
@@ -41,7 +47,7 @@ def mixed(rows: int, seed: int = 1) -> Survey:
     return found_of(
         [int(choose.lognormvariate(6, 1.2)) for _ in range(rows)],
         [choose.choice((0, 0, 1, 2)) for _ in range(rows)],
-        repeats=[choose.random() < 0.05 for _ in range(rows)],
+        repeat=[choose.random() < 0.05 for _ in range(rows)],
         empty=[choose.random() < 0.03 for _ in range(rows)],
     )
 
@@ -96,7 +102,7 @@ def test_picks_are_within_bounds_and_cover_every_stratum(
     found = found_of(
         (row[0] for row in rows),
         [row[1] for row in rows],
-        repeats=[row[2] == "r" for row in rows],
+        repeat=[row[2] == "r" for row in rows],
         empty=[row[2] == "e" for row in rows],
     )
     chosen = picks.pick(found, None, within(most_rows, most_bytes), seed)
@@ -121,8 +127,8 @@ def test_a_stratum_is_of_one_kind_and_about_one_size() -> None:
             mine = sizes(found).gather(rows).to_list()
             assert kinds(found).gather(rows).n_unique() == 1
             assert max(mine) <= max(1, min(mine)) * 1.4143
-    assert found.repeats.gather(chosen.numbers.filter(chosen.strata == picks._REPEAT)).all()
-    assert found.empty.gather(chosen.numbers.filter(chosen.strata == picks._EMPTY)).all()
+    assert flags(found)["repeat"].gather(chosen.numbers.filter(chosen.strata == picks._REPEAT)).all()
+    assert flags(found)["empty"].gather(chosen.numbers.filter(chosen.strata == picks._EMPTY)).all()
 
 
 def test_a_stratum_gets_rows_by_its_bytes_and_a_few_at_least() -> None:
@@ -163,7 +169,7 @@ def test_a_pilot_has_every_kind_and_nothing_that_is_not_sent(rows: int) -> None:
     pilot = picks.pick_pilot(found, None, rows)
     assert len(pilot.numbers) == rows
     assert kinds(found).gather(pilot.numbers).n_unique() == min(3, rows)
-    assert not (found.repeats | found.empty).gather(pilot.numbers).any()
+    assert not flags(found).select(pl.col("repeat") | pl.col("empty")).to_series().gather(pilot.numbers).any()
     assert pilot.numbers.to_list() == picks.pick_pilot(found, None, rows).numbers.to_list()
     assert rows < 20 or pilot.numbers.to_list() != picks.pick_pilot(found, None, rows, seed=1).numbers.to_list()
 
@@ -177,7 +183,7 @@ def test_rows_are_told_with_the_stratum_that_they_may_be_picked_from() -> None:
     found = found_of(
         [100, 101, 100, 10_000, 100, 0],
         [0, 0, 4, 0, 0, 0],
-        repeats=[False] * 4 + [True, False],
+        repeat=[False] * 4 + [True, False],
         empty=[False] * 5 + [True],
     )
     told = picks.about(found)(pl.Series([5, 4, 3, 2, 1, 0, 0, 99])).sort("row")

@@ -49,6 +49,10 @@ def table(found: Survey) -> pl.DataFrame:
     return pl.concat(found.slices())
 
 
+def flags(found: Survey, name: str) -> pl.Series:
+    return table(found)[name]
+
+
 # ---- what a row is
 
 
@@ -61,8 +65,8 @@ def test_every_row_is_measured_as_python_would(tmp_path: Path, suffix: str) -> N
     content = list(zip(topics, bodies, strict=True))
     assert table(found)["size"].to_list() == [len((topic + body).encode()) for topic, body in content]
     assert table(found)["kind"].to_list() == [kind_of(topic + body) for topic, body in content]
-    assert found.empty.to_list() == [not body.strip() for body in bodies]
-    assert found.repeats.to_list() == [
+    assert flags(found, "empty").to_list() == [not body.strip() for body in bodies]
+    assert flags(found, "repeat").to_list() == [
         bool(body.strip()) and content[:row].count((topic, body)) > 0 for row, (topic, body) in enumerate(content)
     ]
     assert found.first_repeats == ((7, 0), (9, 5))
@@ -95,19 +99,19 @@ def test_columns_that_are_not_text_count_as_text(tmp_path: Path) -> None:
     for name in columns:
         found = survey.survey(source_of(tmp_path, columns, columns=[name]), 3)
         assert table(found)["size"].dtype == pl.UInt32
-        assert found.empty.sum() == 0
+        assert flags(found, "empty").sum() == 0
     assert table(survey.survey(source_of(tmp_path, columns, columns=["n", "flag"]), 3))["size"].to_list() == [9, 5, 5]
 
 
 def test_the_same_in_other_columns_is_no_repeat(tmp_path: Path) -> None:
     columns = {"a": ["x", "y", "x", "x", None, ""], "b": ["y", "x", "x", "y", "", None]}
     found = survey.survey(source_of(tmp_path, columns, columns=["a", "b"]), 6)
-    assert found.repeats.to_list() == [False, False, False, True, False, False]
+    assert flags(found, "repeat").to_list() == [False, False, False, True, False, False]
 
 
 def test_a_template_without_columns_asks_the_same_of_every_row(tmp_path: Path) -> None:
     found = survey.survey(source_of(tmp_path, {"n": [1, 2, 3]}), 3)
-    assert found.repeats.to_list() == [False, True, True]
+    assert flags(found, "repeat").to_list() == [False, True, True]
     assert table(found)["size"].to_list() == [0, 0, 0]
 
 
@@ -116,8 +120,8 @@ def test_only_the_first_rows_are_surveyed(tmp_path: Path, monkeypatch: pytest.Mo
     source = source_of(tmp_path, {"body": TEXTS}, text="body")
     for rows in (0, 1, 3, 4, 8, 10):
         found = survey.survey(source, rows)
-        assert table(found).height == len(found.repeats) == len(found.empty) == rows == found.rows
-    assert survey.survey(source, 8).repeats.to_list() == [False] * 7 + [True]
+        assert table(found).height == rows == found.rows
+    assert flags(survey.survey(source, 8), "repeat").to_list() == [False] * 7 + [True]
 
 
 def test_keys_are_ids_or_else_row_numbers(tmp_path: Path) -> None:
@@ -138,15 +142,17 @@ def test_the_first_repeats_name_the_rows_that_they_repeat(tmp_path: Path) -> Non
 @given(
     st.lists(st.sampled_from(["", " ", "a", "b", "c", "d", "研究"]), max_size=60),
     st.sampled_from([1, 2, 7, 100]),
+    st.sampled_from([1, 3, 8, 100]),
 )
-def test_repeats_are_found_whatever_slices_they_lie_in(texts: list[str], height: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, patch.multiple(survey, _SLICE_ROWS=height, _FRAME_ROWS=2):
+def test_repeats_are_found_whatever_slices_and_groups_they_lie_in(texts: list[str], height: int, group: int) -> None:
+    smaller = patch.multiple(survey, _SLICE_ROWS=height, _GROUP_ROWS=group, _FRAME_ROWS=2)
+    with tempfile.TemporaryDirectory() as folder, smaller:
         source = source_of(Path(folder), {"body": pl.Series(texts, dtype=pl.String)}, text="body")
         found = survey.survey(source, len(texts))
         said = [(row, text) for row, text in enumerate(texts) if text.strip()]
         repeats = [row for row, text in said if text in texts[:row]]
-        assert found.repeats.arg_true().to_list() == repeats
-        assert found.empty.arg_true().to_list() == [row for row, text in enumerate(texts) if not text.strip()]
+        assert flags(found, "repeat").arg_true().to_list() == repeats
+        assert flags(found, "empty").arg_true().to_list() == [row for row, text in enumerate(texts) if not text.strip()]
         assert found.first_repeats == tuple((row, texts.index(texts[row])) for row in repeats[: survey.EXAMPLES])
         assert table(found)["row"].to_list() == list(range(len(texts)))
         assert table(found)["size"].to_list() == [len(text.encode()) for text in texts]
@@ -178,8 +184,11 @@ def test_within_ranges_a_row_repeats_only_what_stands_in_its_own(
     rows = len(hashes)
     places = sorted({0, rows, *(cut for cut in cuts if cut < rows)})
     slices = [pl.DataFrame({"hash": pl.Series(hashes[a:b], dtype=pl.UInt64)}) for a, b in pairwise(places)]
-    nothing = pl.Series([False] * rows)
-    found = Survey([], nothing, nothing, (), slices).within(sorted({0, *bounds}))
+    facts = [each.with_columns(size=pl.lit(1, pl.UInt32), kind=pl.lit(0, pl.UInt8), empty=False) for each in slices]
+    first_repeats = tuple((row, hashes.index(each)) for row, each in enumerate(hashes) if each in hashes[:row])
+    found = Survey(rows, facts, [], first_repeats, slices).within(sorted({0, *bounds}))
     starts = sorted({0, rows, *(bound for bound in bounds if bound < rows)})
     expected = [hashes[row] in hashes[a:row] for a, b in pairwise(starts) for row in range(a, b)]
-    assert found.repeats.to_list() == expected
+    assert flags(found, "repeat").to_list() == expected
+    assert found.repeated() == sum(expected)
+    assert [row for row, _ in found.first_repeats] == [row for row, repeats in enumerate(expected) if repeats]

@@ -29,12 +29,12 @@ def test_what_repeats_is_found_however_it_is_spilled(
 
 @pytest.mark.case("D17")
 def test_repeated_ids_of_a_table_above_one_run_are_named_with_their_rows(tmp_path: Path) -> None:
-    ids = [*range(150_000), 149_000, 7, 7]
+    ids = [*range(300_000), 299_000, 7, 7]
     path = str(tmp_path / "a.parquet")
     pl.DataFrame({"id": ids}).write_parquet(path)
-    said = "id is not unique: 2 values repeat (first: 7, rows 7 and 150001; 149000, rows 149000 and 150000)"
+    said = "id is not unique: 2 values repeat (first: 7, rows 7 and 300001; 299000, rows 299000 and 300000)"
     assert refused_rows(path, id="id").message == said
-    assert open_source(path, id="id", where="id < 149000 AND id <> 7").count() == 148_999
+    assert open_source(path, id="id", where="id < 299000 AND id <> 7").count() == 298_999
 
 
 @pytest.mark.case("D17")

@@ -1,6 +1,6 @@
 """One run by a fleet: its table cut into shards, the plan agreed to, the workers led, the output written."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,8 @@ from pipeline.fleet.assembling import led
 from pipeline.fleet.driver import Launch
 from pipeline.fleet.refusals import check_files, check_run
 from pipeline.fleet.shards import cut
-from pipeline.fleet.standing import standing
+from pipeline.fleet.standing import Standing, standing
+from pipeline.plan import Plan
 from pipeline.run.around import Around
 from pipeline.run.assembling import open_books
 from pipeline.run.attending import attended, opened
@@ -29,6 +30,7 @@ from pipeline.run.run import Work, note_rows
 from pipeline.run.services import Services
 from pipeline.run.signs import expectation
 from pipeline.store.manifest import SHARDED_VERSION, read, write
+from pipeline.store.units import Shard
 
 
 def by_fleet(launch: Launch, workers: int) -> Work:
@@ -62,11 +64,8 @@ async def _whole(
         looked_into = lead.looked_into if lead else None
         stands = await anyio.to_thread.run_sync(standing, session, shards, services.parse, looked_into)
         try:
-            found = await look(session)
-            note_rows(session, found)
-            found, again = apart(session, found, stands.wanted, [shard.first_row for shard in shards])
-            plan = await planned(session, stands.wanted, stands.bought, stands.spent_usd, found)
-            plan = replace(plan, notices=(*again, *_idle(len(stands.left), workers), *plan.notices))
+            plan = await _planned(session, shards, stands)
+            plan = replace(plan, notices=(*_idle(len(stands.left), workers), *plan.notices))
         finally:
             stands.close()
             if lead:
@@ -100,6 +99,15 @@ def _idle(left: int, workers: int) -> Iterator[str]:
     """That not all workers will be there."""
     if 0 < left < workers:
         yield f"shards are left for {left:,} of {workers:,} workers, and no more of them start"
+
+
+async def _planned(session: Session, shards: Sequence[Shard], stands: Standing) -> Plan:
+    """The plan that the run starts with. What was looked at for it is gone with it."""
+    found = await look(session)
+    note_rows(session, found)
+    found, again = apart(session, found, stands.rows, [shard.first_row for shard in shards])
+    plan = await planned(session, stands.rows, stands.bought, stands.spent_usd, found)
+    return replace(plan, notices=(*again, *plan.notices))
 
 
 def _mark(directory: Path, workers: int) -> None:

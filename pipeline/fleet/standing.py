@@ -16,13 +16,14 @@ from pipeline.budget.cashier import SEEN_COLUMNS, Cashier, Seen, seen_in
 from pipeline.calls import lost_bills
 from pipeline.fleet.driver import Task
 from pipeline.fleet.shards import shard_source
+from pipeline.masks import Range, Ranges
 from pipeline.plan.forecast import Bought
 from pipeline.prompts import Prompt
 from pipeline.records import Parse, Reply, Status
-from pipeline.report.tallies import Tally, done_of, write_done
+from pipeline.report.tallies import Tally, nothing_left, write_done
 from pipeline.run.assembling import bought_by, spending_of
 from pipeline.run.prepare import Session
-from pipeline.run.rows import Wanted, counted, wanted
+from pipeline.run.rows import Left, counted
 from pipeline.source.shares import to_be_copied
 from pipeline.store import untold
 from pipeline.store.run import RunStore
@@ -38,7 +39,7 @@ class _Begun:
 
     session: Session
     store: RunStore
-    is_wanted: Wanted
+    left: pl.Series  # Boolean, of its rows that the session covers
     bought: Bought
 
 
@@ -73,15 +74,12 @@ class Standing:
     @cached_property
     def left(self) -> tuple[Task, ...]:
         """What is to be done."""
-        return tuple(task for task in self._tasks if self._is_left(task))
+        return tuple(filter(self._is_left, self._tasks))
 
-    def wanted(self, row: int) -> bool:
-        """Whether a row of the table is to be done."""
-        task = self._task(row)
-        begun = self._begun.get(task.shard.number)
-        if begun is None:
-            return task.shard.number not in self._done
-        return begun.is_wanted(row - task.shard.first_row)
+    @property
+    def rows(self) -> Ranges:
+        """The rows of the table that are to be done."""
+        return Ranges([Range(task.rows, self._left_of(task)) for task in self._tasks])
 
     async def bought(self, prompt: Prompt) -> Reply | None:
         """The reply that its shard has bought for a prompt."""
@@ -114,11 +112,14 @@ class Standing:
     def _task(self, row: int) -> Task:
         return self._tasks[bisect_right(self._firsts, row) - 1]
 
-    def _is_left(self, task: Task) -> bool:
+    def _left_of(self, task: Task) -> pl.Series | bool:
         begun = self._begun.get(task.shard.number)
-        if begun is None:
-            return task.shard.number not in self._done
-        return self._is_afar or any(map(begun.is_wanted, range(task.rows)))  # there a worker puts the sums
+        return begun.left if begun else task.shard.number not in self._done
+
+    def _is_left(self, task: Task) -> bool:
+        if self._is_afar and task.shard.number in self._begun:
+            return True  # there a worker puts the sums
+        return bool(Range(task.rows, self._left_of(task)).sum())
 
     def _calls(self, newest: int | None) -> Iterator[pl.DataFrame]:
         """Those of the shards that were begun: to read all that are done would take as long as the run is large."""
@@ -147,9 +148,8 @@ def standing(
             rows = covered or shard.rows  # of one that a smaller `--limit` leaves out only the cost counts
             own = shard_session(session, shard, rows, is_afar)
             task = Task(shard, own.source, rows)
-            known = done_of(shard.directory)
-            if known and known.rows == rows and not _has_any(known.tally, options.retry):
-                tally = done[shard.number] = known.tally
+            if tally := nothing_left(shard, rows, options.retry):
+                done[shard.number] = tally
                 spent_usd = tally.bought.cost_usd + (tally.bought.at_most_usd or 0)
                 task = Task(shard, own.source, rows, tally.outcomes, spent_usd)
             elif has_begun(shard):
@@ -161,18 +161,13 @@ def standing(
                     store.reopen(options.retry, options.changes, passing=not options.skip_failed)
                 elif options.skip_failed:
                     store.outcomes.settle()
-                begun[shard.number] = _Begun(
-                    own, store, wanted(own, store.outcomes), bought_by(store, session.working, None)
-                )
+                left = Left(own, store.outcomes).slice(0, rows)
+                begun[shard.number] = _Begun(own, store, left, bought_by(store, session.working, None))
                 task = Task(shard, own.source, rows, counted(own, store.outcomes), store.spent_usd())
+                store.forget()  # a bit a row is kept of it
             (tasks if covered else beyond).append(task)
         is_capped = spending_of(session, None, _NONE).capped
         return Standing(tasks, beyond, begun, done, failed.pop_all(), is_capped, is_afar)
-
-
-def _has_any(tally: Tally, kinds: frozenset[str]) -> bool:
-    """Whether rows ended with one of these statuses or error kinds."""
-    return bool(kinds & ({*+tally.outcomes} | {each.cause for each in tally.causes}))
 
 
 def shard_session(session: Session, shard: Shard, rows: int, is_afar: bool = False) -> Session:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import polars as pl
 
 from pipeline.calibration import t_quantile
+from pipeline.masks import Mask
 from pipeline.plan.amounts import KINDS
 from pipeline.plan.survey import Survey
 from pipeline.records import Document
@@ -87,7 +88,7 @@ class Picks:
         return {each.name: _half_width(rows.with_columns(amount=each)) for each in amounts}
 
 
-def pick(found: Survey, wanted: pl.Series | None, effort: Effort, seed: int = 0) -> Picks:
+def pick(found: Survey, wanted: Mask | None, effort: Effort, seed: int = 0) -> Picks:
     """All rows that are `wanted` (None: all there are) when `effort` allows it, else a random sample of them.
 
     Its strata are kind × size in steps of √2, each with rows in proportion to its bytes: Neyman's allocation when what
@@ -107,7 +108,7 @@ def pick(found: Survey, wanted: pl.Series | None, effort: Effort, seed: int = 0)
     return _picks(strata, _drawn(_numbered(found, wanted), counts, seed))
 
 
-def pick_pilot(found: Survey, wanted: pl.Series | None, rows: int, seed: int = 0) -> Picks:
+def pick_pilot(found: Survey, wanted: Mask | None, rows: int, seed: int = 0) -> Picks:
     """So many of the `wanted` rows to try first, spread over kinds and sizes.
 
     Rows of a stratum count by the root of their size: input varies as the size, answers often do not vary with it.
@@ -117,7 +118,7 @@ def pick_pilot(found: Survey, wanted: pl.Series | None, rows: int, seed: int = 0
     return _spread(found, wanted, rows, seed, short=False)
 
 
-def pick_sample(found: Survey, wanted: pl.Series | None, rows: int) -> Picks:
+def pick_sample(found: Survey, wanted: Mask | None, rows: int) -> Picks:
     """So many of the `wanted` rows to look at: as in a pilot, and the shortest of each kind besides, as `rows` allows.
 
     They tell little of what a run takes, and are what somebody who judges the answers wants to see, too.
@@ -125,7 +126,7 @@ def pick_sample(found: Survey, wanted: pl.Series | None, rows: int) -> Picks:
     return _spread(found, wanted, rows, 0, short=True)
 
 
-def _spread(found: Survey, wanted: pl.Series | None, rows: int, seed: int, *, short: bool) -> Picks:
+def _spread(found: Survey, wanted: Mask | None, rows: int, seed: int, *, short: bool) -> Picks:
     strata = _sent(found, wanted)
     heaviest = {one.number // _SIZE_CLASSES: one.number for one in sorted(strata, key=lambda one: one.size_bytes)}
     shortest = {one.number // _SIZE_CLASSES: one.number for one in reversed(strata)} if short else {}
@@ -136,12 +137,9 @@ def _spread(found: Survey, wanted: pl.Series | None, rows: int, seed: int, *, sh
     return _picks(strata, _drawn(_by_content(found, wanted), counts, seed))
 
 
-def pick_first(found: Survey, wanted: pl.Series | None) -> tuple[int, ...]:
+def pick_first(found: Survey, wanted: Mask | None) -> tuple[int, ...]:
     """Those of the `wanted` rows that a run asks first, as in a sample; near the beginning of a long table."""
-    near = pl.Series([True]).new_from_index(0, min(found.rows, FIRST_WITHIN))
-    beyond = pl.Series([False]).new_from_index(0, found.rows - len(near))
-    whole = pl.concat([near, beyond])
-    return tuple(pick_sample(found, whole if wanted is None else whole & wanted, FIRST).numbers)
+    return tuple(pick_sample(found.head(FIRST_WITHIN), wanted, FIRST).numbers)
 
 
 def about(found: Survey) -> Callable[[pl.Series], pl.DataFrame]:
@@ -172,13 +170,13 @@ def documents(source: Source, picks: Picks) -> Iterator[Document]:
             return
 
 
-def _numbered(found: Survey, wanted: pl.Series | None) -> Iterator[pl.DataFrame]:
+def _numbered(found: Survey, wanted: Mask | None) -> Iterator[pl.DataFrame]:
     """The `wanted` rows, slice by slice: `row`, `size`, `number` of its stratum, UInt16, and by what it is drawn."""
     for frame in found.slices(wanted):
         yield frame.select("row", "size", number=_NUMBER, content="row")
 
 
-def _by_content(found: Survey, wanted: pl.Series | None) -> Iterator[pl.DataFrame]:
+def _by_content(found: Survey, wanted: Mask | None) -> Iterator[pl.DataFrame]:
     """As `_numbered`, with the `content` by which they are drawn."""
     start = 0
     for frame, digests in zip(found.slices(), found.digests, strict=True):
@@ -187,17 +185,19 @@ def _by_content(found: Survey, wanted: pl.Series | None) -> Iterator[pl.DataFram
         start += frame.height
 
 
-def _strata(found: Survey, wanted: pl.Series | None) -> list[Stratum]:
-    size = pl.col("size")
-    sums = pl.concat(
-        frame.group_by("number").agg(pl.len(), size.cast(pl.UInt64).sum().alias("sum"), size.max().alias("max"))
-        for frame in _numbered(found, wanted)
-    )
-    whole = sums.group_by("number").agg(pl.col("len", "sum").sum(), pl.col("max").max())
-    return [Stratum(*row) for row in whole.sort("number").iter_rows()]
+def _strata(found: Survey, wanted: Mask | None) -> list[Stratum]:
+    size, sums = pl.col("size"), list[pl.DataFrame]()
+    for frame in _numbered(found, wanted):
+        own = frame.group_by("number").agg(pl.len(), size.cast(pl.UInt64).sum().alias("sum"), size.max().alias("max"))
+        sums = [_added([*sums, own])]
+    return [Stratum(*row) for row in sums[0].sort("number").iter_rows()]
 
 
-def _sent(found: Survey, wanted: pl.Series | None) -> list[Stratum]:
+def _added(sums: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat(sums).group_by("number").agg(pl.col("len", "sum").sum(), pl.col("max").max())
+
+
+def _sent(found: Survey, wanted: Mask | None) -> list[Stratum]:
     """Those whose rows are sent."""
     return [one for one in _strata(found, wanted) if one.number < _REPEAT]
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-import polars as pl
 from anyio.lowlevel import checkpoint
 
 from pipeline.job import Job
+from pipeline.masks import Mask
 from pipeline.models import assumed, model_info
 from pipeline.packing import head_tokens
 from pipeline.plan.amounts import Range, Work, total
@@ -32,7 +32,7 @@ from pipeline.prices import EXPECTED_SEARCHES, MOST_SEARCHES
 from pipeline.records import STEPS, Document, Step
 from pipeline.schemas import held_here
 from pipeline.source import Source
-from pipeline.source.order import reading_order
+from pipeline.source.order import Order, reading_order
 
 USUAL = Effort(100_000, 250_000_000, 25_000, 80_000_000)
 """For an estimate: 15 s (45 s where texts are cut), a larger table in less and its tokens to about ±0.7 %."""
@@ -57,7 +57,7 @@ class Input:
     learned: Learned
     bought: Bought
     pace: Pace
-    wanted: pl.Series | None = None
+    wanted: Mask | None = None
     effort: Effort = USUAL
     by: datetime | None = None  # when the run should be done, for the targets that help it to be
     several: tuple[
@@ -159,7 +159,7 @@ async def make(given: Input, start: datetime) -> Plan:
         pace=pace,
         calibrations=learned.calibrations,
         timeline=times,
-        order=reading_order((frame["size"] for frame in given.survey.slices()), given.wanted),
+        order=_order(given),
         first=_first(given, times.seconds),
         sampled_rows=0 if picks.whole else len(picks.numbers),
         bounded=tally.bounded,
@@ -219,6 +219,13 @@ def _steps(work: Work, learned: Learned, cost: Callable[[Work], Decimal | None])
     return plans
 
 
+def _order(given: Input) -> Order | None:
+    """In which order rows are read that do not lie mixed; workers, who have shards of the table each, read as it is."""
+    if given.survey.bounds:
+        return None
+    return reading_order((frame["size"] for frame in given.survey.facts), given.wanted)
+
+
 def _first(given: Input, seconds: float) -> tuple[int, ...]:
     """Rows that a run asks first: none of a short one, nor where several rows are asked together."""
     if seconds <= LONG_S or given.job.spec.pack or given.left < 2 * FIRST:
@@ -228,11 +235,10 @@ def _first(given: Input, seconds: float) -> tuple[int, ...]:
 
 def _found(given: Input, tally: Tally) -> Mapping[str, Found]:
     """What stands out among the rows that are left; examples of repeats are of the whole table."""
-    repeats = given.survey.repeats & (True if given.wanted is None else given.wanted)
     originals = dict(given.survey.first_repeats)
     keys = keys_of(given.source, originals)
     alike = tuple(Example(row, keys[row], f"as row {original}") for row, original in originals.items())
-    found = {"repeats": Found(int(repeats.sum()), alike)}
+    found = {"repeats": Found(given.survey.repeated(given.wanted), alike)}
     for name in ("empty_input", "too_long", "template_error", "invalid_messages", "file", "chunked"):
         found[name] = Found(round(tally.rows[name]), tuple(tally.examples[name]))
     return {name: each for name, each in found.items() if each.rows}

@@ -177,5 +177,17 @@ def done_of(directory: Path) -> Done | None:
     return None
 
 
+def nothing_left(shard: Shard, rows: int, again: frozenset[str]) -> Tally | None:
+    """The sums of a shard of whose first `rows` rows none is to be done; else None.
+
+    Rows that ended with a status or error kind among `again` are.
+    """
+    known = done_of(shard.directory)
+    if known is None or known.rows != rows:
+        return None
+    ended = {*+known.tally.outcomes} | {each.cause for each in known.tally.causes}
+    return None if again & ended else known.tally
+
+
 def _parts_bytes(directory: Path) -> int:
     return (directory / seals.NAME).stat().st_size

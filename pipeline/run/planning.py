@@ -13,6 +13,7 @@ import anyio.to_thread
 from pipeline import plan
 from pipeline.batch.room import tokens_known
 from pipeline.errors import PipelineError
+from pipeline.masks import Mask
 from pipeline.models import assumed
 from pipeline.places import RUNS, latencies_file, quota_file, room_file
 from pipeline.plan.answerers import Answerer
@@ -33,7 +34,6 @@ from pipeline.quota.quota import FIRST_RPM
 from pipeline.records import ALWAYS
 from pipeline.run.fitting import ignored, misspelt
 from pipeline.run.prepare import METERS, Session
-from pipeline.run.rows import Wanted, mask
 from pipeline.run.services import as_asked, target_of, targets_of
 from pipeline.store.batch_states import BatchState
 from pipeline.store.batch_states import read as read_batches
@@ -63,7 +63,7 @@ class InBatches:
 
 async def planned(
     session: Session,
-    wanted: Wanted,
+    wanted: Mask,
     bought: Bought,
     spent_usd: Decimal = Decimal(0),
     found: Survey | None = None,
@@ -76,7 +76,7 @@ async def planned(
 
 async def basis(
     session: Session,
-    wanted: Wanted,
+    wanted: Mask,
     bought: Bought,
     effort: Effort,
     found: Survey | None = None,
@@ -95,7 +95,7 @@ async def basis(
         learned,
         bought,
         pace,
-        mask(session, wanted),
+        wanted,
         effort,
         session.options.by,
         several,
@@ -114,13 +114,12 @@ def _batches(states: Sequence[BatchState], is_patient: bool) -> Iterator[Batch]:
         yield Batch(state.target, state.number, state.lines, state.age_s(now, is_patient))
 
 
-def apart(session: Session, found: Survey, wanted: Wanted, firsts: Sequence[int]) -> tuple[Survey, tuple[str, ...]]:
+def apart(session: Session, found: Survey, wanted: Mask, firsts: Sequence[int]) -> tuple[Survey, tuple[str, ...]]:
     """The table as shards that begin at these rows find it, each for itself; and what to know of it."""
     if len(firsts) < 2:
         return found, ()
     each = found.within(firsts)
-    only_here = found.repeats & ~each.repeats
-    again = int((only_here & mask(session, wanted)).sum()) if only_here.any() else 0
+    again = found.repeated(wanted) - each.repeated(wanted)
     if not again:
         return each, ()
     rows = "row repeats one" if again == 1 else "rows repeat some"

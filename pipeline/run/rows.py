@@ -2,17 +2,18 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import polars as pl
 
 from pipeline.records import STATUSES, Status
 from pipeline.run.prepare import Session
-from pipeline.store.state import Outcomes
+from pipeline.store.state import LASTING, Outcomes
 
 Wanted = Callable[[int], bool]
 
-_SLICE_ROWS = 2**16
-"""Rows that are asked after at a time, 8 bytes each."""
+_SLICE_ROWS = 2**20
+"""Rows that are counted at a time."""
 
 
 def wanted(session: Session, outcomes: Outcomes) -> Wanted:
@@ -31,8 +32,25 @@ def counted(session: Session, outcomes: Outcomes) -> Counter[Status]:
     return Counter(status for row in pilot if (status := outcomes.lasting(row)))
 
 
-def mask(session: Session, wanted: Wanted) -> pl.Series:
-    """One boolean a row of the table."""
-    parts = (range(start, min(start + _SLICE_ROWS, session.rows)) for start in range(0, session.rows, _SLICE_ROWS))
-    left = [pl.Series([wanted(row) for row in part], dtype=pl.Boolean) for part in parts]
-    return pl.concat([pl.Series(dtype=pl.Boolean), *left], rechunk=True)
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Those of the rows that a session covers that it has to do, as a `masks.Mask`: what `wanted` says of each."""
+
+    session: Session
+    outcomes: Outcomes
+
+    def slice(self, offset: int, length: int) -> pl.Series:
+        """As `Mask`."""
+        states = self.outcomes.states(offset, length)
+        if self.session.redo is not None:
+            return states >= LASTING
+        left = (states == 0) | (states >= LASTING)
+        if (pilot := self.session.options.pilot) is None:
+            return left
+        return left & pl.int_range(offset, offset + length, eager=True).is_in(list(pilot))
+
+    def sum(self) -> int:
+        """As `Mask`."""
+        rows = self.session.rows
+        starts = range(0, rows, _SLICE_ROWS)
+        return sum(int(self.slice(start, min(_SLICE_ROWS, rows - start)).sum()) for start in starts)

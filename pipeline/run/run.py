@@ -45,7 +45,7 @@ from pipeline.run.output import output_place
 from pipeline.run.planning import look, planned
 from pipeline.run.prepare import Session
 from pipeline.run.replaced import with_replaced
-from pipeline.run.rows import wanted
+from pipeline.run.rows import Left, wanted
 from pipeline.run.services import Opening, Services, asked, open_services
 from pipeline.run.signs import expectation
 from pipeline.run.webhook import posting
@@ -168,7 +168,8 @@ async def _run(session: Session, services: Services, around: Around) -> Ended:
                 note_rows(session, found)
             bought = bought_by(store, session.working, earlier)
             waiting = in_batches_of(store)
-            plan = await planned(session, rows, bought, store.spent_usd() + before_usd, found, waiting)
+            left = Left(session, store.outcomes)
+            plan = await planned(session, left, bought, store.spent_usd() + before_usd, found, waiting)
             missing = told_missing(earlier) if earlier is not None else ()
             plan = replace(plan, notices=(*missing, *still_out(store.batches.open()), *plan.notices))
             if plan.load.prompts and not session.rehearsal:
@@ -205,7 +206,7 @@ async def _agreed(session: Session, change: Change, found: Survey | None, confir
         found = found or await look(session)
         keeping = Keeping(session, change, found)
         before_usd = spent_before(change.directory, change.known)
-        plan = await planned(session, wanted(session, keeping.outcomes()), keeping.bought, before_usd, found)
+        plan = await planned(session, Left(session, keeping.outcomes()), keeping.bought, before_usd, found)
         plan = replace(plan, notices=(*keeping.notices, *plan.notices))
         if plan.load.prompts and not session.rehearsal:
             refuse_unpriced(session.job, session.options)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from pipeline.masks import Mask
 from pipeline.source.documents import BATCH_ROWS, ROW
 
 BLOCK_ROWS = 64
@@ -43,7 +44,7 @@ class _Block(NamedTuple):
     surplus_bytes: float  # above as many rows of mean size
 
 
-def reading_order(sizes: Iterable[pl.Series], wanted: pl.Series | None = None) -> Order | None:
+def reading_order(sizes: Iterable[pl.Series], wanted: Mask | None = None) -> Order | None:
     """An order in which any stretch of the `wanted` rows (None: all) is like the whole; None when file order will do.
 
     `sizes` are bytes by row number, in slices. What is ahead by bytes is followed by light blocks, what is behind by
@@ -70,7 +71,7 @@ def woven(order: Order, frames: Callable[[], Iterator[pl.DataFrame]]) -> Iterato
         yield chain.from_iterable(next(readers[block in order.heavy], ()) for block in batch)
 
 
-def _sums(sizes: Iterable[pl.Series], wanted: pl.Series | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _sums(sizes: Iterable[pl.Series], wanted: Mask | None) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Rows and bytes of what is wanted, by block of the table and by batch of what is wanted, both in order."""
     by_block, by_batch, passed, placed = [], [], 0, 0
     for part in sizes:

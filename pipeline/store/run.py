@@ -396,6 +396,11 @@ class RunStore:
         self._again.reopen(self.directory, self.outcomes, kinds, changes, passing)
         self._again.count(self.calls(("row", "cost_usd", "usage_estimated")), self.outcomes)
 
+    def forget(self) -> None:
+        """Give back what rows take, of whom nothing is asked any more but what was bought for them."""
+        self.outcomes.forget()
+        self._again = Again()
+
     def _begin_journal(self) -> Batch:
         """Start the next journal with all that is unfinished, paid calls and requests; returns what is to be sealed."""
         self._half_sealed = True

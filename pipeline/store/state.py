@@ -5,6 +5,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import polars as pl
+
 from pipeline.errors import RunStateError
 from pipeline.records import PASSING, STATUSES, Parse, Result, Status
 from pipeline.store import batch_states, batched, parts, seals
@@ -24,7 +26,8 @@ from pipeline.store.manifest import Manifest, differences
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.units import FOLDER
 
-_PASSING_BIT = 0x80
+_PASSING_BIT = LASTING = 0x80
+"""Below it, and not 0, is the state of a row whose outcome stays."""
 
 
 class Outcomes:
@@ -57,6 +60,11 @@ class Outcomes:
     def again(self, row: int) -> bool:
         """Whether the row has an outcome, and is tried again all the same."""
         return 0 <= row < len(self._states) and self._states[row] >= _PASSING_BIT  # a cache is of no row: -1
+
+    def states(self, first_row: int, rows: int) -> pl.Series:
+        """What stands of so many rows, UInt8: 0 for no outcome, and `LASTING` or above for one that is tried again."""
+        held = bytes(self._states[first_row : first_row + rows]).ljust(rows, b"\0")
+        return pl.Series([held]).bin.reinterpret(dtype=pl.Array(pl.UInt8, rows)).explode()
 
     def count(self, status: Status, rows: int | None = None, *, lasting: bool = False) -> int:
         """How many of the first `rows` have this outcome; `lasting` leaves out those that will be tried again."""
