@@ -7,7 +7,6 @@ of its rows, as Parquet, which one pass writes.
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import polars as pl
@@ -44,7 +43,7 @@ def firsts(session: Session, workers: int) -> list[int]:
 
 def _whole(session: Session) -> Source:
     """All of the table: a larger `--limit` may follow."""
-    return replace(session.source, most=None)
+    return session.source.first(None)
 
 
 def _bounds(source: Source, workers: int) -> list[int]:

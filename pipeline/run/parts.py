@@ -37,7 +37,7 @@ def shards_of(session: Session) -> list[Shard]:
     if not is_cut(session.directory):
         return []
     source, shards = read(session.directory)
-    return shards if source == replace(session.source, most=None).whole_fingerprint else []
+    return shards if source == session.source.first(None).whole_fingerprint else []
 
 
 def parts_of(session: Session) -> Iterator[Session]:

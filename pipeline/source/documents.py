@@ -189,7 +189,7 @@ class Source:
 
     def first(self, rows: int | None) -> "Source":
         """The same table; of documents no more are read than its first `rows` take (None: all)."""
-        return replace(self, most=rows)
+        return self if rows == self.most else replace(self, most=rows)  # what was read of it stays known
 
     def having(self, files: Files | None) -> "Source":
         """The same table with files beside its texts. Raises `InputError` for a column that cannot hold any."""
