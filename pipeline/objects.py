@@ -313,7 +313,9 @@ def _piece(path: Path) -> int:
 
 
 def _tag(meta: Any) -> Tag:
-    return Tag(meta.get("e_tag"), meta.get("version"))
+    """Azure lists a tag without the quotes that it has everywhere else, and that its conditions need."""
+    e_tag = meta.get("e_tag")
+    return Tag(f'"{e_tag}"' if e_tag and e_tag.startswith("0x") else e_tag, meta.get("version"))
 
 
 def _told(error: Exception) -> str:

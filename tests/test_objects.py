@@ -3,8 +3,10 @@
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from storage import in_folder, in_memory, s3_server
@@ -151,6 +153,50 @@ def test_a_store_that_is_away_is_told_without_a_key(monkeypatch: pytest.MonkeyPa
     with pytest.raises(Away, match="s3://bucket/runs/claim cannot be reached") as refused:
         objects.create("claim", b"1")
     assert "verysecret" not in f"{refused.value.message} {refused.value.hint}"
+
+
+def test_azure_lists_a_version_as_it_tells_it_elsewhere(azure: Objects) -> None:
+    (listed,) = azure.entries()
+    assert listed == azure.head("part")
+
+
+@pytest.fixture
+def azure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Objects]:
+    """A container with one object, whose tag stands as Azurite 3.35 and Azure's reference have it."""
+
+    class Container(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self._answer({"Content-Length": "7", "Last-Modified": _AT, "ETag": '"0x8D1"'})
+
+        def do_GET(self) -> None:
+            kind = "<Content-Type>text/plain</Content-Type><BlobType>BlockBlob</BlobType>"
+            properties = (
+                f"<Last-Modified>{_AT}</Last-Modified><Etag>0x8D1</Etag><Content-Length>7</Content-Length>{kind}"
+            )
+            blob = f"<Blob><Name>part</Name><Properties>{properties}</Properties></Blob>"
+            listed = f"<EnumerationResults><Blobs>{blob}</Blobs><NextMarker /></EnumerationResults>".encode()
+            self._answer({"Content-Length": str(len(listed))}, listed)
+
+        def _answer(self, headers: Mapping[str, str], body: bytes = b"") -> None:
+            self.send_response(200)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Container) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "tester")
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "dmVyeXNlY3JldA==")
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield opened("az://box")
+        server.shutdown()
+
+
+_AT = "Mon, 30 Nov 2026 12:00:00 GMT"
 
 
 def test_a_version_is_told_apart_by_all_that_a_store_says_of_it() -> None:
