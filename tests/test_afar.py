@@ -11,11 +11,12 @@ from jobs import PLAIN, make_job
 from pipeline import report
 from pipeline.errors import RunStateError
 from pipeline.fleet import shards
+from pipeline.objects import Objects
 from pipeline.report.finding import find_run
 from pipeline.report.reading import Answers
 from pipeline.run.prepare import Options, prepare
-from pipeline.store import afar
-from pipeline.store.lives import LifeId
+from pipeline.store import afar, lives
+from pipeline.store.lives import LifeId, Stood
 from pipeline.store.mirror import restore
 
 ROWS = 12
@@ -67,6 +68,23 @@ def test_a_report_of_shards_that_are_done_fetches_their_sums_alone(run: Path, tm
     ]
     assert {path.parent.parent.name for path in copy.glob("shards/*/*/*.parquet")} == {"00000", "00001", "00002"}
     assert find_run(url, sums=True) == copy and told(copy) == told(run), "what is there stays"
+
+
+def test_of_a_thousand_shards_that_are_there_nothing_is_asked(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = put(run, tmp_path / "bucket")
+    find_run(url)
+    asked: list[str] = []
+    bring = lives.bring
+
+    def counting(shard: Objects, directory: Path, *, sums: bool = False) -> Stood | None:
+        asked.append(directory.name)
+        return bring(shard, directory, sums=sums)
+
+    monkeypatch.setattr(lives, "bring", counting)
+    assert told(find_run(url)) == told(find_run(url, sums=True)) == told(run)
+    assert asked == ["00002"] * 2, "but of the one that may have changed"
 
 
 def test_where_the_sums_do_not_tell_the_rest_is_fetched(run: Path, tmp_path: Path) -> None:

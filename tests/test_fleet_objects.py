@@ -108,11 +108,12 @@ def test_another_machine_goes_on_without_a_word_of_the_first_one(tmp_path: Path)
     here = tmp_path / "here"
     job(here, 90, store_of(tmp_path))
     there = elsewhere(here, tmp_path / "there")
-    with served(latency_s=0.15, latency_jitter_s=0.1) as url:
+    with served(latency_s=0.8, latency_jitter_s=0.4) as url:
         driver = start(here, url)
         wait_for(url, "answered", 20, driver)
         before = stats(url)["answered"]
         time.sleep(6)  # a push begins 5 s after the one before has ended
+        assert driver.poll() is None
         for pid in (driver.pid, *workers_of(driver.pid)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -123,6 +124,34 @@ def test_another_machine_goes_on_without_a_word_of_the_first_one(tmp_path: Path)
         result = ended(start(there, url))
         check_rows(there, url, 90, lost + IN_FLIGHT)
     assert (result["status"], result["ok"], result["rows"]) == ("finished", 90, 90)
+
+
+_APART = (
+    f"{_SMALL};"
+    "import functools, pathlib, types, anyio, pipeline.fleet.assembling as made;"
+    "made.Path = types.SimpleNamespace(cwd=lambda: pathlib.Path('/no/such/folder'));"
+    "anyio.open_process = functools.partial(anyio.open_process, cwd='/')"
+)
+"""As on a machine that has no folder in common with the one that leads."""
+
+
+def test_workers_share_no_folder_with_what_leads(tmp_path: Path) -> None:
+    words = [f"word{number}" for number in range(30)]
+    (tmp_path / "words.jsonl").write_text("".join(json.dumps({"word": word}) + "\n" for word in words))
+    (tmp_path / "ask.txt").write_text("Say {{ word }}")
+    (tmp_path / "job.toml").write_text(
+        '[input]\npath = "words.jsonl"\n[prompt]\ntemplate_file = "ask.txt"\n'
+        '[model]\nname = "gemini-3.5-flash-lite"\n[output]\npath = "out/"\n'
+    )
+    flags = ("run", "job.toml", "--yes", "--json", "--offline", "--workers", "2")
+    refused = forked(*flags, cwd=tmp_path, patch=_APART)
+    _, err = refused.communicate(timeout=60)
+    assert refused.returncode == 2 and "cannot work in /no/such/folder" in err.decode()
+    with (tmp_path / "job.toml").open("a") as file:
+        file.write(f'[run]\npath = "{store_of(tmp_path)}"\n')
+    assert ended(forked(*flags, cwd=tmp_path, patch=_APART))["ok"] == 30
+    written = pl.concat(pl.read_parquet(path) for path in sorted((tmp_path / "out-offline").iterdir()))
+    assert written["word"].to_list() == words
 
 
 def test_rows_of_shards_that_are_done_are_redone_and_the_shards_are_done_again(tmp_path: Path) -> None:
@@ -281,11 +310,12 @@ def test_a_machine_that_was_taken_for_lost_and_comes_back_counts_for_nothing(tmp
     here = tmp_path / "here"
     job(here, 90, store_of(tmp_path))
     there = elsewhere(here, tmp_path / "there")
-    with served(latency_s=0.15, latency_jitter_s=0.1) as url:
+    with served(latency_s=0.8, latency_jitter_s=0.4) as url:
         lost = hasty(here, url)
         wait_for(url, "answered", 20, lost)
-        time.sleep(6)  # all that is answered now is put
         before = stats(url)["answered"]
+        time.sleep(6)  # what was answered before is put
+        assert lost.poll() is None
         pids = [*workers_of(lost.pid), lost.pid]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)

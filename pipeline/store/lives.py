@@ -119,6 +119,15 @@ def bring(shard: Objects, directory: Path, *, sums: bool = False) -> Stood | Non
     )
 
 
+def is_brought(directory: Path, stood: Stood | None, *, sums: bool = False) -> bool:
+    """Whether a directory is known to have all that `bring` would: a shard that is whole stays as it is."""
+    if stood is None:
+        return not (directory / MANIFEST).exists()
+    known = read(directory / BROUGHT) or b""
+    is_there = known.startswith(f"{stood.name} ".encode()) and (directory / DONE).exists()
+    return stood.is_done and is_there and (sums or not known.endswith(_SUMS))
+
+
 def has_sums_alone(directory: Path) -> bool:
     """Whether calls and results of what was brought there were left out."""
     return (read(directory / BROUGHT) or b"").endswith(_SUMS)
