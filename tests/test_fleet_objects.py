@@ -109,8 +109,8 @@ def test_another_machine_goes_on_without_a_word_of_the_first_one(tmp_path: Path)
     job(here, 90, store_of(tmp_path))
     there = elsewhere(here, tmp_path / "there")
     with served(latency_s=0.8, latency_jitter_s=0.4) as url:
-        driver = start(here, url)
-        wait_for(url, "answered", 20, driver)
+        driver = patched(here, url, "import pipeline.fleet.shards as shards; shards.LEAST_ROWS = 45")
+        wait_for(url, "answered", 50, driver)
         before = stats(url)["answered"]
         time.sleep(6)  # a push begins 5 s after the one before has ended
         assert driver.poll() is None
@@ -280,8 +280,13 @@ _HASTY = (
 
 def hasty(here: Path, url: str) -> Forked:
     """A run whose lease is renewed, lost and taken over within seconds."""
+    return patched(here, url, _HASTY)
+
+
+def patched(here: Path, url: str, patch: str) -> Forked:
+    """A run by two workers, whose driver has other constants."""
     keyed = {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "AQ.test"}
-    return forked("run", "job.toml", "--yes", "--json", "--workers", "2", cwd=here, patch=_HASTY, env=keyed)
+    return forked("run", "job.toml", "--yes", "--json", "--workers", "2", cwd=here, patch=patch, env=keyed)
 
 
 def elsewhere(here: Path, there: Path) -> Path:
