@@ -135,3 +135,40 @@ def test_a_head_node_that_dies_ends_the_run_nobody_sends_any_more_and_the_same_c
             result = ended(begin_run(head, head, env))
         check_once(tmp_path, url, 700, 1)
     assert (result["status"], result["ok"]) == ("finished", 700)
+
+
+def held_by(worker: int, shards: Path) -> list[Path]:
+    """Directories of the shards in which a worker has files open."""
+    files = [str(each.readlink()) for each in Path(f"/proc/{worker}/fd").iterdir()]
+    return sorted({shards / name.split("/shards/")[1].split("/")[0] for name in files if "/shards/" in name})
+
+
+def sizes(directories: list[Path]) -> dict[Path, int]:
+    return {each: each.stat().st_size for one in directories for each in one.rglob("*") if each.is_file()}
+
+
+@pytest.mark.parametrize("away_s", [20.0, 45.0, 90.0])
+def test_a_machine_that_is_out_of_reach_stops_and_no_row_comes_twice_whenever_it_is_back(
+    tmp_path: Path, away_s: float
+) -> None:
+    summarize_job(tmp_path, 600, "")
+    with service() as url, machines(["head", "node"], tmp_path) as (head, node):
+        env = environment(url)
+        begin_ray(head, node, env)
+        run = begin_run(head, head, env)
+        wait_for(url, "answered", 60, run)
+        (far,) = named(node, "ray::Member")
+        held = held_by(far, tmp_path / "runs/job/shards")
+        assert held
+        node.link("down")
+        began = time.monotonic()
+        if away_s > 30:
+            time.sleep(15.0)  # real time: other machines are watched
+            left = sizes(held)
+            time.sleep(12.0)
+            assert sizes(held) == left, "it has stopped, and nobody has its shards yet"
+        time.sleep(began + away_s - time.monotonic())
+        node.link("up")
+        result = ended(run)
+        check_once(tmp_path, url, 600, 1)
+    assert (result["status"], result["ok"]) == ("finished", 600)
