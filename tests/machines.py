@@ -70,22 +70,21 @@ def reachable() -> Iterator[None]:
 @contextmanager
 def machines(names: Sequence[str], shared: Path | None) -> Iterator[list[Machine]]:
     """Two machines."""
-    with ExitStack() as there:
-        made = [there.enter_context(_machine(name, number, shared)) for number, name in enumerate(names, 1)]
-        one, other = made
-        _do("ip", "link", "add", "near", "netns", str(one.pid), "type", "veth", "peer", "near", "netns", str(other.pid))
-        for each in made:
-            _within(each.pid, "addr", "add", f"{each.address}/24", "dev", "near")
-            _within(each.pid, "link", "set", "near", "up")
-        yield made
+    switch = f"switch-{os.getpid()}"  # a machine that dies takes nothing of the others' with it
+    _do("ip", "link", "add", switch, "up", "type", "bridge")
+    try:
+        with ExitStack() as there:
+            yield [there.enter_context(_machine(name, number, shared, switch)) for number, name in enumerate(names, 1)]
+    finally:
+        _do("ip", "link", "delete", switch)
 
 
 @contextmanager
-def _machine(name: str, number: int, shared: Path | None) -> Iterator[Machine]:
+def _machine(name: str, number: int, shared: Path | None, switch: str) -> Iterator[Machine]:
     flags = ("--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private")
     command = ["unshare", *flags, "sh", "-c", _MADE, "sh", name, str(shared or "")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
-        far = f"to-{holder.pid}"
+        far, wire = f"to-{holder.pid}", f"wire-{holder.pid}"
         try:
             assert holder.stdout and holder.stdout.readline() == b"made\n"
             pid = int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text())
@@ -95,10 +94,16 @@ def _machine(name: str, number: int, shared: Path | None) -> Iterator[Machine]:
             _within(pid, "addr", "add", f"198.18.{number}.2/24", "dev", "service")
             _within(pid, "link", "set", "service", "up")
             _within(pid, "route", "add", "default", "via", f"198.18.{number}.1")
-            yield Machine(name, f"198.18.100.{number}", pid)
+            _do("ip", "link", "add", wire, "master", switch, "type", "veth", "peer", "near", "netns", str(pid))
+            _do("ip", "link", "set", wire, "up")
+            address = f"198.18.100.{number}"
+            _within(pid, "addr", "add", f"{address}/24", "dev", "near")
+            _within(pid, "link", "set", "near", "up")
+            yield Machine(name, address, pid)
         finally:
             holder.kill()
-            subprocess.run(["ip", "link", "delete", far], capture_output=True)  # it is gone where the machine is
+            for link in (far, wire):  # which are gone where the machine is
+                subprocess.run(["ip", "link", "delete", link], capture_output=True)
 
 
 def _inside(pid: int) -> list[str]:

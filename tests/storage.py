@@ -27,16 +27,17 @@ def in_folder(folder: Path) -> Objects:
 
 
 @contextmanager
-def s3_server() -> Iterator[str]:
+def s3_server(address: str = "127.0.0.1") -> Iterator[str]:
     """The URL of a bucket of moto's S3, whose address and credentials are in the environment meanwhile."""
+    bound = "127.0.0.1" if address == "127.0.0.1" else "0.0.0.0"  # one that other machines reach, too
     with (
-        listening("moto", "moto_server", "-H", "127.0.0.1", "-p", "PORT") as port,
+        listening("moto", "moto_server", "-H", bound, "-p", "PORT") as port,
         pytest.MonkeyPatch.context() as patch,
     ):
         for name in list(os.environ):
             if name.startswith("AWS_"):
                 patch.delenv(name)
-        for name, value in {**_S3, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+        for name, value in {**_S3, "AWS_ENDPOINT_URL": f"http://{address}:{port}"}.items():
             patch.setenv(name, value)
         bucket = f"bucket-{uuid4().hex[:8]}"
         request = Request(f"http://127.0.0.1:{port}/{bucket}", method="PUT")

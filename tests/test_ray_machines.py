@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import SERVICE, Machine, machines, reachable
+from machines import FOLDER, SERVICE, Machine, machines, reachable
 from serving import stats, wait_for
+from storage import s3_server
 from test_fleet import check_once
-from test_kill import summarize_job
+from test_fleet_objects import check_rows
+from test_kill import IN_FLIGHT, summarize_job
 from test_on_ray import below
 
 pytestmark = pytest.mark.long
@@ -87,6 +89,7 @@ def ended(run: subprocess.Popen[bytes], within_s: float = 300) -> dict[str, Any]
     out, err = run.communicate(timeout=within_s)
     assert out, err.decode()
     told: dict[str, Any] = json.loads(out)
+    assert told["status"] == "finished", err.decode()
     return told
 
 
@@ -171,4 +174,38 @@ def test_a_machine_that_is_out_of_reach_stops_and_no_row_comes_twice_whenever_it
         node.link("up")
         result = ended(run)
         check_once(tmp_path, url, 600, 1)
+    assert (result["status"], result["ok"]) == ("finished", 600)
+
+
+_PUT_S = 8.0
+"""Between two puts of a worker, and for one, on a busy machine: what came meanwhile may be bought again."""
+
+
+@pytest.mark.parametrize("is_lost", [True, False], ids=["lost with its disk", "out of reach for 90 s"])
+def test_without_a_shared_folder_a_machine_loses_what_it_had_not_put_to_object_storage(is_lost: bool) -> None:
+    counted: list[tuple[float, int]] = []
+    with service() as url, s3_server(SERVICE) as bucket, machines(["head", "node"], None) as (head, node):
+        here = Path(f"/proc/{head.pid}/root{FOLDER}")
+        summarize_job(here, 600, "")
+        with (here / "job.toml").open("a") as job:
+            job.write(f'[run]\npath = "{bucket}/runs"\n')
+        env = environment(url) | {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        begin_ray(head, node, env)
+        run = begin_run(head, head, env)
+        while not counted or counted[-1][1] < 200:
+            counted.append((time.monotonic(), stats(url)["answered"]))
+            assert run.poll() is None
+            time.sleep(0.05)  # real time: other machines are watched
+        assert named(node, "ray::Member")
+        unput = 0
+        if is_lost:
+            os.kill(node.pid, signal.SIGKILL)
+            before = [answered for at, answered in counted if at < counted[-1][0] - _PUT_S]
+            unput = counted[-1][1] - max(before, default=0)
+        else:
+            node.link("down")
+            time.sleep(90.0)
+            node.link("up")
+        result = ended(run)
+        check_rows(here, url, 600, IN_FLIGHT + unput)
     assert (result["status"], result["ok"]) == ("finished", 600)
