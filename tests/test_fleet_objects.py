@@ -193,6 +193,38 @@ def test_fresh_begins_a_generation_and_the_one_before_can_be_read(tmp_path: Path
     assert {entry.name.split("/")[0] for entry in there} == {"lead.json", "newest.json", "000001", "000002"}
 
 
+def test_a_start_that_was_declined_is_no_run_yet(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    job(here, 24, store_of(tmp_path), "")
+    with served() as url:
+        keyed = {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "AQ.test"}
+        declined = forked("run", "job.toml", "--workers", "2", cwd=here, env=keyed)
+        _, err = declined.communicate(timeout=60)
+        assert declined.returncode == 2 and "add `--yes`" in err.decode()
+        assert start(here, "http://127.0.0.1:9").wait(timeout=60) == 3  # nothing listens there
+        assert [entry.name for entry in opened(f"{store_of(tmp_path)}/job").entries()] == ["lead.json"]
+        assert ended(start(here, url))["ok"] == 24 == stats(url)["answered"]
+
+
+def test_what_says_where_the_answers_are_may_be_lost_but_not_of_which_rows_they_are(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    job(here, 24, store_of(tmp_path), "")
+    there, root = elsewhere(here, tmp_path / "there"), opened(f"{store_of(tmp_path)}/job")
+    with served() as url:
+        assert ended(start(here, url))["ok"] == 24
+        root.delete(["newest.json"])
+        assert json.loads(told("report", f"{store_of(tmp_path)}/job", "--json", cwd=there))["ok"] == 24
+        assert ended(start(there, url))["ok"] == 24 == stats(url)["answered"]
+        (there / "output.parquet").unlink()
+        for name in ("shards.parquet", "manifest.json"):
+            shutil.rmtree(there / "runs")
+            root.delete([f"000001/{name}"])
+            process = start(there, url)
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == 2 and f"000001/{name} is missing" in err.decode()
+        assert stats(url)["answered"] == 24
+
+
 def test_a_store_that_does_not_answer_is_told_before_anything_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

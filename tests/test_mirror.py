@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from pipeline.objects import opened as objects_at
 from pipeline.report.tallies import done_of, write_done
 from pipeline.store import mirror
 from pipeline.store.compact import compact
-from pipeline.store.lives import LifeId, Stood, bring, standing
-from pipeline.store.mirror import PUSH_S, Mirror, keep, restore
+from pipeline.store.lives import LifeId, Stood, bring, is_brought, standing
+from pipeline.store.mirror import PUSH_S, Mirror, keep, new_claim, patiently, restore
 
 FIRST, SECOND, THIRD = LifeId(1, 1), LifeId(1, 2), LifeId(2, 1)
 
@@ -338,6 +339,22 @@ def test_what_was_brought_is_not_brought_twice(tmp_path: Path) -> None:
     assert not list(place.iterdir())
 
 
+@pytest.mark.parametrize("is_done", [True, False])
+def test_answers_whose_mark_is_gone_are_not_bought_again_in_silence(tmp_path: Path, is_done: bool) -> None:
+    shard = in_memory()
+    life = restore(shard, tmp_path / "one", FIRST)
+    make_whole(life)
+    if is_done:
+        life.finish()
+    mark = "done-000001-000001/done.json" if is_done else "life-000001-000001/began"
+    shard.delete([mark])
+    with pytest.raises(RunStateError, match=f"{mark} is missing"):
+        bring(shard, tmp_path / "two")
+    with pytest.raises(RunStateError, match=f"{mark} is missing"):
+        restore(shard, tmp_path / "three", SECOND)
+    assert not is_brought(tmp_path / "two", names(shard))
+
+
 def test_a_run_that_was_not_brought_is_left_alone(tmp_path: Path) -> None:
     with opened(tmp_path / "run") as store:
         answer(store, 0)
@@ -415,6 +432,54 @@ def test_a_store_that_is_away_for_ten_minutes_ends_the_run(monkeypatch: pytest.M
     assert len(heard) == 2
     assert "no more is bought that it cannot keep" in heard[1]
     assert max(weather.pushed) <= 100
+
+
+def asked_of(weather: Weather, monkeypatch: pytest.MonkeyPatch, patience_s: float = 10_000) -> tuple[float, list[str]]:
+    """When a push has ended that is asked for at 100 s, and what was told meanwhile."""
+    without_threads(monkeypatch)
+    heard: list[str] = []
+
+    async def ask() -> float:
+        await anyio.sleep(100)
+        with suppress(Away):
+            waits = lambda: anyio.current_time() < 100 + patience_s  # noqa: E731
+            await patiently(weather.push, lambda event: heard.append(str(event)), waits)
+        return anyio.current_time()
+
+    return run(ask), heard
+
+
+def test_a_shard_that_begins_or_ends_while_its_store_is_away_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    weather = Weather(range(100, 160))
+    ended_at, heard = asked_of(weather, monkeypatch)
+    assert weather.pushed == [ended_at] and 160 <= ended_at <= 160 + PUSH_S and len(heard) == 1
+
+
+@pytest.mark.parametrize(("patience_s", "least_s"), [(10_000, 120), (30, 30), (0, 0)])
+def test_nobody_waits_for_ever_nor_for_a_run_that_is_stopped(
+    patience_s: float, least_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weather = Weather(range(100, 700))
+    ended_at, _ = asked_of(weather, monkeypatch, patience_s)
+    assert not weather.pushed and least_s <= ended_at - 100 <= least_s + PUSH_S
+
+
+def test_a_life_whose_claim_or_state_was_away_is_taken_up_by_the_one_that_claimed_it(tmp_path: Path) -> None:
+    shard = in_memory()
+    first = restore(shard, tmp_path / "one", FIRST)
+    make_whole(first)
+    claim = new_claim()
+    with pytest.raises(Away), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mirror, "bring", lambda *_: away())
+        restore(shard, tmp_path / "two", SECOND, claim)
+    again = restore(shard, tmp_path / "two", SECOND, claim)
+    assert state(again.directory) == state(first.directory)
+    with pytest.raises(RunStateError, match="another worker's"):
+        restore(shard, tmp_path / "three", SECOND, new_claim())
+
+
+def away() -> None:
+    raise Away("the store is away")
 
 
 def test_a_store_that_refuses_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ PUT_S = 10.0
 """Between two looks for files of the whole run that changed: whoever looks from another machine sees no more of it."""
 LOG_BYTES_S = 50_000
 """The log is put whole each time: so often that no more than this is put a second."""
+_BEGUN_WITH = ("manifest.json", units.NAME)
+"""What is put once the rows of all shards are there; with the last of them the generation stands."""
 _LOOKS = ".looks"
 _AT_ONCE = 4  # shards whose rows are put
 
@@ -41,6 +43,7 @@ class Lead:
         self._session, self._directory = session, session.directory
         self._put: dict[str, tuple[int, int]] = {}  # by name, size and time of change
         self._log_at = 0.0
+        self._is_begun = False
 
     @property
     def url(self) -> str:
@@ -69,17 +72,25 @@ class Lead:
             set_aside(self._directory)  # of an older generation, or of one that nobody agreed to
             known = None
         afar.write(self._directory, Afar(self.url, self.session))
+        self._is_begun = is_begun
         if not is_begun:
             (self._directory / units.NAME).unlink(missing_ok=True)
             return
         # What this machine led last it knows as well as the storage, and the end of its log better.
         if known is None or known.session != self.session - 1:
             afar.bring_own(self._run, self._directory)
+        for name in _BEGUN_WITH:
+            if not (self._directory / name).exists():
+                raise RunStateError(
+                    f"{self.url}/{name} is missing: nobody knows which rows the answers are of\nNothing was sent.",
+                    "restore it, or begin anew with `--fresh`, which keeps the answers beside",
+                )
         afar.bring(self._directory, sums=True)
+        afar.begin(self._root, self._number)  # a driver may have been killed before it said so
 
     async def place(self, shards: Sequence[Shard]) -> None:
         """Put the rows of each shard where the workers take them from, once. Raises `RunStateError`."""
-        if await anyio.to_thread.run_sync(self._run.get, units.NAME) is not None:
+        if self._is_begun:
             return
         at_once = anyio.CapacityLimiter(_AT_ONCE)
         trouble: PipelineError | None = None
@@ -102,9 +113,10 @@ class Lead:
     def _begin(self) -> None:
         if self.is_lost:
             raise self._lease.refusal
-        for name in ("manifest.json", units.NAME):  # the last: with it all is there
+        for name in _BEGUN_WITH:
             self._run.put(name, self._directory / name)
         afar.begin(self._root, self._number)
+        self._is_begun = True
 
     def _place(self, shard: Shard) -> None:
         name = f"{afar.shard_name(shard)}/{units.INPUT}"
@@ -156,8 +168,8 @@ class Lead:
         engine.halt(self._lease.refusal)
 
     def put(self, is_end: bool = False) -> None:
-        """Put the files of the whole run that changed. Raises `RunStateError`."""
-        if self.is_lost:
+        """Put the files of the whole run that changed; none of one that did not begin. Raises `RunStateError`."""
+        if self.is_lost or not self._is_begun:
             return
         now = time.monotonic()
         for name in afar.OWN:

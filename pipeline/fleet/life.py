@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -47,6 +48,7 @@ from pipeline.run.run import UPLOADS
 from pipeline.run.services import Services, open_services
 from pipeline.run.signs import end_of, progress_of
 from pipeline.store import digests, untold
+from pipeline.store.mirror import patiently
 from pipeline.store.run import RunStore
 from pipeline.targets import Route
 
@@ -76,14 +78,15 @@ class Life:
 
     async def run(self) -> Ended:
         """Run it. Raises `PipelineError` for what is wrong before its first call."""
-        scratch = await anyio.to_thread.run_sync(restored, self._contract.url, self._order)
-        session = await anyio.to_thread.run_sync(self._session, scratch)  # templates and files are read
+        scratch = await restored(self._contract.url, self._order, self._note, self._waits)
+        make = partial(self._session, scratch)  # templates and files are read
+        session = await patiently(make, self._note, self._waits)
         async with open_services(session) as services:
             store = RunStore(session.directory, services.parse)
             store.open(session.manifest())
             try:
                 if scratch:
-                    await scratch.begin()
+                    await scratch.begin(self._note, self._waits)
                 if session.source.path_columns:
                     found = await look(session)
                     digests.write(session.directory, found.digests, found.rows, session.hashed)
@@ -101,13 +104,17 @@ class Life:
                         await services.delete_files()
             finally:
                 store.close()
+
+            def waits() -> bool:  # what was stopped early is put as far as it goes, and the rest stays here
+                return is_whole and not self._is_alone
+
             if scratch:
-                await scratch.put()  # before it is put together anew, which may take a while
+                await scratch.put(self._note, waits)  # before it is put together anew, which may take a while
             is_done = False
             if not self._is_alone:
                 is_done = await anyio.to_thread.run_sync(write_done, session.directory, session.rows)
             if scratch:
-                await scratch.leave(is_done)
+                await scratch.leave(is_done, self._note, waits)
         own = None if self._is_alone or (self.remote and self.remote.is_halted) else engine.stopped
         return Ended(self.name, counts_of(monitor), is_whole, own)
 
@@ -152,9 +159,16 @@ class Life:
     def _heard_by(self, store: RunStore) -> Notify:
         def heard(event: Event) -> None:
             store.log(event)
-            self._say(Noted(self.name, event))
+            self._note(event)
 
         return heard
+
+    def _note(self, event: Event) -> None:
+        self._say(Noted(self.name, event))
+
+    def _waits(self) -> bool:
+        """Whether the run goes on: then a storage that is away is waited for."""
+        return not self._is_alone
 
     def _assembled(
         self, session: Session, services: Services, store: RunStore, monitor: Monitor

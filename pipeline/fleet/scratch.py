@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 
@@ -17,7 +18,7 @@ from pipeline.source import Source
 from pipeline.source.shares import placed
 from pipeline.store import units
 from pipeline.store.afar import shard_name
-from pipeline.store.mirror import Mirror, keep, restore
+from pipeline.store.mirror import Mirror, keep, new_claim, patiently, restore
 
 
 class Scratch:
@@ -42,9 +43,9 @@ class Scratch:
             )
         return placed(source, place)
 
-    async def begin(self) -> None:
+    async def begin(self, heard: Notify, waits: Callable[[], bool]) -> None:
         """From now on this life stands for its shard: what it began with is put. Raises `RunStateError`."""
-        await anyio.to_thread.run_sync(self._mirror.push)
+        await patiently(self._mirror.push, heard, waits)
 
     async def keep(self, heard: Notify, halt: Callable[[PipelineError], None]) -> None:
         """Put what is new, until cancelled; where the storage does not take it nothing more is asked."""
@@ -53,31 +54,30 @@ class Scratch:
         except PipelineError as error:
             halt(error)
 
-    async def put(self) -> None:
+    async def put(self, heard: Notify, waits: Callable[[], bool]) -> None:
         """Put the rest: the store is closed. Raises `RunStateError`.
 
         What cannot be put stays here, for the next life on this machine.
         """
-        await anyio.to_thread.run_sync(self._mirror.push, True)
+        await patiently(partial(self._mirror.push, True), heard, waits)
 
-    async def leave(self, is_done: bool) -> None:
+    async def leave(self, is_done: bool, heard: Notify, waits: Callable[[], bool]) -> None:
         """Put the form of a shard that is done, and leave nothing here. Raises `RunStateError`."""
-        await anyio.to_thread.run_sync(self._leave, is_done)
-
-    def _leave(self, is_done: bool) -> None:
         if is_done:
-            self._mirror.finish()
-        rmtree(self.directory, ignore_errors=True)
+            await patiently(self._mirror.finish, heard, waits)
+        await anyio.to_thread.run_sync(partial(rmtree, self.directory, ignore_errors=True))
 
 
-def restored(url: str | None, order: Order) -> Scratch | None:
+async def restored(url: str | None, order: Order, heard: Notify, waits: Callable[[], bool]) -> Scratch | None:
     """What a life works in, with all that was put before it, and what one that was killed here had not put yet.
 
-    None where the run lies in directories that all see. Blocks. Raises `PipelineError`.
+    None where the run lies in directories that all see. A storage that is away is waited for, here and in `Scratch`,
+    as long as it `waits`. Raises `PipelineError`.
     """
     if url is None or order.at is None:
         return None
     name = order.shard.directory.name
     shard = opened(url).below(shard_name(order.shard))
     address = hashlib.blake2b(url.encode(), digest_size=8).hexdigest()
-    return Scratch(shard, restore(shard, scratch_folder() / address / name, order.at))
+    place = scratch_folder() / address / name
+    return Scratch(shard, await patiently(partial(restore, shard, place, order.at, new_claim()), heard, waits))

@@ -12,6 +12,7 @@ Here `afar.json` in a run directory says of which generation it is the working c
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ OWN = ("manifest.json", units.NAME, LOG, STATUS, notes.NAME, digests.NAME, "docu
 SILENT_S = 90.0
 """Without a word for so long a process elsewhere counts as gone: it tells every 30 s, which is put within 10."""
 _DIGITS = 6
+_PLACED = re.compile(rf"(\d{{{_DIGITS}}})/{re.escape(units.NAME)}")
 _AT_ONCE = 8  # shards that are brought
 _LOCK = "afar.lock"
 _WAITS_S = 600.0
@@ -66,10 +68,13 @@ def generation(root: Objects, number: int) -> Objects:
 
 
 def newest(root: Objects) -> int:
-    """Number of a run's newest generation; 0 where there is none. Raises `RunStateError`."""
+    """Number of a run's newest generation; 0 where there is none. Raises `RunStateError`.
+
+    Where nobody says so it is the last that has all its shards: a driver may have been killed just then.
+    """
     said = root.get(NEWEST)
     if said is None:
-        return 0
+        return max((int(found[1]) for entry in root.entries() if (found := _PLACED.fullmatch(entry.name))), default=0)
     try:
         return int(orjson.loads(said)["generation"])
     except (ValueError, LookupError, TypeError):
@@ -202,7 +207,7 @@ def bring_shards(run: Objects, directory: Path, *, sums: bool = False) -> None:
     stale = [
         shard
         for shard in shards
-        if not lives.is_brought(shard.directory, lives.standing(names.get(shard.directory.name, ())), sums=sums)
+        if not lives.is_brought(shard.directory, names.get(shard.directory.name, ()), sums=sums)
     ]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         brought = [pool.submit(lives.bring, run.below(shard_name(at)), at.directory, sums=sums) for at in stale]

@@ -19,7 +19,7 @@ takes away first what says that it began: who reads it then knows that something
 import re
 import shutil
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +42,7 @@ _FETCHES = 8  # at once
 _TRIES = 5
 _PREFIX = re.compile(r"(life|done)-(\d{6,})-(\d{6,})/(.*)")
 _PIECE = re.compile(r"(journal-\d{6,}|run\.log)/(\d{6,})\.jsonl")
+_ANSWERS = re.compile(r"/(calls|results)/part-[^/]*\.parquet$")
 _PART = re.compile(r"(calls|results)/part-(?:\d{6,}-)?(\d{6,})\.parquet")
 
 
@@ -79,6 +80,14 @@ def standing(names: Iterable[str]) -> Stood | None:
     return max((stood for name in names if (stood := stood_of(name)) and stood.mark == name), default=None)
 
 
+def unmarked(names: Iterable[str]) -> Stood | None:
+    """What has answers though nothing stands, by the names of all objects below a shard: no crash does that."""
+    names = list(names)
+    if standing(names) is not None:
+        return None
+    return max((stood for name in names if (stood := stood_of(name)) and _ANSWERS.search(name)), default=None)
+
+
 def stood_of(name: str) -> Stood | None:
     """Whose an object is; None: nobody's, as the shard's rows."""
     match = _PREFIX.fullmatch(name)
@@ -106,23 +115,35 @@ def bring(shard: Objects, directory: Path, *, sums: bool = False) -> Stood | Non
     Raises `RunStateError`, also for a directory that holds a run which was not brought there.
     """
     for _ in range(_TRIES):
-        stood = standing(entry.name for entry in shard.entries())
+        names = [entry.name for entry in shard.entries()]
+        stood, lost = standing(names), unmarked(names)
         with suppress(_Changed):
+            if lost:  # or what stands changed between two pages of the list
+                raise _Changed
             if stood is None:
                 _empty(directory)
             else:
                 _fetch(shard, stood, directory, sums and stood.is_done)
             return stood
+    if lost:
+        raise RunStateError(
+            f"{shard.url}/{lost.mark} is missing: answers that were paid for lie beside it\nNothing was changed.",
+            "restore it, or begin anew with `--fresh`, which keeps the answers beside",
+        )
     raise RunStateError(
         f"{shard.url} changed whenever it was read: a worker writes there",
         "wait until it has ended, then run the same command again",
     )
 
 
-def is_brought(directory: Path, stood: Stood | None, *, sums: bool = False) -> bool:
-    """Whether a directory is known to have all that `bring` would: a shard that is whole stays as it is."""
+def is_brought(directory: Path, names: Collection[str], *, sums: bool = False) -> bool:
+    """Whether a directory is known to have all that `bring` would: a shard that is whole stays as it is.
+
+    `names` are those of all objects below the shard.
+    """
+    stood = standing(names)
     if stood is None:
-        return not (directory / MANIFEST).exists()
+        return not (directory / MANIFEST).exists() and unmarked(names) is None
     known = read(directory / BROUGHT) or b""
     is_there = known.startswith(f"{stood.name} ".encode()) and (directory / DONE).exists()
     return stood.is_done and is_there and (sums or not known.endswith(_SUMS))

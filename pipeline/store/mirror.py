@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock as Turn
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from uuid import uuid4
 
 import anyio
@@ -62,6 +62,7 @@ LOG_S = 60.0
 AWAY_S = 120.0
 """How long a run goes on while its store takes nothing: so much is bought twice if the machine is lost as well."""
 PIECE_BYTES = 8 * 2**20
+_T = TypeVar("_T")
 _TRIES = 5
 _END_BYTES = 64
 _LOCAL = re.compile(rf"\..*|lock|reserve|content\.sqlite.*|{SYNCED}|{INPUT}|{BEGAN}|{BROUGHT}")
@@ -69,15 +70,21 @@ _LOCAL = re.compile(rf"\..*|lock|reserve|content\.sqlite.*|{SYNCED}|{INPUT}|{BEG
 _GROWS_OTHERWISE = re.compile(rf"journal-.*|{re.escape(MANIFEST)}|{re.escape(seals.NAME)}|{re.escape(LOG)}")
 
 
-def restore(shard: Objects, scratch: Path, life: LifeId) -> "Mirror":
+def new_claim() -> bytes:
+    """What a life is claimed with: nobody else has the same."""
+    return orjson.dumps({"host": socket.gethostname(), "process": os.getpid(), "id": uuid4().hex})
+
+
+def restore(shard: Objects, scratch: Path, life: LifeId, claim: bytes | None = None) -> "Mirror":
     """Claim a life of a shard, and have its newest state in a directory below `scratch`, to go on with.
 
     `scratch` is the shard's own on this machine. What an earlier life left there is taken over if the shard stands on
     that life, so that a killed process loses nothing that was not put yet; else it is removed, unless a process holds
-    it. Raises `RunStateError` where another has claimed this life, or a later one began.
+    it. What ended as `Away` is tried again with the same `claim`. Raises `RunStateError` where another has claimed this
+    life, or a later one began.
     """
     own = shard.below(life.name)
-    claim = orjson.dumps({"host": socket.gethostname(), "process": os.getpid(), "id": uuid4().hex})
+    claim = claim or new_claim()
     directory = scratch / life.name
     stood = standing(entry.name for entry in shard.entries())
     if (stood and stood.life >= life) or not own.create(CLAIM, claim):
@@ -293,12 +300,38 @@ async def keep(mirror: Mirror, heard: Callable[[Event], None]) -> None:
                 error.message += f"\nIt took nothing for {away_s:.0f} s: no more is bought that it cannot keep."
                 raise
             if not is_away:
-                heard(StoreTrouble(f"{error.message}; the run goes on without it for {AWAY_S:.0f} s at most"))
+                heard(_trouble(error))
             is_away = True
         else:
             if is_away:
                 heard(StoreTrouble(f"{mirror.url} is there again, and has all that was answered"))
             taken_at, is_away = began_at, False
+
+
+async def patiently(
+    ask: Callable[[], _T], heard: Callable[[Event], None], waits: Callable[[], bool] = lambda: True
+) -> _T:
+    """What `ask` comes to, asked again while the store is away: for `AWAY_S`, and as long as it `waits`.
+
+    As with `keep` that is told once. Raises what it raises.
+    """
+    since = anyio.current_time()
+    is_away = False
+    while True:
+        try:
+            return await anyio.to_thread.run_sync(ask)
+        except Away as error:
+            error.exit_code = RESUMABLE
+            if anyio.current_time() >= since + AWAY_S or not waits():
+                raise
+            if not is_away:
+                heard(_trouble(error))
+            is_away = True
+        await anyio.sleep(PUSH_S)
+
+
+def _trouble(error: Away) -> StoreTrouble:
+    return StoreTrouble(f"{error.message}; the run goes on without it for {AWAY_S:.0f} s at most")
 
 
 def files_of(directory: Path) -> list[Path]:
