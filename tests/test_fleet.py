@@ -236,9 +236,11 @@ def test_rows_are_left_redone_and_repeated_as_in_one_process(tmp_path: Path) -> 
         '[model]\nname = "gemini-3.5-flash-lite"\nmax_output_tokens = 6\n[output]\npath = "out.jsonl"\n'
     )
 
+    patient = f"{_SMALL}; import pipeline.fleet.driver as driver; driver.FAIL_FAST_ROWS = 100"  # all are cut off
+
     def run(*flags: str, command: tuple[str, ...] = ("run", "--yes")) -> dict[str, Any]:
         flags = (*command[1:], "job.toml", "--json", "--offline", "--workers", "2", *flags)
-        return ended(forked(command[0], *flags, cwd=tmp_path, patch=_SMALL))
+        return ended(forked(command[0], *flags, cwd=tmp_path, patch=patient))
 
     for told in (run("--dry-run"), run(command=("estimate",))):
         assert told["prompts"] == 60, "the estimate is the run"
