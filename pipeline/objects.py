@@ -65,6 +65,12 @@ class Entry(NamedTuple):
     tag: Tag
 
 
+def is_missing(url: str) -> bool:
+    """Whether the folder of a `file://` address is not there: `opened` makes it, and who reads is to make nothing."""
+    place = urlsplit(url)
+    return place.scheme == "file" and not Path(unquote(place.path)).exists()
+
+
 def opened(url: str) -> "Objects":
     """The objects below a URL; nothing is asked of the store yet.
 

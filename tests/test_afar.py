@@ -3,12 +3,14 @@
 import shutil
 from pathlib import Path
 
+import orjson
 import pytest
 from sharded import run_in_shards
 from storage import in_folder
 
 from jobs import PLAIN, make_job
 from pipeline import report
+from pipeline.console.reports import show_summary
 from pipeline.errors import RunStateError
 from pipeline.fleet import shards
 from pipeline.objects import Objects
@@ -17,6 +19,7 @@ from pipeline.report.reading import Answers
 from pipeline.run.prepare import Options, prepare
 from pipeline.store import afar, lives
 from pipeline.store.lives import LifeId, Stood
+from pipeline.store.manifest import Lock
 from pipeline.store.mirror import restore
 
 ROWS = 12
@@ -105,8 +108,37 @@ def test_a_generation_is_found_by_its_number_and_what_is_not_there_is_named(run:
     assert find_run(f"{url}@1") != find_run(url) == find_run(f"{url}@2") == find_run(f"{url}/000002")
     with pytest.raises(RunStateError, match="there is no run in"):
         find_run(f"{url}-of-another")
-    with pytest.raises(RunStateError, match="has no generation 3"):
+    assert [path.name for path in (tmp_path / "bucket").parent.glob("bucket*")] == ["bucket"], "reading makes nothing"
+    with pytest.raises(RunStateError, match=f"{url} has no generation 3") as caught:
         find_run(f"{url}@3")
+    assert caught.value.hint == "there are 1, 2"
+
+
+def test_a_report_says_of_which_run_in_the_storage_it_is(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = put(run, tmp_path / "bucket")
+    show_summary(report.summarize(find_run(url)))
+    assert f"a copy of {url}/000001" in " ".join(capsys.readouterr().out.split())
+    show_summary(report.summarize(run))
+    assert "a copy of" not in capsys.readouterr().out
+
+
+def test_answers_on_their_way_to_the_storage_are_no_failures(run: Path) -> None:
+    calls = report.summarize(run).calls
+    started = next(line for line in (run / "run.log").read_bytes().splitlines() if b'"event":"start"' in line)
+    ahead = {"event": "progress", "at": "2026-11-30T20:20:53Z", "seconds": 10, "rows_done": 12, "cost_usd": 0.0}
+    told = orjson.dumps(ahead | {"calls": calls + 40, "attempts": calls + 40})
+    failed = b'{"event": "failed", "at": "2026-11-30T20:20:54Z", "requests": 3, "cause": "server", "lane": "standard"}'
+    (run / "run.log").write_bytes(started + b"\n" + told + b"\n")
+    assert report.summarize(run).attempts == calls + 40, "of a run that ended so, these were lost"
+    led = Lock(run / "lock")
+    try:
+        assert report.summarize(run).attempts == calls
+        (run / "run.log").write_bytes(started + b"\n" + told + b"\n" + failed + b"\n")
+        assert report.summarize(run).attempts == calls + 3
+    finally:
+        led.release()
 
 
 def test_a_working_copy_is_brought_when_it_is_read(run: Path, tmp_path: Path) -> None:

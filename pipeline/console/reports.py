@@ -44,6 +44,7 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
     if summary.beyond:
         remarks.append(f"{summary.beyond:,} more are kept beyond `--limit`, and counted below")
     steps = _split(summary.calls_by_step)
+    stored_at = summary.stored_at
     usage = summary.usage
     unanswered = {
         "failed": summary.attempts - summary.calls,
@@ -82,7 +83,7 @@ def show_summary(summary: Summary, to: Screen = out) -> None:
         else None,
         ("time", duration(summary.seconds), _bound(summary)),
         ("output", Data(summary.output), _so_far(summary)),
-        ("run", Data(summary.directory), ""),
+        ("run", Data(summary.directory), f"a copy of {stored_at}" if stored_at else ""),
     ]
     show_columns(to, [row for row in rows if row])
     if summary.targets:

@@ -12,6 +12,7 @@ from pipeline.errors import RunStateError
 from pipeline.records import STATUSES, Reply, Status, Usage
 from pipeline.report import tallies
 from pipeline.report.accuracy import Accuracy, Baseline, baseline, compare
+from pipeline.report.calls import unanswered
 from pipeline.report.causes import Cause, cause_json
 from pipeline.report.events import (
     Ended,
@@ -27,8 +28,8 @@ from pipeline.report.events import (
 from pipeline.report.finding import in_use
 from pipeline.report.lanes import InLane, batch_json, lane_json
 from pipeline.report.sums import Held
-from pipeline.report.tallies import Reading, summed
-from pipeline.store import batch_states, parts, seals
+from pipeline.report.tallies import Reading, Tally, summed
+from pipeline.store import afar, batch_states, parts, seals
 from pipeline.store.batch_states import BatchState
 from pipeline.store.manifest import Manifest
 from pipeline.store.manifest import read as read_manifest
@@ -137,6 +138,12 @@ class Summary:
         return last_output(self.directory) or self.manifest.output
 
     @property
+    def stored_at(self) -> str | None:
+        """The address in object storage of which the directory is a working copy; None for a run that lies here."""
+        known = afar.read(self.directory)
+        return known and known.url
+
+    @property
     def output_finished(self) -> int | None:
         """Rows with an outcome in that table; None where none was written yet."""
         note = newest(self.directory)
@@ -224,12 +231,13 @@ def summarize(directory: Path) -> Summary:
     covered = next((event.rows for event in reversed(events) if isinstance(event, Started)), None)
     found = _read(directory, covered, plan, events)
     tally, bought = found.tally, found.tally.bought
+    status = _status(events, directory)
     batches = batch_states.read(directory)
     rows = tally.outcomes.total() if covered is None else covered
     return Summary(
         manifest=manifest,
         directory=directory,
-        status=_status(events, directory),
+        status=status,
         rows=rows,
         outcomes=tally.outcomes,
         causes=tally.causes,
@@ -238,7 +246,7 @@ def summarize(directory: Path) -> Summary:
         waiting=tally.waiting,
         calls=bought.calls,
         calls_by_step={step: amounts.calls for step, amounts in sorted(bought.steps.items())},
-        attempts=max(tally.attempts, summed(events, "attempts")),
+        attempts=_attempts(directory, status, tally, events),
         rate_limited=max(tally.rate_limited, summed(events, "rate_limited")),
         shed=max(tally.shed, summed(events, "shed")),
         usage=Usage(
@@ -326,6 +334,13 @@ def _failures(unit: Unit) -> list[Failure]:
             told = result.key, result.status, result.error_kind, result.error, usd
             newest_failure[result.row] = Failure(unit.first_row + result.row, *told)
     return [failure for row, failure in sorted(newest_failure.items()) if not outcomes.is_ok(row)]
+
+
+def _attempts(directory: Path, status: str, tally: Tally, events: Sequence[Event]) -> int:
+    """Requests that were made. While shards are worked on, what leads counts answers that they do not have yet."""
+    if status == "running" and is_cut(directory):
+        return max(tally.attempts, tally.bought.calls + unanswered(directory / "run.log").failed)
+    return max(tally.attempts, summed(events, "attempts"))
 
 
 def _status(events: Sequence[Event], directory: Path) -> str:

@@ -82,6 +82,9 @@ def _generation(directory: Path, number: int) -> Path:
     there = _generations(directory)
     if number not in there and (copy := afar.generation_of(directory, number)):
         return copy
+    if number not in there and (root := afar.root_of(directory)):
+        have = ", ".join(map(str, range(1, afar.newest(root) + 1)))
+        raise RunStateError(f"{root.url} has no generation {number}", f"there are {have}")
     if number not in there:
         have = ", ".join(map(str, sorted(there)))
         raise RunStateError(f"{directory} has no generation {number}", f"there are {have}; `pipeline runs` lists all")

@@ -25,7 +25,7 @@ import orjson
 
 from pipeline import machine
 from pipeline.errors import RunStateError
-from pipeline.objects import Objects, opened
+from pipeline.objects import Objects, is_missing, opened
 from pipeline.places import SUFFIXES, Kind, copies_folder
 from pipeline.process import make_private
 from pipeline.store import digests, lives, notes, units
@@ -104,9 +104,9 @@ def copy_of(url: str) -> Path | None:
     address = url.rstrip("/")
     above, _, last = address.rpartition("/")
     if not (last.isdecimal() and len(last) == _DIGITS):
-        root = opened(address)
-        number = newest(root)
-        if not number:
+        root = None if is_missing(address) else opened(address)
+        number = newest(root) if root else 0
+        if not (root and number):
             raise RunStateError(
                 f"there is no run in {address}", "its URL is what [run] path says, and the name of its job"
             )
@@ -118,12 +118,15 @@ def copy_of(url: str) -> Path | None:
     return place
 
 
+def root_of(directory: Path) -> Objects | None:
+    """All generations of the run that a directory is a working copy of; None for a run that lies here."""
+    return opened(known.url.rpartition("/")[0]) if (known := read(directory)) else None
+
+
 def generation_of(directory: Path, number: int) -> Path | None:
     """A working copy of another generation of the run that a directory is one of; None where there is none."""
-    if (known := read(directory)) is None:
-        return None
-    root = opened(known.url.rpartition("/")[0])
-    return copy_of(generation(root, number).url) if 0 < number <= newest(root) else None
+    root = root_of(directory)
+    return copy_of(generation(root, number).url) if root and 0 < number <= newest(root) else None
 
 
 def write(directory: Path, afar: Afar) -> None:
