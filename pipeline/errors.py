@@ -60,7 +60,7 @@ _PLACES = {
     ),
     **dict.fromkeys(
         (errno.EIO, errno.ESTALE, errno.ENOLCK, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR),
-        "look after the disk or the path, then run the same command again",
+        "check the disk or the path, then run the same command again",
     ),
 }
 """What the system may refuse in any place, by no fault of the program: number → what to do."""

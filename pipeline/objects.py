@@ -337,6 +337,6 @@ def _told(error: Exception) -> str:
 def _hint(url: str) -> str:
     scheme = urlsplit(url).scheme
     if scheme not in _CREDENTIALS:
-        return "look after the disk or the path, then run the same command again"
+        return "check the disk or the path, then run the same command again"
     named = ", ".join(_CREDENTIALS[scheme])
-    return f"look after the address, the way to it, and the credentials in the environment: {named}"
+    return f"check the address, the way to it, and the credentials in the environment: {named}"

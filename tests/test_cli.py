@@ -458,6 +458,7 @@ def test_bad_flag_values_are_explained(cli: Callable[..., Ran], here: Path) -> N
     assert "not an amount" in cli("run", job, "--offline", "--max-cost", "lots").err
     assert "no status or cause" in cli("run", job, "--offline", "--retry", "blokced").err
     assert cli("run", job, "--offline", "--retry", " ,").err.startswith("error: --retry names no status and no cause")
+    assert "'--on': 'dask' is not one of 'ray'" in cli("run", job, "--offline", "--on", "dask").err
     assert "unknown fault" in cli("emulate", "--faults", "fire:0.1").err
     for flags in (["--retry", "truncated"], ["--skip-failed"]):
         assert f"{flags[0]} is of the rows that were tried" in cli("run", job, "--offline", "--fresh", *flags).err

@@ -108,7 +108,7 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         hint = f"`{context.command_path if context else 'pipeline'} --help` shows what it takes"
-        known: PipelineError | None = PipelineError(error.format_message(), hint)
+        known: PipelineError | None = PipelineError(error.format_message().replace("Value error, ", ""), hint)
     else:
         known = as_known(error) or _gone_directory(error)
     if known is not None:

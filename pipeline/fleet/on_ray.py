@@ -148,7 +148,7 @@ class _Head:
             if anyio.current_time() > self.answered_at + AWAY_S:
                 raise ServiceError(
                     f"the head node of Ray, {self.address}, has not answered for {AWAY_S:.0f} s",
-                    "look after it, or begin another cluster; then the same command goes on",
+                    "check that node, or begin another cluster; then the same command goes on",
                 )
             await anyio.sleep(_LOOKS_S)
 

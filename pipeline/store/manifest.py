@@ -117,7 +117,7 @@ def read(path: Path) -> Manifest | None:
         return None
     except OSError as error:
         raise RunStateError(
-            f"cannot read {path}: {error.strerror}", "look after the disk or the path, then run the same command again"
+            f"cannot read {path}: {error.strerror}", "check the disk or the path, then run the same command again"
         ) from None
     except orjson.JSONDecodeError as error:
         raise RunStateError(f"cannot read {path}: {error}", "restore it, or start anew with `--fresh`") from None

@@ -236,7 +236,7 @@ class Mirror:
             if file.read(len(put.end)) != put.end:
                 raise RunStateError(
                     f"{path} is not what it was when it was put into {self._own.url}",
-                    "look after the disk, then run the same command again",
+                    "check the disk, then run the same command again",
                 )
             stop = _last_line_end(file, put.at)
             while put.at < stop:
