@@ -4,12 +4,14 @@ import json
 import pickle
 import shutil
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+import orjson
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -304,6 +306,32 @@ def test_a_run_that_was_declined_is_one_process_s_as_well(here: Path, name: str)
     assert list((whole.directory / units.FOLDER).iterdir()) == []
     with pytest.raises(RunStateError, match="begun by one process"):
         anyio.run(partial(run.run, work=by_fleet(launch, 2)), whole, decline, quiet)
+
+
+def test_who_waits_for_the_lease_of_another_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.store.lease.WATCHED_S", 0.1)
+    write(here / "t.csv", "topic\nt0\n")
+    whole = session(here, input={"path": "t.csv"}, run={"path": f"file://{here / 'store'}"})
+    said: list[str] = []
+
+    def decline(plan: Plan, continued: bool, session: Session) -> None:
+        raise JobError("no")
+
+    def busy(text: str) -> AbstractContextManager[None]:
+        said.append(text)
+        return nullcontext()
+
+    def declined() -> None:
+        with pytest.raises(JobError, match="no"):
+            anyio.run(partial(run.run, work=by_fleet(launch, 2, busy)), whole, decline, quiet)
+
+    declined()
+    assert said == []
+    (lead,) = (here / "store").rglob("lead.json")
+    told = orjson.loads(lead.read_bytes())
+    lead.write_bytes(orjson.dumps({**told, "has_ended": False, "holder": {**told["holder"], "host": "elsewhere"}}))
+    declined()
+    assert len(said) == 1 and "elsewhere" in said[0] and "led" in said[0]
 
 
 @given(rows=st.integers(1, 2 * 10**9), workers=st.integers(1, 400))

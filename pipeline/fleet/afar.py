@@ -1,8 +1,8 @@
 """A run on object storage as its driver has it: the lease, the working copy here, and what is put of it."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from shutil import copyfile, rmtree
@@ -24,6 +24,8 @@ from pipeline.store.manifest import Lock
 from pipeline.store.parts import files
 from pipeline.store.units import Shard
 
+Busy = Callable[[str], AbstractContextManager[object]]
+"""Says what is being done, while a block goes on that takes a while."""
 PUT_S = 10.0
 """Between two looks for files of the whole run that changed: whoever looks from another machine sees no more of it."""
 LOG_BYTES_S = 50_000
@@ -209,13 +211,12 @@ async def kept(lead: Lead | None, engine: Works) -> AsyncIterator[None]:
         raise raised
 
 
-def nobody_hears(told: str) -> None:
-    """The lease of one that is gone is waited for in silence: for a minute at most."""
-
-
 @asynccontextmanager
-async def led_from_afar(session: Session) -> AsyncIterator[Lead | None]:
-    """The run of a session while this process leads it; None where it lies here. Raises `PipelineError`."""
+async def led_from_afar(session: Session, busy: Busy) -> AsyncIterator[Lead | None]:
+    """The run of a session while this process leads it; None where it lies here. Raises `PipelineError`.
+
+    `busy` says what is waited for, where somebody led it who may do so still.
+    """
     path = session.job.spec.run.path
     if path is None:
         yield None
@@ -224,7 +225,13 @@ async def led_from_afar(session: Session) -> AsyncIterator[Lead | None]:
     if Lock.held(session.directory / "lock"):  # without a look at the lease, which takes a while
         raise RunStateError(f"{session.directory} is in use", "`pipeline report` shows its progress")
     known = afar.read(session.directory)
-    async with leading(root, nobody_hears, known.session if known else 0) as lease:
+    async with AsyncExitStack() as leads:
+        with ExitStack() as waiting:
+
+            def heard(told: str) -> None:
+                waiting.enter_context(busy(told))
+
+            lease = await leads.enter_async_context(leading(root, heard, known.session if known else 0))
         there = await anyio.to_thread.run_sync(afar.newest, root)
         number = there + 1 if session.options.fresh or not there else there
         lead = Lead(root, session, lease, number)

@@ -1,12 +1,13 @@
 """Who does the work of a run, where that is not one process: `--workers` and `--on`."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from math import ceil
 
 from pipeline.errors import JobError
 from pipeline.fleet import processes
+from pipeline.fleet.afar import Busy
 from pipeline.fleet.refusals import check_elsewhere, check_job, check_run
 from pipeline.fleet.run import by_fleet
 from pipeline.fleet.shards import firsts
@@ -19,8 +20,6 @@ CALLS_A_WORKER = 500
 """Calls a second that leave a worker room on one core; see docs/measured.md."""
 LEAST_WORKERS = 2
 """On Ray: with one alone nothing goes on while another takes its place."""
-Busy = Callable[[str], AbstractContextManager[object]]
-"""Says what is being done, while a block goes on that takes a while."""
 
 
 def shards_of(session: Session, workers: int | None, pilot: int | None = None) -> list[int]:
@@ -45,7 +44,7 @@ def hired(session: Session, workers: int | None, on_ray: bool, busy: Busy) -> It
         with _on_ray(session, workers, busy) as work:
             yield work
     elif workers is not None:
-        yield by_fleet(processes.launch, workers)
+        yield by_fleet(processes.launch, workers, busy)
 
 
 @contextmanager
@@ -62,7 +61,7 @@ def _on_ray(session: Session, workers: int | None, busy: Busy) -> Iterator[Work]
     with ExitStack() as open_while:
         with busy("starting Ray"):
             cluster = open_while.enter_context(on_ray.connected(cpus))
-        yield by_fleet(cluster.launch, workers or workers_for(session.limits.rpm, cluster.cpus))
+        yield by_fleet(cluster.launch, workers or workers_for(session.limits.rpm, cluster.cpus), busy)
 
 
 def workers_for(rpm: int | None, cpus: int) -> int:

@@ -1,7 +1,7 @@
 """One run by a fleet: its table cut into shards, the plan agreed to, the workers led, the output written."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from pipeline.errors import PipelineError
-from pipeline.fleet.afar import Lead, kept, led_from_afar
+from pipeline.fleet.afar import Busy, Lead, kept, led_from_afar
 from pipeline.fleet.assembling import led
 from pipeline.fleet.driver import Launch
 from pipeline.fleet.refusals import check_files, check_run
@@ -33,18 +33,18 @@ from pipeline.store.manifest import SHARDED_VERSION, read, write
 from pipeline.store.units import Shard
 
 
-def by_fleet(launch: Launch, workers: int) -> Work:
-    """What `run.run` has done by so many workers, started by `launch`.
+def by_fleet(launch: Launch, workers: int, busy: Busy = nullcontext) -> Work:
+    """What `run.run` has done by so many workers, started by `launch`; `busy` says what is waited for.
 
     It raises `RunStateError` for a run that one process began, that belongs to another job or input, or whose shards
     cannot be cut, read or opened, and `JobError` for a price that is not known, as `run.run` does itself.
     """
-    return partial(_run, launch, workers)
+    return partial(_run, launch, workers, busy)
 
 
-async def _run(launch: Launch, workers: int, session: Session, services: Services, around: Around) -> Ended:
+async def _run(launch: Launch, workers: int, busy: Busy, session: Session, services: Services, around: Around) -> Ended:
     check_place(session)
-    async with led_from_afar(session) as lead:
+    async with led_from_afar(session, busy) as lead:
         engine, unwritten = await _whole(launch, workers, session, services, around, lead)
     return ended(session, engine, unwritten)
 
@@ -98,7 +98,7 @@ async def _whole(
 def _idle(left: int, workers: int) -> Iterator[str]:
     """That not all workers will be there."""
     if 0 < left < workers:
-        yield f"shards are left for {left:,} of {workers:,} workers, and no more of them start"
+        yield f"no more workers start than there are shards left: {left:,} of {workers:,}"
 
 
 async def _planned(session: Session, shards: Sequence[Shard], stands: Standing) -> Plan:
