@@ -329,6 +329,22 @@ def elsewhere(here: Path, there: Path) -> Path:
     return there
 
 
+def test_a_run_whose_end_cannot_be_read_says_what_was_bought_and_not_that_nothing_was(tmp_path: Path) -> None:
+    job(tmp_path / "one", 12, store_of(tmp_path))
+    away = (
+        "import pipeline.fleet.afar as afar; from pipeline.errors import RunStateError\n"
+        "async def bring(self, *, whole): raise RunStateError('the store cannot be reached', 'wait for it')\n"
+        "afar.Lead.bring = bring"
+    )
+    with served() as url:
+        out, err = (driver := patched(tmp_path / "one", url, away)).communicate(timeout=60)
+        assert driver.returncode == 3, err
+        failed = json.loads(out)["error"]
+        assert "the store cannot be reached" in failed and " 24 calls were answered" in failed, failed
+        assert ended(start(tmp_path / "one", url))["ok"] == 12
+        check_rows(tmp_path / "one", url, 12, 0)
+
+
 def test_one_leads_at_a_time(tmp_path: Path) -> None:
     here = tmp_path / "here"
     job(here, 45, store_of(tmp_path), "")

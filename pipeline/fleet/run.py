@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RunStateError
 from pipeline.fleet.afar import Busy, Lead, kept, led_from_afar
 from pipeline.fleet.assembling import led
 from pipeline.fleet.driver import Launch
@@ -19,7 +19,7 @@ from pipeline.plan import Plan
 from pipeline.run.around import Around
 from pipeline.run.assembling import open_books
 from pipeline.run.attending import attended, opened
-from pipeline.run.ending import Ended, end_told, ended, finished
+from pipeline.run.ending import Ended, Unread, end_told, ended, finished
 from pipeline.run.engine import Works
 from pipeline.run.generations import settle
 from pipeline.run.guards import check_place, refuse_unpriced
@@ -91,8 +91,23 @@ async def _whole(
             around = replace(around, place=None)
         elif lead:
             with end_told(made.engine.monitor, store, told):
-                await lead.bring(whole=around.place is not None)
+                try:
+                    await lead.bring(whole=around.place is not None)
+                except RunStateError as error:
+                    raise _unread(made.engine, error) from None
         return made.engine, await finished(session, store, made.engine, told, around)
+
+
+def _unread(engine: Works, error: RunStateError) -> Unread:
+    """What is told at the end where the storage does not answer: the copy here would say that nothing was done."""
+    monitor = engine.monitor
+    stopped = f"{engine.stopped.message}\n" if engine.stopped else ""
+    usd = monitor.cost_usd - monitor.began_usd
+    return Unread(
+        f"{stopped}What the run came to cannot be read: {error.message}\n"
+        f"In this session {monitor.calls:,} calls were answered, for ${usd:,.4f}.",
+        f"the same command goes on; {error.hint}",
+    )
 
 
 def _idle(left: int, workers: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import anyio.to_thread
 
 from pipeline import report
-from pipeline.errors import RESUMABLE, AuthError, BatchesOut, PipelineError, as_known, bug_in
+from pipeline.errors import RESUMABLE, AuthError, BatchesOut, PipelineError, RunStateError, as_known, bug_in
 from pipeline.process import give_back_memory
 from pipeline.run.around import Around
 from pipeline.run.engine import Monitor, Works
@@ -80,8 +80,14 @@ def ended(session: Session, engine: Works, unwritten: PipelineError | None, out:
     return Ended(summary, engine.stopped, engine.interrupted, are_ok, unwritten, out)
 
 
+class Unread(RunStateError):
+    """What the run came to cannot be read now: its directory here does not tell it."""
+
+
 def ended_at_once(session: Session, stopped: PipelineError) -> Ended:
     """The end of a run that an error ended in its middle, as far as its directory can still be read."""
+    if isinstance(stopped, Unread):
+        raise stopped
     try:
         return Ended(report.summarize(session.directory), stopped, interrupted=False, are_ok=False)
     except PipelineError:
