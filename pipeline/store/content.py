@@ -92,7 +92,8 @@ class ContentIndex:
             with suppress(sqlite3.Error, OSError):
                 self._connect()
                 self._usable = True
-        self._is_unmade = self.is_empty
+        sealed = (*parts.part_paths(directory / "calls"), *batched.part_paths(directory))
+        self._is_unmade = self.is_empty and bool(sealed)
 
     @property
     def is_empty(self) -> bool:
