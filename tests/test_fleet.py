@@ -173,7 +173,7 @@ def test_a_cap_holds_over_all_workers_and_over_their_deaths(tmp_path: Path, monk
 
 
 def test_the_output_is_written_while_workers_are_at_it(tmp_path: Path) -> None:
-    summarize_job(tmp_path, 30, "")
+    summarize_job(tmp_path, 120, "")
     often = f"{_SMALL}; import pipeline.run.interim as interim; interim.EVERY_S, interim.ROW_S = 0.5, 0.0"
     with served(latency_s=0.3) as url:
         driver = start(tmp_path, url, patch=often)
@@ -182,10 +182,10 @@ def test_the_output_is_written_while_workers_are_at_it(tmp_path: Path) -> None:
         while not (tmp_path / "output.parquet").exists() and time.monotonic() - began < 30:
             time.sleep(0.05)
         found = Counter(pl.read_parquet(tmp_path / "output.parquet")["status"])
-        assert driver.poll() is None and found["ok"] and found["ok"] + found["pending"] == 30
+        assert driver.poll() is None and found["ok"] and found["ok"] + found["pending"] == 120
         result = ended(driver)
-        check_once(tmp_path, url, 30, 0)
-    assert result["ok"] == 30
+        check_once(tmp_path, url, 120, 0)
+    assert result["ok"] == 120
 
 
 def test_a_price_that_nobody_knows_is_told_once_over_all_shards(tmp_path: Path) -> None:

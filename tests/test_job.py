@@ -354,7 +354,7 @@ def test_an_unknown_or_missing_name(tmp_path: Path, sections: dict[str, Any], me
         ({"endpoint": {"key_env": ""}}, "[endpoint] key_env: it is the name of a variable"),
         ({"output": {"path": "~/out.csv"}}, "[output]: ~/out.csv begins with what only a shell fills in"),
         ({"output": {"path": "$HOME/out.csv"}}, "[output]: $HOME/out.csv begins with what only a shell fills in"),
-        ({"output": {"path": "s3://bucket/out.csv"}}, "[output]: s3://bucket/out.csv is no path of a file on this"),
+        ({"output": {"path": "hdfs://bucket/out.csv"}}, "[output]: hdfs://bucket/out.csv is no path of a file on this"),
         ({"model": {"stop": "END"}}, "[model] stop: input should be a valid list"),
         ({"model": {"stop": [1]}}, "[model] stop.0: input should be a valid string"),
         ({"model": {"thinking": "hgih"}}, "[model] thinking: input should be 'minimal', 'low', 'medium', 'high' or"),
