@@ -74,8 +74,8 @@ def refuse_unfit(url: str) -> None:
         raise ValueError(f"{url} is no address in object storage: {', '.join(f'{each}://' for each in SCHEMES)}")
     scheme, bucket, key = found[1] or found[3], found[2] or "", found[5] or ""
     refuse_credentials(url)
-    if set("?#") & set(url):
-        raise ValueError("the address must not hold credentials: they are read from the environment")
+    if set("?#") & set(url) or not url.isprintable():  # do not show it: others put credentials there
+        raise ValueError("the address must have no `?`, `#` or line break: credentials are read from the environment")
     if not (bucket or scheme == "file") or not key.strip("/"):
         raise ValueError(f"{url} names nothing in a bucket: {scheme}://bucket/name")
     if any(part in ("", ".", "..") for part in key.removeprefix("/").removesuffix("/").split("/")):
