@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import polars as pl
 import pytest
 from forking import Forked, forked
 from serving import served, stats, wait_for
-from storage import s3_server
 from test_fleet import _SMALL, ended, start, workers_of
 from test_kill import IN_FLIGHT, summarize_job
 
@@ -50,13 +48,9 @@ def check_rows(here: Path, url: str, documents: int, twice_at_most: int) -> None
 
 
 @pytest.fixture(params=["file", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """What `[run] path` says."""
-    if request.param == "file":
-        yield store_of(tmp_path)
-        return
-    with s3_server() as bucket:
-        yield f"{bucket}/runs"
+    return store_of(tmp_path) if request.param == "file" else f"{request.getfixturevalue('s3')}/runs"
 
 
 def test_a_run_on_object_storage_comes_to_what_one_here_does(tmp_path: Path, store: str) -> None:

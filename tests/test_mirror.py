@@ -2,7 +2,6 @@
 
 import os
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import anyio
 import pytest
 from asking import MODEL
 from desks import without_threads
-from storage import Fault, Faulty, in_folder, in_memory, s3_server
+from storage import Fault, Faulty, in_folder, in_memory
 from stores import answer, in_flight, killed, opened, paid, prompt, sealed
 from vclock import run
 
@@ -29,12 +28,10 @@ FIRST, SECOND, THIRD = LifeId(1, 1), LifeId(1, 2), LifeId(2, 1)
 
 
 @pytest.fixture(params=["memory", "folder", "s3"])
-def shard(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Objects]:
+def shard(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
     if request.param == "s3":
-        with s3_server() as url:
-            yield objects_at(f"{url}/runs/notes/shards/00017")
-    else:
-        yield (in_memory() if request.param == "memory" else in_folder(tmp_path / "store")).below("shards/00017")
+        return objects_at(f"{request.getfixturevalue('s3')}/{tmp_path.name}/shards/00017")
+    return (in_memory() if request.param == "memory" else in_folder(tmp_path / "store")).below("shards/00017")
 
 
 def names(shard: Objects) -> list[str]:

@@ -9,17 +9,11 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from storage import in_folder, in_memory, s3_server
+from storage import in_folder, in_memory
 
 from pipeline.errors import JobError, RunStateError
 from pipeline.objects import Away, Objects, Tag, opened
 from pipeline.urls import is_url
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
 
 
 @pytest.fixture(params=["memory", "folder", "s3"])

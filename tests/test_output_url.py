@@ -1,7 +1,7 @@
 """An output in object storage: tried before the first call, put whole or not at all, and over nobody else's table."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,7 +10,6 @@ import pytest
 from commands import UNLIMITED, Ran, small_job
 from polars.testing import assert_frame_equal
 from sharded import run_in_shards
-from storage import s3_server
 
 from pipeline import objects
 from pipeline.errors import InputChanged, InputError, OutputError, RunStateError
@@ -26,12 +25,6 @@ from pipeline.urls import Url
 Cli = Callable[..., Ran]
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
 TIMES = ("finished_at", "latency_s")
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
 
 
 @pytest.fixture(params=["s3", "file"])

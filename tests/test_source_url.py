@@ -4,7 +4,7 @@ import gzip
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import pytest
 from commands import UNLIMITED, Ran, small_job
 from polars.testing import assert_frame_equal
 from sharded import run_in_shards
-from storage import s3_server
 
 from pipeline.errors import InputError, JobError
 from pipeline.fleet import shards
@@ -29,12 +28,6 @@ from pipeline.store.units import read
 Cli = Callable[..., Ran]
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
 TIMES = ("finished_at", "latency_s")
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ RAW = orjson.dumps(
 LEFT = 400_000
 """Rows to be answered with `--answered`: so many that what calls take in memory has come to its height."""
 
-_INPUT = """
+INPUT = """
 import sys, polars as pl
 filler = "the market report of the quarter shows that costs were lower than planned and " * 24
 rows, least, most = map(int, sys.argv[1:])
@@ -165,7 +165,7 @@ def main(rows: int, in_order: bool, mostly_answered: bool) -> None:
         os.chdir(folder)
         os.environ |= {"XDG_STATE_HOME": folder, "GEMINI_API_KEY": "AQ.bench"}
         lengths = (200, 1800) if in_order else (250, 250) if mostly_answered else (1000, 1000)
-        command = [sys.executable, "-c", _INPUT, *map(str, (rows, *lengths))]
+        command = [sys.executable, "-c", INPUT, *map(str, (rows, *lengths))]
         subprocess.run(command, check=True)  # so that its memory is not ours
         Path("job.toml").write_text(
             '[input]\npath = "in-*.parquet"\nid = "id"\n[prompt]\ntemplate = "Summarize: {{ text }}"\n'

@@ -38,7 +38,7 @@ def main(rows: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ |= {"XDG_STATE_HOME": folder, "GEMINI_API_KEY": "AQ.bench"}
-        subprocess.run([sys.executable, "-c", bench_engine._INPUT, str(rows), "1000", "1000"], check=True)
+        subprocess.run([sys.executable, "-c", bench_engine.INPUT, str(rows), "1000", "1000"], check=True)
         Path("job.toml").write_text(_JOB)
         bench_engine.LEFT = 0
         bench_engine.answered(prepare.prepare(load(Path("job.toml")), prepare.Options()), rows)

@@ -15,6 +15,7 @@ import anyio
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asking import MODEL, Stub, opening_of
+from bench_engine import INPUT
 from bench_store import MANIFEST, answered, generate
 
 from pipeline.job import load
@@ -30,14 +31,6 @@ RATE = 1_000  # calls a second
 CALLS = 15_000
 SHARE, START_S, PEAK_MB = 0.08, 10.0, 400.0  # what is promised
 
-_INPUT = """
-import sys, polars as pl
-filler = "the market report of the quarter shows that costs were lower than planned and " * 13
-rows = int(sys.argv[1])
-for start in range(0, rows, 50_000):
-    texts = [f"{start + number} {filler}"[:1000] for number in range(min(50_000, rows - start))]
-    pl.DataFrame({"text": texts}).write_parquet(f"in-{start:09}.parquet", row_group_size=20_000)
-"""
 _JOB = """
 [input]
 path = "in-*.parquet"
@@ -62,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         anyio.run(keep, Path(folder) / "run")
         os.environ |= {"XDG_STATE_HOME": folder, "GEMINI_API_KEY": "AQ.bench"}
-        subprocess.run([sys.executable, "-c", _INPUT, str(rows)], check=True, cwd=folder)
+        subprocess.run([sys.executable, "-c", INPUT, str(rows), "1000", "1000"], check=True, cwd=folder)
         (Path(folder) / "job.toml").write_text(_JOB)
         for step in ("half", "go"):
             subprocess.run([sys.executable, Path(__file__).resolve(), str(rows), step], check=True, cwd=folder)
