@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline import machine
-from pipeline.errors import InputError
 from pipeline.store import notes
 from pipeline.store.place import (
     Counted,
@@ -26,6 +25,7 @@ from pipeline.store.place import (
     new_mode,
     note,
     own_rows,
+    tried,
 )
 from pipeline.store.units import part_name
 
@@ -106,7 +106,7 @@ def held_folder(
     target = Path(os.path.realpath(path))
     check_around(path / part_name(0, suffix), target / part_name(0, suffix), directory.parent)
     with ExitStack() as holding:
-        try:
+        with tried(path):
             target.parent.mkdir(parents=True, exist_ok=True)
             holding.enter_context(locked(path, target))
             target.mkdir(exist_ok=True)
@@ -115,10 +115,6 @@ def held_folder(
                     entry.unlink()
             with beside(target / part_name(0, suffix)) as (_, file):
                 attempt(file)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror}", "choose another [output] path, or `--out PATH`"
-            ) from None
         folder = Folder(path, directory, suffix, overwrite)
         folder.check(rows)
         yield folder

@@ -236,7 +236,7 @@ def held(
     target = Path(os.path.realpath(path))
     _check_place(path, target, directory.parent)
     with ExitStack() as holding:
-        try:
+        with tried(path):
             target.parent.mkdir(parents=True, exist_ok=True)
             holding.enter_context(locked(path, target))
             holding.callback(tidy, target)
@@ -244,13 +244,20 @@ def held(
                 left.unlink()
             with beside(target) as (_, file):
                 attempt(file)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror}", "choose another [output] path, or `--out PATH`"
-            ) from None
         place = Place(path, directory, overwrite, noted)
         place.check(rows)
         yield place
+
+
+@contextmanager
+def tried(path: Path) -> Iterator[None]:
+    """Turn what the system refuses as an output is tried into an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}", "choose another [output] path, or `--out PATH`"
+        ) from None
 
 
 def _check_place(path: Path, target: Path, runs: Path) -> None:
