@@ -25,6 +25,7 @@ RANKS: dict[str, int] = {
     "headings": 0,
     "language": 0,
     "machine": 0,
+    "meanwhile": 0,
     "models": 0,
     "protocols": 0,
     "records": 0,

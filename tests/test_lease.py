@@ -2,19 +2,20 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import orjson
 import pytest
 from desks import without_threads
-from storage import in_folder, in_memory, s3_server
+from storage import in_folder, in_memory
 from vclock import run
 
 from pipeline.errors import RESUMABLE, RunStateError
 from pipeline.objects import Away, Objects, Tag, opened
-from pipeline.store.lease import HELD_S, NAME, RENEW_S, WATCHED_S, leading
+from pipeline.store.lease import HELD_S, NAME, RENEW_S, WATCHED_S, Busy, leading
 
 OTHERS = {"host": "another", "system": "", "process": 7, "id": "x"}
 
@@ -43,12 +44,20 @@ def weather() -> Weather:
     return Weather(objects.url, objects._store)
 
 
-def unheard(message: str) -> None:
+def unheard(message: str) -> NoReturn:
     raise AssertionError(message)
 
 
-async def led(objects: Objects, heard: Callable[[str], None] = unheard, after: int = 0) -> int:
-    async with leading(objects, heard, after) as lease:
+def noting(heard: list[str]) -> Busy:
+    def busy(message: str) -> nullcontext[None]:
+        heard.append(message)
+        return nullcontext()
+
+    return busy
+
+
+async def led(objects: Objects, busy: Busy = unheard, after: int = 0) -> int:
+    async with leading(objects, busy, after) as lease:
         return lease.session
 
 
@@ -59,12 +68,10 @@ def leave(objects: Objects, **changes: object) -> None:
 
 
 @pytest.fixture(params=["memory", "folder", "s3"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Objects]:
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
     if request.param == "s3":
-        with s3_server() as url:
-            yield opened(f"{url}/runs/notes")
-    else:
-        yield in_memory() if request.param == "memory" else in_folder(tmp_path)
+        return opened(f"{request.getfixturevalue('s3')}/{tmp_path.name}")
+    return in_memory() if request.param == "memory" else in_folder(tmp_path)
 
 
 def test_sessions_are_numbered_and_none_comes_twice(objects: Objects) -> None:
@@ -80,7 +87,7 @@ def test_another_driver_is_refused_while_one_leads(objects: Objects) -> None:
         async with leading(objects, unheard) as lease:
             began_at = anyio.current_time()
             with pytest.raises(RunStateError, match=r"in use by process \d+ on"):
-                await led(objects, heard.append)
+                await led(objects, noting(heard))
             assert anyio.current_time() - began_at <= RENEW_S + 5
             await anyio.sleep(200)
             assert not lease.lost.is_set()
@@ -96,7 +103,7 @@ def test_two_that_begin_in_the_same_moment_are_one_leader() -> None:
 
     async def one() -> None:
         try:
-            async with leading(objects, lambda message: None) as lease:
+            async with leading(objects, nullcontext) as lease:
                 await anyio.sleep(100)
                 ended.append(lease.session)
         except RunStateError as refused:
@@ -116,7 +123,7 @@ def test_whoever_stopped_on_another_machine_is_watched_for_a_minute() -> None:
     leave(objects)
 
     async def taken_over() -> None:
-        assert await led(objects, heard.append) == 5
+        assert await led(objects, noting(heard)) == 5
         assert WATCHED_S <= anyio.current_time() <= WATCHED_S + 10
 
     run(taken_over)
@@ -132,7 +139,7 @@ def test_whoever_died_on_this_machine_is_followed_at_once() -> None:
     assert run(led, objects) == 5
     leave(objects, holder={**me, "process": int(dead.stdout), "system": "another start"})
     heard: list[str] = []
-    assert run(led, objects, heard.append) == 5
+    assert run(led, objects, noting(heard)) == 5
     assert heard
 
 

@@ -1,8 +1,8 @@
 """A run on object storage as its driver has it: the lease, the working copy here, and what is put of it."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from shutil import copyfile, rmtree
@@ -12,6 +12,7 @@ import anyio.to_thread
 
 from pipeline.errors import PipelineError, RunStateError
 from pipeline.fleet.shards import write_rows
+from pipeline.meanwhile import meanwhile
 from pipeline.objects import Objects, opened
 from pipeline.process import make_private
 from pipeline.run.engine import Works
@@ -19,13 +20,11 @@ from pipeline.run.guards import set_aside
 from pipeline.run.prepare import Session
 from pipeline.store import afar, units
 from pipeline.store.afar import Afar
-from pipeline.store.lease import Lease, leading
+from pipeline.store.lease import Busy, Lease, leading
 from pipeline.store.manifest import Lock
 from pipeline.store.parts import files
 from pipeline.store.units import Shard
 
-Busy = Callable[[str], AbstractContextManager[object]]
-"""Says what is being done, while a block goes on that takes a while."""
 PUT_S = 10.0
 """Between two looks for files of the whole run that changed: whoever looks from another machine sees no more of it."""
 LOG_BYTES_S = 50_000
@@ -160,9 +159,7 @@ class Lead:
                 await anyio.sleep(PUT_S)
                 if anyio.current_time() > slept_at + 2 * PUT_S:
                     continue  # this process was halted: whether it leads still the lease has to find out first
-                with suppress(
-                    PipelineError
-                ):  # a reader elsewhere sees it later; the lease tells of a store that is gone
+                with suppress(PipelineError):  # a reader sees it later, and the lease tells of a store that is gone
                     await anyio.to_thread.run_sync(self.put)
 
     async def _heed(self, engine: Works) -> None:
@@ -196,19 +193,8 @@ class Lead:
 @asynccontextmanager
 async def kept(lead: Lead | None, engine: Works) -> AsyncIterator[None]:
     """Put what changes of the run while the block goes on."""
-    if lead is None:
+    async with meanwhile(partial(lead.keep, engine)) if lead else nullcontext():
         yield
-        return
-    raised: Exception | None = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lead.keep, engine)
-        try:
-            yield
-        except Exception as error:  # the group would wrap it
-            raised = error
-        tasks.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
 
 
 @asynccontextmanager
@@ -225,13 +211,7 @@ async def led_from_afar(session: Session, busy: Busy) -> AsyncIterator[Lead | No
     if Lock.held(session.directory / "lock"):  # without a look at the lease, which takes a while
         raise RunStateError(f"{session.directory} is in use", "`pipeline report` shows its progress")
     known = afar.read(session.directory)
-    async with AsyncExitStack() as leads:
-        with ExitStack() as waiting:
-
-            def heard(told: str) -> None:
-                waiting.enter_context(busy(told))
-
-            lease = await leads.enter_async_context(leading(root, heard, known.session if known else 0))
+    async with leading(root, busy, known.session if known else 0) as lease:
         there = await anyio.to_thread.run_sync(afar.newest, root)
         number = there + 1 if session.options.fresh or not there else there
         lead = Lead(root, session, lease, number)

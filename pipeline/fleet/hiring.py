@@ -7,7 +7,6 @@ from math import ceil
 
 from pipeline.errors import JobError
 from pipeline.fleet import processes
-from pipeline.fleet.afar import Busy
 from pipeline.fleet.refusals import check_elsewhere, check_job, check_run
 from pipeline.fleet.run import by_fleet
 from pipeline.fleet.shards import firsts
@@ -15,6 +14,7 @@ from pipeline.installed import installing
 from pipeline.run.parts import looked_at
 from pipeline.run.prepare import Session
 from pipeline.run.run import Work
+from pipeline.store.lease import Busy
 
 CALLS_A_WORKER = 500
 """Calls a second that leave a worker room on one core; see docs/measured.md."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from pipeline.errors import PipelineError, RunStateError
-from pipeline.fleet.afar import Busy, Lead, kept, led_from_afar
+from pipeline.fleet.afar import Lead, kept, led_from_afar
 from pipeline.fleet.assembling import led
 from pipeline.fleet.driver import Launch
 from pipeline.fleet.refusals import check_files, check_run
@@ -29,6 +29,7 @@ from pipeline.run.prepare import Session
 from pipeline.run.run import Work, note_rows
 from pipeline.run.services import Services
 from pipeline.run.signs import expectation
+from pipeline.store.lease import Busy
 from pipeline.store.manifest import SHARDED_VERSION, read, write
 from pipeline.store.units import Shard
 

@@ -17,6 +17,7 @@ from pipeline.errors import JobError, PipelineError
 from pipeline.events import Event, Notify, PostFailed
 from pipeline.job import Job
 from pipeline.keys import Key, origin_of, read
+from pipeline.meanwhile import meanwhile
 from pipeline.providers.hosts import is_host
 from pipeline.providers.transport import Lost, Response, Wire
 from pipeline.run.prepare import Session
@@ -281,16 +282,9 @@ async def posting(session: Session) -> AsyncIterator[Posts | None]:
         return
     async with Wire(network=network_of(session.job)) as wire:
         wire.prepare(hook.url)
-        raised: Exception | None = None
-        async with anyio.create_task_group() as tasks:
-            posts = Posts(hook, session, wire)
-            tasks.start_soon(posts.keep)
+        posts = Posts(hook, session, wire)
+        async with meanwhile(posts.keep):
             try:
                 yield posts
-            except Exception as error:  # the group would wrap it
-                raised = error
             finally:
                 await posts.finish()
-                tasks.cancel_scope.cancel()
-        if raised is not None:
-            raise raised

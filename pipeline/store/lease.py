@@ -10,7 +10,7 @@ number comes once.
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -21,8 +21,11 @@ import orjson
 
 from pipeline import machine
 from pipeline.errors import RESUMABLE, RunStateError
+from pipeline.meanwhile import meanwhile
 from pipeline.objects import Objects, Tag
 
+Busy = Callable[[str], AbstractContextManager[object]]
+"""Says what is being done, while a block goes on that takes a while."""
 NAME = "lead.json"
 RENEW_S = 10.0
 HELD_S = 120.0
@@ -117,26 +120,21 @@ class Lease:
 
 
 @asynccontextmanager
-async def leading(objects: Objects, heard: Callable[[str], None], after: int = 0) -> AsyncIterator[Lease]:
+async def leading(objects: Objects, busy: Busy, after: int = 0) -> AsyncIterator[Lease]:
     """Lead the run of these objects in the block, as a session with a number beyond `after`; renewed meanwhile.
 
-    `heard` is told what is waited for. Raises `RunStateError` where another one leads it, and `Away`.
+    `busy` is told who led it and may do so still. Raises `RunStateError` where another one leads it, and `Away`.
     """
-    lease = await _taken(objects, heard, after)
-    failed = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lease.keep)
-        try:
+    with ExitStack() as waiting:
+        lease = await _taken(objects, lambda told: waiting.enter_context(busy(told)), after)
+    try:
+        async with meanwhile(lease.keep):
             yield lease
-        except Exception as error:  # a group would wrap it
-            failed = error
-        tasks.cancel_scope.cancel()
-    await lease.end()
-    if failed:
-        raise failed
+    finally:
+        await lease.end()
 
 
-async def _taken(objects: Objects, heard: Callable[[str], None], after: int) -> Lease:
+async def _taken(objects: Objects, heard: Callable[[str], object], after: int) -> Lease:
     me = Holder(socket.gethostname(), _system(), os.getpid(), uuid4().hex)
     watched, since = None, 0.0
     while True:
