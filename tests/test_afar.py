@@ -16,6 +16,7 @@ from pipeline.fleet import shards
 from pipeline.objects import Objects
 from pipeline.report.finding import find_run
 from pipeline.report.reading import Answers
+from pipeline.report.tallies import done_of
 from pipeline.run.prepare import Options, prepare
 from pipeline.store import afar, lives
 from pipeline.store.lives import LifeId, Stood
@@ -112,6 +113,32 @@ def test_a_generation_is_found_by_its_number_and_what_is_not_there_is_named(run:
     with pytest.raises(RunStateError, match=f"{url} has no generation 3") as caught:
         find_run(f"{url}@3")
     assert caught.value.hint == "there are 1, 2"
+
+
+def test_sums_of_other_answers_count_for_nothing(run: Path) -> None:
+    """As where those of another shard were put in their place, whose notes are as long."""
+    notes = run / "shards/00000/parts.jsonl"
+    assert done_of(notes.parent)
+    content = bytearray(notes.read_bytes())
+    at = content.index(b'"digest":"') + 10
+    content[at] = ord("0") if content[at] != ord("0") else ord("1")
+    notes.write_bytes(content)
+    assert done_of(notes.parent) is None
+
+
+def test_a_run_whose_shards_nobody_knows_is_not_read_as_one_without_answers(run: Path, tmp_path: Path) -> None:
+    url = put(run, tmp_path / "bucket")
+    in_folder(tmp_path / "bucket").delete(["000001/shards.parquet"])
+    with pytest.raises(RunStateError, match=r"000001/shards\.parquet is missing"):
+        find_run(url)
+
+
+def test_a_word_of_an_older_generation_does_not_hide_the_newest(run: Path, tmp_path: Path) -> None:
+    url = put(run, tmp_path / "bucket")
+    put(run, tmp_path / "bucket", 2)
+    root = in_folder(tmp_path / "bucket")
+    afar.begin(root, 1)
+    assert afar.newest(root) == 2 and find_run(url) == find_run(f"{url}@2")
 
 
 def test_a_report_says_of_which_run_in_the_storage_it_is(

@@ -248,9 +248,47 @@ def test_a_piece_that_is_gone_is_missed(tmp_path: Path) -> None:
         for row in range(3):
             answer(store, row)
             first.push()
-    shard.delete([f"{FIRST.name}/journal-000001/000002.jsonl"])
-    with pytest.raises(RunStateError, match=r"journal-000001/000002\.jsonl is missing"):
+    shard.delete([name for name in names(shard) if "/journal-000001/000002-" in name])
+    with pytest.raises(RunStateError, match="journal-000001/000002 is missing"):
         restore(shard, tmp_path / "2", SECOND)
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5, 1.0])
+def test_a_piece_that_is_not_what_was_put_is_no_crash(tmp_path: Path, left: float) -> None:
+    """The last one, too, whose half line might be that of a killed process; `left` of 1 stands for another piece's."""
+    shard = in_memory()
+    first = restore(shard, tmp_path / "1", FIRST)
+    with killed(first.directory) as store:
+        first.push()
+        for row in range(2):
+            answer(store, row)
+            first.push()
+    before, last = sorted(name for name in names(shard) if "/journal-" in name)[-2:]
+    content = shard.get(last if left < 1 else before) or b""
+    cut = content.rfind(b"\n", 0, int(len(content) * left)) + 1 if left < 1 else len(content)
+    shard.put(last, content[:cut])
+    with pytest.raises(RunStateError, match=f"{last} was changed"):
+        restore(shard, tmp_path / "2", SECOND)
+
+
+def test_what_is_gone_is_named_where_something_tells_of_it(tmp_path: Path) -> None:
+    begun, whole = in_memory(), in_memory()
+    for shard in (begun, whole):
+        with killed(restore(shard, tmp_path / str(id(shard)), FIRST).directory):
+            pass
+        life = restore(shard, tmp_path / f"{id(shard)}-2", SECOND)
+        make_whole(life)
+    life.finish()
+    for shard, name in ((begun, "manifest.json"), (begun, "calls/part-000001.parquet"), (whole, "rest.tar")):
+        stood = standing(names(shard))
+        assert stood
+        content = shard.get(f"{stood.name}/{name}")
+        assert content
+        shard.delete([f"{stood.name}/{name}"])
+        with pytest.raises(RunStateError, match=f"{stood.name}/{name} is missing"):
+            bring(shard, tmp_path / "there")
+        shard.put(f"{stood.name}/{name}", content)
+        assert bring(shard, tmp_path / "there")
 
 
 def test_a_life_is_claimed_once_and_no_earlier_one_follows(tmp_path: Path) -> None:
@@ -334,6 +372,19 @@ def test_what_was_brought_is_not_brought_twice(tmp_path: Path) -> None:
     shard.delete(names(shard))
     assert bring(shard, place) is None
     assert not list(place.iterdir())
+
+
+def test_answers_in_a_journal_whose_mark_is_gone_are_missed(tmp_path: Path) -> None:
+    shard = in_memory()
+    life = restore(shard, tmp_path / "one", FIRST)
+    with killed(life.directory) as store:
+        life.push()
+        shard.delete([f"{FIRST.name}/began"])
+        assert bring(shard, tmp_path / "two") is None, "a crash does that, and nothing was bought"
+        answer(store, 0)
+        life.push()
+    with pytest.raises(RunStateError, match="began is missing"):
+        restore(shard, tmp_path / "three", SECOND)
 
 
 @pytest.mark.parametrize("is_done", [True, False])

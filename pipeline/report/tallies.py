@@ -27,7 +27,7 @@ from pipeline.store.state import load
 from pipeline.store.units import Shard, has_begun
 
 NAME = "done.json"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Done:
     """The tally of a shard whose rows all have an outcome; of no more use once its parts are others."""
 
     version: int
-    parts_bytes: int  # of parts.jsonl, to which every seal and every start adds a line
+    parts: str  # checksum of parts.jsonl, which has that of each part: every seal and every start adds a line
     rows: int
     tally: Tally
 
@@ -156,7 +156,7 @@ def write_done(directory: Path, rows: int) -> bool:
         hidden = path.with_name(f".{NAME}.tmp")
         hidden.touch(0o600)
         with hidden.open("wb") as file:
-            file.write(_DONE.dump_json(Done(_VERSION, _parts_bytes(directory), rows, tally)))
+            file.write(_DONE.dump_json(Done(_VERSION, _parts(directory), rows, tally)))
             file.flush()
             os.fsync(file.fileno())
         machine.replace(hidden, path)
@@ -172,7 +172,7 @@ def done_of(directory: Path) -> Done | None:
     """The sums of a shard that is done; None where there are none, or where its answers are others since."""
     with suppress(OSError, ValidationError):
         known = _DONE.validate_json((directory / NAME).read_bytes())
-        if known.version == _VERSION and known.parts_bytes == _parts_bytes(directory):
+        if known.version == _VERSION and known.parts == _parts(directory):
             return known
     return None
 
@@ -189,5 +189,5 @@ def nothing_left(shard: Shard, rows: int, again: frozenset[str]) -> Tally | None
     return None if again & ended else known.tally
 
 
-def _parts_bytes(directory: Path) -> int:
-    return (directory / seals.NAME).stat().st_size
+def _parts(directory: Path) -> str:
+    return seals.digest((directory / seals.NAME).read_bytes())

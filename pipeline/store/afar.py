@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from shutil import rmtree
 from typing import NamedTuple
@@ -70,17 +71,21 @@ def generation(root: Objects, number: int) -> Objects:
 def newest(root: Objects) -> int:
     """Number of a run's newest generation; 0 where there is none. Raises `RunStateError`.
 
-    Where nobody says so it is the last that has all its shards: a driver may have been killed just then.
+    Where nobody says so it is the last that has all its shards: a driver may have been killed just then. For the same
+    reason, and where what says so was rolled back, one that follows it with all its shards is newer.
     """
     said = root.get(NEWEST)
     if said is None:
         return max((int(found[1]) for entry in root.entries() if (found := _PLACED.fullmatch(entry.name))), default=0)
     try:
-        return int(orjson.loads(said)["generation"])
+        number = int(orjson.loads(said)["generation"])
     except (ValueError, LookupError, TypeError):
         raise RunStateError(
             f"{root.url}/{NEWEST} does not say which generation is the newest", "restore it, or name another [run] path"
         ) from None
+    while root.head(f"{number + 1:0{_DIGITS}d}/{units.NAME}"):
+        number += 1
+    return number
 
 
 def begin(root: Objects, number: int) -> None:
@@ -207,6 +212,11 @@ def bring_shards(run: Objects, directory: Path, *, sums: bool = False) -> None:
     for entry in run.entries(units.FOLDER):  # of all at once: a thousand a request
         _, number, name = entry.name.split("/", 2)
         names.setdefault(number, []).append(name)
+    if not shards and any(map(lives.stood_of, chain(*names.values()))):
+        raise RunStateError(
+            f"{run.url}/{units.NAME} is missing: nobody knows which rows the answers are of\nNothing was changed.",
+            "restore it, or begin anew with `--fresh`, which keeps the answers beside",
+        )
     stale = [
         shard
         for shard in shards

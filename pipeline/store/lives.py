@@ -4,8 +4,8 @@
     life-000003-000002/                  what one life wrote: life 2 of session 3. No other ever writes there
         claim                            who writes; create-only, so that two never write the same
         manifest.json, parts.jsonl, calls/part-000006.parquet, results/part-000006.parquet, …
-        journal-000007/000012.jsonl      pieces, in order: together the journal
-        run.log/000003.jsonl             pieces of the log
+        journal-000007/000012-1b2c3d4e.jsonl   pieces, in order: together the journal; each named by its own checksum
+        run.log/000003-5f6a7b8c.jsonl    pieces of the log
         began                            put last of the first push: from now on the shard stands on this life
     done-000003-000002/                  the form of a shard that is whole
         calls/…, results/…               one of each, once they are compacted
@@ -21,9 +21,9 @@ import shutil
 import tarfile
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 from pipeline import machine
 from pipeline.errors import RunStateError
@@ -41,8 +41,9 @@ _RESTORE = "restore it if the store keeps versions of it"
 _FETCHES = 8  # at once
 _TRIES = 5
 _PREFIX = re.compile(r"(life|done)-(\d{6,})-(\d{6,})/(.*)")
-_PIECE = re.compile(r"(journal-\d{6,}|run\.log)/(\d{6,})\.jsonl")
-_ANSWERS = re.compile(r"/(calls|results)/part-[^/]*\.parquet$")
+_PIECE = re.compile(r"(journal-\d{6,}|run\.log)/(\d{6,})(?:-([0-9a-f]{8}))?\.jsonl")
+_ANSWERS = re.compile(r"/(calls|results)/part-[^/]*\.parquet$|/journal-\d+/(?!0*1\b)\d+[^/]*$")
+"""The first piece of a journal may be put before its life begins: then it holds no answer."""
 _PART = re.compile(r"(calls|results)/part-(?:\d{6,}-)?(\d{6,})\.parquet")
 
 
@@ -94,9 +95,12 @@ def stood_of(name: str) -> Stood | None:
     return Stood(LifeId(int(match[2]), int(match[3])), match[1] == "done") if match else None
 
 
-def piece_name(name: str, number: int) -> str:
-    """Of a piece of the file `name`, which grows by appending; they are counted from 1."""
-    return f"{name}/{number:06d}.jsonl"
+def piece_name(name: str, number: int, content: bytes) -> str:
+    """Of a piece of the file `name`, which grows by appending; they are counted from 1.
+
+    The checksum tells one that was cut off later from one that ends where its life was killed.
+    """
+    return f"{name}/{number:06d}-{crc32(content):08x}.jsonl"
 
 
 def last_part(name: str) -> int:
@@ -105,7 +109,7 @@ def last_part(name: str) -> int:
 
 
 class _Changed(Exception):
-    """What was being read was replaced meanwhile."""
+    """What was being read was replaced meanwhile, or is gone; of one object it says which."""
 
 
 def bring(shard: Objects, directory: Path, *, sums: bool = False) -> Stood | None:
@@ -114,10 +118,11 @@ def bring(shard: Objects, directory: Path, *, sums: bool = False) -> Stood | Non
     Of a shard that is whole `sums` leaves out calls and results. What was brought before and is the same is left.
     Raises `RunStateError`, also for a directory that holds a run which was not brought there.
     """
+    missing = ""
     for _ in range(_TRIES):
         names = [entry.name for entry in shard.entries()]
         stood, lost = standing(names), unmarked(names)
-        with suppress(_Changed):
+        try:
             if lost:  # or what stands changed between two pages of the list
                 raise _Changed
             if stood is None:
@@ -125,9 +130,16 @@ def bring(shard: Objects, directory: Path, *, sums: bool = False) -> Stood | Non
             else:
                 _fetch(shard, stood, directory, sums and stood.is_done)
             return stood
+        except _Changed as changed:
+            missing = str(changed)
     if lost:
         raise RunStateError(
             f"{shard.url}/{lost.mark} is missing: answers that were paid for lie beside it\nNothing was changed.",
+            "restore it, or begin anew with `--fresh`, which keeps the answers beside",
+        )
+    if missing:
+        raise RunStateError(
+            f"{missing} is missing, and what tells of it is there\nNothing was changed.",
             "restore it, or begin anew with `--fresh`, which keeps the answers beside",
         )
     raise RunStateError(
@@ -191,7 +203,7 @@ def _fetch(shard: Objects, stood: Stood, directory: Path, sums: bool) -> None:
 def _unpack(objects: Objects, directory: Path) -> None:
     hidden = directory / f".{REST}.tmp"
     if not objects.fetch(REST, hidden):
-        raise _Changed
+        raise _Changed(f"{objects.url}/{REST}")
     try:
         with on_disk(directory), tarfile.open(hidden) as rest:
             rest.extractall(directory, filter="data")
@@ -206,8 +218,8 @@ def _fetch_life(objects: Objects, entries: Sequence[Entry], directory: Path) -> 
     there = {entry.name for entry in entries}
     results = {name for name in there if (match := _PART.fullmatch(name)) and match[1] == "results"}
     parts = results | {name.replace("results", "calls", 1) for name in results}
-    if not parts <= there:
-        raise _Changed
+    if lacking := sorted(({MANIFEST} | parts) - there):
+        raise _Changed(f"{objects.url}/{lacking[0]}")
     newest = max(map(last_part, results), default=0)
     pieces: dict[str, dict[int, str]] = {}
     whole = []
@@ -234,22 +246,30 @@ def _fetch_files(objects: Objects, entries: Sequence[Entry], directory: Path) ->
         return bool(is_there) or objects.fetch(entry.name, path)
 
     with ThreadPoolExecutor(_FETCHES) as pool:
-        if not all(pool.map(fetch, entries)):
-            raise _Changed
+        for entry, is_there in zip(entries, pool.map(fetch, entries), strict=True):
+            if not is_there:
+                raise _Changed(f"{objects.url}/{entry.name}")
 
 
 def _join(objects: Objects, numbered: dict[int, str], path: Path) -> None:
     """Make one file of the pieces of a journal or a log. Raises `RunStateError` where one is missing."""
-    missing = next((number for number in range(1, max(numbered)) if number not in numbered), None)
-    if missing:
+    if lacking := [number for number in range(1, max(numbered)) if number not in numbered]:
+        missing = f"{path.stem}/{lacking[0]:06d}"
         raise RunStateError(
-            f"{objects.url}/{piece_name(path.stem, missing)} is missing: replies that were paid for may stand in it",
+            f"{objects.url}/{missing} is missing: replies that were paid for may stand in it",
             _RESTORE,
         )
+    names = [numbered[number] for number in sorted(numbered)]
     with ThreadPoolExecutor(_FETCHES) as pool:
-        pieces = list(pool.map(objects.get, [numbered[number] for number in sorted(numbered)]))
-    if None in pieces:
-        raise _Changed
+        pieces = list(pool.map(objects.get, names))
+    for name, piece in zip(names, pieces, strict=True):
+        if piece is None:
+            raise _Changed(f"{objects.url}/{name}")
+        match = _PIECE.fullmatch(name)
+        if match and match[3] and int(match[3], 16) != crc32(piece):
+            raise RunStateError(
+                f"{objects.url}/{name} was changed: replies that were paid for may stand in it", _RESTORE
+            )
     write(path, b"".join(piece for piece in pieces if piece))
 
 

@@ -16,7 +16,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock as Turn
 from typing import BinaryIO, TypeVar
@@ -130,7 +130,7 @@ class _Put:
     """How far a file that grows was put."""
 
     at: int = 0  # bytes
-    pieces: int = 0
+    pieces: list[str] = field(default_factory=list)  # their names
     end: bytes = b""  # of what was put, to know it again
     pending: int = 0  # bytes of a piece whose put failed: it may be there all the same, so it must stay what it was
 
@@ -197,8 +197,7 @@ class Mirror:
         self._put_log(last)
         self._begin()
         for name in [name for name in self._growing if name != LOG and journal_number(Path(name)) <= spent]:
-            put = self._growing.pop(name)
-            self._own.delete([piece_name(name, number) for number in range(1, put.pieces + 1)])
+            self._own.delete(self._growing.pop(name).pieces)
         return True
 
     def _begin(self) -> None:
@@ -243,9 +242,10 @@ class Mirror:
                 put.pending = put.pending or min(PIECE_BYTES, stop - put.at)
                 file.seek(put.at)
                 piece = file.read(put.pending)
-                self._own.put(piece_name(name, put.pieces + 1), piece)
-                put.at, put.pieces = put.at + len(piece), put.pieces + 1
-                put.end, put.pending = piece[-_END_BYTES:], 0
+                named = piece_name(name, len(put.pieces) + 1, piece)
+                self._own.put(named, piece)
+                put.pieces.append(named)
+                put.at, put.end, put.pending = put.at + len(piece), piece[-_END_BYTES:], 0
 
     def finish(self) -> None:
         """Put the form of a shard that is whole, of its closed directory; no life of the shard is left then.
