@@ -291,6 +291,32 @@ def test_an_estimate_counts_what_is_left_of_a_run_that_another_machine_has_begun
     assert dry["documents"] == json.loads(told("estimate", "job.toml", "--json", cwd=there))["documents"] == 12
 
 
+def test_an_estimate_of_a_run_that_nobody_has_begun_counts_all_rows(tmp_path: Path) -> None:
+    job(tmp_path, 12, store_of(tmp_path), "")
+    (tmp_path / "bucket").mkdir()
+    for command in (("estimate",), ("estimate", "--workers", "2"), ("run", "--dry-run", "--offline", "--workers", "2")):
+        assert json.loads(told(command[0], "job.toml", *command[1:], "--json", cwd=tmp_path))["documents"] == 12
+
+
+def test_another_machine_replaces_an_output_in_the_bucket_that_the_same_run_wrote(tmp_path: Path, s3: str) -> None:
+    here, there, bucket = tmp_path / "here", tmp_path / "there", f"{s3}/replaced"
+    words = [f"word{number}" for number in range(24)]
+    for machine in (here, there):
+        machine.mkdir()
+        (machine / "words.jsonl").write_text("".join(json.dumps({"word": word}) + "\n" for word in words))
+        (machine / "job.toml").write_text(
+            '[input]\npath = "words.jsonl"\n[prompt]\ntemplate = "Say {{ word }}"\n'
+            f'[model]\nname = "gemini-3.5-flash-lite"\n[output]\npath = "{bucket}/out.jsonl"\n'
+            f'[run]\npath = "{bucket}/runs"\n'
+        )
+    flags = ("run", "job.toml", "--yes", "--json", "--offline", "--workers", "2")
+    for machine, rows in ((here, 8), (there, 16), (here, 24)):
+        limit = ("--limit", str(rows)) if rows < 24 else ()
+        assert ended(forked(*flags, *limit, cwd=machine, patch=_SMALL))["ok"] == rows
+    written = opened(bucket).get("out-offline.jsonl")
+    assert written and [json.loads(line)["word"] for line in written.splitlines()] == words
+
+
 def started(here: Path, url: str, *flags: str) -> str:
     process = start(here, url, *flags)
     out, err = process.communicate(timeout=60)

@@ -15,6 +15,7 @@ from pipeline.providers.stored import parse_stored
 from pipeline.redaction import restored, restored_json
 from pipeline.run.parts import parts_of
 from pipeline.run.prepare import Session, session_schema
+from pipeline.store import afar
 from pipeline.store.export import Unsealed, attempt, export
 from pipeline.store.folder import held_folder
 from pipeline.store.joined import Joined
@@ -51,7 +52,9 @@ def output_place(session: Session) -> AbstractContextManager[Output | None]:
     output, directory, overwrite = session.output, session.directory, session.options.overwrite
     suffix = session.form.suffix if session.job.spec.output.is_folder else None
     if isinstance(output, Url):
-        return held_url(output, suffix, directory, most, overwrite, trial)
+        path = session.job.spec.run.path
+        elsewhere = afar.tables_of(path, session.job.name, session.kind) if path else None
+        return held_url(output, suffix, directory, most, overwrite, trial, elsewhere=elsewhere)
     if suffix:
         return held_folder(output, directory, most, suffix, overwrite, trial)
     return held(output, directory, most, overwrite, trial)

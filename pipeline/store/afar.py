@@ -112,14 +112,23 @@ def copy_of(url: str) -> Path | None:
         root = None if is_missing(address) else opened(address)
         number = newest(root) if root else 0
         if not (root and number):
-            raise RunStateError(
-                f"there is no run in {address}", "its URL is what [run] path says, and the name of its job"
-            )
+            return None
         above, address, last = address, generation(root, number).url, last
     name = above.rpartition("/")[2]
     place = copies_folder() / hashlib.blake2b(address.encode(), digest_size=8).hexdigest() / name
     if read(place) is None:
         write(place, Afar(address))
+    return place
+
+
+def tables_of(path: str, job: str, kind: Kind) -> Path | None:
+    """A working copy of the run of a job that knows which tables it wrote, whoever led it last; None: there is no run.
+
+    Raises `PipelineError`.
+    """
+    if (place := copy_of(run_url(path, job, kind))) is not None and (known := read(place)) is not None:
+        with _alone(place):
+            opened(known.url).fetch(notes.NAME, place / notes.NAME)
     return place
 
 

@@ -90,9 +90,10 @@ def with_one_more(directory: Path, target: Path, fd: int, rows: int, finished: i
     return _dumped([*there, note])
 
 
-def of_url(url: str, runs: Path) -> Iterator[Noted]:
-    """Notes of this address by the runs kept here, oldest first in each."""
-    for directory in sorted(path.parent for path in runs.glob(f"*/{NAME}")):
+def of_url(url: str, runs: Path, elsewhere: Path | None = None) -> Iterator[Noted]:
+    """Notes of this address by the runs kept here and by one `elsewhere`, oldest first in each."""
+    here = sorted(path.parent for path in runs.glob(f"*/{NAME}"))
+    for directory in [elsewhere, *here] if elsewhere else here:
         yield from ((directory, note) for note in _notes_of(directory) if note.path == url)
 
 

@@ -40,12 +40,19 @@ class ObjectPlace:
     """One output, held by this run: no other run of this project writes it."""
 
     def __init__(
-        self, url: Url, suffix: str | None, directory: Path, draft: Path, overwrite: bool, noted: bool = True
+        self,
+        url: Url,
+        suffix: str | None,
+        directory: Path,
+        draft: Path,
+        overwrite: bool,
+        noted: bool = True,
+        elsewhere: Path | None = None,
     ) -> None:
         """`suffix` is that of the objects of a folder, None where `url` is the object itself; tables are written beside
         `draft` first. Raises as `objects.opened`."""
         self._url, self._suffix, self._directory, self._draft = url, suffix, directory, draft
-        self._overwrite, self._noted = overwrite, noted
+        self._overwrite, self._noted, self._elsewhere = overwrite, noted, elsewhere
         self._objects = opened(str(url if suffix else url.parent))
         self._before = self._there()
         self._finished = 0
@@ -78,7 +85,7 @@ class ObjectPlace:
             return
         if not self._noted:
             raise refused(f"{self._told} is there already")
-        theirs = list(notes.of_url(self._told, self._directory.parent))
+        theirs = list(notes.of_url(self._told, self._directory.parent, self._elsewhere))
         writers = [(directory, note) for directory, note in theirs if self._suffix or self._is_of(note)]
         self._finished = own_rows(self._told, self._directory, rows, writers, theirs)
 
@@ -180,10 +187,12 @@ def held_url(
     overwrite: bool,
     attempt: Callable[[BinaryIO], None],
     noted: bool = True,
+    elsewhere: Path | None = None,
 ) -> Iterator[ObjectPlace]:
     """The output `url` of the run in `directory`, tried and locked, until the end of the block; as `place.held`.
 
-    `suffix` is that of the objects of a folder. Raises `InputError` and `RunStateError` as `place.held` does.
+    `suffix` is that of the objects of a folder; in the directory `elsewhere` stands what the same run wrote on other
+    machines. Raises `InputError` and `RunStateError` as `place.held` does.
     """
     draft = directory.parent / f"output-{blake2b(str(url).encode(), digest_size=8).hexdigest()}"
     told = f"{url}{'/' if suffix else ''}"
@@ -198,7 +207,7 @@ def held_url(
             refusal = f"cannot write {draft.parent}: {error.strerror}"
             raise InputError(refusal, "tables are written there before they are put in their place: mend it") from None
         try:
-            place = ObjectPlace(url, suffix, directory, draft, overwrite, noted)
+            place = ObjectPlace(url, suffix, directory, draft, overwrite, noted, elsewhere)
             place.attempt(attempt)
         except RunStateError as error:  # where a run is locked, it is said so
             raise InputError(error.message, error.hint) from None
