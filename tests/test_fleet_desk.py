@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from random import Random
 from statistics import median
 
@@ -27,6 +28,7 @@ from pipeline.errors import BudgetReached, Halted, QuotaExhausted, ServiceError
 from pipeline.fleet.messages import POLL_S, Given, Go
 from pipeline.fleet.remote import ORPHANED_S, Remote
 from pipeline.prompts import Params, Prompt
+from pipeline.quota.book import QuotaBook
 from pipeline.records import Failure, Limits, Reply, Usage
 from pipeline.targets import Route
 
@@ -646,63 +648,72 @@ def check_interleaving(steps: list[tuple[str, float, int]]) -> None:
 
 
 @pytest.mark.long
-def test_a_hundred_workers_use_240_000_requests_a_minute_though_one_is_lost_each_minute() -> None:
-    check_size(minutes=4)
+def test_a_hundred_workers_use_240_000_requests_a_minute_though_workers_and_what_leads_are_lost(tmp_path: Path) -> None:
+    check_size(tmp_path, minutes=10, led_for=5)
 
 
-def check_size(minutes: int) -> None:
-    """Counts for prompts; an answer takes 1.5 s. A worker that is lost is replaced after five."""
-    rpm, end = 240_000, 60.0 * minutes
-    service = Service(seconds=1.5)
+def check_size(folder: Path, minutes: int, led_for: int) -> None:
+    """Counts for prompts; an answer takes 1.5 s. Each minute a worker is lost, and replaced after five seconds.
+
+    After `led_for` minutes what leads is killed, and its workers end with it. Three seconds later another one begins
+    on the same machine, which has the quota book of the first.
+    """
+    rpm, gap_s = 240_000, 3.0
     left: Counter[int] = Counter()
+    totals: Counter[str] = Counter()
 
     async def call(prompt: Prompt) -> Reply | Failure:
         left[int(anyio.current_time())] += 1
-        await anyio.sleep(service.seconds)
+        await anyio.sleep(1.5)
         return Reply("", "ok", usage=Usage(100), finished_at=wall())
 
-    async def main() -> Fleet:
+    async def lead(until: float, life: int, book: QuotaBook) -> None:
         async with anyio.create_task_group() as group:
-            fleet = Fleet(call, Limits(rpm=rpm, tpm=0), 100, wall, group)
+            options = {"books": {target_of(UNLIMITED).quota: book}}
+            fleet = Fleet(call, Limits(rpm=rpm, tpm=0), 100, wall, group, options=options)
             group.start_soon(fleet.coordinator.run)
 
             async def some(remote: Remote) -> None:
                 with suppress(Halted):
-                    while anyio.current_time() < end:
+                    while True:
                         await remote.submit(ask())
 
-            async with anyio.create_task_group() as working:
+            def begin(name: str) -> None:
+                remote = fleet.open(name)
+                for _ in range(200):
+                    group.start_soon(some, remote)
 
-                def begin(name: str) -> None:
-                    remote = fleet.open(name)
-                    for _ in range(200):
-                        working.start_soon(some, remote)
+            for shard in range(100):
+                begin(f"{shard}/{life}")
+            lost = 0
+            while (lost_at := anyio.current_time() + 30.0) < until:
+                await anyio.sleep_until(lost_at)
+                name = f"{lost}/{life}"
+                fleet.cut(name)
+                fleet.coordinator.lose(name)
+                fleet.remotes[name].orphan()
+                await anyio.sleep(5.0)
+                begin(f"{lost}/{life + 1}")
+                await anyio.sleep(25.0)
+                lost += 1
+            await anyio.sleep_until(until)
+            totals.update(sent=fleet.coordinator.desk.sent, lost=lost, refused=fleet.coordinator.desk.rate_limited)
+            totals.update(messages=sum(link.carried for links in fleet.links.values() for link in links))
+            group.cancel_scope.cancel()
 
-                async def lose() -> None:
-                    for minute in range(minutes):
-                        await anyio.sleep(30.0)
-                        fleet.cut(f"{minute}/1")
-                        fleet.coordinator.lose(f"{minute}/1")
-                        fleet.remotes[f"{minute}/1"].orphan()
-                        await anyio.sleep(5.0)
-                        begin(f"{minute}/2")
-                        await anyio.sleep(25.0)
+    async def main() -> None:
+        for number, minute in enumerate(range(0, minutes, led_for)):
+            with QuotaBook(folder / "quota.sqlite", "gemini/m") as book:
+                await lead(60.0 * min(minutes, minute + led_for), 10 * number + 1, book)
+            await anyio.sleep(gap_s)
 
-                for shard in range(100):
-                    begin(f"{shard}/1")
-                working.start_soon(lose)
-            for remote in fleet.remotes.values():
-                remote.close()
-            for name in fleet.remotes:
-                await fleet.left(name)
-            fleet.coordinator.close()
-        return fleet
-
-    fleet = run(main)
-    desk = fleet.coordinator.desk
-    assert all(sum(left[second] for second in range(at, at + 60)) <= rpm for at in range(int(end) - 60))
-    use = sum(left[second] for second in range(5, int(end))) / (rpm / 60.0 * (end - 5))
-    carried = sum(link.carried for links in fleet.links.values() for link in links) / end
-    print(f"use {use:.4f}, {desk.sent:,} requests, {carried:.0f} messages a second")
+    run(main)
+    end = 60 * minutes
+    assert all(sum(left[second] for second in range(at, at + 60)) <= rpm for at in range(end - 60))
+    led = [second for second in range(end) if second % (60 * led_for) >= (gap_s if second >= 60 * led_for else 0) + 5]
+    use = sum(left[second] for second in led) / (rpm / 60.0 * len(led))
+    told = ", ".join(f"{what} {count:,}" for what, count in totals.items())
+    print(f"use {use:.4f}; {told}; {totals['messages'] / end:.0f} messages a second")
+    assert totals["lost"] == minutes
     assert use >= 0.98
-    assert carried <= 1000
+    assert totals["messages"] <= 1000 * end
