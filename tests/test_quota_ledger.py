@@ -67,6 +67,25 @@ STEPS = st.lists(
 PHASES = st.none() | st.tuples(st.floats(-90.0, 90.0), st.floats(0.0, 4.0)).map(lambda p: (p[0], p[0] + p[1]))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_hold_where_a_clock_has_whole_milliseconds_and_several_requests_leave_in_one(seed: int) -> None:
+    """As uvloop's does. Nobody asks what is used until the phase is known, minutes after the first were dropped."""
+    chance, phase = Random(seed), KnownPhase()
+    ledger = TokenLedger(LIMIT, phase)
+    charges: list[tuple[float, int]] = []
+    ms = 11_000_000
+    while ms < 11_140_000:
+        ms += chance.choice([0, 0, 1, 2])
+        tokens = chance.randint(1, 9)
+        ledger.reserve(ms / 1000, tokens)
+        charges.append((ms / 1000, tokens))
+    phase.known = (3.0, 3.0)
+    now = ms / 1000
+    assert ledger.used(now) == pytest.approx(brute_force(charges, now, phase.known))
+    counted = [tokens for at, tokens in charges if at >= now - WINDOW_S - JITTER_S]
+    assert ledger.last_minute(now) == (len(counted), sum(counted))
+
+
 @settings(max_examples=150, deadline=None)
 @given(STEPS, PHASES)
 def test_used_is_the_sum_by_definition_whatever_is_settled_and_released(

@@ -285,7 +285,8 @@ class TokenLedger:
 
     def _trim(self, now: float) -> None:
         keep_s = _KEEP_S + self._jitter_s
-        if len(self._charges) <= _TRIM_AT or self._charges[_TRIM_AT].at > now - keep_s:
+        # A clock may have whole milliseconds, as uvloop's: no sum may begin at a charge of the very moment that is dropped.
+        if len(self._charges) <= _TRIM_AT or self._charges[_TRIM_AT].at >= now - keep_s:
             return
         for tail in (self._minute, self._current, self._both):
             if tail.start - self._base < _TRIM_AT:
