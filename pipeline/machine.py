@@ -236,7 +236,10 @@ def bound_cpu(more_s: int) -> None:
 
 
 def is_running(process: int) -> bool:
-    """Whether there is a process of that number on this machine; always, where nobody can be asked."""
+    """Whether a process of that number runs on this machine; always, where nobody can be asked.
+
+    One that has ended, and whose end nobody has asked for, does not, where Linux tells of it.
+    """
     if not fcntl:  # Windows takes the question for a signal
         return True
     try:
@@ -245,6 +248,8 @@ def is_running(process: int) -> bool:
         return False
     except OSError:
         pass
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b") ")[2][:1] != b"Z"  # the name may hold anything
     return True
 
 

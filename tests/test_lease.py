@@ -1,5 +1,6 @@
 """Who leads a run on object storage: one at a time, whatever becomes of that one, of its machine and of the store."""
 
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -141,6 +142,19 @@ def test_whoever_died_on_this_machine_is_followed_at_once() -> None:
     heard: list[str] = []
     assert run(led, objects, noting(heard)) == 5
     assert heard
+
+
+def test_whoever_was_killed_and_is_waited_for_by_nobody_is_followed_at_once() -> None:
+    objects = in_memory()
+    me = run_and_read(objects)
+    killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    leave(objects, holder={**me, "process": killed.pid})
+    with pytest.raises(AssertionError, match="whether it still does"):
+        run(led, objects)
+    killed.kill()
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)
+    assert run(led, objects) == 5
+    killed.communicate()
 
 
 def run_and_read(objects: Objects) -> dict[str, object]:
