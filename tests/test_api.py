@@ -536,6 +536,10 @@ def test_several_workers_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     job = pp.load(small_job(Path.cwd()))
     results = pp.run(job, words(25), offline=True, workers=2, progress=False)
     assert results.frame()["status"].to_list() == ["ok"] * 25
+    for sampled in ({"workers": 2}, {"on": "ray"}, {}):
+        said = "sample= does not go with" if sampled else "was begun by several workers"
+        with pytest.raises(pp.PipelineError, match=said):
+            pp.run(job, words(25), offline=True, sample=3, progress=False, **sampled)
     with pytest.raises(pp.PipelineError, match="workers is a number of processes"):
         pp.run(job, words(25), offline=True, workers=0)
     with pytest.raises(pp.PipelineError, match="workers are on Ray or on this machine, and not on 'rye'"):

@@ -222,9 +222,12 @@ def test_what_a_fleet_does_not_do_is_refused_by_name(tmp_path: Path) -> None:
         assert ended(start(tmp_path, url))["ok"] == 12
         anew = start(tmp_path, url, "--fresh", "--leave")
         assert anew.wait(timeout=60) == 2 and [each.name for each in (tmp_path / "runs").iterdir()] == ["job"]
-        alone = forked("run", "job.toml", "--yes", cwd=tmp_path, env=keyed)
-        _, err = alone.communicate(timeout=60)
-        assert alone.returncode == 2 and "--workers" in err.decode()
+        sampled = start(tmp_path, url, "--sample", "3")
+        assert sampled.wait(timeout=60) == 2, "though all of it has been answered"
+        for more in ([], ["--sample", "3"]):
+            alone = forked("run", "job.toml", "--yes", *more, cwd=tmp_path, env=keyed)
+            _, err = alone.communicate(timeout=60)
+            assert alone.returncode == 2 and "--workers" in err.decode()
         assert stats(url)["answered"] == 12
 
 

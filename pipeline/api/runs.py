@@ -23,10 +23,11 @@ from pipeline.run import prepare, services
 from pipeline.run.around import Confirm
 from pipeline.run.ending import Ended
 from pipeline.run.engine import Monitor
+from pipeline.run.guards import check_alone
 from pipeline.run.prepare import Session
 from pipeline.run.run import Work as Doing
 from pipeline.run.run import run as run_session
-from pipeline.run.wishes import canonical, check_changes, check_leave, deadline, kinds, usd
+from pipeline.run.wishes import canonical, check_changes, check_leave, check_sampled, deadline, kinds, usd
 
 
 @waited
@@ -84,6 +85,7 @@ def run(
         raise JobError(f"cancel_batches is of the batches that are out, and {flag}", "leave one of the two out")
 
     def work(ending: Ending) -> Results:
+        check_sampled(sample, workers, on)
         loaded = opened(job, table)
         options = prepare.Options(
             offline=offline,
@@ -122,6 +124,7 @@ async def _run(
 ) -> Results:
     if sample is not None:
         session = await services.identified(session)
+        check_alone(session)
         session, _, left = await estimating.sampled(session, sample)
         if not left:
             return told(report.summarize(session.directory), None, session.job)

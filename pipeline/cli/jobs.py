@@ -167,6 +167,7 @@ def run(
     if cancel_batches and (fresh or leave):
         flag = "--fresh begins anew" if fresh else "--leave leaves them"
         raise JobError(f"--cancel-batches is of the batches that are out, and {flag}", "leave one of the two out")
+    wishes.check_sampled(sample, workers, on)
     wishes.check_leave(leave, offline)
     check_sample(sample, {"--limit": limit, "--retry": retry, "--cancel-batches": cancel_batches or None})
     redo = load_job(job, out, model, rpm, tpm, rpd, changed) if changed else None

@@ -20,13 +20,15 @@ def check_sample(sample: int | None, others: Mapping[str, object]) -> None:
 
 
 def sampled(prepared: "Session", number: int, json: bool) -> "Session":
-    """The session of a sample; ends the command where all of its rows are done."""
+    """The session of a sample; ends the command where all of its rows are done. Raises `PipelineError`."""
     import anyio
 
     from pipeline import console, estimating, report
     from pipeline.run import services
+    from pipeline.run.guards import check_alone
 
     prepared = anyio.run(services.identified, prepared)
+    check_alone(prepared)
     with console.busy("reading the table"):
         trial, done, left = anyio.run(estimating.sampled, prepared, number)
     if left:

@@ -73,6 +73,12 @@ def moment(job: Job, by: str | datetime | None, *, may_be_past: bool = False) ->
     return None if text is None else (time_after if may_be_past else next_time)(text, datetime.now(UTC))
 
 
+def check_sampled(sample: int | None, workers: int | None, on: object) -> None:
+    """Raise `JobError` for a sample that several workers would ask: one process picks its rows and asks them."""
+    if sample is not None and (workers is not None or on is not None):
+        raise JobError("--sample does not go with several workers", "leave one of the two out")
+
+
 def check_leave(leave: bool, offline: bool) -> None:
     """Raise `JobError` where batches could not be left with anybody."""
     if leave and offline:
