@@ -100,6 +100,16 @@ def test_the_budget_is_checked_as_the_run_does_it(here: Path, killed: None) -> N
     assert said.load.prompts == 6 and any("reach [budget] max_usd" in notice for notice in said.notices)
 
 
+def test_that_a_cluster_was_not_asked_for_its_cpus_is_said(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, said = small_job(here, UNLIMITED), "the cluster was not asked for its CPUs"
+    for address, flags, is_said in (("", (), False), ("head:6379", (), True), ("head:6379", ("--workers", 2), False)):
+        monkeypatch.setenv("RAY_ADDRESS", address or "local")
+        ran = cli("run", job, "--offline", "--dry-run", "--on", "ray", *flags)
+        assert ran.code == 0 and (said in " ".join(ran.err.split())) == is_said
+
+
 def test_where_nothing_is_left_it_says_so(here: Path, cli: Callable[..., Ran]) -> None:
     job = small_job(here, UNLIMITED)
     assert "without `--dry-run` the same command does it" in cli("run", job, "--offline", "--dry-run").err

@@ -276,7 +276,7 @@ def estimate(
     if sample is not None:
         with console.busy("reading the table"):
             prepared, _, _ = anyio.run(estimating.sampled, prepared, sample)
-    shards = _shards(prepared, workers, pilot=pilot)
+    shards, _ = _shards(prepared, workers, pilot=pilot)
     tried = pilot is not None and _pilot(prepared, pilot, yes, json)
     wishes = estimating.Wishes(everything, exact, compare, until, shards)
     with resumable_once(lambda error: tried):
@@ -332,14 +332,14 @@ def _hired(prepared: "Session", workers: int | None, on: "Cluster | None") -> "I
 
 def _shards(
     prepared: "Session", workers: int | None, on: "Cluster | None" = None, pilot: int | None = None
-) -> list[int]:
-    """First rows of the shards that such a run has; none where this process does it alone."""
+) -> tuple[list[int], tuple[str, ...]]:
+    """First rows of the shards that such a run has, and what to know of them; none where this process does it alone."""
     if workers is None and on is None:
-        return []
+        return [], ()
     with quick_imports():
-        from pipeline.fleet.hiring import shards_of
+        from pipeline.fleet.hiring import shards_of, unasked
 
-    return shards_of(prepared, workers, pilot)
+    return shards_of(prepared, workers, pilot), tuple(unasked(prepared, workers, on is not None))
 
 
 def _run(prepared: "Session", yes: bool, watch: "Watch", work: "Work | None" = None) -> "Ended":
@@ -379,6 +379,8 @@ def _confirm(yes: bool, read: "Callable[[], None]") -> "Callable[[Plan, bool, Se
 
 def _dry_run(prepared: "Session", json: bool, workers: int | None, on: "Cluster | None") -> None:
     """Say what a run would buy, and end the command."""
+    from dataclasses import replace
+
     import anyio
 
     from pipeline import console, estimating
@@ -386,7 +388,9 @@ def _dry_run(prepared: "Session", json: bool, workers: int | None, on: "Cluster 
 
     prepared = anyio.run(services.identified, prepared)
     with console.busy("reading the table"):
-        plan, session = anyio.run(estimating.foreseen, prepared, _shards(prepared, workers, on))
+        firsts, notes = _shards(prepared, workers, on)
+        plan, session = anyio.run(estimating.foreseen, prepared, firsts)
+        plan = replace(plan, notices=(*notes, *plan.notices))
     console.show_beginning(plan, plan.documents_done > 0, session)
     if json:
         console.show_json(console.plan_json(estimating.as_estimate(plan, session)))

@@ -15,6 +15,7 @@ from pipeline.run.parts import looked_at
 from pipeline.run.prepare import Session
 from pipeline.run.run import Work
 from pipeline.store.lease import Busy
+from pipeline.store.units import is_cut
 
 CALLS_A_WORKER = 500
 """Calls a second that leave a worker room on one core; see docs/measured.md."""
@@ -30,6 +31,16 @@ def shards_of(session: Session, workers: int | None, pilot: int | None = None) -
     session = looked_at(session)
     check_run(session)
     return firsts(session, workers or workers_for(session.limits.rpm, os.cpu_count() or 1))
+
+
+def unasked(session: Session, workers: int | None, on_ray: bool) -> Iterator[str]:
+    """That a cluster was not asked how many workers it takes, where the shards that there would be hang on that."""
+    is_known = workers is not None or (is_cut(session.directory) and not session.options.fresh)
+    if on_ray and not is_known and os.environ.get("RAY_ADDRESS", "local") != "local":
+        yield (
+            "the cluster was not asked for its CPUs: shards are counted for the workers that this machine would take,"
+            " and with `--workers N` for N"
+        )
 
 
 @contextmanager
