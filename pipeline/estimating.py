@@ -84,7 +84,8 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     session = await with_replaced(session, found)
     with kept(session, found) as (standing, bought, keeping):
         waiting, effort = _waiting(session), EVERYTHING if wishes.whole else USUAL
-        found, again = apart(session, found, standing.left, wishes.firsts or _firsts(session))
+        session, firsts = (session, wishes.firsts) if wishes.firsts else _begun(session)
+        found, again = apart(session, found, standing.left, firsts)
         given = await basis(session, standing.left, bought, effort, found, waiting)
         given = replace(given, by=wishes.by)
         if wishes.exact:
@@ -125,11 +126,13 @@ async def estimate(session: Session, wishes: Wishes) -> Estimate:
     return Estimate(told, offers, saved, deadline(made.load, made.pace, start, wishes.by) if wishes.by else None)
 
 
-def _firsts(session: Session) -> list[int]:
-    """First rows of the shards of a run that workers have begun: workers go on with it."""
+def _begun(session: Session) -> tuple[Session, list[int]]:
+    """The session as workers have begun it, who go on with it, and the first rows of its shards."""
     if session.options.fresh or is_unused(session.directory):
-        return []
-    return [shard.first_row for shard in shards_of(session)]
+        return session, []
+    known = read_manifest(session.directory / "manifest.json")
+    firsts = [shard.first_row for shard in shards_of(session)]
+    return replace(session, workers=known.workers or 1) if known else session, firsts
 
 
 def _elsewhere(session: Session) -> Iterator[str]:

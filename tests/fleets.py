@@ -18,7 +18,7 @@ from pipeline.budget.cashier import Cashier
 from pipeline.dispatch.counting import Counts
 from pipeline.dispatch.desk import Admit, Send, Tries
 from pipeline.dispatch.dispatcher import Dispatcher
-from pipeline.fleet.coordinator import Coordinator, jitter_s
+from pipeline.fleet.coordinator import Coordinator
 from pipeline.fleet.messages import Given, Told
 from pipeline.fleet.remote import Remote
 from pipeline.prompts import Prompt
@@ -94,8 +94,7 @@ class Fleet:
 
     def _make(self, send: Send, admit: Admit, providers: Mapping[str, Counts]) -> Dispatcher:
         settings: dict[str, Any] = {"rng": Random(self.seed), "wall": self.wall}
-        settings |= {"jitter_s": jitter_s(self.workers, self.targets), "workers": self.workers}
-        settings |= {"providers": providers if self.count_tokens else None, **self.options}
+        settings |= {"workers": self.workers, "providers": providers if self.count_tokens else None, **self.options}
         return Dispatcher(send, Route(tuple(self.targets)), admit=admit, **settings)
 
     def send_of(self, shard: str) -> Send:

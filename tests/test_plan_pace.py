@@ -50,12 +50,14 @@ def all_at_once(prompts: list[Prompt]) -> Drive:
     return lambda dispatcher: answer_all(dispatcher, prompts, at_once=len(prompts))
 
 
-def planned(world: World, limits: Limits, tokens: Iterable[int], *, depth: int = 1, used_today: int = 0) -> Timeline:
+def planned(
+    world: World, limits: Limits, tokens: Iterable[int], *, depth: int = 1, used_today: int = 0, workers: int = 1
+) -> Timeline:
     sizes = list(tokens)
     spread = world.latency == MIXED
     latency_s = NETWORK_S + (MIXED_S if spread else world.latency[0])
     load = Load(len(sizes), sum(sizes), max(sizes), depth)
-    pace = Pace(limits, latency_s, MIXED_SLOW_S if spread else latency_s + SPREAD_S, used_today)
+    pace = Pace(limits, latency_s, MIXED_SLOW_S if spread else latency_s + SPREAD_S, used_today, workers=workers)
     return timeline(load, pace, datetime.fromtimestamp(EPOCH + world.offset, UTC))
 
 
@@ -127,6 +129,15 @@ def test_both_meters_bind_alike(seed: int) -> None:
 def test_where_in_the_service_s_minute_a_run_begins(seed: int) -> None:
     """8, 57 and 14 s after it began: half a minute's tokens come up to 30 s sooner or later."""
     compare(Limits(rpm=0, tpm=10**6), [5000] * 500, world_of(seed=seed), within=0.03)
+
+
+@pytest.mark.parametrize("prompts", [64, 200, 1000, 3000])
+def test_several_workers_have_more_and_more_in_flight(prompts: int) -> None:
+    world = world_of()
+    sizes = [100] * prompts
+    plan_s = planned(world, UNLIMITED, sizes, workers=3).seconds
+    real_s = simulated(world, UNLIMITED, all_at_once(documents(world, sizes)), workers=3)
+    assert plan_s == pytest.approx(real_s, rel=0.05)
 
 
 @pytest.mark.parametrize(

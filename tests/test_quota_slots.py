@@ -129,3 +129,32 @@ def test_now_and_then_one_more_is_tried() -> None:
     for _ in range(300):
         slots.answered(3.0)
     assert slots.count == 11
+
+
+def test_several_workers_begin_with_as_many_and_have_theirs_after_some_answers() -> None:
+    slots = Slots(None, inf, workers=3)
+    assert slots.count == START and not slots.is_cut
+    for _ in range(4 * START):
+        slots.answered(1.0)
+    assert slots.count == 2 * START
+    for _ in range(4 * START):
+        slots.answered(1.0)
+    assert slots.count == 3 * START
+    assert Slots(None, inf, 100, workers=3).count == START and Slots(None, inf, 20, workers=3).count == 20
+
+
+def test_a_server_that_takes_few_at_once_is_sent_few_though_workers_are_many() -> None:
+    """Ten at once, an answer a second; in one process and with 20 workers."""
+    refused = {}
+    for workers in (1, 20):
+        slots, flying, count = Slots(None, inf, workers=workers), 0, 0
+        for _ in range(200):
+            flying = slots.count
+            for _ in range(max(0, flying - 10)):
+                slots.overloaded()
+                count += 1
+            for _ in range(min(10, flying)):
+                slots.answered(1.0)
+        assert 10 <= slots.count <= 16 and slots.is_cut
+        refused[workers] = count
+    assert refused[20] == refused[1]

@@ -13,7 +13,7 @@ from pipeline.api.runs import agreed, check_workers, unseen
 from pipeline.api.tables import Table
 from pipeline.api.work import Asked, Ending, Work, awaited, waited
 from pipeline.errors import JobError
-from pipeline.fleet.hiring import shards_of
+from pipeline.fleet.hiring import split
 from pipeline.job import Job
 from pipeline.plan.amounts import Range
 from pipeline.run import prepare, services
@@ -105,7 +105,9 @@ def estimate(
                 session = await services.identified(session)
             if sample is not None:
                 session, _, _ = await estimating.sampled(session, sample)
-            shards = shards_of(session, workers, pilot) if workers is not None else []
+            shards: list[int] = []
+            if workers is not None:
+                session, shards = split(session, workers, pilot)
             wishes = estimating.Wishes(every_row, exact, compare, until, shards)
             if pilot is not None:
                 await _try(session, pilot, yes, ending)

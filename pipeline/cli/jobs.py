@@ -276,7 +276,7 @@ def estimate(
     if sample is not None:
         with console.busy("reading the table"):
             prepared, _, _ = anyio.run(estimating.sampled, prepared, sample)
-    shards, _ = _shards(prepared, workers, pilot=pilot)
+    prepared, shards, _ = _split(prepared, workers, pilot=pilot)
     tried = pilot is not None and _pilot(prepared, pilot, yes, json)
     wishes = estimating.Wishes(everything, exact, compare, until, shards)
     with resumable_once(lambda error: tried):
@@ -330,16 +330,16 @@ def _hired(prepared: "Session", workers: int | None, on: "Cluster | None") -> "I
         yield work
 
 
-def _shards(
+def _split(
     prepared: "Session", workers: int | None, on: "Cluster | None" = None, pilot: int | None = None
-) -> tuple[list[int], tuple[str, ...]]:
-    """First rows of the shards that such a run has, and what to know of them; none where this process does it alone."""
+) -> "tuple[Session, list[int], tuple[str, ...]]":
+    """The session as workers do it, first rows of its shards, and what to know of them; none where none do it."""
     if workers is None and on is None:
-        return [], ()
+        return prepared, [], ()
     with quick_imports():
-        from pipeline.fleet.hiring import shards_of, unasked
+        from pipeline.fleet.hiring import split, unasked
 
-    return shards_of(prepared, workers, pilot), tuple(unasked(prepared, workers, on is not None))
+    return *split(prepared, workers, pilot), tuple(unasked(prepared, workers, on is not None))
 
 
 def _run(prepared: "Session", yes: bool, watch: "Watch", work: "Work | None" = None) -> "Ended":
@@ -388,7 +388,7 @@ def _dry_run(prepared: "Session", json: bool, workers: int | None, on: "Cluster 
 
     prepared = anyio.run(services.identified, prepared)
     with console.busy("reading the table"):
-        firsts, notes = _shards(prepared, workers, on)
+        prepared, firsts, notes = _split(prepared, workers, on)
         plan, session = anyio.run(estimating.foreseen, prepared, firsts)
         plan = replace(plan, notices=(*notes, *plan.notices))
     console.show_beginning(plan, plan.documents_done > 0, session)

@@ -24,7 +24,6 @@ from pipeline.events import LongWait, Notify, Stopped, TargetLeftOut
 from pipeline.prompts import Prompt
 from pipeline.quota import stops
 from pipeline.quota.book import QuotaBook
-from pipeline.quota.pacer import JITTER_S
 from pipeline.quota.quota import Quota
 from pipeline.quota.refusals import Ticket
 from pipeline.quota.standing import QuotaStanding
@@ -67,7 +66,6 @@ class Dispatcher:
         on_event: Notify = lambda event: None,
         wall: Callable[[], float] = time.time,
         rng: Random | None = None,
-        jitter_s: float = JITTER_S,
         workers: int = 1,
     ) -> None:
         """Make it inside the running event loop.
@@ -77,8 +75,7 @@ class Dispatcher:
         day is slept through. `on_event` hears what a person may want to know. `books`, by quota, carry counts and
         learned limits over from other runs; the prompts of the rows that go `first` leave before others; `deadline` is
         for the targets that take what others would be too slow for; `known` is what the plan learned of the first
-        target's estimates. `wall` is epoch seconds; all else goes by the loop's clock. What `send` hands to several
-        `workers` reaches the service by ways that vary by `jitter_s`.
+        target's estimates. `wall` is epoch seconds; all else goes by the loop's clock. Requests are made by `workers`.
         """
         self._loop = asyncio.get_running_loop()
         self._route, self._providers, self._admit = route, providers or {}, admit
@@ -99,7 +96,6 @@ class Dispatcher:
             notify=on_event,
             wall=wall,
             rng=self._rng,
-            jitter_s=jitter_s,
             workers=workers,
         )
         self._line = self._backlog.line_of(route)

@@ -333,7 +333,6 @@ def loops_of(
     notify: Notify,
     wall: Callable[[], float],
     rng: Random,
-    jitter_s: float,
     workers: int,
 ) -> dict[str, QuotaLoop]:
     """A loop for each quota of a route, by its name; `known` is of the estimates for the first target's model."""
@@ -350,7 +349,6 @@ def loops_of(
             notify=heard,
             rng=rng,
             book=books.get(name),
-            jitter_s=jitter_s,
             workers=workers,
         )
         has_flex = any(target.choice != "standard" for target in targets)

@@ -10,7 +10,7 @@ from pipeline.dispatch.counting import Counts
 from pipeline.dispatch.desk import Admit, Send
 from pipeline.dispatch.dispatcher import Dispatcher
 from pipeline.fleet.afar import Lead
-from pipeline.fleet.coordinator import Coordinator, jitter_s
+from pipeline.fleet.coordinator import Coordinator
 from pipeline.fleet.driver import Fleet, Launch
 from pipeline.fleet.orders import Contract, frozen
 from pipeline.fleet.standing import Standing
@@ -62,7 +62,6 @@ def led(
             known=plan.calibrations,
             wait=options.wait,
             on_event=heard,
-            jitter_s=jitter_s(workers, used),
             workers=workers,
         )
 

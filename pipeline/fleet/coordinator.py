@@ -1,4 +1,4 @@
-"""What the lives of a fleet share: one budget, one dispatcher, and the go for each request, which is good for a moment.
+"""What the lives of a fleet share: one budget, one dispatcher, and the go for each request, which says when it leaves.
 
     worker       replay → … → packed → ask ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┐          ┌┄→ journal → send
     driver                                  └→ Dispatcher ┄ go ┄┘
@@ -26,8 +26,9 @@ from pipeline.fleet.messages import (
     EVERY_S,
     FIRST_WINDOW,
     GONE,
-    LATE_S,
+    HOLD_S,
     POLL_S,
+    SOON_S,
     UNSENT,
     Answered,
     Ask,
@@ -38,7 +39,6 @@ from pipeline.fleet.messages import (
     heard_later,
 )
 from pipeline.prompts import Params, Prompt, Tools, said
-from pipeline.quota import pacer
 from pipeline.records import Failure, Lane, Media, Reply
 from pipeline.targets import Route, Target
 
@@ -54,18 +54,13 @@ _SEARCHES = Tools(google_search="{}")
 _FREE = Decimal(0)
 
 Make = Callable[[Send, Admit, Mapping[str, Counts]], Dispatcher]
-"""Makes the dispatcher, with `jitter_s` and `workers` as the fleet's are."""
+"""Makes the dispatcher, of so many `workers` as the fleet has."""
 
 
 def collect_s(workers: int, targets: Iterable[Target]) -> float:
     """Seconds for which goes to one life are collected, at most: longer where more would leave than there may be."""
     a_second = sum({target.quota: target.limits.rpm or inf for target in targets}.values()) / 60.0
     return max(COLLECT_S, workers / MESSAGES_A_SECOND - workers / a_second)
-
-
-def jitter_s(workers: int, targets: Iterable[Target]) -> float:
-    """How much the way to the server may vary where so many workers are told to send."""
-    return pacer.JITTER_S + LATE_S + collect_s(workers, targets)
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +83,7 @@ class _Flight:
     prompt: Prompt
     target: Target
     outcome: asyncio.Future[Answered | Failure]
+    held_s: float | None  # as its go says
     is_given: bool = False
 
 
@@ -99,7 +95,7 @@ class _Life:
     asked: dict[int, _Asked] = field(default_factory=dict)
     heard: int = 0  # the number of its newest message
     stamp: tuple[float, float] | None = None  # its clock, and ours
-    goes: list[Go] = field(default_factory=list)
+    goes: list[tuple[Go, float]] = field(default_factory=list)  # and when it was given
     ended: list[Ended] = field(default_factory=list)
     count: list[tuple[int, int]] = field(default_factory=list)
     is_waited_for: bool = False  # it leaves as soon as it knows that it was heard
@@ -140,6 +136,7 @@ class Coordinator:
         self._loop = asyncio.get_running_loop()
         self._cashier, self._targets, self._workers, self._wall = cashier, tuple(targets), workers, wall
         self._collect_s = collect_s(workers, targets)
+        self._hold_s = HOLD_S + self._collect_s
         lanes: tuple[Lane, ...] = ("standard", "flex", "priority")
         self._numbers = {target.asked_in(lane): at for at, target in enumerate(targets) for lane in lanes}
         self._routes: dict[tuple[tuple[int, ...], bool], Route] = {}
@@ -257,7 +254,9 @@ class Coordinator:
             asked = known.asked.get(number)
             if asked and asked.flight and not asked.flight.outcome.done():
                 stamp, came_at = known.stamp or (read_at, now)
-                asked.flight.outcome.set_result(heard_later(outcome, max(0.0, now - came_at + stamp - read_at)))
+                later_s = max(0.0, now - came_at + stamp - read_at)
+                # Minutes are counted by when goes are given: for these the service's clock is ahead by what they wait.
+                asked.flight.outcome.set_result(heard_later(outcome, later_s + (asked.flight.held_s or 0.0)))
         for number, tokens in told.counted:
             asked = known.asked.get(number)
             if asked and asked.count and not asked.count.done():
@@ -283,9 +282,11 @@ class Coordinator:
         now = self._loop.time()
         life.given_at = now
         stamp, came_at = life.stamp or (None, now)
-        for go in life.goes:
+        goes = []
+        for go, given_at in life.goes:
             if (asked := life.asked.get(go.number)) and asked.flight:
                 asked.flight.is_given = True
+            goes.append(go if go.hold_s is None else go._replace(hold_s=go.hold_s - (now - given_at)))
         life.is_waited_for, life.is_halted = False, self.desk.halted
         given = Given(
             life.heard,
@@ -293,7 +294,7 @@ class Coordinator:
             now - came_at,
             self.window,
             self._every_s,
-            goes=tuple(life.goes),
+            goes=tuple(goes),
             ended=tuple(life.ended),
             count=tuple(life.count),
             halts=life.is_halted,
@@ -305,7 +306,8 @@ class Coordinator:
 
     @property
     def _every_s(self) -> float:
-        return max(EVERY_S, self._workers / MESSAGES_A_SECOND)
+        is_full = self.desk.in_flight >= min(quota.slots.count for quota in self.desk.quotas)
+        return max(SOON_S if is_full else EVERY_S, self._workers / MESSAGES_A_SECOND)
 
     # --- asks -------------------------------------------------------------------------------------------------------
 
@@ -348,8 +350,9 @@ class Coordinator:
         if asked is None or asked.life.name not in self._lives:
             self._cashier.unanswered(stub, target, UNSENT)
             return UNSENT
-        flight = asked.flight = _Flight(stub, target, self._loop.create_future())
-        asked.life.goes.append(Go(asked.number, self._numbers[target], target.lane, tries))
+        hold_s = None if target.limits.rpm == 0 and target.limits.tpm == 0 else self._hold_s
+        flight = asked.flight = _Flight(stub, target, self._loop.create_future(), hold_s)
+        asked.life.goes.append((Go(asked.number, self._numbers[target], target.lane, tries, hold_s), self._loop.time()))
         asked.life.news.set()
         outcome = await flight.outcome
         asked.flight = None

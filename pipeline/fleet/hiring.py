@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from math import ceil
 
 from pipeline.errors import JobError
@@ -23,14 +24,18 @@ LEAST_WORKERS = 2
 """On Ray: with one alone nothing goes on while another takes its place."""
 
 
-def shards_of(session: Session, workers: int | None, pilot: int | None = None) -> list[int]:
-    """First rows of the shards that a run has, or would have. Raises what the run would, and for a `pilot` before."""
+def split(session: Session, workers: int | None, pilot: int | None = None) -> tuple[Session, list[int]]:
+    """The session as so many workers do it, and the first rows of the shards that it has, or would have.
+
+    Raises what the run would, and for a `pilot` before.
+    """
     if pilot is not None:
         raise JobError("--pilot runs some rows in one process, which then does the others too", "leave --workers out")
     check_job(session)
-    session = looked_at(session)
-    check_run(session)
-    return firsts(session, workers or workers_for(session.limits.rpm, os.cpu_count() or 1))
+    found = looked_at(session)
+    check_run(found)
+    workers = workers or workers_for(found.limits.rpm, os.cpu_count() or 1)
+    return replace(session, workers=workers), firsts(found, workers)
 
 
 def unasked(session: Session, workers: int | None, on_ray: bool) -> Iterator[str]:

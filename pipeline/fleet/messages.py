@@ -16,10 +16,15 @@ POLL_S = 2.0
 """Whoever has nothing to say says so after this time."""
 EVERY_S = 0.1
 """Between two messages of a life, at least."""
+SOON_S = 0.02
+"""The same where all that may be in flight is: each outcome that is told lets another request leave."""
 FIRST_WINDOW = 8
 """Asks of one route that a life may have waiting for a go, at least."""
-LATE_S = 0.2
-"""A go that comes so much later than the quickest is given back: what left later could reach another minute."""
+HOLD_S = 0.1
+"""Where a minute is counted each go leaves so long after it was given, or not at all: what comes later is given back.
+
+So however long messages take, requests leave as evenly as those of one process (`JITTER_S` has room for no more).
+"""
 UNSENT = Failure("lost", "network", "given back before it was sent", sent=False)
 GONE = Failure("lost", "network", "its worker is gone: nobody knows what came of it")
 _NONE = Decimal(0)
@@ -40,12 +45,13 @@ class Ask(NamedTuple):
 
 
 class Go(NamedTuple):
-    """Send it now, to that target and in that lane."""
+    """Send it to that target and in that lane."""
 
     number: int
     target: int
     lane: Lane
     tries: Tries
+    hold_s: float | None = None  # after the quickest message would have come; None: at once, however long it took
 
 
 class Answered(NamedTuple):

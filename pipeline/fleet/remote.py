@@ -19,7 +19,7 @@ from pipeline.errors import Halted, PipelineError, ServiceError
 from pipeline.fleet.messages import (
     EVERY_S,
     FIRST_WINDOW,
-    LATE_S,
+    HOLD_S,
     POLL_S,
     UNSENT,
     Ask,
@@ -39,7 +39,7 @@ from pipeline.targets import Route, Target
 ORPHANED_S = 10.0
 """A life that has heard nothing of its driver for so long is on its own."""
 FORGETS_S = 60.0
-"""The quickest link of a minute ago may be `LATE_S` quicker than any now, and goes are taken all the same."""
+"""The quickest link of a minute ago may be `HOLD_S` quicker than any now, and goes are taken all the same."""
 _STALE_S = 1.0
 """A go that may be older than this is given back, however quick the others were."""
 
@@ -52,6 +52,7 @@ class _Waiting(Submitted):
     line: "_Line"
     is_asked: bool = False  # the driver knows of it
     is_fresh: bool = True  # it was not sent yet
+    leaves: asyncio.TimerHandle | None = None  # by a go that is held
 
 
 @dataclass(slots=True, eq=False)
@@ -214,11 +215,11 @@ class Remote:
         self._window, self._every_s = given.window, given.every_s
         if given.halts:
             self.halt(given.reason)
-        is_late = self._is_late(given, now)
+        late_s = self._late_s(given, now)
         for ended in given.ended:
             self._end(ended)
         for go in given.goes:
-            self._go(go, is_late)
+            self._go(go, late_s, now)
         for number, target in given.count:
             if (waiting := self._waiting.get(number)) is not None:
                 self._to_do.append(partial(self._count, waiting, target))
@@ -228,13 +229,13 @@ class Remote:
 
     def _learn(self, given: Given, now: float) -> None:
         """How long a message takes at least; a link may become slower for good."""
-        forgotten_s = LATE_S / FORGETS_S * (now - self._heard_at)
+        forgotten_s = HOLD_S / FORGETS_S * (now - self._heard_at)
         self._least_s = min(self._least_s + forgotten_s, _took_s(given, now))
 
-    def _is_late(self, given: Given, now: float) -> bool:
-        """Whether its goes may have been on their way too long: only how much that varies is harmful."""
+    def _late_s(self, given: Given, now: float) -> float:
+        """How much later than the quickest it may have come; `inf`: too late for any go."""
         took_s = _took_s(given, now)
-        return took_s - self._least_s > LATE_S or took_s > _STALE_S
+        return inf if took_s > _STALE_S else took_s - self._least_s
 
     def _told(self) -> Told:
         now = self._told_at = self._loop.time()
@@ -289,12 +290,31 @@ class Remote:
 
     # --- prompts ----------------------------------------------------------------------------------------------------
 
-    def _go(self, go: Go, is_late: bool) -> None:
+    def _go(self, go: Go, late_s: float, now: float) -> None:
+        hold_s = 0.0 if go.hold_s is None else go.hold_s - late_s
         waiting = self._waiting.get(go.number)
-        if waiting is None or waiting.in_flight or is_late:
-            self._outcomes.append(Outcome(go.number, self._loop.time(), UNSENT))
-            self._news.set()
-            return
+        if waiting is None or waiting.in_flight or waiting.leaves or late_s == inf or hold_s < 0:
+            self._give_back(go.number)
+        elif go.hold_s is None:
+            self._leave(waiting, go)
+        else:
+            waiting.leaves = self._loop.call_at(now + hold_s, self._leave_by, waiting, go, now + hold_s + HOLD_S)
+
+    def _leave_by(self, waiting: _Waiting, go: Go, latest: float) -> None:
+        """It was held long enough; a process that was stopped meanwhile may be too late."""
+        if self._loop.time() > latest:
+            waiting.leaves = None
+            self._give_back(go.number)
+        else:
+            self._leave(waiting, go)
+            self._look()
+
+    def _give_back(self, number: int) -> None:
+        self._outcomes.append(Outcome(number, self._loop.time(), UNSENT))
+        self._news.set()
+
+    def _leave(self, waiting: _Waiting, go: Go) -> None:
+        waiting.leaves = None
         self._is_fresh_no_more(waiting)
         waiting.in_flight = True
         self.ready -= 1
@@ -368,6 +388,9 @@ class Remote:
         if waiting.in_flight or self._waiting.pop(waiting.number, None) is None:
             return
         self.ready -= 1
+        if waiting.leaves is not None:
+            waiting.leaves.cancel()
+            self._give_back(waiting.number)
         if waiting.is_asked:
             self._withdrawn.append(waiting.number)
             self._is_fresh_no_more(waiting)

@@ -54,6 +54,7 @@ async def _whole(
     launch: Launch, workers: int, session: Session, services: Services, around: Around, lead: Lead | None
 ) -> tuple[Works, PipelineError | None]:
     check_run(session)
+    session = replace(session, workers=workers)
     options, manifest = session.options, session.manifest()
     if lead:
         manifest = replace(manifest, generation=lead.generation)

@@ -6,13 +6,13 @@ One test holds it to the dispatcher: within 3 % or 30 s where limits are known, 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil, inf, sqrt
+from math import ceil, floor, inf, log, sqrt
 from typing import Literal
 
 from pipeline.quota.limit import Limit
 from pipeline.quota.pacer import JITTER_S, WINDOW_S, spacing
 from pipeline.quota.quota import FIRST_RPM, FIRST_TPM
-from pipeline.quota.slots import CAP, START, Slots
+from pipeline.quota.slots import CAP, GIVEN_BACK, START, Slots
 from pipeline.records import Limits
 
 Bound = Literal["rpm", "tpm", "rpd", "concurrency", "latency", "none"]
@@ -55,6 +55,7 @@ class Pace:
     used_today: int = 0  # requests of the day's quota that are spent
     opens_at: float = 0.0  # epoch seconds; the service said that the day is used up until then
     first_rpm: float = FIRST_RPM  # that it begins with, where the limit is unknown
+    workers: int = 1
 
     @property
     def ungrown(self) -> Limits:
@@ -71,7 +72,7 @@ class Pace:
         """Requests that may be in flight."""
         if self.limits.concurrency is not None:
             return self.limits.concurrency
-        return START if self.limits.rpm == 0 else CAP
+        return (START if self.limits.rpm == 0 else CAP) * self.workers
 
 
 Curve = Callable[[float], float]
@@ -116,14 +117,28 @@ def sending(load: Load, pace: Pace, second: float) -> Sending:
     rpm, tpm = pace.limits.rpm, pace.limits.tpm
     if rpm is None or tpm is None:
         return _grown(load, pace, second)
-    curves: dict[Bound, Curve] = {
-        "concurrency": lambda prompts: max(0, ceil(prompts / pace.slots) - 1) * pace.latency_s
-    }
+    curves: dict[Bound, Curve] = {"concurrency": _by_slots(pace)}
     if rpm:
         curves["rpm"] = _by_requests(pace, rpm)
     if tpm and load.input_tokens:
         curves["tpm"] = _by_tokens(load, tpm, WINDOW_S - second, Sending(dict(curves)))
     return Sending(curves)
+
+
+def _by_slots(pace: Pace) -> Curve:
+    """All slots again and again; of several workers without a limit first `START`, and more with each answer."""
+    most, grows = pace.slots, 1.0 + GIVEN_BACK
+    least = START if pace.limits.concurrency is None and pace.limits.rpm == 0 else most
+    growing = (most - least) / GIVEN_BACK  # answers
+    waves = log(most / least, grows)
+
+    def at(prompts: float) -> float:
+        before = max(0.0, prompts - 1)
+        if before < growing:
+            return floor(log(1.0 + before * GIVEN_BACK / least, grows)) * pace.latency_s
+        return (waves + max(0, ceil((prompts - growing) / most) - 1)) * pace.latency_s
+
+    return at
 
 
 def _by_requests(pace: Pace, rpm: int) -> Curve:

@@ -15,7 +15,7 @@ DEVIATIONS = 2.5
 """Standard deviations held back for the estimates in flight, all of them together."""
 RECOMPUTE_S = 0.05
 """How long the costly bound over all phases is kept; in between it only grows, by what is sent."""
-_KEEP_S = 2 * WINDOW_S + USABLE_S + 1.0  # and the jitter
+_KEEP_S = 2 * WINDOW_S + JITTER_S + USABLE_S + 1.0
 _TRIM_AT = 1024
 _LEAST_WAIT_S = 0.005
 
@@ -68,16 +68,14 @@ class TokenLedger:
 
     A prompt fits when it fits both rules: the tokens of any 60 s stay within `limit` (which also satisfies fixed
     windows and token buckets), and so does a counter per minute of the server's clock, the minute before weighted by
-    the part of it that a sliding window still covers. Arrivals may be up to `jitter_s` later than sends. While the
+    the part of it that a sliding window still covers. Arrivals may be up to `JITTER_S` later than sends. While the
     server's minute is not known, the counter is bounded over all phases: safe, but some percent slower.
 
     All times are seconds of one clock that only goes forward; `now` never decreases from call to call.
     """
 
-    def __init__(self, limit: float, phase: MinutePhase, jitter_s: float = JITTER_S) -> None:
+    def __init__(self, limit: float, phase: MinutePhase) -> None:
         self.limit = limit
-        self.window_s = WINDOW_S + jitter_s  # in which a request may count
-        self._jitter_s = jitter_s
         self._phase = phase
         self._charges: list[Charge] = []
         self._base = 0  # index of the first charge still kept
@@ -156,7 +154,7 @@ class TokenLedger:
 
         The pace keeps that by itself; this is for limits that fell, and for requests of other runs.
         """
-        self._minute.move(self._charges, self._base, now - self.window_s)
+        self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
         fits_at = self._falls_to(limit - 1.0, _requests)
         bounds = self._phase.bounds
         if counted and bounds is not None:
@@ -165,7 +163,7 @@ class TokenLedger:
 
     def last_minute(self, now: float) -> tuple[int, int]:
         """Requests and tokens of the last 60 s."""
-        tokens = self._minute.move(self._charges, self._base, now - self.window_s)
+        tokens = self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
         return self._minute.requests, tokens
 
     def since(self, instant: float) -> tuple[int, int]:
@@ -202,7 +200,7 @@ class TokenLedger:
         return self.limit - self._bias - DEVIATIONS * deviation - tokens * (1.0 + margin.bias)
 
     def _most(self, now: float) -> float:
-        minute = self._minute.move(self._charges, self._base, now - self.window_s)
+        minute = self._minute.move(self._charges, self._base, now - WINDOW_S - JITTER_S)
         bounds = self._phase.bounds
         if bounds is None:
             return max(minute, self._over_all_phases(now))
@@ -235,7 +233,7 @@ class TokenLedger:
         the fastest it began earliest.
         """
         elapsed = (now + low) % WINDOW_S
-        began = now - elapsed - (high - low) - self._jitter_s
+        began = now - elapsed - (high - low) - JITTER_S
         self._current.move(self._charges, self._base, began)
         self._both.move(self._charges, self._base, began - WINDOW_S)
         return elapsed
@@ -247,7 +245,7 @@ class TokenLedger:
         falls_at = -inf
         while surplus > 0 and position < len(self._charges):
             surplus -= amount(self._charges[position])
-            falls_at = self._charges[position].at + self.window_s + _LEAST_WAIT_S
+            falls_at = self._charges[position].at + WINDOW_S + JITTER_S + _LEAST_WAIT_S
             position += 1
         return falls_at
 
@@ -270,7 +268,7 @@ class TokenLedger:
         """
         if now - self._bound_at < RECOMPUTE_S:
             return self._bound
-        ages = [max(0.0, now - self._jitter_s - charge.at) for charge in reversed(self._charges)]
+        ages = [max(0.0, now - JITTER_S - charge.at) for charge in reversed(self._charges)]
         sums = [0, *accumulate(charge.tokens for charge in reversed(self._charges))]
         bound = float(sums[bisect_right(ages, WINDOW_S)])
         for age in (0.0, *ages):
@@ -284,12 +282,11 @@ class TokenLedger:
         return bound
 
     def _trim(self, now: float) -> None:
-        keep_s = _KEEP_S + self._jitter_s
-        # A clock may have whole milliseconds, as uvloop's: no sum may begin at a charge of the very moment that is dropped.
-        if len(self._charges) <= _TRIM_AT or self._charges[_TRIM_AT].at >= now - keep_s:
+        # A clock may have whole milliseconds, as uvloop's: no sum may begin at a charge of the moment that is dropped.
+        if len(self._charges) <= _TRIM_AT or self._charges[_TRIM_AT].at >= now - _KEEP_S:
             return
         for tail in (self._minute, self._current, self._both):
             if tail.start - self._base < _TRIM_AT:
-                tail.move(self._charges, self._base, now - keep_s)
+                tail.move(self._charges, self._base, now - _KEEP_S)
         del self._charges[:_TRIM_AT]
         self._base += _TRIM_AT

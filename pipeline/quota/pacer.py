@@ -33,9 +33,9 @@ class RequestPacer:
     One task only may acquire: aiolimiter serves its waiters smallest first, not in order.
     """
 
-    def __init__(self, rpm: float, *, drained: bool, strict: bool = False, jitter_s: float = JITTER_S) -> None:
+    def __init__(self, rpm: float, *, drained: bool, strict: bool = False) -> None:
         """With `drained` no burst is left at the start: right after another run, which may have used it."""
-        self._strict, self._jitter_s = strict, jitter_s
+        self._strict = strict
         self._runs = 1
         self._due_at = -inf  # when the next request is due that any run makes
         self._drain = 0.0
@@ -102,8 +102,7 @@ class RequestPacer:
 
     def _build(self, rpm: float) -> None:
         self._rpm = rpm
-        shared = spacing(rpm, strict=self._strict, runs=self._runs, jitter_s=self._jitter_s)
-        self._all_burst, self._all_period_s = shared
+        self._all_burst, self._all_period_s = spacing(rpm, strict=self._strict, runs=self._runs)
         burst = max(1, self._all_burst // self._runs)
         self._limiter = AsyncLimiter(burst, burst * self._all_period_s * self._runs)
         self._drain = 0.0
@@ -115,12 +114,12 @@ def careful_s(period_s: float) -> float:
     return min(CAREFUL_S, _CAREFUL_PERIODS * period_s)
 
 
-def spacing(rpm: float, *, strict: bool = False, runs: int = 1, jitter_s: float = JITTER_S) -> tuple[int, float]:
+def spacing(rpm: float, *, strict: bool = False, runs: int = 1) -> tuple[int, float]:
     """Burst and seconds between requests for a limit of `rpm` that `runs` share.
 
     Each other run may be about to send one that nobody has seen yet.
     """
-    padded = WINDOW_S + jitter_s
+    padded = WINDOW_S + JITTER_S
     burst = max(1, floor(CATCH_UP_S * rpm / padded))
     if rpm >= RESERVE_FROM_RPM or strict:
         return burst, padded / max(rpm - burst - runs + 1, rpm / 2)

@@ -12,7 +12,7 @@ from pipeline.quota.daily import RESET_JITTER_S, DailyQuota, day_of
 from pipeline.quota.gate import Gate
 from pipeline.quota.ledger import TokenLedger
 from pipeline.quota.limit import Limit
-from pipeline.quota.pacer import JITTER_S, RESERVE_FROM_RPM, WINDOW_S, RequestPacer, careful_s
+from pipeline.quota.pacer import RESERVE_FROM_RPM, WINDOW_S, RequestPacer, careful_s
 from pipeline.quota.refusals import Ticket
 from pipeline.quota.server_clock import MinutePhase
 from pipeline.quota.sharing import LOOK_S, Sharing
@@ -53,10 +53,9 @@ class Quota:
         notify: Notify,
         rng: Random,
         book: QuotaBook | None = None,
-        jitter_s: float = JITTER_S,
         workers: int = 1,
     ) -> None:
-        """`jitter_s` is how much the way to the server may vary; each of `workers` makes requests of this quota."""
+        """Each of `workers` makes requests of this quota."""
         self._wall, self._notify, self._rng = wall, notify, rng
         self._book = book if book is not None else MemoryBook()
         self.unlimited = limits.rpm == 0 and limits.tpm == 0 and limits.rpd is None
@@ -65,7 +64,7 @@ class Quota:
         self.requests = self._meter("requests", limits.rpm, self._first_rpm, known.limit("requests", limits.rpm))
         self.tokens = self._meter("tokens", limits.tpm, FIRST_TPM, known.limit("tokens", limits.tpm))
         self.phase = MinutePhase()
-        self.ledger = TokenLedger(self.tokens.value if self.tokens else inf, self.phase, jitter_s)
+        self.ledger = TokenLedger(self.tokens.value if self.tokens else inf, self.phase)
         self.day = DailyQuota(
             limits.rpd or None,
             count=self._book.requests_on,
@@ -86,7 +85,7 @@ class Quota:
         recent = [] if self.unlimited else self._sharing.news(now)
         # Without a book nobody knows whether another run has just ended; at a fast pace caution costs nothing.
         drained = bool(recent) or (book is None and self.rpm >= _CAUTIOUS_RPM)
-        self._pacer = RequestPacer(self.rpm, drained=drained, jitter_s=jitter_s) if self.requests else None
+        self._pacer = RequestPacer(self.rpm, drained=drained) if self.requests else None
         self._share_requests(now, recent)
         self.slots = Slots(limits.concurrency, self.rpm, limits.sockets, workers=workers)
         self._gate = Gate(self.ledger, self.slots, rng, self._changed)

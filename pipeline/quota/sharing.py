@@ -6,7 +6,7 @@ from math import ceil, inf
 from pipeline.calibration import Margin
 from pipeline.quota.book import GROUP_S, KEEP_S, QuotaBook
 from pipeline.quota.ledger import Charge, TokenLedger
-from pipeline.quota.pacer import WINDOW_S
+from pipeline.quota.pacer import JITTER_S, WINDOW_S
 
 SHARER_S = WINDOW_S
 """Another run shares the quota while it lives, and has sent or asked for something in this time."""
@@ -99,7 +99,7 @@ class Sharing:
     def _used(self, now: float) -> tuple[int, int]:
         """Tokens of the last minute, of all runs and of this one."""
         used = self._ledger.last_minute(now)[1]
-        since = now - self._ledger.window_s
+        since = now - WINDOW_S - JITTER_S
         return used, used - sum(charge.tokens for charge in self._charges.values() if charge.at >= since)
 
     def _check(self, now: float) -> None:

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from math import ceil, comb, inf, sqrt
 
 START = 64
-"""Slots where the rate says nothing: no limit on requests."""
+"""Slots of each worker where the rate says nothing: no limit on requests."""
 CAP = 2_000
 FIRST_LATENCY_S = 10.0
 """What an answer is assumed to take until `_SETTLED_AFTER` have come; too many cost nothing, too few cost rate."""
 _SETTLED_AFTER = 20
 _LEAST_WEIGHT = 0.02  # of one answer in the running mean
 _CAP_ANSWERS = 20.0  # of each slot, after which it is tried whether one more is taken
-_TAKEN, _GIVEN_BACK = 0.5, 0.25  # slots, by each 503 and by each answer
+_TAKEN = 0.5  # slots, by each 503
+GIVEN_BACK = 0.25
+"""Slots, by each answer."""
 
 
 class Slots:
@@ -22,7 +24,8 @@ class Slots:
 
     A 503 takes half a slot away and an answer gives a quarter back. So what fails by chance, up to a third of all,
     costs nothing; a server that takes ten at once is soon sent ten, two answers for each 503; and as more slots bring
-    more answers, those that were taken are back in some 25 times the time of one answer, however many they were.
+    more answers, those that were taken are back in some 25 times the time of one answer, however many they were. So
+    do several workers find out what they may have: without a limit they begin with `START` in all.
     """
 
     def __init__(
@@ -41,9 +44,12 @@ class Slots:
         self._bound = CAP * workers
         self._most = most or max(self._bound, fixed or 0)
         self._rpm = rpm
+        self._start = START * workers
         self._mean_s = first_s
         self._answers = 0
-        self._taken = 0.0
+        is_unknown = fixed is None and rpm == inf
+        self._taken = float(max(0, self._wanted() - START)) if is_unknown else 0.0
+        self._is_overloaded = False
         self._cap = inf  # what a relay takes at once, as far as its refusals tell
         self._lowered = 0  # times that the cap was found too high, one after the other
         self._resize()
@@ -56,7 +62,7 @@ class Slots:
     @property
     def is_cut(self) -> bool:
         """Whether the service has taken some away: it said that it is overloaded, or refused a crowd."""
-        return self._taken >= 1.0 or self.bounded
+        return (self._is_overloaded and self._taken >= 1.0) or self.bounded
 
     def change(self, rpm: float) -> None:
         """Size for another rate."""
@@ -74,12 +80,13 @@ class Slots:
             if int(self._cap) > before:
                 self._lowered = 0
         if self._taken or self._answers % 8 == 0:
-            self._taken = max(0.0, self._taken - _GIVEN_BACK)
+            self._taken = max(0.0, self._taken - GIVEN_BACK)
             self._resize()
 
     def overloaded(self) -> None:
         """The server said 503: use fewer connections."""
         self._taken += _TAKEN
+        self._is_overloaded = True
         self._resize()
 
     def crowded(self, refused: Sequence[int], passed: Sequence[int], chance: int) -> bool:
@@ -108,6 +115,6 @@ class Slots:
         if self._fixed is not None:
             return min(self._most, self._fixed)
         if self._rpm == inf:
-            return min(self._most, START)
+            return min(self._most, self._start)
         load = self._rpm / 60.0 * self._mean_s
         return min(self._most, self._bound, ceil(load + 4.0 * sqrt(load)) + 1)

@@ -279,6 +279,7 @@ async def _pace(session: Session, learned: Learned) -> Pace:
         used_today=known.requests if known.day_opens_at is None else 0,
         opens_at=known.day_opens_at or 0.0,
         first_rpm=max(FIRST_RPM, known.first_rpm or 0),
+        workers=session.workers,
     )
 
 

@@ -77,6 +77,7 @@ class Session:
     change: Change | None = None  # that the next generation begins with, while that is agreed to
     replaced: tuple[str, ...] = ()  # keys of rows that are done, and whose files are others than those asked about
     place: Path | None = None  # its run directory; None: that of the job's name
+    workers: int = 1  # that it is planned for
 
     @property
     def rehearsal(self) -> bool:

@@ -151,7 +151,11 @@ class LimitsSection(Section):
     tpm: int | None = Field(None, ge=0, examples=[1_000_000], description="input tokens per minute")
     rpd: int | None = Field(None, ge=0, examples=[10_000], description="requests per day")
     concurrency: int | None = Field(
-        None, ge=1, examples=[64], description="most calls in flight. Default: from the measured latency"
+        None,
+        ge=1,
+        examples=[64],
+        description="most calls in flight, of all workers together. Default: from the measured latency;"
+        " where nothing limits requests 64 for each worker",
     )
     tokens: Counted = Field(
         "input",

@@ -1,8 +1,9 @@
 """What workers on one machine cost and bring: CPU of a call in one process, and with `--workers N`, by who takes it.
 
-`python tests/benchmarks/bench_workers.py [rows [rounds [workers]]]`: a real run over a socket against an emulator
-without limits that answers after 0.2 s. A call's CPU is the slope from a tenth of the rows to all of them, without that
-of the emulator; alternated. How fast it goes is told too, of a machine that has the emulator to carry as well.
+`python tests/benchmarks/bench_workers.py [rows [rounds [workers [concurrency]]]]`: a real run over a socket against an
+emulator without limits that answers after 0.2 s, `concurrency` in flight at most: by default so many that the CPU is
+what binds, 0 for what a run has by itself. A call's CPU is the slope from a tenth of the rows to all of them, without
+that of the emulator; alternated. How fast it goes is told too, of a machine that has the emulator to carry as well.
 """
 
 import json
@@ -33,11 +34,11 @@ template = "Summarize: {{ text }}"
 [model]
 name = "gemini-3.5-flash-lite"
 max_output_tokens = 200
+[output]
+path = "said.parquet"
 [limits]
 rpm = 0
 tpm = 0
-[output]
-path = "said.parquet"
 """
 TEXT = "the market report of the quarter shows that costs were lower than planned and " * 13
 
@@ -66,13 +67,13 @@ class Ran(NamedTuple):
     peaks_mb: list[float]
 
 
-def run(url: str, rows: int, workers: int) -> Ran:
+def run(url: str, rows: int, workers: int, concurrency: int) -> Ran:
     """One run to its output."""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         table = pl.DataFrame({"id": range(rows), "text": [f"{number} {TEXT}" for number in range(rows)]})
         table.write_parquet(here / "rows.parquet", row_group_size=500)
-        (here / "job.toml").write_text(JOB)
+        (here / "job.toml").write_text(JOB + (f"concurrency = {concurrency}\n" if concurrency else ""))
         keyed = {"GOOGLE_GEMINI_BASE_URL": url, "GEMINI_API_KEY": "AQ.bench", "XDG_STATE_HOME": folder}
         flags = ["--workers", str(workers)] if workers else []
         command = [sys.executable, "-m", "pipeline", "run", "job.toml", "--yes", "--json", *flags]
@@ -93,12 +94,12 @@ def run(url: str, rows: int, workers: int) -> Ran:
         return Ran(spent_s, rows / told["seconds"], [peaks.pop(driver.pid), *peaks.values()])
 
 
-def slopes(rows: int, rounds: int, workers: int) -> Iterator[tuple[int, list[float]]]:
+def slopes(rows: int, rounds: int, workers: int, concurrency: int) -> Iterator[tuple[int, list[float]]]:
     """For each way in turn: µs of CPU a call of what leads and of its workers, and calls a second."""
     for _ in range(rounds):
         for number in (0, 1, workers):
             with served(latency_s=0.2) as url:
-                few, many = (run(url, size, number) for size in (rows // 10, rows))
+                few, many = (run(url, size, number, concurrency) for size in (rows // 10, rows))
             calls = rows - rows // 10
             lead, work = ((many.cpu_s[at] - few.cpu_s[at]) / calls * 1e6 for at in (0, 1))
             most = [round(mb) for mb in many.peaks_mb]
@@ -110,9 +111,9 @@ def slopes(rows: int, rounds: int, workers: int) -> Iterator[tuple[int, list[flo
             yield number, [lead, work, many.rate]
 
 
-def main(rows: int = 10_000, rounds: int = 3, workers: int = 2) -> None:
+def main(rows: int = 10_000, rounds: int = 3, workers: int = 2, concurrency: int = 600) -> None:
     found: dict[int, list[list[float]]] = {}
-    for number, seen in slopes(rows, rounds, workers):
+    for number, seen in slopes(rows, rounds, workers, concurrency):
         found.setdefault(number, []).append(seen)
     for number, several in found.items():
         columns = list(zip(*several, strict=True))
