@@ -17,18 +17,18 @@ from urllib.request import Request, urlopen
 
 import anyio
 import anyio.to_thread
-import httpx
 import pytest
-from asking import MODEL, TARGET, ask, opening
+from asking import MODEL, TARGET, ask
 from commands import UNLIMITED, Ran, small_job
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from promtool import promtool
+from serving import served as emulated
 from sessions import quiet, run_through
 
 from pipeline.dispatch.desk import Desk
-from pipeline.emulator import Emulator, EmulatorOptions, parse_faults
+from pipeline.fleet import shards
 from pipeline.job import load
 from pipeline.quota.standing import Meter, QuotaStanding
 from pipeline.records import Failure, Reply, Usage
@@ -198,12 +198,13 @@ def test_promtool_finds_nothing_to_say_against_the_names() -> None:
     assert (found.returncode, found.stdout + found.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_whole_run_tells_what_the_emulator_billed_and_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shards, "LEAST_ROWS", 2)
     monkeypatch.setenv("GEMINI_API_KEY", "AQ.key")
-    emulator = Emulator(EmulatorOptions(marked=False, model_version=None, faults=parse_faults("400*1,503*1")))
     session = prepare.prepare(load(small_job(tmp_path, UNLIMITED)), prepare.Options())
     seen: Samples = {}
 
@@ -214,7 +215,9 @@ def test_a_whole_run_tells_what_the_emulator_billed_and_refused(
         finally:
             seen.update(samples_of(generate_latest(metrics.registry).decode()))
 
-    ended = run_through(session, watch, opening(httpx.ASGITransport(emulator)))
+    with emulated(faults="400*1,503*1") as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        ended = run_through(session, watch, workers=workers)
     assert total(seen, "prompt_pipeline_rows", status="ok") == ended.summary.outcomes["ok"] == 5
     assert total(seen, "prompt_pipeline_rows_failed_total", cause="invalid_request") == 1
     assert total(seen, "prompt_pipeline_calls_total") == ended.summary.calls == 5
