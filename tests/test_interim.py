@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -17,14 +18,18 @@ from commands import UNLIMITED, small_job
 from halfway import Halfway, run_watched, session
 from serving import served
 from sessions import run_through
+from sharded import run_in_shards, shard_session
 
 from pipeline import report
+from pipeline.fleet import shards
 from pipeline.job import load
+from pipeline.report.tallies import write_done
 from pipeline.run import interim, prepare
 from pipeline.run import run as running
 from pipeline.run.engine import Monitor
 from pipeline.run.interim import Interim
-from pipeline.store.place import Place
+from pipeline.run.output import output_place, replaced
+from pipeline.store.place import Counted, Place
 
 OUT, PARTS = Path("out.parquet"), "runs/small/results/part-*.parquet"
 
@@ -192,3 +197,39 @@ def test_a_run_that_ends_does_not_wait_for_an_output_that_is_being_written(
     monkeypatch.setattr(running, "Interim", Slow)
     assert run_watched(session(here), Halfway(3), lambda monitor: bool(began)) == 0
     assert len(began) == 1 and statuses() == {"ok": 6}
+
+
+def test_an_output_that_is_written_as_shards_are_put_together_is_whole(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any of its looks: a worker does that to a shard of its own whenever it is done with it."""
+    monkeypatch.setattr(shards, "LEAST_ROWS", 1_500)
+    job = small_job(here, UNLIMITED)
+    pl.DataFrame({"word": [f"w{row}" for row in range(3_000)]}).write_csv(here / "words.csv")
+    whole = prepare.prepare(load(job), prepare.Options(offline=True, overwrite=True))
+    cut_up = run_in_shards(whole, half={0, 1})
+    for shard in cut_up:
+        run_through(shard_session(whole, shard))
+        assert len(list((shard.directory / "results").iterdir())) > 1
+    shutil.copytree(whole.directory, here / "kept")
+
+    def written(put_together_at: int) -> tuple[pl.DataFrame, int]:
+        looks = 0
+
+        def heed() -> None:
+            nonlocal looks
+            looks += 1
+            if looks == put_together_at:
+                assert all(write_done(shard.directory, shard.rows) for shard in cut_up)
+
+        shutil.rmtree(whole.directory)
+        shutil.copytree(here / "kept", whole.directory)
+        with output_place(whole) as place:
+            assert place is not None and replaced(whole, place, heed) == Counted(3_000, 3_000)
+        return pl.read_parquet("out-offline.parquet"), looks
+
+    expected, looks = written(0)
+    assert looks >= 6
+    for at in range(1, looks + 1):
+        assert written(at)[0].equals(expected)
+        assert len(list((cut_up[0].directory / "results").iterdir())) == 1
