@@ -170,6 +170,7 @@ class StoreTrouble(Message):
     """The object storage that the run lies on takes nothing, or takes it again."""
 
     kind: ClassVar[str] = "store"
+    is_away: bool
 
 
 @dataclass(frozen=True, slots=True)

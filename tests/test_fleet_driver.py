@@ -16,10 +16,22 @@ from vclock import run
 
 from jobs import CHUNKED, PLAIN, make_job
 from pipeline.errors import BudgetReached, PipelineError, RunStateError
-from pipeline.events import Event, WorkerLost
+from pipeline.events import Event, StoreTrouble, WorkerLost
 from pipeline.fleet.driver import Fleet, Gone, Task
 from pipeline.fleet.messages import Told
-from pipeline.fleet.orders import Contract, Counts, Ended, FromWorker, Opened, Order, Ready, ToWorker, frozen, versions
+from pipeline.fleet.orders import (
+    Contract,
+    Counts,
+    Ended,
+    FromWorker,
+    Noted,
+    Opened,
+    Order,
+    Ready,
+    ToWorker,
+    frozen,
+    versions,
+)
 from pipeline.records import Status
 from pipeline.run.engine import Monitor
 from pipeline.store.units import Shard
@@ -221,6 +233,20 @@ def test_a_shard_is_given_up_where_five_in_a_row_die_without_an_answer_more(more
     fleet, coordinator, _ = led(taken_away)
     assert coordinator.lost == [f"1/{life}" for life in range(1, 7 if more else 6)]
     assert (fleet.stopped is None) == more and (fleet.monitor.outcomes["ok"] == 40) == more
+
+
+def test_a_store_that_is_away_is_told_once_for_all_shards() -> None:
+    def away(message: ToWorker) -> Iterator[FromWorker]:
+        if isinstance(message, Order):
+            for told, is_away in (("away", True), ("away", True), ("back", False), ("back", False), ("again", True)):
+                yield Noted(message.life, StoreTrouble(told, is_away))
+        yield from well(message)
+
+    fleet, _, _ = led(away, shards=2, workers=1)
+    assert [event.message for event in fleet.monitor.notices if isinstance(event, StoreTrouble)] == [
+        *("away", "back", "again"),
+        *("away", "back", "again"),
+    ]
 
 
 def test_a_worker_that_never_begins_holds_nothing_up() -> None:

@@ -12,7 +12,7 @@ import anyio
 import anyio.abc
 
 from pipeline.errors import JobError, PipelineError, ServiceError, as_known
-from pipeline.events import Notify, WorkerLost
+from pipeline.events import Event, Notify, StoreTrouble, WorkerLost
 from pipeline.fleet.coordinator import Coordinator
 from pipeline.fleet.orders import (
     Answer,
@@ -137,6 +137,7 @@ class Fleet:
         self._scope = anyio.CancelScope()
         self._news = anyio.Event()
         self._watches = not monitor.done
+        self._is_store_away = False
         self._early_deaths = 0
         monitor.desk = coordinator.desk
 
@@ -256,7 +257,7 @@ class Fleet:
         elif isinstance(message, Observed):
             self._observe(message.observed)
         elif isinstance(message, Noted):
-            self.monitor.notices.append(message.event)
+            self._note(message.event)
         elif isinstance(message, Ended):
             self._end(message, worker)
         elif isinstance(message, Ready):
@@ -267,6 +268,14 @@ class Fleet:
             self.monitor.workers += 1
         elif isinstance(message, Failed):
             raise message.error
+
+    def _note(self, event: Event) -> None:
+        """Show it: of the object storage, which all shards lie on, whatever the first of them tells."""
+        if isinstance(event, StoreTrouble):
+            if event.is_away == self._is_store_away:
+                return
+            self._is_store_away = event.is_away
+        self.monitor.notices.append(event)
 
     def _observe(self, observed: Iterable[Answer | NoAnswer]) -> None:
         for each in observed:
@@ -290,6 +299,7 @@ class Fleet:
             self.halt(message.stopped)
         elif message.is_whole:
             self.monitor.shards_done += 1
+            self._is_store_away = False  # it has all of that shard
         elif self._coordinator.desk.halted:  # by a cap, or a quota: whoever had a shard was told
             self.halt(self._coordinator.desk.reason)
         elif not self.monitor.stopping:

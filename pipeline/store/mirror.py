@@ -304,7 +304,7 @@ async def keep(mirror: Mirror, heard: Callable[[Event], None]) -> None:
             is_away = True
         else:
             if is_away:
-                heard(StoreTrouble(f"{mirror.url} is there again, and has all that was answered"))
+                heard(_BACK)
             taken_at, is_away = began_at, False
 
 
@@ -313,13 +313,13 @@ async def patiently(
 ) -> _T:
     """What `ask` comes to, asked again while the store is away: for `AWAY_S`, and as long as it `waits`.
 
-    As with `keep` that is told once. Raises what it raises.
+    As with `keep` that is told once, and that it is back. Raises what it raises.
     """
     since = anyio.current_time()
     is_away = False
     while True:
         try:
-            return await anyio.to_thread.run_sync(ask)
+            found = await anyio.to_thread.run_sync(ask)
         except Away as error:
             error.exit_code = RESUMABLE
             if anyio.current_time() >= since + AWAY_S or not waits():
@@ -327,11 +327,18 @@ async def patiently(
             if not is_away:
                 heard(_trouble(error))
             is_away = True
+        else:
+            if is_away:
+                heard(_BACK)
+            return found
         await anyio.sleep(PUSH_S)
 
 
 def _trouble(error: Away) -> StoreTrouble:
-    return StoreTrouble(f"{error.message}; the run goes on without it for {AWAY_S:.0f} s at most")
+    return StoreTrouble(f"{error.message}; the run goes on without it for {AWAY_S:.0f} s at most", is_away=True)
+
+
+_BACK = StoreTrouble("the object storage is there again", is_away=False)
 
 
 def files_of(directory: Path) -> list[Path]:
