@@ -249,13 +249,21 @@ class Objects:
     def entries(self, under: str = "") -> list[Entry]:
         """All objects below these or below the folder `under`, by name; names are counted from here."""
         import obstore
+        from obstore.exceptions import BaseError
 
         prefix = self._path(under).rstrip("/") if under else self._prefix
         cut = len(self._prefix) + 1 if self._prefix else 0
-        with self._refusals(under):
-            listed = (meta for metas in obstore.list(self._store, prefix or None, chunk_size=1_000) for meta in metas)
-            return sorted(Entry(meta["path"][cut:], meta["size"], _tag(meta)) for meta in listed)
-        return []
+        left = RETRIES
+        while True:
+            with self._refusals(under):
+                try:
+                    pages = list(obstore.list(self._store, prefix or None, chunk_size=1_000))
+                except BaseError as error:  # obstore asks again for all but a list that broke off
+                    left -= 1
+                    if left and "list response body" in str(error):
+                        continue
+                    raise
+                return sorted(Entry(meta["path"][cut:], meta["size"], _tag(meta)) for metas in pages for meta in metas)
 
     def delete(self, names: Sequence[str]) -> None:
         """Have no objects of these names."""

@@ -1,5 +1,6 @@
 """A run on object storage, read where it was not made: what is found is what a run here has, and no more is fetched."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,29 @@ def test_of_a_thousand_shards_that_are_there_nothing_is_asked(
     monkeypatch.setattr(lives, "bring", counting)
     assert told(find_run(url)) == told(find_run(url, sums=True)) == told(run)
     assert asked == ["00002"] * 2, "but of the one that may have changed"
+
+
+def test_a_part_that_came_cut_off_or_was_cut_off_here_is_fetched_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = put(run, tmp_path / "bucket")
+    fetch, cut = Objects.fetch, {"part-000001.parquet"}
+
+    def cutting(objects: Objects, name: str, to: Path) -> bool:
+        is_there = fetch(objects, name, to)
+        if to.name in cut and "calls" in name:
+            cut.remove(to.name)
+            os.truncate(to, 100)
+        return is_there
+
+    monkeypatch.setattr(Objects, "fetch", cutting)
+    copy = find_run(url)
+    assert not cut
+    parts = sorted(copy.glob("shards/*/*/*.parquet"))
+    sizes = [part.stat().st_size for part in parts]
+    for part in parts:
+        os.truncate(part, 100)
+    assert find_run(url) == copy and [part.stat().st_size for part in parts] == sizes
 
 
 def test_where_the_sums_do_not_tell_the_rest_is_fetched(run: Path, tmp_path: Path) -> None:

@@ -400,7 +400,7 @@ def test_answers_whose_mark_is_gone_are_not_bought_again_in_silence(tmp_path: Pa
         bring(shard, tmp_path / "two")
     with pytest.raises(RunStateError, match=f"{mark} is missing"):
         restore(shard, tmp_path / "three", SECOND)
-    assert not is_brought(tmp_path / "two", names(shard))
+    assert not is_brought(tmp_path / "two", {entry.name: entry.size for entry in shard.entries()})
 
 
 def test_a_run_that_was_not_brought_is_left_alone(tmp_path: Path) -> None:

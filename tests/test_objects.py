@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from storage import in_folder, in_memory
@@ -53,6 +54,27 @@ def test_objects_are_listed_from_where_one_stands(objects: Objects) -> None:
     ]
     assert [entry.name for entry in objects.below("shards/00001").entries()] == ["input", "life/claim"]
     assert objects.entries("nothing") == []
+
+
+def test_a_list_that_broke_off_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import obstore
+    from obstore.exceptions import GenericError
+
+    objects, listed, left = in_memory(), obstore.list, [2]
+    objects.put("one", b"")
+
+    def broken(*arguments: Any, **settings: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise GenericError("Generic S3 error: Error getting list response body: HTTP error")
+        return listed(*arguments, **settings)
+
+    monkeypatch.setattr(obstore, "list", broken)
+    assert [entry.name for entry in objects.entries()] == ["one"]
+    left[0] = 9
+    with pytest.raises(Away):
+        objects.entries()
+    assert left[0] == 6
 
 
 def test_one_of_two_creates_an_object_and_knows_it_when_it_asks_again(objects: Objects) -> None:

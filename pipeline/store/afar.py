@@ -217,11 +217,11 @@ def bring_shards(run: Objects, directory: Path, *, sums: bool = False) -> None:
     for left in (directory / units.FOLDER).glob("*"):
         if left.name not in numbers:
             rmtree(left, ignore_errors=True)
-    names: dict[str, list[str]] = {}
+    sizes: dict[str, dict[str, int]] = {}
     for entry in run.entries(units.FOLDER):  # of all at once: a thousand a request
         _, number, name = entry.name.split("/", 2)
-        names.setdefault(number, []).append(name)
-    if not shards and any(map(lives.stood_of, chain(*names.values()))):
+        sizes.setdefault(number, {})[name] = entry.size
+    if not shards and any(map(lives.stood_of, chain(*sizes.values()))):
         raise RunStateError(
             f"{run.url}/{units.NAME} is missing: nobody knows which rows the answers are of\nNothing was changed.",
             "restore it, or begin anew with `--fresh`, which keeps the answers beside",
@@ -229,7 +229,7 @@ def bring_shards(run: Objects, directory: Path, *, sums: bool = False) -> None:
     stale = [
         shard
         for shard in shards
-        if not lives.is_brought(shard.directory, names.get(shard.directory.name, ()), sums=sums)
+        if not lives.is_brought(shard.directory, sizes.get(shard.directory.name, {}), sums=sums)
     ]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         brought = [pool.submit(lives.bring, run.below(shard_name(at)), at.directory, sums=sums) for at in stale]

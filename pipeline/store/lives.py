@@ -19,7 +19,7 @@ takes away first what says that it began: who reads it then knows that something
 import re
 import shutil
 import tarfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -120,15 +120,15 @@ def bring(shard: Objects, directory: Path, *, sums: bool = False) -> Stood | Non
     """
     missing = ""
     for _ in range(_TRIES):
-        names = [entry.name for entry in shard.entries()]
-        stood, lost = standing(names), unmarked(names)
+        sizes = {entry.name: entry.size for entry in shard.entries()}
+        stood, lost = standing(sizes), unmarked(sizes)
         try:
             if lost:  # or what stands changed between two pages of the list
                 raise _Changed
             if stood is None:
                 _empty(directory)
             else:
-                _fetch(shard, stood, directory, sums and stood.is_done)
+                _fetch(shard, stood, directory, sums and stood.is_done, sizes)
             return stood
         except _Changed as changed:
             missing = str(changed)
@@ -148,17 +148,31 @@ def bring(shard: Objects, directory: Path, *, sums: bool = False) -> Stood | Non
     )
 
 
-def is_brought(directory: Path, names: Collection[str], *, sums: bool = False) -> bool:
+def is_brought(directory: Path, sizes: Mapping[str, int], *, sums: bool = False) -> bool:
     """Whether a directory is known to have all that `bring` would: a shard that is whole stays as it is.
 
-    `names` are those of all objects below the shard.
+    `sizes` are those of all objects below the shard, in bytes.
     """
-    stood = standing(names)
+    stood = standing(sizes)
     if stood is None:
-        return not (directory / MANIFEST).exists() and unmarked(names) is None
+        return not (directory / MANIFEST).exists() and unmarked(sizes) is None
     known = read(directory / BROUGHT) or b""
     is_there = known.startswith(f"{stood.name} ".encode()) and (directory / DONE).exists()
-    return stood.is_done and is_there and (sums or not known.endswith(_SUMS))
+    has_parts = sums or (not known.endswith(_SUMS) and _has_parts(directory, stood, sizes))
+    return stood.is_done and is_there and has_parts
+
+
+def _has_parts(directory: Path, stood: Stood, sizes: Mapping[str, int]) -> bool:
+    """Whether each part is as long here as there: a copy that was cut off is no loss."""
+    there = {name.removeprefix(f"{stood.name}/"): size for name, size in sizes.items() if stood_of(name) == stood}
+    return all(_has(directory / name, size) for name, size in there.items() if _PART.fullmatch(name))
+
+
+def _has(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
 
 
 def has_sums_alone(directory: Path) -> bool:
@@ -166,7 +180,7 @@ def has_sums_alone(directory: Path) -> bool:
     return (read(directory / BROUGHT) or b"").endswith(_SUMS)
 
 
-def _fetch(shard: Objects, stood: Stood, directory: Path, sums: bool) -> None:
+def _fetch(shard: Objects, stood: Stood, directory: Path, sums: bool, sizes: Mapping[str, int]) -> None:
     """Bring what stands there. Raises `_Changed`."""
     mark = shard.get_tagged(stood.mark)
     if mark is None:
@@ -176,7 +190,7 @@ def _fetch(shard: Objects, stood: Stood, directory: Path, sums: bool) -> None:
     if known not in (which, which + _SUMS):
         _empty(directory)
     elif stood.is_done and (directory / DONE).exists():
-        if sums or known == which:
+        if sums or (known == which and _has_parts(directory, stood, sizes)):
             return
         with on_disk(directory):
             (directory / DONE).unlink()  # until it is whole
@@ -242,8 +256,14 @@ def _fetch_files(objects: Objects, entries: Sequence[Entry], directory: Path) ->
 
     def fetch(entry: Entry) -> bool:
         path = directory / entry.name
-        is_there = _PART.fullmatch(entry.name) and path.exists() and path.stat().st_size == entry.size
-        return bool(is_there) or objects.fetch(entry.name, path)
+        if not _PART.fullmatch(entry.name):
+            return objects.fetch(entry.name, path)
+        if _has(path, entry.size):
+            return True
+        is_there = objects.fetch(entry.name, path)
+        if is_there and not _has(path, entry.size):
+            raise _Changed  # or it came cut off
+        return is_there
 
     with ThreadPoolExecutor(_FETCHES) as pool:
         for entry, is_there in zip(entries, pool.map(fetch, entries), strict=True):
