@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -17,6 +18,7 @@ from pipeline.console.failures import show_causes
 from pipeline.console.reports import seconds, show_accuracy
 from pipeline.console.screen import Screen, folded
 from pipeline.events import DayUsedUp, LimitSet, Outage, QuotaShared, RequestsLost, Stopped, TargetLeftOut
+from pipeline.language import Data
 from pipeline.records import Status
 from pipeline.report.accuracy import Accuracy, Amounts
 from pipeline.report.causes import Cause
@@ -159,6 +161,12 @@ def test_remarks_are_folded_beside_their_values_or_below_them(
     ]
 
 
+def test_a_long_path_moves_no_other_remark(narrow: Screen, capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"/home/somebody/.cache/{'x' * 30}"
+    show_columns(narrow, [("rows", "13 ok", "7 not reached"), ("run", Data(path), "a copy of s3://bucket/runs")])
+    assert lines_of(capsys)[0] == "  rows  13 ok   7 not reached"
+
+
 def test_a_table_that_is_too_wide_is_told_cell_by_cell(narrow: Screen, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [("7", "error", "no answer in time, for five attempts; twice refused")]
     show_grid(("row", "status", "what happened"), lines, narrow)
@@ -212,3 +220,9 @@ def test_a_dumb_terminal_is_as_wide_as_it_is(
     assert lines_of(capsys) == ["the request quota of the day is used up:", "  it opens again at midnight"]
     monkeypatch.setenv("COLUMNS", "30")
     assert Screen().width == 30
+
+
+def test_what_goes_on_with_a_run_says_where_its_workers_were() -> None:
+    ran = manifest(workers=8, on_ray=True)
+    assert ran.again() == "pipeline run jobs/notes.toml --offline --on ray --workers 8"
+    assert replace(ran, job_path="notes").again() == "pp.run(job, offline=True, on='ray', workers=8)"

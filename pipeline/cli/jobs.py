@@ -285,7 +285,8 @@ def estimate(
         if json:
             console.show_json(console.plan_json(made))
         else:
-            console.show_estimate(made, loaded.name, loaded.spec.input.path)
+            by_workers = workers is not None or loaded.spec.run.path is not None
+            console.show_estimate(made, loaded.name, loaded.spec.input.path, by_workers)
 
 
 def _pilot(prepared: "Session", number: int, yes: bool, json: bool) -> bool:

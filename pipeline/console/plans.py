@@ -71,8 +71,8 @@ _PILOT_FROM = 40
 """Rows from which a pilot of 20 leaves enough to be worth it."""
 
 
-def show_estimate(made: "Estimate", name: str, path: str) -> None:
-    """What `estimate` says."""
+def show_estimate(made: "Estimate", name: str, path: str, by_workers: bool = False) -> None:
+    """What `estimate` says, of a run by several workers too."""
     plan = made.plan
     models = ", ".join(dict.fromkeys(each.model for each in plan.targets)) or plan.model
     out.print(styled((Data(one_line(name)), "bold"), Data(f"  {one_line(models)}  {one_line(path)}\n")))
@@ -106,7 +106,7 @@ def show_estimate(made: "Estimate", name: str, path: str) -> None:
         _show_savings(made.savings)
     out.print()
     _show_notes(plan.notices, out, "yellow")
-    _show_notes((*plan.assumptions, *_provenance(plan)), out)
+    _show_notes((*plan.assumptions, *_provenance(plan, by_workers)), out)
     out.print(f"prices of {CHECKED}", style="dim")
 
 
@@ -302,7 +302,7 @@ def _show_savings(savings: tuple[Saving, ...]) -> None:
         out.print(folded(line, min(_WIDTH, out.width), cell_len(start)))
 
 
-def _provenance(plan: Plan) -> Iterator[str]:
+def _provenance(plan: Plan, by_workers: bool) -> Iterator[str]:
     ungrown_s = plan.timeline.ungrown_s
     if ungrown_s is not None and duration(ungrown_s) != duration(plan.timeline.seconds):
         yield f"if the limits never grow it takes {duration(ungrown_s)}"
@@ -311,7 +311,8 @@ def _provenance(plan: Plan) -> Iterator[str]:
     if plan.bounded:
         yield "ranges are bounds: from empty answers to every answer at its limit"
         if plan.documents >= _PILOT_FROM:
-            yield "`--pilot 20` runs 20 rows and measures it; they are kept for the run"
+            with_what = "`pipeline run --workers N --limit 20`" if by_workers else "`--pilot 20`"
+            yield f"{with_what} runs 20 rows and measures it; they are kept for the run"
     else:
         yield "ranges hold 95 times in 100"
     if plan.sampled_rows:

@@ -35,6 +35,7 @@ _UNIT = re.compile(
 """A word, a character of Chinese with its punctuation, or a command in backticks, which is copied whole."""
 _GAP = "   "
 _SOON_S = 1.0  # before it is worth a word that documents are read
+_MOST_VALUE = 40  # cells: a longer value, as a path, moves no other remark
 _LEAST_REMARK = 24  # cells beside the values: a remark that has less goes on below them
 _MOST_MISTAKES = 8
 _NUMBER = re.compile(r"\s*[-+$]{0,2}[\d,.]+( ?%| M|[* ])?|\?||as said|not seen|nothing")  # or what stands for one
@@ -216,10 +217,10 @@ def show_failure(error: PipelineError) -> None:
 
 
 def show_columns(to: Screen, rows: Sequence[Row]) -> None:
-    """Name, value and remark in columns; the remark starts where the longest value with one ends."""
+    """Name, value and remark in columns; the remark starts where the longest value with one ends, but for paths."""
     shown = [tuple(one_line(spoken(cell)) for cell in row) for row in rows]
     names = max(cell_len(row[0]) for row in shown)
-    values = max((cell_len(row[1]) for row in shown if row[2]), default=0)
+    values = max((length for row in shown if row[2] and (length := cell_len(row[1])) <= _MOST_VALUE), default=0)
     start = 4 + names
     beside = start + values + len(_GAP)
     room = max(_LEAST_REMARK, *(cell_len(unit) for row in shown for unit in _UNIT.findall(row[2])), 0)

@@ -295,6 +295,6 @@ def _no_ray(address: str, why: str) -> JobError:
         )
     return JobError(
         f"no Ray answers at RAY_ADDRESS={address}: {why}\nNothing was sent.",
-        "`ray status` on the head node says what runs there;"
-        " without RAY_ADDRESS a Ray of its own is started on this machine",
+        "`ray status` on the head node says what runs there; RAY_AUTH_MODE and RAY_AUTH_TOKEN have to be here"
+        " what they are there; without RAY_ADDRESS a Ray of its own is started on this machine",
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,24 +34,33 @@ from pipeline.store.manifest import SHARDED_VERSION, read, write
 from pipeline.store.units import Shard
 
 
-def by_fleet(launch: Launch, workers: int, busy: Busy = nullcontext) -> Work:
-    """What `run.run` has done by so many workers, started by `launch`; `busy` says what is waited for.
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """So many workers, and what starts one."""
+
+    launch: Launch
+    workers: int
+    on_ray: bool = False
+
+
+def by_fleet(fleet: Fleet, busy: Busy = nullcontext) -> Work:
+    """What `run.run` has done by several workers; `busy` says what is waited for.
 
     It raises `RunStateError` for a run that one process began, that belongs to another job or input, or whose shards
     cannot be cut, read or opened, and `JobError` for a price that is not known, as `run.run` does itself.
     """
-    return partial(_run, launch, workers, busy)
+    return partial(_run, fleet, busy)
 
 
-async def _run(launch: Launch, workers: int, busy: Busy, session: Session, services: Services, around: Around) -> Ended:
+async def _run(fleet: Fleet, busy: Busy, session: Session, services: Services, around: Around) -> Ended:
     check_place(session)
     async with led_from_afar(session, busy) as lead:
-        engine, unwritten = await _whole(launch, workers, session, services, around, lead)
+        engine, unwritten = await _whole(fleet, session, services, around, lead)
     return ended(session, engine, unwritten)
 
 
 async def _whole(
-    launch: Launch, workers: int, session: Session, services: Services, around: Around, lead: Lead | None
+    fleet: Fleet, session: Session, services: Services, around: Around, lead: Lead | None
 ) -> tuple[Works, PipelineError | None]:
     check_run(session)
     session = replace(session, workers=workers)
@@ -60,14 +69,14 @@ async def _whole(
         manifest = replace(manifest, generation=lead.generation)
     settle(session.directory)
     with opened(session, services, manifest, around.posts) as (store, continued):
-        _mark(session.directory, workers)
-        shards = await anyio.to_thread.run_sync(cut, session, workers)
+        _mark(session.directory, fleet)
+        shards = await anyio.to_thread.run_sync(cut, session, fleet.workers)
         await check_files(session, shards)
         looked_into = lead.looked_into if lead else None
         stands = await anyio.to_thread.run_sync(standing, session, shards, services.parse, looked_into)
         try:
             plan = await _planned(session, shards, stands)
-            plan = replace(plan, notices=(*_idle(len(stands.left), workers), *plan.notices))
+            plan = replace(plan, notices=(*_idle(len(stands.left), fleet.workers), *plan.notices))
         finally:
             stands.close()
             if lead:
@@ -81,7 +90,7 @@ async def _whole(
             await lead.place(shards)
         with ExitStack() as books:
             quotas, spent = open_books(session, services.targets, store.identity, books)
-            made = led(session, store, services, spent, quotas, plan, stands, launch, workers, lead)
+            made = led(session, store, services, spent, quotas, plan, stands, fleet.launch, fleet.workers, lead)
             expected = expectation(session, plan, bool(options.retry and continued))
             monitor, halt = made.engine.monitor, made.engine.halt
             interim = None  # of shards that are afar nothing is here until the end
@@ -127,9 +136,12 @@ async def _planned(session: Session, shards: Sequence[Shard], stands: Standing) 
     return replace(plan, notices=(*again, *plan.notices))
 
 
-def _mark(directory: Path, workers: int) -> None:
+def _mark(directory: Path, fleet: Fleet) -> None:
     """Let no version that does not know shards take the directory for an empty one, and say how it is gone on with."""
     path = directory / "manifest.json"
     known = read(path)
-    if known and (known.version, known.workers) != (SHARDED_VERSION, workers):
-        write(path, replace(known, version=SHARDED_VERSION, workers=workers))
+    if known is None:
+        return
+    marked = replace(known, version=SHARDED_VERSION, workers=fleet.workers, on_ray=fleet.on_ray)
+    if marked != known:
+        write(path, marked)

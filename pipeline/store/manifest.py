@@ -56,6 +56,7 @@ class Manifest:
     after: tuple[str, ...] = ()  # directories of earlier generations, the newest first, whose answers are kept
     before_usd: str = "0"  # what those may have cost, in all: it counts against the caps of this one
     workers: int = 0  # that the last session had, of a run that consists of shards
+    on_ray: bool = False  # where they were
 
     @property
     def kind(self) -> Kind:
@@ -70,6 +71,7 @@ class Manifest:
                 ("offline=True", self.offline),
                 (f"retry='{retry}'", retry),
                 (f"sample={sample}", sample),
+                ("on='ray'", self.on_ray),
                 (f"workers={self.workers}", self.workers),
             )
             return f"pp.run({', '.join([job, *(argument for argument, is_said in said if is_said)])})"
@@ -78,6 +80,7 @@ class Manifest:
             (f" --retry {retry}", retry),
             (f" --set max_output_tokens={max_output_tokens}", max_output_tokens),
             (f" --sample {sample}", sample),
+            (" --on ray", self.on_ray),
             (f" --workers {self.workers}", self.workers),
         )
         return f"pipeline run {shlex.quote(self.job_path)}{''.join(flag for flag, is_said in flags if is_said)}"
@@ -95,7 +98,7 @@ def write(path: Path, manifest: Manifest) -> None:
         if manifest.generation == 1:  # as versions wrote it that know of no other
             written = {name: value for name, value in written.items() if name not in _OF_LATER}
         if not manifest.workers:
-            del written["workers"]
+            del written["workers"], written["on_ray"]
         file.write(orjson.dumps(written, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         file.flush()
         os.fsync(file.fileno())

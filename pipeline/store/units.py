@@ -112,7 +112,7 @@ def uncut(directory: Path) -> None:
         return
     manifest = directory / "manifest.json"
     if known := read_manifest(manifest):
-        write_manifest(manifest, replace(known, version=VERSION, workers=0))
+        write_manifest(manifest, replace(known, version=VERSION, workers=0, on_ray=False))
     (directory / NAME).unlink(missing_ok=True)
     for shard in list((directory / FOLDER).glob("*")):
         for copy in list(shard.glob(f"*{INPUT}*")):
