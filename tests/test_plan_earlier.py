@@ -18,6 +18,7 @@ from pipeline.plan.earlier import earlier
 from pipeline.plan.learned import Learned
 from pipeline.providers.stored import parse_stored
 from pipeline.records import Usage
+from pipeline.store import units
 from pipeline.store.batch_lines import Key
 from pipeline.store.manifest import SHARDED_VERSION, VERSION
 from pipeline.store.run import RunStore
@@ -81,6 +82,20 @@ def test_sealed_and_unsealed_answers_of_this_run_teach(tmp_path: Path, job: Job)
         output = known.lengths.of("answer", 100)
         assert output and (output.answers, output.output_tokens) == (9, 40)
         assert known.latency_s == 1.25
+
+
+def test_a_run_of_several_workers_teaches_by_its_rows_in_the_table(tmp_path: Path, job: Job) -> None:
+    whole = bought(tmp_path, job, rows=0)
+    shards = [units.Shard(number, units.shard_directory(whole, number), 2 * number, 2) for number in range(4)]
+    units.write(whole, shards, "table")
+    for shard in shards[:3]:  # the last was not begun
+        bought(tmp_path, job, f"job/shards/{shard.directory.name}", rows=2, tokens=100 * (2 - shard.number) or 40)
+    assert look(tmp_path, job).based_on == "6 answers of this run"
+    assert look(tmp_path, job).taught["kind"].to_list() == [KINDS[row] for row in (4, 5, 2, 3, 0, 1)]
+    newest = look(tmp_path, job, most=2)
+    assert newest.based_on == "2 answers of this run" and newest.ratio("answer", 0).value == pytest.approx(0.4)
+    shutil.rmtree(shards[1].directory / "calls")  # as of one whose sums alone were fetched
+    assert look(tmp_path, job).based_on == "4 answers of this run"
 
 
 def test_a_run_set_aside_teaches_as_an_earlier_one(tmp_path: Path, job: Job) -> None:

@@ -19,6 +19,7 @@ from pipeline.records import LATER, STEPS, Reply, Step
 from pipeline.store import batch_states, batched, parts
 from pipeline.store.manifest import read as read_manifest
 from pipeline.store.state import load_unsealed
+from pipeline.store.units import units
 
 MOST_CALLS = 200_000
 """Newest calls that are read over all runs: some 0.5 s."""
@@ -114,7 +115,26 @@ def _where(identity: Mapping[str, Any]) -> object:
 
 
 def _read(directory: Path, most: int) -> tuple[pl.DataFrame, set[int]]:
-    """The newest calls of a run, and those of their rows that were asked another way: redone with `--set`."""
+    """The newest calls of a run, and those of their rows that were asked another way: redone with `--set`.
+
+    A shard that cannot be read, as one that lies elsewhere, is passed over.
+    """
+    frames, changed = [_own(parts.calls_frame([], {}))], set[int]()
+    for unit in reversed(units(directory)):
+        if most <= 0:
+            break
+        try:
+            calls, redone = _read_unit(unit.directory, most)
+        except _UNREADABLE:
+            continue
+        most -= calls.height
+        frames.append(calls.with_columns(pl.col("row") + unit.first_row))
+        changed.update(unit.first_row + row for row in redone)
+    return pl.concat(frames), changed
+
+
+def _read_unit(directory: Path, most: int) -> tuple[pl.DataFrame, set[int]]:
+    """The same of a directory with calls of its own."""
     unsealed = load_unsealed(directory, lambda raw, endpoint: Reply("", "ok"))
     changed = {row for row, result in unsealed.results.items() if result.changes is not None}
     batches = batch_states.read(directory)
