@@ -129,14 +129,15 @@ async def _run(
         if not left:
             return told(report.summarize(session.directory), None, session.job)
     watch = console.watch if progress else unseen
-    ended: Ended = await run_session(session, agreed(yes, progress), watch, heed=ending.heed, work=doing)
+    confirm = agreed(yes, progress, by_workers=doing is not None)
+    ended: Ended = await run_session(session, confirm, watch, heed=ending.heed, work=doing)
     if ended.interrupted and not ended.stopped:
         raise Asked
     stopped = ended.stopped or ended.unwritten
     return told(ended.summary, stopped and translated(stopped), session.job)
 
 
-def agreed(yes: bool, progress: bool) -> Confirm:
+def agreed(yes: bool, progress: bool, by_workers: bool = False) -> Confirm:
     """Shows the plan, and lets nothing be bought that nobody said yes to."""
 
     def confirm(plan: Plan, continued: bool, session: Session) -> None:
@@ -148,7 +149,7 @@ def agreed(yes: bool, progress: bool) -> Confirm:
             raise JobError(
                 f"nobody said yes to the cost: {_cost(plan)}; nothing was sent",
                 "`max_cost_usd=` says how much the run may spend in all, or `yes=True` that this is agreed to;"
-                " `sample=20` tries a few rows first",
+                f" `{'limit' if by_workers else 'sample'}=20` tries a few rows first",
             )
 
     return confirm

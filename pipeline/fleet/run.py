@@ -63,7 +63,7 @@ async def _whole(
     fleet: Fleet, session: Session, services: Services, around: Around, lead: Lead | None
 ) -> tuple[Works, PipelineError | None]:
     check_run(session)
-    session = replace(session, workers=workers)
+    session = replace(session, workers=fleet.workers)
     options, manifest = session.options, session.manifest()
     if lead:
         manifest = replace(manifest, generation=lead.generation)
