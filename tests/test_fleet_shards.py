@@ -23,7 +23,7 @@ from jobs import PLAIN, make_job, write_job
 from pipeline.errors import JobError, RunStateError
 from pipeline.fleet import shards
 from pipeline.fleet.processes import launch
-from pipeline.fleet.run import Fleet, by_fleet
+from pipeline.fleet.run import by_fleet
 from pipeline.fleet.shards import cut, firsts, rows_a_shard, shard_source
 from pipeline.job import load
 from pipeline.plan import Plan
@@ -295,7 +295,7 @@ def test_a_run_that_was_declined_is_one_process_s_as_well(here: Path, name: str)
 
     def declined() -> None:
         with pytest.raises(JobError, match="no"):
-            anyio.run(partial(run.run, work=by_fleet(Fleet(launch, 2))), whole, decline, quiet)
+            anyio.run(partial(run.run, work=by_fleet(launch, 2)), whole, decline, quiet)
         assert (whole.directory / units.NAME).exists()
 
     declined()
@@ -305,7 +305,7 @@ def test_a_run_that_was_declined_is_one_process_s_as_well(here: Path, name: str)
     assert (ended.summary.manifest.version, ended.summary.manifest.workers) == (VERSION, 0)
     assert list((whole.directory / units.FOLDER).iterdir()) == []
     with pytest.raises(RunStateError, match="begun by one process"):
-        anyio.run(partial(run.run, work=by_fleet(Fleet(launch, 2))), whole, decline, quiet)
+        anyio.run(partial(run.run, work=by_fleet(launch, 2)), whole, decline, quiet)
 
 
 def test_who_waits_for_the_lease_of_another_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +323,7 @@ def test_who_waits_for_the_lease_of_another_is_told(here: Path, monkeypatch: pyt
 
     def declined() -> None:
         with pytest.raises(JobError, match="no"):
-            anyio.run(partial(run.run, work=by_fleet(Fleet(launch, 2), busy)), whole, decline, quiet)
+            anyio.run(partial(run.run, work=by_fleet(launch, 2, busy)), whole, decline, quiet)
 
     declined()
     assert said == []

@@ -9,7 +9,7 @@ from math import ceil
 from pipeline.errors import JobError
 from pipeline.fleet import processes
 from pipeline.fleet.refusals import check_elsewhere, check_job, check_run
-from pipeline.fleet.run import Fleet, by_fleet
+from pipeline.fleet.run import by_fleet
 from pipeline.fleet.shards import firsts
 from pipeline.installed import installing
 from pipeline.run.parts import looked_at
@@ -60,7 +60,7 @@ def hired(session: Session, workers: int | None, on_ray: bool, busy: Busy) -> It
         with _on_ray(session, workers, busy) as work:
             yield work
     elif workers is not None:
-        yield by_fleet(Fleet(processes.launch, workers), busy)
+        yield by_fleet(processes.launch, workers, busy)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def _on_ray(session: Session, workers: int | None, busy: Busy) -> Iterator[Work]
         with busy("starting Ray"):
             cluster = open_while.enter_context(on_ray.connected(cpus))
         number = workers or workers_for(session.limits.rpm, cluster.cpus)
-        yield by_fleet(Fleet(cluster.launch, number, on_ray=True), busy)
+        yield by_fleet(cluster.launch, number, busy, on_ray=True)
 
 
 def workers_for(rpm: int | None, cpus: int) -> int:

@@ -35,24 +35,24 @@ from pipeline.store.units import Shard
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class _Fleet:
     """So many workers, and what starts one."""
 
     launch: Launch
     workers: int
-    on_ray: bool = False
+    on_ray: bool
 
 
-def by_fleet(fleet: Fleet, busy: Busy = nullcontext) -> Work:
-    """What `run.run` has done by several workers; `busy` says what is waited for.
+def by_fleet(launch: Launch, workers: int, busy: Busy = nullcontext, *, on_ray: bool = False) -> Work:
+    """What `run.run` has done by so many workers, started by `launch`; `busy` says what is waited for.
 
     It raises `RunStateError` for a run that one process began, that belongs to another job or input, or whose shards
     cannot be cut, read or opened, and `JobError` for a price that is not known, as `run.run` does itself.
     """
-    return partial(_run, fleet, busy)
+    return partial(_run, _Fleet(launch, workers, on_ray), busy)
 
 
-async def _run(fleet: Fleet, busy: Busy, session: Session, services: Services, around: Around) -> Ended:
+async def _run(fleet: _Fleet, busy: Busy, session: Session, services: Services, around: Around) -> Ended:
     check_place(session)
     async with led_from_afar(session, busy) as lead:
         engine, unwritten = await _whole(fleet, session, services, around, lead)
@@ -60,7 +60,7 @@ async def _run(fleet: Fleet, busy: Busy, session: Session, services: Services, a
 
 
 async def _whole(
-    fleet: Fleet, session: Session, services: Services, around: Around, lead: Lead | None
+    fleet: _Fleet, session: Session, services: Services, around: Around, lead: Lead | None
 ) -> tuple[Works, PipelineError | None]:
     check_run(session)
     session = replace(session, workers=fleet.workers)
@@ -136,7 +136,7 @@ async def _planned(session: Session, shards: Sequence[Shard], stands: Standing) 
     return replace(plan, notices=(*again, *plan.notices))
 
 
-def _mark(directory: Path, fleet: Fleet) -> None:
+def _mark(directory: Path, fleet: _Fleet) -> None:
     """Let no version that does not know shards take the directory for an empty one, and say how it is gone on with."""
     path = directory / "manifest.json"
     known = read(path)
