@@ -99,7 +99,7 @@ class TargetLeftOut(Message):
 
 @dataclass(frozen=True, slots=True)
 class LongWait(Message):
-    """The service asks for a long wait; `until` in epoch seconds."""
+    """Nothing is sent for long: the service asks for it, or another machine led the run; `until` in epoch seconds."""
 
     kind: ClassVar[str] = "wait"
     until: float

@@ -23,7 +23,7 @@ from pipeline.errors import AuthError, Halted, JobError, PipelineError, QuotaExh
 from pipeline.events import Event, LongWait, Outage
 from pipeline.prompts import Prompt
 from pipeline.providers.failures import classify
-from pipeline.quota.book import QuotaBook
+from pipeline.quota.book import MemoryBook, QuotaBook
 from pipeline.quota.daily import next_reset
 from pipeline.quota.quota import GIVE_UP_S
 from pipeline.quota.waits import LONGEST_WAIT_S
@@ -396,6 +396,20 @@ def test_the_days_requests_are_counted_over_runs(tmp_path: Path) -> None:
     assert sent == 3
     assert isinstance(reason, QuotaExhausted)
     assert run_once(1)[0] == 0
+
+
+def test_nothing_leaves_while_what_another_machine_sent_may_count() -> None:
+    service = Service()
+
+    async def body(dispatcher: Dispatcher) -> None:
+        async with anyio.create_task_group() as group:
+            for row in range(100):
+                group.start_soon(dispatcher.submit, prompt(row))
+
+    book = MemoryBook()
+    book.unseen_until = EPOCH + 40.0
+    dispatching(service, body, Limits(rpm=600, tpm=0), book=book)
+    assert len(service.times) == 100 and 40.0 <= min(service.times) < 41.5
 
 
 def test_failed_requests_count_to_the_day_and_refused_ones_do_not(tmp_path: Path) -> None:

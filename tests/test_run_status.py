@@ -1,7 +1,9 @@
 """What `status.json` tells of a run, while it goes on and after."""
 
+import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +13,10 @@ import anyio
 import anyio.lowlevel
 import orjson
 import pytest
-from commands import UNLIMITED, small_job
+from commands import UNLIMITED, Ran, small_job
 from hypothesis import given
 from hypothesis import strategies as st
+from serving import served
 from sessions import run_through
 
 from pipeline.batch.desk import BatchDesk, Standing
@@ -74,6 +77,44 @@ def test_a_status_that_is_missing_or_damaged_tells_nothing(tmp_path: Path, found
     if found is not None:
         (tmp_path / status.NAME).write_bytes(found)
     assert status.read(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "exit_code", "ago_s", "waits"),
+    [
+        ("node-7", 0, 58.0, True),
+        ("node-7", 0, 63.0, False),
+        ("node-7", None, 70.0, True),  # killed: it may have sent some seconds after its last word
+        ("node-7", None, 80.0, False),
+        ("", 0, 1.0, False),  # of an earlier version
+        (socket.gethostname(), 0, 1.0, False),  # this machine's book knows it
+    ],
+)
+def test_what_another_machine_sent_counts_for_a_minute(
+    tmp_path: Path, host: str, exit_code: int | None, ago_s: float, waits: bool
+) -> None:
+    at_s = time.time() - ago_s
+    ended = Status(at_s, at_s, 10, 2, 2, 10, host=host, exit_code=exit_code)
+    (tmp_path / status.NAME).write_bytes(orjson.dumps(asdict(ended)))
+    assert (status.unseen_until(tmp_path) > time.time()) == waits
+
+
+def test_a_run_that_another_machine_led_goes_on_once_that_ones_minute_is_over(
+    here: Path, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(here)
+    with served() as url:
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+        monkeypatch.setenv("GEMINI_API_KEY", "AQ.test")
+        cli("run", job, "--yes", "--limit", 1)
+        path = here / "runs" / Path(job).stem / status.NAME
+        found = orjson.loads(path.read_bytes())
+        assert found["host"] == socket.gethostname()
+        path.write_bytes(orjson.dumps(found | {"host": "node-7", "at_s": time.time() + 1.5 - status.UNSEEN_S}))
+        began = time.monotonic()
+        ran = cli("run", job, "--yes")
+        assert ran.code == 0 and time.monotonic() - began >= 1.0
+    assert "another machine led this run, and what it sent last may count: nothing is sent for" in ran.err
 
 
 def test_a_run_whose_process_is_gone_is_killed_and_waits_for_nothing(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ class QuotaBook(SharedFile):
     def _begin(self, endpoint: str, days_of: str = "") -> None:
         self._endpoint, self._days_of = endpoint, days_of or endpoint
         self._who = uuid4().hex
+        self.unseen_until = -inf  # epoch seconds; so long sends may count of which this book does not know
         self._life: int | None = None  # the descriptor of the file that says that this run lives
         self._seen = 0
         self._written_at = self._tidied_at = -inf

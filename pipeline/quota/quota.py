@@ -89,6 +89,8 @@ class Quota:
         self._share_requests(now, recent)
         self.slots = Slots(limits.concurrency, self.rpm, limits.sockets, workers=workers)
         self._gate = Gate(self.ledger, self.slots, rng, self._changed)
+        if (unseen_s := self._book.unseen_until - wall()) > 0 and not self.unlimited:
+            self._gate.hold(now, unseen_s)
 
     @property
     def limits(self) -> Limits:

@@ -26,6 +26,7 @@ from pipeline.events import (
     BookTrouble,
     Event,
     KeyNoted,
+    LongWait,
     Notify,
     RequestsLost,
 )
@@ -54,6 +55,7 @@ from pipeline.run.renewal import succeeds
 from pipeline.run.rounds import Rounds
 from pipeline.run.rows import Wanted, counted
 from pipeline.run.services import Services
+from pipeline.run.status import unseen_until
 from pipeline.shelves import Shelf
 from pipeline.store.earlier import Earlier
 from pipeline.store.run import RunStore
@@ -86,6 +88,8 @@ def open_books(
         quotas = {
             quota: books.enter_context(QuotaBook(path, quota, days_of=session.days_of(quota, run))) for quota in counted
         }
+    for quota in quotas.values():
+        quota.unseen_until = unseen_until(session.directory)
     if session.rehearsal:
         return quotas, None
     accounts = dict.fromkeys(target.account for target in targets)
@@ -124,6 +128,9 @@ def hear(services: Services, quotas: Mapping[str, QuotaBook], book: Book | None,
             shared.on_trouble = lambda message: heard(BookTrouble(message))
             if shared.made_anew:
                 heard(BookTrouble(shared.made_anew))
+    if (until := max((quota.unseen_until for quota in quotas.values()), default=-inf)) > time.time():
+        why = "another machine led this run, and what it sent last may count"
+        heard(LongWait(f"{why}: nothing is sent for {until - time.time():.0f} s", until))
     for note in services.notes:
         heard(KeyNoted(note))
     if services.tokens:

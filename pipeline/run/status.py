@@ -1,6 +1,7 @@
 """How a run stands, as `status.json` in its directory tells it to whoever looks from outside."""
 
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +32,9 @@ SIGN_S = 30.0
 RECENT_S = 120.0
 """The time left goes by the pace of so long: limits grow, other runs come and go, outages end."""
 _FEWEST = 5  # answers from which a pace is told
+UNSEEN_S = 62.0
+"""A minute, and how much the ways to the service vary: so long what another machine sent may count."""
+_BEHIND_S = 12.0  # that what a session tells may be at most: it looks every 2 s, and puts to object storage every 10
 _WAIT_S = 5.0  # that nothing is sent: from here on its end is told instead of the time left
 
 Waits = Literal["day_quota", "outage", "minute_quota", "batches", ""]
@@ -69,6 +74,7 @@ class Status:
     calls: int  # answered, those included that need not be made
     calls_planned: int
     sample: int = 0  # rows of it, where it covers no others
+    host: str = ""  # the machine
     state: str = "running"  # or how it ended: finished, sample, pilot, stopped, interrupted, left; killed
     stopping: bool = False  # what is in flight is waited for, and nothing else
     outcomes: Mapping[Outcome, int] = field(default_factory=dict)
@@ -134,6 +140,7 @@ def status_of(monitor: Monitor, since: Mark, now_s: float) -> Status:
         calls=calls,
         calls_planned=planned,
         sample=monitor.sample,
+        host=socket.gethostname(),
         stopping=monitor.stopping,
         outcomes=dict(monitor.outcomes),
         failures=dict(monitor.failures.most_common()),
@@ -208,6 +215,17 @@ def read(directory: Path) -> Status | None:
     if found.state == "running" and not is_led(directory):
         return replace(found, state="killed", waits_for="", waits_until_s=None, eta_s=None, in_flight=0)
     return found
+
+
+def unseen_until(directory: Path) -> float:
+    """Until when, in epoch seconds, requests may count that another machine sent for this run: its book alone has them.
+
+    -inf where this machine led the run last, or nothing tells who did.
+    """
+    last = read(directory)
+    if last is None or last.host in ("", socket.gethostname()):
+        return -inf
+    return last.at_s + UNSEEN_S + (0.0 if last.exit_code is not None else _BEHIND_S)
 
 
 def as_json(status: Status) -> dict[str, object]:
