@@ -277,6 +277,22 @@ def test_a_run_is_read_where_nobody_has_led_it(tmp_path: Path) -> None:
     assert not (there / "runs").exists()
 
 
+def test_a_job_file_names_its_rehearsal_too_where_nobody_has_led_it(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    job(here, 12, store_of(tmp_path), "")
+    there.mkdir()
+    shutil.copy(here / "job.toml", there / "job.toml")
+    process = forked("report", "job.toml", cwd=there)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and f"there is no run in {store_of(tmp_path)}/job\n" in err.decode()
+    flags = ("run", "job.toml", "--yes", "--json", "--offline", "--workers", "2")
+    assert ended(forked(*flags, cwd=here, patch=_SMALL))["ok"] == 12
+    assert json.loads(told("report", "job.toml", "--json", cwd=there))["rehearsal"] is True
+    with served() as url:
+        assert ended(start(here, url))["ok"] == 12
+    assert json.loads(told("report", "job.toml", "--json", cwd=there))["rehearsal"] is False
+
+
 def test_an_estimate_counts_what_is_left_of_a_run_that_another_machine_has_begun(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     job(here, 24, store_of(tmp_path), "")

@@ -52,8 +52,9 @@ def _found(text: str | None) -> Path:
         kinds = [directory for kind in SUFFIXES if _is_run(directory := run_directory(name, kind))]
         if kinds:
             return kinds[0] if kinds[0] == run_directory(name, "real") else max(kinds, key=_written_at)
-    if text.endswith(".toml") and (url := _afar_of(Path(text))):
-        return _copy_of(url)
+    if text.endswith(".toml") and (urls := _afar_of(Path(text))):
+        rehearsals = (copy for url in urls[1:] if (copy := afar.copy_of(url)))
+        return afar.copy_of(urls[0]) or next(rehearsals, None) or _copy_of(urls[0])
     there = list(every())
     close = difflib.get_close_matches(Path(name).name, [directory.name for directory in there], n=1, cutoff=0.5)
     meant = f"did you mean {RUNS / close[0]}? " if close else ""
@@ -70,11 +71,12 @@ def _copy_of(url: str) -> Path:
     return place
 
 
-def _afar_of(job: Path) -> str | None:
-    """Where the run of a job file lies that none here has led; None where it says nothing of it."""
+def _afar_of(job: Path) -> list[str]:
+    """Where the run of a job file may lie that none here has led, and its rehearsals; empty where it names no place."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        return afar.run_url(tomllib.loads(job.read_text("utf-8"))["run"]["path"], job.stem, "real")
-    return None
+        path = str(tomllib.loads(job.read_text("utf-8"))["run"]["path"])
+        return [afar.run_url(path, job.stem, kind) for kind in SUFFIXES]
+    return []
 
 
 def _generation(directory: Path, number: int) -> Path:
