@@ -187,6 +187,21 @@ def test_fresh_begins_a_generation_and_the_one_before_can_be_read(tmp_path: Path
     assert {entry.name.split("/")[0] for entry in there} == {"lead.json", "newest.json", "000001", "000002"}
 
 
+def test_a_name_means_the_newest_generation_whoever_began_it(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    job(here, 12, store_of(tmp_path), "")
+    there = elsewhere(here, tmp_path / "there")
+    with served() as url:
+        assert ended(start(here, url, "--limit", "6"))["ok"] == 6
+        assert ended(start(there, url, "--fresh"))["generation"] == 2
+        first, second = ("job@1", f"{store_of(tmp_path)}/job/000001"), ("job", "job.toml", "runs/job", "job@2")
+        for name in (*first, *second):
+            said = json.loads(told("report", name, "--json", cwd=here))
+            assert said["generation"] == (1 if name in first else 2), name
+        assert ended(start(here, url))["generation"] == 2
+        assert stats(url)["answered"] == 18
+
+
 def test_a_start_that_was_declined_is_no_run_yet(tmp_path: Path) -> None:
     here = tmp_path / "here"
     job(here, 24, store_of(tmp_path), "")

@@ -17,6 +17,8 @@ from pipeline.store.manifest import read as read_manifest
 from pipeline.store.place import STAMP
 from pipeline.urls import is_url
 
+_ASIDE = re.compile(STAMP + r"\Z")
+_NUMBERED = re.compile(r"@\d+\Z")
 _MOST_NAMES = 6  # told of those that there are
 
 
@@ -28,6 +30,8 @@ def find_run(text: str | None = None, *, sums: bool = False) -> Path:
     where several go on.
     """
     directory = _found(text)
+    if directory.parent == RUNS and not _NUMBERED.search(text or "") and not _ASIDE.search(directory.name):
+        directory = afar.newest_of(directory) or directory  # another machine may have begun a generation since
     afar.bring(directory, sums=sums)
     return directory
 
@@ -114,7 +118,7 @@ def _generations(directory: Path) -> dict[int, Path]:
     """Those of a run by number, its own among them; `--fresh` set some aside that nothing else names."""
     manifest = read_manifest(directory / "manifest.json")
     line = [directory.with_name(name) for name in (manifest.after if manifest else ())]
-    name = re.sub(STAMP + r"\Z", "", directory.name)
+    name = _ASIDE.sub("", directory.name)
     aside = sorted(directory.parent.glob(f"{glob.escape(name)}.*/manifest.json"))
     there: dict[int, Path] = {}
     for path in (*(each.parent for each in aside), *reversed(line), directory):

@@ -143,6 +143,16 @@ def generation_of(directory: Path, number: int) -> Path | None:
     return copy_of(generation(root, number).url) if root and 0 < number <= newest(root) else None
 
 
+def newest_of(directory: Path) -> Path | None:
+    """A working copy of the newest generation, where a directory is one of an earlier. Raises as `copy_of`."""
+    if (known := read(directory)) is None or Lock.held(directory / "lock"):
+        return None
+    above, _, number = known.url.rpartition("/")
+    root = opened(above)
+    there = newest(root)
+    return copy_of(generation(root, there).url) if there > int(number) else None
+
+
 def write(directory: Path, afar: Afar) -> None:
     """Have a directory be a working copy. Raises `RunStateError`."""
     path = directory / NAME
