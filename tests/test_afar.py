@@ -115,6 +115,16 @@ def test_a_part_that_came_cut_off_or_was_cut_off_here_is_fetched_again(
     assert find_run(url) == copy and [part.stat().st_size for part in parts] == sizes
 
 
+def test_a_shard_of_the_copy_that_lost_its_manifest_is_not_read_as_one_that_was_not_begun(
+    run: Path, tmp_path: Path
+) -> None:
+    url = put(run, tmp_path / "bucket")
+    for sums in (True, False):
+        copy = find_run(url, sums=sums)
+        (copy / "shards/00000/manifest.json").unlink()
+        assert find_run(url, sums=sums) == copy and told(copy) == told(run)
+
+
 def test_where_the_sums_do_not_tell_the_rest_is_fetched(run: Path, tmp_path: Path) -> None:
     url = put(run, tmp_path / "bucket")
     copy = find_run(url, sums=True)

@@ -224,6 +224,9 @@ def test_what_says_where_the_answers_are_may_be_lost_but_not_of_which_rows_they_
         root.delete(["newest.json"])
         assert json.loads(told("report", f"{store_of(tmp_path)}/job", "--json", cwd=there))["ok"] == 24
         assert ended(start(there, url))["ok"] == 24 == stats(url)["answered"]
+        for name in ("shards.parquet", "manifest.json"):
+            (there / "runs/job" / name).unlink()  # of the copy
+            assert ended(start(there, url))["ok"] == 24 == stats(url)["answered"]
         (there / "output.parquet").unlink()
         for name in ("shards.parquet", "manifest.json"):
             shutil.rmtree(there / "runs")
@@ -232,6 +235,25 @@ def test_what_says_where_the_answers_are_may_be_lost_but_not_of_which_rows_they_
             _, err = process.communicate(timeout=60)
             assert process.returncode == 2 and f"000001/{name} is missing" in err.decode()
         assert stats(url)["answered"] == 24
+
+
+def test_rows_of_another_shard_are_not_asked_for_its_own(tmp_path: Path) -> None:
+    """Nothing else tells them apart where the table has no id: their answers would stand beside other rows."""
+    here = tmp_path / "here"
+    job(here, 24, store_of(tmp_path), "")
+    (here / "job.toml").write_text((here / "job.toml").read_text().replace('id = "id"\n', ""))
+    root = opened(f"{store_of(tmp_path)}/job")
+    with served() as url:
+        assert ended(start(here, url, "--limit", "4"))["ok"] == 4
+        one, other = (f"000001/shards/0000{shard}/input.parquet" for shard in (1, 2))
+        rows, others = root.get(one), root.get(other)
+        assert rows and others and rows != others
+        root.put(one, others)
+        process = start(here, url)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in (2, 3) and f"{one} is damaged, or has other rows" in err.decode()
+        root.put(one, rows)
+        assert ended(start(here, url))["ok"] == 24 == stats(url)["answered"]
 
 
 def test_a_store_that_does_not_answer_is_told_before_anything_is_sent(

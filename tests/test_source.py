@@ -19,7 +19,7 @@ from tables import documents, fields, refused, refused_rows, save, write
 
 from pipeline.plan.survey import survey
 from pipeline.records import Document
-from pipeline.source import ROW, open_source, output_conflict, standing, tables
+from pipeline.source import ROW, open_source, output_conflict, run_conflict, standing, tables
 
 SAMPLES = Path(__file__).parent.parent / "sample_data"
 
@@ -705,3 +705,11 @@ def test_the_output_may_not_be_the_input_nor_match_its_glob(tmp_path: Path) -> N
     output_conflict(many, str(tmp_path / "results" / "new.csv"))
     deep = open_source(str(tmp_path / "**" / "*.csv"))
     refused(lambda: output_conflict(deep, str(tmp_path / "results" / "new.csv")))
+
+
+def test_a_run_on_object_storage_may_not_lie_where_the_input_is_looked_for(tmp_path: Path) -> None:
+    pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "a.parquet")
+    deep, flat = (open_source(str(tmp_path / pattern)) for pattern in ("**/*.parquet", "*.parquet"))
+    assert "would be read as input" in refused(partial(run_conflict, deep, f"file://{tmp_path}/runs/job")).message
+    for source, url in ((deep, "file:///elsewhere/job"), (deep, "s3://bucket/job"), (flat, f"file://{tmp_path}/job")):
+        run_conflict(source, url)

@@ -78,7 +78,8 @@ class Lead:
             (self._directory / units.NAME).unlink(missing_ok=True)
             return
         # What this machine led last it knows as well as the storage, and the end of its log better.
-        if known is None or known.session != self.session - 1:
+        has_all = all((self._directory / name).exists() for name in _BEGUN_WITH)
+        if known is None or known.session != self.session - 1 or not has_all:
             afar.bring_own(self._run, self._directory)
         for name in _BEGUN_WITH:
             if not (self._directory / name).exists():

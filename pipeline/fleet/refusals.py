@@ -7,12 +7,14 @@ from pipeline.fleet.standing import shard_session
 from pipeline.run.generations import changed
 from pipeline.run.prepare import Session
 from pipeline.run.replaced import with_replaced
+from pipeline.source import run_conflict
+from pipeline.store.afar import run_url
 from pipeline.store.state import is_unused
 from pipeline.store.units import Shard, is_cut
 
 
 def check_job(session: Session) -> None:
-    """Raise `JobError` for a job or a flag that needs one process."""
+    """Raise `JobError` for a job or a flag that needs one process, `InputError` for a run that is its own input."""
     job, options = session.working, session.options
     for each in job.asked:
         if each.spec.model.lane in ("batch", "auto"):
@@ -27,6 +29,8 @@ def check_job(session: Session) -> None:
     ):
         if is_set:
             raise _not(name, "leave one of the two out")
+    if (path := session.job.spec.run.path) is not None:
+        run_conflict(session.source, run_url(path, session.job.name, session.kind))
 
 
 def check_elsewhere(session: Session) -> None:

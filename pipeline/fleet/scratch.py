@@ -15,7 +15,7 @@ from pipeline.fleet.orders import Order
 from pipeline.objects import Objects, opened
 from pipeline.places import scratch_folder
 from pipeline.source import Source
-from pipeline.source.shares import placed
+from pipeline.source.shares import other_rows, placed
 from pipeline.store import units
 from pipeline.store.afar import shard_name
 from pipeline.store.mirror import Mirror, keep, new_claim, patiently, restore
@@ -33,7 +33,7 @@ class Scratch:
         return self._mirror.directory
 
     def source(self, source: Source) -> Source:
-        """The source of its rows, with them at hand. Raises `RunStateError` where they are gone."""
+        """The source of its rows, with them at hand. Raises `RunStateError` where they are gone, or are others."""
         place = self.directory / units.INPUT
         if not (place.exists() or self._shard.fetch(units.INPUT, place)):
             raise RunStateError(
@@ -41,7 +41,11 @@ class Scratch:
                 "What was answered is kept.",
                 "restore it, or begin anew with `--fresh`, which keeps the answers beside",
             )
-        return placed(source, place)
+        try:
+            return placed(source, place)
+        except RunStateError:
+            place.unlink()  # what lies there may be restored
+            raise other_rows(f"{self._shard.url}/{units.INPUT}") from None
 
     async def begin(self, heard: Notify, waits: Callable[[], bool]) -> None:
         """From now on this life stands for its shard: what it began with is put. Raises `RunStateError`."""

@@ -19,6 +19,7 @@ from pipeline.run.parts import shards_of
 from pipeline.run.prepare import Session
 from pipeline.source import Source
 from pipeline.source.documents import BATCH_ROWS, ROW
+from pipeline.source.shares import note_of
 from pipeline.store import units
 from pipeline.store.export import Form, write_frames
 from pipeline.store.place import refusal_of
@@ -129,6 +130,7 @@ def _copy(source: Source, shards: Sequence[Shard], heard: Callable[[int], None])
     schema = pl.Schema({**source.schema, **source.hidden})
     frames = source.batches(columns=columns, size=BATCH_ROWS)
     held: list[pl.DataFrame] = []
+    whole = source.whole_fingerprint
 
     def rows_of(shard: Shard) -> Iterator[pl.DataFrame]:
         left = shard.rows
@@ -145,17 +147,18 @@ def _copy(source: Source, shards: Sequence[Shard], heard: Callable[[int], None])
 
     for shard in shards:
         make_private(shard.directory)
-        _write(shard, rows_of(shard), schema)
+        _write(shard, rows_of(shard), schema, whole)
 
 
 def write_rows(session: Session, shard: Shard) -> None:
     """Write a copy of a shard's rows into a file of its own. Raises `RunStateError` and `InputError`."""
     source = shard_source(session.source, shard)
     frames = (frame.drop(ROW) for frame in source.batches(columns=[*source.schema, *source.hidden], size=BATCH_ROWS))
-    _write(shard, frames, pl.Schema({**source.schema, **source.hidden}))
+    _write(shard, frames, pl.Schema({**source.schema, **source.hidden}), session.source.whole_fingerprint)
 
 
-def _write(shard: Shard, frames: Iterator[pl.DataFrame], schema: pl.Schema) -> None:
+def _write(shard: Shard, frames: Iterator[pl.DataFrame], schema: pl.Schema, whole: str) -> None:
+    noted = note_of(whole, shard.first_row, shard.rows)
     final = shard.input
     hidden = final.with_name(f".{final.name}.tmp")
     trouble: list[PipelineError] = []
@@ -170,7 +173,7 @@ def _write(shard: Shard, frames: Iterator[pl.DataFrame], schema: pl.Schema) -> N
     try:
         hidden.touch(0o600)
         with hidden.open("wb") as file:
-            write_frames(heeded(), schema, Form(".parquet"), (), file, BATCH_ROWS)
+            write_frames(heeded(), schema, Form(".parquet"), (), file, BATCH_ROWS, noted)
             file.flush()
             os.fsync(file.fileno())
         machine.replace(hidden, final)

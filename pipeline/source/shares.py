@@ -8,11 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
+
+from pipeline.errors import RunStateError
 from pipeline.source import standing
 from pipeline.source.csvs import stamp
 from pipeline.source.documents import Part, Source
 from pipeline.source.files import Files
 from pipeline.source.tables import Span, Table
+
+_ROWS = "rows"
 
 
 def spanned(source: Source, first_row: int, rows: int, spans: Sequence[tuple[int, Span]]) -> Source:
@@ -60,9 +65,28 @@ def to_be_copied(source: Source, first_row: int, rows: int) -> Source:
     return _part(chosen, part, first_row, rows, (), source.whole_fingerprint)
 
 
+def note_of(whole: str, first_row: int, rows: int) -> dict[str, str]:
+    """What the metadata of a copy says: of which table, by its fingerprint, it has which rows."""
+    return {_ROWS: f"{whole} {first_row} {rows}"}
+
+
+def other_rows(place: object) -> RunStateError:
+    """What to tell of a copy that is not what was written there."""
+    return RunStateError(
+        f"{place} is damaged, or has other rows than those of its shard",
+        "restore it from a backup, or begin anew with `--fresh`, which keeps the answers beside",
+    )
+
+
 def placed(source: Source, path: Path) -> Source:
-    """A source of rows that are copied, with their copy at `path`."""
+    """A source of rows that are copied, with their copy at `path`. Raises `RunStateError` for a copy of others."""
     assert source.part is not None
+    try:
+        told = pl.read_parquet_metadata(path).get(_ROWS)
+    except pl.exceptions.PolarsError:
+        raise other_rows(path) from None
+    if told not in (None, note_of(source.part.whole, source.part.first_row, source.part.rows)[_ROWS]):
+        raise other_rows(path)  # an older version noted nothing
     place = os.path.abspath(path)  # noqa: PTH100  links stay what they are
     spans = {place: Span(0, source.part.rows)}
     table = replace(source.table, path=place, paths=(place,), stamps=(stamp(place),), spans=spans)

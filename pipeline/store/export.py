@@ -235,8 +235,9 @@ def write_frames(
     raw: Collection[str],
     file: BinaryIO,
     group_rows: int = 1,
+    metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write the frames in the form; `raw` names their columns of JSON texts."""
+    """Write the frames in the form; `raw` names their columns of JSON texts, and `metadata` is for Parquet."""
     texts = [name for name, dtype in schema.items() if dtype in _TEXTS] if form.csv_safe else []
     own = {name: dtype for name, dtype in schema.items() if name not in RESULT_COLUMNS}
     nested = [name for name, dtype in own.items() if form.suffix == ".jsonl" and holds_floats(dtype)]
@@ -274,7 +275,7 @@ def write_frames(
 
     table = register_io_source(source, schema=schema)
     if form.suffix == ".parquet":
-        table.sink_parquet(file, compression="zstd", row_group_size=group_rows, maintain_order=True)
+        table.sink_parquet(file, compression="zstd", row_group_size=group_rows, maintain_order=True, metadata=metadata)
     elif form.suffix == ".csv":
         ends = "\r\n" if form.excel else "\n"
         table.sink_csv(file, include_bom=form.excel, line_terminator=ends, maintain_order=True)

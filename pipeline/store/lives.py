@@ -157,9 +157,14 @@ def is_brought(directory: Path, sizes: Mapping[str, int], *, sums: bool = False)
     if stood is None:
         return not (directory / MANIFEST).exists() and unmarked(sizes) is None
     known = read(directory / BROUGHT) or b""
-    is_there = known.startswith(f"{stood.name} ".encode()) and (directory / DONE).exists()
+    is_there = known.startswith(f"{stood.name} ".encode()) and _is_there(directory)
     has_parts = sums or (not known.endswith(_SUMS) and _has_parts(directory, stood, sizes))
     return stood.is_done and is_there and has_parts
+
+
+def _is_there(directory: Path) -> bool:
+    """Whether all but the parts of a shard that is whole was brought: without its manifest none would be read."""
+    return (directory / DONE).exists() and (directory / MANIFEST).exists()
 
 
 def _has_parts(directory: Path, stood: Stood, sizes: Mapping[str, int]) -> bool:
@@ -189,7 +194,7 @@ def _fetch(shard: Objects, stood: Stood, directory: Path, sums: bool, sizes: Map
     known = read(directory / BROUGHT)
     if known not in (which, which + _SUMS):
         _empty(directory)
-    elif stood.is_done and (directory / DONE).exists():
+    elif stood.is_done and _is_there(directory):
         if sums or (known == which and _has_parts(directory, stood, sizes)):
             return
         with on_disk(directory):
