@@ -295,7 +295,7 @@ def test_requests_leave_evenly_however_long_messages_take(limits: Limits, even: 
     came = [at for at, _ in service.came[30:]]
     between = [later - earlier for earlier, later in pairwise(came)]
     if even:
-        assert min(between) > 0.09, "0.1008 s apart as they are given"
+        assert min(between) > 0.08, "0.1008 s apart as they are given; 0.013 if they are not held"
     else:
         assert came[0] < 0.2
 

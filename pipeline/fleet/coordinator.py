@@ -350,7 +350,7 @@ class Coordinator:
         if asked is None or asked.life.name not in self._lives:
             self._cashier.unanswered(stub, target, UNSENT)
             return UNSENT
-        hold_s = None if target.limits.rpm == 0 and target.limits.tpm == 0 else self._hold_s
+        hold_s = self._hold_s if target.limits.rpm or target.limits.tpm else None  # what is to be found is not exact
         flight = asked.flight = _Flight(stub, target, self._loop.create_future(), hold_s)
         asked.life.goes.append((Go(asked.number, self._numbers[target], target.lane, tries, hold_s), self._loop.time()))
         asked.life.news.set()

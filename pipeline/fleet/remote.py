@@ -40,6 +40,8 @@ ORPHANED_S = 10.0
 """A life that has heard nothing of its driver for so long is on its own."""
 FORGETS_S = 60.0
 """The quickest link of a minute ago may be `HOLD_S` quicker than any now, and goes are taken all the same."""
+_WAKES_S = 0.1
+"""A go that was held so much too long is given back: the process stood still."""
 _STALE_S = 1.0
 """A go that may be older than this is given back, however quick the others were."""
 
@@ -298,7 +300,7 @@ class Remote:
         elif go.hold_s is None:
             self._leave(waiting, go)
         else:
-            waiting.leaves = self._loop.call_at(now + hold_s, self._leave_by, waiting, go, now + hold_s + HOLD_S)
+            waiting.leaves = self._loop.call_at(now + hold_s, self._leave_by, waiting, go, now + hold_s + _WAKES_S)
 
     def _leave_by(self, waiting: _Waiting, go: Go, latest: float) -> None:
         """It was held long enough; a process that was stopped meanwhile may be too late."""
