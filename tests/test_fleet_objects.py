@@ -237,6 +237,22 @@ def test_what_says_where_the_answers_are_may_be_lost_but_not_of_which_rows_they_
         assert stats(url)["answered"] == 24
 
 
+def test_a_lease_that_is_gone_has_no_life_of_a_later_session_in_its_way(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    job(here, 24, store_of(tmp_path), "")
+    there = elsewhere(here, tmp_path / "there")
+    with served(latency_s=0.3) as url:
+        for answers in (4, 12):
+            driver = start(here, url)
+            wait_for(url, "answered", answers, driver)
+            for pid in (driver.pid, *workers_of(driver.pid)):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            driver.communicate()
+        opened(f"{store_of(tmp_path)}/job").delete(["lead.json"])
+        assert ended(start(there, url))["ok"] == 24
+
+
 def test_rows_of_another_shard_are_not_asked_for_its_own(tmp_path: Path) -> None:
     """Nothing else tells them apart where the table has no id: their answers would stand beside other rows."""
     here = tmp_path / "here"

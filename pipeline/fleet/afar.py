@@ -45,6 +45,7 @@ class Lead:
         self._put: dict[str, tuple[int, int]] = {}  # by name, size and time of change
         self._log_at = 0.0
         self._is_begun = False
+        self._last = 0  # session that put anything of a shard
 
     @property
     def url(self) -> str:
@@ -53,8 +54,8 @@ class Lead:
 
     @property
     def session(self) -> int:
-        """Number of this session: the lives of later ones have higher ones."""
-        return self._lease.session
+        """Number of this session: lives of later ones have higher ones, whatever became of the lease's object."""
+        return max(self._lease.session, self._last + 1)
 
     @property
     def generation(self) -> int:
@@ -87,7 +88,7 @@ class Lead:
                     f"{self.url}/{name} is missing: nobody knows which rows the answers are of\nNothing was sent.",
                     "restore it, or begin anew with `--fresh`, which keeps the answers beside",
                 )
-        afar.bring(self._directory, sums=True)
+        self._last = afar.bring(self._directory, sums=True)
         afar.begin(self._root, self._number)  # a driver may have been killed before it said so
 
     async def place(self, shards: Sequence[Shard]) -> None:

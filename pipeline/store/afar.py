@@ -171,19 +171,20 @@ def write(directory: Path, afar: Afar) -> None:
         ) from None
 
 
-def bring(directory: Path, *, sums: bool = False) -> None:
+def bring(directory: Path, *, sums: bool = False) -> int:
     """Have a working copy as the storage is now; of its shards that are done with `sums` only these.
 
-    Files of the whole run stay as they are where a process here leads it. Raises `RunStateError`.
+    Files of the whole run stay as they are where a process here leads it. The last session of which a shard has
+    anything; 0 where none has. Raises `RunStateError`.
     """
     known = read(directory)
     if known is None:
-        return
+        return 0
     run = opened(known.url)
     with _alone(directory):
         if not Lock.held(directory / "lock"):
             _look(run, directory, known)
-        bring_shards(run, directory, sums=sums)
+        return bring_shards(run, directory, sums=sums)
 
 
 def look(directory: Path) -> None:
@@ -220,8 +221,8 @@ def bring_own(run: Objects, directory: Path) -> None:
             (directory / name).unlink(missing_ok=True)
 
 
-def bring_shards(run: Objects, directory: Path, *, sums: bool = False) -> None:
-    """Have the shards as they are there. Raises `RunStateError`."""
+def bring_shards(run: Objects, directory: Path, *, sums: bool = False) -> int:
+    """Have the shards as they are there; as `bring`. Raises `RunStateError`."""
     shards = units.read(directory)[1] if (directory / units.NAME).exists() else []
     numbers = {shard.directory.name for shard in shards}
     for left in (directory / units.FOLDER).glob("*"):
@@ -231,7 +232,8 @@ def bring_shards(run: Objects, directory: Path, *, sums: bool = False) -> None:
     for entry in run.entries(units.FOLDER):  # of all at once: a thousand a request
         _, number, name = entry.name.split("/", 2)
         sizes.setdefault(number, {})[name] = entry.size
-    if not shards and any(map(lives.stood_of, chain(*sizes.values()))):
+    sessions = [stood.life.session for name in chain(*sizes.values()) if (stood := lives.stood_of(name))]
+    if sessions and not shards:
         raise RunStateError(
             f"{run.url}/{units.NAME} is missing: nobody knows which rows the answers are of\nNothing was changed.",
             "restore it, or begin anew with `--fresh`, which keeps the answers beside",
@@ -245,6 +247,7 @@ def bring_shards(run: Objects, directory: Path, *, sums: bool = False) -> None:
         brought = [pool.submit(lives.bring, run.below(shard_name(at)), at.directory, sums=sums) for at in stale]
         for each in brought:
             each.result()
+    return max(sessions, default=0)
 
 
 def bring_whole(shard: Shard) -> None:
