@@ -145,6 +145,7 @@ class Coordinator:
         self._left: dict[str, _Left] = {}  # by shard
         self._tasks = asyncio.TaskGroup()
         self.desk = make(self._send, cashier.admit, {target.provider: _Counted(self._count) for target in targets})
+        self._quotas = dict(zip(dict.fromkeys(target.quota for target in targets), self.desk.quotas, strict=True))
 
     @property
     def window(self) -> int:
@@ -350,7 +351,7 @@ class Coordinator:
         if asked is None or asked.life.name not in self._lives:
             self._cashier.unanswered(stub, target, UNSENT)
             return UNSENT
-        hold_s = self._hold_s if target.limits.rpm or target.limits.tpm else None  # what is to be found is not exact
+        hold_s = self._hold_s if self._quotas[target.quota].is_exact else None
         flight = asked.flight = _Flight(stub, target, self._loop.create_future(), hold_s)
         asked.life.goes.append((Go(asked.number, self._numbers[target], target.lane, tries, hold_s), self._loop.time()))
         asked.life.news.set()

@@ -21,7 +21,7 @@ SOON_S = 0.02
 FIRST_WINDOW = 8
 """Asks of one route that a life may have waiting for a go, at least."""
 HOLD_S = 0.3
-"""Where a limit is set each go leaves so long after it was given, or not at all: what comes later is given back.
+"""Where a limit is set or found each go leaves so long after it was given, or not at all: a later one is given back.
 
 So however long messages take, requests leave as evenly as those of one process. It costs no rate, but what is given
 back does: on two cores with a load of 17 a fifth of all were 0.1 s late by way of Ray, a twentieth 0.3 s.

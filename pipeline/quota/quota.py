@@ -113,6 +113,11 @@ class Quota:
         return self.tokens.value if self.tokens else inf
 
     @property
+    def is_exact(self) -> bool:
+        """Whether a limit is kept to that is set or was found, so that it matters when requests leave."""
+        return any(limit and not limit.unrefused for limit in (self.requests, self.tokens))
+
+    @property
     def period_s(self) -> float:
         """Seconds between two requests in the long run."""
         return self._pacer.period_s if self._pacer else 0.0
