@@ -185,8 +185,8 @@ def test_the_worst_case_is_the_longest_answer_at_todays_price() -> None:
 
 def test_a_long_prompt_is_reserved_at_the_long_rate() -> None:
     near = replace(asked(0), input_tokens_est=190_000)
-    worst = worst_case_usd(near, target_of(None, "gemini-2.5-pro"))
-    assert worst is not None and worst > Decimal("2.5e-6") * 200_000
+    worst = worst_case_usd(near, target_of(None, "gemini-3.1-pro-preview"))
+    assert worst is not None and worst > Decimal("4e-6") * 200_000
 
 
 def test_what_is_asked_in_flex_is_reserved_at_the_standard_price_and_billed_at_that_of_the_lane_that_served() -> None:

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from serving import served, stats, wait_for
 
 from pipeline.budget.cashier import worst_case_usd
 from pipeline.calls import MOST_CALLS_AN_ANSWER, continued
+from pipeline.prices import rates
 from pipeline.prompts import Params, Prompt
 from pipeline.providers.answers import parse_reply, read_answer
 from pipeline.providers.gemini import build_request
@@ -150,7 +152,9 @@ def test_a_run_has_whole_answers_and_pays_for_every_part(here: Path, cli: Callab
     table = pl.read_parquet("out.parquet")
     assert table["response"].to_list() == expected and requests > 8 and table["calls"].sum() == requests
     assert ran.json["input_tokens"] == bill["input_tokens"] == table["input_tokens"].sum()
-    usd = bill["input_tokens"] * 2e-6 + (bill["output_tokens"] + bill["thinking_tokens"]) * 10e-6
+    price = rates(MODEL, datetime.now(UTC).date())
+    assert price
+    usd = float(price.usd(bill["input_tokens"], 0, bill["output_tokens"] + bill["thinking_tokens"]))
     assert ran.json["cost_usd"] == pytest.approx(usd, rel=1e-6)
     assert float(table["cost_usd"].sum()) == pytest.approx(usd, rel=1e-6)
 
